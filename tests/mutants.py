@@ -36,7 +36,7 @@ AREAS = {  # modules, and their tests: the quickest come first
     "torch": (f"{BACKENDS}/torch/*.py", f"{SWEEPS} core/test_operator.py core/test_precision.py"),
     "cpu": (
         f"{BACKENDS}/cpu/*.py",
-        f"{SWEEPS} core/test_threads.py core/test_kernel_cache.py core/test_layouts.py",
+        f"{SWEEPS} core/test_threads.py core/test_kernel_cache.py core/test_layer_module.py",
     ),
     "tiling": ("mdlstm_tk/tiling/*.py", "core/test_tiling.py core/test_random_cases.py"),
     "lowering": ("export/lowering/*.py", "export/test_lowering.py export/test_export_onnx.py"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from playwright.sync_api import Browser
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export import export_run
 from mdlstm_tk.export.browser.build import load_runtime, write_page
+from mdlstm_tk.export.browser.examples import PageExample
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.training import Run
 
@@ -68,3 +70,30 @@ def tab(open_tab: Tab) -> Iterator[Tab]:
     errors = [*open_tab.errors]
     open_tab.errors.clear()
     assert errors == []
+
+
+@pytest.fixture
+def open_page(
+    browser: Browser, onnxruntime_web: dict[str, bytes], tmp_path: Path
+) -> Iterator[Callable[..., Tab]]:
+    """A function that writes the page of a model and opens it in a tab, which must complain of nothing."""
+    with ExitStack() as stack:
+        tab = stack.enter_context(opened(browser, **DESKTOP))
+
+        def open_it(model: Path, examples: Sequence[PageExample] = ()) -> Tab:
+            write_page(model, tmp_path / "page", "a model", onnxruntime_web, examples)
+            show(tab, stack.enter_context(served(tmp_path / "page")))
+            return tab
+
+        yield open_it
+        assert tab.errors == []
+
+
+@pytest.fixture
+def package(onnxruntime_web: dict[str, bytes], tmp_path: Path) -> Path:
+    """The folder of onnxruntime-web, as npm installs it."""
+    folder = tmp_path / "onnxruntime-web"
+    (folder / "dist").mkdir(parents=True)
+    for name, content in onnxruntime_web.items():
+        (folder / "dist" / name).write_bytes(content)
+    return folder

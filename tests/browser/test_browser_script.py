@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
-import tarfile
 from pathlib import Path
 from types import ModuleType
 
@@ -42,21 +40,6 @@ def test_pages_take_turns_and_predict_the_same(
     assert times.keys() == same.keys() and all(len(series) == 2 for series in times.values())
     with pytest.raises(AssertionError, match="'c'"):
         script.measure(browser, pages, rounds=1)
-
-
-def test_a_page_is_changed_to_webgpu(script: ModuleType, tmp_path: Path) -> None:
-    model = craft(tmp_path / "m.onnx", GRID)
-    build.write_page(model, tmp_path / "page", "m", dict.fromkeys(build.RUNTIME, b""))
-    with tarfile.open(tmp_path / "p.tgz", "w:gz") as package:
-        for name in script.WEBGPU_FILES:
-            member = tarfile.TarInfo(f"package/dist/{name}")
-            member.size = len(name)
-            package.addfile(member, io.BytesIO(name.encode()))
-    script.use_webgpu(tmp_path / "page", tmp_path / "p.tgz")
-    text = (tmp_path / "page" / "model.js").read_text(encoding="utf-8")
-    assert '["webgpu"]' in text and '["wasm"]' not in text
-    for name in script.WEBGPU_FILES:
-        assert (tmp_path / "page" / "ort" / name).read_text(encoding="utf-8") == name
 
 
 def test_checkouts_in_folders_of_one_name_are_apart(

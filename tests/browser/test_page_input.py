@@ -92,19 +92,19 @@ def test_images_are_resized_as_in_python(extents: tuple[int, int], new: tuple[in
         const { resize } = await import("./images.js");
         return [...resize({ height, width, channels, data: Float32Array.from(data) }, ...extents).data];
     }"""
-    got = tab.page.evaluate(script, [*pixels.shape, pixels.ravel().tolist(), list(new)])
-    np.testing.assert_allclose(np.reshape(got, (*new, 2)), resize(pixels, new), rtol=0, atol=1e-6)
+    actual = tab.page.evaluate(script, [*pixels.shape, pixels.ravel().tolist(), list(new)])
+    np.testing.assert_allclose(np.reshape(actual, (*new, 2)), resize(pixels, new), rtol=0, atol=1e-6)
 
 
 def test_one_free_extent_follows_from_the_aspect_as_in_python(tab: Tab) -> None:
     rng = np.random.default_rng(0)
     for height, width, fixed in rng.integers(1, 200, (200, 3)).tolist():
         for extents in ((fixed, None), (None, fixed), (fixed, fixed), None):
-            got = tab.page.evaluate(
+            actual = tab.page.evaluate(
                 """async (values) => (await import("./images.js")).resizedExtents(...values)""",
                 [height, width, extents],
             )
-            assert tuple(got) == Preprocessing(1, extents).resized((height, width))
+            assert tuple(actual) == Preprocessing(1, extents).resized((height, width))
 
 
 def test_texts_are_brought_into_the_order_of_reading_as_in_python(tab: Tab) -> None:
@@ -113,14 +113,14 @@ def test_texts_are_brought_into_the_order_of_reading_as_in_python(tab: Tab) -> N
     for direction in ("ltr", "rtl"):
         texts = ["".join(rng.choice(alphabet, rng.integers(0, 12))) for _ in range(300)]
         lines = [[list(text), [bidirectional(character) for character in text]] for text in texts]
-        got = tab.page.evaluate(
+        actual = tab.page.evaluate(
             """async ([lines, direction]) => {
                 const { reorder } = await import("./text_order.js");
                 return lines.map(([characters, kinds]) => reorder(characters, kinds, direction));
             }""",
             [lines, direction],
         )
-        assert got == [reorder(text, direction) for text in texts]  # type: ignore[arg-type]
+        assert actual == [reorder(text, direction) for text in texts]  # type: ignore[arg-type]
 
 
 def test_files_are_dropped_anywhere(tab: Tab, session: Session, tmp_path: Path) -> None:

@@ -1,27 +1,175 @@
-"""`export --web`: pages of models of any size, with smaller grids, channels first, one answer a grid."""
+"""`export --web`: pages of models of each kind and size, what they show and what they take."""
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from helpers.browser import Tab
-from helpers.exported_page import GRID, check_prediction, craft, give, matrix, numbers, page_of
+from helpers.exported_page import GRID, check_prediction, craft, give, matrix, numbers
+from helpers.training import run_in
 from PIL import Image
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import expect
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.export import export_onnx, export_run
-from mdlstm_tk.runtime import Session
-from mdlstm_tk.training import Run
+from mdlstm_tk.export.browser.examples import PageExample, page_examples
+from mdlstm_tk.runtime import Metadata, Session, decode
+from mdlstm_tk.runtime.preprocessing import Preprocessing
+from mdlstm_tk.training import Run, TrainConfig, load_checkpoint, make_task
 
 
-def set_number(tab: Tab, selector: str, value: int) -> None:
-    """Set a field as a user does."""
-    tab.page.locator(selector).fill(str(value))
-    tab.page.locator(selector).dispatch_event("change")
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    config = TrainConfig(task="digits", hidden=2, steps=2, batch_size=4, evaluate_every=2, augment=0.0)
+    return run_in(tmp_path_factory.mktemp("digits"), config)
+
+
+def test_a_label_with_its_probability(open_page: Callable[..., Tab], tmp_path: Path) -> None:
+    model = craft(tmp_path / "m.onnx", GRID, window=None, kind="classify")
+    x = np.broadcast_to(np.array([1, 0.5, 1.5], np.float32), (*GRID, 3))
+    tab = open_page(model)
+    give(tab, tmp_path / "x.npy", x)
+    session = Session(model, "cpu")
+    expected = decode(session(x[None]), session.metadata, top=3)[0]
+    label, probability = expected.probabilities[0]
+    expect(tab.page.locator(".answer")).to_have_text(f"{label} {100 * probability:.1f} %")
+    bars = tab.page.locator(".bars li").all_text_contents()
+    assert bars == [f"{name}: {100 * p:.1f} %" for name, p in expected.probabilities]
+    saved = dict(line.split(",") for line in tab.text("pre").splitlines())
+    assert {k: float(v) for k, v in saved.items()} == pytest.approx(dict(expected.probabilities), abs=1e-5)
+
+
+def test_a_mask_in_the_colours_of_the_training_masks(open_page: Callable[..., Tab], tmp_path: Path) -> None:
+    palette = (0, 0, 0, 200, 10, 30, 5, 250, 90)
+    model = craft(tmp_path / "m.onnx", GRID, kind="segment", mask_values=(0, 7, 300), mask_palette=palette)
+    classes = np.arange(40).reshape(GRID) % 3
+    classes[0] = 2
+    x = np.eye(3)[classes]
+    tab = open_page(model)
+    give(tab, tmp_path / "x.npy", x)
+    names = ("cat", "<i>dog", "owl")
+    share = {name: (classes == k).mean() for k, name in enumerate(names)}
+    legend = [f"{name} {100 * share[name]:.1f} %" for name in sorted(names, key=lambda n: -share[n])]
+    expect(tab.page.locator(".legend li")).to_have_text(legend)
+    np.testing.assert_array_equal(numbers(tab), np.array([0, 7, 300])[classes])
+    pixels = tab.page.locator("#prediction canvas").evaluate(
+        "(c) => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    )
+    shown = np.reshape(pixels, (*GRID, 4))[..., :3]
+    np.testing.assert_array_equal(shown, np.reshape(palette, (3, 3))[classes])
+    tab.page.locator("#prediction select").select_option(index=2)  # the probability of the second class
+    expected = np.exp(2 * x[..., 1]) / np.exp(2 * x).sum(-1)
+    np.testing.assert_allclose(numbers(tab), expected, rtol=0, atol=1e-6)
+    expect(tab.page.locator(".legend")).to_be_hidden()
+
+
+def test_the_text_of_a_recogniser(open_page: Callable[..., Tab], tmp_path: Path) -> None:
+    model = craft(tmp_path / "m.onnx", None, window=None, kind="transcribe", classes=("a", "b"))
+    tab = open_page(model)
+    for path, text in (([1, 1, 0, 1, 2, 2, 0], "aab"), ([0, 0], "(no text)"), ([2], "b")):
+        x = np.broadcast_to(np.eye(3)[path], (4, len(path), 3))
+        give(tab, tmp_path / "x.npy", x)
+        expect(tab.page.locator(".answer")).to_have_text(text)
+
+
+@pytest.mark.parametrize("inputs", [("x",), ("x", "sizes")], ids=["plain", "sizes"])
+def test_a_line_of_any_width_is_resized_to_the_height_of_the_model(
+    open_page: Callable[..., Tab], tmp_path: Path, inputs: tuple[str, ...]
+) -> None:
+    fields = {"window": None, "kind": "transcribe", "classes": ("a", "b"), "inputs": inputs}
+    preprocessing = Preprocessing(3, resize=(4, None)).to_json()
+    model = craft(tmp_path / "m.onnx", (4, None), preprocessing=preprocessing, **fields)
+    tab = open_page(model)
+    expect(tab.page.locator("#facts")).to_contain_text("4×any")
+    if "sizes" not in inputs:
+        expect(tab.page.locator("#height")).to_be_disabled()
+    for path, text in (([1, 0, 1, 2], "aab"), ([0, 0, 2, 2, 0, 1], "ba"), ([1, 0] * 400, "a" * 400)):
+        colours = np.repeat(np.eye(3)[path], 5, axis=0)  # 5 columns a step, 20 rows
+        line = (255 * np.broadcast_to(colours, (20, *colours.shape))).astype(np.uint8)
+        Image.fromarray(line).save(tmp_path / "line.png")
+        tab.page.set_input_files("#file", tmp_path / "line.png")
+        expect(tab.page.locator(".answer")).to_have_text(text)
+        assert tab.page.locator("#width").input_value() == str(len(path))
+
+
+def test_images_in_colours_are_prepared_as_in_training(
+    open_page: Callable[..., Tab], tmp_path: Path
+) -> None:
+    preprocessing = Preprocessing(3, resize=GRID)
+    model = craft(tmp_path / "m.onnx", GRID, window=None, preprocessing=preprocessing.to_json())
+    levels = (matrix(5, (20, 31, 3)) * 255).astype(np.uint8)
+    Image.fromarray(levels).save(tmp_path / "x.png")
+    tab = open_page(model)
+    tab.page.set_input_files("#file", tmp_path / "x.png")
+    expected = 2 * preprocessing(levels).mean((0, 1)) + np.array([0, 1, 2])
+    expect(tab.page.locator(".bars li").first).to_have_text(f"cat: {expected[0]:.4f}")
+    np.testing.assert_allclose(numbers(tab), [expected], rtol=0, atol=1e-5)
+    assert tab.page.locator("#input option").all_text_contents() == ["colours", "red", "green", "blue"]
+
+
+def test_examples_come_from_the_validation_data(
+    trained: Run, open_page: Callable[..., Tab], tmp_path: Path
+) -> None:
+    model = tmp_path / "m.onnx"
+    export_run(trained, model, grid=GRID)
+    session = Session(model, "cpu")
+    examples = page_examples(trained, session.metadata)
+    assert len(examples) == 6
+    named = [PageExample(example.x, f"number {k}") for k, example in enumerate(examples)]
+    tab = open_page(model, named)
+    for example in (*named[1:], named[0]):  # the page opens with the first one
+        tab.page.locator("#example").click()
+        expect(tab.page.locator("#target")).to_have_text(f"Expected: {example.target}")
+        expect(tab.page.locator("#message")).to_contain_text(" ms ")
+    tab.page.wait_for_function("() => document.querySelector('pre').textContent.length > 0")
+    np.testing.assert_allclose(numbers(tab), session(named[0].x[..., 0]), rtol=0, atol=1e-5)
+
+
+def test_examples_that_are_images_are_stored_as_bytes() -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    scaled = Preprocessing(1)(levels)
+    stored = PageExample(scaled).to_json()
+    assert stored["dtype"] == "uint8" and base64.b64decode(stored["data"]) == levels.tobytes()
+    in_javascript = (levels[..., None] / 255).astype(np.float32)  # float64, then float32
+    np.testing.assert_array_equal(in_javascript, scaled)
+    assert PageExample(scaled * np.float32(0.99)).to_json()["dtype"] == "float32"
+    assert PageExample(scaled * 2).to_json()["dtype"] == "float32"
+
+
+def test_examples_show_different_classes(digits_run: Run, tmp_path: Path) -> None:
+    model = tmp_path / "m.onnx"
+    export_run(digits_run, model, form="scan")
+    metadata = Session(model, "cpu").metadata
+    examples = page_examples(digits_run, metadata)
+    targets = [example.target for example in examples]
+    assert len(set(targets)) == len(targets) == 6
+    task = make_task(load_checkpoint(digits_run.checkpoint).config)
+    batch = task.batch(0, 0, task.count("validation"), "validation")
+    for example in examples:
+        matches = [k for k in range(len(batch.x)) if np.array_equal(batch.x[k], example.x)]
+        assert example.target in {(metadata.classes or ())[int(batch.y[k])] for k in matches}
+
+
+def test_pages_for_strides_refuse_other_sizes(open_page: Callable[..., Tab], tmp_path: Path) -> None:
+    model = craft(tmp_path / "m.onnx", None, multiple_of=(4, 2))
+    tab = open_page(model)
+    give(tab, tmp_path / "x.npy", np.zeros((6, 8, 3)))
+    expect(tab.page.locator("#message.error")).to_contain_text("multiples of 4×2")
+    field = tab.page.locator("#height")
+    field.fill("7")
+    field.dispatch_event("change")
+    expect(field).to_have_value("8")
+
+
+def test_a_page_needs_no_data(digits_run: Run, tmp_path: Path) -> None:
+    metadata = Metadata("0", (3, 3), "unrolled", "N H W C", 1, 10)
+    assert page_examples(digits_run, metadata) == [], "no digit has 3×3 pixels"
 
 
 def size_of(tab: Tab) -> tuple[int, int]:
@@ -29,83 +177,69 @@ def size_of(tab: Tab) -> tuple[int, int]:
     return height, width
 
 
-def test_a_model_of_any_size(browser: Browser, onnxruntime_web: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_model_of_any_size(open_page: Callable[..., Tab], tmp_path: Path) -> None:
     model = craft(tmp_path / "m.onnx", None)
-    with page_of(model, browser, onnxruntime_web, tmp_path / "page") as tab:
-        assert "any size" in tab.text("footer")
-        assert numbers(tab).shape == (16, 16)
-        for size in ((1, 1), (1, 7), (7, 1), (70, 3)):
-            give(tab, tmp_path / "x.npy", x := matrix(5, (*size, 3)))
-            check_prediction(tab, 2 * x[..., 0])
-            assert size_of(tab) == size
-        tab.page.locator("#prediction select").select_option(index=2)
-        check_prediction(tab, 2 * x[..., 2] + 2)
-        set_number(tab, "#width", 4)
-        wider = np.pad(x, ((0, 0), (0, 1), (0, 0)))
-        check_prediction(tab, 2 * wider[..., 2] + 2)
-        Image.fromarray((matrix(6, (40, 100, 3)) * 255).astype(np.uint8)).save(tmp_path / "x.png")
-        tab.page.set_input_files("#file", tmp_path / "x.png")
-        expect(tab.page.locator("#height")).to_have_value("40")
-        assert size_of(tab) == (40, 100)
+    tab = open_page(model)
+    assert "any size" in tab.text("footer")
+    assert numbers(tab).shape == (16, 16)
+    for size in ((1, 1), (1, 7), (7, 1), (70, 3)):
+        give(tab, tmp_path / "x.npy", x := matrix(5, (*size, 3)))
+        check_prediction(tab, 2 * x[..., 0])
+        assert size_of(tab) == size
+    tab.page.locator("#prediction select").select_option(index=2)
+    check_prediction(tab, 2 * x[..., 2] + 2)
+    tab.page.locator("#width").fill("4")
+    tab.page.locator("#width").dispatch_event("change")
+    wider = np.pad(x, ((0, 0), (0, 1), (0, 0)))
+    check_prediction(tab, 2 * wider[..., 2] + 2)
+    Image.fromarray((matrix(6, (40, 100, 3)) * 255).astype(np.uint8)).save(tmp_path / "x.png")
+    tab.page.set_input_files("#file", tmp_path / "x.png")
+    expect(tab.page.locator("#height")).to_have_value("40")
+    assert size_of(tab) == (40, 100)
 
 
-def test_a_model_that_takes_smaller_grids(
-    browser: Browser, onnxruntime_web: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_a_model_that_takes_smaller_grids(open_page: Callable[..., Tab], tmp_path: Path) -> None:
     model = craft(tmp_path / "m.onnx", (6, 9), inputs=("x", "sizes"), window=(2, 4))
-    with page_of(model, browser, onnxruntime_web, tmp_path / "page") as tab:
-        assert "6×9" in tab.text("footer")
-        for size in ((6, 9), (1, 7), (5, 2)):
-            give(tab, tmp_path / "x.npy", x := matrix(7, (*size, 3)))
-            check_prediction(tab, 2 * x[::2, ::4, 0] + sum(size))
-        give(tab, tmp_path / "x.npy", np.zeros((7, 9, 3)))
-        expect(tab.page.locator("#message.error")).to_contain_text("6×9")
-        Image.fromarray(np.zeros((30, 30, 3), np.uint8)).save(tmp_path / "x.png")
-        tab.page.set_input_files("#file", tmp_path / "x.png")
-        expect(tab.page.locator("#message.error")).to_contain_text("30×30")
+    tab = open_page(model)
+    assert "6×9" in tab.text("footer")
+    for size in ((6, 9), (1, 7), (5, 2)):
+        give(tab, tmp_path / "x.npy", x := matrix(7, (*size, 3)))
+        check_prediction(tab, 2 * x[::2, ::4, 0] + sum(size))
+    give(tab, tmp_path / "x.npy", np.zeros((7, 9, 3)))
+    expect(tab.page.locator("#message.error")).to_contain_text("6×9")
+    Image.fromarray(np.zeros((30, 30, 3), np.uint8)).save(tmp_path / "x.png")
+    tab.page.set_input_files("#file", tmp_path / "x.png")
+    expect(tab.page.locator("#message.error")).to_contain_text("30×30")
 
 
-def test_an_output_of_integers(browser: Browser, onnxruntime_web: dict[str, bytes], tmp_path: Path) -> None:
+def test_an_output_of_integers(open_page: Callable[..., Tab], tmp_path: Path) -> None:
     model = onnx.load(craft(tmp_path / "m.onnx", GRID))
     model.graph.node[-1].output[0] = "floats"
     model.graph.node.append(onnx.helper.make_node("Cast", ["floats"], ["y"], to=onnx.TensorProto.INT64))
     model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
     onnx.save(model, str(tmp_path / "m.onnx"))
-    with page_of(tmp_path / "m.onnx", browser, onnxruntime_web, tmp_path / "page") as tab:
-        give(tab, tmp_path / "x.npy", x := np.arange(120.0).reshape(*GRID, 3) % 4)
-        check_prediction(tab, 2 * x[..., 0])
+    tab = open_page(tmp_path / "m.onnx")
+    give(tab, tmp_path / "x.npy", x := np.arange(120.0).reshape(*GRID, 3) % 4)
+    check_prediction(tab, 2 * x[..., 0])
 
 
-def test_channels_in_front(browser: Browser, onnxruntime_web: dict[str, bytes], tmp_path: Path) -> None:
+def test_channels_in_front(open_page: Callable[..., Tab], tmp_path: Path) -> None:
     torch.manual_seed(0)
     layer = MDLSTM(3, 2, directions="all", cell="stable", channels_last=False)
     export_onnx(layer, tmp_path / "m.onnx", grid=(4, 6))
-    with page_of(tmp_path / "m.onnx", browser, onnxruntime_web, tmp_path / "page") as tab:
-        give(tab, tmp_path / "x.npy", x := matrix(8, (4, 6, 3)).astype(np.float32))
-        expected = Session(tmp_path / "m.onnx", "cpu")(x.transpose(2, 0, 1)[None])[0]
-        for channel in (0, 5):
-            tab.page.locator("#prediction select").select_option(index=channel)
-            check_prediction(tab, expected[channel])
+    tab = open_page(tmp_path / "m.onnx")
+    give(tab, tmp_path / "x.npy", x := matrix(8, (4, 6, 3)).astype(np.float32))
+    expected = Session(tmp_path / "m.onnx", "cpu")(x.transpose(2, 0, 1)[None])[0]
+    for channel in (0, 5):
+        tab.page.locator("#prediction select").select_option(index=channel)
+        check_prediction(tab, expected[channel])
 
 
-def test_one_file_for_every_size(
-    trained: Run, browser: Browser, onnxruntime_web: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_one_file_for_every_size(trained: Run, open_page: Callable[..., Tab], tmp_path: Path) -> None:
     model = tmp_path / "model-any.onnx"
     export_run(trained, model, form="scan")
     session = Session(model, "cpu")
-    with page_of(model, browser, onnxruntime_web, tmp_path / "page") as tab:
-        for size in ((1, 1), (7, 1), (64, 40)):
-            give(tab, tmp_path / "x.npy", x := matrix(9, size))
-            check_prediction(tab, session(x))
-
-
-def test_one_answer_for_the_whole_grid(
-    browser: Browser, onnxruntime_web: dict[str, bytes], tmp_path: Path
-) -> None:
-    model = craft(tmp_path / "m.onnx", GRID, window=None)
-    with page_of(model, browser, onnxruntime_web, tmp_path / "page") as tab:
-        tab.page.locator("#clear").click()
-        check_prediction(tab, np.array([[0, 1, 2]]))
-        bars = tab.page.locator(".bars li").all_text_contents()
-        assert bars == ["cat: 0.0000", "<i>dog: 1.0000", "owl: 2.0000"]
+    tab = open_page(model)
+    for size in ((1, 1), (7, 1), (64, 40)):
+        give(tab, tmp_path / "x.npy", x := matrix(9, size))
+        check_prediction(tab, session(x))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from helpers.drawing_models import (
     drawing_network,
     exact_logits,
     picture,
-    row_logits,
     write_drawing_model,
 )
+from helpers.exported_page import numbers
 from playwright.sync_api import Browser, expect
 
 from mdlstm_tk.export.browser.build import write_page
@@ -51,13 +50,13 @@ def tab(model: Path, browser: Browser, onnxruntime_web: dict[str, bytes], tmp_pa
     with served(tmp_path) as address, opened(browser, **DESKTOP) as tab:
         tab.page.add_init_script(RANDOM)
         tab.open(address)
-        expect(tab.page.locator("#message")).to_contain_text("Drawn in", timeout=PATIENCE * 1000)
+        wait_until_drawn(tab)
         yield tab
         assert tab.errors == []
 
 
-def numbers(tab: Tab) -> np.ndarray[Any, Any]:
-    return np.loadtxt(io.StringIO(tab.text("pre")), delimiter=",", dtype=np.float32)
+def wait_until_drawn(tab: Tab) -> None:
+    expect(tab.page.locator("#message")).to_contain_text("Drawn in", timeout=PATIENCE * 1000)
 
 
 def uniform(pictures: int, size: tuple[int, int] = SIZE) -> np.ndarray[Any, Any]:
@@ -67,9 +66,7 @@ def uniform(pictures: int, size: tuple[int, int] = SIZE) -> np.ndarray[Any, Any]
 
 
 def test_equal_uniform_numbers_give_the_image_that_python_draws(tab: Tab, model: Path) -> None:
-    expected = Session(model, "cpu").sample(
-        1, SIZE, uniform=uniform(2)[1:]
-    )  # the first run is for compilation
+    expected = Session(model, "cpu").sample(1, SIZE, uniform=uniform(2)[1:])
     assert (numbers(tab) == expected[0, ..., 0]).all()
     pixels = tab.page.evaluate(
         "() => [...document.querySelector('canvas').getContext('2d').getImageData(0, 0, 7, 5).data]"
@@ -91,7 +88,7 @@ def test_the_upper_part_that_one_draws_is_completed(tab: Tab, model: Path) -> No
     assert (numbers(tab) == upper[..., 0]).all()
     tab.page.evaluate("() => { document.querySelector('#message').textContent = ''; }")
     tab.page.locator("#draw").click()
-    expect(tab.page.locator("#message")).to_contain_text("Drawn in", timeout=PATIENCE * 1000)
+    wait_until_drawn(tab)
     given = Given(upper, np.arange(SIZE[0])[:, None].repeat(SIZE[1], 1) < 2)
     expected = Session(model, "cpu").sample(1, SIZE, uniform=uniform(3)[2:], given=given)
     assert (numbers(tab) == expected[0, ..., 0]).all()
@@ -128,16 +125,13 @@ def test_the_browser_gives_the_logits_and_the_pictures_of_torch_and_onnx_runtime
     write_page(tmp_path / "drawing.onnx", tmp_path / "page", "drawing", onnxruntime_web)
     with served(tmp_path / "page") as address, opened(browser, **DESKTOP) as tab:
         tab.open(address)
-        expect(tab.page.locator("#message")).to_contain_text("Drawn in", timeout=PATIENCE * 1000)
+        wait_until_drawn(tab)
         for size in SIZES:
             x, numbers = picture(network, size), uniform_numbers(0, 1, size, network.channels)
             arguments = {"size": size, "uniform": numbers.ravel().tolist(), "given": x.ravel().tolist()}
             values, logits = (np.float32(each) for each in tab.page.evaluate(DRAW, arguments))
             expected = exact_logits(network, x)
             np.testing.assert_allclose(logits.reshape(expected.shape), expected, rtol=0, atol=ATOL)
-            np.testing.assert_allclose(
-                logits.reshape(expected.shape), row_logits(session, x), rtol=0, atol=ATOL
-            )
             drawn = session.sample(1, size, uniform=numbers)
             assert (values.reshape(x.shape) == drawn).all()
             assert (network.sample(1, size, uniform=torch.from_numpy(numbers)).numpy() == drawn).all()
@@ -145,14 +139,10 @@ def test_the_browser_gives_the_logits_and_the_pictures_of_torch_and_onnx_runtime
 
 
 def test_the_command_writes_a_page_that_draws(
-    density_run: Run, browser: Browser, tmp_path: Path, onnxruntime_web: dict[str, bytes]
+    density_run: Run, browser: Browser, tmp_path: Path, package: Path
 ) -> None:
-    package = tmp_path / "onnxruntime-web/dist"
-    package.mkdir(parents=True)
-    for name, content in onnxruntime_web.items():
-        (package / name).write_bytes(content)
     folder = tmp_path / "page"
-    options = ("--drawing", "--web", folder, "--web-runtime", package.parent)
+    options = ("--drawing", "--web", folder, "--web-runtime", package)
     result = mdlstm("export", density_run.folder, *options)
     assert result.code == 0, result.err
     assert str(folder) in result.err.splitlines()[-1]
@@ -161,16 +151,11 @@ def test_the_command_writes_a_page_that_draws(
     with served(folder) as address, opened(browser, **DESKTOP) as tab:
         tab.page.add_init_script(RANDOM)
         tab.open(address)
-        expect(tab.page.locator("#message")).to_contain_text("Drawn in", timeout=PATIENCE * 1000)
+        wait_until_drawn(tab)
         assert tab.text("#title") == density_run.folder.name
         assert "17 levels" in tab.text("#facts")
         drawn = uniform(2, (8, 8))[1:]
-        expected = (
-            load_checkpoint(density_run.checkpoint)
-            .network()
-            .sample(1, (8, 8), uniform=torch.from_numpy(drawn))
-        )
-        np.testing.assert_allclose(
-            numbers(tab), expected[0, ..., 0], rtol=0, atol=1e-6
-        )  # printed with 6 digits
+        network = load_checkpoint(density_run.checkpoint).network()
+        expected = network.sample(1, (8, 8), uniform=torch.from_numpy(drawn))[0, ..., 0]
+        np.testing.assert_allclose(numbers(tab), expected, rtol=0, atol=1e-6)  # printed with 6 digits
         assert tab.errors == []

@@ -24,19 +24,16 @@ EMPTY = dict.fromkeys(web.RUNTIME, b"")  # in place of onnxruntime-web
 
 
 def test_the_runtime_comes_from_a_folder_or_a_package(
-    onnxruntime_web: dict[str, bytes], tmp_path: Path
+    onnxruntime_web: dict[str, bytes], package: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "dist").mkdir()
-    for name, content in onnxruntime_web.items():
-        (tmp_path / "dist" / name).write_bytes(content)
-    assert load_runtime(tmp_path) == onnxruntime_web
-    with tarfile.open(tmp_path / "p.tgz", "w:gz", compresslevel=1) as package:
-        package.add(tmp_path / "dist", "package/dist")
+    assert load_runtime(package) == onnxruntime_web
+    with tarfile.open(tmp_path / "p.tgz", "w:gz", compresslevel=1) as file:
+        file.add(package / "dist", "package/dist")
     assert load_runtime(tmp_path / "p.tgz") == onnxruntime_web
     name = next(iter(onnxruntime_web))
-    (tmp_path / "dist" / name).write_bytes(onnxruntime_web[name] + b" ")
+    (package / "dist" / name).write_bytes(onnxruntime_web[name] + b" ")
     with pytest.raises(InputError, match=name):
-        load_runtime(tmp_path)
+        load_runtime(package)
 
 
 def test_what_is_no_runtime(tmp_path: Path) -> None:
@@ -94,11 +91,8 @@ def test_without_npm_or_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         load_runtime()
 
 
-def test_the_verb_writes_a_page(trained: Run, onnxruntime_web: dict[str, bytes], tmp_path: Path) -> None:
-    (tmp_path / "ort/dist").mkdir(parents=True)
-    for name, content in onnxruntime_web.items():
-        (tmp_path / "ort/dist" / name).write_bytes(content)
-    options = ("--web", "page", "--web-runtime", "ort")
+def test_the_verb_writes_a_page(trained: Run, package: Path, tmp_path: Path) -> None:
+    options = ("--web", "page", "--web-runtime", package)
     result = mdlstm("export", trained.folder, *options, cwd=tmp_path)
     assert result.code == 0, result.err
     assert "-d page" in result.err.splitlines()[-1]
@@ -113,7 +107,7 @@ def test_the_verb_writes_a_page(trained: Run, onnxruntime_web: dict[str, bytes],
     with pytest.raises(InputError, match="2 sizes"):
         export(trained.folder, size=[(4, 4), (5, 5)], web=tmp_path / "other")
     with pytest.raises(InputError, match=r"--web-runtime.*--web"):
-        export(trained.folder, web_runtime=tmp_path / "ort")
+        export(trained.folder, web_runtime=package)
 
 
 def test_a_page_is_whole_and_leaves_the_rest_alone(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -36,23 +36,16 @@ def test_the_oldest_entries_go_first_and_the_newest_stays() -> None:
 
 def test_several_threads_may_use_a_cache() -> None:
     cache: BoundedCache[int, int] = BoundedCache(50)
-    failures: list[Exception] = []
 
     def work(first: int) -> None:
-        try:
-            for k in range(300):
-                cache.add(first + k % 17, k, 1 + k % 9)
-                cache.get(first)
-        except Exception as error:
-            failures.append(error)
+        for k in range(300):
+            cache.add(first + k % 17, k, 1 + k % 9)
+            cache.get(first)
 
-    workers = [threading.Thread(target=work, args=(10 * k,)) for k in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(0, 40, 10)))
     cache.add(-1, 0, 50)
-    assert not failures and dict(cache) == {-1: 0}
+    assert dict(cache) == {-1: 0}
 
 
 def test_a_value_that_is_dropped_while_it_is_added_goes_with_the_next_one() -> None:
@@ -86,8 +79,8 @@ def test_tables_of_many_grids_stay_within_their_bound(monkeypatch: pytest.Monkey
     layer = MDLSTM(1, 1)
     for extent in range(1, 20):
         layer(torch.zeros(1, extent, 20, 1)).sum().backward()
-    kept = [value for cache in CACHES[:2] for value in cache.values()]
-    assert kept and sum(value.nbytes for value in kept) <= 2 * 20_000
+    entries = [value for cache in CACHES[:2] for value in cache.values()]
+    assert entries and sum(value.nbytes for value in entries) <= 2 * 20_000
     mdlstm_tk.clear_caches()
 
 
@@ -106,13 +99,13 @@ def test_plans_count_the_tables_that_they_keep_alive(monkeypatch: pytest.MonkeyP
 
 def test_tables_take_four_bytes_an_entry() -> None:
     front = wavefront.wavefronts((30, 40))
-    made = tables.sweep_tables((30, 40), ((1, 1),), torch.device("cpu"))
+    sweep = tables.sweep_tables((30, 40), ((1, 1),), torch.device("cpu"))
     for table in (front.order, front.predecessors, front.successors):
         assert table.dtype == np.int32
-    for tensor in (made.order, made.inverse_order, made.predecessors, made.successors, *made.previous):
+    for tensor in (sweep.order, sweep.inverse_order, sweep.predecessors, sweep.successors, *sweep.previous):
         assert tensor.dtype == torch.int32
     assert front.nbytes < 21 * 30 * 40
-    assert made.nbytes < 33 * 30 * 40
+    assert sweep.nbytes < 33 * 30 * 40
 
 
 def test_tables_made_in_inference_mode_serve_training() -> None:

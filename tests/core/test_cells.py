@@ -106,8 +106,8 @@ def test_a_2x2_grid_equals_the_equations_written_by_hand(
     expected = np.array([[states[row, column]["h"] for column in range(2)] for row in range(2)])
     np.testing.assert_allclose(y[0].detach().numpy(), expected, atol=1e-12)
     for name, d, k in product(names, range(2), range(2)):
-        found = getattr(last, name)[d][0, k, 0].detach().numpy()
-        np.testing.assert_allclose(found, states[(1, k) if d == 0 else (k, 1)][name], atol=1e-12)
+        face = getattr(last, name)[d][0, k, 0].detach().numpy()
+        np.testing.assert_allclose(face, states[(1, k) if d == 0 else (k, 1)][name], atol=1e-12)
 
 
 def unstabilised(x: Array, weight_hh: Array) -> Array:
@@ -147,24 +147,16 @@ def test_slstm_equals_its_definition_without_a_stabiliser(
     with torch.no_grad():
         layer.weight_ih_l0.copy_(torch.eye(gates * n))
     x = rng.uniform(-scale, scale, (*grid, gates * n)).astype(np.float32)
-    given = torch.from_numpy(x).to(dtype)[None].requires_grad_()
-    y = layer(given)
-    gradients = torch.autograd.grad(y.sum(), [given, *layer.parameters()])
+    inputs = torch.from_numpy(x).to(dtype)[None].requires_grad_()
+    y = layer(inputs)
+    gradients = torch.autograd.grad(y.sum(), [inputs, *layer.parameters()])
     assert all(result.isfinite().all() for result in (y, *gradients))
     expected = unstabilised(x, layer.weight_hh_l0[0].detach().numpy())
     fine = np.isfinite(expected)
     assert fine.mean() > 0.5
     tolerance = 1e-11 if dtype == torch.float64 else 2e-6 * max(scale, 10)
-    found = y[0].detach().numpy()
-    np.testing.assert_allclose(found[fine], expected[fine].astype(float), rtol=0, atol=tolerance)
-
-
-def test_leaky_state_stays_within_one() -> None:
-    torch.manual_seed(0)
-    layer = MDLSTM(1, 8, cell="leaky", directions="all")
-    for parameter in layer.parameters():
-        torch.nn.init.normal_(parameter, std=3)
-    assert layer(torch.randn(2, 40, 40, 1) * 100).abs().max() <= 1
+    h = y[0].detach().numpy()
+    np.testing.assert_allclose(h[fine], expected[fine].astype(float), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("cell", BUILT_IN_CELLS)
@@ -174,16 +166,6 @@ def test_each_cell_is_documented(cell: str) -> None:
         f"docs/cells.md needs a row for '{cell}' in both tables: when to choose it, and its equations"
     )
     assert f'"{cell}"' in str(MDLSTM.__doc__), f"name '{cell}' in the docstring of MDLSTM, at cell="
-
-
-def test_a_mean_starts_a_new_loop() -> None:
-    a = Value.load("a", 0)
-    centered = a - a.mean()
-    square = centered * centered
-    kernel = Kernel([Store("b", 0, square * 2 + square.mean())])
-    assert kernel.levels == 3
-    doubled = [value for value in kernel.values if value.op == "multiply" and value.args[0] is square]
-    assert kernel.spilled == doubled  # loads are loaded again, means are one number
 
 
 A, B = Value.load("a", 0), Value.load("a", 1)

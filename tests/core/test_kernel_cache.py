@@ -15,8 +15,9 @@ import pytest
 from numba.core import config
 
 from mdlstm_tk.backends.cpu import compile as cpu_compile
-from mdlstm_tk.backends.cpu.cache_folder import cache_folder
+from mdlstm_tk.backends.cpu.cache_folder import VARIABLE, cache_folder, is_private
 
+grp, pwd = pytest.importorskip("grp"), pytest.importorskip("pwd")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="permissions are those of POSIX")
 
 COMPILE = """
@@ -70,10 +71,13 @@ def test_a_second_process_loads_what_the_first_compiled(place: Path) -> None:
 
 @pytest.mark.parametrize(
     "variables",
-    [{"NUMBA_CACHE_DIR": "here"}, {"NUMBA_CACHE_DIR": "{shared}"}, {"XDG_CACHE_HOME": "{shared}"}],
-    ids=["relative", "writable by all", "home writable by all"],
+    [
+        *({"NUMBA_CACHE_DIR": path} for path in ("here", "{shared}")),
+        *({"XDG_CACHE_HOME": path} for path in ("here", "~/.cache", "{shared}")),
+    ],
+    ids=str,
 )
-def test_nothing_is_kept_where_others_may_write(
+def test_nothing_is_kept_in_relative_places_and_where_others_may_write(
     variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared = tmp_path / "shared"
@@ -85,7 +89,7 @@ def test_nothing_is_kept_where_others_may_write(
         monkeypatch.setenv(name, value.format(shared=shared))
     assert cache_folder() is None
     compiled()(0)
-    assert not list(tmp_path.rglob("*.nb?"))
+    assert not list(tmp_path.rglob("*.nb?")) and list(tmp_path.iterdir()) == [shared]
 
 
 @pytest.fixture
@@ -142,9 +146,72 @@ def test_the_settings_of_the_user_stay(cache: Path, monkeypatch: pytest.MonkeyPa
     assert len(list(theirs.rglob("*.nbi"))) == 1
 
 
-def test_the_folder_is_open_to_the_user_alone(cache: Path) -> None:
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o755)
+    monkeypatch.setenv("HOME", str(home))
+    for variable in (VARIABLE, "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    return home
+
+
+def test_the_folder_is_created_for_the_user_alone(home: Path) -> None:
     folder = cache_folder()
-    assert folder is not None and folder.is_relative_to(cache)
-    assert folder.stat().st_mode & 0o777 == 0o700
-    folder.chmod(0o777)
-    assert cache_folder() is None
+    assert folder is not None and folder.is_relative_to(home) and folder.parent.name == "mdlstm-tk"
+    assert folder.stat().st_mode & 0o777 == folder.parent.stat().st_mode & 0o777 == 0o700
+    assert cache_folder() == folder
+
+
+@pytest.mark.usefixtures("home")
+def test_the_environment_names_another_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert cache_folder() == tmp_path / "cache/mdlstm-tk/kernels"
+
+
+@pytest.mark.parametrize(("mode", "private"), [(0o700, True), (0o755, True), (0o707, False)], ids=str)
+def test_a_folder_that_others_may_write_to_is_not_private(mode: int, private: bool, tmp_path: Path) -> None:
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    folder.mkdir()
+    folder.chmod(mode)
+    link.symlink_to(folder)  # links are followed before they are judged
+    assert is_private(folder) is is_private(link) is private
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_group_may_write_only_if_it_is_the_users_own(
+    is_own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o770)
+    name = pwd.getpwuid(os.geteuid()).pw_name
+    members = [] if is_own else ["somebody"]
+    group = grp.struct_group((name, "x", folder.stat().st_gid, members))
+    monkeypatch.setattr(grp, "getgrgid", lambda number: group)
+    user = pwd.struct_passwd((name, "x", os.geteuid(), folder.stat().st_gid, "", "", ""))
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: user)
+    assert is_private(folder) is is_own
+
+
+def test_a_folder_inside_one_that_others_may_write_to_is_not_private(tmp_path: Path) -> None:
+    outer, inner = tmp_path / "outer", tmp_path / "outer/inner"
+    inner.mkdir(parents=True)
+    for mode, expected in ((0o755, True), (0o777, False), (0o1777, True)):
+        outer.chmod(mode)
+        assert is_private(inner) is expected, oct(mode)
+
+
+def test_what_is_no_folder_is_not_private(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert not is_private(tmp_path / "file")
+    assert not is_private(tmp_path / "missing")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+def test_a_folder_of_another_user_is_not_private(tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir(mode=0o700)
+    assert is_private(folder)
+    os.chown(folder, 12345, -1)
+    assert not is_private(folder)

@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mdlstm_tk import MDLSTM, InputError
-from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.layer import PARAMETERS
 
-KEPT = ("grad", "output", "gates", "states", "dfinal")
-BACKENDS = ("fused", "torch")
+CONTEXT = ("grad", "output", "gates", "states", "dfinal")
 SIZES = torch.tensor([[3, 4], [2, 1]])
 
 
@@ -33,30 +31,25 @@ def inputs_of(
         **{name: getattr(layer, f"{name}_l0", None) for name in PARAMETERS},
         "initial": torch.rand(2, 7, 2, 2, 5, dtype=precise),
     }
-    given = {k: None if t is None else t.detach().requires_grad_(gradients) for k, t in tensors.items()}
-    return {**given, "sizes": SIZES, "signs": [1, 1, -1, 1], "cell": cell}
+    inputs = {k: None if t is None else t.detach().requires_grad_(gradients) for k, t in tensors.items()}
+    return {**inputs, "sizes": SIZES, "signs": [1, 1, -1, 1], "cell": cell}
 
 
 def forward(
-    given: dict[str, Any], backend: str = "auto", save: bool = True, recompute: bool = False
+    inputs: dict[str, Any], backend: str = "auto", save: bool = True, recompute: bool = False
 ) -> Any:
-    return torch.ops.mdlstm.wavefront(*given.values(), save, recompute, backend)
+    return torch.ops.mdlstm.wavefront(*inputs.values(), save, recompute, backend)
 
 
-def kept_by(given: dict[str, Any], backend: str, **options: bool) -> dict[str, Tensor]:
+def context_of(inputs: dict[str, Any], backend: str = "auto", **options: bool) -> dict[str, Tensor]:
     """The arguments of backward beside the inputs."""
-    output, final, gates, states = (t.detach() for t in forward(given, backend, **options))
+    output, final, gates, states = (t.detach() for t in forward(inputs, backend, **options))
     values = (torch.ones_like(output), output, gates, states, torch.ones_like(final))
-    return dict(zip(KEPT, values, strict=True))
+    return dict(zip(CONTEXT, values, strict=True))
 
 
-def backward(given: dict[str, Any], kept: dict[str, Tensor], backend: str = "auto") -> Any:
-    return torch.ops.mdlstm.wavefront_backward(*given.values(), *kept.values(), False, backend, True)
-
-
-def test_the_schema_has_the_fields_of_the_inputs() -> None:
-    names = [a.name for a in torch.ops.mdlstm.wavefront.default._schema.arguments]
-    assert names == [*SweepInputs._fields, "save", "recompute", "backend"]
+def backward(inputs: dict[str, Any], context: dict[str, Tensor]) -> Any:
+    return torch.ops.mdlstm.wavefront_backward(*inputs.values(), *context.values(), False, "auto", True)
 
 
 MISTAKES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -67,36 +60,34 @@ MISTAKES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.parametrize("name", ["x", *PARAMETERS, "initial", "sizes"])
-def test_every_input_is_checked(name: str, mistake: str, backend: str) -> None:
-    given = inputs_of(peephole=True, layer_norm=True)
-    given[name] = MISTAKES[mistake](given[name])
+def test_every_input_is_checked(name: str, mistake: str) -> None:
+    inputs = inputs_of(peephole=True, layer_norm=True)
+    inputs[name] = MISTAKES[mistake](inputs[name])
     with pytest.raises(InputError) as refused:
-        forward(given, backend)
+        forward(inputs)
     assert "\n" not in str(refused.value)
     assert name in str(refused.value) or name == "x"  # the others no longer fit x
     with pytest.raises(InputError):
-        backward(given, dict.fromkeys(KEPT, torch.zeros(0)), backend)
+        backward(inputs, dict.fromkeys(CONTEXT, torch.zeros(0)))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mistake", MISTAKES)
-@pytest.mark.parametrize("name", KEPT)
-def test_everything_that_backward_reads_is_checked(name: str, mistake: str, backend: str) -> None:
-    given = inputs_of()
-    kept = kept_by(given, backend)
-    kept[name] = MISTAKES[mistake](kept[name])
+@pytest.mark.parametrize("name", CONTEXT)
+def test_everything_that_backward_reads_is_checked(name: str, mistake: str) -> None:
+    inputs = inputs_of()
+    context = context_of(inputs)
+    context[name] = MISTAKES[mistake](context[name])
     with pytest.raises(InputError, match=name) as refused:
-        backward(given, kept, backend)
+        backward(inputs, context)
     assert "\n" not in str(refused.value)
 
 
 def test_backward_of_a_forward_that_saved_nothing_is_refused() -> None:
-    given = inputs_of()
+    inputs = inputs_of()
     with pytest.raises(InputError, match="states must be"):
-        backward(given, kept_by(given, "auto", save=False))
+        backward(inputs, context_of(inputs, save=False))
 
 
 NO_STATES = {"initial": None, "sizes": None}
@@ -113,13 +104,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("changed", "named"), REFUSED, ids=[named for _, named in REFUSED])
-def test_inputs_that_do_not_go_together_are_refused(
-    changed: dict[str, Any], named: str, backend: str
-) -> None:
+def test_inputs_that_do_not_go_together_are_refused(changed: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError, match=named) as refused:
-        forward(inputs_of(peephole=True, layer_norm=True) | NO_STATES | changed, backend)
+        forward(inputs_of(peephole=True, layer_norm=True) | NO_STATES | changed)
     assert "\n" not in str(refused.value)
 
 
@@ -144,9 +132,9 @@ ODD_DTYPES = (torch.complex64, torch.int32, torch.bool)
 def test_dtypes_and_backends_are_checked_also_at_capture(
     dtype: torch.dtype, backend: str, named: str
 ) -> None:
-    given = inputs_of() | NO_STATES
+    inputs = inputs_of() | NO_STATES
     for device in ("cpu", "meta"):
-        converted = {k: v.to(device, dtype) if isinstance(v, Tensor) else v for k, v in given.items()}
+        converted = {k: v.to(device, dtype) if isinstance(v, Tensor) else v for k, v in inputs.items()}
         with pytest.raises(InputError, match=named.removeprefix("torch.")):
             forward(converted, backend)
 
@@ -163,26 +151,15 @@ def test_dtypes_and_backends_are_checked_also_at_capture(
 def test_both_operators_are_what_their_schemas_and_fakes_say(
     backend: str, dtype: torch.dtype, gradients: bool, recompute: bool, states: bool
 ) -> None:
-    given = inputs_of("stable", dtype, gradients, layer_norm=True) | ({} if states else {"initial": None})
+    inputs = inputs_of("stable", dtype, gradients, layer_norm=True) | ({} if states else {"initial": None})
     if backend == "fused":
-        given["sizes"] = None  # kernels leave what they keep of padded positions as they find it
+        inputs["sizes"] = None  # kernels leave what they keep of padded positions as they find it
     check = torch.library.opcheck
     for save in (False, True):
-        check(torch.ops.mdlstm.wavefront, (*given.values(), save, recompute, backend))
-    kept = kept_by(given, backend, recompute=recompute) | ({} if states else {"dfinal": None})
-    plain = [v.detach() if isinstance(v, Tensor) else v for v in (given | kept).values()]
+        check(torch.ops.mdlstm.wavefront, (*inputs.values(), save, recompute, backend))
+    context = context_of(inputs, backend, recompute=recompute) | ({} if states else {"dfinal": None})
+    plain = [v.detach() if isinstance(v, Tensor) else v for v in (inputs | context).values()]
     check(torch.ops.mdlstm.wavefront_backward, (*plain, recompute, backend, True))
-
-
-def test_a_call_without_a_graph_makes_its_inputs_once_for_each_pass(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    layer, x, made = MDLSTM(3, 8, directions="all"), torch.rand(2, 6, 7, 3), []
-    layer(x).sum().backward()
-    new = SweepInputs.__new__
-    monkeypatch.setattr(SweepInputs, "__new__", lambda *args, **kw: made.append(1) or new(*args, **kw))
-    layer(x).sum().backward()
-    assert len(made) <= 2
 
 
 class Net(nn.Module):
@@ -246,24 +223,6 @@ def test_floating_point_operations_are_those_of_the_products(
     products = of_x + 2 * of_h + (of_x if wants_dx else 0)  # dW, dU and dh, and dx
     again = of_x + of_h if "recompute" in options else 0
     assert counter.get_total_flops() == rows * (products + again)
-
-
-def test_floating_point_operations_of_one_axis_are_those_that_torch_counts_in_its_lstm() -> None:
-    """With one axis, the layer is `torch.nn.LSTM`: here step by step, with products that torch counts.
-    States cost no more."""
-    layer = MDLSTM(3, 5, ndim=1)
-    x, cell = torch.randn(2, 7, 3), nn.LSTMCell(3, 5)
-    counters = [FlopCounterMode(display=False) for _ in range(3)]
-    with counters[0]:
-        layer(x).sum().backward()
-    with counters[1]:
-        layer(x, return_state=True)[0].sum().backward()
-    with counters[2]:
-        state = (torch.zeros(2, 5, requires_grad=True), torch.zeros(2, 5))
-        for t in range(7):
-            state = cell(x[:, t], state)
-        state[0].sum().backward()
-    assert len({counter.get_total_flops() for counter in counters}) == 1
 
 
 def test_a_graph_captured_without_gradients_can_be_trained() -> None:

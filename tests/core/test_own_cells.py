@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.own_cells import EXAMPLE, OWN_CELLS, register_own_cells
+from helpers.own_cells import EXAMPLE, OWN_CELLS, arguments, register_own_cells
 from helpers.parity import Case, assert_close_to
 from torch import Tensor
 
@@ -57,10 +57,6 @@ def test_a_cell_without_recurrence_has_no_recurrent_weights() -> None:
     assert {name for name, _ in layer.named_parameters()} == {"weight_ih_l0", "bias_l0"}
 
 
-def arguments(op: str, a: Any, b: Any) -> tuple[Any, ...]:
-    return (a, b)[: 2 if op in ("add", "subtract", "multiply", "divide", "maximum", "minimum") else 1]
-
-
 def smooth(op: str, a: Any, b: Any) -> tuple[Any, ...]:
     """Arguments such that no derivative is infinite."""
     if op in ("log", "sqrt"):
@@ -90,10 +86,10 @@ def test_every_operation_is_that_of_torch(dtype: torch.dtype, backend: str) -> N
     """Also where arguments of `maximum` are equal, and at 0."""
     numbers = torch.tensor([-30.0, -1.0, 0.0, 0.5, 1.0, 25.0])
     a, b = (t.to(dtype).requires_grad_() for t in torch.cartesian_prod(numbers, numbers).unbind(1))
-    found = run_all_operations("smooth-operations", a, b, backend)
+    results = run_all_operations("smooth-operations", a, b, backend)
     tolerance = 1e-13 if dtype == torch.float64 else 1e-6
     options: dict[str, Any] = {"retain_graph": True, "materialize_grads": True, "allow_unused": True}
-    for op, result in found.items():
+    for op, result in results.items():
         expected = in_torch(op, *smooth(op, a, b))
         pairs = [(result, expected)]
         pairs += zip(*(torch.autograd.grad(y.sum(), (a, b), **options) for y in pairs[0]), strict=True)
@@ -110,15 +106,10 @@ def test_operations_over_their_whole_range(dtype: torch.dtype) -> None:
     rtol, atol = (3e-6, 5e-7) if dtype == torch.float32 else (4e-14, 2e-15)
     for a, b in [(finite, finite.flip(0)), *((x, x) for x in torch.tensor(special).to(dtype).split(1))]:
         for op, result in run_all_operations("any-numbers", a, b, "fused").items():
-            given = f"{op}({a[0]:.3g}, …)"
-            expected = in_torch(op, *arguments(op, a, b))
+            expected, place = in_torch(op, *arguments(op, a, b)), f"{op}({a[0]:.3g}, …)"
+            options: dict[str, Any] = {"rtol": rtol, "atol": atol, "equal_nan": True}
             torch.testing.assert_close(
-                result,
-                expected,
-                rtol=rtol,
-                atol=atol,
-                equal_nan=True,
-                msg=lambda text, g=given: f"{g}: {text}",
+                result, expected, **options, msg=lambda text, place=place: f"{place}: {text}"
             )
 
 
@@ -133,10 +124,7 @@ def test_all_ways_to_write_an_operation() -> None:
     register_cell("ours", gates=PAIR, states=())(lambda gates, states: (equations(cells, gates), {}))
     register_cell("torchs", gates=PAIR, states=())(lambda gates, states: (equations(torch, gates), {}))
     torch.manual_seed(0)
-    layer, x = (
-        MDLSTM(2, 3, ndim=1, cell="ours", backend="reference").double(),
-        torch.randn(1, 1, 2).double(),
-    )
+    layer, x = MDLSTM(2, 3, ndim=1, cell="ours", backend="reference"), torch.randn(1, 1, 2)
     a = (layer.weight_ih_l0[0] @ x[0, 0] + layer.bias_l0[0]).unflatten(0, (2, 3))
     expected = equations(torch, a)
     for layer.cell in ("ours", "torchs"):
@@ -187,17 +175,17 @@ def test_a_cell_that_is_defined_again_is_replaced(backend: str) -> None:
     register_cell("gru", gates=[Gate("update"), Gate("reset"), Gate("new", None)], states=())(
         lambda gates, states: (gates[0] - gates[1] * states["h"][0] + gates[2].tanh(), {})
     )
-    found = layer(x)
+    after = layer(x)
     layer.backend = "reference"
-    assert_close_to(layer(x), found, 1e-12, "the new cell")
-    assert not torch.allclose(found, before)
+    assert_close_to(layer(x), after, 1e-12, "the new cell")
+    assert not torch.allclose(after, before)
 
 
 def test_gates_have_the_start_and_role_that_they_are_given() -> None:
     """And none by their names."""
     names = ("feedback", "forget", "f", "leak", "input")
-    given = [Gate(name) for name in names] + [Gate("x", start=-2.0, role="forget")]
-    register_cell("named", gates=given, states=())(lambda gates, states: (sum(gates), {}))
+    gates = [Gate(name) for name in names] + [Gate("x", start=-2.0, role="forget")]
+    register_cell("named", gates=gates, states=())(lambda gates, states: (sum(gates), {}))
     bias = MDLSTM(1, 2, cell="named").bias_l0[0].unflatten(0, (6, 2))
     assert bias[:, 0].tolist() == [0, 0, 0, 0, 0, -2]
     assert get_cell("named").gate_index("forget", 2) == [5]

@@ -43,8 +43,8 @@ def test_float32_gradients_of_a_large_grid(options: dict[str, Any], random_signs
     grad = torch.randn(shape) if random_signs else torch.rand(shape)
     truth = _gradients(layer, "torch", torch.float64, grad)
     for backend in ("fused", "torch"):
-        for name, found in _gradients(layer, backend, torch.float32, grad).items():
-            error = (found - truth[name]).abs().max() / truth[name].abs().max()
+        for name, gradient in _gradients(layer, backend, torch.float32, grad).items():
+            error = (gradient - truth[name]).abs().max() / truth[name].abs().max()
             assert error < 1e-6, f"{name} of {backend}: {error:.1e}"
 
 
@@ -109,8 +109,8 @@ def test_a_closed_gate_passes_nothing_on() -> None:
     case = Case(units=4)
     x = torch.randn(1, 4, 4, 2, dtype=torch.float64)
     x[0, 1, 1, 0] = 1e20
-    found, expected = (
+    gradient, expected = (
         torch.autograd.grad(layer(x).sum(), layer.weight_ih_l0)[0]
         for layer in (case.layer(backend, torch.float64) for backend in ("fused", "reference"))
     )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradient, expected)

@@ -6,6 +6,9 @@ Fresh memory is poisoned with NaN throughout, so that a kernel that reads what n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from helpers.cuts import make_layer, run
@@ -14,22 +17,22 @@ from torch import Tensor
 
 from mdlstm_tk import MDLSTM, InputError
 from mdlstm_tk._util.masking import sizes_of_sweep
-from mdlstm_tk.backends import tables
 from mdlstm_tk.backends.inputs import SweepInputs
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
 
 BATCHES: dict[str, tuple[tuple[int, ...], list[tuple[int, ...]]]] = {
     "one position each": ((5, 8), [(1, 1), (1, 1), (1, 1)]),
-    "one position and a whole grid": ((5, 8), [(1, 1), (5, 8), (1, 8), (5, 1)]),
+    "a whole grid": ((5, 8), [(1, 1), (5, 8), (1, 8), (5, 1)]),
     "a batch of 1": ((5, 8), [(2, 3)]),
-    "equal sizes": ((5, 8), [(3, 4), (3, 4)]),
+    "equal sizes": ((5, 8), [(3, 5), (3, 5)]),
     "nobody reaches the corner": ((5, 8), [(5, 2), (2, 8)]),
     "longer than a block": ((5, 8), [(1 + k % 5, 8 - k % 7) for k in range(40)]),
     "1-D": ((7,), [(7,), (1,), (3,)]),
     "3-D": ((2, 3, 4), [(1, 1, 1), (2, 1, 4), (2, 3, 3)]),
     "4-D": ((2, 1, 3, 2), [(2, 1, 1, 2), (1, 1, 3, 1)]),
 }
+WINDOWS = {"cell": "stable", "num_layers": 2, "window": 2}
 
 
 def outcome(
@@ -43,19 +46,31 @@ def outcome(
 
 
 @pytest.mark.parametrize("backend", ["fused", "torch"])
-@pytest.mark.parametrize("name", BATCHES)
-def test_samples_are_what_they_are_alone(name: str, backend: str) -> None:
-    """Each one unpadded, by `reference`. What the padding holds is ignored, also if it is NaN."""
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in BATCHES), *((name, WINDOWS) for name in ("equal sizes", "a whole grid"))],
+    ids=str,
+)
+def test_samples_are_what_they_are_alone(name: str, options: dict[str, Any], backend: str) -> None:
+    """Each one unpadded, by `reference`. What the padding holds is ignored, also if it is NaN, and also
+    where windows reach into it."""
     grid, sizes = BATCHES[name]
-    layer, alone = (make_layer(grid, directions="all", backend=b) for b in (backend, "reference"))
+    options = {"directions": "all", **options}
+    layer, alone = (make_layer(grid, backend=b, **options) for b in (backend, "reference"))
+
+    def box(sample: int, extents: Sequence[int], window: Sequence[int]) -> tuple[slice, ...]:
+        ends = [-(-extent // size) for extent, size in zip(extents, window, strict=True)]
+        return slice(sample, sample + 1), *map(slice, ends)
+
     x = torch.full((len(sizes), *grid, 2), float("nan"), dtype=torch.float64)
-    grads = torch.randn(len(sizes), *grid, layer.output_size, dtype=torch.float64)
+    whole = [end.stop for end in box(0, grid, layer.window)[1:]]
+    grads = torch.randn(len(sizes), *whole, layer.output_size, dtype=torch.float64)
     expected = [torch.zeros_like(x), torch.zeros_like(grads)]
     total = [torch.zeros_like(parameter) for parameter in layer.parameters()]
     for k, extents in enumerate(sizes):
-        box = (slice(k, k + 1), *map(slice, extents))
-        x[box] = torch.randn(1, *extents, 2, dtype=torch.float64)
-        expected[1][box], (expected[0][box], *of_parameters) = outcome(alone, x[box], grads[box], None)
+        of_x, of_y = box(k, extents, [1] * len(grid)), box(k, extents, layer.window)
+        x[of_x] = torch.randn(1, *extents, 2, dtype=torch.float64)
+        expected[1][of_y], (expected[0][of_x], *of_parameters) = outcome(alone, x[of_x], grads[of_y], None)
         total = [one + other for one, other in zip(total, of_parameters, strict=True)]
     y, (dx, *gradients) = outcome(layer, x, grads, sizes)
     torch.testing.assert_close([dx, y], expected, rtol=1e-11, atol=1e-11)
@@ -78,19 +93,9 @@ def test_final_states_are_the_same_without_gradients(cell: str, backend: str) ->
     assert farthest[full].any() and not farthest[~full].any()
 
 
-@pytest.mark.parametrize("backend", ["fused", "torch"])
-def test_full_sizes_are_no_sizes(backend: str) -> None:
-    layer = make_layer((5, 8), torch.float32, directions="all", backend=backend)
-    x, grads = torch.randn(3, 5, 8, 2), torch.randn(3, 5, 8, layer.output_size)
-    y, gradients = outcome(layer, x, grads, None)
-    again = outcome(layer, x, grads, [(5, 8)] * 3)
-    assert torch.equal(y, again[0])
-    assert all(torch.equal(one, other) for one, other in zip(gradients, again[1], strict=True))
-
-
 def test_transforms_mask_what_they_cannot_leave_out() -> None:
     """Inside `torch.func` the values of `sizes` cannot be read."""
-    grid, sizes = BATCHES["one position and a whole grid"]
+    grid, sizes = BATCHES["a whole grid"]
     layer = make_layer(grid, directions="all")
     x, extents = torch.randn(2, 4, *grid, 2, dtype=torch.float64), torch.tensor(sizes)
     many = torch.stack([extents, extents.flip(0)])
@@ -99,13 +104,6 @@ def test_transforms_mask_what_they_cannot_leave_out() -> None:
     derivative = torch.func.jvp(lambda x: layer(x, extents), (x[0],), (x[1],))[1]
     expected = torch.autograd.functional.jvp(lambda x: layer(x, extents), x[0], x[1])[1]
     torch.testing.assert_close(derivative, expected)
-
-
-def test_tables_mark_what_lies_outside_a_sample_with_minus_1() -> None:
-    made = tables.ragged_tables(((2, 1), (1, 3)), (2, 3), ((1, 1),), torch.device("cpu"))
-    # rows: (0, 0) of both samples, (0, 1) of the second, (1, 0) of the first, (0, 2) of the second
-    assert made.predecessors.tolist() == [[-1, -1, -1, 0, -1], [-1, -1, 1, -1, 2]]
-    assert made.successors.tolist() == [[3, -1, -1, -1, -1], [-1, 2, 4, -1, -1]]
 
 
 def test_sizes_reach_a_sweep_on_the_cpu() -> None:
@@ -122,16 +120,16 @@ def test_sizes_reach_a_sweep_on_the_cpu() -> None:
 
 
 def kept_bytes(layer: MDLSTM, x: Tensor, sizes: list[tuple[int, ...]] | None) -> int:
-    """Bytes that a layer keeps for its backward pass, without what it is given."""
-    kept: dict[int, int] = {}
+    """Bytes that a layer keeps for its backward pass, without its parameters."""
+    storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         layer(x, sizes)
-    return sum(kept.values()) - sum(p.untyped_storage().nbytes() for p in layer.parameters())
+    return sum(storages.values()) - sum(p.untyped_storage().nbytes() for p in layer.parameters())
 
 
 def test_memory_kept_is_that_of_valid_positions() -> None:
@@ -150,25 +148,25 @@ def test_compiled_layers_take_any_sizes(states: bool) -> None:
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     x = torch.randn(2, 3, 4, 2, dtype=torch.float64)
     for sizes in (torch.tensor([[3, 4], [2, 1]]), torch.tensor([[1, 1], [1, 2]])):
-        found = []
+        results = []
         for module in (compiled, layer):
             y = module(x, sizes, return_state=states)
             y = y[0] + y[1][0].h[0].sum() if states else y
-            found.append((y, torch.autograd.grad(y.square().sum(), list(layer.parameters()))))
-        torch.testing.assert_close(*found)
+            results.append((y, torch.autograd.grad(y.square().sum(), list(layer.parameters()))))
+        torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("backend", ["fused", "torch"])
 def test_sizes_that_a_captured_graph_gets_are_cut_to_the_grid(backend: str) -> None:
     """Nobody has checked them, and kernels trust their tables."""
-    given, meant = torch.tensor([[9, -3], [99, 2]]), torch.tensor([[3, 0], [3, 2]])
+    beyond, clipped = torch.tensor([[9, -3], [99, 2]]), torch.tensor([[3, 0], [3, 2]])
     layer, x = make_layer((3, 4)), torch.randn(2, 3, 4, 2, dtype=torch.float64)
     weights = layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_l0
-    inputs = SweepInputs(x, *weights, None, None, None, None, given, (1, 1), "graves")  # type: ignore[arg-type]
+    inputs = SweepInputs(x, *weights, None, None, None, None, beyond, (1, 1), "graves")  # type: ignore[arg-type]
 
     def output(sizes: Tensor) -> Tensor:
         return torch.ops.mdlstm.wavefront(*inputs._replace(sizes=sizes), True, False, backend)[0]
 
-    assert torch.equal(output(given), output(meant))
-    assert not output(given)[0].any() and output(given)[1, :, :2].all()
+    assert torch.equal(output(beyond), output(clipped))
+    assert not output(beyond)[0].any() and output(beyond)[1, :, :2].all()
     assert not output(torch.zeros(2, 2, dtype=torch.int64)).any()

@@ -7,15 +7,108 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import product
+from typing import Any
+from zlib import crc32
 
 import pytest
 from helpers.cuts import check_parts
-from helpers.parity import Case
-from helpers.random_cases import cases, kernels, random_kernels
+from helpers.own_cells import arguments
+from helpers.parity import KERNELS, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mdlstm_tk import Gate, register_cell
+from mdlstm_tk.cells import BUILT_IN_CELLS
+from mdlstm_tk.cells.ir import record
+from mdlstm_tk.cells.operations import OPERATIONS
+
 pytestmark = pytest.mark.usefixtures("fresh_registries", "poisoned_memory", "one_thread")
+
+
+POSITIVE = {"log": (0,), "sqrt": (0,), "divide": (1,)}  # the arguments that must be
+DIVIDE = 0.5  # and at least
+
+
+def bounded(value: Any) -> Any:
+    """A value between −1 and 1, so that a program of many steps overflows nowhere."""
+    return value / (1 + abs(value))
+
+
+@st.composite
+def register_random_cell(draw: st.DrawFn) -> str:
+    """Register a cell whose equations are a random program, and return its name.
+
+    Each instruction appends the result of an operation to a list, which begins with the gates and the
+    states; h and the new states are sums of what it holds in the end.
+    """
+    kinds = st.sampled_from([None, "sigmoid", "tanh"])
+    gates = [Gate(f"g{k}", draw(kinds)) for k in range(draw(st.integers(1, 3)))]
+    states = tuple("cu"[: draw(st.integers(0, 2))])
+    places = st.integers(0, 20)
+    program = draw(
+        st.lists(st.tuples(st.sampled_from([*OPERATIONS]), places, places), min_size=2, max_size=8)
+    )
+    shares = draw(st.lists(st.sampled_from([-1.0, -0.5, 0.5, 1.0]), min_size=3, max_size=3))
+
+    def equations(gates: Any, states: Any, output_activation: Any) -> Any:
+        values = [bounded(gate) for gate in gates]
+        for rows in states.values():
+            values.append(bounded(sum((d + 1) * row for d, row in enumerate(rows)) * 0.5))
+        for op, *operands in program:
+            operands = [values[k % len(values)] for k in operands]
+            for k in POSITIVE.get(op, ()):
+                operands[k] = abs(operands[k]) + DIVIDE
+            values.append(bounded(record(op, *arguments(op, *operands))))
+        last = values[::-1]
+        new = {name: bounded(last[k % len(last)] + shares[k] * values[k]) for k, name in enumerate(states)}
+        new.pop("h")
+        return output_activation(sum(values)) * shares[2], new
+
+    recurrent = draw(st.booleans())
+    recipe = repr((gates, states, program, shares, recurrent))
+    name = f"random-{crc32(recipe.encode()):08x}"
+    register_cell(name, gates=gates, states=states, recurrent=recurrent)(equations)
+    return name
+
+
+@st.composite
+def kernels(draw: st.DrawFn) -> dict[str, Any]:
+    """The options that a kernel in float64 of a cell of the package depends on."""
+    return draw(st.sampled_from([k for k in KERNELS if "dtype" not in k and k["cell"] in BUILT_IN_CELLS]))
+
+
+@st.composite
+def random_kernels(draw: st.DrawFn) -> dict[str, Any]:
+    """A cell of one's own, and what else its kernel depends on."""
+    options = {name: draw(st.booleans()) for name in ("layer_norm", "recompute")}
+    return {"cell": draw(register_random_cell()), "ndim": draw(st.integers(1, 3)), **options}
+
+
+@st.composite
+def cases(draw: st.DrawFn, kernel: dict[str, Any], one_direction: bool = False) -> Case:
+    """A small sweep.
+
+    Args:
+        kernel: what its kernel depends on.
+        one_direction: whether it has a single direction, window and layer.
+    """
+    ndim = kernel["ndim"]
+    extents = st.integers(1, {1: 9, 2: 4, 3: 3}[ndim])
+    corners = st.sampled_from([*product((1, -1), repeat=ndim)])
+    options = {name: value for name, value in kernel.items() if name != "ndim"}
+    if not one_direction:
+        options["sizes"] = draw(st.booleans())
+        options["states"] = draw(st.booleans())
+        options["window"] = draw(st.integers(1, 2))
+        options["num_layers"] = draw(st.integers(1, 2))
+    return Case(
+        grid=tuple(draw(st.lists(extents, min_size=ndim, max_size=ndim))),
+        batch=draw(st.integers(1, 3)),
+        units=draw(st.integers(1, 5)),
+        directions=tuple(draw(st.lists(corners, min_size=1, max_size=2 - one_direction, unique=True))),
+        **options,
+    )
 
 
 @settings(max_examples=40)

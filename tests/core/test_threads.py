@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -54,7 +55,7 @@ CASES: list[tuple[Case, int]] = [
 def test_threads_agree_with_the_reference_and_with_themselves(case: Case, threads: int) -> None:
     torch.set_num_threads(threads)
     case.check("fused")
-    assert case.sizes or {len(made.jobs.chains) for made in plan.plans.values()} == {threads}
+    assert case.sizes or {len(entry.jobs.chains) for entry in plan.plans.values()} == {threads}
     one, other = (case.run("fused", torch.float64) for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -67,7 +68,7 @@ def test_bands_that_would_not_shorten_wavefronts_are_not_made(grid: tuple[int, .
 
 def test_sums_of_several_parts() -> None:
     replace(PLAIN, batch=40, layer_norm=True, peephole=True).check("fused")
-    assert max(made.sizes.part_blocks for made in plan.plans.values()) > 0
+    assert max(entry.sizes.part_blocks for entry in plan.plans.values()) > 0
 
 
 def test_sweeps_may_run_at_the_same_time() -> None:
@@ -86,21 +87,13 @@ def test_sweeps_may_run_at_the_same_time() -> None:
         return y, *torch.autograd.grad(y.square().sum(), list(layers[k].parameters()))
 
     expected = [run(k) for k in range(len(cases))]
-    errors: list[BaseException] = []
 
     def work(k: int) -> None:
-        try:
-            for _ in range(8):
-                torch.testing.assert_close(run(k), expected[k], rtol=1e-11, atol=1e-10)
-        except BaseException as error:
-            errors.append(error)
+        for _ in range(8):
+            torch.testing.assert_close(run(k), expected[k], rtol=1e-11, atol=1e-10)
 
-    workers = [threading.Thread(target=work, args=(k,)) for k in range(len(cases))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not errors
+    with ThreadPoolExecutor(len(cases)) as threads:
+        list(threads.map(work, range(len(cases))))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -49,12 +49,12 @@ def test_other_backends(backend: str) -> None:
 
 def test_dropout_is_that_of_the_plain_layer() -> None:
     layer = MDLSTM(2, 3, num_layers=2, dropout=0.5, directions="all")
-    x, found = torch.randn(2, 4, 5, 2), []
+    x, actual = torch.randn(2, 4, 5, 2), []
     for run in (layer, lambda x: tiling.checkpointed(layer, x, 2)):
         torch.manual_seed(5)
         y = run(x)
-        found.append((y, torch.autograd.grad(y.square().sum(), list(layer.parameters()))))
-    torch.testing.assert_close(*found)
+        actual.append((y, torch.autograd.grad(y.square().sum(), list(layer.parameters()))))
+    torch.testing.assert_close(*actual)
 
 
 def test_autocast_and_no_batch_axis() -> None:
@@ -63,8 +63,8 @@ def test_autocast_and_no_batch_axis() -> None:
         y, (state,) = tiling.checkpointed(layer, x, 2, [3, 4], return_state=True)
         expected, (expected_state,) = layer(x, [3, 4], return_state=True)
     assert y.dtype == torch.bfloat16
-    found = tree_leaves((y, state))
-    torch.testing.assert_close(found, tree_leaves((expected, expected_state)), rtol=0.05, atol=0.02)
+    actual = tree_leaves((y, state))
+    torch.testing.assert_close(actual, tree_leaves((expected, expected_state)), rtol=0.05, atol=0.02)
     y.float().sum().backward()
     assert layer.weight_ih_l0.grad is not None and layer.weight_ih_l0.grad.dtype == torch.float32
 
@@ -99,8 +99,8 @@ def test_gradients_are_cut_every_few_tiles(direction: tuple[int, int], detach_ev
     y, last = tiling.checkpointed(
         layer, x, tile, initial_state=(to_state(faces),), return_state=True, detach_every=detach_every
     )
-    found = results(y, tree_leaves(last), leaves)
-    for one, other in zip(found, expected, strict=True):
+    actual = results(y, tree_leaves(last), leaves)
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
@@ -147,9 +147,9 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_does_not_fit_is_refused_in_one_line(mistake: str) -> None:
     wrong, message = MISTAKES[mistake]
     layer = make_layer((8, 9), torch.float32, window=(2, 3))
-    given = {"layer": layer, "x": torch.zeros(1, 8, 9, 2), "tile": (2, 3), **wrong}
+    arguments = {"layer": layer, "x": torch.zeros(1, 8, 9, 2), "tile": (2, 3), **wrong}
     with pytest.raises(InputError, match=message) as refused:
-        tiling.checkpointed(**given)
+        tiling.checkpointed(**arguments)
     assert "\n" not in str(refused.value)
 
 

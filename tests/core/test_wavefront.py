@@ -61,7 +61,7 @@ def test_all_directions_come_in_the_documented_order() -> None:
     assert resolve_directions([(-1, 1)], 2) == [(-1, 1)]
 
 
-@pytest.mark.parametrize("bad", [0, 2, "both", [], [(1,)], [(1, 0)], [(1, 1), (1, 1)]])
+@pytest.mark.parametrize("bad", [None, 0, 2, "both", [], [1, 1], [(1,)], [(1, 0)], [(1, 1), (1, 1)]])
 def test_other_directions_are_refused(bad: object) -> None:
     with pytest.raises(InputError, match="directions must be"):
         resolve_directions(bad, 2)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ class Function(nn.Module):
 
     Args:
         before, after: the functions.
-        channels: of x.
+        cell: of the layer.
     """
 
     def __init__(self, before: Any = None, after: Any = None, cell: str = "graves") -> None:

@@ -1,5 +1,4 @@
-"""`export_run` and `mdlstm export`: names of files, metadata, and parity of a trained network at any "
-"size."""
+"""`export_run` and `mdlstm export`: names of files, metadata, and parity of a trained network."""
 
 from __future__ import annotations
 

@@ -22,8 +22,6 @@ from mdlstm_tk.export.targets import write_server_repo
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.training import Run
 
-TYPES = {"TYPE_FP32": np.float32, "TYPE_FP16": np.float16, "TYPE_INT64": np.int64}
-
 
 def read(config: Path) -> model_config_pb2.ModelConfig:
     return text_format.Parse(config.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
@@ -49,14 +47,17 @@ def save(
     return path
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_the_settings_describe_the_inputs_and_outputs(trained: Run, tmp_path: Path) -> None:
     done = mdlstm(
         "export", trained.folder, "--server-repo", "served", "--size", "8", "--size", "5x7", cwd=tmp_path
     )
     assert done.code == 0, done.err
     assert f"next: tritonserver --model-repository={tmp_path / 'served'}" in done.err
-    folders = sorted(path.name for path in (tmp_path / "served").iterdir())
-    assert folders == ["md-8x8", "md-8x8-5x7"]
+    assert names(tmp_path / "served") == ["md-8x8", "md-8x8-5x7"]
     for name, grid in (("md-8x8", [8, 8]), ("md-8x8-5x7", [5, 7])):
         folder = tmp_path / "served" / name
         config = read(folder / "config.pbtxt")
@@ -67,12 +68,7 @@ def test_the_settings_describe_the_inputs_and_outputs(trained: Run, tmp_path: Pa
         (cuda,) = config.optimization.execution_accelerators.gpu_execution_accelerator
         assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": "0"})
         session = onnxruntime.InferenceSession((folder / "1/model.onnx").read_bytes())
-        feeds = {
-            tensor.name: np.zeros(
-                (3, *tensor.dims), TYPES[model_config_pb2.DataType.Name(tensor.data_type)]
-            )
-            for tensor in config.input
-        }
+        feeds = {tensor.name: np.zeros((3, *tensor.dims), np.float32) for tensor in config.input}
         outputs = session.run([tensor.name for tensor in config.output], feeds)
         assert [list(y.shape) for y in outputs] == [[3, *tensor.dims] for tensor in config.output]
 
@@ -104,13 +100,7 @@ def test_a_second_export_adds_a_version_and_keeps_the_settings(tmp_path: Path) -
     assert write_server_repo(second, repository, "m") == repository / "m/10/model.onnx"
     assert config.read_text() == settings
     assert read(config).max_batch_size == 7
-    assert sorted(p.name for p in (repository / "m").iterdir()) == [
-        "1",
-        "10",
-        "9",
-        "config.pbtxt",
-        "configs",
-    ]
+    assert names(repository / "m") == ["1", "10", "9", "config.pbtxt", "configs"]
     assert (repository / "m/1/model.onnx").read_bytes() == first.read_bytes()
 
 
@@ -120,10 +110,10 @@ def test_settings_for_other_inputs_are_replaced_only_with_force(tmp_path: Path) 
     other = save(tmp_path / "n.onnx", ["batch", 8, 5, 1])
     with pytest.raises(InputError, match=r"config\.pbtxt.*n\.onnx.*force=True"):
         write_server_repo(other, repository, "m")
-    assert sorted(p.name for p in (repository / "m").iterdir()) == ["1", "config.pbtxt"]
+    assert names(repository / "m") == ["1", "config.pbtxt"]
     write_server_repo(other, repository, "m", force=True)
     assert list(read(repository / "m/config.pbtxt").input[0].dims) == [8, 5, 1]
-    assert sorted(p.name for p in (repository / "m").iterdir()) == ["1", "2", "config.pbtxt"]
+    assert names(repository / "m") == ["1", "2", "config.pbtxt"]
 
 
 def test_the_settings_tell_clients_how_images_are_prepared(tmp_path: Path) -> None:
@@ -145,24 +135,24 @@ def test_a_version_appears_completely_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = save(tmp_path / "m.onnx", ["batch", 5, 8, 1])
-    moved = []
+    renames = []
 
     def fails(source: Path, target: Path) -> None:
-        moved.append((sorted(p.name for p in source.rglob("*")), target))
+        renames.append((sorted(p.name for p in source.rglob("*")), target))
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", fails)
         with pytest.raises(MDLSTMError, match=r"served: No space left"):
             write_server_repo(model, tmp_path / "served", "m")
-    assert moved == [(["1", "config.pbtxt", "model.onnx"], tmp_path / "served/m")]
+    assert renames == [(["1", "config.pbtxt", "model.onnx"], tmp_path / "served/m")]
     assert list((tmp_path / "served").iterdir()) == []
     write_server_repo(model, tmp_path / "served", "m")
     monkeypatch.setattr(os, "rename", fails)
     with pytest.raises(MDLSTMError, match=r"m: No space left"):
         write_server_repo(model, tmp_path / "served", "m")
-    assert moved[1] == (["model.onnx"], tmp_path / "served/m/2")
-    assert sorted(p.name for p in (tmp_path / "served/m").iterdir()) == ["1", "config.pbtxt"]
+    assert renames[1] == (["model.onnx"], tmp_path / "served/m/2")
+    assert names(tmp_path / "served/m") == ["1", "config.pbtxt"]
 
 
 def test_an_empty_file_is_no_model(tmp_path: Path) -> None:
@@ -172,30 +162,31 @@ def test_an_empty_file_is_no_model(tmp_path: Path) -> None:
     assert not (tmp_path / "served").exists()
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "..", "-x", "ü", 'a"b'])
-def test_invalid_names_are_refused(name: str, tmp_path: Path) -> None:
-    model = save(tmp_path / "m.onnx", ["batch", 5, 8, 1])
-    with pytest.raises(InputError, match=re.escape(f"'{name}'")):
-        write_server_repo(model, tmp_path / "served", name)
+BATCHED = ["batch", 5, 8, 1]
+REFUSED: dict[str, tuple[str, list[object], int, str]] = {  # name, shape and kind of x
+    **{
+        f"name {name}": (name, BATCHED, TensorProto.FLOAT, re.escape(f"'{name}'"))
+        for name in ("", "a/b", "..", "-x", "ü", 'a"b')
+    },
+    "one sample": ("m", [1, 5, 8], TensorProto.FLOAT, r"'x' .*\(1, 5, 8\)"),
+    "float64": ("m", BATCHED, TensorProto.DOUBLE, "'x' is float64"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_names_and_models_that_the_server_does_not_take_are_refused(case: str, tmp_path: Path) -> None:
+    name, shape, kind, message = REFUSED[case]
+    with pytest.raises(InputError, match=message):
+        write_server_repo(save(tmp_path / "m.onnx", shape, kind), tmp_path / "served", name)
     assert not (tmp_path / "served").exists()
 
 
-def test_models_that_the_server_cannot_batch_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"'x' .*\(1, 5, 8\)"):
-        write_server_repo(save(tmp_path / "m.onnx", [1, 5, 8]), tmp_path / "served", "m")
-    with pytest.raises(InputError, match="'x' is float64"):
-        write_server_repo(
-            save(tmp_path / "m.onnx", ["batch", 5], TensorProto.DOUBLE), tmp_path / "served", "m"
-        )
+def test_files_in_the_wrong_place_are_refused(trained: Run, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"\xff\xff no model")
     with pytest.raises(InputError, match="ONNX"):
         write_server_repo(tmp_path / "m.onnx", tmp_path / "served", "m")
-    assert not (tmp_path / "served").exists()
-
-
-def test_a_repository_that_is_a_file_is_refused(trained: Run, tmp_path: Path) -> None:
     (tmp_path / "served").write_text("")
     with pytest.raises(InputError, match=r"served is a file"):
-        write_server_repo(save(tmp_path / "m.onnx", ["batch", 5]), tmp_path / "served", "m")
+        write_server_repo(save(tmp_path / "m.onnx", BATCHED), tmp_path / "served", "m")
     with pytest.raises(InputError, match="--server-repo"):
         export(trained.folder, server_repo=tmp_path / "a", output=tmp_path / "b")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.networks import CRNN, Conditioned, ConvStem, FoldedHeight, Tokens, UNet, WindowedConv
+from helpers.networks import Conditioned, ConvStem, FoldedHeight, Tokens, UNet, WindowedConv
 from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
@@ -26,7 +26,7 @@ T = torch.zeros(2, 3)
         (ConvStem(), torch.zeros(1, 3, 8, 12), False),
         (ConvStem(6), torch.zeros(1, 3, 8, 12), False),  # takes this grid only
         (UNet(), torch.zeros(3, 1, 4, 6), False),
-        (CRNN(), torch.zeros(1, 1, 8, 8), False),
+        (FoldedHeight(), torch.zeros(1, 1, 8, 9), False),
         (WindowedConv(), torch.zeros(2, 8, 8, 1), True),
         (MDLSTM(4, 3), torch.zeros(1, 4, 4, 4), True),
         (MDLSTM(4, 3, channels_last=False), torch.zeros(1, 4, 4, 4), False),

@@ -1,48 +1,198 @@
-"""The common layers of PyTorch around a sweep, and every form of a sweep, need no trust."""
+"""The common layers and functions of PyTorch need no trust around a sweep, each once for each operator."""
 
 from __future__ import annotations
 
-from itertools import product
-from typing import Any
+from collections.abc import Callable
 
-import numpy as np
-import onnx
 import pytest
-from helpers import layers
-from helpers.sweeps import FORMS, GRIDS, Sweep
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
-from mdlstm_tk.cells import BUILT_IN_CELLS
-from mdlstm_tk.export import lower
-from mdlstm_tk.export.lowering.functions import outline
+from mdlstm_tk import MDLSTM
+from mdlstm_tk.export.capture import capture
+from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.model_file import operators_to_trust
-from mdlstm_tk.export.quantization import quantize
 
-GROUPS = [(group, True) for group in layers.ANY_GRID] + [(group, False) for group in layers.ONE_GRID]
-
-
-@pytest.mark.parametrize(
-    ("group", "any_grid"), GROUPS, ids=lambda value: "" if isinstance(value, list) else str(value)
-)
-def test_common_layers_need_no_trust(group: Any, any_grid: bool) -> None:
-    assert operators_to_trust(layers.exported(group, any_grid=any_grid)) == ()
+C = 4  # features of h (N, 4, H, W), which each of these takes
+Layer = Callable[[Tensor], Tensor]
 
 
-OPTIONS: list[dict[str, Any]] = [
-    {"bias": False, "dtype": np.float16},
-    {"peephole": True, "layer_norm": True},
-    *({"cell": cell, "directions": "all"} for cell in BUILT_IN_CELLS),
-    *({"ndim": ndim, "cell": "stable"} for ndim in GRIDS),
+class Function(nn.Module):
+    """A function, or a layer with what is done before and after it."""
+
+    def __init__(self, function: Callable[..., Tensor], layer: nn.Module | None = None) -> None:
+        super().__init__()
+        self.function, self.layers = function, [] if layer is None else nn.ModuleList([layer])
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.function(h, *self.layers)
+
+
+def on_features(layer: nn.Module) -> Layer:
+    return Function(lambda h, layer: layer(h.permute(0, 2, 3, 1)), layer)
+
+
+def on_sequence(layer: nn.Module) -> Layer:
+    """A recurrent layer along the first positions of a row."""
+    return Function(lambda h, layer: layer(h[:, :, 0, :2].transpose(1, 2))[0], layer)
+
+
+def positions(h: Tensor) -> Tensor:
+    """(N, P, 4)."""
+    return h.flatten(2).transpose(1, 2)
+
+
+def attend(h: Tensor, layer: nn.Module) -> Tensor:
+    t = positions(h)
+    return layer(t, t, t)[0]
+
+
+CONVOLUTIONS: list[Layer] = [
+    nn.Conv2d(C, 4, 3, stride=2, padding=1, groups=2),
+    nn.Conv2d(C, 4, (2, 3), padding="same", dilation=2),
+    *(nn.Conv2d(C, 4, 3, padding=1, padding_mode=mode) for mode in ("reflect", "circular")),
+    nn.ConvTranspose2d(C, 4, 3, stride=2, padding=1, output_padding=1, groups=2),
+    nn.Sequential(nn.Flatten(2), nn.Conv1d(C, 4, 3, padding=1), nn.ConvTranspose1d(4, 4, 2, stride=2)),
+    nn.Sequential(nn.Unflatten(1, (1, C)), nn.Conv3d(1, 2, 3, padding=1), nn.ConvTranspose3d(2, 2, 2)),
 ]
+NORMS: list[Layer] = [
+    nn.BatchNorm2d(C),
+    nn.Sequential(nn.Flatten(2), nn.BatchNorm1d(C), nn.InstanceNorm1d(C, affine=True)),
+    nn.Sequential(nn.Unflatten(1, (1, C)), nn.BatchNorm3d(1)),
+    nn.GroupNorm(2, C),
+    nn.InstanceNorm2d(C),
+    on_features(nn.LayerNorm(C)),
+    on_features(nn.RMSNorm(C)),
+    nn.LocalResponseNorm(3),
+    *(lambda h, p=p: functional.normalize(h, p=p, dim=1) for p in (1, 2)),
+]
+POOLING: list[Layer] = [
+    nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+    nn.MaxPool2d(2, 1, dilation=2),
+    nn.AvgPool2d(3, 2, 1, count_include_pad=False, ceil_mode=True),
+    nn.AdaptiveAvgPool2d(1),
+    nn.AdaptiveMaxPool2d(1),
+    nn.LPPool2d(2, 2),
+    nn.Sequential(nn.Flatten(2), nn.MaxPool1d(2), nn.AvgPool1d(2)),
+    nn.Sequential(nn.Unflatten(1, (1, C)), nn.MaxPool3d(2), nn.AvgPool3d(2)),
+]
+RESIZING: list[Layer] = [
+    *(nn.Upsample(scale_factor=2, mode=mode) for mode in ("nearest", "bilinear", "bicubic")),
+    nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+    lambda h: functional.interpolate(h, size=(5, 7), mode="bilinear"),
+    lambda h: functional.interpolate(functional.max_pool2d(h, 2), size=h.shape[2:], mode="bilinear"),
+    lambda h: functional.interpolate(h, scale_factor=2, mode="bilinear", antialias=True),
+    nn.PixelShuffle(2),
+    nn.PixelUnshuffle(2),
+    nn.ChannelShuffle(2),
+    lambda h: functional.pad(h, (1, 2), value=3.0),
+    *(
+        lambda h, mode=mode: functional.pad(h, (1, 1, 1, 1), mode=mode)
+        for mode in ("reflect", "replicate", "circular")
+    ),
+]
+ACTIVATIONS: list[Layer] = [
+    *(kind() for kind in (nn.CELU, nn.ELU, nn.GELU, nn.LeakyReLU, nn.PReLU, nn.ReLU, nn.ReLU6, nn.SELU)),
+    *(kind() for kind in (nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.SiLU, nn.Mish)),
+    *(kind() for kind in (nn.Softplus, nn.Softshrink, nn.Softsign, nn.Sigmoid, nn.LogSigmoid, nn.Tanh)),
+    *(kind() for kind in (nn.Tanhshrink, nn.Dropout)),
+    *(kind(1) for kind in (nn.GLU, nn.Softmax, nn.LogSoftmax)),
+    nn.GELU("tanh"),
+    nn.Threshold(0.1, 0.2),
+]
+PRODUCTS: list[Layer] = [
+    on_features(nn.Linear(C, 3)),
+    lambda h: torch.addmm(torch.ones(3), h.mean((2, 3)), torch.ones(C, 3)),
+    lambda h: torch.bmm(h.flatten(2), positions(h)),
+    lambda h: torch.einsum("nchw,cd->ndhw", h, torch.ones(C, 3)),
+    lambda h: torch.einsum("nchw,nchw->n", h, h),
+    *(
+        lambda h, causal=causal: functional.scaled_dot_product_attention(
+            *[positions(h)[:, None]] * 3, is_causal=causal
+        )
+        for causal in (False, True)
+    ),
+    Function(attend, nn.MultiheadAttention(C, 2, batch_first=True)),
+    Function(lambda h, layer: layer(positions(h)), nn.TransformerEncoderLayer(C, 2, 8, batch_first=True)),
+    Function(lambda h, layer: layer(h.argmax(1)), nn.Embedding(C, 3)),
+]
+RECURRENT: list[Layer] = [
+    on_sequence(kind(C, 3, batch_first=True, bidirectional=True)) for kind in (nn.LSTM, nn.GRU)
+]
+REDUCTIONS: list[Layer] = [
+    lambda h: h - h.mean() + h.mean((2, 3), keepdim=True) + h.sum((1, 2), keepdim=True),
+    lambda h: h.prod(1) + h.amax(1) + h.amin(1) + h.max(1)[0] + h.argmax(1) + h.argmin(1),
+    lambda h: h.std(1) + h.var(1, unbiased=False) + h.logsumexp(1) + h.norm(dim=1) + h.norm(p=1, dim=1),
+    lambda h: (h > 0).any(1) & (h < 2).all(1),
+    lambda h: h.cumsum(2) + h.sort(1)[0],
+    *(lambda h, largest=largest: h.topk(2, 1, largest=largest)[0] for largest in (False, True)),
+]
+ARRANGEMENTS: list[Layer] = [
+    lambda h: torch.cat([h, h.tanh()], 1) + torch.stack([h, h], 1).flatten(1, 2),
+    lambda h: h.split([1, 3], 1)[1] + torch.mul(*h.chunk(2, 1))[:, :1] + h.unbind(1)[2][:, None],
+    lambda h: h.reshape(h.shape[0], 2, 2, *h.shape[2:]).permute(0, 2, 1, 3, 4),
+    lambda h: h[:, :1].squeeze(1) + h[:, [1, 0]].index_select(1, torch.tensor([1]))[:, 0],
+    lambda h: h.mean((2, 3), keepdim=True).expand_as(h).repeat(1, 2, 1, 1),
+    lambda h: functional.one_hot(h.argmax(1), C),
+    lambda h: h.gather(1, h.argmax(1, keepdim=True)),
+    lambda h: h[:, :, ::2, 1:-1],
+    lambda h: torch.zeros_like(h).scatter(1, h.argmax(1, keepdim=True), 1.0),
+    lambda h: h.scatter_add(1, h.argmax(1, keepdim=True), h),
+    lambda h: h.index_add(1, torch.tensor([0, 2]), h[:, :2]),
+    lambda h: torch.slice_scatter(h, h[:, :1], 1, 0, 1) + torch.select_scatter(h, h[:, 0], 1, 1),
+    lambda h: h.roll(1, 2) + h.flip((2, 3)) + h.tril() + h.triu(1),
+    lambda h: functional.unfold(h, 2),
+    lambda h: h + torch.arange(h.shape[3]) + torch.full_like(h, 3.0),
+    lambda h: torch.cat([h, torch.ones(h.shape[0], 1, *h.shape[2:])], 1),
+]
+NUMBERS: list[Layer] = [
+    lambda h: torch.where(((h > 0) & (h < 1)) | ~(h >= 0.5) ^ (h <= 0.2), h, 0.0),
+    lambda h: h.masked_fill(h != 0, float("-inf")).softmax(1),
+    lambda h: h.clamp(-1, 1) + h.clamp(min=0) + h.clamp(max=2),
+    lambda h: torch.maximum(h, torch.minimum(h * 2, -h)) - 1 / (h.exp() + 1),
+    lambda h: h.abs().sqrt().log1p() * (h.abs() + 1).rsqrt() * h.sign(),
+    lambda h: h**2 + h.abs() ** 1.5 + h.floor() + h.ceil() + h.round(),
+    lambda h: h.sin() + h.cos() + h.tan() + h.sinh() + h.cosh() + h.asinh(),
+    lambda h: h.tanh().asin() + h.tanh().acos() + h.atan() + (h.tanh() / 2).atanh() + (h.abs() + 2).acosh(),
+    lambda h: h.erf() + h.fmod(2.0) + h.remainder(2.0) + h.long() // 3 % 2,
+    lambda h: h.isnan() | h.isinf(),
+    lambda h: h.half().float() + h.double().float() + h.int() + h.bool(),
+    lambda h: h.to(torch.int8) + h.to(torch.uint8) + h.to(torch.int16),
+]
+GROUPS = {  # and whether sizes and shapes are computed in the graph, as the grid is free
+    "norms": (NORMS, True),
+    "pooling": (POOLING, True),
+    "resizing": (RESIZING, True),
+    "products": (PRODUCTS, True),
+    "reductions": (REDUCTIONS, True),
+    "arrangements": (ARRANGEMENTS, True),
+    "convolutions": (CONVOLUTIONS, False),
+    "activations": (ACTIVATIONS, False),
+    "numbers": (NUMBERS, False),
+    "recurrent": (RECURRENT, False),
+}
 
 
-@pytest.mark.parametrize(("options", "form"), product(OPTIONS, FORMS), ids=str)
-def test_sweeps_need_no_trust(options: dict[str, Any], form: str) -> None:
-    sweep, ndim = Sweep.random(**options), options.get("ndim", 2)
-    captured = sweep.captured([-1] * ndim if form.endswith("free") else GRIDS[ndim], sizes=True)
-    plain = lower(captured, form.split(",")[0])
-    models: list[onnx.ModelProto] = [plain]
-    if "dtype" not in options:
-        models.append(quantize(lower(captured, form.split(",")[0], separate_products=True)))
-    if form == "unrolled":
-        models += [outline(model) for model in models]
-    assert operators_to_trust(*models) == ()
+class Around(nn.Module):
+    """An MDLSTM, and every layer on its output."""
+
+    def __init__(self, layers: list[Layer]) -> None:
+        super().__init__()
+        self.body = MDLSTM(2, C, channels_last=False)
+        self.layers = nn.ModuleList(
+            layer if isinstance(layer, nn.Module) else Function(layer) for layer in layers
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        h = self.body(x)
+        return tuple(layer(h) for layer in self.layers)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_common_layers_need_no_trust(name: str) -> None:
+    layers, any_grid = GROUPS[name]
+    names = [f"y{k}" for k in range(len(layers))]
+    free_axes = {"x": {2: 1, 3: 1}} if any_grid else {}
+    captured = capture(Around(layers).eval(), {"x": torch.randn(2, 2, 8, 6)}, free_axes, names)
+    assert operators_to_trust(lower(captured, "scan")) == ()

@@ -13,10 +13,10 @@ import pytest
 import torch
 from helpers.command import Result, mdlstm
 from helpers.damage import damage
-from helpers.networks import Conditioned, ManyHeads, Tokens, Warped
+from helpers.networks import Conditioned, ManyHeads, Spectrogram, Tokens, Warped
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.errors import InputError, ParityError
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_onnx, export_run, verify_model
 from mdlstm_tk.export.model_file import read_model
 from mdlstm_tk.export.verification.model_verifier import in_float64
@@ -28,7 +28,6 @@ from mdlstm_tk.export.verification.parity import (
     compare,
     feature_scale,
     first_divergence,
-    wavefront_errors,
 )
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.training import Run
@@ -72,14 +71,6 @@ def test_the_first_wrong_wavefront_is_found(
     assert divergence is not None
     assert divergence == Divergence(first, sum(grid) - len(grid) + 1, corner)
     assert f"wavefront {first} of {divergence.wavefronts}" in str(divergence)
-
-
-def test_errors_of_each_wavefront() -> None:
-    expected = np.zeros((2, 3, 2, 4))  # (N, C, H, W)
-    output = expected.astype(np.float32)
-    output[1, 2, 1, 2] = 0.5
-    output[0, 0, 0, 0] = 0.25
-    assert wavefront_errors(output, expected, (2, 3)) == [0.25, 0, 0, 0.5, 0]
 
 
 def test_each_feature_has_its_own_scale() -> None:
@@ -145,14 +136,6 @@ def test_verify_model_reports_every_runtime(trained: Run, model: Path) -> None:
     assert max(report.worst_errors("ONNX Runtime, cpu").values()) < 1e-5
 
 
-def test_verify_model_follows_an_error_to_its_wavefront(trained: Run, model: Path, tmp_path: Path) -> None:
-    damage(model, tmp_path / "damaged.onnx", 4)
-    report = verify_model(tmp_path / "damaged.onnx", trained.folder, seeds=1)
-    assert report.failed == ["ONNX Runtime, cpu", "ONNX reference evaluator"]
-    with pytest.raises(ParityError, match="wavefront 4 of 15"):
-        report.raise_if_failed()
-
-
 def test_a_run_folder_is_verified_with_all_its_exports(trained: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(trained.folder, folder)
@@ -190,7 +173,7 @@ def test_a_file_of_any_module_is_verified_against_it_or_its_own_graph(tmp_path: 
 
 
 def test_the_float64_graph_is_more_precise_than_the_file(tmp_path: Path) -> None:
-    layer, x = MDLSTM(2, 3, directions="all"), np.random.default_rng(0).random((2, 4, 5, 2))
+    layer = MDLSTM(2, 3, directions="all")
     path = export_onnx(layer, tmp_path / "m.onnx", grid=(4, 5), dtype="float16").path
     report = verify_model(path, device="cpu", seeds=1)
     assert report.failed == []
@@ -198,7 +181,6 @@ def test_the_float64_graph_is_more_precise_than_the_file(tmp_path: Path) -> None
     model = in_float64(read_model(path.read_bytes()))
     types = {t.data_type for t in model.graph.initializer}
     assert not types & {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
-    assert x.dtype == np.float64
 
 
 def test_the_users_own_arrays_are_compared(tmp_path: Path) -> None:
@@ -265,18 +247,9 @@ def test_a_wrong_output_after_the_first_is_found(tmp_path: Path) -> None:
     assert outcome.first_divergence is None  # the map, which has a grid, is right
 
 
-class Logarithm(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = MDLSTM(1, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x.log())
-
-
 def test_random_inputs_are_those_of_the_export(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    path = export_onnx(Logarithm(), tmp_path / "net.onnx", torch.rand(1, 3, 4, 1) + 1).path
+    path = export_onnx(Spectrogram(), tmp_path / "net.onnx", torch.rand(1, 3, 4) + 1).path
     assert verify_model(path, device="cpu", seeds=1).failed == []
     report = verify_model(path, device="cpu", seeds=1, example_range=(-2, -1))
     assert "ONNX Runtime, cpu" in report.failed  # NaN

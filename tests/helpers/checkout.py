@@ -26,13 +26,13 @@ NOT_SOURCES = (
 @cache
 def modules() -> dict[str, Path]:
     """Every module of the package by its installed name, `mdlstm_tk.models.blocks` for models/blocks.py."""
-    found = {}
+    result = {}
     for folder in FOLDERS:
         for path in _python_files(ROOT / folder):
             parts = path.relative_to(ROOT).with_suffix("").parts
             parts = parts if folder == "mdlstm_tk" else ("mdlstm_tk", *parts)
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+            result[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return result
 
 
 def _python_files(folder: Path) -> Iterator[Path]:

@@ -37,13 +37,13 @@ def mdlstm(
 ) -> Result:
     """Call `mdlstm` in this process; an exception that it does not turn into an error fails the test."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
-    with TemporaryFile() as file, io.TextIOWrapper(file, "utf-8") as given:
+    with TemporaryFile() as file, io.TextIOWrapper(file, "utf-8") as stream:
         file.write(stdin)  # in a file, as isolated models read their input by its descriptor
         file.seek(0)
         with (
             chdir(cwd or "."),
             patch.dict(os.environ, ENVIRONMENT | (env or {})),
-            patch.object(sys, "stdin", given),
+            patch.object(sys, "stdin", stream),
             redirect_stdout(out),
             redirect_stderr(err),
             warnings.catch_warnings(),

@@ -1,10 +1,14 @@
 """Run the code in a page of the documentation.
 
 ```python                       is run, all blocks of a page in one namespace
-```sh                           is run, in the folder of the page's test (see `shell`)
+```sh                           is run, in the folder of the page's test
 ```text                         after one of these, is what it prints; … stands for any text
 ```sh check: REASON             is not run, but its options are checked; Python is compiled
 <!-- python … -->               is run, too, but readers do not see it: it makes the files of the page
+
+Commands run in the current folder, with fewer optimizer steps than a page says, and `mdlstm` in this
+process, so that torch is imported once. Commands that install or build something are not run: what they
+name is looked up. Everything else is refused, so that no command of a page is untested.
 """
 
 from __future__ import annotations
@@ -14,15 +18,25 @@ import contextlib
 import io
 import json
 import re
+import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from helpers.shell import check_commands, run_commands
+import typer
 
+from helpers.checkout import ROOT
+from helpers.command import mdlstm
+from mdlstm_tk.cli.main import typer_app
+
+STEPS = "4"  # of a training for which a page does not say --steps
+PROGRAMS = ("(ulimit", "docker", "git", "torchrun", "unshare")  # allowed in blocks that are only checked
 LANGUAGES = ("python", "sh", "text", "json", "toml")
 BLOCK = re.compile(
     r"^(?P<indent> *)```(?P<language>[a-z]\w*)(?P<note>[^\n]*)\n(?P<code>.*?)^(?P=indent)```$"
@@ -57,16 +71,16 @@ def blocks(page: Path) -> Iterator[Block]:
         ValueError: a block has another language, or a note that is not "check: " and a reason.
     """
     text = page.read_text(encoding="utf-8")
-    for found in BLOCK.finditer(text):
-        line = text.count("\n", 0, found.start()) + 2
-        if (hidden := found["hidden"]) is not None:
+    for match in BLOCK.finditer(text):
+        line = text.count("\n", 0, match.start()) + 2
+        if (hidden := match["hidden"]) is not None:
             yield Block("python", hidden, line, True, None)
             continue
-        language, note = found["language"], found["note"].strip()
+        language, note = match["language"], match["note"].strip()
         if language not in LANGUAGES or (note and not re.fullmatch(r"check: \w.*", note)):
             raise ValueError(f"{page}:{line - 1}: unknown kind of block ```{language} {note}")
-        code = re.sub(f"^{found['indent']}", "", found["code"], flags=re.MULTILINE)
-        yield Block(language, code, line, not note, found["printed"])
+        code = re.sub(f"^{match['indent']}", "", match["code"], flags=re.MULTILINE)
+        yield Block(language, code, line, not note, match["printed"])
 
 
 def run_blocks(page: Path) -> set[str]:
@@ -88,7 +102,7 @@ def run_blocks(page: Path) -> set[str]:
                 continue
             printed = _run_python(code, page, namespace)
         elif block.language == "sh" and block.is_run:
-            printed = run_commands(block.code)
+            printed = "".join(_run(words) for words in _commands(block.code))
         else:
             _check(block)
             continue
@@ -106,7 +120,10 @@ def _run_python(code: ast.Module, page: Path, namespace: dict[str, Any]) -> str:
 
 def _check(block: Block) -> None:
     if block.language == "sh":
-        check_commands(block.code)
+        for words in _commands(block.code):
+            for is_joint, command in groupby(words, "&&".__eq__):
+                if not is_joint:
+                    _check_command([*command])
     elif block.language == "json":
         json.loads(block.code)
     elif block.language == "toml":
@@ -128,3 +145,70 @@ def _missing_packages(code: ast.Module) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module or "")
     return {package for name in names if find_spec(package := name.partition(".")[0]) is None}
+
+
+def _commands(text: str) -> list[list[str]]:
+    """The words of each command in a block, without comments."""
+    lines = re.sub(r"\\\n\s*", " ", text).splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def _run(words: list[str]) -> str:
+    words, source = _redirected(words)
+    if words[0] == "mdlstm":
+        return _mdlstm(_with_fewer_steps(words[1:]), source)
+    if words[0] in ("python", "python3") and words[1:3] != ["-m", "venv"]:
+        done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
+        return done.stdout + done.stderr
+    _check_command(words)
+    return ""
+
+
+def _mdlstm(arguments: list[str], source: Path | None) -> str:
+    done = mdlstm(*arguments, stdin=source.read_bytes() if source else b"")
+    output = done.out + done.err
+    assert done.code == 0, f"mdlstm {shlex.join(arguments)}: {output}"
+    return output
+
+
+def _check_command(words: list[str]) -> None:
+    words, _ = _redirected(words)
+    if words[:3] == ["python", "-m", "mdlstm_tk"]:
+        words = ["mdlstm", *words[3:]]
+    program, *arguments = words
+    if program == "mdlstm" and arguments[0].startswith("--"):
+        return
+    if program == "mdlstm":
+        verb = typer.main.get_command(typer_app(arguments[0]))
+        verb.make_context(arguments[0], arguments[1:])
+    elif program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+        assert set(arguments) <= set(targets), words
+    elif program == "pip":
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+        for extras in re.findall(r"^(?:\.|mdlstm-tk)\[([\w,-]+)\]$", "\n".join(arguments), re.MULTILINE):
+            assert set(extras.split(",")) <= project["optional-dependencies"].keys(), words
+    elif program.startswith((".venv/bin/", "python")):
+        files = [word for word in arguments if re.match(r"(tests|benchmarks|examples)/", word)]
+        assert all((ROOT / name).exists() for name in files), words
+    else:
+        assert program in (*PROGRAMS, ".", "cd", "export"), f"no test knows what to do with {words}"
+
+
+def _with_fewer_steps(arguments: list[str]) -> list[str]:
+    if arguments[0] not in ("train", "compare", "demo"):
+        return arguments
+    if "--steps" in arguments:
+        place = arguments.index("--steps") + 1
+        steps = int(arguments[place])  # more stay more, so that a page may resume a training
+        fewer = steps // 10 if steps <= 100 else 10 + steps // 100
+        return [*arguments[:place], str(fewer), *arguments[place + 1 :]]
+    return arguments if {"--help", "--resume"} & set(arguments) else [*arguments, "--steps", STEPS]
+
+
+def _redirected(words: list[str]) -> tuple[list[str], Path | None]:
+    """A command without its redirections, and the file that it reads standard input from."""
+    source = Path(words[words.index("<") + 1]) if "<" in words else None
+    ends = [words.index(sign) for sign in ("<", ">") if sign in words]
+    return words[: min(ends, default=None)], source

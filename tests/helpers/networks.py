@@ -94,19 +94,6 @@ class ManyHeads(nn.Module):
         return outputs if self.container is dict else self.container(outputs.values())
 
 
-class CRNN(nn.Module):
-    """A recogniser: convolutions over an image, and a one-dimensional layer along its width."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-        self.layer = MDLSTM(4, 3, ndim=1, directions="all")
-        self.head = nn.Linear(6, 7)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.layer(self.stem(x).mean(dim=2).movedim(1, -1)))
-
-
 class FoldedHeight(nn.Module):
     """A recogniser that folds the height of an image into features, so that it takes one height only."""
 
@@ -121,8 +108,7 @@ class FoldedHeight(nn.Module):
 
 
 class Tokens(nn.Module):
-    """A grid of indices of a table with 7 rows: integers (N, H, W), or with a last axis floats (N, H, W, "
-    "1)."""
+    """A grid of indices of a table with 7 rows: integers (N, H, W), or floats (N, H, W, 1)."""
 
     def __init__(self, last_axis: int) -> None:
         super().__init__()
@@ -131,6 +117,17 @@ class Tokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(self.table(x[..., 0].long() if self.has_axis else x))
+
+
+class Spectrogram(nn.Module):
+    """(N, time, frequency) without an axis for channels, which begins with a logarithm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = MDLSTM(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer((x + 1e-3).log()[..., None])
 
 
 class TwoGrids(nn.Module):

@@ -14,8 +14,12 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "own_cell.py"
 OWN_CELLS = ("coupled", "input-gated", "gru", "fast-and-slow", "h-is-c", "all-operations")
 
 
+def arguments(op: str, *values: Any) -> tuple[Any, ...]:
+    """As many of the values as the operation takes."""
+    return values[: OPERATIONS[op].gradient.__code__.co_argcount - 2]
+
+
 def register_own_cells() -> None:
-    """Define them."""
     import_file(EXAMPLE)
 
     def mean(values: Any) -> Any:
@@ -56,12 +60,7 @@ def register_own_cells() -> None:
     def all_operations(gates: Any, states: Any) -> Any:
         """Each operation, of numbers in the range of all of them, and one state that is a number."""
         a, b = gates[0].sigmoid() + 0.5, gates[1].tanh() + 1.5
-        results = {op: record(op, *(a, b)[: _count(op)]) for op in OPERATIONS}
+        results = {op: record(op, *arguments(op, a, b)) for op in OPERATIONS}
         for op in OPERATIONS:
-            results[op] = 0.5 * (results[op] + record(op, *(0.5, 2.0)[: _count(op)]) + mean(states[op]))
+            results[op] = 0.5 * (results[op] + record(op, *arguments(op, 0.5, 2.0)) + mean(states[op]))
         return a * b - mean(states["h"]), {**results, "constant": record("exp", 0.5)}
-
-
-def _count(op: str) -> int:
-    """The number of arguments of an operation."""
-    return OPERATIONS[op].gradient.__code__.co_argcount - 2

@@ -15,12 +15,6 @@ from torch.utils._pytree import tree_leaves
 from mdlstm_tk import MDLSTM, BoundaryState, tiling
 from mdlstm_tk.cells import get_cell
 
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
 HALVES = (torch.float16, torch.bfloat16)
 # The cost of rounding h, da and the results to the dtype; sums and gates are exact beside it. Results are
 # relative to the largest entry, or to 1 if that is smaller.
@@ -100,6 +94,10 @@ class Case:
         ]
         return "-".join([self.cell, "x".join(map(str, self.grid)), *texts])
 
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)  # type: ignore[no-any-return]
+
     def layer(self, backend: str = "auto", dtype: torch.dtype | None = None) -> MDLSTM:
         """The layer; its parameters are rounded to the case's own dtype first."""
         torch.manual_seed(1)
@@ -122,11 +120,11 @@ class Case:
         with torch.no_grad():
             for parameter in layer.parameters():  # none at 0 or 1, where a mistake might not show
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        return layer.to(DTYPES[self.dtype]).to(dtype or DTYPES[self.dtype])
+        return layer.to(self.torch_dtype).to(dtype or self.torch_dtype)
 
     def run(self, backend: str, dtype: torch.dtype | None = None, device: str = "cpu") -> dict[str, Tensor]:
         """y, the final states, and the gradient of every leaf that wants one, on the CPU."""
-        dtype = dtype or DTYPES[self.dtype]
+        dtype = dtype or self.torch_dtype
         layer = self.layer(backend, dtype).to(device)
         random = torch.Generator().manual_seed(2)
         sizes = None
@@ -135,7 +133,7 @@ class Case:
             sizes = torch.stack(extents, dim=1)
 
         def leaf(values: Tensor, wants: bool) -> tuple[Tensor, Tensor]:
-            rounded = values.to(DTYPES[self.dtype]).to(device, dtype)
+            rounded = values.to(self.torch_dtype).to(device, dtype)
             return laid_out(rounded, self.layout, wants)
 
         x = torch.randn(self.batch, *self.grid, self.channels, generator=random)
@@ -144,10 +142,10 @@ class Case:
             inside = torch.zeros(self.grid, dtype=torch.bool)
             inside[tuple(map(slice, sizes[k].tolist()))] = True
             x[k][~inside] = torch.nan
-        leaves, given = {}, {}
+        leaves, parameters = {}, {}
         leaves["x"], x = leaf(x if self.channels_last else x.movedim(-1, 1), self.wants != "weights")
         for name, parameter in layer.named_parameters():
-            leaves[name], given[name] = leaf(parameter.detach(), self.wants != "x")
+            leaves[name], parameters[name] = leaf(parameter.detach(), self.wants != "x")
         arguments: dict[str, Any] = {"sizes": sizes if sizes is None else sizes.to(device)}
         if self.states:
             windows = [-(-e // w) for e, w in zip(self.grid, layer.window, strict=True)]
@@ -155,31 +153,32 @@ class Case:
             initial = [random_faces(*shape, generator=random) for _ in range(self.num_layers)]
             for k, faces in enumerate(initial):
                 for j, face in enumerate(faces):
-                    rounded = face.detach().to(DTYPES[self.dtype]).to(device, dtype)
+                    rounded = face.detach().to(self.torch_dtype).to(device, dtype)
                     leaves[f"initial {k} {j}"] = faces[j] = rounded.requires_grad_()
             arguments["initial_state"] = tuple(to_state(f, layer.ndim, self.cell) for f in initial)
             arguments["return_state"] = True
         if self.tile is None:
-            result = functional_call(layer, given, (x,), arguments)
+            result = functional_call(layer, parameters, (x,), arguments)
         else:
-            for name, value in given.items():
+            for name, value in parameters.items():
                 layer._parameters[name] = value  # `checkpointed` wants a layer
             result = tiling.checkpointed(layer, x, self.tile, **arguments)
         outputs = [t for t in tree_leaves(result) if t is not None]
-        grads = [torch.randn(t.shape, generator=random).to(DTYPES[self.dtype]).to(t) for t in outputs]
-        wanted = {name: t for name, t in leaves.items() if t.requires_grad}
+        grads = [torch.randn(t.shape, generator=random).to(self.torch_dtype).to(t) for t in outputs]
+        differentiable = {name: t for name, t in leaves.items() if t.requires_grad}
         gradients = torch.autograd.grad(
             outputs,
-            list(wanted.values()),
+            list(differentiable.values()),
             [laid_out(grad, self.layout, False)[1] for grad in grads],
             materialize_grads=True,
         )
-        found = {f"output {k}": t.detach() for k, t in enumerate(outputs)}
-        return {name: t.cpu() for name, t in (found | dict(zip(wanted, gradients, strict=True))).items()}
+        tensors = {f"output {k}": t.detach() for k, t in enumerate(outputs)}
+        tensors |= zip(differentiable, gradients, strict=True)
+        return {name: t.cpu() for name, t in tensors.items()}
 
     def check(self, backend: str, device: str = "cpu") -> None:
         """Compare with `reference` in float64."""
-        dtype = DTYPES[self.dtype]
+        dtype = self.torch_dtype
         exact = replace(self, tile=None, dtype=self.dtype if dtype in HALVES else "float64")
         truth, results = _truth(exact), self.run(backend, device=device)
         assert results.keys() == truth.keys()
@@ -188,11 +187,11 @@ class Case:
             assert_close_to(truth[name], result, tolerance, name)
 
 
-def assert_close_to(truth: Tensor, found: Tensor, tolerance: float, name: str) -> None:
+def assert_close_to(truth: Tensor, actual: Tensor, tolerance: float, name: str) -> None:
     """Compare with a result in float64, relative to its largest entry, or to 1 if that is smaller."""
     scale = max([1.0, *truth.abs().flatten().tolist()])
     torch.testing.assert_close(
-        found.double(), truth, rtol=0, atol=tolerance * scale, msg=lambda text: f"{name}: {text}"
+        actual.double(), truth, rtol=0, atol=tolerance * scale, msg=lambda text: f"{name}: {text}"
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 def descendants(pid: int | None = None) -> list[int]:
     """PIDs of all live descendants, without zombies (default: of this process). Linux only, else []."""
     pid = os.getpid() if pid is None else pid
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = path.read_text(errors="replace").rpartition(")")[2].split()[:2]
@@ -17,5 +17,5 @@ def descendants(pid: int | None = None) -> list[int]:
             continue
         if int(parent) == pid and state != "Z":
             child = int(path.parent.name)
-            found += [child, *descendants(child)]
-    return found
+            pids += [child, *descendants(child)]
+    return pids

@@ -8,18 +8,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from mdlstm_tk import MDLSTM
 from mdlstm_tk.backends import reference
 from mdlstm_tk.backends.boundary import line_counts
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.cells import get_cell
-from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.export import lower
 from mdlstm_tk.export.capture import DOMAIN, IR_VERSION, OPSET, TENSORS
 from mdlstm_tk.export.lowering.lower import subgraphs, walk
-from mdlstm_tk.wavefront import Direction, resolve_directions
+from mdlstm_tk.layer import PARAMETERS
+from mdlstm_tk.wavefront import Direction
 
 CHANNELS = 2
 GRIDS = {1: (6,), 2: (3, 5), 3: (3, 2, 4), 4: (2, 3, 2, 2)}
@@ -41,29 +43,19 @@ class Sweep:
         directions: int | str | Sequence[Direction] = 1,
         ndim: int = 2,
         units: int = 3,
-        *,
-        bias: bool = True,
-        peephole: bool = False,
-        layer_norm: bool = False,
         dtype: type = np.float32,
+        **options: bool,
     ) -> Sweep:
+        """A sweep with the parameters of an `MDLSTM`, which takes the options."""
         rng = np.random.default_rng(0)
-        signs = resolve_directions(directions, ndim)
-        definition = get_cell(cell)
-        gates = len(definition.gates(ndim))
-        dirs, gate_dim = len(signs), gates * units
-        shapes = {
-            "weight_ih": (dirs, gate_dim, CHANNELS),
-            "weight_hh": (dirs, ndim, gate_dim, units) if definition.recurrent else None,
-            "bias": (dirs, gate_dim) if bias else None,
-        }
-        enabled = {"peephole": peephole, "norm_weight": layer_norm, "norm_bias": layer_norm}
-        for name, rows in CELL_PARAMETERS.items():
-            shapes[name] = (dirs, rows(definition, ndim), units) if enabled[name] else None
+        layer = MDLSTM(CHANNELS, units, ndim=ndim, directions=directions, cell=cell, **options)
+        parameters = {name: getattr(layer, f"{name}_l0", None) for name in PARAMETERS}
         weights = {
-            name: rng.uniform(-0.4, 0.4, shape).astype(dtype) for name, shape in shapes.items() if shape
+            name: rng.uniform(-0.4, 0.4, parameter.shape).astype(dtype)
+            for name, parameter in parameters.items()
+            if parameter is not None
         }
-        return cls(cell, signs, weights)
+        return cls(cell, layer.directions, weights)
 
     def captured(self, grid: Sequence[int], sizes: bool = False, states: bool = False) -> onnx.ModelProto:
         """The graph that the exporter would make of the sweep, with or without initial and final states."""
@@ -94,15 +86,18 @@ class Sweep:
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
 
-    def exact(self, x: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
-        """h, computed in float64."""
-        h, _ = reference.forward(self._inputs(x, sizes=sizes))
-        return h.numpy()
-
-    def exact_states(self, x: np.ndarray, initial: np.ndarray) -> list[np.ndarray]:
-        """h and the final states, computed in float64."""
-        results = reference.forward(self._inputs(x, initial=initial.astype(np.float64)))
+    def exact_results(self, x: np.ndarray, **optional: np.ndarray) -> list[np.ndarray]:
+        """h, and the final states if there are `initial` ones, in float64. `sizes` are optional, too."""
+        arrays = {"x": x, **self.weights, **optional}
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        tensors = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
+        signs = tuple(sign for direction in self.directions for sign in direction)
+        results = reference.forward(SweepInputs(*map(tensors.get, TENSORS), signs, self.cell))
         return [tensor.numpy() for tensor in results if tensor is not None]
+
+    def exact(self, x: np.ndarray, **optional: np.ndarray) -> np.ndarray:
+        """h alone."""
+        return self.exact_results(x, **optional)[0]
 
     def random_states(self, batch: int, grid: Sequence[int]) -> np.ndarray:
         """Initial states (N, F, dirs, 1 + S, n); of a cell that divides by a state n positive ones."""
@@ -119,13 +114,6 @@ class Sweep:
     def units(self) -> int:
         gates = len(get_cell(self.cell).gates(len(self.directions[0])))
         return self.weights["weight_ih"].shape[1] // gates
-
-    def _inputs(self, x: np.ndarray, **others: np.ndarray | None) -> SweepInputs:
-        arrays = {"x": x, **self.weights}
-        tensors = {name: torch.from_numpy(array).double() for name, array in arrays.items()}
-        tensors |= {name: torch.from_numpy(array) for name, array in others.items() if array is not None}
-        signs = tuple(sign for direction in self.directions for sign in direction)
-        return SweepInputs(*map(tensors.get, TENSORS), signs, self.cell)
 
 
 def lowered(
@@ -159,6 +147,14 @@ def check_scans(model: onnx.ModelProto) -> None:
             for inner in body.node:
                 assert set(inner.input) <= known, f"{inner.name} uses a computed value from outside"
                 known.update(inner.output)
+
+
+def run(model: onnx.ModelProto, **inputs: np.ndarray) -> list[np.ndarray]:
+    """All outputs of a model, by ONNX Runtime."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    return session.run(None, inputs)
 
 
 def random_x(batch: int, grid: Sequence[int], dtype: type = np.float32) -> np.ndarray:

@@ -17,7 +17,7 @@ import mdlstm_tk
 pytestmark = pytest.mark.slow
 
 ENV = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
-# Where the folders are found, without the seconds that importing torch takes.
+# Where the folders lie, without the seconds that importing torch takes.
 FIND = """
 import mdlstm_tk.cli.console
 from importlib.util import find_spec
@@ -71,9 +71,9 @@ def test_install_from_a_checkout(editable: bool, tmp_path: Path) -> None:
         "mdlstm-tk",
         mdlstm_tk.__version__,
     ]
-    found = run(environment.python, "-c", FIND, cwd=elsewhere).split()
-    assert len(found) == 3
-    assert all((checkout in Path(path).parents) == editable for path in found)
+    origins = run(environment.python, "-c", FIND, cwd=elsewhere).split()
+    assert len(origins) == 3
+    assert all((checkout in Path(path).parents) == editable for path in origins)
     assert "No module named" in run(
         environment.python, "-c", "import mdlstm_tk.tests", cwd=elsewhere, check=False
     )
@@ -87,11 +87,11 @@ def test_install_from_a_checkout(editable: bool, tmp_path: Path) -> None:
 def test_run_from_a_checkout_without_installing(tmp_path: Path) -> None:
     checkout = copy_checkout(tmp_path / "checkout")
     assert mdlstm_tk.__version__ in run(sys.executable, "-m", "mdlstm_tk", "--version", cwd=checkout)
-    found = run(sys.executable, "-c", FIND, cwd=checkout).split()
-    assert len(found) == 3 and all(checkout in Path(path).parents for path in found)
+    origins = run(sys.executable, "-c", FIND, cwd=checkout).split()
+    assert len(origins) == 3 and all(checkout in Path(path).parents for path in origins)
 
 
 def test_links_that_arrived_as_text_files_are_one_line_of_advice(tmp_path: Path) -> None:
     checkout = copy_checkout(tmp_path / "checkout", symlinks=False)
-    said = run(sys.executable, "-m", "mdlstm_tk", "--version", cwd=checkout, check=False)
-    assert "git clone -c core.symlinks=true" in said.splitlines()[-1]
+    output = run(sys.executable, "-m", "mdlstm_tk", "--version", cwd=checkout, check=False)
+    assert "git clone -c core.symlinks=true" in output.splitlines()[-1]
