@@ -76,9 +76,9 @@ def function(
     return helper.make_function(domain, name, inputs.split(" "), outputs.split(" "), nodes, opsets)
 
 
-def call(name: str, inputs: str, outputs: str, domain: str = DOMAIN) -> onnx.NodeProto:
+def call(name: str, inputs: str, outputs: str, domain: str = DOMAIN, **attributes: Any) -> onnx.NodeProto:
     """A node that calls a function of the model."""
-    return node(name, inputs, outputs, domain=domain)
+    return node(name, inputs, outputs, domain=domain, **attributes)
 
 
 NEGATE = function("f", node("Neg", "a", "b"))
