@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from helpers.cuts import results, run, run_in_parts
 from helpers.own_cells import OWN_CELLS, register_own_cells
-from helpers.parity import DTYPES, TOLERANCES, Case, assert_close_to, random_faces
+from helpers.parity import TOLERANCES, Case, assert_close_to, random_faces
 
 from mdlstm_tk.cells import BUILT_IN_CELLS
 
@@ -56,7 +56,7 @@ def random_case(rng: random.Random) -> Case:
 def check_cut(case: Case, rng: random.Random) -> None:
     """Compare a sweep that is cut in two along each axis with the whole one."""
     cuts = [[rng.randint(1, extent - 1)] if extent > 1 else [] for extent in case.grid]
-    layer, dtype = case.layer("fused"), DTYPES[case.dtype]
+    layer, dtype = case.layer("fused"), case.torch_dtype
     x = torch.randn(case.batch, *case.grid, case.channels, dtype=dtype).requires_grad_()
     faces = random_faces(case.batch, case.grid, 1, case.units, case.cell)
     faces = [face.detach().to(dtype).requires_grad_() for face in faces]
