@@ -56,6 +56,15 @@ def with_node_bytes(last: onnx.NodeProto, fields: bytes) -> bytes:
     return with_bytes(field(1, 2, last.SerializeToString() + fields))
 
 
+def without(message: onnx.TensorProto, name: str) -> onnx.TensorProto:
+    message.ClearField(name)
+    return message
+
+
+def sparse_external_tensor() -> onnx.SparseTensorProto:
+    return onnx.SparseTensorProto(values=external_tensor(), indices=tensor("i", [0]))
+
+
 def nested(depth: int) -> onnx.ModelProto:
     inner = node("Neg", "v", "v_out")
     for _ in range(depth):
@@ -76,6 +85,24 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "a group": (lambda: with_bytes(varint(9 << 3 | 3)), "malformed"),
     "a number of eleven bytes": (lambda: with_bytes(varint(9 << 3), b"\xff" * 11), "malformed"),
     "external data": (lambda: crafted(initializers=[external_tensor()]), "outside the file"),
+    **{
+        f"external data with its {kind} alone": (
+            lambda name=name: crafted(initializers=[without(external_tensor(), name)]),
+            "outside the file",
+        )
+        for kind, name in (("place", "external_data"), ("entries", "data_location"))
+    },
+    **{
+        f"external data in {kind}": (
+            lambda make=make: crafted([node("Identity", "x", "y", a=make(sparse_external_tensor()))]),
+            "outside the file",
+        )
+        for kind, make in (("a sparse attribute", lambda t: t), ("sparse attributes", lambda t: [t]))
+    },
+    "loop in a list of graphs": (
+        lambda: crafted([node("Identity", "x", "y", list=[body(loop())])]),
+        "the operator 'Loop'",
+    ),
     "external data in an attribute": (
         lambda: crafted([node("Constant", "", "y", value=external_tensor())]),
         "outside the file",
@@ -94,11 +121,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "external data in a sparse tensor": (
         lambda: edited(
             crafted(),
-            graph=onnx.GraphProto(
-                sparse_initializer=[
-                    onnx.SparseTensorProto(values=external_tensor(), indices=tensor("i", [0]))
-                ]
-            ),
+            graph=onnx.GraphProto(sparse_initializer=[sparse_external_tensor()]),
         ),
         "outside the file",
     ),
@@ -173,7 +196,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
         "the operator 'Loop'",
     ),
     "loop in conditions": (lambda: crafted([if_node(if_node(loop()))], [GO]), "the operator 'If'"),
-    "graphs in graphs": (lambda: nested(20), "more than 8 deep"),
+    "graphs in graphs": (lambda: nested(8), "more than 8 deep"),
     "Split that writes beyond its memory": (
         lambda: crafted([node("Split", "x", "y z", num_outputs=1)]),
         "a Split into another number of parts",
@@ -206,6 +229,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
         lambda: with_bytes(varint(2**32 + 10) + varint(6) + field(4, 2, b"Loop")),
         "malformed",
     ),
+    "the first field number of 33 bits": (lambda: with_bytes(varint(2**32), b"\0"), "malformed"),
     "name with escapes": (lambda: crafted([node("\x1b[2J", "x", "y")]), r"'\\x1b\[2J'"),
     "metadata that are no text": (
         lambda: field(14, 2, field(1, 2, b"\xff")) + crafted().SerializeToString(),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from helpers.attacks import GO, REFUSED, if_node, loop
+from helpers.attacks import GO, REFUSED, if_node, loop, nested
 from helpers.crafted_models import NEGATE, call, crafted, edited, node, scanning, tensor
 from onnx import helper
 
@@ -38,6 +38,12 @@ def with_opset(version: int) -> onnx.ModelProto:
     return model
 
 
+def tensor_with_properties() -> onnx.TensorProto:
+    one = tensor("one", [1.0], np.float32)
+    one.metadata_props.add(key="source", value="a tool")
+    return one
+
+
 ACCEPTED: dict[str, Callable[[], onnx.ModelProto | bytes]] = {
     "an export": crafted,
     "functions": lambda: crafted([call("f", "x", "t"), call("f", "t", "y")], functions=[NEGATE]),
@@ -58,6 +64,13 @@ ACCEPTED: dict[str, Callable[[], onnx.ModelProto | bytes]] = {
     ),
     "the other name of the standard domain": lambda: crafted(
         [node("Identity", "x", "y", domain="ai.onnx")]
+    ),
+    "a Split into as many parts as it has outputs": lambda: crafted(
+        [node("Split", "x", "a b", num_outputs=2, axis=1), node("Concat", "a b", "y", axis=1)]
+    ),
+    "a tensor with properties": lambda: crafted(
+        [node("Mul", "x one", "y")],
+        initializers=[tensor_with_properties()],
     ),
     "four bytes of another format": lambda: b"\x12\x0aaaORTM1234" + crafted().SerializeToString(),
 }
@@ -81,6 +94,10 @@ def test_operators_outside_the_list_run_if_they_are_trusted() -> None:
             check_model(encoded(make()), "hostile.onnx", trusted=True)
     for model in (crafted([loop()], [GO]), crafted([if_node(node("Neg", "x", "b"))], [GO])):
         check_model(model.SerializeToString(), "own.onnx", trusted=True)
+
+
+def test_graphs_may_be_eight_deep() -> None:
+    check_model(nested(7).SerializeToString(), "deep.onnx")
 
 
 def test_large_files_are_refused_before_they_are_read(model: Path) -> None:
