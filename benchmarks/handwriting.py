@@ -47,7 +47,8 @@ from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.line_cutting import cut_line
 from mdlstm_tk.runtime.pages import Page, PageLine, is_page, read_page
 from mdlstm_tk.training import TrainConfig, configure, make_task, new_job, parse_settings, train
-from mdlstm_tk.training.networks import build_network, count_parameters, fit_config
+from mdlstm_tk.training.comparison import with_equal_parameters
+from mdlstm_tk.training.networks import fit_config
 from mdlstm_tk.training.text_errors import Line, describe_lines, evaluate_lines
 
 NETWORKS = {"default": "", "rows": "line-rows", "blstm": "line-blstm"}  # models of `rival_networks`
@@ -121,23 +122,6 @@ def link_page(page: Page, source: Path, folder: Path) -> Path:
 def cut_box(pixels: Array, line: PageLine) -> Array:
     """Cut the box of a line, whatever its outline is."""
     return cut_line(pixels, replace(line, polygon=None, baseline=None))
-
-
-def with_parameters(config: TrainConfig, task: UserDataTask, parameters: int) -> TrainConfig:
-    """The configuration with as many units as come nearest to a number of parameters."""
-
-    def count(hidden: int) -> int:
-        return count_parameters(build_network(replace(fitted, hidden=hidden), task.spec))
-
-    fitted = fit_config(config, task)
-    high = 8
-    while count(high) < parameters:
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if count(middle) < parameters else (low, middle)
-    return replace(config, hidden=min(low, high, key=lambda hidden: abs(count(hidden) - parameters)))
 
 
 def errors_of(lines: Sequence[Line]) -> dict[str, Any]:
@@ -294,9 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 tasks[cut] = cast("UserDataTask", make_task(config))
             task = tasks[cut]
             if NETWORKS[name]:
-                parameters = count_parameters(build_network(fit_config(config, task), task.spec))
-                config = configure(base | {"seed": seed, "model": NETWORKS[name]})
-                config = with_parameters(config, task, parameters)
+                config = with_equal_parameters(fit_config(config, task), NETWORKS[name], task.spec)
             return train_network(config, task, options.output / f"{name}-{cut}-{seed}")
 
     rows: dict[str, Callable[[], dict[str, Any]]] = {

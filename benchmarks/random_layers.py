@@ -20,9 +20,9 @@ from measuring import ROOT, argument_parser
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from helpers.cuts import results, run, run_in_parts
+from helpers.cuts import check_parts
 from helpers.own_cells import OWN_CELLS, register_own_cells
-from helpers.parity import TOLERANCES, Case, assert_close_to, random_faces
+from helpers.parity import TOLERANCES, Case
 
 from mdlstm_tk.cells import BUILT_IN_CELLS
 
@@ -56,15 +56,7 @@ def random_case(rng: random.Random) -> Case:
 def check_cut(case: Case, rng: random.Random) -> None:
     """Compare a sweep that is cut in two along each axis with the whole one."""
     cuts = [[rng.randint(1, extent - 1)] if extent > 1 else [] for extent in case.grid]
-    layer, dtype = case.layer("fused"), case.torch_dtype
-    x = torch.randn(case.batch, *case.grid, case.channels, dtype=dtype).requires_grad_()
-    faces = random_faces(case.batch, case.grid, 1, case.units, case.cell)
-    faces = [face.detach().to(dtype).requires_grad_() for face in faces]
-    leaves = [x, *faces, *layer.parameters()]
-    whole = results(*run(layer, x, faces), leaves)
-    parts = results(*run_in_parts(layer, x, faces, cuts), leaves)
-    for one, other in zip(parts, whole, strict=True):
-        assert_close_to(other.double(), one, TOLERANCES[dtype], f"cut at {cuts}")
+    check_parts(case, cuts, "fused")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from helpers.parity import Case, Faces, random_faces, to_state
+from helpers.parity import TOLERANCES, Case, Faces, assert_close_to, random_faces, to_state
 from mdlstm_tk import MDLSTM
 
 
@@ -76,6 +76,5 @@ def check_parts(case: Case, cuts: Sequence[Sequence[int]], backend: str = "auto"
     leaves = [x, *faces, *layer.parameters()]
     whole = results(*run(layer, x, faces), leaves)
     parts = results(*run_in_parts(layer, x, faces, cuts), leaves)
-    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     for one, other in zip(parts, whole, strict=True):
-        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+        assert_close_to(other.double(), one, TOLERANCES[dtype], f"cut at {cuts}")
