@@ -13,9 +13,10 @@ test: $(VENV)/test.stamp  ## run the tests that guard behaviour, without those t
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
 test-slow: $(VENV)/test.stamp  ## run those: documentation blocks, installations, browsers, Ray, fuzzers, whole trainings
-	$(BIN)/python -m pytest -n auto -m slow
+	$(BIN)/python -m pytest -n auto -m "slow and not weekly"
 
-test-all: test test-slow  ## run all tests
+test-all: test test-slow  ## run all tests, also those that are left to the weekly workflow
+	$(BIN)/python -m pytest -n auto -m weekly
 
 mutants: $(VENV)/test.stamp  ## change the code at random places and count the changes that no test notices
 	$(BIN)/python tests/mutants.py build/mutants --count 500

@@ -1,3 +1,3 @@
 """The version; the package and its build both read it from here."""
 
-__version__ = "0.6.0"
+__version__ = "1.0.0"

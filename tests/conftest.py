@@ -58,6 +58,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(marker)
                 item.add_marker("slow")
+        if item.get_closest_marker("weekly"):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ and every mutant that survived, which is a missing test or makes no difference. 
 
 import argparse
 import ast
+import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -19,33 +21,56 @@ import time
 from difflib import unified_diff
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
+import pytest
 from cosmic_ray import plugins
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from helpers.checkout import ROOT, copy_checkout
 
-SWEEPS = "core/test_sweeps.py core/test_random_cases.py"
 BACKENDS = "mdlstm_tk/backends"
-AREAS = {  # modules, and their tests: the quickest come first
-    "cells": ("mdlstm_tk/cells/*.py", f"core/test_cells.py core/test_own_cells.py {SWEEPS}"),
-    "wavefront": (
+SWEEPS = "core/test_sweeps.py core/test_random_cases.py"
+AGREE = "core/test_sweeps.py::test_agrees_with_reference"
+ANY_CELL = "core/test_random_cases.py::test_the_torch_backend_computes_any_cell"
+COMPILED = [  # modules that Numba compiles, or that write what it compiles
+    *(f"{BACKENDS}/cpu/{name}.py" for name in ("cell_code", "intrinsics", "kernels", "matmul", "simd")),
+    "mdlstm_tk/cells/operations.py",
+]
+
+
+class Area(NamedTuple):
+    modules: str  # patterns
+    tests: str  # files, or single tests; the quickest come first
+    chosen: str = ""  # pytest's -k
+
+
+AREAS = {
+    "cells": Area(
+        "mdlstm_tk/cells/*.py", f"core/test_cells.py core/test_own_cells.py {AGREE} {ANY_CELL}", "not fused"
+    ),
+    "wavefront": Area(
         f"mdlstm_tk/wavefront.py {BACKENDS}/tables.py {BACKENDS}/boundary.py",
         f"core/test_wavefront.py core/test_caches.py core/test_ragged.py core/test_states.py {SWEEPS}",
     ),
-    "torch": (f"{BACKENDS}/torch/*.py", f"{SWEEPS} core/test_operator.py core/test_precision.py"),
-    "cpu": (
+    "torch": Area(
+        f"{BACKENDS}/torch/*.py",
+        f"{AGREE} {ANY_CELL} core/test_operator.py core/test_precision.py",
+        "not fused",
+    ),
+    "cpu": Area(
         f"{BACKENDS}/cpu/*.py",
         f"{SWEEPS} core/test_threads.py core/test_kernel_cache.py core/test_layer_module.py",
+        "not torch",
     ),
-    "tiling": ("mdlstm_tk/tiling/*.py", "core/test_tiling.py core/test_random_cases.py"),
-    "lowering": ("export/lowering/*.py", "export/test_lowering.py export/test_export_onnx.py"),
-    "model check": ("mdlstm_tk/runtime/model_check.py", "runtime/test_model_check.py"),
-    "shapes": (
+    "tiling": Area("mdlstm_tk/tiling/*.py", "core/test_tiling.py core/test_random_cases.py", "not torch"),
+    "lowering": Area("export/lowering/*.py", "export/test_lowering.py export/test_export_onnx.py"),
+    "model check": Area("mdlstm_tk/runtime/model_check.py", "runtime/test_model_check.py"),
+    "shapes": Area(
         "mdlstm_tk/runtime/shapes.py mdlstm_tk/runtime/preprocessing.py",
         "runtime/test_preprocessing.py runtime/test_jobs.py runtime/test_inference.py",
     ),
-    "resume": (
+    "resume": Area(
         "mdlstm_tk/training/checkpoint.py mdlstm_tk/training/job.py",
         "training/test_resume.py training/test_run_files.py training/test_train.py",
     ),
@@ -68,8 +93,9 @@ def without_annotations(code: str | None) -> str:
 
 def draw(area: str, count: int, seed: int) -> list[dict[str, str]]:
     """Some mutants of an area, without those that change annotations alone."""
-    paths = [path for pattern in AREAS[area][0].split() for path in sorted(ROOT.glob(pattern))]
+    paths = [path for pattern in AREAS[area].modules.split() for path in sorted(ROOT.glob(pattern))]
     names = [n for n in sorted(plugins.operator_names()) if not plugins.get_operator(n).arguments()]
+    names = [n for n in names if not n.endswith(("_Is", "_IsNot"))]  # the same for small numbers
     candidates = []
     for path in paths:
         nodes = list(ast_nodes(get_ast(path.read_text("utf-8"))))
@@ -89,8 +115,16 @@ def draw(area: str, count: int, seed: int) -> list[dict[str, str]]:
     return found
 
 
-def run_tests(checkout: Path, area: str, timeout: float) -> bool:
-    """Run the tests of an area in a copy of the checkout; true if all pass in time."""
+def run_tests(checkout: Path, area: str, timeout: float, mutated: str = "") -> bool:
+    """Run the tests of an area in a copy of the checkout; true if all pass in time.
+
+    Args:
+        checkout: the copy.
+        area: the name of the area.
+        timeout: seconds.
+        mutated: the path of the module that was changed. Only if Numba compiles it are kernels compiled
+            anew, into a folder that is removed afterwards.
+    """
     child = os.fork()  # it has imported what takes long, but nothing of the checkout
     if child == 0:
         os.setsid()
@@ -100,25 +134,32 @@ def run_tests(checkout: Path, area: str, timeout: float) -> bool:
         os.dup2(output, 2)
         sys.dont_write_bytecode = True
         os.environ |= {"PYTHONPATH": str(checkout), "PYTHONPYCACHEPREFIX": f"{checkout}.pyc"}
+        if mutated in COMPILED:
+            os.environ["NUMBA_CACHE_DIR"] = f"{checkout}.kernels"
         sys.path[:] = [str(checkout), *(p for p in sys.path if Path(p) not in (ROOT, ROOT / "tests"))]
         for name in [name for name in sys.modules if name.partition(".")[0] == "helpers"]:
             del sys.modules[name]
-        tests = [f"tests/{name}" for name in AREAS[area][1].split()]
+        tests = [f"tests/{name}" for name in AREAS[area].tests.split()]
         options = ["-x", "-q", "-m", "not slow", "-p", "no:xdist", "-p", "no:cacheprovider"]
         try:
-            os._exit(int(sys.modules["pytest"].main([*options, *tests])))
+            compilation = importlib.import_module("mdlstm_tk.backends.cpu.compile")
+            digest = hashlib.sha256(b"".join(Path(name).read_bytes() for name in COMPILED)).hexdigest()
+            compilation._source_digest = lambda: digest  # type: ignore[attr-defined]
+            os._exit(int(pytest.main([*options, "-k", AREAS[area].chosen, *tests])))
         finally:
             os._exit(1)
     end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            shutil.rmtree(f"{checkout}.pyc", ignore_errors=True)
-            return status == 0
+    status = None
+    while status is None and time.monotonic() < end:
+        done, code = os.waitpid(child, os.WNOHANG)
+        status = code if done else None
         time.sleep(0.05)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False
+    if status is None:
+        os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    for folder in (f"{checkout}.pyc", f"{checkout}.kernels"):
+        shutil.rmtree(folder, ignore_errors=True)
+    return status == 0
 
 
 def page(rows: list[dict[str, str]]) -> str:
@@ -140,7 +181,7 @@ def main() -> None:
     parser.add_argument("--area", action="append", choices=AREAS, help="all if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--timeout", type=float, default=600, help="seconds for the tests of a mutant")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds for the tests of a mutant")
     options = parser.parse_args()
     folder, areas = options.folder.resolve(), options.area or list(AREAS)
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
@@ -150,9 +191,6 @@ def main() -> None:
     for checkout in checkouts:
         shutil.rmtree(checkout, ignore_errors=True)
         copy_checkout(checkout)
-    for area in areas:  # which also compiles the kernels
-        if not run_tests(checkouts[0], area, 10 * options.timeout):
-            sys.exit(f"the tests of '{area}' fail without a mutant; see {checkouts[0]}.txt")
     queue = [
         mutant for area in areas for mutant in draw(area, -(-options.count // len(areas)), options.seed)
     ]
@@ -163,19 +201,25 @@ def main() -> None:
         if worker := os.fork():
             workers.append(worker)
             continue
+        for area in areas:  # which also compiles the kernels, that are cached by the path of their code
+            if not run_tests(checkout, area, 10 * options.timeout):
+                os.write(2, f"the tests of '{area}' fail without a mutant; see {checkout}.txt\n".encode())
+                os._exit(1)
         for mutant in queue[job :: options.jobs]:
             path, code = checkout / mutant["path"], mutant.pop("code")
-            before = path.read_text("utf-8")
+            before, times = path.read_text("utf-8"), path.stat()
             path.write_text(code, "utf-8")
-            passed = run_tests(checkout, mutant["area"], options.timeout)
+            passed = run_tests(checkout, mutant["area"], options.timeout, mutant["path"])
             path.write_text(before, "utf-8")
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # kernels depend on it
             diff = list(unified_diff(before.splitlines(), code.splitlines(), n=1, lineterm=""))[2:]
             row = {**mutant, "outcome": "survived" if passed else "killed", "diff": "\n".join(diff)}
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         os._exit(0)
-    for worker in workers:
-        os.waitpid(worker, 0)
+    statuses = [os.waitpid(worker, 0)[1] for worker in workers]
+    if any(statuses):
+        sys.exit(1)
     rows = [json.loads(line) for line in results.read_text("utf-8").splitlines()]
     text = page(sorted(rows, key=lambda row: (areas.index(row["area"]), row["path"])))
     (folder / "mutants.md").write_text(text, "utf-8")

@@ -59,7 +59,7 @@ def test_an_exported_program_and_a_trace(layer: MDLSTM, x: Tensor, tmp_path: Pat
     load("torch.export.load('net.pt2').module(), torch.jit.load('net.ts')", layer, x, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.timeout(900)  # a C++ compiler reads all of torch's headers
 def test_a_package_of_aot_inductor(
     layer: MDLSTM, x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

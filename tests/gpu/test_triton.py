@@ -215,7 +215,7 @@ def test_a_cell_that_is_defined_anew_gets_other_kernels() -> None:
     assert torch.equal(two, 2 * one) and torch.equal(again, one)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
     """The interpreter takes what the compiler does not. This needs no GPU, but a process of its own.
 

@@ -27,7 +27,7 @@ import rivals
 GPU = runpy.run_path(str(ROOT / "benchmarks/gpu.py"))
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak memory there")
 def test_a_row_of_the_table_of_memory() -> None:
     row = memory.measure(ROOT, Shape(1, (5, 6), 2, 3), "any")
@@ -79,7 +79,7 @@ def test_an_interrupted_comparison_is_run_again(tmp_path: Path, monkeypatch: pyt
     assert script.load_results(tmp_path, "digits", 1) == {}
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.usefixtures("fresh_registries", "one_thread")
 def test_random_layers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     script = importlib.import_module("random_layers")
@@ -124,7 +124,7 @@ def test_patches_return_to_their_places() -> None:
     assert changed.min(0).values.tolist() == [8, 16] and changed.max(0).values.tolist() == [15, 23]
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_a_table_of_all_networks() -> None:
     rows = rivals.table([(2, (8, 16))], seconds=0)
     assert [row[:2] for row in rows[:2]] == [["2, 8x16, 3", "MD-LSTM"], ["2, 8x16, 3", "MD-LSTM, scan"]]
@@ -152,7 +152,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_its_report_has_a_row_for_each_pass_and_dtype(tmp_path: Path) -> None:
     options = ("--device", "cpu", "--only", "1,4x4,1,4", "--seconds", "0", "--no-tests")
     done = run(*options, "--output", str(tmp_path))
@@ -170,7 +170,7 @@ def test_its_report_has_a_row_for_each_pass_and_dtype(tmp_path: Path) -> None:
     assert report["missing"] == {} and "Not measured" not in page
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU")
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     done = run("--output", str(tmp_path / "gpu"))

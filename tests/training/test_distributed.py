@@ -72,6 +72,7 @@ def _rank(rank: int, port: int, cwd: Path, arguments: list[str]) -> None:
                 dist.destroy_process_group()  # a fork runs no functions at exit
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one_process(tmp_path: Path) -> None:
     records = []
     for count, call in ((1, mdlstm), (2, torchrun)):

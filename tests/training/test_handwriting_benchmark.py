@@ -35,7 +35,7 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_rows_are_measured_once(
     handwriting: Any, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

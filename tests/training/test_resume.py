@@ -88,7 +88,7 @@ def test_an_interrupt_takes_effect_after_the_step_and_the_run_resumes_exactly(
 @needs_kill
 def test_a_run_that_is_killed_repeatedly_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     """SIGKILL arrives between steps, within one, or while a checkpoint is written."""
-    config = replace(DIGITS, steps=40, evaluate_every=2)
+    config = replace(DIGITS, steps=24, evaluate_every=2)
     whole, run = run_in(tmp_path / "whole", config), Run(tmp_path / "killed")
     rng, kills = np.random.default_rng(0), 0
     while not run.last.exists() or load_checkpoint(run.last).step < config.steps:
