@@ -208,7 +208,7 @@ def runs_in() -> str:
             row.append("no" if failures else f"{np.max(values):.0e}")
         rows.append(row)
     notes = [f"- {reason} ({'; '.join(forms)})" for reason, forms in reasons.items()]
-    title = "What those that do not run a form say:"
+    title = "Messages of the runtimes that do not run a form:"
     return "\n".join([markdown(["form", *runtimes], rows), *(["", title, "", *notes] if notes else [])])
 
 

@@ -21,7 +21,7 @@ from mdlstm_tk._util.text import printable, to_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-_ARGUMENT = re.compile(r"\b([a-z_]+)=(?:True|\.\.\.|\"([^\"]*)\")")
+_ARGUMENT = re.compile(r"\b([a-z_]+)=(?:True|\.\.\.|\"([^\"]*)\"|(-?[0-9][0-9a-z.]*\b|[a-z][0-9a-z]*\b))")
 LINE_SECONDS = 30  # between two lines of progress, at most, where stderr is no terminal
 BAR_SECONDS = 0.1  # between two updates of a progress bar
 TABLE_WIDTH = 500  # columns; a table that is wider than the terminal reads better unfolded
@@ -63,11 +63,12 @@ def on_terminal() -> bool:
 def with_flags(message: str) -> str:
     """An error of the library, which speaks of arguments, in the options of the verb that is called.
 
-    `force=True` becomes --force, `max_bytes=...` becomes --max-bytes, and `engine="ray"` --engine ray.
+    `force=True` becomes --force, `max_bytes=...` becomes --max-bytes, `engine="ray"` --engine ray, and
+    `steps=8` --steps 8.
     """
 
     def flag(match: re.Match[str]) -> str:
-        name, text = match[1], match[2]
+        name, text = match[1], match[2] or match[3]
         option = verbosity.flags.get(name)
         return match[0] if option is None else f"{option} {text}" if text else option
 

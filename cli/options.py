@@ -229,7 +229,7 @@ OutputFormat = Annotated[
 ]
 PROBABILITIES = (
     "Write the probability of every class, by name in csv and json, else as arrays; of texts, their "
-    "confidence in tsv and csv."
+    "confidence in txt, tsv and csv."
 )
 Probabilities = Annotated[bool, option(PROBABILITIES, OUTPUT, "--probabilities")]
 TOP = "Name the K most likely classes of a classifier with their probabilities."

@@ -73,7 +73,7 @@ def export_onnx(
         example_inputs: x, or a tuple of x and the further inputs of forward in order, as for
             `torch.onnx.export`. The grid, the channels and the further inputs follow from them; the batch
             may have any size. x may hold integers, such as tokens, and may lack the axis C if the grid has
-            as many axes as the first MDLSTM layer; in the file it is float32 (N, *grid, C) in any case.
+            as many axes as the first MDLSTM layer; in the file it is float32 with that axis.
         grid: the extents to export for, which may differ from those of the training data. None among them
             stands for a free extent.
         form: "unrolled" writes the sweeps out step by step, for one grid; "scan" writes each as a loop,

@@ -102,7 +102,8 @@ def verify_model(
         seeds: number of random seeds.
         seed: the first seed.
         max_bytes: maximum size of the model file; 1 GiB if None.
-        timeout, isolated, trusted: as for `Session`.
+        timeout, isolated, trusted: as for `Session`. The reference evaluator of onnx runs in this process
+            in any case.
 
     Returns:
         The outcome of every runtime on every case. A failure raises nothing by itself; call

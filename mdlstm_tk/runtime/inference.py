@@ -129,7 +129,8 @@ def infer_paths(
             labels, texts and masks; npy and npz hold the network's outputs.
         probabilities: of a classifier or segmenter, write the probability of every class: by name in csv
             and json, as arrays (softmax over the classes) in npy and npz. The default format is then npy
-            or npz. Of a recogniser, the confidence of each text in tsv and csv; json has it in any case.
+            or npz. Of a recogniser, the confidence of each text in txt, tsv and csv; json has it in
+            any case.
         top: of a classifier, also name the `top` most likely classes and their probabilities.
         device: "auto" (CUDA if it works, else CPU), "cpu", "cuda" or "cuda:N".
         threads: CPU threads of one run, as for `Session`. 0: one per core.
