@@ -25,8 +25,8 @@ TEXTS = (
     "tout ce que je possède.",
     "Fait à Paris le 3 août 1914",
 )
-WIDTH, STEP, SIZE, LEFT = 1000, 150, 84, 60  # of the page, between lines, of the font, and of the margin
-ABOVE, BELOW = 80, 42  # pixels of an outline above and below the baseline
+WIDTH, STEP, SIZE, LEFT = 880, 120, 62, 50  # of the page, between lines, of the font, and of the margin
+ABOVE, BELOW = 60, 30  # pixels of an outline above and below the baseline
 UNSURE = 0.7  # confidence below which a character is drawn in the other colour
 
 
@@ -61,8 +61,8 @@ def draw_reading(axes: Axes, cut: np.ndarray, reading: Transcription) -> None:
     for text, character in zip(reading.text, reading.characters, strict=True):
         color = INK if character.confidence >= UNSURE else ACCENT
         center = (character.left + character.right) / 2
-        axes.text(center, height + 34, text, ha="center", va="center", color=color, fontsize=10)
-    axes.set(xlim=(0, cut.shape[1]), ylim=(height + 60, 0))
+        axes.text(center, height + 26, text, ha="center", va="center", color=color, fontsize=10)
+    axes.set(xlim=(0, cut.shape[1]), ylim=(height + 46, 0))
     axes.set_axis_off()
 
 

@@ -177,8 +177,9 @@ def test_errors_name_options(arguments: tuple[Any, ...], model: str, message: st
 def test_only_arguments_of_the_verb_become_options(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = {"force": "--force", "output": "-o", "engine": "--engine"}
     monkeypatch.setattr(console, "verbosity", Verbosity(flags=flags))
-    text = 'x=1; force=True, output=..., engine="ray", tile=..., force=False, cut_force=True'
-    assert with_flags(text) == "x=1; --force, -o, --engine ray, tile=..., force=False, cut_force=True"
+    text = 'x=1; force=True, output=..., engine="ray", engine=dask, tile=..., force=False, cut_force=True'
+    expected = "x=1; --force, -o, --engine ray, --engine dask, tile=..., force=False, cut_force=True"
+    assert with_flags(text) == expected
 
 
 @pytest.mark.usefixtures("place")

@@ -32,6 +32,8 @@ def test_arrays_are_read_unchanged(tmp_path: Path, kind: Kind) -> None:
             assert (target == y[k, :, : sizes[k, 1]]).all()
     if kind == "grid":
         assert task.spec.target_mean[0] == pytest.approx(105, abs=1)
+        with pytest.raises(InputError, match=r"augment=1 .* targets"):
+            read_data(tmp_path / "set.npz", kind, 0.0, 0, augment=1.0)
 
 
 VOLUMES = RNG.random((8, 3, 4, 5)).astype(np.float32)
