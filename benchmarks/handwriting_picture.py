@@ -1,6 +1,6 @@
-"""Draw the figure of docs/handwriting.md.
+"""Draw the picture of docs/handwriting.md.
 
-    python docs/figures/handwriting.py lines.onnx --font HAND.ttf --lm lm.arpa.gz
+    python benchmarks/handwriting_picture.py lines.onnx --font HAND.ttf --lm lm.arpa.gz
 
 A page is drawn in a font that looks like handwriting, its lines bent; a trained model reads it.
 """
@@ -10,15 +10,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from PIL import Image, ImageDraw, ImageFont
-from style import ACCENT, IMAGES, INK
 
 from mdlstm_tk.runtime import CharacterModel, Session, Transcription, cut_line
 from mdlstm_tk.runtime.pages import PageLine
 
+PICTURE = Path(__file__).parents[1] / "docs/images/handwriting.png"
+INK, UNSURE_INK, OUTLINE = "#22303c", "#c2410c", "#2b7bba"
 TEXTS = (
     "Je soussigné Pierre Martin",
     "déclare léguer à ma femme",
@@ -35,7 +37,7 @@ def draw_page(font: ImageFont.FreeTypeFont) -> tuple[np.ndarray, list[PageLine]]
     rng = np.random.default_rng(1)
     height = STEP * (len(TEXTS) + 1)
     columns = np.arange(WIDTH)
-    pixels = np.clip(rng.normal(228, 4, (height, WIDTH)) - columns * 0.02, 0, 255)
+    pixels = np.clip(rng.normal(228, 2, (height, WIDTH)) - columns * 0.02, 0, 255)
     lines = []
     for k, text in enumerate(TEXTS):
         base = STEP * (k + 1)
@@ -59,7 +61,7 @@ def draw_reading(axes: Axes, cut: np.ndarray, reading: Transcription) -> None:
     axes.imshow(cut, cmap="gray", vmin=0, vmax=255)
     height = len(cut)
     for text, character in zip(reading.text, reading.characters, strict=True):
-        color = INK if character.confidence >= UNSURE else ACCENT
+        color = INK if character.confidence >= UNSURE else UNSURE_INK
         center = (character.left + character.right) / 2
         axes.text(center, height + 26, text, ha="center", va="center", color=color, fontsize=10)
     axes.set(xlim=(0, cut.shape[1]), ylim=(height + 46, 0))
@@ -71,8 +73,9 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--font", type=Path, required=True)
     parser.add_argument("--lm", type=Path)
-    parser.add_argument("-o", "--output", type=Path, default=IMAGES / "handwriting.png")
+    parser.add_argument("-o", "--output", type=Path, default=PICTURE)
     options = parser.parse_args()
+    mpl.use("agg")
     pixels, lines = draw_page(ImageFont.truetype(options.font, SIZE))
     cuts = [cut_line(pixels, line) for line in lines]
     search = {"beam": 64, "lm": CharacterModel.load(options.lm)} if options.lm else {}
@@ -83,8 +86,8 @@ def main() -> None:
     page = figure.add_subplot(left)
     page.imshow(pixels, cmap="gray", vmin=0, vmax=255)
     for line in lines:
-        page.fill(*line.polygon.T, fill=False, edgecolor="#2b7bba", linewidth=1.2)
-        page.plot(*line.baseline.T, color=ACCENT, linewidth=1.2)
+        page.fill(*line.polygon.T, fill=False, edgecolor=OUTLINE, linewidth=1.2)
+        page.plot(*line.baseline.T, color=UNSURE_INK, linewidth=1.2)
     page.set_axis_off()
     grid = right.subgridspec(len(lines), 1, hspace=0.05)
     for k, (cut, reading) in enumerate(zip(cuts, readings, strict=True)):
