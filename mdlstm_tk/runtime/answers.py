@@ -92,7 +92,7 @@ class Answer:
 
     @property
     def confidence(self) -> float | None:
-        """Of a recogniser, the probability of the text."""
+        """Of a recogniser, that of the text."""
         return (
             None if self.transcription is None else round(self.transcription.confidence, PROBABILITY_DIGITS)
         )

@@ -54,7 +54,8 @@ class Transcription(NamedTuple):
 
     Attributes:
         text: the text.
-        confidence: the probability of the whole text, P(text | image), without a language model.
+        confidence: the mean of those of its characters, the share of them that is likely to be right; of an
+            empty text, its probability.
         characters: one entry for each character of the text.
     """
 
@@ -107,7 +108,8 @@ def transcribe_logits(
         Character(character, float(edges[k, 0]), float(edges[k, 1]), float(confidences[k]))
         for character, k in ordered
     )
-    return Transcription("".join(c.character for c in characters), float(np.exp(log_prob)), characters)
+    confidence = confidences.mean() if len(confidences) else np.exp(log_prob)
+    return Transcription("".join(c.character for c in characters), float(confidence), characters)
 
 
 def check_search(beam: int, lm: CharacterModel | None) -> None:

@@ -350,22 +350,17 @@ def _main_equiv(element: Element) -> Element | None:
 
 
 def _words(transcription: Transcription) -> list[tuple[str, str]]:
-    """The words of a text, each with its confidence."""
-    matches = re.finditer(r"\S+", transcription.text)
-    return [(match[0], _confidence(transcription, slice(*match.span()))) for match in matches]
-
-
-def _confidence(transcription: Transcription, part: slice = slice(None)) -> str:
-    """The mean confidence of the characters of a text or a part of it, which is the share of them that is
-    likely to be right. That all are right, as `transcription.confidence` says, is unlikely for long lines.
-    """
-    confidences = [each.confidence for each in transcription.characters[part]]
-    return f"{np.mean(confidences) if confidences else transcription.confidence:.4f}"
+    """The words of a text, each with the mean confidence of its characters."""
+    words = []
+    for match in re.finditer(r"\S+", transcription.text):
+        characters = transcription.characters[slice(*match.span())]
+        words.append((match[0], f"{np.mean([each.confidence for each in characters]):.4f}"))
+    return words
 
 
 def _write_alto(document: Document, line: Element, transcription: Transcription) -> None:
     strings, hyphens, words = line.all("String"), line.all("HYP"), _words(transcription)
-    text, confidence = transcription.text, _confidence(transcription)
+    text, confidence = transcription.text, f"{transcription.confidence:.4f}"
     box = {key: line.attributes.get(key) for key in BOX}
     if not strings:
         values = {"CONTENT": text, "WC": confidence, **box}
@@ -393,7 +388,8 @@ def _write_string(
 
 def _write_text(document: Document, line: Element, transcription: Transcription) -> None:
     """Write the text of a PAGE line, and of its words."""
-    _write_equiv(document, line, _main_equiv(line), transcription.text, _confidence(transcription))
+    confidence = f"{transcription.confidence:.4f}"
+    _write_equiv(document, line, _main_equiv(line), transcription.text, confidence)
     words, texts = line.all("Word"), _words(transcription)
     is_paired = len(words) == len(texts)
     for k, word in enumerate(words):

@@ -172,7 +172,7 @@ def test_a_very_long_line() -> None:
     logits = 8 * np.eye(4)[path] + rng.normal(size=(3000, 4))
     line = transcribe_logits(logits, CLASSES, beam=4)
     assert len(line.text) == 1500
-    assert 0 <= line.confidence <= 1
+    assert line.confidence == pytest.approx(np.mean([c.confidence for c in line.characters]))
     assert all(0 < c.confidence <= 1 and c.left < c.right for c in line.characters)
     lefts = [c.left for c in line.characters]
     assert lefts == sorted(lefts)

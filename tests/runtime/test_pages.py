@@ -351,7 +351,7 @@ def test_the_text_of_a_region_follows_its_lines(tmp_path: Path) -> None:
 
 def test_the_confidence_of_a_word_is_that_of_its_characters(tmp_path: Path) -> None:
     sure, unsure = transcription("ab", 1.0), transcription(" c", 0.25)
-    both = sure._replace(text="ab c", confidence=0.5, characters=sure.characters + unsure.characters)
+    both = sure._replace(text="ab c", confidence=0.625, characters=sure.characters + unsure.characters)
     before = read(tmp_path, alto(f"<TextLine>{string('x', 'y')}</TextLine>"))
     write_page(before, {"1": both}, tmp_path / "b.xml")
     assert re.findall(r'WC="(.*?)"', (tmp_path / "b.xml").read_text()) == ["1.0000", "0.2500"]
