@@ -21,7 +21,7 @@ import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.masks import RawMask
-from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample, UnusableSampleError
+from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample
 from mdlstm_tk.errors import InputError
 
 MIN_MAPPED_BYTES = 2**24  # arrays below this are read whole
@@ -94,7 +94,7 @@ def _read_numbers(x: Array, index: int, extents: Extents) -> Array:
     """Read sample `index` of x as float32; no number is scaled, as exported models scale no array."""
     grid = x.shape[1:-1]
     if not all(0 < extent <= largest for extent, largest in zip(extents, grid, strict=True)):
-        raise UnusableSampleError(f"its size {format_size(extents)} does not fit into {format_size(grid)}")
+        raise InputError(f"its size {format_size(extents)} does not fit into {format_size(grid)}")
     sample: Array = x[index][tuple(map(slice, extents))].astype(np.float32)
     return sample
 
@@ -109,7 +109,7 @@ def _read_target(y: Array, index: int, extents: Extents, kind: Kind) -> Any:
     try:
         return str(y[index].decode() if y.dtype.kind == "S" else y[index])
     except ValueError:
-        raise UnusableSampleError("its name is not Unicode") from None
+        raise InputError("its name is not Unicode") from None
 
 
 def _load(path: Path) -> dict[str, Array]:

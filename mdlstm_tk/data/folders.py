@@ -18,7 +18,7 @@ from typing import Any
 
 from mdlstm_tk.data.images import read_file, read_pixels
 from mdlstm_tk.data.masks import read_mask
-from mdlstm_tk.data.spec import Array, Kind, RawSample, UnusableSampleError
+from mdlstm_tk.data.spec import Array, Kind, RawSample
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 
@@ -155,7 +155,7 @@ def _no_target() -> None:
 
 def refuse(reason: str) -> Any:
     """Raise the reason why a sample cannot be used."""
-    raise UnusableSampleError(reason)
+    raise InputError(reason)
 
 
 def _read_target(file: Path) -> Array:

@@ -22,7 +22,7 @@ import numpy as np
 from mdlstm_tk.data import folders
 from mdlstm_tk.data.images import is_grey, read_pixels
 from mdlstm_tk.data.samples import MAX_THREADS, MemoryBudget
-from mdlstm_tk.data.spec import Array, RawSample, Split, UnusableSampleError
+from mdlstm_tk.data.spec import Array, RawSample, Split
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 from mdlstm_tk.runtime.line_cutting import cut_line
@@ -148,7 +148,7 @@ def _cut_page(file: Path) -> _CutPage:
     try:
         page = read_page(file)
         pixels = _pixels(page)
-    except (InputError, UnusableSampleError) as error:
+    except InputError as error:
         return _CutPage(file, error=str(error).removeprefix(f"{file}").lstrip(" :"))
     lines = [line for line in page.lines if line.text]
     cuts: list[Array | str] = []
@@ -172,17 +172,11 @@ def _page_pixels(file: Path) -> Array:
 
 
 def _read_line(file: Path, line: PageLine) -> Array:
-    try:
-        return cut_line(_page_pixels(file), line)
-    except InputError as error:
-        raise UnusableSampleError(str(error)) from None
+    return cut_line(_page_pixels(file), line)
 
 
 def _read_transcript(file: Path) -> str:
-    try:
-        lines = [line.strip() for line in folders.read_lines(file) if line.strip()]
-    except InputError as error:
-        raise UnusableSampleError(str(error)) from None
+    lines = [line.strip() for line in folders.read_lines(file) if line.strip()]
     if len(lines) > 1:
-        raise UnusableSampleError(f"{file.name} has {len(lines)} lines, expected one")
+        raise InputError(f"{file.name} has {len(lines)} lines, expected one")
     return "".join(lines)

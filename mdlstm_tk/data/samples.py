@@ -13,7 +13,7 @@ import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.images import is_grey
-from mdlstm_tk.data.spec import Array, Extents, Floats, Kind, RawSample, Resize, Sample, UnusableSampleError
+from mdlstm_tk.data.spec import Array, Extents, Floats, Kind, RawSample, Resize, Sample
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 
@@ -107,10 +107,10 @@ def _scan(sample: RawSample, kind: Kind, resize: Resize) -> Scan | str:
             _check_extents("target", target.shape[: len(grid)], grid)
             target, _ = _moments(target, sample.is_file, resize)
         elif kind == "transcribe" and not target.strip():
-            raise UnusableSampleError("its text is empty")
+            raise InputError("its text is empty")
         elif kind == "density" and x.dtype.kind == "f" and not 0 <= x.min() <= x.max() <= 1:
-            raise UnusableSampleError(f"its values lie in [{x.min():g}, {x.max():g}], expected [0, 1]")
-    except UnusableSampleError as reason:
+            raise InputError(f"its values lie in [{x.min():g}, {x.max():g}], expected [0, 1]")
+    except InputError as reason:
         return f"{sample.name}: {reason}"
     return Scan(sample, extents, moments, target)
 
@@ -120,15 +120,13 @@ def _moments(pixels: Array, is_image: bool, resize: Resize) -> tuple[Moments, Ex
     x = Preprocessing(1 if is_grey(pixels) else 3, resize)(pixels) if is_image else pixels
     moments = Moments.of(x)
     if not np.isfinite(moments.squares).all() and not np.isfinite(x).all():
-        raise UnusableSampleError("it contains NaN, infinite values, or numbers too large for float32")
+        raise InputError("it contains NaN, infinite values, or numbers too large for float32")
     return moments, x.shape[:-1]
 
 
 def _check_extents(target: str, extents: Extents, image: Extents) -> None:
     if extents != image:
-        raise UnusableSampleError(
-            f"its {target} is {format_size(extents)}, but the image is {format_size(image)}"
-        )
+        raise InputError(f"its {target} is {format_size(extents)}, but the image is {format_size(image)}")
 
 
 @dataclass
@@ -190,11 +188,11 @@ class LazySamples(Sequence[Sample]):
         sample = self.samples[index]
         try:
             x, y = sample.read_x(), self.encode(sample.read_y())
-        except (UnusableSampleError, KeyError, ValueError) as reason:
+            prepared = self._prepared(x)
+        except (KeyError, ValueError) as reason:
             raise InputError(
                 f"{sample.name} has changed since the start and can no longer be used: {reason}"
             ) from None
-        prepared = self._prepared(x)
         smaller = x if x.nbytes <= prepared.nbytes else prepared
         if sample.is_file and not sample.is_kept and self.budget.take(smaller.nbytes + _count_bytes(y)):
             self._kept[index] = smaller, y

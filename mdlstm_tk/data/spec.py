@@ -29,20 +29,16 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 UNLABELLED = -1  # the class of positions that have no label, and of padding
 
 
-class UnusableSampleError(Exception):
-    """A sample cannot be used; the message is the reason."""
-
-
 @dataclass(frozen=True)
 class RawSample:
     """A sample of the user's data, which is read from disk when it is needed.
 
     Attributes:
         name: name of the sample in messages.
-        read_x: returns an image as `decode_image` does, or numbers (*grid, C). Raises
-            `UnusableSampleError`.
+        read_x: returns an image as `decode_image` does, or numbers (*grid, C). Raises `InputError` with the
+            reason if the sample cannot be used.
         read_y: returns the target: the name of a class, a text, a `RawMask`, or what `read_x` returns.
-            Raises `UnusableSampleError`.
+            Raises `InputError` as well.
         is_file: reading takes time, so that it is worth keeping what was read.
         group: what must not be divided among splits, such as the page of a line; "" is the sample itself.
         is_kept: what `read_x` returns is in memory already.
