@@ -76,8 +76,9 @@ def list_arrays(path: Path, kind: Kind) -> Iterator[RawSample]:
     if kind == "grid" and y.ndim == ndim + 1:
         y = y[..., None]
     for index, extents in enumerate(map(tuple, sizes.tolist())):
+        read_x = partial(_read_numbers, x, index, extents)
         read_y = partial(_read_target, y, index, extents, kind)
-        yield RawSample(f"sample {index}", partial(_read_numbers, x, index, extents), read_y, is_file=False)
+        yield RawSample(f"sample {index}", read_x, read_y, is_image=False)
 
 
 def _grid_axes(arrays: dict[str, Array], kind: Kind) -> int:

@@ -101,7 +101,7 @@ def read_lines(file: Path) -> list[str]:
 
 
 def _image(path: Path, file: Path, read_target: Callable[[], Any]) -> RawSample:
-    return RawSample(os.path.relpath(file, path), partial(read_pixels, file), read_target, is_file=True)
+    return RawSample(os.path.relpath(file, path), partial(read_pixels, file), read_target, is_image=True)
 
 
 def _list_pairs(path: Path, kind: Kind) -> Iterator[RawSample]:
@@ -124,7 +124,7 @@ def _list_pairs(path: Path, kind: Kind) -> Iterator[RawSample]:
         if similar := next((target for target in unpaired if target.startswith(prefixes)), None):
             file = by_name[Path(similar)]
             reason += f"; rename {file.relative_to(targets)} to {name}{file.suffix}"
-        yield _image(path, image, partial(refuse, reason))
+        yield RawSample.unusable(os.path.relpath(image, path), reason)
 
 
 def _list_texts(path: Path) -> Iterator[RawSample]:
@@ -134,28 +134,21 @@ def _list_texts(path: Path) -> Iterator[RawSample]:
     for number, line in enumerate(read_lines(table), 1):
         if not line.strip():
             continue
+        label = f"labels.tsv, line {number}"
         name, *columns = line.split("\t")
-        reason = ""
         if not columns:
-            reason = "it has no tab; expected file, tab, text"
+            yield RawSample.unusable(label, "it has no tab; expected file, tab, text")
         elif len(columns) > 1:
             reason = f"it has {len(columns) + 1} columns; expected file, tab, text"
+            yield RawSample.unusable(label, reason)
         elif (first := first_line.setdefault(os.path.normpath(name), number)) != number:
-            reason = f"line {first} names {name} as well; delete one of them"
-        if reason:
-            read = partial(refuse, reason)
-            yield RawSample(f"labels.tsv, line {number}", read, read, is_file=True)
+            yield RawSample.unusable(label, f"line {first} names {name} as well; delete one of them")
         else:
             yield _image(path, path / name, partial(str, columns[0]))
 
 
 def _no_target() -> None:
     """Return the target of an image whose probability is learned."""
-
-
-def refuse(reason: str) -> Any:
-    """Raise the reason why a sample cannot be used."""
-    raise InputError(reason)
 
 
 def _read_target(file: Path) -> Array:

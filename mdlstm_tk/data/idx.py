@@ -88,4 +88,4 @@ def read_idx(path: Path) -> Images:
 def list_idx(path: Path) -> Iterator[RawSample]:
     """List the images of an IDX file as samples without targets."""
     for k, image in enumerate(read_idx(path)):
-        yield RawSample(f"image {k}", partial(np.asarray, image), lambda: None, is_file=True)
+        yield RawSample(f"image {k}", partial(np.asarray, image), lambda: None, is_image=True)

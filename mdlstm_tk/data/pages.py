@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -57,7 +57,7 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
     files = [file for file in folders.find_files(path) if is_page(file)]
     samples: list[RawSample] = []
     of_image: dict[Path, str] = {}  # one page would lie in two splits where it is there as ALTO and as PAGE
-    with_text = without_text = not_kept = 0
+    with_text = without_text = 0
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         for page in pool.map(_cut_page, files):
             name = os.path.relpath(page.file, path)
@@ -65,26 +65,24 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
                 page = _CutPage(page.file, error=f"it is for the image of {first}; delete one of them")
             with_text, without_text = with_text + len(page.lines), without_text + page.without_text
             if page.error:
-                refuse = partial(folders.refuse, page.error)
-                samples.append(RawSample(name, refuse, refuse, is_file=True))
+                samples.append(RawSample.unusable(name, page.error))
             for line, cut in zip(page.lines, page.cuts, strict=True):
-                is_kept = False
-                read: Callable[[], Any]
+                line_name = f"{name} {line.id}"
                 if isinstance(cut, str):
-                    read = partial(folders.refuse, cut)
-                elif is_kept := budget.take(cut.nbytes):
-                    read = partial(np.asarray, cut)
-                else:
-                    read, not_kept = partial(_read_line, page.file, line), not_kept + 1
-                text = partial(str, line.text)
-                samples.append(RawSample(f"{name} {line.id}", read, text, True, name, is_kept))
+                    samples.append(RawSample.unusable(line_name, cut))
+                    continue
+                in_memory = budget.take(cut.nbytes)
+                read: Callable[[], Array] = (
+                    partial(np.asarray, cut) if in_memory else partial(_read_line, page.file, line)
+                )
+                samples.append(RawSample(line_name, read, partial(str, line.text), True, name, in_memory))
     notes = []
     if files:
         counts = f"{with_text} lines with a text and {without_text} without, which are left out"
         notes.append(f"pages: {len(files)}, with {counts}")
-    if not_kept:
+    if cut_again := sum(bool(sample.group) and not sample.in_memory for sample in samples):
         notes.append(
-            f"{not_kept} lines of pages are cut again in every epoch, which is slow; --set cache=... with "
+            f"{cut_again} lines of pages are cut again in every epoch, which is slow; --set cache=... with "
             "more MiB keeps them"
         )
     return samples, notes
@@ -102,7 +100,7 @@ def list_transcripts(path: Path) -> Iterator[RawSample]:
                 os.path.relpath(image, path),
                 partial(read_pixels, image),
                 partial(_read_transcript, file),
-                is_file=True,
+                is_image=True,
             )
 
 

@@ -72,7 +72,7 @@ def scan_samples(samples: Sequence[RawSample], kind: Kind, resize: Resize) -> tu
         MissingExtraError: Pillow is not installed.
     """
     scan = partial(_scan, kind=kind, resize=resize)
-    threads = min(MAX_THREADS, os.cpu_count() or 1) if any(sample.is_file for sample in samples) else 1
+    threads = min(MAX_THREADS, os.cpu_count() or 1) if any(sample.is_image for sample in samples) else 1
     with ThreadPoolExecutor(threads) as pool:
         results = list(pool.map(scan, samples))
     return [r for r in results if isinstance(r, Scan)], [r for r in results if isinstance(r, str)]
@@ -97,15 +97,15 @@ def _scan(sample: RawSample, kind: Kind, resize: Resize) -> Scan | str:
     """Read a sample; a text says why it cannot be used."""
     try:
         x = sample.read_x()
-        grid = x.shape[: 2 if sample.is_file else -1]
-        moments, extents = _moments(x, sample.is_file, resize)
+        grid = x.shape[: 2 if sample.is_image else -1]
+        moments, extents = _moments(x, sample.is_image, resize)
         target = sample.read_y()
         if kind == "segment":
             _check_extents("mask", target.pixels.shape[: len(grid)], grid)
             target = target.distinct()
         elif kind == "grid":
             _check_extents("target", target.shape[: len(grid)], grid)
-            target, _ = _moments(target, sample.is_file, resize)
+            target, _ = _moments(target, sample.is_image, resize)
         elif kind == "transcribe" and not target.strip():
             raise InputError("its text is empty")
         elif kind == "density" and x.dtype.kind == "f" and not 0 <= x.min() <= x.max() <= 1:
@@ -194,7 +194,7 @@ class LazySamples(Sequence[Sample]):
                 f"{sample.name} has changed since the start and can no longer be used: {reason}"
             ) from None
         smaller = x if x.nbytes <= prepared.nbytes else prepared
-        if sample.is_file and not sample.is_kept and self.budget.take(smaller.nbytes + _count_bytes(y)):
+        if sample.is_image and not sample.in_memory and self.budget.take(smaller.nbytes + _count_bytes(y)):
             self._kept[index] = smaller, y
         return prepared, y
 

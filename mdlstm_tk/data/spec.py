@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from math import isfinite
 from typing import Any, Literal, Self, get_args
 
@@ -39,17 +40,27 @@ class RawSample:
             reason if the sample cannot be used.
         read_y: returns the target: the name of a class, a text, a `RawMask`, or what `read_x` returns.
             Raises `InputError` as well.
-        is_file: reading takes time, so that it is worth keeping what was read.
+        is_image: `read_x` returns an image, which takes time, so that it is worth keeping in memory.
         group: what must not be divided among splits, such as the page of a line; "" is the sample itself.
-        is_kept: what `read_x` returns is in memory already.
+        in_memory: what `read_x` returns is in memory already.
     """
 
     name: str
     read_x: Callable[[], Array]
     read_y: Callable[[], Any]
-    is_file: bool
+    is_image: bool
     group: str = ""
-    is_kept: bool = False
+    in_memory: bool = False
+
+    @classmethod
+    def unusable(cls, name: str, reason: str) -> RawSample:
+        """Return a sample that cannot be used for a reason."""
+        refuse = partial(_refuse, reason)
+        return cls(name, refuse, refuse, is_image=True)
+
+
+def _refuse(reason: str) -> Any:
+    raise InputError(reason)
 
 
 @dataclass(frozen=True)
