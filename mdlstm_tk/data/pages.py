@@ -61,7 +61,7 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         for page in pool.map(_cut_page, files):
             name = os.path.relpath(page.file, path)
-            if not page.error and (first := of_image.setdefault(page.image, name)) != name:
+            if page.lines and (first := of_image.setdefault(page.image, name)) != name:
                 page = _CutPage(page.file, error=f"it is for the image of {first}; delete one of them")
             with_text, without_text = with_text + len(page.lines), without_text + page.without_text
             if page.error:

@@ -175,6 +175,10 @@ def test_a_page_in_both_formats_is_read_once(tmp_path: Path) -> None:
     task = read(tmp_path, "transcribe", validation=0.0)
     assert list(task.names["train"]) == ["alto/p.xml l0"]
     assert task.skipped == ["page/p.xml: it is for the image of alto/p.xml; delete one of them"]
+    without_text = re.sub("<String.*?/>", "", (tmp_path / "alto/p.xml").read_text())
+    (tmp_path / "alto/p.xml").write_text(without_text)  # as segmentation wrote it
+    task = read(tmp_path, "transcribe", validation=0.0)
+    assert (list(task.names["train"]), task.skipped) == (["page/p.xml l0"], [])
 
 
 def test_pages_in_colour(tmp_path: Path) -> None:
