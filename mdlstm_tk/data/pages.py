@@ -117,20 +117,26 @@ def read_splits(path: Path, names: Mapping[Split, Sequence[str]]) -> dict[str, S
     file = path / "splits.json"
     if not file.is_file():
         return {}
-    splits: dict[str, Split] = {}
+    text = "\n".join(folders.read_lines(file))
     try:
-        content = json.loads("\n".join(folders.read_lines(file)))
-        for name, prefixes in content.items():
-            split = next(split for split, known in names.items() if name in known)
-            for prefix in prefixes:
-                if splits.setdefault(prefix + "", split) != split:
-                    raise InputError(f"{file} has {prefix!r:.80} in two splits; name it in one")
-    except InputError:
-        raise
-    except (StopIteration, ValueError, AttributeError, TypeError):
+        content = json.loads(text)
+    except ValueError:
+        content = None
+    split_of = {name: split for split, each in names.items() for name in each}
+    if not (
+        isinstance(content, dict)
+        and content.keys() <= split_of.keys()
+        and all(isinstance(prefixes, list) for prefixes in content.values())
+        and all(isinstance(prefix, str) for prefixes in content.values() for prefix in prefixes)
+    ):
         raise InputError(
             f'{file} is not {{"train": [...], "valid": [...], "test": [...]}} with prefixes of file names'
-        ) from None
+        )
+    splits: dict[str, Split] = {}
+    for name, prefixes in content.items():
+        for prefix in prefixes:
+            if splits.setdefault(prefix, split_of[name]) != split_of[name]:
+                raise InputError(f"{file} has {prefix!r:.80} in two splits; name it in one")
     return splits
 
 

@@ -120,6 +120,7 @@ BAD_SPLITS = {
     "a list": ("[]", "is not {"),
     "another name": ('{"dev": []}', "is not {"),
     "numbers": ('{"train": [1]}', "is not {"),
+    "texts for lists": ('{"train": "p", "valid": "q"}', "is not {"),
     "two splits": ('{"train": ["a"], "test": ["a"]}', "has 'a' in two splits"),
 }
 
