@@ -205,7 +205,7 @@ def read_data(
         order = np.argsort(shape_order(extents[split]), kind="stable")
         splits[split] = [splits[split][k] for k in order]
     all_extents = np.concatenate(list(extents.values()))
-    spec = _describe_task(path, kind, splits["train"], targets, preprocessing, all_extents, crop)
+    spec = _describe_task(path, kind, channels, splits["train"], targets, preprocessing, all_extents, crop)
     sets = {
         split: LazySamples([scan.sample for scan in each], preprocessing, targets.encode, budget)
         for split, each in splits.items()
@@ -314,13 +314,13 @@ def _hold_out(
 def _describe_task(
     path: Path,
     kind: Kind,
+    channels: int,
     train: Sequence[Scan],
     targets: Targets,
     preprocessing: Preprocessing | None,
     extents: Array,
     crop: Extents | None,
 ) -> TaskSpec:
-    channels = max(scan.moments.channels for scan in train)
     mean, std = channel_moments([scan.moments for scan in train], channels)
     largest = extents.max(axis=0)
     masks = targets.masks

@@ -72,6 +72,14 @@ def test_colours_in_validation_images_do_not_make_training_images_coloured(tmp_p
     assert task.sets["validation"][0][0].shape == (6, 7, 1)
 
 
+def test_the_only_coloured_image_may_be_held_out(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 3, "b": 3})
+    save(tmp_path / "a", {"rgb.png": Image.fromarray(COLOURS)})
+    task = read(tmp_path, "classify", held_out=["a/rgb.png"])
+    assert (task.spec.channels, task.count("validation")) == (3, 1)
+    assert task.batch(0, 0, 4).x.shape[-1] == len(task.spec.mean) == 3
+
+
 @pytest.mark.parametrize("resize", [(3, 4), (3, None)])
 def test_images_are_resized_with_their_masks_and_targets(
     resize: tuple[int, int | None], tmp_path: Path
