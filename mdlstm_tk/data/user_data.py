@@ -200,6 +200,11 @@ def read_data(
         raise InputError(f"{path}: {error}; {formats}") from None
     if not splits.get("validation"):
         splits["train"], splits["validation"] = _hold_out(splits["train"], kind, validation, seed, held_out)
+        if not splits["train"]:
+            raise InputError(
+                f"{path}: all samples that are left were held out for validation when the run began; add "
+                "samples to train on"
+            )
     extents = {split: _extents(each, ndim) for split, each in splits.items()}
     for split in splits.keys() - {"train"}:  # so that batches of an evaluation have similar samples, too
         order = np.argsort(shape_order(extents[split]), kind="stable")
@@ -304,11 +309,13 @@ def _hold_out(
         mask = stratified_mask(list(classes.values()), share, seed).tolist()
         held_out = {group for group, is_out in zip(classes, mask, strict=True) if is_out}
     else:
-        held_out = {group for group, scan in zip(ids, scans, strict=True) if scan.sample.name in names}
-    pairs = list(zip(scans, ids, strict=True))
-    return [scan for scan, group in pairs if group not in held_out], [
-        scan for scan, group in pairs if group in held_out
-    ]
+        all_names = set(names)
+        held_out = {group for group, scan in zip(ids, scans, strict=True) if scan.sample.name in all_names}
+    train, validation = (
+        [scan for scan, group in zip(scans, ids, strict=True) if (group in held_out) == is_held_out]
+        for is_held_out in (False, True)
+    )
+    return train, validation
 
 
 def _describe_task(
