@@ -46,7 +46,7 @@ def list_folder(path: Path, kind: Kind) -> Iterator[RawSample]:
                 yield _image(path, file, partial(str, folder.name))
     elif kind == "density":
         for file in find_images(path):
-            yield _image(path, file, _no_target)
+            yield _image(path, file, no_target)
     else:
         yield from _list_pairs(path, kind)
 
@@ -147,8 +147,8 @@ def _list_texts(path: Path) -> Iterator[RawSample]:
             yield _image(path, path / name, partial(str, columns[0]))
 
 
-def _no_target() -> None:
-    """Return the target of an image whose probability is learned."""
+def no_target() -> None:
+    """Return the target of an image whose probability is learned: None."""
 
 
 def _read_target(file: Path) -> Array:

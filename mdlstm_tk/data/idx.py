@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk.data.folders import find_files
+from mdlstm_tk.data.folders import find_files, no_target
 from mdlstm_tk.data.images import read_file
 from mdlstm_tk.data.spec import RawSample, Split
 from mdlstm_tk.errors import InputError
@@ -88,4 +88,4 @@ def read_idx(path: Path) -> Images:
 def list_idx(path: Path) -> Iterator[RawSample]:
     """List the images of an IDX file as samples without targets."""
     for k, image in enumerate(read_idx(path)):
-        yield RawSample(f"image {k}", partial(np.asarray, image), lambda: None, is_image=True)
+        yield RawSample(f"image {k}", partial(np.asarray, image), no_target, is_image=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,7 +29,8 @@ class Targets:
 
     Attributes:
         outputs: outputs of the network.
-        encode: makes the target of a sample, see `Batch.y`, from what `RawSample.read_y` returned.
+        encode: makes the target of a sample, see `Batch.y`, from what `RawSample.read_y` returned; can be
+            pickled.
         lines: notes for the user, one line each.
         classes: names of the classes, or the characters.
         masks: the classes of masks, of kind "segment".
@@ -118,10 +119,12 @@ def _fit_texts(texts: Sequence[str]) -> Targets:
             "reading"
         )
 
-    def encode(text: str) -> list[int]:
-        return [characters[character] for character in reorder(normalise(text), direction)]
-
+    encode = partial(_encode_text, characters=characters, direction=direction)
     return Targets(len(characters) + 1, encode, lines, tuple(characters), direction=direction)
+
+
+def _encode_text(text: str, characters: Mapping[str, int], direction: Direction) -> list[int]:
+    return [characters[character] for character in reorder(normalise(text), direction)]
 
 
 def _unchanged(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import pickle
 import struct
 from pathlib import Path
 
@@ -177,7 +178,7 @@ def test_idx_files_are_found_as_users_keep_them(layout: str, tmp_path: Path) -> 
     assert (x[IMAGES > 0.71 * 255] == 1).all() and (x[IMAGES < 0.29 * 255] == 0).all()
     task = read(tmp_path, "density", levels=256)
     assert (task.spec.size, task.spec.outputs, task.count("test")) == ((4, 5), 256, 12)
-    batch = task.batch(0, 0, 12, "test")
+    batch = pickle.loads(pickle.dumps(task)).batch(0, 0, 12, "test")  # as a worker process may get it
     assert (np.rint(batch.x[..., 0] * 255) == IMAGES).all()
     assert batch.y is batch.x
 
