@@ -66,7 +66,12 @@ def fit_targets(
     """
     targets = [scan.target for scan in scans]
     if kind == "grid":
-        outputs = max(target.channels for target in targets)
+        channels = {target.channels for target in targets}
+        outputs = max(channels)
+        if preprocessing is None and len(channels) > 1:
+            raise InputError(
+                f"y has {min(channels)} channels in one split and {outputs} in another; expected equal ones"
+            )
         return Targets(
             outputs, Preprocessing(outputs, preprocessing.resize) if preprocessing else _unchanged
         )
