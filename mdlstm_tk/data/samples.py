@@ -14,6 +14,7 @@ import numpy as np
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.images import is_grey
 from mdlstm_tk.data.spec import Array, Extents, Floats, Kind, RawSample, Resize, Sample
+from mdlstm_tk.data.targets import normalise
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 
@@ -106,7 +107,7 @@ def _scan(sample: RawSample, kind: Kind, resize: Resize) -> Scan | str:
         elif kind == "grid":
             _check_extents("target", target.shape[: len(grid)], grid)
             target, _ = _moments(target, sample.is_image, resize)
-        elif kind == "transcribe" and not target.strip():
+        elif kind == "transcribe" and not normalise(target).strip():
             raise InputError("its text is empty")
         elif kind == "density" and x.dtype.kind == "f" and not 0 <= x.min() <= x.max() <= 1:
             raise InputError(f"its values lie in [{x.min():g}, {x.max():g}], expected [0, 1]")

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 from mdlstm_tk.data.masks import UNKNOWN_VALUE, MaskClasses
-from mdlstm_tk.data.samples import Scan
 from mdlstm_tk.data.spec import Kind
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import Preprocessing
@@ -47,7 +46,7 @@ class Targets:
 
 def fit_targets(
     kind: Kind,
-    scans: Sequence[Scan],
+    targets: Sequence[Any],
     preprocessing: Preprocessing | None,
     mask_names: Sequence[str],
     levels: int,
@@ -56,15 +55,14 @@ def fit_targets(
 
     Args:
         kind: kind of the task.
-        scans: of all samples, those for validation and testing included.
+        targets: `Scan.target` of all samples, those for validation and testing included.
         preprocessing: of images; None for arrays.
         mask_names: names of the values 0, 1, … of masks.
         levels: levels of each channel, of kind "density".
 
     Raises:
-        InputError: there are fewer than two classes, or the masks do not fit each other.
+        InputError: there are fewer than two classes, or the targets do not fit each other.
     """
-    targets = [scan.target for scan in scans]
     if kind == "grid":
         channels = {target.channels for target in targets}
         outputs = max(channels)

@@ -195,7 +195,8 @@ def read_data(
         raise InputError(f"crop={format_size(crop)} has {len(crop)} extents, but samples have {ndim} axes")
     preprocessing = None if is_arrays else Preprocessing(channels, resize)
     try:
-        targets = fit_targets(kind, scans, preprocessing, _read_mask_names(path), levels)
+        all_targets = [scan.target for scan in scans]
+        targets = fit_targets(kind, all_targets, preprocessing, _read_mask_names(path), levels)
     except InputError as error:
         raise InputError(f"{path}: {error}; {formats}") from None
     if not splits.get("validation"):
