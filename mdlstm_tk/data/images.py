@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def read_file(file: Path) -> bytes:
     Raises:
         InputError: there is no such file, it cannot be read, or it has more than `MAX_BYTES`.
     """
-    if not file.is_file():
+    if not os.path.isfile(file):  # `Path.is_file` raises OSError for a name that is too long
         raise InputError("there is no such file")
     try:
         if file.stat().st_size > MAX_BYTES:
