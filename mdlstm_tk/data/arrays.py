@@ -50,11 +50,10 @@ def list_arrays(path: Path, kind: Kind) -> Iterator[RawSample]:
         InputError: the file cannot be read, or an array has the wrong shape or type.
     """
     arrays = _load(path)
-    if not ({"x"} if kind == "density" else {"x", "y"}) <= set(arrays):
-        missing = "x" if kind == "density" else "x or y"
-        raise InputError(f"{path}: {missing} is missing; expected {FORMATS[kind]}")
+    if missing := ({"x"} if kind == "density" else {"x", "y"}) - arrays.keys():
+        raise InputError(f"{path}: {' and '.join(sorted(missing))} is missing; expected {FORMATS[kind]}")
     x, y = arrays["x"], arrays.get("y", arrays["x"])
-    ndim = _grid_axes(arrays, kind)
+    ndim = _grid_axes(path, arrays, kind)
     if x.ndim not in (ndim + 1, ndim + 2) or x.dtype.kind not in "buif" or x.size == 0:
         axes = "N, H, W" if ndim == 2 else "N, D, H, W"
         raise InputError(f"{path}: x is {x.dtype} {x.shape}, expected real numbers ({axes}) or ({axes}, C)")
@@ -81,11 +80,13 @@ def list_arrays(path: Path, kind: Kind) -> Iterator[RawSample]:
         yield RawSample(f"sample {index}", read_x, read_y, is_image=False)
 
 
-def _grid_axes(arrays: dict[str, Array], kind: Kind) -> int:
+def _grid_axes(path: Path, arrays: dict[str, Array], kind: Kind) -> int:
     """Return D, the number of grid axes of x."""
-    x, sizes = arrays["x"], arrays.get("sizes")
-    if "ndim" in arrays:
-        return int(arrays["ndim"])
+    x, sizes, ndim = arrays["x"], arrays.get("sizes"), arrays.get("ndim")
+    if ndim is not None:
+        if ndim.shape != () or ndim.dtype.kind not in "ui" or ndim < 1:
+            raise InputError(f"{path}: ndim is {ndim.tolist()!s:.80}, expected the number of grid axes")
+        return int(ndim)
     if sizes is not None and sizes.ndim == 2 and sizes.shape[1] == 3:
         return 3
     return 3 if x.ndim == 5 or (kind == "segment" and x.ndim == arrays["y"].ndim == 4) else 2
@@ -122,7 +123,8 @@ def _load(path: Path) -> dict[str, Array]:
     except MemoryError:
         raise
     except Exception as error:  # damaged archives make numpy and zipfile raise all kinds of exceptions
-        raise InputError(f"{path}: not a readable .npz of numbers and texts: {error}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: not a readable .npz of numbers and texts: {reason}") from None
 
 
 def _map_stored(path: Path, archive: zipfile.ZipFile, member: str) -> Array | None:

@@ -97,6 +97,8 @@ REFUSED = {  # arrays in place of those of `write_arrays`, kind, message
     "numbers for classes": ({}, "classify", r"float32 \(10, 5, 6\)"),
     "wrong length of y": ({"y": np.arange(9)}, "classify", r"int64 \(9,\)"),
     "wrong grid of y": ({"y": np.ones((10, 6, 5), int)}, "segment", r"\(10, 6, 5\) for x \(10, 5, 6\)"),
+    "several ndim": ({"ndim": [2, 2]}, "grid", r"ndim is \[2, 2\], expected the number of grid axes"),
+    "a text for ndim": ({"ndim": "3"}, "grid", "ndim is 3, expected the number of grid axes"),
     "wrong sizes": ({"sizes": [[5, 6]]}, "grid", r"sizes is int64 \(1, 2\), expected integers \(10, 2\)"),
     "one mask value": ({"y": np.ones((10, 5, 6), int)}, "segment", "value 1"),
     "volumes of texts": (

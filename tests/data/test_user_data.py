@@ -137,7 +137,7 @@ UNREADABLE: dict[str, tuple[str, Callable[[Path], object], str, str]] = {  # pat
     ),
     "other file type": ("x.csv", lambda p: p.write_text("1,2"), "grid", r"x\.csv.*\.npz"),
     "damaged": ("x.npz", lambda p: p.write_bytes(b"PK\3\4 no"), "grid", r"x\.npz"),
-    "no y": ("x.npz", lambda p: np.savez(p, x=np.ones((3, 4, 4))), "grid", "x or y"),
+    "no y": ("x.npz", lambda p: np.savez(p, x=np.ones((3, 4, 4))), "grid", "y is missing"),
     "a control character": ("c", lambda p: write_classes(p, {"a\x1bb": 2, "b": 2}), "classify", "control"),
 }
 
