@@ -97,7 +97,8 @@ def _read_numbers(x: Array, index: int, extents: Extents) -> Array:
     grid = x.shape[1:-1]
     if not all(0 < extent <= largest for extent, largest in zip(extents, grid, strict=True)):
         raise InputError(f"its size {format_size(extents)} does not fit into {format_size(grid)}")
-    sample: Array = x[index][tuple(map(slice, extents))].astype(np.float32)
+    with np.errstate(over="ignore"):  # numbers too large for float32 become infinite, and are refused
+        sample: Array = x[index][tuple(map(slice, extents))].astype(np.float32)
     return sample
 
 

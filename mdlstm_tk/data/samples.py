@@ -119,7 +119,8 @@ def _scan(sample: RawSample, kind: Kind, resize: Resize) -> Scan | str:
 def _moments(pixels: Array, is_image: bool, resize: Resize) -> tuple[Moments, Extents]:
     """Return the moments of an image or of numbers (*grid, C), and its extents, after it is resized."""
     x = Preprocessing(1 if is_grey(pixels) else 3, resize)(pixels) if is_image else pixels
-    moments = Moments.of(x)
+    with np.errstate(invalid="ignore"):  # infinite values are refused below
+        moments = Moments.of(x)
     if not np.isfinite(moments.squares).all() and not np.isfinite(x).all():
         raise InputError("it contains NaN, infinite values, or numbers too large for float32")
     return moments, x.shape[:-1]

@@ -131,12 +131,14 @@ def test_targets_of_all_splits_have_the_same_channels(tmp_path: Path) -> None:
         read(tmp_path, "grid")
 
 
+@pytest.mark.filterwarnings("error")
 def test_single_samples_that_cannot_be_used_are_skipped(tmp_path: Path) -> None:
     x = RNG.random((12, 4, 4))
     x[3, 0, 0] = np.nan
+    x[5, 0] = 1e300, -1e300, 0, 0
     np.savez(tmp_path / "n.npz", x=x, y=np.arange(12), sizes=[[4, 4]] * 11 + [[5, 4]])
     skipped = read(tmp_path / "n.npz", "classify").skipped
-    assert [line.split(":")[0] for line in skipped] == ["sample 3", "sample 11"]
+    assert [line.split(":")[0] for line in skipped] == ["sample 3", "sample 5", "sample 11"]
 
 
 def test_arrays_and_images_are_data_of_kind_density(tmp_path: Path) -> None:
