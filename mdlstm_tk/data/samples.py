@@ -163,7 +163,7 @@ class LazySamples(Sequence[Sample]):
     preprocessing: Preprocessing | None
     encode: Callable[[Any], Any]
     budget: MemoryBudget
-    _kept: dict[int, tuple[Any, Any]] = field(default_factory=dict, repr=False)
+    _cache: dict[int, tuple[Any, Any]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -181,9 +181,9 @@ class LazySamples(Sequence[Sample]):
         if isinstance(index, slice):
             return [self[k] for k in range(len(self.samples))[index]]
         index = range(len(self.samples))[index]
-        if index not in self._kept:
+        if index not in self._cache:
             return self._read(index)
-        pixels, y = self._kept[index]
+        pixels, y = self._cache[index]
         return self._prepared(pixels), y
 
     def _read(self, index: int) -> tuple[Any, Any]:
@@ -197,13 +197,14 @@ class LazySamples(Sequence[Sample]):
             ) from None
         smaller = x if x.nbytes <= prepared.nbytes else prepared
         if sample.is_image and not sample.in_memory and self.budget.take(smaller.nbytes + _count_bytes(y)):
-            self._kept[index] = smaller, y
+            self._cache[index] = smaller, y
         return prepared, y
 
     def _prepared(self, x: Array) -> Array:
         """Return x, prepared from decoded pixels unless it is x already: three axes, float32."""
-        is_x = self.preprocessing is None or (x.ndim == 3 and x.dtype == np.float32)
-        return x if is_x or self.preprocessing is None else self.preprocessing(x)
+        if self.preprocessing is None or (x.ndim == 3 and x.dtype == np.float32):
+            return x
+        return self.preprocessing(x)
 
 
 def _count_bytes(value: Any) -> int:

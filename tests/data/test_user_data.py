@@ -244,7 +244,7 @@ def test_what_is_kept_in_memory_is_bounded_and_changes_nothing(tmp_path: Path) -
     for step in range(12):
         batches = [task.batch(0, step, 4) for task in tasks.values()]
         assert all(np.array_equal(batch.x, batches[0].x) for batch in batches)
-    cached = {count: task.sets["train"]._kept for count, task in tasks.items()}  # type: ignore[attr-defined]
+    cached = {count: task.sets["train"]._cache for count, task in tasks.items()}  # type: ignore[attr-defined]
     assert all(sum(x.nbytes for x, _ in samples.values()) <= count for count, samples in cached.items())
     assert [len(cached[0]), len(cached[10**6])] == [0, 18]
 
