@@ -33,6 +33,7 @@ from mdlstm_tk.data.spec import (
     Split,
     TaskSpec,
 )
+from mdlstm_tk.errors import InputError
 
 WHOLE_BATCH = slice(None)
 MAX_EVALUATION_BATCH = 64  # samples
@@ -137,6 +138,9 @@ class DatasetTask(Task):
             extents share a batch. None: they are equal.
         crop: extents of the part of each sample to use, at random places in training and in the centre
             otherwise; None for whole samples.
+
+    Raises:
+        InputError: samples to distort have other than two axes, or numbers as targets.
     """
 
     def __init__(
@@ -148,6 +152,13 @@ class DatasetTask(Task):
         extents: npt.NDArray[np.int64] | None = None,
         crop: Extents | None = None,
     ) -> None:
+        if augment and len(spec.size) != 2:
+            raise InputError(
+                f"augment={augment:g} distorts images, but samples have {len(spec.size)} axes; "
+                "use augment=0"
+            )
+        if augment and spec.kind == "grid":
+            raise InputError(f"augment={augment:g} distorts x, but no targets of kind grid; use augment=0")
         self.spec = spec
         self.sets = sets
         self.augment = augment

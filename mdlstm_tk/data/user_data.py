@@ -185,12 +185,6 @@ def read_data(
         )
     if ndim != 2 and kind in ("transcribe", "density"):
         raise InputError(f"{path}: x has {ndim} grid axes, but kind {kind} needs two; {formats}")
-    if ndim != 2 and augment:
-        raise InputError(
-            f"augment={augment:g} distorts images, but samples have {ndim} axes; use augment=0"
-        )
-    if kind == "grid" and augment:
-        raise InputError(f"augment={augment:g} distorts x, but no targets of kind grid; use augment=0")
     if crop is not None and len(crop) != ndim:
         raise InputError(f"crop={format_size(crop)} has {len(crop)} extents, but samples have {ndim} axes")
     preprocessing = None if is_arrays else Preprocessing(channels, resize)

@@ -15,6 +15,7 @@ from mdlstm_tk.data.augmentation import distort
 from mdlstm_tk.data.metrics import METRICS, count_edits
 from mdlstm_tk.data.sampling import make_rng, shuffled_indices, stratified_mask
 from mdlstm_tk.data.task import collate
+from mdlstm_tk.errors import InputError
 
 
 def test_batches_hold_similar_samples_and_epochs_hold_all(tmp_path: Path) -> None:
@@ -119,6 +120,12 @@ def test_each_draw_of_a_sample_is_distorted_differently() -> None:
     seen = [x.tobytes() for step in range(3) for x in task.batch(0, step, 2).x]
     assert len(set(seen)) == 6
     assert (task.batch(0, 0, 2, "validation").x[0] == image).all()
+
+
+def test_images_are_not_distorted_without_their_targets() -> None:
+    for kind, size in (("grid", (2, 2)), ("density", (2, 2, 2))):
+        with pytest.raises(InputError, match=r"augment=0\.5 distorts .*; use augment=0"):
+            DatasetTask(TaskSpec("numbers", kind, 1, 1, size), {}, augment=0.5)  # type: ignore[arg-type]
 
 
 def test_collate_pads_samples_of_different_extents() -> None:
