@@ -9,7 +9,7 @@ that sees everything above and to the left of a position can predict it. The fir
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar
 
@@ -37,7 +37,7 @@ class DiagonalBatch(Batch):
         second: (N, 2) int64, (row, column) of the second one in the target.
     """
 
-    second: npt.NDArray[np.int64] = None  # type: ignore[assignment]
+    second: npt.NDArray[np.int64] = field(kw_only=True)
 
 
 class DiagonalTask(Task):
