@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from itertools import pairwise, product
 
 import numpy as np
@@ -60,6 +61,15 @@ def test_the_second_one_appears_at_all_positions() -> None:
 def test_the_initial_prediction_is_the_mean_of_the_targets() -> None:
     task = DiagonalTask((8, 12))
     assert task.batch(0, 0, 4000).y.mean() == pytest.approx(task.spec.target_mean[0], rel=0.01)
+
+
+@pytest.mark.parametrize("size", [(3, 3), (23, 23)])
+def test_half_of_the_validation_samples_are_on_larger_grids(size: tuple[int, int]) -> None:
+    task = DiagonalTask(size)
+    counts: Counter[int] = Counter()
+    for batch in batches(task, "validation", 0, task.evaluation_batch):
+        counts[batch.x.shape[1]] += len(batch.x)
+    assert counts == {size[0]: 64, 4 * size[0]: 64}
 
 
 @pytest.mark.parametrize("size", [(2, 8), (8, 2), (1, 1), (8,), (8, 8, 8)])

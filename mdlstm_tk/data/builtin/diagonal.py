@@ -73,7 +73,8 @@ class DiagonalTask(Task):
     @property
     def evaluation_batch(self) -> int:
         larger = LARGER_GRID**2 * prod(self.size)
-        return min(max(MAX_EVALUATION_POSITIONS // larger, 1), EVALUATION_SAMPLES)
+        count = min(max(MAX_EVALUATION_POSITIONS // larger, 1), EVALUATION_SAMPLES)
+        return 1 << (count.bit_length() - 1)  # a power of two, so that no batch needs grids of both sizes
 
     def count(self, split: Split) -> int:
         return 2 * EVALUATION_SAMPLES if split == "validation" else EVALUATION_SAMPLES
