@@ -117,14 +117,6 @@ class Task(ABC):
     def name(self) -> str:
         return self.spec.name
 
-    @property
-    def channels(self) -> int:
-        return self.spec.channels
-
-    @property
-    def outputs(self) -> int:
-        return self.spec.outputs
-
 
 class DatasetTask(Task):
     """A task over a fixed set of samples, which training reads in a new random order in every epoch.

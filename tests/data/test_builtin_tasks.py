@@ -131,10 +131,10 @@ def test_metrics_are_zero_for_the_targets_and_positive_otherwise(name: str) -> N
     batch = task.batch(0, 0, 5, "test")
     perfect = batch.y
     if task.kind in ("classify", "segment"):
-        perfect = np.eye(task.outputs, dtype=np.float32)[batch.y]
+        perfect = np.eye(task.spec.outputs, dtype=np.float32)[batch.y]
     elif task.kind == "transcribe":  # each character, then a blank
         spaced = np.stack([batch.y, np.zeros_like(batch.y)], axis=-1).reshape(len(batch.y), -1)
-        perfect = np.eye(task.outputs, dtype=np.float32)[spaced]
+        perfect = np.eye(task.spec.outputs, dtype=np.float32)[spaced]
     elif task.kind == "density":  # log-probabilities
         perfect = np.zeros_like(batch.x)
     assert all(total == 0 for total, _ in task.measure(perfect, batch).values())
