@@ -140,9 +140,9 @@ class TaskSpec:
         yield "channels", self.channels > 0, "a positive number"
         yield "outputs", self.outputs > 0, "a positive number"
         yield "size", len(self.size) > 0 and min(self.size) > 0, "positive extents"
-        names = self.outputs - (self.kind == "transcribe")  # output 0 of a recogniser is the blank
-        names = 0 if self.kind in ("grid", "density") else names
-        yield "classes", len(set(self.classes)) == len(self.classes) == names, f"{names} different names"
+        count = self.outputs - (self.kind == "transcribe")  # output 0 of a recogniser is the blank
+        count = 0 if self.kind in ("grid", "density") else count
+        yield "classes", len(set(self.classes)) == len(self.classes) == count, f"{count} different names"
         are_plain = all(map(is_plain_text, self.classes))
         yield "classes", are_plain, "names without control characters; rename or replace them in the data"
         for mean, std, count in (
@@ -162,8 +162,10 @@ class TaskSpec:
         Raises:
             InputError: a field is missing, unknown, of another type, or out of range.
         """
-        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:
+            arguments: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+            }
             if arguments.get("preprocessing") is not None:
                 arguments["preprocessing"] = Preprocessing.from_json(arguments["preprocessing"])
             return cls(**arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,6 +124,18 @@ def test_batches_match_the_task_spec(name: str) -> None:
     test_batches = list(batches(task, "test", 0, 50))
     assert sum(len(batch.x) for batch in test_batches) == task.count("test") > 0
     assert all(len(batch.x) <= 50 for batch in test_batches)
+
+
+SPEC = {"name": "x", "kind": "grid", "channels": 1, "outputs": 1, "size": [8, 8]}
+
+
+@pytest.mark.parametrize(
+    "values", [[], {}, SPEC | {"channels": "1"}, SPEC | {"size": 8}, SPEC | {"preprocessing": 1}]
+)
+def test_a_stored_spec_that_describes_no_task_is_refused(values: Any) -> None:
+    assert TaskSpec.from_json(SPEC).size == (8, 8)
+    with pytest.raises(InputError, match="describes no task"):
+        TaskSpec.from_json(values)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
