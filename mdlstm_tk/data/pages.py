@@ -32,7 +32,16 @@ TRANSCRIPT = ".gt.txt"
 
 
 class _CutPage(NamedTuple):
-    """The lines of a page with a text, and each cut out, or why it cannot be; `error`: why none can."""
+    """A page whose lines are cut out.
+
+    Attributes:
+        file: the ALTO or PAGE file.
+        image: the image, without symbolic links.
+        lines: the lines with a text.
+        cuts: for each of them its pixels, or the reason why it cannot be cut.
+        without_text: number of the other lines.
+        error: the reason why the page cannot be read, or "".
+    """
 
     file: Path
     image: Path = Path()
@@ -49,7 +58,7 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
     others are cut again whenever they are read.
 
     Returns:
-        The samples; a bad page or line is one that cannot be used. And what a user should know about them.
+        The samples, among them one that cannot be used for each bad page or line; and notes for the user.
 
     Raises:
         MissingExtraError: Pillow is not installed.

@@ -112,13 +112,13 @@ def _fit_texts(texts: Sequence[str]) -> Targets:
         f"texts of {min(lengths)} to {max(lengths)} characters from {len(characters)}: "
         f"{''.join(characters)}"
     ]
-    if changed := sum(a != b for a, b in zip(texts, normal, strict=True)):
+    if count := sum(a != b for a, b in zip(texts, normal, strict=True)):
         lines.append(
-            f"{changed} texts were normalised: characters composed (NFC), marks of direction left out"
+            f"{count} texts were normalised: characters composed (NFC), marks of direction left out"
         )
-    if turned := sum(a != b for a, b in zip(normal, visual, strict=True)):
+    if count := sum(a != b for a, b in zip(normal, visual, strict=True)):
         lines.append(
-            f"{turned} texts run from right to left or hold such words; models return them in the order of "
+            f"{count} texts run from right to left or hold such words; models return them in the order of "
             "reading"
         )
 

@@ -171,15 +171,14 @@ class DatasetTask(Task):
     ) -> Batch:
         samples, first = self.sets[split], step * count
         if split != "train":
-            chosen = [self._cropped(sample, None) for sample in samples[first : first + count][shard]]
-            return collate(self.spec.kind, chosen)
+            indices = range(len(samples))[first : first + count][shard]
+            return collate(self.spec.kind, [self._cropped(samples[k], None) for k in indices])
         if self._ranks is None:
             draws = range(first, first + count)[shard]
             pairs = list(zip(draws, shuffled_indices(seed, len(samples), draws), strict=True))
         else:
             pairs = bucketed_draws(seed, self._ranks, step, count)[shard]
-        chosen = [self._augmented(samples[index], seed, draw) for draw, index in pairs]
-        return collate(self.spec.kind, chosen)
+        return collate(self.spec.kind, [self._augmented(samples[k], seed, draw) for draw, k in pairs])
 
     def _augmented(self, sample: Sample, seed: int, draw: int) -> Sample:
         x, y = self._cropped(sample, make_rng(seed, CROP, draw))
