@@ -52,16 +52,19 @@ def list_folder(path: Path, kind: Kind) -> Iterator[RawSample]:
 
 
 def find_files(folder: Path) -> list[Path]:
-    """Return all visible files below a folder, sorted. Links are followed, to each folder once."""
+    """Return all visible files below a folder, sorted.
+
+    Links are followed, to each folder once: to the path that has fewest parts, and is the first of those.
+    """
     files, folders, visited = [], [folder], set()
     while folders:
-        current = folders.pop()
+        current = folders.pop(0)
         real_path = os.path.realpath(current)
         if real_path in visited:
             continue
         visited.add(real_path)
         try:
-            visible = [entry for entry in current.iterdir() if not entry.name.startswith(".")]
+            visible = sorted(entry for entry in current.iterdir() if not entry.name.startswith("."))
         except OSError as error:
             raise InputError(f"cannot read {current}: {error.strerror}") from None
         folders += [entry for entry in visible if entry.is_dir()]

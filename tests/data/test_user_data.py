@@ -24,6 +24,7 @@ from helpers.user_data import (
 )
 
 from mdlstm_tk.data import Kind
+from mdlstm_tk.data.folders import find_files
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import draw_run, write_report
 from mdlstm_tk.training import (
@@ -120,6 +121,8 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     (data / "a/broken.png").symlink_to(data / "gone.png")
     task = read(data, "classify")
     assert task.spec.classes == ("a", "b")
+    (data / "0").symlink_to(data / "a")
+    assert {file.parent.name for file in find_files(data)} == {"0", "b"}
 
 
 UNREADABLE: dict[str, tuple[str, Callable[[Path], object], str, str]] = {  # path, writer, kind, message
