@@ -190,7 +190,7 @@ def read_data(
     preprocessing = None if is_arrays else Preprocessing(channels, resize)
     try:
         all_targets = [scan.target for scan in scans]
-        targets = fit_targets(kind, all_targets, preprocessing, _read_mask_names(path), levels)
+        targets = fit_targets(kind, all_targets, preprocessing, _read_mask_names(path, kind), levels)
     except InputError as error:
         raise InputError(f"{path}: {error}; {formats}") from None
     if not splits.get("validation"):
@@ -278,10 +278,10 @@ def _group(scan: Scan, prefixes: Mapping[str, Split]) -> str:
     return pages.prefix_of(name, prefixes) or name
 
 
-def _read_mask_names(path: Path) -> list[str]:
-    """Return the lines of classes.txt, which names the values of masks."""
+def _read_mask_names(path: Path, kind: Kind) -> list[str]:
+    """Return the lines of classes.txt, which names the values of masks; of other kinds it is not read."""
     file = path / "classes.txt"
-    return folders.read_lines(file) if file.is_file() else []
+    return folders.read_lines(file) if kind == "segment" and file.is_file() else []
 
 
 def _extents(scans: Sequence[Scan], ndim: int) -> Array:

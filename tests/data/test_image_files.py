@@ -189,6 +189,15 @@ def test_palettes_that_differ_make_colours_the_classes(tmp_path: Path) -> None:
         assert np.array_equal(np.array([0, 2, 1])[mask], y)
 
 
+def test_names_of_classes_are_read_for_masks_alone(tmp_path: Path) -> None:
+    write_masks(tmp_path)
+    write_targets(tmp_path)
+    (tmp_path / "classes.txt").write_bytes("été".encode("latin-1"))
+    with pytest.raises(InputError, match=r"classes\.txt is not a text in UTF-8"):
+        read(tmp_path, "segment")
+    assert read(tmp_path, "grid").spec.classes == ()
+
+
 def test_masks_with_too_many_colours_are_refused(tmp_path: Path) -> None:
     write_image(tmp_path / "images/0.png", RNG.integers(0, 256, (30, 30)))
     write_image(tmp_path / "masks/0.png", RNG.integers(0, 256, (30, 30, 3)))
