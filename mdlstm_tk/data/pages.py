@@ -89,7 +89,7 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
     if files:
         counts = f"{with_text} lines with a text and {without_text} without, which are left out"
         notes.append(f"pages: {len(files)}, with {counts}")
-    if cut_again := sum(bool(sample.group) and not sample.in_memory for sample in samples):
+    if cut_again := sum(bool(sample.page) and not sample.in_memory for sample in samples):
         notes.append(
             f"{cut_again} lines of pages are cut again in every epoch, which is slow; --set cache=... with "
             "more MiB keeps them"

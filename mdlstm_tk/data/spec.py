@@ -41,7 +41,7 @@ class RawSample:
         read_y: returns the target: the name of a class, a text, a `RawMask`, or what `read_x` returns.
             Raises `InputError` as well.
         is_image: `read_x` returns an image, which takes time, so that it is worth keeping in memory.
-        group: what must not be divided among splits, such as the page of a line; "" is the sample itself.
+        page: name of the page that a line of text is on, else "".
         in_memory: what `read_x` returns is in memory already.
     """
 
@@ -49,8 +49,13 @@ class RawSample:
     read_x: Callable[[], Array]
     read_y: Callable[[], Any]
     is_image: bool
-    group: str = ""
+    page: str = ""
     in_memory: bool = False
+
+    @property
+    def group(self) -> str:
+        """Name of what is not divided among splits: the page, else the sample itself."""
+        return self.page or self.name
 
     @classmethod
     def unusable(cls, name: str, reason: str) -> RawSample:

@@ -200,7 +200,10 @@ def read_data(
                 f"{path}: all samples that are left were held out for validation when the run began; add "
                 "samples to train on"
             )
-    extents = {split: _extents(each, ndim) for split, each in splits.items()}
+    extents = {
+        split: np.array([scan.extents for scan in each], np.int64).reshape(-1, ndim)
+        for split, each in splits.items()
+    }
     for split in splits.keys() - {"train"}:  # so that batches of an evaluation have similar samples, too
         order = np.argsort(shape_order(extents[split]), kind="stable")
         splits[split] = [splits[split][k] for k in order]
@@ -212,7 +215,10 @@ def read_data(
     }
     task = UserDataTask(spec, sets, augment, extents=extents["train"], crop=crop)
     task.names = {split: [scan.sample.name for scan in each] for split, each in splits.items()}
-    task.groups = {split: [_group(scan, prefixes) for scan in each] for split, each in splits.items()}
+    task.groups = {
+        split: [pages.prefix_of(scan.sample.group, prefixes) or scan.sample.group for scan in each]
+        for split, each in splits.items()
+    }
     task.skipped = skipped
     task.summary = _summarise(path, sources, task, all_extents, [*targets.lines, *notes])
     if kind == "transcribe":
@@ -264,29 +270,19 @@ def _divide(
     splits: dict[Split, list[Scan]] = {split: [] for split in prefixes.values()}
     unmatched: list[Scan] = []
     for scan in scans:
-        prefix = pages.prefix_of(scan.sample.group or scan.sample.name, prefixes)
+        prefix = pages.prefix_of(scan.sample.group, prefixes)
         (unmatched if prefix is None else splits[prefixes[prefix]]).append(scan)
-    files = list(dict.fromkeys(scan.sample.group or scan.sample.name for scan in unmatched))
+    files = list(dict.fromkeys(scan.sample.group for scan in unmatched))
     hidden = f" and {len(files) - MAX_SKIPPED_SHOWN} more" if len(files) > MAX_SKIPPED_SHOWN else ""
     listing = ", ".join(files[:MAX_SKIPPED_SHOWN]) + hidden
     splits.setdefault("train", [])
     return splits, [f"files that splits.json does not name, left out: {listing}"] if files else []
 
 
-def _group(scan: Scan, prefixes: Mapping[str, Split]) -> str:
-    name = scan.sample.group or scan.sample.name
-    return pages.prefix_of(name, prefixes) or name
-
-
 def _read_mask_names(path: Path, kind: Kind) -> list[str]:
     """Return the lines of classes.txt, which names the values of masks; of other kinds it is not read."""
     file = path / "classes.txt"
     return folders.read_lines(file) if kind == "segment" and file.is_file() else []
-
-
-def _extents(scans: Sequence[Scan], ndim: int) -> Array:
-    """Return the extents (N, D) of the samples."""
-    return np.array([scan.extents for scan in scans], dtype=np.int64).reshape(-1, ndim)
 
 
 def _hold_out(
@@ -296,21 +292,15 @@ def _hold_out(
 
     Samples of a group stay together.
     """
-    ids = [_group(scan, {}) for scan in scans]
     if names is None:
-        classes = {
-            group: scan.target if kind == "classify" else "" for group, scan in zip(ids, scans, strict=True)
-        }
+        classes = {scan.sample.group: scan.target if kind == "classify" else "" for scan in scans}
         mask = stratified_mask(list(classes.values()), share, seed).tolist()
         held_out = {group for group, is_out in zip(classes, mask, strict=True) if is_out}
     else:
         all_names = set(names)
-        held_out = {group for group, scan in zip(ids, scans, strict=True) if scan.sample.name in all_names}
-    train, validation = (
-        [scan for scan, group in zip(scans, ids, strict=True) if (group in held_out) == is_held_out]
-        for is_held_out in (False, True)
-    )
-    return train, validation
+        held_out = {scan.sample.group for scan in scans if scan.sample.name in all_names}
+    train = [scan for scan in scans if scan.sample.group not in held_out]
+    return train, [scan for scan in scans if scan.sample.group in held_out]
 
 
 def _describe_task(
