@@ -129,7 +129,6 @@ UNREADABLE: dict[str, tuple[str, Callable[[Path], object], str, str]] = {  # pat
     "missing": ("no", lambda p: None, "classify", "no file or folder"),
     "empty folder": ("e", Path.mkdir, "classify", r"subfolder.*\.npz"),
     "no masks": ("c", lambda p: write_classes(p, {"images": 2}), "segment", "masks/ is missing.*images/"),
-    "no labels": ("c", lambda p: write_classes(p, {"a": 2}), "transcribe", r"labels\.tsv"),
     "no targets": ("c", lambda p: write_classes(p, {"images": 2}), "grid", "targets/.*images/"),
     "one class": ("c", lambda p: write_classes(p, {"only": 2}), "classify", "'only'"),
     "mixed splits": (
