@@ -174,8 +174,10 @@ def read_data(
         notes += new_notes
     formats = f"a task of kind {kind} expects {_formats(kind)}"
     if not splits["train"]:
-        reason = f" ({'; '.join(skipped[:3])})" if skipped else ""
-        raise InputError(f"{path}: found no usable training samples{reason}; {formats}")
+        reasons = "; ".join([*skipped[:3], *notes])
+        raise InputError(
+            f"{path}: no usable training samples{f' ({reasons})' if reasons else ''}; {formats}"
+        )
     scans = [scan for each in splits.values() for scan in each]
     channels = max(scan.moments.channels for scan in splits["train"])
     ndim = len(scans[0].extents)
