@@ -371,9 +371,9 @@ def _summarise(
         suffix_counts = sorted(folders.count_other_files(source, spec.kind).items())
         listing = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in suffix_counts)
         lines += [f"files of other types, left out: {listing}"] if suffix_counts else []
-        empty = [f.name for f in folders.subfolders(source) if not folders.find_images(f)]
-        if empty and spec.kind == "classify":
-            lines.append(f"folders without images, left out: {', '.join(empty)}")
+        if spec.kind == "classify":
+            empty = [f.name for f in folders.subfolders(source) if not folders.find_images(f)]
+            lines += [f"folders without images, left out: {', '.join(empty)}"] if empty else []
     if task.skipped:
         lines.append(f"skipped {len(task.skipped)} that cannot be used:")
         lines += [f"  {line}" for line in task.skipped[:MAX_SKIPPED_SHOWN]]
