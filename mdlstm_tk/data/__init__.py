@@ -6,7 +6,8 @@ metrics         error metrics of each kind of task
 sampling        seeded random numbers, shuffling, stratified splits
 augmentation    random crops and distortion of training images
 user_data       a task from a user's own files, which consists of:
-  folders         listing of folders of images, masks and transcripts
+  folders         listing of folders of images, and of images with masks, targets and texts
+  pages           listing of lines of text on pages, and of images with transcripts
   arrays          listing of .npz files
   idx             listing of IDX files
   images          decoding of one image

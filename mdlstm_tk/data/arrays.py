@@ -21,7 +21,7 @@ import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.masks import RawMask
-from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample, UnusableSampleError
+from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample
 from mdlstm_tk.errors import InputError
 
 MIN_MAPPED_BYTES = 2**24  # arrays below this are read whole
@@ -50,11 +50,10 @@ def list_arrays(path: Path, kind: Kind) -> Iterator[RawSample]:
         InputError: the file cannot be read, or an array has the wrong shape or type.
     """
     arrays = _load(path)
-    if not ({"x"} if kind == "density" else {"x", "y"}) <= set(arrays):
-        missing = "x" if kind == "density" else "x or y"
-        raise InputError(f"{path}: {missing} is missing; expected {FORMATS[kind]}")
+    if missing := ({"x"} if kind == "density" else {"x", "y"}) - arrays.keys():
+        raise InputError(f"{path}: {' and '.join(sorted(missing))} is missing; expected {FORMATS[kind]}")
     x, y = arrays["x"], arrays.get("y", arrays["x"])
-    ndim = _grid_axes(arrays, kind)
+    ndim = _grid_axes(path, arrays, kind)
     if x.ndim not in (ndim + 1, ndim + 2) or x.dtype.kind not in "buif" or x.size == 0:
         axes = "N, H, W" if ndim == 2 else "N, D, H, W"
         raise InputError(f"{path}: x is {x.dtype} {x.shape}, expected real numbers ({axes}) or ({axes}, C)")
@@ -76,15 +75,18 @@ def list_arrays(path: Path, kind: Kind) -> Iterator[RawSample]:
     if kind == "grid" and y.ndim == ndim + 1:
         y = y[..., None]
     for index, extents in enumerate(map(tuple, sizes.tolist())):
+        read_x = partial(_read_numbers, x, index, extents)
         read_y = partial(_read_target, y, index, extents, kind)
-        yield RawSample(f"sample {index}", partial(_read_numbers, x, index, extents), read_y, is_file=False)
+        yield RawSample(f"sample {index}", read_x, read_y, is_image=False)
 
 
-def _grid_axes(arrays: dict[str, Array], kind: Kind) -> int:
+def _grid_axes(path: Path, arrays: dict[str, Array], kind: Kind) -> int:
     """Return D, the number of grid axes of x."""
-    x, sizes = arrays["x"], arrays.get("sizes")
-    if "ndim" in arrays:
-        return int(arrays["ndim"])
+    x, sizes, ndim = arrays["x"], arrays.get("sizes"), arrays.get("ndim")
+    if ndim is not None:
+        if ndim.shape != () or ndim.dtype.kind not in "ui" or ndim < 1:
+            raise InputError(f"{path}: ndim is {ndim.tolist()!s:.80}, expected the number of grid axes")
+        return int(ndim)
     if sizes is not None and sizes.ndim == 2 and sizes.shape[1] == 3:
         return 3
     return 3 if x.ndim == 5 or (kind == "segment" and x.ndim == arrays["y"].ndim == 4) else 2
@@ -94,8 +96,9 @@ def _read_numbers(x: Array, index: int, extents: Extents) -> Array:
     """Read sample `index` of x as float32; no number is scaled, as exported models scale no array."""
     grid = x.shape[1:-1]
     if not all(0 < extent <= largest for extent, largest in zip(extents, grid, strict=True)):
-        raise UnusableSampleError(f"its size {format_size(extents)} does not fit into {format_size(grid)}")
-    sample: Array = x[index][tuple(map(slice, extents))].astype(np.float32)
+        raise InputError(f"its size {format_size(extents)} does not fit into {format_size(grid)}")
+    with np.errstate(over="ignore"):  # numbers too large for float32 become infinite, and are refused
+        sample: Array = x[index][tuple(map(slice, extents))].astype(np.float32)
     return sample
 
 
@@ -109,7 +112,7 @@ def _read_target(y: Array, index: int, extents: Extents, kind: Kind) -> Any:
     try:
         return str(y[index].decode() if y.dtype.kind == "S" else y[index])
     except ValueError:
-        raise UnusableSampleError("its name is not Unicode") from None
+        raise InputError("its name is not Unicode") from None
 
 
 def _load(path: Path) -> dict[str, Array]:
@@ -121,7 +124,8 @@ def _load(path: Path) -> dict[str, Array]:
     except MemoryError:
         raise
     except Exception as error:  # damaged archives make numpy and zipfile raise all kinds of exceptions
-        raise InputError(f"{path}: not a readable .npz of numbers and texts: {error}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: not a readable .npz of numbers and texts: {reason}") from None
 
 
 def _map_stored(path: Path, archive: zipfile.ZipFile, member: str) -> Array | None:

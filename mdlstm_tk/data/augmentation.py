@@ -46,10 +46,10 @@ def crop(
         with_target: True if y has the grid of x.
     """
     slices = []
-    for extent, wanted in zip(x.shape[:-1], extents, strict=True):
-        room = max(extent - wanted, 0)
+    for extent, new_extent in zip(x.shape[:-1], extents, strict=True):
+        room = max(extent - new_extent, 0)
         start = room // 2 if rng is None else int(rng.integers(room + 1))
-        slices.append(slice(start, start + wanted))
+        slices.append(slice(start, start + new_extent))
     return x[tuple(slices)], y[tuple(slices)] if with_target else y
 
 
@@ -160,6 +160,6 @@ def _random_warp(extents: tuple[int, ...], rng: np.random.Generator, ndimage: An
     warp = ndimage.gaussian_filter(rng.standard_normal((*coarse, 2)), (sigma, sigma, 0))
     warp /= max(float(warp.std()), 1e-6)
     if step > 1:
-        zoom = [extent / few for extent, few in zip(extents, coarse, strict=True)]
+        zoom = [extent / knots for extent, knots in zip(extents, coarse, strict=True)]
         warp = ndimage.zoom(warp, (*zoom, 1), order=1, mode="nearest", grid_mode=True)
     return np.asarray(warp)

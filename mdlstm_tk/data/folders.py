@@ -18,7 +18,7 @@ from typing import Any
 
 from mdlstm_tk.data.images import read_file, read_pixels
 from mdlstm_tk.data.masks import read_mask
-from mdlstm_tk.data.spec import Array, Kind, RawSample, UnusableSampleError
+from mdlstm_tk.data.spec import Array, Kind, RawSample
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 
@@ -46,22 +46,25 @@ def list_folder(path: Path, kind: Kind) -> Iterator[RawSample]:
                 yield _image(path, file, partial(str, folder.name))
     elif kind == "density":
         for file in find_images(path):
-            yield _image(path, file, _no_target)
+            yield _image(path, file, no_target)
     else:
         yield from _list_pairs(path, kind)
 
 
 def find_files(folder: Path) -> list[Path]:
-    """Return all visible files below a folder, sorted. Links are followed, to each folder once."""
+    """Return all visible files below a folder, sorted.
+
+    Links are followed, to each folder once: to the path that has fewest parts, and is the first of those.
+    """
     files, folders, visited = [], [folder], set()
     while folders:
-        current = folders.pop()
+        current = folders.pop(0)
         real_path = os.path.realpath(current)
         if real_path in visited:
             continue
         visited.add(real_path)
         try:
-            visible = [entry for entry in current.iterdir() if not entry.name.startswith(".")]
+            visible = sorted(entry for entry in current.iterdir() if not entry.name.startswith("."))
         except OSError as error:
             raise InputError(f"cannot read {current}: {error.strerror}") from None
         folders += [entry for entry in visible if entry.is_dir()]
@@ -101,7 +104,7 @@ def read_lines(file: Path) -> list[str]:
 
 
 def _image(path: Path, file: Path, read_target: Callable[[], Any]) -> RawSample:
-    return RawSample(os.path.relpath(file, path), partial(read_pixels, file), read_target, is_file=True)
+    return RawSample(os.path.relpath(file, path), partial(read_pixels, file), read_target, is_image=True)
 
 
 def _list_pairs(path: Path, kind: Kind) -> Iterator[RawSample]:
@@ -124,7 +127,7 @@ def _list_pairs(path: Path, kind: Kind) -> Iterator[RawSample]:
         if similar := next((target for target in unpaired if target.startswith(prefixes)), None):
             file = by_name[Path(similar)]
             reason += f"; rename {file.relative_to(targets)} to {name}{file.suffix}"
-        yield _image(path, image, partial(refuse, reason))
+        yield RawSample.unusable(os.path.relpath(image, path), reason)
 
 
 def _list_texts(path: Path) -> Iterator[RawSample]:
@@ -134,28 +137,21 @@ def _list_texts(path: Path) -> Iterator[RawSample]:
     for number, line in enumerate(read_lines(table), 1):
         if not line.strip():
             continue
+        label = f"labels.tsv, line {number}"
         name, *columns = line.split("\t")
-        reason = ""
         if not columns:
-            reason = "it has no tab; expected file, tab, text"
+            yield RawSample.unusable(label, "it has no tab; expected file, tab, text")
         elif len(columns) > 1:
             reason = f"it has {len(columns) + 1} columns; expected file, tab, text"
+            yield RawSample.unusable(label, reason)
         elif (first := first_line.setdefault(os.path.normpath(name), number)) != number:
-            reason = f"line {first} names {name} as well; delete one of them"
-        if reason:
-            read = partial(refuse, reason)
-            yield RawSample(f"labels.tsv, line {number}", read, read, is_file=True)
+            yield RawSample.unusable(label, f"line {first} names {name} as well; delete one of them")
         else:
             yield _image(path, path / name, partial(str, columns[0]))
 
 
-def _no_target() -> None:
-    """Return the target of an image whose probability is learned."""
-
-
-def refuse(reason: str) -> Any:
-    """Raise the reason why a sample cannot be used."""
-    raise UnusableSampleError(reason)
+def no_target() -> None:
+    """Return the target of an image whose probability is learned: None."""
 
 
 def _read_target(file: Path) -> Array:

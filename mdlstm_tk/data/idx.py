@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk.data.folders import find_files
+from mdlstm_tk.data.folders import find_files, no_target
 from mdlstm_tk.data.images import read_file
 from mdlstm_tk.data.spec import RawSample, Split
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 
 NAME = re.compile(r"(.*-)?(train|t10k|test)-images[-.]idx3-ubyte(\.gz)?")
-SPLITS: dict[str, Split] = {"train": "train", "t10k": "test", "test": "test"}
+SPLIT_OF_NAME: dict[str, Split] = {"train": "train", "t10k": "test", "test": "test"}
 MAGIC = b"\0\0\x08\x03"  # unsigned bytes, three axes
 HEADER = struct.Struct(">4s3I")
 
@@ -48,7 +48,7 @@ def find_idx(folder: Path) -> dict[Split, Path]:
     for path in sorted(in_folder) or find_files(folder):
         if match := NAME.fullmatch(path.name):
             key = path.with_name(path.name.removesuffix(".gz").replace(".idx3", "-idx3"))
-            paths.setdefault(SPLITS[match[2]], {}).setdefault(key, path)
+            paths.setdefault(SPLIT_OF_NAME[match[2]], {}).setdefault(key, path)
     for split, files in paths.items():
         if len(files) > 1:
             first, second, *_ = files.values()
@@ -88,4 +88,4 @@ def read_idx(path: Path) -> Images:
 def list_idx(path: Path) -> Iterator[RawSample]:
     """List the images of an IDX file as samples without targets."""
     for k, image in enumerate(read_idx(path)):
-        yield RawSample(f"image {k}", partial(np.asarray, image), lambda: None, is_file=True)
+        yield RawSample(f"image {k}", partial(np.asarray, image), no_target, is_image=True)

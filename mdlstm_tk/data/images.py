@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os.path
 from pathlib import Path
 
 import numpy as np
 
-from mdlstm_tk.data.spec import Array, UnusableSampleError
+from mdlstm_tk.data.spec import Array
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.preprocessing import decode_image
@@ -16,13 +17,10 @@ def read_pixels(file: Path, label: str = "it") -> Array:
     """Decode an image as `decode_image` does.
 
     Raises:
-        UnusableSampleError: there is no such file, it is too large, or it is not an image.
+        InputError: there is no such file, it is too large, or it is not an image.
         MissingExtraError: Pillow is not installed.
     """
-    try:
-        return decode_image(read_file(file), label)
-    except InputError as error:
-        raise UnusableSampleError(str(error)) from None
+    return decode_image(read_file(file), label)
 
 
 def read_file(file: Path) -> bytes:
@@ -31,7 +29,7 @@ def read_file(file: Path) -> bytes:
     Raises:
         InputError: there is no such file, it cannot be read, or it has more than `MAX_BYTES`.
     """
-    if not file.is_file():
+    if not os.path.isfile(file):  # `Path.is_file` raises OSError for a name that is too long
         raise InputError("there is no such file")
     try:
         if file.stat().st_size > MAX_BYTES:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk.data.images import is_grey, read_file, resize_nearest
-from mdlstm_tk.data.spec import UNLABELLED, Array, UnusableSampleError
+from mdlstm_tk.data.spec import UNLABELLED, Array
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.preprocessing import DECODERS, Preprocessing
 
@@ -56,22 +56,24 @@ def read_mask(file: Path) -> RawMask:
     """Read a mask.
 
     Raises:
-        UnusableSampleError: it is not an image of whole numbers or colours.
+        InputError: it cannot be read, or is not an image of whole numbers or colours.
         MissingExtraError: Pillow is not installed.
     """
     module: Any = require("PIL.Image", "image")
     try:
-        with module.open(io.BytesIO(read_file(file)), formats=DECODERS) as image:
+        data = read_file(file)
+    except InputError as error:
+        raise InputError(f"its mask: {error}") from None
+    try:
+        with module.open(io.BytesIO(data), formats=DECODERS) as image:
             image.load()
             require("PIL.ImageOps", "image").exif_transpose(image, in_place=True)
             return _raw_mask(image)
-    except (UnusableSampleError, MemoryError):
+    except (InputError, MemoryError):
         raise
-    except InputError as error:
-        raise UnusableSampleError(f"its mask: {error}") from None
     except Exception as error:  # Pillow's decoders raise all kinds of exceptions for damaged images
         reason = " ".join(str(error).split())[:200]
-        raise UnusableSampleError(f"its mask cannot be read as an image ({reason})") from None
+        raise InputError(f"its mask cannot be read as an image ({reason})") from None
 
 
 def _raw_mask(image: Any) -> RawMask:
@@ -89,7 +91,7 @@ def _raw_mask(image: Any) -> RawMask:
     if image.mode == "F":
         pixels = np.asarray(image)
         if not np.array_equal(pixels, np.rint(pixels)) or np.abs(pixels).max() > 2**24:
-            raise UnusableSampleError("its mask has fractions, expected whole numbers")
+            raise InputError("its mask has fractions, expected whole numbers")
         return RawMask(pixels.astype(np.int32))
     if image.mode in ("1", "L", "LA", "La"):
         return RawMask(np.asarray(image.getchannel(0).convert("L")))

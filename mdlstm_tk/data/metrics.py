@@ -74,11 +74,15 @@ def plain(text: str) -> str:
 
 
 def count_edits(reading: str, truth: str) -> TextEdits:
-    """Compare a text that was read with the true one, both as `plain` returns them."""
+    """Compare a text that was read with the true one; how either is composed (NFC) does not count."""
     reading, truth = plain(reading), plain(truth)
     words = truth.split()
-    edits = Levenshtein.distance(reading, truth), Levenshtein.distance(reading.split(), words)
-    return TextEdits(edits[0], len(truth), edits[1], len(words))
+    return TextEdits(
+        Levenshtein.distance(reading, truth),
+        len(truth),
+        Levenshtein.distance(reading.split(), words),
+        len(words),
+    )
 
 
 def _transcribe(prediction: Floats, batch: Batch, spec: TaskSpec) -> Metrics:

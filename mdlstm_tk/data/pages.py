@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from mdlstm_tk.data import folders
 from mdlstm_tk.data.images import is_grey, read_pixels
 from mdlstm_tk.data.samples import MAX_THREADS, MemoryBudget
-from mdlstm_tk.data.spec import Array, RawSample, Split, UnusableSampleError
+from mdlstm_tk.data.spec import Array, RawSample, Split
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 from mdlstm_tk.runtime.line_cutting import cut_line
@@ -32,7 +32,16 @@ TRANSCRIPT = ".gt.txt"
 
 
 class _CutPage(NamedTuple):
-    """The lines of a page with a text, and each cut out, or why it cannot be; `error`: why none can."""
+    """A page whose lines are cut out.
+
+    Attributes:
+        file: the ALTO or PAGE file.
+        image: the image, without symbolic links.
+        lines: the lines with a text.
+        cuts: for each of them its pixels, or the reason why it cannot be cut.
+        without_text: number of the other lines.
+        error: the reason why the page cannot be read, or "".
+    """
 
     file: Path
     image: Path = Path()
@@ -49,7 +58,7 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
     others are cut again whenever they are read.
 
     Returns:
-        The samples; a bad page or line is one that cannot be used. And what a user should know about them.
+        The samples, among them one that cannot be used for each bad page or line; and notes for the user.
 
     Raises:
         MissingExtraError: Pillow is not installed.
@@ -57,34 +66,32 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
     files = [file for file in folders.find_files(path) if is_page(file)]
     samples: list[RawSample] = []
     of_image: dict[Path, str] = {}  # one page would lie in two splits where it is there as ALTO and as PAGE
-    with_text = without_text = not_kept = 0
+    with_text = without_text = 0
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         for page in pool.map(_cut_page, files):
             name = os.path.relpath(page.file, path)
-            if not page.error and (first := of_image.setdefault(page.image, name)) != name:
+            if page.lines and (first := of_image.setdefault(page.image, name)) != name:
                 page = _CutPage(page.file, error=f"it is for the image of {first}; delete one of them")
             with_text, without_text = with_text + len(page.lines), without_text + page.without_text
             if page.error:
-                refuse = partial(folders.refuse, page.error)
-                samples.append(RawSample(name, refuse, refuse, is_file=True))
+                samples.append(RawSample.unusable(name, page.error))
             for line, cut in zip(page.lines, page.cuts, strict=True):
-                is_kept = False
-                read: Callable[[], Any]
+                line_name = f"{name} {line.id}"
                 if isinstance(cut, str):
-                    read = partial(folders.refuse, cut)
-                elif is_kept := budget.take(cut.nbytes):
-                    read = partial(np.asarray, cut)
-                else:
-                    read, not_kept = partial(_read_line, page.file, line), not_kept + 1
-                text = partial(str, line.text)
-                samples.append(RawSample(f"{name} {line.id}", read, text, True, name, is_kept))
+                    samples.append(RawSample.unusable(line_name, cut))
+                    continue
+                in_memory = budget.take(cut.nbytes)
+                read: Callable[[], Array] = (
+                    partial(np.asarray, cut) if in_memory else partial(_read_line, page.file, line)
+                )
+                samples.append(RawSample(line_name, read, partial(str, line.text), True, name, in_memory))
     notes = []
     if files:
         counts = f"{with_text} lines with a text and {without_text} without, which are left out"
         notes.append(f"pages: {len(files)}, with {counts}")
-    if not_kept:
+    if cut_again := sum(bool(sample.page) and not sample.in_memory for sample in samples):
         notes.append(
-            f"{not_kept} lines of pages are cut again in every epoch, which is slow; --set cache=... with "
+            f"{cut_again} lines of pages are cut again in every epoch, which is slow; --set cache=... with "
             "more MiB keeps them"
         )
     return samples, notes
@@ -102,7 +109,7 @@ def list_transcripts(path: Path) -> Iterator[RawSample]:
                 os.path.relpath(image, path),
                 partial(read_pixels, image),
                 partial(_read_transcript, file),
-                is_file=True,
+                is_image=True,
             )
 
 
@@ -119,20 +126,26 @@ def read_splits(path: Path, names: Mapping[Split, Sequence[str]]) -> dict[str, S
     file = path / "splits.json"
     if not file.is_file():
         return {}
-    splits: dict[str, Split] = {}
+    text = "\n".join(folders.read_lines(file))
     try:
-        content = json.loads("\n".join(folders.read_lines(file)))
-        for name, prefixes in content.items():
-            split = next(split for split, known in names.items() if name in known)
-            for prefix in prefixes:
-                if splits.setdefault(prefix + "", split) != split:
-                    raise InputError(f"{file} has {prefix!r:.80} in two splits; name it in one")
-    except InputError:
-        raise
-    except (StopIteration, ValueError, AttributeError, TypeError):
+        content = json.loads(text)
+    except ValueError:
+        content = None
+    split_of = {name: split for split, each in names.items() for name in each}
+    if not (
+        isinstance(content, dict)
+        and content.keys() <= split_of.keys()
+        and all(isinstance(prefixes, list) for prefixes in content.values())
+        and all(isinstance(prefix, str) for prefixes in content.values() for prefix in prefixes)
+    ):
         raise InputError(
             f'{file} is not {{"train": [...], "valid": [...], "test": [...]}} with prefixes of file names'
-        ) from None
+        )
+    splits: dict[str, Split] = {}
+    for name, prefixes in content.items():
+        for prefix in prefixes:
+            if splits.setdefault(prefix, split_of[name]) != split_of[name]:
+                raise InputError(f"{file} has {prefix!r:.80} in two splits; name it in one")
     return splits
 
 
@@ -148,7 +161,7 @@ def _cut_page(file: Path) -> _CutPage:
     try:
         page = read_page(file)
         pixels = _pixels(page)
-    except (InputError, UnusableSampleError) as error:
+    except InputError as error:
         return _CutPage(file, error=str(error).removeprefix(f"{file}").lstrip(" :"))
     lines = [line for line in page.lines if line.text]
     cuts: list[Array | str] = []
@@ -172,17 +185,11 @@ def _page_pixels(file: Path) -> Array:
 
 
 def _read_line(file: Path, line: PageLine) -> Array:
-    try:
-        return cut_line(_page_pixels(file), line)
-    except InputError as error:
-        raise UnusableSampleError(str(error)) from None
+    return cut_line(_page_pixels(file), line)
 
 
 def _read_transcript(file: Path) -> str:
-    try:
-        lines = [line.strip() for line in folders.read_lines(file) if line.strip()]
-    except InputError as error:
-        raise UnusableSampleError(str(error)) from None
+    lines = [line.strip() for line in folders.read_lines(file) if line.strip()]
     if len(lines) > 1:
-        raise UnusableSampleError(f"{file.name} has {len(lines)} lines, expected one")
+        raise InputError(f"{file.name} has {len(lines)} lines, expected one")
     return "".join(lines)

@@ -13,7 +13,8 @@ import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.images import is_grey
-from mdlstm_tk.data.spec import Array, Extents, Floats, Kind, RawSample, Resize, Sample, UnusableSampleError
+from mdlstm_tk.data.spec import Array, Extents, Floats, Kind, RawSample, Resize, Sample
+from mdlstm_tk.data.targets import normalise
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 
@@ -72,7 +73,7 @@ def scan_samples(samples: Sequence[RawSample], kind: Kind, resize: Resize) -> tu
         MissingExtraError: Pillow is not installed.
     """
     scan = partial(_scan, kind=kind, resize=resize)
-    threads = min(MAX_THREADS, os.cpu_count() or 1) if any(sample.is_file for sample in samples) else 1
+    threads = min(MAX_THREADS, os.cpu_count() or 1) if any(sample.is_image for sample in samples) else 1
     with ThreadPoolExecutor(threads) as pool:
         results = list(pool.map(scan, samples))
     return [r for r in results if isinstance(r, Scan)], [r for r in results if isinstance(r, str)]
@@ -97,20 +98,20 @@ def _scan(sample: RawSample, kind: Kind, resize: Resize) -> Scan | str:
     """Read a sample; a text says why it cannot be used."""
     try:
         x = sample.read_x()
-        grid = x.shape[: 2 if sample.is_file else -1]
-        moments, extents = _moments(x, sample.is_file, resize)
+        grid = x.shape[: 2 if sample.is_image else -1]
+        moments, extents = _moments(x, sample.is_image, resize)
         target = sample.read_y()
         if kind == "segment":
             _check_extents("mask", target.pixels.shape[: len(grid)], grid)
             target = target.distinct()
         elif kind == "grid":
             _check_extents("target", target.shape[: len(grid)], grid)
-            target, _ = _moments(target, sample.is_file, resize)
-        elif kind == "transcribe" and not target.strip():
-            raise UnusableSampleError("its text is empty")
+            target, _ = _moments(target, sample.is_image, resize)
+        elif kind == "transcribe" and not normalise(target).strip():
+            raise InputError("its text is empty")
         elif kind == "density" and x.dtype.kind == "f" and not 0 <= x.min() <= x.max() <= 1:
-            raise UnusableSampleError(f"its values lie in [{x.min():g}, {x.max():g}], expected [0, 1]")
-    except UnusableSampleError as reason:
+            raise InputError(f"its values lie in [{x.min():g}, {x.max():g}], expected [0, 1]")
+    except InputError as reason:
         return f"{sample.name}: {reason}"
     return Scan(sample, extents, moments, target)
 
@@ -118,17 +119,16 @@ def _scan(sample: RawSample, kind: Kind, resize: Resize) -> Scan | str:
 def _moments(pixels: Array, is_image: bool, resize: Resize) -> tuple[Moments, Extents]:
     """Return the moments of an image or of numbers (*grid, C), and its extents, after it is resized."""
     x = Preprocessing(1 if is_grey(pixels) else 3, resize)(pixels) if is_image else pixels
-    moments = Moments.of(x)
+    with np.errstate(invalid="ignore"):  # infinite values are refused below
+        moments = Moments.of(x)
     if not np.isfinite(moments.squares).all() and not np.isfinite(x).all():
-        raise UnusableSampleError("it contains NaN, infinite values, or numbers too large for float32")
+        raise InputError("it contains NaN, infinite values, or numbers too large for float32")
     return moments, x.shape[:-1]
 
 
 def _check_extents(target: str, extents: Extents, image: Extents) -> None:
     if extents != image:
-        raise UnusableSampleError(
-            f"its {target} is {format_size(extents)}, but the image is {format_size(image)}"
-        )
+        raise InputError(f"its {target} is {format_size(extents)}, but the image is {format_size(image)}")
 
 
 @dataclass
@@ -163,7 +163,7 @@ class LazySamples(Sequence[Sample]):
     preprocessing: Preprocessing | None
     encode: Callable[[Any], Any]
     budget: MemoryBudget
-    _kept: dict[int, tuple[Any, Any]] = field(default_factory=dict, repr=False)
+    _cache: dict[int, tuple[Any, Any]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -181,29 +181,30 @@ class LazySamples(Sequence[Sample]):
         if isinstance(index, slice):
             return [self[k] for k in range(len(self.samples))[index]]
         index = range(len(self.samples))[index]
-        if index not in self._kept:
+        if index not in self._cache:
             return self._read(index)
-        pixels, y = self._kept[index]
+        pixels, y = self._cache[index]
         return self._prepared(pixels), y
 
     def _read(self, index: int) -> tuple[Any, Any]:
         sample = self.samples[index]
         try:
             x, y = sample.read_x(), self.encode(sample.read_y())
-        except (UnusableSampleError, KeyError, ValueError) as reason:
+            prepared = self._prepared(x)
+        except (KeyError, ValueError) as reason:
             raise InputError(
                 f"{sample.name} has changed since the start and can no longer be used: {reason}"
             ) from None
-        prepared = self._prepared(x)
         smaller = x if x.nbytes <= prepared.nbytes else prepared
-        if sample.is_file and not sample.is_kept and self.budget.take(smaller.nbytes + _count_bytes(y)):
-            self._kept[index] = smaller, y
+        if sample.is_image and not sample.in_memory and self.budget.take(smaller.nbytes + _count_bytes(y)):
+            self._cache[index] = smaller, y
         return prepared, y
 
     def _prepared(self, x: Array) -> Array:
         """Return x, prepared from decoded pixels unless it is x already: three axes, float32."""
-        is_x = self.preprocessing is None or (x.ndim == 3 and x.dtype == np.float32)
-        return x if is_x or self.preprocessing is None else self.preprocessing(x)
+        if self.preprocessing is None or (x.ndim == 3 and x.dtype == np.float32):
+            return x
+        return self.preprocessing(x)
 
 
 def _count_bytes(value: Any) -> int:

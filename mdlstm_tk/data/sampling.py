@@ -84,8 +84,7 @@ def bucketed_draws(seed: int, ranks: npt.NDArray[np.int64], step: int, count: in
     indices = np.array(shuffled_indices(seed, len(ranks), draws))
     order = np.argsort(ranks[indices], kind="stable")
     batch = int(make_rng(seed, BUCKETS, pool).permutation(pool_steps)[position])
-    chosen = order[batch * count : (batch + 1) * count]
-    return [(draws[k], int(indices[k])) for k in chosen]
+    return [(draws[k], int(indices[k])) for k in order[batch * count : (batch + 1) * count]]
 
 
 def stratified_mask(groups: npt.ArrayLike, share: float, seed: int) -> npt.NDArray[np.bool_]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from math import isfinite
 from typing import Any, Literal, Self, get_args
 
@@ -29,31 +30,42 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 UNLABELLED = -1  # the class of positions that have no label, and of padding
 
 
-class UnusableSampleError(Exception):
-    """A sample cannot be used; the message is the reason."""
-
-
 @dataclass(frozen=True)
 class RawSample:
     """A sample of the user's data, which is read from disk when it is needed.
 
     Attributes:
         name: name of the sample in messages.
-        read_x: returns an image as `decode_image` does, or numbers (*grid, C). Raises
-            `UnusableSampleError`.
+        read_x: returns an image as `decode_image` does, or numbers (*grid, C). Raises `InputError` with the
+            reason if the sample cannot be used.
         read_y: returns the target: the name of a class, a text, a `RawMask`, or what `read_x` returns.
-            Raises `UnusableSampleError`.
-        is_file: reading takes time, so that it is worth keeping what was read.
-        group: what must not be divided among splits, such as the page of a line; "" is the sample itself.
-        is_kept: what `read_x` returns is in memory already.
+            Raises `InputError` as well.
+        is_image: `read_x` returns an image, which takes time, so that it is worth keeping in memory.
+        page: name of the page that a line of text is on, else "".
+        in_memory: what `read_x` returns is in memory already.
     """
 
     name: str
     read_x: Callable[[], Array]
     read_y: Callable[[], Any]
-    is_file: bool
-    group: str = ""
-    is_kept: bool = False
+    is_image: bool
+    page: str = ""
+    in_memory: bool = False
+
+    @property
+    def group(self) -> str:
+        """Name of what is not divided among splits: the page, else the sample itself."""
+        return self.page or self.name
+
+    @classmethod
+    def unusable(cls, name: str, reason: str) -> RawSample:
+        """Return a sample that cannot be used for a reason."""
+        refuse = partial(_refuse, reason)
+        return cls(name, refuse, refuse, is_image=True)
+
+
+def _refuse(reason: str) -> Any:
+    raise InputError(reason)
 
 
 @dataclass(frozen=True)
@@ -133,9 +145,9 @@ class TaskSpec:
         yield "channels", self.channels > 0, "a positive number"
         yield "outputs", self.outputs > 0, "a positive number"
         yield "size", len(self.size) > 0 and min(self.size) > 0, "positive extents"
-        names = self.outputs - (self.kind == "transcribe")  # output 0 of a recogniser is the blank
-        names = 0 if self.kind in ("grid", "density") else names
-        yield "classes", len(set(self.classes)) == len(self.classes) == names, f"{names} different names"
+        count = self.outputs - (self.kind == "transcribe")  # output 0 of a recogniser is the blank
+        count = 0 if self.kind in ("grid", "density") else count
+        yield "classes", len(set(self.classes)) == len(self.classes) == count, f"{count} different names"
         are_plain = all(map(is_plain_text, self.classes))
         yield "classes", are_plain, "names without control characters; rename or replace them in the data"
         for mean, std, count in (
@@ -155,8 +167,10 @@ class TaskSpec:
         Raises:
             InputError: a field is missing, unknown, of another type, or out of range.
         """
-        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:
+            arguments: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+            }
             if arguments.get("preprocessing") is not None:
                 arguments["preprocessing"] = Preprocessing.from_json(arguments["preprocessing"])
             return cls(**arguments)

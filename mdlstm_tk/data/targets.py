@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from mdlstm_tk.data.masks import UNKNOWN_VALUE, MaskClasses
-from mdlstm_tk.data.samples import Scan
 from mdlstm_tk.data.spec import Kind
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import Preprocessing
@@ -29,7 +28,8 @@ class Targets:
 
     Attributes:
         outputs: outputs of the network.
-        encode: makes the target of a sample, see `Batch.y`, from what `RawSample.read_y` returned.
+        encode: makes the target of a sample, see `Batch.y`, from what `RawSample.read_y` returned; can be
+            pickled.
         lines: notes for the user, one line each.
         classes: names of the classes, or the characters.
         masks: the classes of masks, of kind "segment".
@@ -46,7 +46,7 @@ class Targets:
 
 def fit_targets(
     kind: Kind,
-    scans: Sequence[Scan],
+    targets: Sequence[Any],
     preprocessing: Preprocessing | None,
     mask_names: Sequence[str],
     levels: int,
@@ -55,17 +55,21 @@ def fit_targets(
 
     Args:
         kind: kind of the task.
-        scans: of all samples, those for validation and testing included.
+        targets: `Scan.target` of all samples, those for validation and testing included.
         preprocessing: of images; None for arrays.
         mask_names: names of the values 0, 1, … of masks.
         levels: levels of each channel, of kind "density".
 
     Raises:
-        InputError: there are fewer than two classes, or the masks do not fit each other.
+        InputError: there are fewer than two classes, or the targets do not fit each other.
     """
-    targets = [scan.target for scan in scans]
     if kind == "grid":
-        outputs = max(target.channels for target in targets)
+        channels = {target.channels for target in targets}
+        outputs = max(channels)
+        if preprocessing is None and len(channels) > 1:
+            raise InputError(
+                f"y has {min(channels)} channels in one split and {outputs} in another; expected equal ones"
+            )
         return Targets(
             outputs, Preprocessing(outputs, preprocessing.resize) if preprocessing else _unchanged
         )
@@ -108,20 +112,22 @@ def _fit_texts(texts: Sequence[str]) -> Targets:
         f"texts of {min(lengths)} to {max(lengths)} characters from {len(characters)}: "
         f"{''.join(characters)}"
     ]
-    if changed := sum(a != b for a, b in zip(texts, normal, strict=True)):
+    if count := sum(a != b for a, b in zip(texts, normal, strict=True)):
         lines.append(
-            f"{changed} texts were normalised: characters composed (NFC), marks of direction left out"
+            f"{count} texts were normalised: characters composed (NFC), marks of direction left out"
         )
-    if turned := sum(a != b for a, b in zip(normal, visual, strict=True)):
+    if count := sum(a != b for a, b in zip(normal, visual, strict=True)):
         lines.append(
-            f"{turned} texts run from right to left or hold such words; models return them in the order of "
+            f"{count} texts run from right to left or hold such words; models return them in the order of "
             "reading"
         )
 
-    def encode(text: str) -> list[int]:
-        return [characters[character] for character in reorder(normalise(text), direction)]
-
+    encode = partial(_encode_text, characters=characters, direction=direction)
     return Targets(len(characters) + 1, encode, lines, tuple(characters), direction=direction)
+
+
+def _encode_text(text: str, characters: Mapping[str, int], direction: Direction) -> list[int]:
+    return [characters[character] for character in reorder(normalise(text), direction)]
 
 
 def _unchanged(value: Any) -> Any:

@@ -33,6 +33,7 @@ from mdlstm_tk.data.spec import (
     Split,
     TaskSpec,
 )
+from mdlstm_tk.errors import InputError
 
 WHOLE_BATCH = slice(None)
 MAX_EVALUATION_BATCH = 64  # samples
@@ -116,14 +117,6 @@ class Task(ABC):
     def name(self) -> str:
         return self.spec.name
 
-    @property
-    def channels(self) -> int:
-        return self.spec.channels
-
-    @property
-    def outputs(self) -> int:
-        return self.spec.outputs
-
 
 class DatasetTask(Task):
     """A task over a fixed set of samples, which training reads in a new random order in every epoch.
@@ -137,6 +130,9 @@ class DatasetTask(Task):
             extents share a batch. None: they are equal.
         crop: extents of the part of each sample to use, at random places in training and in the centre
             otherwise; None for whole samples.
+
+    Raises:
+        InputError: samples to distort have other than two axes, or numbers as targets.
     """
 
     def __init__(
@@ -148,6 +144,13 @@ class DatasetTask(Task):
         extents: npt.NDArray[np.int64] | None = None,
         crop: Extents | None = None,
     ) -> None:
+        if augment and len(spec.size) != 2:
+            raise InputError(
+                f"augment={augment:g} distorts images, but samples have {len(spec.size)} axes; "
+                "use augment=0"
+            )
+        if augment and spec.kind == "grid":
+            raise InputError(f"augment={augment:g} distorts x, but no targets of kind grid; use augment=0")
         self.spec = spec
         self.sets = sets
         self.augment = augment
@@ -168,15 +171,14 @@ class DatasetTask(Task):
     ) -> Batch:
         samples, first = self.sets[split], step * count
         if split != "train":
-            chosen = [self._cropped(sample, None) for sample in samples[first : first + count][shard]]
-            return collate(self.spec.kind, chosen)
+            indices = range(len(samples))[first : first + count][shard]
+            return collate(self.spec.kind, [self._cropped(samples[k], None) for k in indices])
         if self._ranks is None:
             draws = range(first, first + count)[shard]
             pairs = list(zip(draws, shuffled_indices(seed, len(samples), draws), strict=True))
         else:
             pairs = bucketed_draws(seed, self._ranks, step, count)[shard]
-        chosen = [self._augmented(samples[index], seed, draw) for draw, index in pairs]
-        return collate(self.spec.kind, chosen)
+        return collate(self.spec.kind, [self._augmented(samples[k], seed, draw) for draw, k in pairs])
 
     def _augmented(self, sample: Sample, seed: int, draw: int) -> Sample:
         x, y = self._cropped(sample, make_rng(seed, CROP, draw))

@@ -174,8 +174,10 @@ def read_data(
         notes += new_notes
     formats = f"a task of kind {kind} expects {_formats(kind)}"
     if not splits["train"]:
-        reason = f" ({'; '.join(skipped[:3])})" if skipped else ""
-        raise InputError(f"{path}: found no usable training samples{reason}; {formats}")
+        reasons = "; ".join([*skipped[:3], *notes])
+        raise InputError(
+            f"{path}: no usable training samples{f' ({reasons})' if reasons else ''}; {formats}"
+        )
     scans = [scan for each in splits.values() for scan in each]
     channels = max(scan.moments.channels for scan in splits["train"])
     ndim = len(scans[0].extents)
@@ -185,34 +187,40 @@ def read_data(
         )
     if ndim != 2 and kind in ("transcribe", "density"):
         raise InputError(f"{path}: x has {ndim} grid axes, but kind {kind} needs two; {formats}")
-    if ndim != 2 and augment:
-        raise InputError(
-            f"augment={augment:g} distorts images, but samples have {ndim} axes; use augment=0"
-        )
-    if kind == "grid" and augment:
-        raise InputError(f"augment={augment:g} distorts x, but no targets of kind grid; use augment=0")
     if crop is not None and len(crop) != ndim:
         raise InputError(f"crop={format_size(crop)} has {len(crop)} extents, but samples have {ndim} axes")
     preprocessing = None if is_arrays else Preprocessing(channels, resize)
     try:
-        targets = fit_targets(kind, scans, preprocessing, _read_mask_names(path), levels)
+        all_targets = [scan.target for scan in scans]
+        targets = fit_targets(kind, all_targets, preprocessing, _read_mask_names(path, kind), levels)
     except InputError as error:
         raise InputError(f"{path}: {error}; {formats}") from None
     if not splits.get("validation"):
         splits["train"], splits["validation"] = _hold_out(splits["train"], kind, validation, seed, held_out)
-    extents = {split: _extents(each, ndim) for split, each in splits.items()}
+        if not splits["train"]:
+            raise InputError(
+                f"{path}: all samples that are left were held out for validation when the run began; add "
+                "samples to train on"
+            )
+    extents = {
+        split: np.array([scan.extents for scan in each], np.int64).reshape(-1, ndim)
+        for split, each in splits.items()
+    }
     for split in splits.keys() - {"train"}:  # so that batches of an evaluation have similar samples, too
         order = np.argsort(shape_order(extents[split]), kind="stable")
         splits[split] = [splits[split][k] for k in order]
     all_extents = np.concatenate(list(extents.values()))
-    spec = _describe_task(path, kind, splits["train"], targets, preprocessing, all_extents, crop)
+    spec = _describe_task(path, kind, channels, splits["train"], targets, preprocessing, all_extents, crop)
     sets = {
         split: LazySamples([scan.sample for scan in each], preprocessing, targets.encode, budget)
         for split, each in splits.items()
     }
     task = UserDataTask(spec, sets, augment, extents=extents["train"], crop=crop)
     task.names = {split: [scan.sample.name for scan in each] for split, each in splits.items()}
-    task.groups = {split: [_group(scan, prefixes) for scan in each] for split, each in splits.items()}
+    task.groups = {
+        split: [pages.prefix_of(scan.sample.group, prefixes) or scan.sample.group for scan in each]
+        for split, each in splits.items()
+    }
     task.skipped = skipped
     task.summary = _summarise(path, sources, task, all_extents, [*targets.lines, *notes])
     if kind == "transcribe":
@@ -264,29 +272,19 @@ def _divide(
     splits: dict[Split, list[Scan]] = {split: [] for split in prefixes.values()}
     unmatched: list[Scan] = []
     for scan in scans:
-        prefix = pages.prefix_of(scan.sample.group or scan.sample.name, prefixes)
+        prefix = pages.prefix_of(scan.sample.group, prefixes)
         (unmatched if prefix is None else splits[prefixes[prefix]]).append(scan)
-    files = list(dict.fromkeys(scan.sample.group or scan.sample.name for scan in unmatched))
+    files = list(dict.fromkeys(scan.sample.group for scan in unmatched))
     hidden = f" and {len(files) - MAX_SKIPPED_SHOWN} more" if len(files) > MAX_SKIPPED_SHOWN else ""
     listing = ", ".join(files[:MAX_SKIPPED_SHOWN]) + hidden
     splits.setdefault("train", [])
     return splits, [f"files that splits.json does not name, left out: {listing}"] if files else []
 
 
-def _group(scan: Scan, prefixes: Mapping[str, Split]) -> str:
-    name = scan.sample.group or scan.sample.name
-    return pages.prefix_of(name, prefixes) or name
-
-
-def _read_mask_names(path: Path) -> list[str]:
-    """Return the lines of classes.txt, which names the values of masks."""
+def _read_mask_names(path: Path, kind: Kind) -> list[str]:
+    """Return the lines of classes.txt, which names the values of masks; of other kinds it is not read."""
     file = path / "classes.txt"
-    return folders.read_lines(file) if file.is_file() else []
-
-
-def _extents(scans: Sequence[Scan], ndim: int) -> Array:
-    """Return the extents (N, D) of the samples."""
-    return np.array([scan.extents for scan in scans], dtype=np.int64).reshape(-1, ndim)
+    return folders.read_lines(file) if kind == "segment" and file.is_file() else []
 
 
 def _hold_out(
@@ -296,31 +294,27 @@ def _hold_out(
 
     Samples of a group stay together.
     """
-    ids = [_group(scan, {}) for scan in scans]
     if names is None:
-        classes = {
-            group: scan.target if kind == "classify" else "" for group, scan in zip(ids, scans, strict=True)
-        }
+        classes = {scan.sample.group: scan.target if kind == "classify" else "" for scan in scans}
         mask = stratified_mask(list(classes.values()), share, seed).tolist()
         held_out = {group for group, is_out in zip(classes, mask, strict=True) if is_out}
     else:
-        held_out = {group for group, scan in zip(ids, scans, strict=True) if scan.sample.name in names}
-    pairs = list(zip(scans, ids, strict=True))
-    return [scan for scan, group in pairs if group not in held_out], [
-        scan for scan, group in pairs if group in held_out
-    ]
+        all_names = set(names)
+        held_out = {scan.sample.group for scan in scans if scan.sample.name in all_names}
+    train = [scan for scan in scans if scan.sample.group not in held_out]
+    return train, [scan for scan in scans if scan.sample.group in held_out]
 
 
 def _describe_task(
     path: Path,
     kind: Kind,
+    channels: int,
     train: Sequence[Scan],
     targets: Targets,
     preprocessing: Preprocessing | None,
     extents: Array,
     crop: Extents | None,
 ) -> TaskSpec:
-    channels = max(scan.moments.channels for scan in train)
     mean, std = channel_moments([scan.moments for scan in train], channels)
     largest = extents.max(axis=0)
     masks = targets.masks
@@ -377,9 +371,9 @@ def _summarise(
         suffix_counts = sorted(folders.count_other_files(source, spec.kind).items())
         listing = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in suffix_counts)
         lines += [f"files of other types, left out: {listing}"] if suffix_counts else []
-        empty = [f.name for f in folders.subfolders(source) if not folders.find_images(f)]
-        if empty and spec.kind == "classify":
-            lines.append(f"folders without images, left out: {', '.join(empty)}")
+        if spec.kind == "classify":
+            empty = [f.name for f in folders.subfolders(source) if not folders.find_images(f)]
+            lines += [f"folders without images, left out: {', '.join(empty)}"] if empty else []
     if task.skipped:
         lines.append(f"skipped {len(task.skipped)} that cannot be used:")
         lines += [f"  {line}" for line in task.skipped[:MAX_SKIPPED_SHOWN]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import pickle
 import struct
 from pathlib import Path
 
@@ -96,6 +97,8 @@ REFUSED = {  # arrays in place of those of `write_arrays`, kind, message
     "numbers for classes": ({}, "classify", r"float32 \(10, 5, 6\)"),
     "wrong length of y": ({"y": np.arange(9)}, "classify", r"int64 \(9,\)"),
     "wrong grid of y": ({"y": np.ones((10, 6, 5), int)}, "segment", r"\(10, 6, 5\) for x \(10, 5, 6\)"),
+    "several ndim": ({"ndim": [2, 2]}, "grid", r"ndim is \[2, 2\], expected the number of grid axes"),
+    "a text for ndim": ({"ndim": "3"}, "grid", "ndim is 3, expected the number of grid axes"),
     "wrong sizes": ({"sizes": [[5, 6]]}, "grid", r"sizes is int64 \(1, 2\), expected integers \(10, 2\)"),
     "one mask value": ({"y": np.ones((10, 5, 6), int)}, "segment", "value 1"),
     "volumes of texts": (
@@ -121,12 +124,21 @@ def test_arrays_that_cannot_be_used_are_one_line(case: str, tmp_path: Path) -> N
     assert "\n" not in str(refused.value)
 
 
+def test_targets_of_all_splits_have_the_same_channels(tmp_path: Path) -> None:
+    for name, channels in (("train", 3), ("val", 1)):
+        write_arrays(tmp_path / f"{name}.npz", "grid", y=np.ones((10, 5, 6, channels)))
+    with pytest.raises(InputError, match="y has 1 channels in one split and 3 in another"):
+        read(tmp_path, "grid")
+
+
+@pytest.mark.filterwarnings("error")
 def test_single_samples_that_cannot_be_used_are_skipped(tmp_path: Path) -> None:
     x = RNG.random((12, 4, 4))
     x[3, 0, 0] = np.nan
+    x[5, 0] = 1e300, -1e300, 0, 0
     np.savez(tmp_path / "n.npz", x=x, y=np.arange(12), sizes=[[4, 4]] * 11 + [[5, 4]])
     skipped = read(tmp_path / "n.npz", "classify").skipped
-    assert [line.split(":")[0] for line in skipped] == ["sample 3", "sample 11"]
+    assert [line.split(":")[0] for line in skipped] == ["sample 3", "sample 5", "sample 11"]
 
 
 def test_arrays_and_images_are_data_of_kind_density(tmp_path: Path) -> None:
@@ -177,7 +189,7 @@ def test_idx_files_are_found_as_users_keep_them(layout: str, tmp_path: Path) -> 
     assert (x[IMAGES > 0.71 * 255] == 1).all() and (x[IMAGES < 0.29 * 255] == 0).all()
     task = read(tmp_path, "density", levels=256)
     assert (task.spec.size, task.spec.outputs, task.count("test")) == ((4, 5), 256, 12)
-    batch = task.batch(0, 0, 12, "test")
+    batch = pickle.loads(pickle.dumps(task)).batch(0, 0, 12, "test")  # as a worker process may get it
     assert (np.rint(batch.x[..., 0] * 255) == IMAGES).all()
     assert batch.y is batch.x
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.user_data import read, write_image
+from helpers.user_data import read, write_classes, write_image, write_masks, write_targets, write_texts
 
-from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, TaskSpec
+from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, Kind, TaskSpec
 from mdlstm_tk.data.augmentation import distort
 from mdlstm_tk.data.metrics import METRICS, count_edits
 from mdlstm_tk.data.sampling import make_rng, shuffled_indices, stratified_mask
 from mdlstm_tk.data.task import collate
+from mdlstm_tk.errors import InputError
 
 
 def test_batches_hold_similar_samples_and_epochs_hold_all(tmp_path: Path) -> None:
@@ -32,6 +35,22 @@ def test_batches_hold_similar_samples_and_epochs_hold_all(tmp_path: Path) -> Non
     assert np.mean(padding) < 0.25  # batches in random order have about 0.4
     shard = task.batch(5, 3, 4, shard=slice(2, 4))
     assert [int(sample) for sample in shard.x[:, 0, 0, 0]] == seen[3][2:]
+
+
+WRITERS: dict[Kind, Callable[[Path], Path]] = {
+    "classify": lambda path: write_classes(path, {"a": 4, "b": 4}),
+    "segment": write_masks,
+    "grid": write_targets,
+    "transcribe": write_texts,
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_task_can_be_pickled_for_worker_processes(kind: Kind, tmp_path: Path) -> None:
+    WRITERS[kind](tmp_path)
+    task = read(tmp_path, kind)
+    batch, copy = (each.batch(0, 0, 4) for each in (task, pickle.loads(pickle.dumps(task))))
+    assert np.array_equal(batch.x, copy.x) and np.array_equal(batch.y, copy.y)
 
 
 def test_crops_are_random_in_training_and_central_in_validation(tmp_path: Path) -> None:
@@ -101,6 +120,12 @@ def test_each_draw_of_a_sample_is_distorted_differently() -> None:
     seen = [x.tobytes() for step in range(3) for x in task.batch(0, step, 2).x]
     assert len(set(seen)) == 6
     assert (task.batch(0, 0, 2, "validation").x[0] == image).all()
+
+
+def test_images_are_not_distorted_without_their_targets() -> None:
+    for kind, size in (("grid", (2, 2)), ("density", (2, 2, 2))):
+        with pytest.raises(InputError, match=r"augment=0\.5 distorts .*; use augment=0"):
+            DatasetTask(TaskSpec("numbers", kind, 1, 1, size), {}, augment=0.5)  # type: ignore[arg-type]
 
 
 def test_collate_pads_samples_of_different_extents() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +64,15 @@ def test_the_initial_prediction_is_the_mean_of_the_targets() -> None:
     assert task.batch(0, 0, 4000).y.mean() == pytest.approx(task.spec.target_mean[0], rel=0.01)
 
 
+@pytest.mark.parametrize("size", [(3, 3), (23, 23)])
+def test_half_of_the_validation_samples_are_on_larger_grids(size: tuple[int, int]) -> None:
+    task = DiagonalTask(size)
+    counts: Counter[int] = Counter()
+    for batch in batches(task, "validation", 0, task.evaluation_batch):
+        counts[batch.x.shape[1]] += len(batch.x)
+    assert counts == {size[0]: 64, 4 * size[0]: 64}
+
+
 @pytest.mark.parametrize("size", [(2, 8), (8, 2), (1, 1), (8,), (8, 8, 8)])
 def test_sizes_too_small_for_the_diagonal_are_refused(size: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="3x3"):
@@ -115,16 +126,28 @@ def test_batches_match_the_task_spec(name: str) -> None:
     assert all(len(batch.x) <= 50 for batch in test_batches)
 
 
+SPEC = {"name": "x", "kind": "grid", "channels": 1, "outputs": 1, "size": [8, 8]}
+
+
+@pytest.mark.parametrize(
+    "values", [[], {}, SPEC | {"channels": "1"}, SPEC | {"size": 8}, SPEC | {"preprocessing": 1}]
+)
+def test_a_stored_spec_that_describes_no_task_is_refused(values: Any) -> None:
+    assert TaskSpec.from_json(SPEC).size == (8, 8)
+    with pytest.raises(InputError, match="describes no task"):
+        TaskSpec.from_json(values)
+
+
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_metrics_are_zero_for_the_targets_and_positive_otherwise(name: str) -> None:
     task = make(name)
     batch = task.batch(0, 0, 5, "test")
     perfect = batch.y
     if task.kind in ("classify", "segment"):
-        perfect = np.eye(task.outputs, dtype=np.float32)[batch.y]
+        perfect = np.eye(task.spec.outputs, dtype=np.float32)[batch.y]
     elif task.kind == "transcribe":  # each character, then a blank
         spaced = np.stack([batch.y, np.zeros_like(batch.y)], axis=-1).reshape(len(batch.y), -1)
-        perfect = np.eye(task.outputs, dtype=np.float32)[spaced]
+        perfect = np.eye(task.spec.outputs, dtype=np.float32)[spaced]
     elif task.kind == "density":  # log-probabilities
         perfect = np.zeros_like(batch.x)
     assert all(total == 0 for total, _ in task.measure(perfect, batch).values())

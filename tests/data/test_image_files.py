@@ -72,6 +72,14 @@ def test_colours_in_validation_images_do_not_make_training_images_coloured(tmp_p
     assert task.sets["validation"][0][0].shape == (6, 7, 1)
 
 
+def test_the_only_coloured_image_may_be_held_out(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 3, "b": 3})
+    save(tmp_path / "a", {"rgb.png": Image.fromarray(COLOURS)})
+    task = read(tmp_path, "classify", held_out=["a/rgb.png"])
+    assert (task.spec.channels, task.count("validation")) == (3, 1)
+    assert task.batch(0, 0, 4).x.shape[-1] == len(task.spec.mean) == 3
+
+
 @pytest.mark.parametrize("resize", [(3, 4), (3, None)])
 def test_images_are_resized_with_their_masks_and_targets(
     resize: tuple[int, int | None], tmp_path: Path
@@ -87,6 +95,14 @@ def test_images_are_resized_with_their_masks_and_targets(
         assert np.array_equal(x[..., 0] > 0.4, y)
     for x, y in read(tmp_path, "grid", validation=0.0, resize=resize).sets["train"]:
         np.testing.assert_allclose(x, 2 * y, atol=1e-6)
+
+
+def test_an_image_that_would_be_resized_to_too_many_pixels_is_named_and_skipped(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"a": 3, "b": 3})
+    write_image(tmp_path / "a/strip.png", np.zeros((1, 100_000)))
+    task = read(tmp_path, "classify", resize=(64, None))  # 64 rows, 6,400,000 columns: 1.6 GB
+    (reason,) = task.skipped
+    assert reason.startswith("a/strip.png: an image of 1x100000 pixels would be resized")
 
 
 def test_targets_may_be_images(tmp_path: Path) -> None:
@@ -171,6 +187,15 @@ def test_palettes_that_differ_make_colours_the_classes(tmp_path: Path) -> None:
     assert task.spec.classes == ("#000000", "#0078ff", "#c80a00")
     for mask, (_, y) in zip(CLASSES, task.sets["train"], strict=True):
         assert np.array_equal(np.array([0, 2, 1])[mask], y)
+
+
+def test_names_of_classes_are_read_for_masks_alone(tmp_path: Path) -> None:
+    write_masks(tmp_path)
+    write_targets(tmp_path)
+    (tmp_path / "classes.txt").write_bytes("été".encode("latin-1"))
+    with pytest.raises(InputError, match=r"classes\.txt is not a text in UTF-8"):
+        read(tmp_path, "segment")
+    assert read(tmp_path, "grid").spec.classes == ()
 
 
 def test_masks_with_too_many_colours_are_refused(tmp_path: Path) -> None:

@@ -113,6 +113,9 @@ def test_files_that_splits_json_does_not_name_are_left_out(tmp_path: Path) -> No
     task = read(tmp_path, "transcribe")
     assert set(task.groups["train"]) == {"p0"} and set(task.groups["validation"]) == {"p1"}
     assert "files that splits.json does not name, left out: q0.xml, q1.xml" in task.summary
+    (tmp_path / "splits.json").write_text('{"train": ["r"]}')
+    with pytest.raises(InputError, match=r"no usable .* \(pages: 4, .*splits.json does not name"):
+        read(tmp_path, "transcribe")
 
 
 BAD_SPLITS = {
@@ -120,6 +123,7 @@ BAD_SPLITS = {
     "a list": ("[]", "is not {"),
     "another name": ('{"dev": []}', "is not {"),
     "numbers": ('{"train": [1]}', "is not {"),
+    "texts for lists": ('{"train": "p", "valid": "q"}', "is not {"),
     "two splits": ('{"train": ["a"], "test": ["a"]}', "has 'a' in two splits"),
 }
 
@@ -175,6 +179,10 @@ def test_a_page_in_both_formats_is_read_once(tmp_path: Path) -> None:
     task = read(tmp_path, "transcribe", validation=0.0)
     assert list(task.names["train"]) == ["alto/p.xml l0"]
     assert task.skipped == ["page/p.xml: it is for the image of alto/p.xml; delete one of them"]
+    without_text = re.sub("<String.*?/>", "", (tmp_path / "alto/p.xml").read_text())
+    (tmp_path / "alto/p.xml").write_text(without_text)  # as segmentation wrote it
+    task = read(tmp_path, "transcribe", validation=0.0)
+    assert (list(task.names["train"]), task.skipped) == (["page/p.xml l0"], [])
 
 
 def test_pages_in_colour(tmp_path: Path) -> None:

@@ -94,7 +94,9 @@ BAD_LINES = {
     "third column": ("more.png\tabc\tabc", "line 9.*3 columns; expected file, tab, text"),
     "no tab": ("more.png abc", "line 9.*no tab; expected file, tab, text"),
     "no file": ("gone.png\tabc", r"gone\.png: there is no such file"),
+    "columns exchanged": ("abc" * 100 + "\tmore.png", "abc: there is no such file"),
     "no text": ("more.png\t", r"more\.png: its text is empty"),
+    "marks of direction": ("more.png\t\u200f \u200e", r"more\.png: its text is empty"),
     "no image": ("labels.tsv\tabc", r"labels\.tsv: it is no image"),
 }
 

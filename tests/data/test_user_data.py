@@ -24,6 +24,7 @@ from helpers.user_data import (
 )
 
 from mdlstm_tk.data import Kind
+from mdlstm_tk.data.folders import find_files
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import draw_run, write_report
 from mdlstm_tk.training import (
@@ -62,6 +63,8 @@ def test_class_folders_get_a_stratified_split_and_are_scaled(tmp_path: Path) -> 
     assert other.names["validation"] != task.names["validation"]
     again = read(tmp_path / "signs", "classify", seed=1, held_out=task.names["validation"])
     assert again.names["validation"] == task.names["validation"]
+    with pytest.raises(InputError, match="signs: all samples that are left were held out"):
+        read(tmp_path / "signs", "classify", held_out=[*task.names["validation"], *task.names["train"]])
 
 
 def test_splits_of_the_data_are_used(tmp_path: Path) -> None:
@@ -118,13 +121,14 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     (data / "a/broken.png").symlink_to(data / "gone.png")
     task = read(data, "classify")
     assert task.spec.classes == ("a", "b")
+    (data / "0").symlink_to(data / "a")
+    assert {file.parent.name for file in find_files(data)} == {"0", "b"}
 
 
 UNREADABLE: dict[str, tuple[str, Callable[[Path], object], str, str]] = {  # path, writer, kind, message
     "missing": ("no", lambda p: None, "classify", "no file or folder"),
     "empty folder": ("e", Path.mkdir, "classify", r"subfolder.*\.npz"),
     "no masks": ("c", lambda p: write_classes(p, {"images": 2}), "segment", "masks/ is missing.*images/"),
-    "no labels": ("c", lambda p: write_classes(p, {"a": 2}), "transcribe", r"labels\.tsv"),
     "no targets": ("c", lambda p: write_classes(p, {"images": 2}), "grid", "targets/.*images/"),
     "one class": ("c", lambda p: write_classes(p, {"only": 2}), "classify", "'only'"),
     "mixed splits": (
@@ -135,7 +139,7 @@ UNREADABLE: dict[str, tuple[str, Callable[[Path], object], str, str]] = {  # pat
     ),
     "other file type": ("x.csv", lambda p: p.write_text("1,2"), "grid", r"x\.csv.*\.npz"),
     "damaged": ("x.npz", lambda p: p.write_bytes(b"PK\3\4 no"), "grid", r"x\.npz"),
-    "no y": ("x.npz", lambda p: np.savez(p, x=np.ones((3, 4, 4))), "grid", "x or y"),
+    "no y": ("x.npz", lambda p: np.savez(p, x=np.ones((3, 4, 4))), "grid", "y is missing"),
     "a control character": ("c", lambda p: write_classes(p, {"a\x1bb": 2, "b": 2}), "classify", "control"),
 }
 
@@ -242,7 +246,7 @@ def test_what_is_kept_in_memory_is_bounded_and_changes_nothing(tmp_path: Path) -
     for step in range(12):
         batches = [task.batch(0, step, 4) for task in tasks.values()]
         assert all(np.array_equal(batch.x, batches[0].x) for batch in batches)
-    cached = {count: task.sets["train"]._kept for count, task in tasks.items()}  # type: ignore[attr-defined]
+    cached = {count: task.sets["train"]._cache for count, task in tasks.items()}  # type: ignore[attr-defined]
     assert all(sum(x.nbytes for x, _ in samples.values()) <= count for count, samples in cached.items())
     assert [len(cached[0]), len(cached[10**6])] == [0, 18]
 

@@ -9,7 +9,7 @@ that sees everything above and to the left of a position can predict it. The fir
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar
 
@@ -37,7 +37,7 @@ class DiagonalBatch(Batch):
         second: (N, 2) int64, (row, column) of the second one in the target.
     """
 
-    second: npt.NDArray[np.int64] = None  # type: ignore[assignment]
+    second: npt.NDArray[np.int64] = field(kw_only=True)
 
 
 class DiagonalTask(Task):
@@ -73,7 +73,8 @@ class DiagonalTask(Task):
     @property
     def evaluation_batch(self) -> int:
         larger = LARGER_GRID**2 * prod(self.size)
-        return min(max(MAX_EVALUATION_POSITIONS // larger, 1), EVALUATION_SAMPLES)
+        count = min(max(MAX_EVALUATION_POSITIONS // larger, 1), EVALUATION_SAMPLES)
+        return 1 << (count.bit_length() - 1)  # a power of two, so that no batch needs grids of both sizes
 
     def count(self, split: Split) -> int:
         return 2 * EVALUATION_SAMPLES if split == "validation" else EVALUATION_SAMPLES

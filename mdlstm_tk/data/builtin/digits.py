@@ -134,7 +134,6 @@ class DigitsDensity(DatasetTask):
         "steps": 1000,
         "batch_size": 64,
         "layers": 2,
-        "lr": 0.01,
         "dropout": 0.15,
         "average": 0.99,
         "validation": 0.1,

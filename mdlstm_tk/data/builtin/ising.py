@@ -15,11 +15,10 @@ from math import log
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.sampling import make_rng
-from mdlstm_tk.data.spec import SPLITS, Batch, Split, TaskSpec
+from mdlstm_tk.data.spec import SPLITS, Array, Batch, Floats, Split, TaskSpec
 from mdlstm_tk.data.task import WHOLE_BATCH, Task
 from mdlstm_tk.errors import InputError
 
@@ -27,8 +26,6 @@ BETA = 0.4  # just below 0.4407, where an infinite grid becomes ordered
 MAX_TABLE = 2**25  # probabilities in memory: 128 MiB
 EVALUATION_SAMPLES = {"validation": 512, "test": 4096}
 STEP = 1e-4  # of β, to differentiate log Z
-
-Floats = npt.NDArray[np.float64]
 
 
 class Ising(Task):
@@ -91,16 +88,14 @@ class Ising(Task):
         above, below = (self._log_z(self.beta + step) for step in (STEP, -STEP))
         return self._log_z(self.beta) - self.beta * (above - below) / (2 * STEP)
 
-    def log_prob(self, images: npt.NDArray[Any]) -> Floats:
+    def log_prob(self, images: Array) -> Array:
         """The exact log-probability (N,) of images (N, H, W, 1), in nats."""
         spins = 2.0 * images[..., 0] - 1
-        bonds = (spins[:, 1:] * spins[:, :-1]).sum((1, 2)) + (spins[:, :, 1:] * spins[:, :, :-1]).sum(
-            (1, 2)
-        )
-        result: Floats = self.beta * bonds - self._log_z(self.beta)
-        return result
+        bonds = (spins[:, 1:] * spins[:, :-1]).sum((1, 2))
+        bonds += (spins[:, :, 1:] * spins[:, :, :-1]).sum((1, 2))
+        return np.asarray(self.beta * bonds - self._log_z(self.beta))
 
-    def _draw(self, uniform: Floats) -> npt.NDArray[np.float32]:
+    def _draw(self, uniform: Array) -> Floats:
         """Images (N, H, W, 1), from a number in [0, 1) for each position (N, H, W)."""
         images = np.zeros((*uniform.shape, 1), np.float32)
         frontier = np.zeros(len(uniform), int)  # bit W − 1 − k is the latest spin of column k
@@ -116,11 +111,11 @@ class Ising(Task):
         return sum(log_scale for log_scale, _ in self._sweep(beta))
 
     @cached_property
-    def _p_white(self) -> list[npt.NDArray[np.float32]]:
+    def _p_white(self) -> list[Floats]:
         """For each position in reading order the probability (2^W,) of white, given the frontier."""
         return [p_white for _, p_white in self._sweep(self.beta)][::-1]
 
-    def _sweep(self, beta: float) -> Iterator[tuple[float, npt.NDArray[np.float32]]]:
+    def _sweep(self, beta: float) -> Iterator[tuple[float, Floats]]:
         """Yield, from the last position back, a part of log Z and the probability (2^W,) of white.
 
         The axes are the spin left of the position (and those further left), the spin of its column, and the
