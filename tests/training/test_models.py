@@ -175,3 +175,18 @@ def test_a_registered_network_replaces_another_one() -> None:
 
     assert create("SMALL", 3, 2)(torch.zeros(1, 2, 2, 3)).shape == (1, 2, 2, 2)
     assert "tiny" in model_names("grid") and "tiny" not in model_names("segment")
+
+
+@pytest.mark.usefixtures("fresh_registries")
+def test_a_network_without_a_kind_replaces_those_of_all_kinds() -> None:
+    register("raster")(torch.nn.Linear)
+    assert isinstance(create("raster", 3, 2, kind="grid"), torch.nn.Linear)
+    assert "raster" in model_names("density")
+
+
+@pytest.mark.usefixtures("fresh_registries")
+def test_a_network_may_have_a_name_that_was_an_alias() -> None:
+    register("first", "second")(torch.nn.Linear)
+    register("second")(lambda channels, outputs: torch.nn.Flatten())
+    assert isinstance(create("second", 1, 1), torch.nn.Flatten)
+    assert isinstance(create("first", 1, 1), torch.nn.Linear)
