@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from torch import nn
 
+from mdlstm_tk import models
 from mdlstm_tk.errors import InputError, MissingExtraError, install_command
 
 if TYPE_CHECKING:
@@ -149,6 +150,8 @@ def _from_json(name: str, value: Any) -> Any:
     """The argument called `name` from what config.json holds."""
     if not isinstance(value, Mapping) or CLASS not in value:
         return value
+    for public_name in models.__all__:  # networks are loaded late, and only loaded ones are known
+        getattr(models, public_name)
     network = _classes(HubModel).get(str(value[CLASS]))
     if network is None:
         raise InputError(
