@@ -137,14 +137,20 @@ class TextRecognizer(EncoderNet):
         if extents is None:
             logits: Tensor = self.head(y.mean(1))
             return logits
-        logits = self.head(y.sum(1) / extents[:, :1, None])
-        blank = logits.new_zeros(logits.shape[-1])
-        blank[1:] = -BLANK_MARGIN
-        return fill_padding(logits, extents[:, 1:], blank)
+        return end_texts(self.head(y.sum(1) / extents[:, :1, None]), extents[:, 1:])
 
     def tile_stages(self) -> TileStages:
         """The network as it runs in tiles, see `Encoder.tile_stages`."""
         return TileStages(self.encoder.tile_stages(), pool=(0,), head=self.head)
+
+
+def end_texts(logits: Tensor, lengths: Tensor | None) -> Tensor:
+    """Make the blank nearly certain in logits (N, T, 1 + characters) after the lengths (N, 1) of texts."""
+    if lengths is None:
+        return logits
+    blank = logits.new_zeros(logits.shape[-1])
+    blank[1:] = -BLANK_MARGIN
+    return fill_padding(logits, lengths, blank)
 
 
 NETWORKS: dict[str, type[EncoderNet]] = {  # by kind of task

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import Sizes, as_sizes, valid_mask
+from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.layer import MDLSTM, Directions
 from mdlstm_tk.models.blocks import fill_padding, sizes_in_windows
-from mdlstm_tk.models.heads import BLANK_MARGIN
+from mdlstm_tk.models.heads import end_texts
 from mdlstm_tk.models.hub import HubModel
 
 CONVOLUTIONS = ((24, 2, 0), (48, 2, 0), (64, 2, 1), (96, 1, 1))  # features, stride, residual ones behind
@@ -149,29 +150,24 @@ class LineRecognizer(HubModel):
         in_windows = sizes_in_windows(valid, (ROWS, 1))
         columns = None if in_windows is None else in_windows[:, 1:]
         if in_windows is not None:
-            y = fill_padding(y, in_windows, -1.0)  # below all outputs
+            y = fill_padding(y, in_windows, -torch.inf)
         y = self.columns(self.dropout(y.amax(1)), columns)
-        logits = _end(self.head(self.dropout(y)), columns)
+        logits = end_texts(self.head(self.dropout(y)), columns)
         if not self.training:
             return logits
-        return logits, _end(self.shortcut(x.amax(2)).transpose(1, 2), columns)
+        return logits, end_texts(self.shortcut(x.amax(2)).transpose(1, 2), columns)
 
 
 def _standardise(x: Tensor, sizes: Tensor | None) -> Tensor:
-    """Subtract the mean of each sample of x (N, H, W, C), and divide by its deviation; 0 outside sizes."""
+    """Subtract the mean of each sample of x (N, H, W, C), and divide by its deviation; 0 outside sizes,
+    whatever x holds there. The numbers of pixels and their sums exceed the range of float16."""
+    dtype, x = x.dtype, x.to(state_dtype(x))
     if sizes is None:
         x = x - x.mean((1, 2), keepdim=True)
-        return x / (x.square().mean((1, 2), keepdim=True).sqrt() + MIN_STD)
-    count = sizes.prod(1).to(x.dtype)[:, None, None, None]
-    valid = valid_mask(x.shape[1:3], sizes)[..., None]
-    x = (x - (x * valid).sum((1, 2), keepdim=True) / count) * valid
-    return x / ((x.square().sum((1, 2), keepdim=True) / count).sqrt() + MIN_STD)
-
-
-def _end(logits: Tensor, columns: Tensor | None) -> Tensor:
-    """Make the blank nearly certain in logits (N, T, 1 + characters) after the ends (N, 1) of samples."""
-    if columns is None:
-        return logits
-    blank = logits.new_zeros(logits.shape[-1])
-    blank[1:] = -BLANK_MARGIN
-    return fill_padding(logits, columns, blank)
+        variance = x.square().mean((1, 2), keepdim=True)
+    else:
+        count = sizes.prod(1).to(x.dtype)[:, None, None, None]
+        x = fill_padding(x, sizes)
+        x = fill_padding(x - x.sum((1, 2), keepdim=True) / count, sizes)
+        variance = x.square().sum((1, 2), keepdim=True) / count
+    return (x / (variance.sqrt() + MIN_STD)).to(dtype)
