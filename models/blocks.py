@@ -120,8 +120,6 @@ class DownwardSweeps(nn.Module):
         **options: further options of `MDLSTM`.
     """
 
-    untiled = "it shifts the output of one direction by a row, and so takes it from other tiles"
-
     def __init__(self, channels: int, hidden: int, layers: int, residual: bool, **options: Any) -> None:
         super().__init__()
         self.residual = residual
