@@ -133,6 +133,28 @@ def test_a_segmenter_with_windows_labels_each_position_of_a_window() -> None:
     assert torch.equal(y, window.repeat(2, 3)[:3, :7])
 
 
+def test_a_window_may_be_one_extent() -> None:
+    assert create("md", 1, 2, kind="segment", hidden=4, windows=(2, (1, 3))).stride == (2, 6)
+    with pytest.raises(InputError, match=r"each of windows must be .* 2 extents, .*got \(2, 2, 2\)"):
+        create("md", 1, 2, kind="segment", windows=[(2, 2, 2)])
+
+
+def test_hidden_units_are_those_of_the_last_level() -> None:
+    for hidden, of_first in ((1, 1), (3, 2), (8, 4)):
+        encoder = create("md", 1, 2, kind="transcribe", hidden=hidden).encoder
+        assert [level.hidden_size for level in encoder.levels] == [of_first, hidden]
+    with pytest.raises(InputError, match="hidden_size must be an integer of at least 1, got 0"):
+        create("md", 1, 2, kind="classify", hidden=0)
+
+
+def test_a_classifier_averages_more_positions_than_float16_can_count() -> None:
+    network = create("md", 1, 3, kind="classify", hidden=1, directions=1, dtype=torch.float16)
+    features = torch.ones(1, 300, 300, 1, dtype=torch.float16)
+    network.encoder.forward = lambda x, sizes: (features, sizes)
+    sizes = torch.tensor([[300, 300]])
+    torch.testing.assert_close(network(features, sizes), network(features))
+
+
 def test_normalized_networks_take_and_return_raw_numbers() -> None:
     inner = create("md", 2, 1, linear=True)
     net = Normalized(inner, (1.0, 2.0), (0.5, 4.0), (10.0,), (3.0,))
