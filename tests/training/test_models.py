@@ -161,6 +161,8 @@ def test_normalized_networks_take_and_return_raw_numbers() -> None:
     x = torch.randn(2, 3, 4, 2)
     standardised = (x - torch.tensor([1.0, 2.0])) / torch.tensor([0.5, 4.0])
     torch.testing.assert_close(net(x), inner(standardised) * 3 + 10)
+    again = Normalized(inner, np.array([1.0, 2.0]), np.array([0.5, 4.0]), np.array([10.0]), np.array([3.0]))
+    assert torch.equal(again(x), net(x))
     sizes = torch.tensor([[3, 4], [2, 2]])
     torch.testing.assert_close(net(x, sizes)[1, :2, :2], net(x[1:, :2, :2])[0], atol=1e-5, rtol=1e-5)
 
