@@ -76,11 +76,11 @@ class EncoderNet(HubModel):
         if ndim != 2 and (self.make_level is not MDLSTM or len(self.default_windows) > 1):
             raise InputError(f"this network is for grids of two axes, got {ndim}; choose the model md")
         windows = windows or (self.default_windows if ndim == 2 else (1,))
-        of_levels = [arguments.extents("each of windows", window, ndim) for window in windows]
+        level_windows = [arguments.extents("each of windows", window, ndim) for window in windows]
         if ndim != 2:
             options["ndim"] = ndim
-        self.encoder = Encoder(self.make_level, channels, hidden, of_levels, layers, dropout, **options)
-        self.stride = combine_windows(of_levels)
+        self.encoder = Encoder(self.make_level, channels, hidden, level_windows, layers, dropout, **options)
+        self.stride = combine_windows(level_windows)
         self.head = nn.Linear(self.encoder.output_size, self._head_features(outputs), **factory)
 
     def _head_features(self, outputs: int) -> int:
