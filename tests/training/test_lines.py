@@ -12,7 +12,6 @@ from torch import Tensor
 
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.models import LineRecognizer, Normalized, create
-from mdlstm_tk.models.blocks import fill_padding
 from mdlstm_tk.models.lines import _standardise
 from mdlstm_tk.runtime import Session
 
@@ -35,7 +34,7 @@ def network() -> LineRecognizer:
 @torch.no_grad()
 def test_a_padded_sample_is_seen_as_it_is_alone(network: LineRecognizer) -> None:
     x, sizes = lines(3, 64, 90, 1), torch.tensor([[64, 90], [50, 61], [33, 7]])
-    y = network(fill_padding(x, sizes, torch.nan), sizes)
+    y = network(x, sizes)
     for k, (height, width) in enumerate(sizes.tolist()):
         alone = network(x[k : k + 1, :height, :width])
         steps = alone.shape[1]

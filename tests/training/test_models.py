@@ -14,6 +14,7 @@ from mdlstm_tk.data import KINDS
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.models import Normalized, create, model_names, model_options, register
+from mdlstm_tk.models.blocks import fill_padding
 from mdlstm_tk.models.registry import resolve
 from mdlstm_tk.runtime import Session
 
@@ -84,7 +85,7 @@ def test_padding_does_not_change_the_result(kind: str, model: str, windows: Any)
     options = {"windows": windows} if windows else {}
     net = create(model, 2, 5, kind=kind, hidden=6, **options).eval()
     x = torch.randn(5, 9, 14, 2)
-    y = net(x, SIZES)
+    y = net(fill_padding(x, SIZES, torch.nan), SIZES)
     for k, (height, width) in enumerate(SIZES.tolist()):
         alone = net(x[k : k + 1, :height, :width])[0]
         inner = y[k][tuple(map(slice, alone.shape))]
