@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,7 @@ class Convolution(nn.Module):
         kernel: extent of the convolution along both axes, an odd number.
         stride: along both axes.
         residual: x is added before the rectification; it needs C = F and stride 1.
-        device: where the parameters are.
-        dtype: type of the parameters.
+        device, dtype: of the parameters.
     """
 
     def __init__(
@@ -40,15 +40,12 @@ class Convolution(nn.Module):
         kernel: int = 3,
         stride: int = 1,
         residual: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **factory: Any,
     ) -> None:
         super().__init__()
         self.stride, self.residual = stride, residual
-        self.convolution = nn.Conv2d(
-            *(channels, features, kernel, stride, kernel // 2), bias=False, device=device, dtype=dtype
-        )
-        self.norm = nn.BatchNorm2d(features, momentum=0.02, device=device, dtype=dtype)
+        self.convolution = nn.Conv2d(channels, features, kernel, stride, kernel // 2, bias=False, **factory)
+        self.norm = nn.BatchNorm2d(features, momentum=0.02, **factory)
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Map x (N, C, H, W), 0 outside sizes (N, 2), to y (N, F, ⌈H/stride⌉, ⌈W/stride⌉) and its sizes.
@@ -104,37 +101,29 @@ class LineRecognizer(HubModel):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"cell": cell, "layer_norm": layer_norm, **factory}
         features = (channels, *(count for count, _, _ in CONVOLUTIONS))
         self.convolutions = nn.ModuleList()
         for (before, count), (_, stride, residual) in zip(pairwise(features), CONVOLUTIONS, strict=True):
             kernel = 3 if self.convolutions else 5
-            self.convolutions.append(Convolution(before, count, kernel, stride, False, device, dtype))
+            self.convolutions.append(Convolution(before, count, kernel, stride, **factory))
             for _ in range(residual):
-                self.convolutions.append(Convolution(count, count, 3, 1, True, device, dtype))
+                self.convolutions.append(Convolution(count, count, residual=True, **factory))
         self.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.shortcut = nn.Conv1d(features[-1], outputs, 3, padding=1, device=device, dtype=dtype)
-        self.grid = MDLSTM(
-            *(features[-1], hidden),
-            cell=cell,
-            directions=directions,
-            layer_norm=layer_norm,
-            window=(ROWS, 1),
-            device=device,
-            dtype=dtype,
-        )
+        self.shortcut = nn.Conv1d(features[-1], outputs, 3, padding=1, **factory)
+        self.grid = MDLSTM(features[-1], hidden, directions=directions, window=(ROWS, 1), **options)
         self.columns = MDLSTM(
-            *(self.grid.output_size, 2 * hidden),
+            self.grid.output_size,
+            2 * hidden,
             ndim=1,
             num_layers=layers,
-            cell=cell,
             directions="all",
-            layer_norm=layer_norm,
             dropout=dropout,
-            device=device,
-            dtype=dtype,
+            **options,
         )
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(self.columns.output_size, outputs, device=device, dtype=dtype)
+        self.head = nn.Linear(self.columns.output_size, outputs, **factory)
         columns = prod(stride for _, stride, _ in CONVOLUTIONS)
         self.stride = (ROWS * columns, columns)
 

@@ -57,17 +57,10 @@ class PixelNet(DensityNet):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        body = _PixelBody(
-            4 * channels,
-            hidden,
-            layers,
-            residual=True,
-            cell=cell,
-            layer_norm=layer_norm,
-            device=device,
-            dtype=dtype,
-        )
-        super().__init__(body, 2 * hidden, channels, outputs, dropout, device=device, dtype=dtype)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        options = {"cell": cell, "layer_norm": layer_norm, **factory}
+        body = _PixelBody(4 * channels, hidden, layers, residual=True, **options)
+        super().__init__(body, 2 * hidden, channels, outputs, dropout, **factory)
         self.body: _PixelBody
 
     def contexts(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
