@@ -290,7 +290,7 @@ class MDLSTM(nn.Module):
         if not self.channels_last:
             x = x.movedim(1, -1)
         if not torch.compiler.is_compiling():  # before a mask or windows of that size are made
-            check_positions(prod(x.shape[1:-1]), tuple(x.shape[1:-1]))
+            check_positions(tuple(x.shape[1:-1]))
         if sizes is not None:
             sizes = sizes_of_sweep(sizes, x, has_batch_axis)
         if sizes is not None:
