@@ -54,9 +54,8 @@ def test_padding_is_not_seen_where_outputs_are_below_minus_1(fresh_registries: N
     torch.testing.assert_close(network(x, sizes)[1:], network(x[1:, :64]), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("sizes", [None, torch.tensor([[300, 290]])], ids=["full", "padded"])
-def test_float16_standardises_lines_with_more_pixels_than_it_can_count(sizes: Tensor | None) -> None:
-    x = 100 * lines(1, 300, 300, 1)
+def test_float16_standardises_lines_with_more_pixels_than_it_can_count() -> None:
+    x, sizes = 100 * lines(1, 300, 300, 1), torch.tensor([[300, 290]])
     expected = _standardise(x, sizes)
     torch.testing.assert_close(_standardise(x.half(), sizes).float(), expected, rtol=0, atol=1e-2)
 
