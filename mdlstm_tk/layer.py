@@ -290,7 +290,7 @@ class MDLSTM(nn.Module):
         if not self.channels_last:
             x = x.movedim(1, -1)
         if not torch.compiler.is_compiling():  # before a mask or windows of that size are made
-            check_positions(prod(x.shape[1:-1]), tuple(x.shape[1:-1]))
+            check_positions(tuple(x.shape[1:-1]))
         if sizes is not None:
             sizes = sizes_of_sweep(sizes, x, has_batch_axis)
         if sizes is not None:
@@ -384,13 +384,13 @@ class MDLSTM(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, as the constructor takes them."""
-        shown = [str(self.input_size), str(self.hidden_size)]
+        texts = [str(self.input_size), str(self.hidden_size)]
         for name, parameter in signature(MDLSTM).parameters.items():
             value = self._directions_argument() if name == "directions" else getattr(self, name, None)
             default = (1,) * self.ndim if name == "window" else parameter.default
             if parameter.kind == parameter.KEYWORD_ONLY and value not in (None, default):
-                shown.append(f"{name}={value!r}")
-        return ", ".join(shown)
+                texts.append(f"{name}={value!r}")
+        return ", ".join(texts)
 
     def _directions_argument(self) -> int | str | list[Direction]:
         for argument in (1, "all"):

@@ -83,7 +83,7 @@ class FaceShape(NamedTuple):
     Attributes:
         x: (N, *grid, C), the input of the first layer, after windows.
         sizes: (N, D) its valid extents, or None.
-        dirs, units: dirs, n.
+        dirs, units: the number of directions, and n.
         states: the names of the states, h first.
         dtype: of y.
         has_batch_axis: whether the user's tensors have one.

@@ -87,13 +87,13 @@ def wavefronts(grid: tuple[int, ...]) -> Wavefronts:
     """
     front = _cache.get(grid)
     if front is None:
-        check_positions(prod(grid), grid)
+        check_positions(grid)
         front = _make_wavefronts(grid)
         _cache.add(grid, front, front.nbytes)
     return front
 
 
-def check_positions(positions: int, grid: tuple[int, ...]) -> None:
+def check_positions(grid: tuple[int, ...]) -> None:
     """Check that a grid has positions, and not more than tables can hold.
 
     Raises:
@@ -101,6 +101,7 @@ def check_positions(positions: int, grid: tuple[int, ...]) -> None:
     """
     if not grid or any(extent < 1 for extent in grid):
         raise InputError(f"a grid needs at least one axis and extents of at least 1, got {grid}")
+    positions = prod(grid)
     if positions > MAX_POSITIONS:
         raise InputError(
             f"a sweep takes {MAX_POSITIONS} positions at most, got {positions} in a grid "

@@ -120,8 +120,6 @@ class DownwardSweeps(nn.Module):
         **options: further options of `MDLSTM`.
     """
 
-    untiled = "it shifts the output of one direction by a row, and so takes it from other tiles"
-
     def __init__(self, channels: int, hidden: int, layers: int, residual: bool, **options: Any) -> None:
         super().__init__()
         self.residual = residual
@@ -144,7 +142,7 @@ class Encoder(nn.Module):
     """Levels of recurrent layers, each over windows of the level before (Graves & Schmidhuber 2009).
 
     A linear map with tanh between two levels merges the directions. Each level has twice the units of the
-    level before.
+    level before, but none has fewer than 2 unless the last has.
 
     Args:
         make_level: `MDLSTM`, or a module with its arguments and its `output_size`.
@@ -167,10 +165,10 @@ class Encoder(nn.Module):
         channels: int,
         hidden: int,
         windows: Sequence[Window],
-        layers: int = 1,
-        dropout: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        layers: int,
+        dropout: float,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -181,7 +179,7 @@ class Encoder(nn.Module):
         options |= {"num_layers": layers, "dropout": dropout} | factory
         features = channels
         for index, window in enumerate(self.windows):
-            units = max(hidden >> (len(self.windows) - 1 - index), 2)
+            units = max(hidden >> (len(self.windows) - 1 - index), min(hidden, 2))
             level: Any = make_level(features, units, window=window, **options)
             self.levels.append(level)
             features = level.output_size

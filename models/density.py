@@ -179,8 +179,8 @@ class DensityNet(HubModel):
             pixel = x[:, row, column]
             for c in range(self.channels):
                 p = (self._channel(c, features, pixel) / temperature).softmax(-1, dtype=dtype)
-                drawn = (uniform[:, row, column, c, None] >= p.cumsum(-1)[:, :-1]).sum(-1)
-                value = drawn.to(x) / (self.levels - 1)
+                level = (uniform[:, row, column, c, None] >= p.cumsum(-1)[:, :-1]).sum(-1)
+                value = level.to(x) / (self.levels - 1)
                 pixel[:, c] = torch.where(is_given[:, row, column], pixel[:, c], value)
         return x
 

@@ -70,7 +70,10 @@ class GridNet(HubModel):
             InputError: its body is no `MDLSTM`.
         """
         if not isinstance(self.body, MDLSTM):
-            raise InputError(f"{type(self).__name__} cannot run in tiles: {self.body.untiled}")
+            raise InputError(
+                f"{type(self).__name__} cannot run in tiles, since its body is no MDLSTM; "
+                "docs/tiled_networks.md says which networks can"
+            )
         return TileStages([Stage(self.body, after=self.head)], head=None if self.linear else nn.Sigmoid())
 
 
@@ -132,8 +135,6 @@ def init_short_memory_(layer: MDLSTM) -> None:
 
 class _TorchRowLSTM(nn.Module):
     """`torch.nn.LSTM` along the rows of a grid, or along all rows joined to one sequence."""
-
-    untiled = "its LSTM recurs along rows, and tiles are for sweeps over the axes of the grid"
 
     def __init__(self, channels: int, hidden: int, layers: int, flatten: bool, **factory: Any) -> None:
         super().__init__()

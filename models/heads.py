@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk._util import arguments
 from mdlstm_tk._util.masking import Sizes
+from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM, Directions
 from mdlstm_tk.models.blocks import (
@@ -34,7 +36,8 @@ class EncoderNet(HubModel):
         outputs: classes, or the blank and the characters.
         hidden: n, units of each direction of the last level.
         layers: stacked layers in each level.
-        windows: the window of each level, see `Encoder`; empty for the default of the network.
+        windows: the window of each level, see `Encoder`, one extent or one for each axis; empty for the
+            default of the network.
         cell: as in `MDLSTM`.
         directions: as in `MDLSTM`.
         layer_norm: as in `MDLSTM`.
@@ -58,7 +61,7 @@ class EncoderNet(HubModel):
         *,
         hidden: int = 32,
         layers: int = 1,
-        windows: Sequence[Window] = (),
+        windows: Sequence[int | Window] = (),
         cell: str = "graves",
         directions: Directions = "all",
         layer_norm: bool = False,
@@ -72,13 +75,12 @@ class EncoderNet(HubModel):
         options = {"cell": cell, "directions": directions, "layer_norm": layer_norm} | factory
         if ndim != 2 and (self.make_level is not MDLSTM or len(self.default_windows) > 1):
             raise InputError(f"this network is for grids of two axes, got {ndim}; choose the model md")
-        windows = windows or (self.default_windows if ndim == 2 else ((1,) * ndim,))
-        if any(len(window) != ndim for window in windows):
-            raise InputError(f"windows must have {ndim} extents each, got {list(windows)}")
+        windows = windows or (self.default_windows if ndim == 2 else (1,))
+        level_windows = [arguments.extents("each of windows", window, ndim) for window in windows]
         if ndim != 2:
             options["ndim"] = ndim
-        self.encoder = Encoder(self.make_level, channels, hidden, windows, layers, dropout, **options)
-        self.stride = combine_windows(windows)
+        self.encoder = Encoder(self.make_level, channels, hidden, level_windows, layers, dropout, **options)
+        self.stride = combine_windows(level_windows)
         self.head = nn.Linear(self.encoder.output_size, self._head_features(outputs), **factory)
 
     def _head_features(self, outputs: int) -> int:
@@ -93,7 +95,11 @@ class Classifier(EncoderNet):
         """Map x (N, *grid, C) to logits (N, classes)."""
         y, extents = self.encoder(x, sizes)
         axes = tuple(range(1, y.dim() - 1))
-        pooled = y.mean(axes) if extents is None else y.sum(axes) / extents.prod(dim=1, keepdim=True)
+        if extents is None:
+            pooled = y.mean(axes)
+        else:  # in float32 at least, as the number of positions may exceed the range of float16
+            sums = y.to(state_dtype(y)).sum(axes)
+            pooled = (sums / extents.prod(dim=1, keepdim=True)).to(y.dtype)
         logits: Tensor = self.head(pooled)
         return logits
 
@@ -137,14 +143,20 @@ class TextRecognizer(EncoderNet):
         if extents is None:
             logits: Tensor = self.head(y.mean(1))
             return logits
-        logits = self.head(y.sum(1) / extents[:, :1, None])
-        blank = logits.new_zeros(logits.shape[-1])
-        blank[1:] = -BLANK_MARGIN
-        return fill_padding(logits, extents[:, 1:], blank)
+        return end_texts(self.head(y.sum(1) / extents[:, :1, None]), extents[:, 1:])
 
     def tile_stages(self) -> TileStages:
         """The network as it runs in tiles, see `Encoder.tile_stages`."""
         return TileStages(self.encoder.tile_stages(), pool=(0,), head=self.head)
+
+
+def end_texts(logits: Tensor, lengths: Tensor | None) -> Tensor:
+    """Make the blank nearly certain in logits (N, T, 1 + characters) after the lengths (N, 1) of texts."""
+    if lengths is None:
+        return logits
+    blank = logits.new_zeros(logits.shape[-1])
+    blank[1:] = -BLANK_MARGIN
+    return fill_padding(logits, lengths, blank)
 
 
 NETWORKS: dict[str, type[EncoderNet]] = {  # by kind of task

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from torch import nn
 
+from mdlstm_tk import models
 from mdlstm_tk.errors import InputError, MissingExtraError, install_command
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ network = {{ class_name }}.from_pretrained("{{ repo_id | default("user/name or a
 """
 
 
+_networks: dict[str, type[HubModel]] = {}  # by name
+
+
 class HubModel(
     nn.Module,
     PyTorchModelHubMixin,
@@ -80,6 +84,7 @@ class HubModel(
         # The mixin leaves out of config.json what it has no encoder for, so that a network would come back
         # with other arguments.
         super().__init_subclass__(coders={object: (_to_json, lambda value: value)}, **info)
+        _networks[cls.__name__] = cls
 
     def hub_config(self) -> dict[str, Any]:
         """The content of config.json."""
@@ -149,18 +154,12 @@ def _from_json(name: str, value: Any) -> Any:
     """The argument called `name` from what config.json holds."""
     if not isinstance(value, Mapping) or CLASS not in value:
         return value
-    network = _classes(HubModel).get(str(value[CLASS]))
+    for public_name in models.__all__:  # which are loaded when they are first used
+        getattr(models, public_name)
+    network = _networks.get(str(value[CLASS]))
     if network is None:
         raise InputError(
             f"config.json cannot say how to build a {value[CLASS]}; give {name}= to from_pretrained"
         )
     arguments = {key: _from_json(key, argument) for key, argument in value.items() if key != CLASS}
     return network(**arguments)
-
-
-def _classes(base: type[HubModel]) -> dict[str, type[HubModel]]:
-    """The subclasses of a class by name."""
-    classes: dict[str, type[HubModel]] = {}
-    for cls in base.__subclasses__():
-        classes |= _classes(cls) | {cls.__name__: cls}
-    return classes

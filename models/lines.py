@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import Sizes, as_sizes, valid_mask
+from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.layer import MDLSTM, Directions
 from mdlstm_tk.models.blocks import fill_padding, sizes_in_windows
-from mdlstm_tk.models.heads import BLANK_MARGIN
+from mdlstm_tk.models.heads import end_texts
 from mdlstm_tk.models.hub import HubModel
 
 CONVOLUTIONS = ((24, 2, 0), (48, 2, 0), (64, 2, 1), (96, 1, 1))  # features, stride, residual ones behind
@@ -28,8 +30,7 @@ class Convolution(nn.Module):
         kernel: extent of the convolution along both axes, an odd number.
         stride: along both axes.
         residual: x is added before the rectification; it needs C = F and stride 1.
-        device: where the parameters are.
-        dtype: type of the parameters.
+        device, dtype: of the parameters.
     """
 
     def __init__(
@@ -39,15 +40,12 @@ class Convolution(nn.Module):
         kernel: int = 3,
         stride: int = 1,
         residual: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **factory: Any,
     ) -> None:
         super().__init__()
         self.stride, self.residual = stride, residual
-        self.convolution = nn.Conv2d(
-            *(channels, features, kernel, stride, kernel // 2), bias=False, device=device, dtype=dtype
-        )
-        self.norm = nn.BatchNorm2d(features, momentum=0.02, device=device, dtype=dtype)
+        self.convolution = nn.Conv2d(channels, features, kernel, stride, kernel // 2, bias=False, **factory)
+        self.norm = nn.BatchNorm2d(features, momentum=0.02, **factory)
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Map x (N, C, H, W), 0 outside sizes (N, 2), to y (N, F, ⌈H/stride⌉, ⌈W/stride⌉) and its sizes.
@@ -103,37 +101,29 @@ class LineRecognizer(HubModel):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"cell": cell, "layer_norm": layer_norm, **factory}
         features = (channels, *(count for count, _, _ in CONVOLUTIONS))
         self.convolutions = nn.ModuleList()
         for (before, count), (_, stride, residual) in zip(pairwise(features), CONVOLUTIONS, strict=True):
             kernel = 3 if self.convolutions else 5
-            self.convolutions.append(Convolution(before, count, kernel, stride, False, device, dtype))
+            self.convolutions.append(Convolution(before, count, kernel, stride, **factory))
             for _ in range(residual):
-                self.convolutions.append(Convolution(count, count, 3, 1, True, device, dtype))
+                self.convolutions.append(Convolution(count, count, residual=True, **factory))
         self.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.shortcut = nn.Conv1d(features[-1], outputs, 3, padding=1, device=device, dtype=dtype)
-        self.grid = MDLSTM(
-            *(features[-1], hidden),
-            cell=cell,
-            directions=directions,
-            layer_norm=layer_norm,
-            window=(ROWS, 1),
-            device=device,
-            dtype=dtype,
-        )
+        self.shortcut = nn.Conv1d(features[-1], outputs, 3, padding=1, **factory)
+        self.grid = MDLSTM(features[-1], hidden, directions=directions, window=(ROWS, 1), **options)
         self.columns = MDLSTM(
-            *(self.grid.output_size, 2 * hidden),
+            self.grid.output_size,
+            2 * hidden,
             ndim=1,
             num_layers=layers,
-            cell=cell,
             directions="all",
-            layer_norm=layer_norm,
             dropout=dropout,
-            device=device,
-            dtype=dtype,
+            **options,
         )
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(self.columns.output_size, outputs, device=device, dtype=dtype)
+        self.head = nn.Linear(self.columns.output_size, outputs, **factory)
         columns = prod(stride for _, stride, _ in CONVOLUTIONS)
         self.stride = (ROWS * columns, columns)
 
@@ -149,29 +139,24 @@ class LineRecognizer(HubModel):
         in_windows = sizes_in_windows(valid, (ROWS, 1))
         columns = None if in_windows is None else in_windows[:, 1:]
         if in_windows is not None:
-            y = fill_padding(y, in_windows, -1.0)  # below all outputs
+            y = fill_padding(y, in_windows, -torch.inf)
         y = self.columns(self.dropout(y.amax(1)), columns)
-        logits = _end(self.head(self.dropout(y)), columns)
+        logits = end_texts(self.head(self.dropout(y)), columns)
         if not self.training:
             return logits
-        return logits, _end(self.shortcut(x.amax(2)).transpose(1, 2), columns)
+        return logits, end_texts(self.shortcut(x.amax(2)).transpose(1, 2), columns)
 
 
 def _standardise(x: Tensor, sizes: Tensor | None) -> Tensor:
-    """Subtract the mean of each sample of x (N, H, W, C), and divide by its deviation; 0 outside sizes."""
+    """Subtract the mean of each sample of x (N, H, W, C), and divide by its deviation; 0 outside sizes,
+    whatever x holds there. The numbers of pixels and their sums exceed the range of float16."""
+    dtype, x = x.dtype, x.to(state_dtype(x))
     if sizes is None:
         x = x - x.mean((1, 2), keepdim=True)
-        return x / (x.square().mean((1, 2), keepdim=True).sqrt() + MIN_STD)
-    count = sizes.prod(1).to(x.dtype)[:, None, None, None]
-    valid = valid_mask(x.shape[1:3], sizes)[..., None]
-    x = (x - (x * valid).sum((1, 2), keepdim=True) / count) * valid
-    return x / ((x.square().sum((1, 2), keepdim=True) / count).sqrt() + MIN_STD)
-
-
-def _end(logits: Tensor, columns: Tensor | None) -> Tensor:
-    """Make the blank nearly certain in logits (N, T, 1 + characters) after the ends (N, 1) of samples."""
-    if columns is None:
-        return logits
-    blank = logits.new_zeros(logits.shape[-1])
-    blank[1:] = -BLANK_MARGIN
-    return fill_padding(logits, columns, blank)
+        variance = x.square().mean((1, 2), keepdim=True)
+    else:
+        count = sizes.prod(1).to(x.dtype)[:, None, None, None]
+        x = fill_padding(x, sizes)
+        x = fill_padding(x - x.sum((1, 2), keepdim=True) / count, sizes)
+        variance = x.square().sum((1, 2), keepdim=True) / count
+    return (x / (variance.sqrt() + MIN_STD)).to(dtype)

@@ -7,12 +7,15 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import Sizes
 from mdlstm_tk.models.hub import HubModel
 from mdlstm_tk.tiling.stages import TileStages, stages_of
+
+Numbers = Sequence[float] | npt.NDArray[Any]
 
 
 class Normalized(HubModel):
@@ -25,7 +28,7 @@ class Normalized(HubModel):
         target_mean: mean of each output; empty if the outputs of the network are not to be scaled.
         target_std: standard deviation of each output; empty if the outputs are not to be scaled.
         device: where these numbers are; it must be the network's.
-        dtype: type of these numbers; it must be the network's.
+        dtype: type of these numbers, torch's default if not given; it must be the network's.
     """
 
     mean: Tensor
@@ -36,19 +39,20 @@ class Normalized(HubModel):
     def __init__(
         self,
         network: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
-        target_mean: Sequence[float] = (),
-        target_std: Sequence[float] = (),
+        mean: Numbers,
+        std: Numbers,
+        target_mean: Numbers = (),
+        target_std: Numbers = (),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.network = network
-        self.scales_targets = bool(target_mean)
+        self.scales_targets = len(target_mean) > 0
         buffers = {"mean": mean, "std": std, "target_mean": target_mean, "target_std": target_std}
+        dtype = dtype or torch.get_default_dtype()  # not that of an array
         for name, values in buffers.items():
-            if values:
+            if len(values):
                 self.register_buffer(name, torch.tensor(values, device=device, dtype=dtype))
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.inputs import SweepInputs
+from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.backends.torch.evaluate import evaluate
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.ir import Kernel
@@ -57,23 +57,18 @@ class PixelNet(DensityNet):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        body = _PixelBody(
-            4 * channels,
-            hidden,
-            layers,
-            residual=True,
-            cell=cell,
-            layer_norm=layer_norm,
-            device=device,
-            dtype=dtype,
-        )
-        super().__init__(body, 2 * hidden, channels, outputs, dropout, device=device, dtype=dtype)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        options = {"cell": cell, "layer_norm": layer_norm, **factory}
+        body = _PixelBody(4 * channels, hidden, layers, residual=True, **options)
+        super().__init__(body, 2 * hidden, channels, outputs, dropout, **factory)
         self.body: _PixelBody
 
     def contexts(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-        """As `DensityNet.contexts`, but each layer computes each position once."""
+        """As `DensityNet.contexts`, but each layer computes each position once. 16-bit networks compute in
+        float32 here, and round the features."""
         n, height, width, channels = x.shape
-        padded = x.new_zeros(n, height + 1, width + 3, channels)  # as in `neighbours`
+        shape = n, height + 1, width + 3, channels
+        padded = x.new_zeros(shape, dtype=state_dtype(x))  # as in `neighbours`
         layers = [
             _LayerStates(layer, n, width + 1, residual=k > 0) for k, layer in enumerate(self.body.layers)
         ]
@@ -84,7 +79,7 @@ class PixelNet(DensityNet):
                 for layer in layers:
                     features = layer.step(column, features)
                 if column < width:
-                    yield row, column, features
+                    yield row, column, features.to(x.dtype)
                     padded[:, row + 1, column + 1] = 2 * x[:, row, column] - 1
             for layer in layers:
                 layer.end_row()
@@ -105,7 +100,8 @@ class _LayerStates:
         left: dict[str, Any] = {}  # the parameters of the sweep from the left, and of that from the right
         right: dict[str, Any] = {}
         for name, parameter in layer._layer_parameters(0).items():
-            left[name], right[name] = (None, None) if parameter is None else parameter
+            both = (None, None) if parameter is None else parameter.to(state_dtype(parameter))
+            left[name], right[name] = both
 
         weight_ih, weight_hh, bias = left["weight_ih"], left["weight_hh"], left["bias"]
         if weight_hh is None:  # the cell is not recurrent

@@ -48,12 +48,18 @@ def register(name: str, *aliases: str, kind: str | None = None) -> Callable[[F],
 
     In training mode it may be a tuple: the result, and auxiliary ones which only the loss sees.
 
-    Without a kind, the network is used for tasks of all kinds. A second registration replaces the first.
+    Without a kind, the network is used for tasks of all kinds. A second registration replaces the first,
+    and one without a kind those of all kinds.
     """
+    key = name.lower()
 
     def add(factory: F) -> F:
-        _FACTORIES.setdefault(name.lower(), {})[kind] = factory
-        _ALIASES.update({alias.lower(): name.lower() for alias in aliases})
+        kinds = _FACTORIES.setdefault(key, {})
+        if kind is None:
+            kinds.clear()
+        kinds[kind] = factory
+        _ALIASES.pop(key, None)  # the name is no longer that of another network
+        _ALIASES.update((alias.lower(), key) for alias in aliases)
         return factory
 
     return add

@@ -193,7 +193,7 @@ def check_inputs(inputs: SweepInputs) -> None:
     ndim, gates, units = len(grid), inputs.gate_count, inputs.units
     if dirs < 1 or units < 1:
         raise InputError(f"weight_ih must be (dirs, {gates}·n, C), got shape {tuple(weight_ih.shape)}")
-    check_positions(prod(grid), tuple(grid))
+    check_positions(tuple(grid))
     dtype = x.dtype
     check_tensor("weight_ih", weight_ih, (dirs, gates * units, channels), dtype)
     if (inputs.weight_hh is not None) != cell.recurrent:

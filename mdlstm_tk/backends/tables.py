@@ -214,7 +214,7 @@ def ragged_tables(
     Counted from the corner that a sample is swept from, its valid positions are those whose coordinates are
     below its extents. So its rows are a part of the rows of the whole grid, in the same order."""
     front, batch, positions = wavefronts(grid), len(extents), prod(grid)
-    check_positions(batch * positions, (batch, *grid))
+    check_positions((batch, *grid))
     dtype = np.int32
     coordinates = [axis.astype(dtype) for axis in np.unravel_index(front.order, grid)]  # D × (P,)
     sizes = np.array(extents, dtype).T  # (D, N)

@@ -19,20 +19,22 @@ from mdlstm_tk.cells.operations import OPERATIONS
 
 
 def differentiate(
-    seeds: Sequence[tuple[Value, Value]], inputs: Sequence[Value], known: Sequence[tuple[Value, Value]]
+    seeds: Sequence[tuple[Value, Value]],
+    inputs: Sequence[Value],
+    replacements: Sequence[tuple[Value, Value]],
 ) -> list[Value | None]:
     """The gradients of the inputs, from those of the results.
 
     Args:
         seeds: pairs of a result and its gradient.
         inputs: loads that the results are computed from.
-        known: pairs of a value and what to read instead of computing it again, such as an activated gate
-            and a load of it, if the forward pass saved it.
+        replacements: pairs of a value and what to read instead of computing it again, such as an activated
+            gate and a load of it, if the forward pass saved it.
 
     Returns:
         The gradient of each input, None where no result depends on it.
     """
-    graph = SimplifiedGraph(known)
+    graph = SimplifiedGraph(replacements)
     adjoints: dict[Value, Value] = {}
 
     def accumulate(value: Value, gradient: Value) -> None:
@@ -59,14 +61,14 @@ class SimplifiedGraph:
     """Builds values of which no two are equal.
 
     Args:
-        known: pairs of a value and what to use in its place.
+        replacements: pairs of a value and what to use in its place.
     """
 
-    def __init__(self, known: Sequence[tuple[Value, Value]] = ()) -> None:
+    def __init__(self, replacements: Sequence[tuple[Value, Value]] = ()) -> None:
         self._values: dict[tuple[object, ...], Value] = {}  # by operation and arguments
         self._order: dict[Value, int] = {}  # in which values were built
         self._simplified: dict[Value, Value] = {}  # by values from anywhere
-        for value, replacement in known:
+        for value, replacement in replacements:
             self._simplified[value] = self.simplify(replacement)
 
     def simplify(self, value: Value) -> Value:

@@ -50,9 +50,9 @@ def lower(pass_kind: Pass, cell: Cell, ndim: int, present: tuple[str, ...] = ())
 
     step = record_step(cell, ndim, present, "gates")
     states = len(cell.states)
-    known = [(value, Value.load("state", s)) for s, value in enumerate(step.states)]
+    replacements = [(value, Value.load("state", s)) for s, value in enumerate(step.states)]
     if pass_kind == "backward" and not layer_norm:
-        known += [(gate, Value.load("gates", k)) for k, gate in enumerate(step.gates)]
+        replacements += [(gate, Value.load("gates", k)) for k, gate in enumerate(step.gates)]
     reads_h = reads_hidden(cell, ndim)
     incoming = [Value.load("dh", 0), *loads("dh_next", ndim)]
     incoming += loads("dh_read_next", ndim) if reads_h else []
@@ -62,7 +62,7 @@ def lower(pass_kind: Pass, cell: Cell, ndim: int, present: tuple[str, ...] = ())
     h_prev = list(step.previous["h"]) if reads_h else []
     state_prev = [step.previous[name][d] for d in range(ndim) for name in cell.states]
     parameters = [row for rows in step.parameters.values() for row in rows]
-    gradients = iter(differentiate(seeds, [*step.a, *h_prev, *state_prev, *parameters], known))
+    gradients = iter(differentiate(seeds, [*step.a, *h_prev, *state_prev, *parameters], replacements))
     stores = _stores("da", [next(gradients) for _ in step.a])
     stores += _stores("dh_read_prev", [next(gradients) for _ in h_prev])
     stores += _stores("dstate_prev", [next(gradients) for _ in state_prev])

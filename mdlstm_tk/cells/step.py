@@ -100,22 +100,22 @@ def record_step(
 
     peephole = parameters.get("peephole")
     pre_activations = list(a)
-    late = None  # the gate with a peephole from the new c: it is activated within the equations
+    output = None  # the output gate, if it sees the new c: the equations activate it
     if peephole is not None:
-        ((i,), forget, (late,)) = (cell.gate_index(role, ndim) for role in ("input", "forget", "output"))
+        ((i,), forget, (output,)) = (cell.gate_index(role, ndim) for role in ("input", "forget", "output"))
         for d, c_d in enumerate(previous["c"]):
             pre_activations[i] = pre_activations[i] + peephole[d] * c_d
             pre_activations[forget[d]] = pre_activations[forget[d]] + peephole[ndim + d] * c_d
-    gates = [value if k == late else activate(value, k) for k, value in enumerate(pre_activations)]
+    gates = [value if k == output else activate(value, k) for k, value in enumerate(pre_activations)]
 
     def output_activation(value: Value) -> Value:
         return normalized(value, len(definitions)).tanh()
 
     def output_gate(gate: Value, c: Value) -> Value:
-        if peephole is None or late is None:
+        if peephole is None or output is None:
             return gate
-        gates[late] = activate(gate + peephole[2 * ndim] * c, late)
-        return gates[late]
+        gates[output] = activate(gate + peephole[2 * ndim] * c, output)
+        return gates[output]
 
     h, states = cell.equations(list(gates), previous, *(output_activation, output_gate)[: cell.hooks])
     return Step(h, tuple(states[name] for name in cell.states), tuple(gates), a, previous, parameters)

@@ -122,11 +122,11 @@ def unstabilised(x: Array, weight_hh: Array) -> Array:
             u @ h for u, (h, _, _) in zip(weight_hh, before, strict=True)
         )
         i, f, *mixing, z, o = a.reshape(-1, n)
-        weights, rest = [], np.ones(n, np.longdouble)
+        weights, remainder = [], np.ones(n, np.longdouble)
         for pre_activation in mixing:
-            weights.append(rest * sigmoid(pre_activation))
-            rest = rest * sigmoid(-pre_activation)
-        weights.append(rest)
+            weights.append(remainder * sigmoid(pre_activation))
+            remainder = remainder * sigmoid(-pre_activation)
+        weights.append(remainder)
         c = np.exp(i) * np.tanh(z) + np.exp(f) * sum(w * b[1] for w, b in zip(weights, before, strict=True))
         norm = np.exp(i) + np.exp(f) * sum(w * b[2] for w, b in zip(weights, before, strict=True))
         states[position] = (sigmoid(o) * c / norm, c, norm)
@@ -221,8 +221,8 @@ def test_gates_start_as_open_as_the_paper_of_a_cell_wants(ndim: int) -> None:
         assert starts["mean"][f"f{d + 1}"] == 1
     assert starts["stable"]["f"] == 1 and starts["leaky"]["leak"] == -1 and starts["slstm"]["f"] == 0
     for cell in ("stable", "leaky", "slstm"):
-        rest, weights = 1.0, []
+        remainder, weights = 1.0, []
         for d in range(1, ndim):
-            weights.append(rest * openness(starts[cell][f"l{d}"]))
-            rest -= weights[-1]
-        assert [*weights, rest] == pytest.approx([1 / ndim] * ndim)
+            weights.append(remainder * openness(starts[cell][f"l{d}"]))
+            remainder -= weights[-1]
+        assert [*weights, remainder] == pytest.approx([1 / ndim] * ndim)

@@ -22,9 +22,9 @@ from mdlstm_tk.export import export_onnx, export_run, export_run_sizes, export_t
 from mdlstm_tk.export.targets import ServerRepository
 from mdlstm_tk.models import (
     Classifier,
+    GridNet,
     MDNet,
     Normalized,
-    RasterNet,
     Segmenter,
     SnakeNet,
     TextRecognizer,
@@ -234,8 +234,8 @@ def changed(**changes: Any) -> Any:
     ("network", "message"),
     [
         (nn.Linear(2, 2), "Linear cannot run in tiles, since it has no method tile_stages"),
-        (RasterNet(1, 1), "RasterNet cannot run in tiles: it shifts the output of one direction by a row"),
-        (SnakeNet(1, 1), "SnakeNet cannot run in tiles: its LSTM recurs along rows"),
+        (SnakeNet(1, 1), "SnakeNet cannot run in tiles, since its body is no MDLSTM"),
+        (GridNet(nn.Linear(1, 2), 2, 1), "GridNet cannot run in tiles, since its body is no MDLSTM"),
         (Lying(lambda net: [net.layer]), "Lying.tile_stages.. must return TileStages, got list"),
         (Lying(lambda net: TileStages([])), "at least one Stage, got none"),
         (Lying(changed(pool=(2,))), r"pool must name different axes from 0 to 1, got \(2,\)"),

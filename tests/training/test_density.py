@@ -163,6 +163,16 @@ def test_kept_states_give_the_same_features_as_the_whole_grid(
     assert (drawn == x).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_kept_states_of_a_16_bit_network(dtype: torch.dtype) -> None:
+    net, x = network(2, 3, layers=2), torch.randint(0, 3, (3, *SIZE, 2)).double() / 2
+    with torch.no_grad():
+        whole = net.body(2 * x - 1, None)
+        for row, column, features in net.to(dtype).contexts(x.to(dtype)):
+            assert features.dtype == dtype
+            torch.testing.assert_close(features.double(), whole[:, row, column], atol=0.1, rtol=0)
+
+
 def test_drawn_images_have_the_probabilities_of_the_model() -> None:
     net, images, count = network(layers=2), all_images(2, 2), 20_000
     drawn = net.sample(count, (2, 2), generator=torch.Generator().manual_seed(0))

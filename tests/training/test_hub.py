@@ -90,6 +90,14 @@ def test_a_normalized_network_comes_back_with_the_network_inside(tmp_path: Path)
     assert torch.equal(again(X), network.eval()(X))
 
 
+def test_another_process_finds_the_network_inside(tmp_path: Path) -> None:
+    network = Normalized(create("md", 1, 3, kind="segment", hidden=4), (0.1,), (2.0,))
+    network.save_pretrained(tmp_path)
+    code = "from mdlstm_tk.models import Normalized\nprint(Normalized.from_pretrained('.').network.head)"
+    done = python_without((), code, cwd=tmp_path)
+    assert "Linear(in_features=16" in done.stdout, done.stderr
+
+
 def test_a_network_that_is_not_ours_is_given_when_loading(tmp_path: Path) -> None:
     network = Normalized(nn.Linear(1, 2), (0.1,), (2.0,))
     with pytest.raises(InputError, match=r"Linear; give network= to from_pretrained"):

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.own_cells import register_own_cells
 from torch import Tensor
 
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.models import LineRecognizer, Normalized, create
+from mdlstm_tk.models.lines import _standardise
 from mdlstm_tk.runtime import Session
 
 
@@ -39,6 +41,23 @@ def test_a_padded_sample_is_seen_as_it_is_alone(network: LineRecognizer) -> None
         assert steps == -(-width // network.stride[1])
         torch.testing.assert_close(y[k : k + 1, :steps], alone, rtol=0, atol=1e-6)
         assert (y[k, steps:].softmax(-1)[:, 0] > 0.999).all()
+
+
+@torch.no_grad()
+def test_padding_is_not_seen_where_outputs_are_below_minus_1(fresh_registries: None) -> None:
+    register_own_cells()
+    network = LineRecognizer(1, 5, hidden=3, cell="h-is-c").eval()  # h = f⊙mean_d h_d + tanh(z)
+    for layer in (network.grid, network.columns):
+        layer.backend = "torch"
+    network.grid.bias_l0[:, 3:] = -10  # z
+    x, sizes = lines(2, 96, 40, 1), torch.tensor([[96, 40], [64, 40]])
+    torch.testing.assert_close(network(x, sizes)[1:], network(x[1:, :64]), rtol=0, atol=1e-5)
+
+
+def test_float16_standardises_lines_with_more_pixels_than_it_can_count() -> None:
+    x, sizes = 100 * lines(1, 300, 300, 1), torch.tensor([[300, 290]])
+    expected = _standardise(x, sizes)
+    torch.testing.assert_close(_standardise(x.half(), sizes).float(), expected, rtol=0, atol=1e-2)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from mdlstm_tk.data import KINDS
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.models import Normalized, create, model_names, model_options, register
+from mdlstm_tk.models.blocks import fill_padding
 from mdlstm_tk.models.registry import resolve
 from mdlstm_tk.runtime import Session
 
@@ -84,7 +85,7 @@ def test_padding_does_not_change_the_result(kind: str, model: str, windows: Any)
     options = {"windows": windows} if windows else {}
     net = create(model, 2, 5, kind=kind, hidden=6, **options).eval()
     x = torch.randn(5, 9, 14, 2)
-    y = net(x, SIZES)
+    y = net(fill_padding(x, SIZES, torch.nan), SIZES)
     for k, (height, width) in enumerate(SIZES.tolist()):
         alone = net(x[k : k + 1, :height, :width])[0]
         inner = y[k][tuple(map(slice, alone.shape))]
@@ -133,12 +134,36 @@ def test_a_segmenter_with_windows_labels_each_position_of_a_window() -> None:
     assert torch.equal(y, window.repeat(2, 3)[:3, :7])
 
 
+def test_a_window_may_be_one_extent() -> None:
+    assert create("md", 1, 2, kind="segment", hidden=4, windows=(2, (1, 3))).stride == (2, 6)
+    with pytest.raises(InputError, match=r"each of windows must be .* 2 extents, .*got \(2, 2, 2\)"):
+        create("md", 1, 2, kind="segment", windows=[(2, 2, 2)])
+
+
+def test_hidden_units_are_those_of_the_last_level() -> None:
+    for hidden, of_first in ((1, 1), (3, 2), (8, 4)):
+        encoder = create("md", 1, 2, kind="transcribe", hidden=hidden).encoder
+        assert [level.hidden_size for level in encoder.levels] == [of_first, hidden]
+    with pytest.raises(InputError, match="hidden_size must be an integer of at least 1, got 0"):
+        create("md", 1, 2, kind="classify", hidden=0)
+
+
+def test_a_classifier_averages_more_positions_than_float16_can_count() -> None:
+    network = create("md", 1, 3, kind="classify", hidden=1, directions=1, dtype=torch.float16)
+    features = torch.ones(1, 300, 300, 1, dtype=torch.float16)
+    network.encoder.forward = lambda x, sizes: (features, sizes)
+    sizes = torch.tensor([[300, 300]])
+    torch.testing.assert_close(network(features, sizes), network(features))
+
+
 def test_normalized_networks_take_and_return_raw_numbers() -> None:
     inner = create("md", 2, 1, linear=True)
     net = Normalized(inner, (1.0, 2.0), (0.5, 4.0), (10.0,), (3.0,))
     x = torch.randn(2, 3, 4, 2)
     standardised = (x - torch.tensor([1.0, 2.0])) / torch.tensor([0.5, 4.0])
     torch.testing.assert_close(net(x), inner(standardised) * 3 + 10)
+    again = Normalized(inner, np.array([1.0, 2.0]), np.array([0.5, 4.0]), np.array([10.0]), np.array([3.0]))
+    assert torch.equal(again(x), net(x))
     sizes = torch.tensor([[3, 4], [2, 2]])
     torch.testing.assert_close(net(x, sizes)[1, :2, :2], net(x[1:, :2, :2])[0], atol=1e-5, rtol=1e-5)
 
@@ -175,3 +200,18 @@ def test_a_registered_network_replaces_another_one() -> None:
 
     assert create("SMALL", 3, 2)(torch.zeros(1, 2, 2, 3)).shape == (1, 2, 2, 2)
     assert "tiny" in model_names("grid") and "tiny" not in model_names("segment")
+
+
+@pytest.mark.usefixtures("fresh_registries")
+def test_a_network_without_a_kind_replaces_those_of_all_kinds() -> None:
+    register("raster")(torch.nn.Linear)
+    assert isinstance(create("raster", 3, 2, kind="grid"), torch.nn.Linear)
+    assert "raster" in model_names("density")
+
+
+@pytest.mark.usefixtures("fresh_registries")
+def test_a_network_may_have_a_name_that_was_an_alias() -> None:
+    register("first", "second")(torch.nn.Linear)
+    register("second")(lambda channels, outputs: torch.nn.Flatten())
+    assert isinstance(create("second", 1, 1), torch.nn.Flatten)
+    assert isinstance(create("first", 1, 1), torch.nn.Linear)
