@@ -57,8 +57,8 @@ class Trainer:
         step: optimizer steps done.
         seconds: time that a run with `minutes` has trained for, validations included, up to the last step.
         score: lowest validation score so far, infinity before the first validation.
-        best_step: step at which that score was reached.
-        best_weights: state dict of the network at that step; None before the first validation.
+        best_step: step at which that score was reached; 0 before.
+        best_weights: state dict of the network at that step; None before there was a score.
     """
 
     def __init__(self, job: TrainingJob) -> None:
@@ -73,11 +73,13 @@ class Trainer:
         self.optimizer = adam(self.network, self.config)
         self.step, self.score, self.best_step = 0, math.inf, 0
         self.seconds = 0.0
-        self.best_weights = job.best.weights() if job.best else None
+        self.best_weights: dict[str, Tensor] | None = None
         if job.checkpoint is not None:
             job.checkpoint.restore(self.network, self.average, self.optimizer)
             self.step, self.score = job.checkpoint.step, job.checkpoint.score
             self.best_step, self.seconds = job.checkpoint.best_step, job.checkpoint.seconds
+            if job.best is not None and self.best_step:
+                self.best_weights = job.best.weights()
         self.parallel: nn.Module = self.network
         if self.context.world_size > 1:
             self.parallel = DistributedDataParallel(self.network)

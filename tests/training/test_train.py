@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
@@ -19,6 +19,7 @@ from mdlstm_tk.data.metrics import METRICS
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.report import draw_run
 from mdlstm_tk.training import (
+    Progress,
     Run,
     TrainConfig,
     build,
@@ -27,6 +28,7 @@ from mdlstm_tk.training import (
     load_checkpoint,
     new_job,
     predict,
+    resume_job,
     train,
     trainer,
 )
@@ -272,3 +274,33 @@ def test_validations_without_a_number_end_with_the_last_weights_and_a_warning(tm
         run = run_in(tmp_path, config, scored(iter([np.nan] * 4)))
     assert load_checkpoint(run.best).step == 12
     assert run.read_result()["step"] == 12
+
+
+def stop_at(step: int) -> Callable[[Progress], None]:
+    """An `on_step` that fails after a step."""
+
+    def fail(progress: Progress) -> None:
+        if progress.step == step:
+            raise KeyboardInterrupt
+
+    return fail
+
+
+def test_weights_before_the_first_score_are_the_best_only_until_the_run_goes_on(tmp_path: Path) -> None:
+    run, config = Run(tmp_path / "run"), replace(SMALL, evaluate_every=3)
+    with pytest.raises(KeyboardInterrupt):
+        run_in(run.folder, config, on_step=stop_at(1))
+    with pytest.raises(KeyboardInterrupt):
+        train(resume_job(run.folder), stop_at(2))
+    assert load_checkpoint(run.best).step == 2
+    with pytest.warns(UserWarning, match="no validation gave a number"):
+        train(resume_job(run.folder, task=scored(iter([np.nan] * 4))))
+    assert run.read_result()["step"] == load_checkpoint(run.best).step == 12
+
+
+def test_a_failure_right_after_the_best_validation_keeps_its_weights(tmp_path: Path) -> None:
+    config = replace(SMALL, evaluate_every=3)
+    with pytest.raises(KeyboardInterrupt):
+        run_in(tmp_path, config, scored(iter([2.0, 1.0])), on_step=stop_at(6))
+    run = Run(tmp_path)
+    assert load_checkpoint(run.last).best_step == load_checkpoint(run.best).step == 6
