@@ -182,7 +182,11 @@ def _metrics_writer(
     if not job.context.is_main:
         yield lambda record: None, lambda: None
         return
-    records = run.read_metrics()[: job.steps_done] if job.checkpoint else []
+    if config.tensorboard:
+        require("tensorboard", "tensorboard")  # before files of an earlier run are removed
+    records = []
+    if job.checkpoint is not None:
+        records = [record for record in run.read_metrics() if record["step"] <= job.steps_done]
     run.start(resume=job.checkpoint is not None)
     with atomic_write(run.config) as temporary:
         temporary.write_text(config.to_toml(), encoding="utf-8")
@@ -191,7 +195,6 @@ def _metrics_writer(
     run.write_metrics(records)
     events = None
     if config.tensorboard:
-        require("tensorboard", "tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
         events = SummaryWriter(str(run.folder), purge_step=job.steps_done + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count, pairwise
@@ -16,7 +17,7 @@ from helpers.training import DIGITS, SMALL, last_tensors, run_in
 
 from mdlstm_tk.data import KINDS, Batch, DiagonalTask, Task, TaskSpec
 from mdlstm_tk.data.metrics import METRICS
-from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.errors import MDLSTMError, MissingExtraError
 from mdlstm_tk.report import draw_run
 from mdlstm_tk.training import (
     Progress,
@@ -105,6 +106,16 @@ def test_tensorboard_holds_the_metrics(tmp_path: Path) -> None:
     assert [event.step for event in read.Scalars("loss")] == [record["step"] for record in records]
     expected = [record["relevant"] for record in records]
     np.testing.assert_allclose([e.value for e in read.Scalars("relevant")], expected, rtol=1e-6)
+
+
+def test_a_missing_tensorboard_is_found_before_an_earlier_run_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_in(tmp_path, replace(SMALL, steps=1))
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(MissingExtraError, match="tensorboard"):
+        run_in(tmp_path, replace(SMALL, tensorboard=True))
+    assert run.last.exists() and run.result.exists()
 
 
 def test_the_relevant_loss_is_the_squared_error_at_the_second_one() -> None:
