@@ -46,7 +46,7 @@ def build_network(config: TrainConfig, spec: TaskSpec) -> nn.Module:
 def _create(config: TrainConfig, spec: TaskSpec, outputs: int) -> nn.Module:
     """Create the network of a configuration, for raw numbers, with some number of outputs."""
     ndim = len(spec.size)
-    options = config.network_options(ndim)
+    options = config.network_options()
     if ndim != 2:
         if "ndim" not in model_options(config.model, spec.kind):
             raise InputError(

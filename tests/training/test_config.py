@@ -51,8 +51,10 @@ def test_bad_settings_are_named(values: dict[str, object], named: str) -> None:
 
 
 def test_texts_become_values_of_the_fields() -> None:
-    config = TrainConfig().updated({"steps": "7", "lr": 1, "layer_norm": "True", "size": 8}, "test")
-    assert (config.steps, config.lr, config.layer_norm, config.size) == (7, 1.0, True, "8")
+    values = {"steps": "7", "lr": 1, "layer_norm": "True", "size": 8, "directions": 1}
+    config = TrainConfig().updated(values, "test")
+    assert (config.steps, config.lr, config.layer_norm) == (7, 1.0, True)
+    assert (config.size, config.directions) == ("8", "1")
     assert isinstance(config.lr, float)
 
 
