@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,11 +22,6 @@ from mdlstm_tk.training.job import TrainingJob
 from mdlstm_tk.training.losses import adam, learning_rate, total_loss
 
 UNREAD_STEPS = 20  # on a GPU, steps whose metrics stay there until they are read together
-
-
-def reads_at_once(device: torch.device) -> bool:
-    """True if the metrics of a step are read right after it; on a CPU nothing is gained by waiting."""
-    return device.type == "cpu"
 
 
 class StepMetrics(NamedTuple):
@@ -83,7 +78,6 @@ class Trainer:
         self.parallel: nn.Module = self.network
         if self.context.world_size > 1:
             self.parallel = DistributedDataParallel(self.network)
-        self._waits = reads_at_once(self.context.device)
         self._unread: list[tuple[int, float, list[str], Tensor | list[float]]] = []
         self._diverged = torch.zeros((), device=self.context.device)
 
@@ -130,7 +124,7 @@ class Trainer:
         measured = measure(self.task, outputs[0], batch)
         sums = [value for pair in measured.values() for value in pair]
         values = self.context.sum_on_device([loss.detach(), norm, float(interrupted), *sums])
-        if self._waits or isinstance(values, list):
+        if isinstance(values, list):
             self._require_finite(self.step + 1, values)
         else:  # from a step that diverges on, the optimizer leaves the weights as they are
             self._diverged += ~torch.isfinite(values[:2].sum())
@@ -140,7 +134,7 @@ class Trainer:
             self.average.update_parameters(self.network)
         self.step += 1
         self._unread.append((self.step, lr, list(measured), values))
-        return self._waits or len(self._unread) >= UNREAD_STEPS
+        return isinstance(values, list) or len(self._unread) >= UNREAD_STEPS
 
     def read_metrics(self) -> Iterator[StepMetrics]:
         """Read the metrics of the steps since the last call, in order.
@@ -157,8 +151,8 @@ class Trainer:
             loss /= self.context.world_size
             yield StepMetrics(step, lr, loss, mean_errors(names, sums), interruptions > 0)
 
-    def _require_finite(self, step: int, values: Any) -> None:
-        loss, norm = float(values[0]) / self.context.world_size, float(values[1]) / self.context.world_size
+    def _require_finite(self, step: int, sums: Sequence[float]) -> None:
+        loss, norm = (value / self.context.world_size for value in sums[:2])
         if math.isfinite(loss) and math.isfinite(norm):
             return
         self.step = step - 1

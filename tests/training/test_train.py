@@ -31,7 +31,6 @@ from mdlstm_tk.training import (
     predict,
     resume_job,
     train,
-    trainer,
 )
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.evaluation import measure
@@ -231,7 +230,6 @@ def read_later(monkeypatch: pytest.MonkeyPatch) -> None:
     def sum_on_device(_: Any, values: Any) -> torch.Tensor:
         return torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in values])
 
-    monkeypatch.setattr(trainer, "reads_at_once", lambda device: False)
     monkeypatch.setattr(DistributedContext, "sum_on_device", sum_on_device)
 
 
