@@ -10,12 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import Task
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import model_options
 from mdlstm_tk.runtime.providers import available_memory as machine_memory
 from mdlstm_tk.training.config import TrainConfig
-from mdlstm_tk.training.networks import build_network, count_parameters
+from mdlstm_tk.training.networks import build_network, count_parameters, windows_of
 
 FLOAT_BYTES = 4
 WEIGHT_COPIES = 5  # the weights themselves, gradients, two moments of Adam, the best weights so far
@@ -153,9 +154,9 @@ def _advise(config: TrainConfig, task: Task, estimate: MemoryEstimate) -> str:
     if config.batch_size > 1:
         return f"batch_size={max(config.batch_size // 4, 1)}, or less"
     if "windows" in model_options(config.model, task.spec.kind):
-        first, *further = config.windows.split(",")
-        larger = [str(2 * int(first.partition("x")[0] or 1)), *further]
-        return f"windows={','.join(larger)}, or larger"
+        first, *later = windows_of(config, task.spec)
+        larger = [tuple(2 * extent for extent in first), *later]
+        return f"windows={','.join(map(format_size, larger))}, or larger"
     return "a smaller crop or resize" if config.data else "a smaller size"
 
 
