@@ -63,16 +63,8 @@ class Checkpoint:
             InputError: the weights do not fit the network that the configuration describes.
         """
         network = build_network(self.config, self.spec)
-        self.load_model(network)
-        return network.eval()
-
-    def load_model(self, network: nn.Module) -> None:
-        """Copy `weights` into `network`.
-
-        Raises:
-            InputError: the weights do not fit `network`.
-        """
         self._load(network, self.weights())
+        return network.eval()
 
     def start(self, network: nn.Module, config: TrainConfig, spec: TaskSpec) -> tuple[str, ...]:
         """Copy `weights` into the network of another run, which may have other classes or characters.
