@@ -93,17 +93,19 @@ class Checkpoint:
         rows, old_rows = map(list, zip(*pairs, strict=True)) if pairs else ([], [])
         heads, weights = names_of_heads(config, spec), dict(map(_bare, self.weights().items()))
         state = dict(map(_bare, network.state_dict().items()))
+        if names := (state.keys() ^ weights.keys()) - {*STANDARDISATION}:
+            raise InputError(_difference(self.config, config, min(names)))
         for name, tensor in state.items():
-            source = weights.get(name)
             if name in STANDARDISATION:
                 continue
-            if name in heads and source is not None and len(source) % len(old) == 0:
+            source = weights[name]
+            if name in heads and len(source) % len(old) == 0:
                 tensor = tensor.unflatten(0, (-1, len(new))).transpose(0, 1)  # (outputs, …), a view
                 source = source.unflatten(0, (-1, len(old))).transpose(0, 1)
                 if source.shape[1:] == tensor.shape[1:]:
                     tensor[rows] = source[old_rows]
                     continue
-            if source is None or source.shape != tensor.shape:
+            if source.shape != tensor.shape:
                 raise InputError(_difference(self.config, config, name))
             tensor.copy_(source)
         if old == new:
@@ -158,7 +160,7 @@ def _difference(old: TrainConfig, new: TrainConfig, tensor: str) -> str:
     for key in ("model", "hidden", "layers", "cell", "directions", "windows", "layer_norm"):
         if (old_value := getattr(old, key)) != (new_value := getattr(new, key)):
             return f"init={new.init} has {key}={old_value!s}, got {key}={new_value!s}; make them equal"
-    return f"init={new.init} holds another network: {tensor} has another shape or is missing"
+    return f"init={new.init} holds another network: {tensor} has another shape or is in one of them only"
 
 
 def save_checkpoint(
