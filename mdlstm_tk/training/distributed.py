@@ -124,6 +124,6 @@ def pick_device(device: str) -> torch.device:
     if kind == "cuda" and index >= torch.cuda.device_count():
         raise DeviceError(
             f"device '{device}' does not exist: torch {torch.__version__} sees "
-            f"{torch.cuda.device_count()} CUDA devices; use --device cpu"
+            f"{torch.cuda.device_count()} CUDA devices; use device=cpu"
         )
     return torch.device(device)
