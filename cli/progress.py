@@ -29,8 +29,9 @@ def train_with_progress(job: TrainingJob) -> dict[str, Any]:
 
     if not job.context.is_main:
         return train(job)
-    for line in (*job.notes, job.description):
+    for line in job.notes:
         note(with_flags(line))
+    note(job.description)
     for line in job.config.to_toml().splitlines():
         detail(f"  {line}")
     metrics, config = RecentMetrics(), job.config
