@@ -13,6 +13,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel
 
@@ -190,10 +191,12 @@ def save_checkpoint(
     metadata = {name: getattr(state, name) for name in ("step", "score", "best_step", "seconds")}
     metadata |= {"schema": SCHEMA, "version": __version__}
     metadata |= {"config": asdict(state.config), "spec": asdict(state.spec)}
-    data = safetensors.torch.save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        metadata={METADATA_KEY: json.dumps(metadata)},
-    )
+    # Copies, as safetensors refuses tensors that share memory, such as one weight of two layers.
+    copies = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    data = safetensors.torch.save(copies, metadata={METADATA_KEY: json.dumps(metadata)})
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
 

@@ -17,7 +17,8 @@ from helpers.training import DIGITS, SMALL, last_tensors, run_in
 
 from mdlstm_tk.data import KINDS, Batch, DiagonalTask, Task, TaskSpec
 from mdlstm_tk.data.metrics import METRICS
-from mdlstm_tk.errors import MDLSTMError, MissingExtraError
+from mdlstm_tk.errors import InputError, MDLSTMError, MissingExtraError
+from mdlstm_tk.models import register
 from mdlstm_tk.report import draw_run
 from mdlstm_tk.training import (
     Progress,
@@ -95,6 +96,22 @@ def test_batches_from_workers_are_the_same(tmp_path: Path) -> None:
     alone = run_in(tmp_path / "alone", DIGITS)
     helped = run_in(tmp_path / "helped", replace(DIGITS, workers=2))
     assert alone.metrics.read_bytes() == helped.metrics.read_bytes()
+
+
+class WithoutAFile(DiagonalTask):
+    """A task whose third batch needs a file that is gone."""
+
+    def batch(self, seed: int, step: int, *rest: Any, **options: Any) -> Any:
+        if step == 2:
+            raise InputError("a.png is gone")
+        return super().batch(seed, step, *rest, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_worker_is_that_of_the_task(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(InputError, match=r"^a\.png is gone$"):
+        run_in(tmp_path, replace(SMALL, workers=workers), WithoutAFile((5, 6)))
+    assert load_checkpoint(Run(tmp_path).last).step == 2
 
 
 def test_tensorboard_holds_the_metrics(tmp_path: Path) -> None:
@@ -313,3 +330,21 @@ def test_a_failure_right_after_the_best_validation_keeps_its_weights(tmp_path: P
         run_in(tmp_path, config, scored(iter([2.0, 1.0])), on_step=stop_at(6))
     run = Run(tmp_path)
     assert load_checkpoint(run.last).best_step == load_checkpoint(run.best).step == 6
+
+
+@pytest.mark.usefixtures("fresh_registries")
+def test_layers_may_share_a_weight(tmp_path: Path) -> None:
+    @register("shared")
+    class Shared(torch.nn.Module):
+        def __init__(self, channels: int, outputs: int, *, hidden: int) -> None:
+            super().__init__()
+            self.first = torch.nn.Linear(channels, outputs)
+            self.second = self.first
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x).tanh())  # type: ignore[no-any-return]
+
+    run = run_in(tmp_path, replace(SMALL, model="shared", layers=1, steps=2))
+    network = load_checkpoint(run.last).network()
+    assert network.first is network.second
+    assert torch.equal(last_tensors(run)["model.first.weight"], last_tensors(run)["model.second.weight"])
