@@ -22,7 +22,7 @@ from mdlstm_tk.training.tasks import BUILT_IN, find_task
 
 
 @pytest.mark.parametrize(
-    ("values", "named"),
+    ("values", "message"),
     [
         ({"stepz": 3}, "'steps'"),
         ({"steps": "many"}, "steps.*whole number.*'many'"),
@@ -45,8 +45,8 @@ from mdlstm_tk.training.tasks import BUILT_IN, find_task
         ({"data": []}, r"data.*text.*\[\]"),
     ],
 )
-def test_bad_settings_are_named(values: dict[str, object], named: str) -> None:
-    with pytest.raises(InputError, match=f"file: .*{named}"):
+def test_bad_settings_are_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=f"file: .*{message}"):
         TrainConfig().updated(values, "file")
 
 
@@ -101,7 +101,7 @@ def test_a_resumed_run_keeps_its_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("options", "message"),
     [
         ({"data": "x"}, "data needs task"),
         ({"task": "digit"}, "'digit'; did you mean 'digits'.*--import FILE"),
@@ -114,8 +114,8 @@ def test_a_resumed_run_keeps_its_settings() -> None:
         ({"size": "8", "crop": "8"}, "crop goes with data"),
     ],
 )
-def test_what_is_not_there_or_does_not_go_together_is_named(options: dict[str, str], named: str) -> None:
-    with pytest.raises(InputError, match=named):
+def test_what_is_not_there_or_does_not_go_together_is_named(options: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         make_task(configure(options))
 
 
