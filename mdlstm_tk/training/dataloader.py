@@ -29,9 +29,7 @@ class _BatchOfStep(Dataset[Batch | MDLSTMError]):
         try:
             return self.task.batch(self.seed, step, self.batch_size, shard=self.shard)
         except MDLSTMError as error:
-            return (
-                error  # if it were raised, a DataLoader would add the traceback of its worker to the text
-            )
+            return error  # a DataLoader adds the traceback of its worker to the text of a raised one
 
 
 def dataloader(config: TrainConfig, task: Task, first_step: int, shard: slice) -> Iterator[Batch]:
