@@ -277,12 +277,15 @@ def convert(key: str, value: Any) -> Any:
     if kind is str:
         if not isinstance(value, str | int):
             raise InputError(f"{key} must be a text, got {value!r}")
-        text = str(value)
-        if text and (parse := _SETTINGS[key]["parse"]):
-            try:
+        text, parse = str(value), _SETTINGS[key]["parse"]
+        try:
+            text.encode()
+            if text and parse:
                 parse(text)
-            except InputError as error:
-                raise InputError(f"{key}: {error}") from None
+        except UnicodeEncodeError:  # the name of a file whose bytes are not UTF-8
+            raise InputError(f"{key} must be UTF-8, got {text!r}; rename the file or folder") from None
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from None
         return text
     if kind is bool:
         if str(value).lower() in ("true", "false"):

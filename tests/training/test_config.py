@@ -43,6 +43,7 @@ from mdlstm_tk.training.tasks import BUILT_IN, find_task
         ({"directions": "2"}, "directions.*1 or all"),
         ({"schedule": "cosin"}, "schedule.*'cosine'"),
         ({"data": []}, r"data.*text.*\[\]"),
+        ({"data": "caf\udce9"}, "data must be UTF-8.*rename"),
     ],
 )
 def test_bad_settings_are_named(values: dict[str, object], message: str) -> None:
