@@ -61,11 +61,11 @@ class TrainingJob:
     @property
     def is_trained(self) -> bool:
         """True if all steps are done, so that only the result and the pictures of the run are missing."""
-        if self.checkpoint is None:
-            return False
-        done, best = self.checkpoint.step, self.checkpoint.best_step
-        complete = is_complete(self.config, done, self.checkpoint.seconds)
-        return complete or has_stopped_early(self.config, done, best)
+        last = self.checkpoint
+        return last is not None and (
+            is_complete(self.config, last.step, last.seconds)
+            or has_stopped_early(self.config, last.step, last.best_step)
+        )
 
     @property
     def description(self) -> str:
@@ -203,4 +203,6 @@ def _build(
             f"{len(names)} texts ({names[0]} is the first) need more steps than the network makes of "
             f"their images, so nothing is learned from them; try {remedy}"
         )
-    return network, (*notes, memory) if memory else tuple(notes)
+    if memory:
+        notes.append(memory)
+    return network, tuple(notes)

@@ -95,13 +95,13 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
                     if config.minutes:
                         seconds_left = max(60 * config.minutes - trainer.seconds, 0.0)
                     progress = Progress(
-                        metrics.step,
-                        metrics.loss,
-                        metrics.errors,
-                        metrics.lr,
-                        validation,
-                        timer.steps_per_second,
-                        seconds_left,
+                        step=metrics.step,
+                        loss=metrics.loss,
+                        errors=metrics.errors,
+                        lr=metrics.lr,
+                        validation=validation,
+                        steps_per_second=timer.steps_per_second,
+                        seconds_left=seconds_left,
                     )
                     # Several processes learn of an interrupt from the metrics, and stop together.
                     stop = stop or metrics.interrupted

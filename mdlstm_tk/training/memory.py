@@ -94,14 +94,12 @@ def estimate_memory(config: TrainConfig, task: Task, samples: int) -> MemoryEsti
         backward = _backward_bytes(network, task, samples)
     except InputError:
         raise
-    except (RuntimeError, OverflowError, TypeError) as error:
+    except Exception as error:
         if any(text in str(error).lower() for text in ("overflow", "too large", "storage size")):
             raise InputError(
                 f"the network '{config.model}' is too large for any machine; try a smaller hidden or layers"
             ) from None
-        return None
-    except Exception:  # a network of the user's own may need values
-        return None
+        return None  # a network of the user's own may need values
     input_bytes = samples * spec.channels * FLOAT_BYTES * prod(spec.size)
     cache = int(getattr(task, "cache_bytes", 0)) * max(config.workers, 1)
     return MemoryEstimate(
