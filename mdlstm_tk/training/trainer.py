@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mdlstm_tk.data import Batch
 from mdlstm_tk.errors import MDLSTMError
@@ -62,9 +61,7 @@ class Trainer:
         self._parameters = list(self.network.parameters())
         self.average: AveragedModel | None = None
         if self.config.average:
-            self.average = AveragedModel(
-                self.network, multi_avg_fn=partial(_update_average, self.config.average)
-            )
+            self.average = AveragedModel(self.network)
         self.optimizer = adam(self.network, self.config)
         self.step, self.score, self.best_step = 0, math.inf, 0
         self.seconds = 0.0
@@ -131,6 +128,10 @@ class Trainer:
             self.optimizer.found_inf = self._diverged.clamp(max=1)  # type: ignore[attr-defined]
         self.optimizer.step()
         if self.average is not None:
+            # Faster in the first steps, to forget the initial weights. Torch counts the updates, too, but
+            # passes their number on the GPU, and reading it would wait for the step.
+            decay = min(config.average, (1 + self.step) / (10 + self.step))
+            self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
             self.average.update_parameters(self.network)
         self.step += 1
         self._unread.append((self.step, lr, list(measured), values))
@@ -197,10 +198,3 @@ class Trainer:
     def keep_best(self) -> None:
         """Take the present weights for the best ones."""
         self.best_weights = {k: v.detach().clone() for k, v in self.evaluated.state_dict().items()}
-
-
-@torch.no_grad()
-def _update_average(decay: float, averages: Any, weights: Any, count: Tensor) -> None:
-    """Move the averages towards the weights; faster in the first steps, to forget the initial weights."""
-    updates = float(count)
-    torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + updates) / (10 + updates)))
