@@ -179,7 +179,7 @@ class Trainer:
             torch.cuda.manual_seed(seed)
 
     @property
-    def evaluated(self) -> nn.Module:
+    def network_to_validate(self) -> nn.Module:
         """The network whose weights are validated: the average, if there is one."""
         return self.network if self.average is None else self.average.module
 
@@ -188,7 +188,7 @@ class Trainer:
 
         Without a validation split, the latest weights count as the best.
         """
-        errors = evaluate(self.evaluated, self.task, "validation", self.config, self.context)
+        errors = evaluate(self.network_to_validate, self.task, "validation", self.config, self.context)
         score = self.task.score(errors) if errors else -math.inf
         if score <= self.score:
             self.score, self.best_step = score if errors else self.score, self.step
@@ -197,4 +197,4 @@ class Trainer:
 
     def keep_best(self) -> None:
         """Take the present weights for the best ones."""
-        self.best_weights = {k: v.detach().clone() for k, v in self.evaluated.state_dict().items()}
+        self.best_weights = {k: v.detach().clone() for k, v in self.network_to_validate.state_dict().items()}
