@@ -97,7 +97,8 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
             window *= 2
         return replace(config, windows=format_size((window,) * ndim)) if window > 1 else config
     extents = getattr(task, "text_extents", ())
-    max_columns = min((e.width // e.ctc_steps for e in extents), default=task.spec.size[1])
+    room = (e.width // e.ctc_steps for e in extents if e.ctc_steps)  # a text of invisible marks needs none
+    max_columns = min(room, default=task.spec.size[1])
     (rows, columns), *later_windows = network.default_windows
     later_columns = combine_windows(network.default_windows)[1] // columns
     while positions_in_windows(task.spec.size, (rows, columns)) > MAX_POSITIONS:
