@@ -197,4 +197,5 @@ class Trainer:
 
     def keep_best(self) -> None:
         """Take the present weights for the best ones."""
-        self.best_weights = {k: v.detach().clone() for k, v in self.network_to_validate.state_dict().items()}
+        state = self.network_to_validate.state_dict()
+        self.best_weights = {name: tensor.clone() for name, tensor in state.items()}
