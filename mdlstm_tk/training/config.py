@@ -43,7 +43,7 @@ def parse_device(text: str) -> tuple[str, int]:
     Raises:
         InputError: it is another text.
     """
-    match = re.fullmatch(r"(auto|cpu|cuda)|cuda:(\d{1,3})", text)
+    match = re.fullmatch(r"(auto|cpu|cuda)|cuda:(0|[1-9]\d{0,2})", text)
     if match is None:
         raise InputError(f"must be auto, cpu, cuda or cuda:N, got '{text}'")
     return match[1] or "cuda", int(match[2] or 0)

@@ -40,6 +40,7 @@ from mdlstm_tk.training.tasks import BUILT_IN, find_task
         ({"size": "0"}, "'0'"),
         ({"windows": "2,x"}, "windows.*'x'"),
         *(({"resize": text}, "must be") for text in ("48x", "x48", "*x*", "48x*x3", "0x*", "1x2x3", "*")),
+        ({"device": "cuda:01"}, "device.*cuda:N.*'cuda:01'"),
         ({"directions": "2"}, "directions.*1 or all"),
         ({"schedule": "cosin"}, "schedule.*'cosine'"),
         ({"data": []}, r"data.*text.*\[\]"),
