@@ -22,8 +22,11 @@ from mdlstm_tk.training.progress import (
 
 def test_running_mean() -> None:
     values = list(np.random.default_rng(0).random(50))
-    expected = [np.mean(values[max(0, k - 19) : k + 1]) for k in range(50)]
+    expected = np.array([np.mean(values[max(0, k - 19) : k + 1]) for k in range(50)])
     np.testing.assert_allclose(running_mean(values), expected)
+    values[25] = expected[25:45] = np.nan  # the error of a batch without labels
+    np.testing.assert_allclose(running_mean(values), expected)
+    assert len(running_mean([])) == 0
 
 
 STEP, VALIDATION, WRITING = ("end_step", 0.5), ("end_validation", 4.0), ("skip", 7.0)
