@@ -100,6 +100,8 @@ def test_a_resumed_run_keeps_its_settings() -> None:
     assert configure_resumed(config, {"steps": 20}, {"patience": "3"}).patience == 3
     with pytest.raises(InputError, match=r"--resume.*lr = 0.04.*steps"):
         configure_resumed(config, {"lr": 0.1})
+    with pytest.raises(InputError, match="did you mean 'steps'"):
+        configure_resumed(config, {}, {"stepz": "20"})
 
 
 @pytest.mark.parametrize(
