@@ -15,11 +15,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mdlstm_tk.data import Batch
 from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.training.checkpoint import Checkpoint, save_checkpoint
 from mdlstm_tk.training.evaluation import evaluate, mean_errors, measure, predictions
 from mdlstm_tk.training.job import TrainingJob
 from mdlstm_tk.training.losses import adam, learning_rate, total_loss
 
+BOUNDED_CELLS = {"stable", "leaky", "slstm"}  # their states do not grow with the number of paths
 UNREAD_STEPS = 20  # on a GPU, steps whose metrics stay there until they are read together
 
 
@@ -162,7 +164,8 @@ class Trainer:
         remedies += [] if config.clip else ["clip=1"]
         remedies += [] if config.warmup else ["warmup=100"]
         remedies += ["precision=fp32"] if config.precision != "fp32" else []
-        remedies += [] if config.cell in ("stable", "leaky") else ["cell=stable"]
+        cells = {module.cell for module in self.network.modules() if isinstance(module, MDLSTM)}
+        remedies += ["cell=stable"] if cells - BOUNDED_CELLS else []
         raise MDLSTMError(
             f"training diverged in step {step}: the loss is {loss:g}, the gradient norm {norm:g}; try "
             f"{', '.join(remedies[:-1])}{' or ' if remedies[1:] else ''}{remedies[-1]}"

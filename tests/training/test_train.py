@@ -240,6 +240,17 @@ def test_divergence_is_reported_and_keeps_the_weights_before_it(
     assert all(torch.equal(tensor, last.tensors[name]) for name, tensor in last_tensors(whole).items())
 
 
+def test_a_bounded_cell_is_suggested_unless_the_network_has_one(tmp_path: Path) -> None:
+    lines = replace(
+        SMALL, task="digit-strings", size="12x88", model="lines"
+    )  # whose default cell is stable
+    for config, is_bounded in ((SMALL, False), (lines, True)):
+        trained = Trainer(new_job(config, tmp_path / config.model))
+        with pytest.raises(MDLSTMError, match="diverged") as error:
+            trained._require_finite(1, [np.inf, 1.0])
+        assert ("cell=stable" in str(error.value)) != is_bounded
+
+
 @pytest.fixture
 def read_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let metrics stay on the device, as on a GPU."""
