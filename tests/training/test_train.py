@@ -241,9 +241,7 @@ def test_divergence_is_reported_and_keeps_the_weights_before_it(
 
 
 def test_a_bounded_cell_is_suggested_unless_the_network_has_one(tmp_path: Path) -> None:
-    lines = replace(
-        SMALL, task="digit-strings", size="12x88", model="lines"
-    )  # whose default cell is stable
+    lines = replace(SMALL, task="digit-strings", size="12x88", model="lines")  # of cell stable by default
     for config, is_bounded in ((SMALL, False), (lines, True)):
         trained = Trainer(new_job(config, tmp_path / config.model))
         with pytest.raises(MDLSTMError, match="diverged") as error:
