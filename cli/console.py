@@ -21,7 +21,9 @@ from mdlstm_tk._util.text import printable, to_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-_ARGUMENT = re.compile(r"\b([a-z_]+)=(?:True|\.\.\.|\"([^\"]*)\"|(-?[0-9][0-9a-z.]*\b|[a-z][0-9a-z]*\b))")
+_ARGUMENT = re.compile(  # outside of paths
+    r"(?<![\w/\\-])([a-z_]+)=(?:True|\.\.\.|\"([^\"]*)\"|(-?[0-9][0-9a-z.]*\b|[a-z][0-9a-z]*\b))"
+)
 LINE_SECONDS = 30  # between two lines of progress, at most, where stderr is no terminal
 BAR_SECONDS = 0.1  # between two updates of a progress bar
 TABLE_WIDTH = 500  # columns; a table that is wider than the terminal reads better unfolded

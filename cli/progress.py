@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli import console
-from mdlstm_tk.cli.console import detail, note, progress
+from mdlstm_tk.cli.console import detail, note, progress, with_flags
 from mdlstm_tk.cli.options import with_imports
 from mdlstm_tk.errors import MDLSTMError
 
@@ -29,8 +29,9 @@ def train_with_progress(job: TrainingJob) -> dict[str, Any]:
 
     if not job.context.is_main:
         return train(job)
-    for line in (*job.notes, job.description):
-        note(line)
+    for line in job.notes:
+        note(with_flags(line))
+    note(job.description)
     for line in job.config.to_toml().splitlines():
         detail(f"  {line}")
     metrics, config = RecentMetrics(), job.config

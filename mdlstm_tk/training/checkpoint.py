@@ -13,6 +13,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel
 
@@ -63,16 +64,8 @@ class Checkpoint:
             InputError: the weights do not fit the network that the configuration describes.
         """
         network = build_network(self.config, self.spec)
-        self.load_model(network)
-        return network.eval()
-
-    def load_model(self, network: nn.Module) -> None:
-        """Copy `weights` into `network`.
-
-        Raises:
-            InputError: the weights do not fit `network`.
-        """
         self._load(network, self.weights())
+        return network.eval()
 
     def start(self, network: nn.Module, config: TrainConfig, spec: TaskSpec) -> tuple[str, ...]:
         """Copy `weights` into the network of another run, which may have other classes or characters.
@@ -101,17 +94,19 @@ class Checkpoint:
         rows, old_rows = map(list, zip(*pairs, strict=True)) if pairs else ([], [])
         heads, weights = names_of_heads(config, spec), dict(map(_bare, self.weights().items()))
         state = dict(map(_bare, network.state_dict().items()))
+        if names := (state.keys() ^ weights.keys()) - {*STANDARDISATION}:
+            raise InputError(_difference(self.config, config, min(names)))
         for name, tensor in state.items():
-            source = weights.get(name)
             if name in STANDARDISATION:
                 continue
-            if name in heads and source is not None and len(source) % len(old) == 0:
+            source = weights[name]
+            if name in heads and len(source) % len(old) == 0:
                 tensor = tensor.unflatten(0, (-1, len(new))).transpose(0, 1)  # (outputs, …), a view
                 source = source.unflatten(0, (-1, len(old))).transpose(0, 1)
                 if source.shape[1:] == tensor.shape[1:]:
                     tensor[rows] = source[old_rows]
                     continue
-            if source is None or source.shape != tensor.shape:
+            if source.shape != tensor.shape:
                 raise InputError(_difference(self.config, config, name))
             tensor.copy_(source)
         if old == new:
@@ -166,7 +161,7 @@ def _difference(old: TrainConfig, new: TrainConfig, tensor: str) -> str:
     for key in ("model", "hidden", "layers", "cell", "directions", "windows", "layer_norm"):
         if (old_value := getattr(old, key)) != (new_value := getattr(new, key)):
             return f"init={new.init} has {key}={old_value!s}, got {key}={new_value!s}; make them equal"
-    return f"init={new.init} holds another network: {tensor} has another shape or is missing"
+    return f"init={new.init} holds another network: {tensor} has another shape or is in one of them only"
 
 
 def save_checkpoint(
@@ -196,10 +191,12 @@ def save_checkpoint(
     metadata = {name: getattr(state, name) for name in ("step", "score", "best_step", "seconds")}
     metadata |= {"schema": SCHEMA, "version": __version__}
     metadata |= {"config": asdict(state.config), "spec": asdict(state.spec)}
-    data = safetensors.torch.save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        metadata={METADATA_KEY: json.dumps(metadata)},
-    )
+    # Copies, as safetensors refuses tensors that share memory, such as one weight of two layers.
+    copies = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    data = safetensors.torch.save(copies, metadata={METADATA_KEY: json.dumps(metadata)})
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
 

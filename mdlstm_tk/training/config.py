@@ -13,12 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 from mdlstm_tk._util.sizes import parse_resize, parse_size
 from mdlstm_tk.errors import InputError
 
-DATA, NETWORK, OPTIMIZATION, RUN = (
-    "Data",
-    "Network",
-    "Optimization",
-    "Run",
-)  # settings that have an option of their own, by the panel of `mdlstm train --help` that it is in
+# settings that have an option of their own, by the panel of `mdlstm train --help` that it is in
 PANELS: dict[str, tuple[str, ...]] = {
     "Data": ("task", "data", "size", "resize", "crop"),
     "Network": ("model", "cell", "directions", "hidden", "layers", "windows", "dropout"),
@@ -48,7 +43,7 @@ def parse_device(text: str) -> tuple[str, int]:
     Raises:
         InputError: it is another text.
     """
-    match = re.fullmatch(r"(auto|cpu|cuda)|cuda:(\d{1,3})", text)
+    match = re.fullmatch(r"(auto|cpu|cuda)|cuda:(0|[1-9]\d{0,2})", text)
     if match is None:
         raise InputError(f"must be auto, cpu, cuda or cuda:N, got '{text}'")
     return match[1] or "cuda", int(match[2] or 0)
@@ -212,12 +207,8 @@ class TrainConfig:
             raise InputError(f"the task '{self.task}' generates its grids and needs a size, such as 8")
         return parse_size(self.size)
 
-    def network_options(self, ndim: int = 2) -> dict[str, Any]:
-        """The keyword arguments of `mdlstm_tk.models.create` that this configuration sets.
-
-        Args:
-            ndim: axes of the grid.
-        """
+    def network_options(self) -> dict[str, Any]:
+        """The keyword arguments of `mdlstm_tk.models.create` that this configuration sets."""
         settings = {"layers": self.layers, "cell": self.cell, "directions": self.directions}
         settings |= {"layer_norm": self.layer_norm, "windows": self.windows, "dropout": self.dropout}
         options = {key: value for key, value in settings.items() if value != _DEFAULTS[key]}
@@ -278,20 +269,23 @@ def convert(key: str, value: Any) -> Any:
     """
     kind = _TYPES[key]
     if get_origin(kind) is Literal:
-        if value in get_args(kind):
-            return value
+        if str(value) in get_args(kind):
+            return str(value)
         names = [choice for choice in get_args(kind) if choice]
         hint = "; did you mean '{}'?".format(*close) if (close := _closest(str(value), names)) else ""
         raise InputError(f"{key} must be {' or '.join(names)}, got '{value}'{hint}")
     if kind is str:
         if not isinstance(value, str | int):
             raise InputError(f"{key} must be a text, got {value!r}")
-        text = str(value)
-        if text and (parse := _SETTINGS[key]["parse"]):
-            try:
+        text, parse = str(value), _SETTINGS[key]["parse"]
+        try:
+            text.encode()
+            if text and parse:
                 parse(text)
-            except InputError as error:
-                raise InputError(f"{key}: {error}") from None
+        except UnicodeEncodeError:  # the name of a file whose bytes are not UTF-8
+            raise InputError(f"{key} must be UTF-8, got {text!r}; rename the file or folder") from None
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from None
         return text
     if kind is bool:
         if str(value).lower() in ("true", "false"):

@@ -10,39 +10,51 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from mdlstm_tk.data import Batch, Task
+from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.training.config import TrainConfig
 
 MAX_STEPS = 10**9  # more than any run has time for
 
 
 @dataclass(frozen=True)
-class _BatchOfStep(Dataset[Batch]):
-    """This process's shard of the batch of each step, indexed by step."""
+class _BatchOfStep(Dataset[Batch | MDLSTMError]):
+    """This process's shard of the batch of each step, or why it cannot be made, indexed by step."""
 
     task: Task
     seed: int
     batch_size: int
     shard: slice
 
-    def __getitem__(self, step: int) -> Batch:
-        return self.task.batch(self.seed, step, self.batch_size, shard=self.shard)
+    def __getitem__(self, step: int) -> Batch | MDLSTMError:
+        try:
+            return self.task.batch(self.seed, step, self.batch_size, shard=self.shard)
+        except MDLSTMError as error:
+            return error  # a DataLoader adds the traceback of its worker to the text of a raised one
 
 
 def dataloader(config: TrainConfig, task: Task, first_step: int, shard: slice) -> Iterator[Batch]:
-    """The `shard` of each batch, from `first_step` to the last step; without end with `minutes`."""
+    """The `shard` of each batch, from `first_step` to the last step; without end with `minutes`.
+
+    Raises:
+        MDLSTMError: the task cannot make a batch, see `Task.batch`.
+    """
     dataset = _BatchOfStep(task, config.seed, config.batch_size, shard)
     steps = range(first_step, MAX_STEPS if config.minutes else config.steps)
-    if config.workers == 0:
-        return (dataset[step] for step in steps)
-    loader = DataLoader(
-        dataset,
-        sampler=steps,
-        batch_size=None,
-        collate_fn=_identity,
-        num_workers=config.workers,
-        worker_init_fn=_ignore_interrupts,
-    )
-    return iter(loader)
+    results: Iterator[Batch | MDLSTMError] = map(dataset.__getitem__, steps)
+    if config.workers:
+        loader = DataLoader(
+            dataset,
+            sampler=steps,
+            batch_size=None,
+            collate_fn=_identity,
+            num_workers=config.workers,
+            worker_init_fn=_ignore_interrupts,
+        )
+        results = iter(loader)
+    for result in results:
+        if isinstance(result, MDLSTMError):
+            raise result
+        yield result
 
 
 def _identity(batch: Any) -> Any:

@@ -56,7 +56,10 @@ class DistributedContext:
         return sums if isinstance(sums, list) else sums.tolist()
 
     def sum_on_device(self, values: Sequence[Tensor | float]) -> Tensor | list[float]:
-        """The sums of numbers over all processes, float64. On a GPU the call does not synchronize."""
+        """The sums of numbers over all processes, in float64.
+
+        On a GPU they are a tensor there, and the call does not synchronize.
+        """
         if self.world_size == 1 and self.device.type == "cpu":
             return [float(value) for value in values]
         options: dict[str, Any] = {"dtype": torch.float64, "device": self.device}
@@ -65,7 +68,7 @@ class DistributedContext:
         )
         if self.world_size > 1:
             dist.all_reduce(tensor)
-        return tensor
+        return tensor.tolist() if self.device.type == "cpu" else tensor
 
     def all_gather(self, values: list[T]) -> list[T]:
         """The values of all processes, concatenated in rank order. They are pickled."""
@@ -121,6 +124,6 @@ def pick_device(device: str) -> torch.device:
     if kind == "cuda" and index >= torch.cuda.device_count():
         raise DeviceError(
             f"device '{device}' does not exist: torch {torch.__version__} sees "
-            f"{torch.cuda.device_count()} CUDA devices; use --device cpu"
+            f"{torch.cuda.device_count()} CUDA devices; use device=cpu"
         )
     return torch.device(device)

@@ -61,11 +61,11 @@ class TrainingJob:
     @property
     def is_trained(self) -> bool:
         """True if all steps are done, so that only the result and the pictures of the run are missing."""
-        if self.checkpoint is None:
-            return False
-        done, best = self.checkpoint.step, self.checkpoint.best_step
-        complete = is_complete(self.config, done, self.checkpoint.seconds)
-        return complete or has_stopped_early(self.config, done, best)
+        last = self.checkpoint
+        return last is not None and (
+            is_complete(self.config, last.step, last.seconds)
+            or has_stopped_early(self.config, last.step, last.best_step)
+        )
 
     @property
     def description(self) -> str:
@@ -167,7 +167,7 @@ def require_work_left(config: TrainConfig, run: Run, checkpoint: Checkpoint) -> 
         done, more = f"done {step} steps", "steps"
         if config.minutes:
             done, more = f"trained for {checkpoint.seconds / 60:.3g} minutes", "minutes"
-        raise InputError(f"{run.folder} has {done} already; ask for more with --{more}")
+        raise InputError(f"{run.folder} has {done} already; ask for more with {more}=...")
     if has_stopped_early(config, step, checkpoint.best_step):
         raise InputError(
             f"{run.folder} has stopped at step {step}, {config.patience} validations after its best; "
@@ -195,12 +195,14 @@ def _build(
     network = build_network(config, task.spec)
     notes = list(getattr(task, "summary", ()))
     if config.data and config.windows:
-        notes.append(f"windows of {config.windows} positions; choose others with --windows")
+        notes.append(f"windows of {config.windows} positions; choose others with windows=...")
     if names := texts_without_room(network, task):
         has_windows = "windows" in model_options(config.model, task.spec.kind)
-        remedy = "--set windows=2x1,2x1" if has_windows else "a larger --resize, or --model md"
+        remedy = "windows=2x1,2x1" if has_windows else "a larger resize=..., or model=md"
         notes.append(
             f"{len(names)} texts ({names[0]} is the first) need more steps than the network makes of "
             f"their images, so nothing is learned from them; try {remedy}"
         )
-    return network, (*notes, memory) if memory else tuple(notes)
+    if memory:
+        notes.append(memory)
+    return network, tuple(notes)

@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 from mdlstm_tk.data import Split
@@ -61,11 +60,14 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
     """Train until the last step, an early stop, or an interrupt."""
     config, run, context = job.config, job.run, job.context
     saved_step, stop, start = trainer.step, False, time.perf_counter() - trainer.seconds
+    is_alone = context.world_size == 1
     timer = StepTimer()
     earlier_times = run.read_times() if job.checkpoint else TrainingTimes()
 
-    def save(*paths: Path) -> None:
-        trainer.save(*paths)
+    def save() -> None:
+        # Until a validation gives a number, the latest weights are the best ones that there are.
+        is_best = trainer.best_step in (0, trainer.step)
+        trainer.save(*([run.best] if is_best else []), run.last)
         if context.is_main:
             run.write_times(earlier_times + timer.times)
 
@@ -80,10 +82,8 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
                 if config.minutes:  # else a checkpoint depends on the steps alone
                     trainer.seconds = time.perf_counter() - start
                 ends = is_complete(config, trainer.step, trainer.seconds)
-                # With several processes, all learn of an interrupt from the metrics, and stop together.
-                stop = context.world_size == 1 and bool(interrupts)
                 validates = ends or trainer.step % config.evaluate_every == 0
-                if not (is_due or validates or stop):
+                if not (is_due or validates or (is_alone and interrupts)):
                     continue
                 for metrics in trainer.read_metrics():
                     validation = {}
@@ -95,22 +95,23 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
                     if config.minutes:
                         seconds_left = max(60 * config.minutes - trainer.seconds, 0.0)
                     progress = Progress(
-                        metrics.step,
-                        metrics.loss,
-                        metrics.errors,
-                        metrics.lr,
-                        validation,
-                        timer.steps_per_second,
-                        seconds_left,
+                        step=metrics.step,
+                        loss=metrics.loss,
+                        errors=metrics.errors,
+                        lr=metrics.lr,
+                        validation=validation,
+                        steps_per_second=timer.steps_per_second,
+                        seconds_left=seconds_left,
                     )
-                    stop = stop or (metrics.interrupted and context.world_size > 1)
+                    # Several processes learn of an interrupt from the metrics, and stop together.
+                    stop = stop or metrics.interrupted
                     if context.is_main:
                         write_record(progress.record())
                         on_step(progress)
-                stop = stop or (context.world_size == 1 and bool(interrupts))
+                stop = stop or (is_alone and bool(interrupts))
                 if validates:
                     flush()
-                    save(*([run.best] if trainer.best_step == trainer.step else []), run.last)
+                    save()
                     saved_step = trainer.step
                     if ends or has_stopped_early(config, trainer.step, trainer.best_step):
                         break
@@ -120,9 +121,7 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
         finally:
             flush()
             if trainer.step > saved_step:
-                save(run.last)
-            if trainer.step and not run.best.exists():
-                save(run.best)
+                save()
     if stop:
         raise KeyboardInterrupt
 
@@ -183,7 +182,11 @@ def _metrics_writer(
     if not job.context.is_main:
         yield lambda record: None, lambda: None
         return
-    records = run.read_metrics()[: job.steps_done] if job.checkpoint else []
+    if config.tensorboard:
+        require("tensorboard", "tensorboard")  # before files of an earlier run are removed
+    records = []
+    if job.checkpoint is not None:
+        records = [record for record in run.read_metrics() if record["step"] <= job.steps_done]
     run.start(resume=job.checkpoint is not None)
     with atomic_write(run.config) as temporary:
         temporary.write_text(config.to_toml(), encoding="utf-8")
@@ -192,7 +195,6 @@ def _metrics_writer(
     run.write_metrics(records)
     events = None
     if config.tensorboard:
-        require("tensorboard", "tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
         events = SummaryWriter(str(run.folder), purge_step=job.steps_done + 1)

@@ -10,12 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import Task
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import model_options
 from mdlstm_tk.runtime.providers import available_memory as machine_memory
 from mdlstm_tk.training.config import TrainConfig
-from mdlstm_tk.training.networks import build_network, count_parameters
+from mdlstm_tk.training.networks import build_network, count_parameters, windows_of
 
 FLOAT_BYTES = 4
 WEIGHT_COPIES = 5  # the weights themselves, gradients, two moments of Adam, the best weights so far
@@ -93,14 +94,12 @@ def estimate_memory(config: TrainConfig, task: Task, samples: int) -> MemoryEsti
         backward = _backward_bytes(network, task, samples)
     except InputError:
         raise
-    except (RuntimeError, OverflowError, TypeError) as error:
+    except Exception as error:
         if any(text in str(error).lower() for text in ("overflow", "too large", "storage size")):
             raise InputError(
                 f"the network '{config.model}' is too large for any machine; try a smaller hidden or layers"
             ) from None
-        return None
-    except Exception:  # a network of the user's own may need values
-        return None
+        return None  # a network of the user's own may need values
     input_bytes = samples * spec.channels * FLOAT_BYTES * prod(spec.size)
     cache = int(getattr(task, "cache_bytes", 0)) * max(config.workers, 1)
     return MemoryEstimate(
@@ -153,9 +152,9 @@ def _advise(config: TrainConfig, task: Task, estimate: MemoryEstimate) -> str:
     if config.batch_size > 1:
         return f"batch_size={max(config.batch_size // 4, 1)}, or less"
     if "windows" in model_options(config.model, task.spec.kind):
-        first, *further = config.windows.split(",")
-        larger = [str(2 * int(first.partition("x")[0] or 1)), *further]
-        return f"windows={','.join(larger)}, or larger"
+        first, *later = windows_of(config, task.spec)
+        larger = [tuple(2 * extent for extent in first), *later]
+        return f"windows={','.join(map(format_size, larger))}, or larger"
     return "a smaller crop or resize" if config.data else "a smaller size"
 
 

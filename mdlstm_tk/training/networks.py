@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
@@ -14,10 +15,10 @@ from mdlstm_tk.cells import cell_names
 from mdlstm_tk.data import Task, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import LineRecognizer, Normalized, TextRecognizer, create, model_options
-from mdlstm_tk.models.blocks import combine_windows
+from mdlstm_tk.models.blocks import Window, combine_windows
 from mdlstm_tk.models.heads import NETWORKS
 from mdlstm_tk.models.registry import resolve
-from mdlstm_tk.training.config import TrainConfig
+from mdlstm_tk.training.config import TrainConfig, parse_windows
 from mdlstm_tk.training.tasks import make_task
 
 MAX_POSITIONS = 4096  # that the first level of a network sweeps, unless the user chooses the windows
@@ -46,7 +47,7 @@ def build_network(config: TrainConfig, spec: TaskSpec) -> nn.Module:
 def _create(config: TrainConfig, spec: TaskSpec, outputs: int) -> nn.Module:
     """Create the network of a configuration, for raw numbers, with some number of outputs."""
     ndim = len(spec.size)
-    options = config.network_options(ndim)
+    options = config.network_options()
     if ndim != 2:
         if "ndim" not in model_options(config.model, spec.kind):
             raise InputError(
@@ -96,7 +97,8 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
             window *= 2
         return replace(config, windows=format_size((window,) * ndim)) if window > 1 else config
     extents = getattr(task, "text_extents", ())
-    max_columns = min((e.width // e.ctc_steps for e in extents), default=task.spec.size[1])
+    room = (e.width // e.ctc_steps for e in extents if e.ctc_steps)  # a text of invisible marks needs none
+    max_columns = min(room, default=task.spec.size[1])
     (rows, columns), *later_windows = network.default_windows
     later_columns = combine_windows(network.default_windows)[1] // columns
     while positions_in_windows(task.spec.size, (rows, columns)) > MAX_POSITIONS:
@@ -109,6 +111,14 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
     if windows == list(network.default_windows):
         return config
     return replace(config, windows=",".join(map(format_size, windows)))
+
+
+def windows_of(config: TrainConfig, spec: TaskSpec) -> Sequence[Window]:
+    """The windows of a configuration, or the default ones of the network."""
+    if config.windows:
+        return parse_windows(config.windows)
+    ndim, network = len(spec.size), NETWORKS.get(spec.kind)
+    return network.default_windows if network and ndim == 2 else ((1,) * ndim,)
 
 
 def positions_in_windows(size: tuple[int, ...], window: tuple[int, ...]) -> int:

@@ -176,8 +176,10 @@ def format_rate(rate: float) -> str:
 
 
 def running_mean(values: Sequence[float]) -> npt.NDArray[np.float64]:
-    """The mean of the last `WINDOW` values at each step; of fewer values at the start."""
-    with np.errstate(invalid="ignore"):  # infinity minus infinity
-        total = np.cumsum(np.asarray(values, dtype=np.float64))
-        total[WINDOW:] -= total[:-WINDOW].copy()
-        return total / np.minimum(np.arange(1, len(values) + 1), WINDOW)
+    """The mean of the last `WINDOW` values at each step; of fewer values at the start.
+
+    A value that is not finite, as the error of a batch without labels, shows in the means that include it.
+    """
+    padded = np.concatenate([np.zeros(WINDOW), values])
+    sums = np.convolve(padded, np.ones(WINDOW))[WINDOW : len(padded)]
+    return sums / np.minimum(np.arange(1, len(values) + 1), WINDOW)

@@ -112,7 +112,7 @@ class Run:
 
     def read_times(self) -> TrainingTimes:
         """The times up to the last checkpoint; zeros if there are none."""
-        values = self._read_json(self.times, {})
+        values = self._read_json(self.times)
         try:
             return TrainingTimes(**values)
         except TypeError:
@@ -123,9 +123,15 @@ class Run:
         self._write(self.times, json.dumps(asdict(times)) + "\n")
 
     def read_samples(self) -> dict[str, list[str]] | None:
-        """The names of the samples by split; None if there are none."""
-        names: dict[str, list[str]] | None = self._read_json(self.samples, None)
-        return names
+        """The names of the samples by split; None if there are none.
+
+        Raises:
+            InputError: the file holds something else.
+        """
+        names = self._read_json(self.samples)
+        if names and "validation" not in names:
+            raise InputError(f"{self.samples} holds no names of samples; delete it to go on without them")
+        return names or None
 
     def write_samples(self, names: Mapping[Any, Sequence[str]]) -> None:
         """Write `samples.json`."""
@@ -133,10 +139,10 @@ class Run:
 
     def read_decoding(self) -> Decoding:
         """The decoding that was chosen when training ended; the default one if there is none."""
-        values = self._read_json(self.decoding, {})
+        values = self._read_json(self.decoding)
         try:
             return Decoding(**{name: float(value) for name, value in values.items()})
-        except (TypeError, ValueError, AttributeError):
+        except (TypeError, ValueError):
             raise InputError(f"{self.decoding} holds no decoding; delete it to use the default") from None
 
     def write_decoding(self, decoding: Decoding) -> None:
@@ -145,8 +151,7 @@ class Run:
 
     def read_result(self) -> dict[str, Any]:
         """The content of `result.json`; {} if there is none."""
-        result: dict[str, Any] = self._read_json(self.result, {})
-        return result
+        return self._read_json(self.result)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`."""
@@ -165,25 +170,31 @@ class Run:
         lines = self.metrics.read_bytes().split(b"\n")[:-1]
         try:
             records: list[Record] = [json.loads(line) for line in lines]
-        except ValueError:
-            raise InputError(
-                f"{self.metrics} holds a line that is no record of a step; delete the file to go on "
-                "without the earlier steps"
-            ) from None
-        return records
+            if all(isinstance(record["step"], int) for record in records):
+                return records
+        except (ValueError, LookupError, TypeError):
+            pass
+        raise InputError(
+            f"{self.metrics} holds a line that is no record of a step; delete the file to go on without "
+            "the earlier steps"
+        )
 
     def write_metrics(self, records: list[Record]) -> None:
         """Replace all records of `metrics.jsonl`."""
         self._write(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
 
     @staticmethod
-    def _read_json(path: Path, default: Any) -> Any:
+    def _read_json(path: Path) -> dict[str, Any]:
+        """The JSON object in a file; {} if there is no file."""
         if not path.exists():
-            return default
+            return {}
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            raise InputError(f"{path} is not JSON; delete it to go on without it") from None
+            values = None
+        if not isinstance(values, dict):
+            raise InputError(f"{path} holds no JSON object; delete it to go on without it")
+        return values
 
     @staticmethod
     def _write(path: Path, text: str) -> None:

@@ -71,15 +71,15 @@ def configure_resumed(
         settings: as for `configure`.
 
     Raises:
-        InputError: a setting is changed that would make it a different run.
+        InputError: a setting is changed that would make it a different run, is unknown or invalid.
     """
-    settings = settings or {}
-    for key in {**settings, **options}:
+    changes = {**(settings or {}), **options}
+    resumed = config.updated(settings or {}, "--set").updated(options, "command line")
+    for key in changes:
         if key not in CHANGEABLE_ON_RESUME:
             raise InputError(
-                f"--resume goes on with the run's own {key} = {getattr(config, key, None)!r}; "
+                f"--resume goes on with the run's own {key} = {getattr(config, key)!r}; "
                 f"only {', '.join(CHANGEABLE_ON_RESUME)} can change"
             )
-    if "data" in {**settings, **options}:
-        config = replace(config, data_from_run="")  # where the old data were
-    return config.updated(settings, "--set").updated(options, "command line")
+    # data_from_run is where the old data were
+    return replace(resumed, data_from_run="") if "data" in changes else resumed

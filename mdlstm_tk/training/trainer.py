@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mdlstm_tk.data import Batch
 from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.training.checkpoint import Checkpoint, save_checkpoint
 from mdlstm_tk.training.evaluation import evaluate, mean_errors, measure, predictions
 from mdlstm_tk.training.job import TrainingJob
 from mdlstm_tk.training.losses import adam, learning_rate, total_loss
 
+BOUNDED_CELLS = {"stable", "leaky", "slstm"}  # their states do not grow with the number of paths
 UNREAD_STEPS = 20  # on a GPU, steps whose metrics stay there until they are read together
-
-
-def reads_at_once(device: torch.device) -> bool:
-    """True if the metrics of a step are read right after it; on a CPU nothing is gained by waiting."""
-    return device.type == "cpu"
 
 
 class StepMetrics(NamedTuple):
@@ -57,8 +53,8 @@ class Trainer:
         step: optimizer steps done.
         seconds: time that a run with `minutes` has trained for, validations included, up to the last step.
         score: lowest validation score so far, infinity before the first validation.
-        best_step: step at which that score was reached.
-        best_weights: state dict of the network at that step; None before the first validation.
+        best_step: step at which that score was reached; 0 before.
+        best_weights: state dict of the network at that step; None before there was a score.
     """
 
     def __init__(self, job: TrainingJob) -> None:
@@ -67,21 +63,20 @@ class Trainer:
         self._parameters = list(self.network.parameters())
         self.average: AveragedModel | None = None
         if self.config.average:
-            self.average = AveragedModel(
-                self.network, multi_avg_fn=partial(_update_average, self.config.average)
-            )
+            self.average = AveragedModel(self.network)
         self.optimizer = adam(self.network, self.config)
         self.step, self.score, self.best_step = 0, math.inf, 0
         self.seconds = 0.0
-        self.best_weights = job.best.weights() if job.best else None
+        self.best_weights: dict[str, Tensor] | None = None
         if job.checkpoint is not None:
             job.checkpoint.restore(self.network, self.average, self.optimizer)
             self.step, self.score = job.checkpoint.step, job.checkpoint.score
             self.best_step, self.seconds = job.checkpoint.best_step, job.checkpoint.seconds
+            if job.best is not None and self.best_step:
+                self.best_weights = job.best.weights()
         self.parallel: nn.Module = self.network
         if self.context.world_size > 1:
             self.parallel = DistributedDataParallel(self.network)
-        self._waits = reads_at_once(self.context.device)
         self._unread: list[tuple[int, float, list[str], Tensor | list[float]]] = []
         self._diverged = torch.zeros((), device=self.context.device)
 
@@ -128,17 +123,21 @@ class Trainer:
         measured = measure(self.task, outputs[0], batch)
         sums = [value for pair in measured.values() for value in pair]
         values = self.context.sum_on_device([loss.detach(), norm, float(interrupted), *sums])
-        if self._waits or isinstance(values, list):
+        if isinstance(values, list):
             self._require_finite(self.step + 1, values)
         else:  # from a step that diverges on, the optimizer leaves the weights as they are
             self._diverged += ~torch.isfinite(values[:2].sum())
             self.optimizer.found_inf = self._diverged.clamp(max=1)  # type: ignore[attr-defined]
         self.optimizer.step()
         if self.average is not None:
+            # Faster in the first steps, to forget the initial weights. Torch counts the updates, too, but
+            # passes their number on the GPU, and reading it would wait for the step.
+            decay = min(config.average, (1 + self.step) / (10 + self.step))
+            self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
             self.average.update_parameters(self.network)
         self.step += 1
         self._unread.append((self.step, lr, list(measured), values))
-        return self._waits or len(self._unread) >= UNREAD_STEPS
+        return isinstance(values, list) or len(self._unread) >= UNREAD_STEPS
 
     def read_metrics(self) -> Iterator[StepMetrics]:
         """Read the metrics of the steps since the last call, in order.
@@ -155,8 +154,8 @@ class Trainer:
             loss /= self.context.world_size
             yield StepMetrics(step, lr, loss, mean_errors(names, sums), interruptions > 0)
 
-    def _require_finite(self, step: int, values: Any) -> None:
-        loss, norm = float(values[0]) / self.context.world_size, float(values[1]) / self.context.world_size
+    def _require_finite(self, step: int, sums: Sequence[float]) -> None:
+        loss, norm = (value / self.context.world_size for value in sums[:2])
         if math.isfinite(loss) and math.isfinite(norm):
             return
         self.step = step - 1
@@ -165,7 +164,8 @@ class Trainer:
         remedies += [] if config.clip else ["clip=1"]
         remedies += [] if config.warmup else ["warmup=100"]
         remedies += ["precision=fp32"] if config.precision != "fp32" else []
-        remedies += [] if config.cell in ("stable", "leaky") else ["cell=stable"]
+        cells = {module.cell for module in self.network.modules() if isinstance(module, MDLSTM)}
+        remedies += ["cell=stable"] if cells - BOUNDED_CELLS else []
         raise MDLSTMError(
             f"training diverged in step {step}: the loss is {loss:g}, the gradient norm {norm:g}; try "
             f"{', '.join(remedies[:-1])}{' or ' if remedies[1:] else ''}{remedies[-1]}"
@@ -182,7 +182,7 @@ class Trainer:
             torch.cuda.manual_seed(seed)
 
     @property
-    def evaluated(self) -> nn.Module:
+    def network_to_validate(self) -> nn.Module:
         """The network whose weights are validated: the average, if there is one."""
         return self.network if self.average is None else self.average.module
 
@@ -191,7 +191,7 @@ class Trainer:
 
         Without a validation split, the latest weights count as the best.
         """
-        errors = evaluate(self.evaluated, self.task, "validation", self.config, self.context)
+        errors = evaluate(self.network_to_validate, self.task, "validation", self.config, self.context)
         score = self.task.score(errors) if errors else -math.inf
         if score <= self.score:
             self.score, self.best_step = score if errors else self.score, self.step
@@ -200,11 +200,5 @@ class Trainer:
 
     def keep_best(self) -> None:
         """Take the present weights for the best ones."""
-        self.best_weights = {k: v.detach().clone() for k, v in self.evaluated.state_dict().items()}
-
-
-@torch.no_grad()
-def _update_average(decay: float, averages: Any, weights: Any, count: Tensor) -> None:
-    """Move the averages towards the weights; faster in the first steps, to forget the initial weights."""
-    updates = float(count)
-    torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + updates) / (10 + updates)))
+        state = self.network_to_validate.state_dict()
+        self.best_weights = {name: tensor.clone() for name, tensor in state.items()}

@@ -61,6 +61,17 @@ def test_the_last_line_of_progress_is_printed_once(capfd: pytest.CaptureFixture[
     assert [line.split()[0] for line in capfd.readouterr().err.splitlines()] == ["1/4", "3/4", "4/4"]
 
 
+def test_redirected_progress_prints_at_least_every_thirty_seconds(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([0.0, 10, 29, 30, 45, 61, 62])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(times))
+    with progress(1000) as show:
+        for step in range(1, 7):
+            show(step, "")
+    assert capfd.readouterr().err.split() == ["3/1000", "5/1000"]
+
+
 def test_tiles_are_counted_for_one_file_after_another(capfd: pytest.CaptureFixture[str]) -> None:
     with tile_progress(is_shown=True) as report:
         assert report is not None

@@ -180,6 +180,7 @@ def test_only_arguments_of_the_verb_become_options(monkeypatch: pytest.MonkeyPat
     text = 'x=1; force=True, output=..., engine="ray", engine=dask, tile=..., force=False, cut_force=True'
     expected = "x=1; --force, -o, --engine ray, --engine dask, tile=..., force=False, cut_force=True"
     assert with_flags(text) == expected
+    assert with_flags("runs/engine=dask is a file") == "runs/engine=dask is a file"
 
 
 @pytest.mark.usefixtures("place")

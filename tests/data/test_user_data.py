@@ -278,8 +278,10 @@ def test_large_images_get_windows(tmp_path: Path) -> None:
     small = default_config("classify", str(write_classes(tmp_path / "small", {"a": 2, "b": 2}, (30, 40))))
     assert fit_config(small, make_task(small)).windows == ""
     lines = tmp_path / "lines"
-    write_image(lines / "0.png", RNG.integers(0, 256, (128, 600)))
-    (lines / "labels.tsv").write_text("0.png\t" + "ab" * 70 + "\n")
+    for name in ("0.png", "1.png"):
+        write_image(lines / name, RNG.integers(0, 256, (128, 600)))
+    mark = "\u200f"  # of direction, which is invisible
+    (lines / "labels.tsv").write_text(f"0.png\t{'ab' * 70}\n1.png\t{mark}\n", encoding="utf-8")
     changes = {"validation": 0, "resize": ""}
     config = default_config("transcribe", str(lines), "md").updated(changes, "test")
     network, task = build(config)

@@ -123,7 +123,7 @@ def test_runs_hold_a_model_of_their_texts_and_a_decoding(tmp_path: Path) -> None
 
     run.decoding.unlink()
     assert run.read_decoding() == Decoding()
-    run.decoding.write_text("[1]")
+    run.decoding.write_text('{"heat": 1}')
     with pytest.raises(InputError, match="no decoding"):
         run.read_decoding()
 

@@ -22,7 +22,7 @@ from mdlstm_tk.training.tasks import BUILT_IN, find_task
 
 
 @pytest.mark.parametrize(
-    ("values", "named"),
+    ("values", "message"),
     [
         ({"stepz": 3}, "'steps'"),
         ({"steps": "many"}, "steps.*whole number.*'many'"),
@@ -40,19 +40,23 @@ from mdlstm_tk.training.tasks import BUILT_IN, find_task
         ({"size": "0"}, "'0'"),
         ({"windows": "2,x"}, "windows.*'x'"),
         *(({"resize": text}, "must be") for text in ("48x", "x48", "*x*", "48x*x3", "0x*", "1x2x3", "*")),
+        ({"device": "cuda:01"}, "device.*cuda:N.*'cuda:01'"),
         ({"directions": "2"}, "directions.*1 or all"),
         ({"schedule": "cosin"}, "schedule.*'cosine'"),
         ({"data": []}, r"data.*text.*\[\]"),
+        ({"data": "caf\udce9"}, "data must be UTF-8.*rename"),
     ],
 )
-def test_bad_settings_are_named(values: dict[str, object], named: str) -> None:
-    with pytest.raises(InputError, match=f"file: .*{named}"):
+def test_bad_settings_are_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=f"file: .*{message}"):
         TrainConfig().updated(values, "file")
 
 
 def test_texts_become_values_of_the_fields() -> None:
-    config = TrainConfig().updated({"steps": "7", "lr": 1, "layer_norm": "True", "size": 8}, "test")
-    assert (config.steps, config.lr, config.layer_norm, config.size) == (7, 1.0, True, "8")
+    values = {"steps": "7", "lr": 1, "layer_norm": "True", "size": 8, "directions": 1}
+    config = TrainConfig().updated(values, "test")
+    assert (config.steps, config.lr, config.layer_norm) == (7, 1.0, True)
+    assert (config.size, config.directions) == ("8", "1")
     assert isinstance(config.lr, float)
 
 
@@ -96,10 +100,12 @@ def test_a_resumed_run_keeps_its_settings() -> None:
     assert configure_resumed(config, {"steps": 20}, {"patience": "3"}).patience == 3
     with pytest.raises(InputError, match=r"--resume.*lr = 0.04.*steps"):
         configure_resumed(config, {"lr": 0.1})
+    with pytest.raises(InputError, match="did you mean 'steps'"):
+        configure_resumed(config, {}, {"stepz": "20"})
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("options", "message"),
     [
         ({"data": "x"}, "data needs task"),
         ({"task": "digit"}, "'digit'; did you mean 'digits'.*--import FILE"),
@@ -112,8 +118,8 @@ def test_a_resumed_run_keeps_its_settings() -> None:
         ({"size": "8", "crop": "8"}, "crop goes with data"),
     ],
 )
-def test_what_is_not_there_or_does_not_go_together_is_named(options: dict[str, str], named: str) -> None:
-    with pytest.raises(InputError, match=named):
+def test_what_is_not_there_or_does_not_go_together_is_named(options: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         make_task(configure(options))
 
 

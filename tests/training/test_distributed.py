@@ -107,8 +107,8 @@ def test_two_processes_resume_and_refuse_a_batch_that_they_cannot_share(tmp_path
 
 def test_the_shards_of_a_batch() -> None:
     ranks = [DistributedContext(rank, 3, torch.device("cpu")) for rank in range(3)]
-    taken = [list(range(12))[each.shard(12)] for each in ranks]
-    assert taken == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    parts = [list(range(12))[each.shard(12)] for each in ranks]
+    assert parts == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     with pytest.raises(InputError, match="evenly"):
         ranks[0].shard(10)
     alone = init("cpu")

@@ -52,12 +52,13 @@ def test_training_starts_from_the_weights(tmp_path: Path) -> None:
 
 
 def test_another_network_is_refused_with_what_differs(tmp_path: Path) -> None:
-    old = run_in(tmp_path / "old", lines(tmp_path / "a", ["bad", "dab"]))
-    config = lines(tmp_path / "b", ["dab"], init=str(old.folder))
+    old = run_in(tmp_path / "old", lines(tmp_path / "a", ["bad", "dab"], layers=2))
+    config = lines(tmp_path / "b", ["dab"], layers=2, init=str(old.folder))
     for settings, message in (
         ({"hidden": 3}, "has hidden=2, got hidden=3; make them equal"),
         ({"model": "md"}, "has model=lines, got model=md"),
-        ({"layers": 2}, "has layers=1, got layers=2"),
+        ({"layers": 3}, "has layers=2, got layers=3"),
+        ({"layers": 1}, "has layers=2, got layers=1"),
     ):
         with pytest.raises(InputError, match=message):
             new_job(replace(config, **settings), tmp_path / "new")  # type: ignore[arg-type]

@@ -52,7 +52,7 @@ def test_the_setting_that_helps_is_named(
     assert not (tmp_path / "run").exists()
 
 
-def test_both_numbers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_note_holds_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     config, task = configure({}), DiagonalTask((8, 8))
     monkeypatch.setattr(memory, "available_memory", lambda: 3 * 10**9)
     assert check_memory(config, task, 16, CPU).endswith("more memory; 3 GB are available")
@@ -60,15 +60,24 @@ def test_both_numbers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_memory(config, task, 16, CPU).endswith("more memory")
 
 
-def test_a_network_with_two_predictions_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And it has no windows that might help."""
-    config = configure({"task": "digit-strings", "model": "lines", "batch_size": 1})
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"model": "lines"}, "a smaller size"),  # it has two predictions, and no windows
+        ({"model": "md"}, "windows=4x4,2x1"),  # the default windows are 2x2 and 2x1
+        ({"model": "md", "windows": "3x1,2"}, "windows=6x2,2x2"),
+    ],
+)
+def test_windows_that_help_are_larger(
+    settings: dict[str, str], advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure({"task": "digit-strings", "batch_size": 1, **settings})
     task = make_task(config)
     assert "more memory" in check_memory(config, task, 1, CPU)
     monkeypatch.setattr(memory, "available_memory", lambda: 1)
     monkeypatch.setattr(memory, "LIBRARY_BYTES", 0)
     monkeypatch.setattr(memory, "WEIGHT_COPIES", 0)
-    with pytest.raises(InputError, match=r"try a smaller (size|crop or resize)"):
+    with pytest.raises(InputError, match=f"try {advice}"):
         check_memory(config, task, 1, CPU)
 
 

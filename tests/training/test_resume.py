@@ -123,6 +123,16 @@ def test_resuming_removes_the_record_that_a_killed_run_left_half_written(tmp_pat
     assert [record["step"] for record in run.read_metrics()] == list(range(1, 13))
 
 
+def test_resuming_removes_records_after_the_checkpoint_if_earlier_ones_were_deleted(tmp_path: Path) -> None:
+    run = run_in(tmp_path, replace(SMALL, steps=4))
+    run.metrics.unlink()
+    resume(run, steps=6)
+    with run.metrics.open("a") as file:
+        file.write('{"step": 7}\n')  # as a run leaves it that is killed before its next checkpoint
+    resume(run, steps=12)
+    assert [record["step"] for record in run.read_metrics()] == list(range(5, 13))
+
+
 TRAIN = ("train", "--size", "5x6", "--batch-size", "4", "--hidden", "4")
 
 

@@ -70,7 +70,7 @@ def test_a_damaged_checkpoint_is_one_line(case: str, run: Run) -> None:
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "times.json", "samples.json"])
-@pytest.mark.parametrize("content", [b"{\n", b"\xff\xfe\n", b'{"steps":\n'])
+@pytest.mark.parametrize("content", [b"{\n", b"\xff\xfe\n", b"[]\n", b'{"stop": 1}\n'])
 def test_other_damaged_files_are_one_line(name: str, content: bytes, run: Run) -> None:
     (run.folder / name).write_bytes(content)
     done = mdlstm("train", "--resume", run.folder, "--steps", 13)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
@@ -16,9 +17,11 @@ from helpers.training import DIGITS, SMALL, last_tensors, run_in
 
 from mdlstm_tk.data import KINDS, Batch, DiagonalTask, Task, TaskSpec
 from mdlstm_tk.data.metrics import METRICS
-from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.errors import InputError, MDLSTMError, MissingExtraError
+from mdlstm_tk.models import register
 from mdlstm_tk.report import draw_run
 from mdlstm_tk.training import (
+    Progress,
     Run,
     TrainConfig,
     build,
@@ -27,8 +30,8 @@ from mdlstm_tk.training import (
     load_checkpoint,
     new_job,
     predict,
+    resume_job,
     train,
-    trainer,
 )
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.evaluation import measure
@@ -95,6 +98,22 @@ def test_batches_from_workers_are_the_same(tmp_path: Path) -> None:
     assert alone.metrics.read_bytes() == helped.metrics.read_bytes()
 
 
+class WithoutAFile(DiagonalTask):
+    """A task whose third batch needs a file that is gone."""
+
+    def batch(self, seed: int, step: int, *rest: Any, **options: Any) -> Any:
+        if step == 2:
+            raise InputError("a.png is gone")
+        return super().batch(seed, step, *rest, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_worker_is_that_of_the_task(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(InputError, match=r"^a\.png is gone$"):
+        run_in(tmp_path, replace(SMALL, workers=workers), WithoutAFile((5, 6)))
+    assert load_checkpoint(Run(tmp_path).last).step == 2
+
+
 def test_tensorboard_holds_the_metrics(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = run_in(tmp_path, replace(SMALL, tensorboard=True, evaluate_every=6))
@@ -103,6 +122,16 @@ def test_tensorboard_holds_the_metrics(tmp_path: Path) -> None:
     assert [event.step for event in read.Scalars("loss")] == [record["step"] for record in records]
     expected = [record["relevant"] for record in records]
     np.testing.assert_allclose([e.value for e in read.Scalars("relevant")], expected, rtol=1e-6)
+
+
+def test_a_missing_tensorboard_is_found_before_an_earlier_run_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_in(tmp_path, replace(SMALL, steps=1))
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(MissingExtraError, match="tensorboard"):
+        run_in(tmp_path, replace(SMALL, tensorboard=True))
+    assert run.last.exists() and run.result.exists()
 
 
 def test_the_relevant_loss_is_the_squared_error_at_the_second_one() -> None:
@@ -211,6 +240,15 @@ def test_divergence_is_reported_and_keeps_the_weights_before_it(
     assert all(torch.equal(tensor, last.tensors[name]) for name, tensor in last_tensors(whole).items())
 
 
+def test_a_bounded_cell_is_suggested_unless_the_network_has_one(tmp_path: Path) -> None:
+    lines = replace(SMALL, task="digit-strings", size="12x88", model="lines")  # of cell stable by default
+    for config, is_bounded in ((SMALL, False), (lines, True)):
+        trained = Trainer(new_job(config, tmp_path / config.model))
+        with pytest.raises(MDLSTMError, match="diverged") as error:
+            trained._require_finite(1, [np.inf, 1.0])
+        assert ("cell=stable" in str(error.value)) != is_bounded
+
+
 @pytest.fixture
 def read_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let metrics stay on the device, as on a GPU."""
@@ -218,7 +256,6 @@ def read_later(monkeypatch: pytest.MonkeyPatch) -> None:
     def sum_on_device(_: Any, values: Any) -> torch.Tensor:
         return torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in values])
 
-    monkeypatch.setattr(trainer, "reads_at_once", lambda device: False)
     monkeypatch.setattr(DistributedContext, "sum_on_device", sum_on_device)
 
 
@@ -272,3 +309,51 @@ def test_validations_without_a_number_end_with_the_last_weights_and_a_warning(tm
         run = run_in(tmp_path, config, scored(iter([np.nan] * 4)))
     assert load_checkpoint(run.best).step == 12
     assert run.read_result()["step"] == 12
+
+
+def stop_at(step: int) -> Callable[[Progress], None]:
+    """An `on_step` that fails after a step."""
+
+    def fail(progress: Progress) -> None:
+        if progress.step == step:
+            raise KeyboardInterrupt
+
+    return fail
+
+
+def test_weights_before_the_first_score_are_the_best_only_until_the_run_goes_on(tmp_path: Path) -> None:
+    run, config = Run(tmp_path / "run"), replace(SMALL, evaluate_every=3)
+    with pytest.raises(KeyboardInterrupt):
+        run_in(run.folder, config, on_step=stop_at(1))
+    with pytest.raises(KeyboardInterrupt):
+        train(resume_job(run.folder), stop_at(2))
+    assert load_checkpoint(run.best).step == 2
+    with pytest.warns(UserWarning, match="no validation gave a number"):
+        train(resume_job(run.folder, task=scored(iter([np.nan] * 4))))
+    assert run.read_result()["step"] == load_checkpoint(run.best).step == 12
+
+
+def test_a_failure_right_after_the_best_validation_keeps_its_weights(tmp_path: Path) -> None:
+    config = replace(SMALL, evaluate_every=3)
+    with pytest.raises(KeyboardInterrupt):
+        run_in(tmp_path, config, scored(iter([2.0, 1.0])), on_step=stop_at(6))
+    run = Run(tmp_path)
+    assert load_checkpoint(run.last).best_step == load_checkpoint(run.best).step == 6
+
+
+@pytest.mark.usefixtures("fresh_registries")
+def test_layers_may_share_a_weight(tmp_path: Path) -> None:
+    @register("shared")
+    class Shared(torch.nn.Module):
+        def __init__(self, channels: int, outputs: int, *, hidden: int) -> None:
+            super().__init__()
+            self.first = torch.nn.Linear(channels, outputs)
+            self.second = self.first
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x).tanh())  # type: ignore[no-any-return]
+
+    run = run_in(tmp_path, replace(SMALL, model="shared", layers=1, steps=2))
+    network = load_checkpoint(run.last).network()
+    assert network.first is network.second
+    assert torch.equal(last_tensors(run)["model.first.weight"], last_tensors(run)["model.second.weight"])
