@@ -10,6 +10,7 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from rapidfuzz.distance import Levenshtein
 from torch import nn
 
@@ -93,6 +94,14 @@ def align(reading: str, truth: str) -> list[Edit]:
     ]
 
 
+def line_steps(batch: Batch, steps: int) -> npt.NDArray[np.int64]:
+    """Return how many of a recogniser's `steps` lie inside each line of a batch, (N,); the others see
+    padding."""
+    width = batch.x.shape[2]
+    widths = np.full(len(batch.x), width) if batch.sizes is None else batch.sizes[:, 1]
+    return np.ceil(widths / step_width(steps, width)).astype(np.int64)
+
+
 def evaluate_lines(
     network: nn.Module,
     task: Task,
@@ -126,13 +135,11 @@ def evaluate_lines(
         nonlocal batches_read
         first = (context.rank + batches_read * context.world_size) * task.evaluation_batch
         batches_read += 1
-        steps, width = prediction.shape[1], batch.x.shape[2]
-        widths = np.full(len(prediction), width) if batch.sizes is None else batch.sizes[:, 1]
-        line_steps = np.ceil(widths / step_width(steps, width)).astype(int)
+        counts = line_steps(batch, prediction.shape[1])
         for k, truth in enumerate(target_texts(batch, task.spec)):
             name = task.sample_name(split, first + k)
             transcription = transcribe_logits(
-                prediction[k, : line_steps[k]],
+                prediction[k, : counts[k]],
                 task.spec.classes,
                 decoding=decoding,
                 direction=task.spec.text_direction,
