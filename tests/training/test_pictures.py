@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.pages import draw_page
 from helpers.user_data import read, write_image
+from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from PIL import Image
 
@@ -19,7 +20,13 @@ from mdlstm_tk.report.cuts import cut_panels
 from mdlstm_tk.report.drawings import images_unlike
 from mdlstm_tk.report.evaluation import _covering, example_batch, example_indices
 from mdlstm_tk.report.panels import Panel, class_colors, sample_panels
-from mdlstm_tk.report.plots import TITLE_CHARACTERS, _title, draw_panels
+from mdlstm_tk.report.plots import (
+    TITLE_CHARACTERS,
+    _title,
+    draw_curves,
+    draw_loss_comparison,
+    draw_panels,
+)
 from mdlstm_tk.training import default_config, new_job, train
 
 FONTS = [font for font in fontManager.ttflist if font.name == "DejaVu Sans"]  # which has no Chinese
@@ -44,6 +51,19 @@ def test_titles_fit_and_hold_no_boxes(case: str, monkeypatch: pytest.MonkeyPatch
     assert title.count("\n") <= 3
     draw_panels(tmp_path / "p.png", "t" * 500, [panel] * 3, 2, {"sky": (1, 2, 3), "\u4e00": (4, 5, 6)})
     assert Image.open(tmp_path / "p.png").width == 2 * 330
+
+
+def test_all_metrics_and_networks_are_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr("mdlstm_tk.report.plots._save", lambda figure, path: figures.append(figure))
+    names = [f"error {k}" for k in range(5)]
+    draw_curves(tmp_path / "c.png", "title", [{"step": 1, "loss": 1.0, **dict.fromkeys(names, 2.0)}])
+    assert all(axis.lines for axis in figures[0].axes) and len(figures[0].axes) == 6
+    losses = {f"network {k}": [[1.0] * 30, [2.0] * 25] for k in range(5)}  # the second seed stopped early
+    draw_loss_comparison(tmp_path / "l.png", "title", "loss", losses)
+    lines = figures[1].axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 5
+    assert all(len(line.get_xdata()) == 25 for line in lines)  # type: ignore[arg-type]
 
 
 def test_older_versions_of_matplotlib_get_texts_in_visual_order(monkeypatch: pytest.MonkeyPatch) -> None:
