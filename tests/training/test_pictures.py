@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.pages import draw_page
-from helpers.user_data import read, write_image
+from helpers.user_data import read, write_image, write_texts
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from PIL import Image
@@ -18,7 +18,7 @@ from mdlstm_tk.data.task import MAX_EVALUATION_BATCH
 from mdlstm_tk.report import draw_run
 from mdlstm_tk.report.cuts import cut_panels
 from mdlstm_tk.report.drawings import images_unlike
-from mdlstm_tk.report.evaluation import _covering, example_batch, example_indices
+from mdlstm_tk.report.evaluation import _covering, evaluate_split, example_batch, example_indices
 from mdlstm_tk.report.panels import Panel, class_colors, sample_panels
 from mdlstm_tk.report.plots import (
     TITLE_CHARACTERS,
@@ -27,7 +27,8 @@ from mdlstm_tk.report.plots import (
     draw_loss_comparison,
     draw_panels,
 )
-from mdlstm_tk.training import default_config, new_job, train
+from mdlstm_tk.runtime import Decoding
+from mdlstm_tk.training import build_network, default_config, new_job, train
 
 FONTS = [font for font in fontManager.ttflist if font.name == "DejaVu Sans"]  # which has no Chinese
 GREY = np.zeros((4, 6, 3), np.uint8)
@@ -145,6 +146,15 @@ def test_an_example_is_the_sample_that_evaluation_reads_at_its_index() -> None:
     task = sorted_task(MAX_EVALUATION_BATCH, 3)
     for index in (0, MAX_EVALUATION_BATCH - 1, MAX_EVALUATION_BATCH, MAX_EVALUATION_BATCH + 2):
         assert example_batch(task, "test", 0, index).x.ravel().tolist() == [index] * 4
+
+
+def test_training_samples_that_a_page_shows_have_their_names(tmp_path: Path) -> None:
+    task = read(write_texts(tmp_path, 8), "transcribe", validation=0.0)
+    config = default_config("transcribe", str(tmp_path)).updated({"model": "md", "hidden": 4}, "test")
+    evaluation = evaluate_split(build_network(config, task.spec).eval(), task, config, Decoding())
+    assert (evaluation.split, evaluation.count) == ("train", 8)
+    texts = dict(zip(task.names["train"], task.texts or (), strict=True))
+    assert {line.name: line.truth for line in evaluation.lines} == texts
 
 
 def test_masks_of_all_classes_are_shown() -> None:
