@@ -17,7 +17,7 @@ from mdlstm_tk.data import DatasetTask, DiagonalTask, TaskSpec
 from mdlstm_tk.data.task import MAX_EVALUATION_BATCH
 from mdlstm_tk.report import draw_run
 from mdlstm_tk.report.cuts import cut_panels
-from mdlstm_tk.report.drawings import images_unlike
+from mdlstm_tk.report.drawings import images_unlike, nearest_images
 from mdlstm_tk.report.evaluation import _covering, evaluate_split, example_batch, example_indices
 from mdlstm_tk.report.panels import Panel, class_colors, sample_panels
 from mdlstm_tk.report.plots import (
@@ -179,6 +179,14 @@ def test_a_report_measures_images_unlike_the_data() -> None:
         pieces = images_unlike(task, np.zeros((5, 8, 8, 1), np.float32))["pieces of photographs"]
         assert pieces.shape == (5, 8, 8, 1)
         assert list(np.unique(pieces)) == [0, 1] if outputs == 1 else len(np.unique(pieces)) > 50
+
+
+def test_the_nearest_images_are_found_batch_by_batch() -> None:
+    images = np.random.default_rng(0).random((150, 3, 4, 2), np.float32)
+    near = images[[149, 0, 70]] + 0.01
+    nearest, count = nearest_images(near, (images[k : k + 64] for k in (0, 64, 128)))
+    assert count == 150
+    np.testing.assert_array_equal(nearest, images[[149, 0, 70]])
 
 
 def test_cuts_stand_beside_their_boxes(tmp_path: Path) -> None:
