@@ -20,17 +20,28 @@ import pytest
 import torch
 from helpers.browser import opened
 from helpers.command import mdlstm
+from helpers.training import run_in
 from PIL import Image
 from playwright.sync_api import Browser
 from rapidfuzz.distance import Levenshtein
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.report import render_report, write_report
 from mdlstm_tk.report.exports import measure_exports
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.postprocessing import transcripts
-from mdlstm_tk.training import Run, default_config, load_checkpoint, make_task, new_job, train
+from mdlstm_tk.training import (
+    Run,
+    TrainConfig,
+    default_config,
+    load_checkpoint,
+    make_task,
+    new_job,
+    register_task,
+    train,
+)
 from mdlstm_tk.training.progress import TrainingTimes
 
 SCRIPT = "<script>document.title='taken over'</script>"
@@ -304,6 +315,21 @@ def test_a_run_without_a_result_is_evaluated(runs: Any, tmp_path: Path) -> None:
     run.times.unlink()
     page = Page(render_report(run))
     assert "training time unknown" in [text(box) for box in page.find("dl[@class='numbers']/div")]
+
+
+@pytest.mark.parametrize("is_imported", [False, True])
+@pytest.mark.usefixtures("fresh_registries")
+def test_a_task_of_a_file_needs_no_default_size_and_no_import(is_imported: bool, tmp_path: Path) -> None:
+    if is_imported:
+        register_task("mine", kind="grid", defaults={"steps": 7})(lambda config: DiagonalTask((4, 4)))
+    config = TrainConfig(task="mine", steps=1, hidden=2, batch_size=2)
+    run = run_in(tmp_path / "run", config, DiagonalTask((4, 4)))
+    messages: list[str] = []
+    page = Page(render_report(run, messages.append))
+    changes = [text(row) for row in page.find("section[@id='configuration']/table/tbody/tr")]
+    assert "steps 1 7" in changes or not is_imported
+    assert "hidden 2 16" in changes
+    assert any("there is no task 'mine'" in message for message in messages) != is_imported
 
 
 def test_errors_and_examples_are_those_of_one_split(runs: Any, tmp_path: Path) -> None:
