@@ -151,10 +151,8 @@ def contact_sheet(
     sheet = np.empty((rows * tile_height + GAP_PIXELS, columns * tile_width + GAP_PIXELS, 3), np.uint8)
     sheet[:] = BACKGROUND
     for k, image in enumerate(pixels):
-        top, left = (
-            GAP_PIXELS + index * extent
-            for index, extent in zip(divmod(k, columns), (tile_height, tile_width), strict=True)
-        )
+        row, column = divmod(k, columns)
+        top, left = GAP_PIXELS + row * tile_height, GAP_PIXELS + column * tile_width
         sheet[top : top + height * zoom, left : left + width * zoom] = image
     return sheet
 

@@ -138,7 +138,7 @@ def default_config(task: str, data: str = "", model: str | None = None) -> Train
     return with_model(config, model, kind) if model else config
 
 
-def with_model(config: TrainConfig, model: str, kind: Kind) -> TrainConfig:
+def with_model(config: TrainConfig, model: str, kind: str) -> TrainConfig:
     """Replace the network of a configuration. Settings that the new one does not have get their defaults.
 
     Raises:
