@@ -224,6 +224,9 @@ def compare_models(
         plan: see `plan_comparison`.
         on_step: called after each training step.
         on_run_end: called with each finished run and its task, such as `mdlstm_tk.report.draw_run`.
+
+    Raises:
+        MDLSTMError: see `new_job` and `train`.
     """
     results: dict[str, dict[str, Any]] = {}
     steps_done = 0
