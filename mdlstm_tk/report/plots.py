@@ -206,9 +206,9 @@ def _draw_curve(axis: Any, name: str, color: str, records: Sequence[Mapping[str,
         errors = [record["validation"][name] for record in validated]
         axis.plot(validation_steps, errors, color="black", marker=".", lw=0.8, label="validation")
     label = METRIC_LABELS.get(name, name.replace("_", " "))
-    if name == "loss" and "relevant" in records[0]:
+    if name == "loss" and "relevant" in metric_names(records):
         label = "overall loss (all positions)"
-    _finish_axis(axis, _plain(label), logarithmic=min(values) > 0)
+    _finish_axis(axis, _plain(label), logarithmic=min(values, default=0.0) > 0)
     axis.legend(frameon=False)
 
 

@@ -60,9 +60,10 @@ def test_all_metrics_and_networks_are_drawn(monkeypatch: pytest.MonkeyPatch, tmp
     names = [f"error {k}" for k in range(5)]
     draw_curves(tmp_path / "c.png", "title", [{"step": 1, "loss": 1.0, **dict.fromkeys(names, 2.0)}])
     assert all(axis.lines for axis in figures[0].axes) and len(figures[0].axes) == 6
+    draw_curves(tmp_path / "c.png", "title", [])  # metrics.jsonl was deleted
     losses = {f"network {k}": [[1.0] * 30, [2.0] * 25] for k in range(5)}  # the second seed stopped early
     draw_loss_comparison(tmp_path / "l.png", "title", "loss", losses)
-    lines = figures[1].axes[0].lines
+    lines = figures[-1].axes[0].lines
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 5
     assert all(len(line.get_xdata()) == 25 for line in lines)  # type: ignore[arg-type]
 
