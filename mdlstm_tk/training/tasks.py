@@ -129,7 +129,7 @@ def default_config(task: str, data: str = "", model: str | None = None) -> Train
 
         kind = task
         values = dict(DEFAULTS[kind])
-        if data.endswith(".npz") or (Path(data) / "train.npz").exists():  # arrays need not be images
+        if data.endswith(".npz") or os.path.exists(Path(data) / "train.npz"):  # arrays need not be images
             values |= {"augment": 0.0, "resize": ""}
     else:
         _, kind, defaults = find_task(task)
@@ -283,9 +283,9 @@ def find_data(config: TrainConfig, folder: Path) -> TrainConfig:
     Raises:
         InputError: the data are at neither path.
     """
-    if not config.data or Path(config.data).exists():
+    if not config.data or os.path.exists(config.data):  # no error if the folder above may not be read
         return config
-    if config.data_from_run and (data := (folder / config.data_from_run).resolve()).exists():
+    if config.data_from_run and os.path.exists(data := (folder / config.data_from_run).resolve()):
         return replace(config, data=str(data))
     raise InputError(f"the data of {folder} are not at {config.data}; say where they are with --data PATH")
 
