@@ -60,14 +60,14 @@ def calibrate(job: TrainingJob) -> None:
     Args:
         job: a job of kind "transcribe" that has been trained; `job.network` holds the best weights.
     """
-    task, run = job.task, job.run
-    lm = CharacterModel.fit(training_texts(task, job.config.seed))
+    run, spec = job.run, job.task.spec
+    lm = CharacterModel.fit(training_texts(job.task, job.config.seed))
     lm.save(run.lm)
     lines = validation_lines(job)
     if not lines:
         return
-    decoding = fit_decoding(lines, task.spec.classes, lm, task.spec.text_direction)
-    run.write_decoding(decoding)
+    decoding = Decoding(temperature=fit_temperature(evenly(lines, TEMPERATURE_LINES), spec.classes))
+    run.write_decoding(fit_weights(lines, spec.classes, lm, spec.text_direction, decoding))
 
 
 def training_texts(task: Task, seed: int) -> Sequence[str]:
@@ -94,21 +94,6 @@ def validation_lines(job: TrainingJob) -> list[LineLogits]:
                 lines.append(LineLogits(line[:count].copy(), visual))  # a view would keep the whole batch
             index += 1
     return lines
-
-
-def fit_decoding(
-    lines: Sequence[LineLogits], classes: Sequence[str], lm: CharacterModel, direction: Direction | None
-) -> Decoding:
-    """The decoding that fits lines best; deterministic.
-
-    Args:
-        lines: of data that the network was not trained on.
-        classes: the characters.
-        lm: of texts in the order of reading.
-        direction: "rtl" if most texts run from right to left.
-    """
-    decoding = Decoding(temperature=fit_temperature(evenly(lines, TEMPERATURE_LINES), classes))
-    return fit_weights(lines, classes, lm, direction, decoding)
 
 
 def fit_temperature(lines: Sequence[LineLogits], classes: Sequence[str]) -> float:
@@ -144,8 +129,16 @@ def fit_weights(
     direction: Direction | None,
     decoding: Decoding,
 ) -> Decoding:
-    """The weights with the fewest character errors, with those of similar weights, among all
-    texts that searches end with; of equal ones those nearest to `decoding`."""
+    """The weights with the fewest character errors, with those of similar weights, among all texts that
+    searches end with; of equal ones those nearest to `decoding`. Deterministic.
+
+    Args:
+        lines: of data that the network was not trained on.
+        classes: the characters.
+        lm: of texts in the order of reading.
+        direction: "rtl" if most texts run from right to left.
+        decoding: its temperature is kept; the first search uses its weights.
+    """
     candidates: list[dict[str, tuple[float, ...]]] = [{} for _ in lines]
     for _ in range(SEARCHES):
         fusion = Fusion(lm, classes, decoding, direction)

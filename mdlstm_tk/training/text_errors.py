@@ -181,16 +181,6 @@ def error_interval(
     return float(low), float(high)
 
 
-def error_intervals(lines: Sequence[Line]) -> dict[str, tuple[float, float] | None]:
-    """Return the intervals of character and word errors by name."""
-    edits, characters, word_edits, words = zip(*(line.counts for line in lines), strict=True)
-    groups = [line.group for line in lines]
-    return {
-        "character_error": error_interval(edits, characters, groups),
-        "word_error": error_interval(word_edits, words, groups),
-    }
-
-
 def page_errors(lines: Iterable[Line]) -> dict[str, tuple[float, int]]:
     """Return the character error and the number of lines of each page, the worst page first."""
     pages: dict[str, list[Line]] = {}
@@ -257,11 +247,15 @@ def describe_lines(lines: Sequence[Line]) -> dict[str, Any]:
     """
     if not lines:
         return {}
-    pages, bins = page_errors(lines), reliability(lines)
+    edits, characters, word_edits, words = zip(*(line.counts for line in lines), strict=True)
+    groups, pages, bins = [line.group for line in lines], page_errors(lines), reliability(lines)
     return {
-        "intervals": error_intervals(lines),
-        "groups": len({line.group for line in lines}),
-        "edits": sum(line.counts.character_edits for line in lines),
+        "intervals": {
+            "character_error": error_interval(edits, characters, groups),
+            "word_error": error_interval(word_edits, words, groups),
+        },
+        "groups": len(set(groups)),
+        "edits": sum(edits),
         "confusions": [[*pair, count] for pair, count in confusions(lines).most_common(MAX_CONFUSIONS)],
         "pages": [[page, *values] for page, values in pages.items()] if len(pages) < len(lines) else [],
         "reliability": bins,

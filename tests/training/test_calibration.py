@@ -21,7 +21,6 @@ from mdlstm_tk.training import calibration, load_checkpoint, new_job, train
 from mdlstm_tk.training.calibration import (
     LineLogits,
     evenly,
-    fit_decoding,
     fit_temperature,
     fit_weights,
     training_texts,
@@ -78,7 +77,7 @@ def test_the_temperature_undoes_a_scale(scale: float) -> None:
 def test_weights_lower_the_errors_of_other_lines() -> None:
     lm = CharacterModel.fit(sentences(200, 2))
     lines = noisy_lines(sentences(40, 3), signal=1.7)
-    decoding = fit_decoding(lines, CLASSES, lm, None)
+    decoding = fit_weights(lines, CLASSES, lm, None, Decoding(fit_temperature(lines, CLASSES)))
     assert decoding.lm_weight > 0
 
     def errors(**options: object) -> int:
