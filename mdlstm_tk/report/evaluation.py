@@ -95,7 +95,7 @@ def evaluate_split(
 ) -> SplitEvaluation:
     """Run a network on all samples of the split that influenced training least; texts are read by
     `decoding`."""
-    displayed, task = display_split(task), in_order(task)
+    label, task = display_split(task), in_order(task)
     split, kind, seed = display_split(task), task.spec.kind, config.seed
     confusion: npt.NDArray[np.int64] | None = None
     if kind in ("classify", "segment"):
@@ -129,7 +129,7 @@ def evaluate_split(
     examples, worst_examples = (
         make_examples(network, task, split, config, each, lines) for each in (indices, worst)
     )
-    return SplitEvaluation(displayed, task.count(split), errors, examples, worst_examples, confusion, lines)
+    return SplitEvaluation(label, task.count(split), errors, examples, worst_examples, confusion, lines)
 
 
 @torch.no_grad()
@@ -222,13 +222,13 @@ def example_batch(task: Task, split: Split, seed: int, index: int) -> Batch:
 
 def _covering(classes: Sequence[set[int]], count: int) -> list[int]:
     """Choose up to `count` samples that together hold as many classes as possible."""
-    chosen: list[int] = []
+    indices: list[int] = []
     missing = set().union(*classes)
-    while missing and len(chosen) < count:
-        chosen.append(max(range(len(classes)), key=lambda k: len(classes[k] & missing)))
-        missing -= classes[chosen[-1]]
-    remaining = [k for k in range(len(classes)) if k not in chosen]
-    return sorted(chosen + spread(remaining, count - len(chosen)))
+    while missing and len(indices) < count:
+        indices.append(max(range(len(classes)), key=lambda k: len(classes[k] & missing)))
+        missing -= classes[indices[-1]]
+    remaining = [k for k in range(len(classes)) if k not in indices]
+    return sorted(indices + spread(remaining, count - len(indices)))
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:

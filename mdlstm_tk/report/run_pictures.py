@@ -87,7 +87,7 @@ def _draw_examples(run: Run, checkpoint: Checkpoint, task: Task, network: nn.Mod
 
     Of kind "density" they have no predictions, and images that the network has drawn follow.
     """
-    spec, config, displayed, task = checkpoint.spec, checkpoint.config, display_split(task), in_order(task)
+    spec, config, label, task = checkpoint.spec, checkpoint.config, display_split(task), in_order(task)
     split = display_split(task)
     count = GRID_SAMPLES if spec.kind in ("grid", "segment") else SAMPLES
     indices = example_indices(task, split, config.seed, count)
@@ -95,11 +95,10 @@ def _draw_examples(run: Run, checkpoint: Checkpoint, task: Task, network: nn.Mod
     if spec.kind != "density":
         panels = [panel for example in examples for panel in example.panels]
         legend = class_colors(spec) if spec.kind == "segment" else None
-        draw_panels(run.prediction, f"{title}, {displayed} data", panels, COLUMNS, legend)
+        draw_panels(run.prediction, f"{title}, {label} data", panels, COLUMNS, legend)
         return
     panels = [
-        Panel(f"{displayed} data", draw_input(example.batch.x[0]), sample=example.name)
-        for example in examples
+        Panel(f"{label} data", draw_input(example.batch.x[0]), sample=example.name) for example in examples
     ]
     if hasattr(network, "sample"):  # a network of the user's own need not draw
         height, width = spec.size

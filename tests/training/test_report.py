@@ -201,8 +201,8 @@ def test_lines_stand_beside_their_truth_from_the_worst_on(runs: Any) -> None:
     errors = [Levenshtein.distance(r, t) / len(t) for r, t in pairs]
     assert errors == sorted(errors, reverse=True)
     for (reading, line), r, t in zip(pairs, read, truth, strict=True):
-        kept = [Levenshtein.distance(reading, line), len(r.findall("del")), len(t.findall("ins"))]
-        assert kept[0] == 0 if reading == line else max(kept[1:]) <= kept[0] <= sum(kept[1:])
+        distance, *marks = Levenshtein.distance(reading, line), len(r.findall("del")), len(t.findall("ins"))
+        assert distance == 0 if reading == line else max(marks) <= distance <= sum(marks)
 
 
 def test_intervals_confusions_and_calibration_are_those_of_the_result(runs: Any) -> None:
@@ -344,16 +344,16 @@ def test_errors_and_examples_are_those_of_one_split(runs: Any, tmp_path: Path) -
 def test_the_command(runs: Any, tmp_path: Path) -> None:
     run = runs("grid")
     run.report.unlink()
-    done = mdlstm("report", run.folder, "--data", run.folder.parent / "data.npz")
-    assert done.code == 0, done.err
-    assert done.out == ""
-    assert done.err.splitlines()[-1] == f"next: mdlstm export {run.folder} --form scan"
+    result = mdlstm("report", run.folder, "--data", run.folder.parent / "data.npz")
+    assert result.code == 0, result.err
+    assert result.out == ""
+    assert result.err.splitlines()[-1] == f"next: mdlstm export {run.folder} --form scan"
     assert f"mdlstm export {run.folder} --form scan" in text(
         Page(run.report.read_text()).find("section[@id='exports']")[0]
     )
     assert "default" in text(Page(run.report.read_text()).find("section[@id='configuration']")[0])
-    done = mdlstm("report", run.folder, "-o", tmp_path / "deep/page.html", "-q")
-    assert (done.code, done.out, done.err) == (0, "", "")
+    result = mdlstm("report", run.folder, "-o", tmp_path / "deep/page.html", "-q")
+    assert (result.code, result.out, result.err) == (0, "", "")
     assert (tmp_path / "deep/page.html").read_text().startswith("<!doctype html>")
 
 
