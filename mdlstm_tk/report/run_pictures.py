@@ -9,7 +9,7 @@ from torch import nn
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import DiagonalTask, Task
 from mdlstm_tk.report.evaluation import display_split, example_indices, in_order, make_examples
-from mdlstm_tk.report.panels import Panel, class_colors, draw_input, draw_values
+from mdlstm_tk.report.panels import Panel, class_colors, draw_input, draw_values, visible
 from mdlstm_tk.report.plots import draw_curves, draw_loss_comparison, draw_panels
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
 from mdlstm_tk.training.comparison import Comparison
@@ -98,7 +98,8 @@ def _draw_examples(run: Run, checkpoint: Checkpoint, task: Task, network: nn.Mod
         draw_panels(run.prediction, f"{title}, {label} data", panels, COLUMNS, legend)
         return
     panels = [
-        Panel(f"{label} data", draw_input(example.batch.x[0]), sample=example.name) for example in examples
+        Panel(f"{label} data", draw_input(visible(example.batch.x, example.batch)), sample=example.name)
+        for example in examples
     ]
     if hasattr(network, "sample"):  # a network of the user's own need not draw
         height, width = spec.size

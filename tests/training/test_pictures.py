@@ -114,6 +114,25 @@ def test_the_middle_of_a_volume_is_shown(tmp_path: Path) -> None:
     assert panels[0].image[..., 0].argmax() == middle.argmax()
 
 
+def test_images_of_a_density_task_are_shown_without_padding(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    extents = [(3, 4), (5, 4), (5, 6)] * 2
+    for k, each in enumerate(extents):
+        write_image(tmp_path / f"data/{k}.png", np.full(each, 255))
+    config = default_config("density", str(tmp_path / "data")).updated(
+        {"steps": 1, "hidden": 2, "batch_size": 2, "validation": 0.0, "device": "cpu"}, "test"
+    )
+    job = new_job(config, tmp_path / "run")
+    train(job)
+    panels: list[Panel] = []
+    monkeypatch.setattr("mdlstm_tk.report.run_pictures.draw_panels", lambda *a: panels.extend(a[2]))
+    draw_run(job.run, job.task)
+    shapes = [panel.image.shape[:2] for panel in panels if panel.name == "train data"]
+    assert sorted(shapes) == sorted(extents)
+    assert sum(panel.name == "drawn" for panel in panels) == 12
+
+
 def sorted_task(*sizes: int) -> DatasetTask:
     """A classification task whose test samples are sorted by class; x of sample k is k everywhere."""
     labels = np.repeat(np.arange(len(sizes)), sizes)
