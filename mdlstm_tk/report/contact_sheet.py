@@ -70,13 +70,16 @@ def draw_samples(
             images = session.sample(count, size, given=part, **options)
     else:
         require("torch", "train")
-        from mdlstm_tk.training import latest_run, load_checkpoint, open_run, sample_run
+        from mdlstm_tk.training import draw_images, latest_run, open_run
+        from mdlstm_tk.training.drawing import load_density_model
 
         run = open_run(source) if source else latest_run()
-        spec = load_checkpoint(run.checkpoint).spec
-        height, width = size or spec.size
-        part = read_given(given, (height, width), spec.channels) if given else None
-        source, images = run.folder, sample_run(run, count, size, given=part, **options)
+        checkpoint = load_density_model(run)
+        height, width = size or checkpoint.spec.size
+        size, channels = (height, width), checkpoint.spec.channels
+        part = read_given(given, size, channels) if given else None
+        images = draw_images(checkpoint.network(), count, size, channels, given=part, **options)
+        source = run.folder
     write_samples(output, images, None if part is None else part.mask)
     return source, images.shape
 
@@ -116,10 +119,12 @@ def write_samples(path: Path, images: Array, mask: npt.NDArray[np.bool_] | None 
         if suffix == ".png":
             pillow.fromarray(contact_sheet(images)).save(temporary, "PNG")
             return
-        # One palette for all frames: Pillow would choose another one for each.
-        frames = [pillow.fromarray(frame).quantize(256) for frame in _drawing_order(images, mask)]
-        palette = frames[-1]
-        frames = [frame.convert("RGB").quantize(palette=palette, dither=0) for frame in frames]
+        # One palette for all frames, that of the last one: Pillow would choose another one for each.
+        palette = pillow.fromarray(contact_sheet(images)).quantize(256)
+        frames = [
+            pillow.fromarray(frame).quantize(palette=palette, dither=0)
+            for frame in _drawing_order(images, mask)
+        ]
         durations = [FRAME_MILLISECONDS] * (len(frames) - 1) + [LAST_FRAME_MILLISECONDS]
         frames[0].save(
             temporary, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0
@@ -140,16 +145,14 @@ def contact_sheet(
         pixels[:, ~drawn] = BACKGROUND
     zoom = max(1, round(side / max(height, width)))
     pixels = pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)
-    columns = ceil(sqrt(n * height / width))
+    columns = min(ceil(sqrt(n * height / width)), n)
     rows = -(-n // columns)
     tile_height, tile_width = height * zoom + GAP_PIXELS, width * zoom + GAP_PIXELS
     sheet = np.empty((rows * tile_height + GAP_PIXELS, columns * tile_width + GAP_PIXELS, 3), np.uint8)
     sheet[:] = BACKGROUND
     for k, image in enumerate(pixels):
-        top, left = (
-            GAP_PIXELS + index * extent
-            for index, extent in zip(divmod(k, columns), (tile_height, tile_width), strict=True)
-        )
+        row, column = divmod(k, columns)
+        top, left = GAP_PIXELS + row * tile_height, GAP_PIXELS + column * tile_width
         sheet[top : top + height * zoom, left : left + width * zoom] = image
     return sheet
 

@@ -34,15 +34,12 @@ def cut_panels(folder: Path) -> list[tuple[Panel, Panel]]:
 
 
 def _page_panels(page: Page, pixels: Array) -> list[tuple[Panel, Panel]]:
-    lines = [line for line in page.lines if line.text and line.polygon is not None]
-    return [
-        (
-            _panel(f"{page.path.name} {line.id}", cut_line(pixels, box)),
-            _panel(line.text or "", cut_line(pixels, line)),
-        )
-        for line in spread(lines, LINES)
-        for box in [replace(line, baseline=None, polygon=None)]
-    ]
+    panels = []
+    for line in spread([line for line in page.lines if line.text and line.polygon is not None], LINES):
+        box = cut_line(pixels, replace(line, baseline=None, polygon=None))
+        cut = cut_line(pixels, line)
+        panels.append((_panel(f"{page.path.name} {line.id}", box), _panel(line.text or "", cut)))
+    return panels
 
 
 def _panel(name: str, pixels: Array) -> Panel:

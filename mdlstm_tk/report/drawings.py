@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,11 +63,9 @@ def make_drawings(network: nn.Module, task: Task, config: TrainConfig) -> Drawin
     split = display_split(task)
     spec, seed = task.spec, config.seed
     height, width = spec.size
-    data = _images(task, split, seed, HISTOGRAM_IMAGES)
-    training = _images(task, "train", seed, TRAINING_IMAGES)
+    data = np.concatenate(list(_images(task, split, seed, HISTOGRAM_IMAGES)))
     drawn = draw_images(network, DRAWN_IMAGES, (height, width), spec.channels, seed)
-    distances = [np.square(training - image).sum((1, 2, 3)) for image in drawn[:PAIRS]]
-    nearest = training[[int(distance.argmin()) for distance in distances]]
+    nearest, searched = nearest_images(drawn[:PAIRS], _images(task, "train", seed, TRAINING_IMAGES))
     kinds = {f"{split} data": data, **images_unlike(task, data)}
     log_probs = {name: _log_probabilities(network, images) for name, images in kinds.items()}
     return Drawings(
@@ -74,7 +73,7 @@ def make_drawings(network: nn.Module, task: Task, config: TrainConfig) -> Drawin
         Panel("data", contact_sheet(data[:DRAWN_IMAGES])),
         Panel("drawn", contact_sheet(drawn)),
         _pairs(drawn[:PAIRS], nearest),
-        len(training),
+        searched,
         svg_histogram(log_probs, "log-probability of an image, nats"),
         {name: float(values.mean()) for name, values in log_probs.items()},
     )
@@ -124,13 +123,24 @@ def _photographs(count: int) -> Images:
     return np.stack(pieces[:: max(len(pieces) // count, 1)][:count])
 
 
-def _images(task: Task, split: Split, seed: int, limit: int) -> Images:
-    """Return the first images of a split."""
-    parts: list[Images] = []
-    for step in range(-(-min(task.count(split) or limit, limit) // BATCH)):
-        remaining = (task.count(split) or limit) - step * BATCH
-        parts.append(task.batch(seed, step, BATCH, split, slice(0, remaining)).x)
-    return np.concatenate(parts)[:limit]
+def nearest_images(images: Images, batches: Iterable[Images]) -> tuple[Images, int]:
+    """Return for each image the one of the batches with the smallest sum of squared differences, and the
+    number of images in the batches."""
+    nearest, smallest, count = np.zeros_like(images), np.full(len(images), np.inf), 0
+    for batch in batches:
+        count += len(batch)
+        for k, image in enumerate(images):
+            distances = np.square(batch - image).sum((1, 2, 3))
+            if distances.min() < smallest[k]:
+                smallest[k], nearest[k] = distances.min(), batch[distances.argmin()]
+    return nearest, count
+
+
+def _images(task: Task, split: Split, seed: int, limit: int) -> Iterator[Images]:
+    """Iterate over the first images of a split, in batches."""
+    count = min(task.count(split) or limit, limit)
+    for step in range(-(-count // BATCH)):
+        yield task.batch(seed, step, BATCH, split, slice(0, count - step * BATCH)).x
 
 
 @torch.no_grad()

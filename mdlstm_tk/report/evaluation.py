@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from mdlstm_tk.data import UNLABELLED, Batch, Kind, Split, Task, TaskSpec, batches
+from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, Kind, Split, Task, TaskSpec, batches
 from mdlstm_tk.report.panels import Panel, sample_panels
 from mdlstm_tk.runtime.decoding import Decoding
 from mdlstm_tk.runtime.postprocessing import labels, probabilities
@@ -64,12 +65,12 @@ class Example:
         return float(probabilities(self.output).max())
 
 
-@dataclass
+@dataclass(frozen=True)
 class SplitEvaluation:
     """The evaluation of a network on a split.
 
     Attributes:
-        split: which split.
+        split: which split, see `display_split`.
         count: number of samples.
         errors: errors by name, as `mdlstm_tk.training.evaluate` returns them.
         examples: samples that represent the split, see `example_indices`; of lines, those whose error is
@@ -82,11 +83,11 @@ class SplitEvaluation:
 
     split: Split
     count: int
-    errors: dict[str, float] = field(default_factory=dict)
-    examples: list[Example] = field(default_factory=list)
-    worst: list[Example] = field(default_factory=list)
-    confusion: npt.NDArray[np.int64] | None = None
-    lines: list[Line] = field(default_factory=list)
+    errors: dict[str, float]
+    examples: list[Example]
+    worst: list[Example]
+    confusion: npt.NDArray[np.int64] | None
+    lines: list[Line]
 
 
 def evaluate_split(
@@ -94,10 +95,12 @@ def evaluate_split(
 ) -> SplitEvaluation:
     """Run a network on all samples of the split that influenced training least; texts are read by
     `decoding`."""
+    label, task = display_split(task), in_order(task)
     split, kind, seed = display_split(task), task.spec.kind, config.seed
-    evaluation = SplitEvaluation(split, task.count(split))
+    confusion: npt.NDArray[np.int64] | None = None
     if kind in ("classify", "segment"):
-        evaluation.confusion = np.zeros((len(task.spec.classes),) * 2, dtype=np.int64)
+        confusion = np.zeros((len(task.spec.classes),) * 2, dtype=np.int64)
+    lines: list[Line] = []
     severities: list[tuple[float, float]] = []  # error; of wrong classes, the most confident one first
 
     def collect(batch: Batch, prediction: npt.NDArray[Any]) -> None:
@@ -105,31 +108,28 @@ def evaluate_split(
             output = prediction[k : k + 1]
             confidence = float(probabilities(output).max()) if kind == "classify" else 0.0
             severities.append((_error(task, batch.sample(k), output), confidence))
-        if evaluation.confusion is not None:
+        if confusion is not None:
             labelled = batch.y != UNLABELLED
-            np.add.at(evaluation.confusion, (batch.y[labelled], labels(prediction)[labelled]), 1)
+            np.add.at(confusion, (batch.y[labelled], labels(prediction)[labelled]), 1)
 
     if kind == "transcribe":
-        evaluation.errors, evaluation.lines = evaluate_lines(
-            network, task, split, config, decoding=decoding
-        )
-        severities = [(line.character_error, 0.0) for line in evaluation.lines]
+        errors, lines = evaluate_lines(network, task, split, config, decoding=decoding)
+        severities = [(line.character_error, 0.0) for line in lines]
     else:
-        evaluation.errors = evaluate(network, task, split, config, on_batch=collect)
+        errors = evaluate(network, task, split, config, on_batch=collect)
     ranking = sorted(range(len(severities)), key=severities.__getitem__, reverse=True)
     wrong = [k for k in ranking if severities[k][0] > 0]
     if kind == "transcribe":
         worst = wrong[:WORST_LINES]
         middle = max(len(worst), (len(ranking) - EXAMPLES[kind]) // 2)
-        chosen = ranking[middle : middle + EXAMPLES[kind]]
+        indices = ranking[middle : middle + EXAMPLES[kind]]
     else:
-        chosen = example_indices(task, split, seed, EXAMPLES[kind])
-        worst = [k for k in wrong if k not in set(chosen)][: EXAMPLES[kind]]
-    evaluation.examples, evaluation.worst = (
-        make_examples(network, task, split, config, indices, evaluation.lines)
-        for indices in (chosen, worst)
+        indices = example_indices(task, split, seed, EXAMPLES[kind])
+        worst = [k for k in wrong if k not in set(indices)][: EXAMPLES[kind]]
+    examples, worst_examples = (
+        make_examples(network, task, split, config, each, lines) for each in (indices, worst)
     )
-    return evaluation
+    return SplitEvaluation(label, task.count(split), errors, examples, worst_examples, confusion, lines)
 
 
 @torch.no_grad()
@@ -161,6 +161,18 @@ def _error(task: Task, batch: Batch, output: npt.NDArray[Any]) -> float:
 def display_split(task: Task) -> Split:
     """Return the split to show predictions on: the one that influenced training least."""
     return "test" if task.count("test") else "validation" if task.count("validation") else "train"
+
+
+def in_order(task: Task) -> Task:
+    """Return a task that reads the samples of the split to show in order, as their names are, and without
+    distortion: training samples, of a data set without others, are those of its validation split."""
+    if display_split(task) != "train" or not isinstance(task, DatasetTask):
+        return task
+    view = copy(task)
+    for name in ("sets", "names", "groups"):
+        if values := getattr(task, name, None):
+            setattr(view, name, {"validation": values["train"]})
+    return view
 
 
 def example_indices(task: Task, split: Split, seed: int, count: int) -> list[int]:
@@ -210,13 +222,13 @@ def example_batch(task: Task, split: Split, seed: int, index: int) -> Batch:
 
 def _covering(classes: Sequence[set[int]], count: int) -> list[int]:
     """Choose up to `count` samples that together hold as many classes as possible."""
-    chosen: list[int] = []
+    indices: list[int] = []
     missing = set().union(*classes)
-    while missing and len(chosen) < count:
-        chosen.append(max(range(len(classes)), key=lambda k: len(classes[k] & missing)))
-        missing -= classes[chosen[-1]]
-    remaining = [k for k in range(len(classes)) if k not in chosen]
-    return sorted(chosen + spread(remaining, count - len(chosen)))
+    while missing and len(indices) < count:
+        indices.append(max(range(len(classes)), key=lambda k: len(classes[k] & missing)))
+        missing -= classes[indices[-1]]
+    remaining = [k for k in range(len(classes)) if k not in indices]
+    return sorted(indices + spread(remaining, count - len(indices)))
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:

@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Undefined
 from markupsafe import Markup
 
-from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.sizes import format_size, parse_size
 from mdlstm_tk._util.text import printable, shell_quoted
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
@@ -187,10 +187,15 @@ def _confusions(evaluation: SplitEvaluation | None, spec: TaskSpec) -> list[tupl
 
 
 def _settings(config: TrainConfig) -> list[tuple[str, Any, Any, bool]]:
-    """Return key, value and task default of each setting, and True if value and default differ."""
-    defaults = asdict(default_config(config.task, config.data)) | {"data_from_run": config.data_from_run}
-    if config.data or default_config(config.task).grid == config.grid:
-        defaults["size"] = config.size  # "8" equals "8x8"; the user's data determines its own size
+    """Return key, value and default of each setting, and True if value and default differ."""
+    try:
+        defaults = asdict(default_config(config.task, config.data))
+    except InputError:  # the file that registers the task is not imported
+        defaults = asdict(TrainConfig(task=config.task, data=config.data))
+    defaults["data_from_run"] = config.data_from_run
+    size = defaults["size"]
+    if config.data or not size or parse_size(size) == config.grid:
+        defaults["size"] = config.size  # "8" equals "8x8"; without a default the data determine the size
     return [(key, value, defaults[key], value != defaults[key]) for key, value in asdict(config).items()]
 
 

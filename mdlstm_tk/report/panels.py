@@ -73,14 +73,14 @@ def sample_panels(batch: Batch, prediction: Numbers, spec: TaskSpec, sample: str
     and how surprising each position is, given those before it. If x has neither one nor three channels,
     the first one is drawn; of several outputs, too. Of a volume, the slice in the middle is drawn.
     """
-    x = _visible(batch.x, batch)
+    x = visible(batch.x, batch)
     if spec.kind == "classify":
         predicted_class, true_class = (spec.classes[int(k)] for k in (labels(prediction)[0], batch.y[0]))
         return [Panel(_caption(predicted_class, true_class), draw_input(x), sample=sample)]
     if spec.kind == "transcribe":
         (predicted_text,), (true_text,) = predicted_texts(prediction, spec), target_texts(batch, spec)
         return [Panel(_caption(predicted_text, true_text), draw_input(x), sample=sample)]
-    output, target = _visible(prediction, batch), _visible(batch.y, batch)
+    output, target = visible(prediction, batch), visible(batch.y, batch)
     if spec.kind == "density":
         surprise = -output.sum(-1)
         limits = 0.0, float(surprise.max())
@@ -177,7 +177,7 @@ def _format_range(low: float, high: float) -> str:
     return f"{low:.3g} … {high:.3g}"
 
 
-def _visible(grids: Numbers, batch: Batch) -> Numbers:
+def visible(grids: Numbers, batch: Batch) -> Numbers:
     """Return the sample of a batch of one, cropped to its valid extents; of a volume, the middle slice."""
     grid: Numbers = grids[0] if batch.sizes is None else grids[0][tuple(map(slice, batch.sizes[0]))]
     for _ in range(batch.x.ndim - 4):

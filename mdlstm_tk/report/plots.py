@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import cycle, product
 from pathlib import Path, PurePath
 from textwrap import wrap
 from typing import Any
@@ -33,6 +34,7 @@ from mdlstm_tk.training.run_folder import metric_names
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 COLORS = ("#0b6e99", "#d1495b", "#6a994e", "#8d6a9f")  # distinguishable with any color vision
+LINE_STYLES = ("-", "--", ":", "-.")  # of four networks each
 FONT = "DejaVu Sans"  # which comes with Matplotlib
 PANEL_INCHES = 3  # width of a panel
 MAX_ASPECT = 8  # height by width of a panel; matplotlib refuses pictures of 65536 pixels
@@ -60,7 +62,7 @@ def draw_curves(path: Path, title: str, records: Sequence[Mapping[str, Any]]) ->
     figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
     figure.suptitle(_plain(title, 45 * len(names)), wrap=True)
     axes = figure.subplots(1, len(names), squeeze=False)[0]
-    for axis, name, color in zip(axes, names, COLORS, strict=False):
+    for axis, name, color in zip(axes, names, cycle(COLORS), strict=False):
         _draw_curve(axis, name, color, records)
     _save(figure, path)
 
@@ -70,7 +72,10 @@ def svg_curves(records: Sequence[Mapping[str, Any]]) -> list[Markup]:
 
     The elements use the page's font, text color, and the CSS variables --curve-0, --curve-1, …
     """
-    return [_svg_curve(name, k, records) for k, name in enumerate(metric_names(records)[: len(COLORS)])]
+    return [
+        _svg_curve(name, color, records)
+        for name, color in zip(metric_names(records), cycle(COLORS), strict=False)
+    ]
 
 
 @default_style
@@ -85,6 +90,7 @@ def draw_panels(
 
     A title that holds characters of no installed font is replaced by the name of the sample.
     """
+    panels = panels or [Panel("there are no samples", np.full((1, 1, 3), 255, np.uint8))]
     titles = [_title(panel) for panel in panels]
     title_inches = 0.2 + 0.17 * max(title.count("\n") + 1 for title in titles)
     aspects = [panel.image.shape[0] / panel.image.shape[1] for panel in panels]
@@ -126,16 +132,19 @@ def draw_loss_comparison(
         path: PNG file to write.
         title: title of the figure.
         label: label of the loss axis.
-        losses: by network, the loss at each step of each seed.
+        losses: by network, the loss at each step of each seed. It is drawn up to the last step of the seed
+            that stopped first.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
     axis.set_title(_plain(title))
-    for (model, seeds), color in zip(losses.items(), COLORS, strict=False):
-        smooth = np.stack([running_mean(values) for values in seeds])  # (seeds, steps)
-        steps = np.arange(1, smooth.shape[1] + 1)
+    styles = cycle(product(LINE_STYLES, COLORS))
+    for (model, seeds), (style, color) in zip(losses.items(), styles, strict=False):
+        count = min(map(len, seeds))
+        smooth = np.stack([running_mean(values[:count]) for values in seeds])  # (seeds, steps)
+        steps = np.arange(1, count + 1)
         axis.fill_between(steps, smooth.min(axis=0), smooth.max(axis=0), color=color, alpha=0.2, lw=0)
-        axis.plot(steps, np.median(smooth, axis=0), color=color, label=_plain(model))
+        axis.plot(steps, np.median(smooth, axis=0), style, color=color, label=_plain(model))
     _finish_axis(axis, label)
     axis.legend(frameon=False)
     _save(figure, path)
@@ -197,16 +206,16 @@ def _draw_curve(axis: Any, name: str, color: str, records: Sequence[Mapping[str,
         errors = [record["validation"][name] for record in validated]
         axis.plot(validation_steps, errors, color="black", marker=".", lw=0.8, label="validation")
     label = METRIC_LABELS.get(name, name.replace("_", " "))
-    if name == "loss" and "relevant" in records[0]:
+    if name == "loss" and "relevant" in metric_names(records):
         label = "overall loss (all positions)"
-    _finish_axis(axis, _plain(label), logarithmic=min(values) > 0)
+    _finish_axis(axis, _plain(label), logarithmic=min(values, default=0.0) > 0)
     axis.legend(frameon=False)
 
 
 @default_style
-def _svg_curve(name: str, k: int, records: Sequence[Mapping[str, Any]]) -> Markup:
+def _svg_curve(name: str, color: str, records: Sequence[Mapping[str, Any]]) -> Markup:
     figure = Figure(figsize=(4.2, 3), layout="constrained")
-    _draw_curve(figure.subplots(), name, COLORS[k], records)
+    _draw_curve(figure.subplots(), name, color, records)
     return _to_svg(figure, f"{printable(name).replace('_', ' ')} over {len(records)} training steps")
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import DiagonalTask, Task
-from mdlstm_tk.report.evaluation import display_split, example_indices, make_examples
-from mdlstm_tk.report.panels import Panel, class_colors, draw_input, draw_values
+from mdlstm_tk.report.evaluation import display_split, example_indices, in_order, make_examples
+from mdlstm_tk.report.panels import Panel, class_colors, draw_input, draw_values, visible
 from mdlstm_tk.report.plots import draw_curves, draw_loss_comparison, draw_panels
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
 from mdlstm_tk.training.comparison import Comparison
@@ -87,17 +87,19 @@ def _draw_examples(run: Run, checkpoint: Checkpoint, task: Task, network: nn.Mod
 
     Of kind "density" they have no predictions, and images that the network has drawn follow.
     """
-    spec, config, split = checkpoint.spec, checkpoint.config, display_split(task)
+    spec, config, label, task = checkpoint.spec, checkpoint.config, display_split(task), in_order(task)
+    split = display_split(task)
     count = GRID_SAMPLES if spec.kind in ("grid", "segment") else SAMPLES
     indices = example_indices(task, split, config.seed, count)
     examples = make_examples(network, task, split, config, indices)
     if spec.kind != "density":
         panels = [panel for example in examples for panel in example.panels]
         legend = class_colors(spec) if spec.kind == "segment" else None
-        draw_panels(run.prediction, f"{title}, {split} data", panels, COLUMNS, legend)
+        draw_panels(run.prediction, f"{title}, {label} data", panels, COLUMNS, legend)
         return
     panels = [
-        Panel(f"{split} data", draw_input(example.batch.x[0]), sample=example.name) for example in examples
+        Panel(f"{label} data", draw_input(visible(example.batch.x, example.batch)), sample=example.name)
+        for example in examples
     ]
     if hasattr(network, "sample"):  # a network of the user's own need not draw
         height, width = spec.size

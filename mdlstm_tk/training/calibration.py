@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, exp, log, sqrt
-from typing import TYPE_CHECKING
+from math import exp, log, sqrt
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -25,9 +25,9 @@ from mdlstm_tk.data.spec import Floats
 from mdlstm_tk.runtime.character_model import CharacterModel
 from mdlstm_tk.runtime.ctc import Fusion, best_path, posteriors, scaled_log_probs, search
 from mdlstm_tk.runtime.decoding import BEAM, Decoding
-from mdlstm_tk.runtime.shapes import step_width
 from mdlstm_tk.runtime.text_order import Direction, reorder
 from mdlstm_tk.training.evaluation import predict
+from mdlstm_tk.training.text_errors import line_steps
 
 if TYPE_CHECKING:
     from mdlstm_tk.training.job import TrainingJob
@@ -42,9 +42,11 @@ SMOOTHING = 5  # weights along each axis whose errors count: a single sum depend
 GENERATED_BATCHES, GENERATED_BATCH = 32, 64  # of a task without a fixed set of training texts
 MARGIN = 1e-6  # of confidences from 0 and from 1, in a likelihood
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
-class Line:
+class LineLogits:
     """A line of the validation split: its logits (T, 1 + characters), and its true text, as the image shows
     it."""
 
@@ -58,14 +60,14 @@ def calibrate(job: TrainingJob) -> None:
     Args:
         job: a job of kind "transcribe" that has been trained; `job.network` holds the best weights.
     """
-    task, run = job.task, job.run
-    lm = CharacterModel.fit(training_texts(task, job.config.seed))
+    run, spec = job.run, job.task.spec
+    lm = CharacterModel.fit(training_texts(job.task, job.config.seed))
     lm.save(run.lm)
     lines = validation_lines(job)
     if not lines:
         return
-    decoding = fit_decoding(lines, task.spec.classes, lm, task.spec.text_direction)
-    run.write_decoding(decoding)
+    decoding = Decoding(temperature=fit_temperature(evenly(lines, TEMPERATURE_LINES), spec.classes))
+    run.write_decoding(fit_weights(lines, spec.classes, lm, spec.text_direction, decoding))
 
 
 def training_texts(task: Task, seed: int) -> Sequence[str]:
@@ -78,37 +80,23 @@ def training_texts(task: Task, seed: int) -> Sequence[str]:
 
 
 @torch.no_grad()
-def validation_lines(job: TrainingJob) -> list[Line]:
+def validation_lines(job: TrainingJob) -> list[LineLogits]:
     """The lines of the validation split, evenly chosen if there are more than `MAX_LINES`."""
     task, device = job.task, next(job.network.parameters()).device
-    spec, lines = task.spec, []
+    indices, lines, index = set(evenly(range(task.count("validation")), MAX_LINES)), [], 0
     job.network.eval()  # training leaves it with dropout, and with statistics that follow its batches
     for batch in batches(task, "validation", job.config.seed, task.evaluation_batch):
         logits = predict(job.network, batch, device, "fp32").cpu().numpy()  # as exported files compute
-        width, steps = batch.x.shape[2], logits.shape[1]
-        widths = np.full(len(logits), width) if batch.sizes is None else batch.sizes[:, 1]
-        for line, valid_width, y in zip(logits, widths.tolist(), batch.y, strict=True):
-            visual = "".join(spec.classes[k - 1] for k in y if k > 0)
-            lines.append(Line(line[: ceil(valid_width / step_width(steps, width))], visual))
-    return evenly(lines, MAX_LINES)
+        counts = line_steps(batch, logits.shape[1])
+        for line, count, y in zip(logits, counts.tolist(), batch.y, strict=True):
+            if index in indices:
+                visual = "".join(task.spec.classes[k - 1] for k in y if k > 0)
+                lines.append(LineLogits(line[:count].copy(), visual))  # a view would keep the whole batch
+            index += 1
+    return lines
 
 
-def fit_decoding(
-    lines: Sequence[Line], classes: Sequence[str], lm: CharacterModel, direction: Direction | None
-) -> Decoding:
-    """The decoding that fits lines best; deterministic.
-
-    Args:
-        lines: of data that the network was not trained on.
-        classes: the characters.
-        lm: of texts in the order of reading.
-        direction: "rtl" if most texts run from right to left.
-    """
-    decoding = Decoding(temperature=fit_temperature(evenly(lines, TEMPERATURE_LINES), classes))
-    return fit_weights(lines, classes, lm, direction, decoding)
-
-
-def fit_temperature(lines: Sequence[Line], classes: Sequence[str]) -> float:
+def fit_temperature(lines: Sequence[LineLogits], classes: Sequence[str]) -> float:
     """The temperature that maximises the likelihood of which characters are right."""
     index = {character: k for k, character in enumerate(classes, 1)}
     readings = []
@@ -135,14 +123,22 @@ def fit_temperature(lines: Sequence[Line], classes: Sequence[str]) -> float:
 
 
 def fit_weights(
-    lines: Sequence[Line],
+    lines: Sequence[LineLogits],
     classes: Sequence[str],
     lm: CharacterModel,
     direction: Direction | None,
     decoding: Decoding,
 ) -> Decoding:
-    """The weights with the fewest character errors, with those of similar weights, among all
-    texts that searches end with; of equal ones those nearest to `decoding`."""
+    """The weights with the fewest character errors, with those of similar weights, among all texts that
+    searches end with; of equal ones those nearest to `decoding`. Deterministic.
+
+    Args:
+        lines: of data that the network was not trained on.
+        classes: the characters.
+        lm: of texts in the order of reading.
+        direction: "rtl" if most texts run from right to left.
+        decoding: its temperature is kept; the first search uses its weights.
+    """
     candidates: list[dict[str, tuple[float, ...]]] = [{} for _ in lines]
     for _ in range(SEARCHES):
         fusion = Fusion(lm, classes, decoding, direction)
@@ -174,10 +170,10 @@ def _best_weights(candidates: Sequence[dict[str, tuple[float, ...]]], decoding: 
     return replace(decoding, lm_weight=round(lm_weight, 3), character_bonus=round(bonus, 3))
 
 
-def evenly(lines: Sequence[Line], count: int) -> list[Line]:
-    """At most `count` lines, at equal distances."""
-    indices = np.linspace(0, len(lines) - 1, min(count, len(lines))).astype(int)
-    return [lines[k] for k in indices]
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` items, at equal distances."""
+    indices = np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)
+    return [items[k] for k in indices.tolist()]
 
 
 def _minimum(function: Callable[[float], float], low: float, high: float, steps: int = 10) -> float:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from mdlstm_tk.data import Task, TaskSpec
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.models import model_names, model_options
+from mdlstm_tk.models import model_names
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.diagonal_comparison import (
@@ -34,7 +34,7 @@ from mdlstm_tk.training.loop import train
 from mdlstm_tk.training.networks import build_network, count_parameters
 from mdlstm_tk.training.progress import WINDOW, Progress
 from mdlstm_tk.training.run_folder import Run, new_run
-from mdlstm_tk.training.tasks import OPTIONAL_NETWORK_SETTINGS, default_config, make_task
+from mdlstm_tk.training.tasks import default_config, make_task, with_model
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ComparisonPlan:
     @property
     def description(self) -> str:
         """The networks to train, the number of seeds, and the folder of the files."""
-        subject = self.config.size if self.is_diagonal else self.config.task
+        subject = f"the random diagonal {self.config.size}" if self.is_diagonal else self.config.task
         return (
             f"training {', '.join(self.models)} on {subject}, {self.seeds} seeds of {self.config.steps} "
             f"steps each, into {self.folder}"
@@ -193,8 +193,10 @@ def plan_comparison(
 
     Raises:
         InputError: the configuration does not describe a network and a task, it has too few steps, the
-            folder is not empty, or there are no original settings for the task.
+            folder is not empty, there are no original settings for the task, or `seeds` is below 1.
     """
+    if seeds is not None and seeds < 1:
+        raise InputError(f"seeds must be at least 1, got {seeds}")
     spec = make_task(config).spec  # finds errors before a folder is created
     build_network(config, spec)
     if config.task == TASK:
@@ -222,6 +224,9 @@ def compare_models(
         plan: see `plan_comparison`.
         on_step: called after each training step.
         on_run_end: called with each finished run and its task, such as `mdlstm_tk.report.draw_run`.
+
+    Raises:
+        MDLSTMError: see `new_job` and `train`.
     """
     results: dict[str, dict[str, Any]] = {}
     steps_done = 0
@@ -230,9 +235,13 @@ def compare_models(
         on_step(ComparisonProgress(model, seed, before + progress.step, progress))
 
     for seed in range(plan.seeds):
-        task = make_task(replace(plan.config, seed=seed))
+        seed_config = replace(plan.config, seed=seed)
+        task = make_task(seed_config)
         for model in plan.models:
-            config = _config_for(plan, model, seed, task.spec)
+            if plan.is_diagonal:
+                config = with_model(seed_config, model, task.spec.kind)
+            else:
+                config = with_equal_parameters(seed_config, model, task.spec)
             job = new_job(config, plan.run(model, seed).folder, True, task)
             if plan.original_settings:
                 init_original_(job.network, seed)
@@ -262,9 +271,8 @@ def with_equal_parameters(config: TrainConfig, model: str, spec: TaskSpec) -> Tr
     """
     if model == config.model:
         return config
-    missing = set(OPTIONAL_NETWORK_SETTINGS) - set(model_options(model, spec.kind))
-    other = replace(config, model=model, **{key: getattr(TrainConfig(), key) for key in missing})
-    return with_parameters(other, spec, _count(config, spec, config.hidden))
+    target = _count(config, spec, config.hidden)
+    return with_parameters(with_model(config, model, spec.kind), spec, target)
 
 
 def with_parameters(config: TrainConfig, spec: TaskSpec, target: int) -> TrainConfig:
@@ -278,16 +286,10 @@ def with_parameters(config: TrainConfig, spec: TaskSpec, target: int) -> TrainCo
     return replace(config, hidden=min(low, high, key=lambda n: abs(_count(config, spec, n) - target)))
 
 
-def _config_for(plan: ComparisonPlan, model: str, seed: int, spec: TaskSpec) -> TrainConfig:
-    config = replace(plan.config, seed=seed)
-    if plan.is_diagonal:
-        return replace(config, model=model, layer_norm=plan.original_settings and model == "md")
-    return with_equal_parameters(config, model, spec)
-
-
 def _append_errors(entry: dict[str, Any], errors: Mapping[str, float]) -> None:
+    values = entry.setdefault("errors", {})  # stays empty if the task has no data to evaluate on
     for name, value in errors.items():
-        entry.setdefault("errors", {}).setdefault(name, []).append(value)
+        values.setdefault(name, []).append(value)
 
 
 def _row(name: str, entry: Mapping[str, Any], errors: list[str]) -> list[str]:

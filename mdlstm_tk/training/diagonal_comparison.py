@@ -14,7 +14,7 @@ from mdlstm_tk.training.progress import WINDOW, running_mean
 
 TASK = "diagonal"
 MODELS: tuple[str, ...] = ("md", "snake", "horizontal")
-ORIGINAL_SETTINGS = {"lr": 0.01, "weight_decay": 0.0}
+ORIGINAL_SETTINGS = {"lr": 0.01, "weight_decay": 0.0, "layer_norm": True}
 THRESHOLD = 0.05  # relevant loss below which the task counts as solved
 LAST = 100  # steps that the final losses are averaged over
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.samples import Given, uniform_numbers
-from mdlstm_tk.training.checkpoint import load_checkpoint
+from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
 from mdlstm_tk.training.run_folder import Run
 
 
@@ -39,6 +39,8 @@ def draw_images(
     sample = getattr(network, "sample", None)
     if sample is None:
         raise InputError(f"{type(network).__name__} has no method sample, which draws images")
+    if min(n, *size) < 1 or seed < 0:
+        raise InputError(f"n and size must be at least 1, seed at least 0, got {n}, {size} and {seed}")
     drawn = sample(
         n,
         size,
@@ -71,10 +73,19 @@ def sample_run(
     Raises:
         InputError: the run is of another kind or damaged, or an argument is out of range.
     """
+    checkpoint = load_density_model(run)
+    height, width = size or checkpoint.spec.size
+    channels = checkpoint.spec.channels
+    return draw_images(checkpoint.network(), n, (height, width), channels, seed, given, temperature)
+
+
+def load_density_model(run: Run) -> Checkpoint:
+    """Read the best checkpoint of a run of kind "density".
+
+    Raises:
+        InputError: the run is of another kind or damaged.
+    """
     checkpoint = load_checkpoint(run.checkpoint)
-    spec = checkpoint.spec
-    if spec.kind != "density":
-        raise InputError(f"{run.folder} is of kind {spec.kind}; only runs of kind density draw images")
-    height, width = size or spec.size
-    network = checkpoint.network()
-    return draw_images(network, n, (height, width), spec.channels, seed, given, temperature)
+    if (kind := checkpoint.spec.kind) != "density":
+        raise InputError(f"{run.folder} is of kind {kind}; only runs of kind density draw images")
+    return checkpoint

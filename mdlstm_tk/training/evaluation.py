@@ -19,21 +19,25 @@ from mdlstm_tk.training.distributed import DistributedContext
 
 
 def predict(network: nn.Module, batch: Batch, device: torch.device, precision: str = "fp32") -> Tensor:
-    """The prediction of a network for a batch, as float32; see `predictions`."""
-    return predictions(network, batch, device, precision)[0]
-
-
-def predictions(
-    network: nn.Module, batch: Batch, device: torch.device, precision: str = "fp32"
-) -> tuple[Tensor, ...]:
-    """The prediction of a network for a batch, and auxiliary ones that it may have in training; float32.
+    """The prediction of a network for a batch, as float32; of several ones the first.
 
     Args:
         network: on `device`.
         batch: its x (N, *grid, C) and, if extents differ, sizes (N, D) are the input.
         device: to compute on.
         precision: "fp32", or "bf16" for autocast to bfloat16.
+
+    Returns:
+        By the kind of the task, see `mdlstm_tk.models.register`: (N, *grid, outputs), (N, outputs),
+        (N, T, outputs), or (N, *grid, C).
     """
+    return predictions(network, batch, device, precision)[0]
+
+
+def predictions(
+    network: nn.Module, batch: Batch, device: torch.device, precision: str = "fp32"
+) -> tuple[Tensor, ...]:
+    """As `predict`, with the auxiliary predictions that a network may have in training after the first."""
     inputs = [torch.from_numpy(batch.x).to(device)]
     if batch.sizes is not None:
         inputs.append(torch.from_numpy(batch.sizes).to(device))

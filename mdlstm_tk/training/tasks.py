@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # modules of data import NumPy, which the help of the command
     from mdlstm_tk.data import Task, TaskSpec
 
 MAX_POSITIONS = 2**24  # of a grid that a task generates
-# settings that some networks do not have; they are left out of a task's defaults for such a network
+# settings that some networks do not have
 OPTIONAL_NETWORK_SETTINGS = ("layers", "cell", "directions", "layer_norm", "windows", "dropout")
 KINDS: tuple[Kind, ...] = get_args(Kind)  # of the user's own data
 SAME_DATA = ("kind", "channels", "classes", "outputs", "mask_values", "preprocessing")  # fields of a spec
@@ -129,17 +129,25 @@ def default_config(task: str, data: str = "", model: str | None = None) -> Train
 
         kind = task
         values = dict(DEFAULTS[kind])
-        if data.endswith(".npz") or (Path(data) / "train.npz").exists():  # arrays need not be images
+        if data.endswith(".npz") or os.path.exists(Path(data) / "train.npz"):  # arrays need not be images
             values |= {"augment": 0.0, "resize": ""}
     else:
         _, kind, defaults = find_task(task)
         values = dict(defaults)
-    if model:
-        from mdlstm_tk.models import model_options  # imports torch
+    config = TrainConfig(task=task, data=data).updated(values, task)
+    return with_model(config, model, kind) if model else config
 
-        missing = set(OPTIONAL_NETWORK_SETTINGS) - set(model_options(model, kind))
-        values = {key: value for key, value in values.items() if key not in missing} | {"model": model}
-    return TrainConfig(task=task, data=data).updated(values, task)
+
+def with_model(config: TrainConfig, model: str, kind: str) -> TrainConfig:
+    """Replace the network of a configuration. Settings that the new one does not have get their defaults.
+
+    Raises:
+        InputError: there is no such network for this kind of task.
+    """
+    from mdlstm_tk.models import model_options  # imports torch
+
+    missing = set(OPTIONAL_NETWORK_SETTINGS) - set(model_options(model, kind))
+    return replace(config, model=model, **{key: getattr(TrainConfig(), key) for key in missing})
 
 
 def make_task(config: TrainConfig, held_out: Collection[str] | None = None) -> Task:
@@ -275,9 +283,9 @@ def find_data(config: TrainConfig, folder: Path) -> TrainConfig:
     Raises:
         InputError: the data are at neither path.
     """
-    if not config.data or Path(config.data).exists():
+    if not config.data or os.path.exists(config.data):  # no error if the folder above may not be read
         return config
-    if config.data_from_run and (data := (folder / config.data_from_run).resolve()).exists():
+    if config.data_from_run and os.path.exists(data := (folder / config.data_from_run).resolve()):
         return replace(config, data=str(data))
     raise InputError(f"the data of {folder} are not at {config.data}; say where they are with --data PATH")
 

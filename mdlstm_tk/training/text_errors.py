@@ -10,6 +10,7 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from rapidfuzz.distance import Levenshtein
 from torch import nn
 
@@ -93,6 +94,14 @@ def align(reading: str, truth: str) -> list[Edit]:
     ]
 
 
+def line_steps(batch: Batch, steps: int) -> npt.NDArray[np.int64]:
+    """Return how many of a recogniser's `steps` lie inside each line of a batch, (N,); the others see
+    padding."""
+    width = batch.x.shape[2]
+    widths = np.full(len(batch.x), width) if batch.sizes is None else batch.sizes[:, 1]
+    return np.ceil(widths / step_width(steps, width)).astype(np.int64)
+
+
 def evaluate_lines(
     network: nn.Module,
     task: Task,
@@ -126,13 +135,11 @@ def evaluate_lines(
         nonlocal batches_read
         first = (context.rank + batches_read * context.world_size) * task.evaluation_batch
         batches_read += 1
-        steps, width = prediction.shape[1], batch.x.shape[2]
-        widths = np.full(len(prediction), width) if batch.sizes is None else batch.sizes[:, 1]
-        line_steps = np.ceil(widths / step_width(steps, width)).astype(int)
+        counts = line_steps(batch, prediction.shape[1])
         for k, truth in enumerate(target_texts(batch, task.spec)):
             name = task.sample_name(split, first + k)
             transcription = transcribe_logits(
-                prediction[k, : line_steps[k]],
+                prediction[k, : counts[k]],
                 task.spec.classes,
                 decoding=decoding,
                 direction=task.spec.text_direction,
@@ -167,22 +174,11 @@ def error_interval(
     sums = sums[sums[:, 1] > 0]
     if len(sums) < 2:
         return None
-    times_drawn = np.random.default_rng(seed).multinomial(
-        len(sums), np.full(len(sums), 1 / len(sums)), DRAWS
-    )  # (DRAWS, groups)
-    total_edits, total_lengths = (times_drawn @ sums).T
-    low, high = np.quantile(total_edits / total_lengths, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    rng, shares = np.random.default_rng(seed), np.full(len(sums), 1 / len(sums))
+    # One draw at a time: together they would take 32 kB for each group.
+    totals = np.stack([rng.multinomial(len(sums), shares) @ sums for _ in range(DRAWS)])  # (DRAWS, 2)
+    low, high = np.quantile(totals[:, 0] / totals[:, 1], [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return float(low), float(high)
-
-
-def error_intervals(lines: Sequence[Line]) -> dict[str, tuple[float, float] | None]:
-    """Return the intervals of character and word errors by name."""
-    edits, characters, word_edits, words = zip(*(line.counts for line in lines), strict=True)
-    groups = [line.group for line in lines]
-    return {
-        "character_error": error_interval(edits, characters, groups),
-        "word_error": error_interval(word_edits, words, groups),
-    }
 
 
 def page_errors(lines: Iterable[Line]) -> dict[str, tuple[float, int]]:
@@ -251,11 +247,15 @@ def describe_lines(lines: Sequence[Line]) -> dict[str, Any]:
     """
     if not lines:
         return {}
-    pages, bins = page_errors(lines), reliability(lines)
+    edits, characters, word_edits, words = zip(*(line.counts for line in lines), strict=True)
+    groups, pages, bins = [line.group for line in lines], page_errors(lines), reliability(lines)
     return {
-        "intervals": error_intervals(lines),
-        "groups": len({line.group for line in lines}),
-        "edits": sum(line.counts.character_edits for line in lines),
+        "intervals": {
+            "character_error": error_interval(edits, characters, groups),
+            "word_error": error_interval(word_edits, words, groups),
+        },
+        "groups": len(set(groups)),
+        "edits": sum(edits),
         "confusions": [[*pair, count] for pair, count in confusions(lines).most_common(MAX_CONFUSIONS)],
         "pages": [[page, *values] for page, values in pages.items()] if len(pages) < len(lines) else [],
         "reliability": bins,

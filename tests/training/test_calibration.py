@@ -17,14 +17,14 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run
 from mdlstm_tk.runtime import CharacterModel, Decoding, Session
 from mdlstm_tk.runtime.ctc import transcribe_logits
-from mdlstm_tk.training import load_checkpoint, new_job, train
+from mdlstm_tk.training import calibration, load_checkpoint, new_job, train
 from mdlstm_tk.training.calibration import (
-    Line,
+    LineLogits,
     evenly,
-    fit_decoding,
     fit_temperature,
     fit_weights,
     training_texts,
+    validation_lines,
 )
 
 WORDS = ("le", "chat", "chien", "et", "la", "tache", "cache", "niche", "latin", "chante")
@@ -36,7 +36,7 @@ def sentences(count: int, seed: int) -> list[str]:
     return [" ".join(rng.choice(WORDS, 4)) for _ in range(count)]
 
 
-def noisy_lines(texts: list[str], signal: float, scale: float = 1.0, seed: int = 0) -> list[Line]:
+def noisy_lines(texts: list[str], signal: float, scale: float = 1.0, seed: int = 0) -> list[LineLogits]:
     """Lines whose logits, divided by `scale`, are the true posteriors of characters seen through noise: one
     step for each character, and a blank after it."""
     rng = np.random.default_rng(seed)
@@ -46,20 +46,21 @@ def noisy_lines(texts: list[str], signal: float, scale: float = 1.0, seed: int =
         logits[1::2, 0] = 40.0
         seen = signal * np.eye(len(CLASSES))[[CLASSES.index(c) for c in text]]
         logits[::2, 1:] = signal * (seen + rng.normal(size=seen.shape))
-        lines.append(Line(scale * logits, text))
+        lines.append(LineLogits(scale * logits, text))
     return lines
 
 
-def calibration_error(lines: list[Line], temperature: float) -> float:
+def calibration_error(lines: list[LineLogits], temperature: float) -> float:
     """The expected calibration error of characters in ten bins."""
     pairs = []
     for line in lines:
-        found = transcribe_logits(line.logits, CLASSES, decoding=Decoding(temperature))
-        right = [c.character == true for c, true in zip(found.characters, line.visual, strict=True)]
-        pairs += list(zip((c.confidence for c in found.characters), right, strict=True))
-    confidences, right = np.array(pairs).T
+        characters = transcribe_logits(line.logits, CLASSES, decoding=Decoding(temperature)).characters
+        pairs += [
+            (c.confidence, c.character == true) for c, true in zip(characters, line.visual, strict=True)
+        ]
+    confidences, is_right = np.array(pairs).T
     bins = np.minimum((10 * confidences).astype(int), 9)
-    sums = [abs((confidences - right)[bins == k].sum()) for k in range(10)]
+    sums = [abs((confidences - is_right)[bins == k].sum()) for k in range(10)]
     return float(sum(sums)) / len(pairs)
 
 
@@ -76,7 +77,7 @@ def test_the_temperature_undoes_a_scale(scale: float) -> None:
 def test_weights_lower_the_errors_of_other_lines() -> None:
     lm = CharacterModel.fit(sentences(200, 2))
     lines = noisy_lines(sentences(40, 3), signal=1.7)
-    decoding = fit_decoding(lines, CLASSES, lm, None)
+    decoding = fit_weights(lines, CLASSES, lm, None, Decoding(fit_temperature(lines, CLASSES)))
     assert decoding.lm_weight > 0
 
     def errors(**options: object) -> int:
@@ -96,14 +97,28 @@ def test_of_equal_weights_the_nearest_are_chosen() -> None:
 
 
 def test_lines_without_texts_keep_the_default_temperature() -> None:
-    blank = Line(np.eye(len(CLASSES) + 1)[[0, 0]] * 9, "le")
+    blank = LineLogits(np.eye(len(CLASSES) + 1)[[0, 0]] * 9, "le")
     assert fit_temperature([blank], CLASSES) == 1.0
 
 
 def test_lines_are_chosen_evenly() -> None:
-    lines = [Line(np.zeros((1, 2)), str(k)) for k in range(10)]
-    assert [line.visual for line in evenly(lines, 4)] == ["0", "3", "6", "9"]
-    assert evenly(lines, 20) == lines
+    assert evenly(range(10), 4) == [0, 3, 6, 9]
+    assert evenly("abc", 20) == ["a", "b", "c"]
+    assert evenly([], 4) == []
+
+
+def test_of_many_lines_only_those_that_are_used_stay_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"task": "transcribe", "data": str(write_texts(tmp_path / "lines", 12)), "size": ""}
+    job = new_job(SMALL.updated({**changes, "layers": 1, "validation": 0.6}, "test"), tmp_path / "run")
+    expected = evenly(validation_lines(job), 3)
+    monkeypatch.setattr(calibration, "MAX_LINES", 3)
+    lines = validation_lines(job)
+    assert [line.visual for line in lines] == [line.visual for line in expected]
+    for line, other in zip(lines, expected, strict=True):
+        assert line.logits.base is None  # no view of a batch
+        np.testing.assert_array_equal(line.logits, other.logits)
 
 
 def test_runs_hold_a_model_of_their_texts_and_a_decoding(tmp_path: Path) -> None:
@@ -113,10 +128,10 @@ def test_runs_hold_a_model_of_their_texts_and_a_decoding(tmp_path: Path) -> None
     task = read(tmp_path / "lines", "transcribe", validation=0.1)
     assert set(lm.vocabulary[3:]) == set("".join(training_texts(task, 0)))
     assert len(training_texts(task, 0)) == task.count("train")
-    written = run.read_decoding()
-    assert asdict(written) == json.loads(run.decoding.read_text())
+    decoding = run.read_decoding()
+    assert asdict(decoding) == json.loads(run.decoding.read_text())
     metadata = Session(export_run(run, form="scan").path, device="cpu").metadata
-    assert metadata.decoding == written
+    assert metadata.decoding == decoding
     run.lm.unlink()
     resume(run, steps=5)
     assert run.lm.exists()

@@ -5,10 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from mdlstm_tk.report import draw_comparison
-from mdlstm_tk.training import compare_models, configure, load_checkpoint, plan_comparison
+from mdlstm_tk.data import Batch, Split, Task, TaskSpec
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.report import draw_comparison, draw_run
+from mdlstm_tk.training import (
+    compare_models,
+    configure,
+    load_checkpoint,
+    plan_comparison,
+    register_task,
+)
 from mdlstm_tk.training.comparison import Comparison, ComparisonProgress, configure_comparison
 from mdlstm_tk.training.diagonal_comparison import diagonal_rows, summarize_diagonal
 
@@ -28,11 +37,11 @@ def test_a_summary_of_training_losses() -> None:
 @pytest.mark.parametrize("original_settings", [False, True])
 def test_a_comparison_on_the_diagonal(tmp_path: Path, original_settings: bool) -> None:
     plan = plan_comparison(TINY, 2, tmp_path / "compare", original_settings=original_settings)
-    seen: list[ComparisonProgress] = []
-    comparison = compare_models(plan, seen.append)
+    states: list[ComparisonProgress] = []
+    comparison = compare_models(plan, states.append)
     draw_comparison(comparison)
-    assert [progress.steps_done for progress in seen] == list(range(1, plan.total_steps + 1))
-    assert {(progress.model, progress.seed) for progress in seen} == {
+    assert [state.steps_done for state in states] == list(range(1, plan.total_steps + 1))
+    assert {(state.model, state.seed) for state in states} == {
         (model, seed) for model in plan.models for seed in (0, 1)
     }
     assert json.loads((plan.folder / "summary.json").read_text()) == comparison.results
@@ -42,6 +51,44 @@ def test_a_comparison_on_the_diagonal(tmp_path: Path, original_settings: bool) -
     assert all(len(losses) == TINY.steps for seeds in curves.values() for losses in seeds)
     config = load_checkpoint(plan.run("md", 1).last).config
     assert (config.seed, config.layer_norm, config.lr == 0.01) == (1, original_settings, original_settings)
+
+
+def test_networks_leave_out_settings_that_they_do_not_have(tmp_path: Path) -> None:
+    plan = plan_comparison(TINY.updated({"cell": "leaky"}, "test"), 1, tmp_path / "compare")
+    compare_models(plan)
+    cells = [load_checkpoint(plan.run(model, 0).last).config.cell for model in plan.models]
+    assert cells == ["leaky", "", ""]
+
+
+@pytest.mark.parametrize("seeds", [0, -1])
+def test_a_comparison_needs_a_seed(seeds: int, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"seeds must be at least 1, got {seeds}"):
+        plan_comparison(TINY, seeds, tmp_path / "compare")
+
+
+class TrainingOnly(Task):
+    """A task that generates its samples, and has none to evaluate on."""
+
+    spec = TaskSpec("training-only", "grid", 1, 1, (4, 4))
+
+    def batch(
+        self, seed: int, step: int, count: int, split: Split = "train", shard: slice = slice(None)
+    ) -> Batch:
+        x = np.random.default_rng([seed, step]).random((count, 4, 4, 1), np.float32)[shard]
+        return Batch(x, x)
+
+    def count(self, split: Split) -> int:
+        return 0
+
+
+@pytest.mark.usefixtures("fresh_registries")
+def test_a_task_without_evaluation_data_has_pictures_and_a_table_without_errors(tmp_path: Path) -> None:
+    register_task("training-only", kind="grid")(lambda config: TrainingOnly())
+    plan = plan_comparison(TINY.updated({"task": "training-only"}, "test"), 1, tmp_path / "compare")
+    table = compare_models(plan, on_run_end=draw_run).table()
+    assert all(plan.run(model, 0).prediction.exists() for model in plan.models)
+    assert table.columns == ["model", "hidden", "parameters", "seconds"]
+    assert [row[0] for row in table.rows] == list(plan.models)
 
 
 def test_a_table_of_errors_on_test_data(tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def test_what_is_not_there_or_does_not_go_together_is_named(options: dict[str, s
 def test_defaults_of_a_task_leave_out_options_that_a_network_lacks() -> None:
     assert default_config("segment", "x").cell == "stable"
     assert default_config("segment", "x.npz").augment == 0
+    assert default_config("segment", "x" * 300).augment == 1  # a name that no file can have
     assert default_config("gaussian-field", model="snake").model == "snake"
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.pages import draw_page
-from helpers.user_data import read, write_image
+from helpers.user_data import read, write_image, write_texts
+from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from PIL import Image
 
@@ -16,11 +17,18 @@ from mdlstm_tk.data import DatasetTask, DiagonalTask, TaskSpec
 from mdlstm_tk.data.task import MAX_EVALUATION_BATCH
 from mdlstm_tk.report import draw_run
 from mdlstm_tk.report.cuts import cut_panels
-from mdlstm_tk.report.drawings import images_unlike
-from mdlstm_tk.report.evaluation import _covering, example_batch, example_indices
+from mdlstm_tk.report.drawings import images_unlike, nearest_images
+from mdlstm_tk.report.evaluation import _covering, evaluate_split, example_batch, example_indices
 from mdlstm_tk.report.panels import Panel, class_colors, sample_panels
-from mdlstm_tk.report.plots import TITLE_CHARACTERS, _title, draw_panels
-from mdlstm_tk.training import default_config, new_job, train
+from mdlstm_tk.report.plots import (
+    TITLE_CHARACTERS,
+    _title,
+    draw_curves,
+    draw_loss_comparison,
+    draw_panels,
+)
+from mdlstm_tk.runtime import Decoding
+from mdlstm_tk.training import build_network, default_config, new_job, train
 
 FONTS = [font for font in fontManager.ttflist if font.name == "DejaVu Sans"]  # which has no Chinese
 GREY = np.zeros((4, 6, 3), np.uint8)
@@ -44,6 +52,20 @@ def test_titles_fit_and_hold_no_boxes(case: str, monkeypatch: pytest.MonkeyPatch
     assert title.count("\n") <= 3
     draw_panels(tmp_path / "p.png", "t" * 500, [panel] * 3, 2, {"sky": (1, 2, 3), "\u4e00": (4, 5, 6)})
     assert Image.open(tmp_path / "p.png").width == 2 * 330
+
+
+def test_all_metrics_and_networks_are_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr("mdlstm_tk.report.plots._save", lambda figure, path: figures.append(figure))
+    names = [f"error {k}" for k in range(5)]
+    draw_curves(tmp_path / "c.png", "title", [{"step": 1, "loss": 1.0, **dict.fromkeys(names, 2.0)}])
+    assert all(axis.lines for axis in figures[0].axes) and len(figures[0].axes) == 6
+    draw_curves(tmp_path / "c.png", "title", [])  # metrics.jsonl was deleted
+    losses = {f"network {k}": [[1.0] * 30, [2.0] * 25] for k in range(5)}  # the second seed stopped early
+    draw_loss_comparison(tmp_path / "l.png", "title", "loss", losses)
+    lines = figures[-1].axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 5
+    assert all(len(line.get_xdata()) == 25 for line in lines)  # type: ignore[arg-type]
 
 
 def test_older_versions_of_matplotlib_get_texts_in_visual_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +114,25 @@ def test_the_middle_of_a_volume_is_shown(tmp_path: Path) -> None:
     assert panels[0].image[..., 0].argmax() == middle.argmax()
 
 
+def test_images_of_a_density_task_are_shown_without_padding(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    extents = [(3, 4), (5, 4), (5, 6)] * 2
+    for k, each in enumerate(extents):
+        write_image(tmp_path / f"data/{k}.png", np.full(each, 255))
+    config = default_config("density", str(tmp_path / "data")).updated(
+        {"steps": 1, "hidden": 2, "batch_size": 2, "validation": 0.0, "device": "cpu"}, "test"
+    )
+    job = new_job(config, tmp_path / "run")
+    train(job)
+    panels: list[Panel] = []
+    monkeypatch.setattr("mdlstm_tk.report.run_pictures.draw_panels", lambda *a: panels.extend(a[2]))
+    draw_run(job.run, job.task)
+    shapes = [panel.image.shape[:2] for panel in panels if panel.name == "train data"]
+    assert sorted(shapes) == sorted(extents)
+    assert sum(panel.name == "drawn" for panel in panels) == 12
+
+
 def sorted_task(*sizes: int) -> DatasetTask:
     """A classification task whose test samples are sorted by class; x of sample k is k everywhere."""
     labels = np.repeat(np.arange(len(sizes)), sizes)
@@ -127,6 +168,15 @@ def test_an_example_is_the_sample_that_evaluation_reads_at_its_index() -> None:
         assert example_batch(task, "test", 0, index).x.ravel().tolist() == [index] * 4
 
 
+def test_training_samples_that_a_page_shows_have_their_names(tmp_path: Path) -> None:
+    task = read(write_texts(tmp_path, 8), "transcribe", validation=0.0)
+    config = default_config("transcribe", str(tmp_path)).updated({"model": "md", "hidden": 4}, "test")
+    evaluation = evaluate_split(build_network(config, task.spec).eval(), task, config, Decoding())
+    assert (evaluation.split, evaluation.count) == ("train", 8)
+    texts = dict(zip(task.names["train"], task.texts or (), strict=True))
+    assert {line.name: line.truth for line in evaluation.lines} == texts
+
+
 def test_masks_of_all_classes_are_shown() -> None:
     classes = [{0, 1}] * 20 + [{0, 2}] * 20 + [{3, 4}, {0}, {4}]
     assert {0, 1, 2, 3, 4} == set().union(*(classes[k] for k in _covering(classes, 4)))
@@ -149,6 +199,14 @@ def test_a_report_measures_images_unlike_the_data() -> None:
         pieces = images_unlike(task, np.zeros((5, 8, 8, 1), np.float32))["pieces of photographs"]
         assert pieces.shape == (5, 8, 8, 1)
         assert list(np.unique(pieces)) == [0, 1] if outputs == 1 else len(np.unique(pieces)) > 50
+
+
+def test_the_nearest_images_are_found_batch_by_batch() -> None:
+    images = np.random.default_rng(0).random((150, 3, 4, 2), np.float32)
+    near = images[[149, 0, 70]] + 0.01
+    nearest, count = nearest_images(near, (images[k : k + 64] for k in (0, 64, 128)))
+    assert count == 150
+    np.testing.assert_array_equal(nearest, images[[149, 0, 70]])
 
 
 def test_cuts_stand_beside_their_boxes(tmp_path: Path) -> None:

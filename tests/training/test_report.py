@@ -20,17 +20,28 @@ import pytest
 import torch
 from helpers.browser import opened
 from helpers.command import mdlstm
+from helpers.training import run_in
 from PIL import Image
 from playwright.sync_api import Browser
 from rapidfuzz.distance import Levenshtein
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.report import render_report, write_report
 from mdlstm_tk.report.exports import measure_exports
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.postprocessing import transcripts
-from mdlstm_tk.training import Run, default_config, load_checkpoint, make_task, new_job, train
+from mdlstm_tk.training import (
+    Run,
+    TrainConfig,
+    default_config,
+    load_checkpoint,
+    make_task,
+    new_job,
+    register_task,
+    train,
+)
 from mdlstm_tk.training.progress import TrainingTimes
 
 SCRIPT = "<script>document.title='taken over'</script>"
@@ -190,8 +201,8 @@ def test_lines_stand_beside_their_truth_from_the_worst_on(runs: Any) -> None:
     errors = [Levenshtein.distance(r, t) / len(t) for r, t in pairs]
     assert errors == sorted(errors, reverse=True)
     for (reading, line), r, t in zip(pairs, read, truth, strict=True):
-        kept = [Levenshtein.distance(reading, line), len(r.findall("del")), len(t.findall("ins"))]
-        assert kept[0] == 0 if reading == line else max(kept[1:]) <= kept[0] <= sum(kept[1:])
+        distance, *marks = Levenshtein.distance(reading, line), len(r.findall("del")), len(t.findall("ins"))
+        assert distance == 0 if reading == line else max(marks) <= distance <= sum(marks)
 
 
 def test_intervals_confusions_and_calibration_are_those_of_the_result(runs: Any) -> None:
@@ -306,6 +317,21 @@ def test_a_run_without_a_result_is_evaluated(runs: Any, tmp_path: Path) -> None:
     assert "training time unknown" in [text(box) for box in page.find("dl[@class='numbers']/div")]
 
 
+@pytest.mark.parametrize("is_imported", [False, True])
+@pytest.mark.usefixtures("fresh_registries")
+def test_a_task_of_a_file_needs_no_default_size_and_no_import(is_imported: bool, tmp_path: Path) -> None:
+    if is_imported:
+        register_task("mine", kind="grid", defaults={"steps": 7})(lambda config: DiagonalTask((4, 4)))
+    config = TrainConfig(task="mine", steps=1, hidden=2, batch_size=2)
+    run = run_in(tmp_path / "run", config, DiagonalTask((4, 4)))
+    messages: list[str] = []
+    page = Page(render_report(run, messages.append))
+    changes = [text(row) for row in page.find("section[@id='configuration']/table/tbody/tr")]
+    assert "steps 1 7" in changes or not is_imported
+    assert "hidden 2 16" in changes
+    assert any("there is no task 'mine'" in message for message in messages) != is_imported
+
+
 def test_errors_and_examples_are_those_of_one_split(runs: Any, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     shutil.copytree(runs("transcribe").folder, run.folder)
@@ -318,16 +344,16 @@ def test_errors_and_examples_are_those_of_one_split(runs: Any, tmp_path: Path) -
 def test_the_command(runs: Any, tmp_path: Path) -> None:
     run = runs("grid")
     run.report.unlink()
-    done = mdlstm("report", run.folder, "--data", run.folder.parent / "data.npz")
-    assert done.code == 0, done.err
-    assert done.out == ""
-    assert done.err.splitlines()[-1] == f"next: mdlstm export {run.folder} --form scan"
+    result = mdlstm("report", run.folder, "--data", run.folder.parent / "data.npz")
+    assert result.code == 0, result.err
+    assert result.out == ""
+    assert result.err.splitlines()[-1] == f"next: mdlstm export {run.folder} --form scan"
     assert f"mdlstm export {run.folder} --form scan" in text(
         Page(run.report.read_text()).find("section[@id='exports']")[0]
     )
     assert "default" in text(Page(run.report.read_text()).find("section[@id='configuration']")[0])
-    done = mdlstm("report", run.folder, "-o", tmp_path / "deep/page.html", "-q")
-    assert (done.code, done.out, done.err) == (0, "", "")
+    result = mdlstm("report", run.folder, "-o", tmp_path / "deep/page.html", "-q")
+    assert (result.code, result.out, result.err) == (0, "", "")
     assert (tmp_path / "deep/page.html").read_text().startswith("<!doctype html>")
 
 

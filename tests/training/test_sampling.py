@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers.command import mdlstm
+from helpers.training import run_in
 from PIL import Image
 
+from mdlstm_tk.data import DatasetTask, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import render_report
-from mdlstm_tk.report.contact_sheet import write_samples
+from mdlstm_tk.report.contact_sheet import contact_sheet, draw_samples, write_samples
 from mdlstm_tk.runtime.samples import read_given, uniform_numbers
-from mdlstm_tk.training import Run, load_checkpoint, sample_run
-from mdlstm_tk.training.tasks import make_task
+from mdlstm_tk.training import Run, TrainConfig, load_checkpoint, make_task, sample_run
 
 
 def test_the_result_of_a_run_is_in_nats_and_in_bits_for_each_value(density_run: Run) -> None:
@@ -95,10 +97,11 @@ def test_a_picture_shows_all_images_and_an_animation_shows_the_order(tmp_path: P
         top, left = 4 + k // 2 * (2 * zoom + 4), 4 + k % 2 * (3 * zoom + 4)
         shown = pixels[top : top + 2 * zoom : zoom, left : left + 3 * zoom : zoom]
         assert (shown == 255 * image).all()
-    given = np.array([[True, False, True], [False, False, False]])
-    write_samples(tmp_path / "order.gif", images, given)
+    assert contact_sheet(images[:1, :, :1]).shape == (2 * 28 + 8, 28 + 8, 3)  # no place for another one
+    mask = np.array([[True, False, True], [False, False, False]])
+    write_samples(tmp_path / "order.gif", images, mask)
     with Image.open(tmp_path / "order.gif") as animation:
-        assert animation.n_frames == 1 + 4  # what is given, then one position more in each frame
+        assert animation.n_frames == 1 + 4  # what the mask holds, then one position more in each frame
         drawn = []
         for frame in range(animation.n_frames):
             animation.seek(frame)
@@ -106,9 +109,24 @@ def test_a_picture_shows_all_images_and_an_animation_shows_the_order(tmp_path: P
             brightest = colours[4 : 4 + 2 * zoom : zoom, 4 : 4 + 3 * zoom : zoom].max(-1)
             is_drawn = brightest % 255 == 0  # pixels not yet drawn are neither black nor white
             drawn.append(is_drawn.ravel().tolist())
-    assert drawn[0] == given.ravel().tolist()
+    assert drawn[0] == mask.ravel().tolist()
     assert [sum(frame) for frame in drawn] == [2, 3, 4, 5, 6]
     assert drawn[1][1]
+
+
+def test_a_run_of_another_kind_does_not_draw(tmp_path: Path) -> None:
+    spec = TaskSpec("volumes", "grid", 1, 1, (3, 4, 4))
+    x = np.zeros((4, 3, 4, 4, 1), np.float32)
+    task = DatasetTask(spec, {"train": list(zip(x, x, strict=True))})
+    run_in(tmp_path / "run", TrainConfig(steps=1, hidden=2, batch_size=2), task)
+    with pytest.raises(InputError, match="run is of kind grid; only runs of kind density draw images"):
+        draw_samples(tmp_path / "images.png", tmp_path / "run")
+
+
+@pytest.mark.parametrize("arguments", [{"n": 0}, {"n": -1}, {"n": 1, "size": (0, 3)}, {"n": 1, "seed": -1}])
+def test_numbers_that_draw_no_image_are_refused(density_run: Run, arguments: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="n and size must be at least 1, seed at least 0"):
+        sample_run(density_run, **arguments)
 
 
 BAD = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,16 @@ def test_the_interval_of_one_group_is_unknown() -> None:
     assert error_interval([1, 2], [5, 5], ["a", "a"]) is None
     assert error_interval([1, 2], [5, 0], ["a", "b"]) is None
     assert error_interval([1, 1], [5, 5], ["a", "b"]) == (0.2, 0.2)
+
+
+def test_an_interval_over_many_groups_needs_little_memory() -> None:
+    count = 2000
+    tracemalloc.start()
+    try:
+        assert error_interval([1] * count, [5] * count, list(map(str, range(count)))) == (0.2, 0.2)
+        assert tracemalloc.get_traced_memory()[1] < 8e6  # all draws at once would take 64 MB
+    finally:
+        tracemalloc.stop()
 
 
 def test_errors_of_pages_are_those_of_all_their_characters() -> None:
