@@ -181,6 +181,7 @@ SIMPLER: dict[str, tuple[Value, list[str]]] = {  # an expression, and its values
     "numbers": (Value.wrap(3.0) * 2.0 - 1.0, ["5.0"]),
     "a number by 0": (Value.wrap(3.0) / 0.0, ["3.0", "0.0", "divide"]),
     "the sign of a number": (Value.wrap(-2.0).sign(), ["-1.0"]),
+    "the sign of 0": (Value.wrap(0.0).sign(), ["0.0"]),
     "two negatives": (A - NEGATED, ["a[0]", "a[1]", "add"]),
     "a negative in a sum": (A + NEGATED, ["a[0]", "a[1]", "subtract"]),
     "a negative in front": (NEGATED + A, ["a[0]", "a[1]", "subtract"]),
@@ -204,6 +205,18 @@ def test_a_graph_is_simplified(name: str) -> None:
     texts = [f"{v.slot}[{v.row}]" if v.op == "load" else v.op for v in kernel.values]
     texts = [str(v.number) if v.op == "constant" else t for v, t in zip(kernel.values, texts, strict=True)]
     assert sorted(texts) == sorted(expected)
+
+
+def test_kernels_that_read_other_rows_have_other_texts() -> None:
+    """Compiled code is kept by them."""
+    values = [A, B, Value.load("b", 0), A + B, B + B, Value.wrap(1.0), Value.wrap(2.0)]
+    assert len({Kernel([Store("y", 0, value)]).text for value in values}) == len(values)
+
+
+def test_a_mean_needs_the_units_of_means_within_it() -> None:
+    centred = A - A.mean()
+    levels = [value.level for value in (A, A.mean(), centred, (centred * centred).mean(), B + B)]
+    assert levels == [0, 1, 1, 2, 0]
 
 
 def openness(start: float) -> float:
