@@ -102,10 +102,30 @@ def test_tables_take_four_bytes_an_entry() -> None:
     sweep = tables.sweep_tables((30, 40), ((1, 1),), torch.device("cpu"))
     for table in (front.order, front.predecessors, front.successors):
         assert table.dtype == np.int32
-    for tensor in (sweep.order, sweep.inverse_order, sweep.predecessors, sweep.successors, *sweep.previous):
-        assert tensor.dtype == torch.int32
+    tensors = [sweep.order, sweep.inverse_order, sweep.predecessors, sweep.successors, *sweep.previous]
+    assert {tensor.dtype for tensor in tensors} == {torch.int32}
     assert front.nbytes < 21 * 30 * 40
-    assert sweep.nbytes < 33 * 30 * 40
+    assert sweep.nbytes == sum(tensor.nbytes for tensor in [sweep.starts, *tensors]) < 33 * 30 * 40
+
+
+def test_tables_of_several_grids_are_kept() -> None:
+    mdlstm_tk.clear_caches()
+    cpu, grids = torch.device("cpu"), [(32, 32), (40, 30)]
+    makers = (
+        wavefront.wavefronts,
+        lambda grid: tables.sweep_tables(grid, ((1, 1),), cpu),
+        lambda grid: tables.ragged_tables((grid, (3, 4)), (50, 50), ((1, 1),), cpu),
+    )
+    for make in makers:
+        first = [make(grid) for grid in grids]
+        assert all(make(grid) is table for grid, table in zip(grids, first, strict=True))
+    assert sum(cache.max_bytes for cache in (*CACHES, tables._ragged_cache)) <= 1 << 28
+
+
+def test_a_ragged_batch_has_no_wavefront_without_rows() -> None:
+    for extents, counts in {((1, 1), (1, 1)): [2], ((2, 1), (1, 1)): [2, 1], ((0, 3), (0, 0)): [0]}.items():
+        table = tables.ragged_tables(extents, (3, 3), ((1, 1),), torch.device("cpu"))
+        assert table.counts == counts
 
 
 def test_tables_made_in_inference_mode_serve_training() -> None:

@@ -55,7 +55,12 @@ def killing_worker() -> tuple[Any, list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("model", "suffix"), [(segmenter, "zarr"), (segmenter, "tif"), (classifier, "txt")]
+    ("model", "suffix"),
+    [
+        (segmenter, "zarr"),
+        pytest.param(segmenter, "tif", marks=pytest.mark.weekly),
+        pytest.param(classifier, "txt", marks=pytest.mark.weekly),
+    ],
 )
 def test_tiles_have_the_bytes_of_a_local_run(model: Any, suffix: Any, cluster: Any, tmp_path: Path) -> None:
     """A worker is killed on the way, and a file that cannot be read does not stop the next one."""
