@@ -69,9 +69,9 @@ AREAS = {
     "model check": Area("mdlstm_tk/runtime/model_check.py", "runtime/test_model_check.py"),
     "shapes": Area(
         "mdlstm_tk/runtime/shapes.py mdlstm_tk/runtime/preprocessing.py",
-        "runtime/test_preprocessing.py runtime/test_batching.py runtime/test_session.py "
-        "runtime/test_read.py runtime/test_samples.py runtime/test_transcribe.py runtime/test_write.py "
-        "data/test_image_files.py "
+        "runtime/test_shapes.py runtime/test_preprocessing.py runtime/test_batching.py "
+        "runtime/test_session.py runtime/test_read.py runtime/test_samples.py runtime/test_transcribe.py "
+        "runtime/test_write.py data/test_image_files.py "
         "runtime/test_jobs.py runtime/test_inference.py export/test_channels_first.py export/test_spec.py",
     ),
     "resume": Area(

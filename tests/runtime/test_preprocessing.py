@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime import preprocessing
 from mdlstm_tk.runtime.preprocessing import (
     Preprocessing,
     decode_image,
@@ -173,5 +174,22 @@ def test_extents_are_read_without_pixels_or_the_reason_is_named(
 def test_damaged_descriptions_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises((ValueError, TypeError)):
         Preprocessing.from_json(values)
-    for preprocessing in (Preprocessing(1), Preprocessing(3, (4, 5))):
-        assert Preprocessing.from_json(preprocessing.to_json()) == preprocessing
+    for steps in (Preprocessing(1), Preprocessing(3, (4, 5))):
+        assert Preprocessing.from_json(steps.to_json()) == steps
+
+
+def test_transparent_images_are_blended_with_white_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also block by block."""
+    monkeypatch.setattr(preprocessing, "BLOCK_PIXELS", 3 * 7)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 7, 4), dtype=np.uint8)
+    pixels[0, :, 3], pixels[1, :, 3] = 0, 255
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    colours, opacity = pixels[..., :3].astype(float), pixels[..., 3:].astype(float)
+    expected = np.floor((colours * opacity + 255 * (255 - opacity)) / 255 + 0.5)
+    np.testing.assert_array_equal(decode_image(buffer.getvalue(), "x"), expected)
+
+
+def test_white_is_white_in_grey() -> None:
+    np.testing.assert_allclose(to_grey(np.ones((1, 2, 3), np.float32)), 1, rtol=1e-6)
+    assert (to_grey(np.full((1, 2, 3), 255, np.uint8)) == 255).all()

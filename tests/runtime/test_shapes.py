@@ -1,0 +1,68 @@
+"""Arrays for a model: where the axes of a layout are, what fits a model, padding and cropping."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.shapes import Shapes
+
+FREE = Metadata("1.0", None, "scan", "N H W C", channels=3, outputs=4, window=(1, 1))
+RECOGNISER = replace(FREE, window=None, kind="transcribe", classes=("a", "b", "c"), channels=1)
+
+
+def zeros(*shape: int) -> np.ndarray[Any, Any]:
+    return np.zeros(shape, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "x", "message"),
+    [
+        (FREE, zeros(0, 4, 4, 3), r"empty: its shape is \(0, 4, 4, 3\)"),
+        (replace(FREE, multiple_of=(4, 2)), zeros(5, 6, 3), "5x6 .* multiples of 4x2; .* to 8x6$"),
+        (FREE, zeros(2, 3, 5, 6), r"np\.moveaxis\(x, -3, -1\)$"),
+        (FREE, zeros(5, 6), r"1 channels at each position, expected 3: [^;]*$"),
+        (FREE, zeros(2, 5, 6), r"6 channels at each position, expected 3: [^;]*$"),
+        (replace(FREE, channels=1), zeros(2, 5, 6), r"give x\[\.\.\., None\]$"),
+        (replace(FREE, channels=1), zeros(2, 5, 6, 2), r"2 channels at each position, expected 1: [^;]*$"),
+        (replace(FREE, layout="N C H W"), zeros(2, 5, 6, 3), r"np\.moveaxis\(x, -1, -3\)$"),
+    ],
+    ids=lambda value: str(value.shape) if isinstance(value, np.ndarray) else "",
+)
+def test_an_array_that_does_not_fit_is_refused_with_a_hint(
+    metadata: Metadata, x: np.ndarray[Any, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        Shapes(metadata).prepare(x)
+
+
+def test_samples_of_different_grids_are_padded_within_the_bound() -> None:
+    parts = [zeros(2, 3, 5, 3) + 1, zeros(1, 4, 2, 3) + 2]
+    nbytes = 4 * 5 * 3 * 4  # of one sample
+    batch, sizes = Shapes(FREE, max_bytes=nbytes).pad(parts)
+    assert sizes.tolist() == [[3, 5], [3, 5], [4, 2]]
+    expected = zeros(3, 4, 5, 3)
+    expected[:2, :3] = 1
+    expected[2, :, :2] = 2
+    np.testing.assert_array_equal(batch, expected)
+    with pytest.raises(InputError, match=rf"{nbytes} bytes .* {nbytes - 1};"):
+        Shapes(FREE, max_bytes=nbytes - 1).pad(parts)
+
+
+def test_the_steps_of_a_recogniser_are_cropped_as_its_columns() -> None:
+    y = np.arange(2 * 10 * 4).reshape(2, 10, 4)  # ten steps of 40 columns
+    cropped = Shapes(RECOGNISER).crop({"y": y}, (64, 17), (64, 40))
+    np.testing.assert_array_equal(cropped["y"], y[:, :5])
+
+
+def test_a_network_without_an_axis_of_channels_gets_one_where_it_is_missing() -> None:
+    shapes = Shapes(replace(FREE, channels=1, channel_axis=False))
+    for shape in ((5, 6), (2, 5, 6), (2, 5, 6, 1)):
+        batch = shapes.prepare(zeros(*shape))
+        assert batch.samples.shape == ((2, 5, 6, 1) if shape[0] == 2 else (1, 5, 6, 1))
+        assert batch.has_batch_axis == (shape[0] == 2)
