@@ -65,7 +65,10 @@ AREAS = {
         "not torch",
     ),
     "tiling": Area("mdlstm_tk/tiling/*.py", "core/test_tiling.py core/test_random_cases.py", "not torch"),
-    "lowering": Area("export/lowering/*.py", "export/test_lowering.py export/test_export_onnx.py"),
+    "lowering": Area(
+        "export/lowering/*.py",
+        "export/test_lowering.py export/test_export_onnx.py export/test_drawing.py",
+    ),
     "model check": Area("mdlstm_tk/runtime/model_check.py", "runtime/test_model_check.py"),
     "shapes": Area(
         "mdlstm_tk/runtime/shapes.py mdlstm_tk/runtime/preprocessing.py",
