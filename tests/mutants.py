@@ -10,6 +10,7 @@ and every mutant that survived, which is a missing test or makes no difference. 
 
 import argparse
 import ast
+import contextlib
 import hashlib
 import importlib
 import json
@@ -164,8 +165,9 @@ def run_tests(checkout: Path, area: str, timeout: float, mutated: str = "") -> b
         done, code = os.waitpid(child, os.WNOHANG)
         status = code if done else None
         time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # also servers of processes that tests have left
     if status is None:
-        os.killpg(child, signal.SIGKILL)
         os.waitpid(child, 0)
     for folder in (f"{checkout}.pyc", f"{checkout}.kernels"):
         shutil.rmtree(folder, ignore_errors=True)
