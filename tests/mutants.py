@@ -80,7 +80,8 @@ AREAS = {
     ),
     "resume": Area(
         "mdlstm_tk/training/checkpoint.py mdlstm_tk/training/job.py",
-        "training/test_resume.py training/test_run_files.py training/test_train.py",
+        "training/test_init.py training/test_minutes.py training/test_run_files.py training/test_resume.py "
+        "training/test_train.py",
     ),
 }
 PRELOADED = ("torch", "numba", "onnx", "onnxruntime", "onnxscript", "hypothesis", "pytest")
