@@ -94,7 +94,7 @@ class RowMaximum(nn.Module):
 
 
 class LineRival(LineRecognizer):
-    """`LineRecognizer` with another module in place of its MD-LSTM, and `LAYERS` along columns behind it.
+    """`LineRecognizer` with another module in place of its MD-LSTM, and `LAYERS` along columns after it.
 
     Args:
         channels: C of x.

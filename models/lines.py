@@ -16,7 +16,7 @@ from mdlstm_tk.models.blocks import fill_padding, sizes_in_windows
 from mdlstm_tk.models.heads import end_texts
 from mdlstm_tk.models.hub import HubModel
 
-CONVOLUTIONS = ((24, 2, 0), (48, 2, 0), (64, 2, 1), (96, 1, 1))  # features, stride, residual ones behind
+CONVOLUTIONS = ((24, 2, 0), (48, 2, 0), (64, 2, 1), (96, 1, 1))  # features, stride, residual ones after it
 ROWS = 4  # that a window of the MD-LSTM joins
 MIN_STD = 1e-3  # of the pixels of a line, in units of the input: an empty line stays empty
 

@@ -123,7 +123,7 @@ class Document:
             self._edits.append((element.content, element.content_end, markup))
 
     def insert(self, parent: Element, after: Element | None, markup: str) -> None:
-        """Add an element behind a child, or as the first one, indented like its neighbour."""
+        """Add an element after a child, or as the first one, indented like its neighbour."""
         if after is None and parent.content == parent.end:
             self.set_content(parent, markup)
             return
