@@ -64,13 +64,14 @@ def cpu_times(
     """Measure steps that take turns, after one untimed call of each.
 
     Args:
-        steps: the steps by name; each computes in the thread that calls it.
+        steps: the steps by name.
         seconds: begin rounds until this much time has passed.
         runs: calls of a step in each turn. The first one finds caches and memory as another step left them.
         least: number of rounds even if they take longer.
 
     Returns:
-        (rounds, runs) for each step: the CPU seconds of this thread.
+        (rounds, runs) for each step: the CPU seconds of all threads of this process, as a `Session`
+            has long runs in a thread of its own.
     """
     times: dict[str, list[list[float]]] = {name: [] for name in steps}
     for step in steps.values():
@@ -79,10 +80,10 @@ def cpu_times(
     while time.perf_counter() < end or rounds < least:
         rounds += 1
         for name, step in steps.items():
-            clock = [time.thread_time()]
+            clock = [time.process_time()]
             for _ in range(runs):
                 step()
-                clock.append(time.thread_time())
+                clock.append(time.process_time())
             times[name].append(np.diff(clock).tolist())
     return {name: np.array(rows) for name, rows in times.items()}
 

@@ -45,9 +45,9 @@ else:
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
 x = np.random.default_rng(0).random(tuple(map(int, shape)), np.float32)
-start = time.thread_time()
+start = time.process_time()
 y = session.run(None, {"x": x})[0]
-seconds = time.thread_time() - start
+seconds = time.process_time() - start
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(json.dumps([int(status["VmHWM"].split()[0]) / 1024, seconds]))
 """

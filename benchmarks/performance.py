@@ -1,6 +1,6 @@
 """Write the tables of docs/performance.md, by `mdlstm bench` and scripts of this folder.
 
-    python benchmarks/performance.py               # takes ten minutes on an otherwise idle machine
+    python benchmarks/performance.py               # takes twelve minutes on an otherwise idle machine
     python benchmarks/performance.py --seconds 0.1 # a rough one, to see whether everything runs
 
 The script runs the commands themselves, so that anyone who doubts a figure can run the same command.

@@ -141,14 +141,14 @@ def measure_training(name: str, config: TrainConfig, seconds: float) -> list[str
     with torch_threads(1):
         end = time.perf_counter() + seconds
         for step in count():
-            start = time.thread_time()
+            start = time.process_time()
             batch = task.batch(config.seed, step, config.batch_size)
-            reading = time.thread_time() - start
+            reading = time.process_time() - start
             for way, trainer in trainers.items():
                 with padding_computed() if way == "all" else nullcontext():
-                    start = time.thread_time()
+                    start = time.process_time()
                     trainer.train_step(batch, interrupted=False)
-                    times[way].append(reading + time.thread_time() - start)
+                    times[way].append(reading + time.process_time() - start)
             positions = len(batch.x) * np.prod(batch.x.shape[1:-1])
             shares.append(1.0 if batch.sizes is None else batch.sizes.prod(1).sum() / positions)
             if step == 0:
