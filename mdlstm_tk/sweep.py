@@ -220,7 +220,9 @@ def _differentiable_gradients(
     inputs: SweepInputs, grad: Tensor | None, dfinal: Tensor | None, needs_grad: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """The gradients by plain autograd, so that they can be differentiated once more."""
-    tensors = inputs.tensors
+    # Views, as one input may come from another: x of a second call of a layer comes from the weights, too.
+    # The gradient of the weights here must leave out their way through x, which autograd follows itself.
+    tensors = [None if t is None else t.view_as(t) for t in inputs.tensors]
     dtype = state_dtype(inputs.x)
     converted = [None if t is None else t.to(dtype) for t in tensors]
     pairs = zip(_in_plain_autograd(inputs.with_tensors(converted)), (grad, dfinal), strict=True)

@@ -157,3 +157,16 @@ def test_compiled_once_for_many_sizes() -> None:
         x = torch.randn(shape)
         torch.testing.assert_close(compiled(x), layer(x))
     assert len(graphs) == 1
+
+
+def test_derivatives_of_a_layer_that_runs_twice() -> None:
+    """The input of the second call depends on the weights, too: no way to them may count twice."""
+    results = []
+    for backend in ("auto", "reference"):
+        layer = Case(grid=(2, 3), units=2).layer(backend, torch.float64)
+        y, state = layer(torch.ones(1, 2, 3, 2, dtype=torch.float64), return_state=True)
+        y, parameters = layer(y, initial_state=state), list(layer.parameters())
+        first = torch.autograd.grad(y.square().sum(), parameters, create_graph=True)
+        second = torch.autograd.grad(torch.cat([g.flatten() for g in first]).square().sum(), parameters)
+        results.append([*first, *second])
+    torch.testing.assert_close(*results)
