@@ -127,8 +127,8 @@ class _Checkpointed(torch.autograd.Function):
                 "use layer(x) for second derivatives"
             )
         how, count = ctx.how, len(DIFFERENTIABLE)
-        inputs = ctx.template.with_tensors(ctx.saved_tensors[:count])
-        entering_states = list(ctx.saved_tensors[count:])
+        saved = ctx.saved_tensors  # read once: torch.utils.checkpoint gives each tensor only once
+        inputs, entering_states = ctx.template.with_tensors(saved[:count]), list(saved[count:])
         needs_grad = dict(zip(DIFFERENTIABLE, ctx.needs_input_grad[-count:], strict=True))
         grid, units, dirs = inputs.grid, inputs.units, len(inputs.directions)
         sum_dtype = state_dtype(inputs.x)
