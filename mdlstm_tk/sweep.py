@@ -312,9 +312,10 @@ def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
     others = {"grad": grad, "output": output, "states": states, "gates": gates, "dfinal": dfinal}
     check_devices(inputs, **others)
     shapes = _shapes(inputs, True, recompute)
+    shapes |= {"grad": shapes["output"], "dfinal": shapes["final"]}
     for name, tensor in others.items():
         if tensor is not None:
-            check_tensor(name, tensor, *shapes[{"grad": "output", "dfinal": "final"}.get(name, name)])
+            check_tensor(name, tensor, *shapes[name])
     results = SweepResults(output, None, None if recompute else gates, states)
     # After a failure, kernels may have written what another backend would read.
     run = None if has_failed_late(x.device) else engine(backend, x.device, x.dtype)
