@@ -111,9 +111,13 @@ def _is_captured(x: Tensor) -> bool:
 
 
 def _in_plain_autograd(inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
+    """h and the final states. 16-bit inputs are converted first: torch has no derivative of their products
+    with float32 results, which a GPU computes."""
+    dtype = state_dtype(inputs.x)
+    converted = [None if t is None else t.to(dtype) for t in inputs.tensors]
     with _without_autocast(inputs.x):
-        results = torch_sweep.forward(inputs)
-    return results.output, results.final
+        results = torch_sweep.forward(inputs.with_tensors(converted))
+    return results.output.to(inputs.x.dtype), results.final
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
@@ -223,10 +227,8 @@ def _differentiable_gradients(
     # Views, as one input may come from another: x of a second call of a layer comes from the weights, too.
     # The gradient of the weights here must leave out their way through x, which autograd follows itself.
     tensors = [None if t is None else t.view_as(t) for t in inputs.tensors]
-    dtype = state_dtype(inputs.x)
-    converted = [None if t is None else t.to(dtype) for t in tensors]
-    pairs = zip(_in_plain_autograd(inputs.with_tensors(converted)), (grad, dfinal), strict=True)
-    results = [(result, d.to(dtype)) for result, d in pairs if result is not None and d is not None]
+    pairs = zip(_in_plain_autograd(inputs.with_tensors(tensors)), (grad, dfinal), strict=True)
+    results = [(result, d) for result, d in pairs if result is not None and d is not None]
     leaves = [t for t, needs in zip(tensors, needs_grad, strict=True) if needs and t is not None]
     gradients = iter(
         torch.autograd.grad(

@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from mdlstm_tk import MDLSTM
+from mdlstm_tk.backends.torch import products
 
 
 def per_sample_gradients(layer: MDLSTM, x: Tensor) -> Any:
@@ -170,3 +171,17 @@ def test_derivatives_of_a_layer_that_runs_twice() -> None:
         second = torch.autograd.grad(torch.cat([g.flatten() for g in first]).square().sum(), parameters)
         results.append([*first, *second])
     torch.testing.assert_close(*results)
+
+
+def test_transforms_multiply_no_16_bit_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of their products in float32, as a GPU computes them, torch has no derivative."""
+    dtypes, multiply = set(), products.multiply
+
+    def recorded(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        dtypes.add(a.dtype)
+        return multiply(a, b, out)
+
+    monkeypatch.setattr(products, "multiply", recorded)
+    layer, x = MDLSTM(2, 3, dtype=torch.bfloat16), torch.ones(1, 2, 2, 2, dtype=torch.bfloat16)
+    assert grad(lambda x: layer(x).sum())(x).dtype == torch.bfloat16
+    assert dtypes == {torch.float32}
