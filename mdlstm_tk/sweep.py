@@ -156,7 +156,7 @@ class _Sweep(torch.autograd.Function):
         *tensors, output, gates, states = ctx.saved_tensors
         inputs = ctx.template.with_tensors(tensors)
         needs_grad = ctx.needs_input_grad[3:]
-        if torch.is_grad_enabled() or _is_batched(grad) or _is_batched(dfinal):
+        if torch.is_grad_enabled() or is_batched(grad) or is_batched(dfinal):
             with torch.enable_grad():
                 return None, None, None, *_differentiable_gradients(inputs, grad, dfinal, needs_grad)
         results = SweepResults(output, None, gates, states)
@@ -165,7 +165,7 @@ class _Sweep(torch.autograd.Function):
         return None, None, None, *(gradients.get(name) if needs else None for name, needs in pairs)
 
 
-def _is_batched(grad: Tensor | None) -> bool:
+def is_batched(grad: Tensor | None) -> bool:
     """Tell whether several gradients come together, as `is_grads_batched=True` sends them."""
     functorch = torch._C._functorch
     return grad is not None and (

@@ -166,3 +166,9 @@ def test_inside_a_checkpoint_of_torch() -> None:
         lambda x: tiling.checkpointed(layer, x, 2), x, use_reentrant=False
     )
     torch.testing.assert_close(torch.autograd.grad(y.sum(), x), torch.autograd.grad(layer(x).sum(), x))
+
+
+def test_batched_gradients_are_refused_in_one_line() -> None:
+    layer, x = make_layer((3, 4)), torch.randn(1, 3, 4, 2, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"^tiling\.checkpointed .* batched gradients .* use layer\(x\)"):
+        torch.autograd.functional.jacobian(lambda x: tiling.checkpointed(layer, x, 2), x, vectorize=True)
