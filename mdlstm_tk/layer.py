@@ -217,6 +217,7 @@ class MDLSTM(nn.Module):
         """
         return choose(self.backend, x.device, autocast_dtype(x) or x.dtype)
 
+    @torch.inference_mode(False)  # in which nothing could be differentiated
     def precompile(self, training: bool = True, states: bool = False) -> None:
         """Compile all that calls of the layer need, so that none of them waits, for example while an image
         is built or before processes of distributed training start.

@@ -43,7 +43,7 @@ class BoundaryState:
     h: Faces
     c: Faces
 
-    def __init__(self, h: Faces = None, c: Faces = None, **others: Faces) -> None:
+    def __init__(self, /, h: Faces = None, c: Faces = None, **others: Faces) -> None:
         self.h = h
         self.c = c
         vars(self).update(others)

@@ -111,9 +111,13 @@ def _is_captured(x: Tensor) -> bool:
 
 
 def _in_plain_autograd(inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
+    """h and the final states. 16-bit inputs are converted first: torch has no derivative of their products
+    with float32 results, which a GPU computes."""
+    dtype = state_dtype(inputs.x)
+    converted = [None if t is None else t.to(dtype) for t in inputs.tensors]
     with _without_autocast(inputs.x):
-        results = torch_sweep.forward(inputs)
-    return results.output, results.final
+        results = torch_sweep.forward(inputs.with_tensors(converted))
+    return results.output.to(inputs.x.dtype), results.final
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
@@ -152,7 +156,7 @@ class _Sweep(torch.autograd.Function):
         *tensors, output, gates, states = ctx.saved_tensors
         inputs = ctx.template.with_tensors(tensors)
         needs_grad = ctx.needs_input_grad[3:]
-        if torch.is_grad_enabled() or _is_batched(grad) or _is_batched(dfinal):
+        if torch.is_grad_enabled() or is_batched(grad) or is_batched(dfinal):
             with torch.enable_grad():
                 return None, None, None, *_differentiable_gradients(inputs, grad, dfinal, needs_grad)
         results = SweepResults(output, None, gates, states)
@@ -161,7 +165,7 @@ class _Sweep(torch.autograd.Function):
         return None, None, None, *(gradients.get(name) if needs else None for name, needs in pairs)
 
 
-def _is_batched(grad: Tensor | None) -> bool:
+def is_batched(grad: Tensor | None) -> bool:
     """Tell whether several gradients come together, as `is_grads_batched=True` sends them."""
     functorch = torch._C._functorch
     return grad is not None and (
@@ -220,11 +224,11 @@ def _differentiable_gradients(
     inputs: SweepInputs, grad: Tensor | None, dfinal: Tensor | None, needs_grad: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """The gradients by plain autograd, so that they can be differentiated once more."""
-    tensors = inputs.tensors
-    dtype = state_dtype(inputs.x)
-    converted = [None if t is None else t.to(dtype) for t in tensors]
-    pairs = zip(_in_plain_autograd(inputs.with_tensors(converted)), (grad, dfinal), strict=True)
-    results = [(result, d.to(dtype)) for result, d in pairs if result is not None and d is not None]
+    # Views, as one input may come from another: x of a second call of a layer comes from the weights, too.
+    # The gradient of the weights here must leave out their way through x, which autograd follows itself.
+    tensors = [None if t is None else t.view_as(t) for t in inputs.tensors]
+    pairs = zip(_in_plain_autograd(inputs.with_tensors(tensors)), (grad, dfinal), strict=True)
+    results = [(result, d) for result, d in pairs if result is not None and d is not None]
     leaves = [t for t, needs in zip(tensors, needs_grad, strict=True) if needs and t is not None]
     gradients = iter(
         torch.autograd.grad(
@@ -310,9 +314,10 @@ def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
     others = {"grad": grad, "output": output, "states": states, "gates": gates, "dfinal": dfinal}
     check_devices(inputs, **others)
     shapes = _shapes(inputs, True, recompute)
+    shapes |= {"grad": shapes["output"], "dfinal": shapes["final"]}
     for name, tensor in others.items():
         if tensor is not None:
-            check_tensor(name, tensor, *shapes[{"grad": "output", "dfinal": "final"}.get(name, name)])
+            check_tensor(name, tensor, *shapes[name])
     results = SweepResults(output, None, None if recompute else gates, states)
     # After a failure, kernels may have written what another backend would read.
     run = None if has_failed_late(x.device) else engine(backend, x.device, x.dtype)

@@ -138,8 +138,8 @@ def visiting_order(grid: tuple[int, ...], direction: Direction) -> Indices:
     predecessors and successors of `wavefronts(grid)`, which are visit indices, hold for every direction.
     """
     positions = np.arange(prod(grid), dtype=np.int64).reshape(grid)
-    mirrored = positions[tuple(slice(None, None, sign) for sign in direction)]
-    return mirrored.reshape(-1)[wavefronts(grid).order]
+    from_corner = positions[tuple(slice(None, None, sign) for sign in direction)]
+    return from_corner.reshape(-1)[wavefronts(grid).order]
 
 
 def resolve_directions(directions: int | str | Sequence[Direction], ndim: int) -> list[Direction]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import reduce
 from operator import and_
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -65,6 +66,8 @@ def _as_int64(sizes: Sizes, x: Tensor, has_batch_axis: bool) -> Tensor:
     shape = (x.shape[0], len(grid)) if has_batch_axis else (len(grid),)
     meaning = f"(N, D) = {shape}" if has_batch_axis else f"(D,) = {shape}"
     if not isinstance(sizes, Tensor):
+        if isinstance(sizes, np.ndarray):
+            sizes = sizes.copy()  # torch takes no view with its columns reversed, (W, H) as (H, W)
         try:
             sizes = torch.tensor(sizes, device="cpu")
         except (TypeError, ValueError, RuntimeError):  # a text, lists of different lengths, a huge number

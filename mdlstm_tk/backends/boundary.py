@@ -59,14 +59,16 @@ def valid_lines(grid: Sequence[int], sizes: Tensor) -> Tensor:
 def line_ends(inputs: SweepInputs, leaving: bool) -> Tensor:
     """(N or 1, F, dirs) int64, the flat positions where the states of each line enter, or leave."""
     grid, device = inputs.grid, inputs.x.device
-    sizes = None if inputs.sizes is None else inputs.sizes.to(device)
+    sizes = None if inputs.sizes is None else inputs.sizes.to(device)  # of a captured graph: any numbers
     signs = torch.tensor(inputs.directions, device=device)  # (dirs, D)
     ends = []
     for d, (extent, count) in enumerate(zip(grid, line_counts(grid), strict=True)):
         stride = prod(grid[d + 1 :])
         line = torch.arange(count, device=device)
         near = (line // stride * (extent * stride) + line % stride)[None, :, None]
-        steps = torch.tensor([extent - 1], device=device) if sizes is None else sizes[:, d] - 1
+        steps = torch.tensor([extent - 1], device=device)
+        if sizes is not None:
+            steps = (sizes[:, d] - 1).clamp(0, extent - 1)
         ends.append(torch.where((signs[:, d] > 0) == leaving, near + stride * steps[:, None, None], near))
     return torch.cat(ends, dim=1)
 

@@ -90,7 +90,8 @@ def report_failure(device: torch.device, error: KernelError) -> None:
 
 
 def has_failed_late(device: torch.device) -> bool:
-    """Tell whether forward may have run on a backend that has not been chosen since a failure."""
+    """Tell whether kernels have failed on a device: a forward pass may have run on another backend than the
+    one that is chosen now."""
     return device in _failed_late
 
 

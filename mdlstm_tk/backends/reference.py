@@ -18,7 +18,6 @@ from mdlstm_tk.backends.torch.evaluate import evaluate
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.ir import Kernel, Store
 from mdlstm_tk.cells.step import record_step
-from mdlstm_tk.errors import InputError
 from mdlstm_tk.wavefront import Direction
 
 Position = tuple[int, ...]
@@ -26,8 +25,6 @@ Position = tuple[int, ...]
 
 def forward(inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
     """h (N, *grid, dirs, n), and the final states (N, F, dirs, 1 + S, n) if there are initial ones."""
-    if 0 in inputs.grid:
-        raise InputError(f"a grid needs extents of at least 1, got {inputs.grid}")
     results = [_sweep(inputs, k, direction) for k, direction in enumerate(inputs.directions)]
     h = torch.stack([of_direction for of_direction, _ in results], dim=-2)
     final = torch.stack([of_direction for _, of_direction in results], dim=2)
@@ -56,13 +53,14 @@ def _sweep(inputs: SweepInputs, k: int, direction: Direction) -> tuple[Tensor, T
             a = a + inputs.bias[k]
         previous = []
         for d in range(ndim):
-            before = (*progress[:d], progress[d] - 1, *progress[d + 1 :])
-            predecessor = _position(before, grid, direction)
-            state = states[predecessor] if progress[d] > 0 else zero
-            if faces is not None:
-                line: Any = (slice(None), *face_extents(position, d))
-                outside = ~_is_valid(predecessor, sizes) if progress[d] > 0 else torch.tensor(True)
-                state = torch.where(outside.to(x.device), faces[d][line], state)
+            line: Any = (slice(None), *face_extents(position, d))
+            state = zero if faces is None else faces[d][line]  # as it enters the valid extents
+            if progress[d] > 0:
+                before = (*progress[:d], progress[d] - 1, *progress[d + 1 :])
+                predecessor = _position(before, grid, direction)
+                entering, state = state, states[predecessor]
+                if sizes is not None:
+                    state = torch.where(_is_valid(predecessor, sizes), state, entering)
             if inputs.weight_hh is not None:
                 a = a + state[:, 0] @ inputs.weight_hh[k, d].T
             previous.append(state)
@@ -79,10 +77,8 @@ def _sweep(inputs: SweepInputs, k: int, direction: Direction) -> tuple[Tensor, T
     return grid_states[..., 0, :], _final(grid_states, direction, sizes)
 
 
-def _is_valid(position: Position, sizes: Tensor | None) -> Tensor:
-    """(N, 1, 1), or one for all samples: true if a position lies inside their valid extents."""
-    if sizes is None:
-        return torch.tensor(True)
+def _is_valid(position: Position, sizes: Tensor) -> Tensor:
+    """(N, 1, 1), true for the samples whose valid extents a position lies in."""
     return (torch.tensor(position, device=sizes.device) < sizes).all(dim=1)[:, None, None]
 
 

@@ -81,7 +81,7 @@ def checkpointed(
         InputError: `layer` is no `MDLSTM`, or has hooks, which only `layer(x)` runs; `tile` or
             `detach_every` does not fit; a transform of `torch.func` or forward-mode differentiation is
             active; or as for `layer(x)`.
-        RuntimeError: it is differentiated twice.
+        RuntimeError: it is differentiated twice, or with batched gradients.
     """
     if not isinstance(layer, MDLSTM):
         raise InputError(

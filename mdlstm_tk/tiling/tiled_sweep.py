@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mdlstm_tk.backends.inputs import DIFFERENTIABLE, SweepInputs, boundary_shape, state_dtype
-from mdlstm_tk.sweep import sweep, wants_gradients
+from mdlstm_tk.sweep import is_batched, sweep, wants_gradients
 from mdlstm_tk.tiling.tiles import Front, Tile, cut
 
 
@@ -121,14 +121,14 @@ class _Checkpointed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_batched(dy) or is_batched(dfinal):
             raise RuntimeError(
-                "tiling.checkpointed can be differentiated once, not twice (create_graph=True); "
-                "use layer(x) for second derivatives"
+                "tiling.checkpointed can be differentiated once, not twice (create_graph=True), and not "
+                "with batched gradients (vectorize=True, is_grads_batched=True); use layer(x) there"
             )
         how, count = ctx.how, len(DIFFERENTIABLE)
-        inputs = ctx.template.with_tensors(ctx.saved_tensors[:count])
-        entering_states = list(ctx.saved_tensors[count:])
+        saved = ctx.saved_tensors  # read once: torch.utils.checkpoint gives each tensor only once
+        inputs, entering_states = ctx.template.with_tensors(saved[:count]), list(saved[count:])
         needs_grad = dict(zip(DIFFERENTIABLE, ctx.needs_input_grad[-count:], strict=True))
         grid, units, dirs = inputs.grid, inputs.units, len(inputs.directions)
         sum_dtype = state_dtype(inputs.x)

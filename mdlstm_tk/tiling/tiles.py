@@ -51,8 +51,7 @@ def cut(grid: Sequence[int], extents: Sequence[int], direction: Direction) -> li
     """
     axes = []
     for total, extent, sign in zip(grid, extents, direction, strict=True):
-        # An empty axis has one empty tile, which the sweep refuses.
-        ranges = [slice(start, min(start + extent, total)) for start in range(0, max(total, 1), extent)]
+        ranges = [slice(start, min(start + extent, total)) for start in range(0, total, extent)]
         axes.append(list(enumerate(ranges[::sign])))
     return [
         Tile(tuple(offset for offset, _ in axis), tuple(positions for _, positions in axis))

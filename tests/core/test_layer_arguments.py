@@ -194,3 +194,16 @@ def test_a_layer_without_memory_says_how_to_give_it_some() -> None:
 def test_a_layer_of_an_unsupported_dtype_is_refused() -> None:
     layer = MDLSTM(3, 4).to(torch.complex64)
     refused("dtype must be .*complex64", lambda: layer(X.to(torch.complex64)))
+
+
+def test_sizes_may_be_a_reversed_view() -> None:
+    """Such as the (width, height) of pictures, read as (height, width)."""
+    layer, columns = MDLSTM(3, 4), np.array([extents[::-1] for extents in EXTENTS])
+    assert torch.equal(layer(X, columns[:, ::-1]), layer(X, EXTENTS))
+
+
+def test_the_reference_makes_no_tensor_on_the_default_device() -> None:
+    layer = MDLSTM(3, 4, device="cpu", backend="reference")
+    with torch.device("meta"):
+        y, _ = layer(X, return_state=True)
+    assert y.device == torch.device("cpu")

@@ -256,3 +256,9 @@ def test_compiling_ahead_runs_every_kind_of_sweep(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sweep, "_forward", recorded)
     MDLSTM(1, 1).precompile(states=True)
     assert kinds == {(save, states) for save in (False, True) for states in (False, True)}
+
+
+def test_compiling_ahead_works_in_inference_mode() -> None:
+    layer = MDLSTM(1, 1)
+    with torch.inference_mode():
+        layer.precompile()

@@ -298,3 +298,13 @@ def test_a_taken_or_impossible_name_is_refused(name: Any) -> None:
 def test_a_bad_gate_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=repr(next(iter(bad.values())))):
         Gate(**{"name": "g", **bad})
+
+
+def test_a_state_may_be_called_self() -> None:
+    def equations(gates: Any, states: Any) -> Any:
+        return gates[0], {"self": gates[0] + 0.5 * states["self"][0]}
+
+    register_cell("mine", gates=[Gate("z", "tanh")], states=("self",))(equations)
+    layer, x = MDLSTM(2, 3, cell="mine", backend="torch"), torch.randn(1, 2, 2, 2)
+    _, (state,) = layer(x, return_state=True)
+    layer(x, initial_state=(state,))

@@ -170,3 +170,15 @@ def test_sizes_that_a_captured_graph_gets_are_cut_to_the_grid(backend: str) -> N
     assert torch.equal(output(beyond), output(clipped))
     assert not output(beyond)[0].any() and output(beyond)[1, :, :2].all()
     assert not output(torch.zeros(2, 2, dtype=torch.int64)).any()
+
+
+@pytest.mark.parametrize("backend", ["fused", "torch"])
+def test_final_states_of_sizes_that_a_captured_graph_gets(backend: str) -> None:
+    layer, x = make_layer((3, 4), directions="all"), torch.randn(2, 3, 4, 2, dtype=torch.float64)
+    weights = layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_l0
+    initial, results = torch.randn(2, 7, 4, 2, 5, dtype=torch.float64), []
+    for sizes in (torch.tensor([[9, -3], [99, 2]]), torch.tensor([[3, 0], [3, 2]])):
+        inputs = SweepInputs(x, *weights, None, None, None, initial, sizes, layer._signs, "graves")  # type: ignore[arg-type]
+        results.append(torch.ops.mdlstm.wavefront(*inputs, True, False, backend)[:2])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    assert not results[0][1][0].any() and results[0][1][1].any()

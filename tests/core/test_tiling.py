@@ -158,3 +158,17 @@ def test_a_layer_with_hooks_is_refused() -> None:
     layer.register_forward_hook(lambda *_: None)
     with pytest.raises(InputError, match="hooks"):
         tiling.checkpointed(layer, x, 2)
+
+
+def test_inside_a_checkpoint_of_torch() -> None:
+    layer, x = make_layer((3, 4)), torch.randn(1, 3, 4, 2, dtype=torch.float64).requires_grad_()
+    y = torch.utils.checkpoint.checkpoint(
+        lambda x: tiling.checkpointed(layer, x, 2), x, use_reentrant=False
+    )
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), x), torch.autograd.grad(layer(x).sum(), x))
+
+
+def test_batched_gradients_are_refused_in_one_line() -> None:
+    layer, x = make_layer((3, 4)), torch.randn(1, 3, 4, 2, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"^tiling\.checkpointed .* batched gradients .* use layer\(x\)"):
+        torch.autograd.functional.jacobian(lambda x: tiling.checkpointed(layer, x, 2), x, vectorize=True)

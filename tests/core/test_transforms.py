@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from mdlstm_tk import MDLSTM
+from mdlstm_tk.backends.torch import products
 
 
 def per_sample_gradients(layer: MDLSTM, x: Tensor) -> Any:
@@ -157,3 +158,30 @@ def test_compiled_once_for_many_sizes() -> None:
         x = torch.randn(shape)
         torch.testing.assert_close(compiled(x), layer(x))
     assert len(graphs) == 1
+
+
+def test_derivatives_of_a_layer_that_runs_twice() -> None:
+    """The input of the second call depends on the weights, too: no way to them may count twice."""
+    results = []
+    for backend in ("auto", "reference"):
+        layer = Case(grid=(2, 3), units=2).layer(backend, torch.float64)
+        y, state = layer(torch.ones(1, 2, 3, 2, dtype=torch.float64), return_state=True)
+        y, parameters = layer(y, initial_state=state), list(layer.parameters())
+        first = torch.autograd.grad(y.square().sum(), parameters, create_graph=True)
+        second = torch.autograd.grad(torch.cat([g.flatten() for g in first]).square().sum(), parameters)
+        results.append([*first, *second])
+    torch.testing.assert_close(*results)
+
+
+def test_transforms_multiply_no_16_bit_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of their products in float32, as a GPU computes them, torch has no derivative."""
+    dtypes, multiply = set(), products.multiply
+
+    def recorded(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+        dtypes.add(a.dtype)
+        return multiply(a, b, out)
+
+    monkeypatch.setattr(products, "multiply", recorded)
+    layer, x = MDLSTM(2, 3, dtype=torch.bfloat16), torch.ones(1, 2, 2, 2, dtype=torch.bfloat16)
+    assert grad(lambda x: layer(x).sum())(x).dtype == torch.bfloat16
+    assert dtypes == {torch.float32}

@@ -173,7 +173,8 @@ class _Step:
     def gradients_of_one_successor(
         self, dstates: Sequence[Tensor], zero: Tensor
     ) -> dict[str, Sequence[Tensor]]:
-        """The slots of the gradients from successors, whose sums are `dstates`, and part of `dh`."""
+        """The slots of the gradients from successors, where only their sums are known: that of h is in the
+        slot `dh`, and those of the other states, `dstates`, stand for the first axis."""
         zeros = [zero] * self.ndim
         other_axes = [zero] * (self.states * (self.ndim - 1))
         return {"dh_next": zeros, "dh_read_next": zeros, "dstate_next": [*dstates, *other_axes]}
