@@ -303,14 +303,6 @@ def test_the_best_checkpoint_holds_the_weights_with_the_lowest_score(
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_validations_without_a_number_end_with_the_last_weights_and_a_warning(tmp_path: Path) -> None:
-    config = replace(SMALL, evaluate_every=3)
-    with pytest.warns(UserWarning, match="no validation gave a number"):
-        run = run_in(tmp_path, config, scored(iter([np.nan] * 4)))
-    assert load_checkpoint(run.best).step == 12
-    assert run.read_result()["step"] == 12
-
-
 def stop_at(step: int) -> Callable[[Progress], None]:
     """An `on_step` that fails after a step."""
 
