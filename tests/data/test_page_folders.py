@@ -137,18 +137,9 @@ def test_bad_splits_are_one_line(case: str, tmp_path: Path) -> None:
         read(tmp_path, "transcribe")
 
 
-def test_folders_of_splits_hold_pages_too(tmp_path: Path) -> None:
-    write_pages(tmp_path / "train", 2)
-    write_pages(tmp_path / "val", 1)
-    task = read(tmp_path, "transcribe")
-    assert (task.count("train"), task.count("validation")) == (6, 3)
-
-
 BAD_PAGES = {
     "no image": (lambda p: p.with_suffix(".png").unlink(), r"bad\.xml: has no image; expected bad\.png"),
     "a damaged image": (lambda p: p.with_suffix(".png").write_bytes(b"x"), r"bad\.xml: .*is no image"),
-    "millimetres": (lambda p: p.write_text(alto("", unit="mm10")), r"bad\.xml: gives coordinates in mm10"),
-    "a document type": (lambda p: p.write_text("<!DOCTYPE a><alto/>"), r"bad\.xml: has a document type"),
     "no end": (lambda p: p.write_text(p.read_text()[:-9]), r"bad\.xml: is not well-formed XML"),
     "no place": (
         lambda p: p.write_text(alto('<TextLine ID="l"><String CONTENT="a"/></TextLine>', image="bad.png")),

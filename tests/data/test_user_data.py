@@ -26,9 +26,8 @@ from helpers.user_data import (
 from mdlstm_tk.data import Kind
 from mdlstm_tk.data.folders import find_files
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.report import draw_run, write_report
+from mdlstm_tk.report import draw_run
 from mdlstm_tk.training import (
-    Run,
     TrainConfig,
     build,
     default_config,
@@ -129,7 +128,6 @@ UNREADABLE: dict[str, tuple[str, Callable[[Path], object], str, str]] = {  # pat
     "missing": ("no", lambda p: None, "classify", "no file or folder"),
     "empty folder": ("e", Path.mkdir, "classify", r"subfolder.*\.npz"),
     "no masks": ("c", lambda p: write_classes(p, {"images": 2}), "segment", "masks/ is missing.*images/"),
-    "no targets": ("c", lambda p: write_classes(p, {"images": 2}), "grid", "targets/.*images/"),
     "one class": ("c", lambda p: write_classes(p, {"only": 2}), "classify", "'only'"),
     "mixed splits": (
         "m",
@@ -159,8 +157,6 @@ def test_data_of_another_layout_are_one_line(case: str, tmp_path: Path) -> None:
         ("transcribe", {"crop": "4"}, "resize=..."),
         ("classify", {"size": "9"}, "resize=9"),
         ("classify", {"resize": "9"}, "arrays"),
-        ("classify", {"resize": "9x*"}, r"resize=9x\*.*arrays"),
-        ("classify", {"crop": "2x3x4"}, "crop=2x3x4 has 3 extents"),
     ],
 )
 def test_sizes_that_cannot_be_honoured_are_refused(
@@ -199,23 +195,15 @@ def test_a_network_trains_on_the_data_and_predicts_without_it(kind: str, tmp_pat
         assert prediction.mean().item() == pytest.approx(job.task.spec.target_mean[0], abs=5)
 
 
-def test_the_command_describes_the_data_and_resumes(tmp_path: Path) -> None:
+def test_the_command_describes_the_data(tmp_path: Path) -> None:
     write_classes(tmp_path / "signs", {"a": 9, "b": 9})
     (tmp_path / "signs/a/bad.png").write_text("")
     options = ("--steps", "4", "--hidden", "3", "--batch-size", "4", "--resize", "4x*")
     done = mdlstm("train", "--data", "signs", "--task", "classify", *options, cwd=tmp_path)
     assert done.code == 0, done.err
-    for text in (
-        "a (9), b (9)",
-        "a/bad.png",
-        "resized to 4x6",
-        "GB",
-        "mdlstm export runs/signs-md-4x6 --size 4x6",
-    ):
+    for text in ("a (9), b (9)", "a/bad.png", "resized to 4x6", "GB"):
         assert text in done.err
-    done = mdlstm("train", "--resume", "runs/signs-md-4x6", "--steps", "6", cwd=tmp_path)
-    assert done.code == 0, done.err
-    assert load_checkpoint(tmp_path / "runs/signs-md-4x6/last.safetensors").step == 6
+    assert "mdlstm export runs/signs-md-4x6 --size 4x6" in done.err
 
 
 def write_mixed(path: Path, count: int = 24) -> Path:
@@ -304,27 +292,17 @@ def test_data_are_found_from_another_folder_and_after_a_move(
     assert load_checkpoint(folder / "last.safetensors").config.data == str(tmp_path / "moved/data")
     with pytest.raises(InputError, match=r"not at dat;.*--data"):
         resume_job(folder, {"steps": 6, "data": "dat"})
-    elsewhere = shutil.move(tmp_path / "moved/data", tmp_path / "elsewhere")
+    shutil.move(tmp_path / "moved/data", tmp_path / "elsewhere")
     with pytest.raises(InputError, match="--data"):
         resume_job(folder, {"steps": 6})
-    messages: list[str] = []
-    write_report(Run(folder), on_message=messages.append)
-    assert any("--data" in message and str(tmp_path) in message for message in messages)
-    messages.clear()
-    write_report(Run(folder), on_message=messages.append, data=str(elsewhere))
-    assert not any("--data" in message for message in messages)
     train(resume_job(folder, {"steps": 6, "data": "elsewhere"}))
 
 
 def test_a_run_is_not_continued_on_other_data(tmp_path: Path) -> None:
     run = run_in(tmp_path / "run", quick(write_classes(tmp_path / "ab", {"a": 4, "b": 4}), "classify"))
-    for name, classes, message in (
-        ("abc", "abc", "new classes 'c'$"),
-        ("ac", "ac", "new classes 'c' and no samples of 'b'"),
-    ):
-        other = write_classes(tmp_path / name, dict.fromkeys(classes, 4))
-        with pytest.raises(InputError, match=f"{name} is not what the run was trained on: {message}"):
-            resume_job(run.folder, {"steps": 9, "data": str(other)})
+    other = write_classes(tmp_path / "ac", {"a": 4, "c": 4})
+    with pytest.raises(InputError, match=r"ac is not what .*: new classes 'c' and no samples of 'b'"):
+        resume_job(run.folder, {"steps": 9, "data": str(other)})
     checkpoint = load_checkpoint(run.last)
     with pytest.raises(InputError, match="--data PATH"):
         load_task(checkpoint.config, checkpoint.spec)

@@ -171,9 +171,7 @@ def test_kept_states_of_a_16_bit_network(dtype: torch.dtype) -> None:
 
 def test_drawn_images_have_the_probabilities_of_the_model() -> None:
     net, images, count = network(layers=2), all_images(2, 2), 20_000
-    drawn, again = (
-        net.sample(count, (2, 2), generator=torch.Generator().manual_seed(0)) for _ in range(2)
-    )
+    drawn, again = (net.sample(count, (2, 2), generator=torch.Generator().manual_seed(0)) for _ in range(2))
     assert (drawn == again).all()
     numbers = (drawn.flatten(1) @ torch.tensor([8.0, 4, 2, 1], dtype=torch.float64)).long()
     frequency = torch.bincount(numbers, minlength=16) / count
