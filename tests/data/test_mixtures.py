@@ -22,17 +22,14 @@ def test_a_mixture_is_a_density_that_finds_its_components() -> None:
     component = rng.integers(0, 3, 600)
     flipped = rng.random((600, 4, 4, 1)) < 0.05
     images = np.where(flipped, 1 - prototypes[component], prototypes[component])
-    one, several = (mixtures.Mixture(images[:300], 2, k, seed=0) for k in (1, 6))
     entropy = np.log(3) - 16 * (0.05 * np.log(0.05) + 0.95 * np.log(0.95))
-    assert several.nats(images[300:]).mean() == pytest.approx(entropy, rel=0.1)
-    assert one.nats(images[300:]).mean() > entropy + 2
     splits = {"train": images[:300], "validation": images[300:450], "test": images[450:]}
     task = DatasetTask(
         TaskSpec("prototypes", "density", 1, 1, (4, 4)),
         {split: [(x.astype(np.float32), None) for x in each] for split, each in splits.items()},  # type: ignore[misc]
     )
     errors = mixtures.fit_baselines(task, seed=0, samples=300)
-    assert errors["independent"]["nats"] == pytest.approx(one.nats(images[450:]).mean())
+    assert errors["independent"]["nats"] > entropy + 2
     assert errors["mixture"]["nats"] == pytest.approx(entropy, rel=0.1)
     for levels in (2, 3):
         small = mixtures.Mixture(rng.integers(0, levels, (50, 2, 2, 1)) / (levels - 1), levels, 4, seed=1)

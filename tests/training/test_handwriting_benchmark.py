@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from helpers.checkout import ROOT
 from helpers.pages import draw_page
@@ -57,24 +55,8 @@ def test_rows_are_measured_once(
 def test_pages_are_linked_by_split_and_writer(handwriting: Any, source: Path, tmp_path: Path) -> None:
     files = handwriting.link_pages(source, tmp_path / "all", None)
     assert {split: len(paths) for split, paths in files.items()} == {"train": 2, "test": 1, "valid": 1}
-    splits = json.loads((tmp_path / "all/splits.json").read_text())
-    for split, paths in files.items():
-        assert sorted(paths.values()) == sorted(splits[split])
-        assert all(len(read_page(path).lines) == 4 for path in paths)
+    assert all(len(read_page(path).lines) == 4 for paths in files.values() for path in paths)
     (source / "splits.json").write_text('{"train": ["a", "b"], "valid": ["c"], "test": ["d"]}')
     few = handwriting.link_pages(source, tmp_path / "few", 3)
     assert len(few["train"]) == 1  # three of its four lines have a text
     assert set(few["test"].values()) == {"d"}
-
-
-def test_boxes_are_cut_without_outline_and_baseline(handwriting: Any, source: Path) -> None:
-    line = read_page(source / "x/a-0.xml").lines[0]
-    pixels = np.arange(60000).reshape(200, 300)
-    left, top, right, bottom = line.box
-    assert (handwriting.cut_box(pixels, line) == pixels[top:bottom, left:right]).all()
-
-
-def test_checkpoints_of_kraken_are_sorted_by_accuracy(handwriting: Any) -> None:
-    accuracy = import_module("kraken_rival").accuracy
-    names = ("checkpoint_abort.ckpt", "checkpoint_00-0.1090.ckpt", "checkpoint_09-0.8123.ckpt")
-    assert [accuracy(Path(name)) for name in names] == [-1, 0.109, 0.8123]
