@@ -97,14 +97,6 @@ def test_images_are_resized_with_their_masks_and_targets(
         np.testing.assert_allclose(x, 2 * y, atol=1e-6)
 
 
-def test_an_image_that_would_be_resized_to_too_many_pixels_is_named_and_skipped(tmp_path: Path) -> None:
-    write_classes(tmp_path, {"a": 3, "b": 3})
-    write_image(tmp_path / "a/strip.png", np.zeros((1, 100_000)))
-    task = read(tmp_path, "classify", resize=(64, None))  # 64 rows, 6,400,000 columns: 1.6 GB
-    (reason,) = task.skipped
-    assert reason.startswith("a/strip.png: an image of 1x100000 pixels would be resized")
-
-
 def test_targets_may_be_images(tmp_path: Path) -> None:
     task = read(write_targets(tmp_path), "grid", validation=0.0)
     assert (task.spec.outputs, task.spec.classes, task.spec.preprocessing) == (1, (), Preprocessing(1))
