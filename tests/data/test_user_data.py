@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -185,6 +186,9 @@ def test_a_network_trains_on_the_data_and_predicts_without_it(kind: str, tmp_pat
     draw_run(job.run, job.task)
     assert job.run.prediction.exists()
     assert all(np.isfinite(value) for value in errors.values())
+    worker_task = pickle.loads(pickle.dumps(job.task))
+    ours, theirs = (task.batch(0, 0, 4) for task in (job.task, worker_task))
+    assert np.array_equal(ours.x, theirs.x) and np.array_equal(ours.y, theirs.y)
     path.rename(tmp_path / "moved-away")
     checkpoint = load_checkpoint(job.run.best)
     assert checkpoint.spec == job.task.spec
