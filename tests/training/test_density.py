@@ -107,33 +107,17 @@ def test_with_sizes_the_probabilities_of_the_valid_part_sum_to_1(kind: str, size
     assert abs(log_p.exp().sum().item() - 1) < 1e-9
 
 
-@each_network
-@pytest.mark.parametrize("size", [SIZE, (5, 3)])
-def test_the_gradient_with_respect_to_what_comes_later_is_exactly_zero(
-    kind: str, size: tuple[int, int]
-) -> None:
-    net, (height, width) = two_layers(kind), size
-    x = torch.rand(1, *size, 1, dtype=torch.float64, requires_grad=True)
-    depends = torch.zeros(height * width, height * width, dtype=torch.bool)  # of each logit on each value
-    for index, logit in enumerate(net.logits(x)[..., 1].flatten()):
-        (gradient,) = torch.autograd.grad(logit, x, retain_graph=True)
-        depends[index] = gradient.flatten() != 0
-    assert not depends.triu().any()
-    for row, column in np.ndindex(size):
-        before = depends[row * width + column].reshape(size)
-        assert before[row, :column][-2:].all()  # to the left
-        assert not row or before[row - 1, max(column - 1, 0) : column + 2].all()  # above
-        if kind == "snake" or kind.startswith("pixel"):
-            assert before.flatten()[: row * width + column].all()
-    drawn = net.sample(2, size)
-    assert drawn.shape == (2, *size, 1)
-    assert set(drawn.unique().tolist()) <= {0.0, 1.0}
+each_option = pytest.mark.parametrize(
+    "options", [{}, {"layers": 3}, {"cell": "leaky", "layer_norm": True, "layers": 2}]
+)
 
 
-@pytest.mark.parametrize("layers", [1, 3])
+@each_option
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_value_depends_on_all_values_before_it_and_on_no_other(layers: int, channels: int) -> None:
-    net = network(channels, 2, layers=layers)
+def test_a_value_depends_on_all_values_before_it_and_on_no_other(
+    options: dict[str, object], channels: int
+) -> None:
+    net = network(channels, 2, **options)
     x = torch.rand(1, *SIZE, channels, dtype=torch.float64, requires_grad=True)
     logits = net.logits(x).flatten(0, -2)  # (H·W·C, K)
     for index, row in enumerate(logits):
@@ -143,7 +127,7 @@ def test_a_value_depends_on_all_values_before_it_and_on_no_other(layers: int, ch
         assert not dependence[index:].any()
 
 
-@pytest.mark.parametrize("options", [{}, {"layers": 3}, {"cell": "leaky", "layer_norm": True, "layers": 2}])
+@each_option
 @pytest.mark.parametrize("size", [SIZE, (1, 4), (4, 1)])
 def test_kept_states_give_the_same_features_as_the_whole_grid(
     options: dict[str, object], size: tuple[int, int]

@@ -31,14 +31,9 @@ with open("runs.txt", "a") as file:
 
 
 @register("mine")
-class Mine(torch.nn.Module):
-    def __init__(self, channels, outputs, *, hidden=4, cell="graves"):
-        super().__init__()
-        self.body = MDLSTM(channels, hidden, cell=cell)
-        self.head = torch.nn.Linear(hidden, outputs)
-
-    def forward(self, x):
-        return self.head(self.body(x)).sigmoid()
+def mine(channels, outputs, *, hidden=4, cell="graves"):
+    body, head = MDLSTM(channels, hidden, cell=cell), torch.nn.Linear(hidden, outputs)
+    return torch.nn.Sequential(body, head, torch.nn.Sigmoid())
 
 
 @register_task("small-diagonal", kind="grid", defaults={"size": "5", "lr": 0.125})

@@ -336,16 +336,11 @@ def test_a_failure_right_after_the_best_validation_keeps_its_weights(tmp_path: P
 @pytest.mark.usefixtures("fresh_registries")
 def test_layers_may_share_a_weight(tmp_path: Path) -> None:
     @register("shared")
-    class Shared(torch.nn.Module):
-        def __init__(self, channels: int, outputs: int, *, hidden: int) -> None:
-            super().__init__()
-            self.first = torch.nn.Linear(channels, outputs)
-            self.second = self.first
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.second(self.first(x).tanh())  # type: ignore[no-any-return]
+    def shared(channels: int, outputs: int, *, hidden: int) -> torch.nn.Module:
+        linear = torch.nn.Linear(channels, outputs)
+        return torch.nn.Sequential(linear, torch.nn.Tanh(), linear)
 
     run = run_in(tmp_path, replace(SMALL, model="shared", layers=1, steps=2))
-    network = load_checkpoint(run.last).network()
-    assert network.first is network.second
-    assert torch.equal(last_tensors(run)["model.first.weight"], last_tensors(run)["model.second.weight"])
+    network, tensors = load_checkpoint(run.last).network(), last_tensors(run)
+    assert network[0] is network[2]
+    assert torch.equal(tensors["model.0.weight"], tensors["model.2.weight"])
