@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mdlstm_tk.training import Run, TrainConfig, load_checkpoint, new_job, resume_job, train
+from mdlstm_tk.training import Run, TrainConfig, default_config, load_checkpoint, new_job, resume_job, train
 
 SMALL = TrainConfig(size="5x6", steps=12, batch_size=4, hidden=4, layers=2)
 
@@ -26,6 +26,14 @@ DIGITS = TrainConfig(
     validation=0.2,
     evaluate_every=3,
 )
+
+
+QUICK = {"steps": 6, "hidden": 3, "batch_size": 4, "evaluate_every": 3, "validation": 0.25}
+
+
+def quick(data: Path, kind: str, **settings: Any) -> TrainConfig:
+    """The configuration of a few steps on the user's data."""
+    return default_config(kind, str(data)).updated({**QUICK, **settings}, "test")
 
 
 def run_in(folder: Path, config: TrainConfig, task: Any = None, **options: Any) -> Run:

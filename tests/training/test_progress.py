@@ -10,13 +10,7 @@ import pytest
 
 from mdlstm_tk.training import Progress, RecentMetrics
 from mdlstm_tk.training import progress as progress_module
-from mdlstm_tk.training.progress import (
-    WINDOW,
-    StepTimer,
-    TrainingTimes,
-    describe_times,
-    running_mean,
-)
+from mdlstm_tk.training.progress import WINDOW, StepTimer, TrainingTimes, describe_times, running_mean
 
 
 def test_running_mean() -> None:

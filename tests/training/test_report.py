@@ -19,7 +19,7 @@ import pytest
 import torch
 from helpers.browser import opened
 from helpers.command import mdlstm
-from helpers.training import run_in
+from helpers.training import quick, run_in
 from PIL import Image
 from playwright.sync_api import Browser
 from rapidfuzz.distance import Levenshtein
@@ -31,16 +31,7 @@ from mdlstm_tk.report import render_report, write_report
 from mdlstm_tk.report.exports import measure_exports
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.postprocessing import transcripts
-from mdlstm_tk.training import (
-    Run,
-    TrainConfig,
-    default_config,
-    load_checkpoint,
-    make_task,
-    new_job,
-    register_task,
-    train,
-)
+from mdlstm_tk.training import Run, TrainConfig, load_checkpoint, make_task, register_task
 from mdlstm_tk.training.progress import TrainingTimes
 
 SCRIPT = "<script>document.title='taken over'</script>"
@@ -115,11 +106,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def make(kind: str) -> Run:
         folder = tmp_path_factory.mktemp(kind)
         np.savez(folder / "data.npz", **samples(kind, np.random.default_rng(0)))
-        tiny = {"model": "md", "steps": 6, "hidden": 4, "batch_size": 8, "evaluate_every": 3}
-        tiny |= {"warmup": 0, "augment": 0.0, "validation": 0.7}
-        config = default_config(kind, str(folder / "data.npz")).updated(tiny, "here")
-        train(new_job(config, folder / "run"))
-        run = Run(folder / "run")
+        settings = {"model": "md", "batch_size": 8, "warmup": 0, "augment": 0.0, "validation": 0.7}
+        config = quick(folder / "data.npz", kind, **settings)
+        run = run_in(folder / "run", config)
         run.write_times(TrainingTimes(steps=20, training=83.4))
         write_report(run, data=config.data)
         return run

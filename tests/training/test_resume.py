@@ -16,20 +16,11 @@ import pytest
 import torch
 from helpers.command import mdlstm
 from helpers.forks import kill_at, processes
-from helpers.training import DIGITS, SMALL, last_tensors, resume, run_in
+from helpers.training import DIGITS, SMALL, last_tensors, quick, resume, run_in
 from helpers.user_data import write_classes, write_image
 
 from mdlstm_tk.cli import main
-from mdlstm_tk.training import (
-    Progress,
-    Run,
-    TrainConfig,
-    default_config,
-    load_checkpoint,
-    new_job,
-    resume_job,
-    train,
-)
+from mdlstm_tk.training import Progress, Run, TrainConfig, load_checkpoint, resume_job, train
 
 needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
 
@@ -108,7 +99,7 @@ def test_a_run_that_is_killed_repeatedly_equals_an_uninterrupted_one(tmp_path: P
 
 
 def start_or_resume(folder: Path, config: TrainConfig | None) -> None:
-    train(resume_job(folder) if config is None else new_job(config, folder, True))
+    resume(Run(folder)) if config is None else run_in(folder, config)
 
 
 def size_of(path: Path) -> int:
@@ -199,8 +190,7 @@ def test_a_second_process_is_refused_while_the_first_trains(tmp_path: Path) -> N
 
 def test_changed_data_keep_the_first_split_and_new_samples_are_trained_on(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "signs", {"stop": 12, "yield": 12})
-    quick = {"steps": 2, "hidden": 3, "batch_size": 4, "augment": 0, "warmup": 0, "validation": 0.25}
-    run = run_in(tmp_path / "run", default_config("classify", str(data)).updated(quick, "test"))
+    run = run_in(tmp_path / "run", quick(data, "classify", steps=2))
     before = run.read_samples()
     unchanged = resume_job(run.folder, {"steps": 3})
     assert before == {split: list(names) for split, names in unchanged.task.names.items()}
