@@ -204,9 +204,7 @@ def write_mixed(path: Path, count: int = 24) -> Path:
 @pytest.mark.parametrize(
     "settings", [{}, {"crop": "5x6"}, {"cache": 0, "workers": 2}, {"resize": "4x*"}], ids=str
 )
-def test_training_on_mixed_sizes_resumes_to_the_same_bytes(
-    settings: dict[str, object], tmp_path: Path
-) -> None:
+def test_training_on_mixed_sizes_resumes_exactly(settings: dict[str, object], tmp_path: Path) -> None:
     config = quick(write_mixed(tmp_path / "data"), "classify", augment=1.0, **settings)
     whole = run_in(tmp_path / "whole", config)
     parts = resume(run_in(tmp_path / "parts", replace(config, steps=3)), steps=config.steps)

@@ -40,9 +40,7 @@ def total_probability(net: DensityNet, images: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("channels", "outputs"), [(1, 3), (3, 1), (2, 3), (3, 2)])
-def test_the_probabilities_of_all_images_with_channels_and_levels_sum_to_1(
-    channels: int, outputs: int
-) -> None:
+def test_the_probabilities_of_images_with_channels_and_levels_sum_to_1(channels: int, outputs: int) -> None:
     images = all_images(1, 2, max(outputs, 2), channels)
     assert abs(total_probability(network(channels, outputs, layers=2), images) - 1) < 1e-9
 
@@ -114,9 +112,7 @@ each_option = pytest.mark.parametrize(
 
 @each_option
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_value_depends_on_all_values_before_it_and_on_no_other(
-    options: dict[str, object], channels: int
-) -> None:
+def test_a_value_depends_on_all_values_before_it_alone(options: dict[str, object], channels: int) -> None:
     net = network(channels, 2, **options)
     x = torch.rand(1, *SIZE, channels, dtype=torch.float64, requires_grad=True)
     logits = net.logits(x).flatten(0, -2)  # (H·W·C, K)

@@ -48,9 +48,7 @@ def whole_digits(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.parametrize("stop", [1, 7, 11])
-def test_a_run_that_is_trained_on_equals_an_uninterrupted_one(
-    tmp_path: Path, whole: Run, stop: int
-) -> None:
+def test_a_run_that_goes_on_equals_an_uninterrupted_one(tmp_path: Path, whole: Run, stop: int) -> None:
     run = resume(run_in(tmp_path / "parts", replace(SMALL, steps=stop)), steps=12)
     records, expected_records = (
         [{**record, "validation": None} for record in each.read_metrics()] for each in (run, whole)

@@ -131,9 +131,7 @@ def test_numbers_that_draw_no_image_are_refused(density_run: Run, arguments: dic
         sample_run(density_run, **arguments)
 
 
-def test_infer_prints_nats_and_bits_for_each_file(
-    density_run: Run, density_model: Path, tmp_path: Path
-) -> None:
+def test_infer_prints_nats_and_bits(density_run: Run, density_model: Path, tmp_path: Path) -> None:
     images = sample_run(density_run, 2, (5, 7))
     for name, image in zip(("a", "b"), images, strict=True):
         np.save(tmp_path / f"{name}.npy", image[..., 0])
