@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mdlstm_tk.training import Run, TrainConfig, default_config, load_checkpoint, new_job, resume_job, train
+from mdlstm_tk.training.progress import Progress
 
 SMALL = TrainConfig(size="5x6", steps=12, batch_size=4, hidden=4, layers=2)
 
@@ -46,6 +48,16 @@ def resume(run: Run, **changes: Any) -> Run:
     """Go on with a run, with changed settings."""
     train(resume_job(run.folder, changes))
     return run
+
+
+def fail_at(step: int) -> Callable[[Progress], None]:
+    """An `on_step` that raises KeyboardInterrupt after a step."""
+
+    def fail(progress: Progress) -> None:
+        if progress.step == step:
+            raise KeyboardInterrupt
+
+    return fail
 
 
 def last_tensors(run: Run) -> dict[str, torch.Tensor]:

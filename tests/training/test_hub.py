@@ -66,7 +66,6 @@ def test_every_network_comes_back_equal(kind: str, name: str, tmp_path: Path) ->
         {"directions": [(1, -1), (-1, 1)], "windows": [(2, 2)]},
         {"cell": "hub-cell", "layer_norm": np.bool_(True)},
         {"device": torch.device("cpu"), "dtype": torch.float64},
-        {"device": "cpu", "dtype": None},
     ],
     ids=str,
 )

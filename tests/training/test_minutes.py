@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.training import SMALL, resume, run_in
+from helpers.training import SMALL, fail_at, resume, run_in
 
 from mdlstm_tk import InputError
 from mdlstm_tk.training import Run, load_checkpoint, loop, resume_job
@@ -45,12 +45,8 @@ def test_training_ends_and_the_rate_falls_to_zero_when_the_time_is_over(tmp_path
 
 
 def test_a_resumed_run_has_the_time_that_was_left(tmp_path: Path) -> None:
-    def interrupt(progress: object) -> None:
-        if getattr(progress, "step", 0) == 12:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run_in(tmp_path / "run", TIMED, on_step=interrupt)
+        run_in(tmp_path / "run", TIMED, on_step=fail_at(12))
     run = Run(tmp_path / "run")
     assert load_checkpoint(run.last).seconds == 12 * SECONDS
     assert len(rates(resume(run))) == 30 / SECONDS

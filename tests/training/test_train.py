@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.training import DIGITS, SMALL, last_tensors, run_in
+from helpers.training import DIGITS, SMALL, fail_at, last_tensors, run_in
 
 from mdlstm_tk.data import KINDS, Batch, DiagonalTask, Task, TaskSpec
 from mdlstm_tk.data.metrics import METRICS
@@ -21,7 +21,6 @@ from mdlstm_tk.errors import InputError, MDLSTMError, MissingExtraError
 from mdlstm_tk.models import register
 from mdlstm_tk.report import draw_run
 from mdlstm_tk.training import (
-    Progress,
     Run,
     TrainConfig,
     build,
@@ -303,22 +302,12 @@ def test_the_best_checkpoint_holds_the_weights_with_the_lowest_score(
         assert torch.equal(tensor, expected[name]), name
 
 
-def stop_at(step: int) -> Callable[[Progress], None]:
-    """An `on_step` that fails after a step."""
-
-    def fail(progress: Progress) -> None:
-        if progress.step == step:
-            raise KeyboardInterrupt
-
-    return fail
-
-
 def test_weights_before_the_first_score_are_the_best_only_until_the_run_goes_on(tmp_path: Path) -> None:
     run, config = Run(tmp_path / "run"), replace(SMALL, evaluate_every=3)
     with pytest.raises(KeyboardInterrupt):
-        run_in(run.folder, config, on_step=stop_at(1))
+        run_in(run.folder, config, on_step=fail_at(1))
     with pytest.raises(KeyboardInterrupt):
-        train(resume_job(run.folder), stop_at(2))
+        train(resume_job(run.folder), fail_at(2))
     assert load_checkpoint(run.best).step == 2
     with pytest.warns(UserWarning, match="no validation gave a number"):
         train(resume_job(run.folder, task=scored(iter([np.nan] * 4))))
@@ -328,7 +317,7 @@ def test_weights_before_the_first_score_are_the_best_only_until_the_run_goes_on(
 def test_a_failure_right_after_the_best_validation_keeps_its_weights(tmp_path: Path) -> None:
     config = replace(SMALL, evaluate_every=3)
     with pytest.raises(KeyboardInterrupt):
-        run_in(tmp_path, config, scored(iter([2.0, 1.0])), on_step=stop_at(6))
+        run_in(tmp_path, config, scored(iter([2.0, 1.0])), on_step=fail_at(6))
     run = Run(tmp_path)
     assert load_checkpoint(run.last).best_step == load_checkpoint(run.best).step == 6
 
