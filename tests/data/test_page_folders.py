@@ -118,22 +118,14 @@ def test_files_that_splits_json_does_not_name_are_left_out(tmp_path: Path) -> No
         read(tmp_path, "transcribe")
 
 
-BAD_SPLITS = {
-    "no JSON": ("{", "is not {"),
-    "a list": ("[]", "is not {"),
-    "another name": ('{"dev": []}', "is not {"),
-    "numbers": ('{"train": [1]}', "is not {"),
-    "texts for lists": ('{"train": "p", "valid": "q"}', "is not {"),
-    "two splits": ('{"train": ["a"], "test": ["a"]}', "has 'a' in two splits"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_SPLITS)
-def test_bad_splits_are_one_line(case: str, tmp_path: Path) -> None:
-    text, message = BAD_SPLITS[case]
+@pytest.mark.parametrize("text", ["{", "[]", '{"dev": []}', '{"train": [1]}', '{"train": "p"}'])
+def test_bad_splits_are_one_line(text: str, tmp_path: Path) -> None:
     write_pages(tmp_path, 2)
     (tmp_path / "splits.json").write_text(text)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=r"splits\.json is not {"):
+        read(tmp_path, "transcribe")
+    (tmp_path / "splits.json").write_text('{"train": ["a"], "test": ["a"]}')
+    with pytest.raises(InputError, match="has 'a' in two splits"):
         read(tmp_path, "transcribe")
 
 
