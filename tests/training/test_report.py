@@ -46,6 +46,7 @@ class Page(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__()
         self.builder = TreeBuilder()
+        self.handle_endtag, self.handle_data = self.builder.end, self.builder.data
         self.feed(html)
         self.root = self.builder.close()
 
@@ -53,12 +54,6 @@ class Page(HTMLParser):
         self.builder.start(tag, {name: value or "" for name, value in attrs})
         if tag in self.VOID:
             self.builder.end(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        self.builder.end(tag)
-
-    def handle_data(self, data: str) -> None:
-        self.builder.data(data)
 
     def find(self, path: str) -> list[Element]:
         return self.root.findall(f".//{path}")
