@@ -289,21 +289,19 @@ def test_a_run_is_not_continued_on_other_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["grid", "classify", "segment"])
 def test_volumes_train_from_the_command_line(kind: str, tmp_path: Path) -> None:
     x = RNG.random((12, 4, 5, 6)).astype(np.float32)
-    y = {"grid": np.roll(x, 1, axis=1), "classify": np.arange(12) % 2, "segment": (x > 0.5).astype(int)}[
-        kind
-    ]
-    np.savez(tmp_path / "volumes.npz", x=x[..., None], y=y)
-    options = ("--steps", "2", "--hidden", "3", "--batch-size", "4", "-o", "run")
-    done = mdlstm("train", "--data", "volumes.npz", "--task", kind, *options, cwd=tmp_path)
-    assert done.code == 0, done.err
-    assert (tmp_path / "run/prediction.png").exists() and "--size 4x5x6" in done.err
-    done = mdlstm("report", "run", "--data", "volumes.npz", cwd=tmp_path)
-    assert done.code == 0, done.err
-    assert "slice in the middle" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
-    done = mdlstm("export", "run", "--size", "4x5x6", cwd=tmp_path)
-    assert done.code == 0, done.err
+    y = {"grid": np.roll(x, 1, axis=1), "classify": np.arange(12) % 2, "segment": (x > 0.5).astype(int)}
+    np.savez(tmp_path / "volumes.npz", x=x[..., None], y=y[kind])
     np.save(tmp_path / "one.npy", x[0])
-    done = mdlstm("infer", "one.npy", "-m", "run/model-4x5x6.onnx", "-o", "y.npy", cwd=tmp_path)
-    assert done.code == 0, done.err
+    options = ("--steps", "2", "--hidden", "3", "--batch-size", "4", "-o", "run")
+    for arguments in (
+        ("train", "--data", "volumes.npz", "--task", kind, *options),
+        ("report", "run", "--data", "volumes.npz"),
+        ("export", "run", "--size", "4x5x6"),
+        ("infer", "one.npy", "-m", "run/model-4x5x6.onnx", "-o", "y.npy"),
+    ):
+        done = mdlstm(*arguments, cwd=tmp_path)
+        assert done.code == 0, done.err
+    assert (tmp_path / "run/prediction.png").exists() and (tmp_path / "y.npy").exists()
+    assert "slice in the middle" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
     refused = mdlstm("train", "--data", "volumes.npz", "--task", kind, "--model", "snake", cwd=tmp_path)
     assert refused.code == 2 and "'snake' is for" in refused.err
