@@ -11,15 +11,13 @@ import numpy as np
 import pytest
 import torch
 from helpers.command import mdlstm
-from helpers.training import run_in
 from PIL import Image
 
-from mdlstm_tk.data import DatasetTask, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import render_report
 from mdlstm_tk.report.contact_sheet import contact_sheet, draw_samples, write_samples
 from mdlstm_tk.runtime.samples import read_given, uniform_numbers
-from mdlstm_tk.training import Run, TrainConfig, load_checkpoint, make_task, sample_run
+from mdlstm_tk.training import Run, load_checkpoint, make_task, sample_run
 
 
 def test_the_result_of_a_run_is_in_nats_and_in_bits_for_each_value(density_run: Run) -> None:
@@ -114,13 +112,9 @@ def test_a_picture_shows_all_images_and_an_animation_shows_the_order(tmp_path: P
     assert drawn[1][1]
 
 
-def test_a_run_of_another_kind_does_not_draw(tmp_path: Path) -> None:
-    spec = TaskSpec("volumes", "grid", 1, 1, (3, 4, 4))
-    x = np.zeros((4, 3, 4, 4, 1), np.float32)
-    task = DatasetTask(spec, {"train": list(zip(x, x, strict=True))})
-    run_in(tmp_path / "run", TrainConfig(steps=1, hidden=2, batch_size=2), task)
-    with pytest.raises(InputError, match="run is of kind grid; only runs of kind density draw images"):
-        draw_samples(tmp_path / "images.png", tmp_path / "run")
+def test_a_run_of_another_kind_does_not_draw(trained: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is of kind grid; only runs of kind density draw images"):
+        draw_samples(tmp_path / "images.png", trained.folder)
     with pytest.raises(InputError, match=r"'\.jpg'"):
         draw_samples(tmp_path / "images.jpg")
 
