@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,23 +15,13 @@ import pytest
 import torch
 from helpers.command import mdlstm
 from helpers.forks import kill_at, processes
-from helpers.training import DIGITS, SMALL, last_tensors, quick, resume, run_in
+from helpers.training import DIGITS, SMALL, fail_at, last_tensors, quick, resume, run_in
 from helpers.user_data import write_classes, write_image
 
 from mdlstm_tk.cli import main
 from mdlstm_tk.training import Progress, Run, TrainConfig, load_checkpoint, resume_job, train
 
 needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
-
-
-def stop_after(step: int, number: int) -> Callable[[Progress], None]:
-    """An `on_step` that sends this process a signal after a step."""
-
-    def interrupt(progress: Progress) -> None:
-        if progress.step == step:
-            os.kill(os.getpid(), number)
-
-    return interrupt
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +53,13 @@ def test_a_run_that_goes_on_equals_an_uninterrupted_one(tmp_path: Path, whole: R
 def test_an_interrupt_takes_effect_after_the_step_and_the_run_resumes_exactly(
     tmp_path: Path, whole_digits: Run, stop: int, number: int
 ) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.step == stop:
+            os.kill(os.getpid(), number)
+
     run = Run(tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
-        run_in(run.folder, DIGITS, on_step=stop_after(stop, number))
+        run_in(run.folder, DIGITS, on_step=interrupt)
     assert load_checkpoint(run.last).step == stop
     assert [record["step"] for record in run.read_metrics()] == list(range(1, stop + 1))
     resume(run)
@@ -162,7 +155,7 @@ def test_times_are_summed_over_interruptions(tmp_path: Path) -> None:
 def test_a_new_run_in_a_used_folder_keeps_nothing_of_the_old_one(tmp_path: Path) -> None:
     run = run_in(tmp_path, SMALL)
     with pytest.raises(KeyboardInterrupt):
-        run_in(tmp_path, replace(SMALL, hidden=3), on_step=stop_after(1, signal.SIGINT))
+        run_in(tmp_path, replace(SMALL, hidden=3), on_step=fail_at(1))
     assert load_checkpoint(run.best).config.hidden == 3
     assert run.read_times().steps == 1
     assert not run.result.exists()
@@ -183,7 +176,7 @@ def test_a_second_process_is_refused_while_the_first_trains(tmp_path: Path) -> N
     assert refused.err.splitlines()[-1].startswith("error: another process trains into")
     job = resume_job(run.folder, {"workers": 0})
     with pytest.raises(KeyboardInterrupt):
-        train(job, stop_after(job.steps_done + 1, signal.SIGINT))
+        train(job, fail_at(job.steps_done + 1))
 
 
 def test_changed_data_keep_the_first_split_and_new_samples_are_trained_on(tmp_path: Path) -> None:
