@@ -95,11 +95,7 @@ REFUSED = {  # arrays in place of those of `write_arrays`, kind, message
     "a text for ndim": ({"ndim": "3"}, "grid", "ndim is 3, expected the number of grid axes"),
     "wrong sizes": ({"sizes": [[5, 6]]}, "grid", r"sizes is int64 \(1, 2\), expected integers \(10, 2\)"),
     "one mask value": ({"y": np.ones((10, 5, 6), int)}, "segment", "value 1"),
-    "volumes of texts": (
-        {"x": np.ones((10, 2, 3, 4, 1)), "y": np.array(["a"] * 10)},
-        "transcribe",
-        "needs two",
-    ),
+    "volumes of texts": ({"x": np.ones((10, 2, 3, 4, 1))}, "transcribe", "needs two"),
     "nothing usable": ({"x": np.full((10, 2, 2), np.nan), "y": np.arange(10)}, "classify", "sample 0.*NaN"),
 }
 
