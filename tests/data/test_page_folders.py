@@ -118,50 +118,40 @@ def test_files_that_splits_json_does_not_name_are_left_out(tmp_path: Path) -> No
         read(tmp_path, "transcribe")
 
 
-BAD_SPLITS = {
-    "no JSON": ("{", "is not {"),
-    "a list": ("[]", "is not {"),
-    "another name": ('{"dev": []}', "is not {"),
-    "numbers": ('{"train": [1]}', "is not {"),
-    "texts for lists": ('{"train": "p", "valid": "q"}', "is not {"),
-    "two splits": ('{"train": ["a"], "test": ["a"]}', "has 'a' in two splits"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_SPLITS)
-def test_bad_splits_are_one_line(case: str, tmp_path: Path) -> None:
-    text, message = BAD_SPLITS[case]
+@pytest.mark.parametrize("text", ["{", "[]", '{"dev": []}', '{"train": [1]}', '{"train": "p"}'])
+def test_bad_splits_are_one_line(text: str, tmp_path: Path) -> None:
     write_pages(tmp_path, 2)
     (tmp_path / "splits.json").write_text(text)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=r"splits\.json is not {"):
+        read(tmp_path, "transcribe")
+    (tmp_path / "splits.json").write_text('{"train": ["a"], "test": ["a"]}')
+    with pytest.raises(InputError, match="has 'a' in two splits"):
         read(tmp_path, "transcribe")
 
 
-def test_folders_of_splits_hold_pages_too(tmp_path: Path) -> None:
-    write_pages(tmp_path / "train", 2)
-    write_pages(tmp_path / "val", 1)
-    task = read(tmp_path, "transcribe")
-    assert (task.count("train"), task.count("validation")) == (6, 3)
+def write_transcript(folder: Path, text: bytes, name: str = "bad") -> None:
+    write_image(folder / "bad.png", RNG.integers(0, 255, (8, 30)))
+    (folder / f"{name}.gt.txt").write_bytes(text)
 
 
-BAD_PAGES = {
-    "no image": (lambda p: p.with_suffix(".png").unlink(), r"bad\.xml: has no image; expected bad\.png"),
-    "a damaged image": (lambda p: p.with_suffix(".png").write_bytes(b"x"), r"bad\.xml: .*is no image"),
-    "millimetres": (lambda p: p.write_text(alto("", unit="mm10")), r"bad\.xml: gives coordinates in mm10"),
-    "a document type": (lambda p: p.write_text("<!DOCTYPE a><alto/>"), r"bad\.xml: has a document type"),
-    "no end": (lambda p: p.write_text(p.read_text()[:-9]), r"bad\.xml: is not well-formed XML"),
-    "no place": (
-        lambda p: p.write_text(alto('<TextLine ID="l"><String CONTENT="a"/></TextLine>', image="bad.png")),
-        r"bad\.xml l: line l has no area",
-    ),
+WITHOUT_PLACE = alto('<TextLine ID="l"><String CONTENT="a"/></TextLine>', image="bad.png")
+BAD = {
+    "no image": (lambda p: draw_page(p).with_suffix(".png").unlink(), r"bad\.xml: has no image"),
+    "no pixels": (lambda p: draw_page(p).with_suffix(".png").write_bytes(b"x"), r"bad\.xml: .*is no image"),
+    "no end": (lambda p: draw_page(p).write_text(alto("")[:-9]), r"bad\.xml: is not well-formed XML"),
+    "no place": (lambda p: draw_page(p).write_text(WITHOUT_PLACE), r"bad\.xml l: line l has no area"),
+    "no line": (lambda p: write_transcript(p.parent, b"ab", "gone"), r"gone\.png: there is no such file"),
+    "no text": (lambda p: write_transcript(p.parent, b" \n"), r"bad\.png: its text is empty"),
+    "two lines": (lambda p: write_transcript(p.parent, b"a\nb\n"), r"bad\.png: bad\.gt\.txt has 2 lines"),
+    "Latin-1": (lambda p: write_transcript(p.parent, b"\xe9"), r"bad\.gt\.txt is not a text in UTF-8"),
 }
 
 
-@pytest.mark.parametrize("case", BAD_PAGES)
-def test_bad_pages_and_lines_are_named_and_skipped(case: str, tmp_path: Path) -> None:
-    damage, message = BAD_PAGES[case]
+@pytest.mark.parametrize("case", BAD)
+def test_bad_pages_lines_and_transcripts_are_named_and_skipped(case: str, tmp_path: Path) -> None:
+    damage, message = BAD[case]
     write_pages(tmp_path, 2)
-    damage(draw_page(tmp_path / "bad", ["ab"]))
+    damage(tmp_path / "bad")
     task = read(tmp_path, "transcribe", validation=0.0)
     (reason,) = task.skipped
     assert re.search(message, reason)
@@ -205,26 +195,6 @@ def test_transcripts_lie_beside_images_of_lines(tmp_path: Path) -> None:
     names = ["sub/linejpeg.v1.jpeg", "sub/linejpg.v1.jpg", "sub/linepng.v1.png", "sub/linetif.v1.tif"]
     assert list(task.names["train"]) == list(task.groups["train"]) == names
     assert set(target_texts(task.batch(0, 0, 4), task.spec)) == {"ab c"}
-
-
-BAD_TRANSCRIPTS = {
-    "no image": ("gone", b"ab", r"gone\.png: there is no such file"),
-    "no text": ("bad", b" \n", r"bad\.png: its text is empty"),
-    "two lines": ("bad", b"a\nb\n", r"bad\.png: bad\.gt\.txt has 2 lines, expected one"),
-    "Latin-1": ("bad", "é".encode("latin-1"), r"bad\.png: .*bad\.gt\.txt is not a text in UTF-8"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_TRANSCRIPTS)
-def test_bad_transcripts_are_named_and_skipped(case: str, tmp_path: Path) -> None:
-    name, text, message = BAD_TRANSCRIPTS[case]
-    for stem in ("good", "bad"):
-        write_image(tmp_path / f"{stem}.png", RNG.integers(0, 255, (8, 30)))
-    (tmp_path / "good.gt.txt").write_text("ab")
-    (tmp_path / f"{name}.gt.txt").write_bytes(text)
-    task = read(tmp_path, "transcribe", validation=0.0)
-    (reason,) = task.skipped
-    assert re.search(message, reason)
 
 
 def test_a_folder_with_neither_names_what_is_expected(tmp_path: Path) -> None:

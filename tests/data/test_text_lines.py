@@ -11,7 +11,6 @@ import pytest
 from helpers.user_data import RNG, read, write_image, write_texts
 
 from mdlstm_tk.data.metrics import predicted_texts, target_texts
-from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.text_order import is_right_to_left, reorder
 
 ALEF, BET, GIMEL = "\u05d0\u05d1\u05d2"
@@ -122,10 +121,3 @@ def test_a_table_may_name_files_anywhere(tmp_path: Path) -> None:
     (tmp_path / "lines/labels.tsv").write_text(table)
     task = read(tmp_path / "lines", "transcribe", validation=0.0)
     assert task.count("train") == 2
-
-
-def test_a_table_in_another_encoding_is_one_line(tmp_path: Path) -> None:
-    write_texts(tmp_path)
-    (tmp_path / "labels.tsv").write_bytes("0.png\té".encode("latin-1"))
-    with pytest.raises(InputError, match=r"labels\.tsv is not a text in UTF-8"):
-        read(tmp_path, "transcribe")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.command import mdlstm
-from helpers.training import run_in
+from helpers.training import quick, resume, run_in
 from helpers.user_data import (
     RNG,
     read,
@@ -26,26 +27,10 @@ from helpers.user_data import (
 from mdlstm_tk.data import Kind
 from mdlstm_tk.data.folders import find_files
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.report import draw_run, write_report
-from mdlstm_tk.training import (
-    Run,
-    TrainConfig,
-    build,
-    default_config,
-    load_checkpoint,
-    new_job,
-    predict,
-    resume_job,
-    train,
-)
+from mdlstm_tk.report import draw_run
+from mdlstm_tk.training import Run, build, default_config, load_checkpoint, predict, resume_job
 from mdlstm_tk.training.networks import fit_config, texts_without_room
 from mdlstm_tk.training.tasks import load_task, make_task
-
-QUICK = {"steps": 6, "hidden": 3, "batch_size": 4, "evaluate_every": 3, "validation": 0.25}
-
-
-def quick(path: Path, kind: str, **settings: object) -> TrainConfig:
-    return default_config(kind, str(path)).updated({**QUICK, **settings}, "test")
 
 
 def test_class_folders_get_a_stratified_split_and_are_scaled(tmp_path: Path) -> None:
@@ -81,7 +66,8 @@ def test_splits_of_the_data_are_used(tmp_path: Path) -> None:
 def test_files_that_cannot_be_used_are_named_and_skipped(tmp_path: Path) -> None:
     write_classes(tmp_path / "signs", {"a": 4, "b": 4})
     content = (tmp_path / "signs/b/0.png").read_bytes()
-    bad = {"a/text.png": b"not an image", "b/cut.png": content[: len(content) // 2], "b/empty.png": b""}
+    bad = {"a/text.png": b"not an image", "b/cut.png": content[: len(content) // 2]}
+    bad |= dict.fromkeys([f"b/empty{k:02}.png" for k in range(11)], b"")
     for name, data in bad.items():
         (tmp_path / "signs" / name).write_bytes(data)
     (tmp_path / "signs/empty").mkdir()
@@ -89,8 +75,9 @@ def test_files_that_cannot_be_used_are_named_and_skipped(tmp_path: Path) -> None
     (tmp_path / "signs/a/._0.png").write_text("")  # a note of a file manager
     task = read(tmp_path / "signs", "classify")
     assert [line.split(":")[0] for line in task.skipped] == list(bad)
-    for text in ("skipped 3", "a/text.png", "1 .heic", "without images, left out: empty"):
+    for text in ("skipped 13", "a/text.png", "1 .heic", "without images, left out: empty"):
         assert any(text in line for line in task.summary), text
+    assert "empty07" in task.summary[-2] and "3 more" in task.summary[-1]
     write_masks(tmp_path / "cells")
     (tmp_path / "cells/masks/1.png").unlink()
     write_image(tmp_path / "cells/masks/2.png", np.zeros((3, 3)))
@@ -99,15 +86,6 @@ def test_files_that_cannot_be_used_are_named_and_skipped(tmp_path: Path) -> None
     assert set(reasons) == {"images/1.png", "images/2.png", "images/4.png"}
     assert "3x3" in reasons["images/2.png"] and "5x7" in reasons["images/2.png"]
     assert "mask" in reasons["images/4.png"]
-
-
-def test_a_long_list_of_skipped_samples_is_shortened(tmp_path: Path) -> None:
-    write_classes(tmp_path, {"a": 2, "b": 1})
-    for k in range(13):
-        (tmp_path / f"a/bad{k}.png").write_text("")
-    summary = read(tmp_path, "classify").summary
-    assert sum("bad" in line for line in summary) == 10
-    assert "3" in summary[-1]
 
 
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
@@ -129,7 +107,6 @@ UNREADABLE: dict[str, tuple[str, Callable[[Path], object], str, str]] = {  # pat
     "missing": ("no", lambda p: None, "classify", "no file or folder"),
     "empty folder": ("e", Path.mkdir, "classify", r"subfolder.*\.npz"),
     "no masks": ("c", lambda p: write_classes(p, {"images": 2}), "segment", "masks/ is missing.*images/"),
-    "no targets": ("c", lambda p: write_classes(p, {"images": 2}), "grid", "targets/.*images/"),
     "one class": ("c", lambda p: write_classes(p, {"only": 2}), "classify", "'only'"),
     "mixed splits": (
         "m",
@@ -159,8 +136,6 @@ def test_data_of_another_layout_are_one_line(case: str, tmp_path: Path) -> None:
         ("transcribe", {"crop": "4"}, "resize=..."),
         ("classify", {"size": "9"}, "resize=9"),
         ("classify", {"resize": "9"}, "arrays"),
-        ("classify", {"resize": "9x*"}, r"resize=9x\*.*arrays"),
-        ("classify", {"crop": "2x3x4"}, "crop=2x3x4 has 3 extents"),
     ],
 )
 def test_sizes_that_cannot_be_honoured_are_refused(
@@ -184,38 +159,31 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 def test_a_network_trains_on_the_data_and_predicts_without_it(kind: str, tmp_path: Path) -> None:
     path = WRITERS[kind](tmp_path)
     kind = kind.split()[0]
-    job = new_job(quick(path, kind), tmp_path / "run")
-    errors = train(job)["errors"]
-    draw_run(job.run, job.task)
-    assert job.run.prediction.exists()
-    assert all(np.isfinite(value) for value in errors.values())
+    config = quick(path, kind)
+    run, task = run_in(tmp_path / "run", config), make_task(config)
+    draw_run(run, task)
+    assert run.prediction.exists()
+    assert all(np.isfinite(value) for value in run.read_result()["errors"].values())
+    batch, in_worker = (each.batch(0, 0, 4) for each in (task, pickle.loads(pickle.dumps(task))))
+    assert np.array_equal(batch.x, in_worker.x) and np.array_equal(batch.y, in_worker.y)
     path.rename(tmp_path / "moved-away")
-    checkpoint = load_checkpoint(job.run.best)
-    assert checkpoint.spec == job.task.spec
-    batch = job.task.batch(0, 0, 2, "validation") if path.is_file() else job.task.batch(0, 0, 2)
+    checkpoint = load_checkpoint(run.best)
+    assert checkpoint.spec == task.spec
     prediction = predict(checkpoint.network(), batch, torch.device("cpu"))
     assert prediction.shape[-1] == checkpoint.spec.outputs
-    if kind == "grid" and path.is_file():  # an untrained network predicts the mean of the targets
-        assert prediction.mean().item() == pytest.approx(job.task.spec.target_mean[0], abs=5)
+    if path.suffix == ".npz":  # an untrained network predicts the mean of the targets
+        assert prediction.mean().item() == pytest.approx(task.spec.target_mean[0], abs=5)
 
 
-def test_the_command_describes_the_data_and_resumes(tmp_path: Path) -> None:
+def test_the_command_describes_the_data(tmp_path: Path) -> None:
     write_classes(tmp_path / "signs", {"a": 9, "b": 9})
     (tmp_path / "signs/a/bad.png").write_text("")
     options = ("--steps", "4", "--hidden", "3", "--batch-size", "4", "--resize", "4x*")
     done = mdlstm("train", "--data", "signs", "--task", "classify", *options, cwd=tmp_path)
     assert done.code == 0, done.err
-    for text in (
-        "a (9), b (9)",
-        "a/bad.png",
-        "resized to 4x6",
-        "GB",
-        "mdlstm export runs/signs-md-4x6 --size 4x6",
-    ):
+    for text in ("a (9), b (9)", "a/bad.png", "resized to 4x6", "GB"):
         assert text in done.err
-    done = mdlstm("train", "--resume", "runs/signs-md-4x6", "--steps", "6", cwd=tmp_path)
-    assert done.code == 0, done.err
-    assert load_checkpoint(tmp_path / "runs/signs-md-4x6/last.safetensors").step == 6
+    assert "mdlstm export runs/signs-md-4x6 --size 4x6" in done.err
 
 
 def write_mixed(path: Path, count: int = 24) -> Path:
@@ -229,13 +197,10 @@ def write_mixed(path: Path, count: int = 24) -> Path:
 @pytest.mark.parametrize(
     "settings", [{}, {"crop": "5x6"}, {"cache": 0, "workers": 2}, {"resize": "4x*"}], ids=str
 )
-def test_training_on_mixed_sizes_resumes_to_the_same_bytes(
-    settings: dict[str, object], tmp_path: Path
-) -> None:
+def test_training_on_mixed_sizes_resumes_exactly(settings: dict[str, object], tmp_path: Path) -> None:
     config = quick(write_mixed(tmp_path / "data"), "classify", augment=1.0, **settings)
     whole = run_in(tmp_path / "whole", config)
-    parts = run_in(tmp_path / "parts", replace(config, steps=3))
-    train(resume_job(parts.folder, {"steps": config.steps}))
+    parts = resume(run_in(tmp_path / "parts", replace(config, steps=3)), steps=config.steps)
     assert parts.metrics.read_bytes() == whole.metrics.read_bytes()
     assert parts.last.read_bytes() == whole.last.read_bytes()
 
@@ -295,36 +260,26 @@ def test_data_are_found_from_another_folder_and_after_a_move(
     home = tmp_path / "home"
     write_masks(home / "data")
     monkeypatch.chdir(home)
-    train(new_job(quick(Path("data"), "segment", steps=3), Path("runs/r")))
+    run_in(Path("runs/r"), quick(Path("data"), "segment", steps=3))
     config = load_checkpoint(home / "runs/r/last.safetensors").config
     assert (config.data, config.data_from_run) == (str(home / "data"), "../../data")
     monkeypatch.chdir(tmp_path)
     folder = Path(shutil.move(home, tmp_path / "moved")) / "runs/r"
-    train(resume_job(folder, {"steps": 5}))
+    resume(Run(folder), steps=5)
     assert load_checkpoint(folder / "last.safetensors").config.data == str(tmp_path / "moved/data")
     with pytest.raises(InputError, match=r"not at dat;.*--data"):
         resume_job(folder, {"steps": 6, "data": "dat"})
-    elsewhere = shutil.move(tmp_path / "moved/data", tmp_path / "elsewhere")
+    shutil.move(tmp_path / "moved/data", tmp_path / "elsewhere")
     with pytest.raises(InputError, match="--data"):
         resume_job(folder, {"steps": 6})
-    messages: list[str] = []
-    write_report(Run(folder), on_message=messages.append)
-    assert any("--data" in message and str(tmp_path) in message for message in messages)
-    messages.clear()
-    write_report(Run(folder), on_message=messages.append, data=str(elsewhere))
-    assert not any("--data" in message for message in messages)
-    train(resume_job(folder, {"steps": 6, "data": "elsewhere"}))
+    resume(Run(folder), steps=6, data="elsewhere")
 
 
 def test_a_run_is_not_continued_on_other_data(tmp_path: Path) -> None:
     run = run_in(tmp_path / "run", quick(write_classes(tmp_path / "ab", {"a": 4, "b": 4}), "classify"))
-    for name, classes, message in (
-        ("abc", "abc", "new classes 'c'$"),
-        ("ac", "ac", "new classes 'c' and no samples of 'b'"),
-    ):
-        other = write_classes(tmp_path / name, dict.fromkeys(classes, 4))
-        with pytest.raises(InputError, match=f"{name} is not what the run was trained on: {message}"):
-            resume_job(run.folder, {"steps": 9, "data": str(other)})
+    other = write_classes(tmp_path / "ac", {"a": 4, "c": 4})
+    with pytest.raises(InputError, match=r"ac is not what .*: new classes 'c' and no samples of 'b'"):
+        resume_job(run.folder, {"steps": 9, "data": str(other)})
     checkpoint = load_checkpoint(run.last)
     with pytest.raises(InputError, match="--data PATH"):
         load_task(checkpoint.config, checkpoint.spec)
@@ -334,21 +289,19 @@ def test_a_run_is_not_continued_on_other_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["grid", "classify", "segment"])
 def test_volumes_train_from_the_command_line(kind: str, tmp_path: Path) -> None:
     x = RNG.random((12, 4, 5, 6)).astype(np.float32)
-    y = {"grid": np.roll(x, 1, axis=1), "classify": np.arange(12) % 2, "segment": (x > 0.5).astype(int)}[
-        kind
-    ]
-    np.savez(tmp_path / "volumes.npz", x=x[..., None], y=y)
-    options = ("--steps", "2", "--hidden", "3", "--batch-size", "4", "-o", "run")
-    done = mdlstm("train", "--data", "volumes.npz", "--task", kind, *options, cwd=tmp_path)
-    assert done.code == 0, done.err
-    assert (tmp_path / "run/prediction.png").exists() and "--size 4x5x6" in done.err
-    done = mdlstm("report", "run", "--data", "volumes.npz", cwd=tmp_path)
-    assert done.code == 0, done.err
-    assert "slice in the middle" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
-    done = mdlstm("export", "run", "--size", "4x5x6", cwd=tmp_path)
-    assert done.code == 0, done.err
+    y = {"grid": np.roll(x, 1, axis=1), "classify": np.arange(12) % 2, "segment": (x > 0.5).astype(int)}
+    np.savez(tmp_path / "volumes.npz", x=x[..., None], y=y[kind])
     np.save(tmp_path / "one.npy", x[0])
-    done = mdlstm("infer", "one.npy", "-m", "run/model-4x5x6.onnx", "-o", "y.npy", cwd=tmp_path)
-    assert done.code == 0, done.err
+    options = ("--steps", "2", "--hidden", "3", "--batch-size", "4", "-o", "run")
+    for arguments in (
+        ("train", "--data", "volumes.npz", "--task", kind, *options),
+        ("report", "run", "--data", "volumes.npz"),
+        ("export", "run", "--size", "4x5x6"),
+        ("infer", "one.npy", "-m", "run/model-4x5x6.onnx", "-o", "y.npy"),
+    ):
+        done = mdlstm(*arguments, cwd=tmp_path)
+        assert done.code == 0, done.err
+    assert (tmp_path / "run/prediction.png").exists() and (tmp_path / "y.npy").exists()
+    assert "slice in the middle" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
     refused = mdlstm("train", "--data", "volumes.npz", "--task", kind, "--model", "snake", cwd=tmp_path)
     assert refused.code == 2 and "'snake' is for" in refused.err

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mdlstm_tk.training import Run, TrainConfig, load_checkpoint, new_job, resume_job, train
+from mdlstm_tk.training import Run, TrainConfig, default_config, load_checkpoint, new_job, resume_job, train
+from mdlstm_tk.training.progress import Progress
 
 SMALL = TrainConfig(size="5x6", steps=12, batch_size=4, hidden=4, layers=2)
 
@@ -28,6 +30,14 @@ DIGITS = TrainConfig(
 )
 
 
+QUICK = {"steps": 6, "hidden": 3, "batch_size": 4, "evaluate_every": 3, "validation": 0.25}
+
+
+def quick(data: Path, kind: str, **settings: Any) -> TrainConfig:
+    """The configuration of a few steps on the user's data."""
+    return default_config(kind, str(data)).updated({**QUICK, **settings}, "test")
+
+
 def run_in(folder: Path, config: TrainConfig, task: Any = None, **options: Any) -> Run:
     """Train into a folder."""
     train(new_job(config, folder, True, task), **options)
@@ -38,6 +48,16 @@ def resume(run: Run, **changes: Any) -> Run:
     """Go on with a run, with changed settings."""
     train(resume_job(run.folder, changes))
     return run
+
+
+def fail_at(step: int) -> Callable[[Progress], None]:
+    """An `on_step` that raises KeyboardInterrupt after a step."""
+
+    def fail(progress: Progress) -> None:
+        if progress.step == step:
+            raise KeyboardInterrupt
+
+    return fail
 
 
 def last_tensors(run: Run) -> dict[str, torch.Tensor]:

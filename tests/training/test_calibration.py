@@ -26,6 +26,7 @@ from mdlstm_tk.training.calibration import (
     training_texts,
     validation_lines,
 )
+from mdlstm_tk.training.text_errors import Line, calibration_error, reliability
 
 WORDS = ("le", "chat", "chien", "et", "la", "tache", "cache", "niche", "latin", "chante")
 CLASSES = sorted(set("".join(WORDS)) | {" "})
@@ -50,18 +51,11 @@ def noisy_lines(texts: list[str], signal: float, scale: float = 1.0, seed: int =
     return lines
 
 
-def calibration_error(lines: list[LineLogits], temperature: float) -> float:
-    """The expected calibration error of characters in ten bins."""
-    pairs = []
-    for line in lines:
-        characters = transcribe_logits(line.logits, CLASSES, decoding=Decoding(temperature)).characters
-        pairs += [
-            (c.confidence, c.character == true) for c, true in zip(characters, line.visual, strict=True)
-        ]
-    confidences, is_right = np.array(pairs).T
-    bins = np.minimum((10 * confidences).astype(int), 9)
-    sums = [abs((confidences - is_right)[bins == k].sum()) for k in range(10)]
-    return float(sum(sums)) / len(pairs)
+def error_of_confidences(lines: list[LineLogits], temperature: float) -> float:
+    decoding = Decoding(temperature)
+    readings = [transcribe_logits(line.logits, CLASSES, decoding=decoding) for line in lines]
+    pairs = zip(lines, readings, strict=True)
+    return calibration_error(reliability([Line("", "", line.visual, reading) for line, reading in pairs]))
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
@@ -70,8 +64,8 @@ def test_the_temperature_undoes_a_scale(scale: float) -> None:
     temperature = fit_temperature(lines, CLASSES)
     assert temperature == pytest.approx(scale, rel=0.15)
     others = noisy_lines(sentences(60, 1), signal=2.0, scale=scale, seed=1)
-    assert calibration_error(others, temperature) < 0.05
-    assert scale == 1.0 or calibration_error(others, 1.0) > 0.05
+    assert error_of_confidences(others, temperature) < 0.05
+    assert scale == 1.0 or error_of_confidences(others, 1.0) > 0.05
 
 
 def test_weights_lower_the_errors_of_other_lines() -> None:

@@ -5,19 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from mdlstm_tk.data import Batch, Split, Task, TaskSpec
+from mdlstm_tk.data import GaussianField, Split
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import draw_comparison, draw_run
-from mdlstm_tk.training import (
-    compare_models,
-    configure,
-    load_checkpoint,
-    plan_comparison,
-    register_task,
-)
+from mdlstm_tk.training import compare_models, configure, load_checkpoint, plan_comparison, register_task
 from mdlstm_tk.training.comparison import Comparison, ComparisonProgress, configure_comparison
 from mdlstm_tk.training.diagonal_comparison import diagonal_rows, summarize_diagonal
 
@@ -66,16 +59,8 @@ def test_a_comparison_needs_a_seed(seeds: int, tmp_path: Path) -> None:
         plan_comparison(TINY, seeds, tmp_path / "compare")
 
 
-class TrainingOnly(Task):
+class TrainingOnly(GaussianField):
     """A task that generates its samples, and has none to evaluate on."""
-
-    spec = TaskSpec("training-only", "grid", 1, 1, (4, 4))
-
-    def batch(
-        self, seed: int, step: int, count: int, split: Split = "train", shard: slice = slice(None)
-    ) -> Batch:
-        x = np.random.default_rng([seed, step]).random((count, 4, 4, 1), np.float32)[shard]
-        return Batch(x, x)
 
     def count(self, split: Split) -> int:
         return 0
@@ -83,7 +68,7 @@ class TrainingOnly(Task):
 
 @pytest.mark.usefixtures("fresh_registries")
 def test_a_task_without_evaluation_data_has_pictures_and_a_table_without_errors(tmp_path: Path) -> None:
-    register_task("training-only", kind="grid")(lambda config: TrainingOnly())
+    register_task("training-only", kind="grid")(lambda config: TrainingOnly((4, 4)))
     plan = plan_comparison(TINY.updated({"task": "training-only"}, "test"), 1, tmp_path / "compare")
     table = compare_models(plan, on_run_end=draw_run).table()
     assert all(plan.run(model, 0).prediction.exists() for model in plan.models)

@@ -87,9 +87,7 @@ def test_a_network_that_needs_values_is_not_estimated() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) if bool(x.sum() > 0) else x
 
-    @register("by-value")
-    def by_value(channels: int, outputs: int, *, hidden: int = 1) -> torch.nn.Module:
-        return ByValue(channels, outputs)
+    register("by-value")(lambda channels, outputs, *, hidden=1: ByValue(channels, outputs))
 
     config = TrainConfig(size="8", model="by-value")
     assert check_memory(config, DiagonalTask((8, 8)), 16, CPU) == ""

@@ -1,15 +1,19 @@
-"""Training for a time instead of a number of steps, with a clock that the tests advance."""
+"""Training for minutes instead of steps, with a clock that the tests advance; times, rates and means."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate, count
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from helpers.training import SMALL, resume, run_in
+from helpers.training import SMALL, fail_at, resume, run_in
 
 from mdlstm_tk import InputError
-from mdlstm_tk.training import Run, load_checkpoint, loop, resume_job
+from mdlstm_tk.training import Progress, RecentMetrics, Run, load_checkpoint, loop, progress, resume_job
+from mdlstm_tk.training.progress import WINDOW, StepTimer, TrainingTimes, describe_times, running_mean
 
 TIMED = replace(SMALL, minutes=0.5, schedule="cosine", warmup=3, evaluate_every=10, average=0.9)
 SECONDS = 1.5  # that pass from one look at the clock to the next
@@ -17,14 +21,8 @@ SECONDS = 1.5  # that pass from one look at the clock to the next
 
 @pytest.fixture(autouse=True)
 def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clock:
-        now = 0.0
-
-        def perf_counter(self) -> float:
-            self.now += SECONDS
-            return self.now
-
-    monkeypatch.setattr(loop, "time", Clock())
+    clock = count(SECONDS, SECONDS)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
 
 
 def rates(run: Run) -> list[float]:
@@ -45,12 +43,8 @@ def test_training_ends_and_the_rate_falls_to_zero_when_the_time_is_over(tmp_path
 
 
 def test_a_resumed_run_has_the_time_that_was_left(tmp_path: Path) -> None:
-    def interrupt(progress: object) -> None:
-        if getattr(progress, "step", 0) == 12:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run_in(tmp_path / "run", TIMED, on_step=interrupt)
+        run_in(tmp_path / "run", TIMED, on_step=fail_at(12))
     run = Run(tmp_path / "run")
     assert load_checkpoint(run.last).seconds == 12 * SECONDS
     assert len(rates(resume(run))) == 30 / SECONDS
@@ -65,3 +59,61 @@ def test_a_run_of_steps_keeps_no_time(tmp_path: Path) -> None:
     run = run_in(tmp_path / "run", replace(TIMED, minutes=0.0))
     assert len(rates(run)) == TIMED.steps
     assert load_checkpoint(run.last).seconds == 0
+
+
+def test_running_mean() -> None:
+    values = list(np.random.default_rng(0).random(50))
+    expected = np.array([np.mean(values[max(0, k - 19) : k + 1]) for k in range(50)])
+    np.testing.assert_allclose(running_mean(values), expected)
+    values[25] = expected[25:45] = np.nan  # the error of a batch without labels
+    np.testing.assert_allclose(running_mean(values), expected)
+    assert len(running_mean([])) == 0
+
+
+STEP, VALIDATION, WRITING = ("end_step", 0.5), ("end_validation", 4.0), ("skip", 7.0)
+TIMES = {  # laps, their times, the rate, and the time of 10 more steps and 2 more validations
+    "one step": ([WRITING, ("end_step", 60.5), WRITING], TrainingTimes(1, training=60.5), None, None),
+    "a first step that compiles": (
+        [("end_step", 60.5), STEP, VALIDATION, WRITING, STEP, WRITING],
+        TrainingTimes(3, training=1.5, validation=4.0, compilation=60.0),
+        2.0,
+        5.0 + 8.0,
+    ),
+    "a first validation that compiles": (
+        [STEP, ("end_validation", 11.0), STEP, ("end_validation", 3.0)],
+        TrainingTimes(2, training=1.0, validation=6.0, compilation=8.0),
+        2.0,
+        5.0 + 6.0,
+    ),
+    "a first step that is faster": ([STEP, ("end_step", 3.0)], TrainingTimes(2, training=3.5), 1 / 3, 30.0),
+}
+
+
+@pytest.mark.parametrize("case", TIMES)
+def test_times_leave_out_compiling_and_writing(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    laps, times, rate, left = TIMES[case]
+    clock = accumulate((seconds for _, seconds in laps), initial=0.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    timer = StepTimer()
+    for method, _ in laps:
+        getattr(timer, method)()
+    assert (timer.times, timer.steps_per_second) == (times, rate)
+    assert timer.seconds_left(steps=10, validations=2) == left
+
+
+def test_times_are_added_and_described_with_their_rate() -> None:
+    half = TrainingTimes(50, training=25.0, validation=0.5, compilation=3.5)
+    text = describe_times(half + half)
+    assert "50.0 s at 2.0 steps/s" in text and "7.0 s" in text
+    assert "steps/s" not in describe_times(TrainingTimes())
+
+
+def test_the_progress_line_shows_recent_means_and_the_latest_validation() -> None:
+    metrics = RecentMetrics()
+    assert metrics.describe() == ""
+    metrics.add(Progress(0, 9.0))
+    assert metrics.describe() == "loss 9"
+    for step in range(1, 2 * WINDOW + 1):
+        validation = {"error": 0.25} if step == 3 else {}
+        metrics.add(Progress(step, float(step), {"error": 1.0}, 0.1, validation, steps_per_second=0.5))
+    assert metrics.describe() == "loss 30.5  error 1  validation error 0.25  0.5 steps/s"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.pages import draw_page
+from helpers.training import quick, run_in
 from helpers.user_data import read, write_image, write_texts
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
@@ -20,15 +21,9 @@ from mdlstm_tk.report.cuts import cut_panels
 from mdlstm_tk.report.drawings import images_unlike, nearest_images
 from mdlstm_tk.report.evaluation import _covering, evaluate_split, example_batch, example_indices
 from mdlstm_tk.report.panels import Panel, class_colors, sample_panels
-from mdlstm_tk.report.plots import (
-    TITLE_CHARACTERS,
-    _title,
-    draw_curves,
-    draw_loss_comparison,
-    draw_panels,
-)
+from mdlstm_tk.report.plots import TITLE_CHARACTERS, _title, draw_curves, draw_loss_comparison, draw_panels
 from mdlstm_tk.runtime import Decoding
-from mdlstm_tk.training import build_network, default_config, new_job, train
+from mdlstm_tk.training import build_network, make_task
 
 FONTS = [font for font in fontManager.ttflist if font.name == "DejaVu Sans"]  # which has no Chinese
 GREY = np.zeros((4, 6, 3), np.uint8)
@@ -93,13 +88,9 @@ def test_masks_have_the_colours_of_their_palette_and_a_legend(tmp_path: Path) ->
     assert (prediction.image == truth.image).all() and (errors.image >= input_.image).all()
     red, blue = (truth.image[batch.y[0] == k].astype(int) for k in (1, 2))
     assert (red[:, 0] > red[:, 2]).all() and (blue[:, 2] > blue[:, 0]).all()
-    config = default_config("segment", str(tmp_path / "data")).updated(
-        {"steps": 1, "hidden": 2, "batch_size": 2, "device": "cpu"}, "test"
-    )
-    job = new_job(config, tmp_path / "run")
-    train(job)
-    draw_run(job.run, job.task)
-    pixels = np.asarray(Image.open(job.run.prediction).convert("RGB"))
+    run = run_in(tmp_path / "run", quick(tmp_path / "data", "segment", steps=1, hidden=2))
+    draw_run(run, task)
+    pixels = np.asarray(Image.open(run.prediction).convert("RGB"))
     assert all((pixels[-60:] == color).all(-1).any() for color in class_colors(task.spec).values())
     assert class_colors(TaskSpec("s", "segment", 1, 2, (2, 2), ("a", "b")))["a"] == (31, 119, 180)
 
@@ -120,14 +111,11 @@ def test_images_of_a_density_task_are_shown_without_padding(
     extents = [(3, 4), (5, 4), (5, 6)] * 2
     for k, each in enumerate(extents):
         write_image(tmp_path / f"data/{k}.png", np.full(each, 255))
-    config = default_config("density", str(tmp_path / "data")).updated(
-        {"steps": 1, "hidden": 2, "batch_size": 2, "validation": 0.0, "device": "cpu"}, "test"
-    )
-    job = new_job(config, tmp_path / "run")
-    train(job)
+    config = quick(tmp_path / "data", "density", steps=1, hidden=2, validation=0.0)
+    run = run_in(tmp_path / "run", config)
     panels: list[Panel] = []
     monkeypatch.setattr("mdlstm_tk.report.run_pictures.draw_panels", lambda *a: panels.extend(a[2]))
-    draw_run(job.run, job.task)
+    draw_run(run, make_task(config))
     shapes = [panel.image.shape[:2] for panel in panels if panel.name == "train data"]
     assert sorted(shapes) == sorted(extents)
     assert sum(panel.name == "drawn" for panel in panels) == 12
@@ -170,7 +158,7 @@ def test_an_example_is_the_sample_that_evaluation_reads_at_its_index() -> None:
 
 def test_training_samples_that_a_page_shows_have_their_names(tmp_path: Path) -> None:
     task = read(write_texts(tmp_path, 8), "transcribe", validation=0.0)
-    config = default_config("transcribe", str(tmp_path)).updated({"model": "md", "hidden": 4}, "test")
+    config = quick(tmp_path, "transcribe", model="md")
     evaluation = evaluate_split(build_network(config, task.spec).eval(), task, config, Decoding())
     assert (evaluation.split, evaluation.count) == ("train", 8)
     texts = dict(zip(task.names["train"], task.texts or (), strict=True))

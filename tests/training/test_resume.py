@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,32 +15,13 @@ import pytest
 import torch
 from helpers.command import mdlstm
 from helpers.forks import kill_at, processes
-from helpers.training import DIGITS, SMALL, last_tensors, resume, run_in
+from helpers.training import DIGITS, SMALL, fail_at, last_tensors, quick, resume, run_in
 from helpers.user_data import write_classes, write_image
 
 from mdlstm_tk.cli import main
-from mdlstm_tk.training import (
-    Progress,
-    Run,
-    TrainConfig,
-    default_config,
-    load_checkpoint,
-    new_job,
-    resume_job,
-    train,
-)
+from mdlstm_tk.training import Progress, Run, TrainConfig, load_checkpoint, resume_job, train
 
 needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
-
-
-def stop_after(step: int, number: int) -> Callable[[Progress], None]:
-    """An `on_step` that sends this process a signal after a step."""
-
-    def interrupt(progress: Progress) -> None:
-        if progress.step == step:
-            os.kill(os.getpid(), number)
-
-    return interrupt
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +37,7 @@ def whole_digits(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.parametrize("stop", [1, 7, 11])
-def test_a_run_that_is_trained_on_equals_an_uninterrupted_one(
-    tmp_path: Path, whole: Run, stop: int
-) -> None:
+def test_a_run_that_goes_on_equals_an_uninterrupted_one(tmp_path: Path, whole: Run, stop: int) -> None:
     run = resume(run_in(tmp_path / "parts", replace(SMALL, steps=stop)), steps=12)
     records, expected_records = (
         [{**record, "validation": None} for record in each.read_metrics()] for each in (run, whole)
@@ -75,9 +53,13 @@ def test_a_run_that_is_trained_on_equals_an_uninterrupted_one(
 def test_an_interrupt_takes_effect_after_the_step_and_the_run_resumes_exactly(
     tmp_path: Path, whole_digits: Run, stop: int, number: int
 ) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.step == stop:
+            os.kill(os.getpid(), number)
+
     run = Run(tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
-        run_in(run.folder, DIGITS, on_step=stop_after(stop, number))
+        run_in(run.folder, DIGITS, on_step=interrupt)
     assert load_checkpoint(run.last).step == stop
     assert [record["step"] for record in run.read_metrics()] == list(range(1, stop + 1))
     resume(run)
@@ -108,27 +90,20 @@ def test_a_run_that_is_killed_repeatedly_equals_an_uninterrupted_one(tmp_path: P
 
 
 def start_or_resume(folder: Path, config: TrainConfig | None) -> None:
-    train(resume_job(folder) if config is None else new_job(config, folder, True))
+    resume(Run(folder)) if config is None else run_in(folder, config)
 
 
 def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def test_resuming_removes_the_record_that_a_killed_run_left_half_written(tmp_path: Path) -> None:
-    run = run_in(tmp_path, replace(SMALL, steps=3))
-    with run.metrics.open("a") as file:
-        file.write('{"step": 4, "lo')
-    resume(run, steps=12)
-    assert [record["step"] for record in run.read_metrics()] == list(range(1, 13))
-
-
-def test_resuming_removes_records_after_the_checkpoint_if_earlier_ones_were_deleted(tmp_path: Path) -> None:
+def test_resuming_removes_records_after_the_checkpoint(tmp_path: Path) -> None:
+    """Also half written ones, and where earlier ones were deleted."""
     run = run_in(tmp_path, replace(SMALL, steps=4))
     run.metrics.unlink()
     resume(run, steps=6)
     with run.metrics.open("a") as file:
-        file.write('{"step": 7}\n')  # as a run leaves it that is killed before its next checkpoint
+        file.write('{"step": 7}\n{"step": 8, "lo')  # killed before its next checkpoint
     resume(run, steps=12)
     assert [record["step"] for record in run.read_metrics()] == list(range(5, 13))
 
@@ -180,7 +155,7 @@ def test_times_are_summed_over_interruptions(tmp_path: Path) -> None:
 def test_a_new_run_in_a_used_folder_keeps_nothing_of_the_old_one(tmp_path: Path) -> None:
     run = run_in(tmp_path, SMALL)
     with pytest.raises(KeyboardInterrupt):
-        run_in(tmp_path, replace(SMALL, hidden=3), on_step=stop_after(1, signal.SIGINT))
+        run_in(tmp_path, replace(SMALL, hidden=3), on_step=fail_at(1))
     assert load_checkpoint(run.best).config.hidden == 3
     assert run.read_times().steps == 1
     assert not run.result.exists()
@@ -201,22 +176,16 @@ def test_a_second_process_is_refused_while_the_first_trains(tmp_path: Path) -> N
     assert refused.err.splitlines()[-1].startswith("error: another process trains into")
     job = resume_job(run.folder, {"workers": 0})
     with pytest.raises(KeyboardInterrupt):
-        train(job, stop_after(job.steps_done + 1, signal.SIGINT))
+        train(job, fail_at(job.steps_done + 1))
 
 
-@pytest.fixture
-def signs(tmp_path: Path) -> tuple[Path, Run]:
-    """Images of two classes, and a short run on them."""
+def test_changed_data_keep_the_first_split_and_new_samples_are_trained_on(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "signs", {"stop": 12, "yield": 12})
-    quick = {"steps": 2, "hidden": 3, "batch_size": 4, "augment": 0, "warmup": 0, "validation": 0.25}
-    config = default_config("classify", str(data)).updated(quick, "test")
-    return data, run_in(tmp_path / "run", config)
-
-
-def test_changed_data_keep_the_first_split_and_new_samples_are_trained_on(signs: tuple[Path, Run]) -> None:
-    data, run = signs
+    run = run_in(tmp_path / "run", quick(data, "classify", steps=2))
     before = run.read_samples()
-    assert before is not None
+    unchanged = resume_job(run.folder, {"steps": 3})
+    assert before == {split: list(names) for split, names in unchanged.task.names.items()}
+    assert not any("sample" in note for note in unchanged.notes)
     gone = [*before["train"][:2], before["validation"][0]]
     for name in gone:
         (data / name).unlink()
@@ -231,10 +200,3 @@ def test_changed_data_keep_the_first_split_and_new_samples_are_trained_on(signs:
     assert new.startswith("2 new samples") and all(name in new for name in added)
     train(job)
     assert run.read_samples() == before  # the names of the first split stay
-
-
-def test_data_that_did_not_change_resume_without_a_word(signs: tuple[Path, Run]) -> None:
-    _, run = signs
-    job = resume_job(run.folder, {"steps": 3})
-    assert not any("sample" in note for note in job.notes)
-    assert run.read_samples() == {split: list(names) for split, names in job.task.names.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.training import DIGITS, SMALL, last_tensors, run_in
+from helpers.training import DIGITS, SMALL, fail_at, last_tensors, run_in
 
-from mdlstm_tk.data import KINDS, Batch, DiagonalTask, Task, TaskSpec
+from mdlstm_tk.data import KINDS, Batch, DatasetTask, DiagonalTask, TaskSpec
 from mdlstm_tk.data.metrics import METRICS
 from mdlstm_tk.errors import InputError, MDLSTMError, MissingExtraError
 from mdlstm_tk.models import register
 from mdlstm_tk.report import draw_run
 from mdlstm_tk.training import (
-    Progress,
     Run,
     TrainConfig,
     build,
@@ -146,13 +145,9 @@ def test_the_relevant_loss_is_the_squared_error_at_the_second_one() -> None:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "transcribe"])
 @pytest.mark.parametrize("padded", [False, True])
 def test_errors_on_the_device_are_those_of_numpy(kind: Any, padded: bool) -> None:
-    class OfAnyKind(DiagonalTask):
-        measure = Task.measure
-
     rng = np.random.default_rng(0)
     names = ("a", "b", "c") if kind in ("classify", "segment") else ()
-    task = OfAnyKind((5, 6))
-    task.spec = TaskSpec("any", kind, 2, 3, (5, 6), names)
+    task = DatasetTask(TaskSpec("any", kind, 2, 3, (5, 6), names), {})
     x = rng.random((4, 5, 6, 2), np.float32)
     y = {
         "grid": rng.random((4, 5, 6, 3), np.float32),
@@ -303,30 +298,12 @@ def test_the_best_checkpoint_holds_the_weights_with_the_lowest_score(
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_validations_without_a_number_end_with_the_last_weights_and_a_warning(tmp_path: Path) -> None:
-    config = replace(SMALL, evaluate_every=3)
-    with pytest.warns(UserWarning, match="no validation gave a number"):
-        run = run_in(tmp_path, config, scored(iter([np.nan] * 4)))
-    assert load_checkpoint(run.best).step == 12
-    assert run.read_result()["step"] == 12
-
-
-def stop_at(step: int) -> Callable[[Progress], None]:
-    """An `on_step` that fails after a step."""
-
-    def fail(progress: Progress) -> None:
-        if progress.step == step:
-            raise KeyboardInterrupt
-
-    return fail
-
-
 def test_weights_before_the_first_score_are_the_best_only_until_the_run_goes_on(tmp_path: Path) -> None:
     run, config = Run(tmp_path / "run"), replace(SMALL, evaluate_every=3)
     with pytest.raises(KeyboardInterrupt):
-        run_in(run.folder, config, on_step=stop_at(1))
+        run_in(run.folder, config, on_step=fail_at(1))
     with pytest.raises(KeyboardInterrupt):
-        train(resume_job(run.folder), stop_at(2))
+        train(resume_job(run.folder), fail_at(2))
     assert load_checkpoint(run.best).step == 2
     with pytest.warns(UserWarning, match="no validation gave a number"):
         train(resume_job(run.folder, task=scored(iter([np.nan] * 4))))
@@ -336,7 +313,7 @@ def test_weights_before_the_first_score_are_the_best_only_until_the_run_goes_on(
 def test_a_failure_right_after_the_best_validation_keeps_its_weights(tmp_path: Path) -> None:
     config = replace(SMALL, evaluate_every=3)
     with pytest.raises(KeyboardInterrupt):
-        run_in(tmp_path, config, scored(iter([2.0, 1.0])), on_step=stop_at(6))
+        run_in(tmp_path, config, scored(iter([2.0, 1.0])), on_step=fail_at(6))
     run = Run(tmp_path)
     assert load_checkpoint(run.last).best_step == load_checkpoint(run.best).step == 6
 
@@ -344,16 +321,11 @@ def test_a_failure_right_after_the_best_validation_keeps_its_weights(tmp_path: P
 @pytest.mark.usefixtures("fresh_registries")
 def test_layers_may_share_a_weight(tmp_path: Path) -> None:
     @register("shared")
-    class Shared(torch.nn.Module):
-        def __init__(self, channels: int, outputs: int, *, hidden: int) -> None:
-            super().__init__()
-            self.first = torch.nn.Linear(channels, outputs)
-            self.second = self.first
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.second(self.first(x).tanh())  # type: ignore[no-any-return]
+    def shared(channels: int, outputs: int, *, hidden: int) -> torch.nn.Module:
+        linear = torch.nn.Linear(channels, outputs)
+        return torch.nn.Sequential(linear, torch.nn.Tanh(), linear)
 
     run = run_in(tmp_path, replace(SMALL, model="shared", layers=1, steps=2))
-    network = load_checkpoint(run.last).network()
-    assert network.first is network.second
-    assert torch.equal(last_tensors(run)["model.first.weight"], last_tensors(run)["model.second.weight"])
+    network, tensors = load_checkpoint(run.last).network(), last_tensors(run)
+    assert network[0] is network[2]
+    assert torch.equal(tensors["model.0.weight"], tensors["model.2.weight"])
