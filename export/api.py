@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk.errors import InputError, MDLSTMError, require
-from mdlstm_tk.export.arguments import read_spec
+from mdlstm_tk.export.arguments import read_grid, read_spec
 from mdlstm_tk.export.capture import capture
 from mdlstm_tk.export.lowering.functions import outline
 from mdlstm_tk.export.lowering.lower import FORMS, lower
@@ -122,8 +122,7 @@ def export_onnx(
     require("onnxruntime", "cpu")
     start = time.perf_counter()
     path = Path(path)
-    if isinstance(grid, int):
-        raise InputError(f"grid must hold an extent for each axis, as in ({grid}, {grid}), got {grid}")
+    grid = read_grid(grid)
     form = form or default_form(grid)
     if form == "tiles":
         # x and channels_last are not needed, so that the same call may name any form.

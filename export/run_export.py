@@ -13,6 +13,7 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.api import default_form, export_onnx
+from mdlstm_tk.export.arguments import read_grid
 from mdlstm_tk.export.model_file import ExportReport, check_parent_folder
 from mdlstm_tk.export.spec import Extents
 from mdlstm_tk.export.targets import ExportTarget
@@ -110,6 +111,7 @@ def export_run_sizes(
         InputError: as `export_run`; or two grids are equal; or the destination takes only one model.
         MDLSTMError, ParityError, MissingExtraError: as `export_run`.
     """
+    grids = [read_grid(grid) for grid in grids]
     run, checkpoint_path = find_checkpoint(run)
     checkpoint = load_checkpoint(checkpoint_path)
     spec, run_grid = checkpoint.spec, checkpoint.config.grid
