@@ -14,6 +14,7 @@ from onnx import helper
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.model_check import OPERATORS
 
 
@@ -153,14 +154,20 @@ def operators_to_trust(*models: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(sorted({node.op_type for node in nodes if node.domain in ("", "ai.onnx")} - known))
 
 
-def check_parent_folder(path: Path) -> None:
-    """Check that the folder of a file exists, before an export takes its time.
+def check_destination(path: Path, force: bool) -> None:
+    """Check that a file may be written, before an export takes its time.
+
+    Args:
+        path: the file.
+        force: it may exist.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: its folder does not exist, `path` is a folder or a device, or the file exists and
+            `force` is false.
     """
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent} for {path.name}; make it, or give another path")
+    ensure_writable(path, force)
 
 
 def _shape_text(metadata: Metadata, window: tuple[int, ...], features: int) -> str:

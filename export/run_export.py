@@ -14,12 +14,11 @@ from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.api import default_form, export_onnx
 from mdlstm_tk.export.arguments import read_grid
-from mdlstm_tk.export.model_file import ExportReport, check_parent_folder
+from mdlstm_tk.export.model_file import ExportReport, check_destination
 from mdlstm_tk.export.spec import Extents
 from mdlstm_tk.export.targets import ExportTarget
 from mdlstm_tk.export.verification.cases import task_inputs
 from mdlstm_tk.runtime.choices import Dtype, Form
-from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.tiles.archive import SUFFIX
 from mdlstm_tk.training import Run, load_checkpoint, open_run
 
@@ -205,8 +204,7 @@ def _paths(
     else:
         paths = [(run.folder if output is None else output) / name for name in names]
     for path in paths:
-        check_parent_folder(path)
-        ensure_writable(path, force)
+        check_destination(path, force)
     return paths
 
 

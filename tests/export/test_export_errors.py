@@ -200,3 +200,8 @@ def test_a_wrong_graph_is_refused_at_every_scale(make: Callable[[], nn.Module], 
 def test_a_larger_tolerance_is_used_and_recorded(tmp_path: Path) -> None:
     report = export_onnx(create("md", 1, 1), tmp_path / "m.onnx", grid=(5, 5), atol=0.1)
     assert Session(report.path, "cpu").metadata.parity["atol"] == 0.1 and report.max_abs > 1e-5
+
+
+def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder, expected a file name"):
+        export_onnx(Function(), tmp_path, **G)
