@@ -139,12 +139,13 @@ def _cases(spec: ExportSpec, verify_inputs: Mapping[str, Array]) -> Iterator[Cas
 def _check_samples_are_apart(run: Run, spec: ExportSpec) -> None:
     """Check that the outputs of a sample do not depend on the others in its batch."""
     inputs = spec.inputs(min(spec.shapes, key=lambda grid: int(np.prod(grid))), 3)
-    first = {name: value[:1] for name, value in inputs.items()}
-    alone, in_batch = run(first), run(inputs)
-    if _agree(alone, {name: y[:1] for name, y in in_batch.items()}):
+    middle = slice(1, 2)  # since a network may mix a sample only with those before it, or after it
+    sample = {name: value[middle] for name, value in inputs.items()}
+    alone, in_batch = run(sample), run(inputs)
+    if _agree(alone, {name: y[middle] for name, y in in_batch.items()}):
         return
     name = spec.interface.name
-    if not _agree(alone, run(first)):
+    if not _agree(alone, run(sample)):
         raise InputError(
             f"{name} returns other numbers each time for the same x; a file computes the same each time, "
             "so remove what is random from its forward in eval mode"

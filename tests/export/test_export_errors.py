@@ -205,3 +205,8 @@ def test_a_larger_tolerance_is_used_and_recorded(tmp_path: Path) -> None:
 def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder, expected a file name"):
         export_onnx(Function(), tmp_path, **G)
+
+
+def test_a_network_that_mixes_a_sample_with_those_before_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="mixes the samples of a batch"):
+        export_onnx(Function(after=lambda y: y.cumsum(0)), tmp_path / "m.onnx", **G)
