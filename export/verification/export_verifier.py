@@ -110,7 +110,7 @@ def _cases(spec: ExportSpec, verify_inputs: Mapping[str, Array]) -> Iterator[Cas
     positions that the reference would take minutes.
 
     Raises:
-        InputError: an input of the caller has another number of axes than x.
+        InputError: an input of the caller has another number of axes than x, or is empty.
     """
     for grid in spec.shapes:
         inputs, size = spec.inputs(grid, 4), format_size(grid)
@@ -119,13 +119,16 @@ def _cases(spec: ExportSpec, verify_inputs: Mapping[str, Array]) -> Iterator[Cas
     others = dict(verify_inputs)
     if spec.example is not None:
         others["example_inputs"] = spec.example.numpy()
-    for name, x in others.items():
-        if x.ndim != spec.ndim + 2:
-            raise InputError(f"{name} has shape {x.shape}, expected x with {spec.ndim + 2} axes")
+    for name, value in others.items():
+        x = np.asarray(value, np.float32)
+        if x.ndim != spec.ndim + 2 or x.size == 0:
+            raise InputError(
+                f"{name} has shape {x.shape}, expected x with {spec.ndim + 2} axes, none empty"
+            )
         grid = tuple(x.shape[axis] for axis in spec.grid_axes)
         if grid in spec.shapes or (spec.fits(grid) and np.prod(grid) <= MAX_POSITIONS):
             further = list(spec.extra_batch(len(x), grid).items())
-            yield Case(name, name, dict([("x", np.asarray(x, np.float32)), *further]))
+            yield Case(name, name, dict([("x", x), *further]))
     if spec.padded:
         rng, limit = np.random.default_rng(0), spec.example_grid
         units = [extent // m for extent, m in zip(limit, spec.multiple_of, strict=True)]

@@ -210,3 +210,8 @@ def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
 def test_a_network_that_mixes_a_sample_with_those_before_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="mixes the samples of a batch"):
         export_onnx(Function(after=lambda y: y.cumsum(0)), tmp_path / "m.onnx", **G)
+
+
+def test_no_sample_is_nothing_to_verify_with(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"mine has shape \(0, 3, 4, 1\)"):
+        export_onnx(Function(), tmp_path / "m.onnx", **G, verify_inputs={"mine": np.zeros((0, 3, 4, 1))})
