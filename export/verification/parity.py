@@ -108,7 +108,9 @@ def compare(
     if output.shape != reference.shape:
         raise MDLSTMError(f"the output has shape {output.shape}, expected {reference.shape}")
     error = np.abs(output.astype(np.float64) - reference)
-    ratio = error / (atol * scale + RTOL * np.abs(reference))
+    tolerance = atol * scale + RTOL * np.abs(reference)
+    with np.errstate(divide="ignore"):  # atol may be 0
+        ratio = np.divide(error, tolerance, out=np.zeros_like(error), where=error != 0)
     return Parity(float(error.max()), float(ratio.max()), float(np.max(scale)))
 
 

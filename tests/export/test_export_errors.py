@@ -215,3 +215,8 @@ def test_a_network_that_mixes_a_sample_with_those_before_it_is_refused(tmp_path:
 def test_no_sample_is_nothing_to_verify_with(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"mine has shape \(0, 3, 4, 1\)"):
         export_onnx(Function(), tmp_path / "m.onnx", **G, verify_inputs={"mine": np.zeros((0, 3, 4, 1))})
+
+
+def test_equal_numbers_are_within_a_tolerance_of_zero() -> None:
+    y = np.array([[0.0, 1.0]])
+    assert compare(y, y, atol=0).passed and not compare(y + 1e-9, y, atol=0).passed
