@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import helper
 
 from mdlstm_tk.errors import InputError, MDLSTMError
@@ -137,10 +137,12 @@ def check_onnx(model: onnx.ModelProto, label: str) -> None:
     """Check a model with `onnx.checker`.
 
     Raises:
-        MDLSTMError: it is not valid ONNX.
+        MDLSTMError: it is not valid ONNX, or larger than a file can be.
     """
     try:
         onnx.checker.check_model(model, full_check=True)
+    except (ValueError, EncodeError) as error:
+        raise MDLSTMError(f"{label} is larger than 2 GiB, the limit of an ONNX file") from error
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise MDLSTMError(f"{label} is not valid ONNX: {error}") from error
 

@@ -31,7 +31,7 @@ from mdlstm_tk.export.verification.parity import (
 )
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.files import atomic_write
-from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
 from mdlstm_tk.runtime.tiles.session import TiledSession
 
 PADDED_SAMPLES = 3  # of random sizes
@@ -75,8 +75,9 @@ def write_verified(
         _check_finite(expected[case.name], case, spec)
     name = metadata.output_names[0]
     shapes = {case.inputs["x"].shape: expected[case.name][name].shape for case in cases} if tiled else {}
-    session_type = TiledSession if tiled else Session
-    with session_type(content(metadata), "cpu", trusted=True) as session:
+    session_type, data = TiledSession if tiled else Session, content(metadata)
+    limit = len(data) if len(data) > MAX_BYTES else None  # a session takes a file of this size on request
+    with session_type(data, "cpu", trusted=True, max_bytes=limit) as session:
         run = _explained(session_run(session), spec.interface.name, shapes)
         if spec.padded:
             grids = [[case.inputs["x"].shape[axis] for axis in spec.grid_axes] for case in cases]

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
 from mdlstm_tk.export import api, export_onnx, float64_reference, lower
+from mdlstm_tk.export.verification import export_verifier
 from mdlstm_tk.export.verification.parity import compare, feature_scale
 from mdlstm_tk.models import Normalized, create
-from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime import Session, runner
 
 
 class Function(nn.Module):
@@ -220,3 +221,14 @@ def test_no_sample_is_nothing_to_verify_with(tmp_path: Path) -> None:
 def test_equal_numbers_are_within_a_tolerance_of_zero() -> None:
     y = np.array([[0.0, 1.0]])
     assert compare(y, y, atol=0).passed and not compare(y + 1e-9, y, atol=0).passed
+
+
+def test_the_size_of_a_file_is_limited_by_onnx_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (export_verifier, runner):
+        monkeypatch.setattr(module, "MAX_BYTES", 1000)
+    assert export_onnx(Function(), tmp_path / "m.onnx", **G).bytes > 1000
+    monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", 1000)
+    with pytest.raises(MDLSTMError, match="larger than 2 GiB"):
+        export_onnx(Function(), tmp_path / "n.onnx", **G)
