@@ -89,7 +89,10 @@ class Interface(nn.Module):
         Raises:
             InputError: the network raises an exception.
         """
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
+        tensors: dict[str, Tensor] = {}
+        for name, value in inputs.items():
+            array = np.array(value, order="C")  # a copy, as torch warns of arrays that are read-only
+            tensors[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
         parameter = inspect.signature(self.module.forward).parameters.get("sizes")
         if parameter is not None and parameter.default is parameter.empty and "sizes" not in inputs:
             shape = tensors["x"].shape

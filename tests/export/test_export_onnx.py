@@ -316,3 +316,11 @@ def test_a_report_shows_the_extents_of_the_output(
     metadata = Metadata("1", grid, "scan", layout, 3, 4, window=window, multiple_of=multiple_of)
     report = ExportReport(Path("m.onnx"), metadata, 1, 1, 0.0, 0.0, ("If",))
     assert text in str(report) and report.as_dict()["needs_trust"] == ("If",)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_reference_takes_arrays_of_any_byte_order_and_read_only_ones() -> None:
+    reference, x = float64_reference(MDLSTM(1, 2)), np.random.default_rng(0).random((2, 3, 4, 1))
+    swapped, frozen = x.astype(">f8"), np.broadcast_to(x, x.shape)
+    np.testing.assert_array_equal(reference(swapped), reference(x))
+    np.testing.assert_array_equal(reference(frozen), reference(x))
