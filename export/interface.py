@@ -107,8 +107,19 @@ class Interface(nn.Module):
 
 def eval_copy(module: nn.Module) -> nn.Module:
     """A copy of a network on the CPU in eval mode, without the wrappers of `torch.compile`: compiling it
-    for each grid of a verification would take far longer than running it."""
-    network = nn.ModuleDict({"network": copy.deepcopy(module)}).cpu().eval()
+    for each grid of a verification would take far longer than running it.
+
+    Raises:
+        InputError: torch cannot copy it, as after `torch.nn.utils.weight_norm`.
+    """
+    try:
+        copied = copy.deepcopy(module)
+    except RuntimeError as error:
+        raise InputError(
+            f"torch cannot copy {type(module).__name__}: {first_line(error)}; in place of "
+            "torch.nn.utils.weight_norm and spectral_norm use torch.nn.utils.parametrizations"
+        ) from error
+    network = nn.ModuleDict({"network": copied}).cpu().eval()
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, OptimizedModule):

@@ -232,3 +232,10 @@ def test_the_size_of_a_file_is_limited_by_onnx_alone(
     monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", 1000)
     with pytest.raises(MDLSTMError, match="larger than 2 GiB"):
         export_onnx(Function(), tmp_path / "n.onnx", **G)
+
+
+def test_a_network_that_torch_cannot_copy_is_refused(tmp_path: Path) -> None:
+    network = Function()
+    network.factor = 2 * torch.ones(1, requires_grad=True)  # as torch.nn.utils.weight_norm leaves a weight
+    with pytest.raises(InputError, match=r"cannot copy Function: .*torch\.nn\.utils\.parametrizations"):
+        export_onnx(network, tmp_path / "m.onnx", **G)
