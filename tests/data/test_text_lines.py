@@ -129,3 +129,8 @@ def test_a_table_in_another_encoding_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "labels.tsv").write_bytes("0.png\té".encode("latin-1"))
     with pytest.raises(InputError, match=r"labels\.tsv is not a text in UTF-8"):
         read(tmp_path, "transcribe")
+
+
+def test_the_vowels_of_thaana_stay_with_their_consonants() -> None:
+    logical, visual = "\u078b\u07a8\u0788\u07ac", "\u0788\u07ac\u078b\u07a8"  # marks of combining class 0
+    assert reorder(logical, "rtl") == visual and reorder(visual, "rtl") == logical
