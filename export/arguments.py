@@ -48,7 +48,7 @@ def read_spec(
     channels = None if channels is None else positive("channels", channels)
     name, network = type(module).__name__, eval_copy(module).float()
     for key, tensor in network.state_dict().items():
-        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and bool(tensor.isnan().any()):
             raise InputError(
                 f"the weights of {name} hold NaN, first in {key}; export a network without NaN"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -53,9 +54,9 @@ class Interface(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that floating-point inputs are cast to: that of the first parameter."""
-        parameter = next(self.module.parameters(), None)
-        return torch.float32 if parameter is None else parameter.dtype
+        """The type that floating-point inputs are cast to: that of the first such parameter or buffer."""
+        weights = chain(self.module.parameters(), self.module.buffers())
+        return next((w.dtype for w in weights if w.is_floating_point()), torch.float32)
 
     def call(self, x: Tensor, **further: Tensor) -> dict[str, Tensor]:
         """The outputs by name, in the precision of the network."""

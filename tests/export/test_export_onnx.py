@@ -324,3 +324,27 @@ def test_the_reference_takes_arrays_of_any_byte_order_and_read_only_ones() -> No
     swapped, frozen = x.astype(">f8"), np.broadcast_to(x, x.shape)
     np.testing.assert_array_equal(reference(swapped), reference(x))
     np.testing.assert_array_equal(reference(frozen), reference(x))
+
+
+class FrozenHead(nn.Module):
+    """Integers as its first parameter, the weights of its head in a buffer, and a state beside tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order = nn.Parameter(torch.tensor([1, 0]), requires_grad=False)
+        self.register_buffer("weight", torch.randn(3, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x[..., self.order], self.weight)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
+def test_weights_that_are_no_parameters_of_floats(tmp_path: Path) -> None:
+    net, x = FrozenHead(), torch.randn(2, 3, 4, 2)
+    report = export_onnx(net, tmp_path / "m.onnx", x, channels_last=True)
+    np.testing.assert_allclose(Session(report.path, "cpu")(x.numpy()), net(x), atol=1e-5)
