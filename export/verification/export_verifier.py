@@ -21,7 +21,7 @@ from mdlstm_tk.export.verification.parity import (
     Inputs,
     Outcome,
     Outputs,
-    Run,
+    Runtime,
     compare,
     compare_all,
     expected_outputs,
@@ -140,7 +140,7 @@ def _cases(spec: ExportSpec, verify_inputs: Mapping[str, Array]) -> Iterator[Cas
             yield Case(name, name, spec.inputs(grid, 1, seed))
 
 
-def _check_samples_are_apart(run: Run, spec: ExportSpec) -> None:
+def _check_samples_are_apart(run: Runtime, spec: ExportSpec) -> None:
     """Check that the outputs of a sample do not depend on the others in its batch."""
     inputs = spec.inputs(min(spec.shapes, key=lambda grid: int(np.prod(grid))), 3)
     middle = slice(1, 2)  # since a network may mix a sample only with those before it, or after it
@@ -190,8 +190,8 @@ def _described(draw: Draw, case: Case) -> str:
     return "standard normal" if draw.range is None else f"between {draw.range[0]:g} and {draw.range[1]:g}"
 
 
-def _explained(run: Run, name: str, shapes: Mapping[Shape, Shape]) -> Run:
-    """A run whose failures are explained, and in tiles its outputs of a wrong shape.
+def _explained(run: Runtime, name: str, shapes: Mapping[Shape, Shape]) -> Runtime:
+    """The same runtime with errors that name the cause: of a run that fails, and in tiles of a wrong shape.
 
     Args:
         run: runs the file.
