@@ -119,7 +119,7 @@ def export_run_sizes(
         grids = [grid or resize for grid in grids]
     target = destination if isinstance(destination, ExportTarget) else None
     extents = [extent for grid in grids for extent in grid or ()]
-    form = form or (target.preferred_form if target else default_form(extents))
+    form = form or (target.preferred_form if target else None) or default_form(extents)
     if form == "tiles" and target:
         raise InputError("form 'tiles' is for files; leave out the server's repository or the web page")
     if form == "unrolled":
