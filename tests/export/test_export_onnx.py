@@ -348,3 +348,22 @@ def test_weights_that_are_no_parameters_of_floats(tmp_path: Path) -> None:
     net, x = FrozenHead(), torch.randn(2, 3, 4, 2)
     report = export_onnx(net, tmp_path / "m.onnx", x, channels_last=True)
     np.testing.assert_allclose(Session(report.path, "cpu")(x.numpy()), net(x), atol=1e-5)
+
+
+class Pooled(nn.Module):
+    """An output and an input with the names that torch gives to other values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = MDLSTM(1, 2), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor, tanh: Tensor) -> dict[str, Tensor]:
+        return {"mean": self.head(self.layer(x).mean((1, 2)).tanh()) + tanh}
+
+
+def test_names_of_operators_name_inputs_and_outputs(tmp_path: Path) -> None:
+    net, x, tanh = Pooled(), torch.randn(2, 3, 4, 1), torch.randn(2, 3)
+    session = Session(export_onnx(net, tmp_path / "m.onnx", (x, tanh)).path, "cpu")
+    expected = net(x, tanh)["mean"].detach()
+    np.testing.assert_allclose(session(x.numpy(), tanh=tanh.numpy()), expected, atol=1e-5)
+    assert session.metadata.output_names == ("mean",)
