@@ -292,7 +292,8 @@ class _Mapped(nn.Module):
 def _captured(module: nn.Module, extents: Sequence[int], channels: int, output: str) -> onnx.ModelProto:
     """The graph of a module that takes x on any grid."""
     free_axes = {"x": dict.fromkeys(range(1, len(extents) + 1), 1)}
-    return lower(capture(module.eval(), {"x": torch.zeros(2, *extents, channels)}, free_axes, (output,)))
+    x = torch.zeros(2, *extents, channels, dtype=torch.float32)
+    return lower(capture(module.eval(), {"x": x}, free_axes, (output,)))
 
 
 def _with_metadata(model: onnx.ModelProto, ndim: int, **fields: Any) -> onnx.ModelProto:
