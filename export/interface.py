@@ -111,14 +111,14 @@ def eval_copy(module: nn.Module) -> nn.Module:
     for each grid of a verification would take far longer than running it.
 
     Raises:
-        InputError: torch cannot copy it, as after `torch.nn.utils.weight_norm`.
+        InputError: it cannot be copied, as after `torch.nn.utils.weight_norm`, or if it holds a lock.
     """
     try:
         copied = copy.deepcopy(module)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise InputError(
-            f"torch cannot copy {type(module).__name__}: {first_line(error)}; in place of "
-            "torch.nn.utils.weight_norm and spectral_norm use torch.nn.utils.parametrizations"
+            f"{type(module).__name__} cannot be copied: {first_line(error)}; remove what copy.deepcopy "
+            "does not take, and in place of torch.nn.utils.weight_norm use torch.nn.utils.parametrizations"
         ) from error
     network = nn.ModuleDict({"network": copied}).cpu().eval()
     for parent in list(network.modules()):

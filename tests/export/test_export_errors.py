@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -234,8 +235,10 @@ def test_the_size_of_a_file_is_limited_by_onnx_alone(
         export_onnx(Function(), tmp_path / "n.onnx", **G)
 
 
-def test_a_network_that_torch_cannot_copy_is_refused(tmp_path: Path) -> None:
-    network = Function()
-    network.factor = 2 * torch.ones(1, requires_grad=True)  # as torch.nn.utils.weight_norm leaves a weight
-    with pytest.raises(InputError, match=r"cannot copy Function: .*torch\.nn\.utils\.parametrizations"):
-        export_onnx(network, tmp_path / "m.onnx", **G)
+def test_a_network_that_cannot_be_copied_is_refused(tmp_path: Path) -> None:
+    weight = 2 * torch.ones(1, requires_grad=True)  # as torch.nn.utils.weight_norm leaves a weight
+    for part in (weight, Lock()):
+        network = Function()
+        network.part = part
+        with pytest.raises(InputError, match=r"Function cannot be copied: .*parametrizations$"):
+            export_onnx(network, tmp_path / "m.onnx", **G)
