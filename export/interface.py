@@ -98,7 +98,7 @@ class Interface(nn.Module):
         if parameter is not None and parameter.default is parameter.empty and "sizes" not in inputs:
             shape = tensors["x"].shape
             grid = shape[1:-1] if self.channels_last else shape[2:]
-            tensors["sizes"] = torch.tensor([tuple(grid)] * len(tensors["x"]))
+            tensors["sizes"] = torch.tensor([tuple(grid)] * len(tensors["x"]), device="cpu")
         try:
             return {name: y.numpy() for name, y in self.call(**tensors).items()}
         except REFUSALS as error:

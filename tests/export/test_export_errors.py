@@ -242,3 +242,13 @@ def test_a_network_that_cannot_be_copied_is_refused(tmp_path: Path) -> None:
         network.part = part
         with pytest.raises(InputError, match=r"Function cannot be copied: .*parametrizations$"):
             export_onnx(network, tmp_path / "m.onnx", **G)
+
+
+def test_the_default_device_of_torch_does_not_matter(tmp_path: Path) -> None:
+    layer = MDLSTM(1, 2)
+    torch.set_default_device("meta")
+    try:
+        report = export_onnx(layer, tmp_path / "m.onnx", grid=(2, 3), padded=True)
+    finally:
+        torch.set_default_device(None)
+    assert report.max_abs < 1e-5
