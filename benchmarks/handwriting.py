@@ -33,7 +33,7 @@ from unittest.mock import patch
 
 import rival_networks  # noqa: F401  it registers the rivals
 from kraken_rival import train_kraken
-from measuring import markdown
+from measuring import argument_parser, markdown
 
 from mdlstm_tk.data import Split, pages
 from mdlstm_tk.data.samples import LazySamples
@@ -220,9 +220,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("--pages", type=Path, required=True, help="folder of pages with ALTO or PAGE XML")
     parser.add_argument("--minutes", type=float, default=60, help="of training for each network")
     parser.add_argument("--seeds", type=int, default=1, help="of the first two networks; of others one")

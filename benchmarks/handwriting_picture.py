@@ -7,19 +7,19 @@ A page is drawn in a font that looks like handwriting, its lines bent; a trained
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from measuring import ROOT, argument_parser
 from PIL import Image, ImageDraw, ImageFont
 
 from mdlstm_tk.runtime import CharacterModel, Session, Transcription, cut_line
 from mdlstm_tk.runtime.pages import PageLine
 
-PICTURE = Path(__file__).parents[1] / "docs/images/handwriting.png"
+PICTURE = ROOT / "docs/images/handwriting.png"
 INK, UNSURE_INK, OUTLINE = "#22303c", "#c2410c", "#2b7bba"
 TEXTS = (
     "Je soussigné Pierre Martin",
@@ -69,7 +69,7 @@ def draw_reading(axes: Axes, cut: np.ndarray, reading: Transcription) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--font", type=Path, required=True)
     parser.add_argument("--lm", type=Path)

@@ -12,7 +12,6 @@ cell of the table is one training; it is kept in results.json, so that an interr
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from handwriting import link_pages
-from measuring import markdown
+from measuring import argument_parser, markdown
 from PIL import Image
 
 from mdlstm_tk.data import Textures
@@ -85,9 +84,7 @@ def measure(
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """Measure what is missing in results.json, print the table, and return the cells."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("kind", choices=TASKS)
     parser.add_argument("--samples", required=True, help="numbers of training samples, as 100,1000")
     parser.add_argument("--minutes", required=True, help="of a training, as 1,4,16")

@@ -30,6 +30,7 @@ from mdlstm_tk.benchmark import interleave, ratios_of, torch_threads
 from mdlstm_tk.benchmark.contenders import Step, make_step
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.export.capture import exporter_silenced
+from mdlstm_tk.training.networks import count_parameters
 
 CHANNELS, UNITS = 3, 32  # C and n of the layer; the widths of the others below give as many parameters
 SHAPES = ((1, (64, 64)), (8, (64, 64)), (1, (256, 256)))  # N and the grid
@@ -122,10 +123,6 @@ def make_networks() -> dict[str, nn.Module]:
         if abs(count / expected - 1) > MOST_DIFFERENT:
             raise SystemExit(f"{name} has {count} parameters, expected {expected} ± {MOST_DIFFERENT:.0%}")
     return networks
-
-
-def count_parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def network_table() -> list[list[str]]:

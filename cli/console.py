@@ -31,7 +31,7 @@ TABLE_WIDTH = 500  # columns; a table that is wider than the terminal reads bett
 
 @dataclass
 class Verbosity:
-    """How much a verb prints on stderr; set by the options -q, -v and --debug.
+    """The amount that a verb prints on stderr; set by the options -q, -v and --debug.
 
     Attributes:
         quiet: print errors only.

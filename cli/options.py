@@ -301,14 +301,14 @@ def with_messages(function: Callable[..., None]) -> Callable[..., None]:
 def parameters_of(function: Callable[..., None]) -> list[inspect.Parameter]:
     """The parameters of a verb, without **options."""
     parameters = inspect.signature(function, eval_str=True).parameters.values()
-    return [each for each in parameters if each.kind != each.VAR_KEYWORD]
+    return [parameter for parameter in parameters if parameter.kind != parameter.VAR_KEYWORD]
 
 
 def with_parameters(
     function: Callable[..., None], parameters: Iterable[inspect.Parameter]
 ) -> Callable[..., None]:
     """Give a function that takes **options these parameters, from which Typer makes its options."""
-    keywords = [each.replace(kind=each.KEYWORD_ONLY) for each in parameters]
+    keywords = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in parameters]
     function.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
-    function.__annotations__ = {each.name: each.annotation for each in keywords}
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
     return function

@@ -59,7 +59,7 @@ def train_with_progress(job: TrainingJob) -> dict[str, Any]:
 
 
 def _describe_length(state: Progress, config: TrainConfig) -> str:
-    """How long training takes on this machine, from the rate of its first steps."""
+    """The length of a training on this machine, from the rate of its first steps."""
     rate, eta = state.steps_per_second or 0.0, state.seconds_left or 0.0
     if config.minutes:
         return f"about {state.step + rate * eta:,.0f} steps in {config.minutes:g} minutes on this machine"

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk.errors import InputError, MDLSTMError, require
-from mdlstm_tk.export.arguments import read_spec
+from mdlstm_tk.export.arguments import read_grid, read_spec
 from mdlstm_tk.export.capture import capture
 from mdlstm_tk.export.lowering.functions import outline
 from mdlstm_tk.export.lowering.lower import FORMS, lower
-from mdlstm_tk.export.model_file import ExportReport, check_onnx, check_parent_folder, serialize
+from mdlstm_tk.export.model_file import ExportReport, check_destination, check_onnx, serialize
 from mdlstm_tk.export.quantization import quantize
 from mdlstm_tk.export.spec import Examples, ExportSpec
 from mdlstm_tk.export.tiles import export_tiles
@@ -113,8 +113,9 @@ def export_onnx(
         trusted=True only.
 
     Raises:
-        InputError: there is no such folder, form or dtype, or arguments are missing or contradict each
-            other, or the module does not accept such inputs, returns NaN or mixes the samples of a batch.
+        InputError: there is no such folder, form or dtype, `path` is a folder, arguments are missing or
+            contradict each other, or the module does not accept such inputs, returns NaN or mixes the
+            samples of a batch.
         MDLSTMError: the module cannot be exported, or the file cannot be written.
         ParityError: ONNX Runtime disagrees with the reference. Nothing is written.
         MissingExtraError: ONNX Runtime is not installed.
@@ -122,8 +123,7 @@ def export_onnx(
     require("onnxruntime", "cpu")
     start = time.perf_counter()
     path = Path(path)
-    if isinstance(grid, int):
-        raise InputError(f"grid must hold an extent for each axis, as in ({grid}, {grid}), got {grid}")
+    grid = read_grid(grid)
     form = form or default_form(grid)
     if form == "tiles":
         # x and channels_last are not needed, so that the same call may name any form.
@@ -151,7 +151,7 @@ def export_onnx(
         raise InputError(f"dtype must be one of {', '.join(ATOLS)}, got '{dtype}'")
     if functions and form != "unrolled":
         raise InputError(f"functions=True needs form 'unrolled', got form '{form}'")
-    check_parent_folder(path)
+    check_destination(path, force=True)
     spec = read_spec(
         module,
         example_inputs,

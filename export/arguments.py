@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from mdlstm_tk._util.arguments import extents, one_line, positive
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.interface import Interface, eval_copy, mdlstm_layers
 from mdlstm_tk.export.spec import Examples, ExportSpec, Extents, Shape
@@ -42,9 +44,11 @@ def read_spec(
         InputError: arguments are missing or contradict each other, or the network does not accept such
             inputs, or its weights hold NaN, or it returns something other than tensors (N, …).
     """
+    grid = read_grid(grid)
+    channels = None if channels is None else positive("channels", channels)
     name, network = type(module).__name__, eval_copy(module).float()
     for key, tensor in network.state_dict().items():
-        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and bool(tensor.isnan().any()):
             raise InputError(
                 f"the weights of {name} hold NaN, first in {key}; export a network without NaN"
             )
@@ -91,13 +95,33 @@ def read_spec(
         padded=padded,
         extra_inputs=further,
         grid_inputs=_check_grid_inputs(grid_inputs, further, ndim, padded),
-        multiple_of=_multiples(multiple_of, ndim),
+        multiple_of=(1,) * ndim if multiple_of is None else extents("multiple_of", multiple_of, ndim),
         draw=sampler("x", example_range, x, network),
         example=None if x is None else x.float(),
     )
     if example_grid is None and grid and None not in grid:
         example_grid = tuple(extent for extent in grid if extent)
     return spec.completed(example_grid, grid is not None)
+
+
+def read_grid(grid: Sequence[int | None] | None) -> Extents | None:
+    """The argument `grid` as a tuple. Its extents may be numbers of NumPy or of torch.
+
+    Raises:
+        InputError: it holds something else than extents of at least 1 and None.
+    """
+    if grid is None:
+        return None
+    try:
+        result = tuple(None if extent is None else operator.index(extent) for extent in grid)
+    except TypeError:  # a number, or a float among the extents
+        result = (0,)
+    if any(extent is not None and extent < 1 for extent in result):
+        raise InputError(
+            "grid must hold an extent of at least 1, or None for a free one, for each axis, as in (8, 8), "
+            f"got {one_line(grid)}"
+        )
+    return result
 
 
 def _read_examples(
@@ -197,38 +221,21 @@ def _check_example(shape: Shape, channels_last: bool, arguments: Mapping[str, An
         )
 
 
-def _extents(
-    grid: Sequence[int | None] | None, example_grid: Grid | None, ndim: int, any_size: bool
-) -> Extents:
+def _extents(grid: Extents | None, example_grid: Grid | None, ndim: int, any_size: bool) -> Extents:
     """The extents to export for."""
-    if grid is not None and any(
-        extent is not None and (not isinstance(extent, int) or extent < 1) for extent in grid
-    ):
-        raise InputError(f"grid must hold extents of at least 1, or None for a free one, got {tuple(grid)}")
     if any_size:
-        return tuple(grid) if grid and None in grid else (None,) * ndim
-    extents: Extents = tuple(grid or example_grid or ())
-    if not extents:
+        return grid if grid and None in grid else (None,) * ndim
+    result = grid or example_grid
+    if not result:
         raise InputError(
             "form 'unrolled' needs a grid; give grid=... or example_inputs=..., or form=\"scan\" for any "
             "size"
         )
-    if None in extents:
+    if None in result:
         raise InputError(
-            f"form 'unrolled' needs a fixed grid, got grid={extents}; give form=\"scan\" for free extents"
+            f"form 'unrolled' needs a fixed grid, got grid={result}; give form=\"scan\" for free extents"
         )
-    return extents
-
-
-def _multiples(multiple_of: int | Sequence[int] | None, ndim: int) -> Grid:
-    """`multiple_of` for each axis; 1 where any extent will do."""
-    multiple = 1 if multiple_of is None else multiple_of
-    multiples = (multiple,) * ndim if isinstance(multiple, int) else tuple(multiple)
-    if len(multiples) != ndim or any(not isinstance(m, int) or m < 1 for m in multiples):
-        raise InputError(
-            f"multiple_of must be one number, or {ndim} numbers, of at least 1, got {multiple_of!r}"
-        )
-    return multiples
+    return result
 
 
 def _check_grid_inputs(

@@ -96,6 +96,13 @@ def capture(
             cause = cause.__cause__
         raise MDLSTMError(f"torch cannot export {interface.name}: {first_line(cause)}") from error
     assert program is not None
+    # torch names inputs and outputs as it is told, also if another value, such as that of torch.mean, has
+    # that name.
+    graph, names = program.model.graph, {*examples, *output_names}
+    declared = {*graph.inputs, *graph.outputs}
+    for value in (value for node in graph.all_nodes() for value in node.outputs):
+        if value.name in names and value not in declared:
+            value.name = f"{value.name}/inner"
     model: onnx.ModelProto = program.model_proto
     for value in model.graph.input:
         for axis in axes_of[value.name]:

@@ -17,13 +17,13 @@ from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError, ParityError, require
 from mdlstm_tk.export.interface import Interface, eval_copy
 from mdlstm_tk.export.lowering.row import INPUTS, OUTPUTS, row_graph, state_size
-from mdlstm_tk.export.model_file import check_onnx, check_parent_folder
+from mdlstm_tk.export.model_file import check_destination, check_onnx
 from mdlstm_tk.export.run_export import find_checkpoint
 from mdlstm_tk.export.targets import ExportTarget
 from mdlstm_tk.export.verification.parity import ATOL, RTOL, compare
 from mdlstm_tk.models import PixelNet
 from mdlstm_tk.runtime import Metadata, Session
-from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
+from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.metadata import layout_of
 from mdlstm_tk.runtime.samples import run_rows, uniform_numbers
 from mdlstm_tk.training import Run, load_checkpoint
@@ -96,8 +96,7 @@ def export_drawing(
         else:
             path = run.folder if destination is None and run else Path(str(destination))
             path = path if path.suffix == ".onnx" else path / DEFAULT_NAME
-            check_parent_folder(path)
-            ensure_writable(path, force)
+            check_destination(path, force)
         parity = {"atol": ATOL, "rtol": RTOL, "max_abs": _verify(network, path)}
         model = drawing_model(network, size or DEFAULT_SIZE, **fields, parity=parity)
         with atomic_write(path) as temporary:

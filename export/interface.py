@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -53,9 +54,9 @@ class Interface(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that floating-point inputs are cast to: that of the first parameter."""
-        parameter = next(self.module.parameters(), None)
-        return torch.float32 if parameter is None else parameter.dtype
+        """The type that floating-point inputs are cast to: that of the first such parameter or buffer."""
+        weights = chain(self.module.parameters(), self.module.buffers())
+        return next((w.dtype for w in weights if w.is_floating_point()), torch.float32)
 
     def call(self, x: Tensor, **further: Tensor) -> dict[str, Tensor]:
         """The outputs by name, in the precision of the network."""
@@ -89,12 +90,15 @@ class Interface(nn.Module):
         Raises:
             InputError: the network raises an exception.
         """
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
+        tensors: dict[str, Tensor] = {}
+        for name, value in inputs.items():
+            array = np.array(value, order="C")  # a copy, as torch warns of arrays that are read-only
+            tensors[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
         parameter = inspect.signature(self.module.forward).parameters.get("sizes")
         if parameter is not None and parameter.default is parameter.empty and "sizes" not in inputs:
             shape = tensors["x"].shape
             grid = shape[1:-1] if self.channels_last else shape[2:]
-            tensors["sizes"] = torch.tensor([tuple(grid)] * len(tensors["x"]))
+            tensors["sizes"] = torch.tensor([tuple(grid)] * len(tensors["x"]), device="cpu")
         try:
             return {name: y.numpy() for name, y in self.call(**tensors).items()}
         except REFUSALS as error:
@@ -104,8 +108,19 @@ class Interface(nn.Module):
 
 def eval_copy(module: nn.Module) -> nn.Module:
     """A copy of a network on the CPU in eval mode, without the wrappers of `torch.compile`: compiling it
-    for each grid of a verification would take far longer than running it."""
-    network = nn.ModuleDict({"network": copy.deepcopy(module)}).cpu().eval()
+    for each grid of a verification would take far longer than running it.
+
+    Raises:
+        InputError: it cannot be copied, as after `torch.nn.utils.weight_norm`, or if it holds a lock.
+    """
+    try:
+        copied = copy.deepcopy(module)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"{type(module).__name__} cannot be copied: {first_line(error)}; remove what copy.deepcopy "
+            "does not take, and in place of torch.nn.utils.weight_norm use torch.nn.utils.parametrizations"
+        ) from error
+    network = nn.ModuleDict({"network": copied}).cpu().eval()
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, OptimizedModule):

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import helper
 
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.model_check import OPERATORS
 
 
@@ -136,10 +137,12 @@ def check_onnx(model: onnx.ModelProto, label: str) -> None:
     """Check a model with `onnx.checker`.
 
     Raises:
-        MDLSTMError: it is not valid ONNX.
+        MDLSTMError: it is not valid ONNX, or larger than a file can be.
     """
     try:
         onnx.checker.check_model(model, full_check=True)
+    except (ValueError, EncodeError) as error:
+        raise MDLSTMError(f"{label} is larger than 2 GiB, the limit of an ONNX file") from error
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise MDLSTMError(f"{label} is not valid ONNX: {error}") from error
 
@@ -153,14 +156,20 @@ def operators_to_trust(*models: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(sorted({node.op_type for node in nodes if node.domain in ("", "ai.onnx")} - known))
 
 
-def check_parent_folder(path: Path) -> None:
-    """Check that the folder of a file exists, before an export takes its time.
+def check_destination(path: Path, force: bool) -> None:
+    """Check that a file may be written, before an export takes its time.
+
+    Args:
+        path: the file.
+        force: it may exist.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: its folder does not exist, `path` is a folder or a device, or the file exists and
+            `force` is false.
     """
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent} for {path.name}; make it, or give another path")
+    ensure_writable(path, force)
 
 
 def _shape_text(metadata: Metadata, window: tuple[int, ...], features: int) -> str:

@@ -13,12 +13,12 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.api import default_form, export_onnx
-from mdlstm_tk.export.model_file import ExportReport, check_parent_folder
+from mdlstm_tk.export.arguments import read_grid
+from mdlstm_tk.export.model_file import ExportReport, check_destination
 from mdlstm_tk.export.spec import Extents
 from mdlstm_tk.export.targets import ExportTarget
 from mdlstm_tk.export.verification.cases import task_inputs
 from mdlstm_tk.runtime.choices import Dtype, Form
-from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.tiles.archive import SUFFIX
 from mdlstm_tk.training import Run, load_checkpoint, open_run
 
@@ -110,6 +110,7 @@ def export_run_sizes(
         InputError: as `export_run`; or two grids are equal; or the destination takes only one model.
         MDLSTMError, ParityError, MissingExtraError: as `export_run`.
     """
+    grids = [read_grid(grid) for grid in grids]
     run, checkpoint_path = find_checkpoint(run)
     checkpoint = load_checkpoint(checkpoint_path)
     spec, run_grid = checkpoint.spec, checkpoint.config.grid
@@ -118,7 +119,7 @@ def export_run_sizes(
         grids = [grid or resize for grid in grids]
     target = destination if isinstance(destination, ExportTarget) else None
     extents = [extent for grid in grids for extent in grid or ()]
-    form = form or (target.preferred_form if target else default_form(extents))
+    form = form or (target.preferred_form if target else None) or default_form(extents)
     if form == "tiles" and target:
         raise InputError("form 'tiles' is for files; leave out the server's repository or the web page")
     if form == "unrolled":
@@ -203,8 +204,7 @@ def _paths(
     else:
         paths = [(run.folder if output is None else output) / name for name in names]
     for path in paths:
-        check_parent_folder(path)
-        ensure_writable(path, force)
+        check_destination(path, force)
     return paths
 
 

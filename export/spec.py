@@ -108,7 +108,7 @@ class ExportSpec:
                 extents = (*example.shape[1:before], *grid, *example.shape[before + self.ndim :])
                 inputs[name] = sampler(name, None, example)((batch, *extents), rng)
             else:
-                inputs[name] = example[torch.arange(batch) % len(example)].numpy()
+                inputs[name] = example.numpy()[np.arange(batch) % len(example)]
         return inputs
 
     def _first_grid_axis(self, value: Tensor) -> int:
@@ -118,7 +118,7 @@ class ExportSpec:
     def examples(self, grid: Grid) -> dict[str, Tensor]:
         """All inputs for a batch of 2 on a grid, by name, in the order of the file."""
         x, *further = (torch.from_numpy(value) for value in self.inputs(grid, 2).values())
-        sizes = {"sizes": torch.tensor([grid] * 2)} if self.padded else {}
+        sizes = {"sizes": torch.tensor([grid] * 2, device="cpu")} if self.padded else {}
         return {"x": x, **sizes, **dict(zip(self.extra_inputs, further, strict=True))}
 
     def metadata(self, form: Form, dtype: Dtype, fields: Mapping[str, Any]) -> Metadata:

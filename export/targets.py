@@ -36,11 +36,11 @@ class ExportTarget:
     """A destination that takes exported models.
 
     Attributes:
-        preferred_form: the form to export in unless another one is asked for.
+        preferred_form: the form to export in unless another one is asked for; None: that of a file.
         next_command: the shell command that makes use of the models.
     """
 
-    preferred_form: ClassVar[Form] = "unrolled"
+    preferred_form: ClassVar[Form | None] = None
     next_command: str
 
     def prepare(self, count: int) -> None:
@@ -87,7 +87,7 @@ class WebPage(ExportTarget):
         on_message: called with one line if the page has no examples.
     """
 
-    preferred_form: ClassVar[Form] = "scan"
+    preferred_form: ClassVar[Form | None] = "scan"
 
     folder: Path
     web_runtime: Path | None = None

@@ -32,7 +32,7 @@ from mdlstm_tk.export.lowering.graph import Graph, Value, rename
 from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.lowering.scan import write_scan
 from mdlstm_tk.export.lowering.step import Sweep, parameters_of
-from mdlstm_tk.export.model_file import ExportReport, check_onnx, check_parent_folder
+from mdlstm_tk.export.model_file import ExportReport, check_destination, check_onnx
 from mdlstm_tk.export.verification.export_verifier import write_verified
 from mdlstm_tk.export.verification.parity import ATOL
 from mdlstm_tk.layer import MDLSTM
@@ -86,7 +86,7 @@ def export_tiles(
     path = Path(path)
     if path.suffix != SUFFIX:
         raise InputError(f"the name of a tiles export ends in {SUFFIX}, got {path}")
-    check_parent_folder(path)
+    check_destination(path, force=True)
     _levels_of(stages_of(eval_copy(module)))  # before the network runs, which takes longer
     name, spec = type(module).__name__, read_spec(module, any_size=True, channels=channels)
     if not spec.channels_last:
@@ -292,7 +292,8 @@ class _Mapped(nn.Module):
 def _captured(module: nn.Module, extents: Sequence[int], channels: int, output: str) -> onnx.ModelProto:
     """The graph of a module that takes x on any grid."""
     free_axes = {"x": dict.fromkeys(range(1, len(extents) + 1), 1)}
-    return lower(capture(module.eval(), {"x": torch.zeros(2, *extents, channels)}, free_axes, (output,)))
+    x = torch.zeros(2, *extents, channels, dtype=torch.float32)
+    return lower(capture(module.eval(), {"x": x}, free_axes, (output,)))
 
 
 def _with_metadata(model: onnx.ModelProto, ndim: int, **fields: Any) -> onnx.ModelProto:

@@ -66,11 +66,12 @@ def page_examples(
         on_message: called with one line if there are no examples.
 
     Returns:
-        At most `COUNT` examples; none if the user's data are not named or not there, or no sample fits.
+        At most `COUNT` examples; none if the user's data are not named or not there, no sample fits, or the
+        run's checkpoint is not in its folder.
     """
-    checkpoint = load_checkpoint(run.checkpoint)
-    config = checkpoint.config
     try:
+        checkpoint = load_checkpoint(run.checkpoint)
+        config = checkpoint.config
         config = config if config.data else replace(config, size=format_size(metadata.grid or config.grid))
         samples = list(_samples(load_task(config, checkpoint.spec, data), metadata))
     except MDLSTMError as error:

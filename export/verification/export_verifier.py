@@ -21,7 +21,7 @@ from mdlstm_tk.export.verification.parity import (
     Inputs,
     Outcome,
     Outputs,
-    Run,
+    Runtime,
     compare,
     compare_all,
     expected_outputs,
@@ -31,7 +31,7 @@ from mdlstm_tk.export.verification.parity import (
 )
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.files import atomic_write
-from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
 from mdlstm_tk.runtime.tiles.session import TiledSession
 
 PADDED_SAMPLES = 3  # of random sizes
@@ -75,8 +75,9 @@ def write_verified(
         _check_finite(expected[case.name], case, spec)
     name = metadata.output_names[0]
     shapes = {case.inputs["x"].shape: expected[case.name][name].shape for case in cases} if tiled else {}
-    session_type = TiledSession if tiled else Session
-    with session_type(content(metadata), "cpu", trusted=True) as session:
+    session_type, data = TiledSession if tiled else Session, content(metadata)
+    limit = len(data) if len(data) > MAX_BYTES else None  # a session takes a file of this size on request
+    with session_type(data, "cpu", trusted=True, max_bytes=limit) as session:
         run = _explained(session_run(session), spec.interface.name, shapes)
         if spec.padded:
             grids = [[case.inputs["x"].shape[axis] for axis in spec.grid_axes] for case in cases]
@@ -110,7 +111,7 @@ def _cases(spec: ExportSpec, verify_inputs: Mapping[str, Array]) -> Iterator[Cas
     positions that the reference would take minutes.
 
     Raises:
-        InputError: an input of the caller has another number of axes than x.
+        InputError: an input of the caller has another number of axes than x, or is empty.
     """
     for grid in spec.shapes:
         inputs, size = spec.inputs(grid, 4), format_size(grid)
@@ -119,13 +120,16 @@ def _cases(spec: ExportSpec, verify_inputs: Mapping[str, Array]) -> Iterator[Cas
     others = dict(verify_inputs)
     if spec.example is not None:
         others["example_inputs"] = spec.example.numpy()
-    for name, x in others.items():
-        if x.ndim != spec.ndim + 2:
-            raise InputError(f"{name} has shape {x.shape}, expected x with {spec.ndim + 2} axes")
+    for name, value in others.items():
+        x = np.asarray(value, np.float32)
+        if x.ndim != spec.ndim + 2 or x.size == 0:
+            raise InputError(
+                f"{name} has shape {x.shape}, expected x with {spec.ndim + 2} axes, none empty"
+            )
         grid = tuple(x.shape[axis] for axis in spec.grid_axes)
         if grid in spec.shapes or (spec.fits(grid) and np.prod(grid) <= MAX_POSITIONS):
             further = list(spec.extra_batch(len(x), grid).items())
-            yield Case(name, name, dict([("x", np.asarray(x, np.float32)), *further]))
+            yield Case(name, name, dict([("x", x), *further]))
     if spec.padded:
         rng, limit = np.random.default_rng(0), spec.example_grid
         units = [extent // m for extent, m in zip(limit, spec.multiple_of, strict=True)]
@@ -136,15 +140,16 @@ def _cases(spec: ExportSpec, verify_inputs: Mapping[str, Array]) -> Iterator[Cas
             yield Case(name, name, spec.inputs(grid, 1, seed))
 
 
-def _check_samples_are_apart(run: Run, spec: ExportSpec) -> None:
+def _check_samples_are_apart(run: Runtime, spec: ExportSpec) -> None:
     """Check that the outputs of a sample do not depend on the others in its batch."""
     inputs = spec.inputs(min(spec.shapes, key=lambda grid: int(np.prod(grid))), 3)
-    first = {name: value[:1] for name, value in inputs.items()}
-    alone, in_batch = run(first), run(inputs)
-    if _agree(alone, {name: y[:1] for name, y in in_batch.items()}):
+    middle = slice(1, 2)  # since a network may mix a sample only with those before it, or after it
+    sample = {name: value[middle] for name, value in inputs.items()}
+    alone, in_batch = run(sample), run(inputs)
+    if _agree(alone, {name: y[middle] for name, y in in_batch.items()}):
         return
     name = spec.interface.name
-    if not _agree(alone, run(first)):
+    if not _agree(alone, run(sample)):
         raise InputError(
             f"{name} returns other numbers each time for the same x; a file computes the same each time, "
             "so remove what is random from its forward in eval mode"
@@ -185,8 +190,8 @@ def _described(draw: Draw, case: Case) -> str:
     return "standard normal" if draw.range is None else f"between {draw.range[0]:g} and {draw.range[1]:g}"
 
 
-def _explained(run: Run, name: str, shapes: Mapping[Shape, Shape]) -> Run:
-    """A run whose failures are explained, and in tiles its outputs of a wrong shape.
+def _explained(run: Runtime, name: str, shapes: Mapping[Shape, Shape]) -> Runtime:
+    """The same runtime with errors that name the cause: of a run that fails, and in tiles of a wrong shape.
 
     Args:
         run: runs the file.

@@ -38,7 +38,7 @@ from mdlstm_tk.export.verification.parity import (
     Inputs,
     Outcome,
     Outputs,
-    Run,
+    Runtime,
     VerificationReport,
     compare_all,
     expected_outputs,
@@ -53,10 +53,9 @@ from mdlstm_tk.runtime.samples import check_takes_grids
 from mdlstm_tk.runtime.shapes import Shapes
 from mdlstm_tk.runtime.tiles.archive import read_archive_bytes
 from mdlstm_tk.runtime.tiles.session import TiledSession
-from mdlstm_tk.training import Run as TrainingRun
-from mdlstm_tk.training import load_checkpoint
+from mdlstm_tk.training import Run, load_checkpoint
 
-Against = nn.Module | TrainingRun | str | Path | None
+Against = nn.Module | Run | str | Path | None
 NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16)
 DEFAULT_GRID = (5, 7, 3)  # for a model that takes any grid and is not of a run, or of one with a large grid
 
@@ -184,7 +183,7 @@ class _FileVerifier:
         self.sessions, self.metadata = sessions, sessions[0].metadata
         self.model = None if is_tiled(path) else read_model(path.read_bytes())
         self.needs_trust = operators_to_trust(self.model) if self.model else ()
-        self.training_run: TrainingRun | None = None
+        self.training_run: Run | None = None
         self.grid = (*DEFAULT_GRID, *(2,) * self.metadata.ndim)[: self.metadata.ndim]
         self.interface: Interface | None = None
         network = self._network(path, against)
@@ -268,13 +267,13 @@ class _FileVerifier:
         run(cases[0].inputs)
         return cases
 
-    def _runtimes(self, cases: Sequence[Case]) -> tuple[dict[str, Run], Run, bool]:
+    def _runtimes(self, cases: Sequence[Case]) -> tuple[dict[str, Runtime], Runtime, bool]:
         """The runtimes by name, the reference, and True if that may compute several cases in one batch."""
-        metadata, runtimes = self.metadata, dict[str, Run]()
+        metadata, runtimes = self.metadata, dict[str, Runtime]()
         largest = np.max([Shapes(metadata).grid(case.inputs["x"]) for case in cases], axis=0).tolist()
         limit = metadata.grid_like(tuple(largest))
 
-        def unpadded(run: Run) -> Run:
+        def unpadded(run: Runtime) -> Runtime:
             return with_padding(run, metadata, limit) if "sizes" in metadata.inputs else run
 
         if self.interface is None:
@@ -296,7 +295,7 @@ class _FileVerifier:
                 )
         return runtimes, reference, together
 
-    def _can_evaluate(self, case: Case, run: Run) -> bool:
+    def _can_evaluate(self, case: Case, run: Runtime) -> bool:
         """True unless onnx itself lacks an operator that only a trusted model may have."""
         if self.needs_trust:
             try:
@@ -305,7 +304,7 @@ class _FileVerifier:
                 return False
         return True
 
-    def _graph_run(self, in_double: bool = False) -> Run:
+    def _graph_run(self, in_double: bool = False) -> Runtime:
         """Runs the graph in the reference evaluator of onnx; an archive in one tile."""
         names = list(self.metadata.output_names)
         if self.model is None:

@@ -27,12 +27,12 @@ from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.shapes import Grid, Shapes
 from mdlstm_tk.runtime.tiles.session import TiledSession
-from mdlstm_tk.training import Run as TrainingRun
+from mdlstm_tk.training import Run
 
 Float64Array = npt.NDArray[np.float64]
 Inputs = dict[str, Array]
 Outputs = dict[str, Array]
-Run = Callable[[Inputs], Outputs]
+Runtime = Callable[[Inputs], Outputs]
 
 ATOL = 1e-5
 RTOL = 1e-5
@@ -108,7 +108,9 @@ def compare(
     if output.shape != reference.shape:
         raise MDLSTMError(f"the output has shape {output.shape}, expected {reference.shape}")
     error = np.abs(output.astype(np.float64) - reference)
-    ratio = error / (atol * scale + RTOL * np.abs(reference))
+    tolerance = atol * scale + RTOL * np.abs(reference)
+    with np.errstate(divide="ignore"):  # atol may be 0
+        ratio = np.divide(error, tolerance, out=np.zeros_like(error), where=error != 0)
     return Parity(float(error.max()), float(ratio.max()), float(np.max(scale)))
 
 
@@ -183,7 +185,7 @@ class Outcome:
 
 
 def compare_all(
-    runtimes: Mapping[str, Run],
+    runtimes: Mapping[str, Runtime],
     expected: Mapping[str, Outputs],
     cases: Sequence[Case],
     metadata: Metadata,
@@ -226,7 +228,7 @@ def compare_all(
     }
 
 
-def expected_outputs(run: Run, cases: Iterable[Case], together: bool = True) -> dict[str, Outputs]:
+def expected_outputs(run: Runtime, cases: Iterable[Case], together: bool = True) -> dict[str, Outputs]:
     """The outputs of a reference on each case, by the names of cases.
 
     All cases of one grid are computed in one batch if `together`, since the time of the float64 reference
@@ -247,7 +249,7 @@ def expected_outputs(run: Run, cases: Iterable[Case], together: bool = True) -> 
     return expected
 
 
-def session_run(session: Session | TiledSession) -> Run:
+def session_run(session: Session | TiledSession) -> Runtime:
     """Runs a session; tiles are of two windows along each axis, so that small grids have several."""
     first = session.metadata.output_names[0]
     if isinstance(session, TiledSession):
@@ -261,7 +263,7 @@ def session_run(session: Session | TiledSession) -> Run:
     return run
 
 
-def with_padding(run: Run, metadata: Metadata, limit: Grid) -> Run:
+def with_padding(run: Runtime, metadata: Metadata, limit: Grid) -> Runtime:
     """Runs a model that takes `sizes` on smaller grids.
 
     The samples are padded with their values again to the grid `limit`, after a first sample that fills
@@ -301,7 +303,7 @@ class VerificationReport:
     model: Path
     models: dict[Path, Metadata]
     reference: str
-    run: TrainingRun | None
+    run: Run | None
     groups: dict[str, list[str]]
     outcomes: dict[str, dict[str, Outcome]]
 

@@ -1,4 +1,4 @@
-"""How fast the layer is, as ratios to its matrix products alone, to `nn.LSTM` and to the torch backend."""
+"""The speed of the layer, as ratios to its matrix products alone, to `nn.LSTM` and to the torch backend."""
 
 from __future__ import annotations
 

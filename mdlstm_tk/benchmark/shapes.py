@@ -1,4 +1,4 @@
-"""The shapes that are measured, and how many floating-point operations they take."""
+"""The shapes that are measured, and the number of floating-point operations that they take."""
 
 from __future__ import annotations
 

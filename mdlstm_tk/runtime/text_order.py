@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal
-from unicodedata import bidirectional, combining
+from unicodedata import bidirectional, category
 
 Direction = Literal["ltr", "rtl"]
 
@@ -41,7 +41,7 @@ def reordered(characters: Sequence[str], direction: Direction) -> list[tuple[str
     """Return the characters in the order of `reorder`, each with its index in `characters`."""
     clusters: list[list[int]] = []  # indices of characters with their accents, which follow in both orders
     for index, character in enumerate(characters):
-        if clusters and combining(character[0]):
+        if clusters and category(character[0]).startswith("M"):
             clusters[-1].append(index)
         else:
             clusters.append([index])

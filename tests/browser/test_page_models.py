@@ -243,3 +243,10 @@ def test_one_file_for_every_size(trained: Run, open_page: Callable[..., Tab], tm
     for size in ((1, 1), (7, 1), (64, 40)):
         give(tab, tmp_path / "x.npy", x := matrix(9, size))
         check_prediction(tab, session(x))
+
+
+def test_a_page_needs_no_checkpoint_in_the_run_folder(tmp_path: Path) -> None:
+    metadata, messages = Metadata("0", (3, 3), "unrolled", "N H W C", 1, 10), list[str]()
+    run = Run(tmp_path)  # of an exported file weights.safetensors, say
+    assert page_examples(run, metadata, on_message=messages.append) == []
+    assert messages[0].startswith("no examples: there is no checkpoint")

@@ -121,3 +121,8 @@ def test_a_table_may_name_files_anywhere(tmp_path: Path) -> None:
     (tmp_path / "lines/labels.tsv").write_text(table)
     task = read(tmp_path / "lines", "transcribe", validation=0.0)
     assert task.count("train") == 2
+
+
+def test_the_vowels_of_thaana_stay_with_their_consonants() -> None:
+    logical, visual = "\u078b\u07a8\u0788\u07ac", "\u0788\u07ac\u078b\u07a8"  # marks of combining class 0
+    assert reorder(logical, "rtl") == visual and reorder(visual, "rtl") == logical

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
 from mdlstm_tk.export import api, export_onnx, float64_reference, lower
+from mdlstm_tk.export.verification import export_verifier
 from mdlstm_tk.export.verification.parity import compare, feature_scale
 from mdlstm_tk.models import Normalized, create
-from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime import Session, runner
 
 
 class Function(nn.Module):
@@ -200,3 +202,53 @@ def test_a_wrong_graph_is_refused_at_every_scale(make: Callable[[], nn.Module], 
 def test_a_larger_tolerance_is_used_and_recorded(tmp_path: Path) -> None:
     report = export_onnx(create("md", 1, 1), tmp_path / "m.onnx", grid=(5, 5), atol=0.1)
     assert Session(report.path, "cpu").metadata.parity["atol"] == 0.1 and report.max_abs > 1e-5
+
+
+def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder, expected a file name"):
+        export_onnx(Function(), tmp_path, **G)
+
+
+def test_a_network_that_mixes_a_sample_with_those_before_it_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="mixes the samples of a batch"):
+        export_onnx(Function(after=lambda y: y.cumsum(0)), tmp_path / "m.onnx", **G)
+
+
+def test_no_sample_is_nothing_to_verify_with(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"mine has shape \(0, 3, 4, 1\)"):
+        export_onnx(Function(), tmp_path / "m.onnx", **G, verify_inputs={"mine": np.zeros((0, 3, 4, 1))})
+
+
+def test_equal_numbers_are_within_a_tolerance_of_zero() -> None:
+    y = np.array([[0.0, 1.0]])
+    assert compare(y, y, atol=0).passed and not compare(y + 1e-9, y, atol=0).passed
+
+
+def test_the_size_of_a_file_is_limited_by_onnx_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (export_verifier, runner):
+        monkeypatch.setattr(module, "MAX_BYTES", 1000)
+    assert export_onnx(Function(), tmp_path / "m.onnx", **G).bytes > 1000
+    monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", 1000)
+    with pytest.raises(MDLSTMError, match="larger than 2 GiB"):
+        export_onnx(Function(), tmp_path / "n.onnx", **G)
+
+
+def test_a_network_that_cannot_be_copied_is_refused(tmp_path: Path) -> None:
+    weight = 2 * torch.ones(1, requires_grad=True)  # as torch.nn.utils.weight_norm leaves a weight
+    for part in (weight, Lock()):
+        network = Function()
+        network.part = part
+        with pytest.raises(InputError, match=r"Function cannot be copied: .*parametrizations$"):
+            export_onnx(network, tmp_path / "m.onnx", **G)
+
+
+def test_the_default_device_of_torch_does_not_matter(tmp_path: Path) -> None:
+    layer = MDLSTM(1, 2)
+    torch.set_default_device("meta")
+    try:
+        report = export_onnx(layer, tmp_path / "m.onnx", grid=(2, 3), padded=True)
+    finally:
+        torch.set_default_device(None)
+    assert report.max_abs < 1e-5

@@ -316,3 +316,54 @@ def test_a_report_shows_the_extents_of_the_output(
     metadata = Metadata("1", grid, "scan", layout, 3, 4, window=window, multiple_of=multiple_of)
     report = ExportReport(Path("m.onnx"), metadata, 1, 1, 0.0, 0.0, ("If",))
     assert text in str(report) and report.as_dict()["needs_trust"] == ("If",)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_reference_takes_arrays_of_any_byte_order_and_read_only_ones() -> None:
+    reference, x = float64_reference(MDLSTM(1, 2)), np.random.default_rng(0).random((2, 3, 4, 1))
+    swapped, frozen = x.astype(">f8"), np.broadcast_to(x, x.shape)
+    np.testing.assert_array_equal(reference(swapped), reference(x))
+    np.testing.assert_array_equal(reference(frozen), reference(x))
+
+
+class FrozenHead(nn.Module):
+    """Integers as its first parameter, the weights of its head in a buffer, and a state beside tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order = nn.Parameter(torch.tensor([1, 0]), requires_grad=False)
+        self.register_buffer("weight", torch.randn(3, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x[..., self.order], self.weight)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
+def test_weights_that_are_no_parameters_of_floats(tmp_path: Path) -> None:
+    net, x = FrozenHead(), torch.randn(2, 3, 4, 2)
+    report = export_onnx(net, tmp_path / "m.onnx", x, channels_last=True)
+    np.testing.assert_allclose(Session(report.path, "cpu")(x.numpy()), net(x), atol=1e-5)
+
+
+class Pooled(nn.Module):
+    """An output and an input with the names that torch gives to other values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = MDLSTM(1, 2), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor, tanh: Tensor) -> dict[str, Tensor]:
+        return {"mean": self.head(self.layer(x).mean((1, 2)).tanh()) + tanh}
+
+
+def test_names_of_operators_name_inputs_and_outputs(tmp_path: Path) -> None:
+    net, x, tanh = Pooled(), torch.randn(2, 3, 4, 1), torch.randn(2, 3)
+    session = Session(export_onnx(net, tmp_path / "m.onnx", (x, tanh)).path, "cpu")
+    expected = net(x, tanh)["mean"].detach()
+    np.testing.assert_allclose(session(x.numpy(), tanh=tanh.numpy()), expected, atol=1e-5)
+    assert session.metadata.output_names == ("mean",)

@@ -108,3 +108,8 @@ def test_the_command_takes_free_extents(trained: Run, tmp_path: Path) -> None:
     assert Session(tmp_path / "m.onnx", "cpu").metadata.grid == (4, None)
     done = mdlstm("export", trained.folder, "--size", "4y*", "-o", tmp_path / "n.onnx")
     assert done.code == 2 and done.err.count("\n") == 1
+
+
+def test_a_single_extent_is_no_grid(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"grid must .* as in \(8, 8\), got 8"):
+        export_run(tmp_path, grid=8)  # type: ignore[arg-type]

@@ -341,3 +341,12 @@ def test_a_run_is_exported_for_tiles(trained: Run, tmp_path: Path) -> None:
     alone = verify_model(report.path, device="cpu", seeds=1, inputs={"mine": np.zeros((5, 6))})
     assert "its own graphs in one tile" in alone.reference
     alone.raise_if_failed()
+
+
+def test_the_default_dtype_of_torch_does_not_matter(tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        report = export_tiles(MDLSTM(1, 2, window=2), tmp_path / "m.tiles")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert TiledSession(report.path, "cpu")(np.zeros((5, 6)), 4).shape == (3, 3, 2)

@@ -18,7 +18,8 @@ from tritonclient.grpc import model_config_pb2
 
 from mdlstm_tk.cli.export import export
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.export.targets import write_server_repo
+from mdlstm_tk.export import export_run_sizes
+from mdlstm_tk.export.targets import ServerRepository, write_server_repo
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.training import Run
 
@@ -190,3 +191,9 @@ def test_files_in_the_wrong_place_are_refused(trained: Run, tmp_path: Path) -> N
         write_server_repo(save(tmp_path / "m.onnx", BATCHED), tmp_path / "served", "m")
     with pytest.raises(InputError, match="--server-repo"):
         export(trained.folder, server_repo=tmp_path / "a", output=tmp_path / "b")
+
+
+def test_a_free_extent_needs_no_form(trained: Run, tmp_path: Path) -> None:
+    (report,) = export_run_sizes(trained, [(3, None)], ServerRepository(tmp_path / "served"))
+    assert report.metadata.form == "scan" and report.path.parts[-3] == "md-8x8-3xany"
+    assert list(read(tmp_path / "served/md-8x8-3xany/config.pbtxt").input[0].dims) == [3, -1, 1]

@@ -200,3 +200,16 @@ def test_padded_samples_follow_from_an_example_of_sizes(padded: bool) -> None:
     spec = read_spec(MDLSTM(2, 3), (torch.zeros(1, 3, 4, 2), torch.tensor([[3, 4]])), padded=padded)
     assert spec.interface.names == ["sizes"] and spec.extra_inputs == {}
     assert spec.padded and tuple(spec.examples((3, 4))) == ("x", "sizes")
+
+
+@pytest.mark.parametrize("grid", [np.array([3, 4]), torch.tensor([3, 4]), [np.int64(3), np.int64(4)]])
+def test_numbers_of_numpy_and_torch_are_numbers(grid: Any) -> None:
+    spec = read_spec(MDLSTM(np.int64(1), 2), grid=grid, channels=np.int64(1), multiple_of=np.int64(1))
+    assert (spec.grid, spec.channels, spec.multiple_of) == ((3, 4), 1, (1, 1))
+    assert all(type(extent) is int for extent in (*spec.grid, spec.channels))
+
+
+@pytest.mark.parametrize("options", [{"grid": (3, 2.5)}, {"grid": "3x4"}, {"grid": (3, 4), "channels": -1}])
+def test_what_is_no_extent_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"{list(options)[-1]} must"):
+        read_spec(MDLSTM(1, 2), **options)
