@@ -271,7 +271,9 @@ def _walk(folder: str, output: str | None) -> Iterator[str]:
             raise InputError(f"cannot read the folder {parent}: {error.strerror or error}") from None
         entries = [entry for entry in entries if not entry.name.startswith(".")]
         for entry in entries:
-            if entry.is_file() and suffix_of(os.path.splitext(entry.name)[0]) != ".out":
+            # entry.is_file() would raise for a link that leads back to itself.
+            is_file = entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)
+            if is_file and suffix_of(os.path.splitext(entry.name)[0]) != ".out":
                 yield entry.path
         children = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
         folders += [path for path in reversed(children) if os.path.realpath(path) != excluded]

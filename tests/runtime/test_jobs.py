@@ -181,3 +181,10 @@ def test_the_model_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_model_for_the_grids_is_chosen(grids: list[tuple[int, ...]], name: str) -> None:
     names = ("model-8x8.onnx", "model-any.onnx", "model-4x4.onnx", "model-drawing.onnx")
     assert choose_model([Path(each) for each in names], grids).name == name
+
+
+def test_links_that_lead_nowhere_are_no_inputs(tmp_path: Path) -> None:
+    for link, target in (("loop.npy", "loop.npy"), ("gone.npy", "nothing.npy")):
+        (tmp_path / link).symlink_to(target)
+    (tmp_path / "x.npy").touch()
+    assert find_files([str(tmp_path)], None) == ([(str(tmp_path / "x.npy"), "x.npy")], 0)
