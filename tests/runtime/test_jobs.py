@@ -188,3 +188,11 @@ def test_links_that_lead_nowhere_are_no_inputs(tmp_path: Path) -> None:
         (tmp_path / link).symlink_to(target)
     (tmp_path / "x.npy").touch()
     assert find_files([str(tmp_path)], None) == ([(str(tmp_path / "x.npy"), "x.npy")], 0)
+
+
+def test_a_table_never_replaces_an_input(tree: Path) -> None:
+    files, _ = find_files(["in/t.csv", "x.npy"], "./in/t.csv")
+    with pytest.raises(InputError, match="result of all inputs would overwrite"):
+        plan_jobs(files, CLASSIFIER, "./in/t.csv")
+    names = {Path(source).name for source, _ in find_files(["in"], "./in/t.csv")[0]}
+    assert "t.csv" not in names and "one.npy" in names
