@@ -317,9 +317,13 @@ def _read_first(files: Sequence[InputPath], limit: int) -> dict[str, InputFile]:
     first: dict[str, InputFile] = {}
     size = 0
     for file in files[:FILES_READ_FOR_GRIDS]:
-        with suppress(InputError):
+        try:
             first[file.source] = read_input(file.source, limit)
-            size += sum(array.nbytes for array in first[file.source].arrays.values())
+        except InputError:
+            if file.source == STDIO:  # it cannot be read again
+                raise
+            continue
+        size += sum(array.nbytes for array in first[file.source].arrays.values())
         if size > WINDOW_BYTES:
             break
     return first
