@@ -223,7 +223,15 @@ class Shapes:
         is_float = dtype in ("float32", "float64", "float16")
         if (not is_float or (name == "x" and self.metadata.integer)) and (converted % 1).any():
             raise InputError(f"{label} holds fractions; this model takes whole numbers")
-        return converted.astype(dtype, copy=False) if is_float else array.astype(dtype)
+        if is_float:
+            return converted.astype(dtype, copy=False)
+        with np.errstate(invalid="ignore"):  # NumPy wraps integers around, and floats become any integer
+            whole = array.astype(dtype)
+        if dtype != "bool" and (whole != array).any():
+            raise InputError(
+                f"{label} holds values from {array.min()} to {array.max()}; this model takes {dtype}"
+            )
+        return whole
 
     def _expected_shapes(self) -> str:
         axes = self.metadata.layout.split()[1:]
