@@ -140,7 +140,7 @@ def run_batches(
             x_grid = grid_of(x, metadata)
             if key == "padded":
                 x_grid = metadata.grid_like(x_grid)  # the grid that x is padded to
-            count = len(x) if x.ndim == metadata.ndim + 2 else 1
+            count = len(x) if metadata.has_batch_axis(x.ndim) else 1
             padded_grid = tuple(map(max, grid, x_grid)) if batch else x_grid
             if batch and samples + count > _batch_limit(batch_size, padded_grid):
                 yield from _run_batch(session, batch, _batch_limit(batch_size, grid), stops)
@@ -159,7 +159,7 @@ def grid_of(x: Array, metadata: Metadata) -> tuple[int, ...]:
 
 
 def _sample_shape(x: Array, metadata: Metadata) -> tuple[int, ...]:
-    return x.shape[1:] if x.ndim == metadata.ndim + 2 else x.shape
+    return x.shape[1:] if metadata.has_batch_axis(x.ndim) else x.shape
 
 
 def _x_of(feed: Feed, metadata: Metadata) -> Array:
@@ -200,7 +200,7 @@ def _run_split(session: Session, feed: Feed, limit: int) -> Any:
     metadata = session.metadata
     arrays = dict(feed) if isinstance(feed, Mapping) else {metadata.inputs[0]: feed}
     x = arrays.pop(metadata.inputs[0])
-    is_short = x.ndim < metadata.ndim + 2 or len(x) <= limit
+    is_short = not metadata.has_batch_axis(x.ndim) or len(x) <= limit
     if is_short or any(y.shape[:1] != x.shape[:1] for y in arrays.values()):  # the session refuses these
         return session(x, **arrays)
     cuts = [slice(i, i + limit) for i in range(0, len(x), limit)]

@@ -118,6 +118,11 @@ class Metadata:
         """A grid that the model takes: its fixed extents, and the extents of `grid` along free axes."""
         return tuple(extent if e is None else e for e, extent in zip(self.extents, grid, strict=True))
 
+    def has_batch_axis(self, axes: int) -> bool:
+        """True if an array x of this many axes is a batch. A network that takes x without channels also
+        gets batches without them."""
+        return axes == self.ndim + 2 or (axes == self.ndim + 1 and not self.channel_axis)
+
     @property
     def windows(self) -> dict[str, Extents | None]:
         """The window of each output, by its name."""

@@ -69,8 +69,8 @@ class Shapes:
             raise InputError(f"{label} has shape {x.shape}, expected {self._expected_shapes()}")
         first, last = -metadata.ndim - 1, -1
         axis, other_axis = (last, first) if metadata.channels_last else (first, last)
-        # A network that takes x without channels also gets batches without them.
-        lacks_channels = missing_axes == 2 or (missing_axes == 1 and not metadata.channel_axis)
+        has_batch_axis = metadata.has_batch_axis(x.ndim)
+        lacks_channels = x.ndim - has_batch_axis == metadata.ndim
         samples = np.expand_dims(x, axis) if lacks_channels else x
         channels = samples.shape[axis]
         if channels != metadata.channels:
@@ -83,7 +83,6 @@ class Shapes:
                 f"{label} of shape {x.shape} has {channels} channels at each position, "
                 f"expected {metadata.channels}: {self._expected_shapes()}{hint}"
             )
-        has_batch_axis = samples.ndim == metadata.ndim + 2
         samples = samples if has_batch_axis else samples[None]
         self._check_grid(self.grid(samples))
         samples = self._convert(samples, "x", label)
