@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from math import prod
 from pathlib import Path
+from stat import S_ISREG
 from typing import IO, Any
 
 import numpy as np
@@ -172,9 +173,14 @@ def read_capped(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> byte
 
 def read_model(path: Path, max_bytes: int, make_one: str) -> bytes:
     """Read a model into memory, so that ONNX Runtime has no path to resolve external data against."""
-    if not path.is_file():
-        problem = f"there is no model {path}; make one with: {make_one}"
-        raise InputError(f"cannot read {path}: it is not a regular file" if path.exists() else problem)
+    try:
+        is_regular = S_ISREG(path.stat().st_mode)  # a named pipe would be waited for
+    except FileNotFoundError:
+        raise InputError(f"there is no model {path}; make one with: {make_one}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    if not is_regular:
+        raise InputError(f"cannot read {path}: it is not a regular file")
     with open_input(path) as file:
         return read_capped(file, str(path), max_bytes)
 

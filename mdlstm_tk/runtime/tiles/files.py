@@ -168,7 +168,7 @@ def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[None]:
     """Make the scratch folder of a run; it is removed at the end, unless an interrupted run can go on."""
     import shutil  # imported late: it imports modules that most calls do not need
 
-    has_leftovers, lock = folder.exists(), None
+    has_leftovers, lock = os.path.exists(folder), None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if os.name == "posix":
