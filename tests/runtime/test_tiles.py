@@ -90,3 +90,8 @@ def test_memory_is_bounded_by_smaller_batches() -> None:
 def test_wrong_arguments_are_refused(x: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         TiledSession(segmenter().path, "cpu")(x, **options)
+
+
+def test_fewer_than_no_threads_are_refused() -> None:
+    with pytest.raises(InputError, match="threads must be at least 1"):
+        TiledSession(segmenter().path, "cpu", threads=-1)
