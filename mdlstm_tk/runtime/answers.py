@@ -330,4 +330,5 @@ class AnswerDocument:
 def _csv_line(values: Iterable[Any]) -> str:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerow(values)
-    return buffer.getvalue()
+    # A damaged model may name a class by half of a surrogate pair, which no file can hold.
+    return buffer.getvalue().encode(errors="backslashreplace").decode()
