@@ -81,12 +81,12 @@ class Answer:
             values["confidence"] = self.confidence
             values["characters"] = [
                 {
-                    "character": each.character,
-                    "left": round(each.left, EDGE_DIGITS),
-                    "right": round(each.right, EDGE_DIGITS),
-                    "confidence": round(each.confidence, PROBABILITY_DIGITS),
+                    "character": character.character,
+                    "left": round(character.left, EDGE_DIGITS),
+                    "right": round(character.right, EDGE_DIGITS),
+                    "confidence": round(character.confidence, PROBABILITY_DIGITS),
                 }
-                for each in self.transcription.characters
+                for character in self.transcription.characters
             ]
         return values | ({"probabilities": dict(self.probabilities)} if len(self.probabilities) > 1 else {})
 
@@ -146,9 +146,9 @@ def decode(
     rows = y if batched else y[None]
     indices = range(len(rows)) if batched else (None,)
     if metadata.kind == "transcribe":
-        texts = (read_logits(row, metadata, beam, lm, width) for row in rows)
+        lines = (read_logits(row, metadata, beam, lm, width) for row in rows)
         return [
-            Answer(each.text, array, k, transcription=each) for each, k in zip(texts, indices, strict=True)
+            Answer(line.text, array, k, transcription=line) for line, k in zip(lines, indices, strict=True)
         ]
     answers = []
     for row, k in zip(probabilities(rows), indices, strict=True):

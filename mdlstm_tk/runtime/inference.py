@@ -41,9 +41,8 @@ from mdlstm_tk.runtime.session import Session
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.answers import AnswerDocument
     from mdlstm_tk.runtime.character_model import CharacterModel
+    from mdlstm_tk.runtime.tiles.local import Report
     from mdlstm_tk.runtime.tiles.session import TiledSession
-
-Report = Callable[[int, int], None]
 
 FILES_READ_FOR_GRIDS = 32
 """How many files are read to choose among several models by the grids of their arrays."""

@@ -183,7 +183,7 @@ def plan_jobs(
         file, folder = (output, None) if is_file else (None, output)
     if file is not None and output_format is None:
         suffix = suffix_of(file)[1:].replace("tiff", "tif")
-        output_format = next((each for each in FORMATS if each == suffix), None)
+        output_format = next((name for name in FORMATS if name == suffix), None)
         if suffix and output_format is None:
             raise InputError(
                 f"unsupported file type '.{suffix}' of {file}; name one of {', '.join(FORMATS)} with "

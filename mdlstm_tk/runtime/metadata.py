@@ -11,9 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.choices import Dtype as Dtype
-from mdlstm_tk.runtime.choices import Form as Form
-from mdlstm_tk.runtime.choices import Kind as Kind
+from mdlstm_tk.runtime.choices import Dtype, Form, Kind
 from mdlstm_tk.runtime.decoding import Decoding
 
 PREFIX = "mdlstm."
@@ -182,16 +180,17 @@ class Metadata:
 
         values: dict[str, Any] = {}
         annotations = get_type_hints(cls)
-        for each in fields(cls):
-            if each.name in texts:
-                value: Any = texts[each.name]
+        for entry in fields(cls):
+            name = entry.name
+            if name in texts:
+                value: Any = texts[name]
                 try:
                     value = json.loads(value)
-                    values[each.name] = _typed(value, annotations[each.name])
+                    values[name] = _typed(value, annotations[name])
                 except (ValueError, RecursionError) as error:
-                    raise wrong(each.name, value, error) from None
-            elif each.default is MISSING and each.default_factory is MISSING:
-                raise InputError(f"the metadata of {label} lack '{each.name}'; {advice}")
+                    raise wrong(name, value, error) from None
+            elif entry.default is MISSING and entry.default_factory is MISSING:
+                raise InputError(f"the metadata of {label} lack '{name}'; {advice}")
         metadata = cls(**values)
         for name, holds, expected in _consistency(metadata):
             if not holds:

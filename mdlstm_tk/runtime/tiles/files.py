@@ -125,7 +125,7 @@ def _infer_file(
 ) -> Result:
     if job.source == STDIO:
         raise InputError("a tiled model reads files by region, not - (stdin); or stream rows")
-    file_format = next((each for each in GRID_FORMATS if each == job.format), None)
+    file_format = next((name for name in GRID_FORMATS if name == job.format), None)
     if session.archive.pool:
         file_format = None
     elif file_format is None:
