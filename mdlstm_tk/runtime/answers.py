@@ -192,18 +192,12 @@ def write_decoded(
     is_single = len(metadata.output_names) == 1
     if job.format in ANSWER_FORMATS and metadata.kind in ANSWER_KINDS and is_single:
         top = metadata.outputs if options.probabilities else options.top or 1
-        search: dict[str, Any] = {"beam": options.beam, "lm": options.lm}
-
-        def covered(name: str | None, y: Array) -> float | None:
-            return covered_width(y.shape[-2], *widths[name]) if name in widths else None
-
-        answers = tuple(
-            answer
-            for name, y in outputs.items()
-            for answer in decode(y, metadata, top, name, **search, width=covered(name, y))
-        )
+        answers: list[Answer] = []
+        for name, y in outputs.items():
+            width = covered_width(y.shape[-2], *widths[name]) if name in widths else None
+            answers += decode(y, metadata, top, name, beam=options.beam, lm=options.lm, width=width)
         write_answers(job, answers, metadata, options)
-        return answers
+        return tuple(answers)
     if options.probabilities and is_single and metadata.kind in CLASS_KINDS:
         outputs = {name: probabilities(y, class_axis(y, metadata)) for name, y in outputs.items()}
     elif is_single and metadata.kind == "segment" and job.format in ("png", "csv", "json"):

@@ -190,22 +190,20 @@ class Shapes:
         return samples.shape[1:-1] if self.metadata.channels_last else samples.shape[2:]
 
     def _check_grid(self, grid: Grid) -> None:
-        extents, multiple_of = self.metadata.extents, self.metadata.multiple_of
-        if self._has_grid(grid) and not multiple_of:
+        extents, multiple_of = self.metadata.extents, self.metadata.multiple_of or (1,) * len(grid)
+        is_multiple = not any(e % m for e, m in zip(grid, multiple_of, strict=True))
+        is_smaller = all(cap is None or e <= cap for e, cap in zip(grid, extents, strict=True))
+        if is_multiple and (self._has_grid(grid) or (self.takes_sizes and is_smaller)):
             return
         from mdlstm_tk._util.sizes import format_size  # imported late: most grids fit
 
-        if multiple_of is not None and any(e % m for e, m in zip(grid, multiple_of, strict=True)):
-            fitting = tuple(-(-e // m) * m for e, m in zip(grid, multiple_of, strict=True))
-            raise InputError(
-                f"a {format_size(grid)} grid does not fit this model, whose extents must be multiples of "
-                f"{format_size(multiple_of)}; pad or resize it to {format_size(fitting)}"
-            )
-        if self._has_grid(grid):
-            return
-        if self.takes_sizes and all(cap is None or e <= cap for e, cap in zip(grid, extents, strict=True)):
-            return
         size = format_size(grid)
+        if not is_multiple:
+            larger = tuple(-(-e // m) * m for e, m in zip(grid, multiple_of, strict=True))
+            raise InputError(
+                f"a {size} grid does not fit this model, whose extents must be multiples of "
+                f"{format_size(multiple_of)}; pad or resize it to {format_size(larger)}"
+            )
         raise InputError(
             f"a {size} grid does not fit this {format_size(extents)} model; "
             f"make one with: mdlstm export --size {size}, or for any size: mdlstm export --form scan"
