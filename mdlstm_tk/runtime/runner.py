@@ -93,7 +93,8 @@ class OpenModel:
         return runner
 
     def close(self) -> None:
-        """Release the model. Runs in progress finish; later ones raise an `MDLSTMError`."""
+        """Release the model. Runs in progress finish, but in isolation they raise a `StoppedError`; later
+        ones raise an `MDLSTMError`."""
         runner, self._runner = self._runner, None
         if runner is not None:
             runner.close()
