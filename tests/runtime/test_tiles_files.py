@@ -317,3 +317,11 @@ def test_values_of_either_byte_order_are_scaled_alike() -> None:
         source = open_source(Path("x.tif"), metadata, 0, stack)
         values = source.read((slice(3, 9), slice(0, 70)))
     np.testing.assert_allclose(values[..., 0], pixels[3:9, :70] / 65535, atol=1e-7)
+
+
+def test_a_grid_goes_to_a_file_and_not_to_standard_output() -> None:
+    np.save("x.npy", X)
+    with TiledSession(segmenter().path, "cpu") as session:
+        (outcome,) = infer_tiled(session, [Job("x.npy", "-", "npy")], TileOptions())
+    assert "not - (stdout)" in outcome.error
+    assert listed() == ["x.npy"]

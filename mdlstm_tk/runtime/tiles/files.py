@@ -133,6 +133,8 @@ def _infer_file(
             f"a tiled model writes {', '.join(GRID_FORMATS)}, got {job.format}; give another "
             "output_format=... or output=..."
         )
+    elif job.target == STDIO:
+        raise InputError("a tiled model writes files by region, not - (stdout); give a file as output=...")
     target = Path(os.path.basename(job.source) if job.target == STDIO else job.target)
     folder = target.parent.absolute() / f".{target.name}{SCRATCH_SUFFIX}"
     tile = TILE if tiles.tile is None else tiles.tile
