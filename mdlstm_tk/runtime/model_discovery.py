@@ -114,8 +114,8 @@ def _runs() -> list[Path]:
     return [path for path in RUNS.glob("*") if path.is_dir() and not path.name.startswith(".")]
 
 
-def _modified(path: Path) -> int:
-    return path.stat().st_mtime_ns
+def _modified(path: Path) -> tuple[int, str]:
+    return path.stat().st_mtime_ns, str(path)  # files that were unpacked together have one time
 
 
 def _fail(reason: str, tiled: bool) -> NoReturn:

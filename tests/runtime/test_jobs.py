@@ -196,3 +196,10 @@ def test_a_table_never_replaces_an_input(tree: Path) -> None:
         plan_jobs(files, CLASSIFIER, "./in/t.csv")
     names = {Path(source).name for source, _ in find_files(["in"], "./in/t.csv")[0]}
     assert "t.csv" not in names and "one.npy" in names
+
+
+def test_models_of_equal_times_are_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name in ("b.onnx", "c.onnx", "a.onnx"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    assert [path.name for path in find_models(tmp_path)] == ["a.onnx", "b.onnx", "c.onnx"]
