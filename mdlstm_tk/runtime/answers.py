@@ -107,7 +107,7 @@ class Answer:
 
 
 def decode(
-    y: Array,
+    y: Array | Mapping[str, Array],
     metadata: Metadata,
     top: int = 1,
     array: str | None = None,
@@ -119,7 +119,7 @@ def decode(
     """Decode the output of a network by the kind of its task.
 
     Args:
-        y: what `Session` returned, with or without a batch axis.
+        y: what `Session` returned, with or without a batch axis; of several outputs the first one counts.
         metadata: of the model.
         top: of a classifier, number of classes to return with their probabilities.
         array: name of the array, which the answers repeat.
@@ -133,14 +133,15 @@ def decode(
     Raises:
         MDLSTMError: y has another shape than the metadata say.
     """
-    if metadata.kind in CLASS_KINDS:
-        _check_shape(y, metadata)
-    if metadata.kind == "segment":
-        return mask_values(labels(y, class_axis(y, metadata)), metadata.mask_values)
-    if metadata.kind not in ANSWER_KINDS:
+    if metadata.kind not in (*CLASS_KINDS, "density"):
         return y
+    if isinstance(y, Mapping):
+        y = y[metadata.output_names[0]]
     if metadata.kind == "density":
         return _densities(y, metadata, array)
+    _check_shape(y, metadata)
+    if metadata.kind == "segment":
+        return mask_values(labels(y, class_axis(y, metadata)), metadata.mask_values)
     classes = metadata.classes or ()
     batched = y.ndim == (2 if metadata.kind == "classify" else 3)
     rows = y if batched else y[None]
