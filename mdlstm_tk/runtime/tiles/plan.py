@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
 from math import prod
+from numbers import Integral
 from typing import NamedTuple
 
 from mdlstm_tk.errors import InputError
@@ -89,9 +90,9 @@ def shape_of(region: Region) -> tuple[int, ...]:
 def tile_extents(tile: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     """The extents of a tile, from one number for all axes or one for each."""
     extents = tuple(tile) if isinstance(tile, Sequence) else (tile,) * ndim
-    if len(extents) != ndim or not all(isinstance(extent, int) and extent > 0 for extent in extents):
+    if len(extents) != ndim or not all(isinstance(extent, Integral) and extent > 0 for extent in extents):
         raise InputError(f"tile must be a positive integer, or {ndim} of them, got {tile}; try tile=512")
-    return extents
+    return tuple(map(int, extents))
 
 
 def run_order(directions: Sequence[Sequence[int]]) -> list[int]:
