@@ -67,7 +67,7 @@ def cut_line(pixels: Array, line: PageLine) -> Array:
 
 def _axis(outline: Array) -> Array:
     """Two points on the principal axis of an outline, or on a level line if it is not elongated."""
-    centre = (outline.min(axis=0) + outline.max(axis=0)) / 2
+    centre: Array = (outline.min(axis=0) + outline.max(axis=0)) / 2
     _, sizes, axes = np.linalg.svd(outline - centre, full_matrices=False)
     axis = axes[0] if sizes[0] > ELONGATED * sizes[1] else np.array([1.0, 0.0])
     axis = axis * np.sign(axis[0] if abs(axis[0]) >= abs(axis[1]) else axis[1])  # rightwards, or downwards
