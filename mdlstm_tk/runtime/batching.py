@@ -35,7 +35,9 @@ Feed: TypeAlias = Array | Mapping[str, Array]
 Feeds: TypeAlias = dict[str | None, Feed]
 """The inputs of the runs for one file, by the name of the array."""
 Widths: TypeAlias = dict[str | None, tuple[int, int]]
+"""Of a recogniser, the columns of x and the width in pixels of its image, by the name of the array."""
 OutputsOrError: TypeAlias = Outputs | InputError | StoppedError
+"""What a session returns, or why there is nothing."""
 Tag = TypeVar("Tag")
 Item = TypeVar("Item")
 
@@ -62,8 +64,8 @@ class Result(NamedTuple):
 
 
 class PendingFile(NamedTuple):
-    """A file that was read: a result that holds only inputs or an error, the feeds to run, and of a
-    recogniser the columns of each x and the width of the image that it was made from."""
+    """A file that was read: a result that holds only inputs or an error, the feeds to run, and the widths
+    of a recogniser."""
 
     result: Result
     feeds: Feeds = {}  # noqa: RUF012

@@ -16,7 +16,6 @@ from mdlstm_tk.runtime.decoding import Decoding
 
 PREFIX = "mdlstm."
 SCHEMA = 2
-MAX_CHARACTERS = 60  # characters of a wrong value in a message
 
 TYPE_NAMES = {str: "a text", int: "an integer", float: "a number", bool: "true or false"}
 
@@ -172,10 +171,8 @@ class Metadata:
             )
 
         def wrong(name: str, value: Any, expected: object) -> InputError:
-            text = ascii(value)
-            text = text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…"
             return InputError(
-                f"the metadata field '{name}' of {label} is {text}; expected {expected}; {advice}"
+                f"the metadata field '{name}' of {label} is {value!a:.60}; expected {expected}; {advice}"
             )
 
         values: dict[str, Any] = {}
