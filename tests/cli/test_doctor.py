@@ -130,12 +130,3 @@ def test_a_missing_package_is_named_as_pip_knows_it(
     with pytest.raises(MissingExtraError) as caught:
         require(module, "image")
     assert f"'{package}'" in str(caught.value) and install_command("image") in str(caught.value)
-
-
-def test_a_package_that_cannot_be_imported_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "broken_package.py").write_text("raise ImportError('no libgomp.so.1\\nmore')")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(MissingExtraError, match=r"'broken_package' .*\(no libgomp\.so\.1\); .*\[cpu\]'$"):
-        require("broken_package", "cpu")

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.crafted_models import node
 from helpers.small_models import classifier, density, recogniser, segmenter, write_model
 from PIL import Image
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime import Session, describe_model, infer_paths
+from mdlstm_tk.runtime import Session, infer_paths
 
 RNG = np.random.default_rng(0)
 
@@ -160,11 +159,3 @@ def test_a_damaged_stream_is_named_as_such_among_several_models(
         monkeypatch.setattr(sys, "stdin", stdin)
         with pytest.raises(InputError, match=r"standard input is not a complete \.npy"):
             infer_paths(["-"], tmp_path)
-
-
-def test_a_model_that_needs_trust_is_described_without_being_loaded(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "m.onnx", [node("RandomUniformLike", "x", "y")])
-    with pytest.raises(InputError, match="trusted=True"):
-        Session(path, "cpu")
-    description = describe_model(path)
-    assert (description["bytes"], description["form"]) == (path.stat().st_size, "scan")
