@@ -5,7 +5,7 @@
     ├── ParityError        3  two runtimes disagree by more than the stated tolerance
     ├── DeviceError        4  the requested device cannot be used
     ├── StoppedError       1  a model was stopped at a limit on time or memory, or crashed
-    └── MissingExtraError  1  an optional dependency is not installed (also an ImportError)
+    └── MissingExtraError  1  an optional dependency is not installed, or broken (also an ImportError)
 
 Every message is one line that says what was given, what was expected and how to fix it.
 """
@@ -60,7 +60,7 @@ class StoppedError(MDLSTMError):
 
 
 class MissingExtraError(MDLSTMError, ImportError):
-    """An optional dependency is not installed."""
+    """An optional dependency is not installed, or cannot be imported."""
 
 
 PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "skimage": "scikit-image"}
@@ -75,14 +75,20 @@ def require(module: str, extra: str) -> ModuleType:
         extra: name of the extra of mdlstm-tk that installs it.
 
     Raises:
-        MissingExtraError: the package is not installed; the message names the command that installs it.
+        MissingExtraError: the package is not installed, or cannot be imported, for example because a
+            library of the system is missing; the message names the command that installs it.
     """
     try:
         return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
-            raise
-        raise _missing(error.name, extra) from None
+    except ImportError as error:
+        package = module.split(".")[0]
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == package:
+            raise _missing(package, extra) from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise MissingExtraError(
+            f"the package '{PACKAGES.get(package, package)}' cannot be imported ({reason}); repair it, or "
+            f"install it again with: {install_command(extra)}"
+        ) from error
 
 
 @contextmanager

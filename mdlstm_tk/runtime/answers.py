@@ -81,12 +81,12 @@ class Answer:
             values["confidence"] = self.confidence
             values["characters"] = [
                 {
-                    "character": each.character,
-                    "left": round(each.left, EDGE_DIGITS),
-                    "right": round(each.right, EDGE_DIGITS),
-                    "confidence": round(each.confidence, PROBABILITY_DIGITS),
+                    "character": character.character,
+                    "left": round(character.left, EDGE_DIGITS),
+                    "right": round(character.right, EDGE_DIGITS),
+                    "confidence": round(character.confidence, PROBABILITY_DIGITS),
                 }
-                for each in self.transcription.characters
+                for character in self.transcription.characters
             ]
         return values | ({"probabilities": dict(self.probabilities)} if len(self.probabilities) > 1 else {})
 
@@ -107,7 +107,7 @@ class Answer:
 
 
 def decode(
-    y: Array,
+    y: Array | Mapping[str, Array],
     metadata: Metadata,
     top: int = 1,
     array: str | None = None,
@@ -119,7 +119,7 @@ def decode(
     """Decode the output of a network by the kind of its task.
 
     Args:
-        y: what `Session` returned, with or without a batch axis.
+        y: what `Session` returned, with or without a batch axis; of several outputs the first one counts.
         metadata: of the model.
         top: of a classifier, number of classes to return with their probabilities.
         array: name of the array, which the answers repeat.
@@ -133,22 +133,23 @@ def decode(
     Raises:
         MDLSTMError: y has another shape than the metadata say.
     """
-    if metadata.kind in CLASS_KINDS:
-        _check_shape(y, metadata)
-    if metadata.kind == "segment":
-        return mask_values(labels(y, class_axis(y, metadata)), metadata.mask_values)
-    if metadata.kind not in ANSWER_KINDS:
+    if metadata.kind not in (*CLASS_KINDS, "density"):
         return y
+    if isinstance(y, Mapping):
+        y = y[metadata.output_names[0]]
     if metadata.kind == "density":
         return _densities(y, metadata, array)
+    _check_shape(y, metadata)
+    if metadata.kind == "segment":
+        return mask_values(labels(y, class_axis(y, metadata)), metadata.mask_values)
     classes = metadata.classes or ()
     batched = y.ndim == (2 if metadata.kind == "classify" else 3)
     rows = y if batched else y[None]
     indices = range(len(rows)) if batched else (None,)
     if metadata.kind == "transcribe":
-        texts = (read_logits(row, metadata, beam, lm, width) for row in rows)
+        lines = (read_logits(row, metadata, beam, lm, width) for row in rows)
         return [
-            Answer(each.text, array, k, transcription=each) for each, k in zip(texts, indices, strict=True)
+            Answer(line.text, array, k, transcription=line) for line, k in zip(lines, indices, strict=True)
         ]
     answers = []
     for row, k in zip(probabilities(rows), indices, strict=True):
@@ -192,18 +193,12 @@ def write_decoded(
     is_single = len(metadata.output_names) == 1
     if job.format in ANSWER_FORMATS and metadata.kind in ANSWER_KINDS and is_single:
         top = metadata.outputs if options.probabilities else options.top or 1
-        search: dict[str, Any] = {"beam": options.beam, "lm": options.lm}
-
-        def covered(name: str | None, y: Array) -> float | None:
-            return covered_width(y.shape[-2], *widths[name]) if name in widths else None
-
-        answers = tuple(
-            answer
-            for name, y in outputs.items()
-            for answer in decode(y, metadata, top, name, **search, width=covered(name, y))
-        )
+        answers: list[Answer] = []
+        for name, y in outputs.items():
+            width = covered_width(y.shape[-2], *widths[name]) if name in widths else None
+            answers += decode(y, metadata, top, name, beam=options.beam, lm=options.lm, width=width)
         write_answers(job, answers, metadata, options)
-        return answers
+        return tuple(answers)
     if options.probabilities and is_single and metadata.kind in CLASS_KINDS:
         outputs = {name: probabilities(y, class_axis(y, metadata)) for name, y in outputs.items()}
     elif is_single and metadata.kind == "segment" and job.format in ("png", "csv", "json"):
@@ -330,4 +325,5 @@ class AnswerDocument:
 def _csv_line(values: Iterable[Any]) -> str:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerow(values)
-    return buffer.getvalue()
+    # A damaged model may name a class by half of a surrogate pair, which no file can hold.
+    return buffer.getvalue().encode(errors="backslashreplace").decode()

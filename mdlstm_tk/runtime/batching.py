@@ -15,7 +15,7 @@ from mdlstm_tk.runtime.io.npy import Array, save_array
 from mdlstm_tk.runtime.io.readers import Arrays, InputFile
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.session import Session
+from mdlstm_tk.runtime.session import Outputs, Session
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.answers import Answer
@@ -35,8 +35,9 @@ Feed: TypeAlias = Array | Mapping[str, Array]
 Feeds: TypeAlias = dict[str | None, Feed]
 """The inputs of the runs for one file, by the name of the array."""
 Widths: TypeAlias = dict[str | None, tuple[int, int]]
-Outputs: TypeAlias = Array | dict[str, Array] | InputError | StoppedError
-"""y, several outputs by name, or why there are none."""
+"""Of a recogniser, the columns of x and the width in pixels of its image, by the name of the array."""
+OutputsOrError: TypeAlias = Outputs | InputError | StoppedError
+"""What a session returns, or why there is nothing."""
 Tag = TypeVar("Tag")
 Item = TypeVar("Item")
 
@@ -63,8 +64,8 @@ class Result(NamedTuple):
 
 
 class PendingFile(NamedTuple):
-    """A file that was read: a result that holds only inputs or an error, the feeds to run, and of a
-    recogniser the columns of each x and the width of the image that it was made from."""
+    """A file that was read: a result that holds only inputs or an error, the feeds to run, and the widths
+    of a recogniser."""
 
     result: Result
     feeds: Feeds = {}  # noqa: RUF012
@@ -109,7 +110,7 @@ def run_batches(
     feeds: Iterable[tuple[Tag, Feed]],
     batch_size: int | None = None,
     stops: list[StoppedError] | None = None,
-) -> Iterator[tuple[Tag, Outputs]]:
+) -> Iterator[tuple[Tag, OutputsOrError]]:
     """Run a model on arrays. Arrays of equal shape share batches; all do if the model takes `sizes`.
 
     Args:
@@ -140,7 +141,7 @@ def run_batches(
             x_grid = grid_of(x, metadata)
             if key == "padded":
                 x_grid = metadata.grid_like(x_grid)  # the grid that x is padded to
-            count = len(x) if x.ndim == metadata.ndim + 2 else 1
+            count = len(x) if metadata.has_batch_axis(x.ndim) else 1
             padded_grid = tuple(map(max, grid, x_grid)) if batch else x_grid
             if batch and samples + count > _batch_limit(batch_size, padded_grid):
                 yield from _run_batch(session, batch, _batch_limit(batch_size, grid), stops)
@@ -159,7 +160,7 @@ def grid_of(x: Array, metadata: Metadata) -> tuple[int, ...]:
 
 
 def _sample_shape(x: Array, metadata: Metadata) -> tuple[int, ...]:
-    return x.shape[1:] if x.ndim == metadata.ndim + 2 else x.shape
+    return x.shape[1:] if metadata.has_batch_axis(x.ndim) else x.shape
 
 
 def _x_of(feed: Feed, metadata: Metadata) -> Array:
@@ -173,7 +174,7 @@ def _batch_limit(batch_size: int | None, grid: tuple[int, ...]) -> int:
 
 def _run_batch(
     session: Session, batch: Sequence[tuple[Tag, Feed]], limit: int, stops: list[StoppedError]
-) -> Iterator[tuple[Tag, Outputs]]:
+) -> Iterator[tuple[Tag, OutputsOrError]]:
     try:
         if len(batch) == 1:  # a single array may hold any number of samples
             outputs = [_run_split(session, batch[0][1], limit)]
@@ -200,7 +201,7 @@ def _run_split(session: Session, feed: Feed, limit: int) -> Any:
     metadata = session.metadata
     arrays = dict(feed) if isinstance(feed, Mapping) else {metadata.inputs[0]: feed}
     x = arrays.pop(metadata.inputs[0])
-    is_short = x.ndim < metadata.ndim + 2 or len(x) <= limit
+    is_short = not metadata.has_batch_axis(x.ndim) or len(x) <= limit
     if is_short or any(y.shape[:1] != x.shape[:1] for y in arrays.values()):  # the session refuses these
         return session(x, **arrays)
     cuts = [slice(i, i + limit) for i in range(0, len(x), limit)]
@@ -267,7 +268,7 @@ def _infer_window(
 ) -> Iterator[Result]:
     yield from (file for file, feeds, _ in window if not feeds)
     tagged = [((k, name), feed) for k, (_, feeds, _) in enumerate(window) for name, feed in feeds.items()]
-    parts: dict[int, dict[str | None, Outputs]] = {}
+    parts: dict[int, dict[str | None, OutputsOrError]] = {}
     for (k, name), y in run_batches(session, tagged, batch_size, stops):
         file, feeds, widths = window[k]
         parts.setdefault(k, {})[name] = y
@@ -304,9 +305,7 @@ def _feeds_of(source: str, arrays: Arrays, metadata: Metadata) -> Feeds:
         grid = grid_of(x, metadata)
         run_bytes = prod(grid) * POSITION_BYTES
         if run_bytes > 2**30:
-            from mdlstm_tk.runtime.providers import (
-                available_memory,  # imported late: few grids are so large
-            )
+            from mdlstm_tk.runtime.providers import available_memory  # imported late: few are so large
 
             memory = available_memory()
             if memory is not None and run_bytes > memory:
@@ -324,7 +323,7 @@ def _widths_of(file: InputFile, arrays: Arrays, metadata: Metadata) -> Widths:
     return {name: (w, file.arrays[name].shape[1] if file.is_image else w) for name, w in columns.items()}
 
 
-def _outputs_of(job: Job, parts: Mapping[str | None, Outputs]) -> Arrays:
+def _outputs_of(job: Job, parts: Mapping[str | None, OutputsOrError]) -> Arrays:
     """The outputs for a file's arrays, by the name of the array. Where the model has several outputs, their
     names follow after a dot."""
     outputs: Arrays = {}

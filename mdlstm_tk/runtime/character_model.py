@@ -343,7 +343,7 @@ def _linked(sections: list[Section]) -> tuple[Sequence[str], NGrams, list[int]]:
     """The vocabulary, the n-grams and the starts of the orders from the sections of a file.
 
     Raises:
-        ValueError, KeyError: an n-gram has a character that is none of order 1.
+        ValueError, KeyError: an n-gram has a character that is none of order 1, or a number is not finite.
     """
     for token, log_prob in ((UNKNOWN, UNKNOWN_LOG_PROB), (BEGIN, LOG_ZERO), (END, LOG_ZERO)):
         sections[0].setdefault(token, (log_prob / LOG_10, 0.0))
@@ -370,6 +370,8 @@ def _linked(sections: list[Section]) -> tuple[Sequence[str], NGrams, list[int]]:
         starts.append(len(ids))
     integers = [np.array(part, np.int64) for part in parts[:3]]
     floats = [np.maximum(np.array(part) * LOG_10, UNKNOWN_LOG_PROB) for part in parts[3:]]
+    if not all(np.isfinite(values).all() for values in floats):
+        raise ValueError("a probability or backoff weight is NaN or infinite")
     return vocabulary, NGrams._make([*integers, *floats]), starts
 
 

@@ -14,11 +14,6 @@ DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 INSTALL_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 
-def install_gpu() -> str:
-    """The commands that replace ONNX Runtime by its build for CUDA."""
-    return f"pip uninstall onnxruntime, then {install_command('gpu')}"
-
-
 def preload_libraries(onnxruntime: Any) -> None:
     """Load the CUDA libraries that pip installed, which the system's loader does not find."""
     if hasattr(onnxruntime, "preload_dlls"):
@@ -59,7 +54,8 @@ def missing_libraries(names: list[str]) -> list[str]:
 def cuda_problem(onnxruntime: Any, index: int = 0) -> str:
     """Why ONNX Runtime cannot use CUDA device `index`, and how to fix it."""
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return f"this onnxruntime was built without CUDA; {install_gpu()}"
+        fix = f"pip uninstall onnxruntime, then {install_command('gpu')}"
+        return f"this onnxruntime was built without CUDA; {fix}"
     versions = required_versions(onnxruntime)
     if missing_libraries([DRIVER]):
         return (

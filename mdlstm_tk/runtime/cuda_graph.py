@@ -12,8 +12,7 @@ from mdlstm_tk.runtime.io.npy import Array
 MAX_GRAPHS = 8  # each keeps its device memory until the session is closed
 NO_GRAPH = "-1"  # ONNX Runtime's id for a run without capture or replay
 
-Shapes = tuple[tuple[int, ...], ...]
-
+InputShapes = tuple[tuple[int, ...], ...]
 
 # Device buffers for one combination of input shapes, and the id of the graph captured on them: inputs by
 # name, outputs, the binding of both, and the id.
@@ -31,8 +30,8 @@ class CudaGraphRunner:
     def __init__(self, onnxruntime: Any, session: Any, device: str, index: int) -> None:
         self._OrtValue, self._session = onnxruntime.OrtValue, session
         self._device = (device, index)
-        self._buffers: dict[Shapes, _Buffers] = {}
-        self._previous_shapes: Shapes | None = None
+        self._buffers: dict[InputShapes, _Buffers] = {}
+        self._previous_shapes: InputShapes | None = None
         self._lock = threading.Lock()
 
     def __call__(self, feeds: dict[str, Array], options: Any) -> list[Array]:

@@ -8,11 +8,12 @@ from typing import Any
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.runtime.io import is_tiled
-from mdlstm_tk.runtime.session import Session
+from mdlstm_tk.runtime.io.npy import MAX_BYTES
+from mdlstm_tk.runtime.model_discovery import read_metadata
 
 
 def describe_model(path: str | Path, max_bytes: int | None = None) -> dict[str, Any]:
-    """Describe an exported model, as `mdlstm info` prints it.
+    """Describe an exported model, as `mdlstm info` prints it. The model is not loaded.
 
     Args:
         path: an `.onnx` or `.tiles` file.
@@ -24,23 +25,23 @@ def describe_model(path: str | Path, max_bytes: int | None = None) -> dict[str, 
 
     Raises:
         InputError: the file cannot be read, is larger, or is no such model.
-        MissingExtraError: ONNX Runtime is not installed.
     """
-    from mdlstm_tk.runtime.tiles.session import TiledSession
-
-    path = Path(path)
+    path, limit = Path(path), max_bytes or MAX_BYTES
     if not is_tiled(path):
-        with Session(path, "cpu", max_bytes=max_bytes) as session:
-            return {"bytes": path.stat().st_size, **asdict(session.metadata)}
-    with TiledSession(path, "cpu", max_bytes=max_bytes) as tiled:
-        stages = [
-            {
-                "window": format_size(stage.window),
-                "directions": len(stage.sweeps),
-                "units": stage.units,
-                "channels": stage.channels,
-                "stored": stage.outputs,
-            }
-            for stage in tiled.archive.stages
-        ]
-        return {"bytes": path.stat().st_size, **asdict(tiled.metadata), "stages": stages}
+        metadata = read_metadata(path, limit)
+        return {"bytes": path.stat().st_size, **asdict(metadata)}
+    from mdlstm_tk.runtime.tiles.archive import parse_archive, read_archive_bytes
+
+    data = read_archive_bytes(path, limit)
+    archive = parse_archive(data, str(path))
+    stages = [
+        {
+            "window": format_size(stage.window),
+            "directions": len(stage.sweeps),
+            "units": stage.units,
+            "channels": stage.channels,
+            "stored": stage.outputs,
+        }
+        for stage in archive.stages
+    ]
+    return {"bytes": len(data), **asdict(archive.metadata), "stages": stages}

@@ -41,9 +41,8 @@ from mdlstm_tk.runtime.session import Session
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.answers import AnswerDocument
     from mdlstm_tk.runtime.character_model import CharacterModel
+    from mdlstm_tk.runtime.tiles.local import Report
     from mdlstm_tk.runtime.tiles.session import TiledSession
-
-Report = Callable[[int, int], None]
 
 FILES_READ_FOR_GRIDS = 32
 """How many files are read to choose among several models by the grids of their arrays."""
@@ -317,9 +316,13 @@ def _read_first(files: Sequence[InputPath], limit: int) -> dict[str, InputFile]:
     first: dict[str, InputFile] = {}
     size = 0
     for file in files[:FILES_READ_FOR_GRIDS]:
-        with suppress(InputError):
+        try:
             first[file.source] = read_input(file.source, limit)
-            size += sum(array.nbytes for array in first[file.source].arrays.values())
+        except InputError:
+            if file.source == STDIO:  # it cannot be read again
+                raise
+            continue
+        size += sum(array.nbytes for array in first[file.source].arrays.values())
         if size > WINDOW_BYTES:
             break
     return first

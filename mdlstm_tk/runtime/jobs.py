@@ -87,7 +87,7 @@ def find_files(inputs: Sequence[str], output: str | None) -> tuple[list[InputPat
     """The input files, and all readable files and pages in ALTO or PAGE XML below input folders, in the
     order of their names; and the number of other files below folders.
 
-    Links to folders, hidden files, the folder `output` and earlier results (`*.out.*`) are ignored.
+    Links to folders, hidden files, `output` and earlier results (`*.out.*`) are ignored.
 
     Raises:
         InputError: there is nothing to run, a folder cannot be read, or `output` is one file for several
@@ -183,7 +183,7 @@ def plan_jobs(
         file, folder = (output, None) if is_file else (None, output)
     if file is not None and output_format is None:
         suffix = suffix_of(file)[1:].replace("tiff", "tif")
-        output_format = next((each for each in FORMATS if each == suffix), None)
+        output_format = next((name for name in FORMATS if name == suffix), None)
         if suffix and output_format is None:
             raise InputError(
                 f"unsupported file type '.{suffix}' of {file}; name one of {', '.join(FORMATS)} with "
@@ -213,7 +213,7 @@ def plan_jobs(
             if file_format != "xml":
                 target = f"{os.path.splitext(target)[0]}.out.{file_format}"
         jobs.append(Job(source, target, file_format))
-    _check_targets(jobs)
+    _check_targets(jobs, file)
     return jobs
 
 
@@ -259,8 +259,9 @@ def _default_format(source: str, metadata: Metadata, options: ResultOptions, out
 
 
 def _walk(folder: str, output: str | None) -> Iterator[str]:
-    """Files below a folder in a fixed order, without hidden ones, results, and those below `output`."""
-    excluded = None if output is None else os.path.realpath(output)
+    """Files below a folder in a fixed order, without hidden ones, results, and `output` or files below."""
+    excluded = "" if output is None else os.path.realpath(output)
+    excluded_name = os.path.basename(excluded)
     folders = [folder]
     while folders:
         parent = folders.pop()
@@ -269,35 +270,43 @@ def _walk(folder: str, output: str | None) -> Iterator[str]:
                 entries = sorted(scanned, key=lambda entry: entry.name)
         except OSError as error:
             raise InputError(f"cannot read the folder {parent}: {error.strerror or error}") from None
-        entries = [entry for entry in entries if not entry.name.startswith(".")]
+        entries = [
+            entry
+            for entry in entries
+            if not entry.name.startswith(".")
+            and not (entry.name == excluded_name and os.path.realpath(entry.path) == excluded)
+        ]
         for entry in entries:
-            if entry.is_file() and suffix_of(os.path.splitext(entry.name)[0]) != ".out":
+            # entry.is_file() would raise for a link that leads back to itself.
+            is_file = entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)
+            if is_file and suffix_of(os.path.splitext(entry.name)[0]) != ".out":
                 yield entry.path
-        children = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-        folders += [path for path in reversed(children) if os.path.realpath(path) != excluded]
+        folders += [entry.path for entry in reversed(entries) if entry.is_dir(follow_symlinks=False)]
 
 
-def _check_targets(jobs: Sequence[Job]) -> None:
-    """Check that every result has a path of its own, and that none is the path of an input."""
+def _check_targets(jobs: Sequence[Job], file: str | None) -> None:
+    """Check that every result has a path of its own, and that none is the path of an input; `file` may be
+    that of all results."""
     real_folder = cache(os.path.realpath)
 
     def canonical(path: str) -> str:
         return os.path.normcase(os.path.join(real_folder(os.path.dirname(path)), os.path.basename(path)))
 
     inputs = {canonical(job.source) for job in jobs if job.source != STDIO}
+    results = [(job.source, job.target) for job in jobs if job.target != STDIO]
+    if file is not None and not results:
+        results = [("all inputs", file)]
     sources: dict[str, str] = {}
-    for job in jobs:
-        key = canonical(job.target)
-        if job.target == STDIO:
-            continue
+    for source, target in results:
+        key = canonical(target)
         if key in inputs:
             raise InputError(
-                f"the result of {job.source} would overwrite the input {job.target}; choose another "
-                "place with output=..."
+                f"the result of {source} would overwrite the input {target}; choose another place with "
+                "output=..."
             )
         if key in sources:
             raise InputError(
-                f"{sources[key]} and {job.source} would both be written to {job.target}; "
+                f"{sources[key]} and {source} would both be written to {target}; "
                 "run them separately, each with its own output=..."
             )
-        sources[key] = job.source
+        sources[key] = source

@@ -59,23 +59,20 @@ def cut_line(pixels: Array, line: PageLine) -> Array:
     outline = _resampled(np.concatenate([outline, outline[:1]]) - low)
     if line.baseline is not None:
         baseline = np.asarray(line.baseline, float) - low
-        if _lengths(baseline)[-1] <= MAX_WINDING * np.hypot(*np.ptp(baseline, axis=0)):
+        length = _lengths(baseline)[-1]  # 0 if it lies beyond the page
+        if 0 < length <= MAX_WINDING * np.hypot(*np.ptp(baseline, axis=0)):
             return _unrolled(region, outline, baseline, line.extents)
     return _unrolled(region, outline, _axis(outline), None)
 
 
 def _axis(outline: Array) -> Array:
     """Two points on the principal axis of an outline, or on a level line if it is not elongated."""
-    centre = _centre(outline)
+    centre: Array = (outline.min(axis=0) + outline.max(axis=0)) / 2
     _, sizes, axes = np.linalg.svd(outline - centre, full_matrices=False)
     axis = axes[0] if sizes[0] > ELONGATED * sizes[1] else np.array([1.0, 0.0])
     axis = axis * np.sign(axis[0] if abs(axis[0]) >= abs(axis[1]) else axis[1])  # rightwards, or downwards
     along = (outline - centre) @ axis
     return centre + np.outer([along.min(), along.max()], axis)
-
-
-def _centre(outline: Array) -> Array:
-    return np.asarray((outline.min(axis=0) + outline.max(axis=0)) / 2)
 
 
 def _resampled(points: Array, step: float = 2.0) -> Array:
@@ -93,8 +90,8 @@ def _unrolled(region: Array, outline: Array, baseline: Array, typical: tuple[flo
         region: pixels of the page.
         outline: (M, 2).
         baseline: (K, 2).
-        typical: extents of a typical line. One of about this height is cut there, and not where its outline
-            ends: then all lines of a page have their baseline in the same row, and one scale.
+        typical: extents of a typical line. One of about this height and place is cut there, and not where
+            its outline ends: then all lines of a page have their baseline in the same row, and one scale.
     """
     x, y = outline.T
     area = abs(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1])) / 2
@@ -112,8 +109,11 @@ def _unrolled(region: Array, outline: Array, baseline: Array, typical: tuple[flo
     along = places[nearest] + (offsets * tangents[nearest]).sum(axis=1)
     shape = np.stack([along, (offsets * normals[nearest]).sum(axis=1)], axis=1)
     (start, top), (end, bottom) = shape.min(axis=0), shape.max(axis=0)
-    if typical is not None and 1 / SAME_SIZE < (bottom - top) / sum(typical) < SAME_SIZE:
-        top, bottom = -typical[0], typical[1]
+    if typical is not None:
+        is_as_high = 1 / SAME_SIZE < (bottom - top) / sum(typical) < SAME_SIZE
+        is_there = -typical[0] < (top + bottom) / 2 < typical[1]  # not with the baseline of another line
+        if is_as_high and is_there:
+            top, bottom = -typical[0], typical[1]
     margin = round(MARGIN * (bottom - top))
     start, top = np.floor(np.array([start, top - margin]) + ROUNDING)
     width = max(int(np.ceil(end - ROUNDING) - start), 1)

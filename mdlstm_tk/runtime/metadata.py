@@ -11,14 +11,11 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.choices import Dtype as Dtype
-from mdlstm_tk.runtime.choices import Form as Form
-from mdlstm_tk.runtime.choices import Kind as Kind
+from mdlstm_tk.runtime.choices import Dtype, Form, Kind
 from mdlstm_tk.runtime.decoding import Decoding
 
 PREFIX = "mdlstm."
 SCHEMA = 2
-MAX_CHARACTERS = 60  # characters of a wrong value in a message
 
 TYPE_NAMES = {str: "a text", int: "an integer", float: "a number", bool: "true or false"}
 
@@ -118,6 +115,11 @@ class Metadata:
         """A grid that the model takes: its fixed extents, and the extents of `grid` along free axes."""
         return tuple(extent if e is None else e for e, extent in zip(self.extents, grid, strict=True))
 
+    def has_batch_axis(self, axes: int) -> bool:
+        """True if an array x of this many axes is a batch. A network that takes x without channels also
+        gets batches without them."""
+        return axes == self.ndim + 2 or (axes == self.ndim + 1 and not self.channel_axis)
+
     @property
     def windows(self) -> dict[str, Extents | None]:
         """The window of each output, by its name."""
@@ -169,24 +171,23 @@ class Metadata:
             )
 
         def wrong(name: str, value: Any, expected: object) -> InputError:
-            text = ascii(value)
-            text = text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}…"
             return InputError(
-                f"the metadata field '{name}' of {label} is {text}; expected {expected}; {advice}"
+                f"the metadata field '{name}' of {label} is {value!a:.60}; expected {expected}; {advice}"
             )
 
         values: dict[str, Any] = {}
         annotations = get_type_hints(cls)
-        for each in fields(cls):
-            if each.name in texts:
-                value: Any = texts[each.name]
+        for entry in fields(cls):
+            name = entry.name
+            if name in texts:
+                value: Any = texts[name]
                 try:
                     value = json.loads(value)
-                    values[each.name] = _typed(value, annotations[each.name])
+                    values[name] = _typed(value, annotations[name])
                 except (ValueError, RecursionError) as error:
-                    raise wrong(each.name, value, error) from None
-            elif each.default is MISSING and each.default_factory is MISSING:
-                raise InputError(f"the metadata of {label} lack '{each.name}'; {advice}")
+                    raise wrong(name, value, error) from None
+            elif entry.default is MISSING and entry.default_factory is MISSING:
+                raise InputError(f"the metadata of {label} lack '{name}'; {advice}")
         metadata = cls(**values)
         for name, holds, expected in _consistency(metadata):
             if not holds:

@@ -37,7 +37,7 @@ def find_models(model: str | Path | None, *, tiled: bool = False) -> list[Path]:
     name = model or os.environ.get("MDLSTM_MODEL")
     if name:
         path = Path(name)
-        if not path.is_dir():
+        if not os.path.isdir(path):
             return [path]
         return in_folder(path) or _fail(f"the folder {path} holds no {suffix} model", tiled)
     exports = sorted((model for run in _runs() for model in in_folder(run)), key=_modified)
@@ -114,8 +114,8 @@ def _runs() -> list[Path]:
     return [path for path in RUNS.glob("*") if path.is_dir() and not path.name.startswith(".")]
 
 
-def _modified(path: Path) -> int:
-    return path.stat().st_mtime_ns
+def _modified(path: Path) -> tuple[int, str]:
+    return path.stat().st_mtime_ns, str(path)  # files that were unpacked together have one time
 
 
 def _fail(reason: str, tiled: bool) -> NoReturn:

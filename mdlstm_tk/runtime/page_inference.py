@@ -102,7 +102,7 @@ def _write(
     options: ResultOptions,
 ) -> tuple[Answer, ...]:
     """Write a page or its texts, if they go to a file, and return the texts."""
-    answers = tuple(Answer(each.text, name, transcription=each) for name, each in transcriptions.items())
+    answers = tuple(Answer(line.text, name, transcription=line) for name, line in transcriptions.items())
     if job.format == "xml":
         write_page(page, transcriptions, job.target)
     else:

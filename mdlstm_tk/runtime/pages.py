@@ -320,7 +320,7 @@ def _baseline(element: Element) -> Array | None:
 def _spacing(elements: Mapping[str, Element]) -> float:
     """Roughly the distance between lines, for lines that have only a baseline: the median distance of the
     middle of each baseline from the nearest other one."""
-    baselines = [baseline for each in elements.values() if (baseline := _baseline(each)) is not None]
+    baselines = [baseline for line in elements.values() if (baseline := _baseline(line)) is not None]
     if len(baselines) < 2:
         return float(np.ptp(baselines[0], axis=0).max()) / 20 if baselines else 0.0
     middles = np.array([(baseline[0] + baseline[-1]) / 2 for baseline in baselines])
@@ -354,7 +354,7 @@ def _words(transcription: Transcription) -> list[tuple[str, str]]:
     words = []
     for match in re.finditer(r"\S+", transcription.text):
         characters = transcription.characters[slice(*match.span())]
-        words.append((match[0], f"{np.mean([each.confidence for each in characters]):.4f}"))
+        words.append((match[0], f"{np.mean([character.confidence for character in characters]):.4f}"))
     return words
 
 
@@ -414,7 +414,7 @@ def _write_equiv(
     prefix = parent.prefix
     content = f"<{prefix}Unicode>{escaped(text)}</{prefix}Unicode>"
     if equiv is None:
-        before = [each for each in parent.children if each.tag in BEFORE_TEXT]
+        before = [child for child in parent.children if child.tag in BEFORE_TEXT]
         markup = f'<{prefix}TextEquiv conf="{conf}">{content}</{prefix}TextEquiv>'
         document.insert(parent, before[-1] if before else None, markup)
         return

@@ -66,7 +66,9 @@ class OpenModel:
             InputError: a graph is refused, or ONNX Runtime cannot load it; or an argument is invalid.
             DeviceError, MissingExtraError, StoppedError, MDLSTMError: as for `Session`.
         """
-        timeout = options["timeout"]
+        threads, timeout = self._arguments[1]["threads"], options["timeout"]
+        if threads < 0:
+            raise InputError(f"threads must be at least 1, or 0 for one per core, got {threads}")
         if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT:
             raise InputError(f"timeout must be from 0 to {MAX_TIMEOUT:g} seconds, got {timeout}")
         runner: Runner
@@ -91,7 +93,8 @@ class OpenModel:
         return runner
 
     def close(self) -> None:
-        """Release the model. Runs in progress finish; later ones raise an `MDLSTMError`."""
+        """Release the model. Runs in progress finish, but in isolation they raise a `StoppedError`; later
+        ones raise an `MDLSTMError`."""
         runner, self._runner = self._runner, None
         if runner is not None:
             runner.close()

@@ -69,8 +69,8 @@ class Shapes:
             raise InputError(f"{label} has shape {x.shape}, expected {self._expected_shapes()}")
         first, last = -metadata.ndim - 1, -1
         axis, other_axis = (last, first) if metadata.channels_last else (first, last)
-        # A network that takes x without channels also gets batches without them.
-        lacks_channels = missing_axes == 2 or (missing_axes == 1 and not metadata.channel_axis)
+        has_batch_axis = metadata.has_batch_axis(x.ndim)
+        lacks_channels = x.ndim - has_batch_axis == metadata.ndim
         samples = np.expand_dims(x, axis) if lacks_channels else x
         channels = samples.shape[axis]
         if channels != metadata.channels:
@@ -83,7 +83,6 @@ class Shapes:
                 f"{label} of shape {x.shape} has {channels} channels at each position, "
                 f"expected {metadata.channels}: {self._expected_shapes()}{hint}"
             )
-        has_batch_axis = samples.ndim == metadata.ndim + 2
         samples = samples if has_batch_axis else samples[None]
         self._check_grid(self.grid(samples))
         samples = self._convert(samples, "x", label)
@@ -191,22 +190,20 @@ class Shapes:
         return samples.shape[1:-1] if self.metadata.channels_last else samples.shape[2:]
 
     def _check_grid(self, grid: Grid) -> None:
-        extents, multiple_of = self.metadata.extents, self.metadata.multiple_of
-        if self._has_grid(grid) and not multiple_of:
+        extents, multiple_of = self.metadata.extents, self.metadata.multiple_of or (1,) * len(grid)
+        is_multiple = not any(e % m for e, m in zip(grid, multiple_of, strict=True))
+        is_smaller = all(cap is None or e <= cap for e, cap in zip(grid, extents, strict=True))
+        if is_multiple and (self._has_grid(grid) or (self.takes_sizes and is_smaller)):
             return
         from mdlstm_tk._util.sizes import format_size  # imported late: most grids fit
 
-        if multiple_of is not None and any(e % m for e, m in zip(grid, multiple_of, strict=True)):
-            fitting = tuple(-(-e // m) * m for e, m in zip(grid, multiple_of, strict=True))
-            raise InputError(
-                f"a {format_size(grid)} grid does not fit this model, whose extents must be multiples of "
-                f"{format_size(multiple_of)}; pad or resize it to {format_size(fitting)}"
-            )
-        if self._has_grid(grid):
-            return
-        if self.takes_sizes and all(cap is None or e <= cap for e, cap in zip(grid, extents, strict=True)):
-            return
         size = format_size(grid)
+        if not is_multiple:
+            larger = tuple(-(-e // m) * m for e, m in zip(grid, multiple_of, strict=True))
+            raise InputError(
+                f"a {size} grid does not fit this model, whose extents must be multiples of "
+                f"{format_size(multiple_of)}; pad or resize it to {format_size(larger)}"
+            )
         raise InputError(
             f"a {size} grid does not fit this {format_size(extents)} model; "
             f"make one with: mdlstm export --size {size}, or for any size: mdlstm export --form scan"
@@ -223,7 +220,15 @@ class Shapes:
         is_float = dtype in ("float32", "float64", "float16")
         if (not is_float or (name == "x" and self.metadata.integer)) and (converted % 1).any():
             raise InputError(f"{label} holds fractions; this model takes whole numbers")
-        return converted.astype(dtype, copy=False) if is_float else array.astype(dtype)
+        if is_float:
+            return converted.astype(dtype, copy=False)
+        with np.errstate(invalid="ignore"):  # NumPy wraps integers around, and floats become any integer
+            whole = array.astype(dtype)
+        if dtype != "bool" and (whole != array).any():
+            raise InputError(
+                f"{label} holds values from {array.min()} to {array.max()}; this model takes {dtype}"
+            )
+        return whole
 
     def _expected_shapes(self) -> str:
         axes = self.metadata.layout.split()[1:]

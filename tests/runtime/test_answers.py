@@ -134,3 +134,13 @@ def test_a_language_model_changes_texts(tmp_path: Path) -> None:
         )
     ]
     assert texts == ["a", "a", "b", "b"]
+
+
+def test_a_class_name_that_no_file_can_hold_is_escaped() -> None:
+    damaged = replace(CLASSIFIER, classes=("cat", "\ud800", "dog"))
+    assert r"\ud800,0.7" in document("csv", SCORES, damaged).encode().decode()
+
+
+def test_of_several_outputs_the_first_one_is_decoded() -> None:
+    two = replace(CLASSIFIER, output_names=("logits", "features"), further_windows=(None,))
+    assert decode({"features": np.zeros((2, 9)), "logits": SCORES}, two) == decode(SCORES, CLASSIFIER)

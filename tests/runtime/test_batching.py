@@ -206,3 +206,11 @@ def test_results_whose_names_would_be_equal_are_refused() -> None:
     assert len(_outputs_of(job, {"a": {"b": y, "c": y}, "b": {"b": y, "c": y}})) == 4
     with pytest.raises(InputError, match=r"'a\.b\.c'"):
         _outputs_of(job, {"a": {"b.c": y}, "a.b": {"c": y}})
+
+
+def test_batches_without_channels_are_split_along_their_batch_axis() -> None:
+    session = Recorder(replace(ANY, layout="N T C", window=(1,), channel_axis=False))
+    tokens = RNG.random((9, 7))
+    assert grid_of(tokens, session.metadata) == (7,)
+    np.testing.assert_array_equal(session.run({0: tokens}, batch_size=4)[0], tokens * 2)
+    assert [grid for grid, _ in session.runs] == [(7,)] * 3

@@ -215,3 +215,11 @@ def test_errors_say_what_was_expected(tmp_path: Path) -> None:
     words = {"der": (0.5, 1.0), "Wald": (0.5, 1.0), "a": (0.1, 1.0)}
     with pytest.raises(InputError, match="a model of words such as 'der'"):
         CharacterModel.load(write_arpa(tmp_path / "words.arpa", words))
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_a_number_that_is_none_is_refused(number: str, tmp_path: Path) -> None:
+    path = tmp_path / "lm.arpa"
+    path.write_text(f"\\data\\\n\\1-grams:\n-1 a\n{number} b\n\\end\\\n")
+    with pytest.raises(InputError, match="no complete ARPA file"):
+        CharacterModel.load(path)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable, is_empty
+from mdlstm_tk.runtime.io.npy import load_array, read_model
+from mdlstm_tk.runtime.model_discovery import find_models
 
 
 def test_a_file_appears_when_it_is_written(tmp_path: Path) -> None:
@@ -41,3 +43,18 @@ def test_what_may_be_replaced(tmp_path: Path) -> None:
             ensure_writable(tmp_path / name, force)
     for name in ("file", "a.zarr", "new"):
         ensure_writable(tmp_path / name, True)
+
+
+def test_a_path_that_no_file_can_have_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 300)
+    ensure_writable(path, False)
+    with pytest.raises(MDLSTMError, match="File name too long"), atomic_write(path) as temporary:
+        temporary.touch()
+    assert find_models(path) == [path]
+    with pytest.raises(InputError, match="File name too long"):
+        read_model(path, 1, "")
+    for name in ("a\0b", "\ud800"):
+        with pytest.raises(InputError, match="cannot read"):
+            read_model(Path(name), 1, "")
+        with pytest.raises(InputError, match="cannot read"):
+            load_array(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,15 @@ def test_the_model_is_closed_when_the_work_is_done(place: Path, monkeypatch: pyt
     assert not closed
     list(run.results)
     assert closed == ["closed"]
+
+
+def test_a_damaged_stream_is_named_as_such_among_several_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.onnx", "b.onnx"):
+        (tmp_path / name).touch()
+    (tmp_path / "x").write_bytes(b"\x93NUMPY")
+    with open(tmp_path / "x") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        with pytest.raises(InputError, match=r"standard input is not a complete \.npy"):
+            infer_paths(["-"], tmp_path)

@@ -181,3 +181,25 @@ def test_the_model_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_model_for_the_grids_is_chosen(grids: list[tuple[int, ...]], name: str) -> None:
     names = ("model-8x8.onnx", "model-any.onnx", "model-4x4.onnx", "model-drawing.onnx")
     assert choose_model([Path(each) for each in names], grids).name == name
+
+
+def test_links_that_lead_nowhere_are_no_inputs(tmp_path: Path) -> None:
+    for link, target in (("loop.npy", "loop.npy"), ("gone.npy", "nothing.npy")):
+        (tmp_path / link).symlink_to(target)
+    (tmp_path / "x.npy").touch()
+    assert find_files([str(tmp_path)], None) == ([(str(tmp_path / "x.npy"), "x.npy")], 0)
+
+
+def test_a_table_never_replaces_an_input(tree: Path) -> None:
+    files, _ = find_files(["in/t.csv", "x.npy"], "./in/t.csv")
+    with pytest.raises(InputError, match="result of all inputs would overwrite"):
+        plan_jobs(files, CLASSIFIER, "./in/t.csv")
+    names = {Path(source).name for source, _ in find_files(["in"], "./in/t.csv")[0]}
+    assert "t.csv" not in names and "one.npy" in names
+
+
+def test_models_of_equal_times_are_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name in ("b.onnx", "c.onnx", "a.onnx"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    assert [path.name for path in find_models(tmp_path)] == ["a.onnx", "b.onnx", "c.onnx"]

@@ -184,3 +184,13 @@ def test_a_scribble_takes_no_more_room_than_its_outline() -> None:
     scribble = np.random.default_rng(0).integers(60, 240, (2000, 2))
     cut = cut_line(pixels, line(scribble, outline))
     np.testing.assert_allclose(cut.shape, (ABOVE + BELOW, LENGTH), atol=8)
+
+
+def test_a_baseline_away_from_its_outline_does_not_decide_where_the_line_is_cut() -> None:
+    pixels, baseline, outline = draw(straight(0))
+    below = line(baseline + np.array([0, 100]), outline)
+    cut = cut_line(pixels, replace(below, extents=(float(ABOVE), float(BELOW))))
+    assert cut.shape == cut_line(pixels, below).shape
+    np.testing.assert_allclose(marks(cut), UPRIGHTS, atol=3)
+    beyond = line([[300, 300], [300, 300]], outline)
+    np.testing.assert_array_equal(cut_line(pixels, beyond), cut_line(pixels, line(polygon=outline)))

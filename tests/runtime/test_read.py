@@ -185,3 +185,10 @@ def test_a_file_to_train_on_is_read_as_its_samples(tmp_path: Path) -> None:
     np.savez(path, x=x, y=x, z=x)  # another file: all arrays are inputs
     file = read_input(str(path))
     assert set(file.arrays) == {"x", "y", "z"} and not file.left_out
+
+
+def test_a_file_to_train_on_without_samples_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, x=np.zeros((0, 4, 5)), y=np.zeros(0), sizes=np.zeros((0, 2), int))
+    with pytest.raises(InputError, match="no sample"):
+        read_input(str(path))

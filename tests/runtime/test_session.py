@@ -18,7 +18,7 @@ from helpers.crafted_models import INT64, crafted, info, node, scanning, tensor,
 from helpers.isolation import kill_during, power
 
 from mdlstm_tk.errors import InputError, MDLSTMError, StoppedError
-from mdlstm_tk.runtime import Session, load_array, save_array
+from mdlstm_tk.runtime import Session, describe_model, load_array, save_array
 
 RNG = np.random.default_rng(0)
 X = np.arange(8, dtype=np.float32).reshape(2, 2, 2, 1)
@@ -229,3 +229,12 @@ def test_threads_and_warm_up_change_no_number(model: Path) -> None:
             session.warm_up()
             session.warm_up(3)
             np.testing.assert_allclose(session(x), expected, atol=1e-6)
+
+
+def test_a_model_that_needs_trust_is_described_without_being_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(crafted([node("RandomUniformLike", "x", "y")]).SerializeToString())
+    with pytest.raises(InputError, match="trusted=True"):
+        Session(path, "cpu")
+    description = describe_model(path)
+    assert (description["bytes"], description["form"]) == (path.stat().st_size, "unrolled")

@@ -66,3 +66,11 @@ def test_a_network_without_an_axis_of_channels_gets_one_where_it_is_missing() ->
         batch = shapes.prepare(zeros(*shape))
         assert batch.samples.shape == ((2, 5, 6, 1) if shape[0] == 2 else (1, 5, 6, 1))
         assert batch.has_batch_axis == (shape[0] == 2)
+
+
+@pytest.mark.parametrize("value", [2**40, -(2**31) - 1, 1e30])
+def test_integers_that_the_model_cannot_hold_are_refused(value: float) -> None:
+    shapes = Shapes(replace(FREE, channels=1), {"x": "int32"})
+    assert shapes.prepare(np.full((2, 2), 2**31 - 1)).samples.max() == 2**31 - 1
+    with pytest.raises(InputError, match=r"x holds values from .* takes int32"):
+        shapes.prepare(np.full((2, 2), value))

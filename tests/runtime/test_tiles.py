@@ -6,6 +6,7 @@ import gc
 import pickle
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from helpers.tiled_models import segmenter
 
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime import TiledSession
+from mdlstm_tk.runtime.tiles.local import on_threads
 
 RNG = np.random.default_rng(0)
 
@@ -90,3 +92,17 @@ def test_memory_is_bounded_by_smaller_batches() -> None:
 def test_wrong_arguments_are_refused(x: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         TiledSession(segmenter().path, "cpu")(x, **options)
+
+
+def test_fewer_than_no_threads_are_refused() -> None:
+    with pytest.raises(InputError, match="threads must be at least 1"):
+        TiledSession(segmenter().path, "cpu", threads=-1)
+
+
+@pytest.mark.parametrize(("failure", "count"), [(InputError("x holds NaN"), 0), (KeyboardInterrupt(), 1)])
+def test_only_an_interrupt_stops_the_runs_of_other_calls(failure: BaseException, count: int) -> None:
+    stopped: list[None] = []
+    work: Any = SimpleNamespace(graphs=SimpleNamespace(interrupt=lambda: stopped.append(None)))
+    with pytest.raises(type(failure)), on_threads(work, 2):
+        raise failure
+    assert len(stopped) == count

@@ -86,7 +86,7 @@ def flipped(members: Members) -> bytes:
 
 
 def test_max_bytes_is_the_limit_of_the_file_that_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdlstm_tk.runtime.tiles.session.MAX_BYTES", 10)
+    monkeypatch.setattr("mdlstm_tk.runtime.description.MAX_BYTES", 10)
     with pytest.raises(MDLSTMError, match="larger than 10 bytes"):
         describe_model(downward().path)
     description = describe_model(downward().path, max_bytes=2**30)

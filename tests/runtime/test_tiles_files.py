@@ -19,6 +19,7 @@ from mdlstm_tk.errors import MDLSTMError, MissingExtraError, require
 from mdlstm_tk.runtime import TiledSession, load_image
 from mdlstm_tk.runtime.answers import ResultOptions
 from mdlstm_tk.runtime.jobs import Job
+from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.postprocessing import probabilities
 from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
 from mdlstm_tk.runtime.tiles.local import State
@@ -305,4 +306,22 @@ def test_a_full_disk_is_one_line(target: str) -> None:
             run("x.npy", target)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert listed() == ["x.npy"]
+
+
+def test_values_of_either_byte_order_are_scaled_alike() -> None:
+    pixels = PIXELS[..., 0].astype(np.uint16) * 257
+    tifffile.imwrite("x.tif", pixels, byteorder=">")
+    metadata = Metadata("0", None, "tiles", "N H W C", channels=1, outputs=1)
+    with ExitStack() as stack:
+        source = open_source(Path("x.tif"), metadata, 0, stack)
+        values = source.read((slice(3, 9), slice(0, 70)))
+    np.testing.assert_allclose(values[..., 0], pixels[3:9, :70] / 65535, atol=1e-7)
+
+
+def test_a_grid_goes_to_a_file_and_not_to_standard_output() -> None:
+    np.save("x.npy", X)
+    with TiledSession(segmenter().path, "cpu") as session:
+        (outcome,) = infer_tiled(session, [Job("x.npy", "-", "npy")], TileOptions())
+    assert "not - (stdout)" in outcome.error
     assert listed() == ["x.npy"]

@@ -157,3 +157,8 @@ def test_a_full_scratch_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(os, "replace", full)
         with pytest.raises(MDLSTMError, match=r"No space left on device; .*output=\.\.\."):
             session(np.zeros((9, 9)), tile=4)
+
+
+def test_extents_of_tiles_may_be_integers_of_numpy() -> None:
+    assert tile_extents(np.int64(8), 2) == (8, 8)
+    assert tile_extents([np.int32(4), 6], 2) == (4, 6)

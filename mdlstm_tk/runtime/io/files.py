@@ -22,14 +22,15 @@ def ensure_writable(path: Path, force: bool) -> None:
     Raises:
         InputError: the file exists and `force` is false, or `path` is a folder or a device.
     """
-    is_array = (path / "zarr.json").is_file()  # zarr writes a folder
-    if path.is_dir() and not is_array:
+    is_array = os.path.isfile(path / "zarr.json")  # zarr writes a folder
+    exists = os.path.exists(path)  # also false where nothing can be written, which the attempt will tell
+    if os.path.isdir(path) and not is_array:
         raise InputError(f"{path} is a folder, expected a file name; give one with output=...")
-    if path.exists() and not (path.is_file() or is_array):
+    if exists and not (os.path.isfile(path) or is_array):
         raise InputError(
             f"{path} is not a regular file and is never replaced; give another name with output=..."
         )
-    if path.exists() and not force:
+    if exists and not force:
         raise InputError(f"{path} exists; give another name with output=..., or replace it with force=True")
 
 

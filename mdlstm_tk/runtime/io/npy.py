@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from math import prod
 from pathlib import Path
+from stat import S_ISREG
 from typing import IO, Any
 
 import numpy as np
@@ -28,12 +29,16 @@ FLOAT_BYTES = 4  # callers convert arrays to float32, so smaller dtypes grow to 
 def open_input(source: str | Path) -> Iterator[IO[bytes]]:
     """Open a file for reading; "-" is standard input."""
     try:
-        with nullcontext(sys.stdin.buffer) if source == STDIO else open(source, "rb") as file:
-            yield file
+        opened: Any = nullcontext(sys.stdin.buffer) if source == STDIO else open(source, "rb")  # noqa: SIM115
     except FileNotFoundError:
         raise InputError(f"there is no file {source}") from None
+    except (OSError, ValueError) as error:
+        raise _cannot_read(source, error) from None
+    try:
+        with opened as file:
+            yield file
     except OSError as error:
-        raise InputError(f"cannot read {label_of(source)}: {error.strerror or error}") from None
+        raise _cannot_read(source, error) from None
 
 
 @contextmanager
@@ -172,9 +177,14 @@ def read_capped(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> byte
 
 def read_model(path: Path, max_bytes: int, make_one: str) -> bytes:
     """Read a model into memory, so that ONNX Runtime has no path to resolve external data against."""
-    if not path.is_file():
-        problem = f"there is no model {path}; make one with: {make_one}"
-        raise InputError(f"cannot read {path}: it is not a regular file" if path.exists() else problem)
+    try:
+        is_regular = S_ISREG(path.stat().st_mode)  # a named pipe would be waited for
+    except FileNotFoundError:
+        raise InputError(f"there is no model {path}; make one with: {make_one}") from None
+    except (OSError, ValueError) as error:
+        raise _cannot_read(path, error) from None
+    if not is_regular:
+        raise InputError(f"cannot read {path}: it is not a regular file")
     with open_input(path) as file:
         return read_capped(file, str(path), max_bytes)
 
@@ -192,6 +202,13 @@ def read_header(file: IO[bytes], label: str) -> tuple[tuple[int, ...], bool, np.
     if not all(type(extent) is int and extent >= 0 for extent in shape):  # NumPy takes (True, 2)
         raise _invalid_npy(label)
     return shape, fortran_order, dtype
+
+
+def _cannot_read(source: str | Path, error: OSError | ValueError) -> InputError:
+    """The error for a file that cannot be read; a ValueError says that its name is none of a file, such as
+    one with a null character."""
+    reason = error.strerror if isinstance(error, OSError) else None
+    return InputError(f"cannot read {label_of(source)}: {reason or error}")
 
 
 def _invalid_npy(label: str) -> InputError:

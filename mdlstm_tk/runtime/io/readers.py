@@ -140,9 +140,10 @@ def read_input(source: str, max_bytes: int = MAX_BYTES) -> InputFile:
         if suffix == ".npz":  # is read from its end, which a pipe cannot seek
             seekable = file if file.seekable() else io.BytesIO(read_capped(file, label, max_bytes))
             arrays, left_out = read_npz(seekable, label, max_bytes)
+            arrays = _samples(arrays, label) if left_out else arrays
             if not arrays:
-                raise InputError(f"{label} holds no array")
-            return InputFile(label, _samples(arrays, label) if left_out else arrays, left_out=left_out)
+                raise InputError(f"{label} holds no array, or no sample")
+            return InputFile(label, arrays, left_out=left_out)
         if suffix == ".csv":  # a number takes at least two bytes as text, and eight once it is parsed
             return InputFile(label, {None: _read_csv(read_capped(file, label, max_bytes // 4), label)})
         return _read_image(file, label, max_bytes)

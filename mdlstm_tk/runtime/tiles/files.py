@@ -125,7 +125,7 @@ def _infer_file(
 ) -> Result:
     if job.source == STDIO:
         raise InputError("a tiled model reads files by region, not - (stdin); or stream rows")
-    file_format = next((each for each in GRID_FORMATS if each == job.format), None)
+    file_format = next((name for name in GRID_FORMATS if name == job.format), None)
     if session.archive.pool:
         file_format = None
     elif file_format is None:
@@ -133,6 +133,8 @@ def _infer_file(
             f"a tiled model writes {', '.join(GRID_FORMATS)}, got {job.format}; give another "
             "output_format=... or output=..."
         )
+    elif job.target == STDIO:
+        raise InputError("a tiled model writes files by region, not - (stdout); give a file as output=...")
     target = Path(os.path.basename(job.source) if job.target == STDIO else job.target)
     folder = target.parent.absolute() / f".{target.name}{SCRATCH_SUFFIX}"
     tile = TILE if tiles.tile is None else tiles.tile
@@ -168,7 +170,7 @@ def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[None]:
     """Make the scratch folder of a run; it is removed at the end, unless an interrupted run can go on."""
     import shutil  # imported late: it imports modules that most calls do not need
 
-    has_leftovers, lock = folder.exists(), None
+    has_leftovers, lock = os.path.exists(folder), None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if os.name == "posix":

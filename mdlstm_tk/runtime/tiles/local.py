@@ -84,8 +84,9 @@ def on_threads(work: Work, threads: int) -> Iterator[RunGroups]:
 
         try:
             yield run_groups
-        except BaseException:
-            work.graphs.interrupt()  # or the other threads would end their runs first
+        except BaseException as error:
+            if not isinstance(error, Exception):  # Ctrl-C; a failure may not stop the runs of other calls
+                work.graphs.interrupt()
             executor.shutdown(cancel_futures=True)
             raise
 

@@ -16,6 +16,7 @@ about as many tiles in each step as the grid has along that axis.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,8 +89,11 @@ def shape_of(region: Region) -> tuple[int, ...]:
 
 def tile_extents(tile: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     """The extents of a tile, from one number for all axes or one for each."""
-    extents = tuple(tile) if isinstance(tile, Sequence) else (tile,) * ndim
-    if len(extents) != ndim or not all(isinstance(extent, int) and extent > 0 for extent in extents):
+    try:
+        extents = tuple(map(operator.index, tile if isinstance(tile, Sequence) else (tile,) * ndim))
+    except TypeError:  # a fraction or a text
+        extents = ()
+    if len(extents) != ndim or min(extents) < 1:
         raise InputError(f"tile must be a positive integer, or {ndim} of them, got {tile}; try tile=512")
     return extents
 

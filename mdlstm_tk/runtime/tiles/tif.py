@@ -58,8 +58,8 @@ class TifPixels:
             opacity = values[..., self._colours, None].astype(np.uint16)
             blended = colours.astype(np.uint16) * opacity + 255 * (255 - opacity) + 127
             colours = (blended // 255).astype(np.uint8)
-        if colours.dtype not in (np.uint8, np.uint16):
-            colours = colours.astype(np.float32)
+        dtype = colours.dtype.newbyteorder("=")  # ImageJ writes the high byte first
+        colours = colours.astype(dtype if dtype in (np.uint8, np.uint16) else np.float32, copy=False)
         return colours[..., 0] if self._colours == 1 else colours
 
     def close(self) -> None:

@@ -34,9 +34,7 @@ def make_plan(archive: Archive, grid: Sequence[int], tile: Sequence[int], batch_
 
 def output_extents(archive: Archive, grid: Sequence[int]) -> tuple[int, ...]:
     """The extents of the grid of y, without pooled axes."""
-    window = archive.metadata.window or archive.total_window
-    if archive.pool:
-        window = archive.total_window
+    window = archive.total_window if archive.pool else archive.metadata.window or archive.total_window
     extents = zip(grid, window, strict=True)
     return tuple(-(-e // w) for d, (e, w) in enumerate(extents) if d not in archive.pool)
 
