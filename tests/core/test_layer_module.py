@@ -18,7 +18,7 @@ import pytest
 import torch
 from helpers.checkout import ROOT
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils import parametrizations, parametrize
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.backends.cpu import sweep as cpu_sweep
@@ -110,17 +110,6 @@ def test_weight_norm_changes_nothing_but_the_gradient(normalize: Any) -> None:
     torch.testing.assert_close(y, expected)
     y.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
-
-
-def test_pruned_weights_stay_zero() -> None:
-    layer = MDLSTM(3, 4)
-    prune.l1_unstructured(layer, "weight_hh_l0", amount=0.5)
-    y = layer(X)
-    y.sum().backward()
-    assert (layer.weight_hh_l0_orig.grad[layer.weight_hh_l0_mask == 0] == 0).all()
-    prune.remove(layer, "weight_hh_l0")
-    assert (layer.weight_hh_l0 == 0).float().mean() == 0.5
-    assert torch.equal(layer(X), y)
 
 
 @pytest.mark.parametrize("backend", ["torch", "fused"])
