@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.checkout import ROOT
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.cells import BUILT_IN_CELLS, get_cell
@@ -159,15 +157,6 @@ def test_slstm_equals_its_definition_without_a_stabiliser(
     np.testing.assert_allclose(h[fine], expected[fine].astype(float), rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("cell", BUILT_IN_CELLS)
-def test_each_cell_is_documented(cell: str) -> None:
-    page = (ROOT / "docs/cells.md").read_text(encoding="utf-8")
-    assert len(re.findall(rf"^\| `{cell}` \|", page, re.MULTILINE)) == 2, (
-        f"docs/cells.md needs a row for '{cell}' in both tables: when to choose it, and its equations"
-    )
-    assert f'"{cell}"' in str(MDLSTM.__doc__), f"name '{cell}' in the docstring of MDLSTM, at cell="
-
-
 A, B = Value.load("a", 0), Value.load("a", 1)
 NEGATED = 0 - B
 SIMPLER: dict[str, tuple[Value, list[str]]] = {  # an expression, and its values in the simplest form
@@ -219,10 +208,6 @@ def test_a_mean_needs_the_units_of_means_within_it() -> None:
     assert levels == [0, 1, 1, 2, 0]
 
 
-def openness(start: float) -> float:
-    return float(sigmoid(np.float64(start)))
-
-
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 def test_gates_start_as_open_as_the_paper_of_a_cell_wants(ndim: int) -> None:
     starts = {
@@ -236,6 +221,6 @@ def test_gates_start_as_open_as_the_paper_of_a_cell_wants(ndim: int) -> None:
     for cell in ("stable", "leaky", "slstm"):
         remainder, weights = 1.0, []
         for d in range(1, ndim):
-            weights.append(remainder * openness(starts[cell][f"l{d}"]))
+            weights.append(remainder * sigmoid(starts[cell][f"l{d}"]))
             remainder -= weights[-1]
         assert [*weights, remainder] == pytest.approx([1 / ndim] * ndim)

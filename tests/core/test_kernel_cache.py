@@ -70,23 +70,18 @@ def test_a_second_process_loads_what_the_first_compiled(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "variables",
-    [
-        *({"NUMBA_CACHE_DIR": path} for path in ("here", "{shared}")),
-        *({"XDG_CACHE_HOME": path} for path in ("here", "~/.cache", "{shared}")),
-    ],
-    ids=str,
+    ("variable", "value"),
+    [("NUMBA_CACHE_DIR", "here"), ("XDG_CACHE_HOME", "~/.cache"), ("NUMBA_CACHE_DIR", "{shared}")],
 )
 def test_nothing_is_kept_in_relative_places_and_where_others_may_write(
-    variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variable: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o777)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value.format(shared=shared))
+    monkeypatch.setenv(variable, value.format(shared=shared))
     assert cache_folder() is None
     compiled()(0)
     assert not list(tmp_path.rglob("*.nb?")) and list(tmp_path.iterdir()) == [shared]
@@ -146,25 +141,16 @@ def test_the_settings_of_the_user_stay(cache: Path, monkeypatch: pytest.MonkeyPa
     assert len(list(theirs.rglob("*.nbi"))) == 1
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    home = tmp_path / "home"
-    home.mkdir(mode=0o755)
-    monkeypatch.setenv("HOME", str(home))
+def test_the_folder_is_created_for_the_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").mkdir(mode=0o755)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for variable in (VARIABLE, "XDG_CACHE_HOME"):
         monkeypatch.delenv(variable, raising=False)
-    return home
-
-
-def test_the_folder_is_created_for_the_user_alone(home: Path) -> None:
     folder = cache_folder()
-    assert folder is not None and folder.is_relative_to(home) and folder.parent.name == "mdlstm-tk"
+    assert folder is not None and folder.is_relative_to(tmp_path / "home")
+    assert folder.parent.name == "mdlstm-tk"
     assert folder.stat().st_mode & 0o777 == folder.parent.stat().st_mode & 0o777 == 0o700
     assert cache_folder() == folder
-
-
-@pytest.mark.usefixtures("home")
-def test_the_environment_names_another_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert cache_folder() == tmp_path / "cache/mdlstm-tk/kernels"
 
@@ -176,6 +162,8 @@ def test_a_folder_that_others_may_write_to_is_not_private(mode: int, private: bo
     folder.chmod(mode)
     link.symlink_to(folder)  # links are followed before they are judged
     assert is_private(folder) is is_private(link) is private
+    (folder / "file").touch()
+    assert not is_private(folder / "file") and not is_private(folder / "missing")
 
 
 @pytest.mark.parametrize("is_own", [True, False])
@@ -200,12 +188,6 @@ def test_a_folder_inside_one_that_others_may_write_to_is_not_private(tmp_path: P
     for mode, expected in ((0o755, True), (0o777, False), (0o1777, True)):
         outer.chmod(mode)
         assert is_private(inner) is expected, oct(mode)
-
-
-def test_what_is_no_folder_is_not_private(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    assert not is_private(tmp_path / "file")
-    assert not is_private(tmp_path / "missing")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")

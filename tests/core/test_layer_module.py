@@ -8,7 +8,8 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -17,78 +18,44 @@ import pytest
 import torch
 from helpers.checkout import ROOT
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils import parametrizations, parametrize
 
-from mdlstm_tk import MDLSTM, sweep
+from mdlstm_tk import MDLSTM
 from mdlstm_tk.backends.cpu import sweep as cpu_sweep
 from mdlstm_tk.errors import InputError
 
 X = torch.randn(2, 4, 5, 3, generator=torch.Generator().manual_seed(0))
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "layer_norm": {"layer_norm": True},
-    "peephole": {"peephole": True, "directions": "all", "num_layers": 2},
-    "no bias": {"bias": False, "cell": "leaky"},
-}
-
-
-@pytest.fixture
-def default_dtype() -> Iterator[Any]:
-    """A function that sets torch's default dtype for one test."""
-    yield torch.set_default_dtype
-    torch.set_default_dtype(torch.float32)
-
-
-def assert_runs_in(layer: MDLSTM, dtype: torch.dtype) -> None:
-    """Check dtypes of parameters, result and gradients, and the result against the layer in float64."""
-    assert {parameter.dtype for parameter in layer.parameters()} == {dtype}
-    x = X.to(dtype, copy=True).requires_grad_()
-    y = layer(x)
-    y.sum().backward()
-    assert y.dtype == x.grad.dtype == layer.weight_ih_l0.grad.dtype == dtype
-    expected = copy.deepcopy(layer).double()(x.detach().double())
-    tolerance = {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float32: 1e-5, torch.float64: 1e-12}
-    torch.testing.assert_close(y.double(), expected, atol=tolerance[dtype], rtol=0)
+EVERYTHING: dict[str, Any] = {"layer_norm": True, "peephole": True, "directions": "all", "num_layers": 2}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_dtype_by_argument_default_and_conversion(
-    variant: str, dtype: torch.dtype, default_dtype: Any
-) -> None:
-    options = VARIANTS[variant]
-    assert_runs_in(MDLSTM(3, 4, dtype=dtype, **options), dtype)
-    assert_runs_in(MDLSTM(3, 4, **options).to(dtype), dtype)
-    default_dtype(dtype)
-    assert_runs_in(MDLSTM(3, 4, **options), dtype)
+def test_every_dtype_by_argument_default_and_conversion(dtype: torch.dtype) -> None:
+    layers = [MDLSTM(3, 4, dtype=dtype, **EVERYTHING), MDLSTM(3, 4, **EVERYTHING).to(dtype)]
+    torch.set_default_dtype(dtype)
+    try:
+        layers.append(MDLSTM(3, 4, **EVERYTHING))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for layer in layers:
+        assert {parameter.dtype for parameter in layer.parameters()} == {dtype}
+        assert layer(X.to(dtype)).dtype == dtype
+        weight = layer.weight_hh_l0.double()
+        joint = torch.cat([weight[0, 0, :4], weight[0, 1, :4]], dim=1)
+        torch.testing.assert_close(joint @ joint.T, torch.eye(4).double(), atol=2e-2, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_16_bit_layers_start_orthogonal_as_well(dtype: torch.dtype) -> None:
-    weight = MDLSTM(3, 8, dtype=dtype).weight_hh_l0.double()
-    joint = torch.cat([weight[0, 0, :8], weight[0, 1, :8]], dim=1)
-    torch.testing.assert_close(joint @ joint.T, torch.eye(8).double(), atol=2e-2, rtol=0)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_layer_without_memory_is_given_some_later(variant: str) -> None:
-    options = VARIANTS[variant]
-    expected = MDLSTM(3, 4, dtype=torch.float64, **options)
-    with torch.device("meta"):
-        by_context = MDLSTM(3, 4, dtype=torch.float64, **options)
-    by_argument = MDLSTM(3, 4, device="meta", dtype=torch.float64, **options)
-    skipped = nn.utils.skip_init(MDLSTM, 3, 4, dtype=torch.float64, **options)
-    assert not skipped.weight_ih_l0.is_meta
-    for layer in (by_context, by_argument, skipped):
-        assert layer.weight_ih_l0.is_meta == (layer is not skipped)
+def test_a_layer_without_memory_is_given_some_later() -> None:
+    expected = MDLSTM(3, 4, **EVERYTHING)
+    by_argument = MDLSTM(3, 4, device="meta", **EVERYTHING)
+    assert by_argument.weight_ih_l0.is_meta
+    for layer in (by_argument, nn.utils.skip_init(MDLSTM, 3, 4, **EVERYTHING)):
         layer.to_empty(device="cpu").load_state_dict(expected.state_dict())
-        assert torch.equal(layer(X.double()), expected(X.double()))
+        assert torch.equal(layer(X), expected(X))
     torch.manual_seed(1)
     by_argument.reset_parameters()
     torch.manual_seed(1)
-    fresh = MDLSTM(3, 4, dtype=torch.float64, **options)
-    assert torch.equal(by_argument(X.double()), fresh(X.double()))
+    assert torch.equal(by_argument(X), MDLSTM(3, 4, **EVERYTHING)(X))
 
 
 def test_autocast_leaves_float64_and_integers_alone() -> None:
@@ -100,18 +67,11 @@ def test_autocast_leaves_float64_and_integers_alone() -> None:
                 mixed(x)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_copies_equal_the_layer(variant: str) -> None:
-    layer = MDLSTM(3, 4, **VARIANTS[variant]).eval()
-    stream = io.BytesIO()
+def test_copies_equal_the_layer() -> None:
+    layer, stream = MDLSTM(3, 4, **EVERYTHING), io.BytesIO()
     torch.save(layer, stream)
     stream.seek(0)
-    copies = (
-        copy.deepcopy(layer),
-        pickle.loads(pickle.dumps(layer)),
-        torch.load(stream, weights_only=False),
-    )
-    for other in copies:
+    for other in (pickle.loads(pickle.dumps(layer)), torch.load(stream, weights_only=False)):
         assert repr(other) == repr(layer)
         assert torch.equal(other(X), layer(X))
 
@@ -127,7 +87,6 @@ class Doubled(nn.Module):
 
 
 def test_a_parametrized_weight_is_computed_once_for_each_pass() -> None:
-    torch.manual_seed(0)
     layer = MDLSTM(3, 4, num_layers=2)
     plain, doubled = copy.deepcopy(layer), Doubled()
     with torch.no_grad():
@@ -136,12 +95,7 @@ def test_a_parametrized_weight_is_computed_once_for_each_pass() -> None:
     before = doubled.count
     y = layer(X)
     assert doubled.count == before + 1
-    assert torch.equal(y, plain(X))
-    y.sum().backward()
-    plain(X).sum().backward()
-    original = layer.parametrizations.weight_ih_l0.original
-    torch.testing.assert_close(original.grad, 2 * plain.weight_ih_l0.grad)
-    assert torch.equal(copy.deepcopy(layer)(X), y)
+    assert torch.equal(y, plain(X)) and torch.equal(copy.deepcopy(layer)(X), y)
 
 
 @pytest.mark.parametrize(
@@ -156,17 +110,6 @@ def test_weight_norm_changes_nothing_but_the_gradient(normalize: Any) -> None:
     torch.testing.assert_close(y, expected)
     y.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
-
-
-def test_pruned_weights_stay_zero() -> None:
-    layer = MDLSTM(3, 4)
-    prune.l1_unstructured(layer, "weight_hh_l0", amount=0.5)
-    y = layer(X)
-    y.sum().backward()
-    assert (layer.weight_hh_l0_orig.grad[layer.weight_hh_l0_mask == 0] == 0).all()
-    prune.remove(layer, "weight_hh_l0")
-    assert (layer.weight_hh_l0 == 0).float().mean() == 0.5
-    assert torch.equal(layer(X), y)
 
 
 @pytest.mark.parametrize("backend", ["torch", "fused"])
@@ -190,12 +133,9 @@ def test_weights_that_are_written_are_seen(backend: str) -> None:
 
 
 REPRS = [
-    {},
-    {"directions": "all"},
-    {"directions": [(1, -1), (-1, 1)], "merge": "sum"},
-    {"ndim": 3, "window": (1, 2, 3), "cell": "leaky", "layer_norm": True},
-    {"num_layers": 2, "dropout": 0.25, "peephole": True, "channels_last": False},
-    {"bias": False, "backend": "torch", "recompute": True},
+    {"directions": "all", "bias": False, "backend": "torch", "recompute": True},
+    {"directions": [(1, -1), (-1, 1)], "merge": "sum", "num_layers": 2, "dropout": 0.25, "peephole": True},
+    {"ndim": 3, "window": (1, 2, 3), "cell": "leaky", "layer_norm": True, "channels_last": False},
 ]
 
 
@@ -224,7 +164,7 @@ def test_the_type_of_the_result_is_tensor(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"channels_last": False, "window": (2, 3)}, {"layer_norm": True}], ids=str
+    "options", [{"channels_last": False, "window": (2, 3)}, {"layer_norm": True}], ids=str
 )
 @pytest.mark.parametrize("training", [False, True])
 def test_compiling_ahead_runs_what_it_compiles_and_changes_nothing(
@@ -237,25 +177,13 @@ def test_compiling_ahead_runs_what_it_compiles_and_changes_nothing(
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     state = torch.get_rng_state()
     layer.precompile(training, states=True)
-    # Of two layers, with states and without; training compiles inference, too.
-    assert (forward.call_count, backward.call_count) == ((8, 4) if training else (4, 0))
-    assert {call.args[0].initial is None for call in forward.call_args_list} == {False, True}
+    kinds = Counter((call.args[1], call.args[0].initial is not None) for call in forward.call_args_list)
+    saves = (False, True) if training else (False,)  # training compiles inference, too
+    assert kinds == dict.fromkeys(product(saves, (False, True)), layer.num_layers)
+    assert backward.call_count == (4 if training else 0)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
     assert all(parameter.grad is None for parameter in layer.parameters())
-
-
-def test_compiling_ahead_runs_every_kind_of_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = set()
-    forward = sweep._forward
-
-    def recorded(inputs: Any, backend: str, save: bool = False, recompute: bool = False) -> Any:
-        kinds.add((save, inputs.initial is not None))
-        return forward(inputs, backend, save, recompute)
-
-    monkeypatch.setattr(sweep, "_forward", recorded)
-    MDLSTM(1, 1).precompile(states=True)
-    assert kinds == {(save, states) for save in (False, True) for states in (False, True)}
 
 
 def test_compiling_ahead_works_in_inference_mode() -> None:

@@ -118,14 +118,13 @@ def test_a_grid_of_more_positions_than_tables_can_count_is_refused_before_it_cos
             run(x)
 
 
-ODD_DTYPES = (torch.complex64, torch.int32, torch.bool)
-
-
 @pytest.mark.parametrize(
     ("dtype", "backend", "named"),
     [
-        *((dtype, backend, str(dtype)) for dtype in ODD_DTYPES for backend in ("auto", "fused", "torch")),
-        *((torch.float32, backend, "one of auto, fused, torch") for backend in ("", "reference")),
+        (torch.complex64, "auto", "complex64"),
+        (torch.int32, "fused", "int32"),
+        (torch.bool, "torch", "bool"),
+        (torch.float32, "reference", "one of auto, fused, torch"),
     ],
     ids=str,
 )
@@ -135,7 +134,7 @@ def test_dtypes_and_backends_are_checked_also_at_capture(
     inputs = inputs_of() | NO_STATES
     for device in ("cpu", "meta"):
         converted = {k: v.to(device, dtype) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-        with pytest.raises(InputError, match=named.removeprefix("torch.")):
+        with pytest.raises(InputError, match=named):
             forward(converted, backend)
 
 
@@ -200,21 +199,22 @@ def test_tensorboard_draws_the_graph(tmp_path: Path) -> None:
     assert "mdlstm::wavefront" in {node.op for node in graph.node}
 
 
-FLOPS = [
-    # positions · (W: G·n·C, U_1 and U_2: 2·G·n·n) · directions · 2, with G·n = 5·4 and n = 4
-    ({"directions": "all"}, 2 * 12 * 4 * 2, 20 * 2, 20 * 8),
-    ({"cell": "leaky"}, 2 * 12 * 1 * 2, 20 * 2, 20 * 8),
-    ({"recompute": True}, 2 * 12 * 1 * 2, 20 * 2, 20 * 8),
-    ({"backend": "torch", "layer_norm": True}, 2 * 12 * 1 * 2, 20 * 2, 20 * 8),
-]
-
-
 @pytest.mark.parametrize("wants_dx", [False, True], ids=["weights", "weights and x"])
-@pytest.mark.parametrize(("options", "rows", "of_x", "of_h"), FLOPS, ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("options", "dirs"),
+    [
+        ({"directions": "all"}, 4),
+        ({"cell": "leaky", "recompute": True}, 1),
+        ({"backend": "torch", "layer_norm": True}, 1),
+    ],
+    ids=str,
+)
 def test_floating_point_operations_are_those_of_the_products(
-    options: dict[str, Any], rows: int, of_x: int, of_h: int, wants_dx: bool
+    options: dict[str, Any], dirs: int, wants_dx: bool
 ) -> None:
     layer, x = MDLSTM(2, 4, **options), torch.randn(2, 3, 4, 2, requires_grad=wants_dx)
+    rows = 2 * 2 * 12 * dirs  # a multiplication and an addition, for each sample and position
+    of_x, of_h = 5 * 4 * 2, 5 * 4 * 2 * 4  # W: G·n·C; U_1 and U_2: 2·G·n·n
     with FlopCounterMode(display=False) as counter:
         y = layer(x)
     assert counter.get_total_flops() == rows * (of_x + of_h)

@@ -57,28 +57,11 @@ def test_products_summed_in_parts(rows: int, at_once: int, monkeypatch: pytest.M
     torch.testing.assert_close(products.multiply_transposed(a, b), a.transpose(1, 2) @ b)
 
 
-@pytest.mark.parametrize(
-    ("cell", "scale", "dtype"),
-    [
-        ("stable", 1, torch.float32),
-        ("leaky", 1, torch.bfloat16),
-        ("stable", 30, torch.float16),
-        ("leaky", 30, torch.float32),
-    ],
-    ids=str,
-)
-def test_big_grids_stay_finite(cell: str, scale: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("cell", "dtype"), [("stable", torch.float32), ("leaky", torch.bfloat16)], ids=str)
+def test_big_grids_stay_finite(cell: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    layer = MDLSTM(2, 16, cell=cell)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.mul_(scale)
-    layer, x = layer.to(dtype), torch.randn(1, 256, 256, 2, dtype=dtype, requires_grad=True)
-    if scale > 1:  # with such weights gradients grow from cell to cell, by the equations
-        with torch.no_grad():
-            assert layer(x).abs().max() <= 1 + 1e-6
-        return
-    y = layer(x)
+    layer, x = MDLSTM(2, 16, cell=cell).to(dtype), torch.randn(1, 256, 256, 2, dtype=dtype)
+    y = layer(x.requires_grad_())
     (y * torch.randn_like(y)).sum().backward()
     assert y.abs().max() <= 1 + 1e-6
     assert all(p.grad is not None and p.grad.isfinite().all() for p in (x, *layer.parameters()))

@@ -72,10 +72,8 @@ def register_random_cell(draw: st.DrawFn) -> str:
     return name
 
 
-@st.composite
-def kernels(draw: st.DrawFn) -> dict[str, Any]:
-    """The options that a kernel in float64 of a cell of the package depends on."""
-    return draw(st.sampled_from([k for k in KERNELS if "dtype" not in k and k["cell"] in BUILT_IN_CELLS]))
+# The options that a kernel in float64 of a cell of the package depends on.
+kernels = st.sampled_from([k for k in KERNELS if "dtype" not in k and k["cell"] in BUILT_IN_CELLS])
 
 
 @st.composite
@@ -124,9 +122,7 @@ def test_the_fused_backend_computes_any_cell(case: Case) -> None:
 
 
 @settings(max_examples=30)
-@given(
-    kernels().flatmap(partial(cases, one_direction=True)), st.sampled_from(["torch", "fused"]), st.data()
-)
+@given(kernels.flatmap(partial(cases, one_direction=True)), st.sampled_from(["torch", "fused"]), st.data())
 def test_a_grid_cut_anywhere_equals_the_whole(case: Case, backend: str, data: st.DataObject) -> None:
     """The gradient that leaves one part through its initial states enters the part before through its final
     ones, so chained parts also show that."""
@@ -138,7 +134,7 @@ def test_a_grid_cut_anywhere_equals_the_whole(case: Case, backend: str, data: st
 
 
 @settings(max_examples=30)
-@given(kernels().flatmap(cases), st.data())
+@given(kernels.flatmap(cases), st.data())
 def test_tiles_of_any_size_equal_the_whole(case: Case, data: st.DataObject) -> None:
     tile = tuple(case.window * data.draw(st.integers(1, 3)) for _ in case.grid)
     replace(case, tile=tile).check("auto")

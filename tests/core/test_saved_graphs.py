@@ -25,14 +25,11 @@ for net in ({expressions},):
 
 
 @pytest.fixture
-def layer() -> MDLSTM:
+def network() -> tuple[MDLSTM, Tensor]:
+    """A layer and its input."""
     torch.manual_seed(0)
-    return MDLSTM(2, 4, directions="all", cell="stable").eval()
-
-
-@pytest.fixture
-def x() -> Tensor:
-    return torch.linspace(-1, 1, 2 * 3 * 4 * 2).view(2, 3, 4, 2)
+    layer = MDLSTM(2, 4, directions="all", cell="stable").eval()
+    return layer, torch.linspace(-1, 1, 2 * 3 * 4 * 2).view(2, 3, 4, 2)
 
 
 def exported(layer: MDLSTM, x: Tensor) -> torch.export.ExportedProgram:
@@ -53,22 +50,22 @@ def load(expressions: str, layer: MDLSTM, x: Tensor, folder: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and shapes become constants
-def test_an_exported_program_and_a_trace(layer: MDLSTM, x: Tensor, tmp_path: Path) -> None:
-    torch.export.save(exported(layer, x), tmp_path / "net.pt2")
-    torch.jit.trace(layer, x).save(str(tmp_path / "net.ts"))
-    load("torch.export.load('net.pt2').module(), torch.jit.load('net.ts')", layer, x, tmp_path)
+def test_an_exported_program_and_a_trace(network: tuple[MDLSTM, Tensor], tmp_path: Path) -> None:
+    torch.export.save(exported(*network), tmp_path / "net.pt2")
+    torch.jit.trace(*network).save(str(tmp_path / "net.ts"))
+    load("torch.export.load('net.pt2').module(), torch.jit.load('net.ts')", *network, tmp_path)
 
 
 @pytest.mark.weekly
 @pytest.mark.timeout(900)  # a C++ compiler reads all of torch's headers
 def test_a_package_of_aot_inductor(
-    layer: MDLSTM, x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: tuple[MDLSTM, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not any(map(shutil.which, ("g++", "clang++", "cl"))):
         missing("there is no C++ compiler")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     quickly = {"aot_inductor.compile_wrapper_opt_level": "O0", "aot_inductor.precompile_headers": False}
     torch._inductor.aoti_compile_and_package(
-        exported(layer, x), package_path=str(tmp_path / "net.pt2"), inductor_configs=quickly
+        exported(*network), package_path=str(tmp_path / "net.pt2"), inductor_configs=quickly
     )
-    load("torch._inductor.aoti_load_package('net.pt2')", layer, x, tmp_path)
+    load("torch._inductor.aoti_load_package('net.pt2')", *network, tmp_path)

@@ -236,36 +236,28 @@ def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
         assert uses and all(re.search(r"= arith.extsi %\w+ : i32 to i64", line) for line in uses), uses
 
 
-def test_which_backend_runs_on_a_gpu_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = torch.device("cuda")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(dispatch, "_try_compiler", lambda _: None)
-    monkeypatch.setattr(dispatch, "_failures", {})
-    dispatch.choose.cache_clear()
-    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        assert dispatch.choose("auto", cuda, dtype) == ("fused", "compiled by Triton for the GPU")
-    monkeypatch.setattr(dispatch, "_try_compiler", Mock(side_effect=ImportError("there is none")))
-    monkeypatch.setattr(dispatch, "_failures", {})
-    dispatch.choose.cache_clear()
-    reason = "Triton does not work here (there is none)"
-    assert dispatch.choose("auto", cuda, torch.float32) == ("torch", reason)
-    dispatch.choose.cache_clear()
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that works")
-def test_what_keeps_triton_from_working(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_backend_runs_on_a_gpu_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda, asked = torch.device("cuda", 1), []
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (6, 1))
-    assert dispatch._unsupported(cuda) == "Triton needs compute capability 7.0, and the GPU has 6.1"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    assert dispatch._unsupported(cuda) == ""
+    capability = Mock(return_value=(6, 1))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
     monkeypatch.setattr(torch.cuda, "device", lambda device: asked.append(device) or nullcontext())
-    monkeypatch.setattr(dispatch, "_failures", {})
-    assert dispatch._failure(cuda).startswith("Triton does not work here (")  # no driver
+
+    def choose() -> tuple[str, str]:
+        monkeypatch.setattr(dispatch, "_failures", {})
+        dispatch.choose.cache_clear()
+        return dispatch.choose("auto", cuda, torch.float32)
+
+    assert choose() == ("torch", "Triton needs compute capability 7.0, and the GPU has 6.1")
+    capability.return_value = (7, 0)
+    name, reason = choose()  # there is no driver
+    assert name == "torch" and reason.startswith("Triton does not work here (")
     assert asked == [cuda]  # x's device, and not the current one
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.setattr(dispatch, "_failures", {})
-    assert "triton" in dispatch._failure(cuda)
+    assert "triton" in choose()[1]
+    monkeypatch.setattr(dispatch, "_try_compiler", lambda _: None)
+    assert choose() == ("fused", "compiled by Triton for the GPU")
+    dispatch.choose.cache_clear()
 
 
 def test_a_kernel_that_triton_cannot_compile_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

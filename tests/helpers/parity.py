@@ -19,6 +19,10 @@ HALVES = (torch.float16, torch.bfloat16)
 # The cost of rounding h, da and the results to the dtype; sums and gates are exact beside it. Results are
 # relative to the largest entry, or to 1 if that is smaller.
 TOLERANCES = {torch.float32: 2e-5, torch.float64: 1e-11, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+LAYER_OPTIONS = (  # arguments of `MDLSTM` that `Case` has under the same name
+    *("num_layers", "directions", "merge", "cell", "layer_norm", "peephole", "window", "bias"),
+    *("channels_last", "recompute"),
+)
 LAYOUTS = ("contiguous", "transposed", "strided", "expanded")
 # Cell, axes, dtype and what else a kernel depends on. Each compiles for about a second, so other tests of
 # the core take these, too.
@@ -101,22 +105,8 @@ class Case:
     def layer(self, backend: str = "auto", dtype: torch.dtype | None = None) -> MDLSTM:
         """The layer; its parameters are rounded to the case's own dtype first."""
         torch.manual_seed(1)
-        layer = MDLSTM(
-            self.channels,
-            self.units,
-            ndim=len(self.grid),
-            num_layers=self.num_layers,
-            directions=self.directions,
-            merge=self.merge,
-            cell=self.cell,
-            layer_norm=self.layer_norm,
-            peephole=self.peephole,
-            window=self.window,
-            bias=self.bias,
-            channels_last=self.channels_last,
-            backend=backend,
-            recompute=self.recompute,
-        )
+        options = {name: getattr(self, name) for name in LAYER_OPTIONS}
+        layer = MDLSTM(self.channels, self.units, ndim=len(self.grid), backend=backend, **options)
         with torch.no_grad():
             for parameter in layer.parameters():  # none at 0 or 1, where a mistake might not show
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
