@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.attacks import STOPPED
 from helpers.crafted_models import crafted, node
-from helpers.isolation import kill_during, outer_product, power
+from helpers.isolation import STOPPED, kill_during, outer_product, power
 
 from mdlstm_tk.errors import InputError, MDLSTMError, StoppedError
 from mdlstm_tk.runtime import Session, isolation
