@@ -1,4 +1,4 @@
-"""`Session`: shapes, types, errors, threads, interrupts and copies."""
+"""`Session`: results, types, errors, threads, interrupts and copies."""
 
 from __future__ import annotations
 
@@ -41,27 +41,6 @@ def test_other_dtypes_are_converted(model: Path) -> None:
     x = np.eye(8)
     for dtype in (np.float64, np.float16, np.int32, np.uint8, bool):
         np.testing.assert_array_equal(session(x.astype(dtype)), session(x))
-
-
-@pytest.mark.parametrize(
-    ("x", "message"),
-    [
-        (np.zeros((5, 7)), "5x7 .* 8x8"),
-        (np.zeros(8), r"\(8,\), expected \(H, W\), \(H, W, C\) or \(N, H, W, C\)"),
-        (np.zeros((1, 1, 8, 8, 1)), "expected"),
-        (np.zeros((8, 8, 2)), "2 channels"),
-        (np.zeros((3, 8, 8)), r"give x\[\.\.\., None\]"),
-        (np.zeros((1, 8, 8)), r"give x\[\.\.\., None\]"),
-        (np.zeros((0, 8, 8, 1)), "empty"),
-        (np.full((8, 8), np.nan), "64 NaN or infinite"),
-        (np.array([["a"]]), "expected real numbers"),
-        (np.broadcast_to(np.float32(0), (2**40, 8, 8, 1)), r"more than 1073741824; .*max_bytes=\.\.\."),
-    ],
-    ids=lambda value: str(getattr(value, "shape", ""))[:30],
-)
-def test_inputs_that_do_not_fit_are_named(model: Path, x: np.ndarray, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        Session(model, "cpu")(x)
 
 
 def token_model() -> bytes:
