@@ -87,20 +87,6 @@ def test_a_run_is_stopped_inside_an_operator(monkeypatch: pytest.MonkeyPatch) ->
         np.testing.assert_array_equal(session(np.eye(2)), 1 + np.eye(2))
 
 
-def test_after_a_reply_that_cannot_be_stored_the_next_call_gets_its_own_result(
-    isolated: Session, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise MemoryError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(isolation, "receive", fail)
-        with pytest.raises(MemoryError):
-            isolated(np.zeros((8, 8)))
-    x = RNG.random((8, 8))
-    np.testing.assert_array_equal(isolated(x), Session(model, "cpu")(x))
-
-
 def test_a_reply_in_the_last_moment_does_not_fail_the_next_call(isolated: Session, model: Path) -> None:
     assert isinstance(isolated._runner, IsolatedRunner)
     isolated._runner._child._stop_late()  # the timer fired while the reply came
