@@ -46,11 +46,9 @@ def test_other_dtypes_are_converted(model: Path) -> None:
 def token_model() -> bytes:
     """y is x + 1 for integers x, on grids of any size."""
     nodes = [node("Cast", "x", "f", to=1), node("Add", "f one", "y")]
-    built = crafted(nodes, [tensor("one", 1.0, np.float32)], grid="[2, null]", form='"scan"')
-    for value in (*built.graph.input, *built.graph.output):
-        value.type.tensor_type.shape.dim[2].ClearField("dim_value")
-    built.graph.input[0].type.tensor_type.elem_type = INT64
-    return built.SerializeToString()
+    one, shape = tensor("one", 1.0, np.float32), (None, 2, None, 1)
+    model = crafted(nodes, [one], shape=shape, x_type=INT64, grid="[2, null]", form='"scan"')
+    return model.SerializeToString()
 
 
 def test_integers_and_one_free_extent() -> None:
