@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.small_models import classifier, density, recogniser, segmenter, write_model
+from helpers.small_models import classifier, density, recogniser, write_model
 from PIL import Image
 
 from mdlstm_tk.errors import InputError
@@ -103,19 +103,14 @@ def test_among_several_models_the_grid_chooses_in_their_layout(
     [
         (write_model, {"skip_existing": True, "force": True}, "skip_existing=True .* force=True"),
         (write_model, {"workers": 2}, 'workers=... needs engine="ray"'),
-        (write_model, {"output": "y.npy"}, "expected a folder"),
         (write_model, {"output": "t.csv"}, "expected a folder .* takes labels or texts"),
         (write_model, {"output": "t.csv", "skip_existing": True}, "needs a folder"),
         (write_model, {"output": "t.csv", "output_format": "npy"}, 'leave out output_format="npy"'),
-        (write_model, {"probabilities": True}, "probabilities=True needs a model of kind classify"),
-        (write_model, {"top": 2}, r"top=\.\.\. needs a model of kind classify"),
         (write_model, {"tile": 4}, r"tile=\.\.\. needs a tiled model"),
         (write_model, {"resume": True}, r"resume=\.\.\. needs a tiled model"),
         (write_model, {"level": 0}, r"level=\.\.\. needs a tiled model"),
         (recogniser, {"top": 2}, "of kind transcribe"),
         (density, {"probabilities": True}, "of kind density"),
-        (segmenter, {"top": 2}, "of kind segment"),
-        (segmenter, {"output": "masks.csv"}, "takes labels or texts"),
         (classifier, {"top": 2, "probabilities": True}, "give one of them"),
     ],
 )

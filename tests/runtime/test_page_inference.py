@@ -135,13 +135,11 @@ REFUSED = {
         r"p1\.xml is a page, expected.*xml, txt.*npy",
     ),
     "beside the input": ({"output_format": "xml"}, "would overwrite the input"),
-    "the same folder": ({"output": "in"}, "would overwrite the input"),
     "Ray": ({"engine": "ray"}, "not pages"),
     "images as pages": (
         {"inputs": ["other.png"], "output": "o", "output_format": "xml"},
         "xml holds pages",
     ),
-    "another XML file": ({"inputs": ["in/mets.xml"]}, "holds <mets>, expected ALTO"),
 }
 
 
