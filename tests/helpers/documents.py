@@ -142,19 +142,15 @@ def _commands(text: str) -> list[list[str]]:
 def _run(words: list[str]) -> str:
     words, source = _redirected(words)
     if words[0] == "mdlstm":
-        return _mdlstm(_with_fewer_steps(words[1:]), source)
-    if words[0] in ("python", "python3") and words[1:3] != ["-m", "venv"]:
+        called = mdlstm(*_with_fewer_steps(words[1:]), stdin=source.read_bytes() if source else b"")
+        code, output = called.code, called.out + called.err
+    elif words[0] in ("python", "python3") and words[1:3] != ["-m", "venv"]:
         done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
-        return done.stdout + done.stderr
-    _check_command(words)
-    return ""
-
-
-def _mdlstm(arguments: list[str], source: Path | None) -> str:
-    done = mdlstm(*arguments, stdin=source.read_bytes() if source else b"")
-    output = done.out + done.err
-    assert done.code == 0, f"mdlstm {shlex.join(arguments)}: {output}"
+        code, output = done.returncode, done.stdout + done.stderr
+    else:
+        _check_command(words)
+        return ""
+    assert code == 0, f"{shlex.join(words)}: {output}"
     return output
 
 
