@@ -185,13 +185,13 @@ def test_a_recogniser_refuses_arrays_of_few_axes(tmp_path: Path) -> None:
         ({"": np.eye(3)}, "one array without a name, but .* called x, mask"),
         ({"x": np.zeros((70, 3, 4, 1)), "mask": 1.0}, r"mask must have the batch of x, 70; got shape \(\)"),
     ],
-    ids=" ".join,
 )
 def test_a_model_of_several_inputs_names_them(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
+    source = tmp_path / ("x.npy" if "" in arrays else "x.npz")
     if "" in arrays:
-        np.save(source := tmp_path / "x.npy", arrays[""])
+        np.save(source, arrays[""])
     else:
-        np.savez(source := tmp_path / "x.npz", **arrays)
+        np.savez(source, **arrays)
     result, _ = run_file(masked(tmp_path / "m.onnx"), source)
     assert re.search(message, str(result.error))
 
