@@ -72,6 +72,7 @@ def without(message: onnx.TensorProto, name: str) -> onnx.TensorProto:
 
 EXTERNAL = external_tensor()
 SPARSE = onnx.SparseTensorProto(values=EXTERNAL, indices=tensor("i", [0]))
+SPARSE_PLACES = onnx.SparseTensorProto(values=tensor("v", [0]), indices=EXTERNAL)
 PYTHON = node("PyOp", "x", "y", domain="ai.onnx.contrib")
 NUM_OUTPUTS = helper.make_attribute("num_outputs", 2).SerializeToString()
 
@@ -93,6 +94,7 @@ REFUSED: dict[str, dict[str, Model]] = {  # by message
         "a sparse attribute": crafted([node("Identity", "x", "y", a=SPARSE)]),
         "an attribute of sparse tensors": crafted([node("Identity", "x", "y", a=[SPARSE])]),
         "a sparse tensor": edited(crafted(), graph=onnx.GraphProto(sparse_initializer=[SPARSE])),
+        "the places of a sparse tensor": crafted([node("Identity", "x", "y", a=SPARSE_PLACES)]),
         "a body": scanning(node("Neg", "v", "v_out"), initializers=[EXTERNAL]),
         "a function": calling(function("f", node("Constant", "", "b", value=EXTERNAL))),
         "the second of two graphs": (
@@ -104,7 +106,10 @@ REFUSED: dict[str, dict[str, Model]] = {  # by message
         "of another domain": crafted(functions=[function("f", *NEGATE.node, domain="org")]),
     },
     "two functions named 'f'": {"a name": calling(NEGATE, NEGATE)},
-    "'f' of the domain 'mdlstm.functions'": {"an undefined function": calling()},
+    "'f' of the domain '(mdlstm.functions|org)'": {
+        "an undefined function": calling(),
+        "a function by another domain": crafted([call("f", "x", "y", "org")], functions=[NEGATE]),
+    },
     "'PyOp' of the domain 'ai.onnx.contrib'": {"Python": crafted([PYTHON])},
     "'Neg' of the domain 'com.microsoft'": {
         "behind a number": with_node_bytes(
