@@ -67,8 +67,9 @@ def test_the_limit_of_pillow_stays_as_the_program_has_set_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (300, 200)).save(tmp_path / "big.png")
-    with pytest.raises(InputError, match=r"200x300 .* 900000; allow more with max_bytes=\.\.\."):
-        read_input(str(tmp_path / "big.png"), max_bytes=900_000)
+    with pytest.raises(InputError, match=r"200x300 .* 959999; allow more with max_bytes=\.\.\."):
+        read_input(str(tmp_path / "big.png"), max_bytes=959_999)
+    read_input(str(tmp_path / "big.png"), max_bytes=960_000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(InputError, match=r"more than 2000 pixels.*PIL\.Image\.MAX_IMAGE_PIXELS"):
         read_input(str(tmp_path / "big.png"))

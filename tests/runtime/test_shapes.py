@@ -59,6 +59,9 @@ def test_samples_of_different_grids_are_padded_within_the_bound() -> None:
     np.testing.assert_array_equal(batch, expected)
     with pytest.raises(InputError, match=rf"{nbytes} bytes .* {nbytes - 1};"):
         Shapes(FREE, max_bytes=nbytes - 1).pad(parts)
+    Shapes(FREE, max_bytes=nbytes).prepare(batch[0])
+    with pytest.raises(InputError, match=f"more than {nbytes - 1};"):
+        Shapes(FREE, max_bytes=nbytes - 1).prepare(batch[0])
 
 
 def test_the_steps_of_a_recogniser_are_cropped_as_its_columns() -> None:
