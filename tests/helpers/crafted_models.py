@@ -15,7 +15,6 @@ from mdlstm_tk.runtime.model_check import FUNCTION_DOMAIN
 DOMAIN = FUNCTION_DOMAIN.decode()
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 BOOL = TensorProto.BOOL
-SHAPE = (None, 2, 2, 1)  # of x and y
 
 
 def info(name: str, kind: int = FLOAT, shape: Sequence[int | None] | None = None) -> onnx.ValueInfoProto:
@@ -35,12 +34,14 @@ def crafted(
     nodes: Sequence[onnx.NodeProto] = (),
     initializers: Sequence[onnx.TensorProto] = (),
     functions: Sequence[onnx.FunctionProto] = (),
+    shape: Sequence[int | None] = (None, 2, 2, 1),
+    x_type: int = FLOAT,
     **metadata: Any,
 ) -> onnx.ModelProto:
-    """A model from x to y, both (N, 2, 2, 1), with the metadata of an exported one."""
+    """A model from x to y of a shape, with the metadata of an exported one."""
     nodes = nodes or [node("Identity", "x", "y")]
     graph = helper.make_graph(
-        nodes, "g", [info("x", FLOAT, SHAPE)], [info("y", FLOAT, SHAPE)], initializers
+        nodes, "g", [info("x", x_type, shape)], [info("y", FLOAT, shape)], initializers
     )
     opsets = [helper.make_opsetid("", 18)] + ([helper.make_opsetid(DOMAIN, 1)] if functions else [])
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=list(functions))

@@ -1,10 +1,4 @@
-"""Run the code in a page of the documentation.
-
-```python                       is run, all blocks of a page in one namespace
-```sh                           is run, in the folder of the page's test
-```text                         after one of these, is what it prints; … stands for any text
-```sh check: REASON             is not run, but its options are checked; Python is compiled
-<!-- python … -->               is run, too, but readers do not see it: it makes the files of the page
+"""Run the code in a page of the documentation; CONTRIBUTING.md says what is done with each kind of block.
 
 Commands run in the current folder, with fewer optimizer steps than a page says, and `mdlstm` in this
 process, so that torch is imported once. Commands that install or build something are not run: what they
@@ -47,21 +41,13 @@ BLOCK = re.compile(
 
 
 class Block(NamedTuple):
-    """A block of a page.
-
-    Attributes:
-        language: of the code, "python", "sh" and so on.
-        code: its text.
-        line: the line of the page that its first line is.
-        is_run: whether it is run; otherwise it is only checked.
-        printed: the ```text block that follows it, which is what it prints; None if there is none.
-    """
+    """A block of a page."""
 
     language: str
     code: str
-    line: int
-    is_run: bool
-    printed: str | None
+    line: int  # of the page, where the code begins
+    is_run: bool  # otherwise it is only checked
+    printed: str | None  # by the block, as the text block after it says
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -156,19 +142,15 @@ def _commands(text: str) -> list[list[str]]:
 def _run(words: list[str]) -> str:
     words, source = _redirected(words)
     if words[0] == "mdlstm":
-        return _mdlstm(_with_fewer_steps(words[1:]), source)
-    if words[0] in ("python", "python3") and words[1:3] != ["-m", "venv"]:
+        called = mdlstm(*_with_fewer_steps(words[1:]), stdin=source.read_bytes() if source else b"")
+        code, output = called.code, called.out + called.err
+    elif words[0] in ("python", "python3") and words[1:3] != ["-m", "venv"]:
         done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
-        return done.stdout + done.stderr
-    _check_command(words)
-    return ""
-
-
-def _mdlstm(arguments: list[str], source: Path | None) -> str:
-    done = mdlstm(*arguments, stdin=source.read_bytes() if source else b"")
-    output = done.out + done.err
-    assert done.code == 0, f"mdlstm {shlex.join(arguments)}: {output}"
+        code, output = done.returncode, done.stdout + done.stderr
+    else:
+        _check_command(words)
+        return ""
+    assert code == 0, f"{shlex.join(words)}: {output}"
     return output
 
 

@@ -13,7 +13,6 @@ the same.
 from __future__ import annotations
 
 import argparse
-import io
 import multiprocessing
 import os
 import random
@@ -26,6 +25,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -116,6 +116,7 @@ def mutated_model(data: bytes, rng: random.Random) -> bytes:
     return model.SerializeToString()
 
 
+@cache
 def model_seeds() -> list[bytes]:
     models = (
         crafted(),
@@ -146,57 +147,57 @@ def model_seeds() -> list[bytes]:
     return [model.SerializeToString() for model in models]
 
 
-def array_seeds() -> dict[str, list[bytes]]:
-    """Files of every type, by suffix."""
+@cache
+def array_seeds(folder: Path) -> dict[str, list[bytes]]:
+    """Files of every type, by suffix; they are written in a folder."""
     rng = np.random.default_rng(0)
     files: dict[str, list[bytes]] = {}
 
-    def add(suffix: str, write: Callable[[io.BytesIO], object]) -> None:
-        file = io.BytesIO()
-        write(file)
-        files.setdefault(suffix, []).append(file.getvalue())
+    def add(suffix: str, write: Callable[[Path], object]) -> None:
+        path = folder / f"seed{suffix}"
+        write(path)
+        files.setdefault(suffix, []).append(path.read_bytes())
 
     for dtype in ("<f4", ">f8", "|u1", "|b1", "<i8", "<c8", "<U3"):
-        add(".npy", lambda file, dtype=dtype: np.save(file, rng.integers(0, 2, (3, 4, 1)).astype(dtype)))
-    add(".npz", lambda file: np.savez(file, a=np.eye(3), b=np.arange(4)))
-    add(".npz", lambda file: np.savez_compressed(file, x=np.zeros((2, 3, 3)), y=np.zeros(2)))
-    add(".csv", lambda file: file.write(b"1,2.5,-3\n4,5e3,6\n"))
+        add(".npy", lambda path, dtype=dtype: np.save(path, rng.integers(0, 2, (3, 4, 1)).astype(dtype)))
+    add(".npz", lambda path: np.savez(path, a=np.eye(3), b=np.arange(4)))
+    add(".npz", lambda path: np.savez_compressed(path, x=np.zeros((2, 3, 3)), y=np.zeros(2)))
+    add(".csv", lambda path: path.write_bytes(b"1,2.5,-3\n4,5e3,6\n"))
     pixels = rng.integers(0, 255, (9, 7, 3)).astype(np.uint8)
     for suffix in (".png", ".jpg", ".tif", ".bmp", ".gif", ".webp", ".ppm"):
-        kind = {".jpg": "JPEG", ".tif": "TIFF"}.get(suffix, suffix[1:].upper())
-        for image in (Image.fromarray(pixels), Image.fromarray(pixels[..., 0])):
-            add(suffix, lambda file, image=image, kind=kind: image.save(file, kind))
+        add(suffix, Image.fromarray(pixels).save)
+        add(suffix, Image.fromarray(pixels[..., 0]).save)
     return files
 
 
-def model_case(rng: random.Random, seeds: list[bytes]) -> bytes:
+def model_case(k: int) -> bytes:
+    rng, seeds = random.Random(k), model_seeds()
     data = rng.choice(seeds)
     if rng.random() < 0.6:
         data = mutated_model(data, rng)
     return mutated_bytes(data, rng, seeds) if rng.random() < 0.4 else data
 
 
-def run_model(data: bytes, *, isolated: bool = False) -> str:
+def run_model(data: bytes, **limits: Any) -> str:
     """Check, load and run a model; returns how far it came."""
+    reached = "refused by the check"
     try:
         check_model(data, "case.onnx")
-    except InputError:
-        return "refused by the check"
-    try:
-        limits = {"isolated": True, "max_bytes": 2**30} if isolated else {}
+        reached = "not loaded"
         session = Session(data, "cpu", timeout=2, **limits)
-    except MDLSTMError:
-        return "not loaded"
-    metadata = session.metadata
-    try:
+        reached, metadata = "failed", session.metadata
         session(np.ones((2, *metadata.grid_like((2,) * metadata.ndim), metadata.channels), np.float32))
     except MDLSTMError:
-        return "failed"
+        return reached
     return "ran"
 
 
-def run_array(suffix: str, data: bytes, folder: Path) -> str:
-    path = folder / f"case{suffix}"
+def run_array(k: int, folder: Path) -> str:
+    """Read a mutated file, sometimes by the suffix of another type; returns how it ended."""
+    rng, files = random.Random(k), array_seeds(folder)
+    suffix = rng.choice(sorted(files))
+    data = mutated_bytes(rng.choice(files[suffix]), rng, files[rng.choice(sorted(files))])
+    path = folder / f"case{rng.choice([*[suffix] * 9, *files])}"
     path.write_bytes(data)
     try:
         read_input(str(path), 2**24)
@@ -205,27 +206,14 @@ def run_array(suffix: str, data: bytes, folder: Path) -> str:
     return "read"
 
 
-@cache
-def case_function(kind: str, folder: Path) -> Callable[[int], str]:
-    """Runs case k of a kind, and returns how it ended; files of arrays lie in the folder."""
-    if kind == "models":
-        seeds = model_seeds()
-        return lambda k: run_model(model_case(random.Random(k), seeds))
-    files = array_seeds()
-
-    def run(k: int) -> str:
-        rng = random.Random(k)
-        suffix = rng.choice(sorted(files))
-        data = mutated_bytes(rng.choice(files[suffix]), rng, files[rng.choice(sorted(files))])
-        return run_array(rng.choice([*[suffix] * 9, *files]), data, folder)
-
-    return run
-
-
 def run_case(kind: str, folder: Path, k: int) -> str:
-    """Run case k in a worker."""
+    """Run case k, and return how it ended."""
+    return run_model(model_case(k)) if kind == "models" else run_array(k, folder)
+
+
+def run_in_worker(kind: str, folder: Path, k: int) -> str:
     try:
-        return case_function(kind, folder)(k)
+        return run_case(kind, folder, k)
     except Exception as error:
         return f"WRONG {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
@@ -244,7 +232,7 @@ def campaign(kind: str, count: int, folder: Path) -> int:
     worker = start()
     for k in range(count):
         try:
-            ended = worker.submit(run_case, kind, folder, k).result(CASE_SECONDS)
+            ended = worker.submit(run_in_worker, kind, folder, k).result(CASE_SECONDS)
         except (BrokenProcessPool, TimeoutError) as error:
             for process in multiprocessing.active_children():
                 process.kill()
@@ -252,7 +240,7 @@ def campaign(kind: str, count: int, folder: Path) -> int:
             worker = start()
             ended = f"WRONG {type(error).__name__}: the worker ended or took too long"
             if kind == "models":
-                isolated = run_model(model_case(random.Random(k), model_seeds()), isolated=True)
+                isolated = run_model(model_case(k), isolated=True, max_bytes=2**30)
                 ended = f"ended or stopped the process; isolated, it {isolated}"
         ends[ended.split(":")[0]] += 1
         if ended.startswith("WRONG"):
@@ -272,7 +260,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mdlstm-fuzz-") as name:
         if arguments.only is not None:
-            print(case_function(arguments.kind, Path(name))(arguments.only))
+            print(run_case(arguments.kind, Path(name), arguments.only))
         else:
             sys.exit(campaign(arguments.kind, arguments.count, Path(name)) > 0)
 

@@ -108,23 +108,17 @@ def test_probabilities_after_each_state_sum_to_one(order: int) -> None:
 
 @pytest.mark.parametrize("name", ["lm.arpa", "lm.arpa.gz"])
 def test_files_hold_the_model(tmp_path: Path, name: str) -> None:
-    model = CharacterModel.fit(TEXTS, 4)
+    texts = [*TEXTS, "a|b"]  # a bar often stands for a blank in files, but not in this text
+    model = CharacterModel.fit(texts, 4)
     model.save(tmp_path / name)
     loaded = CharacterModel.load(tmp_path / name)
     assert loaded.vocabulary == model.vocabulary
     assert loaded.order == 4
-    for text in (*TEXTS, "zebra crossing"):
+    for text in (*texts, "zebra crossing"):
         assert loaded.log_prob(text) == pytest.approx(model.log_prob(text), abs=1e-4)
     again = tmp_path / f"again-{name}"
     loaded.save(again)
     assert again.read_bytes() == (tmp_path / name).read_bytes()
-
-
-def test_a_bar_stays_a_bar_in_a_file(tmp_path: Path) -> None:
-    model = CharacterModel.fit(["a|b"], 2)
-    model.save(tmp_path / "m.arpa")
-    loaded = CharacterModel.load(tmp_path / "m.arpa")
-    assert loaded.log_prob("a|b") == pytest.approx(model.log_prob("a|b"), abs=1e-4)
 
 
 def write_arpa(path: Path, *sections: dict[str, tuple[float, float]], separator: str = "\t") -> Path:

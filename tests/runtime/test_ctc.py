@@ -137,13 +137,6 @@ def test_a_narrow_beam_is_exact_where_the_text_is_clear() -> None:
     assert transcribe_logits(logits, CLASSES, beam=2, lm=LM).text == "aabc"
 
 
-def test_the_language_model_decides_between_equal_characters() -> None:
-    logits = np.log(np.array([[0.02, 0.94, 0.02, 0.02], [0.9, 0.04, 0.03, 0.03], [0.02, 0.02, 0.48, 0.48]]))
-    lm = CharacterModel.fit(["ac"] * 5 + ["cb"])
-    assert transcribe_logits(logits, CLASSES, beam=8).text == "ab"  # the first one of a tie
-    assert transcribe_logits(logits, CLASSES, beam=8, lm=lm).text == "ac"
-
-
 def test_paths_of_a_text_add_up() -> None:
     logits = np.log(np.array([[0.6, 0.4], [0.6, 0.4]]))  # blanks 0.36, "a" 0.64
     assert transcribe_logits(logits, "a").text == ""

@@ -66,7 +66,6 @@ def plan(
     [
         ("x.npy", GRID, None, {}, "x.out.npy", "npy"),
         ("in/a/two.NPZ", GRID, None, {}, "in/a/two.out.npz", "npz"),
-        ("x.npy", GRID, None, {"output_format": "csv"}, "x.out.csv", "csv"),
         ("x.npy", GRID, "deep/y.PNG", {}, "deep/y.PNG", "png"),
         ("x.npy", GRID, "y", {}, "y", "npy"),
         ("x.npy", GRID, "y.npy", {"output_format": "npz"}, "y.npy", "npz"),
@@ -81,10 +80,8 @@ def plan(
         ("x.npy", TILED, None, {}, "x.out.tif", "tif"),
         ("x.npy", TILED, "y.tiff", {}, "y.tiff", "tif"),
         ("x.npy", CLASSIFIER, None, {}, "-", "txt"),
-        ("x.npy", CLASSIFIER, None, {"output_format": "json"}, "-", "json"),
         ("x.npy", CLASSIFIER, None, {"output_format": "npy"}, "x.out.npy", "npy"),
         ("x.npy", CLASSIFIER, None, {"probabilities": True}, "x.out.npy", "npy"),
-        ("x.npy", CLASSIFIER, "y.tsv", {}, "y.tsv", "tsv"),
         ("x.npy", CLASSIFIER, "in", {}, "in/x.out.txt", "txt"),
     ],
 )
@@ -104,7 +101,6 @@ def test_where_the_result_of_one_file_goes(
         (CLASSIFIER, None, ["-", "-"], "txt"),
         (CLASSIFIER, "new", ["new/b/i.out.txt", "new/two.out.txt"], "txt"),
         (CLASSIFIER, "t.csv", ["-", "-"], "csv"),
-        (CLASSIFIER, "t.tsv", ["-", "-"], "tsv"),
     ],
 )
 @pytest.mark.usefixtures("tree")
@@ -121,7 +117,6 @@ def test_where_the_results_of_a_folder_go(
     [
         (["in"], "-", "takes the result of one file"),
         (["in"], "y.npy", "expected a folder"),
-        (["in"], "x.npy", "expected a folder"),
         (["x.npy"], "y.mat", "unsupported file type '.mat'"),
         (["x.npy"], "y.zarr", "only tiled models write zarr"),
         (["x.npy"], "x.npy", "overwrite"),

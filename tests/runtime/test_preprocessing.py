@@ -99,6 +99,7 @@ def test_grey_is_the_luma_that_pillow_computes() -> None:
     weighted = deep @ [0.299, 0.587, 0.114]
     np.testing.assert_allclose(to_grey(deep), weighted, atol=0.5 + 65535 * 1e-5)
     np.testing.assert_array_equal(to_grey(np.full((2, 2, 3), 65535, np.uint16)), 65535)
+    np.testing.assert_allclose(to_grey(np.ones((1, 2, 3), np.float32)), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("largest", "dtype"), [(15, np.uint8), (255, np.uint8), (1000, np.uint16)])
@@ -129,6 +130,12 @@ def test_files_that_are_no_images_are_refused_without_addresses_of_memory() -> N
         with pytest.raises(InputError, match=r"x is (no|a damaged) image") as refused:
             decode_image(data, "x")
         assert "0x" not in str(refused.value)
+    with pytest.raises(InputError, match="no image of a known type; expected PNG, JPEG"):
+        decode_image(b"no image", "x")
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(buffer, "PNG")
+    with pytest.raises(InputError, match=r"x is a damaged image: .*truncated"):
+        decode_image(buffer.getvalue()[:600], "x")
 
 
 def test_resizing_is_antialiased_and_follows_scaling() -> None:
@@ -146,17 +153,12 @@ def test_a_strip_is_not_resized_to_gigabytes() -> None:
         Preprocessing(1, (48, None))(np.zeros((1, 10**6), np.uint8))
 
 
-def test_extents_are_read_without_pixels_or_the_reason_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_extents_are_read_without_pixels(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     with pytest.raises(InputError, match="there is no file"):
         read_extents(path)
     Image.new("L", (300, 200)).save(path)
     assert read_extents(path) == (200, 300, 1)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(InputError, match="more than 2000 pixels"):
-        read_extents(path)
 
 
 @pytest.mark.parametrize(
@@ -188,8 +190,3 @@ def test_transparent_images_are_blended_with_white_exactly(monkeypatch: pytest.M
     colours, opacity = pixels[..., :3].astype(float), pixels[..., 3:].astype(float)
     expected = np.floor((colours * opacity + 255 * (255 - opacity)) / 255 + 0.5)
     np.testing.assert_array_equal(decode_image(buffer.getvalue(), "x"), expected)
-
-
-def test_white_is_white_in_grey() -> None:
-    np.testing.assert_allclose(to_grey(np.ones((1, 2, 3), np.float32)), 1, rtol=1e-6)
-    assert (to_grey(np.full((1, 2, 3), 255, np.uint8)) == 255).all()

@@ -67,26 +67,15 @@ def test_the_limit_of_pillow_stays_as_the_program_has_set_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (300, 200)).save(tmp_path / "big.png")
-    with pytest.raises(InputError, match=r"200x300 .* 900000; allow more with max_bytes=\.\.\."):
-        read_input(str(tmp_path / "big.png"), max_bytes=900_000)
+    with pytest.raises(InputError, match=r"200x300 .* 959999; allow more with max_bytes=\.\.\."):
+        read_input(str(tmp_path / "big.png"), max_bytes=959_999)
+    read_input(str(tmp_path / "big.png"), max_bytes=960_000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(InputError, match=r"more than 2000 pixels.*PIL\.Image\.MAX_IMAGE_PIXELS"):
         read_input(str(tmp_path / "big.png"))
     assert Image.MAX_IMAGE_PIXELS == 1000
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert read_input(str(tmp_path / "big.png")).arrays[None].shape == (200, 300, 3)
-
-
-def test_a_damaged_image_is_told_from_a_file_that_is_none(tmp_path: Path) -> None:
-    path = tmp_path / "x.png"
-    Image.effect_noise((64, 64), 50).save(path)
-    path.write_bytes(path.read_bytes()[:600])
-    with pytest.raises(InputError, match="truncated") as error:
-        read_input(str(path))
-    assert "PNG, JPEG" not in str(error.value)
-    path.write_text("no image")
-    with pytest.raises(InputError, match="PNG, JPEG"):
-        read_input(str(path))
 
 
 TABLES: dict[str, tuple[bytes, tuple[int, ...] | str]] = {
@@ -97,7 +86,6 @@ TABLES: dict[str, tuple[bytes, tuple[int, ...] | str]] = {
     "rows that differ": (b"1,2\n" * 1000 + b"1", "row 1001"),
     "a comment": (b"# 1\n", "table"),
     "nothing": (b"", "empty"),
-    "NUL": (b"1,\0", "table"),
     "bytes that are not UTF-8": (b"1,\xff", "table"),
 }
 

@@ -13,6 +13,7 @@ from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.shapes import Shapes
 
 FREE = Metadata("1.0", None, "scan", "N H W C", channels=3, outputs=4, window=(1, 1))
+FIXED = replace(FREE, grid=(8, 8), channels=1)
 RECOGNISER = replace(FREE, window=None, kind="transcribe", classes=("a", "b", "c"), channels=1)
 
 
@@ -23,6 +24,12 @@ def zeros(*shape: int) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize(
     ("metadata", "x", "message"),
     [
+        (FIXED, zeros(8), r"\(8,\), expected \(H, W\), \(H, W, C\) or \(N, H, W, C\) with .* = \(8, 8\)$"),
+        (FIXED, zeros(1, 1, 8, 8, 1), "expected"),
+        (FIXED, zeros(5, 7), "5x7 .* 8x8"),
+        (FIXED, np.full((8, 8), np.nan), "64 NaN or infinite"),
+        (FIXED, np.array([["a"]]), "expected real numbers"),
+        (FIXED, np.broadcast_to(np.float32(0), (2**40, 8, 8, 1)), r"more than 1073741824; .*max_bytes="),
         (FREE, zeros(0, 4, 4, 3), r"empty: its shape is \(0, 4, 4, 3\)"),
         (replace(FREE, multiple_of=(4, 2)), zeros(5, 6, 3), "5x6 .* multiples of 4x2; .* to 8x6$"),
         (FREE, zeros(2, 3, 5, 6), r"np\.moveaxis\(x, -3, -1\)$"),
@@ -32,9 +39,9 @@ def zeros(*shape: int) -> np.ndarray[Any, Any]:
         (replace(FREE, channels=1), zeros(2, 5, 6, 2), r"2 channels at each position, expected 1: [^;]*$"),
         (replace(FREE, layout="N C H W"), zeros(2, 5, 6, 3), r"np\.moveaxis\(x, -1, -3\)$"),
     ],
-    ids=lambda value: str(value.shape) if isinstance(value, np.ndarray) else "",
+    ids=lambda value: str(getattr(value, "shape", "")),
 )
-def test_an_array_that_does_not_fit_is_refused_with_a_hint(
+def test_an_array_that_does_not_fit_is_refused(
     metadata: Metadata, x: np.ndarray[Any, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -52,6 +59,9 @@ def test_samples_of_different_grids_are_padded_within_the_bound() -> None:
     np.testing.assert_array_equal(batch, expected)
     with pytest.raises(InputError, match=rf"{nbytes} bytes .* {nbytes - 1};"):
         Shapes(FREE, max_bytes=nbytes - 1).pad(parts)
+    Shapes(FREE, max_bytes=nbytes).prepare(batch[0])
+    with pytest.raises(InputError, match=f"more than {nbytes - 1};"):
+        Shapes(FREE, max_bytes=nbytes - 1).prepare(batch[0])
 
 
 def test_the_steps_of_a_recogniser_are_cropped_as_its_columns() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.own_cells import register_own_cells
-from helpers.tiled_models import classifier, downward, segmenter
+from helpers.tiled_models import downward, segmenter
 
 from mdlstm_tk.errors import InputError, MDLSTMError, StoppedError
 from mdlstm_tk.runtime import TiledSession
@@ -96,7 +96,6 @@ def test_a_stream_ends_with_a_run_that_fails(monkeypatch: pytest.MonkeyPatch) ->
     ("model", "width", "rows", "words"),
     [
         (segmenter, 4, None, "goes upwards"),
-        (classifier, 4, None, "goes upwards"),
         (downward, (4, 4), None, "width must hold 1"),
         (downward, 0, None, "width must hold 1"),
         (downward, 4, np.zeros((2, 5)), r"expected \(r, 4, 1\)"),

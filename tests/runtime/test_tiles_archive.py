@@ -64,7 +64,6 @@ INDEX_CHANGES: dict[str, tuple[Callable[[Index], object], str]] = {
     "a missing graph": (lambda index: index["stages"][0]["sweeps"][0].update(file="/etc/passwd"), "listed"),
     "pool of an axis that is none": (lambda index: index.update(pool=[7]), "for 2 axes"),
     "a missing head": (lambda index: index.update(head={"file": "head.onnx"}), "not in both"),
-    "an upsample of text": (lambda index: index.update(upsample=["2", "2"]), "integers of at least"),
     "another upsample": (lambda index: index.update(upsample=[2, 2]), "contradicts"),
 }
 

@@ -68,7 +68,6 @@ def test_each_format_holds_the_numbers(tmp_path: Path) -> None:
         ({None: np.full((2, 2), np.nan)}, "json", "NaN .* json"),
         ({None: np.full((2, 2), np.nan)}, "png", "NaN .* png"),
         ({None: np.eye(2)}, "txt", "txt holds labels and texts"),
-        ({None: np.eye(2)}, "tsv", "tsv holds labels and texts"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused(
