@@ -119,14 +119,8 @@ for name in sys.argv[1:]:
     assert "mdlstm_tk.runtime" not in needs
 
 
-@pytest.mark.parametrize(
-    ("module", "package"), [("PIL.Image", "pillow"), ("no_such_module", "no_such_module")]
-)
-def test_a_missing_package_is_named_as_pip_knows_it(
-    module: str, package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in (module, module.split(".")[0]):
+def test_a_missing_package_is_named_as_pip_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PIL", "PIL.Image"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingExtraError) as caught:
-        require(module, "image")
-    assert f"'{package}'" in str(caught.value) and install_command("image") in str(caught.value)
+    with pytest.raises(MissingExtraError, match="'pillow'"):
+        require("PIL.Image", "image")

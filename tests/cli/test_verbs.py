@@ -65,9 +65,6 @@ def test_settings_come_from_file_flags_and_set(tmp_path: Path) -> None:
     done = mdlstm("train", "--resume", "a", "--steps", "6", cwd=tmp_path)
     assert done.code == 0, done.err
     assert len(Run(tmp_path / "a").read_metrics()) == 6
-    done = mdlstm("train", "--resume", "a", "--lr", "1", "--steps", "9", cwd=tmp_path)
-    assert done.code == 2
-    assert "lr" in done.err
 
 
 def test_ctrl_c_leaves_a_checkpoint_to_continue_from(tmp_path: Path) -> None:
@@ -88,25 +85,12 @@ def test_ctrl_c_leaves_a_checkpoint_to_continue_from(tmp_path: Path) -> None:
 
 def test_info_and_json(trained: Run, model: Path) -> None:
     about = json.loads(mdlstm("info", model, "--json").out)
-    assert about["grid"] == [8, 8]
-    assert about["model"] == "md"
+    assert (about["grid"], about["model"]) == ([8, 8], "md")
     spec = json.loads(mdlstm("info", trained.folder, "--json").out)
-    assert spec["steps_done"] == 150
-    assert spec["exports"] == ["model-8x8.onnx"]
-    assert (spec["cell"], spec["directions"]) == ("graves", 1)
+    assert (spec["steps_done"], spec["exports"]) == (150, ["model-8x8.onnx"])
     assert "parameters" in mdlstm("info", trained.folder).out
     results = json.loads(mdlstm("verify", model, "--json").out)
     assert all(case["passed"] for cases in results.values() for case in cases.values())
-
-
-def test_verify_fails_with_3_for_a_model_of_another_run(trained: Run, model: Path, tmp_path: Path) -> None:
-    assert mdlstm("train", "--steps", "2", "-o", tmp_path / "other", "--seed", "1").code == 0
-    done = mdlstm("verify", model, "--against", tmp_path / "other")
-    assert done.code == 3
-    error = done.err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
-    assert "ONNX Runtime, cpu" in error
-    assert "FAILED" in done.out
 
 
 def test_compare_on_the_diagonal(tmp_path: Path) -> None:
@@ -128,11 +112,8 @@ def test_compare_on_a_task_gives_all_networks_as_many_parameters(tmp_path: Path)
     assert max(results["1-NN"]["errors"]["error"]) < 0.04
     sizes = [results[model]["parameters"] for model in ("md", "horizontal", "snake")]
     assert max(sizes) < 1.2 * min(sizes)
-    assert len(results["md"]["seconds"]) == 2
     folder = tmp_path / "runs/compare-digits"
-    assert json.loads((folder / "summary.json").read_text()) == results
-    assert all((folder / name).exists() for name in ("loss.png", "snake-1/best.safetensors"))
-    assert (folder / "snake-1/prediction.png").exists()
+    assert all((folder / name).exists() for name in ("loss.png", "snake-1/prediction.png"))
 
 
 def test_a_task_has_its_own_defaults_and_its_run_its_name(tmp_path: Path) -> None:
@@ -143,9 +124,6 @@ def test_a_task_has_its_own_defaults_and_its_run_its_name(tmp_path: Path) -> Non
     config = load_checkpoint(run.last).config
     assert (config.schedule, config.hidden, config.clip) == ("cosine", 3, 1.0)
     assert "character_error" in done.err
-    spec = json.loads(mdlstm("info", run.folder, "--json").out)
-    assert spec["task"] == "digit-strings"
-    assert spec["last_100_string_error"] == 1
 
 
 def test_demo_does_the_whole_job(tmp_path: Path) -> None:
@@ -237,9 +215,6 @@ def test_export_in_half_precision_with_functions_and_padding(trained: Run, tmp_p
     options = ("--size", "6", "--dtype", "float16", "--functions", "--padded", "--json")
     done = mdlstm("export", trained.folder, *options, "-o", tmp_path / "m.onnx")
     assert done.code == 0, done.err
-    assert 1e-5 < json.loads(done.out)[0]["max_abs"] < 5e-3
-    assert json.loads(done.out)[0]["nodes"] < 100
-    np.save(tmp_path / "small.npy", np.zeros((4, 5)))
-    done = mdlstm("infer", "small.npy", "-m", "m.onnx", cwd=tmp_path)
-    assert done.code == 0, done.err
-    assert np.load(tmp_path / "small.out.npy").shape == (4, 5)
+    (report,) = json.loads(done.out)
+    assert 1e-5 < report["max_abs"] < 5e-3 and report["nodes"] < 100
+    assert Session(tmp_path / "m.onnx", "cpu").metadata.inputs == ("x", "sizes")

@@ -147,7 +147,7 @@ def test_a_run_folder_is_verified_with_all_its_exports(trained: Run, tmp_path: P
     damage(folder / "model-3x5.onnx", folder / "model-3x5.onnx", 2)
     (folder / ".model-9x9.onnx.5f.onnx").write_bytes(b"a leftover of a killed export")
     done = verify(folder, "--seeds", "1")
-    assert done.code == 3
+    assert done.code == 3 and "FAILED" in done.out
     assert "model-3x5.onnx, 3x5" in done.err and "wavefront 2 of 7" in done.err
     with pytest.raises(InputError, match="holds no model"):
         verify_model(tmp_path)
