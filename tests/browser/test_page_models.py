@@ -69,15 +69,6 @@ def test_a_mask_in_the_colours_of_the_training_masks(open_page: Callable[..., Ta
     expect(tab.page.locator(".legend")).to_be_hidden()
 
 
-def test_the_text_of_a_recogniser(open_page: Callable[..., Tab], tmp_path: Path) -> None:
-    model = craft(tmp_path / "m.onnx", None, window=None, kind="transcribe", classes=("a", "b"))
-    tab = open_page(model)
-    for path, text in (([1, 1, 0, 1, 2, 2, 0], "aab"), ([0, 0], "(no text)"), ([2], "b")):
-        x = np.broadcast_to(np.eye(3)[path], (4, len(path), 3))
-        give(tab, tmp_path / "x.npy", x)
-        expect(tab.page.locator(".answer")).to_have_text(text)
-
-
 @pytest.mark.parametrize("inputs", [("x",), ("x", "sizes")], ids=["plain", "sizes"])
 def test_a_line_of_any_width_is_resized_to_the_height_of_the_model(
     open_page: Callable[..., Tab], tmp_path: Path, inputs: tuple[str, ...]
@@ -89,7 +80,7 @@ def test_a_line_of_any_width_is_resized_to_the_height_of_the_model(
     expect(tab.page.locator("#facts")).to_contain_text("4×any")
     if "sizes" not in inputs:
         expect(tab.page.locator("#height")).to_be_disabled()
-    for path, text in (([1, 0, 1, 2], "aab"), ([0, 0, 2, 2, 0, 1], "ba"), ([1, 0] * 400, "a" * 400)):
+    for path, text in (([1, 0, 1, 2, 2, 0], "aab"), ([0, 0], "(no text)"), ([1, 0] * 400, "a" * 400)):
         colours = np.repeat(np.eye(3)[path], 5, axis=0)  # 5 columns a step, 20 rows
         line = (255 * np.broadcast_to(colours, (20, *colours.shape))).astype(np.uint8)
         Image.fromarray(line).save(tmp_path / "line.png")

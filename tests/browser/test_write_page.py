@@ -106,8 +106,6 @@ def test_the_verb_writes_a_page(trained: Run, package: Path, tmp_path: Path) -> 
         export(trained.folder, web=tmp_path / "page")
     with pytest.raises(InputError, match="2 sizes"):
         export(trained.folder, size=[(4, 4), (5, 5)], web=tmp_path / "other")
-    with pytest.raises(InputError, match=r"--web-runtime.*--web"):
-        export(trained.folder, web_runtime=package)
 
 
 def test_a_page_is_whole_and_leaves_the_rest_alone(tmp_path: Path) -> None:

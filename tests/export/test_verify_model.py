@@ -45,9 +45,7 @@ def reached(grid: tuple[int, ...], start: tuple[int, ...], signs: Sequence[int])
     [
         ((5, 8), (2, 3), (1, 1), 5, (0, 0)),
         ((5, 8), (2, 3), (1, -1), 6, (0, 7)),
-        ((8, 5), (2, 3), (-1, 1), 8, (7, 0)),
         ((8, 5), (7, 4), (-1, -1), 0, (0, 0)),  # every position is wrong, so any corner explains it
-        ((1, 7), (0, 6), (1, 1), 6, (0, 0)),
         ((7, 1), (2, 0), (-1, 1), 4, (6, 0)),
         ((1, 1), (0, 0), (1, 1), 0, (0, 0)),
         ((3, 4, 5), (1, 2, 2), (1, -1, 1), 4, (0, 3, 0)),
@@ -124,16 +122,6 @@ def test_a_scan_is_verified_on_odd_grids(trained: Run, tmp_path: Path) -> None:
     done = verify(model, "--against", trained.folder, "--max-bytes", "1000")
     assert done.code == 2
     assert "1000 bytes" in done.err
-
-
-def test_verify_model_reports_every_runtime(trained: Run, model: Path) -> None:
-    report = verify_model(model, seeds=1)
-    assert set(report.outcomes) >= {"torch, float32", "ONNX Runtime, cpu", "ONNX reference evaluator"}
-    assert report.run == trained
-    assert report.models[model].grid == (8, 8)
-    assert report.failed == []
-    report.raise_if_failed()
-    assert max(report.worst_errors("ONNX Runtime, cpu").values()) < 1e-5
 
 
 def test_a_run_folder_is_verified_with_all_its_exports(trained: Run, tmp_path: Path) -> None:
