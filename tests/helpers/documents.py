@@ -1,14 +1,7 @@
-"""Run the code in a page of the documentation.
+"""Run the code in a page of the documentation; CONTRIBUTING.md lists the kinds of blocks.
 
-```python                       is run, all blocks of a page in one namespace
-```sh                           is run, in the folder of the page's test
-```text                         after one of these, is what it prints; … stands for any text
-```sh check: REASON             is not run, but its options are checked; Python is compiled
-<!-- python … -->               is run, too, but readers do not see it: it makes the files of the page
-
-Commands run in the current folder, with fewer optimizer steps than a page says, and `mdlstm` in this
-process, so that torch is imported once. Commands that install or build something are not run: what they
-name is looked up. Everything else is refused, so that no command of a page is untested.
+`mdlstm` runs in this process, so that torch is imported once. Commands that install or build something
+are not run: what they name is looked up. Everything else is refused, so that no command is untested.
 """
 
 from __future__ import annotations
@@ -47,29 +40,15 @@ BLOCK = re.compile(
 
 
 class Block(NamedTuple):
-    """A block of a page.
-
-    Attributes:
-        language: of the code, "python", "sh" and so on.
-        code: its text.
-        line: the line of the page that its first line is.
-        is_run: whether it is run; otherwise it is only checked.
-        printed: the ```text block that follows it, which is what it prints; None if there is none.
-    """
-
     language: str
     code: str
-    line: int
-    is_run: bool
-    printed: str | None
+    line: int  # of the page, on which the code begins
+    is_run: bool  # otherwise it is only checked
+    printed: str | None  # the ```text block that follows, which is what it prints
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """The blocks of a page.
-
-    Raises:
-        ValueError: a block has another language, or a note that is not "check: " and a reason.
-    """
+    """The blocks of a page."""
     text = page.read_text(encoding="utf-8")
     for match in BLOCK.finditer(text):
         line = text.count("\n", 0, match.start()) + 2
