@@ -132,21 +132,18 @@ def test_a_page_is_whole_and_leaves_the_rest_alone(tmp_path: Path) -> None:
 
 
 def test_models_that_no_page_takes(tmp_path: Path) -> None:
-    craft(tmp_path / "m.onnx", GRID, inputs=("x", "mood"))
-    with pytest.raises(InputError, match=r"m\.onnx.*mood"):
-        write_page(tmp_path / "m.onnx", tmp_path / "page", "m", EMPTY)
-    craft(tmp_path / "m.onnx", GRID, output_names=("y", "attention"), further_windows=(None,))
-    with pytest.raises(InputError, match=r"m\.onnx.*y, attention"):
-        write_page(tmp_path / "m.onnx", tmp_path / "page", "m", EMPTY)
-    model = onnx.load(craft(tmp_path / "m.onnx", GRID))
-    three = {"grid": "[2, 5, 8]", "window": "[1, 1, 1]", "layout": '"N D H W C"'}
-    for prop in model.metadata_props:
-        prop.value = three.get(prop.key.removeprefix("mdlstm."), prop.value)
-    onnx.save(model, str(tmp_path / "m.onnx"))
-    with pytest.raises(InputError, match=r"m\.onnx.*N D H W C"):
-        write_page(tmp_path / "m.onnx", tmp_path / "page", "m", EMPTY)
+    path = tmp_path / "m.onnx"
+    for grid, fields, named in (
+        (GRID, {"inputs": ("x", "mood")}, "mood"),
+        (GRID, {"output_names": ("y", "attention"), "further_windows": (None,)}, "y, attention"),
+        ((2, 5, 8), {"layout": "N D H W C", "window": (1, 1, 1)}, "N D H W C"),
+    ):
+        craft(path, grid, **fields)
+        with pytest.raises(InputError, match=rf"m\.onnx.*{named}"):
+            write_page(path, tmp_path / "page", "m", EMPTY)
+    model = onnx.load(path)
     del model.metadata_props[:]
-    onnx.save(model, str(tmp_path / "m.onnx"))
+    onnx.save(model, path)
     with pytest.raises(InputError, match=r"m\.onnx.*mdlstm-tk"):
-        write_page(tmp_path / "m.onnx", tmp_path / "page", "m", EMPTY)
+        write_page(path, tmp_path / "page", "m", EMPTY)
     assert not (tmp_path / "page").exists()

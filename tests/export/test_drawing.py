@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -130,22 +131,19 @@ def test_the_command_draws_with_a_model_and_without_torch(
     assert (np.load(target) == sample_run(density_run, 3)).all()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
+def test_wrong_arguments_of_a_model_that_draws_are_refused(drawing_file: Path) -> None:
+    session = Session(drawing_file, "cpu")
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"n": 0}, "at least 1"),
         ({"temperature": 0.0}, "temperature"),
         ({"n": 10**6, "size": (2**14, 2**14)}, "1000000 images of 16384x16384"),
         ({"n": 10**6, "size": (1, 2**14)}, "1000000 images of 1x16384"),
         ({"uniform": np.zeros((2, 8, 8), np.float32)}, r"\(2, 8, 8\)"),
         ({"given": Given(np.zeros((4, 8, 1), np.float32), np.ones((4, 8), bool))}, r"\(4, 8, 1\)"),
-    ],
-)
-def test_wrong_arguments_of_a_model_that_draws_are_refused(
-    drawing_file: Path, arguments: dict[str, object], expected: str
-) -> None:
-    with pytest.raises(InputError, match=expected):
-        Session(drawing_file, "cpu").sample(**({"n": 2} | arguments))  # type: ignore[arg-type]
+    ]
+    for arguments, expected in cases:
+        with pytest.raises(InputError, match=expected):
+            session.sample(**({"n": 2} | arguments))
 
 
 @pytest.mark.parametrize(

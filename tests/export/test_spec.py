@@ -42,24 +42,6 @@ def test_grid_channels_and_layout_follow_from_the_example(
     assert spec.channels == x.shape[-1 if channels_last else 1]
 
 
-@pytest.mark.parametrize("channels_last", [True, False])
-def test_the_layout_is_that_of_the_first_layer_and_no_network_runs_to_guess_it(channels_last: bool) -> None:
-    class Counting(nn.Module):
-        calls = 0
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = MDLSTM(3, 2, channels_last=channels_last)
-
-        def forward(self, x: Tensor) -> Tensor:
-            Counting.calls += 1
-            assert x.shape == (2, 3, 3, 3)  # only that of the example, in a batch of 2
-            return self.layer(x)
-
-    spec = read_spec(Counting(), torch.zeros(1, 3, 3, 3))
-    assert (spec.channels_last, Counting.calls) == (channels_last, 1)
-
-
 @pytest.mark.parametrize(
     ("module", "examples", "options", "grid"),
     [
