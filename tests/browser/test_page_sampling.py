@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.browser import DESKTOP, PATIENCE, Tab, opened, served
-from helpers.command import mdlstm
+from helpers.command import mdlstm, succeed
 from helpers.drawing_models import (
     ATOL,
     KINDS,
@@ -138,8 +138,7 @@ def test_the_command_writes_a_page_that_draws(
 ) -> None:
     folder = tmp_path / "page"
     options = ("--drawing", "--web", folder, "--web-runtime", package)
-    result = mdlstm("export", density_run.folder, *options)
-    assert result.code == 0, result.err
+    result = succeed("export", density_run.folder, *options)
     assert str(folder) in result.err.splitlines()[-1]
     again = mdlstm("export", density_run.folder, *options)
     assert (again.code, len(again.err.splitlines())) == (2, 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from helpers.command import mdlstm
+from helpers.command import succeed
 from helpers.exported_page import GRID, craft
 
 from mdlstm_tk.cli.export import export
@@ -93,8 +93,7 @@ def test_without_npm_or_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_verb_writes_a_page(trained: Run, package: Path, tmp_path: Path) -> None:
     options = ("--web", "page", "--web-runtime", package)
-    result = mdlstm("export", trained.folder, *options, cwd=tmp_path)
-    assert result.code == 0, result.err
+    result = succeed("export", trained.folder, *options, cwd=tmp_path)
     assert "-d page" in result.err.splitlines()[-1]
     assert "page/model.onnx" in result.err
     assert json.loads((tmp_path / "page/model.json").read_text())["name"] == "md-8x8"

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.checkout import ROOT
-from helpers.command import mdlstm, mdlstm_process
+from helpers.command import mdlstm, mdlstm_process, succeed
 
 from mdlstm_tk.export.lowering.lower import FORMS
 from mdlstm_tk.runtime import Session
@@ -31,23 +31,19 @@ def matrix(tmp_path: Path) -> Path:
 
 
 def test_the_main_job_with_bare_verbs(tmp_path: Path, matrix: Path) -> None:
-    done = mdlstm("train", *QUICK, cwd=tmp_path)
-    assert done.code == 0, done.err
+    done = succeed("train", *QUICK, cwd=tmp_path)
     assert done.out == ""
     assert "30/30" in done.err
     assert "next: mdlstm export runs/md-8x8 --size 8x8" in done.err
-    done = mdlstm("export", "--size", "8", "--size", "5x7", cwd=tmp_path)
-    assert done.code == 0, done.err
+    done = succeed("export", "--size", "8", "--size", "5x7", cwd=tmp_path)
     assert "runs/md-8x8/model-5x7.onnx: x (N, 5, 7, 1) → y (N, 5, 7, 1)" in done.err
-    done = mdlstm("infer", "matrix.npy", cwd=tmp_path)
-    assert done.code == 0, done.err
+    done = succeed("infer", "matrix.npy", cwd=tmp_path)
     assert "model-8x8.onnx on cpu (CPUExecutionProvider)" in done.err
     expected = Session(tmp_path / "runs/md-8x8/model-8x8.onnx", "cpu")(np.load(matrix))
     np.testing.assert_array_equal(np.load(tmp_path / "matrix.out.npy"), expected)
     np.save(tmp_path / "other.npy", np.zeros((5, 7)))
     assert "model-5x7.onnx on cpu" in mdlstm("infer", "other.npy", cwd=tmp_path).err
-    done = mdlstm("verify", "runs/md-8x8/model-5x7.onnx", "--against", "runs/md-8x8", cwd=tmp_path)
-    assert done.code == 0, done.err
+    done = succeed("verify", "runs/md-8x8/model-5x7.onnx", "--against", "runs/md-8x8", cwd=tmp_path)
     assert all(name in done.out for name in ("torch, float32", "ONNX Runtime, cpu", "reference evaluator"))
     done = mdlstm("train", *QUICK, "-q", cwd=tmp_path)
     assert (tmp_path / "runs/md-8x8-2/last.safetensors").exists()
@@ -57,13 +53,11 @@ def test_settings_come_from_file_flags_and_set(tmp_path: Path) -> None:
     (tmp_path / "cfg.toml").write_text('task = "digits"\nbatch_size = 2\nhidden = 3\nsteps = 9\n')
     flags = ("--steps", "4", "--schedule", "cosine", "--windows", "2x2,1x2", "--clip", "2")
     arguments = ("-c", "cfg.toml", "--set", "hidden=5", *flags, "--dropout", "0.25", "-o", "a")
-    done = mdlstm("train", *arguments, cwd=tmp_path)
-    assert done.code == 0, done.err
+    succeed("train", *arguments, cwd=tmp_path)
     config = load_checkpoint(tmp_path / "a/last.safetensors").config
     assert (config.task, config.batch_size, config.hidden, config.steps) == ("digits", 2, 5, 4)
     assert (config.schedule, config.windows, config.clip, config.dropout) == ("cosine", "2x2,1x2", 2, 0.25)
-    done = mdlstm("train", "--resume", "a", "--steps", "6", cwd=tmp_path)
-    assert done.code == 0, done.err
+    succeed("train", "--resume", "a", "--steps", "6", cwd=tmp_path)
     assert len(Run(tmp_path / "a").read_metrics()) == 6
 
 
@@ -94,8 +88,7 @@ def test_info_and_json(trained: Run, model: Path) -> None:
 
 
 def test_compare_on_the_diagonal(tmp_path: Path) -> None:
-    done = mdlstm("compare", "--seeds", "1", "--steps", "20", "--size", "4", "--json", cwd=tmp_path)
-    assert done.code == 0, done.err
+    done = succeed("compare", "--seeds", "1", "--steps", "20", "--size", "4", "--json", cwd=tmp_path)
     assert set(json.loads(done.out)) == {"md", "snake", "horizontal"}
     assert (tmp_path / "runs/compare/relevant.png").exists()
 
@@ -104,8 +97,7 @@ def test_compare_on_the_diagonal(tmp_path: Path) -> None:
 def test_compare_on_a_task_gives_all_networks_as_many_parameters(tmp_path: Path) -> None:
     arguments = ("--task", "digits", "--seeds", "2", "--steps", "2", "--set", "hidden=4")
     rivals = ("--import", ROOT / "benchmarks/rival_networks.py")
-    done = mdlstm("compare", *arguments, *rivals, "--json", cwd=tmp_path)
-    assert done.code == 0, done.err
+    done = succeed("compare", *arguments, *rivals, "--json", cwd=tmp_path)
     results = json.loads(done.out)
     assert list(results) == ["md", "horizontal", "snake", "1-NN", "RBF-SVM"]
     assert all(len(entry["errors"]["error"]) == 2 for entry in results.values())
@@ -118,8 +110,7 @@ def test_compare_on_a_task_gives_all_networks_as_many_parameters(tmp_path: Path)
 
 def test_a_task_has_its_own_defaults_and_its_run_its_name(tmp_path: Path) -> None:
     arguments = ("--task", "digit-strings", "--hidden", "3", "--steps", "2", "--batch-size", "2")
-    done = mdlstm("train", *arguments, "--set", "evaluate_every=1", cwd=tmp_path)
-    assert done.code == 0, done.err
+    done = succeed("train", *arguments, "--set", "evaluate_every=1", cwd=tmp_path)
     run = Run(tmp_path / "runs/digit-strings-md-12x88")
     config = load_checkpoint(run.last).config
     assert (config.schedule, config.hidden, config.clip) == ("cosine", 3, 1.0)
@@ -127,8 +118,7 @@ def test_a_task_has_its_own_defaults_and_its_run_its_name(tmp_path: Path) -> Non
 
 
 def test_demo_does_the_whole_job(tmp_path: Path) -> None:
-    done = mdlstm("demo", "--steps", "60", cwd=tmp_path)
-    assert done.code == 0, done.err
+    done = succeed("demo", "--steps", "60", cwd=tmp_path)
     names = {path.name for path in (tmp_path / "runs/demo").iterdir()}
     assert {"model-8x8.onnx", "model-32x32.onnx", "matrix.out.npy", "curves.png", "prediction.png"} <= names
     assert "runs/demo/curves.png" in done.err
@@ -189,8 +179,7 @@ def test_infer_warns_if_the_newest_run_has_no_export(trained: Run, matrix: Path)
     shutil.copytree(trained.folder, runs / "old")
     shutil.copytree(trained.folder, runs / "new", ignore=shutil.ignore_patterns("*.onnx"))
     os.utime(runs / "old/config.toml", (1, 1))
-    done = mdlstm("infer", "matrix.npy", cwd=matrix.parent)
-    assert done.code == 0, done.err
+    done = succeed("infer", "matrix.npy", cwd=matrix.parent)
     (warning,) = [line for line in done.err.splitlines() if line.startswith("warning: ")]
     assert "runs/new" in warning
     assert "runs/old/model-8x8.onnx" in done.err
@@ -199,14 +188,12 @@ def test_infer_warns_if_the_newest_run_has_no_export(trained: Run, matrix: Path)
 
 
 def test_forms_and_types_of_an_export(trained: Run, tmp_path: Path) -> None:
-    done = mdlstm("export", trained.folder, "--form", "scan", "--padded", "-o", tmp_path)
-    assert done.code == 0, done.err
+    done = succeed("export", trained.folder, "--form", "scan", "--padded", "-o", tmp_path)
     assert "model-any.onnx: x (N, H, W, 1) → y (N, H, W, 1), scan" in done.err
     done = mdlstm("info", "model-any.onnx", cwd=tmp_path)
     assert re.search(r"grid +any", done.out)
     assert re.search(r"inputs +x, sizes", done.out)
     options = ("--size", "6", "--dtype", "float16", "--functions", "--json")
-    done = mdlstm("export", trained.folder, *options, "-o", tmp_path / "m.onnx")
-    assert done.code == 0, done.err
+    done = succeed("export", trained.folder, *options, "-o", tmp_path / "m.onnx")
     (report,) = json.loads(done.out)
     assert 1e-5 < report["max_abs"] < 5e-3 and report["nodes"] < 100

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from helpers.command import mdlstm
+from helpers.command import succeed
 
 from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError
@@ -101,7 +101,6 @@ def test_all_files_are_checked_before_the_first_export(
 
 
 def test_the_command_takes_free_extents(trained: Run, tmp_path: Path) -> None:
-    done = mdlstm("export", trained.folder, "--size", "4x*", "-o", tmp_path / "m.onnx")
-    assert done.code == 0, done.err
+    done = succeed("export", trained.folder, "--size", "4x*", "-o", tmp_path / "m.onnx")
     assert "x (N, 4, W, 1) → y (N, 4, W, 1), scan" in done.err
     assert Session(tmp_path / "m.onnx", "cpu").metadata.grid == (4, None)
