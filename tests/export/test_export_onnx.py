@@ -299,20 +299,15 @@ def test_parametrized_weights_are_folded_into_constants(tmp_path: Path) -> None:
     assert export_onnx(net, tmp_path / "m.onnx", grid=(3, 3)).max_abs < 1e-6
 
 
-@pytest.mark.parametrize(
-    ("grid", "window", "multiple_of", "channels_last", "text"),
-    [
+def test_a_report_shows_the_extents_of_the_output() -> None:
+    for grid, window, multiple_of, channels_last, text in (
         (None, (2, 1), None, True, "x (N, H, W, 3) → y (N, ⌈H/2⌉, W, 4), scan"),
         (None, (2, 2), (4, 2), False, "x (N, 3, H, W) → y (N, 4, H/2, W/2), scan"),
         ((7, 8), (2, 2), None, False, "x (N, 3, 7, 8) → y (N, 4, 4, 4), scan"),
         ((7, None), (2, 2), None, False, "x (N, 3, 7, W) → y (N, 4, 4, ⌈W/2⌉), scan"),
         (None, None, None, True, "x (N, H, W, 3) → y (N, …, 4), scan"),
-    ],
-)
-def test_a_report_shows_the_extents_of_the_output(
-    grid: Any, window: Any, multiple_of: Any, channels_last: bool, text: str
-) -> None:
-    layout = layout_of(2, channels_last)
-    metadata = Metadata("1", grid, "scan", layout, 3, 4, window=window, multiple_of=multiple_of)
-    report = ExportReport(Path("m.onnx"), metadata, 1, 1, 0.0, 0.0, ("If",))
-    assert text in str(report) and report.as_dict()["needs_trust"] == ("If",)
+    ):
+        layout = layout_of(2, channels_last)
+        metadata = Metadata("1", grid, "scan", layout, 3, 4, window=window, multiple_of=multiple_of)
+        report = ExportReport(Path("m.onnx"), metadata, 1, 1, 0.0, 0.0, ("If",))
+        assert text in str(report) and report.as_dict()["needs_trust"] == ("If",)

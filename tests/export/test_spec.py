@@ -31,7 +31,6 @@ T = torch.zeros(2, 3)
         (MDLSTM(2, 3, ndim=1), torch.zeros(1, 5, 2), True),
         (MDLSTM(2, 3, ndim=3), torch.zeros(1, 3, 4, 5, 2), True),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 def test_grid_channels_and_layout_follow_from_the_example(
     module: nn.Module, x: Tensor, channels_last: bool
@@ -54,7 +53,6 @@ def test_grid_channels_and_layout_follow_from_the_example(
         (FoldedHeight(), torch.zeros(1, 1, 8, 12), {}, (8, None)),  # the network takes no other height
         (ConvStem(6), None, {"grid": (8, 12), "channels": 3, "channels_last": False}, (8, 12)),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value)[:20],
 )
 def test_extents_for_any_size(module: nn.Module, examples: Any, options: Any, grid: Any) -> None:
     spec = read_spec(module, examples, any_size=True, **options)
@@ -71,12 +69,7 @@ def conditioned(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize(
     ("module", "examples", "options", "parts"),
     [
-        (
-            ConvStem(),
-            None,
-            {"grid": (8, 8)},
-            ["channels=", "example_inputs=", "channels_last=", "3 channels"],
-        ),
+        (ConvStem(), None, {"grid": (8, 8)}, ["channels=", "example_inputs=", "3 channels"]),
         (nn.Conv2d(3, 4, 1), None, {"grid": (8, 8)}, ["channels=", "example_inputs="]),
         (Conditioned(), None, {"grid": (3, 3)}, ["z", "example_inputs="]),
         (Conditioned(), conditioned((1, 3, 3, 2), (1, 2)), {"channels": 3}, ["channels=3"]),
@@ -104,7 +97,6 @@ def conditioned(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
         (Conditioned(), conditioned((1, 3, 3, 2), (1, 2)), {"grid_inputs": ["z"]}, ["'z'", "grid_inputs"]),
         (Tokens(-1), torch.zeros(1, 3, 3, 1), {}, ["index out of range", "example_range=(0, entries - 1)"]),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 def test_an_error_names_the_argument(
     module: nn.Module, examples: Any, options: dict[str, Any], parts: list[str]
@@ -140,34 +132,23 @@ def test_random_inputs_stay_in_the_range(
     assert (values == np.round(values)).all() == whole
 
 
-@pytest.mark.parametrize(
-    ("result", "names"),
-    [
-        (T, ["y"]),
-        ((T, T), ["y", "y1"]),
-        ({"out": T, "aux": T}, ["out", "aux"]),
-        (Pair(T, T), ["first", "second"]),
-    ],
-    ids=str,
-)
-def test_names_of_outputs(result: object, names: list[str]) -> None:
-    assert list(named_outputs(result, "Net")) == names
+def test_names_of_outputs() -> None:
+    assert list(named_outputs(T, "Net")) == ["y"]
+    assert list(named_outputs((T, T), "Net")) == ["y", "y1"]
+    assert list(named_outputs({"out": T, "aux": T}, "Net")) == ["out", "aux"]
+    assert list(named_outputs(Pair(T, T), "Net")) == ["first", "second"]
 
 
-@pytest.mark.parametrize(
-    ("result", "names", "message"),
-    [
+def test_other_results_are_refused() -> None:
+    for result, names, message in (
         ((T, (T, T)), None, "tuple as output 'y1'"),
         ({"y": None}, None, "NoneType as output 'y'"),
         ({}, None, "no output"),
         ((T, T), ["a"], "output_names has 1"),
         ((T, T), ["a", "a"], "different names"),
-    ],
-    ids=str,
-)
-def test_other_results_are_refused(result: object, names: list[str] | None, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        named_outputs(result, "Net", names)
+    ):
+        with pytest.raises(InputError, match=message):
+            named_outputs(result, "Net", names)
 
 
 @pytest.mark.parametrize("padded", [False, True])
