@@ -248,21 +248,17 @@ def test_a_tiled_export_may_need_trust(tmp_path: Path) -> None:
         TiledSession(report.path, "cpu")
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
+def test_options_that_do_not_go_together_with_tiles(trained: Run, tmp_path: Path) -> None:
+    options: list[tuple[dict[str, Any], str]] = [
         ({"grid": (8, 8)}, "a size"),
         ({"padded": True}, "padded samples"),
         ({"multiple_of": 2}, "multiple_of"),
         ({"dtype": "float16"}, "dtype float16"),
         ({"functions": True}, "functions"),
-    ],
-)
-def test_options_that_do_not_go_together_with_tiles(
-    options: dict[str, Any], named: str, trained: Run, tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match=f"does not go together with {named}"):
-        export_run(trained, tmp_path / "m.tiles", form="tiles", **options)
+    ]
+    for option, named in options:
+        with pytest.raises(InputError, match=f"does not go together with {named}"):
+            export_run(trained, tmp_path / "m.tiles", form="tiles", **option)
     assert not list(tmp_path.iterdir())
 
 
