@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from helpers.damage import with_scaled_tanh
+from helpers.networks import Function
 from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
@@ -19,23 +20,6 @@ from mdlstm_tk.export import api, export_onnx, float64_reference, lower
 from mdlstm_tk.export.verification.parity import compare, feature_scale
 from mdlstm_tk.models import Normalized, create
 from mdlstm_tk.runtime import Session
-
-
-class Function(nn.Module):
-    """A layer, and a function of x or of the output.
-
-    Args:
-        before, after: the functions.
-        cell: of the layer.
-    """
-
-    def __init__(self, before: Any = None, after: Any = None, cell: str = "graves") -> None:
-        super().__init__()
-        self.layer, self.before, self.after = MDLSTM(1, 2, cell=cell), before, after
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.layer(x if self.before is None else self.before(x))
-        return y if self.after is None else self.after(y)
 
 
 def rows(y: Tensor) -> Tensor:

@@ -14,18 +14,18 @@ import onnxruntime
 import pytest
 import torch
 from helpers.networks import (
-    Branching,
     Conditioned,
     ConvStem,
     FoldedHeight,
     ManyHeads,
-    Sparse,
-    Spectrogram,
     Tokens,
     TwoGrids,
     UNet,
-    Warped,
     WindowedConv,
+    branching,
+    sparse,
+    spectrogram,
+    warped,
 )
 from torch import Tensor, nn
 
@@ -100,13 +100,13 @@ CASES: dict[
     "folded height": (FoldedHeight, IMAGE, {"grid": (8, None)}, [(1, 8, 20), (1, 8, 3)], ()),
     "heads": (ManyHeads, torch.rand(1, 3, 4, 6), SCAN, [(3, 5, 4)], ()),
     "gru, scan": (Recurrent, None, SCAN, [(4, 9, 1)], ()),
-    "spectrogram": (Spectrogram, torch.rand(1, 6, 9), SCAN, [(4, 5)], ()),
+    "spectrogram": (spectrogram, torch.rand(1, 6, 9), SCAN, [(4, 5)], ()),
     "tokens": (lambda: Tokens(0), torch.randint(7, (1, 4, 5)), SCAN, [(3, 6)], ()),
     "tokens, last axis": (lambda: Tokens(-1), T, {"example_range": (0, 6)}, [(4, 5, 1)], ()),
-    "warped": (Warped, torch.rand(1, 1, 4, 5), {}, [(1, 4, 5)], ("GridSample",)),
-    "warped, scan": (lambda: nn.Sequential(Warped()), None, SCAN, [(1, 6, 3)], ("GridSample",)),
-    "branching": (Branching, torch.randn(1, 4, 5, 1), {}, [(4, 5, 1)], ("If",)),
-    "sparse": (Sparse, torch.randn(2, 4, 5, 1), {}, [(4, 5, 1)], ("NonZero",)),
+    "warped": (warped, torch.rand(1, 1, 4, 5), {}, [(1, 4, 5)], ("GridSample",)),
+    "warped, scan": (lambda: nn.Sequential(warped()), None, SCAN, [(1, 6, 3)], ("GridSample",)),
+    "branching": (branching, torch.randn(1, 4, 5, 1), {}, [(4, 5, 1)], ("If",)),
+    "sparse": (sparse, torch.randn(2, 4, 5, 1), {}, [(4, 5, 1)], ("NonZero",)),
 }
 
 

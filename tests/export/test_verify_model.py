@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers.command import Result, mdlstm
 from helpers.damage import damage
-from helpers.networks import Conditioned, ManyHeads, Spectrogram, Tokens, Warped
+from helpers.networks import Conditioned, ManyHeads, Tokens, spectrogram, warped
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError
@@ -225,7 +225,7 @@ def test_a_wrong_output_after_the_first_is_found(tmp_path: Path) -> None:
 
 def test_random_inputs_are_those_of_the_export(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    path = export_onnx(Spectrogram(), tmp_path / "net.onnx", torch.rand(1, 3, 4) + 1).path
+    path = export_onnx(spectrogram(), tmp_path / "net.onnx", torch.rand(1, 3, 4) + 1).path
     assert verify_model(path, device="cpu", seeds=1).failed == []
     report = verify_model(path, device="cpu", seeds=1, example_range=(-2, -1))
     assert "ONNX Runtime, cpu" in report.failed  # NaN
@@ -233,9 +233,9 @@ def test_random_inputs_are_those_of_the_export(tmp_path: Path) -> None:
 
 def test_operators_outside_the_list_need_trust(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    path = export_onnx(Warped(), tmp_path / "net.onnx", grid=(3, 4)).path
+    path = export_onnx(warped(), tmp_path / "net.onnx", grid=(3, 4)).path
     with pytest.raises(InputError, match="GridSample"):
-        verify_model(path, Warped(), device="cpu")
+        verify_model(path, warped(), device="cpu")
     done = verify(path, "--trusted", "--device", "cpu")
     assert done.code == 2 and "GridSample" in done.err and "--against" in done.err
-    assert "ONNX Runtime, cpu" in verify_model(path, Warped(), device="cpu", seeds=1, trusted=True).outcomes
+    assert "ONNX Runtime, cpu" in verify_model(path, warped(), device="cpu", seeds=1, trusted=True).outcomes
