@@ -69,27 +69,17 @@ def test_a_mask_in_the_colours_of_the_training_masks(open_page: Callable[..., Ta
     expect(tab.page.locator(".legend")).to_be_hidden()
 
 
-def test_the_text_of_a_recogniser(open_page: Callable[..., Tab], tmp_path: Path) -> None:
-    model = craft(tmp_path / "m.onnx", None, window=None, kind="transcribe", classes=("a", "b"))
-    tab = open_page(model)
-    for path, text in (([1, 1, 0, 1, 2, 2, 0], "aab"), ([0, 0], "(no text)"), ([2], "b")):
-        x = np.broadcast_to(np.eye(3)[path], (4, len(path), 3))
-        give(tab, tmp_path / "x.npy", x)
-        expect(tab.page.locator(".answer")).to_have_text(text)
-
-
 @pytest.mark.parametrize("inputs", [("x",), ("x", "sizes")], ids=["plain", "sizes"])
 def test_a_line_of_any_width_is_resized_to_the_height_of_the_model(
     open_page: Callable[..., Tab], tmp_path: Path, inputs: tuple[str, ...]
 ) -> None:
     fields = {"window": None, "kind": "transcribe", "classes": ("a", "b"), "inputs": inputs}
     preprocessing = Preprocessing(3, resize=(4, None)).to_json()
-    model = craft(tmp_path / "m.onnx", (4, None), preprocessing=preprocessing, **fields)
-    tab = open_page(model)
+    tab = open_page(craft(tmp_path / "m.onnx", (4, None), preprocessing=preprocessing, **fields))
     expect(tab.page.locator("#facts")).to_contain_text("4×any")
     if "sizes" not in inputs:
         expect(tab.page.locator("#height")).to_be_disabled()
-    for path, text in (([1, 0, 1, 2], "aab"), ([0, 0, 2, 2, 0, 1], "ba"), ([1, 0] * 400, "a" * 400)):
+    for path, text in (([1, 0, 1, 2, 2, 0], "aab"), ([0, 0], "(no text)"), ([1, 0] * 400, "a" * 400)):
         colours = np.repeat(np.eye(3)[path], 5, axis=0)  # 5 columns a step, 20 rows
         line = (255 * np.broadcast_to(colours, (20, *colours.shape))).astype(np.uint8)
         Image.fromarray(line).save(tmp_path / "line.png")
@@ -102,10 +92,9 @@ def test_images_in_colours_are_prepared_as_in_training(
     open_page: Callable[..., Tab], tmp_path: Path
 ) -> None:
     preprocessing = Preprocessing(3, resize=GRID)
-    model = craft(tmp_path / "m.onnx", GRID, window=None, preprocessing=preprocessing.to_json())
     levels = (matrix(5, (20, 31, 3)) * 255).astype(np.uint8)
     Image.fromarray(levels).save(tmp_path / "x.png")
-    tab = open_page(model)
+    tab = open_page(craft(tmp_path / "m.onnx", GRID, window=None, preprocessing=preprocessing.to_json()))
     tab.page.set_input_files("#file", tmp_path / "x.png")
     expected = 2 * preprocessing(levels).mean((0, 1)) + np.array([0, 1, 2])
     expect(tab.page.locator(".bars li").first).to_have_text(f"cat: {expected[0]:.4f}")
@@ -157,8 +146,7 @@ def test_examples_show_different_classes(digits_run: Run, tmp_path: Path) -> Non
 
 
 def test_pages_for_strides_refuse_other_sizes(open_page: Callable[..., Tab], tmp_path: Path) -> None:
-    model = craft(tmp_path / "m.onnx", None, multiple_of=(4, 2))
-    tab = open_page(model)
+    tab = open_page(craft(tmp_path / "m.onnx", None, multiple_of=(4, 2)))
     give(tab, tmp_path / "x.npy", np.zeros((6, 8, 3)))
     expect(tab.page.locator("#message.error")).to_contain_text("multiples of 4×2")
     field = tab.page.locator("#height")
@@ -178,8 +166,7 @@ def size_of(tab: Tab) -> tuple[int, int]:
 
 
 def test_a_model_of_any_size(open_page: Callable[..., Tab], tmp_path: Path) -> None:
-    model = craft(tmp_path / "m.onnx", None)
-    tab = open_page(model)
+    tab = open_page(craft(tmp_path / "m.onnx", None))
     assert "any size" in tab.text("footer")
     assert numbers(tab).shape == (16, 16)
     for size in ((1, 1), (1, 7), (7, 1), (70, 3)):
@@ -199,8 +186,7 @@ def test_a_model_of_any_size(open_page: Callable[..., Tab], tmp_path: Path) -> N
 
 
 def test_a_model_that_takes_smaller_grids(open_page: Callable[..., Tab], tmp_path: Path) -> None:
-    model = craft(tmp_path / "m.onnx", (6, 9), inputs=("x", "sizes"), window=(2, 4))
-    tab = open_page(model)
+    tab = open_page(craft(tmp_path / "m.onnx", (6, 9), inputs=("x", "sizes"), window=(2, 4)))
     assert "6×9" in tab.text("footer")
     for size in ((6, 9), (1, 7), (5, 2)):
         give(tab, tmp_path / "x.npy", x := matrix(7, (*size, 3)))

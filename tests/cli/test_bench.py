@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
 
 import pytest
 import torch
 from helpers.checkout import ROOT
 
-from mdlstm_tk import MDLSTM
 from mdlstm_tk.backends.cpu.plan import plans
 from mdlstm_tk.benchmark import SHAPES, Shape, floor, measure
 
@@ -61,21 +59,9 @@ def test_measurement() -> None:
     assert row.to_lstm_per_flop / row.to_lstm == pytest.approx(shape.lstm_flops(True) / shape.flops(True))
 
 
-@pytest.fixture
-def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The script `benchmarks/parts.py`."""
+def test_parts_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("parts")
-
-
-def test_parts_of_a_sweep(parts: Any) -> None:
+    parts = importlib.import_module("parts")
     row = parts.measure(Shape(1, (3, 2), 1, 2), training=False, seconds=0)
     assert len(row) == len(parts.COLUMNS) and all(text.endswith("%") for text in row[3:])
     assert parts._no_cell.address not in {plan.cell for plan in plans.values()}
-
-
-@pytest.mark.parametrize("part", ["products", "cell"])
-def test_a_sweep_without_a_part_lacks_it(part: str, parts: Any) -> None:
-    layer, x, results = MDLSTM(1, 2), torch.randn(1, 3, 2, 1), []
-    parts.without(part, lambda: results.append(layer(x)))()
-    assert not torch.equal(results[-1], layer(x))

@@ -110,9 +110,8 @@ def test_json_describes_each_file() -> None:
 
 @pytest.mark.usefixtures("place")
 def test_skip_existing_continues() -> None:
-    assert infer("in").code == 0
-    Path("in/b.out.npy").write_bytes(b"kept")
-    Path("in/c.out.npy").unlink()
+    for name in "abd":
+        Path(f"in/{name}.out.npy").write_bytes(b"kept")
     assert "in/a.out.npy exists; give another name with -o, or replace it with --force" in infer("in").err
     assert "1 done, 3 skipped, 0 failed" in infer("in", "--skip-existing").err
     assert Path("in/b.out.npy").read_bytes() == b"kept"
@@ -148,19 +147,11 @@ def test_ctrl_c_reports_how_to_resume(place: Path, monkeypatch: pytest.MonkeyPat
     [
         (("x.npy", "-o", "in/y.mat"), "m.onnx", "with --format"),
         (("x.npy", "--top", 2), "m.onnx", "--top needs a model of kind classify; m.onnx is of kind None"),
-        (("x.npy", "--probabilities"), "m.onnx", "--probabilities needs .* m.onnx is of kind None"),
         (("x.npy", "--beam", 4), "m.onnx", "--beam and --lm need .* m.onnx is of kind None"),
         (("x.npy", "--lm", "none.arpa"), "texts.onnx", "cannot read the language model none.arpa"),
-        (
-            ("x.npy", "--workers", 2),
-            "m.onnx",
-            "--workers needs --engine ray; in this process, set --threads",
-        ),
-        (("-", "--engine", "ray"), "m.onnx", "--engine ray takes files"),
+        (("x.npy", "--workers", 2), "m.onnx", "--workers needs --engine ray; .* set --threads"),
         (("x.npy", "--tile", 8), "m.onnx", "--tile needs a tiled model.* as -m$"),
-        (("x.npy", "--format", "txt"), "m.onnx", "txt holds labels and texts, .* give --format npy"),
         (("x.npy", "--max-bytes", 300), "m.onnx", "m.onnx .*allow more with --max-bytes"),
-        (("in", "-o", "y.npy"), "m.onnx", "-o is the file y.npy, expected a folder"),
         (("-", "--stream"), "m.onnx", "--stream needs a tiled model"),
         (("x.npy", "--stream"), "m.onnx", "reads rows from stdin"),
     ],
@@ -183,20 +174,15 @@ def test_only_arguments_of_the_verb_become_options(monkeypatch: pytest.MonkeyPat
     assert with_flags("runs/engine=dask is a file") == "runs/engine=dask is a file"
 
 
-@pytest.mark.usefixtures("place")
-def test_a_stream_refuses_what_it_does_not_do() -> None:
-    options = "--json|--top 2|--format npz|--threads 2|--skip-existing|--engine ray|--tile 4|--batch-size 2"
-    for option in f"{options}|--probabilities".split("|"):
-        done = infer("-", "--stream", *option.split(), model=str(downward().path))
-        assert done.code == 2 and not done.out
-        assert f"takes no {option.split()[0]}; leave it out" in done.err
-
-
 def test_rows_are_streamed_into_a_file(place: Path) -> None:
     rows, x = io.BytesIO(), RNG.random((4, 5, 1), dtype=np.float32)
     np.save(rows, x)
     model = downward()
     stream: dict[str, Any] = {"model": str(model.path), "stdin": rows.getvalue()}
+    for option in ("--json", "--skip-existing", "--threads=2"):
+        done = infer("-", "--stream", option, **stream)
+        assert done.code == 2 and not done.out
+        assert f"takes no {option.partition('=')[0]}; leave it out" in done.err
     Path("y.npy").write_bytes(b"kept")
     done = infer("-", "--stream", "-o", "y.npy", **stream)
     assert done.code == 2 and "or replace it with --force" in done.err
@@ -207,11 +193,10 @@ def test_rows_are_streamed_into_a_file(place: Path) -> None:
 
 
 def test_max_bytes_may_exceed_the_limit_of_pillow(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for suffix in (".tif", ".png", ".webp"):
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-        Image.new("L", (300, 200)).save(f"big{suffix}")
-        assert infer(f"big{suffix}").code == 2
-        assert infer(f"big{suffix}", "--max-bytes", 10**9, "-o", "big.npy", "--force").code == 0
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    Image.new("L", (300, 200)).save("big.png")
+    assert infer("big.png").code == 2
+    assert infer("big.png", "--max-bytes", 10**9, "-o", "big.npy").code == 0
 
 
 def on_a_terminal(*arguments: object) -> str:

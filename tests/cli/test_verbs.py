@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.checkout import ROOT
-from helpers.command import mdlstm, mdlstm_process
+from helpers.command import mdlstm, mdlstm_process, succeed
 
 from mdlstm_tk.export.lowering.lower import FORMS
 from mdlstm_tk.runtime import Session
@@ -31,23 +31,19 @@ def matrix(tmp_path: Path) -> Path:
 
 
 def test_the_main_job_with_bare_verbs(tmp_path: Path, matrix: Path) -> None:
-    done = mdlstm("train", *QUICK, cwd=tmp_path)
-    assert done.code == 0, done.err
+    done = succeed("train", *QUICK, cwd=tmp_path)
     assert done.out == ""
     assert "30/30" in done.err
     assert "next: mdlstm export runs/md-8x8 --size 8x8" in done.err
-    done = mdlstm("export", "--size", "8", "--size", "5x7", cwd=tmp_path)
-    assert done.code == 0, done.err
+    done = succeed("export", "--size", "8", "--size", "5x7", cwd=tmp_path)
     assert "runs/md-8x8/model-5x7.onnx: x (N, 5, 7, 1) → y (N, 5, 7, 1)" in done.err
-    done = mdlstm("infer", "matrix.npy", cwd=tmp_path)
-    assert done.code == 0, done.err
+    done = succeed("infer", "matrix.npy", cwd=tmp_path)
     assert "model-8x8.onnx on cpu (CPUExecutionProvider)" in done.err
     expected = Session(tmp_path / "runs/md-8x8/model-8x8.onnx", "cpu")(np.load(matrix))
     np.testing.assert_array_equal(np.load(tmp_path / "matrix.out.npy"), expected)
     np.save(tmp_path / "other.npy", np.zeros((5, 7)))
     assert "model-5x7.onnx on cpu" in mdlstm("infer", "other.npy", cwd=tmp_path).err
-    done = mdlstm("verify", "runs/md-8x8/model-5x7.onnx", "--against", "runs/md-8x8", cwd=tmp_path)
-    assert done.code == 0, done.err
+    done = succeed("verify", "runs/md-8x8/model-5x7.onnx", "--against", "runs/md-8x8", cwd=tmp_path)
     assert all(name in done.out for name in ("torch, float32", "ONNX Runtime, cpu", "reference evaluator"))
     done = mdlstm("train", *QUICK, "-q", cwd=tmp_path)
     assert (tmp_path / "runs/md-8x8-2/last.safetensors").exists()
@@ -57,17 +53,12 @@ def test_settings_come_from_file_flags_and_set(tmp_path: Path) -> None:
     (tmp_path / "cfg.toml").write_text('task = "digits"\nbatch_size = 2\nhidden = 3\nsteps = 9\n')
     flags = ("--steps", "4", "--schedule", "cosine", "--windows", "2x2,1x2", "--clip", "2")
     arguments = ("-c", "cfg.toml", "--set", "hidden=5", *flags, "--dropout", "0.25", "-o", "a")
-    done = mdlstm("train", *arguments, cwd=tmp_path)
-    assert done.code == 0, done.err
+    succeed("train", *arguments, cwd=tmp_path)
     config = load_checkpoint(tmp_path / "a/last.safetensors").config
     assert (config.task, config.batch_size, config.hidden, config.steps) == ("digits", 2, 5, 4)
     assert (config.schedule, config.windows, config.clip, config.dropout) == ("cosine", "2x2,1x2", 2, 0.25)
-    done = mdlstm("train", "--resume", "a", "--steps", "6", cwd=tmp_path)
-    assert done.code == 0, done.err
+    succeed("train", "--resume", "a", "--steps", "6", cwd=tmp_path)
     assert len(Run(tmp_path / "a").read_metrics()) == 6
-    done = mdlstm("train", "--resume", "a", "--lr", "1", "--steps", "9", cwd=tmp_path)
-    assert done.code == 2
-    assert "lr" in done.err
 
 
 def test_ctrl_c_leaves_a_checkpoint_to_continue_from(tmp_path: Path) -> None:
@@ -88,30 +79,16 @@ def test_ctrl_c_leaves_a_checkpoint_to_continue_from(tmp_path: Path) -> None:
 
 def test_info_and_json(trained: Run, model: Path) -> None:
     about = json.loads(mdlstm("info", model, "--json").out)
-    assert about["grid"] == [8, 8]
-    assert about["model"] == "md"
+    assert (about["grid"], about["model"]) == ([8, 8], "md")
     spec = json.loads(mdlstm("info", trained.folder, "--json").out)
-    assert spec["steps_done"] == 150
-    assert spec["exports"] == ["model-8x8.onnx"]
-    assert (spec["cell"], spec["directions"]) == ("graves", 1)
+    assert (spec["steps_done"], spec["exports"]) == (150, ["model-8x8.onnx"])
     assert "parameters" in mdlstm("info", trained.folder).out
     results = json.loads(mdlstm("verify", model, "--json").out)
     assert all(case["passed"] for cases in results.values() for case in cases.values())
 
 
-def test_verify_fails_with_3_for_a_model_of_another_run(trained: Run, model: Path, tmp_path: Path) -> None:
-    assert mdlstm("train", "--steps", "2", "-o", tmp_path / "other", "--seed", "1").code == 0
-    done = mdlstm("verify", model, "--against", tmp_path / "other")
-    assert done.code == 3
-    error = done.err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
-    assert "ONNX Runtime, cpu" in error
-    assert "FAILED" in done.out
-
-
 def test_compare_on_the_diagonal(tmp_path: Path) -> None:
-    done = mdlstm("compare", "--seeds", "1", "--steps", "20", "--size", "4", "--json", cwd=tmp_path)
-    assert done.code == 0, done.err
+    done = succeed("compare", "--seeds", "1", "--steps", "20", "--size", "4", "--json", cwd=tmp_path)
     assert set(json.loads(done.out)) == {"md", "snake", "horizontal"}
     assert (tmp_path / "runs/compare/relevant.png").exists()
 
@@ -120,37 +97,28 @@ def test_compare_on_the_diagonal(tmp_path: Path) -> None:
 def test_compare_on_a_task_gives_all_networks_as_many_parameters(tmp_path: Path) -> None:
     arguments = ("--task", "digits", "--seeds", "2", "--steps", "2", "--set", "hidden=4")
     rivals = ("--import", ROOT / "benchmarks/rival_networks.py")
-    done = mdlstm("compare", *arguments, *rivals, "--json", cwd=tmp_path)
-    assert done.code == 0, done.err
+    done = succeed("compare", *arguments, *rivals, "--json", cwd=tmp_path)
     results = json.loads(done.out)
     assert list(results) == ["md", "horizontal", "snake", "1-NN", "RBF-SVM"]
     assert all(len(entry["errors"]["error"]) == 2 for entry in results.values())
     assert max(results["1-NN"]["errors"]["error"]) < 0.04
     sizes = [results[model]["parameters"] for model in ("md", "horizontal", "snake")]
     assert max(sizes) < 1.2 * min(sizes)
-    assert len(results["md"]["seconds"]) == 2
     folder = tmp_path / "runs/compare-digits"
-    assert json.loads((folder / "summary.json").read_text()) == results
-    assert all((folder / name).exists() for name in ("loss.png", "snake-1/best.safetensors"))
-    assert (folder / "snake-1/prediction.png").exists()
+    assert all((folder / name).exists() for name in ("loss.png", "snake-1/prediction.png"))
 
 
 def test_a_task_has_its_own_defaults_and_its_run_its_name(tmp_path: Path) -> None:
     arguments = ("--task", "digit-strings", "--hidden", "3", "--steps", "2", "--batch-size", "2")
-    done = mdlstm("train", *arguments, "--set", "evaluate_every=1", cwd=tmp_path)
-    assert done.code == 0, done.err
+    done = succeed("train", *arguments, "--set", "evaluate_every=1", cwd=tmp_path)
     run = Run(tmp_path / "runs/digit-strings-md-12x88")
     config = load_checkpoint(run.last).config
     assert (config.schedule, config.hidden, config.clip) == ("cosine", 3, 1.0)
     assert "character_error" in done.err
-    spec = json.loads(mdlstm("info", run.folder, "--json").out)
-    assert spec["task"] == "digit-strings"
-    assert spec["last_100_string_error"] == 1
 
 
 def test_demo_does_the_whole_job(tmp_path: Path) -> None:
-    done = mdlstm("demo", "--steps", "60", cwd=tmp_path)
-    assert done.code == 0, done.err
+    done = succeed("demo", "--steps", "60", cwd=tmp_path)
     names = {path.name for path in (tmp_path / "runs/demo").iterdir()}
     assert {"model-8x8.onnx", "model-32x32.onnx", "matrix.out.npy", "curves.png", "prediction.png"} <= names
     assert "runs/demo/curves.png" in done.err
@@ -211,8 +179,7 @@ def test_infer_warns_if_the_newest_run_has_no_export(trained: Run, matrix: Path)
     shutil.copytree(trained.folder, runs / "old")
     shutil.copytree(trained.folder, runs / "new", ignore=shutil.ignore_patterns("*.onnx"))
     os.utime(runs / "old/config.toml", (1, 1))
-    done = mdlstm("infer", "matrix.npy", cwd=matrix.parent)
-    assert done.code == 0, done.err
+    done = succeed("infer", "matrix.npy", cwd=matrix.parent)
     (warning,) = [line for line in done.err.splitlines() if line.startswith("warning: ")]
     assert "runs/new" in warning
     assert "runs/old/model-8x8.onnx" in done.err
@@ -220,26 +187,13 @@ def test_infer_warns_if_the_newest_run_has_no_export(trained: Run, matrix: Path)
     assert "warning" not in done.err
 
 
-def test_one_export_serves_every_size(trained: Run, tmp_path: Path) -> None:
-    done = mdlstm("export", trained.folder, "--form", "scan", "--padded", "-o", tmp_path)
-    assert done.code == 0, done.err
+def test_forms_and_types_of_an_export(trained: Run, tmp_path: Path) -> None:
+    done = succeed("export", trained.folder, "--form", "scan", "--padded", "-o", tmp_path)
     assert "model-any.onnx: x (N, H, W, 1) → y (N, H, W, 1), scan" in done.err
-    np.save(tmp_path / "long.npy", np.zeros((1, 9)))
-    done = mdlstm("infer", "long.npy", "-m", ".", cwd=tmp_path)
-    assert done.code == 0, done.err
-    assert np.load(tmp_path / "long.out.npy").shape == (1, 9)
     done = mdlstm("info", "model-any.onnx", cwd=tmp_path)
     assert re.search(r"grid +any", done.out)
     assert re.search(r"inputs +x, sizes", done.out)
-
-
-def test_export_in_half_precision_with_functions_and_padding(trained: Run, tmp_path: Path) -> None:
-    options = ("--size", "6", "--dtype", "float16", "--functions", "--padded", "--json")
-    done = mdlstm("export", trained.folder, *options, "-o", tmp_path / "m.onnx")
-    assert done.code == 0, done.err
-    assert 1e-5 < json.loads(done.out)[0]["max_abs"] < 5e-3
-    assert json.loads(done.out)[0]["nodes"] < 100
-    np.save(tmp_path / "small.npy", np.zeros((4, 5)))
-    done = mdlstm("infer", "small.npy", "-m", "m.onnx", cwd=tmp_path)
-    assert done.code == 0, done.err
-    assert np.load(tmp_path / "small.out.npy").shape == (4, 5)
+    options = ("--size", "6", "--dtype", "float16", "--functions", "--json")
+    done = succeed("export", trained.folder, *options, "-o", tmp_path / "m.onnx")
+    (report,) = json.loads(done.out)
+    assert 1e-5 < report["max_abs"] < 5e-3 and report["nodes"] < 100

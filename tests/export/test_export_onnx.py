@@ -14,18 +14,18 @@ import onnxruntime
 import pytest
 import torch
 from helpers.networks import (
-    Branching,
     Conditioned,
     ConvStem,
     FoldedHeight,
     ManyHeads,
-    Sparse,
-    Spectrogram,
     Tokens,
     TwoGrids,
     UNet,
-    Warped,
     WindowedConv,
+    branching,
+    sparse,
+    spectrogram,
+    warped,
 )
 from torch import Tensor, nn
 
@@ -100,13 +100,13 @@ CASES: dict[
     "folded height": (FoldedHeight, IMAGE, {"grid": (8, None)}, [(1, 8, 20), (1, 8, 3)], ()),
     "heads": (ManyHeads, torch.rand(1, 3, 4, 6), SCAN, [(3, 5, 4)], ()),
     "gru, scan": (Recurrent, None, SCAN, [(4, 9, 1)], ()),
-    "spectrogram": (Spectrogram, torch.rand(1, 6, 9), SCAN, [(4, 5)], ()),
+    "spectrogram": (spectrogram, torch.rand(1, 6, 9), SCAN, [(4, 5)], ()),
     "tokens": (lambda: Tokens(0), torch.randint(7, (1, 4, 5)), SCAN, [(3, 6)], ()),
     "tokens, last axis": (lambda: Tokens(-1), T, {"example_range": (0, 6)}, [(4, 5, 1)], ()),
-    "warped": (Warped, torch.rand(1, 1, 4, 5), {}, [(1, 4, 5)], ("GridSample",)),
-    "warped, scan": (lambda: nn.Sequential(Warped()), None, SCAN, [(1, 6, 3)], ("GridSample",)),
-    "branching": (Branching, torch.randn(1, 4, 5, 1), {}, [(4, 5, 1)], ("If",)),
-    "sparse": (Sparse, torch.randn(2, 4, 5, 1), {}, [(4, 5, 1)], ("NonZero",)),
+    "warped": (warped, torch.rand(1, 1, 4, 5), {}, [(1, 4, 5)], ("GridSample",)),
+    "warped, scan": (lambda: nn.Sequential(warped()), None, SCAN, [(1, 6, 3)], ("GridSample",)),
+    "branching": (branching, torch.randn(1, 4, 5, 1), {}, [(4, 5, 1)], ("If",)),
+    "sparse": (sparse, torch.randn(2, 4, 5, 1), {}, [(4, 5, 1)], ("NonZero",)),
 }
 
 
@@ -299,23 +299,18 @@ def test_parametrized_weights_are_folded_into_constants(tmp_path: Path) -> None:
     assert export_onnx(net, tmp_path / "m.onnx", grid=(3, 3)).max_abs < 1e-6
 
 
-@pytest.mark.parametrize(
-    ("grid", "window", "multiple_of", "channels_last", "text"),
-    [
+def test_a_report_shows_the_extents_of_the_output() -> None:
+    for grid, window, multiple_of, channels_last, text in (
         (None, (2, 1), None, True, "x (N, H, W, 3) → y (N, ⌈H/2⌉, W, 4), scan"),
         (None, (2, 2), (4, 2), False, "x (N, 3, H, W) → y (N, 4, H/2, W/2), scan"),
         ((7, 8), (2, 2), None, False, "x (N, 3, 7, 8) → y (N, 4, 4, 4), scan"),
         ((7, None), (2, 2), None, False, "x (N, 3, 7, W) → y (N, 4, 4, ⌈W/2⌉), scan"),
         (None, None, None, True, "x (N, H, W, 3) → y (N, …, 4), scan"),
-    ],
-)
-def test_a_report_shows_the_extents_of_the_output(
-    grid: Any, window: Any, multiple_of: Any, channels_last: bool, text: str
-) -> None:
-    layout = layout_of(2, channels_last)
-    metadata = Metadata("1", grid, "scan", layout, 3, 4, window=window, multiple_of=multiple_of)
-    report = ExportReport(Path("m.onnx"), metadata, 1, 1, 0.0, 0.0, ("If",))
-    assert text in str(report) and report.as_dict()["needs_trust"] == ("If",)
+    ):
+        layout = layout_of(2, channels_last)
+        metadata = Metadata("1", grid, "scan", layout, 3, 4, window=window, multiple_of=multiple_of)
+        report = ExportReport(Path("m.onnx"), metadata, 1, 1, 0.0, 0.0, ("If",))
+        assert text in str(report) and report.as_dict()["needs_trust"] == ("If",)
 
 
 @pytest.mark.filterwarnings("error")

@@ -11,6 +11,7 @@ from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -52,6 +53,13 @@ def mdlstm(
             main(list(map(str, arguments)))
     assert isinstance(ended.value.code, int)
     return Result(ended.value.code, *map(_text, (out, err)))
+
+
+def succeed(*arguments: object, **options: Any) -> Result:
+    """Call `mdlstm` in this process, which must end with the exit code 0."""
+    done = mdlstm(*arguments, **options)
+    assert done.code == 0, done.err
+    return done
 
 
 def _text(stream: io.TextIOWrapper) -> str:

@@ -1,8 +1,7 @@
-"""Run the code in a page of the documentation; CONTRIBUTING.md says what is done with each kind of block.
+"""Run the code in a page of the documentation; CONTRIBUTING.md lists the kinds of blocks.
 
-Commands run in the current folder, with fewer optimizer steps than a page says, and `mdlstm` in this
-process, so that torch is imported once. Commands that install or build something are not run: what they
-name is looked up. Everything else is refused, so that no command of a page is untested.
+`mdlstm` runs in this process, so that torch is imported once. Commands that install or build something
+are not run: what they name is looked up. Everything else is refused, so that no command is untested.
 """
 
 from __future__ import annotations
@@ -41,21 +40,15 @@ BLOCK = re.compile(
 
 
 class Block(NamedTuple):
-    """A block of a page."""
-
     language: str
     code: str
-    line: int  # of the page, where the code begins
+    line: int  # of the page, on which the code begins
     is_run: bool  # otherwise it is only checked
-    printed: str | None  # by the block, as the text block after it says
+    printed: str | None  # the ```text block that follows, which is what it prints
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """The blocks of a page.
-
-    Raises:
-        ValueError: a block has another language, or a note that is not "check: " and a reason.
-    """
+    """The blocks of a page."""
     text = page.read_text(encoding="utf-8")
     for match in BLOCK.finditer(text):
         line = text.count("\n", 0, match.start()) + 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -119,17 +121,6 @@ class Tokens(nn.Module):
         return self.layer(self.table(x[..., 0].long() if self.has_axis else x))
 
 
-class Spectrogram(nn.Module):
-    """(N, time, frequency) without an axis for channels, which begins with a logarithm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = MDLSTM(1, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer((x + 1e-3).log()[..., None])
-
-
 class TwoGrids(nn.Module):
     """Two images of one size, with one and with three channels."""
 
@@ -141,37 +132,45 @@ class TwoGrids(nn.Module):
         return self.first(x) + self.second(z)
 
 
-class Warped(nn.Module):
+class Function(nn.Module):
+    """A layer, and a function of x or of the output.
+
+    Args:
+        before, after: the functions.
+        **options: of the layer.
+    """
+
+    def __init__(self, before: Any = None, after: Any = None, **options: Any) -> None:
+        super().__init__()
+        self.layer, self.before, self.after = MDLSTM(1, 2, **options), before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x if self.before is None else self.before(x))
+        return y if self.after is None else self.after(y)
+
+
+def spectrogram() -> Function:
+    """(N, time, frequency) without an axis for channels, which begins with a logarithm."""
+    return Function(lambda x: (x + 1e-3).log()[..., None])
+
+
+def warped() -> Function:
     """Channels first: features that are sampled at places which the network computes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = MDLSTM(1, 2, channels_last=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.layer(x)
-        return nn.functional.grid_sample(y, y.movedim(1, -1), align_corners=False)
+    sample = nn.functional.grid_sample
+    return Function(after=lambda y: sample(y, y.movedim(1, -1), align_corners=False), channels_last=False)
 
 
-class Branching(nn.Module):
-    """A branch that the network takes by its input, after the layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = MDLSTM(1, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cond(x.sum() > 0, lambda h: 2 * h, lambda h: h - 1, (self.layer(x),))
+def branching() -> Function:
+    """A branch that the network takes by its features."""
+    return Function(after=lambda y: torch.cond(y.sum() > 0, lambda h: 2 * h, lambda h: h - 1, (y,)))
 
 
-class Sparse(nn.Module):
+def sparse() -> Function:
     """The sum of the positive features of each sample, by way of their indices."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = MDLSTM(1, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.layer(x).flatten(1)
+    def summed(y: Tensor) -> Tensor:
+        y = y.flatten(1)
         index = torch.nonzero(y > 0)
         return y.new_zeros(y.shape[0]).index_add(0, index[:, 0], y[index[:, 0], index[:, 1]])[:, None]
+
+    return Function(after=summed)

@@ -17,9 +17,6 @@ from helpers.requirements import missing
 
 from mdlstm_tk.cli.main import VERBS
 
-sys.path.insert(0, str(ROOT / "docs/_extensions"))
-from docstrings import _shorten_types, convert
-
 PAGES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += ["CONTRIBUTING.md", "README.md"]
 WITHOUT_BLOCKS = ("docs/changelog.md", "docs/contributing.md", "docs/performance.md", "docs/tasks/index.md")
@@ -55,7 +52,6 @@ def test_a_page_has_blocks_of_known_kinds(name: str) -> None:
     [
         ("```python\nx = 1\n```\n\n```python\nprint(x)\n```\n\n```text\n2\n```\n", r"page\.md:6"),
         ("```sh\nmdlstm info nowhere.onnx\n```\n", "nowhere"),
-        ("```sh\nmdlstm train --sise 8\n```\n", "--sise"),
         ("```sh check: trains for hours\nmdlstm train --stepz 9\n```\n", "--stepz"),
         ("```sh\nrm -r runs\n```\n", "no test knows"),
         ("```sh\npip install 'mdlstm-tk[trian]'\n```\n", "trian"),
@@ -89,26 +85,3 @@ def test_every_drawing_is_drawn_by_a_script(tmp_path: Path) -> None:
     drawn = {path.name for path in tmp_path.iterdir()}
     images = {path.name for path in (ROOT / "docs/images").iterdir()}
     assert {name for name in images if name.endswith(".svg")} <= drawn <= images
-
-
-@pytest.mark.parametrize(
-    ("docstring", "converted"),
-    [
-        ("See `x` and (N, *grid, C).", "See ``x`` and (N, \\*grid, C)."),
-        ("`docs/exporting.md` is a guide.", ":doc:`/exporting` is a guide."),
-        ("It is bounded (docs/tasks/index.md).", "It is bounded (:doc:`/tasks/index`)."),
-        ("Args:\n    channels: C. None: any.", "Args:\n    channels: C\\. None: any."),
-        ('Returns:\n    "grid": a list.', 'Returns:\n    : "grid": a list.'),
-        ("Shapes:\n    y (N), if `bias`", "Shapes::\n\n    y (N), if bias"),
-    ],
-)
-def test_a_docstring_becomes_restructuredtext(docstring: str, converted: str) -> None:
-    assert convert(docstring) == converted
-
-
-def test_types_of_attributes_are_short() -> None:
-    array = "numpy.ndarray[tuple[Any, ...], numpy.dtype[numpy.int64]]"
-    lines = [f":vartype x: dict[pathlib.Path, {array}] | None", ":ivar x: a.b.c"]
-    _shorten_types(None, "class", "", None, None, lines)
-    short = "dict[~pathlib.Path, ~numpy.typing.NDArray[~numpy.int64]] | None"
-    assert lines == [f":vartype x: {short}", ":ivar x: a.b.c"]

@@ -32,12 +32,6 @@ RESULTS: dict[str, tuple[dict[str, Any], Callable[[Any], bool]]] = {  # argument
 }
 
 
-def test_every_example_is_tested() -> None:
-    scripts = {path.stem for path in EXAMPLES.glob("*.py")}
-    others = {"own_cell", "render_lines"}  # tests/core/test_own_cells.py, and below
-    assert scripts == {*RESULTS, *others}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RESULTS)
 def test_an_example_does_what_it_says(
