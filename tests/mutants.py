@@ -84,6 +84,8 @@ AREAS = {
         "training/test_train.py",
     ),
 }
+MAX_SECONDS = 3000.0  # for the tests of an area without a mutant
+TIMES_AS_LONG, MORE_SECONDS = 3, 20  # may the tests of a mutant take, which may loop forever
 PRELOADED = ("torch", "numba", "onnx", "onnxruntime", "onnxscript", "hypothesis", "pytest")
 
 
@@ -194,7 +196,6 @@ def main() -> None:
     parser.add_argument("--area", action="append", choices=AREAS, help="all if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--timeout", type=float, default=300, help="seconds for the tests of a mutant")
     options = parser.parse_args()
     folder, areas = options.folder.resolve(), options.area or list(AREAS)
     os.environ["NUMBA_CACHE_DIR"] = str(folder)
@@ -215,15 +216,20 @@ def main() -> None:
         if worker := os.fork():
             workers.append(worker)
             continue
+        seconds = {}
         for area in areas:  # which also compiles the kernels, that are cached by the path of their code
-            if not run_tests(checkout, area, 10 * options.timeout):
+            start = time.monotonic()
+            passed = run_tests(checkout, area, MAX_SECONDS)
+            seconds[area] = time.monotonic() - start
+            if not passed:
                 os.write(2, f"the tests of '{area}' fail without a mutant; see {checkout}.txt\n".encode())
                 os._exit(1)
         for mutant in queue[job :: options.jobs]:
             path, code = checkout / mutant["path"], mutant.pop("code")
             before, times = path.read_text("utf-8"), path.stat()
             path.write_text(code, "utf-8")
-            passed = run_tests(checkout, mutant["area"], options.timeout, mutant["path"])
+            timeout = MORE_SECONDS + TIMES_AS_LONG * seconds[mutant["area"]]
+            passed = run_tests(checkout, mutant["area"], timeout, mutant["path"])
             path.write_text(before, "utf-8")
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # kernels depend on it
             diff = list(unified_diff(before.splitlines(), code.splitlines(), n=1, lineterm=""))[2:]
