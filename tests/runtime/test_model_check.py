@@ -187,6 +187,7 @@ ACCEPTED: dict[str, Model] = {
     "a Split into as many parts as it has outputs": crafted(
         [node("Split", "x", "a b", num_outputs=2, axis=1), node("Concat", "a b", "y", axis=1)]
     ),
+    "eight bytes of another format": b"\x11aaaaaaaa" + crafted().SerializeToString(),
     "four bytes of another format": b"\x12\x0aaaORTM1234" + crafted().SerializeToString(),
 }
 
