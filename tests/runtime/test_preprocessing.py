@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from fractions import Fraction
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +150,23 @@ def test_resizing_is_antialiased_and_follows_scaling() -> None:
     np.testing.assert_array_equal(Preprocessing(1, (8, 12))(pixels)[..., 0], scale(pixels))
 
 
-def test_a_strip_is_not_resized_to_gigabytes() -> None:
+def test_a_free_extent_keeps_the_ratio_and_is_rounded_half_up() -> None:
+    for height, width in ((1, 1), (5, 7), (6, 4), (40, 3), (3, 1000), (11, 22)):
+        for extent in (1, 3, 4, 48):
+            rounded = max(1, floor(Fraction(extent * width, height) + Fraction(1, 2)))
+            assert Preprocessing(1, (extent, None)).resized((height, width)) == (extent, rounded)
+            assert Preprocessing(1, (None, extent)).resized((width, height)) == (rounded, extent)
+
+
+def test_a_strip_is_not_resized_to_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="1x1000000 pixels would be resized to 48x48000000"):
         Preprocessing(1, (48, None))(np.zeros((1, 10**6), np.uint8))
+    pixels, nbytes = np.zeros((2, 3, 2), np.float32), 4 * 5 * 2 * 4
+    monkeypatch.setattr(preprocessing, "MAX_BYTES", nbytes)
+    assert resize(pixels, (4, 5)).shape == (4, 5, 2)
+    monkeypatch.setattr(preprocessing, "MAX_BYTES", nbytes - 1)
+    with pytest.raises(InputError, match=f"takes {nbytes} bytes, more than {nbytes - 1}"):
+        resize(pixels, (4, 5))
 
 
 def test_extents_are_read_without_pixels(tmp_path: Path) -> None:

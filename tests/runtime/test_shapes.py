@@ -84,3 +84,25 @@ def test_integers_that_the_model_cannot_hold_are_refused(value: float) -> None:
     assert shapes.prepare(np.full((2, 2), 2**31 - 1)).samples.max() == 2**31 - 1
     with pytest.raises(InputError, match=r"x holds values from .* takes int32"):
         shapes.prepare(np.full((2, 2), value))
+
+
+@pytest.mark.parametrize("value", [0, 9])
+def test_valid_extents_lie_within_the_grid(value: int) -> None:
+    shapes = Shapes(replace(FIXED, inputs=("x", "sizes"), multiple_of=(1, 2)))
+    batch = shapes.prepare(zeros(2, 8, 8, 1))
+    sizes = np.array([[1, 2], [8, 8]])
+    np.testing.assert_array_equal(shapes.prepare_sizes(sizes, batch), sizes)
+    with pytest.raises(InputError, match=r"must be integers of shape \(N, D\) = \(2, 2\)"):
+        shapes.prepare_sizes(sizes[:1], batch)
+    with pytest.raises(InputError, match=r"multiples of \(1, 2\)"):
+        shapes.prepare_sizes(sizes - [0, 1], batch)
+    sizes[1, 0] = value
+    with pytest.raises(InputError, match="must lie between 1 and the extents of the grid"):
+        shapes.prepare_sizes(sizes, batch)
+
+
+def test_features_are_behind_the_batch_or_last() -> None:
+    for layout, axis in (("N C H W", 1), ("N H W C", -1)):
+        shapes = Shapes(replace(FREE, layout=layout))
+        assert shapes.feature_axis(zeros(2, 3, 5, 6)) == axis
+        assert shapes.feature_axis(zeros(2, 4)) == -1  # an output without a grid
