@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 from mdlstm_tk.runtime.ctc import Transcription
@@ -57,7 +57,7 @@ def train_kraken(
     folder.mkdir(parents=True, exist_ok=True)
     for split, paths in files.items():
         (folder / f"{split}.txt").write_text("".join(f"{path.absolute()}\n" for path in paths), "utf-8")
-    options = f"-d cpu --workers 0 --threads {os.cpu_count()} -s 0"
+    options = f"-d cpu --workers 0 --threads {torch.get_num_threads()} -s 0"
     training_options = "-f xml -t train.txt -e valid.txt -u NFC -o checkpoints -q fixed -N 1000"
     command = [ketos.absolute(), *options.split(), "train", *training_options.split()]
     with (folder / "train.log").open("w") as log:
