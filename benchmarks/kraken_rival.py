@@ -61,7 +61,13 @@ def train_kraken(
     training_options = "-f xml -t train.txt -e valid.txt -u NFC -o checkpoints -q fixed -N 1000"
     command = [ketos.absolute(), *options.split(), "train", *training_options.split()]
     with (folder / "train.log").open("w") as log:
-        training = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+        training = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=take_interrupts,
+        )
         try:
             training.wait(minutes * 60)
         except subprocess.TimeoutExpired:
@@ -84,6 +90,11 @@ def train_kraken(
     with safe_open(model, "np") as weights:
         parameters = sum(weights.get_tensor(key).size for key in weights.keys())  # noqa: SIM118
     return lines, {"parameters": parameters, "bytes": model.stat().st_size}
+
+
+def take_interrupts() -> None:
+    """Let this process be interrupted; a shell has its jobs in the background ignore that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def accuracy(checkpoint: Path) -> float:
