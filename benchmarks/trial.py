@@ -51,6 +51,8 @@ class Trial(NamedTuple):
 
 TRIALS: dict[str, Trial] = {
     **{kind: Trial(kind, tuple(IMAGE_TYPES)) for kind in KINDS},
+    # Integers of 32 bits are not scaled, and a density model takes values in [0, 1].
+    "density": Trial("density", tuple(name for name in IMAGE_TYPES if name != "TIFF 32 bit")),
     "segment, resized": Trial("segment", tuple(IMAGE_TYPES), settings={"resize": "12x20"}),
     "grid, arrays": Trial("grid", tuple(ARRAY_TYPES), samples=8),
     "classify, arrays": Trial("classify", tuple(ARRAY_TYPES), samples=8),
