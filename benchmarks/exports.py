@@ -67,7 +67,7 @@ def exported(shape: Shape, form: str) -> Iterator[tuple[Path, np.ndarray]]:
 
 def ratios(shape: Shape, form: str, seconds: float) -> list[float]:
     """The ratios of a row: optimised, `Session`, and the first run of `Session`."""
-    with exported(shape, form) as (path, x), Session(path, "cpu") as session, torch_threads(1):
+    with exported(shape, form) as (path, x), Session(path, "cpu", threads=1) as session, torch_threads(1):
         plain = ort_session(path)
         steps = {
             "floor": floor(shape, training=False),
@@ -98,7 +98,7 @@ def operator_seconds(shape: Shape, form: str, seconds: float) -> dict[str, float
     the start of the next one. Writing the profile takes equally long for each node, and is subtracted.
     """
     with exported(shape, form) as (path, x), tempfile.TemporaryDirectory() as folder:
-        session = Session(path, "cpu")
+        session = Session(path, "cpu", threads=1)
         times = cpu_times({"session": lambda: session(x)}, seconds, RUNS_PER_TURN)
         unprofiled = np.median(times["session"][:, -1])
         profiled = ort_session(  # as `Session` has it
