@@ -49,13 +49,13 @@ def test_an_array_that_does_not_fit_is_refused(
 
 
 def test_samples_of_different_grids_are_padded_within_the_bound() -> None:
-    parts = [zeros(2, 3, 5, 3) + 1, zeros(1, 4, 2, 3) + 2]
+    parts = [zeros(3, 3, 5, 3) + 1, zeros(1, 4, 2, 3) + 2]
     nbytes = 4 * 5 * 3 * 4  # of one sample
     batch, sizes = Shapes(FREE, max_bytes=nbytes).pad(parts)
-    assert sizes.tolist() == [[3, 5], [3, 5], [4, 2]]
-    expected = zeros(3, 4, 5, 3)
-    expected[:2, :3] = 1
-    expected[2, :, :2] = 2
+    assert sizes.tolist() == [[3, 5], [3, 5], [3, 5], [4, 2]]
+    expected = zeros(4, 4, 5, 3)
+    expected[:3, :3] = 1
+    expected[3, :, :2] = 2
     np.testing.assert_array_equal(batch, expected)
     with pytest.raises(InputError, match=rf"{nbytes} bytes .* {nbytes - 1};"):
         Shapes(FREE, max_bytes=nbytes - 1).pad(parts)
