@@ -87,6 +87,9 @@ COMPLETIONS = {
     "mdlstm train --schedule ": {"constant", "cosine"},
     "mdlstm train --device cu": {"cuda"},
     "mdlstm train --import ": {"mine.py", "runs/"},
+    "mdlstm train --config ": {"mine.toml", "runs/"},
+    "mdlstm train --cell st": {"stable"},
+    "mdlstm train --model sn": {"snake"},
     "mdlstm train --set wa": {"warmup="},
     "mdlstm train --set schedule=co": {"schedule=constant", "schedule=cosine"},
     "mdlstm train --resume ": {"runs/one", "runs/two"},
@@ -95,6 +98,8 @@ COMPLETIONS = {
     "mdlstm info runs/one": {"runs/one", "runs/one/model-8x8.onnx", "runs/one/"},
     "mdlstm infer ": {"x.npy", "runs/"},
     "mdlstm infer x.npy -m runs/one/": {"runs/one/model-8x8.onnx"},
+    "mdlstm infer x.npy --format np": {"npy", "npz"},
+    "mdlstm infer x.npy --engine r": {"ray"},
 }
 
 
@@ -104,7 +109,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("runs/one/best.safetensors", "runs/two/last.safetensors", "runs/one/model-8x8.onnx"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    for name in ("here.onnx", "x.npy", "mine.py", "notes.txt", ".hidden.npy"):
+    for name in ("here.onnx", "x.npy", "mine.py", "mine.toml", "notes.txt", ".hidden.npy"):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
