@@ -18,7 +18,7 @@ from __future__ import annotations
 import os.path
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,18 +30,24 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES, PAGE_SUFFIX
 from mdlstm_tk.runtime.io.markup import Document, Element, escaped, quoted, root_tag
 from mdlstm_tk.runtime.io.npy import Array, open_output
-from mdlstm_tk.runtime.preprocessing import SIDEWAYS, read_extents
+from mdlstm_tk.runtime.page_geometry import (
+    BOX,
+    Frame,
+    in_reading_order,
+    line_spacing,
+    read_baseline,
+    read_corners,
+    read_number,
+    read_polygon,
+    typical_extents,
+)
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.ctc import Transcription
 
 ALTO, PAGE = "alto", "PcGts"
-BOX = ("HPOS", "VPOS", "WIDTH", "HEIGHT")
 SUBFOLDERS = ("page", "alto")  # where Transkribus puts the XML; images lie in the folder above
-MAX_POINTS = 4096  # of an outline; the others of a longer one are left out evenly
-MAX_STRETCH = 0.03  # by which the shape of the image may differ from that in the file
 BEFORE_TEXT = ("AlternativeImage", "Coords", "Baseline", "Word", "Glyph")  # in the schema of PAGE
-NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -120,11 +126,11 @@ def read_page(path: str | Path) -> Page:
     else:
         image = _find_image(path, sheet.attributes.get("imageFilename", ""))
         keys = ("imageWidth", "imageHeight")
-    width, height = (_number(sheet.attributes.get(key)) or 0.0 for key in keys)
-    frame = _Frame.of(path, image, (width, height))
-    spacing = _spacing(elements)
+    width, height = (read_number(sheet.attributes.get(key)) or 0.0 for key in keys)
+    frame = Frame.of(path, image, (width, height))
+    spacing = line_spacing(elements)
     lines = [_line(name, element, frame, spacing) for name, element in elements.items()]
-    extents = _typical_extents(lines)
+    extents = typical_extents((line.baseline, line.polygon) for line in lines)
     lines = [replace(line, extents=extents) for line in lines]
     return Page(path, image, int(frame.extents[0]), int(frame.extents[1]), tuple(lines))
 
@@ -190,52 +196,11 @@ def _find_image(path: Path, name: str) -> Path:
     raise InputError(f"{path} has no image; expected {hint}{path.stem}.jpg or .png beside it")
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """How coordinates of a file become pixels of the upright image.
-
-    Attributes:
-        extents: width and height of the image.
-        scale: of x and y.
-        orientation: EXIF orientation of the image if the file counts pixels as stored; 1 if upright.
-    """
-
-    extents: Array
-    scale: Array
-    orientation: int
-
-    @classmethod
-    def of(cls, path: Path, image: Path, size: tuple[float, float]) -> _Frame:
-        """The frame of a file that gives `size`, width and height, to the image; 0 if it gives none."""
-        height, width, orientation = read_extents(image)
-        stored = np.array([width, height], float)
-        upright = stored[::-1] if orientation in SIDEWAYS else stored
-        if min(size) < 1:
-            return cls(upright, np.ones(2), 1)
-        for extents, turn in ((upright, 1), (stored, orientation)):
-            stretch = size[0] * float(extents[1]) / (size[1] * float(extents[0]))
-            if abs(stretch - 1) <= MAX_STRETCH + 2 / min(*size, *extents.tolist()):
-                return cls(upright, extents / size, turn)
-        raise InputError(
-            f"{path} is for an image of {size[0]:g}x{size[1]:g} pixels, but {image.name} has "
-            f"{upright[0]:g}x{upright[1]:g}, which is another shape; put the right image beside it"
-        )
-
-    def __call__(self, points: Array) -> Array:
-        """Points (K, 2) in pixels of the upright image, inside it."""
-        points = points * self.scale
-        if self.orientation in SIDEWAYS:
-            points = points[:, ::-1]
-            flips = self.orientation in (6, 7), self.orientation in (7, 8)
-            points = np.where(flips, self.extents - points, points)
-        return np.clip(points, 0, self.extents)
-
-
-def _line(name: str, element: Element, frame: _Frame, spacing: float) -> PageLine:
-    polygon, baseline = _polygon(element), _baseline(element)
+def _line(name: str, element: Element, frame: Frame, spacing: float) -> PageLine:
+    polygon, baseline = read_polygon(element), read_baseline(element)
     corners = polygon
     if corners is None:
-        corners = _corners(element)
+        corners = read_corners(element)
     if corners is None and baseline is not None:
         corners = np.concatenate([baseline - spacing, baseline + spacing / 2])
     pixels = frame(np.zeros((1, 2)) if corners is None else corners)
@@ -244,88 +209,10 @@ def _line(name: str, element: Element, frame: _Frame, spacing: float) -> PageLin
     return PageLine(
         name,
         _text(element) or None,
-        None if baseline is None else _in_reading_order(frame(baseline), pixels),
+        None if baseline is None else in_reading_order(frame(baseline), pixels),
         None if polygon is None else frame(polygon),
         (left, top, right, bottom),
     )
-
-
-def _in_reading_order(baseline: Array, corners: Array) -> Array:
-    """The points (K, 2) of a baseline, the first one where reading begins.
-
-    Letters stand above their baseline. Where they do so on the page, right to left is only the order in
-    which the baseline was drawn, as right-to-left texts have it; else the line is upside down.
-    """
-    run = baseline[-1] - baseline[0]
-    is_leftwards = run[0] < -abs(run[1])
-    middle = (corners[:, 1].min() + corners[:, 1].max()) / 2
-    return baseline[::-1] if is_leftwards and middle < baseline[:, 1].mean() else baseline
-
-
-def _typical_extents(lines: Sequence[PageLine]) -> tuple[float, float] | None:
-    """The medians of the pixels that outlines reach above and below their baselines."""
-    extents = []
-    for line in lines:
-        if line.baseline is None or line.polygon is None:
-            continue
-        run = line.baseline[-1] - line.baseline[0]
-        length = np.hypot(*run)
-        if length > 0:
-            level = np.array([run, (-run[1], run[0])]).T / length  # turns the line level
-            (x, y), (columns, rows) = (line.baseline @ level).T, (line.polygon @ level).T
-            order = np.argsort(x)
-            distances = rows - np.interp(columns, x[order], y[order])
-            if np.ptp(distances) > 0:
-                extents.append((-distances.min(), distances.max()))
-    return tuple(np.median(extents, axis=0).tolist()) if extents else None
-
-
-def _number(text: str | None) -> float | None:
-    match = NUMBER.search(text or "")
-    return float(match[0]) if match else None
-
-
-def _points(text: str | None, least: int) -> Array | None:
-    """The points (K, 2) of "x,y x,y" or "x y x y"; None if there are fewer than `least` different ones."""
-    numbers = [float(number) for number in NUMBER.findall(text or "")]
-    points = np.clip(np.array(numbers[: len(numbers) // 2 * 2]).reshape(-1, 2), -1e6, 1e6)
-    points = points[:: len(points) // MAX_POINTS + 1]
-    return points if len(np.unique(points, axis=0)) >= least else None
-
-
-def _polygon(element: Element) -> Array | None:
-    alto, page = element.first("Shape", "Polygon"), element.first("Coords")
-    outline = alto.attributes.get("POINTS") if alto else page.attributes.get("points") if page else None
-    return _points(outline, 3)
-
-
-def _corners(element: Element) -> Array | None:
-    """Two corners of the box of an ALTO line."""
-    numbers = [_number(element.attributes.get(key)) for key in BOX]
-    if None in numbers:
-        return None
-    left, top, width, height = (number or 0.0 for number in numbers)
-    return np.array([[left, top], [left + width, top + height]])
-
-
-def _baseline(element: Element) -> Array | None:
-    page = element.first("Baseline")
-    text = page.attributes.get("points") if page else element.attributes.get("BASELINE")
-    box = _corners(element)
-    if text and box is not None and len(NUMBER.findall(text)) == 1:  # ALTO before 4: the y of a level line
-        text = f"{box[0, 0]} {text} {box[1, 0]} {text}"
-    return _points(text, 2)
-
-
-def _spacing(elements: Mapping[str, Element]) -> float:
-    """Roughly the distance between lines, for lines that have only a baseline: the median distance of the
-    middle of each baseline from the nearest other one."""
-    baselines = [baseline for line in elements.values() if (baseline := _baseline(line)) is not None]
-    if len(baselines) < 2:
-        return float(np.ptp(baselines[0], axis=0).max()) / 20 if baselines else 0.0
-    middles = np.array([(baseline[0] + baseline[-1]) / 2 for baseline in baselines])
-    nearest = [np.partition(np.hypot(*(middles - middle).T), 1)[1] for middle in middles]
-    return float(np.median(nearest))
 
 
 def _text(element: Element) -> str:
@@ -346,7 +233,7 @@ def _text(element: Element) -> str:
 def _main_equiv(element: Element) -> Element | None:
     """The TextEquiv with the lowest index; one without comes first."""
     equivs = element.all("TextEquiv")
-    return min(equivs, key=lambda equiv: _number(equiv.attributes.get("index")) or 0, default=None)
+    return min(equivs, key=lambda equiv: read_number(equiv.attributes.get("index")) or 0, default=None)
 
 
 def _words(transcription: Transcription) -> list[tuple[str, str]]:

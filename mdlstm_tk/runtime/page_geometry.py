@@ -1,0 +1,142 @@
+"""Positions of text lines in ALTO and PAGE XML: outlines, baselines and boxes, in pixels of the image."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.io.markup import Element
+from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.preprocessing import SIDEWAYS, read_extents
+
+MAX_POINTS = 4096  # of an outline; the others of a longer one are left out evenly
+MAX_STRETCH = 0.03  # by which the shape of the image may differ from that in the file
+NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+BOX = ("HPOS", "VPOS", "WIDTH", "HEIGHT")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How coordinates of a file become pixels of the upright image.
+
+    Attributes:
+        extents: width and height of the image.
+        scale: of x and y.
+        orientation: EXIF orientation of the image if the file counts pixels as stored; 1 if upright.
+    """
+
+    extents: Array
+    scale: Array
+    orientation: int
+
+    @classmethod
+    def of(cls, path: Path, image: Path, size: tuple[float, float]) -> Frame:
+        """The frame of a file that gives `size`, width and height, to the image; 0 if it gives none."""
+        height, width, orientation = read_extents(image)
+        stored = np.array([width, height], float)
+        upright = stored[::-1] if orientation in SIDEWAYS else stored
+        if min(size) < 1:
+            return cls(upright, np.ones(2), 1)
+        for extents, turn in ((upright, 1), (stored, orientation)):
+            stretch = size[0] * float(extents[1]) / (size[1] * float(extents[0]))
+            if abs(stretch - 1) <= MAX_STRETCH + 2 / min(*size, *extents.tolist()):
+                return cls(upright, extents / size, turn)
+        raise InputError(
+            f"{path} is for an image of {size[0]:g}x{size[1]:g} pixels, but {image.name} has "
+            f"{upright[0]:g}x{upright[1]:g}, which is another shape; put the right image beside it"
+        )
+
+    def __call__(self, points: Array) -> Array:
+        """Points (K, 2) in pixels of the upright image, inside it."""
+        points = points * self.scale
+        if self.orientation in SIDEWAYS:
+            points = points[:, ::-1]
+            flips = self.orientation in (6, 7), self.orientation in (7, 8)
+            points = np.where(flips, self.extents - points, points)
+        return np.clip(points, 0, self.extents)
+
+
+def read_number(text: str | None) -> float | None:
+    """The first number in a text, None if it has none."""
+    match = NUMBER.search(text or "")
+    return float(match[0]) if match else None
+
+
+def _points(text: str | None, least: int) -> Array | None:
+    """The points (K, 2) of "x,y x,y" or "x y x y"; None if there are fewer than `least` different ones."""
+    numbers = [float(number) for number in NUMBER.findall(text or "")]
+    points = np.clip(np.array(numbers[: len(numbers) // 2 * 2]).reshape(-1, 2), -1e6, 1e6)
+    points = points[:: len(points) // MAX_POINTS + 1]
+    return points if len(np.unique(points, axis=0)) >= least else None
+
+
+def read_polygon(element: Element) -> Array | None:
+    """The outline of a line (K, 2)."""
+    alto, page = element.first("Shape", "Polygon"), element.first("Coords")
+    outline = alto.attributes.get("POINTS") if alto else page.attributes.get("points") if page else None
+    return _points(outline, 3)
+
+
+def read_corners(element: Element) -> Array | None:
+    """Two corners of the box of an ALTO line."""
+    numbers = [read_number(element.attributes.get(key)) for key in BOX]
+    if None in numbers:
+        return None
+    left, top, width, height = (number or 0.0 for number in numbers)
+    return np.array([[left, top], [left + width, top + height]])
+
+
+def read_baseline(element: Element) -> Array | None:
+    """The baseline of a line (K, 2), as the file has it."""
+    page = element.first("Baseline")
+    text = page.attributes.get("points") if page else element.attributes.get("BASELINE")
+    box = read_corners(element)
+    if text and box is not None and len(NUMBER.findall(text)) == 1:  # ALTO before 4: the y of a level line
+        text = f"{box[0, 0]} {text} {box[1, 0]} {text}"
+    return _points(text, 2)
+
+
+def line_spacing(elements: Mapping[str, Element]) -> float:
+    """Roughly the distance between lines, for lines that have only a baseline: the median distance of the
+    middle of each baseline from the nearest other one."""
+    baselines = [baseline for line in elements.values() if (baseline := read_baseline(line)) is not None]
+    if len(baselines) < 2:
+        return float(np.ptp(baselines[0], axis=0).max()) / 20 if baselines else 0.0
+    middles = np.array([(baseline[0] + baseline[-1]) / 2 for baseline in baselines])
+    nearest = [np.partition(np.hypot(*(middles - middle).T), 1)[1] for middle in middles]
+    return float(np.median(nearest))
+
+
+def in_reading_order(baseline: Array, corners: Array) -> Array:
+    """The points (K, 2) of a baseline, the first one where reading begins.
+
+    Letters stand above their baseline. Where they do so on the page, right to left is only the order in
+    which the baseline was drawn, as right-to-left texts have it; else the line is upside down.
+    """
+    run = baseline[-1] - baseline[0]
+    is_leftwards = run[0] < -abs(run[1])
+    middle = (corners[:, 1].min() + corners[:, 1].max()) / 2
+    return baseline[::-1] if is_leftwards and middle < baseline[:, 1].mean() else baseline
+
+
+def typical_extents(lines: Iterable[tuple[Array | None, Array | None]]) -> tuple[float, float] | None:
+    """The medians of the pixels that outlines reach above and below their baselines."""
+    extents = []
+    for baseline, polygon in lines:
+        if baseline is None or polygon is None:
+            continue
+        run = baseline[-1] - baseline[0]
+        length = np.hypot(*run)
+        if length > 0:
+            level = np.array([run, (-run[1], run[0])]).T / length  # turns the line level
+            (x, y), (columns, rows) = (baseline @ level).T, (polygon @ level).T
+            order = np.argsort(x)
+            distances = rows - np.interp(columns, x[order], y[order])
+            if np.ptp(distances) > 0:
+                extents.append((-distances.min(), distances.max()))
+    return tuple(np.median(extents, axis=0).tolist()) if extents else None
