@@ -62,7 +62,8 @@ AREAS = {
     ),
     "cpu": Area(
         f"{BACKENDS}/cpu/*.py",
-        f"{SWEEPS} core/test_threads.py core/test_kernel_cache.py core/test_layer_module.py",
+        f"{SWEEPS} core/test_own_cells.py core/test_threads.py core/test_kernel_cache.py "
+        "core/test_layer_module.py",
         "not torch",
     ),
     "tiling": Area("mdlstm_tk/tiling/*.py", "core/test_tiling.py core/test_random_cases.py", "not torch"),

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -15,9 +15,9 @@ import pytest
 import torch
 from helpers.parity import Case
 
-from mdlstm_tk.backends.cpu import plan, tiles
+from mdlstm_tk.backends.cpu import plan, sweep, tiles
 from mdlstm_tk.backends.cpu import threads as threads_module
-from mdlstm_tk.backends.cpu.threads import Task, run_chains
+from mdlstm_tk.backends.cpu.threads import Chains, Run, Task, run_chains
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
 
@@ -58,6 +58,39 @@ def test_threads_agree_with_the_reference_and_with_themselves(case: Case, thread
     assert case.sizes or {len(entry.jobs.chains) for entry in plan.plans.values()} == {threads}
     one, other = (case.run("fused", torch.float64) for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+BANDS = [
+    replace(PLAIN, grid=(23, 6), batch=1, directions=((1, 1),)),
+    replace(PLAIN, grid=(23, 6), batch=1, directions=((-1, 1),)),
+    Case("stable", (9, 4, 3), directions=((1, -1, 1),), states=True),
+]
+
+
+@pytest.mark.parametrize("first", range(3))
+@pytest.mark.parametrize("case", BANDS, ids=str)
+def test_a_task_waits_for_all_that_it_reads(
+    case: Case, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread runs each task as early as it may begin, those of one chain before all others."""
+
+    def run_early(run: Run, chains: Chains, order: Sequence[int], keep: object) -> None:
+        done = [0] * len(chains)
+        for _ in order:
+            waiting = {
+                chain: tasks[done[chain]] for chain, tasks in enumerate(chains) if tasks[done[chain] :]
+            }
+            ready = [
+                chain for chain, task in waiting.items() if done[task.awaited_chain] >= task.awaited_count
+            ]
+            chain = min(ready, key=lambda chain: (chain - first) % len(chains))
+            run(waiting[chain].job)
+            done[chain] += 1
+
+    monkeypatch.setattr(sweep, "run_chains", run_early)
+    torch.set_num_threads(3)
+    case.check("fused")
+    assert {len(entry.jobs.chains) for entry in plan.plans.values()} == {3}
 
 
 @pytest.mark.parametrize("grid", [(40,), (40, 1), (40, 1, 1)], ids=str)
