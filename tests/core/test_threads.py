@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -166,6 +168,29 @@ def test_an_interrupt_leaves_the_threads_free(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(KeyboardInterrupt):
         run_chains(interrupted, [[Task(0, 0, 0)], [Task(1, 1, 0), Task(2, 0, 1)]], [0, 1, 2], None)
     run_chains(lambda _: both.wait(), [[Task(0, 0, 0)], [Task(1, 1, 0)]], [0, 1], None)  # needs two threads
+
+
+@pytest.mark.parametrize(
+    ("wall", "cpu", "is_interrupted"), [(9.0, 8.0, False), (13.4, 8, False), (13.6, 8, True)]
+)
+def test_a_thread_that_waited_for_a_cpu_rests(
+    wall: float, cpu: float, is_interrupted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task may take half as long again as its own time, and 1.5 ms; two may take longer."""
+    clocks = {"perf_counter": 100.0, "thread_time": 50.0}
+    monkeypatch.setattr(threads_module, "INTERRUPTED", 1.5)
+    monkeypatch.setattr(
+        threads_module, "time", SimpleNamespace(**{k: partial(clocks.get, k) for k in clocks})
+    )
+
+    def run(job: int) -> None:
+        clocks["perf_counter"] += wall
+        clocks["thread_time"] += cpu
+
+    shared = threads_module._Shared(run, [], None)
+    left = [shared._was_interrupted(Task(0, 0, 0)) for _ in range(3)]
+    assert left == [False, False, is_interrupted]
+    assert (threads_module._pool.resume > clocks["perf_counter"]) == is_interrupted
 
 
 def test_threads_can_be_switched_off() -> None:
