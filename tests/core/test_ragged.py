@@ -175,8 +175,11 @@ def test_final_states_of_sizes_that_a_captured_graph_gets(backend: str) -> None:
     layer, x = make_layer((3, 4), directions="all"), torch.randn(2, 3, 4, 2, dtype=torch.float64)
     weights = layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_l0
     initial, results = torch.randn(2, 7, 4, 2, 5, dtype=torch.float64), []
-    for sizes in (torch.tensor([[9, -3], [99, 2]]), torch.tensor([[3, 0], [3, 2]])):
-        inputs = SweepInputs(x, *weights, None, None, None, initial, sizes, layer._signs, "graves")  # type: ignore[arg-type]
+    for sizes in ([[9, -3], [99, 2]], [[3, 0], [3, 2]], [[0, 0], [0, 4]]):
+        inputs = SweepInputs(  # type: ignore[arg-type]
+            x, *weights, None, None, None, initial, torch.tensor(sizes), layer._signs, "graves"
+        )
         results.append(torch.ops.mdlstm.wavefront(*inputs, True, False, backend)[:2])
-    torch.testing.assert_close(*results, rtol=0, atol=0)
+    torch.testing.assert_close(*results[:2], rtol=0, atol=0)
     assert not results[0][1][0].any() and results[0][1][1].any()
+    assert not any(result.any() for result in results[2])
