@@ -188,7 +188,7 @@ def _find_image(path: Path, name: str) -> Path:
     """The image of a page; only the last part of the name counts, which may be a path or an address."""
     name = re.split(r"[/\\]", name.strip())[-1]
     folders = [path.parent, *([path.parent.parent] if path.parent.name in SUBFOLDERS else [])]
-    names = [name, *(f"{path.stem}{suffix}" for suffix in IMAGE_SUFFIXES)]
+    names = [name, *(path.stem + form for suffix in IMAGE_SUFFIXES for form in (suffix, suffix.upper()))]
     for candidate in (folder / name for folder in folders for name in names if name):
         if candidate.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(candidate):
             return candidate
@@ -219,7 +219,7 @@ def _text(element: Element) -> str:
     """The text of a line of either format, or of a PAGE word; "" if there is none."""
     strings = element.all("String")
     if strings:
-        text = " ".join(string.attributes.get("CONTENT", "").strip() for string in strings).strip()
+        text = " ".join(filter(None, (string.attributes.get("CONTENT", "").strip() for string in strings)))
         text += "".join(hyphen.attributes.get("CONTENT", "") for hyphen in element.all("HYP"))
     else:
         equiv = _main_equiv(element)
@@ -280,12 +280,11 @@ def _write_text(document: Document, line: Element, transcription: Transcription)
     words, texts = line.all("Word"), _words(transcription)
     is_paired = len(words) == len(texts)
     for k, word in enumerate(words):
-        text, confidence = texts[k] if is_paired else ("", "")
         if is_paired:
-            _write_equiv(document, word, _main_equiv(word), text, confidence)
+            _write_equiv(document, word, _main_equiv(word), *texts[k])
         else:
             _remove_all(document, word.all("TextEquiv"))
-        if text != _text(word):
+        if _text(word) != (texts[k][0] if is_paired else ""):
             _remove_all(document, word.all("Glyph"))
 
 

@@ -331,3 +331,21 @@ def test_the_confidence_of_a_word_is_that_of_its_characters(tmp_path: Path) -> N
     before = read(tmp_path, alto(f"<TextLine>{string('x')}</TextLine>"))
     write_page(before, {"1": both}, tmp_path / "b.xml")
     assert re.findall(r'WC="(.*?)"', (tmp_path / "b.xml").read_text()) == ["0.6250"]
+
+
+def test_an_empty_string_adds_no_blank(tmp_path: Path) -> None:
+    (line,) = read(tmp_path, alto(f"<TextLine>{string('un', '', 'deux')}</TextLine>")).lines
+    assert line.text == "un deux"
+
+
+def test_a_box_that_no_number_holds_is_clipped(tmp_path: Path) -> None:
+    place = 'HPOS="-1e999" VPOS="20" WIDTH="1e999" HEIGHT="30"'
+    (line,) = read(tmp_path, alto(f"<TextLine {place}/>")).lines
+    assert line.box == (0, 20, 0, 50)
+
+
+def test_the_suffix_of_an_image_may_be_in_capitals(tmp_path: Path) -> None:
+    write_noise(tmp_path / "b.png")
+    (tmp_path / "b.png").rename(tmp_path / "b.PNG")
+    (tmp_path / "b.xml").write_text(alto("", image=""))
+    assert read_page(tmp_path / "b.xml").image.samefile(tmp_path / "b.PNG")
