@@ -236,3 +236,16 @@ def test_a_page_needs_no_checkpoint_in_the_run_folder(tmp_path: Path) -> None:
     run = Run(tmp_path)  # of an exported file weights.safetensors, say
     assert page_examples(run, metadata, on_message=messages.append) == []
     assert messages[0].startswith("no examples: there is no checkpoint")
+
+
+def test_several_vectors_are_shown_as_a_row(open_page: Callable[..., Tab], tmp_path: Path) -> None:
+    fields = {"window": None, "kind": "transcribe", "classes": ("a", "b")}
+    model = onnx.load(craft(tmp_path / "m.onnx", GRID, **fields))  # a vector for each column
+    for entry in model.metadata_props:
+        if entry.key in ("mdlstm.kind", "mdlstm.classes"):
+            entry.value = "null"
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    tab = open_page(tmp_path / "m.onnx")
+    give(tab, tmp_path / "x.npy", x := matrix(10, (*GRID, 3)))
+    tab.page.locator("#prediction select").select_option(index=1)
+    check_prediction(tab, 2 * x.mean(0)[None, :, 1])
