@@ -249,3 +249,8 @@ def test_several_vectors_are_shown_as_a_row(open_page: Callable[..., Tab], tmp_p
     give(tab, tmp_path / "x.npy", x := matrix(10, (*GRID, 3)))
     tab.page.locator("#prediction select").select_option(index=1)
     check_prediction(tab, 2 * x.mean(0)[None, :, 1])
+
+
+def test_examples_of_a_model_with_one_free_extent(trained: Run) -> None:
+    examples = page_examples(trained, Metadata("0", (5, None), "scan", "N H W C", 1, 1))
+    assert [example.x.shape for example in examples] == [(5, 8, 1)] * 6
