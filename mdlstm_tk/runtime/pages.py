@@ -20,6 +20,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -239,9 +240,10 @@ def _main_equiv(element: Element) -> Element | None:
 def _words(transcription: Transcription) -> list[tuple[str, str]]:
     """The words of a text, each with the mean confidence of its characters."""
     words = []
-    for match in re.finditer(r"\S+", transcription.text):
-        characters = transcription.characters[slice(*match.span())]
-        words.append((match[0], f"{np.mean([character.confidence for character in characters]):.4f}"))
+    for is_blank, group in groupby(transcription.characters, lambda c: c.character.isspace()):
+        if not is_blank:
+            texts, _, _, confidences = zip(*group, strict=True)
+            words.append(("".join(texts), f"{np.mean(confidences):.4f}"))
     return words
 
 

@@ -11,6 +11,7 @@ from helpers.pages import HEIGHT, WIDTH, alto, page, transcription, write_noise
 from PIL import Image
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime import Character, Transcription
 from mdlstm_tk.runtime.pages import Page, is_page, read_page, write_page
 from mdlstm_tk.runtime.preprocessing import decode_image
 
@@ -349,3 +350,11 @@ def test_the_suffix_of_an_image_may_be_in_capitals(tmp_path: Path) -> None:
     (tmp_path / "b.png").rename(tmp_path / "b.PNG")
     (tmp_path / "b.xml").write_text(alto("", image=""))
     assert read_page(tmp_path / "b.xml").image.samefile(tmp_path / "b.PNG")
+
+
+def test_a_word_may_hold_characters_of_two_letters(tmp_path: Path) -> None:
+    letters = (("ch", 0.5), (" ", 1.0), ("a", 0.25))
+    characters = tuple(Character(text, 0, 1, confidence) for text, confidence in letters)
+    before = read(tmp_path, alto(f"<TextLine>{string('x', 'y')}</TextLine>"))
+    write_page(before, {"1": Transcription("ch a", 0.5, characters)}, tmp_path / "b.xml")
+    assert re.findall(r'WC="(.*?)"', (tmp_path / "b.xml").read_text()) == ["0.5000", "0.2500"]
