@@ -255,6 +255,7 @@ def _write_alto(document: Document, line: Element, transcription: Transcription)
         values = {"CONTENT": text, "WC": confidence, **box}
         markup = "".join(f" {key}={quoted(value)}" for key, value in values.items() if value is not None)
         document.insert(line, line.first("Shape"), f"<{line.prefix}String{markup}/>")
+        _remove_all(document, hyphens)
     elif len(strings) == 1 and not hyphens:
         _write_string(document, strings[0], text, confidence, {})
     elif len(strings) == len(words) and not hyphens:

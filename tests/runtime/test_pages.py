@@ -358,3 +358,9 @@ def test_a_word_may_hold_characters_of_two_letters(tmp_path: Path) -> None:
     before = read(tmp_path, alto(f"<TextLine>{string('x', 'y')}</TextLine>"))
     write_page(before, {"1": Transcription("ch a", 0.5, characters)}, tmp_path / "b.xml")
     assert re.findall(r'WC="(.*?)"', (tmp_path / "b.xml").read_text()) == ["0.5000", "0.2500"]
+
+
+def test_a_hyphen_that_stands_alone_goes_with_the_former_text(tmp_path: Path) -> None:
+    before = read(tmp_path, alto('<TextLine><HYP CONTENT="-"/></TextLine>'))
+    write_page(before, {"1": transcription("a")}, tmp_path / "a.xml")
+    assert [line.text for line in read_page(tmp_path / "a.xml").lines] == ["a"]
