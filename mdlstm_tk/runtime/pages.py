@@ -121,12 +121,11 @@ def read_page(path: str | Path) -> Page:
                 f"{path} gives coordinates in {printable(unit[:40])}, expected pixels; export it with "
                 "MeasurementUnit pixel"
             )
-        name = root.first("Description", "sourceImageInformation", "fileName")
-        image = _find_image(path, name.text if name else "")
-        keys = ("WIDTH", "HEIGHT")
+        file_name = root.first("Description", "sourceImageInformation", "fileName")
+        name, keys = file_name.text if file_name else "", ("WIDTH", "HEIGHT")
     else:
-        image = _find_image(path, sheet.attributes.get("imageFilename", ""))
-        keys = ("imageWidth", "imageHeight")
+        name, keys = sheet.attributes.get("imageFilename", ""), ("imageWidth", "imageHeight")
+    image = _find_image(path, name)
     width, height = (read_number(sheet.attributes.get(key)) or 0.0 for key in keys)
     frame = Frame.of(path, image, (width, height))
     spacing = line_spacing(elements)
