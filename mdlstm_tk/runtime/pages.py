@@ -222,12 +222,15 @@ def _text(element: Element) -> str:
         text = " ".join(filter(None, (string.attributes.get("CONTENT", "").strip() for string in strings)))
         text += "".join(hyphen.attributes.get("CONTENT", "") for hyphen in element.all("HYP"))
     else:
-        equiv = _main_equiv(element)
-        unicode = equiv.first("Unicode") if equiv else None
-        text = unicode.text if unicode else ""
-        if not text.strip():
-            text = " ".join(filter(None, map(_text, element.all("Word"))))
+        text = _unicode(element) or " ".join(filter(None, map(_unicode, element.all("Word"))))
     return unicodedata.normalize("NFC", re.sub(r"\s*[\t\r\n]\s*", " ", text).strip())
+
+
+def _unicode(element: Element) -> str:
+    """The text of the main TextEquiv of a PAGE element; "" if there is none."""
+    equiv = _main_equiv(element)
+    unicode = equiv.first("Unicode") if equiv else None
+    return unicode.text.strip() if unicode else ""
 
 
 def _main_equiv(element: Element) -> Element | None:

@@ -364,3 +364,8 @@ def test_a_hyphen_that_stands_alone_goes_with_the_former_text(tmp_path: Path) ->
     before = read(tmp_path, alto('<TextLine><HYP CONTENT="-"/></TextLine>'))
     write_page(before, {"1": transcription("a")}, tmp_path / "a.xml")
     assert [line.text for line in read_page(tmp_path / "a.xml").lines] == ["a"]
+
+
+def test_words_inside_of_words_are_not_followed(tmp_path: Path) -> None:
+    (line,) = read(tmp_path, page(f"<TextLine>{'<Word>' * 5000}{'</Word>' * 5000}</TextLine>")).lines
+    assert line.text is None
