@@ -254,3 +254,9 @@ def test_several_vectors_are_shown_as_a_row(open_page: Callable[..., Tab], tmp_p
 def test_examples_of_a_model_with_one_free_extent(trained: Run) -> None:
     examples = page_examples(trained, Metadata("0", (5, None), "scan", "N H W C", 1, 1))
     assert [example.x.shape for example in examples] == [(5, 8, 1)] * 6
+
+
+def test_a_mask_of_values_that_float32_does_not_hold(open_page: Callable[..., Tab], tmp_path: Path) -> None:
+    tab = open_page(craft(tmp_path / "m.onnx", GRID, kind="segment", mask_values=(0, 7, 2**24 + 1)))
+    give(tab, tmp_path / "x.npy", np.broadcast_to([0.0, 0.0, 1.0], (*GRID, 3)))
+    expect(tab.page.locator("pre")).to_have_text("\n".join([",".join(["16777217"] * 8)] * 5))
