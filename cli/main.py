@@ -77,9 +77,10 @@ def typer_app(verb: str | None = None) -> typer.Typer:
 def main(arguments: list[str] | None = None) -> None:
     """Run `mdlstm` and exit. Every error that a user can cause ends as one line on stderr."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # The shell may have closed a stream: then messages are lost, and data cannot be written.
+    # The shell may have closed a stream: then messages are lost, and data cannot be read or written.
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stdout = sys.stdout or open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115
     verbosity.quiet = verbosity.verbose = verbosity.debug = False
     imported.clear()
     if isinstance(sys.stdout, TextIOWrapper):  # what programs read is UTF-8 everywhere

@@ -25,6 +25,7 @@ def from_lstm(lstm):
         directions="all" if lstm.bidirectional else 1,
         bias=lstm.bias,
         dropout=lstm.dropout,
+        dtype=lstm.weight_ih_l0.dtype,
     )
     state = lstm.state_dict()
     with torch.no_grad():

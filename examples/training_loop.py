@@ -61,7 +61,7 @@ def main(steps=200, path="largest.pt"):
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 20 == 0:
+        if step % 20 == 0 or step == steps:
             x, sizes, target = validation
             with torch.no_grad():
                 error = (net(x, sizes) - target).abs().mean().item()

@@ -60,8 +60,9 @@ def check_page(folder: Path, force: bool) -> None:
 
     Raises:
         InputError: it is a file, or it is not empty and `force` is false.
+        MDLSTMError: it cannot be read.
     """
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise InputError(f"{folder} is a file, expected a folder for the page")
     if not force and not is_empty(folder):
         raise InputError(

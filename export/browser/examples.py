@@ -72,7 +72,8 @@ def page_examples(
     try:
         checkpoint = load_checkpoint(run.checkpoint)
         config = checkpoint.config
-        config = config if config.data else replace(config, size=format_size(metadata.grid or config.grid))
+        if not config.data:
+            config = replace(config, size=format_size(metadata.grid_like(config.grid)))
         samples = list(_samples(load_task(config, checkpoint.spec, data), metadata))
     except MDLSTMError as error:
         on_message(f"no examples: {error}")

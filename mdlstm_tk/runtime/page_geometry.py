@@ -15,6 +15,7 @@ from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.preprocessing import SIDEWAYS, read_extents
 
 MAX_POINTS = 4096  # of an outline; the others of a longer one are left out evenly
+MAX_NUMBER = 1e6  # of a coordinate or extent; larger ones count as this
 MAX_STRETCH = 0.03  # by which the shape of the image may differ from that in the file
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 BOX = ("HPOS", "VPOS", "WIDTH", "HEIGHT")
@@ -62,15 +63,15 @@ class Frame:
 
 
 def read_number(text: str | None) -> float | None:
-    """The first number in a text, None if it has none."""
+    """The first number in a text, at most MAX_NUMBER and at least −MAX_NUMBER; None if it has none."""
     match = NUMBER.search(text or "")
-    return float(match[0]) if match else None
+    return min(max(float(match[0]), -MAX_NUMBER), MAX_NUMBER) if match else None
 
 
 def _points(text: str | None, least: int) -> Array | None:
     """The points (K, 2) of "x,y x,y" or "x y x y"; None if there are fewer than `least` different ones."""
     numbers = [float(number) for number in NUMBER.findall(text or "")]
-    points = np.clip(np.array(numbers[: len(numbers) // 2 * 2]).reshape(-1, 2), -1e6, 1e6)
+    points = np.clip(np.array(numbers[: len(numbers) // 2 * 2]).reshape(-1, 2), -MAX_NUMBER, MAX_NUMBER)
     points = points[:: len(points) // MAX_POINTS + 1]
     return points if len(np.unique(points, axis=0)) >= least else None
 

@@ -20,6 +20,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,12 +121,11 @@ def read_page(path: str | Path) -> Page:
                 f"{path} gives coordinates in {printable(unit[:40])}, expected pixels; export it with "
                 "MeasurementUnit pixel"
             )
-        name = root.first("Description", "sourceImageInformation", "fileName")
-        image = _find_image(path, name.text if name else "")
-        keys = ("WIDTH", "HEIGHT")
+        file_name = root.first("Description", "sourceImageInformation", "fileName")
+        name, keys = file_name.text if file_name else "", ("WIDTH", "HEIGHT")
     else:
-        image = _find_image(path, sheet.attributes.get("imageFilename", ""))
-        keys = ("imageWidth", "imageHeight")
+        name, keys = sheet.attributes.get("imageFilename", ""), ("imageWidth", "imageHeight")
+    image = _find_image(path, name)
     width, height = (read_number(sheet.attributes.get(key)) or 0.0 for key in keys)
     frame = Frame.of(path, image, (width, height))
     spacing = line_spacing(elements)
@@ -188,7 +188,7 @@ def _find_image(path: Path, name: str) -> Path:
     """The image of a page; only the last part of the name counts, which may be a path or an address."""
     name = re.split(r"[/\\]", name.strip())[-1]
     folders = [path.parent, *([path.parent.parent] if path.parent.name in SUBFOLDERS else [])]
-    names = [name, *(f"{path.stem}{suffix}" for suffix in IMAGE_SUFFIXES)]
+    names = [name, *(path.stem + form for suffix in IMAGE_SUFFIXES for form in (suffix, suffix.upper()))]
     for candidate in (folder / name for folder in folders for name in names if name):
         if candidate.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(candidate):
             return candidate
@@ -219,15 +219,18 @@ def _text(element: Element) -> str:
     """The text of a line of either format, or of a PAGE word; "" if there is none."""
     strings = element.all("String")
     if strings:
-        text = " ".join(string.attributes.get("CONTENT", "").strip() for string in strings).strip()
+        text = " ".join(filter(None, (string.attributes.get("CONTENT", "").strip() for string in strings)))
         text += "".join(hyphen.attributes.get("CONTENT", "") for hyphen in element.all("HYP"))
     else:
-        equiv = _main_equiv(element)
-        unicode = equiv.first("Unicode") if equiv else None
-        text = unicode.text if unicode else ""
-        if not text.strip():
-            text = " ".join(filter(None, map(_text, element.all("Word"))))
+        text = _unicode(element) or " ".join(filter(None, map(_unicode, element.all("Word"))))
     return unicodedata.normalize("NFC", re.sub(r"\s*[\t\r\n]\s*", " ", text).strip())
+
+
+def _unicode(element: Element) -> str:
+    """The text of the main TextEquiv of a PAGE element; "" if there is none."""
+    equiv = _main_equiv(element)
+    unicode = equiv.first("Unicode") if equiv else None
+    return unicode.text.strip() if unicode else ""
 
 
 def _main_equiv(element: Element) -> Element | None:
@@ -239,9 +242,10 @@ def _main_equiv(element: Element) -> Element | None:
 def _words(transcription: Transcription) -> list[tuple[str, str]]:
     """The words of a text, each with the mean confidence of its characters."""
     words = []
-    for match in re.finditer(r"\S+", transcription.text):
-        characters = transcription.characters[slice(*match.span())]
-        words.append((match[0], f"{np.mean([character.confidence for character in characters]):.4f}"))
+    for is_blank, group in groupby(transcription.characters, lambda c: c.character.isspace()):
+        if not is_blank:
+            texts, _, _, confidences = zip(*group, strict=True)
+            words.append(("".join(texts), f"{np.mean(confidences):.4f}"))
     return words
 
 
@@ -253,6 +257,7 @@ def _write_alto(document: Document, line: Element, transcription: Transcription)
         values = {"CONTENT": text, "WC": confidence, **box}
         markup = "".join(f" {key}={quoted(value)}" for key, value in values.items() if value is not None)
         document.insert(line, line.first("Shape"), f"<{line.prefix}String{markup}/>")
+        _remove_all(document, hyphens)
     elif len(strings) == 1 and not hyphens:
         _write_string(document, strings[0], text, confidence, {})
     elif len(strings) == len(words) and not hyphens:
@@ -280,12 +285,11 @@ def _write_text(document: Document, line: Element, transcription: Transcription)
     words, texts = line.all("Word"), _words(transcription)
     is_paired = len(words) == len(texts)
     for k, word in enumerate(words):
-        text, confidence = texts[k] if is_paired else ("", "")
         if is_paired:
-            _write_equiv(document, word, _main_equiv(word), text, confidence)
+            _write_equiv(document, word, _main_equiv(word), *texts[k])
         else:
             _remove_all(document, word.all("TextEquiv"))
-        if text != _text(word):
+        if _text(word) != (texts[k][0] if is_paired else ""):
             _remove_all(document, word.all("Glyph"))
 
 

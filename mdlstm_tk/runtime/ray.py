@@ -191,7 +191,7 @@ def _check_reachable(address: str) -> None:
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # the latter for a host such as a..b
         raise MDLSTMError(f"no Ray cluster answers at $RAY_ADDRESS {address}: {error}") from None
 
 

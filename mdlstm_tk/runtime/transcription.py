@@ -39,7 +39,10 @@ def transcribe(
             )
         if pixels.dtype.kind not in "uf":
             raise InputError(f"images[{k}] holds {pixels.dtype}, expected pixels of uint8, uint16 or float")
-        x = preprocessing(pixels)
+        try:
+            x = preprocessing(pixels)
+        except InputError as error:
+            raise InputError(f"images[{k}]: {error}") from None
         arrays.append(x if metadata.channels_last else np.moveaxis(x, -1, 0))
     lines: dict[int, Transcription] = {}
     for k, logits in run_batches(session, enumerate(arrays)):

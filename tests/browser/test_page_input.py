@@ -184,3 +184,15 @@ def test_bad_files_get_one_line_and_change_nothing(case: str, tab: Tab, tmp_path
     assert tab.text("pre") == before
     tab.page.locator("#example").click()
     expect(tab.page.locator("#message.error")).to_have_count(0)
+
+
+def test_numbers_that_are_not_finite_are_drawn_beside_the_others(tab: Tab) -> None:
+    script = """async (data) => {
+        const { HeatMap } = await import("./heatmap.js");
+        const map = new HeatMap(document.querySelector("#input").cloneNode(true), () => {});
+        map.draw({ height: 1, width: data.length, channels: 1, data }, 0);
+        return [...map.canvas.getContext("2d").getImageData(0, 0, data.length, 1).data];
+    }"""
+    levels = [0, 1, np.nan, -np.inf, np.inf]
+    zero, one, *others = np.reshape(tab.page.evaluate(script, levels), (-1, 4)).tolist()
+    assert others == [zero, zero, one]

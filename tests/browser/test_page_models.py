@@ -236,3 +236,27 @@ def test_a_page_needs_no_checkpoint_in_the_run_folder(tmp_path: Path) -> None:
     run = Run(tmp_path)  # of an exported file weights.safetensors, say
     assert page_examples(run, metadata, on_message=messages.append) == []
     assert messages[0].startswith("no examples: there is no checkpoint")
+
+
+def test_several_vectors_are_shown_as_a_row(open_page: Callable[..., Tab], tmp_path: Path) -> None:
+    fields = {"window": None, "kind": "transcribe", "classes": ("a", "b")}
+    model = onnx.load(craft(tmp_path / "m.onnx", GRID, **fields))  # a vector for each column
+    for entry in model.metadata_props:
+        if entry.key in ("mdlstm.kind", "mdlstm.classes"):
+            entry.value = "null"
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    tab = open_page(tmp_path / "m.onnx")
+    give(tab, tmp_path / "x.npy", x := matrix(10, (*GRID, 3)))
+    tab.page.locator("#prediction select").select_option(index=1)
+    check_prediction(tab, 2 * x.mean(0)[None, :, 1])
+
+
+def test_examples_of_a_model_with_one_free_extent(trained: Run) -> None:
+    examples = page_examples(trained, Metadata("0", (5, None), "scan", "N H W C", 1, 1))
+    assert [example.x.shape for example in examples] == [(5, 8, 1)] * 6
+
+
+def test_a_mask_of_values_that_float32_does_not_hold(open_page: Callable[..., Tab], tmp_path: Path) -> None:
+    tab = open_page(craft(tmp_path / "m.onnx", GRID, kind="segment", mask_values=(0, 7, 2**24 + 1)))
+    give(tab, tmp_path / "x.npy", np.broadcast_to([0.0, 0.0, 1.0], (*GRID, 3)))
+    expect(tab.page.locator("pre")).to_have_text("\n".join([",".join(["16777217"] * 8)] * 5))

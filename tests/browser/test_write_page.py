@@ -136,3 +136,8 @@ def test_models_that_no_page_takes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"m\.onnx.*mdlstm-tk"):
         write_page(path, tmp_path / "page", "m", EMPTY)
     assert not (tmp_path / "page").exists()
+
+
+def test_a_folder_that_cannot_exist_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(MDLSTMError, match="File name too long"):
+        web.check_page(tmp_path / ("n" * 300), force=False)

@@ -260,3 +260,11 @@ def test_the_console_escapes_names_and_programs_read_utf_8(place: Path) -> None:
         assert "\x1b" not in done.out + done.err
         if form == "json":
             assert len(json.loads(done.out)) == 6
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+def test_a_closed_standard_input_is_empty(place: Path) -> None:
+    command = f"{shlex.quote(sys.executable)} -m mdlstm_tk infer - -m m.onnx <&-"
+    done = subprocess.run(command, shell=True, cwd=place, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == "error: standard input is empty"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable, is_empty
+from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable, is_empty, staging
 from mdlstm_tk.runtime.io.npy import load_array, read_model
 from mdlstm_tk.runtime.model_discovery import find_models
 
@@ -58,3 +58,11 @@ def test_a_path_that_no_file_can_have_is_one_line(tmp_path: Path) -> None:
             read_model(Path(name), 1, "")
         with pytest.raises(InputError, match="cannot read"):
             load_array(name)
+
+
+def test_a_folder_that_cannot_exist_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / ("n" * 300)
+    with pytest.raises(MDLSTMError, match="File name too long"):
+        is_empty(folder)
+    with pytest.raises(MDLSTMError, match="File name too long"), staging(folder):
+        pass

@@ -11,6 +11,7 @@ from helpers.pages import HEIGHT, WIDTH, alto, page, transcription, write_noise
 from PIL import Image
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime import Character, Transcription
 from mdlstm_tk.runtime.pages import Page, is_page, read_page, write_page
 from mdlstm_tk.runtime.preprocessing import decode_image
 
@@ -331,3 +332,40 @@ def test_the_confidence_of_a_word_is_that_of_its_characters(tmp_path: Path) -> N
     before = read(tmp_path, alto(f"<TextLine>{string('x')}</TextLine>"))
     write_page(before, {"1": both}, tmp_path / "b.xml")
     assert re.findall(r'WC="(.*?)"', (tmp_path / "b.xml").read_text()) == ["0.6250"]
+
+
+def test_an_empty_string_adds_no_blank(tmp_path: Path) -> None:
+    (line,) = read(tmp_path, alto(f"<TextLine>{string('un', '', 'deux')}</TextLine>")).lines
+    assert line.text == "un deux"
+
+
+def test_a_box_that_no_number_holds_is_clipped(tmp_path: Path) -> None:
+    place = 'HPOS="-1e999" VPOS="20" WIDTH="1e999" HEIGHT="30"'
+    (line,) = read(tmp_path, alto(f"<TextLine {place}/>")).lines
+    assert line.box == (0, 20, 0, 50)
+
+
+def test_the_suffix_of_an_image_may_be_in_capitals(tmp_path: Path) -> None:
+    write_noise(tmp_path / "b.png")
+    (tmp_path / "b.png").rename(tmp_path / "b.PNG")
+    (tmp_path / "b.xml").write_text(alto("", image=""))
+    assert read_page(tmp_path / "b.xml").image.samefile(tmp_path / "b.PNG")
+
+
+def test_a_word_may_hold_characters_of_two_letters(tmp_path: Path) -> None:
+    letters = (("ch", 0.5), (" ", 1.0), ("a", 0.25))
+    characters = tuple(Character(text, 0, 1, confidence) for text, confidence in letters)
+    before = read(tmp_path, alto(f"<TextLine>{string('x', 'y')}</TextLine>"))
+    write_page(before, {"1": Transcription("ch a", 0.5, characters)}, tmp_path / "b.xml")
+    assert re.findall(r'WC="(.*?)"', (tmp_path / "b.xml").read_text()) == ["0.5000", "0.2500"]
+
+
+def test_a_hyphen_that_stands_alone_goes_with_the_former_text(tmp_path: Path) -> None:
+    before = read(tmp_path, alto('<TextLine><HYP CONTENT="-"/></TextLine>'))
+    write_page(before, {"1": transcription("a")}, tmp_path / "a.xml")
+    assert [line.text for line in read_page(tmp_path / "a.xml").lines] == ["a"]
+
+
+def test_words_inside_of_words_are_not_followed(tmp_path: Path) -> None:
+    (line,) = read(tmp_path, page(f"<TextLine>{'<Word>' * 5000}{'</Word>' * 5000}</TextLine>")).lines
+    assert line.text is None

@@ -142,3 +142,8 @@ def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPa
         ray_cluster(1),
     ):
         pass
+
+
+def test_an_address_that_no_host_has_is_one_line() -> None:
+    with pytest.raises(MDLSTMError, match=r"no Ray cluster answers at \$RAY_ADDRESS head\.\.local:6379"):
+        ray_module._check_reachable("head..local:6379")

@@ -180,3 +180,16 @@ def test_a_file_to_train_on_without_samples_is_refused(tmp_path: Path) -> None:
     np.savez(path, x=np.zeros((0, 4, 5)), y=np.zeros(0), sizes=np.zeros((0, 2), int))
     with pytest.raises(InputError, match="no sample"):
         read_input(str(path))
+
+
+def test_sizes_that_are_nan_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "train.npz"
+    np.savez(path, x=np.zeros((1, 4, 5)), y=np.zeros(1), sizes=np.full((1, 2), np.nan))
+    with pytest.raises(InputError, match="sizes"):
+        read_input(str(path))
+
+
+def test_a_table_with_nothing_but_a_mark_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes("\ufeff\n".encode())
+    with pytest.raises(InputError, match="is empty"):
+        read_input(str(tmp_path / "x.csv"))

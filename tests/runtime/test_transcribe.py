@@ -91,3 +91,10 @@ def test_errors_say_what_was_expected(tmp_path: Path) -> None:
             session.transcribe(images, **options)
     with pytest.raises(InputError, match="kind classify"):
         Session(classifier(tmp_path / "c.onnx")).transcribe([image])
+
+
+def test_an_image_that_cannot_be_resized_is_named(tmp_path: Path) -> None:
+    preprocessing = {"channels": 1, "resize": [64, None]}
+    session = Session(recogniser(tmp_path / "m.onnx", preprocessing=preprocessing))
+    with pytest.raises(InputError, match=r"^images\[1\]: .* crop it"):
+        session.transcribe([line(), np.zeros((1, 10**6), np.uint8)])

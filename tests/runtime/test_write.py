@@ -176,3 +176,9 @@ def test_labels_and_probabilities() -> None:
     assert labels(logits[None, :, None]).shape == (1, 2, 1)
     expected = np.exp([1, 3, 2]) / np.exp([1, 3, 2]).sum()
     np.testing.assert_allclose(probabilities(logits), [expected, [1, 0, 0]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, np.float16, np.float64])
+def test_an_image_of_any_numbers(dtype: type, tmp_path: Path) -> None:
+    with Image.open(write(tmp_path / "y.png", np.array([[0, 1]], dtype))) as image:
+        assert np.asarray(image).tolist() == [[0, 255]]

@@ -4,9 +4,9 @@
 const VIRIDIS = [[68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141],
   [39, 173, 129], [92, 200, 99], [170, 220, 50], [253, 231, 37]];
 
-// The colour of a value between 0 and 1.
+// The colour of a value between 0 and 1; NaN counts as 0.
 function colour(value) {
-  const point = Math.min(Math.max(value, 0), 1) * (VIRIDIS.length - 1);
+  const point = Math.min(Math.max(value || 0, 0), 1) * (VIRIDIS.length - 1);
   const lower = Math.min(Math.floor(point), VIRIDIS.length - 2);
   return VIRIDIS[lower].map((level, k) => level + (VIRIDIS[lower + 1][k] - level) * (point - lower));
 }
@@ -34,13 +34,13 @@ export class HeatMap {
     return Number(this.select.value);
   }
 
-  // Draws one channel of a grid. The colours span the range from 0 to 1, extended to the channel's minimum and
-  // maximum.
+  // Draws one channel of a grid. The colours span the range from 0 to 1, extended to the channel's finite minimum
+  // and maximum.
   draw(x, channel = this.channel) {
     this.grid = x;
     this.shownChannel = channel;
     const values = Float32Array.from({ length: x.height * x.width }, (_, k) => x.data[k * x.channels + channel]);
-    const [low, high] = values.reduce(([min, max], v) => [Math.min(min, v), Math.max(max, v)], [0, 1]);
+    const [low, high] = values.filter(Number.isFinite).reduce(([min, max], v) => [Math.min(min, v), Math.max(max, v)], [0, 1]);
     this.#paint(x, (k) => colour((values[k] - low) / (high - low)));
     this.scale.hidden = false;
     this.scale.children[0].textContent = formatNumber(low).replace(/\.0+$/, "");

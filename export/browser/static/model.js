@@ -31,7 +31,7 @@ async function fetchFile(name) {
 }
 
 // The prediction for a grid, as a grid. If the model returns one vector for the whole grid, or one for each
-// step of a text, the result has height 0 and one column per vector.
+// step of a text, the result has height 0 and one column per vector; other vectors are a grid of one row.
 async function predict(session, info, x) {
   const padded = info.sizes ? cropOrPad(x, info.grid?.[0] ?? x.height, info.grid?.[1] ?? x.width) : x;
   const extents = [padded.height, padded.width];
@@ -43,7 +43,10 @@ async function predict(session, info, x) {
   const y = (await session.run(feeds))[info.output];
   const milliseconds = performance.now() - start;
   const values = Float32Array.from(y.data, Number); // an output may hold integers, such as the largest class
-  if (!info.window) return { milliseconds, y: makeGrid(0, values.length / info.outputs, info.outputs, values) };
+  if (!info.window) {
+    const count = values.length / info.outputs;
+    return { milliseconds, y: makeGrid(count > 1 && info.kind !== "transcribe" ? 1 : 0, count, info.outputs, values) };
+  }
   const result = channelsLast ? makeGrid(...y.dims.slice(1), values)
     : makeGrid(y.dims[2], y.dims[3], y.dims[1], transpose(values, y.dims[2] * y.dims[3]));
   const validSize = [Math.ceil(x.height / info.window[0]), Math.ceil(x.width / info.window[1])];

@@ -72,7 +72,7 @@ export class Prediction {
     if (!this.isMask) return toCsv(y, this.map.channel);
     if (this.map.channel > 0) return toCsv(probabilities(y), this.map.channel - 1);
     const value = (index) => info.maskValues?.[index] ?? index;
-    return toCsv({ ...this.mask, data: this.mask.data.map(value) }, 0);
+    return toCsv({ ...this.mask, data: Array.from(this.mask.data, value) }, 0); // float32 rounds values above 2^24
   }
 
   #showText() {

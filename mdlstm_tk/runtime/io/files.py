@@ -35,8 +35,17 @@ def ensure_writable(path: Path, force: bool) -> None:
 
 
 def is_empty(folder: Path) -> bool:
-    """True if a folder does not exist, or holds nothing but temporary files."""
-    return not folder.is_dir() or all(path.name.endswith(TEMPORARY_SUFFIX) for path in folder.iterdir())
+    """True if a folder does not exist, or holds nothing but temporary files.
+
+    Raises:
+        MDLSTMError: the folder cannot be read.
+    """
+    try:
+        return all(name.endswith(TEMPORARY_SUFFIX) for name in os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError as error:
+        raise cannot_write(folder, error) from None
 
 
 @contextmanager
@@ -73,7 +82,7 @@ def staging(folder: Path) -> Iterator[Path]:
     import shutil  # imported late: it imports modules that `mdlstm infer` does not need
 
     for path in (folder, *folder.parents):
-        if path.is_file():
+        if os.path.isfile(path):
             raise InputError(f"{path} is a file, expected a folder")
     stage = _temporary(folder, "staging")
     try:

@@ -106,7 +106,7 @@ def to_float32(array: Array, label: str) -> Array:
     finite = np.isfinite(converted)
     if not finite.all():
         if np.isfinite(array).all():
-            largest = float(np.abs(array.astype(np.float64)).max())
+            largest = float(np.abs(array).max())
             raise InputError(
                 f"{label} holds values up to {largest:.3g}, which float32 cannot hold; scale them to at "
                 "most 3e38"

@@ -231,7 +231,8 @@ def _samples(arrays: Arrays, label: str) -> Arrays:
     sizes = arrays.get("sizes")
     if sizes is None:
         return {"x": x}
-    if x.ndim != 4 or sizes.shape != (len(x), 2) or (sizes < 1).any() or (sizes > x.shape[1:3]).any():
+    fits = x.ndim == 4 and sizes.shape == (len(x), 2)
+    if not fits or not ((sizes >= 1) & (sizes <= x.shape[1:3])).all():
         raise InputError(
             f"the sizes in {label}, of shape {sizes.shape}, do not fit x of shape {x.shape}; expected "
             f"extents (N, 2) of at most {x.shape[1:3]}"
@@ -240,11 +241,11 @@ def _samples(arrays: Arrays, label: str) -> Arrays:
 
 
 def _read_csv(data: bytes, label: str) -> Array:
-    if not data.strip():
+    text = data.decode("utf-8-sig", errors="replace")
+    if not text.strip():
         raise InputError(f"{label} is empty")
-    lines = io.StringIO(data.decode("utf-8-sig", errors="replace"))
     try:
-        return np.loadtxt(lines, delimiter=",", comments=None, ndmin=2)
+        return np.loadtxt(io.StringIO(text), delimiter=",", comments=None, ndmin=2)
     except ValueError as error:
         reason = str(error).split("; use")[0].rstrip(".")[:200]
         raise InputError(

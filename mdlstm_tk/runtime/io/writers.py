@@ -86,7 +86,7 @@ def _write_png(file: IO[bytes], array: Array) -> None:
             f"png holds (H, W) or (H, W, 3), but the result has shape {array.shape}; "
             'give output_format="npy"'
         )
-    pixels = np.rint(_finite(array, "png").clip(0, 1) * 255).astype(np.uint8)
+    pixels = np.rint(_finite(array, "png").clip(0, 1) * 255.0).astype(np.uint8)
     require("PIL.Image", "image").fromarray(pixels).save(file, "PNG")
 
 
