@@ -191,6 +191,8 @@ class LazySamples(Sequence[Sample]):
         try:
             x, y = sample.read_x(), self.encode(sample.read_y())
             prepared = self._prepared(x)
+            if isinstance(y, np.ndarray):  # a mask or numbers, one for each position
+                _check_extents("target", y.shape[: prepared.ndim - 1], prepared.shape[:-1])
         except (KeyError, ValueError) as reason:
             raise InputError(
                 f"{sample.name} has changed since the start and can no longer be used: {reason}"
