@@ -102,6 +102,7 @@ class UserDataTask(DatasetTask):
         texts: of kind "transcribe", those of the training split; otherwise None.
         text_extents: of kind "transcribe", one entry per sample; otherwise empty.
         cache_bytes: bound on the memory that samples take.
+        has_mixed_sizes: True if samples of any split differ in extents, or are cropped.
     """
 
     names: Mapping[Split, Sequence[str]]
@@ -111,6 +112,7 @@ class UserDataTask(DatasetTask):
     texts: Sequence[str] | None = None
     text_extents: Sequence[TextExtent] = ()
     cache_bytes: int = 0
+    has_mixed_sizes: bool = False
 
     def sample_name(self, split: Split, index: int) -> str:
         return self.names[split][index]
@@ -222,6 +224,7 @@ def read_data(
         for split, each in splits.items()
     }
     task.skipped = skipped
+    task.has_mixed_sizes = crop is not None or bool((all_extents != all_extents[0]).any())
     task.summary = _summarise(path, sources, task, all_extents, [*targets.lines, *notes])
     if kind == "transcribe":
         task.texts = [normalise(scan.target) for scan in splits["train"]]

@@ -305,3 +305,12 @@ def test_volumes_train_from_the_command_line(kind: str, tmp_path: Path) -> None:
     assert "slice in the middle" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
     refused = mdlstm("train", "--data", "volumes.npz", "--task", kind, "--model", "snake", cwd=tmp_path)
     assert refused.code == 2 and "'snake' is for" in refused.err
+
+
+def test_test_images_of_another_size_make_the_sizes_mixed(tmp_path: Path) -> None:
+    for split, width in (("train", 6), ("test", 8)):
+        for k in range(4):
+            write_image(tmp_path / split / f"{k}.png", RNG.integers(0, 256, (6, width)))
+    assert read(tmp_path, "density").has_mixed_sizes
+    shutil.rmtree(tmp_path / "test")
+    assert not read(tmp_path, "density").has_mixed_sizes
