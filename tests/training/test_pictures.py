@@ -211,3 +211,6 @@ def test_cuts_stand_beside_their_boxes(tmp_path: Path) -> None:
     resized = Image.fromarray(box.image).resize((narrow, height))
     assert np.abs(np.asarray(resized).astype(int) - cut.image).mean() < 8  # the drawn lines are straight
     assert cut_panels(tmp_path / "nothing") == []
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/deep").symlink_to(tmp_path / "deep")  # training follows links, too
+    assert len(cut_panels(tmp_path / "links")) == 18
