@@ -85,7 +85,7 @@ def test_files_that_cannot_be_used_are_named_and_skipped(tmp_path: Path) -> None
     reasons = {line.split(": ")[0]: line for line in read(tmp_path / "cells", "segment").skipped}
     assert set(reasons) == {"images/1.png", "images/2.png", "images/4.png"}
     assert "3x3" in reasons["images/2.png"] and "5x7" in reasons["images/2.png"]
-    assert "mask" in reasons["images/4.png"]
+    assert "its mask is no image of a known type" in reasons["images/4.png"]
 
 
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
