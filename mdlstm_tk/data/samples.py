@@ -42,7 +42,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Scan:
+class Survey:
     """The result of the first pass over a sample.
 
     Attributes:
@@ -58,7 +58,9 @@ class Scan:
     target: Any
 
 
-def scan_samples(samples: Sequence[RawSample], kind: Kind, resize: Resize) -> tuple[list[Scan], list[str]]:
+def survey_samples(
+    samples: Sequence[RawSample], kind: Kind, resize: Resize
+) -> tuple[list[Survey], list[str]]:
     """Read all samples once, with a few threads, because decoding images takes most of the time.
 
     Args:
@@ -67,16 +69,16 @@ def scan_samples(samples: Sequence[RawSample], kind: Kind, resize: Resize) -> tu
         resize: extents that images are resized to, see `Preprocessing`.
 
     Returns:
-        The scan of each usable sample, and name and reason of each unusable one, in their order.
+        The survey of each usable sample, and name and reason of each unusable one, in their order.
 
     Raises:
         MissingExtraError: Pillow is not installed.
     """
-    scan = partial(_scan, kind=kind, resize=resize)
+    survey = partial(_survey, kind=kind, resize=resize)
     threads = min(MAX_THREADS, os.cpu_count() or 1) if any(sample.is_image for sample in samples) else 1
     with ThreadPoolExecutor(threads) as pool:
-        results = list(pool.map(scan, samples))
-    return [r for r in results if isinstance(r, Scan)], [r for r in results if isinstance(r, str)]
+        results = list(pool.map(survey, samples))
+    return [r for r in results if isinstance(r, Survey)], [r for r in results if isinstance(r, str)]
 
 
 def channel_moments(
@@ -94,7 +96,7 @@ def channel_moments(
     return tuple(map(float, mean)), tuple(map(float, std))
 
 
-def _scan(sample: RawSample, kind: Kind, resize: Resize) -> Scan | str:
+def _survey(sample: RawSample, kind: Kind, resize: Resize) -> Survey | str:
     """Read a sample; a text says why it cannot be used."""
     try:
         x = sample.read_x()
@@ -113,7 +115,7 @@ def _scan(sample: RawSample, kind: Kind, resize: Resize) -> Scan | str:
             raise InputError(f"its values lie in [{x.min():g}, {x.max():g}], expected [0, 1]")
     except InputError as reason:
         return f"{sample.name}: {reason}"
-    return Scan(sample, extents, moments, target)
+    return Survey(sample, extents, moments, target)
 
 
 def _moments(pixels: Array, is_image: bool, resize: Resize) -> tuple[Moments, Extents]:
