@@ -210,7 +210,7 @@ def test_idx_files_of_another_layout_are_one_line_that_says_what_is_expected(
         Fashion(0, 0.1, tmp_path)
     with pytest.raises(InputError, match=r"found train-images-idx3-ubyte; .* --task density"):
         Fashion(0, 0.1, tmp_path / "a")
-    with pytest.raises(InputError, match="found neither"):
+    with pytest.raises(InputError, match="found none for training"):
         Fashion(0, 0.1, tmp_path / "nothing")
     (tmp_path / "a/t10k-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, 3, 5, 4) + WHOLE[16:76])
     with pytest.raises(InputError, match="4x5 and 5x4"):
