@@ -12,6 +12,7 @@ from typing import Any, overload
 import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.data.images import is_grey
 from mdlstm_tk.data.spec import Array, Extents, Floats, Kind, RawSample, Resize, Sample
 from mdlstm_tk.data.targets import normalise
@@ -109,8 +110,8 @@ def _survey(sample: RawSample, kind: Kind, resize: Resize) -> Survey | str:
         elif kind == "grid":
             _check_extents("target", target.shape[: len(grid)], grid)
             target, _ = _moments(target, sample.is_image, resize)
-        elif kind == "transcribe" and not normalise(target).strip():
-            raise InputError("its text is empty")
+        elif kind == "transcribe":
+            _check_text(normalise(target))
         elif kind == "density" and x.dtype.kind == "f" and not 0 <= x.min() <= x.max() <= 1:
             raise InputError(f"its values lie in [{x.min():g}, {x.max():g}], expected [0, 1]")
     except InputError as reason:
@@ -131,6 +132,13 @@ def _moments(pixels: Array, is_image: bool, resize: Resize) -> tuple[Moments, Ex
 def _check_extents(target: str, extents: Extents, image: Extents) -> None:
     if extents != image:
         raise InputError(f"its {target} is {format_size(extents)}, but the image is {format_size(image)}")
+
+
+def _check_text(text: str) -> None:
+    if not text.strip():
+        raise InputError("its text is empty")
+    if not is_plain_text(text):
+        raise InputError("its text holds a control character, such as a tab")
 
 
 @dataclass
