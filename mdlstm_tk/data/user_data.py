@@ -161,6 +161,7 @@ def read_data(
             f"resize={format_size(resize)} is for images, but {sources['train']} holds arrays, which are "
             "used as they are; leave it out, or use crop=..."
         )
+    prefixes = pages.read_splits(path, SPLIT_NAMES) if kind == "transcribe" and len(sources) == 1 else {}
     budget = MemoryBudget(cache_bytes)
     splits: dict[Split, list[Survey]] = {}
     skipped: list[str] = []
@@ -170,7 +171,6 @@ def read_data(
         notes += new_notes
         splits[split], unusable = survey_samples(samples, kind, resize)
         skipped += unusable
-    prefixes = pages.read_splits(path, SPLIT_NAMES) if kind == "transcribe" and len(sources) == 1 else {}
     if prefixes:
         splits, new_notes = _divide(splits["train"], prefixes)
         notes += new_notes
@@ -178,7 +178,7 @@ def read_data(
     if not splits["train"]:
         reasons = "; ".join([*skipped[:3], *notes])
         raise InputError(
-            f"{path}: no usable training samples{f' ({reasons})' if reasons else ''}; {formats}"
+            f"{sources['train']}: no usable training samples{f' ({reasons})' if reasons else ''}; {formats}"
         )
     surveys = [survey for each in splits.values() for survey in each]
     channels = max(survey.moments.channels for survey in splits["train"])

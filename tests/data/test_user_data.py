@@ -314,3 +314,9 @@ def test_test_images_of_another_size_make_the_sizes_mixed(tmp_path: Path) -> Non
     assert read(tmp_path, "density").has_mixed_sizes
     shutil.rmtree(tmp_path / "test")
     assert not read(tmp_path, "density").has_mixed_sizes
+
+
+def test_the_folder_of_a_class_called_train_is_named(tmp_path: Path) -> None:
+    """It is taken for the training split."""
+    with pytest.raises(InputError, match="train: no usable training samples"):
+        read(write_classes(tmp_path, {"car": 2, "train": 2}), "classify")
