@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
+LEAST_ROUNDS = 5  # of `cpu_times`
 
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
@@ -59,15 +60,14 @@ def bench(*options: str, checkout: Path = ROOT) -> Any:
 
 
 def cpu_times(
-    steps: Mapping[str, Callable[[], object]], seconds: float, runs: int = 1, least: int = 5
+    steps: Mapping[str, Callable[[], object]], seconds: float, runs: int = 1
 ) -> dict[str, np.ndarray]:
     """Measure steps that take turns, after one untimed call of each.
 
     Args:
         steps: the steps by name.
-        seconds: begin rounds until this much time has passed.
+        seconds: begin rounds until this much time has passed, `LEAST_ROUNDS` even if they take longer.
         runs: calls of a step in each turn. The first one finds caches and memory as another step left them.
-        least: number of rounds even if they take longer.
 
     Returns:
         (rounds, runs) for each step: the CPU seconds of all threads of this process, as a `Session`
@@ -77,7 +77,7 @@ def cpu_times(
     for step in steps.values():
         step()
     end, rounds = time.perf_counter() + seconds, 0
-    while time.perf_counter() < end or rounds < least:
+    while time.perf_counter() < end or rounds < LEAST_ROUNDS:
         rounds += 1
         for name, step in steps.items():
             clock = [time.process_time()]

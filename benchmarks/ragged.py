@@ -123,7 +123,7 @@ def padding_computed() -> Iterator[None]:
     """Sweeps compute all positions. Masking them would be further work, and is left out."""
     sweep = layer.sweep
 
-    def dense(inputs: SweepInputs, backend: str, recompute: bool) -> Tensor:
+    def dense(inputs: SweepInputs, backend: str, recompute: bool) -> tuple[Tensor, Tensor | None]:
         return sweep(inputs._replace(sizes=None), backend, recompute)
 
     with mock.patch.object(layer, "sweep", dense):

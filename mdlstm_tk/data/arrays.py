@@ -55,8 +55,10 @@ def list_arrays(path: Path, kind: Kind) -> Iterator[RawSample]:
     x, y = arrays["x"], arrays.get("y", arrays["x"])
     ndim = _grid_axes(path, arrays, kind)
     if x.ndim not in (ndim + 1, ndim + 2) or x.dtype.kind not in "buif" or x.size == 0:
-        axes = "N, H, W" if ndim == 2 else "N, D, H, W"
-        raise InputError(f"{path}: x is {x.dtype} {x.shape}, expected real numbers ({axes}) or ({axes}, C)")
+        raise InputError(
+            f"{path}: x is {x.dtype} {x.shape}, expected real numbers (N, *grid) or (N, *grid, C) with "
+            f"{ndim} axes of the grid"
+        )
     grid = x.shape[1 : ndim + 1]
     if kind != "density":
         axes_of_y = {"grid": (ndim + 1, ndim + 2), "segment": (ndim + 1,)}.get(kind, (1,))

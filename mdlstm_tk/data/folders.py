@@ -10,6 +10,7 @@ density      images, at any depth
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -90,13 +91,13 @@ def subfolders(path: Path) -> list[Path]:
 
 
 def read_lines(file: Path) -> list[str]:
-    """Return the lines of a text in UTF-8.
+    """Return the lines of a text in UTF-8; a separator of Unicode, such as U+2028, does not end a line.
 
     Raises:
         InputError: the file cannot be read, or is in another encoding.
     """
     try:
-        return read_file(file).decode("utf-8-sig").splitlines()
+        return re.split("\r\n|\r|\n", read_file(file).decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise InputError(f"{file} is not a text in UTF-8; save it in that encoding") from None
     except InputError as error:

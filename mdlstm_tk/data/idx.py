@@ -29,8 +29,6 @@ SPLIT_OF_NAME: dict[str, Split] = {"train": "train", "t10k": "test", "test": "te
 MAGIC = b"\0\0\x08\x03"  # unsigned bytes, three axes
 HEADER = struct.Struct(">4s3I")
 
-Images = npt.NDArray[np.uint8]
-
 
 def find_idx(folder: Path) -> dict[Split, Path]:
     """Return the IDX files of images in a folder, by split; {} if there are none for training.
@@ -59,7 +57,7 @@ def find_idx(folder: Path) -> dict[Split, Path]:
     return {split: next(iter(files.values())) for split, files in paths.items()} if "train" in paths else {}
 
 
-def read_idx(path: Path) -> Images:
+def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     """Read the images (N, H, W) of an IDX file, compressed by gzip or not.
 
     Raises:

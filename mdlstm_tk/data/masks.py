@@ -19,7 +19,7 @@ import numpy as np
 from mdlstm_tk.data.images import is_grey, read_file, resize_nearest
 from mdlstm_tk.data.spec import UNLABELLED, Array
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.runtime.preprocessing import DECODERS, Preprocessing
+from mdlstm_tk.runtime.preprocessing import Preprocessing, open_image
 
 UNKNOWN_VALUE = 255  # means "no class" in masks with 8 bits, unless 0 and 255 are the only values
 MAX_COLOURS = 256  # what a palette can hold
@@ -59,21 +59,14 @@ def read_mask(file: Path) -> RawMask:
         InputError: it cannot be read, or is not an image of whole numbers or colours.
         MissingExtraError: Pillow is not installed.
     """
-    module: Any = require("PIL.Image", "image")
     try:
         data = read_file(file)
     except InputError as error:
         raise InputError(f"its mask: {error}") from None
-    try:
-        with module.open(io.BytesIO(data), formats=DECODERS) as image:
-            image.load()
-            require("PIL.ImageOps", "image").exif_transpose(image, in_place=True)
-            return _raw_mask(image)
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # Pillow's decoders raise all kinds of exceptions for damaged images
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"its mask cannot be read as an image ({reason})") from None
+    with open_image(io.BytesIO(data), "its mask") as image:
+        image.load()
+        require("PIL.ImageOps", "image").exif_transpose(image, in_place=True)
+        return _raw_mask(image)
 
 
 def _raw_mask(image: Any) -> RawMask:
@@ -147,7 +140,7 @@ class MaskClasses:
         if has_unknown:
             values.pop()
         palette = [colour_of[value] for value in values if value in colour_of]
-        complete = len(palette) == len(values) and max(values, default=0) < MAX_COLOURS
+        complete = len(palette) == len(values) and values[-1] < MAX_COLOURS
         return cls(tuple(values), _channels(palette) if complete else (), (), has_unknown)
 
     @classmethod

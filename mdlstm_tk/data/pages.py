@@ -129,7 +129,7 @@ def read_splits(path: Path, names: Mapping[Split, Sequence[str]]) -> dict[str, S
     text = "\n".join(folders.read_lines(file))
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     split_of = {name: split for split, each in names.items() for name in each}
     if not (

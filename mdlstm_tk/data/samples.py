@@ -12,6 +12,7 @@ from typing import Any, overload
 import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.data.images import is_grey
 from mdlstm_tk.data.spec import Array, Extents, Floats, Kind, RawSample, Resize, Sample
 from mdlstm_tk.data.targets import normalise
@@ -42,7 +43,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class Scan:
+class Survey:
     """The result of the first pass over a sample.
 
     Attributes:
@@ -58,7 +59,9 @@ class Scan:
     target: Any
 
 
-def scan_samples(samples: Sequence[RawSample], kind: Kind, resize: Resize) -> tuple[list[Scan], list[str]]:
+def survey_samples(
+    samples: Sequence[RawSample], kind: Kind, resize: Resize
+) -> tuple[list[Survey], list[str]]:
     """Read all samples once, with a few threads, because decoding images takes most of the time.
 
     Args:
@@ -67,16 +70,16 @@ def scan_samples(samples: Sequence[RawSample], kind: Kind, resize: Resize) -> tu
         resize: extents that images are resized to, see `Preprocessing`.
 
     Returns:
-        The scan of each usable sample, and name and reason of each unusable one, in their order.
+        The survey of each usable sample, and name and reason of each unusable one, in their order.
 
     Raises:
         MissingExtraError: Pillow is not installed.
     """
-    scan = partial(_scan, kind=kind, resize=resize)
+    survey = partial(_survey, kind=kind, resize=resize)
     threads = min(MAX_THREADS, os.cpu_count() or 1) if any(sample.is_image for sample in samples) else 1
     with ThreadPoolExecutor(threads) as pool:
-        results = list(pool.map(scan, samples))
-    return [r for r in results if isinstance(r, Scan)], [r for r in results if isinstance(r, str)]
+        results = list(pool.map(survey, samples))
+    return [r for r in results if isinstance(r, Survey)], [r for r in results if isinstance(r, str)]
 
 
 def channel_moments(
@@ -94,7 +97,7 @@ def channel_moments(
     return tuple(map(float, mean)), tuple(map(float, std))
 
 
-def _scan(sample: RawSample, kind: Kind, resize: Resize) -> Scan | str:
+def _survey(sample: RawSample, kind: Kind, resize: Resize) -> Survey | str:
     """Read a sample; a text says why it cannot be used."""
     try:
         x = sample.read_x()
@@ -107,13 +110,13 @@ def _scan(sample: RawSample, kind: Kind, resize: Resize) -> Scan | str:
         elif kind == "grid":
             _check_extents("target", target.shape[: len(grid)], grid)
             target, _ = _moments(target, sample.is_image, resize)
-        elif kind == "transcribe" and not normalise(target).strip():
-            raise InputError("its text is empty")
+        elif kind == "transcribe":
+            _check_text(normalise(target))
         elif kind == "density" and x.dtype.kind == "f" and not 0 <= x.min() <= x.max() <= 1:
             raise InputError(f"its values lie in [{x.min():g}, {x.max():g}], expected [0, 1]")
     except InputError as reason:
         return f"{sample.name}: {reason}"
-    return Scan(sample, extents, moments, target)
+    return Survey(sample, extents, moments, target)
 
 
 def _moments(pixels: Array, is_image: bool, resize: Resize) -> tuple[Moments, Extents]:
@@ -129,6 +132,13 @@ def _moments(pixels: Array, is_image: bool, resize: Resize) -> tuple[Moments, Ex
 def _check_extents(target: str, extents: Extents, image: Extents) -> None:
     if extents != image:
         raise InputError(f"its {target} is {format_size(extents)}, but the image is {format_size(image)}")
+
+
+def _check_text(text: str) -> None:
+    if not text.strip():
+        raise InputError("its text is empty")
+    if not is_plain_text(text):
+        raise InputError("its text holds a control character, such as a tab")
 
 
 @dataclass
@@ -191,6 +201,8 @@ class LazySamples(Sequence[Sample]):
         try:
             x, y = sample.read_x(), self.encode(sample.read_y())
             prepared = self._prepared(x)
+            if isinstance(y, np.ndarray):  # a mask or numbers, one for each position
+                _check_extents("target", y.shape[: prepared.ndim - 1], prepared.shape[:-1])
         except (KeyError, ValueError) as reason:
             raise InputError(
                 f"{sample.name} has changed since the start and can no longer be used: {reason}"

@@ -55,7 +55,7 @@ def fit_targets(
 
     Args:
         kind: kind of the task.
-        targets: `Scan.target` of all samples, those for validation and testing included.
+        targets: `Survey.target` of all samples, those for validation and testing included.
         preprocessing: of images; None for arrays.
         mask_names: names of the values 0, 1, … of masks.
         levels: levels of each channel, of kind "density".

@@ -22,7 +22,7 @@ import numpy as np
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import arrays, folders, pages
 from mdlstm_tk.data.idx import find_idx, list_idx
-from mdlstm_tk.data.samples import LazySamples, MemoryBudget, Scan, channel_moments, scan_samples
+from mdlstm_tk.data.samples import LazySamples, MemoryBudget, Survey, channel_moments, survey_samples
 from mdlstm_tk.data.sampling import shape_order, stratified_mask
 from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample, Resize, Split, TaskSpec
 from mdlstm_tk.data.targets import Targets, fit_targets, normalise
@@ -102,6 +102,7 @@ class UserDataTask(DatasetTask):
         texts: of kind "transcribe", those of the training split; otherwise None.
         text_extents: of kind "transcribe", one entry per sample; otherwise empty.
         cache_bytes: bound on the memory that samples take.
+        has_mixed_sizes: True if samples of any split differ in extents, or are cropped.
     """
 
     names: Mapping[Split, Sequence[str]]
@@ -111,6 +112,7 @@ class UserDataTask(DatasetTask):
     texts: Sequence[str] | None = None
     text_extents: Sequence[TextExtent] = ()
     cache_bytes: int = 0
+    has_mixed_sizes: bool = False
 
     def sample_name(self, split: Split, index: int) -> str:
         return self.names[split][index]
@@ -159,16 +161,16 @@ def read_data(
             f"resize={format_size(resize)} is for images, but {sources['train']} holds arrays, which are "
             "used as they are; leave it out, or use crop=..."
         )
+    prefixes = pages.read_splits(path, SPLIT_NAMES) if kind == "transcribe" and len(sources) == 1 else {}
     budget = MemoryBudget(cache_bytes)
-    splits: dict[Split, list[Scan]] = {}
+    splits: dict[Split, list[Survey]] = {}
     skipped: list[str] = []
     notes: list[str] = []
     for split, source in sources.items():
         samples, new_notes = _list_samples(source, kind, budget)
         notes += new_notes
-        splits[split], unusable = scan_samples(samples, kind, resize)
+        splits[split], unusable = survey_samples(samples, kind, resize)
         skipped += unusable
-    prefixes = pages.read_splits(path, SPLIT_NAMES) if kind == "transcribe" and len(sources) == 1 else {}
     if prefixes:
         splits, new_notes = _divide(splits["train"], prefixes)
         notes += new_notes
@@ -176,12 +178,12 @@ def read_data(
     if not splits["train"]:
         reasons = "; ".join([*skipped[:3], *notes])
         raise InputError(
-            f"{path}: no usable training samples{f' ({reasons})' if reasons else ''}; {formats}"
+            f"{sources['train']}: no usable training samples{f' ({reasons})' if reasons else ''}; {formats}"
         )
-    scans = [scan for each in splits.values() for scan in each]
-    channels = max(scan.moments.channels for scan in splits["train"])
-    ndim = len(scans[0].extents)
-    if is_arrays and any((s.moments.channels, len(s.extents)) != (channels, ndim) for s in scans):
+    surveys = [survey for each in splits.values() for survey in each]
+    channels = max(survey.moments.channels for survey in splits["train"])
+    ndim = len(surveys[0].extents)
+    if is_arrays and any((s.moments.channels, len(s.extents)) != (channels, ndim) for s in surveys):
         raise InputError(
             f"{path}: x has other axes or channels in one split than in another; expected equal ones"
         )
@@ -191,7 +193,7 @@ def read_data(
         raise InputError(f"crop={format_size(crop)} has {len(crop)} extents, but samples have {ndim} axes")
     preprocessing = None if is_arrays else Preprocessing(channels, resize)
     try:
-        all_targets = [scan.target for scan in scans]
+        all_targets = [survey.target for survey in surveys]
         targets = fit_targets(kind, all_targets, preprocessing, _read_mask_names(path, kind), levels)
     except InputError as error:
         raise InputError(f"{path}: {error}; {formats}") from None
@@ -203,7 +205,7 @@ def read_data(
                 "samples to train on"
             )
     extents = {
-        split: np.array([scan.extents for scan in each], np.int64).reshape(-1, ndim)
+        split: np.array([survey.extents for survey in each], np.int64).reshape(-1, ndim)
         for split, each in splits.items()
     }
     for split in splits.keys() - {"train"}:  # so that batches of an evaluation have similar samples, too
@@ -212,20 +214,21 @@ def read_data(
     all_extents = np.concatenate(list(extents.values()))
     spec = _describe_task(path, kind, channels, splits["train"], targets, preprocessing, all_extents, crop)
     sets = {
-        split: LazySamples([scan.sample for scan in each], preprocessing, targets.encode, budget)
+        split: LazySamples([survey.sample for survey in each], preprocessing, targets.encode, budget)
         for split, each in splits.items()
     }
     task = UserDataTask(spec, sets, augment, extents=extents["train"], crop=crop)
-    task.names = {split: [scan.sample.name for scan in each] for split, each in splits.items()}
+    task.names = {split: [survey.sample.name for survey in each] for split, each in splits.items()}
     task.groups = {
-        split: [pages.prefix_of(scan.sample.group, prefixes) or scan.sample.group for scan in each]
+        split: [pages.prefix_of(survey.sample.group, prefixes) or survey.sample.group for survey in each]
         for split, each in splits.items()
     }
     task.skipped = skipped
+    task.has_mixed_sizes = crop is not None or bool((all_extents != all_extents[0]).any())
     task.summary = _summarise(path, sources, task, all_extents, [*targets.lines, *notes])
     if kind == "transcribe":
-        task.texts = [normalise(scan.target) for scan in splits["train"]]
-        task.text_extents = [_text_extent(scan, targets) for scan in scans]
+        task.texts = [normalise(survey.target) for survey in splits["train"]]
+        task.text_extents = [_text_extent(survey, targets) for survey in surveys]
     if not is_arrays:
         in_use = cache_bytes - budget.bytes_left
         task.cache_bytes = max(in_use, min(cache_bytes, _decoded_bytes(all_extents, spec)))
@@ -266,15 +269,15 @@ def _list_samples(source: Path, kind: Kind, budget: MemoryBudget) -> tuple[list[
 
 
 def _divide(
-    scans: Sequence[Scan], prefixes: Mapping[str, Split]
-) -> tuple[dict[Split, list[Scan]], list[str]]:
+    surveys: Sequence[Survey], prefixes: Mapping[str, Split]
+) -> tuple[dict[Split, list[Survey]], list[str]]:
     """Divide samples by the prefixes of splits.json; also returns a note on files that match none."""
-    splits: dict[Split, list[Scan]] = {split: [] for split in prefixes.values()}
-    unmatched: list[Scan] = []
-    for scan in scans:
-        prefix = pages.prefix_of(scan.sample.group, prefixes)
-        (unmatched if prefix is None else splits[prefixes[prefix]]).append(scan)
-    files = list(dict.fromkeys(scan.sample.group for scan in unmatched))
+    splits: dict[Split, list[Survey]] = {split: [] for split in prefixes.values()}
+    unmatched: list[Survey] = []
+    for survey in surveys:
+        prefix = pages.prefix_of(survey.sample.group, prefixes)
+        (unmatched if prefix is None else splits[prefixes[prefix]]).append(survey)
+    files = list(dict.fromkeys(survey.sample.group for survey in unmatched))
     hidden = f" and {len(files) - MAX_SKIPPED_SHOWN} more" if len(files) > MAX_SKIPPED_SHOWN else ""
     listing = ", ".join(files[:MAX_SKIPPED_SHOWN]) + hidden
     splits.setdefault("train", [])
@@ -288,39 +291,39 @@ def _read_mask_names(path: Path, kind: Kind) -> list[str]:
 
 
 def _hold_out(
-    scans: list[Scan], kind: Kind, share: float, seed: int, names: Collection[str] | None
-) -> tuple[list[Scan], list[Scan]]:
+    surveys: list[Survey], kind: Kind, share: float, seed: int, names: Collection[str] | None
+) -> tuple[list[Survey], list[Survey]]:
     """Divide samples into those to train on and those to validate with, by name or stratified by class.
 
     Samples of a group stay together.
     """
     if names is None:
-        classes = {scan.sample.group: scan.target if kind == "classify" else "" for scan in scans}
+        classes = {survey.sample.group: survey.target if kind == "classify" else "" for survey in surveys}
         mask = stratified_mask(list(classes.values()), share, seed).tolist()
         held_out = {group for group, is_out in zip(classes, mask, strict=True) if is_out}
     else:
         all_names = set(names)
-        held_out = {scan.sample.group for scan in scans if scan.sample.name in all_names}
-    train = [scan for scan in scans if scan.sample.group not in held_out]
-    return train, [scan for scan in scans if scan.sample.group in held_out]
+        held_out = {survey.sample.group for survey in surveys if survey.sample.name in all_names}
+    train = [survey for survey in surveys if survey.sample.group not in held_out]
+    return train, [survey for survey in surveys if survey.sample.group in held_out]
 
 
 def _describe_task(
     path: Path,
     kind: Kind,
     channels: int,
-    train: Sequence[Scan],
+    train: Sequence[Survey],
     targets: Targets,
     preprocessing: Preprocessing | None,
     extents: Array,
     crop: Extents | None,
 ) -> TaskSpec:
-    mean, std = channel_moments([scan.moments for scan in train], channels)
+    mean, std = channel_moments([survey.moments for survey in train], channels)
     largest = extents.max(axis=0)
     masks = targets.masks
     spec: dict[str, Any] = {"mean": mean, "std": std} if kind != "density" else {}
     if kind == "grid":
-        moments = channel_moments([scan.target for scan in train], targets.outputs)
+        moments = channel_moments([survey.target for survey in train], targets.outputs)
         spec["target_mean"], spec["target_std"] = moments
     return TaskSpec(
         name=path.resolve().stem,
@@ -337,10 +340,10 @@ def _describe_task(
     )
 
 
-def _text_extent(scan: Scan, targets: Targets) -> TextExtent:
-    text = targets.encode(scan.target)
+def _text_extent(survey: Survey, targets: Targets) -> TextExtent:
+    text = targets.encode(survey.target)
     repeats = sum(a == b for a, b in pairwise(text))
-    return TextExtent(scan.sample.name, scan.extents[1], len(text) + repeats)
+    return TextExtent(survey.sample.name, survey.extents[1], len(text) + repeats)
 
 
 def _decoded_bytes(extents: Array, spec: TaskSpec) -> int:

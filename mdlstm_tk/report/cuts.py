@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from mdlstm_tk.data.folders import find_files
+from mdlstm_tk.data.images import read_pixels
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report.evaluation import spread
 from mdlstm_tk.report.panels import Panel, draw_input
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.line_cutting import cut_line
 from mdlstm_tk.runtime.pages import Page, is_page, read_page
-from mdlstm_tk.runtime.preprocessing import decode_image, resize, scale
+from mdlstm_tk.runtime.preprocessing import resize, scale
 
 PAGES, LINES = 10, 2  # of each page
 HEIGHT = 64  # of a cut in the picture, in pixels
@@ -23,13 +26,11 @@ def cut_panels(folder: Path) -> list[tuple[Panel, Panel]]:
     Pages that cannot be read are left out. There are none if the folder has no pages.
     """
     panels: list[tuple[Panel, Panel]] = []
-    for path in spread(sorted(filter(is_page, folder.rglob("*.xml"))), PAGES):
-        try:
+    pages = list(filter(is_page, find_files(folder))) if folder.is_dir() else []
+    for path in spread(pages, PAGES):
+        with suppress(InputError):
             page = read_page(path)
-            pixels = decode_image(page.image.read_bytes(), page.image.name)
-            panels += _page_panels(page, pixels)
-        except (InputError, OSError):
-            continue
+            panels += _page_panels(page, read_pixels(page.image))
     return panels
 
 

@@ -48,7 +48,8 @@ def _heatmap(name: str, grid: Floats, max_extent: int) -> Group:
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     stride = -(-max(grid.shape) // max_extent)
     values = np.clip(np.nan_to_num(grid[::stride, ::stride].astype(float), nan=low), low, high)
-    unit = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    half_range = high / 2 - low / 2  # the range of float64 may be too large for float64
+    unit = (values / 2 - low / 2) / half_range if half_range > 0 else np.zeros_like(values)
     color_index = unit * (len(VIRIDIS) - 1)
     lower = np.minimum(color_index.astype(int), len(VIRIDIS) - 2)
     weight = (color_index - lower)[..., None]

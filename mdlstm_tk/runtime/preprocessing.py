@@ -115,7 +115,7 @@ def decode_image(data: bytes, label: str, max_bytes: int = MAX_BYTES) -> Array:
             Pillow decodes, which `PIL.Image.MAX_IMAGE_PIXELS` of the calling program sets.
         MissingExtraError: Pillow is not installed.
     """
-    with _opened(io.BytesIO(data), label) as image:
+    with open_image(io.BytesIO(data), label) as image:
         nbytes = image.width * image.height * PIXEL_BYTES
         if nbytes > max_bytes:
             raise InputError(
@@ -133,7 +133,7 @@ def read_extents(path: Path) -> tuple[int, int, int]:
         InputError: the file cannot be read, or is not an image that `decode_image` reads.
         MissingExtraError: Pillow is not installed.
     """
-    with open_input(path) as file, _opened(file, str(path)) as image:
+    with open_input(path) as file, open_image(file, str(path)) as image:
         return image.height, image.width, _orientation(image)
 
 
@@ -178,8 +178,13 @@ def resize(pixels: Array, extents: tuple[int, int]) -> Array:
 
 
 @contextmanager
-def _opened(file: IO[bytes], label: str) -> Iterator[Any]:
-    """Open an image with Pillow, and turn the exceptions of Pillow into `InputError`."""
+def open_image(file: IO[bytes], label: str) -> Iterator[Any]:
+    """Open an image with Pillow, and turn the exceptions of Pillow into `InputError`.
+
+    Args:
+        file: the file; only formats of `DECODERS` are tried.
+        label: what error messages call it.
+    """
     module: Any = require("PIL.Image", "image")
     try:
         with module.open(file, formats=DECODERS) as image:

@@ -111,3 +111,8 @@ def test_files_that_a_shell_would_misread_are_not_completed(
         Path(name).touch()
     Path("d").mkdir()
     assert complete_files(".npy")("") == ["a.npy", "d/"]
+
+
+def test_a_heat_map_of_the_largest_numbers(capfd: pytest.CaptureFixture[str]) -> None:
+    show_grids(Console(width=80), {"y": np.array([[1e308, -1e308]])})
+    assert "y  -1e+308 … 1e+308" in capfd.readouterr().out

@@ -210,3 +210,11 @@ def test_a_mask_of_nearly_the_same_name_is_named(name: str, tmp_path: Path) -> N
     (tmp_path / "masks" / name).unlink()
     (reason,) = read(tmp_path, "segment").skipped
     assert "10" not in reason
+
+
+def test_a_mask_that_is_replaced_by_a_larger_one_is_named(tmp_path: Path) -> None:
+    task = read(write_masks(tmp_path), "segment")
+    for k in range(8):
+        write_image(tmp_path / f"masks/{k}.png", RNG.integers(0, 2, (9, 12)))
+    with pytest.raises(InputError, match=r"png has changed .*: its target is 9x12, but the image is 5x7"):
+        task.batch(0, 0, 1, "validation")

@@ -13,6 +13,7 @@ from helpers.user_data import RNG, read, write_image
 from PIL import Image
 
 from mdlstm_tk.data.metrics import target_texts
+from mdlstm_tk.data.pages import read_splits
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.line_cutting import cut_line
 from mdlstm_tk.runtime.pages import read_page
@@ -201,3 +202,9 @@ def test_a_folder_with_neither_names_what_is_expected(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", RNG.integers(0, 255, (8, 30)))
     with pytest.raises(InputError, match=r"no usable training samples.*ALTO or PAGE XML.*labels\.tsv"):
         read(tmp_path, "transcribe")
+
+
+def test_splits_that_are_nested_too_deeply_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "splits.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"splits\.json is not {"):
+        read_splits(tmp_path, {})

@@ -126,3 +126,13 @@ def test_a_table_may_name_files_anywhere(tmp_path: Path) -> None:
 def test_the_vowels_of_thaana_stay_with_their_consonants() -> None:
     logical, visual = "\u078b\u07a8\u0788\u07ac", "\u0788\u07ac\u078b\u07a8"  # marks of combining class 0
     assert reorder(logical, "rtl") == visual and reorder(visual, "rtl") == logical
+
+
+def test_texts_with_control_characters_are_skipped_whole(tmp_path: Path) -> None:
+    task = read(write_lines(tmp_path, ["a\u2028b", "ab"]), "transcribe", validation=0.0)
+    assert (task.names["train"], task.spec.classes) == (["1.png"], ("a", "b"))
+    assert task.skipped == ["0.png: its text holds a control character, such as a tab"]
+    (tmp_path / "0.gt.txt").write_text("a\tb")
+    (tmp_path / "1.gt.txt").write_text("ab\n\f")  # Tesseract ends a page with a form feed
+    (tmp_path / "labels.tsv").unlink()
+    assert read(tmp_path, "transcribe", validation=0.0).skipped == task.skipped

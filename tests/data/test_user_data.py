@@ -85,7 +85,7 @@ def test_files_that_cannot_be_used_are_named_and_skipped(tmp_path: Path) -> None
     reasons = {line.split(": ")[0]: line for line in read(tmp_path / "cells", "segment").skipped}
     assert set(reasons) == {"images/1.png", "images/2.png", "images/4.png"}
     assert "3x3" in reasons["images/2.png"] and "5x7" in reasons["images/2.png"]
-    assert "mask" in reasons["images/4.png"]
+    assert "its mask is no image of a known type" in reasons["images/4.png"]
 
 
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
@@ -305,3 +305,18 @@ def test_volumes_train_from_the_command_line(kind: str, tmp_path: Path) -> None:
     assert "slice in the middle" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
     refused = mdlstm("train", "--data", "volumes.npz", "--task", kind, "--model", "snake", cwd=tmp_path)
     assert refused.code == 2 and "'snake' is for" in refused.err
+
+
+def test_test_images_of_another_size_make_the_sizes_mixed(tmp_path: Path) -> None:
+    for split, width in (("train", 6), ("test", 8)):
+        for k in range(4):
+            write_image(tmp_path / split / f"{k}.png", RNG.integers(0, 256, (6, width)))
+    assert read(tmp_path, "density").has_mixed_sizes
+    shutil.rmtree(tmp_path / "test")
+    assert not read(tmp_path, "density").has_mixed_sizes
+
+
+def test_the_folder_of_a_class_called_train_is_named(tmp_path: Path) -> None:
+    """It is taken for the training split."""
+    with pytest.raises(InputError, match="train: no usable training samples"):
+        read(write_classes(tmp_path, {"car": 2, "train": 2}), "classify")

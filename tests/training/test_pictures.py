@@ -211,3 +211,12 @@ def test_cuts_stand_beside_their_boxes(tmp_path: Path) -> None:
     resized = Image.fromarray(box.image).resize((narrow, height))
     assert np.abs(np.asarray(resized).astype(int) - cut.image).mean() < 8  # the drawn lines are straight
     assert cut_panels(tmp_path / "nothing") == []
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/deep").symlink_to(tmp_path / "deep")  # training follows links, too
+    assert len(cut_panels(tmp_path / "links")) == 18
+
+
+def test_curves_of_errors_that_not_every_step_has(tmp_path: Path) -> None:
+    records = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.0, "mse": 2.0}]
+    draw_curves(tmp_path / "c.png", "title", records)
+    assert (tmp_path / "c.png").exists()

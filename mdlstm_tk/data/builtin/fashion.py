@@ -30,7 +30,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
             "with data=FOLDER where its IDX files are, or those of MNIST"
         )
     if set(files) != {"train", "test"}:
-        names = files["train"].name if files else "neither of them"
+        names = files["train"].name if files else "none for training"
         raise InputError(
             f"{folder}: --task fashion expects the IDX files train-images-idx3-ubyte and "
             f"t10k-images-idx3-ubyte, or these with .gz, found {names}; "
