@@ -92,11 +92,11 @@ def evaluate(
         context: shares the batches among several processes; all get the same result.
         on_batch: called with each batch of this process and its prediction.
     """
+    network.eval()
     if task.count(split) == 0:
         return {}
     device = next(network.parameters()).device
     context = context or DistributedContext(0, 1, device)
-    network.eval()
     totals: dict[str, tuple[float, float]] = {}
     shard = slice(context.rank, None, context.world_size)
     for batch in batches(task, split, config.seed, task.evaluation_batch, shard):

@@ -329,3 +329,12 @@ def test_layers_may_share_a_weight(tmp_path: Path) -> None:
     network, tensors = load_checkpoint(run.last).network(), last_tensors(run)
     assert network[0] is network[2]
     assert torch.equal(tensors["model.0.weight"], tensors["model.2.weight"])
+
+
+def test_a_network_is_in_eval_mode_after_an_evaluation_without_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network, task = build(SMALL)
+    monkeypatch.setattr(task, "count", lambda split: 0)
+    assert evaluate(network.train(), task, "test", SMALL) == {}
+    assert not network.training
