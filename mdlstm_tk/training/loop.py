@@ -221,7 +221,9 @@ def _deferred_interrupt() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
         yield signals
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # None: one of C code, which Python could not set again
+    previous = {number: handler for number, handler in handlers.items() if handler is not None}
 
     def on_signal(number: int, frame: Any) -> None:
         signals.append(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,6 +28,7 @@ from mdlstm_tk.training import (
     configure,
     evaluate,
     load_checkpoint,
+    loop,
     new_job,
     predict,
     resume_job,
@@ -338,3 +340,11 @@ def test_a_network_is_in_eval_mode_after_an_evaluation_without_samples(
     monkeypatch.setattr(task, "count", lambda split: 0)
     assert evaluate(network.train(), task, "test", SMALL) == {}
     assert not network.training
+
+
+def test_a_handler_of_c_code_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler_of = signal.getsignal
+    handler = handler_of(signal.SIGTERM)
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)  # as Python answers for such a handler
+    with loop._deferred_interrupt():
+        assert handler_of(signal.SIGTERM) is handler
