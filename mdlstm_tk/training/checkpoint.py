@@ -231,7 +231,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     except InputError:
         raise
-    except (safetensors.SafetensorError, OSError, LookupError, TypeError, ValueError):
+    except (
+        safetensors.SafetensorError,
+        OSError,
+        LookupError,
+        OverflowError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ):
         raise InputError(
             f"{path} is damaged or not a checkpoint of mdlstm-tk; give another one, or train again"
         ) from None

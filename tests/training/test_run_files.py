@@ -109,3 +109,16 @@ def test_a_run_is_described(run: Run) -> None:
     assert (described["cell"], described["directions"]) == ("graves", 1)
     records = run.read_metrics()
     assert described["last_100_loss"] == pytest.approx(sum(r["loss"] for r in records) / 12)
+
+
+def test_json_that_is_nested_too_deeply_or_has_no_finite_step_is_one_line(run: Run) -> None:
+    deep = "[" * 100_000
+    for path, read in ((run.result, run.read_result), (run.metrics, run.read_metrics)):
+        path.write_text(deep + "\n")
+        with pytest.raises(InputError, match=f"{path.name} holds"):
+            read()
+    edit(run.last, lambda metadata, _: metadata.update(step=float("inf")))
+    run.best.write_bytes(safetensors.torch.save({}, metadata={METADATA_KEY: deep}))
+    for path in (run.last, run.best):
+        with pytest.raises(InputError, match="damaged"):
+            load_checkpoint(path)
