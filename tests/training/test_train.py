@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -348,3 +349,18 @@ def test_a_handler_of_c_code_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(signal, "getsignal", lambda number: None)  # as Python answers for such a handler
     with loop._deferred_interrupt():
         assert handler_of(signal.SIGTERM) is handler
+
+
+class KillsItsWorker(DiagonalTask):
+    """A task whose third batch needs more memory than there is."""
+
+    def batch(self, seed: int, step: int, *rest: Any, **options: Any) -> Any:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().batch(seed, step, *rest, **options)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_killed_worker_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(MDLSTMError, match="fewer workers"):
+        run_in(tmp_path, replace(SMALL, workers=1), KillsItsWorker((5, 6)))
