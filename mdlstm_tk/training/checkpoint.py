@@ -7,7 +7,7 @@ so a checkpoint does not store them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,8 @@ class Checkpoint:
     def start(self, network: nn.Module, config: TrainConfig, spec: TaskSpec) -> tuple[str, ...]:
         """Copy `weights` into the network of another run, which may have other classes or characters.
 
-        Outputs of classes that both runs have, and of the blank, keep their rows of the head; others keep
-        the weights that they have. Numbers that standardise the data stay those of the new run.
+        Outputs of classes or levels that both runs have, and of the blank, keep their rows of the head;
+        others keep the weights that they have. Numbers that standardise the data stay those of the new run.
 
         Args:
             network: of the new run.
@@ -139,8 +139,12 @@ class Checkpoint:
             ) from None
 
 
-def _outputs(spec: TaskSpec) -> list[str | int]:
-    """The meaning of each output of a network: a class, a character, the blank, or a number."""
+def _outputs(spec: TaskSpec) -> Sequence[str | float]:
+    """The meaning of each output of a network: a class, a character, the blank, or a number; of kind
+    "density" the value of a level."""
+    if spec.kind == "density":
+        highest = max(spec.outputs, 2) - 1
+        return [level / highest for level in range(highest + 1)][-spec.outputs :]  # a single one is white's
     if not spec.classes:
         return list(range(spec.outputs))
     return [*range(spec.outputs - len(spec.classes)), *spec.classes]

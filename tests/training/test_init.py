@@ -100,3 +100,17 @@ def test_any_names_of_tensors_are_taken(tmp_path: Path) -> None:
     after = new.state_dict()
     assert torch.equal(after["mean"], before["mean"])
     assert torch.equal(after["network.weight"], torch.stack([fresh, *before["network.weight"].flip(0)]))
+
+
+def test_levels_of_a_density_keep_the_weights_of_their_values() -> None:
+    """The single logit for two levels is that of white."""
+    config = TrainConfig(model="pixel", hidden=2)
+    specs = [TaskSpec("any", "density", 1, outputs, (2, 2)) for outputs in (1, 3, 5)]
+    networks = [build_network(replace(config, seed=seed), spec) for seed, spec in enumerate(specs)]
+    weights = [network.heads[0][-1].weight for network in networks]
+    for k, rows, old_rows in ((1, [2], [0]), (2, [0, 2, 4], [0, 1, 2])):
+        tensors = {f"model.{name}": tensor for name, tensor in networks[k - 1].state_dict().items()}
+        old = Checkpoint(config, specs[k - 1], 1, 0.0, 1, 0.0, tensors)
+        (note,) = old.start(networks[k], config, specs[k])
+        assert f"{len(rows)} of {2 * k + 1} outputs" in note
+        assert torch.equal(weights[k][rows], weights[k - 1][old_rows])
