@@ -79,7 +79,7 @@ class DistributedContext:
         return [value for part in parts for value in part]
 
     def share_buffers(self, network: nn.Module) -> None:
-        """Give all processes the buffers of the main one; statistics of batches follow its own shards."""
+        """Give all processes the buffers of the main one, such as the statistics of its batches."""
         if self.world_size > 1:
             for buffer in network.buffers():
                 dist.broadcast(buffer, src=0)
