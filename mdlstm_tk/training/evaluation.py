@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +111,7 @@ def evaluate(
     return mean_errors(names, sums)
 
 
-def mean_errors(names: Sequence[str] | Mapping[str, Any], sums: Sequence[float]) -> dict[str, float]:
+def mean_errors(names: Sequence[str], sums: Sequence[float]) -> dict[str, float]:
     """Errors by name, from alternating sums and counts."""
     return {
         name: error / count if count else math.nan
