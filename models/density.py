@@ -174,11 +174,11 @@ class DensityNet(HubModel):
         x, is_given = _given_values(given, mask, shape)
         uniform, is_given = uniform.to(parameter.device), is_given.to(parameter.device)
         x = self._nearest_levels(x.to(parameter)) / (self.levels - 1)
-        dtype = torch.promote_types(x.dtype, torch.float32)  # in half precision, cumulated p are too coarse
+        dtype = torch.promote_types(x.dtype, torch.float32)  # float16 overflows, and is too coarse for p
         for row, column, features in self.contexts(x):
             pixel = x[:, row, column]
             for c in range(self.channels):
-                p = (self._channel(c, features, pixel) / temperature).softmax(-1, dtype=dtype)
+                p = (self._channel(c, features, pixel).to(dtype) / temperature).softmax(-1)
                 level = (uniform[:, row, column, c, None] >= p.cumsum(-1)[:, :-1]).sum(-1)
                 value = level.to(x) / (self.levels - 1)
                 pixel[:, c] = torch.where(is_given[:, row, column], pixel[:, c], value)

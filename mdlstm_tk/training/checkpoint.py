@@ -7,6 +7,7 @@ so a checkpoint does not store them.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.networks import build_network, names_of_heads
 
-STANDARDISATION = ("mean", "std", "target_mean", "target_std")  # tensors of `Normalized`
 SCHEMA = 3  # increase when the layout of the file changes incompatibly
 METADATA_KEY = "mdlstm"  # safetensors metadata maps text to text; under this key lies a JSON object
 
@@ -55,7 +55,7 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged weights if there are any, else the latest, as a state dict of the network."""
-        return self._tensors_with("average.module.") or self._tensors_with("model.")
+        return _below("average.module.", self.tensors) or _below("model.", self.tensors)
 
     def network(self) -> nn.Module:
         """Create the network with `weights`, in eval mode on the CPU. No data are needed.
@@ -70,8 +70,8 @@ class Checkpoint:
     def start(self, network: nn.Module, config: TrainConfig, spec: TaskSpec) -> tuple[str, ...]:
         """Copy `weights` into the network of another run, which may have other classes or characters.
 
-        Outputs of classes that both runs have, and of the blank, keep their rows of the head; others keep
-        the weights that they have. Numbers that standardise the data stay those of the new run.
+        Outputs of classes or levels that both runs have, and of the blank, keep their rows of the head;
+        others keep the weights that they have. Numbers that standardise the data stay those of the new run.
 
         Args:
             network: of the new run.
@@ -92,13 +92,11 @@ class Checkpoint:
         old, new = _outputs(self.spec), _outputs(spec)
         pairs = [(k, old.index(output)) for k, output in enumerate(new) if output in old]
         rows, old_rows = map(list, zip(*pairs, strict=True)) if pairs else ([], [])
-        heads, weights = names_of_heads(config, spec), dict(map(_bare, self.weights().items()))
-        state = dict(map(_bare, network.state_dict().items()))
-        if names := (state.keys() ^ weights.keys()) - {*STANDARDISATION}:
+        heads = names_of_heads(config, spec)
+        weights, state = _unwrapped(self.weights(), self.spec), _unwrapped(network.state_dict(), spec)
+        if names := state.keys() ^ weights.keys():
             raise InputError(_difference(self.config, config, min(names)))
         for name, tensor in state.items():
-            if name in STANDARDISATION:
-                continue
             source = weights[name]
             if name in heads and len(source) % len(old) == 0:
                 tensor = tensor.unflatten(0, (-1, len(new))).transpose(0, 1)  # (outputs, …), a view
@@ -121,18 +119,15 @@ class Checkpoint:
         Raises:
             InputError: the tensors do not fit.
         """
-        self._load(network, self._tensors_with("model."))
+        self._load(network, _below("model.", self.tensors))
         if average is not None:
-            self._load(average, self._tensors_with("average."))
+            self._load(average, _below("average.", self.tensors))
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in self._tensors_with("optimizer.").items():
+        for name, tensor in _below("optimizer.", self.tensors).items():
             index, _, key = name.partition(".")
             # A copy: the optimizer updates its state in place, and this checkpoint must not change.
             moments.setdefault(int(index), {})[key] = tensor.clone()
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-
-    def _tensors_with(self, prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
     def _load(self, module: nn.Module, weights: dict[str, Tensor]) -> None:
         try:
@@ -144,16 +139,25 @@ class Checkpoint:
             ) from None
 
 
-def _outputs(spec: TaskSpec) -> list[str | int]:
-    """The meaning of each output of a network: a class, a character, the blank, or a number."""
+def _outputs(spec: TaskSpec) -> Sequence[str | float]:
+    """The meaning of each output of a network: a class, a character, the blank, or a number; of kind
+    "density" the value of a level."""
+    if spec.kind == "density":
+        highest = max(spec.outputs, 2) - 1
+        return [level / highest for level in range(highest + 1)][-spec.outputs :]  # a single one is white's
     if not spec.classes:
         return list(range(spec.outputs))
     return [*range(spec.outputs - len(spec.classes)), *spec.classes]
 
 
-def _bare(item: tuple[str, Tensor]) -> tuple[str, Tensor]:
-    """A tensor under the name that it has in the network that `Normalized` may wrap."""
-    return item[0].removeprefix("network."), item[1]
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _unwrapped(weights: Mapping[str, Tensor], spec: TaskSpec) -> dict[str, Tensor]:
+    """The tensors of a network inside the `Normalized` that wraps it if inputs are standardised."""
+    return _below("network." if spec.mean else "", weights)
 
 
 def _difference(old: TrainConfig, new: TrainConfig, tensor: str) -> str:
@@ -231,7 +235,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     except InputError:
         raise
-    except (safetensors.SafetensorError, OSError, LookupError, TypeError, ValueError):
+    except (
+        safetensors.SafetensorError,
+        OSError,
+        LookupError,
+        OverflowError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ):
         raise InputError(
             f"{path} is damaged or not a checkpoint of mdlstm-tk; give another one, or train again"
         ) from None

@@ -192,11 +192,16 @@ def plan_comparison(
             random diagonal only.
 
     Raises:
-        InputError: the configuration does not describe a network and a task, it has too few steps, the
-            folder is not empty, there are no original settings for the task, or `seeds` is below 1.
+        InputError: the configuration does not describe a network and a task, it has too few steps or
+            is for minutes, the folder is not empty, there are no original settings for the task, or `seeds`
+            is below 1.
     """
     if seeds is not None and seeds < 1:
         raise InputError(f"seeds must be at least 1, got {seeds}")
+    if config.minutes:
+        raise InputError(
+            f"networks are compared after equally many steps, got minutes={config.minutes:g}; use minutes=0"
+        )
     spec = make_task(config).spec  # finds errors before a folder is created
     build_network(config, spec)
     if config.task == TASK:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -46,7 +45,6 @@ def dataloader(config: TrainConfig, task: Task, first_step: int, shard: slice) -
             dataset,
             sampler=steps,
             batch_size=None,
-            collate_fn=_identity,
             num_workers=config.workers,
             worker_init_fn=_ignore_interrupts,
         )
@@ -55,10 +53,6 @@ def dataloader(config: TrainConfig, task: Task, first_step: int, shard: slice) -
         if isinstance(result, MDLSTMError):
             raise result
         yield result
-
-
-def _identity(batch: Any) -> Any:
-    return batch
 
 
 def _ignore_interrupts(_: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from mdlstm_tk.errors import DeviceError, InputError
 from mdlstm_tk.training.config import parse_device
@@ -77,6 +77,12 @@ class DistributedContext:
         parts: list[Any] = [None] * self.world_size
         dist.all_gather_object(parts, values)
         return [value for part in parts for value in part]
+
+    def share_buffers(self, network: nn.Module) -> None:
+        """Give all processes the buffers of the main one, such as the statistics of its batches."""
+        if self.world_size > 1:
+            for buffer in network.buffers():
+                dist.broadcast(buffer, src=0)
 
     def broadcast(self, value: T) -> T:
         """The value that the main process passes."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,11 +91,11 @@ def evaluate(
         context: shares the batches among several processes; all get the same result.
         on_batch: called with each batch of this process and its prediction.
     """
+    network.eval()
     if task.count(split) == 0:
         return {}
     device = next(network.parameters()).device
     context = context or DistributedContext(0, 1, device)
-    network.eval()
     totals: dict[str, tuple[float, float]] = {}
     shard = slice(context.rank, None, context.world_size)
     for batch in batches(task, split, config.seed, task.evaluation_batch, shard):
@@ -112,7 +111,7 @@ def evaluate(
     return mean_errors(names, sums)
 
 
-def mean_errors(names: Sequence[str] | Mapping[str, Any], sums: Sequence[float]) -> dict[str, float]:
+def mean_errors(names: Sequence[str], sums: Sequence[float]) -> dict[str, float]:
     """Errors by name, from alternating sums and counts."""
     return {
         name: error / count if count else math.nan

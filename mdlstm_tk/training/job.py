@@ -176,9 +176,9 @@ def require_work_left(config: TrainConfig, run: Run, checkpoint: Checkpoint) -> 
 
 
 def run_name(config: TrainConfig, task: Task) -> str:
-    """The name of a new run: TASK-MODEL-SIZE, without the task if it is the default one."""
+    """The name of a new run: TASK-MODEL-SIZE, without the task if it is the default one, and without /."""
     prefix = "" if config.task == TrainConfig.task else f"{task.name}-"
-    return f"{prefix}{config.model.lower()}-{format_size(task.spec.size)}"
+    return f"{prefix}{config.model.lower()}-{format_size(task.spec.size)}".replace("/", "-")
 
 
 def _build(

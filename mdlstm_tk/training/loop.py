@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext
 from typing import Any
 
 from mdlstm_tk.data import Split
-from mdlstm_tk.errors import require
+from mdlstm_tk.errors import MDLSTMError, require
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.calibration import calibrate
 from mdlstm_tk.training.dataloader import dataloader
@@ -47,7 +47,8 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
     Raises:
         InputError: another process trains into the folder.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the last checkpoint is written before it is raised.
-        MDLSTMError: training diverged, or the folder cannot be written.
+        MDLSTMError: training diverged, a process that prepares batches was killed, or the folder cannot be
+            written.
     """
     trainer = Trainer(job)
     with job.run.locked() if job.context.is_main else nullcontext():
@@ -118,6 +119,13 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
                 if stop:
                     break
                 timer.skip()
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):  # torch raises no class of its own for it
+                raise
+            raise MDLSTMError(
+                f"a process that prepares batches was killed ({error!s:.200}); if memory is short, "
+                "try fewer workers or a smaller cache"
+            ) from None
         finally:
             flush()
             if trainer.step > saved_step:
@@ -221,7 +229,9 @@ def _deferred_interrupt() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
         yield signals
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # None: one of C code, which Python could not set again
+    previous = {number: handler for number, handler in handlers.items() if handler is not None}
 
     def on_signal(number: int, frame: Any) -> None:
         signals.append(number)

@@ -63,7 +63,9 @@ def check_memory(config: TrainConfig, task: Task, samples: int, device: torch.de
     demand, available, location = sum(estimate), available_memory(), ""
     if device.type == "cuda":
         demand, location = estimate.weights + estimate.batch, f" on {device}"
-        available = torch.cuda.mem_get_info(device)[0]
+        # torch keeps what earlier runs of this process have freed
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        available = torch.cuda.mem_get_info(device)[0] + kept
     else:
         demand *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     text = f"training needs about {_format(demand)} more memory{location}"

@@ -172,7 +172,7 @@ class Run:
             records: list[Record] = [json.loads(line) for line in lines]
             if all(isinstance(record["step"], int) for record in records):
                 return records
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             pass
         raise InputError(
             f"{self.metrics} holds a line that is no record of a step; delete the file to go on without "
@@ -190,7 +190,7 @@ class Run:
             return {}
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
             raise InputError(f"{path} holds no JSON object; delete it to go on without it")

@@ -191,6 +191,7 @@ class Trainer:
 
         Without a validation split, the latest weights count as the best.
         """
+        self.context.share_buffers(self.network_to_validate)
         errors = evaluate(self.network_to_validate, self.task, "validation", self.config, self.context)
         score = self.task.score(errors) if errors else -math.inf
         if score <= self.score:

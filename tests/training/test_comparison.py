@@ -84,3 +84,8 @@ def test_a_table_of_errors_on_test_data(tmp_path: Path) -> None:
     assert table.rows[0] == [plan.models[0], "4", "99", "0.5", "0.25–0.75", "2"]
     assert table.rows[-1] == ["1-NN", "", "", "0.5", "0.5–0.5", ""]
     assert len(table.columns) == len(table.rows[0])
+
+
+def test_networks_are_not_compared_after_equal_times(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"equally many steps, got minutes=0\.5"):
+        plan_comparison(TINY.updated({"minutes": 0.5}, "test"), 1, tmp_path / "compare")

@@ -271,3 +271,10 @@ def test_a_mixture_without_a_network_is_a_density_that_finds_its_components() ->
     for levels in (2, 3):
         small = mixtures.Mixture(rng.integers(0, levels, (50, 2, 2, 1)) / (levels - 1), levels, 4, seed=1)
         assert np.exp(-small.nats(all_images(2, 2, levels).numpy())).sum() == pytest.approx(1)
+
+
+def test_a_cold_network_in_half_precision_draws_the_likeliest_level() -> None:
+    net = network(1, 3)
+    with torch.no_grad():
+        net.heads[0][-1].bias[1] = 100  # type: ignore[index, union-attr]
+    assert (net.half().sample(2, SIZE, temperature=1e-4) == 0.5).all()

@@ -18,8 +18,9 @@ from helpers.forks import processes
 
 from mdlstm_tk.cli import main
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.training import Run, load_checkpoint
+from mdlstm_tk.training import Run, configure, load_checkpoint, new_job
 from mdlstm_tk.training.distributed import DistributedContext, init
+from mdlstm_tk.training.trainer import Trainer
 
 RUN = ("train", "--task", "digit-strings", "--hidden", "4", "--steps", "12", "--batch-size", "8")
 SETTINGS = ("--set", "evaluate_every=6", "--set", "warmup=0", "--set", "average=0.9", "--set", "dropout=0")
@@ -121,3 +122,18 @@ def test_processes_of_one_machine_do_not_share_a_gpu(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="cuda:1; give device='cuda'"):
         init("cuda:1")
+
+
+def test_all_processes_validate_with_the_buffers_of_the_main_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch normalisation follows the batches of its own process."""
+    config = configure({"task": "digit-strings", "model": "lines", "hidden": 2, "batch_size": 1})
+    trainer = Trainer(new_job(config, tmp_path / "run"))
+    trainer.context = DistributedContext(1, 2, torch.device("cpu"))
+    monkeypatch.setattr(dist, "broadcast", lambda buffer, src: buffer.fill_(5 + src))
+    monkeypatch.setattr("mdlstm_tk.training.trainer.evaluate", lambda *_: {})
+    trainer.validate()
+    assert trainer.best_weights is not None
+    buffers = dict(trainer.network.named_buffers())
+    assert buffers and all((trainer.best_weights[name] == 5).all() for name in buffers)

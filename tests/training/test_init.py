@@ -11,7 +11,9 @@ from helpers.training import SMALL, run_in
 from helpers.user_data import write_arrays
 
 from mdlstm_tk import InputError
-from mdlstm_tk.training import TrainConfig, load_checkpoint, new_job
+from mdlstm_tk.data import TaskSpec
+from mdlstm_tk.models import register
+from mdlstm_tk.training import Checkpoint, TrainConfig, build_network, load_checkpoint, new_job
 
 TEXTS = TrainConfig(task="transcribe", model="lines", hidden=2, steps=2, batch_size=4, average=0.5)
 
@@ -71,3 +73,44 @@ def test_a_run_of_another_kind_and_a_missing_one_are_refused(tmp_path: Path) -> 
         new_job(config, tmp_path / "new")
     with pytest.raises(InputError, match="there is no run folder"):
         new_job(replace(config, init=str(tmp_path / "none")), tmp_path / "new")
+
+
+@pytest.mark.usefixtures("fresh_registries")
+def test_any_names_of_tensors_are_taken(tmp_path: Path) -> None:
+    """Also those that the wrapper `Normalized` gives to the network and to its numbers."""
+
+    class Mine(torch.nn.Module):
+        def __init__(self, channels: int, outputs: int, *, hidden: int) -> None:
+            super().__init__()
+            self.network, self.mean = (
+                torch.nn.Linear(channels, outputs),
+                torch.nn.Parameter(torch.rand(hidden)),
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.network(x + self.mean.mean()).mean((1, 2))
+
+    register("mine", kind="classify")(Mine)
+    config = TrainConfig(model="mine")
+    specs = [TaskSpec("any", "classify", 1, len(names), (2, 2), tuple(names)) for names in ("ab", "cba")]
+    old, new = (build_network(replace(config, seed=seed), spec) for seed, spec in enumerate(specs))
+    before, fresh = old.state_dict(), new.network.weight[0].clone()
+    tensors = {f"model.{name}": tensor for name, tensor in before.items()}
+    Checkpoint(config, specs[0], 1, 0.0, 1, 0.0, tensors).start(new, config, specs[1])
+    after = new.state_dict()
+    assert torch.equal(after["mean"], before["mean"])
+    assert torch.equal(after["network.weight"], torch.stack([fresh, *before["network.weight"].flip(0)]))
+
+
+def test_levels_of_a_density_keep_the_weights_of_their_values() -> None:
+    """The single logit for two levels is that of white."""
+    config = TrainConfig(model="pixel", hidden=2)
+    specs = [TaskSpec("any", "density", 1, outputs, (2, 2)) for outputs in (1, 3, 5)]
+    networks = [build_network(replace(config, seed=seed), spec) for seed, spec in enumerate(specs)]
+    weights = [network.heads[0][-1].weight for network in networks]
+    for k, rows, old_rows in ((1, [2], [0]), (2, [0, 2, 4], [0, 1, 2])):
+        tensors = {f"model.{name}": tensor for name, tensor in networks[k - 1].state_dict().items()}
+        old = Checkpoint(config, specs[k - 1], 1, 0.0, 1, 0.0, tensors)
+        (note,) = old.start(networks[k], config, specs[k])
+        assert f"{len(rows)} of {2 * k + 1} outputs" in note
+        assert torch.equal(weights[k][rows], weights[k - 1][old_rows])

@@ -97,3 +97,12 @@ def test_a_network_that_needs_values_is_not_estimated() -> None:
 def test_the_available_memory_is_a_part_of_all() -> None:
     everything = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < (available_memory() or 0) <= everything
+
+
+def test_memory_of_a_gpu_that_torch_keeps_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second run in a process takes what the first one has freed."""
+    numbers = {"mem_get_info": (10**9, 8 * 10**9), "memory_reserved": 3 * 10**9, "memory_allocated": 10**9}
+    for name, value in numbers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    text = check_memory(configure({}), DiagonalTask((8, 8)), 16, torch.device("cuda"))
+    assert text.endswith("more memory on cuda; 3 GB are available")

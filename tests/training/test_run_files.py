@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import torch
 from helpers.command import mdlstm
 from helpers.training import SMALL, run_in
 
+from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.training import Run, describe_run, latest_run, load_checkpoint, new_run, open_run
 from mdlstm_tk.training.checkpoint import METADATA_KEY
+from mdlstm_tk.training.job import run_name
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +112,21 @@ def test_a_run_is_described(run: Run) -> None:
     assert (described["cell"], described["directions"]) == ("graves", 1)
     records = run.read_metrics()
     assert described["last_100_loss"] == pytest.approx(sum(r["loss"] for r in records) / 12)
+
+
+def test_json_that_is_nested_too_deeply_or_has_no_finite_step_is_one_line(run: Run) -> None:
+    deep = "[" * 100_000
+    for path, read in ((run.result, run.read_result), (run.metrics, run.read_metrics)):
+        path.write_text(deep + "\n")
+        with pytest.raises(InputError, match=f"{path.name} holds"):
+            read()
+    edit(run.last, lambda metadata, _: metadata.update(step=float("inf")))
+    run.best.write_bytes(safetensors.torch.save({}, metadata={METADATA_KEY: deep}))
+    for path in (run.last, run.best):
+        with pytest.raises(InputError, match="damaged"):
+            load_checkpoint(path)
+
+
+def test_a_name_with_a_slash_makes_one_folder() -> None:
+    """`latest_run` looks into no others."""
+    assert run_name(replace(SMALL, model="me/net"), DiagonalTask((3, 4))) == "me-net-3x4"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,6 +29,7 @@ from mdlstm_tk.training import (
     configure,
     evaluate,
     load_checkpoint,
+    loop,
     new_job,
     predict,
     resume_job,
@@ -329,3 +332,35 @@ def test_layers_may_share_a_weight(tmp_path: Path) -> None:
     network, tensors = load_checkpoint(run.last).network(), last_tensors(run)
     assert network[0] is network[2]
     assert torch.equal(tensors["model.0.weight"], tensors["model.2.weight"])
+
+
+def test_a_network_is_in_eval_mode_after_an_evaluation_without_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network, task = build(SMALL)
+    monkeypatch.setattr(task, "count", lambda split: 0)
+    assert evaluate(network.train(), task, "test", SMALL) == {}
+    assert not network.training
+
+
+def test_a_handler_of_c_code_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler_of = signal.getsignal
+    handler = handler_of(signal.SIGTERM)
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)  # as Python answers for such a handler
+    with loop._deferred_interrupt():
+        assert handler_of(signal.SIGTERM) is handler
+
+
+class KillsItsWorker(DiagonalTask):
+    """A task whose third batch needs more memory than there is."""
+
+    def batch(self, seed: int, step: int, *rest: Any, **options: Any) -> Any:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().batch(seed, step, *rest, **options)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_killed_worker_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(MDLSTMError, match="fewer workers"):
+        run_in(tmp_path, replace(SMALL, workers=1), KillsItsWorker((5, 6)))
