@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.training import SMALL, run_in
@@ -42,6 +43,20 @@ def test_shared_characters_keep_their_rows_and_all_other_weights_are_taken(tmp_p
         assert torch.equal(after[name][3], fresh[name][3]), name
     for name in after.keys() - set(heads) - {"mean", "std"}:
         assert torch.equal(after[name], before[name]), name
+
+
+def test_classes_of_masks_keep_their_weights_at_every_position_of_a_window(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((10, 4, 4), np.float32)
+    config = TrainConfig(task="segment", hidden=2, steps=2, batch_size=4, windows="2")
+    old, new = (
+        replace(config, data=str(write_arrays(tmp_path / name, "segment", x=x, y=y)))
+        for name, y in (("a.npz", (3 * x).astype(int)), ("b.npz", 2 * (2 * x).astype(int)))
+    )
+    run = run_in(tmp_path / "old", old)
+    network = new_job(replace(new, init=str(run.folder)), tmp_path / "new").network
+    images = torch.from_numpy(x[..., None])
+    y = load_checkpoint(run.checkpoint).network()(images)[..., [0, 2]]
+    torch.testing.assert_close(network(images), y, rtol=0, atol=1e-6)
 
 
 def test_training_starts_from_the_weights(tmp_path: Path) -> None:
