@@ -90,6 +90,19 @@ def test_a_run_of_another_kind_and_a_missing_one_are_refused(tmp_path: Path) -> 
         new_job(replace(config, init=str(tmp_path / "none")), tmp_path / "new")
 
 
+def test_other_channels_are_refused() -> None:
+    config, specs = TrainConfig(), [TaskSpec("any", "grid", channels, 1, (2, 2)) for channels in (1, 3)]
+    for old, new in (specs, specs[::-1]):
+        with pytest.raises(InputError, match=f"{old.channels} channels, got grid with {new.channels}"):
+            Checkpoint(config, old, 1, 0.0, 1, 0.0, {}).start(torch.nn.Identity(), config, new)
+
+
+@pytest.mark.parametrize(("model", "remedy"), [("lines", "resize="), ("md", "windows=2x1")])
+def test_texts_without_room_are_reported_with_a_remedy(model: str, remedy: str, tmp_path: Path) -> None:
+    job = new_job(lines(tmp_path / "data", ["nine signs"], model=model), tmp_path / "run")
+    assert any("10 texts" in note and remedy in note for note in job.notes)
+
+
 @pytest.mark.usefixtures("fresh_registries")
 def test_any_names_of_tensors_are_taken(tmp_path: Path) -> None:
     """Also those that the wrapper `Normalized` gives to the network and to its numbers."""
