@@ -67,8 +67,7 @@ def _as_int64(sizes: Sizes, x: Tensor, has_batch_axis: bool) -> Tensor:
     meaning = f"(N, D) = {shape}" if has_batch_axis else f"(D,) = {shape}"
     if not isinstance(sizes, Tensor):
         if isinstance(sizes, np.ndarray):
-            # torch takes no view with its columns reversed, (W, H) as (H, W), and no foreign byte order.
-            sizes = sizes.astype(sizes.dtype.newbyteorder("="))
+            sizes = sizes.copy()  # torch takes no view with its columns reversed, (W, H) as (H, W)
         try:
             sizes = torch.tensor(sizes, device="cpu")
         except (TypeError, ValueError, RuntimeError):  # a text, lists of different lengths, a huge number

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk._util.masking import as_sizes
 from mdlstm_tk.errors import InputError
 
 X = torch.randn(2, 4, 5, 3, generator=torch.Generator().manual_seed(0))
@@ -172,8 +171,3 @@ def test_the_reference_makes_no_tensor_on_the_default_device() -> None:
     with torch.device("meta"):
         y, _ = layer(X, return_state=True)
     assert y.device == torch.device("cpu")
-
-
-def test_sizes_may_be_big_endian() -> None:
-    big_endian = np.array(EXTENTS, dtype=">i8")
-    assert as_sizes(big_endian, X).tolist() == big_endian.tolist()
