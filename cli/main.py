@@ -120,7 +120,11 @@ def _run(arguments: list[str]) -> int:
     except OSError as failure:
         where = f"{failure.filename}: " if failure.filename else ""
         return _fail(f"{where}{failure.strerror or failure}", 1)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as failure:
+        # torch raises RuntimeError: "CUDA out of memory. …", "…: can't allocate memory: …"
+        messages = ("out of memory", "can't allocate memory")
+        if not isinstance(failure, MemoryError) and not any(text in str(failure) for text in messages):
+            raise
         return _fail("out of memory; use a smaller size, batch or hidden size", 1)
 
 

@@ -92,6 +92,11 @@ def test_errors_are_one_line_and_a_traceback_is_plain(arguments: tuple[str, ...]
     assert all(is_plain_text(line) for line in done.err.split("\n")) and "\nforged" not in done.err
 
 
+def test_memory_that_torch_cannot_get_is_one_line() -> None:
+    done = mdlstm("bench", "--shape", f"{10**12},8x8,1,4", "--seconds", "0", "-q")
+    assert done.code == 1 and re.fullmatch("error: out of memory; .*\n", done.err)
+
+
 def test_pictures_and_settings_of_a_server(tmp_path: Path) -> None:
     image = np.zeros((2, 3, 3), np.uint8)
     draw_panels(tmp_path / "p.png", EVIL, [Panel(EVIL, image)], 2)
