@@ -1,7 +1,7 @@
 """Test errors on data of one's own, by number of samples and minutes of training.
 
-    python benchmarks/own_data.py images --samples 200,1000,5000 --minutes 1,4,16
-    python benchmarks/own_data.py masks --samples 20,100,500 --minutes 1,4,16
+    python benchmarks/own_data.py images --samples 200,1000,5000 --minutes 1,3,10
+    python benchmarks/own_data.py masks --samples 20,100,500 --minutes 1,3,10
     python benchmarks/own_data.py lines --pages ../shared/wills --samples 200,700,1867 --minutes 15,60
 
 Folders are written as a user has them, and trained on with the default settings of their task: pictures of
