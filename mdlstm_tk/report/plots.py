@@ -196,11 +196,9 @@ def svg_reliability(bins: Sequence[tuple[float, float, int]]) -> Markup:
 
 def _draw_curve(axis: Any, name: str, color: str, records: Sequence[Mapping[str, Any]]) -> None:
     """Draw one metric over the steps: the values faint, their running mean strong, validation in black."""
-    steps, values = [], []
-    for record in records:
-        if name in record:  # errors of a task of the user's own may be named after the size of a batch
-            steps.append(record["step"])
-            values.append(record[name])
+    # errors of a task of the user's own may be named after the size of a batch
+    measured = [record for record in records if name in record]
+    steps, values = ([record[key] for record in measured] for key in ("step", name))
     axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
     axis.plot(steps, running_mean(values), color=color, label=f"mean of {WINDOW} steps")
     validated = [record for record in records if name in record.get("validation", {})]

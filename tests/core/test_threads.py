@@ -79,15 +79,11 @@ def test_a_task_waits_for_all_that_it_reads(
     def run_early(run: Run, chains: Chains, order: Sequence[int], keep: object) -> None:
         done = [0] * len(chains)
         for _ in order:
-            waiting = {
-                chain: tasks[done[chain]] for chain, tasks in enumerate(chains) if tasks[done[chain] :]
-            }
-            ready = [
-                chain for chain, task in waiting.items() if done[task.awaited_chain] >= task.awaited_count
-            ]
-            chain = min(ready, key=lambda chain: (chain - first) % len(chains))
-            run(waiting[chain].job)
-            done[chain] += 1
+            following = {k: chain[done[k]] for k, chain in enumerate(chains) if done[k] < len(chain)}
+            ready = [k for k, task in following.items() if done[task.awaited_chain] >= task.awaited_count]
+            k = min(ready, key=lambda k: (k - first) % len(chains))
+            run(following[k].job)
+            done[k] += 1
 
     monkeypatch.setattr(sweep, "run_chains", run_early)
     torch.set_num_threads(3)
