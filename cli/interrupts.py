@@ -1,8 +1,8 @@
 """Ctrl-C ends `mdlstm` with one line and exit code 130, at whatever moment it comes.
 
-Python raises `KeyboardInterrupt` in whatever the main thread runs. Another package may turn it into an error
-of its own, and where C calls back into Python it is printed and dropped. So a handler remembers that it
-came, and one that was dropped comes again.
+Python raises `KeyboardInterrupt` in whatever the main thread runs. Another package may turn it into an
+error of its own, and where C calls back into Python it is printed and dropped. So a handler remembers that
+it came, and one that was dropped comes again.
 """
 
 from __future__ import annotations

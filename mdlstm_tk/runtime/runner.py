@@ -204,8 +204,8 @@ class _Run:
 
     def outputs(self) -> list[Array]:
         """Run the graph. Python handles Ctrl-C in the main thread alone, and not while that is in ONNX
-        Runtime; so another thread does a long run, and the main thread waits. So does the interpreter before
-        it ends: a thread that came back from ONNX Runtime later would end the process with an error."""
+        Runtime; so another thread does a long run, and the main thread waits. So does the interpreter
+        before it ends: a thread that came back from ONNX Runtime later would abort the process."""
         is_short = sum(x.size for x in self._feeds.values()) < INTERRUPTIBLE_VALUES
         if is_short or threading.current_thread() is not threading.main_thread():
             return self._function(self._feeds, self._options)

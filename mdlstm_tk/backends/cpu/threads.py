@@ -11,8 +11,8 @@ interrupted leaves the other jobs to the caller, and for some time sweeps run on
 There is one pool per process. A sweep that finds it in use runs alone. `MDLSTM_THREADS=2` lets at most two
 threads share a sweep; 0 and 1 switch the pool off.
 
-Threads of the pool have ended before the interpreter does: one that came back from compiled code later would
-end the process with an error.
+Threads of the pool have ended before the interpreter does: one that came back from compiled code later
+would end the process with an error.
 """
 
 from __future__ import annotations
