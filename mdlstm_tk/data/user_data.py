@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from mdlstm_tk.data import arrays, folders, pages
 from mdlstm_tk.data.idx import find_idx, list_idx
 from mdlstm_tk.data.samples import LazySamples, MemoryBudget, Survey, channel_moments, survey_samples
 from mdlstm_tk.data.sampling import shape_order, stratified_mask
-from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample, Resize, Split, TaskSpec
+from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample, Resize, Split, TaskSpec, TextExtent
 from mdlstm_tk.data.targets import Targets, fit_targets, normalise
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import InputError
@@ -76,42 +76,16 @@ DEFAULTS: dict[Kind, Mapping[str, Any]] = {
 }
 
 
-class TextExtent(NamedTuple):
-    """The room that the text of a sample has, and the room it needs.
-
-    Attributes:
-        name: name of the sample.
-        width: columns of its image.
-        ctc_steps: steps that CTC needs to spell the text: one per character, and a blank between two
-            equal ones.
-    """
-
-    name: str
-    width: int
-    ctc_steps: int
-
-
 class UserDataTask(DatasetTask):
     """A task over a user's own samples; see `read_data`.
 
     Attributes:
-        names: the names of the samples of each split.
         groups: for each sample what it belongs to: the prefix in splits.json, else the page, else itself.
-        summary: lines of text that describe the data.
         skipped: name and reason of each sample that cannot be used.
-        texts: of kind "transcribe", those of the training split; otherwise None.
-        text_extents: of kind "transcribe", one entry per sample; otherwise empty.
-        cache_bytes: bound on the memory that samples take.
         has_mixed_sizes: True if samples of any split differ in extents, or are cropped.
     """
 
-    names: Mapping[Split, Sequence[str]]
-    groups: Mapping[Split, Sequence[str]]
-    summary: Sequence[str] = ()
     skipped: Sequence[str] = ()
-    texts: Sequence[str] | None = None
-    text_extents: Sequence[TextExtent] = ()
-    cache_bytes: int = 0
     has_mixed_sizes: bool = False
 
     def sample_name(self, split: Split, index: int) -> str:

@@ -84,7 +84,7 @@ def render_report(
         on_message(f"no examples: {problem}")
     else:
         on_message(f"evaluating {config.model} on {task.name}")
-        evaluation = evaluate_split(network, task, config, run.read_decoding())
+        evaluation = evaluate_split(network, task, config, run.read_decoding(checkpoint.step))
         drawings = make_drawings(network, task, config) if spec.kind == "density" else None
     if evaluation is not None:
         errors, split, texts = evaluation.errors, evaluation.split, describe_lines(evaluation.lines)

@@ -96,8 +96,8 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
         while positions_in_windows(task.spec.size, (window,) * ndim) > MAX_POSITIONS:
             window *= 2
         return replace(config, windows=format_size((window,) * ndim)) if window > 1 else config
-    extents = getattr(task, "text_extents", ())
-    room = (e.width // e.ctc_steps for e in extents if e.ctc_steps)  # a text of invisible marks needs none
+    # a text of invisible marks needs no room
+    room = (e.width // e.ctc_steps for e in task.text_extents if e.ctc_steps)
     max_columns = min(room, default=task.spec.size[1])
     (rows, columns), *later_windows = network.default_windows
     later_columns = combine_windows(network.default_windows)[1] // columns
@@ -140,5 +140,4 @@ def texts_without_room(network: nn.Module, task: Task) -> list[str]:
     if not isinstance(recognizer, TextRecognizer | LineRecognizer):
         return []
     columns_per_step = recognizer.stride[1]
-    extents = getattr(task, "text_extents", ())
-    return [e.name for e in extents if -(-e.width // columns_per_step) < e.ctc_steps]
+    return [e.name for e in task.text_extents if -(-e.width // columns_per_step) < e.ctc_steps]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from math import prod
@@ -256,7 +256,7 @@ def _listing(names: list[str]) -> str:
     return text + (f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else "")
 
 
-def describe_changes(before: Mapping[str, list[str]], now: Mapping[str, list[str]]) -> list[str]:
+def describe_changes(before: Mapping[str, Sequence[str]], now: Mapping[Any, Sequence[str]]) -> list[str]:
     """One line for samples that are missing and one for new ones, each if there are any.
 
     Args:

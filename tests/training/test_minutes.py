@@ -37,7 +37,7 @@ def test_training_ends_and_the_rate_falls_to_zero_when_the_time_is_over(tmp_path
     assert max(lr) == lr[2]
     assert lr[10] == pytest.approx(TIMED.lr / 2)
     assert 0 < lr[-1] < 0.02 * TIMED.lr
-    assert load_checkpoint(run.last).seconds == 30
+    assert load_checkpoint(run.last).state.seconds == 30
     assert run.read_metrics()[-1]["validation"]
     assert run.read_result()["step"] in (10, 20)
 
@@ -46,7 +46,7 @@ def test_a_resumed_run_has_the_time_that_was_left(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_in(tmp_path / "run", TIMED, on_step=fail_at(12))
     run = Run(tmp_path / "run")
-    assert load_checkpoint(run.last).seconds == 12 * SECONDS
+    assert load_checkpoint(run.last).state.seconds == 12 * SECONDS
     assert len(rates(resume(run))) == 30 / SECONDS
     for picture in (run.curves, run.prediction):
         picture.touch()  # which the command line draws: nothing is left to do
@@ -58,7 +58,7 @@ def test_a_resumed_run_has_the_time_that_was_left(tmp_path: Path) -> None:
 def test_a_run_of_steps_keeps_no_time(tmp_path: Path) -> None:
     run = run_in(tmp_path / "run", replace(TIMED, minutes=0.0))
     assert len(rates(run)) == TIMED.steps
-    assert load_checkpoint(run.last).seconds == 0
+    assert load_checkpoint(run.last).state.seconds == 0
 
 
 def test_running_mean() -> None:

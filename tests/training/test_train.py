@@ -37,8 +37,9 @@ from mdlstm_tk.training import (
 )
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.evaluation import measure
-from mdlstm_tk.training.losses import learning_rate, loss_of
+from mdlstm_tk.training.losses import loss_of
 from mdlstm_tk.training.progress import running_mean
+from mdlstm_tk.training.run_state import RunState, scheduled_rate
 from mdlstm_tk.training.trainer import Trainer
 
 
@@ -68,7 +69,7 @@ def test_the_files_and_the_result_of_a_run(tmp_path: Path) -> None:
     assert set(first) == {"step", "loss", "relevant", "lr"}
     assert set(last["validation"]) == {"relevant", "relevant_20x24"}
     best = load_checkpoint(run.best)
-    assert best.score == pytest.approx(np.sqrt(np.prod(list(last["validation"].values()))))
+    assert best.state.score == pytest.approx(np.sqrt(np.prod(list(last["validation"].values()))))
     assert json.loads(run.result.read_text()) == result
     assert result["errors"] == evaluate(best.network(), job.task, "test", config)
     for name, tensor in job.network.state_dict().items():  # it is left with the best weights
@@ -170,13 +171,13 @@ def test_errors_on_the_device_are_those_of_numpy(kind: Any, padded: bool) -> Non
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     config = TrainConfig(lr=0.1, steps=100, warmup=10, schedule="cosine")
-    rates = [learning_rate(config, step) for step in range(100)]
+    rates = [scheduled_rate(config, step) for step in range(100)]
     np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 100)
     assert max(rates) == rates[9] == rates[10] == 0.1
     assert rates[55] == pytest.approx(0.05)
     assert 0 < rates[-1] < 0.001
     assert all(a >= b for a, b in pairwise(rates[10:]))
-    assert {learning_rate(replace(config, schedule="constant"), step) for step in (10, 99, 200)} == {0.1}
+    assert {scheduled_rate(replace(config, schedule="constant"), step) for step in (10, 99, 200)} == {0.1}
 
 
 def test_the_norm_of_the_whole_gradient_is_clipped(tmp_path: Path) -> None:
@@ -243,7 +244,7 @@ def test_a_bounded_cell_is_suggested_unless_the_network_has_one(tmp_path: Path) 
     for config, is_bounded in ((SMALL, False), (lines, True)):
         trained = Trainer(new_job(config, tmp_path / config.model))
         with pytest.raises(MDLSTMError, match="diverged") as error:
-            trained._require_finite(1, [np.inf, 1.0])
+            trained._require_finite(RunState(), [np.inf, 1.0])
         assert ("cell=stable" in str(error.value)) != is_bounded
 
 
@@ -280,7 +281,7 @@ def test_training_stops_when_patience_is_exhausted(tmp_path: Path) -> None:
     run = run_in(tmp_path, config, scored(map(float, count())))
     assert load_checkpoint(run.best).step == 3
     last = load_checkpoint(run.last)
-    assert (last.step, last.best_step) == (3 + 4 * 3, 3)
+    assert (last.step, last.state.best_step) == (3 + 4 * 3, 3)
 
 
 @pytest.mark.parametrize(
@@ -294,8 +295,8 @@ def test_the_best_checkpoint_holds_the_weights_with_the_lowest_score(
     run = run_in(tmp_path / "run", replace(SMALL, evaluate_every=3), scored(iter(scores)))
     best = load_checkpoint(run.best)
     lowest = min(score for score in scores if score == score)
-    assert (best.step, best.best_step, best.score) == (best_step, best_step, lowest)
-    assert load_checkpoint(run.last).score == lowest
+    assert (best.step, best.state.best_step, best.state.score) == (best_step, best_step, lowest)
+    assert load_checkpoint(run.last).state.score == lowest
     expected = last_tensors(run_in(tmp_path / "until best", replace(SMALL, steps=best_step)))
     for name, tensor in best.tensors.items():
         assert torch.equal(tensor, expected[name]), name
@@ -318,7 +319,7 @@ def test_a_failure_right_after_the_best_validation_keeps_its_weights(tmp_path: P
     with pytest.raises(KeyboardInterrupt):
         run_in(tmp_path, config, scored(iter([2.0, 1.0])), on_step=fail_at(6))
     run = Run(tmp_path)
-    assert load_checkpoint(run.last).best_step == load_checkpoint(run.best).step == 6
+    assert load_checkpoint(run.last).state.best_step == load_checkpoint(run.best).step == 6
 
 
 @pytest.mark.usefixtures("fresh_registries")
