@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from math import prod
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -91,11 +92,8 @@ class Task(ABC):
 
         Lower is better.
         """
-        import torch  # only here, so that a task is made without it
-
-        from mdlstm_tk.data.metrics import METRICS
-
-        sums = METRICS[self.spec.kind](torch.from_numpy(prediction), batch, self.spec)
+        metrics = import_module("mdlstm_tk.data.metrics")  # by its name: tasks are made without torch
+        sums = metrics.METRICS[self.spec.kind](metrics.torch.from_numpy(prediction), batch, self.spec)
         return {name: (float(total), count) for name, (total, count) in sums.items()}
 
     def baselines(self, seed: int, samples: int) -> dict[str, dict[str, float]]:

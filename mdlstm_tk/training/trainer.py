@@ -99,19 +99,50 @@ class Trainer:
             True if the metrics of the steps so far should be read now, see `read_metrics`.
 
         Raises:
-            MDLSTMError: on a CPU, the loss or the gradient is not finite; weights, averages and buffers
-                stay as they were.
+            MDLSTMError: on a CPU, the loss or the gradient is not finite. Then, and after any other
+                exception, weights, averages and buffers are as before the step.
         """
-        config, before = self.config, self.state
-        # Dropout is seeded by the step, so a resumed run draws what an uninterrupted one draws.
-        self._seed(((config.seed * 1_000_003 + before.step) * 1009 + self.context.rank) % 2**63)
-        lr = before.rate(config)
+        before = self.state
+        lr = before.rate(self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if not self.network.training:  # as a validation leaves it
-            self.network.train()
         for kept, buffer in zip(self._kept, self._buffers, strict=True):
             kept.copy_(buffer)
+        try:
+            names, values = self._backward(batch, interrupted)
+            if isinstance(values, list):
+                self._require_finite(before, values)
+        except BaseException:
+            for kept, buffer in zip(self._kept, self._buffers, strict=True):
+                buffer.copy_(kept)
+            raise
+        if not isinstance(values, list):  # from a step that diverges on, everything stays as it was
+            self._diverged += ~torch.isfinite(values[:2].sum())
+            self.optimizer.found_inf = self._diverged.clamp(max=1)  # type: ignore[attr-defined]
+            for kept, buffer in zip(self._kept, self._buffers, strict=True):
+                buffer.copy_(torch.where(self._diverged > 0, kept, buffer))
+        self.optimizer.step()
+        if self.average is not None and not self._diverged:  # which waits for the step, as the update does
+            # Faster in the first steps, to forget the initial weights.
+            decay = min(self.config.average, (1 + before.step) / (10 + before.step))
+            self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
+            self.average.update_parameters(self.network)
+        self.state = replace(before, step=before.step + 1, lr=lr)
+        self._unread.append((before, names, values))
+        return isinstance(values, list) or len(self._unread) >= UNREAD_STEPS
+
+    def _backward(self, batch: Batch, interrupted: bool) -> tuple[list[str], Tensor | list[float]]:
+        """Compute the gradients of a batch.
+
+        Returns:
+            The names of its errors; and summed over all processes its loss, the norm of its gradient, how
+            many were interrupted, and a sum and a count for each error.
+        """
+        config = self.config
+        # Dropout is seeded by the step, so a resumed run draws what an uninterrupted one draws.
+        self._seed(((config.seed * 1_000_003 + self.state.step) * 1009 + self.context.rank) % 2**63)
+        if not self.network.training:  # as a validation leaves it
+            self.network.train()
         outputs = predictions(self.parallel, batch, self.context.device, config.precision)
         loss = total_loss(outputs, batch, self.task.spec)
         for parameter in self._parameters:
@@ -125,23 +156,7 @@ class Trainer:
         measured = measure(self.task, outputs[0], batch)
         names = self.context.all_names(measured) if self._names_vary else list(measured)
         sums = [value for name in names for value in measured.get(name, (0.0, 0.0))]
-        values = self.context.sum_on_device([loss.detach(), norm, float(interrupted), *sums])
-        if isinstance(values, list):
-            self._require_finite(before, values)
-        else:  # from a step that diverges on, everything stays as it was
-            self._diverged += ~torch.isfinite(values[:2].sum())
-            self.optimizer.found_inf = self._diverged.clamp(max=1)  # type: ignore[attr-defined]
-            for kept, buffer in zip(self._kept, self._buffers, strict=True):
-                buffer.copy_(torch.where(self._diverged > 0, kept, buffer))
-        self.optimizer.step()
-        if self.average is not None and not self._diverged:  # which waits for the step, as the update does
-            # Faster in the first steps, to forget the initial weights.
-            decay = min(config.average, (1 + before.step) / (10 + before.step))
-            self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
-            self.average.update_parameters(self.network)
-        self.state = replace(before, step=before.step + 1, lr=lr)
-        self._unread.append((before, names, values))
-        return isinstance(values, list) or len(self._unread) >= UNREAD_STEPS
+        return names, self.context.sum_on_device([loss.detach(), norm, float(interrupted), *sums])
 
     def read_metrics(self) -> Iterator[StepMetrics]:
         """Read the metrics of the steps since the last call, in order.
@@ -165,8 +180,6 @@ class Trainer:
         if math.isfinite(loss) and math.isfinite(norm):
             return
         self.state, config = before, self.config
-        for kept, buffer in zip(self._kept, self._buffers, strict=True):
-            buffer.copy_(kept)
         remedies = [f"a smaller lr (it was {config.lr:g})"]
         remedies += [] if config.clip else ["clip=1"]
         remedies += [] if config.warmup else ["warmup=100"]

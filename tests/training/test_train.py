@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count, pairwise
+from itertools import count, pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ import pytest
 import torch
 from helpers.training import DIGITS, SMALL, fail_at, last_tensors, run_in
 
-from mdlstm_tk.data import KINDS, Batch, DatasetTask, DiagonalTask, TaskSpec
-from mdlstm_tk.data.metrics import METRICS
+from mdlstm_tk.data import KINDS, UNLABELLED, Batch, DatasetTask, DiagonalTask, TaskSpec
 from mdlstm_tk.errors import InputError, MDLSTMError, MissingExtraError
 from mdlstm_tk.models import register
 from mdlstm_tk.report import draw_run
@@ -147,8 +146,8 @@ def test_the_relevant_loss_is_the_squared_error_at_the_second_one() -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "transcribe"])
-@pytest.mark.parametrize("padded", [False, True])
-def test_errors_on_the_device_are_those_of_numpy(kind: Any, padded: bool) -> None:
+def test_padding_does_not_count_in_any_error(kind: Any) -> None:
+    """The sums of a batch are those of its samples, cut to their extents."""
     rng = np.random.default_rng(0)
     names = ("a", "b", "c") if kind in ("classify", "segment") else ()
     task = DatasetTask(TaskSpec("any", kind, 2, 3, (5, 6), names), {})
@@ -160,13 +159,22 @@ def test_errors_on_the_device_are_those_of_numpy(kind: Any, padded: bool) -> Non
         "density": x,
     }[kind]
     shape = {"classify": (4, 3), "density": (4, 5, 6, 2)}.get(kind, (4, 5, 6, 3))
-    prediction = rng.random(shape, np.float32)
-    batch = Batch(x, y, np.array([[5, 6], [2, 3], [1, 6], [5, 1]]) if padded else None)
+    prediction, sizes = rng.random(shape, np.float32), [[5, 6], [2, 3], [1, 6], [5, 1]]
+    if kind == "segment":
+        for mask, (height, width) in zip(y, sizes, strict=True):
+            mask[height:], mask[:, width:] = UNLABELLED, UNLABELLED
+    batch, expected = Batch(x, y, np.array(sizes)), dict[str, np.ndarray]()
+    for k, (height, width) in enumerate(sizes):
+        cut = [
+            each[k : k + 1, :height, :width] if each.ndim > 2 else each[k : k + 1]
+            for each in (x, y, prediction)
+        ]
+        for name, pair in task.measure(cut[2], Batch(cut[0], cut[1])).items():
+            expected[name] = expected.get(name, 0) + np.array(pair)
     measured = measure(task, torch.from_numpy(prediction), batch)
-    expected = METRICS[kind](prediction, batch, task.spec)
-    assert list(measured) == list(expected)
-    for name, pair in measured.items():
-        assert tuple(map(float, pair)) == pytest.approx(expected[name])
+    assert {name: tuple(map(float, pair)) for name, pair in measured.items()} == {
+        name: pytest.approx(tuple(pair)) for name, pair in expected.items()
+    }
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
@@ -216,27 +224,40 @@ def test_the_average_decays_as_configured(tmp_path: Path) -> None:
     torch.testing.assert_close(trained.average.module.state_dict()[name], expected)
 
 
+class Poisoned(DatasetTask):
+    """Images whose batch of one step holds an infinite value; without it their errors stay finite."""
+
+    def __init__(self, step: int | None) -> None:
+        images = np.random.default_rng(0).random((8, 16, 24, 1), np.float32)
+        texts = np.arange(1, 9) % 3 + 1
+        spec = TaskSpec("poisoned", "transcribe", 1, 4, (16, 24), ("a", "b", "c"))
+        samples = list(zip(images, texts[:, None], strict=True))
+        super().__init__(spec, {"train": samples, "validation": samples[:2]})
+        self.poisoned_step = step
+
+    def batch(self, seed: int, step: int, count: int, *rest: Any, **more: Any) -> Any:
+        batch = super().batch(seed, step, count, *rest, **more)
+        if (step, *rest) == (self.poisoned_step,):
+            batch.x[0, 0, 0] = np.inf
+        return batch
+
+
 @pytest.mark.parametrize(("clip", "way"), [(0.0, "at once"), (1.0, "at once"), (0.0, "later")])
-def test_divergence_is_reported_and_keeps_the_weights_before_it(
+def test_divergence_is_reported_and_keeps_everything_as_it_was_before(
     tmp_path: Path, clip: float, way: str, request: pytest.FixtureRequest
 ) -> None:
+    """Weights, their average, the statistics of batch normalisation, and the optimizer's state."""
+    config = replace(SMALL, model="lines", layers=1, clip=clip, average=0.9, steps=4)
+    whole = run_in(tmp_path / "whole", config, Poisoned(None))
     if way == "later":
         request.getfixturevalue("read_later")
-
-    class Poisoned(DiagonalTask):
-        def batch(self, seed: int, step: int, count: int, *rest: Any, **more: Any) -> Any:
-            batch = super().batch(seed, step, count, *rest, **more)
-            if step == 7:
-                batch.y[0, 0, 0] = np.inf
-            return batch
-
-    config = replace(SMALL, clip=clip)
-    with pytest.raises(MDLSTMError, match=r"step 8.*inf.*lr"):
-        run_in(tmp_path / "run", config, Poisoned((5, 6)))
+    with pytest.raises(MDLSTMError, match=r"step 5.*nan.*lr"):
+        run_in(tmp_path / "run", replace(config, steps=9), Poisoned(4))
     last = load_checkpoint(Run(tmp_path / "run").last)
-    assert last.step == 7
-    whole = run_in(tmp_path / "whole", replace(config, steps=7))
-    assert all(torch.equal(tensor, last.tensors[name]) for name, tensor in last_tensors(whole).items())
+    assert last.step == 4
+    assert any("running_var" in name for name in last.tensors)
+    for name, tensor in last_tensors(whole).items():
+        assert torch.equal(tensor, last.tensors[name]), name
 
 
 def test_a_bounded_cell_is_suggested_unless_the_network_has_one(tmp_path: Path) -> None:
@@ -276,12 +297,18 @@ def scored(scores: Iterator[float]) -> DiagonalTask:
     return task
 
 
-def test_training_stops_when_patience_is_exhausted(tmp_path: Path) -> None:
-    config = replace(SMALL, steps=50, evaluate_every=3, patience=4)
-    run = run_in(tmp_path, config, scored(map(float, count())))
-    assert load_checkpoint(run.best).step == 3
+@pytest.mark.parametrize(("scores", "best_step"), [(count(), 3), (repeat(1), 15)])
+def test_training_stops_when_patience_is_exhausted(
+    tmp_path: Path, scores: Iterator[int], best_step: int
+) -> None:
+    """Scores that equal the best one are no improvement, though the later weights count as the best."""
+    config = replace(SMALL, steps=50, evaluate_every=3, patience=4, schedule="cosine", lr=0.01)
+    run = run_in(tmp_path, config, scored(map(float, scores)))
+    assert load_checkpoint(run.best).step == best_step
     last = load_checkpoint(run.last)
-    assert (last.step, last.state.best_step) == (3 + 4 * 3, 3)
+    assert (last.step, last.state.best_step) == (3 + 4 * 3, best_step)
+    assert "stopped at step 15" in (ending := run.read_result()["ending"])
+    assert f"{run.read_metrics()[-1]['lr']:.2g}, 82% of its peak" in ending
 
 
 @pytest.mark.parametrize(
