@@ -91,7 +91,7 @@ class RunState:
         if (old.steps, old.minutes) == (new.steps, new.minutes):
             return self, ()
         target, before = scheduled_rate(new, self.step, self.seconds), self.rate(old)
-        if target <= before:
+        if target <= max(before, self.lr):
             return replace(self, rise_lr=inf), ()
         line = (
             f"the schedule of the run is stretched: its learning rate rises from {self.lr:.2g} towards "
