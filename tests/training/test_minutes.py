@@ -6,14 +6,26 @@ from dataclasses import replace
 from itertools import accumulate, count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers.training import SMALL, fail_at, resume, run_in
 
 from mdlstm_tk import InputError
-from mdlstm_tk.training import Progress, RecentMetrics, Run, load_checkpoint, loop, progress, resume_job
+from mdlstm_tk.report.plots import svg_curves
+from mdlstm_tk.training import (
+    Progress,
+    RecentMetrics,
+    Run,
+    describe_run,
+    load_checkpoint,
+    loop,
+    progress,
+    resume_job,
+)
 from mdlstm_tk.training.progress import WINDOW, StepTimer, TrainingTimes, describe_times, running_mean
+from mdlstm_tk.training.run_folder import metric_names
 
 TIMED = replace(SMALL, minutes=0.5, schedule="cosine", warmup=3, evaluate_every=10, average=0.9)
 SECONDS = 1.5  # that pass from one look at the clock to the next
@@ -117,3 +129,17 @@ def test_the_progress_line_shows_recent_means_and_the_latest_validation() -> Non
         validation = {"error": 0.25} if step == 3 else {}
         metrics.add(Progress(step, float(step), {"error": 1.0}, 0.1, validation, steps_per_second=0.5))
     assert metrics.describe() == "loss 30.5  error 1  validation error 0.25  0.5 steps/s"
+
+
+def test_errors_may_have_other_names_in_some_steps(tmp_path: Path) -> None:
+    metrics, run = RecentMetrics(), run_in(tmp_path, replace(SMALL, steps=2))
+    records: list[dict[str, Any]] = []
+    for step, errors in enumerate([{"odd": 1.0}, {"even": 4.0, "both": 3.0}, {"odd": 2.0, "both": 5.0}], 1):
+        records.append(Progress(step, 1.0, errors).record())
+        metrics.add(Progress(step, 1.0, errors))
+    assert metrics.describe() == "loss 1  odd 1.5  even 4  both 4"
+    run.write_metrics(records)
+    assert {"loss", "odd", "even", "both"} == set(metric_names(records))
+    described = describe_run(run.folder)
+    assert [described[f"last_100_{name}"] for name in ("odd", "even", "both")] == [1.5, 4.0, 4.0]
+    assert len(svg_curves(records)) == 4

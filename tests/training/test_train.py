@@ -27,6 +27,7 @@ from mdlstm_tk.training import (
     build,
     configure,
     evaluate,
+    job,
     load_checkpoint,
     loop,
     new_job,
@@ -85,9 +86,13 @@ def test_equal_seeds_give_equal_bytes_and_other_seeds_do_not(tmp_path: Path) -> 
 
 def test_bfloat16_trains_in_bfloat16_and_learns(tmp_path: Path) -> None:
     config = replace(SMALL, layers=1, precision="bf16", steps=60, size="4", lr=0.04)
-    losses = [record["loss"] for record in run_in(tmp_path, config).read_metrics()]
+    run = run_in(tmp_path, config)
+    losses = [record["loss"] for record in run.read_metrics()]
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
     network, task = build(config)
+    best = load_checkpoint(run.best)  # which is chosen in float32, as it is exported
+    errors = evaluate(best.network(), task, "validation", replace(config, precision="fp32"))
+    assert best.state.score == task.score(errors)
     batch = task.batch(0, 0, 2)
     exact, rough = (predict(network, batch, torch.device("cpu"), p) for p in ("fp32", "bf16"))
     assert exact.dtype == rough.dtype == torch.float32
@@ -124,16 +129,6 @@ def test_tensorboard_holds_the_metrics(tmp_path: Path) -> None:
     assert [event.step for event in read.Scalars("loss")] == [record["step"] for record in records]
     expected = [record["relevant"] for record in records]
     np.testing.assert_allclose([e.value for e in read.Scalars("relevant")], expected, rtol=1e-6)
-
-
-def test_a_missing_tensorboard_is_found_before_an_earlier_run_is_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = run_in(tmp_path, replace(SMALL, steps=1))
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(MissingExtraError, match="tensorboard"):
-        run_in(tmp_path, replace(SMALL, tensorboard=True))
-    assert run.last.exists() and run.result.exists()
 
 
 def test_the_relevant_loss_is_the_squared_error_at_the_second_one() -> None:
@@ -197,6 +192,18 @@ def test_the_norm_of_the_whole_gradient_is_clipped(tmp_path: Path) -> None:
         norms.append(float(torch.cat(moments).norm()) / 0.1)
     assert norms[0] > 1e-3
     assert norms[1] == pytest.approx(1e-4, rel=0.02)  # clip_grad_norm_ adds 1e-6 to the norm
+
+
+@pytest.mark.parametrize(
+    ("changes", "module"), [({"tensorboard": True}, "tensorboard"), ({}, "scipy.ndimage")]
+)
+def test_a_missing_package_is_found_before_the_data_are_read(
+    changes: dict[str, Any], module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(job, "make_task", lambda config: pytest.fail("the data were read"))
+    with pytest.raises(MissingExtraError, match=module.partition(".")[0]):
+        new_job(replace(DIGITS, **changes), tmp_path / "run")
 
 
 def test_the_averaged_weights_are_validated_and_exported(tmp_path: Path) -> None:
