@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import isfinite
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -89,21 +89,6 @@ class Batch:
         """Return sample k as a batch of one, with its padding."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: a[k : k + 1] for name, a in arrays.items() if a is not None})
-
-
-class TextExtent(NamedTuple):
-    """The room that the text of a sample has, and the room it needs.
-
-    Attributes:
-        name: name of the sample.
-        width: columns of its image.
-        ctc_steps: steps that CTC needs to spell the text: one per character, and a blank between two
-            equal ones.
-    """
-
-    name: str
-    width: int
-    ctc_steps: int
 
 
 @dataclass(frozen=True)

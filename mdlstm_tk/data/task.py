@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from math import prod
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +32,11 @@ from mdlstm_tk.data.spec import (
     Sample,
     Split,
     TaskSpec,
-    TextExtent,
 )
 from mdlstm_tk.errors import InputError
+
+if TYPE_CHECKING:
+    from mdlstm_tk.data.user_data import TextExtent
 
 WHOLE_BATCH = slice(None)
 MAX_EVALUATION_BATCH = 64  # samples

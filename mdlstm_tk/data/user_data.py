@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from mdlstm_tk.data import arrays, folders, pages
 from mdlstm_tk.data.idx import find_idx, list_idx
 from mdlstm_tk.data.samples import LazySamples, MemoryBudget, Survey, channel_moments, survey_samples
 from mdlstm_tk.data.sampling import shape_order, stratified_mask
-from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample, Resize, Split, TaskSpec, TextExtent
+from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample, Resize, Split, TaskSpec
 from mdlstm_tk.data.targets import Targets, fit_targets, normalise
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import InputError
@@ -74,6 +74,21 @@ DEFAULTS: dict[Kind, Mapping[str, Any]] = {
     },
     "density": {**_COMMON, "model": "pixel", "layers": 2, "batch_size": 32},
 }
+
+
+class TextExtent(NamedTuple):
+    """The room that the text of a sample has, and the room it needs.
+
+    Attributes:
+        name: name of the sample.
+        width: columns of its image.
+        ctc_steps: steps that CTC needs to spell the text: one per character, and a blank between two
+            equal ones.
+    """
+
+    name: str
+    width: int
+    ctc_steps: int
 
 
 class UserDataTask(DatasetTask):

@@ -135,10 +135,7 @@ class Comparison:
         """A loss or error at each training step, by network and seed."""
         plan = self.plan
         return {
-            model: [
-                [r[name] for r in plan.run(model, seed).read_metrics() if name in r]
-                for seed in range(plan.seeds)
-            ]
+            model: [[r[name] for r in plan.run(model, seed).read_metrics()] for seed in range(plan.seeds)]
             for model in plan.models
         }
 
