@@ -133,10 +133,11 @@ def resume_job(
     config = find_data(configure_resumed(checkpoint.config, options or {}, settings), folder)
     if run.is_evaluated:
         require_work_left(config, run, checkpoint.state)
-    state, state_notes = checkpoint.state.resumed(checkpoint.config, config)
+    state = checkpoint.state
+    changes = state.describe_rise(checkpoint.config, config)
     best = None if state.is_best or not run.best.exists() else load_checkpoint(run.best)
     if not state.is_best and (best is None or best.step != state.best_step):
-        state_notes += (f"{run.best} is not the best checkpoint of this training; the best is chosen anew",)
+        changes.append(f"{run.best} is not the best checkpoint of this training; the best is chosen anew")
         state = replace(state, score=inf, best_step=0, stale=0)
     checkpoint = replace(checkpoint, state=state)
     require_packages(config)
@@ -146,8 +147,9 @@ def resume_job(
         task = load_task(config, checkpoint.spec, config.data, old_names and old_names["validation"])
     config = remember_data(replace(config, size=format_size(task.spec.size)), folder)
     network, notes = _build(config, task, context)
-    changes = describe_changes(old_names, task.names) if old_names and task.names else []
-    notes = (*changes, *state_notes, *notes)
+    if old_names and task.names:
+        changes += describe_changes(old_names, task.names)
+    notes = (*changes, *notes)
     return TrainingJob(config, task, network, run, context, checkpoint, best or checkpoint, notes)
 
 

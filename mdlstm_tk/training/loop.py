@@ -89,26 +89,21 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
                 validates = trainer.state.is_complete(config) or step % config.evaluate_every == 0
                 if not (is_due or validates or (is_alone and interrupts)):
                     continue
-                for metrics in trainer.read_metrics():
+                for progress, was_interrupted in trainer.read_metrics():
                     validation = {}
-                    if validates and metrics.step == step:
+                    if validates and progress.step == step:
                         validation = trainer.validate()
                         timer.end_validation()
-                    steps_left = config.steps - metrics.step
+                    steps_left = config.steps - progress.step
                     seconds_left = timer.seconds_left(steps_left, -(-steps_left // config.evaluate_every))
                     if config.minutes:
                         seconds_left = max(60 * config.minutes - seconds, 0.0)
-                    progress = Progress(
-                        step=metrics.step,
-                        loss=metrics.loss,
-                        errors=metrics.errors,
-                        lr=metrics.lr,
-                        validation=validation,
-                        steps_per_second=timer.steps_per_second,
-                        seconds_left=seconds_left,
+                    rate = timer.steps_per_second
+                    progress = replace(
+                        progress, validation=validation, steps_per_second=rate, seconds_left=seconds_left
                     )
                     # Several processes learn of an interrupt from the metrics, and stop together.
-                    stop = stop or metrics.interrupted
+                    stop = stop or was_interrupted
                     if context.is_main:
                         write_record(progress.record())
                         on_step(progress)

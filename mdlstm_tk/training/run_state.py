@@ -25,8 +25,6 @@ class RunState:
         best_step: last step with that score; without validation data the latest step that would have been
             validated; 0 before.
         stale: validations since the score last fell. One that equals the lowest score counts, too.
-        rise_step, rise_lr: where the last change of `steps` or `minutes` raised the schedule, and the rate
-            until then; infinity if none has.
     """
 
     step: int = 0
@@ -35,8 +33,6 @@ class RunState:
     score: float = inf
     best_step: int = 0
     stale: int = 0
-    rise_step: int = 0
-    rise_lr: float = inf
 
     @property
     def is_best(self) -> bool:
@@ -68,10 +64,12 @@ class RunState:
         return f"done {self.step} steps"
 
     def rate(self, config: TrainConfig) -> float:
-        """The learning rate of the next step: that of the schedule, or less while a resumed run rises."""
-        slope = config.lr / (config.warmup or RESUMED_WARMUP)
-        limit = self.rise_lr + slope * (self.step + 1 - self.rise_step)
-        return min(scheduled_rate(config, self.step, self.seconds), limit)
+        """The learning rate of the next step: that of the schedule, but no faster rise than in a warm-up.
+
+        A run that goes on with more steps or minutes thus climbs to the rate of its longer schedule.
+        """
+        rate = scheduled_rate(config, self.step, self.seconds)
+        return min(rate, self.lr + rise(config)) if self.step else rate
 
     def after_validation(self, score: float | None) -> RunState:
         """The state after a validation with this score; None if there are no validation data."""
@@ -82,22 +80,20 @@ class RunState:
         best_step = self.step if score == self.score else self.best_step
         return replace(self, best_step=best_step, stale=self.stale + 1)
 
-    def resumed(self, old: TrainConfig, new: TrainConfig) -> tuple[RunState, tuple[str, ...]]:
-        """The state with which a run goes on, and a line for the user if its learning rate rises again.
-
-        Where more steps or minutes stretch the schedule, its rate is higher from here on. It is reached as
-        in a warm-up, from the rate of the last step on. A lower schedule is followed from the next step.
-        """
-        if (old.steps, old.minutes) == (new.steps, new.minutes):
-            return self, ()
-        target, before = scheduled_rate(new, self.step, self.seconds), self.rate(old)
+    def describe_rise(self, old: TrainConfig, new: TrainConfig) -> list[str]:
+        """A line that says if changed settings let the learning rate of a resumed run rise again."""
+        before, target = (scheduled_rate(each, self.step, self.seconds) for each in (old, new))
         if target <= max(before, self.lr):
-            return replace(self, rise_lr=inf), ()
-        line = (
+            return []
+        return [
             f"the schedule of the run is stretched: its learning rate rises from {self.lr:.2g} towards "
-            f"{target:.2g}, by at most {new.lr / (new.warmup or RESUMED_WARMUP):.2g} a step"
-        )
-        return replace(self, rise_step=self.step, rise_lr=self.lr), (line,)
+            f"{target:.2g}, by at most {rise(new):.2g} a step"
+        ]
+
+
+def rise(config: TrainConfig) -> float:
+    """By how much the learning rate may rise in a step; in a warm-up it does, but for rounding."""
+    return config.lr / (config.warmup or RESUMED_WARMUP) * (1 + 1e-9)
 
 
 def scheduled_rate(config: TrainConfig, step: int, seconds: float = 0.0) -> float:

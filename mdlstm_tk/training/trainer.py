@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,28 +20,11 @@ from mdlstm_tk.training.checkpoint import Checkpoint, save_checkpoint
 from mdlstm_tk.training.evaluation import evaluate, mean_errors, measure, predictions
 from mdlstm_tk.training.job import TrainingJob
 from mdlstm_tk.training.losses import adam, total_loss
+from mdlstm_tk.training.progress import Progress
 from mdlstm_tk.training.run_state import RunState
 
 BOUNDED_CELLS = {"stable", "leaky", "slstm"}  # their states do not grow with the number of paths
 UNREAD_STEPS = 20  # on a GPU, steps whose metrics stay there until they are read together
-
-
-class StepMetrics(NamedTuple):
-    """Loss and errors of a step, computed before the weights changed.
-
-    Attributes:
-        step: optimizer steps done after it.
-        lr: its learning rate.
-        loss: loss of the batch.
-        errors: errors of the batch by name.
-        interrupted: was any of the processes asked to stop?
-    """
-
-    step: int
-    lr: float
-    loss: float
-    errors: dict[str, float]
-    interrupted: bool
 
 
 class Trainer:
@@ -158,8 +140,9 @@ class Trainer:
         sums = [value for name in names for value in measured.get(name, (0.0, 0.0))]
         return names, self.context.sum_on_device([loss.detach(), norm, float(interrupted), *sums])
 
-    def read_metrics(self) -> Iterator[StepMetrics]:
-        """Read the metrics of the steps since the last call, in order.
+    def read_metrics(self) -> Iterator[tuple[Progress, bool]]:
+        """Read loss and errors of the steps since the last call, in order, and whether any process was then
+        asked to stop.
 
         Raises:
             MDLSTMError: on a GPU, the loss or the gradient of a step is not finite; the weights are those
@@ -170,9 +153,8 @@ class Trainer:
             numbers = values if isinstance(values, list) else values.tolist()
             self._require_finite(before, numbers)
             loss, _, interruptions, *sums = numbers
-            loss /= self.context.world_size
-            lr, errors = before.rate(self.config), mean_errors(names, sums)
-            yield StepMetrics(before.step + 1, lr, loss, errors, interruptions > 0)
+            loss, errors = loss / self.context.world_size, mean_errors(names, sums)
+            yield Progress(before.step + 1, loss, errors, before.rate(self.config)), interruptions > 0
 
     def _require_finite(self, before: RunState, sums: Sequence[float]) -> None:
         """Go back to the state before a step, and raise an error, if its loss or gradient is not finite."""
