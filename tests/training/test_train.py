@@ -318,24 +318,6 @@ def test_training_stops_when_patience_is_exhausted(
     assert f"{run.read_metrics()[-1]['lr']:.2g}, 82% of its peak" in ending
 
 
-@pytest.mark.parametrize(
-    ("scores", "best_step"),
-    [((3, 1, 2, 1.5), 6), ((3, 2, 1, 1), 12), ((1, 2, 2, 3), 3), ((np.nan, 2, np.nan, np.nan), 6)],
-)
-def test_the_best_checkpoint_holds_the_weights_with_the_lowest_score(
-    tmp_path: Path, scores: tuple[float, ...], best_step: int
-) -> None:
-    """Of equal scores the later one counts."""
-    run = run_in(tmp_path / "run", replace(SMALL, evaluate_every=3), scored(iter(scores)))
-    best = load_checkpoint(run.best)
-    lowest = min(score for score in scores if score == score)
-    assert (best.step, best.state.best_step, best.state.score) == (best_step, best_step, lowest)
-    assert load_checkpoint(run.last).state.score == lowest
-    expected = last_tensors(run_in(tmp_path / "until best", replace(SMALL, steps=best_step)))
-    for name, tensor in best.tensors.items():
-        assert torch.equal(tensor, expected[name]), name
-
-
 def test_weights_before_the_first_score_are_the_best_only_until_the_run_goes_on(tmp_path: Path) -> None:
     run, config = Run(tmp_path / "run"), replace(SMALL, evaluate_every=3)
     with pytest.raises(KeyboardInterrupt):
@@ -346,14 +328,6 @@ def test_weights_before_the_first_score_are_the_best_only_until_the_run_goes_on(
     with pytest.warns(UserWarning, match="no validation gave a number"):
         train(resume_job(run.folder, task=scored(iter([np.nan] * 4))))
     assert run.read_result()["step"] == load_checkpoint(run.best).step == 12
-
-
-def test_a_failure_right_after_the_best_validation_keeps_its_weights(tmp_path: Path) -> None:
-    config = replace(SMALL, evaluate_every=3)
-    with pytest.raises(KeyboardInterrupt):
-        run_in(tmp_path, config, scored(iter([2.0, 1.0])), on_step=fail_at(6))
-    run = Run(tmp_path)
-    assert load_checkpoint(run.last).state.best_step == load_checkpoint(run.best).step == 6
 
 
 @pytest.mark.usefixtures("fresh_registries")
