@@ -34,6 +34,7 @@ from mdlstm_tk.training import (
     predict,
     resume_job,
     train,
+    trainer,
 )
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.evaluation import measure
@@ -249,16 +250,26 @@ class Poisoned(DatasetTask):
         return batch
 
 
-@pytest.mark.parametrize(("clip", "way"), [(0.0, "at once"), (1.0, "at once"), (0.0, "later")])
+@pytest.mark.parametrize(
+    ("clip", "way"), [(0.0, "at once"), (1.0, "at once"), (0.0, "later"), (0.0, "an error")]
+)
 def test_divergence_is_reported_and_keeps_everything_as_it_was_before(
-    tmp_path: Path, clip: float, way: str, request: pytest.FixtureRequest
+    tmp_path: Path,
+    clip: float,
+    way: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Weights, their average, the statistics of batch normalisation, and the optimizer's state."""
     config = replace(SMALL, model="lines", layers=1, clip=clip, average=0.9, steps=4)
     whole = run_in(tmp_path / "whole", config, Poisoned(None))
     if way == "later":
         request.getfixturevalue("read_later")
-    with pytest.raises(MDLSTMError, match=r"step 5.*nan.*lr"):
+    message = r"step 5.*nan.*lr"
+    if way == "an error":  # such as a second Ctrl-C, after the forward pass
+        losses, message = iter([trainer.total_loss] * 4), "^$"
+        monkeypatch.setattr(trainer, "total_loss", lambda *arguments: next(losses)(*arguments))
+    with pytest.raises((MDLSTMError, StopIteration), match=message):
         run_in(tmp_path / "run", replace(config, steps=9), Poisoned(4))
     last = load_checkpoint(Run(tmp_path / "run").last)
     assert last.step == 4
