@@ -22,6 +22,7 @@ from mdlstm_tk.data.masks import read_mask
 from mdlstm_tk.data.spec import Array, Kind, RawSample
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
+from mdlstm_tk.runtime.io.results import is_result
 
 FORMATS: dict[Kind, str] = {
     "grid": "a folder with images/ and targets/",
@@ -53,10 +54,20 @@ def list_folder(path: Path, kind: Kind) -> Iterator[RawSample]:
 
 
 def find_files(folder: Path) -> list[Path]:
-    """Return all visible files below a folder, sorted.
+    """Return all visible files below a folder, sorted, without results of `mdlstm infer`.
 
     Links are followed, to each folder once: to the path that has fewest parts, and is the first of those.
     """
+    return [path for path in _visible(folder) if not is_result(path)]
+
+
+def count_results(folder: Path) -> int:
+    """Count the results of `mdlstm infer` below a folder, which `find_files` leaves out."""
+    return sum(map(is_result, _visible(folder)))
+
+
+def _visible(folder: Path) -> list[Path]:
+    """The visible files below a folder, and the folders that are results."""
     files, folders, visited = [], [folder], set()
     while folders:
         current = folders.pop(0)
@@ -68,8 +79,8 @@ def find_files(folder: Path) -> list[Path]:
             visible = sorted(entry for entry in current.iterdir() if not entry.name.startswith("."))
         except OSError as error:
             raise InputError(f"cannot read {current}: {error.strerror}") from None
-        folders += [entry for entry in visible if entry.is_dir()]
-        files += [entry for entry in visible if entry.is_file()]
+        folders += [entry for entry in visible if entry.is_dir() and not is_result(entry)]
+        files += [entry for entry in visible if entry.is_file() or is_result(entry)]
     return sorted(files)
 
 

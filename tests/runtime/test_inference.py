@@ -137,7 +137,7 @@ def test_a_damaged_stream_is_named_as_such_among_several_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a.onnx", "b.onnx"):
-        (tmp_path / name).touch()
+        write_model(tmp_path / name)
     (tmp_path / "x").write_bytes(b"\x93NUMPY")
     with open(tmp_path / "x") as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)

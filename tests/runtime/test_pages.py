@@ -296,8 +296,10 @@ def test_what_writing_changes(case: str, tmp_path: Path) -> None:
     around = '<TextLine ID="m"/><TextLine ID="l">{}</TextLine><TextLine ID="n"/>'
     before = read(tmp_path, form(around.format(content)))
     write_page(before, {"l": transcription(text)}, tmp_path / "new/b.xml")
-    written = (tmp_path / "new/b.xml").read_text()
-    assert written == form(around.format(expected))
+    written, mark = (tmp_path / "new/b.xml").read_text(), "<?mdlstm-tk a model has read this page?>\n"
+    assert written.replace(f"?>\n{mark}", "?>\n") == form(around.format(expected))
+    write_page(read_page(tmp_path / "a.xml"), {}, tmp_path / "same.xml")  # without texts, nothing changes
+    assert (tmp_path / "same.xml").read_bytes() == (tmp_path / "a.xml").read_bytes()
     write_page(before, {"l": transcription(text)}, tmp_path / "a.xml")
     after = read_page(tmp_path / "a.xml")
     assert [line.text for line in after.lines] == [None, text, None]
