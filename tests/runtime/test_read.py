@@ -177,6 +177,15 @@ def test_a_file_to_train_on_is_read_as_its_samples(tmp_path: Path) -> None:
     assert set(arrays_in(path)) == {"x", "y", "z"}
 
 
+def test_a_model_that_takes_y_gets_it(tmp_path: Path) -> None:
+    x, y = RNG.random((2, 3, 4, 5))
+    np.savez(tmp_path / "x.npz", x=x, y=y)
+    file, metadata = read_input(str(tmp_path / "x.npz")), replace(METADATA["grey"], inputs=("x", "y"))
+    assert file.holds_inputs(metadata) and not file.is_to_train_on(metadata)
+    for name, array in (("x", x), ("y", y)):
+        np.testing.assert_array_equal(file.arrays_for(metadata)[name], array)
+
+
 def test_a_file_to_train_on_without_samples_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     np.savez(path, x=np.zeros((0, 4, 5)), y=np.zeros(0), sizes=np.zeros((0, 2), int))
