@@ -54,10 +54,7 @@ def list_folder(path: Path, kind: Kind) -> Iterator[RawSample]:
 
 
 def find_files(folder: Path) -> list[Path]:
-    """Return all visible files below a folder, sorted, without results of `mdlstm infer`.
-
-    Links are followed, to each folder once: to the path that has fewest parts, and is the first of those.
-    """
+    """Return all visible files below a folder, sorted, without results of `mdlstm infer`."""
     return [path for path in _visible(folder) if not is_result(path)]
 
 
@@ -67,7 +64,10 @@ def count_results(folder: Path) -> int:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """The visible files below a folder, and the folders that are results."""
+    """All visible files below a folder, sorted.
+
+    Links are followed, to each folder once: to the path that has fewest parts, and is the first of those.
+    """
     files, folders, visited = [], [folder], set()
     while folders:
         current = folders.pop(0)
@@ -79,8 +79,8 @@ def _visible(folder: Path) -> list[Path]:
             visible = sorted(entry for entry in current.iterdir() if not entry.name.startswith("."))
         except OSError as error:
             raise InputError(f"cannot read {current}: {error.strerror}") from None
-        folders += [entry for entry in visible if entry.is_dir() and not is_result(entry)]
-        files += [entry for entry in visible if entry.is_file() or is_result(entry)]
+        folders += [entry for entry in visible if entry.is_dir()]
+        files += [entry for entry in visible if entry.is_file()]
     return sorted(files)
 
 

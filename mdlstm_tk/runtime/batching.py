@@ -301,7 +301,7 @@ def _feeds_of(file: InputFile, arrays: Arrays, metadata: Metadata) -> Feeds:
     has several inputs of these names."""
     if file.holds_inputs(metadata) and arrays is file.arrays:
         return {None: {name: array for name, array in arrays.items() if name is not None}}
-    if len(set(metadata.inputs) - {"sizes"}) > 1:
+    if len(metadata.required_inputs) > 1:
         names = sorted(name for name in arrays if name is not None)
         content = f"arrays called {', '.join(names)}" if names else "one array without a name"
         raise InputError(

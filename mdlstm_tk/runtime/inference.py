@@ -26,6 +26,7 @@ from mdlstm_tk.runtime.jobs import (
     Job,
     ResultOptions,
     files_for,
+    files_of_form,
     find_files,
     is_single_file,
     is_table,
@@ -214,9 +215,11 @@ def infer_paths(
         if STDIO in sources and metadata.form != "tiles":
             stdin = reader.peek(STDIO).page
             files = [InputPath(STDIO, "stdin.xml" if stdin is not None else "stdin")]
-        total, files = len(files), files_for(metadata.kind, files, metadata.form)
+        of_form = files_of_form(files, metadata.form)
+        left_out += len(files) - len(of_form)
+        files = files_for(metadata.kind, of_form)
         if metadata.kind != "transcribe":
-            left_out += total - len(files)
+            left_out += len(of_form) - len(files)
         planned = plan_jobs(files, metadata, target, output_format, options, is_single=is_single)
         if table:
             ensure_writable(table, force)

@@ -152,17 +152,27 @@ def find_files(inputs: Sequence[str], output: str | None) -> FoundFiles:
     return FoundFiles(files, left_out, results)
 
 
-def files_for(kind: str | None, files: Sequence[InputPath], form: str | None = None) -> list[InputPath]:
-    """The files that a model of some kind and form takes: pages if it reads texts, and then no images from
-    the folders of pages. Of what was found in folders, files of types that the form reads.
+def files_of_form(files: Sequence[InputPath], form: str) -> list[InputPath]:
+    """The files that were named, and of those that were found in folders the types that a tiled model reads
+    by region, or that any other model reads.
 
     Raises:
         InputError: there are none.
     """
     readable = READABLE_IN_TILES if form == "tiles" else (*READABLE, PAGE_SUFFIX)
-    files, found = [f for f in files if f.is_named or suffix_of(f.source) in readable], files
-    if not files:
-        raise InputError(f"{found[0].source} is no input of this model, which reads {', '.join(readable)}")
+    remaining = [file for file in files if file.is_named or suffix_of(file.source) in readable]
+    if not remaining:
+        raise InputError(f"{files[0].source} is no input of this model, which reads {', '.join(readable)}")
+    return remaining
+
+
+def files_for(kind: str | None, files: Sequence[InputPath]) -> list[InputPath]:
+    """The files that a model of some kind takes: pages if it reads texts, and then no images from the
+    folders of pages.
+
+    Raises:
+        InputError: there are none.
+    """
     pages = [file for file in files if file.is_page]
     if not pages:
         return list(files)

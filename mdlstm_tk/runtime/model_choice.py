@@ -20,7 +20,7 @@ from mdlstm_tk.runtime.shapes import Grid, Shapes
 
 OF_A_TASK = (  # what models must share that answer one call
     *("kind", "layout", "channels", "outputs", "output_names", "classes", "mask_values", "mask_palette"),
-    *("preprocessing", "text_direction"),
+    *("preprocessing", "text_direction", "required_inputs"),
 )
 
 
@@ -33,9 +33,8 @@ class Candidate(NamedTuple):
     @property
     def is_specific(self) -> int:
         """How little else the model takes: a grid of its own rather than any, and no padded one."""
-        return 2 * sum(extent is not None for extent in self.metadata.extents) - (
-            "sizes" in self.metadata.inputs
-        )
+        fixed = sum(extent is not None for extent in self.metadata.extents)
+        return 2 * fixed - ("sizes" in self.metadata.inputs)
 
     def takes(self, grids: Sequence[Grid]) -> bool:
         """True if the model takes each of these grids."""
@@ -128,12 +127,13 @@ def jobs_by_model(
 ) -> tuple[dict[Path, list[Job]], list[Result]]:
     """The jobs of each model, and the results of those that no model takes. `pages` are the sources whose
     grids are unknown until their lines are cut out."""
-    grids: dict[str, list[Grid]] = {}
-    for source in dict.fromkeys(job.source for job in jobs):
-        grids[source] = []
-        if source not in pages:
-            with suppress(InputError):  # the run will name it
-                grids[source] = grids_of(reader.peek(source), candidates[0].metadata)
+    interfaces = {each.metadata.inputs: each.metadata for each in candidates}  # a file may fit one by names
+    grids: dict[str, list[Grid]] = {job.source: [] for job in jobs}
+    for source in grids.keys() - pages:
+        with suppress(InputError):  # the run will name it
+            file = reader.peek(source)
+            for metadata in interfaces.values():
+                grids[source] += grids_of(file, metadata)
     choice = choose_models(candidates, grids)
     by_model: dict[Path, list[Job]] = {}
     refused = []

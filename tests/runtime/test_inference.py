@@ -14,7 +14,7 @@ from PIL import Image
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Session, infer_paths
-from mdlstm_tk.runtime.jobs import files_for, find_files
+from mdlstm_tk.runtime.jobs import files_of_form, find_files
 
 RNG = np.random.default_rng(0)
 
@@ -211,4 +211,4 @@ def test_zarr_arrays_in_a_folder_are_inputs_of_tiled_models_alone(tmp_path: Path
         (tmp_path / name).touch()
     files = find_files([str(tmp_path / "in")], None).files
     for form, names in (("tiles", ["x.zarr", "z.npy"]), ("scan", ["y.csv", "z.npy"])):
-        assert sorted(file.relative for file in files_for(None, files, form)) == names
+        assert sorted(file.relative for file in files_of_form(files, form)) == names

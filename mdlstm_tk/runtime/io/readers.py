@@ -11,7 +11,7 @@ import io
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
@@ -68,9 +68,8 @@ class InputFile:
 
     def holds_inputs(self, metadata: Metadata) -> bool:
         """True if the arrays are several inputs of the model, by their names."""
-        names, (first, *further) = set(self.arrays), metadata.inputs
-        required = {first, *further} - {"sizes"}
-        return len(names) > 1 and required <= names <= {first, *further}
+        names = set(self.arrays)
+        return len(names) > 1 and metadata.required_inputs <= names <= set(metadata.inputs)
 
     def is_to_train_on(self, metadata: Metadata) -> bool:
         """True if the arrays are those of a file to train on, rather than inputs of the model."""
@@ -153,7 +152,7 @@ def read_input(source: str, max_bytes: int = MAX_BYTES) -> InputFile:
     with open_input(source) as file:
         if not suffix:
             start = file.read(MAGIC_BYTES)
-            file = io.BufferedReader(_Rest(start, file))
+            file = cast("IO[bytes]", _Rest(start, file))
             suffix = next((kind for kind, starts in MAGIC.items() if start.startswith(starts)), ".csv")
         if suffix == ".xml":
             if source != STDIO:
@@ -278,23 +277,18 @@ def _samples(arrays: Arrays, metadata: Metadata, label: str) -> Arrays:
     return {f"x[{k}]": x[(k, *lead, *region)] for k, region in enumerate(extents)}
 
 
-class _Rest(io.RawIOBase):
-    """A stream whose first bytes were read; a pipe gives them in pieces of any size, and cannot seek."""
+class _Rest:
+    """The stream of a file whose first bytes were read; a pipe gives them in pieces, and cannot go back."""
 
     def __init__(self, start: bytes, file: IO[bytes]) -> None:
         self._start, self._file = start, file
 
-    def readable(self) -> bool:
-        return True
+    def read(self, size: int) -> bytes:
+        start, self._start = self._start[:size], self._start[size:]
+        return start + self._file.read(size - len(start))
 
-    def readinto(self, buffer: Any) -> int:
-        size = len(buffer)
-        if self._start:
-            data, self._start = self._start[:size], self._start[size:]
-        else:
-            data = self._file.read1(size) if hasattr(self._file, "read1") else self._file.read(size)
-        buffer[: len(data)] = data
-        return len(data)
+    def seekable(self) -> bool:
+        return False
 
 
 def _read_csv(data: bytes, label: str) -> Array:
