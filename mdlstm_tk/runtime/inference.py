@@ -217,7 +217,7 @@ def infer_paths(
             files = [InputPath(STDIO, "stdin.xml" if stdin is not None else "stdin")]
         of_form = files_of_form(files, metadata.form)
         left_out += len(files) - len(of_form)
-        files = files_for(metadata.kind, of_form)
+        files = files_for(metadata.kind, of_form, earlier_results)
         if metadata.kind != "transcribe":
             left_out += len(of_form) - len(files)
         planned = plan_jobs(files, metadata, target, output_format, options, is_single=is_single)
@@ -259,9 +259,7 @@ def infer_paths(
                 run = partial(infer_files, session, options=options, **how)
             parts = [run(jobs)] if jobs else []
             if page_jobs and isinstance(session, Session):
-                from mdlstm_tk.runtime.page_inference import (
-                    infer_pages,  # imported late: few inputs are pages
-                )
+                from mdlstm_tk.runtime.page_inference import infer_pages  # imported late: it is rare
 
                 parts = [infer_pages(session, page_jobs, limit, options, stdin), *parts]
             return chain(*parts)
@@ -281,7 +279,7 @@ def infer_paths(
         jobs,
         len(planned) - len(jobs),
         left_out,
-        earlier_results,
+        len(earlier_results),
         table,
         document,
         results,

@@ -80,12 +80,12 @@ class InputPath(NamedTuple):
 
 
 class FoundFiles(NamedTuple):
-    """The input files, and the numbers of other files below folders: of types that cannot be read, and of
-    results of earlier inferences."""
+    """The input files; the number of files below folders that cannot be read; and results of earlier
+    inferences below folders, which are left out, too."""
 
     files: list[InputPath]
     left_out: int
-    results: int
+    results: list[InputPath]
 
 
 class Job(NamedTuple):
@@ -129,23 +129,23 @@ def find_files(inputs: Sequence[str], output: str | None) -> FoundFiles:
             raise InputError(
                 f"output=... is the file {output}, expected a folder for the results of several inputs"
             )
-    files, left_out, results = [], 0, 0
+    files, results, left_out = list[InputPath](), list[InputPath](), 0
     for name in inputs:
         if not _is_folder(name):
             path = name.rstrip(os.sep) or name
             files.append(InputPath(path, "stdin" if path == STDIO else os.path.basename(path)))
             continue
         for path in _walk(name, output):
-            relative, suffix = path.removeprefix(name).lstrip(os.sep), suffix_of(path)
+            file = InputPath(path, path.removeprefix(name).lstrip(os.sep), is_named=False)
             if is_result(path):
-                results += 1
-            elif suffix in (*READABLE, ".zarr") or (suffix == PAGE_SUFFIX and _is_page(path)):
-                files.append(InputPath(path, relative, is_named=False))
+                results.append(file)
+            elif suffix_of(path) in (*READABLE, ".zarr") or (file.is_page and _is_page(path)):
+                files.append(file)
             else:
                 left_out += 1
     if not files:
         counts = [f"{left_out} of other types"] * bool(left_out)
-        counts += [f"{results} results of mdlstm infer, which you may name one by one"] * bool(results)
+        counts += [f"{len(results)} results of mdlstm infer, which may be named"] * bool(results)
         hint = f", only {' and '.join(counts)}" if counts else ""
         expected = ", ".join((*READABLE, f"{PAGE_SUFFIX} of pages"))
         raise InputError(f"no input file in {', '.join(inputs)}{hint}; expected {expected}")
@@ -166,14 +166,16 @@ def files_of_form(files: Sequence[InputPath], form: str) -> list[InputPath]:
     return remaining
 
 
-def files_for(kind: str | None, files: Sequence[InputPath]) -> list[InputPath]:
+def files_for(
+    kind: str | None, files: Sequence[InputPath], results: Sequence[InputPath] = ()
+) -> list[InputPath]:
     """The files that a model of some kind takes: pages if it reads texts, and then no images from the
-    folders of pages.
+    folders of pages, `results` included.
 
     Raises:
         InputError: there are none.
     """
-    pages = [file for file in files if file.is_page]
+    pages = [file for file in (*files, *results) if file.is_page]
     if not pages:
         return list(files)
     if kind == "transcribe":
@@ -184,7 +186,12 @@ def files_for(kind: str | None, files: Sequence[InputPath]) -> list[InputPath]:
             is_image = suffix_of(file.source) in IMAGE_SUFFIXES
             return not (is_image and os.path.normpath(os.path.dirname(file.source)) in folders)
 
-        return [file for file in files if is_input(file)]
+        remaining = [file for file in files if is_input(file)]
+        if not remaining:
+            raise InputError(
+                f"{pages[0].source} is a result of mdlstm infer; to read it again, name the file"
+            )
+        return remaining
     remaining = [file for file in files if not file.is_page]
     if not remaining:
         raise InputError(

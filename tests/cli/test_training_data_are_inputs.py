@@ -144,13 +144,17 @@ def test_results_are_no_data(name: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_of_nothing_but_results_says_so(tmp_path: Path) -> None:
-    write_read_page(draw_page(tmp_path / "in/p"), tmp_path / "read/p.xml")
-    image(tmp_path / "read/p.png")
-    with pytest.raises(InputError, match=r"results of mdlstm infer in .*read, left out: 1"):
-        read(tmp_path / "read", "transcribe")
-    (tmp_path / "read/p.png").unlink()
-    with pytest.raises(InputError, match="only 1 results of mdlstm infer, which you may name"):
-        infer_paths([tmp_path / "read"], "m.onnx")
+    draw_page(tmp_path / "in/p")
+    model = model_for(read(tmp_path / "in", "transcribe", validation=0.5), tmp_path / "m.onnx")
+    write_read_page(tmp_path / "in/p.xml", tmp_path / "in/p.xml")
+    with pytest.raises(InputError, match=r"results of mdlstm infer in .*in, left out: 1"):
+        read(tmp_path / "in", "transcribe")
+    with pytest.raises(InputError, match=r"p\.xml is a result of mdlstm infer; .*name the file"):
+        infer_paths([tmp_path / "in"], model)  # and its image is no line
+    assert len(infer_paths([tmp_path / "in/p.xml"], model).jobs) == 1
+    (tmp_path / "in/p.png").unlink()
+    with pytest.raises(InputError, match="only 1 results of mdlstm infer, which may be named"):
+        infer_paths([tmp_path / "in"], model)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX pipes")
