@@ -272,18 +272,9 @@ def infer_paths(
     document = _document(jobs, metadata, options, table, is_single)
     if table and document:
         results, document = _write_table(results, table, document, force), None
-    return Inference(
-        path,
-        [each for each in by_model if each != path],
-        session,
-        jobs,
-        len(planned) - len(jobs),
-        left_out,
-        len(earlier_results),
-        table,
-        document,
-        results,
-    )
+    further_models = [each for each in by_model if each != path]
+    counts = len(planned) - len(jobs), left_out, len(earlier_results)
+    return Inference(path, further_models, session, jobs, *counts, table, document, results)
 
 
 def stream_paths(

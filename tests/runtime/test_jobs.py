@@ -177,6 +177,13 @@ def test_links_that_lead_nowhere_are_no_inputs(tmp_path: Path) -> None:
     assert find_files([str(tmp_path)], None) == ([(str(tmp_path / "x.npy"), "x.npy", False)], 0, [])
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_a_link_to_an_input_is_no_place_for_a_result(tree: Path) -> None:
+    Path("y.npy").symlink_to("in/one.npy")
+    with pytest.raises(InputError, match=r"would overwrite the input y\.npy"):
+        plan(["in/one.npy"], GRID, "y.npy")
+
+
 def test_a_table_never_replaces_an_input(tree: Path) -> None:
     files = find_files(["in/t.csv", "x.npy"], "./in/t.csv").files
     with pytest.raises(InputError, match="result of all inputs would overwrite"):
