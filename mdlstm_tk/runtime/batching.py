@@ -233,7 +233,8 @@ def _read_windows(
             arrays = file.arrays_for(metadata)
             feeds = _feeds_of(file, arrays, metadata)
             widths = _widths_of(file, arrays, metadata) if metadata.kind == "transcribe" else {}
-            left_out = ("y",) if "y" in file.arrays and file.is_to_train_on(metadata) else ()
+            has_targets = "y" in (*file.arrays, *file.left_out) and file.is_to_train_on(metadata)
+            left_out = ("y",) if has_targets else ()
             window.append(PendingFile(Result(job, inputs=arrays, left_out=left_out), feeds, widths))
             window_bytes += sum(array.nbytes for array in arrays.values())
         except InputError as error:

@@ -19,7 +19,7 @@ from mdlstm_tk.runtime.io import (
     suffix_of,
 )
 from mdlstm_tk.runtime.io.files import ensure_writable
-from mdlstm_tk.runtime.io.npy import STDIO
+from mdlstm_tk.runtime.io.npy import STDIO, label_of
 from mdlstm_tk.runtime.io.results import is_result
 from mdlstm_tk.runtime.metadata import Metadata
 
@@ -195,8 +195,8 @@ def files_for(
     remaining = [file for file in files if not file.is_page]
     if not remaining:
         raise InputError(
-            f"{pages[0].source} is a page of text, but the model is of kind {kind}; give one of kind "
-            "transcribe"
+            f"{label_of(pages[0].source)} is a page of text, but the model is of kind {kind}; give one of "
+            "kind transcribe"
         )
     return remaining
 

@@ -94,7 +94,8 @@ def test_arrays(kind: Any, ndim: int, channels: int | None, with_sizes: bool, tm
         path = tmp_path / "train.npz"
         np.savez(path, **{name: value for name, value in arrays.items() if name != optional})
         model = model_for(read(path, kind), tmp_path / "m.onnx")
-        succeed("infer", path, "-m", model, "-o", f"{tmp_path}/out/", "--force")
+        done = succeed("infer", path, "-m", model, "-o", f"{tmp_path}/out/", "--force")
+        assert ("y was left out" in done.err) == (kind != "density")
         (result,) = (tmp_path / "out").iterdir()
         if result.suffix == ".txt":
             assert len(result.read_text().splitlines()) == 8

@@ -8,7 +8,6 @@ from files to train on.
 from __future__ import annotations
 
 import io
-from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
@@ -58,12 +57,14 @@ class InputFile:
         label: what error messages call the file.
         arrays: its arrays of real numbers, or the pixels of an image as `decode_image` returns them.
         is_image: True if the file is an image.
+        left_out: names of arrays that hold no numbers: the y of a file to train on.
         page: the bytes of a page on standard input, which has no arrays; else None.
     """
 
     label: str
     arrays: Arrays
     is_image: bool = False
+    left_out: tuple[str, ...] = ()
     page: bytes | None = None
 
     def holds_inputs(self, metadata: Metadata) -> bool:
@@ -81,9 +82,7 @@ class InputFile:
 
     def arrays_for(self, metadata: Metadata) -> Arrays:
         """The arrays as a model takes them."""
-        arrays = (
-            _samples(self.arrays, metadata, self.label) if self.is_to_train_on(metadata) else self.arrays
-        )
+        arrays = _samples(self, metadata) if self.is_to_train_on(metadata) else self.arrays
         if self.is_image:
             preprocessing = preprocessing_for(metadata, self.label)
             try:
@@ -164,10 +163,10 @@ def read_input(source: str, max_bytes: int = MAX_BYTES) -> InputFile:
             return InputFile(label, {None: read_npy(file, label, max_bytes)})
         if suffix == ".npz":  # is read from its end, which a pipe cannot seek
             seekable = file if file.seekable() else io.BytesIO(read_capped(file, label, max_bytes))
-            arrays = read_npz(seekable, label, max_bytes)
+            arrays, left_out = read_npz(seekable, label, max_bytes)
             if not arrays:
                 raise InputError(f"{label} holds no array")
-            return InputFile(label, arrays)
+            return InputFile(label, arrays, left_out=left_out)
         if suffix == ".csv":  # a number takes at least two bytes as text, and eight once it is parsed
             return InputFile(label, {None: _read_csv(read_capped(file, label, max_bytes // 4), label)})
         return _read_image(file, label, max_bytes)
@@ -198,9 +197,9 @@ def preprocessing_for(metadata: Metadata, label: str) -> Preprocessing:
     return Preprocessing(metadata.channels)
 
 
-def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Arrays:
-    """Read the arrays in an open, seekable `.npz` file by their names; of a file to train on, a y that
-    holds no real numbers is left out."""
+def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> tuple[Arrays, tuple[str, ...]]:
+    """Read the arrays in an open, seekable `.npz` file. Returns them by their names, and the name of a y
+    that is left out, as it holds no real numbers in a file to train on."""
     import zipfile  # imported late: it is slow to import, and most files are .npy
 
     if file.seek(0, io.SEEK_END) > max_bytes:
@@ -210,6 +209,7 @@ def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Arrays:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         raise InputError(f"{label} is not a complete .npz archive; write it with numpy.savez") from None
     arrays: Arrays = {}
+    left_out: tuple[str, ...] = ()
     with archive:
         names = [member.filename.removesuffix(".npy") for member in archive.infolist()]
         is_to_train_on = {"x", "y"} <= set(names) <= TRAINING_ARRAYS
@@ -218,15 +218,19 @@ def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Arrays:
             if name in arrays:
                 raise InputError(f"{label} holds two arrays with the name '{name}'; rename one of them")
             if size <= max_bytes:
-                with suppress(InputError) if is_to_train_on and name == "y" else nullcontext():
+                try:
                     arrays[name] = _read_member(archive, member, f"'{name}' in {label}", label, max_bytes)
+                except InputError:
+                    if not is_to_train_on or name != "y":
+                        raise
+                    left_out = ("y",)
             values = sum(array.size for array_name, array in arrays.items() if array_name != "y")
             if max(size, FLOAT_BYTES * values) > max_bytes:
                 raise InputError(
                     f"{label} unpacks to more than {max_bytes} bytes, as stored or as float32; "
                     "allow more with max_bytes=..."
                 )
-    return arrays
+    return arrays, left_out
 
 
 def _read_member(archive: Any, member: Any, name: str, label: str, max_bytes: int) -> Array:
@@ -243,14 +247,15 @@ def _read_member(archive: Any, member: Any, name: str, label: str, max_bytes: in
         raise InputError(f"{name} is damaged or encrypted") from None
 
 
-def _samples(arrays: Arrays, metadata: Metadata, label: str) -> Arrays:
+def _samples(file: InputFile, metadata: Metadata) -> Arrays:
     """The samples in a file to train on: x (N, *grid) or (N, *grid, C), perhaps with their sizes (N, D),
     and with ndim, which is D. An x alone may also be one sample.
 
     Returns:
         x with all axes; with sizes, each sample by itself, cropped to its extents.
     """
-    x, sizes, ndim = arrays["x"], arrays.get("sizes"), metadata.ndim
+    arrays, label, ndim = file.arrays, file.label, metadata.ndim
+    x, sizes = arrays["x"], arrays.get("sizes")
     if "ndim" in arrays and arrays["ndim"].tolist() != ndim:
         axes = arrays["ndim"].tolist()
         raise InputError(f"the grid in {label} has {axes!s:.40} axes, but that of the model has {ndim}")
@@ -259,7 +264,7 @@ def _samples(arrays: Arrays, metadata: Metadata, label: str) -> Arrays:
         is_plain = (
             metadata.channels > 1 or is_channel or not metadata.channel_axis
         )  # a session knows its axes
-        if len(arrays) > 1 or not is_plain:
+        if len(arrays) > 1 or file.left_out or not is_plain:
             x = np.expand_dims(x, -1 if metadata.channels_last else 1)
     if not x.size:
         raise InputError(f"{label} holds no sample")
