@@ -169,8 +169,8 @@ def test_a_file_to_train_on_is_read_as_its_samples(tmp_path: Path) -> None:
         "x[2]": (1, 3, 1),
     }
     np.testing.assert_array_equal(arrays["x[2]"][..., 0], x[2, :1, :3])
-    for sizes in ([[4, 5]], [[4, 6]] * 3, [[0, 1]] * 3):
-        np.savez(path, x=x, y=texts, sizes=sizes)
+    for sizes in ([[4, 5]], [[4, 6]] * 3, [[0, 1]] * 3, 3):
+        np.savez(path, x=x, sizes=sizes, **({} if sizes == 3 else {"y": texts}))
         with pytest.raises(InputError, match="sizes"):
             arrays_in(path)
     np.savez(path, x=x, y=x, z=x)  # another file: all arrays are inputs

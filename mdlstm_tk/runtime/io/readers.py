@@ -77,7 +77,9 @@ class InputFile:
         if "x" not in self.arrays or not TRAINING_ARRAYS.issuperset(self.arrays):
             return False
         x, sizes = self.arrays["x"], self.arrays.get("sizes")
-        lacks_channels = sizes is not None and x.ndim == metadata.ndim + 1 and len(sizes) == len(x)
+        lacks_channels = (
+            sizes is not None and x.ndim == metadata.ndim + 1 and sizes.shape[:1] == x.shape[:1]
+        )
         return not self.holds_inputs(metadata) or (lacks_channels and "y" not in self.arrays)
 
     def arrays_for(self, metadata: Metadata) -> Arrays:
