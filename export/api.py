@@ -13,24 +13,26 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import InputError, MDLSTMError, require
 from mdlstm_tk.export.arguments import read_grid, read_spec
 from mdlstm_tk.export.capture import capture
 from mdlstm_tk.export.lowering.functions import outline
-from mdlstm_tk.export.lowering.lower import FORMS, lower
+from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.model_file import ExportReport, check_destination, check_onnx, serialize
 from mdlstm_tk.export.quantization import quantize
 from mdlstm_tk.export.spec import Examples, ExportSpec
 from mdlstm_tk.export.tiles import export_tiles
 from mdlstm_tk.export.verification.cases import ExampleRange
 from mdlstm_tk.export.verification.export_verifier import write_verified
-from mdlstm_tk.export.verification.parity import ATOL
+from mdlstm_tk.export.verification.parity import ATOL, read_atol
 from mdlstm_tk.runtime.choices import Dtype, Form
 from mdlstm_tk.runtime.io.npy import Array
 
 ATOLS: dict[Dtype, float] = {"float32": ATOL, "float16": 5e-3, "int8": 5e-2}
 
 
+@checked
 def export_onnx(
     module: nn.Module,
     path: str | Path,
@@ -145,13 +147,10 @@ def export_onnx(
         return export_tiles(
             module, path, channels=channels, verify_inputs=verify_inputs, metadata=metadata, atol=atol
         )
-    if form not in FORMS:
-        raise InputError(f"form must be one of {', '.join(FORMS)}, tiles, got '{form}'")
-    if dtype not in ATOLS:
-        raise InputError(f"dtype must be one of {', '.join(ATOLS)}, got '{dtype}'")
     if functions and form != "unrolled":
         raise InputError(f"functions=True needs form 'unrolled', got form '{form}'")
     check_destination(path, force=True)
+    atol = read_atol(atol, ATOLS[dtype])
     spec = read_spec(
         module,
         example_inputs,
@@ -172,7 +171,6 @@ def export_onnx(
         model = outline(model)
     check_onnx(model, "the exported model")
     content = partial(serialize, model)
-    atol = ATOLS[dtype] if atol is None else atol
     return write_verified(path, content, [model], file_metadata, spec, atol, start, verify_inputs)
 
 

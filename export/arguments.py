@@ -116,7 +116,7 @@ def read_grid(grid: Sequence[int | None] | None) -> Extents | None:
         result = tuple(None if extent is None else operator.index(extent) for extent in grid)
     except TypeError:  # a number, or a float among the extents
         result = (0,)
-    if any(extent is not None and extent < 1 for extent in result):
+    if not result or any(extent is not None and extent < 1 for extent in result):
         raise InputError(
             "grid must hold an extent of at least 1, or None for a free one, for each axis, as in (8, 8), "
             f"got {one_line(grid)}"
@@ -159,12 +159,14 @@ def _read_examples(
 def _converted(name: str, value: Tensor) -> Tensor:
     """An example as float32 or int64, the types that a session passes on."""
     is_number = isinstance(value, Tensor) and value.dtype != torch.bool and not value.is_complex()
+    is_number = is_number and not value.is_meta and value.layout is torch.strided
     if not is_number or value.dim() == 0 or len(value) == 0:
         kind = type(value).__name__
         if isinstance(value, Tensor):
-            kind = f"{value.dtype} of shape {tuple(value.shape)}"
+            kind = f"{value.dtype} of shape {tuple(value.shape)}, {value.layout}, on {value.device}"
         raise InputError(
-            f"the input '{name}' must be a tensor (N, …) of floats or integers with N ≥ 1, got {kind}"
+            "example_inputs and extra_inputs must hold dense tensors (N, …) of floats or integers with N ≥ 1, "
+            f"got {kind} as '{name}'"
         )
     value = value.detach().cpu()
     return value.float() if value.is_floating_point() else value.long()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
+from torch.nn.parameter import is_lazy
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM
@@ -111,8 +112,14 @@ def eval_copy(module: nn.Module) -> nn.Module:
     for each grid of a verification would take far longer than running it.
 
     Raises:
-        InputError: it cannot be copied, as after `torch.nn.utils.weight_norm`, or if it holds a lock.
+        InputError: it has no values yet, or cannot be copied, as after `torch.nn.utils.weight_norm`, or if it holds a lock.
     """
+    for key, tensor in chain(module.named_parameters(), module.named_buffers()):
+        if is_lazy(tensor) or tensor.is_meta:
+            raise InputError(
+                f"the module {type(module).__name__} has no values in {key}, as it is lazy or on the device "
+                "meta; run it once on an example, or load its weights, first"
+            )
     try:
         copied = copy.deepcopy(module)
     except (RuntimeError, TypeError) as error:

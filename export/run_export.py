@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import InputError
@@ -17,12 +18,12 @@ from mdlstm_tk.export.arguments import read_grid
 from mdlstm_tk.export.model_file import ExportReport, check_destination
 from mdlstm_tk.export.spec import Extents
 from mdlstm_tk.export.targets import ExportTarget
-from mdlstm_tk.export.verification.cases import task_inputs
 from mdlstm_tk.runtime.choices import Dtype, Form
 from mdlstm_tk.runtime.tiles.archive import SUFFIX
 from mdlstm_tk.training import Run, load_checkpoint, open_run
 
 
+@checked
 def export_run(
     run: Run | str | Path,
     path: str | Path | None = None,
@@ -144,8 +145,6 @@ def export_run_sizes(
         paths = _paths(run, grids, None if output is None else Path(output), form, force)
         reports = []
         for grid, path in zip(grids, paths, strict=True):
-            fixed = tuple(extent for extent in grid or () if extent)
-            samples = task_inputs(spec.name, fixed if len(fixed) == len(spec.size) else spec.size)
             report = export_onnx(
                 checkpoint.network(),
                 path,
@@ -153,7 +152,6 @@ def export_run_sizes(
                 form=form,
                 channels=spec.channels,
                 channels_last=True,
-                verify_inputs=samples,
                 metadata=metadata,
                 **options,
             )

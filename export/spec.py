@@ -15,7 +15,7 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.interface import REFUSALS, Interface, first_line, mdlstm_layers
-from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Draw, odd_grids, sampler
+from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Draw, draw_inputs, odd_grids, sampler
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.choices import Dtype, Form
 from mdlstm_tk.runtime.io.npy import Array
@@ -26,6 +26,7 @@ Extents = tuple[int | None, ...]
 Shape = tuple[int, ...]
 Examples = Tensor | Sequence[Tensor | None]
 
+PADDED_SAMPLES = 3  # of random sizes
 ENLARGEMENTS = (1, 3, 7, 15)  # odd, so that a network with strides does not accept them by chance
 
 
@@ -71,6 +72,22 @@ class ExportSpec:
         return next(iter(self.shapes))
 
     @property
+    def draws(self) -> dict[str, Draw]:
+        """The random values of each input but `sizes`."""
+        return {"x": self.draw, **{name: sampler(name, None, e) for name, e in self.extra_inputs.items()}}
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The grids to verify on; of a network that takes padded samples also smaller ones."""
+        grids = list(self.shapes)
+        if self.padded:
+            units = [extent // m for extent, m in zip(self.example_grid, self.multiple_of, strict=True)]
+            smaller = np.random.default_rng(0).integers(1, np.add(units, 1), (PADDED_SAMPLES, self.ndim))
+            for unit in [*smaller, np.ones(self.ndim, int)]:
+                grids.append(tuple((unit * self.multiple_of).tolist()))
+        return tuple(dict.fromkeys(grids))
+
+    @property
     def output_names(self) -> tuple[str, ...]:
         """The names of the outputs, in order."""
         return tuple(self.shapes[self.example_grid])
@@ -95,21 +112,22 @@ class ExportSpec:
     def inputs(self, grid: Grid, batch: int, seed: int = 0) -> dict[str, Array]:
         """Random inputs on a grid, but `sizes`; x comes first."""
         shape = (*grid, self.channels) if self.channels_last else (self.channels, *grid)
-        x = self.draw((batch, *shape), np.random.default_rng(seed))
-        return {"x": x, **self.extra_batch(batch, grid, seed)}
-
-    def extra_batch(self, batch: int, grid: Grid, seed: int = 0) -> dict[str, Array]:
-        """The further inputs: the samples of their examples, repeated as often as needed, or random numbers
-        on the grid of x."""
-        rng, inputs = np.random.default_rng(seed + 1), dict[str, Array]()
+        shapes = {"x": shape}
         for name, example in self.extra_inputs.items():
+            shapes[name] = tuple(example.shape[1:])
             if name in self.grid_inputs:
                 before = self._first_grid_axis(example)
-                extents = (*example.shape[1:before], *grid, *example.shape[before + self.ndim :])
-                inputs[name] = sampler(name, None, example)((batch, *extents), rng)
-            else:
-                inputs[name] = example.numpy()[np.arange(batch) % len(example)]
-        return inputs
+                shapes[name] = (*example.shape[1:before], *grid, *example.shape[before + self.ndim :])
+        return draw_inputs(self.draws, shapes, batch, seed)
+
+    def extra_batch(self, batch: int, grid: Grid) -> dict[str, Array]:
+        """The further inputs: the samples of their examples, repeated as often as needed, or random numbers
+        on the grid of x."""
+        drawn = self.inputs(grid, batch)
+        return {
+            name: drawn[name] if name in self.grid_inputs else value.numpy()[np.arange(batch) % len(value)]
+            for name, value in self.extra_inputs.items()
+        }
 
     def _first_grid_axis(self, value: Tensor) -> int:
         """The first grid axis of an input that has the grid of x, with or without channels."""
@@ -130,6 +148,10 @@ class ExportSpec:
         name, *further_names = self.output_names
         y_shape = self.shapes[self.example_grid][name]
         feature_axis = 1 if not self.channels_last and len(y_shape) == self.ndim + 2 else -1
+        example_range, x = self.draw.range, self.inputs(self.example_grid, 4)["x"]
+        if self.draw.function is not None:  # a file cannot hold it
+            as_number = int if not (x % 1).any() else float
+            example_range = as_number(x.min()), as_number(x.max())
         try:
             metadata = Metadata(
                 version=__version__,
@@ -144,7 +166,9 @@ class ExportSpec:
                 further_windows=tuple(map(self._window, further_names)),
                 multiple_of=self.multiple_of if max(self.multiple_of) > 1 else None,
                 dtype=dtype,
-                example_range=self.draw.range,
+                example_range=example_range,
+                input_ranges={k: d.range for k, d in self.draws.items() if d.range and k != "x"},
+                grids=self.grids,
                 integer=self.interface.integer,
                 channel_axis=self.interface.channel_axis,
                 **fields,

@@ -20,6 +20,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import to_json
 from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk._version import __version__
@@ -34,7 +35,7 @@ from mdlstm_tk.export.lowering.scan import write_scan
 from mdlstm_tk.export.lowering.step import Sweep, parameters_of
 from mdlstm_tk.export.model_file import ExportReport, check_destination, check_onnx
 from mdlstm_tk.export.verification.export_verifier import write_verified
-from mdlstm_tk.export.verification.parity import ATOL
+from mdlstm_tk.export.verification.parity import read_atol
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import depth_to_space
 from mdlstm_tk.runtime import Metadata
@@ -48,6 +49,7 @@ Shape = list[str | int]  # extents, or names of free ones
 EXAMPLE = (5, 7, 4, 3, 2)  # extents, in windows, that graphs are captured with
 
 
+@checked
 def export_tiles(
     module: nn.Module,
     path: str | Path,
@@ -87,6 +89,7 @@ def export_tiles(
     if path.suffix != SUFFIX:
         raise InputError(f"the name of a tiles export ends in {SUFFIX}, got {path}")
     check_destination(path, force=True)
+    atol = read_atol(atol)
     _levels_of(stages_of(eval_copy(module)))  # before the network runs, which takes longer
     name, spec = type(module).__name__, read_spec(module, any_size=True, channels=channels)
     if not spec.channels_last:
@@ -99,7 +102,6 @@ def export_tiles(
     stages = stages_of(spec.interface.module)
     index, graphs = _index_and_graphs(stages, spec.channels, archive_metadata.outputs)
     content = partial(_archive, index, graphs)
-    atol = ATOL if atol is None else atol
     models = list(graphs.values())
     return write_verified(path, content, models, archive_metadata, spec, atol, start, verify_inputs)
 

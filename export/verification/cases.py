@@ -19,11 +19,12 @@ from mdlstm_tk.export.model_file import TensorSpec
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.io.readers import read_input
-from mdlstm_tk.runtime.shapes import Grid, Shapes
+from mdlstm_tk.runtime.shapes import Grid, Shapes, as_array
 
 Range = tuple[float, float]
-ExampleRange = Range | Callable[[tuple[int, ...], torch.Generator], "Tensor | Array"]
+ExampleRange = Range | Callable[[tuple[int, ...], torch.Generator], Tensor | Array]
 UserInputs = Mapping[str, Any] | Sequence[str | Path]
+SEEDS = 2  # of an export, and of a verification unless it is told otherwise
 MAX_POSITIONS = 2**14  # of a grid that is chosen here; the reference takes seconds for so many
 
 
@@ -60,7 +61,7 @@ class Draw:
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
         if self.function is not None:
             generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-            values = np.asarray(self.function(shape, generator))
+            values = as_array(self.function(shape, generator), "what example_range returns")
             if values.shape != shape:
                 raise InputError(f"example_range returned shape {values.shape}, expected {shape}")
         elif self.range is None:
@@ -81,8 +82,9 @@ def sampler(
     Args:
         name: the input.
         example_range: (low, high), or a function, as for `export_onnx`. None: the range of the example. If
-            all its values are equal, or there is none, the values are standard normal; integers are then
-            the indices of the network's first table of embeddings.
+            all its values are equal, or there is none, the values are standard normal, and integers the
+            indices of the network's first table of embeddings; an input after x keeps its only value,
+            unless that is 0.
         example: an example of the input, or None.
         network: the network, or None.
 
@@ -97,6 +99,8 @@ def sampler(
         if example is None or not example.numel():
             return Draw(dtype=dtype)
         low, high = example.min().item(), example.max().item()
+        if low == high != 0 and name != "x":
+            return Draw((low, high), dtype=dtype)
         if low == high and is_integer:
             tables = [m for m in network.modules() if isinstance(m, nn.Embedding)] if network else []
             low, high = (0, tables[0].num_embeddings - 1) if tables else (0, max(1, int(high)))
@@ -133,15 +137,52 @@ def task_inputs(task: str | None, grid: Grid, seed: int = 0) -> dict[str, Array]
     return {f"task × {count}": DiagonalTask(grid).batch(seed, 0, count, "validation").x for count in (1, 7)}
 
 
-def random_cases(
-    metadata: Metadata, declared: Sequence[TensorSpec], draw: Draw, default_grid: Grid, seeds: Sequence[int]
-) -> Iterator[Case]:
-    """Random inputs and samples of the task, on the model's grid and on the odd grids that it takes.
+def draw_inputs(
+    draws: Mapping[str, Draw], shapes: Mapping[str, tuple[int, ...]], batch: int, seed: int
+) -> dict[str, Array]:
+    """Random inputs of these shapes, without the batch, in their order."""
+    rng = np.random.default_rng(seed)
+    return {name: draws[name]((batch, *shape), rng) for name, shape in shapes.items()}
 
-    Where the model takes any extent, its grid is `default_grid`. `declared` are the inputs of the file.
+
+def random_cases(
+    metadata: Metadata,
+    inputs: Callable[[Grid, int, int], dict[str, Array]],
+    grids: Sequence[Grid],
+    seeds: Sequence[int] = range(SEEDS),
+) -> Iterator[Case]:
+    """Random inputs in batches of 1 and 3, and samples of the task: the cases of an export and, with the
+    same seeds, of a later verification.
+
+    Args:
+        metadata: of the file.
+        inputs: draws all inputs but `sizes` for a grid, a batch and a seed.
+        grids: the grids.
+        seeds: the seeds.
     """
+    for grid in grids:
+        size = format_size(grid)
+        for seed in seeds:
+            drawn = inputs(grid, 4, seed)
+            cases = {
+                "random × 1": {name: value[:1] for name, value in drawn.items()},
+                "random × 3": {name: value[1:] for name, value in drawn.items()},
+                **{name: {"x": x} for name, x in task_inputs(metadata.task, grid, seed).items()},
+            }
+            for name, arrays in cases.items():
+                yield Case(f"{size}, {name}, seed {seed}", size if len(grids) > 1 else name, arrays)
+
+
+def grids_of(metadata: Metadata, default_grid: Grid) -> list[Grid]:
+    """The grids that a model was verified on when it was exported.
+
+    A file of version 1 does not name them: those are its own grid, or `default_grid` where it takes any
+    extent, and the odd grids that it takes.
+    """
+    if metadata.grids:
+        return list(metadata.grids)
     multiple_of = metadata.multiple_of or (1,) * metadata.ndim
-    shapes, padded = Shapes(metadata), "sizes" in metadata.inputs
+    padded = "sizes" in metadata.inputs
     fitting = [-(-extent // m) * m for extent, m in zip(default_grid, multiple_of, strict=True)]
     grids = [metadata.grid_like(tuple(fitting))]
     for odd_grid in odd_grids(metadata.ndim) if padded or None in metadata.extents else ():
@@ -151,29 +192,36 @@ def random_cases(
         fits = all(extent <= limit for extent, limit in zip(grid, limits, strict=True))
         if fits and prod(grid) <= MAX_POSITIONS:
             grids.append(grid)
-    for grid in dict.fromkeys(grids):
-        for seed in seeds:
-            rng = np.random.default_rng(seed)
-            batches = {f"random × {n}": draw((n, *shapes.sample_shape(grid)), rng) for n in (1, 3)}
-            for name, x in (batches | task_inputs(metadata.task, grid, seed)).items():
-                size = format_size(grid)
-                inputs = {"x": x, **_random_inputs(declared, x, seed)}
-                yield Case(f"{size}, {name}, seed {seed}", size if len(grids) > 1 else name, inputs)
+    return list(dict.fromkeys(grids))
 
 
-def _random_inputs(declared: Sequence[TensorSpec], x: Array, seed: int) -> dict[str, Array]:
-    """Values for the inputs after x and `sizes`: normal floats, and integers 0 and 1, which every table of
-    embeddings has. An extent with the name of an extent of x is that of x."""
-    rng, values = np.random.default_rng(seed), dict[str, Array]()
-    extents = dict(zip(declared[0].shape, x.shape, strict=True)) if declared else {}
-    for tensor in declared[1:]:
-        if tensor.name != "sizes":
-            shape = [e if isinstance(e, int) else extents.get(e, 1) for e in tensor.shape[1:]]
-            dtype = np.dtype(tensor.dtype)
-            values[tensor.name] = Draw(None if dtype.kind == "f" else (0, 1), dtype=dtype.type)(
-                (len(x), *shape), rng
+def inputs_of_file(
+    metadata: Metadata, declared: Sequence[TensorSpec], draw: Draw
+) -> Callable[[Grid, int, int], dict[str, Array]]:
+    """A function that draws the inputs of a file for a grid, a batch and a seed, as its export did.
+
+    Args:
+        metadata: of the file. Of version 1 it has no ranges of the inputs after x: floats are then normal,
+            and integers 0 and 1, which every table of embeddings has.
+        declared: the inputs of the file.
+        draw: the random x.
+    """
+    draws, further = {"x": draw}, [tensor for tensor in declared[1:] if tensor.name != "sizes"]
+    for tensor in further:
+        dtype = np.dtype(tensor.dtype)
+        default = None if dtype.kind == "f" else (0, 1)
+        draws[tensor.name] = Draw(metadata.input_ranges.get(tensor.name, default), dtype=dtype.type)
+
+    def inputs(grid: Grid, batch: int, seed: int) -> dict[str, Array]:
+        shapes = {"x": Shapes(metadata).sample_shape(grid)}
+        extents = dict(zip(declared[0].shape[1:], shapes["x"], strict=True)) if declared else {}
+        for tensor in further:  # an extent with the name of an extent of x is that of x
+            shapes[tensor.name] = tuple(
+                e if isinstance(e, int) else extents.get(e, 1) for e in tensor.shape[1:]
             )
-    return values
+        return draw_inputs(draws, shapes, batch, seed)
+
+    return inputs
 
 
 def user_cases(metadata: Metadata, declared: Sequence[TensorSpec], inputs: UserInputs) -> list[Case]:
@@ -194,7 +242,7 @@ def user_cases(metadata: Metadata, declared: Sequence[TensorSpec], inputs: UserI
                 f"{name} must hold the inputs {', '.join(names)}, "
                 f"got {', '.join(map(str, value)) if isinstance(value, Mapping) else 'one array'}"
             )
-        batch = shapes.prepare(np.asarray(arrays.pop("x")), name)
+        batch = shapes.prepare(arrays.pop("x"), name)
         cases[name] = Case(name, name, {"x": batch.samples, **shapes.prepare_extra_inputs(arrays, batch)})
     if not cases:
         raise InputError("inputs must hold at least one array or file, got none")

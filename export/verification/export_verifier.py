@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.export.model_file import ExportReport, operators_to_trust
 from mdlstm_tk.export.spec import ExportSpec, Shape
-from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Case, Draw
+from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Case, Draw, random_cases
 from mdlstm_tk.export.verification.parity import (
     RTOL,
     Inputs,
@@ -31,10 +30,9 @@ from mdlstm_tk.export.verification.parity import (
 )
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.files import atomic_write
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
+from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, to_float32
+from mdlstm_tk.runtime.shapes import as_array
 from mdlstm_tk.runtime.tiles.session import TiledSession
-
-PADDED_SAMPLES = 3  # of random sizes
 
 
 def write_verified(
@@ -69,7 +67,7 @@ def write_verified(
     together = tiled or not any(map(decides_for_a_batch, models))
     if together:
         _check_samples_are_apart(exact.run, spec)
-    cases = list(_cases(spec, verify_inputs or {}))
+    cases = list(_cases(metadata, spec, verify_inputs or {}))
     expected = expected_outputs(exact.run, cases, together)
     for case in cases:
         _check_finite(expected[case.name], case, spec)
@@ -103,9 +101,10 @@ def decides_for_a_batch(model: onnx.ModelProto) -> bool:
     return any(node.op_type in ("If", "Loop") for node in walk(model.graph.node))
 
 
-def _cases(spec: ExportSpec, verify_inputs: Mapping[str, Array]) -> Iterator[Case]:
-    """Random inputs in batches of 1 and 3 on each grid, the inputs of the caller, the example, and smaller
-    grids for padded samples.
+def _cases(
+    metadata: Metadata, spec: ExportSpec, verify_inputs: Mapping[str, Array]
+) -> Iterator[Case]:
+    """Random inputs on each grid, the inputs of the caller, and the example.
 
     An input of the caller on a grid that the file does not take is left out, and so is one with so many
     positions that the reference would take minutes.
@@ -113,31 +112,20 @@ def _cases(spec: ExportSpec, verify_inputs: Mapping[str, Array]) -> Iterator[Cas
     Raises:
         InputError: an input of the caller has another number of axes than x, or is empty.
     """
-    for grid in spec.shapes:
-        inputs, size = spec.inputs(grid, 4), format_size(grid)
-        for name, part in (("random × 1", slice(1)), ("random × 3", slice(1, 4))):
-            yield Case(f"{size}, {name}", size, {key: value[part] for key, value in inputs.items()})
+    yield from random_cases(metadata, spec.inputs, spec.grids)
     others = dict(verify_inputs)
     if spec.example is not None:
         others["example_inputs"] = spec.example.numpy()
     for name, value in others.items():
-        x = np.asarray(value, np.float32)
-        if x.ndim != spec.ndim + 2 or x.size == 0:
+        x = to_float32(as_array(value, name), name)
+        if x.ndim != spec.ndim + 2:
             raise InputError(
-                f"{name} has shape {x.shape}, expected x with {spec.ndim + 2} axes, none empty"
+                f"{name} has shape {x.shape}, expected x with {spec.ndim + 2} axes"
             )
         grid = tuple(x.shape[axis] for axis in spec.grid_axes)
         if grid in spec.shapes or (spec.fits(grid) and np.prod(grid) <= MAX_POSITIONS):
             further = list(spec.extra_batch(len(x), grid).items())
             yield Case(name, name, dict([("x", x), *further]))
-    if spec.padded:
-        rng, limit = np.random.default_rng(0), spec.example_grid
-        units = [extent // m for extent, m in zip(limit, spec.multiple_of, strict=True)]
-        random_units = rng.integers(1, [unit + 1 for unit in units], (PADDED_SAMPLES, spec.ndim))
-        for seed, unit in enumerate([*random_units.tolist(), [1] * spec.ndim]):
-            grid = tuple(u * m for u, m in zip(unit, spec.multiple_of, strict=True))
-            name = f"random {seed}: {format_size(grid)} in {format_size(limit)}"
-            yield Case(name, name, spec.inputs(grid, 1, seed))
 
 
 def _check_samples_are_apart(run: Runtime, spec: ExportSpec) -> None:

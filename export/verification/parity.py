@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.errors import MDLSTMError, ParityError
+from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
 from mdlstm_tk.export.verification.cases import Case
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.npy import Array
@@ -79,6 +79,13 @@ class Divergence:
 
     def __str__(self) -> str:
         return f"first wrong at wavefront {self.wavefront} of {self.wavefronts}, counted from {self.corner}"
+
+
+def read_atol(atol: float | None, default: float = ATOL) -> float:
+    """The argument `atol` of an export; an InputError if it is negative or not finite."""
+    if atol is not None and not 0 <= atol < inf:
+        raise InputError(f"atol must be a finite number of at least 0, got {atol}")
+    return default if atol is None else atol
 
 
 def feature_scale(references: Sequence[Float64Array], feature_axis: int = -1) -> Float64Array:

@@ -59,7 +59,9 @@ class Metadata:
             "levels" that a value can have; and "state", the number of features of a position's state. None
             for any other graph.
         example_range: the lowest and the highest value of x in random inputs that a verification draws.
-            None: they are standard normal.
+            None: they are standard normal. Two whole numbers: whole numbers.
+        input_ranges: the same for the inputs after x, by their names.
+        grids: the grids that the export was verified on, and that a verification draws inputs for.
         integer: x holds whole numbers, such as tokens.
         channel_axis: the network that was exported takes x with the axis C, which the file has in any case.
         checkpoint_sha256: checksum of the checkpoint, if the model was exported from a run.
@@ -94,6 +96,8 @@ class Metadata:
     character_bonus: float = Decoding.character_bonus
     drawing: dict[str, Any] | None = None
     example_range: tuple[float, float] | None = None
+    input_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    grids: tuple[Extents, ...] = ()
     integer: bool = False
     channel_axis: bool = True
     checkpoint_sha256: str | None = None
@@ -262,8 +266,13 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
     yield "temperature", 0 < metadata.temperature < inf, "a positive number"
     for name in ("lm_weight", "character_bonus"):
         yield name, isfinite(getattr(metadata, name)), "a finite number"
-    bounds = metadata.example_range
-    yield "example_range", bounds is None or len(bounds) == 2, "the lowest and the highest value"
+    for name, ranges in (
+        ("example_range", [metadata.example_range] if metadata.example_range else []),
+        ("input_ranges", list(metadata.input_ranges.values())),
+    ):
+        are_ranges = all(len(bounds) == 2 and -inf < bounds[0] <= bounds[1] < inf for bounds in ranges)
+        yield name, are_ranges, "the lowest and the highest value"
+    yield "grids", all(_are_extents(grid, ndim) for grid in metadata.grids), expected_extents
     values, palette = metadata.mask_values, metadata.mask_palette
     are_values = values is None or (len(values) == outputs and all(-(2**63) <= v < 2**63 for v in values))
     yield "mask_values", are_values, f"{outputs} values of 64 bits, one for each class"

@@ -71,6 +71,9 @@ class OpenModel:
             raise InputError(f"threads must be at least 1, or 0 for one per core, got {threads}")
         if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT:
             raise InputError(f"timeout must be from 0 to {MAX_TIMEOUT:g} seconds, got {timeout}")
+        max_bytes = options["max_bytes"]
+        if max_bytes is not None and max_bytes < 1:
+            raise InputError(f"max_bytes must be at least 1, got {max_bytes}")
         runner: Runner
         if isolated:
             from mdlstm_tk.runtime.isolation import IsolatedRunner  # imported late: most models need none

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.io import is_tiled
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, read_model
@@ -76,6 +77,7 @@ class Session(OpenModel):
         MDLSTMError: `isolated` is true, and the system is neither Linux nor macOS.
     """
 
+    @checked
     def __init__(
         self,
         model: str | Path | bytes,
@@ -129,12 +131,12 @@ class Session(OpenModel):
             StoppedError: the run exceeds a limit on time or memory, or the isolated model crashed.
             MDLSTMError: ONNX Runtime fails, or the session is closed.
         """
-        batch = self._shapes.prepare(x)
+        batch = self._shapes.prepare(x, sizes=sizes)
         extra = self._shapes.prepare_extra_inputs(extra_inputs, batch)
-        if sizes is None:
+        if batch.sizes is None:
             (outputs,) = self._run_together([batch.samples], extra)
         else:
-            outputs = self._run(batch.samples, {"sizes": self._shapes.prepare_sizes(sizes, batch), **extra})
+            outputs = self._run(batch.samples, {"sizes": batch.sizes, **extra})
         return self._shapes.restore_axes(outputs, batch)
 
     def run_many(self, arrays: Sequence[Array]) -> list[Outputs]:
@@ -175,8 +177,8 @@ class Session(OpenModel):
         Images of equal extents share batches; all do, sorted by width, if the model takes `sizes`.
 
         Args:
-            images: one for each line, as `decode_image` returns them: (H, W), or (H, W, 3). They are
-                prepared as the model's images were in training.
+            images: one for each line, as `decode_image` returns them: (H, W), (H, W, 1) or (H, W, 3). They
+                are prepared as the model's images were in training.
             beam, lm: as for `mdlstm_tk.runtime.ctc.transcribe_logits`: how many texts a search keeps, and
                 a language model that it follows. By default the best path is read.
 
@@ -224,6 +226,7 @@ class Session(OpenModel):
 
         return draw_rows(self, n, size, seed, uniform, given, temperature)
 
+    @checked
     def warm_up(self, batch: int = 1, grid: tuple[int, ...] | None = None) -> None:
         """Run the model on zeros, so that later runs of this batch and grid reach their full speed.
 

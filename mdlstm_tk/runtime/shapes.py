@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +22,27 @@ Grid = tuple[int, ...]
 @dataclass(frozen=True)
 class Batch:
     """An array in the shape that the model takes, (N, *grid, C), or (N, C, *grid) for a channels-first
-    model; and if the user's array had the axes of the batch and of the channels."""
+    model; if the user's array had the axes of the batch and of the channels; and the valid extents of the
+    samples, (N, D) int64, if the user gave any."""
 
     samples: Array
     has_batch_axis: bool
     has_channel_axis: bool
+    sizes: Array | None = None
+
+
+def as_array(value: Any, label: str) -> Array:
+    """The array that a user gave, such as one of NumPy, lists of equal lengths, or a tensor on the CPU; `label`
+    names it in error messages.
+
+    Raises:
+        InputError: NumPy makes no array of it.
+    """
+    try:
+        return np.asanyarray(value)
+    except Exception as error:  # that of the value's own class, such as a tensor that needs a gradient
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{label} is a {type(value).__name__} that is no array: {reason}") from None
 
 
 def step_width(steps: int, width: int) -> float:
@@ -45,16 +62,17 @@ class Shapes:
         self.metadata, self._dtypes, self._max_bytes = metadata, dtypes or {}, max_bytes
         self.takes_sizes = "sizes" in metadata.inputs
 
-    def prepare(self, x: Array, label: str = "x") -> Batch:
+    def prepare(self, x: Array, label: str = "x", sizes: Array | None = None) -> Batch:
         """Convert x to the dtype of the model, with batch and channel axes.
 
         Args:
             x: (*grid), (*grid, C) or (N, *grid, C); for a channels-first model (*grid), (C, *grid) or
                 (N, C, *grid).
             label: name of x in error messages.
+            sizes: valid extents of the samples; x may be anything outside them.
         """
         metadata = self.metadata
-        x = np.asanyarray(x)
+        x = as_array(x, label)
         if x.dtype.kind not in "buif":
             raise InputError(f"{label} holds {x.dtype}, expected real numbers (float, integer or bool)")
         if x.size == 0:
@@ -85,13 +103,18 @@ class Shapes:
             )
         samples = samples if has_batch_axis else samples[None]
         self._check_grid(self.grid(samples))
+        if sizes is not None:
+            sizes = self._prepare_sizes(as_array(sizes, "sizes"), samples)
+            padded, samples = samples, np.zeros_like(samples)
+            for sample, values, valid in zip(samples, padded, sizes, strict=True):
+                region = (*map(slice, valid), ...) if metadata.channels_last else (..., *map(slice, valid))
+                sample[region] = values[region]
         samples = self._convert(samples, "x", label)
-        return Batch(samples, has_batch_axis, has_channel_axis=missing_axes < 2)
+        return Batch(samples, has_batch_axis, missing_axes < 2, sizes)
 
-    def prepare_sizes(self, sizes: Array, batch: Batch) -> Array:
+    def _prepare_sizes(self, sizes: Array, samples: Array) -> Array:
         """Convert `sizes` to (N, D) int64, and check them."""
-        sizes, grid = np.asarray(sizes), self.grid(batch.samples)
-        shape = (len(batch.samples), self.metadata.ndim)
+        grid, shape = self.grid(samples), (len(samples), self.metadata.ndim)
         if not self.takes_sizes:
             raise InputError("this model takes no sizes; make one that does with: mdlstm export --padded")
         if not self._has_grid(grid):
@@ -122,7 +145,7 @@ class Shapes:
             )
         prepared = {}
         for name, value in extra_inputs.items():
-            array = np.asarray(value) if batch.has_batch_axis else np.asarray(value)[None]
+            array = as_array(value, name) if batch.has_batch_axis else as_array(value, name)[None]
             if array.shape[:1] != batch.samples.shape[:1]:
                 raise InputError(
                     f"{name} must have the batch of x, {len(batch.samples)}; got shape {array.shape}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.batching import grid_of, run_batches
 from mdlstm_tk.runtime.character_model import CharacterModel
@@ -14,9 +15,10 @@ from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.io.readers import preprocessing_for
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.session import Session
-from mdlstm_tk.runtime.shapes import step_width
+from mdlstm_tk.runtime.shapes import as_array, step_width
 
 
+@checked
 def transcribe(
     session: Session, images: Sequence[Array], beam: int = 1, lm: CharacterModel | None = None
 ) -> list[Transcription]:
@@ -31,10 +33,11 @@ def transcribe(
     preprocessing = preprocessing_for(metadata, "images[0]")
     arrays = []
     for k, image in enumerate(images):
-        pixels = np.asarray(image)
+        pixels = as_array(image, f"images[{k}]")
+        pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
         if not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)) or not pixels.size:
             raise InputError(
-                f"images[{k}] has shape {pixels.shape}, expected (H, W) or (H, W, 3), as decode_image "
+                f"images[{k}] has shape {pixels.shape}, expected (H, W), (H, W, 1) or (H, W, 3), as decode_image "
                 "returns it"
             )
         if pixels.dtype.kind not in "uf":

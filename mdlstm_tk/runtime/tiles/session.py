@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.runner import GraphInfo, OpenModel
+from mdlstm_tk.runtime.shapes import as_array
 from mdlstm_tk.runtime.tiles.archive import Archive, Stage, parse_archive, read_archive_bytes
 from mdlstm_tk.runtime.tiles.local import on_threads, run_steps
 from mdlstm_tk.runtime.tiles.plan import Plan, tile_extents
@@ -67,6 +69,7 @@ class TiledSession(OpenModel):
         StoppedError: the model exceeds a limit while it is loaded.
     """
 
+    @checked
     def __init__(
         self,
         model: str | Path | bytes,
@@ -98,6 +101,7 @@ class TiledSession(OpenModel):
         self.archive: Archive = replace(archive, stages=stages)
         self.metadata: Metadata = archive.metadata
 
+    @checked
     def __call__(self, x: Array, tile: int | Sequence[int] = TILE, batch_size: int | None = None) -> Array:
         """Run the network on an array.
 
@@ -118,7 +122,7 @@ class TiledSession(OpenModel):
             StoppedError: a batch exceeds a limit on time or memory.
             MDLSTMError: ONNX Runtime fails, the disk is full, or the session is closed.
         """
-        x, ndim = np.asanyarray(x), self.metadata.ndim
+        x, ndim = as_array(x, "x"), self.metadata.ndim
         if x.ndim not in (ndim, ndim + 1, ndim + 2):
             raise InputError(
                 f"x has shape {x.shape}, expected {ndim} grid axes, with or without channels and batch"

@@ -1,0 +1,137 @@
+"""Every argument of the public functions, with wrong types and values: one line that names the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.networks import Function
+from helpers.small_models import recogniser, write_model
+
+from mdlstm_tk import MDLSTM
+from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.export import export_onnx, export_run, verify_model
+from mdlstm_tk.runtime import Session, TiledSession
+
+NO_FLAG = ["yes", 2, None, 0.5]
+NO_COUNT = [1.5, "a", -1, [1], True, float("nan")]
+NO_NAMES = [3, [1], [None], 0.5]
+NO_NUMBER = ["a", [1], True, float("nan"), -1.0]
+NO_PATH = [3, None, [1], 0.5]
+NO_MAPPING = [3, "ab", [1, 2]]
+NO_EXTENTS = ["ab", (0, 1), (2.5, 3), 3.5, [(1, 2)], ("a", 1), (-1, 4), (float("nan"), 2)]
+RAGGED = [[1.0, 2.0], [3.0]]
+META = torch.zeros(1, 3, 4, 1, device="meta")
+NEEDS_GRAD = torch.zeros(1, 3, 4, 1, requires_grad=True)
+NO_ARRAY = [None, "ab", RAGGED, {"x": 1}, META, NEEDS_GRAD, object(), np.complex64(1), bytearray(b"ab"), []]
+NO_TENSORS = [3, "ab", RAGGED, {"x": 1}, np.zeros((1, 3, 4, 1)), META, [], [None], [torch.zeros(2), 3]]
+OF_FILE = {"device": ["gpu", 3, None, torch.device("cpu")], "timeout": NO_NUMBER, "max_bytes": [*NO_COUNT, 0]}
+OF_FILE |= {"isolated": NO_FLAG, "trusted": NO_FLAG}
+OF_SESSION = {**OF_FILE, "model": [*NO_PATH, bytearray(b"ab")], "threads": NO_COUNT, "tf32": NO_FLAG}
+OF_EXPORT: dict[str, list[Any]] = {
+    "path": [3, [1], 0.5],
+    "grid": [*NO_EXTENTS, 3, ()],
+    "form": ["loop", 3, []],
+    "padded": NO_FLAG,
+    "multiple_of": [0, *NO_EXTENTS, (1, 2, 3)],
+    "dtype": ["float64", torch.float32, None, 3],
+    "functions": NO_FLAG,
+    "atol": NO_NUMBER,
+}
+ARGUMENTS: dict[str, dict[str, list[Any]]] = {
+    "export_onnx": {
+        **OF_EXPORT,
+        "module": [3, None, "net", lambda x: x, MDLSTM, torch.nn.LazyLinear(3)],
+        "path": NO_PATH,
+        "example_inputs": NO_TENSORS,
+        "extra_inputs": [*NO_MAPPING, {"h": [1.0]}, {1: torch.zeros(1)}, {"h": META}],
+        "grid_inputs": [*NO_NAMES, ["no"], None],
+        "output_names": [*NO_NAMES, "y", ["y", "y"], [""]],
+        "channels": [*NO_COUNT, 0],
+        "channels_last": ["yes", 2, 0.5],
+        "example_range": [(1, 0), "ab", 3, (float("nan"), 1), (1,), lambda shape, generator: None],
+        "verify_inputs": [*NO_MAPPING, {"verify_inputs": RAGGED}, {"verify_inputs": NEEDS_GRAD}],
+        "metadata": [*NO_MAPPING, {"metadata": 1}, {"classes": 3, "metadata": 1}],
+    },
+    "export_run": {**OF_EXPORT, "run": NO_PATH, "force": NO_FLAG},
+    "verify_model": {
+        **OF_FILE,
+        "model": NO_PATH,
+        "against": [3, 0.5, [1], {}],
+        "inputs": [3, "ab", [1], {}, [], *({"inputs": value} for value in NO_ARRAY)],
+        "example_range": [(1, 0), "ab", 3, (float("nan"), 1), (1,)],
+        "seeds": [*NO_COUNT, 0],
+        "seed": NO_COUNT,
+    },
+    "Session": OF_SESSION,
+    "TiledSession": OF_SESSION,
+    "session": {"x": [*NO_ARRAY, np.zeros(3)], "sizes": [*NO_ARRAY[1:], [[0, 1]], [[1.5, 1]]]},
+    "tiled session": {
+        "x": [*NO_ARRAY, np.zeros(())],
+        "tile": [0, *NO_EXTENTS, None, (1, 2, 3)],
+        "batch_size": [*NO_COUNT, 0],
+    },
+    "transcribe": {
+        "images": [None, 3, "ab", *([value] for value in NO_ARRAY), [np.zeros((2, 2, 2))]],
+        "beam": [*NO_COUNT, 0, None],
+        "lm": [3, "ab", []],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def calls(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[..., Any]]:
+    """Calls that succeed, but for what the argument that is given spoils."""
+    folder = tmp_path_factory.mktemp("arguments")
+    tiles = export_onnx(MDLSTM(1, 2), folder / "m.tiles", form="tiles").path
+    padded = write_model(folder / "padded.onnx", inputs=("x", "sizes"), grid=(3, 4))
+    lines = Session(recogniser(folder / "lines.onnx", preprocessing={"channels": 1, "resize": None}), "cpu")
+    x = np.zeros((1, 3, 4, 1), np.float32)
+    sessions = {"session": Session(padded, "cpu"), "tiled session": TiledSession(tiles, "cpu")}
+
+    def with_defaults(call: Callable[..., Any], **defaults: Any) -> Callable[..., Any]:
+        return lambda **arguments: call(**{**defaults, **arguments})
+
+    return {
+        "export_onnx": with_defaults(export_onnx, module=Function(), path=folder / "m.onnx", grid=(3, 4)),
+        "export_run": with_defaults(export_run, run=model.parent, path=folder / "run.onnx"),
+        "verify_model": with_defaults(verify_model, model=model, device="cpu", seeds=1),
+        "Session": with_defaults(Session, model=model, device="cpu"),
+        "TiledSession": with_defaults(TiledSession, model=tiles, device="cpu"),
+        "session": with_defaults(sessions["session"], x=x),
+        "tiled session": with_defaults(sessions["tiled session"], x=x),
+        "transcribe": with_defaults(lines.transcribe, images=[x[0, ..., 0]]),
+    }
+
+
+def wrong() -> Iterator[Any]:
+    for function, arguments in ARGUMENTS.items():
+        for argument, values in arguments.items():
+            yield pytest.param(function, argument, values, id=f"{function}-{argument}")
+
+
+@pytest.mark.parametrize(("function", "argument", "values"), wrong())
+def test_a_wrong_argument_is_named_in_one_line(
+    function: str, argument: str, values: list[Any], calls: dict[str, Callable[..., Any]]
+) -> None:
+    failures = []
+    for value in values:
+        given = {argument: value}
+        if argument == "example_inputs":
+            given["grid"] = None
+        text = f"{argument}={str(value)[:60]}"
+        try:
+            calls[function](**given)
+        except MDLSTMError as error:
+            message = str(error)
+            if argument not in message or "\n" in message:
+                failures.append(f"{text}: {message}")
+        except Exception as error:
+            failures.append(f"{text}: {type(error).__name__}: {str(error)[:300]}")
+        else:
+            failures.append(f"{text}: accepted")
+    assert not failures, "\n".join(failures)
