@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,8 +10,9 @@ import typer
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.cli.console import next_command, print_json, table
+from mdlstm_tk.cli.console import next_command, print_json, table, warn
 from mdlstm_tk.cli.options import Json, MaxBytes, complete_model_or_run, with_imports
+from mdlstm_tk.errors import InputError
 
 
 def info(
@@ -27,16 +29,22 @@ def info(
     max_bytes: MaxBytes = None,
 ) -> None:
     """Describe an exported model, or a training run."""
+    from mdlstm_tk.runtime import describe_model
+
+    models: dict[Path, dict[str, Any]] = {}
     if target.is_dir():
-        from mdlstm_tk.runtime.model_discovery import archives_in, models_in, without_drawing
+        from mdlstm_tk.runtime.model_discovery import archives_in, models_in
         from mdlstm_tk.training import describe_run
 
-        properties, models = describe_run(target), without_drawing(models_in(target))
-        models = models or archives_in(target)
+        properties = describe_run(target)
+        for path in [*archives_in(target), *models_in(target)]:
+            with suppress(InputError):  # another's model may lie there, too
+                models[path] = describe_model(path, max_bytes)
     else:
-        from mdlstm_tk.runtime import describe_model
-
-        properties, models = describe_model(target, max_bytes), [target]
+        properties = models[target] = describe_model(target, max_bytes)
+    for described in models.values():
+        if described["stale"]:
+            warn(described["stale"])
     if json:
         print_json(properties)
     else:
@@ -48,7 +56,8 @@ def info(
     if properties.get("drawing"):
         next_command(f"mdlstm sample {shell_quoted(target)}")
         return
-    next_command(f"mdlstm infer FILE -m {shell_quoted(models[-1])}" if models else export)
+    usable = [path for path, described in models.items() if not described["drawing"]]
+    next_command(f"mdlstm infer FILE -m {shell_quoted(usable[-1])}" if usable else export)
 
 
 def _text(name: str, value: Any) -> str:

@@ -14,6 +14,7 @@ from mdlstm_tk.cli import console
 from mdlstm_tk.cli.console import detail, note, progress, with_flags
 from mdlstm_tk.cli.options import with_imports
 from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.runtime.staleness import note_if_stale
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime import Inference, Result
@@ -115,6 +116,8 @@ def print_results(
         note(f"results of mdlstm infer, left out: {run.earlier_results}; name such a file to read it")
     if is_default_model:
         _warn_of_a_newer_run(run)
+    if line := note_if_stale(run.model, session.metadata):
+        console.warn(line)
     isolated = ", isolated" if session.isolated else ""
     note(f"{run.model} on {session.device} ({session.provider}){isolated}")
     if run.further_models:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.cli.console import detail, next_command, note, print_json, table
+from mdlstm_tk.cli.console import detail, next_command, note, print_json, table, warn
 from mdlstm_tk.cli.options import (
     Device,
     Isolated,
@@ -80,6 +80,8 @@ def verify(
         trusted=trusted,
     )
     detail(f"compared with {report.reference}")
+    for line in report.stale:
+        warn(line)
     if json:
         print_json(report.as_dict())
     else:

@@ -165,8 +165,8 @@ def _converted(name: str, value: Tensor) -> Tensor:
         if isinstance(value, Tensor):
             kind = f"{value.dtype} of shape {tuple(value.shape)}, {value.layout}, on {value.device}"
         raise InputError(
-            "example_inputs and extra_inputs must hold dense tensors (N, …) of floats or integers with N ≥ 1, "
-            f"got {kind} as '{name}'"
+            "example_inputs and extra_inputs must hold dense tensors (N, …) of floats or integers with "
+            f"N ≥ 1, got {kind} as '{name}'"
         )
     value = value.detach().cpu()
     return value.float() if value.is_floating_point() else value.long()

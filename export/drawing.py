@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.metadata import layout_of
 from mdlstm_tk.runtime.samples import run_rows, uniform_numbers
+from mdlstm_tk.runtime.staleness import checksum
 from mdlstm_tk.training import Run, load_checkpoint
 
 DEFAULT_NAME = "model-drawing.onnx"
@@ -81,7 +81,7 @@ def export_drawing(
         fields = {
             "model": printable(checkpoint.config.model),
             "task": printable(checkpoint.spec.name),
-            "checkpoint_sha256": hashlib.sha256(checkpoint_path.read_bytes()).hexdigest(),
+            "checkpoint_sha256": checksum(checkpoint_path),
         }
     if not isinstance(network, PixelNet):
         raise InputError(

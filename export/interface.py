@@ -112,13 +112,14 @@ def eval_copy(module: nn.Module) -> nn.Module:
     for each grid of a verification would take far longer than running it.
 
     Raises:
-        InputError: it has no values yet, or cannot be copied, as after `torch.nn.utils.weight_norm`, or if it holds a lock.
+        InputError: it has no values yet, or cannot be copied, as after `torch.nn.utils.weight_norm`, or if
+            it holds a lock.
     """
     for key, tensor in chain(module.named_parameters(), module.named_buffers()):
         if is_lazy(tensor) or tensor.is_meta:
             raise InputError(
-                f"the module {type(module).__name__} has no values in {key}, as it is lazy or on the device "
-                "meta; run it once on an example, or load its weights, first"
+                f"the module {type(module).__name__} has no values in {key}, which is lazy or on the "
+                "device meta; run it once on an example, or load its weights, first"
             )
     try:
         copied = copy.deepcopy(module)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -19,6 +18,7 @@ from mdlstm_tk.export.model_file import ExportReport, check_destination
 from mdlstm_tk.export.spec import Extents
 from mdlstm_tk.export.targets import ExportTarget
 from mdlstm_tk.runtime.choices import Dtype, Form
+from mdlstm_tk.runtime.staleness import checksum
 from mdlstm_tk.runtime.tiles.archive import SUFFIX
 from mdlstm_tk.training import Run, load_checkpoint, open_run
 
@@ -137,7 +137,7 @@ def export_run_sizes(
         "text_direction": spec.text_direction,
         **(asdict(run.read_decoding(checkpoint.step)) if spec.kind == "transcribe" else {}),
         "preprocessing": spec.preprocessing and spec.preprocessing.to_json(),
-        "checkpoint_sha256": hashlib.sha256(checkpoint_path.read_bytes()).hexdigest(),
+        "checkpoint_sha256": checksum(checkpoint_path),
     }
     with tempfile.TemporaryDirectory() as scratch:
         output = scratch if isinstance(destination, ExportTarget) else destination

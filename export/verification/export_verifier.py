@@ -101,9 +101,7 @@ def decides_for_a_batch(model: onnx.ModelProto) -> bool:
     return any(node.op_type in ("If", "Loop") for node in walk(model.graph.node))
 
 
-def _cases(
-    metadata: Metadata, spec: ExportSpec, verify_inputs: Mapping[str, Array]
-) -> Iterator[Case]:
+def _cases(metadata: Metadata, spec: ExportSpec, verify_inputs: Mapping[str, Array]) -> Iterator[Case]:
     """Random inputs on each grid, the inputs of the caller, and the example.
 
     An input of the caller on a grid that the file does not take is left out, and so is one with so many
@@ -119,9 +117,7 @@ def _cases(
     for name, value in others.items():
         x = to_float32(as_array(value, name), name)
         if x.ndim != spec.ndim + 2:
-            raise InputError(
-                f"{name} has shape {x.shape}, expected x with {spec.ndim + 2} axes"
-            )
+            raise InputError(f"{name} has shape {x.shape}, expected x with {spec.ndim + 2} axes")
         grid = tuple(x.shape[axis] for axis in spec.grid_axes)
         if grid in spec.shapes or (spec.fits(grid) and np.prod(grid) <= MAX_POSITIONS):
             further = list(spec.extra_batch(len(x), grid).items())

@@ -21,7 +21,7 @@ from torch import nn
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.errors import InputError, MDLSTMError, require
-from mdlstm_tk.export.interface import Interface
+from mdlstm_tk.export.interface import Interface, first_line
 from mdlstm_tk.export.model_file import operators_to_trust, read_model, tensor_specs
 from mdlstm_tk.export.run_export import find_checkpoint
 from mdlstm_tk.export.spec import ENLARGEMENTS
@@ -54,9 +54,10 @@ from mdlstm_tk.export.verification.parity import (
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.io import is_tiled
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
-from mdlstm_tk.runtime.model_discovery import archives_in, models_in, without_drawing
+from mdlstm_tk.runtime.model_discovery import archives_in, models_in
 from mdlstm_tk.runtime.samples import check_takes_grids
 from mdlstm_tk.runtime.shapes import Grid, Shapes
+from mdlstm_tk.runtime.staleness import checkpoint_of, checksum, note_if_stale
 from mdlstm_tk.runtime.tiles.archive import read_archive_bytes
 from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.training import Run, load_checkpoint
@@ -107,7 +108,7 @@ def verify_model(
             works, CUDA as well.
         seeds: number of random seeds.
         seed: the first seed.
-        max_bytes: maximum size of the model file; 1 GiB if None.
+        max_bytes: as for `Session`: maximum size of the model file, and in isolation also its memory.
         timeout, isolated, trusted: as for `Session`. The reference evaluator of onnx runs in this process
             in any case.
 
@@ -125,25 +126,26 @@ def verify_model(
         raise InputError(f"seeds must be at least 1 and seed at least 0, got seeds={seeds}, seed={seed}")
     model, files = Path(model), [Path(model)]
     if model.is_dir():
-        files = sorted([*without_drawing(models_in(model)), *archives_in(model)])
+        files = sorted([*models_in(model), *archives_in(model)])
     if not files:
         raise InputError(
             f"the folder {model} holds no model; make one with: mdlstm export {shell_quoted(model)}"
         )
-    limit = MAX_BYTES if max_bytes is None else max_bytes
-    verifiers: list[_FileVerifier] = []
+    verifiers: dict[Path, _FileVerifier] = {}
     groups: dict[str, list[str]] = {}
     outcomes: dict[str, dict[str, Outcome]] = {}
     for path in files:
-        sessions = _sessions(path, device, limit, timeout=timeout, isolated=isolated, trusted=trusted)
+        sessions = _sessions(path, device, max_bytes, timeout=timeout, isolated=isolated, trusted=trusted)
         try:
+            if sessions[0].metadata.drawing and len(files) > 1:
+                continue  # it takes rows, not grids
             check_takes_grids(sessions[0].metadata, path)
             verifier = _FileVerifier(path, sessions, against)
             cases, of_file = verifier.run(inputs, example_range, range(seed, seed + seeds))
         finally:
             for session in sessions:
                 session.close()
-        verifiers.append(verifier)
+        verifiers[path] = verifier
         prefix = f"{path.name}, " if len(files) > 1 else ""
         for case in cases:
             groups.setdefault(path.name if prefix else case.group, []).append(prefix + case.name)
@@ -151,21 +153,24 @@ def verify_model(
                 outcomes.setdefault(runtime, {})[prefix + case.name] = by_case[case.name]
     return VerificationReport(
         model=model,
-        models={path: verifier.metadata for path, verifier in zip(files, verifiers, strict=True)},
-        reference=", and ".join(dict.fromkeys(verifier.reference for verifier in verifiers)),
-        run=next((verifier.training_run for verifier in verifiers if verifier.training_run), None),
+        models={path: verifier.metadata for path, verifier in verifiers.items()},
+        reference=", and ".join(dict.fromkeys(verifier.reference for verifier in verifiers.values())),
+        run=next((verifier.training_run for verifier in verifiers.values() if verifier.training_run), None),
+        stale=tuple(verifier.stale for verifier in verifiers.values() if verifier.stale),
         groups=groups,
         outcomes=outcomes,
     )
 
 
 def _sessions(
-    model: Path, device: str, max_bytes: int, **options: Any
+    model: Path, device: str, max_bytes: int | None, **options: Any
 ) -> Sequence[Session] | Sequence[TiledSession]:
     """A session on the device; for "auto" one on the CPU and, where it works, one on CUDA."""
     new_session: Any = partial(Session, model, max_bytes=max_bytes, **options)
     if is_tiled(model):
-        read_archive_bytes(model, max_bytes)  # max_bytes of a TiledSession bounds the memory of its runs
+        read_archive_bytes(
+            model, max_bytes or MAX_BYTES
+        )  # max_bytes of a TiledSession bounds the memory of its runs
         new_session = partial(TiledSession, model, **options)
     session = new_session(device=device)
     if device != "auto" or session.device == "cpu":
@@ -173,8 +178,8 @@ def _sessions(
     return [new_session(device="cpu"), session]
 
 
-class GatherElements(OpRun):  # type: ignore[misc]
-    """The operator as ONNX defines it: that of onnx takes neither negative axes nor more than 32 entries."""
+class GatherElements(OpRun):
+    """The operator as ONNX defines it. That of onnx takes neither negative axes nor over 32 entries."""
 
     op_domain, op_schema = "", onnx.defs.get_schema("GatherElements")
 
@@ -191,6 +196,7 @@ class _FileVerifier:
         metadata: of the file.
         reference: what the file is compared with, in words.
         training_run: the run that the file is compared with; None if it is something else.
+        stale: one line if the file was exported from another checkpoint of that run; else "".
         interface: the network that the file came from; None if only the file is known.
         model: the graph; None for an archive of tiles.
     """
@@ -202,6 +208,7 @@ class _FileVerifier:
         self.model = None if is_tiled(path) else read_model(path.read_bytes())
         self.needs_trust = operators_to_trust(self.model) if self.model else ()
         self.training_run: Run | None = None
+        self.stale = ""
         self.grid = (*DEFAULT_GRID, *(2,) * self.metadata.ndim)[: self.metadata.ndim]
         self.interface: Interface | None = None
         network = self._network(path, against)
@@ -222,7 +229,7 @@ class _FileVerifier:
         source = None if against is None else find_checkpoint(against)
         if source is None and self.metadata.checkpoint_sha256 is not None:
             with suppress(InputError):
-                source = find_checkpoint(path.parent)
+                source = find_checkpoint(checkpoint_of(path, self.metadata) or path.parent)
         if source is None:
             self.reference = (
                 "its own graphs in one tile" if self.model is None else "its own graph in float64"
@@ -232,6 +239,9 @@ class _FileVerifier:
             return None
         run, checkpoint_path = source
         checkpoint = load_checkpoint(checkpoint_path)
+        if self.metadata.checkpoint_sha256 not in (None, checksum(checkpoint_path)):
+            other = f"{path} was exported from another checkpoint than {checkpoint_path}"
+            self.stale = note_if_stale(path, self.metadata) or other
         if prod(checkpoint.config.grid) <= MAX_POSITIONS:
             self.grid = checkpoint.config.grid
         self.training_run, self.reference = run, f"the network in {checkpoint_path}"
@@ -245,7 +255,9 @@ class _FileVerifier:
         declared = tensor_specs(self.model.graph.input) if self.model else []
         draw = Draw(metadata.example_range)
         if example_range is not None:
-            draw = sampler("x", example_range, torch.zeros(0, dtype=torch.long) if metadata.integer else None)
+            draw = sampler(
+                "x", example_range, torch.zeros(0, dtype=torch.long) if metadata.integer else None
+            )
         draws = inputs_of_file(metadata, declared, draw)
         for_scale: list[Case] = []
         if inputs is None:
@@ -306,23 +318,17 @@ class _FileVerifier:
             runtimes[f"ONNX Runtime, {session.device}"] = unpadded(session_run(session))
         if self.model is not None:
             evaluator = unpadded(self._graph_run())
-            if self._can_evaluate(cases[0], evaluator):
+            try:  # it lacks operators, and has some in part
+                evaluator(cases[0].inputs)
                 runtimes["ONNX reference evaluator"] = evaluator
-            elif self.interface is None:
-                raise InputError(
-                    "the reference evaluator of onnx does not run this graph "
-                    f"({', '.join(self.needs_trust)}); give the network that it came from as against=..."
-                )
+            except Exception as error:  # of all kinds
+                if self.interface is None:
+                    reason = ", ".join(self.needs_trust) or first_line(error)
+                    raise InputError(
+                        f"the reference evaluator of onnx does not run this graph ({reason}); give the "
+                        "network that it came from as against=..."
+                    ) from None
         return runtimes, reference, together
-
-    def _can_evaluate(self, case: Case, run: Runtime) -> bool:
-        """True unless onnx itself lacks an operator that only a trusted model may have."""
-        if self.needs_trust:
-            try:
-                run(case.inputs)
-            except Exception:  # the evaluator raises exceptions of all kinds
-                return False
-        return True
 
     def _graph_run(self, in_double: bool = False) -> Runtime:
         """Runs the graph in the reference evaluator of onnx; an archive in one tile."""

@@ -305,6 +305,7 @@ class VerificationReport:
         run: the run that they were compared with; None if it was something else.
         groups: names of the cases in each group: of one file, see `Case`; of several, one group for each.
         outcomes: by runtime, then by the name of the case.
+        stale: a line for each file that was exported from another checkpoint.
     """
 
     model: Path
@@ -313,6 +314,7 @@ class VerificationReport:
     run: Run | None
     groups: dict[str, list[str]]
     outcomes: dict[str, dict[str, Outcome]]
+    stale: tuple[str, ...] = ()
 
     @property
     def failed(self) -> list[str]:
@@ -368,7 +370,9 @@ class VerificationReport:
         case, worst = next((name, o) for name, o in outcomes.items() if not o.parity.passed)
         where = f" ({worst.first_divergence})" if worst.first_divergence else ""
         advice = ""
-        if self.run is not None:
+        if self.stale:
+            where, advice = "", f"; {self.stale[0]}"
+        elif self.run is not None:
             advice = (
                 "; if the model was exported from another run or checkpoint, name that, else export it "
                 f"again with: mdlstm export {shell_quoted(self.run.folder)} --force"

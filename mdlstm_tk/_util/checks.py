@@ -18,8 +18,8 @@ from mdlstm_tk.errors import InputError
 
 P = ParamSpec("P")
 R = TypeVar("R")
-WORDS = {bool: "True or False", int: "an integer", float: "a number", str: "a text", NoneType: "None"}
-WORDS |= {Path: "a path", Mapping: "a mapping", Callable: "a function", np.ndarray: "an array"}
+WORDS: dict[Any, str] = {bool: "True or False", int: "an integer", float: "a number", str: "a text"}
+WORDS |= {NoneType: "None", Path: "a path", Mapping: "a mapping", Callable: "a function"}
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -48,7 +48,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
         values = [fitting(name, value) for name, value in zip(names, args, strict=False)]
         named = {name: fitting(name, value) for name, value in kwargs.items()}
-        return function(*values, *args[len(values) :], **named)  # type: ignore[call-arg, arg-type]
+        return function(*values, *args[len(values) :], **named)  # type: ignore[arg-type]
 
     return call
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
-from mdlstm_tk.errors import MDLSTMError, require
+from mdlstm_tk.errors import InputError, MDLSTMError, require
 from mdlstm_tk.runtime import Metadata, Session
-from mdlstm_tk.runtime.model_discovery import models_in
+from mdlstm_tk.runtime.io.npy import MAX_BYTES
+from mdlstm_tk.runtime.model_discovery import models_in, read_metadata
+from mdlstm_tk.runtime.staleness import note_if_stale
 from mdlstm_tk.training import Run
 
 BATCH = 16  # samples
@@ -30,7 +32,7 @@ class ExportedModel:
         bytes: its size.
         problem: why the model cannot be run, and the following fields are not set; else "".
         metadata: its metadata.
-        is_current: True if it was exported from the run's current checkpoint.
+        stale: what `note_if_stale` says of it; "" if it was exported from the run's current checkpoint.
         grid: extents of the input.
         error: largest error against float64 on export, relative to the largest output if that is above 1,
             as the tolerance is; None if it is unknown.
@@ -43,7 +45,7 @@ class ExportedModel:
     bytes: int
     problem: str = ""
     metadata: Metadata | None = None
-    is_current: bool = False
+    stale: str = ""
     grid: tuple[int, ...] = ()
     error: float | None = None
     load: float = 0.0
@@ -52,8 +54,15 @@ class ExportedModel:
 
 
 def find_exports(run: Run) -> list[Path]:
-    """Return the exported models in a run folder, sorted by name."""
-    return sorted(path for path in models_in(run.folder) if path.name.startswith("model"))
+    """Return the exported models in a run folder that take whole grids, sorted by name."""
+    return sorted(p for p in models_in(run.folder) if p.name.startswith("model") and not _draws(p))
+
+
+def _draws(model: Path) -> bool:
+    """True if a model draws images, row by row."""
+    with suppress(InputError):  # `measure_exports` says what is wrong with it
+        return read_metadata(model, MAX_BYTES).drawing is not None
+    return False
 
 
 def measure_exports(run: Run, grid: tuple[int, ...]) -> list[ExportedModel]:
@@ -70,11 +79,10 @@ def measure_exports(run: Run, grid: tuple[int, ...]) -> list[ExportedModel]:
     if not paths:
         return []
     require("onnxruntime", "cpu")
-    checkpoint = hashlib.sha256(run.checkpoint.read_bytes()).hexdigest()
-    return [_measure(path, grid, checkpoint) for path in paths]
+    return [_measure(path, grid) for path in paths]
 
 
-def _measure(path: Path, grid: tuple[int, ...], checkpoint: str) -> ExportedModel:
+def _measure(path: Path, grid: tuple[int, ...]) -> ExportedModel:
     size = path.stat().st_size
     try:
         with Session(path, "cpu", threads=1) as session:
@@ -91,8 +99,8 @@ def _measure(path: Path, grid: tuple[int, ...], checkpoint: str) -> ExportedMode
         load = _median_time(lambda: Session(path, "cpu", threads=1).close())
     except MDLSTMError as error:
         return ExportedModel(path, size, str(error))
-    is_current = metadata.checkpoint_sha256 == checkpoint
-    return ExportedModel(path, size, "", metadata, is_current, extents, relative, load, one, batch)
+    stale = note_if_stale(path, metadata) or ""
+    return ExportedModel(path, size, "", metadata, stale, extents, relative, load, one, batch)
 
 
 def _median_time(function: Callable[[], object]) -> float:

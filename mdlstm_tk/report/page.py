@@ -76,6 +76,9 @@ def render_report(
     if exports := find_exports(run):
         on_message(f"measuring {', '.join(path.name for path in exports)}")
     measurements = measure_exports(run, spec.size)
+    for export in measurements:
+        if export.stale:
+            on_message(export.stale)
     evaluation, drawings, problem = None, None, ""
     try:
         task = load_task(config, spec, data)

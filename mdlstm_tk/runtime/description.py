@@ -10,6 +10,7 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.runtime.io import is_tiled
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.model_discovery import read_metadata
+from mdlstm_tk.runtime.staleness import note_if_stale
 
 
 def describe_model(path: str | Path, max_bytes: int | None = None) -> dict[str, Any]:
@@ -20,8 +21,9 @@ def describe_model(path: str | Path, max_bytes: int | None = None) -> dict[str, 
         max_bytes: maximum size of the file in bytes. None: 1 GiB.
 
     Returns:
-        "bytes", the size of the file; all fields of its `Metadata`, "kind" being that of its task; and of
-        a tiled model "stages", the layers that tiles pass through. All values are JSON values.
+        "bytes", the size of the file; all fields of its `Metadata`, "kind" being that of its task; "stale",
+        what `note_if_stale` returns; and of a tiled model "stages", the layers that tiles pass through. All
+        values are JSON values.
 
     Raises:
         InputError: the file cannot be read, is larger, or is no such model.
@@ -29,7 +31,8 @@ def describe_model(path: str | Path, max_bytes: int | None = None) -> dict[str, 
     path, limit = Path(path), max_bytes or MAX_BYTES
     if not is_tiled(path):
         metadata = read_metadata(path, limit)
-        return {"bytes": path.stat().st_size, **asdict(metadata)}
+        stale = note_if_stale(path, metadata)
+        return {"bytes": path.stat().st_size, **asdict(metadata), "stale": stale}
     from mdlstm_tk.runtime.tiles.archive import parse_archive, read_archive_bytes
 
     data = read_archive_bytes(path, limit)
@@ -44,4 +47,5 @@ def describe_model(path: str | Path, max_bytes: int | None = None) -> dict[str, 
         }
         for stage in archive.stages
     ]
-    return {"bytes": len(data), **asdict(archive.metadata), "stages": stages}
+    stale = note_if_stale(path, archive.metadata)
+    return {"bytes": len(data), **asdict(archive.metadata), "stale": stale, "stages": stages}

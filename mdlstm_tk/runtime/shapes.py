@@ -32,8 +32,8 @@ class Batch:
 
 
 def as_array(value: Any, label: str) -> Array:
-    """The array that a user gave, such as one of NumPy, lists of equal lengths, or a tensor on the CPU; `label`
-    names it in error messages.
+    """The array that a user gave, such as one of NumPy, lists of equal lengths, or a tensor on the CPU;
+    `label` names it in error messages.
 
     Raises:
         InputError: NumPy makes no array of it.
@@ -116,6 +116,7 @@ class Shapes:
         """Convert `sizes` to (N, D) int64, and check them."""
         grid, shape = self.grid(samples), (len(samples), self.metadata.ndim)
         if not self.takes_sizes:
+            self.prepare_extra_inputs({}, Batch(samples, True, True))  # sizes may be meant for one of these
             raise InputError("this model takes no sizes; make one that does with: mdlstm export --padded")
         if not self._has_grid(grid):
             raise InputError(f"x with sizes must have the model's grid {self.metadata.grid}, got {grid}")

@@ -37,8 +37,8 @@ def transcribe(
         pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
         if not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)) or not pixels.size:
             raise InputError(
-                f"images[{k}] has shape {pixels.shape}, expected (H, W), (H, W, 1) or (H, W, 3), as decode_image "
-                "returns it"
+                f"images[{k}] has shape {pixels.shape}, expected (H, W), (H, W, 1) or (H, W, 3), as "
+                "decode_image returns it"
             )
         if pixels.dtype.kind not in "uf":
             raise InputError(f"images[{k}] holds {pixels.dtype}, expected pixels of uint8, uint16 or float")

@@ -29,7 +29,11 @@ META = torch.zeros(1, 3, 4, 1, device="meta")
 NEEDS_GRAD = torch.zeros(1, 3, 4, 1, requires_grad=True)
 NO_ARRAY = [None, "ab", RAGGED, {"x": 1}, META, NEEDS_GRAD, object(), np.complex64(1), bytearray(b"ab"), []]
 NO_TENSORS = [3, "ab", RAGGED, {"x": 1}, np.zeros((1, 3, 4, 1)), META, [], [None], [torch.zeros(2), 3]]
-OF_FILE = {"device": ["gpu", 3, None, torch.device("cpu")], "timeout": NO_NUMBER, "max_bytes": [*NO_COUNT, 0]}
+OF_FILE = {
+    "device": ["gpu", 3, None, torch.device("cpu")],
+    "timeout": NO_NUMBER,
+    "max_bytes": [*NO_COUNT, 0],
+}
 OF_FILE |= {"isolated": NO_FLAG, "trusted": NO_FLAG}
 OF_SESSION = {**OF_FILE, "model": [*NO_PATH, bytearray(b"ab")], "threads": NO_COUNT, "tf32": NO_FLAG}
 OF_EXPORT: dict[str, list[Any]] = {
@@ -114,7 +118,7 @@ def wrong() -> Iterator[Any]:
             yield pytest.param(function, argument, values, id=f"{function}-{argument}")
 
 
-@pytest.mark.parametrize(("function", "argument", "values"), wrong())
+@pytest.mark.parametrize(("function", "argument", "values"), [*wrong()])
 def test_a_wrong_argument_is_named_in_one_line(
     function: str, argument: str, values: list[Any], calls: dict[str, Callable[..., Any]]
 ) -> None:

@@ -89,16 +89,16 @@ def test_integers_that_the_model_cannot_hold_are_refused(value: float) -> None:
 @pytest.mark.parametrize("value", [0, 9])
 def test_valid_extents_lie_within_the_grid(value: int) -> None:
     shapes = Shapes(replace(FIXED, inputs=("x", "sizes"), multiple_of=(1, 2)))
-    batch = shapes.prepare(zeros(2, 8, 8, 1))
+    x = zeros(2, 8, 8, 1)
     sizes = np.array([[1, 2], [8, 8]])
-    np.testing.assert_array_equal(shapes.prepare_sizes(sizes, batch), sizes)
+    np.testing.assert_array_equal(shapes.prepare(x, sizes=sizes).sizes, sizes)
     with pytest.raises(InputError, match=r"must be integers of shape \(N, D\) = \(2, 2\)"):
-        shapes.prepare_sizes(sizes[:1], batch)
+        shapes.prepare(x, sizes=sizes[:1])
     with pytest.raises(InputError, match=r"multiples of \(1, 2\)"):
-        shapes.prepare_sizes(sizes - [0, 1], batch)
+        shapes.prepare(x, sizes=sizes - [0, 1])
     sizes[1, 0] = value
     with pytest.raises(InputError, match="must lie between 1 and the extents of the grid"):
-        shapes.prepare_sizes(sizes, batch)
+        shapes.prepare(x, sizes=sizes)
 
 
 def test_features_are_behind_the_batch_or_last() -> None:
