@@ -42,9 +42,8 @@ def info(
                 models[path] = describe_model(path, max_bytes)
     else:
         properties = models[target] = describe_model(target, max_bytes)
-    for described in models.values():
-        if described["stale"]:
-            warn(described["stale"])
+    for stale in filter(None, (described["stale"] for described in models.values())):
+        warn(stale)
     if json:
         print_json(properties)
     else:

@@ -173,38 +173,13 @@ def random_cases(
                 yield Case(f"{size}, {name}, seed {seed}", size if len(grids) > 1 else name, arrays)
 
 
-def grids_of(metadata: Metadata, default_grid: Grid) -> list[Grid]:
-    """The grids that a model was verified on when it was exported.
-
-    A file of version 1 does not name them: those are its own grid, or `default_grid` where it takes any
-    extent, and the odd grids that it takes.
-    """
-    if metadata.grids:
-        return list(metadata.grids)
-    multiple_of = metadata.multiple_of or (1,) * metadata.ndim
-    padded = "sizes" in metadata.inputs
-    fitting = [-(-extent // m) * m for extent, m in zip(default_grid, multiple_of, strict=True)]
-    grids = [metadata.grid_like(tuple(fitting))]
-    for odd_grid in odd_grids(metadata.ndim) if padded or None in metadata.extents else ():
-        grid = tuple(np.multiply(odd_grid, multiple_of).tolist())
-        grid = grid if padded else metadata.grid_like(grid)
-        limits = metadata.grid_like(grid)
-        fits = all(extent <= limit for extent, limit in zip(grid, limits, strict=True))
-        if fits and prod(grid) <= MAX_POSITIONS:
-            grids.append(grid)
-    return list(dict.fromkeys(grids))
-
-
 def inputs_of_file(
     metadata: Metadata, declared: Sequence[TensorSpec], draw: Draw
 ) -> Callable[[Grid, int, int], dict[str, Array]]:
     """A function that draws the inputs of a file for a grid, a batch and a seed, as its export did.
 
-    Args:
-        metadata: of the file. Of version 1 it has no ranges of the inputs after x: floats are then normal,
-            and integers 0 and 1, which every table of embeddings has.
-        declared: the inputs of the file.
-        draw: the random x.
+    `declared` are the inputs of the file, and `draw` makes x. Inputs after x without a range are normal,
+    and integers 0 and 1, which every table of embeddings has.
     """
     draws, further = {"x": draw}, [tensor for tensor in declared[1:] if tensor.name != "sizes"]
     for tensor in further:
@@ -215,10 +190,8 @@ def inputs_of_file(
     def inputs(grid: Grid, batch: int, seed: int) -> dict[str, Array]:
         shapes = {"x": Shapes(metadata).sample_shape(grid)}
         extents = dict(zip(declared[0].shape[1:], shapes["x"], strict=True)) if declared else {}
-        for tensor in further:  # an extent with the name of an extent of x is that of x
-            shapes[tensor.name] = tuple(
-                e if isinstance(e, int) else extents.get(e, 1) for e in tensor.shape[1:]
-            )
+        for name, shape in ((tensor.name, tensor.shape[1:]) for tensor in further):
+            shapes[name] = tuple(e if isinstance(e, int) else extents.get(e, 1) for e in shape)
         return draw_inputs(draws, shapes, batch, seed)
 
     return inputs

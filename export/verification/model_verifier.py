@@ -24,7 +24,6 @@ from mdlstm_tk.errors import InputError, MDLSTMError, require
 from mdlstm_tk.export.interface import Interface, first_line
 from mdlstm_tk.export.model_file import operators_to_trust, read_model, tensor_specs
 from mdlstm_tk.export.run_export import find_checkpoint
-from mdlstm_tk.export.spec import ENLARGEMENTS
 from mdlstm_tk.export.verification.cases import (
     MAX_POSITIONS,
     SEEDS,
@@ -32,7 +31,6 @@ from mdlstm_tk.export.verification.cases import (
     Draw,
     ExampleRange,
     UserInputs,
-    grids_of,
     inputs_of_file,
     random_cases,
     sampler,
@@ -261,42 +259,32 @@ class _FileVerifier:
         draws = inputs_of_file(metadata, declared, draw)
         for_scale: list[Case] = []
         if inputs is None:
-            cases = self._accepted_cases(draws, seeds)
+            cases = self._random_cases(draws, seeds)
         else:
             cases = user_cases(metadata, declared, inputs)
             with suppress(MDLSTMError):  # a network may take no random inputs
                 # The user's inputs may be too few to know the scale of the outputs from.
-                random = self._accepted_cases(draws, seeds)[:2]
+                random = self._random_cases(draws, seeds)[:2]
                 for_scale = [Case(f"scale {k}", "", case.inputs) for k, case in enumerate(random)]
         runtimes, reference, together = self._runtimes([*cases, *for_scale])
         expected = expected_outputs(reference, [*cases, *for_scale], together)
         atol = metadata.parity.get("atol", ATOL)
         return cases, compare_all(runtimes, expected, cases, metadata, atol)
 
-    def _accepted_cases(
+    def _random_cases(
         self, draws: Callable[[Grid, int, int], dict[str, Array]], seeds: Sequence[int]
     ) -> list[Case]:
-        """Random cases on the grids of the file that the network takes: without those of its export, it may
-        need larger ones than the odd grids.
+        """The random cases of the export. A file of version 1 does not name their grids, and gets one.
 
         Raises:
-            MDLSTMError: it takes none.
+            MDLSTMError: the network does not take them.
         """
-        run = self.interface.run if self.interface else session_run(self.sessions[0])
-
-        def accepts(case: Case) -> bool:
-            with suppress(MDLSTMError):
-                run(case.inputs)
-                return True
-            return False
-
-        cases: list[Case] = []
-        for factor in ENLARGEMENTS:
-            grid = tuple(factor * extent for extent in self.grid)
-            cases = list(random_cases(self.metadata, draws, grids_of(self.metadata, grid), seeds))
-            if accepts(cases[0]):
-                return [case for case in cases if accepts(case)]
-        run(cases[0].inputs)
+        metadata, run = self.metadata, session_run(self.sessions[0])
+        multiples = metadata.multiple_of or (1,) * metadata.ndim
+        grid = tuple(-(-extent // m) * m for extent, m in zip(self.grid, multiples, strict=True))
+        grids = metadata.grids or [metadata.grid_like(grid)]
+        cases = list(random_cases(metadata, draws, grids, seeds))
+        (self.interface.run if self.interface else run)(cases[0].inputs)
         return cases
 
     def _runtimes(self, cases: Sequence[Case]) -> tuple[dict[str, Runtime], Runtime, bool]:

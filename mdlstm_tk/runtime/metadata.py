@@ -6,10 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from math import inf, isfinite
-from sys import float_info
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
+from mdlstm_tk._util.checks import expected, fitting
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.choices import Dtype, Form, Kind
 from mdlstm_tk.runtime.decoding import Decoding
@@ -17,9 +16,8 @@ from mdlstm_tk.runtime.decoding import Decoding
 PREFIX = "mdlstm."
 SCHEMA = 2
 
-TYPE_NAMES = {str: "a text", int: "an integer", float: "a number", bool: "true or false"}
-
 Extents = tuple[int, ...]
+Bounds = tuple[int | float, int | float]
 
 
 @dataclass(frozen=True)
@@ -95,8 +93,8 @@ class Metadata:
     lm_weight: float = Decoding.lm_weight
     character_bonus: float = Decoding.character_bonus
     drawing: dict[str, Any] | None = None
-    example_range: tuple[float, float] | None = None
-    input_ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    example_range: Bounds | None = None
+    input_ranges: dict[str, Bounds] = field(default_factory=dict)
     grids: tuple[Extents, ...] = ()
     integer: bool = False
     channel_axis: bool = True
@@ -179,9 +177,9 @@ class Metadata:
                 f"{SCHEMA}; install a newer mdlstm-tk, or export the model again"
             )
 
-        def wrong(name: str, value: Any, expected: object) -> InputError:
+        def wrong(name: str, value: Any, rule: str) -> InputError:
             return InputError(
-                f"the metadata field '{name}' of {label} is {value!a:.60}; expected {expected}; {advice}"
+                f"the metadata field '{name}' of {label} is {value!a:.60}; expected {rule}; {advice}"
             )
 
         values: dict[str, Any] = {}
@@ -192,15 +190,15 @@ class Metadata:
                 value: Any = texts[name]
                 try:
                     value = json.loads(value)
-                    values[name] = _typed(value, annotations[name])
-                except (ValueError, RecursionError) as error:
-                    raise wrong(name, value, error) from None
+                    values[name] = fitting(value, annotations[name])
+                except (TypeError, ValueError, RecursionError):
+                    raise wrong(name, value, expected(annotations[name])) from None
             elif entry.default is MISSING and entry.default_factory is MISSING:
                 raise InputError(f"the metadata of {label} lack '{name}'; {advice}")
         metadata = cls(**values)
-        for name, holds, expected in _consistency(metadata):
+        for name, holds, rule in _consistency(metadata):
             if not holds:
-                raise wrong(name, getattr(metadata, name), expected)
+                raise wrong(name, getattr(metadata, name), rule)
         return metadata
 
 
@@ -209,31 +207,6 @@ def layout_of(ndim: int, channels_last: bool) -> str:
     axis_names = {1: "T", 2: "H W", 3: "D H W"}
     axes = axis_names.get(ndim, " ".join(f"E{d + 1}" for d in range(ndim)))
     return f"N {axes} C" if channels_last else f"N C {axes}"
-
-
-def _typed(value: Any, annotation: Any) -> Any:
-    """A JSON value as the type of a field: lists become tuples."""
-    origin, args = get_origin(annotation), get_args(annotation)
-    if origin in (Union, UnionType):
-        if value is None and NoneType in args:
-            return None
-        return _typed(value, next(arg for arg in args if arg is not NoneType))
-    if origin is Literal:
-        if value in args:
-            return value
-        raise ValueError(f"one of {', '.join(args)}")
-    if origin is tuple:
-        if isinstance(value, list):
-            return tuple(_typed(entry, args[0]) for entry in value)
-        raise ValueError("a list")
-    if origin is dict:
-        if isinstance(value, dict):
-            return {key: _typed(entry, args[1]) for key, entry in value.items()}
-        raise ValueError("an object")
-    is_float = annotation is float and type(value) is int and abs(value) <= float_info.max
-    if annotation is Any or type(value) is annotation or is_float:
-        return value
-    raise ValueError(TYPE_NAMES[annotation])
 
 
 def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
@@ -266,12 +239,10 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
     yield "temperature", 0 < metadata.temperature < inf, "a positive number"
     for name in ("lm_weight", "character_bonus"):
         yield name, isfinite(getattr(metadata, name)), "a finite number"
-    for name, ranges in (
-        ("example_range", [metadata.example_range] if metadata.example_range else []),
-        ("input_ranges", list(metadata.input_ranges.values())),
-    ):
-        are_ranges = all(len(bounds) == 2 and -inf < bounds[0] <= bounds[1] < inf for bounds in ranges)
-        yield name, are_ranges, "the lowest and the highest value"
+    one, several = metadata.example_range, metadata.input_ranges.values()
+    for name, ranges in ("example_range", [one] if one else []), ("input_ranges", [*several]):
+        are_bounds = all(len(bounds) == 2 and -inf < bounds[0] <= bounds[1] < inf for bounds in ranges)
+        yield name, are_bounds, "the lowest and the highest value"
     yield "grids", all(_are_extents(grid, ndim) for grid in metadata.grids), expected_extents
     values, palette = metadata.mask_values, metadata.mask_palette
     are_values = values is None or (len(values) == outputs and all(-(2**63) <= v < 2**63 for v in values))

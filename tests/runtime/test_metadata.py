@@ -21,7 +21,7 @@ CLASSIFIER = replace(
     classes=("a", "b", "c", "=d"),
     preprocessing={"channels": 3, "resize": [8, 6]},
     checkpoint_sha256="0" * 64,
-    parity={"atol": 1e-5, "rtol": 1e-5, "max_abs": 0},
+    parity={"atol": 1e-5, "rtol": 1e-5, "max_abs": 0.0},
 )
 SEGMENTER = replace(
     BASE, kind="segment", classes=("0", "1", "2", "3"), mask_values=(0, 7, 9, -1), mask_palette=(0,) * 12
