@@ -28,6 +28,7 @@ from mdlstm_tk.export.verification.export_verifier import write_verified
 from mdlstm_tk.export.verification.parity import ATOL, read_atol
 from mdlstm_tk.runtime.choices import Dtype, Form
 from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.tiles.archive import SUFFIX
 
 ATOLS: dict[Dtype, float] = {"float32": ATOL, "float16": 5e-3, "int8": 5e-2}
 
@@ -81,8 +82,8 @@ def export_onnx(
         form: "unrolled" writes the sweeps out step by step, for one grid; "scan" writes each as a loop,
             which gives a smaller file that loads faster and takes every grid, but for extents that `grid`
             names beside a None and those that the network itself fixes; "tiles" is `export_tiles`. None:
-            "scan" if an extent of `grid` is free, else "unrolled". "Which form should I export?" in the
-            documentation's questions says which one runs faster.
+            "tiles" if the path ends in .tiles, "scan" if an extent of `grid` is free, else "unrolled".
+            "Which form should I export?" in the documentation's questions says which one runs faster.
         padded: whether the file takes a second input `sizes` (N, D), as the module then must. A padded
             sample gives the same numbers as the sample alone, so a file for one grid also serves all
             smaller grids.
@@ -126,7 +127,7 @@ def export_onnx(
     start = time.perf_counter()
     path = Path(path)
     grid = read_grid(grid)
-    form = form or default_form(grid)
+    form = form or form_of(path) or default_form(grid)
     if form == "tiles":
         # x and channels_last are not needed, so that the same call may name any form.
         options = {
@@ -149,7 +150,7 @@ def export_onnx(
         )
     if functions and form != "unrolled":
         raise InputError(f"functions=True needs form 'unrolled', got form '{form}'")
-    check_destination(path, force=True)
+    check_destination(path, True, form)
     atol = read_atol(atol, ATOLS[dtype])
     spec = read_spec(
         module,
@@ -172,6 +173,11 @@ def export_onnx(
     check_onnx(model, "the exported model")
     content = partial(serialize, model)
     return write_verified(path, content, [model], file_metadata, spec, atol, start, verify_inputs)
+
+
+def form_of(path: Path) -> Form | None:
+    """The form that the name of a file tells; None if it may be any but "tiles"."""
+    return "tiles" if path.suffix == SUFFIX else None
 
 
 def default_form(grid: Sequence[int | None] | None) -> Form:

@@ -14,8 +14,10 @@ from onnx import helper
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.runtime.choices import Form
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.model_check import OPERATORS
+from mdlstm_tk.runtime.tiles.archive import SUFFIX
 
 
 @dataclass(frozen=True)
@@ -156,17 +158,20 @@ def operators_to_trust(*models: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(sorted({node.op_type for node in nodes if node.domain in ("", "ai.onnx")} - known))
 
 
-def check_destination(path: Path, force: bool) -> None:
+def check_destination(path: Path, force: bool, form: Form = "unrolled") -> None:
     """Check that a file may be written, before an export takes its time.
 
     Args:
         path: the file.
         force: it may exist.
+        form: of the export.
 
     Raises:
-        InputError: its folder does not exist, `path` is a folder or a device, or the file exists and
-            `force` is false.
+        InputError: its name is that of another form, its folder does not exist, `path` is a folder or a
+            device, or the file exists and `force` is false.
     """
+    if (path.suffix == SUFFIX) != (form == "tiles"):
+        raise InputError(f"the path of tiles, and no other, ends in {SUFFIX}; got {path} for form '{form}'")
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent} for {path.name}; make it, or give another path")
     ensure_writable(path, force)

@@ -12,7 +12,7 @@ from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.api import default_form, export_onnx
+from mdlstm_tk.export.api import default_form, export_onnx, form_of
 from mdlstm_tk.export.arguments import read_grid
 from mdlstm_tk.export.model_file import ExportReport, check_destination
 from mdlstm_tk.export.spec import Extents
@@ -53,7 +53,7 @@ def export_run(
             model.tiles. The folder must exist.
         grid: extents to export for, None among them where they are free. None: the run's own grid, or any
             grid if form is "scan" or "tiles"; what `resize` of the run leaves free, as the width in 64x*,
-            is free then.
+            is free then. Any grid, too, if the run's samples differ in size or are cropped.
         form, padded, multiple_of, dtype, functions, atol: as for `export_onnx`; form "tiles" takes atol
             alone.
         force: replace an existing file.
@@ -120,6 +120,10 @@ def export_run_sizes(
         grids = [grid or resize for grid in grids]
     target = destination if isinstance(destination, ExportTarget) else None
     extents = [extent for grid in grids for extent in grid or ()]
+    if isinstance(destination, str | Path):
+        form = form or form_of(Path(destination))
+    if form is None and not target and spec.mixed_sizes and not extents:
+        form = "scan"  # a file for one size would refuse other samples
     form = form or (target.preferred_form if target else None) or default_form(extents)
     if form == "tiles" and target:
         raise InputError("form 'tiles' is for files; leave out the server's repository or the web page")
@@ -193,7 +197,7 @@ def _paths(
         raise InputError(
             f"each file may be given once, got {', '.join(names)}; form 'scan' takes any size in one file"
         )
-    if output is not None and output.suffix == suffix:
+    if output is not None and output.suffix in (".onnx", SUFFIX):
         if len(grids) > 1:
             raise InputError(f"{output} is one file, got {len(grids)} sizes; give a folder instead")
         paths = [output]
@@ -202,12 +206,12 @@ def _paths(
     else:
         paths = [(run.folder if output is None else output) / name for name in names]
     for path in paths:
-        check_destination(path, force)
+        check_destination(path, force, form)
     return paths
 
 
 def _size_label(grid: Extents | None, form: Form) -> str:
     """The part of a file's name that tells the size, such as "8x12", "48xany" or "any"."""
-    if grid is None or (form == "scan" and None not in grid):
+    if grid is None or set(grid) == {None} or (form == "scan" and None not in grid):
         return "any"
     return format_size(grid).replace("*", "any")

@@ -42,7 +42,7 @@ from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.metadata import layout_of
 from mdlstm_tk.runtime.shapes import Grid
-from mdlstm_tk.runtime.tiles.archive import INDEX, SCHEMA, SUFFIX
+from mdlstm_tk.runtime.tiles.archive import INDEX, SCHEMA
 from mdlstm_tk.tiling.stages import TileStages, stages_of
 
 Shape = list[str | int]  # extents, or names of free ones
@@ -86,9 +86,7 @@ def export_tiles(
     require("onnxruntime", "cpu")
     start = time.perf_counter()
     path = Path(path)
-    if path.suffix != SUFFIX:
-        raise InputError(f"the name of a tiles export ends in {SUFFIX}, got {path}")
-    check_destination(path, force=True)
+    check_destination(path, True, "tiles")
     atol = read_atol(atol)
     _levels_of(stages_of(eval_copy(module)))  # before the network runs, which takes longer
     name, spec = type(module).__name__, read_spec(module, any_size=True, channels=channels)

@@ -112,6 +112,7 @@ class TaskSpec:
         mask_palette: red, green and blue of each class in turn, if the masks have a palette; else empty.
         preprocessing: how images become x; None if the data are not images.
         text_direction: of kind "transcribe", the direction in which most texts run, see `reorder`.
+        mixed_sizes: in a checkpoint: the samples differ in extents, or are cropped.
 
     Raises:
         InputError: a field is out of range, the fields do not agree, or a class is named twice or with a
@@ -132,6 +133,7 @@ class TaskSpec:
     mask_palette: tuple[int, ...] = ()
     preprocessing: Preprocessing | None = None
     text_direction: Direction | None = None
+    mixed_sizes: bool = False
 
     def __post_init__(self) -> None:
         for name, holds, expected in self._rules():

@@ -66,7 +66,8 @@ class Trainer:
     def save(self, *paths: Path) -> None:
         """Write checkpoints if this is the main process."""
         if self.context.is_main:
-            checkpoint = Checkpoint(self.config, self.task.spec, self.state, {})
+            spec = replace(self.task.spec, mixed_sizes=self.task.has_mixed_sizes)
+            checkpoint = Checkpoint(self.config, spec, self.state, {})
             for path in paths:
                 save_checkpoint(path, checkpoint, self.network, self.average, self.optimizer)
 

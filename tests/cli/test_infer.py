@@ -112,7 +112,7 @@ def test_json_describes_each_file() -> None:
 def test_skip_existing_continues() -> None:
     for name in "abd":
         Path(f"in/{name}.out.npy").write_bytes(b"kept")
-    assert "in/a.out.npy exists; give another name with -o, or replace it with --force" in infer("in").err
+    assert "in/a.out.npy exists; give another path, or replace it with --force" in infer("in").err
     assert "1 done, 3 skipped, 0 failed" in infer("in", "--skip-existing").err
     assert Path("in/b.out.npy").read_bytes() == b"kept"
     assert "nothing to do: all 4 results exist" in infer("in", "--skip-existing").err

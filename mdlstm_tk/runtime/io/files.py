@@ -21,7 +21,7 @@ class ExistsError(InputError):
     """A file exists that may not be replaced."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(f"{path} exists; give another name with output=..., or replace it with force=True")
+        super().__init__(f"{path} exists; give another path, or replace it with force=True")
 
 
 def ensure_writable(path: Path, force: bool) -> None:
@@ -33,11 +33,9 @@ def ensure_writable(path: Path, force: bool) -> None:
     is_array = os.path.isfile(path / "zarr.json")  # zarr writes a folder
     exists = os.path.exists(path)  # also false where nothing can be written, which the attempt will tell
     if os.path.isdir(path) and not is_array:
-        raise InputError(f"{path} is a folder, expected a file name; give one with output=...")
+        raise InputError(f"{path} is a folder, expected the path of a file")
     if exists and not (os.path.isfile(path) or is_array):
-        raise InputError(
-            f"{path} is not a regular file and is never replaced; give another name with output=..."
-        )
+        raise InputError(f"{path} is not a regular file and is never replaced; give another path")
     if exists and not force:
         raise ExistsError(path)
 
@@ -157,4 +155,4 @@ def _temporary(folder: Path, name: str) -> Path:
 def cannot_write(path: Path, error: OSError) -> MDLSTMError:
     """The error for a file that cannot be written."""
     reason = error.strerror or error
-    return MDLSTMError(f"cannot write {path}: {reason}; choose another place with output=...")
+    return MDLSTMError(f"cannot write {path}: {reason}; choose another path")
