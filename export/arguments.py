@@ -147,7 +147,7 @@ def _read_examples(
     if len(examples) > max(len(accepted), 1):
         raise InputError(
             f"example_inputs has {len(examples)} tensors, but {type(module).__name__}.forward takes "
-            f"{', '.join(accepted)}; give inputs by name as extra_inputs=..."
+            f"{', '.join(accepted) or 'one'} by position; give inputs by name as extra_inputs=..."
         )
     further = {k: value for k, value in zip(accepted[1:], examples[1:], strict=False) if value is not None}
     if twice := sorted(further.keys() & extra_inputs.keys()):
@@ -179,7 +179,12 @@ def _check_names(module: nn.Module, names: Sequence[str]) -> None:
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     accepted = [p.name for p in named[1:]]
     for name in names:
-        if name == "x" or (name not in accepted and not takes_any):
+        if name == "x":
+            raise InputError(
+                f"a file calls its first input x, so {network}.forward cannot take another x; give the "
+                "first as example_inputs=..., and rename the other one"
+            )
+        if name not in accepted and not takes_any:
             raise InputError(
                 f"{network}.forward takes no input '{name}' after x, but {', '.join(accepted) or 'none'}; "
                 f"change {'padded' if name == 'sizes' else 'extra_inputs'}=..."

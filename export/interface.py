@@ -21,6 +21,10 @@ from mdlstm_tk.runtime.io.npy import Array
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # of inputs, by networks
 
 
+class OutputError(InputError):
+    """What a network returns cannot be the outputs of a file, whatever it takes."""
+
+
 class Interface(nn.Module):
     """A network with the inputs and outputs of its file: floats are float32, and x has an axis of channels.
 
@@ -102,6 +106,8 @@ class Interface(nn.Module):
             tensors["sizes"] = torch.tensor([tuple(grid)] * len(tensors["x"]), device="cpu")
         try:
             return {name: y.numpy() for name, y in self.call(**tensors).items()}
+        except OutputError:
+            raise
         except REFUSALS as error:
             shapes = ", ".join(f"{name} of shape {value.shape}" for name, value in inputs.items())
             raise InputError(f"{self.name} does not take {shapes}: {first_line(error)}") from error
@@ -152,7 +158,7 @@ def named_outputs(result: Any, network: str, names: Sequence[str] | None = None)
     Their names are `names`, else the keys of a dict, the fields of a named tuple, or "y", "y1", "y2", …
 
     Raises:
-        InputError: `result` is of another type, or `names` has another length, or two names are equal.
+        OutputError: `result` is of another type, or `names` has another length, or two names are equal.
     """
     if isinstance(result, Mapping):
         result_names, values = [str(key) for key in result], list(result.values())
@@ -162,23 +168,23 @@ def named_outputs(result: Any, network: str, names: Sequence[str] | None = None)
         result_names = list(getattr(result, "_fields", numbered))
     names = result_names if names is None else list(names)
     if len(names) != len(values):
-        raise InputError(
+        raise OutputError(
             f"{network} returns {len(values)} outputs ({', '.join(result_names)}), but output_names has "
             f"{len(names)}: {', '.join(names)}"
         )
     if len(set(names)) < len(names) or not all(names):
-        raise InputError(
+        raise OutputError(
             f"the outputs of {network} need different names, got {', '.join(map(repr, names))}; "
             "give them as output_names=..."
         )
     for name, value in zip(names, values, strict=True):
         if not isinstance(value, Tensor):
-            raise InputError(
+            raise OutputError(
                 f"{network} returns a {type(value).__name__} as output '{name}', expected a tensor, or a "
                 "tuple, list or dict of tensors; wrap it in a module that returns that"
             )
     if not values:
-        raise InputError(f"{network} returns no output, expected at least one tensor")
+        raise OutputError(f"{network} returns no output, expected at least one tensor")
     return dict(zip(names, values, strict=True))
 
 

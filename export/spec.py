@@ -14,7 +14,7 @@ from torch import Tensor
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.interface import REFUSALS, Interface, first_line, mdlstm_layers
+from mdlstm_tk.export.interface import REFUSALS, Interface, OutputError, first_line, mdlstm_layers
 from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Draw, draw_inputs, odd_grids, sampler
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.choices import Dtype, Form
@@ -273,6 +273,8 @@ class ExportSpec:
     def _accepts(self, grid: Grid) -> bool:
         try:
             self._run(grid)
+        except OutputError:
+            raise
         except REFUSALS:
             return False
         return True
@@ -281,6 +283,8 @@ class ExportSpec:
         """The shapes of the outputs for a batch of 2, by name."""
         try:
             outputs = self._run(grid)
+        except OutputError:
+            raise
         except REFUSALS:
             raise self._refusal(grid) from None
         for name, y in outputs.items():

@@ -33,7 +33,7 @@ def ensure_writable(path: Path, force: bool) -> None:
     is_array = os.path.isfile(path / "zarr.json")  # zarr writes a folder
     exists = os.path.exists(path)  # also false where nothing can be written, which the attempt will tell
     if os.path.isdir(path) and not is_array:
-        raise InputError(f"{path} is a folder, expected the path of a file")
+        raise InputError(f"{path} is a folder, expected a file name")
     if exists and not (os.path.isfile(path) or is_array):
         raise InputError(f"{path} is not a regular file and is never replaced; give another path")
     if exists and not force:
