@@ -1,0 +1,213 @@
+"""Exports later on: their run has gone on, or they are verified again; names, and runs of mixed sizes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import safetensors.torch
+import torch
+from helpers.command import mdlstm, succeed
+from helpers.networks import Conditioned, Function, Tokens, TwoGrids, UNet
+from helpers.training import quick, run_in
+from helpers.user_data import write_masks
+from torch import Tensor, nn
+
+from mdlstm_tk import MDLSTM
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.export import export_onnx, export_run, verify_model
+from mdlstm_tk.export.verification import export_verifier, model_verifier, parity
+from mdlstm_tk.report import render_report
+from mdlstm_tk.runtime import Session
+from mdlstm_tk.training import Run
+
+GONE_ON = "warning: the run has gone on since "
+
+
+def going_on(trained: Run, folder: Path) -> Run:
+    """A copy of a run whose best weights have changed since its exports."""
+    run = Run(folder)
+    shutil.copytree(trained.folder, folder)
+    with safetensors.safe_open(run.best, "pt") as file:
+        metadata, tensors = file.metadata(), {name: 1.1 * file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    safetensors.torch.save_file(tensors, run.best, metadata)
+    return run
+
+
+@pytest.fixture
+def continued(trained: Run, tmp_path: Path) -> Run:
+    return going_on(trained, tmp_path / "a run")
+
+
+def test_every_verb_says_that_the_run_has_gone_on(trained: Run, continued: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((8, 8), np.float32))
+    for run, is_stale in ((trained, False), (continued, True)):
+        model = run.folder / "model-8x8.onnx"
+        infer = succeed("infer", tmp_path / "x.npy", "-m", model, "--force")
+        described = succeed("info", model), succeed("info", run.folder)
+        verified = mdlstm("verify", model, "--seeds", "1", "--device", "cpu")
+        messages: list[str] = []
+        page = render_report(run, messages.append)
+        for text in (infer.err, verified.err, *(done.err for done in described)):
+            assert (GONE_ON in text) == is_stale
+        assert ("of an earlier checkpoint" in page) == is_stale
+        assert any("gone on" in line for line in messages) == is_stale
+        assert verified.code == (3 if is_stale else 0) and "wavefront" not in verified.err
+    (warning,) = (line for line in infer.err.splitlines() if GONE_ON in line)
+    succeed(*shlex.split(warning.partition("mdlstm ")[2]))
+    assert verify_model(model, device="cpu", seeds=1).failed == []
+    assert GONE_ON not in succeed("info", continued.folder).err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"form": "scan", "grid": (4, None)},
+        {"grid": (2, 3), "dtype": "float16"},
+        {"form": "scan", "multiple_of": 2},
+        {"form": "tiles"},
+    ],
+    ids=str,
+)
+def test_the_advised_command_makes_the_same_file_of_the_new_weights(
+    options: dict[str, Any], trained: Run, tmp_path: Path
+) -> None:
+    path = export_run(trained, tmp_path, **options).path
+    described = succeed("info", path, "--json").out
+    run = going_on(trained, tmp_path / "run")
+    stale = mdlstm("info", shutil.copy(path, run.folder), "--json").err
+    succeed(*shlex.split(stale.splitlines()[0].partition("mdlstm ")[2]))
+    old, new = (
+        json.loads(text) for text in (described, succeed("info", run.folder / path.name, "--json").out)
+    )
+    changed = {"checkpoint_sha256", "parity", "bytes"}
+    assert {name: old[name] for name in old.keys() - changed} == {
+        name: new[name] for name in new.keys() - changed
+    }
+
+
+def test_an_export_of_the_last_checkpoint_is_compared_with_that(continued: Run) -> None:
+    path = export_run(continued.last, continued.folder / "last.onnx", grid=(3, 4)).path
+    assert continued.last.read_bytes() != continued.best.read_bytes()
+    report = verify_model(path, device="cpu", seeds=1)
+    assert report.failed == [] and report.stale == () and "last.safetensors" in report.reference
+
+
+def test_a_density_model_is_verified(density_model: Path, density_run: Run, tmp_path: Path) -> None:
+    report = verify_model(density_model, density_run, device="cpu", seeds=1)
+    assert "ONNX reference evaluator" in report.outcomes and report.failed == []
+    older = onnx.load(density_model)  # as version 1 wrote it
+    later = ("mdlstm.grids", "mdlstm.input_ranges")
+    props = {prop.key: prop.value for prop in older.metadata_props if prop.key not in later}
+    onnx.helper.set_model_props(older, props)
+    onnx.save(older, tmp_path / "older.onnx")
+    assert verify_model(tmp_path / "older.onnx", device="cpu", seeds=1).failed == []
+
+
+def test_a_run_with_a_file_that_draws_is_reported_and_verified(density_run: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    shutil.copytree(density_run.folder, run.folder)
+    succeed("export", run.folder, "--drawing", "-o", run.folder / "model-other.onnx")
+    done = succeed("report", run.folder)
+    assert "next: mdlstm export" in done.err
+    assert "next: mdlstm export" in succeed("info", run.folder).err
+    with pytest.raises(InputError, match="draws images"):
+        verify_model(run.folder)
+
+
+class Logarithm(nn.Module):
+    """Takes positive x and z alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = MDLSTM(1, 2)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.layer(x.log()) + z.log()[:, None, None]
+
+
+def positive(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator) + 1
+
+
+X, Z = torch.rand(2, 3, 4, 1) + 1, torch.tensor([[2.0, 3.0], [4.0, 5.0]])
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "fixed": (lambda: MDLSTM(1, 2), {"grid": (3, 4)}),
+    "scan": (lambda: MDLSTM(1, 2, window=2), {"form": "scan"}),
+    "padded": (lambda: MDLSTM(1, 2), {"grid": (4, 5), "padded": True}),
+    "strides": (UNet, {"example_inputs": torch.rand(1, 1, 4, 6), "form": "scan", "multiple_of": 2}),
+    "tokens": (lambda: Tokens(-1), {"example_inputs": torch.arange(6).reshape(1, 2, 3)}),
+    "further": (Conditioned, {"example_inputs": (X.repeat(1, 1, 1, 2), Z, torch.tensor([3, 1]))}),
+    "two grids": (TwoGrids, {"example_inputs": (X, X), "form": "scan", "grid_inputs": ["z"]}),
+    "positive": (Logarithm, {"example_inputs": (X, Z)}),
+    "constant": (Logarithm, {"example_inputs": (X, torch.full((2, 2), 2.0))}),
+    "function": (lambda: Function(torch.log), {"grid": (3, 4), "example_range": positive}),
+    "tiles": (lambda: MDLSTM(1, 2), {"form": "tiles"}),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_verification_draws_what_the_export_drew(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[dict[str, dict[str, Any]]] = []
+    compare_all = parity.compare_all
+
+    def record(runtimes: Any, expected: Any, cases: Any, *rest: Any) -> Any:
+        drawn.append({case.name: case.inputs for case in cases if "random" in case.name})
+        return compare_all(runtimes, expected, cases, *rest)
+
+    for module in (export_verifier, model_verifier):
+        monkeypatch.setattr(module, "compare_all", record)
+    torch.manual_seed(0)
+    make, options = NETWORKS[name]
+    network = make()
+    path = tmp_path / ("m.tiles" if name == "tiles" else "m.onnx")
+    export_onnx(network, path, **options)
+    for against in (network, None):
+        assert verify_model(path, against, device="cpu").failed == []
+    exported, *verified = drawn
+    for cases in verified:
+        assert list(cases) == list(exported)
+        for case, inputs in cases.items() if name != "function" else ():
+            assert list(inputs) == list(exported[case])
+            for key, value in inputs.items():
+                np.testing.assert_array_equal(value, exported[case][key])
+
+
+def test_the_name_of_a_file_tells_its_form(trained: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"form 'tiles' .* a size"):
+        export_onnx(MDLSTM(1, 2), tmp_path / "m.tiles", grid=(3, 4))
+    with pytest.raises(InputError, match=r"ends in \.tiles; got .*m\.tiles for form 'scan'"):
+        export_onnx(MDLSTM(1, 2), tmp_path / "m.tiles", form="scan")
+    with pytest.raises(InputError, match=r"ends in \.tiles; got .*m\.onnx for form 'tiles'"):
+        export_run(trained, tmp_path / "m.onnx", form="tiles")
+    assert list(tmp_path.iterdir()) == []
+    assert export_run(trained, tmp_path / "m.tiles").metadata.form == "tiles"
+    done = succeed("export", trained.folder, "--size", "*", "-o", tmp_path)
+    assert (tmp_path / "model-any.onnx").exists(), done.err
+    assert Session(tmp_path / "model-any.onnx", "cpu").metadata.grid is None
+
+
+@pytest.mark.parametrize("settings", [{}, {"crop": "4"}], ids=["mixed", "cropped"])
+def test_a_run_of_mixed_sizes_is_exported_for_any_size(settings: dict[str, Any], tmp_path: Path) -> None:
+    run = run_in(tmp_path / "run", quick(write_masks(tmp_path / "data"), "segment", **settings))
+    report = export_run(run)
+    assert (report.path.name, report.metadata.form) == ("model-any.onnx", "scan")
+    assert export_run(run, tmp_path, grid=(5, 8)).metadata.form == "unrolled"
+
+
+def test_isolation_has_its_own_limit(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def session(*_: Any, **options: Any) -> None:
+        raise InputError(f"max_bytes={options['max_bytes']}")
+
+    monkeypatch.setattr(model_verifier, "Session", session)
+    with pytest.raises(InputError, match="max_bytes=None"):
+        verify_model(model, isolated=True)
