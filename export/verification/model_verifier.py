@@ -52,7 +52,7 @@ from mdlstm_tk.export.verification.parity import (
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.io import is_tiled
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
-from mdlstm_tk.runtime.model_discovery import archives_in, models_in
+from mdlstm_tk.runtime.model_discovery import archives_in, models_in, without_drawing
 from mdlstm_tk.runtime.samples import check_takes_grids
 from mdlstm_tk.runtime.shapes import Grid, Shapes
 from mdlstm_tk.runtime.staleness import checkpoint_of, checksum, note_if_stale
@@ -124,26 +124,24 @@ def verify_model(
         raise InputError(f"seeds must be at least 1 and seed at least 0, got seeds={seeds}, seed={seed}")
     model, files = Path(model), [Path(model)]
     if model.is_dir():
-        files = sorted([*models_in(model), *archives_in(model)])
+        files = sorted([*without_drawing(models_in(model)), *archives_in(model)])
     if not files:
         raise InputError(
             f"the folder {model} holds no model; make one with: mdlstm export {shell_quoted(model)}"
         )
-    verifiers: dict[Path, _FileVerifier] = {}
+    verifiers: list[_FileVerifier] = []
     groups: dict[str, list[str]] = {}
     outcomes: dict[str, dict[str, Outcome]] = {}
     for path in files:
         sessions = _sessions(path, device, max_bytes, timeout=timeout, isolated=isolated, trusted=trusted)
         try:
-            if sessions[0].metadata.drawing and len(files) > 1:
-                continue  # it takes rows, not grids
             check_takes_grids(sessions[0].metadata, path)
             verifier = _FileVerifier(path, sessions, against)
             cases, of_file = verifier.run(inputs, example_range, range(seed, seed + seeds))
         finally:
             for session in sessions:
                 session.close()
-        verifiers[path] = verifier
+        verifiers.append(verifier)
         prefix = f"{path.name}, " if len(files) > 1 else ""
         for case in cases:
             groups.setdefault(path.name if prefix else case.group, []).append(prefix + case.name)
@@ -151,10 +149,10 @@ def verify_model(
                 outcomes.setdefault(runtime, {})[prefix + case.name] = by_case[case.name]
     return VerificationReport(
         model=model,
-        models={path: verifier.metadata for path, verifier in verifiers.items()},
-        reference=", and ".join(dict.fromkeys(verifier.reference for verifier in verifiers.values())),
-        run=next((verifier.training_run for verifier in verifiers.values() if verifier.training_run), None),
-        stale=tuple(verifier.stale for verifier in verifiers.values() if verifier.stale),
+        models={path: verifier.metadata for path, verifier in zip(files, verifiers, strict=True)},
+        reference=", and ".join(dict.fromkeys(verifier.reference for verifier in verifiers)),
+        run=next((verifier.training_run for verifier in verifiers if verifier.training_run), None),
+        stale=tuple(verifier.stale for verifier in verifiers if verifier.stale),
         groups=groups,
         outcomes=outcomes,
     )
@@ -166,9 +164,8 @@ def _sessions(
     """A session on the device; for "auto" one on the CPU and, where it works, one on CUDA."""
     new_session: Any = partial(Session, model, max_bytes=max_bytes, **options)
     if is_tiled(model):
-        read_archive_bytes(
-            model, max_bytes or MAX_BYTES
-        )  # max_bytes of a TiledSession bounds the memory of its runs
+        # max_bytes of a TiledSession bounds the memory of its runs.
+        read_archive_bytes(model, max_bytes or MAX_BYTES)
         new_session = partial(TiledSession, model, **options)
     session = new_session(device=device)
     if device != "auto" or session.device == "cpu":
