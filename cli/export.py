@@ -38,12 +38,12 @@ def export(
     size: Annotated[
         list[Any] | None,
         options.size_option(
-            SIZE, "the run's own size, or any size with --form scan", parse_free_size, MODEL
+            SIZE, "the run's own size, or any with --form scan or for mixed sizes", parse_free_size, MODEL
         ),
     ] = None,
     form: Annotated[
         Form | None,
-        options.option(FORM, MODEL, show_default="unrolled, or scan with --web"),
+        options.option(FORM, MODEL, show_default="unrolled, scan with --web or for mixed sizes"),
     ] = None,
     drawing: Annotated[bool, options.option(DRAWING, MODEL, "--drawing")] = False,
     padded: Annotated[bool, options.option(PADDED, MODEL, "--padded")] = False,

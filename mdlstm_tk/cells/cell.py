@@ -21,9 +21,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
+from math import isfinite
+from numbers import Real
 from operator import add
 from typing import Any, Literal, TypeVar, get_args
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk.cells.ir import Value, loads, topological_order
 from mdlstm_tk.cells.operations import supported
 from mdlstm_tk.errors import InputError
@@ -59,6 +62,9 @@ class Gate:
             raise InputError(f"a gate's name must be an identifier, got {self.name!r}")
         if self.activation not in (*get_args(GateActivation), None):
             raise InputError(f"activation must be 'sigmoid', 'tanh' or None, got {self.activation!r}")
+        start: Any = self.start
+        if not isinstance(start, Real) or not isfinite(start):
+            raise InputError(f"start must be a finite number, got {start!r}")
         if self.role not in (*get_args(Role), None):
             raise InputError(f"role must be one of {', '.join(get_args(Role))} or None, got {self.role!r}")
 
@@ -102,6 +108,7 @@ _cells: dict[str, Cell] = {}
 _built_in: set[str] = set()
 
 
+@checked
 def register_cell(
     name: str,
     *,

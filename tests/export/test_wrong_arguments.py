@@ -12,7 +12,7 @@ import torch
 from helpers.networks import Function
 from helpers.small_models import recogniser, write_model
 
-from mdlstm_tk import MDLSTM
+from mdlstm_tk import MDLSTM, Gate, register_cell
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export import export_onnx, export_run, verify_model
 from mdlstm_tk.runtime import Session, TiledSession
@@ -79,6 +79,8 @@ ARGUMENTS: dict[str, dict[str, list[Any]]] = {
         "tile": [0, *NO_EXTENTS, None, (1, 2, 3)],
         "batch_size": [*NO_COUNT, 0],
     },
+    "Gate": {"start": ["a", None, [1], float("nan"), float("inf")]},
+    "register_cell": {"states": ["ab", *NO_NAMES], "gates": [3, "ab", [3]], "recurrent": NO_FLAG},
     "transcribe": {
         "images": [None, 3, "ab", *([value] for value in NO_ARRAY), [np.zeros((2, 2, 2))]],
         "beam": [*NO_COUNT, 0, None],
@@ -108,6 +110,8 @@ def calls(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ca
         "TiledSession": with_defaults(TiledSession, model=tiles, device="cpu"),
         "session": with_defaults(sessions["session"], x=x),
         "tiled session": with_defaults(sessions["tiled session"], x=x),
+        "Gate": with_defaults(Gate, name="f"),
+        "register_cell": with_defaults(register_cell, name="refused", gates=[Gate("f")]),
         "transcribe": with_defaults(lines.transcribe, images=[x[0, ..., 0]]),
     }
 
