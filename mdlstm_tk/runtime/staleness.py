@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from mdlstm_tk._util.sizes import format_size
@@ -14,6 +13,8 @@ CHECKPOINTS = ("best.safetensors", "last.safetensors")  # of a run
 
 def checksum(path: Path) -> str:
     """The SHA-256 of a file; it takes some 0.5 ms for each MiB."""
+    import hashlib  # imported late: most models lie in no run folder
+
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -32,12 +32,14 @@ GONE_ON = "warning: the run has gone on since "
 
 
 def going_on(trained: Run, folder: Path) -> Run:
-    """A copy of a run whose best weights have changed since its exports."""
+    """A copy of a run whose weights have changed since its exports."""
     run = Run(folder)
     shutil.copytree(trained.folder, folder)
     with safetensors.safe_open(run.best, "pt") as file:
-        metadata, tensors = file.metadata(), {name: 1.1 * file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    safetensors.torch.save_file(tensors, run.best, metadata)
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for path, factor in ((run.best, 1.1), (run.last, 1.2)):
+        scaled = {name: factor * tensor for name, tensor in tensors.items()}
+        safetensors.torch.save_file(scaled, path, metadata)
     return run
 
 
@@ -69,10 +71,10 @@ def test_every_verb_says_that_the_run_has_gone_on(trained: Run, continued: Run, 
 @pytest.mark.parametrize(
     "options",
     [
-        {"form": "scan", "grid": (4, None)},
         {"grid": (2, 3), "dtype": "float16"},
-        {"form": "scan", "multiple_of": 2},
-        {"form": "tiles"},
+        pytest.param({"form": "scan", "grid": (4, None)}, marks=pytest.mark.slow),
+        pytest.param({"form": "scan", "multiple_of": 2}, marks=pytest.mark.slow),
+        pytest.param({"form": "tiles"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -134,6 +136,7 @@ def positive(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 X, Z = torch.rand(2, 3, 4, 1) + 1, torch.tensor([[2.0, 3.0], [4.0, 5.0]])
+SCAN = {"form": "scan"}
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "fixed": (lambda: MDLSTM(1, 2), {"grid": (3, 4)}),
     "scan": (lambda: MDLSTM(1, 2, window=2), {"form": "scan"}),
@@ -152,7 +155,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+QUICK = ("fixed", "tokens", "further", "positive", "function")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
+)
 def test_a_verification_draws_what_the_export_drew(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +203,7 @@ def test_the_name_of_a_file_tells_its_form(trained: Run, tmp_path: Path) -> None
     assert Session(tmp_path / "model-any.onnx", "cpu").metadata.grid is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"crop": "4"}], ids=["mixed", "cropped"])
 def test_a_run_of_mixed_sizes_is_exported_for_any_size(settings: dict[str, Any], tmp_path: Path) -> None:
     run = run_in(tmp_path / "run", quick(write_masks(tmp_path / "data"), "segment", **settings))
