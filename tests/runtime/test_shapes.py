@@ -101,6 +101,19 @@ def test_valid_extents_lie_within_the_grid(value: int) -> None:
         shapes.prepare(x, sizes=sizes)
 
 
+@pytest.mark.parametrize("layout", ["N H W C", "N C H W"])
+def test_values_outside_the_valid_extents_may_be_anything(layout: str) -> None:
+    shapes = Shapes(replace(FREE, inputs=("x", "sizes"), layout=layout, channels=1))
+    sizes, full = np.array([[2, 3], [4, 5]]), np.ones((2, 4, 5, 1), np.float32)
+    full[0, 2:], full[0, :, 3:] = np.nan, np.inf
+    x = full if layout.endswith("C") else full.reshape(2, 1, 4, 5)
+    samples = shapes.prepare(x, sizes=sizes).samples
+    np.testing.assert_array_equal(samples, np.where(np.isfinite(x), x, 0))
+    assert np.isnan(x).any()  # the user's array is unchanged
+    with pytest.raises(InputError, match="NaN or infinite"):
+        shapes.prepare(x, sizes=sizes + [[0, 1], [0, 0]])
+
+
 def test_features_are_behind_the_batch_or_last() -> None:
     for layout, axis in (("N C H W", 1), ("N H W C", -1)):
         shapes = Shapes(replace(FREE, layout=layout))

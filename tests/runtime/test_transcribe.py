@@ -66,6 +66,7 @@ def test_texts_from_right_to_left_are_in_the_order_of_reading(tmp_path: Path) ->
 def test_images_of_several_widths(tmp_path: Path) -> None:
     images = [line(*(slice(3 * k, 3 * k + 2) for k in range(n)), width=3 * n + 1) for n in (5, 1, 3, 1)]
     session = Session(recogniser(tmp_path / "m.onnx"))
+    assert session.transcribe([images[0][..., None]]) == session.transcribe(images[:1])
     assert [result.text for result in session.transcribe(images)] == ["aaaaa", "a", "aaa", "a"]
     assert session.transcribe([]) == []
 
