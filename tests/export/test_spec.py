@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.networks import Conditioned, ConvStem, FoldedHeight, Tokens, UNet, WindowedConv
+from helpers.networks import Conditioned, ConvStem, FoldedHeight, Function, Tokens, UNet, WindowedConv
 from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
@@ -95,12 +95,7 @@ def conditioned(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
         (FoldedHeight(), None, {"any_size": True, "channels_last": False}, ["grid=(48, None)"]),
         (Conditioned(), conditioned((1, 3, 3, 2), (1, 2)), {"grid_inputs": ["w"]}, ["'w'", "grid_inputs"]),
         (Conditioned(), conditioned((1, 3, 3, 2), (1, 2)), {"grid_inputs": ["z"]}, ["'z'", "grid_inputs"]),
-        (
-            Function(),
-            conditioned((1, 3, 3, 1), (1, 2)),
-            {},
-            ["2 tensors, but Function.forward takes x by position"],
-        ),
+        (Function(), conditioned((1, 3, 3, 1), (1, 2)), {}, ["Function.forward takes x by position"]),
         (Function(), None, {"extra_inputs": {"x": torch.zeros(1)}}, ["first input x", "example_inputs="]),
         (Tokens(-1), torch.zeros(1, 3, 3, 1), {}, ["index out of range", "example_range=(0, entries - 1)"]),
     ],

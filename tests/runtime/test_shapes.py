@@ -111,7 +111,7 @@ def test_values_outside_the_valid_extents_may_be_anything(layout: str) -> None:
     np.testing.assert_array_equal(samples, np.where(np.isfinite(x), x, 0))
     assert np.isnan(x).any()  # the user's array is unchanged
     with pytest.raises(InputError, match="NaN or infinite"):
-        shapes.prepare(x, sizes=sizes + [[0, 1], [0, 0]])
+        shapes.prepare(x, sizes=sizes + np.array([[0, 1], [0, 0]]))
 
 
 def test_features_are_behind_the_batch_or_last() -> None:
