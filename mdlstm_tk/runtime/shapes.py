@@ -116,8 +116,11 @@ class Shapes:
         """Convert `sizes` to (N, D) int64, and check them."""
         grid, shape = self.grid(samples), (len(samples), self.metadata.ndim)
         if not self.takes_sizes:
-            self.prepare_extra_inputs({}, Batch(samples, True, True))  # sizes may be meant for one of these
-            raise InputError("this model takes no sizes; make one that does with: mdlstm export --padded")
+            arguments = ", ".join(f"{name}=…" for name in self.metadata.inputs[1:])
+            hint = f", but inputs by name, as in session(x, {arguments})" if arguments else ""
+            raise InputError(
+                f"this model takes no sizes{hint}; make one that does with: mdlstm export --padded"
+            )
         if not self._has_grid(grid):
             raise InputError(f"x with sizes must have the model's grid {self.metadata.grid}, got {grid}")
         if sizes.shape != shape or sizes.dtype.kind not in "iu":

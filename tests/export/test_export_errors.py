@@ -38,7 +38,7 @@ IN_FLOAT32 = "PyTorch in float32 is off by .* atol="
 NAN = r"itself returns NaN on 3x4, random × 1, seed 0, x being standard normal; give example_range="
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # of `Function`, of the export, message
     "form": ({}, {**G, "form": "rolled"}, "unrolled, scan, tiles or None, got 'rolled'"),
-    "grid": ({}, {"grid": 8}, "grid must be a sequence .*got 8"),
+    "grid": ({}, {"grid": 8}, "grid must be a list .*got 8"),
     "dtype": ({}, {**G, "dtype": "int4"}, "int4"),
     "functions": ({}, {"form": "scan", "functions": True}, "functions=True"),
     "metadata": ({}, {**G, "metadata": {"kind": "classify"}}, "classes"),

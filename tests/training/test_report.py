@@ -282,7 +282,8 @@ def test_exports_are_listed_with_parity_and_speed(trained: Run, tmp_path: Path) 
     with safe_open(run.best, "pt") as file:
         tensors, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     next(iter(tensors.values())).add_(1)
-    save_file(tensors, run.best, header)
+    for path in (run.best, run.last):
+        save_file(tensors, path, header)
     again = Page(render_report(run)).find("section[@id='exports']")[0].find(".//tbody/tr/th")
     assert text(again) != text(good.find("th"))  # it is marked as coming from another checkpoint
 
