@@ -102,5 +102,5 @@ def test_the_command_takes_free_extents(trained: Run, tmp_path: Path) -> None:
 
 
 def test_a_single_extent_is_no_grid(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="grid must be a list .*got 8"):
+    with pytest.raises(InputError, match=r"grid must be a list .*got 8"):
         export_run(tmp_path, grid=8)  # type: ignore[arg-type]
