@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
-from mdlstm_tk.errors import InputError, MDLSTMError, require
+from mdlstm_tk.errors import MDLSTMError, require
 from mdlstm_tk.runtime import Metadata, Session
-from mdlstm_tk.runtime.io.npy import MAX_BYTES
-from mdlstm_tk.runtime.model_discovery import models_in, read_metadata
+from mdlstm_tk.runtime.model_discovery import draws_images, models_in
 from mdlstm_tk.runtime.staleness import note_if_stale
 from mdlstm_tk.training import Run
 
@@ -55,14 +53,7 @@ class ExportedModel:
 
 def find_exports(run: Run) -> list[Path]:
     """Return the exported models in a run folder that take whole grids, sorted by name."""
-    return sorted(p for p in models_in(run.folder) if p.name.startswith("model") and not _draws(p))
-
-
-def _draws(model: Path) -> bool:
-    """True if a model draws images, row by row."""
-    with suppress(InputError):  # `measure_exports` says what is wrong with it
-        return read_metadata(model, MAX_BYTES).drawing is not None
-    return False
+    return sorted(p for p in models_in(run.folder) if p.name.startswith("model") and not draws_images(p))
 
 
 def measure_exports(run: Run, grid: tuple[int, ...]) -> list[ExportedModel]:

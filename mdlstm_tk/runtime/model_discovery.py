@@ -62,10 +62,11 @@ def read_metadata(model: Path, max_bytes: int) -> Metadata:
 
 def without_drawing(models: Sequence[Path]) -> list[Path]:
     """The models that take whole grids, by their metadata; all of them if there are none."""
-    return [path for path in models if not _draws(path)] or list(models)
+    return [path for path in models if not draws_images(path)] or list(models)
 
 
-def _draws(path: Path) -> bool:
+def draws_images(path: Path) -> bool:
+    """True if a model draws images, row by row, rather than take whole grids."""
     try:
         return read_metadata(path, MAX_BYTES).drawing is not None
     except InputError:  # which whoever opens it will say
