@@ -106,7 +106,7 @@ def test_operations_over_their_whole_range(dtype: torch.dtype, backend: str) -> 
                 torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("backend", (*BACKENDS, "reference"))
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 def test_the_logarithm_of_a_nearly_closed_gate_is_finite(backend: str) -> None:
     @register_cell("logarithms", gates=[Gate("f"), Gate("z", "tanh")], states=("c", "d"), recurrent=False)
     def equations(gates: Any, states: Any) -> Any:

@@ -172,8 +172,11 @@ FLOAT64 = Format(
 
 @cache
 def growth_series(rate: float, bound: float, terms: int) -> list[float]:
-    """Coefficients of (e^(rate·x) − 1) / x for |x| ≤ bound, highest power first: Taylor's series without its
-    last terms as one of Chebyshev polynomials, where they are smallest."""
+    """Coefficients of (e^(rate·x) − 1) / x for |x| ≤ bound, highest power first.
+
+    They are of Taylor's series, from which the last terms are taken in the form of Chebyshev polynomials,
+    where they are smallest.
+    """
     taylor = [rate ** (k + 1) / factorial(k + 1) for k in range(2 * terms)]
     chebyshev = Polynomial(taylor).convert(kind=Chebyshev, domain=[-bound, bound]).truncate(terms)
     return chebyshev.convert(kind=Polynomial).coef[::-1].tolist()  # type: ignore[no-any-return]
@@ -263,9 +266,10 @@ class Vector:
         return self._if(self._compare(">", 0.0), 1.0, self._if(self._compare("<", 0.0), -1.0, 0.0))
 
     def tanh(self) -> Vector:
-        """u / (u + 2) with u = e^2x − 1 = 2^k (e^2r − 1) + (2^k − 1), which keeps all digits where x is small.
+        """u / (u + 2) with u = e^2x − 1 = 2^k (e^2r − 1) + (2^k − 1), which keeps all digits of small x.
 
-        It is exactly ±1 far out: then the slope 1 − tanh² is exactly 0, and a very large c passes no gradient.
+        It is exactly ±1 far out: then the slope 1 − tanh² is exactly 0, and a very large c passes no
+        gradient.
         """
         bound = self.format.tanh_bound
         r, power = self.clamp(-bound, bound)._modulo(0.5)
@@ -274,7 +278,7 @@ class Vector:
         return u / (u + 2.0)
 
     def sigmoid(self) -> Vector:
-        """1 / (1 + e^−x), and e^x / (1 + e^x) for x < 0: then nothing overflows that the result does not."""
+        """1 / (1 + e^−x), and e^x / (1 + e^x) for x < 0, as e^−x may overflow."""
         decay = self._decay()
         return self._if(self._compare("<", 0.0), decay, 1.0) / (decay + 1.0)
 
@@ -286,8 +290,8 @@ class Vector:
         return (-self.abs())._at_least(self.format.underflow)._exp()
 
     def _exp(self) -> Vector:
-        """2^2k e^r with |r| ≤ ln 2. 2^2k is two factors, as 2k is beyond the exponents of normal numbers where
-        the result is subnormal."""
+        """2^2k e^r with |r| ≤ ln 2. 2^2k is two factors, as 2k is beyond the exponents of normal numbers
+        where the result is subnormal."""
         r, power = self._modulo(2.0)
         series = r.polynomial(growth_series(1.0, LN_2, self.format.exp_terms))
         return (r * series + 1.0) * power * power

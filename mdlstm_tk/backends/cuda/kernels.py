@@ -44,8 +44,8 @@ def _cell(*arguments: Any) -> Any:
 
 @triton.jit
 def exp(x):
-    """e^x. Triton's own function for float32 multiplies x by log₂ e first, which loses digits of large x. So
-    here e^x = 2^2k e^r with |r| ≤ ln 2; 2k may be beyond the exponents of normal numbers."""
+    """e^x. For float32 Triton multiplies x by log₂ e first, which loses digits of large x. So here it is
+    2^2k e^r with |r| ≤ ln 2; 2k may be beyond the exponents of normal numbers."""
     if x.dtype == tl.float32:
         inner = tl.where(x > 89.0, 89.0, tl.where(x < -104.0, -104.0, x))  # infinite and 0, NaN stays NaN
         k = tl.floor(inner * 0.7213475204444817 + 0.5)
@@ -59,7 +59,7 @@ def exp(x):
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + e^−x), and e^x / (1 + e^x) for x < 0: then nothing overflows that the result does not."""
+    """1 / (1 + e^−x), and e^x / (1 + e^x) for x < 0, as e^−x may overflow."""
     decay = exp(-tl.abs(x))
     return tl.where(x < 0.0, decay, 1.0) / (1.0 + decay)
 
