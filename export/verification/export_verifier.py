@@ -6,12 +6,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
+from mdlstm_tk.export.interface import Interface, mdlstm_layers
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.export.model_file import ExportReport, operators_to_trust
 from mdlstm_tk.export.spec import ExportSpec, Shape
@@ -35,6 +40,7 @@ from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
 from mdlstm_tk.runtime.tiles.session import TiledSession
 
 PADDED_SAMPLES = 3  # of random sizes
+LARGEST_GRID, LARGEST_TENSOR = 2**16, 2**25  # positions; numbers, of 8 bytes
 
 
 def write_verified(
@@ -69,8 +75,12 @@ def write_verified(
     together = tiled or not any(map(decides_for_a_batch, models))
     if together:
         _check_samples_are_apart(exact.run, spec)
-    cases = list(_cases(spec, verify_inputs or {}))
-    expected = expected_outputs(exact.run, cases, together)
+    groups = [list(_cases(spec, verify_inputs or {}))]  # with padding, all of a group run on one grid
+    expected = expected_outputs(exact.run, groups[0], together)
+    if metadata.form == "scan" and (large := _large_case(spec, exact)):
+        groups.append([large[0]])
+        expected[large[0].name] = large[1]
+    cases = [case for group in groups for case in group]
     for case in cases:
         _check_finite(expected[case.name], case, spec)
     name = metadata.output_names[0]
@@ -79,10 +89,12 @@ def write_verified(
     limit = len(data) if len(data) > MAX_BYTES else None  # a session takes a file of this size on request
     with session_type(data, "cpu", trusted=True, max_bytes=limit) as session:
         run = _explained(session_run(session), spec.interface.name, shapes)
-        if spec.padded:
-            grids = [[case.inputs["x"].shape[axis] for axis in spec.grid_axes] for case in cases]
-            run = with_padding(run, metadata, tuple(np.max(grids, axis=0).tolist()))
-        outcomes = compare_all({"": run}, expected, cases, metadata, atol)[""]
+        outcomes: dict[str, Outcome] = {}
+        for group in groups:
+            grids = [[case.inputs["x"].shape[axis] for axis in spec.grid_axes] for case in group]
+            largest = tuple(np.max(grids, axis=0).tolist())
+            runtime = with_padding(run, metadata, largest) if spec.padded else run
+            outcomes |= compare_all({"": runtime}, expected, group, metadata, atol)[""]
     for case in cases:
         outcome = outcomes[case.name]
         if not outcome.parity.passed:
@@ -138,6 +150,52 @@ def _cases(spec: ExportSpec, verify_inputs: Mapping[str, Array]) -> Iterator[Cas
             grid = tuple(u * m for u, m in zip(unit, spec.multiple_of, strict=True))
             name = f"random {seed}: {format_size(grid)} in {format_size(limit)}"
             yield Case(name, name, spec.inputs(grid, 1, seed))
+
+
+def _large_case(spec: ExportSpec, exact: Interface) -> tuple[Case, Outputs] | None:
+    """A random input on a large grid with its outputs in float64: states that grow from one wavefront to
+    the next do not show on small ones.
+
+    Free extents are doubled until the next grid would be beyond `LARGEST_GRID`, need a tensor of more than
+    `LARGEST_TENSOR` numbers, or take seconds. All layers of `exact` are set to the torch backend, which is
+    much faster on such grids.
+
+    Returns:
+        None if no extent is free, or the network takes no grid that is larger than those of other cases.
+    """
+    for layer in mdlstm_layers(exact):
+        layer.backend = "torch"
+    found, sizes, extent = None, list[int](), 8
+    while None in spec.grid and extent < 256:
+        extent *= 2
+        axes = zip(spec.grid, spec.multiple_of, strict=True)
+        grid = tuple(fixed or max(extent // m, 1) * m for fixed, m in axes)
+        case = Case(f"{format_size(grid)}, random × 1", format_size(grid), spec.inputs(grid, 1))
+        start = time.perf_counter()
+        try:
+            with _LargestTensor() as largest:  # type: ignore[no-untyped-call]
+                outputs = exact.run(case.inputs)
+        except InputError:
+            continue
+        if np.prod(grid) > max(np.prod(other) for other in spec.shapes):
+            found = case, outputs
+        sizes = [*sizes[-1:], largest.size]
+        free = spec.grid.count(None)
+        is_large = sizes[-1] ** 2 / sizes[0] > LARGEST_TENSOR or np.prod(grid) * 2**free > LARGEST_GRID
+        if is_large or time.perf_counter() - start > 0.5:
+            break
+    return found
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Finds the largest tensor that torch computes."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.size = max([self.size, *(t.numel() for t in tree_leaves(result) if isinstance(t, Tensor))])
+        return result
 
 
 def _check_samples_are_apart(run: Runtime, spec: ExportSpec) -> None:
@@ -233,6 +291,12 @@ def _explanation(
     of_output = "" if len(expected) == 1 else f" of output '{outcome.output}'"
     scale = f"{atol:g}" if parity.scale == 1 else f"{atol:g}·{parity.scale:.3g}"
     tiled = metadata.form == "tiles"
+    if not np.isfinite(parity.max_abs):
+        return (
+            f"ONNX Runtime returns NaN or infinity{of_output} on {case.name}, and {network.name} in "
+            f"float64 does not, so its states outgrow {dtype}; use a cell whose state stays bounded "
+            "(stable, leaky, slstm), or export it for the grid that you need with grid=..."
+        )
     text = (
         f"error {parity.max_abs:.1e}{of_output} of {'tiles' if tiled else 'ONNX Runtime'} against float64 "
         f"on {case.name}, allowed is {scale} + {RTOL:g}·|y|; "

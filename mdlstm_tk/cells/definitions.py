@@ -131,12 +131,12 @@ def leaky(gates: Sequence[Value], states: States, output_activation: Callable[[V
     states=("c", "n"),
 )
 def slstm(gates: Sequence[Value], states: States) -> Results:
-    """C = e^i⊙z + e^f⊙Σ_d w_d⊙C_d ; N = e^i + e^f⊙Σ_d w_d⊙N_d ; h = o⊙C/N, where C = 0 and N = 1 outside the
-    grid. sLSTM of the xLSTM (Beck et al. 2024, arXiv:2405.04517); the extension to several axes is ours.
+    """C = e^i⊙z + e^f⊙Σ_d w_d⊙C_d ; N = e^i + e^f⊙Σ_d w_d⊙N_d ; h = o⊙C/N, with C = 0 and N = 1 outside.
+    sLSTM of the xLSTM (Beck et al. 2024, arXiv:2405.04517); the extension to several axes is ours.
 
     C and N overflow, so states are c = C/N and n = log N, which are 0 outside. N is the sum of e^a_0 with
-    a_0 = i and of e^a_d with a_d = f + log w_d + n_d, and c is the mean of z and all c_d with these weights.
-    Taking the largest, m, from all exponents leaves none above 0, and a sum of at least 1.
+    a_0 = i and of e^a_d with a_d = f + log w_d + n_d, and c is the mean of z and all c_d with these
+    weights. Taking the largest, m, from all exponents leaves none above 0, and a sum of at least 1.
     """
     i, f, *mixing, z, o = gates
     exponents = [i, *(f + w + n_d for w, n_d in zip(_log_weights(mixing), states["n"], strict=True))]
