@@ -71,7 +71,7 @@ SLSTM: list[Any] = [  # grid, bias of the forget gate, largest x
     ((80, 80), 3, 1),
     ((100, 100), 0.5, 1),
     ((24, 24, 24), 3, 1e5),
-    pytest.param((512, 512), 0, 1, marks=pytest.mark.slow),
+    ((512, 512), 0, 1),
     pytest.param((1024, 1024), 3, 1e5, marks=pytest.mark.slow),
     pytest.param((64, 64, 64), 3, 1, marks=pytest.mark.slow),
 ]
@@ -79,7 +79,7 @@ SLSTM: list[Any] = [  # grid, bias of the forget gate, largest x
 
 @pytest.mark.parametrize(("grid", "forget", "scale"), SLSTM, ids=str)
 def test_slstm_is_a_mean_on_every_grid(grid: tuple[int, ...], forget: float, scale: float) -> None:
-    """|c| ≤ 1, everything is finite, and float32 agrees with float64 where x decides nothing by rounding."""
+    """|c| ≤ 1 and all is finite; float32 agrees with float64 unless rounding of a huge x decides."""
     torch.manual_seed(0)
     layer = MDLSTM(2, 8, ndim=len(grid), cell="slstm", backend="fused")
     with torch.no_grad():

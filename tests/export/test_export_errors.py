@@ -225,11 +225,11 @@ def test_a_scan_whose_states_overflow_on_large_grids_gets_no_file(tmp_path: Path
         (MDLSTM(1, 2), {"grid": (48, None), "any_size": True}, "48x256"),
         (MDLSTM(1, 2, ndim=3), {"any_size": True}, "32x32x32"),
         (MDLSTM(1, 2), {"any_size": True, "multiple_of": 24}, "240x240"),
-        (nn.Sequential(MDLSTM(1, 2), Function(after=attention)), {"any_size": True}, "64x64"),
+        (Function(after=attention), {"any_size": True}, "64x64"),
         (Function(after=lambda y: y + torch.zeros(64)[: y.shape[2], None]), {"any_size": True}, "64x64"),
         (MDLSTM(1, 2), {"grid": (8, 8)}, None),
     ],
-    ids=str,
+    ids=["free", "height fixed", "3-D", "multiples", "attention", "table", "fixed"],
 )
 def test_the_large_grid_of_a_verification(
     network: Any, options: Any, expected: str | None, monkeypatch: pytest.MonkeyPatch
