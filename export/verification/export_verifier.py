@@ -26,6 +26,7 @@ from mdlstm_tk.export.verification.parity import (
     Inputs,
     Outcome,
     Outputs,
+    Parity,
     Runtime,
     compare,
     compare_all,
@@ -97,8 +98,10 @@ def write_verified(
             outcomes |= compare_all({"": runtime}, expected, group, metadata, atol)[""]
     for case in cases:
         outcome = outcomes[case.name]
-        if not outcome.parity.passed:
-            reason = _explanation(metadata, spec, case, expected[case.name], outcome, atol)
+        arguments = metadata, spec, case, expected[case.name], outcome, atol
+        is_large = len(groups) > 1 and case is cases[-1]
+        if not outcome.parity.passed and not (is_large and _is_rounding(*arguments)):
+            reason = _explanation(*arguments)
             raise ParityError(f"{path} was not written: {reason}")
     max_abs = max(outcome.parity.max_abs for outcome in outcomes.values())
     metadata = replace(metadata, parity={"atol": atol, "rtol": RTOL, "max_abs": max_abs})
@@ -277,6 +280,24 @@ def _explained(run: Runtime, name: str, shapes: Mapping[Shape, Shape]) -> Runtim
     return run_explained
 
 
+def _parity_in_torch(
+    spec: ExportSpec, case: Case, expected: Outputs, outcome: Outcome, atol: float
+) -> Parity:
+    """The error of PyTorch in float32."""
+    y, exact = spec.interface.run(case.inputs)[outcome.output], expected[outcome.output]
+    return compare(y, exact, atol, scale=feature_scale([exact]))
+
+
+def _is_rounding(
+    metadata: Metadata, spec: ExportSpec, case: Case, expected: Outputs, outcome: Outcome, atol: float
+) -> bool:
+    """Tell whether an error is finite and no larger than rounding makes it: about that of PyTorch."""
+    if not np.isfinite(outcome.parity.max_abs):
+        return False
+    in_torch = _parity_in_torch(spec, case, expected, outcome, atol)
+    return metadata.dtype != "float32" or in_torch.severity > 0.3 * outcome.parity.severity
+
+
 def _explanation(
     metadata: Metadata,
     spec: ExportSpec,
@@ -310,8 +331,7 @@ def _explanation(
         return f"{text}a padded sample differs from the sample alone: the network reads the padding"
     if dtype != "float32":
         return f"{text}{dtype} is not precise enough for it; export float32, or allow more with atol=..."
-    y, exact = network.run(case.inputs)[outcome.output], expected[outcome.output]
-    in_torch = compare(y, exact, atol, scale=feature_scale([exact]))
+    in_torch = _parity_in_torch(spec, case, expected, outcome, atol)
     if in_torch.severity > 0.3 * parity.severity:
         cells = {getattr(module, "cell", None) for module in network.modules()}
         advice = ", or use a cell whose state stays bounded (stable, leaky)" if "graves" in cells else ""

@@ -218,6 +218,15 @@ def test_a_scan_whose_states_overflow_on_large_grids_gets_no_file(tmp_path: Path
     assert export_onnx(layer, path, grid=(15, 21)).max_abs < 1e-5
 
 
+def test_a_scan_may_round_on_large_grids_as_torch_does(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = MDLSTM(2, 8, cell="slstm")
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter *= 4  # n, which grows with the grid, becomes some thousands
+    assert export_onnx(layer, tmp_path / "m.onnx", form="scan").max_abs < 1e-3
+
+
 @pytest.mark.parametrize(
     ("network", "options", "expected"),
     [
