@@ -32,12 +32,13 @@ class BoundaryState:
     ends are those of each sample.
 
     Attributes:
-        h: for each axis the hidden states, None for zeros; or None for zeros along all axes. Those that a
-            layer returns have the dtype of y.
+        h: for each axis the hidden states, or None; or None for all axes. Those that a layer returns have
+            the dtype of y.
         c: the same for the cell states. Those that a layer returns are float32 where y is float16 or
             bfloat16.
 
-    A cell with other states has more attributes of the same kind, such as `n` and `m` of "slstm".
+    A cell with other states has more attributes of the same kind, such as `n` of "slstm". Across an axis
+    either all states of the cell are given, or all are None and count as zeros.
     """
 
     h: Faces
@@ -134,8 +135,15 @@ def _join_states(name: str, state: BoundaryState, shape: FaceShape) -> Tensor:
             f"{name} must have states among {', '.join(shape.states)} of the layer's cell, "
             f"got {', '.join(unknown)}"
         )
-    faces = [_join_axes(f"{name}.{key}", vars(state).get(key), shape) for key in shape.states]
-    return torch.stack(faces, dim=3)
+    faces = {key: _of_axes(f"{name}.{key}", vars(state).get(key), shape) for key in shape.states}
+    for d in range(len(shape.grid)):
+        missing = [key for key in shape.states if faces[key][d] is None]
+        if missing and len(missing) < len(shape.states):
+            raise InputError(
+                f"{name} must have all states of the layer's cell across axis {d} or none, "
+                f"{', '.join(shape.states)}, got None for {', '.join(missing)}"
+            )
+    return torch.stack([_join_axes(f"{name}.{key}", faces[key], shape) for key in shape.states], dim=3)
 
 
 def to_boundary_state(final: Tensor, shape: FaceShape) -> BoundaryState:
@@ -148,16 +156,21 @@ def to_boundary_state(final: Tensor, shape: FaceShape) -> BoundaryState:
     return BoundaryState(**faces)
 
 
-def _join_axes(name: str, faces: Any, shape: FaceShape) -> Tensor:
-    """(N, F, dirs, n), from a tensor or None for each axis, or None."""
-    grid, (batch, *_) = shape.grid, shape.x.shape
+def _of_axes(name: str, faces: Any, shape: FaceShape) -> Sequence[Any]:
+    """What a state has for each axis, a face or None."""
     if faces is None:
-        faces = [None] * len(grid)
-    if not isinstance(faces, tuple | list) or len(faces) != len(grid):
+        return [None] * len(shape.grid)
+    if not isinstance(faces, tuple | list) or len(faces) != len(shape.grid):
         raise InputError(
-            f"{name} must be a tuple with a tensor or None for each of {len(grid)} axes, "
+            f"{name} must be a tuple with a tensor or None for each of {len(shape.grid)} axes, "
             f"got {_describe(faces)}"
         )
+    return faces
+
+
+def _join_axes(name: str, faces: Sequence[Any], shape: FaceShape) -> Tensor:
+    """(N, F, dirs, n), from a tensor or None for each axis."""
+    grid, (batch, *_) = shape.grid, shape.x.shape
     parts = []
     for d, (face, count) in enumerate(zip(faces, line_counts(grid), strict=True)):
         if face is None:

@@ -12,6 +12,7 @@ Notation
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from math import log
 
 from mdlstm_tk.cells.cell import Gate, GateActivation, protect_built_in_cells, register_cell, total
@@ -19,7 +20,6 @@ from mdlstm_tk.cells.ir import Value
 
 States = Mapping[str, Sequence[Value]]
 Results = tuple[Value, dict[str, Value]]
-OUTSIDE = 1e5  # assumed larger than any pre-activation; exponents outside the grid are less by this
 
 
 def _gates_with_forget_gates(ndim: int, start: float) -> list[Gate]:
@@ -128,28 +128,23 @@ def leaky(gates: Sequence[Value], states: States, output_activation: Callable[[V
         Gate("z", "tanh"),
         Gate("o", role="output"),
     ],
-    states=("c", "n", "m"),
+    states=("c", "n"),
 )
 def slstm(gates: Sequence[Value], states: States) -> Results:
-    """C = e^i⊙z + e^f⊙Σ_d w_d⊙C_d ; N = e^i + e^f⊙Σ_d w_d⊙N_d ; h = o⊙C/N. sLSTM of the xLSTM (Beck et al.
-    2024, arXiv:2405.04517); the extension to several axes is ours.
+    """C = e^i⊙z + e^f⊙Σ_d w_d⊙C_d ; N = e^i + e^f⊙Σ_d w_d⊙N_d ; h = o⊙C/N, with C = 0 and N = 1 outside.
+    sLSTM of the xLSTM (Beck et al. 2024, arXiv:2405.04517); the extension to several axes is ours.
 
-    States are kept as c = C e^−m, n = N e^−m with the stabiliser m = max(f + max_d (m_d + log w_d), i). All
-    exponents are then at most 0, and n is at least 1 inside the grid unless initial states say otherwise.
-    Outside it C = N = 0, so n = 0 tells that a position is outside, and its m does not count.
+    C and N overflow, so states are c = C/N and n = log N, which are 0 outside. N is the sum of e^a_0 with
+    a_0 = i and of e^a_d with a_d = f + log w_d + n_d, and c is the mean of z and all c_d with these
+    weights. Taking the largest, m, from all exponents leaves none above 0, and a sum of at least 1.
     """
     i, f, *mixing, z, o = gates
-    c, n, m = states["c"], states["n"], states["m"]
-    outside = [(abs(n_d.sign()) - 1.0) * OUTSIDE for n_d in n]  # 0 inside the grid
-    shifted = [f + m_d + w + far for m_d, w, far in zip(m, _log_weights(mixing), outside, strict=True)]
-    m_new = i
-    for exponent in shifted:
-        m_new = m_new.maximum(exponent)
-    decays = [(exponent - m_new).exp() for exponent in shifted]
-    input_weight = (i - m_new).exp()
-    c_new = input_weight * z + total([decay * c_d for decay, c_d in zip(decays, c, strict=True)])
-    n_new = input_weight + total([decay * n_d for decay, n_d in zip(decays, n, strict=True)])
-    return o * (c_new / n_new), {"c": c_new, "n": n_new, "m": m_new}
+    exponents = [i, *(f + w + n_d for w, n_d in zip(_log_weights(mixing), states["n"], strict=True))]
+    m = reduce(lambda a, b: a.maximum(b), exponents)
+    weights = [(exponent - m).exp() for exponent in exponents]
+    norm = total(weights)
+    c = total([weight * c_d for weight, c_d in zip(weights, [z, *states["c"]], strict=True)]) / norm
+    return o * c, {"c": c, "n": m + norm.log()}
 
 
 protect_built_in_cells()

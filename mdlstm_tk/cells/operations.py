@@ -4,8 +4,8 @@ Columns
     symbol     how a user writes it, for error messages
     compute    of tensors, and of `mdlstm_tk.backends.cpu.simd.Vector`, which has torch's methods
     gradient   (dy, y, *arguments) → the gradient of each argument, in recorded values
-    triton     an expression in which {0}, {1} stand for the arguments; `tanh`, `sqrt` and `softplus` are
-               functions of `mdlstm_tk.backends.cuda.kernels`
+    triton     an expression in which {0}, {1} stand for the arguments; functions without `tl.` are those
+               of `mdlstm_tk.backends.cuda.kernels`
     onnx       the operator
 
 Where an operation has no derivative, the gradient is that of torch: half for each of two equal arguments of
@@ -44,7 +44,7 @@ OPERATIONS: dict[str, Operation] = {
                           "{0} * {1}", "Mul"),
     "divide": Operation("/", lambda a, b: a / b, lambda dy, y, a, b: (dy / b, 0.0 - dy * y / b),
                         "{0} / {1}", "Div"),
-    "exp": Operation("exp", lambda x: x.exp(), lambda dy, y, x: (dy * y,), "tl.exp({0})", "Exp"),
+    "exp": Operation("exp", lambda x: x.exp(), lambda dy, y, x: (dy * y,), "exp({0})", "Exp"),
     "log": Operation("log", lambda x: x.log(), lambda dy, y, x: (dy / x,), "tl.log({0})", "Log"),
     "sqrt": Operation("sqrt", lambda x: x.sqrt(), lambda dy, y, x: (dy * 0.5 / y,), "sqrt({0})", "Sqrt"),
     "abs": Operation("abs", lambda x: x.abs(), lambda dy, y, x: (dy * x.sign(),), "tl.abs({0})", "Abs"),
@@ -57,7 +57,7 @@ OPERATIONS: dict[str, Operation] = {
     "tanh": Operation("tanh", lambda x: x.tanh(), lambda dy, y, x: (dy * (1.0 - y * y),),
                       "tanh({0})", "Tanh"),
     "sigmoid": Operation("sigmoid", lambda x: x.sigmoid(), lambda dy, y, x: (dy * (y * (1.0 - y)),),
-                         "tl.sigmoid({0})", "Sigmoid"),
+                         "sigmoid({0})", "Sigmoid"),
     "relu": Operation("relu", lambda x: x.relu(), lambda dy, y, x: (dy * y.sign(),),
                       "tl.maximum({0}, 0.0)", "Relu"),
     # log(1 + exp(x)); torch's own function is linear from x = 20 on

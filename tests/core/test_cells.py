@@ -55,13 +55,10 @@ def by_hand(
         return {"h": np.tanh(norm(s(3) * mixed + s(4) * c, 5)), "c": c}
     assert cell == "slstm", f"write the equations of '{cell}' in NumPy into by_hand"
     i, f, w1 = norm(a[0], 0), norm(a[1], 1), s(2)
-    paths = []  # along each axis, the exponent, c and n
-    for weight, c_d, n_d, m_d in zip((w1, 1 - w1), *(before[name] for name in "cnm"), strict=True):
-        paths.append((np.where(n_d > 0, f + m_d + np.log(weight), -np.inf), c_d, n_d))
-    m = np.maximum(i, np.maximum(paths[0][0], paths[1][0]))
-    c = np.exp(i - m) * np.tanh(norm(a[3], 3)) + sum(np.exp(e - m) * c_d for e, c_d, _ in paths)
-    n = np.exp(i - m) + sum(np.exp(e - m) * n_d for e, _, n_d in paths)
-    return {"h": s(4) * c / n, "c": c, "n": n, "m": m}
+    grown = [np.exp(f) * w * np.exp(n_d) for w, n_d in zip((w1, 1 - w1), before["n"], strict=True)]
+    norm_sum = np.exp(i) + grown[0] + grown[1]
+    c = (np.exp(i) * np.tanh(norm(a[3], 3)) + grown[0] * up + grown[1] * left) / norm_sum
+    return {"h": s(4) * c, "c": c, "n": np.log(norm_sum)}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -112,10 +109,11 @@ def unstabilised(x: Array, weight_hh: Array) -> Array:
     """h of an sLSTM from its definition with C and N, whose pre-activations are x (*grid, G·n) and U h."""
     grid, n = x.shape[:-1], weight_hh.shape[2]
     zero = np.zeros(n, np.longdouble)  # which on most computers has larger exponents than float64
+    outside = (zero, zero, zero + 1)
     states: dict[Any, tuple[Array, ...]] = {}
     for position in np.ndindex(*grid):
         places = [(*position[:d], e - 1, *position[d + 1 :]) for d, e in enumerate(position)]
-        before = [states.get(place, (zero,) * 3) for place in places]
+        before = [states.get(place, outside) for place in places]
         a = x[position].astype(np.longdouble) + sum(
             u @ h for u, (h, _, _) in zip(weight_hh, before, strict=True)
         )

@@ -67,6 +67,35 @@ def test_big_grids_stay_finite(cell: str, dtype: torch.dtype) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in (x, *layer.parameters()))
 
 
+SLSTM: list[Any] = [  # grid, bias of the forget gate, largest x
+    ((80, 80), 3, 1),
+    ((100, 100), 0.5, 1),
+    ((24, 24, 24), 3, 1e5),
+    ((512, 512), 0, 1),
+    pytest.param((1024, 1024), 3, 1e5, marks=pytest.mark.slow),
+    pytest.param((64, 64, 64), 3, 1, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("grid", "forget", "scale"), SLSTM, ids=str)
+def test_slstm_is_a_mean_on_every_grid(grid: tuple[int, ...], forget: float, scale: float) -> None:
+    """|c| ≤ 1 and all is finite; float32 agrees with float64 unless rounding of a huge x decides."""
+    torch.manual_seed(0)
+    layer = MDLSTM(2, 8, ndim=len(grid), cell="slstm", backend="fused")
+    with torch.no_grad():
+        layer.bias_l0[:, 8:16] = forget
+    x = (scale * (2 * torch.rand(1, *grid, 2) - 1)).requires_grad_()
+    y, (state,) = layer(x, return_state=True)
+    y.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in (x, *layer.parameters()))
+    assert all(face.isfinite().all() for faces in state for face in faces)
+    assert max(face.abs().max() for face in state.c) <= 1 + 1e-6 and y.abs().max() <= 1 + 1e-6
+    if scale == 1:
+        with torch.no_grad():
+            exact = copy.deepcopy(layer).double()(x.double())
+        torch.testing.assert_close(y.double(), exact, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_pre_activations_beyond_float16(backend: str) -> None:
     """Rounded to float16 they would be infinite, and the layer norm would turn them into NaN."""

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mdlstm_tk import MDLSTM, BoundaryState, InputError
+from mdlstm_tk.cells import get_cell
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
 UNITS = 5
@@ -116,7 +117,11 @@ def test_missing_states_count_as_zeros(backend: str) -> None:
     layer, x = make_layer((3, 4), directions="all", backend=backend), torch.randn(2, 3, 4, 2).double()
     y = layer(x)
     zeros = [torch.zeros_like(face) for face in random_faces(2, (3, 4), 4)]
-    for state in ((to_state(zeros),), (BoundaryState(),), (BoundaryState((None, zeros[1]), (None, None)),)):
+    for state in (
+        (to_state(zeros),),
+        (BoundaryState(),),
+        (BoundaryState((None, zeros[1]), (None, zeros[3])),),
+    ):
         torch.testing.assert_close(layer(x, initial_state=state), y, rtol=0, atol=1e-14)
 
 
@@ -208,10 +213,18 @@ MISTAKES: list[tuple[Any, str]] = [
         (make_state(h=make_state().h[::-1]),),
         r"h\[0\] .* axis 0 of the grid \(4, 5\), \(N, E2, .* = \(2, 5, 1, 5\), got shape \(2, 4, 1, 5\)",
     ),
-    ((make_state(h=(torch.zeros(2, 5, 1, UNITS).double(), None)),), r"h\[0\] .* dtype .*float64"),
-    ((make_state(h=(torch.zeros(2, 5, 1, UNITS, device="meta"), None)),), r"h\[0\] .* device .*meta"),
+    (
+        (make_state(h=(torch.zeros(2, 5, 1, UNITS).double(), make_state().h[1])),),
+        r"h\[0\] .* dtype .*float64",
+    ),
+    (
+        (make_state(h=(torch.zeros(2, 5, 1, UNITS, device="meta"), make_state().h[1])),),
+        r"h\[0\] .* device .*meta",
+    ),
     ((make_state(n=make_state().h),), r"initial_state\[0\] .* h, c .*, got n"),
-    ((make_state(h=(3, None)),), r"h\[0\] must be a tensor or None, got 3"),
+    ((make_state(c=None),), r"initial_state\[0\] .* across axis 0 or none, h, c, got None for c$"),
+    ((make_state(h=(make_state().h[0], None)),), "across axis 1 .* got None for h$"),
+    ((make_state(h=(3, None), c=(make_state().c[0], None)),), r"h\[0\] must be a tensor or None, got 3"),
 ]
 
 
@@ -221,6 +234,27 @@ def test_a_state_that_does_not_fit_is_refused_in_one_line(initial: Any, message:
     with pytest.raises(InputError, match=message) as refused:
         layer(torch.zeros(2, 4, 5, 2), initial_state=initial)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("cell", ["graves", "slstm", "input-gated"])
+def test_every_partial_set_of_states_is_refused(cell: str) -> None:
+    layer, x, names = (
+        make_layer((3, 4), cell=cell),
+        torch.zeros(1, 3, 4, 2).double(),
+        ("h", *get_cell(cell).states),
+    )
+    faces = {name: [torch.zeros(1, extent, 1, UNITS).double() for extent in (4, 3)] for name in names}
+    for axis, given in product(range(2), product((False, True), repeat=len(names))):
+        some = {
+            name: [face if is_given or d != axis else None for d, face in enumerate(faces[name])]
+            for name, is_given in zip(names, given, strict=True)
+        }
+        if len(set(given)) == 1:
+            layer(x, initial_state=(BoundaryState(**some),))
+        else:
+            missing = ", ".join(name for name, is_given in zip(names, given, strict=True) if not is_given)
+            with pytest.raises(InputError, match=f"across axis {axis} .* got None for {missing}$"):
+                layer(x, initial_state=(BoundaryState(**some),))
 
 
 def test_reading_a_missing_state_lists_the_others() -> None:

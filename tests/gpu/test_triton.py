@@ -18,6 +18,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from helpers.functions import FUNCTIONS, assert_precise, whole_range
 from helpers.own_cells import OWN_CELLS, register_own_cells
 from helpers.parity import LAYOUTS, Case
 
@@ -26,6 +27,7 @@ from mdlstm_tk import sweep as operator
 from mdlstm_tk.backends import dispatch, tables
 from mdlstm_tk.backends.specialize import KernelError
 from mdlstm_tk.cells import BUILT_IN_CELLS
+from mdlstm_tk.cells.operations import OPERATIONS
 
 pytest.importorskip("triton", reason="there is no Triton for this system")
 import triton
@@ -156,39 +158,27 @@ def test_two_runs_are_equal_to_the_bit() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_activations_over_their_whole_range(dtype: torch.dtype) -> None:
-    """One cell whose pre-activations are all x shows the kernel's sigmoid and tanh, also close to 0."""
-    layer = MDLSTM(1, 1, ndim=1, bias=False).to(DEVICE, dtype)
-    with torch.no_grad():
-        layer.weight_ih_l0.fill_(1)
-        wide = torch.cat([torch.linspace(-50, 50, 801), torch.tensor([-1e30, 1e30, -1e-6, 1e-20, 0.0])])
-        x = wide.to(DEVICE, dtype)
-        y = layer(x.view(-1, 1, 1)).flatten()
-        x = x.double()
-        expected = x.sigmoid() * (x.sigmoid() * x.tanh()).tanh()
-        error = 1e-6 if dtype == torch.float32 else 1e-14
-        torch.testing.assert_close(y.double(), expected, rtol=error, atol=error * 1e-20)
-        assert layer(torch.full((1, 1, 1), float("nan"), dtype=dtype, device=DEVICE)).isnan().all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_softplus_and_sqrt_are_precise(dtype: torch.dtype) -> None:
-    """Also where softplus is close to 0; there `exp` of Triton loses digits in float32."""
+def test_functions_over_their_whole_range(dtype: torch.dtype) -> None:
+    """Each of the table, to the last digits of its result, however small that is."""
+    x = whole_range(dtype)
+    padded = torch.nn.functional.pad(x, (0, -len(x) % 1024)).to(DEVICE)
 
     @triton.jit
     def run(x, out, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-        place = tl.arange(0, COUNT)
+        place = tl.program_id(0) * 1024 + tl.arange(0, 1024)
         value = tl.load(x + place)
-        tl.store(out + place, kernels.softplus(value))
-        tl.store(out + COUNT + place, kernels.sqrt(tl.abs(value)))
+        tl.store(out + place, kernels.exp(value))
+        tl.store(out + COUNT + place, tl.log(value))
+        tl.store(out + 2 * COUNT + place, kernels.sqrt(value))
+        tl.store(out + 3 * COUNT + place, kernels.tanh(value))
+        tl.store(out + 4 * COUNT + place, kernels.sigmoid(value))
+        tl.store(out + 5 * COUNT + place, kernels.softplus(value))
 
-    x = torch.cat([torch.linspace(-80, 80, 1021), torch.tensor([1e-8, 1e30, -1e30])]).to(DEVICE, dtype)
-    out = x.new_empty(2, 1024)
-    run[(1,)](x, out, COUNT=1024)
-    exact = x.double()
-    expected = torch.stack([exact.clamp(min=0) + exact.abs().neg().exp().log1p(), exact.abs().sqrt()])
-    error = 1e-5 if dtype == torch.float32 else 1e-15
-    torch.testing.assert_close(out.double(), expected, rtol=error, atol=0)
+    out = padded.new_empty(len(FUNCTIONS), len(padded))
+    run[(len(padded) // 1024,)](padded, out, COUNT=len(padded))
+    for name, result in zip(FUNCTIONS, out.cpu(), strict=True):
+        assert OPERATIONS[name].triton in (f"{name}({{0}})", f"tl.{name}({{0}})")
+        assert_precise(name, x, result[: len(x)], 8 if dtype == torch.float32 else 4)
 
 
 @pytest.mark.parametrize("cell", ["stable", "leaky"])

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from math import factorial, log2, sqrt
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import config
 from numba.core import cgutils
+from numpy.polynomial import Chebyshev, Polynomial
 
 I64 = ir.IntType(64)
 
@@ -132,21 +134,8 @@ def counter(builder: ir.IRBuilder) -> ir.Value:
 CONTRACT = ("contract",)  # a product and a sum may become one fused multiply-add; nothing else changes
 INFINITY, NAN = float("inf"), float("nan")
 
-# Eigen's rational minimax approximation of tanh in float32, highest power of x² first; error ≤ 1e-7.
-TANH_BOUND = 7.90531110763549805
-TANH_ONE = 9.02  # beyond this tanh rounds to 1
-TANH_NUMERATOR = (
-    -2.76076847742355e-16,
-    2.00018790482477e-13,
-    -8.60467152213735e-11,
-    5.12229709037114e-08,
-    1.48572235717979e-05,
-    6.37261928875436e-04,
-    4.89352455891786e-03,
-)
-TANH_DENOMINATOR = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
-
 LOG2_E = 1.4426950408889634
+LN_2 = 0.6931471805599453
 
 
 class Format(NamedTuple):
@@ -157,7 +146,9 @@ class Format(NamedTuple):
         ln_2: ln 2 as a sum of two numbers. The first has so few bits that whole multiples of it are exact.
         smallest: the smallest number with a whole mantissa.
         underflow, overflow: e^x is 0 below, and infinite above.
-        exp_terms, log_terms, logaddexp_terms: of the series, so that its remainder is below rounding.
+        tanh_bound: tanh rounds to ±1 beyond.
+        exp_terms, tanh_terms, log_terms, logaddexp_terms: of the series, so that its remainder is below
+            rounding.
     """
 
     bits: int
@@ -166,15 +157,29 @@ class Format(NamedTuple):
     smallest: float
     underflow: float
     overflow: float
+    tanh_bound: float
     exp_terms: int
+    tanh_terms: int
     log_terms: int
     logaddexp_terms: int
 
 
-FLOAT32 = Format(32, 23, (0.693359375, -2.1219444005469058e-4), 2.0**-126, -104.0, 89.0, 8, 5, 8)
+FLOAT32 = Format(32, 23, (0.693359375, -2.1219444005469058e-4), 2.0**-126, -104.0, 89.0, 9.02, 7, 6, 5, 8)
 FLOAT64 = Format(
-    64, 52, (0.6931471803691238, 1.9082149292705877e-10), 2.0**-1022, -746.0, 710.0, 14, 11, 17
+    64, 52, (0.6931471803691238, 1.9082149292705877e-10), 2.0**-1022, -746.0, 710.0, 20.0, 13, 11, 11, 17
 )
+
+
+@cache
+def growth_series(rate: float, bound: float, terms: int) -> list[float]:
+    """Coefficients of (e^(rate·x) − 1) / x for |x| ≤ bound, highest power first.
+
+    They are of Taylor's series, from which the last terms are taken in the form of Chebyshev polynomials,
+    where they are smallest.
+    """
+    taylor = [rate ** (k + 1) / factorial(k + 1) for k in range(2 * terms)]
+    chebyshev = Polynomial(taylor).convert(kind=Chebyshev, domain=[-bound, bound]).truncate(terms)
+    return chebyshev.convert(kind=Polynomial).coef[::-1].tolist()  # type: ignore[no-any-return]
 
 
 def splat(builder: ir.IRBuilder, number: ir.Value, lanes: int) -> ir.Value:
@@ -236,10 +241,14 @@ class Vector:
     def __rtruediv__(self, number: float) -> Vector:
         return self.like(number) / self
 
+    def __neg__(self) -> Vector:
+        return Vector(self.builder, self.builder.fneg(self.value))
+
     def sqrt(self) -> Vector:
-        name = f"llvm.sqrt.{f'v{self.lanes}' if self.lanes > 1 else ''}f{self.format.bits}"
-        root = self.builder.module.declare_intrinsic(name, fnty=ir.FunctionType(self.type, [self.type]))
-        return Vector(self.builder, self.builder.call(root, [self.value]))
+        return self._intrinsic("sqrt")
+
+    def abs(self) -> Vector:
+        return self._intrinsic("fabs")
 
     def maximum(self, other: Vector) -> Vector:
         """The larger one, NaN if one of them is."""
@@ -252,43 +261,50 @@ class Vector:
     def relu(self) -> Vector:
         return self.maximum(self.like(0.0))
 
-    def abs(self) -> Vector:
-        return self.maximum(0.0 - self)
-
     def sign(self) -> Vector:
         """1, −1 or 0; 0 for NaN, as torch has it."""
         return self._if(self._compare(">", 0.0), 1.0, self._if(self._compare("<", 0.0), -1.0, 0.0))
 
     def tanh(self) -> Vector:
-        if self.format is FLOAT64:
-            # 1 − 2 / (e^2x + 1), which rounds to 1 from x = 20 on.
-            return 1.0 - 2.0 / ((self.clamp(-20.0, 20.0) * 2.0).exp() + 1.0)
-        inner = self.clamp(-TANH_BOUND, TANH_BOUND)
-        square = inner * inner
-        quotient = inner * square.polynomial(TANH_NUMERATOR) / square.polynomial(TANH_DENOMINATOR)
-        # Exactly ±1 far out: then the slope 1 − tanh² is exactly 0, and a very large c passes no gradient.
-        above = self._if(self._compare(">", TANH_ONE), 1.0, quotient)
-        return self._if(self._compare("<", -TANH_ONE), -1.0, above)
+        """u / (u + 2) with u = e^2x − 1 = 2^k (e^2r − 1) + (2^k − 1), which keeps all digits of small x.
+
+        It is exactly ±1 far out: then the slope 1 − tanh² is exactly 0, and a very large c passes no
+        gradient.
+        """
+        bound = self.format.tanh_bound
+        r, power = self.clamp(-bound, bound)._modulo(0.5)
+        growth = r * r.polynomial(growth_series(2.0, LN_2 / 4, self.format.tanh_terms))
+        u = growth * power + (power - 1.0)
+        return u / (u + 2.0)
 
     def sigmoid(self) -> Vector:
-        if self.format is FLOAT64:
-            return 1.0 / ((0.0 - self).exp() + 1.0)
-        return 0.5 * (0.5 * self).tanh() + 0.5
+        """1 / (1 + e^−x), and e^x / (1 + e^x) for x < 0, as e^−x may overflow."""
+        decay = self._decay()
+        return self._if(self._compare("<", 0.0), decay, 1.0) / (decay + 1.0)
 
     def exp(self) -> Vector:
-        """2^k e^r with |r| ≤ ln 2 / 2, e^r by Taylor. 2^k is two factors, as k is beyond the exponents of
-        normal numbers where the result is subnormal."""
-        high, low = self.format.ln_2
+        return self.clamp(self.format.underflow, self.format.overflow)._exp()
+
+    def _decay(self) -> Vector:
+        """e^−|x|."""
+        return (-self.abs())._at_least(self.format.underflow)._exp()
+
+    def _exp(self) -> Vector:
+        """2^2k e^r with |r| ≤ ln 2. 2^2k is two factors, as 2k is beyond the exponents of normal numbers
+        where the result is subnormal."""
+        r, power = self._modulo(2.0)
+        series = r.polynomial(growth_series(1.0, LN_2, self.format.exp_terms))
+        return (r * series + 1.0) * power * power
+
+    def _modulo(self, factor: float) -> tuple[Vector, Vector]:
+        """r and 2^k, where x = k·factor·ln 2 + r and |r| ≤ factor·ln 2 / 2. 2^k has to be normal."""
+        high, low = (factor * part for part in self.format.ln_2)
         rounder = 1.5 * 2.0**self.format.mantissa  # adding it leaves the nearest integer in the low bits
-        inner = self.clamp(self.format.underflow, self.format.overflow)
-        shifted = inner * LOG2_E + rounder
+        shifted = self * (LOG2_E / factor) + rounder
         k = shifted - rounder
-        r = k * -low + (k * -high + inner)
-        power = r.polynomial([1 / factorial(i) for i in reversed(range(self.format.exp_terms))])
-        exponent = self.builder.sub(shifted._bits(), self.like(rounder)._bits())
-        half = self.builder.ashr(exponent, self._integer(1))
-        result = power * self._power_of_two(half) * self._power_of_two(self.builder.sub(exponent, half))
-        return self._if(self._is_nan(), self, result)
+        r = k * -low + (k * -high + self)
+        exponent = self.builder.shl(shifted._bits(), self._integer(self.format.mantissa))
+        return r, self._from_bits(self.builder.add(self.like(1.0)._bits(), exponent))
 
     def log(self) -> Vector:
         """log m + e ln 2, where x = 2^e m and √½ ≤ m < √2."""
@@ -314,15 +330,17 @@ class Vector:
 
     def logaddexp(self, other: Vector) -> Vector:
         """max(a, b) + log(1 + t) with t = e^−|a − b|, and log(1 + t) = 2 atanh(t / (2 + t)) as a series."""
-        t = (0.0 - (self - other).abs()).exp()
+        t = (self - other)._decay()
         s = t / (t + 2.0)
         terms = [2 / (2 * i + 1) for i in reversed(range(self.format.logaddexp_terms))]
         return s * (s * s).polynomial(terms) + self.maximum(other)
 
     def clamp(self, low: float, high: float) -> Vector:
         """The nearest number in [low, high]; NaN stays NaN."""
-        below = self._if(self._compare(">", high), high, self)
-        return below._if(below._compare("<", low), low, below)
+        return self._if(self._compare(">", high), high, self)._at_least(low)
+
+    def _at_least(self, low: float) -> Vector:
+        return self._if(self._compare("<", low), low, self)
 
     def polynomial(self, coefficients: Sequence[float]) -> Vector:
         """Horner's rule, highest power first."""
@@ -354,6 +372,14 @@ class Vector:
         chosen = self.builder.select(condition, self.like(then).value, self.like(other).value)
         return Vector(self.builder, chosen)
 
+    def _intrinsic(self, name: str) -> Vector:
+        """A function of one argument that LLVM has."""
+        lanes = f"v{self.lanes}" if self.lanes > 1 else ""
+        function = self.builder.module.declare_intrinsic(
+            f"llvm.{name}.{lanes}f{self.format.bits}", fnty=ir.FunctionType(self.type, [self.type])
+        )
+        return Vector(self.builder, self.builder.call(function, [self.value]))
+
     def _bits(self) -> ir.Value:
         return self.builder.bitcast(self.value, self._integer(0).type)
 
@@ -362,8 +388,3 @@ class Vector:
 
     def _integer(self, number: int) -> ir.Value:
         return splat(self.builder, ir.Constant(ir.IntType(self.format.bits), number), self.lanes)
-
-    def _power_of_two(self, exponent: ir.Value) -> Vector:
-        """2^exponent, where that is a normal number."""
-        shifted = self.builder.shl(exponent, self._integer(self.format.mantissa))
-        return self._from_bits(self.builder.add(self.like(1.0)._bits(), shifted))

@@ -30,7 +30,7 @@ SLOTS = {  # that `_cell` reads and writes, in the order of its arguments and re
 }
 NAMES = {  # in the source
     "tl": tl,
-    **{name: getattr(kernels, name) for name in ("tanh", "softplus", "sqrt")},
+    **{name: getattr(kernels, name) for name in ("exp", "sigmoid", "tanh", "softplus", "sqrt")},
     **{name: tl.constexpr(float(name)) for name in ("inf", "nan")},
 }
 MEAN = "tl.sum(tl.where(unit < UNITS, {0}, 0.0), axis=1, keep_dims=True) * (1 / UNITS)"

@@ -43,6 +43,28 @@ def _cell(*arguments: Any) -> Any:
 
 
 @triton.jit
+def exp(x):
+    """e^x. For float32 Triton multiplies x by log₂ e first, which loses digits of large x. So here it is
+    2^2k e^r with |r| ≤ ln 2; 2k may be beyond the exponents of normal numbers."""
+    if x.dtype == tl.float32:
+        inner = tl.where(x > 89.0, 89.0, tl.where(x < -104.0, -104.0, x))  # infinite and 0, NaN stays NaN
+        k = tl.floor(inner * 0.7213475204444817 + 0.5)
+        r = (inner - k * 1.38671875) + k * 4.2438889e-4  # k·2·ln 2 as two products, the first of them exact
+        power = tl.exp2(k)
+        result = tl.exp(r) * power * power
+    else:
+        result = tl.exp(x)
+    return result
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + e^−x), and e^x / (1 + e^x) for x < 0, as e^−x may overflow."""
+    decay = exp(-tl.abs(x))
+    return tl.where(x < 0.0, decay, 1.0) / (1.0 + decay)
+
+
+@triton.jit
 def tanh(x):
     """tanh: a Padé approximant [7/6] for |x| < 0.5, where 1 − exp(−2|x|) loses digits; beyond that, exp."""
     size = tl.abs(x)
@@ -50,7 +72,7 @@ def tanh(x):
     square = small * small
     numerator = 135135.0 + square * (17325.0 + square * (378.0 + square))
     near = size * (numerator / (135135.0 + square * (62370.0 + square * (3150.0 + square * 28.0))))
-    decay = tl.exp(-2.0 * size)
+    decay = exp(-2.0 * size)
     far = (1.0 - decay) / (1.0 + decay)
     result = tl.where(size < 0.5, near, far)
     return tl.where(x < 0.0, -result, result)
@@ -63,7 +85,7 @@ def softplus(x):
     log(1 + t) is 2 artanh(z) with z = t / (2 + t) ≤ 1/3, the sum of 2 z^(2k + 1) / (2k + 1). It keeps all
     digits where t is small. 17 terms are enough for float64.
     """
-    decay = tl.exp(-tl.abs(x))
+    decay = exp(-tl.abs(x))
     z = decay / (2.0 + decay)
     square = z * z
     series = square * (1 / 33) + (1 / 31)
