@@ -280,6 +280,23 @@ class MDLSTM(nn.Module):
         sweep_layer: SweepLayer,
     ) -> Tensor | tuple[Tensor, State]:
         """`forward` with another function that sweeps one of the stacked layers."""
+        arguments_of_run = x, sizes, initial_state, return_state, sweep_layer
+        if torch.compiler.is_compiling():
+            return self._run_layers(*arguments_of_run)
+        try:
+            return self._run_layers(*arguments_of_run)
+        except Exception as error:
+            arguments.explain(error, (x, sizes, initial_state, list(self.parameters())))
+            raise
+
+    def _run_layers(
+        self,
+        x: Tensor,
+        sizes: Sizes | None,
+        initial_state: Sequence[BoundaryState] | None,
+        return_state: bool,
+        sweep_layer: SweepLayer,
+    ) -> Tensor | tuple[Tensor, State]:
         parameters = self._layer_parameters(0)
         autocast = self._check(x, parameters["weight_ih"])
         has_batch_axis = x.dim() == self.ndim + 2

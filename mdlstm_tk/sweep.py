@@ -75,6 +75,9 @@ def sweep(
     Raises:
         InputError: the inputs do not fit each other, or the backend cannot run them.
     """
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    if not traced:
+        check_inputs(inputs)
     if backend == "reference":
         with _without_autocast(inputs.x):
             return reference.forward(inputs)
@@ -86,7 +89,6 @@ def sweep(
         save = save and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         output, final, _, _ = torch.ops.mdlstm.wavefront(*_named(inputs), save, recompute, backend)
         return output, None if inputs.initial is None else final
-    check_inputs(inputs)
     if not save:
         results = _forward(inputs, backend)
         return results.output, results.final

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mdlstm_tk._util.arguments import one_line
+from mdlstm_tk._util.arguments import check_strided, is_wrapper, one_line
 from mdlstm_tk.errors import InputError
 
 Sizes = Tensor | npt.ArrayLike  # what users may give as `sizes`
@@ -73,12 +73,17 @@ def _as_int64(sizes: Sizes, x: Tensor, has_batch_axis: bool) -> Tensor:
         except (TypeError, ValueError, RuntimeError):  # a text, lists of different lengths, a huge number
             message = f"sizes must be integers of shape {meaning}, got {one_line(sizes)}"
             raise InputError(message) from None
+    check_strided("sizes", sizes)
+    if not is_wrapper(sizes):  # a subclass with memory has values like any tensor
+        sizes = sizes.as_subclass(Tensor)
     is_integer = not (sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool)
     if tuple(sizes.shape) != shape or not is_integer:
         dtype = str(sizes.dtype).removeprefix("torch.")
         raise InputError(
             f"sizes must be integers of shape {meaning}, got {dtype} of shape {tuple(sizes.shape)}"
         )
+    if sizes.is_meta and not x.is_meta:
+        raise InputError(f"sizes must have values, got a tensor on the device meta, and x on {x.device}")
     return sizes.to(torch.int64).reshape(-1, len(grid))
 
 

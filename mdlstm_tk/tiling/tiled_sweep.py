@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.inputs import DIFFERENTIABLE, TENSORS, SweepInputs, boundary_shape, state_dtype
+from mdlstm_tk.backends.inputs import (
+    DIFFERENTIABLE,
+    TENSORS,
+    SweepInputs,
+    boundary_shape,
+    check_inputs,
+    state_dtype,
+)
 from mdlstm_tk.sweep import is_batched, sweep, wants_gradients
 from mdlstm_tk.tiling.tiles import Front, Tile, cut
 
@@ -42,6 +49,7 @@ class TiledSweep:
         Returns:
             y (N, *grid, output_size), with directions merged, and the final states.
         """
+        check_inputs(inputs)
         if inputs.initial is None:
             zeros = inputs.x.new_zeros(boundary_shape(inputs), dtype=state_dtype(inputs.x))
             inputs = inputs._replace(initial=zeros)

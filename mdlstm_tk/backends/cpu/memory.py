@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mdlstm_tk._util.arguments import is_wrapper
 from mdlstm_tk.errors import InputError
 
 HALF = (torch.float16, torch.bfloat16)
@@ -31,6 +32,8 @@ def plain(tensor: Tensor) -> Tensor:
     """The tensor as kernels read it: contiguous, in float32 or float64, and with its signs in memory."""
     if tensor.dtype in HALF:
         tensor = tensor.float()
+    if tensor._is_zerotensor():  # type: ignore[no-untyped-call]
+        return torch.zeros(tensor.shape, dtype=tensor.dtype)
     if tensor.is_neg():  # a view such as z.conj().imag
         tensor = tensor.resolve_neg()
     return tensor if tensor.is_contiguous() else tensor.contiguous()
@@ -53,7 +56,7 @@ def pointer(
     if tensor is None:
         return 0
     if (
-        type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+        not is_wrapper(tensor)
         and tensor.is_cpu
         and tensor.layout == torch.strided
         and tensor.is_contiguous()
