@@ -126,6 +126,12 @@ CHANGES: dict[str, Callable[[SimpleNamespace], Any]] = {
     "cleared caches": lambda it: clear_caches(),
     "no layer": lambda it: delattr(it, "layer"),
 }
+MAY_BE_REFUSED = {
+    *NAMES,
+    *("x", "sizes", "a view of sizes", "an initial state", "y", "a final state", "a step of an optimizer"),
+    *("loaded weights", "float32", "bfloat16", "meta", "data of another shape"),
+    *("another cell of the name", "another cell with more gates", "what equations read"),
+}
 SLOW = [pytest.param(how, marks=pytest.mark.slow) for how in ("reference", "compiled")]
 
 
@@ -153,9 +159,10 @@ def test_gradients_are_those_of_the_forward_pass(how: str, recompute: bool) -> N
         torch.set_num_threads(1)
         torch.set_default_dtype(torch.float32)
         STRENGTH[0] = 1.0
-    for name in ("x", "weight_ih_l0", "sizes", "a view of sizes"):
-        assert "modified by an inplace operation" in refused.pop(name), name
-    print(sorted(refused))
+    if how != "compiled":  # which may copy
+        for name in ("weight_ih_l0", "sizes", "a view of sizes"):
+            assert "modified by an inplace operation" in refused[name], name
+    assert set(refused) <= MAY_BE_REFUSED, refused
 
 
 def test_sizes_that_are_no_tensor_are_copied() -> None:

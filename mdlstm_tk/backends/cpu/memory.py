@@ -32,7 +32,7 @@ def plain(tensor: Tensor) -> Tensor:
     """The tensor as kernels read it: contiguous, in float32 or float64, and with its signs in memory."""
     if tensor.dtype in HALF:
         tensor = tensor.float()
-    if tensor._is_zerotensor():  # type: ignore[no-untyped-call]
+    if tensor._is_zerotensor():
         return torch.zeros(tensor.shape, dtype=tensor.dtype)
     if tensor.is_neg():  # a view such as z.conj().imag
         tensor = tensor.resolve_neg()
