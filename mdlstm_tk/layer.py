@@ -269,17 +269,17 @@ class MDLSTM(nn.Module):
         Raises:
             InputError: x, sizes or initial_state have the wrong type, shape, dtype, device or value.
         """
-        if isinstance(x, torch.fx.Proxy):
-            return self._node(x, sizes=sizes, initial_state=initial_state, return_state=return_state)
+        given: Any = x
+        if isinstance(given, torch.fx.Proxy):
+            return self._node(given, sizes=sizes, initial_state=initial_state, return_state=return_state)
         return self._run(x, sizes, initial_state, return_state, self._sweep)
 
-    def _node(self, x: Any, **options: Any) -> Any:
-        """The layer as one node of the graph that `torch.fx.symbolic_trace` makes, as `torch.nn.LSTM` is."""
-        if x.tracer.root is self:
-            raise InputError(
-                "torch.fx traces the network around an MDLSTM, which is one node, not the layer"
-            )
-        return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), options)
+    def _node(self, x: torch.fx.Proxy, **options: Any) -> Any:
+        """The layer as one node of a graph that `torch.fx.symbolic_trace` makes, as `torch.nn.LSTM` is."""
+        tracer: Any = x.tracer
+        if tracer.root is self:
+            raise InputError("torch.fx makes one node of an MDLSTM; trace the network around it")
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (x,), options)
 
     def _run(
         self,
