@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from inspect import signature
-from itertools import product
+from itertools import chain, product
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk._util import arguments
 from mdlstm_tk._util.masking import Sizes, sizes_of_sweep, valid_mask
+from mdlstm_tk._util.tensor_classes import for_unusual_tensors
 from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk.backends.dispatch import BACKENDS, Backend, Choice, choose
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
@@ -269,18 +270,9 @@ class MDLSTM(nn.Module):
         Raises:
             InputError: x, sizes or initial_state have the wrong type, shape, dtype, device or value.
         """
-        given: Any = x
-        if isinstance(given, torch.fx.Proxy):
-            return self._node(given, sizes=sizes, initial_state=initial_state, return_state=return_state)
         return self._run(x, sizes, initial_state, return_state, self._sweep)
 
-    def _node(self, x: torch.fx.Proxy, **options: Any) -> Any:
-        """The layer as one node of a graph that `torch.fx.symbolic_trace` makes, as `torch.nn.LSTM` is."""
-        tracer: Any = x.tracer
-        if tracer.root is self:
-            raise InputError("torch.fx makes one node of an MDLSTM; trace the network around it")
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), (x,), options)
-
+    @for_unusual_tensors
     def _run(
         self,
         x: Tensor,
@@ -290,23 +282,6 @@ class MDLSTM(nn.Module):
         sweep_layer: SweepLayer,
     ) -> Tensor | tuple[Tensor, State]:
         """`forward` with another function that sweeps one of the stacked layers."""
-        arguments_of_run = x, sizes, initial_state, return_state, sweep_layer
-        if torch.compiler.is_compiling():
-            return self._run_layers(*arguments_of_run)
-        try:
-            return self._run_layers(*arguments_of_run)
-        except Exception as error:
-            arguments.explain(error, (x, sizes, initial_state, list(self.parameters())))
-            raise
-
-    def _run_layers(
-        self,
-        x: Tensor,
-        sizes: Sizes | None,
-        initial_state: Sequence[BoundaryState] | None,
-        return_state: bool,
-        sweep_layer: SweepLayer,
-    ) -> Tensor | tuple[Tensor, State]:
         parameters = self._layer_parameters(0)
         autocast = self._check(x, parameters["weight_ih"])
         has_batch_axis = x.dim() == self.ndim + 2
@@ -326,10 +301,7 @@ class MDLSTM(nn.Module):
             if sizes is not None:
                 window = sizes.new_tensor(self.window)
                 sizes = (sizes + window - 1) // window
-        cell, signs = (
-            get_cell(self.cell),
-            tuple(sign for direction in self.directions for sign in direction),
-        )
+        cell, signs = get_cell(self.cell), tuple(chain.from_iterable(self.directions))
         initial: Sequence[Tensor | None] = [None] * self.num_layers
         final = []
         if return_state or initial_state is not None:
@@ -389,13 +361,13 @@ class MDLSTM(nn.Module):
         Call it once for each layer and pass: where a parameter is parametrized, reading it computes it, and
         some parametrizations change with every computation.
         """
-        return {name: self._parameter(f"{name}_l{k}") for name in PARAMETERS}
 
-    def _parameter(self, name: str) -> Any:
-        """A parameter, or None if the layer has none of that name. What a parametrization raises is no
-        sign of that."""
-        exists = name in self._parameters or name in self.__dict__ or hasattr(type(self), name)
-        return getattr(self, name) if exists else None
+        # `getattr` with a default would take an AttributeError of a parametrization for a no.
+        def exists(key: str) -> bool:
+            return key in self._parameters or key in self.__dict__ or hasattr(type(self), key)
+
+        keys = {name: f"{name}_l{k}" for name in PARAMETERS}
+        return {name: getattr(self, key) if exists(key) else None for name, key in keys.items()}
 
     def _check(self, x: Tensor, weight: Tensor) -> torch.dtype | None:
         """Check that x fits the layer, whose first parameter is `weight`.

@@ -9,7 +9,6 @@ sweep of `mdlstm_tk.backends.torch` runs in plain autograd.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import prod
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, is_in_torch_dispatch_mode
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from mdlstm_tk._util.arguments import check_dtype, choice
 from mdlstm_tk._util.masking import is_readable
@@ -40,7 +39,7 @@ from mdlstm_tk.backends.inputs import (
 from mdlstm_tk.backends.torch import sweep as torch_sweep
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.lowering import cell_of_graph, graph_name
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.flops import register_flops
 
 torch.library.define(
     "mdlstm::wavefront",
@@ -170,29 +169,26 @@ class _Sweep(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         saved = *tensors, results.output, results.gates, results.states
         ctx.save_for_backward(*saved)
-        ctx.kinds = [None if t is None else (t.dtype, t.shape, t.device) for t in saved]
+        ctx.kinds = [None if t is None else (t.shape, t.dtype) for t in saved]
         return results.output, results.final
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None) -> tuple[Any, ...]:
         (template, cell, backend, recompute), saved = ctx.how, ctx.saved_tensors
         for name, tensor, kind in zip(SAVED, saved, ctx.kinds, strict=True):
-            if kind != (now := None if tensor is None else (tensor.dtype, tensor.shape, tensor.device)):
-                raise InputError(
-                    f"{name} was {kind} in the forward pass, and is {now} in the backward pass"
-                )
+            if tensor is not None:
+                check_tensor(name, tensor, *kind)
         *tensors, output, gates, states = saved
-        inputs = template.with_tensors(tensors)
-        needs_grad = ctx.needs_input_grad[3:-1]
+        inputs, needs_grad = template.with_tensors(tensors), ctx.needs_input_grad[3:-1]
+        check_devices(inputs, output=output, gates=gates, states=states)
         if torch.is_grad_enabled() or is_batched(grad) or is_batched(dfinal):
             with torch.enable_grad():
                 return None, None, None, *_differentiable_gradients(inputs, grad, dfinal, needs_grad), None
         if _is_captured(*saved, grad, dfinal):
             shapes = _shapes(inputs, True, recompute)
-            gates, states = (
-                _in_shape(t, output, *shapes[name]) for name, t in (("gates", gates), ("states", states))
-            )
-            named, results = (*inputs[:-1], cell), SweepResults(output, None, gates, states)
+            gates = _in_shape(gates, output, *shapes["gates"])
+            results = SweepResults(output, None, gates, _in_shape(states, output, *shapes["states"]))
+            named = *inputs[:-1], cell
             gradients = _captured_gradients(named, results, grad, dfinal, recompute, backend, needs_grad[0])
         else:
             results = SweepResults(output, None, gates, states)
@@ -401,35 +397,6 @@ def _captured_gradients(
     others = grad, output, gates, states, dfinal, recompute, backend, wants_dx
     gradients = torch.ops.mdlstm.wavefront_backward(*named, *others)
     return dict(zip(DIFFERENTIABLE, gradients, strict=True))
-
-
-def _flops(x: Shape, weight_ih: Shape, weight_hh: Shape | None, *_: Any, **__: Any) -> int:
-    """Operations of the products W x and U_d h_d, from the shapes: 2·N·P·dirs·G·n·(C + D·n)."""
-    return 2 * prod(x[:-1]) * (prod(weight_ih) + (0 if weight_hh is None else prod(weight_hh)))
-
-
-def _backward_flops(x: Shape, weight_ih: Shape, weight_hh: Shape | None, *others: Any, **_: Any) -> int:
-    """Operations of the gradients of W, U_d, h_d and, if wanted, x; and of the gates computed again."""
-    recurrent = 0 if weight_hh is None else prod(weight_hh)
-    recompute: bool = others[-3]
-    wants_dx: bool = others[-1]
-    again = _flops(x, weight_ih, weight_hh) if recompute else 0
-    return 2 * prod(x[:-1]) * ((1 + wants_dx) * prod(weight_ih) + 2 * recurrent) + again
-
-
-def register_flops() -> None:
-    """Let `torch.utils.flop_counter` count matrix products if it is imported; importing it here is slow.
-    A counter has a table of its own, which a layer may come too late for."""
-    counter = None if torch.compiler.is_compiling() else sys.modules.get("torch.utils.flop_counter")
-    if counter is None:
-        return
-    packets = {torch.ops.mdlstm.wavefront: _flops, torch.ops.mdlstm.wavefront_backward: _backward_flops}
-    for packet, flops in packets.items():
-        if packet not in counter.flop_registry:
-            counter.register_flop_formula(packet)(flops)
-        for mode in _get_current_dispatch_mode_stack():
-            if isinstance(active := getattr(mode, "counter", mode), counter.FlopCounterMode):
-                active.flop_registry.setdefault(packet, counter.flop_registry[packet])
 
 
 torch.library.impl("mdlstm::wavefront", "default", _wavefront)

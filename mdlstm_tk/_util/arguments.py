@@ -12,9 +12,8 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
-from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.errors import InputError
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -100,31 +99,6 @@ def check_strided(name: str, tensor: torch.Tensor) -> None:
     if tensor.is_nested or tensor.layout != torch.strided:
         layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
         raise InputError(f"{name} must be a dense tensor, got a {layout} one; convert it with .to_dense()")
-
-
-def explain(error: Exception, values: Any) -> None:
-    """Raise an `InputError` in place of an error of torch about tensors of a class that cannot run.
-
-    Args:
-        error: what torch has raised.
-        values: all tensors of the call, in tuples, lists and `BoundaryState`s. If all are plain, nothing is
-            raised.
-    """
-    if isinstance(error, MDLSTMError):
-        return
-    tensors = [t for t in tree_leaves(values) if isinstance(t, torch.Tensor)]
-    kinds = {type(t).__name__ for t in tensors if is_wrapper(t)}
-    kinds |= {"an inference tensor" for t in tensors if t.is_inference() and not is_wrapper(t)}
-    if kinds:
-        raise InputError(
-            f"MDLSTM cannot run on {', '.join(sorted(kinds))} here ({one_line(str(error))}); "
-            "give plain tensors, such as those of .to_local() or .clone()"
-        ) from error
-
-
-def is_wrapper(tensor: torch.Tensor) -> bool:
-    """Tell whether a tensor's class says itself what operators do with it, and may have no memory."""
-    return type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
 
 
 def check_dtype(dtype: Any, name: str = "dtype") -> None:

@@ -14,14 +14,12 @@ import mmap
 import sys
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mdlstm_tk._util.arguments import is_wrapper
+from mdlstm_tk._util.tensor_classes import is_wrapper
 from mdlstm_tk.errors import InputError
 
 HALF = (torch.float16, torch.bfloat16)
@@ -42,12 +40,7 @@ def plain(tensor: Tensor) -> Tensor:
 def pointer(
     name: str, tensor: Tensor | None, dtype: torch.dtype | None = None, count: int | None = None
 ) -> int:
-    """The address of a tensor, 0 for None and for an empty one.
-
-    Args:
-        name: of the tensor, for the message.
-        tensor: the tensor.
-        dtype, count: what kernels take it for: numbers of that dtype, and how many; None: of its own.
+    """The address of a tensor, which kernels take for that of `count` numbers in `dtype`; 0 for None.
 
     Raises:
         InputError: it is something else. A subclass of Tensor that wraps others has no memory, and a view
@@ -57,12 +50,9 @@ def pointer(
         return 0
     if (
         not is_wrapper(tensor)
-        and tensor.is_cpu
-        and tensor.layout == torch.strided
-        and tensor.is_contiguous()
+        and (tensor.is_cpu and tensor.layout == torch.strided and tensor.is_contiguous())
         and not tensor.is_neg()
-        and dtype in (tensor.dtype, None)
-        and count in (tensor.numel(), None)
+        and (dtype in (tensor.dtype, None) and count in (tensor.numel(), None))
         and (tensor.data_ptr() or not tensor.numel())
     ):
         return tensor.data_ptr()
@@ -99,22 +89,15 @@ def zeros(like: Tensor, shape: Sequence[int]) -> Tensor:
 def copy(tensor: Tensor) -> Tensor:
     """A contiguous copy."""
     copied = tensor.new_empty(tensor.shape)
-    np.copyto(_array(copied), _array(tensor))
+    np.copyto(copied.numpy(), tensor.detach().resolve_neg().numpy())
     return copied
 
 
 def total(parts: Tensor) -> Tensor:
-    """The sum of parts[0], parts[1], …; a single part is returned as it is."""
-    first, *others = parts.unbind()
-    if not others:
-        return first
-    result = first.new_empty(first.shape)  # memory of its own, which keeps no parts alive
-    np.add(_array(first), _array(others[0]), out=_array(result))
-    for other in others[1:]:
-        np.add(_array(result), _array(other), out=_array(result))
+    """The sum of parts[0], parts[1], …, in memory of its own, which keeps no parts alive."""
+    if len(parts) == 1:
+        return parts[0]
+    result, (first, *others) = parts.new_empty(parts.shape[1:]), parts.numpy()
+    for other in others:
+        first = np.add(first, other, out=result.numpy())
     return result
-
-
-def _array(tensor: Tensor) -> npt.NDArray[Any]:
-    """The memory of a tensor for NumPy, which refuses tensors without any."""
-    return tensor.detach().resolve_neg().numpy()
