@@ -305,15 +305,8 @@ class MDLSTM(nn.Module):
         initial: Sequence[Tensor | None] = [None] * self.num_layers
         final = []
         if return_state or initial_state is not None:
-            shape = FaceShape(
-                x=x,
-                sizes=sizes,
-                dirs=len(self.directions),
-                units=self.hidden_size,
-                states=("h", *cell.states),
-                dtype=autocast or x.dtype,
-                has_batch_axis=has_batch_axis,
-            )
+            dirs, units, states = len(self.directions), self.hidden_size, ("h", *cell.states)
+            shape = FaceShape(x, sizes, dirs, units, states, autocast or x.dtype, has_batch_axis)
             initial = initial_states(initial_state, self.num_layers, shape)
         for k in range(self.num_layers):
             if k > 0:

@@ -199,18 +199,14 @@ class _Sweep(torch.autograd.Function):
 
 def is_batched(grad: Tensor | None) -> bool:
     """Tell whether several gradients come together, as `is_grads_batched=True` sends them."""
-    functorch = torch._C._functorch
-    return grad is not None and (
-        functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad)
-    )
+    tests = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
+    return grad is not None and any(is_one(grad) for is_one in tests)
 
 
-def _forward(
-    inputs: SweepInputs, backend: str, save: bool = False, recompute: bool = False
-) -> SweepResults:
-    """Run the backend."""
+def _forward(inputs: SweepInputs, backend: str, *options: bool) -> SweepResults:
+    """Run the backend; the options are `save` and `recompute`."""
     with _without_autocast(inputs.x):
-        return engine(backend, inputs.x.device, inputs.x.dtype).forward(inputs, save, recompute)
+        return engine(backend, inputs.x.device, inputs.x.dtype).forward(inputs, *options)
 
 
 def _backward(
@@ -359,7 +355,7 @@ def _wavefront_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _save_for_backward(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
     ctx.template = SweepInputs(*inputs[:FIELDS]).without_tensors()
-    ctx.saved, ctx.recompute, ctx.backend = inputs[FIELDS:]
+    ctx.saved, *ctx.options = inputs[FIELDS:]
     ctx.set_materialize_grads(False)  # zeros in place of the gates' gradient would be as large as the gates
     h, _, gates, states = output
     ctx.save_for_backward(*inputs[: len(TENSORS)], h, gates, states)
@@ -371,11 +367,10 @@ def _operator_backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None, *_:
     no_gradients = (None,) * (FIELDS - len(DIFFERENTIABLE) + 3)  # of the other arguments
     if torch.is_grad_enabled():
         return *_differentiable_gradients(_with_cell(named), grad, dfinal, needs_grad), *no_gradients
-    options = ctx.recompute, ctx.backend
     if not ctx.saved:  # the graph was captured where no gradient was wanted
-        output, _, gates, states = torch.ops.mdlstm.wavefront(*named, True, *options)
+        output, _, gates, states = torch.ops.mdlstm.wavefront(*named, True, *ctx.options)
     results = SweepResults(output, None, gates, states)
-    gradients = _captured_gradients(named, results, grad, dfinal, *options, needs_grad[0])
+    gradients = _captured_gradients(named, results, grad, dfinal, *ctx.options, needs_grad[0])
     pairs = zip(DIFFERENTIABLE, needs_grad, strict=True)
     return *(gradients[name] if needs else None for name, needs in pairs), *no_gradients
 
