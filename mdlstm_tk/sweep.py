@@ -189,7 +189,7 @@ class _Sweep(torch.autograd.Function):
             gates = _in_shape(gates, output, *shapes["gates"])
             results = SweepResults(output, None, gates, _in_shape(states, output, *shapes["states"]))
             named = *inputs[:-1], cell
-            gradients = _captured_gradients(named, results, grad, dfinal, recompute, backend, needs_grad[0])
+            gradients = _captured_gradients(named, results, grad, dfinal, needs_grad[0], recompute, backend)
         else:
             results = SweepResults(output, None, gates, states)
             gradients = _backward(inputs, results, grad, dfinal, backend, needs_grad[0])
@@ -370,7 +370,7 @@ def _operator_backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None, *_:
     if not ctx.saved:  # the graph was captured where no gradient was wanted
         output, _, gates, states = torch.ops.mdlstm.wavefront(*named, True, *ctx.options)
     results = SweepResults(output, None, gates, states)
-    gradients = _captured_gradients(named, results, grad, dfinal, *ctx.options, needs_grad[0])
+    gradients = _captured_gradients(named, results, grad, dfinal, needs_grad[0], *ctx.options)
     pairs = zip(DIFFERENTIABLE, needs_grad, strict=True)
     return *(gradients[name] if needs else None for name, needs in pairs), *no_gradients
 
@@ -380,16 +380,15 @@ def _captured_gradients(
     results: SweepResults,
     grad: Tensor | None,
     dfinal: Tensor | None,
-    recompute: bool,
-    backend: str,
     wants_dx: bool,
+    *options: Any,
 ) -> Gradients:
-    """`_backward` as one node of a graph, with results in the shapes of `_shapes`; gradients that are not
-    there are empty."""
+    """`_backward` as one node of a graph: `results` have the shapes of `_shapes`, and the options are
+    `recompute` and `backend`."""
     output, _, gates, states = results
     grad = torch.zeros_like(output) if grad is None else grad
     dfinal = None if named[DIFFERENTIABLE.index("initial")] is None else dfinal
-    others = grad, output, gates, states, dfinal, recompute, backend, wants_dx
+    others = grad, output, gates, states, dfinal, *options, wants_dx
     gradients = torch.ops.mdlstm.wavefront_backward(*named, *others)
     return dict(zip(DIFFERENTIABLE, gradients, strict=True))
 
