@@ -89,7 +89,7 @@ def sweep(
         output, final, _, _ = torch.ops.mdlstm.wavefront(*_named(inputs), save, recompute, backend)
         return output, None if inputs.initial is None else final
     if not save:
-        results = _forward(inputs, backend)
+        results = _forward(inputs, backend, False, False)
         return results.output, results.final
     how, tensors = (inputs.without_tensors(), backend, recompute), (*inputs.tensors, inputs.sizes)
     output, final = _Sweep.apply(*how, *tensors)  # type: ignore[no-untyped-call]
@@ -180,7 +180,6 @@ class _Sweep(torch.autograd.Function):
                 check_tensor(name, tensor, *kind)
         *tensors, output, gates, states = saved
         inputs, needs_grad = template.with_tensors(tensors), ctx.needs_input_grad[3:-1]
-        check_devices(inputs, output=output, gates=gates, states=states)
         if torch.is_grad_enabled() or is_batched(grad) or is_batched(dfinal):
             with torch.enable_grad():
                 return None, None, None, *_differentiable_gradients(inputs, grad, dfinal, needs_grad), None

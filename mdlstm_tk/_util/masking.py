@@ -75,7 +75,9 @@ def _as_int64(sizes: Sizes, x: Tensor, has_batch_axis: bool) -> Tensor:
             message = f"sizes must be integers of shape {meaning}, got {one_line(sizes)}"
             raise InputError(message) from None
     check_strided("sizes", sizes)
-    if not is_wrapper(sizes):  # a subclass with memory has values like any tensor
+    if type(sizes) is not Tensor and not is_wrapper(
+        sizes
+    ):  # a subclass with memory has values like any tensor
         sizes = sizes.as_subclass(Tensor)
     is_integer = not (sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool)
     if tuple(sizes.shape) != shape or not is_integer:

@@ -49,13 +49,14 @@ def pointer(
     if tensor is None:
         return 0
     if (
-        not is_wrapper(tensor)
+        (type(tensor) is Tensor or not is_wrapper(tensor))
         and (tensor.is_cpu and tensor.layout == torch.strided and tensor.is_contiguous())
         and not tensor.is_neg()
-        and (dtype in (tensor.dtype, None) and count in (tensor.numel(), None))
-        and (tensor.data_ptr() or not tensor.numel())
+        and (dtype is None or tensor.dtype == dtype)
+        and (count is None or tensor.numel() == count)
+        and ((address := tensor.data_ptr()) or not tensor.numel())
     ):
-        return tensor.data_ptr()
+        return address
     raise InputError(
         f"{name} must be a plain tensor on the CPU of {count} numbers in {dtype}, got "
         f"{type(tensor).__name__} of shape {tuple(tensor.shape)} in {tensor.dtype} on {tensor.device}"

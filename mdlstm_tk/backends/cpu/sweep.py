@@ -9,6 +9,8 @@ a new cell waits for the compiler. Everything that depends only on shapes is loo
 
 from __future__ import annotations
 
+from operator import is_
+
 import torch
 from torch import Tensor
 
@@ -134,4 +136,5 @@ def _pack(plan: Plan, inputs: SweepInputs, transposed: bool = False) -> Tensor:
 
 def _converted(inputs: SweepInputs) -> SweepInputs:
     """The inputs as the kernels read them."""
-    return inputs.with_tensors([None if t is None else memory.plain(t) for t in inputs.tensors])
+    tensors = [None if t is None else memory.plain(t) for t in inputs.tensors]
+    return inputs if all(map(is_, tensors, inputs.tensors)) else inputs.with_tensors(tensors)
