@@ -21,14 +21,14 @@ from onnxscript import values
 from torch import Tensor, nn
 
 from mdlstm_tk import sweep as _registers_the_operator  # noqa: F401
-from mdlstm_tk.backends.inputs import SweepInputs
+from mdlstm_tk.backends.inputs import TENSORS, SweepInputs
+from mdlstm_tk.cells.lowering import cell_of_graph
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export.interface import Interface, first_line
 
 DOMAIN = "mdlstm"
 OPSET = 18  # has LayerNormalization (from 17 on); ONNX Runtime 1.20, the oldest supported, reads up to 21
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
-TENSORS = SweepInputs._fields[: SweepInputs._fields.index("signs")]  # the inputs of a node
 EXPORT_LOCK = threading.RLock()
 EXTENT_NAMES = {1: ["length"], 2: ["height", "width"], 3: ["depth", "height", "width"]}
 
@@ -119,7 +119,8 @@ def _translate(*arguments: Any) -> Any:
     """Translate a call of the wavefront operator into one node."""
     inputs = SweepInputs(*arguments[: len(SweepInputs._fields)])
     grid = [extent if isinstance(extent, int) else -1 for extent in inputs.x.shape[1:-1]]
-    attributes = {"directions": list(inputs.signs), "grid": grid, "cell": inputs.cell}
+    cell = cell_of_graph(arguments[len(TENSORS) + 1], len(grid), inputs.present)
+    attributes = {"directions": list(inputs.signs), "grid": grid, "cell": cell.name}
     y, final = values.Opset(DOMAIN, 1).Wavefront(*inputs[: len(TENSORS)], **attributes)
     unused = op.Constant(value_floats=[0.0])  # the last two are for the backward pass only
     return y, unused if inputs.initial is None else final, unused, unused

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from inspect import signature
-from itertools import product
+from itertools import chain, product
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk._util import arguments
 from mdlstm_tk._util.masking import Sizes, sizes_of_sweep, valid_mask
+from mdlstm_tk._util.tensor_classes import for_unusual_tensors
 from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk.backends.dispatch import BACKENDS, Backend, Choice, choose
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
@@ -20,7 +21,7 @@ from mdlstm_tk.cells import check_cell, get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.states import BoundaryState, FaceShape, State, initial_states, to_boundary_state
-from mdlstm_tk.sweep import autocast_dtype, register_flops, sweep
+from mdlstm_tk.sweep import autocast_dtype, sweep
 from mdlstm_tk.wavefront import Direction, check_positions, resolve_directions
 
 PARAMETERS = ("weight_ih", "weight_hh", "bias", *CELL_PARAMETERS)
@@ -137,10 +138,7 @@ class MDLSTM(nn.Module):
             )
         if layer_norm and not bias:
             raise InputError("layer_norm=True needs bias=True: without it an all-zero grid has no scale")
-        self._signs = tuple(sign for direction in self.directions for sign in direction)
-        self._has_window = prod(extents) > 1
 
-        register_flops()
         dirs, gates = len(self.directions), len(definition.gates(ndim))
         features = self.input_size * prod(extents)
         for k in range(self.num_layers):
@@ -229,19 +227,19 @@ class MDLSTM(nn.Module):
             training: also compile the backward pass.
             states: also compile what calls with initial or final states need.
         """
-        parameters = [parameter for parameter in self.parameters() if training and parameter.requires_grad]
         factory: Any = {"dtype": self.weight_ih_l0.dtype, "device": self.weight_ih_l0.device}
         grid = [2 * extent for extent in self.window]
         shape = (*grid, self.input_size) if self.channels_last else (self.input_size, *grid)
         devices = [factory["device"]] if factory["device"].type == "cuda" else []
-        x = torch.zeros(1, *shape, **factory)
+        # With the gradient of x, since a layer with frozen parameters passes it on.
+        x = torch.zeros(1, *shape, requires_grad=training, **factory)
         # Triton compiles anew if there are states, and if forward saves something for backward.
-        for return_state, with_grad in product({False, states}, {False, bool(parameters)}):
+        for return_state, with_grad in product({False, states}, {False, training}):
             with torch.random.fork_rng(devices), torch.set_grad_enabled(with_grad):
                 results = self.forward(x, return_state=return_state)
                 y = results[0] if isinstance(results, tuple) else results
                 if with_grad:
-                    torch.autograd.grad(y.sum(), parameters)
+                    torch.autograd.grad(y.sum(), x)
 
     def forward(
         self,
@@ -274,6 +272,7 @@ class MDLSTM(nn.Module):
         """
         return self._run(x, sizes, initial_state, return_state, self._sweep)
 
+    @for_unusual_tensors
     def _run(
         self,
         x: Tensor,
@@ -297,23 +296,17 @@ class MDLSTM(nn.Module):
         if sizes is not None:
             valid = valid_mask(x.shape[1:-1], sizes.to(x.device, non_blocking=True))
             x = torch.where(valid[..., None], x, 0)
-        if self._has_window:
+        if prod(self.window) > 1:
             x = space_to_depth(x, self.window)
             if sizes is not None:
                 window = sizes.new_tensor(self.window)
                 sizes = (sizes + window - 1) // window
+        cell, signs = get_cell(self.cell), tuple(chain.from_iterable(self.directions))
         initial: Sequence[Tensor | None] = [None] * self.num_layers
         final = []
         if return_state or initial_state is not None:
-            shape = FaceShape(
-                x=x,
-                sizes=sizes,
-                dirs=len(self.directions),
-                units=self.hidden_size,
-                states=("h", *get_cell(self.cell).states),
-                dtype=autocast or x.dtype,
-                has_batch_axis=has_batch_axis,
-            )
+            dirs, units, states = len(self.directions), self.hidden_size, ("h", *cell.states)
+            shape = FaceShape(x, sizes, dirs, units, states, autocast or x.dtype, has_batch_axis)
             initial = initial_states(initial_state, self.num_layers, shape)
         for k in range(self.num_layers):
             if k > 0:
@@ -322,7 +315,7 @@ class MDLSTM(nn.Module):
             if autocast is not None:
                 x = x.to(autocast)
                 parameters = {name: t if t is None else t.to(autocast) for name, t in parameters.items()}
-            others: Any = {"initial": initial[k], "sizes": sizes, "signs": self._signs, "cell": self.cell}
+            others: Any = {"initial": initial[k], "sizes": sizes, "signs": signs, "cell": cell}
             x, leaving = sweep_layer(SweepInputs(x=x, **parameters, **others))
             if return_state and leaving is not None:
                 final.append(to_boundary_state(leaving, shape))
@@ -361,7 +354,13 @@ class MDLSTM(nn.Module):
         Call it once for each layer and pass: where a parameter is parametrized, reading it computes it, and
         some parametrizations change with every computation.
         """
-        return {name: getattr(self, f"{name}_l{k}", None) for name in PARAMETERS}
+
+        # `getattr` with a default would take an AttributeError of a parametrization for a no.
+        def exists(key: str) -> bool:
+            return key in self._parameters or key in self.__dict__ or hasattr(type(self), key)
+
+        keys = {name: f"{name}_l{k}" for name in PARAMETERS}
+        return {name: getattr(self, key) if exists(key) else None for name, key in keys.items()}
 
     def _check(self, x: Tensor, weight: Tensor) -> torch.dtype | None:
         """Check that x fits the layer, whose first parameter is `weight`.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from mdlstm_tk._util.arguments import one_line
+from mdlstm_tk._util.arguments import check_strided, one_line
 from mdlstm_tk.backends.boundary import face_extents, line_counts, split_faces, valid_lines
 from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.errors import InputError
@@ -190,6 +190,7 @@ def _check(name: str, face: Any, d: int, shape: FaceShape) -> None:
     """Check the face of axis d."""
     if not isinstance(face, Tensor):
         raise InputError(f"{name} must be a tensor or None, got {_describe(face)}")
+    check_strided(name, face)
     batch = list(shape.x.shape[:1]) if shape.has_batch_axis else []
     expected = (*batch, *face_extents(shape.grid, d), shape.dirs, shape.units)
     if tuple(face.shape) != expected:

@@ -9,7 +9,6 @@ sweep of `mdlstm_tk.backends.torch` runs in plain autograd.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import prod
@@ -23,11 +22,11 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from mdlstm_tk._util.arguments import check_dtype, choice
 from mdlstm_tk._util.masking import is_readable
 from mdlstm_tk.backends import reference
-from mdlstm_tk.backends.dispatch import OPERATOR_BACKENDS, engine, has_failed_late, report_failure
+from mdlstm_tk.backends.dispatch import OPERATOR_BACKENDS, engine
 from mdlstm_tk.backends.inputs import (
     DIFFERENTIABLE,
     SCHEMA,
-    Engine,
+    TENSORS,
     Gradients,
     SweepInputs,
     SweepResults,
@@ -37,8 +36,10 @@ from mdlstm_tk.backends.inputs import (
     check_tensor,
     state_dtype,
 )
-from mdlstm_tk.backends.specialize import KernelError
 from mdlstm_tk.backends.torch import sweep as torch_sweep
+from mdlstm_tk.cells import get_cell
+from mdlstm_tk.cells.lowering import cell_of_graph, graph_name
+from mdlstm_tk.flops import register_flops
 
 torch.library.define(
     "mdlstm::wavefront",
@@ -50,6 +51,7 @@ torch.library.define(
     f"str backend, bool wants_dx) -> ({', '.join(['Tensor'] * len(DIFFERENTIABLE))})",
 )
 FIELDS = len(SweepInputs._fields)
+SAVED = (*TENSORS, "output", "gates", "states")  # for backward
 Shape = Sequence[int]
 
 
@@ -72,20 +74,25 @@ def sweep(
     Raises:
         InputError: the inputs do not fit each other, or the backend cannot run them.
     """
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    if not traced:
+        check_inputs(inputs)
     if backend == "reference":
-        return reference.forward(inputs)
+        with _without_autocast(inputs.x):
+            return reference.forward(inputs)
     if needs_plain_autograd():
         return _in_plain_autograd(inputs)
     save = wants_gradients(inputs.tensors)
-    if _is_captured(inputs.x):
+    if _is_captured(*inputs.tensors, inputs.sizes):
+        register_flops()
         save = save and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        output, final, _, _ = torch.ops.mdlstm.wavefront(*inputs, save, recompute, backend)
+        output, final, _, _ = torch.ops.mdlstm.wavefront(*_named(inputs), save, recompute, backend)
         return output, None if inputs.initial is None else final
-    check_inputs(inputs)
     if not save:
-        results, _ = _forward(inputs, backend)
+        results = _forward(inputs, backend, False, False)
         return results.output, results.final
-    output, final = _Sweep.apply(inputs, backend, recompute, *inputs.tensors)  # type: ignore[no-untyped-call]
+    how, tensors = (inputs.without_tensors(), backend, recompute), (*inputs.tensors, inputs.sizes)
+    output, final = _Sweep.apply(*how, *tensors)  # type: ignore[no-untyped-call]
     return output, final
 
 
@@ -99,15 +106,26 @@ def wants_gradients(tensors: Sequence[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _is_captured(x: Tensor) -> bool:
+def _is_captured(*tensors: Tensor | None) -> bool:
     """Tell whether a sweep must appear as one node, to whatever captures or observes operators."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        or type(x) not in (Tensor, nn.Parameter)
-        or x.is_meta
+        or any(t is not None and (type(t) not in (Tensor, nn.Parameter) or t.is_meta) for t in tensors)
         or is_in_torch_dispatch_mode()
     )
+
+
+def _named(inputs: SweepInputs) -> tuple[Any, ...]:
+    """The arguments of an operator, which takes no cell, but its `graph_name`."""
+    if torch.compiler.is_dynamo_compiling():  # which cannot follow how a name is made
+        return (*inputs[:-1], _name_of_registered(inputs.cell.name, inputs.ndim, inputs.present))
+    return (*inputs[:-1], graph_name(inputs.cell, inputs.ndim, inputs.present))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _name_of_registered(cell: str, ndim: int, present: tuple[str, ...]) -> str:
+    return graph_name(get_cell(cell), ndim, present)
 
 
 def _in_plain_autograd(inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
@@ -143,53 +161,51 @@ class _Sweep(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: SweepInputs, backend: str, recompute: bool, *tensors: Tensor | None
+        ctx: Any, template: SweepInputs, backend: str, recompute: bool, *tensors: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        results, ctx.engine = _forward(inputs, backend, True, recompute)
-        ctx.template = inputs.without_tensors()
+        inputs = template.with_tensors(tensors)
+        results = _forward(inputs, backend, True, recompute)
+        ctx.how = template, graph_name(inputs.cell, inputs.ndim, inputs.present), backend, recompute
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, results.output, results.gates, results.states)
+        saved = *tensors, results.output, results.gates, results.states
+        ctx.save_for_backward(*saved)
+        ctx.kinds = [None if t is None else (t.shape, t.dtype) for t in saved]
         return results.output, results.final
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None) -> tuple[Any, ...]:
-        *tensors, output, gates, states = ctx.saved_tensors
-        inputs = ctx.template.with_tensors(tensors)
-        needs_grad = ctx.needs_input_grad[3:]
+        (template, cell, backend, recompute), saved = ctx.how, ctx.saved_tensors
+        for name, tensor, kind in zip(SAVED, saved, ctx.kinds, strict=True):
+            if tensor is not None:
+                check_tensor(name, tensor, *kind)
+        *tensors, output, gates, states = saved
+        inputs, needs_grad = template.with_tensors(tensors), ctx.needs_input_grad[3:-1]
         if torch.is_grad_enabled() or is_batched(grad) or is_batched(dfinal):
             with torch.enable_grad():
-                return None, None, None, *_differentiable_gradients(inputs, grad, dfinal, needs_grad)
-        results = SweepResults(output, None, gates, states)
-        gradients = _backward(inputs, results, grad, dfinal, ctx.engine, needs_grad[0])
+                return None, None, None, *_differentiable_gradients(inputs, grad, dfinal, needs_grad), None
+        if _is_captured(*saved, grad, dfinal):
+            shapes = _shapes(inputs, True, recompute)
+            gates = _in_shape(gates, output, *shapes["gates"])
+            results = SweepResults(output, None, gates, _in_shape(states, output, *shapes["states"]))
+            named = *inputs[:-1], cell
+            gradients = _captured_gradients(named, results, grad, dfinal, needs_grad[0], recompute, backend)
+        else:
+            results = SweepResults(output, None, gates, states)
+            gradients = _backward(inputs, results, grad, dfinal, backend, needs_grad[0])
         pairs = zip(DIFFERENTIABLE, needs_grad, strict=True)
-        return None, None, None, *(gradients.get(name) if needs else None for name, needs in pairs)
+        return None, None, None, *(gradients.get(name) if needs else None for name, needs in pairs), None
 
 
 def is_batched(grad: Tensor | None) -> bool:
     """Tell whether several gradients come together, as `is_grads_batched=True` sends them."""
-    functorch = torch._C._functorch
-    return grad is not None and (
-        functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad)
-    )
+    tests = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
+    return grad is not None and any(is_one(grad) for is_one in tests)
 
 
-def _forward(
-    inputs: SweepInputs, backend: str, save: bool = False, recompute: bool = False
-) -> tuple[SweepResults, Engine]:
-    """Run the backend, or another one if its kernels cannot be compiled.
-
-    Returns:
-        The results, and the backend that ran.
-    """
-    x = inputs.x
-    with _without_autocast(x):
-        run = engine(backend, x.device, x.dtype)
-        try:
-            return run.forward(inputs, save, recompute), run
-        except KernelError as error:
-            report_failure(x.device, error)
-            run = engine(backend, x.device, x.dtype)
-            return run.forward(inputs, save, recompute), run
+def _forward(inputs: SweepInputs, backend: str, *options: bool) -> SweepResults:
+    """Run the backend; the options are `save` and `recompute`."""
+    with _without_autocast(inputs.x):
+        return engine(backend, inputs.x.device, inputs.x.dtype).forward(inputs, *options)
 
 
 def _backward(
@@ -197,27 +213,22 @@ def _backward(
     results: SweepResults,
     grad: Tensor | None,
     dfinal: Tensor | None,
-    run: Engine | None,
+    backend: str,
     wants_dx: bool,
 ) -> Gradients:
-    """The gradients.
-
-    Args:
-        inputs, results, grad, dfinal, wants_dx: as for `Engine.backward`; a gradient that is None is zeros.
-        run: the backend that ran forward. If it is None, or its kernel does not compile, `results` is of no
-            use, and plain torch runs forward once more.
-    """
-    grad = torch.zeros_like(results.output) if grad is None else grad.contiguous()
-    if inputs.initial is not None:
-        dfinal = torch.zeros_like(inputs.initial) if dfinal is None else dfinal.contiguous()
+    """The gradients; the arguments are those of `Engine.backward`, but a gradient that is None is zeros."""
+    grad = _dense(grad, results.output)
+    dfinal = None if inputs.initial is None else _dense(dfinal, inputs.initial)
     with _without_autocast(inputs.x):
-        if run is not None:
-            try:
-                return run.backward(inputs, results, grad, dfinal, wants_dx)
-            except KernelError as error:
-                report_failure(inputs.x.device, error)
-        results = torch_sweep.forward(inputs, True, results.gates is None)
-        return torch_sweep.backward(inputs, results, grad, dfinal, wants_dx)
+        run = engine(backend, inputs.x.device, inputs.x.dtype)
+        return run.backward(inputs, results, grad, dfinal, wants_dx)
+
+
+def _dense(grad: Tensor | None, like: Tensor) -> Tensor:
+    """A gradient, contiguous."""
+    if grad is None:
+        return torch.zeros_like(like)
+    return (grad if grad.layout == torch.strided else grad.to_dense()).contiguous()
 
 
 def _differentiable_gradients(
@@ -245,11 +256,19 @@ def _differentiable_gradients(
 def _unpack(arguments: Sequence[Any]) -> SweepInputs:
     """The inputs, which an operator gets as its first arguments. A captured graph may give it `sizes` on a
     GPU; they are read here, once."""
-    inputs = SweepInputs(*arguments[:FIELDS])
+    inputs = _with_cell(arguments)
     sizes = inputs.sizes
     if sizes is not None and is_readable(sizes):
         sizes = sizes.cpu()
-    return inputs._replace(sizes=sizes, signs=tuple(inputs.signs))
+    return inputs._replace(sizes=sizes)
+
+
+def _with_cell(arguments: Sequence[Any]) -> SweepInputs:
+    """The reverse of `_named`, for the first arguments of an operator, which gets signs as a list."""
+    inputs = SweepInputs(*arguments[:FIELDS])
+    name: Any = inputs.cell
+    cell = cell_of_graph(name, inputs.ndim, inputs.present)
+    return inputs._replace(signs=tuple(inputs.signs), cell=cell)
 
 
 def _wavefront(*arguments: Any) -> tuple[Tensor, ...]:
@@ -261,7 +280,7 @@ def _wavefront(*arguments: Any) -> tuple[Tensor, ...]:
     """
     inputs, (save, recompute, backend) = _unpack(arguments), arguments[FIELDS:]
     check_inputs(inputs)
-    results, _ = _forward(inputs, backend, save, recompute)
+    results = _forward(inputs, backend, save, recompute)
     shapes = _shapes(inputs, save, recompute).values()
     return tuple(_in_shape(t, inputs.x, *shape) for t, shape in zip(results, shapes, strict=True))
 
@@ -292,7 +311,7 @@ def _shapes(inputs: SweepInputs, save: bool, recompute: bool) -> dict[str, tuple
 
 def _wavefront_fake(*arguments: Any) -> tuple[Tensor, ...]:
     """Tensors of the shapes and dtypes of the operator's results."""
-    inputs, (save, recompute, backend) = SweepInputs(*arguments[:FIELDS]), arguments[FIELDS:]
+    inputs, (save, recompute, backend) = _with_cell(arguments), arguments[FIELDS:]
     _check_captured(inputs, backend)
     shapes = _shapes(inputs, save, recompute).values()
     return tuple(inputs.x.new_empty(shape, dtype=dtype) for shape, dtype in shapes)
@@ -308,7 +327,7 @@ def _check_captured(inputs: SweepInputs, backend: str, **others: Tensor | None) 
 def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
     """The gradients in the order of `DIFFERENTIABLE`; empty where an input is None, and for x unless
     `wants_dx`."""
-    inputs, x = _unpack(arguments), arguments[0]
+    inputs = _unpack(arguments)
     grad, output, gates, states, dfinal, recompute, backend, wants_dx = arguments[FIELDS:]
     check_inputs(inputs)
     others = {"grad": grad, "output": output, "states": states, "gates": gates, "dfinal": dfinal}
@@ -319,15 +338,13 @@ def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
         if tensor is not None:
             check_tensor(name, tensor, *shapes[name])
     results = SweepResults(output, None, None if recompute else gates, states)
-    # After a failure, kernels may have written what another backend would read.
-    run = None if has_failed_late(x.device) else engine(backend, x.device, x.dtype)
-    gradients = _backward(inputs, results, grad, dfinal, run, wants_dx)
+    gradients = _backward(inputs, results, grad, dfinal, backend, wants_dx)
     in_order = (gradients.get(name) for name in DIFFERENTIABLE)
     return tuple(grad.new_empty(0) if g is None else g.contiguous() for g in in_order)
 
 
 def _wavefront_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    inputs = SweepInputs(*arguments[:FIELDS])
+    inputs = _with_cell(arguments)
     grad, output, gates, states, dfinal, _, backend, wants_dx = arguments[FIELDS:]
     others = {"grad": grad, "output": output, "gates": gates, "states": states, "dfinal": dfinal}
     _check_captured(inputs, backend, **others)
@@ -336,52 +353,43 @@ def _wavefront_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _save_for_backward(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
-    template = SweepInputs(*inputs[:FIELDS]).without_tensors()
-    ctx.template = template._replace(sizes=None, signs=tuple(template.signs))  # an operator gets a list
-    ctx.saved, ctx.recompute, ctx.backend = inputs[FIELDS:]
+    ctx.template = SweepInputs(*inputs[:FIELDS]).without_tensors()
+    ctx.saved, *ctx.options = inputs[FIELDS:]
     ctx.set_materialize_grads(False)  # zeros in place of the gates' gradient would be as large as the gates
     h, _, gates, states = output
-    ctx.save_for_backward(*inputs[: len(DIFFERENTIABLE) + 1], h, gates, states)
+    ctx.save_for_backward(*inputs[: len(TENSORS)], h, gates, states)
 
 
 def _operator_backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None, *_: Any) -> Any:
-    count = len(DIFFERENTIABLE)
-    *tensors, sizes, output, gates, states = ctx.saved_tensors
-    inputs = ctx.template.with_tensors(tensors)._replace(sizes=sizes)
-    needs_grad = ctx.needs_input_grad[:count]
-    no_gradients = (None,) * (FIELDS - count + 3)  # of the other arguments
+    *tensors, output, gates, states = ctx.saved_tensors
+    named, needs_grad = ctx.template.with_tensors(tensors), ctx.needs_input_grad[: len(DIFFERENTIABLE)]
+    no_gradients = (None,) * (FIELDS - len(DIFFERENTIABLE) + 3)  # of the other arguments
     if torch.is_grad_enabled():
-        return *_differentiable_gradients(inputs, grad, dfinal, needs_grad), *no_gradients
+        return *_differentiable_gradients(_with_cell(named), grad, dfinal, needs_grad), *no_gradients
     if not ctx.saved:  # the graph was captured where no gradient was wanted
-        output, _, gates, states = torch.ops.mdlstm.wavefront(*inputs, True, ctx.recompute, ctx.backend)
+        output, _, gates, states = torch.ops.mdlstm.wavefront(*named, True, *ctx.options)
+    results = SweepResults(output, None, gates, states)
+    gradients = _captured_gradients(named, results, grad, dfinal, needs_grad[0], *ctx.options)
+    pairs = zip(DIFFERENTIABLE, needs_grad, strict=True)
+    return *(gradients[name] if needs else None for name, needs in pairs), *no_gradients
+
+
+def _captured_gradients(
+    named: Sequence[Any],
+    results: SweepResults,
+    grad: Tensor | None,
+    dfinal: Tensor | None,
+    wants_dx: bool,
+    *options: Any,
+) -> Gradients:
+    """`_backward` as one node of a graph: `results` have the shapes of `_shapes`, and the options are
+    `recompute` and `backend`."""
+    output, _, gates, states = results
     grad = torch.zeros_like(output) if grad is None else grad
-    dfinal = None if inputs.initial is None else dfinal
-    others = grad, output, gates, states, dfinal, ctx.recompute, ctx.backend, needs_grad[0]
-    gradients = torch.ops.mdlstm.wavefront_backward(*inputs, *others)
-    pairs = zip(gradients, needs_grad, strict=True)
-    return *(gradient if needs else None for gradient, needs in pairs), *no_gradients
-
-
-def _flops(x: Shape, weight_ih: Shape, weight_hh: Shape | None, *_: Any, **__: Any) -> int:
-    """Operations of the products W x and U_d h_d, from the shapes: 2·N·P·dirs·G·n·(C + D·n)."""
-    return 2 * prod(x[:-1]) * (prod(weight_ih) + (0 if weight_hh is None else prod(weight_hh)))
-
-
-def _backward_flops(x: Shape, weight_ih: Shape, weight_hh: Shape | None, *others: Any, **_: Any) -> int:
-    """Operations of the gradients of W, U_d, h_d and, if wanted, x; and of the gates computed again."""
-    recurrent = 0 if weight_hh is None else prod(weight_hh)
-    recompute: bool = others[-3]
-    wants_dx: bool = others[-1]
-    again = _flops(x, weight_ih, weight_hh) if recompute else 0
-    return 2 * prod(x[:-1]) * ((1 + wants_dx) * prod(weight_ih) + 2 * recurrent) + again
-
-
-def register_flops() -> None:
-    """Let `torch.utils.flop_counter` count matrix products if it is imported; importing it here is slow."""
-    counter = sys.modules.get("torch.utils.flop_counter")
-    if counter is not None and torch.ops.mdlstm.wavefront not in counter.flop_registry:
-        counter.register_flop_formula(torch.ops.mdlstm.wavefront)(_flops)
-        counter.register_flop_formula(torch.ops.mdlstm.wavefront_backward)(_backward_flops)
+    dfinal = None if named[DIFFERENTIABLE.index("initial")] is None else dfinal
+    others = grad, output, gates, states, dfinal, *options, wants_dx
+    gradients = torch.ops.mdlstm.wavefront_backward(*named, *others)
+    return dict(zip(DIFFERENTIABLE, gradients, strict=True))
 
 
 torch.library.impl("mdlstm::wavefront", "default", _wavefront)

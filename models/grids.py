@@ -155,8 +155,9 @@ class _TorchRowLSTM(nn.Module):
             for w_ih, w_hh, b_ih, b_hh in self.lstm.all_weights:
                 bias = (b_ih + b_hh)[None]
                 nothing: Any = dict.fromkeys((*CELL_PARAMETERS, "initial", "sizes"))
-                weights = {"weight_ih": w_ih[None], "weight_hh": w_hh[None, None], "bias": bias}
-                y, _ = sweep(SweepInputs(x=sequence, **weights, **nothing, signs=(1,), cell="graves"))
+                weights: Any = {"weight_ih": w_ih[None], "weight_hh": w_hh[None, None], "bias": bias}
+                weights |= {"signs": (1,), "cell": get_cell("graves")}
+                y, _ = sweep(SweepInputs(x=sequence, **weights, **nothing))
                 sequence = y.flatten(-2)
             return sequence
         result: Tensor = self.lstm(sequence)[0]

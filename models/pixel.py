@@ -114,7 +114,12 @@ class _LayerStates:
         states = 1 + len(get_cell(layer.cell).states)
         right_states = weight_ih.new_zeros(n, width + 1, 1, states, self.units)  # above, and to the right
         self.from_right = SweepInputs(
-            x=self.x, **tensors, initial=right_states, sizes=None, signs=DOWNWARD[1], cell=layer.cell
+            x=self.x,
+            **tensors,
+            initial=right_states,
+            sizes=None,
+            signs=DOWNWARD[1],
+            cell=get_cell(layer.cell),
         )
         present = self.from_right.present
         self.kernel = Kernel(lower("forward", get_cell(layer.cell), 2, present).stores[:states])

@@ -9,9 +9,10 @@ from dataclasses import replace
 import onnx
 from onnx import helper, numpy_helper
 
+from mdlstm_tk.backends.inputs import TENSORS
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.export.capture import DOMAIN, IR_VERSION, TENSORS
+from mdlstm_tk.export.capture import DOMAIN, IR_VERSION
 from mdlstm_tk.export.lowering.graph import Graph, Value, rename
 from mdlstm_tk.export.lowering.scan import write_scan
 from mdlstm_tk.export.lowering.step import Sweep, direction_label

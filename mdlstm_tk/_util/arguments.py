@@ -77,6 +77,7 @@ def check_input(x: Any, ndim: int, input_size: int, channels_last: bool) -> None
         raise InputError(
             f"x must be a torch.Tensor, got {type(x).__name__}; convert it with torch.as_tensor(x)"
         )
+    check_strided("x", x)
     feature_axis, other_axis = (-1, -1 - ndim) if channels_last else (-1 - ndim, -1)
     if x.dim() in (ndim + 1, ndim + 2) and x.shape[feature_axis] == input_size:
         return
@@ -91,6 +92,13 @@ def check_input(x: Any, ndim: int, input_size: int, channels_last: bool) -> None
         f"x must be (N, {layout}), or ({layout}) without a batch axis, with C = {input_size}, "
         f"got shape {tuple(x.shape)}{hint}"
     )
+
+
+def check_strided(name: str, tensor: torch.Tensor) -> None:
+    """Check that a tensor has an entry in memory for each index."""
+    if tensor.is_nested or tensor.layout != torch.strided:
+        layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        raise InputError(f"{name} must be a dense tensor, got a {layout} one; convert it with .to_dense()")
 
 
 def check_dtype(dtype: Any, name: str = "dtype") -> None:

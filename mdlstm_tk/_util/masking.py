@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mdlstm_tk._util.arguments import one_line
+from mdlstm_tk._util.arguments import check_strided, one_line
+from mdlstm_tk._util.tensor_classes import is_wrapper
 from mdlstm_tk.errors import InputError
 
 Sizes = Tensor | npt.ArrayLike  # what users may give as `sizes`
@@ -33,7 +34,7 @@ def as_sizes(sizes: Sizes, x: Tensor) -> Tensor:
     """
     sizes = _as_int64(sizes, x, True)
     if sizes.device.type == "cpu" and is_readable(sizes):
-        _read(sizes, x)
+        read_sizes(sizes, x.shape[1:-1])
     return sizes.to(x.device)
 
 
@@ -56,8 +57,8 @@ def sizes_of_sweep(sizes: Sizes, x: Tensor, has_batch_axis: bool = True) -> Tens
     sizes = _as_int64(sizes, x, has_batch_axis)
     if not is_readable(sizes):
         return sizes.to(x.device)
-    sizes, full = sizes.cpu(), list(x.shape[1:-1])
-    return None if all(row == full for row in _read(sizes, x)) else sizes
+    sizes, full = sizes.cpu(), tuple(x.shape[1:-1])
+    return None if all(row == full for row in read_sizes(sizes, full)) else sizes
 
 
 def _as_int64(sizes: Sizes, x: Tensor, has_batch_axis: bool) -> Tensor:
@@ -73,22 +74,33 @@ def _as_int64(sizes: Sizes, x: Tensor, has_batch_axis: bool) -> Tensor:
         except (TypeError, ValueError, RuntimeError):  # a text, lists of different lengths, a huge number
             message = f"sizes must be integers of shape {meaning}, got {one_line(sizes)}"
             raise InputError(message) from None
+    check_strided("sizes", sizes)
+    if type(sizes) is not Tensor and not is_wrapper(
+        sizes
+    ):  # a subclass with memory has values like any tensor
+        sizes = sizes.as_subclass(Tensor)
     is_integer = not (sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool)
     if tuple(sizes.shape) != shape or not is_integer:
         dtype = str(sizes.dtype).removeprefix("torch.")
         raise InputError(
             f"sizes must be integers of shape {meaning}, got {dtype} of shape {tuple(sizes.shape)}"
         )
+    if sizes.is_meta and not x.is_meta:
+        raise InputError(f"sizes must have values, got a tensor on the device meta, and x on {x.device}")
     return sizes.to(torch.int64).reshape(-1, len(grid))
 
 
-def _read(sizes: Tensor, x: Tensor) -> list[list[int]]:
-    """The values of sizes (N, D) on the CPU, which must lie within the grid of x."""
-    grid, rows = tuple(x.shape[1:-1]), sizes.tolist()  # faster than comparing small tensors
+def read_sizes(sizes: Tensor, grid: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """The valid extents of each sample, from sizes (N, D) on the CPU.
+
+    Raises:
+        InputError: they do not lie between 1 and the extents of the grid.
+    """
+    rows = tuple(map(tuple, sizes.tolist()))  # faster than comparing small tensors
     for sample, row in enumerate(rows):
         if not all(1 <= n <= limit for n, limit in zip(row, grid, strict=True)):
             raise InputError(
-                f"sizes must lie between 1 and the extents of the grid {grid}, got {row} "
+                f"sizes must lie between 1 and the extents of the grid {tuple(grid)}, got {list(row)} "
                 f"for sample {sample}"
             )
     return rows

@@ -14,17 +14,15 @@ import torch
 
 from mdlstm_tk._util import arguments
 from mdlstm_tk.backends.inputs import Engine
-from mdlstm_tk.backends.specialize import KernelError
 from mdlstm_tk.backends.torch import sweep as torch_sweep
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import InputError, MDLSTMError
 
 Backend = Literal["auto", "fused", "torch", "reference"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 OPERATOR_BACKENDS = ("auto", "fused", "torch")  # the reference runs in plain autograd, not in the operator
 COMPILERS = {"cpu": "compiled by Numba for the CPU", "cuda": "compiled by Triton for the GPU"}
 
-_failures: dict[torch.device, str] = {}  # why the kernels for a device cannot be compiled; "": they can
-_failed_late: set[torch.device] = set()  # the devices whose kernels failed after others had run
+_failures: dict[torch.device, str] = {}  # why no kernel for a device can be compiled; "": some can
 
 
 class Choice(NamedTuple):
@@ -57,7 +55,7 @@ def choose(backend: str, device: torch.device, dtype: torch.dtype) -> Choice:
 def engine(backend: str, device: torch.device, dtype: torch.dtype) -> Engine:
     """The module that runs a sweep; `backend` is one of `OPERATOR_BACKENDS`.
 
-    It warns once if "auto" becomes "torch" only because kernels cannot be compiled.
+    It warns once if "auto" becomes "torch" only because no kernel can be compiled.
 
     Raises:
         InputError: as for `choose`.
@@ -81,20 +79,6 @@ def engine(backend: str, device: torch.device, dtype: torch.dtype) -> Engine:
     return cpu_sweep
 
 
-def report_failure(device: torch.device, error: KernelError) -> None:
-    """Record that a kernel for a device cannot be compiled, so that "fused" is not chosen there again."""
-    _failures[device] = str(error)
-    _failed_late.add(device)
-    choose.cache_clear()
-    engine.cache_clear()
-
-
-def has_failed_late(device: torch.device) -> bool:
-    """Tell whether kernels have failed on a device: a forward pass may have run on another backend than the
-    one that is chosen now."""
-    return device in _failed_late
-
-
 def _unsupported(device: torch.device) -> str:
     """Why there are no fused kernels for a device, or ""."""
     if device.type not in COMPILERS:
@@ -109,14 +93,14 @@ def _unsupported(device: torch.device) -> str:
 
 
 def _failure(device: torch.device) -> str:
-    """Why the kernels for a device cannot be compiled, or ""; tried once."""
+    """Why no kernel for a device can be compiled, or ""; tried once."""
     if device not in _failures:
         try:
             _try_compiler(device)
             _failures[device] = ""
         except Exception as error:  # a broken or unsupported version raises anything
             name = "Numba" if device.type == "cpu" else "Triton"
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
             _failures[device] = f"{name} does not work here ({reason})"
     return _failures[device]
 
@@ -138,7 +122,7 @@ def _try_compiler(device: torch.device) -> None:
     import numba
 
     if numba.config.DISABLE_JIT:
-        raise KernelError("the environment variable NUMBA_DISABLE_JIT is set, unset it")
+        raise MDLSTMError("the environment variable NUMBA_DISABLE_JIT is set, unset it")
     from mdlstm_tk.backends.cpu import compile as cpu_compile
     from mdlstm_tk.backends.cpu import sweep as cpu_sweep  # noqa: F401
 

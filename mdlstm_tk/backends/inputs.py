@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mdlstm_tk.cells import get_cell
+from mdlstm_tk._util.arguments import check_strided
+from mdlstm_tk.cells import Cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.wavefront import Direction, check_positions
@@ -32,7 +33,7 @@ class SweepInputs(NamedTuple):
         sizes: (N, D) int64 valid extents, or None if all positions are valid. Outside them states are 0.
             They are on the CPU, where sweeps read them, or on the device of x, if they must not be read.
         signs: the directions, dirs · D signs.
-        cell: the name of a cell.
+        cell: the cell, the same in forward and backward; operators get its `graph_name`.
     """
 
     x: Tensor
@@ -45,7 +46,7 @@ class SweepInputs(NamedTuple):
     initial: Tensor | None
     sizes: Tensor | None
     signs: tuple[int, ...]
-    cell: str
+    cell: Cell
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -54,12 +55,12 @@ class SweepInputs(NamedTuple):
         return tensors  # type: ignore[no-any-return]
 
     def without_tensors(self) -> SweepInputs:
-        """The inputs that are not differentiable; the others are None until `with_tensors` sets them."""
-        return self.with_tensors([None] * len(DIFFERENTIABLE))
+        """What is no tensor and cannot change; the tensors are None until `with_tensors` sets them."""
+        return self.with_tensors([None] * len(TENSORS))
 
     def with_tensors(self, tensors: Sequence[Tensor | None]) -> SweepInputs:
-        """The same with other differentiable inputs."""
-        fields: Any = dict(zip(DIFFERENTIABLE, tensors, strict=True))
+        """The same with other tensors: the differentiable ones, or these and `sizes`."""
+        fields: Any = dict(zip(TENSORS, tensors, strict=False))
         return self._replace(**fields)
 
     @property
@@ -74,12 +75,12 @@ class SweepInputs(NamedTuple):
     @property
     def gate_count(self) -> int:
         """G."""
-        return len(get_cell(self.cell).gates(self.ndim))
+        return len(self.cell.gates(self.ndim))
 
     @property
     def state_count(self) -> int:
         """S, the number of states beside h."""
-        return len(get_cell(self.cell).states)
+        return len(self.cell.states)
 
     @property
     def units(self) -> int:
@@ -133,13 +134,14 @@ SCHEMA_TYPES = {
     "Tensor": "Tensor",
     "Tensor | None": "Tensor?",
     "tuple[int, ...]": "int[]",
-    "str": "str",
+    "Cell": "str",
 }
 SCHEMA = ", ".join(
     f"{SCHEMA_TYPES[kind.__forward_arg__]} {name}" for name, kind in SweepInputs.__annotations__.items()
 )
 """The arguments of torch's operator, generated from the fields."""
 
+TENSORS = SweepInputs._fields[: SweepInputs._fields.index("signs")]
 DIFFERENTIABLE = SweepInputs._fields[: SweepInputs._fields.index("sizes")]
 
 
@@ -189,7 +191,7 @@ def check_inputs(inputs: SweepInputs) -> None:
             "x must be (N, *grid, C) and weight_ih (dirs, G·n, C), "
             f"got shapes {tuple(x.shape)} and {tuple(weight_ih.shape)}"
         )
-    (batch, *grid, channels), (dirs, gate_dim, _), cell = x.shape, weight_ih.shape, get_cell(inputs.cell)
+    (batch, *grid, channels), (dirs, gate_dim, _), cell = x.shape, weight_ih.shape, inputs.cell
     ndim, gates, units = len(grid), inputs.gate_count, inputs.units
     if dirs < 1 or units < 1:
         raise InputError(f"weight_ih must be (dirs, {gates}·n, C), got shape {tuple(weight_ih.shape)}")
@@ -198,13 +200,13 @@ def check_inputs(inputs: SweepInputs) -> None:
     check_tensor("weight_ih", weight_ih, (dirs, gates * units, channels), dtype)
     if (inputs.weight_hh is not None) != cell.recurrent:
         expected = "a tensor" if cell.recurrent else "None"
-        raise InputError(f"weight_hh must be {expected} for cell '{inputs.cell}'")
+        raise InputError(f"weight_hh must be {expected} for cell '{cell.name}'")
     if inputs.weight_hh is not None:
         check_tensor("weight_hh", inputs.weight_hh, (dirs, ndim, gate_dim, units), dtype)
     if inputs.bias is not None:
         check_tensor("bias", inputs.bias, (dirs, gate_dim), dtype)
     if inputs.peephole is not None and not cell.peephole:
-        raise InputError(f"peephole must be None for cell '{inputs.cell}', which has none")
+        raise InputError(f"peephole must be None for cell '{cell.name}', which has none")
     for name in inputs.present:
         shape = (dirs, CELL_PARAMETERS[name](cell, ndim), units)
         check_tensor(name, getattr(inputs, name), shape, dtype)
@@ -240,7 +242,7 @@ def check_tensor(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.d
 
 
 def check_devices(inputs: SweepInputs, **others: Tensor | None) -> None:
-    """Check that all tensors are on the device of x; sizes may be on the CPU, too.
+    """Check that all tensors are dense and on the device of x; sizes may be on the CPU, too.
 
     Raises:
         InputError: one is not.
@@ -248,7 +250,10 @@ def check_devices(inputs: SweepInputs, **others: Tensor | None) -> None:
     device, sizes = inputs.x.device, inputs.sizes
     others["sizes"] = None if sizes is None or sizes.device == _CPU else sizes
     for name, tensor in (*zip(DIFFERENTIABLE, inputs.tensors, strict=True), *others.items()):
-        if tensor is not None and tensor.device != device:
+        if tensor is None:
+            continue
+        check_strided(name, tensor)
+        if tensor.device != device:
             raise InputError(f"{name} must be on x's device {device}, got {tensor.device}")
 
 

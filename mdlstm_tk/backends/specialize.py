@@ -10,8 +10,14 @@ from typing import Any
 from mdlstm_tk.errors import MDLSTMError
 
 
-class KernelError(RuntimeError):
-    """A kernel cannot be generated or compiled; the operator runs another backend or refuses."""
+class KernelError(MDLSTMError):
+    """A kernel cannot be generated or compiled. Other kernels of the process still run."""
+
+    def __init__(self, name: str, error: Exception) -> None:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        super().__init__(
+            f"the kernel {name} cannot be compiled ({reason}); backend='torch' runs without it"
+        )
 
 
 @contextmanager
@@ -25,8 +31,7 @@ def compiling(name: str) -> Iterator[None]:
     except MDLSTMError:  # the user's mistake, such as a cell that does not exist
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise KernelError(f"the kernel '{name}' cannot be compiled ({reason})") from error
+        raise KernelError(name, error) from error
 
 
 def specialize(template: Any, name: str, **replaced: Any) -> Any:

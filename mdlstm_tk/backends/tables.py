@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mdlstm_tk._util.caches import BoundedCache
-from mdlstm_tk._util.masking import valid_mask
+from mdlstm_tk._util.masking import read_sizes, valid_mask
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.wavefront import Direction, check_positions, visiting_order, wavefronts
 
@@ -135,16 +135,15 @@ def sweep_rows(inputs: SweepInputs) -> SweepRows:
 
 
 def ragged_extents(inputs: SweepInputs) -> Extents | None:
-    """The valid extents of each sample, if they can be read and one of them is less than the grid's."""
+    """The valid extents of each sample, if they can be read and one of them is less than the grid's.
+
+    Raises:
+        InputError: they do not lie within the grid: nobody has checked those that a captured graph gets.
+    """
     if inputs.sizes is None or not _is_readable(inputs.sizes):
         return None
-    grid = inputs.grid
-    # A captured graph may be given anything, and kernels trust their tables.
-    extents = tuple(
-        tuple(min(max(n, 0), limit) for n, limit in zip(row, grid, strict=True))
-        for row in inputs.sizes.tolist()
-    )
-    return extents if any(row != grid for row in extents) else None
+    extents = read_sizes(inputs.sizes, inputs.grid)
+    return extents if any(row != inputs.grid for row in extents) else None
 
 
 def _is_readable(sizes: Tensor) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mdlstm_tk.cells.ir import Value, topological_order
+from mdlstm_tk.cells.ir import Value, topological_order, unfinished, unit_mean
 from mdlstm_tk.cells.operations import OPERATIONS
 
 
@@ -49,7 +49,7 @@ def differentiate(
             continue
         dy = adjoints[value]
         if value.op == "mean":
-            accumulate(value.args[0], dy.mean())
+            accumulate(value.args[0], unit_mean(dy))
             continue
         y, *args = (graph.simplify(v) for v in (value, *value.args))
         for arg, gradient in zip(value.args, OPERATIONS[value.op].gradient(dy, y, *args), strict=True):
@@ -68,14 +68,15 @@ class SimplifiedGraph:
         self._values: dict[tuple[object, ...], Value] = {}  # by operation and arguments
         self._order: dict[Value, int] = {}  # in which values were built
         self._simplified: dict[Value, Value] = {}  # by values from anywhere
+        self._means: dict[Value, Value] = {}  # by this graph's values
         for value, replacement in replacements:
             self._simplified[value] = self.simplify(replacement)
 
     def simplify(self, value: Value) -> Value:
         """The value that equals `value`, which may come from anywhere."""
-        if value not in self._simplified:
-            args = [self.simplify(arg) for arg in value.args]
-            self._simplified[value] = self._build(value.op, *args) if args else self._leaf(value)
+        for part in unfinished([value], self._simplified, lambda part: part.args):
+            args = [self._simplified[arg] for arg in part.args]
+            self._simplified[part] = self._build(part.op, *args) if args else self._leaf(part)
         return self._simplified[value]
 
     def _constant(self, number: float) -> Value:
@@ -131,15 +132,18 @@ class SimplifiedGraph:
 
     def _mean(self, value: Value) -> Value:
         """The mean is linear, and that of a value which is the same for all units is the value."""
-        if value.uniform:
-            return value
-        if value.op in ("add", "subtract"):
-            return self._build(value.op, *(self._mean(arg) for arg in value.args))
-        if value.op == "multiply":
-            for factor, other in (value.args, value.args[::-1]):
-                if factor.uniform:
-                    return self._build("multiply", self._mean(other), factor)
-        return self._intern("mean", value)
+        for part in unfinished([value], self._means, _averaged):
+            means = [self._means[arg] for arg in _averaged(part)]
+            if part.uniform:
+                self._means[part] = part
+            elif not means:
+                self._means[part] = self._intern("mean", part)
+            elif part.op == "multiply":
+                factor = part.args[part.args[0] is _averaged(part)[0]]
+                self._means[part] = self._build("multiply", *means, factor)
+            else:
+                self._means[part] = self._build(part.op, *means)
+        return self._means[value]
 
     def _leaf(self, value: Value) -> Value:
         return self._keep((value.op, value.slot, value.row, value.number), value)
@@ -156,6 +160,15 @@ class SimplifiedGraph:
             self._order[value] = len(self._order)
             self._simplified[value] = value
         return self._values[key]
+
+
+def _averaged(value: Value) -> Sequence[Value]:
+    """The values whose means make up the mean of a value; none if that is not linear in them."""
+    if value.uniform or value.op not in ("add", "subtract", "multiply"):
+        return ()
+    if value.op == "multiply":
+        return [arg for arg, factor in zip(value.args, value.args[::-1], strict=True) if factor.uniform]
+    return value.args
 
 
 def _negated(value: Value) -> Value | None:

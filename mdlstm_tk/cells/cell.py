@@ -179,6 +179,11 @@ def protect_built_in_cells() -> None:
     _built_in.update(_cells)
 
 
+def comes_with_package(cell: Cell) -> bool:
+    """Tell whether nobody can replace a cell."""
+    return cell.name in _built_in
+
+
 def get_cell(name: str) -> Cell:
     """The cell called `name`.
 

@@ -6,7 +6,7 @@ methods of the table in `operations`, so equations that are called with values r
     >>> a, b = Value.load("a", 0), Value.load("b", 0)
     >>> kernel = Kernel([Store("c", 0, (a * b).tanh())])
 
-Beside the operations of the table there is `mean`, the mean over the units, which layer norm needs. It
+Beside the operations of the table there is `unit_mean`, which layer norm needs and equations cannot use. It
 needs all units before anything that uses it can start. So each value has a *level*: the number of means
 that must be finished before it. A kernel is one loop over the units per level; values that a later level
 reads again are spilled to scratch memory. Without layer norm a kernel is a single loop.
@@ -14,7 +14,7 @@ reads again are spilled to scratch memory. Without layer norm a kernel is a sing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -67,10 +67,6 @@ class Value:
         if not isinstance(number, int | float):
             raise InputError(f"a cell computes with values and numbers, got {type(number).__name__}")
         return Value("constant", number=float(number))
-
-    def mean(self) -> Value:
-        """The mean over the units."""
-        return Value("mean", (self,))
 
     def __add__(self, other: Value | float) -> Value:
         return record("add", self, other)
@@ -127,6 +123,11 @@ def record(op: str, *args: Value | float) -> Value:
     if len(args) != count:
         raise InputError(f"operation '{op}' in a cell takes {count} arguments, got {len(args)}")
     return Value(op, tuple(map(Value.wrap, args)))
+
+
+def unit_mean(value: Value) -> Value:
+    """The mean over the units."""
+    return Value("mean", (value,))
 
 
 def loads(slot: str, count: int) -> list[Value]:
@@ -186,13 +187,22 @@ class Kernel:
 def topological_order(roots: Sequence[Value]) -> list[Value]:
     """The roots and all they are computed from, each value after its arguments."""
     order: dict[Value, None] = {}
-
-    def visit(value: Value) -> None:
-        if value not in order:
-            for arg in value.args:
-                visit(arg)
-            order[value] = None
-
-    for root in roots:
-        visit(root)
+    for value in unfinished(roots, order, lambda value: value.args):
+        order[value] = None
     return list(order)
+
+
+def unfinished(
+    roots: Sequence[Value], done: Container[Value], needs: Callable[[Value], Sequence[Value]]
+) -> Iterator[Value]:
+    """The roots and all they need, each value after those that it needs itself. The caller adds each to
+    `done` before it takes the next one. There is no recursion, since equations may have any length."""
+    stack = list(reversed(roots))
+    while stack:
+        missing = [value for value in needs(stack[-1]) if value not in done]
+        if stack[-1] in done:
+            stack.pop()
+        elif missing:
+            stack += reversed(missing)
+        else:
+            yield stack.pop()

@@ -17,14 +17,16 @@ The slots of a kernel are the arrays it reads and writes at one position, rows o
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import cache
 from typing import Literal
 
 from mdlstm_tk.cells.autodiff import SimplifiedGraph, differentiate
-from mdlstm_tk.cells.cell import Cell, total
+from mdlstm_tk.cells.cell import Cell, comes_with_package, get_cell, total
 from mdlstm_tk.cells.ir import Kernel, Store, Value, loads
-from mdlstm_tk.cells.step import record_step
+from mdlstm_tk.cells.step import recorded_step
+from mdlstm_tk.errors import InputError
 
 Pass = Literal["forward", "backward", "recompute"]
 
@@ -40,17 +42,16 @@ def lower(pass_kind: Pass, cell: Cell, ndim: int, present: tuple[str, ...] = ())
         ndim: D.
         present: the names in `CELL_PARAMETERS` of the parameters that are there.
     """
-    layer_norm = "norm_weight" in present
+    layer_norm, step = "norm_weight" in present, recorded_step(cell, ndim, present)
     if pass_kind == "forward":
-        step = record_step(cell, ndim, present)
         simplify = SimplifiedGraph().simplify
         stores = [Store("h", 0, simplify(step.h)), *_stores("state", [simplify(s) for s in step.states])]
         saved = step.a if layer_norm else step.gates
         return Kernel([*stores, *_stores("gates", [simplify(value) for value in saved])])
 
-    step = record_step(cell, ndim, present, "gates")
     states = len(cell.states)
-    replacements = [(value, Value.load("state", s)) for s, value in enumerate(step.states)]
+    replacements = [(value, Value.load("gates", k)) for k, value in enumerate(step.a)]
+    replacements += [(value, Value.load("state", s)) for s, value in enumerate(step.states)]
     if pass_kind == "backward" and not layer_norm:
         replacements += [(gate, Value.load("gates", k)) for k, gate in enumerate(step.gates)]
     reads_h = reads_hidden(cell, ndim)
@@ -74,6 +75,31 @@ def lower(pass_kind: Pass, cell: Cell, ndim: int, present: tuple[str, ...] = ())
 def reads_hidden(cell: Cell, ndim: int) -> bool:
     """Tell whether the equations read h of the predecessors."""
     return any(value.slot == "h_prev" for value in lower("forward", cell, ndim).values)
+
+
+@cache
+def graph_name(cell: Cell, ndim: int, present: tuple[str, ...]) -> str:
+    """The name of a cell in a captured graph, which may run in another process: "graves", or "mine@" and a
+    digest of the equations if it can be defined again."""
+    if comes_with_package(cell):
+        return cell.name
+    definition = f"{cell.recurrent}\n{lower('forward', cell, ndim, present).text}"
+    return f"{cell.name}@{hashlib.sha256(definition.encode()).hexdigest()[:12]}"
+
+
+def cell_of_graph(name: str, ndim: int, present: tuple[str, ...]) -> Cell:
+    """The cell that `graph_name` names. A name without a digest stands for any equations.
+
+    Raises:
+        InputError: there is no such cell, or it has other equations now.
+    """
+    cell = get_cell(name.partition("@")[0])
+    if "@" in name and graph_name(cell, ndim, present) != name:
+        raise InputError(
+            f"cell '{cell.name}' was defined again, with other equations, after this graph was captured; "
+            "capture it again"
+        )
+    return cell
 
 
 def _stores(slot: str, values: Sequence[Value | None], add: bool = False) -> list[Store]:

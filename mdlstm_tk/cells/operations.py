@@ -1,4 +1,9 @@
-"""The table of operations that a cell's equations may use. A new operation is one more row.
+"""The table of operations that a cell's equations may use.
+
+A new operation is one more row of this file, if `compute` needs only what tensors and `Vector` both have,
+and `triton` only Triton's language and the functions below. What they lack is written there first.
+Equations may then use it as a method and as torch's function of that name; a function of `mdlstm_tk.cells`
+is one more line of `functions`.
 
 Columns
     symbol     how a user writes it, for error messages

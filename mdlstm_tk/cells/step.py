@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from mdlstm_tk.cells.cell import Cell
-from mdlstm_tk.cells.ir import Value, loads
+from mdlstm_tk.cells.ir import Value, loads, unit_mean
 
 LAYER_NORM_EPS = 1e-5
 
@@ -41,7 +42,7 @@ class Step:
         h: the new hidden state.
         states: the new states, in the cell's order.
         gates: the G activated gates.
-        a: the G pre-activations, loads of slot "a".
+        a: the G pre-activations, loads of the slot "a".
         previous: by name, "h" among them, the D states one step back along each axis: loads of the slots
             "h_prev", row d, and "state_prev", row d·S + s.
         parameters: the rows of each parameter that is there, loads of slot "parameter".
@@ -57,26 +58,30 @@ class Step:
 
 def layer_norm(value: Value, weight: Value, bias: Value) -> Value:
     """Layer norm over the units, with the biased variance."""
-    centered = value - value.mean()
-    variance: Value = (centered * centered).mean()
+    centered = value - unit_mean(value)
+    variance = unit_mean(centered * centered)
     rstd = 1.0 / (variance + LAYER_NORM_EPS).sqrt()
     return centered * rstd * weight + bias
 
 
-def record_step(
-    cell: Cell, ndim: int, present: Sequence[str], slot: str = "a", normalize: Normalize = layer_norm
-) -> Step:
+@cache
+def recorded_step(cell: Cell, ndim: int, present: tuple[str, ...]) -> Step:
+    """The step of a cell as all backends and all passes compute it. It is recorded once, since what
+    equations read from outside may change between a forward and a backward pass."""
+    return record_step(cell, ndim, present)
+
+
+def record_step(cell: Cell, ndim: int, present: Sequence[str], normalize: Normalize = layer_norm) -> Step:
     """Record the step of a cell.
 
     Args:
         cell: the cell.
         ndim: D.
         present: the names in `CELL_PARAMETERS` of the parameters that are there.
-        slot: the slot that the pre-activations are loaded from.
         normalize: how layer norm is recorded.
     """
     definitions = cell.gates(ndim)
-    a = tuple(loads(slot, len(definitions)))
+    a = tuple(loads("a", len(definitions)))
     previous = {"h": loads("h_prev", ndim)}
     for s, name in enumerate(cell.states):
         previous[name] = [Value.load("state_prev", d * len(cell.states) + s) for d in range(ndim)]

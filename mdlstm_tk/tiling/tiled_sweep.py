@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.inputs import DIFFERENTIABLE, SweepInputs, boundary_shape, state_dtype
+from mdlstm_tk.backends.inputs import (
+    DIFFERENTIABLE,
+    TENSORS,
+    SweepInputs,
+    boundary_shape,
+    check_inputs,
+    state_dtype,
+)
 from mdlstm_tk.sweep import is_batched, sweep, wants_gradients
 from mdlstm_tk.tiling.tiles import Front, Tile, cut
 
@@ -42,11 +49,12 @@ class TiledSweep:
         Returns:
             y (N, *grid, output_size), with directions merged, and the final states.
         """
+        check_inputs(inputs)
         if inputs.initial is None:
             zeros = inputs.x.new_zeros(boundary_shape(inputs), dtype=state_dtype(inputs.x))
             inputs = inputs._replace(initial=zeros)
         arguments = self, inputs.without_tensors(), wants_gradients(inputs.tensors)
-        y, final = _Checkpointed.apply(*arguments, *inputs.tensors)  # type: ignore[no-untyped-call]
+        y, final = _Checkpointed.apply(*arguments, *inputs.tensors, inputs.sizes)  # type: ignore[no-untyped-call]
         return y, final
 
     def sweep_tile(self, inputs: SweepInputs, tile: Tile) -> tuple[Tensor, Tensor]:
@@ -92,9 +100,9 @@ class _Checkpointed(torch.autograd.Function):
 
         Args:
             how: how tiles are swept.
-            template: the inputs without the differentiable ones.
+            template: the inputs without tensors.
             keep: keep the states that enter tiles for backward.
-            tensors: the differentiable inputs.
+            tensors: the differentiable inputs and sizes.
         """
         inputs = template.with_tensors(tensors)
         x, units, dirs = inputs.x, inputs.units, len(inputs.directions)
@@ -126,10 +134,10 @@ class _Checkpointed(torch.autograd.Function):
                 "tiling.checkpointed can be differentiated once, not twice (create_graph=True), and not "
                 "with batched gradients (vectorize=True, is_grads_batched=True); use layer(x) there"
             )
-        how, count = ctx.how, len(DIFFERENTIABLE)
+        how, count = ctx.how, len(TENSORS)
         saved = ctx.saved_tensors  # read once: torch.utils.checkpoint gives each tensor only once
         inputs, entering_states = ctx.template.with_tensors(saved[:count]), list(saved[count:])
-        needs_grad = dict(zip(DIFFERENTIABLE, ctx.needs_input_grad[-count:], strict=True))
+        needs_grad = dict(zip(DIFFERENTIABLE, ctx.needs_input_grad[-count:-1], strict=True))
         grid, units, dirs = inputs.grid, inputs.units, len(inputs.directions)
         sum_dtype = state_dtype(inputs.x)
         sums = {
@@ -155,7 +163,7 @@ class _Checkpointed(torch.autograd.Function):
             dinitial.append(front.boundary)
         results: dict[str, Tensor] = {name: total.to(inputs.x.dtype) for name, total in sums.items()}
         results["initial"] = torch.cat(dinitial[::-1], dim=2)
-        return None, None, None, *(results.get(name) for name in DIFFERENTIABLE)
+        return None, None, None, *(results.get(name) for name in TENSORS)
 
 
 def _tile_gradients(

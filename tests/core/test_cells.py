@@ -13,7 +13,7 @@ import torch
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.cells import BUILT_IN_CELLS, get_cell
 from mdlstm_tk.cells.autodiff import SimplifiedGraph
-from mdlstm_tk.cells.ir import Kernel, Store, Value
+from mdlstm_tk.cells.ir import Kernel, Store, Value, unit_mean
 
 Array = np.ndarray
 Before = dict[str, tuple[Array, Array]]  # by name, the states above and to the left
@@ -177,11 +177,11 @@ SIMPLER: dict[str, tuple[Value, list[str]]] = {  # an expression, and its values
     "a difference of equals": (A * B - B * A, ["0.0"]),
     "equals in another order": (A.maximum(B) / B.maximum(A), ["a[0]", "a[1]", "maximum", "divide"]),
     "no equals in another order": ((A - B) / (B - A), ["a[0]", "a[1]", "subtract", "subtract", "divide"]),
-    "the mean of a number": (Value.wrap(2.0).mean(), ["2.0"]),
-    "the mean of a mean": (A.mean().mean(), ["a[0]", "mean"]),
-    "the mean of a sum": ((A + 1.0).mean(), ["a[0]", "mean", "1.0", "add"]),
-    "the mean of a multiple": ((A * 3.0).mean(), ["a[0]", "mean", "3.0", "multiply"]),
-    "the mean of a product": ((A * B).mean(), ["a[0]", "a[1]", "multiply", "mean"]),
+    "the mean of a number": (unit_mean(Value.wrap(2.0)), ["2.0"]),
+    "the mean of a mean": (unit_mean(unit_mean(A)), ["a[0]", "mean"]),
+    "the mean of a sum": (unit_mean(A + 1.0), ["a[0]", "mean", "1.0", "add"]),
+    "the mean of a multiple": (unit_mean(A * 3.0), ["a[0]", "mean", "3.0", "multiply"]),
+    "the mean of a product": (unit_mean(A * B), ["a[0]", "a[1]", "multiply", "mean"]),
 }
 
 
@@ -201,8 +201,8 @@ def test_kernels_that_read_other_rows_have_other_texts() -> None:
 
 
 def test_a_mean_needs_the_units_of_means_within_it() -> None:
-    centred = A - A.mean()
-    levels = [value.level for value in (A, A.mean(), centred, (centred * centred).mean(), B + B)]
+    centred = A - unit_mean(A)
+    levels = [value.level for value in (A, unit_mean(A), centred, unit_mean(centred * centred), B + B)]
     assert levels == [0, 1, 1, 2, 0]
 
 

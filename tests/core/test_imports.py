@@ -136,9 +136,6 @@ assert "torch" not in sys.modules
 import mdlstm_tk.layer, torch
 assert torch.ops.mdlstm.wavefront.default and torch.ops.mdlstm.wavefront_backward.default
 assert not {"numba", "torch.utils.flop_counter", "onnx"} & sys.modules.keys()
-import torch.utils.flop_counter
-mdlstm_tk.MDLSTM(1, 1)
-assert torch.ops.mdlstm.wavefront in torch.utils.flop_counter.flop_registry
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -190,3 +190,51 @@ def test_compiling_ahead_works_in_inference_mode() -> None:
     layer = MDLSTM(1, 1)
     with torch.inference_mode():
         layer.precompile()
+
+
+def test_compiling_ahead_includes_the_backward_pass_of_a_frozen_layer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer = MDLSTM(3, 4).requires_grad_(False)
+    monkeypatch.setattr(cpu_sweep, "backward", Mock(side_effect=cpu_sweep.backward))
+    layer.precompile()
+    assert cpu_sweep.backward.called  # type: ignore[attr-defined]
+    layer.precompile(training=False)
+    assert cpu_sweep.backward.call_count == 1  # type: ignore[attr-defined]
+
+
+def test_a_parametrization_that_fails_is_no_missing_parameter() -> None:
+    class Wrong(nn.Module):
+        def forward(self, bias: Tensor) -> Tensor:
+            return bias.no_such_attribute if broken else bias  # type: ignore[no-any-return, attr-defined]
+
+    layer, broken = MDLSTM(3, 4), False
+    y = layer(X)
+    parametrize.register_parametrization(layer, "bias_l0", Wrong())
+    assert torch.equal(layer(X), y)
+    broken = True
+    with pytest.raises(AttributeError, match="bias_l0"):
+        layer(X)
+    layer = MDLSTM(3, 4, bias=False)
+    assert layer._layer_parameters(0)["bias"] is None
+
+
+class Pair(nn.Module):
+    """A network that calls a layer twice, and uses its states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = MDLSTM(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, state = self.layer(x, return_state=True)
+        return self.layer(y) + state[0].h[0].sum()
+
+
+def test_torch_fx_makes_one_node_of_a_layer() -> None:
+    net = Pair()
+    traced = torch.fx.symbolic_trace(net)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["layer", "layer"]
+    assert torch.equal(traced(X), net(X))
+    with pytest.raises(InputError, match="trace the network around it"):
+        torch.fx.symbolic_trace(net.layer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from helpers.parity import Case
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mdlstm_tk import MDLSTM, InputError
+from mdlstm_tk import MDLSTM, Gate, InputError, register_cell
 from mdlstm_tk.layer import PARAMETERS
 
 CONTEXT = ("grad", "output", "gates", "states", "dfinal")
@@ -223,6 +225,68 @@ def test_floating_point_operations_are_those_of_the_products(
     products = of_x + 2 * of_h + (of_x if wants_dx else 0)  # dW, dU and dh, and dx
     again = of_x + of_h if "recompute" in options else 0
     assert counter.get_total_flops() == rows * (products + again)
+
+
+COUNT = """
+import torch
+from mdlstm_tk import MDLSTM
+layer, x = MDLSTM(2, 4), torch.randn(2, 3, 4, 2)
+layer(x)
+y = layer(x)
+from torch.utils.flop_counter import FlopCounterMode
+for run in (lambda: layer(x), lambda: y.sum().backward()):
+    with FlopCounterMode(display=False) as counter:
+        run()
+    print(counter.get_total_flops())
+"""
+
+
+def test_a_counter_of_operations_may_be_imported_after_the_layer() -> None:
+    """And may be switched on between forward and backward."""
+    done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["9600", "17280"]
+
+
+@pytest.mark.parametrize("backend", ["fused", "torch"])
+@pytest.mark.parametrize("sizes", [None, SIZES], ids=["full", "sizes"])
+def test_compiled_autograd_of_an_eager_layer(sizes: Tensor | None, backend: str) -> None:
+    from torch._dynamo import compiled_autograd
+
+    net, x = Net(backend=backend), torch.randn(2, 3, 4, 2)
+    expected = torch.autograd.grad(net(x, sizes).square().sum(), list(net.parameters()))
+    loss = net(x, sizes).square().sum()
+    with compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        loss.backward()
+    torch.testing.assert_close([parameter.grad for parameter in net.parameters()], list(expected))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("captured", ["exported", "compiled"])
+def test_a_graph_of_a_cell_that_was_defined_again_is_refused(captured: str, fresh_registries: None) -> None:
+    def define(factor: float) -> None:
+        @register_cell("mine", gates=[Gate("z", "tanh")], states=())
+        def mine(gates: Any, states: Any) -> Any:
+            return factor * gates[0] + 0.5 * states["h"][0], {}
+
+    define(1.0)
+    layer, x = MDLSTM(2, 4, cell="mine"), torch.randn(2, 3, 4, 2)
+    if captured == "exported":
+        run: Any = torch.export.export(layer, (x,)).module()
+    else:
+        run = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    y = run(x)
+    gradients = torch.autograd.grad(y.sum(), list(run.parameters()), retain_graph=True)
+    define(1.0)  # the same equations
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), list(run.parameters())), gradients)
+    y = run(x)
+    define(2.0)
+    with pytest.raises(InputError, match="'mine' was defined again") as refused:
+        torch.autograd.grad(y.sum(), list(run.parameters()))
+    assert "\n" not in str(refused.value)
+    if captured == "exported":
+        with pytest.raises(InputError, match="capture it again"):
+            run(x)
+    torch._dynamo.reset()
 
 
 def test_a_graph_captured_without_gradients_can_be_trained() -> None:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mdlstm_tk import MDLSTM, Gate, InputError, cells, register_cell
 from mdlstm_tk.cells import cell_names, get_cell
-from mdlstm_tk.cells.ir import record
+from mdlstm_tk.cells.autodiff import SimplifiedGraph
+from mdlstm_tk.cells.ir import Value, record, topological_order, unit_mean
 from mdlstm_tk.cells.operations import OPERATIONS, Operation
 
 BACKENDS = ("torch", "fused")
@@ -220,6 +221,7 @@ BAD: list[tuple[dict[str, Any], Callable[..., Any], str]] = [
     ({"gates": [G, G]}, lambda g, s: (g[0], {"c": g[1]}), "distinct names, got g, g"),
     ({"gates": lambda: [G]}, PLAIN, "function from the number of axes .*TypeError"),
     ({"gates": [G]}, one_gate(lambda g: g.sin()), "'sin'.* supported are .*softplus"),
+    ({"gates": [G]}, one_gate(lambda g: g - g.mean()), "unknown operation 'mean'"),
     ({"gates": [G]}, one_gate(lambda g: g**2), r" \*\* .* may use .*softplus"),
     ({"gates": [G]}, one_gate(lambda g: g if g else 1.0), "cannot branch .*maximum"),
     ({"gates": [G]}, one_gate(lambda g: g + "1"), "values and numbers, got str"),
@@ -257,6 +259,45 @@ def test_a_taken_or_impossible_name_is_refused(name: Any) -> None:
 def test_a_bad_gate_is_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=repr(next(iter(bad.values())))):
         Gate(**{"name": "g", **bad})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_equations_may_be_as_long_as_one_likes(layer_norm: bool) -> None:
+    def equations(gates: Any, states: Any, output_activation: Any) -> Any:
+        c = gates[0] * states["c"][0] + gates[1]
+        for k in range(800):
+            c = c * 0.999 + 0.001 * (k % 3)
+        return output_activation(c), {"c": c}
+
+    register_cell("long", gates=[F, Gate("z", "tanh")])(equations)
+    for backend in BACKENDS:
+        Case("long", (2, 2), layer_norm=layer_norm).check(backend)
+
+
+def test_means_of_shared_values_take_no_time_of_their_own() -> None:
+    """Each of these 60 sums has the one before it twice."""
+    value = Value.load("a", 0)
+    for _ in range(60):
+        value = value + value
+    graph = SimplifiedGraph()
+    assert len(topological_order([graph.simplify(unit_mean(value))])) == 62
+
+
+def test_what_equations_read_from_outside_is_read_once() -> None:
+    strength = [1.0]
+
+    @register_cell("reader", gates=[Gate("z", "tanh")], states=())
+    def equations(gates: Any, states: Any) -> Any:
+        return gates[0] * strength[0], {}
+
+    x, results = torch.randn(1, 2, 3, 2, dtype=torch.float64), []
+    layer = MDLSTM(2, 3, cell="reader").double()
+    for layer.backend in ("fused", "torch", "reference"):
+        y = layer(x)
+        strength[0] = 3.0
+        results.append((y, torch.autograd.grad(y.sum(), list(layer.parameters()))))
+    torch.testing.assert_close(results[:2], [results[2]] * 2)
 
 
 def test_a_state_may_be_called_self() -> None:

@@ -15,9 +15,8 @@ from helpers.cuts import make_layer, run
 from helpers.parity import random_faces
 from torch import Tensor
 
-from mdlstm_tk import MDLSTM
+from mdlstm_tk import MDLSTM, InputError
 from mdlstm_tk._util.masking import sizes_of_sweep
-from mdlstm_tk.backends.inputs import SweepInputs
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
 
@@ -155,31 +154,13 @@ def test_compiled_layers_take_any_sizes(states: bool) -> None:
 
 
 @pytest.mark.parametrize("backend", ["fused", "torch"])
-def test_sizes_that_a_captured_graph_gets_are_cut_to_the_grid(backend: str) -> None:
-    """Nobody has checked them, and kernels trust their tables."""
-    beyond, clipped = torch.tensor([[9, -3], [99, 2]]), torch.tensor([[3, 0], [3, 2]])
+@pytest.mark.parametrize("sizes", [[[3, 4], [9, 2]], [[0, 4], [3, 2]], [[1, 1], [1, -3]]], ids=str)
+def test_sizes_that_a_captured_graph_gets_are_checked_where_they_are_read(
+    sizes: list[list[int]], backend: str
+) -> None:
     layer, x = make_layer((3, 4)), torch.randn(2, 3, 4, 2, dtype=torch.float64)
-    weights = layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_l0
-    inputs = SweepInputs(x, *weights, None, None, None, None, beyond, (1, 1), "graves")  # type: ignore[arg-type]
-
-    def output(sizes: Tensor) -> Tensor:
-        return torch.ops.mdlstm.wavefront(*inputs._replace(sizes=sizes), True, False, backend)[0]
-
-    assert torch.equal(output(beyond), output(clipped))
-    assert not output(beyond)[0].any() and output(beyond)[1, :, :2].all()
-    assert not output(torch.zeros(2, 2, dtype=torch.int64)).any()
-
-
-@pytest.mark.parametrize("backend", ["fused", "torch"])
-def test_final_states_of_sizes_that_a_captured_graph_gets(backend: str) -> None:
-    layer, x = make_layer((3, 4), directions="all"), torch.randn(2, 3, 4, 2, dtype=torch.float64)
-    weights = layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_l0
-    initial, results = torch.randn(2, 7, 4, 2, 5, dtype=torch.float64), []
-    for sizes in ([[9, -3], [99, 2]], [[3, 0], [3, 2]], [[0, 0], [0, 4]]):
-        inputs = SweepInputs(  # type: ignore[arg-type]
-            x, *weights, None, None, None, initial, torch.tensor(sizes), layer._signs, "graves"
-        )
-        results.append(torch.ops.mdlstm.wavefront(*inputs, True, False, backend)[:2])
-    torch.testing.assert_close(*results[:2], rtol=0, atol=0)
-    assert not results[0][1][0].any() and results[0][1][1].any()
-    assert not any(result.any() for result in results[2])
+    compiled = torch.compile(make_layer((3, 4), backend=backend), backend="aot_eager", fullgraph=True)
+    for module in (layer, compiled):
+        module(x, torch.tensor([[3, 4], [1, 2]]))
+        with pytest.raises(InputError, match=r"sizes must lie between 1 and .* \(3, 4\), got"):
+            module(x, torch.tensor(sizes))

@@ -15,10 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.backends import reference
 from mdlstm_tk.backends.boundary import line_counts
-from mdlstm_tk.backends.inputs import SweepInputs
+from mdlstm_tk.backends.inputs import TENSORS, SweepInputs
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.export import lower
-from mdlstm_tk.export.capture import DOMAIN, IR_VERSION, OPSET, TENSORS
+from mdlstm_tk.export.capture import DOMAIN, IR_VERSION, OPSET
 from mdlstm_tk.export.lowering.lower import subgraphs, walk
 from mdlstm_tk.layer import PARAMETERS
 from mdlstm_tk.wavefront import Direction
@@ -92,7 +92,7 @@ class Sweep:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         tensors = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
         signs = tuple(sign for direction in self.directions for sign in direction)
-        results = reference.forward(SweepInputs(*map(tensors.get, TENSORS), signs, self.cell))
+        results = reference.forward(SweepInputs(*map(tensors.get, TENSORS), signs, get_cell(self.cell)))
         return [tensor.numpy() for tensor in results if tensor is not None]
 
     def exact(self, x: np.ndarray, **optional: np.ndarray) -> np.ndarray:

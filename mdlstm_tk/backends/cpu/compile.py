@@ -75,7 +75,7 @@ def compile_cell(kernel: Kernel, dtype: str, ndim: int, states: int, cell: str) 
 
     key = f"{dtype} {ndim} {states}\n{kernel.text}"
     if key not in _cells:
-        with compiling(f"cell '{cell}'"):
+        with compiling(f"of cell '{cell}'"):
             function = block_function(kernel, ndim, states, np.dtype(dtype).type(0))
             function.__name__ = function.__qualname__ = f"cell_{dtype}_{ndim}d"
             _cells[key] = _compile(function, key, f"cell '{cell}'")

@@ -16,7 +16,6 @@ from mdlstm_tk.backends.cpu.threads import thread_limit
 from mdlstm_tk.backends.cpu.tiles import Jobs, Samples, make_jobs
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.backends.tables import Extents, ragged_extents
-from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.lowering import Pass, lower, reads_hidden
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 
@@ -35,7 +34,7 @@ class Plan(NamedTuple):
         sizes: what all jobs share.
         sizes_address: where that lies in memory.
         jobs: the jobs.
-        packed, packed_transposed: how many numbers the packed weights take.
+        counts: how many numbers kernels take each of the tensors in `Arrays` for, in that order.
         memory: what the sizes hold addresses of, and their record.
     """
 
@@ -47,8 +46,7 @@ class Plan(NamedTuple):
     sizes: Sizes
     sizes_address: int
     jobs: Jobs
-    packed: int
-    packed_transposed: int
+    counts: dict[str, int]
     memory: Any
 
 
@@ -73,7 +71,7 @@ def get_plan(
     valid = ragged_extents(inputs)
     if valid is not None:  # not cached: another batch will have other sizes
         return _make_plan(pass_kind, inputs, saves_states, wants_dx, threads, valid)
-    options = pass_kind, get_cell(inputs.cell), saves_states, wants_dx, threads
+    options = pass_kind, inputs.cell, saves_states, wants_dx, threads
     key = *options, x.dtype, x.shape, weight_ih.shape, inputs.signs, inputs.present
     plan = plans.get(key)
     if plan is None:
@@ -91,7 +89,7 @@ def _make_plan(
     threads: int,
     valid: Extents | None,
 ) -> Plan:
-    cell, grid, ndim, is_forward = get_cell(inputs.cell), inputs.grid, inputs.ndim, pass_kind == "forward"
+    cell, grid, ndim, is_forward = inputs.cell, inputs.grid, inputs.ndim, pass_kind == "forward"
     (batch, *_, channels), (dirs, gate_dim, _) = inputs.x.shape, inputs.weight_ih.shape
     states, units, positions = len(cell.states), inputs.units, prod(grid)
     dtype, itemsize = str(inputs.x.dtype).removeprefix("torch."), inputs.x.itemsize
@@ -135,15 +133,15 @@ def _make_plan(
     for name, size in scratch_parts.items():
         offsets[name] = scratch
         scratch += _whole_lines(size)
-    counts, strides = line_counts(grid), [prod(grid[d + 1 :]) for d in range(ndim)]
-    lines = [(grid[d] * strides[d], strides[d], sum(counts[:d])) for d in range(ndim)]
+    line_numbers, strides = line_counts(grid), [prod(grid[d + 1 :]) for d in range(ndim)]
+    lines = [(grid[d] * strides[d], strides[d], sum(line_numbers[:d])) for d in range(ndim)]
     line_table = words(tuple(number for line in lines for number in line))
     steps = words(tuple(sign * stride for sign, stride in zip(inputs.signs, dirs * strides, strict=True)))
     sizes = Sizes(
         dirs=dirs,
         positions=positions,
         places=positions * batch,
-        lines=sum(counts),
+        lines=sum(line_numbers),
         line_table=address(line_table),
         steps=address(steps),
         ndim=ndim,
@@ -167,6 +165,23 @@ def _make_plan(
         **offsets,
     )
     record = words(sizes)
+    of_x, of_h = sizes.places * channels, sizes.places * dirs * units
+    of_boundary = batch * sizes.lines * dirs * (1 + states) * units
+    counts = {
+        "x": of_x,
+        "parameters": dirs * parameter_count,
+        "weights": dirs * -(-gate_dim // panel) * panel * depth,
+        "front": of_boundary,
+        "output": of_h,
+        "gates": dirs * sizes.places * gate_dim,
+        "states": of_h * states,
+        "scratch": len(jobs.chains) * scratch,
+        "grad": of_h,
+        "initial": of_boundary,
+        "weights_t": dirs * -(-columns // panel) * panel * gate_dim,
+        "dx": jobs.buffers * of_x,
+        "sums": jobs.slots * dirs * sums_size,
+    }
     return Plan(
         kernel=generic_kernel("forward" if is_forward else "backward", dtype).ctypes,
         pack=generic_kernel("pack", dtype).ctypes,
@@ -176,8 +191,7 @@ def _make_plan(
         sizes=sizes,
         sizes_address=address(record),
         jobs=jobs,
-        packed=dirs * -(-gate_dim // panel) * panel * depth,
-        packed_transposed=dirs * -(-columns // panel) * panel * gate_dim,
+        counts=counts,
         memory=(record, line_table, steps),
     )
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from mdlstm_tk.backends.cpu import simd
+from mdlstm_tk.backends.cpu.memory import pointer
 from mdlstm_tk.backends.cpu.records import Job, address, words
 from mdlstm_tk.backends.cpu.threads import Task
 from mdlstm_tk.backends.tables import Extents, SweepTables, ragged_tables, tile_tables
@@ -178,10 +179,10 @@ def make_jobs(
                     corner=corner,
                     begin=0,
                     end=len(tables.counts),
-                    starts=tables.starts[1:].data_ptr(),
-                    offsets=tables.order[offsets].data_ptr(),
-                    predecessors=tables.predecessors.data_ptr(),
-                    successors=tables.successors.data_ptr(),
+                    starts=pointer("starts", tables.starts[1:]),
+                    offsets=pointer("offsets", tables.order[offsets]),
+                    predecessors=pointer("predecessors", tables.predecessors),
+                    successors=pointer("successors", tables.successors),
                     visits=tables.positions,
                     continues=int(start > 0),
                     chain=chain,

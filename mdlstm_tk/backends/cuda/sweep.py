@@ -37,7 +37,6 @@ from mdlstm_tk.backends.torch.products import (
     recurrent_weights,
     transposed_recurrent_weights,
 )
-from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.lowering import Pass, reads_hidden
 
 # What one program processes: 4 numbers for each thread of 4 warps, and at most UNITS units of a row. A
@@ -155,8 +154,8 @@ class _Launcher:
     """
 
     def __init__(self, pass_kind: Pass, inputs: SweepInputs, rows: SweepRows) -> None:
-        cell, ndim, units, initial = get_cell(inputs.cell), inputs.ndim, inputs.units, inputs.initial
-        self.name = f"{pass_kind} of {inputs.cell}"
+        cell, ndim, units, initial = inputs.cell, inputs.ndim, inputs.units, inputs.initial
+        self.name = f"{pass_kind} of {cell.name}"
         with compiling(self.name):
             self.kernel = get_kernel(pass_kind, cell, ndim, inputs.present)
         self.reads_h = reads_hidden(cell, ndim)
@@ -202,8 +201,7 @@ class _Launcher:
             try:
                 self.kernel[grid](**self.arguments, **arguments)  # the first call compiles
             except TritonError as error:
-                reason = str(error).strip().partition("\n")[0]
-                raise KernelError(f"the kernel '{self.name}' cannot be compiled ({reason})") from error
+                raise KernelError(self.name, error) from error
 
 
 def _view(buffer: Tensor, *shape: int) -> Tensor:

@@ -21,7 +21,6 @@ from mdlstm_tk.backends.inputs import Gradients, SweepInputs, SweepResults
 from mdlstm_tk.backends.tables import SweepRows, sweep_rows
 from mdlstm_tk.backends.torch import products
 from mdlstm_tk.backends.torch.evaluate import evaluate
-from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.ir import Kernel
 from mdlstm_tk.cells.lowering import Pass, lower
 
@@ -159,7 +158,7 @@ class _Step:
     """A kernel of the cell, evaluated on the rows (dirs, K·N, n) of a wavefront."""
 
     def __init__(self, pass_kind: Pass, inputs: SweepInputs) -> None:
-        self.kernel: Kernel = lower(pass_kind, get_cell(inputs.cell), inputs.ndim, inputs.present)
+        self.kernel: Kernel = lower(pass_kind, inputs.cell, inputs.ndim, inputs.present)
         self.ndim, self.states = inputs.ndim, inputs.state_count
         packed = inputs.cell_parameters()
         self.slots = {} if packed is None else {"parameter": packed.unsqueeze(1).unbind(-2)}  # (dirs, 1, n)

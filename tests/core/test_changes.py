@@ -1,0 +1,191 @@
+"""Whatever a user changes between forward and backward: the same gradients as without it, or an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mdlstm_tk import MDLSTM, BoundaryState, Gate, InputError, clear_caches, register_cell, tiling
+
+STRENGTH = [1.0]  # what the equations of the cell read from outside
+
+
+def define(factor: float, gates: str = "fz") -> None:
+    """Register the cell "mine"."""
+
+    @register_cell("mine", gates=[Gate(name, start=0.5) for name in gates])
+    def mine(gates: Any, states: Any, output_activation: Any) -> Any:
+        c = sum(states["c"]) * 0.4 * gates[0] + factor * STRENGTH[0] * sum(gates)
+        return output_activation(c), {"c": c}
+
+
+def setting(recompute: bool, backend: str) -> SimpleNamespace:
+    """A layer and all that it is called with."""
+    torch.manual_seed(0)
+    define(1.0)
+    options: dict[str, Any] = {"directions": [(1, 1), (-1, 1)], "layer_norm": True, "recompute": recompute}
+    layer = MDLSTM(2, 3, cell="mine", num_layers=2, backend=backend, **options).double()
+    faces = [torch.randn(2, e, 2, 3, dtype=torch.float64).requires_grad_() for e in (4, 3)]
+    states = [BoundaryState(h=list(faces), c=[None, faces[1]]), BoundaryState()]
+    x = torch.randn(2, 3, 4, 2, dtype=torch.float64).requires_grad_()
+    sizes = torch.tensor([[3, 4], [2, 3]])
+    return SimpleNamespace(layer=layer, x=x, sizes=sizes, states=states, faces=faces)
+
+
+def results(it: SimpleNamespace, how: str, change: Callable[[SimpleNamespace], Any] | None) -> list[Tensor]:
+    """The gradients of everything, after a change since forward."""
+    arguments = {"sizes": it.sizes, "initial_state": it.states, "return_state": True}
+    if how == "tiles":
+        it.y, it.final = tiling.checkpointed(it.layer, it.x, 2, **arguments)
+    elif how == "compiled":
+        it.y, it.final = torch.compile(it.layer, backend="aot_eager")(it.x, **arguments)
+    else:
+        it.y, it.final = it.layer(it.x, **arguments)
+    leaves = [it.x, *it.faces, *it.layer.parameters()]
+    loss = it.y.square().sum() + sum(state.c[0].square().sum() for state in it.final)
+    context = change(it) if change else None
+    with context if hasattr(context, "__exit__") else torch.enable_grad():
+        return list(torch.autograd.grad(loss, leaves))
+
+
+def in_place(*path: str) -> Callable[[SimpleNamespace], None]:
+    """Multiply a tensor by 2 where it is."""
+
+    def change(it: SimpleNamespace) -> None:
+        tensor = it
+        for name in path:
+            tensor = tensor[int(name)] if name.isdigit() else getattr(tensor, name)
+        with torch.no_grad():
+            tensor.mul_(2)
+
+    return change
+
+
+def attribute(name: str, value: Any) -> Callable[[SimpleNamespace], None]:
+    return lambda it: setattr(it.layer, name, value)
+
+
+def reshape_data(it: SimpleNamespace) -> None:
+    it.layer.weight_hh_l1.data = it.layer.weight_hh_l1.data[..., :1].clone()
+
+
+def step(it: SimpleNamespace) -> None:
+    for parameter in it.layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.SGD(it.layer.parameters(), 0.1).step()
+
+
+def halve(tensor: Tensor) -> None:
+    tensor //= 2
+
+
+NAMES = ("weight_ih_l0", "weight_hh_l0", "bias_l0", "norm_weight_l1", "norm_bias_l1")
+CHANGES: dict[str, Callable[[SimpleNamespace], Any]] = {
+    "x": in_place("x"),
+    **{name: in_place("layer", name) for name in NAMES},
+    "sizes": lambda it: halve(it.sizes),
+    "a view of sizes": lambda it: halve(it.sizes[:1]),
+    "an initial state": in_place("faces", "0"),
+    "the states' attributes": lambda it: vars(it.states[0]).update(h=None, c=None),
+    "y": in_place("y"),
+    "a final state": in_place("final", "0", "c", "0"),
+    "another cell of the name": lambda it: define(2.0),
+    "another cell with more gates": lambda it: define(1.0, "fzab"),
+    "the same cell again": lambda it: define(1.0),
+    "what equations read": lambda it: STRENGTH.__setitem__(0, 3.0),
+    "the layer's cell": attribute("cell", "stable"),
+    "directions": attribute("directions", [(1, -1)]),
+    "an entry of directions": lambda it: it.layer.directions.__setitem__(0, (-1, -1)),
+    "merge": attribute("merge", "sum"),
+    "window": attribute("window", (2, 2)),
+    "options": lambda it: vars(it.layer).update(hidden_size=7, ndim=3, recompute=it.layer.bias, bias=False),
+    **{f"backend {name}": attribute("backend", name) for name in ("fused", "torch", "reference")},
+    "evaluation": lambda it: it.layer.eval(),
+    "float32": lambda it: it.layer.float(),
+    "bfloat16": lambda it: it.layer.bfloat16(),
+    "meta": lambda it: it.layer.to("meta"),
+    "data of another shape": reshape_data,
+    "other parameters": attribute("weight_ih_l0", nn.Parameter(torch.zeros(2, 6, 2))),
+    "no bias": attribute("bias_l0", None),
+    "frozen": lambda it: it.layer.requires_grad_(False),
+    "a step of an optimizer": step,
+    "loaded weights": lambda it: it.layer.load_state_dict(MDLSTM.state_dict(it.layer)),
+    "threads": lambda it: torch.set_num_threads(3),
+    "autocast": lambda it: torch.autocast("cpu", torch.bfloat16),
+    "the default dtype": lambda it: torch.set_default_dtype(torch.float16),
+    "no gradients": lambda it: torch.no_grad(),
+    "cleared caches": lambda it: clear_caches(),
+    "no layer": lambda it: delattr(it, "layer"),
+}
+MAY_BE_REFUSED = {
+    *NAMES,
+    *("x", "sizes", "a view of sizes", "an initial state", "y", "a final state", "a step of an optimizer"),
+    *("loaded weights", "frozen", "float32", "bfloat16", "meta", "data of another shape"),
+    *("another cell of the name", "another cell with more gates", "what equations read"),
+}
+SLOW = [pytest.param(how, marks=pytest.mark.slow) for how in ("reference", "compiled")]
+
+
+@pytest.fixture(autouse=True)
+def _restored(fresh_registries: None, one_thread: None) -> Iterator[None]:
+    yield
+    torch.set_default_dtype(torch.float32)
+    STRENGTH[0] = 1.0
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
+@pytest.mark.parametrize("how", ["fused", "torch", "tiles", *SLOW])
+def test_gradients_are_those_of_the_forward_pass(how: str, recompute: bool) -> None:
+    backend = how if how in ("torch", "reference") else "fused"
+    expected, refused = results(setting(recompute, backend), how, None), {}
+    for name, change in CHANGES.items():
+        try:
+            actual = results(setting(recompute, backend), how, change)
+        except (InputError, RuntimeError) as error:
+            refused[name] = str(error)
+        else:
+            message = f"{name}: "
+            torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12, msg=message.__add__)
+        torch.set_num_threads(1)
+        torch.set_default_dtype(torch.float32)
+        STRENGTH[0] = 1.0
+    if how != "compiled":  # which may copy
+        for name in ("weight_ih_l0", *(("sizes", "a view of sizes") if how != "reference" else ())):
+            assert "modified by an inplace operation" in refused[name], name
+    assert set(refused) <= MAY_BE_REFUSED, refused
+
+
+def test_sizes_that_are_no_tensor_are_copied() -> None:
+    for sizes in (
+        np.array([[3, 4], [2, 3]]),
+        [[3, 4], [2, 3]],
+        torch.tensor([[3, 4], [2, 3]], dtype=torch.int32),
+    ):
+        changed = []
+        for factor in (1, 2):
+            it = setting(False, "fused")
+            it.sizes = sizes.copy() if not isinstance(sizes, Tensor) else sizes.clone()
+
+            def change(it: SimpleNamespace, factor: int = factor) -> None:
+                it.sizes[0] = it.sizes[0] // factor if not isinstance(it.sizes, list) else [1, 1]
+
+            changed.append(results(it, "fused", change))
+        torch.testing.assert_close(*changed, rtol=0, atol=0)
+
+
+def test_what_hooks_return_in_place_of_saved_tensors_is_checked() -> None:
+    """Kernels would read beyond them."""
+    for change in (Tensor.float, lambda t: t.flatten()[:1], lambda t: t.to("meta")):
+        it = setting(False, "fused")
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, change):
+            y = it.layer(it.x.detach())
+        with pytest.raises((InputError, RuntimeError)) as refused:
+            torch.autograd.grad(y.sum(), list(it.layer.parameters()))
+        assert "\n" not in str(refused.value)
