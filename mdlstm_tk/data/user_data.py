@@ -80,13 +80,17 @@ class TextExtent(NamedTuple):
     """The room that the text of a sample has, and the room it needs.
 
     Attributes:
+        split: its split.
         name: name of the sample.
+        text: the text.
         width: columns of its image.
         ctc_steps: steps that CTC needs to spell the text: one per character, and a blank between two
             equal ones.
     """
 
+    split: Split
     name: str
+    text: str
     width: int
     ctc_steps: int
 
@@ -228,7 +232,9 @@ def read_data(
     task.summary = _summarise(path, sources, task, all_extents, [*targets.lines, *notes])
     if kind == "transcribe":
         task.texts = [normalise(survey.target) for survey in splits["train"]]
-        task.text_extents = [_text_extent(survey, targets) for survey in surveys]
+        task.text_extents = [
+            _text_extent(split, survey, targets) for split, each in splits.items() for survey in each
+        ]
     if not is_arrays:
         in_use = cache_bytes - budget.bytes_left
         task.cache_bytes = max(in_use, min(cache_bytes, _decoded_bytes(all_extents, spec)))
@@ -340,10 +346,10 @@ def _describe_task(
     )
 
 
-def _text_extent(survey: Survey, targets: Targets) -> TextExtent:
+def _text_extent(split: Split, survey: Survey, targets: Targets) -> TextExtent:
     text = targets.encode(survey.target)
     repeats = sum(a == b for a, b in pairwise(text))
-    return TextExtent(survey.sample.name, survey.extents[1], len(text) + repeats)
+    return TextExtent(split, survey.sample.name, survey.target, survey.extents[1], len(text) + repeats)
 
 
 def _decoded_bytes(extents: Array, spec: TaskSpec) -> int:

@@ -21,7 +21,14 @@ from mdlstm_tk.training.memory import check_memory
 from mdlstm_tk.training.networks import build_network, fit_config, texts_without_room
 from mdlstm_tk.training.run_folder import Run, new_run, open_run
 from mdlstm_tk.training.settings import configure_resumed
-from mdlstm_tk.training.tasks import describe_changes, find_data, load_task, make_task, remember_data
+from mdlstm_tk.training.tasks import (
+    describe_changes,
+    find_data,
+    listing,
+    load_task,
+    make_task,
+    remember_data,
+)
 
 
 @dataclass(frozen=True)
@@ -196,13 +203,14 @@ def _build(
     notes = list(getattr(task, "summary", ()))
     if config.data and config.windows:
         notes.append(f"windows of {config.windows} positions; choose others with windows=...")
-    if names := texts_without_room(network, task):
+    if texts := texts_without_room(network, task):
         has_windows = "windows" in model_options(config.model, task.spec.kind)
         remedy = "windows=2x1,2x1" if has_windows else "a larger resize=..., or model=md"
-        notes.append(
-            f"{len(names)} texts ({names[0]} is the first) need more steps than the network makes of "
-            f"their images, so nothing is learned from them; try {remedy}"
-        )
+        named = listing([f"{each.name}: {each.text:.40}" for each in texts])
+        line = f"{len(texts)} texts need more steps than the network makes of their images ({named})"
+        if sum(each.split == "train" for each in texts) == task.count("train"):
+            raise InputError(f"{line}, among them all that it would be trained on; try {remedy}")
+        notes.append(f"{line}, so nothing is learned from them; try {remedy}")
     if memory:
         notes.append(memory)
     return network, tuple(notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,6 +21,9 @@ from mdlstm_tk.models.heads import NETWORKS
 from mdlstm_tk.models.registry import resolve
 from mdlstm_tk.training.config import TrainConfig, parse_windows
 from mdlstm_tk.training.tasks import make_task
+
+if TYPE_CHECKING:
+    from mdlstm_tk.data.user_data import TextExtent
 
 MAX_POSITIONS = 4096  # that the first level of a network sweeps, unless the user chooses the windows
 
@@ -131,14 +135,17 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def texts_without_room(network: nn.Module, task: Task) -> list[str]:
-    """Names of the samples whose text needs more steps than the network makes of the sample's image.
+def columns_per_step(network: nn.Module) -> int | None:
+    """The columns of x under one step of a recogniser; None for other networks, which do not say it."""
+    network = network.network if isinstance(network, Normalized) else network
+    return network.stride[1] if isinstance(network, TextRecognizer | LineRecognizer) else None
 
-    CTC cannot spell such a text, so the sample contributes no gradient.
+
+def texts_without_room(network: nn.Module, task: Task) -> list[TextExtent]:
+    """The samples whose text needs more steps than the network makes of the sample's image.
+
+    CTC cannot spell such a text, so the loss leaves the sample out.
     """
-    recognizer = network.network if isinstance(network, Normalized) else network
-    if not isinstance(recognizer, TextRecognizer | LineRecognizer):
-        return []
-    columns_per_step = recognizer.stride[1]
-    extents = getattr(task, "text_extents", ())
-    return [e.name for e in extents if -(-e.width // columns_per_step) < e.ctc_steps]
+    columns = columns_per_step(network)
+    extents: Sequence[TextExtent] = getattr(task, "text_extents", ())
+    return [e for e in extents if columns and -(-e.width // columns) < e.ctc_steps]

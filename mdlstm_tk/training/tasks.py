@@ -245,12 +245,12 @@ def load_task(
 def _class_difference(actual: tuple[str, ...], expected: tuple[str, ...]) -> str:
     """Name the classes or characters that came or went."""
     added, gone = sorted(set(actual) - set(expected)), sorted(set(expected) - set(actual))
-    parts = [f"new classes {_listing(added)}"] if added else []
-    parts += [f"no samples of {_listing(gone)}"] if gone else []
+    parts = [f"new classes {listing(added)}"] if added else []
+    parts += [f"no samples of {listing(gone)}"] if gone else []
     return " and ".join(parts) or "the classes have another order"
 
 
-def _listing(names: list[str]) -> str:
+def listing(names: list[str]) -> str:
     """The first names, and the number of the others."""
     text = ", ".join(f"'{name}'" for name in names[:MAX_NAMES_SHOWN])
     return text + (f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else "")
@@ -266,9 +266,9 @@ def describe_changes(before: Mapping[str, list[str]], now: Mapping[str, list[str
     old, new = ({name for names in splits.values() for name in names} for splits in (before, now))
     lines = []
     if missing := sorted(old - new):
-        lines.append(f"{len(missing)} samples of the run are missing: {_listing(missing)}")
+        lines.append(f"{len(missing)} samples of the run are missing: {listing(missing)}")
     if added := sorted(set(now["train"]) - old):
-        lines.append(f"{len(added)} new samples are trained on: {_listing(added)}")
+        lines.append(f"{len(added)} new samples are trained on: {listing(added)}")
     return lines
 
 

@@ -28,7 +28,7 @@ from mdlstm_tk.data import Kind
 from mdlstm_tk.data.folders import find_files
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import draw_run
-from mdlstm_tk.training import Run, build, default_config, load_checkpoint, predict, resume_job
+from mdlstm_tk.training import Run, build, default_config, load_checkpoint, new_job, predict, resume_job
 from mdlstm_tk.training.networks import fit_config, texts_without_room
 from mdlstm_tk.training.tasks import load_task, make_task
 
@@ -229,10 +229,15 @@ def test_texts_longer_than_their_images_are_reported(tmp_path: Path) -> None:
     config = default_config("transcribe", str(tmp_path / "t.npz"), "md")
     config = config.updated({"validation": 0.0}, "test")
     # with two pixels per step there are 4, 4, 4 and 2 steps, but CTC needs 4, 6, 5 and 3
-    assert texts_without_room(*build(config)) == ["sample 1", "sample 2", "sample 3"]
+    assert [each.text for each in texts_without_room(*build(config))] == ["aabb", "abcde", "abc"]
     assert texts_without_room(*build(config.updated({"windows": "2x1,2x1"}, "test"))) == []
+    note = new_job(config, tmp_path / "run").notes[-2]
+    assert note.startswith("3 texts need more steps") and "'sample 1: aabb', 'sample 2: abcde'" in note
     lines = replace(config, model="lines")  # eight pixels per step
-    assert texts_without_room(*build(lines)) == [f"sample {k}" for k in range(4)]
+    assert len(texts_without_room(*build(lines))) == 4
+    with pytest.raises(InputError, match=r"^4 texts .*'sample 0: abcd'.* all that it would be trained on"):
+        new_job(lines, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_large_images_get_windows(tmp_path: Path) -> None:
