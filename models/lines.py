@@ -69,9 +69,10 @@ def _normalise_valid(norm: nn.BatchNorm2d, x: Tensor, valid: Tensor) -> Tensor:
     rows, positions = x.flatten(0, 2), valid.flatten().nonzero().squeeze(1)  # (N·h·w, C), (P,)
     # one image of one row, in the memory format that torch normalises fastest
     image = rows.index_select(0, positions).t()[None, :, None]  # (1, C, 1, P)
-    normal = norm(image).squeeze(2).squeeze(0).t()
+    normal: Tensor = norm(image).squeeze(2).squeeze(0).t()
     y = torch.zeros_like(rows, dtype=normal.dtype).index_copy(0, positions, normal)
-    return y.unflatten(0, x.shape[:3]).permute(0, 3, 1, 2)
+    grid: Tensor = y.unflatten(0, x.shape[:3])
+    return grid.permute(0, 3, 1, 2)
 
 
 class LineRecognizer(HubModel):

@@ -30,6 +30,7 @@ from mdlstm_tk.data.spec import (
     Kind,
     Metrics,
     Sample,
+    SampleId,
     Split,
     TaskSpec,
 )
@@ -51,12 +52,14 @@ class Task(ABC):
         defaults: the settings of `TrainConfig` that suit the task.
         groups: for each sample of a split, the name of what it shares with others (a writer, a page);
             empty if samples are independent.
+        identities: the samples of each split, in order; empty if samples are generated.
     """
 
     kind: ClassVar[Kind]
     defaults: ClassVar[Mapping[str, Any]] = {}
     spec: TaskSpec
     groups: Mapping[Split, Sequence[str]] = MappingProxyType({})
+    identities: Mapping[Split, Sequence[SampleId]] = MappingProxyType({})
 
     @abstractmethod
     def batch(

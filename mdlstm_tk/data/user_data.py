@@ -12,7 +12,8 @@ described in `masks`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from mdlstm_tk.data import arrays, folders, pages
 from mdlstm_tk.data.idx import find_idx, list_idx
 from mdlstm_tk.data.samples import LazySamples, MemoryBudget, Survey, channel_moments, survey_samples
 from mdlstm_tk.data.sampling import shape_order, stratified_mask
-from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample, Resize, Split, TaskSpec
+from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample, Resize, SampleId, Split, TaskSpec
 from mdlstm_tk.data.targets import Targets, fit_targets, normalise
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import InputError
@@ -133,7 +134,7 @@ def read_data(
     crop: Extents | None = None,
     cache_bytes: int = CACHE_BYTES,
     levels: int = 2,
-    held_out: Collection[str] | None = None,
+    known: Mapping[Split, Sequence[SampleId]] | None = None,
 ) -> UserDataTask:
     """Read a file or folder as a task.
 
@@ -149,7 +150,8 @@ def read_data(
         crop: extents of the part of each sample that is used, see `DatasetTask`.
         cache_bytes: how much of the data may be kept in memory.
         levels: levels of each channel, of kind "density".
-        held_out: names of the samples to hold out, with their pages, instead of a random share.
+        known: the samples of a run, which keep their order, whatever they are called now. Those that it
+            held out are held out again, with their pages, instead of a random share.
 
     Raises:
         InputError: the path does not exist, has another layout, contains no usable sample, or cannot be
@@ -202,12 +204,14 @@ def read_data(
     except InputError as error:
         raise InputError(f"{path}: {error}; {formats}") from None
     if not splits.get("validation"):
-        splits["train"], splits["validation"] = _hold_out(splits["train"], kind, validation, seed, held_out)
+        splits["train"], splits["validation"] = _hold_out(splits["train"], kind, validation, seed, known)
         if not splits["train"]:
             raise InputError(
                 f"{path}: all samples that are left were held out for validation when the run began; add "
                 "samples to train on"
             )
+    for split, each in splits.items():
+        splits[split] = _in_order_of(each, (known or {}).get(split, ()))
     extents = {
         split: np.array([survey.extents for survey in each], np.int64).reshape(-1, ndim)
         for split, each in splits.items()
@@ -223,6 +227,7 @@ def read_data(
     }
     task = UserDataTask(spec, sets, augment, extents=extents["train"], crop=crop)
     task.names = {split: [survey.sample.name for survey in each] for split, each in splits.items()}
+    task.identities = {split: [survey.identity for survey in each] for split, each in splits.items()}
     task.groups = {
         split: [pages.prefix_of(survey.sample.group, prefixes) or survey.sample.group for survey in each]
         for split, each in splits.items()
@@ -297,21 +302,42 @@ def _read_mask_names(path: Path, kind: Kind) -> list[str]:
 
 
 def _hold_out(
-    surveys: list[Survey], kind: Kind, share: float, seed: int, names: Collection[str] | None
+    surveys: list[Survey],
+    kind: Kind,
+    share: float,
+    seed: int,
+    known: Mapping[Split, Sequence[SampleId]] | None,
 ) -> tuple[list[Survey], list[Survey]]:
-    """Divide samples into those to train on and those to validate with, by name or stratified by class.
+    """Divide samples into those to train on and those to validate with: as `known`, or stratified by class.
 
-    Samples of a group stay together.
+    Samples of a group stay together. A changed file of `known` stays where it was by its name.
     """
-    if names is None:
+    if known is None:
         classes = {survey.sample.group: survey.target if kind == "classify" else "" for survey in surveys}
         mask = stratified_mask(list(classes.values()), share, seed).tolist()
         held_out = {group for group, is_out in zip(classes, mask, strict=True) if is_out}
     else:
-        all_names = set(names)
-        held_out = {survey.sample.group for survey in surveys if survey.sample.name in all_names}
+        split_of: dict[Any, Split] = {}
+        for split in ("validation", "train"):  # what was in both has been trained on
+            for each in known[split]:
+                split_of |= dict.fromkeys((each, *each), split)
+        held_out = {
+            survey.sample.group
+            for survey in surveys
+            if next(filter(None, map(split_of.get, (survey.identity, *survey.identity))), "")
+            == "validation"
+        }
     train = [survey for survey in surveys if survey.sample.group not in held_out]
     return train, [survey for survey in surveys if survey.sample.group in held_out]
+
+
+def _in_order_of(surveys: Sequence[Survey], known: Sequence[SampleId]) -> list[Survey]:
+    """Sort samples as those of equal content in `known`; others follow in their order."""
+    places: defaultdict[str, deque[int]] = defaultdict(deque)
+    for place, identity in enumerate(known):
+        places[identity.digest].append(place)
+    last = deque([len(known)])
+    return sorted(surveys, key=lambda s: (places[s.identity.digest] or last.copy()).popleft())
 
 
 def _describe_task(

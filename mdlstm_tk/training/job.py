@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data import Task
+from mdlstm_tk.data import Split, Task
+from mdlstm_tk.data.spec import SampleId
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import model_options
 from mdlstm_tk.training import distributed
@@ -23,6 +24,7 @@ from mdlstm_tk.training.run_folder import Run, new_run, open_run
 from mdlstm_tk.training.settings import configure_resumed
 from mdlstm_tk.training.tasks import (
     describe_changes,
+    describe_overlap,
     find_data,
     listing,
     load_task,
@@ -44,6 +46,7 @@ class TrainingJob:
         checkpoint: the last checkpoint of a run that goes on; None for a new one.
         best: its best checkpoint, if there is one.
         notes: notes for the user on data, network and memory, one line each.
+        samples: the user's samples that the run has had so far, by split.
     """
 
     config: TrainConfig
@@ -54,6 +57,7 @@ class TrainingJob:
     checkpoint: Checkpoint | None = None
     best: Checkpoint | None = None
     notes: tuple[str, ...] = ()
+    samples: Mapping[Split, Sequence[SampleId]] = field(default_factory=dict)
 
     @property
     def steps_done(self) -> int:
@@ -117,12 +121,16 @@ def new_job(
     task = task or make_task(config)
     config = fit_config(config, task)
     network, notes = _build(config, task, context)
+    trained: Sequence[SampleId] = ()
     if config.init:
-        checkpoint = load_checkpoint(open_run(Path(config.init)).checkpoint)
-        notes += checkpoint.start(network, config, task.spec)
+        source = open_run(Path(config.init))
+        notes += load_checkpoint(source.checkpoint).start(network, config, task.spec)
+        trained = (source.read_samples() or {}).get("train", ())
+    notes += tuple(describe_overlap(task.identities, trained))
     path = new_run(run_name(config, task), folder, force).folder if context.is_main else Path()
     run = Run(context.broadcast(path))
-    return TrainingJob(remember_data(config, run.folder), task, network, run, context, notes=notes)
+    config = remember_data(config, run.folder)
+    return TrainingJob(config, task, network, run, context, notes=notes, samples=task.identities)
 
 
 def resume_job(
@@ -154,13 +162,20 @@ def resume_job(
     if run.is_evaluated:
         require_work_left(config, run, checkpoint)
     context = distributed.init(config.device)
-    old_names = run.read_samples()
+    known = run.read_samples()
     if task is None:
-        task = load_task(config, checkpoint.spec, config.data, old_names and old_names["validation"])
+        task = load_task(config, checkpoint.spec, config.data, known)
     config = remember_data(replace(config, size=format_size(task.spec.size)), folder)
+    now = task.identities
+    changes, samples = describe_changes(known, now) if known and now else [], dict(known or {})
+    if now and not known:
+        changes = [f"{run.samples} is missing, so samples that were trained on are not known"]
+    changes += describe_overlap(now, samples.get("train", ()))
+    for split, each in now.items():
+        seen = dict.fromkeys(samples.get(split, ()))
+        samples[split] = [*samples.get(split, ()), *(identity for identity in each if identity not in seen)]
     network, notes = _build(config, task, context)
-    changes = describe_changes(old_names, getattr(task, "names", old_names)) if old_names else []
-    return TrainingJob(config, task, network, run, context, checkpoint, best, (*changes, *notes))
+    return TrainingJob(config, task, network, run, context, checkpoint, best, (*changes, *notes), samples)
 
 
 def require_work_left(config: TrainConfig, run: Run, checkpoint: Checkpoint) -> None:

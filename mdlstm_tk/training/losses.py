@@ -28,8 +28,8 @@ def loss_of(prediction: Tensor, batch: Batch, spec: TaskSpec, columns: int | Non
                       targets where the spec has it
         "classify"    cross entropy
         "segment"     cross entropy averaged over labelled positions
-        "transcribe"  CTC (Graves et al. 2006), divided by the length of the text; samples whose columns have
-                      no room for their text are left out
+        "transcribe"  CTC (Graves et al. 2006), divided by the length of the text; samples without room for
+                      their text are left out
         "density"     negative log-probability in nats, averaged over the values at valid positions
 
     Args:
@@ -81,7 +81,7 @@ def _ctc_loss(logits: Tensor, y: Tensor, lengths: Tensor) -> Tensor:
 def total_loss(
     predictions: Sequence[Tensor], batch: Batch, spec: TaskSpec, columns: int | None = None
 ) -> Tensor:
-    """The loss of the prediction, plus `AUXILIARY_WEIGHT` times that of each auxiliary one; see `loss_of`."""
+    """The loss of the prediction, plus `AUXILIARY_WEIGHT` times that of each auxiliary one."""
     losses = [loss_of(prediction, batch, spec, columns) for prediction in predictions]
     return losses[0] + AUXILIARY_WEIGHT * sum(losses[1:], torch.zeros_like(losses[0]))
 

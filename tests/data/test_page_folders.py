@@ -83,11 +83,16 @@ def test_pages_not_lines_are_held_out(tmp_path: Path) -> None:
     assert (len(groups["train"]), len(groups["validation"])) == (6, 2)
     assert not groups["train"] & groups["validation"]
     assert (task.count("train"), task.count("validation")) == (18, 6)
-    again = read(tmp_path, "transcribe", seed=1, held_out=task.names["validation"])
+    again = read(tmp_path, "transcribe", seed=1, known=task.identities)
     assert {split: set(each) for split, each in again.names.items()} == {
         split: set(each) for split, each in task.names.items()
     }
-    one = read(tmp_path, "transcribe", seed=1, held_out=task.names["validation"][:1])
+    one = read(
+        tmp_path,
+        "transcribe",
+        seed=1,
+        known={**task.identities, "validation": task.identities["validation"][:1]},
+    )
     assert set(one.groups["validation"]) == {task.groups["validation"][0]}
 
 

@@ -46,10 +46,14 @@ def test_class_folders_get_a_stratified_split_and_are_scaled(tmp_path: Path) -> 
     assert "9 (4), 10 (8), no (8)" in classes
     other = read(tmp_path / "signs", "classify", seed=1)
     assert other.names["validation"] != task.names["validation"]
-    again = read(tmp_path / "signs", "classify", seed=1, held_out=task.names["validation"])
+    again = read(tmp_path / "signs", "classify", seed=1, known=task.identities)
     assert again.names["validation"] == task.names["validation"]
     with pytest.raises(InputError, match="signs: all samples that are left were held out"):
-        read(tmp_path / "signs", "classify", held_out=[*task.names["validation"], *task.names["train"]])
+        read(
+            tmp_path / "signs",
+            "classify",
+            known={"train": (), "validation": sum(task.identities.values(), [])},
+        )
 
 
 def test_splits_of_the_data_are_used(tmp_path: Path) -> None:
