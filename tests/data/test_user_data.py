@@ -6,6 +6,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_class_folders_get_a_stratified_split_and_are_scaled(tmp_path: Path) -> 
         read(
             tmp_path / "signs",
             "classify",
-            known={"train": (), "validation": sum(task.identities.values(), [])},
+            known={"train": (), "validation": [*chain(*task.identities.values())]},
         )
 
 
