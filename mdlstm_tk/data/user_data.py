@@ -12,7 +12,6 @@ described in `masks`.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -22,20 +21,16 @@ import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import arrays, folders, pages
-from mdlstm_tk.data.idx import find_idx, list_idx
+from mdlstm_tk.data.idx import list_idx
 from mdlstm_tk.data.samples import LazySamples, MemoryBudget, Survey, channel_moments, survey_samples
-from mdlstm_tk.data.sampling import shape_order, stratified_mask
+from mdlstm_tk.data.sampling import shape_order
 from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample, Resize, SampleId, Split, TaskSpec
+from mdlstm_tk.data.splits import SPLIT_NAMES, describe_formats, divide, find_sources, hold_out, in_order_of
 from mdlstm_tk.data.targets import Targets, fit_targets, normalise
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 
-SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
-    "train": ("train",),
-    "validation": ("val", "validation", "valid"),
-    "test": ("test",),
-}
 CACHE_BYTES = 2**28  # default for the memory that decoded images may take
 MAX_SKIPPED_SHOWN = 10  # skipped samples that a summary lists
 MAX_COLOUR_CHANNELS = 4  # more look like an axis of the grid
@@ -158,7 +153,7 @@ def read_data(
             resized or cropped.
         MissingExtraError: Pillow is not installed.
     """
-    sources = _find_sources(path, kind)
+    sources, notes = find_sources(path, kind)
     if crop is not None and kind == "transcribe":
         raise InputError(f"crop={format_size(crop)} would cut texts off; use resize=... instead")
     is_arrays = sources["train"].suffix == ".npz"
@@ -171,16 +166,15 @@ def read_data(
     budget = MemoryBudget(cache_bytes)
     splits: dict[Split, list[Survey]] = {}
     skipped: list[str] = []
-    notes: list[str] = []
     for split, source in sources.items():
         samples, new_notes = _list_samples(source, kind, budget)
         notes += new_notes
         splits[split], unusable = survey_samples(samples, kind, resize)
         skipped += unusable
     if prefixes:
-        splits, new_notes = _divide(splits["train"], prefixes)
+        splits, new_notes = divide(splits["train"], prefixes)
         notes += new_notes
-    formats = f"a task of kind {kind} expects {_formats(kind)}"
+    formats = f"a task of kind {kind} expects {describe_formats(kind)}"
     if not splits["train"]:
         reasons = "; ".join([*skipped[:3], *notes])
         raise InputError(
@@ -204,14 +198,14 @@ def read_data(
     except InputError as error:
         raise InputError(f"{path}: {error}; {formats}") from None
     if not splits.get("validation"):
-        splits["train"], splits["validation"] = _hold_out(splits["train"], kind, validation, seed, known)
+        splits["train"], splits["validation"] = hold_out(splits["train"], kind, validation, seed, known)
         if not splits["train"]:
             raise InputError(
                 f"{path}: all samples that are left were held out for validation when the run began; add "
                 "samples to train on"
             )
     for split, each in splits.items():
-        splits[split] = _in_order_of(each, (known or {}).get(split, ()))
+        splits[split] = in_order_of(each, (known or {}).get(split, ()))
     extents = {
         split: np.array([survey.extents for survey in each], np.int64).reshape(-1, ndim)
         for split, each in splits.items()
@@ -246,29 +240,6 @@ def read_data(
     return task
 
 
-def _find_sources(path: Path, kind: Kind) -> dict[Split, Path]:
-    """Return the file or folder of each split: `path` is the training split if it has no train/."""
-    if not path.exists():
-        raise InputError(f"there is no file or folder {path}, which data=... names")
-    if kind == "density" and (files := find_idx(path)):
-        return files
-    sources: dict[Split, Path] = {}
-    for split, names in SPLIT_NAMES.items():
-        candidates = [path / f"{name}{suffix}" for name in names for suffix in ("", ".npz")]
-        sources.update((split, source) for source in candidates if source.exists())
-    sources = sources if "train" in sources else {"train": path}
-    for source in sources.values():
-        is_arrays = source.suffix == ".npz" and source.is_file()
-        if is_arrays != (sources["train"].suffix == ".npz") or not (is_arrays or source.is_dir()):
-            raise InputError(f"{source} is not what a task of kind {kind} expects: {_formats(kind)}")
-    return sources
-
-
-def _formats(kind: Kind) -> str:
-    """Describe the data that a kind of task can be read from."""
-    return " or ".join(formats[kind] for formats in (folders.FORMATS, arrays.FORMATS))
-
-
 def _list_samples(source: Path, kind: Kind, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
     """Return the samples of a file or folder, and notes for the user."""
     if source.suffix == ".npz":
@@ -279,65 +250,10 @@ def _list_samples(source: Path, kind: Kind, budget: MemoryBudget) -> tuple[list[
     return list(list_idx(source) if source.is_file() else folders.list_folder(source, kind)), []
 
 
-def _divide(
-    surveys: Sequence[Survey], prefixes: Mapping[str, Split]
-) -> tuple[dict[Split, list[Survey]], list[str]]:
-    """Divide samples by the prefixes of splits.json; also returns a note on files that match none."""
-    splits: dict[Split, list[Survey]] = {split: [] for split in prefixes.values()}
-    unmatched: list[Survey] = []
-    for survey in surveys:
-        prefix = pages.prefix_of(survey.sample.group, prefixes)
-        (unmatched if prefix is None else splits[prefixes[prefix]]).append(survey)
-    files = list(dict.fromkeys(survey.sample.group for survey in unmatched))
-    hidden = f" and {len(files) - MAX_SKIPPED_SHOWN} more" if len(files) > MAX_SKIPPED_SHOWN else ""
-    listing = ", ".join(files[:MAX_SKIPPED_SHOWN]) + hidden
-    splits.setdefault("train", [])
-    return splits, [f"files that splits.json does not name, left out: {listing}"] if files else []
-
-
 def _read_mask_names(path: Path, kind: Kind) -> list[str]:
     """Return the lines of classes.txt, which names the values of masks; of other kinds it is not read."""
     file = path / "classes.txt"
     return folders.read_lines(file) if kind == "segment" and file.is_file() else []
-
-
-def _hold_out(
-    surveys: list[Survey],
-    kind: Kind,
-    share: float,
-    seed: int,
-    known: Mapping[Split, Sequence[SampleId]] | None,
-) -> tuple[list[Survey], list[Survey]]:
-    """Divide samples into those to train on and those to validate with: as `known`, or stratified by class.
-
-    Samples of a group stay together. A changed file of `known` stays where it was by its name.
-    """
-    if known is None:
-        classes = {survey.sample.group: survey.target if kind == "classify" else "" for survey in surveys}
-        mask = stratified_mask(list(classes.values()), share, seed).tolist()
-        held_out = {group for group, is_out in zip(classes, mask, strict=True) if is_out}
-    else:
-        split_of: dict[Any, Split] = {}
-        for split in ("validation", "train"):  # what was in both has been trained on
-            for each in known[split]:
-                split_of |= dict.fromkeys((each, *each), split)
-        held_out = {
-            survey.sample.group
-            for survey in surveys
-            if next(filter(None, map(split_of.get, (survey.identity, *survey.identity))), "")
-            == "validation"
-        }
-    train = [survey for survey in surveys if survey.sample.group not in held_out]
-    return train, [survey for survey in surveys if survey.sample.group in held_out]
-
-
-def _in_order_of(surveys: Sequence[Survey], known: Sequence[SampleId]) -> list[Survey]:
-    """Sort samples as those of equal content in `known`; others follow in their order."""
-    places: defaultdict[str, deque[int]] = defaultdict(deque)
-    for place, identity in enumerate(known):
-        places[identity.digest].append(place)
-    last = deque([len(known)])
-    return sorted(surveys, key=lambda s: (places[s.identity.digest] or last.copy()).popleft())
 
 
 def _describe_task(

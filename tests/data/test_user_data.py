@@ -68,6 +68,14 @@ def test_splits_of_the_data_are_used(tmp_path: Path) -> None:
     assert read(tmp_path / "arrays", "classify").count("validation") == 10
 
 
+def test_what_lies_beside_the_splits_is_named(tmp_path: Path) -> None:
+    for name in ("train", "dev", "extra"):
+        write_classes(tmp_path / name, {"a": 4, "b": 4})
+    task = read(tmp_path, "classify")
+    assert (task.count("train"), task.count("validation")) == (8, 8)
+    assert any(line.startswith("beside train, left out: extra; splits are") for line in task.summary)
+
+
 def test_files_that_cannot_be_used_are_named_and_skipped(tmp_path: Path) -> None:
     write_classes(tmp_path / "signs", {"a": 4, "b": 4})
     content = (tmp_path / "signs/b/0.png").read_bytes()
@@ -87,8 +95,14 @@ def test_files_that_cannot_be_used_are_named_and_skipped(tmp_path: Path) -> None
     (tmp_path / "cells/masks/1.png").unlink()
     write_image(tmp_path / "cells/masks/2.png", np.zeros((3, 3)))
     (tmp_path / "cells/masks/4.png").write_text("not an image")
+    write_image(tmp_path / "cells/masks/5.tif", np.zeros((5, 8)))
+    write_image(tmp_path / "cells/images/6.jpg", np.zeros((5, 7)))
     reasons = {line.split(": ")[0]: line for line in read(tmp_path / "cells", "segment").skipped}
-    assert set(reasons) == {"images/1.png", "images/2.png", "images/4.png"}
+    assert set(reasons) == {
+        f"images/{name}" for name in ("1.png", "2.png", "4.png", "5.png", "6.jpg", "6.png")
+    }
+    assert "masks/5.png and masks/5.tif have one name" in reasons["images/5.png"]
+    assert "images/6.jpg and images/6.png have one name" in reasons["images/6.png"]
     assert "3x3" in reasons["images/2.png"] and "5x7" in reasons["images/2.png"]
     assert "its mask is no image of a known type" in reasons["images/4.png"]
 
@@ -119,6 +133,13 @@ UNREADABLE: dict[str, tuple[str, Callable[[Path], object], str, str]] = {  # pat
         "grid",
         r"val.*\.npz",
     ),
+    "two of one split": (
+        "m",
+        lambda p: [write_classes(p / name, {"a": 2, "b": 2}) for name in ("train", "val", "dev")],
+        "classify",
+        "m has val and dev, which all are for validation; keep one",
+    ),
+    "no train": ("m", lambda p: write_masks(p / "test"), "segment", "m has test but no train; put"),
     "other file type": ("x.csv", lambda p: p.write_text("1,2"), "grid", r"x\.csv.*\.npz"),
     "damaged": ("x.npz", lambda p: p.write_bytes(b"PK\3\4 no"), "grid", r"x\.npz"),
     "no y": ("x.npz", lambda p: np.savez(p, x=np.ones((3, 4, 4))), "grid", "y is missing"),
