@@ -37,6 +37,7 @@ from mdlstm_tk.data.spec import (
 from mdlstm_tk.errors import InputError
 
 WHOLE_BATCH = slice(None)
+MAX_EXAMINED_BATCHES = 500  # to know how large they are
 MAX_EVALUATION_BATCH = 64  # samples
 MAX_EVALUATION_POSITIONS = 2**19  # in a batch, so that large images are evaluated in less memory
 
@@ -108,6 +109,18 @@ class Task(ABC):
         return min(max(MAX_EVALUATION_POSITIONS // prod(self.spec.size), 1), MAX_EVALUATION_BATCH)
 
     @property
+    def extents(self) -> npt.NDArray[np.int64]:
+        """(M, D) the extents that samples have."""
+        return np.array([self.spec.size])
+
+    def largest_batch(self, seed: int, count: int) -> Extents:
+        """Return the extents that batches of `count` training samples are padded to at most.
+
+        Of many different samples this is an estimate: an epoch has too many batches to know all.
+        """
+        return self.spec.size
+
+    @property
     def has_mixed_sizes(self) -> bool:
         """True if samples have different extents, or a trained network will see others."""
         return False
@@ -160,11 +173,21 @@ class DatasetTask(Task):
         self.crop = crop
         if extents is not None and crop is not None:
             extents = np.minimum(extents, crop)
+        self._extents = extents
         self._ranks = None if extents is None or (extents == extents[0]).all() else shape_order(extents)
 
     @property
     def has_mixed_sizes(self) -> bool:
         return self._ranks is not None or self.crop is not None
+
+    def largest_batch(self, seed: int, count: int) -> Extents:
+        extents = [self.extents]
+        if self._ranks is not None and self._extents is not None:
+            for step in range(min(-(-len(self._ranks) // count), MAX_EXAMINED_BATCHES)):
+                indices = [k for _, k in bucketed_draws(seed, self._ranks, step, count)]
+                extents.append(self._extents[indices].max(axis=0, keepdims=True))
+        candidates = np.concatenate(extents)
+        return tuple(map(int, candidates[candidates.prod(axis=1).argmax()]))
 
     def count(self, split: Split) -> int:
         return len(self.sets.get(split, ()))

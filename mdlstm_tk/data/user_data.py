@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import arrays, folders, pages
@@ -101,6 +102,7 @@ class UserDataTask(DatasetTask):
         skipped: name and reason of each sample that cannot be used.
         texts: of kind "transcribe", those of the training split; otherwise None.
         text_extents: of kind "transcribe", one entry per sample; otherwise empty.
+        extents: those of the samples of all splits, each once.
         cache_bytes: bound on the memory that samples take.
         has_mixed_sizes: True if samples of any split differ in extents, or are cropped.
     """
@@ -112,6 +114,7 @@ class UserDataTask(DatasetTask):
     texts: Sequence[str] | None = None
     text_extents: Sequence[TextExtent] = ()
     cache_bytes: int = 0
+    extents: npt.NDArray[np.int64] = np.empty((0, 0), np.int64)
     has_mixed_sizes: bool = False
 
     def sample_name(self, split: Split, index: int) -> str:
@@ -227,6 +230,7 @@ def read_data(
         for split, each in splits.items()
     }
     task.skipped = skipped
+    task.extents = np.unique(all_extents if crop is None else np.minimum(all_extents, crop), axis=0)
     task.has_mixed_sizes = crop is not None or bool((all_extents != all_extents[0]).any())
     task.summary = _summarise(path, sources, task, all_extents, [*targets.lines, *notes])
     if kind == "transcribe":

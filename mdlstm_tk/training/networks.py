@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -97,7 +98,7 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
     ndim = len(task.spec.size)
     if ndim != 2:
         window = 1
-        while positions_in_windows(task.spec.size, (window,) * ndim) > MAX_POSITIONS:
+        while most_windows(task.extents, (window,) * ndim) > MAX_POSITIONS:
             window *= 2
         return replace(config, windows=format_size((window,) * ndim)) if window > 1 else config
     extents = getattr(task, "text_extents", ())
@@ -105,7 +106,7 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
     max_columns = min(room, default=task.spec.size[1])
     (rows, columns), *later_windows = network.default_windows
     later_columns = combine_windows(network.default_windows)[1] // columns
-    while positions_in_windows(task.spec.size, (rows, columns)) > MAX_POSITIONS:
+    while most_windows(task.extents, (rows, columns)) > MAX_POSITIONS:
         rows *= 2
         if 2 * columns * later_columns <= max_columns:
             columns *= 2
@@ -125,9 +126,9 @@ def windows_of(config: TrainConfig, spec: TaskSpec) -> Sequence[Window]:
     return network.default_windows if network and ndim == 2 else ((1,) * ndim,)
 
 
-def positions_in_windows(size: tuple[int, ...], window: tuple[int, ...]) -> int:
-    """The number of windows on a grid."""
-    return prod(-(-extent // step) for extent, step in zip(size, window, strict=True))
+def most_windows(extents: npt.NDArray[np.int64], window: Window) -> int:
+    """The number of windows on the grid that has most, among grids of some extents (M, D)."""
+    return int((-(-extents // np.array(window))).prod(axis=1).max())
 
 
 def count_parameters(network: nn.Module) -> int:

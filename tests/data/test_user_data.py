@@ -273,6 +273,17 @@ def test_large_images_get_windows(tmp_path: Path) -> None:
     assert fit_config(replace(config, windows="4"), make_task(config)).windows == "4"
     small = default_config("classify", str(write_classes(tmp_path / "small", {"a": 2, "b": 2}, (30, 40))))
     assert fit_config(small, make_task(small)).windows == ""
+    rng = np.random.default_rng(0)
+    for k in range(8):  # 16x1000 and 1000x16 have 16000 positions, 1000x1000 would have a million
+        extents = (16, 1000) if k % 2 else (1000, 16)
+        write_image(tmp_path / "long" / "ab"[k // 4] / f"{k}.png", rng.integers(0, 256, extents))
+    long = default_config("classify", str(tmp_path / "long")).updated({"batch_size": 2}, "test")
+    task = make_task(long)
+    assert fit_config(long, task).windows == "2x2"
+    assert task.spec.size == (1000, 1000)
+    assert {task.largest_batch(seed, 2) for seed in range(9)} <= {(16, 1000), (1000, 16), (1000, 1000)}
+    together = {task.batch(0, k, 2).x.shape[1:3] for k in range(-(-task.count("train") // 2))}
+    assert task.largest_batch(0, 2) == max(together, key=np.prod)
     lines = tmp_path / "lines"
     for name in ("0.png", "1.png"):
         write_image(lines / name, RNG.integers(0, 256, (128, 600)))
