@@ -302,8 +302,8 @@ def describe_overlap(now: Samples, trained: Sequence[SampleId] = ()) -> list[str
     for split in now.keys() - {"train"}:
         if names := [each.name for each in now[split] if each.digest in digests]:
             lines.append(
-                f"{len(names)} of the {len(now[split])} samples that the network is {USES[split]} equal "
-                f"samples that it is trained on, so its errors are too low: {listing(names)}"
+                f"{len(names)} of the {len(now[split])} samples that the network is {USES[split]} are "
+                f"trained on as well, so its errors are too low: {listing(names)}"
             )
     return sorted(lines)
 

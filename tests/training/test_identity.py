@@ -171,11 +171,17 @@ def test_what_any_part_of_a_run_was_trained_on_is_remembered(tmp_path: Path) -> 
     assert done.code == 2 and "now among those that it is tested on: 'a/moved.png'; put" in done.err
     lines: list[str] = []
     write_report(run, data=str(data), on_message=lines.append)
-    assert any("1 of the 7 samples that the network is tested on equal samples" in line for line in lines)
+    assert any(
+        "1 of the 7 samples that the network is tested on are trained on as well" in line for line in lines
+    )
     init = new_job(config.updated({"init": str(run.folder)}, ""), tmp_path / "init")
-    assert any("tested on equal samples" in note for note in init.notes)  # which the other run has learned
+    assert any(
+        "tested on are trained on as well" in note for note in init.notes
+    )  # which the other run has learned
     write(data, "images", {**added, "test": [*first["test"], ("copy", 50)]})
-    assert any("tested on equal samples" in note for note in new_job(config, tmp_path / "copy").notes)
+    assert any(
+        "tested on are trained on as well" in note for note in new_job(config, tmp_path / "copy").notes
+    )
     run.samples.unlink()
     notes = resume_job(run.folder, {"steps": 3}).notes
     assert any("samples.json is missing" in n for n in notes) and any("'a/copy.png'" in n for n in notes)
