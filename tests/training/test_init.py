@@ -22,7 +22,8 @@ TEXTS = TrainConfig(task="transcribe", model="lines", hidden=2, steps=2, batch_s
 def lines(folder: Path, texts: list[str], **settings: object) -> TrainConfig:
     """The configuration of a run on ten lines."""
     folder.mkdir()
-    data = write_arrays(folder / "lines.npz", "transcribe", y=(texts * 10)[:10])
+    x = np.random.default_rng(0).random((10, 5, 24))  # three steps of the network lines
+    data = write_arrays(folder / "lines.npz", "transcribe", x=x, y=(texts * 10)[:10])
     return replace(TEXTS, data=str(data), **settings)  # type: ignore[arg-type]
 
 
@@ -99,8 +100,11 @@ def test_other_channels_are_refused() -> None:
 
 @pytest.mark.parametrize(("model", "remedy"), [("lines", "resize="), ("md", "windows=2x1")])
 def test_texts_without_room_are_reported_with_a_remedy(model: str, remedy: str, tmp_path: Path) -> None:
-    job = new_job(lines(tmp_path / "data", ["nine signs"], model=model), tmp_path / "run")
-    assert any("10 texts" in note and remedy in note for note in job.notes)
+    text = "more than nine"
+    with pytest.raises(InputError, match=rf"^10 texts .*'sample 0: {text}'.*all .*; try .*{remedy}"):
+        new_job(lines(tmp_path / "all", [text], model=model), tmp_path / "run")
+    notes = new_job(lines(tmp_path / "some", [text, "a"], model=model), tmp_path / "run").notes
+    assert any("5 texts" in note and remedy in note for note in notes)
 
 
 @pytest.mark.usefixtures("fresh_registries")
