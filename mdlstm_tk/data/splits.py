@@ -53,13 +53,9 @@ def find_sources(path: Path, kind: Kind) -> tuple[dict[Split, Path], list[str]]:
         if others := [name for name in others if path / name not in sources.values()]:
             known = ", ".join(name for names in SPLIT_NAMES.values() for name in names)
             notes = [f"beside {sources['train'].name}, left out: {', '.join(others)}; splits are {known}"]
-    elif (
-        sources and kind != "classify" and not (path / "splits.json").exists()
-    ):  # a class may be called test
-        first = next(iter(sources.values())).name
-        raise InputError(
-            f"{path} has {first} but no train; put the samples to train on into {path / 'train'}"
-        )
+    elif sources and kind != "classify" and not (path / "splits.json").exists():
+        name = next(iter(sources.values())).name  # which may be a class, or named in splits.json
+        raise InputError(f"{path} has {name} but no train; put what to train on into {path / 'train'}")
     else:
         sources = {"train": path}
     for source in sources.values():

@@ -276,7 +276,7 @@ def describe_changes(before: Samples, now: Samples) -> list[str]:
     present = {each.digest for each in chain(*now.values())}
     missing = {each.name for each in chain(*before.values()) if each.digest not in present}
     renamed = {e.name for e in chain(*now.values()) if e.digest in names and e.name not in names[e.digest]}
-    lines = [("samples of the run are missing", missing), ("samples have new names", renamed)]
+    lines = [("samples of the run are missing", missing), ("samples are copied or renamed", renamed)]
     for split, samples in now.items():
         added = [each for each in samples if each.digest not in digests.get(split, ())]
         if leaks := [each.name for each in added if split != "train" and each.digest in digests["train"]]:
