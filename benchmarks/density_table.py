@@ -113,7 +113,7 @@ def validation_score(run: Run, config: TrainConfig, task: Task) -> float:
     done = run.folder / "score.json"
     if not done.is_file():
         train(new_job(config, run.folder, True, task))
-        done.write_text(json.dumps(load_checkpoint(run.best).score))
+        done.write_text(json.dumps(load_checkpoint(run.best).state.score))
         print(f"{run.folder.name}: {done.read_text()}", flush=True)
     score: float = json.loads(done.read_text())
     return score

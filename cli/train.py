@@ -74,10 +74,12 @@ def train(
     from mdlstm_tk.training.progress import describe_times
 
     run = job.run
+    note(f"{run.folder} has {result['ending']}")
     if result["errors"]:
         errors = ", ".join(f"{name} {value:.5g}" for name, value in result["errors"].items())
         cropped = f" cropped to {job.config.crop}" if job.config.crop else ""
-        note(f"best weights, on {result['split']} data{cropped}: {errors}")
+        chosen = ", which chose them" if result["in_sample"] else ""
+        note(f"best weights, on {result['split']} data{cropped}{chosen}: {errors}")
     note(f"{describe_times(run.read_times())}; wrote {run.best}, {run.curves}, {run.prediction}")
     if json:
         print_json({"run": str(run.folder), **result})

@@ -134,7 +134,7 @@ def export_run_sizes(
         "mask_values": spec.mask_values or None,
         "mask_palette": spec.mask_palette or None,
         "text_direction": spec.text_direction,
-        **(asdict(run.read_decoding()) if spec.kind == "transcribe" else {}),
+        **(asdict(run.read_decoding(checkpoint.step)) if spec.kind == "transcribe" else {}),
         "preprocessing": spec.preprocessing and spec.preprocessing.to_json(),
         "checkpoint_sha256": hashlib.sha256(checkpoint_path.read_bytes()).hexdigest(),
     }

@@ -16,7 +16,7 @@ import typer
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
-from mdlstm_tk.cli.main import typer_app
+from mdlstm_tk.cli.app import typer_app
 from mdlstm_tk.data.user_data import DEFAULTS
 from mdlstm_tk.training.config import list_settings
 from mdlstm_tk.training.tasks import BUILT_IN, find_task

@@ -1,4 +1,4 @@
-"""Tasks: where training data comes from and how predictions are scored. No PyTorch.
+"""Tasks: where training data comes from and how predictions are scored. PyTorch is loaded by metrics alone.
 
 spec            the types: Batch, TaskSpec, Kind, Split
 task            the interface Task, DatasetTask for a fixed set of samples, and batches

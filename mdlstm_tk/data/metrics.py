@@ -1,4 +1,4 @@
-"""The error metrics of each kind of task, as (sum, count) so that batches can be added up."""
+"""The error metrics of each kind of task, as (sum, count) so that batches can be added up. In PyTorch."""
 
 from __future__ import annotations
 
@@ -7,24 +7,16 @@ from math import log
 from typing import NamedTuple
 from unicodedata import normalize
 
-import numpy as np
-import numpy.typing as npt
+import torch
 from rapidfuzz.distance import Levenshtein
+from torch import Tensor
 
-from mdlstm_tk.data.spec import UNLABELLED, Batch, Floats, Kind, Metrics, TaskSpec
-from mdlstm_tk.runtime.postprocessing import labels, transcripts
+from mdlstm_tk._util.masking import valid_mask
+from mdlstm_tk.data.spec import UNLABELLED, Batch, Floats, Kind, TaskSpec
+from mdlstm_tk.runtime.postprocessing import transcripts
 from mdlstm_tk.runtime.text_order import reorder
 
-
-def valid_positions(batch: Batch) -> npt.NDArray[np.bool_]:
-    """Return (N, *grid), True at positions of the samples and False in their padding."""
-    grid = batch.x.shape[1:-1]
-    mask = np.ones((len(batch.x), *grid), dtype=bool)
-    if batch.sizes is not None:
-        for axis, extent in enumerate(grid):
-            valid = np.arange(extent) < batch.sizes[:, axis, None]  # (N, extent)
-            mask &= valid.reshape(len(mask), *(extent if d == axis else 1 for d in range(len(grid))))
-    return mask
+Sums = dict[str, tuple[Tensor | float, float]]  # by name of an error: its sum, on any device, and its count
 
 
 def target_texts(batch: Batch, spec: TaskSpec) -> list[str]:
@@ -38,18 +30,23 @@ def predicted_texts(prediction: Floats, spec: TaskSpec) -> list[str]:
     return transcripts(prediction, spec.classes, spec.text_direction)
 
 
-def _grid(prediction: Floats, batch: Batch, _: TaskSpec) -> Metrics:
-    error = np.square(prediction - batch.y, dtype=np.float64)[valid_positions(batch)]
-    return {"mse": (float(error.sum()), error.size)}
+def _sum_of_positions(values: Tensor, batch: Batch) -> tuple[Tensor, float]:
+    """The sum of values (N, *grid, K) at valid positions, and their number."""
+    if batch.sizes is None:
+        return values.sum(), float(values.numel())
+    valid = valid_mask(values.shape[1:-1], torch.from_numpy(batch.sizes).to(values.device))
+    return (values * valid[..., None]).sum(), float(batch.sizes.prod(1).sum() * values.shape[-1])
 
 
-def _classify(prediction: Floats, batch: Batch, _: TaskSpec) -> Metrics:
-    return {"error": (int((labels(prediction) != batch.y).sum()), len(batch.y))}
+def _grid(prediction: Tensor, batch: Batch, _: TaskSpec) -> Sums:
+    y = torch.from_numpy(batch.y).to(prediction.device, non_blocking=True)
+    return {"mse": _sum_of_positions((prediction.double() - y).square(), batch)}
 
 
-def _segment(prediction: Floats, batch: Batch, _: TaskSpec) -> Metrics:
-    labelled = batch.y != UNLABELLED
-    return {"error": (int((labels(prediction) != batch.y)[labelled].sum()), int(labelled.sum()))}
+def _label(prediction: Tensor, batch: Batch, _: TaskSpec) -> Sums:
+    y = torch.from_numpy(batch.y).to(prediction.device, non_blocking=True)
+    wrong = (prediction.argmax(-1) != y) & (y != UNLABELLED)
+    return {"error": (wrong.sum(), float((batch.y != UNLABELLED).sum()))}
 
 
 class TextEdits(NamedTuple):
@@ -85,8 +82,9 @@ def count_edits(reading: str, truth: str) -> TextEdits:
     )
 
 
-def _transcribe(prediction: Floats, batch: Batch, spec: TaskSpec) -> Metrics:
-    edits = list(map(count_edits, predicted_texts(prediction, spec), target_texts(batch, spec)))
+def _transcribe(prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
+    texts = predicted_texts(prediction.cpu().numpy(), spec)
+    edits = list(map(count_edits, texts, target_texts(batch, spec)))
     return {
         "character_error": (sum(e.character_edits for e in edits), sum(e.characters for e in edits)),
         "word_error": (sum(e.word_edits for e in edits), sum(e.words for e in edits)),
@@ -94,16 +92,15 @@ def _transcribe(prediction: Floats, batch: Batch, spec: TaskSpec) -> Metrics:
     }
 
 
-def _density(prediction: Floats, batch: Batch, _: TaskSpec) -> Metrics:
-    log_p = prediction[valid_positions(batch)].astype(np.float64)
-    nats = -float(log_p.sum())
-    return {"nats": (nats, len(batch.x)), "bits_per_dim": (nats / log(2), log_p.size)}
+def _density(prediction: Tensor, batch: Batch, _: TaskSpec) -> Sums:
+    nats, count = _sum_of_positions(-prediction.double(), batch)
+    return {"nats": (nats, float(len(batch.x))), "bits_per_dim": (nats / log(2), count)}
 
 
-METRICS: dict[Kind, Callable[[Floats, Batch, TaskSpec], Metrics]] = {
+METRICS: dict[Kind, Callable[[Tensor, Batch, TaskSpec], Sums]] = {
     "grid": _grid,
-    "classify": _classify,
-    "segment": _segment,
+    "classify": _label,
+    "segment": _label,
     "transcribe": _transcribe,
     "density": _density,
 }

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from math import prod
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk.data.augmentation import crop, distort, distort_line
-from mdlstm_tk.data.metrics import METRICS
 from mdlstm_tk.data.sampling import (
     CROP,
     DISTORTION,
@@ -36,6 +36,9 @@ from mdlstm_tk.data.spec import (
 )
 from mdlstm_tk.errors import InputError
 
+if TYPE_CHECKING:
+    from mdlstm_tk.data.user_data import TextExtent
+
 WHOLE_BATCH = slice(None)
 MAX_EXAMINED_BATCHES = 500  # to know how large they are
 MAX_EVALUATION_BATCH = 64  # samples
@@ -51,16 +54,26 @@ class Task(ABC):
         spec: what networks are built from.
         kind: kind of the task.
         defaults: the settings of `TrainConfig` that suit the task.
+        names: the names of the samples of each split; empty if they have none.
         groups: for each sample of a split, the name of what it shares with others (a writer, a page);
             empty if samples are independent.
         identities: the samples of each split, in order; empty if samples are generated.
+        summary: lines that describe the data to the user.
+        texts: of kind "transcribe", those of the training split; None if batches are to be asked for some.
+        text_extents: of kind "transcribe", the room of the text of each sample; empty if all have enough.
+        cache_bytes: bound on the memory that samples take.
     """
 
     kind: ClassVar[Kind]
     defaults: ClassVar[Mapping[str, Any]] = {}
     spec: TaskSpec
+    names: Mapping[Split, Sequence[str]] = MappingProxyType({})
     groups: Mapping[Split, Sequence[str]] = MappingProxyType({})
     identities: Mapping[Split, Sequence[SampleId]] = MappingProxyType({})
+    summary: Sequence[str] = ()
+    texts: Sequence[str] | None = None
+    text_extents: Sequence[TextExtent] = ()
+    cache_bytes: int = 0
 
     @abstractmethod
     def batch(
@@ -81,11 +94,13 @@ class Task(ABC):
         """Return the number of samples that a split is evaluated on; 0 if there is no such split."""
 
     def measure(self, prediction: Floats, batch: Batch) -> Metrics:
-        """Return the errors of a prediction as {name: (sum, count)}.
+        """Return the errors of a prediction as {name: (sum, count)}; by default those of the kind.
 
         Lower is better.
         """
-        return METRICS[self.spec.kind](prediction, batch, self.spec)
+        metrics = import_module("mdlstm_tk.data.metrics")  # by its name: tasks are made without torch
+        sums = metrics.METRICS[self.spec.kind](metrics.torch.from_numpy(prediction), batch, self.spec)
+        return {name: (float(total), count) for name, (total, count) in sums.items()}
 
     def baselines(self, seed: int, samples: int) -> dict[str, dict[str, float]]:
         """Return the test errors of methods without a network, as {method: {error: value}}.

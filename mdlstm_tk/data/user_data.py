@@ -96,24 +96,13 @@ class UserDataTask(DatasetTask):
     """A task over a user's own samples; see `read_data`.
 
     Attributes:
-        names: the names of the samples of each split.
         groups: for each sample what it belongs to: the prefix in splits.json, else the page, else itself.
-        summary: lines of text that describe the data.
         skipped: name and reason of each sample that cannot be used.
-        texts: of kind "transcribe", those of the training split; otherwise None.
-        text_extents: of kind "transcribe", one entry per sample; otherwise empty.
         extents: those of the samples of all splits, each once.
-        cache_bytes: bound on the memory that samples take.
         has_mixed_sizes: True if samples of any split differ in extents, or are cropped.
     """
 
-    names: Mapping[Split, Sequence[str]]
-    groups: Mapping[Split, Sequence[str]]
-    summary: Sequence[str] = ()
     skipped: Sequence[str] = ()
-    texts: Sequence[str] | None = None
-    text_extents: Sequence[TextExtent] = ()
-    cache_bytes: int = 0
     extents: npt.NDArray[np.int64] = np.empty((0, 0), np.int64)
     has_mixed_sizes: bool = False
 

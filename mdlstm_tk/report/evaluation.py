@@ -102,8 +102,10 @@ def evaluate_split(
         confusion = np.zeros((len(task.spec.classes),) * 2, dtype=np.int64)
     lines: list[Line] = []
     severities: list[tuple[float, float]] = []  # error; of wrong classes, the most confident one first
+    targets: list[npt.NDArray[Any]] = []
 
     def collect(batch: Batch, prediction: npt.NDArray[Any]) -> None:
+        targets.extend(batch.y)
         for k in range(len(batch.x)):
             output = prediction[k : k + 1]
             confidence = float(probabilities(output).max()) if kind == "classify" else 0.0
@@ -124,7 +126,7 @@ def evaluate_split(
         middle = max(len(worst), (len(ranking) - EXAMPLES[kind]) // 2)
         indices = ranking[middle : middle + EXAMPLES[kind]]
     else:
-        indices = example_indices(task, split, seed, EXAMPLES[kind])
+        indices = example_indices(task, split, seed, EXAMPLES[kind], targets)
         worst = [k for k in wrong if k not in set(indices)][: EXAMPLES[kind]]
     examples, worst_examples = (
         make_examples(network, task, split, config, each, lines) for each in (indices, worst)
@@ -146,7 +148,7 @@ def make_examples(
     device = next(network.parameters()).device
     for index in indices:
         batch = example_batch(task, split, config.seed, index)
-        output = predict(network, batch, device, config.precision).cpu().numpy()
+        output = predict(network, batch, device).cpu().numpy()
         name, line = task.sample_name(split, index), lines[index] if lines else None
         examples.append(Example(task.spec, name, batch, output, _error(task, batch, output), line))
     return examples
@@ -169,13 +171,15 @@ def in_order(task: Task) -> Task:
     if display_split(task) != "train" or not isinstance(task, DatasetTask):
         return task
     view = copy(task)
-    for name in ("sets", "names", "groups"):
-        if values := getattr(task, name, None):
-            setattr(view, name, {"validation": values["train"]})
+    view.sets = {"validation": task.sets["train"]}
+    view.names = {"validation": task.names.get("train", ())}
+    view.groups = {"validation": task.groups.get("train", ())}
     return view
 
 
-def example_indices(task: Task, split: Split, seed: int, count: int) -> list[int]:
+def example_indices(
+    task: Task, split: Split, seed: int, count: int, targets: Iterable[npt.NDArray[Any]] | None = None
+) -> list[int]:
     """Return the indices of up to `count` samples that represent a split; equal for equal arguments.
 
     Data sets are often sorted by class. Of a classification task every class is therefore shown if
@@ -187,6 +191,7 @@ def example_indices(task: Task, split: Split, seed: int, count: int) -> list[int
         split: which samples.
         seed: of samples that are generated.
         count: how many at most.
+        targets: of all samples in the order of the split, if the caller has read them.
 
     Returns:
         Indices in increasing order, in the order in which `evaluate` reads the split.
@@ -194,7 +199,8 @@ def example_indices(task: Task, split: Split, seed: int, count: int) -> list[int
     total = task.count(split)
     if task.spec.kind not in ("classify", "segment"):
         return spread(range(total), count)
-    targets = (y for batch in batches(task, split, seed, task.evaluation_batch) for y in batch.y)
+    if targets is None:
+        targets = (y for batch in batches(task, split, seed, task.evaluation_batch) for y in batch.y)
     if task.spec.kind == "segment":
         return _covering([set(np.unique(mask[mask != UNLABELLED]).tolist()) for mask in targets], count)
     classes = np.array(list(targets))
@@ -213,11 +219,9 @@ def example_indices(task: Task, split: Split, seed: int, count: int) -> list[int
 
 
 def example_batch(task: Task, split: Split, seed: int, index: int) -> Batch:
-    """Return sample `index` of a split as a batch of one."""
-    size = task.evaluation_batch
-    step, position = divmod(index, size)
-    shard = slice(0, task.count(split) - step * size)
-    return task.batch(seed, step, size, split, shard).sample(position)
+    """Return sample `index` of a split as a batch of one. No other sample is read."""
+    step, position = divmod(index, task.evaluation_batch)
+    return task.batch(seed, step, task.evaluation_batch, split, slice(position, position + 1))
 
 
 def _covering(classes: Sequence[set[int]], count: int) -> list[int]:

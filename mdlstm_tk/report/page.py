@@ -88,7 +88,8 @@ def render_report(
         for line in describe_overlap(task.identities, (known or {}).get("train", ())):
             on_message(line)
         on_message(f"evaluating {config.model} on {task.name}")
-        evaluation = evaluate_split(network, task, config, run.read_decoding())
+        decoding = run.read_decoding(checkpoint.step if spec.kind == "transcribe" else None)
+        evaluation = evaluate_split(network, task, config, decoding)
         drawings = make_drawings(network, task, config) if spec.kind == "density" else None
     if evaluation is not None:
         errors, split, texts = evaluation.errors, evaluation.split, describe_lines(evaluation.lines)

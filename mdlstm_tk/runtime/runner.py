@@ -194,6 +194,7 @@ class _Run:
         self._function, self._feeds, self._options = function, feeds, options
         self._outputs: list[Array] = []
         self._error: BaseException | None = None
+        self._finished = threading.Event()
         self.is_stopped = False
 
     def stop(self) -> None:
@@ -203,18 +204,19 @@ class _Run:
 
     def outputs(self) -> list[Array]:
         """Run the graph. Python handles Ctrl-C in the main thread alone, and not while that is in ONNX
-        Runtime; so another thread does a long run, and the main thread waits."""
+        Runtime; so another thread does a long run, and the main thread waits. So does the interpreter
+        before it ends: a thread that came back from ONNX Runtime later would abort the process."""
         is_short = sum(x.size for x in self._feeds.values()) < INTERRUPTIBLE_VALUES
         if is_short or threading.current_thread() is not threading.main_thread():
             return self._function(self._feeds, self._options)
-        thread = threading.Thread(target=self._run, daemon=True)
-        thread.start()
+        threading.Thread(target=self._run).start()
         try:
-            while thread.is_alive():
-                thread.join(1.0)  # a wait without a limit cannot be interrupted on Windows
+            # Not `Thread.join`: if it is interrupted, Python before 3.13 takes the thread for ended.
+            while not self._finished.wait(1.0):  # without a limit it cannot be interrupted on Windows
+                pass
         except BaseException:
             self.stop()
-            thread.join(1.0)
+            self._finished.wait(1.0)
             raise
         if self._error is not None:
             raise self._error
@@ -225,6 +227,8 @@ class _Run:
             self._outputs = self._function(self._feeds, self._options)
         except BaseException as error:
             self._error = error
+        finally:
+            self._finished.set()
 
 
 def timeout_error(seconds: float) -> StoppedError:

@@ -55,27 +55,26 @@ class LineLogits:
     visual: str
 
 
-def calibrate(job: TrainingJob) -> None:
+def calibrate(job: TrainingJob, step: int) -> None:
     """Write `lm.arpa.gz`, a model of the training texts, and `decoding.json` into the folder of a run.
 
     Args:
         job: a job of kind "transcribe" that has been trained; `job.network` holds the best weights.
+        step: the step of these weights.
     """
     run, spec = job.run, job.task.spec
     lm = CharacterModel.fit(training_texts(job.task, job.config.seed))
     lm.save(run.lm)
     lines = validation_lines(job)
-    if not lines:
-        return
     decoding = Decoding(temperature=fit_temperature(evenly(lines, TEMPERATURE_LINES), spec.classes))
-    run.write_decoding(fit_weights(lines, spec.classes, lm, spec.text_direction, decoding))
+    decoding = fit_weights(lines, spec.classes, lm, spec.text_direction, decoding)
+    run.write_decoding(decoding, step)
 
 
 def training_texts(task: Task, seed: int) -> Sequence[str]:
     """The texts of the training split, in the order of reading; some, if a task generates them."""
-    texts: Sequence[str] | None = getattr(task, "texts", None)
-    if texts is not None:
-        return texts
+    if task.texts is not None:
+        return task.texts
     generated = (task.batch(seed, step, GENERATED_BATCH) for step in range(GENERATED_BATCHES))
     return [text for batch in generated for text in target_texts(batch, task.spec)]
 

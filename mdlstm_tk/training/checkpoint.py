@@ -24,22 +24,20 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.networks import build_network, names_of_heads
+from mdlstm_tk.training.run_state import RunState
 
-SCHEMA = 3  # increase when the layout of the file changes incompatibly
+SCHEMA = 4  # increase when the layout of the file changes incompatibly
 METADATA_KEY = "mdlstm"  # safetensors metadata maps text to text; under this key lies a JSON object
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a training run after a step.
+    """A training run after a step.
 
     Attributes:
         config: configuration of the run.
         spec: description of its task.
-        step: optimizer steps done.
-        score: lowest validation score so far, see `Task.score`; infinity before the first validation.
-        best_step: last step at which that score was reached; without a validation split the latest step.
-        seconds: time that a run with `minutes` has trained for, validations included; else 0.
+        state: how far it has come.
         tensors: the weights as "model.*", their running average, if any, as "average.*" (the state dict of
             `AveragedModel`), and the optimizer's state as "optimizer.{i}.*" for parameter i, counted across
             groups.
@@ -47,11 +45,13 @@ class Checkpoint:
 
     config: TrainConfig
     spec: TaskSpec
-    step: int
-    score: float
-    best_step: int
-    seconds: float
+    state: RunState
     tensors: dict[str, Tensor] = field(repr=False)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.state.step
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged weights if there are any, else the latest, as a state dict of the network."""
@@ -173,7 +173,7 @@ def _difference(old: TrainConfig, new: TrainConfig, tensor: str) -> str:
 
 def save_checkpoint(
     path: Path,
-    state: Checkpoint,
+    checkpoint: Checkpoint,
     network: nn.Module,
     average: AveragedModel | None,
     optimizer: optim.Optimizer,
@@ -182,7 +182,7 @@ def save_checkpoint(
 
     Args:
         path: the file.
-        state: everything but the tensors.
+        checkpoint: its configuration, spec and state are written.
         network: its weights are saved.
         average: its averaged weights are saved, if any.
         optimizer: its state per parameter is saved; its settings follow from the configuration.
@@ -195,9 +195,8 @@ def save_checkpoint(
         tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
-    metadata = {name: getattr(state, name) for name in ("step", "score", "best_step", "seconds")}
-    metadata |= {"schema": SCHEMA, "version": __version__}
-    metadata |= {"config": asdict(state.config), "spec": asdict(state.spec)}
+    metadata = {"schema": SCHEMA, "version": __version__, "state": asdict(checkpoint.state)}
+    metadata |= {"config": asdict(checkpoint.config), "spec": asdict(checkpoint.spec)}
     # Copies, as safetensors refuses tensors that share memory, such as one weight of two layers.
     copies = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -223,19 +222,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if metadata["schema"] != SCHEMA:
             raise InputError(
                 f"{path} has checkpoint schema {metadata['schema']}, but this version reads only "
-                f"{SCHEMA}; it was written by mdlstm-tk {metadata['version']}"
+                f"{SCHEMA}; it was written by mdlstm-tk {metadata['version']}: use that one, or train again"
             )
         config = TrainConfig().updated(metadata["config"], str(path))
         spec = TaskSpec.from_json(metadata["spec"])
-        return Checkpoint(
-            config,
-            spec,
-            step=int(metadata["step"]),
-            score=float(metadata["score"]),
-            best_step=int(metadata["best_step"]),
-            seconds=float(metadata["seconds"]),
-            tensors=tensors,
-        )
+        values = metadata["state"]
+        start = asdict(RunState())
+        state = RunState(**{name: type(default)(values[name]) for name, default in start.items()})
+        return Checkpoint(config, spec, state, tensors)
     except InputError:
         raise
     except (

@@ -143,7 +143,10 @@ class TrainConfig:
     layer_norm: bool = _setting(False, "Normalize the gates and the cell state.")
     steps: int = _setting(1000, "Total number of optimizer steps.", min=1)
     minutes: float = _setting(
-        0.0, "Time to train for, validations included, instead of a number of steps; 0: steps.", min=0
+        0.0,
+        "Time to train for, validations included, instead of a number of steps; patience ends it only if "
+        "given, too; 0: steps.",
+        min=0,
     )
     batch_size: int = _setting(16, "Samples per step, summed over all processes.", min=1, max=1_000_000)
     lr: float = _setting(0.01, "Peak learning rate of Adam.", above=0, max=1e6)

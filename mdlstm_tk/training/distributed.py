@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -77,6 +77,10 @@ class DistributedContext:
         parts: list[Any] = [None] * self.world_size
         dist.all_gather_object(parts, values)
         return [value for part in parts for value in part]
+
+    def all_names(self, names: Iterable[str]) -> list[str]:
+        """The names that any of the processes passes, each once."""
+        return list(dict.fromkeys(self.all_gather(list(names))))
 
     def share_buffers(self, network: nn.Module) -> None:
         """Give all processes the buffers of the main one, such as the statistics of its batches."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk._util.masking import valid_mask
-from mdlstm_tk.data import UNLABELLED, Batch, Split, Task, batches
+from mdlstm_tk.data import Batch, Split, Task, batches
+from mdlstm_tk.data.metrics import METRICS, Sums
 from mdlstm_tk.data.spec import Floats
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext
@@ -47,29 +46,15 @@ def predictions(
     return tuple(each.float() for each in (outputs if isinstance(outputs, tuple) else (outputs,)))
 
 
-def measure(task: Task, prediction: Tensor, batch: Batch) -> dict[str, tuple[Tensor | float, float]]:
-    """The errors of a prediction as {name: (sum, count)}.
+def measure(task: Task, prediction: Tensor, batch: Batch) -> Sums:
+    """The errors of a prediction as {name: (sum, count)}; see `Task.measure`.
 
-    They equal those of `Task.measure`. Unless the task overrides that method, or reads texts, the sums are
-    computed on the device of the prediction, and stay there.
+    Unless the task overrides that method, the sums stay on the device of the prediction.
     """
-    kind, y = task.spec.kind, torch.from_numpy(batch.y)
-    if type(task).measure is not Task.measure or kind == "transcribe":
-        return dict(task.measure(prediction.detach().cpu().numpy(), batch))
-    prediction, y = prediction.detach(), y.to(prediction.device, non_blocking=True)
-    if kind in ("classify", "segment"):
-        wrong = (prediction.argmax(-1) != y) & (y != UNLABELLED)
-        return {"error": (wrong.sum(), float((batch.y != UNLABELLED).sum()))}
-    values = prediction.double() if kind == "density" else (prediction.double() - y).square()
-    positions = float(prod(values.shape[:-1]))
-    if batch.sizes is not None:
-        sizes = torch.from_numpy(batch.sizes).to(values.device)
-        values = values * valid_mask(values.shape[1:-1], sizes)[..., None]
-        positions = float(batch.sizes.prod(1).sum())
-    total, count = values.sum(), positions * values.shape[-1]
-    if kind == "grid":
-        return {"mse": (total, count)}
-    return {"nats": (-total, float(len(y))), "bits_per_dim": (-total / math.log(2), count)}
+    prediction = prediction.detach()
+    if type(task).measure is not Task.measure:
+        return dict(task.measure(prediction.cpu().numpy(), batch))
+    return METRICS[task.spec.kind](prediction, batch, task.spec)
 
 
 @torch.no_grad()
@@ -83,11 +68,13 @@ def evaluate(
 ) -> dict[str, float]:
     """The errors of a network on a split by name; {} if the split has no samples.
 
+    They are computed in float32, as exported files compute, also where training uses bfloat16.
+
     Args:
         network: is switched to eval mode. It runs on the device that it is on.
         task: source of the samples.
         split: which samples.
-        config: its seed and precision are used.
+        config: its seed is used.
         context: shares the batches among several processes; all get the same result.
         on_batch: called with each batch of this process and its prediction.
     """
@@ -99,13 +86,13 @@ def evaluate(
     totals: dict[str, tuple[float, float]] = {}
     shard = slice(context.rank, None, context.world_size)
     for batch in batches(task, split, config.seed, task.evaluation_batch, shard):
-        prediction = predict(network, batch, device, config.precision)
+        prediction = predict(network, batch, device)
         if on_batch is not None:
             on_batch(batch, prediction.cpu().numpy())
         for name, (error, count) in measure(task, prediction, batch).items():
             error_sum, count_sum = totals.get(name, (0.0, 0.0))
             totals[name] = (error_sum + float(error), count_sum + count)
-    names = context.broadcast(list(totals))  # a process other than the main one may have no batch
+    names = context.all_names(totals)  # a process may have no batch, or only batches of some measures
     totals = {name: totals.get(name, (0.0, 0.0)) for name in names}
     sums = context.all_reduce_sum([value for pair in totals.values() for value in pair])
     return mean_errors(names, sums)

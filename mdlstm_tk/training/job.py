@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import Split, Task
 from mdlstm_tk.data.spec import SampleId
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.models import model_options
 from mdlstm_tk.training import distributed
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
@@ -21,6 +22,7 @@ from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.memory import check_memory
 from mdlstm_tk.training.networks import build_network, fit_config, texts_without_room
 from mdlstm_tk.training.run_folder import Run, new_run, open_run
+from mdlstm_tk.training.run_state import RunState
 from mdlstm_tk.training.settings import configure_resumed
 from mdlstm_tk.training.tasks import (
     describe_changes,
@@ -44,7 +46,7 @@ class TrainingJob:
         run: the folder to train into.
         context: this process among those that train together. Only the main one should print.
         checkpoint: the last checkpoint of a run that goes on; None for a new one.
-        best: its best checkpoint, if there is one.
+        best: the best one until then.
         notes: notes for the user on data, network and memory, one line each.
         samples: the user's samples that the run has had so far, by split.
     """
@@ -67,16 +69,12 @@ class TrainingJob:
     @property
     def seconds_done(self) -> int:
         """Seconds that a run with `minutes` has trained for already."""
-        return round(self.checkpoint.seconds) if self.checkpoint else 0
+        return round(self.checkpoint.state.seconds) if self.checkpoint else 0
 
     @property
     def is_trained(self) -> bool:
-        """True if all steps are done, so that only the result and the pictures of the run are missing."""
-        last = self.checkpoint
-        return last is not None and (
-            is_complete(self.config, last.step, last.seconds)
-            or has_stopped_early(self.config, last.step, last.best_step)
-        )
+        """True if nothing is left to train, so that only result and pictures of the run are missing."""
+        return self.checkpoint is not None and self.checkpoint.state.is_done(self.config)
 
     @property
     def description(self) -> str:
@@ -86,17 +84,6 @@ class TrainingJob:
         size, config = format_size(self.task.spec.size), self.config
         length = f"{config.minutes:g} minutes" if config.minutes else f"{config.steps} steps"
         return f"training {config.model} on {self.task.name} {size} for {length} into {self.run.folder}"
-
-
-def is_complete(config: TrainConfig, step: int, seconds: float) -> bool:
-    """True if all steps of a run are done, or with `minutes` its time is over."""
-    return seconds >= 60 * config.minutes if config.minutes else step >= config.steps
-
-
-def has_stopped_early(config: TrainConfig, step: int, best_step: int) -> bool:
-    """True if `config.patience` validations in a row, up to that of `step`, brought no improvement."""
-    unimproved = (step - best_step) // config.evaluate_every
-    return 0 < config.patience <= unimproved and step % config.evaluate_every == 0
 
 
 def new_job(
@@ -117,6 +104,7 @@ def new_job(
         MissingExtraError: the task needs a package that is not installed.
         MDLSTMError: the folder cannot be written.
     """
+    require_packages(config)
     context = distributed.init(config.device)
     task = task or make_task(config)
     config = fit_config(config, task)
@@ -157,44 +145,60 @@ def resume_job(
     """
     run = open_run(folder)
     checkpoint = load_checkpoint(run.last)
-    best = load_checkpoint(run.best) if run.best.exists() else None
     config = find_data(configure_resumed(checkpoint.config, options or {}, settings), folder)
     if run.is_evaluated:
-        require_work_left(config, run, checkpoint)
+        require_work_left(config, run, checkpoint.state)
+    state = checkpoint.state
+    changes = state.describe_rise(checkpoint.config, config)
+    best = None if state.is_best or not run.best.exists() else load_checkpoint(run.best)
+    if not state.is_best and (best is None or best.step != state.best_step):
+        changes.append(f"{run.best} is not the best checkpoint of this training; the best is chosen anew")
+        state = replace(state, score=inf, best_step=0, stale=0)
+    checkpoint = replace(checkpoint, state=state)
+    require_packages(config)
     context = distributed.init(config.device)
     known = run.read_samples()
     if task is None:
         task = load_task(config, checkpoint.spec, config.data, known)
     config = remember_data(replace(config, size=format_size(task.spec.size)), folder)
-    now = task.identities
-    changes, samples = describe_changes(known, now) if known and now else [], dict(known or {})
-    if now and not known:
-        changes = [f"{run.samples} is missing, so samples that were trained on are not known"]
+    now, samples = task.identities, dict(known or {})
+    if known and now:
+        changes += describe_changes(known, now)
+    elif now:
+        changes.append(f"{run.samples} is missing, so samples that were trained on are not known")
     changes += describe_overlap(now, samples.get("train", ()))
     for split, each in now.items():
         seen = dict.fromkeys(samples.get(split, ()))
         samples[split] = [*samples.get(split, ()), *(identity for identity in each if identity not in seen)]
     network, notes = _build(config, task, context)
-    return TrainingJob(config, task, network, run, context, checkpoint, best, (*changes, *notes), samples)
+    return TrainingJob(
+        config, task, network, run, context, checkpoint, best or checkpoint, (*changes, *notes), samples
+    )
 
 
-def require_work_left(config: TrainConfig, run: Run, checkpoint: Checkpoint) -> None:
-    """Check that training goes on after a checkpoint.
+def require_work_left(config: TrainConfig, run: Run, state: RunState) -> None:
+    """Check that training goes on.
 
     Raises:
         InputError: all steps are done, the time is over, or training has stopped early.
     """
-    step = checkpoint.step
-    if is_complete(config, step, checkpoint.seconds):
-        done, more = f"done {step} steps", "steps"
-        if config.minutes:
-            done, more = f"trained for {checkpoint.seconds / 60:.3g} minutes", "minutes"
-        raise InputError(f"{run.folder} has {done} already; ask for more with {more}=...")
-    if has_stopped_early(config, step, checkpoint.best_step):
-        raise InputError(
-            f"{run.folder} has stopped at step {step}, {config.patience} validations after its best; "
-            "go on with --set patience=0"
-        )
+    if state.is_complete(config):
+        more = "minutes" if config.minutes else "steps"
+        raise InputError(f"{run.folder} has {state.describe(config)} already; ask for more with {more}=...")
+    if state.has_stopped(config):
+        raise InputError(f"{run.folder} has {state.describe(config)}; go on with patience=0")
+
+
+def require_packages(config: TrainConfig) -> None:
+    """Check for packages that training would miss only after all data have been read.
+
+    Raises:
+        MissingExtraError: one of them is not installed.
+    """
+    if config.tensorboard:
+        require("tensorboard", "tensorboard")
+    if config.augment:
+        require("scipy.ndimage", "data")
 
 
 def run_name(config: TrainConfig, task: Task) -> str:
@@ -215,7 +219,7 @@ def _build(
     samples = context.shard(config.batch_size)
     memory = check_memory(config, task, samples.stop - samples.start, context.device)
     network = build_network(config, task.spec)
-    notes = list(getattr(task, "summary", ()))
+    notes = list(task.summary)
     if config.data and config.windows:
         notes.append(f"windows of {config.windows} positions; choose others with windows=...")
     if texts := texts_without_room(network, task):

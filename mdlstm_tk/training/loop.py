@@ -9,15 +9,16 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from mdlstm_tk.data import Split
-from mdlstm_tk.errors import MDLSTMError, require
+from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.calibration import calibrate
 from mdlstm_tk.training.dataloader import dataloader
 from mdlstm_tk.training.evaluation import evaluate
-from mdlstm_tk.training.job import TrainingJob, has_stopped_early, is_complete
+from mdlstm_tk.training.job import TrainingJob
 from mdlstm_tk.training.networks import count_parameters
 from mdlstm_tk.training.progress import Progress, StepTimer, TrainingTimes
 from mdlstm_tk.training.text_errors import describe_lines, evaluate_lines
@@ -38,11 +39,12 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
         on_step: called in the main process after each step; on a GPU after some steps, for each of them.
 
     Returns:
-        The content of `result.json`: task, model, parameters, step, split and errors by name, on the test
-        split if there is one, else on the validation split; "seconds" of the optimizer steps, summed over
-        interruptions, their rate "steps_per_second", and apart from them "validation_seconds" and
-        "compilation_seconds", see `TrainingTimes`; of texts, what `describe_lines` returns. {} in processes
-        other than the main one.
+        The content of `result.json`: task, model, parameters; "ending", see `RunState.describe`; step,
+        split and errors by name, on the test split if there is one, else on the validation split;
+        "in_sample", true of the latter, whose data have chosen the weights; "seconds" of the optimizer
+        steps, summed over interruptions, their rate "steps_per_second", and apart from them
+        "validation_seconds" and "compilation_seconds", see `TrainingTimes`; of texts, what
+        `describe_lines` returns. {} in processes other than the main one.
 
     Raises:
         InputError: another process trains into the folder.
@@ -52,6 +54,8 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
     """
     trainer = Trainer(job)
     with job.run.locked() if job.context.is_main else nullcontext():
+        if job.best is not None and job.best is job.checkpoint:
+            trainer.save(job.run.best)  # which a kill may have prevented
         if not job.is_trained:
             _train_steps(job, trainer, on_step)
         return _conclude(job, trainer)
@@ -60,15 +64,14 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
 def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
     """Train until the last step, an early stop, or an interrupt."""
     config, run, context = job.config, job.run, job.context
-    saved_step, stop, start = trainer.step, False, time.perf_counter() - trainer.seconds
+    saved_step, stop, start = trainer.state.step, False, time.perf_counter() - trainer.state.seconds
     is_alone = context.world_size == 1
     timer = StepTimer()
     earlier_times = run.read_times() if job.checkpoint else TrainingTimes()
 
     def save() -> None:
-        # Until a validation gives a number, the latest weights are the best ones that there are.
-        is_best = trainer.best_step in (0, trainer.step)
-        trainer.save(*([run.best] if is_best else []), run.last)
+        # The last checkpoint first: it knows whether it is the best, should the other not get written.
+        trainer.save(run.last, *([run.best] if trainer.state.is_best else []))
         if context.is_main:
             run.write_times(earlier_times + timer.times)
 
@@ -77,35 +80,30 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
         interrupts = stack.enter_context(_deferred_interrupt())
         timer.skip()
         try:
-            for batch in dataloader(config, job.task, trainer.step, context.shard(config.batch_size)):
+            for batch in dataloader(config, job.task, saved_step, context.shard(config.batch_size)):
                 is_due = trainer.train_step(batch, bool(interrupts))
                 timer.end_step()
                 if config.minutes:  # else a checkpoint depends on the steps alone
-                    trainer.seconds = time.perf_counter() - start
-                ends = is_complete(config, trainer.step, trainer.seconds)
-                validates = ends or trainer.step % config.evaluate_every == 0
+                    trainer.state = replace(trainer.state, seconds=time.perf_counter() - start)
+                step, seconds = trainer.state.step, trainer.state.seconds
+                validates = trainer.state.is_complete(config) or step % config.evaluate_every == 0
                 if not (is_due or validates or (is_alone and interrupts)):
                     continue
-                for metrics in trainer.read_metrics():
+                for progress, was_interrupted in trainer.read_metrics():
                     validation = {}
-                    if validates and metrics.step == trainer.step:
+                    if validates and progress.step == step:
                         validation = trainer.validate()
                         timer.end_validation()
-                    steps_left = config.steps - metrics.step
+                    steps_left = config.steps - progress.step
                     seconds_left = timer.seconds_left(steps_left, -(-steps_left // config.evaluate_every))
                     if config.minutes:
-                        seconds_left = max(60 * config.minutes - trainer.seconds, 0.0)
-                    progress = Progress(
-                        step=metrics.step,
-                        loss=metrics.loss,
-                        errors=metrics.errors,
-                        lr=metrics.lr,
-                        validation=validation,
-                        steps_per_second=timer.steps_per_second,
-                        seconds_left=seconds_left,
+                        seconds_left = max(60 * config.minutes - seconds, 0.0)
+                    rate = timer.steps_per_second
+                    progress = replace(
+                        progress, validation=validation, steps_per_second=rate, seconds_left=seconds_left
                     )
                     # Several processes learn of an interrupt from the metrics, and stop together.
-                    stop = stop or metrics.interrupted
+                    stop = stop or was_interrupted
                     if context.is_main:
                         write_record(progress.record())
                         on_step(progress)
@@ -113,8 +111,8 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
                 if validates:
                     flush()
                     save()
-                    saved_step = trainer.step
-                    if ends or has_stopped_early(config, trainer.step, trainer.best_step):
+                    saved_step = step
+                    if trainer.state.is_done(config):
                         break
                 if stop:
                     break
@@ -128,7 +126,7 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
             ) from None
         finally:
             flush()
-            if trainer.step > saved_step:
+            if trainer.state.step > saved_step:
                 save()
     if stop:
         raise KeyboardInterrupt
@@ -139,10 +137,8 @@ def _conclude(job: TrainingJob, trainer: Trainer) -> dict[str, Any]:
     `result.json`."""
     run, task, network = job.run, job.task, job.network
     if trainer.best_weights is None:  # no validation gave a number
-        trainer.best_step = trainer.step
         trainer.keep_best()
         if job.context.is_main:
-            trainer.save(run.best)
             warnings.warn(
                 "no validation gave a number, so the last weights count as the best; are there NaN or very "
                 "large values in the data?",
@@ -150,11 +146,12 @@ def _conclude(job: TrainingJob, trainer: Trainer) -> dict[str, Any]:
             )
     assert trainer.best_weights is not None
     network.load_state_dict(trainer.best_weights)
+    best_step = trainer.state.best_step or trainer.state.step
     split: Split = "test" if task.count("test") else "validation"
     details: dict[str, Any] = {}
     if task.spec.kind == "transcribe":
         if job.context.is_main:
-            calibrate(job)
+            calibrate(job, best_step)
         decoding = job.context.broadcast(run.read_decoding())
         errors, lines = evaluate_lines(network, task, split, job.config, job.context, decoding=decoding)
         details = describe_lines(lines)
@@ -167,12 +164,14 @@ def _conclude(job: TrainingJob, trainer: Trainer) -> dict[str, Any]:
         "task": task.name,
         "model": job.config.model,
         "parameters": count_parameters(network),
-        "step": trainer.best_step,
+        "ending": trainer.state.describe(job.config),
+        "step": best_step,
         "seconds": round(times.training, 1),
         "steps_per_second": round(times.steps / times.training, 3) if times.training else None,
         "validation_seconds": round(times.validation, 1),
         "compilation_seconds": round(times.compilation, 1),
         "split": split,
+        "in_sample": split == "validation",
         "errors": errors,
         **details,
     }
@@ -190,8 +189,6 @@ def _metrics_writer(
     if not job.context.is_main:
         yield lambda record: None, lambda: None
         return
-    if config.tensorboard:
-        require("tensorboard", "tensorboard")  # before files of an earlier run are removed
     records = []
     if job.checkpoint is not None:
         records = [record for record in run.read_metrics() if record["step"] <= job.steps_done]

@@ -1,9 +1,8 @@
-"""The loss of each kind of task, the optimizer, and the learning rate schedule."""
+"""The loss of each kind of task, and the optimizer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import cos, pi
 from typing import Any
 
 import torch
@@ -96,24 +95,3 @@ def adam(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     if recurrent:
         groups.append({"params": recurrent, "weight_decay": config.weight_decay})
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-
-
-def learning_rate(config: TrainConfig, step: int, seconds: float = 0.0) -> float:
-    """The learning rate of a step.
-
-    It rises linearly during the warm-up, then stays constant or falls to 0 along half a cosine: until the
-    last step, or with `minutes` until that time is over.
-
-    Args:
-        config: of the run.
-        step: counted from 0.
-        seconds: time that the run has trained for.
-    """
-    peak = min(config.lr * (step + 1) / max(config.warmup, 1), config.lr)
-    if config.schedule == "constant":
-        return peak
-    if config.minutes:
-        fraction = seconds / (60 * config.minutes)
-    else:
-        fraction = max(step - config.warmup, 0) / max(config.steps - config.warmup, 1)
-    return peak * (1 + cos(pi * min(fraction, 1.0))) / 2

@@ -104,7 +104,7 @@ def estimate_memory(config: TrainConfig, task: Task, samples: int) -> MemoryEsti
             ) from None
         return None  # a network of the user's own may need values
     input_bytes = samples * spec.channels * FLOAT_BYTES * prod(extents)
-    cache = int(getattr(task, "cache_bytes", 0)) * max(config.workers, 1)
+    cache = task.cache_bytes * max(config.workers, 1)
     return MemoryEstimate(
         weights=(WEIGHT_COPIES + bool(config.average)) * FLOAT_BYTES * count_parameters(network),
         batch=backward + BATCH_COPIES * input_bytes,

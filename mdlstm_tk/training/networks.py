@@ -101,8 +101,8 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
         while most_windows(task.extents, (window,) * ndim) > MAX_POSITIONS:
             window *= 2
         return replace(config, windows=format_size((window,) * ndim)) if window > 1 else config
-    extents = getattr(task, "text_extents", ())
-    room = (e.width // e.ctc_steps for e in extents if e.ctc_steps)  # a text of invisible marks needs none
+    # a text of invisible marks needs no room
+    room = (e.width // e.ctc_steps for e in task.text_extents if e.ctc_steps)
     max_columns = min(room, default=task.spec.size[1])
     (rows, columns), *later_windows = network.default_windows
     later_columns = combine_windows(network.default_windows)[1] // columns
@@ -148,5 +148,4 @@ def texts_without_room(network: nn.Module, task: Task) -> list[TextExtent]:
     CTC cannot spell such a text, so the loss leaves the sample out.
     """
     columns = columns_per_step(network)
-    extents: Sequence[TextExtent] = getattr(task, "text_extents", ())
-    return [e for e in extents if columns and -(-e.width // columns) < e.ctc_steps]
+    return [e for e in task.text_extents if columns and -(-e.width // columns) < e.ctc_steps]

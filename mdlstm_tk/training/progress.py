@@ -154,8 +154,9 @@ class RecentMetrics:
             return ""
         steps, rate = self._steps, self._steps[-1].steps_per_second
         values = {"loss": sum(step.loss for step in steps) / len(steps)}
-        for name in steps[-1].errors:
-            values[name] = sum(step.errors[name] for step in steps) / len(steps)
+        for name in dict.fromkeys(name for step in steps for name in step.errors):
+            measured = [step.errors[name] for step in steps if name in step.errors]
+            values[name] = sum(measured) / len(measured)
         values |= {f"validation {name}": error for name, error in self._validation.items()}
         parts = [f"{name} {value:.3g}" for name, value in values.items()]
         return "  ".join(parts if rate is None else [*parts, f"{format_rate(rate)} steps/s"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -73,12 +74,12 @@ class Run:
     def start(self, resume: bool) -> None:
         """Remove what training would make outdated.
 
-        These are result and pictures, and, unless the run is resumed, the checkpoints, times and names of
-        samples of an earlier run in this folder.
+        These are result and pictures, and, unless the run is resumed, all that belongs to the weights of an
+        earlier run in this folder.
         """
-        outdated = [self.result, self.curves, self.prediction, self.lm, self.decoding]
+        outdated = [self.result, self.curves, self.prediction]
         if not resume:
-            outdated += [self.best, self.last, self.times, self.samples]
+            outdated += [self.best, self.last, self.times, self.samples, self.lm, self.decoding]
         for path in outdated:
             path.unlink(missing_ok=True)
 
@@ -142,17 +143,29 @@ class Run:
         """Write `samples.json`."""
         self._write(self.samples, json.dumps(dict(samples)) + "\n")
 
-    def read_decoding(self) -> Decoding:
-        """The decoding that was chosen when training ended; the default one if there is none."""
+    def read_decoding(self, step: int | None = None) -> Decoding:
+        """The decoding that was chosen when training last ended; the default one if there is none.
+
+        Args:
+            step: of the weights that it is for; a warning says if it was chosen for others, or never.
+        """
         values = self._read_json(self.decoding)
+        chosen = values.pop("step", None)
+        if step not in (None, chosen):
+            state = f"was calibrated at step {chosen}" if values else "has not been calibrated"
+            warnings.warn(
+                f"{self.folder} {state}, and its weights are of step {step}, so confidences may be wrong; "
+                "let its training end",
+                stacklevel=2,
+            )
         try:
             return Decoding(**{name: float(value) for name, value in values.items()})
         except (TypeError, ValueError):
             raise InputError(f"{self.decoding} holds no decoding; delete it to use the default") from None
 
-    def write_decoding(self, decoding: Decoding) -> None:
-        """Write `decoding.json`."""
-        self._write(self.decoding, json.dumps(asdict(decoding)) + "\n")
+    def write_decoding(self, decoding: Decoding, step: int) -> None:
+        """Write `decoding.json`, for the weights of a step."""
+        self._write(self.decoding, json.dumps({**asdict(decoding), "step": step}) + "\n")
 
     def read_result(self) -> dict[str, Any]:
         """The content of `result.json`; {} if there is none."""
@@ -220,7 +233,7 @@ if sys.platform != "win32":
 
 def metric_names(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """The names of loss and errors in the records of `metrics.jsonl`; "loss" if there are no records."""
-    keys = records[-1] if records else ("loss",)
+    keys = dict.fromkeys(key for record in records for key in record) or ("loss",)
     return [key for key in keys if key not in ("step", "lr", "validation")]
 
 

@@ -46,9 +46,12 @@ def describe_run(folder: Path) -> dict[str, Any]:
         "steps_done": last.step,
         "training_seconds": round(run.read_times().training, 1),
         "parameters": count_parameters(network),
-        "best_step": best.step,
-        "best_score": best.score if isfinite(best.score) else None,
-        **{f"last_100_{name}": _mean([record[name] for record in recent]) for name in metric_names(recent)},
+        "best_step": best.state.best_step,
+        "best_score": best.state.score if isfinite(best.state.score) else None,
+        **{
+            f"last_100_{name}": _mean([record[name] for record in recent if name in record])
+            for name in metric_names(recent)
+        },
         "exports": sorted(path.name for path in [*models_in(run.folder), *archives_in(run.folder)]),
     }
 

@@ -57,6 +57,8 @@ def configure(
     config = default_config(task, texts.get("data", ""), texts.get("model"))
     for values, source in sources:
         config = config.updated(values, source)
+    if config.minutes and "patience" not in texts:
+        config = replace(config, patience=0)  # minutes are minutes, whatever suits the task
     return config
 
 
@@ -81,5 +83,7 @@ def configure_resumed(
                 f"--resume goes on with the run's own {key} = {getattr(config, key)!r}; "
                 f"only {', '.join(CHANGEABLE_ON_RESUME)} can change"
             )
+    if resumed.minutes and not config.minutes and "patience" not in changes:
+        resumed = replace(resumed, patience=0)  # as in a new run of minutes
     # data_from_run is where the old data were
     return replace(resumed, data_from_run="") if "data" in changes else resumed

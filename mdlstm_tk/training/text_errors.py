@@ -121,7 +121,7 @@ def evaluate_lines(
         network: is switched to eval mode.
         task: of kind "transcribe".
         split: which split.
-        config: its seed and precision are used.
+        config: its seed is used.
         context: shares the lines among several processes; the main one gets all of them.
         decoding: temperature and weights of the decoder.
         beam: texts that are kept at each step; 1 takes the most likely output.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,35 +13,19 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mdlstm_tk.data import Batch
+from mdlstm_tk.data import Batch, Task
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.training.checkpoint import Checkpoint, save_checkpoint
 from mdlstm_tk.training.evaluation import evaluate, mean_errors, measure, predictions
 from mdlstm_tk.training.job import TrainingJob
-from mdlstm_tk.training.losses import adam, learning_rate, total_loss
+from mdlstm_tk.training.losses import adam, total_loss
 from mdlstm_tk.training.networks import columns_per_step
+from mdlstm_tk.training.progress import Progress
+from mdlstm_tk.training.run_state import RunState
 
 BOUNDED_CELLS = {"stable", "leaky", "slstm"}  # their states do not grow with the number of paths
 UNREAD_STEPS = 20  # on a GPU, steps whose metrics stay there until they are read together
-
-
-class StepMetrics(NamedTuple):
-    """Loss and errors of a step, computed before the weights changed.
-
-    Attributes:
-        step: optimizer steps done after it.
-        lr: its learning rate.
-        loss: loss of the batch.
-        errors: errors of the batch by name.
-        interrupted: was any of the processes asked to stop?
-    """
-
-    step: int
-    lr: float
-    loss: float
-    errors: dict[str, float]
-    interrupted: bool
 
 
 class Trainer:
@@ -51,11 +35,8 @@ class Trainer:
         job: the run. Its network is moved to the device of the run and trained.
 
     Attributes:
-        step: optimizer steps done.
-        seconds: time that a run with `minutes` has trained for, validations included, up to the last step.
-        score: lowest validation score so far, infinity before the first validation.
-        best_step: step at which that score was reached; 0 before.
-        best_weights: state dict of the network at that step; None before there was a score.
+        state: how far the run has come.
+        best_weights: state dict of the network at `state.best_step`; None before there was a score.
     """
 
     def __init__(self, job: TrainingJob) -> None:
@@ -67,29 +48,29 @@ class Trainer:
         if self.config.average:
             self.average = AveragedModel(self.network)
         self.optimizer = adam(self.network, self.config)
-        self.step, self.score, self.best_step = 0, math.inf, 0
-        self.seconds = 0.0
+        self.state = RunState()
         self.best_weights: dict[str, Tensor] | None = None
         if job.checkpoint is not None:
             job.checkpoint.restore(self.network, self.average, self.optimizer)
-            self.step, self.score = job.checkpoint.step, job.checkpoint.score
-            self.best_step, self.seconds = job.checkpoint.best_step, job.checkpoint.seconds
-            if job.best is not None and self.best_step:
+            self.state = job.checkpoint.state
+            if job.best is not None and self.state.best_step:
                 self.best_weights = job.best.weights()
+        self._buffers = list(self.network.buffers())  # such as running statistics, which a forward changes
+        self._kept = [buffer.clone() for buffer in self._buffers]  # as they were before the step
+        # A task's own measures may have names that depend on the samples of a process.
+        self._names_vary = type(self.task).measure is not Task.measure
         self.parallel: nn.Module = self.network
         if self.context.world_size > 1:
             self.parallel = DistributedDataParallel(self.network)
-        self._unread: list[tuple[int, float, list[str], Tensor | list[float]]] = []
+        self._unread: list[tuple[RunState, list[str], Tensor | list[float]]] = []
         self._diverged = torch.zeros((), device=self.context.device)
 
     def save(self, *paths: Path) -> None:
         """Write checkpoints if this is the main process."""
         if self.context.is_main:
-            state = Checkpoint(
-                self.config, self.task.spec, self.step, self.score, self.best_step, self.seconds, {}
-            )
+            checkpoint = Checkpoint(self.config, self.task.spec, self.state, {})
             for path in paths:
-                save_checkpoint(path, state, self.network, self.average, self.optimizer)
+                save_checkpoint(path, checkpoint, self.network, self.average, self.optimizer)
 
     def train_step(self, batch: Batch, interrupted: bool) -> bool:
         """Do one optimizer step on this process's shard of a batch.
@@ -102,14 +83,48 @@ class Trainer:
             True if the metrics of the steps so far should be read now, see `read_metrics`.
 
         Raises:
-            MDLSTMError: on a CPU, the loss or the gradient is not finite; the weights stay as they were.
+            MDLSTMError: on a CPU, the loss or the gradient is not finite. Then, and after any other
+                exception, weights, averages and buffers are as before the step.
+        """
+        before = self.state
+        lr = before.rate(self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        for kept, buffer in zip(self._kept, self._buffers, strict=True):
+            kept.copy_(buffer)
+        try:
+            names, values = self._backward(batch, interrupted)
+            if isinstance(values, list):
+                self._require_finite(before, values)
+        except BaseException:
+            for kept, buffer in zip(self._kept, self._buffers, strict=True):
+                buffer.copy_(kept)
+            raise
+        if not isinstance(values, list):  # from a step that diverges on, everything stays as it was
+            self._diverged += ~torch.isfinite(values[:2].sum())
+            self.optimizer.found_inf = self._diverged.clamp(max=1)  # type: ignore[attr-defined]
+            for kept, buffer in zip(self._kept, self._buffers, strict=True):
+                buffer.copy_(torch.where(self._diverged > 0, kept, buffer))
+        self.optimizer.step()
+        if self.average is not None and not self._diverged:  # which waits for the step, as the update does
+            # Faster in the first steps, to forget the initial weights.
+            decay = min(self.config.average, (1 + before.step) / (10 + before.step))
+            self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
+            self.average.update_parameters(self.network)
+        self.state = replace(before, step=before.step + 1, lr=lr)
+        self._unread.append((before, names, values))
+        return isinstance(values, list) or len(self._unread) >= UNREAD_STEPS
+
+    def _backward(self, batch: Batch, interrupted: bool) -> tuple[list[str], Tensor | list[float]]:
+        """Compute the gradients of a batch.
+
+        Returns:
+            The names of its errors; and summed over all processes its loss, the norm of its gradient, how
+            many were interrupted, and a sum and a count for each error.
         """
         config = self.config
         # Dropout is seeded by the step, so a resumed run draws what an uninterrupted one draws.
-        self._seed(((config.seed * 1_000_003 + self.step) * 1009 + self.context.rank) % 2**63)
-        lr = learning_rate(config, self.step, self.seconds)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self._seed(((config.seed * 1_000_003 + self.state.step) * 1009 + self.context.rank) % 2**63)
         if not self.network.training:  # as a validation leaves it
             self.network.train()
         outputs = predictions(self.parallel, batch, self.context.device, config.precision)
@@ -123,45 +138,32 @@ class Trainer:
             gradients = [p.grad for p in self._parameters if p.grad is not None]
             norm = torch.stack(torch._foreach_norm(gradients)).norm()
         measured = measure(self.task, outputs[0], batch)
-        sums = [value for pair in measured.values() for value in pair]
-        values = self.context.sum_on_device([loss.detach(), norm, float(interrupted), *sums])
-        if isinstance(values, list):
-            self._require_finite(self.step + 1, values)
-        else:  # from a step that diverges on, the optimizer leaves the weights as they are
-            self._diverged += ~torch.isfinite(values[:2].sum())
-            self.optimizer.found_inf = self._diverged.clamp(max=1)  # type: ignore[attr-defined]
-        self.optimizer.step()
-        if self.average is not None:
-            # Faster in the first steps, to forget the initial weights. Torch counts the updates, too, but
-            # passes their number on the GPU, and reading it would wait for the step.
-            decay = min(config.average, (1 + self.step) / (10 + self.step))
-            self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
-            self.average.update_parameters(self.network)
-        self.step += 1
-        self._unread.append((self.step, lr, list(measured), values))
-        return isinstance(values, list) or len(self._unread) >= UNREAD_STEPS
+        names = self.context.all_names(measured) if self._names_vary else list(measured)
+        sums = [value for name in names for value in measured.get(name, (0.0, 0.0))]
+        return names, self.context.sum_on_device([loss.detach(), norm, float(interrupted), *sums])
 
-    def read_metrics(self) -> Iterator[StepMetrics]:
-        """Read the metrics of the steps since the last call, in order.
+    def read_metrics(self) -> Iterator[tuple[Progress, bool]]:
+        """Read loss and errors of the steps since the last call, in order, and whether any process was then
+        asked to stop.
 
         Raises:
             MDLSTMError: on a GPU, the loss or the gradient of a step is not finite; the weights are those
                 before that step.
         """
         unread, self._unread = self._unread, []
-        for step, lr, names, values in unread:
+        for before, names, values in unread:
             numbers = values if isinstance(values, list) else values.tolist()
-            self._require_finite(step, numbers)
+            self._require_finite(before, numbers)
             loss, _, interruptions, *sums = numbers
-            loss /= self.context.world_size
-            yield StepMetrics(step, lr, loss, mean_errors(names, sums), interruptions > 0)
+            loss, errors = loss / self.context.world_size, mean_errors(names, sums)
+            yield Progress(before.step + 1, loss, errors, before.rate(self.config)), interruptions > 0
 
-    def _require_finite(self, step: int, sums: Sequence[float]) -> None:
+    def _require_finite(self, before: RunState, sums: Sequence[float]) -> None:
+        """Go back to the state before a step, and raise an error, if its loss or gradient is not finite."""
         loss, norm = (value / self.context.world_size for value in sums[:2])
         if math.isfinite(loss) and math.isfinite(norm):
             return
-        self.step = step - 1
-        config = self.config
+        self.state, config = before, self.config
         remedies = [f"a smaller lr (it was {config.lr:g})"]
         remedies += [] if config.clip else ["clip=1"]
         remedies += [] if config.warmup else ["warmup=100"]
@@ -169,8 +171,8 @@ class Trainer:
         cells = {module.cell for module in self.network.modules() if isinstance(module, MDLSTM)}
         remedies += ["cell=stable"] if cells - BOUNDED_CELLS else []
         raise MDLSTMError(
-            f"training diverged in step {step}: the loss is {loss:g}, the gradient norm {norm:g}; try "
-            f"{', '.join(remedies[:-1])}{' or ' if remedies[1:] else ''}{remedies[-1]}"
+            f"training diverged in step {before.step + 1}: the loss is {loss:g}, the gradient norm "
+            f"{norm:g}; try {', '.join(remedies[:-1])}{' or ' if remedies[1:] else ''}{remedies[-1]}"
         )
 
     def _seed(self, seed: int) -> None:
@@ -189,15 +191,14 @@ class Trainer:
         return self.network if self.average is None else self.average.module
 
     def validate(self) -> dict[str, float]:
-        """Measure the errors on the validation split, and update `score` and the best weights.
+        """Measure the errors on the validation split, and update the state and the best weights.
 
         Without a validation split, the latest weights count as the best.
         """
         self.context.share_buffers(self.network_to_validate)
         errors = evaluate(self.network_to_validate, self.task, "validation", self.config, self.context)
-        score = self.task.score(errors) if errors else -math.inf
-        if score <= self.score:
-            self.score, self.best_step = score if errors else self.score, self.step
+        self.state = self.state.after_validation(self.task.score(errors) if errors else None)
+        if self.state.best_step == self.state.step:
             self.keep_best()
         return errors
 

@@ -10,7 +10,7 @@ import pytest
 from helpers.command import mdlstm
 from helpers.without_packages import python_without
 
-from mdlstm_tk.cli.main import VERBS
+from mdlstm_tk.cli.app import VERBS
 from mdlstm_tk.training import list_settings
 
 HEAVY = ("torch", "onnx", "onnxruntime", "numba", "matplotlib", "sklearn")

@@ -23,7 +23,7 @@ FORBIDDEN = {
     "mdlstm_tk.runtime": ("mdlstm_tk.cli", "mdlstm_tk.export", "mdlstm_tk.models", "torch", "onnx"),
     "mdlstm_tk": ("mdlstm_tk.cli", "mdlstm_tk.export", "mdlstm_tk.models"),
 }
-TORCH_FREE = ("mdlstm_tk.runtime", "mdlstm_tk.cli.infer", "mdlstm_tk.cli.main")
+TORCH_FREE = ("mdlstm_tk.runtime", "mdlstm_tk.cli.infer", "mdlstm_tk.cli.app")
 HEAVY = ("torch", "onnx", "onnxscript", "numba")
 
 

@@ -20,6 +20,7 @@ from helpers.parity import Case
 from mdlstm_tk.backends.cpu import plan, sweep, tiles
 from mdlstm_tk.backends.cpu import threads as threads_module
 from mdlstm_tk.backends.cpu.threads import Chains, Run, Task, run_chains
+from mdlstm_tk.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
 
@@ -189,12 +190,39 @@ def test_a_thread_that_waited_for_a_cpu_rests(
     assert (threads_module._pool.resume > clocks["perf_counter"]) == is_interrupted
 
 
-def test_threads_can_be_switched_off() -> None:
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(None, 3), ("", 3), ("0", 1), ("1", 1), ("2", 2), ("99", 3), ("two", None), ("-1", None)],
+)
+def test_the_number_of_threads_can_be_limited(
+    limit: str | None, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.set_num_threads(3)
-    assert threads_module.thread_limit() == 3
-    code = (
-        "import torch; torch.set_num_threads(3)\nfrom mdlstm_tk.backends.cpu.threads import thread_limit\n"
-    )
-    command = [sys.executable, "-c", f"{code}print(thread_limit())"]
-    environment = {**os.environ, "MDLSTM_THREADS": "0"}
-    assert subprocess.run(command, env=environment, capture_output=True, text=True).stdout.strip() == "1"
+    monkeypatch.delenv("MDLSTM_THREADS", raising=False)
+    if limit is not None:
+        monkeypatch.setenv("MDLSTM_THREADS", limit)
+    if expected is None:
+        with pytest.raises(InputError, match="MDLSTM_THREADS"):
+            threads_module.thread_limit()
+    else:
+        assert threads_module.thread_limit() == expected
+
+
+def test_threads_have_ended_before_the_interpreter_does() -> None:
+    """Also one that is at work when the main thread is interrupted."""
+    code = """if True:
+        import threading, time
+        from mdlstm_tk.backends.cpu.threads import Task, run_chains
+        begun = []
+        def run(job):
+            begun.append(job)
+            if threading.current_thread() is threading.main_thread():
+                while len(begun) < 2:
+                    time.sleep(0.01)
+                raise SystemExit
+            time.sleep(0.5)
+            print("ended", flush=True)
+        run_chains(run, [[Task(0, 0, 0)], [Task(1, 1, 0)]], [0, 1], None)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "ended\n"

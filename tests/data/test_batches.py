@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.user_data import read, write_image, write_texts
 
 from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, TaskSpec
@@ -185,7 +186,7 @@ def test_errors_of_texts_are_edit_distances(
     path = [0, *(k for c in predicted for k in (1 + alphabet.index(c), 0))]  # a blank after each character
     y = np.array([[1 + alphabet.index(c) for c in target] + [0]])
     batch = Batch(np.zeros((1, 1, 20, 1), np.float32), y)
-    metrics = METRICS["transcribe"](np.eye(28, dtype=np.float32)[path][None], batch, spec)
+    metrics = METRICS["transcribe"](torch.eye(28)[path][None], batch, spec)
     assert metrics == {
         "character_error": (edits, len(target)),
         "word_error": (word_edits, words),
@@ -200,4 +201,5 @@ def test_texts_are_compared_in_their_composed_form() -> None:
 def test_squared_error_leaves_out_padding() -> None:
     x = np.zeros((2, 2, 3, 1), np.float32)
     batch = Batch(x, x + 1, np.array([[2, 3], [1, 2]]))
-    assert METRICS["grid"](x, batch, TaskSpec("numbers", "grid", 1, 1, (2, 3))) == {"mse": (8.0, 8)}
+    spec = TaskSpec("numbers", "grid", 1, 1, (2, 3))
+    assert METRICS["grid"](torch.from_numpy(x), batch, spec) == {"mse": (8.0, 8)}

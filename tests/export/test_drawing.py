@@ -123,7 +123,7 @@ def test_the_command_draws_with_a_model_and_without_torch(
 ) -> None:
     target = tmp_path / "drawn.npy"
     code = (
-        "import sys\nfrom mdlstm_tk.cli.main import main\ntry: main(sys.argv[1:])\n"
+        "import sys\nfrom mdlstm_tk.cli import main\ntry: main(sys.argv[1:])\n"
         "finally: assert not {'torch', 'onnx', 'numba'} & set(sys.modules)"
     )
     arguments = [sys.executable, "-c", code, "sample", drawing_file, "-n", "3", "-o", target]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -38,6 +39,7 @@ def mdlstm(
 ) -> Result:
     """Call `mdlstm` in this process; an exception that it does not turn into an error fails the test."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+    on_interrupt = signal.getsignal(signal.SIGINT)  # a process that ends ignores it
     with TemporaryFile() as file, io.TextIOWrapper(file, "utf-8") as stream:
         file.write(stdin)  # in a file, as isolated models read their input by its descriptor
         file.seek(0)
@@ -51,6 +53,7 @@ def mdlstm(
             pytest.raises(SystemExit) as ended,
         ):
             main(list(map(str, arguments)))
+    signal.signal(signal.SIGINT, on_interrupt)
     assert isinstance(ended.value.code, int)
     return Result(ended.value.code, *map(_text, (out, err)))
 

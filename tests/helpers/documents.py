@@ -26,7 +26,7 @@ import typer
 
 from helpers.checkout import ROOT
 from helpers.command import mdlstm
-from mdlstm_tk.cli.main import typer_app
+from mdlstm_tk.cli.app import typer_app
 
 STEPS = "4"  # of a training for which a page does not say --steps
 PROGRAMS = ("(ulimit", "docker", "git", "torchrun", "unshare")  # allowed in blocks that are only checked

@@ -15,7 +15,7 @@ from helpers.checkout import ROOT, modules
 from helpers.documents import blocks, run_blocks
 from helpers.requirements import missing
 
-from mdlstm_tk.cli.main import VERBS
+from mdlstm_tk.cli.app import VERBS
 
 PAGES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += ["CONTRIBUTING.md", "README.md"]

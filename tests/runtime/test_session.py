@@ -117,6 +117,27 @@ def test_an_interrupt_stops_a_run_of_the_main_thread() -> None:
     np.testing.assert_array_equal(session(np.eye(2)), 1 + np.eye(2))
 
 
+def test_an_interrupted_run_ends_before_the_interpreter_does() -> None:
+    """A thread that came back from ONNX Runtime while the interpreter ends would abort the process."""
+    code = """if True:
+        import os, signal, threading, time, numpy
+        from mdlstm_tk.runtime.runner import INTERRUPTIBLE_VALUES, _Run
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        class Options:
+            terminate = False
+        def run(feeds, options):  # as a long operator, it cannot be stopped
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+            time.sleep(1.5)
+            print("ended", options.terminate, flush=True)
+        try:
+            _Run(run, {"x": numpy.zeros(INTERRUPTIBLE_VALUES)}, Options()).outputs()
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "interrupted\nended True\n"
+
+
 def test_runs_that_need_too_much_memory_end_in_an_error(tmp_path: Path) -> None:
     """The limit is set once for each process, so it is tested in another one, where it is small."""
     with pytest.raises(StoppedError, match=r"needs more memory than there is; .*tiles"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +89,24 @@ def test_settings_that_tasks_change_are_shown_as_such() -> None:
     changed |= {key for values in DEFAULTS.values() for key in values}
     assert all(rows[key] == "depends on the task" for key in changed)
     assert rows["cache"] == "256"
+
+
+def test_minutes_are_not_ended_by_the_patience_of_a_task(tmp_path: Path) -> None:
+    file, data = tmp_path / "a.toml", {"task": "classify", "data": "x"}
+    file.write_text("patience = 4\n")
+    steps = configure(data)
+    assert steps.patience == 10
+    for options, settings, path, patience in (
+        ({"minutes": 1.0}, {}, None, 0),
+        ({"minutes": "1"}, {"patience": "3"}, None, 3),
+        ({}, {"minutes": "1"}, file, 4),
+        ({"minutes": 0.0}, {}, None, 10),
+    ):
+        assert configure({**data, **options}, settings, path).patience == patience
+    timed = configure_resumed(steps, {"minutes": 1.0})
+    assert timed.patience == 0
+    assert configure_resumed(steps, {"minutes": 1.0}, {"patience": 2}).patience == 2
+    assert configure_resumed(replace(timed, patience=2), {"minutes": 2.0}).patience == 2
 
 
 def test_a_resumed_run_keeps_its_settings() -> None:

@@ -100,6 +100,8 @@ def test_two_processes_resume_and_refuse_a_batch_that_they_cannot_share(tmp_path
     done = forked("train", "--resume", "run", "--steps", "6", cwd=tmp_path)
     assert done.code == 0, done.err
     assert load_checkpoint(tmp_path / "run/last.safetensors").step == 6
+    validations = [record.get("validation", {}) for record in Run(tmp_path / "run").read_metrics()]
+    assert [*validations[3]] == [*validations[5]] == ["relevant", "relevant_16x16"]
     done = forked("train", *small, "--batch-size", "3", "-o", "odd", cwd=tmp_path)
     assert done.code != 0
     assert "batch_size 3" in done.err
@@ -122,6 +124,17 @@ def test_processes_of_one_machine_do_not_share_a_gpu(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="cuda:1; give device='cuda'"):
         init("cuda:1")
+
+
+def test_errors_that_only_another_process_has_are_part_of_the_sums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task may name its errors after the samples that a process got."""
+    trainer = Trainer(new_job(configure({"size": 4, "hidden": 2}), tmp_path / "run"))
+    monkeypatch.setattr(DistributedContext, "all_gather", lambda _, names: ["small", *names])
+    names, values = trainer._backward(trainer.task.batch(0, 0, 2), False)
+    assert names == ["small", "relevant"]
+    assert list(values[3:5]) == [0, 0] and values[6] == 2
 
 
 def test_all_processes_validate_with_the_buffers_of_the_main_one(

@@ -6,14 +6,26 @@ from dataclasses import replace
 from itertools import accumulate, count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers.training import SMALL, fail_at, resume, run_in
 
 from mdlstm_tk import InputError
-from mdlstm_tk.training import Progress, RecentMetrics, Run, load_checkpoint, loop, progress, resume_job
+from mdlstm_tk.report.plots import svg_curves
+from mdlstm_tk.training import (
+    Progress,
+    RecentMetrics,
+    Run,
+    describe_run,
+    load_checkpoint,
+    loop,
+    progress,
+    resume_job,
+)
 from mdlstm_tk.training.progress import WINDOW, StepTimer, TrainingTimes, describe_times, running_mean
+from mdlstm_tk.training.run_folder import metric_names
 
 TIMED = replace(SMALL, minutes=0.5, schedule="cosine", warmup=3, evaluate_every=10, average=0.9)
 SECONDS = 1.5  # that pass from one look at the clock to the next
@@ -37,7 +49,7 @@ def test_training_ends_and_the_rate_falls_to_zero_when_the_time_is_over(tmp_path
     assert max(lr) == lr[2]
     assert lr[10] == pytest.approx(TIMED.lr / 2)
     assert 0 < lr[-1] < 0.02 * TIMED.lr
-    assert load_checkpoint(run.last).seconds == 30
+    assert load_checkpoint(run.last).state.seconds == 30
     assert run.read_metrics()[-1]["validation"]
     assert run.read_result()["step"] in (10, 20)
 
@@ -46,7 +58,7 @@ def test_a_resumed_run_has_the_time_that_was_left(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_in(tmp_path / "run", TIMED, on_step=fail_at(12))
     run = Run(tmp_path / "run")
-    assert load_checkpoint(run.last).seconds == 12 * SECONDS
+    assert load_checkpoint(run.last).state.seconds == 12 * SECONDS
     assert len(rates(resume(run))) == 30 / SECONDS
     for picture in (run.curves, run.prediction):
         picture.touch()  # which the command line draws: nothing is left to do
@@ -58,7 +70,7 @@ def test_a_resumed_run_has_the_time_that_was_left(tmp_path: Path) -> None:
 def test_a_run_of_steps_keeps_no_time(tmp_path: Path) -> None:
     run = run_in(tmp_path / "run", replace(TIMED, minutes=0.0))
     assert len(rates(run)) == TIMED.steps
-    assert load_checkpoint(run.last).seconds == 0
+    assert load_checkpoint(run.last).state.seconds == 0
 
 
 def test_running_mean() -> None:
@@ -117,3 +129,17 @@ def test_the_progress_line_shows_recent_means_and_the_latest_validation() -> Non
         validation = {"error": 0.25} if step == 3 else {}
         metrics.add(Progress(step, float(step), {"error": 1.0}, 0.1, validation, steps_per_second=0.5))
     assert metrics.describe() == "loss 30.5  error 1  validation error 0.25  0.5 steps/s"
+
+
+def test_errors_may_have_other_names_in_some_steps(tmp_path: Path) -> None:
+    metrics, run = RecentMetrics(), run_in(tmp_path, replace(SMALL, steps=2))
+    records: list[dict[str, Any]] = []
+    for step, errors in enumerate([{"odd": 1.0}, {"even": 4.0, "both": 3.0}, {"odd": 2.0, "both": 5.0}], 1):
+        records.append(Progress(step, 1.0, errors).record())
+        metrics.add(Progress(step, 1.0, errors))
+    assert metrics.describe() == "loss 1  odd 1.5  even 4  both 4"
+    run.write_metrics(records)
+    assert {"loss", "odd", "even", "both"} == set(metric_names(records))
+    described = describe_run(run.folder)
+    assert [described[f"last_100_{name}"] for name in ("odd", "even", "both")] == [1.5, 4.0, 4.0]
+    assert len(svg_curves(records)) == 4

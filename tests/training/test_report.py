@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from html.parser import HTMLParser
@@ -20,6 +21,7 @@ import torch
 from helpers.browser import opened
 from helpers.command import mdlstm
 from helpers.training import quick, run_in
+from helpers.user_data import write_classes, write_masks
 from PIL import Image
 from playwright.sync_api import Browser
 from rapidfuzz.distance import Levenshtein
@@ -27,11 +29,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mdlstm_tk.data import DiagonalTask
+from mdlstm_tk.data.samples import LazySamples
 from mdlstm_tk.report import render_report, write_report
+from mdlstm_tk.report.evaluation import evaluate_split
 from mdlstm_tk.report.exports import measure_exports
-from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime import Decoding, Session
 from mdlstm_tk.runtime.postprocessing import transcripts
-from mdlstm_tk.training import Run, TrainConfig, load_checkpoint, make_task, register_task
+from mdlstm_tk.training import Run, TrainConfig, build, load_checkpoint, make_task, register_task
 from mdlstm_tk.training.progress import TrainingTimes
 
 SCRIPT = "<script>document.title='taken over'</script>"
@@ -131,6 +135,23 @@ def test_the_page_starts_with_the_result(kind: str, runs: Any) -> None:
     assert f"best step {result['step']} of 6" in shown
     assert len(page.find("section[@id='curves']//svg")) == 1 + len(result["errors"])
     assert "loss over 6 " in page.find("svg")[0].get("aria-label", "")
+    assert result["in_sample"] and "There are no test data" in run.report.read_text()
+
+
+@pytest.mark.parametrize("kind", ["classify", "segment"])
+def test_each_sample_is_read_once_and_those_that_are_shown_once_more(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    write_masks(data, 90) if kind == "segment" else write_classes(data, {"a": 45, "b": 45})
+    config = quick(data, kind, cache=0, model="md", windows="2,2", augment=0.0, validation=0.8)
+    (network, task), reads = build(config), Counter[int]()
+    read = LazySamples.__getitem__
+    monkeypatch.setattr(LazySamples, "__getitem__", lambda s, k: reads.update([k]) or read(s, k))
+    evaluation = evaluate_split(network, task, config, Decoding())
+    shown = len(evaluation.examples) + len(evaluation.worst)
+    assert task.count("validation") > task.evaluation_batch > shown > 3
+    assert reads.total() == task.count("validation") + shown
 
 
 @pytest.mark.parametrize("kind", ["classify", "segment"])
@@ -248,7 +269,8 @@ def test_exports_are_listed_with_parity_and_speed(trained: Run, tmp_path: Path) 
     run = Run(tmp_path / "run")
     shutil.copytree(trained.folder, run.folder)
     (run.folder / "model-broken.onnx").write_text("no model")
-    page = Page(render_report(run))
+    page = Page(html := render_report(run))
+    assert "There are no test data" not in html
     good, broken = page.find("section[@id='exports']")[0].findall(".//tbody/tr")
     metadata = Session(run.folder / "model-8x8.onnx", "cpu").metadata
     name, (form, grid, dtype, _, error, *times) = text(good.find("th")), map(text, good.findall("td"))

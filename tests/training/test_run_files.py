@@ -50,7 +50,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "no checkpoint"),
     "another file": (lambda path: path.write_bytes(safetensors.torch.save({})), "damaged"),
     "another schema": (lambda path: edit(path, lambda m, t: m.update(schema=1)), "schema 1"),
-    "no step": (lambda path: edit(path, lambda m, t: m.pop("step")), "damaged"),
+    "no step": (lambda path: edit(path, lambda m, t: m["state"].pop("step")), "damaged"),
     "a list": (lambda path: edit(path, lambda m, t: m.update(config=[])), "damaged"),
     "a bad setting": (lambda path: edit(path, lambda m, t: m["config"].update(lr=-1)), "lr must be"),
     "another kind": (lambda path: edit(path, lambda m, t: m["spec"].update(kind="x")), "kind"),
@@ -120,7 +120,7 @@ def test_json_that_is_nested_too_deeply_or_has_no_finite_step_is_one_line(run: R
         path.write_text(deep + "\n")
         with pytest.raises(InputError, match=f"{path.name} holds"):
             read()
-    edit(run.last, lambda metadata, _: metadata.update(step=float("inf")))
+    edit(run.last, lambda metadata, _: metadata["state"].update(step=float("inf")))
     run.best.write_bytes(safetensors.torch.save({}, metadata={METADATA_KEY: deep}))
     for path in (run.last, run.best):
         with pytest.raises(InputError, match="damaged"):

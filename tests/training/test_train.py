@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count, pairwise
+from itertools import count, pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ import pytest
 import torch
 from helpers.training import DIGITS, SMALL, fail_at, last_tensors, run_in
 
-from mdlstm_tk.data import KINDS, Batch, DatasetTask, DiagonalTask, TaskSpec
-from mdlstm_tk.data.metrics import METRICS
+from mdlstm_tk.data import KINDS, UNLABELLED, Batch, DatasetTask, DiagonalTask, TaskSpec
 from mdlstm_tk.errors import InputError, MDLSTMError, MissingExtraError
 from mdlstm_tk.models import register
 from mdlstm_tk.report import draw_run
@@ -28,17 +27,20 @@ from mdlstm_tk.training import (
     build,
     configure,
     evaluate,
+    job,
     load_checkpoint,
     loop,
     new_job,
     predict,
     resume_job,
     train,
+    trainer,
 )
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.evaluation import measure
-from mdlstm_tk.training.losses import learning_rate, loss_of
+from mdlstm_tk.training.losses import loss_of
 from mdlstm_tk.training.progress import running_mean
+from mdlstm_tk.training.run_state import RunState, scheduled_rate
 from mdlstm_tk.training.trainer import Trainer
 
 
@@ -68,7 +70,7 @@ def test_the_files_and_the_result_of_a_run(tmp_path: Path) -> None:
     assert set(first) == {"step", "loss", "relevant", "lr"}
     assert set(last["validation"]) == {"relevant", "relevant_20x24"}
     best = load_checkpoint(run.best)
-    assert best.score == pytest.approx(np.sqrt(np.prod(list(last["validation"].values()))))
+    assert best.state.score == pytest.approx(np.sqrt(np.prod(list(last["validation"].values()))))
     assert json.loads(run.result.read_text()) == result
     assert result["errors"] == evaluate(best.network(), job.task, "test", config)
     for name, tensor in job.network.state_dict().items():  # it is left with the best weights
@@ -85,9 +87,13 @@ def test_equal_seeds_give_equal_bytes_and_other_seeds_do_not(tmp_path: Path) -> 
 
 def test_bfloat16_trains_in_bfloat16_and_learns(tmp_path: Path) -> None:
     config = replace(SMALL, layers=1, precision="bf16", steps=60, size="4", lr=0.04)
-    losses = [record["loss"] for record in run_in(tmp_path, config).read_metrics()]
+    run = run_in(tmp_path, config)
+    losses = [record["loss"] for record in run.read_metrics()]
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
     network, task = build(config)
+    best = load_checkpoint(run.best)  # which is chosen in float32, as it is exported
+    errors = evaluate(best.network(), task, "validation", replace(config, precision="fp32"))
+    assert best.state.score == task.score(errors)
     batch = task.batch(0, 0, 2)
     exact, rough = (predict(network, batch, torch.device("cpu"), p) for p in ("fp32", "bf16"))
     assert exact.dtype == rough.dtype == torch.float32
@@ -126,16 +132,6 @@ def test_tensorboard_holds_the_metrics(tmp_path: Path) -> None:
     np.testing.assert_allclose([e.value for e in read.Scalars("relevant")], expected, rtol=1e-6)
 
 
-def test_a_missing_tensorboard_is_found_before_an_earlier_run_is_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = run_in(tmp_path, replace(SMALL, steps=1))
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(MissingExtraError, match="tensorboard"):
-        run_in(tmp_path, replace(SMALL, tensorboard=True))
-    assert run.last.exists() and run.result.exists()
-
-
 def test_the_relevant_loss_is_the_squared_error_at_the_second_one() -> None:
     task = DiagonalTask((5, 6))
     batch, prediction = task.batch(0, 0, 3), torch.rand(3, 5, 6, 1)
@@ -146,8 +142,8 @@ def test_the_relevant_loss_is_the_squared_error_at_the_second_one() -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "transcribe"])
-@pytest.mark.parametrize("padded", [False, True])
-def test_errors_on_the_device_are_those_of_numpy(kind: Any, padded: bool) -> None:
+def test_padding_does_not_count_in_any_error(kind: Any) -> None:
+    """The sums of a batch are those of its samples, cut to their extents."""
     rng = np.random.default_rng(0)
     names = ("a", "b", "c") if kind in ("classify", "segment") else ()
     task = DatasetTask(TaskSpec("any", kind, 2, 3, (5, 6), names), {})
@@ -159,24 +155,33 @@ def test_errors_on_the_device_are_those_of_numpy(kind: Any, padded: bool) -> Non
         "density": x,
     }[kind]
     shape = {"classify": (4, 3), "density": (4, 5, 6, 2)}.get(kind, (4, 5, 6, 3))
-    prediction = rng.random(shape, np.float32)
-    batch = Batch(x, y, np.array([[5, 6], [2, 3], [1, 6], [5, 1]]) if padded else None)
+    prediction, sizes = rng.random(shape, np.float32), [[5, 6], [2, 3], [1, 6], [5, 1]]
+    if kind == "segment":
+        for mask, (height, width) in zip(y, sizes, strict=True):
+            mask[height:], mask[:, width:] = UNLABELLED, UNLABELLED
+    batch, expected = Batch(x, y, np.array(sizes)), dict[str, np.ndarray]()
+    for k, (height, width) in enumerate(sizes):
+        cut = [
+            each[k : k + 1, :height, :width] if each.ndim > 2 else each[k : k + 1]
+            for each in (x, y, prediction)
+        ]
+        for name, pair in task.measure(cut[2], Batch(cut[0], cut[1])).items():
+            expected[name] = expected.get(name, 0) + np.array(pair)
     measured = measure(task, torch.from_numpy(prediction), batch)
-    expected = METRICS[kind](prediction, batch, task.spec)
-    assert list(measured) == list(expected)
-    for name, pair in measured.items():
-        assert tuple(map(float, pair)) == pytest.approx(expected[name])
+    assert {name: tuple(map(float, pair)) for name, pair in measured.items()} == {
+        name: pytest.approx(tuple(pair)) for name, pair in expected.items()
+    }
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     config = TrainConfig(lr=0.1, steps=100, warmup=10, schedule="cosine")
-    rates = [learning_rate(config, step) for step in range(100)]
+    rates = [scheduled_rate(config, step) for step in range(100)]
     np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 100)
     assert max(rates) == rates[9] == rates[10] == 0.1
     assert rates[55] == pytest.approx(0.05)
     assert 0 < rates[-1] < 0.001
     assert all(a >= b for a, b in pairwise(rates[10:]))
-    assert {learning_rate(replace(config, schedule="constant"), step) for step in (10, 99, 200)} == {0.1}
+    assert {scheduled_rate(replace(config, schedule="constant"), step) for step in (10, 99, 200)} == {0.1}
 
 
 def test_the_norm_of_the_whole_gradient_is_clipped(tmp_path: Path) -> None:
@@ -188,6 +193,18 @@ def test_the_norm_of_the_whole_gradient_is_clipped(tmp_path: Path) -> None:
         norms.append(float(torch.cat(moments).norm()) / 0.1)
     assert norms[0] > 1e-3
     assert norms[1] == pytest.approx(1e-4, rel=0.02)  # clip_grad_norm_ adds 1e-6 to the norm
+
+
+@pytest.mark.parametrize(
+    ("changes", "module"), [({"tensorboard": True}, "tensorboard"), ({}, "scipy.ndimage")]
+)
+def test_a_missing_package_is_found_before_the_data_are_read(
+    changes: dict[str, Any], module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(job, "make_task", lambda config: pytest.fail("the data were read"))
+    with pytest.raises(MissingExtraError, match=module.partition(".")[0]):
+        new_job(replace(DIGITS, **changes), tmp_path / "run")
 
 
 def test_the_averaged_weights_are_validated_and_exported(tmp_path: Path) -> None:
@@ -215,27 +232,50 @@ def test_the_average_decays_as_configured(tmp_path: Path) -> None:
     torch.testing.assert_close(trained.average.module.state_dict()[name], expected)
 
 
-@pytest.mark.parametrize(("clip", "way"), [(0.0, "at once"), (1.0, "at once"), (0.0, "later")])
-def test_divergence_is_reported_and_keeps_the_weights_before_it(
-    tmp_path: Path, clip: float, way: str, request: pytest.FixtureRequest
+class Poisoned(DatasetTask):
+    """Images whose batch of one step holds an infinite value; without it their errors stay finite."""
+
+    def __init__(self, step: int | None) -> None:
+        images = np.random.default_rng(0).random((8, 16, 24, 1), np.float32)
+        texts = np.arange(1, 9) % 3 + 1
+        spec = TaskSpec("poisoned", "transcribe", 1, 4, (16, 24), ("a", "b", "c"))
+        samples = list(zip(images, texts[:, None], strict=True))
+        super().__init__(spec, {"train": samples, "validation": samples[:2]})
+        self.poisoned_step = step
+
+    def batch(self, seed: int, step: int, count: int, *rest: Any, **more: Any) -> Any:
+        batch = super().batch(seed, step, count, *rest, **more)
+        if (step, *rest) == (self.poisoned_step,):
+            batch.x[0, 0, 0] = np.inf
+        return batch
+
+
+@pytest.mark.parametrize(
+    ("clip", "way"), [(0.0, "at once"), (1.0, "at once"), (0.0, "later"), (0.0, "an error")]
+)
+def test_divergence_is_reported_and_keeps_everything_as_it_was_before(
+    tmp_path: Path,
+    clip: float,
+    way: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Weights, their average, the statistics of batch normalisation, and the optimizer's state."""
+    config = replace(SMALL, model="lines", layers=1, clip=clip, average=0.9, steps=4)
+    whole = run_in(tmp_path / "whole", config, Poisoned(None))
     if way == "later":
         request.getfixturevalue("read_later")
-
-    class Poisoned(DiagonalTask):
-        def batch(self, seed: int, step: int, count: int, *rest: Any, **more: Any) -> Any:
-            batch = super().batch(seed, step, count, *rest, **more)
-            if step == 7:
-                batch.y[0, 0, 0] = np.inf
-            return batch
-
-    config = replace(SMALL, clip=clip)
-    with pytest.raises(MDLSTMError, match=r"step 8.*inf.*lr"):
-        run_in(tmp_path / "run", config, Poisoned((5, 6)))
+    message = r"step 5.*nan.*lr"
+    if way == "an error":  # such as a second Ctrl-C, after the forward pass
+        losses, message = iter([trainer.total_loss] * 4), "^$"
+        monkeypatch.setattr(trainer, "total_loss", lambda *arguments: next(losses)(*arguments))
+    with pytest.raises((MDLSTMError, StopIteration), match=message):
+        run_in(tmp_path / "run", replace(config, steps=9), Poisoned(4))
     last = load_checkpoint(Run(tmp_path / "run").last)
-    assert last.step == 7
-    whole = run_in(tmp_path / "whole", replace(config, steps=7))
-    assert all(torch.equal(tensor, last.tensors[name]) for name, tensor in last_tensors(whole).items())
+    assert last.step == 4
+    assert any("running_var" in name for name in last.tensors)
+    for name, tensor in last_tensors(whole).items():
+        assert torch.equal(tensor, last.tensors[name]), name
 
 
 def test_a_bounded_cell_is_suggested_unless_the_network_has_one(tmp_path: Path) -> None:
@@ -243,7 +283,7 @@ def test_a_bounded_cell_is_suggested_unless_the_network_has_one(tmp_path: Path) 
     for config, is_bounded in ((SMALL, False), (lines, True)):
         trained = Trainer(new_job(config, tmp_path / config.model))
         with pytest.raises(MDLSTMError, match="diverged") as error:
-            trained._require_finite(1, [np.inf, 1.0])
+            trained._require_finite(RunState(), [np.inf, 1.0])
         assert ("cell=stable" in str(error.value)) != is_bounded
 
 
@@ -275,30 +315,18 @@ def scored(scores: Iterator[float]) -> DiagonalTask:
     return task
 
 
-def test_training_stops_when_patience_is_exhausted(tmp_path: Path) -> None:
-    config = replace(SMALL, steps=50, evaluate_every=3, patience=4)
-    run = run_in(tmp_path, config, scored(map(float, count())))
-    assert load_checkpoint(run.best).step == 3
-    last = load_checkpoint(run.last)
-    assert (last.step, last.best_step) == (3 + 4 * 3, 3)
-
-
-@pytest.mark.parametrize(
-    ("scores", "best_step"),
-    [((3, 1, 2, 1.5), 6), ((3, 2, 1, 1), 12), ((1, 2, 2, 3), 3), ((np.nan, 2, np.nan, np.nan), 6)],
-)
-def test_the_best_checkpoint_holds_the_weights_with_the_lowest_score(
-    tmp_path: Path, scores: tuple[float, ...], best_step: int
+@pytest.mark.parametrize(("scores", "best_step"), [(count(), 3), (repeat(1), 15)])
+def test_training_stops_when_patience_is_exhausted(
+    tmp_path: Path, scores: Iterator[int], best_step: int
 ) -> None:
-    """Of equal scores the later one counts."""
-    run = run_in(tmp_path / "run", replace(SMALL, evaluate_every=3), scored(iter(scores)))
-    best = load_checkpoint(run.best)
-    lowest = min(score for score in scores if score == score)
-    assert (best.step, best.best_step, best.score) == (best_step, best_step, lowest)
-    assert load_checkpoint(run.last).score == lowest
-    expected = last_tensors(run_in(tmp_path / "until best", replace(SMALL, steps=best_step)))
-    for name, tensor in best.tensors.items():
-        assert torch.equal(tensor, expected[name]), name
+    """Scores that equal the best one are no improvement, though the later weights count as the best."""
+    config = replace(SMALL, steps=50, evaluate_every=3, patience=4, schedule="cosine", lr=0.01)
+    run = run_in(tmp_path, config, scored(map(float, scores)))
+    assert load_checkpoint(run.best).step == best_step
+    last = load_checkpoint(run.last)
+    assert (last.step, last.state.best_step) == (3 + 4 * 3, best_step)
+    assert "stopped at step 15" in (ending := run.read_result()["ending"])
+    assert f"{run.read_metrics()[-1]['lr']:.2g}, 82% of its peak" in ending
 
 
 def test_weights_before_the_first_score_are_the_best_only_until_the_run_goes_on(tmp_path: Path) -> None:
@@ -311,14 +339,6 @@ def test_weights_before_the_first_score_are_the_best_only_until_the_run_goes_on(
     with pytest.warns(UserWarning, match="no validation gave a number"):
         train(resume_job(run.folder, task=scored(iter([np.nan] * 4))))
     assert run.read_result()["step"] == load_checkpoint(run.best).step == 12
-
-
-def test_a_failure_right_after_the_best_validation_keeps_its_weights(tmp_path: Path) -> None:
-    config = replace(SMALL, evaluate_every=3)
-    with pytest.raises(KeyboardInterrupt):
-        run_in(tmp_path, config, scored(iter([2.0, 1.0])), on_step=fail_at(6))
-    run = Run(tmp_path)
-    assert load_checkpoint(run.last).best_step == load_checkpoint(run.best).step == 6
 
 
 @pytest.mark.usefixtures("fresh_registries")

@@ -8,11 +8,16 @@ waits for a lock; none waits inside compiled code.
 A job that a busy machine interrupts delays all jobs that wait for it. So a thread of the pool that was
 interrupted leaves the other jobs to the caller, and for some time sweeps run on their own thread.
 
-There is one pool per process. A sweep that finds it in use runs alone. `MDLSTM_THREADS=0` switches it off.
+There is one pool per process. A sweep that finds it in use runs alone. `MDLSTM_THREADS=2` lets at most two
+threads share a sweep; 0 and 1 switch the pool off.
+
+Threads of the pool have ended before the interpreter does: one that came back from compiled code later
+would end the process with an error.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
@@ -21,6 +26,8 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 import torch
+
+from mdlstm_tk.errors import InputError
 
 INTERRUPTED = 1.5e-3  # seconds that a job may take beyond its own time on a CPU, and half of that
 TOLERATED = 2  # interruptions of a sweep: torch's own threads spin for milliseconds too
@@ -124,28 +131,42 @@ class _Pool:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()  # held by the sweep that uses the pool
-        self.queue: SimpleQueue[_Shared] = SimpleQueue()
-        self.size = 0
+        self.queue: SimpleQueue[_Shared | None] = SimpleQueue()  # None ends a thread
+        self.threads: list[threading.Thread] = []
+        self.closed = False
         self.resume = 0.0  # when the pool may be used again
+
+    @property
+    def size(self) -> int:
+        return len(self.threads)
 
     def grow(self, size: int) -> None:
         """Start threads until there are `size`, or as many as the system has."""
-        while self.size < size:
+        while self.size < size and not self.closed:
             thread = threading.Thread(target=self._serve, args=(self.queue,), name="mdlstm", daemon=True)
             try:
                 thread.start()
             except RuntimeError:
                 return
-            self.size += 1
+            self.threads.append(thread)
 
     @staticmethod
-    def _serve(queue: SimpleQueue[_Shared]) -> None:
-        while True:
-            queue.get().work(is_caller=False)
+    def _serve(queue: SimpleQueue[_Shared | None]) -> None:
+        while (shared := queue.get()) is not None:
+            shared.work(is_caller=False)
+            del shared  # and with it the arrays of the sweep
+
+    def close(self) -> None:
+        """End the threads, and wait for them. Later sweeps run alone."""
+        self.closed = True
+        for _ in self.threads:
+            self.queue.put(None)
+        for thread in self.threads:
+            thread.join()
+        self.threads.clear()
 
 
 _pool = _Pool()
-_enabled = os.environ.get("MDLSTM_THREADS") != "0"
 
 
 def _forget_pool() -> None:
@@ -156,11 +177,21 @@ def _forget_pool() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
+atexit.register(lambda: _pool.close())  # that of a forked child is another one
 
 
 def thread_limit() -> int:
-    """The largest number of threads that may share a sweep."""
-    return torch.get_num_threads() if _enabled else 1
+    """The largest number of threads that may share a sweep: torch's, or fewer if MDLSTM_THREADS says so.
+
+    Raises:
+        InputError: MDLSTM_THREADS is not a number.
+    """
+    limit = os.environ.get("MDLSTM_THREADS", "")
+    if not limit:
+        return torch.get_num_threads()
+    if not limit.isdecimal():
+        raise InputError(f"the environment variable MDLSTM_THREADS must be a number, got {limit!r}")
+    return max(1, min(int(limit), torch.get_num_threads()))
 
 
 def run_chains(run: Run, chains: Chains, order: Sequence[int], keep: object) -> None:

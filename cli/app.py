@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 from mdlstm_tk._util.text import printable
 from mdlstm_tk._version import __version__
 from mdlstm_tk.cli.console import detail, error, verbosity, warn
+from mdlstm_tk.cli.interrupts import EXIT_CODE, interrupts
 from mdlstm_tk.cli.options import Import, imported, with_messages
 from mdlstm_tk.errors import MDLSTMError
 
@@ -74,9 +75,12 @@ def typer_app(verb: str | None = None) -> typer.Typer:
     return app
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run `mdlstm` and exit. Every error that a user can cause ends as one line on stderr."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+def run(arguments: list[str]) -> int:
+    """Run `mdlstm`; every error that a user can cause ends as one line on stderr.
+
+    Returns:
+        The exit code.
+    """
     # The shell may have closed a stream: then messages are lost, and data cannot be read or written.
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stdout = sys.stdout or open(os.devnull, encoding="utf-8")  # noqa: SIM115
@@ -88,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
     warnings.filterwarnings("ignore", module="PIL")  # on damaged metadata of an image that can be read
     warnings.showwarning = lambda message, *_: warn(str(message))
-    sys.exit(_run(arguments or ["--help"]))
+    return _run(arguments or ["--help"])
 
 
 def _run(arguments: list[str]) -> int:
@@ -103,6 +107,8 @@ def _run(arguments: list[str]) -> int:
             code = typer_app()(arguments, prog_name=command, standalone_mode=False)
         sys.stdout.flush()
         detail(f"{command} took {time.perf_counter() - start:.2f} s{_peak_memory()}")
+        if interrupts.received or code == EXIT_CODE:  # Typer returns this code
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except MDLSTMError as failure:
         return _fail(str(failure), failure.exit_code)
@@ -114,7 +120,7 @@ def _run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", 130)
+        return _fail("interrupted", EXIT_CODE)
     except UnsupportedOperation:
         return _fail("stdout is closed, but the result is written there; redirect it with > or use -o", 1)
     except OSError as failure:
@@ -129,6 +135,9 @@ def _run(arguments: list[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
+    if interrupts.received:  # which another package may have turned into an error of its own
+        interrupts.end()
+        message, code = "interrupted", EXIT_CODE
     if verbosity.debug:
         # each message in the traceback takes one line, even if it holds line breaks
         for part in traceback.format_exception(*sys.exc_info()):
