@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from helpers.command import mdlstm
 from helpers.pages import draw_page
-from helpers.training import quick, resume, run_in
+from helpers.training import fail_at, quick, resume, run_in
 from helpers.user_data import read, write_image
 
 from mdlstm_tk.data.user_data import UserDataTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report.page import write_report
-from mdlstm_tk.training import new_job, resume_job
+from mdlstm_tk.training import Run, new_job, resume_job
 from mdlstm_tk.training.tasks import make_task
 
 Data = dict[str, list[tuple[str, int]]]  # split, or "" → name and content of each sample
@@ -141,19 +141,19 @@ def test_other_names_and_another_order_change_no_byte(layout: str, tmp_path: Pat
     write(data, layout, first)
     config = quick(data, KINDS[layout], **{**SETTINGS, "steps": 3, "patience": 0})
     whole = run_in(tmp_path / "whole", config)
-    runs = [run_in(tmp_path / name, config.updated({"steps": 1}, "")) for name in ("same", "renamed")]
-    resume(runs[0], steps=3)
+    runs = [Run(tmp_path / name) for name in ("same", "renamed")]
+    for run in runs:
+        with pytest.raises(KeyboardInterrupt):
+            run_in(run.folder, config, on_step=fail_at(1))
+    resume(runs[0])
     write(
         data,
         layout,
         {s: [(f"x{97 * k % 31}", c) for k, (_, c) in enumerate(each[::-1])] for s, each in first.items()},
     )
     if layout != "arrays":
-        assert any(
-            "samples are copied or renamed" in note
-            for note in resume_job(runs[1].folder, {"steps": 3}).notes
-        )
-    resume(runs[1], steps=3)
+        assert any("samples are copied or renamed" in note for note in resume_job(runs[1].folder).notes)
+    resume(runs[1])
     for run in runs:
         assert run.last.read_bytes() == whole.last.read_bytes()
 
