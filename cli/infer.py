@@ -58,13 +58,15 @@ def infer(
     The result of matrix.npy is matrix.out.npy, beside it. The labels of a classifier and the texts of a
     recogniser are printed, or collected in one table with -o labels.csv; so are the nats and the
     bits per dimension of a density model. The masks of a segmenter are
-    written as PNG with the values and the palette of the masks that it was trained on.
+    written as PNG with the values and the palette of the masks that it was trained on, those of volumes as
+    npy.
 
     A recogniser reads the lines of pages, images with ALTO or PAGE XML beside them: -o read/ writes the XML
     again with texts and confidences.
 
     Files of equal shape run together. A file that cannot be used is reported, the others go on, and the
-    exit code is 1. Folders are searched recursively, without hidden files and earlier results (*.out.*).
+    exit code is 1. Folders are searched recursively, without hidden files and earlier results (*.out.* and
+    pages that a model has read). In a folder of models, each file gets one that takes its grid.
 
     A tiled model (.tiles) reads npy, tif and zarr by region, so that they may be larger than the memory,
     and writes npy, zarr, and masks as tif.

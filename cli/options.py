@@ -202,7 +202,7 @@ Trusted = Annotated[bool, option(TRUSTED, LIMITS, "--trusted")]
 ModelFile = Annotated[
     str | None,
     option(
-        "Exported .onnx or .tiles file, or a folder of .onnx files.",
+        "Exported .onnx or .tiles file, or a folder of models of one task.",
         *(None, "--model", "-m"),
         metavar="PATH",
         autocompletion=complete_model_file,

@@ -111,10 +111,14 @@ def print_results(
     session = run.session
     if run.left_out:
         note(f"files of other types, left out: {run.left_out}")
+    if run.earlier_results:
+        note(f"results of mdlstm infer, left out: {run.earlier_results}; name such a file to read it")
     if is_default_model:
         _warn_of_a_newer_run(run)
     isolated = ", isolated" if session.isolated else ""
     note(f"{run.model} on {session.device} ({session.provider}){isolated}")
+    if run.further_models:
+        note(f"for files on other grids: {', '.join(map(str, run.further_models))}")
     if session.reason:
         note(f"not on CUDA: {session.reason}")
     if not run.jobs:
@@ -130,8 +134,9 @@ def print_results(
         if is_json:
             failed = sum(record["error"] is not None for record in records)
             facts = {name: getattr(session, name) for name in ("device", "provider", "isolated")}
+            models = {"model": str(run.model), "further_models": list(map(str, run.further_models))}
             counts = {"done": len(records) - failed, "failed": failed, "skipped": run.skipped}
-            console.print_json({"model": str(run.model), **facts, **counts, "files": records})
+            console.print_json({**models, **facts, **counts, "files": records})
     if run.table and run.jobs:
         note(f"wrote {run.table}")
     elif run.jobs and (job := run.jobs[-1]).format == "npy" and job.target != "-":

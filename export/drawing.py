@@ -99,7 +99,7 @@ def export_drawing(
             check_destination(path, force)
         parity = {"atol": ATOL, "rtol": RTOL, "max_abs": _verify(network, path)}
         model = drawing_model(network, size or DEFAULT_SIZE, **fields, parity=parity)
-        with atomic_write(path) as temporary:
+        with atomic_write(path, replace=force or target is not None) as temporary:
             temporary.write_bytes(model.SerializeToString())
         return target.add(path, run, None) if target and run else path
 

@@ -22,6 +22,7 @@ from mdlstm_tk.data.masks import read_mask
 from mdlstm_tk.data.spec import Array, Kind, RawSample
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
+from mdlstm_tk.runtime.io.results import is_result
 
 FORMATS: dict[Kind, str] = {
     "grid": "a folder with images/ and targets/",
@@ -53,7 +54,17 @@ def list_folder(path: Path, kind: Kind) -> Iterator[RawSample]:
 
 
 def find_files(folder: Path) -> list[Path]:
-    """Return all visible files below a folder, sorted.
+    """Return all visible files below a folder, sorted, without results of `mdlstm infer`."""
+    return [path for path in _visible(folder) if not is_result(path)]
+
+
+def count_results(folder: Path) -> int:
+    """Count the results of `mdlstm infer` below a folder, which `find_files` leaves out."""
+    return sum(map(is_result, _visible(folder)))
+
+
+def _visible(folder: Path) -> list[Path]:
+    """All visible files below a folder, sorted.
 
     Links are followed, to each folder once: to the path that has fewest parts, and is the first of those.
     """

@@ -161,6 +161,8 @@ def read_data(
     for split, source in sources.items():
         samples, new_notes = _list_samples(source, kind, budget)
         notes += new_notes
+        if source.is_dir() and (count := folders.count_results(source)):
+            notes.append(f"results of mdlstm infer in {source}, left out: {count}")
         splits[split], unusable = survey_samples(samples, kind, resize)
         skipped += unusable
     if prefixes:

@@ -80,7 +80,7 @@ def draw_samples(
         part = read_given(given, size, channels) if given else None
         images = draw_images(checkpoint.network(), count, size, channels, given=part, **options)
         source = run.folder
-    write_samples(output, images, None if part is None else part.mask)
+    write_samples(output, images, None if part is None else part.mask, replace=force)
     return source, images.shape
 
 
@@ -96,13 +96,16 @@ def check_output(path: Path) -> None:
         )
 
 
-def write_samples(path: Path, images: Array, mask: npt.NDArray[np.bool_] | None = None) -> None:
+def write_samples(
+    path: Path, images: Array, mask: npt.NDArray[np.bool_] | None = None, *, replace: bool = True
+) -> None:
     """Write images (n, H, W, C) in [0, 1] as .npy, as one .png, or as a .gif that shows how they are drawn.
 
     Args:
         path: the file, whose suffix decides the format. It is replaced if it exists.
         images: drawn in colours if C is 3, else their first channel in grey.
         mask: (H, W), True where the images were given; the animation begins with them.
+        replace: the file may exist.
 
     Raises:
         InputError: the suffix is none of `OUTPUT_SUFFIXES`.
@@ -112,10 +115,10 @@ def write_samples(path: Path, images: Array, mask: npt.NDArray[np.bool_] | None 
     check_output(path)
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        save_array(path, images)
+        save_array(path, images, replace=replace)
         return
     pillow: Any = require("PIL.Image", "image")
-    with atomic_write(path) as temporary:
+    with atomic_write(path, replace=replace) as temporary:
         if suffix == ".png":
             pillow.fromarray(contact_sheet(images)).save(temporary, "PNG")
             return

@@ -62,7 +62,7 @@ def write_report(
     """
     target = path or run.report
     ensure_writable(target, force or path is None)
-    with atomic_write(target) as temporary:
+    with atomic_write(target, replace=force or path is None) as temporary:
         temporary.write_text(render_report(run, on_message, data), encoding="utf-8")
     return target
 

@@ -201,15 +201,16 @@ def write_decoded(
         return tuple(answers)
     if options.probabilities and is_single and metadata.kind in CLASS_KINDS:
         outputs = {name: probabilities(y, class_axis(y, metadata)) for name, y in outputs.items()}
-    elif is_single and metadata.kind == "segment" and job.format in ("png", "csv", "json"):
+    elif is_single and metadata.kind == "segment" and (job.is_mask or job.format in ("png", "csv", "json")):
         outputs = {name: decode(y, metadata) for name, y in outputs.items()}
         if job.format == "png" and len(outputs) == 1:
             values = metadata.mask_values or range(metadata.outputs)
-            write_mask(job.target, next(iter(outputs.values())), values, metadata.mask_palette)
+            mask, palette = next(iter(outputs.values())), metadata.mask_palette
+            write_mask(job.target, mask, values, palette, replace=job.replace)
             return ()
     elif job.format in ("png", "csv"):  # their rows and columns are those of the grid
         outputs = {name: np.moveaxis(y, class_axis(y, metadata), -1) for name, y in outputs.items()}
-    write_arrays(job.target, outputs, job.format)
+    write_arrays(job.target, outputs, job.format, replace=job.replace)
     return ()
 
 
@@ -217,7 +218,7 @@ def write_answers(job: Job, answers: Sequence[Answer], metadata: Metadata, optio
     """Write the answers for a file as a document of their own, if they go to a file."""
     if job.target != STDIO:
         document = AnswerDocument(job.format, metadata, options, folder=Path(job.target).parent)
-        with open_output(job.target) as file:
+        with open_output(job.target, replace=job.replace) as file:
             file.write(document.render([(job.source, answers)]).encode())
 
 

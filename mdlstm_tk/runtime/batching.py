@@ -159,6 +159,14 @@ def grid_of(x: Array, metadata: Metadata) -> tuple[int, ...]:
     return shape[:-1] if metadata.channels_last else shape[1:]
 
 
+def grids_of(file: InputFile, metadata: Metadata) -> list[tuple[int, ...]]:
+    """The extents of the grids in a file that a model is to take."""
+    arrays = file.arrays_for(metadata)
+    if file.holds_inputs(metadata) and arrays is file.arrays:
+        arrays = {None: arrays[metadata.inputs[0]]}
+    return [grid_of(x, metadata) for x in arrays.values()]
+
+
 def _sample_shape(x: Array, metadata: Metadata) -> tuple[int, ...]:
     return x.shape[1:] if metadata.has_batch_axis(x.ndim) else x.shape
 
@@ -223,9 +231,11 @@ def _read_windows(
         try:
             file = read(job.source)
             arrays = file.arrays_for(metadata)
-            feeds = _feeds_of(job.source, arrays, metadata)
+            feeds = _feeds_of(file, arrays, metadata)
             widths = _widths_of(file, arrays, metadata) if metadata.kind == "transcribe" else {}
-            window.append(PendingFile(Result(job, inputs=arrays, left_out=file.left_out), feeds, widths))
+            has_targets = "y" in (*file.arrays, *file.left_out) and file.is_to_train_on(metadata)
+            left_out = ("y",) if has_targets else ()
+            window.append(PendingFile(Result(job, inputs=arrays, left_out=left_out), feeds, widths))
             window_bytes += sum(array.nbytes for array in arrays.values())
         except InputError as error:
             if is_single:
@@ -287,18 +297,16 @@ def _infer_window(
             yield result if is_single else result._replace(inputs=None, outputs=None)
 
 
-def _feeds_of(source: str, arrays: Arrays, metadata: Metadata) -> Feeds:
+def _feeds_of(file: InputFile, arrays: Arrays, metadata: Metadata) -> Feeds:
     """The inputs of the session for a file: each of its arrays as x, or all of them by name if the model
     has several inputs of these names."""
-    first, *further = metadata.inputs
-    names = {name for name in arrays if name is not None}
-    required = {first, *further} - {"sizes"}
-    if further and required <= names <= {first, *further} and len(names) > 1:
+    if file.holds_inputs(metadata) and arrays is file.arrays:
         return {None: {name: array for name, array in arrays.items() if name is not None}}
-    if len(required) > 1:
-        content = f"arrays called {', '.join(sorted(names))}" if names else "one array without a name"
+    if len(metadata.required_inputs) > 1:
+        names = sorted(name for name in arrays if name is not None)
+        content = f"arrays called {', '.join(names)}" if names else "one array without a name"
         raise InputError(
-            f"{source} holds {content}, but the model has several inputs; give a .npz file with arrays "
+            f"{file.label} holds {content}, but the model has several inputs; give a .npz file with arrays "
             f"called {', '.join(metadata.inputs)}"
         )
     for x in arrays.values():
@@ -310,7 +318,7 @@ def _feeds_of(source: str, arrays: Arrays, metadata: Metadata) -> Feeds:
             memory = available_memory()
             if memory is not None and run_bytes > memory:
                 warnings.warn(
-                    f"a run on all {'x'.join(map(str, grid))} positions of {source} may need some "
+                    f"a run on all {'x'.join(map(str, grid))} positions of {file.label} may need some "
                     f"{run_bytes / 2**30:.0f} GiB, and this machine has {memory / 2**30:.0f}; to run it in "
                     "tiles, make a model with: mdlstm export RUN --form tiles",
                     stacklevel=2,
@@ -355,8 +363,8 @@ def write_results(
     kind has such, else as numbers. Returns the labels or texts, which are not written if the job's target
     is standard output: the caller prints them. Without `widths`, the places of characters are in steps."""
     try:
-        if job.format == "npy" and len(outputs) == 1 and not options.probabilities:
-            save_array(job.target, *outputs.values())
+        if job.format == "npy" and len(outputs) == 1 and not (options.probabilities or job.is_mask):
+            save_array(job.target, *outputs.values(), replace=job.replace)
             return ()
         from mdlstm_tk.runtime.answers import write_decoded  # imported late: most results are plain arrays
 

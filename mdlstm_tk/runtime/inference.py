@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.batching import WINDOW_BYTES, Result, grid_of, infer_files
+from mdlstm_tk.runtime.batching import Result, infer_files
 from mdlstm_tk.runtime.choices import Engine
 from mdlstm_tk.runtime.decoding import BEAM
 from mdlstm_tk.runtime.io import Format, is_tiled
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, STDIO, open_output
-from mdlstm_tk.runtime.io.readers import InputFile, read_input
 from mdlstm_tk.runtime.jobs import (
     ANSWER_FORMATS,
     ANSWER_KINDS,
@@ -27,15 +26,16 @@ from mdlstm_tk.runtime.jobs import (
     Job,
     ResultOptions,
     files_for,
+    files_of_form,
     find_files,
-    is_page_file,
     is_single_file,
     is_table,
     plan_jobs,
     remaining_jobs,
 )
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.model_discovery import choose_model, find_models, read_metadata
+from mdlstm_tk.runtime.model_choice import Candidate, FileReader, jobs_by_model, read_candidates
+from mdlstm_tk.runtime.model_discovery import find_models
 from mdlstm_tk.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.tiles.local import Report
     from mdlstm_tk.runtime.tiles.session import TiledSession
 
-FILES_READ_FOR_GRIDS = 32
-"""How many files are read to choose among several models by the grids of their arrays."""
-
 
 @dataclass(frozen=True)
 class Inference:
@@ -54,20 +51,24 @@ class Inference:
 
     Attributes:
         model: path of the model.
+        further_models: those of the same folder that run files whose grids it does not take.
         session: the model, loaded.
         jobs: the files to run, without skipped ones.
         skipped: number of files that are skipped because their result exists.
         left_out: number of files below input folders whose type cannot be read.
+        earlier_results: number of results of earlier inferences below input folders, which are left out.
         table: the one file for the labels or texts of several inputs, or None.
         document: renders the labels or texts that no file takes, in the order of the jobs, or None.
         results: one result per job, in an order that depends on the jobs alone.
     """
 
     model: Path
+    further_models: list[Path]
     session: Session | TiledSession
     jobs: list[Job]
     skipped: int
     left_out: int
+    earlier_results: int
     table: Path | None
     document: AnswerDocument | None
     results: Iterator[Result]
@@ -116,16 +117,19 @@ def infer_paths(
 
     Args:
         inputs: files and folders, or "-" alone for standard input, which may hold any of the file types.
-            Folders are searched recursively; hidden files and earlier results (`*.out.*`) are ignored. A
-            recogniser reads the lines of pages in ALTO or PAGE XML; images in the folders of pages are then
-            no inputs of their own.
-        model: an exported `.onnx` or `.tiles` file or a folder of them. None: see `find_models`.
-        output: a file, a folder, or "-" for standard output. None: beside the inputs; labels and texts go
-            to standard output. One file for several inputs is a table (.csv), a list (.json) or lines
-            (.txt, .tsv) of labels or texts, in the order of the inputs. Pages are written to a folder as
-            XML of the same name, with texts and confidences.
+            Folders are searched recursively, without hidden files and without earlier results, which are
+            `*.out.*` and pages that a model has read; name such a file to read it. A recogniser reads the
+            lines of pages in ALTO or PAGE XML; images in the folders of pages are then no inputs of their
+            own. The image of a page on standard input lies in the current folder.
+        model: an exported `.onnx` or `.tiles` file, or a folder of models of one task, of which each file
+            gets one that takes its grid. None: see `find_models`.
+        output: a file, a folder, or "-" for standard output, which of several inputs takes labels and
+            texts alone. None: beside the inputs; labels and texts go to standard output. One file for
+            several inputs is a table (.csv), a list (.json) or lines (.txt, .tsv) of labels or texts, in
+            the order of the inputs. Pages are written to a folder as XML of the same name, with texts and
+            confidences.
         output_format: file format of the results. None: see `plan_jobs`. txt, tsv, csv and json hold
-            labels, texts and masks; npy and npz hold the network's outputs.
+            labels, texts and masks; npy and npz, where they are named, hold the network's outputs.
         probabilities: of a classifier or segmenter, write the probability of every class: by name in csv
             and json, as arrays (softmax over the classes) in npy and npz. The default format is then npy
             or npz. Of a recogniser, the confidence of each text in txt, tsv and csv; json has it in
@@ -181,71 +185,96 @@ def infer_paths(
         raise InputError(f"{table} holds the results of all inputs; skip_existing=True needs a folder")
     if table and output_format and output_format not in ANSWER_FORMATS:
         raise InputError(f'{table} takes labels or texts; leave out output_format="{output_format}"')
-    files, left_out = find_files(sources, target)
+    files, left_out, earlier_results = find_files(sources, target)
 
     limit = max_bytes or MAX_BYTES
     tiling = {"tile": tile is not None, "level": level is not None, "resume": resume}
     models = find_models(model, tiled=any(tiling.values()))
-    already_read: dict[str, InputFile] = {}
-    path = models[-1]
-    if len(models) > 1 and not is_tiled(path):
-        already_read = _read_first(files, limit)
-        path = _model_for_grids(models, already_read, limit)
     options = ResultOptions(probabilities, top)
     if beam is not None or lm is not None:
         options = options._replace(**_search_options(beam, lm))
     arguments: dict[str, Any] = {"threads": threads, "timeout": timeout, "max_bytes": max_bytes}
     arguments |= {"isolated": isolated, "trusted": trusted}
+    reader = FileReader(limit)
+    candidates: list[Candidate] = []
+    if len(models) > 1 and not is_tiled(models[-1]):
+        candidates = read_candidates(models, limit)
+    path = candidates[0].path if candidates else models[-1]
     with ExitStack() as resources:
-        session = _open_model(path, tiling, device, **arguments)
-        resources.callback(session.close)
-        metadata = session.metadata
+        sessions: dict[Path, Session | TiledSession] = {}
+
+        def open_model(path: Path) -> Session | TiledSession:
+            if path not in sessions:
+                sessions[path] = _open_model(path, tiling, device, **arguments)
+                resources.callback(sessions[path].close)
+            return sessions[path]
+
+        metadata = candidates[0].metadata if candidates else open_model(path).metadata
         options.check(metadata, path, table)
-        total, files = len(files), files_for(metadata.kind, files)
+        stdin: bytes | None = None
+        if STDIO in sources and metadata.form != "tiles":
+            stdin = reader.peek(STDIO).page
+            files = [InputPath(STDIO, "stdin.xml" if stdin is not None else "stdin")]
+        of_form = files_of_form(files, metadata.form)
+        left_out += len(files) - len(of_form)
+        files = files_for(metadata.kind, of_form, earlier_results)
         if metadata.kind != "transcribe":
-            left_out += total - len(files)
+            left_out += len(of_form) - len(files)
         planned = plan_jobs(files, metadata, target, output_format, options, is_single=is_single)
         if table:
             ensure_writable(table, force)
         jobs = remaining_jobs(planned, skip_existing, force)
-        pages = [job for job in jobs if is_page_file(job.source)]
-        if pages and engine == "ray":
+        pages = {file.source for file in files if file.is_page}
+        if engine == "ray" and not pages.isdisjoint(job.source for job in jobs):
             raise InputError('engine="ray" takes arrays and images, not pages; use engine="local"')
-        other_jobs = [job for job in jobs if not is_page_file(job.source)]
-        run: Callable[[list[Job]], Iterator[Result]]
-        if not isinstance(session, Session):
-            from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
+        by_model, refused = {path: jobs}, list[Result]()
+        if candidates and jobs:
+            by_model, refused = jobs_by_model(candidates, jobs, pages, reader)
+            path = next(iter(by_model), path)
 
-            if engine == "ray":
-                workers = workers or max(1, os.cpu_count() or 1)
-            tiles = TileOptions(tile, level or 0, resume, report, workers)
-            run = partial(
-                infer_tiled, session, tiles=tiles, batch_size=batch_size, options=options, force=force
-            )
-        elif engine == "ray":
-            from mdlstm_tk.runtime.ray import infer_with_ray
+        def start(path: Path, jobs: Sequence[Job]) -> Iterator[Result]:
+            """The results of the jobs of one model, which is opened now."""
+            session = open_model(path)
+            page_jobs = [job for job in jobs if job.source in pages]
+            jobs = [job for job in jobs if job.source not in pages]
+            run: Callable[[Sequence[Job]], Iterator[Result]]
+            if not isinstance(session, Session):
+                from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
 
-            session.close()  # the workers load the model themselves
-            arguments |= {"device": "cpu" if session.device == "cpu" else "cuda", "workers": workers}
-            run = partial(infer_with_ray, path, batch_size=batch_size, options=options, **arguments)
-        else:
+                tile_workers = (workers or max(1, os.cpu_count() or 1)) if engine == "ray" else None
+                tiles = TileOptions(tile, level or 0, resume, report, tile_workers)
+                run = partial(
+                    infer_tiled, session, tiles=tiles, batch_size=batch_size, options=options, force=force
+                )
+            elif engine == "ray":
+                from mdlstm_tk.runtime.ray import infer_with_ray
 
-            def read(source: str) -> InputFile:
-                return already_read.pop(source, None) or read_input(source, limit)
+                session.close()  # the workers load the model themselves
+                where: Any = {"device": "cpu" if session.device == "cpu" else "cuda", "workers": workers}
+                run = partial(
+                    infer_with_ray, path, batch_size=batch_size, options=options, **arguments, **where
+                )
+            else:
+                how: Any = {"read": reader, "batch_size": batch_size, "is_single": is_single}
+                run = partial(infer_files, session, options=options, **how)
+            parts = [run(jobs)] if jobs else []
+            if page_jobs and isinstance(session, Session):
+                from mdlstm_tk.runtime.page_inference import infer_pages  # imported late: it is rare
 
-            run = partial(
-                infer_files, session, read=read, batch_size=batch_size, options=options, is_single=is_single
-            )
-        parts = [run(other_jobs)] if other_jobs else []
-        if pages and isinstance(session, Session):
-            from mdlstm_tk.runtime.page_inference import infer_pages  # imported late: few inputs are pages
+                parts = [infer_pages(session, page_jobs, limit, options, stdin), *parts]
+            return chain(*parts)
 
-            parts = [infer_pages(session, pages, limit, options), *parts]
-        results = _with_resources(chain(*parts), resources.pop_all(), is_single) if jobs else iter(())
+        parts = [start(each, of_model) for each, of_model in by_model.items()]
+        session = open_model(path)
+        results: Iterator[Result] = iter(())
+        if jobs:
+            results = _with_resources(chain(refused, *parts), resources.pop_all(), is_single)
     document = _document(jobs, metadata, options, table, is_single)
     if table and document:
-        results, document = _write_table(results, table, document), None
-    return Inference(path, session, jobs, len(planned) - len(jobs), left_out, table, document, results)
+        results, document = _write_table(results, table, document, force), None
+    further_models = [each for each in by_model if each != path]
+    counts = len(planned) - len(jobs), left_out, len(earlier_results)
+    return Inference(path, further_models, session, jobs, *counts, table, document, results)
 
 
 def stream_paths(
@@ -288,7 +317,7 @@ def stream_paths(
     with TiledSession(path, device, isolated=isolated, trusted=trusted, **limits) as session:
         if output == STDIO:  # rows appear one after the other
             return stream_rows(session, sys.stdin.buffer, sys.stdout.buffer)
-        with open_output(output) as file:
+        with open_output(output, replace=force) as file:
             return stream_rows(session, sys.stdin.buffer, file)
 
 
@@ -309,37 +338,6 @@ def _open_model(path: Path, tiling: dict[str, bool], device: str, **options: Any
 
         check_takes_grids(session.metadata, path)
     return session
-
-
-def _read_first(files: Sequence[InputPath], limit: int) -> dict[str, InputFile]:
-    """The first files that can be read, of bounded size together; a model is chosen by their grids."""
-    first: dict[str, InputFile] = {}
-    size = 0
-    for file in files[:FILES_READ_FOR_GRIDS]:
-        try:
-            first[file.source] = read_input(file.source, limit)
-        except InputError:
-            if file.source == STDIO:  # it cannot be read again
-                raise
-            continue
-        size += sum(array.nbytes for array in first[file.source].arrays.values())
-        if size > WINDOW_BYTES:
-            break
-    return first
-
-
-def _model_for_grids(models: Sequence[Path], files: dict[str, InputFile], limit: int) -> Path:
-    """The model for the grids of files. Their layout is that of the newest model that can be read: all
-    models of a run share it."""
-    grids = []
-    for path in reversed(models):
-        with suppress(InputError):
-            metadata = read_metadata(path, limit)
-            for file in files.values():
-                with suppress(InputError):
-                    grids.append(grid_of(next(iter(file.arrays_for(metadata).values())), metadata))
-            break
-    return choose_model(models, grids)
 
 
 def _search_options(beam: int | None, lm: str | Path | CharacterModel | None) -> dict[str, Any]:
@@ -379,9 +377,11 @@ def _document(
     )
 
 
-def _write_table(results: Iterator[Result], table: Path, document: AnswerDocument) -> Iterator[Result]:
+def _write_table(
+    results: Iterator[Result], table: Path, document: AnswerDocument, force: bool
+) -> Iterator[Result]:
     """Pass results on, and write their answers to one file, in the order of the jobs."""
-    with open_output(table) as file:  # before the first run: it may fail
+    with open_output(table, replace=force) as file:  # before the first run: it may fail
         file.write(document.begin().encode())
         for result in results:
             file.write(document.add_in_order(result.job, result.answers).encode())

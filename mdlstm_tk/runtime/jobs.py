@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io import FORMATS, IMAGE_SUFFIXES, PAGE_SUFFIX, READABLE, Format, suffix_of
+from mdlstm_tk.runtime.io import (
+    FORMATS,
+    IMAGE_SUFFIXES,
+    PAGE_SUFFIX,
+    READABLE,
+    READABLE_IN_TILES,
+    Format,
+    suffix_of,
+)
 from mdlstm_tk.runtime.io.files import ensure_writable
-from mdlstm_tk.runtime.io.npy import STDIO
+from mdlstm_tk.runtime.io.npy import STDIO, label_of
+from mdlstm_tk.runtime.io.results import is_result
 from mdlstm_tk.runtime.metadata import Metadata
 
 if TYPE_CHECKING:
@@ -57,20 +66,39 @@ LABELS_ONLY = ResultOptions()
 
 
 class InputPath(NamedTuple):
-    """An input file: its path, or "-" for standard input; and where its result lies below an output folder,
-    before the suffix is replaced."""
+    """An input file: its path, or "-" for standard input; where its result lies below an output folder,
+    before the suffix is replaced; and if it was named, rather than found in a folder."""
 
     source: str
     relative: str
+    is_named: bool = True
+
+    @property
+    def is_page(self) -> bool:
+        """True if the file may hold a page, by its suffix or by what came from standard input."""
+        return suffix_of(self.relative) == PAGE_SUFFIX
+
+
+class FoundFiles(NamedTuple):
+    """The input files; the number of files below folders that cannot be read; and results of earlier
+    inferences below folders, which are left out, too."""
+
+    files: list[InputPath]
+    left_out: int
+    results: list[InputPath]
 
 
 class Job(NamedTuple):
     """One file to run: the path of the input, or "-" for standard input; that of the result, "-" for
-    standard output or for one table of several files; and the file format of the result."""
+    standard output or for one table of several files; the file format of the result; if the result may
+    replace a file; and if it is a mask in a format that holds the outputs of a network where it is asked
+    for."""
 
     source: str
     target: str
     format: Format
+    replace: bool = True
+    is_mask: bool = False
 
 
 def is_single_file(inputs: Sequence[str]) -> bool:
@@ -83,11 +111,11 @@ def is_table(output: str) -> bool:
     return suffix_of(output)[1:] in ANSWER_FORMATS and not os.path.isdir(output)
 
 
-def find_files(inputs: Sequence[str], output: str | None) -> tuple[list[InputPath], int]:
+def find_files(inputs: Sequence[str], output: str | None) -> FoundFiles:
     """The input files, and all readable files and pages in ALTO or PAGE XML below input folders, in the
-    order of their names; and the number of other files below folders.
+    order of their names.
 
-    Links to folders, hidden files, `output` and earlier results (`*.out.*`) are ignored.
+    Links to folders, hidden files and `output` are ignored, and results of earlier inferences left out.
 
     Raises:
         InputError: there is nothing to run, a folder cannot be read, or `output` is one file for several
@@ -95,39 +123,59 @@ def find_files(inputs: Sequence[str], output: str | None) -> tuple[list[InputPat
     """
     if len(inputs) > 1 and STDIO in inputs:
         raise InputError("- (stdin) must be the only input; run files separately")
-    if output is not None and not is_single_file(inputs) and not is_table(output):
-        if output == STDIO:
-            raise InputError('output="-" takes the result of one file, got several inputs; give a folder')
-        if not os.path.isdir(output) and (os.path.exists(output) or suffix_of(output)[1:] in FORMATS):
+    if output is not None and output != STDIO and not is_single_file(inputs) and not is_table(output):
+        is_file = os.path.exists(output) or suffix_of(output)[1:] in FORMATS
+        if is_file and not os.path.isdir(output):
             raise InputError(
                 f"output=... is the file {output}, expected a folder for the results of several inputs"
             )
-    files, left_out = [], 0
+    files, results, left_out = list[InputPath](), list[InputPath](), 0
     for name in inputs:
         if not _is_folder(name):
             path = name.rstrip(os.sep) or name
             files.append(InputPath(path, "stdin" if path == STDIO else os.path.basename(path)))
             continue
         for path in _walk(name, output):
-            if suffix_of(path) in READABLE or (is_page_file(path) and _is_page(path)):
-                files.append(InputPath(path, path.removeprefix(name).lstrip(os.sep)))
+            file = InputPath(path, path.removeprefix(name).lstrip(os.sep), is_named=False)
+            if is_result(path):
+                results.append(file)
+            elif suffix_of(path) in (*READABLE, ".zarr") or (file.is_page and _is_page(path)):
+                files.append(file)
             else:
                 left_out += 1
     if not files:
-        hint = f", only {left_out} of other types" if left_out else ""
+        counts = [f"{left_out} of other types"] * bool(left_out)
+        counts += [f"{len(results)} results of mdlstm infer, which may be named"] * bool(results)
+        hint = f", only {' and '.join(counts)}" if counts else ""
         expected = ", ".join((*READABLE, f"{PAGE_SUFFIX} of pages"))
         raise InputError(f"no input file in {', '.join(inputs)}{hint}; expected {expected}")
-    return files, left_out
+    return FoundFiles(files, left_out, results)
 
 
-def files_for(kind: str | None, files: Sequence[InputPath]) -> list[InputPath]:
-    """The files that a model of some kind takes: pages if it reads texts, and then no images from the
-    folders of pages.
+def files_of_form(files: Sequence[InputPath], form: str) -> list[InputPath]:
+    """The files that were named, and of those that were found in folders the types that a tiled model reads
+    by region, or that any other model reads.
 
     Raises:
         InputError: there are none.
     """
-    pages = [file for file in files if is_page_file(file.source)]
+    readable = READABLE_IN_TILES if form == "tiles" else (*READABLE, PAGE_SUFFIX)
+    remaining = [file for file in files if file.is_named or suffix_of(file.source) in readable]
+    if not remaining:
+        raise InputError(f"{files[0].source} is no input of this model, which reads {', '.join(readable)}")
+    return remaining
+
+
+def files_for(
+    kind: str | None, files: Sequence[InputPath], results: Sequence[InputPath] = ()
+) -> list[InputPath]:
+    """The files that a model of some kind takes: pages if it reads texts, and then no images from the
+    folders of pages, `results` included.
+
+    Raises:
+        InputError: there are none.
+    """
+    pages = [file for file in (*files, *results) if file.is_page]
     if not pages:
         return list(files)
     if kind == "transcribe":
@@ -138,19 +186,19 @@ def files_for(kind: str | None, files: Sequence[InputPath]) -> list[InputPath]:
             is_image = suffix_of(file.source) in IMAGE_SUFFIXES
             return not (is_image and os.path.normpath(os.path.dirname(file.source)) in folders)
 
-        return [file for file in files if is_input(file)]
-    remaining = [file for file in files if not is_page_file(file.source)]
+        remaining = [file for file in files if is_input(file)]
+        if not remaining:
+            raise InputError(
+                f"{pages[0].source} is a result of mdlstm infer; to read it again, name the file"
+            )
+        return remaining
+    remaining = [file for file in files if not file.is_page]
     if not remaining:
         raise InputError(
-            f"{pages[0].source} is a page of text, but the model is of kind {kind}; give one of kind "
-            "transcribe"
+            f"{label_of(pages[0].source)} is a page of text, but the model is of kind {kind}; give one of "
+            "kind transcribe"
         )
     return remaining
-
-
-def is_page_file(path: str) -> bool:
-    """True if a path has the suffix of pages in ALTO or PAGE XML."""
-    return suffix_of(path) == PAGE_SUFFIX
 
 
 def plan_jobs(
@@ -166,14 +214,16 @@ def plan_jobs(
 
     The result of x.npy is x.out.npy, beside it or at the same relative path below the folder `output`.
     Labels and texts go to standard output if `output` is None. The format is that of the suffix of a file
-    `output`, else npz for several outputs, txt for labels and texts, png for masks (tif where the model is
-    tiled), npz for `.npz` inputs, and npy for all others. With probabilities, labels and masks are written
-    as numbers. The result of a page is a page of the same name in the folder `output`, or its texts.
+    `output`, else npz for several outputs, txt for labels and texts, png for masks of images (tif where the
+    model is tiled), npz for `.npz` inputs, and npy for all others. So npy and npz hold masks if no format
+    was named, and outputs of the network if it was; with probabilities, those of labels and masks. The
+    result of a page is a page of the same name in the folder `output`, or its texts.
     `is_single`: the only input is a file, rather than a folder.
 
     Raises:
         InputError: the suffix of `output` names no format, a result would overwrite an input or another
-            result, or the model or the input has no result in its format.
+            result, standard output would get several arrays, or the model or the input has no result in its
+            format.
     """
     file: str | None = None  # for the only result, or for all labels and texts
     folder: str | None = None  # of the results
@@ -194,16 +244,22 @@ def plan_jobs(
             f"only tiled models write {output_format}; make one with: mdlstm export RUN --form tiles"
         )
     jobs = []
-    for source, relative in files:
-        file_format = output_format or _default_format(source, metadata, options, output)
-        if file_format == "xml" and not is_page_file(source):
+    for path in files:
+        source, relative, _ = path
+        file_format = output_format or _default_format(path, metadata, options, output)
+        is_mask = not (output_format or options.probabilities) and metadata.kind == "segment"
+        is_answer = metadata.kind in ANSWER_KINDS and file_format in ANSWER_FORMATS
+        if output == STDIO and not is_single and not is_answer:
+            raise InputError(
+                f'output="-" takes labels or texts of several inputs, but {file_format} of one alone; '
+                "give a folder"
+            )
+        if file_format == "xml" and not path.is_page:
             raise InputError(f"xml holds pages, but {source} is none; give another output_format=...")
-        if is_page_file(source) and file_format not in PAGE_FORMATS:
+        if path.is_page and file_format not in PAGE_FORMATS:
             expected = ", ".join(PAGE_FORMATS)
             raise InputError(f"{source} is a page, expected output_format={expected}, got {file_format}")
-        is_printed = output is None and (
-            source == STDIO or (metadata.kind in ANSWER_KINDS and file_format in ANSWER_FORMATS)
-        )
+        is_printed = output is None and (source == STDIO or is_answer)
         if is_printed or output == STDIO or (file is not None and not is_single):
             target = STDIO
         elif file is not None:
@@ -212,20 +268,20 @@ def plan_jobs(
             target = source if folder is None else os.path.join(folder, relative)
             if file_format != "xml":
                 target = f"{os.path.splitext(target)[0]}.out.{file_format}"
-        jobs.append(Job(source, target, file_format))
+        jobs.append(Job(source, target, file_format, is_mask=is_mask))
     _check_targets(jobs, file)
     return jobs
 
 
 def remaining_jobs(jobs: Sequence[Job], skip_existing: bool, force: bool) -> list[Job]:
-    """The jobs that are still to run."""
+    """The jobs that are still to run, which replace what exists if `force` is true."""
     remaining = []
     for job in jobs:
         if job.target != STDIO:
             if skip_existing and os.path.exists(job.target):
                 continue
             ensure_writable(Path(job.target), force)
-        remaining.append(job)
+        remaining.append(job._replace(replace=force))
     return remaining
 
 
@@ -246,20 +302,26 @@ def _is_subfolder(folder: str) -> bool:
     return os.path.basename(folder) in SUBFOLDERS
 
 
-def _default_format(source: str, metadata: Metadata, options: ResultOptions, output: str | None) -> Format:
-    if is_page_file(source):
+def _default_format(
+    path: InputPath, metadata: Metadata, options: ResultOptions, output: str | None
+) -> Format:
+    source = path.source
+    if path.is_page:
         return "txt" if output in (None, STDIO) else "xml"
     if len(metadata.output_names) > 1:
         return "npz"
     if metadata.kind == "transcribe" or (not options.probabilities and metadata.kind in ANSWER_KINDS):
         return "txt"
-    if not options.probabilities and metadata.kind == "segment":
-        return "tif" if metadata.form == "tiles" else "png"
+    if not options.probabilities and metadata.kind == "segment" and metadata.form == "tiles":
+        return "tif"
+    is_image = metadata.ndim == 2 and suffix_of(source) != ".npz"
+    if not options.probabilities and metadata.kind == "segment" and is_image:
+        return "png"
     return "npz" if suffix_of(source) == ".npz" else "npy"
 
 
 def _walk(folder: str, output: str | None) -> Iterator[str]:
-    """Files below a folder in a fixed order, without hidden ones, results, and `output` or files below."""
+    """Files and zarr arrays below a folder in a fixed order, without hidden ones and those in `output`."""
     excluded = "" if output is None else os.path.realpath(output)
     excluded_name = os.path.basename(excluded)
     folders = [folder]
@@ -279,9 +341,18 @@ def _walk(folder: str, output: str | None) -> Iterator[str]:
         for entry in entries:
             # entry.is_file() would raise for a link that leads back to itself.
             is_file = entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)
-            if is_file and suffix_of(os.path.splitext(entry.name)[0]) != ".out":
+            if is_file or _is_array(entry):
                 yield entry.path
-        folders += [entry.path for entry in reversed(entries) if entry.is_dir(follow_symlinks=False)]
+        folders += [
+            entry.path
+            for entry in reversed(entries)
+            if entry.is_dir(follow_symlinks=False) and not _is_array(entry)
+        ]
+
+
+def _is_array(entry: os.DirEntry[str]) -> bool:
+    """True for the folder of a zarr array."""
+    return suffix_of(entry.name) == ".zarr" and entry.is_dir()
 
 
 def _check_targets(jobs: Sequence[Job], file: str | None) -> None:
@@ -290,6 +361,8 @@ def _check_targets(jobs: Sequence[Job], file: str | None) -> None:
     real_folder = cache(os.path.realpath)
 
     def canonical(path: str) -> str:
+        if os.path.islink(path):  # the file that it leads to is written
+            return os.path.normcase(os.path.realpath(path))
         return os.path.normcase(os.path.join(real_folder(os.path.dirname(path)), os.path.basename(path)))
 
     inputs = {canonical(job.source) for job in jobs if job.source != STDIO}

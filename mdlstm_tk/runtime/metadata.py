@@ -107,6 +107,11 @@ class Metadata:
         return len(self.layout.split()) - 2
 
     @property
+    def required_inputs(self) -> set[str]:
+        """The names of the inputs without `sizes`, which may be left out."""
+        return set(self.inputs) - {"sizes"}
+
+    @property
     def extents(self) -> tuple[int | None, ...]:
         """The extents of the grid, None where one is free."""
         return (None,) * self.ndim if self.grid is None else self.grid

@@ -1,4 +1,4 @@
-"""Find the exported model to use where none is named, or a folder."""
+"""Find the exported models to choose from where none is named, or a folder; see `model_choice`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NoReturn
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import TILED_SUFFIX
-from mdlstm_tk.runtime.io.npy import read_model
+from mdlstm_tk.runtime.io.npy import MAX_BYTES, read_model
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.model_check import check_model
 
@@ -39,30 +39,19 @@ def find_models(model: str | Path | None, *, tiled: bool = False) -> list[Path]:
         path = Path(name)
         if not os.path.isdir(path):
             return [path]
-        return in_folder(path) or _fail(f"the folder {path} holds no {suffix} model", tiled)
+        return (
+            in_folder(path)
+            or archives_in(path)
+            or _fail(f"the folder {path} holds no {suffix} model", tiled)
+        )
     exports = sorted((model for run in _runs() for model in in_folder(run)), key=_modified)
     if exports:
         return in_folder(exports[-1].parent)
-    models = without_drawing(in_folder(Path()))
+    models = in_folder(Path())
+    models = without_drawing(models) if len(models) > 1 else models
     if len(models) > 1:
         raise InputError(f"this folder holds {len(models)} {suffix} models; choose one with model=...")
     return models or _fail(f"there is no {'tiled' if tiled else 'exported'} model here", tiled)
-
-
-def choose_model(models: Sequence[Path], grids: Sequence[tuple[int, ...]]) -> Path:
-    """The model for inputs of these grids: one exported for their grid if all are equal; otherwise one for
-    any grid; otherwise the newest. One that draws images is chosen only if there is no other.
-
-    Args:
-        models: what `find_models` returned.
-        grids: extents of the grids of the inputs.
-    """
-    models = without_drawing(models)
-    sizes = list(dict.fromkeys("x".join(map(str, grid)) for grid in grids))
-    for size in [*sizes, "any"] if len(sizes) == 1 else ["any", *sizes]:
-        if fitting := [path for path in models if path.stem.endswith(f"-{size}")]:
-            return fitting[-1]
-    return models[-1]
 
 
 def read_metadata(model: Path, max_bytes: int) -> Metadata:
@@ -72,8 +61,15 @@ def read_metadata(model: Path, max_bytes: int) -> Metadata:
 
 
 def without_drawing(models: Sequence[Path]) -> list[Path]:
-    """The models that take whole grids, by their names; all of them if there are none."""
-    return [path for path in models if path.stem.split("-")[-1] != "drawing"] or list(models)
+    """The models that take whole grids, by their metadata; all of them if there are none."""
+    return [path for path in models if not _draws(path)] or list(models)
+
+
+def _draws(path: Path) -> bool:
+    try:
+        return read_metadata(path, MAX_BYTES).drawing is not None
+    except InputError:  # which whoever opens it will say
+        return False
 
 
 def run_of(model: Path) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mdlstm_tk.errors import InputError, StoppedError
 from mdlstm_tk.runtime.answers import Answer, write_answers
 from mdlstm_tk.runtime.batching import MAX_STOPS, Result, read_ahead
-from mdlstm_tk.runtime.io.npy import Array, open_input, read_capped
+from mdlstm_tk.runtime.io.npy import STDIO, Array, label_of, open_input, read_capped
 from mdlstm_tk.runtime.jobs import Job, ResultOptions
 from mdlstm_tk.runtime.line_cutting import cut_line
 from mdlstm_tk.runtime.metadata import Metadata
@@ -33,7 +33,11 @@ class _CutPage(NamedTuple):
 
 
 def infer_pages(
-    session: Session, jobs: Sequence[Job], max_bytes: int, options: ResultOptions
+    session: Session,
+    jobs: Sequence[Job],
+    max_bytes: int,
+    options: ResultOptions,
+    stdin: bytes | None = None,
 ) -> Iterator[Result]:
     """Read pages and write the results; yields the result of each job.
 
@@ -43,13 +47,15 @@ def infer_pages(
     Args:
         session, jobs, options: of the inference.
         max_bytes: maximum size in bytes of an image, see `decode_image`.
+        stdin: the page of a job that reads standard input.
 
     Raises:
         MDLSTMError: the next page would fail, too: a result cannot be written, a package is missing, the
             model fails, or was stopped several times in a row.
     """
     stops = 0
-    for job, page, images, error in read_ahead(map(partial(_cut_page, max_bytes=max_bytes), jobs), Event()):
+    cut = partial(_cut_page, max_bytes=max_bytes, stdin=stdin)
+    for job, page, images, error in read_ahead(map(cut, jobs), Event()):
         if page is None:
             yield Result(job, error)
             continue
@@ -68,9 +74,10 @@ def infer_pages(
             yield Result(job, answers=answers)
 
 
-def _cut_page(job: Job, max_bytes: int) -> _CutPage:
+def _cut_page(job: Job, max_bytes: int, stdin: bytes | None) -> _CutPage:
     try:
-        page = read_page(job.source)
+        is_stdin = job.source == STDIO  # its image lies in the current folder
+        page = read_page(label_of(STDIO), stdin) if is_stdin else read_page(job.source)
         with open_input(page.image) as content:
             data = read_capped(content, str(page.image), max_bytes)
         pixels = decode_image(data, str(page.image), max_bytes)
@@ -104,7 +111,7 @@ def _write(
     """Write a page or its texts, if they go to a file, and return the texts."""
     answers = tuple(Answer(line.text, name, transcription=line) for name, line in transcriptions.items())
     if job.format == "xml":
-        write_page(page, transcriptions, job.target)
+        write_page(page, transcriptions, job.target, replace=job.replace)
     else:
         write_answers(job, answers, metadata, options)
     return answers

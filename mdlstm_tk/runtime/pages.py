@@ -31,6 +31,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES, PAGE_SUFFIX
 from mdlstm_tk.runtime.io.markup import Document, Element, escaped, quoted, root_tag
 from mdlstm_tk.runtime.io.npy import Array, open_output
+from mdlstm_tk.runtime.io.results import MARK
 from mdlstm_tk.runtime.page_geometry import (
     BOX,
     Frame,
@@ -84,6 +85,7 @@ class Page:
         image: the image file.
         width, height: of the upright image in pixels.
         lines: in the order of the file.
+        content: the bytes of the file, if `read_page` was given them.
     """
 
     path: Path
@@ -91,19 +93,24 @@ class Page:
     width: int
     height: int
     lines: tuple[PageLine, ...]
+    content: bytes | None = None
 
 
 def is_page(path: str | Path) -> bool:
     """True if a path names an `.xml` file with ALTO or PAGE in it."""
     path = Path(path)
-    return path.suffix.lower() == PAGE_SUFFIX and root_tag(path) in (ALTO, PAGE)
+    return path.suffix.lower() == PAGE_SUFFIX and root_tag(path)[0] in (ALTO, PAGE)
 
 
-def read_page(path: str | Path) -> Page:
+def read_page(path: str | Path, content: bytes | None = None) -> Page:
     """Read a page.
 
     Its image is the file that it names, in the folder of the XML, else the image of the same name as the
     XML. In a folder "page" or "alto", the folder above is searched, too.
+
+    Args:
+        path: the file.
+        content: its bytes, if they came by another way; `path` is then their name beside the image.
 
     Raises:
         InputError: the file cannot be read or is neither ALTO nor PAGE, there is no image or one of another
@@ -111,7 +118,7 @@ def read_page(path: str | Path) -> Page:
         MissingExtraError: Pillow is not installed.
     """
     path = Path(path)
-    root, elements = _open(path)[1:]
+    root, elements = _open(path, content)[1:]
     sheet = next(root.descendants("Page"))
     if root.tag == ALTO:
         measure = root.first("Description", "MeasurementUnit")
@@ -132,11 +139,14 @@ def read_page(path: str | Path) -> Page:
     lines = [_line(name, element, frame, spacing) for name, element in elements.items()]
     extents = typical_extents((line.baseline, line.polygon) for line in lines)
     lines = [replace(line, extents=extents) for line in lines]
-    return Page(path, image, int(frame.extents[0]), int(frame.extents[1]), tuple(lines))
+    return Page(path, image, int(frame.extents[0]), int(frame.extents[1]), tuple(lines), content)
 
 
-def write_page(page: Page, transcriptions: Mapping[str, Transcription], target: str | Path) -> None:
-    """Write the XML of a page again with other texts and confidences, and nothing else changed.
+def write_page(
+    page: Page, transcriptions: Mapping[str, Transcription], target: str | Path, *, replace: bool = True
+) -> None:
+    """Write the XML of a page again with other texts and confidences, and nothing else changed but for the
+    line `<?mdlstm-tk ...?>` before it, by which the file is known as a result, see `MARK`.
 
     ALTO gets String/@CONTENT and @WC, PAGE TextEquiv/Unicode and @conf. Where a line has as many words as
     the text, each gets its own; else one String gets the whole text and the others go, and words of PAGE
@@ -147,12 +157,13 @@ def write_page(page: Page, transcriptions: Mapping[str, Transcription], target: 
         page: what `read_page` returned; the file is read again.
         transcriptions: by the `id` of the line; other lines stay as they are.
         target: the file to write, which appears whole or not at all; "-" is standard output.
+        replace: the file may exist.
 
     Raises:
-        InputError: the file has changed and has no such line any more.
+        InputError: the file has changed and has no such line any more, or `target` may not be replaced.
         MDLSTMError: the file cannot be written.
     """
-    document, root, elements = _open(page.path)
+    document, root, elements = _open(page.path, page.content)
     for name, transcription in transcriptions.items():
         if name not in elements:
             raise InputError(f"{page.path} has no line {name}; it has changed since it was read")
@@ -165,13 +176,15 @@ def write_page(page: Page, transcriptions: Mapping[str, Transcription], target: 
             if equiv and not texts.keys().isdisjoint(lines):
                 joined = "\n".join(texts.get(line, _text(line) or "") for line in lines)
                 _write_equiv(document, region, equiv, joined, None)
-    with open_output(target) as file:
+    if transcriptions and MARK not in document.instructions:
+        document.insert_before_root(f"<?{MARK} a model has read this page?>")
+    with open_output(target, replace=replace) as file:
         file.write(document.render())
 
 
-def _open(path: Path) -> tuple[Document, Element, dict[str, Element]]:
+def _open(path: Path, content: bytes | None) -> tuple[Document, Element, dict[str, Element]]:
     """Parse a file: the document, its root, and its lines by their IDs."""
-    document = Document(path)
+    document = Document(path, content)
     root = document.root
     if root.tag not in (ALTO, PAGE):
         raise InputError(f"{path} holds <{root.tag[:40]}>, expected ALTO (<alto>) or PAGE XML (<{PAGE}>)")

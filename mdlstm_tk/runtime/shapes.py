@@ -189,16 +189,25 @@ class Shapes:
         """The extents of the grid in (N, *grid, C), or in (N, C, *grid) for a channels-first model."""
         return samples.shape[1:-1] if self.metadata.channels_last else samples.shape[2:]
 
-    def _check_grid(self, grid: Grid) -> None:
-        extents, multiple_of = self.metadata.extents, self.metadata.multiple_of or (1,) * len(grid)
-        is_multiple = not any(e % m for e, m in zip(grid, multiple_of, strict=True))
+    def takes(self, grid: Grid) -> bool:
+        """True if the model takes a grid of these extents."""
+        extents = self.metadata.extents
+        if len(grid) != len(extents) or not self._is_multiple(grid):
+            return False
         is_smaller = all(cap is None or e <= cap for e, cap in zip(grid, extents, strict=True))
-        if is_multiple and (self._has_grid(grid) or (self.takes_sizes and is_smaller)):
+        return self._has_grid(grid) or (self.takes_sizes and is_smaller)
+
+    def _is_multiple(self, grid: Grid) -> bool:
+        return not any(e % m for e, m in zip(grid, self.metadata.multiple_of or (), strict=False))
+
+    def _check_grid(self, grid: Grid) -> None:
+        if self.takes(grid):
             return
         from mdlstm_tk._util.sizes import format_size  # imported late: most grids fit
 
+        extents, multiple_of = self.metadata.extents, self.metadata.multiple_of or ()
         size = format_size(grid)
-        if not is_multiple:
+        if not self._is_multiple(grid):
             larger = tuple(-(-e // m) * m for e, m in zip(grid, multiple_of, strict=True))
             raise InputError(
                 f"a {size} grid does not fit this model, whose extents must be multiples of "

@@ -45,13 +45,14 @@ def kill_at(name: str, function: Callable[..., object], *arguments: Any, cwd: Pa
 
 
 def _killed(name: str, cwd: Path, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-    real = os.replace
+    def killed_by(move: Callable[..., None]) -> Callable[..., None]:
+        def kill(source: Any, target: Any, **options: Any) -> None:
+            if str(target).endswith(name):
+                os.kill(os.getpid(), signal.SIGKILL)
+            move(source, target, **options)
 
-    def kill(source: Any, target: Any, **options: Any) -> None:
-        if str(target).endswith(name):
-            os.kill(os.getpid(), signal.SIGKILL)
-        real(source, target, **options)
+        return kill
 
-    os.replace = os.rename = kill
+    os.replace, os.rename, os.link = map(killed_by, (os.replace, os.rename, os.link))
     os.chdir(cwd)
     function(*arguments)

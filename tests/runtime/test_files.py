@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable, is_empty, staging
+from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable, is_empty, publish, staging
 from mdlstm_tk.runtime.io.npy import load_array, read_model
 from mdlstm_tk.runtime.model_discovery import find_models
+from mdlstm_tk.runtime.tiles.sources import fingerprint
 
 
 def test_a_file_appears_when_it_is_written(tmp_path: Path) -> None:
@@ -25,6 +28,93 @@ def test_a_file_appears_when_it_is_written(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), atomic_write(target) as temporary:
         temporary.write_bytes(bytes([1 // 0]))
     assert target.read_bytes() == b"1" and list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs links and permissions")
+def test_a_link_leads_to_the_file_that_is_written_and_permissions_stay(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    for mode in (0o600, 0o444, 0o755):
+        real, link = tmp_path / "other/y", tmp_path / "y"
+        real.write_bytes(b"old")
+        real.chmod(mode)
+        link.unlink(missing_ok=True)
+        link.symlink_to("other/y")
+        with atomic_write(link) as temporary:
+            temporary.write_bytes(b"new")
+            assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
+        assert link.is_symlink() and real.read_bytes() == b"new"
+        assert stat.S_IMODE(real.stat().st_mode) == mode
+        real.unlink()
+    with atomic_write(link) as temporary:  # a link to a file that does not exist yet
+        temporary.write_bytes(b"new")
+    (tmp_path / "usual").touch()
+    assert real.stat().st_mode == (tmp_path / "usual").stat().st_mode
+    assert [path.name for path in real.parent.iterdir()] == ["y"]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_file_that_appears_meanwhile_is_kept(
+    has_links: bool, is_folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "y"
+
+    def write() -> None:
+        with atomic_write(path, replace=False) as new:
+            new.write_bytes(b"new")
+            if is_folder:
+                (path / "kept").mkdir(parents=True)
+            else:
+                path.write_bytes(b"kept")
+
+    with pytest.raises(InputError, match=r"y exists.*force=True"):
+        write()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["y"]
+    if not is_folder:
+        assert path.read_bytes() == b"kept"
+        path.unlink()
+        with atomic_write(path, replace=False) as new:
+            new.write_bytes(b"new")
+        assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_of_zarr_is_replaced_and_no_other(tmp_path: Path) -> None:
+    for name, replace in (("a", True), ("b", False)):
+        (tmp_path / name / "c").mkdir(parents=True)
+        (tmp_path / name / "zarr.json").write_text(name)
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new/zarr.json").write_text("new")
+        with nullcontext() if replace else pytest.raises(InputError, match="exists"):
+            publish(tmp_path / "new", tmp_path / name, replace=replace)
+        assert (tmp_path / name / "zarr.json").read_text() == ("new" if replace else name)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/x").touch()
+    with pytest.raises(OSError, match=r"ot empty|xists"):
+        publish(tmp_path / "new", tmp_path / "data", replace=True)
+    assert (tmp_path / "data/x").exists()
+
+
+def test_every_file_of_a_zarr_array_has_a_part_in_its_fingerprint(tmp_path: Path) -> None:
+    array = tmp_path / "x.zarr"
+    (array / "c/0").mkdir(parents=True)
+    for name in ("zarr.json", "c/0/0", "c/0/1"):
+        (array / name).write_bytes(b"1")
+    seen = {fingerprint(array)}
+    assert fingerprint(array) in seen
+    os.utime(array / "c/0/1", ns=(0, 1))
+    seen.add(fingerprint(array))
+    (array / "c/0/1").rename(array / "c/0/2")
+    seen.add(fingerprint(array))
+    os.truncate(array / "c/0/0", 0)
+    seen.add(fingerprint(array))
+    (array / "c/1").touch()
+    seen.add(fingerprint(array))
+    assert len(seen) == 5
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs named pipes")

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.small_models import classifier, density, recogniser, write_model
+from helpers.crafted_models import node
+from helpers.small_models import classifier, density, recogniser, segmenter, write_model
 from PIL import Image
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Session, infer_paths
+from mdlstm_tk.runtime.jobs import files_of_form, find_files
 
 RNG = np.random.default_rng(0)
 
@@ -137,9 +139,76 @@ def test_a_damaged_stream_is_named_as_such_among_several_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a.onnx", "b.onnx"):
-        (tmp_path / name).touch()
+        write_model(tmp_path / name)
     (tmp_path / "x").write_bytes(b"\x93NUMPY")
     with open(tmp_path / "x") as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         with pytest.raises(InputError, match=r"standard input is not a complete \.npy"):
             infer_paths(["-"], tmp_path)
+
+
+RESULT_OF = {  # by format, a model that writes it
+    "npy": write_model,
+    "npz": write_model,
+    "csv": write_model,
+    "json": classifier,
+    "txt": classifier,
+    "tsv": recogniser,
+    "png": segmenter,
+}
+
+
+@pytest.mark.parametrize("output_format", RESULT_OF)
+@pytest.mark.parametrize("is_table", [False, True])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_result_that_appears_after_planning_is_kept(
+    output_format: Any, is_table: bool, force: bool, tmp_path: Path
+) -> None:
+    make = RESULT_OF[output_format]
+    if is_table and make not in (classifier, recogniser):
+        pytest.skip("which is no table")
+    model, inputs = make(tmp_path / "m.onnx"), tmp_path / "in"
+    inputs.mkdir()
+    for name in ("a", "b"):
+        np.save(inputs / f"{name}.npy", np.eye(4))
+    target = tmp_path / f"out/a.out.{output_format}"
+    output = target if is_table else target.parent
+    run = infer_paths([inputs], model, output, output_format=output_format, device="cpu", force=force)
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes(b"mine")
+    if is_table and not force:
+        with pytest.raises(InputError, match="exists"):
+            list(run.results)
+    else:
+        errors = [result.error for result in run.results]
+        assert "exists" in str(errors[0]) if not force else errors == [None, None]
+    assert (target.read_bytes() == b"mine") == (not force)
+
+
+def test_the_mask_of_a_volume_is_npy_unless_outputs_are_asked_for(tmp_path: Path) -> None:
+    axes: dict[str, Any] = {"layout": "N D H W C", "window": (1, 1, 1), "axes": 5}
+    nodes = [node("Concat", "x x", "y", axis=-1)]
+    model = write_model(
+        tmp_path / "m.onnx",
+        nodes,
+        outputs=2,
+        kind="segment",
+        classes=("a", "b"),
+        mask_values=(3, 9),
+        **axes,
+    )
+    np.save(tmp_path / "x.npy", np.ones((2, 3, 4)))
+    for options, shape, kinds in (({}, (2, 3, 4), "iu"), ({"output_format": "npy"}, (2, 3, 4, 2), "f")):
+        (result,) = infer_paths([tmp_path / "x.npy"], model, device="cpu", force=True, **options).results
+        y = np.load(result.job.target)
+        assert (y.shape, y.dtype.kind in kinds) == (shape, True)
+        assert y.max() == (3 if "u" in kinds else 1)
+
+
+def test_zarr_arrays_in_a_folder_are_inputs_of_tiled_models_alone(tmp_path: Path) -> None:
+    (tmp_path / "in/x.zarr/c").mkdir(parents=True)
+    for name in ("in/x.zarr/zarr.json", "in/x.zarr/c/0", "in/y.csv", "in/z.npy"):
+        (tmp_path / name).touch()
+    files = find_files([str(tmp_path / "in")], None).files
+    for form, names in (("tiles", ["x.zarr", "z.npy"]), ("scan", ["y.csv", "z.npy"])):
+        assert sorted(file.relative for file in files_of_form(files, form)) == names

@@ -12,12 +12,13 @@ import pytest
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.jobs import Job, ResultOptions, find_files, is_single_file, plan_jobs, remaining_jobs
-from mdlstm_tk.runtime.model_discovery import choose_model, find_models
+from mdlstm_tk.runtime.model_discovery import find_models
 
 GRID = Metadata("0", None, "scan", "N H W C", 1, 1)
 CLASSIFIER = replace(GRID, outputs=2, window=None, kind="classify", classes=("a", "b"))
 SEGMENTER = replace(GRID, outputs=2, kind="segment", classes=("a", "b"))
 TILED = replace(SEGMENTER, form="tiles")
+VOLUMES = replace(SEGMENTER, layout="N D H W C", window=(1, 1, 1))
 TWO = replace(GRID, output_names=("y", "z"), further_windows=((1, 1),))
 
 
@@ -39,13 +40,13 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_folders_are_searched_in_a_fixed_order(tree: Path) -> None:
-    files, left_out = find_files(["in", "x.npy"], "in/out")
+    files, left_out, results = find_files(["in", "x.npy"], "in/out")
     linked = ["linked.npy"] * (os.name == "posix")
     assert [file.relative for file in files] == [
         *linked,
         *("one.npy", "t.csv", "a/two.NPZ", "a/b/i.PNG", "x.npy"),
     ]
-    assert left_out == 1  # notes.txt
+    assert (left_out, [file.relative for file in results]) == (1, ["a/old.out.npy"])  # and notes.txt
     Path("none").mkdir()
     for inputs, message in ((["none"], "no input file in none"), (["-", "x.npy"], "the only input")):
         with pytest.raises(InputError, match=message):
@@ -55,7 +56,7 @@ def test_folders_are_searched_in_a_fixed_order(tree: Path) -> None:
 def plan(
     inputs: list[str], metadata: Metadata = GRID, output: str | None = None, **options: Any
 ) -> list[Job]:
-    files, _ = find_files(inputs, output)
+    files = find_files(inputs, output).files
     chosen = ResultOptions(probabilities=options.pop("probabilities", False))
     single = is_single_file(inputs)
     return plan_jobs(files, metadata, output, options=chosen, is_single=single, **options)
@@ -77,6 +78,7 @@ def plan(
         ("x.npy", TWO, None, {}, "x.out.npz", "npz"),
         ("x.npy", SEGMENTER, None, {}, "x.out.png", "png"),
         ("x.npy", SEGMENTER, None, {"probabilities": True}, "x.out.npy", "npy"),
+        ("x.npy", VOLUMES, None, {}, "x.out.npy", "npy"),
         ("x.npy", TILED, None, {}, "x.out.tif", "tif"),
         ("x.npy", TILED, "y.tiff", {}, "y.tiff", "tif"),
         ("x.npy", CLASSIFIER, None, {}, "-", "txt"),
@@ -89,7 +91,8 @@ def plan(
 def test_where_the_result_of_one_file_goes(
     source: str, metadata: Metadata, output: str | None, options: Any, target: str, file_format: str
 ) -> None:
-    assert plan([source], metadata, output, **options) == [(source, target, file_format)]
+    (job,) = plan([source], metadata, output, **options)
+    assert job[:3] == (source, target, file_format)
 
 
 @pytest.mark.parametrize(
@@ -97,10 +100,11 @@ def test_where_the_result_of_one_file_goes(
     [
         (GRID, None, ["in/a/b/i.out.npy", "in/a/two.out.npz"], None),
         (GRID, "new", ["new/b/i.out.npy", "new/two.out.npz"], None),
-        (SEGMENTER, "new", ["new/b/i.out.png", "new/two.out.png"], "png"),
+        (SEGMENTER, "new", ["new/b/i.out.png", "new/two.out.npz"], None),
         (CLASSIFIER, None, ["-", "-"], "txt"),
         (CLASSIFIER, "new", ["new/b/i.out.txt", "new/two.out.txt"], "txt"),
         (CLASSIFIER, "t.csv", ["-", "-"], "csv"),
+        (CLASSIFIER, "-", ["-", "-"], "txt"),
     ],
 )
 @pytest.mark.usefixtures("tree")
@@ -115,7 +119,7 @@ def test_where_the_results_of_a_folder_go(
 @pytest.mark.parametrize(
     ("inputs", "output", "message"),
     [
-        (["in"], "-", "takes the result of one file"),
+        (["in"], "-", "takes labels or texts of several inputs, but npy of one"),
         (["in"], "y.npy", "expected a folder"),
         (["x.npy"], "y.mat", "unsupported file type '.mat'"),
         (["x.npy"], "y.zarr", "only tiled models write zarr"),
@@ -135,7 +139,9 @@ def test_an_output_that_does_not_suit_is_refused(
 def test_results_that_exist_are_kept_or_replaced_as_asked(tree: Path) -> None:
     jobs = [Job("x.npy", "y.npy", "npy"), Job("x.npy", "-", "txt"), Job("x.npy", "new.npy", "npy")]
     Path("y.npy").touch()
-    assert remaining_jobs(jobs, skip_existing=True, force=False) == jobs[1:]
+    assert remaining_jobs(jobs, skip_existing=True, force=False) == [
+        job._replace(replace=False) for job in jobs[1:]
+    ]
     assert remaining_jobs(jobs, skip_existing=False, force=True) == jobs
     with pytest.raises(InputError, match=r"y\.npy exists.*force=True"):
         remaining_jobs(jobs, skip_existing=False, force=False)
@@ -164,32 +170,25 @@ def test_the_model_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert find_models(None) == [Path("some.onnx")]
 
 
-@pytest.mark.parametrize(
-    ("grids", "name"),
-    [
-        ([(8, 8), (8, 8)], "model-8x8.onnx"),
-        ([(5, 7)], "model-any.onnx"),
-        ([(8, 8), (5, 7)], "model-any.onnx"),
-        ([], "model-any.onnx"),
-    ],
-)
-def test_the_model_for_the_grids_is_chosen(grids: list[tuple[int, ...]], name: str) -> None:
-    names = ("model-8x8.onnx", "model-any.onnx", "model-4x4.onnx", "model-drawing.onnx")
-    assert choose_model([Path(each) for each in names], grids).name == name
-
-
 def test_links_that_lead_nowhere_are_no_inputs(tmp_path: Path) -> None:
     for link, target in (("loop.npy", "loop.npy"), ("gone.npy", "nothing.npy")):
         (tmp_path / link).symlink_to(target)
     (tmp_path / "x.npy").touch()
-    assert find_files([str(tmp_path)], None) == ([(str(tmp_path / "x.npy"), "x.npy")], 0)
+    assert find_files([str(tmp_path)], None) == ([(str(tmp_path / "x.npy"), "x.npy", False)], 0, [])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_a_link_to_an_input_is_no_place_for_a_result(tree: Path) -> None:
+    Path("y.npy").symlink_to("in/one.npy")
+    with pytest.raises(InputError, match=r"would overwrite the input y\.npy"):
+        plan(["in/one.npy"], GRID, "y.npy")
 
 
 def test_a_table_never_replaces_an_input(tree: Path) -> None:
-    files, _ = find_files(["in/t.csv", "x.npy"], "./in/t.csv")
+    files = find_files(["in/t.csv", "x.npy"], "./in/t.csv").files
     with pytest.raises(InputError, match="result of all inputs would overwrite"):
         plan_jobs(files, CLASSIFIER, "./in/t.csv")
-    names = {Path(source).name for source, _ in find_files(["in"], "./in/t.csv")[0]}
+    names = {Path(file.source).name for file in find_files(["in"], "./in/t.csv").files}
     assert "t.csv" not in names and "one.npy" in names
 
 

@@ -67,7 +67,7 @@ def test_pages_are_written_again_with_texts_and_confidences() -> None:
     for name in ("p1", "sub/p2"):
         written = Path(f"read/{name}.xml").read_text()
         assert re.findall(r'<String CONTENT="(.*?)" WC="0.5000"/>', written) == list(TEXTS)
-        assert re.sub("<String.*?/>", "", written) == Path(f"in/{name}.xml").read_text()
+        assert re.sub("<String.*?/>|<.mdlstm-tk.*?>\n", "", written) == Path(f"in/{name}.xml").read_text()
     assert Path("in/p1.xml").read_bytes() == before
     assert infer("in", "-o", "read").code == 2  # the results exist
     assert "all 2 results exist" in infer("in", "-o", "read", "--skip-existing").err

@@ -14,7 +14,7 @@ from PIL import Image
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Metadata, load_image
 from mdlstm_tk.runtime.io import READABLE
-from mdlstm_tk.runtime.io.readers import read_input
+from mdlstm_tk.runtime.io.readers import Arrays, read_input
 
 RNG = np.random.default_rng(0)
 METADATA = {
@@ -151,42 +151,53 @@ def test_files_of_other_types_are_refused() -> None:
         read_input("none.npy")
 
 
+def arrays_in(path: Path) -> Arrays:
+    return read_input(str(path)).arrays_for(METADATA["grey"])
+
+
 def test_a_file_to_train_on_is_read_as_its_samples(tmp_path: Path) -> None:
     x, texts = RNG.random((3, 4, 5)), np.array(["a", "bc", "d"])
     path = tmp_path / "train.npz"
     np.savez(path, x=x, y=texts)
-    file = read_input(str(path))
-    assert file.left_out == ("y",)
-    np.testing.assert_array_equal(file.arrays["x"], x[..., None], strict=True)
+    (samples,) = arrays_in(path).values()
+    np.testing.assert_array_equal(samples, x[..., None], strict=True)
     np.savez(path, x=x, y=texts, sizes=[[4, 5], [2, 1], [1, 3]])
-    arrays = read_input(str(path)).arrays
+    arrays = arrays_in(path)
     assert {name: a.shape for name, a in arrays.items()} == {
         "x[0]": (4, 5, 1),
         "x[1]": (2, 1, 1),
         "x[2]": (1, 3, 1),
     }
     np.testing.assert_array_equal(arrays["x[2]"][..., 0], x[2, :1, :3])
-    for sizes in ([[4, 5]], [[4, 6]] * 3, [[0, 1]] * 3):
-        np.savez(path, x=x, y=texts, sizes=sizes)
+    for sizes in ([[4, 5]], [[4, 6]] * 3, [[0, 1]] * 3, 3):
+        np.savez(path, x=x, sizes=sizes, **({} if sizes == 3 else {"y": texts}))
         with pytest.raises(InputError, match="sizes"):
-            read_input(str(path))
+            arrays_in(path)
     np.savez(path, x=x, y=x, z=x)  # another file: all arrays are inputs
-    file = read_input(str(path))
-    assert set(file.arrays) == {"x", "y", "z"} and not file.left_out
+    assert set(arrays_in(path)) == {"x", "y", "z"}
+
+
+def test_a_model_that_takes_y_gets_it(tmp_path: Path) -> None:
+    x, y = RNG.random((2, 3, 4, 5))
+    np.savez(tmp_path / "x.npz", x=x, y=y)
+    file, metadata = read_input(str(tmp_path / "x.npz")), replace(METADATA["grey"], inputs=("x", "y"))
+    assert file.holds_inputs(metadata) and not file.is_to_train_on(metadata)
+    for name, array in (("x", x), ("y", y)):
+        np.testing.assert_array_equal(file.arrays_for(metadata)[name], array)
 
 
 def test_a_file_to_train_on_without_samples_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     np.savez(path, x=np.zeros((0, 4, 5)), y=np.zeros(0), sizes=np.zeros((0, 2), int))
     with pytest.raises(InputError, match="no sample"):
-        read_input(str(path))
+        arrays_in(path)
 
 
 def test_sizes_that_are_nan_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "train.npz"
     np.savez(path, x=np.zeros((1, 4, 5)), y=np.zeros(1), sizes=np.full((1, 2), np.nan))
     with pytest.raises(InputError, match="sizes"):
-        read_input(str(path))
+        arrays_in(path)
 
 
 def test_a_table_with_nothing_but_a_mark_is_empty(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ def run(source: str, target: str = "y.npy", model: Any = segmenter, **options: A
     results = ResultOptions(options.pop("probabilities", False))
     force, session_options = options.pop("force", False), options.pop("session", {})
     options.setdefault("tile", 16)
-    job = Job(source, target, target.rpartition(".")[2] if target != "-" else "txt")  # type: ignore[arg-type]
+    form: Any = target.rpartition(".")[2] if target != "-" else "txt"
+    job = Job(source, target, form, replace=options.pop("replace", True))
     with TiledSession(model().path, "cpu", **session_options) as session:
         (outcome,) = infer_tiled(session, [job], TileOptions(**options), None, results, force=force)
     return outcome
@@ -209,6 +210,33 @@ def test_an_interrupt_leaves_nothing_unless_it_can_go_on(resume: bool) -> None:
     if resume:  # or start over
         assert run("x.npy", force=True).error is None
         assert listed() == ["x.npy", "y.npy"]
+
+
+@pytest.mark.parametrize("target", ["y.npy", "y.tif"])
+def test_a_file_that_appears_during_a_run_is_kept_and_so_is_what_was_computed(target: str) -> None:
+    np.save("x.npy", X)
+    Path("deep").mkdir()
+    Path(f"deep/{target}").write_bytes(b"mine")
+    Path(target).symlink_to(f"deep/{target}")
+    outcome = run("x.npy", target, replace=False)
+    assert "exists; " in outcome.error and "force=True and resume=True" in outcome.error
+    assert Path(target).read_bytes() == b"mine"
+    Path(target).chmod(0o600)
+    done: list[int] = []
+    outcome = run("x.npy", target, resume=True, report=lambda n, total: done.append(n))
+    assert outcome.error is None and not done
+    assert Path(target).is_symlink() and Path(f"deep/{target}").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in Path("deep").iterdir()] == [target]
+
+
+def test_a_chunk_that_changes_ends_the_continuation_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_zarr("x.zarr")
+    with monkeypatch.context() as patch:
+        patch.setattr("mdlstm_tk.runtime.tiles.work.Work.finish", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("x.zarr", resume=True)
+    zarr.open_array("x.zarr")[:16, :16] = 0
+    assert "what was interrupted had another source" in run("x.zarr", resume=True).error
 
 
 def old_zarr(path: str) -> None:

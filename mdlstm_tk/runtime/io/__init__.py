@@ -7,6 +7,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".we
 TILED_SUFFIX = ".tiles"  # of tiled exports
 PAGE_SUFFIX = ".xml"  # of pages in ALTO or PAGE
 READABLE = (".npy", ".npz", ".csv", *IMAGE_SUFFIXES)
+READABLE_IN_TILES = (".npy", ".zarr", ".tif", ".tiff")  # by region, by tiled models
 
 Format = Literal["npy", "npz", "json", "png", "csv", "txt", "tsv", "xml", "tif", "zarr"]
 """A file format of results."""

@@ -10,10 +10,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_IMODE
 
 from mdlstm_tk.errors import InputError, MDLSTMError
 
 TEMPORARY_SUFFIX = ".mdlstm-tmp"
+
+
+class ExistsError(InputError):
+    """A file exists that may not be replaced."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} exists; give another name with output=..., or replace it with force=True")
 
 
 def ensure_writable(path: Path, force: bool) -> None:
@@ -31,7 +39,7 @@ def ensure_writable(path: Path, force: bool) -> None:
             f"{path} is not a regular file and is never replaced; give another name with output=..."
         )
     if exists and not force:
-        raise InputError(f"{path} exists; give another name with output=..., or replace it with force=True")
+        raise ExistsError(path)
 
 
 def is_empty(folder: Path) -> bool:
@@ -49,24 +57,72 @@ def is_empty(folder: Path) -> bool:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, where the caller writes a file.
+def atomic_write(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Yield a temporary path, where the caller writes a file that becomes `path` on success.
 
-    It replaces `path` on success and is removed on failure. Missing folders are created.
+    It is removed on failure. Missing folders are created. Of a symbolic link, the file that it leads to is
+    written, and a file that is replaced keeps its permissions, as with other tools.
+
+    Args:
+        path: the file.
+        replace: it may exist by now.
 
     Raises:
+        InputError: the file exists, and `replace` is false.
         MDLSTMError: the folder cannot be created or the file cannot be written.
     """
-    temporary = _temporary(path.parent, path.name)
+    real = Path(os.path.realpath(path))
+    temporary = _temporary(real.parent, real.name)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        real.parent.mkdir(parents=True, exist_ok=True)
+        if real.is_file():  # until it is written, nobody may read what nobody may read later
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         yield temporary
-        os.replace(temporary, path)
+        publish(temporary, real, replace=replace)
     except OSError as error:
         raise cannot_write(path, error) from None
     finally:
         with suppress(OSError):  # it has become `path`, or was never made
             temporary.unlink()
+
+
+def publish(temporary: Path, path: Path, *, replace: bool) -> None:
+    """Give a finished file, or the folder of a zarr array, its name on the same file system.
+
+    Raises:
+        ExistsError: `path` exists, and `replace` is false.
+        OSError: the folder may not be written, or `path` is a folder and no zarr array.
+    """
+    import shutil  # imported late: it imports modules that `mdlstm infer` does not need
+
+    if replace and os.path.isfile(path / "zarr.json"):
+        old = _temporary(path.parent, path.name)
+        os.rename(path, old)
+        os.replace(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
+        return
+    try:
+        if replace:
+            with suppress(OSError):  # there is no file yet, or the file system has no permissions
+                os.chmod(temporary, S_IMODE(os.stat(path).st_mode))
+            os.replace(temporary, path)
+        elif os.path.isdir(temporary):
+            os.rename(temporary, path)  # never replaces a file or what a folder holds
+        else:
+            _link(temporary, path)
+    except OSError:
+        if not replace and os.path.lexists(path):
+            raise ExistsError(path) from None
+        raise
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give a file a second name, which no other file may have."""
+    try:
+        os.link(temporary, path)
+    except OSError:  # perhaps a file system without links: take the name first, and fill it then
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.replace(temporary, path)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ The parser is Python's expat. A document type, which entities would be declared 
 from __future__ import annotations
 
 import codecs
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -72,8 +73,13 @@ class Element:
 class Document:
     """The content of an XML file, and changes of it.
 
+    Args:
+        path: the file, or its name in error messages.
+        data: its bytes; None: they are read.
+
     Attributes:
         root: the outermost element.
+        instructions: names of the processing instructions before and in it.
 
     Raises:
         InputError: the file cannot be read, is too large, not well-formed, in an unknown encoding, or has a
@@ -82,9 +88,11 @@ class Document:
 
     root: Element
 
-    def __init__(self, path: Path) -> None:
-        with open_input(path) as file:
-            data = read_capped(file, str(path), MAX_XML_BYTES)
+    def __init__(self, path: Path, data: bytes | None = None) -> None:
+        if data is None:
+            with open_input(path) as file:
+                data = read_capped(file, str(path), MAX_XML_BYTES)
+        self.instructions: list[str] = []
         match = ENCODING.match(data.removeprefix(codecs.BOM_UTF8))
         self._encoding = match.group(1).decode() if match else "utf-8"
         self._edits: list[tuple[int, int, str]] = []
@@ -131,6 +139,10 @@ class Document:
         indent = self._blanks_before(neighbour.start) if neighbour else ""
         offset = after.end if after else parent.content
         self._edits.append((offset, offset, indent + markup))
+
+    def insert_before_root(self, markup: str) -> None:
+        """Add a line before the outermost element."""
+        self._edits.append((self.root.start, self.root.start, f"{markup}\n"))
 
     def remove(self, element: Element) -> None:
         """Remove an element and the blanks before it."""
@@ -180,20 +192,24 @@ class Document:
         parser.StartDoctypeDeclHandler = refuse
         parser.StartElementHandler, parser.EndElementHandler = start, end
         parser.CharacterDataHandler = characters
+        parser.ProcessingInstructionHandler = lambda target, _: self.instructions.append(target)
         parser.Parse(self._data, True)
 
 
-def root_tag(path: Path) -> str | None:
-    """The name of the outermost element of an XML file; None if it is not XML, or cannot be read."""
+def root_tag(path: str | os.PathLike[str]) -> tuple[str | None, tuple[str, ...]]:
+    """The name of the outermost element of an XML file, None if it is not XML or cannot be read; and the
+    names of the processing instructions before it."""
     names: list[str] = []
+    instructions: list[str] = []
     parser = expat.ParserCreate()
+    parser.ProcessingInstructionHandler = lambda name, _: None if names else instructions.append(name)
     parser.StartElementHandler = lambda name, _: names.append(name.rpartition(":")[2])
     try:
         with open(path, "rb") as file:
             parser.Parse(file.read(ROOT_BYTES), False)
     except (OSError, expat.ExpatError, LookupError, ValueError):
         pass
-    return names[0] if names else None
+    return (names[0] if names else None), tuple(instructions)
 
 
 def escaped(text: str) -> str:

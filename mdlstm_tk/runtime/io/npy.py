@@ -42,15 +42,15 @@ def open_input(source: str | Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def open_output(target: str | Path) -> Iterator[IO[bytes]]:
-    """Open a file that appears whole or not at all; "-" is standard output."""
+def open_output(target: str | Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
+    """Open a file that appears whole or not at all, see `atomic_write`; "-" is standard output."""
     if target == STDIO:
         buffer = io.BytesIO()
         yield buffer
         sys.stdout.buffer.write(buffer.getbuffer())
         sys.stdout.buffer.flush()
         return
-    with atomic_write(Path(target)) as temporary, open(temporary, "wb") as file:
+    with atomic_write(Path(target), replace=replace) as temporary, open(temporary, "wb") as file:
         yield file
 
 
@@ -74,7 +74,7 @@ def load_array(source: str | Path, max_bytes: int = MAX_BYTES) -> Array:
         return to_float32(read_npy(file, label_of(source), max_bytes), label_of(source))
 
 
-def save_array(target: str | Path, array: Array) -> None:
+def save_array(target: str | Path, array: Array, *, replace: bool = True) -> None:
     """Write a `.npy` file, whole or not at all.
 
         >>> save_array("prediction.npy", y)
@@ -82,11 +82,13 @@ def save_array(target: str | Path, array: Array) -> None:
     Args:
         target: path of the file, or "-" for standard output.
         array: real numbers of any shape.
+        replace: the file may exist.
 
     Raises:
+        InputError: the file exists, and `replace` is false.
         MDLSTMError: the file cannot be written.
     """
-    with open_output(target) as file:
+    with open_output(target, replace=replace) as file:
         write_npy(file, np.asanyarray(array))
 
 

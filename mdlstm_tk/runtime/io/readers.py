@@ -1,7 +1,8 @@
 """Read the files that `mdlstm infer` takes: `.npy`, `.npz`, `.csv` and images.
 
 The type of a file follows from its suffix, or from its content if it has none. Arrays stay as they are
-stored; a session converts and checks them. An image stays pixels until `InputFile.arrays_for` prepares it.
+stored; a session converts and checks them. `InputFile.arrays_for` prepares images, and takes the samples
+from files to train on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
 import numpy as np
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io import READABLE, suffix_of
+from mdlstm_tk.runtime.io import PAGE_SUFFIX, READABLE, suffix_of
 from mdlstm_tk.runtime.io.npy import (
     FLOAT_BYTES,
     MAX_BYTES,
@@ -38,8 +39,10 @@ MAGIC = {  # how the content of a file begins; none of these begins a table of n
         *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
         *(b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
     ),
+    ".xml": (b"<", b"\xef\xbb\xbf<"),
 }
 MAGIC_BYTES = max(len(start) for starts in MAGIC.values() for start in starts)
+TRAINING_ARRAYS = {"x", "y", "sizes", "ndim"}  # in a file to train on, see `mdlstm_tk.data.arrays`
 LEVEL_TOLERANCE = 1e-3  # by which values may lie outside [0, 1] after rounding, for density models
 
 Arrays: TypeAlias = dict[str | None, Array]
@@ -54,17 +57,34 @@ class InputFile:
         label: what error messages call the file.
         arrays: its arrays of real numbers, or the pixels of an image as `decode_image` returns them.
         is_image: True if the file is an image.
-        left_out: names of the arrays that no model takes: the targets in a file to train on.
+        left_out: names of arrays that hold no numbers: the y of a file to train on.
+        page: the bytes of a page on standard input, which has no arrays; else None.
     """
 
     label: str
     arrays: Arrays
     is_image: bool = False
     left_out: tuple[str, ...] = ()
+    page: bytes | None = None
+
+    def holds_inputs(self, metadata: Metadata) -> bool:
+        """True if the arrays are several inputs of the model, by their names."""
+        names = set(self.arrays)
+        return len(names) > 1 and metadata.required_inputs <= names <= set(metadata.inputs)
+
+    def is_to_train_on(self, metadata: Metadata) -> bool:
+        """True if the arrays are those of a file to train on, rather than inputs of the model."""
+        if "x" not in self.arrays or not TRAINING_ARRAYS.issuperset(self.arrays):
+            return False
+        x, sizes = self.arrays["x"], self.arrays.get("sizes")
+        lacks_channels = (
+            sizes is not None and x.ndim == metadata.ndim + 1 and sizes.shape[:1] == x.shape[:1]
+        )
+        return not self.holds_inputs(metadata) or (lacks_channels and "y" not in self.arrays)
 
     def arrays_for(self, metadata: Metadata) -> Arrays:
         """The arrays as a model takes them."""
-        arrays = self.arrays
+        arrays = _samples(self, metadata) if self.is_to_train_on(metadata) else self.arrays
         if self.is_image:
             preprocessing = preprocessing_for(metadata, self.label)
             try:
@@ -132,17 +152,22 @@ def read_input(source: str, max_bytes: int = MAX_BYTES) -> InputFile:
         )
     with open_input(source) as file:
         if not suffix:
-            buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast("Any", file))
-            start, file = buffered.peek(MAGIC_BYTES), buffered
+            start = file.read(MAGIC_BYTES)
+            file = cast("IO[bytes]", _Rest(start, file))
             suffix = next((kind for kind, starts in MAGIC.items() if start.startswith(starts)), ".csv")
+        if suffix == ".xml":
+            if source != STDIO:
+                raise InputError(
+                    f"{source} is XML; if it is a page, give its name the suffix {PAGE_SUFFIX}"
+                )
+            return InputFile(label, {}, page=read_capped(file, label, max_bytes))
         if suffix == ".npy":
             return InputFile(label, {None: read_npy(file, label, max_bytes)})
         if suffix == ".npz":  # is read from its end, which a pipe cannot seek
             seekable = file if file.seekable() else io.BytesIO(read_capped(file, label, max_bytes))
             arrays, left_out = read_npz(seekable, label, max_bytes)
-            arrays = _samples(arrays, label) if left_out else arrays
             if not arrays:
-                raise InputError(f"{label} holds no array, or no sample")
+                raise InputError(f"{label} holds no array")
             return InputFile(label, arrays, left_out=left_out)
         if suffix == ".csv":  # a number takes at least two bytes as text, and eight once it is parsed
             return InputFile(label, {None: _read_csv(read_capped(file, label, max_bytes // 4), label)})
@@ -175,9 +200,8 @@ def preprocessing_for(metadata: Metadata, label: str) -> Preprocessing:
 
 
 def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> tuple[Arrays, tuple[str, ...]]:
-    """Read the arrays in an open, seekable `.npz` file, but for the targets in a file to train on: with
-    x, y and perhaps sizes, y is left out. Returns the arrays by their names, and the names that were left
-    out."""
+    """Read the arrays in an open, seekable `.npz` file. Returns them by their names, and the name of a y
+    that is left out, as it holds no real numbers in a file to train on."""
     import zipfile  # imported late: it is slow to import, and most files are .npy
 
     if file.seek(0, io.SEEK_END) > max_bytes:
@@ -187,18 +211,23 @@ def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> tuple[A
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         raise InputError(f"{label} is not a complete .npz archive; write it with numpy.savez") from None
     arrays: Arrays = {}
+    left_out: tuple[str, ...] = ()
     with archive:
         names = [member.filename.removesuffix(".npy") for member in archive.infolist()]
-        left_out = ("y",) if {"x", "y"} <= set(names) <= {"x", "y", "sizes"} else ()
+        is_to_train_on = {"x", "y"} <= set(names) <= TRAINING_ARRAYS
         size = sum(member.file_size for member in archive.infolist())  # zipfile reads no more of them
         for name, member in zip(names, archive.infolist(), strict=True):
             if name in arrays:
                 raise InputError(f"{label} holds two arrays with the name '{name}'; rename one of them")
-            if name in left_out:
-                continue
             if size <= max_bytes:
-                arrays[name] = _read_member(archive, member, f"'{name}' in {label}", label, max_bytes)
-            if max(size, FLOAT_BYTES * sum(array.size for array in arrays.values())) > max_bytes:
+                try:
+                    arrays[name] = _read_member(archive, member, f"'{name}' in {label}", label, max_bytes)
+                except InputError:
+                    if not is_to_train_on or name != "y":
+                        raise
+                    left_out = ("y",)
+            values = sum(array.size for array_name, array in arrays.items() if array_name != "y")
+            if max(size, FLOAT_BYTES * values) > max_bytes:
                 raise InputError(
                     f"{label} unpacks to more than {max_bytes} bytes, as stored or as float32; "
                     "allow more with max_bytes=..."
@@ -220,24 +249,53 @@ def _read_member(archive: Any, member: Any, name: str, label: str, max_bytes: in
         raise InputError(f"{name} is damaged or encrypted") from None
 
 
-def _samples(arrays: Arrays, label: str) -> Arrays:
-    """The samples in a file to train on: x (N, H, W) or (N, H, W, C), perhaps with their sizes (N, 2).
+def _samples(file: InputFile, metadata: Metadata) -> Arrays:
+    """The samples in a file to train on: x (N, *grid) or (N, *grid, C), perhaps with their sizes (N, D),
+    and with ndim, which is D. An x alone may also be one sample.
 
     Returns:
-        x (N, H, W, C); with sizes, each sample by itself, cropped to its extents.
+        x with all axes; with sizes, each sample by itself, cropped to its extents.
     """
-    x = arrays["x"]
-    x = x[..., None] if x.ndim == 3 else x
-    sizes = arrays.get("sizes")
+    arrays, label, ndim = file.arrays, file.label, metadata.ndim
+    x, sizes = arrays["x"], arrays.get("sizes")
+    if "ndim" in arrays and arrays["ndim"].tolist() != ndim:
+        axes = arrays["ndim"].tolist()
+        raise InputError(f"the grid in {label} has {axes!s:.40} axes, but that of the model has {ndim}")
+    if x.ndim == ndim + 1:
+        is_channel = metadata.channels == x.shape[-1 if metadata.channels_last else 0]
+        is_plain = (
+            metadata.channels > 1 or is_channel or not metadata.channel_axis
+        )  # a session knows its axes
+        if len(arrays) > 1 or file.left_out or not is_plain:
+            x = np.expand_dims(x, -1 if metadata.channels_last else 1)
+    if not x.size:
+        raise InputError(f"{label} holds no sample")
     if sizes is None:
         return {"x": x}
-    fits = x.ndim == 4 and sizes.shape == (len(x), 2)
-    if not fits or not ((sizes >= 1) & (sizes <= x.shape[1:3])).all():
+    grid = x.shape[1:-1] if metadata.channels_last else x.shape[2:]
+    fits = x.ndim == ndim + 2 and sizes.shape == (len(x), ndim)
+    if not fits or not ((sizes >= 1) & (sizes <= grid)).all():
         raise InputError(
             f"the sizes in {label}, of shape {sizes.shape}, do not fit x of shape {x.shape}; expected "
-            f"extents (N, 2) of at most {x.shape[1:3]}"
+            f"extents (N, {ndim}) of at most {grid}"
         )
-    return {f"x[{k}]": x[k, :h, :w] for k, (h, w) in enumerate(sizes.astype(int).tolist())}
+    lead = () if metadata.channels_last else (slice(None),)
+    extents = (tuple(map(slice, each)) for each in sizes.astype(int).tolist())
+    return {f"x[{k}]": x[(k, *lead, *region)] for k, region in enumerate(extents)}
+
+
+class _Rest:
+    """The stream of a file whose first bytes were read; a pipe gives them in pieces, and cannot go back."""
+
+    def __init__(self, start: bytes, file: IO[bytes]) -> None:
+        self._start, self._file = start, file
+
+    def read(self, size: int) -> bytes:
+        start, self._start = self._start[:size], self._start[size:]
+        return start + self._file.read(size - len(start))
+
+    def seekable(self) -> bool:
+        return False
 
 
 def _read_csv(data: bytes, label: str) -> Array:

@@ -17,8 +17,10 @@ from mdlstm_tk.runtime.io import Format
 from mdlstm_tk.runtime.io.npy import Array, open_output, write_npy
 
 
-def write_arrays(target: str, arrays: Mapping[str | None, Array], file_format: Format) -> None:
-    """Write arrays of real numbers to a file or to "-", standard output, whole or not at all."""
+def write_arrays(
+    target: str, arrays: Mapping[str | None, Array], file_format: Format, *, replace: bool = True
+) -> None:
+    """Write arrays of real numbers to a file or to "-", see `open_output`."""
     for array in arrays.values():
         if array.dtype.kind not in "buif":
             raise InputError(f"the result holds {array.dtype}, expected real numbers")
@@ -31,7 +33,7 @@ def write_arrays(target: str, arrays: Mapping[str | None, Array], file_format: F
         raise InputError(
             f'{file_format} holds labels and texts, but the result is numbers; give output_format="npy"'
         )
-    with open_output(target) as file:
+    with open_output(target, replace=replace) as file:
         if file_format == "npz":
             _write_npz(file, arrays)
         elif file_format == "json":
@@ -41,12 +43,15 @@ def write_arrays(target: str, arrays: Mapping[str | None, Array], file_format: F
             writers[file_format](file, *arrays.values())
 
 
-def write_mask(target: str, mask: Array, values: Sequence[int], palette: Sequence[int] | None) -> None:
+def write_mask(
+    target: str, mask: Array, values: Sequence[int], palette: Sequence[int] | None, *, replace: bool = True
+) -> None:
     """Write a mask (H, W) or (1, H, W) as PNG: with 8 bits if all values fit, else with 16.
 
     Args:
         values: all values that masks may have, in the order of the classes.
         palette: red, green and blue of each class in turn; None: the mask is grey.
+        replace: the file may exist.
     """
     mask = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
     if mask.ndim != 2:
@@ -64,7 +69,7 @@ def write_mask(target: str, mask: Array, values: Sequence[int], palette: Sequenc
         colours = np.zeros((max(values) + 1, 3), np.uint8)
         colours[list(values)] = np.asarray(palette).reshape(-1, 3)
         image.putpalette(colours.tobytes())
-    with open_output(target) as file:
+    with open_output(target, replace=replace) as file:
         image.save(file, "PNG")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.batching import Result, write_results
-from mdlstm_tk.runtime.io.files import cannot_write
+from mdlstm_tk.runtime.io.files import ExistsError, cannot_write
 from mdlstm_tk.runtime.io.npy import STDIO
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
 from mdlstm_tk.runtime.tiles.local import Report, RunGroups, State, on_threads, run_steps
@@ -136,7 +136,8 @@ def _infer_file(
     elif job.target == STDIO:
         raise InputError("a tiled model writes files by region, not - (stdout); give a file as output=...")
     target = Path(os.path.basename(job.source) if job.target == STDIO else job.target)
-    folder = target.parent.absolute() / f".{target.name}{SCRATCH_SUFFIX}"
+    target = Path(os.path.realpath(target))  # where a link leads to, so that the result is moved there
+    folder = target.parent / f".{target.name}{SCRATCH_SUFFIX}"
     tile = TILE if tiles.tile is None else tiles.tile
     run = FileRun(
         job.source, str(folder), tiles.level, tile, batch_size, file_format, options.probabilities
@@ -159,7 +160,7 @@ def _infer_file(
             run_groups = workers(replace(run, batch_size=work.plan.batch_size))
         run_steps(work, run_groups, state=state, report=tiles.report)
         if isinstance(work.output, FileOutput):
-            work.output.finish(Path(job.target))
+            work.output.finish(Path(job.target), replace=job.replace)
             return Result(job, None)
     y = np.asarray(work.output)
     return Result(job, None, write_results(job, {None: y}, session.metadata, options))
@@ -198,6 +199,9 @@ def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[None]:
         try:
             yield
             can_go_on = False
+        except ExistsError as error:
+            can_go_on = True
+            raise InputError(f"{error} and resume=True: what was computed is kept") from None
         finally:
             if not can_go_on or not (folder / "state.npz").exists():
                 shutil.rmtree(folder, ignore_errors=True)

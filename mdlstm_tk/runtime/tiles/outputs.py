@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.runtime.io.files import cannot_write
+from mdlstm_tk.runtime.io.files import cannot_write, publish
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.postprocessing import labels, mask_values, probabilities
@@ -76,18 +76,14 @@ class FileOutput:
         except OSError as error:
             raise cannot_write(self._path, error) from None
 
-    def finish(self, target: Path) -> None:
-        """Move the complete file to `target`."""
-        import shutil  # imported late: it imports modules that most calls do not need
-
+    def finish(self, target: Path, *, replace: bool = True) -> None:
+        """Move the complete file to `target`, see `publish`."""
         path = self._path
         try:
             if self._format == "tif":
                 path = self._path.with_suffix(".tif")
                 write_tif(path, self._array, self._palette)
-            if target.is_dir():
-                shutil.rmtree(target)
-            os.replace(path, target)
+            publish(path, Path(os.path.realpath(target)), replace=replace)
         except OSError as error:
             raise cannot_write(target, error) from None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.runtime.io import READABLE_IN_TILES
 from mdlstm_tk.runtime.io.npy import Array, to_float32
 from mdlstm_tk.runtime.io.readers import preprocessing_for
 from mdlstm_tk.runtime.metadata import Metadata
@@ -17,7 +20,6 @@ from mdlstm_tk.runtime.tiles.mapped import open_npy
 from mdlstm_tk.runtime.tiles.plan import Region
 
 TIFF_SUFFIXES = (".tif", ".tiff")
-SUFFIXES = (".npy", ".zarr", *TIFF_SUFFIXES)
 
 
 class GridSource:
@@ -70,8 +72,10 @@ def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) ->
         MissingExtraError: tifffile or zarr is needed and not installed.
     """
     suffix, label = path.suffix.lower(), str(path)
-    if suffix not in SUFFIXES:
-        raise InputError(f"a tiled model reads {', '.join(SUFFIXES)} by region, got {path}; convert it")
+    if suffix not in READABLE_IN_TILES:
+        raise InputError(
+            f"a tiled model reads {', '.join(READABLE_IN_TILES)} by region, got {path}; convert it"
+        )
     if level and suffix not in TIFF_SUFFIXES:
         raise InputError(f"level=... names a level of a TIFF with a pyramid, but {path} is none")
     if not path.exists():
@@ -95,10 +99,14 @@ def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) ->
     return GridSource(values, metadata, label)
 
 
-def fingerprint(path: Path) -> list[int]:
-    """Numbers that change if a file does."""
-    status = (path / "zarr.json" if path.is_dir() else path).stat()
-    return [status.st_size, status.st_mtime_ns]
+def fingerprint(path: Path) -> str:
+    """A text that changes if a file does, or any file of a zarr array: its size, time or name."""
+    files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+    digest = hashlib.sha256()
+    for name in sorted(files) or [str(path)]:
+        status = os.stat(name)
+        digest.update(f"{os.path.relpath(name, path)}\0{status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def _open_zarr(path: Path) -> Any:

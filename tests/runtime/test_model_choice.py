@@ -1,0 +1,110 @@
+"""`mdlstm_tk.runtime.model_choice`: which model of a folder runs which file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.small_models import classifier, write_model
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime import Metadata, infer_paths
+from mdlstm_tk.runtime.model_choice import Candidate, choose_models, read_candidates
+from mdlstm_tk.runtime.model_discovery import find_models
+
+
+def candidate(name: str, grid: Any, **fields: Any) -> Candidate:
+    return Candidate(Path(name), Metadata("0", grid, "scan", "N H W C", 1, 1, **fields))
+
+
+MODELS = (  # the newest first
+    candidate("new any", None),
+    candidate("old any", (None, None)),
+    candidate("8x8", (8, 8)),
+    candidate("padded", (8, 8), inputs=("x", "sizes")),
+    candidate("48xany", (48, None)),
+    candidate("fours", None, multiple_of=(4, 4)),
+)
+
+
+@pytest.mark.parametrize(
+    ("names", "grids", "chosen"),
+    [
+        ("any 8x8", [(8, 8), (8, 8)], "8x8 8x8"),
+        ("any 8x8", [(8, 8), (5, 7)], "any any"),
+        ("padded 8x8", [(8, 8), (5, 7)], "padded padded"),
+        ("8x8 padded", [(8, 8)], "8x8"),
+        ("8x8 48xany", [(8, 8), (48, 100), (5, 7)], "8x8 48xany -"),
+        ("any 8x8", [(8, 8), None], "any any"),  # a page, or a damaged file
+        ("new old 8x8", [(3, 3)], "new"),
+        ("fours 8x8", [(12, 4), (8, 8), (6, 4)], "fours 8x8 -"),
+    ],
+)
+def test_each_file_gets_a_model_that_takes_it(names: str, grids: list[Any], chosen: str) -> None:
+    models = [each for each in MODELS if any(word in each.path.name.split() for word in names.split())]
+    of_files = {str(k): [] if grid is None else [grid] for k, grid in enumerate(grids)}
+    choice = choose_models(models, of_files).values()
+    answers = ["-" if each is None else each.path.name for each in choice]
+    assert all(word in answer for word, answer in zip(chosen.split(), answers, strict=True)), answers
+
+
+def test_a_folder_answers_every_grid_that_one_of_its_models_takes() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        models = [MODELS[k] for k in rng.permutation(len(MODELS))[: rng.integers(1, 5)]]
+        grids = [tuple(rng.choice([4, 5, 8, 12, 48], 2).tolist()) for _ in range(rng.integers(1, 5))]
+        choice = choose_models(models, {str(k): [grid] for k, grid in enumerate(grids)})
+        for grid, model in zip(grids, choice.values(), strict=True):
+            assert model.takes([grid]) if model else not any(each.takes([grid]) for each in models)
+        if any(each.takes(grids) for each in models):
+            assert len({each.path for each in choice.values() if each}) == 1
+
+
+def write_folder(place: Path) -> None:
+    """Models whose names say nothing about their grids, the newest last, and files on grids of theirs."""
+    for time, (name, grid) in enumerate({"b": (48, None), "model-anyxany": (8, 8), "a": (6, 6)}.items()):
+        os.utime(write_model(place / f"{name}.onnx", grid=grid), (time, time))
+    (place / "in").mkdir()
+    for name, shape in {"x": (8, 8), "y": (48, 100), "z": (5, 5), "w": (6, 6)}.items():
+        np.save(place / f"in/{name}.npy", np.ones(shape))
+
+
+def test_files_of_a_folder_may_need_several_models(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    run = infer_paths([tmp_path / "in"], tmp_path, tmp_path / "out", device="cpu")
+    results = {Path(result.job.source).name: result.error for result in run.results}
+    assert {run.model.name, *(path.name for path in run.further_models)} == {
+        *("b.onnx", "model-anyxany.onnx", "a.onnx"),
+    }
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *("w.out.npy", "x.out.npy", "y.out.npy"),
+    ]
+    assert [name for name, error in results.items() if error] == ["z.npy"]
+    expected = "z.npy has the grid 5x5, which no model .*b.onnx takes 48x.*; make one with: .*--size 5x5"
+    with pytest.raises(InputError, match=expected):
+        list(infer_paths([tmp_path / "in/z.npy"], tmp_path, device="cpu").results)
+    results = infer_paths([tmp_path / "in/y.npy"], tmp_path, device="cpu").results
+    assert [result.error for result in results] == [None]
+
+
+def test_models_of_two_tasks_and_damaged_ones(tmp_path: Path) -> None:
+    write_model(tmp_path / "a.onnx")
+    (tmp_path / "b.onnx").write_bytes(b"no model")
+    with pytest.warns(UserWarning, match=r"left out: .*b\.onnx"):
+        assert [each.path.name for each in read_candidates(find_models(tmp_path), 10**6)] == ["a.onnx"]
+    classifier(tmp_path / "b.onnx")
+    with pytest.raises(InputError, match=r"a\.onnx and .*b\.onnx are models of two tasks, whose kind"):
+        read_candidates(find_models(tmp_path), 10**6)
+
+
+def test_a_model_that_draws_is_known_by_its_metadata(tmp_path: Path) -> None:
+    drawing = {"size": [4, 4], "levels": 2, "state": 1}
+    fields: dict[str, Any] = {"layout": "N L C", "window": (1,), "kind": "density", "drawing": drawing}
+    fields |= {"output_names": ("y", "next_state"), "further_windows": (None,)}
+    write_model(tmp_path / "b.onnx", axes=3, **fields)
+    write_model(tmp_path / "model-drawing.onnx")
+    models = read_candidates(find_models(tmp_path), 10**6)
+    assert [each.path.name for each in models] == ["model-drawing.onnx"]
