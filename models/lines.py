@@ -24,6 +24,8 @@ MIN_STD = 1e-3  # of the pixels of a line, in units of the input: an empty line 
 class Convolution(nn.Module):
     """A convolution, batch normalisation and rectification, without regard to padding.
 
+    In training, mean and deviation are those of the valid positions alone.
+
     Args:
         channels: C of x.
         features: F of y.
@@ -52,10 +54,25 @@ class Convolution(nn.Module):
 
         A sample is seen as if zeros surrounded it, whether it is padded or not.
         """
-        y = self.norm(self.convolution(x))
-        y = (y + x if self.residual else y).relu()
+        y = self.convolution(x)
         sizes = sizes_in_windows(sizes, (self.stride, self.stride))
-        return y if sizes is None else y * valid_mask(y.shape[2:], sizes)[:, None], sizes
+        valid = None if sizes is None else valid_mask(y.shape[2:], sizes)  # (N, h, w)
+        masks = valid is not None and not self.norm.training
+        y = self.norm(y) if valid is None or masks else _normalise_valid(self.norm, y, valid)
+        y = (y + x if self.residual else y).relu()
+        return y * valid[:, None] if valid is not None and masks else y, sizes
+
+
+def _normalise_valid(norm: nn.BatchNorm2d, x: Tensor, valid: Tensor) -> Tensor:
+    """Normalise the valid positions (N, h, w) of x (N, C, h, w) as if there were no others; 0 elsewhere."""
+    x = x.permute(0, 2, 3, 1)
+    rows, positions = x.flatten(0, 2), valid.flatten().nonzero().squeeze(1)  # (N·h·w, C), (P,)
+    # one image of one row, in the memory format that torch normalises fastest
+    image = rows.index_select(0, positions).t()[None, :, None]  # (1, C, 1, P)
+    normal: Tensor = norm(image).squeeze(2).squeeze(0).t()
+    y = torch.zeros_like(rows, dtype=normal.dtype).index_copy(0, positions, normal)
+    grid: Tensor = y.unflatten(0, x.shape[:3])
+    return grid.permute(0, 3, 1, 2)
 
 
 class LineRecognizer(HubModel):

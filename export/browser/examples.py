@@ -74,7 +74,7 @@ def page_examples(
         config = checkpoint.config
         if not config.data:
             config = replace(config, size=format_size(metadata.grid_like(config.grid)))
-        samples = list(_samples(load_task(config, checkpoint.spec, data), metadata))
+        samples = list(_samples(load_task(config, checkpoint.spec, data, run.read_samples()), metadata))
     except MDLSTMError as error:
         on_message(f"no examples: {error}")
         return []

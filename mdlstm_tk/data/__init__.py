@@ -6,6 +6,7 @@ metrics         error metrics of each kind of task
 sampling        seeded random numbers, shuffling, stratified splits
 augmentation    random crops and distortion of training images
 user_data       a task from a user's own files, which consists of:
+  splits          which samples are trained on, validated with and tested on
   folders         listing of folders of images, and of images with masks, targets and texts
   pages           listing of lines of text on pages, and of images with transcripts
   arrays          listing of .npz files

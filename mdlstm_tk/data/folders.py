@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,8 +115,26 @@ def read_lines(file: Path) -> list[str]:
         raise InputError(f"{file}: {error}") from None
 
 
-def _image(path: Path, file: Path, read_target: Callable[[], Any]) -> RawSample:
-    return RawSample(os.path.relpath(file, path), partial(read_pixels, file), read_target, is_image=True)
+def by_stem(folder: Path, files: Iterable[Path]) -> dict[Path, list[Path]]:
+    """Return the files of each name, which are paths in a folder without suffix."""
+    files_of: dict[Path, list[Path]] = {}
+    for file in files:
+        files_of.setdefault(file.relative_to(folder).with_suffix(""), []).append(file)
+    return files_of
+
+
+def refuse_twins(files: Sequence[Path]) -> str:
+    """Return the reason why files of one name cannot be used, or "" if there is only one."""
+    names = " and ".join(f"{file.parent.name}/{file.name}" for file in files)
+    return f"{names} have one name; keep one of them" if len(files) > 1 else ""
+
+
+def _image(path: Path, file: Path, read_target: Callable[[], Any], reason: str = "") -> RawSample:
+    """Return the sample of an image, which cannot be used if there is a reason."""
+    name = os.path.relpath(file, path)
+    if reason:
+        return RawSample.unusable(name, reason)
+    return RawSample(name, partial(read_pixels, file), read_target, is_image=True)
 
 
 def _list_pairs(path: Path, kind: Kind) -> Iterator[RawSample]:
@@ -127,17 +145,18 @@ def _list_pairs(path: Path, kind: Kind) -> Iterator[RawSample]:
     if not (images.is_dir() and targets.is_dir()):
         missing = folder if images.is_dir() else "images"
         raise InputError(f"{path}: {missing}/ is missing; expected {FORMATS[kind]}")
-    by_name = {target.relative_to(targets).with_suffix(""): target for target in find_images(targets)}
-    names = {image: image.relative_to(images).with_suffix("") for image in find_images(images)}
-    unpaired = sorted(map(str, by_name.keys() - set(names.values())))
-    for image, name in names.items():
+    by_name, images_of = (by_stem(folder, find_images(folder)) for folder in (targets, images))
+    unpaired = sorted(map(str, by_name.keys() - images_of.keys()))
+    for image in find_images(images):
+        name = image.relative_to(images).with_suffix("")
         if name in by_name:
-            yield _image(path, image, partial(read, by_name[name]))
+            reason = refuse_twins(images_of[name]) or refuse_twins(by_name[name])
+            yield _image(path, image, partial(read, by_name[name][0]), reason)
             continue
         reason = f"it has no file of the same name in {folder}/"
         prefixes = tuple(f"{name}{separator}" for separator in "_-. ")
         if similar := next((target for target in unpaired if target.startswith(prefixes)), None):
-            file = by_name[Path(similar)]
+            file = by_name[Path(similar)][0]
             reason += f"; rename {file.relative_to(targets)} to {name}{file.suffix}"
         yield RawSample.unusable(os.path.relpath(image, path), reason)
 

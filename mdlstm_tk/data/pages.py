@@ -100,16 +100,17 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
 def list_transcripts(path: Path) -> Iterator[RawSample]:
     """List the images below a folder that have a text in a file beside them."""
     files = folders.find_files(path)
-    images = {file.with_suffix(""): file for file in files if file.suffix.lower() in IMAGE_SUFFIXES}
+    images_of = folders.by_stem(path, (file for file in files if file.suffix.lower() in IMAGE_SUFFIXES))
     for file in files:
         if file.name.endswith(TRANSCRIPT):
             stem = file.with_name(file.name.removesuffix(TRANSCRIPT))
-            image = images.get(stem, stem.with_name(f"{stem.name}.png"))
-            yield RawSample(
-                os.path.relpath(image, path),
-                partial(read_pixels, image),
-                partial(_read_transcript, file),
-                is_image=True,
+            images = images_of.get(stem.relative_to(path), [stem.with_name(f"{stem.name}.png")])
+            name, reason = os.path.relpath(images[0], path), folders.refuse_twins(images)
+            read_x, read_y = partial(read_pixels, images[0]), partial(_read_transcript, file)
+            yield (
+                RawSample.unusable(name, reason)
+                if reason
+                else RawSample(name, read_x, read_y, is_image=True)
             )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import blake2b
 from typing import Any, overload
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.data.images import is_grey
-from mdlstm_tk.data.spec import Array, Extents, Floats, Kind, RawSample, Resize, Sample
+from mdlstm_tk.data.spec import Array, Extents, Floats, Kind, RawSample, Resize, Sample, SampleId
 from mdlstm_tk.data.targets import normalise
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import Preprocessing
@@ -48,12 +49,14 @@ class Survey:
 
     Attributes:
         sample: the sample.
+        identity: its name, and the digest of its content.
         extents: of its grid, as the network will see it.
         moments: of x, with one channel if the sample is a grey image.
         target: the name of the class, the text, the `RawMask.distinct`, or the `Moments` of the target.
     """
 
     sample: RawSample
+    identity: SampleId
     extents: Extents
     moments: Moments
     target: Any
@@ -116,7 +119,11 @@ def _survey(sample: RawSample, kind: Kind, resize: Resize) -> Survey | str:
             raise InputError(f"its values lie in [{x.min():g}, {x.max():g}], expected [0, 1]")
     except InputError as reason:
         return f"{sample.name}: {reason}"
-    return Survey(sample, extents, moments, target)
+    if sample.is_image and moments.channels == 1:
+        x = x.reshape(*grid, -1)[..., 0]  # a grey image that is stored with colours is the same image
+    digest = blake2b(f"{x.dtype.str}{x.shape}".encode(), digest_size=8)
+    digest.update(np.ascontiguousarray(x).data)
+    return Survey(sample, SampleId(digest.hexdigest(), sample.name), extents, moments, target)
 
 
 def _moments(pixels: Array, is_image: bool, resize: Resize) -> tuple[Moments, Extents]:

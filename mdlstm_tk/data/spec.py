@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import isfinite
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,18 @@ Metrics = dict[str, tuple[float, float]]  # name → (sum of errors, number of e
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SPLITS: tuple[Split, ...] = get_args(Split)
 UNLABELLED = -1  # the class of positions that have no label, and of padding
+
+
+class SampleId(NamedTuple):
+    """A sample of the user's data among the samples of a run.
+
+    Attributes:
+        digest: of its image or numbers, whatever file they are in: 16 hexadecimal digits.
+        name: what it was called.
+    """
+
+    digest: str
+    name: str
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from mdlstm_tk.data.spec import (
     Kind,
     Metrics,
     Sample,
+    SampleId,
     Split,
     TaskSpec,
 )
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.data.user_data import TextExtent
 
 WHOLE_BATCH = slice(None)
+MAX_EXAMINED_BATCHES = 500  # to know how large they are
 MAX_EVALUATION_BATCH = 64  # samples
 MAX_EVALUATION_POSITIONS = 2**19  # in a batch, so that large images are evaluated in less memory
 
@@ -52,9 +54,10 @@ class Task(ABC):
         spec: what networks are built from.
         kind: kind of the task.
         defaults: the settings of `TrainConfig` that suit the task.
-        names: the names of the samples of each split, which a run remembers; empty if they have none.
+        names: the names of the samples of each split; empty if they have none.
         groups: for each sample of a split, the name of what it shares with others (a writer, a page);
             empty if samples are independent.
+        identities: the samples of each split, in order; empty if samples are generated.
         summary: lines that describe the data to the user.
         texts: of kind "transcribe", those of the training split; None if batches are to be asked for some.
         text_extents: of kind "transcribe", the room of the text of each sample; empty if all have enough.
@@ -66,6 +69,7 @@ class Task(ABC):
     spec: TaskSpec
     names: Mapping[Split, Sequence[str]] = MappingProxyType({})
     groups: Mapping[Split, Sequence[str]] = MappingProxyType({})
+    identities: Mapping[Split, Sequence[SampleId]] = MappingProxyType({})
     summary: Sequence[str] = ()
     texts: Sequence[str] | None = None
     text_extents: Sequence[TextExtent] = ()
@@ -120,6 +124,18 @@ class Task(ABC):
         return min(max(MAX_EVALUATION_POSITIONS // prod(self.spec.size), 1), MAX_EVALUATION_BATCH)
 
     @property
+    def extents(self) -> npt.NDArray[np.int64]:
+        """(M, D) the extents that samples have."""
+        return np.array([self.spec.size])
+
+    def largest_batch(self, seed: int, count: int) -> Extents:
+        """Return the extents that batches of `count` training samples are padded to at most.
+
+        Of many different samples this is an estimate: an epoch has too many batches to know all.
+        """
+        return self.spec.size
+
+    @property
     def has_mixed_sizes(self) -> bool:
         """True if samples have different extents, or a trained network will see others."""
         return False
@@ -172,11 +188,21 @@ class DatasetTask(Task):
         self.crop = crop
         if extents is not None and crop is not None:
             extents = np.minimum(extents, crop)
+        self._extents = extents
         self._ranks = None if extents is None or (extents == extents[0]).all() else shape_order(extents)
 
     @property
     def has_mixed_sizes(self) -> bool:
         return self._ranks is not None or self.crop is not None
+
+    def largest_batch(self, seed: int, count: int) -> Extents:
+        extents = [self.extents]
+        if self._ranks is not None and self._extents is not None:
+            for step in range(min(-(-len(self._ranks) // count), MAX_EXAMINED_BATCHES)):
+                indices = [k for _, k in bucketed_draws(seed, self._ranks, step, count)]
+                extents.append(self._extents[indices].max(axis=0, keepdims=True))
+        candidates = np.concatenate(extents)
+        return tuple(map(int, candidates[candidates.prod(axis=1).argmax()]))
 
     def count(self, split: Split) -> int:
         return len(self.sets.get(split, ()))

@@ -12,29 +12,26 @@ described in `masks`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import arrays, folders, pages
-from mdlstm_tk.data.idx import find_idx, list_idx
+from mdlstm_tk.data.idx import list_idx
 from mdlstm_tk.data.samples import LazySamples, MemoryBudget, Survey, channel_moments, survey_samples
-from mdlstm_tk.data.sampling import shape_order, stratified_mask
-from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample, Resize, Split, TaskSpec
+from mdlstm_tk.data.sampling import shape_order
+from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample, Resize, SampleId, Split, TaskSpec
+from mdlstm_tk.data.splits import SPLIT_NAMES, describe_formats, divide, find_sources, hold_out, in_order_of
 from mdlstm_tk.data.targets import Targets, fit_targets, normalise
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 
-SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
-    "train": ("train",),
-    "validation": ("val", "validation", "valid"),
-    "test": ("test",),
-}
 CACHE_BYTES = 2**28  # default for the memory that decoded images may take
 MAX_SKIPPED_SHOWN = 10  # skipped samples that a summary lists
 MAX_COLOUR_CHANNELS = 4  # more look like an axis of the grid
@@ -80,13 +77,17 @@ class TextExtent(NamedTuple):
     """The room that the text of a sample has, and the room it needs.
 
     Attributes:
+        split: its split.
         name: name of the sample.
+        text: the text.
         width: columns of its image.
         ctc_steps: steps that CTC needs to spell the text: one per character, and a blank between two
             equal ones.
     """
 
+    split: Split
     name: str
+    text: str
     width: int
     ctc_steps: int
 
@@ -97,10 +98,12 @@ class UserDataTask(DatasetTask):
     Attributes:
         groups: for each sample what it belongs to: the prefix in splits.json, else the page, else itself.
         skipped: name and reason of each sample that cannot be used.
+        extents: those of the samples of all splits, each once.
         has_mixed_sizes: True if samples of any split differ in extents, or are cropped.
     """
 
     skipped: Sequence[str] = ()
+    extents: npt.NDArray[np.int64] = np.empty((0, 0), np.int64)
     has_mixed_sizes: bool = False
 
     def sample_name(self, split: Split, index: int) -> str:
@@ -118,7 +121,7 @@ def read_data(
     crop: Extents | None = None,
     cache_bytes: int = CACHE_BYTES,
     levels: int = 2,
-    held_out: Collection[str] | None = None,
+    known: Mapping[Split, Sequence[SampleId]] | None = None,
 ) -> UserDataTask:
     """Read a file or folder as a task.
 
@@ -134,14 +137,15 @@ def read_data(
         crop: extents of the part of each sample that is used, see `DatasetTask`.
         cache_bytes: how much of the data may be kept in memory.
         levels: levels of each channel, of kind "density".
-        held_out: names of the samples to hold out, with their pages, instead of a random share.
+        known: the samples of a run, which keep their order, whatever they are called now. Those that it
+            held out are held out again, with their pages, instead of a random share.
 
     Raises:
         InputError: the path does not exist, has another layout, contains no usable sample, or cannot be
             resized or cropped.
         MissingExtraError: Pillow is not installed.
     """
-    sources = _find_sources(path, kind)
+    sources, notes = find_sources(path, kind)
     if crop is not None and kind == "transcribe":
         raise InputError(f"crop={format_size(crop)} would cut texts off; use resize=... instead")
     is_arrays = sources["train"].suffix == ".npz"
@@ -154,7 +158,6 @@ def read_data(
     budget = MemoryBudget(cache_bytes)
     splits: dict[Split, list[Survey]] = {}
     skipped: list[str] = []
-    notes: list[str] = []
     for split, source in sources.items():
         samples, new_notes = _list_samples(source, kind, budget)
         notes += new_notes
@@ -163,9 +166,9 @@ def read_data(
         splits[split], unusable = survey_samples(samples, kind, resize)
         skipped += unusable
     if prefixes:
-        splits, new_notes = _divide(splits["train"], prefixes)
+        splits, new_notes = divide(splits["train"], prefixes)
         notes += new_notes
-    formats = f"a task of kind {kind} expects {_formats(kind)}"
+    formats = f"a task of kind {kind} expects {describe_formats(kind)}"
     if not splits["train"]:
         reasons = "; ".join([*skipped[:3], *notes])
         raise InputError(
@@ -189,12 +192,14 @@ def read_data(
     except InputError as error:
         raise InputError(f"{path}: {error}; {formats}") from None
     if not splits.get("validation"):
-        splits["train"], splits["validation"] = _hold_out(splits["train"], kind, validation, seed, held_out)
+        splits["train"], splits["validation"] = hold_out(splits["train"], kind, validation, seed, known)
         if not splits["train"]:
             raise InputError(
                 f"{path}: all samples that are left were held out for validation when the run began; add "
                 "samples to train on"
             )
+    for split, each in splits.items():
+        splits[split] = in_order_of(each, (known or {}).get(split, ()))
     extents = {
         split: np.array([survey.extents for survey in each], np.int64).reshape(-1, ndim)
         for split, each in splits.items()
@@ -210,43 +215,24 @@ def read_data(
     }
     task = UserDataTask(spec, sets, augment, extents=extents["train"], crop=crop)
     task.names = {split: [survey.sample.name for survey in each] for split, each in splits.items()}
+    task.identities = {split: [survey.identity for survey in each] for split, each in splits.items()}
     task.groups = {
         split: [pages.prefix_of(survey.sample.group, prefixes) or survey.sample.group for survey in each]
         for split, each in splits.items()
     }
     task.skipped = skipped
+    task.extents = np.unique(all_extents if crop is None else np.minimum(all_extents, crop), axis=0)
     task.has_mixed_sizes = crop is not None or bool((all_extents != all_extents[0]).any())
     task.summary = _summarise(path, sources, task, all_extents, [*targets.lines, *notes])
     if kind == "transcribe":
         task.texts = [normalise(survey.target) for survey in splits["train"]]
-        task.text_extents = [_text_extent(survey, targets) for survey in surveys]
+        task.text_extents = [
+            _text_extent(split, survey, targets) for split, each in splits.items() for survey in each
+        ]
     if not is_arrays:
         in_use = cache_bytes - budget.bytes_left
         task.cache_bytes = max(in_use, min(cache_bytes, _decoded_bytes(all_extents, spec)))
     return task
-
-
-def _find_sources(path: Path, kind: Kind) -> dict[Split, Path]:
-    """Return the file or folder of each split: `path` is the training split if it has no train/."""
-    if not path.exists():
-        raise InputError(f"there is no file or folder {path}, which data=... names")
-    if kind == "density" and (files := find_idx(path)):
-        return files
-    sources: dict[Split, Path] = {}
-    for split, names in SPLIT_NAMES.items():
-        candidates = [path / f"{name}{suffix}" for name in names for suffix in ("", ".npz")]
-        sources.update((split, source) for source in candidates if source.exists())
-    sources = sources if "train" in sources else {"train": path}
-    for source in sources.values():
-        is_arrays = source.suffix == ".npz" and source.is_file()
-        if is_arrays != (sources["train"].suffix == ".npz") or not (is_arrays or source.is_dir()):
-            raise InputError(f"{source} is not what a task of kind {kind} expects: {_formats(kind)}")
-    return sources
-
-
-def _formats(kind: Kind) -> str:
-    """Describe the data that a kind of task can be read from."""
-    return " or ".join(formats[kind] for formats in (folders.FORMATS, arrays.FORMATS))
 
 
 def _list_samples(source: Path, kind: Kind, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
@@ -259,44 +245,10 @@ def _list_samples(source: Path, kind: Kind, budget: MemoryBudget) -> tuple[list[
     return list(list_idx(source) if source.is_file() else folders.list_folder(source, kind)), []
 
 
-def _divide(
-    surveys: Sequence[Survey], prefixes: Mapping[str, Split]
-) -> tuple[dict[Split, list[Survey]], list[str]]:
-    """Divide samples by the prefixes of splits.json; also returns a note on files that match none."""
-    splits: dict[Split, list[Survey]] = {split: [] for split in prefixes.values()}
-    unmatched: list[Survey] = []
-    for survey in surveys:
-        prefix = pages.prefix_of(survey.sample.group, prefixes)
-        (unmatched if prefix is None else splits[prefixes[prefix]]).append(survey)
-    files = list(dict.fromkeys(survey.sample.group for survey in unmatched))
-    hidden = f" and {len(files) - MAX_SKIPPED_SHOWN} more" if len(files) > MAX_SKIPPED_SHOWN else ""
-    listing = ", ".join(files[:MAX_SKIPPED_SHOWN]) + hidden
-    splits.setdefault("train", [])
-    return splits, [f"files that splits.json does not name, left out: {listing}"] if files else []
-
-
 def _read_mask_names(path: Path, kind: Kind) -> list[str]:
     """Return the lines of classes.txt, which names the values of masks; of other kinds it is not read."""
     file = path / "classes.txt"
     return folders.read_lines(file) if kind == "segment" and file.is_file() else []
-
-
-def _hold_out(
-    surveys: list[Survey], kind: Kind, share: float, seed: int, names: Collection[str] | None
-) -> tuple[list[Survey], list[Survey]]:
-    """Divide samples into those to train on and those to validate with, by name or stratified by class.
-
-    Samples of a group stay together.
-    """
-    if names is None:
-        classes = {survey.sample.group: survey.target if kind == "classify" else "" for survey in surveys}
-        mask = stratified_mask(list(classes.values()), share, seed).tolist()
-        held_out = {group for group, is_out in zip(classes, mask, strict=True) if is_out}
-    else:
-        all_names = set(names)
-        held_out = {survey.sample.group for survey in surveys if survey.sample.name in all_names}
-    train = [survey for survey in surveys if survey.sample.group not in held_out]
-    return train, [survey for survey in surveys if survey.sample.group in held_out]
 
 
 def _describe_task(
@@ -331,10 +283,10 @@ def _describe_task(
     )
 
 
-def _text_extent(survey: Survey, targets: Targets) -> TextExtent:
+def _text_extent(split: Split, survey: Survey, targets: Targets) -> TextExtent:
     text = targets.encode(survey.target)
     repeats = sum(a == b for a, b in pairwise(text))
-    return TextExtent(survey.sample.name, survey.extents[1], len(text) + repeats)
+    return TextExtent(split, survey.sample.name, survey.target, survey.extents[1], len(text) + repeats)
 
 
 def _decoded_bytes(extents: Array, spec: TaskSpec) -> int:

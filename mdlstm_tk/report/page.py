@@ -27,6 +27,7 @@ from mdlstm_tk.report.plots import svg_curves, svg_reliability
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
 from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, load_task
 from mdlstm_tk.training.networks import count_parameters
+from mdlstm_tk.training.tasks import describe_overlap
 from mdlstm_tk.training.text_errors import describe_lines
 
 PERCENT_METRICS = ("error", "character_error", "word_error", "string_error", "unexplained")
@@ -81,11 +82,14 @@ def render_report(
             on_message(export.stale)
     evaluation, drawings, problem = None, None, ""
     try:
-        task = load_task(config, spec, data)
+        known = run.read_samples()
+        task = load_task(config, spec, data, known)
     except (InputError, MissingExtraError) as error:
         problem = str(error)
         on_message(f"no examples: {problem}")
     else:
+        for line in describe_overlap(task.identities, (known or {}).get("train", ())):
+            on_message(line)
         on_message(f"evaluating {config.model} on {task.name}")
         decoding = run.read_decoding(checkpoint.step if spec.kind == "transcribe" else None)
         evaluation = evaluate_split(network, task, config, decoding)

@@ -27,6 +27,7 @@ from mdlstm_tk.runtime.ctc import Fusion, best_path, posteriors, scaled_log_prob
 from mdlstm_tk.runtime.decoding import BEAM, Decoding
 from mdlstm_tk.runtime.text_order import Direction, reorder
 from mdlstm_tk.training.evaluation import predict
+from mdlstm_tk.training.networks import columns_per_step
 from mdlstm_tk.training.text_errors import line_steps
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def validation_lines(job: TrainingJob) -> list[LineLogits]:
     job.network.eval()  # training leaves it with dropout, and with statistics that follow its batches
     for batch in batches(task, "validation", job.config.seed, task.evaluation_batch):
         logits = predict(job.network, batch, device, "fp32").cpu().numpy()  # as exported files compute
-        counts = line_steps(batch, logits.shape[1])
+        counts = line_steps(batch, logits.shape[1], columns_per_step(job.network))
         for line, count, y in zip(logits, counts.tolist(), batch.y, strict=True):
             if index in indices:
                 visual = "".join(task.spec.classes[k - 1] for k in y if k > 0)

@@ -123,10 +123,13 @@ class Checkpoint:
         if average is not None:
             self._load(average, _below("average.", self.tensors))
         moments: dict[int, dict[str, Tensor]] = {}
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for name, tensor in _below("optimizer.", self.tensors).items():
             index, _, key = name.partition(".")
-            # A copy: the optimizer updates its state in place, and this checkpoint must not change.
-            moments.setdefault(int(index), {})[key] = tensor.clone()
+            # A copy: the optimizer updates its state in place, and this checkpoint must not change. It goes
+            # through memory in the order of the parameter, which may be channels-last.
+            like = parameters[int(index)] if tensor.dim() else tensor
+            moments.setdefault(int(index), {})[key] = torch.empty_like(like).copy_(tensor)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
     def _load(self, module: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data import Task
+from mdlstm_tk.data import Split, Task
+from mdlstm_tk.data.spec import SampleId
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.models import model_options
 from mdlstm_tk.training import distributed
@@ -23,7 +24,15 @@ from mdlstm_tk.training.networks import build_network, fit_config, texts_without
 from mdlstm_tk.training.run_folder import Run, new_run, open_run
 from mdlstm_tk.training.run_state import RunState
 from mdlstm_tk.training.settings import configure_resumed
-from mdlstm_tk.training.tasks import describe_changes, find_data, load_task, make_task, remember_data
+from mdlstm_tk.training.tasks import (
+    describe_changes,
+    describe_overlap,
+    find_data,
+    listing,
+    load_task,
+    make_task,
+    remember_data,
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class TrainingJob:
         checkpoint: the last checkpoint of a run that goes on; None for a new one.
         best: the best one until then.
         notes: notes for the user on data, network and memory, one line each.
+        samples: the user's samples that the run has had so far, by split.
     """
 
     config: TrainConfig
@@ -49,6 +59,7 @@ class TrainingJob:
     checkpoint: Checkpoint | None = None
     best: Checkpoint | None = None
     notes: tuple[str, ...] = ()
+    samples: Mapping[Split, Sequence[SampleId]] = field(default_factory=dict)
 
     @property
     def steps_done(self) -> int:
@@ -98,12 +109,16 @@ def new_job(
     task = task or make_task(config)
     config = fit_config(config, task)
     network, notes = _build(config, task, context)
+    trained: Sequence[SampleId] = ()
     if config.init:
-        checkpoint = load_checkpoint(open_run(Path(config.init)).checkpoint)
-        notes += checkpoint.start(network, config, task.spec)
+        source = open_run(Path(config.init))
+        notes += load_checkpoint(source.checkpoint).start(network, config, task.spec)
+        trained = (source.read_samples() or {}).get("train", ())
+    notes += tuple(describe_overlap(task.identities, trained))
     path = new_run(run_name(config, task), folder, force).folder if context.is_main else Path()
     run = Run(context.broadcast(path))
-    return TrainingJob(remember_data(config, run.folder), task, network, run, context, notes=notes)
+    config = remember_data(config, run.folder)
+    return TrainingJob(config, task, network, run, context, notes=notes, samples=task.identities)
 
 
 def resume_job(
@@ -142,15 +157,23 @@ def resume_job(
     checkpoint = replace(checkpoint, state=state)
     require_packages(config)
     context = distributed.init(config.device)
-    old_names = run.read_samples()
+    known = run.read_samples()
     if task is None:
-        task = load_task(config, checkpoint.spec, config.data, old_names and old_names["validation"])
+        task = load_task(config, checkpoint.spec, config.data, known)
     config = remember_data(replace(config, size=format_size(task.spec.size)), folder)
+    now, samples = task.identities, dict(known or {})
+    if known and now:
+        changes += describe_changes(known, now)
+    elif now:
+        changes.append(f"{run.samples} is missing, so samples that were trained on are not known")
+    changes += describe_overlap(now, samples.get("train", ()))
+    for split, each in now.items():
+        seen = dict.fromkeys(samples.get(split, ()))
+        samples[split] = [*samples.get(split, ()), *(identity for identity in each if identity not in seen)]
     network, notes = _build(config, task, context)
-    if old_names and task.names:
-        changes += describe_changes(old_names, task.names)
-    notes = (*changes, *notes)
-    return TrainingJob(config, task, network, run, context, checkpoint, best or checkpoint, notes)
+    return TrainingJob(
+        config, task, network, run, context, checkpoint, best or checkpoint, (*changes, *notes), samples
+    )
 
 
 def require_work_left(config: TrainConfig, run: Run, state: RunState) -> None:
@@ -199,13 +222,14 @@ def _build(
     notes = list(task.summary)
     if config.data and config.windows:
         notes.append(f"windows of {config.windows} positions; choose others with windows=...")
-    if names := texts_without_room(network, task):
+    if texts := texts_without_room(network, task):
         has_windows = "windows" in model_options(config.model, task.spec.kind)
         remedy = "windows=2x1,2x1" if has_windows else "a larger resize=..., or model=md"
-        notes.append(
-            f"{len(names)} texts ({names[0]} is the first) need more steps than the network makes of "
-            f"their images, so nothing is learned from them; try {remedy}"
-        )
+        named = listing([f"{each.name}: {each.text:.40}" for each in texts])
+        line = f"{len(texts)} texts need more steps than the network makes of their images ({named})"
+        if sum(each.split == "train" for each in texts) == task.count("train"):
+            raise InputError(f"{line}, among them all that it would be trained on; try {remedy}")
+        notes.append(f"{line}, so nothing is learned from them; try {remedy}")
     if memory:
         notes.append(memory)
     return network, tuple(notes)

@@ -195,8 +195,8 @@ def _metrics_writer(
     run.start(resume=job.checkpoint is not None)
     with atomic_write(run.config) as temporary:
         temporary.write_text(config.to_toml(), encoding="utf-8")
-    if job.task.names and not run.samples.exists():
-        run.write_samples(job.task.names)
+    if job.samples:
+        run.write_samples(job.samples)
     run.write_metrics(records)
     events = None
     if config.tensorboard:

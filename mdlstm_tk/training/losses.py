@@ -13,11 +13,12 @@ from mdlstm_tk._util.masking import valid_mask
 from mdlstm_tk.data import UNLABELLED, Batch, TaskSpec
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.training.config import TrainConfig
+from mdlstm_tk.training.text_errors import line_steps
 
 AUXILIARY_WEIGHT = 0.3  # in the loss, relative to the prediction itself
 
 
-def loss_of(prediction: Tensor, batch: Batch, spec: TaskSpec) -> Tensor:
+def loss_of(prediction: Tensor, batch: Batch, spec: TaskSpec, columns: int | None = None) -> Tensor:
     """The mean over the samples of the loss of each sample, as a float32 scalar.
 
     By kind of task, the loss of a sample is
@@ -26,7 +27,8 @@ def loss_of(prediction: Tensor, batch: Batch, spec: TaskSpec) -> Tensor:
                       targets where the spec has it
         "classify"    cross entropy
         "segment"     cross entropy averaged over labelled positions
-        "transcribe"  CTC (Graves et al. 2006), divided by the length of the text
+        "transcribe"  CTC (Graves et al. 2006), divided by the length of the text; samples without room for
+                      their text are left out
         "density"     negative log-probability in nats, averaged over the values at valid positions
 
     Args:
@@ -34,13 +36,15 @@ def loss_of(prediction: Tensor, batch: Batch, spec: TaskSpec) -> Tensor:
             demands.
         batch: holds the targets.
         spec: of the task.
+        columns: of kind "transcribe", the columns of x under one step; None if the network does not say it.
     """
     prediction = prediction.float()
     y = torch.from_numpy(batch.y).to(prediction.device)
     if spec.kind == "classify":
         return F.cross_entropy(prediction, y)
     if spec.kind == "transcribe":
-        return _ctc_loss(prediction, y)
+        lengths = torch.from_numpy(line_steps(batch, prediction.shape[1], columns))
+        return _ctc_loss(prediction, y, lengths.to(y.device))
     if spec.kind == "segment":
         labelled = y != UNLABELLED
         losses = F.cross_entropy(prediction.movedim(-1, 1), y, ignore_index=UNLABELLED, reduction="none")
@@ -62,19 +66,22 @@ def _mean_of_positions(losses: Tensor, batch: Batch) -> Tensor:
     return (valid.flatten(1).sum(1) / sizes.prod(1)).mean()
 
 
-def _ctc_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """CTC loss of logits (N, T, 1 + characters) and texts (N, L) that end with zeros.
-
-    All samples count as T columns long: after its end, a sample's logits predict the blank with certainty.
-    """
+def _ctc_loss(logits: Tensor, y: Tensor, lengths: Tensor) -> Tensor:
+    """CTC loss of logits (N, T, 1 + characters), of which `lengths` (N,) steps count, and texts (N, L) that
+    end with zeros."""
     log_probabilities = logits.log_softmax(-1).transpose(0, 1)  # (T, N, 1 + characters)
-    lengths = y.new_full((len(y),), len(log_probabilities))
-    return F.ctc_loss(log_probabilities, y, lengths, (y > 0).sum(1), zero_infinity=True)
+    characters = (y > 0).sum(1)
+    repeats = ((y[:, 1:] == y[:, :-1]) & (y[:, 1:] > 0)).sum(1)
+    has_room = characters + repeats <= lengths
+    losses = F.ctc_loss(log_probabilities, y, lengths, characters, reduction="none", zero_infinity=True)
+    return (losses * has_room / characters.clamp(min=1)).sum() / has_room.sum().clamp(min=1)
 
 
-def total_loss(predictions: Sequence[Tensor], batch: Batch, spec: TaskSpec) -> Tensor:
+def total_loss(
+    predictions: Sequence[Tensor], batch: Batch, spec: TaskSpec, columns: int | None = None
+) -> Tensor:
     """The loss of the prediction, plus `AUXILIARY_WEIGHT` times that of each auxiliary one."""
-    losses = [loss_of(prediction, batch, spec) for prediction in predictions]
+    losses = [loss_of(prediction, batch, spec, columns) for prediction in predictions]
     return losses[0] + AUXILIARY_WEIGHT * sum(losses[1:], torch.zeros_like(losses[0]))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import Task
+from mdlstm_tk.data.spec import Extents
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import model_options
 from mdlstm_tk.runtime.providers import available_memory as machine_memory
@@ -47,7 +48,7 @@ def check_memory(config: TrainConfig, task: Task, samples: int, device: torch.de
 
     Args:
         config: what to train.
-        task: the task; a batch of samples of its largest size is assumed.
+        task: the task; its largest batch is assumed.
         samples: samples of a batch that this process handles.
         device: device of the training.
 
@@ -89,11 +90,11 @@ def estimate_memory(config: TrainConfig, task: Task, samples: int) -> MemoryEsti
     Raises:
         InputError: there is no such network, or it is too large for any machine.
     """
-    spec = task.spec
+    spec, extents = task.spec, task.largest_batch(config.seed, config.batch_size)
     try:
         with torch.device("meta"):
             network = build_network(config, spec)
-        backward = _backward_bytes(network, task, samples)
+        backward = _backward_bytes(network, task, samples, extents)
     except InputError:
         raise
     except Exception as error:
@@ -102,7 +103,7 @@ def estimate_memory(config: TrainConfig, task: Task, samples: int) -> MemoryEsti
                 f"the network '{config.model}' is too large for any machine; try a smaller hidden or layers"
             ) from None
         return None  # a network of the user's own may need values
-    input_bytes = samples * spec.channels * FLOAT_BYTES * prod(spec.size)
+    input_bytes = samples * spec.channels * FLOAT_BYTES * prod(extents)
     cache = task.cache_bytes * max(config.workers, 1)
     return MemoryEstimate(
         weights=(WEIGHT_COPIES + bool(config.average)) * FLOAT_BYTES * count_parameters(network),
@@ -127,8 +128,8 @@ def available_memory() -> int | None:
     return free if memory is None else min(free, max(memory - resident, 0))
 
 
-def _backward_bytes(network: nn.Module, task: Task, samples: int) -> int:
-    """Bytes that a training step holds at most for a batch of the largest size."""
+def _backward_bytes(network: nn.Module, task: Task, samples: int, extents: Extents) -> int:
+    """Bytes that a training step holds at most for a batch of these extents."""
     storages: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ def _backward_bytes(network: nn.Module, task: Task, samples: int) -> int:
         storages[storage._cdata] = storage.nbytes()
         return tensor
 
-    x = torch.empty(samples, *task.spec.size, task.spec.channels, device="meta")
+    x = torch.empty(samples, *extents, task.spec.channels, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         outputs: Tensor | tuple[Tensor, ...] = network.train()(x)
     predictions = outputs if isinstance(outputs, tuple) else (outputs,)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
+from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -20,6 +22,9 @@ from mdlstm_tk.models.heads import NETWORKS
 from mdlstm_tk.models.registry import resolve
 from mdlstm_tk.training.config import TrainConfig, parse_windows
 from mdlstm_tk.training.tasks import make_task
+
+if TYPE_CHECKING:
+    from mdlstm_tk.data.user_data import TextExtent
 
 MAX_POSITIONS = 4096  # that the first level of a network sweeps, unless the user chooses the windows
 
@@ -93,7 +98,7 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
     ndim = len(task.spec.size)
     if ndim != 2:
         window = 1
-        while positions_in_windows(task.spec.size, (window,) * ndim) > MAX_POSITIONS:
+        while most_windows(task.extents, (window,) * ndim) > MAX_POSITIONS:
             window *= 2
         return replace(config, windows=format_size((window,) * ndim)) if window > 1 else config
     # a text of invisible marks needs no room
@@ -101,7 +106,7 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
     max_columns = min(room, default=task.spec.size[1])
     (rows, columns), *later_windows = network.default_windows
     later_columns = combine_windows(network.default_windows)[1] // columns
-    while positions_in_windows(task.spec.size, (rows, columns)) > MAX_POSITIONS:
+    while most_windows(task.extents, (rows, columns)) > MAX_POSITIONS:
         rows *= 2
         if 2 * columns * later_columns <= max_columns:
             columns *= 2
@@ -121,9 +126,9 @@ def windows_of(config: TrainConfig, spec: TaskSpec) -> Sequence[Window]:
     return network.default_windows if network and ndim == 2 else ((1,) * ndim,)
 
 
-def positions_in_windows(size: tuple[int, ...], window: tuple[int, ...]) -> int:
-    """The number of windows on a grid."""
-    return prod(-(-extent // step) for extent, step in zip(size, window, strict=True))
+def most_windows(extents: npt.NDArray[np.int64], window: Window) -> int:
+    """The number of windows on the grid that has most, among grids of some extents (M, D)."""
+    return int((-(-extents // np.array(window))).prod(axis=1).max())
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -131,13 +136,16 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def texts_without_room(network: nn.Module, task: Task) -> list[str]:
-    """Names of the samples whose text needs more steps than the network makes of the sample's image.
+def columns_per_step(network: nn.Module) -> int | None:
+    """The columns of x under one step of a recogniser; None for other networks, which do not say it."""
+    network = network.network if isinstance(network, Normalized) else network
+    return network.stride[1] if isinstance(network, TextRecognizer | LineRecognizer) else None
 
-    CTC cannot spell such a text, so the sample contributes no gradient.
+
+def texts_without_room(network: nn.Module, task: Task) -> list[TextExtent]:
+    """The samples whose text needs more steps than the network makes of the sample's image.
+
+    CTC cannot spell such a text, so the loss leaves the sample out.
     """
-    recognizer = network.network if isinstance(network, Normalized) else network
-    if not isinstance(recognizer, TextRecognizer | LineRecognizer):
-        return []
-    columns_per_step = recognizer.stride[1]
-    return [e.name for e in task.text_extents if -(-e.width // columns_per_step) < e.ctc_steps]
+    columns = columns_per_step(network)
+    return [e for e in task.text_extents if columns and -(-e.width // columns) < e.ctc_steps]

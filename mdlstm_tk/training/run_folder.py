@@ -13,6 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from mdlstm_tk.data.spec import SampleId, Split
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.decoding import Decoding
 from mdlstm_tk.runtime.io.files import atomic_write, is_empty, staging
@@ -58,7 +59,7 @@ class Run:
     times = _File("times.json")
     lm = _File("lm.arpa.gz")  # of kind "transcribe": a character model of the training texts
     decoding = _File("decoding.json")  # how its texts are read
-    samples = _File("samples.json")  # names of the user's samples by split when the run began
+    samples = _File("samples.json")  # digests and names of the user's samples so far, by split
 
     @property
     def checkpoint(self) -> Path:
@@ -123,20 +124,24 @@ class Run:
         """Write `times.json`."""
         self._write(self.times, json.dumps(asdict(times)) + "\n")
 
-    def read_samples(self) -> dict[str, list[str]] | None:
-        """The names of the samples by split; None if there are none.
+    def read_samples(self) -> dict[Split, list[SampleId]] | None:
+        """The samples that the run has had so far, by split; None if there are none.
 
         Raises:
             InputError: the file holds something else.
         """
-        names = self._read_json(self.samples)
-        if names and "validation" not in names:
-            raise InputError(f"{self.samples} holds no names of samples; delete it to go on without them")
-        return names or None
+        values = self._read_json(self.samples)
+        try:
+            samples: Any = {split: [SampleId(*each) for each in pairs] for split, pairs in values.items()}
+        except TypeError:
+            samples = {}
+        if values and not {"train", "validation"} <= samples.keys():
+            raise InputError(f"{self.samples} holds no samples; delete it to go on without them")
+        return samples or None
 
-    def write_samples(self, names: Mapping[Any, Sequence[str]]) -> None:
+    def write_samples(self, samples: Mapping[Split, Sequence[SampleId]]) -> None:
         """Write `samples.json`."""
-        self._write(self.samples, json.dumps(dict(names), indent=1) + "\n")
+        self._write(self.samples, json.dumps(dict(samples)) + "\n")
 
     def read_decoding(self, step: int | None = None) -> Decoding:
         """The decoding that was chosen when training last ended; the default one if there is none.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
@@ -17,7 +18,10 @@ from mdlstm_tk.runtime.choices import Kind
 from mdlstm_tk.training.config import TrainConfig
 
 if TYPE_CHECKING:  # modules of data import NumPy, which the help of the command line does without
-    from mdlstm_tk.data import Task, TaskSpec
+    from mdlstm_tk.data import Split, Task, TaskSpec
+    from mdlstm_tk.data.spec import SampleId
+
+    Samples = Mapping[Split, Sequence[SampleId]]
 
 MAX_POSITIONS = 2**24  # of a grid that a task generates
 # settings that some networks do not have
@@ -25,6 +29,7 @@ OPTIONAL_NETWORK_SETTINGS = ("layers", "cell", "directions", "layer_norm", "wind
 KINDS: tuple[Kind, ...] = get_args(Kind)  # of the user's own data
 SAME_DATA = ("kind", "channels", "classes", "outputs", "mask_values", "preprocessing")  # fields of a spec
 MAX_NAMES_SHOWN = 5
+USES: Mapping[Split, str] = {"train": "trained on", "validation": "validated with", "test": "tested on"}
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -150,12 +155,12 @@ def with_model(config: TrainConfig, model: str, kind: str) -> TrainConfig:
     return replace(config, model=model, **{key: getattr(TrainConfig(), key) for key in missing})
 
 
-def make_task(config: TrainConfig, held_out: Collection[str] | None = None) -> Task:
+def make_task(config: TrainConfig, known: Samples | None = None) -> Task:
     """Create the task of a configuration.
 
     Args:
         config: what to train.
-        held_out: names of the samples of the user's data to validate with, instead of a random share.
+        known: the samples of a run on the user's data, see `read_data`.
 
     Raises:
         InputError: there is no such task, it does not exist in that size, or its data cannot be read.
@@ -189,7 +194,7 @@ def make_task(config: TrainConfig, held_out: Collection[str] | None = None) -> T
         crop=parse_size(config.crop) if config.crop else None,
         cache_bytes=config.cache * 2**20,
         levels=config.levels,
-        held_out=held_out,
+        known=known,
     )
     if config.size and config.grid != task.spec.size:
         raise InputError(
@@ -199,9 +204,7 @@ def make_task(config: TrainConfig, held_out: Collection[str] | None = None) -> T
     return task
 
 
-def load_task(
-    config: TrainConfig, spec: TaskSpec, data: str = "", held_out: Collection[str] | None = None
-) -> Task:
+def load_task(config: TrainConfig, spec: TaskSpec, data: str = "", known: Samples | None = None) -> Task:
     """Create the task of an existing run.
 
     The user's data are read only where the caller names them, as pages that show samples publish them.
@@ -210,7 +213,7 @@ def load_task(
         config: configuration of the run.
         spec: the description of the task that the run was trained on.
         data: where the user's data are, if the run was trained on such.
-        held_out: as for `make_task`.
+        known: as for `make_task`.
 
     Raises:
         InputError: the run was trained on the user's data and `data` does not name them, or it does for
@@ -228,7 +231,7 @@ def load_task(
         config = replace(config, data=data, data_from_run="")
     if config.data and config.task in KINDS:
         config = replace(config, size="")  # the data have their own
-    task = make_task(config, held_out)
+    task = make_task(config, known)
     source = config.data or f"the task {config.task}"
     for name in SAME_DATA:
         actual, expected = getattr(task.spec, name), getattr(spec, name)
@@ -245,31 +248,64 @@ def load_task(
 def _class_difference(actual: tuple[str, ...], expected: tuple[str, ...]) -> str:
     """Name the classes or characters that came or went."""
     added, gone = sorted(set(actual) - set(expected)), sorted(set(expected) - set(actual))
-    parts = [f"new classes {_listing(added)}"] if added else []
-    parts += [f"no samples of {_listing(gone)}"] if gone else []
+    parts = [f"new classes {listing(added)}"] if added else []
+    parts += [f"no samples of {listing(gone)}"] if gone else []
     return " and ".join(parts) or "the classes have another order"
 
 
-def _listing(names: list[str]) -> str:
+def listing(names: list[str]) -> str:
     """The first names, and the number of the others."""
     text = ", ".join(f"'{name}'" for name in names[:MAX_NAMES_SHOWN])
     return text + (f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else "")
 
 
-def describe_changes(before: Mapping[str, Sequence[str]], now: Mapping[Any, Sequence[str]]) -> list[str]:
-    """One line for samples that are missing and one for new ones, each if there are any.
+def describe_changes(before: Samples, now: Samples) -> list[str]:
+    """Say how the samples of a run have changed, one line for each kind of change.
 
     Args:
-        before: names of the samples by split, when the run began.
-        now: the same now.
+        before: all samples that the run has had, by split.
+        now: its samples now.
+
+    Raises:
+        InputError: samples that were trained on are now to be validated with or tested on.
     """
-    old, new = ({name for names in splits.values() for name in names} for splits in (before, now))
+    digests = {split: {each.digest for each in samples} for split, samples in before.items()}
+    names: dict[str, set[str]] = {}
+    for each in chain(*before.values()):
+        names.setdefault(each.digest, set()).add(each.name)
+    present = {each.digest for each in chain(*now.values())}
+    missing = {each.name for each in chain(*before.values()) if each.digest not in present}
+    renamed = {e.name for e in chain(*now.values()) if e.digest in names and e.name not in names[e.digest]}
+    lines = [("samples of the run are missing", missing), ("samples are copied or renamed", renamed)]
+    for split, samples in now.items():
+        added = [each for each in samples if each.digest not in digests.get(split, ())]
+        if leaks := [each.name for each in added if split != "train" and each.digest in digests["train"]]:
+            raise InputError(
+                f"{len(leaks)} samples that the run was trained on are now among those that it is "
+                f"{USES[split]}: {listing(leaks)}; put them back, take them out, or train a new run"
+            )
+        lines.append((f"new samples are {USES[split]}", {e.name for e in added if e.digest not in names}))
+        moved = {each.name for each in added if each.digest in names}
+        lines.append((f"samples of another split are now {USES[split]}", moved))
+    return [f"{len(each)} {text}: {listing(sorted(each))}" for text, each in lines if each]
+
+
+def describe_overlap(now: Samples, trained: Sequence[SampleId] = ()) -> list[str]:
+    """Say which samples are validated with or tested on although they, or their copies, are trained on.
+
+    Args:
+        now: the samples by split.
+        trained: further samples that the network was trained on.
+    """
+    digests = {each.digest for each in (*now.get("train", ()), *trained)}
     lines = []
-    if missing := sorted(old - new):
-        lines.append(f"{len(missing)} samples of the run are missing: {_listing(missing)}")
-    if added := sorted(set(now["train"]) - old):
-        lines.append(f"{len(added)} new samples are trained on: {_listing(added)}")
-    return lines
+    for split in now.keys() - {"train"}:
+        if names := [each.name for each in now[split] if each.digest in digests]:
+            lines.append(
+                f"{len(names)} of the {len(now[split])} samples that the network is {USES[split]} are "
+                f"trained on as well, so its errors are too low: {listing(names)}"
+            )
+    return sorted(lines)
 
 
 def find_data(config: TrainConfig, folder: Path) -> TrainConfig:

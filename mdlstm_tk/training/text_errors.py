@@ -24,6 +24,7 @@ from mdlstm_tk.runtime.shapes import step_width
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.evaluation import evaluate
+from mdlstm_tk.training.networks import columns_per_step
 
 DRAWS = 4000  # of groups, for an interval
 COVERAGE = 0.95  # of an interval
@@ -94,12 +95,13 @@ def align(reading: str, truth: str) -> list[Edit]:
     ]
 
 
-def line_steps(batch: Batch, steps: int) -> npt.NDArray[np.int64]:
+def line_steps(batch: Batch, steps: int, columns: int | None = None) -> npt.NDArray[np.int64]:
     """Return how many of a recogniser's `steps` lie inside each line of a batch, (N,); the others see
-    padding."""
+    padding. A step covers `columns` of x; None: the number follows from the width of the batch."""
     width = batch.x.shape[2]
     widths = np.full(len(batch.x), width) if batch.sizes is None else batch.sizes[:, 1]
-    return np.ceil(widths / step_width(steps, width)).astype(np.int64)
+    covered = np.ceil(widths / (columns or step_width(steps, width))).astype(np.int64)
+    return np.minimum(covered, steps)
 
 
 def evaluate_lines(
@@ -135,7 +137,7 @@ def evaluate_lines(
         nonlocal batches_read
         first = (context.rank + batches_read * context.world_size) * task.evaluation_batch
         batches_read += 1
-        counts = line_steps(batch, prediction.shape[1])
+        counts = line_steps(batch, prediction.shape[1], columns_per_step(network))
         for k, truth in enumerate(target_texts(batch, task.spec)):
             name = task.sample_name(split, first + k)
             transcription = transcribe_logits(

@@ -20,6 +20,7 @@ from mdlstm_tk.training.checkpoint import Checkpoint, save_checkpoint
 from mdlstm_tk.training.evaluation import evaluate, mean_errors, measure, predictions
 from mdlstm_tk.training.job import TrainingJob
 from mdlstm_tk.training.losses import adam, total_loss
+from mdlstm_tk.training.networks import columns_per_step
 from mdlstm_tk.training.progress import Progress
 from mdlstm_tk.training.run_state import RunState
 
@@ -42,6 +43,7 @@ class Trainer:
         self.config, self.task, self.context = job.config, job.task, job.context
         self.network = job.network.to(job.context.device)
         self._parameters = list(self.network.parameters())
+        self._columns = columns_per_step(self.network)
         self.average: AveragedModel | None = None
         if self.config.average:
             self.average = AveragedModel(self.network)
@@ -127,7 +129,7 @@ class Trainer:
         if not self.network.training:  # as a validation leaves it
             self.network.train()
         outputs = predictions(self.parallel, batch, self.context.device, config.precision)
-        loss = total_loss(outputs, batch, self.task.spec)
+        loss = total_loss(outputs, batch, self.task.spec, self._columns)
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()

@@ -11,6 +11,7 @@ from helpers.user_data import RNG, read, write_classes, write_image, write_masks
 from PIL import Image
 
 from mdlstm_tk.data import UNLABELLED
+from mdlstm_tk.data.spec import SampleId
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import Preprocessing, decode_image
 
@@ -69,7 +70,7 @@ def test_colours_in_validation_images_do_not_make_training_images_coloured(tmp_p
 def test_the_only_coloured_image_may_be_held_out(tmp_path: Path) -> None:
     write_classes(tmp_path, {"a": 3, "b": 3})
     save(tmp_path / "a", {"rgb.png": Image.fromarray(COLOURS)})
-    task = read(tmp_path, "classify", held_out=["a/rgb.png"])
+    task = read(tmp_path, "classify", known={"train": (), "validation": [SampleId("", "a/rgb.png")]})
     assert (task.spec.channels, task.count("validation")) == (3, 1)
     assert task.batch(0, 0, 4).x.shape[-1] == len(task.spec.mean) == 3
 

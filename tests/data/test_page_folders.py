@@ -83,11 +83,16 @@ def test_pages_not_lines_are_held_out(tmp_path: Path) -> None:
     assert (len(groups["train"]), len(groups["validation"])) == (6, 2)
     assert not groups["train"] & groups["validation"]
     assert (task.count("train"), task.count("validation")) == (18, 6)
-    again = read(tmp_path, "transcribe", seed=1, held_out=task.names["validation"])
+    again = read(tmp_path, "transcribe", seed=1, known=task.identities)
     assert {split: set(each) for split, each in again.names.items()} == {
         split: set(each) for split, each in task.names.items()
     }
-    one = read(tmp_path, "transcribe", seed=1, held_out=task.names["validation"][:1])
+    one = read(
+        tmp_path,
+        "transcribe",
+        seed=1,
+        known={**task.identities, "validation": task.identities["validation"][:1]},
+    )
     assert set(one.groups["validation"]) == {task.groups["validation"][0]}
 
 
@@ -119,7 +124,7 @@ def test_files_that_splits_json_does_not_name_are_left_out(tmp_path: Path) -> No
         read(tmp_path, "transcribe")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"dev": []}', '{"train": [1]}', '{"train": "p"}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"eval": []}', '{"train": [1]}', '{"train": "p"}'])
 def test_bad_splits_are_one_line(text: str, tmp_path: Path) -> None:
     write_pages(tmp_path, 2)
     (tmp_path / "splits.json").write_text(text)
@@ -144,6 +149,13 @@ BAD = {
     "no line": (lambda p: write_transcript(p.parent, b"ab", "gone"), r"gone\.png: there is no such file"),
     "no text": (lambda p: write_transcript(p.parent, b" \n"), r"bad\.png: its text is empty"),
     "two lines": (lambda p: write_transcript(p.parent, b"a\nb\n"), r"bad\.png: bad\.gt\.txt has 2 lines"),
+    "two images": (
+        lambda p: (
+            write_transcript(p.parent, b"ab"),
+            write_image(p.parent / "bad.jpg", RNG.random((8, 30))),
+        ),
+        r"bad\.jpg and \S*bad\.png have one name; keep one",
+    ),
     "Latin-1": (lambda p: write_transcript(p.parent, b"\xe9"), r"bad\.gt\.txt is not a text in UTF-8"),
 }
 

@@ -6,6 +6,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from mdlstm_tk.data import Kind
 from mdlstm_tk.data.folders import find_files
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import draw_run
-from mdlstm_tk.training import Run, build, default_config, load_checkpoint, predict, resume_job
+from mdlstm_tk.training import Run, build, default_config, load_checkpoint, new_job, predict, resume_job
 from mdlstm_tk.training.networks import fit_config, texts_without_room
 from mdlstm_tk.training.tasks import load_task, make_task
 
@@ -46,10 +47,14 @@ def test_class_folders_get_a_stratified_split_and_are_scaled(tmp_path: Path) -> 
     assert "9 (4), 10 (8), no (8)" in classes
     other = read(tmp_path / "signs", "classify", seed=1)
     assert other.names["validation"] != task.names["validation"]
-    again = read(tmp_path / "signs", "classify", seed=1, held_out=task.names["validation"])
+    again = read(tmp_path / "signs", "classify", seed=1, known=task.identities)
     assert again.names["validation"] == task.names["validation"]
     with pytest.raises(InputError, match="signs: all samples that are left were held out"):
-        read(tmp_path / "signs", "classify", held_out=[*task.names["validation"], *task.names["train"]])
+        read(
+            tmp_path / "signs",
+            "classify",
+            known={"train": (), "validation": [*chain(*task.identities.values())]},
+        )
 
 
 def test_splits_of_the_data_are_used(tmp_path: Path) -> None:
@@ -61,6 +66,14 @@ def test_splits_of_the_data_are_used(tmp_path: Path) -> None:
     for name in ("train", "val"):
         write_arrays(tmp_path / "arrays" / f"{name}.npz", "classify")
     assert read(tmp_path / "arrays", "classify").count("validation") == 10
+
+
+def test_what_lies_beside_the_splits_is_named(tmp_path: Path) -> None:
+    for name in ("train", "dev", "extra"):
+        write_classes(tmp_path / name, {"a": 4, "b": 4})
+    task = read(tmp_path, "classify")
+    assert (task.count("train"), task.count("validation")) == (8, 8)
+    assert any(line.startswith("beside train, left out: extra; splits are") for line in task.summary)
 
 
 def test_files_that_cannot_be_used_are_named_and_skipped(tmp_path: Path) -> None:
@@ -82,8 +95,14 @@ def test_files_that_cannot_be_used_are_named_and_skipped(tmp_path: Path) -> None
     (tmp_path / "cells/masks/1.png").unlink()
     write_image(tmp_path / "cells/masks/2.png", np.zeros((3, 3)))
     (tmp_path / "cells/masks/4.png").write_text("not an image")
+    write_image(tmp_path / "cells/masks/5.tif", np.zeros((5, 8)))
+    write_image(tmp_path / "cells/images/6.jpg", np.zeros((5, 7)))
     reasons = {line.split(": ")[0]: line for line in read(tmp_path / "cells", "segment").skipped}
-    assert set(reasons) == {"images/1.png", "images/2.png", "images/4.png"}
+    assert set(reasons) == {
+        f"images/{name}" for name in ("1.png", "2.png", "4.png", "5.png", "6.jpg", "6.png")
+    }
+    assert "masks/5.png and masks/5.tif have one name" in reasons["images/5.png"]
+    assert "images/6.jpg and images/6.png have one name" in reasons["images/6.png"]
     assert "3x3" in reasons["images/2.png"] and "5x7" in reasons["images/2.png"]
     assert "its mask is no image of a known type" in reasons["images/4.png"]
 
@@ -114,6 +133,13 @@ UNREADABLE: dict[str, tuple[str, Callable[[Path], object], str, str]] = {  # pat
         "grid",
         r"val.*\.npz",
     ),
+    "two of one split": (
+        "m",
+        lambda p: [write_classes(p / name, {"a": 2, "b": 2}) for name in ("train", "val", "dev")],
+        "classify",
+        "m has val and dev, which all are for validation; keep one",
+    ),
+    "no train": ("m", lambda p: write_masks(p / "test"), "segment", "m has test but no train; put"),
     "other file type": ("x.csv", lambda p: p.write_text("1,2"), "grid", r"x\.csv.*\.npz"),
     "damaged": ("x.npz", lambda p: p.write_bytes(b"PK\3\4 no"), "grid", r"x\.npz"),
     "no y": ("x.npz", lambda p: np.savez(p, x=np.ones((3, 4, 4))), "grid", "y is missing"),
@@ -229,10 +255,15 @@ def test_texts_longer_than_their_images_are_reported(tmp_path: Path) -> None:
     config = default_config("transcribe", str(tmp_path / "t.npz"), "md")
     config = config.updated({"validation": 0.0}, "test")
     # with two pixels per step there are 4, 4, 4 and 2 steps, but CTC needs 4, 6, 5 and 3
-    assert texts_without_room(*build(config)) == ["sample 1", "sample 2", "sample 3"]
+    assert [each.text for each in texts_without_room(*build(config))] == ["aabb", "abcde", "abc"]
     assert texts_without_room(*build(config.updated({"windows": "2x1,2x1"}, "test"))) == []
+    note = new_job(config, tmp_path / "run").notes[-2]
+    assert note.startswith("3 texts need more steps") and "'sample 1: aabb', 'sample 2: abcde'" in note
     lines = replace(config, model="lines")  # eight pixels per step
-    assert texts_without_room(*build(lines)) == [f"sample {k}" for k in range(4)]
+    assert len(texts_without_room(*build(lines))) == 4
+    with pytest.raises(InputError, match=r"^4 texts .*'sample 0: abcd'.* all that it would be trained on"):
+        new_job(lines, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_large_images_get_windows(tmp_path: Path) -> None:
@@ -242,6 +273,17 @@ def test_large_images_get_windows(tmp_path: Path) -> None:
     assert fit_config(replace(config, windows="4"), make_task(config)).windows == "4"
     small = default_config("classify", str(write_classes(tmp_path / "small", {"a": 2, "b": 2}, (30, 40))))
     assert fit_config(small, make_task(small)).windows == ""
+    rng = np.random.default_rng(0)
+    for k in range(8):  # 16x1000 and 1000x16 have 16000 positions, 1000x1000 would have a million
+        extents = (16, 1000) if k % 2 else (1000, 16)
+        write_image(tmp_path / "long" / "ab"[k // 4] / f"{k}.png", rng.integers(0, 256, extents))
+    long = default_config("classify", str(tmp_path / "long")).updated({"batch_size": 2}, "test")
+    task = make_task(long)
+    assert fit_config(long, task).windows == "2x2"
+    assert task.spec.size == (1000, 1000)
+    assert {task.largest_batch(seed, 2) for seed in range(9)} <= {(16, 1000), (1000, 16), (1000, 1000)}
+    together = {task.batch(0, k, 2).x.shape[1:3] for k in range(-(-task.count("train") // 2))}
+    assert task.largest_batch(0, 2) == max(together, key=np.prod)
     lines = tmp_path / "lines"
     for name in ("0.png", "1.png"):
         write_image(lines / name, RNG.integers(0, 256, (128, 600)))

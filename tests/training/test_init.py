@@ -15,6 +15,7 @@ from mdlstm_tk import InputError
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.models import register
 from mdlstm_tk.training import Checkpoint, TrainConfig, build_network, load_checkpoint, new_job
+from mdlstm_tk.training.run_state import RunState
 
 TEXTS = TrainConfig(task="transcribe", model="lines", hidden=2, steps=2, batch_size=4, average=0.5)
 
@@ -22,7 +23,8 @@ TEXTS = TrainConfig(task="transcribe", model="lines", hidden=2, steps=2, batch_s
 def lines(folder: Path, texts: list[str], **settings: object) -> TrainConfig:
     """The configuration of a run on ten lines."""
     folder.mkdir()
-    data = write_arrays(folder / "lines.npz", "transcribe", y=(texts * 10)[:10])
+    x = np.random.default_rng(0).random((10, 5, 24))  # three steps of the network lines
+    data = write_arrays(folder / "lines.npz", "transcribe", x=x, y=(texts * 10)[:10])
     return replace(TEXTS, data=str(data), **settings)  # type: ignore[arg-type]
 
 
@@ -94,13 +96,16 @@ def test_other_channels_are_refused() -> None:
     config, specs = TrainConfig(), [TaskSpec("any", "grid", channels, 1, (2, 2)) for channels in (1, 3)]
     for old, new in (specs, specs[::-1]):
         with pytest.raises(InputError, match=f"{old.channels} channels, got grid with {new.channels}"):
-            Checkpoint(config, old, 1, 0.0, 1, 0.0, {}).start(torch.nn.Identity(), config, new)
+            Checkpoint(config, old, RunState(), {}).start(torch.nn.Identity(), config, new)
 
 
 @pytest.mark.parametrize(("model", "remedy"), [("lines", "resize="), ("md", "windows=2x1")])
 def test_texts_without_room_are_reported_with_a_remedy(model: str, remedy: str, tmp_path: Path) -> None:
-    job = new_job(lines(tmp_path / "data", ["nine signs"], model=model), tmp_path / "run")
-    assert any("10 texts" in note and remedy in note for note in job.notes)
+    text = "more than nine"
+    with pytest.raises(InputError, match=rf"^10 texts .*'sample 0: {text}'.*all .*; try .*{remedy}"):
+        new_job(lines(tmp_path / "all", [text], model=model), tmp_path / "run")
+    notes = new_job(lines(tmp_path / "some", [text, "a"], model=model), tmp_path / "run").notes
+    assert any("5 texts" in note and remedy in note for note in notes)
 
 
 @pytest.mark.usefixtures("fresh_registries")
@@ -124,7 +129,7 @@ def test_any_names_of_tensors_are_taken(tmp_path: Path) -> None:
     old, new = (build_network(replace(config, seed=seed), spec) for seed, spec in enumerate(specs))
     before, fresh = old.state_dict(), new.network.weight[0].clone()
     tensors = {f"model.{name}": tensor for name, tensor in before.items()}
-    Checkpoint(config, specs[0], 1, 0.0, 1, 0.0, tensors).start(new, config, specs[1])
+    Checkpoint(config, specs[0], RunState(), tensors).start(new, config, specs[1])
     after = new.state_dict()
     assert torch.equal(after["mean"], before["mean"])
     assert torch.equal(after["network.weight"], torch.stack([fresh, *before["network.weight"].flip(0)]))
@@ -138,7 +143,7 @@ def test_levels_of_a_density_keep_the_weights_of_their_values() -> None:
     weights = [network.heads[0][-1].weight for network in networks]
     for k, rows, old_rows in ((1, [2], [0]), (2, [0, 2, 4], [0, 1, 2])):
         tensors = {f"model.{name}": tensor for name, tensor in networks[k - 1].state_dict().items()}
-        old = Checkpoint(config, specs[k - 1], 1, 0.0, 1, 0.0, tensors)
+        old = Checkpoint(config, specs[k - 1], RunState(), tensors)
         (note,) = old.start(networks[k], config, specs[k])
         assert f"{len(rows)} of {2 * k + 1} outputs" in note
         assert torch.equal(weights[k][rows], weights[k - 1][old_rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from helpers.own_cells import register_own_cells
 from torch import Tensor
 
-from mdlstm_tk.data import KINDS
+from mdlstm_tk.data import KINDS, UNLABELLED, Batch, TaskSpec
+from mdlstm_tk.data.task import collate
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.models import LineRecognizer, Normalized, create, model_names, model_options, register
@@ -20,6 +22,9 @@ from mdlstm_tk.models.blocks import fill_padding
 from mdlstm_tk.models.lines import _standardise
 from mdlstm_tk.models.registry import resolve
 from mdlstm_tk.runtime import Session
+from mdlstm_tk.training.evaluation import predictions
+from mdlstm_tk.training.losses import total_loss
+from mdlstm_tk.training.networks import columns_per_step
 
 
 def test_original_names_are_accepted_in_any_case() -> None:
@@ -96,6 +101,53 @@ def test_padding_does_not_change_the_result(kind: str, model: str, windows: Any)
         if kind == "transcribe":
             assert (y[k, len(alone) :].argmax(-1) == 0).all()
             assert (y[k, len(alone) :].log_softmax(-1)[..., 0].abs() < 1e-6).all()
+
+
+EXTENTS = ((9, 30), (4, 10), (9, 17), (1, 1))
+
+
+def padded_batch(kind: Any, extra: tuple[int, int]) -> Batch:
+    """Samples of EXTENTS with some more padding; the text of the last one has no room."""
+    rng = np.random.default_rng(0)
+    samples: list[Any] = []
+    for extents in EXTENTS:
+        numbers, mask = rng.random((*extents, 4)), rng.integers(UNLABELLED, 4, extents)
+        y = {"grid": numbers, "segment": mask, "classify": 2, "transcribe": [1, 2]}.get(kind)
+        samples.append((rng.random((*extents, 1)), y))
+    largest = tuple(np.max(EXTENTS, axis=0) + extra)
+    frame = {"grid": np.zeros((*largest, 4)), "segment": np.full(largest, UNLABELLED)}.get(
+        kind, samples[0][1]
+    )
+    batch = collate(kind, [*samples, (np.zeros((*largest, 1)), frame)])  # the frame widens all others
+    return Batch(batch.x[:-1], batch.y[:-1], np.array(EXTENTS))
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize(("kind", "model"), MODELS)
+def test_more_padding_changes_nothing(kind: Any, model: str, training: bool) -> None:
+    """Outputs, loss, gradients and running statistics are those of the batch with less padding."""
+    torch.manual_seed(0)
+    network = create(model, 1, 4, kind=kind, hidden=4).train(training)
+    classes = tuple("abcd") if kind in ("classify", "segment") else tuple("abc") * (kind == "transcribe")
+    spec, results = TaskSpec("t", kind, 1, 4, EXTENTS[0], classes), []
+    for extra in ((0, 0), (5, 0), (0, 29), (23, 40)):
+        twin, batch = deepcopy(network), padded_batch(kind, extra)
+        outputs, columns = predictions(twin, batch, torch.device("cpu")), columns_per_step(twin)
+        loss = total_loss(outputs, batch, spec, columns)
+        loss.backward()
+        gradients = [parameter.grad for parameter in twin.parameters() if parameter.grad is not None]
+        valid = [
+            y
+            if y.dim() == 1
+            else y[: -(-extents[1] // columns)]
+            if columns
+            else y[tuple(map(slice, extents))]
+            for output in outputs
+            for y, extents in zip(output, EXTENTS, strict=True)
+        ]
+        results.append([loss, *valid, *gradients, *twin.buffers()])
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "model"), MODELS)

@@ -1,0 +1,125 @@
+"""Which samples of a user are trained on, validated with and tested on."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mdlstm_tk.data import arrays, folders, pages
+from mdlstm_tk.data.idx import find_idx
+from mdlstm_tk.data.samples import Survey
+from mdlstm_tk.data.sampling import stratified_mask
+from mdlstm_tk.data.spec import Kind, SampleId, Split
+from mdlstm_tk.errors import InputError
+
+SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "validation": ("val", "validation", "valid", "dev"),
+    "test": ("test",),
+}
+MAX_NAMES_SHOWN = 10
+
+
+def find_sources(path: Path, kind: Kind) -> tuple[dict[Split, Path], list[str]]:
+    """Return the file or folder of each split, and notes for the user.
+
+    `path` is the training split if it has no train/.
+
+    Raises:
+        InputError: there is nothing, two sources are of one split, there is no train/ beside others, or a
+            source is not what the kind of task expects.
+    """
+    if not path.exists():
+        raise InputError(f"there is no file or folder {path}, which data=... names")
+    if kind == "density" and (files := find_idx(path)):
+        return files, []
+    sources: dict[Split, Path] = {}
+    for split, names in SPLIT_NAMES.items():
+        candidates = [path / f"{name}{suffix}" for name in names for suffix in ("", ".npz")]
+        if found := [source for source in candidates if source.exists()]:
+            sources[split] = found[0]
+        if len(found) > 1:
+            listing = " and ".join(source.name for source in found)
+            raise InputError(f"{path} has {listing}, which all are for {split}; keep one of them")
+    notes = []
+    if "train" in sources:
+        others = [
+            entry.name
+            for entry in sorted(path.iterdir())
+            if (entry.is_dir() or entry.suffix == ".npz") and not entry.name.startswith(".")
+        ]
+        if others := [name for name in others if path / name not in sources.values()]:
+            known = ", ".join(name for names in SPLIT_NAMES.values() for name in names)
+            notes = [f"beside {sources['train'].name}, left out: {', '.join(others)}; splits are {known}"]
+    elif sources and kind != "classify" and not (path / "splits.json").exists():
+        name = next(iter(sources.values())).name  # which may be a class, or named in splits.json
+        raise InputError(f"{path} has {name} but no train; put what to train on into {path / 'train'}")
+    else:
+        sources = {"train": path}
+    for source in sources.values():
+        is_arrays = source.suffix == ".npz" and source.is_file()
+        if is_arrays != (sources["train"].suffix == ".npz") or not (is_arrays or source.is_dir()):
+            raise InputError(
+                f"{source} is not what a task of kind {kind} expects: {describe_formats(kind)}"
+            )
+    return sources, notes
+
+
+def describe_formats(kind: Kind) -> str:
+    """Describe the data that a kind of task can be read from."""
+    return " or ".join(formats[kind] for formats in (folders.FORMATS, arrays.FORMATS))
+
+
+def divide(
+    surveys: Sequence[Survey], prefixes: Mapping[str, Split]
+) -> tuple[dict[Split, list[Survey]], list[str]]:
+    """Divide samples by the prefixes of splits.json; also returns a note on files that match none."""
+    splits: dict[Split, list[Survey]] = {split: [] for split in prefixes.values()}
+    unmatched: list[Survey] = []
+    for survey in surveys:
+        prefix = pages.prefix_of(survey.sample.group, prefixes)
+        (unmatched if prefix is None else splits[prefixes[prefix]]).append(survey)
+    files = list(dict.fromkeys(survey.sample.group for survey in unmatched))
+    hidden = f" and {len(files) - MAX_NAMES_SHOWN} more" if len(files) > MAX_NAMES_SHOWN else ""
+    listing = ", ".join(files[:MAX_NAMES_SHOWN]) + hidden
+    splits.setdefault("train", [])
+    return splits, [f"files that splits.json does not name, left out: {listing}"] if files else []
+
+
+def hold_out(
+    surveys: list[Survey],
+    kind: Kind,
+    share: float,
+    seed: int,
+    known: Mapping[Split, Sequence[SampleId]] | None,
+) -> tuple[list[Survey], list[Survey]]:
+    """Divide samples into those to train on and those to validate with: as `known`, or stratified by class.
+
+    Samples of a group stay together. A changed file of `known` stays where it was by its name.
+    """
+    if known is None:
+        classes = {survey.sample.group: survey.target if kind == "classify" else "" for survey in surveys}
+        mask = stratified_mask(list(classes.values()), share, seed).tolist()
+        held_out = {group for group, is_out in zip(classes, mask, strict=True) if is_out}
+    else:
+        was_out: dict[Any, bool] = {}  # by identity, which counts first, by digest, and by name
+        for split in ("validation", "train"):  # what was in both has been trained on
+            for each in known[split]:
+                was_out |= dict.fromkeys((each, *each), split == "validation")
+        held_out = set()
+        for survey in surveys:
+            key = next((key for key in (survey.identity, *survey.identity) if key in was_out), None)
+            held_out |= {survey.sample.group} if was_out.get(key) else set()
+    train = [survey for survey in surveys if survey.sample.group not in held_out]
+    return train, [survey for survey in surveys if survey.sample.group in held_out]
+
+
+def in_order_of(surveys: Sequence[Survey], known: Sequence[SampleId]) -> list[Survey]:
+    """Sort samples as those of equal content in `known`; others follow in their order."""
+    places: defaultdict[str, deque[int]] = defaultdict(deque)
+    for place, identity in enumerate(known):
+        places[identity.digest].append(place)
+    last = deque([len(known)])
+    return sorted(surveys, key=lambda s: (places[s.identity.digest] or last.copy()).popleft())

@@ -1,0 +1,196 @@
+"""Samples are known by their content: whatever is moved, renamed, copied, deleted or reordered between two
+parts of a run, none that was trained on is validated with or tested on without a line that says so."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.command import mdlstm
+from helpers.pages import draw_page
+from helpers.training import fail_at, quick, resume, run_in
+from helpers.user_data import read, write_image
+
+from mdlstm_tk.data.user_data import UserDataTask
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.report.page import write_report
+from mdlstm_tk.training import Run, new_job, resume_job
+from mdlstm_tk.training.tasks import make_task
+
+Data = dict[str, list[tuple[str, int]]]  # split, or "" → name and content of each sample
+KINDS = {
+    "images": "classify",
+    "masks": "segment",
+    "arrays": "grid",
+    "pages": "transcribe",
+    "lines": "transcribe",
+}
+SLOW = {"pages", "lines"}
+LAYOUTS = [pytest.param(each, marks=pytest.mark.slow if each in SLOW else ()) for each in KINDS]
+SETTINGS = {"steps": 1, "hidden": 2, "augment": 0.0, "validation": 0.3}
+
+
+def pixels(content: int) -> np.ndarray:
+    return np.random.default_rng(content).integers(0, 256, (8, 24), np.uint8)
+
+
+def write(folder: Path, layout: str, data: Data) -> None:
+    """Replace a folder by these data."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for split, samples in data.items():
+        part = folder / split
+        part.mkdir(parents=True, exist_ok=True)
+        if layout == "arrays":
+            x = np.stack([pixels(content) for _, content in samples]) / 255
+            np.savez(
+                part.with_name(f"{split or 'train'}.npz") if split else part / "train.npz", x=x, y=1 - x
+            )
+            if split:
+                part.rmdir()
+        for name, content in samples:
+            if layout == "images":
+                write_image(part / "ab"[content % 2] / f"{name}.png", pixels(content))
+            elif layout == "masks":
+                write_image(part / "images" / f"{name}.png", pixels(content))
+                write_image(part / "masks" / f"{name}.png", pixels(content) > 128)
+            elif layout == "pages":
+                text = "".join("ab"[content >> bit & 1] for bit in range(6))
+                draw_page(part / name, [f"{text}a", f"{text}ba"])
+            elif layout == "lines":
+                write_image(part / f"{name}.png", pixels(content))
+                (part / f"{name}.gt.txt").write_text("ab"[content % 2])
+
+
+def contents(task: UserDataTask, split: Any) -> set[bytes]:
+    """What the network sees of a split."""
+    return {x.tobytes() for x, _ in task.sets.get(split, ())}
+
+
+def change(data: Data, rng: np.random.Generator, count: int) -> Data:
+    """Do random things to samples."""
+    data = {split: list(samples) for split, samples in data.items()}
+    for number in range(count):
+        splits = [split for split in data if len(data[split]) > 4]
+        split, other = rng.choice(splits), rng.choice(list(data))
+        index = int(rng.integers(len(data[split])))
+        name, content = data[split][index]
+        what = rng.choice(["move", "move", "rename", "copy", "delete", "reorder", "add"])
+        if what in ("move", "delete", "rename"):
+            del data[split][index]
+        if what == "rename":
+            data[split].append((f"r{number}{name}", content))
+        elif what in ("move", "copy"):
+            data[other].append((f"{what}{number}{name}", content))
+        elif what == "add":
+            data[other].append((f"n{number}", int(rng.integers(40, 60))))
+        else:
+            data[split] = [data[split][k] for k in rng.permutation(len(data[split]))]
+    return data
+
+
+def start(layout: str, splits: Sequence[str]) -> Data:
+    number = iter(range(40))
+    return {
+        split: [(f"s{k}", next(number)) for k in range(12 if split in ("", "train") else 6)]
+        for split in splits
+    }
+
+
+@pytest.mark.parametrize("splits", [("",), ("train", "val", "test"), ("train", "test")], ids="-".join)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nothing_that_was_trained_on_is_tested_on_unsaid(layout: str, splits: Any, tmp_path: Path) -> None:
+    data, first = tmp_path / "data", start(layout, splits)
+    write(data, layout, first)
+    config = quick(data, KINDS[layout], **SETTINGS)
+    run = run_in(tmp_path / "run", config)
+    job = resume_job(run.folder, {"steps": 2})
+    trained, before = (
+        contents(job.task, "train"),
+        {s: contents(job.task, s) for s in ("validation", "test")},
+    )
+    rng, refusals = np.random.default_rng(len(layout)), 0
+    for _ in range(12):
+        write(data, layout, change(first, rng, int(rng.integers(1, 12))))
+        fresh = make_task(config)  # as the files say, whatever the run says
+        if "" not in splits and any(
+            trained & (contents(fresh, s) - before[s])
+            for s in before
+            if fresh.count(s) and (s == "test" or "val" in splits)
+        ):
+            refusals += 1
+            with pytest.raises(InputError, match="samples that the run was trained on are now"):
+                resume_job(run.folder, {"steps": 2})
+            continue
+        job = resume_job(run.folder, {"steps": 2})
+        said = [note for note in job.notes if "so its errors are too low" in note]
+        for split, verb in (("validation", "validated with"), ("test", "tested on")):
+            overlap = contents(job.task, split) & (trained | contents(job.task, "train"))
+            assert bool(overlap) == any(verb in note for note in said), split
+            assert not trained & (contents(job.task, split) - before[split])
+    assert refusals or "test" not in splits
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_other_names_and_another_order_change_no_byte(layout: str, tmp_path: Path) -> None:
+    data, first = tmp_path / "data", start(layout, ("train", "test") if layout == "masks" else ("",))
+    first = {split: [*samples, ("copy", samples[0][1])] for split, samples in first.items()}
+    write(data, layout, first)
+    config = quick(data, KINDS[layout], **{**SETTINGS, "steps": 3, "patience": 0})
+    whole = run_in(tmp_path / "whole", config)
+    runs = [Run(tmp_path / name) for name in ("same", "renamed")]
+    for run in runs:
+        with pytest.raises(KeyboardInterrupt):
+            run_in(run.folder, config, on_step=fail_at(1))
+    resume(runs[0])
+    write(
+        data,
+        layout,
+        {s: [(f"x{97 * k % 31}", c) for k, (_, c) in enumerate(each[::-1])] for s, each in first.items()},
+    )
+    if layout != "arrays":
+        assert any("samples are copied or renamed" in note for note in resume_job(runs[1].folder).notes)
+    resume(runs[1])
+    for run in runs:
+        assert run.last.read_bytes() == whole.last.read_bytes()
+
+
+def test_what_any_part_of_a_run_was_trained_on_is_remembered(tmp_path: Path) -> None:
+    data, first = tmp_path / "data", start("images", ("train", "test"))
+    write(data, "images", first)
+    config = quick(data, "classify", **SETTINGS)
+    run = run_in(tmp_path / "run", config)
+    added = {**first, "train": [*first["train"], ("new", 50)]}
+    write(data, "images", added)
+    assert "1 new samples are trained on: 'a/new.png'" in resume_job(run.folder, {"steps": 2}).notes
+    resume(run, steps=2)
+    write(data, "images", {**first, "test": [*first["test"], ("moved", 50)]})
+    done = mdlstm("train", "--resume", run.folder, "--steps", 3)
+    assert done.code == 2 and "now among those that it is tested on: 'a/moved.png'; put" in done.err
+    lines: list[str] = []
+    write_report(run, data=str(data), on_message=lines.append)
+    assert any(
+        "1 of the 7 samples that the network is tested on are trained on as well" in line for line in lines
+    )
+    init = new_job(config.updated({"init": str(run.folder)}, ""), tmp_path / "init")
+    assert any(
+        "tested on are trained on as well" in note for note in init.notes
+    )  # which the other run has learned
+    write(data, "images", {**added, "test": [*first["test"], ("copy", 50)]})
+    assert any(
+        "tested on are trained on as well" in note for note in new_job(config, tmp_path / "copy").notes
+    )
+    run.samples.unlink()
+    notes = resume_job(run.folder, {"steps": 3}).notes
+    assert any("samples.json is missing" in n for n in notes) and any("'a/copy.png'" in n for n in notes)
+
+
+def test_a_grey_image_in_another_format_is_the_same(tmp_path: Path) -> None:
+    for name, image in (("g.png", pixels(0)), ("rgb.bmp", np.repeat(pixels(0)[..., None], 3, 2))):
+        write_image(tmp_path / "train" / name, image)
+    write_image(tmp_path / "train/other.png", pixels(0).T)
+    ids = read(tmp_path, "density", validation=0.0).identities["train"]
+    assert [each.digest == ids[0].digest for each in ids] == [True, False, True]
