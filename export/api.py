@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk.errors import InputError, MDLSTMError, require
+from mdlstm_tk.errors import Argument, InputError, MDLSTMError, require
 from mdlstm_tk.export.arguments import read_grid, read_spec
 from mdlstm_tk.export.capture import capture
 from mdlstm_tk.export.lowering.functions import outline
@@ -150,7 +150,7 @@ def export_onnx(
     if dtype not in ATOLS:
         raise InputError(f"dtype must be one of {', '.join(ATOLS)}, got '{dtype}'")
     if functions and form != "unrolled":
-        raise InputError(f"functions=True needs form 'unrolled', got form '{form}'")
+        raise InputError(Argument("functions", True), f" needs form 'unrolled', got form '{form}'")
     check_destination(path, force=True)
     spec = read_spec(
         module,

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_IMODE
 
-from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.errors import Argument, InputError, MDLSTMError
 
 TEMPORARY_SUFFIX = ".mdlstm-tmp"
 
@@ -20,8 +20,10 @@ TEMPORARY_SUFFIX = ".mdlstm-tmp"
 class ExistsError(InputError):
     """A file exists that may not be replaced."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(f"{path} exists; give another name with output=..., or replace it with force=True")
+
+def _exists(path: Path) -> ExistsError:
+    replaced = ", or replace it with ", Argument("force", True)
+    return ExistsError(f"{path} exists; give another name with ", Argument("output"), *replaced)
 
 
 def ensure_writable(path: Path, force: bool) -> None:
@@ -33,13 +35,14 @@ def ensure_writable(path: Path, force: bool) -> None:
     is_array = os.path.isfile(path / "zarr.json")  # zarr writes a folder
     exists = os.path.exists(path)  # also false where nothing can be written, which the attempt will tell
     if os.path.isdir(path) and not is_array:
-        raise InputError(f"{path} is a folder, expected a file name; give one with output=...")
+        raise InputError(f"{path} is a folder, expected a file name; give one with ", Argument("output"))
     if exists and not (os.path.isfile(path) or is_array):
         raise InputError(
-            f"{path} is not a regular file and is never replaced; give another name with output=..."
+            f"{path} is not a regular file and is never replaced; give another name with ",
+            Argument("output"),
         )
     if exists and not force:
-        raise ExistsError(path)
+        raise _exists(path)
 
 
 def is_empty(folder: Path) -> bool:
@@ -112,7 +115,7 @@ def publish(temporary: Path, path: Path, *, replace: bool) -> None:
             _link(temporary, path)
     except OSError:
         if not replace and os.path.lexists(path):
-            raise ExistsError(path) from None
+            raise _exists(path) from None
         raise
 
 
@@ -157,4 +160,4 @@ def _temporary(folder: Path, name: str) -> Path:
 def cannot_write(path: Path, error: OSError) -> MDLSTMError:
     """The error for a file that cannot be written."""
     reason = error.strerror or error
-    return MDLSTMError(f"cannot write {path}: {reason}; choose another place with output=...")
+    return MDLSTMError(f"cannot write {path}: {reason}; choose another place with ", Argument("output"))
