@@ -146,12 +146,13 @@ def jobs_by_model(
     return by_model, refused
 
 
-def _refusal(source: str, grids: Sequence[Grid], candidates: Sequence[Candidate]) -> str:
+def _refusal(source: str, grids: Sequence[Grid], candidates: Sequence[Candidate]) -> Message:
     sizes = ", ".join(dict.fromkeys(map(format_size, grids)))
     models = ", ".join(
         f"{each.path.name} takes {format_size(each.metadata.extents)}" for each in candidates
     )
-    return (
+    return Message(
         f"{source} has the grid {sizes}, which no model in {candidates[0].path.parent} takes ({models}); "
-        f"make one with: mdlstm export --size {format_size(grids[0])}, or for any size: --form scan"
+        "make one with: ",
+        *(Argument("grid", tuple(grids[0]), "RUN"), ", or for any size: ", Argument("form", "scan", "RUN")),
     )
