@@ -6,7 +6,6 @@ All functions escape what they print, as names may come from strangers; callers 
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,14 +15,13 @@ from functools import cache
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
-from mdlstm_tk._util.text import printable, to_json
+from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import printable, shell_quoted, to_json
+from mdlstm_tk.errors import Argument, Export, Message
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_ARGUMENT = re.compile(  # outside of paths
-    r"(?<![\w/\\-])([a-z_]+)=(?:True|\.\.\.|\"([^\"]*)\"|(-?[0-9][0-9a-z.]*\b|[a-z][0-9a-z]*\b))"
-)
 LINE_SECONDS = 30  # between two lines of progress, at most, where stderr is no terminal
 BAR_SECONDS = 0.1  # between two updates of a progress bar
 TABLE_WIDTH = 500  # columns; a table that is wider than the terminal reads better unfolded
@@ -63,18 +61,34 @@ def on_terminal() -> bool:
 
 
 def with_flags(message: str) -> str:
-    """An error of the library, which speaks of arguments, in the options of the verb that is called.
+    """A message of the library with the flags of the verb where it names arguments."""
+    parts = message.parts if isinstance(message, Message) else (message,)
+    return "".join(part if isinstance(part, str) else _flag(part) for part in parts)
 
-    `force=True` becomes --force, `max_bytes=...` becomes --max-bytes, `engine="ray"` --engine ray, and
-    `steps=8` --steps 8.
-    """
 
-    def flag(match: re.Match[str]) -> str:
-        name, text = match[1], match[2] or match[3]
-        option = verbosity.flags.get(name)
-        return match[0] if option is None else f"{option} {text}" if text else option
+def _flag(argument: Argument | Export) -> str:
+    if isinstance(argument, Export):
+        flags = {name: f"--{name.replace('_', '-')}" for name in argument.options}
+        flags |= {"grid": "--size", "path": "-o"}
+        options = [_with_value(flags[name], value) for name, value in argument.options.items()]
+        return " ".join(["mdlstm export", shell_quoted(argument.run), *options])
+    option = verbosity.flags.get(argument.name)
+    if option is None:
+        is_set = "settings" in verbosity.flags and _is_setting(argument.name)
+        return f"--set {argument}" if is_set else str(argument)
+    return _with_value(option, argument.value)
 
-    return _ARGUMENT.sub(flag, message)
+
+def _with_value(option: str, value: Any) -> str:
+    if value is None or value is True:
+        return option
+    return f"{option} {format_size(value) if isinstance(value, tuple) else shell_quoted(str(value))}"
+
+
+def _is_setting(name: str) -> bool:
+    from mdlstm_tk.training.config import list_settings
+
+    return name in [row.key for row in list_settings()]
 
 
 def error(message: str, label: str = "error") -> None:
@@ -85,7 +99,7 @@ def error(message: str, label: str = "error") -> None:
 def note(message: str) -> None:
     """Print a message as one line on stderr, unless -q is given."""
     if not verbosity.quiet:
-        sys.stderr.write(printable(message) + "\n")
+        sys.stderr.write(printable(with_flags(message)) + "\n")
 
 
 def warn(message: str) -> None:
@@ -135,13 +149,14 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def progress(total: int, done: int = 0, lines: int = 10) -> Iterator[Callable[..., None]]:
+def progress(total: int, done: int = 0, lines: int = 10, unit: str = "") -> Iterator[Callable[..., None]]:
     """Show progress on stderr: a bar on a terminal, else lines; with -q nothing.
 
     Args:
         total: number of steps.
         done: steps done before.
         lines: about how many lines stand for all steps, besides one after each 30 s without a line.
+        unit: stands after the numbers of steps.
 
     Yields:
         A function `show(step, text, seconds_left=None)`, which shows that `step` steps are done. A `text`
@@ -157,13 +172,14 @@ def progress(total: int, done: int = 0, lines: int = 10) -> Iterator[Callable[..
             ends = lines and step == total > previous
             if ends or step // interval > previous // interval or now - last_time >= LINE_SECONDS:
                 last_time = now
-                note(f"{step}/{total}  {text if isinstance(text, str) else text()}{_eta(seconds_left)}")
+                shown = text if isinstance(text, str) else text()
+                note(f"{step}/{total}{unit}  {shown}{_eta(seconds_left)}")
 
         yield write_line
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    text_column = TextColumn("{task.fields[text]}", markup=False)
+    text_column = TextColumn(f"{unit}  {{task.fields[text]}}".strip(), markup=False)
     with Progress(BarColumn(), MofNCompleteColumn(), text_column, console=err()) as bar:
         task = bar.add_task("", total=total, completed=done, text="")
         last_update = 0.0

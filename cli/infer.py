@@ -73,9 +73,7 @@ def infer(
 
     A model file cannot read or write other files. It may take any time and memory; --isolated limits both.
     """
-    arguments = {name: value for name, value in locals().items() if name not in ("files", "json", "stream")}
-    if json and output == "-":
-        raise InputError("--json prints on stdout, where -o - writes the result; give one of them")
+    arguments = {name: value for name, value in locals().items() if name not in ("files", "stream")}
     if max_bytes is not None:
         with suppress(ImportError):  # the limit of Pillow is that of this process
             from PIL import Image
@@ -84,7 +82,7 @@ def infer(
 
             Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_bytes // PIXEL_BYTES)
     if stream:
-        _stream(files, arguments | {"json": json})
+        _stream(files, arguments)
         return
     from mdlstm_tk.cli.progress import print_results, tile_progress
     from mdlstm_tk.runtime.inference import infer_paths

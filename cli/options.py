@@ -14,8 +14,9 @@ import typer
 
 from mdlstm_tk._util.text import is_plain_text, shell_quoted
 from mdlstm_tk.cli.console import verbosity
-from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.errors import Argument, InputError, require
 from mdlstm_tk.runtime.choices import Engine
+from mdlstm_tk.runtime.combinations import describe_formats, describe_option
 from mdlstm_tk.runtime.io import Format
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -141,7 +142,7 @@ def refuse(
     parameters = inspect.signature(verb).parameters
     for name, value in arguments.items():
         if name not in accepted and value not in (parameters[name].default, None, []):
-            raise InputError(f"{subject} and takes no {name}=...; leave it out")
+            raise InputError(f"{subject} and takes no ", Argument(name), "; leave it out")
 
 
 RunFolder = Annotated[
@@ -220,23 +221,25 @@ Output = Annotated[
 OutputFormat = Annotated[
     Format | None,
     option(
-        "File format of the results: txt, tsv, csv and json hold labels, texts and masks, xml pages, npy "
-        "and npz the network's outputs; png holds masks, or values clipped to [0, 1] with 8 bits. The "
-        "fields of txt and tsv are separated by tabs.",
+        f"File format of the results: {describe_formats()}. png holds values in [0, 1] with 8 bits; tabs "
+        "separate the fields of txt and tsv.",
         *(OUTPUT, "--format"),
         show_default="txt for labels and texts, xml for pages, png for masks, npz for .npz, else npy",
     ),
 ]
 PROBABILITIES = (
     "Write the probability of every class, by name in csv and json, else as arrays; of texts, their "
-    "confidence in txt, tsv and csv."
+    f"confidence. {describe_option('probabilities')}."
 )
 Probabilities = Annotated[bool, option(PROBABILITIES, OUTPUT, "--probabilities")]
-TOP = "Name the K most likely classes of a classifier with their probabilities."
+TOP = f"Name the K most likely classes with their probabilities. {describe_option('top')}."
 Top = Annotated[int | None, option(TOP, OUTPUT, min=1, metavar="K", show_default=False)]
-BEAM = "Texts that a recogniser compares while it reads a line."
+BEAM = f"Texts that are compared while a line is read. {describe_option('beam')}."
 Beam = Annotated[int | None, option(BEAM, OUTPUT, min=1, metavar="N", show_default="1, or 64 with --lm")]
-LM = "Language model that a recogniser follows: an ARPA file of characters, such as lm.arpa.gz of a run."
+LM = (
+    "Language model that texts follow: an ARPA file of characters, such as lm.arpa.gz of a run. "
+    f"{describe_option('lm')}."
+)
 LanguageModel = Annotated[Path | None, option(LM, OUTPUT, "--lm", metavar="FILE", show_default=False)]
 SKIP_EXISTING = "Leave out inputs whose result exists; continues an interrupted call."
 SkipExisting = Annotated[bool, option(SKIP_EXISTING, OUTPUT, "--skip-existing")]

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from mdlstm_tk._util.text import shell_quoted
+from mdlstm_tk._util.text import duration, shell_quoted
 from mdlstm_tk.cli import console
 from mdlstm_tk.cli.console import detail, note, progress, with_flags
 from mdlstm_tk.cli.options import with_imports
@@ -31,14 +31,15 @@ def train_with_progress(job: TrainingJob) -> dict[str, Any]:
     if not job.context.is_main:
         return train(job)
     for line in job.notes:
-        note(with_flags(line))
+        note(line)
     note(job.description)
     for line in job.config.to_toml().splitlines():
         detail(f"  {line}")
     metrics, config = RecentMetrics(), job.config
     seconds = ceil(60 * config.minutes)  # the bar counts them if the clock ends the training, else steps
     try:
-        with progress(seconds or config.steps, job.seconds_done if seconds else job.steps_done) as show:
+        done, unit = (job.seconds_done, " s") if seconds else (job.steps_done, "")
+        with progress(seconds or config.steps, done, unit=unit) as show:
 
             def on_step(state: Progress) -> None:
                 metrics.add(state)
@@ -63,8 +64,9 @@ def _describe_length(state: Progress, config: TrainConfig) -> str:
     """The length of a training on this machine, from the rate of its first steps."""
     rate, eta = state.steps_per_second or 0.0, state.seconds_left or 0.0
     if config.minutes:
-        return f"about {state.step + rate * eta:,.0f} steps in {config.minutes:g} minutes on this machine"
-    return f"the {config.steps} steps will take about {eta / 60:.2g} minutes on this machine"
+        length = duration(60 * config.minutes)
+        return f"about {state.step + rate * eta:,.0f} steps in {length} on this machine"
+    return f"the {config.steps} steps will take about {duration(eta)} on this machine"
 
 
 @contextmanager
@@ -169,6 +171,7 @@ def _follow(run: Inference, records: list[dict[str, Any]], is_single: bool, is_j
         with nullcontext() if is_single else progress(total, lines=0) as show:
             for result in run.results:
                 records.append(run.record(result))
+                records[-1]["error"] = result.error and with_flags(result.error)
                 if document:
                     sys.stdout.write(document.add_in_order(result.job, result.answers))
                 if result.error is None:

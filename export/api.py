@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.checks import checked
-from mdlstm_tk.errors import InputError, MDLSTMError, require
+from mdlstm_tk.errors import Argument, InputError, MDLSTMError, require
 from mdlstm_tk.export.arguments import read_grid, read_spec
 from mdlstm_tk.export.capture import capture
 from mdlstm_tk.export.lowering.functions import outline
@@ -149,7 +149,7 @@ def export_onnx(
             module, path, channels=channels, verify_inputs=verify_inputs, metadata=metadata, atol=atol
         )
     if functions and form != "unrolled":
-        raise InputError(f"functions=True needs form 'unrolled', got form '{form}'")
+        raise InputError(Argument("functions", True), f" needs form 'unrolled', got form '{form}'")
     check_destination(path, True, form)
     atol = read_atol(atol, ATOLS[dtype])
     spec = read_spec(

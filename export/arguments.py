@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from mdlstm_tk._util.arguments import extents, one_line, positive
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.export.interface import Interface, eval_copy, mdlstm_layers
 from mdlstm_tk.export.spec import Examples, ExportSpec, Extents, Shape
 from mdlstm_tk.export.verification.cases import ExampleRange, sampler
@@ -187,11 +187,12 @@ def _check_names(module: nn.Module, names: Sequence[str]) -> None:
         if name not in accepted and not takes_any:
             raise InputError(
                 f"{network}.forward takes no input '{name}' after x, but {', '.join(accepted) or 'none'}; "
-                f"change {'padded' if name == 'sizes' else 'extra_inputs'}=..."
+                "change ",
+                Argument("padded" if name == "sizes" else "extra_inputs"),
             )
     if missing := [p.name for p in named[1:] if p.default is p.empty and p.name not in names]:
-        advice = "give padded=True" if missing == ["sizes"] else "give them as example_inputs=(x, …)"
-        raise InputError(f"{network}.forward also needs {', '.join(missing)}; {advice}")
+        advice = Argument("padded", True) if missing == ["sizes"] else "them as example_inputs=(x, …)"
+        raise InputError(f"{network}.forward also needs {', '.join(missing)}; give ", advice)
 
 
 def _layout(network: nn.Module, x: Tensor | None, name: str) -> bool:
@@ -235,12 +236,13 @@ def _extents(grid: Extents | None, example_grid: Grid | None, ndim: int, any_siz
     result = grid or example_grid
     if not result:
         raise InputError(
-            "form 'unrolled' needs a grid; give grid=... or example_inputs=..., or form=\"scan\" for any "
-            "size"
+            "form 'unrolled' needs a grid; give grid=... or example_inputs=..., or ",
+            *(Argument("form", "scan"), " for any size"),
         )
     if None in result:
         raise InputError(
-            f"form 'unrolled' needs a fixed grid, got grid={result}; give form=\"scan\" for free extents"
+            f"form 'unrolled' needs a fixed grid, got grid={result}; give ",
+            *(Argument("form", "scan"), " for free extents"),
         )
     return result
 
@@ -256,5 +258,5 @@ def _check_grid_inputs(
                 f"further inputs are {', '.join(extra_inputs) or 'none'}"
             )
     if names and padded:
-        raise InputError("padded=True is for x alone; leave out grid_inputs=...")
+        raise InputError(Argument("padded", True), " is for x alone; leave out grid_inputs=...")
     return names

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._version import __version__
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.export.interface import REFUSALS, Interface, OutputError, first_line, mdlstm_layers
 from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Draw, draw_inputs, odd_grids, sampler
 from mdlstm_tk.runtime import Metadata
@@ -205,7 +205,8 @@ class ExportSpec:
         if any(extent and extent % m for extent, m in zip(self.grid, self.multiple_of, strict=True)):
             raise InputError(
                 f"grid {format_size(self.grid)} is not a multiple of {format_size(self.multiple_of)}, "
-                "which multiple_of=... asks for; change one of them"
+                "which ",
+                *(Argument("multiple_of"), " asks for; change one of them"),
             )
         if None not in self.grid:
             grid = self._with_fixed_extents((1,) * self.ndim)
@@ -313,7 +314,8 @@ class ExportSpec:
             if self._accepts(multiple):
                 return InputError(
                     f"{name} accepts the grid {format_size(multiple)} but not {format_size(grid)} "
-                    f"({reason}); if its strides need such extents, give multiple_of={factor}"
+                    f"({reason}); if its strides need such extents, give ",
+                    Argument("multiple_of", factor),
                 )
         advice = "give example_inputs=(x, …), or other grid=..., channels=... and channels_last=..."
         if "index out of range" in reason:

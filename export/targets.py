@@ -19,7 +19,7 @@ from google.protobuf import text_encoding
 
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk._version import __version__
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.export.browser.build import check_page, load_runtime, write_page
 from mdlstm_tk.export.browser.examples import page_examples
 from mdlstm_tk.export.model_file import TensorSpec, read_metadata, read_model, tensor_specs
@@ -146,7 +146,8 @@ def write_server_repo(model: Path, repository: Path, name: str, *, force: bool =
     if config.exists() and not config_fits and not force:
         raise InputError(
             f"{config} is for a model with other inputs, outputs or preprocessing than {model.name}; "
-            "give another folder, or allow it to replace the settings with force=True"
+            "give another folder, or allow it to replace the settings with ",
+            Argument("force", True),
         )
     is_new = not folder.exists()
     with staging(repository if is_new else folder) as stage:

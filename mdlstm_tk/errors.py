@@ -7,7 +7,10 @@
     ├── StoppedError       1  a model was stopped at a limit on time or memory, or crashed
     └── MissingExtraError  1  an optional dependency is not installed, or broken (also an ImportError)
 
-Every message is one line that says what was given, what was expected and how to fix it.
+Every message is one line that says what was given, what was expected and how to fix it. It keeps the
+arguments that it names as data: Python reads `force=True` where the command line says --force.
+
+    raise InputError(f"{path} exists; replace it with ", Argument("force", True))
 """
 
 from __future__ import annotations
@@ -16,16 +19,81 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 Cause = Literal["time", "memory", "crash"]
 """The reasons that stop a model: a limit on time, a limit on memory, or a crash."""
 
 
+class Argument(NamedTuple):
+    """An argument of the library, or a setting of a run, that a message names.
+
+    Attributes:
+        name: its name in Python.
+        value: what to give, or what was given; None: any value.
+    """
+
+    name: str
+    value: Any = None
+
+    def __str__(self) -> str:
+        value = f'"{self.value}"' if isinstance(self.value, str) else self.value
+        return f"{self.name}={'...' if self.value is None else value}"
+
+
+class Export(NamedTuple):
+    """An export that a message advises.
+
+    Attributes:
+        run: the run; the default stands for any.
+        options: other arguments of `mdlstm_tk.export.export_run`, by name.
+    """
+
+    options: dict[str, Any]
+    run: str = "RUN"
+
+    def __str__(self) -> str:
+        options = "".join(f", {Argument(*option)}" for option in self.options.items())
+        return f"mdlstm_tk.export.export_run({self.run!r}{options})"
+
+
+TILED_EXPORT = Export({"form": "tiles"})  # for grids larger than the memory
+
+
+class Message(str):
+    """One line for people: texts, and the arguments that it names. It stays a `Message` inside of another
+    one, in a pickle, and as `str(error)`, but becomes plain text in an f-string.
+    """
+
+    parts: tuple[str | Argument | Export, ...]
+
+    def __new__(cls, *parts: object) -> Message:
+        flat: list[Any] = []
+        for part in parts:
+            line = part if isinstance(part, str | Argument | Export) else str(part)
+            flat += line.parts if isinstance(line, Message) else [line]
+        message = super().__new__(cls, "".join(map(str, flat)))
+        message.parts = tuple(flat)
+        return message
+
+    def __str__(self) -> str:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Message, self.parts
+
+
 class MDLSTMError(Exception):
-    """Base class of all exceptions of this package."""
+    """Base class of all exceptions of this package.
+
+    Args:
+        *parts: of the message: texts, arguments, messages, and other errors.
+    """
 
     exit_code = 1
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(Message(*parts))
 
 
 class InputError(MDLSTMError, ValueError):
@@ -50,11 +118,11 @@ class StoppedError(MDLSTMError):
     """A model was stopped at a limit on time or memory, or crashed. Other inputs may still run.
 
     Args:
-        message: one line.
+        message: one line, or another error of this package.
         cause: what stopped it.
     """
 
-    def __init__(self, message: str, cause: Cause = "crash") -> None:
+    def __init__(self, message: object, cause: Cause = "crash") -> None:
         super().__init__(message)
         self.cause = cause
 

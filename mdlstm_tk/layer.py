@@ -19,7 +19,7 @@ from mdlstm_tk.backends.dispatch import BACKENDS, Backend, Choice, choose
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.cells import check_cell, get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.states import BoundaryState, FaceShape, State, initial_states, to_boundary_state
 from mdlstm_tk.sweep import autocast_dtype, sweep
 from mdlstm_tk.wavefront import Direction, check_positions, resolve_directions
@@ -134,10 +134,11 @@ class MDLSTM(nn.Module):
         arguments.check_dtype(dtype)
         if peephole and not definition.peephole:
             raise InputError(
-                f"peephole needs a cell that can have them, such as 'graves', got cell={cell!r}"
+                f"peephole needs a cell that can have them, such as 'graves', got the cell {cell!r}"
             )
         if layer_norm and not bias:
-            raise InputError("layer_norm=True needs bias=True: without it an all-zero grid has no scale")
+            reason = " needs bias=True: without it an all-zero grid has no scale"
+            raise InputError(Argument("layer_norm", True), reason)
 
         dirs, gates = len(self.directions), len(definition.gates(ndim))
         features = self.input_size * prod(extents)

@@ -22,7 +22,7 @@ from pathlib import Path
 from unicodedata import bidirectional
 
 from mdlstm_tk._util.text import printable, to_json
-from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.errors import Argument, InputError, MDLSTMError, Message
 from mdlstm_tk.export.browser.examples import PageExample
 from mdlstm_tk.export.model_file import read_metadata
 from mdlstm_tk.runtime.io.files import is_empty, staging
@@ -35,7 +35,9 @@ RUNTIME = {
     "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
-MANUAL_DOWNLOAD = f"or run `npm pack {PACKAGE}` on another machine and pass the file with web_runtime=..."
+MANUAL_DOWNLOAD = Message(
+    f"or run `npm pack {PACKAGE}` on another machine and pass the file with ", Argument("web_runtime")
+)
 
 
 def load_runtime(source: Path | None = None) -> dict[str, bytes]:
@@ -66,7 +68,8 @@ def check_page(folder: Path, force: bool) -> None:
         raise InputError(f"{folder} is a file, expected a folder for the page")
     if not force and not is_empty(folder):
         raise InputError(
-            f"{folder} is not empty; give another folder, or write the page into it with force=True"
+            f"{folder} is not empty; give another folder, or write the page into it with ",
+            Argument("force", True),
         )
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import Floats, Split, Task
-from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.errors import InputError, MDLSTMError, Message
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.preprocessing import scale
 from mdlstm_tk.runtime.shapes import Shapes
@@ -76,7 +76,7 @@ def page_examples(
             config = replace(config, size=format_size(metadata.grid_like(config.grid)))
         samples = list(_samples(load_task(config, checkpoint.spec, data, run.read_samples()), metadata))
     except MDLSTMError as error:
-        on_message(f"no examples: {error}")
+        on_message(Message("no examples: ", error))
         return []
     if not samples:
         on_message("no examples: no sample of the data has a size that the model takes")

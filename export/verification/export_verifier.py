@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
+from mdlstm_tk.errors import Argument, InputError, MDLSTMError, Message, ParityError
 from mdlstm_tk.export.interface import Interface, mdlstm_layers
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.export.model_file import ExportReport, operators_to_trust
@@ -103,8 +103,7 @@ def write_verified(
         arguments = metadata, spec, case, expected[case.name], outcome, atol
         is_large = len(groups) > 1 and case is cases[-1]
         if not outcome.parity.passed and not (is_large and _is_rounding(*arguments)):
-            reason = _explanation(*arguments)
-            raise ParityError(f"{path} was not written: {reason}")
+            raise ParityError(f"{path} was not written: ", _explanation(*arguments))
     max_abs = max(outcome.parity.max_abs for outcome in outcomes.values())
     metadata = replace(metadata, parity={"atol": atol, "rtol": RTOL, "max_abs": max_abs})
     data = content(metadata)
@@ -255,7 +254,8 @@ def _explained(run: Runtime, name: str, shapes: Mapping[Shape, Shape]) -> Runtim
         except MDLSTMError as error:
             raise MDLSTMError(
                 f"{name} cannot be exported this way: torch fixed the batch or an extent, and an x of "
-                f"shape {shape} does not run ({error}); export it for one grid"
+                f"shape {shape} does not run (",
+                *(error, "); export it for one grid"),
             ) from error
         for y in outputs.values():
             if y.shape != shapes.get(shape, y.shape):
@@ -318,14 +318,18 @@ def _explanation(
     if spec.padded and tuple(case.inputs["x"].shape[axis] for axis in spec.grid_axes) != spec.example_grid:
         return f"{text}a padded sample differs from the sample alone: the network reads the padding"
     if dtype != "float32":
-        return f"{text}{dtype} is not precise enough for it; export float32, or allow more with atol=..."
+        return Message(
+            f"{text}{dtype} is not precise enough for it; export float32, or allow more with ",
+            Argument("atol"),
+        )
     in_torch = _parity_in_torch(spec, case, expected, outcome, atol)
     if in_torch.severity > 0.3 * parity.severity:
         cells = {getattr(module, "cell", None) for module in network.modules()}
         advice = ", or use a cell whose state stays bounded (stable, leaky)" if "graves" in cells else ""
-        return (
+        return Message(
             f"{text}PyTorch in float32 is off by {in_torch.max_abs:.1e}, too, so the network itself needs "
-            f"more precision than float32 has; allow more with atol=...{advice}"
+            "more precision than float32 has; allow more with ",
+            *(Argument("atol"), advice),
         )
     return (
         f"{text}PyTorch in float32 is off by {in_torch.max_abs:.1e} only, so the exported graph computes "

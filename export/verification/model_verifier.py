@@ -20,7 +20,7 @@ from torch import nn
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.errors import InputError, MDLSTMError, require
+from mdlstm_tk.errors import Argument, InputError, MDLSTMError, require
 from mdlstm_tk.export.interface import Interface, first_line
 from mdlstm_tk.export.model_file import operators_to_trust, read_model, tensor_specs
 from mdlstm_tk.export.run_export import find_checkpoint
@@ -121,7 +121,8 @@ def verify_model(
     """
     require("onnxruntime", "cpu")
     if seeds < 1 or seed < 0:
-        raise InputError(f"seeds must be at least 1 and seed at least 0, got seeds={seeds}, seed={seed}")
+        given = Argument("seeds", seeds), " and ", Argument("seed", seed)
+        raise InputError("seeds must be at least 1 and seed at least 0, got ", *given)
     model, files = Path(model), [Path(model)]
     if model.is_dir():
         files = sorted([*without_drawing(models_in(model)), *archives_in(model)])
@@ -311,7 +312,8 @@ class _FileVerifier:
                     reason = ", ".join(self.needs_trust) or first_line(error)
                     raise InputError(
                         f"the reference evaluator of onnx does not run this graph ({reason}); give the "
-                        "network that it came from as against=..."
+                        "network that it came from as ",
+                        Argument("against"),
                     ) from None
         return runtimes, reference, together
 

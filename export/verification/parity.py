@@ -20,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
+from mdlstm_tk.errors import Export, InputError, MDLSTMError, ParityError
 from mdlstm_tk.export.verification.cases import Case
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.npy import Array
@@ -369,16 +368,17 @@ class VerificationReport:
         outcomes = self.outcomes[self.failed[0]]
         case, worst = next((name, o) for name, o in outcomes.items() if not o.parity.passed)
         where = f" ({worst.first_divergence})" if worst.first_divergence else ""
-        advice = ""
+        advice: tuple[object, ...] = ()
         if self.stale:
-            where, advice = "", f"; {self.stale[0]}"
+            where, advice = "", ("; ", self.stale[0])
         elif self.run is not None:
             advice = (
                 "; if the model was exported from another run or checkpoint, name that, else export it "
-                f"again with: mdlstm export {shell_quoted(self.run.folder)} --force"
+                "again with: ",
+                Export({"force": True}, str(self.run.folder)),
             )
         raise ParityError(
             f"{', '.join(self.failed)}: error {worst.parity.max_abs:.1e} against {self.reference} on "
-            f"{case}{where}, {worst.parity.max_ratio:.3g} times what the tolerance of the export allows"
-            f"{advice}"
+            f"{case}{where}, {worst.parity.max_ratio:.3g} times what the tolerance of the export allows",
+            *advice,
         )

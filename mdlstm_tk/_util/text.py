@@ -9,6 +9,8 @@ printable     for people: terminals, logs, error messages, pages and plots
 text_field    for one field of a line, from which `text_of_field` returns the exact name
 to_json       for JSON
 shell_quoted  for a command to paste into a shell
+
+`duration` spells a time as people say it.
 """
 
 from __future__ import annotations
@@ -88,6 +90,20 @@ def shell_quoted(path: str | os.PathLike[str]) -> str:
         return shlex.quote(text)
     escaped = re.sub(r"[\\']", r"\\\g<0>", text)
     return f"$'{_UNSAFE.sub(_octal, escaped)}'"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it.
+
+    >>> duration(0.17), duration(75), duration(7500)
+    ('0.2 s', '1 min 15 s', '2 h 5 min')
+    """
+    if seconds < 9.5:
+        return f"{seconds:.1g} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    units = (hours, "h"), (minutes, "min"), (0 if hours else seconds, "s")
+    return " ".join(f"{number} {unit}" for number, unit in units if number)
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, InputError, Message
 
 _modules: dict[Path, ModuleType] = {}  # by resolved path
 
@@ -39,7 +39,7 @@ def import_file(path: Path) -> ModuleType:
     return module
 
 
-def not_registered(kind: str, name: str, known: Iterable[str]) -> str:
+def not_registered(kind: str, name: str, known: Iterable[str]) -> Message:
     """The error message about a name that nothing is registered under.
 
     Args:
@@ -50,7 +50,5 @@ def not_registered(kind: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
     close = get_close_matches(name.lower(), known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(known)}."
-    return (
-        f"there is no {kind} '{name}'; {hint} If a Python file of yours registers it, import that first: "
-        "--import FILE"
-    )
+    text = f"there is no {kind} '{name}'; {hint} If a Python file of yours registers it, import that first"
+    return Message(text, ": ", Argument("import_", "FILE"))

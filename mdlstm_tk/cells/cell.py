@@ -234,7 +234,7 @@ def check_cell(cell: Cell, ndim: int) -> None:
     try:
         results = cell.equations(list(gates), states, *hooks)
     except InputError as error:
-        raise InputError(f"{place}: {error}") from None
+        raise InputError(f"{place}: ", error) from None
     except Exception as error:
         raise InputError(
             f"{place}: its equations fail with {len(names)} gates ({', '.join(names)}) and "

@@ -51,7 +51,10 @@ def list_arrays(path: Path, kind: Kind) -> Iterator[RawSample]:
     """
     arrays = _load(path)
     if missing := ({"x"} if kind == "density" else {"x", "y"}) - arrays.keys():
-        raise InputError(f"{path}: {' and '.join(sorted(missing))} is missing; expected {FORMATS[kind]}")
+        verb = "is" if len(missing) == 1 else "are"
+        raise InputError(
+            f"{path}: {' and '.join(sorted(missing))} {verb} missing; expected {FORMATS[kind]}"
+        )
     x, y = arrays["x"], arrays.get("y", arrays["x"])
     ndim = _grid_axes(path, arrays, kind)
     if x.ndim not in (ndim + 1, ndim + 2) or x.dtype.kind not in "buif" or x.size == 0:

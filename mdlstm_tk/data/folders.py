@@ -112,7 +112,7 @@ def read_lines(file: Path) -> list[str]:
     except UnicodeDecodeError:
         raise InputError(f"{file} is not a text in UTF-8; save it in that encoding") from None
     except InputError as error:
-        raise InputError(f"{file}: {error}") from None
+        raise InputError(f"{file}: ", error) from None
 
 
 def by_stem(folder: Path, files: Iterable[Path]) -> dict[Path, list[Path]]:

@@ -68,7 +68,7 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
         if content[:2] == b"\x1f\x8b":
             content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(MAX_BYTES + 1)
     except (InputError, EOFError, OSError, zlib.error) as error:
-        raise InputError(f"{path} cannot be used: {error}") from None
+        raise InputError(f"{path} cannot be used: ", error) from None
     if len(content) > MAX_BYTES:
         raise InputError(f"{path} holds more than {MAX_BYTES} bytes, expected less")
     if len(content) < HEADER.size or not content.startswith(MAGIC):

@@ -62,7 +62,7 @@ def read_mask(file: Path) -> RawMask:
     try:
         data = read_file(file)
     except InputError as error:
-        raise InputError(f"its mask: {error}") from None
+        raise InputError("its mask: ", error) from None
     with open_image(io.BytesIO(data), "its mask") as image:
         image.load()
         require("PIL.ImageOps", "image").exif_transpose(image, in_place=True)

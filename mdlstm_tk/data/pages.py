@@ -23,7 +23,7 @@ from mdlstm_tk.data import folders
 from mdlstm_tk.data.images import is_grey, read_pixels
 from mdlstm_tk.data.samples import MAX_THREADS, MemoryBudget
 from mdlstm_tk.data.spec import Array, RawSample, Split
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 from mdlstm_tk.runtime.line_cutting import cut_line
 from mdlstm_tk.runtime.pages import Page, PageLine, is_page, read_page
@@ -90,10 +90,8 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
         counts = f"{with_text} lines with a text and {without_text} without, which are left out"
         notes.append(f"pages: {len(files)}, with {counts}")
     if cut_again := sum(bool(sample.page) and not sample.in_memory for sample in samples):
-        notes.append(
-            f"{cut_again} lines of pages are cut again in every epoch, which is slow; --set cache=... with "
-            "more MiB keeps them"
-        )
+        text = f"{cut_again} lines of pages are cut again in every epoch, which is slow; "
+        notes.append(Message(text, Argument("cache"), " with more MiB keeps them"))
     return samples, notes
 
 

@@ -17,7 +17,7 @@ from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.data.images import is_grey
 from mdlstm_tk.data.spec import Array, Extents, Floats, Kind, RawSample, Resize, Sample, SampleId
 from mdlstm_tk.data.targets import normalise
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import InputError, Message
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 
 MAX_THREADS = 4  # each holds one sample at a time
@@ -118,7 +118,7 @@ def _survey(sample: RawSample, kind: Kind, resize: Resize) -> Survey | str:
         elif kind == "density" and x.dtype.kind == "f" and not 0 <= x.min() <= x.max() <= 1:
             raise InputError(f"its values lie in [{x.min():g}, {x.max():g}], expected [0, 1]")
     except InputError as reason:
-        return f"{sample.name}: {reason}"
+        return Message(f"{sample.name}: ", reason)
     if sample.is_image and moments.channels == 1:
         x = x.reshape(*grid, -1)[..., 0]  # a grey image that is stored with colours is the same image
     digest = blake2b(f"{x.dtype.str}{x.shape}".encode(), digest_size=8)

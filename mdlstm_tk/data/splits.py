@@ -12,7 +12,7 @@ from mdlstm_tk.data.idx import find_idx
 from mdlstm_tk.data.samples import Survey
 from mdlstm_tk.data.sampling import stratified_mask
 from mdlstm_tk.data.spec import Kind, SampleId, Split
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, InputError
 
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
@@ -32,7 +32,7 @@ def find_sources(path: Path, kind: Kind) -> tuple[dict[Split, Path], list[str]]:
             source is not what the kind of task expects.
     """
     if not path.exists():
-        raise InputError(f"there is no file or folder {path}, which data=... names")
+        raise InputError(f"there is no file or folder {path}, which ", Argument("data"), " names")
     if kind == "density" and (files := find_idx(path)):
         return files, []
     sources: dict[Split, Path] = {}

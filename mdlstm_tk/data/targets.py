@@ -11,7 +11,7 @@ from typing import Any
 
 from mdlstm_tk.data.masks import UNKNOWN_VALUE, MaskClasses
 from mdlstm_tk.data.spec import Kind
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.runtime.text_order import Direction, is_right_to_left, reorder
 
@@ -75,8 +75,8 @@ def fit_targets(
         )
     if kind == "density":
         level_names = "2 levels, as 0 or 1" if levels == 2 else f"{levels} levels"
-        line = f"each value counts as the nearest of {level_names}; choose others with --set levels=N"
-        return Targets(levels if levels > 2 else 1, _unchanged, [line])
+        text = f"each value counts as the nearest of {level_names}; choose others with "
+        return Targets(levels if levels > 2 else 1, _unchanged, [Message(text, Argument("levels"))])
     if kind == "transcribe":
         return _fit_texts(targets)
     if kind == "classify":

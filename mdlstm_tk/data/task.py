@@ -34,7 +34,7 @@ from mdlstm_tk.data.spec import (
     Split,
     TaskSpec,
 )
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, InputError
 
 if TYPE_CHECKING:
     from mdlstm_tk.data.user_data import TextExtent
@@ -177,11 +177,13 @@ class DatasetTask(Task):
     ) -> None:
         if augment and len(spec.size) != 2:
             raise InputError(
-                f"augment={augment:g} distorts images, but samples have {len(spec.size)} axes; "
-                "use augment=0"
+                Argument("augment", augment),
+                f" distorts images, but samples have {len(spec.size)} axes; use ",
+                Argument("augment", 0),
             )
         if augment and spec.kind == "grid":
-            raise InputError(f"augment={augment:g} distorts x, but no targets of kind grid; use augment=0")
+            text = " distorts x, but no targets of kind grid; use "
+            raise InputError(Argument("augment", augment), text, Argument("augment", 0))
         self.spec = spec
         self.sets = sets
         self.augment = augment

@@ -29,7 +29,7 @@ from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample, Resize, SampleI
 from mdlstm_tk.data.splits import SPLIT_NAMES, describe_formats, divide, find_sources, hold_out, in_order_of
 from mdlstm_tk.data.targets import Targets, fit_targets, normalise
 from mdlstm_tk.data.task import DatasetTask
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 
 CACHE_BYTES = 2**28  # default for the memory that decoded images may take
@@ -146,13 +146,16 @@ def read_data(
         MissingExtraError: Pillow is not installed.
     """
     sources, notes = find_sources(path, kind)
-    if crop is not None and kind == "transcribe":
-        raise InputError(f"crop={format_size(crop)} would cut texts off; use resize=... instead")
     is_arrays = sources["train"].suffix == ".npz"
+    if crop is not None and kind == "transcribe":
+        other = () if is_arrays else (", or use ", Argument("resize"))
+        cut = " would cut texts off; leave it out"
+        raise InputError(Argument("crop", crop), cut, *other)
     if resize is not None and is_arrays:
         raise InputError(
-            f"resize={format_size(resize)} is for images, but {sources['train']} holds arrays, which are "
-            "used as they are; leave it out, or use crop=..."
+            Argument("resize", resize),
+            f" is for images, but {sources['train']} holds arrays, used as they are; leave it out",
+            *(() if kind == "transcribe" else (", or use ", Argument("crop"))),
         )
     prefixes = pages.read_splits(path, SPLIT_NAMES) if kind == "transcribe" and len(sources) == 1 else {}
     budget = MemoryBudget(cache_bytes)
@@ -170,10 +173,9 @@ def read_data(
         notes += new_notes
     formats = f"a task of kind {kind} expects {describe_formats(kind)}"
     if not splits["train"]:
-        reasons = "; ".join([*skipped[:3], *notes])
-        raise InputError(
-            f"{sources['train']}: no usable training samples{f' ({reasons})' if reasons else ''}; {formats}"
-        )
+        reasons = [part for line in (*skipped[:3], *notes) for part in ("; ", line)][1:]
+        shown = (" (", *reasons, ")") if reasons else ()
+        raise InputError(f"{sources['train']}: no usable training samples", *shown, f"; {formats}")
     surveys = [survey for each in splits.values() for survey in each]
     channels = max(survey.moments.channels for survey in splits["train"])
     ndim = len(surveys[0].extents)
@@ -184,13 +186,14 @@ def read_data(
     if ndim != 2 and kind in ("transcribe", "density"):
         raise InputError(f"{path}: x has {ndim} grid axes, but kind {kind} needs two; {formats}")
     if crop is not None and len(crop) != ndim:
-        raise InputError(f"crop={format_size(crop)} has {len(crop)} extents, but samples have {ndim} axes")
+        has = f" has {len(crop)} extents, but samples have {ndim} axes"
+        raise InputError(Argument("crop", crop), has)
     preprocessing = None if is_arrays else Preprocessing(channels, resize)
     try:
         all_targets = [survey.target for survey in surveys]
         targets = fit_targets(kind, all_targets, preprocessing, _read_mask_names(path, kind), levels)
     except InputError as error:
-        raise InputError(f"{path}: {error}; {formats}") from None
+        raise InputError(f"{path}: ", error, f"; {formats}") from None
     if not splits.get("validation"):
         splits["train"], splits["validation"] = hold_out(splits["train"], kind, validation, seed, known)
         if not splits["train"]:
@@ -322,7 +325,7 @@ def _summarise(
             lines += [f"folders without images, left out: {', '.join(empty)}"] if empty else []
     if task.skipped:
         lines.append(f"skipped {len(task.skipped)} that cannot be used:")
-        lines += [f"  {line}" for line in task.skipped[:MAX_SKIPPED_SHOWN]]
+        lines += [Message("  ", line) for line in task.skipped[:MAX_SKIPPED_SHOWN]]
         hidden = len(task.skipped) - MAX_SKIPPED_SHOWN
         lines += [f"  and {hidden} more"] if hidden > 0 else []
     return lines

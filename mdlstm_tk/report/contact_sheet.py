@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.errors import Argument, InputError, require
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
 from mdlstm_tk.runtime.io.npy import Array, save_array
 from mdlstm_tk.runtime.model_discovery import run_of
@@ -59,7 +59,7 @@ def draw_samples(
     check_output(output)
     ensure_writable(output, force)
     if size is not None and len(size) != 2:
-        raise InputError(f"size=... must be a height and a width, got {format_size(size)}")
+        raise InputError(Argument("size"), f" must be a height and a width, got {format_size(size)}")
     options: dict[str, Any] = {"seed": seed, "temperature": temperature}
     if source is not None and source.suffix == ".onnx":
         from mdlstm_tk.runtime import Session

@@ -14,10 +14,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Und
 from markupsafe import Markup
 
 from mdlstm_tk._util.sizes import format_size, parse_size
-from mdlstm_tk._util.text import printable, shell_quoted
+from mdlstm_tk._util.text import duration, printable, shell_quoted
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
-from mdlstm_tk.errors import InputError, MissingExtraError
+from mdlstm_tk.errors import InputError, Message, MissingExtraError
 from mdlstm_tk.report.cuts import cut_panels
 from mdlstm_tk.report.drawings import make_drawings
 from mdlstm_tk.report.evaluation import SplitEvaluation, evaluate_split
@@ -86,7 +86,7 @@ def render_report(
         task = load_task(config, spec, data, known)
     except (InputError, MissingExtraError) as error:
         problem = str(error)
-        on_message(f"no examples: {problem}")
+        on_message(Message("no examples: ", problem))
     else:
         for line in describe_overlap(task.identities, (known or {}).get("train", ())):
             on_message(line)
@@ -150,7 +150,7 @@ def _template() -> Template:
         interval=_format_interval,
         shown=_show_spaces,
         grid_size=format_size,
-        duration=_format_duration,
+        duration=duration,
         file_size=_format_bytes,
         ms=_format_ms,
         shell=shell_quoted,
@@ -221,14 +221,6 @@ def _format_interval(ends: Sequence[float]) -> str:
 
 def _show_spaces(text: str) -> str:
     return text.replace(" ", "␣")
-
-
-def _format_duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def _format_bytes(count: int) -> str:

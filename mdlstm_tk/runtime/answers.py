@@ -36,12 +36,13 @@ import numpy as np
 from mdlstm_tk._util.text import printable, text_field, to_json
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.runtime.character_model import CharacterModel
+from mdlstm_tk.runtime.combinations import KINDS, LINES, row_of
 from mdlstm_tk.runtime.ctc import Transcription
 from mdlstm_tk.runtime.io import Format
 from mdlstm_tk.runtime.io.npy import STDIO, Array, open_output
 from mdlstm_tk.runtime.io.readers import Arrays
 from mdlstm_tk.runtime.io.writers import write_arrays, write_mask
-from mdlstm_tk.runtime.jobs import ANSWER_FORMATS, ANSWER_KINDS, CLASS_KINDS, Job, ResultOptions
+from mdlstm_tk.runtime.jobs import Job, ResultOptions
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.postprocessing import class_axis, labels, mask_values, probabilities
 from mdlstm_tk.runtime.transcription import covered_width, read_logits
@@ -133,7 +134,7 @@ def decode(
     Raises:
         MDLSTMError: y has another shape than the metadata say.
     """
-    if metadata.kind not in (*CLASS_KINDS, "density"):
+    if metadata.kind is None or not KINDS[metadata.kind].answers:
         return y
     if isinstance(y, Mapping):
         y = y[metadata.output_names[0]]
@@ -190,8 +191,8 @@ def write_decoded(
     widths: Mapping[str | None, tuple[int, int]],
 ) -> tuple[Answer, ...]:
     """Write the outputs for a file in any format; see `mdlstm_tk.runtime.batching.write_results`."""
-    is_single = len(metadata.output_names) == 1
-    if job.format in ANSWER_FORMATS and metadata.kind in ANSWER_KINDS and is_single:
+    row = row_of(metadata)
+    if job.format in LINES and row.is_printed:
         top = metadata.outputs if options.probabilities else options.top or 1
         answers: list[Answer] = []
         for name, y in outputs.items():
@@ -199,9 +200,9 @@ def write_decoded(
             answers += decode(y, metadata, top, name, beam=options.beam, lm=options.lm, width=width)
         write_answers(job, answers, metadata, options)
         return tuple(answers)
-    if options.probabilities and is_single and metadata.kind in CLASS_KINDS:
+    if options.probabilities:
         outputs = {name: probabilities(y, class_axis(y, metadata)) for name, y in outputs.items()}
-    elif is_single and metadata.kind == "segment" and (job.is_mask or job.format in ("png", "csv", "json")):
+    elif job.is_mask or job.format in row.formats:
         outputs = {name: decode(y, metadata) for name, y in outputs.items()}
         if job.format == "png" and len(outputs) == 1:
             values = metadata.mask_values or range(metadata.outputs)

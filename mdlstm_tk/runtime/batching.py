@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from mdlstm_tk.errors import InputError, StoppedError
+from mdlstm_tk.errors import TILED_EXPORT, InputError, Message, StoppedError
 from mdlstm_tk.runtime.io.npy import Array, save_array
 from mdlstm_tk.runtime.io.readers import Arrays, InputFile
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
@@ -194,7 +194,7 @@ def _run_batch(
         if isinstance(error, StoppedError):
             stops.append(error)
             if len(stops) == MAX_STOPS:
-                message = f"{MAX_STOPS} runs in a row failed; in the last one {error}"
+                message = Message(f"{MAX_STOPS} runs in a row failed; in the last one ", error)
                 raise StoppedError(message, error.cause) from None
         if len(batch) > 1:
             for item in batch:  # run each alone, so that the error names the array that caused it
@@ -317,12 +317,12 @@ def _feeds_of(file: InputFile, arrays: Arrays, metadata: Metadata) -> Feeds:
 
             memory = available_memory()
             if memory is not None and run_bytes > memory:
-                warnings.warn(
+                text = (
                     f"a run on all {'x'.join(map(str, grid))} positions of {file.label} may need some "
                     f"{run_bytes / 2**30:.0f} GiB, and this machine has {memory / 2**30:.0f}; to run it in "
-                    "tiles, make a model with: mdlstm export RUN --form tiles",
-                    stacklevel=2,
+                    "tiles, make a model with: "
                 )
+                warnings.warn(Message(text, TILED_EXPORT), stacklevel=2)
     return dict(arrays)
 
 
@@ -338,9 +338,9 @@ def _outputs_of(job: Job, parts: Mapping[str | None, OutputsOrError]) -> Arrays:
     for name, y in parts.items():
         source = job.source if name is None else f"'{name}' in {job.source}"
         if isinstance(y, InputError):
-            raise InputError(f"{source}: {y}")
+            raise InputError(f"{source}: ", y)
         if isinstance(y, StoppedError):
-            raise StoppedError(f"{source}: {y}", y.cause)
+            raise StoppedError(Message(f"{source}: ", y), y.cause)
         prefix = "" if name is None else f"{name}."
         for key, array in y.items() if isinstance(y, dict) else ((None, y),):
             full_name = name if key is None else f"{prefix}{key}"
@@ -370,4 +370,4 @@ def write_results(
 
         return write_decoded(job, outputs, metadata, options, widths or {})
     except InputError as error:
-        raise InputError(f"{job.source}: {error}") from None
+        raise InputError(f"{job.source}: ", error) from None

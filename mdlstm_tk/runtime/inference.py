@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -12,16 +12,15 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError
 from mdlstm_tk.runtime.batching import Result, infer_files
 from mdlstm_tk.runtime.choices import Engine
+from mdlstm_tk.runtime.combinations import LINES, check_jobs, row_of
 from mdlstm_tk.runtime.decoding import BEAM
 from mdlstm_tk.runtime.io import Format, is_tiled
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, STDIO, open_output
 from mdlstm_tk.runtime.jobs import (
-    ANSWER_FORMATS,
-    ANSWER_KINDS,
     InputPath,
     Job,
     ResultOptions,
@@ -108,6 +107,7 @@ def infer_paths(
     level: int | None = None,
     resume: bool = False,
     report: Report | None = None,
+    json: bool = False,
 ) -> Inference:
     """Load a model and plan its inference on files and folders.
 
@@ -154,37 +154,43 @@ def infer_paths(
         level: of a tiled model, which level of a TIFF with a pyramid is read. None: the largest, 0.
         resume: of a tiled model, go on with an interrupted run, and keep what an interruption leaves.
         report: of a tiled model, is called with the numbers of tiles that are done and of all.
+        json: the caller prints a JSON document on standard output, where nothing else may go.
 
     Returns:
         The plan. Iterating over its `results` does the work and writes the results. A file that cannot be
         used gives a result with an error, unless the input is a single file: then its error is raised.
 
     Raises:
-        InputError: an argument is invalid, there is nothing to run or no model, a result exists, or the
+        InputError: an argument is invalid or does not go with the others, the model or the format (see
+            `mdlstm_tk.runtime.combinations`), there is nothing to run or no model, a result exists, or the
             single input file cannot be used.
         StoppedError: the model exceeds a limit while it is loaded.
         DeviceError: the device cannot be used.
         MissingExtraError: ONNX Runtime, Pillow or Ray is needed and not installed.
     """
     if skip_existing and force:
-        raise InputError("skip_existing=True keeps results that exist, force=True replaces them; give one")
+        kept = Argument("skip_existing", True), " keeps results that exist, "
+        raise InputError(*kept, Argument("force", True), " replaces them; give one")
     if isinstance(inputs, str | Path):
         raise InputError(f"inputs must be a list of files and folders, got {inputs!r}; give [{inputs!r}]")
     for name, value in {"top": top, "batch_size": batch_size, "workers": workers, "tile": tile}.items():
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
     if workers is not None and engine != "ray":
-        raise InputError('workers=... needs engine="ray"; in this process, set threads=...')
+        needed = " needs ", Argument("engine", "ray"), "; in this process, set ", Argument("threads")
+        raise InputError(Argument("workers"), *needed)
     sources = [os.fspath(path) for path in inputs]
     target = None if output is None else os.fspath(output)
     if engine == "ray" and STDIO in (*sources, target):
-        raise InputError('engine="ray" takes files, not - (stdin or stdout)')
+        raise InputError(Argument("engine", "ray"), " takes files, not - (stdin or stdout)")
     is_single = is_single_file(sources)
     table = Path(target) if target and not is_single and is_table(target) else None
     if table and skip_existing:
-        raise InputError(f"{table} holds the results of all inputs; skip_existing=True needs a folder")
-    if table and output_format and output_format not in ANSWER_FORMATS:
-        raise InputError(f'{table} takes labels or texts; leave out output_format="{output_format}"')
+        skip = Argument("skip_existing", True), " needs a folder"
+        raise InputError(f"{table} holds the results of all inputs; ", *skip)
+    if table and output_format and output_format not in LINES:
+        unfit = Argument("output_format", output_format)
+        raise InputError(f"{table} takes labels or texts; leave out ", unfit)
     files, left_out, earlier_results = find_files(sources, target)
 
     limit = max_bytes or MAX_BYTES
@@ -210,7 +216,6 @@ def infer_paths(
             return sessions[path]
 
         metadata = candidates[0].metadata if candidates else open_model(path).metadata
-        options.check(metadata, path, table)
         stdin: bytes | None = None
         if STDIO in sources and metadata.form != "tiles":
             stdin = reader.peek(STDIO).page
@@ -221,12 +226,17 @@ def infer_paths(
         if metadata.kind != "transcribe":
             left_out += len(of_form) - len(files)
         planned = plan_jobs(files, metadata, target, output_format, options, is_single=is_single)
+        given = {"probabilities": probabilities, "top": top, "beam": beam, "lm": lm, "json": json}
+        given |= {"skip_existing": skip_existing, "force": force, "output_format": output_format}
+        given["batch_size"] = batch_size
+        pages = {file.source for file in files if file.is_page}
+        check_jobs(metadata, path, planned, given, table, pages)
         if table:
             ensure_writable(table, force)
         jobs = remaining_jobs(planned, skip_existing, force)
-        pages = {file.source for file in files if file.is_page}
         if engine == "ray" and not pages.isdisjoint(job.source for job in jobs):
-            raise InputError('engine="ray" takes arrays and images, not pages; use engine="local"')
+            advice = " takes arrays and images, not pages; use ", Argument("engine", "local")
+            raise InputError(Argument("engine", "ray"), *advice)
         by_model, refused = {path: jobs}, list[Result]()
         if candidates and jobs:
             by_model, refused = jobs_by_model(candidates, jobs, pages, reader)
@@ -269,7 +279,7 @@ def infer_paths(
         results: Iterator[Result] = iter(())
         if jobs:
             results = _with_resources(chain(refused, *parts), resources.pop_all(), is_single)
-    document = _document(jobs, metadata, options, table, is_single)
+    document = _document(jobs, metadata, options, table, is_single, pages)
     if table and document:
         results, document = _write_table(results, table, document, force), None
     further_models = [each for each in by_model if each != path]
@@ -311,7 +321,7 @@ def stream_paths(
     path = find_models(model, tiled=True)[-1]
     if not is_tiled(path):
         raise InputError(
-            f"stream=True needs a tiled model (mdlstm export RUN --form tiles), and {path} is none"
+            Argument("stream", True), f" needs a tiled model, and {path} is none; make one: ", TILED_EXPORT
         )
     limits: dict[str, Any] = {"timeout": timeout, "max_bytes": max_bytes}
     with TiledSession(path, device, isolated=isolated, trusted=trusted, **limits) as session:
@@ -329,8 +339,8 @@ def _open_model(path: Path, tiling: dict[str, bool], device: str, **options: Any
         return TiledSession(path, device, **options)
     if names := [name for name, is_set in tiling.items() if is_set]:
         raise InputError(
-            f"{names[0]}=... needs a tiled model, and {path} is none; make one with: "
-            "mdlstm export RUN --form tiles, then give RUN/model.tiles as model=..."
+            *(Argument(names[0]), f" needs a tiled model, and {path} is none; make one with: "),
+            *(TILED_EXPORT, ", then give RUN/model.tiles as ", Argument("model")),
         )
     session = Session(path, device, **options)
     if session.metadata.drawing is not None:
@@ -361,13 +371,22 @@ def _with_resources(results: Iterator[Result], resources: ExitStack, is_single: 
 
 
 def _document(
-    jobs: list[Job], metadata: Metadata, options: ResultOptions, table: Path | None, is_single: bool
+    jobs: list[Job],
+    metadata: Metadata,
+    options: ResultOptions,
+    table: Path | None,
+    is_single: bool,
+    pages: Collection[str],
 ) -> AnswerDocument | None:
     """Renders the labels or texts that go to one table or to standard output; None if there are none."""
     answer_jobs = [
-        job for job in jobs if job.format in ANSWER_FORMATS and (table is not None or job.target == STDIO)
+        job
+        for job in jobs
+        if job.format in LINES
+        and (table is not None or job.target == STDIO)
+        and (job.source in pages or row_of(metadata).is_printed)
     ]
-    if not answer_jobs or metadata.kind not in ANSWER_KINDS:
+    if not answer_jobs:
         return None
     from mdlstm_tk.runtime.answers import AnswerDocument
 

@@ -29,9 +29,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from mdlstm_tk import errors
 from mdlstm_tk._util.text import printable
-from mdlstm_tk.errors import DeviceError, InputError, MDLSTMError, MissingExtraError, StoppedError
-from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.errors import Argument, Export, InputError, MDLSTMError, Message, StoppedError
+from mdlstm_tk.runtime.io.npy import MORE_BYTES, Array
 from mdlstm_tk.runtime.runner import MODEL, GraphInfo, TensorType, timeout_error
 
 MEMORY_BYTES = 2**32  # of a child, beside Python and ONNX Runtime themselves, if `max_bytes` is not set
@@ -45,7 +46,9 @@ MAX_HEADER_BYTES = 2**24  # of a message, without its arrays
 MAX_TEXT = 2000  # characters of an error message
 MAX_RANK = 32
 DTYPES = {np.dtype(code).str: np.dtype(code) for code in "?bhilqBHILQefd"}
-ERRORS = {kind.__name__: kind for kind in (MDLSTMError, InputError, DeviceError, MissingExtraError)}
+ERRORS = {
+    kind.__name__: kind for kind in (MDLSTMError, InputError, errors.DeviceError, errors.MissingExtraError)
+}
 
 START = """
 import json, sys
@@ -55,7 +58,7 @@ from mdlstm_tk.runtime.isolation_child import main
 main(config)
 """
 
-Message = dict[str, Any]
+Packet = dict[str, Any]
 
 
 class ProtocolError(Exception):
@@ -70,7 +73,8 @@ class IsolatedRunner:
 
     def __init__(self, graphs: Mapping[str, bytes], label: str, **options: Any) -> None:
         if sys.platform not in ("linux", "darwin"):
-            raise MDLSTMError("isolated=True needs Linux or macOS; run files from others in a container")
+            advice = " needs Linux or macOS; run files from others in a container"
+            raise MDLSTMError(Argument("isolated", True), advice)
         self._graphs, self._label = dict(graphs), label
         self._run_seconds = RUN_SECONDS if options["timeout"] is None else options["timeout"]
         self._memory = options["max_bytes"] or MEMORY_BYTES
@@ -114,7 +118,7 @@ class IsolatedRunner:
         self._is_closed = True
         self._child.kill()
 
-    def _load(self) -> Message:
+    def _load(self) -> Packet:
         """Start a child that loads the graphs; returns its reply."""
         self._child = _Child(self._memory, self._options["threads"])
         files = [(name, np.frombuffer(data, np.uint8)) for name, data in self._graphs.items()]
@@ -125,8 +129,9 @@ class IsolatedRunner:
         except ProtocolError as error:
             raise self._invalid(str(error)) from None
         except StoppedError as error:
-            text = f"{self._label} took more than {seconds:g} s to load; allow more with timeout=..."
-            raise self._explained(error, StoppedError(text, "time")) from None
+            text = f"{self._label} took more than {seconds:g} s to load; allow more with "
+            too_slow = StoppedError(Message(text, Argument("timeout")), "time")
+            raise self._explained(error, too_slow) from None
         except BaseException:
             self._child.kill()
             raise
@@ -142,8 +147,8 @@ class IsolatedRunner:
             return too_slow
         if error.cause == "memory":
             size = f"{self._memory / 2**20:.0f} MiB"
-            text = f"{self._label} needed more than {size} of memory and was stopped; allow more with "
-            return StoppedError(f"{text}max_bytes=...", "memory")
+            text = f"{self._label} needed more than {size} of memory and was stopped"
+            return StoppedError(Message(text, MORE_BYTES), "memory")
         return StoppedError(f"{self._label} crashed ({error})", "crash")
 
 
@@ -184,8 +189,8 @@ class _Child:
         return self._end.alive and not self._is_late and self._owner == os.getpid()
 
     def ask(
-        self, request: Message, arrays: Iterable[tuple[str, Array]], seconds: float, max_bytes: int
-    ) -> tuple[Message, dict[str, Array]]:
+        self, request: Packet, arrays: Iterable[tuple[str, Array]], seconds: float, max_bytes: int
+    ) -> tuple[Packet, dict[str, Array]]:
         """Send a request with arrays, and wait for a reply whose arrays take at most `max_bytes`. The
         child is killed `GRACE_SECONDS` after the time for it.
 
@@ -210,7 +215,7 @@ class _Child:
             timer.cancel()
         if "error" not in reply:
             return reply, outputs
-        message, cause = printable(reply.get("message"))[:MAX_TEXT], reply.get("cause")
+        message, cause = _message(reply.get("message")), reply.get("cause")
         if cause in ("time", "memory", "crash"):
             raise StoppedError(message, cause)
         raise ERRORS.get(str(reply["error"]), MDLSTMError)(message)
@@ -236,7 +241,25 @@ class _Child:
         return StoppedError("no answer" if code is None else f"exit code {code}", "crash")
 
 
-def send(file: IO[bytes], message: Message, arrays: Iterable[tuple[str, Array]] = ()) -> None:
+def _message(parts: Any) -> Message:
+    """The message of an error of the child, whose arguments JSON has made lists."""
+
+    def word(value: Any) -> Any:
+        return value if value is None or isinstance(value, bool | int | float) else printable(value)
+
+    def part(value: Any) -> Any:
+        if isinstance(value, list) and isinstance(value[0], dict):
+            return Export({word(name): word(given) for name, given in value[0].items()}, word(value[1]))
+        return Argument(*map(word, value)) if isinstance(value, list) else word(value)
+
+    try:
+        message = Message(*map(part, parts))
+    except (TypeError, IndexError):
+        raise ProtocolError("an error without a message") from None
+    return message if len(message) <= MAX_TEXT else Message(message[:MAX_TEXT])
+
+
+def send(file: IO[bytes], message: Packet, arrays: Iterable[tuple[str, Array]] = ()) -> None:
     """Send a message: the length of a JSON object in four bytes, the object, then the bytes of the arrays.
 
     Raises:
@@ -251,7 +274,7 @@ def send(file: IO[bytes], message: Message, arrays: Iterable[tuple[str, Array]] 
             part = part[file.write(part) :]
 
 
-def receive(file: IO[bytes], max_bytes: int) -> tuple[Message, dict[str, Array]]:
+def receive(file: IO[bytes], max_bytes: int) -> tuple[Packet, dict[str, Array]]:
     """Wait for a message on an unbuffered file.
 
     Raises:

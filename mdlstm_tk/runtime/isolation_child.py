@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk.errors import MDLSTMError, StoppedError, require
-from mdlstm_tk.runtime.isolation import EXIT_MEMORY, MAX_TEXT, Message, receive, send
+from mdlstm_tk.runtime.isolation import EXIT_MEMORY, Packet, receive, send
 from mdlstm_tk.runtime.providers import CUDA
 from mdlstm_tk.runtime.runner import LocalRunner
 
@@ -32,7 +32,7 @@ def main(config: dict[str, Any]) -> None:
     """
     requests, replies = os.fdopen(0, "rb", 0), os.fdopen(os.dup(1), "wb", 0)
     os.dup2(2, 1)  # nothing else writes among the replies
-    failure: Message | None = None
+    failure: Packet | None = None
     try:
         onnxruntime = require("onnxruntime", "cpu")
         _limit(config, has_cuda=CUDA in onnxruntime.get_available_providers())
@@ -64,7 +64,7 @@ def main(config: dict[str, Any]) -> None:
         os._exit(0)
 
 
-def _error_reply(error: Exception) -> Message:
+def _error_reply(error: Exception) -> Packet:
     """The reply that stands for an exception."""
     if isinstance(error, MemoryError):
         error = StoppedError("out of memory", "memory")
@@ -72,7 +72,7 @@ def _error_reply(error: Exception) -> Message:
         error = MDLSTMError(f"the isolated process failed: {type(error).__name__}: {error}")
     return {
         "error": type(error).__name__,
-        "message": str(error)[:MAX_TEXT],
+        "message": MDLSTMError(error).args[0].parts,
         "cause": getattr(error, "cause", None),
     }
 

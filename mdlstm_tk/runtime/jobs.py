@@ -8,28 +8,25 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError
+from mdlstm_tk.runtime.combinations import LINES, row_of
 from mdlstm_tk.runtime.io import (
     FORMATS,
     IMAGE_SUFFIXES,
     PAGE_SUFFIX,
     READABLE,
     READABLE_IN_TILES,
+    STDIO,
     Format,
     suffix_of,
 )
 from mdlstm_tk.runtime.io.files import ensure_writable
-from mdlstm_tk.runtime.io.npy import STDIO, label_of
+from mdlstm_tk.runtime.io.npy import label_of
 from mdlstm_tk.runtime.io.results import is_result
 from mdlstm_tk.runtime.metadata import Metadata
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.character_model import CharacterModel
-
-ANSWER_FORMATS: tuple[Format, ...] = ("txt", "tsv", "csv", "json")
-ANSWER_KINDS = ("classify", "transcribe", "density")
-PAGE_FORMATS: tuple[Format, ...] = ("xml", *ANSWER_FORMATS)
-CLASS_KINDS = ("classify", "transcribe", "segment")
 
 
 class ResultOptions(NamedTuple):
@@ -39,27 +36,6 @@ class ResultOptions(NamedTuple):
     top: int | None = None
     beam: int = 1
     lm: CharacterModel | None = None
-
-    def check(self, metadata: Metadata, model: Path, table: Path | None) -> None:
-        """Check that a model has what the options ask for, and what one file for all inputs takes.
-
-        Raises:
-            InputError: the model is of another kind, or two options exclude each other.
-        """
-        kind = f"{model} is of kind {metadata.kind}"
-        if self.probabilities and metadata.kind not in CLASS_KINDS:
-            raise InputError(f"probabilities=True needs a model of kind {', '.join(CLASS_KINDS)}; {kind}")
-        if (self.beam > 1 or self.lm is not None) and metadata.kind != "transcribe":
-            raise InputError(f"beam=... and lm=... need a model of kind transcribe; {kind}")
-        if self.top is not None and metadata.kind != "classify":
-            raise InputError(f"top=... needs a model of kind classify; {kind}")
-        if self.top is not None and self.probabilities:
-            raise InputError("probabilities=True includes all classes, top=... only some; give one of them")
-        if table and metadata.kind not in ANSWER_KINDS:
-            raise InputError(
-                f"output=... is the file {table}, expected a folder for the results of several inputs; one "
-                f"file takes labels or texts of kind {', '.join(ANSWER_KINDS)}, but {kind}"
-            )
 
 
 LABELS_ONLY = ResultOptions()
@@ -108,7 +84,7 @@ def is_single_file(inputs: Sequence[str]) -> bool:
 
 def is_table(output: str) -> bool:
     """True if `output`, for several inputs, is one file for all labels or texts, by its suffix."""
-    return suffix_of(output)[1:] in ANSWER_FORMATS and not os.path.isdir(output)
+    return suffix_of(output)[1:] in LINES and not os.path.isdir(output)
 
 
 def find_files(inputs: Sequence[str], output: str | None) -> FoundFiles:
@@ -126,9 +102,8 @@ def find_files(inputs: Sequence[str], output: str | None) -> FoundFiles:
     if output is not None and output != STDIO and not is_single_file(inputs) and not is_table(output):
         is_file = os.path.exists(output) or suffix_of(output)[1:] in FORMATS
         if is_file and not os.path.isdir(output):
-            raise InputError(
-                f"output=... is the file {output}, expected a folder for the results of several inputs"
-            )
+            expected = f" is the file {output}, expected a folder for the results of several inputs"
+            raise InputError(Argument("output"), expected)
     files, results, left_out = list[InputPath](), list[InputPath](), 0
     for name in inputs:
         if not _is_folder(name):
@@ -236,29 +211,23 @@ def plan_jobs(
         output_format = next((name for name in FORMATS if name == suffix), None)
         if suffix and output_format is None:
             raise InputError(
-                f"unsupported file type '.{suffix}' of {file}; name one of {', '.join(FORMATS)} with "
-                "output_format=..."
+                f"unsupported file type '.{suffix}' of {file}; name one of {', '.join(FORMATS)} with ",
+                Argument("output_format"),
             )
     if output_format in ("tif", "zarr") and metadata.form != "tiles":
-        raise InputError(
-            f"only tiled models write {output_format}; make one with: mdlstm export RUN --form tiles"
-        )
+        raise InputError(f"only tiled models write {output_format}; make one with: ", TILED_EXPORT)
     jobs = []
     for path in files:
         source, relative, _ = path
         file_format = output_format or _default_format(path, metadata, options, output)
         is_mask = not (output_format or options.probabilities) and metadata.kind == "segment"
-        is_answer = metadata.kind in ANSWER_KINDS and file_format in ANSWER_FORMATS
+        is_answer = file_format in LINES and (path.is_page or row_of(metadata).is_printed)
         if output == STDIO and not is_single and not is_answer:
-            raise InputError(
-                f'output="-" takes labels or texts of several inputs, but {file_format} of one alone; '
-                "give a folder"
-            )
+            one = f" takes labels or texts of several inputs, but {file_format} of one alone; give a folder"
+            raise InputError(Argument("output", STDIO), one)
         if file_format == "xml" and not path.is_page:
-            raise InputError(f"xml holds pages, but {source} is none; give another output_format=...")
-        if path.is_page and file_format not in PAGE_FORMATS:
-            expected = ", ".join(PAGE_FORMATS)
-            raise InputError(f"{source} is a page, expected output_format={expected}, got {file_format}")
+            another = Argument("output_format")
+            raise InputError(f"xml holds pages, but {source} is none; give another ", another)
         is_printed = output is None and (source == STDIO or is_answer)
         if is_printed or output == STDIO or (file is not None and not is_single):
             target = STDIO
@@ -310,7 +279,7 @@ def _default_format(
         return "txt" if output in (None, STDIO) else "xml"
     if len(metadata.output_names) > 1:
         return "npz"
-    if metadata.kind == "transcribe" or (not options.probabilities and metadata.kind in ANSWER_KINDS):
+    if metadata.kind == "transcribe" or (not options.probabilities and row_of(metadata).is_printed):
         return "txt"
     if not options.probabilities and metadata.kind == "segment" and metadata.form == "tiles":
         return "tif"
@@ -374,12 +343,13 @@ def _check_targets(jobs: Sequence[Job], file: str | None) -> None:
         key = canonical(target)
         if key in inputs:
             raise InputError(
-                f"the result of {source} would overwrite the input {target}; choose another place with "
-                "output=..."
+                f"the result of {source} would overwrite the input {target}; choose another place with ",
+                Argument("output"),
             )
         if key in sources:
             raise InputError(
                 f"{sources[key]} and {source} would both be written to {target}; "
-                "run them separately, each with its own output=..."
+                "run them separately, each with its own ",
+                Argument("output"),
             )
         sources[key] = source

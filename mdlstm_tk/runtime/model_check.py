@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io.npy import MAX_BYTES
+from mdlstm_tk.errors import Argument, InputError
+from mdlstm_tk.runtime.io.npy import MAX_BYTES, MORE_BYTES
 
 STANDARD_DOMAINS = (b"", b"ai.onnx")  # two names of one domain
 FUNCTION_DOMAIN = b"mdlstm.functions"
@@ -82,13 +82,11 @@ def check_model(
         InputError: the file is refused, or is not an ONNX model; the message says why.
     """
     if len(data) > max_bytes:
-        raise InputError(
-            f"{label} takes {len(data)} bytes, more than {max_bytes}; allow more with max_bytes=..."
-        )
+        raise InputError(f"{label} takes {len(data)} bytes, more than {max_bytes}", MORE_BYTES)
     try:
         return _Check(trusted).properties(memoryview(data))
     except Refusal as refusal:
-        raise InputError(f"{label} {refusal}") from None
+        raise InputError(f"{label} ", *refusal.args) from None
 
 
 class _Check:
@@ -168,7 +166,8 @@ class _Check:
         if not is_call and operator not in OPERATORS and not self._trusted:
             raise Refusal(
                 f"uses the operator {_shown(operator)}, which only files that you trust may use; if this "
-                "is one, pass trusted=True"
+                "is one, pass ",
+                Argument("trusted", True),
             )
         for attribute in attributes:
             if operator == b"Split":  # ONNX Runtime trusts num_outputs, and writes beyond its memory

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, Export, InputError, Message
 from mdlstm_tk.runtime.batching import WINDOW_BYTES, Result, grids_of
 from mdlstm_tk.runtime.io.npy import STDIO
 from mdlstm_tk.runtime.io.readers import InputFile, read_input
@@ -84,7 +84,7 @@ def read_candidates(models: Sequence[Path], max_bytes: int) -> list[Candidate]:
     if not found:
         raise errors[0]
     for each in errors:
-        warnings.warn(f"a model is left out: {each}", stacklevel=3)
+        warnings.warn(Message("a model is left out: ", each), stacklevel=3)
     candidates = [each for each in found if each.metadata.drawing is None] or found
     first, *others = candidates
     for other in others:
@@ -93,7 +93,8 @@ def read_candidates(models: Sequence[Path], max_bytes: int) -> list[Candidate]:
             if value != other_value:
                 raise InputError(
                     f"{other.path} and {first.path} are models of two tasks, whose {name} is "
-                    f"{other_value!s:.40} and {value!s:.40}; choose one with model=..."
+                    f"{other_value!s:.40} and {value!s:.40}; choose one with ",
+                    Argument("model"),
                 )
     return candidates
 
@@ -145,12 +146,13 @@ def jobs_by_model(
     return by_model, refused
 
 
-def _refusal(source: str, grids: Sequence[Grid], candidates: Sequence[Candidate]) -> str:
+def _refusal(source: str, grids: Sequence[Grid], candidates: Sequence[Candidate]) -> Message:
     sizes = ", ".join(dict.fromkeys(map(format_size, grids)))
     models = ", ".join(
         f"{each.path.name} takes {format_size(each.metadata.extents)}" for each in candidates
     )
-    return (
+    return Message(
         f"{source} has the grid {sizes}, which no model in {candidates[0].path.parent} takes ({models}); "
-        f"make one with: mdlstm export --size {format_size(grids[0])}, or for any size: --form scan"
+        "make one with: ",
+        *(Export({"grid": tuple(grids[0])}), ", or for any size: ", Export({"form": "scan"})),
     )

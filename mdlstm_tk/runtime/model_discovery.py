@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError
 from mdlstm_tk.runtime.io import TILED_SUFFIX
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, read_model
 from mdlstm_tk.runtime.metadata import Metadata
@@ -50,7 +49,8 @@ def find_models(model: str | Path | None, *, tiled: bool = False) -> list[Path]:
     models = in_folder(Path())
     models = without_drawing(models) if len(models) > 1 else models
     if len(models) > 1:
-        raise InputError(f"this folder holds {len(models)} {suffix} models; choose one with model=...")
+        several = f"this folder holds {len(models)} {suffix} models; choose one with "
+        raise InputError(several, Argument("model"))
     return models or _fail(f"there is no {'tiled' if tiled else 'exported'} model here", tiled)
 
 
@@ -74,8 +74,8 @@ def draws_images(path: Path) -> bool:
 
 
 def run_of(model: Path) -> str:
-    """The run folder that a model lies in, for a command to paste; else the word RUN."""
-    return shell_quoted(model.parent) if (model.parent / "config.toml").is_file() else "RUN"
+    """The run folder that a model lies in, for a command; else the word RUN."""
+    return str(model.parent) if (model.parent / "config.toml").is_file() else "RUN"
 
 
 def models_in(folder: Path) -> list[Path]:
@@ -116,7 +116,6 @@ def _modified(path: Path) -> tuple[int, str]:
 
 
 def _fail(reason: str, tiled: bool) -> NoReturn:
-    form = " --form tiles" if tiled else ""
-    raise InputError(
-        f"{reason}; give one with model=..., or make one with: mdlstm train, then mdlstm export{form}"
-    )
+    export = TILED_EXPORT if tiled else "mdlstm export"
+    made = ", or make one with: mdlstm train, then ", export
+    raise InputError(f"{reason}; give one with ", Argument("model"), *made)

@@ -8,7 +8,7 @@ from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, NamedTuple
 
-from mdlstm_tk.errors import InputError, StoppedError
+from mdlstm_tk.errors import InputError, Message, StoppedError
 from mdlstm_tk.runtime.answers import Answer, write_answers
 from mdlstm_tk.runtime.batching import MAX_STOPS, Result, read_ahead
 from mdlstm_tk.runtime.io.npy import STDIO, Array, label_of, open_input, read_capped
@@ -68,7 +68,7 @@ def infer_pages(
             stops = stops + 1 if isinstance(reason, StoppedError) else 0
             if stops == MAX_STOPS:
                 raise
-            yield Result(job, f"{job.source}: {reason}")
+            yield Result(job, Message(f"{job.source}: ", reason))
         else:
             stops = 0
             yield Result(job, answers=answers)

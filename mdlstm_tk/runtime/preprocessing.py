@@ -27,7 +27,7 @@ import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array, open_input
+from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, MORE_BYTES, Array, open_input
 
 DECODERS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")  # others of Pillow's start programs
 LUMA = (19595, 38470, 7471)  # of 65536: 0.299, 0.587, 0.114, as Pillow rounds them
@@ -120,7 +120,8 @@ def decode_image(data: bytes, label: str, max_bytes: int = MAX_BYTES) -> Array:
         if nbytes > max_bytes:
             raise InputError(
                 f"{label} has {format_size((image.height, image.width))} pixels, which take {nbytes} "
-                f"bytes, more than {max_bytes}; allow more with max_bytes=..."
+                f"bytes, more than {max_bytes}",
+                MORE_BYTES,
             )
         image.load()
         return _upright(_pixels(image), _orientation(image))
@@ -193,8 +194,8 @@ def open_image(file: IO[bytes], label: str) -> Iterator[Any]:
         raise
     except module.DecompressionBombError:
         raise InputError(
-            f"{label} has more than {2 * module.MAX_IMAGE_PIXELS} pixels, which Pillow refuses; allow more "
-            "with max_bytes=... and PIL.Image.MAX_IMAGE_PIXELS"
+            f"{label} has more than {2 * module.MAX_IMAGE_PIXELS} pixels, which Pillow refuses",
+            *(MORE_BYTES, " and PIL.Image.MAX_IMAGE_PIXELS"),
         ) from None
     except module.UnidentifiedImageError:
         raise InputError(f"{label} is no image of a known type; expected {', '.join(DECODERS)}") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk._util.text import printable
-from mdlstm_tk.errors import DeviceError, InputError, StoppedError, require
+from mdlstm_tk.errors import Argument, DeviceError, InputError, StoppedError, require
 
 LOG_FATAL = 4  # ONNX Runtime's log level
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -69,7 +69,8 @@ def create_session(data: bytes, label: str, device: str, threads: int, tf32: boo
 
     reason = f"{cuda_problem(onnxruntime, index)}{failure and f' (ONNX Runtime: {failure})'}"
     if device != "auto":
-        raise DeviceError(f"device '{device}' cannot be used: {reason}; or pass device=\"cpu\"")
+        advice = Argument("device", "cpu")
+        raise DeviceError(f"device '{device}' cannot be used: {reason}; or pass ", advice)
     return ProviderSession(session, reason=reason)
 
 

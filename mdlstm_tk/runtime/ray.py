@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mdlstm_tk.errors import MDLSTMError, require
+from mdlstm_tk.errors import Argument, MDLSTMError, require
 from mdlstm_tk.runtime.batching import WINDOW, Result, infer_files
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.io.readers import read_input
@@ -147,7 +147,7 @@ def _pool(
     if gpus:  # an actor without a GPU would wait for ever
         count = min(count, int(ray.cluster_resources().get("GPU", 0)))
         if count == 0:
-            raise MDLSTMError('the Ray cluster has no GPU; give device="cpu"')
+            raise MDLSTMError("the Ray cluster has no GPU; give ", Argument("device", "cpu"))
     actor = ray.remote(num_cpus=threads, num_gpus=gpus, **restarts)(worker)
     return require("ray.util", "ray").ActorPool([actor.remote(*actor_args) for _ in range(count)])
 

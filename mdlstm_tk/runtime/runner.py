@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
-from mdlstm_tk.errors import InputError, MDLSTMError, StoppedError, require
+from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError, MDLSTMError, Message, StoppedError, require
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
 from mdlstm_tk.runtime.model_check import check_model
 from mdlstm_tk.runtime.providers import create_session, is_out_of_memory, one_line
@@ -168,11 +168,9 @@ class LocalRunner:
             if run.is_stopped and self._timeout is not None:
                 raise timeout_error(self._timeout) from None
             if is_out_of_memory(error):
-                raise StoppedError(
-                    "the model needs more memory than there is; use a smaller batch or grid, or run the "
-                    "grid in tiles (mdlstm export --form tiles)",
-                    "memory",
-                ) from None
+                advice = "use a smaller batch or grid, or run the grid in tiles, with a model from: "
+                text = "the model needs more memory than there is; ", advice
+                raise StoppedError(Message(*text, TILED_EXPORT), "memory") from None
             raise MDLSTMError(f"ONNX Runtime failed: {one_line(error)}") from None
         finally:
             if timer is not None:
@@ -236,7 +234,8 @@ class _Run:
 
 def timeout_error(seconds: float) -> StoppedError:
     """The error for a run that took longer than allowed."""
-    return StoppedError(f"the model was stopped after {seconds:g} s; allow more with timeout=...", "time")
+    text = f"the model was stopped after {seconds:g} s; allow more with "
+    return StoppedError(Message(text, Argument("timeout")), "time")
 
 
 def _types(tensors: list[Any]) -> dict[str, TensorType]:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk.errors import InputError
+from mdlstm_tk._util.text import shell_quoted
+from mdlstm_tk.errors import Export, InputError
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array
 from mdlstm_tk.runtime.io.readers import read_input
 from mdlstm_tk.runtime.metadata import Metadata
@@ -74,7 +75,8 @@ def drawn_size(metadata: Metadata, label: str = "this model", run: str = "RUN") 
         if metadata.kind == "density":
             raise InputError(
                 f"{label} does not draw images but gives their log-probabilities; make the file that draws "
-                f"with: mdlstm export {run} --drawing"
+                "with: ",
+                Export({"drawing": True}, run),
             )
         kind = f"of kind {metadata.kind}" if metadata.kind else "of no kind"
         raise InputError(f"{label} does not draw images: it is {kind}, and only kind density draws")
@@ -87,7 +89,7 @@ def check_takes_grids(metadata: Metadata, model: Path) -> None:
     if metadata.drawing is not None:
         raise InputError(
             f"{model} draws images, with: mdlstm sample; make the file that gives the log-probabilities of "
-            f"images with: mdlstm export {run_of(model)}"
+            f"images with: mdlstm export {shell_quoted(run_of(model))}"
         )
 
 

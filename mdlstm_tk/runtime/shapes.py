@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array, to_float32
+from mdlstm_tk.errors import Export, InputError
+from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, MORE_BYTES, Array, to_float32
 from mdlstm_tk.runtime.metadata import Metadata
 
 Grid = tuple[int, ...]
@@ -80,7 +80,8 @@ class Shapes:
         if x.size * FLOAT_BYTES > self._max_bytes:  # before a broadcast view is copied
             raise InputError(
                 f"{label} of shape {x.shape} takes {x.size * FLOAT_BYTES} bytes as float32, more than "
-                f"{self._max_bytes}; allow more with max_bytes=..., or run it in tiles"
+                f"{self._max_bytes}",
+                *(MORE_BYTES, ", or run it in tiles"),
             )
         missing_axes = metadata.ndim + 2 - x.ndim
         if missing_axes not in (0, 1, 2):
@@ -118,9 +119,8 @@ class Shapes:
         if not self.takes_sizes:
             arguments = ", ".join(f"{name}=…" for name in self.metadata.inputs[1:])
             hint = f", but inputs by name, as in session(x, {arguments})" if arguments else ""
-            raise InputError(
-                f"this model takes no sizes{hint}; make one that does with: mdlstm export --padded"
-            )
+            padded = Export({"padded": True})
+            raise InputError(f"this model takes no sizes{hint}; make one that does with: ", padded)
         if not self._has_grid(grid):
             raise InputError(f"x with sizes must have the model's grid {self.metadata.grid}, got {grid}")
         if sizes.shape != shape or sizes.dtype.kind not in "iu":
@@ -167,7 +167,8 @@ class Shapes:
         if nbytes > self._max_bytes:
             raise InputError(
                 f"a sample padded to the grid {grid} takes {nbytes} bytes as float32, more than "
-                f"{self._max_bytes}; allow more with max_bytes=..."
+                f"{self._max_bytes}",
+                MORE_BYTES,
             )
         batch = np.zeros((sum(map(len, parts)), *self.sample_shape(grid)), parts[0].dtype)
         start = 0
@@ -241,8 +242,8 @@ class Shapes:
                 f"{format_size(multiple_of)}; pad or resize it to {format_size(larger)}"
             )
         raise InputError(
-            f"a {size} grid does not fit this {format_size(extents)} model; "
-            f"make one with: mdlstm export --size {size}, or for any size: mdlstm export --form scan"
+            f"a {size} grid does not fit this {format_size(extents)} model; make one with: ",
+            *(Export({"grid": grid}), ", or for any size: ", Export({"form": "scan"})),
         )
 
     def _has_grid(self, grid: Grid) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk._util.text import shell_quoted
+from mdlstm_tk.errors import Export, Message
 from mdlstm_tk.runtime.metadata import Metadata
 
 CHECKPOINTS = ("best.safetensors", "last.safetensors")  # of a run
@@ -27,19 +27,22 @@ def checkpoint_of(model: Path, metadata: Metadata) -> Path | None:
     return None
 
 
-def note_if_stale(model: Path, metadata: Metadata) -> str | None:
+def note_if_stale(model: Path, metadata: Metadata) -> Message | None:
     """One line if the run in whose folder a model lies has gone on since the export, with the command that
     exports it again; else None, also where there is no run."""
     has_run = any((model.parent / name).is_file() for name in CHECKPOINTS)
     if metadata.checkpoint_sha256 is None or not has_run or checkpoint_of(model, metadata):
         return None
-    options = ["--drawing"] if metadata.drawing else [f"--form {metadata.form}"]
-    if not metadata.drawing:
-        options += [f"--size {format_size(metadata.grid)}"] if metadata.grid else []
-        options += ["--padded"] if "sizes" in metadata.inputs else []
-        options += [f"--multiple-of {format_size(metadata.multiple_of)}"] if metadata.multiple_of else []
-        options += [f"--dtype {metadata.dtype}"] if metadata.dtype != "float32" else []
-    return (
-        f"the run has gone on since {model} was exported; export it again with: mdlstm export "
-        f"{shell_quoted(model.parent)} {' '.join(options)} -o {shell_quoted(model)} --force"
-    )
+    if metadata.drawing:
+        options: dict[str, Any] = {"drawing": True}
+    else:
+        options = {
+            "form": metadata.form,
+            "grid": metadata.grid and tuple(metadata.grid),
+            "padded": "sizes" in metadata.inputs,
+            "multiple_of": metadata.multiple_of and tuple(metadata.multiple_of),
+            "dtype": metadata.dtype if metadata.dtype != "float32" else None,
+        }
+        options = {name: value for name, value in options.items() if value}
+    again = Export({**options, "path": str(model), "force": True}, str(model.parent))
+    return Message(f"the run has gone on since {model} was exported; export it again with: ", again)

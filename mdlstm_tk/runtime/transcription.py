@@ -45,12 +45,12 @@ def transcribe(
         try:
             x = preprocessing(pixels)
         except InputError as error:
-            raise InputError(f"images[{k}]: {error}") from None
+            raise InputError(f"images[{k}]: ", error) from None
         arrays.append(x if metadata.channels_last else np.moveaxis(x, -1, 0))
     lines: dict[int, Transcription] = {}
     for k, logits in run_batches(session, enumerate(arrays)):
         if isinstance(logits, InputError):
-            raise InputError(f"images[{k}]: {logits}")
+            raise InputError(f"images[{k}]: ", logits)
         if isinstance(logits, Exception):
             raise logits
         if isinstance(logits, dict):  # the first output is the one that metadata describe

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.networks import build_network, names_of_heads
@@ -163,12 +163,14 @@ def _unwrapped(weights: Mapping[str, Tensor], spec: TaskSpec) -> dict[str, Tenso
     return _below("network." if spec.mean else "", weights)
 
 
-def _difference(old: TrainConfig, new: TrainConfig, tensor: str) -> str:
+def _difference(old: TrainConfig, new: TrainConfig, tensor: str) -> Message:
     """Say why the weights of one run do not fit the network of another."""
+    init = Argument("init", new.init)
     for key in ("model", "hidden", "layers", "cell", "directions", "windows", "layer_norm"):
         if (old_value := getattr(old, key)) != (new_value := getattr(new, key)):
-            return f"init={new.init} has {key}={old_value!s}, got {key}={new_value!s}; make them equal"
-    return f"init={new.init} holds another network: {tensor} has another shape or is in one of them only"
+            ours = Argument(key, new_value)
+            return Message(init, f" has {key} {old_value}, got ", ours, "; make them equal")
+    return Message(init, f" holds another network: {tensor} has another shape or is in one of them only")
 
 
 def save_checkpoint(

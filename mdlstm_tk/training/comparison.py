@@ -17,7 +17,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from mdlstm_tk.data import Task, TaskSpec
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.models import model_names
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.config import TrainConfig
@@ -34,6 +34,7 @@ from mdlstm_tk.training.loop import train
 from mdlstm_tk.training.networks import build_network, count_parameters
 from mdlstm_tk.training.progress import WINDOW, Progress
 from mdlstm_tk.training.run_folder import Run, new_run
+from mdlstm_tk.training.settings import SETTINGS
 from mdlstm_tk.training.tasks import default_config, make_task, with_model
 
 
@@ -168,10 +169,9 @@ def configure_comparison(
     settings = settings or {}
     for key in ("model", "seed"):
         if key in settings or key in options:
-            raise InputError(
-                f"--set {key}: compare trains all models, over several seeds; see mdlstm train"
-            )
-    return default_config(task).updated(settings, "--set").updated(options, "command line")
+            text = ": a comparison trains all models, over several seeds; see mdlstm train"
+            raise InputError(Argument(key), text)
+    return default_config(task).updated(settings, SETTINGS).updated(options, "command line")
 
 
 def plan_comparison(
@@ -200,7 +200,8 @@ def plan_comparison(
         raise InputError(f"seeds must be at least 1, got {seeds}")
     if config.minutes:
         raise InputError(
-            f"networks are compared after equally many steps, got minutes={config.minutes:g}; use minutes=0"
+            "networks are compared after equally many steps, got ",
+            *(Argument("minutes", config.minutes), "; use ", Argument("minutes", 0)),
         )
     spec = make_task(config).spec  # finds errors before a folder is created
     build_network(config, spec)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from mdlstm_tk._util.sizes import parse_resize, parse_size
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, InputError
 
 # settings that have an option of their own, by the panel of `mdlstm train --help` that it is in
 PANELS: dict[str, tuple[str, ...]] = {
@@ -221,7 +221,7 @@ class TrainConfig:
             options["windows"] = parse_windows(self.windows)
         return {"hidden": self.hidden, **options}
 
-    def updated(self, values: Mapping[str, Any], source: str) -> TrainConfig:
+    def updated(self, values: Mapping[str, Any], source: str | Argument) -> TrainConfig:
         """Replace some settings; texts are converted to the setting's type.
 
         Args:
@@ -233,11 +233,11 @@ class TrainConfig:
         """
         for key in values:
             if key not in _TYPES:
-                raise InputError(f"{source}: there is no setting '{key}'; {suggest(key, _TYPES)}")
+                raise InputError(source, f": there is no setting '{key}'; {suggest(key, _TYPES)}")
         try:
             return replace(self, **values)
         except InputError as error:
-            raise InputError(f"{source}: {error}") from None
+            raise InputError(source, ": ", error) from None
 
     @classmethod
     def load(cls, path: Path) -> TrainConfig:
@@ -288,7 +288,7 @@ def convert(key: str, value: Any) -> Any:
         except UnicodeEncodeError:  # the name of a file whose bytes are not UTF-8
             raise InputError(f"{key} must be UTF-8, got {text!r}; rename the file or folder") from None
         except InputError as error:
-            raise InputError(f"{key}: {error}") from None
+            raise InputError(f"{key}: ", error) from None
         return text
     if kind is bool:
         if str(value).lower() in ("true", "false"):

@@ -11,9 +11,10 @@ from typing import Any
 from torch import nn
 
 from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import duration
 from mdlstm_tk.data import Split, Task
 from mdlstm_tk.data.spec import SampleId
-from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.errors import Argument, InputError, Message, require
 from mdlstm_tk.models import model_options
 from mdlstm_tk.training import distributed
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
@@ -82,7 +83,7 @@ class TrainingJob:
         if self.is_trained:
             return f"{self.run.folder} has done {self.steps_done} steps; writing its result and pictures"
         size, config = format_size(self.task.spec.size), self.config
-        length = f"{config.minutes:g} minutes" if config.minutes else f"{config.steps} steps"
+        length = duration(60 * config.minutes) if config.minutes else f"{config.steps} steps"
         return f"training {config.model} on {self.task.name} {size} for {length} into {self.run.folder}"
 
 
@@ -183,10 +184,11 @@ def require_work_left(config: TrainConfig, run: Run, state: RunState) -> None:
         InputError: all steps are done, the time is over, or training has stopped early.
     """
     if state.is_complete(config):
-        more = "minutes" if config.minutes else "steps"
-        raise InputError(f"{run.folder} has {state.describe(config)} already; ask for more with {more}=...")
+        more = Argument("minutes" if config.minutes else "steps")
+        raise InputError(f"{run.folder} has {state.describe(config)} already; ask for more with ", more)
     if state.has_stopped(config):
-        raise InputError(f"{run.folder} has {state.describe(config)}; go on with patience=0")
+        advice = "go on with ", Argument("patience", 0)
+        raise InputError(f"{run.folder} has {state.describe(config)}; ", *advice)
 
 
 def require_packages(config: TrainConfig) -> None:
@@ -213,23 +215,27 @@ def _build(
     """Build the network if there is memory for it; also returns notes on data, network and memory."""
     if config.minutes and context.world_size > 1:
         raise InputError(
-            f"minutes={config.minutes:g} follows the clock of one process, got {context.world_size} "
-            "processes; give steps=..., and minutes=0"
+            Argument("minutes", config.minutes),
+            f" follows the clock of one process, got {context.world_size} processes; give ",
+            *(Argument("steps"), ", and ", Argument("minutes", 0)),
         )
     samples = context.shard(config.batch_size)
     memory = check_memory(config, task, samples.stop - samples.start, context.device)
     network = build_network(config, task.spec)
     notes = list(task.summary)
     if config.data and config.windows:
-        notes.append(f"windows of {config.windows} positions; choose others with windows=...")
+        text = f"windows of {config.windows} positions; choose others with "
+        notes.append(Message(text, Argument("windows")))
     if texts := texts_without_room(network, task):
         has_windows = "windows" in model_options(config.model, task.spec.kind)
-        remedy = "windows=2x1,2x1" if has_windows else "a larger resize=..., or model=md"
+        remedy: tuple[object, ...] = (Argument("windows", "2x1,2x1"),)
+        if not has_windows:
+            remedy = "a larger ", Argument("resize"), ", or ", Argument("model", "md")
         named = listing([f"{each.name}: {each.text:.40}" for each in texts])
         line = f"{len(texts)} texts need more steps than the network makes of their images ({named})"
         if sum(each.split == "train" for each in texts) == task.count("train"):
-            raise InputError(f"{line}, among them all that it would be trained on; try {remedy}")
-        notes.append(f"{line}, so nothing is learned from them; try {remedy}")
+            raise InputError(f"{line}, among them all that it would be trained on; try ", *remedy)
+        notes.append(Message(f"{line}, so nothing is learned from them; try ", *remedy))
     if memory:
         notes.append(memory)
     return network, tuple(notes)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import Task
 from mdlstm_tk.data.spec import Extents
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.models import model_options
 from mdlstm_tk.runtime.providers import available_memory as machine_memory
 from mdlstm_tk.training.config import TrainConfig
@@ -74,7 +74,7 @@ def check_memory(config: TrainConfig, task: Task, samples: int, device: torch.de
         return text
     if demand > available:
         raise InputError(
-            f"{text}, but {_format(available)} are available; try {_advise(config, task, estimate)}"
+            f"{text}, but {_format(available)} are available; try ", _advise(config, task, estimate)
         )
     return f"{text}; {_format(available)} are available"
 
@@ -153,11 +153,11 @@ def _advise(config: TrainConfig, task: Task, estimate: MemoryEstimate) -> str:
     if estimate.cache == largest:
         return "a smaller cache, or fewer workers"
     if config.batch_size > 1:
-        return f"batch_size={max(config.batch_size // 4, 1)}, or less"
+        return Message(Argument("batch_size", max(config.batch_size // 4, 1)), ", or less")
     if "windows" in model_options(config.model, task.spec.kind):
         first, *later = windows_of(config, task.spec)
         larger = [tuple(2 * extent for extent in first), *later]
-        return f"windows={','.join(map(format_size, larger))}, or larger"
+        return Message(Argument("windows", ",".join(map(format_size, larger))), ", or larger")
     return "a smaller crop or resize" if config.data else "a smaller size"
 
 

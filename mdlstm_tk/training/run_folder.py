@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk.data.spec import SampleId, Split
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.runtime.decoding import Decoding
 from mdlstm_tk.runtime.io.files import atomic_write, is_empty, staging
 from mdlstm_tk.training.progress import TrainingTimes
@@ -101,7 +101,7 @@ class Run:
         except BlockingIOError:
             os.close(descriptor)
             raise InputError(
-                f"another process trains into {self.folder}; wait for it, or give another folder with -o"
+                f"another process trains into {self.folder}; wait for it, or give another folder"
             ) from None
         except OSError:
             pass  # a file system without locks
@@ -253,9 +253,10 @@ def new_run(name: str, folder: Path | None, force: bool) -> Run:
         candidates = (RUNS / (name if k == 1 else f"{name}-{k}") for k in count(1))
         folder = next(candidate for candidate in candidates if not candidate.exists())
     elif folder.is_file():
-        raise InputError(f"{folder} is a file, expected a folder for the run; give another one with -o")
+        raise InputError(f"{folder} is a file, expected a folder for the run; give another one")
     elif not force and not is_empty(folder):
-        raise InputError(f"{folder} is not empty; give another folder with -o, or --force to train into it")
+        advice = "give another folder, or train into it with ", Argument("force", True)
+        raise InputError(f"{folder} is not empty; ", *advice)
     with staging(folder):  # fails now rather than after the first steps
         return Run(folder)
 
@@ -267,7 +268,7 @@ def open_run(folder: Path) -> Run:
         InputError: there is no such folder, or it holds no checkpoint.
     """
     if not folder.is_dir():
-        raise InputError(f"there is no run folder {folder}; create it with: mdlstm train -o {folder}")
+        raise InputError(f"there is no run folder {folder}; give one that `mdlstm train` wrote")
     run = Run(folder)
     if not run.last.exists() and not run.best.exists():
         raise InputError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import cos, inf, pi
 
+from mdlstm_tk._util.text import duration
 from mdlstm_tk.training.config import TrainConfig
 
 RESUMED_WARMUP = 100  # steps in which the rate of a resumed run may rise to its peak, if it has no warm-up
@@ -56,11 +57,11 @@ class RunState:
         if self.has_stopped(config) and not self.is_complete(config):
             return (
                 f"stopped at step {self.step}, {self.stale} validations after its best "
-                f"(patience={config.patience}), at a learning rate of {self.lr:.2g}, "
+                f"(patience {config.patience}), at a learning rate of {self.lr:.2g}, "
                 f"{self.lr / config.lr:.0%} of its peak"
             )
         if config.minutes:
-            return f"trained for {self.seconds / 60:.3g} minutes"
+            return f"trained for {duration(self.seconds)}"
         return f"done {self.step} steps"
 
     def rate(self, config: TrainConfig) -> float:

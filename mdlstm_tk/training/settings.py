@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.training.config import TrainConfig, read_toml
 from mdlstm_tk.training.tasks import default_config
 
 # settings that may change when a run is resumed; any other would make it a different run
 CHANGEABLE_ON_RESUME = ("steps", "minutes", "patience", "device", "workers", "tensorboard", "data", "cache")
+
+
+SETTINGS = Argument("settings")  # a source of values
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
@@ -25,7 +28,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
     for text in pairs:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise InputError(f"--set takes key=value, got '{text}'")
+            raise InputError(Argument("settings"), f" takes key=value, got '{text}'")
         settings[key] = value
     return settings
 
@@ -47,12 +50,13 @@ def configure(
     """
     settings = settings or {}
     from_file = read_toml(file) if file else {}
-    sources = ((from_file, str(file)), (settings, "--set"), (options, "command line"))
+    sources = ((from_file, str(file)), (settings, SETTINGS), (options, "command line"))
     for values, source in sources:
         TrainConfig().updated(values, source)  # refuses them before a task or network is looked up
     texts = {key: str(value) for key, value in {**from_file, **settings, **options}.items()}
     if texts.get("data") and "task" not in texts:
-        raise InputError("data needs task=...: grid, classify, segment, transcribe or density")
+        kinds = ": grid, classify, segment, transcribe or density"
+        raise InputError("data needs ", Argument("task"), kinds)
     task = texts.get("task", TrainConfig.task)
     config = default_config(task, texts.get("data", ""), texts.get("model"))
     for values, source in sources:
@@ -76,11 +80,11 @@ def configure_resumed(
         InputError: a setting is changed that would make it a different run, is unknown or invalid.
     """
     changes = {**(settings or {}), **options}
-    resumed = config.updated(settings or {}, "--set").updated(options, "command line")
+    resumed = config.updated(settings or {}, SETTINGS).updated(options, "command line")
     for key in changes:
         if key not in CHANGEABLE_ON_RESUME:
             raise InputError(
-                f"--resume goes on with the run's own {key} = {getattr(config, key)!r}; "
+                f"a run that is resumed keeps its own {key} = {getattr(config, key)!r}; "
                 f"only {', '.join(CHANGEABLE_ON_RESUME)} can change"
             )
     if resumed.minutes and not config.minutes and "patience" not in changes:

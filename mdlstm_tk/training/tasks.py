@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from mdlstm_tk._util.sizes import format_size, parse_resize, parse_size
 from mdlstm_tk._util.user_code import not_registered
-from mdlstm_tk.errors import InputError, imports_of
+from mdlstm_tk.errors import Argument, InputError, imports_of
 from mdlstm_tk.runtime.choices import Kind
 from mdlstm_tk.training.config import TrainConfig
 
@@ -111,7 +111,7 @@ def find_task(name: str) -> TaskEntry:
     if name not in BUILT_IN:
         if name in KINDS:
             raise InputError(f"'{name}' is a kind of data: give data, or one of {', '.join(task_names())}")
-        raise InputError(not_registered("task", name, task_names()))
+        raise InputError(not_registered("task", name, [*task_names(), *KINDS]))
     module, cls, make = BUILT_IN[name]
     with imports_of("train"):
         task = getattr(import_module(f"mdlstm_tk.data.builtin.{module}"), cls)
@@ -197,9 +197,11 @@ def make_task(config: TrainConfig, known: Samples | None = None) -> Task:
         known=known,
     )
     if config.size and config.grid != task.spec.size:
+        other = (", or use ", Argument("resize", config.size)) if task.spec.preprocessing else ()
         raise InputError(
             f"size {config.size} is not the size of the data {config.data}, which is "
-            f"{format_size(task.spec.size)}; leave it out, or use resize={config.size}"
+            f"{format_size(task.spec.size)}; leave it out",
+            *other,
         )
     return task
 
@@ -222,8 +224,8 @@ def load_task(config: TrainConfig, spec: TaskSpec, data: str = "", known: Sample
     """
     if config.data and not data:
         raise InputError(
-            f"the run was trained on data at {config.data}, which are read only if you name them with "
-            "--data PATH"
+            f"the run was trained on data at {config.data}, which are read only if you name them with ",
+            Argument("data", "PATH"),
         )
     if data and not config.data:
         raise InputError(f"the run was trained on the task {config.task}; leave out the data {data}")
@@ -323,7 +325,8 @@ def find_data(config: TrainConfig, folder: Path) -> TrainConfig:
         return config
     if config.data_from_run and os.path.exists(data := (folder / config.data_from_run).resolve()):
         return replace(config, data=str(data))
-    raise InputError(f"the data of {folder} are not at {config.data}; say where they are with --data PATH")
+    advice = "say where they are with ", Argument("data", "PATH")
+    raise InputError(f"the data of {folder} are not at {config.data}; ", *advice)
 
 
 def remember_data(config: TrainConfig, folder: Path) -> TrainConfig:

@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mdlstm_tk.data import Batch, Task
-from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.errors import Argument, MDLSTMError
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.training.checkpoint import Checkpoint, save_checkpoint
 from mdlstm_tk.training.evaluation import evaluate, mean_errors, measure, predictions
@@ -165,16 +165,16 @@ class Trainer:
         if math.isfinite(loss) and math.isfinite(norm):
             return
         self.state, config = before, self.config
-        remedies = [f"a smaller lr (it was {config.lr:g})"]
-        remedies += [] if config.clip else ["clip=1"]
-        remedies += [] if config.warmup else ["warmup=100"]
-        remedies += ["precision=fp32"] if config.precision != "fp32" else []
+        remedies: list[object] = [f"a smaller lr (it was {config.lr:g})"]
+        remedies += [] if config.clip else [Argument("clip", 1)]
+        remedies += [] if config.warmup else [Argument("warmup", 100)]
+        remedies += [Argument("precision", "fp32")] if config.precision != "fp32" else []
         cells = {module.cell for module in self.network.modules() if isinstance(module, MDLSTM)}
-        remedies += ["cell=stable"] if cells - BOUNDED_CELLS else []
-        raise MDLSTMError(
-            f"training diverged in step {before.step + 1}: the loss is {loss:g}, the gradient norm "
-            f"{norm:g}; try {', '.join(remedies[:-1])}{' or ' if remedies[1:] else ''}{remedies[-1]}"
-        )
+        remedies += [Argument("cell", "stable")] if cells - BOUNDED_CELLS else []
+        separators = [*[", "] * (len(remedies) - 2), " or "]
+        listing = [part for pair in zip(remedies[1:], separators, strict=False) for part in pair[::-1]]
+        step, diverged = before.step + 1, f"the loss is {loss:g}, the gradient norm {norm:g}"
+        raise MDLSTMError(f"training diverged in step {step}: {diverged}; try ", remedies[0], *listing)
 
     def _seed(self, seed: int) -> None:
         """Seed the generators that this process uses.

@@ -21,7 +21,6 @@ from helpers.tiled_models import downward
 from PIL import Image
 
 from mdlstm_tk.cli import console
-from mdlstm_tk.cli.console import Verbosity, with_flags
 from mdlstm_tk.runtime import inference
 from mdlstm_tk.runtime.batching import Result as FileResult
 
@@ -146,8 +145,8 @@ def test_ctrl_c_reports_how_to_resume(place: Path, monkeypatch: pytest.MonkeyPat
     ("arguments", "model", "message"),
     [
         (("x.npy", "-o", "in/y.mat"), "m.onnx", "with --format"),
-        (("x.npy", "--top", 2), "m.onnx", "--top needs a model of kind classify; m.onnx is of kind None"),
-        (("x.npy", "--beam", 4), "m.onnx", "--beam and --lm need .* m.onnx is of kind None"),
+        (("x.npy", "--top", 2), "m.onnx", "--top needs a model of kind classify .* m.onnx is of no kind"),
+        (("x.npy", "--beam", 4), "m.onnx", "--beam needs a model of kind transcribe .* is of no kind"),
         (("x.npy", "--lm", "none.arpa"), "texts.onnx", "cannot read the language model none.arpa"),
         (("x.npy", "--workers", 2), "m.onnx", "--workers needs --engine ray; .* set --threads"),
         (("x.npy", "--tile", 8), "m.onnx", "--tile needs a tiled model.* as -m$"),
@@ -165,13 +164,24 @@ def test_errors_name_options(arguments: tuple[Any, ...], model: str, message: st
     assert sorted(place.rglob("*")) == before
 
 
-def test_only_arguments_of_the_verb_become_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = {"force": "--force", "output": "-o", "engine": "--engine"}
-    monkeypatch.setattr(console, "verbosity", Verbosity(flags=flags))
-    text = 'x=1; force=True, output=..., engine="ray", engine=dask, tile=..., force=False, cut_force=True'
-    expected = "x=1; --force, -o, --engine ray, --engine dask, tile=..., force=False, cut_force=True"
-    assert with_flags(text) == expected
-    assert with_flags("runs/engine=dask is a file") == "runs/engine=dask is a file"
+@pytest.mark.usefixtures("place")
+def test_names_that_look_like_arguments_stay_as_they_are() -> None:
+    assert "there is no model top=3;" in infer("x.npy", model="top=3").err
+    Path("in/level=3.npy").write_bytes(b"broken")
+    Path("in/force=True.npy").write_bytes(b"broken")
+    done = infer("in", "--json")
+    assert "failed: in/level=3.npy is not a" in done.err and "failed: in/force=True.npy is not" in done.err
+
+
+@pytest.mark.usefixtures("place")
+def test_failures_of_single_files_name_options() -> None:
+    np.save("in/big.npy", np.zeros((99, 99)))
+    done = infer("in", "--json", "--max-bytes", 20000)
+    (failed,) = [line for line in done.err.splitlines() if line.startswith("failed: ")]
+    assert failed.startswith("failed: in/big.npy") and "allow more with --max-bytes, or run it in" in failed
+    assert failed.endswith("mdlstm export RUN --form tiles")
+    (record,) = [record for record in json.loads(done.out)["files"] if record["error"]]
+    assert failed == f"failed: {record['error']}"
 
 
 def test_rows_are_streamed_into_a_file(place: Path) -> None:

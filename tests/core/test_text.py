@@ -13,7 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdlstm_tk._util.text import is_plain_text, printable, shell_quoted, text_field, text_of_field, to_json
+from mdlstm_tk._util.text import (
+    duration,
+    is_plain_text,
+    printable,
+    shell_quoted,
+    text_field,
+    text_of_field,
+    to_json,
+)
 
 ESCAPES = {
     "\x1b[2J": r"\x1b[2J",
@@ -78,3 +86,9 @@ def test_a_quoted_path_names_the_same_file_in_a_shell(name: str, tmp_path: Path)
 def test_every_function_escapes_every_unsafe_character(function: Callable[[str], str]) -> None:
     for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x202E, 0x2067, 0xD800, 0xDFFF):
         assert chr(code) not in function(f"a{chr(code)}b"), hex(code)
+
+
+def test_durations_are_spelled_as_people_say_them() -> None:
+    seconds = 0.17, 12.4, 59.6, 60, 75, 3600, 7530
+    said = "0.2 s", "12 s", "1 min", "1 min", "1 min 15 s", "1 h", "2 h 5 min"
+    assert tuple(map(duration, seconds)) == said

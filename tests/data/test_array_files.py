@@ -59,7 +59,7 @@ def test_volumes_are_told_from_images_with_channels(case: str, tmp_path: Path) -
     if len(size) == 3:
         cropped = read(tmp_path / "volumes.npz", kind, crop=(2, 3, 3))  # type: ignore[arg-type]
         assert cropped.batch(0, 0, 6).x.shape == (6, 2, 3, 3, 1)
-    with pytest.raises(InputError, match=rf"crop=2x2{'x2' * (len(size) == 2)} has"):
+    with pytest.raises(InputError, match=rf"crop=\(2, 2{', 2' * (len(size) == 2)}\) has"):
         read(tmp_path / "volumes.npz", kind, crop=(2, 2, 2)[: 5 - len(size)])  # type: ignore[arg-type]
 
 
@@ -208,7 +208,7 @@ def test_idx_files_of_another_layout_are_one_line_that_says_what_is_expected(
         write_layout(tmp_path, (name,))
     with pytest.raises(InputError, match=r"more than one .* for train.*one data set"):
         Fashion(0, 0.1, tmp_path)
-    with pytest.raises(InputError, match=r"found train-images-idx3-ubyte; .* --task density"):
+    with pytest.raises(InputError, match=r"found train-images-idx3-ubyte; .* task=.density"):
         Fashion(0, 0.1, tmp_path / "a")
     with pytest.raises(InputError, match="found none for training"):
         Fashion(0, 0.1, tmp_path / "nothing")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from helpers.user_data import (
 
 from mdlstm_tk.data import Kind
 from mdlstm_tk.data.folders import find_files
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.report import draw_run
 from mdlstm_tk.training import Run, build, default_config, load_checkpoint, new_job, predict, resume_job
 from mdlstm_tk.training.networks import fit_config, texts_without_room
@@ -156,20 +157,23 @@ def test_data_of_another_layout_are_one_line(case: str, tmp_path: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings", "named"),
-    [
-        ("transcribe", {"crop": "4"}, "resize=..."),
-        ("classify", {"size": "9"}, "resize=9"),
-        ("classify", {"resize": "9"}, "arrays"),
-    ],
-)
-def test_sizes_that_cannot_be_honoured_are_refused(
-    kind: Kind, settings: dict[str, object], named: str, tmp_path: Path
+@pytest.mark.parametrize("setting", ["size", "resize", "crop"])
+@pytest.mark.parametrize("kind", ["grid", "classify", "segment", "transcribe"])
+@pytest.mark.parametrize("is_arrays", [True, False])
+def test_a_size_that_is_refused_comes_with_advice_that_is_not(
+    kind: Kind, setting: str, is_arrays: bool, tmp_path: Path
 ) -> None:
-    path = write_texts(tmp_path / "t") if kind == "transcribe" else write_arrays(tmp_path / "x.npz", kind)
-    with pytest.raises(InputError, match=named):
-        make_task(quick(path, kind, **settings))
+    path = write_arrays(tmp_path / "x.npz", kind) if is_arrays else WRITERS[FOLDERS[kind]](tmp_path)
+    line: Any = None
+    try:
+        make_task(quick(path, kind, **{"resize": "", setting: "3"}))
+    except InputError as error:
+        line = str(error)
+    assert line or not (setting == "size" or (is_arrays and setting == "resize"))
+    assert not line or "leave it out" in line
+    for part in line.parts if line else ():
+        if isinstance(part, Argument) and part.name != setting:
+            make_task(quick(path, kind, **{"resize": "", part.name: "3"}))
 
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
@@ -178,6 +182,12 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "transcribe": lambda path: write_texts(path / "d"),
     "grid": lambda path: write_arrays(path / "d.npz", "grid"),
     "grid of images": lambda path: write_targets(path / "d"),
+}
+FOLDERS = {
+    "grid": "grid of images",
+    "classify": "classify",
+    "segment": "segment",
+    "transcribe": "transcribe",
 }
 
 
@@ -309,10 +319,10 @@ def test_data_are_found_from_another_folder_and_after_a_move(
     folder = Path(shutil.move(home, tmp_path / "moved")) / "runs/r"
     resume(Run(folder), steps=5)
     assert load_checkpoint(folder / "last.safetensors").config.data == str(tmp_path / "moved/data")
-    with pytest.raises(InputError, match=r"not at dat;.*--data"):
+    with pytest.raises(InputError, match=r"not at dat;.*data="):
         resume_job(folder, {"steps": 6, "data": "dat"})
     shutil.move(tmp_path / "moved/data", tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="--data"):
+    with pytest.raises(InputError, match=r"data=.PATH"):
         resume_job(folder, {"steps": 6})
     resume(Run(folder), steps=6, data="elsewhere")
 
@@ -323,7 +333,7 @@ def test_a_run_is_not_continued_on_other_data(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"ac is not what .*: new classes 'c' and no samples of 'b'"):
         resume_job(run.folder, {"steps": 9, "data": str(other)})
     checkpoint = load_checkpoint(run.last)
-    with pytest.raises(InputError, match="--data PATH"):
+    with pytest.raises(InputError, match=r"data=.PATH"):
         load_task(checkpoint.config, checkpoint.spec)
     assert load_task(checkpoint.config, checkpoint.spec, str(tmp_path / "ab")).spec.name == "ab"
 

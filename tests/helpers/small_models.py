@@ -25,7 +25,8 @@ def write_model(
     axes: int = 4,
     **metadata: Any,
 ) -> Path:
-    """Write a model from x (N, H, W, C) of any extents to y; the default doubles x.
+    """Write a model from x (N, H, W, C) of any extents to y; the default doubles x. Further outputs are
+    copies of y.
 
     Args:
         path: the file.
@@ -48,8 +49,11 @@ def write_model(
         kind = TensorProto.INT64 if name == "sizes" else TensorProto.FLOAT
         extents = (None, described.ndim) if name == "sizes" else shape
         declared.append(helper.make_tensor_value_info(name, kind, extents))
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, (None,) * axes)
-    graph = helper.make_graph(list(nodes) or [node("Add", "x x", "y")], "g", declared, [y], tensors)
+    names = described.output_names
+    returned = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (None,) * axes) for name in names]
+    copies = [node("Identity", "y", name) for name in names[1:]]
+    computed = [*(nodes or [node("Add", "x x", "y")]), *copies]
+    graph = helper.make_graph(computed, "g", declared, returned, tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     helper.set_model_props(model, described.to_props())
     path.write_bytes(model.SerializeToString())

@@ -127,7 +127,7 @@ def test_a_grid_too_large_for_the_memory_is_announced(monkeypatch: pytest.Monkey
     monkeypatch.setattr("mdlstm_tk.runtime.providers.available_memory", lambda: 2**31)
     x = np.broadcast_to(np.float32(0), (4096, 4096))
     session: Any = Recorder()
-    with pytest.warns(UserWarning, match=r"4096x4096 positions of x\.npy .* --form tiles"):
+    with pytest.warns(UserWarning, match=r"4096x4096 positions of x\.npy .* form=.tiles"):
         list(infer_files(session, [Job("x.npy", "-", "npz")], lambda source: InputFile(source, {None: x})))
 
 

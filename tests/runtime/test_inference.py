@@ -106,7 +106,7 @@ def test_among_several_models_the_grid_chooses_in_their_layout(
     [
         (write_model, {"skip_existing": True, "force": True}, "skip_existing=True .* force=True"),
         (write_model, {"workers": 2}, 'workers=... needs engine="ray"'),
-        (write_model, {"output": "t.csv"}, "expected a folder .* takes labels or texts"),
+        (write_model, {"output": "t.csv"}, "expected a folder .* takes answers of kind"),
         (write_model, {"output": "t.csv", "skip_existing": True}, "needs a folder"),
         (write_model, {"output": "t.csv", "output_format": "npy"}, 'leave out output_format="npy"'),
         (write_model, {"tile": 4}, r"tile=\.\.\. needs a tiled model"),

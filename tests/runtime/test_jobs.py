@@ -164,7 +164,7 @@ def test_the_model_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         os.utime(path, (time, time))
     assert [path.name for path in find_models(None)] == ["model-any.onnx", "model-8x8.onnx"]
     assert find_models("runs/old") == [Path("runs/old/model-8x8.onnx")]
-    with pytest.raises(InputError, match=r"holds no \.tiles model.*--form tiles"):
+    with pytest.raises(InputError, match=r"holds no \.tiles model.*form=.tiles"):
         find_models("runs/old", tiled=True)
     monkeypatch.setenv("MDLSTM_MODEL", "some.onnx")
     assert find_models(None) == [Path("some.onnx")]

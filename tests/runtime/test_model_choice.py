@@ -83,7 +83,7 @@ def test_files_of_a_folder_may_need_several_models(tmp_path: Path) -> None:
         *("w.out.npy", "x.out.npy", "y.out.npy"),
     ]
     assert [name for name, error in results.items() if error] == ["z.npy"]
-    expected = "z.npy has the grid 5x5, which no model .*b.onnx takes 48x.*; make one with: .*--size 5x5"
+    expected = "z.npy has the grid 5x5, which no model .*b.onnx takes 48x.*; make one with: .*grid=.5, 5"
     with pytest.raises(InputError, match=expected):
         list(infer_paths([tmp_path / "in/z.npy"], tmp_path, device="cpu").results)
     results = infer_paths([tmp_path / "in/y.npy"], tmp_path, device="cpu").results

@@ -278,7 +278,6 @@ BAD: dict[str, tuple[str, Any, dict[str, Any], str]] = {
     "planes": ("x.tif", tif(np.moveaxis(PIXELS, -1, 0), planarconfig="separate"), {}, "the axes SYX"),
     "a turned image": ("x.tif", tif(extratags=[(274, "H", 1, 6, True)]), {}, "the orientation 6"),
     "a level too many": ("x.tif", tif(), {"level": 3}, "levels 0 to 0"),
-    "png": ("x.npy", saved(X), {"target": "y.png"}, "writes npy, tif, zarr"),
 }
 
 
@@ -338,11 +337,3 @@ def test_values_of_either_byte_order_are_scaled_alike() -> None:
         source = open_source(Path("x.tif"), metadata, 0, stack)
         values = source.read((slice(3, 9), slice(0, 70)))
     np.testing.assert_allclose(values[..., 0], pixels[3:9, :70] / 65535, atol=1e-7)
-
-
-def test_a_grid_goes_to_a_file_and_not_to_standard_output() -> None:
-    np.save("x.npy", X)
-    with TiledSession(segmenter().path, "cpu") as session:
-        (outcome,) = infer_tiled(session, [Job("x.npy", "-", "npy")], TileOptions())
-    assert "not - (stdout)" in outcome.error
-    assert listed() == ["x.npy"]

@@ -112,7 +112,7 @@ def test_minutes_are_not_ended_by_the_patience_of_a_task(tmp_path: Path) -> None
 def test_a_resumed_run_keeps_its_settings() -> None:
     config = configure({"steps": 10})
     assert configure_resumed(config, {"steps": 20}, {"patience": "3"}).patience == 3
-    with pytest.raises(InputError, match=r"--resume.*lr = 0.04.*steps"):
+    with pytest.raises(InputError, match=r"resumed.*lr = 0.04.*steps"):
         configure_resumed(config, {"lr": 0.1})
     with pytest.raises(InputError, match="did you mean 'steps'"):
         configure_resumed(config, {}, {"stepz": "20"})
@@ -122,9 +122,9 @@ def test_a_resumed_run_keeps_its_settings() -> None:
     ("options", "message"),
     [
         ({"data": "x"}, "data needs task"),
-        ({"task": "digit"}, "'digit'; did you mean 'digits'.*--import FILE"),
+        ({"task": "digit"}, "'digit'; did you mean 'digits'.*import_=.FILE"),
         ({"task": "segment"}, "kind of data"),
-        ({"model": "mdd"}, "'mdd'; did you mean 'md'.*--import FILE"),
+        ({"model": "mdd"}, "'mdd'; did you mean 'md'.*import_=.FILE"),
         ({"task": "ising", "model": "raster"}, "'raster' is for tasks of kind grid"),
         ({"size": "100000"}, "100000"),
         ({"task": "ising", "data": "x"}, "data goes with.*'ising'"),

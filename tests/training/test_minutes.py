@@ -62,7 +62,7 @@ def test_a_resumed_run_has_the_time_that_was_left(tmp_path: Path) -> None:
     assert len(rates(resume(run))) == 30 / SECONDS
     for picture in (run.curves, run.prediction):
         picture.touch()  # which the command line draws: nothing is left to do
-    with pytest.raises(InputError, match=r"has trained for 0.5 minutes already; ask for more"):
+    with pytest.raises(InputError, match=r"has trained for 30 s already; ask for more"):
         resume_job(run.folder)
     assert len(rates(resume(run, minutes=1.0))) == 60 / SECONDS
 

@@ -15,7 +15,7 @@ from mdlstm_tk.data.idx import find_idx, read_idx
 from mdlstm_tk.data.sampling import binarise, make_rng
 from mdlstm_tk.data.spec import Split, TaskSpec
 from mdlstm_tk.data.task import DatasetTask
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, InputError
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 
@@ -27,14 +27,15 @@ def _load(folder: Path) -> tuple[Any, Any]:
     if not files and folder == FOLDER:
         raise InputError(
             f"Fashion-MNIST is not at {folder}; install Debian's package dataset-fashion-mnist, or say "
-            "with data=FOLDER where its IDX files are, or those of MNIST"
+            "with ",
+            *(Argument("data", "FOLDER"), " where its IDX files are, or those of MNIST"),
         )
     if set(files) != {"train", "test"}:
         names = files["train"].name if files else "none for training"
         raise InputError(
-            f"{folder}: --task fashion expects the IDX files train-images-idx3-ubyte and "
-            f"t10k-images-idx3-ubyte, or these with .gz, found {names}; "
-            "for other images use --task density"
+            f"{folder}: the task fashion expects the IDX files train-images-idx3-ubyte and "
+            f"t10k-images-idx3-ubyte, or these with .gz, found {names}; for other images use ",
+            Argument("task", "density"),
         )
     train, test = (read_idx(files[split]) for split in ("train", "test"))
     if train.shape[1:] != test.shape[1:]:

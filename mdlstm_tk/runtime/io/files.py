@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_IMODE
 
-from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.errors import Argument, InputError, MDLSTMError
 
 TEMPORARY_SUFFIX = ".mdlstm-tmp"
 
@@ -20,8 +20,9 @@ TEMPORARY_SUFFIX = ".mdlstm-tmp"
 class ExistsError(InputError):
     """A file exists that may not be replaced."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(f"{path} exists; give another path, or replace it with force=True")
+
+def _exists(path: Path) -> ExistsError:
+    return ExistsError(f"{path} exists; give another path, or replace it with ", Argument("force", True))
 
 
 def ensure_writable(path: Path, force: bool) -> None:
@@ -37,7 +38,7 @@ def ensure_writable(path: Path, force: bool) -> None:
     if exists and not (os.path.isfile(path) or is_array):
         raise InputError(f"{path} is not a regular file and is never replaced; give another path")
     if exists and not force:
-        raise ExistsError(path)
+        raise _exists(path)
 
 
 def is_empty(folder: Path) -> bool:
@@ -110,7 +111,7 @@ def publish(temporary: Path, path: Path, *, replace: bool) -> None:
             _link(temporary, path)
     except OSError:
         if not replace and os.path.lexists(path):
-            raise ExistsError(path) from None
+            raise _exists(path) from None
         raise
 
 

@@ -15,13 +15,14 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import TILED_EXPORT, Argument, Export, InputError, Message
+from mdlstm_tk.runtime.io import STDIO as STDIO
 from mdlstm_tk.runtime.io.files import atomic_write
 
 Array = npt.NDArray[Any]
 
-STDIO = "-"
 MAX_BYTES = 2**30  # default limit for a file and for the arrays in it
+MORE_BYTES = Message("; allow more with ", Argument("max_bytes"))  # the end of an error
 FLOAT_BYTES = 4  # callers convert arrays to float32, so smaller dtypes grow to this
 
 
@@ -154,9 +155,8 @@ def read_npy(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Array:
     count = prod(shape)
     if count * max(dtype.itemsize, FLOAT_BYTES) > max_bytes:
         raise InputError(
-            f"{label} declares an array of shape {shape}, which takes more than {max_bytes} bytes; "
-            "allow more with max_bytes=..., or run it in tiles with a model from: "
-            "mdlstm export RUN --form tiles"
+            f"{label} declares an array of shape {shape}, which takes more than {max_bytes} bytes",
+            *(MORE_BYTES, ", or run it in tiles with a model from: ", TILED_EXPORT),
         )
     data = file.read(count * dtype.itemsize)
     if len(data) < count * dtype.itemsize:
@@ -173,16 +173,16 @@ def read_capped(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> byte
     """Read the rest of a file."""
     data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise InputError(f"{label} is larger than {max_bytes} bytes; allow more with max_bytes=...")
+        raise InputError(f"{label} is larger than {max_bytes} bytes", MORE_BYTES)
     return data
 
 
-def read_model(path: Path, max_bytes: int, make_one: str) -> bytes:
+def read_model(path: Path, max_bytes: int, make_one: str | Export) -> bytes:
     """Read a model into memory, so that ONNX Runtime has no path to resolve external data against."""
     try:
         is_regular = S_ISREG(path.stat().st_mode)  # a named pipe would be waited for
     except FileNotFoundError:
-        raise InputError(f"there is no model {path}; make one with: {make_one}") from None
+        raise InputError(f"there is no model {path}; make one with: ", make_one) from None
     except (OSError, ValueError) as error:
         raise _cannot_read(path, error) from None
     if not is_regular:

@@ -19,6 +19,7 @@ from mdlstm_tk.runtime.io import PAGE_SUFFIX, READABLE, suffix_of
 from mdlstm_tk.runtime.io.npy import (
     FLOAT_BYTES,
     MAX_BYTES,
+    MORE_BYTES,
     STDIO,
     Array,
     label_of,
@@ -90,7 +91,7 @@ class InputFile:
             try:
                 x = preprocessing(arrays[None])
             except InputError as error:
-                raise InputError(f"{self.label}: {error}") from None
+                raise InputError(f"{self.label}: ", error) from None
             if preprocessing.channels == 1:
                 x = x[..., 0]
             arrays = {None: x if metadata.channels_last or x.ndim == 2 else np.moveaxis(x, -1, 0)}
@@ -205,7 +206,7 @@ def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> tuple[A
     import zipfile  # imported late: it is slow to import, and most files are .npy
 
     if file.seek(0, io.SEEK_END) > max_bytes:
-        raise InputError(f"{label} is larger than {max_bytes} bytes; allow more with max_bytes=...")
+        raise InputError(f"{label} is larger than {max_bytes} bytes", MORE_BYTES)
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
@@ -229,8 +230,8 @@ def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> tuple[A
             values = sum(array.size for array_name, array in arrays.items() if array_name != "y")
             if max(size, FLOAT_BYTES * values) > max_bytes:
                 raise InputError(
-                    f"{label} unpacks to more than {max_bytes} bytes, as stored or as float32; "
-                    "allow more with max_bytes=..."
+                    f"{label} unpacks to more than {max_bytes} bytes, as stored or as float32",
+                    MORE_BYTES,
                 )
     return arrays, left_out
 

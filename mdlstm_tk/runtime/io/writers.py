@@ -12,7 +12,7 @@ from typing import IO
 import numpy as np
 
 from mdlstm_tk._util.text import to_json
-from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.errors import Argument, InputError, Message, require
 from mdlstm_tk.runtime.io import Format
 from mdlstm_tk.runtime.io.npy import Array, open_output, write_npy
 
@@ -26,12 +26,14 @@ def write_arrays(
             raise InputError(f"the result holds {array.dtype}, expected real numbers")
     if file_format not in ("npz", "json") and len(arrays) > 1:
         raise InputError(
-            f'{file_format} holds one array, but the result has {len(arrays)}; give output_format="npz"'
+            f"{file_format} holds one array, but the result has {len(arrays)}",
+            _given("npz"),
         )
     writers = {"npy": write_npy, "png": _write_png, "csv": _write_csv}
     if file_format not in ("npz", "json", *writers):
         raise InputError(
-            f'{file_format} holds labels and texts, but the result is numbers; give output_format="npy"'
+            f"{file_format} holds labels and texts, but the result is numbers",
+            _given("npy"),
         )
     with open_output(target, replace=replace) as file:
         if file_format == "npz":
@@ -56,12 +58,14 @@ def write_mask(
     mask = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
     if mask.ndim != 2:
         raise InputError(
-            f'png holds one mask (H, W), but the result has shape {mask.shape}; give output_format="json"'
+            f"png holds one mask (H, W), but the result has shape {mask.shape}",
+            _given("json"),
         )
     if not 0 <= min(values) <= max(values) <= np.iinfo(np.uint16).max:
         raise InputError(
             f"png holds values from 0 to 65535, but the classes of these masks have values from "
-            f'{min(values)} to {max(values)}; give output_format="json"'
+            f"{min(values)} to {max(values)}",
+            _given("json"),
         )
     is_8_bit = max(values) <= np.iinfo(np.uint8).max
     image = require("PIL.Image", "image").fromarray(mask.astype(np.uint8 if is_8_bit else np.uint16))
@@ -88,8 +92,8 @@ def _write_png(file: IO[bytes], array: Array) -> None:
         array = array[..., 0]
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[-1] == 3):
         raise InputError(
-            f"png holds (H, W) or (H, W, 3), but the result has shape {array.shape}; "
-            'give output_format="npy"'
+            f"png holds (H, W) or (H, W, 3), but the result has shape {array.shape}",
+            _given("npy"),
         )
     pixels = np.rint(_finite(array, "png").clip(0, 1) * 255.0).astype(np.uint8)
     require("PIL.Image", "image").fromarray(pixels).save(file, "PNG")
@@ -100,15 +104,21 @@ def _write_csv(file: IO[bytes], array: Array) -> None:
         array = array[..., 0]
     if array.ndim > 2:
         raise InputError(
-            f'csv holds (H, W), but the result has shape {array.shape}; give output_format="npy"'
+            f"csv holds (H, W), but the result has shape {array.shape}",
+            _given("npy"),
         )
     digits = "%d" if array.dtype.kind in "iu" else "%.9g"  # 9 digits identify a float32
     np.savetxt(file, np.atleast_2d(array), fmt=digits, delimiter=",")
 
 
+def _given(file_format: Format) -> Message:
+    return Message("; give ", Argument("output_format", file_format))
+
+
 def _finite(array: Array, file_format: str) -> Array:
     if not np.isfinite(array).all():
         raise InputError(
-            f'the result holds NaN or infinity, which {file_format} cannot store; give output_format="npy"'
+            f"the result holds NaN or infinity, which {file_format} cannot store",
+            _given("npy"),
         )
     return array

@@ -28,14 +28,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import TILED_EXPORT, InputError
 from mdlstm_tk.runtime.io import TILED_SUFFIX
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, read_model
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.tiles.plan import run_order
 
 SUFFIX = TILED_SUFFIX
-EXPORT_COMMAND = "mdlstm export RUN --form tiles"
 INDEX = "tiles.json"
 SCHEMA = 1
 
@@ -92,7 +91,7 @@ class Archive:
 
 def read_archive_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     """The content of the file; raises an InputError if it cannot be read or is larger than `max_bytes`."""
-    return read_model(path, max_bytes, EXPORT_COMMAND)
+    return read_model(path, max_bytes, TILED_EXPORT)
 
 
 def parse_archive(data: bytes, label: str) -> Archive:
@@ -117,7 +116,7 @@ def parse_archive(data: bytes, label: str) -> Archive:
     except Exception as error:  # zipfile raises all kinds of exceptions for damaged archives
         reason = " ".join(ascii(str(error))[1:-1].split())
         raise InputError(
-            f"{label} is no tiled export, or damaged ({reason:.200}); make one with: {EXPORT_COMMAND}"
+            f"{label} is no tiled export, or damaged ({reason:.200}); make one with: ", TILED_EXPORT
         ) from None
     try:
         index = json.loads(members.pop(INDEX))

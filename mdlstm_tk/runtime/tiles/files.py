@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.errors import Argument, InputError, MDLSTMError
 from mdlstm_tk.runtime.batching import Result, write_results
 from mdlstm_tk.runtime.io.files import ExistsError, cannot_write
 from mdlstm_tk.runtime.io.npy import STDIO
@@ -123,18 +123,9 @@ def _infer_file(
     force: bool,
     workers: TileWorkers | None,
 ) -> Result:
-    if job.source == STDIO:
-        raise InputError("a tiled model reads files by region, not - (stdin); or stream rows")
     file_format = next((name for name in GRID_FORMATS if name == job.format), None)
     if session.archive.pool:
         file_format = None
-    elif file_format is None:
-        raise InputError(
-            f"a tiled model writes {', '.join(GRID_FORMATS)}, got {job.format}; give another "
-            "output_format=... or output=..."
-        )
-    elif job.target == STDIO:
-        raise InputError("a tiled model writes files by region, not - (stdout); give a file as output=...")
     target = Path(os.path.basename(job.source) if job.target == STDIO else job.target)
     target = Path(os.path.realpath(target))  # where a link leads to, so that the result is moved there
     folder = target.parent / f".{target.name}{SCRATCH_SUFFIX}"
@@ -180,8 +171,8 @@ def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(lock)
-                advice = "wait for it, or choose another output=..."
-                raise MDLSTMError(f"another process works in {folder}; {advice}") from None
+                advice = "; wait for it, or choose another ", Argument("output")
+                raise MDLSTMError(f"another process works in {folder}", *advice) from None
             except OSError:  # a file system without locks
                 pass
     except OSError as error:
@@ -189,8 +180,8 @@ def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[None]:
     try:
         if has_leftovers and not resume and not force:
             raise InputError(
-                f"a run that was interrupted has left {folder}; go on with resume=True, or start over with "
-                "force=True"
+                f"a run that was interrupted has left {folder}; go on with ",
+                *(Argument("resume", True), ", or start over with ", Argument("force", True)),
             )
         if has_leftovers and not resume:
             for path in folder.iterdir():  # but not the folder, which is locked
@@ -201,7 +192,8 @@ def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[None]:
             can_go_on = False
         except ExistsError as error:
             can_go_on = True
-            raise InputError(f"{error} and resume=True: what was computed is kept") from None
+            kept = ": what was computed is kept"
+            raise InputError(error, " and ", Argument("resume", True), kept) from None
         finally:
             if not can_go_on or not (folder / "state.npz").exists():
                 shutil.rmtree(folder, ignore_errors=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.errors import Argument, InputError, MDLSTMError
 from mdlstm_tk.runtime.io.files import cannot_write
 from mdlstm_tk.runtime.tiles.plan import Group
 from mdlstm_tk.runtime.tiles.work import Face, FaceKey, Work
@@ -53,12 +53,14 @@ class State:
             stored = json.loads(str(arrays.pop("fingerprint")))
             self.step = int(arrays.pop("step"))
         except Exception as error:  # zipfile raises all kinds of exceptions
-            raise MDLSTMError(f"cannot read {self._path} ({error}); start over with force=True") from None
+            advice = "start over with ", Argument("force", True)
+            raise MDLSTMError(f"cannot read {self._path} ({error}); ", *advice) from None
         for name, value in self._fingerprint.items():
             if stored.get(name) != value:
                 raise InputError(
                     f"what was interrupted had another {name} ({stored.get(name)!s:.60}, now {value!s:.60})"
-                    "; give the same one, or start over with force=True in place of resume=True"
+                    "; give the same one, or start over with ",
+                    *(Argument("force", True), " in place of ", Argument("resume", True)),
                 )
         for name, face in arrays.items():
             sweep, axis, *tile = map(int, name.split())

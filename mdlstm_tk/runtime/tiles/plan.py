@@ -24,7 +24,7 @@ from itertools import pairwise, product
 from math import prod
 from typing import NamedTuple
 
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, InputError
 
 Tile = tuple[int, ...]  # indices of a tile along each axis
 Region = tuple[slice, ...]
@@ -94,7 +94,8 @@ def tile_extents(tile: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     except TypeError:  # a fraction or a text
         extents = ()
     if len(extents) != ndim or min(extents) < 1:
-        raise InputError(f"tile must be a positive integer, or {ndim} of them, got {tile}; try tile=512")
+        expected = f"tile must be a positive integer, or {ndim} of them, got {tile}; try "
+        raise InputError(expected, Argument("tile", 512))
     return extents
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.runner import GraphInfo, OpenModel
@@ -188,8 +188,8 @@ class TiledSession(OpenModel):
         if fitting < 1:
             raise InputError(
                 f"tiles of {format_size(plan.tiling.tile_extents[0])} on {self.threads} threads need "
-                f"about {BASE_BYTES + nbytes} bytes, more than {self.max_bytes}; give a smaller tile=..., "
-                "or allow more with max_bytes=..."
+                f"about {BASE_BYTES + nbytes} bytes, more than {self.max_bytes}; give a smaller ",
+                *(Argument("tile"), ", or allow more with ", Argument("max_bytes")),
             )
         return int(min(fitting, BATCH_SIZE))
 

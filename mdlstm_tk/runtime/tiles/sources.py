@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.errors import Argument, InputError, require
 from mdlstm_tk.runtime.io import READABLE_IN_TILES
 from mdlstm_tk.runtime.io.npy import Array, to_float32
 from mdlstm_tk.runtime.io.readers import preprocessing_for
@@ -77,7 +77,7 @@ def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) ->
             f"a tiled model reads {', '.join(READABLE_IN_TILES)} by region, got {path}; convert it"
         )
     if level and suffix not in TIFF_SUFFIXES:
-        raise InputError(f"level=... names a level of a TIFF with a pyramid, but {path} is none")
+        raise InputError(Argument("level"), f" names a level of a TIFF with a pyramid, but {path} is none")
     if not path.exists():
         raise InputError(f"there is no file {path}")
     values: Any

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.errors import Argument, MDLSTMError
 from mdlstm_tk.runtime.io.files import cannot_write
 from mdlstm_tk.runtime.io.npy import Array, write_npy
 from mdlstm_tk.runtime.tiles.archive import Archive
@@ -33,7 +33,8 @@ class BlockFolder:
         try:
             block: Array = np.load(path)
         except (OSError, ValueError, EOFError) as error:  # the machine went down before it was on the disk
-            raise MDLSTMError(f"cannot read {path} ({error}); start over with force=True") from None
+            advice = "start over with ", Argument("force", True)
+            raise MDLSTMError(f"cannot read {path} ({error}); ", *advice) from None
         return block
 
     def __setitem__(self, key: BlockKey, block: Array) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mdlstm_tk.errors import InputError, MDLSTMError, require
+from mdlstm_tk.errors import Argument, InputError, MDLSTMError, require
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.tiles.mapped import MappedArray
 from mdlstm_tk.runtime.tiles.plan import Region
@@ -70,7 +70,8 @@ class TifPixels:
     def _describe(self, levels: Sequence[Any], level: int, path: Path) -> None:
         """Note how the values of an image become pixels, and refuse what is not read by region."""
         if not 0 <= level < len(levels):
-            raise InputError(f"{path} has the levels 0 to {len(levels) - 1}, got level={level}")
+            given = ", got ", Argument("level", level)
+            raise InputError(f"{path} has the levels 0 to {len(levels) - 1}", *given)
         image = levels[level]
         page, axes, dtype = image.keyframe, image.axes, image.dtype
         tag = page.tags.get(ORIENTATION)
@@ -124,23 +125,24 @@ def write_tif(path: Path, values: MappedArray, palette: Array | None = None) -> 
     """Write an array (H, W) or (H, W, S) as a tiled, compressed TIFF, one row of tiles after the other;
     a palette (256, 3) holds the colour of each value of (H, W) uint8."""
     tifffile: Any = require("tifffile", "large")
-    height, width = values.shape[:2]
+    shape = values.shape[:2] if values.shape[2:] == (1,) else values.shape  # a sample has no axis in a TIFF
+    height, width = shape[:2]
 
     def tiles() -> Iterator[Array]:
         for top in range(0, height, TILE_SIDE):
-            rows = np.array(values[slice(top, min(top + TILE_SIDE, height)),])
+            rows = np.array(values[slice(top, min(top + TILE_SIDE, height)),]).reshape(-1, *shape[1:])
             for left in range(0, width, TILE_SIDE):
                 yield np.ascontiguousarray(rows[:, left : left + TILE_SIDE])
 
     options: dict[str, Any] = {"photometric": "minisblack"}
     if palette is not None:
         options = {"photometric": "palette", "colormap": palette.T.astype(np.uint16) * 257}
-    elif len(values.shape) == 3:
+    elif len(shape) == 3:
         options["planarconfig"] = "contig"
     tifffile.imwrite(
         path,
         tiles(),
-        shape=values.shape,
+        shape=shape,
         dtype=values.dtype,
         tile=(TILE_SIDE, TILE_SIDE),
         compression="zlib",

@@ -1,0 +1,156 @@
+"""What goes with what in an inference: kinds of task, options, formats, sources and targets.
+
+`infer_paths` checks every combination by this table before the first run, and the help of `mdlstm infer` is
+made from it. It imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mdlstm_tk.errors import Argument, InputError
+from mdlstm_tk.runtime.choices import Kind
+from mdlstm_tk.runtime.io import STDIO, Format
+
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime.jobs import Job
+    from mdlstm_tk.runtime.metadata import Metadata
+
+LINES: tuple[Format, ...] = ("txt", "tsv", "csv", "json")
+ARRAYS: tuple[Format, ...] = ("npy", "npz")
+REGIONS: tuple[Format, ...] = ("npy", "zarr", "tif")  # are written tile by tile
+GRIDS: tuple[Format, ...] = (*ARRAYS, "json", "csv", "png")
+PAGES: tuple[Format, ...] = ("xml", *LINES)
+
+
+class Row(NamedTuple):
+    """What an inference makes of the output of a network.
+
+    Attributes:
+        answers: what the formats below hold, in words; "" if there are only numbers.
+        formats: those for answers. All kinds write numbers, too.
+        options: the options of `infer_paths` that the kind takes, and the formats in which each shows.
+        is_printed: answers go to standard output, and one file may hold those for several inputs.
+    """
+
+    answers: str = ""
+    formats: tuple[Format, ...] = ()
+    options: Mapping[str, tuple[Format, ...]] = {}
+    is_printed: bool = True
+
+
+NUMBERS = Row(is_printed=False)
+KINDS: dict[Kind, Row] = {
+    "grid": NUMBERS,
+    "classify": Row("labels", LINES, {"probabilities": ("csv", "json", *ARRAYS), "top": LINES}),
+    "segment": Row(
+        "masks", ("png", "tif", "csv", "json"), {"probabilities": ("json", *ARRAYS, "zarr", "tif")}, False
+    ),
+    "transcribe": Row("texts", LINES, {"probabilities": (*PAGES, *ARRAYS), "beam": PAGES, "lm": PAGES}),
+    "density": Row("nats and bits", LINES),
+}
+
+
+def row_of(metadata: Metadata) -> Row:
+    """The row of a model. Several outputs are written as numbers."""
+    is_single = len(metadata.output_names) == 1
+    return KINDS[metadata.kind] if metadata.kind and is_single else NUMBERS
+
+
+def formats_of(metadata: Metadata, probabilities: bool = False) -> tuple[Format, ...]:
+    """The formats that hold the results of a model for arrays and images."""
+    row, has_grid = row_of(metadata), metadata.window is not None
+    is_mask = bool(row.formats) and not probabilities
+    axes = metadata.ndim + (metadata.outputs > 1 and not is_mask)  # of the result for one sample
+    if metadata.form == "tiles" and has_grid:
+        return REGIONS if axes in (2, 3) else REGIONS[:2]
+    if len(metadata.output_names) > 1:
+        return ("npz", "json")
+    if row.is_printed:
+        return (*LINES, *ARRAYS)
+    is_image = metadata.ndim == 2 and (is_mask or metadata.outputs in (1, 3))
+    fits = {"csv": axes <= 2 or not has_grid, "png": is_image or not has_grid}
+    return tuple(each for each in GRIDS if fits.get(each, True))
+
+
+def check_jobs(
+    metadata: Metadata,
+    model: Path,
+    jobs: Sequence[Job],
+    options: Mapping[str, Any],
+    table: Path | None = None,
+    pages: Collection[str] = (),
+) -> None:
+    """Check that each result can be written, and that each option has an effect on it.
+
+    Args:
+        metadata, model: of the model, and its path.
+        jobs: all that are planned.
+        options: arguments of `infer_paths`, and `json` if the caller prints JSON on standard output; those
+            that are not given are None or False.
+        table: the one file for the answers to several inputs.
+        pages: the sources that are pages.
+
+    Raises:
+        InputError: two things do not go together.
+    """
+    row, given = row_of(metadata), {name for name, value in options.items() if value}
+    model_kind = f"{model} is of {f'kind {metadata.kind}' if metadata.kind else 'no kind'}"
+    if len(metadata.output_names) > 1:
+        model_kind += f" with the outputs {', '.join(metadata.output_names)}"
+    output, output_format = Argument("output"), Argument("output_format")
+    if {"top", "probabilities"} <= given:
+        some = " includes all classes, ", Argument("top"), " only some; give one of them"
+        raise InputError(Argument("probabilities", True), *some)
+    if table and not row.is_printed:
+        kinds = ", ".join(kind for kind in KINDS if KINDS[kind].is_printed)
+        expected = (
+            f" is the file {table}, expected a folder for the results of several inputs; one file takes"
+        )
+        raise InputError(output, expected, f" answers of kind {kinds} with one output, but {model_kind}")
+    for job in jobs:
+        file_format, is_page, is_stdout = job.format, job.source in pages, job.target == STDIO
+        is_answer = file_format in LINES and (is_page or row.is_printed)
+        if metadata.form == "tiles" and (job.source == STDIO or is_page):
+            raise InputError(f"a tiled model reads .npy, .zarr and TIFF by region, not {job.source}")
+        if metadata.form == "tiles" and is_stdout and metadata.window is not None:
+            raise InputError("a tiled model writes files by region, not to stdout; give a file as ", output)
+        held = PAGES if is_page else formats_of(metadata, "probabilities" in given)
+        if file_format not in held:
+            text = f"{model_kind}, whose results {', '.join(held)} can hold, got {file_format}"
+            raise InputError(text, "; choose one with ", output_format)
+        takes = KINDS[metadata.kind].options if metadata.kind and (is_page or row.answers) else {}
+        for name in ("probabilities", "top", "beam", "lm"):
+            option = Argument(name, True if name == "probabilities" else None)
+            if name in given and name not in takes:
+                kinds = ", ".join(kind for kind in KINDS if name in KINDS[kind].options)
+                raise InputError(
+                    option, f" needs a model of kind {kinds} with one output, but {model_kind}"
+                )
+            if name in given and file_format not in takes[name]:
+                shows = f" shows in {', '.join(takes[name])}, got {file_format}; choose one with "
+                raise InputError(option, shows, output_format)
+        if "batch_size" in given and is_page:
+            raise InputError(f"the lines of {job.source} run together, without ", Argument("batch_size"))
+        if "json" in given and is_stdout and not (is_answer and "output_format" not in given):
+            text = " prints a document on stdout, where the result goes, too; leave one out, or give "
+            raise InputError(Argument("json", True), text, output)
+    for name in ("skip_existing",) if metadata.form == "tiles" else ("skip_existing", "force"):
+        if name in given and not table and all(job.target == STDIO for job in jobs):
+            text = " is for results in files, but these go to stdout; leave it out, or give "
+            raise InputError(Argument(name, True), text, output)
+
+
+def describe_option(name: str) -> str:
+    """The kinds that take an option, with the formats in which it shows, for the help."""
+    rows = [(kind, row.options[name]) for kind, row in KINDS.items() if name in row.options]
+    return "For kind " + "; ".join(f"{kind} as {', '.join(formats)}" for kind, formats in rows)
+
+
+def describe_formats() -> str:
+    """The formats of what each kind gives, for the help."""
+    answers = [f"{row.answers} as {', '.join(row.formats)}" for row in KINDS.values() if row.answers]
+    numbers = f"numbers as {', '.join(GRIDS)}, and with a tiled model as {', '.join(REGIONS)}"
+    return "; ".join([*answers, f"pages as {', '.join(PAGES)}", numbers])
