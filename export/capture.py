@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from mdlstm_tk import sweep as _registers_the_operator  # noqa: F401
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.export.interface import Interface, first_line
+from mdlstm_tk.export.capturable import TRANSLATIONS
+from mdlstm_tk.export.interface import Interface, first_line, without_autocast
 
 DOMAIN = "mdlstm"
 OPSET = 18  # has LayerNormalization (from 17 on); ONNX Runtime 1.20, the oldest supported, reads up to 21
@@ -43,7 +44,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     >>> model = lower(program.model_proto, "unrolled")
     """
     _register_schema()
-    return {torch.ops.mdlstm.wavefront.default: _translate}
+    return {torch.ops.mdlstm.wavefront.default: _translate, **TRANSLATIONS}
 
 
 def capture(
@@ -78,7 +79,7 @@ def capture(
             axes_of[name][axis] = dim if multiple == 1 else multiple * dim
     further = tuple(axes_of[name] for name in extra_names)
     try:
-        with exporter_silenced(), torch.no_grad():
+        with exporter_silenced(), without_autocast(), torch.no_grad():
             program = torch.onnx.export(
                 interface,
                 tuple(examples.values()),

@@ -34,7 +34,6 @@ from mdlstm_tk.export.lowering.scan import write_scan
 from mdlstm_tk.export.lowering.step import Sweep, parameters_of
 from mdlstm_tk.export.model_file import ExportReport, check_destination, check_onnx
 from mdlstm_tk.export.verification.export_verifier import write_verified
-from mdlstm_tk.export.verification.parity import ATOL
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import depth_to_space
 from mdlstm_tk.runtime import Metadata
@@ -99,7 +98,6 @@ def export_tiles(
     stages = stages_of(spec.interface.module)
     index, graphs = _index_and_graphs(stages, spec.channels, archive_metadata.outputs)
     content = partial(_archive, index, graphs)
-    atol = ATOL if atol is None else atol
     models = list(graphs.values())
     return write_verified(path, content, models, archive_metadata, spec, atol, start, verify_inputs)
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
+from mdlstm_tk.export.interface import float_dtypes
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.export.model_file import ExportReport, operators_to_trust
 from mdlstm_tk.export.spec import ExportSpec, Shape
 from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Case, Draw
 from mdlstm_tk.export.verification.parity import (
+    ATOLS,
     RTOL,
     Inputs,
     Outcome,
@@ -32,6 +36,7 @@ from mdlstm_tk.export.verification.parity import (
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
+from mdlstm_tk.runtime.shapes import Grid
 from mdlstm_tk.runtime.tiles.session import TiledSession
 
 PADDED_SAMPLES = 3  # of random sizes
@@ -43,11 +48,11 @@ def write_verified(
     models: Sequence[onnx.ModelProto],
     metadata: Metadata,
     spec: ExportSpec,
-    atol: float,
+    atol: float | None,
     start: float,
     verify_inputs: Mapping[str, Array] | None = None,
 ) -> ExportReport:
-    """Write a file if it agrees with its network in float64.
+    """Write a file if it agrees with its network, in float64 or in the precision that the network has.
 
     Args:
         path: the file.
@@ -55,7 +60,8 @@ def write_verified(
         models: the graphs in it.
         metadata: without the errors of the verification.
         spec: the network.
-        atol: allowed absolute error in units of each feature's scale.
+        atol: allowed absolute error in units of each feature's scale; None: that of the file's dtype and of
+            the precision of the network.
         start: when the export began, in seconds of `time.perf_counter`.
         verify_inputs: more inputs x, by name.
 
@@ -64,7 +70,11 @@ def write_verified(
         MDLSTMError: ONNX Runtime does not run the model on some batch or grid.
         ParityError: the two disagree.
     """
-    exact = spec.interface.in_float64()
+    exact, precision = spec.interface.reference_for(spec.inputs(smallest_grid(spec), 1))
+    metadata = replace(metadata, reference=precision)
+    if atol is None:
+        is_half = precision == "mixed" and torch.float16 in float_dtypes(spec.interface)
+        atol = max(ATOLS[metadata.dtype], ATOLS["float16"] if is_half else 0)
     tiled = metadata.form == "tiles"
     together = tiled or not any(map(decides_for_a_batch, models))
     if together:
@@ -95,6 +105,11 @@ def write_verified(
         temporary.write_bytes(data)
     nodes, seconds = sum(len(model.graph.node) for model in models), time.perf_counter() - start
     return ExportReport(path, metadata, nodes, len(data), max_abs, seconds, operators_to_trust(*models))
+
+
+def smallest_grid(spec: ExportSpec) -> Grid:
+    """The grid with the fewest positions among those to verify on."""
+    return min(spec.shapes, key=lambda grid: prod(grid))
 
 
 def decides_for_a_batch(model: onnx.ModelProto) -> bool:
@@ -142,7 +157,7 @@ def _cases(spec: ExportSpec, verify_inputs: Mapping[str, Array]) -> Iterator[Cas
 
 def _check_samples_are_apart(run: Runtime, spec: ExportSpec) -> None:
     """Check that the outputs of a sample do not depend on the others in its batch."""
-    inputs = spec.inputs(min(spec.shapes, key=lambda grid: int(np.prod(grid))), 3)
+    inputs = spec.inputs(smallest_grid(spec), 3)
     middle = slice(1, 2)  # since a network may mix a sample only with those before it, or after it
     sample = {name: value[middle] for name, value in inputs.items()}
     alone, in_batch = run(sample), run(inputs)
@@ -234,8 +249,8 @@ def _explanation(
     scale = f"{atol:g}" if parity.scale == 1 else f"{atol:g}·{parity.scale:.3g}"
     tiled = metadata.form == "tiles"
     text = (
-        f"error {parity.max_abs:.1e}{of_output} of {'tiles' if tiled else 'ONNX Runtime'} against float64 "
-        f"on {case.name}, allowed is {scale} + {RTOL:g}·|y|; "
+        f"error {parity.max_abs:.1e}{of_output} of {'tiles' if tiled else 'ONNX Runtime'} against "
+        f"{metadata.reference} on {case.name}, allowed is {scale} + {RTOL:g}·|y|; "
     )
     if tiled:
         return (
