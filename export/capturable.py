@@ -20,17 +20,20 @@ RECURRENT: dict[str, tuple[list[int], list[str]]] = {
 
 torch.library.define(
     "mdlstm::recurrent",
-    "(str kind, Tensor x, Tensor w, Tensor r, Tensor b, Tensor h, Tensor? c) -> (Tensor, Tensor, Tensor)",
+    "(str kind, Tensor x, Tensor w, Tensor r, Tensor b, Tensor h, Tensor? c=None)"
+    " -> (Tensor, Tensor, Tensor)",
 )
 
 
-@torch.library.register_fake("mdlstm::recurrent")
 def _fake(
-    kind: str, x: Tensor, w: Tensor, r: Tensor, b: Tensor, h: Tensor, c: Tensor | None
+    kind: str, x: Tensor, w: Tensor, r: Tensor, b: Tensor, h: Tensor, c: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     steps, batch, _ = x.shape
     dirs, _, units = r.shape
     return x.new_empty(steps, dirs, batch, units), torch.empty_like(h), torch.empty_like(h)
+
+
+torch.library.register_fake("mdlstm::recurrent", _fake)
 
 
 class Capturable(TorchFunctionMode):
@@ -88,7 +91,7 @@ def _recurrent(
         else:
             b = w.new_zeros(dirs, 2 * len(order) * units)
         states = [state[layer * dirs : (layer + 1) * dirs] for state in (h, *others)]
-        y, *leaving = torch.ops.mdlstm.recurrent(kind, x, w, r, b, states[0], *(states[1:] or [None]))
+        y, *leaving = torch.ops.mdlstm.recurrent(kind, x, w, r, b, *states)
         final.append(tuple(leaving[: len(states)]))
         x = y.permute(0, 2, 1, 3).flatten(2)
     x = x.transpose(0, 1) if batch_first else x

@@ -64,11 +64,9 @@ class GridSearch:
             grid = self._from_example(example, is_explicit, grid)
         shapes = {grid: self._output_shapes(grid)}
         # On small grids alone, a convolution without padding could be taken for a window.
-        for other in (
-            3 * np.array(grid),
-            *(np.multiply(odd, multiple_of) for odd in odd_grids(self.network.ndim)),
-        ):
-            larger = self._with_fixed_extents(other.tolist())
+        odd = [np.multiply(odd, multiple_of).tolist() for odd in odd_grids(self.network.ndim)]
+        for other in ([3 * extent for extent in grid], *odd):
+            larger = self._with_fixed_extents(other)
             if prod(larger) <= MAX_POSITIONS and self.network.accepts(larger):
                 shapes[larger] = self._output_shapes(larger)
         return shapes, shapes
@@ -110,8 +108,8 @@ class GridSearch:
         if None not in extents and not is_explicit:
             raise InputError(
                 f"{self.network.interface.name} takes the grid {format_size(main)} only, with these "
-                "inputs; if further inputs have the grid of x, name them as grid_inputs=...; or export it for this "
-                f"grid, with grid={main}"
+                "inputs; if further inputs have the grid of x, name them as grid_inputs=...; or export it "
+                f"for this grid, with grid={main}"
             )
         self.grid = tuple(extents)
         return main

@@ -185,7 +185,7 @@ def without_autocast() -> Iterator[None]:
     export names."""
     thread = threading.get_ident()
     with AUTOCAST_LOCK:
-        enter = torch.autocast.__enter__
+        enter: Any = torch.autocast.__enter__
 
         def enter_disabled(context: Any) -> Any:
             enabled = context._enabled
