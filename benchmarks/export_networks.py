@@ -1,7 +1,7 @@
 """Some 130 networks as users bring them: exported, and what the files compute compared with PyTorch.
 
 python benchmarks/export_networks.py                 # all, in both forms; some 20 minutes on one core
-python benchmarks/export_networks.py unet /scan      # those whose module/name/form contains one of the words
+python benchmarks/export_networks.py unet /scan      # those whose module/name/form has one of the words
 
 The comparison is independent of the verification of exports: the module itself, in float64 or, if that does
 not run, as it is, on more grids and batch sizes. Each network runs in a process of its own. A line is an
@@ -33,7 +33,7 @@ from mdlstm_tk.export import export_onnx
 from mdlstm_tk.runtime import Metadata, Session
 
 CONTEXT = multiprocessing.get_context("fork")
-LIMIT = 120  # seconds for a network
+LIMIT = 300  # seconds for a network
 BATCHES = (1, 2, 5)
 
 

@@ -190,7 +190,7 @@ def _build_model(spec: ExportSpec, form: Form, dtype: Dtype) -> onnx.ModelProto:
     try:
         graph = capture(network, spec.examples(grid), free_axes, names)
     except MDLSTMError:
-        graph = capture(network, spec.examples(spec.example_grid), free_axes, names)
+        graph = capture(network, spec.examples(spec.example_grid), free_axes, names, spec.user_grid)
     model = lower(graph, form, separate_products=quantized)
     _declare_outputs(model, spec)
     return quantize(model) if quantized else model

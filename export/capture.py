@@ -52,6 +52,7 @@ def capture(
     examples: Mapping[str, Tensor],
     free_axes: Mapping[str, Mapping[int, int]] | None = None,
     output_names: Sequence[str] = ("y",),
+    grid: Sequence[int] | None = None,
 ) -> onnx.ModelProto:
     """Export a module to ONNX with each sweep as one node and the batch axis free.
 
@@ -62,6 +63,7 @@ def capture(
         free_axes: for inputs, by name, further axes that are free, and the number that the extent of each
             is a multiple of. Their extents are equal in all these inputs, axis by axis.
         output_names: names of the outputs, in the order in which the module returns them.
+        grid: a grid that the user knows, for messages.
 
     Raises:
         MDLSTMError: torch cannot export the module; the message contains torch's reason.
@@ -110,8 +112,10 @@ def capture(
             extent = value.type.tensor_type.shape.dim[axis]
             if not extent.dim_param:
                 raise MDLSTMError(
-                    f"torch cannot export {interface.name} with axis {axis} of {value.name} free: "
-                    f"the network's forward fixes that extent to {extent.dim_value}"
+                    f"torch cannot export {interface.name} with axis {axis} of {value.name} free: its "
+                    f"forward makes a number of Python of that extent, as int({value.name}.shape[{axis}]) "
+                    "or a loop does; export it for one grid, as in grid="
+                    f"{grid or tuple(examples[first_name].shape[1:-1])}"
                 )
     return model
 

@@ -59,6 +59,10 @@ class NetworkInputs:
         """The axes of x that are grid axes."""
         return range(1, self.ndim + 1) if self.channels_last else range(2, self.ndim + 2)
 
+    def grid_of(self, shape: Shape) -> Grid:
+        """The extents of the grid in the shape of x."""
+        return tuple(shape[axis] for axis in self.grid_axes)
+
     def inputs(self, grid: Grid, batch: int, seed: int = 0) -> dict[str, Array]:
         """Random inputs on a grid, but `sizes`; x comes first."""
         shape = (*grid, self.channels) if self.channels_last else (self.channels, *grid)
@@ -123,6 +127,11 @@ class ExportSpec(NetworkInputs):
     def example_grid(self) -> Grid:
         """The main grid to verify on: the grid to export for, or a small one."""
         return next(iter(self.shapes))
+
+    @property
+    def user_grid(self) -> Grid:
+        """The grid of the example, or else the main grid."""
+        return self.example_grid if self.example is None else self.grid_of(self.example.shape)
 
     @property
     def output_names(self) -> tuple[str, ...]:

@@ -90,7 +90,7 @@ def write_verified(
     with session_type(data, "cpu", trusted=True, max_bytes=limit) as session:
         run = _explained(session_run(session), spec.interface.name, shapes)
         if spec.padded:
-            grids = [[case.inputs["x"].shape[axis] for axis in spec.grid_axes] for case in cases]
+            grids = [spec.grid_of(case.inputs["x"].shape) for case in cases]
             run = with_padding(run, metadata, tuple(np.max(grids, axis=0).tolist()))
         outcomes = compare_all({"": run}, expected, cases, metadata, atol)[""]
     for case in cases:
@@ -141,7 +141,7 @@ def _cases(spec: ExportSpec, verify_inputs: Mapping[str, Array]) -> Iterator[Cas
             raise InputError(
                 f"{name} has shape {x.shape}, expected x with {spec.ndim + 2} axes, none empty"
             )
-        grid = tuple(x.shape[axis] for axis in spec.grid_axes)
+        grid = spec.grid_of(x.shape)
         if grid in spec.shapes or (spec.fits(grid) and np.prod(grid) <= MAX_POSITIONS):
             further = list(spec.extra_batch(len(x), grid).items())
             yield Case(name, name, dict([("x", x), *further]))
@@ -257,7 +257,7 @@ def _explanation(
             f"{text}does tile_stages() of {network.name} describe what its forward computes, and do before "
             "and head compute each position from that position alone?"
         )
-    if spec.padded and tuple(case.inputs["x"].shape[axis] for axis in spec.grid_axes) != spec.example_grid:
+    if spec.padded and spec.grid_of(case.inputs["x"].shape) != spec.example_grid:
         return f"{text}a padded sample differs from the sample alone: the network reads the padding"
     if dtype != "float32":
         return f"{text}{dtype} is not precise enough for it; export float32, or allow more with atol=..."
