@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export import export_onnx
+from mdlstm_tk.export.interface import without_autocast
 from mdlstm_tk.runtime import Metadata, Session
 
 CONTEXT = multiprocessing.get_context("fork")
@@ -55,7 +56,8 @@ def truth(module: nn.Module, inputs: list[Tensor]) -> tuple[str, list[np.ndarray
         doubles = [t.double() if t.is_floating_point() else t for t in inputs]
         return "float64", tensors(exact(*doubles))
     except Exception:
-        return "own", tensors(module(*inputs))
+        with without_autocast():
+            return "own", tensors(module(*inputs))
 
 
 def inputs_of(
