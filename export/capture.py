@@ -111,11 +111,15 @@ def capture(
         for axis in axes_of[value.name]:
             extent = value.type.tensor_type.shape.dim[axis]
             if not extent.dim_param:
+                number = f"int({value.name}.shape[{axis}]) or a loop"
+                advice = (
+                    f"export it for one grid, as in grid={grid or tuple(examples[first_name].shape[1:-1])}"
+                )
+                if axis == 0:
+                    number, advice = f"len({value.name})", f"take {value.name}.shape[0]"
                 raise MDLSTMError(
                     f"torch cannot export {interface.name} with axis {axis} of {value.name} free: its "
-                    f"forward makes a number of Python of that extent, as int({value.name}.shape[{axis}]) "
-                    "or a loop does; export it for one grid, as in grid="
-                    f"{grid or tuple(examples[first_name].shape[1:-1])}"
+                    f"forward makes a number of Python of that extent, as {number} does; {advice}"
                 )
     return model
 

@@ -52,7 +52,7 @@ NETWORKS: dict[
 ] = {  # network, x, precision of the reference
     "eye": (lambda: Net(lambda n, x: n["body"](x) @ torch.eye(3)), X, "float32"),
     "zeros": (
-        lambda: Net(lambda n, x: n["g"](n["body"](x).mean(1), torch.zeros(1, len(x), 2))[0], **GRU),
+        lambda: Net(lambda n, x: n["g"](n["body"](x).mean(1), torch.zeros(1, x.shape[0], 2))[0], **GRU),
         X,
         "float32",
     ),
@@ -124,6 +124,7 @@ ONE_LINE: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
         torch.rand(3, 4, 5),
         r"one sample of shape \(3, 4, 5\).*x\[None\]",
     ),
+    "batch": (lambda: Net(lambda n, x: n["body"](x) / len(x)), X, r"axis 0 of x .*len\(x\).*x\.shape\[0\]"),
     "python number": (
         lambda: Net(lambda n, x: n["body"](x * x.shape[1] ** 0.5 * float(x.shape[1]))),
         torch.rand(2, 11, 12, 1),
