@@ -197,8 +197,7 @@ def _build_model(spec: ExportSpec, form: Form, dtype: Dtype) -> onnx.ModelProto:
 
 
 def _declare_outputs(model: onnx.ModelProto, spec: ExportSpec) -> None:
-    """Declare the extents of the outputs as the network returns them: torch fixes some that are free, such
-    as those after an LSTM with projections."""
+    """Declare the extents of the outputs as the network returns them, as torch fixes some that are free."""
     for value in model.graph.output:
         shapes = [shapes[value.name] for shapes in spec.shapes.values()]
         for axis, extents in enumerate(zip(*shapes, strict=True)):

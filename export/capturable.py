@@ -45,8 +45,9 @@ class Capturable(TorchFunctionMode):
     ) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if name in RECURRENT and len(args) == 9 and isinstance(args[3], bool):  # else a packed sequence
-            if name != "lstm" or args[1][0].shape[-1] == args[1][1].shape[-1]:  # else with projections
-                return _recurrent(name, *args)
+            if name == "lstm" and args[1][0].shape[-1] != args[1][1].shape[-1]:
+                raise NotImplementedError("ONNX has no LSTM with projections; leave proj_size out")
+            return _recurrent(name, *args)
         if func is torch.linspace and len(args) == 3 and isinstance(args[2], torch.SymInt):
             return _linspace(*args, **kwargs)
         return func(*args, **kwargs)
