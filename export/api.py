@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.checks import checked
@@ -19,18 +18,16 @@ from mdlstm_tk.export.arguments import read_grid, read_spec
 from mdlstm_tk.export.capture import capture
 from mdlstm_tk.export.lowering.functions import outline
 from mdlstm_tk.export.lowering.lower import lower
-from mdlstm_tk.export.model_file import ExportReport, check_destination, check_onnx, serialize
+from mdlstm_tk.export.model_file import ExportReport, check_destination, check_onnx, with_metadata
 from mdlstm_tk.export.quantization import quantize
 from mdlstm_tk.export.spec import Examples, ExportSpec
 from mdlstm_tk.export.tiles import export_tiles
 from mdlstm_tk.export.verification.cases import ExampleRange
 from mdlstm_tk.export.verification.export_verifier import write_verified
-from mdlstm_tk.export.verification.parity import ATOL, read_atol
+from mdlstm_tk.export.verification.parity import check_atol
 from mdlstm_tk.runtime.choices import Dtype, Form
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.tiles.archive import SUFFIX
-
-ATOLS: dict[Dtype, float] = {"float32": ATOL, "float16": 5e-3, "int8": 5e-2}
 
 
 @checked
@@ -60,7 +57,9 @@ def export_onnx(
     The file appears only after `onnx.checker` has accepted it and ONNX Runtime, on the CPU, has agreed
     with the float64 reference within atol·s + 1e-5·|y| on random inputs, on `example_inputs` and on
     `verify_inputs`. The scale s of an output's feature is its largest absolute value on these inputs, at
-    least 1. The file computes what the module computes in eval mode, without the wrappers of
+    least 1. If forward itself makes tensors of float32, as by `torch.eye(4)` or `x.float()`, so that it
+    does not run in float64, the reference is the network in float32; the report and the metadata say so.
+    The file computes what the module computes in eval mode, without autocast and the wrappers of
     `torch.compile`; the module itself is left unchanged.
 
         >>> export_onnx(net, "net.onnx", torch.zeros(1, 3, 64, 64))
@@ -151,7 +150,7 @@ def export_onnx(
     if functions and form != "unrolled":
         raise InputError(Argument("functions", True), f" needs form 'unrolled', got form '{form}'")
     check_destination(path, True, form)
-    atol = read_atol(atol, ATOLS[dtype])
+    check_atol(atol)
     spec = read_spec(
         module,
         example_inputs,
@@ -170,8 +169,7 @@ def export_onnx(
     model = _build_model(spec, form, dtype)
     if functions:
         model = outline(model)
-    check_onnx(model, "the exported model")
-    content = partial(serialize, model)
+    content = partial(with_metadata, check_onnx(model, "the exported model"))
     return write_verified(path, content, [model], file_metadata, spec, atol, start, verify_inputs)
 
 
@@ -187,8 +185,9 @@ def default_form(grid: Sequence[int | None] | None) -> Form:
 
 def _build_model(spec: ExportSpec, form: Form, dtype: Dtype) -> onnx.ModelProto:
     """The network in standard operators."""
-    quantized = dtype == "int8"
-    network = copy.deepcopy(spec.interface).to(torch.float32 if quantized else getattr(torch, dtype))
+    quantized, network = dtype == "int8", spec.interface
+    if dtype == "float16":
+        network = copy.deepcopy(network).half()
     free_axes, names = spec.free_axes(), spec.output_names
     # torch takes an extent of 1 for a constant, in the middle of a network as well. Free extents are
     # therefore traced, which takes no computation, so large that strides leave more than 1.
@@ -196,15 +195,14 @@ def _build_model(spec: ExportSpec, form: Form, dtype: Dtype) -> onnx.ModelProto:
     try:
         graph = capture(network, spec.examples(grid), free_axes, names)
     except MDLSTMError:
-        graph = capture(network, spec.examples(spec.example_grid), free_axes, names)
+        graph = capture(network, spec.examples(spec.example_grid), free_axes, names, spec.user_grid)
     model = lower(graph, form, separate_products=quantized)
     _declare_outputs(model, spec)
     return quantize(model) if quantized else model
 
 
 def _declare_outputs(model: onnx.ModelProto, spec: ExportSpec) -> None:
-    """Declare the extents of the outputs as the network returns them: torch fixes some that are free, such
-    as those after a `torch.nn.GRU`."""
+    """Declare the extents of the outputs as the network returns them, as torch fixes some that are free."""
     for value in model.graph.output:
         shapes = [shapes[value.name] for shapes in spec.shapes.values()]
         for axis, extents in enumerate(zip(*shapes, strict=True)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,9 +13,17 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from mdlstm_tk._util.arguments import extents, one_line, positive
-from mdlstm_tk.errors import Argument, InputError
-from mdlstm_tk.export.interface import Interface, eval_copy, mdlstm_layers
-from mdlstm_tk.export.spec import Examples, ExportSpec, Extents, Shape
+from mdlstm_tk.errors import Argument, InputError, MDLSTMError
+from mdlstm_tk.export.grids import GridSearch, Shapes
+from mdlstm_tk.export.interface import (
+    REFUSALS,
+    Interface,
+    eval_copy,
+    float_dtypes,
+    mdlstm_layers,
+    without_autocast,
+)
+from mdlstm_tk.export.spec import Examples, ExportSpec, Extents, NetworkInputs, Shape
 from mdlstm_tk.export.verification.cases import ExampleRange, sampler
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.runtime.shapes import Grid
@@ -24,7 +33,7 @@ def read_spec(
     module: nn.Module,
     example_inputs: Examples | None = None,
     *,
-    grid: Sequence[int | None] | None = None,
+    grid: Extents | None = None,
     any_size: bool = False,
     padded: bool = False,
     extra_inputs: Mapping[str, Tensor] | None = None,
@@ -38,24 +47,25 @@ def read_spec(
     """Complete the arguments of `export_onnx`, which documents them, from the network, and run it.
 
     Args:
+        grid: as `read_grid` returns it.
         any_size: extents are free, but for those that `grid` fixes.
 
     Raises:
         InputError: arguments are missing or contradict each other, or the network does not accept such
             inputs, or its weights hold NaN, or it returns something other than tensors (N, …).
     """
-    grid = read_grid(grid)
+    name = type(module).__name__
     channels = None if channels is None else positive("channels", channels)
-    name, network = type(module).__name__, eval_copy(module).float()
-    for key, tensor in network.state_dict().items():
+    for key, tensor in module.state_dict().items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and bool(tensor.isnan().any()):
             raise InputError(
                 f"the weights of {name} hold NaN, first in {key}; export a network without NaN"
             )
     x, further = _read_examples(module, example_inputs, extra_inputs or {})
     padded = further.pop("sizes", None) is not None or padded
-    _check_names(module, [*(["sizes"] if padded else []), *further])
-    layer = next(mdlstm_layers(network), None)
+    names = [*(["sizes"] if padded else []), *further]
+    _check_names(module, names)
+    layer = next(mdlstm_layers(module), None)
     says_channels = channels is not None or channels_last is not None
     arguments = {"grid": grid, "channels": channels, "channels_last": channels_last}
     channel_axis = x is None or layer is None or says_channels or x.dim() != layer.ndim + 1
@@ -65,8 +75,17 @@ def read_spec(
             f"{tuple(x.shape)}"
         )
     if channels_last is None:
-        channels_last = _layout(network, x if channel_axis else None, name)
+        channels_last = _layout(module, x if channel_axis else None, name)
+    interface = Interface(
+        module,
+        names,
+        output_names,
+        integer=x is not None and not x.is_floating_point(),
+        channel_axis=channel_axis,
+        channels_last=channels_last,
+    )
     if x is not None and not channel_axis:
+        _check_batch_axis(interface, x, further)
         x = x.unsqueeze(-1 if channels_last else 1)
     if x is not None:
         _check_example(tuple(x.shape), channels_last, arguments)
@@ -80,28 +99,52 @@ def read_spec(
         channels = layer.input_size
     example_grid = None if x is None else tuple(x.shape[1:-1] if channels_last else x.shape[2:])
     ndim = len(example_grid or grid or (layer.ndim if layer else 2) * (1,))
-    spec = ExportSpec(
-        interface=Interface(
-            network,
-            [*(["sizes"] if padded else []), *further],
-            output_names,
-            integer=x is not None and not x.is_floating_point(),
-            channel_axis=channel_axis,
-            channels_last=channels_last,
-        ),
-        grid=_extents(grid, example_grid, ndim, any_size),
+    network = NetworkInputs(
+        interface,
+        ndim=ndim,
         channels=channels,
         channels_last=channels_last,
         padded=padded,
         extra_inputs=further,
         grid_inputs=_check_grid_inputs(grid_inputs, further, ndim, padded),
         multiple_of=(1,) * ndim if multiple_of is None else extents("multiple_of", multiple_of, ndim),
-        draw=sampler("x", example_range, x, network),
-        example=None if x is None else x.float(),
+        draw=sampler("x", example_range, x, module),
     )
+    search = GridSearch(network, _extents(grid, example_grid, ndim, any_size))
     if example_grid is None and grid and None not in grid:
         example_grid = tuple(extent for extent in grid if extent)
-    return spec.completed(example_grid, grid is not None)
+    shapes, known = _run(search, module, example_grid, grid is not None)
+    return ExportSpec(
+        **vars(network),
+        grid=search.grid,
+        example=None if x is None else x.float(),
+        shapes=shapes,
+        known=known,
+    )
+
+
+def _run(
+    search: GridSearch, module: nn.Module, example_grid: Grid | None, is_explicit: bool
+) -> tuple[Shapes, Shapes]:
+    """Search in float32 or, if the network then does not run, in the dtypes that its layers have, to which
+    it converts x itself."""
+    interface = search.network.interface.float()
+    try:
+        return search.run(example_grid, is_explicit)
+    except InputError:
+        dtypes = float_dtypes(module)
+        if dtypes in ([], [torch.float32]):
+            raise
+        interface.module, interface.mixed = eval_copy(module), True
+        with suppress(InputError):
+            found = search.run(example_grid, is_explicit)
+            if torch.bfloat16 not in dtypes:
+                return found
+            raise MDLSTMError(
+                f"{interface.name} converts to bfloat16, in which ONNX Runtime does not compute on a "
+                "CPU; leave the conversion out of forward, or convert to float16"
+            ) from None
+        raise
 
 
 def read_grid(grid: Sequence[int | None] | None) -> Extents | None:
@@ -211,6 +254,27 @@ def _layout(network: nn.Module, x: Tensor | None, name: str) -> bool:
             "channels_last=True for (N, *grid, C), or channels_last=False for (N, C, *grid)"
         )
     return layer is None or layer.channels_last
+
+
+def _check_batch_axis(interface: Interface, x: Tensor, further: Mapping[str, Tensor]) -> None:
+    """Check that an x with as many axes as a batch without channels is none of one sample with channels."""
+    layer, dims = next(mdlstm_layers(interface)), list[int]()
+    hook = layer.register_forward_pre_hook(lambda _, inputs: dims.append(inputs[0].dim()))
+
+    def runs(x: Tensor) -> bool:
+        with suppress(*REFUSALS), torch.no_grad(), without_autocast():
+            interface.module(x if interface.integer else x.to(interface.dtype), **further)
+            return True
+        return False
+
+    takes_x = runs(x)
+    lacks_axis = dims == [layer.ndim + 1] or (not takes_x and runs(x[None]))
+    hook.remove()
+    if lacks_axis:
+        raise InputError(
+            f"example_inputs must begin with a batch x, (N, *grid, C) or (N, C, *grid), got one sample of "
+            f"shape {tuple(x.shape)}; give x[None]"
+        )
 
 
 def _check_example(shape: Shape, channels_last: bool, arguments: Mapping[str, Any]) -> None:

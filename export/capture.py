@@ -24,7 +24,8 @@ from mdlstm_tk import sweep as _registers_the_operator  # noqa: F401
 from mdlstm_tk.backends.inputs import TENSORS, SweepInputs
 from mdlstm_tk.cells.lowering import cell_of_graph
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.export.interface import Interface, first_line
+from mdlstm_tk.export.capturable import TRANSLATIONS
+from mdlstm_tk.export.interface import Interface, first_line, without_autocast
 
 DOMAIN = "mdlstm"
 OPSET = 18  # has LayerNormalization (from 17 on); ONNX Runtime 1.20, the oldest supported, reads up to 21
@@ -43,7 +44,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     >>> model = lower(program.model_proto, "unrolled")
     """
     _register_schema()
-    return {torch.ops.mdlstm.wavefront.default: _translate}
+    return {torch.ops.mdlstm.wavefront.default: _translate, **TRANSLATIONS}
 
 
 def capture(
@@ -51,6 +52,7 @@ def capture(
     examples: Mapping[str, Tensor],
     free_axes: Mapping[str, Mapping[int, int]] | None = None,
     output_names: Sequence[str] = ("y",),
+    grid: Sequence[int] | None = None,
 ) -> onnx.ModelProto:
     """Export a module to ONNX with each sweep as one node and the batch axis free.
 
@@ -61,6 +63,7 @@ def capture(
         free_axes: for inputs, by name, further axes that are free, and the number that the extent of each
             is a multiple of. Their extents are equal in all these inputs, axis by axis.
         output_names: names of the outputs, in the order in which the module returns them.
+        grid: a grid that the user knows, for messages.
 
     Raises:
         MDLSTMError: torch cannot export the module; the message contains torch's reason.
@@ -78,7 +81,7 @@ def capture(
             axes_of[name][axis] = dim if multiple == 1 else multiple * dim
     further = tuple(axes_of[name] for name in extra_names)
     try:
-        with exporter_silenced(), torch.no_grad():
+        with exporter_silenced(), without_autocast(), torch.no_grad():
             program = torch.onnx.export(
                 interface,
                 tuple(examples.values()),
@@ -108,9 +111,15 @@ def capture(
         for axis in axes_of[value.name]:
             extent = value.type.tensor_type.shape.dim[axis]
             if not extent.dim_param:
+                number = f"int({value.name}.shape[{axis}]) or a loop"
+                advice = (
+                    f"export it for one grid, as in grid={grid or tuple(examples[first_name].shape[1:-1])}"
+                )
+                if axis == 0:
+                    number, advice = f"len({value.name})", f"take {value.name}.shape[0]"
                 raise MDLSTMError(
-                    f"torch cannot export {interface.name} with axis {axis} of {value.name} free: "
-                    f"the network's forward fixes that extent to {extent.dim_value}"
+                    f"torch cannot export {interface.name} with axis {axis} of {value.name} free: its "
+                    f"forward makes a number of Python of that extent, as {number} does; {advice}"
                 )
     return model
 

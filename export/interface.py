@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from itertools import chain
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.prune import BasePruningMethod
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.export.capturable import Capturable
 from mdlstm_tk.layer import MDLSTM
+from mdlstm_tk.runtime.choices import Precision
 from mdlstm_tk.runtime.io.npy import Array
 
-REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # of inputs, by networks
+REFUSALS = (Exception,)  # of inputs, by networks
+AUTOCAST_LOCK = threading.RLock()
 
 
 class OutputError(InputError):
@@ -36,6 +44,7 @@ class Interface(nn.Module):
         integer: x holds integers.
         channel_axis: the network's x has an axis of channels.
         channels_last: it is the last axis.
+        mixed: the network takes float32, and converts it for layers that keep other dtypes.
     """
 
     def __init__(
@@ -47,10 +56,12 @@ class Interface(nn.Module):
         integer: bool = False,
         channel_axis: bool = True,
         channels_last: bool = True,
+        mixed: bool = False,
     ) -> None:
         super().__init__()
         self.module, self.names, self.output_names = eval_copy(network), names, output_names
         self.integer, self.channel_axis, self.channels_last = integer, channel_axis, channels_last
+        self.mixed = mixed
 
     @property
     def name(self) -> str:
@@ -60,11 +71,10 @@ class Interface(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The type that floating-point inputs are cast to: that of the first such parameter or buffer."""
-        weights = chain(self.module.parameters(), self.module.buffers())
-        return next((w.dtype for w in weights if w.is_floating_point()), torch.float32)
+        return torch.float32 if self.mixed else next(iter(float_dtypes(self.module)), torch.float32)
 
     def call(self, x: Tensor, **further: Tensor) -> dict[str, Tensor]:
-        """The outputs by name, in the precision of the network."""
+        """The outputs by name, in the precision of the network, whatever autocast says."""
 
         def cast(value: Tensor) -> Tensor:
             return value.to(self.dtype) if value.is_floating_point() else value
@@ -72,20 +82,42 @@ class Interface(nn.Module):
         x = x.long() if self.integer else cast(x)
         if not self.channel_axis:
             x = x.squeeze(-1 if self.channels_last else 1)
-        result = self.module(x, **{name: cast(value) for name, value in further.items()})
+        with without_autocast():
+            result = self.module(x, **{name: cast(value) for name, value in further.items()})
         return named_outputs(result, self.name, self.output_names)
 
     def forward(self, x: Tensor, *further: Tensor) -> tuple[Tensor, ...]:
         """The outputs, floats as float32."""
-        outputs = self.call(x, **dict(zip(self.names, further, strict=True)))
+        with Capturable():
+            outputs = self.call(x, **dict(zip(self.names, further, strict=True)))
         return tuple(y.float() if y.is_floating_point() else y for y in outputs.values())
 
     def in_float64(self) -> Interface:
         """A copy in float64 whose MDLSTM layers are computed position by position."""
-        exact = copy.deepcopy(self).double()
+        return self.reference("float64")
+
+    def reference(self, precision: Precision) -> Interface:
+        """A copy whose MDLSTM layers are computed position by position, in float64 or as the network is."""
+        exact = copy.deepcopy(self)
+        if precision == "float64":
+            exact.double()
         for layer in mdlstm_layers(exact):
             layer.backend = "reference"
         return exact
+
+    def reference_for(self, inputs: Mapping[str, Array]) -> tuple[Interface, Precision]:
+        """What a file is compared with, and its precision: the network in float64; or, if that does not
+        run, as forward makes tensors of float32, or converts to a dtype, the network as it is."""
+        if self.mixed:
+            return self.reference("mixed"), "mixed"
+        exact = self.reference("float64")
+        try:
+            exact.run(inputs)
+        except InputError:
+            with contextlib.suppress(InputError):
+                self.run(inputs)
+                return self.reference("float32"), "float32"
+        return exact, "float64"
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -119,7 +151,7 @@ def eval_copy(module: nn.Module) -> nn.Module:
 
     Raises:
         InputError: it has no values yet, or cannot be copied, as after `torch.nn.utils.weight_norm`, or if
-            it holds a lock.
+            it holds a lock, or a layer is pruned.
     """
     for key, tensor in chain(module.named_parameters(), module.named_buffers()):
         if is_lazy(tensor) or tensor.is_meta:
@@ -127,6 +159,13 @@ def eval_copy(module: nn.Module) -> nn.Module:
                 f"the module {type(module).__name__} has no values in {key}, which is lazy or on the "
                 "device meta; run it once on an example, or load its weights, first"
             )
+    for name, layer in module.named_modules():
+        for hook in layer._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod):
+                raise InputError(
+                    f"{hook._tensor_name} of {name or 'the network'} is pruned, which a hook computes; "
+                    f"make it a parameter by torch.nn.utils.prune.remove(layer, '{hook._tensor_name}')"
+                )
     try:
         copied = copy.deepcopy(module)
     except (RuntimeError, TypeError) as error:
@@ -147,19 +186,52 @@ def mdlstm_layers(network: nn.Module) -> Iterator[MDLSTM]:
     return (module for module in network.modules() if isinstance(module, MDLSTM))
 
 
+def float_dtypes(network: nn.Module) -> list[torch.dtype]:
+    """The dtypes of a network's weights that are floats, in the order of its layers."""
+    weights = chain(network.parameters(), network.buffers())
+    return list(dict.fromkeys(w.dtype for w in weights if w.is_floating_point()))
+
+
+@contextlib.contextmanager
+def without_autocast() -> Iterator[None]:
+    """Turn autocast off in this thread, also where a network turns it on: a file has the precision that the
+    export names."""
+    thread = threading.get_ident()
+    with AUTOCAST_LOCK:
+        enter: Any = torch.autocast.__enter__
+
+        def enter_disabled(context: Any) -> Any:
+            enabled = context._enabled
+            context._enabled = enabled and threading.get_ident() != thread
+            try:
+                return enter(context)
+            finally:
+                context._enabled = enabled
+
+        with (
+            torch.autocast("cpu", enabled=False),
+            mock.patch.object(torch.autocast, "__enter__", enter_disabled),
+        ):
+            yield
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its type if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def named_outputs(result: Any, network: str, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """The tensors that a network, called `network` in messages, returned as a tensor, tuple, list or dict.
+    """The tensors that a network, called `network` in messages, returned as a tensor, tuple, list, dict or
+    dataclass.
 
-    Their names are `names`, else the keys of a dict, the fields of a named tuple, or "y", "y1", "y2", …
+    Their names are `names`, else the keys of a dict, the fields of a named tuple or of a dataclass, or "y",
+    "y1", "y2", …
 
     Raises:
         OutputError: `result` is of another type, or `names` has another length, or two names are equal.
     """
+    if is_dataclass(result) and not isinstance(result, Mapping):
+        result = {field.name: getattr(result, field.name) for field in fields(result)}
     if isinstance(result, Mapping):
         result_names, values = [str(key) for key in result], list(result.values())
     else:
@@ -181,7 +253,7 @@ def named_outputs(result: Any, network: str, names: Sequence[str] | None = None)
         if not isinstance(value, Tensor):
             raise OutputError(
                 f"{network} returns a {type(value).__name__} as output '{name}', expected a tensor, or a "
-                "tuple, list or dict of tensors; wrap it in a module that returns that"
+                "tuple, list, dict or dataclass of tensors; wrap it in a module that returns that"
             )
     if not values:
         raise OutputError(f"{network} returns no output, expected at least one tensor")

@@ -44,8 +44,8 @@ class ExportReport:
         metadata: the file's metadata.
         nodes: number of nodes in the graph.
         bytes: size of the file.
-        max_abs: largest absolute error against float64 on the inputs that it was verified with, in units of
-            the outputs.
+        max_abs: largest absolute error against the network, in the precision `metadata.reference`, on the
+            inputs that it was verified with, in units of the outputs.
         seconds: duration of the export.
         needs_trust: the operators that a `Session` runs with trusted=True only.
     """
@@ -70,7 +70,8 @@ class ExportReport:
         return (
             f"{self.path}: x ({_shape_text(metadata, (1,) * metadata.ndim, metadata.channels)}) → "
             f"{', '.join([f'{name} ({y})', *further_names])}, {metadata.form}, {self.nodes} nodes, "
-            f"{self.bytes / 1024:.0f} KiB, max error {self.max_abs:.1e} against float64, "
+            f"{self.bytes / 1024:.0f} KiB, max error {self.max_abs:.1e} against "
+            f"{metadata.reference if metadata.reference != 'mixed' else 'its own precision'}, "
             f"{self.seconds:.1f} s"
         )
 
@@ -84,6 +85,7 @@ class ExportReport:
             "nodes": self.nodes,
             "bytes": self.bytes,
             "max_abs": self.max_abs,
+            "reference": self.metadata.reference,
             "seconds": self.seconds,
             "needs_trust": self.needs_trust,
         }
@@ -128,25 +130,32 @@ def tensor_specs(values: Sequence[onnx.ValueInfoProto]) -> list[TensorSpec]:
     return specs
 
 
-def serialize(model: onnx.ModelProto, metadata: Metadata) -> bytes:
-    """Set the metadata of `model` in place, replacing all its properties, and return its bytes."""
-    helper.set_model_props(model, metadata.to_props())
-    data: bytes = model.SerializeToString()
+def with_metadata(serialized: bytes, metadata: Metadata) -> bytes:
+    """The bytes of a model without properties, with metadata as its properties: fields of two messages of
+    protobuf, one after the other, are those of one message."""
+    properties = onnx.ModelProto()
+    helper.set_model_props(properties, metadata.to_props())
+    data: bytes = serialized + properties.SerializeToString()
     return data
 
 
-def check_onnx(model: onnx.ModelProto, label: str) -> None:
+def check_onnx(model: onnx.ModelProto, label: str) -> bytes:
     """Check a model with `onnx.checker`.
+
+    Returns:
+        The bytes of the model.
 
     Raises:
         MDLSTMError: it is not valid ONNX, or larger than a file can be.
     """
     try:
-        onnx.checker.check_model(model, full_check=True)
+        data: bytes = model.SerializeToString()
+        onnx.checker.check_model(data, full_check=True)
     except (ValueError, EncodeError) as error:
         raise MDLSTMError(f"{label} is larger than 2 GiB, the limit of an ONNX file") from error
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise MDLSTMError(f"{label} is not valid ONNX: {error}") from error
+    return data
 
 
 def operators_to_trust(*models: onnx.ModelProto) -> tuple[str, ...]:

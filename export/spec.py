@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import Argument, InputError
-from mdlstm_tk.export.interface import REFUSALS, Interface, OutputError, first_line, mdlstm_layers
-from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Draw, draw_inputs, odd_grids, sampler
+from mdlstm_tk.export.interface import REFUSALS, Interface, OutputError, mdlstm_layers
+from mdlstm_tk.export.verification.cases import Draw, draw_inputs, sampler
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.choices import Dtype, Form
 from mdlstm_tk.runtime.io.npy import Array
@@ -31,12 +30,12 @@ ENLARGEMENTS = (1, 3, 7, 15)  # odd, so that a network with strides does not acc
 
 
 @dataclass(frozen=True)
-class ExportSpec:
-    """A network and the inputs that it is exported with.
+class NetworkInputs:
+    """A network and the inputs that it takes on a grid.
 
     Attributes:
         interface: a copy of the network in float32, with the inputs of the file.
-        grid: extents to export for, None where they are free.
+        ndim: D, the number of grid axes.
         channels: C.
         channels_last: x is (N, *grid, C); otherwise it is (N, C, *grid).
         padded: `sizes` (N, D) is an input.
@@ -44,13 +43,10 @@ class ExportSpec:
         grid_inputs: the names of those among them that have the grid of x.
         multiple_of: for each axis, the number that its extent must be a multiple of.
         draw: makes a random x of a shape.
-        example: the example x, float32; None if there is none.
-        shapes: for each grid to verify on, the shapes of all outputs for a batch of 2; the main grid comes
-            first.
     """
 
     interface: Interface
-    grid: Extents
+    ndim: int
     channels: int
     channels_last: bool
     padded: bool
@@ -58,18 +54,6 @@ class ExportSpec:
     grid_inputs: tuple[str, ...]
     multiple_of: Grid
     draw: Draw
-    example: Tensor | None
-    shapes: dict[Grid, dict[str, Shape]] = field(default_factory=dict)
-
-    @property
-    def ndim(self) -> int:
-        """D, the number of grid axes."""
-        return len(self.grid)
-
-    @property
-    def example_grid(self) -> Grid:
-        """The main grid to verify on: the grid to export for, or a small one."""
-        return next(iter(self.shapes))
 
     @property
     def draws(self) -> dict[str, Draw]:
@@ -77,37 +61,13 @@ class ExportSpec:
         return {"x": self.draw, **{name: sampler(name, None, e) for name, e in self.extra_inputs.items()}}
 
     @property
-    def grids(self) -> tuple[Grid, ...]:
-        """The grids to verify on; of a network that takes padded samples also smaller ones."""
-        grids = list(self.shapes)
-        if self.padded:
-            units = [extent // m for extent, m in zip(self.example_grid, self.multiple_of, strict=True)]
-            smaller = np.random.default_rng(0).integers(1, np.add(units, 1), (PADDED_SAMPLES, self.ndim))
-            for unit in [*smaller, np.ones(self.ndim, int)]:
-                grids.append(tuple((unit * self.multiple_of).tolist()))
-        return tuple(dict.fromkeys(grids))
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """The names of the outputs, in order."""
-        return tuple(self.shapes[self.example_grid])
-
-    @property
     def grid_axes(self) -> range:
         """The axes of x that are grid axes."""
         return range(1, self.ndim + 1) if self.channels_last else range(2, self.ndim + 2)
 
-    def free_axes(self) -> dict[str, dict[int, int]]:
-        """For each input with the grid of x: its free axes, and the number that each is a multiple of."""
-        free = [d for d, extent in enumerate(self.grid) if extent is None]
-        first = {"x": self.grid_axes[0]}
-        first |= {name: self._first_grid_axis(self.extra_inputs[name]) for name in self.grid_inputs}
-        return {name: {axis + d: self.multiple_of[d] for d in free} for name, axis in first.items()}
-
-    def fits(self, grid: Grid) -> bool:
-        """True if a grid has the fixed extents, and multiples of `multiple_of` along the free axes."""
-        axes = zip(grid, self.grid, self.multiple_of, strict=True)
-        return all(extent == fixed if fixed else extent % m == 0 for extent, fixed, m in axes)
+    def grid_of(self, shape: Shape) -> Grid:
+        """The extents of the grid in the shape of x."""
+        return tuple(shape[axis] for axis in self.grid_axes)
 
     def inputs(self, grid: Grid, batch: int, seed: int = 0) -> dict[str, Array]:
         """Random inputs on a grid, but `sizes`; x comes first."""
@@ -139,12 +99,86 @@ class ExportSpec:
         sizes = {"sizes": torch.tensor([grid] * 2, device="cpu")} if self.padded else {}
         return {"x": x, **sizes, **dict(zip(self.extra_inputs, further, strict=True))}
 
+    def accepts(self, grid: Grid) -> bool:
+        """True if the network runs on a grid."""
+        try:
+            self.run(grid)
+        except OutputError:
+            raise
+        except REFUSALS:
+            return False
+        return True
+
+    @torch.no_grad()
+    def run(self, grid: Grid) -> dict[str, Tensor]:
+        """The outputs for a batch of 2 on a grid; what the network raises is raised."""
+        return self.interface.call(**self.examples(grid))
+
+
+@dataclass(frozen=True)
+class ExportSpec(NetworkInputs):
+    """A network, its inputs, and the grids that it is exported for.
+
+    Attributes:
+        grid: extents to export for, None where they are free.
+        example: the example x, float32; None if there is none.
+        shapes: for each grid to verify on, the shapes of all outputs for a batch of 2; the main grid comes
+            first.
+        known: the shapes on these and on more grids, which tell the windows of outputs.
+    """
+
+    grid: Extents
+    example: Tensor | None
+    shapes: dict[Grid, dict[str, Shape]]
+    known: dict[Grid, dict[str, Shape]]
+
+    @property
+    def example_grid(self) -> Grid:
+        """The main grid to verify on: the grid to export for, or a small one."""
+        return next(iter(self.shapes))
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The grids to verify on; of a network that takes padded samples also smaller ones."""
+        grids = list(self.shapes)
+        if self.padded:
+            units = [extent // m for extent, m in zip(self.example_grid, self.multiple_of, strict=True)]
+            smaller = np.random.default_rng(0).integers(1, np.add(units, 1), (PADDED_SAMPLES, self.ndim))
+            for unit in [*smaller, np.ones(self.ndim, int)]:
+                grids.append(tuple((unit * self.multiple_of).tolist()))
+        return tuple(dict.fromkeys(grids))
+
+    @property
+    def user_grid(self) -> Grid:
+        """The grid of the example, or else the main grid."""
+        return self.example_grid if self.example is None else self.grid_of(self.example.shape)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of the outputs, in order."""
+        return tuple(self.shapes[self.example_grid])
+
+    def free_axes(self) -> dict[str, dict[int, int]]:
+        """For each input with the grid of x: its free axes, and the number that each is a multiple of."""
+        free = [d for d, extent in enumerate(self.grid) if extent is None]
+        first = {"x": self.grid_axes[0]}
+        first |= {name: self._first_grid_axis(self.extra_inputs[name]) for name in self.grid_inputs}
+        return {name: {axis + d: self.multiple_of[d] for d in free} for name, axis in first.items()}
+
+    def fits(self, grid: Grid) -> bool:
+        """True if a grid has the fixed extents, and multiples of `multiple_of` along the free axes."""
+        axes = zip(grid, self.grid, self.multiple_of, strict=True)
+        return all(extent == fixed if fixed else extent % m == 0 for extent, fixed, m in axes)
+
     def metadata(self, form: Form, dtype: Dtype, fields: Mapping[str, Any]) -> Metadata:
         """The metadata of the exported file; `fields` are those that do not follow from the network.
 
         Raises:
-            InputError: a field is unknown, or could not be read again, such as the name of a class.
+            InputError: a field is unknown, or could not be read again, such as the name of a class; or
+                samples are padded, and nothing tells which part of an output is that of a sample.
         """
+        for output in self.output_names if self.padded else ():
+            self._check_padded(output, fields.get("kind"))
         name, *further_names = self.output_names
         y_shape = self.shapes[self.example_grid][name]
         feature_axis = 1 if not self.channels_last and len(y_shape) == self.ndim + 2 else -1
@@ -182,148 +216,38 @@ class ExportSpec:
         """The extents of x that one position of an output stands for; None if the output has no grid.
 
         The product of the layers' windows is tried first, because several windows may give the same
-        extents.
+        extents. If the network takes one grid only, the extents must be multiples: a convolution without
+        padding is no window.
         """
         layers = [layer for layer in mdlstm_layers(self.interface) if layer.ndim == self.ndim]
         window = []
         for d, axis in enumerate(self.grid_axes):
-            shapes = [(grid[d], of_grid[output]) for grid, of_grid in self.shapes.items()]
-            if any(len(shape) != self.ndim + 2 for _, shape in shapes):
+            extents = [(grid[d], of_grid[output]) for grid, of_grid in self.known.items()]
+            if any(len(shape) != self.ndim + 2 for _, shape in extents):
                 return None
-            candidates = (prod(layer.window[d] for layer in layers), *range(1, self.example_grid[d] + 1))
-            fitting = [size for size in candidates if all(-(-x // size) == y[axis] for x, y in shapes)]
+            size = prod(layer.window[d] for layer in layers)
+            candidates = (size, *range(1, self.example_grid[d] + 1))
+            fitting = [
+                w
+                for w in candidates
+                if all(-(-x // w) == y[axis] for x, y in extents)
+                and (len(extents) > 1 or w == size or extents[0][0] % w == 0)
+            ]
             if not fitting:
                 return None
             window.append(fitting[0])
         return tuple(window)
 
-    def completed(self, example: Grid | None, is_explicit: bool) -> ExportSpec:
-        """The specification with `shapes`, and the free extents that the network fixes.
-
-        `example` is a grid that the network should take, and `is_explicit` says that the user gave `grid`.
-        """
-        if any(extent and extent % m for extent, m in zip(self.grid, self.multiple_of, strict=True)):
+    def _check_padded(self, output: str, kind: str | None) -> None:
+        """Check that the part of an output that belongs to a padded sample is known."""
+        shapes = {of_grid[output] for of_grid in self.known.values()}
+        shape = next(iter(shapes))
+        is_known = len(self.known) > 1 and len(shapes) == 1  # it does not depend on the grid
+        is_known |= self._window(output) is not None or (kind == "transcribe" and len(shape) == 3)
+        if not is_known:
             raise InputError(
-                f"grid {format_size(self.grid)} is not a multiple of {format_size(self.multiple_of)}, "
-                "which ",
-                *(Argument("multiple_of"), " asks for; change one of them"),
+                f"{self.interface.name} cannot be exported for padded samples: nothing tells which part of "
+                f"its output '{output}', such as {shape}, belongs to a sample, as its extents are not "
+                "⌈extent of x / window⌉; leave out ",
+                *(Argument("padded", True), ", or crop or pool it in the network"),
             )
-        if None not in self.grid:
-            grid = self._with_fixed_extents((1,) * self.ndim)
-            return replace(self, shapes={grid: self._output_shapes(grid)})
-        base, lowest = (5, 7, *(3,) * self.ndim), (2, 3, *(1,) * self.ndim)
-        for factor in ENLARGEMENTS:
-            axes = zip(base, lowest, self.multiple_of, strict=False)
-            grid = self._with_fixed_extents([max(-(-factor * b // m), unit) * m for b, unit, m in axes])
-            if self._accepts(grid):
-                spec = self
-                break
-        else:
-            spec, grid = self._from_example(example, is_explicit, grid)
-        shapes = {grid: self._output_shapes(grid)}
-        # On small grids alone, a convolution without padding could be taken for a window.
-        for other in (
-            3 * np.array(grid),
-            *(np.multiply(odd, self.multiple_of) for odd in odd_grids(self.ndim)),
-        ):
-            larger = spec._with_fixed_extents(other.tolist())
-            if prod(larger) <= MAX_POSITIONS and self._accepts(larger):
-                shapes[larger] = self._output_shapes(larger)
-        return replace(spec, shapes=shapes)
-
-    def _from_example(
-        self, example: Grid | None, is_explicit: bool, small: Grid
-    ) -> tuple[ExportSpec, Grid]:
-        """For a network that takes no small grid: the extents that its forward fixes, and the main grid.
-
-        Raises:
-            InputError: it does not take the example either, or any multiple of a number only.
-        """
-        if example is None or not self._accepts(example):
-            raise self._refusal(small)
-        extents, grid = list(self.grid), list(example)
-        for d, m in enumerate(self.multiple_of):
-            next_grid, triple = (
-                (*example[:d], extent, *example[d + 1 :]) for extent in (example[d] + m, 3 * example[d])
-            )
-            if not self._accepts(triple):
-                extents[d] = example[d]
-            elif self._accepts(next_grid):
-                grid[d] = max(grid[d], 2 * m)  # torch takes an extent of 1 for a constant
-            elif extents[d] is None:
-                raise self._refusal(next_grid)
-        main = tuple(grid)
-        if not self._accepts(main):
-            raise self._refusal(main)
-        if None not in extents and not is_explicit:
-            raise InputError(
-                f"{self.interface.name} takes the grid {format_size(main)} only, with these inputs; if "
-                "further inputs have the grid of x, name them as grid_inputs=...; or export it for this "
-                f"grid, with grid={main}"
-            )
-        return replace(self, grid=tuple(extents)), main
-
-    def _with_fixed_extents(self, grid: Sequence[int]) -> Grid:
-        """A grid, but with the extents that are fixed."""
-        return tuple(fixed or extent for extent, fixed in zip(grid, self.grid, strict=True))
-
-    @torch.no_grad()
-    def _run(self, grid: Grid) -> dict[str, Tensor]:
-        return self.interface.call(**self.examples(grid))
-
-    def _accepts(self, grid: Grid) -> bool:
-        try:
-            self._run(grid)
-        except OutputError:
-            raise
-        except REFUSALS:
-            return False
-        return True
-
-    def _output_shapes(self, grid: Grid) -> dict[str, Shape]:
-        """The shapes of the outputs for a batch of 2, by name."""
-        try:
-            outputs = self._run(grid)
-        except OutputError:
-            raise
-        except REFUSALS:
-            raise self._refusal(grid) from None
-        for name, y in outputs.items():
-            if name in ("x", *self.interface.names):
-                raise InputError(
-                    f"{self.interface.name} has an input and an output called '{name}', which need "
-                    "different names in the file; give output_names=..."
-                )
-            if y.dim() == 0 or len(y) != 2:
-                raise InputError(
-                    f"{self.interface.name} returns '{name}' of shape {tuple(y.shape)} for a batch of 2, "
-                    "expected (N, …)"
-                )
-        return {name: tuple(y.shape) for name, y in outputs.items()}
-
-    def _refusal(self, grid: Grid) -> InputError:
-        """The error for a grid that the network does not take."""
-        name, reason = self.interface.name, ""
-        try:
-            self._run(grid)
-        except REFUSALS as error:
-            reason = first_line(error)
-        for factor in (2, 4, 8, 16, 32) if None in self.grid else ():
-            units = (2, 3, *(1,) * self.ndim)[: self.ndim]
-            multiple = self._with_fixed_extents([factor * unit for unit in units])
-            if self._accepts(multiple):
-                return InputError(
-                    f"{name} accepts the grid {format_size(multiple)} but not {format_size(grid)} "
-                    f"({reason}); if its strides need such extents, give ",
-                    Argument("multiple_of", factor),
-                )
-        advice = "give example_inputs=(x, …), or other grid=..., channels=... and channels_last=..."
-        if "index out of range" in reason:
-            advice = "x holds indices of a table, so give example_range=(0, entries - 1)"
-        if None in self.grid:
-            advice += "; if forward fixes an extent, name it, as in grid=(48, None)"
-        shape = tuple(self.examples(grid)["x"].shape)
-        return InputError(
-            f"{name} does not accept the grid {format_size(grid)} with {self.channels} channels, an x of "
-            f"shape {shape}: {reason}; {advice}"
-        )

@@ -35,7 +35,7 @@ from mdlstm_tk.export.lowering.scan import write_scan
 from mdlstm_tk.export.lowering.step import Sweep, parameters_of
 from mdlstm_tk.export.model_file import ExportReport, check_destination, check_onnx
 from mdlstm_tk.export.verification.export_verifier import write_verified
-from mdlstm_tk.export.verification.parity import read_atol
+from mdlstm_tk.export.verification.parity import check_atol
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import depth_to_space
 from mdlstm_tk.runtime import Metadata
@@ -87,7 +87,7 @@ def export_tiles(
     start = time.perf_counter()
     path = Path(path)
     check_destination(path, True, "tiles")
-    atol = read_atol(atol)
+    check_atol(atol)
     _levels_of(stages_of(eval_copy(module)))  # before the network runs, which takes longer
     name, spec = type(module).__name__, read_spec(module, any_size=True, channels=channels)
     if not spec.channels_last:

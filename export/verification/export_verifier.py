@@ -5,23 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError, Message, ParityError
-from mdlstm_tk.export.interface import Interface, mdlstm_layers
+from mdlstm_tk.export.interface import Interface, float_dtypes, mdlstm_layers
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.export.model_file import ExportReport, operators_to_trust
 from mdlstm_tk.export.spec import ExportSpec, Shape
 from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Case, Draw, random_cases
 from mdlstm_tk.export.verification.parity import (
+    ATOLS,
     RTOL,
     Inputs,
     Outcome,
@@ -38,7 +41,7 @@ from mdlstm_tk.export.verification.parity import (
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, to_float32
-from mdlstm_tk.runtime.shapes import as_array
+from mdlstm_tk.runtime.shapes import Grid, as_array
 from mdlstm_tk.runtime.tiles.session import TiledSession
 
 LARGEST_GRID, LARGEST_TENSOR = 2**16, 2**25  # positions; numbers, of 8 bytes
@@ -50,11 +53,11 @@ def write_verified(
     models: Sequence[onnx.ModelProto],
     metadata: Metadata,
     spec: ExportSpec,
-    atol: float,
+    atol: float | None,
     start: float,
     verify_inputs: Mapping[str, Array] | None = None,
 ) -> ExportReport:
-    """Write a file if it agrees with its network in float64.
+    """Write a file if it agrees with its network, in float64 or in the precision that the network has.
 
     Args:
         path: the file.
@@ -62,7 +65,8 @@ def write_verified(
         models: the graphs in it.
         metadata: without the errors of the verification.
         spec: the network.
-        atol: allowed absolute error in units of each feature's scale.
+        atol: allowed absolute error in units of each feature's scale; None: that of the file's dtype and of
+            the precision of the network.
         start: when the export began, in seconds of `time.perf_counter`.
         verify_inputs: more inputs x, by name.
 
@@ -71,14 +75,17 @@ def write_verified(
         MDLSTMError: ONNX Runtime does not run the model on some batch or grid.
         ParityError: the two disagree.
     """
-    exact = spec.interface.in_float64()
+    exact, precision = spec.interface.reference_for(spec.inputs(smallest_grid(spec), 1))
+    metadata = replace(metadata, reference=precision)
+    if atol is None:
+        is_half = precision == "mixed" and torch.float16 in float_dtypes(spec.interface)
+        atol = max(ATOLS[metadata.dtype], ATOLS["float16"] if is_half else 0)
     tiled = metadata.form == "tiles"
     together = tiled or not any(map(decides_for_a_batch, models))
     if together:
         _check_samples_are_apart(exact.run, spec)
-    groups = [
-        list(_cases(metadata, spec, verify_inputs or {}))
-    ]  # with padding, all of a group run on one grid
+    # With padding, all cases of a group run on one grid.
+    groups = [list(_cases(metadata, spec, verify_inputs or {}))]
     expected = expected_outputs(exact.run, groups[0], together)
     if metadata.form == "scan" and (large := _large_case(spec, exact)):
         groups.append([large[0]])
@@ -94,7 +101,7 @@ def write_verified(
         run = _explained(session_run(session), spec.interface.name, shapes)
         outcomes: dict[str, Outcome] = {}
         for group in groups:
-            grids = [[case.inputs["x"].shape[axis] for axis in spec.grid_axes] for case in group]
+            grids = [spec.grid_of(case.inputs["x"].shape) for case in group]
             largest = tuple(np.max(grids, axis=0).tolist())
             runtime = with_padding(run, metadata, largest) if spec.padded else run
             outcomes |= compare_all({"": runtime}, expected, group, metadata, atol)[""]
@@ -111,6 +118,11 @@ def write_verified(
         temporary.write_bytes(data)
     nodes, seconds = sum(len(model.graph.node) for model in models), time.perf_counter() - start
     return ExportReport(path, metadata, nodes, len(data), max_abs, seconds, operators_to_trust(*models))
+
+
+def smallest_grid(spec: ExportSpec) -> Grid:
+    """The grid with the fewest positions among those to verify on."""
+    return min(spec.shapes, key=lambda grid: prod(grid))
 
 
 def decides_for_a_batch(model: onnx.ModelProto) -> bool:
@@ -134,9 +146,11 @@ def _cases(metadata: Metadata, spec: ExportSpec, verify_inputs: Mapping[str, Arr
         others["example_inputs"] = spec.example.numpy()
     for name, value in others.items():
         x = to_float32(as_array(value, name), name)
-        if x.ndim != spec.ndim + 2:
-            raise InputError(f"{name} has shape {x.shape}, expected x with {spec.ndim + 2} axes")
-        grid = tuple(x.shape[axis] for axis in spec.grid_axes)
+        if x.ndim != spec.ndim + 2 or x.size == 0:
+            raise InputError(
+                f"{name} has shape {x.shape}, expected x with {spec.ndim + 2} axes, none empty"
+            )
+        grid = spec.grid_of(x.shape)
         if grid in spec.shapes or (spec.fits(grid) and np.prod(grid) <= MAX_POSITIONS):
             further = list(spec.extra_batch(len(x), grid).items())
             yield Case(name, name, dict([("x", x), *further]))
@@ -190,7 +204,7 @@ class _LargestTensor(TorchDispatchMode):
 
 def _check_samples_are_apart(run: Runtime, spec: ExportSpec) -> None:
     """Check that the outputs of a sample do not depend on the others in its batch."""
-    inputs = spec.inputs(min(spec.shapes, key=lambda grid: int(np.prod(grid))), 3)
+    inputs = spec.inputs(smallest_grid(spec), 3)
     middle = slice(1, 2)  # since a network may mix a sample only with those before it, or after it
     sample = {name: value[middle] for name, value in inputs.items()}
     alone, in_batch = run(sample), run(inputs)
@@ -307,15 +321,15 @@ def _explanation(
             "(stable, leaky, slstm), or export it for the grid that you need with grid=..."
         )
     text = (
-        f"error {parity.max_abs:.1e}{of_output} of {'tiles' if tiled else 'ONNX Runtime'} against float64 "
-        f"on {case.name}, allowed is {scale} + {RTOL:g}·|y|; "
+        f"error {parity.max_abs:.1e}{of_output} of {'tiles' if tiled else 'ONNX Runtime'} against "
+        f"{metadata.reference} on {case.name}, allowed is {scale} + {RTOL:g}·|y|; "
     )
     if tiled:
         return (
             f"{text}does tile_stages() of {network.name} describe what its forward computes, and do before "
             "and head compute each position from that position alone?"
         )
-    if spec.padded and tuple(case.inputs["x"].shape[axis] for axis in spec.grid_axes) != spec.example_grid:
+    if spec.padded and spec.grid_of(case.inputs["x"].shape) != spec.example_grid:
         return f"{text}a padded sample differs from the sample alone: the network reads the padding"
     if dtype != "float32":
         return Message(

@@ -209,13 +209,16 @@ class _FileVerifier:
         self.interface: Interface | None = None
         network = self._network(path, against)
         if network is not None:
-            self.interface = Interface(
+            mixed = self.metadata.reference == "mixed"
+            interface = Interface(
                 network,
                 output_names=self.metadata.output_names,
                 integer=self.metadata.integer,
                 channel_axis=self.metadata.channel_axis,
                 channels_last=self.metadata.channels_last,
-            ).float()
+                mixed=mixed,
+            )
+            self.interface = interface if mixed else interface.float()
 
     def _network(self, path: Path, against: Against) -> nn.Module | None:
         """The network that the file is compared with; None for the file itself."""
@@ -298,7 +301,7 @@ class _FileVerifier:
             reference, together = unpadded(self._graph_run(in_double=True)), False
         else:
             runtimes["torch, float32"] = self.interface.run
-            reference = self.interface.in_float64().run
+            reference = self.interface.reference(metadata.reference).run
             together = self.model is not None and not decides_for_a_batch(self.model)
         for session in self.sessions:
             runtimes[f"ONNX Runtime, {session.device}"] = unpadded(session_run(session))

@@ -23,6 +23,7 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import Export, InputError, MDLSTMError, ParityError
 from mdlstm_tk.export.verification.cases import Case
 from mdlstm_tk.runtime import Metadata, Session
+from mdlstm_tk.runtime.choices import Dtype
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.shapes import Grid, Shapes
 from mdlstm_tk.runtime.tiles.session import TiledSession
@@ -34,6 +35,7 @@ Outputs = dict[str, Array]
 Runtime = Callable[[Inputs], Outputs]
 
 ATOL = 1e-5
+ATOLS: dict[Dtype, float] = {"float32": ATOL, "float16": 5e-3, "int8": 5e-2}
 RTOL = 1e-5
 
 
@@ -80,11 +82,14 @@ class Divergence:
         return f"first wrong at wavefront {self.wavefront} of {self.wavefronts}, counted from {self.corner}"
 
 
-def read_atol(atol: float | None, default: float = ATOL) -> float:
-    """The argument `atol` of an export; an InputError if it is negative or not finite."""
+def check_atol(atol: float | None) -> None:
+    """Check the argument `atol` of an export.
+
+    Raises:
+        InputError: it is negative or not finite.
+    """
     if atol is not None and not 0 <= atol < inf:
         raise InputError(f"atol must be a finite number of at least 0, got {atol}")
-    return default if atol is None else atol
 
 
 def feature_scale(references: Sequence[Float64Array], feature_axis: int = -1) -> Float64Array:
@@ -215,7 +220,8 @@ def compare_all(
     first = metadata.output_names[0]
 
     def outcome(outputs: Outputs, exact: Outputs) -> Outcome:
-        if shapes.takes_sizes:  # the steps of a transcription continue into the padding, as blanks
+        if shapes.takes_sizes and metadata.kind == "transcribe":
+            # The steps of a text continue into the padding, as blanks.
             outputs = {name: y[tuple(map(slice, exact[name].shape))] for name, y in outputs.items()}
         parities = {name: compare(outputs[name], y, atol, scales[name]) for name, y in exact.items()}
         worst = max(parities, key=lambda name: parities[name].severity)

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_type_hints
 
 from mdlstm_tk._util.checks import expected, fitting
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.choices import Dtype, Form, Kind
+from mdlstm_tk.runtime.choices import Dtype, Form, Kind, Precision
 from mdlstm_tk.runtime.decoding import Decoding
 
 PREFIX = "mdlstm."
@@ -65,7 +65,9 @@ class Metadata:
         checkpoint_sha256: checksum of the checkpoint, if the model was exported from a run.
         part: for a graph of a tiles export, which one it is, such as "stage-0/sweep-1" or "head".
         parity: {"atol", "rtol", "max_abs"}: the tolerance that the model met on export, and its largest
-            error against float64.
+            error against the network.
+        reference: precision of the network that the file was compared with: "float64"; "float32" if its
+            forward makes tensors of float32; "mixed" if it converts x for layers of several precisions.
         schema: version of this set of fields.
     """
 
@@ -101,6 +103,7 @@ class Metadata:
     checkpoint_sha256: str | None = None
     part: str | None = None
     parity: dict[str, float] = field(default_factory=dict)
+    reference: Precision = "float64"
     schema: int = SCHEMA
 
     @property

@@ -198,7 +198,8 @@ class Shapes:
         for name, y in outputs.items():
             axis = self.feature_axis(y)
             has_one_feature = self.metadata.windows[name] is not None and y.shape[axis] == 1
-            if has_one_feature and not batch.has_channel_axis:
+            # A network that takes x without channels has the axis in y for a reason of its own.
+            if has_one_feature and not batch.has_channel_axis and self.metadata.channel_axis:
                 y = np.squeeze(y, axis)
             result[name] = y if batch.has_batch_axis else y[0]
         return result if len(result) > 1 else result.popitem()[1]
@@ -257,6 +258,11 @@ class Shapes:
         is_float = dtype in ("float32", "float64", "float16")
         if (not is_float or (name == "x" and self.metadata.integer)) and (converted % 1).any():
             raise InputError(f"{label} holds fractions; this model takes whole numbers")
+        if name == "x" and self.metadata.integer and (np.abs(converted) >= 2**24).any():
+            raise InputError(
+                f"{label} holds values from {array.min()} to {array.max()}; this model takes whole numbers "
+                "as float32, below 2^24 = 16777216"
+            )
         if is_float:
             return converted.astype(dtype, copy=False)
         with np.errstate(invalid="ignore"):  # NumPy wraps integers around, and floats become any integer

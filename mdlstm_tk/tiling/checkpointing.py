@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, overload
 
+import torch
 from torch import Tensor
 
 from mdlstm_tk._util import arguments
@@ -57,7 +58,8 @@ def checkpointed(
     A plain sweep keeps the gates and c of every position for backward, (G + 1)·n numbers for each
     direction. This one keeps only the states that enter tiles, 2·n numbers for each line of positions of a
     tile, and backward sweeps each tile again. So beside x, y and their gradients, it needs the memory of
-    those states and of a plain sweep over one tile in one direction.
+    those states and of a plain sweep over one tile in one direction. `torch.export`, and with it the export
+    to ONNX, gets the plain sweep.
 
     Directions run one after another, since each starts from a corner of its own. Stacked layers do, too,
     and what each of them passes to the next stays in memory.
@@ -105,6 +107,8 @@ def checkpointed(
         )
     if detach_every is not None:
         detach_every = arguments.positive("detach_every", detach_every)
+    if torch.compiler.is_exporting():  # a saved graph has no backward pass
+        return layer._run(x, sizes, initial_state, return_state, layer._sweep)
     sweep = TiledSweep(
         tuple(extent // window for extent, window in zip(extents, layer.window, strict=True)),
         detach_every,

@@ -1,0 +1,119 @@
+"""What `torch.export` can only capture for one extent, in operators that it captures for any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from onnxscript import opset18 as op
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+# For each layer of torch: the order in which ONNX has its gates, and its activations where it may choose.
+RECURRENT: dict[str, tuple[list[int], list[str]]] = {
+    "lstm": ([0, 3, 1, 2], []),
+    "gru": ([1, 0, 2], []),
+    "rnn_tanh": ([0], ["Tanh"]),
+    "rnn_relu": ([0], ["Relu"]),
+}
+
+torch.library.define(
+    "mdlstm::recurrent",
+    "(str kind, Tensor x, Tensor w, Tensor r, Tensor b, Tensor h, Tensor? c=None)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+
+
+def _fake(
+    kind: str, x: Tensor, w: Tensor, r: Tensor, b: Tensor, h: Tensor, c: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    steps, batch, _ = x.shape
+    dirs, _, units = r.shape
+    return x.new_empty(steps, dirs, batch, units), torch.empty_like(h), torch.empty_like(h)
+
+
+torch.library.register_fake("mdlstm::recurrent", _fake)
+
+
+class Capturable(TorchFunctionMode):
+    """While it is active, each layer of an LSTM, GRU or RNN of torch is one operator, where torch would
+    unroll it for the number of steps at hand, and `torch.linspace` takes a free extent."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name in RECURRENT and len(args) == 9 and isinstance(args[3], bool):  # else a packed sequence
+            if name == "lstm" and args[1][0].shape[-1] != args[1][1].shape[-1]:
+                raise NotImplementedError("ONNX has no LSTM with projections; leave proj_size out")
+            return _recurrent(name, *args)
+        if func is torch.linspace and len(args) == 3 and isinstance(args[2], torch.SymInt):
+            return _linspace(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _linspace(start: float, end: float, steps: int, **options: Any) -> Tensor:
+    """`torch.linspace`, which counts from both ends."""
+    k = torch.arange(steps, **{"dtype": torch.get_default_dtype(), **options})
+    step = (end - start) / torch.scalar_tensor(steps - 1, dtype=k.dtype).clamp(min=1)
+    return torch.where(k < steps / 2, start + step * k, end - step * (steps - 1 - k))
+
+
+def _recurrent(
+    kind: str,
+    x: Tensor,
+    initial: Tensor | Sequence[Tensor],
+    weights: Sequence[Tensor],
+    has_biases: bool,
+    layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, ...]:
+    """The stacked layers of an `nn.LSTM`, `nn.GRU` or `nn.RNN` in eval mode."""
+    h, *others = [initial] if isinstance(initial, Tensor) else initial
+    order, _ = RECURRENT[kind]
+    units, dirs = h.shape[-1], 1 + bidirectional
+    of_direction = len(weights) // (layers * dirs)
+
+    def joined(part: int, layer: int) -> Tensor:
+        """A weight of all directions, (dirs, G·n, …), its gates in the order of ONNX."""
+        start = layer * dirs * of_direction + part
+        stacked = torch.stack([weights[start + d * of_direction] for d in range(dirs)])
+        return torch.cat([stacked[:, g * units : (g + 1) * units] for g in order], dim=1)
+
+    final: list[tuple[Tensor, ...]] = []
+    x = x.transpose(0, 1) if batch_first else x
+    for layer in range(layers):
+        w, r = joined(0, layer), joined(1, layer)
+        if has_biases:
+            b = torch.cat([joined(2, layer), joined(3, layer)], dim=1)
+        else:
+            b = w.new_zeros(dirs, 2 * len(order) * units)
+        states = [state[layer * dirs : (layer + 1) * dirs] for state in (h, *others)]
+        y, *leaving = torch.ops.mdlstm.recurrent(kind, x, w, r, b, *states)
+        final.append(tuple(leaving[: len(states)]))
+        x = y.permute(0, 2, 1, 3).flatten(2)
+    x = x.transpose(0, 1) if batch_first else x
+    return x, *(torch.cat(states) for states in zip(*final, strict=True))
+
+
+def translate(kind: str, x: Any, w: Any, r: Any, b: Any, h: Any, c: Any = None) -> Any:
+    """One of these operators as a node of ONNX."""
+    dirs, _, units = r.shape
+    options: dict[str, Any] = {
+        "hidden_size": int(units),
+        "direction": "bidirectional" if dirs == 2 else "forward",
+    }
+    if kind == "lstm":
+        return op.LSTM(x, w, r, b, None, h, c, **options)
+    if kind == "gru":
+        y, last = op.GRU(x, w, r, b, None, h, linear_before_reset=1, **options)
+    else:
+        y, last = op.RNN(x, w, r, b, None, h, activations=int(dirs) * RECURRENT[kind][1], **options)
+    return y, last, last
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.mdlstm.recurrent.default: translate}

@@ -1,0 +1,215 @@
+"""Exports of networks whose forward makes tensors of a dtype, turns autocast on, or counts positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.utils.prune
+from helpers.networks import Function
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mdlstm_tk import MDLSTM, tiling
+from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.export import export_onnx, verify_model
+from mdlstm_tk.export.capture import capture
+from mdlstm_tk.export.interface import without_autocast
+from mdlstm_tk.runtime import Session
+
+X, TOKENS = torch.rand(2, 4, 5, 1), torch.randint(9, (2, 4, 5))
+
+
+class Net(nn.Module):
+    """A function of layers and x."""
+
+    def __init__(self, function: Callable[..., Any], **layers: nn.Module) -> None:
+        super().__init__()
+        self.function, self.layers = function, nn.ModuleDict({"body": MDLSTM(1, 3), **layers})
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self.layers, x)
+
+
+def in_autocast(n: Any, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return n["head"](n["body"](x)).float()
+
+
+def coordinates(n: Any, x: Tensor) -> Tensor:
+    rows = torch.linspace(-1, 1, x.shape[1], dtype=x.dtype, device=x.device)
+    return n["body"](x + rows[:, None, None] + torch.linspace(0, 2, x.shape[2])[:, None])
+
+
+GRU = {"g": nn.GRU(3, 2, batch_first=True)}
+HEAD = {"head": nn.Linear(3, 2)}
+NETWORKS: dict[
+    str, tuple[Callable[[], nn.Module], Tensor, str]
+] = {  # network, x, precision of the reference
+    "eye": (lambda: Net(lambda n, x: n["body"](x) @ torch.eye(3)), X, "float32"),
+    "zeros": (
+        lambda: Net(lambda n, x: n["g"](n["body"](x).mean(1), torch.zeros(1, x.shape[0], 2))[0], **GRU),
+        X,
+        "float32",
+    ),
+    "bytes": (lambda: Net(lambda n, x: n["body"](x.float() / 255)), X, "float32"),
+    "one hot": (
+        lambda: Net(lambda n, x: n["body"](functional.one_hot(x, 9).float()), body=MDLSTM(9, 3)),
+        TOKENS,
+        "float32",
+    ),
+    "softmax": (
+        lambda: Net(lambda n, x: n["head"](n["body"](x).softmax(-1, dtype=torch.float32)), **HEAD),
+        X,
+        "float32",
+    ),
+    "half": (lambda: Net(lambda n, x: n["body"](x.half()).float(), body=MDLSTM(1, 3).half()), X, "mixed"),
+    "autocast": (lambda: Net(in_autocast, **HEAD), X, "float64"),
+    "checkpointed": (lambda: Net(lambda n, x: tiling.checkpointed(n["body"], x, tile=2)), X, "float64"),
+    "linspace": (lambda: Net(coordinates), X, "float64"),
+    "flattened": (lambda: Net(lambda n, x: n["g"](n["body"](x).flatten(1, 2))[0], **GRU), X, "float64"),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_scans_are_verified_in_the_precision_that_forward_allows(name: str, tmp_path: Path) -> None:
+    make, x, precision = NETWORKS[name]
+    torch.manual_seed(0)
+    net = make().eval()
+    report = export_onnx(net, tmp_path / "m.onnx", x, form="scan")
+    assert report.metadata.reference == precision
+    assert ("its own precision" if precision == "mixed" else precision) in str(report)
+    session = Session(report.path, "cpu")
+    for grid in ((1, 1), (9, 2)):
+        other = torch.randint(9, (3, *grid)) if report.metadata.integer else torch.rand(3, *grid, 1)
+        with without_autocast(), torch.no_grad():
+            expected = net(other).numpy()
+        atol = 5e-3 if precision == "mixed" else 1e-5
+        np.testing.assert_allclose(session(other.numpy()), expected, rtol=0, atol=atol)
+    if name in ("eye", "half"):
+        verify_model(report.path, net, device="cpu", seeds=1).raise_if_failed()
+
+
+def test_autocast_around_an_export_is_off_in_it_and_on_after_it(tmp_path: Path) -> None:
+    net = Net(lambda n, x: n["head"](n["body"](x)), **HEAD)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert export_onnx(net, tmp_path / "m.onnx", X).max_abs < 1e-5
+        assert net(X).dtype == torch.bfloat16
+
+
+def pruned() -> nn.Module:
+    net = nn.Sequential(MDLSTM(1, 3), nn.Linear(3, 2))
+    torch.nn.utils.prune.l1_unstructured(net[0], "weight_hh_l0", 0.5)
+    return net
+
+
+def bfloat16() -> nn.Module:
+    return Net(lambda n, x: n["body"](x.bfloat16()).float(), body=MDLSTM(1, 3).bfloat16())
+
+
+ONE_LINE: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
+    "pruned": (pruned, X, r"weight_hh_l0 of 0 is pruned.*prune\.remove\(layer, 'weight_hh_l0'\)"),
+    "bfloat16": (bfloat16, X, "converts to bfloat16"),
+    "one sample": (
+        lambda: MDLSTM(3, 4),
+        torch.rand(4, 5, 3),
+        r"one sample of shape \(4, 5, 3\).*x\[None\]",
+    ),
+    "one sample, first": (
+        lambda: MDLSTM(3, 4, channels_last=False),
+        torch.rand(3, 4, 5),
+        r"one sample of shape \(3, 4, 5\).*x\[None\]",
+    ),
+    "batch": (lambda: Net(lambda n, x: n["body"](x) / len(x)), X, r"axis 0 of x .*len\(x\).*x\.shape\[0\]"),
+    "python number": (
+        lambda: Net(lambda n, x: n["body"](x * x.shape[1] ** 0.5 * float(x.shape[1]))),
+        torch.rand(2, 11, 12, 1),
+        r"axis 1 of x .*as in grid=\(11, 12\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", ["unrolled", "scan"])
+@pytest.mark.parametrize("name", ONE_LINE)
+def test_what_cannot_be_exported_is_refused_in_one_true_line(name: str, form: Any, tmp_path: Path) -> None:
+    make, x, message = ONE_LINE[name]
+    if (name, form) == ("python number", "unrolled"):
+        assert export_onnx(make(), tmp_path / "m.onnx", x).max_abs < 1e-5
+        return
+    with pytest.raises(MDLSTMError, match=message) as raised:
+        export_onnx(make(), tmp_path / "m.onnx", x, form=form)
+    assert "\n" not in str(raised.value) and list(tmp_path.iterdir()) == []
+
+
+class Sized(nn.Module):
+    def __init__(self, after: Callable[..., Tensor] | None = None) -> None:
+        super().__init__()
+        self.body, self.after = MDLSTM(1, 2), after
+
+    def forward(self, x: Tensor, sizes: Tensor) -> Tensor:
+        y = self.body(x, sizes)
+        return y if self.after is None else self.after(y)
+
+
+CONVOLUTION = nn.Conv2d(2, 2, 2, stride=2, padding=1)
+
+
+@pytest.mark.parametrize("form", ["unrolled", "scan"])
+@pytest.mark.parametrize(
+    "after", [lambda y: CONVOLUTION(y.movedim(-1, 1)), lambda y: y.flatten(1, 2), lambda y: y.sum(-1)]
+)
+def test_padded_outputs_without_a_window_are_refused(after: Any, form: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="which part of its output 'y'"):
+        export_onnx(Sized(after), tmp_path / "m.onnx", torch.rand(2, 5, 5, 1), padded=True, form=form)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bidirectional": True, "num_layers": 2}, {"bias": False, "batch_first": True}],
+    ids=["plain", "two layers", "no bias"],
+)
+def test_recurrent_layers_of_torch_take_any_number_of_steps(
+    kind: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    is_first = options.get("batch_first", False)
+    rnn = kind(2, 3, **options)
+
+    def function(n: Any, x: Tensor) -> Tensor:
+        y, state = n["rnn"](x if is_first else x.transpose(0, 1))
+        h = state[0] if isinstance(state, tuple) else state
+        return (y if is_first else y.transpose(0, 1)) + h.mean((0, 2))[:, None, None]
+
+    net = Net(function, rnn=rnn).eval()
+    model = capture(net, {"x": torch.rand(2, 4, 2)}, {"x": {1: 1}})
+    (path := tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path.read_bytes())
+    for steps in (1, 7):
+        x = torch.rand(3, steps, 2)
+        np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], net(x).detach(), atol=1e-6)
+
+
+def test_a_convolution_without_padding_is_no_window(tmp_path: Path) -> None:
+    net = nn.Sequential(MDLSTM(1, 2, channels_last=False), nn.Conv2d(2, 1, 3))
+    x = torch.rand(1, 1, 5, 5)
+    session = Session(export_onnx(net, tmp_path / "m.onnx", x).path, "cpu")
+    assert session.metadata.window is None and session(x[0, 0].numpy()).shape == (1, 3, 3)
+
+
+def test_a_sample_of_tokens_has_the_shape_that_it_has_in_a_batch(tmp_path: Path) -> None:
+    net = Function(lambda x: x[..., None] / 2**25)
+    session = Session(export_onnx(net, tmp_path / "m.onnx", TOKENS).path, "cpu")
+    head = nn.Sequential(net, nn.Linear(2, 1))
+    session = Session(export_onnx(head, tmp_path / "n.onnx", TOKENS, form="scan").path, "cpu")
+    tokens = TOKENS.numpy()
+    assert session(tokens).shape[1:] == session(tokens[0]).shape == (4, 5, 1)
+    with pytest.raises(InputError, match=r"below 2\^24"):
+        session(tokens + 2**24 + 1)
