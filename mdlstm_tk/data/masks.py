@@ -65,6 +65,8 @@ def read_mask(file: Path) -> RawMask:
         raise InputError("its mask: ", error) from None
     with open_image(io.BytesIO(data), "its mask") as image:
         image.load()
+        if image.format == "JPEG":
+            raise InputError("its mask is a JPEG, whose compression changes values; save it as PNG")
         require("PIL.ImageOps", "image").exif_transpose(image, in_place=True)
         return _raw_mask(image)
 

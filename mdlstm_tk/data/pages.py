@@ -26,7 +26,7 @@ from mdlstm_tk.data.spec import Array, RawSample, Split
 from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 from mdlstm_tk.runtime.line_cutting import cut_line
-from mdlstm_tk.runtime.pages import Page, PageLine, is_page, read_page
+from mdlstm_tk.runtime.pages import PageLine, is_page, read_page
 
 TRANSCRIPT = ".gt.txt"
 
@@ -82,7 +82,7 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
                     continue
                 in_memory = budget.take(cut.nbytes)
                 read: Callable[[], Array] = (
-                    partial(np.asarray, cut) if in_memory else partial(_read_line, page.file, line)
+                    partial(np.asarray, cut) if in_memory else partial(_read_line, page.image, line)
                 )
                 samples.append(RawSample(line_name, read, partial(str, line.text), True, name, in_memory))
     notes = []
@@ -159,7 +159,7 @@ def prefix_of(name: str, prefixes: Iterable[str]) -> str | None:
 def _cut_page(file: Path) -> _CutPage:
     try:
         page = read_page(file)
-        pixels = _pixels(page)
+        pixels = _pixels(page.image)
     except InputError as error:
         return _CutPage(file, error=str(error).removeprefix(f"{file}").lstrip(" :"))
     lines = [line for line in page.lines if line.text]
@@ -172,19 +172,24 @@ def _cut_page(file: Path) -> _CutPage:
     return _CutPage(file, page.image.resolve(), lines, cuts, len(page.lines) - len(lines))
 
 
-def _pixels(page: Page) -> Array:
+def _pixels(image: Path) -> Array:
     """The pixels of a page, with one channel if it is grey."""
-    pixels = read_pixels(page.image, page.image.name)
+    pixels = read_pixels(image, image.name)
     return pixels[..., 0] if pixels.ndim == 3 and is_grey(pixels) else pixels
 
 
 @lru_cache(maxsize=MAX_THREADS)
-def _page_pixels(file: Path) -> Array:
-    return _pixels(read_page(file))
+def _page_pixels(image: Path, version: tuple[int, int]) -> Array:
+    """The pixels of a page; `version` is that of the file, which may be replaced by another one."""
+    return _pixels(image)
 
 
-def _read_line(file: Path, line: PageLine) -> Array:
-    return cut_line(_page_pixels(file), line)
+def _read_line(image: Path, line: PageLine) -> Array:
+    try:
+        status = image.stat()
+    except OSError:
+        raise InputError(f"{image.name}: there is no such file") from None
+    return cut_line(_page_pixels(image, (status.st_mtime_ns, status.st_size)), line)
 
 
 def _read_transcript(file: Path) -> str:

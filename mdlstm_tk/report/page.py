@@ -88,7 +88,7 @@ def render_report(
         problem = str(error)
         on_message(Message("no examples: ", problem))
     else:
-        for line in describe_overlap(task.identities, (known or {}).get("train", ())):
+        for line in describe_overlap(task.identities, run.read_learned()):
             on_message(line)
         on_message(f"evaluating {config.model} on {task.name}")
         decoding = run.read_decoding(checkpoint.step if spec.kind == "transcribe" else None)

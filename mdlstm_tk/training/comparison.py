@@ -8,7 +8,6 @@ training.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
+from mdlstm_tk._util.text import to_json
 from mdlstm_tk.data import Task, TaskSpec
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.models import model_names
@@ -159,19 +159,23 @@ def configure_comparison(
     """The configuration that a comparison starts from: the task's defaults with changes.
 
     Args:
-        task: name of a built-in task.
+        task: name of a task, or with data its kind.
         options: changed settings, which win over `settings`.
         settings: changed settings, from `--set`.
 
     Raises:
-        InputError: there is no such task or setting, or it sets the model or the seed.
+        InputError: there is no such task or setting, or it sets the model, the seed or first weights.
     """
     settings = settings or {}
-    for key in ("model", "seed"):
-        if key in settings or key in options:
-            text = ": a comparison trains all models, over several seeds; see mdlstm train"
+    changes = {**settings, **options}
+    for key in ("model", "seed", "init"):
+        if key in changes:
+            text = (
+                ": a comparison trains all models from random weights, over several seeds; see mdlstm train"
+            )
             raise InputError(Argument(key), text)
-    return default_config(task).updated(settings, SETTINGS).updated(options, "command line")
+    config = default_config(task, str(changes.get("data", "")))
+    return config.updated(settings, SETTINGS).updated(options, "command line")
 
 
 def plan_comparison(
@@ -216,6 +220,8 @@ def plan_comparison(
         raise InputError(f"original settings exist for the task {TASK} only, got {config.task}")
     else:
         name, models, seeds = f"compare-{config.task}", tuple(model_names(spec.kind)), seeds or 3
+        for model in models:
+            with_equal_parameters(config, model, spec)
     return ComparisonPlan(config, models, seeds, new_run(name, folder, force).folder, original_settings)
 
 
@@ -266,7 +272,7 @@ def compare_models(
         overall, relevant = comparison.curves("loss"), comparison.curves("relevant")
         results.update({m: summarize_diagonal(overall[m], relevant[m]) for m in plan.models})
     with atomic_write(plan.folder / "summary.json") as temporary:
-        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(to_json(results, indent=2) + "\n", encoding="utf-8")
     return comparison
 
 
@@ -284,6 +290,8 @@ def with_equal_parameters(config: TrainConfig, model: str, spec: TaskSpec) -> Tr
 def with_parameters(config: TrainConfig, spec: TaskSpec, target: int) -> TrainConfig:
     """`config` with the `hidden` for which its number of parameters is closest to `target`."""
     low, high = 1, 2  # bisection: the target lies between the parameters of `low` and of `high` units
+    if _count(config, spec, low) == _count(config, spec, high):
+        raise InputError(f"the network '{config.model}' is no larger with more hidden units; leave it out")
     while _count(config, spec, high) < target:
         low, high = high, 2 * high
     while high - low > 1:

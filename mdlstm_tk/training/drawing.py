@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES
 from mdlstm_tk.runtime.samples import Given, uniform_numbers
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
 from mdlstm_tk.training.run_folder import Run
@@ -41,6 +45,12 @@ def draw_images(
         raise InputError(f"{type(network).__name__} has no method sample, which draws images")
     if min(n, *size) < 1 or seed < 0:
         raise InputError(f"n and size must be at least 1, seed at least 0, got {n}, {size} and {seed}")
+    nbytes = n * prod(size) * channels * FLOAT_BYTES
+    if nbytes > MAX_BYTES:
+        raise InputError(
+            f"{n} images of {format_size(size)} take {nbytes} bytes, more than {MAX_BYTES}; draw fewer or "
+            "smaller ones"
+        )
     drawn = sample(
         n,
         size,

@@ -50,6 +50,7 @@ class TrainingJob:
         best: the best one until then.
         notes: notes for the user on data, network and memory, one line each.
         samples: the user's samples that the run has had so far, by split.
+        learned: those that the weights have learned before, in this run or in that of `init`.
     """
 
     config: TrainConfig
@@ -61,6 +62,7 @@ class TrainingJob:
     best: Checkpoint | None = None
     notes: tuple[str, ...] = ()
     samples: Mapping[Split, Sequence[SampleId]] = field(default_factory=dict)
+    learned: Sequence[SampleId] = ()
 
     @property
     def steps_done(self) -> int:
@@ -110,16 +112,18 @@ def new_job(
     task = task or make_task(config)
     config = fit_config(config, task)
     network, notes = _build(config, task, context)
-    trained: Sequence[SampleId] = ()
+    learned: Sequence[SampleId] = ()
     if config.init:
         source = open_run(Path(config.init))
         notes += load_checkpoint(source.checkpoint).start(network, config, task.spec)
-        trained = (source.read_samples() or {}).get("train", ())
-    notes += tuple(describe_overlap(task.identities, trained))
+        learned = source.read_learned()
+    notes += tuple(describe_overlap(task.identities, learned))
     path = new_run(run_name(config, task), folder, force).folder if context.is_main else Path()
     run = Run(context.broadcast(path))
     config = remember_data(config, run.folder)
-    return TrainingJob(config, task, network, run, context, notes=notes, samples=task.identities)
+    return TrainingJob(
+        config, task, network, run, context, notes=notes, samples=task.identities, learned=learned
+    )
 
 
 def resume_job(
@@ -158,7 +162,7 @@ def resume_job(
     checkpoint = replace(checkpoint, state=state)
     require_packages(config)
     context = distributed.init(config.device)
-    known = run.read_samples()
+    known, learned = run.read_samples(), run.read_learned()
     if task is None:
         task = load_task(config, checkpoint.spec, config.data, known)
     config = remember_data(replace(config, size=format_size(task.spec.size)), folder)
@@ -167,13 +171,22 @@ def resume_job(
         changes += describe_changes(known, now)
     elif now:
         changes.append(f"{run.samples} is missing, so samples that were trained on are not known")
-    changes += describe_overlap(now, samples.get("train", ()))
+    changes += describe_overlap(now, learned)
     for split, each in now.items():
         seen = dict.fromkeys(samples.get(split, ()))
         samples[split] = [*samples.get(split, ()), *(identity for identity in each if identity not in seen)]
     network, notes = _build(config, task, context)
     return TrainingJob(
-        config, task, network, run, context, checkpoint, best or checkpoint, (*changes, *notes), samples
+        config,
+        task,
+        network,
+        run,
+        context,
+        checkpoint,
+        best or checkpoint,
+        (*changes, *notes),
+        samples,
+        learned,
     )
 
 

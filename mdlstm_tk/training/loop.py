@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
@@ -12,6 +11,7 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
+from mdlstm_tk._util.text import to_json
 from mdlstm_tk.data import Split
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.runtime.io.files import atomic_write
@@ -196,7 +196,7 @@ def _metrics_writer(
     with atomic_write(run.config) as temporary:
         temporary.write_text(config.to_toml(), encoding="utf-8")
     if job.samples:
-        run.write_samples(job.samples)
+        run.write_samples(job.samples, job.learned)
     run.write_metrics(records)
     events = None
     if config.tensorboard:
@@ -205,7 +205,7 @@ def _metrics_writer(
         events = SummaryWriter(str(run.folder), purge_step=job.steps_done + 1)
 
     def write(record: dict[str, Any]) -> None:
-        file.write(json.dumps(record) + "\n")
+        file.write(to_json(record) + "\n")
         if events is not None:
             flat = record | {f"validation/{k}": v for k, v in record.get("validation", {}).items()}
             for name, value in flat.items():

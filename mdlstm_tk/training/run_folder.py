@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import warnings
@@ -13,7 +14,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from mdlstm_tk.data.spec import SampleId, Split
+from mdlstm_tk._util.text import to_json
+from mdlstm_tk.data.spec import SPLITS, SampleId, Split
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.runtime.decoding import Decoding
 from mdlstm_tk.runtime.io.files import atomic_write, is_empty, staging
@@ -115,10 +117,9 @@ class Run:
     def read_times(self) -> TrainingTimes:
         """The times up to the last checkpoint; zeros if there are none."""
         values = self._read_json(self.times)
-        try:
+        if values.keys() <= asdict(TrainingTimes()).keys() and all(map(_is_number, values.values())):
             return TrainingTimes(**values)
-        except TypeError:
-            raise InputError(f"{self.times} holds no times of a training; delete it to go on") from None
+        raise InputError(f"{self.times} holds no times of a training; delete it to go on")
 
     def write_times(self, times: TrainingTimes) -> None:
         """Write `times.json`."""
@@ -130,18 +131,44 @@ class Run:
         Raises:
             InputError: the file holds something else.
         """
+        samples = self._read_sample_ids()
+        return {split: samples[split] for split in SPLITS if split in samples} or None
+
+    def read_learned(self) -> list[SampleId]:
+        """The samples that the weights have learned, in this run or in that which they started from."""
+        samples = self._read_sample_ids()
+        return [*samples.get("train", ()), *samples.get("init", ())]
+
+    def _read_sample_ids(self) -> dict[str, list[SampleId]]:
+        """The content of `samples.json`; {} if there is none.
+
+        Raises:
+            InputError: the file holds something else.
+        """
         values = self._read_json(self.samples)
+        samples: dict[str, list[SampleId]]
         try:
-            samples: Any = {split: [SampleId(*each) for each in pairs] for split, pairs in values.items()}
+            samples = {split: [SampleId(*each) for each in pairs] for split, pairs in values.items()}
         except TypeError:
+            samples = {}
+        if not all(isinstance(text, str) for ids in samples.values() for each in ids for text in each):
             samples = {}
         if values and not {"train", "validation"} <= samples.keys():
             raise InputError(f"{self.samples} holds no samples; delete it to go on without them")
-        return samples or None
+        return samples
 
-    def write_samples(self, samples: Mapping[Split, Sequence[SampleId]]) -> None:
-        """Write `samples.json`."""
-        self._write(self.samples, json.dumps(dict(samples)) + "\n")
+    def write_samples(
+        self, samples: Mapping[Split, Sequence[SampleId]], learned: Sequence[SampleId] = ()
+    ) -> None:
+        """Write `samples.json`.
+
+        Args:
+            samples: those that the run has had so far, by split.
+            learned: what `read_learned` returns; those that this run has not been trained on are "init".
+        """
+        trained = set(samples.get("train", ()))
+        init = [each for each in dict.fromkeys(learned) if each not in trained]
+        self._write(self.samples, json.dumps(dict(samples) | ({"init": init} if init else {})) + "\n")
 
     def read_decoding(self, step: int | None = None) -> Decoding:
         """The decoding that was chosen when training last ended; the default one if there is none.
@@ -168,12 +195,20 @@ class Run:
         self._write(self.decoding, json.dumps({**asdict(decoding), "step": step}) + "\n")
 
     def read_result(self) -> dict[str, Any]:
-        """The content of `result.json`; {} if there is none."""
-        return self._read_json(self.result)
+        """The content of `result.json`; {} if there is none.
+
+        Raises:
+            InputError: it holds something else.
+        """
+        result = self._read_json(self.result)
+        errors = result.get("errors", {})
+        if not isinstance(errors, dict) or not all(map(_is_number_or_none, errors.values())):
+            raise InputError(f"{self.result} holds no errors of a run; delete it to go on without it")
+        return result | {"errors": _with_nan(errors)} if result else {}
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write `result.json`."""
-        self._write(self.result, json.dumps(result, indent=2) + "\n")
+        """Write `result.json`, in which NaN is null."""
+        self._write(self.result, to_json(result, indent=2) + "\n")
 
     def read_metrics(self) -> list[Record]:
         """The records of `metrics.jsonl`, one per step; none if there is no file.
@@ -188,9 +223,9 @@ class Run:
         lines = self.metrics.read_bytes().split(b"\n")[:-1]
         try:
             records: list[Record] = [json.loads(line) for line in lines]
-            if all(isinstance(record["step"], int) for record in records):
-                return records
-        except (ValueError, LookupError, TypeError, RecursionError):
+            if all(map(_is_record, records)):
+                return [_with_nan(record) for record in records]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             pass
         raise InputError(
             f"{self.metrics} holds a line that is no record of a step; delete the file to go on without "
@@ -199,7 +234,7 @@ class Run:
 
     def write_metrics(self, records: list[Record]) -> None:
         """Replace all records of `metrics.jsonl`."""
-        self._write(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
+        self._write(self.metrics, "".join(to_json(record) + "\n" for record in records))
 
     @staticmethod
     def _read_json(path: Path) -> dict[str, Any]:
@@ -218,6 +253,29 @@ class Run:
     def _write(path: Path, text: str) -> None:
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_number_or_none(value: object) -> bool:
+    return value is None or _is_number(value)
+
+
+def _is_record(record: Any) -> bool:
+    """True if a value is what `Progress.record` returns, in which NaN may be None."""
+    errors = dict(record)
+    step, validation = errors.pop("step"), errors.pop("validation", {})
+    return type(step) is int and all(map(_is_number_or_none, (*validation.values(), *errors.values())))
+
+
+def _with_nan(errors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return errors by name, also those of "validation", with NaN instead of None."""
+    return {
+        name: _with_nan(value) if isinstance(value, dict) else math.nan if value is None else value
+        for name, value in errors.items()
+    }
 
 
 def _release_locks() -> None:

@@ -181,7 +181,13 @@ def make_task(config: TrainConfig, known: Samples | None = None) -> Task:
                 f"size {config.size} has {prod(config.grid)} positions, but tasks generate at most "
                 f"{MAX_POSITIONS}"
             )
-        return entry.make(config)
+        task = entry.make(config)
+        if config.task in BUILT_IN and config.size and config.grid != task.spec.size:
+            raise InputError(
+                f"the task {config.task} brings data of size {format_size(task.spec.size)}, got size "
+                f"{config.size}; leave it out"
+            )
+        return task
     from mdlstm_tk.data.user_data import read_data
 
     task = read_data(
@@ -231,7 +237,7 @@ def load_task(config: TrainConfig, spec: TaskSpec, data: str = "", known: Sample
         raise InputError(f"the run was trained on the task {config.task}; leave out the data {data}")
     if data:
         config = replace(config, data=data, data_from_run="")
-    if config.data and config.task in KINDS:
+    if config.data:
         config = replace(config, size="")  # the data have their own
     task = make_task(config, known)
     source = config.data or f"the task {config.task}"

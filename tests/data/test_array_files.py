@@ -218,3 +218,11 @@ def test_idx_files_of_another_layout_are_one_line_that_says_what_is_expected(
     monkeypatch.setattr(fashion, "FOLDER", tmp_path / "not-installed")
     with pytest.raises(InputError, match="dataset-fashion-mnist"):
         Fashion(0, 0.1, tmp_path / "not-installed")
+
+
+def test_idx_files_that_were_replaced_are_read_again(tmp_path: Path) -> None:
+    write_layout(tmp_path, LAYOUTS["EMNIST"])
+    before = Fashion(0, 0.25, tmp_path).batch(0, 0, 12, "test").x
+    for name in LAYOUTS["EMNIST"]:
+        (tmp_path / name).write_bytes(gzip.compress(HEADER + (255 - IMAGES).tobytes()))
+    assert (Fashion(0, 0.25, tmp_path).batch(0, 0, 12, "test").x != before).any()

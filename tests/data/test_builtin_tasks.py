@@ -65,11 +65,14 @@ def test_sizes_too_small_for_the_diagonal_are_refused(size: tuple[int, ...]) -> 
         DiagonalTask(size)
 
 
+OWN_SIZE = {"digits", "digit-strings", "digits-binary", "digits-grey", "fashion"}
+
+
 def make(name: str, **settings: Any) -> Any:
     """A built-in task, with grids of 20×33, or 5×6, if it generates them."""
     if name == "fashion" and not FOLDER.is_dir():
         pytest.skip("Debian's package dataset-fashion-mnist is not installed")
-    size = "5x6" if name == "ising" else "20x33"
+    size = "" if name in OWN_SIZE else "5x6" if name == "ising" else "20x33"
     return make_task(TrainConfig(**{"task": name, "size": size, "augment": 1.0, **settings}))
 
 
@@ -251,3 +254,13 @@ def test_the_baseline_of_ising_is_the_exact_probability() -> None:
 def test_sizes_with_too_many_states_are_refused(size: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="such as 16x16"):
         Ising(size)
+
+
+@pytest.mark.parametrize("name", sorted(OWN_SIZE))
+def test_a_size_that_the_data_of_a_task_do_not_have_is_refused(name: str) -> None:
+    size = make(name).spec.size
+    assert make(name, size="x".join(map(str, size))).spec.size == size
+    with pytest.raises(
+        InputError, match=rf"{name} brings data of size {size[0]}x{size[1]}, got size 5x?5?"
+    ):
+        make(name, size="5")

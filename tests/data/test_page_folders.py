@@ -220,3 +220,15 @@ def test_splits_that_are_nested_too_deeply_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "splits.json").write_text("[" * 100_000)
     with pytest.raises(InputError, match=r"splits\.json is not {"):
         read_splits(tmp_path, {})
+
+
+@pytest.mark.parametrize("cache", [0, 2**20])
+def test_a_page_that_was_replaced_is_read_again(cache: int, tmp_path: Path) -> None:
+    draw_page(tmp_path / "p", ["ab", "ba"])
+    whole = np.array(Image.open(tmp_path / "p.png"))
+    means = []
+    for divisor in (1, 2):
+        write_image(tmp_path / "p.png", whole // divisor)
+        task = read(tmp_path, "transcribe", validation=0.0, cache_bytes=cache)
+        means.append(float(task.batch(0, 0, 2).x.mean()))
+    assert means[1] == pytest.approx(means[0] / 2, rel=0.02)

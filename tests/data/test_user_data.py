@@ -106,6 +106,9 @@ def test_files_that_cannot_be_used_are_named_and_skipped(tmp_path: Path) -> None
     assert "images/6.jpg and images/6.png have one name" in reasons["images/6.png"]
     assert "3x3" in reasons["images/2.png"] and "5x7" in reasons["images/2.png"]
     assert "its mask is no image of a known type" in reasons["images/4.png"]
+    (tmp_path / "cells/masks/4.png").unlink()
+    write_image(tmp_path / "cells/masks/4.jpg", np.zeros((5, 7)))
+    assert any("4.png: its mask is a JPEG" in line for line in read(tmp_path / "cells", "segment").skipped)
 
 
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
@@ -204,7 +207,7 @@ def test_a_network_trains_on_the_data_and_predicts_without_it(kind: str, tmp_pat
     assert np.array_equal(batch.x, in_worker.x) and np.array_equal(batch.y, in_worker.y)
     path.rename(tmp_path / "moved-away")
     checkpoint = load_checkpoint(run.best)
-    assert checkpoint.spec == task.spec
+    assert checkpoint.spec == replace(task.spec, mixed_sizes=task.has_mixed_sizes)
     prediction = predict(checkpoint.network(), batch, torch.device("cpu"))
     assert prediction.shape[-1] == checkpoint.spec.outputs
     if path.suffix == ".npz":  # an untrained network predicts the mean of the targets

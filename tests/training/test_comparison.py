@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from helpers.user_data import write_arrays
 
 from mdlstm_tk.data import GaussianField, Split
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.models import register
 from mdlstm_tk.report import draw_comparison, draw_run
 from mdlstm_tk.training import compare_models, configure, load_checkpoint, plan_comparison, register_task
 from mdlstm_tk.training.comparison import Comparison, ComparisonProgress, configure_comparison
@@ -89,3 +92,23 @@ def test_a_table_of_errors_on_test_data(tmp_path: Path) -> None:
 def test_networks_are_not_compared_after_equal_times(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"equally many steps, got minutes=0\.5"):
         plan_comparison(TINY.updated({"minutes": 0.5}, "test"), 1, tmp_path / "compare")
+
+
+@pytest.mark.usefixtures("fresh_registries")
+def test_what_cannot_be_compared_is_refused_before_the_first_training(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="from random weights"):
+        configure_comparison("digits", {}, {"init": "runs/a"})
+    register("constant", kind="classify")(
+        lambda channels, outputs, hidden=1: torch.nn.Linear(channels, outputs)
+    )
+    with pytest.raises(InputError, match="'constant' is no larger with more hidden units"):
+        plan_comparison(configure_comparison("digits", {"steps": 2}), 1, tmp_path / "compare")
+    assert not (tmp_path / "compare").exists()
+
+
+def test_networks_are_compared_on_data_of_ones_own(tmp_path: Path) -> None:
+    path = write_arrays(tmp_path / "x.npz", "grid")
+    settings = {"data": str(path), "hidden": "3", "batch_size": "2"}
+    plan = plan_comparison(configure_comparison("grid", {"steps": 2}, settings), 1, tmp_path / "compare")
+    results = compare_models(plan).results
+    assert list(results) == list(plan.models) and all("mse" in each["errors"] for each in results.values())

@@ -194,3 +194,25 @@ def test_a_grey_image_in_another_format_is_the_same(tmp_path: Path) -> None:
     write_image(tmp_path / "train/other.png", pixels(0).T)
     ids = read(tmp_path, "density", validation=0.0).identities["train"]
     assert [each.digest == ids[0].digest for each in ids] == [True, False, True]
+
+
+def test_what_the_first_weights_have_learned_is_remembered_along_a_chain(tmp_path: Path) -> None:
+    def data(name: str, train: range, val: range) -> str:
+        for split, contents in (("train", train), ("val", val)):
+            write(tmp_path / name / split, "images", {"": [(f"{k}", k) for k in contents]})
+        return str(tmp_path / name)
+
+    init = ""
+    for name, train in (("a", range(4)), ("b", range(4, 8))):
+        config = quick(Path(data(name, train, range(20, 24))), "classify", **SETTINGS, init=init)
+        init = str(run_in(tmp_path / f"run-{name}", config).folder)
+    config = quick(Path(data("c", range(8, 12), range(4))), "classify", **SETTINGS, init=init)
+    job = new_job(config, tmp_path / "run-c")
+    said = "4 of the 4 samples that the network is validated with are trained on as well"
+    assert any(said in note for note in job.notes)
+    run = run_in(tmp_path / "run-c", config)
+    resume(run, steps=2)
+    assert any(said in note for note in resume_job(run.folder, {"steps": 3}).notes)
+    lines: list[str] = []
+    write_report(run, data=config.data, on_message=lines.append)
+    assert any(said in line for line in lines)

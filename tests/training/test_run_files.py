@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import shutil
 from collections.abc import Callable
@@ -10,15 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
 import torch
 from helpers.command import mdlstm
-from helpers.training import SMALL, run_in
+from helpers.training import SMALL, quick, run_in
+from helpers.user_data import write_arrays
 
 from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.report import write_report
 from mdlstm_tk.training import Run, describe_run, latest_run, load_checkpoint, new_run, open_run
 from mdlstm_tk.training.checkpoint import METADATA_KEY
 from mdlstm_tk.training.job import run_name
@@ -76,6 +80,47 @@ def test_other_damaged_files_are_one_line(name: str, content: bytes, run: Run) -
     done = mdlstm("train", "--resume", run.folder, "--steps", 13)
     assert done.code == 2
     assert name in done.err.splitlines()[-1] and "delete" in done.err.splitlines()[-1]
+
+
+WRONG_TYPES = {
+    "times.json": ['{"steps": "x"}', '{"training": null}', '{"steps": true}'],
+    "samples.json": [
+        '{"train": [[["x"], "b"]], "validation": []}',
+        '{"train": [[1, "b"]], "validation": []}',
+    ],
+    "metrics.jsonl": ['{"step": 1, "loss": "x"}', '{"step": 1, "validation": 3}', '{"step": true}', "3"],
+    "result.json": ['{"errors": 3}', '{"errors": {"error": "x"}}'],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [(name, text) for name in WRONG_TYPES for text in WRONG_TYPES[name]]
+)
+def test_values_of_another_type_are_one_line(name: str, text: str, run: Run) -> None:
+    (run.folder / name).write_text(f"{text}\n")
+    read = {"times": run.read_times, "samples": run.read_samples, "metrics": run.read_metrics}
+    with pytest.raises(InputError, match=rf"{name} holds .*delete"):
+        read.get(name.partition(".")[0], run.read_result)()
+
+
+def test_an_error_that_is_no_number_is_null_in_files(run: Run, tmp_path: Path) -> None:
+    records = [{"step": 1, "loss": 0.5, "validation": {"error": math.nan}}]
+    run.write_metrics(records)
+    run.write_result({"errors": {"error": math.nan}})
+    for path in (run.metrics, run.result):
+        json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert math.isnan(run.read_metrics()[0]["validation"]["error"])
+    assert math.isnan(run.read_result()["errors"]["error"])
+    masks = np.full((6, 4, 4), -1)
+    for split, y in (("train", np.arange(96).reshape(6, 4, 4) % 2), ("test", masks), ("val", masks)):
+        path = tmp_path / "data" / f"{split}.npz"
+        path.parent.mkdir(exist_ok=True)
+        write_arrays(path, "segment", x=np.ones((6, 4, 4), np.float32), y=y)
+    with pytest.warns(UserWarning, match="no validation gave a number"):
+        unknown = run_in(tmp_path / "unknown", quick(tmp_path / "data", "segment"))
+    text = unknown.metrics.read_text() + unknown.result.read_text()
+    assert "NaN" not in text and "null" in text
+    write_report(unknown)
 
 
 def test_weights_keep_the_names_of_earlier_versions(run: Run) -> None:

@@ -26,6 +26,11 @@ def test_the_result_of_a_run_is_in_nats_and_in_bits_for_each_value(density_run: 
     assert 0 < errors["bits_per_dim"] < np.log2(17) + 0.5  # log2(17) is chance for 17 levels
 
 
+def test_images_that_take_too_much_memory_are_refused(density_run: Run) -> None:
+    with pytest.raises(InputError, match=r"1000000000 images of 8x8 take .* draw fewer or smaller ones"):
+        sample_run(density_run, 10**9)
+
+
 def test_the_command_draws_what_the_library_draws(density_run: Run, tmp_path: Path) -> None:
     path = tmp_path / "drawn.npy"
     arguments = ("-n", 5, "--seed", 3, "--temperature", 0.5, "-o", path, "--json")

@@ -6,7 +6,7 @@ MNIST and its other successors come in files of the same format, and can replace
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,9 +20,14 @@ from mdlstm_tk.errors import Argument, InputError
 FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 
 
-@cache
+@lru_cache(maxsize=2)
+def _read(path: Path, version: tuple[int, int]) -> Any:
+    """The pictures of a file in black and white, (N, 28, 28) uint8; `version` is that of the file."""
+    return binarise(read_idx(path), 255)
+
+
 def _load(folder: Path) -> tuple[Any, Any]:
-    """The pictures for training and for testing in black and white, (N, 28, 28) uint8 each."""
+    """The pictures for training and for testing, see `_read`."""
     files = find_idx(folder)
     if not files and folder == FOLDER:
         raise InputError(
@@ -37,11 +42,12 @@ def _load(folder: Path) -> tuple[Any, Any]:
             f"t10k-images-idx3-ubyte, or these with .gz, found {names}; for other images use ",
             Argument("task", "density"),
         )
-    train, test = (read_idx(files[split]) for split in ("train", "test"))
+    paths = [files["train"].resolve(), files["test"].resolve()]
+    train, test = (_read(path, (path.stat().st_mtime_ns, path.stat().st_size)) for path in paths)
     if train.shape[1:] != test.shape[1:]:
         sizes = " and ".join(format_size(images.shape[1:]) for images in (train, test))
         raise InputError(f"{folder}: the images for training and testing have {sizes} pixels")
-    return binarise(train, 255), binarise(test, 255)
+    return train, test
 
 
 class Fashion(DatasetTask):
@@ -61,7 +67,6 @@ class Fashion(DatasetTask):
 
     kind = "density"
     defaults: ClassVar[Mapping[str, Any]] = {
-        "size": "28",
         "model": "pixel",
         "steps": 4000,
         "batch_size": 32,
