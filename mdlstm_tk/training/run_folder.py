@@ -186,9 +186,12 @@ class Run:
                 stacklevel=2,
             )
         try:
-            return Decoding(**{name: float(value) for name, value in values.items()})
+            decoding = Decoding(**{name: float(value) for name, value in values.items()})
+            if decoding.temperature > 0 and all(map(math.isfinite, asdict(decoding).values())):
+                return decoding
         except (TypeError, ValueError):
-            raise InputError(f"{self.decoding} holds no decoding; delete it to use the default") from None
+            pass
+        raise InputError(f"{self.decoding} holds no decoding; delete it to use the default")
 
     def write_decoding(self, decoding: Decoding, step: int) -> None:
         """Write `decoding.json`, for the weights of a step."""

@@ -89,6 +89,7 @@ WRONG_TYPES = {
         '{"train": [[1, "b"]], "validation": []}',
     ],
     "metrics.jsonl": ['{"step": 1, "loss": "x"}', '{"step": 1, "validation": 3}', '{"step": true}', "3"],
+    "decoding.json": ['{"temperature": 0}', '{"lm_weight": NaN}', '{"temperature": "x"}'],
     "result.json": ['{"errors": 3}', '{"errors": {"error": "x"}}'],
 }
 
@@ -99,6 +100,7 @@ WRONG_TYPES = {
 def test_values_of_another_type_are_one_line(name: str, text: str, run: Run) -> None:
     (run.folder / name).write_text(f"{text}\n")
     read = {"times": run.read_times, "samples": run.read_samples, "metrics": run.read_metrics}
+    read["decoding"] = run.read_decoding
     with pytest.raises(InputError, match=rf"{name} holds .*delete"):
         read.get(name.partition(".")[0], run.read_result)()
 
