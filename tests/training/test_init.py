@@ -74,10 +74,10 @@ def test_another_network_is_refused_with_what_differs(tmp_path: Path) -> None:
     old = run_in(tmp_path / "old", lines(tmp_path / "a", ["bad", "dab"], layers=2))
     config = lines(tmp_path / "b", ["dab"], layers=2, init=str(old.folder))
     for settings, message in (
-        ({"hidden": 3}, "has hidden=2, got hidden=3; make them equal"),
-        ({"model": "md"}, "has model=lines, got model=md"),
-        ({"layers": 3}, "has layers=2, got layers=3"),
-        ({"layers": 1}, "has layers=2, got layers=1"),
+        ({"hidden": 3}, "has hidden 2, got hidden=3; make them equal"),
+        ({"model": "md"}, 'has model lines, got model="md"'),
+        ({"layers": 3}, "has layers 2, got layers=3"),
+        ({"layers": 1}, "has layers 2, got layers=1"),
     ):
         with pytest.raises(InputError, match=message):
             new_job(replace(config, **settings), tmp_path / "new")  # type: ignore[arg-type]
@@ -99,7 +99,7 @@ def test_other_channels_are_refused() -> None:
             Checkpoint(config, old, RunState(), {}).start(torch.nn.Identity(), config, new)
 
 
-@pytest.mark.parametrize(("model", "remedy"), [("lines", "resize="), ("md", "windows=2x1")])
+@pytest.mark.parametrize(("model", "remedy"), [("lines", "resize="), ("md", 'windows="2x1')])
 def test_texts_without_room_are_reported_with_a_remedy(model: str, remedy: str, tmp_path: Path) -> None:
     text = "more than nine"
     with pytest.raises(InputError, match=rf"^10 texts .*'sample 0: {text}'.*all .*; try .*{remedy}"):
