@@ -30,6 +30,12 @@ Merge = Literal["concat", "sum", "mean"]
 SweepLayer = Callable[[SweepInputs], tuple[Tensor, Tensor | None]]
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _gate_count(cell: str, ndim: int) -> int:
+    """G of the cell of a name, which may be another one by now than when the layer was created."""
+    return len(get_cell(cell).gates(ndim))
+
+
 class MDLSTM(nn.Module):
     """An LSTM over a grid with any number of axes.
 
@@ -123,14 +129,14 @@ class MDLSTM(nn.Module):
         definition = get_cell(arguments.name("cell", cell))
         check_cell(definition, ndim)
         self.cell = definition.name
-        self.layer_norm = bool(layer_norm)
-        self.peephole = bool(peephole)
+        self.layer_norm = layer_norm = arguments.flag("layer_norm", layer_norm)
+        self.peephole = peephole = arguments.flag("peephole", peephole)
         self.window = extents = arguments.extents("window", window, ndim)
         self.dropout = arguments.probability("dropout", dropout)
-        self.bias = bool(bias)
-        self.channels_last = bool(channels_last)
+        self.bias = bias = arguments.flag("bias", bias)
+        self.channels_last = arguments.flag("channels_last", channels_last)
         self.backend = arguments.choice("backend", backend, BACKENDS)
-        self.recompute = bool(recompute)
+        self.recompute = arguments.flag("recompute", recompute)
         arguments.check_dtype(dtype)
         if peephole and not definition.peephole:
             raise InputError(
@@ -375,6 +381,13 @@ class MDLSTM(nn.Module):
             fix = empty if weight.is_meta else "x.to(device) or layer.to(device)"
             raise InputError(f"x must be on the layer's device {weight.device}, got {x.device}; use {fix}")
         arguments.check_dtype(weight.dtype)  # it may be another after .to(dtype)
+        gates, shape = _gate_count(self.cell, self.ndim), weight.shape
+        created, rest = divmod(shape[1], self.hidden_size) if len(shape) == 3 else (gates, 0)
+        if created != gates and rest == 0:
+            raise InputError(
+                f"cell '{self.cell}' has {gates} gates, and the layer was created with {created}; "
+                "after another definition of a cell, create its layers again"
+            )
         autocast = autocast_dtype(x)
         if x.dtype != weight.dtype and (autocast is None or weight.dtype == torch.float64):
             raise InputError(
