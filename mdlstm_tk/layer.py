@@ -16,7 +16,7 @@ from mdlstm_tk._util.masking import Sizes, sizes_of_sweep, valid_mask
 from mdlstm_tk._util.tensor_classes import for_unusual_tensors
 from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk.backends.dispatch import BACKENDS, Backend, Choice, choose
-from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
+from mdlstm_tk.backends.inputs import SweepInputs, check_gates, state_dtype
 from mdlstm_tk.cells import check_cell, get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import Argument, InputError
@@ -28,12 +28,6 @@ PARAMETERS = ("weight_ih", "weight_hh", "bias", *CELL_PARAMETERS)
 Directions = Literal[1, "all"] | Sequence[Direction]
 Merge = Literal["concat", "sum", "mean"]
 SweepLayer = Callable[[SweepInputs], tuple[Tensor, Tensor | None]]
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _gate_count(cell: str, ndim: int) -> int:
-    """G of the cell of a name, which may be another one by now than when the layer was created."""
-    return len(get_cell(cell).gates(ndim))
 
 
 class MDLSTM(nn.Module):
@@ -381,13 +375,7 @@ class MDLSTM(nn.Module):
             fix = empty if weight.is_meta else "x.to(device) or layer.to(device)"
             raise InputError(f"x must be on the layer's device {weight.device}, got {x.device}; use {fix}")
         arguments.check_dtype(weight.dtype)  # it may be another after .to(dtype)
-        gates, shape = _gate_count(self.cell, self.ndim), weight.shape
-        created, rest = divmod(shape[1], self.hidden_size) if len(shape) == 3 else (gates, 0)
-        if created != gates and rest == 0:
-            raise InputError(
-                f"cell '{self.cell}' has {gates} gates, and the layer was created with {created}; "
-                "after another definition of a cell, create its layers again"
-            )
+        check_gates(self.cell, weight, self.ndim, self.hidden_size)
         autocast = autocast_dtype(x)
         if x.dtype != weight.dtype and (autocast is None or weight.dtype == torch.float64):
             raise InputError(
