@@ -133,9 +133,7 @@ class MDLSTM(nn.Module):
         self.recompute = arguments.flag("recompute", recompute)
         arguments.check_dtype(dtype)
         if peephole and not definition.peephole:
-            raise InputError(
-                f"peephole needs a cell that can have them, such as 'graves', got the cell {cell!r}"
-            )
+            raise InputError(f"peephole needs a cell that has it, such as 'graves', got the cell {cell!r}")
         if layer_norm and not bias:
             reason = " needs bias=True: without it an all-zero grid has no scale"
             raise InputError(Argument("layer_norm", True), reason)
