@@ -16,7 +16,7 @@ from mdlstm_tk._util.masking import Sizes, sizes_of_sweep, valid_mask
 from mdlstm_tk._util.tensor_classes import for_unusual_tensors
 from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk.backends.dispatch import BACKENDS, Backend, Choice, choose
-from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
+from mdlstm_tk.backends.inputs import SweepInputs, check_gates, state_dtype
 from mdlstm_tk.cells import check_cell, get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import Argument, InputError
@@ -123,19 +123,17 @@ class MDLSTM(nn.Module):
         definition = get_cell(arguments.name("cell", cell))
         check_cell(definition, ndim)
         self.cell = definition.name
-        self.layer_norm = bool(layer_norm)
-        self.peephole = bool(peephole)
+        self.layer_norm = layer_norm = arguments.flag("layer_norm", layer_norm)
+        self.peephole = peephole = arguments.flag("peephole", peephole)
         self.window = extents = arguments.extents("window", window, ndim)
         self.dropout = arguments.probability("dropout", dropout)
-        self.bias = bool(bias)
-        self.channels_last = bool(channels_last)
+        self.bias = bias = arguments.flag("bias", bias)
+        self.channels_last = arguments.flag("channels_last", channels_last)
         self.backend = arguments.choice("backend", backend, BACKENDS)
-        self.recompute = bool(recompute)
+        self.recompute = arguments.flag("recompute", recompute)
         arguments.check_dtype(dtype)
         if peephole and not definition.peephole:
-            raise InputError(
-                f"peephole needs a cell that can have them, such as 'graves', got the cell {cell!r}"
-            )
+            raise InputError(f"peephole needs a cell that has it, such as 'graves', got the cell {cell!r}")
         if layer_norm and not bias:
             reason = " needs bias=True: without it an all-zero grid has no scale"
             raise InputError(Argument("layer_norm", True), reason)
@@ -375,6 +373,7 @@ class MDLSTM(nn.Module):
             fix = empty if weight.is_meta else "x.to(device) or layer.to(device)"
             raise InputError(f"x must be on the layer's device {weight.device}, got {x.device}; use {fix}")
         arguments.check_dtype(weight.dtype)  # it may be another after .to(dtype)
+        check_gates(self.cell, weight, self.ndim, self.hidden_size)
         autocast = autocast_dtype(x)
         if x.dtype != weight.dtype and (autocast is None or weight.dtype == torch.float64):
             raise InputError(

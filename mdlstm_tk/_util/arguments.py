@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 
 from mdlstm_tk.errors import InputError
@@ -49,6 +50,14 @@ def probability(name: str, value: Any) -> float:
     if not 0 <= number <= 1:
         raise InputError(f"{name} must be a probability from 0 to 1, got {one_line(value)}")
     return number
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False; 1 and 0 stand for them. Any other value would count as true, also "False"."""
+    number = int(value) if isinstance(value, np.bool_) else _integer(value)
+    if number not in (0, 1):
+        raise InputError(f"{name} must be True or False, got {one_line(value)}")
+    return bool(number)
 
 
 def choice(name: str, value: Any, choices: Sequence[str]) -> str:

@@ -68,7 +68,10 @@ def _as_int64(sizes: Sizes, x: Tensor, has_batch_axis: bool) -> Tensor:
     meaning = f"(N, D) = {shape}" if has_batch_axis else f"(D,) = {shape}"
     if not isinstance(sizes, Tensor):
         if isinstance(sizes, np.ndarray):
-            sizes = sizes.copy()  # torch takes no view with its columns reversed, (W, H) as (H, W)
+            # torch takes no view with its columns reversed, (W, H) as (H, W), and no foreign byte order,
+            # of which torch.compile knows nothing.
+            captured = torch.compiler.is_compiling()
+            sizes = sizes.copy() if captured else sizes.astype(sizes.dtype.newbyteorder("="))
         try:
             sizes = torch.tensor(sizes, device="cpu")
         except (TypeError, ValueError, RuntimeError):  # a text, lists of different lengths, a huge number

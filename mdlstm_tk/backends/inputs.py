@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mdlstm_tk._util.arguments import check_strided
-from mdlstm_tk.cells import Cell
+from mdlstm_tk.cells import Cell, get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.wavefront import Direction, check_positions
@@ -219,6 +219,29 @@ def check_inputs(inputs: SweepInputs) -> None:
     signs = inputs.signs
     if len(signs) != dirs * ndim or signs.count(1) + signs.count(-1) != len(signs):
         raise InputError(f"directions must be {dirs}·{ndim} signs (1 or -1), got {list(signs)}")
+
+
+def check_gates(cell: str, weight_ih: Tensor, ndim: int, units: int) -> None:
+    """Check that the cell of a name has as many gates as a layer has weights for. A sweep cannot tell two
+    gates of 4 units from four of 2.
+
+    Raises:
+        InputError: it was defined again, with other gates, after the layer was created.
+    """
+    check_strided("weight_ih", weight_ih)
+    if weight_ih.dim() != 3 or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return
+    gates, (created, rest) = _gate_count(cell, ndim), divmod(weight_ih.shape[1], units)
+    if created != gates and rest == 0:
+        raise InputError(
+            f"cell '{cell}' has {gates} gates, and the layer was created with {created}; "
+            "after another definition of a cell, create its layers again"
+        )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _gate_count(cell: str, ndim: int) -> int:
+    return len(get_cell(cell).gates(ndim))
 
 
 def boundary_shape(inputs: SweepInputs) -> tuple[int, ...]:

@@ -35,6 +35,7 @@ GateActivation = Literal["sigmoid", "tanh"]
 Role = Literal["input", "forget", "output", "leak"]
 Gates = Callable[[int], "tuple[Gate, ...]"]
 Equations = Callable[..., tuple[Value, Mapping[str, Value]]]
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 E = TypeVar("E", bound=Callable[..., Any])
 T = TypeVar("T")
 
@@ -155,11 +156,16 @@ def register_cell(
             raise InputError(
                 f"cell '{name}': states must be distinct names other than 'h', got {', '.join(names)}"
             )
-        hooks = len(inspect.signature(equations).parameters) - 2
-        if hooks not in (0, 1, 2):
+        try:
+            signature: Any = inspect.signature(equations)
+            takes = [p.kind in _POSITIONAL and p.default is p.empty for p in signature.parameters.values()]
+        except (TypeError, ValueError):  # no function, or one that does not say what it takes
+            signature, takes = equations, []
+        hooks = len(takes) - 2
+        if hooks not in (0, 1, 2) or not all(takes):
             raise InputError(
-                f"cell '{name}': equations must take gates, states and perhaps output_activation, "
-                f"got {hooks + 2} arguments"
+                f"cell '{name}': equations must be a function of gates, states and perhaps "
+                f"output_activation, without defaults, got {signature}"
             )
         cell = Cell(name, _gates_function(gates), equations, names, recurrent, hooks)
         check_cell(cell, 2)

@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from numbers import Real
+from typing import Any, NoReturn
 
 from mdlstm_tk.cells.operations import OPERATIONS, supported
 from mdlstm_tk.errors import InputError
@@ -64,7 +65,8 @@ class Value:
         """
         if isinstance(number, Value):
             return number
-        if not isinstance(number, int | float):
+        other: Any = number
+        if not isinstance(other, Real):  # which numbers of NumPy are, too
             raise InputError(f"a cell computes with values and numbers, got {type(number).__name__}")
         return Value("constant", number=float(number))
 
@@ -92,9 +94,13 @@ class Value:
     def __abs__(self) -> Value:
         return record("abs", self)
 
-    def __bool__(self) -> bool:
+    def __bool__(self) -> NoReturn:
         raise InputError(f"a cell cannot branch on a value; its equations may use {supported()}")
 
+    def __eq__(self, other: object) -> NoReturn:  # Python's own is false, whatever the numbers are
+        self.__bool__()
+
+    __hash__ = object.__hash__
     __radd__ = __add__
     __rmul__ = __mul__
 

@@ -122,5 +122,6 @@ def record_step(cell: Cell, ndim: int, present: Sequence[str], normalize: Normal
         gates[output] = activate(gate + peephole[2 * ndim] * c, output)
         return gates[output]
 
-    h, states = cell.equations(list(gates), previous, *(output_activation, output_gate)[: cell.hooks])
+    copies = {name: list(rows) for name, rows in previous.items()}  # which equations may change
+    h, states = cell.equations(list(gates), copies, *(output_activation, output_gate)[: cell.hooks])
     return Step(h, tuple(states[name] for name in cell.states), tuple(gates), a, previous, parameters)

@@ -32,7 +32,8 @@ def setting(recompute: bool, backend: str) -> SimpleNamespace:
     options: dict[str, Any] = {"directions": [(1, 1), (-1, 1)], "layer_norm": True, "recompute": recompute}
     layer = MDLSTM(2, 3, cell="mine", num_layers=2, backend=backend, **options).double()
     faces = [torch.randn(2, e, 2, 3, dtype=torch.float64).requires_grad_() for e in (4, 3)]
-    states = [BoundaryState(h=list(faces), c=[None, faces[1]]), BoundaryState()]
+    of_layers = [faces[0], None], [None, faces[1]]
+    states = [BoundaryState(h=list(of_layer), c=list(of_layer)) for of_layer in of_layers]
     x = torch.randn(2, 3, 4, 2, dtype=torch.float64).requires_grad_()
     sizes = torch.tensor([[3, 4], [2, 3]])
     return SimpleNamespace(layer=layer, x=x, sizes=sizes, states=states, faces=faces)

@@ -21,6 +21,8 @@ def test_integers_of_numpy_and_torch_are_integers(one: Any) -> None:
     assert repr(layer) == repr(MDLSTM(3, 4))
     assert repr(MDLSTM(3, 4, window=np.array([2, 1]))) == repr(MDLSTM(3, 4, window=(2, 1)))
     assert layer(X).shape == (2, 4, 5, 4)
+    flags: Any = {"bias": one - 1, "recompute": np.bool_(True), "layer_norm": torch.tensor(False)}
+    assert repr(MDLSTM(3, 4, **flags)) == "MDLSTM(3, 4, bias=False, recompute=True)"
 
 
 def test_directions_may_be_an_array_or_lists() -> None:
@@ -52,9 +54,14 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"dropout": torch.zeros(2)}, "dropout must be a probability.*tensor"),
     ({"dropout": 10**400}, "dropout must be a probability"),
     ({"cell": None}, "cell must be a name, got None"),
-    ({"peephole": True, "cell": "stable"}, "such as 'graves', got cell='stable'"),
+    ({"peephole": True, "cell": "stable"}, "such as 'graves', got the cell 'stable'"),
     ({"layer_norm": True, "bias": False}, "needs bias=True"),
     ({"backend": "cudnn"}, "backend must be one of"),
+    *(
+        ({flag: value}, f"{flag} must be True or False, got {value!r}")
+        for flag in ("layer_norm", "peephole", "bias", "channels_last", "recompute")
+        for value in ("False", None, 2)
+    ),
     ({"dtype": torch.int64}, "dtype must be .*got torch.int64"),
 ]
 
@@ -68,6 +75,7 @@ KINDS = {
     "int32": torch.tensor(EXTENTS, dtype=torch.int32),
     "lists": EXTENTS,
     "NumPy": np.array(EXTENTS),
+    "big-endian": np.array(EXTENTS, dtype=">i8"),
     "uint16": np.array(EXTENTS, dtype=np.uint16),
     "read-only": np.broadcast_to(np.array(EXTENTS), (2, 2)),
 }
@@ -171,3 +179,10 @@ def test_the_reference_makes_no_tensor_on_the_default_device() -> None:
     with torch.device("meta"):
         y, _ = layer(X, return_state=True)
     assert y.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["x", "weight_hh"])
+def test_a_tensor_whose_memory_was_freed_is_named(name: str) -> None:
+    layer, x = MDLSTM(3, 4, backend="fused"), X.clone()
+    {"x": x, "weight_hh": layer.weight_hh_l0}[name].untyped_storage().resize_(0)
+    refused(f"{name} has no memory any more", lambda: layer(x))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from runpy import run_path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.functions import FUNCTIONS, assert_precise, whole_range
@@ -15,7 +17,7 @@ from helpers.own_cells import EXAMPLE, OWN_CELLS, arguments, register_own_cells
 from helpers.parity import Case, assert_close_to
 from torch import Tensor
 
-from mdlstm_tk import MDLSTM, Gate, InputError, cells, register_cell
+from mdlstm_tk import MDLSTM, Gate, InputError, cells, register_cell, tiling
 from mdlstm_tk.cells import cell_names, get_cell
 from mdlstm_tk.cells.autodiff import SimplifiedGraph
 from mdlstm_tk.cells.ir import Value, record, topological_order, unit_mean
@@ -215,8 +217,8 @@ PLAIN = one_gate(lambda g: g)
 BAD: list[tuple[dict[str, Any], Callable[..., Any], str]] = [
     ({"gates": [F, G]}, lambda g, s: (g[2], {"c": g[0]}), r"2 gates \(f, g\)"),
     ({"gates": [G, F]}, PLAIN, "do not use gate f"),
-    ({"gates": ["g"]}, PLAIN, "got str"),
-    ({"gates": 3}, PLAIN, "got int"),
+    ({"gates": ["g"]}, PLAIN, r"each entry a Gate.* got \['g'\]"),
+    ({"gates": 3}, PLAIN, "each entry a Gate.* got 3"),
     ({"gates": []}, lambda g, s: (s["c"][0], {"c": s["c"][0]}), "got none"),
     ({"gates": [G, G]}, lambda g, s: (g[0], {"c": g[1]}), "distinct names, got g, g"),
     ({"gates": lambda: [G]}, PLAIN, "function from the number of axes .*TypeError"),
@@ -229,7 +231,12 @@ BAD: list[tuple[dict[str, Any], Callable[..., Any], str]] = [
     ({"gates": [G]}, one_gate(lambda g: 1.0), "must compute h"),
     ({"gates": [G]}, lambda g, s: g[0], r'must return h, \{"c": …\}'),
     ({"gates": [G]}, lambda g, s: (g[0], {"d": g[0]}), "states c, got d"),
-    ({"gates": [G]}, lambda g: (g[0], {}), "got 1 arguments"),
+    ({"gates": [G]}, one_gate(lambda g: g if g == 0 else 1 / g), "cannot branch"),
+    ({"gates": [G]}, one_gate(lambda g: 1 / g if g != g else g), "cannot branch .*"),
+    ({"gates": [G]}, lambda g: (g[0], {}), "a function of gates, states .* got \\(g\\)"),
+    ({"gates": [G]}, lambda g, s, k=2: (g[0] * k, {"c": g[0]}), r"without defaults, got \(g, s, k=2\)"),
+    ({"gates": [G]}, lambda *both: PLAIN(*both), r"got \(\*both\)"),
+    ({"gates": [G]}, "f", "a function of gates, states .* got f"),  # type: ignore[list-item]
     ({"gates": [G], "states": ("h",)}, PLAIN, "other than 'h'"),
     ({"gates": [G], "states": ("c", "c")}, PLAIN, "distinct names"),
     ({"gates": [*ROLES, Gate("j", role="input")]}, lambda g, s, a, o: PLAIN(g, s), "peepholes need"),
@@ -243,7 +250,7 @@ def test_a_bad_definition_is_refused_in_one_line(
 ) -> None:
     with pytest.raises(InputError, match=message) as caught:
         register_cell("bad", **options)(equations)
-    assert "\n" not in str(caught.value) and "bad" in str(caught.value)
+    assert "\n" not in str(caught.value) and re.match("gates must be|.*bad", str(caught.value))
     assert "bad" not in cell_names()
 
 
@@ -308,3 +315,43 @@ def test_a_state_may_be_called_self() -> None:
     layer, x = MDLSTM(2, 3, cell="mine", backend="torch"), torch.randn(1, 2, 2, 2)
     _, (state,) = layer(x, return_state=True)
     layer(x, initial_state=(state,))
+
+
+@pytest.mark.parametrize("backend", ["fused", "torch", "reference"])
+def test_numbers_of_any_kind_and_changed_lists(backend: str) -> None:
+    """Numbers of NumPy on either side, 1 / 0 of constants, and lists that equations empty."""
+
+    def equations(gates: Any, states: Any) -> Any:
+        before, f = states["c"].pop(0), gates.pop()
+        infinite = np.float64(1) / (f * np.int64(0))
+        c = f.minimum(infinite) * np.float32(0.5) + np.float32(0.25) * before
+        return c, {"c": c}
+
+    register_cell("numbers", gates=[G])(equations)
+    x = torch.rand(1, 3, 2, 1)
+    layer = MDLSTM(1, 2, cell="numbers", backend=backend)
+    y = layer(x)
+    h = torch.zeros(2)  # by hand, for the first column, which sees no position on its left
+    for row in range(3):
+        a = layer.weight_ih_l0[0] @ x[0, row, 0] + layer.weight_hh_l0[0, 0] @ h + layer.bias_l0[0]
+        h = 0.5 * a.sigmoid() + 0.25 * h
+        torch.testing.assert_close(y[0, row, 0], h)
+    y.sum().backward()
+
+
+@pytest.mark.parametrize("run", ["layer", "tiles", "compiled"])
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_a_cell_with_other_gates_needs_a_new_layer(recurrent: bool, run: str) -> None:
+    """Else two gates of 4 units would be taken for four of 2."""
+
+    def define(count: int) -> None:
+        gates = [Gate(f"g{k}") for k in range(count)]
+        register_cell("grown", gates=gates, recurrent=recurrent)(lambda g, s: (sum(g), {"c": g[0]}))
+
+    define(2)
+    layer = MDLSTM(1, 4, cell="grown")
+    define(4)
+    how: Any = {"layer": layer, "tiles": partial(tiling.checkpointed, layer)}
+    call = how[run] if run in how else torch.compile(layer, backend="eager")
+    with pytest.raises(Exception, match="cell 'grown' has 4 gates, and the layer was created with 2"):
+        call(torch.rand(1, 2, 3, 1))

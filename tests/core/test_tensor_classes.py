@@ -115,7 +115,8 @@ def run(how: str, given: dict[str, Tensor]) -> list[Tensor]:
     backend = "fused" if how == "tiles" else how
     layer = MDLSTM(2, 3, directions=[(1, 1), (-1, 1)], peephole=True, layer_norm=True, backend=backend)
     parameters = {name: given[name] for name in PARAMETERS}
-    state = (BoundaryState(h=(given["h"], None), c=(None, given["c"])),)
+    others = torch.zeros(2, 2, 2, 3), torch.zeros(2, 3, 2, 3)
+    state = (BoundaryState(h=(given["h"], others[0]), c=(others[1], given["c"])),)
     arguments: Any = {"sizes": given["sizes"], "initial_state": state, "return_state": True}
     if how == "tiles":
         layer._parameters.update(parameters)  # type: ignore[arg-type]

@@ -57,6 +57,8 @@ def pointer(
         and ((address := tensor.data_ptr()) or not tensor.numel())
     ):
         return address
+    if tensor.is_cpu and tensor.numel() and not tensor.untyped_storage().nbytes():
+        raise InputError(f"{name} has no memory any more: its storage was resized to 0 bytes")
     raise InputError(
         f"{name} must be a plain tensor on the CPU of {count} numbers in {dtype}, got "
         f"{type(tensor).__name__} of shape {tuple(tensor.shape)} in {tensor.dtype} on {tensor.device}"

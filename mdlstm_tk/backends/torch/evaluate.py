@@ -11,7 +11,8 @@ from mdlstm_tk.cells.ir import Kernel, Value
 from mdlstm_tk.cells.operations import OPERATIONS
 
 Slots = Mapping[str, Sequence[Tensor]]
-# Operators that accept Python numbers; the rest are tensor methods.
+# Operators that accept a Python number beside a tensor; the rest are tensor methods. Two numbers become
+# tensors, since Python has no 1 / 0.
 ARITHMETIC = ("add", "subtract", "multiply", "divide")
 
 
@@ -32,7 +33,7 @@ def evaluate(kernel: Kernel, slots: Slots, like: Tensor) -> list[Tensor]:
             result = value.number
         elif value.op == "mean":
             result = _tensor(args[0], like).mean(dim=-1, keepdim=True)
-        elif value.op in ARITHMETIC:
+        elif value.op in ARITHMETIC and any(isinstance(arg, Tensor) for arg in args):
             result = OPERATIONS[value.op].compute(*args)
         else:
             result = OPERATIONS[value.op].compute(*(_tensor(arg, like) for arg in args))
