@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError, require
 from mdlstm_tk.export.arguments import read_grid, read_spec
-from mdlstm_tk.export.capture import capture
+from mdlstm_tk.export.capture import Captured, capture_network
 from mdlstm_tk.export.lowering.functions import outline
 from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.model_file import ExportReport, check_destination, check_onnx, with_metadata
@@ -166,11 +166,11 @@ def export_onnx(
         output_names=output_names,
     )
     file_metadata = spec.metadata(form, dtype, metadata or {})
-    model = _build_model(spec, form, dtype)
+    model, beyond = _build_model(spec, form, dtype)
     if functions:
         model = outline(model)
     content = partial(with_metadata, check_onnx(model, "the exported model"))
-    return write_verified(path, content, [model], file_metadata, spec, atol, start, verify_inputs)
+    return write_verified(path, content, [model], file_metadata, spec, atol, start, verify_inputs, beyond)
 
 
 def form_of(path: Path) -> Form | None:
@@ -183,7 +183,7 @@ def default_form(grid: Sequence[int | None] | None) -> Form:
     return "scan" if grid and None in grid else "unrolled"
 
 
-def _build_model(spec: ExportSpec, form: Form, dtype: Dtype) -> onnx.ModelProto:
+def _build_model(spec: ExportSpec, form: Form, dtype: Dtype) -> Captured:
     """The network in standard operators."""
     quantized, network = dtype == "int8", spec.interface
     if dtype == "float16":
@@ -193,12 +193,13 @@ def _build_model(spec: ExportSpec, form: Form, dtype: Dtype) -> onnx.ModelProto:
     # therefore traced, which takes no computation, so large that strides leave more than 1.
     grid = tuple(fixed or 8 * extent for fixed, extent in zip(spec.grid, spec.example_grid, strict=True))
     try:
-        graph = capture(network, spec.examples(grid), free_axes, names)
+        captured = capture_network(network, spec.examples(grid), free_axes, names)
     except MDLSTMError:
-        graph = capture(network, spec.examples(spec.example_grid), free_axes, names, spec.user_grid)
-    model = lower(graph, form, separate_products=quantized)
+        examples = spec.examples(spec.example_grid)
+        captured = capture_network(network, examples, free_axes, names, spec.user_grid)
+    model = lower(captured.model, form, separate_products=quantized)
     _declare_outputs(model, spec)
-    return quantize(model) if quantized else model
+    return Captured(quantize(model) if quantized else model, captured.beyond)
 
 
 def _declare_outputs(model: onnx.ModelProto, spec: ExportSpec) -> None:

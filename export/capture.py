@@ -11,9 +11,12 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from itertools import chain
+from math import prod
+from typing import Any, NamedTuple
 
 import onnx
+import sympy
 import torch
 from onnx import defs
 from onnxscript import opset18 as op
@@ -31,6 +34,9 @@ DOMAIN = "mdlstm"
 OPSET = 18  # has LayerNormalization (from 17 on); ONNX Runtime 1.20, the oldest supported, reads up to 21
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 EXPORT_LOCK = threading.RLock()
+EXTENTS = (2, 5, 7)  # a batch and extents on which torch's conditions are looked at
+TRIALS = [2**k for k in range(2, 15)]  # extents for which a condition may be false
+LARGEST_BATCH, LARGEST_GRID = 2**18, 2**13  # positions, so that an attention over a grid fits into memory
 EXTENT_NAMES = {1: ["length"], 2: ["height", "width"], 3: ["depth", "height", "width"]}
 
 
@@ -47,13 +53,31 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {torch.ops.mdlstm.wavefront.default: _translate, **TRANSLATIONS}
 
 
-def capture(
+class Captured(NamedTuple):
+    """A captured network.
+
+    Attributes:
+        model: the graph, each sweep one node.
+        beyond: shapes of x, for each of which a condition is false that forward asked the extents for, such
+            as `len(x) < 8`, and that torch took for true.
+    """
+
+    model: onnx.ModelProto
+    beyond: tuple[tuple[int, ...], ...]
+
+
+def capture(*arguments: Any, **options: Any) -> onnx.ModelProto:
+    """The graph of `capture_network`, which documents the arguments."""
+    return capture_network(*arguments, **options).model
+
+
+def capture_network(
     module: nn.Module,
     examples: Mapping[str, Tensor],
     free_axes: Mapping[str, Mapping[int, int]] | None = None,
     output_names: Sequence[str] = ("y",),
     grid: Sequence[int] | None = None,
-) -> onnx.ModelProto:
+) -> Captured:
     """Export a module to ONNX with each sweep as one node and the batch axis free.
 
     Args:
@@ -121,7 +145,39 @@ def capture(
                     f"torch cannot export {interface.name} with axis {axis} of {value.name} free: its "
                     f"forward makes a number of Python of that extent, as {number} does; {advice}"
                 )
-    return model
+    return Captured(model, _shapes_beyond(program.exported_program))
+
+
+def _shapes_beyond(program: Any) -> tuple[tuple[int, ...], ...]:
+    """Shapes of x for which conditions are false that torch took for true: for each condition a small one,
+    that differs along one axis from those that any export is verified on."""
+    name = program.graph_signature.user_inputs[0]
+    shape = next(node for node in program.graph.nodes if node.name == name).meta["val"].shape
+    free = [extent.node for extent in shape if isinstance(extent, torch.SymInt)]
+    symbols = list(dict.fromkeys(chain.from_iterable(node.expr.free_symbols for node in free)))
+    usual = dict(zip(symbols, chain(EXTENTS, [3] * len(symbols)), strict=False))
+    asserted = getattr(free[0].shape_env, "deferred_runtime_asserts", {})
+    conditions = [entry.expr for entries in asserted.values() for entry in entries]
+    for symbol, bounds in program.range_constraints.items():
+        if symbol in usual and bounds.upper.is_number and bounds.upper < LARGEST_BATCH:
+            conditions.append(symbol <= bounds.upper)
+    beyond: dict[tuple[int, ...], None] = {}
+    for condition in conditions:
+        own = [symbol for symbol in symbols if symbol in condition.free_symbols]
+        if not condition.free_symbols <= usual.keys() or condition.subs(usual) is not sympy.true:
+            continue
+        bounds = [int(n) + 1 for n in condition.atoms(sympy.Integer) if 0 < n < LARGEST_BATCH]
+        trials = ({**usual, symbol: k} for k in sorted({*bounds, *TRIALS}) for symbol in own)
+        for trial in trials:
+            extents = tuple(
+                int(e.node.expr.subs(trial)) if isinstance(e, torch.SymInt) else int(e) for e in shape
+            )
+            positions = prod(trial.values())
+            fits = positions <= LARGEST_BATCH and positions // extents[0] <= LARGEST_GRID
+            if fits and condition.subs(trial) is sympy.false:
+                beyond[extents] = None
+                break
+    return tuple(beyond)
 
 
 def _translate(*arguments: Any) -> Any:

@@ -132,10 +132,10 @@ class GridSearch:
                     f"{self.network.interface.name} has an input and an output called '{name}', which need "
                     "different names in the file; give output_names=..."
                 )
-            if y.dim() == 0 or len(y) != 2:
+            if y.dim() == 0 or len(y) != 2 or not y.numel():
                 raise InputError(
                     f"{self.network.interface.name} returns '{name}' of shape {tuple(y.shape)} for a batch "
-                    "of 2, expected (N, …)"
+                    f"of 2 on the grid {format_size(grid)}, expected (N, …), without an empty axis"
                 )
         return {name: tuple(y.shape) for name, y in outputs.items()}
 
@@ -144,6 +144,7 @@ class GridSearch:
         name, channels, reason = self.network.interface.name, self.network.channels, ""
         try:
             self.network.run(grid)
+            reason = "it returns an empty output"
         except REFUSALS as error:
             reason = first_line(error)
         for factor in (2, 4, 8, 16, 32) if None in self.grid else ():

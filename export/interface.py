@@ -137,7 +137,8 @@ class Interface(nn.Module):
             grid = shape[1:-1] if self.channels_last else shape[2:]
             tensors["sizes"] = torch.tensor([tuple(grid)] * len(tensors["x"]), device="cpu")
         try:
-            return {name: y.numpy() for name, y in self.call(**tensors).items()}
+            outputs = self.call(**tensors)
+            return {k: (y.float() if y.dtype is torch.bfloat16 else y).numpy() for k, y in outputs.items()}
         except OutputError:
             raise
         except REFUSALS as error:
@@ -254,6 +255,11 @@ def named_outputs(result: Any, network: str, names: Sequence[str] | None = None)
             raise OutputError(
                 f"{network} returns a {type(value).__name__} as output '{name}', expected a tensor, or a "
                 "tuple, list, dict or dataclass of tensors; wrap it in a module that returns that"
+            )
+        if value.is_complex():
+            raise OutputError(
+                f"{network} returns complex numbers as output '{name}', which ONNX Runtime does not have; "
+                "return torch.view_as_real of them"
             )
     if not values:
         raise OutputError(f"{network} returns no output, expected at least one tensor")

@@ -100,14 +100,14 @@ class NetworkInputs:
         return {"x": x, **sizes, **dict(zip(self.extra_inputs, further, strict=True))}
 
     def accepts(self, grid: Grid) -> bool:
-        """True if the network runs on a grid."""
+        """True if the network runs on a grid, and returns no empty output."""
         try:
-            self.run(grid)
+            outputs = self.run(grid)
         except OutputError:
             raise
         except REFUSALS:
             return False
-        return True
+        return all(y.numel() for y in outputs.values())
 
     @torch.no_grad()
     def run(self, grid: Grid) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from mdlstm_tk.export.verification import export_verifier
 from mdlstm_tk.export.verification.parity import compare, feature_scale
 from mdlstm_tk.models import Normalized, create
 from mdlstm_tk.runtime import Session, runner
+from mdlstm_tk.runtime.choices import Form
 
 
 def rows(y: Tensor) -> Tensor:
@@ -249,3 +250,47 @@ def test_the_large_grid_of_a_verification(
     spec = read_spec(network, channels=1, channels_last=True, **options)
     large = export_verifier._large_case(spec, spec.interface.in_float64())
     assert (None if large is None else large[0].group) == expected
+
+
+class Deciding(nn.Module):
+    """A layer whose output depends on a condition about the shape of x."""
+
+    def __init__(self, condition: Callable[[torch.Size], bool]) -> None:
+        super().__init__()
+        self.condition, self.layer = condition, MDLSTM(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return y if self.condition(x.shape) else 2 * y
+
+
+@pytest.mark.parametrize(
+    ("form", "condition", "message"),
+    [
+        ("scan", lambda shape: shape[1] < 300, "on 300x7, .* decide by an extent"),
+        ("unrolled", lambda shape: shape[0] < 8, "mixes the samples of a batch"),
+    ],
+)
+def test_what_a_network_decides_by_its_extents(
+    tmp_path: Path, form: Form, condition: Callable[[torch.Size], bool], message: str
+) -> None:
+    """The file would compute what torch saw the network compute on smaller grids and batches."""
+    with pytest.raises(MDLSTMError, match=message):
+        export_onnx(Deciding(condition), tmp_path / "net.onnx", torch.rand(1, 4, 6, 1), form=form)
+    assert not list(tmp_path.iterdir())
+
+
+def test_outputs_without_elements_on_some_grids(tmp_path: Path) -> None:
+    net = Function(after=lambda y: y[:, ::2, 1::2])  # nothing is left of a width of 1
+    report = export_onnx(net, tmp_path / "net.onnx", torch.rand(1, 4, 6, 1), form="scan")
+    assert min(grid[1] for grid in report.metadata.grids) > 1
+    with pytest.raises(InputError, match="it returns an empty output"):
+        export_onnx(
+            Function(after=lambda y: (y, y[..., :0])), tmp_path / "other.onnx", grid=(4, 6), form="scan"
+        )
+
+
+def test_outputs_of_other_dtypes(tmp_path: Path) -> None:
+    export_onnx(Function(after=torch.Tensor.bfloat16), tmp_path / "net.onnx", grid=(2, 3))
+    with pytest.raises(InputError, match="complex numbers as output 'y'"):
+        export_onnx(Function(after=torch.fft.fft), tmp_path / "other.onnx", grid=(2, 3))
