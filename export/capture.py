@@ -164,7 +164,7 @@ def _shapes_beyond(program: Any) -> tuple[tuple[int, ...], ...]:
     beyond: dict[tuple[int, ...], None] = {}
     for condition in conditions:
         own = [symbol for symbol in symbols if symbol in condition.free_symbols]
-        if not condition.free_symbols <= usual.keys() or condition.subs(usual) is not sympy.true:
+        if not condition.free_symbols <= usual.keys() or not _is(sympy.true, condition, usual):
             continue
         bounds = [int(n) + 1 for n in condition.atoms(sympy.Integer) if 0 < n < LARGEST_BATCH]
         trials = ({**usual, symbol: k} for k in sorted({*bounds, *TRIALS}) for symbol in own)
@@ -174,10 +174,17 @@ def _shapes_beyond(program: Any) -> tuple[tuple[int, ...], ...]:
             )
             positions = prod(trial.values())
             fits = positions <= LARGEST_BATCH and positions // extents[0] <= LARGEST_GRID
-            if fits and condition.subs(trial) is sympy.false:
+            if fits and _is(sympy.false, condition, trial):
                 beyond[extents] = None
                 break
     return tuple(beyond)
+
+
+def _is(answer: Any, condition: Any, values: Mapping[Any, int]) -> bool:
+    """True if a condition has this answer for these values."""
+    with contextlib.suppress(ArithmeticError, TypeError, ValueError):  # such as a division by 0
+        return condition.subs(values) is answer
+    return False
 
 
 def _translate(*arguments: Any) -> Any:

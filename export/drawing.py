@@ -17,7 +17,7 @@ from mdlstm_tk.errors import InputError, ParityError, require
 from mdlstm_tk.export.interface import Interface, eval_copy
 from mdlstm_tk.export.lowering.row import INPUTS, OUTPUTS, row_graph, state_size
 from mdlstm_tk.export.model_file import check_destination, check_onnx
-from mdlstm_tk.export.run_export import find_checkpoint
+from mdlstm_tk.export.run_export import find_checkpoint, read_checkpoint
 from mdlstm_tk.export.targets import ExportTarget
 from mdlstm_tk.export.verification.parity import ATOL, RTOL, compare
 from mdlstm_tk.models import PixelNet
@@ -25,8 +25,7 @@ from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.metadata import layout_of
 from mdlstm_tk.runtime.samples import run_rows, uniform_numbers
-from mdlstm_tk.runtime.staleness import checksum
-from mdlstm_tk.training import Run, load_checkpoint
+from mdlstm_tk.training import Run
 
 DEFAULT_NAME = "model-drawing.onnx"
 DEFAULT_SIZE = (28, 28)  # of the images that a file of a network without a run draws if told no other
@@ -74,14 +73,14 @@ def export_drawing(
             raise InputError("export_drawing needs a file name for a network; give destination=...")
     else:
         run, checkpoint_path = find_checkpoint(source)
-        checkpoint = load_checkpoint(checkpoint_path)
+        checkpoint, sha256 = read_checkpoint(checkpoint_path)
         network, label = checkpoint.network(), f"the network of {run.folder}"
         height, width = checkpoint.spec.size
         size = size or (height, width)
         fields = {
             "model": printable(checkpoint.config.model),
             "task": printable(checkpoint.spec.name),
-            "checkpoint_sha256": checksum(checkpoint_path),
+            "checkpoint_sha256": sha256,
         }
     if not isinstance(network, PixelNet):
         raise InputError(

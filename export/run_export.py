@@ -20,7 +20,7 @@ from mdlstm_tk.export.targets import ExportTarget
 from mdlstm_tk.runtime.choices import Dtype, Form
 from mdlstm_tk.runtime.staleness import checksum
 from mdlstm_tk.runtime.tiles.archive import SUFFIX
-from mdlstm_tk.training import Run, load_checkpoint, open_run
+from mdlstm_tk.training import Checkpoint, Run, load_checkpoint, open_run
 
 
 @checked
@@ -113,7 +113,7 @@ def export_run_sizes(
     """
     grids = [read_grid(grid) for grid in grids]
     run, checkpoint_path = find_checkpoint(run)
-    checkpoint = load_checkpoint(checkpoint_path)
+    checkpoint, sha256 = read_checkpoint(checkpoint_path)
     spec, run_grid = checkpoint.spec, checkpoint.config.grid
     resize = spec.preprocessing and spec.preprocessing.resize
     if resize and None in resize and form != "tiles":  # all images have one height, and any width
@@ -141,7 +141,7 @@ def export_run_sizes(
         "text_direction": spec.text_direction,
         **(asdict(run.read_decoding(checkpoint.step)) if spec.kind == "transcribe" else {}),
         "preprocessing": spec.preprocessing and spec.preprocessing.to_json(),
-        "checkpoint_sha256": checksum(checkpoint_path),
+        "checkpoint_sha256": sha256,
     }
     with tempfile.TemporaryDirectory() as scratch:
         output = scratch if isinstance(destination, ExportTarget) else destination
@@ -182,6 +182,19 @@ def find_checkpoint(run: Run | str | Path) -> tuple[Run, Path]:
             return Run(path.parent), path
         run = open_run(path)
     return run, run.checkpoint
+
+
+def read_checkpoint(path: Path) -> tuple[Checkpoint, str]:
+    """A checkpoint, and the SHA-256 of its file, which training may replace meanwhile.
+
+    Raises:
+        InputError: as for `load_checkpoint`.
+    """
+    while True:
+        before = checksum(path) if path.is_file() else ""
+        checkpoint = load_checkpoint(path)
+        if checksum(path) == before:
+            return checkpoint, before
 
 
 def _paths(

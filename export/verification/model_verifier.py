@@ -23,7 +23,7 @@ from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError, require
 from mdlstm_tk.export.interface import Interface, first_line
 from mdlstm_tk.export.model_file import operators_to_trust, read_model, tensor_specs
-from mdlstm_tk.export.run_export import find_checkpoint
+from mdlstm_tk.export.run_export import find_checkpoint, read_checkpoint
 from mdlstm_tk.export.verification.cases import (
     MAX_POSITIONS,
     SEEDS,
@@ -55,10 +55,10 @@ from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
 from mdlstm_tk.runtime.model_discovery import archives_in, models_in, without_drawing
 from mdlstm_tk.runtime.samples import check_takes_grids
 from mdlstm_tk.runtime.shapes import Grid, Shapes
-from mdlstm_tk.runtime.staleness import checkpoint_of, checksum, note_if_stale
+from mdlstm_tk.runtime.staleness import checkpoint_of, note_if_stale
 from mdlstm_tk.runtime.tiles.archive import read_archive_bytes
 from mdlstm_tk.runtime.tiles.session import TiledSession
-from mdlstm_tk.training import Run, load_checkpoint
+from mdlstm_tk.training import Run
 
 Against = nn.Module | Run | str | Path | None
 NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -237,8 +237,8 @@ class _FileVerifier:
                 self.reference += ", as its run is not here"
             return None
         run, checkpoint_path = source
-        checkpoint = load_checkpoint(checkpoint_path)
-        if self.metadata.checkpoint_sha256 not in (None, checksum(checkpoint_path)):
+        checkpoint, sha256 = read_checkpoint(checkpoint_path)
+        if self.metadata.checkpoint_sha256 not in (None, sha256):
             other = f"{path} was exported from another checkpoint than {checkpoint_path}"
             self.stale = note_if_stale(path, self.metadata) or other
         if prod(checkpoint.config.grid) <= MAX_POSITIONS:

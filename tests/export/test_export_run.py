@@ -12,7 +12,7 @@ from helpers.command import succeed
 
 from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export import export_run, export_run_sizes, float64_reference, verify_model
+from mdlstm_tk.export import export_run, export_run_sizes, float64_reference, run_export, verify_model
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.training import Run, load_checkpoint
 
@@ -104,3 +104,19 @@ def test_the_command_takes_free_extents(trained: Run, tmp_path: Path) -> None:
 def test_a_single_extent_is_no_grid(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"grid must be a list .*got 8"):
         export_run(tmp_path, grid=8)  # type: ignore[arg-type]
+
+
+def test_the_checksum_is_that_of_the_weights_also_if_training_replaces_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "best.safetensors"
+    path.write_bytes(b"old")
+
+    def load(path: Path) -> bytes:
+        content = path.read_bytes()
+        path.write_bytes(b"new")
+        return content
+
+    monkeypatch.setattr(run_export, "load_checkpoint", load)
+    content, sha256 = run_export.read_checkpoint(path)
+    assert (content, sha256) == (b"new", hashlib.sha256(b"new").hexdigest())
