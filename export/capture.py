@@ -36,7 +36,8 @@ IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 EXPORT_LOCK = threading.RLock()
 EXTENTS = (2, 5, 7)  # a batch and extents on which torch's conditions are looked at
 TRIALS = [2**k for k in range(2, 15)]  # extents for which a condition may be false
-LARGEST_BATCH, LARGEST_GRID = 2**18, 2**13  # positions, so that an attention over a grid fits into memory
+LARGEST_X = 2**20  # numbers in such a batch
+LARGEST_GRID = 2**13  # positions, so that an attention over a grid fits into memory
 EXTENT_NAMES = {1: ["length"], 2: ["height", "width"], 3: ["depth", "height", "width"]}
 
 
@@ -159,21 +160,21 @@ def _shapes_beyond(program: Any) -> tuple[tuple[int, ...], ...]:
     asserted = getattr(free[0].shape_env, "deferred_runtime_asserts", {})
     conditions = [entry.expr for entries in asserted.values() for entry in entries]
     for symbol, bounds in program.range_constraints.items():
-        if symbol in usual and bounds.upper.is_number and bounds.upper < LARGEST_BATCH:
+        if symbol in usual and bounds.upper.is_number and bounds.upper < LARGEST_X:
             conditions.append(symbol <= bounds.upper)
     beyond: dict[tuple[int, ...], None] = {}
     for condition in conditions:
         own = [symbol for symbol in symbols if symbol in condition.free_symbols]
         if not condition.free_symbols <= usual.keys() or not _is(sympy.true, condition, usual):
             continue
-        bounds = [int(n) + 1 for n in condition.atoms(sympy.Integer) if 0 < n < LARGEST_BATCH]
+        bounds = [int(n) + 1 for n in condition.atoms(sympy.Integer) if 0 < n < LARGEST_X]
         trials = ({**usual, symbol: k} for k in sorted({*bounds, *TRIALS}) for symbol in own)
         for trial in trials:
             extents = tuple(
                 int(e.node.expr.subs(trial)) if isinstance(e, torch.SymInt) else int(e) for e in shape
             )
-            positions = prod(trial.values())
-            fits = positions <= LARGEST_BATCH and positions // extents[0] <= LARGEST_GRID
+            positions = prod(trial.values()) // extents[0]
+            fits = prod(extents) <= LARGEST_X and positions <= LARGEST_GRID
             if fits and _is(sympy.false, condition, trial):
                 beyond[extents] = None
                 break
