@@ -109,8 +109,14 @@ def test_files_are_read_by_region(name: str) -> None:
         (np.dstack([PIXELS, PIXELS[::-1, :, 0]]), {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
         (X[..., 0], {"tile": (16, 16)}),
         (PIXELS[..., 0] > 99, {"photometric": "minisblack"}),
+        (PIXELS.astype(np.uint16) * 257 + 128, {"photometric": "rgb", "tile": (16, 16)}),
+        (PIXELS[..., 0].astype(np.uint32) << 24, {}),
+        (PIXELS[..., 0].astype(np.int8), {}),
     ],
-    ids=["grey", "white is zero", "16 bits", "palette", "opacity", "float", "1 bit"],
+    ids=[
+        *("grey", "white is zero", "16 bits", "palette", "opacity", "float", "1 bit"),
+        *("16 bits a colour", "unsigned 32 bits", "signed 8 bits"),
+    ],
 )
 def test_images_are_prepared_as_whole_ones(pixels: Any, options: dict[str, Any]) -> None:
     tifffile.imwrite("x.tif", pixels, **options)
