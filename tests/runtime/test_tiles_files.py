@@ -130,6 +130,11 @@ def test_images_are_prepared_as_whole_ones(pixels: Any, options: dict[str, Any])
             np.testing.assert_allclose(source.read(region), expected, rtol=0, atol=1e-7, strict=True)
 
 
+def test_colours_that_no_decoder_converts_are_refused() -> None:
+    tifffile.imwrite("x.tif", PIXELS, photometric="ycbcr")
+    assert "cannot be read by region" in run("x.tif", "y.tif").error
+
+
 @pytest.mark.parametrize("target", ["y.npy", "y.zarr", "p.npy", "p.tif"])
 def test_results_are_written_by_region(target: str) -> None:
     np.save("x.npy", X)
