@@ -82,7 +82,8 @@ def _flag(argument: Argument | Export) -> str:
 def _with_value(option: str, value: Any) -> str:
     if value is None or value is True:
         return option
-    return f"{option} {format_size(value) if isinstance(value, tuple) else shell_quoted(str(value))}"
+    text = format_size(value) if isinstance(value, tuple) else str(value)
+    return f"{option} {text if text == '-' else shell_quoted(text)}"  # - is no path
 
 
 def _is_setting(name: str) -> bool:

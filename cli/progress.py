@@ -165,15 +165,14 @@ def _follow(run: Inference, records: list[dict[str, Any]], is_single: bool, is_j
             counts = f"{len(records) - failed} done, {run.skipped} skipped, {failed} failed"
             note(f"{beginning}{counts}, {rate():.3g} files/s{end}")
 
-    if document:
-        sys.stdout.write(document.begin())
     try:
         with nullcontext() if is_single else progress(total, lines=0) as show:
             for result in run.results:
                 records.append(run.record(result))
                 records[-1]["error"] = result.error and with_flags(result.error)
                 if document:
-                    sys.stdout.write(document.add_in_order(result.job, result.answers))
+                    beginning = document.begin() if len(records) == 1 else ""  # nothing if none comes
+                    sys.stdout.write(beginning + document.add_in_order(result.job, result.answers))
                 if result.error is None:
                     _note_result(run, result, is_single)
                 else:

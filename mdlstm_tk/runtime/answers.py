@@ -27,14 +27,14 @@ import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import log
+from math import isnan, log
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mdlstm_tk._util.text import printable, text_field, to_json
-from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.character_model import CharacterModel
 from mdlstm_tk.runtime.combinations import KINDS, LINES, row_of
 from mdlstm_tk.runtime.ctc import Transcription
@@ -44,7 +44,7 @@ from mdlstm_tk.runtime.io.readers import Arrays
 from mdlstm_tk.runtime.io.writers import write_arrays, write_mask
 from mdlstm_tk.runtime.jobs import Job, ResultOptions
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.postprocessing import class_axis, labels, mask_values, probabilities
+from mdlstm_tk.runtime.postprocessing import check_scores, class_axis, labels, mask_values, probabilities
 from mdlstm_tk.runtime.transcription import covered_width, read_logits
 
 PROBABILITY_DIGITS = 6
@@ -133,6 +133,7 @@ def decode(
 
     Raises:
         MDLSTMError: y has another shape than the metadata say.
+        InputError: y holds NaN or infinity where it should tell one class, text or probability.
     """
     if metadata.kind is None or not KINDS[metadata.kind].answers:
         return y
@@ -141,6 +142,8 @@ def decode(
     if metadata.kind == "density":
         return _densities(y, metadata, array)
     _check_shape(y, metadata)
+    if metadata.kind != "transcribe":  # which checks each line
+        check_scores(y, class_axis(y, metadata))
     if metadata.kind == "segment":
         return mask_values(labels(y, class_axis(y, metadata)), metadata.mask_values)
     classes = metadata.classes or ()
@@ -166,6 +169,8 @@ def _densities(log_p: Array, metadata: Metadata, array: str | None) -> list[Answ
     answers = []
     for k, sample in enumerate(log_p if batched else log_p[None]):
         nats = -float(sample.sum(dtype=np.float64))
+        if isnan(nats):
+            raise InputError("the log-probabilities hold NaN; the model diverged")
         bits = nats / log(2) / sample.size
         numbers = ("nats", round(nats, NUMBER_DIGITS)), ("bits_per_dim", round(bits, NUMBER_DIGITS))
         answers.append(Answer(str(numbers[0][1]), array, k if batched else None, numbers=numbers))
@@ -201,6 +206,8 @@ def write_decoded(
         write_answers(job, answers, metadata, options)
         return tuple(answers)
     if options.probabilities:
+        for y in outputs.values():
+            check_scores(y, class_axis(y, metadata))
         outputs = {name: probabilities(y, class_axis(y, metadata)) for name, y in outputs.items()}
     elif job.is_mask or job.format in row.formats:
         outputs = {name: decode(y, metadata) for name, y in outputs.items()}

@@ -12,8 +12,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError
 from mdlstm_tk.runtime.batching import Result, infer_files
+from mdlstm_tk.runtime.character_model import CharacterModel
 from mdlstm_tk.runtime.choices import Engine
 from mdlstm_tk.runtime.combinations import LINES, check_jobs, row_of
 from mdlstm_tk.runtime.decoding import BEAM
@@ -39,8 +41,6 @@ from mdlstm_tk.runtime.session import Session
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.answers import AnswerDocument
-    from mdlstm_tk.runtime.character_model import CharacterModel
-    from mdlstm_tk.runtime.tiles.local import Report
     from mdlstm_tk.runtime.tiles.session import TiledSession
 
 
@@ -82,6 +82,7 @@ class Inference:
         return values
 
 
+@checked
 def infer_paths(
     inputs: Sequence[str | Path],
     model: str | Path | None = None,
@@ -106,7 +107,7 @@ def infer_paths(
     tile: int | None = None,
     level: int | None = None,
     resume: bool = False,
-    report: Report | None = None,
+    report: Callable[[int, int], None] | None = None,
     json: bool = False,
 ) -> Inference:
     """Load a model and plan its inference on files and folders.
@@ -171,11 +172,9 @@ def infer_paths(
     if skip_existing and force:
         kept = Argument("skip_existing", True), " keeps results that exist, "
         raise InputError(*kept, Argument("force", True), " replaces them; give one")
-    if isinstance(inputs, str | Path):
-        raise InputError(f"inputs must be a list of files and folders, got {inputs!r}; give [{inputs!r}]")
     for name, value in {"top": top, "batch_size": batch_size, "workers": workers, "tile": tile}.items():
         if value is not None and value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
+            raise InputError(Argument(name, value), " is out of range; give at least 1")
     if workers is not None and engine != "ray":
         needed = " needs ", Argument("engine", "ray"), "; in this process, set ", Argument("threads")
         raise InputError(Argument("workers"), *needed)
@@ -287,6 +286,7 @@ def infer_paths(
     return Inference(path, further_models, session, jobs, *counts, table, document, results)
 
 
+@checked
 def stream_paths(
     model: str | Path | None = None,
     output: str | Path = STDIO,
@@ -352,7 +352,6 @@ def _open_model(path: Path, tiling: dict[str, bool], device: str, **options: Any
 
 def _search_options(beam: int | None, lm: str | Path | CharacterModel | None) -> dict[str, Any]:
     """The beam and the language model of `ResultOptions`."""
-    from mdlstm_tk.runtime.character_model import CharacterModel
     from mdlstm_tk.runtime.ctc import check_search  # imported late: few models read texts
 
     model = CharacterModel.load(lm) if isinstance(lm, str | Path) else lm

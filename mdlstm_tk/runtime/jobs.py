@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -157,11 +158,20 @@ def files_for(
         folders = {os.path.normpath(os.path.dirname(page.source)) for page in pages}
         folders |= {os.path.dirname(folder) or "." for folder in folders if _is_subfolder(folder)}
 
-        def is_input(file: InputPath) -> bool:
+        def is_of_page(file: InputPath) -> bool:
             is_image = suffix_of(file.source) in IMAGE_SUFFIXES
-            return not (is_image and os.path.normpath(os.path.dirname(file.source)) in folders)
+            return is_image and os.path.normpath(os.path.dirname(file.source)) in folders
 
-        remaining = [file for file in files if is_input(file)]
+        remaining = [file for file in files if not is_of_page(file)]
+        stems = {_stem(page.source) for page in pages}
+        named = [file.source for file in files if file.is_named and is_of_page(file)]
+        if alone := [source for source in named if _stem(source) not in stems]:
+            more = f" and {len(alone) - 1} more" if len(alone) > 1 else ""
+            warnings.warn(
+                f"{alone[0]}{more} left out: its folder holds pages, so it counts as the image of one; to "
+                "read it as a line, run it without them",
+                stacklevel=2,
+            )
         if not remaining:
             raise InputError(
                 f"{pages[0].source} is a result of mdlstm infer; to read it again, name the file"
@@ -170,8 +180,8 @@ def files_for(
     remaining = [file for file in files if not file.is_page]
     if not remaining:
         raise InputError(
-            f"{label_of(pages[0].source)} is a page of text, but the model is of kind {kind}; give one of "
-            "kind transcribe"
+            f"{label_of(pages[0].source)} is a page of text, but the model is of "
+            f"{f'kind {kind}' if kind else 'no kind'}; give one of kind transcribe"
         )
     return remaining
 
@@ -257,6 +267,10 @@ def remaining_jobs(jobs: Sequence[Job], skip_existing: bool, force: bool) -> lis
 def _is_folder(path: str) -> bool:
     """True for a folder that is not a zarr array."""
     return os.path.isdir(path) and suffix_of(path.rstrip(os.sep)) != ".zarr"
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0]
 
 
 def _is_page(path: str) -> bool:

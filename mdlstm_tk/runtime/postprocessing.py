@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.ctc import best_path
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.text_order import Direction, reorder
@@ -21,6 +22,16 @@ def class_axis(y: npt.NDArray[Any], metadata: Metadata) -> int:
     model is channels-first."""
     has_grid = metadata.window is not None and y.ndim > metadata.ndim
     return -1 if metadata.channels_last or not has_grid else -metadata.ndim - 1
+
+
+def check_scores(logits: npt.NDArray[Any], axis: int = -1) -> None:
+    """Check that scores of classes say which class is the most likely one.
+
+    Raises:
+        InputError: at some position they hold NaN, infinity, or minus infinity for all classes.
+    """
+    if not np.isfinite(logits.max(axis=axis)).all():  # the maximum of scores with NaN is NaN
+        raise InputError("the scores of the classes hold NaN or infinity; the model diverged")
 
 
 def labels(logits: Floats, axis: int = -1) -> npt.NDArray[np.int64]:

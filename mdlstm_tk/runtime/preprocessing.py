@@ -35,6 +35,8 @@ PIXEL_BYTES = 4 * FLOAT_BYTES  # red, green, blue and opacity
 BLOCK_PIXELS = 2**20  # that are blended with white at a time, so that 16-bit products take little memory
 
 ORIENTATION = 0x0112  # tag of EXIF
+PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # tags of TIFF
+WHITE_IS_ZERO, SIGNED = 0, 2  # their values
 SIDEWAYS = (5, 6, 7, 8)  # orientations in EXIF that exchange height and width
 
 
@@ -198,7 +200,9 @@ def open_image(file: IO[bytes], label: str) -> Iterator[Any]:
             *(MORE_BYTES, " and PIL.Image.MAX_IMAGE_PIXELS"),
         ) from None
     except module.UnidentifiedImageError:
-        raise InputError(f"{label} is no image of a known type; expected {', '.join(DECODERS)}") from None
+        raise InputError(
+            f"{label} is no image of a known type; expected {', '.join(DECODERS)} as Pillow reads them"
+        ) from None
     except Exception as error:  # Pillow's decoders raise all kinds of exceptions for damaged images
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{label} is a damaged image: {reason}; save it again") from None
@@ -213,10 +217,17 @@ def _upright(pixels: Array, orientation: int) -> Array:
 
 def _pixels(image: Any) -> Array:
     """The pixels of a Pillow image without palette and transparency: (H, W) or (H, W, 3)."""
+    tags = getattr(image, "tag_v2", {})  # of TIFF, where Pillow ignores two of them
     if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16)
+        values = np.asarray(image).astype(np.uint16)
+        return 65535 - values if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else values
+    is_signed = SIGNED in tags.get(SAMPLE_FORMAT, ())
     if image.mode == "I":  # 16-bit PGM, and 16-bit PNG in some versions of Pillow; else a 32-bit TIFF
-        return np.asarray(image).astype(np.uint16 if image.format in ("PNG", "PPM") else np.float32)
+        if image.format in ("PNG", "PPM"):
+            return np.asarray(image).astype(np.uint16)
+        return np.asarray(image).view(np.int32 if is_signed else np.uint32).astype(np.float32)
+    if image.mode == "L" and is_signed:
+        return np.asarray(image).view(np.int8).astype(np.float32)
     if image.mode == "F":
         return np.asarray(image, dtype=np.float32)
     if image.has_transparency_data:

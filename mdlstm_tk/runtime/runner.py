@@ -150,7 +150,8 @@ class LocalRunner:
 
         Raises:
             StoppedError: a limit on time or memory was reached, or the process of the model crashed.
-            MDLSTMError: ONNX Runtime fails.
+            InputError: ONNX Runtime refuses the arrays.
+            MDLSTMError: it fails.
             KeyboardInterrupt: the user pressed Ctrl-C; the run was stopped.
         """
         function = self._functions.get(graph)
@@ -171,7 +172,10 @@ class LocalRunner:
                 advice = "use a smaller batch or grid, or run the grid in tiles, with a model from: "
                 text = "the model needs more memory than there is; ", advice
                 raise StoppedError(Message(*text, TILED_EXPORT), "memory") from None
-            raise MDLSTMError(f"ONNX Runtime failed: {one_line(error)}") from None
+            failure = f"ONNX Runtime failed: {one_line(error)}"
+            # It refuses shapes, and numbers such as tokens, that the model does not take.
+            is_refused = type(error).__name__ == "InvalidArgument"
+            raise (InputError if is_refused else MDLSTMError)(failure) from None
         finally:
             if timer is not None:
                 timer.cancel()

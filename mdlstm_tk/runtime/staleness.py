@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk.errors import Export, Message
-from mdlstm_tk.runtime.metadata import Metadata
+
+if TYPE_CHECKING:  # it imports NumPy
+    from mdlstm_tk.runtime.metadata import Metadata
 
 CHECKPOINTS = ("best.safetensors", "last.safetensors")  # of a run
 

@@ -148,6 +148,8 @@ def test_ctrl_c_reports_how_to_resume(place: Path, monkeypatch: pytest.MonkeyPat
         (("x.npy", "--top", 2), "m.onnx", "--top needs a model of kind classify .* m.onnx is of no kind"),
         (("x.npy", "--beam", 4), "m.onnx", "--beam needs a model of kind transcribe .* is of no kind"),
         (("x.npy", "--lm", "none.arpa"), "texts.onnx", "cannot read the language model none.arpa"),
+        (("in", "-o", "-"), "m.onnx", "^error: -o - takes labels or texts of several inputs"),
+        (("x.npy", "--tile", 0), "m.onnx", "--tile 0 is out of range; give at least 1"),
         (("x.npy", "--workers", 2), "m.onnx", "--workers needs --engine ray; .* set --threads"),
         (("x.npy", "--tile", 8), "m.onnx", "--tile needs a tiled model.* as -m$"),
         (("x.npy", "--max-bytes", 300), "m.onnx", "m.onnx .*allow more with --max-bytes"),
@@ -162,6 +164,13 @@ def test_errors_name_options(arguments: tuple[Any, ...], model: str, message: st
     assert done.code == 2
     assert re.search(message, done.err.splitlines()[-1]), done.err
     assert sorted(place.rglob("*")) == before
+
+
+def test_a_document_of_one_file_that_fails_is_not_begun(place: Path) -> None:
+    np.save(place / "nan.npy", np.full((3, 3), np.nan))
+    for file_format in ("json", "csv"):
+        done = infer("nan.npy", "-o", "-", "--format", file_format, model="classes.onnx")
+        assert (done.code, done.out) == (2, "") and "NaN" in done.err
 
 
 @pytest.mark.usefixtures("place")

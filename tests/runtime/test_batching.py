@@ -158,10 +158,22 @@ def test_the_arrays_of_a_file_go_to_the_inputs_of_their_names(tmp_path: Path) ->
     np.savez(tmp_path / "x.npz", x=x[:2], sizes=np.array([[3, 4], [1, 2]]))
     result, target = run_file(padded(tmp_path / "p.onnx"), tmp_path / "x.npz")
     assert result.error is None
-    np.testing.assert_array_equal(np.load(target)["y"], x[:2] * 2)
+    inside = np.zeros_like(x[:2])  # what lies outside of the sizes counts as zeros
+    inside[0], inside[1, :1, :2] = x[0], x[1, :1, :2]
+    np.testing.assert_array_equal(np.load(target)["y"], inside * 2)
     np.savez(tmp_path / "x.npz", a=x, b=x[0])  # other names: each array by itself
     result, target = run_file(padded(tmp_path / "p.onnx"), tmp_path / "x.npz")
     assert {name: y.shape for name, y in np.load(target).items()} == {"a": x.shape, "b": x[0].shape}
+
+
+def test_a_file_whose_further_input_does_not_fit_leaves_the_others_to_run(tmp_path: Path) -> None:
+    x = np.ones((3, 4, 1), np.float32)
+    for name, mask in {"a": x, "b": x[0, 0], "c": x}.items():
+        np.savez(tmp_path / f"{name}.npz", x=x, mask=mask)
+    jobs = [Job(str(tmp_path / f"{name}.npz"), str(tmp_path / f"{name}.out.npz"), "npz") for name in "abc"]
+    with Session(masked(tmp_path / "m.onnx"), "cpu") as session:
+        errors = {Path(each.job.source).stem: each.error for each in infer_files(session, jobs, read_input)}
+    assert errors["a"] is errors["c"] is None and "b.npz: ONNX Runtime failed" in str(errors["b"])
 
 
 def test_a_sample_is_not_padded_beyond_the_limit(tmp_path: Path) -> None:

@@ -62,10 +62,14 @@ def test_a_folder_gives_a_result_for_each_file(place: Path) -> None:
 
 def test_numbers_below_1_and_a_path_in_place_of_a_list_are_refused(place: Path) -> None:
     for name in ("top", "batch_size", "workers", "tile"):
-        with pytest.raises(InputError, match=f"{name} must be at least 1, got 0"):
+        with pytest.raises(InputError, match=f"{name}=0 is out of range; give at least 1"):
             infer_paths(["in"], "m.onnx", engine="ray", **{name: 0})  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="inputs must be a list of files and folders, got 'in'"):
+    with pytest.raises(InputError, match=r"^inputs must be a list .*, got 'in'"):
         infer_paths("in", "m.onnx")
+    wrong: dict[str, Any] = {"engine": "bla", "probabilities": "yes", "top": 1.5, "batch_size": "3"}
+    for name, value in (wrong | {"output_format": "NPY", "output": 3, "beam": 2.5, "tile": (3, 4)}).items():
+        with pytest.raises(InputError, match=f"^{name} must be "):
+            infer_paths(["in"], "m.onnx", **{name: value})
 
 
 def test_a_single_file_keeps_its_arrays_and_raises_its_errors(place: Path) -> None:

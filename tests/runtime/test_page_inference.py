@@ -120,6 +120,10 @@ def test_images_in_the_folders_of_pages_are_no_inputs_of_their_own() -> None:
     for folder in SUBFOLDERS:
         pair = [InputPath("a.png", "a.png"), InputPath(f"{folder}/a.xml", "a.xml")]
         assert files_for("transcribe", pair) == pair[1:]
+    named = [InputPath("in/p1.xml", "p1.xml"), InputPath("in/p1.png", "p1.png")]
+    assert files_for("transcribe", named) == named[:1]  # as a shell gives them for in/*
+    with pytest.warns(UserWarning, match=r"^in/line\.png left out: its folder holds pages"):
+        assert files_for("transcribe", [*named, InputPath("in/line.png", "line.png")]) == named[:1]
 
 
 def test_other_models_leave_pages_out() -> None:

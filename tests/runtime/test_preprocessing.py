@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageOps
 
 from mdlstm_tk.errors import InputError
@@ -92,6 +93,23 @@ def test_images_of_every_mode_are_decoded(form: str, mode: str) -> None:
             target = np.broadcast_to(target.reshape(*target.shape[:2], -1), (*target.shape[:2], channels))
             assert x.dtype == np.float32
             np.testing.assert_allclose(x, target, rtol=0, atol=atol + is_mixed * 0.51 / 255)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "f4"])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_grey_tiff_keeps_its_numbers(dtype: str, photometric: str) -> None:
+    """Signed ones, large ones, and those of 16 bits whose zero is white, which Pillow passes on raw."""
+    limits = np.iinfo(dtype) if dtype[0] in "iu" else np.finfo(dtype)
+    x = np.array([[limits.min, 0, 1], [3, limits.max // 2, limits.max]], dtype)
+    file = io.BytesIO()
+    tifffile.imwrite(file, x, photometric=photometric)
+    try:
+        pixels = decode_image(file.getvalue(), "x.tif")
+    except InputError:
+        assert photometric == "miniswhite" and dtype not in ("u1", "u2", "f4")
+        return
+    expected = limits.max - x if photometric == "miniswhite" and dtype[0] == "u" else x
+    np.testing.assert_array_equal(pixels, expected.astype(x.dtype if dtype in ("u1", "u2") else np.float32))
 
 
 def test_grey_is_the_luma_that_pillow_computes() -> None:

@@ -109,8 +109,14 @@ def test_files_are_read_by_region(name: str) -> None:
         (np.dstack([PIXELS, PIXELS[::-1, :, 0]]), {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
         (X[..., 0], {"tile": (16, 16)}),
         (PIXELS[..., 0] > 99, {"photometric": "minisblack"}),
+        (PIXELS.astype(np.uint16) * 257 + 128, {"photometric": "rgb", "tile": (16, 16)}),
+        (PIXELS[..., 0].astype(np.uint32) << 24, {}),
+        (PIXELS[..., 0].astype(np.int8), {}),
     ],
-    ids=["grey", "white is zero", "16 bits", "palette", "opacity", "float", "1 bit"],
+    ids=[
+        *("grey", "white is zero", "16 bits", "palette", "opacity", "float", "1 bit"),
+        *("16 bits a colour", "unsigned 32 bits", "signed 8 bits"),
+    ],
 )
 def test_images_are_prepared_as_whole_ones(pixels: Any, options: dict[str, Any]) -> None:
     tifffile.imwrite("x.tif", pixels, **options)
@@ -122,6 +128,11 @@ def test_images_are_prepared_as_whole_ones(pixels: Any, options: dict[str, Any])
             region = (slice(3, 40), slice(10, 70))
             expected = whole[region].reshape(37, 60, metadata.channels)
             np.testing.assert_allclose(source.read(region), expected, rtol=0, atol=1e-7, strict=True)
+
+
+def test_colours_that_no_decoder_converts_are_refused() -> None:
+    tifffile.imwrite("x.tif", PIXELS, photometric="ycbcr")
+    assert "cannot be read by region" in run("x.tif", "y.tif").error
 
 
 @pytest.mark.parametrize("target", ["y.npy", "y.zarr", "p.npy", "p.tif"])

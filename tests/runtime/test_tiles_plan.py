@@ -155,7 +155,7 @@ def test_a_full_scratch_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
 
     with TiledSession(downward().path, "cpu") as session:
         monkeypatch.setattr(os, "replace", full)
-        with pytest.raises(MDLSTMError, match=r"No space left on device; .*output=\.\.\."):
+        with pytest.raises(MDLSTMError, match="No space left on device; choose another path"):
             session(np.zeros((9, 9)), tile=4)
 
 

@@ -159,8 +159,20 @@ def test_classes_of_any_numbers(dtype: type) -> None:
     assert [answer.text for answer in decode(y, CLASSIFIER)] == ["b", "a"]
     np.testing.assert_allclose(probabilities(y).sum(-1), 1, rtol=1e-2)
     assert [answer.text for answer in decode(y[:, None], RECOGNISER)] == ["a", ""]
-    (answer,) = decode(np.full((1, 3), np.nan, np.float32), CLASSIFIER, top=3)
-    assert all(np.isnan(probability) for _, probability in answer.probabilities)
+
+
+@pytest.mark.parametrize("metadata", [CLASSIFIER, RECOGNISER, SEGMENTER], ids=lambda each: each.kind)
+@pytest.mark.parametrize("scores", [[np.nan, 1, 0], [0, np.inf, 0], [-np.inf] * 3], ids=str)
+def test_scores_that_tell_no_class_are_refused(scores: Any, metadata: Metadata, tmp_path: Path) -> None:
+    shape = {"classify": (2, 3), "transcribe": (2, 5, 3)}.get(str(metadata.kind), (4, 5, 3))
+    y = np.zeros(shape, np.float32)
+    y[(*(-1 for _ in shape[:-1]), ...)] = scores
+    with pytest.raises(InputError, match="the model diverged"):
+        write(tmp_path / "y.json", y, metadata)
+    if metadata.kind != "transcribe":
+        with pytest.raises(InputError, match="the model diverged"):
+            write(tmp_path / "y.npy", y, metadata, probabilities=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_best_path_joins_repeats_and_drops_blanks() -> None:

@@ -12,7 +12,7 @@ from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.io.files import cannot_write, publish
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.postprocessing import labels, mask_values, probabilities
+from mdlstm_tk.runtime.postprocessing import check_scores, labels, mask_values, probabilities
 from mdlstm_tk.runtime.tiles.mapped import create_npy
 from mdlstm_tk.runtime.tiles.plan import Region
 from mdlstm_tk.runtime.tiles.tif import write_tif
@@ -67,6 +67,8 @@ class FileOutput:
 
     def __setitem__(self, region: Region, block: Array) -> None:
         """Write y (*extents, outputs) for a region."""
+        if self._wants_probabilities or self._mask_values:
+            check_scores(block)
         if self._wants_probabilities:
             block = probabilities(block)
         elif self._mask_values:

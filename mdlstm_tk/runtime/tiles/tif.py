@@ -25,6 +25,7 @@ TILE_SIDE = 256  # pixels, of tiles that are written
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6  # PhotometricInterpretation
 ORIENTATION = 274  # the tag
 IGNORED, OPACITY = 0, 2  # ExtraSamples
+GIVE_RGB = (6, 7, 33003)  # Compression: JPEG and Aperio's JPEG 2000, whose decoders convert YCbCr
 
 
 class TifPixels:
@@ -58,6 +59,8 @@ class TifPixels:
             opacity = values[..., self._colours, None].astype(np.uint16)
             blended = colours.astype(np.uint16) * opacity + 255 * (255 - opacity) + 127
             colours = (blended // 255).astype(np.uint8)
+        elif self._colours == 3 and values.dtype in (np.dtype("<u2"), np.dtype(">u2")):
+            colours = (colours >> 8).astype(np.uint8)  # as Pillow does
         dtype = colours.dtype.newbyteorder("=")  # ImageJ writes the high byte first
         colours = colours.astype(dtype if dtype in (np.uint8, np.uint16) else np.float32, copy=False)
         return colours[..., 0] if self._colours == 1 else colours
@@ -91,6 +94,7 @@ class TifPixels:
             or self._colours not in (1, 3)
             or not set(extra) <= {IGNORED, OPACITY}
             or self._photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR)
+            or (self._photometric == YCBCR and page.compression not in GIVE_RGB)
         ):
             raise InputError(
                 f"{path} cannot be read by region: it has the axes {axes}, {page.samplesperpixel} samples "
