@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -115,8 +116,17 @@ def write_verified(
     for case in cases:
         outcome = outcomes[case.name]
         arguments = metadata, spec, case, expected[case.name], outcome, atol
-        is_small = case.name in small
-        if not outcome.parity.passed and (is_small or not _is_rounding(*arguments)):
+        if outcome.parity.passed:
+            continue
+        if case.name not in small and _outgrows_float32(spec, case, outcome):
+            del outcomes[case.name]
+            warnings.warn(
+                f"on {case.name}, the states of {spec.interface.name} outgrow float32, in PyTorch, too, so "
+                f"outputs are NaN or infinite there; run {path} on smaller grids, or use a cell whose state "
+                "stays bounded (stable, leaky, slstm)",
+                stacklevel=3,
+            )
+        elif case.name in small or not _is_rounding(*arguments):
             raise ParityError(f"{path} was not written: ", _explanation(*arguments))
     max_abs = max(outcome.parity.max_abs for outcome in outcomes.values())
     metadata = replace(metadata, parity={"atol": atol, "rtol": RTOL, "max_abs": max_abs})
@@ -313,6 +323,12 @@ def _parity_in_torch(
     """The error of PyTorch in float32."""
     y, exact = spec.interface.run(case.inputs)[outcome.output], expected[outcome.output]
     return compare(y, exact, atol, scale=feature_scale([exact]))
+
+
+def _outgrows_float32(spec: ExportSpec, case: Case, outcome: Outcome) -> bool:
+    """True if an output is not finite, and that of PyTorch in float32 is neither."""
+    in_torch = spec.interface.run(case.inputs)[outcome.output]
+    return not np.isfinite(outcome.parity.max_abs) and not np.isfinite(in_torch).all()
 
 
 def _is_rounding(

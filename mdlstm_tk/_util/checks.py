@@ -1,4 +1,7 @@
-"""Check values against annotations: the arguments of public functions, and the fields of metadata."""
+"""Check values against annotations: the arguments of public functions, and the fields of metadata.
+
+NumPy's types are known by their names, as help and completion of the command line do without NumPy.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,17 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import numpy as np
-
 from mdlstm_tk.errors import InputError
 
 P = ParamSpec("P")
 R = TypeVar("R")
 WORDS: dict[Any, str] = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
-WORDS |= {NoneType: "None", Path: "a path", Callable: "a function", np.ndarray: "an array"}
+WORDS |= {NoneType: "None", Path: "a path", Callable: "a function"}
 WORDS |= {Sequence: "a list", tuple: "a list", Mapping: "a mapping", dict: "an object"}
 
-TAKEN: dict[Any, Any] = dict.fromkeys((Any, np.ndarray, int, float), object)  # what stands for a type
-TAKEN |= {bool: bool | np.bool_, Path: os.PathLike, Literal: str}
-TAKEN |= {Sequence: Collection, tuple: Collection, dict: Mapping}
-BARRED: dict[Any, Any] = {int: bool | np.bool_, float: bool | np.bool_ | str | bytes}  # what does not
+TAKEN: dict[Any, Any] = dict.fromkeys((Any, int, float), object)  # what stands for a type
+TAKEN |= {Path: os.PathLike, Literal: str, Sequence: Collection, tuple: Collection, dict: Mapping}
+BARRED: dict[Any, Any] = {float: str | bytes}  # what does not
 BARRED |= {Sequence: str | bytes | Mapping, tuple: str | bytes | Mapping}
 
 
@@ -69,7 +69,7 @@ def fitting(value: Any, hint: Any) -> Any:
             with suppress(TypeError):
                 return fitting(value, alternative)
         raise TypeError
-    if not isinstance(value, TAKEN.get(kind, kind)) or isinstance(value, BARRED.get(kind, ())):
+    if not _stands_for(value, kind):
         raise TypeError
     if kind is int:
         return operator.index(value)
@@ -88,6 +88,21 @@ def fitting(value: Any, hint: Any) -> Any:
     return value
 
 
+def _stands_for(value: Any, kind: Any) -> bool:
+    """True if a value may be given where a type is expected."""
+    cls = type(value)
+    is_flag = cls is bool or (cls.__module__, cls.__name__) in (("numpy", "bool"), ("numpy", "bool_"))
+    if kind is bool or (kind in (int, float) and is_flag):
+        return is_flag and kind is bool
+    if _is_array(kind):
+        return True
+    return isinstance(value, TAKEN.get(kind, kind)) and not isinstance(value, BARRED.get(kind, ()))
+
+
+def _is_array(kind: Any) -> bool:
+    return getattr(kind, "__name__", "") == "ndarray"
+
+
 def expected(hint: Any) -> str:
     """An annotation in words."""
     kind, entries = get_origin(hint) or hint, get_args(hint)
@@ -98,4 +113,4 @@ def expected(hint: Any) -> str:
     if kind in (Sequence, tuple, Mapping, dict):
         entry = entries[kind in (Mapping, dict)]
         return WORDS[kind] + ("" if entry is Any else f" (each entry {expected(entry)})")
-    return WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}")
+    return "an array" if _is_array(kind) else WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}")

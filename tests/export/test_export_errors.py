@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
@@ -204,7 +205,7 @@ def test_the_default_device_of_torch_does_not_matter(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("fresh_registries")
-def test_a_scan_whose_states_overflow_on_large_grids_gets_no_file(tmp_path: Path) -> None:
+def test_a_scan_whose_states_overflow_on_large_grids_says_so(tmp_path: Path) -> None:
     """c triples on each wavefront: on 15×21, the largest of the small grids, it is far from overflowing."""
 
     @register_cell("tripling", gates=[Gate("i"), Gate("z", "tanh")])
@@ -214,10 +215,11 @@ def test_a_scan_whose_states_overflow_on_large_grids_gets_no_file(tmp_path: Path
         return z * (c / (c + 1)), {"c": c}
 
     layer, path = MDLSTM(1, 2, cell="tripling"), tmp_path / "m.onnx"
-    with pytest.raises(ParityError, match=r"NaN or infinity on \d+x\d+, random .* float32") as caught:
-        export_onnx(layer, path, form="scan")
-    assert "\n" not in str(caught.value) and not path.exists()
-    assert export_onnx(layer, path, grid=(15, 21)).max_abs < 1e-5
+    with pytest.warns(UserWarning, match=r"on \d+x\d+, random .* float32, in PyTorch, too"):
+        assert export_onnx(layer, path, form="scan").max_abs < 1e-5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert export_onnx(layer, path, grid=(15, 21)).max_abs < 1e-5
 
 
 def test_a_scan_may_round_on_large_grids_as_torch_does(tmp_path: Path) -> None:
