@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError
 from mdlstm_tk.runtime.batching import Result, infer_files
@@ -171,11 +171,13 @@ def infer_paths(
     if skip_existing and force:
         kept = Argument("skip_existing", True), " keeps results that exist, "
         raise InputError(*kept, Argument("force", True), " replaces them; give one")
-    if isinstance(inputs, str | Path):
+    if isinstance(inputs, str | Path | None):
         raise InputError(f"inputs must be a list of files and folders, got {inputs!r}; give [{inputs!r}]")
     for name, value in {"top": top, "batch_size": batch_size, "workers": workers, "tile": tile}.items():
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
+    if engine not in get_args(Engine):
+        raise InputError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
     if workers is not None and engine != "ray":
         needed = " needs ", Argument("engine", "ray"), "; in this process, set ", Argument("threads")
         raise InputError(Argument("workers"), *needed)

@@ -34,7 +34,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def configure(
-    options: Mapping[str, Any], settings: Mapping[str, Any] | None = None, file: Path | None = None
+    options: Mapping[str, Any], settings: Mapping[str, Any] | None = None, file: str | Path | None = None
 ) -> TrainConfig:
     """The configuration of a new run.
 
@@ -49,7 +49,7 @@ def configure(
         InputError: a source names an unknown setting or an invalid value, or `data` comes without `task`.
     """
     settings = settings or {}
-    from_file = read_toml(file) if file else {}
+    from_file = read_toml(Path(file)) if file else {}
     sources = ((from_file, str(file)), (settings, SETTINGS), (options, "command line"))
     for values, source in sources:
         TrainConfig().updated(values, source)  # refuses them before a task or network is looked up

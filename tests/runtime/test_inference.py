@@ -66,6 +66,10 @@ def test_numbers_below_1_and_a_path_in_place_of_a_list_are_refused(place: Path) 
             infer_paths(["in"], "m.onnx", engine="ray", **{name: 0})  # type: ignore[arg-type]
     with pytest.raises(InputError, match="inputs must be a list of files and folders, got 'in'"):
         infer_paths("in", "m.onnx")
+    with pytest.raises(InputError, match="inputs must be a list of files and folders, got None"):
+        infer_paths(None, "m.onnx")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="engine must be one of local, ray, got 'Ray'"):
+        infer_paths(["in"], "m.onnx", engine="Ray")  # type: ignore[arg-type]
 
 
 def test_a_single_file_keeps_its_arrays_and_raises_its_errors(place: Path) -> None:
