@@ -120,7 +120,7 @@ def translate(kind: str, x: Any, w: Any, r: Any, b: Any, h: Any, c: Any = None) 
 def translate_embedding(weight: Any, indices: Any, *_: Any, **__: Any) -> Any:
     """The rows of a table. ONNX counts negative indices from the end, torch's embedding refuses them: they
     become an index that ONNX Runtime refuses, too."""
-    whole = op.Cast(indices, to=onnx.TensorProto.INT64)
+    whole: Any = op.Cast(indices, to=onnx.TensorProto.INT64)
     beyond = op.Constant(value_int=int(weight.shape[0]))
     return op.Gather(weight, op.Where(op.Less(whole, op.Constant(value_int=0)), beyond, whole), axis=0)
 

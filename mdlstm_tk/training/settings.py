@@ -50,7 +50,7 @@ def configure(
     """
     settings = settings or {}
     from_file = read_toml(Path(file)) if file else {}
-    sources = ((from_file, str(file)), (settings, SETTINGS), (options, "command line"))
+    sources = ((from_file, str(file)), (settings, SETTINGS), (options, "options"))
     for values, source in sources:
         TrainConfig().updated(values, source)  # refuses them before a task or network is looked up
     texts = {key: str(value) for key, value in {**from_file, **settings, **options}.items()}
@@ -80,7 +80,7 @@ def configure_resumed(
         InputError: a setting is changed that would make it a different run, is unknown or invalid.
     """
     changes = {**(settings or {}), **options}
-    resumed = config.updated(settings or {}, SETTINGS).updated(options, "command line")
+    resumed = config.updated(settings or {}, SETTINGS).updated(options, "options")
     for key in changes:
         if key not in CHANGEABLE_ON_RESUME:
             raise InputError(

@@ -122,7 +122,7 @@ def test_closing_during_a_run_is_no_crash() -> None:
     session = Session(power(500), "cpu", isolated=True)
     timer = Timer(0.3, session.close)
     timer.start()
-    with pytest.raises(MDLSTMError, match="session (was|is) closed"):
+    with pytest.raises(MDLSTMError, match=r"session (was|is) closed"):
         session(np.ones((1000, 1000), np.float32))
     timer.join()
 
