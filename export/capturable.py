@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import onnx
 import torch
 from onnxscript import opset18 as op
 from torch import Tensor
@@ -116,4 +117,15 @@ def translate(kind: str, x: Any, w: Any, r: Any, b: Any, h: Any, c: Any = None) 
     return y, last, last
 
 
-TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.mdlstm.recurrent.default: translate}
+def translate_embedding(weight: Any, indices: Any, *_: Any, **__: Any) -> Any:
+    """The rows of a table. ONNX counts negative indices from the end, torch's embedding refuses them: they
+    become an index that ONNX Runtime refuses, too."""
+    whole: Any = op.Cast(indices, to=onnx.TensorProto.INT64)
+    beyond = op.Constant(value_int=int(weight.shape[0]))
+    return op.Gather(weight, op.Where(op.Less(whole, op.Constant(value_int=0)), beyond, whole), axis=0)
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.mdlstm.recurrent.default: translate,
+    torch.ops.aten.embedding.default: translate_embedding,
+}

@@ -18,6 +18,7 @@ from mdlstm_tk.export.model_file import TensorSpec
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.io.readers import read_input
+from mdlstm_tk.runtime.runner import TensorType
 from mdlstm_tk.runtime.shapes import Grid, Shapes, as_array
 
 Range = tuple[float, float]
@@ -203,7 +204,13 @@ def user_cases(metadata: Metadata, declared: Sequence[TensorSpec], inputs: UserI
         InputError: there is no array, or the model does not take one, or a file cannot be read, or two
             arrays have one name.
     """
-    shapes = Shapes(metadata, {tensor.name: tensor.dtype for tensor in declared})
+    types = {
+        tensor.name: TensorType(
+            tensor.dtype, tuple(e if isinstance(e, int) else None for e in tensor.shape)
+        )
+        for tensor in declared
+    }
+    shapes = Shapes(metadata, types)
     names, cases = [name for name in metadata.inputs if name != "sizes"], dict[str, Case]()
     for name, value in inputs.items() if isinstance(inputs, Mapping) else _file_inputs(metadata, inputs):
         if name in cases:

@@ -122,8 +122,8 @@ def write_verified(
             del outcomes[case.name]
             warnings.warn(
                 f"on {case.name}, the states of {spec.interface.name} outgrow float32, in PyTorch, too, so "
-                f"outputs are NaN or infinite there; run {path} on smaller grids, or use a cell whose state "
-                "stays bounded (stable, leaky, slstm)",
+                f"outputs are NaN or infinite there; run {path} on smaller grids, or use a cell whose "
+                "state stays bounded (stable, leaky, slstm)",
                 stacklevel=3,
             )
         elif case.name in small or not _is_rounding(*arguments):

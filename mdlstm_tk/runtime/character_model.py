@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.files import atomic_write
 
@@ -95,6 +96,7 @@ class CharacterModel:
         return len(self._starts) - 2
 
     @classmethod
+    @checked
     def fit(cls, texts: Iterable[str], order: int = 6) -> CharacterModel:
         """Estimate a model by interpolated modified Kneser-Ney smoothing (Chen and Goodman 1998).
 
@@ -110,7 +112,7 @@ class CharacterModel:
         Raises:
             InputError: there is no text, or `order` is below 1.
         """
-        if isinstance(texts, str) or not (lines := [_normal(text) for text in texts]):
+        if isinstance(texts, str) or not (lines := _lines(texts)):
             raise InputError("a character model needs texts to be fitted to; give a list of lines")
         if order < 1:
             raise InputError(f"order must be 1 or more, got {order}; 6 fits most texts")
@@ -140,6 +142,7 @@ class CharacterModel:
         return cls(vocabulary, *_smoothed(levels))
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> CharacterModel:
         """Read an ARPA file of characters, compressed with gzip or not, from any program.
 
@@ -222,6 +225,7 @@ class CharacterModel:
             self._rows[state] = row
         return row
 
+    @checked
     def log_prob(self, text: str) -> float:
         """log P(text), natural logarithm, its end included."""
         state, total = self.start, 0.0
@@ -231,16 +235,17 @@ class CharacterModel:
             total, state = total + float(log_probs[k]), int(states[k])
         return total
 
+    @checked
     def perplexity(self, texts: Iterable[str]) -> float:
         """The perplexity for each character, counting the end of each text as one: exp(-mean log P).
 
         Raises:
             InputError: there is no text.
         """
-        lines = [texts] if isinstance(texts, str) else list(texts)
+        lines = _lines([texts] if isinstance(texts, str) else texts)
         if not lines:
             raise InputError("a perplexity needs texts; give a list of lines")
-        return exp(-sum(map(self.log_prob, lines)) / sum(len(_normal(line)) + 1 for line in lines))
+        return exp(-sum(map(self.log_prob, lines)) / sum(len(line) + 1 for line in lines))
 
 
 class _Level(NamedTuple):
@@ -302,6 +307,20 @@ def _discounts(counts: Integers) -> Floats:
         if (estimates[1:] > 0).all():
             return estimates
     return np.array(DISCOUNTS)
+
+
+def _lines(texts: Iterable[str]) -> list[str]:
+    """Texts as `_normal` has them.
+
+    Raises:
+        InputError: one of them is no text.
+    """
+    lines = []
+    for k, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"texts[{k}] must be a text, got {text!r:.80}")
+        lines.append(_normal(text))
+    return lines
 
 
 def _normal(text: str) -> str:

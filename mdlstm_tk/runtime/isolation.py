@@ -142,7 +142,9 @@ class IsolatedRunner:
         return MDLSTMError(f"the isolated process sent an invalid reply ({problem}) and was ended")
 
     def _explained(self, error: StoppedError, too_slow: StoppedError) -> StoppedError:
-        """The error with a message that says which limit was reached."""
+        """The error with a message that says which limit was reached, or that the session was closed."""
+        if self._is_closed:
+            return StoppedError("this session was closed while the model ran", "crash")
         if error.cause == "time":
             return too_slow
         if error.cause == "memory":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.isolation import IsolatedRunner
 
 MODEL = "model"  # the name of the only graph of an `.onnx` file
+MAX_THREADS = 256
 MAX_TIMEOUT = 1e6  # seconds, 11 days; the timers of the system take no more than a few weeks
 INTERRUPTIBLE_VALUES = 2**14
 """Size of the inputs from which a run leaves the main thread: smaller ones are over within milliseconds,
@@ -67,8 +69,12 @@ class OpenModel:
             DeviceError, MissingExtraError, StoppedError, MDLSTMError: as for `Session`.
         """
         threads, timeout = self._arguments[1]["threads"], options["timeout"]
-        if threads < 0:
-            raise InputError(f"threads must be at least 1, or 0 for one per core, got {threads}")
+        most = max(MAX_THREADS, os.cpu_count() or 1)  # ONNX Runtime would start more for minutes
+        if not 0 <= threads <= most:
+            raise InputError(
+                f"threads must be from 1 to {most}, or 0 for one per core, got {threads}; "
+                "one for each core is enough"
+            )
         if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT:
             raise InputError(f"timeout must be from 0 to {MAX_TIMEOUT:g} seconds, got {timeout}")
         max_bytes = options["max_bytes"]

@@ -105,8 +105,7 @@ class Session(OpenModel):
         except BaseException:
             self.close()
             raise
-        dtypes = {name: tensor.dtype for name, tensor in graph.inputs.items()}
-        self._shapes = Shapes(self.metadata, dtypes, limit)
+        self._shapes = Shapes(self.metadata, graph.inputs, limit)
 
     def __call__(self, x: Array, sizes: Array | None = None, **extra_inputs: Array) -> Outputs:
         """Run the model.

@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mdlstm_tk.errors import Export, InputError
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, MORE_BYTES, Array, to_float32
 from mdlstm_tk.runtime.metadata import Metadata
+
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime.runner import TensorType
 
 Grid = tuple[int, ...]
 
@@ -53,13 +56,16 @@ def step_width(steps: int, width: int) -> float:
 
 
 class Shapes:
-    """The shapes that one model takes and returns. `dtypes` are those of its inputs by name, float32 where
-    one is missing; `max_bytes` is the largest size of an array as float32."""
+    """The shapes that one model takes and returns. `inputs` are the types of its inputs by name, float32
+    where one is missing; `max_bytes` is the largest size of an array as float32."""
 
     def __init__(
-        self, metadata: Metadata, dtypes: Mapping[str, str] | None = None, max_bytes: int = MAX_BYTES
+        self,
+        metadata: Metadata,
+        inputs: Mapping[str, TensorType] | None = None,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
-        self.metadata, self._dtypes, self._max_bytes = metadata, dtypes or {}, max_bytes
+        self.metadata, self._inputs, self._max_bytes = metadata, inputs or {}, max_bytes
         self.takes_sizes = "sizes" in metadata.inputs
 
     def prepare(self, x: Array, label: str = "x", sizes: Array | None = None) -> Batch:
@@ -154,8 +160,18 @@ class Shapes:
                 raise InputError(
                     f"{name} must have the batch of x, {len(batch.samples)}; got shape {array.shape}"
                 )
+            self._check_extents(name, array, batch.has_batch_axis)
             prepared[name] = self._convert(array, name, name)
         return prepared
+
+    def _check_extents(self, name: str, array: Array, has_batch_axis: bool) -> None:
+        """Check the axes of a further input (N, …), and the extents that the model fixes."""
+        extents = self._inputs[name].shape[1:] if name in self._inputs else array.shape[1:]
+        pairs = zip(array.shape[1:], extents, strict=False)
+        if array.ndim - 1 != len(extents) or any(e not in (have, None) for have, e in pairs):
+            shape = ", ".join(["N"] * has_batch_axis + ["*" if e is None else str(e) for e in extents])
+            got = array.shape if has_batch_axis else array.shape[1:]
+            raise InputError(f"{name} must have the shape ({shape}), got {got}")
 
     def pad(self, parts: Sequence[Array]) -> tuple[Array, Array]:
         """Concatenate parts (N_k, *grid_k, C) of different grids, padded with zeros to one grid: the
@@ -253,7 +269,7 @@ class Shapes:
 
     def _convert(self, array: Array, name: str, label: str) -> Array:
         """An array in the dtype of an input of the model, which may take whole numbers alone."""
-        dtype = self._dtypes.get(name, "float32")
+        dtype = self._inputs[name].dtype if name in self._inputs else "float32"
         converted = to_float32(array, label)
         is_float = dtype in ("float32", "float64", "float16")
         if (not is_float or (name == "x" and self.metadata.integer)) and (converted % 1).any():

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import Argument, InputError, Message
@@ -209,12 +210,14 @@ def save_checkpoint(
         temporary.write_bytes(data)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+@checked
+def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
         InputError: there is no such file, it is damaged, or it is not a checkpoint of this version.
     """
+    path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}; train one with: mdlstm train")
     try:

@@ -175,7 +175,7 @@ def configure_comparison(
             )
             raise InputError(Argument(key), text)
     config = default_config(task, str(changes.get("data", "")))
-    return config.updated(settings, SETTINGS).updated(options, "command line")
+    return config.updated(settings, SETTINGS).updated(options, "options")
 
 
 def plan_comparison(

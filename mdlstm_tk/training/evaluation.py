@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk.data import Batch, Split, Task, batches
 from mdlstm_tk.data.metrics import METRICS, Sums
 from mdlstm_tk.data.spec import Floats
@@ -58,6 +59,7 @@ def measure(task: Task, prediction: Tensor, batch: Batch) -> Sums:
 
 
 @torch.no_grad()
+@checked
 def evaluate(
     network: nn.Module,
     task: Task,
@@ -77,6 +79,9 @@ def evaluate(
         config: its seed is used.
         context: shares the batches among several processes; all get the same result.
         on_batch: called with each batch of this process and its prediction.
+
+    Raises:
+        InputError: there is no such split, or an argument is of another type.
     """
     network.eval()
     if task.count(split) == 0:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import duration
 from mdlstm_tk.data import Split, Task
@@ -89,8 +90,12 @@ class TrainingJob:
         return f"training {config.model} on {self.task.name} {size} for {length} into {self.run.folder}"
 
 
+@checked
 def new_job(
-    config: TrainConfig, folder: Path | None = None, force: bool = False, task: Task | None = None
+    config: TrainConfig,
+    folder: str | Path | None = None,
+    force: bool = False,
+    task: Task | None = None,
 ) -> TrainingJob:
     """Prepare a new run and create its folder.
 
@@ -126,8 +131,9 @@ def new_job(
     )
 
 
+@checked
 def resume_job(
-    folder: Path,
+    folder: str | Path,
     options: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     task: Task | None = None,
@@ -150,7 +156,7 @@ def resume_job(
     """
     run = open_run(folder)
     checkpoint = load_checkpoint(run.last)
-    config = find_data(configure_resumed(checkpoint.config, options or {}, settings), folder)
+    config = find_data(configure_resumed(checkpoint.config, options or {}, settings), run.folder)
     if run.is_evaluated:
         require_work_left(config, run, checkpoint.state)
     state = checkpoint.state
@@ -165,7 +171,7 @@ def resume_job(
     known, learned = run.read_samples(), run.read_learned()
     if task is None:
         task = load_task(config, checkpoint.spec, config.data, known)
-    config = remember_data(replace(config, size=format_size(task.spec.size)), folder)
+    config = remember_data(replace(config, size=format_size(task.spec.size)), run.folder)
     now, samples = task.identities, dict(known or {})
     if known and now:
         changes += describe_changes(known, now)

@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import to_json
 from mdlstm_tk.data.spec import SPLITS, SampleId, Split
 from mdlstm_tk.errors import Argument, InputError
@@ -298,7 +299,8 @@ def metric_names(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in keys if key not in ("step", "lr", "validation")]
 
 
-def new_run(name: str, folder: Path | None, force: bool) -> Run:
+@checked
+def new_run(name: str, folder: str | Path | None, force: bool) -> Run:
     """Create the folder of a new run.
 
     Args:
@@ -313,21 +315,24 @@ def new_run(name: str, folder: Path | None, force: bool) -> Run:
     if folder is None:
         candidates = (RUNS / (name if k == 1 else f"{name}-{k}") for k in count(1))
         folder = next(candidate for candidate in candidates if not candidate.exists())
-    elif folder.is_file():
+    folder = Path(folder)
+    if folder.is_file():
         raise InputError(f"{folder} is a file, expected a folder for the run; give another one")
-    elif not force and not is_empty(folder):
+    if not force and not is_empty(folder):
         advice = "give another folder, or train into it with ", Argument("force", True)
         raise InputError(f"{folder} is not empty; ", *advice)
     with staging(folder):  # fails now rather than after the first steps
         return Run(folder)
 
 
-def open_run(folder: Path) -> Run:
+@checked
+def open_run(folder: str | Path) -> Run:
     """The run in `folder`.
 
     Raises:
         InputError: there is no such folder, or it holds no checkpoint.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"there is no run folder {folder}; give one that `mdlstm train` wrote")
     run = Run(folder)

@@ -17,7 +17,7 @@ from mdlstm_tk.training.networks import count_parameters
 from mdlstm_tk.training.run_folder import metric_names, open_run
 
 
-def describe_run(folder: Path) -> dict[str, Any]:
+def describe_run(folder: str | Path) -> dict[str, Any]:
     """Describe a run, as `mdlstm info` prints it.
 
     Args:

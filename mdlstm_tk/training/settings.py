@@ -34,7 +34,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def configure(
-    options: Mapping[str, Any], settings: Mapping[str, Any] | None = None, file: Path | None = None
+    options: Mapping[str, Any], settings: Mapping[str, Any] | None = None, file: str | Path | None = None
 ) -> TrainConfig:
     """The configuration of a new run.
 
@@ -49,8 +49,8 @@ def configure(
         InputError: a source names an unknown setting or an invalid value, or `data` comes without `task`.
     """
     settings = settings or {}
-    from_file = read_toml(file) if file else {}
-    sources = ((from_file, str(file)), (settings, SETTINGS), (options, "command line"))
+    from_file = read_toml(Path(file)) if file else {}
+    sources = ((from_file, str(file)), (settings, SETTINGS), (options, "options"))
     for values, source in sources:
         TrainConfig().updated(values, source)  # refuses them before a task or network is looked up
     texts = {key: str(value) for key, value in {**from_file, **settings, **options}.items()}
@@ -80,7 +80,7 @@ def configure_resumed(
         InputError: a setting is changed that would make it a different run, is unknown or invalid.
     """
     changes = {**(settings or {}), **options}
-    resumed = config.updated(settings or {}, SETTINGS).updated(options, "command line")
+    resumed = config.updated(settings or {}, SETTINGS).updated(options, "options")
     for key in changes:
         if key not in CHANGEABLE_ON_RESUME:
             raise InputError(

@@ -30,7 +30,7 @@ from helpers.networks import (
 from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export import (
     ExportReport,
     export_onnx,
@@ -164,6 +164,13 @@ def test_further_inputs_by_position_and_by_name(tmp_path: Path) -> None:
     np.testing.assert_allclose(y, net(X, Z, k).detach(), rtol=0, atol=1e-5)
     with pytest.raises(InputError, match=r"by name, as in session\(x, z=…, k=…\)"):
         session(X.numpy(), Z.numpy())
+    with pytest.raises(InputError, match=r"k must have the shape \(N\), got"):
+        session(X.numpy(), z=Z.numpy(), k=Z.numpy())
+    with pytest.raises(InputError, match=r"z must have the shape \(N, .*\), got"):
+        session(X.numpy(), z=Z.numpy()[..., :1], k=k.numpy())
+    for value in (-1, 100):  # ONNX counts -1 from the end, torch does not
+        with pytest.raises(MDLSTMError, match="out of data bounds"):
+            session(X.numpy(), z=Z.numpy(), k=np.full(2, value))
     with pytest.raises(InputError, match="z is in both"):
         export_onnx(net, tmp_path / "n.onnx", (X, Z), extra_inputs={"z": Z})
 

@@ -183,10 +183,15 @@ def test_errors_say_what_was_expected(tmp_path: Path) -> None:
         ([], 6, "needs texts"),
         ("text", 6, "list of lines"),
         (["a"], 0, "got 0"),
+        (["a"], 1.5, "order must be an integer"),
+        (["a", 1], 6, r"texts\[1\] must be a text, got 1"),
     ):
         with pytest.raises(InputError, match=message):
-            CharacterModel.fit(texts, order)
+            CharacterModel.fit(texts, order)  # type: ignore[arg-type]
     model = CharacterModel.fit(TEXTS)
+    for call in (model.log_prob, CharacterModel.load, lambda value: model.perplexity([value])):
+        with pytest.raises(InputError, match="must be a text"):
+            call(None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"\.arpa"):
         model.save(tmp_path / "lm.bin")
     with pytest.raises(InputError, match="needs texts"):

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,15 @@ def test_a_crash_is_one_line_and_the_next_call_runs(number: signal.Signals) -> N
     assert not is_alive(pid)
     with pytest.raises(MDLSTMError, match="closed"):
         session(np.eye(2))
+
+
+def test_closing_during_a_run_is_no_crash() -> None:
+    session = Session(power(500), "cpu", isolated=True)
+    timer = Timer(0.3, session.close)
+    timer.start()
+    with pytest.raises(MDLSTMError, match=r"session (was|is) closed"):
+        session(np.ones((1000, 1000), np.float32))
+    timer.join()
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -86,6 +86,9 @@ def test_files_that_are_no_models_and_invalid_arguments(model: Path, tmp_path: P
         assert name in str(error.value)
     with pytest.raises(InputError, match="'gpu'"):
         Session(model, "gpu")
+    for threads in (-1, 10**6):
+        with pytest.raises(InputError, match="threads must be from 1 to"):
+            Session(model, "cpu", threads=threads)
     for timeout in (-1, float("nan"), float("inf")):
         with pytest.raises(InputError, match="timeout must be"):
             Session(model, "cpu", timeout=timeout)

@@ -10,6 +10,7 @@ import pytest
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.runner import TensorType
 from mdlstm_tk.runtime.shapes import Shapes
 
 FREE = Metadata("1.0", None, "scan", "N H W C", channels=3, outputs=4, window=(1, 1))
@@ -80,7 +81,7 @@ def test_a_network_without_an_axis_of_channels_gets_one_where_it_is_missing() ->
 
 @pytest.mark.parametrize("value", [2**40, -(2**31) - 1, 1e30])
 def test_integers_that_the_model_cannot_hold_are_refused(value: float) -> None:
-    shapes = Shapes(replace(FREE, channels=1), {"x": "int32"})
+    shapes = Shapes(replace(FREE, channels=1), {"x": TensorType("int32", (None,) * 4)})
     assert shapes.prepare(np.full((2, 2), 2**31 - 1)).samples.max() == 2**31 - 1
     with pytest.raises(InputError, match=r"x holds values from .* takes int32"):
         shapes.prepare(np.full((2, 2), value))

@@ -23,7 +23,17 @@ from helpers.user_data import write_arrays
 from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import write_report
-from mdlstm_tk.training import Run, describe_run, latest_run, load_checkpoint, new_run, open_run
+from mdlstm_tk.training import (
+    Run,
+    describe_run,
+    evaluate,
+    latest_run,
+    load_checkpoint,
+    new_job,
+    new_run,
+    open_run,
+    resume_job,
+)
 from mdlstm_tk.training.checkpoint import METADATA_KEY
 from mdlstm_tk.training.job import run_name
 
@@ -151,6 +161,19 @@ def test_folders_of_runs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(InputError, match="give another"):
             new_run("a", folder, False)
     assert new_run("a", Path("runs/a"), True).folder == Path("runs/a")
+
+
+def test_folders_may_be_texts_and_nothing_else(run: Run) -> None:
+    assert open_run(str(run.folder)) == run
+    assert describe_run(str(run.folder)) == describe_run(run.folder)
+    assert load_checkpoint(str(run.last)).step == load_checkpoint(run.last).step
+    job = resume_job(str(run.folder), {"steps": 99})
+    assert job.config.steps == 99 and job.run == run
+    for call in (open_run, load_checkpoint, resume_job, lambda folder: new_job(job.config, folder)):
+        with pytest.raises(InputError, match="must be a text or a path"):
+            call(3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="split must be one of train, validation, test, got 'dev'"):
+        evaluate(job.network, job.task, "dev", job.config)  # type: ignore[arg-type]
 
 
 def test_a_run_is_described(run: Run) -> None:

@@ -47,8 +47,10 @@ class GridSource:
         self.has_channel_axis = len(self.shape) > ndim if channels is None else channels > 1
         if channels is None:
             channels = self.shape[ndim] if self.has_channel_axis else 1
-        if len(self.shape) not in (ndim, ndim + 1) or channels != metadata.channels or 0 in self.shape:
-            axes = " ".join(metadata.layout.split()[1:-1])
+        if 0 in self.shape:
+            raise InputError(f"{label} is empty: its shape is {self.shape}")
+        if len(self.shape) not in (ndim, ndim + 1) or channels != metadata.channels:
+            axes = ", ".join(metadata.layout.split()[1:-1])
             raise InputError(
                 f"{label} has shape {self.shape}, expected ({axes}, {metadata.channels}) with "
                 f"{metadata.channels} channels, or ({axes}) if that is 1"
