@@ -62,8 +62,8 @@ def export_run(
         The report of the export.
 
     Raises:
-        InputError: there is no such run, folder or form, its network is not registered, or the file exists
-            and `force` is false.
+        InputError: there is no such run, folder or form, no sample of the run fits the grid, its network is
+            not registered, or the file exists and `force` is false.
         MDLSTMError: the network cannot be exported, or the file cannot be written.
         ParityError: ONNX Runtime disagrees with the network. Nothing is written.
         MissingExtraError: ONNX Runtime is not installed.
@@ -115,7 +115,9 @@ def export_run_sizes(
     run, checkpoint_path = find_checkpoint(run)
     checkpoint, sha256 = read_checkpoint(checkpoint_path)
     spec, run_grid = checkpoint.spec, checkpoint.config.grid
-    resize = spec.preprocessing and spec.preprocessing.resize
+    resize = spec.preprocessing.resize if spec.preprocessing else None
+    for grid in grids:
+        _check_grid(grid, run_grid, resize, form)
     if resize and None in resize and form != "tiles":  # all images have one height, and any width
         grids = [grid or resize for grid in grids]
     target = destination if isinstance(destination, ExportTarget) else None
@@ -195,6 +197,28 @@ def read_checkpoint(path: Path) -> tuple[Checkpoint, str]:
         checkpoint = load_checkpoint(path)
         if checksum(path) == before:
             return checkpoint, before
+
+
+def _check_grid(grid: Extents | None, run_grid: Extents, resize: Extents | None, form: Form | None) -> None:
+    """Refuse a grid that no sample of the run has."""
+    if grid is None:
+        return
+    if len(grid) != len(run_grid):
+        raise InputError(
+            f"the samples of the run have {len(run_grid)} axes, as {format_size(run_grid)}, "
+            f"got the size {format_size(grid)}"
+        )
+    takes_any = form == "tiles" or (form == "scan" and None not in grid)
+    if resize and not takes_any:
+        fitting = tuple(
+            extent if extent is None or new is None else new
+            for extent, new in zip(grid, resize, strict=True)
+        )
+        if fitting != grid:
+            raise InputError(
+                f"the run resizes every image to {format_size(resize)}, so that none fits a model for "
+                f"{format_size(grid)}; export the size {format_size(fitting)}, or form 'scan'"
+            )
 
 
 def _paths(

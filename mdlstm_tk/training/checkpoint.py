@@ -110,7 +110,8 @@ class Checkpoint:
             tensor.copy_(source)
         if old == new:
             return ()
-        return (f"init: {len(rows)} of {len(new)} outputs keep their weights, the others are new",)
+        others = ", the others are new" if len(rows) < len(new) else ""
+        return (f"init: {len(rows)} of {len(new)} outputs keep their weights{others}",)
 
     def restore(
         self, network: nn.Module, average: AveragedModel | None, optimizer: optim.Optimizer

@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from helpers.command import succeed
+from helpers.training import quick, run_in
+from helpers.user_data import write_classes
 
 from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError
@@ -120,3 +122,15 @@ def test_the_checksum_is_that_of_the_weights_also_if_training_replaces_them(
     monkeypatch.setattr(run_export, "load_checkpoint", load)
     content, sha256 = run_export.read_checkpoint(path)
     assert (content, sha256) == (b"new", hashlib.sha256(b"new").hexdigest())
+
+
+def test_a_size_that_no_sample_of_the_run_has_is_refused(trained: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="samples of the run have 2 axes, as 8x8, got the size 5x5x5"):
+        export_run(trained, tmp_path, grid=(5, 5, 5))
+    data = write_classes(tmp_path / "data", {"a": 4, "b": 4})
+    run = run_in(tmp_path / "run", quick(data, "classify", resize="4x*", steps=1))
+    for grid, fitting in (((5, 6), "4x6"), ((5, None), "4x\\*")):
+        with pytest.raises(InputError, match=f"resizes every image to 4x.*export the size {fitting},"):
+            export_run(run, tmp_path, grid=grid)
+    assert not list(tmp_path.glob("*.onnx"))
+    assert export_run(run, tmp_path, grid=(4, 6)).metadata.grid == (4, 6)
