@@ -209,10 +209,10 @@ def without_autocast() -> Iterator[None]:
             finally:
                 context._enabled = enabled
 
-        with (
-            torch.autocast("cpu", enabled=False),
-            mock.patch.object(torch.autocast, "__enter__", enter_disabled),
-        ):
+        # A captured network loses the names of its modules inside of a context of autocast.
+        is_on = torch.is_autocast_enabled("cpu")
+        off = torch.autocast("cpu", enabled=False) if is_on else contextlib.nullcontext()
+        with off, mock.patch.object(torch.autocast, "__enter__", enter_disabled):
             yield
 
 
