@@ -18,6 +18,7 @@ from mdlstm_tk.export.grids import GridSearch, Shapes
 from mdlstm_tk.export.interface import (
     REFUSALS,
     Interface,
+    check_has_values,
     eval_copy,
     float_dtypes,
     mdlstm_layers,
@@ -56,6 +57,7 @@ def read_spec(
     """
     name = type(module).__name__
     channels = None if channels is None else positive("channels", channels)
+    check_has_values(module)
     for key, tensor in module.state_dict().items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and bool(tensor.isnan().any()):
             raise InputError(
