@@ -122,7 +122,7 @@ def test_the_shards_of_a_batch() -> None:
 def test_processes_of_one_machine_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match="cuda:1; give device='cuda'"):
+    with pytest.raises(InputError, match='cuda:1; give device="cuda"'):
         init("cuda:1")
 
 

@@ -64,8 +64,8 @@ def test_the_note_holds_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     ("settings", "advice"),
     [
         ({"model": "lines"}, "a smaller size"),  # it has two predictions, and no windows
-        ({"model": "md"}, "windows=4x4,2x1"),  # the default windows are 2x2 and 2x1
-        ({"model": "md", "windows": "3x1,2"}, "windows=6x2,2x2"),
+        ({"model": "md"}, 'windows="4x4,2x1"'),  # the default windows are 2x2 and 2x1
+        ({"model": "md", "windows": "3x1,2"}, 'windows="6x2,2x2"'),
     ],
 )
 def test_windows_that_help_are_larger(

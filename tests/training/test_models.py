@@ -228,7 +228,9 @@ def test_networks_export_for_any_size_with_padding_and_raw_input(kind: str, tmp_
     torch.manual_seed(0)
     net = create("md", 1, 5, kind=kind, hidden=4, cell="leaky", windows=((2, 2),))
     net = Normalized(net, (0.3,), (0.2,)).eval()
-    report = export_onnx(net, tmp_path / "m.onnx", form="scan", padded=True, channels=1)
+    texts = {"kind": kind, "classes": tuple("abcd")} if kind == "transcribe" else {}
+    options: Any = {"form": "scan", "padded": True, "channels": 1, "metadata": texts}
+    report = export_onnx(net, tmp_path / "m.onnx", **options)
     session = Session(report.path, "cpu")
     x, sizes = torch.rand(2, 6, 11, 1), torch.tensor([[6, 11], [3, 4]])
     with torch.no_grad():
