@@ -35,8 +35,6 @@ FORMS: dict[str, dict[str, Any]] = {  # arguments of `export_onnx`
     "unrolled, `sizes`": {"padded": True},
     "unrolled, float16": {"dtype": "float16"},
     "unrolled, int8": {"dtype": "int8"},
-    "functions": {"functions": True},
-    "functions, inlined": {"functions": True},
     "scan": {"form": "scan"},
     "scan, `sizes`": {"form": "scan", "padded": True},
     "scan, any size": {"form": "scan", "grid": None},
@@ -91,7 +89,6 @@ def cases(pairs: Iterable[tuple[str, str]]) -> Iterator[Case]:
     """Export for each pair of a form and a network."""
     import onnx
     import torch
-    from onnx import inliner
 
     from mdlstm_tk import MDLSTM
     from mdlstm_tk.export import export_onnx, float64_reference
@@ -107,8 +104,6 @@ def cases(pairs: Iterable[tuple[str, str]]) -> Iterator[Case]:
         with tempfile.TemporaryDirectory() as folder:
             path = export_onnx(layer, Path(folder) / "model.onnx", **{"grid": grid, **settings}).path
             model = onnx.load(path)
-        if form == "functions, inlined":
-            model = inliner.inline_local_functions(model)
         yield Case(form, network, model.SerializeToString(), feeds, float64_reference(layer)(**feeds))
 
 

@@ -25,7 +25,6 @@ DRAWING = "Write the graph that mdlstm sample draws images with, of a run of kin
 PADDED = "Add an input for the sizes of padded samples, so that smaller grids run in one batch."
 MULTIPLE_OF = "What the size must be a multiple of: for a network with strides and --form scan."
 DTYPE = "Data type of weights and activations; int8 is for the matrix products alone."
-FUNCTIONS = "Write each wavefront as one named node, to look at in Netron."
 ATOL = "Maximum error against the float64 reference, in units of the largest output, at least 1."
 SERVER_REPO = "Add the model to a model repository of NVIDIA Triton Inference Server instead."
 WEB = "Write a web page that runs the model in the browser instead."
@@ -49,7 +48,6 @@ def export(
     padded: Annotated[bool, options.option(PADDED, MODEL, "--padded")] = False,
     multiple_of: Annotated[Any, options.size_option(MULTIPLE_OF, "any size", parse_size, MODEL)] = None,
     dtype: Annotated[Dtype, options.option(DTYPE, MODEL)] = "float32",
-    functions: Annotated[bool, options.option(FUNCTIONS, MODEL, "--functions")] = False,
     atol: Annotated[
         float | None,
         options.option(ATOL, MODEL, min=0, show_default="1e-5, 5e-3 for float16, 5e-2 for int8"),
@@ -98,7 +96,7 @@ def export(
             note(f"{path}: draws images of any size, {path.stat().st_size / 1024:.0f} KiB")
         next_command(target.next_command if target else draw)
         return
-    names = ("form", "padded", "multiple_of", "dtype", "functions", "atol", "force")
+    names = ("form", "padded", "multiple_of", "dtype", "atol", "force")
     reports = export_run_sizes(
         run, size or [None], target or output, **{name: arguments[name] for name in names}
     )

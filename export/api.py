@@ -13,10 +13,9 @@ import onnx
 from torch import Tensor, nn
 
 from mdlstm_tk._util.checks import checked
-from mdlstm_tk.errors import Argument, InputError, MDLSTMError, require
+from mdlstm_tk.errors import InputError, MDLSTMError, require
 from mdlstm_tk.export.arguments import read_grid, read_spec
 from mdlstm_tk.export.capture import Captured, capture_network
-from mdlstm_tk.export.lowering.functions import outline
 from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.model_file import ExportReport, check_destination, check_onnx, with_metadata
 from mdlstm_tk.export.quantization import quantize
@@ -44,7 +43,6 @@ def export_onnx(
     multiple_of: int | Sequence[int] | None = None,
     output_names: Sequence[str] | None = None,
     dtype: Dtype = "float32",
-    functions: bool = False,
     channels: int | None = None,
     channels_last: bool | None = None,
     example_range: ExampleRange | None = None,
@@ -96,7 +94,6 @@ def export_onnx(
         dtype: type of weights and activations, "float32" or "float16"; or "int8", which computes the
             matrix products of sweeps and linear layers in 8-bit integers (see docs/runtimes.md). States,
             and the inputs and the outputs of the file, are float32 in any case.
-        functions: whether each wavefront of an unrolled sweep becomes one node that calls a function.
         channels: the features C of x. None: those of the example, or the input size of the first MDLSTM
             layer.
         channels_last: layout of x. None: that of the first MDLSTM layer, unless the network begins with a
@@ -134,7 +131,6 @@ def export_onnx(
             "padded samples": padded,
             "multiple_of": multiple_of,
             f"dtype {dtype}": dtype != "float32",
-            "functions": functions,
             "extra_inputs": extra_inputs,
             "output_names": output_names,
             "example_range": example_range,
@@ -147,8 +143,6 @@ def export_onnx(
         return export_tiles(
             module, path, channels=channels, verify_inputs=verify_inputs, metadata=metadata, atol=atol
         )
-    if functions and form != "unrolled":
-        raise InputError(Argument("functions", True), f" needs form 'unrolled', got form '{form}'")
     check_destination(path, True, form)
     check_atol(atol)
     spec = read_spec(
@@ -167,8 +161,6 @@ def export_onnx(
     )
     file_metadata = spec.metadata(form, dtype, metadata or {})
     model, beyond = _build_model(spec, form, dtype)
-    if functions:
-        model = outline(model)
     content = partial(with_metadata, check_onnx(model, "the exported model"))
     return write_verified(path, content, [model], file_metadata, spec, atol, start, verify_inputs, beyond)
 

@@ -33,7 +33,6 @@ def export_run(
     padded: bool = False,
     multiple_of: int | Sequence[int] | None = None,
     dtype: Dtype = "float32",
-    functions: bool = False,
     atol: float | None = None,
     force: bool = False,
 ) -> ExportReport:
@@ -54,7 +53,7 @@ def export_run(
         grid: extents to export for, None among them where they are free. None: the run's own grid, or any
             grid if form is "scan" or "tiles"; what `resize` of the run leaves free, as the width in 64x*,
             is free then. Any grid, too, if the run's samples differ in size or are cropped.
-        form, padded, multiple_of, dtype, functions, atol: as for `export_onnx`; form "tiles" takes atol
+        form, padded, multiple_of, dtype, atol: as for `export_onnx`; form "tiles" takes atol
             alone.
         force: replace an existing file.
 
@@ -77,7 +76,6 @@ def export_run(
         padded=padded,
         multiple_of=multiple_of,
         dtype=dtype,
-        functions=functions,
         atol=atol,
     )
     return report
@@ -102,7 +100,7 @@ def export_run_sizes(
         form: as for `export_onnx`. None: the form that the target prefers, else "scan" if an extent of a
             grid is free, else "unrolled".
         force: replace existing files.
-        **options: padded, multiple_of, dtype, functions, atol, as for `export_run`.
+        **options: padded, multiple_of, dtype, atol, as for `export_run`.
 
     Returns:
         A report for each grid, in the same order.

@@ -7,6 +7,5 @@ tables.py     the index tables of scans
 faces.py      initial and final states of scans
 row.py        a row of an image that a density model draws, as loops over its columns
 step.py       the cell's recorded step on the rows of one wavefront, which both forms share
-functions.py  each wavefront of an unrolled sweep as one function call, for graph viewers
 graph.py      the builders that all of them write nodes and loops with
 """

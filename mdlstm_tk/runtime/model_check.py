@@ -4,7 +4,7 @@ A model passes if
 - it is a protobuf message of a bounded size that holds a graph;
 - all its tensors lie in the file, so that nothing outside it is read;
 - its operators are those of the ONNX standard that `OPERATORS` lists, or functions of its own, which are in
-  the domain of exported functions and call no other functions.
+  the domain of functions that version 1.0 exported and call no other functions.
 
 So a file can compute, but it can neither read nor write files, nor give the name of a standard operator to
 something else. The check says nothing about time and memory: a small file may compute large tensors. Nor

@@ -193,7 +193,7 @@ def test_forms_and_types_of_an_export(trained: Run, tmp_path: Path) -> None:
     done = mdlstm("info", "model-any.onnx", cwd=tmp_path)
     assert re.search(r"grid +any", done.out)
     assert re.search(r"inputs +x, sizes", done.out)
-    options = ("--size", "6", "--dtype", "float16", "--functions", "--json")
+    options = ("--size", "6", "--dtype", "float16", "--json")
     done = succeed("export", trained.folder, *options, "-o", tmp_path / "m.onnx")
     (report,) = json.loads(done.out)
-    assert 1e-5 < report["max_abs"] < 5e-3 and report["nodes"] < 100
+    assert 1e-5 < report["max_abs"] < 5e-3

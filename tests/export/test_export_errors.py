@@ -50,7 +50,6 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # of `Functi
     "form": ({}, {**G, "form": "rolled"}, "unrolled, scan, tiles or None, got 'rolled'"),
     "grid": ({}, {"grid": 8}, "grid must be a list .*got 8"),
     "dtype": ({}, {**G, "dtype": "int4"}, "int4"),
-    "functions": ({}, {"form": "scan", "functions": True}, "functions=True"),
     "metadata": ({}, {**G, "metadata": {"kind": "classify"}}, "classes"),
     "metadata, unknown": ({}, {**G, "metadata": {"kinds": 1}}, "metadata=.* 'kinds'"),
     "metadata, twice": ({}, {**G, "metadata": {"grid": (1, 2)}}, "metadata=.* 'grid'"),

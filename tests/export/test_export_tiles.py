@@ -254,7 +254,6 @@ def test_options_that_do_not_go_together_with_tiles(trained: Run, tmp_path: Path
         ({"padded": True}, "padded samples"),
         ({"multiple_of": 2}, "multiple_of"),
         ({"dtype": "float16"}, "dtype float16"),
-        ({"functions": True}, "functions"),
     ]
     for option, named in options:
         with pytest.raises(InputError, match=f"does not go together with {named}"):

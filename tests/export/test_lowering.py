@@ -25,10 +25,8 @@ from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export import export_onnx, lower, verify_model
 from mdlstm_tk.export.lowering import lower as lower_module
 from mdlstm_tk.export.lowering import scan
-from mdlstm_tk.export.lowering.functions import outline
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.model_check import check_model
-from mdlstm_tk.wavefront import wavefronts
 
 CELLS = (*BUILT_IN_CELLS, *OWN_CELLS)
 TWO = {1: [(1,), (-1,)], 2: "all", 3: [(1, -1, 1), (-1, 1, -1)], 4: [(1, 1, 1, 1), (-1, 1, -1, 1)]}
@@ -171,23 +169,6 @@ def test_an_unrolled_graph_grows_with_the_wavefronts_and_a_scan_does_not() -> No
     )
     assert len({counts["scan", extent] for extent in (8, 16, 32)}) == 1
     assert counts["scan", 8] < counts["scan, free", 8] < counts["unrolled", 8]
-
-
-def test_functions_give_one_named_node_per_wavefront_and_equal_numbers() -> None:
-    sweep, grid = Sweep.random("stable", "all"), (6, 5)
-    plain = lowered(sweep, "unrolled", grid)
-    model = outline(plain)
-    onnx.checker.check_model(model, full_check=True)
-    check_model(model.SerializeToString(), "the model")
-    calls = [node.name for node in model.graph.node if node.domain]
-    steps = len(wavefronts(grid))
-    assert calls[:steps] == [f"mdlstm_0/wavefront_{t}" for t in range(steps)]
-    assert len(calls) == steps  # for all directions
-    assert len(model.functions) < steps  # equal wavefronts share a function
-    assert all(node.name for function in model.functions for node in function.node)
-    assert len(model.graph.node) < steps + 40
-    x = random_x(3, grid)
-    np.testing.assert_array_equal(run(model, x=x), run(plain, x=x))
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -11,14 +11,13 @@ import onnx
 import pytest
 import torch
 from helpers.sweeps import FORMS, GRIDS, Sweep, lowered, random_x, run
-from onnx import inliner, version_converter
+from onnx import version_converter
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.benchmark import Shape
 from mdlstm_tk.cells import BUILT_IN_CELLS
 from mdlstm_tk.export import export_onnx, export_run, float64_reference, lower, verify_model
 from mdlstm_tk.export.benchmark import measure_exports
-from mdlstm_tk.export.lowering.functions import outline
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.export.quantization import quantize
 from mdlstm_tk.models import create
@@ -95,23 +94,23 @@ def test_networks_run_in_openvino_and_tract(name: str, tmp_path: Path) -> None:
     assert np.abs(in_tract(model, {"x": x}, tmp_path / "t.onnx") - exact).max() <= 1e-5
 
 
-@pytest.mark.parametrize("form", [*FORMS, "functions"])
+@pytest.mark.parametrize("form", FORMS)
 def test_every_opset_from_18_to_24_runs(form: str) -> None:
     sweep, feeds = Sweep.random("graves"), padded_feeds((3, 4))
-    model = lowered(sweep, "unrolled" if form == "functions" else form, (3, 4), sizes=True)
-    if form == "functions":
-        model = inliner.inline_local_functions(outline(model))
+    model = lowered(sweep, form, (3, 4), sizes=True)
     for opset in range(19, 25):
         y = run(version_converter.convert_version(model, opset), **feeds)[0]
         assert np.abs(y - sweep.exact(**feeds)).max() <= 1e-5
 
 
 def float_products(model: onnx.ModelProto) -> list[str]:
-    """The names of all products with constant weights that are not quantised, functions included."""
+    """The names of all products with constant weights that are not quantised."""
     constants = {tensor.name for tensor in model.graph.initializer}
-    constants |= {name for function in model.functions for name in function.input}
-    nodes = [*walk(model.graph.node), *walk(node for f in model.functions for node in f.node)]
-    return [n.name for n in nodes if n.op_type in ("MatMul", "Gemm") and n.input[1] in constants]
+    return [
+        n.name
+        for n in walk(model.graph.node)
+        if n.op_type in ("MatMul", "Gemm") and n.input[1] in constants
+    ]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -142,11 +141,6 @@ def test_int8_quantises_every_product(options: dict, form: str) -> None:
     exact, y = sweep.exact(**feeds), run(model, **feeds)[0]
     assert 1e-6 < np.abs(y - exact).max() <= 2e-2
     np.testing.assert_allclose(in_openvino(model, feeds), y, rtol=0, atol=1e-2)
-    if form == "unrolled":
-        functions = outline(model)
-        check_model(functions.SerializeToString(), "the model")
-        assert not float_products(functions)
-        np.testing.assert_allclose(run(functions, **feeds)[0], y, rtol=0, atol=1e-6)
 
 
 def test_padding_does_not_change_what_int8_makes_of_the_valid_part() -> None:
@@ -158,9 +152,9 @@ def test_padding_does_not_change_what_int8_makes_of_the_valid_part() -> None:
     np.testing.assert_array_equal(run(model, **feeds)[0], y)
 
 
-@pytest.mark.parametrize("options", [{"form": "scan"}, {"functions": True}], ids=str)
-def test_an_int8_file_is_exported_verified_and_run(options: dict, trained: Run, tmp_path: Path) -> None:
-    report = export_run(trained, tmp_path / "m.onnx", dtype="int8", **options)
+@pytest.mark.parametrize("form", ["scan", "unrolled"])
+def test_an_int8_file_is_exported_verified_and_run(form: str, trained: Run, tmp_path: Path) -> None:
+    report = export_run(trained, tmp_path / "m.onnx", dtype="int8", form=form)
     metadata = Session(report.path, "cpu").metadata
     assert (metadata.dtype, metadata.parity["atol"]) == ("int8", 5e-2)
     assert 1e-5 < metadata.parity["max_abs"] == report.max_abs < 5e-2

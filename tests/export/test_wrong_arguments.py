@@ -43,7 +43,6 @@ OF_EXPORT: dict[str, list[Any]] = {
     "padded": NO_FLAG,
     "multiple_of": [0, *NO_EXTENTS, (1, 2, 3)],
     "dtype": ["float64", torch.float32, None, 3],
-    "functions": NO_FLAG,
     "atol": NO_NUMBER,
 }
 ARGUMENTS: dict[str, dict[str, list[Any]]] = {
