@@ -3,7 +3,6 @@
     python benchmarks/browser.py                             # the files of this checkout
     python benchmarks/browser.py ../before .                 # those of both, in turn
     python benchmarks/browser.py --web-runtime onnxruntime-web-1.30.0.tgz --webgpu
-    python benchmarks/browser.py --drawing                   # one picture of 28×28 by a density model
 
 Each checkout exports a layer of 32 units in all directions, for one channel, in both forms. This checkout
 writes the pages, and headless Chromium opens each in a tab. The tabs then take turns: each calls the
@@ -11,8 +10,6 @@ function of its page that predicts, for one random grid of 64×64.
 
 With `--webgpu`, copies of the pages run the files by onnxruntime-web's WebGPU provider, too, which takes a
 package given by `--web-runtime`. Without a GPU, Chromium computes WebGPU on the processor (SwiftShader).
-
-With `--drawing`, the page of a density model of 2 layers of 32 units draws pictures instead, one by one.
 """
 
 from __future__ import annotations
@@ -27,7 +24,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import torch
 from playwright.sync_api import Browser, expect
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -38,8 +34,6 @@ from measuring import ROOT, argument_parser, markdown, python
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.export.browser.build import load_runtime, write_page
 from mdlstm_tk.export.browser.examples import PageExample
-from mdlstm_tk.export.drawing import drawing_model
-from mdlstm_tk.models import PixelNet
 
 Key = tuple[str, str, str]  # checkout, form and provider
 
@@ -65,8 +59,6 @@ COLUMNS = ("checkout", "form", "provider", "ms", "÷ first", "KiB")
 LOAD = "import('./model.js').then((page) => page.loadModel()).then((model) => { window.model = model; })"
 PREDICT = "model.predict(model.examples[0].x).then((result) => result.y.data.join())"
 TIME = "model.predict(model.examples[0].x).then((result) => result.milliseconds)"
-DRAWN = (28, 28)
-DRAW = f"model.draw(new Float32Array({DRAWN[0] * DRAWN[1]}).fill(-1)).then((result) => result.milliseconds)"
 
 
 def make_pages(
@@ -141,42 +133,12 @@ def measure(
     return times, errors
 
 
-def measure_drawing(
-    browser: Browser, runtime: dict[str, bytes], rounds: int, folder: Path
-) -> tuple[list[float], float]:
-    """Draw pictures one by one with random weights, which do not change the time.
-
-    Returns:
-        The milliseconds of each, and the processor time of one in milliseconds, on average.
-    """
-    torch.manual_seed(0)
-    model = drawing_model(PixelNet(1, 1, hidden=32, layers=2), DRAWN)
-    (folder / "drawing.onnx").write_bytes(model.SerializeToString())
-    write_page(folder / "drawing.onnx", folder / "page", "drawing", runtime)
-    with served(folder / "page") as address, opened(browser) as tab:
-        tab.open(address)
-        expect(tab.page.locator("#message")).to_contain_text(" ms ", timeout=PATIENCE * 1000)
-        tab.page.evaluate(LOAD)
-        tab.page.evaluate(DRAW)  # the first call compiles
-        protocol = tab.protocol()
-        protocol.send("Performance.enable", {"timeDomain": "threadTicks"})
-
-        def processor_time() -> float:
-            metrics = protocol.send("Performance.getMetrics")["metrics"]
-            return 1000 * next(each["value"] for each in metrics if each["name"] == "TaskDuration")
-
-        start = processor_time()
-        times = [tab.page.evaluate(DRAW) for _ in range(rounds)]
-        return times, (processor_time() - start) / rounds
-
-
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("checkouts", type=Path, nargs="*", default=[ROOT], metavar="CHECKOUT")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--web-runtime", type=Path, help="the package, instead of running npm")
     parser.add_argument("--webgpu", action="store_true", help="measure WebGPU, too")
-    parser.add_argument("--drawing", action="store_true", help="measure a picture that is drawn")
     arguments = parser.parse_args()
     if arguments.webgpu and not arguments.web_runtime:
         parser.error("--webgpu takes the package given by --web-runtime")
@@ -188,12 +150,6 @@ def main() -> None:
         options = (*(option for option in ARGUMENTS if option != "--disable-gpu"), *WEBGPU_ARGUMENTS)
     runtime = load_runtime(arguments.web_runtime)
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.drawing:
-            with launched(program, options) as browser:
-                times, processor_time = measure_drawing(browser, runtime, arguments.rounds, Path(folder))
-            print(f"one picture of 28x28: {median(times):.1f} ms, fastest {min(times):.1f} ms")
-            print(f"processor time: {processor_time:.1f} ms")
-            return
         webgpu = arguments.web_runtime if arguments.webgpu else None
         pages = dict(make_pages(arguments.checkouts, runtime, webgpu, Path(folder)))
         sizes = {key: (page / "model.onnx").stat().st_size / 1024 for key, page in pages.items()}

@@ -21,7 +21,6 @@ FORM = (
     "fast or faster on large grids; or tiles for grids larger than memory."
 )
 SIZE = "Grid size, as 8 or 8x12, or 48x* for any width; repeatable."
-DRAWING = "Write the graph that mdlstm sample draws images with, of a run of kind density."
 PADDED = "Add an input for the sizes of padded samples, so that smaller grids run in one batch."
 MULTIPLE_OF = "What the size must be a multiple of: for a network with strides and --form scan."
 DTYPE = "Data type of weights and activations; int8 is for the matrix products alone."
@@ -44,7 +43,6 @@ def export(
         Form | None,
         options.option(FORM, MODEL, show_default="unrolled, scan with --web or for mixed sizes"),
     ] = None,
-    drawing: Annotated[bool, options.option(DRAWING, MODEL, "--drawing")] = False,
     padded: Annotated[bool, options.option(PADDED, MODEL, "--padded")] = False,
     multiple_of: Annotated[Any, options.size_option(MULTIPLE_OF, "any size", parse_size, MODEL)] = None,
     dtype: Annotated[Dtype, options.option(DTYPE, MODEL)] = "float32",
@@ -73,10 +71,7 @@ def export(
         raise InputError("-o, --server-repo and --web are mutually exclusive; give one of them")
     if (web_runtime or data) and not web:
         raise InputError("--web-runtime and --data are for a web page; give --web DIR, or leave them out")
-    if drawing:
-        accepted = ("run", "drawing", "output", "web", "web_runtime", "force", "json")
-        options.refuse(arguments, export, accepted, "--drawing draws images of any size, row by row,")
-    from mdlstm_tk.export import export_drawing, export_run_sizes
+    from mdlstm_tk.export import export_run_sizes
     from mdlstm_tk.export.targets import ServerRepository, WebPage
     from mdlstm_tk.training import latest_run
 
@@ -87,15 +82,6 @@ def export(
         target = ServerRepository(server_repo, force)
     elif web:
         target = WebPage(web, web_runtime, force, data or "", note)
-    if drawing:
-        path = export_drawing(run, target or output, force=force)
-        draw = f"mdlstm sample {shell_quoted(path)}"
-        if json:
-            print_json({"path": str(path), "bytes": path.stat().st_size})
-        else:
-            note(f"{path}: draws images of any size, {path.stat().st_size / 1024:.0f} KiB")
-        next_command(target.next_command if target else draw)
-        return
     names = ("form", "padded", "multiple_of", "dtype", "atol", "force")
     reports = export_run_sizes(
         run, size or [None], target or output, **{name: arguments[name] for name in names}
@@ -107,8 +93,5 @@ def export(
             note(str(report))
             if report.needs_trust:
                 note(f"{report.path} runs with --trusted only, for its {', '.join(report.needs_trust)}")
-        if reports[-1].metadata.kind == "density" and not target:
-            draw = options.with_imports(f"mdlstm export {shell_quoted(run)} --drawing")
-            note(f"to draw images without PyTorch, export a second file: {draw}")
     infer = f"mdlstm infer FILE -m {shell_quoted(reports[-1].path)}"
     next_command(target.next_command if target else infer)

@@ -52,11 +52,7 @@ def info(
         )
     form = " --form scan" if properties.get("data") else ""
     export = with_imports(f"mdlstm export {shell_quoted(target)}{form}")
-    if properties.get("drawing"):
-        next_command(f"mdlstm sample {shell_quoted(target)}")
-        return
-    usable = [path for path, described in models.items() if not described["drawing"]]
-    next_command(f"mdlstm infer FILE -m {shell_quoted(usable[-1])}" if usable else export)
+    next_command(f"mdlstm infer FILE -m {shell_quoted([*models][-1])}" if models else export)
 
 
 def _text(name: str, value: Any) -> str:

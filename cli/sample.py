@@ -13,7 +13,7 @@ from mdlstm_tk.cli.console import next_command, note, print_json
 from mdlstm_tk.cli.options import (
     Json,
     complete_files,
-    complete_model_or_run,
+    complete_run,
     force_option,
     option,
     output_option,
@@ -26,10 +26,10 @@ def sample(
     source: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[RUN|MODEL]",
-            help="Run folder of a task of kind density, or a file that mdlstm export --drawing wrote.",
+            metavar="[RUN]",
+            help="Run folder of a task of kind density.",
             show_default="the latest run",
-            autocompletion=complete_model_or_run,
+            autocompletion=complete_run,
         ),
     ] = None,
     count: Annotated[int, option("Number of images.", None, "-n", "--count", min=1)] = 64,
@@ -60,7 +60,7 @@ def sample(
 ) -> None:
     """Draw images with a trained density model, position by position, or complete an image.
 
-    Equal seeds give equal images. A model that mdlstm export --drawing wrote needs no PyTorch.
+    Equal seeds give equal images.
     """
     from mdlstm_tk.report import draw_samples
 
@@ -71,5 +71,4 @@ def sample(
         print_json({"source": str(source), "path": str(output), "images": count, "size": extents})
     else:
         note(f"{output}: {count} images of {extents}, drawn with {source}")
-    if source.is_dir():
-        next_command(with_imports(f"mdlstm export {shell_quoted(source)} --drawing"))
+    next_command(with_imports(f"mdlstm export {shell_quoted(source)}"))

@@ -15,7 +15,6 @@ from mdlstm_tk.errors import imports_of
 with imports_of("train"):
     from mdlstm_tk.export.api import export_onnx
     from mdlstm_tk.export.capture import translation_table
-    from mdlstm_tk.export.drawing import export_drawing
     from mdlstm_tk.export.interface import float64_reference
     from mdlstm_tk.export.lowering.lower import lower
     from mdlstm_tk.export.model_file import ExportReport
@@ -28,7 +27,6 @@ __all__ = [
     "ExportReport",
     "Parity",
     "VerificationReport",
-    "export_drawing",
     "export_onnx",
     "export_run",
     "export_run_sizes",

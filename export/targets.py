@@ -108,8 +108,7 @@ class WebPage(ExportTarget):
 
     def add(self, model: Path, run: Run, size: str | None) -> Path:
         metadata = read_metadata(model.read_bytes(), model.name)
-        draws = metadata.drawing is not None  # such a page needs none
-        examples = [] if draws else page_examples(run, metadata, self.data, self.on_message)
+        examples = page_examples(run, metadata, self.data, self.on_message)
         return write_page(model, self.folder, run.folder.resolve().name, self._runtime_files, examples)
 
 

@@ -69,7 +69,7 @@ AREAS = {
     "tiling": Area("mdlstm_tk/tiling/*.py", "core/test_tiling.py core/test_random_cases.py", "not torch"),
     "lowering": Area(
         "export/lowering/*.py",
-        "export/test_lowering.py export/test_export_onnx.py export/test_drawing.py "
+        "export/test_lowering.py export/test_export_onnx.py "
         "export/test_other_runtimes.py::test_int8_quantises_every_product "
         "export/test_other_runtimes.py::test_padding_does_not_change_what_int8_makes_of_the_valid_part",
     ),
@@ -77,7 +77,7 @@ AREAS = {
     "shapes": Area(
         "mdlstm_tk/runtime/shapes.py mdlstm_tk/runtime/preprocessing.py",
         "runtime/test_shapes.py runtime/test_preprocessing.py runtime/test_batching.py "
-        "runtime/test_session.py runtime/test_read.py runtime/test_samples.py runtime/test_transcribe.py "
+        "runtime/test_session.py runtime/test_read.py runtime/test_transcribe.py "
         "runtime/test_write.py data/test_image_files.py "
         "runtime/test_jobs.py runtime/test_inference.py export/test_channels_first.py export/test_spec.py",
     ),

@@ -1,7 +1,6 @@
 """A static web page that runs an exported model in the browser, without server code or external requests.
 
-DIR/index.html, style.css, *.js, icon.svg   copies of the files in `export/browser/static`; of a graph that
-                                            draws images, index.html and *.js are those in `drawing`
+DIR/index.html, style.css, *.js, icon.svg   copies of the files in `export/browser/static`
 DIR/model.onnx, model.json                  the model, and what the page has to know about it
 DIR/examples.json                           inputs to try, from the validation data
 DIR/ort/                                    onnxruntime-web
@@ -86,7 +85,7 @@ def write_page(
 
     Args:
         model: an `.onnx` file that `export_onnx` wrote for two-dimensional grids. Extents that are free can
-            be chosen on the page. Or one that `export_drawing` wrote: the page draws images.
+            be chosen on the page.
         folder: the folder for the page; it is created if it does not exist.
         name: title of the page.
         runtime: the files that `load_runtime` returned.
@@ -107,11 +106,7 @@ def write_page(
     contents["examples.json"] = f"{to_json([example.to_json() for example in examples])}\n".encode()
     with staging(folder) as stage, as_file(files("mdlstm_tk.export.browser")) as browser:
         page = stage / "page"
-        draws = "drawing" in info  # on a page with scripts of its own
-        ignored = shutil.ignore_patterns("*.js", "index.html") if draws else None
-        shutil.copytree(browser / "static", page, copy_function=shutil.copyfile, ignore=ignored)
-        if draws:
-            shutil.copytree(browser / "drawing", page, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        shutil.copytree(browser / "static", page, copy_function=shutil.copyfile)
         for file, content in contents.items():
             (page / file).write_bytes(content)
         (folder / "ort").mkdir(exist_ok=True)
@@ -124,8 +119,6 @@ def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
     """The content of `model.json`; `label` names the model in error messages."""
     metadata = read_metadata(data, label)
     info = {"name": title, "channels": metadata.channels, "bytes": len(data), "version": metadata.version}
-    if metadata.drawing is not None:
-        return {**info, "drawing": metadata.drawing}
     if metadata.ndim != 2 or not set(metadata.inputs) <= {"x", "sizes"}:
         raise InputError(
             f"{label} takes {', '.join(metadata.inputs)} with x in layout {metadata.layout}; a page "

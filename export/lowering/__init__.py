@@ -5,7 +5,6 @@ unrolled.py   one way to write a sweep: every wavefront written out, for one gri
 scan.py       the other way: one ONNX Scan over the wavefronts, for one grid or for any
 tables.py     the index tables of scans
 faces.py      initial and final states of scans
-row.py        a row of an image that a density model draws, as loops over its columns
 step.py       the cell's recorded step on the rows of one wavefront, which both forms share
 graph.py      the builders that all of them write nodes and loops with
 """

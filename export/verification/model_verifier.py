@@ -52,8 +52,7 @@ from mdlstm_tk.export.verification.parity import (
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.io import is_tiled
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
-from mdlstm_tk.runtime.model_discovery import archives_in, models_in, without_drawing
-from mdlstm_tk.runtime.samples import check_takes_grids
+from mdlstm_tk.runtime.model_discovery import archives_in, models_in
 from mdlstm_tk.runtime.shapes import Grid, Shapes
 from mdlstm_tk.runtime.staleness import checkpoint_of, note_if_stale
 from mdlstm_tk.runtime.tiles.archive import read_archive_bytes
@@ -125,7 +124,7 @@ def verify_model(
         raise InputError("seeds must be at least 1 and seed at least 0, got ", *given)
     model, files = Path(model), [Path(model)]
     if model.is_dir():
-        files = sorted([*without_drawing(models_in(model)), *archives_in(model)])
+        files = sorted([*models_in(model), *archives_in(model)])
     if not files:
         raise InputError(
             f"the folder {model} holds no model; make one with: mdlstm export {shell_quoted(model)}"
@@ -136,7 +135,6 @@ def verify_model(
     for path in files:
         sessions = _sessions(path, device, max_bytes, timeout=timeout, isolated=isolated, trusted=trusted)
         try:
-            check_takes_grids(sessions[0].metadata, path)
             verifier = _FileVerifier(path, sessions, against)
             cases, of_file = verifier.run(inputs, example_range, range(seed, seed + seeds))
         finally:

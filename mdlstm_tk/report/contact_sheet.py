@@ -14,8 +14,7 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import Argument, InputError, require
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
 from mdlstm_tk.runtime.io.npy import Array, save_array
-from mdlstm_tk.runtime.model_discovery import run_of
-from mdlstm_tk.runtime.samples import drawn_size, read_given
+from mdlstm_tk.runtime.samples import read_given
 
 OUTPUT_SUFFIXES = (".png", ".gif", ".npy")
 IMAGE_PIXELS = 56  # of the longer side of the picture of an image, about
@@ -40,7 +39,7 @@ def draw_samples(
 
     Args:
         output: the file, see `write_samples`.
-        source: a run folder, or an `.onnx` file that draws, which needs no torch. None: the latest run.
+        source: a run folder. None: the latest run.
         count: number of images.
         size: (H, W); None: that of the training images.
         given: a file with the part of the image that is not drawn; see
@@ -61,27 +60,18 @@ def draw_samples(
     if size is not None and len(size) != 2:
         raise InputError(Argument("size"), f" must be a height and a width, got {format_size(size)}")
     options: dict[str, Any] = {"seed": seed, "temperature": temperature}
-    if source is not None and source.suffix == ".onnx":
-        from mdlstm_tk.runtime import Session
+    require("torch", "train")
+    from mdlstm_tk.training import draw_images, latest_run, open_run
+    from mdlstm_tk.training.drawing import load_density_model
 
-        with Session(source, "cpu") as session:
-            size = size or drawn_size(session.metadata, str(source), run_of(source))
-            part = read_given(given, size, session.metadata.channels) if given else None
-            images = session.sample(count, size, given=part, **options)
-    else:
-        require("torch", "train")
-        from mdlstm_tk.training import draw_images, latest_run, open_run
-        from mdlstm_tk.training.drawing import load_density_model
-
-        run = open_run(source) if source else latest_run()
-        checkpoint = load_density_model(run)
-        height, width = size or checkpoint.spec.size
-        size, channels = (height, width), checkpoint.spec.channels
-        part = read_given(given, size, channels) if given else None
-        images = draw_images(checkpoint.network(), count, size, channels, given=part, **options)
-        source = run.folder
+    run = open_run(source) if source else latest_run()
+    checkpoint = load_density_model(run)
+    height, width = size or checkpoint.spec.size
+    size, channels = (height, width), checkpoint.spec.channels
+    part = read_given(given, size, channels) if given else None
+    images = draw_images(checkpoint.network(), count, size, channels, given=part, **options)
     write_samples(output, images, None if part is None else part.mask, replace=force)
-    return source, images.shape
+    return run.folder, images.shape
 
 
 def check_output(path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from mdlstm_tk.errors import MDLSTMError, require
 from mdlstm_tk.runtime import Metadata, Session
-from mdlstm_tk.runtime.model_discovery import draws_images, models_in
+from mdlstm_tk.runtime.model_discovery import models_in
 from mdlstm_tk.runtime.staleness import note_if_stale
 from mdlstm_tk.training import Run
 
@@ -53,7 +53,7 @@ class ExportedModel:
 
 def find_exports(run: Run) -> list[Path]:
     """Return the exported models in a run folder that take whole grids, sorted by name."""
-    return sorted(p for p in models_in(run.folder) if p.name.startswith("model") and not draws_images(p))
+    return sorted(p for p in models_in(run.folder) if p.name.startswith("model"))
 
 
 def measure_exports(run: Run, grid: tuple[int, ...]) -> list[ExportedModel]:

@@ -342,12 +342,7 @@ def _open_model(path: Path, tiling: dict[str, bool], device: str, **options: Any
             *(Argument(names[0]), f" needs a tiled model, and {path} is none; make one with: "),
             *(TILED_EXPORT, ", then give RUN/model.tiles as ", Argument("model")),
         )
-    session = Session(path, device, **options)
-    if session.metadata.drawing is not None:
-        from mdlstm_tk.runtime.samples import check_takes_grids
-
-        check_takes_grids(session.metadata, path)
-    return session
+    return Session(path, device, **options)
 
 
 def _search_options(beam: int | None, lm: str | Path | CharacterModel | None) -> dict[str, Any]:

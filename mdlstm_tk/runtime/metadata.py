@@ -53,9 +53,6 @@ class Metadata:
             in which an image shows them.
         temperature, lm_weight, character_bonus: of a recogniser, how texts are read from its outputs; see
             `mdlstm_tk.runtime.ctc.Decoding`. They were chosen on validation data.
-        drawing: of a graph that draws the rows of images: "size", the extents of the training images;
-            "levels" that a value can have; and "state", the number of features of a position's state. None
-            for any other graph.
         example_range: the lowest and the highest value of x in random inputs that a verification draws.
             None: they are standard normal. Two whole numbers: whole numbers.
         input_ranges: the same for the inputs after x, by their names.
@@ -94,7 +91,6 @@ class Metadata:
     temperature: float = Decoding.temperature
     lm_weight: float = Decoding.lm_weight
     character_bonus: float = Decoding.character_bonus
-    drawing: dict[str, Any] | None = None
     example_range: Bounds | None = None
     input_ranges: dict[str, Bounds] = field(default_factory=dict)
     grids: tuple[Extents, ...] = ()
@@ -252,13 +248,6 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
     yield "mask_values", are_values, f"{outputs} values of 64 bits, one for each class"
     is_palette = palette is None or (len(palette) == 3 * outputs and set(palette) <= set(range(256)))
     yield "mask_palette", is_palette, f"{3 * outputs} values from 0 to 255"
-    if metadata.drawing is not None:
-        size = metadata.drawing.get("size")
-        sizes = list(size) if isinstance(size, list | tuple) else []
-        numbers = [*sizes, metadata.drawing.get("levels"), metadata.drawing.get("state")]
-        is_drawing = len(numbers) == 4 and all(type(number) is int and number > 0 for number in numbers)
-        is_drawing &= kind == "density" and ndim == 1 and {"y", "next_state"} <= set(metadata.output_names)
-        yield "drawing", is_drawing, "size, levels and state of a density with the outputs y and next_state"
     if metadata.preprocessing is not None:
         from mdlstm_tk.runtime.preprocessing import Preprocessing  # imported late: few models take images
 

@@ -85,8 +85,7 @@ def read_candidates(models: Sequence[Path], max_bytes: int) -> list[Candidate]:
         raise errors[0]
     for each in errors:
         warnings.warn(Message("a model is left out: ", each), stacklevel=3)
-    candidates = [each for each in found if each.metadata.drawing is None] or found
-    first, *others = candidates
+    first, *others = found
     for other in others:
         for name in OF_A_TASK:
             value, other_value = getattr(first.metadata, name), getattr(other.metadata, name)
@@ -96,7 +95,7 @@ def read_candidates(models: Sequence[Path], max_bytes: int) -> list[Candidate]:
                     f"{other_value!s:.40} and {value!s:.40}; choose one with ",
                     Argument("model"),
                 )
-    return candidates
+    return found
 
 
 def choose_models(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError
 from mdlstm_tk.runtime.io import TILED_SUFFIX
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, read_model
+from mdlstm_tk.runtime.io.npy import read_model
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.model_check import check_model
 
@@ -47,7 +46,6 @@ def find_models(model: str | Path | None, *, tiled: bool = False) -> list[Path]:
     if exports:
         return in_folder(exports[-1].parent)
     models = in_folder(Path())
-    models = without_drawing(models) if len(models) > 1 else models
     if len(models) > 1:
         several = f"this folder holds {len(models)} {suffix} models; choose one with "
         raise InputError(several, Argument("model"))
@@ -58,24 +56,6 @@ def read_metadata(model: Path, max_bytes: int) -> Metadata:
     """The metadata in an `.onnx` file."""
     data = read_model(model, max_bytes, "mdlstm export")
     return Metadata.from_props(check_model(data, str(model), max_bytes=max_bytes, trusted=True), str(model))
-
-
-def without_drawing(models: Sequence[Path]) -> list[Path]:
-    """The models that take whole grids, by their metadata; all of them if there are none."""
-    return [path for path in models if not draws_images(path)] or list(models)
-
-
-def draws_images(path: Path) -> bool:
-    """True if a model draws images, row by row, rather than take whole grids."""
-    try:
-        return read_metadata(path, MAX_BYTES).drawing is not None
-    except InputError:  # which whoever opens it will say
-        return False
-
-
-def run_of(model: Path) -> str:
-    """The run folder that a model lies in, for a command; else the word RUN."""
-    return str(model.parent) if (model.parent / "config.toml").is_file() else "RUN"
 
 
 def models_in(folder: Path) -> list[Path]:

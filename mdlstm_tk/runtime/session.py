@@ -19,7 +19,6 @@ from mdlstm_tk.runtime.shapes import Shapes
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.character_model import CharacterModel
     from mdlstm_tk.runtime.ctc import Transcription
-    from mdlstm_tk.runtime.samples import Given
 
 Outputs: TypeAlias = Array | dict[str, Array]
 """y, or several outputs by name."""
@@ -192,38 +191,6 @@ class Session(OpenModel):
         from mdlstm_tk.runtime.transcription import transcribe  # imported late: few models read texts
 
         return transcribe(self, images, beam, lm)
-
-    def sample(
-        self,
-        n: int,
-        size: tuple[int, int] | None = None,
-        *,
-        seed: int = 0,
-        uniform: Array | None = None,
-        given: Given | None = None,
-        temperature: float = 1.0,
-    ) -> Array:
-        """Draw images with a model that `mdlstm_tk.export.export_drawing` wrote.
-
-        Args:
-            n: number of images.
-            size: (H, W); None: that of the training images.
-            seed: decides the images; the run draws the same ones with this seed.
-            uniform: (n, H, W, C) numbers in [0, 1) to use instead of the seed.
-            given: the part of each image that is not drawn, as `mdlstm_tk.runtime.samples.read_given`
-                returns it.
-            temperature: divides the logits; below 1 the likely values become likelier.
-
-        Returns:
-            (n, H, W, C) float32 in [0, 1].
-
-        Raises:
-            InputError: the model does not draw images, or an argument is out of range.
-            StoppedError, MDLSTMError: as for a call.
-        """
-        from mdlstm_tk.runtime.samples import draw_rows  # imported late: few models draw
-
-        return draw_rows(self, n, size, seed, uniform, given, temperature)
 
     @checked
     def warm_up(self, batch: int = 1, grid: tuple[int, ...] | None = None) -> None:

@@ -35,16 +35,13 @@ def note_if_stale(model: Path, metadata: Metadata) -> Message | None:
     has_run = any((model.parent / name).is_file() for name in CHECKPOINTS)
     if metadata.checkpoint_sha256 is None or not has_run or checkpoint_of(model, metadata):
         return None
-    if metadata.drawing:
-        options: dict[str, Any] = {"drawing": True}
-    else:
-        options = {
-            "form": metadata.form,
-            "grid": metadata.grid and tuple(metadata.grid),
-            "padded": "sizes" in metadata.inputs,
-            "multiple_of": metadata.multiple_of and tuple(metadata.multiple_of),
-            "dtype": metadata.dtype if metadata.dtype != "float32" else None,
-        }
-        options = {name: value for name, value in options.items() if value}
+    options: dict[str, Any] = {
+        "form": metadata.form,
+        "grid": metadata.grid and tuple(metadata.grid),
+        "padded": "sizes" in metadata.inputs,
+        "multiple_of": metadata.multiple_of and tuple(metadata.multiple_of),
+        "dtype": metadata.dtype if metadata.dtype != "float32" else None,
+    }
+    options = {name: value for name, value in options.items() if value}
     again = Export({**options, "path": str(model), "force": True}, str(model.parent))
     return Message(f"the run has gone on since {model} was exported; export it again with: ", again)

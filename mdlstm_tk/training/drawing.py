@@ -26,7 +26,7 @@ def draw_images(
     given: Given | None = None,
     temperature: float = 1.0,
 ) -> npt.NDArray[np.float32]:
-    """Draw images (n, H, W, C) in [0, 1]; equal seeds give equal images, also with an exported model.
+    """Draw images (n, H, W, C) in [0, 1]; equal seeds give equal images.
 
     Args:
         network: a network with the method `sample` of `mdlstm_tk.models.DensityNet`.

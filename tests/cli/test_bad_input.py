@@ -57,7 +57,6 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "export, exists": (("export", "run"), 2, "--force"),
     "export, two places": (("export", "run", "-o", "m.onnx", "--web", "page"), 2, "--web"),
     "export, data of no page": (("export", "run", "--data", "x.npz"), 2, "--web DIR"),
-    "export, drawing of a size": (("export", "run", "--drawing", "--size", "3"), 2, "takes no --size"),
     "report, exists": (("report", "run", "-o", "ok.npy"), 2, "ok.npy"),
     "report, a file for a folder": (("report", "run", "-o", "ok.npy/report.html"), 1, "ok.npy"),
     "verify, no model": (("verify", "no.onnx"), 2, "no.onnx"),

@@ -109,17 +109,6 @@ def test_a_density_model_is_verified(density_model: Path, density_run: Run, tmp_
     assert verify_model(tmp_path / "older.onnx", device="cpu", seeds=1).failed == []
 
 
-def test_a_run_with_a_file_that_draws_is_reported_and_verified(density_run: Run, tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
-    shutil.copytree(density_run.folder, run.folder)
-    succeed("export", run.folder, "--drawing", "-o", run.folder / "model-other.onnx")
-    done = succeed("report", run.folder)
-    assert "next: mdlstm export" in done.err
-    assert "next: mdlstm export" in succeed("info", run.folder).err
-    with pytest.raises(InputError, match="draws images"):
-        verify_model(run.folder)
-
-
 class Logarithm(nn.Module):
     """Takes positive x and z alone."""
 

@@ -42,10 +42,7 @@ DENSITY = replace(
     layout="N T C",
     window=(1,),
     outputs=3,
-    output_names=("y", "next_state"),
-    further_windows=(None,),
     kind="density",
-    drawing={"size": [8, 6], "levels": 4, "state": 8},
 )
 
 
@@ -98,8 +95,6 @@ WRONG: list[tuple[Metadata, str, Any, str]] = [
     (SEGMENTER, "mask_values", [0, 1, 2, 2**70], "4 values of 64 bits"),
     (SEGMENTER, "mask_palette", [300] * 12, "from 0 to 255"),
     (DENSITY, "window", [2], "a density has a number for each value"),
-    (DENSITY, "drawing", {"size": 8, "levels": 4, "state": 8}, "size, levels and state"),
-    (replace(DENSITY, output_names=("y", "z")), "drawing", DENSITY.drawing, "outputs y and next_state"),
 ]
 
 

@@ -98,13 +98,3 @@ def test_models_of_two_tasks_and_damaged_ones(tmp_path: Path) -> None:
     classifier(tmp_path / "b.onnx")
     with pytest.raises(InputError, match=r"a\.onnx and .*b\.onnx are models of two tasks, whose kind"):
         read_candidates(find_models(tmp_path), 10**6)
-
-
-def test_a_model_that_draws_is_known_by_its_metadata(tmp_path: Path) -> None:
-    drawing = {"size": [4, 4], "levels": 2, "state": 1}
-    fields: dict[str, Any] = {"layout": "N L C", "window": (1,), "kind": "density", "drawing": drawing}
-    fields |= {"output_names": ("y", "next_state"), "further_windows": (None,)}
-    write_model(tmp_path / "b.onnx", axes=3, **fields)
-    write_model(tmp_path / "model-drawing.onnx")
-    models = read_candidates(find_models(tmp_path), 10**6)
-    assert [each.path.name for each in models] == ["model-drawing.onnx"]
