@@ -1,7 +1,7 @@
 """Run every form of an exported file in every runtime that is installed, and print the largest differences.
 
     python benchmarks/runtimes.py                          # the table "Runs in" of docs/runtimes.md
-    python benchmarks/runtimes.py --write docs/runtimes.md # write it into the page, and the one on int8
+    python benchmarks/runtimes.py --write docs/runtimes.md # write it into the page
     python benchmarks/runtimes.py --save FOLDER            # the files, with inputs and float64 results
     python benchmarks/runtimes.py --check FOLDER           # run them with NumPy and ONNX Runtime alone
 
@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import cycle, product
@@ -29,18 +28,16 @@ from measuring import argument_parser, markdown, ort_session, write_between_mark
 Array = np.ndarray
 Runtime = Callable[[bytes, Mapping[str, Array]], Array]
 
-TOLERANCES = {"float32": 1e-5, "float16": 5e-3, "int8": 5e-2}
+TOLERANCES = {"float32": 1e-5, "float16": 5e-3}
 FORMS: dict[str, dict[str, Any]] = {  # arguments of `export_onnx`
     "unrolled": {},
     "unrolled, `sizes`": {"padded": True},
     "unrolled, float16": {"dtype": "float16"},
-    "unrolled, int8": {"dtype": "int8"},
     "scan": {"form": "scan"},
     "scan, `sizes`": {"form": "scan", "padded": True},
     "scan, any size": {"form": "scan", "grid": None},
     "scan, any size, `sizes`": {"form": "scan", "grid": None, "padded": True},
     "scan, float16": {"form": "scan", "dtype": "float16"},
-    "scan, int8": {"form": "scan", "dtype": "int8"},
 }
 NETWORKS: dict[str, dict[str, Any]] = {
     "2-D, two layers": {
@@ -54,11 +51,6 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "3-D": {"ndim": 3, "directions": [(1, 1, 1), (-1, 1, -1)], "cell": "stable"},
 }
 GRIDS = {2: (4, 3), 3: (2, 2, 3)}
-SPEED_SHAPES = ("1,32x32,1,32", "16,16x16,1,64", "16,16x16,1,256")
-INT8_COLUMNS = (
-    *("N, grid, C, n", "form", "float32 ms", "int8 ms", "ratio"),
-    *("float32 KiB", "int8 KiB", "error"),
-)
 
 
 @dataclass(frozen=True)
@@ -207,36 +199,6 @@ def runs_in() -> str:
     return "\n".join([markdown(["form", *runtimes], rows), *(["", title, "", *notes] if notes else [])])
 
 
-def int8_table(seconds: float = 2.0) -> str:
-    """The table on int8: time, size and error against float32, one thread, interleaved."""
-    import torch
-
-    from mdlstm_tk import MDLSTM
-    from mdlstm_tk.benchmark import Shape, interleave
-    from mdlstm_tk.export import export_onnx
-    from mdlstm_tk.runtime import Session
-
-    rows = []
-    for shape, form in product(map(Shape.parse, SPEED_SHAPES), ("unrolled", "scan")):
-        torch.manual_seed(0)
-        layer = MDLSTM(shape.channels, shape.units)
-        x = np.random.default_rng(0).random((shape.batch, *shape.grid, shape.channels), np.float32)
-        with tempfile.TemporaryDirectory() as folder:
-            float32, int8 = (
-                export_onnx(layer, Path(folder) / f"{dtype}.onnx", grid=shape.grid, form=form, dtype=dtype)
-                for dtype in ("float32", "int8")
-            )
-            sessions = {"float32": Session(float32.path, "cpu"), "int8": Session(int8.path, "cpu")}
-        times = interleave({dtype: partial(session, x) for dtype, session in sessions.items()}, seconds)
-        fastest = {dtype: min(values) for dtype, values in times.items()}
-        row = [str(shape), form, *(f"{value * 1e3:.1f}" for value in fastest.values())]
-        row += [f"{fastest['int8'] / fastest['float32']:.2f}"]
-        row += [f"{float32.bytes / 1024:.0f}", f"{int8.bytes / 1024:.0f}", f"{int8.max_abs:.0e}"]
-        print(row, file=sys.stderr)
-        rows.append(row)
-    return markdown(INT8_COLUMNS, rows)
-
-
 def save(folder: Path) -> None:
     """Write one case for each form into a folder, for `check`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -270,7 +232,7 @@ def check(folder: Path) -> None:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="page to write both tables into")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="page to write the table into")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="folder to write the files into")
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="folder with the files to run")
     arguments = parser.parse_args()
@@ -281,7 +243,6 @@ def main() -> None:
         check(arguments.check)
     elif arguments.write:
         write_between_markers(arguments.write, "runs in", runs_in())
-        write_between_markers(arguments.write, "int8", int8_table())
     else:
         print(runs_in())
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from mdlstm_tk.cli.console import note, print_json, table
 from mdlstm_tk.cli.options import Device, Json, option
-from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.errors import require
 
 Columns = Mapping[str, Callable[[Any], str]]  # title → the text of a cell
 
@@ -39,8 +39,8 @@ RUNTIME_COLUMNS: Columns = {  # of a `mdlstm_tk.export.benchmark.RuntimeMeasurem
     "max error": lambda row: f"{row.max_abs:.0e}",
 }
 
-Dtype = Literal["float32", "float64", "float16", "bfloat16", "int8"]
-DTYPE = "Data type of parameters and input; with --runtime float32, float16 or int8."
+Dtype = Literal["float32", "float64", "float16", "bfloat16"]
+DTYPE = "Data type of parameters and input; with --runtime float32 or float16."
 RUNTIME = "Measure exported layers under ONNX Runtime, against networks in torch on the CPU in float32."
 THREADS, THREADS_DEFAULT = "Number of CPU threads. Repeatable.", "1 and all cores; with --runtime 1"
 
@@ -79,8 +79,6 @@ def bench(
     if not runtime:
         from mdlstm_tk.training.distributed import pick_device
 
-        if dtype == "int8":
-            raise InputError("--dtype int8 needs --runtime: only exported layers compute in int8")
         target = str(pick_device(device))
         all_threads = torch.get_num_threads()
         counts = threads or sorted({1, all_threads} if target == "cpu" else {all_threads})

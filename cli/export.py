@@ -23,7 +23,7 @@ FORM = (
 SIZE = "Grid size, as 8 or 8x12, or 48x* for any width; repeatable."
 PADDED = "Add an input for the sizes of padded samples, so that smaller grids run in one batch."
 MULTIPLE_OF = "What the size must be a multiple of: for a network with strides and --form scan."
-DTYPE = "Data type of weights and activations; int8 is for the matrix products alone."
+DTYPE = "Data type of weights and activations."
 ATOL = "Maximum error against the float64 reference, in units of the largest output, at least 1."
 SERVER_REPO = "Add the model to a model repository of NVIDIA Triton Inference Server instead."
 WEB = "Write a web page that runs the model in the browser instead."
@@ -48,7 +48,7 @@ def export(
     dtype: Annotated[Dtype, options.option(DTYPE, MODEL)] = "float32",
     atol: Annotated[
         float | None,
-        options.option(ATOL, MODEL, min=0, show_default="1e-5, 5e-3 for float16, 5e-2 for int8"),
+        options.option(ATOL, MODEL, min=0, show_default="1e-5, 5e-3 for float16"),
     ] = None,
     output: Annotated[
         Path | None,

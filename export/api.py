@@ -18,7 +18,6 @@ from mdlstm_tk.export.arguments import read_grid, read_spec
 from mdlstm_tk.export.capture import Captured, capture_network
 from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.model_file import ExportReport, check_destination, check_onnx, with_metadata
-from mdlstm_tk.export.quantization import quantize
 from mdlstm_tk.export.spec import Examples, ExportSpec
 from mdlstm_tk.export.tiles import export_tiles
 from mdlstm_tk.export.verification.cases import ExampleRange
@@ -91,9 +90,8 @@ def export_onnx(
             of a grid must be multiples of. It is verified on such grids, and a `Session` refuses others.
         output_names: names of the outputs. None: the keys of the dict that the module returns, else "y",
             "y1", "y2", …
-        dtype: type of weights and activations, "float32" or "float16"; or "int8", which computes the
-            matrix products of sweeps and linear layers in 8-bit integers (see docs/runtimes.md). States,
-            and the inputs and the outputs of the file, are float32 in any case.
+        dtype: type of weights and activations, "float32" or "float16". States, and the inputs and the
+            outputs of the file, are float32 in any case.
         channels: the features C of x. None: those of the example, or the input size of the first MDLSTM
             layer.
         channels_last: layout of x. None: that of the first MDLSTM layer, unless the network begins with a
@@ -104,8 +102,7 @@ def export_onnx(
         verify_inputs: more inputs x to verify with, by name.
         metadata: more fields of `mdlstm_tk.runtime.Metadata` to write into the file, such as model, task,
             kind, classes and checkpoint_sha256.
-        atol: allowed absolute error in units of the scale s; if None, 1e-5, or 5e-3 for float16 and 5e-2
-            for int8.
+        atol: allowed absolute error in units of the scale s; if None, 1e-5, or 5e-3 for float16.
 
     Returns:
         The report of the export. It names the operators, if there are any, that a `Session` runs with
@@ -177,7 +174,7 @@ def default_form(grid: Sequence[int | None] | None) -> Form:
 
 def _build_model(spec: ExportSpec, form: Form, dtype: Dtype) -> Captured:
     """The network in standard operators."""
-    quantized, network = dtype == "int8", spec.interface
+    network = spec.interface
     if dtype == "float16":
         network = copy.deepcopy(network).half()
     free_axes, names = spec.free_axes(), spec.output_names
@@ -189,9 +186,9 @@ def _build_model(spec: ExportSpec, form: Form, dtype: Dtype) -> Captured:
     except MDLSTMError:
         examples = spec.examples(spec.example_grid)
         captured = capture_network(network, examples, free_axes, names, spec.user_grid)
-    model = lower(captured.model, form, separate_products=quantized)
+    model = lower(captured.model, form)
     _declare_outputs(model, spec)
-    return Captured(quantize(model) if quantized else model, captured.beyond)
+    return Captured(model, captured.beyond)
 
 
 def _declare_outputs(model: onnx.ModelProto, spec: ExportSpec) -> None:

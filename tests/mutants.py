@@ -69,9 +69,7 @@ AREAS = {
     "tiling": Area("mdlstm_tk/tiling/*.py", "core/test_tiling.py core/test_random_cases.py", "not torch"),
     "lowering": Area(
         "export/lowering/*.py",
-        "export/test_lowering.py export/test_export_onnx.py "
-        "export/test_other_runtimes.py::test_int8_quantises_every_product "
-        "export/test_other_runtimes.py::test_padding_does_not_change_what_int8_makes_of_the_valid_part",
+        "export/test_lowering.py export/test_export_onnx.py",
     ),
     "model check": Area("mdlstm_tk/runtime/model_check.py", "runtime/test_model_check.py"),
     "shapes": Area(

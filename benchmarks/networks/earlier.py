@@ -199,7 +199,6 @@ NETWORKS: dict[str, tuple[Make, Any, dict[str, Any], list[tuple[int, ...]]]] = {
     ),
     "unet, unrolled": (lambda: unet_of(first(6, 5), 5), GREY, {}, [(1, 24, 32)]),
     "unet, float16": (lambda: unet_of(first(6, 5), 5), GREY, {"dtype": "float16"}, [(1, 24, 32)]),
-    "unet, int8": (lambda: unet_of(first(6, 5), 5), GREY, {"dtype": "int8"}, [(1, 24, 32)]),
     "unet, two levels": (
         lambda: Around(
             deep_unet,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 
 import onnx
 from onnx import helper, numpy_helper
@@ -26,16 +25,12 @@ ONE_BY_ONE_FROM = 512
 COMPUTED = ("x", "initial", "sizes")  # the inputs of a node that are no weights
 
 
-def lower(
-    model: onnx.ModelProto, form: Form = "unrolled", *, separate_products: bool = False
-) -> onnx.ModelProto:
+def lower(model: onnx.ModelProto, form: Form = "unrolled") -> onnx.ModelProto:
     """Replace each sweep, which is one node, by standard operators, and remove the exporter's debug data.
 
     Args:
         model: a model that `torch.onnx.export` made with `translation_table`.
         form: "unrolled" writes every wavefront out; "scan" writes one loop over them.
-        separate_products: whether h and x enter products of their own and biases are added afterwards, as
-            quantisation needs it, in float32; see `Sweep`.
 
     Returns:
         A new model that uses standard operators only.
@@ -57,7 +52,7 @@ def lower(
             continue
         graph = Graph(f"{_module_path(node)}_{sweep_count}")
         sweep_count += 1
-        sweep = replace(_read_sweep(node, tensors, graph, form), separate_products=separate_products)
+        sweep = _read_sweep(node, tensors, graph, form)
         results = [value.name for value in _write(graph, sweep, form)]
         rename(graph.nodes, dict(zip(results, node.output, strict=False)))  # `final` may be missing
         nodes += graph.nodes

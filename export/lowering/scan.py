@@ -36,7 +36,7 @@ def write_scan(graph: Graph, sweep: Sweep) -> list[Value]:
     fixed = min(sweep.grid) > 0 and prod(sweep.grid) <= MAX_CONSTANT_POSITIONS
     tables = constant_tables(graph, sweep) if fixed else computed_tables(graph, sweep)
     mask = None if sweep.sizes is None else valid_mask(graph, tables.coordinates, sweep.sizes)  # (P, N, 1)
-    x = flatten_x(graph, sweep, mask)  # (P, N, C)
+    x = flatten_x(graph, sweep)  # (P, N, C)
     rows = Rows(graph, sweep)
     faces = None if sweep.initial is None else Faces(graph, sweep, tables, sweep.initial)
     results = _write_loop(graph, sweep, rows, tables, x, mask, faces)

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from onnx import numpy_helper
 
-from mdlstm_tk.cells.cell import Cell, total
+from mdlstm_tk.cells.cell import Cell
 from mdlstm_tk.cells.ir import Value as Recorded
 from mdlstm_tk.cells.ir import topological_order
 from mdlstm_tk.cells.operations import OPERATIONS
@@ -60,9 +60,6 @@ class Sweep:
         cell: the cell with its equations.
         initial: (N, F, dirs, 1 + S, n), the states that the sweep starts from, or None for zeros.
         sizes: (N, D) int64, the valid extents of each sample, or None.
-        separate_products: whether h and x enter products of their own and the bias is added afterwards,
-            instead of one product of all three. That takes more nodes, but quantisation loses less: each
-            operand has a range of its own, and padding does not count. For float32 only.
     """
 
     x: Value
@@ -72,7 +69,6 @@ class Sweep:
     cell: Cell
     initial: Value | None = None
     sizes: Value | None = None
-    separate_products: bool = False
 
     @property
     def dirs(self) -> int:
@@ -97,7 +93,7 @@ class Sweep:
     @property
     def has_ones(self) -> bool:
         """True if x gets a last feature of ones, for the bias."""
-        return "bias" in self.parameters and not self.separate_products
+        return "bias" in self.parameters
 
     @property
     def features(self) -> int:
@@ -165,15 +161,9 @@ class Step:
         w_ih = [parameters["weight_ih"]]
         if sweep.has_ones:
             w_ih.append(parameters["bias"][:, :, None])
-        self.bias = None if sweep.has_ones else parameters.get("bias")  # (dirs, G·n)
-        blocks = [w_hh, w_ih] if sweep.separate_products else [w_hh + w_ih]
-        self.weights = [  # for each operand of the products: (dirs, its features, G, n)
-            np.concatenate(block, axis=2).swapaxes(1, 2).reshape(self.dirs, -1, len(self.gates), self.units)
-            for block in blocks
-            if block
-        ]
-        # `quantize` takes only weights of two axes.
-        self.batched = self.units < BATCHED_PRODUCTS_BELOW and not sweep.separate_products
+        weight = np.concatenate(w_hh + w_ih, axis=2).swapaxes(1, 2)
+        self.weight = weight.reshape(self.dirs, -1, len(self.gates), self.units)  # (dirs, features, G, n)
+        self.batched = self.units < BATCHED_PRODUCTS_BELOW
         self.mixed_precision = sweep.dtype != STATE_DTYPE
 
     def __call__(
@@ -190,9 +180,8 @@ class Step:
         """
         graph, step, names = self.graph, self.step, self.sweep.cell.states
         h, *others = previous
-        h_block = list(h) if self.sweep.cell.recurrent else []  # D·n features
-        blocks = [h_block, [x]] if self.sweep.separate_products else [[*h_block, x]]
-        products = self._products([graph.concat(block, axis=-1) for block in blocks if block])
+        recurrent = list(h) if self.sweep.cell.recurrent else []  # D·n features
+        products = self._products(graph.concat([*recurrent, x], axis=-1))
         known: dict[int, Value | float] = {**self.parameter_values, **products}
         for d, h_d in enumerate(h if self.equations_read_h else []):
             h_d = graph.cast(h_d, STATE_DTYPE) if self.mixed_precision else h_d
@@ -247,14 +236,14 @@ class Step:
         ones = self.graph.constant(np.ones(self.units, STATE_DTYPE))  # it takes one scale for all rows
         return self.graph("LayerNormalization", value, ones, **options) * weight + bias
 
-    def _products(self, operands: Sequence[Value]) -> dict[int, Value]:
+    def _products(self, operand: Value) -> dict[int, Value]:
         """The pre-activation of each gate, or the gate itself, by the id of its recorded value.
 
         ONNX Runtime copies the outputs of a Split, so each gate is a product of its own. Where products are
         so small that their number matters more, all gates with one activation share one product.
         """
         numbers = range(len(self.gates))
-        factors = [self._by_direction(operand) for operand in operands]
+        factors = self._by_direction(operand)
         if not self.gates_share_product:
             return {id(a): self._product(factors, [k]) for k, a in zip(numbers, self.step.a, strict=True)}
         results: dict[int, Value] = {}
@@ -267,17 +256,9 @@ class Step:
             results |= {id(self.step.gates[k]): gate for k, gate in zip(alike, gates, strict=True)}
         return results
 
-    def _product(self, operands: Sequence[Sequence[Value]], gates: Sequence[int]) -> Value:
+    def _product(self, operand: Sequence[Value], gates: Sequence[int]) -> Value:
         """Pre-activations of some gates side by side, n features each."""
-        result = total(
-            [
-                self._times(operand, weight[:, :, gates].reshape(*weight.shape[:2], -1))
-                for operand, weight in zip(operands, self.weights, strict=True)
-            ]
-        )
-        if self.bias is not None:
-            bias = self.bias.reshape(self.dirs, -1, self.units)[:, gates]
-            result = result + self._constant(bias.reshape(self.dirs, -1))
+        result = self._times(operand, self.weight[:, :, gates].reshape(*self.weight.shape[:2], -1))
         return self.graph.cast(result, STATE_DTYPE) if self.mixed_precision else result
 
     def _by_direction(self, operand: Value) -> list[Value]:
@@ -339,15 +320,13 @@ class Rows:
         return graph.reshape(rows, *[0] * (axes - 1), -1)
 
 
-def flatten_x(graph: Graph, sweep: Sweep, mask: Value | None) -> Value:
-    """x as (P, N, C), or as (P, N, C + 1) with a last feature of ones; zero in the padding if products are
-    separate and there is a mask (P, N, 1)."""
+def flatten_x(graph: Graph, sweep: Sweep) -> Value:
+    """x as (P, N, C), or as (P, N, C + 1) with a last feature of ones."""
     x = sweep.x
     if sweep.has_ones:
         pads = [0] * (2 * len(sweep.grid) + 3) + [1]
         x = graph("Pad", x, graph.integers(*pads), graph.constant(np.ones((), sweep.dtype)))
-    x = graph("Transpose", graph.reshape(x, 0, -1, sweep.features), perm=[1, 0, 2])
-    return x * mask if mask is not None and sweep.separate_products else x
+    return graph("Transpose", graph.reshape(x, 0, -1, sweep.features), perm=[1, 0, 2])
 
 
 def valid_mask(graph: Graph, coordinates: Sequence[Value], sizes: Value) -> Value:

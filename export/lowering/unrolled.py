@@ -49,7 +49,7 @@ def write_unrolled(graph: Graph, sweep: Sweep) -> list[Value]:
         mask = valid_mask(graph, [graph.constant(axis) for axis in coordinates], sweep.sizes)  # (P, N, 1)
     step = Step(graph, sweep)
     states = _States(graph, sweep)
-    xs = states.of_wavefronts(flatten_x(graph, sweep, mask), sweep.features)
+    xs = states.of_wavefronts(flatten_x(graph, sweep), sweep.features)
     masks = [None] * len(xs) if mask is None else states.of_wavefronts(mask, 1)
     parts: list[Value] = []  # of the wavefront before
     results = []

@@ -23,7 +23,6 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import Export, InputError, MDLSTMError, ParityError
 from mdlstm_tk.export.verification.cases import Case
 from mdlstm_tk.runtime import Metadata, Session
-from mdlstm_tk.runtime.choices import Dtype
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.shapes import Grid, Shapes
 from mdlstm_tk.runtime.tiles.session import TiledSession
@@ -35,7 +34,7 @@ Outputs = dict[str, Array]
 Runtime = Callable[[Inputs], Outputs]
 
 ATOL = 1e-5
-ATOLS: dict[Dtype, float] = {"float32": ATOL, "float16": 5e-3, "int8": 5e-2}
+ATOLS: dict[str, float] = {"float32": ATOL, "float16": 5e-3}  # by dtype of the file
 RTOL = 1e-5
 
 

@@ -40,7 +40,8 @@ class Metadata:
             inputs.
         window: extents of the part of x that one position of y covers. The grid of y is ⌈grid / window⌉,
             in the layout of x. None: y has no grid, but shape (N, outputs) or another.
-        dtype: precision of the computation. Inputs and outputs are float32 in any case.
+        dtype: precision of the computation, "int8" in files of version 1.0 alone. Inputs and outputs are
+            float32 in any case.
         model: name of the network, if the model was exported from a run.
         task: name of the task, if the model was exported from a run.
         kind: kind of the task: "grid", "classify", "segment", "transcribe" or "density".
@@ -79,7 +80,7 @@ class Metadata:
     output_names: tuple[str, ...] = ("y",)
     further_windows: tuple[Extents | None, ...] = ()
     multiple_of: Extents | None = None
-    dtype: Dtype = "float32"
+    dtype: Dtype | Literal["int8"] = "float32"
     model: str | None = None
     task: str | None = None
     kind: Kind | None = None

@@ -40,7 +40,7 @@ def note_if_stale(model: Path, metadata: Metadata) -> Message | None:
         "grid": metadata.grid and tuple(metadata.grid),
         "padded": "sizes" in metadata.inputs,
         "multiple_of": metadata.multiple_of and tuple(metadata.multiple_of),
-        "dtype": metadata.dtype if metadata.dtype != "float32" else None,
+        "dtype": metadata.dtype if metadata.dtype == "float16" else None,
     }
     options = {name: value for name, value in options.items() if value}
     again = Export({**options, "path": str(model), "force": True}, str(model.parent))

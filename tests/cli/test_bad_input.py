@@ -68,7 +68,6 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "infer, bad array": (("infer", "bad.npy", "-m", "run"), 2, "1 NaN"),
     "infer over its input": (("infer", "ok.npy", "-m", "run", "-o", "full/../ok.npy"), 2, "overwrite"),
     "bench, bad shape": (("bench", "--shape", "1,3"), 2, "1,3"),
-    "bench, int8 in torch": (("bench", "--dtype", "int8"), 2, "--runtime"),
 }
 
 

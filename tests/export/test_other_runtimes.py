@@ -1,4 +1,4 @@
-"""Exported files in OpenVINO and tract, after a conversion of their opset, and quantised to int8."""
+"""Exported files in OpenVINO and tract, and after a conversion of their opset."""
 
 from __future__ import annotations
 
@@ -14,16 +14,9 @@ from helpers.sweeps import FORMS, GRIDS, Sweep, lowered, random_x, run
 from onnx import version_converter
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.benchmark import Shape
 from mdlstm_tk.cells import BUILT_IN_CELLS
-from mdlstm_tk.export import export_onnx, export_run, float64_reference, lower, verify_model
-from mdlstm_tk.export.benchmark import measure_exports
-from mdlstm_tk.export.lowering.lower import walk
-from mdlstm_tk.export.quantization import quantize
+from mdlstm_tk.export import export_onnx, float64_reference
 from mdlstm_tk.models import create
-from mdlstm_tk.runtime import Session
-from mdlstm_tk.runtime.model_check import check_model
-from mdlstm_tk.training import Run
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -101,68 +94,3 @@ def test_every_opset_from_18_to_24_runs(form: str) -> None:
     for opset in range(19, 25):
         y = run(version_converter.convert_version(model, opset), **feeds)[0]
         assert np.abs(y - sweep.exact(**feeds)).max() <= 1e-5
-
-
-def float_products(model: onnx.ModelProto) -> list[str]:
-    """The names of all products with constant weights that are not quantised."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    return [
-        n.name
-        for n in walk(model.graph.node)
-        if n.op_type in ("MatMul", "Gemm") and n.input[1] in constants
-    ]
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"directions": "all", "cell": "leaky", "units": 70},
-        {"peephole": True, "layer_norm": True},
-        {"ndim": 3, "cell": "stable"},
-    ],
-    ids=["graves", "leaky, all, many units", "peephole, layer norm", "stable, 3-D"],
-)
-def test_int8_quantises_every_product(options: dict, form: str) -> None:
-    sweep = Sweep.random(**options)
-    grid = GRIDS[options.get("ndim", 2)]
-    free = form == "scan, free"
-    captured = sweep.captured([-1] * len(grid) if free else grid, sizes=True)
-    model = lower(captured, form.split(",")[0], separate_products=True)
-    assert float_products(model)
-    model = quantize(model)
-    onnx.checker.check_model(model, full_check=True)
-    check_model(model.SerializeToString(), "the model")
-    assert not float_products(model)
-    split = [node.input[0] for node in walk(model.graph.node) if node.op_type == "Split"]
-    assert len(set(split)) == len(split)  # all gates share the operands, and their integers
-    feeds = padded_feeds(grid)
-    exact, y = sweep.exact(**feeds), run(model, **feeds)[0]
-    assert 1e-6 < np.abs(y - exact).max() <= 2e-2
-    np.testing.assert_allclose(in_openvino(model, feeds), y, rtol=0, atol=1e-2)
-
-
-def test_padding_does_not_change_what_int8_makes_of_the_valid_part() -> None:
-    sweep, feeds = Sweep.random(), padded_feeds((3, 5))
-    model = quantize(lower(sweep.captured((3, 5), sizes=True), "scan", separate_products=True))
-    feeds["sizes"][:] = (2, 2)
-    y = run(model, **feeds)[0]
-    feeds["x"][:, 2:], feeds["x"][:, :, 2:] = 1e6, -1e6
-    np.testing.assert_array_equal(run(model, **feeds)[0], y)
-
-
-@pytest.mark.parametrize("form", ["scan", "unrolled"])
-def test_an_int8_file_is_exported_verified_and_run(form: str, trained: Run, tmp_path: Path) -> None:
-    report = export_run(trained, tmp_path / "m.onnx", dtype="int8", form=form)
-    metadata = Session(report.path, "cpu").metadata
-    assert (metadata.dtype, metadata.parity["atol"]) == ("int8", 5e-2)
-    assert 1e-5 < metadata.parity["max_abs"] == report.max_abs < 5e-2
-    assert metadata.checkpoint_sha256 is not None
-    assert not float_products(onnx.load(report.path))
-    verify_model(report.path, trained).raise_if_failed()
-
-
-def test_the_benchmark_takes_int8() -> None:
-    rows = measure_exports([Shape(1, (4, 4), 1, 4)], seconds=0.0, dtype="int8")
-    assert rows and all(1e-5 < row.max_abs < 5e-2 for row in rows)

@@ -50,6 +50,7 @@ DENSITY = replace(
     "metadata",
     [
         BASE,
+        replace(BASE, dtype="int8"),  # as version 1.0 wrote it
         CLASSIFIER,
         SEGMENTER,
         RECOGNISER,
