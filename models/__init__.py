@@ -21,7 +21,6 @@ and train it with `mdlstm train --import my_file.py --model deep`.
     pixel       the multi-dimensional LSTM as such a network
     normalized  a wrapper that standardises inputs and outputs
     blocks      the parts that networks are composed of
-    hub         saving and loading in the format of the Hugging Face Hub
 
 The names below are loaded when they are first used: importing this package does not import torch.
 """

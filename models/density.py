@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from mdlstm_tk._util.masking import Sizes, as_sizes
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models.blocks import fill_padding
-from mdlstm_tk.models.hub import HubModel
 
 
 def neighbours(x: Tensor) -> Tensor:
@@ -40,7 +39,7 @@ def neighbours(x: Tensor) -> Tensor:
     return torch.cat([row[:, :, :width], *(above[:, :, k : k + width] for k in range(3))], dim=-1)
 
 
-class DensityNet(HubModel):
+class DensityNet(nn.Module):
     """Base of the networks: a causal body, and a head that predicts one channel after the other.
 
     Args:

@@ -15,12 +15,11 @@ from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM, Directions
 from mdlstm_tk.models.blocks import DownwardSweeps, apply_flattened
-from mdlstm_tk.models.hub import HubModel
 from mdlstm_tk.sweep import sweep
 from mdlstm_tk.tiling.stages import Stage, TileStages
 
 
-class GridNet(HubModel):
+class GridNet(nn.Module):
     """Base of the networks: a recurrent body, then the same linear map and sigmoid at every position.
 
     Args:

@@ -22,13 +22,12 @@ from mdlstm_tk.models.blocks import (
     depth_to_space,
     fill_padding,
 )
-from mdlstm_tk.models.hub import HubModel
 from mdlstm_tk.tiling.stages import TileStages
 
 BLANK_MARGIN = 100.0  # how far the logit of the blank exceeds all others after the end of a text
 
 
-class EncoderNet(HubModel):
+class EncoderNet(nn.Module):
     """Base of the networks: an encoder with all directions, then a linear head.
 
     Args:

@@ -14,7 +14,6 @@ from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.layer import MDLSTM, Directions
 from mdlstm_tk.models.blocks import fill_padding, sizes_in_windows
 from mdlstm_tk.models.heads import end_texts
-from mdlstm_tk.models.hub import HubModel
 
 CONVOLUTIONS = ((24, 2, 0), (48, 2, 0), (64, 2, 1), (96, 1, 1))  # features, stride, residual ones after it
 ROWS = 4  # that a window of the MD-LSTM joins
@@ -75,7 +74,7 @@ def _normalise_valid(norm: nn.BatchNorm2d, x: Tensor, valid: Tensor) -> Tensor:
     return grid.permute(0, 3, 1, 2)
 
 
-class LineRecognizer(HubModel):
+class LineRecognizer(nn.Module):
     """Predicts the text of a line, of any height and width.
 
     Each line is standardised by its own mean and deviation, so that paper and ink need not be alike.

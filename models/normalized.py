@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import Sizes
-from mdlstm_tk.models.hub import HubModel
 from mdlstm_tk.tiling.stages import TileStages, stages_of
 
 Numbers = Sequence[float] | npt.NDArray[Any]
 
 
-class Normalized(HubModel):
+class Normalized(nn.Module):
     """A network with standardised inputs, and with outputs scaled back to the range of the targets.
 
     Args:

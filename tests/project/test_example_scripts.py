@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.checkout import ROOT
+from helpers.requirements import missing
 from matplotlib import font_manager
 from PIL import ImageFont
 
@@ -22,6 +24,7 @@ from mdlstm_tk.data.user_data import read_data
 EXAMPLES = ROOT / "examples"
 RESULTS: dict[str, tuple[dict[str, Any], Callable[[Any], bool]]] = {  # arguments, and what is expected
     "from_lstm": ({}, lambda difference: difference < 1e-5),
+    "hub": ({}, lambda difference: difference == 0),
     "training_loop": ({"steps": 60}, lambda error: error < 0.1),  # 0.2 if it predicts the mean
     "two_inputs": (
         {},
@@ -37,6 +40,8 @@ RESULTS: dict[str, tuple[dict[str, Any], Callable[[Any], bool]]] = {  # argument
 def test_an_example_does_what_it_says(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
+    if name == "hub" and find_spec("huggingface_hub") is None:
+        missing("huggingface_hub is not installed")
     monkeypatch.chdir(tmp_path)
     arguments, is_right = RESULTS[name]
     result = import_file(EXAMPLES / f"{name}.py").main(**arguments)
