@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from mdlstm_tk._util.sizes import parse_free_size, parse_size
 from mdlstm_tk._util.text import shell_quoted
@@ -11,9 +11,6 @@ from mdlstm_tk.cli import options
 from mdlstm_tk.cli.console import detail, next_command, note, print_json
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.choices import Dtype, Form
-
-if TYPE_CHECKING:
-    from mdlstm_tk.export.targets import ExportTarget
 
 MODEL = "Model"
 FORM = (
@@ -25,7 +22,6 @@ PADDED = "Add an input for the sizes of padded samples, so that smaller grids ru
 MULTIPLE_OF = "What the size must be a multiple of: for a network with strides and --form scan."
 DTYPE = "Data type of weights and activations."
 ATOL = "Maximum error against the float64 reference, in units of the largest output, at least 1."
-SERVER_REPO = "Add the model to a model repository of NVIDIA Triton Inference Server instead."
 WEB = "Write a web page that runs the model in the browser instead."
 WEB_RUNTIME = "File or folder that holds onnxruntime-web, for --web."
 DATA = "Your data that the run was trained on, for --web: the page will hold some of them."
@@ -56,7 +52,6 @@ def export(
             "File, or folder for several sizes.", "model-SIZE.onnx, or model.tiles, in the run"
         ),
     ] = None,
-    server_repo: Annotated[Path | None, options.path_option(SERVER_REPO)] = None,
     web: Annotated[Path | None, options.path_option(WEB)] = None,
     web_runtime: Annotated[
         Path | None, options.path_option(WEB_RUNTIME, "PATH", "downloaded with npm")
@@ -67,24 +62,20 @@ def export(
 ) -> None:
     """Export a trained network to ONNX, for one grid size or any, verified before a file is written."""
     arguments = dict(locals())
-    if sum(option is not None for option in (output, server_repo, web)) > 1:
-        raise InputError("-o, --server-repo and --web are mutually exclusive; give one of them")
+    if output and web:
+        raise InputError("-o and --web are mutually exclusive; give one of them")
     if (web_runtime or data) and not web:
         raise InputError("--web-runtime and --data are for a web page; give --web DIR, or leave them out")
     from mdlstm_tk.export import export_run_sizes
-    from mdlstm_tk.export.targets import ServerRepository, WebPage
+    from mdlstm_tk.export.web_page import WebPage
     from mdlstm_tk.training import latest_run
 
     run = run or latest_run().folder
     detail(f"exporting {run}")
-    target: ExportTarget | None = None
-    if server_repo:
-        target = ServerRepository(server_repo, force)
-    elif web:
-        target = WebPage(web, web_runtime, force, data or "", note)
+    page = WebPage(web, web_runtime, force, data or "", note) if web else None
     names = ("form", "padded", "multiple_of", "dtype", "atol", "force")
     reports = export_run_sizes(
-        run, size or [None], target or output, **{name: arguments[name] for name in names}
+        run, size or [None], page or output, **{name: arguments[name] for name in names}
     )
     if json:
         print_json([report.as_dict() for report in reports])
@@ -94,4 +85,4 @@ def export(
             if report.needs_trust:
                 note(f"{report.path} runs with --trusted only, for its {', '.join(report.needs_trust)}")
     infer = f"mdlstm infer FILE -m {shell_quoted(reports[-1].path)}"
-    next_command(target.next_command if target else infer)
+    next_command(page.next_command if page else infer)

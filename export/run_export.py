@@ -16,7 +16,7 @@ from mdlstm_tk.export.api import default_form, export_onnx, form_of
 from mdlstm_tk.export.arguments import read_grid
 from mdlstm_tk.export.model_file import ExportReport, check_destination
 from mdlstm_tk.export.spec import Extents
-from mdlstm_tk.export.targets import ExportTarget
+from mdlstm_tk.export.web_page import WebPage
 from mdlstm_tk.runtime.choices import Dtype, Form
 from mdlstm_tk.runtime.staleness import checksum
 from mdlstm_tk.runtime.tiles.archive import SUFFIX
@@ -84,21 +84,21 @@ def export_run(
 def export_run_sizes(
     run: Run | str | Path,
     grids: Sequence[Extents | None],
-    destination: str | Path | ExportTarget | None = None,
+    destination: str | Path | WebPage | None = None,
     *,
     form: Form | None = None,
     force: bool = False,
     **options: Any,
 ) -> list[ExportReport]:
-    """Export a run's checkpoint once for each grid, into files, a server's model repository or a web page.
+    """Export a run's checkpoint once for each grid, into files or a web page.
 
     Args:
         run: a run, its folder, or one of its checkpoint files.
         grids: extents to export for; None among them as for `export_run`.
-        destination: a file name that ends in `.onnx` (for one grid), a folder, or an `ExportTarget`; the
+        destination: a file name that ends in `.onnx` (for one grid), a folder, or a `WebPage`; the
             run's folder if None.
-        form: as for `export_onnx`. None: the form that the target prefers, else "scan" if an extent of a
-            grid is free, else "unrolled".
+        form: as for `export_onnx`. None: "scan" for a page and if an extent of a grid is free, else
+            "unrolled".
         force: replace existing files.
         **options: padded, multiple_of, dtype, atol, as for `export_run`.
 
@@ -118,19 +118,19 @@ def export_run_sizes(
         _check_grid(grid, run_grid, resize, form)
     if resize and None in resize and form != "tiles":  # all images have one height, and any width
         grids = [grid or resize for grid in grids]
-    target = destination if isinstance(destination, ExportTarget) else None
+    page = destination if isinstance(destination, WebPage) else None
     extents = [extent for grid in grids for extent in grid or ()]
     if isinstance(destination, str | Path):
         form = form or form_of(Path(destination))
-    if form is None and not target and spec.mixed_sizes and not extents:
+    if form is None and (page or (spec.mixed_sizes and not extents)):
         form = "scan"  # a file for one size would refuse other samples
-    form = form or (target.preferred_form if target else None) or default_form(extents)
-    if form == "tiles" and target:
-        raise InputError("form 'tiles' is for files; leave out the server's repository or the web page")
+    form = form or default_form(extents)
+    if form == "tiles" and page:
+        raise InputError("form 'tiles' is for files; leave out the web page")
     if form == "unrolled":
         grids = [grid or run_grid for grid in grids]
-    if target:
-        target.prepare(len(grids))
+    if page:
+        page.prepare(len(grids))
     metadata = {
         "model": printable(checkpoint.config.model),
         "task": printable(spec.name),
@@ -144,7 +144,7 @@ def export_run_sizes(
         "checkpoint_sha256": sha256,
     }
     with tempfile.TemporaryDirectory() as scratch:
-        output = scratch if isinstance(destination, ExportTarget) else destination
+        output = scratch if isinstance(destination, WebPage) else destination
         # All paths are checked before the first export takes its time.
         paths = _paths(run, grids, None if output is None else Path(output), form, force)
         reports = []
@@ -160,10 +160,8 @@ def export_run_sizes(
                 **options,
             )
             reports.append(report)
-        if target:
-            for k, grid in enumerate(grids):
-                size = None if grid == run_grid else _size_label(grid, form)
-                reports[k] = replace(reports[k], path=target.add(paths[k], run, size))
+        if page:
+            reports = [replace(reports[0], path=page.add(paths[0], run))]
     return reports
 
 

@@ -24,7 +24,6 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 EXPORT = ("export", "runs/md-8x8", "--size", "3x4")
 VERBS = {  # verb: (arguments, what is about to appear when the command is killed)
     "export": (EXPORT, "model-3x4.onnx"),
-    "export to a server": ((*EXPORT, "--server-repo", "served"), "served/md-8x8-3x4"),
     "infer": (("infer", "matrix.npy", "-m", "runs/md-8x8"), "matrix.out.npy"),
     "infer into a folder": (("infer", ".", "-m", "runs/md-8x8", "-o", "results"), "matrix.out.npy"),
     "report": (("report", "runs/md-8x8"), "report.html"),
