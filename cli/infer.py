@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from inspect import signature
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mdlstm_tk.cli import options
-from mdlstm_tk.cli.console import note
-from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import READABLE
 
 
@@ -44,7 +41,6 @@ def infer(
     tile: options.Tile = None,
     level: options.Level = None,
     resume: options.Resume = False,
-    stream: options.Stream = False,
     max_bytes: options.MaxBytes = None,
     timeout: options.Timeout = None,
     isolated: options.Isolated = False,
@@ -73,7 +69,7 @@ def infer(
 
     A model file cannot read or write other files. It may take any time and memory; --isolated limits both.
     """
-    arguments = {name: value for name, value in locals().items() if name not in ("files", "stream")}
+    arguments = {name: value for name, value in locals().items() if name != "files"}
     if max_bytes is not None:
         with suppress(ImportError):  # the limit of Pillow is that of this process
             from PIL import Image
@@ -81,9 +77,6 @@ def infer(
             from mdlstm_tk.runtime.preprocessing import PIXEL_BYTES
 
             Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_bytes // PIXEL_BYTES)
-    if stream:
-        _stream(files, arguments)
-        return
     from mdlstm_tk.cli.progress import print_results, tile_progress
     from mdlstm_tk.runtime.inference import infer_paths
     from mdlstm_tk.runtime.jobs import is_single_file
@@ -94,16 +87,3 @@ def infer(
         print_results(
             run, is_single=is_single, is_json=json, is_default_model=is_default_model, resume=resume
         )
-
-
-def _stream(files: list[str], arguments: dict[str, Any]) -> None:
-    """Read rows from stdin, and write those of the result to stdout or a file."""
-    from mdlstm_tk.runtime.inference import stream_paths
-
-    if files != ["-"]:
-        raise InputError(f"--stream reads rows from stdin, which is -, got {' '.join(files)}")
-    accepted = signature(stream_paths).parameters
-    options.refuse(arguments, infer, accepted, "--stream writes rows as they come")
-    arguments = {name: arguments[name] for name in accepted}
-    rows_read, rows_written = stream_paths(**arguments | {"output": arguments["output"] or "-"})
-    note(f"{rows_read} rows → {rows_written} rows")

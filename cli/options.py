@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ import typer
 
 from mdlstm_tk._util.text import is_plain_text, shell_quoted
 from mdlstm_tk.cli.console import verbosity
-from mdlstm_tk.errors import Argument, InputError, require
+from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.choices import Engine
 from mdlstm_tk.runtime.combinations import describe_formats, describe_option
 from mdlstm_tk.runtime.io import Format
@@ -129,20 +129,6 @@ def data_option(help: str) -> Any:
     """The option --data of a verb that reads the data that a run was trained on."""
     default, complete = "no examples of your own data", complete_files(".npz")
     return option(help, OUTPUT, metavar="PATH", show_default=default, autocompletion=complete)
-
-
-def refuse(
-    arguments: Mapping[str, Any], verb: Callable[..., None], accepted: Collection[str], subject: str
-) -> None:
-    """Refuse options that a way of calling a verb has no use for.
-
-    Raises:
-        InputError: an argument outside `accepted` differs from its default.
-    """
-    parameters = inspect.signature(verb).parameters
-    for name, value in arguments.items():
-        if name not in accepted and value not in (parameters[name].default, None, []):
-            raise InputError(f"{subject} and takes no ", Argument(name), "; leave it out")
 
 
 RunFolder = Annotated[
@@ -265,11 +251,6 @@ LEVEL = "Level of a TIFF with a pyramid to read, for a tiled model."
 Level = Annotated[int | None, option(LEVEL, TILES, min=0, metavar="K", show_default="0, the largest")]
 RESUME = "Go on with a tiled run that was interrupted, and keep what an interruption leaves."
 Resume = Annotated[bool, option(RESUME, TILES, "--resume")]
-STREAM = (
-    "Read rows from stdin as a .npy, and write those of the result as they come, for a tiled model whose "
-    "directions go downwards."
-)
-Stream = Annotated[bool, option(STREAM, TILES, "--stream")]
 
 
 def messages(

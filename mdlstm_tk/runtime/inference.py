@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -284,51 +283,6 @@ def infer_paths(
     further_models = [each for each in by_model if each != path]
     counts = len(planned) - len(jobs), left_out, len(earlier_results)
     return Inference(path, further_models, session, jobs, *counts, table, document, results)
-
-
-@checked
-def stream_paths(
-    model: str | Path | None = None,
-    output: str | Path = STDIO,
-    *,
-    device: str = "auto",
-    timeout: float | None = None,
-    max_bytes: int | None = None,
-    isolated: bool = False,
-    trusted: bool = False,
-    force: bool = False,
-) -> tuple[int, int]:
-    """Read rows from standard input, and write the rows of the result as they are complete.
-
-    Args:
-        model, device, timeout, max_bytes, isolated, trusted: as for `infer_paths`; a tiled model whose
-            directions go downwards.
-        output: a `.npy` file, which appears when all rows are written, or "-" for standard output.
-        force: replace the file if it exists.
-
-    Returns:
-        The numbers of rows read and written.
-
-    Raises:
-        InputError: the model cannot stream, the file exists, or standard input is no `.npy` stream of rows.
-        MDLSTMError: ONNX Runtime fails, or the file cannot be written.
-    """
-    from mdlstm_tk.runtime.tiles.session import TiledSession
-    from mdlstm_tk.runtime.tiles.stream import stream_rows
-
-    if output != STDIO:
-        ensure_writable(Path(output), force)
-    path = find_models(model, tiled=True)[-1]
-    if not is_tiled(path):
-        raise InputError(
-            Argument("stream", True), f" needs a tiled model, and {path} is none; make one: ", TILED_EXPORT
-        )
-    limits: dict[str, Any] = {"timeout": timeout, "max_bytes": max_bytes}
-    with TiledSession(path, device, isolated=isolated, trusted=trusted, **limits) as session:
-        if output == STDIO:  # rows appear one after the other
-            return stream_rows(session, sys.stdin.buffer, sys.stdout.buffer)
-        with open_output(output, replace=force) as file:
-            return stream_rows(session, sys.stdin.buffer, file)
 
 
 def _open_model(path: Path, tiling: dict[str, bool], device: str, **options: Any) -> Session | TiledSession:

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from helpers.command import Result, mdlstm, mdlstm_process
 from helpers.small_models import CLASSES, classifier, recogniser, scores, segmenter, write_model
-from helpers.tiled_models import downward
 from PIL import Image
 
 from mdlstm_tk.cli import console
@@ -153,8 +152,6 @@ def test_ctrl_c_reports_how_to_resume(place: Path, monkeypatch: pytest.MonkeyPat
         (("x.npy", "--workers", 2), "m.onnx", "--workers needs --engine ray; .* set --threads"),
         (("x.npy", "--tile", 8), "m.onnx", "--tile needs a tiled model.* as -m$"),
         (("x.npy", "--max-bytes", 300), "m.onnx", "m.onnx .*allow more with --max-bytes"),
-        (("-", "--stream"), "m.onnx", "--stream needs a tiled model"),
-        (("x.npy", "--stream"), "m.onnx", "reads rows from stdin"),
     ],
 )
 def test_errors_name_options(arguments: tuple[Any, ...], model: str, message: str, place: Path) -> None:
@@ -191,24 +188,6 @@ def test_failures_of_single_files_name_options() -> None:
     assert failed.endswith("mdlstm export RUN --form tiles")
     (record,) = [record for record in json.loads(done.out)["files"] if record["error"]]
     assert failed == f"failed: {record['error']}"
-
-
-def test_rows_are_streamed_into_a_file(place: Path) -> None:
-    rows, x = io.BytesIO(), RNG.random((4, 5, 1), dtype=np.float32)
-    np.save(rows, x)
-    model = downward()
-    stream: dict[str, Any] = {"model": str(model.path), "stdin": rows.getvalue()}
-    for option in ("--json", "--skip-existing", "--threads=2"):
-        done = infer("-", "--stream", option, **stream)
-        assert done.code == 2 and not done.out
-        assert f"takes no {option.partition('=')[0]}; leave it out" in done.err
-    Path("y.npy").write_bytes(b"kept")
-    done = infer("-", "--stream", "-o", "y.npy", **stream)
-    assert done.code == 2 and "or replace it with --force" in done.err
-    assert Path("y.npy").read_bytes() == b"kept"
-    done = infer("-", "--stream", "-o", "y.npy", "--force", **stream)
-    assert done.code == 0 and "4 rows → 2 rows" in done.err
-    np.testing.assert_allclose(np.load("y.npy"), model.whole(x), atol=1e-6)
 
 
 def test_max_bytes_may_exceed_the_limit_of_pillow(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,6 @@ from mdlstm_tk.runtime.tiles.local import on_threads, run_steps
 from mdlstm_tk.runtime.tiles.plan import Plan, tile_extents
 from mdlstm_tk.runtime.tiles.sources import GridSource
 from mdlstm_tk.runtime.tiles.store import BlockFolder
-from mdlstm_tk.runtime.tiles.stream import RowStream
 from mdlstm_tk.runtime.tiles.work import Work, make_plan, output_extents
 
 TILE = 512
@@ -37,7 +36,6 @@ class TiledSession(OpenModel):
 
         >>> session = TiledSession("model.tiles", threads=2)
         >>> y = session(x, tile=512)            # x (H, W, C), perhaps memory-mapped → y (H, W, outputs)
-        >>> stream = session.stream(width=4096) # rows in, rows out, for directions that go downwards
 
     Tiles get the faces of their neighbours, so there is neither overlap nor seam: every position sees what
     it sees in the whole grid. Results differ from those of a whole-grid run by rounding alone, and not at
@@ -141,23 +139,6 @@ class TiledSession(OpenModel):
         if self.metadata.window is not None and y.shape[-1] == 1 and x.ndim == ndim:
             y = y[..., 0]
         return y if x.ndim == ndim + 2 else y[0]
-
-    def stream(self, width: int | Sequence[int]) -> RowStream:
-        """Begin a stream of rows: `stream.feed(rows)` takes (r, *width, C) of any height r and returns
-        the rows of y that are complete, `stream.close()` those that are left.
-
-        It is exact, but for rounding, where every direction of every layer goes downwards (sign +1 on
-        axis 0). A direction that goes upwards starts at the last row, so the network is refused. Memory
-        grows with the width, not with the number of rows.
-
-        Args:
-            width: extent of each axis but the first; a number if there is one such axis.
-
-        Raises:
-            InputError: a direction goes upwards, the network averages over the grid, or the width is
-                invalid.
-        """
-        return RowStream(self.archive, self.graphs, width)
 
     def plan(
         self, grid: Sequence[int], tile: int | Sequence[int] = TILE, batch_size: int | None = None

@@ -49,8 +49,7 @@ def tile_of_output(archive: Archive, plan: Plan) -> tuple[int, ...]:
 class Work:
     """Runs groups of tiles. Calls from several threads are safe for different groups.
 
-    `blocks` hold what tiles leave for later sweeps. If `endless`, the grid is one block of the rows of an
-    endless one: along axis 0, tiles begin with the faces that the same tiles of the block before left.
+    `blocks` hold what tiles leave for later sweeps.
     """
 
     def __init__(
@@ -61,12 +60,10 @@ class Work:
         blocks: Blocks,
         source: GridSource,
         output: Output,
-        *,
-        endless: bool = False,
     ) -> None:
         self.plan, self.graphs, self.store = plan, graphs, Store(archive, plan, blocks)
         self.output = output
-        self._archive, self._source, self._endless = archive, source, endless
+        self._archive, self._source = archive, source
         self._files = [archive.stages[s].sweeps[k].file for s, k in archive.ordered_sweeps]
 
     def run(self, group: Group, faces: Mapping[FaceKey, Face]) -> dict[FaceKey, Face]:
@@ -101,8 +98,6 @@ class Work:
             outgoing = np.stack([outputs[f"{state}{axis}_n"] for state in stage.states], axis=1)
             for tile, face in zip(tiles, outgoing, strict=True):
                 successor = self.plan.successor(sweep, tile, axis)
-                if successor is None and self._endless and axis == 0:
-                    successor = tile  # the same one in the next block of rows
                 if successor is not None:
                     leaving[sweep, successor, axis] = face
         self._complete(group, outputs["part"])
