@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -47,18 +47,16 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
         `describe_lines` returns. {} in processes other than the main one.
 
     Raises:
-        InputError: another process trains into the folder.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the last checkpoint is written before it is raised.
         MDLSTMError: training diverged, a process that prepares batches was killed, or the folder cannot be
             written.
     """
     trainer = Trainer(job)
-    with job.run.locked() if job.context.is_main else nullcontext():
-        if job.best is not None and job.best is job.checkpoint:
-            trainer.save(job.run.best)  # which a kill may have prevented
-        if not job.is_trained:
-            _train_steps(job, trainer, on_step)
-        return _conclude(job, trainer)
+    if job.best is not None and job.best is job.checkpoint:
+        trainer.save(job.run.best)  # which a kill may have prevented
+    if not job.is_trained:
+        _train_steps(job, trainer, on_step)
+    return _conclude(job, trainer)
 
 
 def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:

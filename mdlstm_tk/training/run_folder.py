@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -22,13 +19,8 @@ from mdlstm_tk.runtime.decoding import Decoding
 from mdlstm_tk.runtime.io.files import atomic_write, is_empty, staging
 from mdlstm_tk.training.progress import TrainingTimes
 
-if sys.platform != "win32":
-    import fcntl
-
 RUNS = Path("runs")
 Record = dict[str, Any]  # "step", "loss", "lr", errors by name; "validation" of some: errors by name
-
-_locks: set[int] = set()  # descriptors of the folders that this process trains into
 
 
 class _File:
@@ -85,35 +77,6 @@ class Run:
             outdated += [self.best, self.last, self.times, self.samples, self.lm, self.decoding]
         for path in outdated:
             path.unlink(missing_ok=True)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from training into the folder; the lock ends with the process, too.
-
-        On Windows, where folders cannot be locked, nothing is refused.
-
-        Raises:
-            InputError: another process trains into it.
-        """
-        if sys.platform == "win32":
-            yield
-            return
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise InputError(
-                f"another process trains into {self.folder}; wait for it, or give another folder"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        _locks.add(descriptor)
-        try:
-            yield
-        finally:
-            _locks.discard(descriptor)
-            os.close(descriptor)
 
     def read_times(self) -> TrainingTimes:
         """The times up to the last checkpoint; zeros if there are none."""
@@ -280,17 +243,6 @@ def _with_nan(errors: Mapping[str, Any]) -> dict[str, Any]:
         name: _with_nan(value) if isinstance(value, dict) else math.nan if value is None else value
         for name, value in errors.items()
     }
-
-
-def _release_locks() -> None:
-    """Leave the locks to the parent: a worker that outlives it would keep the folder locked."""
-    for descriptor in _locks:
-        os.close(descriptor)
-    _locks.clear()
-
-
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_release_locks)
 
 
 def metric_names(records: Sequence[Mapping[str, Any]]) -> list[str]:

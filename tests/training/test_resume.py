@@ -161,24 +161,6 @@ def test_a_new_run_in_a_used_folder_keeps_nothing_of_the_old_one(tmp_path: Path)
     assert not run.result.exists()
 
 
-@needs_kill
-def test_a_second_process_is_refused_while_the_first_trains(tmp_path: Path) -> None:
-    """Also if the first one has workers, which must not keep the lock after it was killed."""
-    config, run = replace(DIGITS, steps=10_000, workers=1, evaluate_every=2), Run(tmp_path / "run")
-    process = processes().Process(target=start_or_resume, args=(run.folder, config))
-    process.start()
-    while process.is_alive() and not run.last.exists():
-        time.sleep(0.01)
-    refused = mdlstm("train", "--resume", run.folder)
-    process.kill()
-    process.join()
-    assert refused.code == 2
-    assert refused.err.splitlines()[-1].startswith("error: another process trains into")
-    job = resume_job(run.folder, {"workers": 0})
-    with pytest.raises(KeyboardInterrupt):
-        train(job, fail_at(job.steps_done + 1))
-
-
 def test_changed_data_keep_the_first_split_and_new_samples_are_trained_on(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "signs", {"stop": 12, "yield": 12})
     run = run_in(tmp_path / "run", quick(data, "classify", steps=2))
