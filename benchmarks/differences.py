@@ -2,8 +2,8 @@
 
     python benchmarks/differences.py BASE HEAD
 
-Both folders are checkouts. `mdlstm bench --json` measures them in turns, on one thread, so that other
-programs slow both. Ratios to the floor, the matrix products alone, are compared: they vary less than times.
+Both folders are checkouts. `bench.py` measures them in turns, on one thread, so that other programs slow
+both. Ratios to the floor, the matrix products alone, are compared: they vary less than times.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", default="1", help="duration of each measurement")
     arguments = parser.parse_args()
-    options = ["-q", "--threads", "1", "--seconds", arguments.seconds]
+    options = ["--threads", "1", "--seconds", arguments.seconds]
     options += [word for shape in SHAPES for word in ("--shape", shape)]
     base: Ratios = {}
     head: Ratios = {}

@@ -21,10 +21,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from contenders import Shape, floor, make_layer, torch_threads
 from measuring import argument_parser, cpu_times, markdown, ort_session
 
-from mdlstm_tk.benchmark import Shape, torch_threads
-from mdlstm_tk.benchmark.contenders import floor, make_layer
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.runtime import Session
 
@@ -56,7 +55,7 @@ LOOP = {"Scan": "Scan, Identity", "Identity": "Scan, Identity"}
 
 @contextmanager
 def exported(shape: Shape, form: str) -> Iterator[tuple[Path, np.ndarray]]:
-    """A file of a layer, and an x for it. A scan is a file for any grid, as in `mdlstm bench`."""
+    """A file of a layer, and an x for it. A scan is a file for any grid, as in `bench.py`."""
     torch.manual_seed(0)
     layer, x = make_layer(shape)
     with tempfile.TemporaryDirectory() as folder:

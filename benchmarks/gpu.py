@@ -30,10 +30,8 @@ from statistics import median
 from typing import Any
 
 import torch
+from contenders import Shape, Step, contenders, interleave, ratios_of
 from measuring import ROOT, argument_parser, markdown
-
-from mdlstm_tk.benchmark import Shape, contenders, interleave, ratios_of
-from mdlstm_tk.benchmark.contenders import Step
 
 ALL = (("directions", "all"),)
 SHAPES = [

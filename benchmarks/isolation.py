@@ -14,9 +14,9 @@ from statistics import median
 
 import numpy as np
 import torch
+from contenders import interleave
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.benchmark import interleave
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.runtime import Session
 

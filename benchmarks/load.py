@@ -18,10 +18,8 @@ from contextlib import contextmanager
 from statistics import median
 
 import torch
+from contenders import SHAPES, Shape, Step, interleave, make_layer, make_step, ratios_of, torch_threads
 from measuring import argument_parser, markdown
-
-from mdlstm_tk.benchmark import SHAPES, Shape, interleave, ratios_of, torch_threads
-from mdlstm_tk.benchmark.contenders import Step, make_layer, make_step
 
 COLUMNS = (
     "N, grid, C, n",

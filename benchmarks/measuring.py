@@ -46,17 +46,18 @@ def write_between_markers(page: Path, name: str, text: str) -> None:
 
 
 def python(*arguments: object, checkout: Path = ROOT, **environment: str) -> str:
-    """Run Python in a process that imports the package of a checkout, and return what it prints."""
+    """Run Python in a process that imports the package of a checkout and the scripts of this folder, and
+    return what it prints."""
     command = [sys.executable, "-P", *map(str, arguments)]
-    variables = {**os.environ, "PYTHONPATH": str(checkout.resolve()), **environment}
+    paths = os.pathsep.join(map(str, (checkout.resolve(), ROOT / "benchmarks")))
+    variables = {**os.environ, "PYTHONPATH": paths, **environment}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8", env=variables)
     return done.stdout
 
 
 def bench(*options: str, checkout: Path = ROOT) -> Any:
-    """The result of `mdlstm bench --json` on the CPU, by the package of a checkout."""
-    command = ("-m", "mdlstm_tk", "bench", "--json", "--device", "cpu", *options)
-    return json.loads(python(*command, checkout=checkout))
+    """The rows of `bench.py --json` of this folder, which measures the package of a checkout."""
+    return json.loads(python(ROOT / "benchmarks/bench.py", "--json", *options, checkout=checkout))
 
 
 def cpu_times(

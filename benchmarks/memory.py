@@ -15,9 +15,8 @@ import json
 import tempfile
 from pathlib import Path
 
+from contenders import Shape
 from measuring import ROOT, argument_parser, markdown, python
-
-from mdlstm_tk.benchmark import Shape
 
 EXPORT = """
 import sys, torch

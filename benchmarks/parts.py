@@ -11,12 +11,11 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
+from contenders import Shape, Step, interleave, make_layer, make_step, torch_threads
 from measuring import markdown
 from numba import cfunc
 
 from mdlstm_tk.backends.cpu.plan import plans
-from mdlstm_tk.benchmark import Shape, interleave, torch_threads
-from mdlstm_tk.benchmark.contenders import Step, make_layer, make_step
 
 SHAPES = (
     Shape(16, (8, 8), 1, 16),

@@ -1,9 +1,9 @@
-"""Write the tables of docs/performance.md, by `mdlstm bench` and scripts of this folder.
+"""Write the tables of docs/performance.md, by scripts of this folder.
 
     python benchmarks/performance.py               # takes twelve minutes on an otherwise idle machine
     python benchmarks/performance.py --seconds 0.1 # a rough one, to see whether everything runs
 
-The script runs the commands themselves, so that anyone who doubts a figure can run the same command.
+Each table names the script that prints it, so that anyone who doubts a figure can run the same command.
 """
 
 from __future__ import annotations
@@ -22,26 +22,24 @@ import parts
 import ragged
 import rivals
 import training
+from bench import LAYER_COLUMNS, RUNTIME_COLUMNS, Row, measure_cold_start
+from bench import table as bench_table
 from measuring import ROOT, argument_parser, bench, markdown, write_between_markers
-
-from mdlstm_tk.benchmark import Measurement
-from mdlstm_tk.cli.bench import LAYER_COLUMNS, RUNTIME_COLUMNS, cells
-from mdlstm_tk.export.benchmark import RuntimeMeasurement
 
 PAGE = ROOT / "docs/performance.md"
 
 
-def directions(rows: Sequence[Measurement]) -> str:
+def directions(rows: Sequence[Row]) -> str:
     """The table of the ratios between all directions and one."""
-    seconds = {(row.shape, row.threads, row.training): row.seconds for row in rows}
+    seconds = {(row["shape"], row["threads"], row["training"]): row["seconds"] for row in rows}
     suffix = ", directions=all"
     table = []
     for row in rows:
-        if row.shape.endswith(suffix):
-            shape = row.shape.removesuffix(suffix)
-            ratio = row.seconds / seconds[shape, row.threads, row.training]
-            pass_name = "training" if row.training else "forward"
-            table.append([shape, str(row.threads), pass_name, f"{ratio:.2f}"])
+        if row["shape"].endswith(suffix):
+            shape = row["shape"].removesuffix(suffix)
+            ratio = row["seconds"] / seconds[shape, row["threads"], row["training"]]
+            pass_name = "training" if row["training"] else "forward"
+            table.append([shape, str(row["threads"]), pass_name, f"{ratio:.2f}"])
     return markdown(("N, grid, C, n", "threads", "pass", "ratio"), table, 1)
 
 
@@ -64,14 +62,12 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--seconds", type=float, default=2.0, help="seconds to measure each row for")
     seconds = parser.parse_args().seconds
-    layer = [Measurement(**row) for row in bench("--seconds", str(seconds))]
-    runtime = bench("--runtime", "--seconds", str(seconds))
-    exported = [RuntimeMeasurement(**row) for row in runtime["layers"]]
-    start = runtime["cold_start"]
+    layer = bench("--seconds", str(seconds))
+    exported = bench("--runtime", "--seconds", str(seconds))
     sections = {
-        "machine": machine(cores=max(row.threads for row in layer)),
-        "layer": f"`mdlstm bench --device cpu --seconds {seconds:g}`\n\n"
-        + markdown(tuple(LAYER_COLUMNS), [cells(row, LAYER_COLUMNS) for row in layer], 1),
+        "machine": machine(cores=max(row["threads"] for row in layer)),
+        "layer": f"`python benchmarks/bench.py --seconds {seconds:g}`\n\n"
+        + bench_table(layer, LAYER_COLUMNS),
         "parts": markdown(parts.COLUMNS, parts.table(), 1),
         "directions": directions(layer),
         "ragged": markdown(ragged.COLUMNS, ragged.table(), 1),
@@ -79,10 +75,8 @@ def main() -> None:
         "training": markdown(training.COLUMNS, training.table(), 1),
         "load": markdown(load.COLUMNS, load.table(seconds), 2),
         "compiling": markdown(compiling.COLUMNS, compiling.table(), 1),
-        "runtime": f"`mdlstm bench --runtime --device cpu --seconds {seconds:g}`\n\n"
-        + markdown(tuple(RUNTIME_COLUMNS), [cells(row, RUNTIME_COLUMNS) for row in exported], 1)
-        + f"\n\nA whole `mdlstm infer` of an 8×8 matrix takes {start['infer_seconds']:.2f} s, "
-        f'{start["ratio"]:.2f} times as long as\n`python -c "import numpy, onnxruntime"`.',
+        "runtime": f"`python benchmarks/bench.py --runtime --seconds {seconds:g}`\n\n"
+        f"{bench_table(exported, RUNTIME_COLUMNS)}\n\n{measure_cold_start()}",
         "goals": markdown(exports.COLUMNS, exports.table(2 * seconds), 2),
         "operators": markdown(exports.PROFILE_COLUMNS, exports.profile_table(2 * seconds), 1),
         "networks": markdown(rivals.NETWORK_COLUMNS, rivals.network_table(), 2),

@@ -28,14 +28,13 @@ from unittest import mock
 
 import numpy as np
 import torch
+from contenders import peak_bytes, torch_threads
 from measuring import argument_parser, cpu_times, markdown
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mdlstm_tk import MDLSTM, layer
 from mdlstm_tk.backends.inputs import SweepInputs
-from mdlstm_tk.benchmark import torch_threads
-from mdlstm_tk.benchmark.timing import peak_bytes
 from mdlstm_tk.training import TrainConfig, default_config, new_job
 from mdlstm_tk.training.tasks import make_task
 from mdlstm_tk.training.trainer import Trainer

@@ -22,12 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from contenders import Step, interleave, make_step, ratios_of, torch_threads
 from measuring import argument_parser, markdown, ort_session
 from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.benchmark import interleave, ratios_of, torch_threads
-from mdlstm_tk.benchmark.contenders import Step, make_step
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.export.capture import exporter_silenced
 from mdlstm_tk.training.networks import count_parameters

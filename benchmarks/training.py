@@ -13,10 +13,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from contenders import Shape, make_layer, make_step, torch_threads
 from measuring import cpu_times, markdown
 
-from mdlstm_tk.benchmark import Shape, torch_threads
-from mdlstm_tk.benchmark.contenders import make_layer, make_step
 from mdlstm_tk.training import configure, new_job, train
 
 CONFIG = configure({"device": "cpu"})  # the default task: 16 matrices of 8x8 a step, 16 units

@@ -27,7 +27,7 @@ from mdlstm_tk.errors import MDLSTMError
 PANELS = {
     "Train": ("train", "sample", "report", "compare"),
     "Export and run": ("export", "infer", "verify", "info"),
-    "Try and check": ("demo", "doctor", "bench"),
+    "Try and check": ("demo", "doctor"),
 }
 VERBS = tuple(verb for verbs in PANELS.values() for verb in verbs)
 

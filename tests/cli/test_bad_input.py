@@ -67,7 +67,6 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "infer without model": (("infer", "ok.npy"), 2, "-m"),
     "infer, bad array": (("infer", "bad.npy", "-m", "run"), 2, "1 NaN"),
     "infer over its input": (("infer", "ok.npy", "-m", "run", "-o", "full/../ok.npy"), 2, "overwrite"),
-    "bench, bad shape": (("bench", "--shape", "1,3"), 2, "1,3"),
 }
 
 

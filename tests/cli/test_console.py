@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.command import mdlstm
 from rich.console import Console
 
@@ -91,8 +92,9 @@ def test_errors_are_one_line_and_a_traceback_is_plain(arguments: tuple[str, ...]
     assert all(is_plain_text(line) for line in done.err.split("\n")) and "\nforged" not in done.err
 
 
-def test_memory_that_torch_cannot_get_is_one_line() -> None:
-    done = mdlstm("bench", "--shape", f"{10**12},8x8,1,4", "--seconds", "0", "-q")
+def test_memory_that_torch_cannot_get_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdlstm_tk.installation.check_installation", lambda: torch.empty(10**15))
+    done = mdlstm("doctor", "--quiet")
     assert done.code == 1 and re.fullmatch("error: out of memory; .*\n", done.err)
 
 

@@ -17,7 +17,6 @@ import pytest
 from helpers.checkout import ROOT
 from helpers.command import mdlstm, mdlstm_process, succeed
 
-from mdlstm_tk.export.lowering.lower import FORMS
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.training import Run, load_checkpoint
 
@@ -150,28 +149,6 @@ def test_train_export_and_report_print_json(trained: Run, matrix: Path) -> None:
     assert report["bytes"] == (folder / "m.onnx").stat().st_size
     done = mdlstm("report", trained.folder, "--json", "-o", folder / "page.html")
     assert json.loads(done.out)["bytes"] == (folder / "page.html").stat().st_size
-
-
-def test_bench() -> None:
-    arguments = ("bench", "--shape", "1,3x4,1,2", "--threads", "1", "--seconds", "0")
-    done = mdlstm(*arguments, "--json", "-q")
-    assert (done.code, done.err) == (0, "")
-    assert [row["training"] for row in json.loads(done.out)] == [False, True]
-    done = mdlstm(*arguments)
-    assert done.out.splitlines()[-1].split()[:6] == ["1,", "3x4,", "1,", "2", "1", "training"]
-    assert "2/2  1, 3x4, 1, 2" in done.err
-
-
-def test_bench_of_exported_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdlstm_tk.export.benchmark.STARTS", 1)
-    arguments = ("--runtime", "--shape", "1,3x4,1,2", "--threads", "1", "--seconds", "0", "--json")
-    result = json.loads(mdlstm("bench", *arguments).out)
-    assert [row["form"] for row in result["layers"]] == list(FORMS)
-    for row in result["layers"]:
-        assert row["shape"] == "1, 3x4, 1, 2" and row["device"] == "cpu"
-        assert 0 < row["max_abs"] < 1e-5 and row["bytes"] > 1000
-        assert min(row["to_floor"], row["to_lstm"], row["to_layer"], row["load_seconds"]) > 0
-    assert result["cold_start"]["ratio"] > 1
 
 
 def test_infer_warns_if_the_newest_run_has_no_export(trained: Run, matrix: Path) -> None:

@@ -40,7 +40,6 @@ from mdlstm_tk.training import list_settings
 OTHER_PROGRAMS = (
     "browser/build.py",
     "web_page.py",
-    "benchmark.py",
 )  # call npm, servers, and `mdlstm` itself
 PACKAGE_ERRORS = {"MDLSTMError", "InputError", "StoppedError", "ParityError", "DeviceError", "ExistsError"}
 

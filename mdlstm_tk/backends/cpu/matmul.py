@@ -1,7 +1,7 @@
 """A register-blocked matrix product for Numba, and the weights of a sweep as it reads them.
 
 It has no call overhead, works on blocks that are still in cache, and is as fast as BLAS or faster
-(`mdlstm bench`).
+(`benchmarks/bench.py`).
 
 Notation as in `mdlstm_tk.backends.cpu.kernels`: w_cat is (U_1 | … | U_D | W | b)ᵀ, (K, G·n), and
     A (M, K), B (K, N), C (M, N)
