@@ -14,7 +14,6 @@ from mdlstm_tk.cli import console
 from mdlstm_tk.cli.console import detail, note, progress, with_flags
 from mdlstm_tk.cli.options import with_imports
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.runtime.staleness import note_if_stale
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime import Inference, Result
@@ -118,7 +117,7 @@ def print_results(
         note(f"results of mdlstm infer, left out: {run.earlier_results}; name such a file to read it")
     if is_default_model:
         _warn_of_a_newer_run(run)
-    if line := note_if_stale(run.model, session.metadata):
+    for line in run.stale:
         console.warn(line)
     isolated = ", isolated" if session.isolated else ""
     note(f"{run.model} on {session.device} ({session.provider}){isolated}")
@@ -182,8 +181,9 @@ def _follow(run: Inference, records: list[dict[str, Any]], is_single: bool, is_j
                     seconds_left = (total - len(records)) / rate()
                     show(len(records), f"{rate():.3g} files/s", seconds_left)
     except (MDLSTMError, KeyboardInterrupt):
-        advice = "nothing was written" if run.table else "continue with --skip-existing"
-        note_counts("stopped: ", f", {total - len(records)} to do; {advice}")
+        advice = "; nothing was written" if run.table else "; continue with --skip-existing"
+        advice = "" if run.document else advice  # what is printed is not found again
+        note_counts("stopped: ", f", {total - len(records)} to do{advice}")
         raise
     if document:
         sys.stdout.write(document.end())

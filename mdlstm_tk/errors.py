@@ -41,6 +41,13 @@ class Argument(NamedTuple):
         return f"{self.name}={'...' if self.value is None else value}"
 
 
+class Statement(Argument):
+    """A statement of Python that stands for an option of the command line: `import FILE` for --import."""
+
+    def __str__(self) -> str:
+        return f"{self.name.rstrip('_')} {self.value}"
+
+
 class Export(NamedTuple):
     """An export that a message advises.
 

@@ -51,7 +51,7 @@ from mdlstm_tk.export.verification.parity import (
 )
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.io import is_tiled
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
+from mdlstm_tk.runtime.io.npy import Array, byte_limit
 from mdlstm_tk.runtime.model_discovery import archives_in, models_in
 from mdlstm_tk.runtime.shapes import Grid, Shapes
 from mdlstm_tk.runtime.staleness import checkpoint_of, note_if_stale
@@ -164,7 +164,7 @@ def _sessions(
     new_session: Any = partial(Session, model, max_bytes=max_bytes, **options)
     if is_tiled(model):
         # max_bytes of a TiledSession bounds the memory of its runs.
-        read_archive_bytes(model, max_bytes or MAX_BYTES)
+        read_archive_bytes(model, byte_limit(max_bytes))
         new_session = partial(TiledSession, model, **options)
     session = new_session(device=device)
     if device != "auto" or session.device == "cpu":

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 
-from mdlstm_tk.errors import Argument, InputError, Message
+from mdlstm_tk.errors import InputError, Message, Statement
 
 _modules: dict[Path, ModuleType] = {}  # by resolved path
 
@@ -50,5 +50,5 @@ def not_registered(kind: str, name: str, known: Iterable[str]) -> Message:
     known = list(known)
     close = get_close_matches(name.lower(), known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(known)}."
-    text = f"there is no {kind} '{name}'; {hint} If a Python file of yours registers it, import that first"
-    return Message(text, ": ", Argument("import_", "FILE"))
+    text = f"there is no {kind} '{name}'; {hint} If a Python file of yours registers it, run that first"
+    return Message(text, ": ", Statement("import_", "FILE"))

@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import printable, text_field, to_json
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.character_model import CharacterModel
@@ -45,6 +46,7 @@ from mdlstm_tk.runtime.io.writers import write_arrays, write_mask
 from mdlstm_tk.runtime.jobs import Job, ResultOptions
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.postprocessing import check_scores, class_axis, labels, mask_values, probabilities
+from mdlstm_tk.runtime.shapes import as_array
 from mdlstm_tk.runtime.transcription import covered_width, read_logits
 
 PROBABILITY_DIGITS = 6
@@ -107,6 +109,7 @@ class Answer:
         return {"label": self.text, "probability": self.probabilities[0][1]}
 
 
+@checked
 def decode(
     y: Array | Mapping[str, Array],
     metadata: Metadata,
@@ -137,8 +140,7 @@ def decode(
     """
     if metadata.kind is None or not KINDS[metadata.kind].answers:
         return y
-    if isinstance(y, Mapping):
-        y = y[metadata.output_names[0]]
+    y = as_array(y[metadata.output_names[0]] if isinstance(y, Mapping) else y, "y")
     if metadata.kind == "density":
         return _densities(y, metadata, array)
     _check_shape(y, metadata)

@@ -206,10 +206,15 @@ class CharacterModel:
         Returns:
             (V,) log P of each entry of the vocabulary, natural logarithms; and (V,) the state after it. Do
             not change them.
+
+        Raises:
+            InputError: the model has no such state.
         """
         row = self._rows.get(state)
         if row is None:
             grams = self._ngrams
+            if not isinstance(state, int | np.integer) or not 0 <= state < len(grams.suffix):
+                raise InputError(f"state must be from 0 to {len(grams.suffix) - 1}, got {state!r:.40}")
             if state == 0:
                 log_probs = np.zeros(len(self.vocabulary))
                 states = np.zeros(len(self.vocabulary), np.int64)

@@ -88,9 +88,10 @@ def transcribe_logits(
         width: pixels of the image that the T steps cover. None: edges are in steps.
 
     Raises:
-        InputError: logits have another shape, or hold NaN; beam is below 1, or lm is no `CharacterModel`.
+        InputError: logits have another shape, or hold NaN; beam is below 1, or lm is no `CharacterModel` of
+            the characters.
     """
-    check_search(beam, lm)
+    check_search(beam, lm, classes)
     log_probs = scaled_log_probs(logits, classes, decoding.temperature)
     if beam == 1 and lm is None:
         labels = best_path(logits)
@@ -112,17 +113,23 @@ def transcribe_logits(
     return Transcription("".join(c.character for c in characters), float(confidence), characters)
 
 
-def check_search(beam: int, lm: CharacterModel | None) -> None:
-    """Check the arguments of a search.
+def check_search(beam: int, lm: CharacterModel | None, classes: Sequence[str] = ()) -> None:
+    """Check the arguments of a search, and that the language model knows any of the characters.
 
     Raises:
-        InputError: beam is below 1, or lm is no `CharacterModel`.
+        InputError: beam is below 1, lm is no `CharacterModel`, or one of other characters.
     """
     if beam < 1:
         raise InputError(f"beam must be 1 or more, got {beam}; 16 is usual")
     if lm is not None and not isinstance(lm, CharacterModel):
         raise InputError(
             f"lm must be a CharacterModel, got {type(lm).__name__}; read one with CharacterModel.load(path)"
+        )
+    if lm is not None and classes and lm.index.keys().isdisjoint(classes):
+        known = "".join(lm.vocabulary[3:])
+        raise InputError(
+            f"lm knows none of the characters that the model reads: it has {known!r:.40}, and the model "
+            f"{''.join(classes)!r:.40}"
         )
 
 

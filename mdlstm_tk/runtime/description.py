@@ -6,13 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.runtime.io import is_tiled
-from mdlstm_tk.runtime.io.npy import MAX_BYTES
+from mdlstm_tk.runtime.io.npy import byte_limit
 from mdlstm_tk.runtime.model_discovery import read_metadata
 from mdlstm_tk.runtime.staleness import note_if_stale
 
 
+@checked
 def describe_model(path: str | Path, max_bytes: int | None = None) -> dict[str, Any]:
     """Describe an exported model, as `mdlstm info` prints it. The model is not loaded.
 
@@ -28,7 +30,7 @@ def describe_model(path: str | Path, max_bytes: int | None = None) -> dict[str, 
     Raises:
         InputError: the file cannot be read, is larger, or is no such model.
     """
-    path, limit = Path(path), max_bytes or MAX_BYTES
+    path, limit = Path(path), byte_limit(max_bytes)
     if not is_tiled(path):
         metadata = read_metadata(path, limit)
         stale = note_if_stale(path, metadata)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk._util.checks import checked
-from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError
+from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError, Message
 from mdlstm_tk.runtime.batching import Result, infer_files
 from mdlstm_tk.runtime.character_model import CharacterModel
 from mdlstm_tk.runtime.choices import Engine
@@ -20,7 +20,7 @@ from mdlstm_tk.runtime.combinations import LINES, check_jobs, row_of
 from mdlstm_tk.runtime.decoding import BEAM
 from mdlstm_tk.runtime.io import Format, is_tiled
 from mdlstm_tk.runtime.io.files import ensure_writable
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, STDIO, open_output
+from mdlstm_tk.runtime.io.npy import STDIO, byte_limit, open_output
 from mdlstm_tk.runtime.jobs import (
     InputPath,
     Job,
@@ -37,6 +37,7 @@ from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.model_choice import Candidate, FileReader, jobs_by_model, read_candidates
 from mdlstm_tk.runtime.model_discovery import find_models
 from mdlstm_tk.runtime.session import Session
+from mdlstm_tk.runtime.staleness import note_if_stale
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.answers import AnswerDocument
@@ -56,6 +57,7 @@ class Inference:
         left_out: number of files below input folders whose type cannot be read.
         earlier_results: number of results of earlier inferences below input folders, which are left out.
         table: the one file for the labels or texts of several inputs, or None.
+        stale: one line for each of these models whose run has gone on since the export.
         document: renders the labels or texts that no file takes, in the order of the jobs, or None.
         results: one result per job, in an order that depends on the jobs alone.
     """
@@ -68,6 +70,7 @@ class Inference:
     left_out: int
     earlier_results: int
     table: Path | None
+    stale: list[Message]
     document: AnswerDocument | None
     results: Iterator[Result]
 
@@ -181,6 +184,7 @@ def infer_paths(
     target = None if output is None else os.fspath(output)
     if engine == "ray" and STDIO in (*sources, target):
         raise InputError(Argument("engine", "ray"), " takes files, not - (stdin or stdout)")
+    limit = byte_limit(max_bytes)
     is_single = is_single_file(sources)
     table = Path(target) if target and not is_single and is_table(target) else None
     if table and skip_existing:
@@ -191,7 +195,6 @@ def infer_paths(
         raise InputError(f"{table} takes labels or texts; leave out ", unfit)
     files, left_out, earlier_results = find_files(sources, target)
 
-    limit = max_bytes or MAX_BYTES
     tiling = {"tile": tile is not None, "level": level is not None, "resume": resume}
     models = find_models(model, tiled=any(tiling.values()))
     options = ResultOptions(probabilities, top)
@@ -214,6 +217,10 @@ def infer_paths(
             return sessions[path]
 
         metadata = candidates[0].metadata if candidates else open_model(path).metadata
+        if metadata.kind == "transcribe" and options.lm is not None:
+            from mdlstm_tk.runtime.ctc import check_search  # imported late: few models read texts
+
+            check_search(options.beam, options.lm, metadata.classes or ())
         stdin: bytes | None = None
         if STDIO in sources and metadata.form != "tiles":
             stdin = reader.peek(STDIO).page
@@ -281,8 +288,10 @@ def infer_paths(
     if table and document:
         results, document = _write_table(results, table, document, force), None
     further_models = [each for each in by_model if each != path]
+    models_used = {each.path: each.metadata for each in candidates if each.path in by_model}
+    stale = list(filter(None, starmap(note_if_stale, (models_used or {path: metadata}).items())))
     counts = len(planned) - len(jobs), left_out, len(earlier_results)
-    return Inference(path, further_models, session, jobs, *counts, table, document, results)
+    return Inference(path, further_models, session, jobs, *counts, table, stale, document, results)
 
 
 def _open_model(path: Path, tiling: dict[str, bool], device: str, **options: Any) -> Session | TiledSession:

@@ -35,7 +35,7 @@ PIXEL_BYTES = 4 * FLOAT_BYTES  # red, green, blue and opacity
 BLOCK_PIXELS = 2**20  # that are blended with white at a time, so that 16-bit products take little memory
 
 ORIENTATION = 0x0112  # tag of EXIF
-PHOTOMETRIC, SAMPLE_FORMAT = 262, 339  # tags of TIFF
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 WHITE_IS_ZERO, SIGNED = 0, 2  # their values
 SIDEWAYS = (5, 6, 7, 8)  # orientations in EXIF that exchange height and width
 
@@ -155,6 +155,14 @@ def scale(pixels: Array) -> Array:
     return pixels / np.float32(np.iinfo(pixels.dtype).max)
 
 
+def widened(values: Array, bits: int) -> Array:
+    """Unsigned integers of so many bits, as 12 in a TIFF, scaled up to all bits of their dtype."""
+    if not 1 < bits < 8 * values.dtype.itemsize <= 16:
+        return values
+    largest, most = np.iinfo(values.dtype).max, 2**bits - 1
+    return np.asarray((values.astype(np.uint32) * largest + most // 2) // most, values.dtype)
+
+
 def resize(pixels: Array, extents: tuple[int, int]) -> Array:
     """Resize (H, W, C) float32 to new extents (H, W), bilinearly and with antialiasing.
 
@@ -219,7 +227,7 @@ def _pixels(image: Any) -> Array:
     """The pixels of a Pillow image without palette and transparency: (H, W) or (H, W, 3)."""
     tags = getattr(image, "tag_v2", {})  # of TIFF, where Pillow ignores two of them
     if image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.uint16)
+        values = widened(np.asarray(image).astype(np.uint16), tags.get(BITS, (16,))[0])
         return 65535 - values if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else values
     is_signed = SIGNED in tags.get(SAMPLE_FORMAT, ())
     if image.mode == "I":  # 16-bit PGM, and 16-bit PNG in some versions of Pillow; else a 32-bit TIFF

@@ -20,7 +20,7 @@ from typing import Any
 
 from mdlstm_tk.errors import Argument, MDLSTMError, require
 from mdlstm_tk.runtime.batching import WINDOW, Result, infer_files
-from mdlstm_tk.runtime.io.npy import MAX_BYTES
+from mdlstm_tk.runtime.io.npy import byte_limit
 from mdlstm_tk.runtime.io.readers import read_input
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
 from mdlstm_tk.runtime.session import Session
@@ -96,7 +96,7 @@ def infer_with_ray(
         workers: how many; None: one per CPU, divided by `threads`. On CUDA at most one per GPU.
         max_bytes, **arguments: further arguments of `Session`.
     """
-    threads, max_bytes = max(threads, 1), max_bytes or MAX_BYTES
+    threads, max_bytes = max(threads, 1), byte_limit(max_bytes)
     windows = [jobs[i : i + WINDOW] for i in range(0, len(jobs), WINDOW)]
     workers = min(workers or max(1, (os.cpu_count() or 1) // threads), len(windows))
     arguments |= {"device": device, "threads": threads, "max_bytes": max_bytes}

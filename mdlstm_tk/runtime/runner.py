@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError, MDLSTMError, Message, StoppedError, require
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
+from mdlstm_tk.runtime.io.npy import Array, byte_limit
 from mdlstm_tk.runtime.model_check import check_model
 from mdlstm_tk.runtime.providers import create_session, is_out_of_memory, one_line
 
@@ -77,9 +77,6 @@ class OpenModel:
             )
         if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT:
             raise InputError(f"timeout must be from 0 to {MAX_TIMEOUT:g} seconds, got {timeout}")
-        max_bytes = options["max_bytes"]
-        if max_bytes is not None and max_bytes < 1:
-            raise InputError(f"max_bytes must be at least 1, got {max_bytes}")
         runner: Runner
         if isolated:
             from mdlstm_tk.runtime.isolation import IsolatedRunner  # imported late: most models need none
@@ -128,7 +125,7 @@ class LocalRunner:
     def __init__(self, graphs: Mapping[str, bytes], label: str, device: str, **options: Any) -> None:
         self._onnxruntime: Any = require("onnxruntime", "cpu")
         self._timeout: float | None = options["timeout"]
-        limit, trusted = options["max_bytes"] or MAX_BYTES, options["trusted"]
+        limit, trusted = byte_limit(options["max_bytes"]), options["trusted"]
         self._active: set[_Run] = set()
         self._functions: dict[str, GraphFunction] = {}
         self.graphs: dict[str, GraphInfo] = {}

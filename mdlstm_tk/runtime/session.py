@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -11,7 +12,7 @@ import numpy as np
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.io import is_tiled
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, read_model
+from mdlstm_tk.runtime.io.npy import Array, byte_limit, read_model
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.runner import MODEL, GraphInfo, OpenModel
 from mdlstm_tk.runtime.shapes import Shapes
@@ -92,7 +93,7 @@ class Session(OpenModel):
         label = "the model" if isinstance(model, bytes) else str(model)
         if is_tiled(label):
             raise InputError(f"{label} is a tiled export; open it with mdlstm_tk.runtime.TiledSession")
-        limit = max_bytes or MAX_BYTES
+        limit = byte_limit(max_bytes)
         data = model if isinstance(model, bytes) else read_model(Path(model), limit, "mdlstm export")
         options: dict[str, Any] = {"threads": threads, "timeout": timeout, "max_bytes": max_bytes}
         options |= {"device": device, "tf32": tf32, "isolated": isolated, "trusted": trusted}
@@ -137,6 +138,7 @@ class Session(OpenModel):
             outputs = self._run(batch.samples, {"sizes": batch.sizes, **extra})
         return self._shapes.restore_axes(outputs, batch)
 
+    @checked
     def run_many(self, arrays: Sequence[Array]) -> list[Outputs]:
         """Run the model on arrays of different shapes in as few batches as possible.
 
@@ -175,8 +177,8 @@ class Session(OpenModel):
         Images of equal extents share batches; all do, sorted by width, if the model takes `sizes`.
 
         Args:
-            images: one for each line, as `decode_image` returns them: (H, W), (H, W, 1) or (H, W, 3). They
-                are prepared as the model's images were in training.
+            images: a list with one for each line, as `decode_image` returns them: (H, W), (H, W, 1) or
+                (H, W, 3). They are prepared as the model's images were in training.
             beam, lm: as for `mdlstm_tk.runtime.ctc.transcribe_logits`: how many texts a search keeps, and
                 a language model that it follows. By default the best path is read.
 
@@ -185,7 +187,7 @@ class Session(OpenModel):
 
         Raises:
             InputError: the model does not read texts, an image has another shape or extents that the model
-                does not take, beam is below 1, or lm is no `CharacterModel`.
+                does not take, beam is below 1, or lm is no `CharacterModel` of its characters.
             StoppedError, MDLSTMError: as for a call.
         """
         from mdlstm_tk.runtime.transcription import transcribe  # imported late: few models read texts
@@ -201,16 +203,23 @@ class Session(OpenModel):
             grid: extents of the grid. None: the model's own.
 
         Raises:
-            InputError: the model takes any grid and none is given, or it does not take this one.
+            InputError: the model takes any grid and none is given, or it does not take this one, or it is
+                too large.
         """
         if grid is None:
             fixed = [extent for extent in self.metadata.extents if extent is not None]
             if len(fixed) < self.metadata.ndim:
                 raise InputError("this model has free extents; name those to warm up for with grid=...")
             grid = tuple(fixed)
+        if batch < 1 or len(grid) != self.metadata.ndim or min(grid) < 1:
+            raise InputError(
+                f"batch must be at least 1 and grid {self.metadata.ndim} positive extents, got {batch} and "
+                f"{grid}"
+            )
+        x = np.broadcast_to(np.float32(0), (batch, *self._shapes.sample_shape(grid)))  # takes no memory
         # On CUDA the second run may capture a graph, and the third replays it.
         for _ in range(1 if self.device == "cpu" else 3):
-            self(np.zeros((batch, *self._shapes.sample_shape(grid)), np.float32))
+            self(x)
 
     def _run_together(self, parts: Sequence[Array], extra: Mapping[str, Array]) -> list[dict[str, Array]]:
         """Compute the outputs for each part (N, *grid, C) in one run. Grids may differ if the model takes
@@ -252,7 +261,7 @@ class Session(OpenModel):
 
 
 def _check_agreement(metadata: Metadata, graph: GraphInfo, label: str) -> None:
-    """Check that the metadata describe the graph that they came with."""
+    """Check that the metadata describe the graph that they came with, and that it computes with numbers."""
     for side, names, tensors in (
         ("inputs", metadata.inputs, graph.inputs),
         ("outputs", metadata.output_names, graph.outputs),
@@ -262,6 +271,9 @@ def _check_agreement(metadata: Metadata, graph: GraphInfo, label: str) -> None:
                 f"{label} has the {side} {', '.join(tensors)}, but its metadata name {', '.join(names)}; "
                 "export the model again"
             )
+        for name, (dtype, _) in tensors.items():
+            if not re.fullmatch(r"bool|u?int(8|16|32|64)|float(16|32|64)", dtype):
+                raise InputError(f"'{name}' of {label} holds {dtype}, expected real numbers of NumPy")
     shape = graph.inputs["x"].shape
     extents = metadata.extents
     expected = (*extents, metadata.channels) if metadata.channels_last else (metadata.channels, *extents)

@@ -39,13 +39,16 @@ def as_array(value: Any, label: str) -> Array:
     `label` names it in error messages.
 
     Raises:
-        InputError: NumPy makes no array of it.
+        InputError: NumPy makes no array of it, or some of its values are masked.
     """
     try:
-        return np.asanyarray(value)
+        array = np.asanyarray(value)
     except Exception as error:  # that of the value's own class, such as a tensor that needs a gradient
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{label} is a {type(value).__name__} that is no array: {reason}") from None
+    if np.ma.is_masked(array):
+        raise InputError(f"{label} has masked values; fill them, as {label}.filled(0) does")
+    return array
 
 
 def step_width(steps: int, width: int) -> float:

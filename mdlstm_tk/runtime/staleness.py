@@ -31,9 +31,12 @@ def checkpoint_of(model: Path, metadata: Metadata) -> Path | None:
 
 def note_if_stale(model: Path, metadata: Metadata) -> Message | None:
     """One line if the run in whose folder a model lies has gone on since the export, with the command that
-    exports it again; else None, also where there is no run."""
+    exports it again; else None, also where there is no run, or none that can be read."""
     has_run = any((model.parent / name).is_file() for name in CHECKPOINTS)
-    if metadata.checkpoint_sha256 is None or not has_run or checkpoint_of(model, metadata):
+    try:
+        if metadata.checkpoint_sha256 is None or not has_run or checkpoint_of(model, metadata):
+            return None
+    except OSError:
         return None
     options: dict[str, Any] = {
         "form": metadata.form,

@@ -29,7 +29,9 @@ def transcribe(
             f"transcribe() needs a model of kind transcribe, which reads texts; this one is of kind "
             f"{metadata.kind}"
         )
-    check_search(beam, lm)
+    check_search(beam, lm, metadata.classes or ())
+    if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] in (1, 3):
+        raise InputError(f"images is one image of shape {images.shape}; give a list, as [image]")
     preprocessing = preprocessing_for(metadata, "images[0]")
     arrays = []
     for k, image in enumerate(images):
@@ -40,7 +42,7 @@ def transcribe(
                 f"images[{k}] has shape {pixels.shape}, expected (H, W), (H, W, 1) or (H, W, 3), as "
                 "decode_image returns it"
             )
-        if pixels.dtype.kind not in "uf":
+        if not (pixels.dtype.kind == "f" or (pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2)):
             raise InputError(f"images[{k}] holds {pixels.dtype}, expected pixels of uint8, uint16 or float")
         try:
             x = preprocessing(pixels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from fractions import Fraction
 from math import floor
 from pathlib import Path
@@ -22,6 +23,7 @@ from mdlstm_tk.runtime.preprocessing import (
     resize,
     scale,
     to_grey,
+    widened,
 )
 
 MODES = {  # the modes that each type of file can hold; "t" stands for one transparent colour
@@ -110,6 +112,21 @@ def test_grey_tiff_keeps_its_numbers(dtype: str, photometric: str) -> None:
         return
     expected = limits.max - x if photometric == "miniswhite" and dtype[0] == "u" else x
     np.testing.assert_array_equal(pixels, expected.astype(x.dtype if dtype in ("u1", "u2") else np.float32))
+
+
+def test_integers_of_few_bits_are_scaled_by_their_own_maximum() -> None:
+    data = bytes.fromhex("000001800fff")  # 0, 1, 2048 and 4095 of 12 bits
+    tags = {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    start = b"II*\0" + struct.pack("<I", 8 + len(data)) + data
+    pixels = decode_image(start + struct.pack("<H", len(tags)) + entries + bytes(4), "x.tif")
+    np.testing.assert_allclose(scale(pixels), [[0, 1 / 4095, 2048 / 4095, 1]], atol=1e-5)
+    for bits in range(1, 33):
+        dtype = np.dtype(f"u{1 if bits <= 8 else 2 if bits <= 16 else 4}")
+        values = np.array([0, 1, 2 ** (bits - 1), 2**bits - 1], dtype)
+        is_full = bits in (1, 8) or bits >= 16
+        expected = values if is_full else np.rint(values / (2**bits - 1) * np.iinfo(dtype).max)
+        np.testing.assert_array_equal(widened(values, bits), expected)
 
 
 def test_grey_is_the_luma_that_pillow_computes() -> None:

@@ -122,9 +122,9 @@ def test_a_resumed_run_keeps_its_settings() -> None:
     ("options", "message"),
     [
         ({"data": "x"}, "data needs task"),
-        ({"task": "digit"}, "'digit'; did you mean 'digits'.*import_=.FILE"),
+        ({"task": "digit"}, "'digit'; did you mean 'digits'.*import FILE"),
         ({"task": "segment"}, "kind of data"),
-        ({"model": "mdd"}, "'mdd'; did you mean 'md'.*import_=.FILE"),
+        ({"model": "mdd"}, "'mdd'; did you mean 'md'.*import FILE"),
         ({"task": "ising", "model": "raster"}, "'raster' is for tasks of kind grid"),
         ({"size": "100000"}, "100000"),
         ({"task": "ising", "data": "x"}, "data goes with.*'ising'"),

@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import TILED_EXPORT, Argument, Export, InputError, Message
 from mdlstm_tk.runtime.io import STDIO as STDIO
 from mdlstm_tk.runtime.io.files import atomic_write
@@ -24,6 +25,17 @@ Array = npt.NDArray[Any]
 MAX_BYTES = 2**30  # default limit for a file and for the arrays in it
 MORE_BYTES = Message("; allow more with ", Argument("max_bytes"))  # the end of an error
 FLOAT_BYTES = 4  # callers convert arrays to float32, so smaller dtypes grow to this
+
+
+def byte_limit(max_bytes: int | None) -> int:
+    """The limit in bytes that the argument `max_bytes` stands for; None: `MAX_BYTES`.
+
+    Raises:
+        InputError: it is below 1, or more than any file has.
+    """
+    if max_bytes is not None and not 1 <= max_bytes < 2**60:
+        raise InputError(Argument("max_bytes", max_bytes), " is out of range; give a number of bytes")
+    return MAX_BYTES if max_bytes is None else max_bytes
 
 
 @contextmanager
@@ -55,6 +67,7 @@ def open_output(target: str | Path, *, replace: bool = True) -> Iterator[IO[byte
         yield file
 
 
+@checked
 def load_array(source: str | Path, max_bytes: int = MAX_BYTES) -> Array:
     """Read a `.npy` file.
 
@@ -72,9 +85,10 @@ def load_array(source: str | Path, max_bytes: int = MAX_BYTES) -> Array:
             holds values that are not finite in float32.
     """
     with open_input(source) as file:
-        return to_float32(read_npy(file, label_of(source), max_bytes), label_of(source))
+        return to_float32(read_npy(file, label_of(source), byte_limit(max_bytes)), label_of(source))
 
 
+@checked
 def save_array(target: str | Path, array: Array, *, replace: bool = True) -> None:
     """Write a `.npy` file, whole or not at all.
 

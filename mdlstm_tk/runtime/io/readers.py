@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import PAGE_SUFFIX, READABLE, suffix_of
 from mdlstm_tk.runtime.io.npy import (
@@ -22,6 +23,7 @@ from mdlstm_tk.runtime.io.npy import (
     MORE_BYTES,
     STDIO,
     Array,
+    byte_limit,
     label_of,
     open_input,
     read_capped,
@@ -41,7 +43,12 @@ MAGIC = {  # how the content of a file begins; none of these begins a table of n
         *(b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
     ),
     ".xml": (b"<", b"\xef\xbb\xbf<"),
+    "idx": (b"\0\0\x08",),
 }
+IS_IDX = (
+    "{} is an IDX file, the format of MNIST, which training alone reads; to run a model on its images, "
+    "save mdlstm_tk.data.idx.read_idx(path)[..., None] / 255 as .npy"
+)
 MAGIC_BYTES = max(len(start) for starts in MAGIC.values() for start in starts)
 TRAINING_ARRAYS = {"x", "y", "sizes", "ndim"}  # in a file to train on, see `mdlstm_tk.data.arrays`
 LEVEL_TOLERANCE = 1e-3  # by which values may lie outside [0, 1] after rounding, for density models
@@ -107,6 +114,7 @@ class InputFile:
         return arrays
 
 
+@checked
 def load_image(source: str | Path, metadata: Metadata, max_bytes: int = MAX_BYTES) -> Array:
     """Read an image as the array that a model takes.
 
@@ -129,7 +137,7 @@ def load_image(source: str | Path, metadata: Metadata, max_bytes: int = MAX_BYTE
     """
     label = label_of(source)
     with open_input(source) as file:
-        image = _read_image(file, label, max_bytes)
+        image = _read_image(file, label, byte_limit(max_bytes))
     return image.arrays_for(metadata)[None]
 
 
@@ -147,6 +155,8 @@ def read_input(source: str, max_bytes: int = MAX_BYTES) -> InputFile:
     """
     label, suffix = label_of(source), "" if source == STDIO else suffix_of(source)
     if suffix and suffix not in READABLE:
+        if "-ubyte" in Path(source).name:
+            raise InputError(IS_IDX.format(label))
         hint = "; tiled models read zarr" if suffix == ".zarr" else ""
         raise InputError(
             f"unsupported file type '{suffix}' of {source}; expected one of {', '.join(READABLE)}{hint}"
@@ -156,6 +166,8 @@ def read_input(source: str, max_bytes: int = MAX_BYTES) -> InputFile:
             start = file.read(MAGIC_BYTES)
             file = cast("IO[bytes]", _Rest(start, file))
             suffix = next((kind for kind, starts in MAGIC.items() if start.startswith(starts)), ".csv")
+        if suffix == "idx":
+            raise InputError(IS_IDX.format(label))
         if suffix == ".xml":
             if source != STDIO:
                 raise InputError(

@@ -14,7 +14,7 @@ import numpy as np
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import Argument, InputError
-from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, Array
+from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, Array, byte_limit
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.runner import GraphInfo, OpenModel
 from mdlstm_tk.runtime.shapes import as_array
@@ -81,9 +81,8 @@ class TiledSession(OpenModel):
         trusted: bool = False,
     ) -> None:
         label = "the model" if isinstance(model, bytes) else str(model)
-        data = (
-            model if isinstance(model, bytes) else read_archive_bytes(Path(model), max_bytes or MAX_BYTES)
-        )
+        limit = byte_limit(max_bytes)
+        data = model if isinstance(model, bytes) else read_archive_bytes(Path(model), limit)
         options: dict[str, Any] = {"timeout": timeout, "max_bytes": max_bytes, "device": device}
         options |= {"tf32": tf32, "isolated": isolated, "trusted": trusted}
         self._arguments = data, {**options, "threads": threads}
@@ -121,6 +120,8 @@ class TiledSession(OpenModel):
             MDLSTMError: ONNX Runtime fails, the disk is full, or the session is closed.
         """
         x, ndim = as_array(x, "x"), self.metadata.ndim
+        if not x.size:
+            raise InputError(f"x is empty: its shape is {x.shape}")
         if x.ndim not in (ndim, ndim + 1, ndim + 2):
             raise InputError(
                 f"x has shape {x.shape}, expected {ndim} grid axes, with or without channels and batch"
@@ -202,6 +203,7 @@ def _with_states(stage: Stage, graphs: Mapping[str, GraphInfo], label: str) -> S
             or (metadata.inputs, metadata.output_names) != names
             or states[:1] != ("h",)
             or stage.states not in ((), states)
+            or metadata.part not in (None, sweep.file.removesuffix(".onnx"))
         ):
             raise InputError(
                 f"{sweep.file} in {label} has other faces or features than tiles.json says; export the "

@@ -16,6 +16,7 @@ import numpy as np
 
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError, require
 from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.preprocessing import widened
 from mdlstm_tk.runtime.tiles.mapped import MappedArray
 from mdlstm_tk.runtime.tiles.plan import Region
 
@@ -51,6 +52,8 @@ class TifPixels:
             return np.moveaxis(self._colormap[:, values], 0, -1)
         if values.dtype == np.bool_:
             values = values * np.uint8(255)
+        elif values.dtype.kind == "u":
+            values = widened(values.astype(values.dtype.newbyteorder("=")), self._bits)
         if self._photometric == WHITE_IS_ZERO:
             values = 255 - values
         values = values if values.ndim == 3 else values[..., None]
@@ -82,6 +85,7 @@ class TifPixels:
         extra = [int(kind) for kind in page.extrasamples or ()]
         self._photometric = int(page.photometric)
         self._colours = page.samplesperpixel - len(extra)
+        self._bits = int(page.bitspersample)
         self._has_opacity = extra[:1] == [OPACITY]
         needs_8_bits = self._has_opacity or self._photometric == WHITE_IS_ZERO
         if (
