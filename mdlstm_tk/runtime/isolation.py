@@ -166,7 +166,7 @@ class _Child:
             "parent": os.getpid(),
             "memory": memory,
             "threads": threads or os.cpu_count() or 1,
-            "path": list(map(os.path.abspath, sys.path)),  # the child starts in another folder
+            "path": [entry for entry in sys.path if os.path.isabs(entry)],
         }
         flags = ["-P", *(["-s"] if sys.flags.no_user_site else [])]
         pipe: Any = subprocess.PIPE

@@ -42,7 +42,7 @@ def as_array(value: Any, label: str) -> Array:
         InputError: NumPy makes no array of it, or some of its values are masked.
     """
     try:
-        array = np.asanyarray(value)
+        array: Array = np.asanyarray(value)
     except Exception as error:  # that of the value's own class, such as a tensor that needs a gradient
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{label} is a {type(value).__name__} that is no array: {reason}") from None

@@ -30,8 +30,9 @@ def transcribe(
             f"{metadata.kind}"
         )
     check_search(beam, lm, metadata.classes or ())
-    if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] in (1, 3):
-        raise InputError(f"images is one image of shape {images.shape}; give a list, as [image]")
+    shape: tuple[int, ...] = getattr(images, "shape", ())
+    if len(shape) == 3 and shape[2] in (1, 3):
+        raise InputError(f"images is one image of shape {shape}; give a list, as [image]")
     preprocessing = preprocessing_for(metadata, "images[0]")
     arrays = []
     for k, image in enumerate(images):

@@ -138,6 +138,8 @@ def test_ctrl_c_reports_how_to_resume(place: Path, monkeypatch: pytest.MonkeyPat
     assert re.search(
         r"^stopped: 1 done, .* 3 to do; continue with --skip-existing$", done.err, re.MULTILINE
     )
+    done = infer("in", model="classes.onnx")  # the labels are printed, and found nowhere by a second call
+    assert re.search(r"^stopped: 1 done, .* 3 to do$", done.err, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

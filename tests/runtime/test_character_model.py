@@ -192,6 +192,9 @@ def test_errors_say_what_was_expected(tmp_path: Path) -> None:
     for call in (model.log_prob, CharacterModel.load, lambda value: model.perplexity([value])):
         with pytest.raises(InputError, match="must be a text"):
             call(None)  # type: ignore[arg-type]
+    for state in (10**9, -1, 1.5, "a"):
+        with pytest.raises(InputError, match="state must be from 0 to"):
+            model.after(state)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"\.arpa"):
         model.save(tmp_path / "lm.bin")
     with pytest.raises(InputError, match="needs texts"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Metadata, infer_paths
 from mdlstm_tk.runtime.model_choice import Candidate, choose_models, read_candidates
 from mdlstm_tk.runtime.model_discovery import find_models
+from mdlstm_tk.runtime.staleness import checksum
 
 
 def candidate(name: str, grid: Any, **fields: Any) -> Candidate:
@@ -88,6 +90,17 @@ def test_files_of_a_folder_may_need_several_models(tmp_path: Path) -> None:
         list(infer_paths([tmp_path / "in/z.npy"], tmp_path, device="cpu").results)
     results = infer_paths([tmp_path / "in/y.npy"], tmp_path, device="cpu").results
     assert [result.error for result in results] == [None]
+
+
+def test_each_model_that_its_run_has_left_behind_is_named(tmp_path: Path) -> None:
+    (tmp_path / "best.safetensors").write_bytes(b"")
+    for name, height, digest in (("a", 4, checksum(tmp_path / "best.safetensors")), ("b", 5, "0" * 64)):
+        write_model(tmp_path / f"{name}.onnx", grid=(height, height), checkpoint_sha256=digest)
+        np.save(tmp_path / f"{name}.npy", np.ones((height, height)))
+    for names, stale in (("ab", 1), ("ba", 1), ("b", 1), ("a", 0)):
+        run = infer_paths([tmp_path / f"{name}.npy" for name in names], tmp_path, device="cpu")
+        assert len(run.stale) == stale
+        assert all(re.search(r"since .*b\.onnx was exported", line) for line in run.stale)
 
 
 def test_models_of_two_tasks_and_damaged_ones(tmp_path: Path) -> None:

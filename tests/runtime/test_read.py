@@ -143,9 +143,14 @@ def test_an_array_on_standard_input_is_read_before_the_stream_ends(tmp_path: Pat
     os.close(reading)
 
 
-def test_files_of_other_types_are_refused() -> None:
+def test_files_of_other_types_are_refused(tmp_path: Path) -> None:
     for name in ("x.mat", "x.zarr"):
         with pytest.raises(InputError, match=r"unsupported file type '\.(mat|zarr)'"):
+            read_input(name)
+    images = tmp_path / "t10k-images-idx3-ubyte"
+    images.write_bytes(b"\0\0\x08\x03" + bytes(12))
+    for name in (str(images), f"{images}.gz", str(tmp_path / "train-images.idx3-ubyte")):
+        with pytest.raises(InputError, match=r"is an IDX file, .* training alone reads; .*read_idx"):
             read_input(name)
     with pytest.raises(InputError, match="there is no file"):
         read_input("none.npy")

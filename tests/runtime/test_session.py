@@ -92,6 +92,24 @@ def test_files_that_are_no_models_and_invalid_arguments(model: Path, tmp_path: P
     for timeout in (-1, float("nan"), float("inf")):
         with pytest.raises(InputError, match="timeout must be"):
             Session(model, "cpu", timeout=timeout)
+    session = Session(model, "cpu")
+    for max_bytes in (-1, 0, 10**30):
+        for call in (describe_model, load_array, Session, lambda *_, **options: Session(b"", **options)):
+            with pytest.raises(InputError, match=f"max_bytes={max_bytes} is out of range"):
+                call(model, max_bytes=max_bytes)
+    for arrays in (None, 3, "ab", {"a": X}):
+        with pytest.raises(InputError, match="arrays must be a list"):
+            session.run_many(arrays)  # type: ignore[arg-type]
+    for batch, grid in ((0, (8, 8)), (1, (8,)), (1, (-1, 8))):
+        with pytest.raises(InputError, match="batch must be at least 1 and grid 2 positive extents"):
+            session.warm_up(batch, grid)
+
+
+@pytest.mark.parametrize("x_type", [onnx.TensorProto.STRING, onnx.TensorProto.BFLOAT16])
+def test_graphs_of_other_than_numbers_of_numpy_are_refused(x_type: int) -> None:
+    cast = [node("Cast", "x", "y", to=onnx.TensorProto.FLOAT)]
+    with pytest.raises(InputError, match=r"'x' of the model holds [bs].*, expected real numbers"):
+        Session(crafted(cast, x_type=x_type).SerializeToString(), "cpu")
 
 
 def test_a_session_can_be_pickled(model: Path) -> None:

@@ -85,6 +85,7 @@ def test_memory_is_bounded_by_smaller_batches() -> None:
         (np.zeros(3), {}, "2 grid axes"),
         (np.zeros((4, 4, 2)), {}, "with 3 channels"),
         (np.zeros((0, 4, 3)), {}, "is empty"),
+        (np.zeros((0, 4, 4, 3)), {}, "is empty"),
         (np.full((4, 4, 3), np.nan), {}, "NaN"),
         (np.zeros((4, 4, 3)), {"batch_size": 0}, "batch_size must be"),
     ],

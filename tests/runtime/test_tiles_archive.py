@@ -19,6 +19,7 @@ from mdlstm_tk.runtime.tiles.archive import INDEX
 from mdlstm_tk.runtime.tiles.session import TiledSession
 
 SWEEP = "stage-0/sweep-0.onnx"
+OTHER = {SWEEP: "stage-0/sweep-1.onnx", "stage-0/sweep-1.onnx": SWEEP}
 Members = dict[str, bytes]
 Index = dict[str, Any]
 
@@ -85,10 +86,11 @@ def flipped(members: Members) -> bytes:
 
 
 def test_max_bytes_is_the_limit_of_the_file_that_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdlstm_tk.runtime.description.MAX_BYTES", 10)
+    path = downward().path
+    monkeypatch.setattr("mdlstm_tk.runtime.io.npy.MAX_BYTES", 10)
     with pytest.raises(MDLSTMError, match="larger than 10 bytes"):
-        describe_model(downward().path)
-    description = describe_model(downward().path, max_bytes=2**30)
+        describe_model(path)
+    description = describe_model(path, max_bytes=2**30)
     assert (description["form"], description["kind"]) == ("tiles", None)
 
 
@@ -128,6 +130,12 @@ ARCHIVES: dict[str, tuple[Callable[[Members], bytes], str]] = {
     "compressed members": (lambda members: packed(members, zipfile.ZIP_DEFLATED), "is compressed"),
     "a wrong checksum": (flipped, "is no tiled export, or damaged"),
     "a member too many": (lambda members: packed(members | {"../more": b""}), "but not in both"),
+    "exchanged graphs": (
+        lambda members: packed(
+            members_of(segmenter()) | {name: members_of(segmenter())[OTHER[name]] for name in OTHER}
+        ),
+        "than tiles.json says",
+    ),
     "a graph that is none": (lambda members: packed(members | {SWEEP: b"x" * 50}), f"{SWEEP} in the model"),
     "a graph with a loop": (lambda members: changed_graph(members, add_loop), "the operator 'Loop'"),
     "a graph of another stage": (

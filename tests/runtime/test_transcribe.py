@@ -85,8 +85,13 @@ def test_errors_say_what_was_expected(tmp_path: Path) -> None:
         ([image[0]], {}, r"images\[0\] has shape \(30,\), expected \(H, W\)"),
         ([image, image[None]], {}, r"images\[1\] has shape"),
         ([image > 0], {}, "holds bool"),
+        ([image.astype(np.uint32)], {}, "holds uint32"),
+        ([np.ma.masked_equal(image, 0)], {}, r"images\[0\] has masked values"),
+        (image[..., None], {}, r"is one image of shape \(4, 30, 1\); give a list"),
+        (np.stack([image] * 3, axis=-1), {}, r"is one image of shape \(4, 30, 3\); give a list"),
         ([image], {"beam": 0}, "beam must be 1 or more, got 0"),
         ([image], {"lm": "fr.arpa"}, "lm must be a CharacterModel"),
+        ([image], {"lm": CharacterModel.fit(["0", "12"])}, "lm knows none of the characters"),
     ):
         with pytest.raises(InputError, match=message):
             session.transcribe(images, **options)
