@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from mdlstm_tk._util.text import duration, shell_quoted
+from mdlstm_tk._util.text import counted, duration, shell_quoted
 from mdlstm_tk.cli import console
 from mdlstm_tk.cli.console import detail, note, progress, with_flags
 from mdlstm_tk.cli.options import with_imports
@@ -65,7 +65,7 @@ def _describe_length(state: Progress, config: TrainConfig) -> str:
     if config.minutes:
         length = duration(60 * config.minutes)
         return f"about {state.step + rate * eta:,.0f} steps in {length} on this machine"
-    return f"the {config.steps} steps will take about {duration(eta)} on this machine"
+    return f"the {counted(config.steps, 'step')} will take about {duration(eta)} on this machine"
 
 
 @contextmanager
@@ -126,7 +126,8 @@ def print_results(
     if session.reason:
         note(f"not on CUDA: {session.reason}")
     if not run.jobs:
-        note(f"nothing to do: all {run.skipped} results exist")
+        found = "the result exists" if run.skipped == 1 else f"all {run.skipped} results exist"
+        note(f"nothing to do: {found}")
     records: list[dict[str, Any]] = []
     try:
         _follow(run, records, is_single, is_json)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mdlstm_tk._util.sizes import format_size, parse_size
-from mdlstm_tk._util.text import shell_quoted
+from mdlstm_tk._util.text import counted, shell_quoted
 from mdlstm_tk.cli.console import next_command, note, print_json
 from mdlstm_tk.cli.options import (
     Json,
@@ -70,5 +70,5 @@ def sample(
     if json:
         print_json({"source": str(source), "path": str(output), "images": count, "size": extents})
     else:
-        note(f"{output}: {count} images of {extents}, drawn with {source}")
+        note(f"{output}: {counted(count, 'image')} of {extents}, drawn with {source}")
     next_command(with_imports(f"mdlstm export {shell_quoted(source)}"))

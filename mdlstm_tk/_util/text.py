@@ -92,6 +92,15 @@ def shell_quoted(path: str | os.PathLike[str]) -> str:
     return f"$'{_UNSAFE.sub(_octal, escaped)}'"
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number with the words for one or for several things; None: `one` with an s.
+
+    >>> counted(1, "text is", "texts are"), counted(3, "step")
+    ('1 text is', '3 steps')
+    """
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
 def duration(seconds: float) -> str:
     """A time as people say it.
 

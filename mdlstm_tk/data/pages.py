@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.data import folders
 from mdlstm_tk.data.images import is_grey, read_pixels
 from mdlstm_tk.data.samples import MAX_THREADS, MemoryBudget
@@ -87,10 +88,11 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
                 samples.append(RawSample(line_name, read, partial(str, line.text), True, name, in_memory))
     notes = []
     if files:
-        counts = f"{with_text} lines with a text and {without_text} without, which are left out"
+        counts = f"{counted(with_text, 'line')} with a text and {without_text} without, which are left out"
         notes.append(f"pages: {len(files)}, with {counts}")
     if cut_again := sum(bool(sample.page) and not sample.in_memory for sample in samples):
-        text = f"{cut_again} lines of pages are cut again in every epoch, which is slow; "
+        lines = counted(cut_again, "line of pages is", "lines of pages are")
+        text = f"{lines} cut again in every epoch, which is slow; "
         notes.append(Message(text, Argument("cache"), " with more MiB keeps them"))
     return samples, notes
 

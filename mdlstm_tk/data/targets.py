@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.data.masks import UNKNOWN_VALUE, MaskClasses
 from mdlstm_tk.data.spec import Kind
 from mdlstm_tk.errors import Argument, InputError, Message
@@ -114,12 +115,13 @@ def _fit_texts(texts: Sequence[str]) -> Targets:
     ]
     if count := sum(a != b for a, b in zip(texts, normal, strict=True)):
         lines.append(
-            f"{count} texts were normalised: characters composed (NFC), marks of direction left out"
+            f"{counted(count, 'text was', 'texts were')} normalised: characters composed (NFC), marks of "
+            "direction left out"
         )
     if count := sum(a != b for a, b in zip(normal, visual, strict=True)):
         lines.append(
-            f"{count} texts run from right to left or hold such words; models return them in the order of "
-            "reading"
+            f"{counted(count, 'text runs', 'texts run')} from right to left or in part; models return them "
+            "in the order of reading"
         )
 
     encode = partial(_encode_text, characters=characters, direction=direction)

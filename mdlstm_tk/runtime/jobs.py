@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError
 from mdlstm_tk.runtime.combinations import LINES, row_of
 from mdlstm_tk.runtime.io import (
@@ -121,7 +122,7 @@ def find_files(inputs: Sequence[str], output: str | None) -> FoundFiles:
                 left_out += 1
     if not files:
         counts = [f"{left_out} of other types"] * bool(left_out)
-        counts += [f"{len(results)} results of mdlstm infer, which may be named"] * bool(results)
+        counts += [f"{counted(len(results), 'result')} of mdlstm infer, which may be named"] * bool(results)
         hint = f", only {' and '.join(counts)}" if counts else ""
         expected = ", ".join((*READABLE, f"{PAGE_SUFFIX} of pages"))
         raise InputError(f"no input file in {', '.join(inputs)}{hint}; expected {expected}")

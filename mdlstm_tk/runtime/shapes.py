@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import Export, InputError
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, MORE_BYTES, Array, to_float32
 from mdlstm_tk.runtime.metadata import Metadata
@@ -108,7 +109,7 @@ class Shapes:
             elif samples.shape[other_axis] == metadata.channels and missing_axes < 2:
                 hint = f"; move the channels with np.moveaxis({label}, {other_axis}, {axis})"
             raise InputError(
-                f"{label} of shape {x.shape} has {channels} channels at each position, "
+                f"{label} of shape {x.shape} has {counted(channels, 'channel')} at each position, "
                 f"expected {metadata.channels}: {self._expected_shapes()}{hint}"
             )
         samples = samples if has_batch_axis else samples[None]

@@ -19,6 +19,7 @@ from torch import Tensor, nn, optim
 from torch.optim.swa_utils import AveragedModel
 
 from mdlstm_tk._util.checks import checked
+from mdlstm_tk._util.text import counted
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import Argument, InputError, Message
@@ -87,8 +88,8 @@ class Checkpoint:
         """
         if (spec.kind, spec.channels) != (self.spec.kind, self.spec.channels):
             raise InputError(
-                f"init names a run of kind {self.spec.kind} with {self.spec.channels} channels, got "
-                f"{spec.kind} with {spec.channels}"
+                f"init names a run of kind {self.spec.kind} with {counted(self.spec.channels, 'channel')}, "
+                f"got {spec.kind} with {spec.channels}"
             )
         old, new = _outputs(self.spec), _outputs(spec)
         pairs = [(k, old.index(output)) for k, output in enumerate(new) if output in old]

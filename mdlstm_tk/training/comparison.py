@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
-from mdlstm_tk._util.text import to_json
+from mdlstm_tk._util.text import counted, to_json
 from mdlstm_tk.data import Task, TaskSpec
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.models import model_names
@@ -70,8 +70,8 @@ class ComparisonPlan:
         """The networks to train, the number of seeds, and the folder of the files."""
         subject = f"the random diagonal {self.config.size}" if self.is_diagonal else self.config.task
         return (
-            f"training {', '.join(self.models)} on {subject}, {self.seeds} seeds of {self.config.steps} "
-            f"steps each, into {self.folder}"
+            f"training {', '.join(self.models)} on {subject}, {counted(self.seeds, 'seed')} of "
+            f"{counted(self.config.steps, 'step')} each, into {self.folder}"
         )
 
     @property
@@ -79,8 +79,10 @@ class ComparisonPlan:
         """The title of table and pictures."""
         if self.is_diagonal:
             suffix = ", original settings" if self.original_settings else ""
-            return f"random diagonal {self.config.size}, {self.seeds} seeds{suffix}"
-        return f"{self.config.task} {self.config.size}, {self.seeds} seeds, equally many parameters"
+            return f"random diagonal {self.config.size}, {counted(self.seeds, 'seed')}{suffix}"
+        return (
+            f"{self.config.task} {self.config.size}, {counted(self.seeds, 'seed')}, equally many parameters"
+        )
 
     def run(self, model: str, seed: int) -> Run:
         """The run of a network and a seed."""
@@ -149,7 +151,8 @@ class Comparison:
         columns = ["model", "hidden", "parameters"]
         columns += [column for error in errors for column in (error, "(range)")]
         rows = [_row(name, entry, errors) for name, entry in self.results.items()]
-        title = f"{self.plan.config.task}, {self.plan.seeds} seeds: errors of the best weights on test data"
+        seeds = counted(self.plan.seeds, "seed")
+        title = f"{self.plan.config.task}, {seeds}: errors of the best weights on test data"
         return Table(title, [*columns, "seconds"], rows)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk._util.text import duration
+from mdlstm_tk._util.text import counted, duration
 from mdlstm_tk.data import Split, Task
 from mdlstm_tk.data.spec import SampleId
 from mdlstm_tk.errors import Argument, InputError, Message, require
@@ -84,9 +84,10 @@ class TrainingJob:
     def description(self) -> str:
         """The network, the task, the length of the training and the folder of the run, in one line."""
         if self.is_trained:
-            return f"{self.run.folder} has done {self.steps_done} steps; writing its result and pictures"
+            done = counted(self.steps_done, "step")
+            return f"{self.run.folder} has done {done}; writing its result and pictures"
         size, config = format_size(self.task.spec.size), self.config
-        length = duration(60 * config.minutes) if config.minutes else f"{config.steps} steps"
+        length = duration(60 * config.minutes) if config.minutes else counted(config.steps, "step")
         return f"training {config.model} on {self.task.name} {size} for {length} into {self.run.folder}"
 
 
@@ -251,7 +252,8 @@ def _build(
         if not has_windows:
             remedy = "a larger ", Argument("resize"), ", or ", Argument("model", "md")
         named = listing([f"{each.name}: {each.text:.40}" for each in texts])
-        line = f"{len(texts)} texts need more steps than the network makes of their images ({named})"
+        need = counted(len(texts), "text needs", "texts need")
+        line = f"{need} more steps than the network makes of their images ({named})"
         if sum(each.split == "train" for each in texts) == task.count("train"):
             raise InputError(f"{line}, among them all that it would be trained on; try ", *remedy)
         notes.append(Message(f"{line}, so nothing is learned from them; try ", *remedy))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import cos, inf, pi
 
-from mdlstm_tk._util.text import duration
+from mdlstm_tk._util.text import counted, duration
 from mdlstm_tk.training.config import TrainConfig
 
 RESUMED_WARMUP = 100  # steps in which the rate of a resumed run may rise to its peak, if it has no warm-up
@@ -62,7 +62,7 @@ class RunState:
             )
         if config.minutes:
             return f"trained for {duration(self.seconds)}"
-        return f"done {self.step} steps"
+        return f"done {counted(self.step, 'step')}"
 
     def rate(self, config: TrainConfig) -> float:
         """The learning rate of the next step: that of the schedule, but no faster rise than in a warm-up.

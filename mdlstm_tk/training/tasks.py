@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from mdlstm_tk._util.sizes import format_size, parse_resize, parse_size
+from mdlstm_tk._util.text import counted
 from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.errors import Argument, InputError, imports_of
 from mdlstm_tk.runtime.choices import Kind
@@ -284,18 +285,26 @@ def describe_changes(before: Samples, now: Samples) -> list[str]:
     present = {each.digest for each in chain(*now.values())}
     missing = {each.name for each in chain(*before.values()) if each.digest not in present}
     renamed = {e.name for e in chain(*now.values()) if e.digest in names and e.name not in names[e.digest]}
-    lines = [("samples of the run are missing", missing), ("samples are copied or renamed", renamed)]
+    lines = [
+        ("sample of the run is missing", "samples of the run are missing", missing),
+        ("sample is copied or renamed", "samples are copied or renamed", renamed),
+    ]
+    trained = "that the run was trained on"
     for split, samples in now.items():
         added = [each for each in samples if each.digest not in digests.get(split, ())]
         if leaks := [each.name for each in added if split != "train" and each.digest in digests["train"]]:
             raise InputError(
-                f"{len(leaks)} samples that the run was trained on are now among those that it is "
-                f"{USES[split]}: {listing(leaks)}; put them back, take them out, or train a new run"
+                f"{counted(len(leaks), f'sample {trained} is', f'samples {trained} are')} now among those that "
+                f"it is {USES[split]}: {listing(leaks)}; put them back, take them out, or train a new run"
             )
-        lines.append((f"new samples are {USES[split]}", {e.name for e in added if e.digest not in names}))
+        unknown = {each.name for each in added if each.digest not in names}
+        lines.append((f"new sample is {USES[split]}", f"new samples are {USES[split]}", unknown))
         moved = {each.name for each in added if each.digest in names}
-        lines.append((f"samples of another split are now {USES[split]}", moved))
-    return [f"{len(each)} {text}: {listing(sorted(each))}" for text, each in lines if each]
+        one, many = "sample of another split is", "samples of another split are"
+        lines.append((f"{one} now {USES[split]}", f"{many} now {USES[split]}", moved))
+    return [
+        f"{counted(len(each), one, many)}: {listing(sorted(each))}" for one, many, each in lines if each
+    ]
 
 
 def describe_overlap(now: Samples, trained: Sequence[SampleId] = ()) -> list[str]:

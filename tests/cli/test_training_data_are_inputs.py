@@ -154,7 +154,7 @@ def test_a_folder_of_nothing_but_results_says_so(tmp_path: Path) -> None:
         infer_paths([tmp_path / "in"], model)  # and its image is no line
     assert len(infer_paths([tmp_path / "in/p.xml"], model).jobs) == 1
     (tmp_path / "in/p.png").unlink()
-    with pytest.raises(InputError, match="only 1 results of mdlstm infer, which may be named"):
+    with pytest.raises(InputError, match="only 1 result of mdlstm infer, which may be named"):
         infer_paths([tmp_path / "in"], model)
 
 

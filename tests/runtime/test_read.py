@@ -46,7 +46,7 @@ def test_models_that_take_no_images_say_so(tmp_path: Path) -> None:
     Image.new("L", (8, 5)).save(tmp_path / "x.png")
     for metadata, message in (
         (Metadata("0", None, "scan", "N H W C", 2, 1), "takes 2"),
-        (Metadata("0", None, "scan", "N L C", 1, 1, window=(1,)), "1 axes"),
+        (Metadata("0", None, "scan", "N L C", 1, 1, window=(1,)), "1 axis"),
     ):
         with pytest.raises(InputError, match=message):
             load_image(tmp_path / "x.png", metadata)

@@ -35,7 +35,7 @@ def zeros(*shape: int) -> np.ndarray[Any, Any]:
         (FREE, zeros(0, 4, 4, 3), r"empty: its shape is \(0, 4, 4, 3\)"),
         (replace(FREE, multiple_of=(4, 2)), zeros(5, 6, 3), "5x6 .* multiples of 4x2; .* to 8x6$"),
         (FREE, zeros(2, 3, 5, 6), r"np\.moveaxis\(x, -3, -1\)$"),
-        (FREE, zeros(5, 6), r"1 channels at each position, expected 3: [^;]*$"),
+        (FREE, zeros(5, 6), r"1 channel at each position, expected 3: [^;]*$"),
         (FREE, zeros(2, 5, 6), r"6 channels at each position, expected 3: [^;]*$"),
         (replace(FREE, channels=1), zeros(2, 5, 6), r"give x\[\.\.\., None\]$"),
         (replace(FREE, channels=1), zeros(2, 5, 6, 2), r"2 channels at each position, expected 1: [^;]*$"),

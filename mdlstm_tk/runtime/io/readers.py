@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
 import numpy as np
 
 from mdlstm_tk._util.checks import checked
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import PAGE_SUFFIX, READABLE, suffix_of
 from mdlstm_tk.runtime.io.npy import (
@@ -200,7 +201,8 @@ def preprocessing_for(metadata: Metadata, label: str) -> Preprocessing:
 
     if metadata.ndim != 2:
         raise InputError(
-            f"{label} is an image, but the model takes grids of {metadata.ndim} axes; give a .npy file"
+            f"{label} is an image, but the model takes grids of "
+            f"{counted(metadata.ndim, 'axis', 'axes')}; give a .npy file"
         )
     if metadata.preprocessing is not None:
         return Preprocessing.from_json(metadata.preprocessing)

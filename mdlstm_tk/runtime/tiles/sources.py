@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import Argument, InputError, require
 from mdlstm_tk.runtime.io import READABLE_IN_TILES
 from mdlstm_tk.runtime.io.npy import Array, to_float32
@@ -53,7 +54,7 @@ class GridSource:
             axes = ", ".join(metadata.layout.split()[1:-1])
             raise InputError(
                 f"{label} has shape {self.shape}, expected ({axes}, {metadata.channels}) with "
-                f"{metadata.channels} channels, or ({axes}) if that is 1"
+                f"{counted(metadata.channels, 'channel')}, or ({axes}) if that is 1"
             )
 
     def read(self, region: Region) -> Array:
