@@ -295,7 +295,8 @@ def describe_changes(before: Samples, now: Samples) -> list[str]:
         if leaks := [each.name for each in added if split != "train" and each.digest in digests["train"]]:
             raise InputError(
                 f"{counted(len(leaks), f'sample {trained} is', f'samples {trained} are')} now among those "
-                f"that it is {USES[split]}: {listing(leaks)}; put them back, take them out, or train a new run"
+                f"that it is {USES[split]}: {listing(leaks)}; "
+                "put them back, take them out, or train a new run"
             )
         unknown = {each.name for each in added if each.digest not in names}
         lines.append((f"new sample is {USES[split]}", f"new samples are {USES[split]}", unknown))
