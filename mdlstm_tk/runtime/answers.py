@@ -116,7 +116,7 @@ def decode(
     top: int = 1,
     array: str | None = None,
     *,
-    beam: int = 1,
+    beam: int | None = None,
     lm: CharacterModel | None = None,
     width: float | None = None,
 ) -> Any:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.character_model import END, CharacterModel
-from mdlstm_tk.runtime.decoding import Decoding
+from mdlstm_tk.runtime.decoding import BEAM, Decoding
 from mdlstm_tk.runtime.text_order import MIRRORED, Direction, reordered
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -70,7 +70,7 @@ def transcribe_logits(
     *,
     decoding: Decoding = Decoding(),  # noqa: B008
     direction: Direction | None = None,
-    beam: int = 1,
+    beam: int | None = None,
     lm: CharacterModel | None = None,
     width: float | None = None,
 ) -> Transcription:
@@ -83,7 +83,7 @@ def transcribe_logits(
         direction: in which most texts run; the result is in the order of reading. None: in the order in
             which the image shows them.
         beam: 1 takes the best path, without a language model. Else the number of texts that prefix beam
-            search keeps at each step.
+            search keeps at each step. None: 64 with a language model, else 1.
         lm: a model of texts in the order of reading.
         width: pixels of the image that the T steps cover. None: edges are in steps.
 
@@ -91,7 +91,7 @@ def transcribe_logits(
         InputError: logits have another shape, or hold NaN; beam is below 1, or lm is no `CharacterModel` of
             the characters.
     """
-    check_search(beam, lm, classes)
+    beam = check_search(beam, lm, classes)
     log_probs = scaled_log_probs(logits, classes, decoding.temperature)
     if beam == 1 and lm is None:
         labels = best_path(logits)
@@ -113,24 +113,27 @@ def transcribe_logits(
     return Transcription("".join(c.character for c in characters), float(confidence), characters)
 
 
-def check_search(beam: int, lm: CharacterModel | None, classes: Sequence[str] = ()) -> None:
-    """Check the arguments of a search, and that the language model knows any of the characters.
+def check_search(beam: int | None, lm: CharacterModel | None, classes: Sequence[str]) -> int:
+    """Check the arguments of a search, and that the language model knows any of the characters; returns the
+    number of texts that the search keeps.
 
     Raises:
         InputError: beam is below 1, lm is no `CharacterModel`, or one of other characters.
     """
+    beam = (1 if lm is None else BEAM) if beam is None else beam
     if beam < 1:
         raise InputError(f"beam must be 1 or more, got {beam}; 16 is usual")
     if lm is not None and not isinstance(lm, CharacterModel):
         raise InputError(
             f"lm must be a CharacterModel, got {type(lm).__name__}; read one with CharacterModel.load(path)"
         )
-    if lm is not None and classes and lm.index.keys().isdisjoint(classes):
+    if lm is not None and lm.index.keys().isdisjoint(classes):
         known = "".join(lm.vocabulary[3:])
         raise InputError(
             f"lm knows none of the characters that the model reads: it has {known!r:.40}, and the model "
             f"{''.join(classes)!r:.40}"
         )
+    return beam
 
 
 def scaled_log_probs(logits: Floats, classes: Sequence[str], temperature: float) -> Floats:

@@ -17,7 +17,6 @@ from mdlstm_tk.runtime.batching import Result, infer_files
 from mdlstm_tk.runtime.character_model import CharacterModel
 from mdlstm_tk.runtime.choices import Engine
 from mdlstm_tk.runtime.combinations import LINES, check_jobs, row_of
-from mdlstm_tk.runtime.decoding import BEAM
 from mdlstm_tk.runtime.io import Format, is_tiled
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import STDIO, byte_limit, open_output
@@ -174,7 +173,8 @@ def infer_paths(
     if skip_existing and force:
         kept = Argument("skip_existing", True), " keeps results that exist, "
         raise InputError(*kept, Argument("force", True), " replaces them; give one")
-    for name, value in {"top": top, "batch_size": batch_size, "workers": workers, "tile": tile}.items():
+    numbers = {"top": top, "batch_size": batch_size, "workers": workers, "tile": tile, "beam": beam}
+    for name, value in numbers.items():
         if value is not None and value < 1:
             raise InputError(Argument(name, value), " is out of range; give at least 1")
     if workers is not None and engine != "ray":
@@ -197,9 +197,8 @@ def infer_paths(
 
     tiling = {"tile": tile is not None, "level": level is not None, "resume": resume}
     models = find_models(model, tiled=any(tiling.values()))
-    options = ResultOptions(probabilities, top)
-    if beam is not None or lm is not None:
-        options = options._replace(**_search_options(beam, lm))
+    lm = CharacterModel.load(lm) if isinstance(lm, str | Path) else lm
+    options = ResultOptions(probabilities, top, beam, lm)
     arguments: dict[str, Any] = {"threads": threads, "timeout": timeout, "max_bytes": max_bytes}
     arguments |= {"isolated": isolated, "trusted": trusted}
     reader = FileReader(limit)
@@ -217,10 +216,10 @@ def infer_paths(
             return sessions[path]
 
         metadata = candidates[0].metadata if candidates else open_model(path).metadata
-        if metadata.kind == "transcribe" and options.lm is not None:
+        if metadata.kind == "transcribe":
             from mdlstm_tk.runtime.ctc import check_search  # imported late: few models read texts
 
-            check_search(options.beam, options.lm, metadata.classes or ())
+            check_search(beam, lm, metadata.classes or ())
         stdin: bytes | None = None
         if STDIO in sources and metadata.form != "tiles":
             stdin = reader.peek(STDIO).page
@@ -231,8 +230,13 @@ def infer_paths(
         if metadata.kind != "transcribe":
             left_out += len(of_form) - len(files)
         planned = plan_jobs(files, metadata, target, output_format, options, is_single=is_single)
-        given = {"probabilities": probabilities, "top": top, "beam": beam, "lm": lm, "json": json}
-        given |= {"skip_existing": skip_existing, "force": force, "output_format": output_format}
+        given: dict[str, Any] = {"probabilities": probabilities, "top": top, "beam": beam, "lm": lm}
+        given |= {
+            "skip_existing": skip_existing,
+            "force": force,
+            "output_format": output_format,
+            "json": json,
+        }
         given["batch_size"] = batch_size
         pages = {file.source for file in files if file.is_page}
         check_jobs(metadata, path, planned, given, table, pages)
@@ -306,16 +310,6 @@ def _open_model(path: Path, tiling: dict[str, bool], device: str, **options: Any
             *(TILED_EXPORT, ", then give RUN/model.tiles as ", Argument("model")),
         )
     return Session(path, device, **options)
-
-
-def _search_options(beam: int | None, lm: str | Path | CharacterModel | None) -> dict[str, Any]:
-    """The beam and the language model of `ResultOptions`."""
-    from mdlstm_tk.runtime.ctc import check_search  # imported late: few models read texts
-
-    model = CharacterModel.load(lm) if isinstance(lm, str | Path) else lm
-    beam = (1 if lm is None else BEAM) if beam is None else beam
-    check_search(beam, model)
-    return {"beam": beam, "lm": model}
 
 
 def _with_resources(results: Iterator[Result], resources: ExitStack, is_single: bool) -> Iterator[Result]:

@@ -36,7 +36,7 @@ class ResultOptions(NamedTuple):
 
     probabilities: bool = False
     top: int | None = None
-    beam: int = 1
+    beam: int | None = None
     lm: CharacterModel | None = None
 
 

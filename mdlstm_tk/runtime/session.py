@@ -170,7 +170,7 @@ class Session(OpenModel):
         return [results[k] for k in range(len(batches))]
 
     def transcribe(
-        self, images: Sequence[Array], beam: int = 1, lm: CharacterModel | None = None
+        self, images: Sequence[Array], beam: int | None = None, lm: CharacterModel | None = None
     ) -> list[Transcription]:
         """Read the text of lines with a recogniser.
 

@@ -20,7 +20,7 @@ from mdlstm_tk.runtime.shapes import as_array, step_width
 
 @checked
 def transcribe(
-    session: Session, images: Sequence[Array], beam: int = 1, lm: CharacterModel | None = None
+    session: Session, images: Sequence[Array], beam: int | None = None, lm: CharacterModel | None = None
 ) -> list[Transcription]:
     """Read the text of images; see `Session.transcribe`."""
     metadata = session.metadata
@@ -65,7 +65,11 @@ def transcribe(
 
 
 def read_logits(
-    logits: Array, metadata: Metadata, beam: int, lm: CharacterModel | None, width: float | None
+    logits: Array,
+    metadata: Metadata,
+    beam: int | None,
+    lm: CharacterModel | None,
+    width: float | None,
 ) -> Transcription:
     """Read the outputs (T, 1 + characters) of a recogniser; see `transcribe_logits`."""
     return transcribe_logits(

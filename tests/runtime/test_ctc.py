@@ -179,3 +179,14 @@ def test_logits_that_mean_nothing_are_refused(bad: float) -> None:
         transcribe_logits(logits, CLASSES)
     with pytest.raises(InputError, match=r"shape \(3, 4\), expected \(T, 3\)"):
         transcribe_logits(np.zeros((3, 4)), "ab")
+
+
+def test_a_search_with_a_language_model_keeps_64_texts_unless_told() -> None:
+    rng, lm = np.random.default_rng(0), CharacterModel.fit(["abba", "cab"])
+    different = 0
+    for logits in rng.normal(0, 2, (9, 20, 4)):
+        by_default = transcribe_logits(logits, "abc", lm=lm)
+        assert by_default == transcribe_logits(logits, "abc", beam=64, lm=lm)
+        different += by_default != transcribe_logits(logits, "abc", beam=1, lm=lm)
+        assert transcribe_logits(logits, "abc") == transcribe_logits(logits, "abc", beam=1)
+    assert different
