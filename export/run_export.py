@@ -8,14 +8,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import printable
+from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.api import default_form, export_onnx, form_of
 from mdlstm_tk.export.arguments import read_grid
 from mdlstm_tk.export.model_file import ExportReport, check_destination
 from mdlstm_tk.export.spec import Extents
+from mdlstm_tk.export.verification.cases import ExampleRange
 from mdlstm_tk.export.web_page import WebPage
 from mdlstm_tk.runtime.choices import Dtype, Form
 from mdlstm_tk.runtime.staleness import checksum
@@ -39,8 +44,8 @@ def export_run(
     """Export a run's checkpoint to ONNX, verified before the file is written.
 
     The best checkpoint is exported, or the last one if training ended before there was a best one, unless
-    a checkpoint is named. The file is verified on random inputs and, where the run's task can make samples
-    of that size, on those. Its metadata name the model, the task, the classes and the checkpoint's SHA-256.
+    a checkpoint is named. The file is verified on random inputs of the mean and deviation that the training
+    data have. Its metadata name the model, the task, the classes and the checkpoint's SHA-256.
 
     >>> export_run("runs/diagonal", grid=(32, 32)).path
     PosixPath('runs/diagonal/model-32x32.onnx')
@@ -156,6 +161,7 @@ def export_run_sizes(
                 form=form,
                 channels=spec.channels,
                 channels_last=True,
+                example_range=None if form == "tiles" else _values_of(spec),
                 metadata=metadata,
                 **options,
             )
@@ -163,6 +169,19 @@ def export_run_sizes(
         if page:
             reports = [replace(reports[0], path=page.add(paths[0], run))]
     return reports
+
+
+def _values_of(spec: TaskSpec) -> ExampleRange | None:
+    """Random x as the data of training: of their mean and deviation, or in [0, 1] for a density; None if
+    they are not known."""
+    if not spec.mean:
+        return (0.0, 1.0) if spec.kind == "density" else None
+
+    def draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        x = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return x * torch.tensor(spec.std) + torch.tensor(spec.mean)
+
+    return draw
 
 
 def find_checkpoint(run: Run | str | Path) -> tuple[Run, Path]:
