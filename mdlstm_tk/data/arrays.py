@@ -24,6 +24,7 @@ from mdlstm_tk.data.masks import RawMask
 from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample
 from mdlstm_tk.errors import InputError
 
+NAMES = {"x", "y", "sizes", "ndim"}  # of the arrays that are used
 MIN_MAPPED_BYTES = 2**24  # arrays below this are read whole
 LOCAL_HEADER_BYTES = 30  # of a zip member, without its name; ends with the lengths of name and extra field
 FORMATS: dict[Kind, str] = {
@@ -85,6 +86,13 @@ def list_arrays(path: Path, kind: Kind) -> Iterator[RawSample]:
         yield RawSample(f"sample {index}", read_x, read_y, is_image=False)
 
 
+def list_unused(path: Path, kind: Kind) -> list[str]:
+    """Return the names of the arrays of an `.npz` file that a task of a kind does not use."""
+    used = NAMES if kind != "density" else NAMES - {"y"}
+    with zipfile.ZipFile(path) as archive:
+        return sorted({name.removesuffix(".npy") for name in archive.namelist()} - used)
+
+
 def _grid_axes(path: Path, arrays: dict[str, Array], kind: Kind) -> int:
     """Return D, the number of grid axes of x."""
     x, sizes, ndim = arrays["x"], arrays.get("sizes"), arrays.get("ndim")
@@ -123,7 +131,7 @@ def _read_target(y: Array, index: int, extents: Extents, kind: Kind) -> Any:
 def _load(path: Path) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as file, zipfile.ZipFile(path) as archive:
-            names = [name for name in ("x", "y", "sizes", "ndim") if name in file]
+            names = [name for name in file if name in NAMES]
             mapped = {name: _map_stored(path, archive, f"{name}.npy") for name in names}
             return {name: file[name] if array is None else array for name, array in mapped.items()}
     except MemoryError:

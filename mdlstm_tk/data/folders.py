@@ -90,9 +90,10 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def count_other_files(folder: Path, kind: Kind) -> Counter[str]:
-    """Count the visible files below a folder that are neither images nor tables, by suffix."""
-    known = (*IMAGE_SUFFIXES, ".txt", ".tsv", *((".xml", ".json") if kind == "transcribe" else ()))
-    suffixes = (file.suffix.lower() for file in find_files(folder))
+    """Count the visible files below a folder that are neither images nor belong to the kind, by suffix."""
+    known = (*IMAGE_SUFFIXES, *((".txt", ".tsv", ".xml", ".json") if kind == "transcribe" else ()))
+    files = (file for file in find_files(folder) if kind != "segment" or file != folder / "classes.txt")
+    suffixes = (file.suffix.lower() for file in files)
     return Counter(suffix for suffix in suffixes if suffix not in known)
 
 

@@ -211,6 +211,8 @@ def read_data(
         order = np.argsort(shape_order(extents[split]), kind="stable")
         splits[split] = [splits[split][k] for k in order]
     all_extents = np.concatenate(list(extents.values()))
+    if kind == "classify" and (absent := {*all_targets} - {survey.target for survey in splits["train"]}):
+        notes.append(f"classes without samples to train on: {', '.join(sorted(absent))}")
     spec = _describe_task(path, kind, channels, splits["train"], targets, preprocessing, all_extents, crop)
     sets = {
         split: LazySamples([survey.sample for survey in each], preprocessing, targets.encode, budget)
@@ -241,7 +243,9 @@ def read_data(
 def _list_samples(source: Path, kind: Kind, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
     """Return the samples of a file or folder, and notes for the user."""
     if source.suffix == ".npz":
-        return list(arrays.list_arrays(source, kind)), []
+        samples = list(arrays.list_arrays(source, kind))
+        unused = ", ".join(arrays.list_unused(source, kind))
+        return samples, [f"arrays of {source}, left out: {unused}"] if unused else []
     if kind == "transcribe" and not (source / "labels.tsv").exists():
         samples, notes = pages.list_pages(source, budget)
         return [*samples, *pages.list_transcripts(source)], notes

@@ -63,6 +63,14 @@ def test_volumes_are_told_from_images_with_channels(case: str, tmp_path: Path) -
         read(tmp_path / "volumes.npz", kind, crop=(2, 2, 2)[: 5 - len(size)])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("kind", "unused"), [("classify", "size"), ("density", "size, y")])
+def test_arrays_that_are_not_used_are_named(kind: Kind, unused: str, tmp_path: Path) -> None:
+    x, y = RNG.random((8, 4, 5)), np.arange(8) % 2
+    np.savez(tmp_path / "set.npz", x=x, y=y, ndim=2, size=np.full((8, 2), 3))
+    summary = read(tmp_path / "set.npz", kind).summary
+    assert f"arrays of {tmp_path / 'set.npz'}, left out: {unused}" in summary
+
+
 def test_large_arrays_stay_on_disk(tmp_path: Path) -> None:
     x = RNG.random((9, 700, 700)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x, y=np.arange(9) % 2)

@@ -63,6 +63,9 @@ def test_splits_of_the_data_are_used(tmp_path: Path) -> None:
         write_classes(tmp_path / folder, {"a": count, "b": count})
     task = read(tmp_path, "classify")
     assert [task.count(split) for split in ("train", "validation", "test")] == [8, 4, 6]
+    assert not any("to train on" in line for line in task.summary)
+    (tmp_path / "val/a").rename(tmp_path / "val/A")
+    assert "classes without samples to train on: A" in read(tmp_path, "classify").summary
     (tmp_path / "arrays").mkdir()
     for name in ("train", "val"):
         write_arrays(tmp_path / "arrays" / f"{name}.npz", "classify")
@@ -86,10 +89,11 @@ def test_files_that_cannot_be_used_are_named_and_skipped(tmp_path: Path) -> None
         (tmp_path / "signs" / name).write_bytes(data)
     (tmp_path / "signs/empty").mkdir()
     (tmp_path / "signs/a/photo.heic").write_text("")
+    (tmp_path / "signs/notes.txt").write_text("")
     (tmp_path / "signs/a/._0.png").write_text("")  # a note of a file manager
     task = read(tmp_path / "signs", "classify")
     assert [line.split(":")[0] for line in task.skipped] == list(bad)
-    for text in ("skipped 13", "a/text.png", "1 .heic", "without images, left out: empty"):
+    for text in ("skipped 13", "a/text.png", "1 .heic, 1 .txt", "without images, left out: empty"):
         assert any(text in line for line in task.summary), text
     assert "empty07" in task.summary[-2] and "3 more" in task.summary[-1]
     write_masks(tmp_path / "cells")
