@@ -80,7 +80,7 @@ def render_report(
     for export in measurements:
         if export.stale:
             on_message(export.stale)
-    evaluation, drawings, problem = None, None, ""
+    evaluation, drawings, problem, overlap = None, None, "", list[str]()
     try:
         known = run.read_samples()
         task = load_task(config, spec, data, known)
@@ -88,7 +88,8 @@ def render_report(
         problem = str(error)
         on_message(Message("no examples: ", problem))
     else:
-        for line in describe_overlap(task.identities, run.read_learned()):
+        overlap = describe_overlap(task.identities, run.read_learned())
+        for line in overlap:
             on_message(line)
         on_message(f"evaluating {config.model} on {task.name}")
         decoding = run.read_decoding(checkpoint.step if spec.kind == "transcribe" else None)
@@ -115,6 +116,7 @@ def render_report(
         curves=svg_curves(records) if records else [],
         validated=any(record.get("validation") for record in records),
         problem=problem,
+        overlap=overlap,
         evaluation=evaluation,
         drawings=drawings,
         cuts=cut_panels(Path(data)) if data and spec.kind == "transcribe" else [],

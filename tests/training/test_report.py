@@ -313,6 +313,15 @@ def test_with_data_a_run_is_evaluated_anew(runs: Any, tmp_path: Path) -> None:
     assert "training time unknown" in [text(box) for box in page.find("dl[@class='numbers']/div")]
 
 
+def test_the_page_says_what_the_errors_leave_out(tmp_path: Path) -> None:
+    data = str(tmp_path / "data.npz")
+    np.savez(data, x=np.ones((12, 5, 8)), y=np.ones((12, 5, 8)))  # samples to validate with are trained on
+    run = run_in(tmp_path / "run", quick(data, "grid", crop="3"))
+    for named, notes in (("", ["cropped to 3"]), (data, ["cropped to 3", "are trained on as well"])):
+        captions = Page(render_report(run, data=named)).find("header/p[@class='caption']")[1:]
+        assert all(note in text(each) for note, each in zip(notes, captions, strict=True))
+
+
 @pytest.mark.parametrize("is_imported", [False, True])
 @pytest.mark.usefixtures("fresh_registries")
 def test_a_task_of_a_file_needs_no_default_size_and_no_import(is_imported: bool, tmp_path: Path) -> None:
