@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.command import Result, mdlstm, mdlstm_process
+from helpers.command import Result, mdlstm, mdlstm_process, succeed
 from helpers.small_models import CLASSES, classifier, recogniser, scores, segmenter, write_model
 from PIL import Image
 
+from mdlstm_tk import MDLSTM
 from mdlstm_tk.cli import console
+from mdlstm_tk.export import export_onnx
 from mdlstm_tk.runtime import inference
 from mdlstm_tk.runtime.batching import Result as FileResult
 
@@ -125,6 +127,19 @@ def test_what_is_left_out_is_said() -> None:
     done = infer("in")
     assert "files of other types, left out: 1\n" in done.err
     assert "in/train.npz: y was left out, as it holds targets\n" in done.err
+
+
+@pytest.mark.parametrize(("dtype", "is_warned"), [("u1", True), ("<u2", True), ("f4", False), ("?", False)])
+@pytest.mark.parametrize("channels", [1, None])
+def test_whole_numbers_are_not_taken_for_an_image(
+    dtype: str, is_warned: bool, channels: int | None, tmp_path: Path
+) -> None:
+    metadata = {"preprocessing": {"channels": channels, "resize": None}} if channels else {}
+    model, array = tmp_path / "m.onnx", tmp_path / "x.npy"
+    export_onnx(MDLSTM(1, 2), model, grid=(4, 4), metadata=metadata)
+    np.save(array, (np.arange(16).reshape(4, 4) * 10).astype(dtype))
+    done = succeed("infer", array, "-m", model)
+    assert ("warning: " in done.err and "divide by 255" in done.err) == (is_warned and channels == 1)
 
 
 def test_ctrl_c_reports_how_to_resume(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

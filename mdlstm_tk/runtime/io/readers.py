@@ -8,6 +8,7 @@ from files to train on.
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
@@ -103,6 +104,15 @@ class InputFile:
             if preprocessing.channels == 1:
                 x = x[..., 0]
             arrays = {None: x if metadata.channels_last or x.ndim == 2 else np.moveaxis(x, -1, 0)}
+        elif metadata.preprocessing is not None and metadata.kind != "density":
+            values = [x for name, x in arrays.items() if name != "sizes" and x.dtype.kind in "ui"]
+            if (largest := max((int(x.max(initial=0)) for x in values), default=0)) > 1:
+                warnings.warn(
+                    f"{self.label} holds whole numbers up to {largest}, which are used as they are, but "
+                    "the model was trained on images, whose 8 or 16 bits are scaled to [0, 1]; divide by "
+                    "255 or 65535",
+                    stacklevel=2,
+                )
         if metadata.kind == "density":
             for x in (x for name, x in arrays.items() if name != "sizes"):
                 low, high = float(x.min(initial=0)), float(x.max(initial=0))
