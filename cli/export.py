@@ -67,16 +67,15 @@ def export(
     if (web_runtime or data) and not web:
         raise InputError("--web-runtime and --data are for a web page; give --web DIR, or leave them out")
     from mdlstm_tk.export import export_run_sizes
+    from mdlstm_tk.export.options import RunOptions
     from mdlstm_tk.export.web_page import WebPage
     from mdlstm_tk.training import latest_run
 
     run = run or latest_run().folder
     detail(f"exporting {run}")
     page = WebPage(web, web_runtime, force, data or "", note) if web else None
-    names = ("form", "padded", "multiple_of", "dtype", "atol", "force")
-    reports = export_run_sizes(
-        run, size or [None], page or output, **{name: arguments[name] for name in names}
-    )
+    options_of_run: Any = {name: arguments[name] for name in RunOptions.__annotations__}
+    reports = export_run_sizes(run, size or [None], page or output, force=force, **options_of_run)
     if json:
         print_json([report.as_dict() for report in reports])
     else:

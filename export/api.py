@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import onnx
-from torch import Tensor, nn
+from torch import nn
 
 from mdlstm_tk._util.checks import checked
-from mdlstm_tk.errors import InputError, MDLSTMError, require
+from mdlstm_tk.errors import Argument, InputError, MDLSTMError, require
 from mdlstm_tk.export.arguments import read_grid, read_spec
 from mdlstm_tk.export.capture import Captured, capture_network
 from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.model_file import ExportReport, check_destination, check_onnx, with_metadata
-from mdlstm_tk.export.spec import Examples, ExportSpec
+from mdlstm_tk.export.options import ExportOptions, TileOptions
+from mdlstm_tk.export.spec import Examples, ExportSpec, Extents
 from mdlstm_tk.export.tiles import export_tiles
-from mdlstm_tk.export.verification.cases import ExampleRange
 from mdlstm_tk.export.verification.export_verifier import write_verified
 from mdlstm_tk.export.verification.parity import check_atol
 from mdlstm_tk.runtime.choices import Dtype, Form
-from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.tiles.archive import SUFFIX
 
 
@@ -35,19 +34,7 @@ def export_onnx(
     example_inputs: Examples | None = None,
     *,
     grid: Sequence[int | None] | None = None,
-    form: Form | None = None,
-    padded: bool = False,
-    extra_inputs: Mapping[str, Tensor] | None = None,
-    grid_inputs: Sequence[str] = (),
-    multiple_of: int | Sequence[int] | None = None,
-    output_names: Sequence[str] | None = None,
-    dtype: Dtype = "float32",
-    channels: int | None = None,
-    channels_last: bool | None = None,
-    example_range: ExampleRange | None = None,
-    verify_inputs: Mapping[str, Array] | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    atol: float | None = None,
+    **options: Unpack[ExportOptions],
 ) -> ExportReport:
     """Export a network with MDLSTM layers as one self-contained ONNX file that uses standard operators.
 
@@ -116,50 +103,39 @@ def export_onnx(
         ParityError: ONNX Runtime disagrees with the reference. Nothing is written.
         MissingExtraError: ONNX Runtime is not installed.
     """
+    return export_network(module, Path(path), example_inputs, read_grid(grid), **options)
+
+
+@checked
+def export_network(
+    module: nn.Module,
+    path: Path,
+    example_inputs: Examples | None,
+    grid: Extents | None,
+    **options: Unpack[ExportOptions],
+) -> ExportReport:
+    """`export_onnx`, which documents the arguments, with a grid as `read_grid` returns it."""
     require("onnxruntime", "cpu")
     start = time.perf_counter()
-    path = Path(path)
-    grid = read_grid(grid)
-    form = form or form_of(path) or default_form(grid)
+    form = options["form"] or form_of(path) or default_form(grid)
+    dtype, atol = options["dtype"], options["atol"]
     if form == "tiles":
         # x and channels_last are not needed, so that the same call may name any form.
-        options = {
-            "a size": grid,
-            "padded samples": padded,
-            "multiple_of": multiple_of,
-            f"dtype {dtype}": dtype != "float32",
-            "extra_inputs": extra_inputs,
-            "output_names": output_names,
-            "example_range": example_range,
-        }
-        if option := next((name for name, value in options.items() if value), None):
-            raise InputError(
-                f"form 'tiles' is for any size, in float32, and does not go together with {option}; leave "
-                "that out"
-            )
-        return export_tiles(
-            module, path, channels=channels, verify_inputs=verify_inputs, metadata=metadata, atol=atol
-        )
+        accepted = ("form", "channels_last", "atol", *TileOptions.__annotations__)
+        refused = {"grid": grid, **options, "dtype": dtype != "float32"}
+        if name := next((name for name, value in refused.items() if value and name not in accepted), None):
+            reason = "form 'tiles' is for any size, in float32, and does not go together with "
+            raise InputError(reason, Argument(name), "; leave that out")
+        shared: Any = {name: options[name] for name in TileOptions.__annotations__}  # type: ignore[literal-required]
+        return export_tiles(module, path, atol=atol, **shared)
     check_destination(path, True, form)
     check_atol(atol)
-    spec = read_spec(
-        module,
-        example_inputs,
-        grid=grid,
-        any_size=form == "scan",
-        padded=padded,
-        extra_inputs=extra_inputs,
-        grid_inputs=grid_inputs,
-        multiple_of=multiple_of,
-        channels=channels,
-        channels_last=channels_last,
-        example_range=example_range,
-        output_names=output_names,
-    )
-    file_metadata = spec.metadata(form, dtype, metadata or {})
+    spec = read_spec(module, example_inputs, grid=grid, any_size=form == "scan", **options)
+    file_metadata = spec.metadata(form, dtype, options["metadata"] or {})
     model, beyond = _build_model(spec, form, dtype)
     content = partial(with_metadata, check_onnx(model, "the exported model"))
-    return write_verified(path, content, [model], file_metadata, spec, atol, start, verify_inputs, beyond)
+    inputs = options["verify_inputs"]
+    return write_verified(path, content, [model], file_metadata, spec, atol, start, inputs, beyond)
 
 
 def form_of(path: Path) -> Form | None:

@@ -6,13 +6,14 @@ import inspect
 import operator
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from mdlstm_tk._util.arguments import extents, one_line, positive
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError
 from mdlstm_tk.export.grids import GridSearch, Shapes
 from mdlstm_tk.export.interface import (
@@ -24,26 +25,21 @@ from mdlstm_tk.export.interface import (
     mdlstm_layers,
     without_autocast,
 )
+from mdlstm_tk.export.options import ExportOptions
 from mdlstm_tk.export.spec import Examples, ExportSpec, Extents, NetworkInputs, Shape
-from mdlstm_tk.export.verification.cases import ExampleRange, sampler
+from mdlstm_tk.export.verification.cases import sampler
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.runtime.shapes import Grid
 
 
+@checked
 def read_spec(
     module: nn.Module,
     example_inputs: Examples | None = None,
     *,
     grid: Extents | None = None,
     any_size: bool = False,
-    padded: bool = False,
-    extra_inputs: Mapping[str, Tensor] | None = None,
-    grid_inputs: Sequence[str] = (),
-    multiple_of: int | Sequence[int] | None = None,
-    channels: int | None = None,
-    channels_last: bool | None = None,
-    example_range: ExampleRange | None = None,
-    output_names: Sequence[str] | None = None,
+    **options: Unpack[ExportOptions],
 ) -> ExportSpec:
     """Complete the arguments of `export_onnx`, which documents them, from the network, and run it.
 
@@ -56,15 +52,16 @@ def read_spec(
             inputs, or its weights hold NaN, or it returns something other than tensors (N, …).
     """
     name = type(module).__name__
-    channels = None if channels is None else positive("channels", channels)
+    channels_last, multiple_of = options["channels_last"], options["multiple_of"]
+    channels = None if options["channels"] is None else positive("channels", options["channels"])
     check_has_values(module)
     for key, tensor in module.state_dict().items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and bool(tensor.isnan().any()):
             raise InputError(
                 f"the weights of {name} hold NaN, first in {key}; export a network without NaN"
             )
-    x, further = _read_examples(module, example_inputs, extra_inputs or {})
-    padded = further.pop("sizes", None) is not None or padded
+    x, further = _read_examples(module, example_inputs, options["extra_inputs"] or {})
+    padded = further.pop("sizes", None) is not None or options["padded"]
     names = [*(["sizes"] if padded else []), *further]
     _check_names(module, names)
     layer = next(mdlstm_layers(module), None)
@@ -81,7 +78,7 @@ def read_spec(
     interface = Interface(
         module,
         names,
-        output_names,
+        options["output_names"],
         integer=x is not None and not x.is_floating_point(),
         channel_axis=channel_axis,
         channels_last=channels_last,
@@ -108,9 +105,9 @@ def read_spec(
         channels_last=channels_last,
         padded=padded,
         extra_inputs=further,
-        grid_inputs=_check_grid_inputs(grid_inputs, further, ndim, padded),
+        grid_inputs=_check_grid_inputs(options["grid_inputs"], further, ndim, padded),
         multiple_of=(1,) * ndim if multiple_of is None else extents("multiple_of", multiple_of, ndim),
-        draw=sampler("x", example_range, x, module),
+        draw=sampler("x", options["example_range"], x, module),
     )
     search = GridSearch(network, _extents(grid, example_grid, ndim, any_size))
     if example_grid is None and grid and None not in grid:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -16,13 +16,14 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.api import default_form, export_onnx, form_of
+from mdlstm_tk.export.api import default_form, export_network, form_of
 from mdlstm_tk.export.arguments import read_grid
 from mdlstm_tk.export.model_file import ExportReport, check_destination
+from mdlstm_tk.export.options import RunOptions
 from mdlstm_tk.export.spec import Extents
 from mdlstm_tk.export.verification.cases import ExampleRange
 from mdlstm_tk.export.web_page import WebPage
-from mdlstm_tk.runtime.choices import Dtype, Form
+from mdlstm_tk.runtime.choices import Form
 from mdlstm_tk.runtime.staleness import checksum
 from mdlstm_tk.runtime.tiles.archive import SUFFIX
 from mdlstm_tk.training import Checkpoint, Run, load_checkpoint, open_run
@@ -34,12 +35,8 @@ def export_run(
     path: str | Path | None = None,
     *,
     grid: Extents | None = None,
-    form: Form | None = None,
-    padded: bool = False,
-    multiple_of: int | Sequence[int] | None = None,
-    dtype: Dtype = "float32",
-    atol: float | None = None,
     force: bool = False,
+    **options: Unpack[RunOptions],
 ) -> ExportReport:
     """Export a run's checkpoint to ONNX, verified before the file is written.
 
@@ -72,28 +69,18 @@ def export_run(
         ParityError: ONNX Runtime disagrees with the network. Nothing is written.
         MissingExtraError: ONNX Runtime is not installed.
     """
-    (report,) = export_run_sizes(
-        run,
-        [grid],
-        path,
-        form=form,
-        force=force,
-        padded=padded,
-        multiple_of=multiple_of,
-        dtype=dtype,
-        atol=atol,
-    )
+    (report,) = export_run_sizes(run, [grid], path, force=force, **options)
     return report
 
 
+@checked
 def export_run_sizes(
     run: Run | str | Path,
     grids: Sequence[Extents | None],
     destination: str | Path | WebPage | None = None,
     *,
-    form: Form | None = None,
     force: bool = False,
-    **options: Any,
+    **options: Unpack[RunOptions],
 ) -> list[ExportReport]:
     """Export a run's checkpoint once for each grid, into files or a web page.
 
@@ -102,10 +89,9 @@ def export_run_sizes(
         grids: extents to export for; None among them as for `export_run`.
         destination: a file name that ends in `.onnx` (for one grid), a folder, or a `WebPage`; the
             run's folder if None.
-        form: as for `export_onnx`. None: "scan" for a page and if an extent of a grid is free, else
-            "unrolled".
         force: replace existing files.
-        **options: padded, multiple_of, dtype, atol, as for `export_run`.
+        **options: as for `export_run`. form None is "scan" for a page and if an extent of a grid is free,
+            else "unrolled".
 
     Returns:
         A report for each grid, in the same order.
@@ -114,7 +100,7 @@ def export_run_sizes(
         InputError: as `export_run`; or two grids are equal; or the destination takes only one model.
         MDLSTMError, ParityError, MissingExtraError: as `export_run`.
     """
-    grids = [read_grid(grid) for grid in grids]
+    grids, form = [read_grid(grid) for grid in grids], options["form"]
     run, checkpoint_path = find_checkpoint(run)
     checkpoint, sha256 = read_checkpoint(checkpoint_path)
     spec, run_grid = checkpoint.spec, checkpoint.config.grid
@@ -148,18 +134,20 @@ def export_run_sizes(
         "preprocessing": spec.preprocessing and spec.preprocessing.to_json(),
         "checkpoint_sha256": sha256,
     }
+    options["form"] = form
     with tempfile.TemporaryDirectory() as scratch:
         output = scratch if isinstance(destination, WebPage) else destination
         # All paths are checked before the first export takes its time.
         paths = _paths(run, grids, None if output is None else Path(output), form, force)
         reports = []
         for grid, path in zip(grids, paths, strict=True):
-            report = export_onnx(
-                checkpoint.network(),
+            network, channels = checkpoint.network(), spec.channels
+            report = export_network(
+                network,
                 path,
-                grid=grid,
-                form=form,
-                channels=spec.channels,
+                None,
+                grid,
+                channels=channels,
                 channels_last=True,
                 example_range=None if form == "tiles" else _values_of(spec),
                 metadata=metadata,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import onnx
@@ -34,12 +34,12 @@ from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.lowering.scan import write_scan
 from mdlstm_tk.export.lowering.step import Sweep, parameters_of
 from mdlstm_tk.export.model_file import ExportReport, check_destination, check_onnx
+from mdlstm_tk.export.options import TileOptions
 from mdlstm_tk.export.verification.export_verifier import write_verified
 from mdlstm_tk.export.verification.parity import check_atol
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import depth_to_space
 from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.metadata import layout_of
 from mdlstm_tk.runtime.shapes import Grid
 from mdlstm_tk.runtime.tiles.archive import INDEX, SCHEMA
@@ -54,10 +54,8 @@ def export_tiles(
     module: nn.Module,
     path: str | Path,
     *,
-    channels: int | None = None,
-    verify_inputs: Mapping[str, Array] | None = None,
-    metadata: Mapping[str, Any] | None = None,
     atol: float | None = None,
+    **options: Unpack[TileOptions],
 ) -> ExportReport:
     """Export a network as one archive with a graph for each sweep, to be run on grids of any size in tiles.
 
@@ -89,19 +87,19 @@ def export_tiles(
     check_destination(path, True, "tiles")
     check_atol(atol)
     _levels_of(stages_of(eval_copy(module)))  # before the network runs, which takes longer
-    name, spec = type(module).__name__, read_spec(module, any_size=True, channels=channels)
+    name, spec = type(module).__name__, read_spec(module, any_size=True, channels=options["channels"])
     if not spec.channels_last:
         raise InputError(
             f"{name} takes x as (N, C, *grid), expected (N, *grid, C) for tiles; move the axis in a module"
         )
     if len(spec.output_names) > 1:
         raise InputError(f"{name} returns {len(spec.output_names)} outputs, expected one for tiles")
-    archive_metadata = spec.metadata("tiles", "float32", metadata or {})
+    archive_metadata = spec.metadata("tiles", "float32", options["metadata"] or {})
     stages = stages_of(spec.interface.module)
     index, graphs = _index_and_graphs(stages, spec.channels, archive_metadata.outputs)
     content = partial(_archive, index, graphs)
-    models = list(graphs.values())
-    return write_verified(path, content, models, archive_metadata, spec, atol, start, verify_inputs)
+    models, inputs = list(graphs.values()), options["verify_inputs"]
+    return write_verified(path, content, models, archive_metadata, spec, atol, start, inputs)
 
 
 def _index_and_graphs(

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, wraps
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -32,11 +32,24 @@ BARRED |= {Sequence: str | bytes | Mapping, tuple: str | bytes | Mapping}
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Check the arguments of a function, when it is called, against their annotations; see `fitting`.
 
+    A last parameter `**options: Unpack[T]`, where the annotations of T are `Annotated[type, default]`,
+    stands for a keyword argument for each of them. The function gets all of them.
+
     Raises:
         InputError: a value is of another type; the message names the argument.
     """
-    names = list(signature(function).parameters)
+    own = signature(function)
+    names, defaults = list(own.parameters), dict[str, Any]()
     hints = cache(lambda: get_type_hints(function))  # which may name types that are defined below
+    if own.parameters[names[-1]].kind is Parameter.VAR_KEYWORD:
+        declared = get_type_hints(get_args(hints().pop(names[-1]))[0], include_extras=True)
+        hints().update((name, get_args(hint)[0]) for name, hint in declared.items())
+        defaults = {name: get_args(hint)[1] for name, hint in declared.items()}
+        options = [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hints()[name])
+            for name, default in defaults.items()
+        ]
+        own = own.replace(parameters=[*(own.parameters[name] for name in names[:-1]), *options])
 
     def check(name: str, value: Any) -> Any:
         hint = hints().get(name, Any)
@@ -48,9 +61,11 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        own.bind(*args, **kwargs)  # which raises Python's own TypeError
         named: Any = {name: check(name, value) for name, value in kwargs.items()}
-        return function(*map(check, names, args), **named)
+        return function(*map(check, names, args), **{**defaults, **named})
 
+    call.__signature__ = own  # type: ignore[attr-defined]
     return call
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError, ParityError
 from mdlstm_tk.export import export_onnx, export_run, export_run_sizes, export_tiles, verify_model
+from mdlstm_tk.export.options import ExportOptions, TileOptions
 from mdlstm_tk.models import (
     Classifier,
     MDNet,
@@ -249,15 +250,17 @@ def test_a_tiled_export_may_need_trust(tmp_path: Path) -> None:
 
 
 def test_options_that_do_not_go_together_with_tiles(trained: Run, tmp_path: Path) -> None:
-    options: list[tuple[dict[str, Any], str]] = [
-        ({"grid": (8, 8)}, "a size"),
-        ({"padded": True}, "padded samples"),
-        ({"multiple_of": 2}, "multiple_of"),
-        ({"dtype": "float16"}, "dtype float16"),
-    ]
-    for option, named in options:
-        with pytest.raises(InputError, match=f"does not go together with {named}"):
-            export_run(trained, tmp_path / "m.tiles", form="tiles", **option)
+    given: dict[str, Any] = {"padded": True, "dtype": "float16", "multiple_of": 2}
+    given |= {"grid": (8, 8), "extra_inputs": {"z": torch.zeros(1)}, "example_range": (0, 1)}
+    accepted = {"form", "atol", "channels_last", *TileOptions.__annotations__}
+    for name in ExportOptions.__annotations__.keys() - accepted | {"grid"}:
+        option = {name: given.get(name, ["name"])}
+        with pytest.raises(InputError, match=f"does not go together with {name}="):
+            export_onnx(SHIPPED["layer"], tmp_path / "m.tiles", **option)
+    with pytest.raises(InputError, match="does not go together with grid="):
+        export_run(trained, tmp_path / "m.tiles", grid=(8, 8))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'grids'"):
+        export_onnx(SHIPPED["layer"], tmp_path / "m.tiles", grids=[])
     assert not list(tmp_path.iterdir())
 
 
@@ -265,8 +268,6 @@ def test_tiles_are_verified_on_the_inputs_of_the_caller(tmp_path: Path) -> None:
     inputs = {"mine": np.full((1, 3, 4, 1), np.nan, np.float32)}
     with pytest.raises(InputError, match="mine holds 12 NaN"):
         export_onnx(SHIPPED["layer"], tmp_path / "m.tiles", form="tiles", verify_inputs=inputs)
-    with pytest.raises(InputError, match="does not go together with output_names"):
-        export_onnx(SHIPPED["layer"], tmp_path / "m.tiles", form="tiles", output_names=["a"])
     assert not list(tmp_path.iterdir())
 
 
