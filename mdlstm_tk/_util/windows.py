@@ -16,7 +16,11 @@ def space_to_depth(x: Tensor, window: Sequence[int]) -> Tensor:
     become features."""
     ndim = len(window)
     captured = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    missing = [-extent % size for extent, size in zip(x.shape[1:-1], window, strict=True)]
+    # `-extent % size` would let torch.export take an extent for 0 where a maximum over windows follows.
+    missing = [
+        (extent + size - 1) // size * size - extent
+        for extent, size in zip(x.shape[1:-1], window, strict=True)
+    ]
     if captured or any(missing):  # torch copies x even if nothing is missing
         x = nn.functional.pad(x, [0, 0, *(amount for m in reversed(missing) for amount in (0, m))])
     for d, size in reversed(list(enumerate(window))):

@@ -194,6 +194,21 @@ def test_two_grids_take_any_size(examples: tuple[Tensor, Tensor], tmp_path: Path
         export_onnx(TwoGrids(), tmp_path / "n.onnx", PAIR, form="scan")
 
 
+@pytest.mark.slow
+def test_windows_after_strides_have_a_maximum_at_any_size(tmp_path: Path) -> None:
+    class Recogniser(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(*(nn.Conv2d(1, 1, 3, 2, 1) for _ in range(3)))
+            self.layer = MDLSTM(1, 2, window=(4, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.stem(x.movedim(-1, 1)).movedim(1, -1)).amax(1)
+
+    path = export_onnx(Recogniser(), tmp_path / "m.onnx", form="scan", channels=1).path
+    assert Session(path, "cpu")(np.zeros((2, 65, 33, 1))).shape == (2, 5, 2)
+
+
 def test_free_axes_of_the_output_stay_free(tmp_path: Path) -> None:
     report = export_onnx(Recurrent(), tmp_path / "m.onnx", form="scan")
     (y,) = onnx.load(report.path).graph.output
