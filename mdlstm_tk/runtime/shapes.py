@@ -164,17 +164,24 @@ class Shapes:
                 raise InputError(
                     f"{name} must have the batch of x, {len(batch.samples)}; got shape {array.shape}"
                 )
-            self._check_extents(name, array, batch.has_batch_axis)
+            self._check_extents(name, array, batch)
             prepared[name] = self._convert(array, name, name)
         return prepared
 
-    def _check_extents(self, name: str, array: Array, has_batch_axis: bool) -> None:
-        """Check the axes of a further input (N, …), and the extents that the model fixes."""
+    def _check_extents(self, name: str, array: Array, batch: Batch) -> None:
+        """Check the axes of a further input (N, …), and the extents that the model fixes, or that are free
+        along with those of x."""
         extents = self._inputs[name].shape[1:] if name in self._inputs else array.shape[1:]
+        grid = zip(self.grid(batch.samples), self.metadata.extents, strict=True)
+        free = [extent for extent, fixed in grid if fixed is None]
+        if extents.count(None) == len(free):
+            extents = tuple(free.pop(0) if extent is None else extent for extent in extents)
         pairs = zip(array.shape[1:], extents, strict=False)
         if array.ndim - 1 != len(extents) or any(e not in (have, None) for have, e in pairs):
-            shape = ", ".join(["N"] * has_batch_axis + ["*" if e is None else str(e) for e in extents])
-            got = array.shape if has_batch_axis else array.shape[1:]
+            shape = ", ".join(
+                ["N"] * batch.has_batch_axis + ["*" if e is None else str(e) for e in extents]
+            )
+            got = array.shape if batch.has_batch_axis else array.shape[1:]
             raise InputError(f"{name} must have the shape ({shape}), got {got}")
 
     def pad(self, parts: Sequence[Array]) -> tuple[Array, Array]:

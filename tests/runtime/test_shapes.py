@@ -80,6 +80,15 @@ def test_a_network_without_an_axis_of_channels_gets_one_where_it_is_missing() ->
         assert batch.has_batch_axis == (shape[0] == 2)
 
 
+def test_the_free_extents_of_a_further_input_are_those_of_x() -> None:
+    metadata = replace(FREE, grid=(4, None), inputs=("x", "mask"), channels=1)
+    shapes = Shapes(metadata, {"mask": TensorType("float32", (None, 4, None, 2))})
+    batch = shapes.prepare(zeros(3, 4, 6, 1))
+    assert shapes.prepare_extra_inputs({"mask": zeros(3, 4, 6, 2)}, batch)["mask"].shape == (3, 4, 6, 2)
+    with pytest.raises(InputError, match=r"mask must have the shape \(N, 4, 6, 2\), got \(3, 4, 5, 2\)"):
+        shapes.prepare_extra_inputs({"mask": zeros(3, 4, 5, 2)}, batch)
+
+
 @pytest.mark.parametrize("value", [2**40, -(2**31) - 1, 1e30])
 def test_integers_that_the_model_cannot_hold_are_refused(value: float) -> None:
     shapes = Shapes(replace(FREE, channels=1), {"x": TensorType("int32", (None,) * 4)})
