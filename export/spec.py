@@ -181,7 +181,10 @@ class ExportSpec(NetworkInputs):
             self._check_padded(output, fields.get("kind"))
         name, *further_names = self.output_names
         y_shape = self.shapes[self.example_grid][name]
-        feature_axis = 1 if not self.channels_last and len(y_shape) == self.ndim + 2 else -1
+        # Of a channels-first network, too, an output may be (N, *grid, features).
+        first_axis = {shapes[name][1:2] for shapes in self.known.values()}
+        is_first = not self.channels_last and len(y_shape) == self.ndim + 2 and len(first_axis) == 1
+        feature_axis = 1 if is_first else -1
         example_range, x = self.draw.range, self.inputs(self.example_grid, 4)["x"]
         if self.draw.function is not None:  # a file cannot hold it
             as_number = int if not (x % 1).any() else float

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.command import mdlstm
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError
@@ -49,6 +49,20 @@ def test_a_session_takes_x_with_and_without_axes(tmp_path: Path) -> None:
     grey = Session(export(1, tmp_path / "grey.onnx"), "cpu")
     for shape in ((5, 6), (1, 5, 6), (2, 1, 5, 6)):
         assert grey(np.zeros(shape)).shape == shape
+
+
+@pytest.mark.parametrize("grid", [(5, 6), None])
+def test_an_output_may_be_channels_last(grid: tuple[int, int] | None, tmp_path: Path) -> None:
+    class Moved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = MDLSTM(2, 3, channels_last=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).movedim(1, -1)
+
+    metadata = export_onnx(Moved(), tmp_path / "m.onnx", grid=grid, form=None if grid else "scan").metadata
+    assert (metadata.outputs, metadata.window, metadata.layout) == (3, None, "N C H W")
 
 
 def test_infer_writes_masks_numbers_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
