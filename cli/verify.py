@@ -80,7 +80,7 @@ def verify(
         trusted=trusted,
     )
     detail(f"compared with {report.reference}")
-    for line in report.stale:
+    for line in report.stale[bool(report.failed) :]:  # the error gives the first one as its advice
         warn(line)
     if json:
         print_json(report.as_dict())
