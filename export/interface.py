@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.capturable import Capturable
@@ -26,6 +27,7 @@ from mdlstm_tk.runtime.choices import Precision
 from mdlstm_tk.runtime.io.npy import Array
 
 REFUSALS = (Exception,)  # of inputs, by networks
+DECISIONS = ("round", "floor", "ceil", "trunc", "gt", "ge", "lt", "le")  # of floats, with steps as results
 AUTOCAST_LOCK = threading.RLock()
 
 
@@ -144,6 +146,24 @@ class Interface(nn.Module):
         except REFUSALS as error:
             shapes = ", ".join(f"{name} of shape {value.shape}" for name, value in inputs.items())
             raise InputError(f"{self.name} does not take {shapes}: {first_line(error)}") from error
+
+
+class Nudged(TorchDispatchMode):
+    """Adds a share of the largest number to floats before they are rounded, compared or made integers, so
+    that their results at the edge of a step change."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.share = share
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        dtype = (kwargs or {}).get("dtype") or torch.float
+        if func._opname in DECISIONS or not (dtype.is_floating_point or dtype.is_complex):
+            value = args[0] if args and isinstance(args[0], Tensor) else torch.zeros(())
+            # Floats that are all whole come from an operator that rounded them.
+            if value.is_floating_point() and value.numel() and (value != value.round()).any():
+                args = (value + self.share * value.abs().max().clamp(min=1), *args[1:])
+        return func(*args, **(kwargs or {}))
 
 
 def check_has_values(module: nn.Module) -> None:

@@ -113,7 +113,7 @@ def write_verified(
             grids = [spec.grid_of(case.inputs["x"].shape) for case in group]
             largest = tuple(np.max(grids, axis=0).tolist())
             runtime = with_padding(run, metadata, largest) if spec.padded else run
-            outcomes |= compare_all({"": runtime}, expected, group, metadata, atol)[""]
+            outcomes |= compare_all({"": runtime}, expected, group, metadata, atol, exact)[""]
     for case in cases:
         outcome = outcomes[case.name]
         arguments = metadata, spec, case, expected[case.name], outcome, atol

@@ -199,7 +199,7 @@ class _FileVerifier:
         self, path: Path, sessions: Sequence[Session] | Sequence[TiledSession], against: Against
     ) -> None:
         self.sessions, self.metadata = sessions, sessions[0].metadata
-        self.model = None if is_tiled(path) else read_model(path.read_bytes())
+        self.model = None if is_tiled(path) else read_model(sessions[0]._arguments[0])
         self.needs_trust = operators_to_trust(self.model) if self.model else ()
         self.training_run: Run | None = None
         self.stale = ""
@@ -268,7 +268,8 @@ class _FileVerifier:
         runtimes, reference, together = self._runtimes([*cases, *for_scale])
         expected = expected_outputs(reference, [*cases, *for_scale], together)
         atol = metadata.parity.get("atol", ATOL)
-        return cases, compare_all(runtimes, expected, cases, metadata, atol)
+        interface = self.interface and self.interface.reference(metadata.reference)
+        return cases, compare_all(runtimes, expected, cases, metadata, atol, interface)
 
     def _random_cases(
         self, draws: Callable[[Grid, int, int], dict[str, Array]], seeds: Sequence[int]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM, Gate, register_cell
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
-from mdlstm_tk.export import api, export_onnx, float64_reference, lower
+from mdlstm_tk.export import api, export_onnx, float64_reference, lower, verify_model
 from mdlstm_tk.export.arguments import read_spec
 from mdlstm_tk.export.verification import export_verifier
 from mdlstm_tk.export.verification.parity import compare, feature_scale
@@ -54,7 +54,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # of `Functi
     "metadata, unknown": ({}, {**G, "metadata": {"kinds": 1}}, "metadata=.* 'kinds'"),
     "metadata, twice": ({}, {**G, "metadata": {"grid": (1, 2)}}, "metadata=.* 'grid'"),
     "verify_inputs": ({}, {**G, "verify_inputs": {"mine": np.zeros((3, 4))}}, r"mine has shape \(3, 4\)"),
-    "tiles": ({}, {**G, "form": "tiles"}, "does not go together with a size"),
+    "tiles": ({}, {**G, "form": "tiles"}, "does not go together with grid="),
     "draw": ({}, {**G, "example_range": lambda shape, generator: 0.0}, r"example_range .*\(\)"),
     "output called x": ({"after": lambda y: {"x": y}}, G, "an output called 'x'.*output_names="),
     "no output": ({"after": lambda y: None}, {"form": "scan"}, "^Function returns a NoneType as"),
@@ -89,6 +89,28 @@ def test_an_error_says_what_is_wrong_and_leaves_no_file(name: str, tmp_path: Pat
         export_onnx(Function(**parts), tmp_path / "m.onnx", **options)
     assert list(tmp_path.iterdir()) == []
     assert "\n" not in str(raised.value) and " --" not in str(raised.value)
+
+
+@pytest.mark.parametrize("step", ["round", "byte", "greater"])
+def test_integers_at_the_edge_of_a_step_may_be_either(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edge = 127.5 if step == "round" else 128.0
+
+    def after(y: Tensor) -> Tensor:
+        values = 1e-6 * y + edge
+        return values > edge if step == "greater" else getattr(values, step)().byte()
+
+    net = Function(after=after)
+    report = export_onnx(net, tmp_path / "m.onnx", **G)
+    assert report.max_abs == 0
+    verify_model(report.path, net, device="cpu", seeds=1).raise_if_failed()
+
+
+@pytest.mark.usefixtures("slightly_wrong_graphs")
+def test_integers_away_from_the_edge_may_not(tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match="computes something else"):
+        export_onnx(Function(after=lambda y: (1e6 * y).round().int()), tmp_path / "m.onnx", grid=(5, 5))
 
 
 def test_a_layer_in_a_branch_and_weights_of_nan_are_refused(tmp_path: Path) -> None:
