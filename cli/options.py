@@ -267,7 +267,8 @@ def messages(
     if quiet and verbose:
         raise InputError("-q and -v are mutually exclusive; give one of them")
     verbosity.quiet, verbosity.verbose, verbosity.debug = quiet, verbose, debug
-    verbosity.flags = {param.name: min(param.opts, key=len) for param in ctx.command.params}
+    flags = {param.name: min(param.opts, key=len) for param in ctx.command.params}
+    verbosity.flags = {**flags, "grid": flags["size"]} if "size" in flags else flags
 
 
 def with_messages(function: Callable[..., None]) -> Callable[..., None]:

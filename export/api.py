@@ -133,7 +133,14 @@ def export_network(
     spec = read_spec(module, example_inputs, grid=grid, any_size=form == "scan", **options)
     file_metadata = spec.metadata(form, dtype, options["metadata"] or {})
     model, beyond = _build_model(spec, form, dtype)
-    content = partial(with_metadata, check_onnx(model, "the exported model"))
+    try:
+        content = partial(with_metadata, check_onnx(model, "the exported model"))
+    except MDLSTMError as error:
+        if dtype != "float16":
+            raise
+        name, given = type(module).__name__, Argument("dtype", dtype)
+        reason = f"{name} makes tensors of float32 itself, or converts to another dtype; leave out "
+        raise MDLSTMError(reason, given) from error
     inputs = options["verify_inputs"]
     return write_verified(path, content, [model], file_metadata, spec, atol, start, inputs, beyond)
 

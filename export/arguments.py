@@ -313,7 +313,6 @@ def _extents(grid: Extents | None, example_grid: Grid | None, ndim: int, any_siz
 def _check_grid_inputs(
     names: Sequence[str], extra_inputs: Mapping[str, Tensor], ndim: int, padded: bool
 ) -> tuple[str, ...]:
-    names = (names,) if isinstance(names, str) else tuple(names)
     for name in names:
         if name not in extra_inputs or extra_inputs[name].dim() not in (ndim + 1, ndim + 2):
             raise InputError(
@@ -322,4 +321,4 @@ def _check_grid_inputs(
             )
     if names and padded:
         raise InputError(Argument("padded", True), " is for x alone; leave out grid_inputs=...")
-    return names
+    return tuple(names)

@@ -77,6 +77,12 @@ FAILING: dict[str, tuple[dict[str, Any], dict[str, Any], type[Exception], str]] 
         ParityError,
         "float16 is not precise enough",
     ),
+    "float32 in float16": (
+        {"after": lambda y: y @ torch.eye(2)},
+        {**G, "dtype": "float16"},
+        MDLSTMError,
+        "Function makes tensors of float32 itself.*leave out dtype=",
+    ),
 }
 CASES = {name: (*row[:2], InputError, row[2]) for name, row in REFUSED.items()} | FAILING
 

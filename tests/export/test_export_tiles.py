@@ -280,6 +280,8 @@ def test_the_command_exports_describes_and_refuses(trained: Run, tmp_path: Path)
     assert done.code == 0 and json.loads(done.out)["stages"] == [stage]
     done = mdlstm("info", path)
     assert "1 → 1 features by directions × units 1 × 16 over windows of 1x1" in done.out
+    done = mdlstm("export", trained.folder, "--form", "tiles", "--size", "8")
+    assert done.code == 2 and "does not go together with --size; leave that out" in done.err
     done = mdlstm("export", trained.folder, "--form", "tiles", "--web", tmp_path / "page")
     assert done.code == 2 and "tiles" in done.err and done.err.count("\n") == 1
 
