@@ -184,7 +184,7 @@ class ExportSpec(NetworkInputs):
         # Of a channels-first network, too, an output may be (N, *grid, features).
         first_axis = {shapes[name][1:2] for shapes in self.known.values()}
         is_first = not self.channels_last and len(y_shape) == self.ndim + 2 and len(first_axis) == 1
-        feature_axis = 1 if is_first else -1
+        features = {shapes[name][1 if is_first else -1] for shapes in self.shapes.values()}
         example_range, x = self.draw.range, self.inputs(self.example_grid, 4)["x"]
         if self.draw.function is not None:  # a file cannot hold it
             as_number = int if not (x % 1).any() else float
@@ -196,7 +196,7 @@ class ExportSpec(NetworkInputs):
                 form=form,
                 layout=layout_of(self.ndim, self.channels_last),
                 channels=self.channels,
-                outputs=y_shape[feature_axis] if len(y_shape) > 1 else 1,
+                outputs=features.pop() if len(y_shape) > 1 and len(features) == 1 else 1,
                 inputs=("x", *self.interface.names),
                 window=self._window(name),
                 output_names=self.output_names,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.command import mdlstm
+from helpers.networks import Function
 from PIL import Image
 from torch import Tensor, nn
 
@@ -63,6 +64,11 @@ def test_an_output_may_be_channels_last(grid: tuple[int, int] | None, tmp_path: 
 
     metadata = export_onnx(Moved(), tmp_path / "m.onnx", grid=grid, form=None if grid else "scan").metadata
     assert (metadata.outputs, metadata.window, metadata.layout) == (3, None, "N C H W")
+
+
+def test_an_output_of_extents_alone_has_one_feature(tmp_path: Path) -> None:
+    net = Function(after=lambda y: y.argmax(-1))  # (N, H, W)
+    assert export_onnx(net, tmp_path / "m.onnx", form="scan").metadata.outputs == 1
 
 
 def test_infer_writes_masks_numbers_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
