@@ -98,6 +98,7 @@ def read_spec(
         channels = layer.input_size
     example_grid = None if x is None else tuple(x.shape[1:-1] if channels_last else x.shape[2:])
     ndim = len(example_grid or grid or (layer.ndim if layer else 2) * (1,))
+    known_grid = example_grid or grid or (None,) * ndim
     network = NetworkInputs(
         interface,
         ndim=ndim,
@@ -105,7 +106,7 @@ def read_spec(
         channels_last=channels_last,
         padded=padded,
         extra_inputs=further,
-        grid_inputs=_check_grid_inputs(options["grid_inputs"], further, ndim, padded),
+        grid_inputs=_first_grid_axes(options["grid_inputs"], further, known_grid, channels_last, padded),
         multiple_of=(1,) * ndim if multiple_of is None else extents("multiple_of", multiple_of, ndim),
         draw=sampler("x", options["example_range"], x, module),
     )
@@ -310,9 +311,16 @@ def _extents(grid: Extents | None, example_grid: Grid | None, ndim: int, any_siz
     return result
 
 
-def _check_grid_inputs(
-    names: Sequence[str], extra_inputs: Mapping[str, Tensor], ndim: int, padded: bool
-) -> tuple[str, ...]:
+def _first_grid_axes(
+    names: Sequence[str],
+    extra_inputs: Mapping[str, Tensor],
+    grid: Extents,
+    channels_last: bool,
+    padded: bool,
+) -> dict[str, int]:
+    """The first grid axis of each input that has the grid of x: where its example has this grid, and where
+    x has it if both axes would do."""
+    names, ndim = (names,) if isinstance(names, str) else tuple(names), len(grid)
     for name in names:
         if name not in extra_inputs or extra_inputs[name].dim() not in (ndim + 1, ndim + 2):
             raise InputError(
@@ -321,4 +329,10 @@ def _check_grid_inputs(
             )
     if names and padded:
         raise InputError(Argument("padded", True), " is for x alone; leave out grid_inputs=...")
-    return tuple(names)
+    axes = {}
+    for name in names:
+        shape = extra_inputs[name].shape
+        starts = (1,) if len(shape) == ndim + 1 else (1, 2) if channels_last else (2, 1)
+        fitting = [k for k in starts if all(e in (None, n) for e, n in zip(grid, shape[k:], strict=False))]
+        axes[name] = (fitting or starts)[0]
+    return axes

@@ -136,15 +136,18 @@ def capture_network(
         for axis in axes_of[value.name]:
             extent = value.type.tensor_type.shape.dim[axis]
             if not extent.dim_param:
-                number = f"int({value.name}.shape[{axis}]) or a loop"
+                cause = (
+                    f"int({value.name}.shape[{axis}]) does, or a loop, or pooling after a permute without "
+                    ".contiguous()"
+                )
                 advice = (
                     f"export it for one grid, as in grid={grid or tuple(examples[first_name].shape[1:-1])}"
                 )
                 if axis == 0:
-                    number, advice = f"len({value.name})", f"take {value.name}.shape[0]"
+                    cause, advice = f"len({value.name}) does", f"take {value.name}.shape[0]"
                 raise MDLSTMError(
                     f"torch cannot export {interface.name} with axis {axis} of {value.name} free: its "
-                    f"forward makes a number of Python of that extent, as {number} does; {advice}"
+                    f"forward fixes that extent, as {cause}; {advice}"
                 )
     return Captured(model, _shapes_beyond(program.exported_program))
 

@@ -40,7 +40,7 @@ class NetworkInputs:
         channels_last: x is (N, *grid, C); otherwise it is (N, C, *grid).
         padded: `sizes` (N, D) is an input.
         extra_inputs: an example batch of each further input, by name.
-        grid_inputs: the names of those among them that have the grid of x.
+        grid_inputs: for those among them that have the grid of x, by name, their first grid axis.
         multiple_of: for each axis, the number that its extent must be a multiple of.
         draw: makes a random x of a shape.
     """
@@ -51,7 +51,7 @@ class NetworkInputs:
     channels_last: bool
     padded: bool
     extra_inputs: dict[str, Tensor]
-    grid_inputs: tuple[str, ...]
+    grid_inputs: Mapping[str, int]
     multiple_of: Grid
     draw: Draw
 
@@ -75,8 +75,7 @@ class NetworkInputs:
         shapes = {"x": shape}
         for name, example in self.extra_inputs.items():
             shapes[name] = tuple(example.shape[1:])
-            if name in self.grid_inputs:
-                before = self._first_grid_axis(example)
+            if before := self.grid_inputs.get(name):
                 shapes[name] = (*example.shape[1:before], *grid, *example.shape[before + self.ndim :])
         return draw_inputs(self.draws, shapes, batch, seed)
 
@@ -88,10 +87,6 @@ class NetworkInputs:
             name: drawn[name] if name in self.grid_inputs else value.numpy()[np.arange(batch) % len(value)]
             for name, value in self.extra_inputs.items()
         }
-
-    def _first_grid_axis(self, value: Tensor) -> int:
-        """The first grid axis of an input that has the grid of x, with or without channels."""
-        return 2 if not self.channels_last and value.dim() == self.ndim + 2 else 1
 
     def examples(self, grid: Grid) -> dict[str, Tensor]:
         """All inputs for a batch of 2 on a grid, by name, in the order of the file."""
@@ -161,8 +156,7 @@ class ExportSpec(NetworkInputs):
     def free_axes(self) -> dict[str, dict[int, int]]:
         """For each input with the grid of x: its free axes, and the number that each is a multiple of."""
         free = [d for d, extent in enumerate(self.grid) if extent is None]
-        first = {"x": self.grid_axes[0]}
-        first |= {name: self._first_grid_axis(self.extra_inputs[name]) for name in self.grid_inputs}
+        first = {"x": self.grid_axes[0], **self.grid_inputs}
         return {name: {axis + d: self.multiple_of[d] for d in free} for name, axis in first.items()}
 
     def fits(self, grid: Grid) -> bool:

@@ -318,7 +318,10 @@ class MDLSTM(nn.Module):
             x, leaving = sweep_layer(SweepInputs(x=x, **parameters, **others))
             if return_state and leaving is not None:
                 final.append(to_boundary_state(leaving, shape))
-        x = x if self.channels_last else x.movedim(-1, 1)
+        if not self.channels_last:
+            x = x.movedim(-1, 1)
+            if torch.compiler.is_exporting():  # torch fixes extents to learn the order of axes in memory
+                x = x.contiguous()
         x = x if has_batch_axis else x.squeeze(0)
         return (x, tuple(final)) if return_state else x
 

@@ -202,14 +202,14 @@ def _draw_curve(axis: Any, name: str, color: str, records: Sequence[Mapping[str,
     axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
     axis.plot(steps, running_mean(values), color=color, label=f"mean of {WINDOW} steps")
     validated = [record for record in records if name in record.get("validation", {})]
+    errors = [record["validation"][name] for record in validated]
     if validated:
         validation_steps = [record["step"] for record in validated]
-        errors = [record["validation"][name] for record in validated]
         axis.plot(validation_steps, errors, color="black", marker=".", lw=0.8, label="validation")
     label = METRIC_LABELS.get(name, name.replace("_", " "))
     if name == "loss" and "relevant" in metric_names(records):
         label = "overall loss (all positions)"
-    _finish_axis(axis, _plain(label), logarithmic=min(values, default=0.0) > 0)
+    _finish_axis(axis, _plain(label), logarithmic=min([*values, *errors], default=0.0) > 0)
     axis.legend(frameon=False)
 
 

@@ -175,18 +175,23 @@ def test_further_inputs_by_position_and_by_name(tmp_path: Path) -> None:
         export_onnx(net, tmp_path / "n.onnx", (X, Z), extra_inputs={"z": Z})
 
 
-@pytest.mark.parametrize(
-    "examples", [PAIR, (PAIR[0].movedim(-1, 1), PAIR[1].movedim(-1, 1))], ids=["last", "first"]
-)
-def test_two_grids_take_any_size(examples: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+class MixedLayouts(TwoGrids):
+    """x has its channels last, z first."""
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return super().forward(x, z.movedim(1, -1))
+
+
+@pytest.mark.parametrize("layout", ["last", "first", "mixed"])
+def test_two_grids_take_any_size(layout: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = TwoGrids()
-    if examples is not PAIR:
-        for layer in (net.first, net.second):
-            layer.channels_last = False
+    net, (x, z) = MixedLayouts() if layout == "mixed" else TwoGrids(), PAIR
+    if layout == "first":
+        net.first.channels_last = net.second.channels_last = False
+    examples = x.movedim(-1, 1) if layout == "first" else x, z if layout == "last" else z.movedim(-1, 1)
     report = export_onnx(net, tmp_path / "m.onnx", examples, form="scan", grid_inputs=["z"])
     session, rng = Session(report.path, "cpu"), np.random.default_rng(0)
-    x, z = (rng.random((2, *e.shape[1:]), np.float32).repeat(3, axis=-2) for e in examples)
+    x, z = (rng.random((2, *e.shape[1:]), np.float32).repeat(3, axis=e.shape.index(5)) for e in examples)
     exact = float64_reference(net)(x, z=z)
     np.testing.assert_allclose(session(x, z=z), exact, rtol=0, atol=1e-5)
     verify_model(report.path, net, device="cpu", seeds=1).raise_if_failed()
@@ -207,6 +212,16 @@ def test_windows_after_strides_have_a_maximum_at_any_size(tmp_path: Path) -> Non
 
     path = export_onnx(Recogniser(), tmp_path / "m.onnx", form="scan", channels=1).path
     assert Session(path, "cpu")(np.zeros((2, 65, 33, 1))).shape == (2, 5, 2)
+
+
+def test_pooling_after_windows_takes_any_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = MDLSTM(2, 2, window=2, channels_last=False)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, 2, 1), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    export_onnx(net, tmp_path / "m.onnx", torch.rand(1, 1, 16, 16), form="scan")
+    x = np.random.default_rng(0).random((2, 1, 9, 21), np.float32)
+    y = Session(tmp_path / "m.onnx", "cpu")(x)
+    np.testing.assert_allclose(y, float64_reference(net)(x), rtol=0, atol=1e-5)
 
 
 def test_free_axes_of_the_output_stay_free(tmp_path: Path) -> None:
