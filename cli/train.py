@@ -87,7 +87,8 @@ def train(
     if job.config.data:
         page = f"mdlstm report {quoted} --data {shell_quoted(job.config.data)}"
         note(f"for a page with examples: {with_imports(page)}")
-    # a model for one size would refuse samples of another
-    form = "--form scan" if job.task.has_mixed_sizes else f"--size {format_size(job.task.spec.size)}"
+    # a model for one size would refuse samples of another, and new images of one's own may have another
+    is_mixed = bool(job.config.data) or job.task.has_mixed_sizes
+    form = "--form scan" if is_mixed else f"--size {format_size(job.task.spec.size)}"
     draws = job.task.spec.kind == "density"
     next_command(with_imports(f"mdlstm sample {quoted}" if draws else f"mdlstm export {quoted} {form}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from inspect import signature
 from itertools import chain, product
@@ -127,6 +128,11 @@ class MDLSTM(nn.Module):
         self.peephole = peephole = arguments.flag("peephole", peephole)
         self.window = extents = arguments.extents("window", window, ndim)
         self.dropout = arguments.probability("dropout", dropout)
+        if dropout and num_layers == 1:
+            text = (
+                "dropout lies between stacked layers, so it does nothing in one layer; raise num_layers, "
+            )
+            warnings.warn(f"{text}or add nn.Dropout after the layer", stacklevel=2)
         self.bias = bias = arguments.flag("bias", bias)
         self.channels_last = arguments.flag("channels_last", channels_last)
         self.backend = arguments.choice("backend", backend, BACKENDS)

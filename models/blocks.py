@@ -176,7 +176,7 @@ class Encoder(nn.Module):
         self.levels, self.merges = nn.ModuleList(), nn.ModuleList()
         self.dropout = nn.Dropout(dropout)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        options |= {"num_layers": layers, "dropout": dropout} | factory
+        options |= {"num_layers": layers, "dropout": dropout if layers > 1 else 0.0} | factory
         features = channels
         for index, window in enumerate(self.windows):
             units = max(hidden >> (len(self.windows) - 1 - index), min(hidden, 2))

@@ -135,7 +135,7 @@ class LineRecognizer(nn.Module):
             ndim=1,
             num_layers=layers,
             directions="all",
-            dropout=dropout,
+            dropout=dropout if layers > 1 else 0.0,
             **options,
         )
         self.dropout = nn.Dropout(dropout)

@@ -154,6 +154,13 @@ def files_for(
     """
     pages = [file for file in (*files, *results) if file.is_page]
     if not pages:
+        images = [file.source for file in files if suffix_of(file.source) in IMAGE_SUFFIXES]
+        beside = [os.path.splitext(source)[0] + PAGE_SUFFIX for source in images * (kind == "transcribe")]
+        if known := next((page for page in beside if os.path.isfile(page) and _is_page(page)), None):
+            warnings.warn(
+                f"an image is read as one line, though {known} tells its lines; to read these, name it",
+                stacklevel=2,
+            )
         return list(files)
     if kind == "transcribe":
         folders = {os.path.normpath(os.path.dirname(page.source)) for page in pages}

@@ -29,6 +29,14 @@ def matrix(tmp_path: Path) -> Path:
     return tmp_path / "matrix.npy"
 
 
+def test_all_verbs_propose_the_same_export_of_own_data(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((12, 4, 4))
+    np.savez(tmp_path / "d.npz", x=x, y=x)
+    trained = succeed("train", "--data", "d.npz", "--task", "grid", *QUICK, "-o", "run", cwd=tmp_path)
+    for done in (trained, succeed("info", "run", cwd=tmp_path)):
+        assert done.err.splitlines()[-1] == "next: mdlstm export run --form scan"
+
+
 def test_the_main_job_with_bare_verbs(tmp_path: Path, matrix: Path) -> None:
     done = succeed("train", *QUICK, cwd=tmp_path)
     assert done.out == ""

@@ -124,6 +124,8 @@ def test_images_in_the_folders_of_pages_are_no_inputs_of_their_own() -> None:
     assert files_for("transcribe", named) == named[:1]  # as a shell gives them for in/*
     with pytest.warns(UserWarning, match=r"^in/line\.png left out: its folder holds pages"):
         assert files_for("transcribe", [*named, InputPath("in/line.png", "line.png")]) == named[:1]
+    with pytest.warns(UserWarning, match=r"one line, though in/p1\.xml tells its lines.* name it"):
+        assert files_for("transcribe", named[1:]) == named[1:]
 
 
 def test_other_models_leave_pages_out() -> None:

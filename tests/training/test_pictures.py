@@ -21,7 +21,14 @@ from mdlstm_tk.report.cuts import cut_panels
 from mdlstm_tk.report.drawings import images_unlike, nearest_images
 from mdlstm_tk.report.evaluation import _covering, evaluate_split, example_batch, example_indices
 from mdlstm_tk.report.panels import Panel, class_colors, sample_panels
-from mdlstm_tk.report.plots import TITLE_CHARACTERS, _title, draw_curves, draw_loss_comparison, draw_panels
+from mdlstm_tk.report.plots import (
+    TITLE_CHARACTERS,
+    _draw_curve,
+    _title,
+    draw_curves,
+    draw_loss_comparison,
+    draw_panels,
+)
 from mdlstm_tk.runtime import Decoding
 from mdlstm_tk.training import build_network, make_task
 
@@ -214,6 +221,12 @@ def test_cuts_stand_beside_their_boxes(tmp_path: Path) -> None:
     (tmp_path / "links").mkdir()
     (tmp_path / "links/deep").symlink_to(tmp_path / "deep")  # training follows links, too
     assert len(cut_panels(tmp_path / "links")) == 18
+
+
+def test_an_error_of_zero_is_in_the_picture() -> None:
+    axis = Figure().subplots()
+    _draw_curve(axis, "error", "red", [{"step": 1, "error": 0.5, "validation": {"error": 0.0}}])
+    assert axis.get_yscale() == "linear"
 
 
 def test_curves_of_errors_that_not_every_step_has(tmp_path: Path) -> None:
