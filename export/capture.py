@@ -136,7 +136,7 @@ def capture_network(
         for axis in axes_of[value.name]:
             extent = value.type.tensor_type.shape.dim[axis]
             if not extent.dim_param:
-                cause = (
+                reason = (
                     f"int({value.name}.shape[{axis}]) does, or a loop, or pooling after a permute without "
                     ".contiguous()"
                 )
@@ -144,10 +144,10 @@ def capture_network(
                     f"export it for one grid, as in grid={grid or tuple(examples[first_name].shape[1:-1])}"
                 )
                 if axis == 0:
-                    cause, advice = f"len({value.name}) does", f"take {value.name}.shape[0]"
+                    reason, advice = f"len({value.name}) does", f"take {value.name}.shape[0]"
                 raise MDLSTMError(
                     f"torch cannot export {interface.name} with axis {axis} of {value.name} free: its "
-                    f"forward fixes that extent, as {cause}; {advice}"
+                    f"forward fixes that extent, as {reason}; {advice}"
                 )
     return Captured(model, _shapes_beyond(program.exported_program))
 
