@@ -155,7 +155,7 @@ def _follow(run: Inference, records: list[dict[str, Any]], is_single: bool, is_j
     if not run.jobs:
         return
     document = None if is_json else run.document
-    total, failed, start = len(run.jobs), 0, time.perf_counter()
+    total, failed, example, start = len(run.jobs), 0, "", time.perf_counter()
 
     def rate() -> float:
         return len(records) / max(time.perf_counter() - start, 1e-9)
@@ -175,6 +175,8 @@ def _follow(run: Inference, records: list[dict[str, Any]], is_single: bool, is_j
                     sys.stdout.write(beginning + document.add_in_order(result.job, result.answers))
                 if result.error is None:
                     _note_result(run, result, is_single)
+                    if not run.table and result.job.target != "-":
+                        example = f", such as {result.job.source} → {result.job.target}"
                 else:
                     failed += 1
                     console.error(result.error, label="failed")
@@ -188,7 +190,7 @@ def _follow(run: Inference, records: list[dict[str, Any]], is_single: bool, is_j
         raise
     if document:
         sys.stdout.write(document.end())
-    note_counts()
+    note_counts(end=example)
     if failed:
         raise MDLSTMError(f"{failed} of {total} files failed; see the lines above")
 

@@ -113,7 +113,8 @@ def test_skip_existing_continues() -> None:
     for name in "abd":
         Path(f"in/{name}.out.npy").write_bytes(b"kept")
     assert "in/a.out.npy exists; give another path, or replace it with --force" in infer("in").err
-    assert "1 done, 3 skipped, 0 failed" in infer("in", "--skip-existing").err
+    done = infer("in", "--skip-existing")
+    assert "1 done, 3 skipped, 0 failed" in done.err and ", such as in/" in done.err
     assert Path("in/b.out.npy").read_bytes() == b"kept"
     assert "nothing to do: all 4 results exist" in infer("in", "--skip-existing").err
     assert infer("in", "--force", "-q").err == ""
