@@ -137,7 +137,7 @@ class MDLSTM(nn.Module):
         self.channels_last = arguments.flag("channels_last", channels_last)
         self.backend = arguments.choice("backend", backend, BACKENDS)
         self.recompute = arguments.flag("recompute", recompute)
-        arguments.check_dtype(dtype)
+        arguments.check_factory(device, dtype)
         if peephole and not definition.peephole:
             raise InputError(f"peephole needs a cell that has it, such as 'graves', got the cell {cell!r}")
         if layer_norm and not bias:
@@ -181,8 +181,7 @@ class MDLSTM(nn.Module):
         norm starts at N(0, 1). Otherwise an all-zero grid would have variance 0 in every norm, and each
         norm would multiply gradients by 1/√ε = 316.
         """
-        n, cell = self.hidden_size, get_cell(self.cell)
-        gates = cell.gates(self.ndim)
+        n, gates = self.hidden_size, get_cell(self.cell).gates(self.ndim)
         for k in range(self.num_layers):
             parameters = self._layer_parameters(k)
             weight_ih, weight_hh, bias = (parameters[name] for name in ("weight_ih", "weight_hh", "bias"))
@@ -216,9 +215,9 @@ class MDLSTM(nn.Module):
         """The name of the backend that would run on x, and the reason. Autocast is taken into account.
 
         Raises:
-            InputError: `backend="fused"` cannot run on x.
+            InputError: x is no tensor, or `backend="fused"` cannot run on it.
         """
-        return choose(self.backend, x.device, autocast_dtype(x) or x.dtype)
+        return choose(self.backend, arguments.tensor("x", x).device, autocast_dtype(x) or x.dtype)
 
     @torch.inference_mode(False)  # in which nothing could be differentiated
     def precompile(self, training: bool = True, states: bool = False) -> None:
@@ -232,6 +231,7 @@ class MDLSTM(nn.Module):
             training: also compile the backward pass.
             states: also compile what calls with initial or final states need.
         """
+        training, states = arguments.flag("training", training), arguments.flag("states", states)
         factory: Any = {"dtype": self.weight_ih_l0.dtype, "device": self.weight_ih_l0.device}
         grid = [2 * extent for extent in self.window]
         shape = (*grid, self.input_size) if self.channels_last else (self.input_size, *grid)
@@ -287,6 +287,7 @@ class MDLSTM(nn.Module):
         sweep_layer: SweepLayer,
     ) -> Tensor | tuple[Tensor, State]:
         """`forward` with another function that sweeps one of the stacked layers."""
+        return_state = arguments.flag("return_state", return_state)
         parameters = self._layer_parameters(0)
         autocast = self._check(x, parameters["weight_ih"])
         has_batch_axis = x.dim() == self.ndim + 2
@@ -364,11 +365,11 @@ class MDLSTM(nn.Module):
         """
 
         # `getattr` with a default would take an AttributeError of a parametrization for a no.
-        def exists(key: str) -> bool:
-            return key in self._parameters or key in self.__dict__ or hasattr(type(self), key)
+        def read(key: str) -> Any:
+            exists = key in self._parameters or key in self.__dict__ or hasattr(type(self), key)
+            return getattr(self, key) if exists else None
 
-        keys = {name: f"{name}_l{k}" for name in PARAMETERS}
-        return {name: getattr(self, key) if exists(key) else None for name, key in keys.items()}
+        return {name: read(f"{name}_l{k}") for name in PARAMETERS}
 
     def _check(self, x: Tensor, weight: Tensor) -> torch.dtype | None:
         """Check that x fits the layer, whose first parameter is `weight`.

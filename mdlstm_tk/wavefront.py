@@ -25,12 +25,13 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import product
 from math import prod
-from operator import index
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.caches import BoundedCache
+from mdlstm_tk._util.checks import fitting
 from mdlstm_tk.errors import InputError
 
 Indices = npt.NDArray[np.integer]
@@ -79,17 +80,22 @@ class Wavefronts:
         return np.where(predecessors < 0, -1, predecessors - self.starts[max(t - 1, 0)])
 
 
-def wavefronts(grid: tuple[int, ...]) -> Wavefronts:
-    """The wavefronts of `grid`, a tuple of D ≥ 1 extents ≥ 1 (cached; its arrays must not be written to).
+def wavefronts(grid: Sequence[int]) -> Wavefronts:
+    """The wavefronts of `grid`, D ≥ 1 extents ≥ 1 (cached; its arrays must not be written to).
 
     Raises:
-        InputError: `grid` is empty or an extent is below 1.
+        InputError: `grid` is empty or no sequence of integers, or an extent is below 1.
     """
-    front = _cache.get(grid)
+    try:
+        extents: tuple[int, ...] = fitting(grid, tuple[int, ...])
+    except TypeError:
+        got = " ".join(repr(grid).split())
+        raise InputError(f"a grid must be a tuple of integers, got {got:.80}") from None
+    front = _cache.get(extents)
     if front is None:
-        check_positions(grid)
-        front = _make_wavefronts(grid)
-        _cache.add(grid, front, front.nbytes)
+        check_positions(extents)
+        front = _make_wavefronts(extents)
+        _cache.add(extents, front, front.nbytes)
     return front
 
 
@@ -156,14 +162,12 @@ def resolve_directions(directions: int | str | Sequence[Direction], ndim: int) -
     if isinstance(directions, str) and directions == "all":
         return list(product((1, -1), repeat=ndim))
     try:
-        if index(directions) == 1:  # type: ignore[arg-type]
-            return [(1,) * ndim]
-    except TypeError:  # no integer
-        pass
-    try:
-        signs = [tuple(map(index, direction)) for direction in directions]  # type: ignore[union-attr]
+        fitted: Any = fitting(directions, int | tuple[tuple[int, ...], ...])
     except TypeError:
-        signs = []
+        fitted = 0
+    if fitted == 1:
+        return [(1,) * ndim]
+    signs: list[Direction] = list(fitted) if isinstance(fitted, tuple) else []
     valid = all(len(d) == ndim and all(sign in (1, -1) for sign in d) for d in signs)
     if not signs or not valid or len(set(signs)) < len(signs):
         raise InputError(

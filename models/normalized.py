@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk._util.checks import check_unmasked
 from mdlstm_tk._util.masking import Sizes
 from mdlstm_tk.tiling.stages import TileStages, stages_of
 
@@ -51,6 +52,7 @@ class Normalized(nn.Module):
         buffers = {"mean": mean, "std": std, "target_mean": target_mean, "target_std": target_std}
         dtype = dtype or torch.get_default_dtype()  # not that of an array
         for name, values in buffers.items():
+            check_unmasked(name, values)
             if len(values):
                 self.register_buffer(name, torch.tensor(values, device=device, dtype=dtype))
 

@@ -6,14 +6,13 @@ constructor takes, or raises an `InputError` that names the argument and its val
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 
+from mdlstm_tk._util.checks import fitting
 from mdlstm_tk.errors import InputError
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -29,23 +28,23 @@ def positive(name: str, value: Any) -> int:
 
 def extents(name: str, value: Any, ndim: int) -> tuple[int, ...]:
     """`ndim` integers of at least 1; one integer stands for all of them."""
-    single = _integer(value)
-    numbers: list[int | None] = []
-    with suppress(TypeError):  # a value without elements
-        numbers = [_integer(extent) for extent in value] if single is None else [single] * ndim
-    valid = tuple(number for number in numbers if number is not None and number >= 1)
-    if len(valid) != ndim or len(numbers) != ndim:
+    try:
+        fitted: Any = fitting(value, int | tuple[int, ...])
+    except TypeError:
+        fitted = ()
+    numbers: tuple[int, ...] = fitted if isinstance(fitted, tuple) else (fitted,) * ndim
+    if len(numbers) != ndim or min(numbers) < 1:
         raise InputError(
             f"{name} must be one extent, or {ndim} extents, of at least 1, got {one_line(value)}"
         )
-    return valid
+    return numbers
 
 
 def probability(name: str, value: Any) -> float:
     """A number from 0 to 1."""
     try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor with several numbers
+        number: float = fitting(value, float)
+    except (TypeError, ValueError):
         number = -1.0
     if not 0 <= number <= 1:
         raise InputError(f"{name} must be a probability from 0 to 1, got {one_line(value)}")
@@ -54,7 +53,7 @@ def probability(name: str, value: Any) -> float:
 
 def flag(name: str, value: Any) -> bool:
     """True or False; 1 and 0 stand for them. Any other value would count as true, also "False"."""
-    number = int(value) if isinstance(value, np.bool_) else _integer(value)
+    number = int(value) if type(value) in (bool, np.bool_) else _integer(value)
     if number not in (0, 1):
         raise InputError(f"{name} must be True or False, got {one_line(value)}")
     return bool(number)
@@ -80,13 +79,19 @@ def one_line(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
+def tensor(name: str, value: Any) -> torch.Tensor:
+    """A tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise InputError(
+            f"{name} must be a torch.Tensor, got {type(value).__name__}; "
+            f"convert it with torch.as_tensor({name})"
+        )
+    return value
+
+
 def check_input(x: Any, ndim: int, input_size: int, channels_last: bool) -> None:
     """Check the type and shape of a layer's input."""
-    if not isinstance(x, torch.Tensor):
-        raise InputError(
-            f"x must be a torch.Tensor, got {type(x).__name__}; convert it with torch.as_tensor(x)"
-        )
-    check_strided("x", x)
+    check_strided("x", tensor("x", x))
     feature_axis, other_axis = (-1, -1 - ndim) if channels_last else (-1 - ndim, -1)
     if x.dim() in (ndim + 1, ndim + 2) and x.shape[feature_axis] == input_size:
         return
@@ -116,9 +121,20 @@ def check_dtype(dtype: Any, name: str = "dtype") -> None:
         raise InputError(f"{name} must be one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
 
 
+def check_factory(device: Any, dtype: Any) -> None:
+    """Check that parameters can be made on a device, in a dtype; None stands for torch's default."""
+    check_dtype(dtype)
+    try:
+        torch.empty(0, device=device, dtype=dtype)
+    except Exception as error:  # of any class, and some of many lines
+        reason = " ".join(str(error).split())
+        raise InputError(f"device must be one that torch can use, got {device!r} ({reason:.80})") from None
+
+
 def _integer(value: Any) -> int | None:
     """The value as an int, or None if it is no integer."""
     try:
-        return int(operator.index(value))
+        number: int = fitting(value, int)
     except TypeError:
         return None
+    return number

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 import os
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, wraps
@@ -26,7 +27,7 @@ WORDS |= {Sequence: "a list", tuple: "a list", Mapping: "a mapping", dict: "an o
 TAKEN: dict[Any, Any] = dict.fromkeys((Any, int, float), object)  # what stands for a type
 TAKEN |= {Path: os.PathLike, Literal: str, Sequence: Collection, tuple: Collection, dict: Mapping}
 BARRED: dict[Any, Any] = {float: str | bytes}  # what does not
-BARRED |= {Sequence: str | bytes | Mapping, tuple: str | bytes | Mapping}
+BARRED |= dict.fromkeys((Sequence, tuple), str | bytes | Mapping | set | frozenset)
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -72,8 +73,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 def fitting(value: Any, hint: Any) -> Any:
     """A value as an annotation has it: numbers as Python's, the entries of a tuple in a tuple.
 
-    True and False are no numbers, a text is no sequence, and a path is any `os.PathLike`. Arrays are not
-    checked.
+    True and False are no numbers, a text and a set are no sequences, and a path is any `os.PathLike`.
+    Arrays are not checked.
 
     Raises:
         TypeError: the value has another type.
@@ -112,6 +113,19 @@ def _stands_for(value: Any, kind: Any) -> bool:
     if _is_array(kind):
         return True
     return isinstance(value, TAKEN.get(kind, kind)) and not isinstance(value, BARRED.get(kind, ()))
+
+
+def check_unmasked(name: str, value: Any) -> None:
+    """Check that no entry of an array, or of lists of arrays, is masked: conversions drop the mask.
+
+    Raises:
+        InputError: an entry is masked; the message names the argument.
+    """
+    for entry in value if isinstance(value, list | tuple) else ():
+        check_unmasked(name, entry)
+    masked_arrays = sys.modules.get("numpy.ma")  # until it is imported there are none
+    if masked_arrays is not None and masked_arrays.is_masked(value):
+        raise InputError(f"{name} has masked values; fill them, as {name}.filled(0) does")
 
 
 def _is_array(kind: Any) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mdlstm_tk._util.arguments import check_strided, one_line
+from mdlstm_tk._util.checks import check_unmasked
 from mdlstm_tk._util.tensor_classes import is_wrapper
 from mdlstm_tk.errors import InputError
 
@@ -67,10 +68,12 @@ def _as_int64(sizes: Sizes, x: Tensor, has_batch_axis: bool) -> Tensor:
     shape = (x.shape[0], len(grid)) if has_batch_axis else (len(grid),)
     meaning = f"(N, D) = {shape}" if has_batch_axis else f"(D,) = {shape}"
     if not isinstance(sizes, Tensor):
+        captured = torch.compiler.is_compiling()
+        if not captured:
+            check_unmasked("sizes", sizes)
         if isinstance(sizes, np.ndarray):
             # torch takes no view with its columns reversed, (W, H) as (H, W), and no foreign byte order,
             # of which torch.compile knows nothing.
-            captured = torch.compiler.is_compiling()
             sizes = sizes.copy() if captured else sizes.astype(sizes.dtype.newbyteorder("="))
         try:
             sizes = torch.tensor(sizes, device="cpu")

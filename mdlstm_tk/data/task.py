@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk._util.checks import check_unmasked
 from mdlstm_tk.data.augmentation import crop, distort, distort_line
 from mdlstm_tk.data.sampling import (
     CROP,
@@ -279,6 +280,7 @@ def collate(kind: Kind, samples: Sequence[Sample]) -> Batch:
 
 def _pad(arrays: Sequence[Any], shape: tuple[int, ...], fill: float, dtype: Any) -> Array:
     """Stack arrays of different extents to (N, *shape)."""
+    check_unmasked("sample", list(arrays))
     padded = np.full((len(arrays), *shape), fill, dtype=dtype)
     for row, array in zip(padded, map(np.asarray, arrays), strict=True):
         row[tuple(slice(extent) for extent in array.shape)] = array

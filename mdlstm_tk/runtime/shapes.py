@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mdlstm_tk._util.checks import check_unmasked
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import Export, InputError
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, MORE_BYTES, Array, to_float32
@@ -42,14 +43,12 @@ def as_array(value: Any, label: str) -> Array:
     Raises:
         InputError: NumPy makes no array of it, or some of its values are masked.
     """
+    check_unmasked(label, value)
     try:
-        array: Array = np.asanyarray(value)
+        return np.asanyarray(value)
     except Exception as error:  # that of the value's own class, such as a tensor that needs a gradient
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{label} is a {type(value).__name__} that is no array: {reason}") from None
-    if np.ma.is_masked(array):
-        raise InputError(f"{label} has masked values; fill them, as {label}.filled(0) does")
-    return array
 
 
 def step_width(steps: int, width: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -37,20 +38,27 @@ def refused(message: str, call: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
+UNORDERED: list[Any] = [{(1, 1), (1, -1)}, {(1, 1): 2}, True, [(True, 1)], [{1: 1, -1: 1}]]
 BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"input_size": 0}, "input_size .*got 0"),
     ({"hidden_size": 2.5}, "hidden_size .*got 2.5"),
+    ({"hidden_size": True}, "hidden_size .*got True"),
     ({"ndim": 0}, "ndim must be"),
     ({"num_layers": None}, "num_layers must be .*got None"),
     ({"window": (2, 2, 2)}, "window must be one extent, or 2"),
     ({"window": torch.tensor(2.0)}, "window must be .*tensor"),
     ({"window": np.array([2, 0])}, "window must be .*0"),
+    *(
+        ({"window": value}, f"window must be .*got {value}")
+        for value in ({2: 1, 3: 1}, {2, 3}, b"ab", True)
+    ),
+    *(({"directions": value}, f"directions must .*got {re.escape(str(value))}") for value in UNORDERED),
     ({"directions": 4}, "directions must be 1, 'all' or .*got 4"),
     ({"merge": "max"}, "merge must be one of concat, sum, mean, got 'max'"),
     ({"merge": np.array(["sum", "mean"])}, "merge must be one of .*array"),
     ({"dropout": 1.5}, "dropout must be a probability"),
     ({"dropout": None}, "dropout must be a probability.*None"),
-    ({"dropout": "often"}, "dropout must be a probability.*often"),
+    *(({"dropout": p}, f"dropout must be a probability.*{p}") for p in ("often", "0.5", b"0.5", True)),
     ({"dropout": torch.zeros(2)}, "dropout must be a probability.*tensor"),
     ({"dropout": 10**400}, "dropout must be a probability"),
     ({"cell": None}, "cell must be a name, got None"),
@@ -63,6 +71,8 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
         for value in ("False", None, 2)
     ),
     ({"dtype": torch.int64}, "dtype must be .*got torch.int64"),
+    ({"device": "foo"}, "device must be .*got 'foo' .*Expected one of"),
+    ({"device": 1.5}, "device must be .*got 1.5"),
 ]
 
 
@@ -134,6 +144,15 @@ def test_a_sample_without_batch_axis(
         refused(r"sizes must be .*\(D,\) = ", lambda: layer(x, [extents]))
 
 
+MASKED = np.ma.masked_array(EXTENTS, mask=[[False, True], [False, False]])
+
+
+@pytest.mark.parametrize("sizes", [MASKED, [*MASKED], [[4, np.ma.masked], [2, 3]]], ids=str)
+def test_masked_sizes_are_refused(sizes: Any) -> None:
+    refused("sizes has masked values", lambda: MDLSTM(3, 4)(X, sizes))
+    MDLSTM(3, 4)(X, np.ma.masked_array(EXTENTS))  # with no masked entry
+
+
 BAD_INPUTS: list[tuple[Any, str]] = [
     (np.zeros((2, 3, 3, 3)), "torch.Tensor, got ndarray"),
     (torch.zeros(2, 2, 3, 3, 3), r"\(N, E1, E2, C\).* C = 3, got shape \(2, 2, 3, 3, 3\)"),
@@ -146,6 +165,13 @@ BAD_INPUTS: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("x", "message"), BAD_INPUTS, ids=[m for _, m in BAD_INPUTS])
 def test_bad_inputs_are_named(x: Any, message: str) -> None:
     refused(f"x must .*{message}", lambda: MDLSTM(3, 2)(x))
+
+
+def test_other_arguments_of_methods_are_named() -> None:
+    layer: Any = MDLSTM(3, 2)
+    refused("x must be a torch.Tensor, got ndarray", lambda: layer.backend_for(X.numpy()))
+    refused("return_state must be True or False, got 'no'", lambda: layer(X, return_state="no"))
+    refused("training must be True or False, got 'no'", lambda: layer.precompile("no"))
 
 
 @pytest.mark.parametrize("batch", [(), (2,)], ids=["one sample", "batch"])

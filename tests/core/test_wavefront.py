@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,3 +78,17 @@ def test_a_grid_of_2_to_the_31_positions_is_refused_with_a_way_out() -> None:
     check_positions((2**31 - 1,))
     with pytest.raises(InputError, match=r"got 2147483648 in a grid 65536×32768; .*see mdlstm_tk\.tiling"):
         wavefronts((65536, 32768))
+
+
+@pytest.mark.parametrize("grid", [[2, 3], np.array([2, 3], np.int8), (np.int64(2), 3)], ids=repr)
+def test_a_grid_may_be_any_sequence_of_integers(grid: Any) -> None:
+    assert wavefronts(grid).grid == (2, 3)
+    many = wavefronts(np.array([100, 100], np.int8))  # their product is no int8
+    assert len(many.order) == 10_000
+
+
+@pytest.mark.parametrize("grid", [4, (2.0, 3), "23", {2, 3}, ([2], 3), None], ids=repr)
+def test_what_is_no_grid_is_named(grid: Any) -> None:
+    wavefronts((2, 3))  # which has the hash of (2.0, 3)
+    with pytest.raises(InputError, match="a grid must be a tuple of integers, got "):
+        wavefronts(grid)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mdlstm_tk.data.task import collate
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime import decode, save_array
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.runner import TensorType
 from mdlstm_tk.runtime.shapes import Shapes
@@ -130,3 +133,22 @@ def test_features_are_behind_the_batch_or_last() -> None:
         shapes = Shapes(replace(FREE, layout=layout))
         assert shapes.feature_axis(zeros(2, 3, 5, 6)) == axis
         assert shapes.feature_axis(zeros(2, 4)) == -1  # an output without a grid
+
+
+MASKED = np.ma.masked_array(np.ones((8, 8)), mask=np.eye(8))
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda y, path: Shapes(FIXED).prepare(y),
+        lambda y, path: Shapes(FIXED).prepare([y, y]),
+        lambda y, path: decode(y, RECOGNISER),
+        lambda y, path: save_array(path, y),
+        lambda y, path: collate("density", [(y[..., None], None)]),
+    ],
+)
+def test_masked_entries_are_refused_wherever_arrays_are_taken(take: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has masked values; .*\.filled"):
+        take(MASKED, tmp_path / "y.npy")
+    assert not list(tmp_path.iterdir())

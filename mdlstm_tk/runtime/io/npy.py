@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk._util.checks import checked
+from mdlstm_tk._util.checks import check_unmasked, checked
 from mdlstm_tk.errors import TILED_EXPORT, Argument, Export, InputError, Message
 from mdlstm_tk.runtime.io import STDIO as STDIO
 from mdlstm_tk.runtime.io.files import atomic_write
@@ -100,9 +100,10 @@ def save_array(target: str | Path, array: Array, *, replace: bool = True) -> Non
         replace: the file may exist.
 
     Raises:
-        InputError: the file exists, and `replace` is false.
+        InputError: the file exists, and `replace` is false; or an entry is masked.
         MDLSTMError: the file cannot be written.
     """
+    check_unmasked("array", array)
     with open_output(target, replace=replace) as file:
         write_npy(file, np.asanyarray(array))
 
