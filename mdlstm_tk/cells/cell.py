@@ -143,7 +143,8 @@ def register_cell(
 
     Raises:
         InputError: a cell that comes with the package has that name, or the equations do not fit the gates
-            and states, leave a gate unused, or use an operation that is not supported.
+            and states, leave a gate unused, or use an operation that is not supported or a number that is
+            not finite.
     """
 
     def register(equations: E) -> E:
@@ -248,6 +249,8 @@ def check_cell(cell: Cell, ndim: int) -> None:
             f"equations may use numbers and {supported()}"
         ) from error
     used = set(topological_order(_check_results(results, cell, place)))
+    if not all(isfinite(value.number) for value in used):
+        raise InputError(f"{place}: its equations use a number that is not finite")
     unused = [name for name, gate in zip(names, gates, strict=True) if gate not in used]
     if unused:
         raise InputError(

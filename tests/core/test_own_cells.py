@@ -229,6 +229,10 @@ BAD: list[tuple[dict[str, Any], Callable[..., Any], str]] = [
     ({"gates": [G]}, one_gate(lambda g: g + "1"), "values and numbers, got str"),
     ({"gates": [G]}, one_gate(lambda g: g.maximum()), "takes 2 arguments, got 1"),
     ({"gates": [G]}, one_gate(lambda g: 1.0), "must compute h"),
+    ({"gates": [G]}, one_gate(lambda g: g * float("nan")), "not finite"),
+    ({"gates": [G]}, one_gate(lambda g: g.minimum(np.inf)), "is not finite$"),
+    ({"gates": {F, G}}, PLAIN, "gates must be a list"),
+    ({"gates": [G], "states": {"c"}}, PLAIN, "states must be a list"),
     ({"gates": [G]}, lambda g, s: g[0], r'must return h, \{"c": …\}'),
     ({"gates": [G]}, lambda g, s: (g[0], {"d": g[0]}), "states c, got d"),
     ({"gates": [G]}, one_gate(lambda g: g if g == 0 else 1 / g), "cannot branch"),
@@ -250,7 +254,7 @@ def test_a_bad_definition_is_refused_in_one_line(
 ) -> None:
     with pytest.raises(InputError, match=message) as caught:
         register_cell("bad", **options)(equations)
-    assert "\n" not in str(caught.value) and re.match("gates must be|.*bad", str(caught.value))
+    assert "\n" not in str(caught.value) and re.match("(gates|states) must be|.*bad", str(caught.value))
     assert "bad" not in cell_names()
 
 
