@@ -16,15 +16,14 @@ def space_to_depth(x: Tensor, window: Sequence[int]) -> Tensor:
     become features."""
     ndim = len(window)
     captured = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    # `-extent % size` would let torch.export take an extent for 0 where a maximum over windows follows.
-    missing = [
-        (extent + size - 1) // size * size - extent
-        for extent, size in zip(x.shape[1:-1], window, strict=True)
-    ]
+    # The number of windows, not an inferred -1 or `-extent % size`: torch.export would guard extents by the
+    # one, and take them for 0 by the other where a maximum over windows follows.
+    counts = [(extent + size - 1) // size for extent, size in zip(x.shape[1:-1], window, strict=True)]
+    missing = [n * size - e for n, size, e in zip(counts, window, x.shape[1:-1], strict=True)]
     if captured or any(missing):  # torch copies x even if nothing is missing
         x = nn.functional.pad(x, [0, 0, *(amount for m in reversed(missing) for amount in (0, m))])
     for d, size in reversed(list(enumerate(window))):
-        x = x.unflatten(1 + d, (-1, size))
+        x = x.unflatten(1 + d, (counts[d], size))
     if not captured and prod(window[:-1]) > 1 and window[-1] * x.shape[-1] < SHORT_RUN:
         # torch would copy runs of this many numbers, one after another. It takes a quarter of the time to
         # bring the windows of a row to the back first, and then all features of a window.

@@ -56,6 +56,18 @@ def test_an_exported_program_and_a_trace(network: tuple[MDLSTM, Tensor], tmp_pat
     load("torch.export.load('net.pt2').module(), torch.jit.load('net.ts')", *network, tmp_path)
 
 
+def test_an_exported_layer_with_windows_takes_any_extents() -> None:
+    torch.manual_seed(0)
+    layer, sizes = MDLSTM(2, 3, window=(2, 3)), torch.tensor([[5, 4], [2, 3]])
+    extents = {1: torch.export.Dim("height", min=3), 2: torch.export.Dim("width", min=4)}
+    program = torch.export.export(
+        layer, (torch.randn(2, 5, 4, 2), sizes), dynamic_shapes={"x": extents, "sizes": {}}
+    )
+    for grid in ((5, 4), (6, 6), (9, 10)):
+        x = torch.randn(2, *grid, 2)
+        torch.testing.assert_close(program.module()(x, sizes), layer(x, sizes), rtol=0, atol=0)
+
+
 @pytest.mark.weekly
 @pytest.mark.timeout(900)  # a C++ compiler reads all of torch's headers
 def test_a_package_of_aot_inductor(
