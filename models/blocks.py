@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk._util import arguments
 from mdlstm_tk._util.masking import Sizes, as_sizes, valid_mask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM
@@ -123,6 +124,7 @@ class DownwardSweeps(nn.Module):
     def __init__(self, channels: int, hidden: int, layers: int, residual: bool, **options: Any) -> None:
         super().__init__()
         self.residual = residual
+        layers = arguments.positive("layers", layers)
         features = (channels, *[2 * hidden] * (layers - 1))
         self.layers: Sequence[MDLSTM] = nn.ModuleList(  # type: ignore[assignment]
             MDLSTM(c, hidden, directions=DOWNWARD, **options) for c in features

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk._util import arguments
 from mdlstm_tk._util.masking import Sizes, as_sizes
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM, Directions
-from mdlstm_tk.models.blocks import DownwardSweeps, apply_flattened
+from mdlstm_tk.models.blocks import DownwardSweeps, apply_flattened, fill_padding
 from mdlstm_tk.sweep import sweep
 from mdlstm_tk.tiling.stages import Stage, TileStages
 
@@ -42,7 +43,7 @@ class GridNet(nn.Module):
     ) -> None:
         super().__init__()
         self.body = body
-        self.linear = linear
+        self.linear = arguments.flag("linear", linear)
         self.head = nn.Linear(features, outputs, device=device, dtype=dtype)
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -143,6 +144,8 @@ class _TorchRowLSTM(nn.Module):
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Map x (N, H, W, C) to (N, H, W, n)."""
+        if sizes is not None:  # products of 0 and NaN would be a part of the weights' gradient
+            x = fill_padding(x, sizes)
         if self.flatten:
             return apply_flattened(self._run, x, sizes)
         # Sizes do not matter: padding lies to the right of a row, where it comes too late to be seen.

@@ -175,4 +175,5 @@ def _standardise(x: Tensor, sizes: Tensor | None) -> Tensor:
         x = fill_padding(x, sizes)
         x = fill_padding(x - x.sum((1, 2), keepdim=True) / count, sizes)
         variance = x.square().sum((1, 2), keepdim=True) / count
-    return (x / (variance.sqrt() + MIN_STD)).to(dtype)
+    # The square root of 0 has no derivative, and that of the smallest number here adds nothing.
+    return (x / (variance.clamp(min=1e-30).sqrt() + MIN_STD)).to(dtype)

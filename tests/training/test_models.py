@@ -74,6 +74,8 @@ def test_untrained_networks_predict_the_mean(model: str) -> None:
         ("MDLSTM", {}, "'MDLSTM'.*did you mean 'md_lstm'"),
         ("snake", {"cell": "leaky"}, "'snake'.*'cell'.*hidden, layers, linear"),
         ("pixel", {}, "'pixel'.*density.*grid"),
+        ("raster", {"layers": 0}, "layers must be .*got 0"),
+        ("horizontal", {"linear": "False"}, "linear must be True or False, got 'False'"),
     ],
 )
 def test_unknown_networks_and_options_are_errors(name: str, options: dict[str, Any], expected: str) -> None:
@@ -94,13 +96,17 @@ def test_padding_does_not_change_the_result(kind: str, model: str, windows: Any)
     net = create(model, 2, 5, kind=kind, hidden=6, **options).eval()
     x = torch.randn(5, 9, 14, 2)
     y = net(fill_padding(x, SIZES, torch.nan), SIZES)
+    loss = y.new_zeros(())
     for k, (height, width) in enumerate(SIZES.tolist()):
         alone = net(x[k : k + 1, :height, :width])[0]
         inner = y[k][tuple(map(slice, alone.shape))]
         torch.testing.assert_close(inner, alone, atol=1e-5, rtol=1e-4)
+        loss = loss + inner.square().sum()
         if kind == "transcribe":
             assert (y[k, len(alone) :].argmax(-1) == 0).all()
             assert (y[k, len(alone) :].log_softmax(-1)[..., 0].abs() < 1e-6).all()
+    gradients = torch.autograd.grad(loss, list(net.parameters()), allow_unused=True)
+    assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
 
 
 EXTENTS = ((9, 30), (4, 10), (9, 17), (1, 1))
@@ -294,6 +300,13 @@ def test_float16_standardises_lines_with_more_pixels_than_it_can_count() -> None
     x, sizes = 100 * lines(1, 300, 300, 1), torch.tensor([[300, 290]])
     expected = _standardise(x, sizes)
     torch.testing.assert_close(_standardise(x.half(), sizes).float(), expected, rtol=0, atol=1e-2)
+
+
+def test_an_empty_line_has_a_gradient() -> None:
+    x = torch.ones(2, 4, 5, 1, requires_grad=True)
+    for sizes in (None, torch.tensor([[4, 5], [1, 1]])):
+        (gradient,) = torch.autograd.grad(_standardise(x, sizes).square().sum(), x)
+        assert not gradient.any()
 
 
 @torch.no_grad()
