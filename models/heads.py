@@ -74,7 +74,7 @@ class EncoderNet(nn.Module):
         options = {"cell": cell, "directions": directions, "layer_norm": layer_norm} | factory
         if ndim != 2 and (self.make_level is not MDLSTM or len(self.default_windows) > 1):
             raise InputError(f"this network is for grids of two axes, got {ndim}; choose the model md")
-        windows = windows or (self.default_windows if ndim == 2 else (1,))
+        windows = arguments.entries("windows", windows) or (self.default_windows if ndim == 2 else (1,))
         level_windows = [arguments.extents("each of windows", window, ndim) for window in windows]
         if ndim != 2:
             options["ndim"] = ndim

@@ -40,6 +40,15 @@ def extents(name: str, value: Any, ndim: int) -> tuple[int, ...]:
     return numbers
 
 
+def entries(name: str, value: Any) -> tuple[Any, ...]:
+    """The entries of a list, in its order."""
+    try:
+        fitted: tuple[Any, ...] = fitting(value, tuple[Any, ...])
+    except TypeError:
+        raise InputError(f"{name} must be a list, got {one_line(value)}") from None
+    return fitted
+
+
 def probability(name: str, value: Any) -> float:
     """A number from 0 to 1."""
     try:

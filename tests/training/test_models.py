@@ -75,6 +75,8 @@ def test_untrained_networks_predict_the_mean(model: str) -> None:
         ("snake", {"cell": "leaky"}, "'snake'.*'cell'.*hidden, layers, linear"),
         ("pixel", {}, "'pixel'.*density.*grid"),
         ("raster", {"layers": 0}, "layers must be .*got 0"),
+        ("md", {"kind": "classify", "windows": {(2, 2), (3, 1)}}, "windows must be a list, got {"),
+        ("md", {"kind": "classify", "windows": 2}, "windows must be a list, got 2"),
         ("horizontal", {"linear": "False"}, "linear must be True or False, got 'False'"),
     ],
 )
