@@ -7,8 +7,10 @@ of each sample; None means that every sample fills the grid.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import signature
 from math import prod
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,33 @@ from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.tiling.stages import Stage
 
 Window = tuple[int, ...]
+Init = TypeVar("Init", bound=Callable[..., None])
+OPTIONS: dict[str, Callable[[str, Any], Any]] = {  # of networks, and what they must be
+    **dict.fromkeys(("channels", "outputs", "hidden", "layers", "ndim"), arguments.positive),
+    "dropout": arguments.probability,
+    "linear": arguments.flag,
+    "windows": arguments.entries,
+}
 DOWNWARD = ((1, 1), (1, -1))  # directions
+
+
+def checked_options(init: Init) -> Init:
+    """Decorate the constructor of a network: check the arguments that are in `OPTIONS`, device and dtype.
+
+    Raises:
+        InputError: one of them is no such value; the message names it.
+    """
+    parameters = signature(init)
+
+    @wraps(init)
+    def check_and_init(*args: Any, **options: Any) -> None:
+        bound = parameters.bind(*args, **options)
+        given = bound.arguments
+        given |= {name: OPTIONS[name](name, value) for name, value in given.items() if name in OPTIONS}
+        arguments.check_factory(given.get("device"), given.get("dtype"))
+        init(*bound.args, **bound.kwargs)
+
+    return check_and_init  # type: ignore[return-value]
 
 
 def fill_padding(x: Tensor, sizes: Tensor, value: float | Tensor = 0.0) -> Tensor:
@@ -124,7 +152,6 @@ class DownwardSweeps(nn.Module):
     def __init__(self, channels: int, hidden: int, layers: int, residual: bool, **options: Any) -> None:
         super().__init__()
         self.residual = residual
-        layers = arguments.positive("layers", layers)
         features = (channels, *[2 * hidden] * (layers - 1))
         self.layers: Sequence[MDLSTM] = nn.ModuleList(  # type: ignore[assignment]
             MDLSTM(c, hidden, directions=DOWNWARD, **options) for c in features

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk._util import arguments
 from mdlstm_tk._util.masking import Sizes, as_sizes
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM, Directions
-from mdlstm_tk.models.blocks import DownwardSweeps, apply_flattened, fill_padding
+from mdlstm_tk.models.blocks import DownwardSweeps, apply_flattened, checked_options, fill_padding
 from mdlstm_tk.sweep import sweep
 from mdlstm_tk.tiling.stages import Stage, TileStages
 
@@ -43,7 +42,7 @@ class GridNet(nn.Module):
     ) -> None:
         super().__init__()
         self.body = body
-        self.linear = arguments.flag("linear", linear)
+        self.linear = linear
         self.head = nn.Linear(features, outputs, device=device, dtype=dtype)
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -84,6 +83,7 @@ class MDNet(GridNet):
     positions of the border. What it learns on a small grid then holds on a large one.
     """
 
+    @checked_options
     def __init__(
         self,
         channels: int,
@@ -190,6 +190,7 @@ class _LineNet(GridNet):
 
     flatten: bool
 
+    @checked_options
     def __init__(
         self,
         channels: int,
@@ -222,6 +223,7 @@ class RasterNet(GridNet):
     """A multi-dimensional LSTM in which a position sees all that comes before it in reading order; see
     `DownwardSweeps`."""
 
+    @checked_options
     def __init__(
         self,
         channels: int,

@@ -18,6 +18,7 @@ from mdlstm_tk.layer import MDLSTM, Directions
 from mdlstm_tk.models.blocks import (
     Encoder,
     Window,
+    checked_options,
     combine_windows,
     depth_to_space,
     fill_padding,
@@ -53,6 +54,7 @@ class EncoderNet(nn.Module):
     default_windows: ClassVar[Sequence[Window]] = ((1, 1),)
     make_level: ClassVar[Callable[..., nn.Module]] = MDLSTM
 
+    @checked_options
     def __init__(
         self,
         channels: int,
@@ -74,7 +76,7 @@ class EncoderNet(nn.Module):
         options = {"cell": cell, "directions": directions, "layer_norm": layer_norm} | factory
         if ndim != 2 and (self.make_level is not MDLSTM or len(self.default_windows) > 1):
             raise InputError(f"this network is for grids of two axes, got {ndim}; choose the model md")
-        windows = arguments.entries("windows", windows) or (self.default_windows if ndim == 2 else (1,))
+        windows = windows or (self.default_windows if ndim == 2 else (1,))
         level_windows = [arguments.extents("each of windows", window, ndim) for window in windows]
         if ndim != 2:
             options["ndim"] = ndim

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mdlstm_tk._util.masking import Sizes, as_sizes, valid_mask
 from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.layer import MDLSTM, Directions
-from mdlstm_tk.models.blocks import fill_padding, sizes_in_windows
+from mdlstm_tk.models.blocks import checked_options, fill_padding, sizes_in_windows
 from mdlstm_tk.models.heads import end_texts
 
 CONVOLUTIONS = ((24, 2, 0), (48, 2, 0), (64, 2, 1), (96, 1, 1))  # features, stride, residual ones after it
@@ -102,6 +102,7 @@ class LineRecognizer(nn.Module):
         stride: positions of x, along each axis, that a step of the output stands for.
     """
 
+    @checked_options
     def __init__(
         self,
         channels: int,

@@ -14,7 +14,7 @@ from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.ir import Kernel
 from mdlstm_tk.cells.lowering import lower
 from mdlstm_tk.layer import MDLSTM
-from mdlstm_tk.models.blocks import DOWNWARD, DownwardSweeps
+from mdlstm_tk.models.blocks import DOWNWARD, DownwardSweeps, checked_options
 from mdlstm_tk.models.density import DensityNet, neighbours
 from mdlstm_tk.sweep import sweep
 
@@ -44,6 +44,7 @@ class PixelNet(DensityNet):
         device, dtype: of the parameters.
     """
 
+    @checked_options
     def __init__(
         self,
         channels: int,
