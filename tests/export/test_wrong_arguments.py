@@ -82,7 +82,7 @@ ARGUMENTS: dict[str, dict[str, list[Any]]] = {
     "register_cell": {"states": ["ab", *NO_NAMES], "gates": [3, "ab", [3]], "recurrent": NO_FLAG},
     "transcribe": {
         "images": [None, 3, "ab", *([value] for value in NO_ARRAY), [np.zeros((2, 2, 2))]],
-        "beam": [*NO_COUNT, 0, None],
+        "beam": [*(value for value in NO_COUNT if value is not None), 0],
         "lm": [3, "ab", []],
     },
 }
