@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
@@ -173,6 +173,39 @@ class TaskSpec:
             is_complete = len(deviations) == len(means) or (mean == "target_mean" and not deviations)
             are_positive = is_complete and all(0 < s < float("inf") for s in deviations)
             yield std, are_positive, f"{len(means)} numbers above 0"
+
+    def shape_of_prediction(self, batch: Batch) -> tuple[int | None, ...]:
+        """Return the shape of a network's prediction for a batch; None where any extent will do.
+
+        Raises:
+            InputError: x or y are not what `Batch` says of this kind of task.
+        """
+        x, y, axes, k = batch.x, batch.y, len(self.size) + 2, self.outputs
+        if x.dtype != np.float32 or x.ndim != axes or x.shape[-1] != self.channels:
+            expected = f"float32 with {axes} axes, the last one of {self.channels} channels"
+            raise InputError(f"x of a batch of '{self.name}' is {x.dtype} {x.shape}, expected {expected}")
+        n, grid = len(x), x.shape[1:-1]
+        rules: dict[Kind, tuple[Any, ...]] = {  # type, shape and ends of y; shape of the prediction
+            "grid": (np.floating, (n, *grid, k), -inf, inf, (n, *grid, k)),
+            "classify": (np.int64, (n,), 0, k - 1, (n, k)),
+            "segment": (np.int64, (n, *grid), UNLABELLED, k - 1, (n, *grid, k)),
+            "transcribe": (np.int64, (n, *y.shape[1:2]), 0, k - 1, (n, None, k)),
+            "density": (np.floating, x.shape, -0.001, 1.001, x.shape),  # resizing rounds
+        }
+        dtype, shape, low, high, prediction = rules[self.kind]
+        holds = np.issubdtype(y.dtype, dtype) and y.shape == shape
+        if holds and self.kind != "grid" and y.size:
+            holds = low <= y.min() and y.max() <= high
+        if holds and self.kind == "transcribe":
+            holds = not ((y[:, :-1] == 0) & (y[:, 1:] > 0)).any()
+        if not holds:
+            values = f" in [{y.min():g}, {y.max():g}]" if y.dtype.kind in "iuf" and y.size else ""
+            end = ", 0 only after the end of a text" if self.kind == "transcribe" else ""
+            raise InputError(
+                f"y of a batch of '{self.name}' is {y.dtype} {y.shape}{values}, expected {dtype.__name__} "
+                f"{shape} in [{low:g}, {high:g}]{end}"
+            )
+        return tuple(prediction)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TaskSpec:

@@ -213,7 +213,9 @@ class DatasetTask(Task):
     def batch(
         self, seed: int, step: int, count: int, split: Split = "train", shard: slice = WHOLE_BATCH
     ) -> Batch:
-        samples, first = self.sets[split], step * count
+        samples, first = self.sets.get(split, ()), step * count
+        if not samples:
+            raise InputError(f"the task '{self.name}' has no samples of the split {split}")
         if split != "train":
             indices = range(len(samples))[first : first + count][shard]
             return collate(self.spec.kind, [self._cropped(samples[k], None) for k in indices])
@@ -259,29 +261,41 @@ def collate(kind: Kind, samples: Sequence[Sample]) -> Batch:
     """Join samples to a batch, padded to their largest extents.
 
     x, numbers and texts are padded with 0, masks with UNLABELLED.
+
+    Raises:
+        InputError: a target has other axes, extents or numbers than the kind has.
     """
+    axes = {"grid": 1, "segment": 0}  # of y, after those of the grid
+    for x, y in samples if kind in axes else ():
+        if np.ndim(y) != x.ndim - 1 + axes[kind] or np.shape(y)[: x.ndim - 1] != x.shape[:-1]:
+            raise InputError(
+                f"a sample has x {x.shape} and y {np.shape(y)}, expected the same grid in both"
+            )
     xs, ys = [x for x, _ in samples], [y for _, y in samples]
     sizes = np.array([x.shape[:-1] for x in xs], dtype=np.int64)
     grid = sizes.max(axis=0)
-    x = _pad(xs, (*grid, xs[0].shape[-1]), 0, np.float32)
+    padded = _pad(xs, (*grid, xs[0].shape[-1]), 0, np.float32)
     sizes_if_ragged = sizes if (sizes != grid).any() else None
     if kind == "density":
-        y: Array = x
+        targets = padded
     elif kind == "classify":
-        y = np.array(ys, dtype=np.int64)
+        targets = _pad(ys, (), 0, np.int64)
     elif kind == "transcribe":
-        y = _pad(ys, (max(map(len, ys)),), 0, np.int64)
+        targets = _pad(ys, (max(map(np.size, ys)),), 0, np.int64)
     elif kind == "segment":
-        y = _pad(ys, tuple(grid), UNLABELLED, np.int64)
+        targets = _pad(ys, tuple(grid), UNLABELLED, np.int64)
     else:
-        y = _pad(ys, (*grid, ys[0].shape[-1]), 0, np.float32)
-    return Batch(x, y, sizes_if_ragged)
+        targets = _pad(ys, (*grid, *np.shape(ys[0])[-1:]), 0, np.float32)
+    return Batch(padded, targets, sizes_if_ragged)
 
 
 def _pad(arrays: Sequence[Any], shape: tuple[int, ...], fill: float, dtype: Any) -> Array:
     """Stack arrays of different extents to (N, *shape)."""
     check_unmasked("sample", list(arrays))
     padded = np.full((len(arrays), *shape), fill, dtype=dtype)
-    for row, array in zip(padded, map(np.asarray, arrays), strict=True):
-        row[tuple(slice(extent) for extent in array.shape)] = array
+    for k, array in enumerate(map(np.asarray, arrays)):
+        if array.ndim != len(shape) or (array.size and not np.can_cast(array.dtype, dtype, "same_kind")):
+            expected = f"{np.dtype(dtype)} with {len(shape)} axes"
+            raise InputError(f"x or y of a sample is {array.dtype} {array.shape}, expected {expected}")
+        padded[(k, *(slice(extent) for extent in array.shape))] = array
     return padded

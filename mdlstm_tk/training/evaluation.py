@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.checks import checked
-from mdlstm_tk.data import Batch, Split, Task, batches
+from mdlstm_tk.data import Batch, Split, Task, TaskSpec, batches
 from mdlstm_tk.data.metrics import METRICS, Sums
 from mdlstm_tk.data.spec import Floats
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext
 
@@ -34,9 +36,18 @@ def predict(network: nn.Module, batch: Batch, device: torch.device, precision: s
 
 
 def predictions(
-    network: nn.Module, batch: Batch, device: torch.device, precision: str = "fp32"
+    network: nn.Module,
+    batch: Batch,
+    device: torch.device,
+    precision: str = "fp32",
+    spec: TaskSpec | None = None,
 ) -> tuple[Tensor, ...]:
-    """As `predict`, with the auxiliary predictions that a network may have in training after the first."""
+    """As `predict`, with the auxiliary predictions that a network may have in training after the first.
+
+    Raises:
+        InputError: the batch, or a prediction for it, is none of the task that `spec` describes.
+    """
+    expected = spec.shape_of_prediction(batch) if spec is not None else ()
     inputs = [torch.from_numpy(batch.x).to(device)]
     if batch.sizes is not None:
         inputs.append(torch.from_numpy(batch.sizes).to(device))
@@ -44,7 +55,13 @@ def predictions(
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
     with autocast:
         outputs: Tensor | tuple[Tensor, ...] = network(*inputs)
-    return tuple(each.float() for each in (outputs if isinstance(outputs, tuple) else (outputs,)))
+    results = tuple(each.float() for each in (outputs if isinstance(outputs, tuple) else (outputs,)))
+    for shape in (tuple(result.shape) for result in results if expected):
+        pairs = zip_longest(expected, shape, fillvalue=-1)
+        if any(extent not in (None, actual) for extent, actual in pairs):
+            text = str(expected).replace("None", "any")
+            raise InputError(f"the network returns a prediction of shape {shape}, expected {text}")
+    return results
 
 
 def measure(task: Task, prediction: Tensor, batch: Batch) -> Sums:
@@ -91,7 +108,7 @@ def evaluate(
     totals: dict[str, tuple[float, float]] = {}
     shard = slice(context.rank, None, context.world_size)
     for batch in batches(task, split, config.seed, task.evaluation_batch, shard):
-        prediction = predict(network, batch, device)
+        prediction = predictions(network, batch, device, spec=task.spec)[0]
         if on_batch is not None:
             on_batch(batch, prediction.cpu().numpy())
         for name, (error, count) in measure(task, prediction, batch).items():

@@ -128,7 +128,7 @@ class Trainer:
         self._seed(((config.seed * 1_000_003 + self.state.step) * 1009 + self.context.rank) % 2**63)
         if not self.network.training:  # as a validation leaves it
             self.network.train()
-        outputs = predictions(self.parallel, batch, self.context.device, config.precision)
+        outputs = predictions(self.parallel, batch, self.context.device, config.precision, self.task.spec)
         loss = total_loss(outputs, batch, self.task.spec, self._columns)
         for parameter in self._parameters:
             parameter.grad = None

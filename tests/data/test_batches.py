@@ -156,8 +156,8 @@ def test_training_batches_of_texts_are_distorted_by_seed_and_draw(tmp_path: Path
 
 def test_collate_pads_samples_of_different_extents() -> None:
     samples = [
-        (np.ones((2, 5, 1), np.float32), np.ones((2, 5))),
-        (np.ones((3, 1, 1), np.float32), np.ones((3, 1))),
+        (np.ones((2, 5, 1), np.float32), np.ones((2, 5), int)),
+        (np.ones((3, 1, 1), np.float32), np.ones((3, 1), int)),
     ]
     batch = collate("segment", samples)
     assert batch.x.shape == (2, 3, 5, 1)

@@ -232,6 +232,49 @@ def test_the_average_decays_as_configured(tmp_path: Path) -> None:
     torch.testing.assert_close(trained.average.module.state_dict()[name], expected)
 
 
+X = np.ones((4, 4, 1), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "x", "y"),
+    [
+        ("grid", X, X[..., 0]),  # would be spread over another axis
+        ("grid", X, np.ones((4, 4, 2))),
+        ("grid", X, X[:3]),
+        ("grid", X[..., 0], X),
+        ("classify", X, "a"),
+        ("classify", X, 1.7),
+        ("classify", X, 3),
+        ("segment", X, X[..., 0] / 2),
+        ("segment", X, np.full((4, 4), -2)),
+        ("transcribe", X, "abc"),
+        ("transcribe", X, [0, 1]),  # 0 ends a text
+        ("transcribe", X, [1, 4]),
+        ("density", 7 * X, None),
+        ("classify", np.ones((4, 4, 2), np.float32), 1),
+    ],
+)
+def test_a_task_whose_samples_do_not_fit_its_description_is_refused(kind: Any, x: Any, y: Any) -> None:
+    names = ("a", "b", "c") if kind not in ("grid", "density") else ()
+    spec = TaskSpec("own", kind, 1, {"transcribe": 4, "grid": 1}.get(kind, 3), (4, 4), names)
+    task = DatasetTask(spec, {"validation": [(x, y)] * 2})
+    with pytest.raises(InputError, match="expected"):
+        evaluate(torch.nn.Linear(1, 1), task, "validation", TrainConfig())
+
+
+@pytest.mark.parametrize(("kind", "outputs"), [("grid", 3), ("classify", 3), ("density", 1)])
+def test_a_network_whose_predictions_do_not_fit_the_task_is_refused(kind: Any, outputs: int) -> None:
+    class Own(torch.nn.Linear):  # one output for three, logits for each position, no channel
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)[..., 0] if kind == "density" else super().forward(x)
+
+    names = ("a", "b", "c") if kind == "classify" else ()
+    y = {"grid": np.ones((4, 4, 3)), "classify": 1, "density": None}[kind]
+    task = DatasetTask(TaskSpec("own", kind, 1, outputs, (4, 4), names), {"validation": [(X, y)] * 4})
+    with pytest.raises(InputError, match=r"prediction of shape .* expected"):
+        evaluate(Own(1, 1), task, "validation", TrainConfig())
+
+
 class Poisoned(DatasetTask):
     """Images whose batch of one step holds an infinite value; without it their errors stay finite."""
 
