@@ -60,6 +60,8 @@ def compare(
     overrides = {key: value for key, value in {"steps": steps, "size": size}.items() if value is not None}
     config = configure_comparison(task, overrides, parse_settings(settings or []))
     plan = plan_comparison(config, seeds, output, force, original_settings)
+    for line in plan.notes:
+        note(line)
     note(plan.description)
     with progress(plan.total_steps) as show:
 
@@ -77,5 +79,7 @@ def compare(
         table(summary.columns, summary.rows, summary.title)
         if summary.note:
             note(summary.note)
+    for line in comparison.notes:
+        note(line)
     predictions = "" if plan.is_diagonal else f" {shell_quoted(plan.folder)}/*/prediction.png"
     note(f"pictures: {shell_quoted(plan.folder)}/*.png{predictions}")

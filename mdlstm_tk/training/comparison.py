@@ -11,17 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
 from mdlstm_tk._util.text import counted, to_json
-from mdlstm_tk.data import Task, TaskSpec
+from mdlstm_tk.data import Split, Task, TaskSpec, batches
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.models import model_names
 from mdlstm_tk.runtime.io.files import atomic_write
+from mdlstm_tk.training import distributed
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.diagonal_comparison import (
+    LAST,
     MODELS,
     ORIGINAL_SETTINGS,
     TASK,
@@ -35,7 +38,7 @@ from mdlstm_tk.training.networks import build_network, count_parameters
 from mdlstm_tk.training.progress import WINDOW, Progress
 from mdlstm_tk.training.run_folder import Run, new_run
 from mdlstm_tk.training.settings import SETTINGS
-from mdlstm_tk.training.tasks import default_config, make_task, with_model
+from mdlstm_tk.training.tasks import default_config, describe_overlap, make_task, with_model
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class ComparisonPlan:
         seeds: number of runs of each network, with seeds 0, 1, …
         folder: holds a run folder MODEL-SEED for each run, `summary.json`, and the pictures.
         original_settings: use initialization, layer norm and learning rate of the original code.
+        notes: notes for the user on the data, one line each.
     """
 
     config: TrainConfig
@@ -55,6 +59,7 @@ class ComparisonPlan:
     seeds: int
     folder: Path
     original_settings: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def is_diagonal(self) -> bool:
@@ -80,9 +85,8 @@ class ComparisonPlan:
         if self.is_diagonal:
             suffix = ", original settings" if self.original_settings else ""
             return f"random diagonal {self.config.size}, {counted(self.seeds, 'seed')}{suffix}"
-        return (
-            f"{self.config.task} {self.config.size}, {counted(self.seeds, 'seed')}, equally many parameters"
-        )
+        subject = f"{self.config.task} {self.config.size}".strip()
+        return f"{subject}, {counted(self.seeds, 'seed')}, equally many parameters"
 
     def run(self, model: str, seed: int) -> Run:
         """The run of a network and a seed."""
@@ -128,11 +132,16 @@ class Comparison:
         plan: what was compared.
         results: the content of `summary.json`, by network or baseline. Random diagonal: see
             `summarize_diagonal`. Other tasks: "hidden", "parameters", "seconds" of each run, and "errors"
-            on test data, each a list over the seeds; baselines have errors only.
+            on test data, or without such on validation data, each a list over the seeds; baselines have
+            errors only.
+        split: the data of the errors.
+        notes: what makes the numbers differ for other reasons than the networks, one line each.
     """
 
     plan: ComparisonPlan
     results: dict[str, dict[str, Any]]
+    split: Split = "test"
+    notes: tuple[str, ...] = ()
 
     def curves(self, name: str) -> dict[str, list[list[float]]]:
         """A loss or error at each training step, by network and seed."""
@@ -145,14 +154,15 @@ class Comparison:
     def table(self) -> Table:
         """The summary as a table."""
         if self.plan.is_diagonal:
-            note = "overall and relevant: mean of the last 100 steps, median of the seeds"
+            last = min(LAST, self.plan.config.steps)
+            note = f"overall and relevant: mean of the last {last} steps, median of the seeds"
             return Table(self.plan.title, *diagonal_rows(self.results), note)
         errors = list(self.results[self.plan.models[0]]["errors"])
         columns = ["model", "hidden", "parameters"]
         columns += [column for error in errors for column in (error, "(range)")]
         rows = [_row(name, entry, errors) for name, entry in self.results.items()]
-        seeds = counted(self.plan.seeds, "seed")
-        title = f"{self.plan.config.task}, {seeds}: errors of the best weights on test data"
+        subject = f"{self.plan.config.task}, {counted(self.plan.seeds, 'seed')}"
+        title = f"{subject}: errors of the best weights on {self.split} data"
         return Table(title, [*columns, "seconds"], rows)
 
 
@@ -200,8 +210,8 @@ def plan_comparison(
 
     Raises:
         InputError: the configuration does not describe a network and a task, it has too few steps or
-            is for minutes, the folder is not empty, there are no original settings for the task, or `seeds`
-            is below 1.
+            is for minutes, the folder is not empty, there are no original settings for the task, `seeds`
+            is below 1, or several processes were started.
     """
     if seeds is not None and seeds < 1:
         raise InputError(f"seeds must be at least 1, got {seeds}")
@@ -210,7 +220,10 @@ def plan_comparison(
             "networks are compared after equally many steps, got ",
             *(Argument("minutes", config.minutes), "; use ", Argument("minutes", 0)),
         )
-    spec = make_task(config).spec  # finds errors before a folder is created
+    if distributed.init(config.device).world_size > 1:
+        raise InputError("networks are compared in one process; start the comparison without torchrun")
+    task = make_task(config)  # finds errors before a folder is created
+    spec, notes = task.spec, (*task.summary, *describe_overlap(task.identities))
     build_network(config, spec)
     if config.task == TASK:
         if config.steps < WINDOW:
@@ -225,7 +238,8 @@ def plan_comparison(
         name, models, seeds = f"compare-{config.task}", tuple(model_names(spec.kind)), seeds or 3
         for model in models:
             with_equal_parameters(config, model, spec)
-    return ComparisonPlan(config, models, seeds, new_run(name, folder, force).folder, original_settings)
+    folder = new_run(name, folder, force).folder
+    return ComparisonPlan(config, models, seeds, folder, original_settings, notes)
 
 
 def compare_models(
@@ -244,9 +258,10 @@ def compare_models(
         MDLSTMError: see `new_job` and `train`.
     """
     results: dict[str, dict[str, Any]] = {}
-    steps_done = 0
+    steps_done, steps_of, samples, split = 0, {}, set(), "test"
 
     def report(model: str, seed: int, before: int, progress: Progress) -> None:
+        steps_of[f"{model}-{seed}"] = progress.step
         on_step(ComparisonProgress(model, seed, before + progress.step, progress))
 
     for seed in range(plan.seeds):
@@ -261,6 +276,7 @@ def compare_models(
             if plan.original_settings:
                 init_original_(job.network, seed)
             result = train(job, partial(report, model, seed, steps_done))
+            split = result["split"]
             entry = results.setdefault(model, {"hidden": config.hidden, "seconds": []})
             entry["parameters"] = result["parameters"]
             entry["seconds"].append(result["seconds"])
@@ -268,9 +284,19 @@ def compare_models(
             if on_run_end is not None:
                 on_run_end(job.run, task)
             steps_done += plan.config.steps
+        samples |= {batch.x.tobytes() for batch in islice(batches(task, split, seed, 64), 1)}
         for name, errors in task.baselines(seed, plan.config.steps * plan.config.batch_size).items():
             _append_errors(results.setdefault(name, {}), errors)
-    comparison = Comparison(plan, results)
+    notes = []
+    if split != "test" and samples:
+        notes.append(
+            "there are no test data: the errors are those of the validation data, which chose the weights"
+        )
+    if len(samples) > 1:
+        notes.append(f"each seed has {split} samples of its own, which the range of the errors includes")
+    if early := [f"{run} at {step}" for run, step in steps_of.items() if step < plan.config.steps]:
+        notes.append(f"not all runs did {plan.config.steps} steps, as patience ended {', '.join(early)}")
+    comparison = Comparison(plan, results, split, () if plan.is_diagonal else tuple(notes))
     if plan.is_diagonal:
         overall, relevant = comparison.curves("loss"), comparison.curves("relevant")
         results.update({m: summarize_diagonal(overall[m], relevant[m]) for m in plan.models})

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from helpers.user_data import write_arrays
 
 from mdlstm_tk.data import GaussianField, Split
 from mdlstm_tk.errors import InputError
@@ -16,6 +16,7 @@ from mdlstm_tk.report import draw_comparison, draw_run
 from mdlstm_tk.training import compare_models, configure, load_checkpoint, plan_comparison, register_task
 from mdlstm_tk.training.comparison import Comparison, ComparisonProgress, configure_comparison
 from mdlstm_tk.training.diagonal_comparison import diagonal_rows, summarize_diagonal
+from mdlstm_tk.training.distributed import DistributedContext
 
 TINY = configure({"size": "4", "hidden": 3, "steps": 20, "batch_size": 2})
 
@@ -106,9 +107,24 @@ def test_what_cannot_be_compared_is_refused_before_the_first_training(tmp_path: 
     assert not (tmp_path / "compare").exists()
 
 
-def test_networks_are_compared_on_data_of_ones_own(tmp_path: Path) -> None:
-    path = write_arrays(tmp_path / "x.npz", "grid")
-    settings = {"data": str(path), "hidden": "3", "batch_size": "2"}
-    plan = plan_comparison(configure_comparison("grid", {"steps": 2}, settings), 1, tmp_path / "compare")
-    results = compare_models(plan).results
+def test_a_comparison_says_what_besides_the_networks_its_numbers_differ_by(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((20, 3, 3), np.float32)
+    np.savez(path := tmp_path / "x.npz", x=x, y=x)  # each seed holds out other samples; none are for tests
+    settings = {"data": str(path), "hidden": "3", "batch_size": "2", "evaluate_every": "1", "patience": "1"}
+    config = configure_comparison("grid", {"steps": 30, "lr": 1.0}, settings)
+    plan = plan_comparison(config, 2, tmp_path / "compare")
+    comparison = compare_models(plan)
+    results = comparison.results
     assert list(results) == list(plan.models) and all("mse" in each["errors"] for each in results.values())
+    assert comparison.table().title.endswith("on validation data")
+    assert [
+        any(text in line for line in (*plan.notes, *comparison.notes))
+        for text in ("for train", "no test data", "samples of its own", "patience ended md-0 at")
+    ] == [True] * 4
+
+
+def test_several_processes_compare_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    several = DistributedContext(1, 2, torch.device("cpu"))
+    monkeypatch.setattr("mdlstm_tk.training.distributed.init", lambda device: several)
+    with pytest.raises(InputError, match="compared in one process"):
+        plan_comparison(TINY, 1, tmp_path / "compare")
