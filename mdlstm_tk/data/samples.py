@@ -53,6 +53,7 @@ class Survey:
         extents: of its grid, as the network will see it.
         moments: of x, with one channel if the sample is a grey image.
         target: the name of the class, the text, the `RawMask.distinct`, or the `Moments` of the target.
+        label: equal for samples of equal targets: the class, the text, or a digest.
     """
 
     sample: RawSample
@@ -60,6 +61,7 @@ class Survey:
     extents: Extents
     moments: Moments
     target: Any
+    label: str
 
 
 def survey_samples(
@@ -106,24 +108,29 @@ def _survey(sample: RawSample, kind: Kind, resize: Resize) -> Survey | str:
         x = sample.read_x()
         grid = x.shape[: 2 if sample.is_image else -1]
         moments, extents = _moments(x, sample.is_image, resize)
-        target = sample.read_y()
+        target = label = sample.read_y()
         if kind == "segment":
             _check_extents("mask", target.pixels.shape[: len(grid)], grid)
-            target = target.distinct()
+            label, target = _digest(target.pixels.astype(np.int64)), target.distinct()
         elif kind == "grid":
             _check_extents("target", target.shape[: len(grid)], grid)
+            label = _digest(target)
             target, _ = _moments(target, sample.is_image, resize)
         elif kind == "transcribe":
-            _check_text(normalise(target))
+            _check_text(label := normalise(target))
         elif kind == "density" and x.dtype.kind == "f" and not 0 <= x.min() <= x.max() <= 1:
             raise InputError(f"its values lie in [{x.min():g}, {x.max():g}], expected [0, 1]")
     except InputError as reason:
         return Message(f"{sample.name}: ", reason)
     if sample.is_image and moments.channels == 1:
         x = x.reshape(*grid, -1)[..., 0]  # a grey image that is stored with colours is the same image
+    return Survey(sample, SampleId(_digest(x), sample.name), extents, moments, target, label)
+
+
+def _digest(x: Array) -> str:
     digest = blake2b(f"{x.dtype.str}{x.shape}".encode(), digest_size=8)
     digest.update(np.ascontiguousarray(x).data)
-    return Survey(sample, SampleId(digest.hexdigest(), sample.name), extents, moments, target)
+    return digest.hexdigest()
 
 
 def _moments(pixels: Array, is_image: bool, resize: Resize) -> tuple[Moments, Extents]:

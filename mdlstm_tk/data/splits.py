@@ -123,3 +123,23 @@ def in_order_of(surveys: Sequence[Survey], known: Sequence[SampleId]) -> list[Su
         places[identity.digest].append(place)
     last = deque([len(known)])
     return sorted(surveys, key=lambda s: (places[s.identity.digest] or last.copy()).popleft())
+
+
+def describe_copies(splits: Mapping[Split, Sequence[Survey]]) -> list[str]:
+    """Say how many samples equal an earlier one: of the same split, or of any split with another target.
+
+    Equal ones in training and in another split are those of `describe_overlap`.
+    """
+    earlier: dict[str, tuple[Split, Survey]] = {}
+    copies: dict[str, list[str]] = {"": [], ", but have another target": []}
+    for split, surveys in splits.items():
+        for survey in surveys:
+            its_split, first = earlier.setdefault(survey.identity.digest, (split, survey))
+            if survey.label != first.label or (survey is not first and its_split == split):
+                kind = "" if survey.label == first.label else ", but have another target"
+                copies[kind].append(f"'{survey.sample.name}' of '{first.sample.name}'")
+    return [
+        f"{len(names)} samples are copies of others{kind}; first {names[0]}"
+        for kind, names in copies.items()
+        if names
+    ]

@@ -26,7 +26,15 @@ from mdlstm_tk.data.idx import list_idx
 from mdlstm_tk.data.samples import LazySamples, MemoryBudget, Survey, channel_moments, survey_samples
 from mdlstm_tk.data.sampling import shape_order
 from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample, Resize, SampleId, Split, TaskSpec
-from mdlstm_tk.data.splits import SPLIT_NAMES, describe_formats, divide, find_sources, hold_out, in_order_of
+from mdlstm_tk.data.splits import (
+    SPLIT_NAMES,
+    describe_copies,
+    describe_formats,
+    divide,
+    find_sources,
+    hold_out,
+    in_order_of,
+)
 from mdlstm_tk.data.targets import Targets, fit_targets, normalise
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import Argument, InputError, Message
@@ -228,7 +236,9 @@ def read_data(
     task.skipped = skipped
     task.extents = np.unique(all_extents if crop is None else np.minimum(all_extents, crop), axis=0)
     task.has_mixed_sizes = crop is not None or bool((all_extents != all_extents[0]).any())
-    task.summary = _summarise(path, sources, task, all_extents, [*targets.lines, *notes])
+    task.summary = _summarise(
+        path, sources, task, all_extents, [*targets.lines, *notes, *describe_copies(splits)]
+    )
     if kind == "transcribe":
         task.texts = [normalise(survey.target) for survey in splits["train"]]
         task.text_extents = [

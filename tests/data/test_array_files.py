@@ -12,7 +12,7 @@ import pytest
 from helpers.user_data import RNG, read, write_arrays
 from PIL import Image
 
-from mdlstm_tk.data import SPLITS, UNLABELLED, Kind, idx
+from mdlstm_tk.data import KINDS, SPLITS, UNLABELLED, Kind, idx
 from mdlstm_tk.data.builtin import fashion
 from mdlstm_tk.data.builtin.fashion import Fashion
 from mdlstm_tk.errors import InputError
@@ -234,3 +234,21 @@ def test_idx_files_that_were_replaced_are_read_again(tmp_path: Path) -> None:
     for name in LAYOUTS["EMNIST"]:
         (tmp_path / name).write_bytes(gzip.compress(HEADER + (255 - IMAGES).tobytes()))
     assert (Fashion(0, 0.25, tmp_path).batch(0, 0, 12, "test").x != before).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_and_copies_with_another_target_are_counted_and_named(tmp_path: Path, kind: Kind) -> None:
+    x = np.random.default_rng(0).random((4, 6, 6))
+    targets = {"classify": [*"abcd"], "transcribe": [*"abcd"], "segment": x > 0.5}
+    y = np.asarray(targets.get(kind, x))
+    order = [0, 1, 2, 3, 2, 1]
+    np.savez(
+        tmp_path / "x.npz", x=x[order], y=np.concatenate([y[order[:5]], y[:1]])
+    )  # the last one is wrong
+    summary = "; ".join(read(tmp_path / "x.npz", kind, validation=0.0).summary)
+    named = "first 'sample 5' of 'sample 1'"
+    if kind == "density":  # which has no targets
+        assert "2 samples are copies of others; first 'sample 4' of 'sample 2'" in summary
+    else:
+        assert "1 samples are copies of others; first 'sample 4' of 'sample 2'" in summary
+        assert f"1 samples are copies of others, but have another target; {named}" in summary
