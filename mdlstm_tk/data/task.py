@@ -297,5 +297,6 @@ def _pad(arrays: Sequence[Any], shape: tuple[int, ...], fill: float, dtype: Any)
         if array.ndim != len(shape) or (array.size and not np.can_cast(array.dtype, dtype, "same_kind")):
             expected = f"{np.dtype(dtype)} with {len(shape)} axes"
             raise InputError(f"x or y of a sample is {array.dtype} {array.shape}, expected {expected}")
-        padded[(k, *(slice(extent) for extent in array.shape))] = array
+        place: Any = (k, *map(slice, array.shape))
+        padded[place] = array
     return padded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from math import isnan
@@ -27,7 +28,7 @@ from mdlstm_tk.report.plots import svg_curves, svg_reliability
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
 from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, load_task
 from mdlstm_tk.training.networks import count_parameters
-from mdlstm_tk.training.tasks import describe_overlap
+from mdlstm_tk.training.tasks import describe_changes, describe_overlap
 from mdlstm_tk.training.text_errors import describe_lines
 
 PERCENT_METRICS = ("error", "character_error", "word_error", "string_error", "unexplained")
@@ -55,8 +56,8 @@ def write_report(
             examples.
 
     Raises:
-        InputError: `path` exists, or the run's checkpoint or metrics are damaged or belong to another
-            network.
+        InputError: `path` exists, `data` cannot be read or are others, or the run's checkpoint, metrics or
+            result are damaged or belong to another network.
         MissingExtraError: there are exports, but ONNX Runtime is not installed.
         MDLSTMError: `path` cannot be written.
     """
@@ -85,10 +86,15 @@ def render_report(
         known = run.read_samples()
         task = load_task(config, spec, data, known)
     except (InputError, MissingExtraError) as error:
+        if data:
+            raise
         problem = str(error)
         on_message(Message("no examples: ", problem))
     else:
         overlap = describe_overlap(task.identities, run.read_learned())
+        if known and task.identities:
+            with suppress(InputError):  # of samples that were trained on, which the overlap names
+                overlap += describe_changes(known, task.identities)
         for line in overlap:
             on_message(line)
         on_message(f"evaluating {config.model} on {task.name}")

@@ -161,8 +161,8 @@ class Comparison:
         columns = ["model", "hidden", "parameters"]
         columns += [column for error in errors for column in (error, "(range)")]
         rows = [_row(name, entry, errors) for name, entry in self.results.items()]
-        subject = f"{self.plan.config.task}, {counted(self.plan.seeds, 'seed')}"
-        title = f"{subject}: errors of the best weights on {self.split} data"
+        title = f"{self.plan.config.task}, {counted(self.plan.seeds, 'seed')}: errors of the best weights on "
+        title += "test data" if self.split == "test" else "validation data, which chose them"
         return Table(title, [*columns, "seconds"], rows)
 
 
@@ -187,7 +187,7 @@ def configure_comparison(
                 ": a comparison trains all models from random weights, over several seeds; see mdlstm train"
             )
             raise InputError(Argument(key), text)
-    config = default_config(task, str(changes.get("data", "")))
+    config = replace(default_config(task, str(changes.get("data", ""))), patience=0)  # equally many steps
     return config.updated(settings, SETTINGS).updated(options, "options")
 
 
@@ -209,17 +209,16 @@ def plan_comparison(
             random diagonal only.
 
     Raises:
-        InputError: the configuration does not describe a network and a task, it has too few steps or
-            is for minutes, the folder is not empty, there are no original settings for the task, `seeds`
-            is below 1, or several processes were started.
+        InputError: the configuration does not describe a network and a task, it has too few steps, or is
+            for minutes or with patience, the folder is not empty, there are no original settings for the
+            task, `seeds` is below 1, or several processes were started.
     """
     if seeds is not None and seeds < 1:
         raise InputError(f"seeds must be at least 1, got {seeds}")
-    if config.minutes:
-        raise InputError(
-            "networks are compared after equally many steps, got ",
-            *(Argument("minutes", config.minutes), "; use ", Argument("minutes", 0)),
-        )
+    for key in ("minutes", "patience"):
+        if value := getattr(config, key):
+            text = "networks are compared after equally many steps, got "
+            raise InputError(text, *(Argument(key, value), "; use ", Argument(key, 0)))
     if distributed.init(config.device).world_size > 1:
         raise InputError("networks are compared in one process; start the comparison without torchrun")
     task = make_task(config)  # finds errors before a folder is created
@@ -258,10 +257,10 @@ def compare_models(
         MDLSTMError: see `new_job` and `train`.
     """
     results: dict[str, dict[str, Any]] = {}
-    steps_done, steps_of, samples, split = 0, {}, set(), "test"
+    steps_done, samples = 0, set()
+    split: Split = "test"
 
     def report(model: str, seed: int, before: int, progress: Progress) -> None:
-        steps_of[f"{model}-{seed}"] = progress.step
         on_step(ComparisonProgress(model, seed, before + progress.step, progress))
 
     for seed in range(plan.seeds):
@@ -287,16 +286,9 @@ def compare_models(
         samples |= {batch.x.tobytes() for batch in islice(batches(task, split, seed, 64), 1)}
         for name, errors in task.baselines(seed, plan.config.steps * plan.config.batch_size).items():
             _append_errors(results.setdefault(name, {}), errors)
-    notes = []
-    if split != "test" and samples:
-        notes.append(
-            "there are no test data: the errors are those of the validation data, which chose the weights"
-        )
-    if len(samples) > 1:
-        notes.append(f"each seed has {split} samples of its own, which the range of the errors includes")
-    if early := [f"{run} at {step}" for run, step in steps_of.items() if step < plan.config.steps]:
-        notes.append(f"not all runs did {plan.config.steps} steps, as patience ended {', '.join(early)}")
-    comparison = Comparison(plan, results, split, () if plan.is_diagonal else tuple(notes))
+    own = f"each seed has {split} samples of its own, which the range of the errors includes"
+    notes = (own,) if len(samples) > 1 and not plan.is_diagonal else ()
+    comparison = Comparison(plan, results, split, notes)
     if plan.is_diagonal:
         overall, relevant = comparison.curves("loss"), comparison.curves("relevant")
         results.update({m: summarize_diagonal(overall[m], relevant[m]) for m in plan.models})

@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 
 from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.data.samples import LazySamples
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import render_report, write_report
 from mdlstm_tk.report.evaluation import evaluate_split
 from mdlstm_tk.report.exports import measure_exports
@@ -290,9 +291,11 @@ def test_exports_are_listed_with_parity_and_speed(trained: Run, tmp_path: Path) 
 
 def test_a_run_without_its_data_has_everything_but_examples(runs: Any, tmp_path: Path) -> None:
     messages: list[str] = []
-    page = Page(render_report(runs("classify"), messages.append, str(tmp_path / "gone.npz")))
-    assert "gone.npz" in messages[0]
-    assert "gone.npz" in text(page.find("section[@id='examples']")[0])
+    with pytest.raises(InputError, match=r"gone\.npz"):
+        render_report(runs("classify"), data=str(tmp_path / "gone.npz"))
+    page = Page(render_report(runs("classify"), messages.append))
+    assert "data.npz" in messages[0]
+    assert "data.npz" in text(page.find("section[@id='examples']")[0])
     assert "validation error" in page.numbers()
     assert not page.find("img")
 
@@ -320,6 +323,16 @@ def test_the_page_says_what_the_errors_leave_out(tmp_path: Path) -> None:
     for named, notes in (("", ["cropped to 3"]), (data, ["cropped to 3", "are trained on as well"])):
         captions = Page(render_report(run, data=named)).find("header/p[@class='caption']")[1:]
         assert all(note in text(each) for note, each in zip(notes, captions, strict=True))
+
+
+def test_a_report_says_that_the_samples_are_others_than_in_training(runs: Any, tmp_path: Path) -> None:
+    run, messages = runs("classify"), list[str]()
+    with np.load(run.folder.parent / "data.npz") as data:
+        x, rest = data["x"].copy(), {name: data[name] for name in ("y", "sizes")}
+    x[:, 0, 0] += 1
+    np.savez(tmp_path / "data.npz", x=x, **rest)
+    render_report(run, messages.append, str(tmp_path / "data.npz"))
+    assert any("samples of the run are missing" in message for message in messages)
 
 
 @pytest.mark.parametrize("is_imported", [False, True])

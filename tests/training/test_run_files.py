@@ -23,6 +23,7 @@ from helpers.user_data import write_arrays
 from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import write_report
+from mdlstm_tk.runtime.ctc import Transcription
 from mdlstm_tk.training import (
     Run,
     describe_run,
@@ -36,6 +37,7 @@ from mdlstm_tk.training import (
 )
 from mdlstm_tk.training.checkpoint import METADATA_KEY
 from mdlstm_tk.training.job import run_name
+from mdlstm_tk.training.text_errors import Line, describe_lines
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,7 @@ def test_other_damaged_files_are_one_line(name: str, content: bytes, run: Run) -
     assert name in done.err.splitlines()[-1] and "delete" in done.err.splitlines()[-1]
 
 
+READ = Line("a", "a", "ab", Transcription("ab", 1.0, ()))
 WRONG_TYPES = {
     "times.json": ['{"steps": "x"}', '{"training": null}', '{"steps": true}'],
     "samples.json": [
@@ -100,7 +103,21 @@ WRONG_TYPES = {
     ],
     "metrics.jsonl": ['{"step": 1, "loss": "x"}', '{"step": 1, "validation": 3}', '{"step": true}', "3"],
     "decoding.json": ['{"temperature": 0}', '{"lm_weight": NaN}', '{"temperature": "x"}'],
-    "result.json": ['{"errors": 3}', '{"errors": {"error": "x"}}'],
+    "result.json": [
+        *('{"errors": 3}', '{"errors": {"error": "x"}}'),
+        *(
+            json.dumps({**describe_lines([READ]), **change})
+            for change in (
+                {"intervals": 3},
+                {"intervals": {"word_error": ["a", 1]}},
+                {"confusions": [["a", "b", "c"]]},
+                {"pages": {"a": 1}},
+                {"reliability": [[1, 2]]},
+                {"calibration_error": None},
+                {"edits": None},
+            )
+        ),
+    ],
 }
 
 
@@ -113,6 +130,15 @@ def test_values_of_another_type_are_one_line(name: str, text: str, run: Run) -> 
     read["decoding"] = run.read_decoding
     with pytest.raises(InputError, match=rf"{name} holds .*delete"):
         read.get(name.partition(".")[0], run.read_result)()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_no_report_is_older_than_the_training(resume: bool, tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for path in (run.report, run.result, run.best):
+        path.touch()
+    run.start(resume)
+    assert {path.name for path in tmp_path.iterdir()} == ({"best.safetensors"} if resume else set())
 
 
 def test_an_error_that_is_no_number_is_null_in_files(run: Run, tmp_path: Path) -> None:
