@@ -87,8 +87,9 @@ def train(
     if job.config.data:
         page = f"mdlstm report {quoted} --data {shell_quoted(job.config.data)}"
         note(f"for a page with examples: {with_imports(page)}")
-    # a model for one size would refuse samples of another, and new images of one's own may have another
-    is_mixed = bool(job.config.data) or job.task.has_mixed_sizes
-    form = "--form scan" if is_mixed else f"--size {format_size(job.task.spec.size)}"
+    # a model for one size would refuse samples of another, and new images of one's own may have another;
+    # --size 9 means 9x9
+    size, is_mixed = job.task.spec.size, bool(job.config.data) or job.task.has_mixed_sizes
+    form = "--form scan" if is_mixed or len(size) == 1 else f"--size {format_size(size)}"
     draws = job.task.spec.kind == "density"
     next_command(with_imports(f"mdlstm sample {quoted}" if draws else f"mdlstm export {quoted} {form}"))

@@ -203,7 +203,7 @@ def make_task(config: TrainConfig, known: Samples | None = None) -> Task:
         levels=config.levels,
         known=known,
     )
-    if config.size and config.grid != task.spec.size:
+    if config.size and parse_size(config.size, len(task.spec.size)) != task.spec.size:
         other = (", or use ", Argument("resize", config.size)) if task.spec.preprocessing else ()
         raise InputError(
             f"size {config.size} is not the size of the data {config.data}, which is "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import pickle
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import pytest
 from helpers.user_data import RNG, read, write_arrays
 from PIL import Image
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import KINDS, SPLITS, UNLABELLED, Kind, idx
 from mdlstm_tk.data.builtin import fashion
 from mdlstm_tk.data.builtin.fashion import Fashion
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.training import TrainConfig, make_task
 
 
 @pytest.mark.parametrize("kind", ["grid", "classify", "segment", "transcribe"])
@@ -252,3 +255,12 @@ def test_copies_and_copies_with_another_target_are_counted_and_named(tmp_path: P
     else:
         assert "1 samples are copies of others; first 'sample 4' of 'sample 2'" in summary
         assert f"1 samples are copies of others, but have another target; {named}" in summary
+
+
+def test_a_run_on_sequences_trains_again_with_its_own_settings(tmp_path: Path) -> None:
+    x = np.ones((4, 9, 2))
+    np.savez(tmp_path / "x.npz", x=x, y=x, ndim=1)
+    config = TrainConfig(task="grid", data=str(tmp_path / "x.npz"))
+    assert make_task(replace(config, size=format_size(make_task(config).spec.size))).spec.size == (9,)
+    with pytest.raises(InputError, match="size 8 is not the size"):
+        make_task(replace(config, size="8"))
