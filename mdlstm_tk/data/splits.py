@@ -131,15 +131,17 @@ def describe_copies(splits: Mapping[Split, Sequence[Survey]]) -> list[str]:
     Equal ones in training and in another split are those of `describe_overlap`.
     """
     earlier: dict[str, tuple[Split, Survey]] = {}
-    copies: dict[str, list[str]] = {"": [], ", but have another target": []}
+    copies: list[str] = []
+    contradictions: list[str] = []
     for split, surveys in splits.items():
         for survey in surveys:
             its_split, first = earlier.setdefault(survey.identity.digest, (split, survey))
-            if survey.label != first.label or (survey is not first and its_split == split):
-                kind = "" if survey.label == first.label else ", but have another target"
-                copies[kind].append(f"'{survey.sample.name}' of '{first.sample.name}'")
+            named = f"'{survey.sample.name}' of '{first.sample.name}'"
+            if survey.label != first.label:
+                contradictions.append(named)
+            elif survey is not first and its_split == split:
+                copies.append(named)
+    lines = (("", copies), (", but have another target", contradictions))
     return [
-        f"{len(names)} samples are copies of others{kind}; first {names[0]}"
-        for kind, names in copies.items()
-        if names
+        f"{len(each)} samples are copies of others{text}; first {each[0]}" for text, each in lines if each
     ]

@@ -236,9 +236,8 @@ def read_data(
     task.skipped = skipped
     task.extents = np.unique(all_extents if crop is None else np.minimum(all_extents, crop), axis=0)
     task.has_mixed_sizes = crop is not None or bool((all_extents != all_extents[0]).any())
-    task.summary = _summarise(
-        path, sources, task, all_extents, [*targets.lines, *notes, *describe_copies(splits)]
-    )
+    notes += describe_copies(splits)
+    task.summary = _summarise(path, sources, task, all_extents, [*targets.lines, *notes])
     if kind == "transcribe":
         task.texts = [normalise(survey.target) for survey in splits["train"]]
         task.text_extents = [
