@@ -161,8 +161,9 @@ class Comparison:
         columns = ["model", "hidden", "parameters"]
         columns += [column for error in errors for column in (error, "(range)")]
         rows = [_row(name, entry, errors) for name, entry in self.results.items()]
-        title = f"{self.plan.config.task}, {counted(self.plan.seeds, 'seed')}: errors of the best weights on "
-        title += "test data" if self.split == "test" else "validation data, which chose them"
+        data = "test data" if self.split == "test" else "validation data, which chose them"
+        seeds = counted(self.plan.seeds, "seed")
+        title = f"{self.plan.config.task}, {seeds}: errors of the best weights on {data}"
         return Table(title, [*columns, "seconds"], rows)
 
 
