@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.data import arrays, folders, pages
 from mdlstm_tk.data.idx import find_idx
 from mdlstm_tk.data.samples import Survey
@@ -141,7 +142,9 @@ def describe_copies(splits: Mapping[Split, Sequence[Survey]]) -> list[str]:
                 contradictions.append(named)
             elif survey is not first and its_split == split:
                 copies.append(named)
-    lines = (("", copies), (", but have another target", contradictions))
+    lines = (("", copies), (" with another target", contradictions))
     return [
-        f"{len(each)} samples are copies of others{text}; first {each[0]}" for text, each in lines if each
+        f"{counted(len(each), 'sample is a copy', 'samples are copies')} of one{text}; first {each[0]}"
+        for text, each in lines
+        if each
     ]

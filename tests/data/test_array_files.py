@@ -251,10 +251,10 @@ def test_copies_and_copies_with_another_target_are_counted_and_named(tmp_path: P
     summary = "; ".join(read(tmp_path / "x.npz", kind, validation=0.0).summary)
     named = "first 'sample 5' of 'sample 1'"
     if kind == "density":  # which has no targets
-        assert "2 samples are copies of others; first 'sample 4' of 'sample 2'" in summary
+        assert "2 samples are copies of one; first 'sample 4' of 'sample 2'" in summary
     else:
-        assert "1 samples are copies of others; first 'sample 4' of 'sample 2'" in summary
-        assert f"1 samples are copies of others, but have another target; {named}" in summary
+        assert "1 sample is a copy of one; first 'sample 4' of 'sample 2'" in summary
+        assert f"1 sample is a copy of one with another target; {named}" in summary
 
 
 def test_a_run_on_sequences_trains_again_with_its_own_settings(tmp_path: Path) -> None:
