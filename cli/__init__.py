@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from mdlstm_tk.cli.interrupts import EXIT_CODE, interrupts
@@ -16,6 +17,8 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: those of the command line, without the name of the program. None: `sys.argv[1:]`.
     """
     interrupts.watch()
+    # torch's threads would otherwise spin after each operation, on the cores that a sweep is to share.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before OpenMP is loaded, which reads it then
     try:
         from mdlstm_tk.cli.app import run  # imported here, as Ctrl-C may come while it is
 

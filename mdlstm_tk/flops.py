@@ -10,7 +10,12 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from mdlstm_tk.backends.inputs import SweepInputs
+
 Shape = Sequence[int]
+# Of the arguments of wavefront_backward after the first three: its options follow those of a sweep, three
+# results, and two gradients.
+OPTIONS = len(SweepInputs._fields) - 3 + 5
 
 
 def _flops(x: Shape, weight_ih: Shape, weight_hh: Shape | None, *_: Any, **__: Any) -> int:
@@ -19,12 +24,13 @@ def _flops(x: Shape, weight_ih: Shape, weight_hh: Shape | None, *_: Any, **__: A
 
 
 def _backward_flops(x: Shape, weight_ih: Shape, weight_hh: Shape | None, *others: Any, **_: Any) -> int:
-    """Operations of the gradients of W, U_d, h_d and, if wanted, x; and of the gates computed again."""
+    """Operations of the gradients of h_d and, if wanted, of W and U_d, and of x; and of the gates computed
+    again."""
     recurrent = 0 if weight_hh is None else prod(weight_hh)
-    recompute: bool = others[-3]
-    wants_dx: bool = others[-1]
+    recompute, _, wants_dx, wants_weights = (*others[OPTIONS:], True)[:4]
     again = _flops(x, weight_ih, weight_hh) if recompute else 0
-    return 2 * prod(x[:-1]) * ((1 + wants_dx) * prod(weight_ih) + 2 * recurrent) + again
+    products = (wants_weights + wants_dx) * prod(weight_ih) + (1 + wants_weights) * recurrent
+    return 2 * prod(x[:-1]) * products + again
 
 
 def register_flops() -> None:

@@ -48,7 +48,8 @@ torch.library.define(
 torch.library.define(
     "mdlstm::wavefront_backward",
     f"({SCHEMA}, Tensor grad, Tensor output, Tensor gates, Tensor states, Tensor? dfinal, bool recompute, "
-    f"str backend, bool wants_dx) -> ({', '.join(['Tensor'] * len(DIFFERENTIABLE))})",
+    f"str backend, bool wants_dx, bool wants_weights=True) -> "
+    f"({', '.join(['Tensor'] * len(DIFFERENTIABLE))})",
 )
 FIELDS = len(SweepInputs._fields)
 SAVED = (*TENSORS, "output", "gates", "states")  # for backward
@@ -188,10 +189,10 @@ class _Sweep(torch.autograd.Function):
             gates = _in_shape(gates, output, *shapes["gates"])
             results = SweepResults(output, None, gates, _in_shape(states, output, *shapes["states"]))
             named = *inputs[:-1], cell
-            gradients = _captured_gradients(named, results, grad, dfinal, needs_grad[0], recompute, backend)
+            gradients = _captured_gradients(named, results, grad, dfinal, needs_grad, recompute, backend)
         else:
             results = SweepResults(output, None, gates, states)
-            gradients = _backward(inputs, results, grad, dfinal, backend, needs_grad[0])
+            gradients = _backward(inputs, results, grad, dfinal, backend, *_wanted(needs_grad))
         pairs = zip(DIFFERENTIABLE, needs_grad, strict=True)
         return None, None, None, *(gradients.get(name) if needs else None for name, needs in pairs), None
 
@@ -214,14 +215,19 @@ def _backward(
     grad: Tensor | None,
     dfinal: Tensor | None,
     backend: str,
-    wants_dx: bool,
+    *wanted: bool,
 ) -> Gradients:
     """The gradients; the arguments are those of `Engine.backward`, but a gradient that is None is zeros."""
     grad = _dense(grad, results.output)
     dfinal = None if inputs.initial is None else _dense(dfinal, inputs.initial)
     with _without_autocast(inputs.x):
         run = engine(backend, inputs.x.device, inputs.x.dtype)
-        return run.backward(inputs, results, grad, dfinal, wants_dx)
+        return run.backward(inputs, results, grad, dfinal, *wanted)
+
+
+def _wanted(needs_grad: Sequence[bool]) -> tuple[bool, bool]:
+    """If gradients are wanted of x, and of any parameter, from those that the inputs need."""
+    return needs_grad[0], any(needs_grad[1 : DIFFERENTIABLE.index("initial")])
 
 
 def _dense(grad: Tensor | None, like: Tensor) -> Tensor:
@@ -325,10 +331,10 @@ def _check_captured(inputs: SweepInputs, backend: str, **others: Tensor | None) 
 
 
 def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
-    """The gradients in the order of `DIFFERENTIABLE`; empty where an input is None, and for x unless
-    `wants_dx`."""
+    """The gradients in the order of `DIFFERENTIABLE`; empty where an input is None or its gradient is not
+    wanted."""
     inputs = _unpack(arguments)
-    grad, output, gates, states, dfinal, recompute, backend, wants_dx = arguments[FIELDS:]
+    grad, output, gates, states, dfinal, recompute, backend, *wanted = arguments[FIELDS:]
     check_inputs(inputs)
     others = {"grad": grad, "output": output, "states": states, "gates": gates, "dfinal": dfinal}
     check_devices(inputs, **others)
@@ -338,18 +344,31 @@ def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
         if tensor is not None:
             check_tensor(name, tensor, *shapes[name])
     results = SweepResults(output, None, None if recompute else gates, states)
-    gradients = _backward(inputs, results, grad, dfinal, backend, wants_dx)
-    in_order = (gradients.get(name) for name in DIFFERENTIABLE)
+    gradients = _backward(inputs, results, grad, dfinal, backend, *_with_default(wanted))
+    pairs = zip(DIFFERENTIABLE, _has_gradient(wanted), strict=True)
+    in_order = (gradients.get(name) if has else None for name, has in pairs)
     return tuple(grad.new_empty(0) if g is None else g.contiguous() for g in in_order)
 
 
 def _wavefront_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = _with_cell(arguments)
-    grad, output, gates, states, dfinal, _, backend, wants_dx = arguments[FIELDS:]
+    grad, output, gates, states, dfinal, _, backend, *wanted = arguments[FIELDS:]
     others = {"grad": grad, "output": output, "gates": gates, "states": states, "dfinal": dfinal}
     _check_captured(inputs, backend, **others)
-    tensors = [inputs.x if wants_dx else None, *inputs.tensors[1:]]
-    return tuple(grad.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors)
+    pairs = zip(inputs.tensors, _has_gradient(wanted), strict=True)
+    return tuple(t.new_empty(t.shape) if has and t is not None else grad.new_empty(0) for t, has in pairs)
+
+
+def _with_default(wanted: Sequence[bool]) -> tuple[bool, bool]:
+    """`wants_dx` and `wants_weights` of the operator, which gets no argument that equals its default."""
+    wants_dx, wants_weights = (*wanted, True)[:2]
+    return wants_dx, wants_weights
+
+
+def _has_gradient(wanted: Sequence[bool]) -> list[bool]:
+    """Which of `DIFFERENTIABLE` the operator's backward returns a gradient of: all parameters or none."""
+    wants_dx, wants_weights = _with_default(wanted)
+    return [{"x": wants_dx, "initial": True}.get(name, wants_weights) for name in DIFFERENTIABLE]
 
 
 def _save_for_backward(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
@@ -369,7 +388,7 @@ def _operator_backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None, *_:
     if not ctx.saved:  # the graph was captured where no gradient was wanted
         output, _, gates, states = torch.ops.mdlstm.wavefront(*named, True, *ctx.options)
     results = SweepResults(output, None, gates, states)
-    gradients = _captured_gradients(named, results, grad, dfinal, needs_grad[0], *ctx.options)
+    gradients = _captured_gradients(named, results, grad, dfinal, needs_grad, *ctx.options)
     pairs = zip(DIFFERENTIABLE, needs_grad, strict=True)
     return *(gradients[name] if needs else None for name, needs in pairs), *no_gradients
 
@@ -379,7 +398,7 @@ def _captured_gradients(
     results: SweepResults,
     grad: Tensor | None,
     dfinal: Tensor | None,
-    wants_dx: bool,
+    needs_grad: Sequence[bool],
     *options: Any,
 ) -> Gradients:
     """`_backward` as one node of a graph: `results` have the shapes of `_shapes`, and the options are
@@ -387,7 +406,7 @@ def _captured_gradients(
     output, _, gates, states = results
     grad = torch.zeros_like(output) if grad is None else grad
     dfinal = None if named[DIFFERENTIABLE.index("initial")] is None else dfinal
-    others = grad, output, gates, states, dfinal, *options, wants_dx
+    others = grad, output, gates, states, dfinal, *options, *_wanted(needs_grad)
     gradients = torch.ops.mdlstm.wavefront_backward(*named, *others)
     return dict(zip(DIFFERENTIABLE, gradients, strict=True))
 

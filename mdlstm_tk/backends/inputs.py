@@ -165,8 +165,9 @@ class Engine(Protocol):
         grad: Tensor,
         dfinal: Tensor | None,
         wants_dx: bool,
+        wants_weights: bool,
     ) -> Gradients:
-        """The gradients of all inputs that are there; that of x if it is wanted.
+        """The gradients of all inputs that are there; those of x and of the parameters if they are wanted.
 
         Args:
             inputs: as for `forward`.
@@ -175,6 +176,7 @@ class Engine(Protocol):
             grad: (N, *grid, dirs, n) gradient of the output, contiguous.
             dfinal: the gradient of the final states, contiguous, if there are any.
             wants_dx: whether the gradient of x is needed.
+            wants_weights: whether that of any parameter is; frozen ones cost no product.
         """
 
 

@@ -32,8 +32,6 @@ def _small_sweeps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     least = {"BAND_ROWS": 3, "MIN_BAND_GRID": 1, "THREAD_OPERATIONS": 1, "BANDS_OPERATIONS": 1}
     for name, value in {**least, "TASK_OPERATIONS": 2000, "MIN_TASK_OPERATIONS": 2000}.items():
         monkeypatch.setattr(tiles, name, value)
-    monkeypatch.setattr(threads_module._pool, "resume", 0.0)
-    monkeypatch.setattr(threads_module, "INTERRUPTED", float("inf"))  # however busy the machine is
     plan.plans.clear()
     yield
     plan.plans.clear()
@@ -149,9 +147,8 @@ def test_a_sweep_runs_alone_if_no_thread_can_start(monkeypatch: pytest.MonkeyPat
     replace(PLAIN, batch=7).check("fused")
 
 
-def test_an_interrupt_leaves_the_threads_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_leaves_the_threads_free() -> None:
     """Also one that waits for the thread that was interrupted."""
-    monkeypatch.setattr(threads_module, "PAUSE", 0.0)  # no pause of the pool
     begun, both = threading.Event(), threading.Barrier(2, timeout=10)
 
     def interrupted(job: int) -> None:
@@ -165,29 +162,6 @@ def test_an_interrupt_leaves_the_threads_free(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(KeyboardInterrupt):
         run_chains(interrupted, [[Task(0, 0, 0)], [Task(1, 1, 0), Task(2, 0, 1)]], [0, 1, 2], None)
     run_chains(lambda _: both.wait(), [[Task(0, 0, 0)], [Task(1, 1, 0)]], [0, 1], None)  # needs two threads
-
-
-@pytest.mark.parametrize(
-    ("wall", "cpu", "is_interrupted"), [(9.0, 8.0, False), (13.4, 8, False), (13.6, 8, True)]
-)
-def test_a_thread_that_waited_for_a_cpu_rests(
-    wall: float, cpu: float, is_interrupted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A task may take half as long again as its own time, and 1.5 ms; two may take longer."""
-    clocks = {"perf_counter": 100.0, "thread_time": 50.0}
-    monkeypatch.setattr(threads_module, "INTERRUPTED", 1.5)
-    monkeypatch.setattr(
-        threads_module, "time", SimpleNamespace(**{k: partial(clocks.get, k) for k in clocks})
-    )
-
-    def run(job: int) -> None:
-        clocks["perf_counter"] += wall
-        clocks["thread_time"] += cpu
-
-    shared = threads_module._Shared(run, [], None)
-    left = [shared._was_interrupted(Task(0, 0, 0)) for _ in range(3)]
-    assert left == [False, False, is_interrupted]
-    assert (threads_module._pool.resume > clocks["perf_counter"]) == is_interrupted
 
 
 @pytest.mark.parametrize(

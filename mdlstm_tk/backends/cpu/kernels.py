@@ -319,14 +319,17 @@ def backward(arrays_address, sizes_address, job_address):  # type: ignore[no-unt
                         visit, sample = visit + 1, job.first_sample
             pending += rows
             if pending >= BLOCK:
-                _add_block(arrays.matmul, sizes, operands, all_da, pending, part, parameter_sums)
+                if arrays.sums:
+                    _add_block(arrays.matmul, sizes, operands, all_da, pending, part, parameter_sums)
                 pending = 0
                 blocks += 1
                 if blocks == sizes.part_blocks:
-                    add(sums, part, sizes.sums_size)
-                    clear(part, sizes.sums_size)
+                    if arrays.sums:
+                        add(sums, part, sizes.sums_size)
+                        clear(part, sizes.sums_size)
                     blocks = 0
-    if pending > 0:
-        _add_block(arrays.matmul, sizes, operands, all_da, pending, part, parameter_sums)
-    if sizes.part_blocks:
-        add(sums, part, sizes.sums_size)
+    if arrays.sums:
+        if pending > 0:
+            _add_block(arrays.matmul, sizes, operands, all_da, pending, part, parameter_sums)
+        if sizes.part_blocks:
+            add(sums, part, sizes.sums_size)

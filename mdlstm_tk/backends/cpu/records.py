@@ -36,7 +36,9 @@ class Arrays(NamedTuple):
     initial: int  # (N, F, dirs, 1 + S, n)
     weights_t: int  # (dirs, panels, G·n, NR), see `matmul.pack_transposed`
     dx: int  # (buffers, N, P, C), zeros to add to
-    sums: int  # (slots, dirs, sums_size), zeros to add the gradients of weights and parameters to
+    sums: (
+        int  # (slots, dirs, sums_size), zeros to add the gradients of weights and parameters to, if wanted
+    )
 
 
 class Sizes(NamedTuple):

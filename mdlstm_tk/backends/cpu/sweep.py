@@ -40,7 +40,12 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
 
 
 def backward(
-    inputs: SweepInputs, results: SweepResults, grad: Tensor, dfinal: Tensor | None, wants_dx: bool
+    inputs: SweepInputs,
+    results: SweepResults,
+    grad: Tensor,
+    dfinal: Tensor | None,
+    wants_dx: bool,
+    wants_weights: bool,
 ) -> Gradients:
     """See `Engine`."""
     dtype, inputs = inputs.x.dtype, _converted(inputs)
@@ -50,7 +55,7 @@ def backward(
     x, sizes = inputs.x, plan.sizes
     dfront = _front(inputs, plan, dfinal)
     dx = memory.zeros(x, (plan.jobs.buffers, *x.shape)) if wants_dx else None
-    sums = memory.zeros(x, (plan.jobs.slots, sizes.dirs, sizes.sums_size))
+    sums = memory.zeros(x, (plan.jobs.slots, sizes.dirs, sizes.sums_size)) if wants_weights else None
     _run(
         plan,
         inputs,
@@ -65,7 +70,7 @@ def backward(
         dx=dx,
         sums=sums,
     )
-    gradients = _split_sums(plan, inputs, memory.total(sums))
+    gradients = {} if sums is None else _split_sums(plan, inputs, memory.total(sums))
     if dx is not None:
         gradients["x"] = memory.total(dx)
     gradients = {name: None if g is None else g.to(dtype) for name, g in gradients.items()}

@@ -5,11 +5,12 @@ Python's lock. A job may have to wait for jobs of other chains. The calling thre
 job that no other thread has begun, so it only ever waits for jobs that are running. A thread without a job
 waits for a lock; none waits inside compiled code.
 
-A job that a busy machine interrupts delays all jobs that wait for it. So a thread of the pool that was
-interrupted leaves the other jobs to the caller, and for some time sweeps run on their own thread.
-
 There is one pool per process. A sweep that finds it in use runs alone. `MDLSTM_THREADS=2` lets at most two
 threads share a sweep; 0 and 1 switch the pool off.
+
+Threads of torch's OpenMP wait without sleep for the next operation that they share, and so keep the cores
+busy that a sweep is to share. `OMP_WAIT_POLICY=PASSIVE` lets them sleep: `mdlstm` sets it, and in other
+programs the first shared sweep asks for it.
 
 Threads of the pool have ended before the interpreter does: one that came back from compiled code later
 would end the process with an error.
@@ -20,18 +21,15 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-import time
+import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from queue import SimpleQueue
 from typing import NamedTuple
 
 import torch
 
 from mdlstm_tk.errors import InputError
-
-INTERRUPTED = 1.5e-3  # seconds that a job may take beyond its own time on a CPU, and half of that
-TOLERATED = 2  # interruptions of a sweep: torch's own threads spin for milliseconds too
-PAUSE = 0.1  # seconds without the pool after that
 
 
 class Task(NamedTuple):
@@ -62,19 +60,16 @@ class _Shared:
         self.busy = [False] * len(chains)  # whether a thread runs a task of the chain
         self.caller_waits = False
         self.stopped = False
-        self.interruptions = 0
 
     def work(self, is_caller: bool) -> None:
         """Run tasks. The caller returns when all are done, other threads when all have begun."""
-        chain, leaves = None, False
+        chain = None
         while True:
             with self.changed:
                 if chain is not None:
                     self.done[chain] += 1
                     self.busy[chain] = False
                     self.changed.notify_all()
-                if leaves:
-                    return
                 while (chain := self._choose(chain, is_caller)) is None:
                     if self.stopped or self._is_over(is_caller):
                         return
@@ -83,10 +78,7 @@ class _Shared:
                 self.caller_waits = self.caller_waits and not is_caller
                 self.busy[chain] = True
                 task = self.chains[chain][self.done[chain]]
-            if is_caller:
-                self.run(task.job)
-            else:
-                leaves = self._was_interrupted(task)
+            self.run(task.job)
 
     def _choose(self, last: int | None, is_caller: bool) -> int | None:
         """A chain whose next task may begin: if possible that of this thread's last one. If there is only
@@ -112,19 +104,6 @@ class _Shared:
             for done, busy, chain in zip(self.done, self.busy, self.chains, strict=True)
         )
 
-    def _was_interrupted(self, task: Task) -> bool:
-        """Run a task, and tell whether it had to wait for a CPU."""
-        start, start_cpu = time.perf_counter(), time.thread_time()
-        self.run(task.job)
-        wall, cpu = time.perf_counter() - start, time.thread_time() - start_cpu
-        if wall - cpu < INTERRUPTED + cpu / 2:
-            return False
-        self.interruptions += 1
-        if self.interruptions <= TOLERATED:
-            return False
-        _pool.resume = time.perf_counter() + PAUSE
-        return True
-
 
 class _Pool:
     """The threads, which wait in a queue for sweeps to share."""
@@ -134,7 +113,6 @@ class _Pool:
         self.queue: SimpleQueue[_Shared | None] = SimpleQueue()  # None ends a thread
         self.threads: list[threading.Thread] = []
         self.closed = False
-        self.resume = 0.0  # when the pool may be used again
 
     @property
     def size(self) -> int:
@@ -194,6 +172,19 @@ def thread_limit() -> int:
     return max(1, min(int(limit), torch.get_num_threads()))
 
 
+@cache
+def _warn_of_spinning() -> None:
+    """Say once that threads of OpenMP will slow sweeps down, unless its settings let them sleep."""
+    settings = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    if not any(name in os.environ for name in settings) and "OpenMP" in torch.__config__.parallel_info():
+        warnings.warn(
+            "several threads share a sweep, and torch's own threads keep them from their cores: set the "
+            "environment variable OMP_WAIT_POLICY=PASSIVE before torch is imported, or MDLSTM_THREADS=1",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
 def run_chains(run: Run, chains: Chains, order: Sequence[int], keep: object) -> None:
     """Run all tasks, with a thread for each chain.
 
@@ -204,12 +195,13 @@ def run_chains(run: Run, chains: Chains, order: Sequence[int], keep: object) -> 
         keep: whatever jobs read and write.
     """
     pool = _pool
-    if len(chains) < 2 or time.perf_counter() < pool.resume or not pool.lock.acquire(blocking=False):
+    if len(chains) < 2 or not pool.lock.acquire(blocking=False):
         for job in order:
             run(job)
         return
     shared = _Shared(run, chains, keep)
     try:
+        _warn_of_spinning()
         pool.grow(len(chains) - 1)
         for _ in range(min(pool.size, len(chains) - 1)):
             pool.queue.put(shared)

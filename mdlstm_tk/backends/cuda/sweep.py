@@ -89,7 +89,12 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
 
 
 def backward(
-    inputs: SweepInputs, results: SweepResults, grad: Tensor, dfinal: Tensor | None, wants_dx: bool
+    inputs: SweepInputs,
+    results: SweepResults,
+    grad: Tensor,
+    dfinal: Tensor | None,
+    wants_dx: bool,
+    wants_weights: bool,
 ) -> Gradients:
     """See `Engine`."""
     x, units, rows, (output, _, gates, states) = inputs.x, inputs.units, sweep_rows(inputs), results
@@ -134,7 +139,7 @@ def backward(
             if t > 0 and w_hh_t is not None:
                 multiply(parts[t], w_hh_t, out=_view(dh, dirs, count, hidden_dim))
 
-    gradients = input_gradients(inputs, da, hidden, rows, wants_dx)
+    gradients = input_gradients(inputs, da, hidden, rows, wants_dx, wants_weights)
     if d_parameters is not None:
         gradients |= inputs.split_cell_parameters(d_parameters.sum(dim=1).to(x.dtype))
     if d_first is not None:

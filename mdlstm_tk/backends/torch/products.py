@@ -116,27 +116,33 @@ def to_grid_order(visited: Tensor, rows: SweepRows) -> Tensor:
 
 
 def input_gradients(
-    inputs: SweepInputs, da: Tensor, operands: Tensor | None, rows: SweepRows, wants_dx: bool
+    inputs: SweepInputs,
+    da: Tensor,
+    operands: Tensor | None,
+    rows: SweepRows,
+    wants_dx: bool,
+    wants_weights: bool,
 ) -> Gradients:
-    """The gradients of x (if `wants_dx`), weight_ih, weight_hh and bias.
+    """The gradients of x, weight_ih, weight_hh and bias that are wanted.
 
     Args:
         inputs: of the sweep.
         da: (dirs, rows, G·n) gradient of the pre-activations, in x's dtype.
         operands: (dirs, rows, D·n) the h of the predecessors; not needed without weight_hh.
         rows: of the sweep.
-        wants_dx: whether the gradient of x is needed.
+        wants_dx, wants_weights: see `Engine.backward`.
     """
-    x = inputs.x
-    gradients: Gradients = {"weight_ih": multiply_transposed(da, _visited_input(x, rows)).to(x.dtype)}
-    if inputs.weight_hh is not None and operands is not None:
+    x, gradients = inputs.x, Gradients()
+    if wants_weights:
+        gradients["weight_ih"] = multiply_transposed(da, _visited_input(x, rows)).to(x.dtype)
+    if wants_weights and inputs.weight_hh is not None and operands is not None:
         joint = multiply_transposed(da, operands).unflatten(-1, (inputs.ndim, inputs.units))
         gradients["weight_hh"] = joint.transpose(1, 2).to(x.dtype)  # (dirs, D, G·n, n)
     if wants_dx:
         per_direction = multiply(da, inputs.weight_ih).unflatten(1, (rows.tables.positions, rows.batch))
         dx = to_grid_order(per_direction, rows).sum(dim=0).transpose(0, 1).reshape(x.shape)
         gradients["x"] = dx.to(x.dtype)
-    if inputs.bias is not None:
+    if wants_weights and inputs.bias is not None:
         gradients["bias"] = da.sum(dim=1, dtype=state_dtype(da)).to(x.dtype)
     return gradients
 

@@ -63,7 +63,12 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
 
 
 def backward(
-    inputs: SweepInputs, results: SweepResults, grad: Tensor, dfinal: Tensor | None, wants_dx: bool
+    inputs: SweepInputs,
+    results: SweepResults,
+    grad: Tensor,
+    dfinal: Tensor | None,
+    wants_dx: bool,
+    wants_weights: bool,
 ) -> Gradients:
     """See `Engine`."""
     x, units, rows, (output, _, gates, states) = inputs.x, inputs.units, sweep_rows(inputs), results
@@ -126,7 +131,8 @@ def backward(
                 d_before.index_add_(1, index, d_rows.unflatten(1, (counts[t], batch)))
             d_fronts[t - 1] = d_fronts[t - 1] + d_before[:, :-1]
 
-    gradients = products.input_gradients(inputs, torch.cat(da[::-1], dim=1), hidden, rows, wants_dx)
+    all_da = torch.cat(da[::-1], dim=1)
+    gradients = products.input_gradients(inputs, all_da, hidden, rows, wants_dx, wants_weights)
     if of_parameters:
         # torch sums many numbers in parts, which is more precise than adding one wavefront after another.
         summed = torch.stack(of_parameters).sum(dim=0).to(x.dtype)
