@@ -366,8 +366,9 @@ class MDLSTM(nn.Module):
 
         # `getattr` with a default would take an AttributeError of a parametrization for a no.
         def read(key: str) -> Any:
-            exists = key in self._parameters or key in self.__dict__ or hasattr(type(self), key)
-            return getattr(self, key) if exists else None
+            if key in self._parameters:
+                return self._parameters[key]
+            return getattr(self, key) if key in self.__dict__ or hasattr(type(self), key) else None
 
         return {name: read(f"{name}_l{k}") for name in PARAMETERS}
 

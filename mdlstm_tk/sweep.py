@@ -170,15 +170,16 @@ class _Sweep(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         saved = *tensors, results.output, results.gates, results.states
         ctx.save_for_backward(*saved)
-        ctx.kinds = [None if t is None else (t.shape, t.dtype) for t in saved]
+        ctx.kinds = _kinds(saved)
         return results.output, results.final
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None) -> tuple[Any, ...]:
         (template, cell, backend, recompute), saved = ctx.how, ctx.saved_tensors
-        for name, tensor, kind in zip(SAVED, saved, ctx.kinds, strict=True):
-            if tensor is not None:
-                check_tensor(name, tensor, *kind)
+        if _kinds(saved) != ctx.kinds:  # hooks of saved tensors may return others
+            for name, tensor, kind in zip(SAVED, saved, ctx.kinds, strict=True):
+                if tensor is not None:
+                    check_tensor(name, tensor, *kind)
         *tensors, output, gates, states = saved
         inputs, needs_grad = template.with_tensors(tensors), ctx.needs_input_grad[3:-1]
         if torch.is_grad_enabled() or is_batched(grad) or is_batched(dfinal):
@@ -195,6 +196,10 @@ class _Sweep(torch.autograd.Function):
             gradients = _backward(inputs, results, grad, dfinal, backend, *_wanted(needs_grad))
         pairs = zip(DIFFERENTIABLE, needs_grad, strict=True)
         return None, None, None, *(gradients.get(name) if needs else None for name, needs in pairs), None
+
+
+def _kinds(tensors: Sequence[Tensor | None]) -> list[tuple[Shape, torch.dtype] | None]:
+    return [None if t is None else (t.shape, t.dtype) for t in tensors]
 
 
 def is_batched(grad: Tensor | None) -> bool:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `mdlstm` does, before torch is imported
 import torch
 from helpers.requirements import missing
 from hypothesis import HealthCheck, settings

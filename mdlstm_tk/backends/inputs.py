@@ -60,8 +60,8 @@ class SweepInputs(NamedTuple):
 
     def with_tensors(self, tensors: Sequence[Tensor | None]) -> SweepInputs:
         """The same with other tensors: the differentiable ones, or these and `sizes`."""
-        fields: Any = dict(zip(TENSORS, tensors, strict=False))
-        return self._replace(**fields)
+        fields: Any = (*tensors, *self[len(tensors) :])
+        return SweepInputs(*fields)
 
     @property
     def ndim(self) -> int:

@@ -9,7 +9,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from math import prod
 from typing import Any
+
+import torch
 
 from mdlstm_tk._util.text import to_json
 from mdlstm_tk.data import Split
@@ -24,6 +27,7 @@ from mdlstm_tk.training.progress import Progress, StepTimer, TrainingTimes
 from mdlstm_tk.training.text_errors import describe_lines, evaluate_lines
 from mdlstm_tk.training.trainer import Trainer
 
+SMALL_STEP = 20_000_000  # operations of the forward pass of a step, about
 OnStep = Callable[[Progress], None]
 
 
@@ -52,11 +56,26 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
             written.
     """
     trainer = Trainer(job)
-    if job.best is not None and job.best is job.checkpoint:
-        trainer.save(job.run.best)  # which a kill may have prevented
-    if not job.is_trained:
-        _train_steps(job, trainer, on_step)
-    return _conclude(job, trainer)
+    with _threads_of(job):
+        if job.best is not None and job.best is job.checkpoint:
+            trainer.save(job.run.best)  # which a kill may have prevented
+        if not job.is_trained:
+            _train_steps(job, trainer, on_step)
+        return _conclude(job, trainer)
+
+
+@contextmanager
+def _threads_of(job: TrainingJob) -> Iterator[None]:
+    """Use one thread if a step is so small that waking others takes longer than they save."""
+    samples = job.config.batch_size // job.context.world_size
+    positions = samples * prod(job.task.largest_batch(job.config.seed, job.config.batch_size))
+    threads = torch.get_num_threads()
+    if 2 * count_parameters(job.network) * positions < SMALL_STEP:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from helpers.command import mdlstm
 from helpers.without_packages import python_without
 
+from mdlstm_tk.cli import main
 from mdlstm_tk.cli.app import VERBS
 from mdlstm_tk.training import list_settings
 
@@ -155,3 +157,15 @@ def test_debug_prints_the_traceback_and_keeps_the_exit_code(tmp_path: Path) -> N
     debug = mdlstm("info", tmp_path / "gone.onnx", "--debug")
     assert debug.code == 2 and "Traceback" in debug.err
     assert debug.err.endswith(usual.err)
+
+
+@pytest.mark.parametrize("own", [None, "ACTIVE"])
+def test_threads_of_openmp_sleep_unless_the_user_says_otherwise(
+    own: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert os.environ["OMP_WAIT_POLICY"] == (own or "PASSIVE")

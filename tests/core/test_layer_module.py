@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from mdlstm_tk import MDLSTM
+from mdlstm_tk.backends.cpu import plan
 from mdlstm_tk.backends.cpu import sweep as cpu_sweep
+from mdlstm_tk.backends.torch import products
 from mdlstm_tk.errors import InputError
 
 X = torch.randn(2, 4, 5, 3, generator=torch.Generator().manual_seed(0))
@@ -238,3 +240,25 @@ def test_torch_fx_makes_one_node_of_a_layer() -> None:
     assert torch.equal(traced(X), net(X))
     with pytest.raises(InputError, match="trace the network around it"):
         torch.fx.symbolic_trace(net.layer)
+
+
+@pytest.mark.parametrize("backend", ["fused", "torch"])
+@pytest.mark.parametrize(
+    "options", [{}, {"layer_norm": True, "peephole": True, "recompute": True}], ids=str
+)
+@pytest.mark.parametrize("batch", [2, 40], ids=["one sum", "sums of parts"])
+def test_frozen_weights_leave_the_gradient_of_x_as_it_is(
+    backend: Any, options: dict[str, Any], batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And cost no product."""
+    monkeypatch.setattr(plan, "MIN_PART_BLOCKS", 1)
+    plan.plans.clear()
+    layer, x = MDLSTM(3, 4, backend=backend, **options), torch.randn(batch, 5, 6, 3, requires_grad=True)
+    (expected,) = torch.autograd.grad(layer(x).square().sum(), x)
+    layer.requires_grad_(False)
+    multiplied: list[Any] = []
+    monkeypatch.setattr(products, "multiply_transposed", lambda *pair: multiplied.append(pair))
+    monkeypatch.setattr(cpu_sweep, "_new_gradients", lambda *pair: multiplied.append(pair))
+    (dx,) = torch.autograd.grad(layer(x).square().sum(), x)
+    assert torch.equal(dx, expected)
+    assert not multiplied

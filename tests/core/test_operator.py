@@ -201,7 +201,11 @@ def test_tensorboard_draws_the_graph(tmp_path: Path) -> None:
     assert "mdlstm::wavefront" in {node.op for node in graph.node}
 
 
-@pytest.mark.parametrize("wants_dx", [False, True], ids=["weights", "weights and x"])
+@pytest.mark.parametrize(
+    ("wants_dx", "wants_weights"),
+    [(False, True), (True, True), (True, False)],
+    ids=["weights", "weights and x", "x"],
+)
 @pytest.mark.parametrize(
     ("options", "dirs"),
     [
@@ -212,9 +216,10 @@ def test_tensorboard_draws_the_graph(tmp_path: Path) -> None:
     ids=str,
 )
 def test_floating_point_operations_are_those_of_the_products(
-    options: dict[str, Any], dirs: int, wants_dx: bool
+    options: dict[str, Any], dirs: int, wants_dx: bool, wants_weights: bool
 ) -> None:
     layer, x = MDLSTM(2, 4, **options), torch.randn(2, 3, 4, 2, requires_grad=wants_dx)
+    layer.requires_grad_(wants_weights)
     rows = 2 * 2 * 12 * dirs  # a multiplication and an addition, for each sample and position
     of_x, of_h = 5 * 4 * 2, 5 * 4 * 2 * 4  # W: G·n·C; U_1 and U_2: 2·G·n·n
     with FlopCounterMode(display=False) as counter:
@@ -222,7 +227,7 @@ def test_floating_point_operations_are_those_of_the_products(
     assert counter.get_total_flops() == rows * (of_x + of_h)
     with FlopCounterMode(display=False) as counter:
         y.sum().backward()
-    products = of_x + 2 * of_h + (of_x if wants_dx else 0)  # dW, dU and dh, and dx
+    products = of_h + wants_weights * (of_x + of_h) + wants_dx * of_x  # dh; dW and dU; dx
     again = of_x + of_h if "recompute" in options else 0
     assert counter.get_total_flops() == rows * (products + again)
 

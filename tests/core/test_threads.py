@@ -7,19 +7,21 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from helpers.parity import Case
 
+from mdlstm_tk import MDLSTM
 from mdlstm_tk.backends.cpu import plan, sweep, tiles
 from mdlstm_tk.backends.cpu import threads as threads_module
 from mdlstm_tk.backends.cpu.threads import Chains, Run, Task, run_chains
+from mdlstm_tk.backends.cpu.tiles import Jobs
 from mdlstm_tk.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
@@ -45,7 +47,7 @@ CASES: list[tuple[Case, int]] = [
     *(
         (replace(PLAIN, grid=(23, 6), batch=1, directions=((-1, 1),)), threads) for threads in (1, 3)
     ),  # bands
-    (Case("stable", (9, 4, 3), directions=((1, -1, 1),), states=True), 4),
+    (Case("stable", (9, 4, 3), directions=((1, -1, 1),), states=True), 3),
     (Case("slstm", (40,), 1, directions="all", layer_norm=True, recompute=True, states=True), 2),
     (replace(PLAIN, grid=(17, 5), batch=1, directions="all", sizes=True, states=True), 2),
     (Case("slstm", (7, 5), batch=5, directions=((1, -1),), sizes=True, states=True), 2),
@@ -145,6 +147,59 @@ def test_a_sweep_runs_alone_if_no_thread_can_start(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(threading.Thread, "start", start)
     torch.set_num_threads(5)
     replace(PLAIN, batch=7).check("fused")
+
+
+@pytest.mark.parametrize(
+    ("grid", "batch", "units", "directions"),
+    [((4, 4), 16, 64, "all"), ((4, 4), 16, 64, 1), ((23, 6), 1, 21, "all"), ((23, 6), 1, 21, 1)],
+    ids=str,
+)
+@pytest.mark.parametrize("sizes", [False, True], ids=["full", "sizes"])
+def test_buffers_of_gradients_are_bounded_whatever_the_number_of_threads(
+    grid: tuple[int, int],
+    batch: int,
+    units: int,
+    directions: Any,
+    sizes: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three sums of the weights and two dx, unless all together are small beside what forward keeps."""
+    made: list[Jobs] = []
+
+    def recorded(*arguments: Any) -> Jobs:
+        made.append(tiles.make_jobs(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(plan, "make_jobs", recorded)
+    layer, x = MDLSTM(3, units, directions=directions), torch.randn(batch, *grid, 3, requires_grad=True)
+    extents = [grid] * (batch - 1) + [(1, 1)] if sizes else None
+    weights = sum(parameter.nbytes for parameter in layer.parameters())
+    for threads in (1, 2, 8, 64):
+        torch.set_num_threads(threads)
+        y = layer(x, extents)
+        y.sum().backward()
+        jobs, kept = made[-1], 6 * y.nbytes
+        assert jobs.slots <= 3 or jobs.slots * weights <= kept / 4
+        assert jobs.buffers <= 2 or jobs.buffers * x.nbytes <= kept / 4
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
+def test_the_first_shared_sweep_says_that_torchs_threads_spin(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, and not where a setting of OpenMP speaks of it."""
+    torch.set_num_threads(2)
+    layer, x = PLAIN.layer("fused"), torch.randn(3, 5, 8, 2, dtype=torch.float64)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    threads_module._warn_of_spinning.cache_clear()
+    with pytest.warns(RuntimeWarning, match="OMP_WAIT_POLICY=PASSIVE"):
+        layer(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(x)
+        threads_module._warn_of_spinning.cache_clear()
+        monkeypatch.setenv(name, "0")
+        layer(x)
 
 
 def test_an_interrupt_leaves_the_threads_free() -> None:

@@ -30,7 +30,7 @@ from mdlstm_tk.cells.ir import Kernel
 _log = logging.getLogger("mdlstm_tk")
 _config_lock = threading.Lock()
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-Generic = Literal["forward", "backward", "matmul", "pack", "pack_transposed"]
+Generic = Literal["forward", "backward", "matmul", "pack", "pack_transposed", "unpack"]
 
 
 @cache

@@ -19,8 +19,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from mdlstm_tk.backends.cpu import simd
-from mdlstm_tk.backends.cpu.intrinsics import clear, copy, pointer_to, ptr_add
-from mdlstm_tk.backends.cpu.records import load_sizes
+from mdlstm_tk.backends.cpu.intrinsics import add, clear, copy, pointer_to, ptr_add
+from mdlstm_tk.backends.cpu.records import load_arrays, load_sizes
 from mdlstm_tk.backends.cpu.simd import I64, Pointer, Vector, vector_loop
 
 ZERO: Any = None  # 0 in the dtype; each compiled version has its own value
@@ -119,12 +119,12 @@ def _tile(
                 target.store(new)
 
 
-def pack(packed, weight_hh, weight_ih, bias, sizes_address):  # type: ignore[no-untyped-def]
-    """Write w_cat in panels, (dirs, panels, K, NR). The arguments are addresses; `bias` may be 0."""
-    sizes = load_sizes(sizes_address)
+def pack(arrays_address, sizes_address):  # type: ignore[no-untyped-def]
+    """Write w_cat in panels to `Arrays.weights`. The arguments are addresses of `Arrays` and `Sizes`."""
+    arrays, sizes = load_arrays(arrays_address), load_sizes(sizes_address)
     panel, gate_dim, channels = sizes.panel, sizes.gate_dim, sizes.channels
     units = sizes.units
-    target, b = pointer_to(ZERO, packed), pointer_to(ZERO, bias)
+    target, b = pointer_to(ZERO, arrays.weights), pointer_to(ZERO, arrays.bias)
     # The weights of h along each axis, then those of x, are rows for the columns of w_cat.
     parts = sizes.ndim + 1 if sizes.recurrent else 1
     for direction in range(sizes.dirs):
@@ -135,26 +135,27 @@ def pack(packed, weight_hh, weight_ih, bias, sizes_address):  # type: ignore[no-
             for part in range(parts):
                 if part < parts - 1:
                     length, row = units, (direction * sizes.ndim + part) * gate_dim + first
-                    source = ptr_add(pointer_to(ZERO, weight_hh), row * length)
+                    source = ptr_add(pointer_to(ZERO, arrays.weight_hh), row * length)
                 else:
                     length, row = channels, direction * gate_dim + first
-                    source = ptr_add(pointer_to(ZERO, weight_ih), row * length)
+                    source = ptr_add(pointer_to(ZERO, arrays.weight_ih), row * length)
                 for begin in range(0, length, RUN):
                     for j in range(count):
                         for k in range(begin, min(begin + RUN, length)):
                             target[k * panel + j] = source[j * length + k]
                 target = ptr_add(target, length * panel)
             for j in range(count):
-                target[j] = b[direction * gate_dim + first + j] if bias else ZERO
+                target[j] = b[direction * gate_dim + first + j] if arrays.bias else ZERO
             target = ptr_add(target, panel)
 
 
-def pack_transposed(packed, weight_hh, weight_ih, bias, sizes_address):  # type: ignore[no-untyped-def]
-    """Write the first `Sizes.columns` columns of w_catᵀ, which leave out b, (dirs, panels, G·n, NR)."""
-    sizes = load_sizes(sizes_address)
+def pack_transposed(arrays_address, sizes_address):  # type: ignore[no-untyped-def]
+    """Write the first `Sizes.columns` columns of w_catᵀ, which leave out b, to `Arrays.weights_t`."""
+    arrays, sizes = load_arrays(arrays_address), load_sizes(sizes_address)
     panel, gate_dim, channels = sizes.panel, sizes.gate_dim, sizes.channels
     hidden_dim, units = sizes.hidden_dim, sizes.units
-    target, w_hh, w_ih = pointer_to(ZERO, packed), pointer_to(ZERO, weight_hh), pointer_to(ZERO, weight_ih)
+    target = pointer_to(ZERO, arrays.weights_t)
+    w_hh, w_ih = pointer_to(ZERO, arrays.weight_hh), pointer_to(ZERO, arrays.weight_ih)
     for direction in range(sizes.dirs):
         for first in range(0, sizes.columns, panel):
             for k in range(gate_dim):
@@ -175,3 +176,32 @@ def pack_transposed(packed, weight_hh, weight_ih, bias, sizes_address):  # type:
                         clear(to, count)
                     j += count
                 target = ptr_add(target, panel)
+
+
+def unpack(arrays_address, sizes_address):  # type: ignore[no-untyped-def]
+    """Write the gradients of weights and parameters from their sums, those of all slots together."""
+    arrays, sizes = load_arrays(arrays_address), load_sizes(sizes_address)
+    gate_dim, channels, units = sizes.gate_dim, sizes.channels, sizes.units
+    sums, of_slot = pointer_to(ZERO, arrays.sums), sizes.dirs * sizes.sums_size
+    for slot in range(1, sizes.slots):
+        add(sums, ptr_add(sums, slot * of_slot), of_slot)
+    bias, parameters = pointer_to(ZERO, arrays.dbias), pointer_to(ZERO, arrays.dparameters)
+    parts = sizes.ndim + 1 if sizes.recurrent else 1  # as in `pack`
+    for direction in range(sizes.dirs):
+        source = ptr_add(sums, direction * sizes.sums_size)
+        for part in range(parts):
+            if part < parts - 1:
+                length, row = units, (direction * sizes.ndim + part) * gate_dim
+                target = ptr_add(pointer_to(ZERO, arrays.dweight_hh), row * length)
+            else:
+                length, row = channels, direction * gate_dim
+                target = ptr_add(pointer_to(ZERO, arrays.dweight_ih), row * length)
+            for first in range(0, gate_dim, RUN):
+                for k in range(length):
+                    for j in range(first, min(first + RUN, gate_dim)):
+                        target[j * length + k] = source[k * sizes.padded + j]
+            source = ptr_add(source, length * sizes.padded)
+        if arrays.dbias:
+            copy(ptr_add(bias, direction * gate_dim), source, gate_dim)
+        source = ptr_add(source, sizes.padded)
+        copy(ptr_add(parameters, direction * sizes.parameter_count), source, sizes.parameter_count)

@@ -65,6 +65,11 @@ def pointer(
     )
 
 
+def own(tensor: Tensor | None) -> int:
+    """The address of memory that a sweep has just taken for itself; 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 def new(like: Tensor, shape: Sequence[int]) -> Tensor:
     """Memory for a result. If it is large, the system is asked for pages of 2 MiB: touching fresh memory in
     pages of 4 KiB takes a quarter of the time of training at 1, 512×512, n 32."""

@@ -9,11 +9,11 @@ from mdlstm_tk._util.caches import BoundedCache
 from mdlstm_tk.backends.boundary import line_counts
 from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.cell_code import line_length
-from mdlstm_tk.backends.cpu.compile import compile_cell, generic_kernel
+from mdlstm_tk.backends.cpu.compile import Generic, compile_cell, generic_kernel
 from mdlstm_tk.backends.cpu.kernels import BLOCK
 from mdlstm_tk.backends.cpu.records import Sizes, address, words
 from mdlstm_tk.backends.cpu.threads import thread_limit
-from mdlstm_tk.backends.cpu.tiles import Jobs, Samples, make_jobs
+from mdlstm_tk.backends.cpu.tiles import Buffers, Jobs, Samples, make_jobs
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.backends.tables import Extents, ragged_extents
 from mdlstm_tk.cells.lowering import Pass, lower, reads_hidden
@@ -22,6 +22,15 @@ from mdlstm_tk.cells.step import CELL_PARAMETERS
 # Blocks whose gradients are summed up before they are added to the total. With fewer of them, adding to the
 # total would show in the time of a sweep.
 MIN_PART_BLOCKS = 32
+PACKED: dict[Generic, str] = {"pack": "weights", "pack_transposed": "weights_t"}  # which array they write
+PACKS: dict[Pass, tuple[Generic, ...]] = {
+    "forward": ("pack",),
+    "backward": ("pack_transposed",),
+    "recompute": ("pack", "pack_transposed"),
+}
+# Buffers of gradients, however many threads there are: these, or more if all together take a quarter of the
+# numbers that forward keeps.
+MIN_SUMS, MIN_DX, KEPT = 3, 2, 4
 PLAN_BYTES = 16384  # about what a plan takes beside its jobs
 
 
@@ -29,23 +38,27 @@ class Plan(NamedTuple):
     """The functions, sizes and jobs of a sweep.
 
     Attributes:
-        kernel, pack, pack_transposed: compiled functions.
+        kernel: the compiled function of the jobs.
+        packs: those that pack the weights before.
+        unpack: that which writes the gradients of the weights afterwards; None for forward.
         cell, matmul: addresses of compiled functions.
         sizes: what all jobs share.
         sizes_address: where that lies in memory.
         jobs: the jobs.
+        temporary: the arrays that live as long as the sweep.
         counts: how many numbers kernels take each of the tensors in `Arrays` for, in that order.
         memory: what the sizes hold addresses of, and their record.
     """
 
     kernel: Any
-    pack: Any
-    pack_transposed: Any
+    packs: tuple[Any, ...]
+    unpack: Any
     cell: int
     matmul: int
     sizes: Sizes
     sizes_address: int
     jobs: Jobs
+    temporary: tuple[str, ...]
     counts: dict[str, int]
     memory: Any
 
@@ -107,7 +120,12 @@ def _make_plan(
 
     operations = 2 * depth * gate_dim * (1 if is_forward else 2)  # of a row
     whole = Samples(grid, 0, batch, valid)
-    jobs = make_jobs(whole, inputs.signs, operations, threads, not is_forward)
+    most = None
+    if not is_forward:
+        kept = whole.rows * dirs * (gate_dim + states * units)  # numbers that forward keeps
+        sums, dx = dirs * sums_size, max(whole.rows * channels, 1)
+        most = Buffers(max(MIN_SUMS, kept // (KEPT * sums)), max(MIN_DX, kept // (KEPT * dx)))
+    jobs = make_jobs(whole, inputs.signs, operations, threads, most)
     blocks = whole.rows // BLOCK // len(jobs.chains)
     part_blocks = max(MIN_PART_BLOCKS, isqrt(blocks))  # as many parts as blocks in each: the shortest sums
     part_blocks = part_blocks if blocks > part_blocks else 0
@@ -160,6 +178,7 @@ def _make_plan(
         columns=columns,
         d_stride=d_stride,
         sums_size=sums_size,
+        slots=jobs.slots,
         part_blocks=part_blocks,
         scratch=scratch,
         **offsets,
@@ -169,6 +188,9 @@ def _make_plan(
     of_boundary = batch * sizes.lines * dirs * (1 + states) * units
     counts = {
         "x": of_x,
+        "weight_hh": dirs * hidden_dim * gate_dim,
+        "weight_ih": dirs * gate_dim * channels,
+        "bias": dirs * gate_dim,
         "parameters": dirs * parameter_count,
         "weights": dirs * -(-gate_dim // panel) * panel * depth,
         "front": of_boundary,
@@ -182,15 +204,18 @@ def _make_plan(
         "dx": jobs.buffers * of_x,
         "sums": jobs.slots * dirs * sums_size,
     }
+    counts |= {f"d{name}": counts[name] for name in ("weight_hh", "weight_ih", "bias", "parameters")}
+    packs = PACKS[pass_kind]
     return Plan(
         kernel=generic_kernel("forward" if is_forward else "backward", dtype).ctypes,
-        pack=generic_kernel("pack", dtype).ctypes,
-        pack_transposed=None if is_forward else generic_kernel("pack_transposed", dtype).ctypes,
+        packs=tuple(generic_kernel(name, dtype).ctypes for name in packs),
+        unpack=None if is_forward else generic_kernel("unpack", dtype).ctypes,
         cell=compiled.address,
         matmul=generic_kernel("matmul", dtype).address,
         sizes=sizes,
         sizes_address=address(record),
         jobs=jobs,
+        temporary=("scratch", *(PACKED[name] for name in packs)),
         counts=counts,
         memory=(record, line_table, steps),
     )

@@ -25,6 +25,9 @@ class Arrays(NamedTuple):
     cell: int  # C function, see `cell_code`
     matmul: int  # C function
     x: int  # (N, P, C)
+    weight_hh: int  # (dirs, D, G·n, n)
+    weight_ih: int  # (dirs, G·n, C)
+    bias: int  # (dirs, G·n)
     parameters: int  # (dirs, R, n)
     weights: int  # (dirs, panels, K, NR), see `matmul.pack`; backward: if it computes pre-activations again
     front: int  # (N, F, dirs, 1 + S, n), see `kernels`: the states, or gradients, between tiles
@@ -36,9 +39,11 @@ class Arrays(NamedTuple):
     initial: int  # (N, F, dirs, 1 + S, n)
     weights_t: int  # (dirs, panels, G·n, NR), see `matmul.pack_transposed`
     dx: int  # (buffers, N, P, C), zeros to add to
-    sums: (
-        int  # (slots, dirs, sums_size), zeros to add the gradients of weights and parameters to, if wanted
-    )
+    sums: int  # (slots, dirs, sums_size), zeros to add gradients of weights and parameters to, if wanted
+    dweight_hh: int  # the gradients of weights and parameters, each in the shape of what it belongs to
+    dweight_ih: int
+    dbias: int
+    dparameters: int
 
 
 class Sizes(NamedTuple):
@@ -67,6 +72,7 @@ class Sizes(NamedTuple):
     columns: int  # columns of the operands' gradients: hidden_dim, and C more if that of x is wanted
     d_stride: int  # columns in whole vectors
     sums_size: int  # numbers in the sums of a direction: of weights (K, padded), then of parameters (R, n)
+    slots: int  # sums of each direction
     part_blocks: int  # blocks whose sums are added up before they are added to the total; 0: all
     scratch: int  # numbers in the memory of a chain
     table_at: int  # a block's table, in int64, see `cell_code`

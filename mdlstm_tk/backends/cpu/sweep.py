@@ -34,9 +34,10 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
     new = memory.new if plan.jobs.is_full else Tensor.new_empty
     gates = new(x, (dirs, rows, plan.sizes.gate_dim)) if save and not recompute else None
     states = new(x, (dirs, rows, plan.sizes.states * units)) if save else None
-    _run(plan, inputs, weights=_pack(plan, inputs), front=front, output=output, gates=gates, states=states)
+    own = {"front": front, "output": output, "gates": gates, "states": states}
+    _run(plan, inputs, own)
     final = None if inputs.initial is None else front
-    return SweepResults(output.to(dtype), final, gates, states)
+    return SweepResults(_rounded(output, dtype), final, gates, states)
 
 
 def backward(
@@ -56,45 +57,58 @@ def backward(
     dfront = _front(inputs, plan, dfinal)
     dx = memory.zeros(x, (plan.jobs.buffers, *x.shape)) if wants_dx else None
     sums = memory.zeros(x, (plan.jobs.slots, sizes.dirs, sizes.sums_size)) if wants_weights else None
-    _run(
-        plan,
-        inputs,
-        weights=_pack(plan, inputs) if gates is None else None,
-        weights_t=_pack(plan, inputs, transposed=True),
-        front=dfront,
-        grad=memory.plain(grad),
-        output=output,
-        gates=gates,
-        states=states,
-        initial=inputs.initial,
-        dx=dx,
-        sums=sums,
-    )
-    gradients = {} if sums is None else _split_sums(plan, inputs, memory.total(sums))
+    gradients = _new_gradients(plan, inputs) if wants_weights else {}
+    own = {"front": dfront, "dx": dx, "sums": sums, **{f"d{name}": g for name, g in gradients.items()}}
+    given = {"output": output, "gates": gates, "states": states, "initial": inputs.initial}
+    _run(plan, inputs, own, grad=memory.plain(grad), **given)
+    if (of_cell := gradients.pop("parameters", None)) is not None:
+        parts = inputs.split_cell_parameters(of_cell)
+        gradients |= {name: memory.copy(part) for name, part in parts.items()}
     if dx is not None:
         gradients["x"] = memory.total(dx)
-    gradients = {name: None if g is None else g.to(dtype) for name, g in gradients.items()}
+    gradients = {name: None if g is None else _rounded(g, dtype) for name, g in gradients.items()}
     if inputs.initial is not None:
         gradients["initial"] = dfront
     return gradients
 
 
-def _run(plan: Plan, inputs: SweepInputs, **arrays: Tensor | None) -> None:
-    """Run all jobs of a sweep; `arrays` are those of `Plan.counts` that a pass has."""
-    arrays["x"], arrays["parameters"] = inputs.x, inputs.cell_parameters()
-    arrays["scratch"] = inputs.x.new_empty(len(plan.jobs.chains) * plan.sizes.scratch)
-    counts, dtype = plan.counts.items(), inputs.x.dtype
-    pointers = [memory.pointer(name, arrays.get(name), dtype, count) for name, count in counts]
-    record = words((plan.cell, plan.matmul, *pointers))
+def _rounded(result: Tensor, dtype: torch.dtype) -> Tensor:
+    """`result.to(dtype)`, which takes a microsecond even where there is nothing to do."""
+    return result if result.dtype == dtype else result.to(dtype)
+
+
+def _run(plan: Plan, inputs: SweepInputs, own: dict[str, Tensor | None], **given: Tensor | None) -> None:
+    """Pack the weights, run all jobs of a sweep, and write the gradients of weights.
+
+    Args:
+        plan, inputs: of the sweep.
+        own: the arrays of `Plan.counts` that this pass has taken memory for.
+        given: others that it has.
+    """
+    x, counts = inputs.x, plan.counts
+    given |= {"x": x, "weight_hh": inputs.weight_hh, "weight_ih": inputs.weight_ih, "bias": inputs.bias}
+    given["parameters"] = inputs.cell_parameters()
+    temporary = x.new_empty(sum(counts[name] for name in plan.temporary))
+    addresses, start = {name: memory.own(tensor) for name, tensor in own.items()}, memory.own(temporary)
+    for name in plan.temporary:
+        addresses[name] = start
+        start += counts[name] * x.itemsize
+    for name, tensor in given.items():
+        addresses[name] = memory.pointer(name, tensor, x.dtype, counts[name])
+    record = words((plan.cell, plan.matmul, *[addresses.get(name, 0) for name in counts]))
     kernel, arrays_address, sizes_address = plan.kernel, address(record), plan.sizes_address
+    for pack in plan.packs:
+        pack(arrays_address, sizes_address)
     if len(plan.jobs.order) == 1:
         kernel(arrays_address, sizes_address, plan.jobs.order[0])
-        return
+    else:
 
-    def run(job: int) -> None:
-        kernel(arrays_address, sizes_address, job)
+        def run(job: int) -> None:
+            kernel(arrays_address, sizes_address, job)
 
-    run_chains(run, plan.jobs.chains, plan.jobs.order, (plan, record, arrays))
+        run_chains(run, plan.jobs.chains, plan.jobs.order, (plan, record, own, given, temporary))
+    if addresses.get("sums"):
+        plan.unpack(arrays_address, sizes_address)
 
 
 def _front(inputs: SweepInputs, plan: Plan, start: Tensor | None) -> Tensor | None:
@@ -107,36 +121,17 @@ def _front(inputs: SweepInputs, plan: Plan, start: Tensor | None) -> Tensor | No
     return start.masked_fill(~valid_lines(inputs.grid, inputs.sizes)[..., None, None, None], 0)
 
 
-def _split_sums(plan: Plan, inputs: SweepInputs, sums: Tensor) -> Gradients:
-    """The gradients of weights and of the cell's parameters from `sums`, (dirs, sums_size), each in memory
-    of its own."""
-    sizes, dirs, gate_dim, units = plan.sizes, plan.sizes.dirs, plan.sizes.gate_dim, plan.sizes.units
-    # The gradient of w_cat is (K, padded), and its rows are those of h_1, …, h_D, x and 1.
-    row, start, shape = sizes.padded, sizes.sums_size, inputs.weight_ih.shape
-    parts = {"weight_ih": sums.as_strided(shape, (start, 1, row), sizes.hidden_dim * row)}
-    if inputs.weight_hh is not None:
-        parts["weight_hh"] = sums.as_strided(inputs.weight_hh.shape, (start, units * row, 1, row))
-    if inputs.bias is not None:
-        parts["bias"] = sums.as_strided((dirs, gate_dim), (start, 1), (sizes.depth - 1) * row)
+def _new_gradients(plan: Plan, inputs: SweepInputs) -> Gradients:
+    """Memory for the gradients of the weights that are there, and of the cell's parameters."""
+    sizes, weights = (
+        plan.sizes,
+        {name: getattr(inputs, name) for name in ("weight_ih", "weight_hh", "bias")},
+    )
+    gradients: Gradients = {name: w.new_empty(w.shape) for name, w in weights.items() if w is not None}
     if sizes.parameter_count:
-        shape = torch.Size((dirs, sizes.parameter_count // units, units))
-        rows = sums.as_strided(shape, (start, units, 1), sizes.depth * row)
-        parts |= inputs.split_cell_parameters(rows)
-    return {name: memory.copy(part) for name, part in parts.items()}
-
-
-def _pack(plan: Plan, inputs: SweepInputs, transposed: bool = False) -> Tensor:
-    """The weights as `matmul.pack` or `matmul.pack_transposed` writes them."""
-    x, sizes = inputs.x, plan.sizes
-    packed = x.new_empty(plan.counts["weights_t" if transposed else "weights"])
-    weights = {"weight_hh": sizes.hidden_dim, "weight_ih": sizes.channels, "bias": 1}
-    pointers = [memory.pointer("packed", packed)]
-    for name, columns in weights.items():
-        count = sizes.dirs * sizes.gate_dim * columns
-        pointers.append(memory.pointer(name, getattr(inputs, name), x.dtype, count))
-    kernel = plan.pack_transposed if transposed else plan.pack
-    kernel(*pointers, plan.sizes_address)
-    return packed
+        shape = sizes.dirs, sizes.parameter_count // sizes.units, sizes.units
+        gradients["parameters"] = inputs.x.new_empty(shape)
+    return gradients
 
 
 def _converted(inputs: SweepInputs) -> SweepInputs:

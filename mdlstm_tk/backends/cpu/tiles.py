@@ -75,6 +75,18 @@ class Samples(NamedTuple):
         return [(start, min(height, grid[0] - start)) for start in range(0, grid[0], height)]
 
 
+class Buffers(NamedTuple):
+    """How many buffers of gradients chains may have, however many threads there are.
+
+    Attributes:
+        sums: of the weights.
+        dx: of x, where chains add to the same positions.
+    """
+
+    sums: int
+    dx: int
+
+
 class Jobs(NamedTuple):
     """The jobs of a sweep.
 
@@ -106,7 +118,7 @@ class Jobs(NamedTuple):
 
 
 def _divide(
-    whole: Samples, dirs: int, operations: int, threads: int
+    whole: Samples, dirs: int, operations: int, threads: int, most: Buffers | None
 ) -> tuple[Division, int, Sequence[Samples]]:
     """The division that keeps most threads busy; of equal ones that by samples, which share least.
 
@@ -115,30 +127,31 @@ def _divide(
         dirs: the number of directions.
         operations: floating-point operations of the sweep.
         threads: the largest number of threads.
+        most: the most buffers of gradients; None for forward, which has none.
 
     Returns:
         The division, the number of chains, and the samples that are swept together.
     """
-    followers = max(1, min(threads, operations // BANDS_OPERATIONS))
+    batch, sums, dx = whole.number, most.sums if most else threads, most.dx if most else threads
+    followers = max(1, min(threads, operations // BANDS_OPERATIONS, sums, dx if dirs > 1 else threads))
     threads = max(1, min(threads, operations // THREAD_OPERATIONS))
+    sharing_samples, sharing_directions = min(threads, sums, max(batch, 1)), min(threads, dx, dirs)
     if whole.valid is not None:
-        return "samples", threads, _ragged_ranges(whole, threads)
-    batch = whole.number
+        return "samples", min(threads, sums), _ragged_ranges(whole, min(threads, sums))
     busy: dict[Division, float] = {  # threads at work, on average
-        "samples": batch / -(-batch // min(threads, batch)),
-        "directions": dirs / -(-dirs // min(threads, dirs)),
+        "samples": batch / -(-batch // sharing_samples),
+        "directions": dirs / -(-dirs // sharing_directions),
         "bands": 0.8 * min(followers, (len(whole.bands) + 1) / 2 * dirs),
     }
     division = max(busy, key=lambda name: busy[name])
     if division != "samples" and busy[division] > 1:
-        return division, min(threads, dirs) if division == "directions" else followers, [whole]
-    chains = min(threads, batch)
-    limits = pairwise(batch * k // chains for k in range(chains + 1))
-    return "samples", chains, [Samples(whole.grid, a, b - a) for a, b in limits]
+        return division, sharing_directions if division == "directions" else followers, [whole]
+    limits = pairwise(batch * k // sharing_samples for k in range(sharing_samples + 1))
+    return "samples", sharing_samples, [Samples(whole.grid, a, b - a) for a, b in limits]
 
 
 def make_jobs(
-    whole: Samples, signs: tuple[int, ...], operations: int, threads: int, backwards: bool
+    whole: Samples, signs: tuple[int, ...], operations: int, threads: int, most: Buffers | None = None
 ) -> Jobs:
     """The jobs of a sweep.
 
@@ -147,12 +160,14 @@ def make_jobs(
         signs: the directions, dirs · D signs.
         operations: floating-point operations of a row.
         threads: the largest number of threads.
-        backwards: whether the sweep runs from the last position to the first.
+        most: the most buffers of gradients of a sweep that runs from the last position to the first; None
+            for one that runs forward.
     """
     grid, ndim = whole.grid, len(whole.grid)
     directions = tuple(signs[k : k + ndim] for k in range(0, len(signs), ndim))
     all_operations = whole.rows * len(directions) * operations
-    division, chain_count, ranges = _divide(whole, len(directions), all_operations, threads)
+    division, chain_count, ranges = _divide(whole, len(directions), all_operations, threads, most)
+    backwards = most is not None
     bands = whole.bands[:: -1 if backwards else 1]
     slots = 1 if division == "directions" else chain_count
     buffers = 1 if division == "samples" or len(directions) == 1 else chain_count
