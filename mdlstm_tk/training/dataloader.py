@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -64,7 +64,7 @@ def dataloader(config: TrainConfig, task: Task, first_step: int, shard: slice) -
 def _prepared_ahead(dataset: _BatchOfStep, steps: range) -> Iterator[Batch | MDLSTMError]:
     """The batches of the steps; a thread is one batch ahead."""
     with ThreadPoolExecutor(1, "mdlstm-data") as pool:
-        prepared = None
+        prepared: Future[Batch | MDLSTMError] | None = None
         for step in steps:
             batch, prepared = prepared, pool.submit(dataset.__getitem__, step)
             if batch is not None:
