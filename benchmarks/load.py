@@ -3,9 +3,9 @@
     python benchmarks/load.py                      # takes some eight minutes
     python benchmarks/load.py --shape 16,32x32,1,64 --seconds 4
 
-For each shape and pass the layer runs with one and with two threads in turn, in the same process; first
-alone, then while as many other processes as there are processors keep them busy. Times are medians of wall
-time in milliseconds; ratios are medians over the rounds.
+For each shape and pass the layer runs with one and with two threads in turn, in the same process, each time
+after an operation that torch's threads share; first alone, then while as many other processes as there are
+processors keep them busy. Times are medians of wall time in milliseconds; ratios are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `mdlstm` does, before torch is imported
 import torch
 from contenders import SHAPES, Shape, Step, interleave, make_layer, make_step, ratios_of, torch_threads
 from measuring import argument_parser, markdown
@@ -67,8 +68,11 @@ def measure(shape: Shape, training: bool, seconds: float) -> tuple[float, float,
 def with_threads(step: Step, count: int) -> Step:
     """A step on a number of threads."""
 
+    shared = torch.zeros(2**17)
+
     def run() -> None:
         torch.set_num_threads(count)
+        shared.add_(1)
         step()
 
     return run

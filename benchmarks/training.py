@@ -49,11 +49,13 @@ def main() -> None:
         print(json.dumps(parts(json.loads(arguments.shares))))
         return
     checkouts = [ROOT, arguments.checkout] if arguments.checkout else [ROOT]
-    rows = table(arguments.task or list(TASKS), arguments.rounds, checkouts)
+    rows = table(arguments.task or tuple(TASKS), arguments.rounds, checkouts)
     print(markdown(COLUMNS, rows, 1))
 
 
-def table(tasks: list[str], rounds: int = 3, checkouts: Sequence[Path] = (ROOT,)) -> list[list[str]]:
+def table(
+    tasks: Sequence[str] = tuple(TASKS), rounds: int = 3, checkouts: Sequence[Path] = (ROOT,)
+) -> list[list[str]]:
     """The rows of COLUMNS."""
     rows = []
     for task in tasks:
