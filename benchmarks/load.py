@@ -3,9 +3,9 @@
     python benchmarks/load.py                      # takes some eight minutes
     python benchmarks/load.py --shape 16,32x32,1,64 --seconds 4
 
-For each shape and pass the layer runs with one and with two threads in turn, in the same process, each time
-after an operation that torch's threads share; first alone, then while as many other processes as there are
-processors keep them busy. Times are medians of wall time in milliseconds; ratios are medians over the rounds.
+For each shape and pass the layer runs with one and with two threads in turn, in the same process, each
+time after an operation that torch's threads share; first alone, then while as many other processes as there
+are processors keep them busy. Times are medians of wall time in milliseconds, ratios those over the rounds.
 """
 
 from __future__ import annotations
