@@ -4,6 +4,7 @@ resampling (SciPy). Lines of text are distorted as hands and pens differ.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -69,27 +70,33 @@ def distort(
         with_target: True if y is a mask.
     """
     ndimage = require("scipy.ndimage", "data")
-    extents = np.array(x.shape[:2])
-    smaller = int(extents.min())
-    angle = strength * ROTATION * smaller / extents.max() * rng.uniform(-1, 1)
+    smaller, larger = sorted(x.shape[:2])
+    angle = strength * ROTATION * smaller / larger * rng.uniform(-1, 1)
     zoom = 1 + strength * ZOOM * rng.uniform(-1, 1, 2)
     shift = strength * SHIFT * smaller * rng.uniform(-1, 1, 2)
     cosine, sine = np.cos(angle), np.sin(angle)
     matrix = np.array([[cosine, -sine], [sine, cosine]]) * zoom[:, None]
 
-    centre = (extents - 1) / 2
-    positions = np.moveaxis(np.indices(x.shape[:2]), 0, -1) - centre  # (H, W, 2)
+    positions, centre = _centred_positions(x.shape[:2])
     positions = positions @ matrix.T + centre + shift
     if WARP_SIGMA * smaller >= 1 and strength > 0:
         positions += strength * WARP_STD * smaller * _random_warp(x.shape[:2], rng, ndimage)
-    coordinates = np.moveaxis(positions, -1, 0)
-    channels = [
-        ndimage.map_coordinates(channel, coordinates, order=1, mode="nearest")
-        for channel in np.moveaxis(x, -1, 0)
-    ]
+    coordinates = positions.transpose(2, 0, 1)
+    distorted = np.empty(x.shape, np.float32)
+    for channel in range(x.shape[2]):
+        distorted[..., channel] = ndimage.map_coordinates(
+            x[..., channel], coordinates, order=1, mode="nearest"
+        )
     if with_target:
         y = ndimage.map_coordinates(y, coordinates, order=0, mode="nearest")
-    return np.stack(channels, axis=-1).astype(np.float32), y
+    return distorted, y
+
+
+@lru_cache(maxsize=16)
+def _centred_positions(extents: tuple[int, int]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """The positions (H, W, 2) of a grid, counted from its centre, and the centre (2,)."""
+    centre = (np.array(extents) - 1) / 2
+    return np.moveaxis(np.indices(extents), 0, -1) - centre, centre
 
 
 def distort_line(x: Floats, rng: np.random.Generator, strength: float) -> Floats:

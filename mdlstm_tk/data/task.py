@@ -227,7 +227,7 @@ class DatasetTask(Task):
         return collate(self.spec.kind, [self._augmented(samples[k], seed, draw) for draw, k in pairs])
 
     def _augmented(self, sample: Sample, seed: int, draw: int) -> Sample:
-        x, y = self._cropped(sample, make_rng(seed, CROP, draw))
+        x, y = self._cropped(sample, None if self.crop is None else make_rng(seed, CROP, draw))
         if not self.augment:
             return x, y
         rng = make_rng(seed, DISTORTION, draw)

@@ -1,13 +1,11 @@
-"""Batches in the order of the training steps, prepared beside the steps by a thread or by workers."""
+"""Batches in the order of the training steps, prepared by this process or ahead of time by workers."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mdlstm_tk.data import Batch, Task
@@ -36,8 +34,6 @@ class _BatchOfStep(Dataset[Batch | MDLSTMError]):
 def dataloader(config: TrainConfig, task: Task, first_step: int, shard: slice) -> Iterator[Batch]:
     """The `shard` of each batch, from `first_step` to the last step; without end with `minutes`.
 
-    If torch may use several threads, one prepares the next batch while the caller works on this one.
-
     Raises:
         MDLSTMError: the task cannot make a batch, see `Task.batch`.
     """
@@ -53,24 +49,10 @@ def dataloader(config: TrainConfig, task: Task, first_step: int, shard: slice) -
             worker_init_fn=_ignore_interrupts,
         )
         results = iter(loader)
-    elif torch.get_num_threads() > 1:
-        results = _prepared_ahead(dataset, steps)
     for result in results:
         if isinstance(result, MDLSTMError):
             raise result
         yield result
-
-
-def _prepared_ahead(dataset: _BatchOfStep, steps: range) -> Iterator[Batch | MDLSTMError]:
-    """The batches of the steps; a thread is one batch ahead."""
-    with ThreadPoolExecutor(1, "mdlstm-data") as pool:
-        prepared: Future[Batch | MDLSTMError] | None = None
-        for step in steps:
-            batch, prepared = prepared, pool.submit(dataset.__getitem__, step)
-            if batch is not None:
-                yield batch.result()
-        if prepared is not None:
-            yield prepared.result()
 
 
 def _ignore_interrupts(_: int) -> None:

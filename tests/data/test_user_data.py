@@ -226,7 +226,7 @@ def test_the_command_describes_the_data(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     for text in ("a (9), b (9)", "a/bad.png", "resized to 4x6", "GB"):
         assert text in done.err
-    assert "mdlstm export runs/signs-md-4x6 --size 4x6" in done.err
+    assert "mdlstm export runs/signs-md-4x6 --form scan" in done.err
 
 
 def write_mixed(path: Path, count: int = 24) -> Path:

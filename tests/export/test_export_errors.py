@@ -24,8 +24,9 @@ from mdlstm_tk.export.arguments import read_spec
 from mdlstm_tk.export.verification import export_verifier
 from mdlstm_tk.export.verification.parity import compare, feature_scale
 from mdlstm_tk.models import Normalized, create
-from mdlstm_tk.runtime import Session, runner
+from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.choices import Form
+from mdlstm_tk.runtime.io import npy
 
 
 def rows(y: Tensor) -> Tensor:
@@ -204,7 +205,7 @@ def test_equal_numbers_are_within_a_tolerance_of_zero() -> None:
 def test_the_size_of_a_file_is_limited_by_onnx_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (export_verifier, runner):
+    for module in (export_verifier, npy):
         monkeypatch.setattr(module, "MAX_BYTES", 1000)
     assert export_onnx(Function(), tmp_path / "m.onnx", **G).bytes > 1000
     monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", 1000)

@@ -189,7 +189,7 @@ def test_a_run_is_verified_on_values_like_those_of_its_data(tmp_path: Path) -> N
 
 
 def test_the_name_of_a_file_tells_its_form(trained: Run, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"form 'tiles' .* a size"):
+    with pytest.raises(InputError, match=r"form 'tiles' .* with grid="):
         export_onnx(MDLSTM(1, 2), tmp_path / "m.tiles", grid=(3, 4))
     with pytest.raises(InputError, match=r"ends in \.tiles; got .*m\.tiles for form 'scan'"):
         export_onnx(MDLSTM(1, 2), tmp_path / "m.tiles", form="scan")

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count, pairwise, repeat
@@ -37,7 +36,6 @@ from mdlstm_tk.training import (
     train,
     trainer,
 )
-from mdlstm_tk.training.dataloader import dataloader
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.evaluation import measure
 from mdlstm_tk.training.losses import loss_of
@@ -106,32 +104,6 @@ def test_batches_from_workers_are_the_same(tmp_path: Path) -> None:
     alone = run_in(tmp_path / "alone", DIGITS)
     helped = run_in(tmp_path / "helped", replace(DIGITS, workers=2))
     assert alone.metrics.read_bytes() == helped.metrics.read_bytes()
-
-
-def test_a_thread_prepares_the_next_batch_beside_the_step() -> None:
-    """The same ones as without it, also if the caller leaves early."""
-    task, before = DiagonalTask((5, 6)), torch.get_num_threads()
-    config = replace(SMALL, steps=4)
-    expected = [task.batch(config.seed, step, 2) for step in range(1, 4)]
-    begun = {step: threading.Event() for step in range(5)}
-
-    def recorded(seed: int, step: int, count: int, **options: Any) -> Batch:
-        begun[step].set()
-        return DiagonalTask.batch(task, seed, step, count, **options)
-
-    task.batch = recorded  # type: ignore[method-assign, assignment]
-    try:
-        torch.set_num_threads(2)
-        batches = dataloader(replace(config, batch_size=2), task, 1, slice(0, 2))
-        for step, batch in zip(range(1, 4), batches, strict=True):
-            np.testing.assert_array_equal(batch.x, expected[step - 1].x)
-            assert step == 3 or begun[step + 1].wait(10)
-        left = dataloader(replace(config, batch_size=2), task, 0, slice(0, 2))
-        next(left)
-        del left
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("mdlstm-data")]
-    finally:
-        torch.set_num_threads(before)
 
 
 class WithoutAFile(DiagonalTask):
