@@ -22,6 +22,7 @@ from mdlstm_tk.training.calibration import calibrate
 from mdlstm_tk.training.dataloader import dataloader
 from mdlstm_tk.training.evaluation import evaluate
 from mdlstm_tk.training.job import TrainingJob
+from mdlstm_tk.training.memory import keep_freed_memory
 from mdlstm_tk.training.networks import count_parameters
 from mdlstm_tk.training.progress import Progress, StepTimer, TrainingTimes
 from mdlstm_tk.training.text_errors import describe_lines, evaluate_lines
@@ -55,6 +56,7 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
         MDLSTMError: training diverged, a process that prepares batches was killed, or the folder cannot be
             written.
     """
+    keep_freed_memory()
     trainer = Trainer(job)
     with _threads_of(job):
         if job.best is not None and job.best is job.checkpoint:
