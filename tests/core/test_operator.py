@@ -252,8 +252,10 @@ def test_a_counter_of_operations_may_be_imported_after_the_layer() -> None:
     assert done.stdout.split() == ["9600", "17280"]
 
 
-@pytest.mark.parametrize("backend", ["fused", "torch"])
-@pytest.mark.parametrize("sizes", [None, SIZES], ids=["full", "sizes"])
+@pytest.mark.parametrize("backend", ["fused", pytest.param("torch", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "sizes", [pytest.param(None, marks=pytest.mark.slow), SIZES], ids=["full", "sizes"]
+)
 def test_compiled_autograd_of_an_eager_layer(sizes: Tensor | None, backend: str) -> None:
     from torch._dynamo import compiled_autograd
 

@@ -72,7 +72,9 @@ def test_tract_runs_the_unrolled_form(cell: str, ndim: int, tmp_path: Path) -> N
     assert np.abs(y - sweep.exact(**feeds)).max() <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["md", "snake", "horizontal", "windows"])
+@pytest.mark.parametrize(
+    "name", ["horizontal", *(pytest.param(n, marks=pytest.mark.slow) for n in ("md", "snake", "windows"))]
+)
 def test_networks_run_in_openvino_and_tract(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     options: Any = {"window": (2, 3), "num_layers": 2, "directions": "all", "merge": "sum"}

@@ -171,8 +171,11 @@ def test_padded_outputs_without_a_window_are_refused(after: Any, form: Any, tmp_
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"bidirectional": True, "num_layers": 2}, {"bias": False, "batch_first": True}],
-    ids=["plain", "two layers", "no bias"],
+    [
+        {"bidirectional": True, "num_layers": 2},
+        *(pytest.param(o, marks=pytest.mark.slow) for o in ({}, {"bias": False, "batch_first": True})),
+    ],
+    ids=["two layers", "plain", "no bias"],
 )
 def test_recurrent_layers_of_torch_take_any_number_of_steps(
     kind: Any, options: dict[str, Any], tmp_path: Path
