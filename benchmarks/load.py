@@ -17,10 +17,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `mdlstm` does, before torch is imported
+os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "40000"}  # as `mdlstm`, before torch comes
 import torch
 from contenders import SHAPES, Shape, Step, interleave, make_layer, make_step, ratios_of, torch_threads
 from measuring import argument_parser, markdown
+
+from mdlstm_tk.training.memory import keep_freed_memory
 
 COLUMNS = (
     "N, grid, C, n",
@@ -35,6 +37,7 @@ COLUMNS = (
 
 
 def main() -> None:
+    keep_freed_memory()  # as training does
     parser = argument_parser(__doc__)
     parser.add_argument("--shape", action="append", type=Shape.parse, help="a shape; may be repeated")
     parser.add_argument("--seconds", type=float, default=2.0, help="duration of each measurement")

@@ -163,9 +163,12 @@ def test_debug_prints_the_traceback_and_keeps_the_exit_code(tmp_path: Path) -> N
 def test_threads_of_openmp_sleep_unless_the_user_says_otherwise(
     own: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
     if own is not None:
         monkeypatch.setenv("OMP_WAIT_POLICY", own)
     with pytest.raises(SystemExit):
         main(["--version"])
     assert os.environ["OMP_WAIT_POLICY"] == (own or "PASSIVE")
+    assert ("GOMP_SPINCOUNT" in os.environ) == (own is None)
