@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk._util.checks import check_unmasked
 from mdlstm_tk._util.masking import Sizes
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.tiling.stages import TileStages, stages_of
 
 Numbers = Sequence[float] | npt.NDArray[Any]
@@ -53,6 +54,8 @@ class Normalized(nn.Module):
         dtype = dtype or torch.get_default_dtype()  # not that of an array
         for name, values in buffers.items():
             check_unmasked(name, values)
+            if name.endswith("std") and not all(0 < float(value) < inf for value in values):
+                raise InputError(f"{name} must be numbers above 0, got {list(map(float, values))}")
             if len(values):
                 self.register_buffer(name, torch.tensor(values, device=device, dtype=dtype))
 

@@ -61,9 +61,23 @@ def configure(
     config = default_config(task, texts.get("data", ""), texts.get("model"))
     for values, source in sources:
         config = config.updated(values, source)
+    _check_length(config, {**settings, **options})
     if config.minutes and "patience" not in texts:
         config = replace(config, patience=0)  # minutes are minutes, whatever suits the task
     return config
+
+
+def _check_length(config: TrainConfig, changes: Mapping[str, Any]) -> None:
+    """Refuse a number of steps that was given beside the minutes that end the training."""
+    if config.minutes and "minutes" in changes and "steps" in changes:
+        raise InputError(
+            *(
+                Argument("steps"),
+                " and ",
+                Argument("minutes"),
+                " are two lengths of a training; leave out one",
+            )
+        )
 
 
 def configure_resumed(
@@ -87,6 +101,7 @@ def configure_resumed(
                 f"a run that is resumed keeps its own {key} = {getattr(config, key)!r}; "
                 f"only {', '.join(CHANGEABLE_ON_RESUME)} can change"
             )
+    _check_length(resumed, changes)
     if resumed.minutes and not config.minutes and "patience" not in changes:
         resumed = replace(resumed, patience=0)  # as in a new run of minutes
     # data_from_run is where the old data were

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,18 @@ def test_files_are_read_by_region(name: str) -> None:
 
     np.testing.assert_array_equal(np.asarray(Image.open("y.tif")), expected)
     assert listed() == sorted([source, "y.tif"])  # no scratch is left
+
+
+@pytest.mark.parametrize(("dtype", "is_warned"), [("u1", True), ("f4", False)])
+def test_whole_numbers_are_not_taken_for_an_image(dtype: str, is_warned: bool) -> None:
+    np.save("x.npy", PIXELS[..., 0].astype(dtype))
+    trained_on_images: Any = {"channels": 1, "resize": None}
+    metadata = TiledSession(classifier().path, "cpu").metadata
+    metadata = replace(metadata, preprocessing=trained_on_images)
+    with ExitStack() as stack, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        open_source(Path("x.npy"), metadata, 0, stack)
+    assert any("divide by 255" in str(warning.message) for warning in caught) == is_warned
 
 
 @pytest.mark.parametrize(

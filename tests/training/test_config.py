@@ -122,6 +122,7 @@ def test_a_resumed_run_keeps_its_settings() -> None:
     ("options", "message"),
     [
         ({"data": "x"}, "data needs task"),
+        ({"minutes": 1.0, "steps": 5}, "are two lengths of a training"),
         ({"task": "digit"}, "'digit'; did you mean 'digits'.*import FILE"),
         ({"task": "segment"}, "kind of data"),
         ({"model": "mdd"}, "'mdd'; did you mean 'md'.*import FILE"),

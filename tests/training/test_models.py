@@ -239,6 +239,8 @@ def test_a_classifier_averages_more_positions_than_float16_can_count() -> None:
 
 def test_normalized_networks_take_and_return_raw_numbers() -> None:
     inner = create("md", 2, 1, linear=True)
+    with pytest.raises(InputError, match=r"target_std must be numbers above 0, got \[0.0\]"):
+        Normalized(inner, (1.0, 2.0), (0.5, 4.0), (10.0,), (0.0,))
     net = Normalized(inner, (1.0, 2.0), (0.5, 4.0), (10.0,), (3.0,))
     x = torch.randn(2, 3, 4, 2)
     standardised = (x - torch.tensor([1.0, 2.0])) / torch.tensor([0.5, 4.0])

@@ -107,12 +107,7 @@ class InputFile:
         elif metadata.preprocessing is not None and metadata.kind != "density":
             values = [x for name, x in arrays.items() if name != "sizes" and x.dtype.kind in "ui"]
             if (largest := max((int(x.max(initial=0)) for x in values), default=0)) > 1:
-                warnings.warn(
-                    f"{self.label} holds whole numbers up to {largest}, which are used as they are, but "
-                    "the model was trained on images, whose 8 or 16 bits are scaled to [0, 1]; divide by "
-                    "255 or 65535",
-                    stacklevel=2,
-                )
+                warnings.warn(raw_pixels(self.label, f"whole numbers up to {largest}"), stacklevel=2)
         if metadata.kind == "density":
             for x in (x for name, x in arrays.items() if name != "sizes"):
                 low, high = float(x.min(initial=0)), float(x.max(initial=0))
@@ -203,6 +198,14 @@ def _read_image(file: IO[bytes], label: str, max_bytes: int) -> InputFile:
 
     pixels = decode_image(read_capped(file, label, max_bytes), label, max_bytes)
     return InputFile(label, {None: pixels}, is_image=True)
+
+
+def raw_pixels(label: str, values: str) -> str:
+    """The warning for an array of whole numbers beyond 1 that a model of images is given."""
+    return (
+        f"{label} holds {values}, which are used as they are, but the model was trained on images, whose 8 "
+        "or 16 bits are scaled to [0, 1]; divide by 255 or 65535"
+    )
 
 
 def preprocessing_for(metadata: Metadata, label: str) -> Preprocessing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +16,7 @@ from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import Argument, InputError, require
 from mdlstm_tk.runtime.io import READABLE_IN_TILES
 from mdlstm_tk.runtime.io.npy import Array, to_float32
-from mdlstm_tk.runtime.io.readers import preprocessing_for
+from mdlstm_tk.runtime.io.readers import preprocessing_for, raw_pixels
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.tiles.mapped import open_npy
 from mdlstm_tk.runtime.tiles.plan import Region
@@ -99,6 +100,8 @@ def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) ->
     values = _open_zarr(path) if suffix == ".zarr" else open_npy(path)
     if values.dtype.kind not in "buif":
         raise InputError(f"{path} holds {values.dtype}, expected real numbers (float, integer or bool)")
+    if metadata.preprocessing is not None and metadata.kind != "density" and values.dtype.kind == "u":
+        warnings.warn(raw_pixels(label, str(values.dtype)), stacklevel=2)
     return GridSource(values, metadata, label)
 
 
