@@ -27,7 +27,6 @@ smartquotes_action = "D"  # dashes, which Sphinx writes as "--", but no curly qu
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True  # names of constants rather than their values
 highlight_language = "text"  # of blocks in docstrings, which are equations and shapes
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
