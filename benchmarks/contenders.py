@@ -1,4 +1,4 @@
-"""What the scripts of this folder measure, and how: shapes, a layer and its contenders, times in turn.
+"""Shapes, a layer and its contenders, and steps that are timed in turn, for the scripts of this folder.
 
 Steps take turns within one process, so that whatever else the machine does slows all of them alike.
 """

@@ -16,7 +16,7 @@ from mdlstm_tk.runtime.io.npy import Array
 
 
 class RunOptions(TypedDict, total=False):
-    """Those that an export of a run takes, too; the others follow from its checkpoint."""
+    """Options that an export of a run takes, too; the others follow from its checkpoint."""
 
     form: Annotated[Form | None, None]
     padded: Annotated[bool, False]
@@ -26,7 +26,7 @@ class RunOptions(TypedDict, total=False):
 
 
 class TileOptions(TypedDict, total=False):
-    """Those that an export of tiles takes, too, besides atol."""
+    """Options that an export of tiles takes, too, besides atol."""
 
     channels: Annotated[int | None, None]
     verify_inputs: Annotated[Mapping[str, Array] | None, None]
@@ -34,7 +34,7 @@ class TileOptions(TypedDict, total=False):
 
 
 class ExportOptions(RunOptions, TileOptions, total=False):
-    """All."""
+    """All options of `export_onnx` but grid."""
 
     extra_inputs: Annotated[Mapping[str, Tensor] | None, None]
     grid_inputs: Annotated[Sequence[str], ()]

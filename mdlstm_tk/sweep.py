@@ -199,6 +199,7 @@ class _Sweep(torch.autograd.Function):
 
 
 def _kinds(tensors: Sequence[Tensor | None]) -> list[tuple[Shape, torch.dtype] | None]:
+    """The shapes and dtypes of tensors."""
     return [None if t is None else (t.shape, t.dtype) for t in tensors]
 
 
@@ -371,7 +372,7 @@ def _with_default(wanted: Sequence[bool]) -> tuple[bool, bool]:
 
 
 def _has_gradient(wanted: Sequence[bool]) -> list[bool]:
-    """Which of `DIFFERENTIABLE` the operator's backward returns a gradient of: all parameters or none."""
+    """For each of `DIFFERENTIABLE`, true if the operator's backward returns its gradient."""
     wants_dx, wants_weights = _with_default(wanted)
     return [{"x": wants_dx, "initial": True}.get(name, wants_weights) for name in DIFFERENTIABLE]
 

@@ -1,4 +1,4 @@
-"""What a density model draws images from: the numbers that decide them, and the part that is given."""
+"""The random numbers and the given part of an image that a density model draws."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ def _is_number_or_none(value: object) -> bool:
 
 
 def _readings(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What `describe_lines` returned, from `result.json`. Raises any error if it is something else."""
+    """The result of `describe_lines`, from `result.json`. Raises any error if it is something else."""
     ends = {k: v and (float(v[0]), float(v[1])) for k, v in result["intervals"].items()}
     return {
         "intervals": ends,

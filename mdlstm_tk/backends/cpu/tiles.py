@@ -76,7 +76,7 @@ class Samples(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """How many buffers of gradients chains may have, however many threads there are.
+    """The most buffers of gradients that chains may have, whatever the number of threads.
 
     Attributes:
         sums: of the weights.
