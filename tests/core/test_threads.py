@@ -31,7 +31,13 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
 def _small_sweeps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let small sweeps use several threads, bands and parts of sums, as large ones do."""
     monkeypatch.setattr(plan, "MIN_PART_BLOCKS", 1)
-    least = {"BAND_ROWS": 3, "MIN_BAND_GRID": 1, "THREAD_OPERATIONS": 1, "BANDS_OPERATIONS": 1}
+    least = {
+        "BAND_ROWS": 3,
+        "MIN_BAND_GRID": 1,
+        "LONG_WAVEFRONT": 1,
+        "THREAD_OPERATIONS": 1,
+        "BANDS_OPERATIONS": 1,
+    }
     for name, value in {**least, "TASK_OPERATIONS": 2000, "MIN_TASK_OPERATIONS": 2000}.items():
         monkeypatch.setattr(tiles, name, value)
     plan.plans.clear()

@@ -1,12 +1,13 @@
 """Tiles of a grid, the jobs that sweep them, and which thread runs what.
 
-A grid is swept in *bands* along axis 0, each as wide as the grid. Their wavefronts are short enough to
-stay in cache and, unlike those of square tiles, all equally long but for both ends of a band. A band needs
-the one before it only a little further on than it is itself, so threads follow each other through the
-bands. Where there are enough samples or directions, threads share those instead.
+Threads share samples or directions where there are enough. Otherwise a grid is swept in *bands* along
+axis 0, each as wide as the grid. A band needs the one before it only a little further on than it is itself,
+so threads follow each other through the bands. The wavefronts of bands are also shorter: one thread, too,
+sweeps in bands where those of the whole grid do not stay in cache. Unlike those of square tiles, all are
+equally long but for both ends of a band.
 
-Bands depend on shapes alone. Threads decide how sums of gradients are divided, so their last bits depend on
-the number of threads; but not on which of them runs what.
+The number of threads decides how a grid and sums of gradients are divided, so the last bits of gradients
+depend on it; but not on which thread runs what.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from mdlstm_tk.backends.tables import Extents, SweepTables, ragged_tables, tile_
 # The parts of a sweep that a chain takes: some samples, some directions, or bands in turn.
 Division = Literal["samples", "directions", "bands"]
 MIN_BAND_GRID = 4096  # rows (position, sample) of a grid that is divided
+LONG_WAVEFRONT = 800  # rows of a wavefront, on average, that would not stay in cache
 BAND_ROWS = 14  # rows of a wavefront of a band, about, on average
 # Floating-point operations, of which a core does 50 to 100 in a nanosecond. Waking a thread takes some
 # 50 µs, and beginning a task some 10 µs.
@@ -58,6 +60,11 @@ class Samples(NamedTuple):
     def rows(self) -> int:
         """The number of rows (position, sample)."""
         return self.number * prod(self.grid) if self.valid is None else sum(map(prod, self.valid))
+
+    @property
+    def is_long(self) -> bool:
+        """Whether wavefronts of the grid would not stay in cache."""
+        return self.rows > LONG_WAVEFRONT * (sum(self.grid) - len(self.grid) + 1)
 
     @property
     def bands(self) -> list[tuple[int, int]]:
@@ -168,7 +175,8 @@ def make_jobs(
     all_operations = whole.rows * len(directions) * operations
     division, chain_count, ranges = _divide(whole, len(directions), all_operations, threads, most)
     backwards = most is not None
-    bands = whole.bands[:: -1 if backwards else 1]
+    bands = whole.bands if division == "bands" or ranges[0].is_long else [(0, grid[0])]
+    bands = bands[:: -1 if backwards else 1]
     slots = 1 if division == "directions" else chain_count
     buffers = 1 if division == "samples" or len(directions) == 1 else chain_count
     chains: list[list[Task]] = [[] for _ in range(chain_count)]
