@@ -224,16 +224,17 @@ class DatasetTask(Task):
             pairs = list(zip(draws, shuffled_indices(seed, len(samples), draws), strict=True))
         else:
             pairs = bucketed_draws(seed, self._ranks, step, count)[shard]
-        return collate(self.spec.kind, [self._augmented(samples[k], seed, draw) for draw, k in pairs])
+        rngs = [None if self.crop is None else make_rng(seed, CROP, draw) for draw, _ in pairs]
+        cropped = [self._cropped(samples[k], rng) for (_, k), rng in zip(pairs, rngs, strict=True)]
+        if self.augment:
+            cropped = self._distorted(cropped, [make_rng(seed, DISTORTION, draw) for draw, _ in pairs])
+        return collate(self.spec.kind, cropped)
 
-    def _augmented(self, sample: Sample, seed: int, draw: int) -> Sample:
-        x, y = self._cropped(sample, None if self.crop is None else make_rng(seed, CROP, draw))
-        if not self.augment:
-            return x, y
-        rng = make_rng(seed, DISTORTION, draw)
+    def _distorted(self, samples: list[Sample], rngs: Sequence[np.random.Generator]) -> list[Sample]:
         if self.spec.kind == "transcribe":
-            return distort_line(x, rng, self.augment), y
-        return distort(x, y, rng, self.augment, self.spec.kind == "segment")
+            pairs = zip(samples, rngs, strict=True)
+            return [(distort_line(x, rng, self.augment), y) for (x, y), rng in pairs]
+        return distort(samples, rngs, self.augment, self.spec.kind == "segment")
 
     def _cropped(self, sample: Sample, rng: np.random.Generator | None) -> Sample:
         if self.crop is None:

@@ -75,16 +75,29 @@ def test_stratified_mask_selects_a_share_of_each_group() -> None:
 def test_distortion_moves_image_and_mask_together(shape: tuple[int, int, int]) -> None:
     mask = np.random.default_rng(0).integers(0, 4, shape[:2])
     image = np.repeat(mask[..., None], shape[2], axis=2).astype(np.float32)
-    moved, target = distort(image, mask, make_rng(3), 1.0, with_target=True)
+    moved, target = distort([(image, mask)], [make_rng(3)], 1.0, with_targets=True)[0]
     assert (moved.shape, moved.dtype) == (shape, np.float32)
     assert set(np.unique(target)) <= set(np.unique(mask))
     assert np.abs(moved[..., 0] - target).mean() < 1
-    again, _ = distort(image, mask, make_rng(3), 1.0, with_target=True)
+    again, _ = distort([(image, mask)], [make_rng(3)], 1.0, with_targets=True)[0]
     assert (moved == again).all()
     if min(shape[:2]) > 1:
         assert (moved != image).any()
-    still, _ = distort(image, mask, make_rng(3), 0.0, with_target=True)
+    still, _ = distort([(image, mask)], [make_rng(3)], 0.0, with_targets=True)[0]
     np.testing.assert_allclose(still, image, atol=1e-5)
+
+
+def test_samples_are_distorted_as_if_each_were_alone() -> None:
+    """Whatever their number and extents."""
+    rng, extents = (
+        np.random.default_rng(0),
+        [(8, 8), (70, 90), (1, 5), (8, 8), (70, 90), (5, 1), (130, 200)],
+    )
+    samples = [(rng.random((*e, 1), dtype=np.float32), rng.integers(0, 3, e)) for e in (*extents, *extents)]
+    together = distort(samples, [make_rng(k) for k in range(len(samples))], 1.0, with_targets=True)
+    for k, (sample, (x, y)) in enumerate(zip(samples, together, strict=True)):
+        alone = distort([sample], [make_rng(k)], 1.0, with_targets=True)[0]
+        assert (x == alone[0]).all() and (y == alone[1]).all()
 
 
 def test_distortion_keeps_a_central_blob_near_the_centre() -> None:
@@ -92,7 +105,7 @@ def test_distortion_keeps_a_central_blob_near_the_centre() -> None:
     image[14:18, 14:18] = 1
     rows = np.arange(32)[:, None, None]
     for seed in range(20):
-        moved, _ = distort(image, None, make_rng(seed), 1.0, with_target=False)
+        moved, _ = distort([(image, None)], [make_rng(seed)], 1.0, with_targets=False)[0]
         assert abs((moved * rows).sum() / moved.sum() - 15.5) < 5
 
 

@@ -212,7 +212,7 @@ class DigitStrings(Task):
         for index, gap, top in zip(indices, gaps, tops, strict=True):
             digit = self.images[index][..., None]
             if self.augment and split == "train":
-                digit, _ = distort(digit, None, rng, self.augment, with_target=False)
+                digit, _ = distort([(digit, None)], [rng], self.augment, with_targets=False)[0]
             left += gap
             image[top : top + SIDE, left : left + SIDE] = digit
             left += SIDE
