@@ -111,7 +111,7 @@ def _displaced(
     positions = positions @ matrices.transpose(0, 2, 1)[:, None] + centre + shifts[:, None, None]
     if WARP_SIGMA * smaller >= 1 and strength > 0:
         positions += strength * WARP_STD * smaller * _random_warps(extents, rngs, ndimage)
-    return positions.transpose(0, 3, 1, 2)
+    return np.asarray(positions.transpose(0, 3, 1, 2))
 
 
 @lru_cache(maxsize=16)
