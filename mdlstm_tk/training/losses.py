@@ -81,17 +81,22 @@ def total_loss(
     predictions: Sequence[Tensor], batch: Batch, spec: TaskSpec, columns: int | None = None
 ) -> Tensor:
     """The loss of the prediction, plus `AUXILIARY_WEIGHT` times that of each auxiliary one."""
-    losses = [loss_of(prediction, batch, spec, columns) for prediction in predictions]
-    return losses[0] + AUXILIARY_WEIGHT * sum(losses[1:], torch.zeros_like(losses[0]))
+    loss, *auxiliary = [loss_of(prediction, batch, spec, columns) for prediction in predictions]
+    for other in auxiliary:
+        loss = loss + AUXILIARY_WEIGHT * other
+    return loss
 
 
 def adam(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW with weight decay on the recurrent weights of MDLSTM layers only."""
     layers = (module for module in network.modules() if isinstance(module, MDLSTM))
     decayed = {p for layer in layers for name, p in layer.named_parameters() if "weight_hh" in name}
-    recurrent = [p for p in network.parameters() if p in decayed]
-    remaining = [p for p in network.parameters() if p not in decayed]
-    groups: list[dict[str, Any]] = [{"params": remaining, "weight_decay": 0.0}]
-    if recurrent:
-        groups.append({"params": recurrent, "weight_decay": config.weight_decay})
+    parameters = sorted(network.parameters(), key=lambda p: p in decayed)  # the order that checkpoints have
+    number = len(parameters) - len(decayed)
+    groups: list[dict[str, Any]] = [{"params": parameters, "weight_decay": 0.0}]
+    if config.weight_decay and decayed:  # a step with two groups takes longer
+        groups = [
+            {"params": parameters[:number], "weight_decay": 0.0},
+            {"params": parameters[number:], "weight_decay": config.weight_decay},
+        ]
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)
