@@ -27,6 +27,9 @@ from mdlstm_tk.errors import InputError
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
 
 
+TASK_LIMITS = ("TASK_OPERATIONS", "BAND_TASK_OPERATIONS", "MIN_TASK_OPERATIONS")
+
+
 @pytest.fixture(autouse=True)
 def _small_sweeps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let small sweeps use several threads, bands and parts of sums, as large ones do."""
@@ -38,7 +41,7 @@ def _small_sweeps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "THREAD_OPERATIONS": 1,
         "BANDS_OPERATIONS": 1,
     }
-    for name, value in {**least, "TASK_OPERATIONS": 2000, "MIN_TASK_OPERATIONS": 2000}.items():
+    for name, value in {**least, **dict.fromkeys(TASK_LIMITS, 2000)}.items():
         monkeypatch.setattr(tiles, name, value)
     plan.plans.clear()
     yield
@@ -96,6 +99,18 @@ def test_a_task_waits_for_all_that_it_reads(
     torch.set_num_threads(3)
     case.check("fused")
     assert {len(entry.jobs.chains) for entry in plan.plans.values()} == {3}
+
+
+@pytest.mark.parametrize("limit", [1, 10**4, 10**12])
+@pytest.mark.parametrize("case", [CASES[0][0], CASES[1][0], CASES[2][0], CASES[6][0]], ids=str)
+def test_jobs_that_are_joined_to_tasks_agree_with_the_reference(
+    case: Case, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "TASK_OPERATIONS", limit)
+    torch.set_num_threads(2)
+    case.check("fused")
+    if limit == 10**12 and not case.sizes:
+        assert {len(chain) for entry in plan.plans.values() for chain in entry.jobs.chains} == {1}
 
 
 @pytest.mark.parametrize("grid", [(40,), (40, 1), (40, 1, 1)], ids=str)

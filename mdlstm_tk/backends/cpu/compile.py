@@ -1,7 +1,7 @@
 """Kernels are compiled by Numba and cached; see `cache_folder` for where they are kept.
 
-There are five functions for each dtype, the same for all cells: forward and backward, the matrix product,
-and two that pack weights. A sixth is made for each pass of a cell. All are C functions of int64, which any
+Some functions for each dtype are the same for all cells: forward and backward, the matrix product, and
+those that pack weights. One more is made for each pass of a cell. All are C functions of int64, which any
 thread may call without Python's lock.
 """
 
@@ -30,7 +30,7 @@ from mdlstm_tk.cells.ir import Kernel
 _log = logging.getLogger("mdlstm_tk")
 _config_lock = threading.Lock()
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-Generic = Literal["forward", "backward", "matmul", "pack", "pack_transposed", "unpack"]
+Generic = Literal["run_jobs", "forward", "backward", "matmul", "pack", "pack_transposed", "unpack"]
 
 
 @cache
@@ -55,7 +55,7 @@ def generic_kernel(name: Generic, dtype: str) -> Any:
     from mdlstm_tk.backends.cpu import kernels, matmul
 
     with compiling(f"{name}_{dtype}"):
-        template = getattr(kernels if name in ("forward", "backward") else matmul, name)
+        template = getattr(kernels if name in ("run_jobs", "forward", "backward") else matmul, name)
         function = specialize(template, f"{name}_{dtype}", ZERO=np.dtype(dtype).type(0))
         return _compile(function, "", "its kernels")
 

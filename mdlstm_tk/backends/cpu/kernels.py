@@ -11,6 +11,7 @@ cell on each row; all of it on data that is still in cache, and only what backwa
 memory. If the cell is not recurrent, the operand has no h_d: K = C + 1.
 
 A kernel runs one job (`records.Job`): wavefronts of one tile of the grid, with rows (visit, sample).
+`run_jobs` runs one after another.
 States pass from tile to tile through the *front*, a tensor of all faces of the grid
 (`mdlstm_tk.backends.boundary`) that holds for each line the states that left the last tile along it. It
 starts as the initial states and ends as the final ones. A grid that is one tile and has neither needs no
@@ -61,6 +62,13 @@ def face_offset(sizes, direction, sample, position, d):  # type: ignore[no-untyp
     table = ptr_add(pointer_to(INT64, sizes.line_table), 3 * d)
     line = table[2] + position // table[0] * table[1] + position % table[1]
     return ((sample * sizes.lines + line) * sizes.dirs + direction) * (1 + sizes.states) * sizes.units
+
+
+def run_jobs(kernel, arrays_address, sizes_address, job_address):  # type: ignore[no-untyped-def]
+    """Call a kernel, given by its address, for a job and for those that are linked to it."""
+    while job_address != 0:
+        call(kernel, (arrays_address, sizes_address, job_address))
+        job_address = load_job(job_address).following
 
 
 def forward(arrays_address, sizes_address, job_address):  # type: ignore[no-untyped-def]

@@ -38,7 +38,8 @@ class Plan(NamedTuple):
     """The functions, sizes and jobs of a sweep.
 
     Attributes:
-        kernel: the compiled function of the jobs.
+        run_jobs: the compiled function `kernels.run_jobs`.
+        kernel: address of the function of a job.
         packs: those that pack the weights before.
         unpack: that which writes the gradients of the weights afterwards; None for forward.
         cell, matmul: addresses of compiled functions.
@@ -50,7 +51,8 @@ class Plan(NamedTuple):
         memory: what the sizes hold addresses of, and their record.
     """
 
-    kernel: Any
+    run_jobs: Any
+    kernel: int
     packs: tuple[Any, ...]
     unpack: Any
     cell: int
@@ -207,7 +209,8 @@ def _make_plan(
     counts |= {f"d{name}": counts[name] for name in ("weight_hh", "weight_ih", "bias", "parameters")}
     packs = PACKS[pass_kind]
     return Plan(
-        kernel=generic_kernel("forward" if is_forward else "backward", dtype).ctypes,
+        run_jobs=generic_kernel("run_jobs", dtype).ctypes,
+        kernel=generic_kernel("forward" if is_forward else "backward", dtype).address,
         packs=tuple(generic_kernel(name, dtype).ctypes for name in packs),
         unpack=None if is_forward else generic_kernel("unpack", dtype).ctypes,
         cell=compiled.address,

@@ -91,7 +91,10 @@ class Sizes(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Some wavefronts of one tile, for some samples, in one direction: one call of a kernel."""
+    """Some wavefronts of one tile, for some samples, in one direction: one call of a kernel.
+
+    Jobs that run one after another are linked.
+    """
 
     direction: int
     first_sample: int
@@ -108,6 +111,7 @@ class Job(NamedTuple):
     chain: int  # whose memory it uses
     sums_slot: int  # where it adds its sums
     dx_buffer: int  # where it adds its part of dx
+    following: int = 0  # the address of the job that the same thread runs next, if it waits for no other
 
 
 load_arrays = record_loader(Arrays)

@@ -96,15 +96,16 @@ def _run(plan: Plan, inputs: SweepInputs, own: dict[str, Tensor | None], **given
     for name, tensor in given.items():
         addresses[name] = memory.pointer(name, tensor, x.dtype, counts[name])
     record = words((plan.cell, plan.matmul, *[addresses.get(name, 0) for name in counts]))
-    kernel, arrays_address, sizes_address = plan.kernel, address(record), plan.sizes_address
+    run_jobs, kernel = plan.run_jobs, plan.kernel
+    arrays_address, sizes_address = address(record), plan.sizes_address
     for pack in plan.packs:
         pack(arrays_address, sizes_address)
     if len(plan.jobs.order) == 1:
-        kernel(arrays_address, sizes_address, plan.jobs.order[0])
+        run_jobs(kernel, arrays_address, sizes_address, plan.jobs.order[0])
     else:
 
         def run(job: int) -> None:
-            kernel(arrays_address, sizes_address, job)
+            run_jobs(kernel, arrays_address, sizes_address, job)
 
         run_chains(run, plan.jobs.chains, plan.jobs.order, (plan, record, own, given, temporary))
     if addresses.get("sums"):

@@ -36,7 +36,8 @@ BAND_ROWS = 14  # rows of a wavefront of a band, about, on average
 # 50 µs, and beginning a task some 10 µs.
 THREAD_OPERATIONS = 20_000_000  # that a thread is woken for
 BANDS_OPERATIONS = 100_000_000  # the same to share bands, for which threads wait more often
-TASK_OPERATIONS = 20_000_000  # of a task
+TASK_OPERATIONS = 100_000_000  # of a task, after which a thread may take another one, or Ctrl-C is noticed
+BAND_TASK_OPERATIONS = 20_000_000  # the same of a band, on which another thread waits
 MIN_TASK_OPERATIONS = 3_000_000
 BAND_TASKS = 4  # tasks of a band, unless they have less than that
 JOB_BYTES = 512  # about what a job takes beside its tables
@@ -98,8 +99,8 @@ class Jobs(NamedTuple):
     """The jobs of a sweep.
 
     Attributes:
-        chains: the jobs of each chain.
-        order: all jobs, in an order in which one thread may run them.
+        chains: the tasks of each chain.
+        order: the first jobs of all tasks, in an order in which one thread may run them.
         slots: how many sums each direction has.
         buffers: how many dx there are: chains that add to the same positions have one each.
         longest: rows of the longest wavefront.
@@ -179,7 +180,7 @@ def make_jobs(
     bands = bands[:: -1 if backwards else 1]
     slots = 1 if division == "directions" else chain_count
     buffers = 1 if division == "samples" or len(directions) == 1 else chain_count
-    chains: list[list[Task]] = [[] for _ in range(chain_count)]
+    chains = [_Chain(joins=division != "bands") for _ in range(chain_count)]
     order: list[int] = []
     memory: list[array[int] | SweepTables] = []
     longest, band_numbers = 0, count()
@@ -221,13 +222,15 @@ def make_jobs(
                 for begin, end in limits[:: -1 if backwards else 1]:
                     record = words(job._replace(begin=begin, end=end))
                     memory.append(record)
-                    order.append(address(record))
                     last = begin - extent + 1 if backwards else end + previous.height - 2
-                    chains[chain].append(Task(order[-1], previous.chain, previous.tasks_until(last)))
-                    tasks.append((begin, end, len(chains[chain])))
+                    awaited = previous.chain, previous.tasks_until(last)
+                    work = sum(tables.counts[begin:end]) * swept * operations
+                    if chains[chain].add(record, work, *awaited):
+                        order.append(address(record))
+                    tasks.append((begin, end, len(chains[chain].tasks)))
                 previous = _SweptBand(chain, extent, tasks)
     return Jobs(
-        chains=chains,
+        chains=[chain.tasks for chain in chains],
         order=order,
         slots=slots,
         buffers=buffers,
@@ -236,6 +239,28 @@ def make_jobs(
         is_full=whole.valid is None,
         memory=memory,
     )
+
+
+class _Chain:
+    """The tasks of a chain in the making. If it `joins` them, small jobs become one task."""
+
+    def __init__(self, joins: bool) -> None:
+        self.tasks: list[Task] = []
+        self._joins, self._operations = joins, 0
+        self._last: array[int] | None = None
+
+    def add(self, record: array[int], operations: int, awaited_chain: int, awaited_count: int) -> bool:
+        """Add a job of so many operations. Returns True if it begins a task, which waits for what `Task`
+        says."""
+        begins = not self._joins or self._last is None or self._operations + operations > TASK_OPERATIONS
+        if begins:
+            self.tasks.append(Task(address(record), awaited_chain, awaited_count))
+            self._operations = 0
+        elif self._last is not None:
+            self._last[Job._fields.index("following")] = address(record)
+        self._operations += operations
+        self._last = record
+        return begins
 
 
 class _SweptBand(NamedTuple):
@@ -281,7 +306,7 @@ def _cut(counts: Sequence[int], operations: int, is_band: bool) -> list[tuple[in
     total = int(work[-1])
     tasks = total // TASK_OPERATIONS
     if is_band:
-        tasks = max(tasks, min(BAND_TASKS, total // MIN_TASK_OPERATIONS))
+        tasks = max(total // BAND_TASK_OPERATIONS, min(BAND_TASKS, total // MIN_TASK_OPERATIONS))
     limits = np.searchsorted(work, [total * k // tasks for k in range(1, tasks)], side="left")
     return [(a, b) for a, b in pairwise([0, *limits.tolist(), len(counts)]) if a < b]
 
