@@ -81,18 +81,23 @@ def run(arguments: list[str]) -> int:
     Returns:
         The exit code.
     """
+    verbosity.quiet = verbosity.verbose = verbosity.debug = False
+    imported.clear()
+    prepare_output()
+    return _run(arguments or ["--help"])
+
+
+def prepare_output() -> None:
+    """Let this process print as `mdlstm` does."""
     # The shell may have closed a stream: then messages are lost, and data cannot be read or written.
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stdout = sys.stdout or open(os.devnull, encoding="utf-8")  # noqa: SIM115
     sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115
-    verbosity.quiet = verbosity.verbose = verbosity.debug = False
-    imported.clear()
     if isinstance(sys.stdout, TextIOWrapper):  # what programs read is UTF-8 everywhere
         encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
         sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
     warnings.filterwarnings("ignore", module="PIL")  # on damaged metadata of an image that can be read
     warnings.showwarning = lambda message, *_: warn(str(message))
-    return _run(arguments or ["--help"])
 
 
 def _run(arguments: list[str]) -> int:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.cli.console import next_command, note, print_json
+from mdlstm_tk.cli.console import Verbosity, next_command, note, print_json, verbosity
 from mdlstm_tk.cli.options import (
     RUN,
     ForceFolder,
     Json,
     complete_files,
+    complete_from,
     complete_run,
+    imported,
     option,
     output_option,
     with_imports,
@@ -21,6 +25,17 @@ from mdlstm_tk.cli.options import (
 from mdlstm_tk.cli.progress import train_with_progress
 from mdlstm_tk.cli.settings import Settings, with_settings
 from mdlstm_tk.errors import InputError
+
+if TYPE_CHECKING:
+    from mdlstm_tk.training import TrainingJob
+
+
+def parse_processes(text: str) -> int | str:
+    """Parse a number of processes, or "auto"."""
+    if text != "auto" and not (text.isdecimal() and int(text)):
+        raise InputError(f"must be a whole number of at least 1, or auto, got '{text}'")
+    return text if text == "auto" else int(text)
+
 
 CONFIG = option(
     "TOML file of settings.",
@@ -36,6 +51,14 @@ RESUME = option(
     show_default="a new run",
     autocompletion=complete_run,
 )
+PROCESSES = option(
+    "Processes of this machine that share each batch; auto: one, or one per core if a short measurement finds "
+    "that faster.",
+    *(RUN, "--processes"),
+    metavar="N|auto",
+    parser=parse_processes,
+    autocompletion=complete_from("auto"),
+)
 
 
 @with_settings
@@ -47,6 +70,7 @@ def train(
         Path | None, output_option("Folder of the new run.", "runs/MODEL-SIZE", "DIR")
     ] = None,
     force: ForceFolder = False,
+    processes: Annotated[Any, PROCESSES] = 1,
     json: Json = False,
     **options: Any,
 ) -> None:
@@ -55,7 +79,7 @@ def train(
     Without options it trains the MD-LSTM on 8x8 matrices of the random-diagonal task, into runs/md-8x8.
 
     Every task has its own defaults. A file given with --config overrides the defaults, --set overrides the
-    file, and the other options override all of them. Under torchrun, the processes share each batch.
+    file, and the other options override all of them.
     """
     if resume is not None and (output is not None or config is not None):
         raise InputError("--resume takes folder and settings from the run; leave out -o and -c")
@@ -64,10 +88,29 @@ def train(
 
     changes = training.parse_settings(settings or [])
     if resume:
-        job = training.resume_job(resume, options, changes)
+        if processes == "auto":
+            raise InputError("--processes auto measures new runs; give a run that is resumed a number")
+        prepare = partial(training.resume_job, resume, options, changes)
     else:
         configuration = training.configure(options, changes, config)
-        job = training.new_job(configuration, output, force)
+        if processes == "auto":
+            processes, reason = training.choose_processes(configuration)
+            note(reason)
+        prepare = partial(training.new_job, configuration, output, force)
+    training.in_processes(processes, _train, prepare, json, verbosity, imported)
+
+
+def _train(
+    prepare: Callable[[], TrainingJob], json: bool, parent: Verbosity, imports: list[Path]
+) -> None:
+    """Train in this process, which may be one of several that the command started and prints as it does."""
+    if parent is not verbosity:
+        from mdlstm_tk.cli.app import prepare_output
+
+        prepare_output()
+        vars(verbosity).update(vars(parent))
+        imported.extend(imports)
+    job = prepare()
     result = train_with_progress(job)
     if not job.context.is_main:
         return

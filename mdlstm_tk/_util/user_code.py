@@ -39,6 +39,11 @@ def import_file(path: Path) -> ModuleType:
     return module
 
 
+def imported_files() -> list[Path]:
+    """The files that this process has imported, for a process that it starts."""
+    return list(_modules)
+
+
 def not_registered(kind: str, name: str, known: Iterable[str]) -> Message:
     """The error message about a name that nothing is registered under.
 

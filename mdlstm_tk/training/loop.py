@@ -36,8 +36,8 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
     """Train into the run folder of a job, then measure the best weights and write `result.json`.
 
     The folder gets `config.toml`, a line of metrics per step, and the last and the best checkpoint. Under
-    torchrun, several processes share each batch, and only the main one writes. In the end, `job.network`
-    holds the best weights, in eval mode.
+    `in_processes` or torchrun, several processes share each batch, and only the main one writes. In the end,
+    `job.network` holds the best weights, in eval mode.
 
     Args:
         job: see `new_job` and `resume_job`. A job is trained once.
@@ -64,6 +64,19 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
         if not job.is_trained:
             _train_steps(job, trainer, on_step)
         return _conclude(job, trainer)
+
+
+def measure_rate(job: TrainingJob) -> float:
+    """Do the steps of a job without writing, and return their rate in steps a second, without the first
+    one."""
+    keep_freed_memory()
+    trainer, timer = Trainer(job), StepTimer()
+    with _threads_of(job):
+        timer.skip()
+        for batch in dataloader(job.config, job.task, 0, job.context.shard(job.config.batch_size)):
+            trainer.train_step(batch, interrupted=False)
+            timer.end_step()
+    return timer.steps_per_second or 0.0
 
 
 @contextmanager
@@ -96,7 +109,7 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
 
     with ExitStack() as stack:
         write_record, flush = stack.enter_context(_metrics_writer(job))
-        interrupts = stack.enter_context(_deferred_interrupt())
+        interrupts = stack.enter_context(deferred_interrupt())
         timer.skip()
         try:
             for batch in dataloader(config, job.task, saved_step, context.shard(config.batch_size)):
@@ -236,7 +249,7 @@ def _metrics_writer(
 
 
 @contextmanager
-def _deferred_interrupt() -> Iterator[list[int]]:
+def deferred_interrupt() -> Iterator[list[int]]:
     """Defer the first Ctrl-C or SIGTERM to the end of the step; a second one takes effect immediately.
 
     Yields the list of signals received so far.
