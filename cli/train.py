@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -52,8 +53,8 @@ RESUME = option(
     autocompletion=complete_run,
 )
 PROCESSES = option(
-    "Processes of this machine that share each batch; auto: one, or one per core if a short measurement finds "
-    "that faster.",
+    "Processes of this machine that share each batch; auto: one, or one per core if a short measurement "
+    "finds that faster.",
     *(RUN, "--processes"),
     metavar="N|auto",
     parser=parse_processes,
@@ -100,15 +101,14 @@ def train(
     training.in_processes(processes, _train, prepare, json, verbosity, imported)
 
 
-def _train(
-    prepare: Callable[[], TrainingJob], json: bool, parent: Verbosity, imports: list[Path]
-) -> None:
+def _train(prepare: Callable[[], TrainingJob], json: bool, parent: Verbosity, imports: list[Path]) -> None:
     """Train in this process, which may be one of several that the command started and prints as it does."""
     if parent is not verbosity:
         from mdlstm_tk.cli.app import prepare_output
 
         prepare_output()
         vars(verbosity).update(vars(parent))
+        verbosity.quiet = parent.quiet or os.environ["RANK"] != "0"
         imported.extend(imports)
     job = prepare()
     result = train_with_progress(job)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from mdlstm_tk.training.loop import train as train
     from mdlstm_tk.training.networks import build as build
     from mdlstm_tk.training.networks import build_network as build_network
-    from mdlstm_tk.training.processes import ProcessChoice as ProcessChoice
     from mdlstm_tk.training.processes import choose_processes as choose_processes
     from mdlstm_tk.training.processes import in_processes as in_processes
     from mdlstm_tk.training.progress import Progress as Progress
@@ -63,7 +62,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "job": ("TrainingJob", "new_job", "resume_job"),
         "loop": ("train",),
         "networks": ("build", "build_network"),
-        "processes": ("ProcessChoice", "choose_processes", "in_processes"),
+        "processes": ("choose_processes", "in_processes"),
         "progress": ("Progress", "RecentMetrics"),
         "run_folder": ("Run", "latest_run", "new_run", "open_run"),
         "run_info": ("describe_run",),

@@ -36,8 +36,8 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
     """Train into the run folder of a job, then measure the best weights and write `result.json`.
 
     The folder gets `config.toml`, a line of metrics per step, and the last and the best checkpoint. Under
-    `in_processes` or torchrun, several processes share each batch, and only the main one writes. In the end,
-    `job.network` holds the best weights, in eval mode.
+    `in_processes` or torchrun, several processes share each batch, and only the main one writes. In the
+    end, `job.network` holds the best weights, in eval mode.
 
     Args:
         job: see `new_job` and `resume_job`. A job is trained once.

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 import signal
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
+from multiprocessing import resource_tracker
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch.distributed import TCPStore
-from torch.multiprocessing.spawn import spawn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from mdlstm_tk._util.text import counted
 from mdlstm_tk._util.user_code import import_file, imported_files
@@ -38,18 +35,6 @@ POLL_SECONDS = 0.1  # between two looks for an interrupt
 MEASURED_STEPS = 10
 
 
-class ProcessChoice(NamedTuple):
-    """A number of processes.
-
-    Attributes:
-        processes: the number, for `in_processes`.
-        reason: why it was chosen, in one line.
-    """
-
-    processes: int
-    reason: str
-
-
 def in_processes(processes: int, function: Callable[..., T], *arguments: Any) -> T:
     """Call a function in several processes of this machine that train together.
 
@@ -64,7 +49,7 @@ def in_processes(processes: int, function: Callable[..., T], *arguments: Any) ->
 
     Args:
         processes: their number; 1 calls the function in this process.
-        function: it and all that follows must be picklable.
+        function: a function that pickle knows, as its arguments and its result.
         *arguments: its arguments.
 
     Returns:
@@ -73,65 +58,54 @@ def in_processes(processes: int, function: Callable[..., T], *arguments: Any) ->
     Raises:
         InputError: `processes` is below 1 or above the number of cores, or torchrun has started this
             process.
-        MDLSTMError: a process was killed.
+        MDLSTMError, OSError, MemoryError, RuntimeError: the function raises it; or a process was killed.
+        torch.multiprocessing.ProcessRaisedException: the function raises another error.
         KeyboardInterrupt: Ctrl-C or SIGTERM; `train` has written a checkpoint before.
-        Exception: what the function raises in one of them.
     """
-    if not isinstance(processes, int) or processes < 1:
-        raise InputError("processes must be a whole number of at least 1, got ", repr(processes))
+    if not isinstance(processes, int) or not 1 <= processes <= cores():
+        raise InputError(f"processes must be from 1 to the number of cores, {cores()}, got {processes!r}")
     if processes == 1:
         return function(*arguments)
-    _require_no_torchrun()
-    if processes > cores():
-        raise InputError(f"processes must be at most the number of cores, which is {cores()}, got {processes}")
     return _call(processes, function, arguments)
 
 
-def choose_processes(config: TrainConfig) -> ProcessChoice:
+def choose_processes(config: TrainConfig) -> tuple[int, str]:
     """Choose between one process and one for each core by the rate of some steps of each.
 
     The steps are those of a new training of the same configuration in a temporary folder, without the first
     one, which compiles. Where the cores cannot share a batch evenly, fewer processes are measured.
 
-    Args:
-        config: see `configure`.
+    Returns:
+        The number of processes, and a line that says why.
 
     Raises:
-        InputError, DeviceError, MissingExtraError: see `new_job`; or torchrun has started this process.
+        InputError, DeviceError, MissingExtraError: see `new_job` and `in_processes`.
     """
-    _require_no_torchrun()
     most = max(n for n in range(1, cores() + 1) if config.batch_size % n == 0)
     for is_so, reason in (
-        (cores() == 1, "there is one core"),
-        (most == 1, f"no other number up to {cores()} shares batches of {config.batch_size}"),
+        (most == 1, f"{counted(cores(), 'core')} can share batches of {config.batch_size} no other way"),
         (config.minutes > 0, "minutes follow the clock of one"),
-        (pick_device(config.device).type != "cpu", "steps are measured on processors only"),
+        (pick_device(config.device).type != "cpu", "only processors are measured"),
     ):
         if is_so:
-            return ProcessChoice(1, f"one process, as {reason}")
+            return 1, f"1 process, as {reason}"
     return faster({n: _call(n, _rate, (config,)) for n in (1, most)})
 
 
-def faster(rates: Mapping[int, float]) -> ProcessChoice:
-    """The number of processes with the highest rate; the first of equal ones.
+def faster(rates: Mapping[int, float]) -> tuple[int, str]:
+    """The number of processes with the highest rate, and a line that says so; the first of equal ones.
 
     Args:
         rates: steps a second by number of processes.
     """
     best = max(rates, key=lambda processes: rates[processes])
     texts = [f"{format_rate(rate)} steps/s with {processes}" for processes, rate in rates.items()]
-    return ProcessChoice(best, f"{counted(best, 'process', 'processes')}, as measured: {', '.join(texts)}")
+    return best, f"{counted(best, 'process', 'processes')}, as measured: {', '.join(texts)}"
 
 
 def cores() -> int:
     """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def _require_no_torchrun() -> None:
-    if "RANK" in os.environ:
-        leave_out = Argument("processes"), " or start it without torchrun"
-        raise InputError("torchrun has started several processes already; leave out ", *leave_out)
 
 
 def _rate(config: TrainConfig) -> float:
@@ -143,101 +117,84 @@ def _rate(config: TrainConfig) -> float:
 
 def _call(count: int, function: Callable[..., T], arguments: Sequence[Any]) -> T:
     """Call a function in new processes; also a single one is new."""
+    if "RANK" in os.environ:
+        leave_out = Argument("processes"), ", or start it without torchrun"
+        raise InputError("torchrun has started processes already; leave out ", *leave_out)
     threads = 0 if count == 1 or "OMP_NUM_THREADS" in os.environ else max(1, cores() // count)
     with TemporaryDirectory() as folder, deferred_interrupt() as interrupts:
-        store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)  # they meet there
-        call = count, store.port, threads, Path(folder), imported_files(), function, arguments
-        _mask_interrupt("block")  # until the processes have left the group that Ctrl-C reaches
+        store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)  # where they meet
+        files = [Path(folder, str(rank)) for rank in range(count)]
+        call = files, store.port, threads, imported_files(), function, arguments
+        _mask_interrupt(True)  # until the processes have left the group that Ctrl-C reaches
         try:
-            processes = spawn(_process, call, count, join=False).processes
+            started = spawn(_process, call, count, join=False)
         finally:
-            _mask_interrupt("unblock")
+            _mask_interrupt(False)
+        is_passed_on = False
         try:
-            failed = _wait(processes, interrupts)
+            while not started.join(POLL_SECONDS, GRACE_SECONDS):
+                if interrupts and not is_passed_on:
+                    is_passed_on = True
+                    for process in started.processes:
+                        process.terminate()  # training goes on to the end of the step, anything else ends
+        except (ProcessExitedException, ProcessRaisedException) as failure:
+            if interrupts:
+                raise KeyboardInterrupt from None
+            raise _error(files, failure) from None
         finally:
-            for process in processes:
+            for process in started.processes:  # which are left after a second interrupt
                 process.kill()
-                process.join()
-        if failed and interrupts:
+        if not files[0].exists():
             raise KeyboardInterrupt
-        # A process whose partner has failed fails, too, but with an error of torch.
-        errors = [_error(Path(folder, str(rank)), rank, processes[rank].exitcode) for rank in failed]
-        for error in sorted(errors, key=lambda error: not isinstance(error, MDLSTMError)):
-            raise error
-        return pickle.loads(Path(folder, "0").read_bytes())  # type: ignore[no-any-return]
+        return pickle.loads(files[0].read_bytes())  # type: ignore[no-any-return]
 
 
-def _mask_interrupt(how: str) -> None:
+def _mask_interrupt(is_blocked: bool) -> None:
+    """Let SIGINT wait, also in processes that are started from now on, or no longer."""
     if sys.platform != "win32":
-        block, unblock = signal.SIG_BLOCK, signal.SIG_UNBLOCK
-        signal.pthread_sigmask(block if how == "block" else unblock, {signal.SIGINT})
+        resource_tracker.ensure_running()  # which lets signals through when it starts
+        signal.pthread_sigmask(signal.SIG_BLOCK if is_blocked else signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _wait(processes: Sequence[BaseProcess], interrupts: Sequence[int]) -> list[int]:
-    """Wait until all processes have ended, or some time after one has failed; pass on an interrupt.
-
-    Returns:
-        The ranks of those that have failed, in order.
-    """
-    running, failed, deadline, is_passed_on = dict(enumerate(processes)), list[int](), math.inf, False
-    while running and time.monotonic() < deadline:
-        wait([process.sentinel for process in running.values()], POLL_SECONDS)
-        if interrupts and not is_passed_on:
-            is_passed_on = True
-            for process in running.values():
-                process.terminate()  # training goes on to the end of the step, anything else ends
-        for rank in [rank for rank, process in running.items() if not process.is_alive()]:
-            if running.pop(rank).exitcode:
-                failed.append(rank)
-                deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
-    return failed
-
-
-def _error(file: Path, rank: int, code: int | None) -> BaseException:
-    """The error that a process has left in a file, or a new one if it could not."""
-    if file.exists():
-        return pickle.loads(file.read_bytes())  # type: ignore[no-any-return]
-    end = f"killed by signal {-code}" if code and code < 0 else f"ended with exit code {code}"
+def _error(files: Sequence[Path], failure: ProcessExitedException | ProcessRaisedException) -> Exception:
+    """The error that a process has left in its file, or another one if there is none."""
+    first = files[failure.error_index]
+    for file in files:
+        # a process whose partner has failed fails, too, but with an error of torch
+        if file.exists() and isinstance(error := pickle.loads(file.read_bytes()), MDLSTMError):
+            return error
+    if first.exists():
+        return pickle.loads(first.read_bytes())  # type: ignore[no-any-return]
+    if isinstance(failure, ProcessRaisedException):
+        return failure
     fewer = Argument("processes"), " or a smaller ", Argument("batch_size")
-    return MDLSTMError(f"process {rank} was {end}; if memory is short, try fewer ", *fewer)
+    return MDLSTMError(f"{failure.msg}; if memory is short, try fewer ", *fewer)
 
 
 def _process(
     rank: int,
-    count: int,
+    files: Sequence[Path],
     port: int,
     threads: int,
-    folder: Path,
     imported: Sequence[Path],
     function: Callable[..., object],
     arguments: Sequence[Any],
 ) -> None:
     """Call a function in a process that torch has started, and leave its result or error in a file."""
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-    place |= {"MASTER_ADDR": HOST, "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
-    os.environ.update({name: str(value) for name, value in place.items()})
-    failed = False
+    if sys.platform != "win32":
+        os.setpgrp()  # Ctrl-C is for the process that waits, which passes it on
+    _mask_interrupt(False)
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(files), "LOCAL_WORLD_SIZE": len(files)}
+    os.environ.update({name: str(number) for name, number in numbers.items()})
+    os.environ.update(MASTER_ADDR=HOST, MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
+    if threads:
+        torch.set_num_threads(threads)
     try:
-        if sys.platform != "win32":
-            os.setpgrp()  # Ctrl-C is for the process that waits, which passes it on
-        _mask_interrupt("unblock")
-        if threads:
-            torch.set_num_threads(threads)
         for path in imported:
             import_file(path)
-        outcome: object = function(*arguments)
-    except BaseException as error:
-        error.add_note(traceback.format_exc())
-        outcome, failed = error, True
-    (folder / str(rank)).write_bytes(_pickled(outcome))
-    sys.exit(failed)
-
-
-def _pickled(outcome: object) -> bytes:
-    try:
-        content = pickle.dumps(outcome)
-        if isinstance(outcome, BaseException):
-            pickle.loads(content)
-        return content
-    except Exception:  # an error of somebody else may have arguments that pickle does not know
-        return pickle.dumps(RuntimeError(traceback.format_exc()))
+        outcome = function(*arguments)
+    except (MDLSTMError, OSError, MemoryError, RuntimeError) as error:
+        error.add_note(traceback.format_exc())  # which is not pickled
+        outcome = error
+    files[rank].write_bytes(pickle.dumps(outcome))
+    sys.exit(isinstance(outcome, Exception))
