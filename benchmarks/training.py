@@ -99,15 +99,12 @@ def prepare(task: str, folder: Path) -> dict[str, str]:
 
 def train(checkout: Path, variant: str, folder: Path, settings: dict[str, str]) -> float:
     """Steps a second of a training."""
-    launch = ["-m", "mdlstm_tk"]
-    if variant == "2 processes":
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *launch]
     settings = {**settings, "evaluate_every": "1000000", "device": "cpu"}
     options = [part for pair in settings.items() for part in ("--set", "=".join(pair))]
+    options += ["--processes", "2"] if variant == "2 processes" else []
     run, threads = folder / "run", str(VARIANTS[variant])
-    python(
-        *launch, "train", *options, "-q", "-o", run, "--force", checkout=checkout, OMP_NUM_THREADS=threads
-    )
+    arguments = ["train", *options, "-q", "-o", run, "--force"]
+    python("-m", "mdlstm_tk", *arguments, checkout=checkout, OMP_NUM_THREADS=threads)
     return float(json.loads((run / "result.json").read_text())["steps_per_second"])
 
 

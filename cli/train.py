@@ -71,7 +71,7 @@ def train(
         Path | None, output_option("Folder of the new run.", "runs/MODEL-SIZE", "DIR")
     ] = None,
     force: ForceFolder = False,
-    processes: Annotated[Any, PROCESSES] = 1,
+    processes: Annotated[Any, PROCESSES] = "1",  # which the parser gets
     json: Json = False,
     **options: Any,
 ) -> None:

@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.command import ENVIRONMENT, Result, mdlstm
+from helpers.command import ENVIRONMENT, Result, mdlstm, mdlstm_process
 from helpers.forks import processes
 
 from mdlstm_tk.cli import main
-from mdlstm_tk.errors import InputError
-from mdlstm_tk.training import Run, configure, load_checkpoint, new_job
+from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.training import (
+    Run,
+    choose_processes,
+    configure,
+    in_processes,
+    load_checkpoint,
+    new_job,
+)
+from mdlstm_tk.training import processes as processes_module
 from mdlstm_tk.training.distributed import DistributedContext, init
+from mdlstm_tk.training.processes import cores, faster
 from mdlstm_tk.training.trainer import Trainer
 
 RUN = ("train", "--task", "digit-strings", "--hidden", "4", "--steps", "12", "--batch-size", "8")
 SETTINGS = ("--set", "evaluate_every=6", "--set", "warmup=0", "--set", "average=0.9", "--set", "dropout=0")
 # Without dropout, as each process draws masks of its own.
+SMALL = ("train", "--size", "4", "--hidden", "3")
+several_cores = pytest.mark.skipif(cores() < 2, reason="needs two cores")
 
 
 def torchrun(*arguments: object, cwd: Path) -> Result:
@@ -74,22 +88,143 @@ def _rank(rank: int, port: int, cwd: Path, arguments: list[str]) -> None:
 
 
 @pytest.mark.slow
+@several_cores
 def test_two_processes_have_the_losses_of_one_process(tmp_path: Path) -> None:
-    records = []
-    for count, call in ((1, mdlstm), (2, torchrun)):
-        done = call(*RUN, *SETTINGS, "-o", f"run-{count}", cwd=tmp_path)
+    calls = {"one": mdlstm, "torchrun": torchrun, "two": partial(mdlstm_process, "train", "--processes", 2)}
+    for name, call in calls.items():
+        done = call(*RUN[name == "two" :], *SETTINGS, "-o", name, "--json", cwd=tmp_path)
         assert done.code == 0, done.err
-        records.append(Run(tmp_path / f"run-{count}").read_metrics())
         assert done.err.count("next: mdlstm export") == 1
-    one, two = records
-    assert [record["step"] for record in two] == list(range(1, 13))
+        assert json.loads(done.out)["run"] == name
+    one, *several = (Run(tmp_path / name).read_metrics() for name in calls)
     assert np.ptp([record["loss"] for record in one]) > 0.1
-    np.testing.assert_allclose([r["loss"] for r in one], [r["loss"] for r in two], rtol=0, atol=1e-5)
-    assert two[-1]["validation"] == pytest.approx(one[-1]["validation"], abs=0.01)
-    files = [{path.name for path in (tmp_path / f"run-{n}").iterdir()} for n in (1, 2)]
-    assert files[0] == files[1]
-    errors = [json.loads((tmp_path / f"run-{n}/result.json").read_text())["errors"] for n in (1, 2)]
-    assert errors[0] == pytest.approx(errors[1], abs=0.01)
+    for records in several:
+        assert [record["step"] for record in records] == list(range(1, 13))
+        losses = [[record["loss"] for record in each] for each in (one, records)]
+        np.testing.assert_allclose(*losses, rtol=0, atol=1e-5)
+        assert records[-1]["validation"] == pytest.approx(one[-1]["validation"], abs=0.01)
+    files = [{path.name for path in (tmp_path / name).iterdir()} for name in calls]
+    assert files[0] == files[1] == files[2]
+    errors = [json.loads((tmp_path / name / "result.json").read_text())["errors"] for name in calls]
+    assert errors[1:] == [pytest.approx(errors[0], abs=0.01)] * 2
+
+
+@pytest.mark.slow
+@several_cores
+def test_the_error_of_a_process_is_one_line(tmp_path: Path) -> None:
+    done = mdlstm_process(*SMALL, "--batch-size", "3", "-o", "odd", "--processes", "2", cwd=tmp_path)
+    line = "batch_size 3 cannot be shared evenly by 2 processes; choose a multiple of their number"
+    assert (done.code, done.err) == (2, f"error: {line}\n")
+    assert not (tmp_path / "odd").exists()
+
+
+@pytest.mark.slow
+@several_cores
+@pytest.mark.parametrize("end", ["result", "error", "kill"])
+def test_a_process_ends_all(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if end == "result":
+        assert in_processes(2, _meet, end) == (0, 2, max(1, cores() // 2))
+    else:
+        error, text = (InputError, "rank 1") if end == "error" else (MDLSTMError, "1 terminated.*SIGKILL")
+        with pytest.raises(error, match=text):
+            in_processes(2, _meet, end)
+
+
+def _meet(end: str) -> tuple[int, int, int]:
+    """Meet the other process, after which that of rank 1 ends in some way."""
+    context = init("cpu")
+    assert context.all_gather([context.rank]) == [0, 1]
+    if context.rank and end == "error":
+        raise InputError("rank 1")
+    if context.rank and end == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if end != "result":
+        context.all_gather([0])  # fails, as the other process does not come
+    return context.rank, context.world_size, torch.get_num_threads()
+
+
+@pytest.mark.slow
+@several_cores
+@pytest.mark.skipif(sys.platform == "win32", reason="needs groups of processes")
+def test_an_interrupt_ends_all_processes_with_a_checkpoint(tmp_path: Path) -> None:
+    """A terminal sends Ctrl-C to all processes that it knows."""
+    options = ("--steps", "1000000", "--set", "evaluate_every=10", "-o", "run", "--processes", "2", "-q")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mdlstm_tk", *SMALL, *options],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **ENVIRONMENT},
+        start_new_session=True,
+        text=True,
+    )
+    last = tmp_path / "run/last.safetensors"
+    while not last.exists() and process.poll() is None:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate()
+    assert (process.returncode, err) == (130, "error: interrupted\n")
+    records = Run(tmp_path / "run").read_metrics()
+    assert load_checkpoint(last).step == len(records) == records[-1]["step"]
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "message"),
+    [
+        (("--processes", "0"), {}, "at least 1, or auto, got '0'"),
+        (("--processes", "two"), {}, "at least 1, or auto, got 'two'"),
+        (("--processes", "3"), {}, "from 1 to the number of cores, 2, got 3"),
+        (("--processes", "2"), {"RANK": "0"}, "leave out --processes, or start it without torchrun"),
+        (("--processes", "auto"), {"RANK": "0"}, "leave out --processes, or start it without torchrun"),
+        (("--processes", "auto", "--resume", "run"), {}, "give a run that is resumed a number"),
+    ],
+)
+def test_processes_that_cannot_be_started_are_refused(
+    options: tuple[str, ...],
+    variables: dict[str, str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes_module, "cores", lambda: 2)
+    done = mdlstm("train", *options, env=variables, cwd=tmp_path)
+    assert (done.code, done.err.count("\n")) == (2, 1) and message in done.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_faster_number_of_processes_is_chosen_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert faster({1: 5.07, 4: 6.75}) == (
+        4,
+        "4 processes, as measured: 5.1 steps/s with 1, 6.8 steps/s with 4",
+    )
+    assert faster({1: 600.0, 2: 600.0})[0] == 1
+    measured: list[int] = []
+    monkeypatch.setattr(processes_module, "_call", lambda n, *_: measured.append(n) or 9.0 / n)
+    for number, setting, reason in (
+        (1, {}, "1 core can share batches of 16 no other way"),
+        (4, {"batch_size": 7}, "4 cores can share batches of 7 no other way"),
+        (4, {"minutes": 1}, "minutes follow the clock of one"),
+    ):
+        monkeypatch.setattr(processes_module, "cores", lambda number=number: number)
+        assert choose_processes(configure(setting)) == (1, f"1 process, as {reason}")
+    assert not measured
+    monkeypatch.setattr(processes_module, "cores", lambda: 7)
+    done = mdlstm(*SMALL, "--steps", "2", "--processes", "auto", "-o", "run", cwd=tmp_path)
+    assert "1 process, as measured: 9.0 steps/s with 1, 2.2 steps/s with 4\n" in done.err
+    assert measured == [1, 4] and load_checkpoint(tmp_path / "run/last.safetensors").step == 2
+
+
+@pytest.mark.slow
+@several_cores
+def test_measuring_does_not_change_what_is_learned(tmp_path: Path) -> None:
+    for number in (1, "auto"):
+        done = mdlstm_process(*SMALL, "--steps", "6", "--processes", number, "-o", number, cwd=tmp_path)
+        assert done.code == 0, done.err
+    assert " as measured: " in done.err
+    losses = [[r["loss"] for r in Run(tmp_path / name).read_metrics()] for name in ("1", "auto")]
+    np.testing.assert_allclose(*losses, rtol=0, atol=1e-6)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a fork server")
