@@ -1,29 +1,23 @@
-"""Shapes, a layer and its contenders, and steps that are timed in turn, for the scripts of this folder.
-
-Steps take turns within one process, so that whatever else the machine does slows all of them alike.
-"""
+"""Shapes, a layer of each, and what it is compared with, for the scripts of this folder."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import Step
 from torch import Tensor
 
+from mdlstm_tk import MDLSTM
 from mdlstm_tk._util.sizes import format_size, parse_size
 from mdlstm_tk.backends.dispatch import Backend
-from mdlstm_tk.errors import InputError
-from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.wavefront import wavefronts
 
-Step = Callable[[], object]  # one forward pass, or one with its backward pass
+ALL = (("directions", "all"),)
 
 
 @dataclass(frozen=True)
@@ -49,17 +43,11 @@ class Shape:
         """Read a shape from text such as "16,32x32,1,64".
 
         Raises:
-            InputError: the text is not N,GRID,C,n.
+            ValueError: the text is not N,GRID,C,n.
         """
-        words = [word.strip() for word in text.split(",")]
-        if len(words) != 4 or not all(word.isdecimal() for word in (words[0], *words[2:])):
-            raise InputError(f"invalid shape '{text}'; expected N,GRID,C,n such as 16,32x32,1,64")
-        batch, grid, channels, units = words
-        ndim = max(2, grid.count("x") + 1)
-        shape = cls(int(batch), parse_size(grid, ndim), int(channels), int(units))
-        if min(shape.batch, shape.channels, shape.units) < 1:
-            raise InputError(f"invalid shape '{text}'; N, C and n must be at least 1")
-        return shape
+        batch, grid, channels, units = (word.strip() for word in text.split(","))
+        extents = parse_size(grid, max(2, grid.count("x") + 1))
+        return cls(int(batch), extents, int(channels), int(units))
 
     def __str__(self) -> str:
         extras = "".join(f", {name}={value}" for name, value in self.options)
@@ -85,16 +73,17 @@ class Shape:
         return sum(self.grid) - len(self.grid) + 1
 
     def flops(self, training: bool) -> int:
-        """Floating-point operations in the matrix products; training takes three times as many."""
+        """Floating-point operations in the matrix products of the layer."""
         inputs = self.channels + len(self.grid) * self.units
-        forward = 2 * self.num_directions * self.positions * inputs * self.gate_dim
-        return forward * (3 if training else 1)
+        return self._products(inputs * self.gate_dim, training)
 
     def lstm_flops(self, training: bool) -> int:
         """Floating-point operations of `torch.nn.LSTM` over the same number of positions."""
-        inputs = self.channels + self.units
-        forward = 2 * self.num_directions * self.positions * inputs * 4 * self.units
-        return forward * (3 if training else 1)
+        return self._products((self.channels + self.units) * 4 * self.units, training)
+
+    def _products(self, weights: int, training: bool) -> int:
+        """Two for each weight and position; training takes three times as many."""
+        return 2 * self.num_directions * self.positions * weights * (3 if training else 1)
 
 
 SHAPES = (
@@ -103,11 +92,11 @@ SHAPES = (
     Shape(4, (64, 64), 16, 32),
     Shape(1, (128, 128), 1, 32),
     Shape(1, (16, 16, 16), 1, 32),
-    Shape(16, (32, 32), 1, 64, (("directions", "all"),)),
+    Shape(16, (32, 32), 1, 64, ALL),
     Shape(16, (32, 32), 1, 64, (("layer_norm", True),)),
     Shape(16, (32, 32), 1, 64, (("recompute", True),)),
     Shape(1, (32, 32), 1, 32),
-    Shape(1, (32, 32), 1, 32, (("directions", "all"),)),
+    Shape(1, (32, 32), 1, 32, ALL),
     Shape(1, (512, 512), 1, 32),
 )
 
@@ -123,10 +112,14 @@ def contenders(
     """
     factory = {"device": device, "dtype": dtype}
     layer, x = make_layer(shape, "auto", factory)
+    # One step for each wavefront, over about the same number of positions in all.
+    lstm = torch.nn.LSTM(shape.channels, shape.units, batch_first=True, **factory)
+    rows = max(1, round(shape.num_directions * shape.positions / shape.wavefronts))
+    sequences = torch.randn(rows, shape.wavefronts, shape.channels, **factory)
     steps = {
         "layer": make_step(layer, x, training),
         "floor": floor(shape, training, factory),
-        "nn.LSTM": make_step(*_lstm(shape, factory), training),
+        "nn.LSTM": make_step(lstm, sequences, training),
         "torch backend": make_step(*make_layer(shape, "torch", factory), training),
     }
     return steps, layer, x
@@ -177,102 +170,17 @@ def floor(shape: Shape, training: bool, factory: Mapping[str, Any] | None = None
 
 
 def make_step(layer: torch.nn.Module, x: Tensor, training: bool) -> Step:
-    """A forward pass of a module without gradients, or one with its backward pass.
-
-    Args:
-        layer: returns a tensor, or a tuple whose first entry is one.
-        x: its input.
-        training: whether the step ends with the gradients of all parameters.
-    """
+    """A forward pass of a module without gradients, or one that ends with the gradients of all parameters.
+    The module returns a tensor, or a tuple whose first entry is one."""
 
     def output() -> Tensor:
         y = layer(x)
         return y if isinstance(y, Tensor) else y[0]
 
-    @torch.no_grad()
-    def infer() -> None:
-        output()
-
     def train() -> None:
         layer.zero_grad()
         output().backward(gradient)
 
-    with torch.no_grad():
-        gradient = torch.randn_like(output())
+    infer = torch.no_grad()(output)
+    gradient = torch.randn_like(infer())
     return train if training else infer
-
-
-def _lstm(shape: Shape, factory: Mapping[str, Any]) -> tuple[torch.nn.Module, Tensor]:
-    """`torch.nn.LSTM` with one step per wavefront, over about the same number of positions in all."""
-    layer = torch.nn.LSTM(shape.channels, shape.units, batch_first=True, **factory)
-    rows = max(1, round(shape.num_directions * shape.positions / shape.wavefronts))
-    return layer, torch.randn(rows, shape.wavefronts, shape.channels, **factory)
-
-
-def interleave(
-    steps: Mapping[str, Step], seconds: float, device: torch.device | None = None, least: int = 5
-) -> dict[str, list[float]]:
-    """Time the steps in turn, over and over, after one untimed call of each.
-
-    Args:
-        steps: what to time, by name.
-        seconds: begin rounds until this much time has passed.
-        device: wait for this device after each step, if it is a GPU.
-        least: number of rounds even if they take longer.
-
-    Returns:
-        The seconds of every round, by name.
-    """
-    for step in steps.values():
-        step()
-    _synchronize(device)
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[next(iter(steps))]) < least:
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            _synchronize(device)
-            times[name].append(time.perf_counter() - start)
-    return times
-
-
-def ratios_of(times: Mapping[str, list[float]], name: str) -> dict[str, float]:
-    """The median over the rounds of this contender's time divided by each other one's."""
-    return {
-        other: median(a / b for a, b in zip(times[name], series, strict=True))
-        for other, series in times.items()
-    }
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use this number of threads inside the `with` statement."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def peak_bytes(step: Step, device: torch.device) -> int:
-    """The most bytes that tensors take during a step, beyond those that existed before it."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        step()
-        return int(torch.cuda.max_memory_allocated(device)) - before
-    with torch.profiler.profile(profile_memory=True) as profile:
-        step()
-    now = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return peak
-
-
-def _synchronize(device: torch.device | None) -> None:
-    if device is not None and device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -15,62 +15,31 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from statistics import median
+from itertools import product
 
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "40000"}  # as `mdlstm`, before torch comes
 import torch
-from contenders import SHAPES, Shape, Step, interleave, make_layer, make_step, ratios_of, torch_threads
-from measuring import argument_parser, markdown
+from contenders import SHAPES, Shape, make_layer, make_step
+from measuring import Step, argument_parser, interleave, markdown, milliseconds, ratio, torch_threads
 
 from mdlstm_tk.training.memory import keep_freed_memory
 
 COLUMNS = (
-    "N, grid, C, n",
-    "pass",
-    "1 thread",
-    "2 threads",
-    "gain",
-    "1, loaded",
-    "2, loaded",
-    "2 ÷ 1, loaded",
+    *("N, grid, C, n", "pass", "1 thread", "2 threads", "gain"),
+    *("1, loaded", "2, loaded", "2 ÷ 1, loaded"),
 )
-
-
-def main() -> None:
-    keep_freed_memory()  # as training does
-    parser = argument_parser(__doc__)
-    parser.add_argument("--shape", action="append", type=Shape.parse, help="a shape; may be repeated")
-    parser.add_argument("--seconds", type=float, default=2.0, help="duration of each measurement")
-    arguments = parser.parse_args()
-    print(markdown(COLUMNS, table(arguments.seconds, arguments.shape or SHAPES), 2))
-
-
-def table(seconds: float, shapes: Sequence[Shape] = SHAPES) -> list[list[str]]:
-    """The rows of the table."""
-    rows = []
-    for shape in shapes:
-        for training in (False, True):
-            one, two, ratio = measure(shape, training, seconds)
-            with busy_processors():
-                loaded_one, loaded_two, loaded_ratio = measure(shape, training, seconds)
-            times = one, two, 1 / ratio, loaded_one, loaded_two, loaded_ratio
-            numbers = [f"{number:.2f}" for number in times]
-            rows.append([str(shape), "training" if training else "forward", *numbers])
-    return rows
 
 
 def measure(shape: Shape, training: bool, seconds: float) -> tuple[float, float, float]:
     """Milliseconds with one and with two threads, and the median ratio of the second to the first."""
     step = make_step(*make_layer(shape), training)
     with torch_threads(1):
-        times = interleave({"one": with_threads(step, 1), "two": with_threads(step, 2)}, seconds)
-    one, two = (1000 * median(times[name]) for name in ("one", "two"))
-    return one, two, ratios_of(times, "two")["one"]
+        times = interleave({"1": with_threads(step, 1), "2": with_threads(step, 2)}, seconds)
+    return milliseconds(times["1"]), milliseconds(times["2"]), ratio(times["2"], times["1"])
 
 
 def with_threads(step: Step, count: int) -> Step:
     """A step on a number of threads."""
-
     shared = torch.zeros(2**17)
 
     def run() -> None:
@@ -92,6 +61,22 @@ def busy_processors() -> Iterator[None]:
         for process in processes:
             process.kill()
             process.wait()
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--shape", action="append", type=Shape.parse, help="a shape; may be repeated")
+    parser.add_argument("--seconds", type=float, default=2.0, help="duration of each measurement")
+    options = parser.parse_args(words)
+    keep_freed_memory()  # as training does
+    rows = []
+    for shape, training in product(options.shape or SHAPES, (False, True)):
+        one, two, share = measure(shape, training, options.seconds)
+        with busy_processors():
+            loaded = measure(shape, training, options.seconds)
+        numbers = [f"{number:.2f}" for number in (one, two, 1 / share, *loaded)]
+        rows.append([str(shape), "training" if training else "forward", *numbers])
+    print(markdown(COLUMNS, rows, 2))
 
 
 if __name__ == "__main__":

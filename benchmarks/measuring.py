@@ -1,4 +1,4 @@
-"""Arguments, processes, CPU times and tables that the scripts of this folder share.
+"""Arguments, processes, steps that are timed in turn, and tables, for the scripts of this folder.
 
 Imports neither torch nor onnx, so that `runtimes.py --check` runs without them.
 """
@@ -11,14 +11,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+# torch's profiler, which measures the peak memory, would print a banner for each row.
+os.environ |= {"KINETO_LOG_LEVEL": "6", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+
 ROOT = Path(__file__).resolve().parents[1]
-LEAST_ROUNDS = 5  # of `cpu_times`
+Step = Callable[[], object]  # a call that is timed
 
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
@@ -55,38 +59,94 @@ def python(*arguments: object, checkout: Path = ROOT, **environment: str) -> str
     return done.stdout
 
 
-def bench(*options: str, checkout: Path = ROOT) -> Any:
-    """The rows of `bench.py --json` of this folder, which measures the package of a checkout."""
-    return json.loads(python(ROOT / "benchmarks/bench.py", "--json", *options, checkout=checkout))
+def resumed(file: Path, cells: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """The cells of a table, by name. Each is kept in a JSON file when it is measured, so that an interrupted
+    table goes on, and several processes may share a file."""
+    for name, measure in cells.items():
+        if name not in _read(file):
+            value = measure()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_suffix(f".{os.getpid()}")
+            temporary.write_text(json.dumps({**_read(file), name: value}, indent=1), encoding="utf-8")
+            temporary.replace(file)
+    return _read(file)
 
 
-def cpu_times(
-    steps: Mapping[str, Callable[[], object]], seconds: float, runs: int = 1
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def interleave(
+    steps: Mapping[str, Step],
+    seconds: float,
+    least: int = 5,
+    runs: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, np.ndarray]:
-    """Measure steps that take turns, after one untimed call of each.
+    """Time steps that take turns, over and over, after one untimed call of each; so whatever else the
+    machine does slows all of them alike.
 
     Args:
-        steps: the steps by name.
-        seconds: begin rounds until this much time has passed, `LEAST_ROUNDS` even if they take longer.
+        steps: what to time, by name.
+        seconds: begin rounds until this much time has passed.
+        least: number of rounds even if they take longer.
         runs: calls of a step in each turn. The first one finds caches and memory as another step left them.
+        clock: `time.process_time` for CPU seconds of all threads of this process; a `Session` runs long
+            calls in a thread of its own.
 
     Returns:
-        (rounds, runs) for each step: the CPU seconds of all threads of this process, as a `Session`
-            has long runs in a thread of its own.
+        (rounds, runs) seconds, by name.
     """
     times: dict[str, list[list[float]]] = {name: [] for name in steps}
     for step in steps.values():
         step()
     end, rounds = time.perf_counter() + seconds, 0
-    while time.perf_counter() < end or rounds < LEAST_ROUNDS:
+    while time.perf_counter() < end or rounds < least:
         rounds += 1
         for name, step in steps.items():
-            clock = [time.process_time()]
+            moments = [clock()]
             for _ in range(runs):
                 step()
-                clock.append(time.process_time())
-            times[name].append(np.diff(clock).tolist())
+                moments.append(clock())
+            times[name].append(np.diff(moments).tolist())
     return {name: np.array(rows) for name, rows in times.items()}
+
+
+def milliseconds(times: np.ndarray) -> float:
+    """The median of a step."""
+    return 1000 * float(np.median(times))
+
+
+def ratio(times: np.ndarray, others: np.ndarray) -> float:
+    """The median over the rounds of a step's time divided by that of another one."""
+    return float(np.median(times / others))
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use this number of threads inside the `with` statement."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def peak_bytes(step: Step) -> int:
+    """The most bytes that tensors on the CPU take during a step, beyond those that existed before it."""
+    import torch
+
+    with torch.profiler.profile(profile_memory=True) as profile:
+        step()
+    now = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
 
 
 def ort_session(model: bytes | Path, **settings: Any) -> Any:

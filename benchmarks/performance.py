@@ -1,13 +1,14 @@
 """Write the tables of docs/performance.md, by scripts of this folder.
 
-    python benchmarks/performance.py               # takes twelve minutes on an otherwise idle machine
-    python benchmarks/performance.py --seconds 0.1 # a rough one, to see whether everything runs
+    python benchmarks/performance.py               # all; takes half an hour on an otherwise idle machine
+    python benchmarks/performance.py load exports  # some of them
 
-Each table names the script that prints it, so that anyone who doubts a figure can run the same command.
+Above each table stands the command that prints it, so that anyone who doubts a figure can run the same one.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,76 +16,49 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-import compiling
-import exports
-import load
-import parts
-import ragged
-import rivals
-import training
-from bench import LAYER_COLUMNS, RUNTIME_COLUMNS, Row, measure_cold_start
-from bench import table as bench_table
-from measuring import ROOT, argument_parser, bench, markdown, write_between_markers
+from measuring import ROOT, argument_parser, python, write_between_markers
 
-PAGE = ROOT / "docs/performance.md"
-
-
-def directions(rows: Sequence[Row]) -> str:
-    """The table of the ratios between all directions and one."""
-    seconds = {(row["shape"], row["threads"], row["training"]): row["seconds"] for row in rows}
-    suffix = ", directions=all"
-    table = []
-    for row in rows:
-        if row["shape"].endswith(suffix):
-            shape = row["shape"].removesuffix(suffix)
-            ratio = row["seconds"] / seconds[shape, row["threads"], row["training"]]
-            pass_name = "training" if row["training"] else "forward"
-            table.append([shape, str(row["threads"]), pass_name, f"{ratio:.2f}"])
-    return markdown(("N, grid, C, n", "threads", "pass", "ratio"), table, 1)
+LOAD_SHAPES = ("16,32x32,64,64", "4,64x64,32,32", "1,128x128,32,32", "1,512x512,32,32")
+COMMANDS = {  # section of the page → script and options
+    "layer": "bench.py --seconds 2",
+    "parts": "bench.py parts",
+    "ragged": "ragged.py",
+    "training": "training.py",
+    "load": f"load.py --seconds 1.5 {' '.join(f'--shape {shape}' for shape in LOAD_SHAPES)}",
+    "compiling": "bench.py compiling",
+    "runtime": "bench.py runtime --seconds 2",
+    "exports": "exports.py",
+    "rivals": "rivals.py",
+}
 
 
-def machine(cores: int) -> str:
+def machine() -> str:
     """A sentence on the machine and the versions; the name of the processor from Linux if possible."""
     processor = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
         processor = (names or [processor])[0]
-    python, today = platform.python_version(), date.today().isoformat()
+    python_version, today = platform.python_version(), date.today().isoformat()
     torch, onnxruntime, numba = map(version, ("torch", "onnxruntime", "numba"))
     return (
-        f"Measured on {today} on {processor}, {cores} cores, {platform.system()}, with Python {python},\n"
-        f"torch {torch}, ONNX Runtime {onnxruntime} and Numba {numba}."
+        f"Measured on {today} on {processor}, {os.cpu_count()} cores, {platform.system()}, with Python "
+        f"{python_version},\ntorch {torch}, ONNX Runtime {onnxruntime} and Numba {numba}."
     )
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--seconds", type=float, default=2.0, help="seconds to measure each row for")
-    seconds = parser.parse_args().seconds
-    layer = bench("--seconds", str(seconds))
-    exported = bench("--runtime", "--seconds", str(seconds))
-    sections = {
-        "machine": machine(cores=max(row["threads"] for row in layer)),
-        "layer": f"`python benchmarks/bench.py --seconds {seconds:g}`\n\n"
-        + bench_table(layer, LAYER_COLUMNS),
-        "parts": markdown(parts.COLUMNS, parts.table(), 1),
-        "directions": directions(layer),
-        "ragged": markdown(ragged.COLUMNS, ragged.table(), 1),
-        "ragged training": markdown(ragged.TRAINING_COLUMNS, ragged.training_table(), 1),
-        "training": markdown(training.COLUMNS, training.table(), 1),
-        "load": markdown(load.COLUMNS, load.table(seconds), 2),
-        "compiling": markdown(compiling.COLUMNS, compiling.table(), 1),
-        "runtime": f"`python benchmarks/bench.py --runtime --seconds {seconds:g}`\n\n"
-        f"{bench_table(exported, RUNTIME_COLUMNS)}\n\n{measure_cold_start()}",
-        "goals": markdown(exports.COLUMNS, exports.table(2 * seconds), 2),
-        "operators": markdown(exports.PROFILE_COLUMNS, exports.profile_table(2 * seconds), 1),
-        "networks": markdown(rivals.NETWORK_COLUMNS, rivals.network_table(), 2),
-        "rivals": markdown(rivals.COLUMNS, rivals.table(), 2),
-    }
-    for name, text in sections.items():
-        write_between_markers(PAGE, name, text)
-    print(PAGE)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"some of {', '.join(COMMANDS)}")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/performance.md")
+    options = parser.parse_args(words)
+    for name in options.sections or COMMANDS:
+        script, *arguments = COMMANDS[name].split()
+        output = python(ROOT / "benchmarks" / script, *arguments).strip()
+        text = f"`python benchmarks/{COMMANDS[name]}`\n\n{output}"
+        write_between_markers(options.page, name, text)
+    if not options.sections:
+        write_between_markers(options.page, "machine", machine())
 
 
 if __name__ == "__main__":

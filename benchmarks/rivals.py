@@ -14,16 +14,23 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
-from contenders import Step, interleave, make_step, ratios_of, torch_threads
-from measuring import argument_parser, markdown, ort_session
+from contenders import make_step
+from measuring import (
+    Step,
+    argument_parser,
+    interleave,
+    markdown,
+    milliseconds,
+    ort_session,
+    ratio,
+    torch_threads,
+)
 from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
@@ -32,7 +39,7 @@ from mdlstm_tk.export.capture import exporter_silenced
 from mdlstm_tk.training.networks import count_parameters
 
 CHANNELS, UNITS = 3, 32  # C and n of the layer; the widths of the others below give as many parameters
-SHAPES = ((1, (64, 64)), (8, (64, 64)), (1, (256, 256)))  # N and the grid
+SHAPES = ((1, 64, 64), (8, 64, 64), (1, 256, 256))  # N and the grid
 MOST_DIFFERENT = 0.02  # of the numbers of parameters
 ATOL = 1e-4  # of an export, in units of the largest absolute output
 LAYER = "MD-LSTM"
@@ -101,7 +108,7 @@ class PatchAttention(nn.Module):
 
 
 # By name: how to make the network, and what a position's output depends on.
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+NETWORKS = {
     LAYER: (partial(MDLSTM, CHANNELS, UNITS, directions="all"), "whole grid"),
     "2 nn.LSTM": (partial(RowsAndColumns, CHANNELS, 50), "its row and its column"),
     "7 convolutions": (partial(Convolutions, CHANNELS, 28), "15×15 positions"),
@@ -124,12 +131,12 @@ def make_networks() -> dict[str, nn.Module]:
     return networks
 
 
-def network_table() -> list[list[str]]:
+def network_table(networks: Mapping[str, nn.Module]) -> list[list[str]]:
     """The field of view of each network, its features at each position, and its parameters."""
     x = torch.zeros(1, PatchAttention.PATCH, PatchAttention.PATCH, CHANNELS)
     return [
         [name, NETWORKS[name][1], str(network(x).shape[-1]), str(count_parameters(network))]
-        for name, network in make_networks().items()
+        for name, network in networks.items()
     ]
 
 
@@ -147,7 +154,7 @@ def export_all(networks: Mapping[str, nn.Module], x: Tensor, folder: Path) -> It
             yield name, path
 
 
-def runtime_step(path: Path, x: Tensor, expected: Tensor) -> Step:
+def runtime_step(path: Path, x: Tensor, expected: np.ndarray) -> Step:
     """A call of ONNX Runtime on one thread.
 
     Raises:
@@ -155,51 +162,47 @@ def runtime_step(path: Path, x: Tensor, expected: Tensor) -> Step:
     """
     session = ort_session(path.read_bytes())
     feeds = {session.get_inputs()[0].name: x.numpy()}
-    truth: np.ndarray[Any, Any] = expected.numpy()
-    error = float(np.abs(session.run(None, feeds)[0] - truth).max())
-    if not error <= ATOL * float(np.abs(truth).max()):
+    error = float(np.abs(session.run(None, feeds)[0] - expected).max())
+    if not error <= ATOL * float(np.abs(expected).max()):
         raise SystemExit(f"{path.name} differs from torch by {error:.1e}")
     return lambda: session.run(None, feeds)
 
 
-def measure(batch: int, grid: tuple[int, int], seconds: float) -> list[list[str]]:
-    """The rows of one shape."""
-    networks = make_networks()
-    x = torch.randn(batch, *grid, CHANNELS)
+def measure(networks: Mapping[str, nn.Module], shape: Sequence[int], seconds: float) -> list[list[str]]:
+    """The rows of one shape: milliseconds, and ratios to the layer's."""
+    x = torch.randn(*shape, CHANNELS)
     with torch_threads(1), tempfile.TemporaryDirectory() as folder:
         with torch.no_grad():
-            expected = {name: network(x) for name, network in networks.items()}
+            expected = {name: network(x).numpy() for name, network in networks.items()}
         exported = {
             name: runtime_step(path, x, expected[name.removesuffix(", scan")])
             for name, path in export_all(networks, x, Path(folder))
         }
-        passes: list[Mapping[str, Step]] = [
+        passes = [
             {name: make_step(network, x, training) for name, network in networks.items()}
             for training in (False, True)
         ]
         times = [interleave(steps, seconds) for steps in (*passes, exported)]
-    shape = f"{batch}, {'x'.join(map(str, grid))}, {CHANNELS}"
-    return [[shape, name, *(text for each in times for text in _entries(each, name))] for name in exported]
+    rows, (batch, height, width) = [], shape
+    for name in exported:
+        row = [f"{batch}, {height}x{width}, {CHANNELS}", name]
+        for each in times:
+            is_there = name in each  # there is one pass of torch for both forms of the layer
+            row += [f"{milliseconds(each[name]):.1f}" if is_there else ""]
+            row += [f"{ratio(each[name], each[LAYER]):.2f}" if is_there else ""]
+        rows.append(row)
+    return rows
 
 
-def _entries(times: Mapping[str, list[float]], name: str) -> tuple[str, str]:
-    """The median in milliseconds, and the ratio to the layer's time."""
-    if name not in times:
-        return "", ""
-    return f"{median(times[name]) * 1e3:.1f}", f"{ratios_of(times, name)[LAYER]:.2f}"
-
-
-def table(shapes: Sequence[tuple[int, tuple[int, int]]] = SHAPES, seconds: float = 4.0) -> list[list[str]]:
-    """The rows of all shapes; `seconds` for each pass of a shape."""
-    return [row for batch, grid in shapes for row in measure(batch, grid, seconds)]
-
-
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__)
+    parser.add_argument("--shape", type=int, nargs=3, action="append", metavar=("N", "H", "W"))
     parser.add_argument("--seconds", type=float, default=4.0, help="seconds for each pass of a shape")
-    seconds = parser.parse_args().seconds
-    print(markdown(NETWORK_COLUMNS, network_table(), 2))
-    print(f"\n{markdown(COLUMNS, table(seconds=seconds), 2)}")
+    options = parser.parse_args(words)
+    networks = make_networks()
+    print(markdown(NETWORK_COLUMNS, network_table(networks), 2))
+    rows = [row for shape in options.shape or SHAPES for row in measure(networks, shape, options.seconds)]
+    print(f"\n{markdown(COLUMNS, rows, 2)}")
 
 
 if __name__ == "__main__":
