@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -54,16 +53,37 @@ Row = dict[str, Any]  # column → text or number
 
 FORMATS = {  # of each table: column → format of its numbers
     "layer": {
-        **{"N, grid, C, n": "", "threads": "", "pass": "", "ms": ".2f", "GFLOP/s": ".1f", "÷ floor": ".2f"},
-        **{"÷ nn.LSTM": ".2f", "per FLOP": ".2f", "÷ torch backend": ".2f", "peak MiB": ".1f"},
+        "N, grid, C, n": "",
+        "threads": "",
+        "pass": "",
+        "ms": ".2f",
+        "GFLOP/s": ".1f",
+        "÷ floor": ".2f",
+        "÷ nn.LSTM": ".2f",
+        "per FLOP": ".2f",
+        "÷ torch backend": ".2f",
+        "peak MiB": ".1f",
     },
     "runtime": {
-        **{"N, grid, C, n": "", "threads": "", "form": "", "ms": ".2f", "÷ floor": ".2f"},
-        **{"÷ nn.LSTM": ".2f", "÷ layer in torch": ".2f", "load ms": ".1f", "export s": ".1f"},
-        **{"KiB": ".0f", "max error": ".0e"},
+        "N, grid, C, n": "",
+        "threads": "",
+        "form": "",
+        "ms": ".2f",
+        "÷ floor": ".2f",
+        "÷ nn.LSTM": ".2f",
+        "÷ layer in torch": ".2f",
+        "load ms": ".1f",
+        "export s": ".1f",
+        "KiB": ".0f",
+        "max error": ".0e",
     },
     "parts": {
-        **{"N, grid, C, n": "", "pass": "", "ms": ".2f", "products": ".0%", "cell": ".0%", "rest": ".0%"},
+        "N, grid, C, n": "",
+        "pass": "",
+        "ms": ".2f",
+        "products": ".0%",
+        "cell": ".0%",
+        "rest": ".0%",
     },
     "compiling": {"what a process runs first": "", "s": ".1f"},
     "isolation": {"what": "", "ms": ".2f", "isolated, ms": ".2f"},
@@ -151,7 +171,7 @@ def cold_start() -> str:
         times = interleave(steps, 0, least=STARTS)
     return (
         f"A whole `mdlstm infer` of an 8×8 matrix takes {milliseconds(times['infer']) / 1000:.2f} s, "
-        f"{ratio(times['infer'], times['imports']):.2f} times as long as\n`python -c \"{IMPORTS}\"`."
+        f'{ratio(times["infer"], times["imports"]):.2f} times as long as\n`python -c "{IMPORTS}"`.'
     )
 
 

@@ -22,18 +22,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from datetime import date
+from functools import partial
 from itertools import product
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
-from contenders import Shape, Step, contenders, interleave, ratios_of
-from measuring import ROOT, argument_parser, markdown
+from contenders import ALL, Shape, contenders
+from measuring import ROOT, Step, argument_parser, interleave, markdown, milliseconds, ratio
 
-ALL = (("directions", "all"),)
 SHAPES = [
     Shape(16, (8, 8), 1, 16),
     Shape(16, (32, 32), 1, 64),
@@ -45,10 +43,18 @@ SHAPES = [
     Shape(16, (32, 32), 768, 768),
 ]
 DTYPES = ("float32", "bfloat16")
-COLUMNS = (
-    *("N, grid, C, n", "dtype", "pass", "backend", "steps"),
-    *("layer", "graph", "nn.LSTM", "÷ nn.LSTM", "÷ floor"),
-)
+FORMATS = {  # column → format of its numbers
+    "N, grid, C, n": "",
+    "dtype": "",
+    "pass": "",
+    "backend": "",
+    "steps": "",
+    "layer": ".1f",
+    "graph": ".1f",
+    "nn.LSTM": ".1f",
+    "÷ nn.LSTM": ".2f",
+    "÷ floor": ".2f",
+}
 TEST_SECONDS, SANITIZER_SECONDS, MEASURING_SECONDS = 200, 90, 180  # the most that each part may take
 TOTAL_SECONDS = 510  # no row begins after these; compiling kernels adds to the measuring
 TEST_PROCESSES = 8  # they spend most of their time compiling
@@ -62,55 +68,32 @@ torch.cuda.synchronize()
 """
 
 
-@dataclass(frozen=True)
-class Row:
-    """One shape, measured. Times are medians of the rounds, in microseconds for one wavefront.
-
-    Attributes:
-        shape: N, grid, C, n.
-        dtype: of parameters and x.
-        training: forward and backward, or forward alone.
-        backend: the backend of the layer that ran.
-        wavefronts: steps of a sweep.
-        layer: the layer.
-        graph: the layer, replayed as one CUDA graph; only forward, and only on a GPU.
-        lstm: `torch.nn.LSTM` with as many steps.
-        to_lstm: median over the rounds of the layer's time divided by that of `torch.nn.LSTM`.
-        to_floor: the same for the layer's matrix products alone.
-    """
-
-    shape: str
-    dtype: str
-    training: bool
-    backend: str
-    wavefronts: int
-    layer: float
-    graph: float | None
-    lstm: float
-    to_lstm: float
-    to_floor: float
-
-
-def measure(shape: Shape, dtype: str, training: bool, device: str, seconds: float) -> Row:
+def measure(shape: Shape, dtype: str, training: bool, device: str, seconds: float) -> dict[str, Any]:
+    """A row of the table. Times are medians of the rounds, in microseconds for one wavefront; "graph" is
+    the layer replayed as one CUDA graph, which is there forward on a GPU alone."""
+    wait = torch.cuda.synchronize if device != "cpu" else lambda: None
     steps, layer, x = contenders(shape, training, device, getattr(torch, dtype))
     del steps["torch backend"]
     if device != "cpu" and not training:
         steps["graph"] = replayed(steps["layer"])
-    times = interleave(steps, seconds, torch.device(device))
-    ratios = ratios_of(times, "layer")
-    micros = {name: median(series) / shape.wavefronts * 1e6 for name, series in times.items()}
-    return Row(
-        shape=str(shape),
-        dtype=dtype,
-        training=training,
-        backend=layer.backend_for(x).name,
-        wavefronts=shape.wavefronts,
-        layer=micros["layer"],
-        graph=micros.get("graph"),
-        lstm=micros["nn.LSTM"],
-        to_lstm=ratios["nn.LSTM"],
-        to_floor=ratios["floor"],
-    )
+    waiting = {name: partial(in_turn, step, wait) for name, step in steps.items()}
+    times = interleave(waiting, seconds)
+    micros = {name: 1000 * milliseconds(series) / shape.wavefronts for name, series in times.items()}
+    return {
+        "N, grid, C, n": str(shape),
+        "dtype": dtype,
+        "pass": "training" if training else "forward",
+        "backend": layer.backend_for(x).name,
+        "steps": shape.wavefronts,
+        **{name: micros.get(name) for name in ("layer", "graph", "nn.LSTM")},
+        **{f"÷ {name}": ratio(times["layer"], times[name]) for name in ("nn.LSTM", "floor")},
+    }
+
+
+def in_turn(*steps: Step) -> None:
+    """Call steps one after the other."""
+    for step in steps:
+        step()
 
 
 def replayed(step: Step) -> Step:
@@ -170,12 +153,10 @@ def run(command: list[str], seconds: float, environment: Mapping[str, str] | Non
 
 def page(report: dict[str, Any]) -> str:
     """The report as Markdown."""
-    rows = []
-    for row in report["rows"]:
-        labels = [row["shape"], row["dtype"], "training" if row["training"] else "forward", row["backend"]]
-        times = ("" if row[name] is None else f"{row[name]:.1f}" for name in ("layer", "graph", "lstm"))
-        ratios = (f"{row[name]:.2f}" for name in ("to_lstm", "to_floor"))
-        rows.append([*labels, str(row["wavefronts"]), *times, *ratios])
+    rows = [
+        ["" if row[name] is None else format(row[name], spec) for name, spec in FORMATS.items()]
+        for row in report["rows"]
+    ]
     lines = [
         "# On a GPU",
         "",
@@ -189,7 +170,7 @@ def page(report: dict[str, Any]) -> str:
         "Microseconds for one wavefront, or one step of `torch.nn.LSTM`. *graph* is the forward pass "
         "replayed as a CUDA graph. float32 is not rounded to TF32.",
         "",
-        markdown(COLUMNS, rows, 4),
+        markdown(tuple(FORMATS), rows, 4),
     ]
     missing = [f"- {case}: {reason}" for case, reason in report["missing"].items()]
     return "\n".join([*lines, *(["", "Not measured:", "", *missing] if missing else []), ""])
@@ -232,8 +213,8 @@ def main() -> None:
             missing[case] = "no time was left"
             continue
         try:
-            row = measure(shape, dtype, training, options.device, options.seconds / len(cases))
-            rows.append(asdict(row))
+            seconds = options.seconds / len(cases)
+            rows.append(measure(shape, dtype, training, options.device, seconds))
         except Exception as error:  # out of memory, or a kernel that does not compile: Triton has its own
             missing[case] = str(error).strip().partition("\n")[0]
     report |= {"rows": rows, "missing": missing, "seconds": time.perf_counter() - start}

@@ -14,13 +14,13 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import cycle, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from measuring import argument_parser, markdown, ort_session, write_between_markers
@@ -53,8 +53,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 GRIDS = {2: (4, 3), 3: (2, 2, 3)}
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """An exported file with inputs and the output that is right.
 
     Attributes:
@@ -70,11 +69,6 @@ class Case:
     model: bytes
     feeds: dict[str, Array]
     expected: Array
-
-    @property
-    def tolerance(self) -> float:
-        """The absolute error that `export_onnx` allows."""
-        return TOLERANCES[FORMS[self.form].get("dtype", "float32")]
 
 
 def cases(pairs: Iterable[tuple[str, str]]) -> Iterator[Case]:
@@ -147,51 +141,40 @@ RUNTIMES: dict[str, tuple[str, Runtime]] = {  # by name: the package and the fun
 }
 
 
-def installed_runtimes() -> dict[str, Runtime]:
-    """The runtimes that are installed, by name and version."""
-    return {
-        f"{name} {version(package)}": run
-        for name, (package, run) in RUNTIMES.items()
-        if find_spec(package) is not None
-    }
-
-
 def difference(run: Runtime, case: Case) -> float | str:
     """The largest difference of a runtime from float64, or the reason why it does not run the file."""
     try:
         y = run(case.model, case.feeds)
-    except Exception as error:  # each runtime has exceptions of its own
-        return _reason(error)
+    except Exception as error:  # each runtime has exceptions of its own, some with paths and traces
+        lines = [line.strip(" -") for line in str(error).split("Stack backtrace")[0].splitlines()]
+        said = [line for line in lines if len(line) > 3 and "openvino_docs" not in line]
+        return (said or [type(error).__name__])[-1][:120]
     if y.shape != case.expected.shape:
         return f"y has the shape {y.shape}, expected {case.expected.shape}"
     return float(np.abs(y - case.expected).max())
 
 
-def _reason(error: Exception) -> str:
-    """The last line of a message that says something, without paths and traces."""
-    text = str(error).split("Stack backtrace")[0]
-    lines = [line.strip(" -") for line in text.splitlines() if len(line.strip()) > 3]
-    lines = [line for line in lines if "openvino_docs" not in line]
-    return (lines or [type(error).__name__])[-1][:120]
-
-
-def runs_in() -> str:
-    """The table: for each form and runtime the largest difference over all networks."""
-    runtimes = installed_runtimes()
-    results: dict[tuple[str, str], list[float | str]] = {}
-    for case in cases(product(FORMS, NETWORKS)):
+def runs_in(forms: Iterable[str] = FORMS) -> str:
+    """The table: for each form and installed runtime the largest difference over all networks."""
+    runtimes = {
+        f"{name} {version(package)}": run
+        for name, (package, run) in RUNTIMES.items()
+        if find_spec(package) is not None
+    }
+    results: dict[tuple[str, str], list[float | str]] = defaultdict(list)
+    for case in cases(product(forms, NETWORKS)):
         for name, run in runtimes.items():
-            results.setdefault((case.form, name), []).append(difference(run, case))
+            results[case.form, name].append(difference(run, case))
         print(f"{case.form}: {case.network}", file=sys.stderr)
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = defaultdict(list)
     rows = []
-    for form in FORMS:
+    for form in forms:
         row = [form]
         for name in runtimes:
             values = results[form, name]
             failures = [value for value in values if isinstance(value, str)]
             for reason in failures[:1]:
-                reasons.setdefault(f"{name}: {reason}", []).append(form)
+                reasons[f"{name}: {reason}"].append(form)
             row.append("no" if failures else f"{np.max(values):.0e}")
         rows.append(row)
     notes = [f"- {reason} ({'; '.join(forms)})" for reason, forms in reasons.items()]
@@ -221,7 +204,8 @@ def check(folder: Path) -> None:
         expected = arrays.pop("expected")
         case = Case(form, network, file.with_suffix(".onnx").read_bytes(), arrays, expected)
         result = difference(lambda model, feeds: Session(model, "cpu")(**feeds), case)
-        if isinstance(result, str) or not result <= case.tolerance:
+        tolerance = TOLERANCES[FORMS[form].get("dtype", "float32")]  # that `export_onnx` allows
+        if isinstance(result, str) or not result <= tolerance:
             failed += 1
             print(f"{form}: {network}: {result}")
     assert "torch" not in sys.modules
@@ -230,21 +214,22 @@ def check(folder: Path) -> None:
     sys.exit(bool(failed or not files))
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__)
+    parser.add_argument("--form", action="append", choices=FORMS, help="rows of the table; default: all")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="page to write the table into")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="folder to write the files into")
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="folder with the files to run")
-    arguments = parser.parse_args()
+    options = parser.parse_args(words)
     os.environ["RUST_BACKTRACE"] = "0"  # tract adds the trace to its messages
-    if arguments.save:
-        save(arguments.save)
-    elif arguments.check:
-        check(arguments.check)
-    elif arguments.write:
-        write_between_markers(arguments.write, "runs in", runs_in())
+    if options.save:
+        save(options.save)
+    elif options.check:
+        check(options.check)
+    elif options.write:
+        write_between_markers(options.write, "runs in", runs_in())
     else:
-        print(runs_in())
+        print(runs_in(options.form or FORMS))
 
 
 if __name__ == "__main__":
