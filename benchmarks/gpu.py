@@ -69,8 +69,8 @@ torch.cuda.synchronize()
 
 
 def measure(shape: Shape, dtype: str, training: bool, device: str, seconds: float) -> dict[str, Any]:
-    """A row of the table. Times are medians of the rounds, in microseconds for one wavefront; "graph" is
-    the layer replayed as one CUDA graph, which is there forward on a GPU alone."""
+    """A row of the table. Times are medians of the rounds, in microseconds for one wavefront; "graph", the
+    layer replayed as one CUDA graph, is there for forward passes on a GPU alone."""
     wait = torch.cuda.synchronize if device != "cpu" else lambda: None
     steps, layer, x = contenders(shape, training, device, getattr(torch, dtype))
     del steps["torch backend"]

@@ -60,8 +60,8 @@ def python(*arguments: object, checkout: Path = ROOT, **environment: str) -> str
 
 
 def resumed(file: Path, cells: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-    """The cells of a table, by name. Each is kept in a JSON file when it is measured, so that a table that is
-    interrupted goes on, and several processes may share a file."""
+    """The cells of a table, by name. Each is kept in a JSON file when it is measured, so that a table goes
+    on after an interrupt, and several processes may share a file."""
     for name, measure in cells.items():
         if name not in _read(file):
             value = measure()
