@@ -1,6 +1,6 @@
-"""Errors of networks that learn to read handwriting in equal time, with equal parameters, beside kraken.
+"""Errors of networks that learn to read handwriting in equal time, with equal parameters.
 
-    python benchmarks/handwriting.py --pages ../shared/wills --minutes 60 --seeds 3 --kraken
+    python benchmarks/handwriting.py --pages ../wills --minutes 60 --seeds 3
 
 The folder holds pages with ALTO or PAGE XML, as eScriptorium exports them, or as the data set
 CREMMA-AN-TestamentDePoilus (https://doi.org/10.5281/zenodo.10177106) is downloaded. Without splits.json,
@@ -15,16 +15,14 @@ several of them, each with networks and threads of its own, may share a folder.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate
 from math import inf
 from pathlib import Path
@@ -32,8 +30,7 @@ from typing import Any, cast
 from unittest.mock import patch
 
 import rival_networks  # noqa: F401  it registers the rivals
-from kraken_rival import train_kraken
-from measuring import argument_parser, markdown
+from measuring import argument_parser, interleave, markdown, resumed
 
 from mdlstm_tk.data import Split, pages
 from mdlstm_tk.data.samples import LazySamples
@@ -42,7 +39,6 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run
 from mdlstm_tk.runtime import CharacterModel, Session
 from mdlstm_tk.runtime.decoding import BEAM
-from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.line_cutting import cut_line
 from mdlstm_tk.runtime.pages import Page, PageLine, is_page, read_page
@@ -60,16 +56,13 @@ COLUMNS = (
 )
 
 
-def link_pages(source: Path, folder: Path, lines: int | None) -> dict[str, dict[Path, str]]:
+def link_pages(source: Path, folder: Path, lines: int | None) -> None:
     """Link the pages of a folder into another, with a splits.json.
 
     Args:
         source: pages with XML at any depth.
         folder: is created.
         lines: of training, at least as many, if there are; the others are left out writer by writer.
-
-    Returns:
-        For each split, the linked XML files, and the writer of each: the prefix of its name in splits.json.
     """
     paths = {path.relative_to(source).as_posix(): path for path in sorted(source.rglob("*.xml"))}
     names = [name for name, path in paths.items() if is_page(path)]
@@ -90,10 +83,12 @@ def link_pages(source: Path, folder: Path, lines: int | None) -> dict[str, dict[
     splits["train"] = splits["train"][:enough]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "splits.json").write_text(json.dumps(splits, indent=1), encoding="utf-8")
-    return {
-        split: {link_page(page, source, folder): p for p in each for page in by_prefix.get(p, ())}
-        for split, each in splits.items()
-    }
+    for page in (page for each in splits.values() for p in each for page in by_prefix.get(p, ())):
+        for file in (page.path, page.image):
+            link = folder / os.path.relpath(file, source)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.exists():
+                link.symlink_to(file.resolve())
 
 
 def divide(source: Path, names: Sequence[str]) -> dict[str, list[str]]:
@@ -107,16 +102,6 @@ def divide(source: Path, names: Sequence[str]) -> dict[str, list[str]]:
         count = max(1, round(share * len(names)))
         splits[split], shuffled = shuffled[:count], shuffled[count:]
     return {"train": shuffled, **splits}
-
-
-def link_page(page: Page, source: Path, folder: Path) -> Path:
-    """Link the XML and the image of a page at the places that they have in `source`."""
-    for file in (page.path, page.image):
-        link = folder / os.path.relpath(file, source)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.exists():
-            link.symlink_to(file.resolve())
-    return folder / page.path.relative_to(source)
 
 
 def cut_box(pixels: Array, line: PageLine) -> Array:
@@ -135,7 +120,7 @@ def errors_of(lines: Sequence[Line]) -> dict[str, Any]:
 def train_network(config: TrainConfig, task: UserDataTask, folder: Path) -> dict[str, Any]:
     """Train a network, read the test lines with it, export it, and measure the exported file."""
     job = new_job(config, folder, force=True, task=task)
-    result = train(job, progress_printer(folder.name))
+    result = train(job)
     row: dict[str, Any] = {
         "parameters": result["parameters"],
         "training": (result["steps_per_second"] or 0) * job.config.batch_size,
@@ -152,155 +137,81 @@ def train_network(config: TrainConfig, task: UserDataTask, folder: Path) -> dict
     samples = cast("LazySamples", task.sets[split]).samples
     images = [sample.read_x() for sample in samples[:TIMED_LINES]]
     with Session(model, device="cpu") as session:
-        row["speed"] = lines_per_second(lambda: session.transcribe(images), len(images))
-        row["speed_lm"] = lines_per_second(
-            lambda: session.transcribe(images, beam=BEAM, lm=lm), len(images)
-        )
+        for name, search in (("speed", {}), ("speed_lm", searches["lm"])):
+            reading = {name: partial(session.transcribe, images, **search)}
+            row[name] = len(images) / float(interleave(reading, 0, least=2)[name].min())
     row["bytes"] = model.stat().st_size
     return row
-
-
-def lines_per_second(read: Callable[[], object], count: int) -> float:
-    """The speed of the faster of two readings of as many lines."""
-    seconds = []
-    for _ in range(2):
-        start = time.perf_counter()
-        read()
-        seconds.append(time.perf_counter() - start)
-    return count / min(seconds)
-
-
-def progress_printer(name: str) -> Callable[[Any], None]:
-    """A function that prints each validation."""
-    start = time.perf_counter()
-
-    def show(progress: Any) -> None:
-        if progress.validation:
-            errors = ", ".join(f"{key} {value:.3f}" for key, value in progress.validation.items())
-            minutes = (time.perf_counter() - start) / 60
-            print(f"{name}: {minutes:.1f} min, step {progress.step}, {errors}", file=sys.stderr, flush=True)
-
-    return show
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The rows of COLUMNS; a rate stands with its interval."""
 
-    def rate(row: Mapping[str, Any], kind: str, name: str) -> str:
-        if kind not in row:
-            return "–"
-        interval = row[kind]["intervals"][name]
+    def rate(errors: Mapping[str, Any], name: str) -> str:
+        interval = errors["intervals"][name]
         ends = f" ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})" if interval else ""
-        return f"{100 * row[kind][name]:.1f}{ends}"
+        return f"{100 * errors[name]:.1f}{ends}"
 
-    def number(row: Mapping[str, Any], name: str) -> str:
-        return f"{row[name]:.1f}" if name in row else "–"
-
-    return markdown(
-        COLUMNS,
-        [
-            [
-                name,
-                f"{row['parameters']:,}",
-                number(row, "training"),
-                *(
-                    rate(row, kind, f"{unit}_error")
-                    for kind in ("greedy", "lm")
-                    for unit in ("character", "word")
-                ),
-                f"{row['greedy']['calibration_error']:.3f}" if "lm" in row else "–",
-                number(row, "speed"),
-                number(row, "speed_lm"),
-                f"{row['bytes'] / 1e6:.1f}",
-            ]
-            for name, row in rows.items()
-        ],
-        1,
-    )
-
-
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--pages", type=Path, required=True, help="folder of pages with ALTO or PAGE XML")
-    parser.add_argument("--minutes", type=float, default=60, help="of training for each network")
-    parser.add_argument("--seeds", type=int, default=1, help="of the first two networks; of others one")
-    parser.add_argument("--networks", default=",".join(NETWORKS), help="some of: %(default)s")
-    parser.add_argument("--lines", type=int, help="train on about as many lines instead of all")
-    parser.add_argument("--cut", choices=["box"], help="also train the first network on boxes of lines")
-    parser.add_argument("--kraken", action="store_true", help="also train kraken, installed if it is not")
-    parser.add_argument("--kraken-env", type=Path, help="its environment; default: in the output folder")
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path("handwriting"), help="folder; default: %(default)s"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="setting of all networks"
-    )
-    return parser.parse_args(arguments)
+    texts = []
+    for name, row in rows.items():
+        rates = [
+            rate(row[search], f"{unit}_error")
+            for search in ("greedy", "lm")
+            for unit in ("character", "word")
+        ]
+        speeds = [f"{row[key]:.1f}" for key in ("speed", "speed_lm")]
+        labels = name, f"{row['parameters']:,}", f"{row['training']:.1f}"
+        error = f"{row['greedy']['calibration_error']:.3f}"
+        texts.append([*labels, *rates, error, *speeds, f"{row['bytes'] / 1e6:.1f}"])
+    return markdown(COLUMNS, texts, 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure what is missing in results.json, print the table, and return the rows."""
-    options = parse_arguments(arguments)
-    names = options.networks.split(",")
-    if unknown := sorted(set(names) - set(NETWORKS)):
-        raise SystemExit(f"--networks has {', '.join(unknown)}; expected some of {', '.join(NETWORKS)}")
-    data, file = options.output / "pages", options.output / "results.json"
-    settings = {
-        "pages": str(options.pages),
-        "minutes": options.minutes,
-        "lines": options.lines,
-        "set": options.set,
-    }
-    results = json.loads(file.read_text()) if file.exists() else {"settings": settings, "rows": {}}
-    if results["settings"] != settings:
-        raise SystemExit(f"{file} was measured with {results['settings']}; give another folder with -o")
-    files = link_pages(options.pages, data, options.lines)
-    plan = [
-        (name, "polygon", seed)
-        for position, name in enumerate(names)
-        for seed in range(options.seeds if position < 2 else 1)
-    ]
-    plan += [(names[0], "box", 0)] if options.cut else []
-    base = {
-        "task": "transcribe",
-        "data": str(data),
-        "minutes": options.minutes,
-        **parse_settings(options.set),
-    }
-    tasks: dict[str, UserDataTask] = {}
+    parser = argument_parser(__doc__)
+    parser.add_argument("--pages", type=Path, required=True, help="folder of pages with ALTO or PAGE XML")
+    parser.add_argument("--minutes", type=float, default=60, help="of training for each network")
+    parser.add_argument("--seeds", type=int, default=1, help="of the first two networks; of others one")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--lines", type=int, help="train on about as many lines instead of all")
+    parser.add_argument(
+        "--boxes", action="store_true", help="also train the first network on boxes of lines"
+    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("handwriting"))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of all")
+    options = parser.parse_args(arguments)
+    file = options.output / "results.json"
+    names = ("minutes", "lines", "set")
+    settings = {"pages": str(options.pages), **{name: getattr(options, name) for name in names}}
+    if resumed(file, {"settings": lambda: settings})["settings"] != settings:
+        raise SystemExit(f"{file} was measured with other settings; give another folder with -o")
+    link_pages(options.pages, options.output / "pages", options.lines)
+    base = {"task": "transcribe", "data": str(options.output / "pages"), "minutes": options.minutes}
+    base |= parse_settings(options.set)
+
+    @cache
+    def task_of(cut: str) -> UserDataTask:
+        return cast("UserDataTask", make_task(configure(base)))
 
     def network(name: str, cut: str, seed: int) -> dict[str, Any]:
         with patch.object(pages, "cut_line", cut_box) if cut == "box" else nullcontext():
-            config = configure(base | {"seed": seed})
-            if cut not in tasks:
-                tasks[cut] = cast("UserDataTask", make_task(config))
-            task = tasks[cut]
+            task, config = task_of(cut), configure(base | {"seed": seed})
             if NETWORKS[name]:
                 config = with_equal_parameters(fit_config(config, task), NETWORKS[name], task.spec)
             return train_network(config, task, options.output / f"{name}-{cut}-{seed}")
 
-    rows: dict[str, Callable[[], dict[str, Any]]] = {
-        f"{name}{', boxes' * (cut == 'box')}, seed {seed}": partial(network, name, cut, seed)
-        for name, cut, seed in plan
+    cells = {
+        f"{name}, seed {seed}": partial(network, name, "polygon", seed)
+        for position, name in enumerate(options.networks)
+        for seed in range(options.seeds if position < 2 else 1)
     }
-
-    def kraken() -> dict[str, Any]:
-        environment = options.kraken_env or options.output / "kraken-environment"
-        lines, row = train_kraken(environment, files, options.output / "kraken", options.minutes)
-        return row | {"greedy": errors_of(lines)}
-
-    if options.kraken:
-        rows["kraken"] = kraken
-    for key, measure in rows.items():
-        if key not in results["rows"]:
-            row = measure()
-            if file.exists():
-                results = json.loads(file.read_text())
-            results["rows"][key] = row
-            with atomic_write(file) as temporary:
-                temporary.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    print(table(results["rows"]))
-    return results["rows"]
+    if options.boxes:
+        first = options.networks[0]
+        cells[f"{first}, boxes, seed 0"] = partial(network, first, "box", 0)
+    results = resumed(file, cells)
+    rows = {name: row for name, row in results.items() if name != "settings"}
+    print(table(rows))
+    return rows
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/own_data.py images --samples 200,1000,5000 --minutes 1,3,10
     python benchmarks/own_data.py masks --samples 20,100,500 --minutes 1,3,10
-    python benchmarks/own_data.py lines --pages ../shared/wills --samples 200,700,1867 --minutes 15,60
+    python benchmarks/own_data.py lines --pages ../wills --samples 200,700,1867 --minutes 15,60
 
 Folders are written as a user has them, and trained on with the default settings of their task: pictures of
 clothes (Fashion-MNIST, 28×28, ten classes; Debian's package dataset-fashion-mnist) to classify, mosaics of
@@ -13,19 +13,18 @@ cell of the table is one training; it is kept in results.json, so that an interr
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from handwriting import link_pages
-from measuring import argument_parser, markdown
+from measuring import argument_parser, markdown, resumed
 from PIL import Image
 
 from mdlstm_tk.data import Textures
 from mdlstm_tk.data.builtin.fashion import FOLDER
 from mdlstm_tk.data.idx import read_idx
-from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training import configure, new_job, parse_settings, train
 
 TASKS = {"images": "classify", "masks": "segment", "lines": "transcribe"}
@@ -52,7 +51,7 @@ def write_masks(folder: Path, count: int, _: Path | None) -> None:
     task = Textures((64, 64))
     for split, total in (("train", count), ("test", TEST_SAMPLES["masks"])):
         batch = task.batch(0, 0, total, split)  # type: ignore[arg-type]
-        pixels = np.clip(batch.x[..., 0] * 255, 0, 255).astype(np.uint8)
+        pixels = np.clip(128 + 40 * batch.x[..., 0], 0, 255).astype(np.uint8)  # x has mean 0, deviation 1
         for kind, arrays in (("images", pixels), ("masks", batch.y.astype(np.uint8))):
             (folder / split / kind).mkdir(parents=True, exist_ok=True)
             for k, array in enumerate(arrays):
@@ -96,19 +95,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
         parser.error("lines need --pages")
     samples = [int(number) for number in options.samples.split(",")]
     minutes = [float(number) for number in options.minutes.split(",")]
-    file = options.output / options.kind / "results.json"
-    cells: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
+    folder: Path = options.output / options.kind
+    trainings = {}
     for count in samples:
-        data = file.parent / f"{count}"
+        data = folder / f"{count}"
         if not data.exists():
             WRITERS[options.kind](data, count, options.pages)
         for duration in minutes:
-            key = f"{count} samples, {duration:g} min"
-            if key not in cells:
-                run = file.parent / f"run-{count}-{duration:g}"
-                cells[key] = measure(options.kind, data, duration, run, options.set)
-                with atomic_write(file) as temporary:
-                    temporary.write_text(json.dumps(cells, indent=1), encoding="utf-8")
+            run = folder / f"run-{count}-{duration:g}"
+            call = partial(measure, options.kind, data, duration, run, options.set)
+            trainings[f"{count} samples, {duration:g} min"] = call
+    cells = resumed(folder / "results.json", trainings)
     columns = [f"{options.kind}, error in %", *(f"{duration:g} min" for duration in minutes)]
     rows = []
     for count in samples:

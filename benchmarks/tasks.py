@@ -1,9 +1,10 @@
 """Write the results of the built-in tasks into docs/tasks/.
 
     python benchmarks/tasks.py                     # all tasks; takes hours on two cores
-    python benchmarks/tasks.py digits --runs runs  # one task; existing results in runs/digits are reused
+    python benchmarks/tasks.py digits --runs runs  # one page; existing results in runs/digits are reused
 
-The results are those of `mdlstm compare`, so that anybody can reproduce a figure with that command.
+The results are those of `mdlstm compare`, so that every figure can be reproduced with that command. It gets
+options that are unknown here, such as `--steps 10`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -20,8 +22,6 @@ from measuring import ROOT, argument_parser, markdown
 
 from mdlstm_tk.training import default_config
 
-RIVALS = ROOT / "benchmarks/rival_networks.py"
-DOCS = ROOT / "docs"
 PAGES = {  # name of the page → (tasks, seeds)
     "digits": (("digits",), 5),
     "digit-strings": (("digit-strings",), 3),
@@ -32,13 +32,12 @@ PERCENTAGES = ("error", "character_error", "word_error", "string_error")  # prin
 MARK = "<!-- measured -->\n"  # everything below this line of a page is generated
 
 
-def load_results(folder: Path, task: str, seeds: int) -> dict[str, Any]:
+def load_results(folder: Path, command: str, further: Sequence[str]) -> dict[str, Any]:
     """Return the summary that `mdlstm compare` wrote into a folder, after running it if there is none."""
     summary = folder / "summary.json"
     if not summary.is_file():
-        command = ["compare", "--task", task, "--seeds", str(seeds), "-o", str(folder), "--force"]
-        command += ["--import", str(RIVALS)]
-        subprocess.run([sys.executable, "-m", "mdlstm_tk", *command], check=True, stdout=subprocess.DEVNULL)
+        words = ["-m", *command.replace("mdlstm", "mdlstm_tk", 1).split(), "-o", str(folder), "--force"]
+        subprocess.run([sys.executable, *words, *further], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     results: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
     return results
 
@@ -65,42 +64,29 @@ def format_table(results: dict[str, Any]) -> str:
     return markdown(columns, rows)
 
 
-def write_section(task: str, results: dict[str, Any], folder: Path, seeds: int) -> str:
-    """Copy the pictures of a task into the docs, and return the task's section of the page."""
-    pictures = {
-        "loss": folder / "loss.png",
-        "examples": folder / f"{default_config(task).model}-0" / "prediction.png",
-    }
-    for name, source in pictures.items():
-        shutil.copyfile(source, DOCS / "images" / f"{task}-{name}.png")
-    return (
-        f"`mdlstm compare --task {task} --seeds {seeds} --import benchmarks/rival_networks.py`\n\n"
-        f"{format_table(results)}\n\n"
-        f"![training loss](../images/{task}-loss.png)\n\n![examples](../images/{task}-examples.png)\n"
-    )
-
-
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", choices=PAGES, help=", ".join(PAGES))
-    parser.add_argument(
-        "--runs",
-        type=Path,
-        default=Path("runs/tasks"),
-        help="Folder that results are read from, or written to if they are missing.",
-    )
-    arguments = parser.parse_args()
-    for name in arguments.names or PAGES:
+    parser.add_argument("names", nargs="*", metavar="PAGE", help=f"some of {', '.join(PAGES)}")
+    parser.add_argument("--runs", type=Path, default=Path("runs/tasks"), help="folder of results")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the pages")
+    options, further = parser.parse_known_args(words)
+    for name in options.names or PAGES:
         tasks, seeds = PAGES[name]
-        page = DOCS / "tasks" / f"{name}.md"
+        page = options.docs / "tasks" / f"{name}.md"
         prose, mark, _ = page.read_text(encoding="utf-8").partition(MARK)
         if not mark:
             raise SystemExit(f"{page} has no line {MARK.strip()}, below which the results belong")
-        sections = []
         for task in tasks:
-            folder = arguments.runs / task
-            sections.append(write_section(task, load_results(folder, task, seeds), folder, seeds))
-        page.write_text(prose + mark + "\n" + "\n".join(sections), encoding="utf-8")
+            command = f"mdlstm compare --task {task} --seeds {seeds} --import benchmarks/rival_networks.py"
+            folder = options.runs.resolve() / task
+            results = load_results(folder, command, further)
+            mark += f"\n`{command}`\n\n{format_table(results)}\n"
+            best = folder / f"{default_config(task).model}-0"
+            for picture, source in (("loss", folder / "loss.png"), ("examples", best / "prediction.png")):
+                shutil.copyfile(source, options.docs / "images" / f"{task}-{picture}.png")
+                alt = "training loss" if picture == "loss" else picture
+                mark += f"\n![{alt}](../images/{task}-{picture}.png)\n"
+        page.write_text(prose + mark, encoding="utf-8")
         print(page)
 
 
