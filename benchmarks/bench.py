@@ -3,15 +3,17 @@
     python benchmarks/bench.py                                    # the layer, in a table of shapes
     python benchmarks/bench.py --shape 16,32x32,1,64 --threads 1  # N,GRID,C,n
     python benchmarks/bench.py runtime      # its exports, under ONNX Runtime
-    python benchmarks/bench.py parts        # the share of products and cells in a sweep
+    python benchmarks/bench.py exports      # their CPU time, with and without ONNX Runtime's optimiser
     python benchmarks/bench.py compiling    # processor time to compile kernels, in fresh processes
     python benchmarks/bench.py isolation    # sessions in a child process beside those in this one
 
 Each row gives the time of one call, and its ratios to other networks that take turns with it in one
 process. The floor is the layer's matrix products alone, computed by torch. nn.LSTM runs over the same
 number of positions, which takes fewer operations; "per FLOP" divides each time by its operations. The torch
-backend is the same layer in plain torch operations. Times are medians. The share of a part is the time that
-the layer saves without it.
+backend is the same layer in plain torch operations. Times are medians.
+
+For `exports` each contender runs four times in a turn: the first run finds the processor's caches filled by
+the others, the last one finds its own data there.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -29,68 +33,43 @@ from typing import Any
 
 import numpy as np
 import torch
-from contenders import ALL, SHAPES, Shape, contenders, make_layer, make_step
+from contenders import ALL, SHAPES, Shape, contenders, floor, make_layer
 from measuring import (
     Step,
     argument_parser,
     interleave,
     markdown,
     milliseconds,
+    ort_session,
     peak_bytes,
     python,
     ratio,
     torch_threads,
 )
-from numba import cfunc
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.backends.cpu.plan import plans
-from mdlstm_tk.export import export_onnx
+from mdlstm_tk.export import ExportReport, export_onnx
 from mdlstm_tk.export.lowering.lower import FORMS
 from mdlstm_tk.runtime import Session
 
 Row = dict[str, Any]  # column → text or number
 
-FORMATS = {  # of each table: column → format of its numbers
-    "layer": {
-        "N, grid, C, n": "",
-        "threads": "",
-        "pass": "",
-        "ms": ".2f",
-        "GFLOP/s": ".1f",
-        "÷ floor": ".2f",
-        "÷ nn.LSTM": ".2f",
-        "per FLOP": ".2f",
-        "÷ torch backend": ".2f",
-        "peak MiB": ".1f",
-    },
-    "runtime": {
-        "N, grid, C, n": "",
-        "threads": "",
-        "form": "",
-        "ms": ".2f",
-        "÷ floor": ".2f",
-        "÷ nn.LSTM": ".2f",
-        "÷ layer in torch": ".2f",
-        "load ms": ".1f",
-        "export s": ".1f",
-        "KiB": ".0f",
-        "max error": ".0e",
-    },
-    "parts": {
-        "N, grid, C, n": "",
-        "pass": "",
-        "ms": ".2f",
-        "products": ".0%",
-        "cell": ".0%",
-        "rest": ".0%",
-    },
-    "compiling": {"what a process runs first": "", "s": ".1f"},
-    "isolation": {"what": "", "ms": ".2f", "isolated, ms": ".2f"},
+TABLES = ("layer", "runtime", "exports", "compiling", "isolation")
+FORMATS = {  # of the columns whose numbers have not two decimals
+    **dict.fromkeys(("GFLOP/s", "peak MiB", "load ms", "export s", "s"), ".1f"),
+    **{"KiB": ".0f", "max error": ".0e"},
 }
-EXPORTED_SHAPES = (SHAPES[0], SHAPES[1], Shape(1, (64, 64), 1, 32), SHAPES[3])
-DIVIDED_SHAPES = (SHAPES[0], SHAPES[1], Shape(16, (32, 32), 1, 64, ALL), SHAPES[3])
+RUNTIME_SHAPES = (SHAPES[0], SHAPES[1], Shape(1, (64, 64), 1, 32), SHAPES[3])
+EXPORTED_SHAPES = (
+    Shape(1, (64, 64), 1, 32),
+    Shape(1, (64, 64), 1, 32, ALL),
+    Shape(1, (128, 128), 1, 16),
+    Shape(1, (32, 32), 1, 32, ALL),
+    Shape(16, (8, 8), 1, 16),
+    Shape(8, (64, 64), 3, 32, ALL),
+)
 PASSES = {"forward": False, "training": True}
+RUNS = 4  # of a contender in each turn of `exports`
 STARTS = 7  # measurements of the start-up time
 IMPORTS = "import numpy, onnxruntime"  # the least that `mdlstm infer` has to import
 COMPILE = """
@@ -117,7 +96,7 @@ def layer_row(shape: Shape, threads: int, pass_name: str, seconds: float) -> Row
     with torch_threads(threads):
         times = interleave(steps, seconds)
         peak = peak_bytes(steps["layer"])
-    ratios = {name: ratio(times["layer"], series) for name, series in times.items()}
+    to_lstm = ratio(times["layer"], times["nn.LSTM"])
     flops, ms = shape.flops(training), milliseconds(times["layer"])
     return {
         "N, grid, C, n": str(shape),
@@ -125,19 +104,27 @@ def layer_row(shape: Shape, threads: int, pass_name: str, seconds: float) -> Row
         "pass": pass_name,
         "ms": ms,
         "GFLOP/s": flops / ms / 1e6,
-        **{f"÷ {name}": value for name, value in ratios.items()},
-        "per FLOP": ratios["nn.LSTM"] * shape.lstm_flops(training) / flops,
+        "÷ floor": ratio(times["layer"], times["floor"]),
+        "÷ nn.LSTM": to_lstm,
+        "per FLOP": to_lstm * shape.lstm_flops(training) / flops,
+        "÷ torch backend": ratio(times["layer"], times["torch backend"]),
         "peak MiB": peak / 2**20,
     }
 
 
+@contextmanager
+def exported(layer: MDLSTM, shape: Shape, form: str) -> Iterator[ExportReport]:
+    """A file of a layer; a scan is one for any grid."""
+    with tempfile.TemporaryDirectory() as folder:
+        grid = shape.grid if form == "unrolled" else None
+        yield export_onnx(layer, Path(folder) / "layer.onnx", grid=grid, form=form)
+
+
 def runtime_row(shape: Shape, threads: int, form: str, seconds: float) -> Row:
-    """A layer exported in a form, beside the contenders. A scan is measured as a file for any grid."""
+    """A layer exported in a form, beside the contenders."""
     torch.manual_seed(0)
     runs, layer, x = contenders(shape, training=False)
-    with tempfile.TemporaryDirectory() as folder, torch_threads(threads):
-        grid = shape.grid if form == "unrolled" else None
-        report = export_onnx(layer, Path(folder) / "layer.onnx", grid=grid, form=form)
+    with exported(layer, shape, form) as report, torch_threads(threads):
         load = partial(Session, report.path, "cpu", threads=threads)
         loading = interleave({"load": lambda: load().close()}, 0)["load"]
         with load() as session:
@@ -153,6 +140,29 @@ def runtime_row(shape: Shape, threads: int, form: str, seconds: float) -> Row:
         "export s": report.seconds,
         "KiB": report.bytes / 1024,
         "max error": report.max_abs,
+    }
+
+
+def exports_row(shape: Shape, threads: int, form: str, seconds: float) -> Row:
+    """The CPU time of an exported layer, divided by that of its matrix products."""
+    torch.manual_seed(0)
+    layer, x = make_layer(shape)
+    with exported(layer, shape, form) as report, torch_threads(threads):
+        plain = ort_session(report.path, intra_op_num_threads=threads)
+        with Session(report.path, "cpu", threads=threads) as session:
+            steps = {
+                "floor": floor(shape, training=False),
+                "plain": lambda: plain.run(None, {"x": x.numpy()}),
+                "session": lambda: session(x.numpy()),
+            }
+            times = interleave(steps, seconds, runs=RUNS, clock=time.process_time)
+    of_runs = {name: np.median(series / times["floor"], axis=0) for name, series in times.items()}
+    return {
+        "N, grid, C, n": str(shape),
+        "form": form,
+        "optimised": of_runs["plain"][-1],
+        "`Session`": of_runs["session"][-1],
+        "`Session`, first run": of_runs["session"][0],
     }
 
 
@@ -173,45 +183,6 @@ def cold_start() -> str:
         f"A whole `mdlstm infer` of an 8×8 matrix takes {milliseconds(times['infer']) / 1000:.2f} s, "
         f'{ratio(times["infer"], times["imports"]):.2f} times as long as\n`python -c "{IMPORTS}"`.'
     )
-
-
-@cfunc(f"void({', '.join(['int64'] * 12)})")
-def _no_product(a, a_row, a_step, b, b_panel, b_step, depth, c, c_row, rows, columns, accumulate):  # type: ignore[no-untyped-def]
-    return
-
-
-@cfunc("void(int64, int64, int64, int64)")
-def _no_cell(rows, units, spill, table):  # type: ignore[no-untyped-def]
-    return
-
-
-REPLACED = {"products": {"matmul": _no_product.address}, "cell": {"cell": _no_cell.address}}
-
-
-def without(part: str, step: Step) -> Step:
-    """The step with kernels that call a function that does nothing in place of a part."""
-
-    def run() -> None:
-        whole = dict(plans)
-        plans.update({key: plan._replace(**REPLACED[part]) for key, plan in whole.items()})
-        try:
-            step()
-        finally:
-            plans.update(whole)
-
-    step()  # makes the plans
-    return run
-
-
-def parts_row(shape: Shape, threads: int, pass_name: str, seconds: float) -> Row:
-    """The shares of a layer's time. The rest is gathering operands, memory and Python."""
-    layer = make_step(*make_layer(shape), PASSES[pass_name])
-    with torch_threads(threads):
-        steps = {"layer": layer, **{part: without(part, layer) for part in REPLACED}}
-        times = {name: milliseconds(series) for name, series in interleave(steps, seconds).items()}
-    shares = {part: 1 - times[part] / times["layer"] for part in REPLACED}
-    labels = {"N, grid, C, n": str(shape), "pass": pass_name, "ms": times["layer"]}
-    return {**labels, **shares, "rest": 1 - sum(shares.values())}
 
 
 def compiling_rows() -> Iterator[Row]:
@@ -253,8 +224,8 @@ def rows_of(options: argparse.Namespace) -> Iterator[Row]:
         cores = {torch.get_num_threads()} if options.table == "layer" else set()
         shapes, variants, measure = {
             "layer": (SHAPES, PASSES, layer_row),
-            "runtime": (EXPORTED_SHAPES, FORMS, runtime_row),
-            "parts": (DIVIDED_SHAPES, PASSES, parts_row),
+            "runtime": (RUNTIME_SHAPES, FORMS, runtime_row),
+            "exports": (EXPORTED_SHAPES, FORMS, exports_row),
         }[options.table]
         for case in product(options.shape or shapes, options.threads or sorted({1, *cores}), variants):
             print(*case, sep="; ", file=sys.stderr)
@@ -263,20 +234,25 @@ def rows_of(options: argparse.Namespace) -> Iterator[Row]:
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("table", nargs="?", choices=FORMATS, default="layer")
+    parser.add_argument("table", nargs="?", choices=TABLES, default="layer")
     parser.add_argument("--shape", type=Shape.parse, action="append", metavar="N,GRID,C,n")
     parser.add_argument("--threads", type=int, action="append", help="1, and all cores for the layer")
     parser.add_argument("--seconds", type=float, default=2.0, help="seconds to measure each row for")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(words)
-    rows, formats = list(rows_of(options)), FORMATS[options.table]
+    rows = list(rows_of(options))
     if options.json:
         print(json.dumps(rows))
         return
-    texts = [[format(row[column], spec) for column, spec in formats.items()] for row in rows]
-    print(markdown(tuple(formats), texts, 1))
+    texts = [[text_of(column, value) for column, value in row.items()] for row in rows]
+    print(markdown(tuple(rows[0]), texts, 1))
     if options.table == "runtime":
         print(f"\n{cold_start()}")
+
+
+def text_of(column: str, value: str | int | float) -> str:
+    """The text of a cell."""
+    return format(value, FORMATS.get(column, ".2f")) if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

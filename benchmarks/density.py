@@ -21,7 +21,6 @@ from typing import Any
 import rival_networks  # noqa: F401, registers conv, row and snake
 import torch
 from measuring import argument_parser, interleave, markdown, milliseconds, resumed
-from mixtures import fit_baselines
 
 from mdlstm_tk.data import Ising
 from mdlstm_tk.models import DensityNet, PixelNet
@@ -82,7 +81,8 @@ def table(name: str, options: argparse.Namespace) -> None:
             config = with_parameters(replace(of_seed, model=model, **settings), task.spec, target)
             job = partial(new_job, config, options.runs / name / f"{model}-{seed}", True)
             cells[f"{model} {seed}"] = lambda job=job: train(job())
-        cells[f"baselines {seed}"] = partial(baselines, of_seed)
+        samples = base.steps * base.batch_size
+        cells[f"baselines {seed}"] = partial(make_task(of_seed).baselines, seed, samples)
     results = resumed(options.runs / f"{name}.json", cells)
     errors = {
         model: [results[f"{model} {k}"]["errors"] for k in range(options.seeds)] for model in CHOSEN[name]
@@ -99,12 +99,6 @@ def table(name: str, options: argparse.Namespace) -> None:
     print(markdown(COLUMNS, rows))
     if isinstance(task, Ising):
         print(f"\nentropy: {task.entropy:.3f} nats")
-
-
-def baselines(config: Any) -> dict[str, dict[str, float]]:
-    """The errors of densities without a network, fitted to as many samples as a network sees."""
-    task, samples = make_task(config), config.steps * config.batch_size
-    return fit_baselines(task, config.seed, samples) | task.baselines(config.seed, samples)
 
 
 def drawing(count: int, extent: int) -> None:

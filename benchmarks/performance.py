@@ -21,13 +21,12 @@ from measuring import ROOT, argument_parser, python, write_between_markers
 LOAD_SHAPES = ("16,32x32,64,64", "4,64x64,32,32", "1,128x128,32,32", "1,512x512,32,32")
 COMMANDS = {  # section of the page → script and options
     "layer": "bench.py --seconds 2",
-    "parts": "bench.py parts",
     "ragged": "ragged.py",
     "training": "training.py",
     "load": f"load.py --seconds 1.5 {' '.join(f'--shape {shape}' for shape in LOAD_SHAPES)}",
     "compiling": "bench.py compiling",
     "runtime": "bench.py runtime --seconds 2",
-    "exports": "exports.py",
+    "exports": "bench.py exports --seconds 4",
     "rivals": "rivals.py",
 }
 
