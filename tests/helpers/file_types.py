@@ -1,4 +1,4 @@
-"""Files of every type that networks are trained on, for `trial.py`. All samples differ in their extents."""
+"""Files of every type that networks are trained on. All samples differ in their extents."""
 
 from __future__ import annotations
 
@@ -25,13 +25,7 @@ ORIENTATION = 0x0112  # a tag of EXIF
 
 
 class FileType(NamedTuple):
-    """A way to save a picture.
-
-    Attributes:
-        suffix: of the file.
-        convert: makes the image to save from a picture in colours.
-        options: of Pillow's `save`.
-    """
+    """A suffix, a function that makes the image to save from a picture in colours, options of `save`."""
 
     suffix: str
     convert: Callable[[Picture], Picture]
@@ -183,17 +177,12 @@ def write_data(kind: Kind, folder: Path, file_types: Sequence[str], samples: int
 
 
 def _write_arrays(kind: Kind, folder: Path, names: Sequence[str], rng: np.random.Generator) -> Data:
-    """Write an `.npz` file to train on, and each of its samples as a `.npy` file."""
+    """Write an `.npz` file to train on, for "grid" or "classify", and each of its samples as a `.npy` file."""
     folder.mkdir(parents=True)
     data = Data(folder / "train.npz")
     sizes = np.array(EXTENTS[: len(names)])
     x = rng.normal(size=(len(names), *sizes.max(axis=0))).astype(np.float32)
-    y = {
-        "grid": 3 - x,
-        "classify": np.arange(len(x)) % 2,
-        "segment": np.asarray(MASK_VALUES)[rng.integers(0, len(MASK_VALUES), x.shape)],
-        "transcribe": np.array(["".join(rng.choice(list(ALPHABET), 2)) for _ in x]),
-    }[kind]
+    y = 3 - x if kind == "grid" else np.arange(len(x)) % 2
     np.savez(data.path, x=x, y=y, sizes=sizes)
     for number, (name, (height, width)) in enumerate(zip(names, sizes.tolist(), strict=True)):
         path = folder / "samples" / f"{number:03}.npy"
