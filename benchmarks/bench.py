@@ -57,7 +57,8 @@ Row = dict[str, Any]  # column → text or number
 TABLES = ("layer", "runtime", "exports", "compiling", "isolation")
 FORMATS = {  # of the columns whose numbers have not two decimals
     **dict.fromkeys(("GFLOP/s", "peak MiB", "load ms", "export s", "s"), ".1f"),
-    "KiB": ".0f", "max error": ".0e",
+    "KiB": ".0f",
+    "max error": ".0e",
 }
 RUNTIME_SHAPES = (SHAPES[0], SHAPES[1], Shape(1, (64, 64), 1, 32), SHAPES[3])
 EXPORTED_SHAPES = (

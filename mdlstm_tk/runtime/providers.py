@@ -89,7 +89,7 @@ def _inference_session(onnxruntime: Any, data: bytes, threads: int, providers: l
     options.intra_op_num_threads = threads
     options.log_severity_level = LOG_FATAL
     # Without optimisation a model loads twice as fast and runs as fast: the optimiser finds nothing to fuse
-    # in a sweep and leaves its nodes as they are (benchmarks/exports.py measures both).
+    # in a sweep and leaves its nodes as they are (`benchmarks/bench.py exports` measures both).
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # `check_model` has read the bytes as ONNX; ONNX Runtime must not take them for its own format.
     options.add_session_config_entry("session.load_model_format", "ONNX")

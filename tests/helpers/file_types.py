@@ -177,7 +177,7 @@ def write_data(kind: Kind, folder: Path, file_types: Sequence[str], samples: int
 
 
 def _write_arrays(kind: Kind, folder: Path, names: Sequence[str], rng: np.random.Generator) -> Data:
-    """Write an `.npz` file to train on, for "grid" or "classify", and each of its samples as a `.npy` file."""
+    """Write an `.npz` file, for kind "grid" or "classify", and each of its samples as a `.npy` file."""
     folder.mkdir(parents=True)
     data = Data(folder / "train.npz")
     sizes = np.array(EXTENTS[: len(names)])

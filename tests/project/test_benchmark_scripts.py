@@ -1,28 +1,273 @@
-"""Scripts in benchmarks/: they run, and report each case. No test asserts a measurement."""
+"""Scripts in benchmarks/: pages name them, and they run with their smallest sizes. Figures are not asserted."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from helpers.checkout import ROOT
-
-from mdlstm_tk.backends.cpu.plan import plans
+from helpers.pages import draw_page
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import bench
 import differences
-import memory
-import parts
-import rivals
+import measuring
+import performance
 from contenders import SHAPES, Shape, floor
+
+MODULES = {"measuring", "contenders"}  # that scripts share
+NAMED = re.compile(r"benchmarks/(\w+)\.py")
+PAGES = [
+    *(ROOT / "docs").rglob("*.md"),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Makefile")),
+]
+PAGES += [*(ROOT / ".github/workflows").glob("benchmarks.yml"), ROOT / ".ci/lowest-onnxruntime"]
+SMALL = ("--shape", "1,3x4,1,2", "--seconds", "0")
+weekly = partial(pytest.param, marks=pytest.mark.weekly)
+CASES = [  # script and table, options, columns of the table
+    ("bench layer", (*SMALL, "--threads", "1"), 10),
+    weekly("bench runtime", SMALL, 11),
+    weekly("bench exports", SMALL, 5),
+    weekly("bench isolation", ("--seconds", "0"), 3),
+    ("ragged", ("--extent", "8", "20", "--seconds", "0"), 6),
+    weekly("rivals", ("--shape", "1", "8", "8", "--seconds", "0"), 4),
+    weekly("tiling training", ("--extent", "16", "--tile", "8", "--hidden", "2", "--rounds", "1"), 5),
+    ("density drawing", ("--pictures", "2", "--extent", "4"), 3),
+    weekly("runtimes", ("--form", "scan"), None),
+]
+
+
+def script(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+def columns(out: str) -> int:
+    """The number of columns of the first table that was printed."""
+    lines = [line for line in out.splitlines() if line.startswith("|")]
+    assert len(lines) > 2, out
+    return lines[0].count("|") - 1
+
+
+def test_each_script_is_named_by_a_page_and_each_name_is_one_of_a_script() -> None:
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    named = {name for page in PAGES for name in NAMED.findall(page.read_text(encoding="utf-8"))}
+    code = [
+        path
+        for folder in ("mdlstm_tk", "models", "cli", "export")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    of_code = {name for path in code for name in NAMED.findall(path.read_text(encoding="utf-8"))}
+    assert named == scripts - MODULES and of_code <= scripts
+    text = Path(__file__).read_text(encoding="utf-8")
+    assert {name for name in scripts if not re.search(rf"\b{name}\b", text)} == set()
+
+
+def test_the_page_has_a_place_for_each_table_and_the_command_that_fills_it() -> None:
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"<!-- (\w+) -->\n(.*?)\n<!-- /\1 -->", page, re.DOTALL))
+    assert {*performance.COMMANDS, "machine"} == sections.keys()
+    for name, command in performance.COMMANDS.items():
+        assert sections[name].startswith(f"`python benchmarks/{command}`\n\n"), name
+    assert "cores" in performance.machine()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_registries", "one_thread")
+@pytest.mark.parametrize(("name", "options", "expected"), CASES)
+def test_a_table_is_printed(
+    name: str, options: Sequence[str], expected: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, *table = name.split()
+    script(module).main([*table, *options])
+    found = columns(capsys.readouterr().out)
+    assert found == (expected or found)  # the runtimes of `runtimes` are those that are installed
+
+
+def test_json_has_what_differences_compare(capsys: pytest.CaptureFixture[str]) -> None:
+    script("bench").main(["--json", *SMALL, "--threads", "1"])
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["N, grid, C, n"], row["pass"]) for row in rows] == [
+        ("1, 3x4, 1, 2", "forward"),
+        ("1, 3x4, 1, 2", "training"),
+    ]
+    assert all(row["÷ floor"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_threads_are_measured_beside_other_programs() -> None:
+    """In a process of its own, since the script sets variables of OpenMP."""
+    assert columns(measuring.python(ROOT / "benchmarks/load.py", *SMALL)) == 8
+
+
+@pytest.mark.weekly
+def test_a_checkout_is_compared_with_itself() -> None:
+    options = ("--rounds", "1", *SMALL)
+    out = measuring.python(ROOT / "benchmarks/differences.py", ROOT, ROOT, *options)
+    assert columns(out) == 5
+
+
+@pytest.mark.weekly
+def test_sections_of_the_page_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- compiling -->\nold\n<!-- /compiling -->\n", encoding="utf-8")
+    performance.main(["compiling", "--page", str(page)])
+    assert columns(page.read_text(encoding="utf-8")) == 2 and "old" not in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.weekly
+def test_training_prints_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = script("training")
+    monkeypatch.setitem(training.TASKS, "diagonal", (2, {"task": "diagonal"}))
+    assert [len(row) for row in training.table(["diagonal"], rounds=1)] == [len(training.COLUMNS)]
+
+
+@pytest.mark.weekly
+def test_inference_in_tiles_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    script("tiling").main(["inference", "--extent", "16", "--tile", "16", "--hidden", "2"])
+    assert "peak" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_registries")
+def test_densities_of_equal_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fresh("rival_networks", "density")
+    options = ["--seeds", "1", "--runs", str(tmp_path), "--set", "steps=2", "--set", "size=2x2"]
+    for _ in range(2):  # the second time, nothing is trained
+        script("density").main(["table", "ising", *options, "--set", "batch_size=4"])
+    assert columns(capsys.readouterr().out) == 6
+
+
+def fresh(*names: str) -> None:
+    """Let modules that register networks be imported anew."""
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_bounds_fall_with_what_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    script("field_bounds").main(["--extent", "4"])
+    bounds = [float(line.rpartition(" ")[2]) for line in capsys.readouterr().out.splitlines()]
+    assert bounds[:3] == sorted(bounds[:3], reverse=True) and bounds[3:] == sorted(bounds[3:], reverse=True)
+
+
+@pytest.mark.weekly
+def test_results_of_a_task_are_written(tmp_path: Path) -> None:
+    for folder in ("tasks", "images"):
+        (tmp_path / folder).mkdir()
+    page = shutil.copy(ROOT / "docs/tasks/digits.md", tmp_path / "tasks/digits.md")
+    arguments = ["digits", "--docs", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    script("tasks").main([*arguments, "--seeds", "1", "--steps", "2"])
+    assert columns(page.read_text(encoding="utf-8").partition("<!-- measured -->")[2]) > 4
+    assert len([*(tmp_path / "images").iterdir()]) == 2
+
+
+@pytest.mark.weekly
+@pytest.mark.usefixtures("fresh_registries")
+def test_own_data_of_each_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fresh("rival_networks", "handwriting", "own_data")
+    for name in "abcd":
+        draw_page(tmp_path / f"pages/{name}.xml", ("ab", "ba", None, "aab"))
+    for kind, count in (("images", "20"), ("masks", "10"), ("lines", "4")):
+        arguments = [kind, "--samples", count, "--minutes", "0.02", "-o", str(tmp_path / "out")]
+        cells = script("own_data").main([*arguments, "--pages", str(tmp_path / "pages")])
+        assert [cell["steps"] > 0 for cell in cells.values()] == [True]
+        assert columns(capsys.readouterr().out) == 2
+
+
+def test_masks_keep_the_greys_of_their_images(tmp_path: Path) -> None:
+    pytest.importorskip("skimage")
+    from PIL import Image
+
+    own_data = script("own_data")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(own_data.TEST_SAMPLES, "masks", 1)
+        own_data.write_masks(tmp_path, 4, None)
+    pixels = np.stack([np.asarray(Image.open(path)) for path in (tmp_path / "train/images").iterdir()])
+    assert np.isin(pixels, (0, 255)).mean() < 0.05
+
+
+@pytest.mark.weekly
+@pytest.mark.usefixtures("fresh_registries")
+def test_handwriting_is_measured_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fresh("rival_networks", "handwriting")
+    for name in ("x/a-0", "x/b-0", "y/c-0", "y/d-0"):  # in folders, without splits.json, as downloads are
+        draw_page(tmp_path / f"source/{name}.xml", ("ab", "ba", None, "aab"))
+    settings = ("--set", "hidden=4", "--set", "batch_size=2", "--set", "evaluate_every=2")
+    arguments = ["--pages", str(tmp_path / "source"), "--minutes", "0.02", *settings]
+    arguments += ["-o", str(tmp_path / "out"), "--networks", "default"]
+    main = script("handwriting").main
+    first = main(arguments)["default, seed 0"]
+    assert first["bytes"] < 4e6 and min(first["speed"], first["speed_lm"]) > 0
+    assert first["greedy"]["groups"] == 1  # one page is for testing
+    capsys.readouterr()
+    rows = main([*arguments, "blstm", "--boxes"])
+    assert rows["default, seed 0"] == first  # from results.json
+    assert abs(rows["blstm, seed 0"]["parameters"] / first["parameters"] - 1) < 0.02
+    assert len(rows) == 3 and columns(capsys.readouterr().out) == 11
+    with pytest.raises(SystemExit, match="another folder"):
+        main([*arguments, "--lines", "3"])
+
+
+@pytest.mark.weekly
+def test_a_network_is_exported_and_compared() -> None:
+    out = measuring.python(ROOT / "benchmarks/export_networks.py", "sequences/rotary/scan")
+    assert "9 runs" in out and "!!!" not in out
+
+
+@pytest.mark.weekly
+def test_files_are_saved_for_other_environments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runtimes = ROOT / "benchmarks/runtimes.py"
+    measuring.python(runtimes, "--save", tmp_path)
+    assert "8 of 8 files" in measuring.python(runtimes, "--check", tmp_path)
+
+
+def test_nan_is_no_small_difference() -> None:
+    """`.ci/lowest-onnxruntime` relies on it."""
+    runtimes = script("runtimes")
+    case = runtimes.Case("scan", "3-D", b"", {}, np.ones(2))
+    assert np.isnan(runtimes.difference(lambda model, feeds: np.array([1.0, np.nan]), case))
+    assert (
+        runtimes.difference(lambda model, feeds: np.ones(1), case) == "y has the shape (1,), expected (2,)"
+    )
+
+
+def test_differences_in_speed() -> None:
+    base = {("16,8x8,1,16", "forward"): [1.0, 1.1, 1.05], ("1,64x64,1,32", "training"): [1.0, 1.0, 2.0]}
+    head = {("16,8x8,1,16", "forward"): [1.3, 1.2, 1.25], ("1,64x64,1,32", "training"): [1.2, 1.3, 1.2]}
+    text = differences.comment(base, head)
+    assert "1 of 2" in text and "| 16,8x8,1,16 | forward | 1.05 | 1.25 | **+19%** |" in text
+    assert "| 1,64x64,1,32 | training | 1.00 | 1.20 | +20% |" in text  # base has a slower round
+    assert "**" not in differences.comment(base, base)
+
+
+def test_steps_take_turns() -> None:
+    calls: list[str] = []
+    steps = {name: (lambda name=name: calls.append(name)) for name in "ab"}
+    times = measuring.interleave(steps, 0, least=2, runs=2)
+    assert calls == [*"ab", *"aabb" * 2]
+    assert {name: series.shape for name, series in times.items()} == {"a": (2, 2), "b": (2, 2)}
+    assert measuring.ratio(np.array([1.0, 6.0, 9.0]), np.array([1.0, 2.0, 3.0])) == 3
+
+
+def test_an_interrupted_table_goes_on(tmp_path: Path) -> None:
+    def fail() -> float:
+        raise KeyboardInterrupt
+
+    file = tmp_path / "a/results.json"
+    with pytest.raises(KeyboardInterrupt):
+        measuring.resumed(file, {"one": lambda: 1.0, "two": fail})
+    assert measuring.resumed(file, {"one": fail, "two": lambda: 2.0}) == {"one": 1.0, "two": 2.0}
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
 def test_shape_from_text() -> None:
@@ -62,90 +307,18 @@ def test_floor_is_the_products_of_a_sweep(training: bool, monkeypatch: pytest.Mo
     assert sum(products) == shape.flops(training) - skipped
 
 
-def test_a_row_of_the_layer() -> None:
-    shape = Shape(1, (3, 4), 1, 2, (("cell", "leaky"),))
-    row = bench.measure(shape, 1, training=True, seconds=0.0)
-    assert row["shape"] == "1, 3x4, 1, 2, cell=leaky" and row["training"] and row["backend"] == "fused"
-    assert row["peak_bytes"] > 12 * (5 + 2) * 2 * 4
-    assert row["gflops"] == pytest.approx(shape.flops(True) / row["seconds"] / 1e9)
-    per_flop = shape.lstm_flops(True) / shape.flops(True)
-    assert row["to_lstm_per_flop"] / row["to_lstm"] == pytest.approx(per_flop)
-
-
-def test_the_tables_of_bench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["--shape", "1,3x4,1,2", "--threads", "1", "--seconds", "0"]
-    bench.main(arguments)
-    passes = [line.split(" | ")[2] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert passes == ["forward", "training"]
-    monkeypatch.setattr(bench, "STARTS", 1)
-    bench.main([*arguments, "--runtime"])
-    out = capsys.readouterr().out
-    assert "| unrolled |" in out and "| scan |" in out and "times as long as" in out
-    bench.main([*arguments, "--runtime", "--json"])
-    rows = json.loads(capsys.readouterr().out)
-    assert all(0 < row["max_abs"] < 1e-5 and row["to_floor"] > 0 for row in rows)
-
-
-def test_parts_of_a_sweep() -> None:
-    row = parts.measure(Shape(1, (3, 2), 1, 2), training=False, seconds=0)
-    assert len(row) == len(parts.COLUMNS) and all(text.endswith("%") for text in row[3:])
-    assert parts._no_cell.address not in {plan.cell for plan in plans.values()}
-
-
-@pytest.mark.weekly
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak memory there")
-def test_a_row_of_the_table_of_memory() -> None:
-    row = memory.measure(ROOT, Shape(1, (5, 6), 2, 3), "any")
-    assert len(row) == len(memory.COLUMNS) and row[1] == "any"
-    assert int(row[2]) > 1 and int(row[3]) > 10 and all(float(text) >= 0 for text in row[3:])
-
-
-def test_differences_in_speed() -> None:
-    base = {("16,8x8,1,16", "forward"): [1.0, 1.1, 1.05], ("1,64x64,1,32", "training"): [1.0, 1.0, 2.0]}
-    head = {("16,8x8,1,16", "forward"): [1.3, 1.2, 1.25], ("1,64x64,1,32", "training"): [1.2, 1.3, 1.2]}
-    text = differences.comment(base, head)
-    assert "1 of 2" in text and "| 16,8x8,1,16 | forward | 1.05 | 1.25 | **+19%** |" in text
-    assert "| 1,64x64,1,32 | training | 1.00 | 1.20 | +20% |" in text  # base has a slower round
-    assert "**" not in differences.comment(base, base)
-
-
-def test_nan_is_no_small_difference() -> None:
-    """`.ci/lowest-onnxruntime` relies on it."""
-    script = importlib.import_module("runtimes")
-    case = script.Case("scan", "3-D", b"", {}, np.ones(2))
-    assert np.isnan(script.difference(lambda model, feeds: np.array([1.0, np.nan]), case))
-    assert script.difference(lambda model, feeds: np.ones(1), case) == "y has the shape (1,), expected (2,)"
-
-
-@pytest.mark.weekly
-@pytest.mark.usefixtures("fresh_registries", "one_thread")
-def test_random_layers() -> None:
-    with pytest.raises(SystemExit) as end:
-        importlib.import_module("random_layers").main(["--count", "2"])
-    assert end.value.code == 0
-
-
-@pytest.mark.weekly
-def test_a_table_of_all_networks() -> None:
-    rows = rivals.table([(2, (8, 16))], seconds=0)
-    assert [row[:2] for row in rows[:2]] == [["2, 8x16, 3", "MD-LSTM"], ["2, 8x16, 3", "MD-LSTM, scan"]]
-    assert [row[1] for row in rows[2:]] == ["2 nn.LSTM", "7 convolutions", "ViT block"]
-    assert {len(row) for row in rows} == {len(rivals.COLUMNS)}
-    assert all(float(text) >= 0 for row in rows for text in row[2:] if text)
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_gpu(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "benchmarks/gpu.py", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.weekly
-def test_its_report_has_a_row_for_each_pass_and_dtype(tmp_path: Path) -> None:
+def test_the_report_of_a_gpu_has_a_row_for_each_pass_and_dtype(tmp_path: Path) -> None:
     options = ("--device", "cpu", "--only", "1,4x4,1,4", "--seconds", "0", "--no-tests")
-    done = run(*options, "--output", str(tmp_path))
+    done = run_gpu(*options, "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
-    cases = {(row["dtype"], row["training"]) for row in report["rows"]}
+    cases = {(row["dtype"], row["pass"]) for row in report["rows"]}
     assert len(cases) == len(report["rows"]) == 4 and report["missing"] == {}
     page = (tmp_path / "gpu.md").read_text(encoding="utf-8")
     assert page.count("| 1, 4x4, 1, 4 |") == 4 and "Not measured" not in page
@@ -154,7 +327,7 @@ def test_its_report_has_a_row_for_each_pass_and_dtype(tmp_path: Path) -> None:
 @pytest.mark.weekly
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU")
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
-    done = run("--output", str(tmp_path / "gpu"))
+    done = run_gpu("--output", str(tmp_path / "gpu"))
     assert done.returncode == 1
     assert done.stderr.startswith("not measured: torch sees no NVIDIA GPU") and done.stderr.count("\n") == 1
     assert not (tmp_path / "gpu").exists()

@@ -254,25 +254,6 @@ def test_a_network_learns_the_distribution() -> None:
     assert np.exp(log_q.astype(np.float64)).sum() == pytest.approx(1, abs=1e-4)
 
 
-def test_a_mixture_without_a_network_is_a_density_that_finds_its_components() -> None:
-    mixtures = import_file(ROOT / "benchmarks/mixtures.py")
-    rng = np.random.default_rng(0)
-    prototypes = rng.integers(0, 2, (3, 4, 4, 1))
-    component = rng.integers(0, 3, 600)
-    flipped = rng.random((600, 4, 4, 1)) < 0.05
-    images = np.where(flipped, 1 - prototypes[component], prototypes[component])
-    entropy = np.log(3) - 16 * (0.05 * np.log(0.05) + 0.95 * np.log(0.95))
-    splits = {"train": images[:300], "validation": images[300:450], "test": images[450:]}
-    sets = {split: [(x.astype(np.float32), None) for x in each] for split, each in splits.items()}
-    task = DatasetTask(TaskSpec("prototypes", "density", 1, 1, (4, 4)), sets)
-    errors = mixtures.fit_baselines(task, seed=0, samples=300)
-    assert errors["independent"]["nats"] > entropy + 2
-    assert errors["mixture"]["nats"] == pytest.approx(entropy, rel=0.1)
-    for levels in (2, 3):
-        small = mixtures.Mixture(rng.integers(0, levels, (50, 2, 2, 1)) / (levels - 1), levels, 4, seed=1)
-        assert np.exp(-small.nats(all_images(2, 2, levels).numpy())).sum() == pytest.approx(1)
-
-
 def test_a_cold_network_in_half_precision_draws_the_likeliest_level() -> None:
     net = network(1, 3)
     with torch.no_grad():
