@@ -19,6 +19,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -131,46 +132,44 @@ def measure(make: Any, examples: Any, options: dict[str, Any], shapes: list[Any]
 def in_child(pipe: Any, *arguments: Any) -> None:
     """`measure` in a process of its own."""
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
     try:
         pipe.send(measure(*arguments))
     except BaseException as error:
         pipe.send(f"!!! {type(error).__name__}: {error} {traceback.format_exc().splitlines()[-3]}")
 
 
-def line_of(arguments: tuple[Any, ...]) -> str:
+def line_of(*arguments: Any) -> str:
     """The outcome of one network, measured in a process of its own."""
     receiver, sender = CONTEXT.Pipe(duplex=False)
     child = CONTEXT.Process(target=in_child, args=(sender, *arguments))
     child.start()
     sender.close()
-    line = f"!!! more than {LIMIT} s"
     try:
-        if receiver.poll(LIMIT):
-            line = receiver.recv()
+        return receiver.recv() if receiver.poll(LIMIT) else f"!!! more than {LIMIT} s"
     except EOFError:
-        line = "!!! the process ended"
-    child.kill()
-    child.join()
-    return line
+        return "!!! the process ended"
+    finally:
+        child.kill()
+        child.join()
 
 
 def main() -> None:
     words = sys.argv[1:]
     torch.set_num_threads(1)
-    modules = {"earlier": earlier, "vision": vision, "sequences": sequences}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.onnx"
         export_onnx(MDLSTM(1, 2), path, form="scan")  # what is imported here is there in each process
-        for form in ("scan", "unrolled"):
-            for module in modules:
-                for name, (make, examples, options, shapes) in modules[module].NETWORKS.items():
-                    used = options if module == "earlier" else {**options, "form": form}
-                    is_asked_for = not words or any(word in f"{module}/{name}/{form}" for word in words)
-                    if is_asked_for and (module != "earlier" or form == "scan"):
-                        line = line_of((make, examples, used, shapes, path))
-                        form_text = used.get("form", "unrolled")
-                        print(f"{module + '/' + name:34} {form_text:8} {line}", flush=True)
+        for form, module in product(("scan", "unrolled"), (earlier, vision, sequences)):
+            group = module.__name__.rpartition(".")[2]
+            if module is earlier and form == "unrolled":
+                continue  # these networks name their forms themselves
+            for name, (make, examples, options, shapes) in module.NETWORKS.items():
+                used = options if module is earlier else {**options, "form": form}
+                if not words or any(word in f"{group}/{name}/{form}" for word in words):
+                    line = line_of(make, examples, used, shapes, path)
+                    print(
+                        f"{group}/{name}".ljust(34), f"{used.get('form', 'unrolled'):8} {line}", flush=True
+                    )
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@
 
 On images: one-dimensional LSTMs along rows, `horizontal` and `snake`, to classify, segment and transcribe,
 and convolutions, `conv`, to segment. On lines of handwriting, with the convolutions of `LineRecognizer`:
-LSTMs along rows, `line-rows`, and along columns alone, `line-blstm`. As density models: `horizontal` and
-`snake`, the Row LSTM, `row`, and masked convolutions, `conv`; all have the head of `DensityNet` and, but
-for the convolutions, the input of `PixelNet`.
+LSTMs along rows, `line-rows`, and along columns alone, `line-blstm`. As density models: `snake`,
+the Row LSTM, `row`, and masked convolutions, `conv`; all have the head of `DensityNet` and, but for the
+convolutions, the input of `PixelNet`.
 """
 
 from __future__ import annotations
@@ -217,8 +217,8 @@ class _RivalDensity(DensityNet):
         super().__init__(body, hidden, channels, outputs, dropout, device=device, dtype=dtype)
 
 
-class _RowBody(nn.Module):
-    """`torch.nn.LSTM` along each row."""
+class _SnakeBody(nn.Module):
+    """`torch.nn.LSTM` along all rows joined to one sequence."""
 
     def __init__(self, channels: int, hidden: int, layers: int, **factory: Any) -> None:
         super().__init__()
@@ -227,21 +227,12 @@ class _RowBody(nn.Module):
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Map x (N, H, W, C) to (N, H, W, n)."""
-        y = neighbours(x)
-        return self._run(y.flatten(0, 1)).reshape(*y.shape[:3], -1)[:, :, :-1]
+        with_end = None if sizes is None else sizes + sizes.new_tensor([0, 1])
+        return apply_flattened(self._run, neighbours(x), with_end)[:, :, :-1]
 
     def _run(self, sequence: Tensor, lengths: Tensor | None = None) -> Tensor:
         y: Tensor = self.lstm(sequence)[0]
         return y
-
-
-class _SnakeBody(_RowBody):
-    """`torch.nn.LSTM` along all rows joined to one sequence."""
-
-    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """Map x (N, H, W, C) to (N, H, W, n)."""
-        with_end = None if sizes is None else sizes + sizes.new_tensor([0, 1])
-        return apply_flattened(self._run, neighbours(x), with_end)[:, :, :-1]
 
 
 @register("snake", kind="density")
@@ -249,16 +240,6 @@ class SnakeDensity(_RivalDensity):
     """An LSTM along all rows joined to one sequence. The position above is W + 1 steps back."""
 
     make_body = _SnakeBody
-
-
-@register("horizontal", kind="density")
-class HorizontalDensity(_RivalDensity):
-    """An LSTM along each row.
-
-    Of the rows above, a position sees the neighbours of those in its row alone.
-    """
-
-    make_body = _RowBody
 
 
 class _RowLSTMLayer(nn.Module):

@@ -1,4 +1,4 @@
-"""Scripts in benchmarks/: pages name them, and they run with their smallest sizes. No figure is asserted."""
+"""Scripts in benchmarks/: pages name them, and they run with their smallest sizes."""
 
 from __future__ import annotations
 

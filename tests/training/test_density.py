@@ -52,7 +52,6 @@ NETWORKS: dict[str, dict[str, object]] = {  # wide enough that no head has only 
     "conv": {"hidden": 16},
     "row": {"hidden": 16},
     "snake": {"hidden": 16},
-    "horizontal": {"hidden": 16},
 }
 each_network = pytest.mark.parametrize("kind", NETWORKS)
 
