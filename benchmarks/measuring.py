@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,18 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def add_names(parser: argparse.ArgumentParser, metavar: str, known: Collection[str]) -> None:
+    """Add a positional argument `names` that takes some of the known names; without one, it is all of them.
+    (`choices` of argparse would look for an empty list among them.)"""
+
+    def name(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(f"'{text}'; expected some of {', '.join(known)}")
+        return text
+
+    parser.add_argument("names", nargs="*", metavar=metavar, type=name, default=list(known))
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], texts: int | None = None) -> str:

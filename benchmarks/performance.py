@@ -16,7 +16,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from measuring import ROOT, argument_parser, python, write_between_markers
+from measuring import ROOT, add_names, argument_parser, python, write_between_markers
 
 LOAD_SHAPES = ("16,32x32,64,64", "4,64x64,32,32", "1,128x128,32,32", "1,512x512,32,32")
 COMMANDS = {  # section of the page → script and options
@@ -48,15 +48,15 @@ def machine() -> str:
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"some of {', '.join(COMMANDS)}")
+    add_names(parser, "SECTION", COMMANDS)
     parser.add_argument("--page", type=Path, default=ROOT / "docs/performance.md")
     options = parser.parse_args(words)
-    for name in options.sections or COMMANDS:
+    for name in options.names:
         script, *arguments = COMMANDS[name].split()
         output = python(ROOT / "benchmarks" / script, *arguments).strip()
         text = f"`python benchmarks/{COMMANDS[name]}`\n\n{output}"
         write_between_markers(options.page, name, text)
-    if not options.sections:
+    if options.names == list(COMMANDS):
         write_between_markers(options.page, "machine", machine())
 
 

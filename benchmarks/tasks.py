@@ -4,7 +4,7 @@
     python benchmarks/tasks.py digits --runs runs  # one page; existing results in runs/digits are reused
 
 The results are those of `mdlstm compare`, so that every figure can be reproduced with that command. It gets
-options that are unknown here, such as `--steps 10`.
+options that are unknown here, such as `--steps=10`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from measuring import ROOT, argument_parser, markdown
+from measuring import ROOT, add_names, argument_parser, markdown
 
 from mdlstm_tk.training import default_config
 
@@ -66,11 +66,11 @@ def format_table(results: dict[str, Any]) -> str:
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("names", nargs="*", metavar="PAGE", help=f"some of {', '.join(PAGES)}")
+    add_names(parser, "PAGE", PAGES)
     parser.add_argument("--runs", type=Path, default=Path("runs/tasks"), help="folder of results")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the pages")
     options, further = parser.parse_known_args(words)
-    for name in options.names or PAGES:
+    for name in options.names:
         tasks, seeds = PAGES[name]
         page = options.docs / "tasks" / f"{name}.md"
         prose, mark, _ = page.read_text(encoding="utf-8").partition(MARK)

@@ -174,7 +174,7 @@ def test_results_of_a_task_are_written(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     page = shutil.copy(ROOT / "docs/tasks/digits.md", tmp_path / "tasks/digits.md")
     arguments = ["digits", "--docs", str(tmp_path), "--runs", str(tmp_path / "runs")]
-    script("tasks").main([*arguments, "--seeds", "1", "--steps", "2"])
+    script("tasks").main([*arguments, "--seeds=1", "--steps=2"])
     assert columns(page.read_text(encoding="utf-8").partition("<!-- measured -->")[2]) > 4
     assert len([*(tmp_path / "images").iterdir()]) == 2
 
@@ -280,6 +280,15 @@ def test_an_interrupted_table_goes_on(tmp_path: Path) -> None:
         measuring.resumed(file, {"one": lambda: 1.0, "two": fail})
     assert measuring.resumed(file, {"one": fail, "two": lambda: 2.0}) == {"one": 1.0, "two": 2.0}
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_names_are_all_or_some_of_those_that_are_known(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = measuring.argument_parser("")
+    measuring.add_names(parser, "NAME", {"a": 1, "b": 2})
+    assert parser.parse_args([]).names == ["a", "b"] and parser.parse_args(["b"]).names == ["b"]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["c"])
+    assert "'c'; expected some of a, b" in capsys.readouterr().err
 
 
 def test_shape_from_text() -> None:
