@@ -12,20 +12,20 @@ import traceback
 import warnings
 from importlib import import_module
 from io import TextIOWrapper, UnsupportedOperation
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from mdlstm_tk._util.text import printable
 from mdlstm_tk._version import __version__
 from mdlstm_tk.cli.console import detail, error, verbosity, warn
+from mdlstm_tk.cli.help import HelpfulCommand, HelpfulGroup
 from mdlstm_tk.cli.interrupts import EXIT_CODE, interrupts
 from mdlstm_tk.cli.options import Import, imported, with_messages
 from mdlstm_tk.errors import MDLSTMError
 
 PANELS = {
-    "Train": ("train", "sample", "report", "compare"),
+    "Train": ("train", "settings", "sample", "report", "compare"),
     "Export and run": ("export", "infer", "verify", "info"),
     "Try and check": ("demo", "doctor"),
 }
@@ -47,20 +47,11 @@ def _root(
     """Multi-dimensional LSTMs: train in PyTorch, export to ONNX, run anywhere."""
 
 
-class _SettingsCommand(TyperCommand):
-    """A verb with --set: below its help stands the table of settings."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        super().format_help(ctx, formatter)
-        from mdlstm_tk.cli.settings import print_settings
-
-        print_settings()
-
-
 def typer_app(verb: str | None = None) -> typer.Typer:
     """The command `mdlstm` with all verbs, or one verb alone: importing all takes longer than `infer`
     takes."""
     app = typer.Typer(
+        cls=HelpfulGroup,
         callback=None if verb else _root,
         add_completion=not verb,
         pretty_exceptions_enable=False,
@@ -70,8 +61,7 @@ def typer_app(verb: str | None = None) -> typer.Typer:
         for name in names:
             if verb in (None, name):
                 function = getattr(import_module(f"mdlstm_tk.cli.{name}"), name)
-                cls = _SettingsCommand if name in ("train", "compare") else TyperCommand
-                app.command(name, cls=cls, rich_help_panel=panel)(with_messages(function))
+                app.command(name, cls=HelpfulCommand, rich_help_panel=panel)(with_messages(function))
     return app
 
 

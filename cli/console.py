@@ -127,9 +127,14 @@ def next_command(command: str) -> None:
 
 
 def table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, texts: int = 1
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    title: str | None = None,
+    texts: int = 1,
+    folds: bool = False,
 ) -> None:
-    """Print a table on stdout. The first `texts` columns hold texts, the others numbers."""
+    """Print a table on stdout. The first `texts` columns hold texts, the others numbers. If it `folds`, the
+    last column is folded at the width of a terminal."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -138,10 +143,12 @@ def table(
     grid.title = title and Text(printable(title))  # as Text, brackets are not read as markup
     for index, column in enumerate(columns):
         justify: Literal["left", "right"] = "left" if index < texts else "right"
-        grid.add_column(Text(printable(column)), justify=justify, no_wrap=True)
+        is_folded = folds and index == len(columns) - 1
+        grid.add_column(Text(printable(column)), justify=justify, no_wrap=not is_folded)
     for row in rows:
         grid.add_row(*(Text(printable(cell)) for cell in row))
-    Console(highlight=False, emoji=False, width=TABLE_WIDTH).print(grid)
+    width = None if folds and sys.stdout.isatty() else TABLE_WIDTH
+    Console(highlight=False, emoji=False, width=width).print(grid)
 
 
 def print_json(value: Any) -> None:

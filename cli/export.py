@@ -40,7 +40,7 @@ def export(
         options.option(FORM, MODEL, show_default="unrolled, scan with --web or for mixed sizes"),
     ] = None,
     padded: Annotated[bool, options.option(PADDED, MODEL, "--padded")] = False,
-    multiple_of: Annotated[Any, options.size_option(MULTIPLE_OF, "any size", parse_size, MODEL)] = None,
+    multiple_of: Annotated[Any, options.size_option(MULTIPLE_OF, False, parse_size, MODEL)] = None,
     dtype: Annotated[Dtype, options.option(DTYPE, MODEL)] = "float32",
     atol: Annotated[
         float | None,

@@ -120,15 +120,17 @@ def force_option(help: str) -> Any:
     return option(help, OUTPUT, "--force")
 
 
-def size_option(help: str, default: str, parse: Callable[[str], Any], panel: str | None = None) -> Any:
+def size_option(
+    help: str, default: str | bool, parse: Callable[[str], Any], panel: str | None = None
+) -> Any:
     """An option that takes the size of a grid, as `parse` returns it."""
     return option(help, panel, metavar="SIZE", parser=parse, show_default=default)
 
 
 def data_option(help: str) -> Any:
     """The option --data of a verb that reads the data that a run was trained on."""
-    default, complete = "no examples of your own data", complete_files(".npz")
-    return option(help, OUTPUT, metavar="PATH", show_default=default, autocompletion=complete)
+    complete = complete_files(".npz")
+    return option(help, OUTPUT, metavar="PATH", show_default=False, autocompletion=complete)
 
 
 RunFolder = Annotated[
@@ -256,12 +258,12 @@ Resume = Annotated[bool, option(RESUME, TILES, "--resume")]
 def messages(
     ctx: typer.Context,
     *,
+    import_: Import = None,
     quiet: Annotated[bool, option("Print only errors and data.", MESSAGES, "--quiet", "-q")] = False,
     verbose: Annotated[bool, option("Print more about what is done.", MESSAGES, "--verbose", "-v")] = False,
     debug: Annotated[
         bool, option("Print the traceback of an error instead of one line.", MESSAGES, "--debug")
     ] = False,
-    import_: Import = None,
 ) -> None:
     """The options of all verbs: how much is printed, and --import, whose files its callback has run."""
     if quiet and verbose:

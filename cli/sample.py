@@ -42,7 +42,7 @@ def sample(
             "Image to complete: its upper rows, or a .npy file with NaN where it is to be drawn.",
             None,
             metavar="FILE",
-            show_default="nothing is given",
+            show_default=False,
             autocompletion=complete_files(".png", ".npy"),
         ),
     ] = None,

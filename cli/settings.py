@@ -1,5 +1,5 @@
 """The settings of a training run on the command line: an option for each common one, --set for all, and
-the table of all settings below the help.
+`mdlstm settings`, which lists them.
 """
 
 from __future__ import annotations
@@ -8,9 +8,13 @@ import inspect
 from collections.abc import Callable
 from typing import Annotated, Any
 
+import typer
+
+from mdlstm_tk.cli.console import next_command, note, print_json, table
 from mdlstm_tk.cli.options import (
     DEVICES,
     RUN,
+    Json,
     complete_files,
     complete_from,
     option,
@@ -55,12 +59,12 @@ def _option(row: SettingHelp) -> Any:
     """The option of a setting. The library checks and converts its text."""
     values = choices(row.key)
     words = {"task": (*values, *KINDS), "device": DEVICES}.get(row.key, values)
-    names = f": {', '.join(values)}." if METAVARS.get(row.key) == "NAME" else "."
+    help = f"{row.help.rstrip('.')}: {', '.join(values)}." if METAVARS.get(row.key) == "NAME" else row.help
     return option(
-        row.help.rstrip(".") + names,
+        help,
         row.panel,
         *(f"--{row.key.replace('_', '-')}", *(["-m"] if row.key == "model" else [])),
-        show_default=row.default or row.empty,
+        show_default=row.value is not None and (row.default or row.empty),
         metavar=METAVARS.get(row.key) or "|".join(values) or "NUMBER",
         autocompletion=complete_files(".npz") if row.key == "data" else complete_from(*words),
     )
@@ -69,7 +73,7 @@ def _option(row: SettingHelp) -> Any:
 Settings = Annotated[
     list[str] | None,
     option(
-        "Change any setting; repeatable.",
+        "Change any setting that mdlstm settings lists; repeatable.",
         *(RUN, "--set"),
         metavar="KEY=VALUE",
         autocompletion=complete_setting,
@@ -78,17 +82,33 @@ Settings = Annotated[
 ]
 
 
-def print_settings() -> None:
-    """Print every key of --set and config.toml with its default and its meaning, on stdout."""
-    from rich.box import ROUNDED
-    from rich.console import Console
-    from rich.panel import Panel
-    from rich.table import Table
-    from rich.text import Text
+def settings(
+    task: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[TASK]",
+            help="Registered task, or kind of your own data, whose defaults are shown.",
+            autocompletion=complete_from(*choices("task"), *KINDS),
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List all settings of a training, with their defaults and their meaning.
 
-    grid = Table.grid(padding=(0, 2))
-    for row in list_settings():
-        grid.add_row(Text(row.key, "bold cyan"), Text(row.default or "-", "dim"), Text(row.meaning))
-    title = "Settings for --set KEY=VALUE and config.toml"
-    panel = Panel(grid, box=ROUNDED, border_style="dim", title=title, title_align="left")
-    Console(emoji=False).print(panel)
+    Each is a key of --set KEY=VALUE and of config.toml. The common ones are options of mdlstm train, too.
+    """
+    rows = list_settings(task)
+    if json:
+        values = {row.key: {"default": row.value, "meaning": row.meaning} for row in rows}
+        print_json({"task": task, "settings": values})
+    else:
+        cells = [[row.key, row.default or "-", row.meaning] for row in rows]
+        table(
+            ["setting", f"default of {task}" if task else "default", "meaning"], cells, texts=3, folds=True
+        )
+    if not task:
+        names = ", ".join([*choices("task"), *KINDS])
+        note(f"mdlstm settings TASK shows the defaults of a task or kind of data: {names}")
+    kind = " --data PATH" if task in KINDS else ""
+    next_command(f"mdlstm train --task {task or 'TASK'}{kind}")

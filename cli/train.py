@@ -79,8 +79,8 @@ def train(
 
     Without options it trains the MD-LSTM on 8x8 matrices of the random-diagonal task, into runs/md-8x8.
 
-    Every task has its own defaults. A file given with --config overrides the defaults, --set overrides the
-    file, and the other options override all of them.
+    Every task has its own defaults; mdlstm settings TASK lists them. A file given with --config overrides
+    the defaults, --set overrides the file, and the other options override all of them.
     """
     if resume is not None and (output is not None or config is not None):
         raise InputError("--resume takes folder and settings from the run; leave out -o and -c")

@@ -10,13 +10,14 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any
 
 import typer
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
 from mdlstm_tk.cli.app import typer_app
+from mdlstm_tk.cli.help import default_of, sections, value_of
 from mdlstm_tk.data.user_data import DEFAULTS
 from mdlstm_tk.training.config import list_settings
 from mdlstm_tk.training.tasks import BUILT_IN, find_task
@@ -33,36 +34,27 @@ class VerbDirective(Directive):
         verb = typer.main.get_command(typer_app(name))
         arguments = [param for param in verb.params if param.param_type_name == "argument"]
         usage = " ".join(["mdlstm", name, "[OPTIONS]", *(param.metavar for param in arguments)])
-        panels: dict[str, list[Any]] = {}
-        for param in verb.params:
-            title = "Arguments" if param in arguments else param.rich_help_panel or "Options"
-            panels.setdefault(title, []).append(param)
         result: list[nodes.Node] = [nodes.literal_block(usage, usage, language="text")]
         result += [
             nodes.paragraph("", "", *_text(part)) for part in inspect.cleandoc(verb.help).split("\n\n")
         ]
-        annotations = inspect.signature(verb.callback, eval_str=True).parameters
-        for title, params in panels.items():
+        for title, params in sections(verb).items():
             result.append(nodes.rubric("", title))
-            result.append(
-                nodes.definition_list(
-                    "", *(_option(name, param, annotations[param.name].annotation) for param in params)
-                )
-            )
+            result.append(nodes.definition_list("", *(_option(name, param) for param in params)))
         return result
 
 
-def _option(verb: str, param: Any, annotation: Any) -> nodes.definition_list_item:
+def _option(verb: str, param: Any) -> nodes.definition_list_item:
     names = param.opts or [param.metavar]
-    value = "" if getattr(param, "is_flag", False) or not param.opts else f" {_value(param, annotation)}"
+    value = value_of(param) if param.param_type_name == "option" else ""
     term = nodes.term("", "", ids=[f"{verb}-{param.name.replace('_', '-')}"])
     for k, name in enumerate(sorted(names, key=len)):
         term += [nodes.Text(", ")] if k else []
         term += nodes.literal("", name)
     if value:
-        term += nodes.literal("", value.strip(), classes=["value"])
+        term += nodes.literal("", value, classes=["value"])
     text = param.help or ""
-    default = _default(param)
+    default = default_of(param)
     paragraph = nodes.paragraph("", "", *_text(text))
     if default:
         paragraph += [nodes.Text(" Default: "), *_text(default), nodes.Text(".")]
@@ -75,25 +67,6 @@ def _text(text: str) -> list[nodes.Node]:
     """A text in which options are code."""
     parts = re.split(r"(?<![\w-])(--?[a-z][\w-]*)", text)
     return [nodes.literal("", part) if k % 2 else nodes.Text(part) for k, part in enumerate(parts) if part]
-
-
-def _value(param: Any, annotation: Any) -> str:
-    """The value of an option: its own metavar, its choices, or its type."""
-    if param.metavar:
-        return str(param.metavar)
-    kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-    kinds = [each for each in get_args(kind) if each is not type(None)] or [kind]
-    if get_origin(kind) is Literal:
-        kinds = [kind]
-    choices = get_args(kinds[0]) if get_origin(kinds[0]) is Literal else ()
-    return "|".join(choices) or {int: "INTEGER", float: "NUMBER"}.get(kinds[0], "TEXT")
-
-
-def _default(param: Any) -> str:
-    if isinstance(param.show_default, str):
-        return param.show_default
-    shown = param.show_default and param.default not in (None, False, (), [])
-    return str(param.default) if shown else ""
 
 
 class SettingsDirective(Directive):

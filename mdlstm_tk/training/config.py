@@ -26,6 +26,7 @@ BY_TASK = (
     *("steps", "lr", "batch_size", "schedule", "clip", "weight_decay", "warmup", "average", "augment"),
     *("validation", "evaluate_every", "patience"),
 )
+BY_TASK_TEXT = "depends on the task"
 
 
 def parse_windows(text: str) -> tuple[tuple[int, ...], ...]:
@@ -86,7 +87,8 @@ class TrainConfig:
 
     task: str = _setting(
         "diagonal",
-        "Registered task; or, together with data, its kind: grid, classify, segment, transcribe, density.",
+        "Kind of the data, if there are any (grid, classify, segment, transcribe or density); else a "
+        "registered task.",
     )
     data: str = _setting(
         "",
@@ -144,8 +146,8 @@ class TrainConfig:
     steps: int = _setting(1000, "Total number of optimizer steps.", min=1)
     minutes: float = _setting(
         0.0,
-        "Time to train for, validations included, instead of a number of steps; patience ends it only if "
-        "given, too; 0: steps.",
+        "Minutes to train for, validations included, instead of a number of steps; patience ends it only "
+        "if given, too; 0: steps.",
         min=0,
     )
     batch_size: int = _setting(16, "Samples per step, summed over all processes.", min=1, max=1_000_000)
@@ -157,7 +159,8 @@ class TrainConfig:
     init: str = _setting(
         "",
         "Run folder whose best weights training starts from; characters or classes that both have keep "
-        "their outputs; empty: random weights.",
+        "their outputs.",
+        empty="random weights",
     )
     precision: Literal["fp32", "bf16"] = _setting(
         "fp32", "Arithmetic: fp32, or bf16 for autocast to bfloat16."
@@ -332,19 +335,37 @@ class SettingHelp(NamedTuple):
     panel: str
 
     @property
+    def value(self) -> Any:
+        """The default in the type of the setting; None if it depends on the task."""
+        return None if self.default == BY_TASK_TEXT else convert(self.key, self.default)
+
+    @property
     def meaning(self) -> str:
         """The sentence, with the meaning of the empty text."""
         return f"{self.help.rstrip('.')}; empty: {self.empty}." if self.empty else self.help
 
 
-def list_settings() -> list[SettingHelp]:
-    """All settings of `TrainConfig`, in order. Imports neither torch nor onnx."""
+def list_settings(task: str | None = None) -> list[SettingHelp]:
+    """All settings of `TrainConfig`, in order. Imports neither torch nor onnx.
+
+    Args:
+        task: a registered task, or a kind of the user's own data, whose defaults the list has.
+
+    Raises:
+        InputError: there is no such task or kind.
+    """
+    own: dict[str, Any] = {}
+    if task:
+        from mdlstm_tk.training.tasks import task_defaults
+
+        own = {"task": task, **task_defaults(task)[1]}
     panels = {key: panel for panel, keys in PANELS.items() for key in keys}
     rows = []
     for key, setting in _SETTINGS.items():
-        default = str(_DEFAULTS[key])
-        if key in BY_TASK:
-            default = "depends on the task"
+        value = own.get(key, _DEFAULTS[key])
+        default = str(value).removesuffix(".0") if _TYPES[key] is float else str(value)
+        if not task and key in BY_TASK:
+            default = BY_TASK_TEXT
         elif _TYPES[key] is bool:
             default = default.lower()
         rows.append(SettingHelp(key, default, setting["help"], setting["empty"], panels.get(key, "")))

@@ -119,6 +119,20 @@ def find_task(name: str) -> TaskEntry:
     return TaskEntry(lambda config: make(task, config), task.kind, task.defaults)
 
 
+def task_defaults(name: str) -> tuple[Kind, dict[str, Any]]:
+    """The kind of a registered task, or of the user's own data, and the settings that suit it.
+
+    Raises:
+        InputError: there is no such task or kind.
+    """
+    if name in KINDS:
+        from mdlstm_tk.data.user_data import DEFAULTS
+
+        return name, dict(DEFAULTS[name])
+    _, kind, defaults = find_task(name)
+    return kind, dict(defaults)
+
+
 def default_config(task: str, data: str = "", model: str | None = None) -> TrainConfig:
     """The configuration that a task is trained with unless the user changes it.
 
@@ -130,16 +144,12 @@ def default_config(task: str, data: str = "", model: str | None = None) -> Train
     Raises:
         InputError: there is no such task, kind of data, or network for it.
     """
-    if data and task in KINDS:
-        from mdlstm_tk.data.user_data import DEFAULTS
-
-        kind = task
-        values = dict(DEFAULTS[kind])
-        if data.endswith(".npz") or os.path.exists(Path(data) / "train.npz"):  # arrays need not be images
-            values |= {"augment": 0.0, "resize": ""}
-    else:
-        _, kind, defaults = find_task(task)
-        values = dict(defaults)
+    if not data:
+        find_task(task)  # refuses a kind
+    kind, values = task_defaults(task)
+    is_array = data.endswith(".npz") or os.path.exists(Path(data) / "train.npz")
+    if data and task in KINDS and is_array:  # arrays need not be images
+        values |= {"augment": 0.0, "resize": ""}
     config = TrainConfig(task=task, data=data).updated(values, task)
     return with_model(config, model, kind) if model else config
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.command import mdlstm
+import typer
+from helpers.command import mdlstm, succeed
 from helpers.without_packages import python_without
 
 from mdlstm_tk.cli import main
-from mdlstm_tk.cli.app import VERBS
+from mdlstm_tk.cli.app import VERBS, typer_app
+from mdlstm_tk.cli.help import COMMON_OPTIONS
 from mdlstm_tk.training import list_settings
+from mdlstm_tk.training.config import TrainConfig
+from mdlstm_tk.training.tasks import BUILT_IN, KINDS, task_defaults
 
 HEAVY = ("torch", "onnx", "onnxruntime", "numba", "matplotlib", "sklearn")
 WIDE = {"COLUMNS": "250"}
@@ -36,25 +42,58 @@ def imported_by(*arguments: str, cwd: Path) -> set[str]:
 def test_every_verb_has_help_and_the_same_options_for_messages(verb: str) -> None:
     out = mdlstm(verb, "--help", env=WIDE).out
     for option in ("--quiet", "-q", "--verbose", "-v", "--debug", "-h", "--import"):
-        assert re.search(rf"\s{option}\s", out), option
+        assert re.search(rf"\s{option}[\s,]", out), option
     assert ("--json" in out) == (verb != "demo")
 
 
 def test_help_lists_all_verbs_and_completion() -> None:
     out = mdlstm("--help", env=WIDE).out
-    assert all(re.search(rf"^│ {verb} ", out, re.MULTILINE) for verb in VERBS)
+    places = [out.index(f"\n  {verb} ") for verb in VERBS]
+    assert places == sorted(places) and places[-1] < out.index("\nOptions\n")  # commands come first
     assert "--install-completion" in out
 
 
-def test_help_of_train_shows_defaults_panels_and_settings() -> None:
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_fits_the_terminal_and_says_nothing_twice(verb: str, width: int) -> None:
+    wide, out = (succeed(*verb.split(), "--help", env={"COLUMNS": str(w)}).out for w in (1000, width))
+    assert max(map(len, out.splitlines())) <= width
+    assert wide.split() == out.split()  # no word is broken, and no line break of the source is left
+    assert not re.search(r"<(bool|int|float|str|list|path)|default: *\(|default: *\]|\[x>", out)
+    lines, column = out.splitlines(), min(width, 100)
+    paragraphs = out.split("Usage:")[0].split("\n\n")
+    for above, below in pairwise(line for part in paragraphs for line in (*part.splitlines(), "")):
+        if above and below:  # the next word had no room in the line above
+            assert len(f"{above} {below.split()[0]}") > column
+    if verb in COMMON_OPTIONS:  # these stand first
+        params = {param.name: param for param in typer.main.get_command(typer_app(verb)).params}
+        flags = [max(params[name].opts, key=len) for name in COMMON_OPTIONS[verb]]
+        options = lines[lines.index("Options") : next(k for k, x in enumerate(lines) if "Further" in x)]
+        found = [m[1] for line in options if (m := re.match(r"  (?:-\w, |    )?(--[\w-]+)( |$)", line))]
+        assert found == flags
+
+
+def test_help_of_train_shows_defaults_and_panels() -> None:
     out = mdlstm("train", "--help", env=WIDE).out
-    for panel in ("Data", "Network", "Optimization", "Run", "Output", "Messages"):
-        assert f"─ {panel} ─" in out
-    network = "task data size model cell directions hidden layers windows dropout"
-    for flag in f"{network} steps batch-size lr schedule clip precision seed device config resume".split():
-        assert re.search(rf"│ --{flag} (?:(?!│ --).)*\[default: [^]]+\]", out, re.DOTALL), flag
-    for key, default, *_ in list_settings():
-        assert re.search(rf"^│ {key} +{re.escape(default or '-')} ", out, re.MULTILINE), key
+    for panel in ("data", "network", "optimization", "run", "output", "messages"):
+        assert f"\nFurther options: {panel}\n" in out
+    for flag in ("task", "data", "precision", "init", "seed", "device", "config", "output"):
+        assert re.search(rf" --{flag} (?:(?! --).)*\[default: [^]]+\]", out, re.DOTALL), flag
+
+
+@pytest.mark.parametrize("task", [None, *BUILT_IN, *KINDS])
+def test_settings_are_listed_with_the_defaults_of_a_task(task: str | None) -> None:
+    arguments = ("settings", *([task] if task else []))
+    out = succeed(*arguments).out
+    for key, default, *_ in list_settings(task):
+        assert re.search(rf"^{key} +{re.escape(default or '-')} ", out, re.MULTILINE), key
+    settings = json.loads(succeed(*arguments, "--json").out)["settings"]
+    values = {key: row["default"] for key, row in settings.items()}
+    if task:
+        own = {"task": task, **task_defaults(task)[1]}
+        assert TrainConfig(**values) == TrainConfig(**own)
+    else:
+        assert values["lr"] is None and (values["cache"], values["task"]) == (256, "diagonal")
 
 
 STARTS = {
@@ -62,6 +101,8 @@ STARTS = {
     "help of train": ("train", "--help"),
     "unknown verb": ("trian",),
     "unknown task": ("train", "--task", "digts"),
+    "settings": ("settings",),
+    "settings of an unknown task": ("settings", "digts"),
     "unknown setting": ("train", "--set", "hiden=3"),
     "unknown device": ("verify", "m.onnx", "--device", "gpu"),
 }
@@ -92,6 +133,7 @@ COMPLETIONS = {
     "mdlstm train --config ": {"mine.toml", "runs/"},
     "mdlstm train --cell st": {"stable"},
     "mdlstm train --model sn": {"snake"},
+    "mdlstm settings dig": {"digits", "digit-strings", "digits-binary", "digits-grey"},
     "mdlstm train --set wa": {"warmup="},
     "mdlstm train --set schedule=co": {"schedule=constant", "schedule=cosine"},
     "mdlstm train --resume ": {"runs/one", "runs/two"},
