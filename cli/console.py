@@ -157,19 +157,22 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def progress(total: int, done: int = 0, lines: int = 10, unit: str = "") -> Iterator[Callable[..., None]]:
+def progress(
+    total: int, done: int = 0, lines: int = 10, counts: Callable[[int], str] | None = None
+) -> Iterator[Callable[..., None]]:
     """Show progress on stderr: a bar on a terminal, else lines; with -q nothing.
 
     Args:
         total: number of steps.
         done: steps done before.
         lines: about how many lines stand for all steps, besides one after each 30 s without a line.
-        unit: stands after the numbers of steps.
+        counts: says how many steps are done; None: as in 3/10.
 
     Yields:
         A function `show(step, text, seconds_left=None)`, which shows that `step` steps are done. A `text`
         that is a function is called only when its result is printed. None: the time left is unknown.
     """
+    counts = counts or (lambda step: f"{step}/{total}")
     if not on_terminal():
         interval = max(1, total // lines) if lines else inf
         last_step, last_time = done, time.monotonic()
@@ -181,29 +184,29 @@ def progress(total: int, done: int = 0, lines: int = 10, unit: str = "") -> Iter
             if ends or step // interval > previous // interval or now - last_time >= LINE_SECONDS:
                 last_time = now
                 shown = text if isinstance(text, str) else text()
-                note(f"{step}/{total}{unit}  {shown}{_eta(seconds_left)}")
+                note(f"{counts(step)}  {shown}{_eta(seconds_left)}")
 
         yield write_line
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
-    text_column = TextColumn(f"{unit}  {{task.fields[text]}}".strip(), markup=False)
-    with Progress(BarColumn(), MofNCompleteColumn(), text_column, console=err()) as bar:
-        task = bar.add_task("", total=total, completed=done, text="")
+    with Progress(BarColumn(), TextColumn("{task.fields[text]}", markup=False), console=err()) as bar:
+        task = bar.add_task("", total=total, completed=done, text=counts(done))
         last_update = 0.0
 
         def update_bar(step: int, text: str | Callable[[], str], seconds_left: float | None = None) -> None:
             nonlocal last_update
             if (now := time.perf_counter()) - last_update > BAR_SECONDS or step == total:
                 last_update, line = now, text if isinstance(text, str) else text()
-                bar.update(task, completed=step, text=printable(line) + _eta(seconds_left))
+                shown = f"{counts(step)}  {printable(line)}{_eta(seconds_left)}"
+                bar.update(task, completed=step, text=shown)
 
         yield update_bar
 
 
 def _eta(seconds: float | None) -> str:
-    """The time left as h:mm:ss or m:ss; "" if it is not known or there is none left."""
-    if not seconds:
+    """The time left as h:mm:ss or m:ss; "" if it is not known or below a second."""
+    if not seconds or round(seconds) < 1:
         return ""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -84,7 +84,7 @@ class HelpfulCommand(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         paragraphs = [_wrapped(text) for text in cleandoc(self.help or "").split("\n\n")]
-        arguments = [param.metavar for param in self.params if param.param_type_name == "argument"]
+        arguments = [str(param.metavar) for param in self.params if param.param_type_name == "argument"]
         parts = [*paragraphs, _usage(ctx, *arguments), *_option_tables(sections(self))]
         formatter.write("\n\n".join(parts) + "\n")
 

@@ -37,12 +37,12 @@ def train_with_progress(job: TrainingJob) -> dict[str, Any]:
     metrics, config = RecentMetrics(), job.config
     seconds = ceil(60 * config.minutes)  # the bar counts them if the clock ends the training, else steps
     try:
-        done, unit = (job.seconds_done, " s") if seconds else (job.steps_done, "")
-        with progress(seconds or config.steps, done, unit=unit) as show:
+        done, counts = (job.seconds_done, _minutes_of(config)) if seconds else (job.steps_done, None)
+        with progress(seconds or config.steps, done, counts=counts) as show:
 
             def on_step(state: Progress) -> None:
                 metrics.add(state)
-                if state.step == job.steps_done + TIMED_STEPS:
+                if state.step == job.steps_done + TIMED_STEPS and (state.seconds_left or 0) >= 1:
                     note(_describe_length(state, config))
                 done = seconds - ceil(state.seconds_left or 0) if seconds else state.step
                 show(done, metrics.describe, state.seconds_left)
@@ -59,13 +59,22 @@ def train_with_progress(job: TrainingJob) -> dict[str, Any]:
     return result
 
 
+def _minutes_of(config: TrainConfig) -> Callable[[int], str]:
+    """A text such as "2.5 of 10 min" for the seconds that a training with `minutes` has done."""
+    minutes = config.minutes
+    if minutes < 2:  # too few to count
+        return lambda seconds: f"{seconds} of {60 * minutes:.0f} s"
+    return lambda seconds: f"{round(seconds / 60, 1):g} of {minutes:g} min"
+
+
 def _describe_length(state: Progress, config: TrainConfig) -> str:
     """The length of a training on this machine, from the rate of its first steps."""
     rate, eta = state.steps_per_second or 0.0, state.seconds_left or 0.0
     if config.minutes:
         length = duration(60 * config.minutes)
         return f"about {state.step + rate * eta:,.0f} steps in {length} on this machine"
-    return f"the {counted(config.steps, 'step')} will take about {duration(eta)} on this machine"
+    steps = counted(config.steps - state.step, "more step")
+    return f"{steps} will take about {duration(eta)} on this machine"
 
 
 @contextmanager
@@ -192,7 +201,7 @@ def _follow(run: Inference, records: list[dict[str, Any]], is_single: bool, is_j
         sys.stdout.write(document.end())
     note_counts(end=example)
     if failed:
-        raise MDLSTMError(f"{failed} of {total} files failed; see the lines above")
+        raise MDLSTMError(f"{failed} of {counted(total, 'file')} failed; see the lines above")
 
 
 def _note_result(run: Inference, result: Result, is_single: bool) -> None:

@@ -189,7 +189,7 @@ def _read_examples(
         )
     if len(examples) > max(len(accepted), 1):
         raise InputError(
-            f"example_inputs has {len(examples)} tensors, but {type(module).__name__}.forward takes "
+            f"example_inputs has the length {len(examples)}, but {type(module).__name__}.forward takes "
             f"{', '.join(accepted) or 'one'} by position; give inputs by name as extra_inputs=..."
         )
     further = {k: value for k, value in zip(accepted[1:], examples[1:], strict=False) if value is not None}
@@ -324,7 +324,7 @@ def _first_grid_axes(
     for name in names:
         if name not in extra_inputs or extra_inputs[name].dim() not in (ndim + 1, ndim + 2):
             raise InputError(
-                f"grid_inputs must name further inputs with the {ndim} grid axes of x, got '{name}'; the "
+                f"grid_inputs must name further inputs with the grid axes of x, got '{name}'; the "
                 f"further inputs are {', '.join(extra_inputs) or 'none'}"
             )
     if names and padded:

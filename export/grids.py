@@ -10,6 +10,7 @@ from math import prod
 import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.export.interface import REFUSALS, OutputError, first_line
 from mdlstm_tk.export.spec import ENLARGEMENTS, Extents, NetworkInputs, Shape
@@ -163,6 +164,6 @@ class GridSearch:
             advice += "; if forward fixes an extent, name it, as in grid=(48, None)"
         shape = tuple(self.network.examples(grid)["x"].shape)
         return InputError(
-            f"{name} does not accept the grid {format_size(grid)} with {channels} channels, an x of "
-            f"shape {shape}: {reason}; {advice}"
+            f"{name} does not accept the grid {format_size(grid)} with {counted(channels, 'channel')}, an "
+            f"x of shape {shape}: {reason}; {advice}"
         )

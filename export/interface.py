@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.capturable import Capturable
 from mdlstm_tk.layer import MDLSTM
@@ -271,8 +272,8 @@ def named_outputs(result: Any, network: str, names: Sequence[str] | None = None)
     names = result_names if names is None else list(names)
     if len(names) != len(values):
         raise OutputError(
-            f"{network} returns {len(values)} outputs ({', '.join(result_names)}), but output_names has "
-            f"{len(names)}: {', '.join(names)}"
+            f"{network} returns {counted(len(values), 'output')} ({', '.join(result_names)}), but "
+            f"output_names has {len(names)}: {', '.join(names)}"
         )
     if len(set(names)) < len(names) or not all(names):
         raise OutputError(

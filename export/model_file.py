@@ -11,6 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import helper
 
+from mdlstm_tk._util.text import counted, duration
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.runtime import Metadata
@@ -69,10 +70,10 @@ class ExportReport:
             y = f"{axes}, {metadata.outputs}"
         return (
             f"{self.path}: x ({_shape_text(metadata, (1,) * metadata.ndim, metadata.channels)}) → "
-            f"{', '.join([f'{name} ({y})', *further_names])}, {metadata.form}, {self.nodes} nodes, "
-            f"{self.bytes / 1024:.0f} KiB, max error {self.max_abs:.1e} against "
-            f"{metadata.reference if metadata.reference != 'mixed' else 'its own precision'}, "
-            f"{self.seconds:.1f} s"
+            f"{', '.join([f'{name} ({y})', *further_names])}, {metadata.form}, "
+            f"{counted(self.nodes, 'node')}, {self.bytes / 1024:.0f} KiB, max error {self.max_abs:.1e} "
+            f"against {metadata.reference if metadata.reference != 'mixed' else 'its own precision'}, "
+            f"{duration(self.seconds)}"
         )
 
     def as_dict(self) -> dict[str, Any]:

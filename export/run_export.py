@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk._util.text import printable
+from mdlstm_tk._util.text import counted, printable
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.api import default_form, export_network, form_of
@@ -208,8 +208,8 @@ def _check_grid(grid: Extents | None, run_grid: Extents, resize: Extents | None,
         return
     if len(grid) != len(run_grid):
         raise InputError(
-            f"the samples of the run have {len(run_grid)} axes, as {format_size(run_grid)}, "
-            f"got the size {format_size(grid)}"
+            f"the samples of the run have {counted(len(run_grid), 'axis', 'axes')}, as "
+            f"{format_size(run_grid)}, got the size {format_size(grid)}"
         )
     takes_any = form == "tiles" or (form == "scan" and None not in grid)
     if resize and not takes_any:

@@ -121,7 +121,7 @@ def initial_states(initial_state: Any, num_layers: int, shape: FaceShape) -> lis
     if not fits or not all(isinstance(state, BoundaryState) for state in initial_state):
         hint = "; write (state,)" if isinstance(initial_state, BoundaryState) and num_layers == 1 else ""
         raise InputError(
-            f"initial_state must be a tuple with one BoundaryState for each of {num_layers} layers, "
+            f"initial_state must be a tuple with one BoundaryState for each layer, {num_layers} in all, "
             f"got {_describe(initial_state)}{hint}"
         )
     return [_join_states(f"initial_state[{k}]", state, shape) for k, state in enumerate(initial_state)]
@@ -162,7 +162,7 @@ def _of_axes(name: str, faces: Any, shape: FaceShape) -> Sequence[Any]:
         return [None] * len(shape.grid)
     if not isinstance(faces, tuple | list) or len(faces) != len(shape.grid):
         raise InputError(
-            f"{name} must be a tuple with a tensor or None for each of {len(shape.grid)} axes, "
+            f"{name} must be a tuple with a tensor or None for each axis, {len(shape.grid)} in all, "
             f"got {_describe(faces)}"
         )
     return faces

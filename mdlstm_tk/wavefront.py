@@ -32,6 +32,7 @@ import numpy.typing as npt
 
 from mdlstm_tk._util.caches import BoundedCache
 from mdlstm_tk._util.checks import fitting
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
 
 Indices = npt.NDArray[np.integer]
@@ -171,7 +172,7 @@ def resolve_directions(directions: int | str | Sequence[Direction], ndim: int) -
     valid = all(len(d) == ndim and all(sign in (1, -1) for sign in d) for d in signs)
     if not signs or not valid or len(set(signs)) < len(signs):
         raise InputError(
-            f"directions must be 1, 'all' or a list of distinct tuples of {ndim} signs (1 or -1), "
-            f"got {' '.join(repr(directions).split())}"
+            f"directions must be 1, 'all' or a list of distinct tuples of {counted(ndim, 'sign')} (1 or "
+            f"-1), got {' '.join(repr(directions).split())}"
         )
     return signs

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from mdlstm_tk._util.checks import fitting
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -35,7 +36,7 @@ def extents(name: str, value: Any, ndim: int) -> tuple[int, ...]:
     numbers: tuple[int, ...] = fitted if isinstance(fitted, tuple) else (fitted,) * ndim
     if len(numbers) != ndim or min(numbers) < 1:
         raise InputError(
-            f"{name} must be one extent, or {ndim} extents, of at least 1, got {one_line(value)}"
+            f"{name} must be one extent, or {counted(ndim, 'extent')}, of at least 1, got {one_line(value)}"
         )
     return numbers
 

@@ -104,11 +104,11 @@ def counted(number: int, one: str, many: str | None = None) -> str:
 def duration(seconds: float) -> str:
     """A time as people say it.
 
-    >>> duration(0.17), duration(75), duration(7500)
-    ('0.2 s', '1 min 15 s', '2 h 5 min')
+    >>> duration(0.004), duration(0.17), duration(75), duration(7500)
+    ('less than 0.1 s', '0.2 s', '1 min 15 s', '2 h 5 min')
     """
     if seconds < 9.5:
-        return f"{seconds:.1g} s"
+        return "less than 0.1 s" if seconds < 0.095 else f"{seconds:.1g} s"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     units = (hours, "h"), (minutes, "min"), (0 if hours else seconds, "s")

@@ -27,6 +27,7 @@ from operator import add
 from typing import Any, Literal, TypeVar, get_args
 
 from mdlstm_tk._util.checks import checked
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.cells.ir import Value, loads, topological_order
 from mdlstm_tk.cells.operations import supported
 from mdlstm_tk.errors import InputError
@@ -244,9 +245,9 @@ def check_cell(cell: Cell, ndim: int) -> None:
         raise InputError(f"{place}: ", error) from None
     except Exception as error:
         raise InputError(
-            f"{place}: its equations fail with {len(names)} gates ({', '.join(names)}) and "
-            f"{len(states)} states ({', '.join(states)}) along each axis: {type(error).__name__}: {error}; "
-            f"equations may use numbers and {supported()}"
+            f"{place}: its equations fail with {counted(len(names), 'gate')} ({', '.join(names)}) and "
+            f"{counted(len(states), 'state')} ({', '.join(states)}) along each axis: "
+            f"{type(error).__name__}: {error}; equations may use numbers and {supported()}"
         ) from error
     used = set(topological_order(_check_results(results, cell, place)))
     if not all(isfinite(value.number) for value in used):

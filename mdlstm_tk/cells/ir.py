@@ -20,6 +20,7 @@ from functools import cached_property, partial
 from numbers import Real
 from typing import Any, NoReturn
 
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.cells.operations import OPERATIONS, supported
 from mdlstm_tk.errors import InputError
 
@@ -127,7 +128,7 @@ def record(op: str, *args: Value | float) -> Value:
         raise InputError(f"unknown operation '{op}' in a cell; supported are {supported()}")
     count = OPERATIONS[op].gradient.__code__.co_argcount - 2
     if len(args) != count:
-        raise InputError(f"operation '{op}' in a cell takes {count} arguments, got {len(args)}")
+        raise InputError(f"operation '{op}' in a cell takes {counted(count, 'argument')}, got {len(args)}")
     return Value(op, tuple(map(Value.wrap, args)))
 
 

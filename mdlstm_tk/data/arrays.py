@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.data.masks import RawMask
 from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample
 from mdlstm_tk.errors import InputError
@@ -61,7 +62,7 @@ def list_arrays(path: Path, kind: Kind) -> Iterator[RawSample]:
     if x.ndim not in (ndim + 1, ndim + 2) or x.dtype.kind not in "buif" or x.size == 0:
         raise InputError(
             f"{path}: x is {x.dtype} {x.shape}, expected real numbers (N, *grid) or (N, *grid, C) with "
-            f"{ndim} axes of the grid"
+            f"{counted(ndim, 'axis', 'axes')} of the grid"
         )
     grid = x.shape[1 : ndim + 1]
     if kind != "density":

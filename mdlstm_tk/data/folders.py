@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.data.images import read_file, read_pixels
 from mdlstm_tk.data.masks import read_mask
 from mdlstm_tk.data.spec import Array, Kind, RawSample
@@ -174,7 +175,7 @@ def _list_texts(path: Path) -> Iterator[RawSample]:
         if not columns:
             yield RawSample.unusable(label, "it has no tab; expected file, tab, text")
         elif len(columns) > 1:
-            reason = f"it has {len(columns) + 1} columns; expected file, tab, text"
+            reason = f"it has {counted(len(columns) + 1, 'column')}; expected file, tab, text"
             yield RawSample.unusable(label, reason)
         elif (first := first_line.setdefault(os.path.normpath(name), number)) != number:
             yield RawSample.unusable(label, f"line {first} names {name} as well; delete one of them")

@@ -69,7 +69,7 @@ def fit_targets(
         outputs = max(channels)
         if preprocessing is None and len(channels) > 1:
             raise InputError(
-                f"y has {min(channels)} channels in one split and {outputs} in another; expected equal ones"
+                f"y has {counted(min(channels), 'channel')} in one split and {outputs} in another"
             )
         return Targets(
             outputs, Preprocessing(outputs, preprocessing.resize) if preprocessing else _unchanged
@@ -86,10 +86,11 @@ def fit_targets(
             raise InputError(f"all samples have the class '{classes[0]}', but there must be two or more")
         counts = Counter(targets)
         listing = ", ".join(f"{name} ({counts[name]})" for name in classes)
-        return Targets(len(classes), classes.index, [f"{len(classes)} classes: {listing}"], classes)
+        found = counted(len(classes), "class", "classes")
+        return Targets(len(classes), classes.index, [f"{found}: {listing}"], classes)
     masks = MaskClasses.of(targets)
     names = masks.names(mask_names)
-    lines = [f"{len(names)} classes per position: {', '.join(names)}"]
+    lines = [f"{counted(len(names), 'class', 'classes')} per position: {', '.join(names)}"]
     if masks.has_unknown:
         lines.append(
             f"mask pixels of value {UNKNOWN_VALUE} are of unknown class and left out; "

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.checks import check_unmasked
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.data.augmentation import crop, distort, distort_line
 from mdlstm_tk.data.sampling import (
     CROP,
@@ -179,7 +180,7 @@ class DatasetTask(Task):
         if augment and len(spec.size) != 2:
             raise InputError(
                 Argument("augment", augment),
-                f" distorts images, but samples have {len(spec.size)} axes; use ",
+                f" distorts images, but samples have {counted(len(spec.size), 'axis', 'axes')}; use ",
                 Argument("augment", 0),
             )
         if augment and spec.kind == "grid":
@@ -296,7 +297,7 @@ def _pad(arrays: Sequence[Any], shape: tuple[int, ...], fill: float, dtype: Any)
     padded = np.full((len(arrays), *shape), fill, dtype=dtype)
     for k, array in enumerate(map(np.asarray, arrays)):
         if array.ndim != len(shape) or (array.size and not np.can_cast(array.dtype, dtype, "same_kind")):
-            expected = f"{np.dtype(dtype)} with {len(shape)} axes"
+            expected = f"{np.dtype(dtype)} with {counted(len(shape), 'axis', 'axes')}"
             raise InputError(f"x or y of a sample is {array.dtype} {array.shape}, expected {expected}")
         place: Any = (k, *map(slice, array.shape))
         padded[place] = array

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.data import arrays, folders, pages
 from mdlstm_tk.data.idx import list_idx
 from mdlstm_tk.data.samples import LazySamples, MemoryBudget, Survey, channel_moments, survey_samples
@@ -192,9 +193,11 @@ def read_data(
             f"{path}: x has other axes or channels in one split than in another; expected equal ones"
         )
     if ndim != 2 and kind in ("transcribe", "density"):
-        raise InputError(f"{path}: x has {ndim} grid axes, but kind {kind} needs two; {formats}")
+        raise InputError(
+            f"{path}: x has {counted(ndim, 'grid axis', 'grid axes')}, but kind {kind} needs two; {formats}"
+        )
     if crop is not None and len(crop) != ndim:
-        has = f" has {len(crop)} extents, but samples have {ndim} axes"
+        has = f" has {counted(len(crop), 'extent')}, but samples have {counted(ndim, 'axis', 'axes')}"
         raise InputError(Argument("crop", crop), has)
     preprocessing = None if is_arrays else Preprocessing(channels, resize)
     try:

@@ -25,7 +25,7 @@ from matplotlib.font_manager import fontManager
 from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Patch
 
-from mdlstm_tk._util.text import printable
+from mdlstm_tk._util.text import counted, printable
 from mdlstm_tk.report.panels import Panel
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.text_order import is_right_to_left, reorder
@@ -217,7 +217,9 @@ def _draw_curve(axis: Any, name: str, color: str, records: Sequence[Mapping[str,
 def _svg_curve(name: str, color: str, records: Sequence[Mapping[str, Any]]) -> Markup:
     figure = Figure(figsize=(4.2, 3), layout="constrained")
     _draw_curve(figure.subplots(), name, color, records)
-    return _to_svg(figure, f"{printable(name).replace('_', ' ')} over {len(records)} training steps")
+    return _to_svg(
+        figure, f"{printable(name).replace('_', ' ')} over {counted(len(records), 'training step')}"
+    )
 
 
 def _finish_axis(axis: Any, label: str, logarithmic: bool = True) -> None:

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk._util.checks import checked
-from mdlstm_tk._util.text import printable, text_field, to_json
+from mdlstm_tk._util.text import counted, printable, text_field, to_json
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.character_model import CharacterModel
 from mdlstm_tk.runtime.combinations import KINDS, LINES, row_of
@@ -185,8 +185,8 @@ def _check_shape(y: Array, metadata: Metadata) -> None:
     is_valid = y.ndim in (ndim, ndim + 1) and y.shape[class_axis(y, metadata)] == metadata.outputs
     if not is_valid or not y.size:
         raise MDLSTMError(
-            f"the model returned shape {y.shape}, expected {metadata.outputs} outputs as it is of kind "
-            f"{metadata.kind}; export it again"
+            f"the model returned shape {y.shape}, expected {counted(metadata.outputs, 'output')} as it is "
+            f"of kind {metadata.kind}; export it again"
         )
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, NamedTuple
 
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError, Message, StoppedError
 from mdlstm_tk.runtime.answers import Answer, write_answers
 from mdlstm_tk.runtime.batching import MAX_STOPS, Result, read_ahead
@@ -94,8 +95,8 @@ def _cut_page(job: Job, max_bytes: int, stdin: bytes | None) -> _CutPage:
             unread.append(line.id)
     if unread:
         warnings.warn(
-            f"{job.source}: {len(unread)} of {len(page.lines)} lines have no place on the page and are not "
-            f"read: {', '.join(unread[:3])}{', …' if len(unread) > 3 else ''}",
+            f"{job.source}: {len(unread)} of {counted(len(page.lines), 'line')} without a place on the "
+            f"page, not read: {', '.join(unread[:3])}{', …' if len(unread) > 3 else ''}",
             stacklevel=2,
         )
     return _CutPage(job, page, images)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.readers import read_input
 
@@ -49,8 +50,8 @@ def read_given(path: Path, size: tuple[int, int], channels: int) -> Given:
     fits = values.ndim == 3 and values.shape[1:] == (size[1], channels) and 1 <= len(values) <= size[0]
     if not fits:
         raise InputError(
-            f"{path} has shape {values.shape}, expected up to {size[0]} rows of {size[1]} positions and "
-            f"{channels} channel{'s' * (channels > 1)}, as the images are {size[0]}x{size[1]}"
+            f"{path} has shape {values.shape}, expected up to {size[0]} rows of {size[1]} positions with "
+            f"{counted(channels, 'channel')}, as the images are {size[0]}x{size[1]}"
         )
     is_given = ~np.isnan(values).any(-1)
     if not is_given.any() or not (0 <= values[is_given].min() <= values[is_given].max() <= 1):

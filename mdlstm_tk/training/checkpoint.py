@@ -112,7 +112,7 @@ class Checkpoint:
         if old == new:
             return ()
         others = ", the others are new" if len(rows) < len(new) else ""
-        return (f"init: {len(rows)} of {len(new)} outputs keep their weights{others}",)
+        return (f"init: the weights of {len(rows)} of {counted(len(new), 'output')} are kept{others}",)
 
     def restore(
         self, network: nn.Module, average: AveragedModel | None, optimizer: optim.Optimizer

@@ -155,7 +155,7 @@ class Comparison:
         """The summary as a table."""
         if self.plan.is_diagonal:
             last = min(LAST, self.plan.config.steps)
-            note = f"overall and relevant: mean of the last {last} steps, median of the seeds"
+            note = f"overall and relevant: mean of the last {counted(last, 'step')}, median of the seeds"
             return Table(self.plan.title, *diagonal_rows(self.results), note)
         errors = list(self.results[self.plan.models[0]]["errors"])
         columns = ["model", "hidden", "parameters"]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES
 from mdlstm_tk.runtime.samples import Given, uniform_numbers
@@ -48,8 +49,8 @@ def draw_images(
     nbytes = n * prod(size) * channels * FLOAT_BYTES
     if nbytes > MAX_BYTES:
         raise InputError(
-            f"{n} images of {format_size(size)} take {nbytes} bytes, more than {MAX_BYTES}; draw fewer or "
-            "smaller ones"
+            f"{counted(n, 'image')} of {format_size(size)} take {nbytes} bytes, more than {MAX_BYTES}; "
+            "draw fewer or smaller ones"
         )
     drawn = sample(
         n,

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk._util.text import duration
+
 WINDOW = 20  # steps in a running mean
 
 
@@ -163,12 +165,12 @@ class RecentMetrics:
 
 
 def describe_times(times: TrainingTimes) -> str:
-    """A text such as "trained for 35.2 s at 28 steps/s, validated for 1.1 s, compiled for 8.0 s"."""
+    """A text such as "trained for 35 s at 28 steps/s, validated for 1 s, compiled for 8 s"."""
     rate = f" at {format_rate(times.steps / times.training)} steps/s" if times.training else ""
-    return (
-        f"trained for {times.training:.1f} s{rate}, validated for {times.validation:.1f} s, "
-        f"compiled for {times.compilation:.1f} s"
-    )
+    parts = [f"trained for {duration(times.training)}{rate}"]
+    parts += [f"validated for {duration(times.validation)}"] * (times.validation > 0)
+    parts += [f"compiled for {duration(times.compilation)}"] * (times.compilation > 0)
+    return ", ".join(parts)
 
 
 def format_rate(rate: float) -> str:

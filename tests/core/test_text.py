@@ -89,6 +89,7 @@ def test_every_function_escapes_every_unsafe_character(function: Callable[[str],
 
 
 def test_durations_are_spelled_as_people_say_them() -> None:
-    seconds = 0.17, 12.4, 59.6, 60, 75, 3600, 7530
-    said = "0.2 s", "12 s", "1 min", "1 min", "1 min 15 s", "1 h", "2 h 5 min"
+    seconds = 0.0, 0.004, 0.17, 0.96, 12.4, 59.6, 60, 75, 3600, 7530
+    least = "less than 0.1 s"
+    said = least, least, "0.2 s", "1 s", "12 s", "1 min", "1 min", "1 min 15 s", "1 h", "2 h 5 min"
     assert tuple(map(duration, seconds)) == said

@@ -123,7 +123,7 @@ def test_arrays_that_cannot_be_used_are_one_line(case: str, tmp_path: Path) -> N
 def test_targets_of_all_splits_have_the_same_channels(tmp_path: Path) -> None:
     for name, channels in (("train", 3), ("val", 1)):
         write_arrays(tmp_path / f"{name}.npz", "grid", y=np.ones((10, 5, 6, channels)))
-    with pytest.raises(InputError, match="y has 1 channels in one split and 3 in another"):
+    with pytest.raises(InputError, match="y has 1 channel in one split and 3 in another"):
         read(tmp_path, "grid")
 
 

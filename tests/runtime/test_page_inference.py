@@ -92,7 +92,7 @@ def test_bad_pages_and_lines_are_named_and_the_others_read() -> None:
     lost = '<TextLine ID="lost"/>'
     Path("in/p1.xml").write_text(Path("in/p1.xml").read_text().replace("<TextLine", f"{lost}<TextLine", 1))
     done = infer("in")
-    assert "in/p1.xml: 1 of 4 lines have no place on the page and are not read: lost" in done.err
+    assert "in/p1.xml: 1 of 4 lines without a place on the page, not read: lost" in done.err
     assert (done.code, done.out.splitlines()) == (1, LINES)
     assert re.search(r"^failed: in/bad\.xml gives coordinates in mm10", done.err, re.MULTILINE)
     done = infer("in/bad.xml")

@@ -173,15 +173,15 @@ def test_what_any_part_of_a_run_was_trained_on_is_remembered(tmp_path: Path) -> 
     lines: list[str] = []
     write_report(run, data=str(data), on_message=lines.append)
     assert any(
-        "1 of the 7 samples that the network is tested on are trained on as well" in line for line in lines
+        "1 of the 7 samples that the network is tested on is trained on as well" in line for line in lines
     )
     init = new_job(config.updated({"init": str(run.folder)}, ""), tmp_path / "init")
     assert any(
-        "tested on are trained on as well" in note for note in init.notes
+        "tested on is trained on as well" in note for note in init.notes
     )  # which the other run has learned
     write(data, "images", {**added, "test": [*first["test"], ("copy", 50)]})
     assert any(
-        "tested on are trained on as well" in note for note in new_job(config, tmp_path / "copy").notes
+        "tested on is trained on as well" in note for note in new_job(config, tmp_path / "copy").notes
     )
     run.samples.unlink()
     notes = resume_job(run.folder, {"steps": 3}).notes

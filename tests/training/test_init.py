@@ -33,7 +33,7 @@ def test_shared_characters_keep_their_rows_and_all_other_weights_are_taken(tmp_p
     job = new_job(lines(tmp_path / "b", ["dib", "bid"], init=str(old.folder)), tmp_path / "new")
     fresh = new_job(lines(tmp_path / "c", ["dib", "bid"]), tmp_path / "fresh").network.state_dict()
     before, after = load_checkpoint(old.checkpoint).weights(), job.network.state_dict()
-    assert any("3 of 4 outputs keep their weights, the others are new" in note for note in job.notes)
+    assert any("the weights of 3 of 4 outputs are kept, the others are new" in note for note in job.notes)
     assert (load_checkpoint(old.checkpoint).spec.classes, job.task.spec.classes) == (
         ("a", "b", "c", "d"),
         ("b", "d", "i"),

@@ -54,6 +54,7 @@ class DiagonalTask(Task):
     """
 
     kind = "grid"
+    summary = ("relevant: squared error at the target's second one, the one that can be predicted",)
     defaults: ClassVar[Mapping[str, Any]] = {
         "size": "8",
         "lr": 0.04,

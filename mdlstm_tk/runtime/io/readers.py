@@ -288,7 +288,7 @@ def _samples(file: InputFile, metadata: Metadata) -> Arrays:
     x, sizes = arrays["x"], arrays.get("sizes")
     if "ndim" in arrays and arrays["ndim"].tolist() != ndim:
         axes = arrays["ndim"].tolist()
-        raise InputError(f"the grid in {label} has {axes!s:.40} axes, but that of the model has {ndim}")
+        raise InputError(f"ndim in {label} is {axes!s:.40}, but that of the model is {ndim}")
     if x.ndim == ndim + 1:
         is_channel = metadata.channels == x.shape[-1 if metadata.channels_last else 0]
         is_plain = (

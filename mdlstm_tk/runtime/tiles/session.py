@@ -13,6 +13,7 @@ import numpy as np
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, Array, byte_limit
 from mdlstm_tk.runtime.metadata import Metadata
@@ -124,7 +125,8 @@ class TiledSession(OpenModel):
             raise InputError(f"x is empty: its shape is {x.shape}")
         if x.ndim not in (ndim, ndim + 1, ndim + 2):
             raise InputError(
-                f"x has shape {x.shape}, expected {ndim} grid axes, with or without channels and batch"
+                f"x has shape {x.shape}, expected {counted(ndim, 'grid axis', 'grid axes')}, with or "
+                "without channels and batch"
             )
         from tempfile import TemporaryDirectory  # imported late: most models need none
 
@@ -169,8 +171,8 @@ class TiledSession(OpenModel):
         fitting = (self.max_bytes - BASE_BYTES) // nbytes
         if fitting < 1:
             raise InputError(
-                f"tiles of {format_size(plan.tiling.tile_extents[0])} on {self.threads} threads need "
-                f"about {BASE_BYTES + nbytes} bytes, more than {self.max_bytes}; give a smaller ",
+                f"tiles of {format_size(plan.tiling.tile_extents[0])} on {counted(self.threads, 'thread')} "
+                f"need about {BASE_BYTES + nbytes} bytes, more than {self.max_bytes}; give a smaller ",
                 *(Argument("tile"), ", or allow more with ", Argument("max_bytes")),
             )
         return int(min(fitting, BATCH_SIZE))
