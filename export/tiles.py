@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.checks import checked
-from mdlstm_tk._util.text import to_json
+from mdlstm_tk._util.text import counted, to_json
 from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk._version import __version__
 from mdlstm_tk.cells import get_cell
@@ -200,8 +200,8 @@ def _levels_of(stages: TileStages) -> list[_Level]:
         last = layer.num_layers - 1
         if stage.after is not None and stage.after.in_features != layer.output_size:
             raise InputError(
-                f"after of stage {k} must take the {layer.output_size} features of its layer, got a Linear "
-                f"that takes {stage.after.in_features}"
+                f"after of stage {k} must take the {counted(layer.output_size, 'feature')} of its layer, "
+                f"got a Linear that takes {stage.after.in_features}"
             )
         levels += [
             _Level(
@@ -217,7 +217,8 @@ def _levels_of(stages: TileStages) -> list[_Level]:
         raise InputError(f"pool must name different axes from 0 to {ndim - 1}, got {tuple(stages.pool)}")
     if stages.upsample and (len(stages.upsample) != ndim or min(stages.upsample) < 1 or stages.pool):
         raise InputError(
-            f"upsample must be {ndim} extents of at least 1, without pool, got {tuple(stages.upsample)}"
+            f"upsample must be {counted(ndim, 'extent')} of at least 1, without pool, got "
+            f"{tuple(stages.upsample)}"
         )
     return levels
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mdlstm_tk._util.arguments import check_strided
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.cells import Cell, get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
@@ -236,7 +237,7 @@ def check_gates(cell: str, weight_ih: Tensor, ndim: int, units: int) -> None:
     gates, (created, rest) = _gate_count(cell, ndim), divmod(weight_ih.shape[1], units)
     if created != gates and rest == 0:
         raise InputError(
-            f"cell '{cell}' has {gates} gates, and the layer was created with {created}; "
+            f"cell '{cell}' has {counted(gates, 'gate')}, and the layer was created with {created}; "
             "after another definition of a cell, create its layers again"
         )
 

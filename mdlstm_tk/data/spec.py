@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk._util.text import is_plain_text, printable
+from mdlstm_tk._util.text import counted, is_plain_text, printable
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.runtime.text_order import Direction
@@ -161,7 +161,8 @@ class TaskSpec:
         yield "size", len(self.size) > 0 and min(self.size) > 0, "positive extents"
         count = self.outputs - (self.kind == "transcribe")  # output 0 of a recogniser is the blank
         count = 0 if self.kind in ("grid", "density") else count
-        yield "classes", len(set(self.classes)) == len(self.classes) == count, f"{count} different names"
+        names = counted(count, "different name")
+        yield "classes", len(set(self.classes)) == len(self.classes) == count, names
         are_plain = all(map(is_plain_text, self.classes))
         yield "classes", are_plain, "names without control characters; rename or replace them in the data"
         for mean, std, count in (
@@ -169,10 +170,11 @@ class TaskSpec:
             ("target_mean", "target_std", self.outputs),
         ):
             means, deviations = getattr(self, mean), getattr(self, std)
-            yield mean, len(means) in (0, count) and all(map(isfinite, means)), f"{count} numbers, or none"
+            numbers = counted(count, "number")
+            yield mean, len(means) in (0, count) and all(map(isfinite, means)), f"{numbers}, or none"
             is_complete = len(deviations) == len(means) or (mean == "target_mean" and not deviations)
             are_positive = is_complete and all(0 < s < float("inf") for s in deviations)
-            yield std, are_positive, f"{len(means)} numbers above 0"
+            yield std, are_positive, f"{counted(len(means), 'number')} above 0"
 
     def shape_of_prediction(self, batch: Batch) -> tuple[int | None, ...]:
         """Return the shape of a network's prediction for a batch; None where any extent will do.
@@ -182,7 +184,7 @@ class TaskSpec:
         """
         x, y, axes, k = batch.x, batch.y, len(self.size) + 2, self.outputs
         if x.dtype != np.float32 or x.ndim != axes or x.shape[-1] != self.channels:
-            expected = f"float32 with {axes} axes, the last one of {self.channels} channels"
+            expected = f"float32 with {axes} axes, the last one of {counted(self.channels, 'channel')}"
             raise InputError(f"x of a batch of '{self.name}' is {x.dtype} {x.shape}, expected {expected}")
         n, grid = len(x), x.shape[1:-1]
         rules: dict[Kind, tuple[Any, ...]] = {  # type, shape and ends of y; shape of the prediction

@@ -111,7 +111,7 @@ def _fit_texts(texts: Sequence[str]) -> Targets:
     characters = {character: k for k, character in enumerate(sorted(set("".join(visual))), 1)}
     lengths = [len(text) for text in visual]
     lines = [
-        f"texts of {min(lengths)} to {max(lengths)} characters from {len(characters)}: "
+        f"texts of {min(lengths)} to {counted(max(lengths), 'character')} from {len(characters)}: "
         f"{''.join(characters)}"
     ]
     if count := sum(a != b for a, b in zip(texts, normal, strict=True)):

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.character_model import END, CharacterModel
 from mdlstm_tk.runtime.decoding import BEAM, Decoding
@@ -144,8 +145,8 @@ def scaled_log_probs(logits: Floats, classes: Sequence[str], temperature: float)
     """
     if logits.ndim != 2 or logits.shape[1] != len(classes) + 1:
         raise InputError(
-            f"logits have the shape {logits.shape}, expected (T, {len(classes) + 1}) for {len(classes)} "
-            "characters and the blank"
+            f"logits have the shape {logits.shape}, expected (T, {len(classes) + 1}) for "
+            f"{counted(len(classes), 'character')} and the blank"
         )
     logits = logits.astype(np.float64)  # a model may return integers
     largest = logits.max(axis=1, keepdims=True)

@@ -9,6 +9,7 @@ from math import inf, isfinite
 from typing import Any, Literal, get_type_hints
 
 from mdlstm_tk._util.checks import expected, fitting
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.choices import Dtype, Form, Kind, Precision
 from mdlstm_tk.runtime.decoding import Decoding
@@ -216,18 +217,22 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
     ndim, outputs, kind, classes = metadata.ndim, metadata.outputs, metadata.kind, metadata.classes
     yield "channels", metadata.channels > 0, "a positive integer"
     yield "outputs", outputs > 0, "a positive integer"
-    expected_extents = f"{ndim} positive extents, as the layout '{metadata.layout}' has {ndim} grid axes"
+    expected_extents = f"{counted(ndim, 'positive extent')}, as the layout '{metadata.layout}' has them"
     for name in ("grid", "window", "multiple_of"):
         extents = getattr(metadata, name)
         yield name, extents is None or _are_extents(extents, ndim), expected_extents
     yield "inputs", metadata.inputs[:1] == ("x",) and _are_different(metadata.inputs), "'x', then others"
     yield "output_names", _are_different(metadata.output_names), "different names"
     further, count = metadata.further_windows, len(metadata.output_names) - 1
-    yield "further_windows", len(further) == count, f"{count} windows, as there are {count + 1} outputs"
+    yield (
+        "further_windows",
+        len(further) == count,
+        f"{counted(count, 'window')}, one for each further output",
+    )
     yield "further_windows", all(w is None or _are_extents(w, ndim) for w in further), expected_extents
     if kind not in (None, "grid", "density"):
         names = outputs - (kind == "transcribe")  # output 0 of a recogniser is the blank
-        expected = f"{names} different names, as a model of kind {kind} has {outputs} outputs"
+        expected = f"{counted(names, 'different name')}, for the outputs of a model of kind {kind}"
         is_valid = classes is not None and _are_different(classes) and len(classes) == names
         yield "classes", is_valid and (kind != "transcribe" or "" not in (classes or ())), expected
     if kind == "segment":
@@ -246,7 +251,7 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
     yield "grids", all(_are_extents(grid, ndim) for grid in metadata.grids), expected_extents
     values, palette = metadata.mask_values, metadata.mask_palette
     are_values = values is None or (len(values) == outputs and all(-(2**63) <= v < 2**63 for v in values))
-    yield "mask_values", are_values, f"{outputs} values of 64 bits, one for each class"
+    yield "mask_values", are_values, f"{counted(outputs, 'value')} of 64 bits, one for each class"
     is_palette = palette is None or (len(palette) == 3 * outputs and set(palette) <= set(range(256)))
     yield "mask_palette", is_palette, f"{3 * outputs} values from 0 to 255"
     if metadata.preprocessing is not None:
@@ -256,7 +261,7 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
             channels = Preprocessing.from_json(metadata.preprocessing).channels
         except (ValueError, TypeError):
             channels = 0
-        expected = f"images with {metadata.channels} channels, as x has"
+        expected = f"images with {counted(metadata.channels, 'channel')}, as x has"
         yield "preprocessing", (ndim, channels) == (2, metadata.channels), expected
 
 

@@ -50,8 +50,9 @@ def read_given(path: Path, size: tuple[int, int], channels: int) -> Given:
     fits = values.ndim == 3 and values.shape[1:] == (size[1], channels) and 1 <= len(values) <= size[0]
     if not fits:
         raise InputError(
-            f"{path} has shape {values.shape}, expected up to {size[0]} rows of {size[1]} positions with "
-            f"{counted(channels, 'channel')}, as the images are {size[0]}x{size[1]}"
+            f"{path} has shape {values.shape}, expected up to {counted(size[0], 'row')} of "
+            f"{counted(size[1], 'position')} and {counted(channels, 'channel')}, as the images are "
+            f"{size[0]}x{size[1]}"
         )
     is_given = ~np.isnan(values).any(-1)
     if not is_given.any() or not (0 <= values[is_given].min() <= values[is_given].max() <= 1):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from mdlstm_tk._util.checks import checked
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.io import is_tiled
 from mdlstm_tk.runtime.io.npy import Array, byte_limit, read_model
@@ -212,10 +213,8 @@ class Session(OpenModel):
                 raise InputError("this model has free extents; name those to warm up for with grid=...")
             grid = tuple(fixed)
         if batch < 1 or len(grid) != self.metadata.ndim or min(grid) < 1:
-            raise InputError(
-                f"batch must be at least 1 and grid {self.metadata.ndim} positive extents, got {batch} and "
-                f"{grid}"
-            )
+            extents = counted(self.metadata.ndim, "positive extent")
+            raise InputError(f"batch must be at least 1 and grid {extents}, got {batch} and {grid}")
         x = np.broadcast_to(np.float32(0), (batch, *self._shapes.sample_shape(grid)))  # takes no memory
         # On CUDA the second run may capture a graph, and the third replays it.
         for _ in range(1 if self.device == "cpu" else 3):

@@ -330,9 +330,9 @@ def describe_overlap(now: Samples, trained: Sequence[SampleId] = ()) -> list[str
     for split in now.keys() - {"train"}:
         if names := [each.name for each in now[split] if each.digest in digests]:
             lines.append(
-                f"{len(names)} of the {len(now[split])} samples that the network is {USES[split]} "
-                f"{'is' if len(names) == 1 else 'are'} trained on as well, so its errors are too low: "
-                f"{listing(names)}"
+                f"{len(names)} of the {counted(len(now[split]), 'sample')} that the network is "
+                f"{USES[split]} {'is' if len(names) == 1 else 'are'} trained on as well, "
+                f"so its errors are too low: {listing(names)}"
             )
     return sorted(lines)
 

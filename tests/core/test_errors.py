@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,9 @@ def arguments_of_the_command() -> set[str]:
     }
 
 
-def library() -> Iterator[tuple[Path, ast.Module]]:
-    """The modules of the library, without the command line."""
-    for folder in ("mdlstm_tk", "models", "export"):
+def library(*folders: str) -> Iterator[tuple[Path, ast.Module]]:
+    """The modules of the library, without the command line unless it is named."""
+    for folder in folders or ("mdlstm_tk", "models", "export"):
         for path in (ROOT / folder).rglob("*.py"):
             if not any(parent.is_symlink() for parent in path.parents) and path.name not in OTHER_PROGRAMS:
                 yield path.relative_to(ROOT), ast.parse(path.read_text("utf-8"))
@@ -99,6 +100,33 @@ def test_no_error_loses_its_arguments_inside_of_another_text() -> None:
                 for node in ast.walk(handler) if caught & PACKAGE_ERRORS else ():
                     if isinstance(node, ast.FormattedValue):
                         assert ast.unparse(node.value) != handler.name, f"{path}:{node.lineno}"
+
+
+COUNTED = re.compile(
+    r" (?:different |grid |more |new |positive |training |wrong )?(?:axes|channels|classes|characters|"
+    r"columns|extents|features|files|gates|images|layers|lines|models|nodes|numbers|outputs|pages|samples|"
+    r"seeds|signs|states|steps|texts|threads|tiles|validations|windows)\b(?!/s)"
+)
+# of these, some are no numbers, some never 1 where the text is read, and some part of a formula
+EXCEPTIONS = (
+    "sizes.py ndim;inputs.py ndim;spec.py axes;memory.py count;job.py need;pages.py count;"
+    "export_verifier.py spec.ndim + 2;pages.py len(lines);tiles.py len(spec.output_names);info.py "
+    "stage['stored'];parity.py len(self.models);comparison.py split;progress.py state.step + rate * eta;"
+    "model_discovery.py suffix"
+)
+
+
+def test_one_thing_is_not_called_several() -> None:
+    """Counts go through `counted`, unless they cannot be 1."""
+    for path, tree in library("mdlstm_tk", "models", "export", "cli"):
+        for text in (node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)):
+            for value, after in pairwise(text.values):
+                if not (isinstance(value, ast.FormattedValue) and isinstance(after, ast.Constant)):
+                    continue
+                name = ast.unparse(value.value)
+                if COUNTED.match(str(after.value)) and not name.isupper() and "counted(" not in name:
+                    place = f"{path.name} {name}"
+                    assert place in EXCEPTIONS.split(";"), f"{path}:{text.lineno} {name}{after.value}"
 
 
 def by_isolation(error: MDLSTMError) -> Any:

@@ -28,6 +28,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import TILED_EXPORT, InputError
 from mdlstm_tk.runtime.io import TILED_SUFFIX
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, read_model
@@ -142,16 +143,17 @@ def _archive(index: Any, members: dict[str, bytes], label: str, digest: str) -> 
     stages = tuple(_stage(entry, ndim) for entry in index["stages"])
     for stage in stages:
         if stage.channels != channels:
-            raise ValueError(f"a stage takes {stage.channels} channels and gets {channels}")
+            raise ValueError(f"a stage takes {counted(stage.channels, 'channel')} and gets {channels}")
         channels = stage.outputs
     head = None if index["head"] is None else str(index["head"]["file"])
     if not stages:
         raise ValueError("there are no stages")
     if head is None and channels != metadata.outputs:
-        raise ValueError(f"{channels} features and no head for {metadata.outputs} outputs")
+        outputs = counted(metadata.outputs, "output")
+        raise ValueError(f"{counted(channels, 'feature')} and no head for {outputs}")
     pool = _integers(index["pool"], 0)
     if len(set(pool)) != len(pool) or max(pool, default=0) >= ndim:
-        raise ValueError(f"pool {pool} for {ndim} axes")
+        raise ValueError(f"pool {pool} for {counted(ndim, 'axis', 'axes')}")
     upsample = _integers(index["upsample"] or (1,) * ndim, 1, ndim)
     expected_files = {sweep.file for stage in stages for sweep in stage.sweeps} | {head} - {None}
     if mismatch := expected_files ^ members.keys():

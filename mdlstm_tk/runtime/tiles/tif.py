@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError, require
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.preprocessing import widened
@@ -101,10 +102,11 @@ class TifPixels:
             or (self._photometric == YCBCR and page.compression not in GIVE_RGB)
         ):
             raise InputError(
-                f"{path} cannot be read by region: it has the axes {axes}, {page.samplesperpixel} samples "
-                f"of {dtype}, the colours {page.photometric!s:.40} and the orientation {orientation}; "
-                "expected one upright page in one file, the axes YX or YXS, grey, palette or RGB, and "
-                "opacity or white as zero in 8 bits alone; convert it, or give a .npy"
+                f"{path} cannot be read by region: it has the axes {axes}, "
+                f"{counted(page.samplesperpixel, 'sample')} of {dtype}, the colours "
+                f"{page.photometric!s:.40} and the orientation {orientation}; expected one upright page in "
+                "one file, the axes YX or YXS, grey, palette or RGB, and opacity or white as zero in 8 "
+                "bits alone; convert it, or give a .npy"
             )
         if self._photometric == PALETTE:
             self._colormap = (np.asarray(page.colormap) >> 8).astype(np.uint8)
