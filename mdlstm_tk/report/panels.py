@@ -76,10 +76,10 @@ def sample_panels(batch: Batch, prediction: Numbers, spec: TaskSpec, sample: str
     x = visible(batch.x, batch)
     if spec.kind == "classify":
         predicted_class, true_class = (spec.classes[int(k)] for k in (labels(prediction)[0], batch.y[0]))
-        return [Panel(_caption(predicted_class, true_class), draw_input(x), sample=sample)]
+        return [Panel(_caption("predicted", predicted_class, true_class), draw_input(x), sample=sample)]
     if spec.kind == "transcribe":
         (predicted_text,), (true_text,) = predicted_texts(prediction, spec), target_texts(batch, spec)
-        return [Panel(_caption(predicted_text, true_text), draw_input(x), sample=sample)]
+        return [Panel(_caption("read", predicted_text, true_text), draw_input(x), sample=sample)]
     output, target = visible(prediction, batch), visible(batch.y, batch)
     if spec.kind == "density":
         surprise = -output.sum(-1)
@@ -138,10 +138,9 @@ def class_colors(spec: TaskSpec) -> dict[str, tuple[int, int, int]]:
     return dict(zip(spec.classes, colors, strict=True))
 
 
-def _caption(prediction: str, truth: str) -> str:
-    if prediction == truth:
-        return prediction
-    return f"{prediction or '(empty)'}\ntruth: {truth}"
+def _caption(verb: str, prediction: str, truth: str) -> str:
+    caption = f"{verb}: {prediction or '(empty)'}"
+    return caption if prediction == truth else f"{caption}\ntruth: {truth}"
 
 
 def _draw_mask(x: Numbers, mask: Numbers, spec: TaskSpec) -> Image:

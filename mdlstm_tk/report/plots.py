@@ -40,6 +40,7 @@ PANEL_INCHES = 3  # width of a panel
 MAX_ASPECT = 8  # height by width of a panel; matplotlib refuses pictures of 65536 pixels
 TITLE_CHARACTERS = 38  # that fit above a panel, in one line
 TITLE_LINES = 3
+LABEL_CHARACTERS = 30  # of a line beside an axis
 MAX_LEGEND = 24  # classes
 BINS = 40  # of a histogram
 # A matplotlibrc of the current folder, which Matplotlib reads, could let texts be set by LaTeX.
@@ -209,7 +210,10 @@ def _draw_curve(axis: Any, name: str, color: str, records: Sequence[Mapping[str,
     label = METRIC_LABELS.get(name, name.replace("_", " "))
     if name == "loss" and "relevant" in metric_names(records):
         label = "overall loss (all positions)"
-    _finish_axis(axis, _plain(label), logarithmic=min([*values, *errors], default=0.0) > 0)
+    low, high = (bound([*values, *errors], default=0.0) for bound in (min, max))
+    _finish_axis(axis, _plain(label), logarithmic=0 < low < high)  # one value would get decades around it
+    if low == high > 0:
+        axis.set_ylim(0, 1.1 * high)
     axis.legend(frameon=False)
 
 
@@ -225,7 +229,7 @@ def _svg_curve(name: str, color: str, records: Sequence[Mapping[str, Any]]) -> M
 def _finish_axis(axis: Any, label: str, logarithmic: bool = True) -> None:
     axis.set_yscale("log" if logarithmic else "linear")
     axis.set_xlabel("step")
-    axis.set_ylabel(label)
+    axis.set_ylabel("\n".join(wrap(label, LABEL_CHARACTERS)))
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
 

@@ -38,8 +38,7 @@ def draw_run(run: Run, task: Task | None = None, network: nn.Module | None = Non
     checkpoint = load_checkpoint(run.best)
     task = task or load_task(checkpoint.config, checkpoint.spec)
     network = network or checkpoint.network()
-    prefix = "" if isinstance(task, DiagonalTask) else f"{checkpoint.spec.name} "
-    title = f"{checkpoint.config.model} on {prefix}{format_size(checkpoint.spec.size)}"
+    title = f"{checkpoint.config.model} on {checkpoint.spec.name} {format_size(checkpoint.spec.size)}"
     draw_curves(run.curves, title, run.read_metrics())
     if isinstance(task, DiagonalTask):
         _draw_diagonal(run, checkpoint, task, network, title)

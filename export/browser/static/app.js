@@ -14,6 +14,7 @@ let model; // the result of loadModel()
 let x; // the input grid
 let prediction; // what shows the prediction for it
 let showsImage; // whether x is an image in colours
+let showsGrey; // whether x is a grey image
 let nextExample = 0;
 let cursor = [0, 0]; // row and column in the input grid
 
@@ -33,6 +34,7 @@ async function start() {
   ].join(" · ");
   prediction = new Prediction(element("prediction"), info);
   showsImage = info.preprocessing?.channels === 3;
+  showsGrey = info.channels === 1 && Boolean(info.preprocessing || (info.kind && info.kind !== "grid"));
   input.setChannels(showsImage ? COLOURS : channelNames(info.channels));
   element("hint").hidden = info.task !== "diagonal";
   [height, width].forEach((field, axis) => {
@@ -100,7 +102,7 @@ async function run() {
 
 function showInput() {
   if (showsImage && input.channel === 0) input.drawImage(x);
-  else input.draw(x, input.channel - (showsImage ? 1 : 0));
+  else input.draw(x, input.channel - (showsImage ? 1 : 0), showsGrey);
   if (!input.cursor.hidden) moveInputCursor();
 }
 

@@ -11,6 +11,8 @@ function colour(value) {
   return VIRIDIS[lower].map((level, k) => level + (VIRIDIS[lower + 1][k] - level) * (point - lower));
 }
 
+const grey = (value) => Array(3).fill(255 * Math.min(Math.max(value || 0, 0), 1));
+
 export const formatNumber = (value) => (Math.abs(value) >= 1e-3 || value === 0 ? value.toFixed(4) : value.toExponential(2));
 
 export class HeatMap {
@@ -34,15 +36,16 @@ export class HeatMap {
     return Number(this.select.value);
   }
 
-  // Draws one channel of a grid. The colours span the range from 0 to 1, extended to the channel's finite minimum
+  // Draws one channel of a grid, in grey if it is an image. The colours span the range from 0 to 1, extended to the channel's finite minimum
   // and maximum.
-  draw(x, channel = this.channel) {
+  draw(x, channel = this.channel, isGrey = false) {
     this.grid = x;
     this.shownChannel = channel;
     const values = Float32Array.from({ length: x.height * x.width }, (_, k) => x.data[k * x.channels + channel]);
     const [low, high] = values.filter(Number.isFinite).reduce(([min, max], v) => [Math.min(min, v), Math.max(max, v)], [0, 1]);
-    this.#paint(x, (k) => colour((values[k] - low) / (high - low)));
+    this.#paint(x, (k) => (isGrey ? grey : colour)((values[k] - low) / (high - low)));
     this.scale.hidden = false;
+    this.scale.classList.toggle("grey", isGrey);
     this.scale.children[0].textContent = formatNumber(low).replace(/\.0+$/, "");
     this.scale.children[1].textContent = formatNumber(high).replace(/\.0+$/, "");
   }
