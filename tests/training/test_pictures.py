@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from PIL import Image
 
-from mdlstm_tk.data import DatasetTask, DiagonalTask, TaskSpec
+from mdlstm_tk.data import Batch, DatasetTask, DiagonalTask, TaskSpec
 from mdlstm_tk.data.task import MAX_EVALUATION_BATCH
 from mdlstm_tk.report import draw_run
 from mdlstm_tk.report.cuts import cut_panels
@@ -22,6 +22,7 @@ from mdlstm_tk.report.drawings import images_unlike, nearest_images
 from mdlstm_tk.report.evaluation import _covering, evaluate_split, example_batch, example_indices
 from mdlstm_tk.report.panels import Panel, class_colors, sample_panels
 from mdlstm_tk.report.plots import (
+    LABEL_CHARACTERS,
     TITLE_CHARACTERS,
     _draw_curve,
     _title,
@@ -221,6 +222,22 @@ def test_cuts_stand_beside_their_boxes(tmp_path: Path) -> None:
     (tmp_path / "links").mkdir()
     (tmp_path / "links/deep").symlink_to(tmp_path / "deep")  # training follows links, too
     assert len(cut_panels(tmp_path / "links")) == 18
+
+
+def test_labels_fit_their_axis_and_equal_values_get_no_decades() -> None:
+    records = [{"step": k, "loss": 1.0, "relevant": 1.0, "validation": {"relevant": 1.0}} for k in (1, 2)]
+    axis = Figure(figsize=(4.2, 3), layout="constrained").subplots()
+    _draw_curve(axis, "relevant", "red", records)
+    assert max(map(len, axis.get_ylabel().split("\n"))) <= LABEL_CHARACTERS  # a page has wider fonts
+    assert axis.get_yscale() == "linear" and axis.get_ylim() == (0, 1.1)
+
+
+def test_captions_say_what_is_a_prediction_and_what_is_true() -> None:
+    spec = TaskSpec("t", "classify", channels=1, outputs=2, size=(2, 2), classes=("0", "7"))
+    batch = Batch(np.zeros((1, 2, 2, 1), np.float32), np.array([1]))
+    for logits, caption in (([0.0, 1.0], "predicted: 7"), ([1.0, 0.0], "predicted: 0\ntruth: 7")):
+        (panel,) = sample_panels(batch, np.array([logits], np.float32), spec)
+        assert panel.name == caption
 
 
 def test_an_error_of_zero_is_in_the_picture() -> None:
