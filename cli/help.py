@@ -20,20 +20,11 @@ TEXT_WIDTH = 40  # columns for the texts, at least; if fewer are left, all names
 INDENT = 8  # columns in front of a text whose name has a line of its own in this case
 ARGUMENTS = "Arguments"
 COMMON = "Options"
-FURTHER = "Further options"
 # The options of verbs with many that most people need. Of the other verbs it is all but those for messages.
 COMMON_OPTIONS: dict[str, tuple[str, ...]] = {
     "train": (
-        "task",
-        "data",
-        "model",
-        "size",
-        "steps",
-        "minutes",
-        "config",
-        "settings",
-        "resume",
-        "output",
+        *("task", "data", "model", "size", "steps", "minutes"),
+        *("config", "settings", "resume", "output"),
     ),
     "compare": ("task", "size", "seeds", "steps", "settings", "output"),
     "export": ("size", "form", "output", "web", "force"),
@@ -52,7 +43,7 @@ def sections(command: Any) -> dict[str, list[Any]]:
         if param.param_type_name == "argument":
             heading = ARGUMENTS
         elif param.name not in common if common else panel in UNCOMMON_PANELS:
-            heading = f"{FURTHER}: {panel.lower()}" if panel else FURTHER
+            heading = f"Further options: {panel.lower()}" if panel else "Further options"
         result.setdefault(heading, []).append(param)
     if common:
         result[COMMON].sort(key=lambda param: common.index(param.name))
@@ -132,8 +123,7 @@ def _table(heading: str, rows: Sequence[tuple[str, str]], width: int) -> str:
     """Rows of a name and a text, below a heading; the texts begin in one column."""
     lines, is_narrow = [_bold(heading)], _columns() - width - 4 < TEXT_WIDTH
     for term, text in rows:
-        indent = " " * (INDENT if is_narrow else width + 4)
-        body = _wrapped(text, indent)
+        body = _wrapped(text, " " * (INDENT if is_narrow else width + 4))
         term = term.lstrip() if is_narrow else term
         if is_narrow or len(term) > width:
             lines += [f"  {_bold(term)}", body]

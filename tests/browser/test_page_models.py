@@ -221,6 +221,16 @@ def test_channels_in_front(open_page: Callable[..., Tab], tmp_path: Path) -> Non
         check_prediction(tab, expected[channel])
 
 
+def test_grey_images_are_grey(digits_run: Run, open_page: Callable[..., Tab], tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    export_run(digits_run, model)
+    tab = open_page(model)
+    give(tab, tmp_path / "x.npy", matrix(9, (8, 8)))
+    data = "document.querySelector('#input canvas').getContext('2d').getImageData(0, 0, 8, 8).data"
+    red, green, blue, _ = np.array(tab.page.evaluate(f"[...{data}]")).reshape(-1, 4).T
+    assert (red == green).all() and (green == blue).all() and red.min() < red.max()
+
+
 def test_one_file_for_every_size(trained: Run, open_page: Callable[..., Tab], tmp_path: Path) -> None:
     model = tmp_path / "model-any.onnx"
     export_run(trained, model, form="scan")
