@@ -325,7 +325,7 @@ def _summarise(
     size = smallest if smallest == largest else f"{smallest} to {largest}"
     resized = "resized to " if spec.preprocessing and spec.preprocessing.resize else ""
     cropped = f" cropped to {format_size(task.crop)}" if task.crop else ""
-    channels = f"{spec.channels} channel" + "s" * (spec.channels > 1)
+    channels = counted(spec.channels, "channel")
     lines = [f"{path}: {counts}; {resized}{size}{cropped}, {channels}", *notes]
     if spec.preprocessing is None and extents.shape[1] == 2 and spec.channels > MAX_COLOUR_CHANNELS:
         lines.append(

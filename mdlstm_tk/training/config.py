@@ -253,7 +253,7 @@ class TrainConfig:
 
     def to_toml(self) -> str:
         """The content of `config.toml`."""
-        import tomli_w  # from the extra "train"; `mdlstm train --help` lists the settings without it
+        import tomli_w  # from the extra "train"; `mdlstm settings` lists the settings without it
 
         return tomli_w.dumps(asdict(self))
 
