@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from mdlstm_tk._util.arguments import check_strided, one_line
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.backends.boundary import face_extents, line_counts, split_faces, valid_lines
 from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.errors import InputError
@@ -121,8 +122,8 @@ def initial_states(initial_state: Any, num_layers: int, shape: FaceShape) -> lis
     if not fits or not all(isinstance(state, BoundaryState) for state in initial_state):
         hint = "; write (state,)" if isinstance(initial_state, BoundaryState) and num_layers == 1 else ""
         raise InputError(
-            f"initial_state must be a tuple with one BoundaryState for each layer, {num_layers} in all, "
-            f"got {_describe(initial_state)}{hint}"
+            f"initial_state must be a tuple with one BoundaryState for each of "
+            f"{counted(num_layers, 'layer')}, got {_describe(initial_state)}{hint}"
         )
     return [_join_states(f"initial_state[{k}]", state, shape) for k, state in enumerate(initial_state)]
 
@@ -162,8 +163,8 @@ def _of_axes(name: str, faces: Any, shape: FaceShape) -> Sequence[Any]:
         return [None] * len(shape.grid)
     if not isinstance(faces, tuple | list) or len(faces) != len(shape.grid):
         raise InputError(
-            f"{name} must be a tuple with a tensor or None for each axis, {len(shape.grid)} in all, "
-            f"got {_describe(faces)}"
+            f"{name} must be a tuple with a tensor or None for each of "
+            f"{counted(len(shape.grid), 'axis', 'axes')}, got {_describe(faces)}"
         )
     return faces
 

@@ -204,8 +204,8 @@ def make_state(**changed: Any) -> BoundaryState:
 
 
 MISTAKES: list[tuple[Any, str]] = [
-    (make_state(), r"of 1 layers, got a BoundaryState; write \(state,\)"),
-    ((make_state(), make_state()), "of 1 layers, got a tuple of 2"),
+    (make_state(), r"of 1 layer, got a BoundaryState; write \(state,\)"),
+    ((make_state(), make_state()), "of 1 layer, got a tuple of 2"),
     (((torch.zeros(1), torch.zeros(1)),), "got a tuple of 1"),
     ((make_state(h=(None,)),), r"initial_state\[0\].h must be a tuple .* of 2 axes"),
     ((make_state(c=torch.zeros(2, 4)),), r"initial_state\[0\].c must be a tuple"),

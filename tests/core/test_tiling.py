@@ -136,7 +136,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"detach_every": 0}, "detach_every must be an integer of at least 1"),
     ({"x": torch.zeros(1, 8, 9, 5)}, "with C = 2"),
     ({"x": torch.zeros(1, 0, 9, 2)}, "extents of at least 1"),
-    ({"initial_state": BoundaryState()}, "one BoundaryState for each layer, 1 in all"),
+    ({"initial_state": BoundaryState()}, "one BoundaryState for each of 1 layer"),
 ]
 
 
