@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 
-os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "40000"}  # as `mdlstm`, before torch comes
+os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "4000"}  # as `mdlstm`, before torch comes
 import torch
 from contenders import SHAPES, Shape, make_layer, make_step
 from measuring import Step, argument_parser, interleave, markdown, milliseconds, ratio, torch_threads

@@ -15,6 +15,7 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 from statistics import median
 
@@ -98,7 +99,9 @@ def prepare(task: str, folder: Path) -> dict[str, str]:
 
 
 def train(checkout: Path, variant: str, folder: Path, settings: dict[str, str]) -> float:
-    """Steps a second of a training."""
+    """Steps a second of a training; NaN if the checkout cannot start processes."""
+    if variant == "2 processes" and not (checkout / "mdlstm_tk/training/processes.py").exists():
+        return nan
     settings = {**settings, "evaluate_every": "1000000", "device": "cpu"}
     options = [part for pair in settings.items() for part in ("--set", "=".join(pair))]
     options += ["--processes", "2"] if variant == "2 processes" else []

@@ -18,10 +18,10 @@ def main(arguments: list[str] | None = None) -> None:
     """
     interrupts.watch()
     # torch's threads would otherwise spin for milliseconds after each operation, on the cores that a sweep
-    # is to share. OpenMP reads this when torch loads it. Most operations follow another one within 0.4 ms.
+    # is to share. OpenMP reads this when torch loads it. Most operations follow another one within 50 µs.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.environ.setdefault("GOMP_SPINCOUNT", "40000")  # of GNU's OpenMP: 0.4 ms, and then it is passive
+        os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # of GNU's OpenMP: 50 µs, and then it is passive
     try:
         from mdlstm_tk.cli.app import run  # imported here, as Ctrl-C may come while it is
 
