@@ -410,7 +410,7 @@ def test_a_handler_of_c_code_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -
     handler_of = signal.getsignal
     handler = handler_of(signal.SIGTERM)
     monkeypatch.setattr(signal, "getsignal", lambda number: None)  # as Python answers for such a handler
-    with loop._deferred_interrupt():
+    with loop.deferred_interrupt():
         assert handler_of(signal.SIGTERM) is handler
 
 
