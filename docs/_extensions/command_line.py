@@ -18,7 +18,8 @@ from docutils.parsers.rst import Directive
 
 from mdlstm_tk.cli.app import typer_app
 from mdlstm_tk.cli.help import default_of, sections, value_of
-from mdlstm_tk.data.user_data import DEFAULTS
+from mdlstm_tk.data import KINDS
+from mdlstm_tk.kinds import training_of
 from mdlstm_tk.training.config import list_settings
 from mdlstm_tk.training.tasks import BUILT_IN, find_task
 
@@ -84,7 +85,7 @@ class TaskDefaultsDirective(Directive):
     def run(self) -> list[nodes.Node]:
         """Return the table."""
         tasks = {name: find_task(name).defaults for name in BUILT_IN}
-        tasks |= {f"{kind} (your own data)": values for kind, values in DEFAULTS.items()}
+        tasks |= {f"{kind} (your own data)": training_of(kind).defaults for kind in KINDS}
         rows = [
             (name, _code(", ".join(f"{key}={value}" for key, value in values.items() if value != "")))
             for name, values in tasks.items()

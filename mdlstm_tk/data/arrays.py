@@ -15,35 +15,24 @@ import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted
-from mdlstm_tk.data.masks import RawMask
-from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample
+from mdlstm_tk.data.spec import Array, Extents, RawSample
 from mdlstm_tk.errors import InputError
+
+if TYPE_CHECKING:
+    from mdlstm_tk.kinds.training import TrainingKind
 
 NAMES = {"x", "y", "sizes", "ndim"}  # of the arrays that are used
 MIN_MAPPED_BYTES = 2**24  # arrays below this are read whole
 LOCAL_HEADER_BYTES = 30  # of a zip member, without its name; ends with the lengths of name and extra field
-FORMATS: dict[Kind, str] = {
-    "grid": "an .npz file with x and y, each (N, H, W) or (N, H, W, C), or with one axis more",
-    "classify": "an .npz file with x and names or integers y (N,)",
-    "segment": "an .npz file with x and integers y (N, H, W), or with one axis more",
-    "transcribe": "an .npz file with x and texts y (N,)",
-    "density": "an .npz file with x (N, H, W) or (N, H, W, C) in [0, 1]",
-}
-TARGET_DTYPES: dict[Kind, str] = {  # as `numpy.dtype.kind`
-    "grid": "buif",
-    "classify": "buiUS",
-    "segment": "bui",
-    "transcribe": "US",
-}
 
 
-def list_arrays(path: Path, kind: Kind) -> Iterator[RawSample]:
+def list_arrays(path: Path, kind: TrainingKind) -> Iterator[RawSample]:
     """List the samples of an `.npz` file.
 
     Arrays that are stored without compression, as `numpy.savez` does, stay on disk; others are in memory.
@@ -52,10 +41,10 @@ def list_arrays(path: Path, kind: Kind) -> Iterator[RawSample]:
         InputError: the file cannot be read, or an array has the wrong shape or type.
     """
     arrays = _load(path)
-    if missing := ({"x"} if kind == "density" else {"x", "y"}) - arrays.keys():
+    if missing := ({"x", "y"} if kind.target_dtypes else {"x"}) - arrays.keys():
         verb = "is" if len(missing) == 1 else "are"
         raise InputError(
-            f"{path}: {' and '.join(sorted(missing))} {verb} missing; expected {FORMATS[kind]}"
+            f"{path}: {' and '.join(sorted(missing))} {verb} missing; expected {kind.array_format}"
         )
     x, y = arrays["x"], arrays.get("y", arrays["x"])
     ndim = _grid_axes(path, arrays, kind)
@@ -65,13 +54,16 @@ def list_arrays(path: Path, kind: Kind) -> Iterator[RawSample]:
             f"{counted(ndim, 'axis', 'axes')} of the grid"
         )
     grid = x.shape[1 : ndim + 1]
-    if kind != "density":
-        axes_of_y = {"grid": (ndim + 1, ndim + 2), "segment": (ndim + 1,)}.get(kind, (1,))
+    if kind.target_dtypes:
         has_shape = (
-            y.ndim in axes_of_y and len(y) == len(x) and (y.ndim == 1 or y.shape[1 : ndim + 1] == grid)
+            y.ndim in kind.target_axes(ndim)
+            and len(y) == len(x)
+            and (y.ndim == 1 or y.shape[1 : ndim + 1] == grid)
         )
-        if not has_shape or y.dtype.kind not in TARGET_DTYPES[kind]:
-            raise InputError(f"{path}: y is {y.dtype} {y.shape} for x {x.shape}; expected {FORMATS[kind]}")
+        if not has_shape or y.dtype.kind not in kind.target_dtypes:
+            raise InputError(
+                f"{path}: y is {y.dtype} {y.shape} for x {x.shape}; expected {kind.array_format}"
+            )
     sizes = arrays.get("sizes", np.full((len(x), ndim), grid))
     if sizes.shape != (len(x), ndim) or sizes.dtype.kind not in "ui":
         raise InputError(
@@ -79,22 +71,20 @@ def list_arrays(path: Path, kind: Kind) -> Iterator[RawSample]:
         )
     if x.ndim == ndim + 1:
         x = x[..., None]
-    if kind == "grid" and y.ndim == ndim + 1:
-        y = y[..., None]
     for index, extents in enumerate(map(tuple, sizes.tolist())):
-        read_x = partial(_read_numbers, x, index, extents)
-        read_y = partial(_read_target, y, index, extents, kind)
+        read_x = partial(read_numbers, x, index, extents)
+        read_y = partial(kind.read_array, y, index, extents)
         yield RawSample(f"sample {index}", read_x, read_y, is_image=False)
 
 
-def list_unused(path: Path, kind: Kind) -> list[str]:
+def list_unused(path: Path, kind: TrainingKind) -> list[str]:
     """Return the names of the arrays of an `.npz` file that a task of a kind does not use."""
-    used = NAMES if kind != "density" else NAMES - {"y"}
+    used = NAMES if kind.target_dtypes else NAMES - {"y"}
     with zipfile.ZipFile(path) as archive:
         return sorted({name.removesuffix(".npy") for name in archive.namelist()} - used)
 
 
-def _grid_axes(path: Path, arrays: dict[str, Array], kind: Kind) -> int:
+def _grid_axes(path: Path, arrays: dict[str, Array], kind: TrainingKind) -> int:
     """Return D, the number of grid axes of x."""
     x, sizes, ndim = arrays["x"], arrays.get("sizes"), arrays.get("ndim")
     if ndim is not None:
@@ -103,10 +93,11 @@ def _grid_axes(path: Path, arrays: dict[str, Array], kind: Kind) -> int:
         return int(ndim)
     if sizes is not None and sizes.ndim == 2 and sizes.shape[1] == 3:
         return 3
-    return 3 if x.ndim == 5 or (kind == "segment" and x.ndim == arrays["y"].ndim == 4) else 2
+    is_volume = x.ndim == 4 and kind.target_axes(3) == (4,) and arrays["y"].ndim == 4  # x has no channels
+    return 3 if x.ndim == 5 or is_volume else 2
 
 
-def _read_numbers(x: Array, index: int, extents: Extents) -> Array:
+def read_numbers(x: Array, index: int, extents: Extents) -> Array:
     """Read sample `index` of x as float32; no number is scaled, as exported models scale no array."""
     grid = x.shape[1:-1]
     if not all(0 < extent <= largest for extent, largest in zip(extents, grid, strict=True)):
@@ -116,13 +107,12 @@ def _read_numbers(x: Array, index: int, extents: Extents) -> Array:
     return sample
 
 
-def _read_target(y: Array, index: int, extents: Extents, kind: Kind) -> Any:
-    if kind == "density":
-        return None
-    if kind == "grid":
-        return _read_numbers(y, index, extents)
-    if kind == "segment":
-        return RawMask(np.asarray(y[index][tuple(map(slice, extents))]).astype(np.int64))
+def read_name(y: Array, index: int) -> str:
+    """Read a name, a text or a number of y (N,) as a text.
+
+    Raises:
+        InputError: it is not Unicode.
+    """
     try:
         return str(y[index].decode() if y.dtype.kind == "S" else y[index])
     except ValueError:

@@ -15,43 +15,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.data.images import read_file, read_pixels
-from mdlstm_tk.data.masks import read_mask
-from mdlstm_tk.data.spec import Array, Kind, RawSample
+from mdlstm_tk.data.spec import RawSample
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 from mdlstm_tk.runtime.io.results import is_result
 
-FORMATS: dict[Kind, str] = {
-    "grid": "a folder with images/ and targets/",
-    "classify": "a folder with one subfolder of images per class",
-    "segment": "a folder with images/ and masks/",
-    "transcribe": "a folder with page images and their ALTO or PAGE XML, with images of lines and their "
-    "NAME.gt.txt, or with images and a labels.tsv of file, tab, text",
-    "density": "a folder with images, or with IDX files such as train-images-idx3-ubyte",
-}
-
-
-def list_folder(path: Path, kind: Kind) -> Iterator[RawSample]:
-    """List the samples of a folder, without reading them.
-
-    Raises:
-        InputError: the folder has another layout.
-    """
-    if kind == "transcribe":
-        yield from _list_texts(path)
-    elif kind == "classify":
-        for folder in subfolders(path):
-            for file in find_images(folder):
-                yield _image(path, file, partial(str, folder.name))
-    elif kind == "density":
-        for file in find_images(path):
-            yield _image(path, file, no_target)
-    else:
-        yield from _list_pairs(path, kind)
+if TYPE_CHECKING:
+    from mdlstm_tk.kinds.training import TrainingKind
 
 
 def find_files(folder: Path) -> list[Path]:
@@ -90,10 +64,12 @@ def find_images(folder: Path) -> list[Path]:
     return [file for file in find_files(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
 
 
-def count_other_files(folder: Path, kind: Kind) -> Counter[str]:
+def count_other_files(folder: Path, kind: TrainingKind) -> Counter[str]:
     """Count the visible files below a folder that are neither images nor belong to the kind, by suffix."""
-    known = (*IMAGE_SUFFIXES, *((".txt", ".tsv", ".xml", ".json") if kind == "transcribe" else ()))
-    files = (file for file in find_files(folder) if kind != "segment" or file != folder / "classes.txt")
+    known = (*IMAGE_SUFFIXES, *kind.target_files)
+    files = (
+        file for file in find_files(folder) if file.relative_to(folder).as_posix() not in kind.further_files
+    )
     suffixes = (file.suffix.lower() for file in files)
     return Counter(suffix for suffix in suffixes if suffix not in known)
 
@@ -131,7 +107,7 @@ def refuse_twins(files: Sequence[Path]) -> str:
     return f"{names} have one name; keep one of them" if len(files) > 1 else ""
 
 
-def _image(path: Path, file: Path, read_target: Callable[[], Any], reason: str = "") -> RawSample:
+def image_sample(path: Path, file: Path, read_target: Callable[[], Any], reason: str = "") -> RawSample:
     """Return the sample of an image, which cannot be used if there is a reason."""
     name = os.path.relpath(file, path)
     if reason:
@@ -139,21 +115,29 @@ def _image(path: Path, file: Path, read_target: Callable[[], Any], reason: str =
     return RawSample(name, partial(read_pixels, file), read_target, is_image=True)
 
 
-def _list_pairs(path: Path, kind: Kind) -> Iterator[RawSample]:
-    """Pair each image with the file of the same name in masks/ or targets/."""
-    read: Callable[[Path], Any]
-    folder, read = ("masks", read_mask) if kind == "segment" else ("targets", _read_target)
+def list_pairs(path: Path, folder: str, read: Callable[[Path], Any], expected: str) -> Iterator[RawSample]:
+    """Pair each image with the file of the same name in another folder.
+
+    Args:
+        path: the folder with images/.
+        folder: the name of the other one.
+        read: reads a file of it.
+        expected: both, in words.
+
+    Raises:
+        InputError: one of them is missing.
+    """
     images, targets = path / "images", path / folder
     if not (images.is_dir() and targets.is_dir()):
         missing = folder if images.is_dir() else "images"
-        raise InputError(f"{path}: {missing}/ is missing; expected {FORMATS[kind]}")
-    by_name, images_of = (by_stem(folder, find_images(folder)) for folder in (targets, images))
+        raise InputError(f"{path}: {missing}/ is missing; expected {expected}")
+    by_name, images_of = (by_stem(each, find_images(each)) for each in (targets, images))
     unpaired = sorted(map(str, by_name.keys() - images_of.keys()))
     for image in find_images(images):
         name = image.relative_to(images).with_suffix("")
         if name in by_name:
             reason = refuse_twins(images_of[name]) or refuse_twins(by_name[name])
-            yield _image(path, image, partial(read, by_name[name][0]), reason)
+            yield image_sample(path, image, partial(read, by_name[name][0]), reason)
             continue
         reason = f"it has no file of the same name in {folder}/"
         prefixes = tuple(f"{name}{separator}" for separator in "_-. ")
@@ -163,7 +147,7 @@ def _list_pairs(path: Path, kind: Kind) -> Iterator[RawSample]:
         yield RawSample.unusable(os.path.relpath(image, path), reason)
 
 
-def _list_texts(path: Path) -> Iterator[RawSample]:
+def list_texts(path: Path) -> Iterator[RawSample]:
     """List the images and texts of labels.tsv; a bad line is a sample that cannot be used."""
     table = path / "labels.tsv"
     first_line: dict[str, int] = {}
@@ -180,12 +164,8 @@ def _list_texts(path: Path) -> Iterator[RawSample]:
         elif (first := first_line.setdefault(os.path.normpath(name), number)) != number:
             yield RawSample.unusable(label, f"line {first} names {name} as well; delete one of them")
         else:
-            yield _image(path, path / name, partial(str, columns[0]))
+            yield image_sample(path, path / name, partial(str, columns[0]))
 
 
 def no_target() -> None:
     """Return the target of an image whose probability is learned: None."""
-
-
-def _read_target(file: Path) -> Array:
-    return read_pixels(file, "its target")

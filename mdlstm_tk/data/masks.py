@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk.data.images import is_grey, read_file, resize_nearest
-from mdlstm_tk.data.spec import UNLABELLED, Array
+from mdlstm_tk.data.spec import UNLABELLED, Array, Extents
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.preprocessing import Preprocessing, open_image
 
@@ -38,6 +38,10 @@ class RawMask:
     pixels: Array
     palette: Array | None = None
     has_colours: bool = False
+
+    @property
+    def shape(self) -> Extents:
+        return self.pixels.shape
 
     @property
     def colours(self) -> Array:

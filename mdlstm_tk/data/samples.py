@@ -8,17 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.data.images import is_grey
-from mdlstm_tk.data.spec import Array, Extents, Floats, Kind, RawSample, Resize, Sample, SampleId
-from mdlstm_tk.data.targets import normalise
+from mdlstm_tk.data.spec import Array, Extents, Floats, RawSample, Resize, Sample, SampleId
 from mdlstm_tk.errors import InputError, Message
 from mdlstm_tk.runtime.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from mdlstm_tk.kinds.training import TrainingKind
 
 MAX_THREADS = 4  # each holds one sample at a time
 
@@ -53,7 +54,7 @@ class Survey:
         extents: of its grid, as the network will see it.
         moments: of x, with one channel if the sample is a grey image.
         target: the name of the class, the text, the `RawMask.distinct`, or the `Moments` of the target.
-        label: equal for samples of equal targets: the class, the text, or a digest.
+        label: equal for samples of equal targets: the class, the text, or a digest; None without targets.
     """
 
     sample: RawSample
@@ -61,11 +62,11 @@ class Survey:
     extents: Extents
     moments: Moments
     target: Any
-    label: str
+    label: str | None
 
 
 def survey_samples(
-    samples: Sequence[RawSample], kind: Kind, resize: Resize
+    samples: Sequence[RawSample], kind: TrainingKind, resize: Resize
 ) -> tuple[list[Survey], list[str]]:
     """Read all samples once, with a few threads, because decoding images takes most of the time.
 
@@ -102,28 +103,22 @@ def channel_moments(
     return tuple(map(float, mean)), tuple(map(float, std))
 
 
-def _survey(sample: RawSample, kind: Kind, resize: Resize) -> Survey | str:
+def _survey(sample: RawSample, kind: TrainingKind, resize: Resize) -> Survey | str:
     """Read a sample; a text says why it cannot be used."""
     try:
         x = sample.read_x()
         grid = x.shape[: 2 if sample.is_image else -1]
         moments, extents = _moments(x, sample.is_image, resize)
-        target = label = sample.read_y()
-        if kind == "segment":
-            _check_extents("mask", target.pixels.shape[: len(grid)], grid)
-            label, target = _digest(target.pixels.astype(np.int64)), target.distinct()
-        elif kind == "grid":
-            _check_extents("target", target.shape[: len(grid)], grid)
-            label = _digest(target)
-            target, _ = _moments(target, sample.is_image, resize)
-        elif kind == "transcribe":
-            _check_text(label := normalise(target))
-        elif kind == "density" and x.dtype.kind == "f" and not 0 <= x.min() <= x.max() <= 1:
-            raise InputError(f"its values lie in [{x.min():g}, {x.max():g}], expected [0, 1]")
+        kind.check_x(x)
+        read = sample.read_y()
+        if kind.has_grid_targets:
+            _check_extents(kind.target_name, read.shape[: len(grid)], grid)
+        target, label = kind.survey(read, lambda y: _moments(y, sample.is_image, resize)[0])
     except InputError as reason:
         return Message(f"{sample.name}: ", reason)
     if sample.is_image and moments.channels == 1:
         x = x.reshape(*grid, -1)[..., 0]  # a grey image that is stored with colours is the same image
+    label = label if isinstance(label, str | None) else _digest(label)
     return Survey(sample, SampleId(_digest(x), sample.name), extents, moments, target, label)
 
 
@@ -146,13 +141,6 @@ def _moments(pixels: Array, is_image: bool, resize: Resize) -> tuple[Moments, Ex
 def _check_extents(target: str, extents: Extents, image: Extents) -> None:
     if extents != image:
         raise InputError(f"its {target} is {format_size(extents)}, but the image is {format_size(image)}")
-
-
-def _check_text(text: str) -> None:
-    if not text.strip():
-        raise InputError("its text is empty")
-    if not is_plain_text(text):
-        raise InputError("its text holds a control character, such as a tab")
 
 
 @dataclass

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from mdlstm_tk._util.text import counted, is_plain_text, printable
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds import training_of
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.runtime.text_order import Direction
 
@@ -159,8 +160,7 @@ class TaskSpec:
         yield "channels", self.channels > 0, "a positive number"
         yield "outputs", self.outputs > 0, "a positive number"
         yield "size", len(self.size) > 0 and min(self.size) > 0, "positive extents"
-        count = self.outputs - (self.kind == "transcribe")  # output 0 of a recogniser is the blank
-        count = 0 if self.kind in ("grid", "density") else count
+        count = training_of(self.kind).name_count(self.outputs) if self.kind in KINDS else 0
         names = counted(count, "different name")
         yield "classes", len(set(self.classes)) == len(self.classes) == count, names
         are_plain = all(map(is_plain_text, self.classes))
@@ -182,32 +182,22 @@ class TaskSpec:
         Raises:
             InputError: x or y are not what `Batch` says of this kind of task.
         """
-        x, y, axes, k = batch.x, batch.y, len(self.size) + 2, self.outputs
+        x, y, axes = batch.x, batch.y, len(self.size) + 2
         if x.dtype != np.float32 or x.ndim != axes or x.shape[-1] != self.channels:
             expected = f"float32 with {axes} axes, the last one of {counted(self.channels, 'channel')}"
             raise InputError(f"x of a batch of '{self.name}' is {x.dtype} {x.shape}, expected {expected}")
-        n, grid = len(x), x.shape[1:-1]
-        rules: dict[Kind, tuple[Any, ...]] = {  # type, shape and ends of y; shape of the prediction
-            "grid": (np.floating, (n, *grid, k), -inf, inf, (n, *grid, k)),
-            "classify": (np.int64, (n,), 0, k - 1, (n, k)),
-            "segment": (np.int64, (n, *grid), UNLABELLED, k - 1, (n, *grid, k)),
-            "transcribe": (np.int64, (n, *y.shape[1:2]), 0, k - 1, (n, None, k)),
-            "density": (np.floating, x.shape, -0.001, 1.001, x.shape),  # resizing rounds
-        }
-        dtype, shape, low, high, prediction = rules[self.kind]
-        holds = np.issubdtype(y.dtype, dtype) and y.shape == shape
-        if holds and self.kind != "grid" and y.size:
-            holds = low <= y.min() and y.max() <= high
-        if holds and self.kind == "transcribe":
-            holds = not ((y[:, :-1] == 0) & (y[:, 1:] > 0)).any()
-        if not holds:
+        kind = training_of(self.kind)
+        rule = kind.rule(batch, self)
+        holds = np.issubdtype(y.dtype, rule.dtype) and y.shape == rule.shape
+        if holds and y.size and (rule.low, rule.high) != (-inf, inf):
+            holds = rule.low <= y.min() and y.max() <= rule.high
+        if not (holds and kind.keeps_rule(y)):
             values = f" in [{y.min():g}, {y.max():g}]" if y.dtype.kind in "iuf" and y.size else ""
-            end = ", 0 only after the end of a text" if self.kind == "transcribe" else ""
             raise InputError(
-                f"y of a batch of '{self.name}' is {y.dtype} {y.shape}{values}, expected {dtype.__name__} "
-                f"{shape} in [{low:g}, {high:g}]{end}"
+                f"y of a batch of '{self.name}' is {y.dtype} {y.shape}{values}, expected "
+                f"{rule.dtype.__name__} {rule.shape} in [{rule.low:g}, {rule.high:g}]{rule.note}"
             )
-        return tuple(prediction)
+        return rule.prediction
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TaskSpec:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk._util.text import counted
-from mdlstm_tk.data import arrays, folders, pages
-from mdlstm_tk.data.idx import find_idx
+from mdlstm_tk.data import pages
 from mdlstm_tk.data.samples import Survey
 from mdlstm_tk.data.sampling import stratified_mask
 from mdlstm_tk.data.spec import Kind, SampleId, Split
 from mdlstm_tk.errors import Argument, InputError
+from mdlstm_tk.kinds import training_of
 
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
@@ -34,7 +34,8 @@ def find_sources(path: Path, kind: Kind) -> tuple[dict[Split, Path], list[str]]:
     """
     if not path.exists():
         raise InputError(f"there is no file or folder {path}, which ", Argument("data"), " names")
-    if kind == "density" and (files := find_idx(path)):
+    training = training_of(kind)
+    if files := training.find_files(path):
         return files, []
     sources: dict[Split, Path] = {}
     for split, names in SPLIT_NAMES.items():
@@ -54,7 +55,7 @@ def find_sources(path: Path, kind: Kind) -> tuple[dict[Split, Path], list[str]]:
         if others := [name for name in others if path / name not in sources.values()]:
             known = ", ".join(name for names in SPLIT_NAMES.values() for name in names)
             notes = [f"beside {sources['train'].name}, left out: {', '.join(others)}; splits are {known}"]
-    elif sources and kind != "classify" and not (path / "splits.json").exists():
+    elif sources and not training.has_class_folders and not (path / "splits.json").exists():
         name = next(iter(sources.values())).name  # which may be a class, or named in splits.json
         raise InputError(f"{path} has {name} but no train; put what to train on into {path / 'train'}")
     else:
@@ -70,7 +71,7 @@ def find_sources(path: Path, kind: Kind) -> tuple[dict[Split, Path], list[str]]:
 
 def describe_formats(kind: Kind) -> str:
     """Describe the data that a kind of task can be read from."""
-    return " or ".join(formats[kind] for formats in (folders.FORMATS, arrays.FORMATS))
+    return f"{training_of(kind).folder_format} or {training_of(kind).array_format}"
 
 
 def divide(
@@ -101,7 +102,8 @@ def hold_out(
     Samples of a group stay together. A changed file of `known` stays where it was by its name.
     """
     if known is None:
-        classes = {survey.sample.group: survey.target if kind == "classify" else "" for survey in surveys}
+        stratum = training_of(kind).stratum
+        classes = {survey.sample.group: stratum(survey.target) for survey in surveys}
         mask = stratified_mask(list(classes.values()), share, seed).tolist()
         held_out = {group for group, is_out in zip(classes, mask, strict=True) if is_out}
     else:

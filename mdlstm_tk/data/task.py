@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
 from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,7 +23,6 @@ from mdlstm_tk.data.sampling import (
     shuffled_indices,
 )
 from mdlstm_tk.data.spec import (
-    UNLABELLED,
     Array,
     Batch,
     Extents,
@@ -37,6 +35,7 @@ from mdlstm_tk.data.spec import (
     TaskSpec,
 )
 from mdlstm_tk.errors import Argument, InputError
+from mdlstm_tk.kinds import training_of
 
 if TYPE_CHECKING:
     from mdlstm_tk.data.user_data import TextExtent
@@ -100,9 +99,7 @@ class Task(ABC):
 
         Lower is better.
         """
-        metrics = import_module("mdlstm_tk.data.metrics")  # by its name: tasks are made without torch
-        sums = metrics.METRICS[self.spec.kind](metrics.torch.from_numpy(prediction), batch, self.spec)
-        return {name: (float(total), count) for name, (total, count) in sums.items()}
+        return training_of(self.spec.kind).measure_array(prediction, batch, self.spec)
 
     def baselines(self, seed: int, samples: int) -> dict[str, dict[str, float]]:
         """Return the test errors of methods without a network, as {method: {error: value}}.
@@ -235,12 +232,12 @@ class DatasetTask(Task):
         if self.spec.kind == "transcribe":
             pairs = zip(samples, rngs, strict=True)
             return [(distort_line(x, rng, self.augment), y) for (x, y), rng in pairs]
-        return distort(samples, rngs, self.augment, self.spec.kind == "segment")
+        return distort(samples, rngs, self.augment, training_of(self.spec.kind).has_grid_targets)
 
     def _cropped(self, sample: Sample, rng: np.random.Generator | None) -> Sample:
         if self.crop is None:
             return sample
-        return crop(*sample, self.crop, rng, self.spec.kind in ("segment", "grid"))
+        return crop(*sample, self.crop, rng, training_of(self.spec.kind).has_grid_targets)
 
 
 def batches(task: Task, split: Split, seed: int, size: int, shard: slice = slice(None)) -> Iterator[Batch]:
@@ -267,9 +264,12 @@ def collate(kind: Kind, samples: Sequence[Sample]) -> Batch:
     Raises:
         InputError: a target has other axes, extents or numbers than the kind has.
     """
-    axes = {"grid": 1, "segment": 0}  # of y, after those of the grid
-    for x, y in samples if kind in axes else ():
-        if np.ndim(y) != x.ndim - 1 + axes[kind] or np.shape(y)[: x.ndim - 1] != x.shape[:-1]:
+    training = training_of(kind)
+    for x, y in samples if training.has_grid_targets else ():
+        if (
+            np.ndim(y) != training.target_axes(x.ndim - 1)[-1] - 1
+            or np.shape(y)[: x.ndim - 1] != x.shape[:-1]
+        ):
             raise InputError(
                 f"a sample has x {x.shape} and y {np.shape(y)}, expected the same grid in both"
             )
@@ -278,16 +278,7 @@ def collate(kind: Kind, samples: Sequence[Sample]) -> Batch:
     grid = sizes.max(axis=0)
     padded = _pad(xs, (*grid, xs[0].shape[-1]), 0, np.float32)
     sizes_if_ragged = sizes if (sizes != grid).any() else None
-    if kind == "density":
-        targets = padded
-    elif kind == "classify":
-        targets = _pad(ys, (), 0, np.int64)
-    elif kind == "transcribe":
-        targets = _pad(ys, (max(map(np.size, ys)),), 0, np.int64)
-    elif kind == "segment":
-        targets = _pad(ys, tuple(grid), UNLABELLED, np.int64)
-    else:
-        targets = _pad(ys, (*grid, *np.shape(ys[0])[-1:]), 0, np.float32)
+    targets = training.collate(padded, ys, _pad)
     return Batch(padded, targets, sizes_if_ragged)
 
 

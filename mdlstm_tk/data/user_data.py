@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,50 +36,19 @@ from mdlstm_tk.data.splits import (
     hold_out,
     in_order_of,
 )
-from mdlstm_tk.data.targets import Targets, fit_targets, normalise
+from mdlstm_tk.data.targets import Targets
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import Argument, InputError, Message
+from mdlstm_tk.kinds import training_of
 from mdlstm_tk.runtime.preprocessing import Preprocessing
+from mdlstm_tk.text.encoding import normalise
+
+if TYPE_CHECKING:
+    from mdlstm_tk.kinds.training import TrainingKind
 
 CACHE_BYTES = 2**28  # default for the memory that decoded images may take
 MAX_SKIPPED_SHOWN = 10  # skipped samples that a summary lists
 MAX_COLOUR_CHANNELS = 4  # more look like an axis of the grid
-
-_COMMON = {
-    "size": "",
-    "steps": 3000,
-    "hidden": 32,
-    "lr": 0.005,
-    "weight_decay": 0.0,
-    "schedule": "cosine",
-    "warmup": 100,
-    "clip": 1.0,
-    "average": 0.99,
-    "evaluate_every": 100,
-    "patience": 10,
-}
-DEFAULTS: dict[Kind, Mapping[str, Any]] = {
-    "grid": {**_COMMON, "directions": "all"},
-    "classify": {**_COMMON, "batch_size": 32, "augment": 1.0},
-    # The state of "graves" may grow on images larger than the crops of the training, and masks go wrong.
-    "segment": {**_COMMON, "augment": 1.0, "cell": "stable"},
-    "transcribe": {
-        **_COMMON,
-        "model": "lines",
-        "resize": "64x*",
-        "hidden": 48,
-        "dropout": 0.2,
-        "steps": 20000,
-        "batch_size": 8,
-        "lr": 0.003,
-        "warmup": 300,
-        "average": 0.998,
-        "augment": 1.0,
-        "evaluate_every": 1000,
-        "patience": 0,
-    },
-    "density": {**_COMMON, "model": "pixel", "layers": 2, "batch_size": 32},
-}
 
 
 class TextExtent(NamedTuple):
@@ -156,7 +125,8 @@ def read_data(
     """
     sources, notes = find_sources(path, kind)
     is_arrays = sources["train"].suffix == ".npz"
-    if crop is not None and kind == "transcribe":
+    training = training_of(kind)
+    if crop is not None and not training.is_cropped:
         other = () if is_arrays else (", or use ", Argument("resize"))
         cut = " would cut texts off; leave it out"
         raise InputError(Argument("crop", crop), cut, *other)
@@ -164,7 +134,7 @@ def read_data(
         raise InputError(
             Argument("resize", resize),
             f" is for images, but {sources['train']} holds arrays, used as they are; leave it out",
-            *(() if kind == "transcribe" else (", or use ", Argument("crop"))),
+            *((", or use ", Argument("crop")) if training.is_cropped else ()),
         )
     prefixes = pages.read_splits(path, SPLIT_NAMES) if kind == "transcribe" and len(sources) == 1 else {}
     budget = MemoryBudget(cache_bytes)
@@ -175,7 +145,7 @@ def read_data(
         notes += new_notes
         if source.is_dir() and (count := folders.count_results(source)):
             notes.append(f"results of mdlstm infer in {source}, left out: {count}")
-        splits[split], unusable = survey_samples(samples, kind, resize)
+        splits[split], unusable = survey_samples(samples, training, resize)
         skipped += unusable
     if prefixes:
         splits, new_notes = divide(splits["train"], prefixes)
@@ -192,7 +162,7 @@ def read_data(
         raise InputError(
             f"{path}: x has other axes or channels in one split than in another; expected equal ones"
         )
-    if ndim != 2 and kind in ("transcribe", "density"):
+    if ndim != 2 and training.is_planar:
         raise InputError(
             f"{path}: x has {counted(ndim, 'grid axis', 'grid axes')}, but kind {kind} needs two; {formats}"
         )
@@ -202,7 +172,8 @@ def read_data(
     preprocessing = None if is_arrays else Preprocessing(channels, resize)
     try:
         all_targets = [survey.target for survey in surveys]
-        targets = fit_targets(kind, all_targets, preprocessing, _read_mask_names(path, kind), levels)
+        names = _read_mask_names(path, training)
+        targets = training.fit(all_targets, preprocessing, names, levels)
     except InputError as error:
         raise InputError(f"{path}: ", error, f"; {formats}") from None
     if not splits.get("validation"):
@@ -222,7 +193,10 @@ def read_data(
         order = np.argsort(shape_order(extents[split]), kind="stable")
         splits[split] = [splits[split][k] for k in order]
     all_extents = np.concatenate(list(extents.values()))
-    if kind == "classify" and (absent := {*all_targets} - {survey.target for survey in splits["train"]}):
+    strata, of_training = (
+        {training.stratum(survey.target) for survey in each} for each in (surveys, splits["train"])
+    )
+    if absent := strata - of_training:
         notes.append(f"classes without samples to train on: {', '.join(sorted(absent))}")
     spec = _describe_task(path, kind, channels, splits["train"], targets, preprocessing, all_extents, crop)
     sets = {
@@ -255,19 +229,19 @@ def read_data(
 def _list_samples(source: Path, kind: Kind, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
     """Return the samples of a file or folder, and notes for the user."""
     if source.suffix == ".npz":
-        samples = list(arrays.list_arrays(source, kind))
-        unused = ", ".join(arrays.list_unused(source, kind))
+        samples = list(arrays.list_arrays(source, training_of(kind)))
+        unused = ", ".join(arrays.list_unused(source, training_of(kind)))
         return samples, [f"arrays of {source}, left out: {unused}"] if unused else []
     if kind == "transcribe" and not (source / "labels.tsv").exists():
         samples, notes = pages.list_pages(source, budget)
         return [*samples, *pages.list_transcripts(source)], notes
-    return list(list_idx(source) if source.is_file() else folders.list_folder(source, kind)), []
+    return list(list_idx(source) if source.is_file() else training_of(kind).list_folder(source)), []
 
 
-def _read_mask_names(path: Path, kind: Kind) -> list[str]:
+def _read_mask_names(path: Path, training: TrainingKind) -> list[str]:
     """Return the lines of classes.txt, which names the values of masks; of other kinds it is not read."""
     file = path / "classes.txt"
-    return folders.read_lines(file) if kind == "segment" and file.is_file() else []
+    return folders.read_lines(file) if file.name in training.further_files and file.is_file() else []
 
 
 def _describe_task(
@@ -282,11 +256,9 @@ def _describe_task(
 ) -> TaskSpec:
     mean, std = channel_moments([survey.moments for survey in train], channels)
     largest = extents.max(axis=0)
-    masks = targets.masks
-    spec: dict[str, Any] = {"mean": mean, "std": std} if kind != "density" else {}
-    if kind == "grid":
-        moments = channel_moments([survey.target for survey in train], targets.outputs)
-        spec["target_mean"], spec["target_std"] = moments
+    masks, training = targets.masks, training_of(kind)
+    spec: dict[str, Any] = {"mean": mean, "std": std} if training.is_normalized else {}
+    spec |= training.spec_fields(train, targets)
     return TaskSpec(
         name=path.resolve().stem,
         kind=kind,
@@ -311,7 +283,7 @@ def _text_extent(split: Split, survey: Survey, targets: Targets) -> TextExtent:
 def _decoded_bytes(extents: Array, spec: TaskSpec) -> int:
     """Return approximately the memory that all decoded images and masks take."""
     bytes_per_value = 4 if spec.preprocessing and spec.preprocessing.resize else 1
-    per_position = spec.channels * bytes_per_value + (2 if spec.kind == "segment" else 0)
+    per_position = spec.channels * bytes_per_value + (2 if spec.mask_values else 0)
     return int(extents.prod(axis=1).sum()) * per_position
 
 
@@ -333,10 +305,10 @@ def _summarise(
             "(N, D, H, W), store ndim=3 beside x"
         )
     for source in filter(Path.is_dir, sources.values()):
-        suffix_counts = sorted(folders.count_other_files(source, spec.kind).items())
+        suffix_counts = sorted(folders.count_other_files(source, training_of(spec.kind)).items())
         listing = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in suffix_counts)
         lines += [f"files of other types, left out: {listing}"] if suffix_counts else []
-        if spec.kind == "classify":
+        if training_of(spec.kind).has_class_folders:
             empty = [f.name for f in folders.subfolders(source) if not folders.find_images(f)]
             lines += [f"folders without images, left out: {', '.join(empty)}"] if empty else []
     if task.skipped:

@@ -14,8 +14,8 @@ import PIL.Image
 from matplotlib import colormaps
 
 from mdlstm_tk.data import UNLABELLED, Batch, TaskSpec
-from mdlstm_tk.data.metrics import predicted_texts, target_texts
 from mdlstm_tk.runtime.postprocessing import labels
+from mdlstm_tk.text.measures import predicted_texts, target_texts
 
 Numbers = npt.NDArray[Any]
 Image = npt.NDArray[np.uint8]  # (H, W, 3)

@@ -20,15 +20,15 @@ from numpy.lib.stride_tricks import sliding_window_view
 from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk.data import Task, batches
-from mdlstm_tk.data.metrics import target_texts
 from mdlstm_tk.data.spec import Floats
 from mdlstm_tk.runtime.character_model import CharacterModel
 from mdlstm_tk.runtime.ctc import Fusion, best_path, posteriors, scaled_log_probs, search
 from mdlstm_tk.runtime.decoding import BEAM, Decoding
 from mdlstm_tk.runtime.text_order import Direction, reorder
+from mdlstm_tk.text.ctc_loss import line_steps
+from mdlstm_tk.text.measures import target_texts
 from mdlstm_tk.training.evaluation import predict
 from mdlstm_tk.training.networks import columns_per_step
-from mdlstm_tk.training.text_errors import line_steps
 
 if TYPE_CHECKING:
     from mdlstm_tk.training.job import TrainingJob

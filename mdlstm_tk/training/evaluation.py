@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk.data import Batch, Split, Task, TaskSpec, batches
-from mdlstm_tk.data.metrics import METRICS, Sums
 from mdlstm_tk.data.spec import Floats
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds import training_of
+from mdlstm_tk.kinds.training import Sums
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext
 
@@ -72,7 +73,7 @@ def measure(task: Task, prediction: Tensor, batch: Batch) -> Sums:
     prediction = prediction.detach()
     if type(task).measure is not Task.measure:
         return dict(task.measure(prediction.cpu().numpy(), batch))
-    return METRICS[task.spec.kind](prediction, batch, task.spec)
+    return training_of(task.spec.kind).measures(prediction, batch, task.spec)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from mdlstm_tk._util.sizes import format_size, parse_resize, parse_size
 from mdlstm_tk._util.text import counted
 from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.errors import Argument, InputError, imports_of
+from mdlstm_tk.kinds import training_of
 from mdlstm_tk.runtime.choices import Kind
 from mdlstm_tk.training.config import TrainConfig
 
@@ -126,9 +127,7 @@ def task_defaults(name: str) -> tuple[Kind, dict[str, Any]]:
         InputError: there is no such task or kind.
     """
     if name in KINDS:
-        from mdlstm_tk.data.user_data import DEFAULTS
-
-        return name, dict(DEFAULTS[name])
+        return name, dict(training_of(name).defaults)
     _, kind, defaults = find_task(name)
     return kind, dict(defaults)
 

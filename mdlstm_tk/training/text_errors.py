@@ -10,17 +10,16 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from rapidfuzz.distance import Levenshtein
 from torch import nn
 
 from mdlstm_tk.data import Batch, Split, Task
-from mdlstm_tk.data.metrics import TextEdits, count_edits, plain, target_texts
 from mdlstm_tk.data.spec import Floats
 from mdlstm_tk.runtime.character_model import CharacterModel
 from mdlstm_tk.runtime.ctc import Transcription, transcribe_logits
 from mdlstm_tk.runtime.decoding import Decoding
-from mdlstm_tk.runtime.shapes import step_width
+from mdlstm_tk.text.ctc_loss import line_steps
+from mdlstm_tk.text.measures import TextEdits, count_edits, plain, target_texts
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.evaluation import evaluate
@@ -93,15 +92,6 @@ def align(reading: str, truth: str) -> list[Edit]:
             reading[op.src_start : op.src_end], truth[op.dest_start : op.dest_end], fillvalue=""
         )
     ]
-
-
-def line_steps(batch: Batch, steps: int, columns: int | None = None) -> npt.NDArray[np.int64]:
-    """Return how many of a recogniser's `steps` lie inside each line of a batch, (N,); the others see
-    padding. A step covers `columns` of x; None: the number follows from the width of the batch."""
-    width = batch.x.shape[2]
-    widths = np.full(len(batch.x), width) if batch.sizes is None else batch.sizes[:, 1]
-    covered = np.ceil(widths / (columns or step_width(steps, width))).astype(np.int64)
-    return np.minimum(covered, steps)
 
 
 def evaluate_lines(

@@ -11,12 +11,13 @@ from helpers.user_data import read, write_image, write_texts
 
 from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, TaskSpec
 from mdlstm_tk.data.augmentation import distort, distort_line
-from mdlstm_tk.data.metrics import METRICS, count_edits
 from mdlstm_tk.data.sampling import make_rng, shuffled_indices, stratified_mask
 from mdlstm_tk.data.spec import Floats
 from mdlstm_tk.data.task import collate
 from mdlstm_tk.data.user_data import read_data
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds import training_of
+from mdlstm_tk.text.measures import count_edits
 
 
 def test_batches_hold_similar_samples_and_epochs_hold_all(tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_errors_of_texts_are_edit_distances(
     path = [0, *(k for c in predicted for k in (1 + alphabet.index(c), 0))]  # a blank after each character
     y = np.array([[1 + alphabet.index(c) for c in target] + [0]])
     batch = Batch(np.zeros((1, 1, 20, 1), np.float32), y)
-    metrics = METRICS["transcribe"](torch.eye(28)[path][None], batch, spec)
+    metrics = training_of("transcribe").measures(torch.eye(28)[path][None], batch, spec)
     assert metrics == {
         "character_error": (edits, len(target)),
         "word_error": (word_edits, words),
@@ -215,4 +216,4 @@ def test_squared_error_leaves_out_padding() -> None:
     x = np.zeros((2, 2, 3, 1), np.float32)
     batch = Batch(x, x + 1, np.array([[2, 3], [1, 2]]))
     spec = TaskSpec("numbers", "grid", 1, 1, (2, 3))
-    assert METRICS["grid"](torch.from_numpy(x), batch, spec) == {"mse": (8.0, 8)}
+    assert training_of("grid").measures(torch.from_numpy(x), batch, spec) == {"mse": (8.0, 8)}

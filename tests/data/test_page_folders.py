@@ -12,12 +12,12 @@ from helpers.pages import alto, draw_page
 from helpers.user_data import RNG, read, write_image
 from PIL import Image
 
-from mdlstm_tk.data.metrics import target_texts
 from mdlstm_tk.data.pages import read_splits
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.line_cutting import cut_line
 from mdlstm_tk.runtime.pages import read_page
 from mdlstm_tk.runtime.preprocessing import decode_image
+from mdlstm_tk.text.measures import target_texts
 
 
 def write_pages(folder: Path, count: int = 6, prefix: str = "p") -> Path:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from helpers.user_data import RNG, read, write_image, write_texts
 
-from mdlstm_tk.data.metrics import predicted_texts, target_texts
 from mdlstm_tk.runtime.text_order import is_right_to_left, reorder
+from mdlstm_tk.text.measures import predicted_texts, target_texts
 
 ALEF, BET, GIMEL = "\u05d0\u05d1\u05d2"
 ORDERS = {  # direction, logical order, visual order as the Unicode bidirectional algorithm has it

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mdlstm_tk.data.user_data import DEFAULTS
+from mdlstm_tk.data import KINDS
 from mdlstm_tk.errors import DeviceError, InputError
+from mdlstm_tk.kinds import training_of
 from mdlstm_tk.training import (
     TrainConfig,
     configure,
@@ -86,7 +87,7 @@ def test_settings_that_tasks_change_are_shown_as_such() -> None:
     rows = {row.key: row.default for row in list_settings()}
     assert list(rows) == [field.name for field in fields(TrainConfig)]
     changed = {key for name in BUILT_IN for key in find_task(name).defaults}
-    changed |= {key for values in DEFAULTS.values() for key in values}
+    changed |= {key for kind in KINDS for key in training_of(kind).defaults}
     assert all(rows[key] == "depends on the task" for key in changed)
     assert rows["cache"] == "256"
 

@@ -14,8 +14,8 @@ import torch
 from helpers.user_data import read, write_texts
 from rapidfuzz.distance import Levenshtein
 
-from mdlstm_tk.data.metrics import predicted_texts
 from mdlstm_tk.runtime.ctc import Character, Transcription
+from mdlstm_tk.text.measures import predicted_texts
 from mdlstm_tk.training import build_network, default_config, evaluate
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.text_errors import (

@@ -38,7 +38,7 @@ from mdlstm_tk.training import (
 )
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.evaluation import measure
-from mdlstm_tk.training.losses import loss_of
+from mdlstm_tk.training.losses import total_loss
 from mdlstm_tk.training.progress import running_mean
 from mdlstm_tk.training.run_state import RunState, scheduled_rate
 from mdlstm_tk.training.trainer import Trainer
@@ -136,7 +136,7 @@ def test_the_relevant_loss_is_the_squared_error_at_the_second_one() -> None:
     task = DiagonalTask((5, 6))
     batch, prediction = task.batch(0, 0, 3), torch.rand(3, 5, 6, 1)
     error = (prediction.numpy() - batch.y) ** 2
-    assert loss_of(prediction, batch, task.spec).item() == pytest.approx(error.mean(), rel=1e-5)
+    assert total_loss([prediction], batch, task.spec).item() == pytest.approx(error.mean(), rel=1e-5)
     expected = sum(error[k, row, column, 0] for k, (row, column) in enumerate(batch.second))
     assert measure(task, prediction, batch)["relevant"] == pytest.approx((expected, 3))
 

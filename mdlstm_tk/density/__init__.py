@@ -1,0 +1,1 @@
+"""The kind `density`: the probability of a sample."""

@@ -1,0 +1,207 @@
+"""The questions that training asks a kind of task.
+
+Tasks are made without PyTorch, so only `loss` and `measures` import it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, Metrics, RawSample, Split, TaskSpec
+from mdlstm_tk.data.targets import Targets
+from mdlstm_tk.runtime.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mdlstm_tk.data.samples import Survey
+
+
+COMMON_DEFAULTS: dict[str, Any] = {
+    "size": "",
+    "steps": 3000,
+    "hidden": 32,
+    "lr": 0.005,
+    "weight_decay": 0.0,
+    "schedule": "cosine",
+    "warmup": 100,
+    "clip": 1.0,
+    "average": 0.99,
+    "evaluate_every": 100,
+    "patience": 10,
+}
+
+
+Sums = dict[str, "tuple[Tensor | float, float]"]
+"""By name of an error: its sum, on any device, and its count."""
+
+
+class TargetRule(NamedTuple):
+    """What the targets y of a batch are, and the prediction for it.
+
+    Attributes:
+        dtype: a type of y's dtype.
+        shape: of y.
+        prediction: the shape of the prediction; None where any extent will do.
+        low, high: the ends of y.
+        note: more to say about y, in messages.
+    """
+
+    dtype: type[np.generic]
+    shape: tuple[int, ...]
+    prediction: tuple[int | None, ...]
+    low: float = -inf
+    high: float = inf
+    note: str = ""
+
+
+class TrainingKind(ABC):
+    """A kind of task, as training sees it.
+
+    Attributes:
+        folder_format, array_format: the folder and the `.npz` file that a user's data may be, in words.
+        target_dtypes: of y in an `.npz` file, as `numpy.dtype.kind`; "" if there is no y.
+        target_files: suffixes of the files that hold targets, beside those of images.
+        further_files: other files that a folder may have, by their paths in it.
+        target_name: the word for the target of a sample.
+        has_grid_targets: whether a target has the grid of x, with which it is cropped.
+        is_cropped: whether a part of a sample has a target.
+        has_class_folders: whether the name of a folder is the target of the images in it.
+        is_planar: whether x must have two grid axes.
+        is_normalized: whether the network normalises x.
+        defaults: settings for a user's data, by key of `TrainConfig`.
+    """
+
+    folder_format: ClassVar[str]
+    array_format: ClassVar[str]
+    target_dtypes: ClassVar[str]
+    target_files: ClassVar[tuple[str, ...]] = ()
+    further_files: ClassVar[tuple[str, ...]] = ()
+    target_name: ClassVar[str] = "target"
+    has_grid_targets: ClassVar[bool] = False
+    is_cropped: ClassVar[bool] = True
+    has_class_folders: ClassVar[bool] = False
+    is_planar: ClassVar[bool] = False
+    is_normalized: ClassVar[bool] = True
+    defaults: ClassVar[Mapping[str, Any]]
+
+    def target_axes(self, ndim: int) -> tuple[int, ...]:
+        """The numbers of axes that y may have in an `.npz` file for x with `ndim` grid axes."""
+        return (1,)
+
+    @abstractmethod
+    def list_folder(self, path: Path) -> Iterator[RawSample]:
+        """List the samples of a folder, without reading them.
+
+        Raises:
+            InputError: the folder has another layout.
+        """
+
+    @abstractmethod
+    def read_array(self, y: Array, index: int, extents: Extents) -> Any:
+        """The target of sample `index` of an `.npz` file, as `RawSample.read_y` returns it."""
+
+    def survey(self, target: Any, survey_numbers: Callable[[Array], Any]) -> tuple[Any, Any]:
+        """Look at the target of a sample in the first pass over the data.
+
+        Args:
+            target: as `RawSample.read_y` returned it.
+            survey_numbers: the `Moments` of a target that is an image or numbers.
+
+        Returns:
+            A summary for `fit`, and a value that is equal for equal targets: a text, or an array.
+
+        Raises:
+            InputError: the target cannot be used.
+        """
+        return target, target
+
+    def find_files(self, path: Path) -> dict[Split, Path]:
+        """Files of a folder that hold one split each, in a format of the kind; {} if there are none."""
+        return {}
+
+    def check_x(self, x: Array) -> None:  # noqa: B027 - most kinds take any numbers
+        """Check a sample's x in the first pass.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+
+    def stratum(self, target: Any) -> str:
+        """What a target is of, to hold out a share of each."""
+        return ""
+
+    @abstractmethod
+    def fit(
+        self,
+        targets: Sequence[Any],
+        preprocessing: Preprocessing | None,
+        mask_names: Sequence[str],
+        levels: int,
+    ) -> Targets:
+        """Determine outputs, classes and encoding from the targets of all samples.
+
+        Args:
+            targets: summaries by `survey` of all samples, those for validation and testing included.
+            preprocessing: of images; None for arrays.
+            mask_names: names of the values 0, 1, … of masks.
+            levels: levels of each channel of a density.
+
+        Raises:
+            InputError: there are fewer than two classes, or the targets do not fit each other.
+        """
+
+    def spec_fields(self, train: Sequence[Survey], targets: Targets) -> dict[str, Any]:
+        """Further fields of the `TaskSpec`, from the training samples."""
+        return {}
+
+    def name_count(self, outputs: int) -> int:
+        """How many names `TaskSpec.classes` has for so many outputs."""
+        return 0
+
+    @abstractmethod
+    def collate(self, x: Array, targets: Sequence[Any], pad: Callable[..., Array]) -> Array:
+        """Join the targets of samples to `Batch.y`.
+
+        Args:
+            x: (N, *grid, C), the padded samples.
+            targets: of the samples.
+            pad: stacks arrays: `pad(arrays, shape, fill, dtype)` → (N, *shape).
+        """
+
+    @abstractmethod
+    def rule(self, batch: Batch, spec: TaskSpec) -> TargetRule:
+        """The rule that y of a batch keeps."""
+
+    def keeps_rule(self, y: Array) -> bool:
+        """Whether y keeps the note of its rule."""
+        return True
+
+    @abstractmethod
+    def loss(self, prediction: Tensor, batch: Batch, spec: TaskSpec, columns: int | None) -> Tensor:
+        """The mean over the samples of the loss of each sample, as a scalar.
+
+        Args:
+            prediction: float32, in the shape that the rule says.
+            batch: holds the targets.
+            spec: of the task.
+            columns: of texts, the columns of x under one step; None if the network does not say it.
+        """
+
+    @abstractmethod
+    def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
+        """The errors of a prediction as {name: (sum, count)}, so that batches can be added up. The best
+        checkpoint is chosen by the first one."""
+
+    def measure_array(self, prediction: Floats, batch: Batch, spec: TaskSpec) -> Metrics:
+        """As `measures`, of a NumPy array."""
+        from torch import from_numpy
+
+        sums = self.measures(from_numpy(prediction), batch, spec)
+        return {name: (float(total), count) for name, (total, count) in sums.items()}

@@ -1,0 +1,1 @@
+"""The kind `transcribe`: one text for each sample."""

@@ -1,0 +1,52 @@
+"""The characters of texts, and how texts are encoded."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from mdlstm_tk._util.text import counted
+from mdlstm_tk.data.targets import Targets
+from mdlstm_tk.runtime.text_order import Direction, is_right_to_left, reorder
+
+# Marks that no image shows: byte order, and the direction of what follows. The order of a text is found
+# without them.
+INVISIBLE = dict.fromkeys(
+    map(ord, "\ufeff\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+)
+
+
+def normalise(text: str) -> str:
+    """Return a text in Unicode's composed form (NFC), without marks of direction."""
+    return unicodedata.normalize("NFC", text).translate(INVISIBLE)
+
+
+def fit_texts(texts: Sequence[str]) -> Targets:
+    """The characters of texts, their direction and their encoding."""
+    normal = [normalise(text) for text in texts]
+    direction: Direction = "rtl" if is_right_to_left("".join(normal)) else "ltr"
+    visual = [reorder(text, direction) for text in normal]
+    characters = {character: k for k, character in enumerate(sorted(set("".join(visual))), 1)}
+    lengths = [len(text) for text in visual]
+    lines = [
+        f"texts of {min(lengths)} to {counted(max(lengths), 'character')} from {len(characters)}: "
+        f"{''.join(characters)}"
+    ]
+    if count := sum(a != b for a, b in zip(texts, normal, strict=True)):
+        lines.append(
+            f"{counted(count, 'text was', 'texts were')} normalised: characters composed (NFC), marks of "
+            "direction left out"
+        )
+    if count := sum(a != b for a, b in zip(normal, visual, strict=True)):
+        lines.append(
+            f"{counted(count, 'text runs', 'texts run')} from right to left or in part; models return them "
+            "in the order of reading"
+        )
+
+    encode = partial(_encode_text, characters=characters, direction=direction)
+    return Targets(len(characters) + 1, encode, lines, tuple(characters), direction=direction)
+
+
+def _encode_text(text: str, characters: Mapping[str, int], direction: Direction) -> list[int]:
+    return [characters[character] for character in reorder(normalise(text), direction)]

@@ -1,0 +1,56 @@
+"""How far a text that was read is from the true one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from unicodedata import normalize
+
+from rapidfuzz.distance import Levenshtein
+
+from mdlstm_tk.data.spec import Batch, Floats, TaskSpec
+from mdlstm_tk.runtime.postprocessing import transcripts
+from mdlstm_tk.runtime.text_order import reorder
+
+
+def target_texts(batch: Batch, spec: TaskSpec) -> list[str]:
+    """Return the true text of each sample of a batch, in the order of reading."""
+    texts = ["".join(spec.classes[k - 1] for k in row if k > 0) for row in batch.y]
+    return texts if spec.text_direction is None else [reorder(text, spec.text_direction) for text in texts]
+
+
+def predicted_texts(prediction: Floats, spec: TaskSpec) -> list[str]:
+    """Return the predicted text of each sample, in the order of reading."""
+    return transcripts(prediction, spec.classes, spec.text_direction)
+
+
+class TextEdits(NamedTuple):
+    """Insertions, deletions and replacements between a text that was read and the true one.
+
+    Attributes:
+        character_edits: their smallest number in characters.
+        characters: length of the true text.
+        word_edits: their smallest number in words, which blanks separate.
+        words: number of words of the true text.
+    """
+
+    character_edits: int
+    characters: int
+    word_edits: int
+    words: int
+
+
+def plain(text: str) -> str:
+    """Return a text as it is compared: NFC, without blanks at both ends."""
+    return normalize("NFC", text).strip()
+
+
+def count_edits(reading: str, truth: str) -> TextEdits:
+    """Compare a text that was read with the true one; how either is composed (NFC) does not count."""
+    reading, truth = plain(reading), plain(truth)
+    words = truth.split()
+    return TextEdits(
+        Levenshtein.distance(reading, truth),
+        len(truth),
+        Levenshtein.distance(reading.split(), words),
+        len(words),
+    )
