@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mdlstm_tk._util.text import counted
-from mdlstm_tk.data import pages
 from mdlstm_tk.data.samples import Survey
 from mdlstm_tk.data.sampling import stratified_mask
 from mdlstm_tk.data.spec import Kind, SampleId, Split
@@ -81,7 +80,7 @@ def divide(
     splits: dict[Split, list[Survey]] = {split: [] for split in prefixes.values()}
     unmatched: list[Survey] = []
     for survey in surveys:
-        prefix = pages.prefix_of(survey.sample.group, prefixes)
+        prefix = prefix_of(survey.sample.group, prefixes)
         (unmatched if prefix is None else splits[prefixes[prefix]]).append(survey)
     files = list(dict.fromkeys(survey.sample.group for survey in unmatched))
     hidden = f" and {len(files) - MAX_NAMES_SHOWN} more" if len(files) > MAX_NAMES_SHOWN else ""
@@ -150,3 +149,11 @@ def describe_copies(splits: Mapping[Split, Sequence[Survey]]) -> list[str]:
         for text, each in lines
         if each
     ]
+
+
+def prefix_of(name: str, prefixes: Iterable[str]) -> str | None:
+    """Return the longest prefix of a file's relative path, or of its name alone; None if none fits."""
+    name = Path(name).as_posix()
+    starts = (name, name.rpartition("/")[2])
+    fitting = (prefix for prefix in prefixes if any(start.startswith(prefix) for start in starts))
+    return max(fitting, key=len, default=None)

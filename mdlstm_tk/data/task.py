@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mdlstm_tk._util.checks import check_unmasked
 from mdlstm_tk._util.text import counted
-from mdlstm_tk.data.augmentation import crop, distort, distort_line
+from mdlstm_tk.data.augmentation import crop
 from mdlstm_tk.data.sampling import (
     CROP,
     DISTORTION,
@@ -38,7 +38,7 @@ from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.kinds import training_of
 
 if TYPE_CHECKING:
-    from mdlstm_tk.data.user_data import TextExtent
+    from mdlstm_tk.text.encoding import TextExtent
 
 WHOLE_BATCH = slice(None)
 MAX_EXAMINED_BATCHES = 500  # to know how large they are
@@ -180,8 +180,8 @@ class DatasetTask(Task):
                 f" distorts images, but samples have {counted(len(spec.size), 'axis', 'axes')}; use ",
                 Argument("augment", 0),
             )
-        if augment and spec.kind == "grid":
-            text = " distorts x, but no targets of kind grid; use "
+        if augment and not training_of(spec.kind).is_distorted:
+            text = f" distorts x, but no targets of kind {spec.kind}; use "
             raise InputError(Argument("augment", augment), text, Argument("augment", 0))
         self.spec = spec
         self.sets = sets
@@ -225,14 +225,9 @@ class DatasetTask(Task):
         rngs = [None if self.crop is None else make_rng(seed, CROP, draw) for draw, _ in pairs]
         cropped = [self._cropped(samples[k], rng) for (_, k), rng in zip(pairs, rngs, strict=True)]
         if self.augment:
-            cropped = self._distorted(cropped, [make_rng(seed, DISTORTION, draw) for draw, _ in pairs])
+            distortions = [make_rng(seed, DISTORTION, draw) for draw, _ in pairs]
+            cropped = training_of(self.spec.kind).distort(cropped, distortions, self.augment)
         return collate(self.spec.kind, cropped)
-
-    def _distorted(self, samples: list[Sample], rngs: Sequence[np.random.Generator]) -> list[Sample]:
-        if self.spec.kind == "transcribe":
-            pairs = zip(samples, rngs, strict=True)
-            return [(distort_line(x, rng, self.augment), y) for (x, y), rng in pairs]
-        return distort(samples, rngs, self.augment, training_of(self.spec.kind).has_grid_targets)
 
     def _cropped(self, sample: Sample, rng: np.random.Generator | None) -> Sample:
         if self.crop is None:

@@ -13,16 +13,15 @@ described in `masks`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted
-from mdlstm_tk.data import arrays, folders, pages
+from mdlstm_tk.data import arrays, folders
 from mdlstm_tk.data.idx import list_idx
 from mdlstm_tk.data.samples import LazySamples, MemoryBudget, Survey, channel_moments, survey_samples
 from mdlstm_tk.data.sampling import shape_order
@@ -35,13 +34,13 @@ from mdlstm_tk.data.splits import (
     find_sources,
     hold_out,
     in_order_of,
+    prefix_of,
 )
 from mdlstm_tk.data.targets import Targets
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.runtime.preprocessing import Preprocessing
-from mdlstm_tk.text.encoding import normalise
 
 if TYPE_CHECKING:
     from mdlstm_tk.kinds.training import TrainingKind
@@ -49,25 +48,6 @@ if TYPE_CHECKING:
 CACHE_BYTES = 2**28  # default for the memory that decoded images may take
 MAX_SKIPPED_SHOWN = 10  # skipped samples that a summary lists
 MAX_COLOUR_CHANNELS = 4  # more look like an axis of the grid
-
-
-class TextExtent(NamedTuple):
-    """The room that the text of a sample has, and the room it needs.
-
-    Attributes:
-        split: its split.
-        name: name of the sample.
-        text: the text.
-        width: columns of its image.
-        ctc_steps: steps that CTC needs to spell the text: one per character, and a blank between two
-            equal ones.
-    """
-
-    split: Split
-    name: str
-    text: str
-    width: int
-    ctc_steps: int
 
 
 class UserDataTask(DatasetTask):
@@ -136,7 +116,7 @@ def read_data(
             f" is for images, but {sources['train']} holds arrays, used as they are; leave it out",
             *((", or use ", Argument("crop")) if training.is_cropped else ()),
         )
-    prefixes = pages.read_splits(path, SPLIT_NAMES) if kind == "transcribe" and len(sources) == 1 else {}
+    prefixes = training.read_splits(path, SPLIT_NAMES) if len(sources) == 1 else {}
     budget = MemoryBudget(cache_bytes)
     splits: dict[Split, list[Survey]] = {}
     skipped: list[str] = []
@@ -207,7 +187,7 @@ def read_data(
     task.names = {split: [survey.sample.name for survey in each] for split, each in splits.items()}
     task.identities = {split: [survey.identity for survey in each] for split, each in splits.items()}
     task.groups = {
-        split: [pages.prefix_of(survey.sample.group, prefixes) or survey.sample.group for survey in each]
+        split: [prefix_of(survey.sample.group, prefixes) or survey.sample.group for survey in each]
         for split, each in splits.items()
     }
     task.skipped = skipped
@@ -215,11 +195,7 @@ def read_data(
     task.has_mixed_sizes = crop is not None or bool((all_extents != all_extents[0]).any())
     notes += describe_copies(splits)
     task.summary = _summarise(path, sources, task, all_extents, [*targets.lines, *notes])
-    if kind == "transcribe":
-        task.texts = [normalise(survey.target) for survey in splits["train"]]
-        task.text_extents = [
-            _text_extent(split, survey, targets) for split, each in splits.items() for survey in each
-        ]
+    training.complete(task, splits, targets)
     if not is_arrays:
         in_use = cache_bytes - budget.bytes_left
         task.cache_bytes = max(in_use, min(cache_bytes, _decoded_bytes(all_extents, spec)))
@@ -232,10 +208,9 @@ def _list_samples(source: Path, kind: Kind, budget: MemoryBudget) -> tuple[list[
         samples = list(arrays.list_arrays(source, training_of(kind)))
         unused = ", ".join(arrays.list_unused(source, training_of(kind)))
         return samples, [f"arrays of {source}, left out: {unused}"] if unused else []
-    if kind == "transcribe" and not (source / "labels.tsv").exists():
-        samples, notes = pages.list_pages(source, budget)
-        return [*samples, *pages.list_transcripts(source)], notes
-    return list(list_idx(source) if source.is_file() else training_of(kind).list_folder(source)), []
+    if source.is_file():
+        return list(list_idx(source)), []
+    return training_of(kind).list_folder(source, budget)
 
 
 def _read_mask_names(path: Path, training: TrainingKind) -> list[str]:
@@ -272,12 +247,6 @@ def _describe_task(
         text_direction=targets.direction,
         **spec,
     )
-
-
-def _text_extent(split: Split, survey: Survey, targets: Targets) -> TextExtent:
-    text = targets.encode(survey.target)
-    repeats = sum(a == b for a, b in pairwise(text))
-    return TextExtent(split, survey.sample.name, survey.target, survey.extents[1], len(text) + repeats)
 
 
 def _decoded_bytes(extents: Array, spec: TaskSpec) -> int:

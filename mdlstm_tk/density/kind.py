@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import numpy as np
 
 from mdlstm_tk.data.folders import find_images, image_sample, no_target
 from mdlstm_tk.data.idx import find_idx
+from mdlstm_tk.data.samples import MemoryBudget
 from mdlstm_tk.data.spec import Array, Batch, Extents, RawSample, Split, TaskSpec
 from mdlstm_tk.data.targets import Targets, unchanged
 from mdlstm_tk.errors import Argument, InputError, Message
@@ -29,9 +30,8 @@ class Density(TrainingKind):
     is_planar = True
     defaults = COMMON_DEFAULTS | {"model": "pixel", "layers": 2, "batch_size": 32}
 
-    def list_folder(self, path: Path) -> Iterator[RawSample]:
-        for file in find_images(path):
-            yield image_sample(path, file, no_target)
+    def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
+        return [image_sample(path, file, no_target) for file in find_images(path)], []
 
     def find_files(self, path: Path) -> dict[Split, Path]:
         return find_idx(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import numpy as np
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.data.arrays import read_name
 from mdlstm_tk.data.folders import find_images, image_sample, subfolders
+from mdlstm_tk.data.samples import MemoryBudget
 from mdlstm_tk.data.spec import Array, Batch, Extents, RawSample, TaskSpec
 from mdlstm_tk.data.targets import Targets
 from mdlstm_tk.errors import InputError
@@ -30,10 +31,12 @@ class Classify(TrainingKind):
     has_class_folders = True
     defaults = COMMON_DEFAULTS | {"batch_size": 32, "augment": 1.0}
 
-    def list_folder(self, path: Path) -> Iterator[RawSample]:
-        for folder in subfolders(path):
-            for file in find_images(folder):
-                yield image_sample(path, file, partial(str, folder.name))
+    def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
+        return [
+            image_sample(path, file, partial(str, folder.name))
+            for folder in subfolders(path)
+            for file in find_images(folder)
+        ], []
 
     def read_array(self, y: Array, index: int, extents: Extents) -> Any:
         return read_name(y, index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from mdlstm_tk._util.text import counted
 from mdlstm_tk.data.arrays import read_numbers
 from mdlstm_tk.data.folders import list_pairs
 from mdlstm_tk.data.images import read_pixels
+from mdlstm_tk.data.samples import MemoryBudget, Survey, channel_moments
 from mdlstm_tk.data.spec import Array, Batch, Extents, RawSample, TaskSpec
 from mdlstm_tk.data.targets import Targets, unchanged
 from mdlstm_tk.errors import InputError
@@ -21,21 +22,20 @@ from mdlstm_tk.runtime.preprocessing import Preprocessing
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mdlstm_tk.data.samples import Survey
-
 
 class Grid(TrainingKind):
     folder_format = "a folder with images/ and targets/"
     array_format = "an .npz file with x and y, each (N, H, W) or (N, H, W, C), or with one axis more"
     target_dtypes = "buif"
     has_grid_targets = True
+    is_distorted = False
     defaults = COMMON_DEFAULTS | {"directions": "all"}
 
     def target_axes(self, ndim: int) -> tuple[int, ...]:
         return ndim + 1, ndim + 2
 
-    def list_folder(self, path: Path) -> Iterator[RawSample]:
-        return list_pairs(path, "targets", _read_target, self.folder_format)
+    def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
+        return list(list_pairs(path, "targets", _read_target, self.folder_format)), []
 
     def read_array(self, y: Array, index: int, extents: Extents) -> Any:
         return read_numbers(y if y.ndim > len(extents) + 1 else y[..., None], index, extents)
@@ -61,8 +61,6 @@ class Grid(TrainingKind):
         return Targets(outputs, unchanged)
 
     def spec_fields(self, train: Sequence[Survey], targets: Targets) -> dict[str, Any]:
-        from mdlstm_tk.data.samples import channel_moments
-
         mean, std = channel_moments([survey.target for survey in train], targets.outputs)
         return {"target_mean": mean, "target_std": std}
 

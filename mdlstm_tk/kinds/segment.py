@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import numpy as np
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.data.folders import list_pairs
 from mdlstm_tk.data.masks import UNKNOWN_VALUE, MaskClasses, RawMask, read_mask
+from mdlstm_tk.data.samples import MemoryBudget
 from mdlstm_tk.data.spec import UNLABELLED, Array, Batch, Extents, RawSample, TaskSpec
 from mdlstm_tk.data.targets import Targets
 from mdlstm_tk.kinds.training import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
@@ -34,8 +35,8 @@ class Segment(TrainingKind):
     def target_axes(self, ndim: int) -> tuple[int, ...]:
         return (ndim + 1,)
 
-    def list_folder(self, path: Path) -> Iterator[RawSample]:
-        return list_pairs(path, "masks", read_mask, self.folder_format)
+    def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
+        return list(list_pairs(path, "masks", read_mask, self.folder_format)), []
 
     def read_array(self, y: Array, index: int, extents: Extents) -> Any:
         return RawMask(np.asarray(y[index][tuple(map(slice, extents))]).astype(np.int64))

@@ -6,21 +6,23 @@ Tasks are made without PyTorch, so only `loss` and `measures` import it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, Metrics, RawSample, Split, TaskSpec
+from mdlstm_tk.data.augmentation import distort
+from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, Metrics, RawSample, Sample, Split, TaskSpec
 from mdlstm_tk.data.targets import Targets
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mdlstm_tk.data.samples import Survey
+    from mdlstm_tk.data.samples import MemoryBudget, Survey
+    from mdlstm_tk.data.user_data import UserDataTask
 
 
 COMMON_DEFAULTS: dict[str, Any] = {
@@ -72,6 +74,7 @@ class TrainingKind(ABC):
         target_name: the word for the target of a sample.
         has_grid_targets: whether a target has the grid of x, with which it is cropped.
         is_cropped: whether a part of a sample has a target.
+        is_distorted: whether a distorted sample has one.
         has_class_folders: whether the name of a folder is the target of the images in it.
         is_planar: whether x must have two grid axes.
         is_normalized: whether the network normalises x.
@@ -86,6 +89,7 @@ class TrainingKind(ABC):
     target_name: ClassVar[str] = "target"
     has_grid_targets: ClassVar[bool] = False
     is_cropped: ClassVar[bool] = True
+    is_distorted: ClassVar[bool] = True
     has_class_folders: ClassVar[bool] = False
     is_planar: ClassVar[bool] = False
     is_normalized: ClassVar[bool] = True
@@ -96,12 +100,29 @@ class TrainingKind(ABC):
         return (1,)
 
     @abstractmethod
-    def list_folder(self, path: Path) -> Iterator[RawSample]:
-        """List the samples of a folder, without reading them.
+    def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
+        """List the samples of a folder, and notes for the user.
+
+        Args:
+            path: the folder.
+            budget: how much memory samples may take that have to be read for that.
 
         Raises:
             InputError: the folder has another layout.
         """
+
+    def read_splits(self, path: Path, names: Mapping[Split, Sequence[str]]) -> dict[str, Split]:
+        """Read how a folder divides its samples: the split of each prefix of their groups; {} if it does
+        not.
+
+        Args:
+            path: the folder.
+            names: that a split may have.
+
+        Raises:
+            InputError: the file that says it cannot be used.
+        """
+        return {}
 
     @abstractmethod
     def read_array(self, y: Array, index: int, extents: Extents) -> Any:
@@ -156,6 +177,17 @@ class TrainingKind(ABC):
         Raises:
             InputError: there are fewer than two classes, or the targets do not fit each other.
         """
+
+    def distort(
+        self, samples: Sequence[Sample], rngs: Sequence[np.random.Generator], strength: float
+    ) -> list[Sample]:
+        """Distorted copies of training samples; see `mdlstm_tk.data.augmentation.distort`."""
+        return distort(samples, rngs, strength, self.has_grid_targets)
+
+    def complete(  # noqa: B027 - most kinds add nothing
+        self, task: UserDataTask, splits: Mapping[Split, Sequence[Survey]], targets: Targets
+    ) -> None:
+        """Add to a task what the kind needs beyond its samples."""
 
     def spec_fields(self, train: Sequence[Survey], targets: Targets) -> dict[str, Any]:
         """Further fields of the `TaskSpec`, from the training samples."""

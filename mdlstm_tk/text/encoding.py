@@ -5,8 +5,12 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
 
 from mdlstm_tk._util.text import counted
+from mdlstm_tk.data.samples import Survey
+from mdlstm_tk.data.spec import Split
 from mdlstm_tk.data.targets import Targets
 from mdlstm_tk.runtime.text_order import Direction, is_right_to_left, reorder
 
@@ -50,3 +54,29 @@ def fit_texts(texts: Sequence[str]) -> Targets:
 
 def _encode_text(text: str, characters: Mapping[str, int], direction: Direction) -> list[int]:
     return [characters[character] for character in reorder(normalise(text), direction)]
+
+
+class TextExtent(NamedTuple):
+    """The room that the text of a sample has, and the room it needs.
+
+    Attributes:
+        split: its split.
+        name: name of the sample.
+        text: the text.
+        width: columns of its image.
+        ctc_steps: steps that CTC needs to spell the text: one per character, and a blank between two
+            equal ones.
+    """
+
+    split: Split
+    name: str
+    text: str
+    width: int
+    ctc_steps: int
+
+    @classmethod
+    def of(cls, split: Split, survey: Survey, targets: Targets) -> TextExtent:
+        """That of a sample."""
+        text = targets.encode(survey.target)
+        repeats = sum(a == b for a, b in pairwise(text))
+        return cls(split, survey.sample.name, survey.target, survey.extents[1], len(text) + repeats)

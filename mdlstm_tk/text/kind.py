@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +10,21 @@ import numpy as np
 
 from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.data.arrays import read_name
+from mdlstm_tk.data.augmentation import distort_line
 from mdlstm_tk.data.folders import list_texts
-from mdlstm_tk.data.spec import Array, Batch, Extents, RawSample, TaskSpec
+from mdlstm_tk.data.samples import MemoryBudget, Survey
+from mdlstm_tk.data.spec import Array, Batch, Extents, RawSample, Sample, Split, TaskSpec
 from mdlstm_tk.data.targets import Targets
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.training import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
 from mdlstm_tk.runtime.preprocessing import Preprocessing
-from mdlstm_tk.text.encoding import fit_texts, normalise
+from mdlstm_tk.text.encoding import TextExtent, fit_texts, normalise
+from mdlstm_tk.text.page_folders import list_pages, list_transcripts, read_splits
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mdlstm_tk.data.user_data import UserDataTask
 
 
 class Transcribe(TrainingKind):
@@ -47,8 +52,28 @@ class Transcribe(TrainingKind):
         "patience": 0,
     }
 
-    def list_folder(self, path: Path) -> Iterator[RawSample]:
-        return list_texts(path)
+    def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
+        if (path / "labels.tsv").exists():
+            return list(list_texts(path)), []
+        samples, notes = list_pages(path, budget)
+        return [*samples, *list_transcripts(path)], notes
+
+    def read_splits(self, path: Path, names: Mapping[Split, Sequence[str]]) -> dict[str, Split]:
+        return read_splits(path, names)
+
+    def distort(
+        self, samples: Sequence[Sample], rngs: Sequence[np.random.Generator], strength: float
+    ) -> list[Sample]:
+        pairs = zip(samples, rngs, strict=True)
+        return [(distort_line(x, rng, strength), y) for (x, y), rng in pairs]
+
+    def complete(
+        self, task: UserDataTask, splits: Mapping[Split, Sequence[Survey]], targets: Targets
+    ) -> None:
+        task.texts = [normalise(survey.target) for survey in splits["train"]]
+        task.text_extents = [
+            TextExtent.of(split, survey, targets) for split, each in splits.items() for survey in each
+        ]
 
     def read_array(self, y: Array, index: int, extents: Extents) -> Any:
         return read_name(y, index)

@@ -24,7 +24,7 @@ from mdlstm_tk.training.config import TrainConfig, parse_windows
 from mdlstm_tk.training.tasks import make_task
 
 if TYPE_CHECKING:
-    from mdlstm_tk.data.user_data import TextExtent
+    from mdlstm_tk.text.encoding import TextExtent
 
 MAX_POSITIONS = 4096  # that the first level of a network sweeps, unless the user chooses the windows
 

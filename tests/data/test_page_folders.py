@@ -12,12 +12,12 @@ from helpers.pages import alto, draw_page
 from helpers.user_data import RNG, read, write_image
 from PIL import Image
 
-from mdlstm_tk.data.pages import read_splits
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.line_cutting import cut_line
 from mdlstm_tk.runtime.pages import read_page
 from mdlstm_tk.runtime.preprocessing import decode_image
 from mdlstm_tk.text.measures import target_texts
+from mdlstm_tk.text.page_folders import read_splits
 
 
 def write_pages(folder: Path, count: int = 6, prefix: str = "p") -> Path:
@@ -56,7 +56,7 @@ def test_training_sees_what_inference_cuts(tmp_path: Path) -> None:
 def test_a_page_is_decoded_once_if_its_lines_fit_into_the_cache(
     cache: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mdlstm_tk.data import pages
+    from mdlstm_tk.text import page_folders as pages
 
     decoded: list[str] = []
     original = pages.read_pixels

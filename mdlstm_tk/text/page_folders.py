@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -148,14 +148,6 @@ def read_splits(path: Path, names: Mapping[Split, Sequence[str]]) -> dict[str, S
             if splits.setdefault(prefix, split_of[name]) != split_of[name]:
                 raise InputError(f"{file} has {prefix!r:.80} in two splits; name it in one")
     return splits
-
-
-def prefix_of(name: str, prefixes: Iterable[str]) -> str | None:
-    """Return the longest prefix of a file's relative path, or of its name alone; None if none fits."""
-    name = Path(name).as_posix()
-    starts = (name, name.rpartition("/")[2])
-    fitting = (prefix for prefix in prefixes if any(start.startswith(prefix) for start in starts))
-    return max(fitting, key=len, default=None)
 
 
 def _cut_page(file: Path) -> _CutPage:
