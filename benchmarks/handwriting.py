@@ -42,10 +42,10 @@ from mdlstm_tk.runtime.decoding import BEAM
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.line_cutting import cut_line
 from mdlstm_tk.runtime.pages import Page, PageLine, is_page, read_page
+from mdlstm_tk.text.reading import Line, describe_lines, evaluate_lines
 from mdlstm_tk.training import TrainConfig, configure, make_task, new_job, parse_settings, train
 from mdlstm_tk.training.comparison import with_equal_parameters
 from mdlstm_tk.training.networks import fit_config
-from mdlstm_tk.training.text_errors import Line, describe_lines, evaluate_lines
 
 NETWORKS = {"default": "", "rows": "line-rows", "blstm": "line-blstm"}  # models of `rival_networks`
 SHARES = {"test": 0.1, "valid": 0.1}  # of the pages, where no splits.json divides them

@@ -62,7 +62,7 @@ def sample(
 
     Equal seeds give equal images.
     """
-    from mdlstm_tk.report import draw_samples
+    from mdlstm_tk.density import draw_samples
 
     options: dict[str, Any] = {"seed": seed, "temperature": temperature, "force": force}
     source, shape = draw_samples(output, source, count, size, given=given, **options)

@@ -66,6 +66,11 @@ class Density(TrainingKind):
 
         return mean_of_positions(-prediction, batch)
 
+    def output_meanings(self, spec: TaskSpec) -> Sequence[str | float]:
+        """The value of each level; a single one is white's."""
+        highest = max(spec.outputs, 2) - 1
+        return [level / highest for level in range(highest + 1)][-spec.outputs :]
+
     def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
         from mdlstm_tk.kinds.sums import sum_of_positions
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from mdlstm_tk.data.samples import MemoryBudget, Survey
     from mdlstm_tk.data.user_data import UserDataTask
+    from mdlstm_tk.training.job import TrainingJob
 
 
 COMMON_DEFAULTS: dict[str, Any] = {
@@ -230,6 +231,29 @@ class TrainingKind(ABC):
     def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
         """The errors of a prediction as {name: (sum, count)}, so that batches can be added up. The best
         checkpoint is chosen by the first one."""
+
+    def conclude(
+        self, job: TrainingJob, step: int, split: Split
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Measure the network of a job that has been trained.
+
+        Args:
+            job: its network has the best weights.
+            step: that they are of.
+            split: which samples.
+
+        Returns:
+            The errors by name, and further entries of `result.json`.
+        """
+        from mdlstm_tk.training.evaluation import evaluate
+
+        return evaluate(job.network, job.task, split, job.config, job.context), {}
+
+    def output_meanings(self, spec: TaskSpec) -> Sequence[str | float]:
+        """The meaning of each output of a network, by which weights of another one are taken over: a class,
+        or a number."""
+        unnamed = spec.outputs - len(spec.classes) if spec.classes else spec.outputs
+        return [*range(unnamed), *spec.classes]
 
     def measure_array(self, prediction: Floats, batch: Batch, spec: TaskSpec) -> Metrics:
         """As `measures`, of a NumPy array."""

@@ -14,13 +14,14 @@ from torch import nn
 
 from mdlstm_tk.data import Split, Task
 from mdlstm_tk.data.sampling import binarise
+from mdlstm_tk.density import draw_images
+from mdlstm_tk.density.contact_sheet import IMAGE_PIXELS, contact_sheet
 from mdlstm_tk.errors import MissingExtraError, require
-from mdlstm_tk.report.contact_sheet import IMAGE_PIXELS, contact_sheet
 from mdlstm_tk.report.evaluation import display_split
 from mdlstm_tk.report.panels import Panel
 from mdlstm_tk.report.plots import svg_histogram
 from mdlstm_tk.runtime.preprocessing import resize, to_grey
-from mdlstm_tk.training import TrainConfig, draw_images
+from mdlstm_tk.training import TrainConfig
 
 DRAWN_IMAGES = 36  # images beside as many of the data
 PAIRS = 12  # drawn images beside their nearest neighbours

@@ -16,9 +16,9 @@ from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, Kind, Split, Task, Ta
 from mdlstm_tk.report.panels import Panel, sample_panels
 from mdlstm_tk.runtime.decoding import Decoding
 from mdlstm_tk.runtime.postprocessing import labels, probabilities
+from mdlstm_tk.text.reading import Line, evaluate_lines
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.evaluation import evaluate, predict
-from mdlstm_tk.training.text_errors import Line, evaluate_lines
 
 EXAMPLES: dict[Kind, int] = {"grid": 3, "classify": 18, "segment": 3, "transcribe": 6, "density": 6}
 WORST_LINES = 50

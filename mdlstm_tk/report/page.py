@@ -26,10 +26,10 @@ from mdlstm_tk.report.exports import BATCH, find_exports, measure_exports
 from mdlstm_tk.report.panels import class_colors
 from mdlstm_tk.report.plots import svg_curves, svg_reliability
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
+from mdlstm_tk.text.reading import describe_lines
 from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, load_task
 from mdlstm_tk.training.networks import count_parameters
 from mdlstm_tk.training.tasks import describe_changes, describe_overlap
-from mdlstm_tk.training.text_errors import describe_lines
 
 PERCENT_METRICS = ("error", "character_error", "word_error", "string_error", "unexplained")
 MAX_UNLISTED_CLASSES = 12  # up to here the matrix suffices, and confusions are not listed

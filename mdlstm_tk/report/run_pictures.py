@@ -8,12 +8,12 @@ from torch import nn
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import DiagonalTask, Task
+from mdlstm_tk.density.sampling import draw_images
 from mdlstm_tk.report.evaluation import display_split, example_indices, in_order, make_examples
 from mdlstm_tk.report.panels import Panel, class_colors, draw_input, draw_values, visible
 from mdlstm_tk.report.plots import draw_curves, draw_loss_comparison, draw_panels
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
 from mdlstm_tk.training.comparison import Comparison
-from mdlstm_tk.training.drawing import draw_images
 from mdlstm_tk.training.networks import build_network
 from mdlstm_tk.training.progress import WINDOW
 from mdlstm_tk.training.run_folder import Run

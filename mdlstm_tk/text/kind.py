@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mdlstm_tk.data.user_data import UserDataTask
+    from mdlstm_tk.training.job import TrainingJob
 
 
 class Transcribe(TrainingKind):
@@ -114,6 +115,21 @@ class Transcribe(TrainingKind):
         from mdlstm_tk.text.ctc_loss import ctc_loss
 
         return ctc_loss(prediction, batch, columns)
+
+    def conclude(
+        self, job: TrainingJob, step: int, split: Split
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Choose how texts are read, and read them."""
+        from mdlstm_tk.text.calibration import calibrate
+        from mdlstm_tk.text.reading import describe_lines, evaluate_lines
+
+        if job.context.is_main:
+            calibrate(job, step)
+        decoding = job.context.broadcast(job.run.read_decoding())
+        errors, lines = evaluate_lines(
+            job.network, job.task, split, job.config, job.context, decoding=decoding
+        )
+        return errors, describe_lines(lines)
 
     def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
         from mdlstm_tk.text.measures import count_edits, predicted_texts, target_texts

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from mdlstm_tk.training.comparison import plan_comparison as plan_comparison
     from mdlstm_tk.training.config import TrainConfig as TrainConfig
     from mdlstm_tk.training.config import list_settings as list_settings
-    from mdlstm_tk.training.drawing import draw_images as draw_images
-    from mdlstm_tk.training.drawing import sample_run as sample_run
     from mdlstm_tk.training.evaluation import evaluate as evaluate
     from mdlstm_tk.training.evaluation import predict as predict
     from mdlstm_tk.training.job import TrainingJob as TrainingJob
@@ -57,7 +55,6 @@ __all__, __getattr__, __dir__ = lazy_names(
             *("compare_models", "configure_comparison", "plan_comparison"),
         ),
         "config": ("TrainConfig", "list_settings"),
-        "drawing": ("draw_images", "sample_run"),
         "evaluation": ("evaluate", "predict"),
         "job": ("TrainingJob", "new_job", "resume_job"),
         "loop": ("train",),

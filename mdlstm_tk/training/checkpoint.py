@@ -7,7 +7,7 @@ so a checkpoint does not store them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mdlstm_tk._util.text import counted
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import Argument, InputError, Message
+from mdlstm_tk.kinds import training_of
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.networks import build_network, names_of_heads
@@ -91,7 +92,7 @@ class Checkpoint:
                 f"init names a run of kind {self.spec.kind} with {counted(self.spec.channels, 'channel')}, "
                 f"got {spec.kind} with {spec.channels}"
             )
-        old, new = _outputs(self.spec), _outputs(spec)
+        old, new = (training_of(each.kind).output_meanings(each) for each in (self.spec, spec))
         pairs = [(k, old.index(output)) for k, output in enumerate(new) if output in old]
         rows, old_rows = map(list, zip(*pairs, strict=True)) if pairs else ([], [])
         heads = names_of_heads(config, spec)
@@ -143,17 +144,6 @@ class Checkpoint:
                 f"the checkpoint's weights do not fit the network '{self.config.model}'; "
                 "was the run's config.toml or the network's code changed?"
             ) from None
-
-
-def _outputs(spec: TaskSpec) -> Sequence[str | float]:
-    """The meaning of each output of a network: a class, a character, the blank, or a number; of kind
-    "density" the value of a level."""
-    if spec.kind == "density":
-        highest = max(spec.outputs, 2) - 1
-        return [level / highest for level in range(highest + 1)][-spec.outputs :]  # a single one is white's
-    if not spec.classes:
-        return list(range(spec.outputs))
-    return [*range(spec.outputs - len(spec.classes)), *spec.classes]
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

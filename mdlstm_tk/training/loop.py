@@ -17,15 +17,13 @@ import torch
 from mdlstm_tk._util.text import to_json
 from mdlstm_tk.data import Split
 from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.kinds import training_of
 from mdlstm_tk.runtime.io.files import atomic_write
-from mdlstm_tk.training.calibration import calibrate
 from mdlstm_tk.training.dataloader import dataloader
-from mdlstm_tk.training.evaluation import evaluate
 from mdlstm_tk.training.job import TrainingJob
 from mdlstm_tk.training.memory import keep_freed_memory
 from mdlstm_tk.training.networks import count_parameters
 from mdlstm_tk.training.progress import Progress, StepTimer, TrainingTimes
-from mdlstm_tk.training.text_errors import describe_lines, evaluate_lines
 from mdlstm_tk.training.trainer import Trainer
 
 SMALL_STEP = 20_000_000  # operations of the forward pass of a step, about
@@ -180,15 +178,7 @@ def _conclude(job: TrainingJob, trainer: Trainer) -> dict[str, Any]:
     network.load_state_dict(trainer.best_weights)
     best_step = trainer.state.best_step or trainer.state.step
     split: Split = "test" if task.count("test") else "validation"
-    details: dict[str, Any] = {}
-    if task.spec.kind == "transcribe":
-        if job.context.is_main:
-            calibrate(job, best_step)
-        decoding = job.context.broadcast(run.read_decoding())
-        errors, lines = evaluate_lines(network, task, split, job.config, job.context, decoding=decoding)
-        details = describe_lines(lines)
-    else:
-        errors = evaluate(network, task, split, job.config, job.context)
+    errors, details = training_of(task.spec.kind).conclude(job, best_step, split)
     if not job.context.is_main:
         return {}
     times = run.read_times()

@@ -17,8 +17,8 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run
 from mdlstm_tk.runtime import CharacterModel, Decoding, Session
 from mdlstm_tk.runtime.ctc import transcribe_logits
-from mdlstm_tk.training import calibration, load_checkpoint, new_job, train
-from mdlstm_tk.training.calibration import (
+from mdlstm_tk.text import calibration
+from mdlstm_tk.text.calibration import (
     LineLogits,
     evenly,
     fit_temperature,
@@ -26,7 +26,8 @@ from mdlstm_tk.training.calibration import (
     training_texts,
     validation_lines,
 )
-from mdlstm_tk.training.text_errors import Line, calibration_error, reliability
+from mdlstm_tk.text.reading import Line, calibration_error, reliability
+from mdlstm_tk.training import load_checkpoint, new_job, train
 
 WORDS = ("le", "chat", "chien", "et", "la", "tache", "cache", "niche", "latin", "chante")
 CLASSES = sorted(set("".join(WORDS)) | {" "})

@@ -24,6 +24,7 @@ from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import write_report
 from mdlstm_tk.runtime.ctc import Transcription
+from mdlstm_tk.text.reading import Line, describe_lines
 from mdlstm_tk.training import (
     Run,
     describe_run,
@@ -37,7 +38,6 @@ from mdlstm_tk.training import (
 )
 from mdlstm_tk.training.checkpoint import METADATA_KEY
 from mdlstm_tk.training.job import run_name
-from mdlstm_tk.training.text_errors import Line, describe_lines
 
 
 @pytest.fixture(scope="module")

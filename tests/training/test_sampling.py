@@ -13,11 +13,12 @@ import torch
 from helpers.command import mdlstm
 from PIL import Image
 
+from mdlstm_tk.density import sample_run
+from mdlstm_tk.density.contact_sheet import contact_sheet, draw_samples, write_samples
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import render_report
-from mdlstm_tk.report.contact_sheet import contact_sheet, draw_samples, write_samples
 from mdlstm_tk.runtime.samples import read_given, uniform_numbers
-from mdlstm_tk.training import Run, load_checkpoint, make_task, sample_run
+from mdlstm_tk.training import Run, load_checkpoint, make_task
 
 
 def test_the_result_of_a_run_is_in_nats_and_in_bits_for_each_value(density_run: Run) -> None:

@@ -16,9 +16,7 @@ from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk.runtime.ctc import Character, Transcription
 from mdlstm_tk.text.measures import predicted_texts
-from mdlstm_tk.training import build_network, default_config, evaluate
-from mdlstm_tk.training.distributed import DistributedContext
-from mdlstm_tk.training.text_errors import (
+from mdlstm_tk.text.reading import (
     Edit,
     Line,
     align,
@@ -30,6 +28,8 @@ from mdlstm_tk.training.text_errors import (
     page_errors,
     reliability,
 )
+from mdlstm_tk.training import build_network, default_config, evaluate
+from mdlstm_tk.training.distributed import DistributedContext
 
 
 def line(

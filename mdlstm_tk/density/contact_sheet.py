@@ -61,8 +61,9 @@ def draw_samples(
         raise InputError(Argument("size"), f" must be a height and a width, got {format_size(size)}")
     options: dict[str, Any] = {"seed": seed, "temperature": temperature}
     require("torch", "train")
-    from mdlstm_tk.training import draw_images, latest_run, open_run
-    from mdlstm_tk.training.drawing import load_density_model
+    from mdlstm_tk.density import draw_images
+    from mdlstm_tk.density.sampling import load_density_model
+    from mdlstm_tk.training import latest_run, open_run
 
     run = open_run(source) if source else latest_run()
     checkpoint = load_density_model(run)
