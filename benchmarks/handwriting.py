@@ -32,7 +32,7 @@ from unittest.mock import patch
 import rival_networks  # noqa: F401  it registers the rivals
 from measuring import argument_parser, interleave, markdown, resumed
 
-from mdlstm_tk.data import Split, pages
+from mdlstm_tk.data import Split
 from mdlstm_tk.data.samples import LazySamples
 from mdlstm_tk.data.user_data import UserDataTask
 from mdlstm_tk.errors import InputError
@@ -42,6 +42,7 @@ from mdlstm_tk.runtime.decoding import BEAM
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.line_cutting import cut_line
 from mdlstm_tk.runtime.pages import Page, PageLine, is_page, read_page
+from mdlstm_tk.text import page_folders as pages
 from mdlstm_tk.text.reading import Line, describe_lines, evaluate_lines
 from mdlstm_tk.training import TrainConfig, configure, make_task, new_job, parse_settings, train
 from mdlstm_tk.training.comparison import with_equal_parameters
