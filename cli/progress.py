@@ -14,6 +14,7 @@ from mdlstm_tk.cli import console
 from mdlstm_tk.cli.console import detail, note, progress, with_flags
 from mdlstm_tk.cli.options import with_imports
 from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.kinds import kind_named
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime import Inference, Result
@@ -214,7 +215,8 @@ def _note_result(run: Inference, result: Result, is_single: bool) -> None:
     elif job.target != "-" and (result.answers or result.inputs is None):
         note(f"{job.source} → {job.target}")
     elif not result.answers:
-        is_mask = run.session.metadata.kind == "segment" and job.format not in ("npy", "npz")
+        has_masks = kind_named(run.session.metadata.kind).image_format is not None
+        is_mask = has_masks and job.format not in ("npy", "npz")
         for name, y in (result.outputs or {}).items():
             x = (result.inputs or {}).get(name)
             label = job.source if name is None else f"'{name}' in {job.source}"

@@ -14,6 +14,7 @@ from onnx import helper
 from mdlstm_tk._util.text import counted, duration
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.lowering.lower import walk
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.choices import Form
 from mdlstm_tk.runtime.io.files import ensure_writable
@@ -66,8 +67,7 @@ class ExportReport:
         if metadata.window:
             y = _shape_text(metadata, metadata.window, metadata.outputs)
         else:
-            axes = {"classify": "N", "transcribe": "N, T"}.get(metadata.kind or "", "N, …")
-            y = f"{axes}, {metadata.outputs}"
+            y = f"{kind_named(metadata.kind).axes}, {metadata.outputs}"
         return (
             f"{self.path}: x ({_shape_text(metadata, (1,) * metadata.ndim, metadata.channels)}) → "
             f"{', '.join([f'{name} ({y})', *further_names])}, {metadata.form}, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -23,6 +23,7 @@ from mdlstm_tk.export.options import RunOptions
 from mdlstm_tk.export.spec import Extents
 from mdlstm_tk.export.verification.cases import ExampleRange
 from mdlstm_tk.export.web_page import WebPage
+from mdlstm_tk.kinds import kind_named, training_of
 from mdlstm_tk.runtime.choices import Form
 from mdlstm_tk.runtime.staleness import checksum
 from mdlstm_tk.runtime.tiles.archive import SUFFIX
@@ -130,7 +131,7 @@ def export_run_sizes(
         "mask_values": spec.mask_values or None,
         "mask_palette": spec.mask_palette or None,
         "text_direction": spec.text_direction,
-        **(asdict(run.read_decoding(checkpoint.step)) if spec.kind == "transcribe" else {}),
+        **training_of(spec.kind).metadata(run, checkpoint.step),
         "preprocessing": spec.preprocessing and spec.preprocessing.to_json(),
         "checkpoint_sha256": sha256,
     }
@@ -160,10 +161,10 @@ def export_run_sizes(
 
 
 def _values_of(spec: TaskSpec) -> ExampleRange | None:
-    """Random x as the data of training: of their mean and deviation, or in [0, 1] for a density; None if
-    they are not known."""
+    """Random x as the data of training: of their mean and deviation, or levels in [0, 1]; None if they are
+    not known."""
     if not spec.mean:
-        return (0.0, 1.0) if spec.kind == "density" else None
+        return (0.0, 1.0) if kind_named(spec.kind).takes_levels else None
 
     def draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         x = torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -15,6 +15,7 @@ from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.export.interface import REFUSALS, Interface, OutputError, mdlstm_layers
 from mdlstm_tk.export.verification.cases import Draw, draw_inputs, sampler
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.choices import Dtype, Form
 from mdlstm_tk.runtime.io.npy import Array
@@ -240,7 +241,9 @@ class ExportSpec(NetworkInputs):
         shapes = {of_grid[output] for of_grid in self.known.values()}
         shape = next(iter(shapes))
         is_known = len(self.known) > 1 and len(shapes) == 1  # it does not depend on the grid
-        is_known |= self._window(output) is not None or (kind == "transcribe" and len(shape) == 3)
+        is_known |= self._window(output) is not None or (
+            kind_named(kind).steps_are_columns and len(shape) == 3
+        )
         if not is_known:
             raise InputError(
                 f"{self.interface.name} cannot be exported for padded samples: nothing tells which part of "

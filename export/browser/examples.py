@@ -13,10 +13,10 @@ import numpy.typing as npt
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import Floats, Split, Task
 from mdlstm_tk.errors import InputError, MDLSTMError, Message
+from mdlstm_tk.kinds import training_of
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.preprocessing import scale
 from mdlstm_tk.runtime.shapes import Shapes
-from mdlstm_tk.runtime.text_order import reorder
 from mdlstm_tk.training import Run, load_checkpoint, load_task
 
 COUNT = 6
@@ -90,7 +90,6 @@ def page_examples(
 
 def _samples(task: Task, metadata: Metadata) -> Iterator[PageExample]:
     """The first samples of the validation data that the model takes."""
-    classes = metadata.classes or ()
     split: Split = "validation" if task.count("validation") else "train"
     for step in range(min(task.count(split), CANDIDATES)):
         batch = task.batch(0, step, 1, split)
@@ -102,10 +101,4 @@ def _samples(task: Task, metadata: Metadata) -> Iterator[PageExample]:
             continue
         if metadata.grid is None and max(extents) > MAX_EXTENT:
             continue
-        target = None
-        if metadata.kind == "classify":
-            target = classes[int(batch.y[0])]
-        elif metadata.kind == "transcribe":
-            target = "".join(classes[code - 1] for code in batch.y[0] if code > 0)
-            target = reorder(target, metadata.text_direction) if metadata.text_direction else target
-        yield PageExample(x, target)
+        yield PageExample(x, training_of(task.spec.kind).target_text(batch, task.spec))

@@ -23,6 +23,7 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import Export, InputError, MDLSTMError, ParityError
 from mdlstm_tk.export.interface import Interface, Nudged
 from mdlstm_tk.export.verification.cases import Case
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.shapes import Grid, Shapes
@@ -222,7 +223,7 @@ def compare_all(
     first = metadata.output_names[0]
 
     def outcome(outputs: Outputs, exact: Outputs) -> Outcome:
-        if shapes.takes_sizes and metadata.kind == "transcribe":
+        if shapes.takes_sizes and kind_named(metadata.kind).steps_are_columns:
             # The steps of a text continue into the padding, as blanks.
             outputs = {name: y[tuple(map(slice, exact[name].shape))] for name, y in outputs.items()}
         parities = {name: compare(outputs[name], y, atol, scales[name]) for name, y in exact.items()}

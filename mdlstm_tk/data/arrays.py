@@ -25,7 +25,7 @@ from mdlstm_tk.data.spec import Array, Extents, RawSample
 from mdlstm_tk.errors import InputError
 
 if TYPE_CHECKING:
-    from mdlstm_tk.kinds.training import TrainingKind
+    from mdlstm_tk.kinds.training_kind import TrainingKind
 
 NAMES = {"x", "y", "sizes", "ndim"}  # of the arrays that are used
 MIN_MAPPED_BYTES = 2**24  # arrays below this are read whole

@@ -25,7 +25,7 @@ from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 from mdlstm_tk.runtime.io.results import is_result
 
 if TYPE_CHECKING:
-    from mdlstm_tk.kinds.training import TrainingKind
+    from mdlstm_tk.kinds.training_kind import TrainingKind
 
 
 def find_files(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from mdlstm_tk.errors import InputError, Message
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
-    from mdlstm_tk.kinds.training import TrainingKind
+    from mdlstm_tk.kinds.training_kind import TrainingKind
 
 MAX_THREADS = 4  # each holds one sample at a time
 

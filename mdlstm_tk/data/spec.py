@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mdlstm_tk._util.text import counted, is_plain_text, printable
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.kinds import training_of
+from mdlstm_tk.kinds import kind_named, training_of
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.runtime.text_order import Direction
 
@@ -160,7 +160,7 @@ class TaskSpec:
         yield "channels", self.channels > 0, "a positive number"
         yield "outputs", self.outputs > 0, "a positive number"
         yield "size", len(self.size) > 0 and min(self.size) > 0, "positive extents"
-        count = training_of(self.kind).name_count(self.outputs) if self.kind in KINDS else 0
+        count = kind_named(self.kind).name_count(self.outputs)
         names = counted(count, "different name")
         yield "classes", len(set(self.classes)) == len(self.classes) == count, names
         are_plain = all(map(is_plain_text, self.classes))

@@ -43,7 +43,7 @@ from mdlstm_tk.kinds import training_of
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
-    from mdlstm_tk.kinds.training import TrainingKind
+    from mdlstm_tk.kinds.training_kind import TrainingKind
 
 CACHE_BYTES = 2**28  # default for the memory that decoded images may take
 MAX_SKIPPED_SHOWN = 10  # skipped samples that a summary lists

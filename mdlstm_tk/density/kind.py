@@ -1,81 +1,73 @@
-"""The kind `density`: the probability of a sample. The loss is the negative log-probability in nats."""
+"""The kind `density`: the probability of a sample."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import log
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import isnan, log
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from mdlstm_tk.data.folders import find_images, image_sample, no_target
-from mdlstm_tk.data.idx import find_idx
-from mdlstm_tk.data.samples import MemoryBudget
-from mdlstm_tk.data.spec import Array, Batch, Extents, RawSample, Split, TaskSpec
-from mdlstm_tk.data.targets import Targets, unchanged
-from mdlstm_tk.errors import Argument, InputError, Message
-from mdlstm_tk.kinds.training import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
-from mdlstm_tk.runtime.preprocessing import Preprocessing
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds.answer import Answer
+from mdlstm_tk.kinds.kind import LINES, Kind
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from mdlstm_tk.runtime.io.npy import Array
+    from mdlstm_tk.runtime.jobs import ResultOptions
+    from mdlstm_tk.runtime.metadata import Metadata
+
+NUMBER_DIGITS = 4  # of nats and bits
 
 
-class Density(TrainingKind):
-    folder_format = "a folder with images, or with IDX files such as train-images-idx3-ubyte"
-    array_format = "an .npz file with x (N, H, W) or (N, H, W, C) in [0, 1]"
-    target_dtypes = ""
-    is_normalized = False
-    is_planar = True
-    defaults = COMMON_DEFAULTS | {"model": "pixel", "layers": 2, "batch_size": 32}
+@dataclass(frozen=True)
+class Probability(Answer):
+    """The probability of a sample.
 
-    def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
-        return [image_sample(path, file, no_target) for file in find_images(path)], []
+    Attributes:
+        numbers: ("nats", the negative log-probability) and ("bits_per_dim", the same in bits, divided by
+            the number of values).
+    """
 
-    def find_files(self, path: Path) -> dict[Split, Path]:
-        return find_idx(path)
+    numbers: tuple[tuple[str, float], ...] = ()
 
-    def read_array(self, y: Array, index: int, extents: Extents) -> Any:
-        return None
+    def values(self) -> dict[str, Any]:
+        return dict(self.numbers)
 
-    def check_x(self, x: Array) -> None:
-        if x.dtype.kind == "f" and not 0 <= x.min() <= x.max() <= 1:
-            raise InputError(f"its values lie in [{x.min():g}, {x.max():g}], expected [0, 1]")
-
-    def fit(
-        self,
-        targets: Sequence[Any],
-        preprocessing: Preprocessing | None,
-        mask_names: Sequence[str],
-        levels: int,
-    ) -> Targets:
-        level_names = "2 levels, as 0 or 1" if levels == 2 else f"{levels} levels"
-        text = f"each value counts as the nearest of {level_names}; choose others with "
-        return Targets(levels if levels > 2 else 1, unchanged, [Message(text, Argument("levels"))])
-
-    def collate(self, x: Array, targets: Sequence[Any], pad: Callable[..., Array]) -> Array:
-        return x
-
-    def rule(self, batch: Batch, spec: TaskSpec) -> TargetRule:
-        shape = batch.x.shape
-        return TargetRule(np.floating, shape, shape, -0.001, 1.001)  # resizing rounds
-
-    def loss(self, prediction: Tensor, batch: Batch, spec: TaskSpec, columns: int | None) -> Tensor:
-        from mdlstm_tk.kinds.sums import mean_of_positions
-
-        return mean_of_positions(-prediction, batch)
-
-    def output_meanings(self, spec: TaskSpec) -> Sequence[str | float]:
-        """The value of each level; a single one is white's."""
-        highest = max(spec.outputs, 2) - 1
-        return [level / highest for level in range(highest + 1)][-spec.outputs :]
-
-    def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
-        from mdlstm_tk.kinds.sums import sum_of_positions
-
-        nats, count = sum_of_positions(-prediction.double(), batch)
-        return {"nats": (nats, float(len(batch.x))), "bits_per_dim": (nats / log(2), count)}
+    def fields(self, options: ResultOptions) -> list[str]:
+        return [f"{value:.{NUMBER_DIGITS}f}" for _, value in self.numbers]
 
 
-TRAINING = Density()
+class Density(Kind):
+    name = "density"
+    training_module = "mdlstm_tk.density.training"
+    answers = "nats and bits"
+    formats = LINES
+    is_printed = True
+    takes_levels = True
+
+    def rules(self, metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
+        ones, channels = (1,) * metadata.ndim, metadata.channels
+        yield "window", metadata.window == ones, f"{list(ones)}, as a density has a number for each value"
+        yield "outputs", metadata.outputs == channels, f"{channels}, one for each channel of x"
+
+    def fits(self, y: Array, metadata: Metadata) -> bool:
+        return True  # a value for each of x, which may have no axis of channels
+
+    def decode(
+        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None
+    ) -> Sequence[Probability]:
+        batched, answers = y.ndim == metadata.ndim + 2, []
+        for k, sample in enumerate(y if batched else y[None]):
+            nats = -float(sample.sum(dtype="float64"))
+            if isnan(nats):
+                raise InputError("the log-probabilities hold NaN; the model diverged")
+            bits = nats / log(2) / sample.size
+            numbers = ("nats", round(nats, NUMBER_DIGITS)), ("bits_per_dim", round(bits, NUMBER_DIGITS))
+            answers.append(Probability(str(numbers[0][1]), array, k if batched else None, numbers))
+        return answers
+
+    def blank(self, metadata: Metadata, options: ResultOptions) -> Answer:
+        return Probability("", numbers=(("nats", 0.0), ("bits_per_dim", 0.0)))
+
+
+KIND = Density()

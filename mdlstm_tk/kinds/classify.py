@@ -1,90 +1,89 @@
-"""The kind `classify`: one class for each sample. The loss is the cross entropy."""
+"""The kind `classify`: one class for each sample."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
-from mdlstm_tk._util.text import counted
-from mdlstm_tk.data.arrays import read_name
-from mdlstm_tk.data.folders import find_images, image_sample, subfolders
-from mdlstm_tk.data.samples import MemoryBudget
-from mdlstm_tk.data.spec import Array, Batch, Extents, RawSample, TaskSpec
-from mdlstm_tk.data.targets import Targets
-from mdlstm_tk.errors import InputError
-from mdlstm_tk.kinds.training import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
-from mdlstm_tk.runtime.preprocessing import Preprocessing
+from mdlstm_tk.kinds.answer import PROBABILITY_DIGITS, Answer
+from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from mdlstm_tk.runtime.io.npy import Array
+    from mdlstm_tk.runtime.jobs import ResultOptions
+    from mdlstm_tk.runtime.metadata import Metadata
 
 
-class Classify(TrainingKind):
-    folder_format = "a folder with one subfolder of images per class"
-    array_format = "an .npz file with x and names or integers y (N,)"
-    target_dtypes = "buiUS"
-    has_class_folders = True
-    defaults = COMMON_DEFAULTS | {"batch_size": 32, "augment": 1.0}
+@dataclass(frozen=True)
+class Label(Answer):
+    """The label of a sample.
 
-    def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
-        return [
-            image_sample(path, file, partial(str, folder.name))
-            for folder in subfolders(path)
-            for file in find_images(folder)
-        ], []
+    Attributes:
+        probabilities: (class, probability) of the most likely classes, in decreasing order.
+    """
 
-    def read_array(self, y: Array, index: int, extents: Extents) -> Any:
-        return read_name(y, index)
+    probabilities: tuple[tuple[str, float], ...] = ()
 
-    def stratum(self, target: Any) -> str:
-        return str(target)
+    def values(self) -> dict[str, Any]:
+        return {"label": self.text, "probability": self.probabilities[0][1]}
 
-    def fit(
-        self,
-        targets: Sequence[Any],
-        preprocessing: Preprocessing | None,
-        mask_names: Sequence[str],
-        levels: int,
-    ) -> Targets:
-        classes = tuple(sorted(set(targets), key=_natural_order))
-        if len(classes) < 2:
-            raise InputError(f"all samples have the class '{classes[0]}', but there must be two or more")
-        counts = Counter(targets)
-        listing = ", ".join(f"{name} ({counts[name]})" for name in classes)
-        found = counted(len(classes), "class", "classes")
-        return Targets(len(classes), classes.index, [f"{found}: {listing}"], classes)
+    def details(self) -> dict[str, Any]:
+        return {"probabilities": dict(self.probabilities)} if len(self.probabilities) > 1 else {}
+
+    def fields(self, options: ResultOptions) -> list[str]:
+        if options.top is None:
+            return [self.text]
+        return [field for label, p in self.probabilities for field in (label, f"{p:.4f}")]
+
+    def columns(self, options: ResultOptions, classes: Sequence[str]) -> dict[str, Any]:
+        columns = self.values()
+        if options.probabilities:
+            by_class = dict(self.probabilities)
+            return columns | {f"probability_{name}": by_class[name] for name in classes}
+        for rank, (label, probability) in enumerate(self.probabilities[1:], start=2):
+            columns |= {f"label_{rank}": label, f"probability_{rank}": probability}
+        return columns
+
+
+class Classify(Kind):
+    name = "classify"
+    training_module = "mdlstm_tk.kinds.classify_training"
+    answers = "labels"
+    formats = LINES
+    options: ClassVar = {"probabilities": ("csv", "json", *ARRAYS), "top": LINES}
+    is_printed = True
+    axes = "N"
 
     def name_count(self, outputs: int) -> int:
         return outputs
 
-    def collate(self, x: Array, targets: Sequence[Any], pad: Callable[..., Array]) -> Array:
-        return pad(targets, (), 0, np.int64)
+    def sample_axes(self, ndim: int) -> int:
+        return 1
 
-    def rule(self, batch: Batch, spec: TaskSpec) -> TargetRule:
-        n = len(batch.x)
-        return TargetRule(np.int64, (n,), (n, spec.outputs), 0, spec.outputs - 1)
+    def decode(
+        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None
+    ) -> list[Label]:
+        import numpy as np
 
-    def loss(self, prediction: Tensor, batch: Batch, spec: TaskSpec, columns: int | None) -> Tensor:
-        from torch.nn.functional import cross_entropy
+        from mdlstm_tk.runtime.postprocessing import check_scores, probabilities
 
-        from mdlstm_tk.kinds.sums import targets_like
+        check_scores(y)
+        classes, top = (
+            metadata.classes or (),
+            metadata.outputs if options.probabilities else options.top or 1,
+        )
+        rows, indices = (y, range(len(y))) if y.ndim == 2 else (y[None], (None,))
+        answers = []
+        for row, k in zip(probabilities(rows), indices, strict=True):
+            order = np.argsort(-row, kind="stable")[:top].tolist()
+            ranked = tuple((classes[c], round(float(row[c]), PROBABILITY_DIGITS)) for c in order)
+            answers.append(Label(ranked[0][0], array, k, ranked))
+        return answers
 
-        return cross_entropy(prediction, targets_like(prediction, batch))
-
-    def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
-        from mdlstm_tk.kinds.sums import wrong_labels
-
-        return {"error": wrong_labels(prediction, batch)}
+    def blank(self, metadata: Metadata, options: ResultOptions) -> Answer:
+        top = None if options.probabilities else options.top or 1
+        return Label("", probabilities=tuple((name, 0.0) for name in (metadata.classes or ())[:top]))
 
 
-def _natural_order(name: str) -> tuple[int, float, str]:
-    """Sort numbers by value, before all other names."""
-    return (0, float(name), name) if name.replace(".", "", 1).isdecimal() else (1, 0.0, name)
-
-
-TRAINING = Classify()
+KIND = Classify()

@@ -1,91 +1,42 @@
-"""The kind `segment`: one class at every position. The loss is the cross entropy at labelled positions."""
+"""The kind `segment`: one class at every position."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
-from mdlstm_tk._util.text import counted
-from mdlstm_tk.data.folders import list_pairs
-from mdlstm_tk.data.masks import UNKNOWN_VALUE, MaskClasses, RawMask, read_mask
-from mdlstm_tk.data.samples import MemoryBudget
-from mdlstm_tk.data.spec import UNLABELLED, Array, Batch, Extents, RawSample, TaskSpec
-from mdlstm_tk.data.targets import Targets
-from mdlstm_tk.kinds.training import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
-from mdlstm_tk.runtime.preprocessing import Preprocessing
+from mdlstm_tk.kinds.kind import ARRAYS, Kind
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from mdlstm_tk.runtime.io.npy import Array
+    from mdlstm_tk.runtime.jobs import ResultOptions
+    from mdlstm_tk.runtime.metadata import Metadata
 
 
-class Segment(TrainingKind):
-    folder_format = "a folder with images/ and masks/"
-    array_format = "an .npz file with x and integers y (N, H, W), or with one axis more"
-    target_dtypes = "bui"
-    further_files = ("classes.txt",)
-    target_name = "mask"
-    has_grid_targets = True
-    # The state of "graves" may grow on images larger than the crops of the training, and masks go wrong.
-    defaults = COMMON_DEFAULTS | {"augment": 1.0, "cell": "stable"}
-
-    def target_axes(self, ndim: int) -> tuple[int, ...]:
-        return (ndim + 1,)
-
-    def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
-        return list(list_pairs(path, "masks", read_mask, self.folder_format)), []
-
-    def read_array(self, y: Array, index: int, extents: Extents) -> Any:
-        return RawMask(np.asarray(y[index][tuple(map(slice, extents))]).astype(np.int64))
-
-    def survey(self, target: Any, survey_numbers: Callable[[Array], Any]) -> tuple[Any, Any]:
-        return target.distinct(), target.pixels.astype(np.int64)
-
-    def fit(
-        self,
-        targets: Sequence[Any],
-        preprocessing: Preprocessing | None,
-        mask_names: Sequence[str],
-        levels: int,
-    ) -> Targets:
-        masks = MaskClasses.of(targets)
-        names = masks.names(mask_names)
-        lines = [f"{counted(len(names), 'class', 'classes')} per position: {', '.join(names)}"]
-        if masks.has_unknown:
-            lines.append(
-                f"mask pixels of value {UNKNOWN_VALUE} are of unknown class and left out; "
-                "if it is a class, store it as another value"
-            )
-        encode = partial(masks.encode, preprocessing=preprocessing)
-        return Targets(len(names), encode, lines, names, masks)
+class Segment(Kind):
+    name = "segment"
+    training_module = "mdlstm_tk.kinds.segment_training"
+    answers = "masks"
+    formats = ("png", "tif", "csv", "json")
+    options: ClassVar = {"probabilities": ("json", *ARRAYS, "zarr", "tif")}
+    image_format = "png"
+    tile_format = "tif"
 
     def name_count(self, outputs: int) -> int:
         return outputs
 
-    def collate(self, x: Array, targets: Sequence[Any], pad: Callable[..., Array]) -> Array:
-        return pad(targets, x.shape[1:-1], UNLABELLED, np.int64)
+    def rules(self, metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
+        yield "window", metadata.window is not None, "extents, as a segmenter has a grid of classes"
 
-    def rule(self, batch: Batch, spec: TaskSpec) -> TargetRule:
-        shape = batch.x.shape[:-1]
-        return TargetRule(np.int64, shape, (*shape, spec.outputs), UNLABELLED, spec.outputs - 1)
+    def decode(
+        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None
+    ) -> Array:
+        """A mask, (H, W) or (N, H, W), of the values that the classes have in the masks of training."""
+        from mdlstm_tk.runtime.postprocessing import check_scores, class_axis, labels, mask_values
 
-    def loss(self, prediction: Tensor, batch: Batch, spec: TaskSpec, columns: int | None) -> Tensor:
-        from torch.nn.functional import cross_entropy
-
-        from mdlstm_tk.kinds.sums import targets_like
-
-        y = targets_like(prediction, batch)
-        labelled = y != UNLABELLED
-        losses = cross_entropy(prediction.movedim(-1, 1), y, ignore_index=UNLABELLED, reduction="none")
-        return (losses.flatten(1).sum(1) / labelled.flatten(1).sum(1).clamp(min=1)).mean()
-
-    def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
-        from mdlstm_tk.kinds.sums import wrong_labels
-
-        return {"error": wrong_labels(prediction, batch)}
+        axis = class_axis(y, metadata)
+        check_scores(y, axis)
+        return mask_values(labels(y, axis), metadata.mask_values)
 
 
-TRAINING = Segment()
+KIND = Segment()

@@ -26,8 +26,6 @@ import io
 import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import isnan, log
 from pathlib import Path
 from typing import Any
 
@@ -35,78 +33,21 @@ import numpy as np
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import counted, printable, text_field, to_json
-from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.kinds.answer import Answer as Answer
+from mdlstm_tk.kinds.kind import LINES
 from mdlstm_tk.runtime.character_model import CharacterModel
-from mdlstm_tk.runtime.combinations import KINDS, LINES, row_of
-from mdlstm_tk.runtime.ctc import Transcription
+from mdlstm_tk.runtime.combinations import written_as
 from mdlstm_tk.runtime.io import Format
 from mdlstm_tk.runtime.io.npy import STDIO, Array, open_output
 from mdlstm_tk.runtime.io.readers import Arrays
 from mdlstm_tk.runtime.io.writers import write_arrays, write_mask
-from mdlstm_tk.runtime.jobs import Job, ResultOptions
+from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.postprocessing import check_scores, class_axis, labels, mask_values, probabilities
+from mdlstm_tk.runtime.postprocessing import check_scores, class_axis, probabilities
 from mdlstm_tk.runtime.shapes import as_array
-from mdlstm_tk.runtime.transcription import covered_width, read_logits
-
-PROBABILITY_DIGITS = 6
-NUMBER_DIGITS = 4  # of nats and bits
-EDGE_DIGITS = 1  # of pixels
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The label, the text or the probability of one sample.
-
-    Attributes:
-        text: name of the most likely class, the text of a recogniser, or the nats of a density model.
-        array: name of the array in a `.npz` file; else None.
-        sample: index of the sample, if its array has a batch axis; else None.
-        probabilities: (class, probability) of the most likely classes, in decreasing order; empty for
-            texts.
-        transcription: of a recogniser, the text with confidences and places.
-        numbers: of a density model, ("nats", the negative log-probability of the sample) and
-            ("bits_per_dim", the same in bits, divided by the number of values); else empty.
-    """
-
-    text: str
-    array: str | None = None
-    sample: int | None = None
-    probabilities: tuple[tuple[str, float], ...] = ()
-    numbers: tuple[tuple[str, float], ...] = ()
-    transcription: Transcription | None = None
-
-    def as_dict(self, kind: str | None) -> dict[str, Any]:
-        """The answer as JSON values."""
-        values: dict[str, Any] = {"array": self.array, "sample": self.sample}
-        values = {name: value for name, value in values.items() if value is not None} | self.values(kind)
-        if self.transcription is not None:
-            values["confidence"] = self.confidence
-            values["characters"] = [
-                {
-                    "character": character.character,
-                    "left": round(character.left, EDGE_DIGITS),
-                    "right": round(character.right, EDGE_DIGITS),
-                    "confidence": round(character.confidence, PROBABILITY_DIGITS),
-                }
-                for character in self.transcription.characters
-            ]
-        return values | ({"probabilities": dict(self.probabilities)} if len(self.probabilities) > 1 else {})
-
-    @property
-    def confidence(self) -> float | None:
-        """Of a recogniser, that of the text."""
-        return (
-            None if self.transcription is None else round(self.transcription.confidence, PROBABILITY_DIGITS)
-        )
-
-    def values(self, kind: str | None) -> dict[str, Any]:
-        """The label and its probability, the text, or the numbers."""
-        if kind == "transcribe":
-            return {"text": self.text}
-        if kind == "density":
-            return dict(self.numbers)
-        return {"label": self.text, "probability": self.probabilities[0][1]}
+from mdlstm_tk.runtime.transcription import covered_width
 
 
 @checked
@@ -138,56 +79,29 @@ def decode(
         MDLSTMError: y has another shape than the metadata say.
         InputError: y holds NaN or infinity where it should tell one class, text or probability.
     """
-    if metadata.kind is None or not KINDS[metadata.kind].answers:
+    options = ResultOptions(top=top, beam=beam, lm=lm)
+    return _decode(
+        y[metadata.output_names[0]] if isinstance(y, Mapping) else y, metadata, array, options, width
+    )
+
+
+def _decode(
+    y: Array,
+    metadata: Metadata,
+    array: str | None = None,
+    options: ResultOptions = LABELS_ONLY,
+    width: float | None = None,
+) -> Any:
+    kind = kind_named(metadata.kind)
+    if not kind.answers:
         return y
-    y = as_array(y[metadata.output_names[0]] if isinstance(y, Mapping) else y, "y")
-    if metadata.kind == "density":
-        return _densities(y, metadata, array)
-    _check_shape(y, metadata)
-    if metadata.kind != "transcribe":  # which checks each line
-        check_scores(y, class_axis(y, metadata))
-    if metadata.kind == "segment":
-        return mask_values(labels(y, class_axis(y, metadata)), metadata.mask_values)
-    classes = metadata.classes or ()
-    batched = y.ndim == (2 if metadata.kind == "classify" else 3)
-    rows = y if batched else y[None]
-    indices = range(len(rows)) if batched else (None,)
-    if metadata.kind == "transcribe":
-        lines = (read_logits(row, metadata, beam, lm, width) for row in rows)
-        return [
-            Answer(line.text, array, k, transcription=line) for line, k in zip(lines, indices, strict=True)
-        ]
-    answers = []
-    for row, k in zip(probabilities(rows), indices, strict=True):
-        order = np.argsort(-row, kind="stable")[: max(top, 1)].tolist()
-        ranked = tuple((classes[c], round(float(row[c]), PROBABILITY_DIGITS)) for c in order)
-        answers.append(Answer(ranked[0][0], array, k, ranked))
-    return answers
-
-
-def _densities(log_p: Array, metadata: Metadata, array: str | None) -> list[Answer]:
-    """The answers of a density model, from the log-probability of each value."""
-    batched = log_p.ndim == metadata.ndim + 2
-    answers = []
-    for k, sample in enumerate(log_p if batched else log_p[None]):
-        nats = -float(sample.sum(dtype=np.float64))
-        if isnan(nats):
-            raise InputError("the log-probabilities hold NaN; the model diverged")
-        bits = nats / log(2) / sample.size
-        numbers = ("nats", round(nats, NUMBER_DIGITS)), ("bits_per_dim", round(bits, NUMBER_DIGITS))
-        answers.append(Answer(str(numbers[0][1]), array, k if batched else None, numbers=numbers))
-    return answers
-
-
-def _check_shape(y: Array, metadata: Metadata) -> None:
-    """Check that y holds as many numbers as there are classes. The graph of a model may leave that open."""
-    ndim = {"classify": 1, "transcribe": 2}.get(metadata.kind or "", metadata.ndim + 1)
-    is_valid = y.ndim in (ndim, ndim + 1) and y.shape[class_axis(y, metadata)] == metadata.outputs
-    if not is_valid or not y.size:
+    y = as_array(y, "y")
+    if not kind.fits(y, metadata):  # the graph of a model may leave its shape open
         raise MDLSTMError(
             f"the model returned shape {y.shape}, expected {counted(metadata.outputs, 'output')} as it is "
             f"of kind {metadata.kind}; export it again"
         )
+    return kind.decode(y, metadata, array, options, width)
 
 
 def write_decoded(
@@ -198,21 +112,20 @@ def write_decoded(
     widths: Mapping[str | None, tuple[int, int]],
 ) -> tuple[Answer, ...]:
     """Write the outputs for a file in any format; see `mdlstm_tk.runtime.batching.write_results`."""
-    row = row_of(metadata)
-    if job.format in LINES and row.is_printed:
-        top = metadata.outputs if options.probabilities else options.top or 1
+    kind = written_as(metadata)
+    if job.format in LINES and kind.is_printed:
         answers: list[Answer] = []
         for name, y in outputs.items():
             width = covered_width(y.shape[-2], *widths[name]) if name in widths else None
-            answers += decode(y, metadata, top, name, beam=options.beam, lm=options.lm, width=width)
+            answers += _decode(y, metadata, name, options, width)
         write_answers(job, answers, metadata, options)
         return tuple(answers)
     if options.probabilities:
         for y in outputs.values():
             check_scores(y, class_axis(y, metadata))
         outputs = {name: probabilities(y, class_axis(y, metadata)) for name, y in outputs.items()}
-    elif job.is_mask or job.format in row.formats:
-        outputs = {name: decode(y, metadata) for name, y in outputs.items()}
+    elif job.is_mask or job.format in kind.formats:
+        outputs = {name: _decode(y, metadata) for name, y in outputs.items()}
         if job.format == "png" and len(outputs) == 1:
             values = metadata.mask_values or range(metadata.outputs)
             mask, palette = next(iter(outputs.values())), metadata.mask_palette
@@ -250,8 +163,7 @@ class AnswerDocument:
         folder: Path = Path(),
         jobs: Sequence[Job] = (),
     ) -> None:
-        self._format, self._kind, self._options = file_format, metadata.kind, options
-        self._classes = metadata.classes or ()
+        self._format, self._metadata, self._options = file_format, metadata, options
         self._is_named, self._folder = is_named, folder
         self._is_empty = True
         self._waiting = deque(jobs)
@@ -260,10 +172,8 @@ class AnswerDocument:
     def begin(self) -> str:
         """The text before the first answer."""
         if self._format == "csv":
-            top = None if self._options.probabilities else self._options.top or 1
-            ranked = tuple((name, 0.0) for name in self._classes[:top])
-            numbers = ("nats", 0.0), ("bits_per_dim", 0.0)
-            return _csv_line(self._columns("", Answer("", None, None, ranked, numbers)))
+            blank = kind_named(self._metadata.kind).blank(self._metadata, self._options)
+            return _csv_line(self._columns("", blank))
         return "[" if self._format == "json" else ""
 
     def add(self, source: str, answers: Sequence[Answer]) -> str:
@@ -274,7 +184,7 @@ class AnswerDocument:
             return "".join(_csv_line(self._columns(source, answer).values()) for answer in answers)
         parts = []
         for answer in answers:
-            value = to_json({"file": source, **answer.as_dict(self._kind)})
+            value = to_json({"file": source, **answer.as_dict()})
             parts.append(f"{'' if self._is_empty else ','}\n{value}")
             self._is_empty = False
         return "".join(parts)
@@ -302,15 +212,7 @@ class AnswerDocument:
         if self._format == "tsv":
             fields = ["-" if source == STDIO else os.path.relpath(source, self._folder)]
         fields += [] if answer.array is None else [answer.array]
-        if answer.numbers:
-            fields += [f"{value:.{NUMBER_DIGITS}f}" for _, value in answer.numbers]
-        elif self._options.top is None:
-            fields.append(answer.text)
-        else:
-            for label, probability in answer.probabilities:
-                fields += [label, f"{probability:.4f}"]
-        if self._options.probabilities and answer.confidence is not None:
-            fields.append(f"{answer.confidence:.4f}")
+        fields += answer.fields(self._options)
         escape = text_field if self._format == "txt" else printable
         return "\t".join(map(escape, fields)) + "\n"
 
@@ -322,15 +224,7 @@ class AnswerDocument:
             "array": text_field(answer.array or ""),
             "sample": sample,
         }
-        columns |= answer.values(self._kind)
-        if self._kind == "transcribe":
-            return columns | ({"confidence": answer.confidence} if self._options.probabilities else {})
-        if self._options.probabilities:
-            by_class = dict(answer.probabilities)
-            return columns | {f"probability_{name}": by_class[name] for name in self._classes}
-        for rank, (label, probability) in enumerate(answer.probabilities[1:], start=2):
-            columns |= {f"label_{rank}": label, f"probability_{rank}": probability}
-        return columns
+        return columns | answer.columns(self._options, self._metadata.classes or ())
 
 
 def _csv_line(values: Iterable[Any]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 
 from mdlstm_tk.errors import TILED_EXPORT, InputError, Message, StoppedError
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.io.npy import Array, save_array
 from mdlstm_tk.runtime.io.readers import Arrays, InputFile
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
@@ -232,7 +233,7 @@ def _read_windows(
             file = read(job.source)
             arrays = file.arrays_for(metadata)
             feeds = _feeds_of(file, arrays, metadata)
-            widths = _widths_of(file, arrays, metadata) if metadata.kind == "transcribe" else {}
+            widths = _widths_of(file, arrays, metadata) if kind_named(metadata.kind).reads_pages else {}
             has_targets = "y" in (*file.arrays, *file.left_out) and file.is_to_train_on(metadata)
             left_out = ("y",) if has_targets else ()
             window.append(PendingFile(Result(job, inputs=arrays, left_out=left_out), feeds, widths))

@@ -8,67 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk.errors import Argument, InputError
-from mdlstm_tk.runtime.choices import Kind
+from mdlstm_tk.kinds import all_kinds, kind_named
+from mdlstm_tk.kinds.kind import ARRAYS, LINES, PAGES, Kind
 from mdlstm_tk.runtime.io import STDIO, Format
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.jobs import Job
     from mdlstm_tk.runtime.metadata import Metadata
 
-LINES: tuple[Format, ...] = ("txt", "tsv", "csv", "json")
-ARRAYS: tuple[Format, ...] = ("npy", "npz")
 REGIONS: tuple[Format, ...] = ("npy", "zarr", "tif")  # are written tile by tile
 GRIDS: tuple[Format, ...] = (*ARRAYS, "json", "csv", "png")
-PAGES: tuple[Format, ...] = ("xml", *LINES)
 
 
-class Row(NamedTuple):
-    """What an inference makes of the output of a network.
-
-    Attributes:
-        answers: what the formats below hold, in words; "" if there are only numbers.
-        formats: those for answers. All kinds write numbers, too.
-        options: the options of `infer_paths` that the kind takes, and the formats in which each shows.
-        is_printed: answers go to standard output, and one file may hold those for several inputs.
-    """
-
-    answers: str = ""
-    formats: tuple[Format, ...] = ()
-    options: Mapping[str, tuple[Format, ...]] = {}
-    is_printed: bool = True
-
-
-NUMBERS = Row(is_printed=False)
-KINDS: dict[Kind, Row] = {
-    "grid": NUMBERS,
-    "classify": Row("labels", LINES, {"probabilities": ("csv", "json", *ARRAYS), "top": LINES}),
-    "segment": Row(
-        "masks", ("png", "tif", "csv", "json"), {"probabilities": ("json", *ARRAYS, "zarr", "tif")}, False
-    ),
-    "transcribe": Row("texts", LINES, {"probabilities": (*PAGES, *ARRAYS), "beam": PAGES, "lm": PAGES}),
-    "density": Row("nats and bits", LINES),
-}
-
-
-def row_of(metadata: Metadata) -> Row:
-    """The row of a model. Several outputs are written as numbers."""
-    is_single = len(metadata.output_names) == 1
-    return KINDS[metadata.kind] if metadata.kind and is_single else NUMBERS
+def written_as(metadata: Metadata) -> Kind:
+    """The kind as which the results of a model are written: several outputs are numbers."""
+    return kind_named(metadata.kind if len(metadata.output_names) == 1 else None)
 
 
 def formats_of(metadata: Metadata, probabilities: bool = False) -> tuple[Format, ...]:
     """The formats that hold the results of a model for arrays and images."""
-    row, has_grid = row_of(metadata), metadata.window is not None
-    is_mask = bool(row.formats) and not probabilities
+    kind, has_grid = written_as(metadata), metadata.window is not None
+    is_mask = bool(kind.formats) and not probabilities
     axes = metadata.ndim + (metadata.outputs > 1 and not is_mask)  # of the result for one sample
     if metadata.form == "tiles" and has_grid:
         return REGIONS if axes in (2, 3) else REGIONS[:2]
     if len(metadata.output_names) > 1:
         return ("npz", "json")
-    if row.is_printed:
+    if kind.is_printed:
         return (*LINES, *ARRAYS)
     is_image = metadata.ndim == 2 and (is_mask or metadata.outputs in (1, 3))
     fits = {"csv": axes <= 2 or not has_grid, "png": is_image or not has_grid}
@@ -96,7 +65,7 @@ def check_jobs(
     Raises:
         InputError: two things do not go together.
     """
-    row, given = row_of(metadata), {name for name, value in options.items() if value}
+    kind, given = written_as(metadata), {name for name, value in options.items() if value}
     model_kind = f"{model} is of {f'kind {metadata.kind}' if metadata.kind else 'no kind'}"
     if len(metadata.output_names) > 1:
         model_kind += f" with the outputs {', '.join(metadata.output_names)}"
@@ -104,15 +73,15 @@ def check_jobs(
     if {"top", "probabilities"} <= given:
         some = " includes all classes, ", Argument("top"), " only some; give one of them"
         raise InputError(Argument("probabilities", True), *some)
-    if table and not row.is_printed:
-        kinds = ", ".join(kind for kind in KINDS if KINDS[kind].is_printed)
+    if table and not kind.is_printed:
+        kinds = ", ".join(each.name for each in all_kinds() if each.is_printed)
         expected = (
             f" is the file {table}, expected a folder for the results of several inputs; one file takes"
         )
         raise InputError(output, expected, f" answers of kind {kinds} with one output, but {model_kind}")
     for job in jobs:
         file_format, is_page, is_stdout = job.format, job.source in pages, job.target == STDIO
-        is_answer = file_format in LINES and (is_page or row.is_printed)
+        is_answer = file_format in LINES and (is_page or kind.is_printed)
         if metadata.form == "tiles" and (job.source == STDIO or is_page):
             raise InputError(f"a tiled model reads .npy, .zarr and TIFF by region, not {job.source}")
         if metadata.form == "tiles" and is_stdout and metadata.window is not None:
@@ -121,11 +90,11 @@ def check_jobs(
         if file_format not in held:
             text = f"{model_kind}, whose results {', '.join(held)} can hold, got {file_format}"
             raise InputError(text, "; choose one with ", output_format)
-        takes = KINDS[metadata.kind].options if metadata.kind and (is_page or row.answers) else {}
+        takes = kind_named(metadata.kind).options if is_page or kind.answers else {}
         for name in ("probabilities", "top", "beam", "lm"):
             option = Argument(name, True if name == "probabilities" else None)
             if name in given and name not in takes:
-                kinds = ", ".join(kind for kind in KINDS if name in KINDS[kind].options)
+                kinds = ", ".join(each.name for each in all_kinds() if name in each.options)
                 raise InputError(
                     option, f" needs a model of kind {kinds} with one output, but {model_kind}"
                 )
@@ -145,12 +114,12 @@ def check_jobs(
 
 def describe_option(name: str) -> str:
     """The kinds that take an option, with the formats in which it shows, for the help."""
-    rows = [(kind, row.options[name]) for kind, row in KINDS.items() if name in row.options]
-    return "For kind " + "; ".join(f"{kind} as {', '.join(formats)}" for kind, formats in rows)
+    takes = [(kind.name, kind.options[name]) for kind in all_kinds() if name in kind.options]
+    return "For kind " + "; ".join(f"{kind} as {', '.join(formats)}" for kind, formats in takes)
 
 
 def describe_formats() -> str:
     """The formats of what each kind gives, for the help."""
-    answers = [f"{row.answers} as {', '.join(row.formats)}" for row in KINDS.values() if row.answers]
+    answers = [f"{kind.answers} as {', '.join(kind.formats)}" for kind in all_kinds() if kind.answers]
     numbers = f"numbers as {', '.join(GRIDS)}, and with a tiled model as {', '.join(REGIONS)}"
     return "; ".join([*answers, f"pages as {', '.join(PAGES)}", numbers])

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError, Message
+from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.kinds.kind import LINES
 from mdlstm_tk.runtime.batching import Result, infer_files
 from mdlstm_tk.runtime.character_model import CharacterModel
 from mdlstm_tk.runtime.choices import Engine
-from mdlstm_tk.runtime.combinations import LINES, check_jobs, row_of
+from mdlstm_tk.runtime.combinations import check_jobs, written_as
 from mdlstm_tk.runtime.io import Format, is_tiled
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import STDIO, byte_limit, open_output
@@ -79,7 +81,7 @@ class Inference:
         if result.error is None:
             target = self.table or result.job.target
             values["target"] = None if target == STDIO else str(target)
-            values["answers"] = [answer.as_dict(self.session.metadata.kind) for answer in result.answers]
+            values["answers"] = [answer.as_dict() for answer in result.answers]
         return values
 
 
@@ -216,10 +218,8 @@ def infer_paths(
             return sessions[path]
 
         metadata = candidates[0].metadata if candidates else open_model(path).metadata
-        if metadata.kind == "transcribe":
-            from mdlstm_tk.runtime.ctc import check_search  # imported late: few models read texts
-
-            check_search(beam, lm, metadata.classes or ())
+        kind = kind_named(metadata.kind)
+        kind.check_options(metadata, options)
         stdin: bytes | None = None
         if STDIO in sources and metadata.form != "tiles":
             stdin = reader.peek(STDIO).page
@@ -227,7 +227,7 @@ def infer_paths(
         of_form = files_of_form(files, metadata.form)
         left_out += len(files) - len(of_form)
         files = files_for(metadata.kind, of_form, earlier_results)
-        if metadata.kind != "transcribe":
+        if not kind.reads_pages:
             left_out += len(of_form) - len(files)
         planned = plan_jobs(files, metadata, target, output_format, options, is_single=is_single)
         given: dict[str, Any] = {"probabilities": probabilities, "top": top, "beam": beam, "lm": lm}
@@ -335,7 +335,7 @@ def _document(
         for job in jobs
         if job.format in LINES
         and (table is not None or job.target == STDIO)
-        and (job.source in pages or row_of(metadata).is_printed)
+        and (job.source in pages or written_as(metadata).is_printed)
     ]
     if not answer_jobs:
         return None

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError
-from mdlstm_tk.runtime.combinations import LINES, row_of
+from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.kinds.kind import LINES
+from mdlstm_tk.runtime.combinations import written_as
 from mdlstm_tk.runtime.io import (
     FORMATS,
     IMAGE_SUFFIXES,
@@ -152,17 +154,17 @@ def files_for(
     Raises:
         InputError: there are none.
     """
-    pages = [file for file in (*files, *results) if file.is_page]
+    pages, reads_pages = [file for file in (*files, *results) if file.is_page], kind_named(kind).reads_pages
     if not pages:
         images = [file.source for file in files if suffix_of(file.source) in IMAGE_SUFFIXES]
-        beside = [os.path.splitext(source)[0] + PAGE_SUFFIX for source in images * (kind == "transcribe")]
+        beside = [os.path.splitext(source)[0] + PAGE_SUFFIX for source in images * reads_pages]
         if known := next((page for page in beside if os.path.isfile(page) and _is_page(page)), None):
             warnings.warn(
                 f"an image is read as one line, though {known} tells its lines; to read these, name it",
                 stacklevel=2,
             )
         return list(files)
-    if kind == "transcribe":
+    if reads_pages:
         folders = {os.path.normpath(os.path.dirname(page.source)) for page in pages}
         folders |= {os.path.dirname(folder) or "." for folder in folders if _is_subfolder(folder)}
 
@@ -238,8 +240,9 @@ def plan_jobs(
     for path in files:
         source, relative, _ = path
         file_format = output_format or _default_format(path, metadata, options, output)
-        is_mask = not (output_format or options.probabilities) and metadata.kind == "segment"
-        is_answer = file_format in LINES and (path.is_page or row_of(metadata).is_printed)
+        has_masks = kind_named(metadata.kind).image_format is not None
+        is_mask = has_masks and not (output_format or options.probabilities)
+        is_answer = file_format in LINES and (path.is_page or written_as(metadata).is_printed)
         if output == STDIO and not is_single and not is_answer:
             one = f" takes labels or texts of several inputs, but {file_format} of one alone; give a folder"
             raise InputError(Argument("output", STDIO), one)
@@ -301,13 +304,13 @@ def _default_format(
         return "txt" if output in (None, STDIO) else "xml"
     if len(metadata.output_names) > 1:
         return "npz"
-    if metadata.kind == "transcribe" or (not options.probabilities and row_of(metadata).is_printed):
+    kind = kind_named(metadata.kind)
+    if kind.is_printed and (not options.probabilities or "txt" in kind.options.get("probabilities", ())):
         return "txt"
-    if not options.probabilities and metadata.kind == "segment" and metadata.form == "tiles":
-        return "tif"
     is_image = metadata.ndim == 2 and suffix_of(source) != ".npz"
-    if not options.probabilities and metadata.kind == "segment" and is_image:
-        return "png"
+    own = kind.tile_format if metadata.form == "tiles" else kind.image_format if is_image else None
+    if own is not None and not options.probabilities:
+        return own
     return "npz" if suffix_of(source) == ".npz" else "npy"
 
 

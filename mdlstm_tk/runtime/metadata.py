@@ -11,6 +11,7 @@ from typing import Any, Literal, get_type_hints
 from mdlstm_tk._util.checks import expected, fitting
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.choices import Dtype, Form, Kind, Precision
 from mdlstm_tk.runtime.decoding import Decoding
 
@@ -230,17 +231,11 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
         f"{counted(count, 'window')}, one for each further output",
     )
     yield "further_windows", all(w is None or _are_extents(w, ndim) for w in further), expected_extents
-    if kind not in (None, "grid", "density"):
-        names = outputs - (kind == "transcribe")  # output 0 of a recogniser is the blank
+    if names := kind_named(kind).name_count(outputs):
         expected = f"{counted(names, 'different name')}, for the outputs of a model of kind {kind}"
         is_valid = classes is not None and _are_different(classes) and len(classes) == names
-        yield "classes", is_valid and (kind != "transcribe" or "" not in (classes or ())), expected
-    if kind == "segment":
-        yield "window", metadata.window is not None, "extents, as a segmenter has a grid of classes"
-    if kind == "density":
-        ones = (1,) * ndim
-        yield "window", metadata.window == ones, f"{list(ones)}, as a density has a number for each value"
-        yield "outputs", outputs == metadata.channels, f"{metadata.channels}, one for each channel of x"
+        yield "classes", is_valid, expected
+    yield from kind_named(kind).rules(metadata)
     yield "temperature", 0 < metadata.temperature < inf, "a positive number"
     for name in ("lm_weight", "character_bonus"):
         yield name, isfinite(getattr(metadata, name)), "a finite number"

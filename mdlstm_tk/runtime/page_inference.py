@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError, Message, StoppedError
-from mdlstm_tk.runtime.answers import Answer, write_answers
+from mdlstm_tk.runtime.answers import write_answers
 from mdlstm_tk.runtime.batching import MAX_STOPS, Result, read_ahead
 from mdlstm_tk.runtime.io.npy import STDIO, Array, label_of, open_input, read_capped
 from mdlstm_tk.runtime.jobs import Job, ResultOptions
@@ -19,6 +19,7 @@ from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.pages import Page, read_page, write_page
 from mdlstm_tk.runtime.preprocessing import decode_image
 from mdlstm_tk.runtime.session import Session
+from mdlstm_tk.text.kind import Text
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.ctc import Transcription
@@ -108,9 +109,9 @@ def _write(
     transcriptions: Mapping[str, Transcription],
     metadata: Metadata,
     options: ResultOptions,
-) -> tuple[Answer, ...]:
+) -> tuple[Text, ...]:
     """Write a page or its texts, if they go to a file, and return the texts."""
-    answers = tuple(Answer(line.text, name, transcription=line) for name, line in transcriptions.items())
+    answers = tuple(Text(line.text, name, None, line) for name, line in transcriptions.items())
     if job.format == "xml":
         write_page(page, transcriptions, job.target, replace=job.replace)
     else:

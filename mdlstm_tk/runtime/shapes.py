@@ -15,6 +15,7 @@ import numpy as np
 from mdlstm_tk._util.checks import check_unmasked
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import Export, InputError
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, MORE_BYTES, Array, to_float32
 from mdlstm_tk.runtime.metadata import Metadata
 
@@ -212,7 +213,7 @@ class Shapes:
             if window is not None:
                 inner = tuple(slice(-(-extent // w)) for extent, w in zip(grid, window, strict=True))
                 y = y[:, *inner] if self.metadata.channels_last else y[:, :, *inner]
-            elif self.metadata.kind == "transcribe" and y.ndim == 3:
+            elif kind_named(self.metadata.kind).steps_are_columns and y.ndim == 3:
                 y = y[:, : ceil(grid[-1] / step_width(y.shape[1], padded[-1]))]
             result[name] = y
         return result

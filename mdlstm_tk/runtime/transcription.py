@@ -8,6 +8,7 @@ import numpy as np
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.batching import grid_of, run_batches
 from mdlstm_tk.runtime.character_model import CharacterModel
 from mdlstm_tk.runtime.ctc import Transcription, check_search, transcribe_logits
@@ -24,7 +25,7 @@ def transcribe(
 ) -> list[Transcription]:
     """Read the text of images; see `Session.transcribe`."""
     metadata = session.metadata
-    if metadata.kind != "transcribe":
+    if not kind_named(metadata.kind).reads_pages:
         raise InputError(
             f"transcribe() needs a model of kind transcribe, which reads texts; this one is of kind "
             f"{metadata.kind}"

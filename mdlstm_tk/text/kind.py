@@ -1,146 +1,95 @@
-"""The kind `transcribe`: one text for each sample. The loss is CTC (Graves et al. 2006)."""
+"""The kind `transcribe`: one text for each sample."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
-from mdlstm_tk._util.text import is_plain_text
-from mdlstm_tk.data.arrays import read_name
-from mdlstm_tk.data.augmentation import distort_line
-from mdlstm_tk.data.folders import list_texts
-from mdlstm_tk.data.samples import MemoryBudget, Survey
-from mdlstm_tk.data.spec import Array, Batch, Extents, RawSample, Sample, Split, TaskSpec
-from mdlstm_tk.data.targets import Targets
-from mdlstm_tk.errors import InputError
-from mdlstm_tk.kinds.training import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
-from mdlstm_tk.runtime.preprocessing import Preprocessing
-from mdlstm_tk.text.encoding import TextExtent, fit_texts, normalise
-from mdlstm_tk.text.page_folders import list_pages, list_transcripts, read_splits
+from mdlstm_tk.kinds.answer import PROBABILITY_DIGITS, Answer
+from mdlstm_tk.kinds.kind import ARRAYS, LINES, PAGES, Kind
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from mdlstm_tk.runtime.ctc import Transcription
+    from mdlstm_tk.runtime.io.npy import Array
+    from mdlstm_tk.runtime.jobs import ResultOptions
+    from mdlstm_tk.runtime.metadata import Metadata
 
-    from mdlstm_tk.data.user_data import UserDataTask
-    from mdlstm_tk.training.job import TrainingJob
+EDGE_DIGITS = 1  # of pixels
 
 
-class Transcribe(TrainingKind):
-    folder_format = (
-        "a folder with page images and their ALTO or PAGE XML, with images of lines and their "
-        "NAME.gt.txt, or with images and a labels.tsv of file, tab, text"
-    )
-    array_format = "an .npz file with x and texts y (N,)"
-    target_dtypes = "US"
-    target_files = (".txt", ".tsv", ".xml", ".json")
-    is_cropped = False
-    is_planar = True
-    defaults = COMMON_DEFAULTS | {
-        "model": "lines",
-        "resize": "64x*",
-        "hidden": 48,
-        "dropout": 0.2,
-        "steps": 20000,
-        "batch_size": 8,
-        "lr": 0.003,
-        "warmup": 300,
-        "average": 0.998,
-        "augment": 1.0,
-        "evaluate_every": 1000,
-        "patience": 0,
-    }
+@dataclass(frozen=True)
+class Text(Answer):
+    """The text of a sample.
 
-    def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
-        if (path / "labels.tsv").exists():
-            return list(list_texts(path)), []
-        samples, notes = list_pages(path, budget)
-        return [*samples, *list_transcripts(path)], notes
+    Attributes:
+        transcription: the text with confidences and places.
+    """
 
-    def read_splits(self, path: Path, names: Mapping[Split, Sequence[str]]) -> dict[str, Split]:
-        return read_splits(path, names)
+    transcription: Transcription | None = None
 
-    def distort(
-        self, samples: Sequence[Sample], rngs: Sequence[np.random.Generator], strength: float
-    ) -> list[Sample]:
-        pairs = zip(samples, rngs, strict=True)
-        return [(distort_line(x, rng, strength), y) for (x, y), rng in pairs]
+    @property
+    def confidence(self) -> float:
+        return round(self.transcription.confidence, PROBABILITY_DIGITS) if self.transcription else 0.0
 
-    def complete(
-        self, task: UserDataTask, splits: Mapping[Split, Sequence[Survey]], targets: Targets
-    ) -> None:
-        task.texts = [normalise(survey.target) for survey in splits["train"]]
-        task.text_extents = [
-            TextExtent.of(split, survey, targets) for split, each in splits.items() for survey in each
-        ]
+    def details(self) -> dict[str, Any]:
+        characters = self.transcription.characters if self.transcription else ()
+        return {
+            "confidence": self.confidence,
+            "characters": [
+                {
+                    "character": each.character,
+                    "left": round(each.left, EDGE_DIGITS),
+                    "right": round(each.right, EDGE_DIGITS),
+                    "confidence": round(each.confidence, PROBABILITY_DIGITS),
+                }
+                for each in characters
+            ],
+        }
 
-    def read_array(self, y: Array, index: int, extents: Extents) -> Any:
-        return read_name(y, index)
+    def fields(self, options: ResultOptions) -> list[str]:
+        return [self.text, *([f"{self.confidence:.4f}"] if options.probabilities else [])]
 
-    def survey(self, target: Any, survey_numbers: Callable[[Array], Any]) -> tuple[Any, Any]:
-        text = normalise(target)
-        if not text.strip():
-            raise InputError("its text is empty")
-        if not is_plain_text(text):
-            raise InputError("its text holds a control character, such as a tab")
-        return target, text
+    def columns(self, options: ResultOptions, classes: Sequence[str]) -> dict[str, Any]:
+        return self.values() | ({"confidence": self.confidence} if options.probabilities else {})
 
-    def fit(
-        self,
-        targets: Sequence[Any],
-        preprocessing: Preprocessing | None,
-        mask_names: Sequence[str],
-        levels: int,
-    ) -> Targets:
-        return fit_texts(targets)
+
+class Transcribe(Kind):
+    name = "transcribe"
+    training_module = "mdlstm_tk.text.training"
+    answers = "texts"
+    formats = LINES
+    options: ClassVar = {"probabilities": (*PAGES, *ARRAYS), "beam": PAGES, "lm": PAGES}
+    is_printed = True
+    axes = "N, T"
+    reads_pages = True
+    steps_are_columns = True
 
     def name_count(self, outputs: int) -> int:
         return outputs - 1  # output 0 is the blank
 
-    def collate(self, x: Array, targets: Sequence[Any], pad: Callable[..., Array]) -> Array:
-        return pad(targets, (max(map(np.size, targets)),), 0, np.int64)
+    def rules(self, metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
+        yield "classes", "" not in (metadata.classes or ()), "characters, none of which is empty"
 
-    def rule(self, batch: Batch, spec: TaskSpec) -> TargetRule:
-        n, k = len(batch.x), spec.outputs
-        note = ", 0 only after the end of a text"
-        return TargetRule(np.int64, (n, *batch.y.shape[1:2]), (n, None, k), 0, k - 1, note)
+    def sample_axes(self, ndim: int) -> int:
+        return 2
 
-    def keeps_rule(self, y: Array) -> bool:
-        return not ((y[:, :-1] == 0) & (y[:, 1:] > 0)).any()
+    def check_options(self, metadata: Metadata, options: ResultOptions) -> None:
+        from mdlstm_tk.runtime.ctc import check_search  # imported late: few models read texts
 
-    def loss(self, prediction: Tensor, batch: Batch, spec: TaskSpec, columns: int | None) -> Tensor:
-        """CTC, divided by the length of the text; samples without room for their text are left out."""
-        from mdlstm_tk.text.ctc_loss import ctc_loss
+        check_search(options.beam, options.lm, metadata.classes or ())
 
-        return ctc_loss(prediction, batch, columns)
+    def decode(
+        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None
+    ) -> list[Text]:
+        from mdlstm_tk.runtime.transcription import read_logits
 
-    def conclude(
-        self, job: TrainingJob, step: int, split: Split
-    ) -> tuple[dict[str, float], dict[str, Any]]:
-        """Choose how texts are read, and read them."""
-        from mdlstm_tk.text.calibration import calibrate
-        from mdlstm_tk.text.reading import describe_lines, evaluate_lines
+        rows, indices = (y, range(len(y))) if y.ndim == 3 else (y[None], (None,))
+        lines = [read_logits(row, metadata, options.beam, options.lm, width) for row in rows]
+        return [Text(line.text, array, k, line) for line, k in zip(lines, indices, strict=True)]
 
-        if job.context.is_main:
-            calibrate(job, step)
-        decoding = job.context.broadcast(job.run.read_decoding())
-        errors, lines = evaluate_lines(
-            job.network, job.task, split, job.config, job.context, decoding=decoding
-        )
-        return errors, describe_lines(lines)
-
-    def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
-        from mdlstm_tk.text.measures import count_edits, predicted_texts, target_texts
-
-        texts = predicted_texts(prediction.cpu().numpy(), spec)
-        edits = list(map(count_edits, texts, target_texts(batch, spec)))
-        return {
-            "character_error": (sum(e.character_edits for e in edits), sum(e.characters for e in edits)),
-            "word_error": (sum(e.word_edits for e in edits), sum(e.words for e in edits)),
-            "string_error": (sum(e.character_edits > 0 for e in edits), len(edits)),
-        }
+    def blank(self, metadata: Metadata, options: ResultOptions) -> Answer:
+        return Text("")
 
 
-TRAINING = Transcribe()
+KIND = Transcribe()

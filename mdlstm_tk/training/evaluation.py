@@ -15,7 +15,7 @@ from mdlstm_tk.data import Batch, Split, Task, TaskSpec, batches
 from mdlstm_tk.data.spec import Floats
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import training_of
-from mdlstm_tk.kinds.training import Sums
+from mdlstm_tk.kinds.training_kind import Sums
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext
 

@@ -87,7 +87,7 @@ WRONG: list[tuple[Metadata, str, Any, str]] = [
     (CLASSIFIER, "preprocessing", 7, "an object"),
     (CLASSIFIER, "parity", {"atol": "small"}, "a number"),
     (RECOGNISER, "classes", ["a", "b", "c", "d"], "3 different names"),
-    (RECOGNISER, "classes", ["a", "", "b"], "3 different names"),
+    (RECOGNISER, "classes", ["a", "", "b"], "characters, none of which is empty"),
     (RECOGNISER, "temperature", 0, "a positive number"),
     (RECOGNISER, "lm_weight", float("nan"), "a finite number"),
     (RECOGNISER, "lm_weight", 10**400, "a number"),

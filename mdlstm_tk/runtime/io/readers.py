@@ -18,6 +18,7 @@ import numpy as np
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.io import PAGE_SUFFIX, READABLE, suffix_of
 from mdlstm_tk.runtime.io.npy import (
     FLOAT_BYTES,
@@ -95,6 +96,7 @@ class InputFile:
     def arrays_for(self, metadata: Metadata) -> Arrays:
         """The arrays as a model takes them."""
         arrays = _samples(self, metadata) if self.is_to_train_on(metadata) else self.arrays
+        takes_levels = kind_named(metadata.kind).takes_levels
         if self.is_image:
             preprocessing = preprocessing_for(metadata, self.label)
             try:
@@ -104,11 +106,11 @@ class InputFile:
             if preprocessing.channels == 1:
                 x = x[..., 0]
             arrays = {None: x if metadata.channels_last or x.ndim == 2 else np.moveaxis(x, -1, 0)}
-        elif metadata.preprocessing is not None and metadata.kind != "density":
+        elif metadata.preprocessing is not None and not takes_levels:
             values = [x for name, x in arrays.items() if name != "sizes" and x.dtype.kind in "ui"]
             if (largest := max((int(x.max(initial=0)) for x in values), default=0)) > 1:
                 warnings.warn(raw_pixels(self.label, f"whole numbers up to {largest}"), stacklevel=2)
-        if metadata.kind == "density":
+        if takes_levels:
             for x in (x for name, x in arrays.items() if name != "sizes"):
                 low, high = float(x.min(initial=0)), float(x.max(initial=0))
                 if low < -LEVEL_TOLERANCE or high > 1 + LEVEL_TOLERANCE:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.io.files import cannot_write, publish
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.metadata import Metadata
@@ -45,7 +46,7 @@ class FileOutput:
         self._mask_values: tuple[int, ...] | None = None
         self._squeeze = squeeze and shape[-1] == 1 and not wants_probabilities
         dtype: np.dtype[Any] = np.dtype(np.float32)
-        if metadata.kind == "segment" and file_format == "tif" and not wants_probabilities:
+        if kind_named(metadata.kind).tile_format == file_format and not wants_probabilities:
             self._mask_values = values = metadata.mask_values or tuple(range(metadata.outputs))
             dtype = mask_values(np.zeros(1, np.int64), values).dtype
             if metadata.mask_palette is not None and dtype == np.uint8:

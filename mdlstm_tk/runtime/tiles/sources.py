@@ -14,6 +14,7 @@ import numpy as np
 
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import Argument, InputError, require
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.io import READABLE_IN_TILES
 from mdlstm_tk.runtime.io.npy import Array, to_float32
 from mdlstm_tk.runtime.io.readers import preprocessing_for, raw_pixels
@@ -100,7 +101,8 @@ def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) ->
     values = _open_zarr(path) if suffix == ".zarr" else open_npy(path)
     if values.dtype.kind not in "buif":
         raise InputError(f"{path} holds {values.dtype}, expected real numbers (float, integer or bool)")
-    if metadata.preprocessing is not None and metadata.kind != "density" and values.dtype.kind == "u":
+    takes_levels = kind_named(metadata.kind).takes_levels
+    if metadata.preprocessing is not None and not takes_levels and values.dtype.kind == "u":
         warnings.warn(raw_pixels(label, str(values.dtype)), stacklevel=2)
     return GridSource(values, metadata, label)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.data.samples import MemoryBudget, Survey
     from mdlstm_tk.data.user_data import UserDataTask
     from mdlstm_tk.training.job import TrainingJob
+    from mdlstm_tk.training.run_folder import Run
 
 
 COMMON_DEFAULTS: dict[str, Any] = {
@@ -194,10 +195,6 @@ class TrainingKind(ABC):
         """Further fields of the `TaskSpec`, from the training samples."""
         return {}
 
-    def name_count(self, outputs: int) -> int:
-        """How many names `TaskSpec.classes` has for so many outputs."""
-        return 0
-
     @abstractmethod
     def collate(self, x: Array, targets: Sequence[Any], pad: Callable[..., Array]) -> Array:
         """Join the targets of samples to `Batch.y`.
@@ -254,6 +251,14 @@ class TrainingKind(ABC):
         or a number."""
         unnamed = spec.outputs - len(spec.classes) if spec.classes else spec.outputs
         return [*range(unnamed), *spec.classes]
+
+    def target_text(self, batch: Batch, spec: TaskSpec) -> str | None:
+        """The target of a batch of one in words; None if it is no word or line."""
+        return None
+
+    def metadata(self, run: Run, step: int) -> dict[str, Any]:
+        """Further metadata of an export of the weights of a step."""
+        return {}
 
     def measure_array(self, prediction: Floats, batch: Batch, spec: TaskSpec) -> Metrics:
         """As `measures`, of a NumPy array."""

@@ -1,0 +1,81 @@
+"""The kind `density`: the probability of a sample. The loss is the negative log-probability in nats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import log
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mdlstm_tk.data.folders import find_images, image_sample, no_target
+from mdlstm_tk.data.idx import find_idx
+from mdlstm_tk.data.samples import MemoryBudget
+from mdlstm_tk.data.spec import Array, Batch, Extents, RawSample, Split, TaskSpec
+from mdlstm_tk.data.targets import Targets, unchanged
+from mdlstm_tk.errors import Argument, InputError, Message
+from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
+from mdlstm_tk.runtime.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Density(TrainingKind):
+    folder_format = "a folder with images, or with IDX files such as train-images-idx3-ubyte"
+    array_format = "an .npz file with x (N, H, W) or (N, H, W, C) in [0, 1]"
+    target_dtypes = ""
+    is_normalized = False
+    is_planar = True
+    defaults = COMMON_DEFAULTS | {"model": "pixel", "layers": 2, "batch_size": 32}
+
+    def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
+        return [image_sample(path, file, no_target) for file in find_images(path)], []
+
+    def find_files(self, path: Path) -> dict[Split, Path]:
+        return find_idx(path)
+
+    def read_array(self, y: Array, index: int, extents: Extents) -> Any:
+        return None
+
+    def check_x(self, x: Array) -> None:
+        if x.dtype.kind == "f" and not 0 <= x.min() <= x.max() <= 1:
+            raise InputError(f"its values lie in [{x.min():g}, {x.max():g}], expected [0, 1]")
+
+    def fit(
+        self,
+        targets: Sequence[Any],
+        preprocessing: Preprocessing | None,
+        mask_names: Sequence[str],
+        levels: int,
+    ) -> Targets:
+        level_names = "2 levels, as 0 or 1" if levels == 2 else f"{levels} levels"
+        text = f"each value counts as the nearest of {level_names}; choose others with "
+        return Targets(levels if levels > 2 else 1, unchanged, [Message(text, Argument("levels"))])
+
+    def collate(self, x: Array, targets: Sequence[Any], pad: Callable[..., Array]) -> Array:
+        return x
+
+    def rule(self, batch: Batch, spec: TaskSpec) -> TargetRule:
+        shape = batch.x.shape
+        return TargetRule(np.floating, shape, shape, -0.001, 1.001)  # resizing rounds
+
+    def loss(self, prediction: Tensor, batch: Batch, spec: TaskSpec, columns: int | None) -> Tensor:
+        from mdlstm_tk.kinds.sums import mean_of_positions
+
+        return mean_of_positions(-prediction, batch)
+
+    def output_meanings(self, spec: TaskSpec) -> Sequence[str | float]:
+        """The value of each level; a single one is white's."""
+        highest = max(spec.outputs, 2) - 1
+        return [level / highest for level in range(highest + 1)][-spec.outputs :]
+
+    def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
+        from mdlstm_tk.kinds.sums import sum_of_positions
+
+        nats, count = sum_of_positions(-prediction.double(), batch)
+        return {"nats": (nats, float(len(batch.x))), "bits_per_dim": (nats / log(2), count)}
+
+
+TRAINING = Density()

@@ -1,0 +1,90 @@
+"""The kind `classify`: one class for each sample. The loss is the cross entropy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mdlstm_tk._util.text import counted
+from mdlstm_tk.data.arrays import read_name
+from mdlstm_tk.data.folders import find_images, image_sample, subfolders
+from mdlstm_tk.data.samples import MemoryBudget
+from mdlstm_tk.data.spec import Array, Batch, Extents, RawSample, TaskSpec
+from mdlstm_tk.data.targets import Targets
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
+from mdlstm_tk.runtime.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Classify(TrainingKind):
+    folder_format = "a folder with one subfolder of images per class"
+    array_format = "an .npz file with x and names or integers y (N,)"
+    target_dtypes = "buiUS"
+    has_class_folders = True
+    defaults = COMMON_DEFAULTS | {"batch_size": 32, "augment": 1.0}
+
+    def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
+        return [
+            image_sample(path, file, partial(str, folder.name))
+            for folder in subfolders(path)
+            for file in find_images(folder)
+        ], []
+
+    def read_array(self, y: Array, index: int, extents: Extents) -> Any:
+        return read_name(y, index)
+
+    def stratum(self, target: Any) -> str:
+        return str(target)
+
+    def fit(
+        self,
+        targets: Sequence[Any],
+        preprocessing: Preprocessing | None,
+        mask_names: Sequence[str],
+        levels: int,
+    ) -> Targets:
+        classes = tuple(sorted(set(targets), key=_natural_order))
+        if len(classes) < 2:
+            raise InputError(f"all samples have the class '{classes[0]}', but there must be two or more")
+        counts = Counter(targets)
+        listing = ", ".join(f"{name} ({counts[name]})" for name in classes)
+        found = counted(len(classes), "class", "classes")
+        return Targets(len(classes), classes.index, [f"{found}: {listing}"], classes)
+
+    def collate(self, x: Array, targets: Sequence[Any], pad: Callable[..., Array]) -> Array:
+        return pad(targets, (), 0, np.int64)
+
+    def rule(self, batch: Batch, spec: TaskSpec) -> TargetRule:
+        n = len(batch.x)
+        return TargetRule(np.int64, (n,), (n, spec.outputs), 0, spec.outputs - 1)
+
+    def loss(self, prediction: Tensor, batch: Batch, spec: TaskSpec, columns: int | None) -> Tensor:
+        from torch.nn.functional import cross_entropy
+
+        from mdlstm_tk.kinds.sums import targets_like
+
+        return cross_entropy(prediction, targets_like(prediction, batch))
+
+    def target_text(self, batch: Batch, spec: TaskSpec) -> str | None:
+        return spec.classes[int(batch.y[0])]
+
+    def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
+        from mdlstm_tk.kinds.sums import wrong_labels
+
+        return {"error": wrong_labels(prediction, batch)}
+
+
+def _natural_order(name: str) -> tuple[int, float, str]:
+    """Sort numbers by value, before all other names."""
+    return (0, float(name), name) if name.replace(".", "", 1).isdecimal() else (1, 0.0, name)
+
+
+TRAINING = Classify()

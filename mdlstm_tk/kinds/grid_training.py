@@ -1,0 +1,93 @@
+"""The kind `grid`: numbers at every position. The loss is the mean squared error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mdlstm_tk._util.text import counted
+from mdlstm_tk.data.arrays import read_numbers
+from mdlstm_tk.data.folders import list_pairs
+from mdlstm_tk.data.images import read_pixels
+from mdlstm_tk.data.samples import MemoryBudget, Survey, channel_moments
+from mdlstm_tk.data.spec import Array, Batch, Extents, RawSample, TaskSpec
+from mdlstm_tk.data.targets import Targets, unchanged
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
+from mdlstm_tk.runtime.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Grid(TrainingKind):
+    folder_format = "a folder with images/ and targets/"
+    array_format = "an .npz file with x and y, each (N, H, W) or (N, H, W, C), or with one axis more"
+    target_dtypes = "buif"
+    has_grid_targets = True
+    is_distorted = False
+    defaults = COMMON_DEFAULTS | {"directions": "all"}
+
+    def target_axes(self, ndim: int) -> tuple[int, ...]:
+        return ndim + 1, ndim + 2
+
+    def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
+        return list(list_pairs(path, "targets", _read_target, self.folder_format)), []
+
+    def read_array(self, y: Array, index: int, extents: Extents) -> Any:
+        return read_numbers(y if y.ndim > len(extents) + 1 else y[..., None], index, extents)
+
+    def survey(self, target: Any, survey_numbers: Callable[[Array], Any]) -> tuple[Any, Any]:
+        return survey_numbers(target), target
+
+    def fit(
+        self,
+        targets: Sequence[Any],
+        preprocessing: Preprocessing | None,
+        mask_names: Sequence[str],
+        levels: int,
+    ) -> Targets:
+        channels = {target.channels for target in targets}
+        outputs = max(channels)
+        if preprocessing is not None:
+            return Targets(outputs, Preprocessing(outputs, preprocessing.resize))
+        if len(channels) > 1:
+            raise InputError(
+                f"y has {counted(min(channels), 'channel')} in one split and {outputs} in another"
+            )
+        return Targets(outputs, unchanged)
+
+    def spec_fields(self, train: Sequence[Survey], targets: Targets) -> dict[str, Any]:
+        mean, std = channel_moments([survey.target for survey in train], targets.outputs)
+        return {"target_mean": mean, "target_std": std}
+
+    def collate(self, x: Array, targets: Sequence[Any], pad: Callable[..., Array]) -> Array:
+        return pad(targets, (*x.shape[1:-1], *np.shape(targets[0])[-1:]), 0, np.float32)
+
+    def rule(self, batch: Batch, spec: TaskSpec) -> TargetRule:
+        shape = *batch.x.shape[:-1], spec.outputs
+        return TargetRule(np.floating, shape, shape)
+
+    def loss(self, prediction: Tensor, batch: Batch, spec: TaskSpec, columns: int | None) -> Tensor:
+        from mdlstm_tk.kinds.sums import mean_of_positions, targets_like
+
+        error = prediction - targets_like(prediction, batch)
+        if spec.target_std:
+            error = error / error.new_tensor(spec.target_std)
+        return mean_of_positions(error.square(), batch)
+
+    def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
+        from mdlstm_tk.kinds.sums import sum_of_positions, targets_like
+
+        error = prediction.double() - targets_like(prediction, batch)
+        return {"mse": sum_of_positions(error.square(), batch)}
+
+
+def _read_target(file: Path) -> Array:
+    return read_pixels(file, "its target")
+
+
+TRAINING = Grid()

@@ -1,0 +1,116 @@
+"""The questions that exports and inference ask a kind of task. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, ClassVar
+
+from mdlstm_tk.runtime.io import Format
+
+if TYPE_CHECKING:
+    from mdlstm_tk.kinds.answer import Answer
+    from mdlstm_tk.kinds.training_kind import TrainingKind
+    from mdlstm_tk.runtime.io.npy import Array
+    from mdlstm_tk.runtime.jobs import ResultOptions
+    from mdlstm_tk.runtime.metadata import Metadata
+
+LINES: tuple[Format, ...] = ("txt", "tsv", "csv", "json")
+ARRAYS: tuple[Format, ...] = ("npy", "npz")
+PAGES: tuple[Format, ...] = ("xml", *LINES)
+
+
+class Kind:
+    """A kind of task. A class of its own answers the questions that differ from these answers, which are
+    those of numbers at every position.
+
+    Attributes:
+        name: in metadata, configurations and on the command line.
+        training_module: the module whose TRAINING answers what training asks.
+        answers: what `formats` hold, in words; "" if there are only numbers.
+        formats: those for answers. All kinds write numbers, too.
+        options: the options of `infer_paths` that the kind takes, and the formats in which each shows.
+        is_printed: answers go to standard output, and one file may hold those for several inputs.
+        image_format, tile_format: of the answers for images, and of tiled models, where it is not that of
+            numbers.
+        axes: of an output without a grid, in words.
+        reads_pages: it reads the lines of pages.
+        steps_are_columns: the steps of an output (N, T, outputs) count as columns of x.
+        takes_levels: x holds levels in [0, 1], also in files of numbers.
+    """
+
+    name: ClassVar[str]
+    training_module: ClassVar[str]
+    answers: ClassVar[str] = ""
+    formats: ClassVar[tuple[Format, ...]] = ()
+    options: ClassVar[Mapping[str, tuple[Format, ...]]] = {}
+    is_printed: ClassVar[bool] = False
+    image_format: ClassVar[Format | None] = None
+    tile_format: ClassVar[Format | None] = None
+    axes: ClassVar[str] = "N, …"
+    reads_pages: ClassVar[bool] = False
+    steps_are_columns: ClassVar[bool] = False
+    takes_levels: ClassVar[bool] = False
+
+    @property
+    def training(self) -> TrainingKind:
+        """The half that training asks, which is imported when it is used."""
+        training: TrainingKind = import_module(self.training_module).TRAINING
+        return training
+
+    def name_count(self, outputs: int) -> int:
+        """The number of names of classes or characters that so many outputs have; 0 if they have none."""
+        return 0
+
+    def rules(self, metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
+        """Rules between the fields of metadata: a field, if the rule holds, and what was expected."""
+        yield from ()
+
+    def sample_axes(self, ndim: int) -> int:
+        """The number of axes of the output for one sample with `ndim` grid axes."""
+        return ndim + 1
+
+    def fits(self, y: Array, metadata: Metadata) -> bool:
+        """Whether an output, with or without a batch axis, has the shape that `decode` takes."""
+        from mdlstm_tk.runtime.postprocessing import class_axis
+
+        axes = self.sample_axes(metadata.ndim)
+        is_fitting = y.ndim in (axes, axes + 1) and y.shape[class_axis(y, metadata)] == metadata.outputs
+        return is_fitting and y.size > 0
+
+    def check_options(self, metadata: Metadata, options: ResultOptions) -> None:
+        """Check options that depend on the model.
+
+        Raises:
+            InputError: they do not fit it.
+        """
+
+    def decode(
+        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None
+    ) -> Sequence[Answer] | Array:
+        """The answers of a model.
+
+        Args:
+            y: its output, with or without a batch axis.
+            metadata: of the model.
+            array: name of the array, which the answers repeat.
+            options: of the answers.
+            width: pixels that the columns of y cover, if they are known.
+
+        Returns:
+            An answer for each sample; or an array, if answers are no lines of text.
+
+        Raises:
+            MDLSTMError: y has another shape than the metadata say.
+            InputError: y holds NaN or infinity where it should give one answer.
+        """
+        return y
+
+    def blank(self, metadata: Metadata, options: ResultOptions) -> Answer:
+        """An answer with the columns of all answers."""
+        from mdlstm_tk.kinds.answer import Answer
+
+        return Answer("")
+
+
+KIND = Kind()  # of a model that says no kind

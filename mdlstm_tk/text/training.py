@@ -1,0 +1,153 @@
+"""The kind `transcribe`: one text for each sample. The loss is CTC (Graves et al. 2006)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mdlstm_tk._util.text import is_plain_text
+from mdlstm_tk.data.arrays import read_name
+from mdlstm_tk.data.augmentation import distort_line
+from mdlstm_tk.data.folders import list_texts
+from mdlstm_tk.data.samples import MemoryBudget, Survey
+from mdlstm_tk.data.spec import Array, Batch, Extents, RawSample, Sample, Split, TaskSpec
+from mdlstm_tk.data.targets import Targets
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
+from mdlstm_tk.runtime.preprocessing import Preprocessing
+from mdlstm_tk.text.encoding import TextExtent, fit_texts, normalise
+from mdlstm_tk.text.page_folders import list_pages, list_transcripts, read_splits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mdlstm_tk.data.user_data import UserDataTask
+    from mdlstm_tk.training.job import TrainingJob
+    from mdlstm_tk.training.run_folder import Run
+
+
+class Transcribe(TrainingKind):
+    folder_format = (
+        "a folder with page images and their ALTO or PAGE XML, with images of lines and their "
+        "NAME.gt.txt, or with images and a labels.tsv of file, tab, text"
+    )
+    array_format = "an .npz file with x and texts y (N,)"
+    target_dtypes = "US"
+    target_files = (".txt", ".tsv", ".xml", ".json")
+    is_cropped = False
+    is_planar = True
+    defaults = COMMON_DEFAULTS | {
+        "model": "lines",
+        "resize": "64x*",
+        "hidden": 48,
+        "dropout": 0.2,
+        "steps": 20000,
+        "batch_size": 8,
+        "lr": 0.003,
+        "warmup": 300,
+        "average": 0.998,
+        "augment": 1.0,
+        "evaluate_every": 1000,
+        "patience": 0,
+    }
+
+    def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
+        if (path / "labels.tsv").exists():
+            return list(list_texts(path)), []
+        samples, notes = list_pages(path, budget)
+        return [*samples, *list_transcripts(path)], notes
+
+    def read_splits(self, path: Path, names: Mapping[Split, Sequence[str]]) -> dict[str, Split]:
+        return read_splits(path, names)
+
+    def distort(
+        self, samples: Sequence[Sample], rngs: Sequence[np.random.Generator], strength: float
+    ) -> list[Sample]:
+        pairs = zip(samples, rngs, strict=True)
+        return [(distort_line(x, rng, strength), y) for (x, y), rng in pairs]
+
+    def complete(
+        self, task: UserDataTask, splits: Mapping[Split, Sequence[Survey]], targets: Targets
+    ) -> None:
+        task.texts = [normalise(survey.target) for survey in splits["train"]]
+        task.text_extents = [
+            TextExtent.of(split, survey, targets) for split, each in splits.items() for survey in each
+        ]
+
+    def read_array(self, y: Array, index: int, extents: Extents) -> Any:
+        return read_name(y, index)
+
+    def survey(self, target: Any, survey_numbers: Callable[[Array], Any]) -> tuple[Any, Any]:
+        text = normalise(target)
+        if not text.strip():
+            raise InputError("its text is empty")
+        if not is_plain_text(text):
+            raise InputError("its text holds a control character, such as a tab")
+        return target, text
+
+    def fit(
+        self,
+        targets: Sequence[Any],
+        preprocessing: Preprocessing | None,
+        mask_names: Sequence[str],
+        levels: int,
+    ) -> Targets:
+        return fit_texts(targets)
+
+    def collate(self, x: Array, targets: Sequence[Any], pad: Callable[..., Array]) -> Array:
+        return pad(targets, (max(map(np.size, targets)),), 0, np.int64)
+
+    def rule(self, batch: Batch, spec: TaskSpec) -> TargetRule:
+        n, k = len(batch.x), spec.outputs
+        note = ", 0 only after the end of a text"
+        return TargetRule(np.int64, (n, *batch.y.shape[1:2]), (n, None, k), 0, k - 1, note)
+
+    def keeps_rule(self, y: Array) -> bool:
+        return not ((y[:, :-1] == 0) & (y[:, 1:] > 0)).any()
+
+    def loss(self, prediction: Tensor, batch: Batch, spec: TaskSpec, columns: int | None) -> Tensor:
+        """CTC, divided by the length of the text; samples without room for their text are left out."""
+        from mdlstm_tk.text.ctc_loss import ctc_loss
+
+        return ctc_loss(prediction, batch, columns)
+
+    def conclude(
+        self, job: TrainingJob, step: int, split: Split
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Choose how texts are read, and read them."""
+        from mdlstm_tk.text.calibration import calibrate
+        from mdlstm_tk.text.reading import describe_lines, evaluate_lines
+
+        if job.context.is_main:
+            calibrate(job, step)
+        decoding = job.context.broadcast(job.run.read_decoding())
+        errors, lines = evaluate_lines(
+            job.network, job.task, split, job.config, job.context, decoding=decoding
+        )
+        return errors, describe_lines(lines)
+
+    def target_text(self, batch: Batch, spec: TaskSpec) -> str | None:
+        from mdlstm_tk.text.measures import target_texts
+
+        return target_texts(batch, spec)[0]
+
+    def metadata(self, run: Run, step: int) -> dict[str, Any]:
+        return asdict(run.read_decoding(step))
+
+    def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
+        from mdlstm_tk.text.measures import count_edits, predicted_texts, target_texts
+
+        texts = predicted_texts(prediction.cpu().numpy(), spec)
+        edits = list(map(count_edits, texts, target_texts(batch, spec)))
+        return {
+            "character_error": (sum(e.character_edits for e in edits), sum(e.characters for e in edits)),
+            "word_error": (sum(e.word_edits for e in edits), sum(e.words for e in edits)),
+            "string_error": (sum(e.character_edits > 0 for e in edits), len(edits)),
+        }
+
+
+TRAINING = Transcribe()
