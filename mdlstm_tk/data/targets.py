@@ -4,10 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mdlstm_tk.data.masks import MaskClasses
+from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.runtime.text_order import Direction
+
+
+class TargetOptions(NamedTuple):
+    """The options of a user's data that targets depend on.
+
+    Attributes:
+        preprocessing: of images; None for arrays.
+        mask_names: names of the values 0, 1, … of masks.
+        levels: levels of each channel of a density.
+    """
+
+    preprocessing: Preprocessing | None
+    mask_names: Sequence[str]
+    levels: int
 
 
 @dataclass(frozen=True)

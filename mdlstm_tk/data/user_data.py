@@ -36,7 +36,7 @@ from mdlstm_tk.data.splits import (
     in_order_of,
     prefix_of,
 )
-from mdlstm_tk.data.targets import Targets
+from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.kinds import training_of
@@ -153,7 +153,7 @@ def read_data(
     try:
         all_targets = [survey.target for survey in surveys]
         names = _read_mask_names(path, training)
-        targets = training.fit(all_targets, preprocessing, names, levels)
+        targets = training.fit(all_targets, TargetOptions(preprocessing, names, levels))
     except InputError as error:
         raise InputError(f"{path}: ", error, f"; {formats}") from None
     if not splits.get("validation"):

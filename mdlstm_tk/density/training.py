@@ -13,10 +13,9 @@ from mdlstm_tk.data.folders import find_images, image_sample, no_target
 from mdlstm_tk.data.idx import find_idx
 from mdlstm_tk.data.samples import MemoryBudget
 from mdlstm_tk.data.spec import Array, Batch, Extents, RawSample, Split, TaskSpec
-from mdlstm_tk.data.targets import Targets, unchanged
+from mdlstm_tk.data.targets import TargetOptions, Targets, unchanged
 from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
-from mdlstm_tk.runtime.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,16 +42,12 @@ class Density(TrainingKind):
         if x.dtype.kind == "f" and not 0 <= x.min() <= x.max() <= 1:
             raise InputError(f"its values lie in [{x.min():g}, {x.max():g}], expected [0, 1]")
 
-    def fit(
-        self,
-        targets: Sequence[Any],
-        preprocessing: Preprocessing | None,
-        mask_names: Sequence[str],
-        levels: int,
-    ) -> Targets:
-        level_names = "2 levels, as 0 or 1" if levels == 2 else f"{levels} levels"
+    def fit(self, targets: Sequence[Any], options: TargetOptions) -> Targets:
+        level_names = "2 levels, as 0 or 1" if options.levels == 2 else f"{options.levels} levels"
         text = f"each value counts as the nearest of {level_names}; choose others with "
-        return Targets(levels if levels > 2 else 1, unchanged, [Message(text, Argument("levels"))])
+        return Targets(
+            options.levels if options.levels > 2 else 1, unchanged, [Message(text, Argument("levels"))]
+        )
 
     def collate(self, x: Array, targets: Sequence[Any], pad: Callable[..., Array]) -> Array:
         return x

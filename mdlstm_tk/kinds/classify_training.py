@@ -15,10 +15,9 @@ from mdlstm_tk.data.arrays import read_name
 from mdlstm_tk.data.folders import find_images, image_sample, subfolders
 from mdlstm_tk.data.samples import MemoryBudget
 from mdlstm_tk.data.spec import Array, Batch, Extents, RawSample, TaskSpec
-from mdlstm_tk.data.targets import Targets
+from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
-from mdlstm_tk.runtime.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,13 +43,7 @@ class Classify(TrainingKind):
     def stratum(self, target: Any) -> str:
         return str(target)
 
-    def fit(
-        self,
-        targets: Sequence[Any],
-        preprocessing: Preprocessing | None,
-        mask_names: Sequence[str],
-        levels: int,
-    ) -> Targets:
+    def fit(self, targets: Sequence[Any], options: TargetOptions) -> Targets:
         classes = tuple(sorted(set(targets), key=_natural_order))
         if len(classes) < 2:
             raise InputError(f"all samples have the class '{classes[0]}', but there must be two or more")

@@ -14,7 +14,7 @@ from mdlstm_tk.data.folders import list_pairs
 from mdlstm_tk.data.images import read_pixels
 from mdlstm_tk.data.samples import MemoryBudget, Survey, channel_moments
 from mdlstm_tk.data.spec import Array, Batch, Extents, RawSample, TaskSpec
-from mdlstm_tk.data.targets import Targets, unchanged
+from mdlstm_tk.data.targets import TargetOptions, Targets, unchanged
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
 from mdlstm_tk.runtime.preprocessing import Preprocessing
@@ -43,17 +43,11 @@ class Grid(TrainingKind):
     def survey(self, target: Any, survey_numbers: Callable[[Array], Any]) -> tuple[Any, Any]:
         return survey_numbers(target), target
 
-    def fit(
-        self,
-        targets: Sequence[Any],
-        preprocessing: Preprocessing | None,
-        mask_names: Sequence[str],
-        levels: int,
-    ) -> Targets:
+    def fit(self, targets: Sequence[Any], options: TargetOptions) -> Targets:
         channels = {target.channels for target in targets}
         outputs = max(channels)
-        if preprocessing is not None:
-            return Targets(outputs, Preprocessing(outputs, preprocessing.resize))
+        if options.preprocessing is not None:
+            return Targets(outputs, Preprocessing(outputs, options.preprocessing.resize))
         if len(channels) > 1:
             raise InputError(
                 f"y has {counted(min(channels), 'channel')} in one split and {outputs} in another"

@@ -71,7 +71,7 @@ class Kind:
         return ndim + 1
 
     def fits(self, y: Array, metadata: Metadata) -> bool:
-        """Whether an output, with or without a batch axis, has the shape that `decode` takes."""
+        """True if an output, with or without a batch axis, has the shape that `decode` takes."""
         from mdlstm_tk.runtime.postprocessing import class_axis
 
         axes = self.sample_axes(metadata.ndim)

@@ -14,9 +14,8 @@ from mdlstm_tk.data.folders import list_pairs
 from mdlstm_tk.data.masks import UNKNOWN_VALUE, MaskClasses, RawMask, read_mask
 from mdlstm_tk.data.samples import MemoryBudget
 from mdlstm_tk.data.spec import UNLABELLED, Array, Batch, Extents, RawSample, TaskSpec
-from mdlstm_tk.data.targets import Targets
+from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
-from mdlstm_tk.runtime.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,22 +43,16 @@ class Segment(TrainingKind):
     def survey(self, target: Any, survey_numbers: Callable[[Array], Any]) -> tuple[Any, Any]:
         return target.distinct(), target.pixels.astype(np.int64)
 
-    def fit(
-        self,
-        targets: Sequence[Any],
-        preprocessing: Preprocessing | None,
-        mask_names: Sequence[str],
-        levels: int,
-    ) -> Targets:
+    def fit(self, targets: Sequence[Any], options: TargetOptions) -> Targets:
         masks = MaskClasses.of(targets)
-        names = masks.names(mask_names)
+        names = masks.names(options.mask_names)
         lines = [f"{counted(len(names), 'class', 'classes')} per position: {', '.join(names)}"]
         if masks.has_unknown:
             lines.append(
                 f"mask pixels of value {UNKNOWN_VALUE} are of unknown class and left out; "
                 "if it is a class, store it as another value"
             )
-        encode = partial(masks.encode, preprocessing=preprocessing)
+        encode = partial(masks.encode, preprocessing=options.preprocessing)
         return Targets(len(names), encode, lines, names, masks)
 
     def collate(self, x: Array, targets: Sequence[Any], pad: Callable[..., Array]) -> Array:

@@ -32,7 +32,7 @@ def mean_of_positions(losses: Tensor, batch: Batch) -> Tensor:
 
 
 def wrong_labels(prediction: Tensor, batch: Batch) -> tuple[Tensor, float]:
-    """How many of the samples or positions that have a label get another one, and how many have one."""
+    """The number of samples or positions that get another label than they have, and of all with a label."""
     y = targets_like(prediction, batch)
     wrong = (prediction.argmax(-1) != y) & (y != UNLABELLED)
     return wrong.sum(), float((batch.y != UNLABELLED).sum())

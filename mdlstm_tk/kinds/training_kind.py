@@ -15,8 +15,7 @@ import numpy as np
 
 from mdlstm_tk.data.augmentation import distort
 from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, Metrics, RawSample, Sample, Split, TaskSpec
-from mdlstm_tk.data.targets import Targets
-from mdlstm_tk.runtime.preprocessing import Preprocessing
+from mdlstm_tk.data.targets import TargetOptions, Targets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +46,7 @@ Sums = dict[str, "tuple[Tensor | float, float]"]
 
 
 class TargetRule(NamedTuple):
-    """What the targets y of a batch are, and the prediction for it.
+    """The rule that the targets y of a batch keep, and the shape of the prediction for it.
 
     Attributes:
         dtype: a type of y's dtype.
@@ -157,24 +156,16 @@ class TrainingKind(ABC):
         """
 
     def stratum(self, target: Any) -> str:
-        """What a target is of, to hold out a share of each."""
+        """The group of a target; a share of each group is held out."""
         return ""
 
     @abstractmethod
-    def fit(
-        self,
-        targets: Sequence[Any],
-        preprocessing: Preprocessing | None,
-        mask_names: Sequence[str],
-        levels: int,
-    ) -> Targets:
+    def fit(self, targets: Sequence[Any], options: TargetOptions) -> Targets:
         """Determine outputs, classes and encoding from the targets of all samples.
 
         Args:
             targets: summaries by `survey` of all samples, those for validation and testing included.
-            preprocessing: of images; None for arrays.
-            mask_names: names of the values 0, 1, … of masks.
-            levels: levels of each channel of a density.
+            options: of the data.
 
         Raises:
             InputError: there are fewer than two classes, or the targets do not fit each other.
@@ -210,7 +201,7 @@ class TrainingKind(ABC):
         """The rule that y of a batch keeps."""
 
     def keeps_rule(self, y: Array) -> bool:
-        """Whether y keeps the note of its rule."""
+        """True if y keeps the note of its rule."""
         return True
 
     @abstractmethod

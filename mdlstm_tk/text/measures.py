@@ -1,4 +1,4 @@
-"""How far a text that was read is from the true one."""
+"""The errors of a text that was read, compared with the true one."""
 
 from __future__ import annotations
 

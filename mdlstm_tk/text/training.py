@@ -15,10 +15,9 @@ from mdlstm_tk.data.augmentation import distort_line
 from mdlstm_tk.data.folders import list_texts
 from mdlstm_tk.data.samples import MemoryBudget, Survey
 from mdlstm_tk.data.spec import Array, Batch, Extents, RawSample, Sample, Split, TaskSpec
-from mdlstm_tk.data.targets import Targets
+from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
-from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.text.encoding import TextExtent, fit_texts, normalise
 from mdlstm_tk.text.page_folders import list_pages, list_transcripts, read_splits
 
@@ -89,13 +88,7 @@ class Transcribe(TrainingKind):
             raise InputError("its text holds a control character, such as a tab")
         return target, text
 
-    def fit(
-        self,
-        targets: Sequence[Any],
-        preprocessing: Preprocessing | None,
-        mask_names: Sequence[str],
-        levels: int,
-    ) -> Targets:
+    def fit(self, targets: Sequence[Any], options: TargetOptions) -> Targets:
         return fit_texts(targets)
 
     def collate(self, x: Array, targets: Sequence[Any], pad: Callable[..., Array]) -> Array:

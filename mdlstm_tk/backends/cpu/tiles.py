@@ -64,7 +64,7 @@ class Samples(NamedTuple):
 
     @property
     def is_long(self) -> bool:
-        """Whether wavefronts of the grid would not stay in cache."""
+        """True if wavefronts of the grid would not stay in cache."""
         return self.rows > LONG_WAVEFRONT * (sum(self.grid) - len(self.grid) + 1)
 
     @property
