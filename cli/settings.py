@@ -21,8 +21,8 @@ from mdlstm_tk.cli.options import (
     parameters_of,
     with_parameters,
 )
+from mdlstm_tk.kinds import kind_names
 from mdlstm_tk.training.config import SettingHelp, choices, list_settings
-from mdlstm_tk.training.tasks import KINDS
 
 METAVARS = {
     "data": "PATH",
@@ -58,7 +58,7 @@ def with_settings(function: Callable[..., None]) -> Callable[..., None]:
 def _option(row: SettingHelp) -> Any:
     """The option of a setting. The library checks and converts its text."""
     values = choices(row.key)
-    words = {"task": (*values, *KINDS), "device": DEVICES}.get(row.key, values)
+    words = {"task": (*values, *kind_names()), "device": DEVICES}.get(row.key, values)
     help = f"{row.help.rstrip('.')}: {', '.join(values)}." if METAVARS.get(row.key) == "NAME" else row.help
     return option(
         help,
@@ -88,7 +88,7 @@ def settings(
         typer.Argument(
             metavar="[TASK]",
             help="Registered task, or kind of your own data, whose defaults are shown.",
-            autocompletion=complete_from(*choices("task"), *KINDS),
+            autocompletion=complete_from(*choices("task"), *kind_names()),
             show_default=False,
         ),
     ] = None,
@@ -108,7 +108,7 @@ def settings(
             ["setting", f"default of {task}" if task else "default", "meaning"], cells, texts=3, folds=True
         )
     if not task:
-        names = ", ".join([*choices("task"), *KINDS])
+        names = ", ".join([*choices("task"), *kind_names()])
         note(f"mdlstm settings TASK shows the defaults of a task or kind of data: {names}")
-    kind = " --data PATH" if task in KINDS else ""
+    kind = " --data PATH" if task in kind_names() else ""
     next_command(f"mdlstm train --task {task or 'TASK'}{kind}")

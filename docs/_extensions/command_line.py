@@ -18,8 +18,7 @@ from docutils.parsers.rst import Directive
 
 from mdlstm_tk.cli.app import typer_app
 from mdlstm_tk.cli.help import default_of, sections, value_of
-from mdlstm_tk.data import KINDS
-from mdlstm_tk.kinds import training_of
+from mdlstm_tk.kinds import kind_names, training_of
 from mdlstm_tk.training.config import list_settings
 from mdlstm_tk.training.tasks import BUILT_IN, find_task
 
@@ -85,7 +84,7 @@ class TaskDefaultsDirective(Directive):
     def run(self) -> list[nodes.Node]:
         """Return the table."""
         tasks = {name: find_task(name).defaults for name in BUILT_IN}
-        tasks |= {f"{kind} (your own data)": training_of(kind).defaults for kind in KINDS}
+        tasks |= {f"{kind} (your own data)": training_of(kind).defaults for kind in kind_names()}
         rows = [
             (name, _code(", ".join(f"{key}={value}" for key, value in values.items() if value != "")))
             for name, values in tasks.items()

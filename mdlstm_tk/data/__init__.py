@@ -1,6 +1,6 @@
 """Tasks: where training data comes from and how predictions are scored. PyTorch is loaded by metrics alone.
 
-spec            the types: Batch, TaskSpec, Kind, Split
+spec            the types: Batch, TaskSpec, Split
 task            the interface Task, DatasetTask for a fixed set of samples, and batches
 metrics         error metrics of each kind of task
 sampling        seeded random numbers, shuffling, stratified splits
@@ -27,11 +27,10 @@ with imports_of("train"):
     from mdlstm_tk.data.builtin.gaussian_field import GaussianField
     from mdlstm_tk.data.builtin.ising import Ising
     from mdlstm_tk.data.builtin.textures import Textures
-    from mdlstm_tk.data.spec import KINDS, SPLITS, UNLABELLED, Batch, Floats, Kind, Split, TaskSpec
+    from mdlstm_tk.data.spec import SPLITS, UNLABELLED, Batch, Floats, Split, TaskSpec
     from mdlstm_tk.data.task import DatasetTask, Task, batches
 
 __all__ = [
-    "KINDS",
     "SPLITS",
     "UNLABELLED",
     "Batch",
@@ -45,7 +44,6 @@ __all__ = [
     "Floats",
     "GaussianField",
     "Ising",
-    "Kind",
     "Split",
     "Task",
     "TaskSpec",

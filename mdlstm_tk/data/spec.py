@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from mdlstm_tk._util.text import counted, is_plain_text, printable
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.kinds import kind_named, training_of
+from mdlstm_tk.kinds import kind_named, kind_names, training_of
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.runtime.text_order import Direction
 
@@ -21,12 +21,10 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 Extents = tuple[int, ...]
 Resize = tuple[int | None, int | None] | None  # see `Preprocessing`
-Kind = Literal["grid", "classify", "segment", "transcribe", "density"]
 Split = Literal["train", "validation", "test"]
 Sample = tuple[Floats, Any]  # x (*grid, C) and its target, encoded as in `Batch.y`
 Metrics = dict[str, tuple[float, float]]  # name → (sum of errors, number of errors summed)
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
 SPLITS: tuple[Split, ...] = get_args(Split)
 UNLABELLED = -1  # the class of positions that have no label, and of padding
 
@@ -133,7 +131,7 @@ class TaskSpec:
     """
 
     name: str
-    kind: Kind
+    kind: str
     channels: int
     outputs: int
     size: Extents
@@ -156,7 +154,7 @@ class TaskSpec:
 
     def _rules(self) -> Iterator[tuple[str, bool, str]]:
         """Yield each field, if its rule holds, and the value that is expected."""
-        yield "kind", self.kind in KINDS, f"one of {', '.join(KINDS)}"
+        yield "kind", self.kind in kind_names(), f"one of {', '.join(kind_names())}"
         yield "channels", self.channels > 0, "a positive number"
         yield "outputs", self.outputs > 0, "a positive number"
         yield "size", len(self.size) > 0 and min(self.size) > 0, "positive extents"

@@ -10,7 +10,7 @@ from typing import Any
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.data.samples import Survey
 from mdlstm_tk.data.sampling import stratified_mask
-from mdlstm_tk.data.spec import Kind, SampleId, Split
+from mdlstm_tk.data.spec import SampleId, Split
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.kinds import training_of
 
@@ -22,7 +22,7 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
 MAX_NAMES_SHOWN = 10
 
 
-def find_sources(path: Path, kind: Kind) -> tuple[dict[Split, Path], list[str]]:
+def find_sources(path: Path, kind: str) -> tuple[dict[Split, Path], list[str]]:
     """Return the file or folder of each split, and notes for the user.
 
     `path` is the training split if it has no train/.
@@ -68,7 +68,7 @@ def find_sources(path: Path, kind: Kind) -> tuple[dict[Split, Path], list[str]]:
     return sources, notes
 
 
-def describe_formats(kind: Kind) -> str:
+def describe_formats(kind: str) -> str:
     """Describe the data that a kind of task can be read from."""
     return f"{training_of(kind).folder_format} or {training_of(kind).array_format}"
 
@@ -91,7 +91,7 @@ def divide(
 
 def hold_out(
     surveys: list[Survey],
-    kind: Kind,
+    kind: str,
     share: float,
     seed: int,
     known: Mapping[Split, Sequence[SampleId]] | None,

@@ -27,7 +27,6 @@ from mdlstm_tk.data.spec import (
     Batch,
     Extents,
     Floats,
-    Kind,
     Metrics,
     Sample,
     SampleId,
@@ -65,7 +64,7 @@ class Task(ABC):
         cache_bytes: bound on the memory that samples take.
     """
 
-    kind: ClassVar[Kind]
+    kind: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]] = {}
     spec: TaskSpec
     names: Mapping[Split, Sequence[str]] = MappingProxyType({})
@@ -251,7 +250,7 @@ def batches(task: Task, split: Split, seed: int, size: int, shard: slice = slice
         yield task.batch(seed, step, size, split, slice(0, total - step * size))
 
 
-def collate(kind: Kind, samples: Sequence[Sample]) -> Batch:
+def collate(kind: str, samples: Sequence[Sample]) -> Batch:
     """Join samples to a batch, padded to their largest extents.
 
     x, numbers and texts are padded with 0, masks with UNLABELLED.

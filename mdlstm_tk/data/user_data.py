@@ -25,7 +25,7 @@ from mdlstm_tk.data import arrays, folders
 from mdlstm_tk.data.idx import list_idx
 from mdlstm_tk.data.samples import LazySamples, MemoryBudget, Survey, channel_moments, survey_samples
 from mdlstm_tk.data.sampling import shape_order
-from mdlstm_tk.data.spec import Array, Extents, Kind, RawSample, Resize, SampleId, Split, TaskSpec
+from mdlstm_tk.data.spec import Array, Extents, RawSample, Resize, SampleId, Split, TaskSpec
 from mdlstm_tk.data.splits import (
     SPLIT_NAMES,
     describe_copies,
@@ -70,7 +70,7 @@ class UserDataTask(DatasetTask):
 
 def read_data(
     path: Path,
-    kind: Kind,
+    kind: str,
     validation: float,
     seed: int,
     augment: float,
@@ -202,7 +202,7 @@ def read_data(
     return task
 
 
-def _list_samples(source: Path, kind: Kind, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
+def _list_samples(source: Path, kind: str, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
     """Return the samples of a file or folder, and notes for the user."""
     if source.suffix == ".npz":
         samples = list(arrays.list_arrays(source, training_of(kind)))
@@ -221,7 +221,7 @@ def _read_mask_names(path: Path, training: TrainingKind) -> list[str]:
 
 def _describe_task(
     path: Path,
-    kind: Kind,
+    kind: str,
     channels: int,
     train: Sequence[Survey],
     targets: Targets,

@@ -17,29 +17,58 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from mdlstm_tk.errors import InputError
+
 if TYPE_CHECKING:
     from mdlstm_tk.kinds.kind import Kind
     from mdlstm_tk.kinds.training_kind import TrainingKind
 
-MODULES = {  # by the name of a kind: the module whose KIND it is
+# Of the kinds that come with the package: the module whose KIND it is, loaded when it is used.
+BUILT_IN = {
     "grid": "mdlstm_tk.kinds.grid",
     "classify": "mdlstm_tk.kinds.classify",
     "segment": "mdlstm_tk.kinds.segment",
     "transcribe": "mdlstm_tk.text.kind",
     "density": "mdlstm_tk.density.kind",
 }
+_registered: dict[str, Kind] = {}
+
+
+def register_kind(kind: Kind) -> Kind:
+    """Make a kind of task known by its name: for `mdlstm train --task`, in runs and in exported files. A
+    second registration replaces the first.
+
+    Raises:
+        InputError: the name is that of a kind that comes with the package, or no word.
+    """
+    if kind.name in BUILT_IN or not kind.name.isidentifier():
+        raise InputError(f"register_kind takes a kind with a name of its own, got {kind.name!r}")
+    _registered[kind.name] = kind
+    return kind
+
+
+def kind_names() -> tuple[str, ...]:
+    """The names of all kinds. Imports none of them."""
+    return (*BUILT_IN, *_registered)
+
+
+def kind_named(name: str | None) -> Kind:
+    """A kind of task by its name. For None, and a name that nobody has registered, one without answers,
+    whose models return numbers."""
+    if name in _registered:
+        return _registered[name]
+    return _built_in(name if name in BUILT_IN else None)
 
 
 @cache
-def kind_named(name: str | None) -> Kind:
-    """A kind of task by its name. None, and a name that nobody has registered: numbers."""
-    kind: Kind = import_module(MODULES.get(name or "", "mdlstm_tk.kinds.kind")).KIND
+def _built_in(name: str | None) -> Kind:
+    kind: Kind = import_module(BUILT_IN[name] if name else "mdlstm_tk.kinds.kind").KIND
     return kind
 
 
 def all_kinds() -> list[Kind]:
     """All registered kinds."""
-    return [kind_named(name) for name in MODULES]
+    return list(map(kind_named, kind_names()))
 
 
 def training_of(name: str) -> TrainingKind:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, Kind, Split, Task, TaskSpec, batches
+from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, Split, Task, TaskSpec, batches
 from mdlstm_tk.report.panels import Panel, sample_panels
 from mdlstm_tk.runtime.decoding import Decoding
 from mdlstm_tk.runtime.postprocessing import labels, probabilities
@@ -20,7 +20,7 @@ from mdlstm_tk.text.reading import Line, evaluate_lines
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.evaluation import evaluate, predict
 
-EXAMPLES: dict[Kind, int] = {"grid": 3, "classify": 18, "segment": 3, "transcribe": 6, "density": 6}
+EXAMPLES: dict[str, int] = {"grid": 3, "classify": 18, "segment": 3, "transcribe": 6, "density": 6}
 WORST_LINES = 50
 T = TypeVar("T")
 

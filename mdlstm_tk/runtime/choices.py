@@ -4,6 +4,5 @@ from typing import Literal
 
 Form = Literal["unrolled", "scan", "tiles"]
 Dtype = Literal["float32", "float16"]
-Kind = Literal["grid", "classify", "segment", "transcribe", "density"]
 Engine = Literal["local", "ray"]
 Precision = Literal["float64", "float32", "mixed"]

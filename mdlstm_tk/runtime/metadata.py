@@ -12,7 +12,7 @@ from mdlstm_tk._util.checks import expected, fitting
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_named
-from mdlstm_tk.runtime.choices import Dtype, Form, Kind, Precision
+from mdlstm_tk.runtime.choices import Dtype, Form, Precision
 from mdlstm_tk.runtime.decoding import Decoding
 
 PREFIX = "mdlstm."
@@ -85,7 +85,7 @@ class Metadata:
     dtype: Dtype | Literal["int8"] = "float32"
     model: str | None = None
     task: str | None = None
-    kind: Kind | None = None
+    kind: str | None = None
     classes: tuple[str, ...] | None = None
     mask_values: tuple[int, ...] | None = None
     mask_palette: tuple[int, ...] | None = None

@@ -9,14 +9,13 @@ from importlib import import_module
 from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from mdlstm_tk._util.sizes import format_size, parse_resize, parse_size
 from mdlstm_tk._util.text import counted
 from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.errors import Argument, InputError, imports_of
-from mdlstm_tk.kinds import training_of
-from mdlstm_tk.runtime.choices import Kind
+from mdlstm_tk.kinds import kind_names, training_of
 from mdlstm_tk.training.config import TrainConfig
 
 if TYPE_CHECKING:  # modules of data import NumPy, which the help of the command line does without
@@ -28,7 +27,6 @@ if TYPE_CHECKING:  # modules of data import NumPy, which the help of the command
 MAX_POSITIONS = 2**24  # of a grid that a task generates
 # settings that some networks do not have
 OPTIONAL_NETWORK_SETTINGS = ("layers", "cell", "directions", "layer_norm", "windows", "dropout")
-KINDS: tuple[Kind, ...] = get_args(Kind)  # of the user's own data
 SAME_DATA = ("kind", "channels", "classes", "outputs", "mask_values", "preprocessing")  # fields of a spec
 MAX_NAMES_SHOWN = 5
 USES: Mapping[Split, str] = {"train": "trained on", "validation": "validated with", "test": "tested on"}
@@ -46,7 +44,7 @@ class TaskEntry(NamedTuple):
     """
 
     make: Callable[[TrainConfig], Task]
-    kind: Kind
+    kind: str
     defaults: Mapping[str, Any]
 
 
@@ -67,10 +65,9 @@ BUILT_IN: dict[str, tuple[str, str, Callable[[Any, TrainConfig], Task]]] = {
     "textures": ("textures", "Textures", lambda task, c: task(c.grid, c.augment)),
 }
 _registered: dict[str, TaskEntry] = {}
-TAKE_DATA = (*KINDS, "fashion")  # what `data` goes with; the files of fashion may lie anywhere
 
 
-def register_task(name: str, *, kind: Kind, defaults: Mapping[str, Any] | None = None) -> Callable[[F], F]:
+def register_task(name: str, *, kind: str, defaults: Mapping[str, Any] | None = None) -> Callable[[F], F]:
     """Register a task under a name for `mdlstm train --task` and `TrainConfig.task`.
 
     The decorated function is called as `function(config)` with the `TrainConfig` and returns a
@@ -84,10 +81,10 @@ def register_task(name: str, *, kind: Kind, defaults: Mapping[str, Any] | None =
     Raises:
         InputError: `name` is a kind of task, or `kind` is none.
     """
-    if name in KINDS or kind not in KINDS:
+    if name in kind_names() or kind not in kind_names():
         raise InputError(
-            f"register_task takes another name than {', '.join(KINDS)}, and one of these as kind, got name "
-            f"'{name}' and kind '{kind}'"
+            f"register_task takes another name than {', '.join(kind_names())}, and one of these as kind, "
+            f"got name '{name}' and kind '{kind}'"
         )
 
     def add(function: F) -> F:
@@ -111,22 +108,22 @@ def find_task(name: str) -> TaskEntry:
     if name in _registered:
         return _registered[name]
     if name not in BUILT_IN:
-        if name in KINDS:
+        if name in kind_names():
             raise InputError(f"'{name}' is a kind of data: give data, or one of {', '.join(task_names())}")
-        raise InputError(not_registered("task", name, [*task_names(), *KINDS]))
+        raise InputError(not_registered("task", name, [*task_names(), *kind_names()]))
     module, cls, make = BUILT_IN[name]
     with imports_of("train"):
         task = getattr(import_module(f"mdlstm_tk.data.builtin.{module}"), cls)
     return TaskEntry(lambda config: make(task, config), task.kind, task.defaults)
 
 
-def task_defaults(name: str) -> tuple[Kind, dict[str, Any]]:
+def task_defaults(name: str) -> tuple[str, dict[str, Any]]:
     """The kind of a registered task, or of the user's own data, and the settings that suit it.
 
     Raises:
         InputError: there is no such task or kind.
     """
-    if name in KINDS:
+    if name in kind_names():
         return name, dict(training_of(name).defaults)
     _, kind, defaults = find_task(name)
     return kind, dict(defaults)
@@ -147,7 +144,7 @@ def default_config(task: str, data: str = "", model: str | None = None) -> Train
         find_task(task)  # refuses a kind
     kind, values = task_defaults(task)
     is_array = data.endswith(".npz") or os.path.exists(Path(data) / "train.npz")
-    if data and task in KINDS and is_array:  # arrays need not be images
+    if data and task in kind_names() and is_array:  # arrays need not be images
         values |= {"augment": 0.0, "resize": ""}
     config = TrainConfig(task=task, data=data).updated(values, task)
     return with_model(config, model, kind) if model else config
@@ -176,14 +173,15 @@ def make_task(config: TrainConfig, known: Samples | None = None) -> Task:
         InputError: there is no such task, it does not exist in that size, or its data cannot be read.
         MissingExtraError: its data needs a package that is not installed.
     """
-    if config.data and config.task not in TAKE_DATA:
-        raise InputError(f"data goes with the tasks {', '.join(TAKE_DATA)}, got '{config.task}'")
-    if not config.data or config.task not in KINDS:
+    with_data = (*kind_names(), "fashion")  # whose files may lie anywhere
+    if config.data and config.task not in with_data:
+        raise InputError(f"data goes with the tasks {', '.join(with_data)}, got '{config.task}'")
+    if not config.data or config.task not in kind_names():
         entry = find_task(config.task)
         for key in ("resize", "crop"):
             if getattr(config, key):
                 raise InputError(
-                    f"{key} goes with data of one of the kinds {', '.join(KINDS)}, got the task "
+                    f"{key} goes with data of one of the kinds {', '.join(kind_names())}, got the task "
                     f"'{config.task}', which brings its own"
                 )
         if config.size and prod(config.grid) > MAX_POSITIONS:

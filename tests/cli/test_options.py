@@ -17,9 +17,10 @@ from helpers.without_packages import python_without
 from mdlstm_tk.cli import main
 from mdlstm_tk.cli.app import VERBS, typer_app
 from mdlstm_tk.cli.help import COMMON_OPTIONS
+from mdlstm_tk.kinds import kind_names
 from mdlstm_tk.training import list_settings
 from mdlstm_tk.training.config import TrainConfig
-from mdlstm_tk.training.tasks import BUILT_IN, KINDS, task_defaults
+from mdlstm_tk.training.tasks import BUILT_IN, task_defaults
 
 HEAVY = ("torch", "onnx", "onnxruntime", "numba", "matplotlib", "sklearn")
 WIDE = {"COLUMNS": "250"}
@@ -81,7 +82,7 @@ def test_help_of_train_shows_defaults_and_panels() -> None:
         assert re.search(rf" --{flag} (?:(?! --).)*\[default: [^]]+\]", out, re.DOTALL), flag
 
 
-@pytest.mark.parametrize("task", [None, *BUILT_IN, *KINDS])
+@pytest.mark.parametrize("task", [None, *BUILT_IN, *kind_names()])
 def test_settings_are_listed_with_the_defaults_of_a_task(task: str | None) -> None:
     arguments = ("settings", *([task] if task else []))
     out = succeed(*arguments).out

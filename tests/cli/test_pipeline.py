@@ -16,9 +16,9 @@ from helpers.file_types import ARRAY_TYPES, IMAGE_TYPES, MASK_VALUES, Data, writ
 from PIL import Image
 
 from mdlstm_tk._util.text import text_of_field
-from mdlstm_tk.data import KINDS, Kind
 from mdlstm_tk.data.task import collate
 from mdlstm_tk.export import export_run
+from mdlstm_tk.kinds import kind_names
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 from mdlstm_tk.runtime.postprocessing import labels, transcripts
 from mdlstm_tk.training import Run, default_config, load_checkpoint, make_task, new_job, predict, train
@@ -30,14 +30,14 @@ QUICK = {"steps": 10, "hidden": 8, "lr": 0.02, "warmup": 5, "batch_size": 8, "av
 class Trial(NamedTuple):
     """A kind of task, the types of its files, the files of each, and settings of the training."""
 
-    kind: Kind
+    kind: str
     file_types: Sequence[str]
     samples: int = 2
     settings: Mapping[str, Any] = MappingProxyType({})
 
 
 TRIALS = {
-    **{kind: Trial(kind, tuple(IMAGE_TYPES)) for kind in KINDS},
+    **{kind: Trial(kind, tuple(IMAGE_TYPES)) for kind in kind_names()},
     # Integers of 32 bits are not scaled, and a density model takes values in [0, 1].
     "density": Trial("density", tuple(name for name in IMAGE_TYPES if name != "TIFF 32 bit")),
     "segment, resized": Trial("segment", tuple(IMAGE_TYPES), settings={"resize": "12x20"}),
@@ -71,7 +71,7 @@ def torch_samples(run: Run) -> Iterator[tuple[str, Sample]]:
             yield raw.name, Sample(y[0], answer)
 
 
-def inferred_samples(kind: Kind, data: Data, model: Path, folder: Path) -> dict[tuple[Path, str], Sample]:
+def inferred_samples(kind: str, data: Data, model: Path, folder: Path) -> dict[tuple[Path, str], Sample]:
     """What `mdlstm infer` writes for each sample that it can read, by file and the sample's name."""
     paths = [path for _, path, _ in data.files]
     mdlstm("infer", *paths, "-m", model, "-q", "--format", "npz", "-o", folder / "outputs")

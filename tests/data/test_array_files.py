@@ -14,15 +14,16 @@ from helpers.user_data import RNG, read, write_arrays
 from PIL import Image
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data import KINDS, SPLITS, UNLABELLED, Kind, idx
+from mdlstm_tk.data import SPLITS, UNLABELLED, idx
 from mdlstm_tk.data.builtin import fashion
 from mdlstm_tk.data.builtin.fashion import Fashion
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds import kind_names
 from mdlstm_tk.training import TrainConfig, make_task
 
 
 @pytest.mark.parametrize("kind", ["grid", "classify", "segment", "transcribe"])
-def test_arrays_are_read_unchanged(tmp_path: Path, kind: Kind) -> None:
+def test_arrays_are_read_unchanged(tmp_path: Path, kind: str) -> None:
     sizes = np.stack([np.full(10, 5), np.arange(10) % 6 + 1], axis=1)
     task = read(write_arrays(tmp_path / "set.npz", kind, sizes=sizes), kind, validation=0.0)
     with np.load(tmp_path / "set.npz") as file:
@@ -67,7 +68,7 @@ def test_volumes_are_told_from_images_with_channels(case: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("kind", "unused"), [("classify", "size"), ("density", "size, y")])
-def test_arrays_that_are_not_used_are_named(kind: Kind, unused: str, tmp_path: Path) -> None:
+def test_arrays_that_are_not_used_are_named(kind: str, unused: str, tmp_path: Path) -> None:
     x, y = RNG.random((8, 4, 5)), np.arange(8) % 2
     np.savez(tmp_path / "set.npz", x=x, y=y, ndim=2, size=np.full((8, 2), 3))
     summary = read(tmp_path / "set.npz", kind).summary
@@ -239,8 +240,8 @@ def test_idx_files_that_were_replaced_are_read_again(tmp_path: Path) -> None:
     assert (Fashion(0, 0.25, tmp_path).batch(0, 0, 12, "test").x != before).any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_copies_and_copies_with_another_target_are_counted_and_named(tmp_path: Path, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", kind_names())
+def test_copies_and_copies_with_another_target_are_counted_and_named(tmp_path: Path, kind: str) -> None:
     x = np.random.default_rng(0).random((4, 6, 6))
     targets = {"classify": [*"abcd"], "transcribe": [*"abcd"], "segment": x > 0.5}
     y = np.asarray(targets.get(kind, x))

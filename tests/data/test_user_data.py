@@ -26,7 +26,6 @@ from helpers.user_data import (
     write_texts,
 )
 
-from mdlstm_tk.data import Kind
 from mdlstm_tk.data.folders import find_files
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.report import draw_run
@@ -168,7 +167,7 @@ def test_data_of_another_layout_are_one_line(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["grid", "classify", "segment", "transcribe"])
 @pytest.mark.parametrize("is_arrays", [True, False])
 def test_a_size_that_is_refused_comes_with_advice_that_is_not(
-    kind: Kind, setting: str, is_arrays: bool, tmp_path: Path
+    kind: str, setting: str, is_arrays: bool, tmp_path: Path
 ) -> None:
     path = write_arrays(tmp_path / "x.npz", kind) if is_arrays else WRITERS[FOLDERS[kind]](tmp_path)
     line: Any = None

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mdlstm_tk.data import Kind
-
 Picture = Any  # a Pillow image
 
 CLASSES = ("dark", "bright")
@@ -133,7 +131,7 @@ class Data:
     files: list[tuple[str, Path, dict[str, str]]] = field(default_factory=list)
 
 
-def write_data(kind: Kind, folder: Path, file_types: Sequence[str], samples: int) -> Data:
+def write_data(kind: str, folder: Path, file_types: Sequence[str], samples: int) -> Data:
     """Write files of several types as training expects them.
 
     Args:
@@ -176,7 +174,7 @@ def write_data(kind: Kind, folder: Path, file_types: Sequence[str], samples: int
     return data
 
 
-def _write_arrays(kind: Kind, folder: Path, names: Sequence[str], rng: np.random.Generator) -> Data:
+def _write_arrays(kind: str, folder: Path, names: Sequence[str], rng: np.random.Generator) -> Data:
     """Write an `.npz` file, for kind "grid" or "classify", and each of its samples as a `.npy` file."""
     folder.mkdir(parents=True)
     data = Data(folder / "train.npz")

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mdlstm_tk.data import Kind
 from mdlstm_tk.data.user_data import UserDataTask, read_data
 
 RNG = np.random.default_rng(0)
 
 
-def read(path: Path, kind: Kind, validation: float = 0.25, seed: int = 0, **options: Any) -> UserDataTask:
+def read(path: Path, kind: str, validation: float = 0.25, seed: int = 0, **options: Any) -> UserDataTask:
     return read_data(path, kind, validation, seed, augment=0.0, **options)
 
 

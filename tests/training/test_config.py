@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mdlstm_tk.data import KINDS
 from mdlstm_tk.errors import DeviceError, InputError
-from mdlstm_tk.kinds import training_of
+from mdlstm_tk.kinds import kind_names, training_of
 from mdlstm_tk.training import (
     TrainConfig,
     configure,
@@ -87,7 +86,7 @@ def test_settings_that_tasks_change_are_shown_as_such() -> None:
     rows = {row.key: row.default for row in list_settings()}
     assert list(rows) == [field.name for field in fields(TrainConfig)]
     changed = {key for name in BUILT_IN for key in find_task(name).defaults}
-    changed |= {key for kind in KINDS for key in training_of(kind).defaults}
+    changed |= {key for kind in kind_names() for key in training_of(kind).defaults}
     assert all(rows[key] == "depends on the task" for key in changed)
     assert rows["cache"] == "256"
 

@@ -13,10 +13,11 @@ import torch
 from helpers.own_cells import register_own_cells
 from torch import Tensor
 
-from mdlstm_tk.data import KINDS, UNLABELLED, Batch, TaskSpec
+from mdlstm_tk.data import UNLABELLED, Batch, TaskSpec
 from mdlstm_tk.data.task import collate
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_onnx
+from mdlstm_tk.kinds import kind_names
 from mdlstm_tk.models import LineRecognizer, Normalized, create, model_names, model_options, register
 from mdlstm_tk.models.blocks import fill_padding
 from mdlstm_tk.models.lines import _standardise
@@ -81,7 +82,7 @@ def test_unknown_networks_and_options_are_errors(name: str, options: dict[str, A
         create(name, 1, 1, **options)
 
 
-MODELS = [(kind, model) for kind in KINDS for model in model_names(kind)]
+MODELS = [(kind, model) for kind in kind_names() for model in model_names(kind)]
 SIZES = torch.tensor([[9, 14], [5, 7], [1, 1], [1, 7], [9, 1]])
 WINDOWED = [(kind, model) for kind, model in MODELS if "windows" in model_options(model, kind)]
 BAD: dict[str, list[Any]] = {

@@ -17,8 +17,9 @@ import pytest
 import torch
 from helpers.training import DIGITS, SMALL, fail_at, last_tensors, run_in
 
-from mdlstm_tk.data import KINDS, UNLABELLED, Batch, DatasetTask, DiagonalTask, TaskSpec
+from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, DiagonalTask, TaskSpec
 from mdlstm_tk.errors import InputError, MDLSTMError, MissingExtraError
+from mdlstm_tk.kinds import kind_names
 from mdlstm_tk.models import register
 from mdlstm_tk.report import draw_run
 from mdlstm_tk.training import (
@@ -141,7 +142,7 @@ def test_the_relevant_loss_is_the_squared_error_at_the_second_one() -> None:
     assert measure(task, prediction, batch)["relevant"] == pytest.approx((expected, 3))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "transcribe"])
+@pytest.mark.parametrize("kind", [kind for kind in kind_names() if kind != "transcribe"])
 def test_padding_does_not_count_in_any_error(kind: Any) -> None:
     """The sums of a batch are those of its samples, cut to their extents."""
     rng = np.random.default_rng(0)
