@@ -34,6 +34,7 @@ from measuring import argument_parser, interleave, markdown, resumed
 
 from mdlstm_tk.data import Split
 from mdlstm_tk.data.samples import LazySamples
+from mdlstm_tk.data.splits import prefix_of
 from mdlstm_tk.data.user_data import UserDataTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run
@@ -72,7 +73,7 @@ def link_pages(source: Path, folder: Path, lines: int | None) -> None:
     by_prefix: dict[str | None, list[Page]] = {}
     for name in names:
         try:
-            by_prefix.setdefault(pages.prefix_of(name, prefixes), []).append(read_page(paths[name]))
+            by_prefix.setdefault(prefix_of(name, prefixes), []).append(read_page(paths[name]))
         except InputError as error:
             print(f"left out: {error}", file=sys.stderr)
     random.Random(0).shuffle(splits["train"])
