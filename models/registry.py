@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds.rooms import all_rooms, load
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 Factory = Callable[..., "nn.Module"]
 F = TypeVar("F", bound=Factory)
 
-# name → kind of task, or None for all → factory, or module and class of a built-in one
+# name → kind of task, or None for all → factory, or the place of a built-in one
 _FACTORIES: dict[str, dict[str | None, Factory | str]] = {
     "md": {
-        "grid": "grids.MDNet",
-        "classify": "heads.Classifier",
-        "segment": "heads.Segmenter",
-        "transcribe": "heads.TextRecognizer",
+        "grid": "models.grids:MDNet",
+        "classify": "models.heads:Classifier",
+        "segment": "models.heads:Segmenter",
     },
-    "horizontal": {"grid": "grids.HorizontalNet"},
-    "snake": {"grid": "grids.SnakeNet"},
-    "raster": {"grid": "grids.RasterNet"},
-    "pixel": {"density": "pixel.PixelNet"},
-    "lines": {"transcribe": "lines.LineRecognizer"},
+    "horizontal": {"grid": "models.grids:HorizontalNet"},
+    "snake": {"grid": "models.grids:SnakeNet"},
+    "raster": {"grid": "models.grids:RasterNet"},
 }
+for _room in all_rooms():
+    for _name, _places in _room.networks.items():
+        _FACTORIES.setdefault(_name, {}).update(_places)
 _ALIASES = {"md_lstm": "md", "horizontal_sd_lstm": "horizontal", "snake_sd_lstm": "snake"}  # original names
 
 
@@ -133,7 +133,6 @@ def _get_factory(key: str, kind: str) -> Factory:
             f"{kind}; choose one of {', '.join(model_names(kind))}"
         )
     if isinstance(factory, str):
-        module, cls = factory.split(".")
-        built_in: Factory = getattr(import_module(f"mdlstm_tk.models.{module}"), cls)
+        built_in: Factory = load(factory)
         return built_in
     return factory

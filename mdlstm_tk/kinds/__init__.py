@@ -4,6 +4,7 @@ kind            the questions that exports and inference ask a kind
 training_kind   those that training asks it
 answer          the answer for a sample, and how documents hold it
 sums            sums over the valid positions of a batch, for losses and errors
+rooms           packages that add kinds, tasks, networks and verbs: applications as a whole
 grid            numbers at every position; its half for training is grid_training
 classify        one class for each sample; classify_training
 segment         one class at every position; segment_training
@@ -14,22 +15,21 @@ The kind `transcribe` has a room of its own, `mdlstm_tk.text`, and so has `densi
 from __future__ import annotations
 
 from functools import cache
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds.rooms import load, of_rooms
 
 if TYPE_CHECKING:
     from mdlstm_tk.kinds.kind import Kind
     from mdlstm_tk.kinds.training_kind import TrainingKind
 
-# Of the kinds that come with the package: the module whose KIND it is, loaded when it is used.
+# The kinds that come with the package, loaded when they are used.
 BUILT_IN = {
-    "grid": "mdlstm_tk.kinds.grid",
-    "classify": "mdlstm_tk.kinds.classify",
-    "segment": "mdlstm_tk.kinds.segment",
-    "transcribe": "mdlstm_tk.text.kind",
-    "density": "mdlstm_tk.density.kind",
+    "grid": "kinds.grid:KIND",
+    "classify": "kinds.classify:KIND",
+    "segment": "kinds.segment:KIND",
+    **of_rooms("kinds"),
 }
 _registered: dict[str, Kind] = {}
 
@@ -62,7 +62,7 @@ def kind_named(name: str | None) -> Kind:
 
 @cache
 def _built_in(name: str | None) -> Kind:
-    kind: Kind = import_module(BUILT_IN[name] if name else "mdlstm_tk.kinds.kind").KIND
+    kind: Kind = load(BUILT_IN[name] if name else "kinds.kind:KIND")
     return kind
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib import import_module
 from itertools import chain
 from math import prod
 from pathlib import Path
@@ -16,6 +15,7 @@ from mdlstm_tk._util.text import counted
 from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.errors import Argument, InputError, imports_of
 from mdlstm_tk.kinds import kind_names, training_of
+from mdlstm_tk.kinds.rooms import load, of_rooms
 from mdlstm_tk.training.config import TrainConfig
 
 if TYPE_CHECKING:  # modules of data import NumPy, which the help of the command line does without
@@ -48,21 +48,17 @@ class TaskEntry(NamedTuple):
     defaults: Mapping[str, Any]
 
 
-# Of the tasks that come with the package: module and class, loaded when they are used, and the call.
-BUILT_IN: dict[str, tuple[str, str, Callable[[Any, TrainConfig], Task]]] = {
-    "diagonal": ("diagonal", "DiagonalTask", lambda task, c: task(c.grid)),
-    "digits": ("digits", "Digits", lambda task, c: task(c.seed, c.validation, c.augment)),
-    "digit-strings": ("digits", "DigitStrings", lambda task, c: task(c.seed, c.validation, c.augment)),
-    "digits-binary": ("digits", "DigitsDensity", lambda task, c: task(c.seed, c.validation)),
-    "digits-grey": ("digits", "DigitsDensity", lambda task, c: task(c.seed, c.validation, binary=False)),
-    "fashion": ("fashion", "Fashion", lambda task, c: task(c.seed, c.validation, c.data)),
-    "gaussian-field": ("gaussian_field", "GaussianField", lambda task, c: task(c.grid)),
+# The tasks that come with the package: a class, loaded when it is used, and the call.
+BUILT_IN: dict[str, tuple[str, Callable[[Any, TrainConfig], Task]]] = {
+    "diagonal": ("data.builtin.diagonal:DiagonalTask", lambda task, c: task(c.grid)),
+    "digits": ("data.builtin.digits:Digits", lambda task, c: task(c.seed, c.validation, c.augment)),
+    "gaussian-field": ("data.builtin.gaussian_field:GaussianField", lambda task, c: task(c.grid)),
     "gaussian-field-anisotropic": (
-        *("gaussian_field", "GaussianField"),
+        "data.builtin.gaussian_field:GaussianField",
         lambda task, c: task(c.grid, anisotropic=True),
     ),
-    "ising": ("ising", "Ising", lambda task, c: task(c.grid)),
-    "textures": ("textures", "Textures", lambda task, c: task(c.grid, c.augment)),
+    "textures": ("data.builtin.textures:Textures", lambda task, c: task(c.grid, c.augment)),
+    **of_rooms("tasks"),
 }
 _registered: dict[str, TaskEntry] = {}
 
@@ -111,9 +107,9 @@ def find_task(name: str) -> TaskEntry:
         if name in kind_names():
             raise InputError(f"'{name}' is a kind of data: give data, or one of {', '.join(task_names())}")
         raise InputError(not_registered("task", name, [*task_names(), *kind_names()]))
-    module, cls, make = BUILT_IN[name]
+    place, make = BUILT_IN[name]
     with imports_of("train"):
-        task = getattr(import_module(f"mdlstm_tk.data.builtin.{module}"), cls)
+        task = load(place)
     return TaskEntry(lambda config: make(task, config), task.kind, task.defaults)
 
 

@@ -1,0 +1,51 @@
+"""Rooms: packages of `mdlstm_tk` that hold an application whole, and add it to the rest by their `room.py`.
+
+A room is found by that file alone. So the rest works as before if the folder of a room is removed. Nothing
+here imports NumPy or PyTorch, and a `room.py` imports neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Room:
+    """The things that an application adds. Those that are loaded when they are used are named as
+    "module:attribute", below `mdlstm_tk`.
+
+    Attributes:
+        kinds: kinds of tasks by name.
+        tasks: built-in tasks by name: a class, and how it is called with a `TrainConfig`.
+        networks: built-in networks by name, and for each the classes by kind of task.
+        verbs: functions of the command line by name.
+    """
+
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    tasks: Mapping[str, tuple[str, Callable[[Any, Any], Any]]] = field(default_factory=dict)
+    networks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    verbs: Mapping[str, str] = field(default_factory=dict)
+
+
+@cache
+def all_rooms() -> tuple[Room, ...]:
+    """The rooms that are there, in the order of their names."""
+    folder = Path(__file__).parent.parent
+    names = sorted(file.parent.name for file in folder.glob("*/room.py"))
+    return tuple(import_module(f"mdlstm_tk.{name}.room").ROOM for name in names)
+
+
+def of_rooms(attribute: str) -> dict[str, Any]:
+    """An attribute of all rooms in one dictionary."""
+    return {name: value for room in all_rooms() for name, value in getattr(room, attribute).items()}
+
+
+def load(place: str) -> Any:
+    """The object of a place "module:attribute" below `mdlstm_tk`."""
+    module, attribute = place.split(":")
+    return getattr(import_module(f"mdlstm_tk.{module}"), attribute)

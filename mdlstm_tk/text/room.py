@@ -1,0 +1,17 @@
+"""The room of texts, as `mdlstm_tk.kinds.rooms` finds it."""
+
+from mdlstm_tk.kinds.rooms import Room
+
+ROOM = Room(
+    kinds={"transcribe": "text.kind:KIND"},
+    tasks={
+        "digit-strings": (
+            "data.builtin.digits:DigitStrings",
+            lambda task, c: task(c.seed, c.validation, c.augment),
+        )
+    },
+    networks={
+        "md": {"transcribe": "models.heads:TextRecognizer"},
+        "lines": {"transcribe": "models.lines:LineRecognizer"},
+    },
+)
