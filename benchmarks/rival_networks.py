@@ -34,7 +34,7 @@ from mdlstm_tk.models.blocks import (
 )
 from mdlstm_tk.models.density import neighbours
 from mdlstm_tk.models.grids import init_torch_lstm_
-from mdlstm_tk.models.heads import NETWORKS
+from mdlstm_tk.models.heads import Classifier, Segmenter, TextRecognizer
 from mdlstm_tk.models.lines import CONVOLUTIONS, ROWS, LineRecognizer
 
 FIRST_KERNEL, KERNEL = 7, 3  # of masked convolutions
@@ -76,7 +76,8 @@ class RowLSTM(nn.Module):
         return y if sizes is None else fill_padding(y, sizes)
 
 
-for _kind, _network in NETWORKS.items():
+_NETWORKS = {"classify": Classifier, "segment": Segmenter, "transcribe": TextRecognizer}
+for _kind, _network in _NETWORKS.items():
     for _name, _flatten in (("horizontal", False), ("snake", True)):
         _level = staticmethod(partial(RowLSTM, flatten=_flatten))
         register(_name, kind=_kind)(

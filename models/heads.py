@@ -138,6 +138,11 @@ class TextRecognizer(EncoderNet):
 
     default_windows = ((2, 2), (2, 1))
 
+    @property
+    def columns_per_step(self) -> int:
+        """Columns of x under one step of the output."""
+        return self.stride[1]
+
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
         """Map x (N, H, W, C) to logits (N, T, 1 + characters), T the width of the encoder's output."""
         y, extents = self.encoder(x, sizes)
@@ -158,10 +163,3 @@ def end_texts(logits: Tensor, lengths: Tensor | None) -> Tensor:
     blank = logits.new_zeros(logits.shape[-1])
     blank[1:] = -BLANK_MARGIN
     return fill_padding(logits, lengths, blank)
-
-
-NETWORKS: dict[str, type[EncoderNet]] = {  # by kind of task
-    "classify": Classifier,
-    "segment": Segmenter,
-    "transcribe": TextRecognizer,
-}

@@ -100,6 +100,7 @@ class LineRecognizer(nn.Module):
 
     Attributes:
         stride: positions of x, along each axis, that a step of the output stands for.
+        columns_per_step: the second one of these.
     """
 
     @checked_options
@@ -143,6 +144,7 @@ class LineRecognizer(nn.Module):
         self.head = nn.Linear(self.columns.output_size, outputs, **factory)
         columns = prod(stride for _, stride, _ in CONVOLUTIONS)
         self.stride = (ROWS * columns, columns)
+        self.columns_per_step = columns
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Map x (N, H, W, C) to logits (N, T, 1 + characters), T = ⌈W / 8⌉; in training also to a second

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.kinds.rooms import all_rooms, load
 
 if TYPE_CHECKING:
@@ -38,15 +39,8 @@ def register(name: str, *aliases: str, kind: str | None = None) -> Callable[[F],
 
     The decorated class or function is called as `factory(channels, outputs, **options)`. It returns a
     module that takes x (N, *grid, channels), and `sizes=None` if it supports samples of different extents.
-    The result of the module depends on the kind of task:
-
-        "grid": (N, *grid, outputs)
-        "classify": (N, outputs) logits
-        "segment": (N, *grid, outputs) logits
-        "transcribe": (N, T, outputs) logits, output 0 is the blank
-        "density": (N, *grid, channels), the log-probability of each value of x given those before it
-
-    In training mode it may be a tuple: the result, and auxiliary ones which only the loss sees.
+    The shape of the result depends on the kind of task, see `TrainingKind.rule`. In training mode it may be
+    a tuple: the result, and auxiliary ones which only the loss sees.
 
     Without a kind, the network is used for tasks of all kinds. A second registration replaces the first,
     and one without a kind those of all kinds.
@@ -67,7 +61,7 @@ def register(name: str, *aliases: str, kind: str | None = None) -> Callable[[F],
 
 def model_names(kind: str | None = None) -> list[str]:
     """Return the registered names without aliases, of one kind of task or of all."""
-    return [name for name, kinds in _FACTORIES.items() if kind is None or kind in kinds or None in kinds]
+    return [name for name, kinds in _FACTORIES.items() if kind is None or _find(kinds, kind)]
 
 
 def resolve(name: str) -> str:
@@ -119,6 +113,15 @@ def model_options(name: str, kind: str) -> list[str]:
     return _factory_options(_get_factory(resolve(name), kind))
 
 
+def default_windows(name: str, kind: str) -> Sequence[Any] | None:
+    """The windows of a network's levels unless the user chooses others; None if it has no windows.
+
+    Raises:
+        InputError: there is no such network, or it is for tasks of another kind.
+    """
+    return getattr(_get_factory(resolve(name), kind), "default_windows", None)
+
+
 def _factory_options(factory: Factory) -> list[str]:
     parameters = inspect.signature(factory).parameters
     return [name for name in parameters if name not in ("channels", "outputs")]
@@ -126,7 +129,7 @@ def _factory_options(factory: Factory) -> list[str]:
 
 def _get_factory(key: str, kind: str) -> Factory:
     kinds = _FACTORIES[key]
-    factory = kinds.get(kind) or kinds.get(None)
+    factory = _find(kinds, kind)
     if factory is None:
         raise InputError(
             f"model '{key}' is for tasks of kind {', '.join(map(str, kinds))}, but the task is of kind "
@@ -136,3 +139,9 @@ def _get_factory(key: str, kind: str) -> Factory:
         built_in: Factory = load(factory)
         return built_in
     return factory
+
+
+def _find(kinds: Mapping[str | None, Factory | str], kind: str) -> Factory | str | None:
+    """The factory for a kind of task, or for the kind whose networks it takes, too."""
+    related = kind_named(kind).networks_of
+    return kinds.get(kind) or (kinds.get(related) if related else None) or kinds.get(None)

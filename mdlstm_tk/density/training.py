@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,18 @@ import numpy as np
 from mdlstm_tk.data.folders import find_images, image_sample, no_target
 from mdlstm_tk.data.idx import find_idx
 from mdlstm_tk.data.samples import MemoryBudget
-from mdlstm_tk.data.spec import Array, Batch, Extents, RawSample, Split, TaskSpec
+from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, Split, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets, unchanged
 from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from mdlstm_tk.data import Task
+    from mdlstm_tk.report.evaluation import Example, SplitEvaluation
+    from mdlstm_tk.report.panels import Panel
+    from mdlstm_tk.training.config import TrainConfig
 
 
 class Density(TrainingKind):
@@ -27,6 +32,8 @@ class Density(TrainingKind):
     target_dtypes = ""
     is_normalized = False
     is_planar = True
+    error_names = ("nats", "bits_per_dim")
+    report_template = "density/report.html"
     defaults = COMMON_DEFAULTS | {"model": "pixel", "layers": 2, "batch_size": 32}
 
     def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
@@ -65,6 +72,39 @@ class Density(TrainingKind):
         """The value of each level; a single one is white's."""
         highest = max(spec.outputs, 2) - 1
         return [level / highest for level in range(highest + 1)][-spec.outputs :]
+
+    def panels(self, batch: Batch, prediction: Floats, spec: TaskSpec, name: str) -> list[Panel]:
+        """The input, and how surprising each position is, given those before it."""
+        from mdlstm_tk.report.panels import Panel, draw_input, draw_values, format_range, visible
+
+        surprise = -visible(prediction, batch).sum(-1)
+        limits = 0.0, float(surprise.max())
+        colors = draw_values(surprise, *limits, "magma")
+        return [
+            Panel(f"{surprise.sum():.1f} nats", draw_input(visible(batch.x, batch)), sample=name),
+            Panel("surprise", colors, f"{format_range(*limits)} nats"),
+        ]
+
+    def picture(
+        self, examples: Sequence[Example], network: nn.Module, config: TrainConfig, split: Split
+    ) -> list[Panel]:
+        """Samples, and images that the network has drawn."""
+        from mdlstm_tk.density.drawings import picture
+
+        return picture(examples, network, config, split)
+
+    def report_values(
+        self,
+        network: nn.Module,
+        task: Task | None,
+        config: TrainConfig,
+        evaluation: SplitEvaluation | None,
+        result: Mapping[str, Any],
+        data: str,
+    ) -> dict[str, Any]:
+        from mdlstm_tk.density.drawings import make_drawings
+
+        return {"drawings": make_drawings(network, task, config) if task is not None else None}
 
     def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
         from mdlstm_tk.kinds.sums import sum_of_positions

@@ -3,6 +3,8 @@
 kind            the questions that exports and inference ask a kind
 training_kind   those that training asks it
 answer          the answer for a sample, and how documents hold it
+measures        measures of classes and of numbers, from sums over all samples
+examples        the choice of samples that represent a data set
 sums            sums over the valid positions of a batch, for losses and errors
 rooms           packages that add kinds, tasks, networks and verbs: applications as a whole
 grid            numbers at every position; its half for training is grid_training

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -14,13 +14,18 @@ from mdlstm_tk._util.text import counted
 from mdlstm_tk.data.arrays import read_name
 from mdlstm_tk.data.folders import find_images, image_sample, subfolders
 from mdlstm_tk.data.samples import MemoryBudget
-from mdlstm_tk.data.spec import Array, Batch, Extents, RawSample, TaskSpec
+from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds.examples import spread_over_classes
+from mdlstm_tk.kinds.measures import by_output, class_measures, mean_of_numbers
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
+from mdlstm_tk.runtime.postprocessing import probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mdlstm_tk.report.panels import Panel
 
 
 class Classify(TrainingKind):
@@ -28,6 +33,10 @@ class Classify(TrainingKind):
     array_format = "an .npz file with x and names or integers y (N,)"
     target_dtypes = "buiUS"
     has_class_folders = True
+    error_names = ("error",)
+    further_measures: ClassVar = {"balanced_error": False, "f1_macro": True}
+    percentages = frozenset({*error_names, *further_measures})
+    examples = 18
     defaults = COMMON_DEFAULTS | {"batch_size": 32, "augment": 1.0}
 
     def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
@@ -66,6 +75,27 @@ class Classify(TrainingKind):
 
         return cross_entropy(prediction, targets_like(prediction, batch))
 
+    def choose_examples(
+        self, total: int, count: int, read_targets: Callable[[], Iterable[Array]]
+    ) -> list[int]:
+        return spread_over_classes(np.array(list(read_targets())), count)
+
+    def confidence(self, prediction: Floats) -> float:
+        return float(probabilities(prediction).max())
+
+    def panels(self, batch: Batch, prediction: Floats, spec: TaskSpec, name: str) -> list[Panel]:
+        from mdlstm_tk.report.panels import ShownAnswer, answer_panel
+
+        predicted, truth = spec.classes[int(prediction[0].argmax())], spec.classes[int(batch.y[0])]
+        note = f"{100 * self.confidence(prediction):.1f} %"
+        return [answer_panel(batch, ShownAnswer(predicted, truth, predicted == truth, note), name)]
+
+    def examples_text(self, spec: TaskSpec) -> str:
+        return (
+            "They are spread evenly over the classes. Each is captioned with the predicted class and its "
+            "probability. A wrong class is red, and the true class follows."
+        )
+
     def target_text(self, batch: Batch, spec: TaskSpec) -> str | None:
         return spec.classes[int(batch.y[0])]
 
@@ -73,6 +103,23 @@ class Classify(TrainingKind):
         from mdlstm_tk.kinds.sums import wrong_labels
 
         return {"error": wrong_labels(prediction, batch)}
+
+    def statistics(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> dict[str, Tensor]:
+        from mdlstm_tk.kinds.sums import confusion
+
+        return {"confusion": confusion(prediction, batch)}
+
+    def summarize(
+        self, errors: Mapping[str, float], sums: Mapping[str, Array], spec: TaskSpec
+    ) -> dict[str, float]:
+        """One minus the mean share of a class that is recognised, over the classes that there are; and the
+        mean F1 over those that there are or were predicted."""
+        recall, f1, _ = class_measures(sums["confusion"])
+        return {"balanced_error": 1 - mean_of_numbers(recall), "f1_macro": mean_of_numbers(f1)}
+
+    def details(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, Any]:
+        recall, f1, _ = class_measures(sums["confusion"])
+        return {"classes": by_output(spec, recall=recall, f1=f1)}
 
 
 def _natural_order(name: str) -> tuple[int, float, str]:

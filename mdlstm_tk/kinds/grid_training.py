@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -13,14 +14,17 @@ from mdlstm_tk.data.arrays import read_numbers
 from mdlstm_tk.data.folders import list_pairs
 from mdlstm_tk.data.images import read_pixels
 from mdlstm_tk.data.samples import MemoryBudget, Survey, channel_moments
-from mdlstm_tk.data.spec import Array, Batch, Extents, RawSample, TaskSpec
+from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets, unchanged
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds.measures import mean_of_numbers, number_measures
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mdlstm_tk.report.panels import Panel
 
 
 class Grid(TrainingKind):
@@ -29,6 +33,10 @@ class Grid(TrainingKind):
     target_dtypes = "buif"
     has_grid_targets = True
     is_distorted = False
+    error_names = ("mse",)
+    further_measures: ClassVar = {"rmse": False, "r2": True}
+    examples = 3
+    pictured = 4
     defaults = COMMON_DEFAULTS | {"directions": "all"}
 
     def target_axes(self, ndim: int) -> tuple[int, ...]:
@@ -73,11 +81,47 @@ class Grid(TrainingKind):
             error = error / error.new_tensor(spec.target_std)
         return mean_of_positions(error.square(), batch)
 
+    def panels(self, batch: Batch, prediction: Floats, spec: TaskSpec, name: str) -> list[Panel]:
+        from mdlstm_tk.report import panels
+
+        x = panels.visible(batch.x, batch)
+        output, target = (panels.visible(each, batch)[..., 0] for each in (prediction, batch.y))
+        input_range = "" if x.shape[-1] == 3 else panels.format_range(*panels.limits_of(x[..., 0]))
+        error, limits = np.abs(output - target), panels.limits_of(target)
+        shown = (
+            ("prediction", output, limits, "viridis"),
+            ("truth", target, limits, "viridis"),
+            ("error", error, (0.0, float(error.max())), "magma"),
+        )
+        return [
+            panels.Panel("input", panels.draw_input(x), input_range, name),
+            *(
+                panels.Panel(each, panels.draw_values(values, *ends, colors), panels.format_range(*ends))
+                for each, values, ends, colors in shown
+            ),
+        ]
+
+    def examples_text(self, spec: TaskSpec) -> str:
+        first = f" Only the first of {spec.outputs} outputs is shown." if spec.outputs > 1 else ""
+        return f"Prediction and truth share a color scale; the error is their absolute difference.{first}"
+
     def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
         from mdlstm_tk.kinds.sums import sum_of_positions, targets_like
 
         error = prediction.double() - targets_like(prediction, batch)
         return {"mse": sum_of_positions(error.square(), batch)}
+
+    def statistics(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> dict[str, Tensor]:
+        from mdlstm_tk.kinds.sums import number_sums
+
+        return {"numbers": number_sums(prediction, batch, spec)}
+
+    def summarize(
+        self, errors: Mapping[str, float], sums: Mapping[str, Array], spec: TaskSpec
+    ) -> dict[str, float]:
+        """The square root of the mean squared error, and the mean R² of the outputs."""
+        r2 = mean_of_numbers(number_measures(sums["numbers"])["r2"])
+        return {"rmse": sqrt(errors["mse"]), "r2": r2}
 
 
 def _read_target(file: Path) -> Array:

@@ -27,6 +27,7 @@ class Kind:
     Attributes:
         name: in metadata, configurations and on the command line.
         training_module: the module whose TRAINING answers what training asks.
+        networks_of: another kind whose networks this one takes, too.
         answers: what `formats` hold, in words; "" if there are only numbers.
         formats: those for answers. All kinds write numbers, too.
         options: the options of `infer_paths` that the kind takes, and the formats in which each shows.
@@ -41,6 +42,7 @@ class Kind:
 
     name: ClassVar[str]
     training_module: ClassVar[str]
+    networks_of: ClassVar[str | None] = None
     answers: ClassVar[str] = ""
     formats: ClassVar[tuple[Format, ...]] = ()
     options: ClassVar[Mapping[str, tuple[Format, ...]]] = {}

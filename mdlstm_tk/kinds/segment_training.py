@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -13,12 +13,16 @@ from mdlstm_tk._util.text import counted
 from mdlstm_tk.data.folders import list_pairs
 from mdlstm_tk.data.masks import UNKNOWN_VALUE, MaskClasses, RawMask, read_mask
 from mdlstm_tk.data.samples import MemoryBudget
-from mdlstm_tk.data.spec import UNLABELLED, Array, Batch, Extents, RawSample, TaskSpec
+from mdlstm_tk.data.spec import UNLABELLED, Array, Batch, Extents, Floats, RawSample, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets
+from mdlstm_tk.kinds.examples import covering
+from mdlstm_tk.kinds.measures import by_output, class_measures, mean_of_numbers
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mdlstm_tk.report.panels import Color, Panel
 
 
 class Segment(TrainingKind):
@@ -28,6 +32,11 @@ class Segment(TrainingKind):
     further_files = ("classes.txt",)
     target_name = "mask"
     has_grid_targets = True
+    error_names = ("error",)
+    further_measures: ClassVar = {"iou": True}
+    percentages = frozenset({*error_names, *further_measures})
+    examples = 3
+    pictured = 4
     # The state of "graves" may grow on images larger than the crops of the training, and masks go wrong.
     defaults = COMMON_DEFAULTS | {"augment": 1.0, "cell": "stable"}
 
@@ -72,10 +81,49 @@ class Segment(TrainingKind):
         losses = cross_entropy(prediction.movedim(-1, 1), y, ignore_index=UNLABELLED, reduction="none")
         return (losses.flatten(1).sum(1) / labelled.flatten(1).sum(1).clamp(min=1)).mean()
 
+    def choose_examples(
+        self, total: int, count: int, read_targets: Callable[[], Iterable[Array]]
+    ) -> list[int]:
+        return covering(read_targets(), count)
+
+    def panels(self, batch: Batch, prediction: Floats, spec: TaskSpec, name: str) -> list[Panel]:
+        from mdlstm_tk.report.panels import ERROR_COLOR, Panel, draw_input, draw_mask, visible
+
+        x, truth = visible(batch.x, batch), visible(batch.y, batch)
+        predicted, errors = visible(prediction, batch).argmax(-1), draw_input(x, fade=0.5)
+        errors[(truth != UNLABELLED) & (predicted != truth)] = ERROR_COLOR
+        return [
+            Panel("input", draw_input(x), sample=name),
+            Panel("prediction", draw_mask(x, predicted, spec)),
+            Panel("truth", draw_mask(x, truth, spec)),
+            Panel("errors", errors),
+        ]
+
+    def colors(self, spec: TaskSpec) -> dict[str, Color]:
+        from mdlstm_tk.report.panels import class_colors
+
+        return class_colors(spec)
+
     def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
         from mdlstm_tk.kinds.sums import wrong_labels
 
         return {"error": wrong_labels(prediction, batch)}
+
+    def statistics(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> dict[str, Tensor]:
+        from mdlstm_tk.kinds.sums import confusion
+
+        return {"confusion": confusion(prediction, batch)}
+
+    def summarize(
+        self, errors: Mapping[str, float], sums: Mapping[str, Array], spec: TaskSpec
+    ) -> dict[str, float]:
+        """The mean intersection over union of the classes that there are or were predicted."""
+        _, _, iou = class_measures(sums["confusion"])
+        return {"iou": mean_of_numbers(iou)}
+
+    def details(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, Any]:
+        recall, _, iou = class_measures(sums["confusion"])
+        return {"classes": by_output(spec, recall=recall, iou=iou)}
 
 
 TRAINING = Segment()

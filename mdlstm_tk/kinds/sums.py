@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mdlstm_tk._util.masking import valid_mask
-from mdlstm_tk.data.spec import UNLABELLED, Batch
+from mdlstm_tk.data.spec import UNLABELLED, Batch, TaskSpec
 
 
 def targets_like(prediction: Tensor, batch: Batch) -> Tensor:
@@ -29,6 +29,28 @@ def mean_of_positions(losses: Tensor, batch: Batch) -> Tensor:
     sizes = torch.from_numpy(batch.sizes).to(losses.device)
     valid = losses.mean(-1) * valid_mask(losses.shape[1:-1], sizes)  # (N, *grid)
     return (valid.flatten(1).sum(1) / sizes.prod(1)).mean()
+
+
+def number_sums(prediction: Tensor, batch: Batch, spec: TaskSpec) -> Tensor:
+    """(K, 5) sums for each output, over all samples and valid positions.
+
+    They are the number of targets y; the sum of y and that of y², y less the mean of the training targets,
+    so that no digits are lost; the squared errors; and the absolute ones.
+    """
+    y = targets_like(prediction, batch).double()
+    error, y = prediction.double() - y, y - y.new_tensor(spec.target_mean or (0.0,))
+    each = torch.stack([torch.ones_like(y), y, y.square(), error.square(), error.abs()], -1)
+    if batch.sizes is not None and y.ndim > 2:
+        each = each[valid_mask(y.shape[1:-1], torch.from_numpy(batch.sizes).to(y.device))]
+    return each.flatten(0, -3).sum(0)
+
+
+def confusion(prediction: Tensor, batch: Batch) -> Tensor:
+    """(K, K) the number of samples or positions by true class (rows) and predicted class (columns)."""
+    y, predicted, classes = targets_like(prediction, batch), prediction.argmax(-1), prediction.shape[-1]
+    labelled = y != UNLABELLED
+    pairs = y[labelled] * classes + predicted[labelled]
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 
 def wrong_labels(prediction: Tensor, batch: Batch) -> tuple[Tensor, float]:

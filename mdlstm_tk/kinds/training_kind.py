@@ -6,7 +6,7 @@ Tasks are made without PyTorch, so only `loss` and `measures` import it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -16,12 +16,17 @@ import numpy as np
 from mdlstm_tk.data.augmentation import distort
 from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, Metrics, RawSample, Sample, Split, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets
+from mdlstm_tk.kinds.examples import spread
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
+    from mdlstm_tk.data import Task
     from mdlstm_tk.data.samples import MemoryBudget, Survey
     from mdlstm_tk.data.user_data import UserDataTask
+    from mdlstm_tk.report.evaluation import Example, SplitEvaluation
+    from mdlstm_tk.report.panels import Color, Panel
+    from mdlstm_tk.training.config import TrainConfig
     from mdlstm_tk.training.job import TrainingJob
     from mdlstm_tk.training.run_folder import Run
 
@@ -80,6 +85,12 @@ class TrainingKind(ABC):
         is_planar: whether x must have two grid axes.
         is_normalized: whether the network normalises x.
         defaults: settings for a user's data, by key of `TrainConfig`.
+        error_names: the names of the `measures`.
+        further_measures: the measures that `summarize` adds, by name; True where higher values are better.
+        percentages: the measures that are shown in per cent.
+        examples: samples in the report of a run, and as many of the worst ones.
+        pictured: samples in `prediction.png`.
+        report_template: the HTML template of a report, from the folder of the package.
     """
 
     folder_format: ClassVar[str]
@@ -95,6 +106,12 @@ class TrainingKind(ABC):
     is_planar: ClassVar[bool] = False
     is_normalized: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]]
+    error_names: ClassVar[tuple[str, ...]]
+    further_measures: ClassVar[Mapping[str, bool]] = {}
+    percentages: ClassVar[frozenset[str]] = frozenset()
+    examples: ClassVar[int] = 6
+    pictured: ClassVar[int] = 12
+    report_template: ClassVar[str] = "report/report.html"
 
     def target_axes(self, ndim: int) -> tuple[int, ...]:
         """The numbers of axes that y may have in an `.npz` file for x with `ndim` grid axes."""
@@ -217,8 +234,29 @@ class TrainingKind(ABC):
 
     @abstractmethod
     def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
-        """The errors of a prediction as {name: (sum, count)}, so that batches can be added up. The best
-        checkpoint is chosen by the first one."""
+        """The errors of a prediction as {name: (sum, count)}, so that batches can be added up. Unless the
+        setting `best_by` names another measure, the best checkpoint is chosen by the first one."""
+
+    def statistics(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> dict[str, Tensor]:
+        """Further sums over a batch by name, for measures that are no means, such as the counts of a
+        confusion matrix. They are computed in evaluations alone, and added up over batches in float64."""
+        return {}
+
+    def summarize(
+        self, errors: Mapping[str, float], sums: Mapping[str, Array], spec: TaskSpec
+    ) -> dict[str, float]:
+        """The `further_measures` of a split; NaN where one is not defined.
+
+        Args:
+            errors: means of the `measures`.
+            sums: of the `statistics` over all batches.
+            spec: of the task.
+        """
+        return {}
+
+    def details(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, Any]:
+        """Further entries of `result.json`, from the sums of the `statistics`."""
+        return {}
 
     def conclude(
         self, job: TrainingJob, step: int, split: Split
@@ -231,11 +269,12 @@ class TrainingKind(ABC):
             split: which samples.
 
         Returns:
-            The errors by name, and further entries of `result.json`.
+            The measures by name, and further entries of `result.json`.
         """
-        from mdlstm_tk.training.evaluation import evaluate
+        from mdlstm_tk.training.evaluation import measure_split
 
-        return evaluate(job.network, job.task, split, job.config, job.context), {}
+        errors, sums = measure_split(job.network, job.task, split, job.config, job.context)
+        return errors, self.details(sums, job.task.spec) if sums else {}
 
     def output_meanings(self, spec: TaskSpec) -> Sequence[str | float]:
         """The meaning of each output of a network, by which weights of another one are taken over: a class,
@@ -257,3 +296,85 @@ class TrainingKind(ABC):
 
         sums = self.measures(from_numpy(prediction), batch, spec)
         return {name: (float(total), count) for name, (total, count) in sums.items()}
+
+    def choose_examples(
+        self, total: int, count: int, read_targets: Callable[[], Iterable[Array]]
+    ) -> list[int]:
+        """Choose samples that represent a split.
+
+        Args:
+            total: samples of the split.
+            count: how many to choose, at most.
+            read_targets: returns the targets of all samples in order.
+
+        Returns:
+            Their indices, in increasing order.
+        """
+        return spread(range(total), count)
+
+    def confidence(self, prediction: Floats) -> float:
+        """By which wrong predictions of equal error are sorted in a report, for a batch of one."""
+        return 0.0
+
+    def panels(self, batch: Batch, prediction: Floats, spec: TaskSpec, name: str) -> list[Panel]:
+        """Draw a sample and its prediction: one image with a caption, or several in a row.
+
+        Args:
+            batch: the sample as a batch of one.
+            prediction: the network's output for it.
+            spec: of the task.
+            name: of the sample.
+        """
+        from mdlstm_tk.report.panels import Panel, draw_input, visible
+
+        return [Panel("input", draw_input(visible(batch.x, batch)), sample=name)]
+
+    def colors(self, spec: TaskSpec) -> dict[str, Color]:
+        """The colors of the classes in panels, by name; {} if they have none."""
+        return {}
+
+    def picture(
+        self, examples: Sequence[Example], network: nn.Module, config: TrainConfig, split: Split
+    ) -> list[Panel]:
+        """The panels of `prediction.png`.
+
+        Args:
+            examples: samples that represent the split.
+            network: has the best weights.
+            config: of the run.
+            split: as users call it.
+        """
+        return [panel for example in examples for panel in example.panels]
+
+    def examples_text(self, spec: TaskSpec) -> str:
+        """The text above the examples of a report, which says what they show."""
+        return ""
+
+    def evaluate_examples(
+        self, network: nn.Module, task: Task, config: TrainConfig, run: Run, step: int
+    ) -> SplitEvaluation:
+        """Run a network on the split that a report shows; arguments as of `report_values`."""
+        from mdlstm_tk.report.evaluation import evaluate_split
+
+        return evaluate_split(network, task, config)
+
+    def report_values(
+        self,
+        network: nn.Module,
+        task: Task | None,
+        config: TrainConfig,
+        evaluation: SplitEvaluation | None,
+        result: Mapping[str, Any],
+        data: str,
+    ) -> dict[str, Any]:
+        """Further values of the template of a report.
+
+        Args:
+            network: has the best weights.
+            task: of the run; None if its data are not there.
+            config: of the run.
+            evaluation: of the network; None without data.
+            result: the content of `result.json`; {} if there is none.
+            data: the path of the user's data; "" if it is not given.
+        """
+        return {}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,15 @@ from mdlstm_tk._util.text import duration, printable, shell_quoted
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError, Message, MissingExtraError
-from mdlstm_tk.report.cuts import cut_panels
-from mdlstm_tk.report.drawings import make_drawings
-from mdlstm_tk.report.evaluation import SplitEvaluation, evaluate_split
+from mdlstm_tk.kinds import training_of
+from mdlstm_tk.report.evaluation import SplitEvaluation
 from mdlstm_tk.report.exports import BATCH, find_exports, measure_exports
-from mdlstm_tk.report.panels import class_colors
-from mdlstm_tk.report.plots import svg_curves, svg_reliability
+from mdlstm_tk.report.plots import svg_curves
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
-from mdlstm_tk.text.reading import describe_lines
 from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, load_task
 from mdlstm_tk.training.networks import count_parameters
 from mdlstm_tk.training.tasks import describe_changes, describe_overlap
 
-PERCENT_METRICS = ("error", "character_error", "word_error", "string_error", "unexplained")
 MAX_UNLISTED_CLASSES = 12  # up to here the matrix suffices, and confusions are not listed
 MAX_MATRIX = 40  # classes of the largest confusion matrix that is shown
 MAX_ROWS = 15  # confusions or pages in a list of the most frequent or the worst ones
@@ -74,6 +71,7 @@ def render_report(
     """Return the page of a run as HTML text; arguments and errors as of `write_report`."""
     checkpoint = load_checkpoint(run.checkpoint)
     config, spec = checkpoint.config, checkpoint.spec
+    kind = training_of(spec.kind)
     network = checkpoint.network()
     if exports := find_exports(run):
         on_message(f"measuring {', '.join(path.name for path in exports)}")
@@ -81,7 +79,7 @@ def render_report(
     for export in measurements:
         if export.stale:
             on_message(export.stale)
-    evaluation, drawings, problem, overlap = None, None, "", list[str]()
+    evaluation, task, problem, overlap = None, None, "", list[str]()
     try:
         known = run.read_samples()
         task = load_task(config, spec, data, known)
@@ -98,16 +96,15 @@ def render_report(
         for line in overlap:
             on_message(line)
         on_message(f"evaluating {config.model} on {task.name}")
-        decoding = run.read_decoding(checkpoint.step if spec.kind == "transcribe" else None)
-        evaluation = evaluate_split(network, task, config, decoding)
-        drawings = make_drawings(network, task, config) if spec.kind == "density" else None
+        evaluation = kind.evaluate_examples(network, task, config, run, checkpoint.step)
+    result = _read_result(run, checkpoint)
+    errors, split = result.get("errors", {}), result.get("split", "")
     if evaluation is not None:
-        errors, split, texts = evaluation.errors, evaluation.split, describe_lines(evaluation.lines)
-    else:
-        texts = _read_result(run, checkpoint)
-        errors, split = texts.get("errors", {}), texts.get("split", "")
+        errors, split = evaluation.errors, evaluation.split
     records = run.read_metrics()
-    return _template().render(
+    values: dict[str, Any] = {"confusions": _confusions(evaluation, spec), "intervals": {}}
+    values |= kind.report_values(network, task, config, evaluation, result, data)
+    return _template(kind.report_template, kind.percentages).render(
         version=__version__,
         date=datetime.now().astimezone(),
         run=run.folder,
@@ -119,33 +116,31 @@ def render_report(
         seconds=run.read_times().training or None,
         errors=errors,
         split=split,
-        curves=svg_curves(records) if records else [],
+        curves=svg_curves(records, config.best_by) if records else [],
         validated=any(record.get("validation") for record in records),
         problem=problem,
         overlap=overlap,
         evaluation=evaluation,
-        drawings=drawings,
-        cuts=cut_panels(Path(data)) if data and spec.kind == "transcribe" else [],
         examples=evaluation.examples if evaluation else [],
         worst=evaluation.worst if evaluation else [],
-        colors=list(class_colors(spec).values()),
+        examples_text=kind.examples_text(spec),
+        is_per_position=kind.has_grid_targets,
+        colors=list(kind.colors(spec).values()),
         classes=_class_errors(evaluation),
-        confusions=texts.get("confusions") or _confusions(evaluation, spec),
-        texts=texts if "reliability" in texts else {},
-        intervals=texts.get("intervals", {}),
-        reliability=svg_reliability(texts["reliability"]) if texts.get("reliability") else "",
         is_long=spec.size[-1] >= MIN_LINE_ASPECT * spec.size[0],
         max_matrix=MAX_MATRIX,
         max_rows=MAX_ROWS,
         exports=measurements,
         batch=BATCH,
         settings=_settings(config),
+        **values,
     )
 
 
-def _template() -> Template:
+def _template(name: str, percentages: Collection[str]) -> Template:
+    """A template of the package, which shows some errors in per cent."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(Path(__file__).parent.parent),
         autoescape=True,
         finalize=_finalize,
         undefined=StrictUndefined,
@@ -153,7 +148,7 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        metric=_format_metric,
+        metric=partial(_format_metric, percentages=percentages),
         percent=_format_percent,
         interval=_format_interval,
         shown=_show_spaces,
@@ -163,7 +158,7 @@ def _template() -> Template:
         ms=_format_ms,
         shell=shell_quoted,
     )
-    return environment.get_template("report.html")
+    return environment.get_template(name)
 
 
 def _finalize(value: Any) -> Any:
@@ -215,8 +210,8 @@ def _settings(config: TrainConfig) -> list[tuple[str, Any, Any, bool]]:
     return [(key, value, defaults[key], value != defaults[key]) for key, value in asdict(config).items()]
 
 
-def _format_metric(value: float, name: str) -> str:
-    return f"{100 * value:.3g} %" if name in PERCENT_METRICS else f"{value:.3g}"
+def _format_metric(value: float, name: str, percentages: Collection[str]) -> str:
+    return f"{100 * value:.3g} %" if name in percentages else f"{value:.3g}"
 
 
 def _format_percent(value: float) -> str:

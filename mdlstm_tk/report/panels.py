@@ -6,7 +6,7 @@ import base64
 import io
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,8 @@ import PIL.Image
 from matplotlib import colormaps
 
 from mdlstm_tk.data import UNLABELLED, Batch, TaskSpec
-from mdlstm_tk.runtime.postprocessing import labels
-from mdlstm_tk.text.measures import predicted_texts, target_texts
 
+Color = tuple[int, int, int]  # red, green, blue
 Numbers = npt.NDArray[Any]
 Image = npt.NDArray[np.uint8]  # (H, W, 3)
 
@@ -25,6 +24,21 @@ MASK_OPACITY = 0.6  # of a class's color over the input
 MAX_SIDE, MAX_LINE = 640, 1400  # pixels of an image in a page; larger ones are scaled down
 LINE_ASPECT = 4  # of images that may be `MAX_LINE` wide
 PIXELATED_BELOW = 160  # pixels; smaller images are enlarged without smoothing
+
+
+class ShownAnswer(NamedTuple):
+    """The answer for a sample beside the true one, in words.
+
+    Attributes:
+        prediction, truth: the two.
+        is_right: False shows the prediction in red; None if no prediction is right or wrong, as of numbers.
+        note: such as how certain the network is.
+    """
+
+    prediction: str
+    truth: str
+    is_right: bool | None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,12 +50,14 @@ class Panel:
         image: (H, W, 3).
         value_range: the values that the ends of the color map stand for, as text; "" if there is none.
         sample: name of the sample, on its first panel; else "".
+        answer: of a sample with one panel, the prediction and the truth.
     """
 
     name: str
     image: Image
     value_range: str = ""
     sample: str = ""
+    answer: ShownAnswer | None = None
 
     @cached_property
     def picture(self) -> PIL.Image.Image:
@@ -65,50 +81,19 @@ class Panel:
         return max(self.picture.size) < PIXELATED_BELOW
 
 
-def sample_panels(batch: Batch, prediction: Numbers, spec: TaskSpec, sample: str = "") -> list[Panel]:
-    """Return the panels of a batch with one sample, which has this name.
+def answer_panel(batch: Batch, answer: ShownAnswer, sample: str, verb: str = "predicted") -> Panel:
+    """The input of a sample, captioned with the prediction, and with the truth unless that is equal.
 
-    A classified or transcribed sample has one panel, its input, captioned with the prediction. A grid or a
-    segmentation has four: input, prediction, truth and errors. Of kind "density" there are two: the input,
-    and how surprising each position is, given those before it. If x has neither one nor three channels,
-    the first one is drawn; of several outputs, too. Of a volume, the slice in the middle is drawn.
+    Args:
+        batch: the sample as a batch of one.
+        answer: the texts of the caption.
+        sample: its name.
+        verb: stands before the prediction.
     """
-    x = visible(batch.x, batch)
-    if spec.kind == "classify":
-        predicted_class, true_class = (spec.classes[int(k)] for k in (labels(prediction)[0], batch.y[0]))
-        return [Panel(_caption("predicted", predicted_class, true_class), draw_input(x), sample=sample)]
-    if spec.kind == "transcribe":
-        (predicted_text,), (true_text,) = predicted_texts(prediction, spec), target_texts(batch, spec)
-        return [Panel(_caption("read", predicted_text, true_text), draw_input(x), sample=sample)]
-    output, target = visible(prediction, batch), visible(batch.y, batch)
-    if spec.kind == "density":
-        surprise = -output.sum(-1)
-        limits = 0.0, float(surprise.max())
-        return [
-            Panel(f"{surprise.sum():.1f} nats", draw_input(x), sample=sample),
-            Panel("surprise", draw_values(surprise, *limits, "magma"), f"{_format_range(*limits)} nats"),
-        ]
-    if spec.kind == "segment":
-        predicted_mask = labels(output)
-        errors = draw_input(x, fade=0.5)
-        errors[(target != UNLABELLED) & (predicted_mask != target)] = ERROR_COLOR
-        return [
-            Panel("input", draw_input(x), sample=sample),
-            Panel("prediction", _draw_mask(x, predicted_mask, spec)),
-            Panel("truth", _draw_mask(x, target, spec)),
-            Panel("errors", errors),
-        ]
-    output, target = output[..., 0], target[..., 0]
-    limits = _limits(target)
-    error = np.abs(output - target)
-    error_limits = 0.0, float(error.max())
-    input_range = "" if x.shape[-1] == 3 else _format_range(*_limits(x[..., 0]))
-    return [
-        Panel("input", draw_input(x), input_range, sample),
-        Panel("prediction", draw_values(output, *limits), _format_range(*limits)),
-        Panel("truth", draw_values(target, *limits), _format_range(*limits)),
-        Panel("error", draw_values(error, *error_limits, "magma"), _format_range(*error_limits)),
-    ]
+    caption = f"{verb}: {answer.prediction or '(empty)'}"
+    if not answer.is_right:
+        caption += f"\ntruth: {answer.truth}"
+    return Panel(caption, draw_input(visible(batch.x, batch)), sample=sample, answer=answer)
 
 
 def draw_input(x: Numbers, fade: float = 0.0) -> Image:
@@ -121,11 +106,11 @@ def draw_input(x: Numbers, fade: float = 0.0) -> Image:
     if x.shape[-1] == 3:
         image = _to_unit(x, min(0.0, float(x.min())), max(1.0, float(x.max())))
     else:
-        image = np.repeat(_to_unit(x[..., :1], *_limits(x[..., 0])), 3, axis=-1)
+        image = np.repeat(_to_unit(x[..., :1], *limits_of(x[..., 0])), 3, axis=-1)
     return _to_bytes(image * (1 - fade) + fade)
 
 
-def class_colors(spec: TaskSpec) -> dict[str, tuple[int, int, int]]:
+def class_colors(spec: TaskSpec) -> dict[str, Color]:
     """Return the color of each class in masks, by its name.
 
     They are the masks' palette, or else Matplotlib's "tab20" in turn, where the saturated ones come first.
@@ -138,12 +123,7 @@ def class_colors(spec: TaskSpec) -> dict[str, tuple[int, int, int]]:
     return dict(zip(spec.classes, colors, strict=True))
 
 
-def _caption(verb: str, prediction: str, truth: str) -> str:
-    caption = f"{verb}: {prediction or '(empty)'}"
-    return caption if prediction == truth else f"{caption}\ntruth: {truth}"
-
-
-def _draw_mask(x: Numbers, mask: Numbers, spec: TaskSpec) -> Image:
+def draw_mask(x: Numbers, mask: Numbers, spec: TaskSpec) -> Image:
     """Draw the classes `mask` (H, W) over the input; unlabelled positions show the input alone."""
     palette = np.array(list(class_colors(spec).values()))
     opacity = np.where(mask == UNLABELLED, 0, MASK_OPACITY)[..., None]
@@ -168,11 +148,13 @@ def _to_bytes(image: Numbers) -> Image:
     return image_bytes
 
 
-def _limits(values: Numbers) -> tuple[float, float]:
+def limits_of(values: Numbers) -> tuple[float, float]:
+    """The lowest and the highest value."""
     return float(values.min()), float(values.max())
 
 
-def _format_range(low: float, high: float) -> str:
+def format_range(low: float, high: float) -> str:
+    """The values at the ends of a color map, in words."""
     return f"{low:.3g} … {high:.3g}"
 
 

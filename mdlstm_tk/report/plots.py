@@ -51,15 +51,16 @@ NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 @default_style
-def draw_curves(path: Path, title: str, records: Sequence[Mapping[str, Any]]) -> None:
+def draw_curves(path: Path, title: str, records: Sequence[Mapping[str, Any]], best_by: str = "") -> None:
     """Draw loss and errors over the training steps, one axis each.
 
     Args:
         path: PNG file to write.
         title: title of the figure.
         records: the records of `metrics.jsonl`.
+        best_by: the measure that chooses the best weights, if it is not the first one.
     """
-    names = metric_names(records)
+    names = metric_names(records, best_by)
     figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
     figure.suptitle(_plain(title, 45 * len(names)), wrap=True)
     axes = figure.subplots(1, len(names), squeeze=False)[0]
@@ -68,14 +69,14 @@ def draw_curves(path: Path, title: str, records: Sequence[Mapping[str, Any]]) ->
     _save(figure, path)
 
 
-def svg_curves(records: Sequence[Mapping[str, Any]]) -> list[Markup]:
+def svg_curves(records: Sequence[Mapping[str, Any]], best_by: str = "") -> list[Markup]:
     """Return an SVG element for each metric in the records of `metrics.jsonl`.
 
     The elements use the page's font, text color, and the CSS variables --curve-0, --curve-1, …
     """
     return [
         _svg_curve(name, color, records)
-        for name, color in zip(metric_names(records), cycle(COLORS), strict=False)
+        for name, color in zip(metric_names(records, best_by), cycle(COLORS), strict=False)
     ]
 
 
@@ -147,7 +148,8 @@ def draw_loss_comparison(
         axis.fill_between(steps, smooth.min(axis=0), smooth.max(axis=0), color=color, alpha=0.2, lw=0)
         axis.plot(steps, np.median(smooth, axis=0), style, color=color, label=_plain(model))
     _finish_axis(axis, label)
-    axis.legend(frameon=False)
+    if axis.lines:
+        axis.legend(frameon=False)
     _save(figure, path)
 
 
@@ -166,7 +168,8 @@ def svg_histogram(values: Mapping[str, Floats], label: str) -> Markup:
     axis.set_xlabel(_plain(label))
     axis.set_ylabel("share of the images")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+    if axis.lines:
+        axis.legend(frameon=False)
     return _to_svg(figure, f"{label}: histograms of {', '.join(values)}")
 
 
@@ -200,8 +203,9 @@ def _draw_curve(axis: Any, name: str, color: str, records: Sequence[Mapping[str,
     # errors of a task of the user's own may be named after the size of a batch
     measured = [record for record in records if name in record]
     steps, values = ([record[key] for record in measured] for key in ("step", name))
-    axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-    axis.plot(steps, running_mean(values), color=color, label=f"mean of {WINDOW} steps")
+    if steps:
+        axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+        axis.plot(steps, running_mean(values), color=color, label=f"mean of {WINDOW} steps")
     validated = [record for record in records if name in record.get("validation", {})]
     errors = [record["validation"][name] for record in validated]
     if validated:
@@ -214,7 +218,8 @@ def _draw_curve(axis: Any, name: str, color: str, records: Sequence[Mapping[str,
     _finish_axis(axis, _plain(label), logarithmic=0 < low < high)  # one value would get decades around it
     if low == high > 0:
         axis.set_ylim(0, 1.1 * high)
-    axis.legend(frameon=False)
+    if axis.lines:
+        axis.legend(frameon=False)
 
 
 @default_style

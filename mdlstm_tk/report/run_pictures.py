@@ -8,9 +8,9 @@ from torch import nn
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import DiagonalTask, Task
-from mdlstm_tk.density.sampling import draw_images
+from mdlstm_tk.kinds import training_of
 from mdlstm_tk.report.evaluation import display_split, example_indices, in_order, make_examples
-from mdlstm_tk.report.panels import Panel, class_colors, draw_input, draw_values, visible
+from mdlstm_tk.report.panels import Panel, draw_values
 from mdlstm_tk.report.plots import draw_curves, draw_loss_comparison, draw_panels
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
 from mdlstm_tk.training.comparison import Comparison
@@ -20,8 +20,6 @@ from mdlstm_tk.training.run_folder import Run
 from mdlstm_tk.training.tasks import load_task
 
 COLUMNS = 4  # panels in a row of the picture
-SAMPLES = 12  # samples in the picture of a classifier or a recogniser: one panel each
-GRID_SAMPLES = 4  # samples in the picture of grids or masks: four panels each
 
 
 def draw_run(run: Run, task: Task | None = None, network: nn.Module | None = None) -> None:
@@ -39,7 +37,7 @@ def draw_run(run: Run, task: Task | None = None, network: nn.Module | None = Non
     task = task or load_task(checkpoint.config, checkpoint.spec)
     network = network or checkpoint.network()
     title = f"{checkpoint.config.model} on {checkpoint.spec.name} {format_size(checkpoint.spec.size)}"
-    draw_curves(run.curves, title, run.read_metrics())
+    draw_curves(run.curves, title, run.read_metrics(), checkpoint.config.best_by)
     if isinstance(task, DiagonalTask):
         _draw_diagonal(run, checkpoint, task, network, title)
     else:
@@ -82,26 +80,11 @@ def _draw_diagonal(
 
 
 def _draw_examples(run: Run, checkpoint: Checkpoint, task: Task, network: nn.Module, title: str) -> None:
-    """Samples that represent the split, with what the trained network predicts.
-
-    Of kind "density" they have no predictions, and images that the network has drawn follow.
-    """
-    spec, config, label, task = checkpoint.spec, checkpoint.config, display_split(task), in_order(task)
-    split = display_split(task)
-    count = GRID_SAMPLES if spec.kind in ("grid", "segment") else SAMPLES
-    indices = example_indices(task, split, config.seed, count)
+    """Samples that represent the split, with what the trained network predicts."""
+    config, label, task = checkpoint.config, display_split(task), in_order(task)
+    split, kind = display_split(task), training_of(checkpoint.spec.kind)
+    indices = example_indices(task, split, config.seed, kind.pictured)
     examples = make_examples(network, task, split, config, indices)
-    if spec.kind != "density":
-        panels = [panel for example in examples for panel in example.panels]
-        legend = class_colors(spec) if spec.kind == "segment" else None
-        draw_panels(run.prediction, f"{title}, {label} data", panels, COLUMNS, legend)
-        return
-    panels = [
-        Panel(f"{label} data", draw_input(visible(example.batch.x, example.batch)), sample=example.name)
-        for example in examples
-    ]
-    if hasattr(network, "sample"):  # a network of the user's own need not draw
-        height, width = spec.size
-        drawn = draw_images(network, SAMPLES, (height, width), spec.channels, config.seed)
-        panels += [Panel("drawn", draw_input(image)) for image in drawn]
-    draw_panels(run.prediction, title, panels, COLUMNS)
+    panels = kind.picture(examples, network, config, label)
+    colors = kind.colors(checkpoint.spec)
+    draw_panels(run.prediction, f"{title}, {label} data", panels, COLUMNS, colors)

@@ -14,7 +14,7 @@ from mdlstm_tk.data.arrays import read_name
 from mdlstm_tk.data.augmentation import distort_line
 from mdlstm_tk.data.folders import list_texts
 from mdlstm_tk.data.samples import MemoryBudget, Survey
-from mdlstm_tk.data.spec import Array, Batch, Extents, RawSample, Sample, Split, TaskSpec
+from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, Sample, Split, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
@@ -22,9 +22,13 @@ from mdlstm_tk.text.encoding import TextExtent, fit_texts, normalise
 from mdlstm_tk.text.page_folders import list_pages, list_transcripts, read_splits
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
+    from mdlstm_tk.data import Task
     from mdlstm_tk.data.user_data import UserDataTask
+    from mdlstm_tk.report.evaluation import SplitEvaluation
+    from mdlstm_tk.report.panels import Panel
+    from mdlstm_tk.training.config import TrainConfig
     from mdlstm_tk.training.job import TrainingJob
     from mdlstm_tk.training.run_folder import Run
 
@@ -39,6 +43,9 @@ class Transcribe(TrainingKind):
     target_files = (".txt", ".tsv", ".xml", ".json")
     is_cropped = False
     is_planar = True
+    error_names = ("character_error", "word_error", "string_error")
+    percentages = frozenset(error_names)
+    report_template = "text/report.html"
     defaults = COMMON_DEFAULTS | {
         "model": "lines",
         "resize": "64x*",
@@ -130,6 +137,33 @@ class Transcribe(TrainingKind):
 
     def metadata(self, run: Run, step: int) -> dict[str, Any]:
         return asdict(run.read_decoding(step))
+
+    def panels(self, batch: Batch, prediction: Floats, spec: TaskSpec, name: str) -> list[Panel]:
+        from mdlstm_tk.report.panels import ShownAnswer, answer_panel
+        from mdlstm_tk.text.measures import predicted_texts, target_texts
+
+        (reading,), (truth,) = predicted_texts(prediction, spec), target_texts(batch, spec)
+        return [answer_panel(batch, ShownAnswer(reading, truth, reading == truth), name, "read")]
+
+    def evaluate_examples(
+        self, network: nn.Module, task: Task, config: TrainConfig, run: Run, step: int
+    ) -> SplitEvaluation:
+        from mdlstm_tk.text.report import evaluate_split
+
+        return evaluate_split(network, task, config, run.read_decoding(step))
+
+    def report_values(
+        self,
+        network: nn.Module,
+        task: Task | None,
+        config: TrainConfig,
+        evaluation: SplitEvaluation | None,
+        result: Mapping[str, Any],
+        data: str,
+    ) -> dict[str, Any]:
+        from mdlstm_tk.text.report import report_values
+
+        return report_values(evaluation, result, data)
 
     def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
         from mdlstm_tk.text.measures import count_edits, predicted_texts, target_texts

@@ -187,6 +187,11 @@ class TrainConfig:
     validation: float = _setting(
         0.1, "Share of training samples held out if the data has no validation split.", min=0, below=1
     )
+    best_by: str = _setting(
+        "",
+        "Measure of the validation data that chooses the best weights, such as f1_macro.",
+        empty="the first measure of the task",
+    )
     evaluate_every: int = _setting(
         50, "Steps between validations, each of which saves a checkpoint.", min=1
     )

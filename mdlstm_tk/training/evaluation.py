@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import zip_longest
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk.data import Batch, Split, Task, TaskSpec, batches
-from mdlstm_tk.data.spec import Floats
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.data.spec import Array, Floats
+from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.kinds.training_kind import Sums
 from mdlstm_tk.training.config import TrainConfig
@@ -71,12 +71,11 @@ def measure(task: Task, prediction: Tensor, batch: Batch) -> Sums:
     Unless the task overrides that method, the sums stay on the device of the prediction.
     """
     prediction = prediction.detach()
-    if type(task).measure is not Task.measure:
+    if has_own_measures(task):
         return dict(task.measure(prediction.cpu().numpy(), batch))
     return training_of(task.spec.kind).measures(prediction, batch, task.spec)
 
 
-@torch.no_grad()
 @checked
 def evaluate(
     network: nn.Module,
@@ -86,7 +85,7 @@ def evaluate(
     context: DistributedContext | None = None,
     on_batch: Callable[[Batch, Floats], None] | None = None,
 ) -> dict[str, float]:
-    """The errors of a network on a split by name; {} if the split has no samples.
+    """The measures of a network on a split by name; {} if the split has no samples.
 
     They are computed in float32, as exported files compute, also where training uses bfloat16.
 
@@ -101,12 +100,28 @@ def evaluate(
     Raises:
         InputError: there is no such split, or an argument is of another type.
     """
+    return measure_split(network, task, split, config, context, on_batch)[0]
+
+
+@torch.no_grad()
+def measure_split(
+    network: nn.Module,
+    task: Task,
+    split: Split,
+    config: TrainConfig,
+    context: DistributedContext | None = None,
+    on_batch: Callable[[Batch, Floats], None] | None = None,
+) -> tuple[dict[str, float], dict[str, Array]]:
+    """As `evaluate`; also returns the sums of `TrainingKind.statistics` over the split. Of tasks with
+    measures of their own there are none."""
     network.eval()
     if task.count(split) == 0:
-        return {}
+        return {}, {}
     device = next(network.parameters()).device
     context = context or DistributedContext(0, 1, device)
+    kind = training_of(task.spec.kind)
     totals: dict[str, tuple[float, float]] = {}
+    sums: dict[str, Array] = {}
     shard = slice(context.rank, None, context.world_size)
     for batch in batches(task, split, config.seed, task.evaluation_batch, shard):
         prediction = predictions(network, batch, device, spec=task.spec)[0]
@@ -115,10 +130,51 @@ def evaluate(
         for name, (error, count) in measure(task, prediction, batch).items():
             error_sum, count_sum = totals.get(name, (0.0, 0.0))
             totals[name] = (error_sum + float(error), count_sum + count)
+        if not has_own_measures(task):
+            for name, values in kind.statistics(prediction, batch, task.spec).items():
+                sums[name] = sums.get(name, 0.0) + values.double().cpu().numpy()
     names = context.all_names(totals)  # a process may have no batch, or only batches of some measures
     totals = {name: totals.get(name, (0.0, 0.0)) for name in names}
-    sums = context.all_reduce_sum([value for pair in totals.values() for value in pair])
-    return mean_errors(names, sums)
+    reduced = context.all_reduce_sum([value for pair in totals.values() for value in pair])
+    errors, parts = mean_errors(names, reduced), context.all_gather([sums])
+    sums = {}
+    for part in parts:  # in the order of the processes, so that all get the same sums
+        sums |= {name: sums.get(name, 0.0) + values for name, values in part.items()}
+    return errors | (kind.summarize(errors, sums, task.spec) if sums else {}), sums
+
+
+def has_own_measures(task: Task) -> bool:
+    """True if the measures of a task are its own, and not those of its kind."""
+    return type(task).measure is not Task.measure
+
+
+def best_measure(task: Task, config: TrainConfig) -> tuple[str, bool] | None:
+    """The measure that `config.best_by` names, and True if higher values are better; None if the task
+    chooses the best weights itself, see `Task.score`.
+
+    Raises:
+        InputError: the task has no such measure.
+    """
+    name, kind = config.best_by, training_of(task.spec.kind)
+    if not name:
+        return None
+    if has_own_measures(task):
+        text = f"; the task '{task.name}' has measures of its own, leave it out"
+        raise InputError(Argument("best_by", name), text)
+    known = {**dict.fromkeys(kind.error_names, False), **kind.further_measures}
+    if name not in known:
+        expected = f" is no measure of this kind; choose one of {', '.join(known)}"
+        raise InputError(Argument("best_by", name), expected)
+    return name, known[name]
+
+
+def score(task: Task, config: TrainConfig, errors: Mapping[str, float]) -> float:
+    """The number that the best weights have the lowest of, from the measures of a validation."""
+    best = best_measure(task, config)
+    if best is None:
+        return task.score(errors)
+    name, is_higher_better = best
+    return -errors[name] if is_higher_better else errors[name]
 
 
 def mean_errors(names: Sequence[str], sums: Sequence[float]) -> dict[str, float]:

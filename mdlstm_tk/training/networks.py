@@ -16,10 +16,9 @@ from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.cells import cell_names
 from mdlstm_tk.data import Task, TaskSpec
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.models import LineRecognizer, Normalized, TextRecognizer, create, model_options
+from mdlstm_tk.models import Normalized, create, model_names, model_options
 from mdlstm_tk.models.blocks import Window, combine_windows
-from mdlstm_tk.models.heads import NETWORKS
-from mdlstm_tk.models.registry import resolve
+from mdlstm_tk.models.registry import default_windows, resolve
 from mdlstm_tk.training.config import TrainConfig, parse_windows
 from mdlstm_tk.training.tasks import make_task
 
@@ -92,8 +91,10 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
     every text keeps its room. Tasks that bring their own data keep the windows of their settings.
     """
     config = replace(config, size=format_size(task.spec.size))
-    network = NETWORKS.get(task.spec.kind)
-    if config.windows or not config.data or network is None or resolve(config.model) != "md":
+    if config.windows or not config.data or resolve(config.model) != "md":
+        return config
+    default = default_windows("md", task.spec.kind)
+    if default is None:
         return config
     ndim = len(task.spec.size)
     if ndim != 2:
@@ -104,8 +105,8 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
     # a text of invisible marks needs no room
     room = (e.width // e.ctc_steps for e in task.text_extents if e.ctc_steps)
     max_columns = min(room, default=task.spec.size[1])
-    (rows, columns), *later_windows = network.default_windows
-    later_columns = combine_windows(network.default_windows)[1] // columns
+    (rows, columns), *later_windows = default
+    later_columns = combine_windows(default)[1] // columns
     while most_windows(task.extents, (rows, columns)) > MAX_POSITIONS:
         rows *= 2
         if 2 * columns * later_columns <= max_columns:
@@ -113,7 +114,7 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
         elif rows >= 2 * task.spec.size[0]:
             break
     windows = [(rows, columns), *later_windows]
-    if windows == list(network.default_windows):
+    if windows == list(default):
         return config
     return replace(config, windows=",".join(map(format_size, windows)))
 
@@ -122,8 +123,9 @@ def windows_of(config: TrainConfig, spec: TaskSpec) -> Sequence[Window]:
     """The windows of a configuration, or the default ones of the network."""
     if config.windows:
         return parse_windows(config.windows)
-    ndim, network = len(spec.size), NETWORKS.get(spec.kind)
-    return network.default_windows if network and ndim == 2 else ((1,) * ndim,)
+    ndim = len(spec.size)
+    default = default_windows("md", spec.kind) if ndim == 2 and "md" in model_names(spec.kind) else None
+    return default or ((1,) * ndim,)
 
 
 def most_windows(extents: npt.NDArray[np.int64], window: Window) -> int:
@@ -139,7 +141,7 @@ def count_parameters(network: nn.Module) -> int:
 def columns_per_step(network: nn.Module) -> int | None:
     """The columns of x under one step of a recogniser; None for other networks, which do not say it."""
     network = network.network if isinstance(network, Normalized) else network
-    return network.stride[1] if isinstance(network, TextRecognizer | LineRecognizer) else None
+    return getattr(network, "columns_per_step", None)
 
 
 def texts_without_room(network: nn.Module, task: Task) -> list[TextExtent]:

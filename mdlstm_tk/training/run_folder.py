@@ -263,9 +263,16 @@ def _with_nan(errors: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def metric_names(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of loss and errors in the records of `metrics.jsonl`; "loss" if there are no records."""
-    keys = dict.fromkeys(key for record in records for key in record) or ("loss",)
+def metric_names(records: Sequence[Mapping[str, Any]], best_by: str = "") -> list[str]:
+    """The names of loss and errors in the records of `metrics.jsonl`; "loss" if there are no records.
+
+    Args:
+        records: of a run.
+        best_by: the measure that chooses the best weights, which validations alone may have.
+    """
+    keys = dict.fromkeys(key for record in records for key in record) or {"loss": None}
+    if any(best_by in record.get("validation", {}) for record in records):
+        keys[best_by] = None
     return [key for key in keys if key not in ("step", "lr", "validation")]
 
 

@@ -13,11 +13,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mdlstm_tk.data import Batch, Task
+from mdlstm_tk.data import Batch
 from mdlstm_tk.errors import Argument, MDLSTMError
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.training.checkpoint import Checkpoint, save_checkpoint
-from mdlstm_tk.training.evaluation import evaluate, mean_errors, measure, predictions
+from mdlstm_tk.training.evaluation import (
+    evaluate,
+    has_own_measures,
+    mean_errors,
+    measure,
+    predictions,
+    score,
+)
 from mdlstm_tk.training.job import TrainingJob
 from mdlstm_tk.training.losses import adam, total_loss
 from mdlstm_tk.training.networks import columns_per_step
@@ -58,7 +65,7 @@ class Trainer:
         self._buffers = list(self.network.buffers())  # such as running statistics, which a forward changes
         self._kept = [buffer.clone() for buffer in self._buffers]  # as they were before the step
         # A task's own measures may have names that depend on the samples of a process.
-        self._names_vary = type(self.task).measure is not Task.measure
+        self._names_vary = has_own_measures(self.task)
         self.parallel: nn.Module = self.network
         if self.context.world_size > 1:
             self.parallel = DistributedDataParallel(self.network)
@@ -198,7 +205,7 @@ class Trainer:
         """
         self.context.share_buffers(self.network_to_validate)
         errors = evaluate(self.network_to_validate, self.task, "validation", self.config, self.context)
-        self.state = self.state.after_validation(self.task.score(errors) if errors else None)
+        self.state = self.state.after_validation(score(self.task, self.config, errors) if errors else None)
         if self.state.best_step == self.state.step:
             self.keep_best()
         return errors

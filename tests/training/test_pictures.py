@@ -16,11 +16,12 @@ from PIL import Image
 
 from mdlstm_tk.data import Batch, DatasetTask, DiagonalTask, TaskSpec
 from mdlstm_tk.data.task import MAX_EVALUATION_BATCH
+from mdlstm_tk.density.drawings import images_unlike, nearest_images
+from mdlstm_tk.kinds import training_of
+from mdlstm_tk.kinds.examples import covering
 from mdlstm_tk.report import draw_run
-from mdlstm_tk.report.cuts import cut_panels
-from mdlstm_tk.report.drawings import images_unlike, nearest_images
-from mdlstm_tk.report.evaluation import _covering, evaluate_split, example_batch, example_indices
-from mdlstm_tk.report.panels import Panel, class_colors, sample_panels
+from mdlstm_tk.report.evaluation import example_batch, example_indices
+from mdlstm_tk.report.panels import Panel, class_colors
 from mdlstm_tk.report.plots import (
     LABEL_CHARACTERS,
     TITLE_CHARACTERS,
@@ -31,6 +32,8 @@ from mdlstm_tk.report.plots import (
     draw_panels,
 )
 from mdlstm_tk.runtime import Decoding
+from mdlstm_tk.text.cuts import cut_panels
+from mdlstm_tk.text.report import evaluate_split
 from mdlstm_tk.training import build_network, make_task
 
 FONTS = [font for font in fontManager.ttflist if font.name == "DejaVu Sans"]  # which has no Chinese
@@ -91,7 +94,9 @@ def test_masks_have_the_colours_of_their_palette_and_a_legend(tmp_path: Path) ->
     task = read(tmp_path / "data", "segment")
     assert class_colors(task.spec) == {"0": (0, 0, 0), "1": (255, 0, 0), "2": (0, 0, 255)}
     batch = task.batch(0, 0, 1, "validation")
-    input_, prediction, truth, errors = sample_panels(batch, np.eye(3)[batch.y], task.spec, "a.png")
+    input_, prediction, truth, errors = training_of("segment").panels(
+        batch, np.eye(3, dtype=np.float32)[batch.y], task.spec, "a.png"
+    )
     assert (input_.sample, truth.sample) == ("a.png", "")
     assert (prediction.image == truth.image).all() and (errors.image >= input_.image).all()
     red, blue = (truth.image[batch.y[0] == k].astype(int) for k in (1, 2))
@@ -107,7 +112,7 @@ def test_the_middle_of_a_volume_is_shown(tmp_path: Path) -> None:
     x = np.random.default_rng(0).random((8, 5, 4, 6)).astype(np.float32)
     np.savez(tmp_path / "v.npz", x=x, y=x, ndim=3)
     batch = read(tmp_path / "v.npz", "grid").batch(0, 0, 1)
-    panels = sample_panels(batch, batch.y, TaskSpec("v", "grid", 1, 1, (5, 4, 6)))
+    panels = training_of("grid").panels(batch, batch.y, TaskSpec("v", "grid", 1, 1, (5, 4, 6)), "v")
     middle = batch.x[0, 2, ..., 0]
     assert panels[0].image.shape == (4, 6, 3)
     assert panels[0].image[..., 0].argmax() == middle.argmax()
@@ -175,9 +180,10 @@ def test_training_samples_that_a_page_shows_have_their_names(tmp_path: Path) -> 
 
 def test_masks_of_all_classes_are_shown() -> None:
     classes = [{0, 1}] * 20 + [{0, 2}] * 20 + [{3, 4}, {0}, {4}]
-    assert {0, 1, 2, 3, 4} == set().union(*(classes[k] for k in _covering(classes, 4)))
-    assert len(_covering(classes, 4)) == 4 and len(_covering(classes, 99)) == len(classes)
-    assert _covering([set(), set()], 1) == [0]
+    masks = [np.array([*each, -1]) for each in classes]
+    assert {0, 1, 2, 3, 4} == set().union(*(classes[k] for k in covering(masks, 4)))
+    assert len(covering(masks, 4)) == 4 and len(covering(masks, 99)) == len(classes)
+    assert covering([np.array([-1])] * 2, 1) == [0]
 
 
 def test_a_report_measures_images_unlike_the_data() -> None:
@@ -236,7 +242,7 @@ def test_captions_say_what_is_a_prediction_and_what_is_true() -> None:
     spec = TaskSpec("t", "classify", channels=1, outputs=2, size=(2, 2), classes=("0", "7"))
     batch = Batch(np.zeros((1, 2, 2, 1), np.float32), np.array([1]))
     for logits, caption in (([0.0, 1.0], "predicted: 7"), ([1.0, 0.0], "predicted: 0\ntruth: 7")):
-        (panel,) = sample_panels(batch, np.array([logits], np.float32), spec)
+        (panel,) = training_of("classify").panels(batch, np.array([logits], np.float32), spec, "a")
         assert panel.name == caption
 
 

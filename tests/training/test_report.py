@@ -31,10 +31,11 @@ from safetensors.torch import save_file
 from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.data.samples import LazySamples
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds import training_of
 from mdlstm_tk.report import render_report, write_report
 from mdlstm_tk.report.evaluation import evaluate_split
 from mdlstm_tk.report.exports import measure_exports
-from mdlstm_tk.runtime import Decoding, Session
+from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.postprocessing import transcripts
 from mdlstm_tk.training import Run, TrainConfig, build, load_checkpoint, make_task, register_task
 from mdlstm_tk.training.progress import TrainingTimes
@@ -69,8 +70,8 @@ class Page(HTMLParser):
         values = {text(box.find("dt")): box.find("dd/data") for box in boxes}
         return {name: float(data.get("value", "")) for name, data in values.items() if data is not None}
 
-    def confusion(self, kind: str) -> np.ndarray:
-        rows = self.find(f"table[@class='confusion {kind}']/tbody/tr")
+    def confusion(self, units: str) -> np.ndarray:
+        rows = self.find(f"table[@class='confusion of-{units}']/tbody/tr")
         return np.array([[int(data.get("value", "")) for data in row.findall("td/data")] for row in rows])
 
 
@@ -134,7 +135,7 @@ def test_the_page_starts_with_the_result(kind: str, runs: Any) -> None:
     shown = [text(box) for box in page.find("dl[@class='numbers']/div")]
     assert "training time 1 min 23 s" in shown
     assert f"best step {result['step']} of 6" in shown
-    assert len(page.find("section[@id='curves']//svg")) == 1 + len(result["errors"])
+    assert len(page.find("section[@id='curves']//svg")) == 1 + len(training_of(kind).error_names)
     assert "loss over 6 " in page.find("svg")[0].get("aria-label", "")
     assert result["in_sample"] and "There are no test data" in run.report.read_text()
 
@@ -149,7 +150,7 @@ def test_each_sample_is_read_once_and_those_that_are_shown_once_more(
     (network, task), reads = build(config), Counter[int]()
     read = LazySamples.__getitem__
     monkeypatch.setattr(LazySamples, "__getitem__", lambda s, k: reads.update([k]) or read(s, k))
-    evaluation = evaluate_split(network, task, config, Decoding())
+    evaluation = evaluate_split(network, task, config)
     shown = len(evaluation.examples) + len(evaluation.worst)
     assert task.count("validation") > task.evaluation_batch > shown > 3
     assert reads.total() == task.count("validation") + shown
@@ -165,7 +166,7 @@ def test_the_confusion_matrix_counts_the_predictions(kind: str, runs: Any) -> No
             if truth >= 0:
                 expected[truth, predicted] += 1
     page = Page(run.report.read_text())
-    np.testing.assert_array_equal(page.confusion(kind), expected)
+    np.testing.assert_array_equal(page.confusion("positions" if kind == "segment" else "samples"), expected)
     wrong = 1 - expected.trace() / expected.sum()
     assert page.numbers()["validation error"] == pytest.approx(wrong)
     table = page.find("table[@class='figures']")[0]
@@ -188,7 +189,7 @@ def test_lines_stand_beside_their_truth_from_the_worst_on(runs: Any) -> None:
     edits = [Levenshtein.distance(predicted.strip(), truth.strip()) for predicted, truth in expected]
     assert f"{sum(edits)} edits" in text(page.find("section[@id='edits']")[0])
     assert sum(edits) == result["edits"] > 0
-    figures = page.find("div[@class='examples transcribe']/figure")
+    figures = page.find("div[@class='examples lines']/figure")
     assert len(figures) == min(len(expected), 56)
     read, truth = (page.find(f"span[@class='text {kind}']") for kind in ("read", "truth"))
     read_texts, true_texts = (

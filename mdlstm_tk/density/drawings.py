@@ -1,8 +1,8 @@
-"""The part of a page on a density model: drawn images, their neighbours, and log-probabilities."""
+"""Pictures of a density model: drawn images, their neighbours, and log-probabilities."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +14,17 @@ from torch import nn
 
 from mdlstm_tk.data import Split, Task
 from mdlstm_tk.data.sampling import binarise
-from mdlstm_tk.density import draw_images
 from mdlstm_tk.density.contact_sheet import IMAGE_PIXELS, contact_sheet
+from mdlstm_tk.density.sampling import draw_images
 from mdlstm_tk.errors import MissingExtraError, require
-from mdlstm_tk.report.evaluation import display_split
-from mdlstm_tk.report.panels import Panel
+from mdlstm_tk.report.evaluation import Example, display_split
+from mdlstm_tk.report.panels import Panel, draw_input, visible
 from mdlstm_tk.report.plots import svg_histogram
 from mdlstm_tk.runtime.preprocessing import resize, to_grey
 from mdlstm_tk.training import TrainConfig
 
 DRAWN_IMAGES = 36  # images beside as many of the data
+PICTURED = 12  # drawn images in `prediction.png`
 PAIRS = 12  # drawn images beside their nearest neighbours
 TRAINING_IMAGES = 10_000  # that neighbours are searched among, at most
 HISTOGRAM_IMAGES = 256  # images of each kind in the histogram, at most
@@ -78,6 +79,22 @@ def make_drawings(network: nn.Module, task: Task, config: TrainConfig) -> Drawin
         svg_histogram(log_probs, "log-probability of an image, nats"),
         {name: float(values.mean()) for name, values in log_probs.items()},
     )
+
+
+def picture(
+    examples: Sequence[Example], network: nn.Module, config: TrainConfig, split: Split
+) -> list[Panel]:
+    """Panels of samples, and of images that the network has drawn; see `TrainingKind.picture`."""
+    panels = [
+        Panel(f"{split} data", draw_input(visible(example.batch.x, example.batch)), sample=example.name)
+        for example in examples
+    ]
+    if hasattr(network, "sample"):  # a network of the user's own need not draw
+        height, width = config.grid
+        channels = examples[0].spec.channels
+        drawn = draw_images(network, PICTURED, (height, width), channels, config.seed)
+        panels += [Panel("drawn", draw_input(image)) for image in drawn]
+    return panels
 
 
 def images_unlike(task: Task, data: Images) -> dict[str, Images]:

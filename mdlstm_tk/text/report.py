@@ -1,0 +1,79 @@
+"""The parts of a report on readings of lines: the worst and the middling ones, edits, confidences, cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mdlstm_tk.data import Task
+from mdlstm_tk.report.evaluation import Example, SplitEvaluation, display_split, in_order, make_examples
+from mdlstm_tk.report.plots import svg_reliability
+from mdlstm_tk.runtime.decoding import Decoding
+from mdlstm_tk.text.cuts import cut_panels
+from mdlstm_tk.text.reading import Line, describe_lines, evaluate_lines
+from mdlstm_tk.training.config import TrainConfig
+
+WORST_LINES, MIDDLING_LINES = 50, 6
+
+
+@dataclass(frozen=True)
+class LineExample(Example):
+    """A line and its reading.
+
+    Attributes:
+        line: how it was read.
+    """
+
+    line: Line
+
+
+@dataclass(frozen=True)
+class LinesEvaluation(SplitEvaluation):
+    """The evaluation of a split of lines; its examples are those whose error is about the median.
+
+    Attributes:
+        lines: how each was read.
+    """
+
+    lines: tuple[Line, ...] = ()
+
+
+def evaluate_split(
+    network: nn.Module, task: Task, config: TrainConfig, decoding: Decoding
+) -> LinesEvaluation:
+    """Read all lines of the split that influenced training least."""
+    label, task = display_split(task), in_order(task)
+    split = display_split(task)
+    errors, lines = evaluate_lines(network, task, split, config, decoding=decoding)
+    ranking = sorted(range(len(lines)), key=lambda k: lines[k].character_error, reverse=True)
+    worst = [k for k in ranking if lines[k].character_error > 0][:WORST_LINES]
+    middle = max(len(worst), (len(ranking) - MIDDLING_LINES) // 2)
+    examples, worst_examples = (
+        [
+            LineExample(**vars(example), line=lines[k])
+            for k in indices
+            for example in make_examples(network, task, split, config, [k])
+        ]
+        for indices in (ranking[middle : middle + MIDDLING_LINES], worst)
+    )
+    return LinesEvaluation(
+        label, task.count(split), errors, examples, worst_examples, {}, lines=tuple(lines)
+    )
+
+
+def report_values(
+    evaluation: SplitEvaluation | None, result: Mapping[str, Any], data: str
+) -> dict[str, Any]:
+    """See `TrainingKind.report_values`; the texts are those of an evaluation, or else of `result.json`."""
+    texts = describe_lines(evaluation.lines) if isinstance(evaluation, LinesEvaluation) else result
+    return {
+        "texts": texts if "reliability" in texts else {},
+        "intervals": texts.get("intervals", {}),
+        "confusions": texts.get("confusions", []),
+        "reliability": svg_reliability(texts["reliability"]) if texts.get("reliability") else "",
+        "cuts": cut_panels(Path(data)) if data else [],
+    }
