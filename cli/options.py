@@ -14,7 +14,7 @@ import typer
 
 from mdlstm_tk._util.text import is_plain_text, shell_quoted
 from mdlstm_tk.cli.console import verbosity
-from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.errors import InputError, imports_of
 from mdlstm_tk.runtime.choices import Engine
 from mdlstm_tk.runtime.combinations import describe_formats, describe_option
 from mdlstm_tk.runtime.io import Format
@@ -40,15 +40,15 @@ def parse_device(text: str) -> str:
 
 
 def import_files(files: list[Path] | None) -> list[Path] | None:
-    """Run the files of --import, so that the cells, networks and tasks that they register are known."""
+    """Run the files of --import, which register cells, networks, tasks and kinds of tasks."""
     if files:
-        require("torch", "train")
         from mdlstm_tk._util.user_code import import_file
 
-        for path in map(Path, files):
-            if path not in imported:
-                import_file(path)
-                imported.append(path)
+        with imports_of("train"):
+            for path in map(Path, files):
+                if path not in imported:
+                    import_file(path)
+                    imported.append(path)
     return files
 
 

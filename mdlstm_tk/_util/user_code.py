@@ -48,7 +48,7 @@ def not_registered(kind: str, name: str, known: Iterable[str]) -> Message:
     """The error message about a name that nothing is registered under.
 
     Args:
-        kind: "cell", "model" or "task".
+        kind: "cell", "model", "task" or "kind of task".
         name: the name.
         known: the registered names.
     """

@@ -27,7 +27,7 @@ from mdlstm_tk.errors import InputError
 if TYPE_CHECKING:
     from mdlstm_tk.kinds.training_kind import TrainingKind
 
-NAMES = {"x", "y", "sizes", "ndim"}  # of the arrays that are used
+NAMES = {"x", "y", "names", "sizes", "ndim"}  # of the arrays that are used
 MIN_MAPPED_BYTES = 2**24  # arrays below this are read whole
 LOCAL_HEADER_BYTES = 30  # of a zip member, without its name; ends with the lengths of name and extra field
 
@@ -58,7 +58,7 @@ def list_arrays(path: Path, kind: TrainingKind) -> Iterator[RawSample]:
         has_shape = (
             y.ndim in kind.target_axes(ndim)
             and len(y) == len(x)
-            and (y.ndim == 1 or y.shape[1 : ndim + 1] == grid)
+            and (y.ndim == 1 or kind.has_named_columns or y.shape[1 : ndim + 1] == grid)
         )
         if not has_shape or y.dtype.kind not in kind.target_dtypes:
             raise InputError(
@@ -69,19 +69,33 @@ def list_arrays(path: Path, kind: TrainingKind) -> Iterator[RawSample]:
         raise InputError(
             f"{path}: sizes is {sizes.dtype} {sizes.shape}, expected integers ({len(x)}, {ndim})"
         )
+    names = _column_names(path, arrays, y) if kind.has_named_columns else ()
     if x.ndim == ndim + 1:
         x = x[..., None]
     for index, extents in enumerate(map(tuple, sizes.tolist())):
         read_x = partial(read_numbers, x, index, extents)
-        read_y = partial(kind.read_array, y, index, extents)
+        read_y = partial(kind.read_array, y, index, extents, names)
         yield RawSample(f"sample {index}", read_x, read_y, is_image=False)
 
 
 def list_unused(path: Path, kind: TrainingKind) -> list[str]:
     """Return the names of the arrays of an `.npz` file that a task of a kind does not use."""
     used = NAMES if kind.target_dtypes else NAMES - {"y"}
+    used = used if kind.has_named_columns else used - {"names"}
     with zipfile.ZipFile(path) as archive:
         return sorted({name.removesuffix(".npy") for name in archive.namelist()} - used)
+
+
+def _column_names(path: Path, arrays: dict[str, Array], y: Array) -> tuple[str, ...]:
+    """The names of the columns of y (N,) or (N, K): those of the array `names`, else y0, y1, …"""
+    columns = y.shape[1] if y.ndim > 1 else 1
+    names = arrays.get("names", np.array([f"y{k}" for k in range(columns)]))
+    if names.shape != (columns,) or names.dtype.kind not in "US" or len(set(names.tolist())) < columns:
+        raise InputError(
+            f"{path}: names is {names.dtype} {names.shape}, expected {counted(columns, 'different text')}, "
+            "one for each column of y"
+        )
+    return tuple(read_name(names, k) for k in range(columns))
 
 
 def _grid_axes(path: Path, arrays: dict[str, Array], kind: TrainingKind) -> int:

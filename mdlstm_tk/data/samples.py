@@ -118,7 +118,8 @@ def _survey(sample: RawSample, kind: TrainingKind, resize: Resize) -> Survey | s
         return Message(f"{sample.name}: ", reason)
     if sample.is_image and moments.channels == 1:
         x = x.reshape(*grid, -1)[..., 0]  # a grey image that is stored with colours is the same image
-    label = label if isinstance(label, str | None) else _digest(label)
+    if label is not None:
+        label = _digest(label) if isinstance(label, np.ndarray) else str(label)
     return Survey(sample, SampleId(_digest(x), sample.name), extents, moments, target, label)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.text import counted, is_plain_text, printable
+from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_named, kind_names, training_of
 from mdlstm_tk.runtime.preprocessing import Preprocessing
@@ -85,10 +86,7 @@ class Batch:
 
     Attributes:
         x: (N, *grid, C).
-        y: targets. "grid": (N, *grid, outputs) float32. "classify": (N,) int64. "segment": (N, *grid)
-            int64, UNLABELLED where there is no class. "transcribe": (N, L) int64, k + 1 for character k
-            and 0 after the end of the text, in the order in which an image shows them, from left to right.
-            "density": x itself.
+        y: targets, whose shape and dtype depend on the kind of the task; see `TrainingKind.rule`.
         sizes: (N, D) int64, the valid extents; None if every sample fills the grid.
     """
 
@@ -108,18 +106,16 @@ class TaskSpec:
 
     Attributes:
         name: name of the task.
-        kind: "grid" predicts numbers at every position, "classify" one class per sample, "segment" one
-            class per position, "transcribe" one text per sample, "density" the probability of x.
+        kind: kind of the task; see `mdlstm_tk.kinds`.
         channels: C, features per position of x.
-        outputs: outputs of the network: numbers per position, classes, or the blank and the characters; of
-            kind "density" the levels of each channel, or 1 for two levels.
+        outputs: outputs of the network, such as classes; see `TrainingKind.fit`.
         size: extents of a sample, or the largest ones if samples differ.
-        classes: names of the classes, or the characters.
+        classes: names of the outputs, such as classes; see `Kind.name_count`.
         mean: mean of each input channel. The network subtracts it; empty if it should not.
         std: standard deviation of each input channel. The network divides by it.
-        target_mean: mean of each output of kind "grid", which an untrained network predicts everywhere.
-        target_std: standard deviation of each output of kind "grid"; empty if targets lie in (0, 1).
-        mask_values: of kind "segment", the value that each class has in the masks; empty if unknown.
+        target_mean: mean of each output, if these are numbers; an untrained network predicts it.
+        target_std: standard deviation of each output, if these are numbers; empty if targets lie in (0, 1).
+        mask_values: the value that each class has in masks; empty if there are none, or they are unknown.
         mask_palette: red, green and blue of each class in turn, if the masks have a palette; else empty.
         preprocessing: how images become x; None if the data are not images.
         text_direction: of kind "transcribe", the direction in which most texts run, see `reorder`.
@@ -147,6 +143,8 @@ class TaskSpec:
     mixed_sizes: bool = False
 
     def __post_init__(self) -> None:
+        if self.kind not in kind_names():
+            raise InputError(not_registered("kind of task", self.kind, kind_names()))
         for name, holds, expected in self._rules():
             if not holds:
                 value = printable(repr(getattr(self, name))[:80])
@@ -154,7 +152,6 @@ class TaskSpec:
 
     def _rules(self) -> Iterator[tuple[str, bool, str]]:
         """Yield each field, if its rule holds, and the value that is expected."""
-        yield "kind", self.kind in kind_names(), f"one of {', '.join(kind_names())}"
         yield "channels", self.channels > 0, "a positive number"
         yield "outputs", self.outputs > 0, "a positive number"
         yield "size", len(self.size) > 0 and min(self.size) > 0, "positive extents"

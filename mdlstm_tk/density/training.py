@@ -42,7 +42,7 @@ class Density(TrainingKind):
     def find_files(self, path: Path) -> dict[Split, Path]:
         return find_idx(path)
 
-    def read_array(self, y: Array, index: int, extents: Extents) -> Any:
+    def read_array(self, y: Array, index: int, extents: Extents, names: Sequence[str]) -> Any:
         return None
 
     def check_x(self, x: Array) -> None:

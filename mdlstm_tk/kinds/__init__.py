@@ -10,6 +10,7 @@ rooms           packages that add kinds, tasks, networks and verbs: applications
 grid            numbers at every position; its half for training is grid_training
 classify        one class for each sample; classify_training
 segment         one class at every position; segment_training
+regress         numbers for each sample; regress_training
 
 The kind `transcribe` has a room of its own, `mdlstm_tk.text`, and so has `density`, `mdlstm_tk.density`.
 """
@@ -19,18 +20,36 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
+from mdlstm_tk._util.lazy import lazy_names
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.rooms import load, of_rooms
 
 if TYPE_CHECKING:
-    from mdlstm_tk.kinds.kind import Kind
-    from mdlstm_tk.kinds.training_kind import TrainingKind
+    from mdlstm_tk.kinds.answer import Answer as Answer
+    from mdlstm_tk.kinds.kind import ARRAYS as ARRAYS
+    from mdlstm_tk.kinds.kind import LINES as LINES
+    from mdlstm_tk.kinds.kind import Kind as Kind
+    from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS as COMMON_DEFAULTS
+    from mdlstm_tk.kinds.training_kind import Sums as Sums
+    from mdlstm_tk.kinds.training_kind import TargetRule as TargetRule
+    from mdlstm_tk.kinds.training_kind import TrainingKind as TrainingKind
+
+_names, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "answer": ("Answer",),
+        "kind": ("ARRAYS", "LINES", "Kind"),
+        "training_kind": ("COMMON_DEFAULTS", "Sums", "TargetRule", "TrainingKind"),
+    },
+)
+__all__ = [*_names, "all_kinds", "kind_named", "kind_names", "register_kind", "training_of"]
 
 # The kinds that come with the package, loaded when they are used.
 BUILT_IN = {
     "grid": "kinds.grid:KIND",
     "classify": "kinds.classify:KIND",
     "segment": "kinds.segment:KIND",
+    "regress": "kinds.regress:KIND",
     **of_rooms("kinds"),
 }
 _registered: dict[str, Kind] = {}

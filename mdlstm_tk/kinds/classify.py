@@ -53,13 +53,11 @@ class Classify(Kind):
     formats = LINES
     options: ClassVar = {"probabilities": ("csv", "json", *ARRAYS), "top": LINES}
     is_printed = True
+    sample_axes = 1
     axes = "N"
 
     def name_count(self, outputs: int) -> int:
         return outputs
-
-    def sample_axes(self, ndim: int) -> int:
-        return 1
 
     def decode(
         self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None
@@ -80,10 +78,6 @@ class Classify(Kind):
             ranked = tuple((classes[c], round(float(row[c]), PROBABILITY_DIGITS)) for c in order)
             answers.append(Label(ranked[0][0], array, k, ranked))
         return answers
-
-    def blank(self, metadata: Metadata, options: ResultOptions) -> Answer:
-        top = None if options.probabilities else options.top or 1
-        return Label("", probabilities=tuple((name, 0.0) for name in (metadata.classes or ())[:top]))
 
 
 KIND = Classify()

@@ -46,7 +46,7 @@ class Classify(TrainingKind):
             for file in find_images(folder)
         ], []
 
-    def read_array(self, y: Array, index: int, extents: Extents) -> Any:
+    def read_array(self, y: Array, index: int, extents: Extents, names: Sequence[str]) -> Any:
         return read_name(y, index)
 
     def stratum(self, target: Any) -> str:

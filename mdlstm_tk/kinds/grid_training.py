@@ -45,7 +45,7 @@ class Grid(TrainingKind):
     def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
         return list(list_pairs(path, "targets", _read_target, self.folder_format)), []
 
-    def read_array(self, y: Array, index: int, extents: Extents) -> Any:
+    def read_array(self, y: Array, index: int, extents: Extents, names: Sequence[str]) -> Any:
         return read_numbers(y if y.ndim > len(extents) + 1 else y[..., None], index, extents)
 
     def survey(self, target: Any, survey_numbers: Callable[[Array], Any]) -> tuple[Any, Any]:

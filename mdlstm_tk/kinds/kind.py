@@ -34,6 +34,8 @@ class Kind:
         is_printed: answers go to standard output, and one file may hold those for several inputs.
         image_format, tile_format: of the answers for images, and of tiled models, where it is not that of
             numbers.
+        sample_axes: the number of axes of the output for one sample; None if they are those of the grid and
+            one more.
         axes: of an output without a grid, in words.
         reads_pages: it reads the lines of pages.
         steps_are_columns: the steps of an output (N, T, outputs) count as columns of x.
@@ -49,6 +51,7 @@ class Kind:
     is_printed: ClassVar[bool] = False
     image_format: ClassVar[Format | None] = None
     tile_format: ClassVar[Format | None] = None
+    sample_axes: ClassVar[int | None] = None
     axes: ClassVar[str] = "N, …"
     reads_pages: ClassVar[bool] = False
     steps_are_columns: ClassVar[bool] = False
@@ -68,15 +71,11 @@ class Kind:
         """Rules between the fields of metadata: a field, if the rule holds, and what was expected."""
         yield from ()
 
-    def sample_axes(self, ndim: int) -> int:
-        """The number of axes of the output for one sample with `ndim` grid axes."""
-        return ndim + 1
-
     def fits(self, y: Array, metadata: Metadata) -> bool:
         """True if an output, with or without a batch axis, has the shape that `decode` takes."""
         from mdlstm_tk.runtime.postprocessing import class_axis
 
-        axes = self.sample_axes(metadata.ndim)
+        axes = self.sample_axes or metadata.ndim + 1
         is_fitting = y.ndim in (axes, axes + 1) and y.shape[class_axis(y, metadata)] == metadata.outputs
         return is_fitting and y.size > 0
 
@@ -110,9 +109,10 @@ class Kind:
 
     def blank(self, metadata: Metadata, options: ResultOptions) -> Answer:
         """An answer with the columns of all answers."""
-        from mdlstm_tk.kinds.answer import Answer
+        import numpy as np
 
-        return Answer("")
+        shape = (*(1,) * (self.sample_axes or metadata.ndim + 1), metadata.outputs)  # of a batch of one
+        return self.decode(np.zeros(shape, np.float32), metadata, None, options, None)[0]
 
 
 KIND = Kind()  # of a model that says no kind

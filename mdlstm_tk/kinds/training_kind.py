@@ -15,7 +15,8 @@ import numpy as np
 
 from mdlstm_tk.data.augmentation import distort
 from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, Metrics, RawSample, Sample, Split, TaskSpec
-from mdlstm_tk.data.targets import TargetOptions, Targets
+from mdlstm_tk.data.targets import TargetOptions, Targets, unchanged
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.examples import spread
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class TrainingKind(ABC):
     """A kind of task, as training sees it.
 
     Attributes:
-        folder_format, array_format: the folder and the `.npz` file that a user's data may be, in words.
+        folder_format, array_format: the folder and the `.npz` file that a user's data may be, in words; ""
+            if there is no such folder.
         target_dtypes: of y in an `.npz` file, as `numpy.dtype.kind`; "" if there is no y.
         target_files: suffixes of the files that hold targets, beside those of images.
         further_files: other files that a folder may have, by their paths in it.
@@ -81,6 +83,7 @@ class TrainingKind(ABC):
         has_grid_targets: whether a target has the grid of x, with which it is cropped.
         is_cropped: whether a part of a sample has a target.
         is_distorted: whether a distorted sample has one.
+        has_named_columns: whether y has numbers for each sample, in columns with names.
         has_class_folders: whether the name of a folder is the target of the images in it.
         is_planar: whether x must have two grid axes.
         is_normalized: whether the network normalises x.
@@ -93,7 +96,7 @@ class TrainingKind(ABC):
         report_template: the HTML template of a report, from the folder of the package.
     """
 
-    folder_format: ClassVar[str]
+    folder_format: ClassVar[str] = ""
     array_format: ClassVar[str]
     target_dtypes: ClassVar[str]
     target_files: ClassVar[tuple[str, ...]] = ()
@@ -102,6 +105,7 @@ class TrainingKind(ABC):
     has_grid_targets: ClassVar[bool] = False
     is_cropped: ClassVar[bool] = True
     is_distorted: ClassVar[bool] = True
+    has_named_columns: ClassVar[bool] = False
     has_class_folders: ClassVar[bool] = False
     is_planar: ClassVar[bool] = False
     is_normalized: ClassVar[bool] = True
@@ -117,7 +121,6 @@ class TrainingKind(ABC):
         """The numbers of axes that y may have in an `.npz` file for x with `ndim` grid axes."""
         return (1,)
 
-    @abstractmethod
     def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
         """List the samples of a folder, and notes for the user.
 
@@ -128,6 +131,7 @@ class TrainingKind(ABC):
         Raises:
             InputError: the folder has another layout.
         """
+        raise InputError(f"{path} is a folder, expected {self.array_format}")
 
     def read_splits(self, path: Path, names: Mapping[Split, Sequence[str]]) -> dict[str, Split]:
         """Read how a folder divides its samples: the split of each prefix of their groups; {} if it does
@@ -143,8 +147,15 @@ class TrainingKind(ABC):
         return {}
 
     @abstractmethod
-    def read_array(self, y: Array, index: int, extents: Extents) -> Any:
-        """The target of sample `index` of an `.npz` file, as `RawSample.read_y` returns it."""
+    def read_array(self, y: Array, index: int, extents: Extents, names: Sequence[str]) -> Any:
+        """The target of sample `index` of an `.npz` file, as `RawSample.read_y` returns it.
+
+        Args:
+            y: the targets of all samples.
+            index: of the sample.
+            extents: of the sample's grid.
+            names: of the columns of y, if the file names them.
+        """
 
     def survey(self, target: Any, survey_numbers: Callable[[Array], Any]) -> tuple[Any, Any]:
         """Look at the target of a sample in the first pass over the data.
@@ -154,7 +165,8 @@ class TrainingKind(ABC):
             survey_numbers: the `Moments` of a target that is an image or numbers.
 
         Returns:
-            A summary for `fit`, and a value that is equal for equal targets: a text, or an array.
+            A summary for `fit`, and a value that is equal for equal targets: an array, or one that differs
+            as text.
 
         Raises:
             InputError: the target cannot be used.
@@ -176,9 +188,9 @@ class TrainingKind(ABC):
         """The group of a target; a share of each group is held out."""
         return ""
 
-    @abstractmethod
     def fit(self, targets: Sequence[Any], options: TargetOptions) -> Targets:
-        """Determine outputs, classes and encoding from the targets of all samples.
+        """Determine outputs, classes and encoding from the targets of all samples; by default there is one
+        output, and targets are used as they were read.
 
         Args:
             targets: summaries by `survey` of all samples, those for validation and testing included.
@@ -187,6 +199,7 @@ class TrainingKind(ABC):
         Raises:
             InputError: there are fewer than two classes, or the targets do not fit each other.
         """
+        return Targets(1, unchanged)
 
     def distort(
         self, samples: Sequence[Sample], rngs: Sequence[np.random.Generator], strength: float
@@ -367,7 +380,8 @@ class TrainingKind(ABC):
         result: Mapping[str, Any],
         data: str,
     ) -> dict[str, Any]:
-        """Further values of the template of a report.
+        """Further values of the template of a report. The common one has "outputs", measures by name of the
+        output and of the measure, and "figures", in SVG.
 
         Args:
             network: has the best weights.

@@ -53,6 +53,7 @@ class SplitEvaluation:
         examples: samples that represent the split, see `example_indices`.
         worst: of the other samples, those with the largest errors, in decreasing order.
         sums: over the split, see `TrainingKind.statistics`.
+        pairs: (N, K) targets and predictions of all samples, if both are numbers without a grid.
     """
 
     split: Split
@@ -61,6 +62,7 @@ class SplitEvaluation:
     examples: Sequence[Example]
     worst: Sequence[Example]
     sums: Mapping[str, npt.NDArray[Any]]
+    pairs: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None
 
     @property
     def confusion(self) -> npt.NDArray[np.int64] | None:
@@ -75,9 +77,11 @@ def evaluate_split(network: nn.Module, task: Task, config: TrainConfig) -> Split
     split, kind = display_split(task), training_of(task.spec.kind)
     severities: list[tuple[float, float]] = []  # error, confidence
     targets: list[npt.NDArray[Any]] = []
+    outputs: list[npt.NDArray[Any]] = []
 
     def collect(batch: Batch, prediction: npt.NDArray[Any]) -> None:
         targets.extend(batch.y)
+        outputs.extend(prediction if batch.y.shape == prediction.shape[:2] == prediction.shape else ())
         for k in range(len(batch.x)):
             output = prediction[k : k + 1]
             severities.append((_error(task, batch.sample(k), output), kind.confidence(output)))
@@ -89,7 +93,8 @@ def evaluate_split(network: nn.Module, task: Task, config: TrainConfig) -> Split
     examples, worst_examples = (
         make_examples(network, task, split, config, each) for each in (indices, worst)
     )
-    return SplitEvaluation(label, task.count(split), errors, examples, worst_examples, sums)
+    pairs = (np.stack(targets), np.stack(outputs)) if outputs else None
+    return SplitEvaluation(label, task.count(split), errors, examples, worst_examples, sums, pairs)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from mdlstm_tk.errors import InputError, Message, MissingExtraError
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.report.evaluation import SplitEvaluation
 from mdlstm_tk.report.exports import BATCH, find_exports, measure_exports
-from mdlstm_tk.report.plots import svg_curves
+from mdlstm_tk.report.plots import measure_label, svg_curves
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
 from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, load_task
 from mdlstm_tk.training.networks import count_parameters
@@ -103,6 +103,7 @@ def render_report(
         errors, split = evaluation.errors, evaluation.split
     records = run.read_metrics()
     values: dict[str, Any] = {"confusions": _confusions(evaluation, spec), "intervals": {}}
+    values |= {"outputs": {}, "figures": []}
     values |= kind.report_values(network, task, config, evaluation, result, data)
     return _template(kind.report_template, kind.percentages).render(
         version=__version__,
@@ -149,6 +150,7 @@ def _template(name: str, percentages: Collection[str]) -> Template:
     )
     environment.filters.update(
         metric=partial(_format_metric, percentages=percentages),
+        measure=measure_label,
         percent=_format_percent,
         interval=_format_interval,
         shown=_show_spaces,

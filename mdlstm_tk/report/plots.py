@@ -45,7 +45,17 @@ MAX_LEGEND = 24  # classes
 BINS = 40  # of a histogram
 # A matplotlibrc of the current folder, which Matplotlib reads, could let texts be set by LaTeX.
 default_style = matplotlib.style.context("default")
-METRIC_LABELS = {"relevant": "relevant loss (position of the second one)", "mse": "mean squared error"}
+METRIC_LABELS = {
+    "relevant": "relevant loss (position of the second one)",
+    "mse": "mean squared error",
+    "nmse": "mean squared error / variance",
+    "r2": "R²",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "iou": "intersection over union",
+    "f1_macro": "macro F1",
+    "f1_micro": "micro F1",
+}
 ORDERS_TEXT = matplotlib.__version_info__ >= (3, 11)  # right-to-left text in visual order
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
@@ -148,8 +158,7 @@ def draw_loss_comparison(
         axis.fill_between(steps, smooth.min(axis=0), smooth.max(axis=0), color=color, alpha=0.2, lw=0)
         axis.plot(steps, np.median(smooth, axis=0), style, color=color, label=_plain(model))
     _finish_axis(axis, label)
-    if axis.lines:
-        axis.legend(frameon=False)
+    axis.legend(frameon=False)
     _save(figure, path)
 
 
@@ -168,8 +177,7 @@ def svg_histogram(values: Mapping[str, Floats], label: str) -> Markup:
     axis.set_xlabel(_plain(label))
     axis.set_ylabel("share of the images")
     axis.spines[["top", "right"]].set_visible(False)
-    if axis.lines:
-        axis.legend(frameon=False)
+    axis.legend(frameon=False)
     return _to_svg(figure, f"{label}: histograms of {', '.join(values)}")
 
 
@@ -211,7 +219,7 @@ def _draw_curve(axis: Any, name: str, color: str, records: Sequence[Mapping[str,
     if validated:
         validation_steps = [record["step"] for record in validated]
         axis.plot(validation_steps, errors, color="black", marker=".", lw=0.8, label="validation")
-    label = METRIC_LABELS.get(name, name.replace("_", " "))
+    label = measure_label(name)
     if name == "loss" and "relevant" in metric_names(records):
         label = "overall loss (all positions)"
     low, high = (bound([*values, *errors], default=0.0) for bound in (min, max))
@@ -220,6 +228,24 @@ def _draw_curve(axis: Any, name: str, color: str, records: Sequence[Mapping[str,
         axis.set_ylim(0, 1.1 * high)
     if axis.lines:
         axis.legend(frameon=False)
+
+
+def measure_label(name: str) -> str:
+    """The name of a loss or measure, in words."""
+    return METRIC_LABELS.get(name, name.replace("_", " "))
+
+
+@default_style
+def svg_scatter(truth: Floats, predicted: Floats, name: str) -> Markup:
+    """An SVG element with the predictions (N,) of a number over its true values (N,)."""
+    figure = Figure(figsize=(4.2, 3.6), layout="constrained")
+    axis = figure.subplots()
+    low, high = (float(bound([*truth, *predicted])) for bound in (min, max))
+    axis.plot([low, high], [low, high], color="black", lw=0.8)
+    axis.plot(truth, predicted, ".", color=COLORS[0], alpha=0.5)
+    _finish_axis(axis, f"{_plain(name, 20)}, predicted", logarithmic=False)
+    axis.set_xlabel(f"{_plain(name, 30)}, true")
+    return _to_svg(figure, f"Predictions of {printable(name)} over the true values")
 
 
 @default_style

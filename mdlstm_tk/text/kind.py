@@ -61,6 +61,7 @@ class Transcribe(Kind):
     formats = LINES
     options: ClassVar = {"probabilities": (*PAGES, *ARRAYS), "beam": PAGES, "lm": PAGES}
     is_printed = True
+    sample_axes = 2
     axes = "N, T"
     reads_pages = True
     steps_are_columns = True
@@ -70,9 +71,6 @@ class Transcribe(Kind):
 
     def rules(self, metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
         yield "classes", "" not in (metadata.classes or ()), "characters, none of which is empty"
-
-    def sample_axes(self, ndim: int) -> int:
-        return 2
 
     def check_options(self, metadata: Metadata, options: ResultOptions) -> None:
         from mdlstm_tk.runtime.ctc import check_search  # imported late: few models read texts

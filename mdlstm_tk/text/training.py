@@ -84,7 +84,7 @@ class Transcribe(TrainingKind):
             TextExtent.of(split, survey, targets) for split, each in splits.items() for survey in each
         ]
 
-    def read_array(self, y: Array, index: int, extents: Extents) -> Any:
+    def read_array(self, y: Array, index: int, extents: Extents, names: Sequence[str]) -> Any:
         return read_name(y, index)
 
     def survey(self, target: Any, survey_numbers: Callable[[Array], Any]) -> tuple[Any, Any]:

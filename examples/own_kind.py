@@ -1,0 +1,79 @@
+"""A kind of task of one's own, `counting`: how many objects are in an image; by Poisson's likelihood.
+
+python examples/own_kind.py
+mdlstm train --import examples/own_kind.py --task counting --data dots.npz
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mdlstm_tk.export import export_run
+from mdlstm_tk.kinds import COMMON_DEFAULTS, LINES, Answer, Kind, TargetRule, TrainingKind, register_kind
+from mdlstm_tk.runtime import Session, decode
+from mdlstm_tk.training import default_config, new_job, train
+
+
+class CountingTraining(TrainingKind):  # the questions of training
+    array_format = "an .npz file with x and whole numbers y (N,)"
+    target_dtypes, error_names = "ui", ("mae",)
+    defaults = COMMON_DEFAULTS | {"steps": 300, "hidden": 8, "lr": 0.01}
+
+    def read_array(self, y, index, extents, names):
+        return int(y[index])
+
+    def collate(self, x, targets, pad):
+        return np.array(targets, np.int64)  # the y of a batch
+
+    def rule(self, batch, spec):
+        return TargetRule(np.int64, (len(batch.x),), prediction=(len(batch.x), 1), low=0)
+
+    def loss(self, prediction, batch, spec, columns):
+        return torch.nn.functional.poisson_nll_loss(prediction[:, 0], torch.from_numpy(batch.y))
+
+    def measures(self, prediction, batch, spec):
+        return {"mae": ((prediction[:, 0].exp() - torch.from_numpy(batch.y)).abs().sum(), len(batch.y))}
+
+
+@dataclass(frozen=True)
+class Count(Answer):
+    expected: float = 0.0
+
+    def values(self):
+        return {"count": int(self.text), "expected": self.expected}
+
+
+class Counting(Kind):  # the questions of exports and inference
+    name, networks_of, training = "counting", "classify", CountingTraining()
+    answers, formats, is_printed, sample_axes = "counts", LINES, True, 1
+
+    def decode(self, y, metadata, array, options, width):
+        numbers = np.exp(y).reshape(-1).tolist()  # the network returns logarithms
+        places = range(len(numbers)) if y.ndim == 2 else [None]
+        return [Count(str(round(each)), array, k, each) for each, k in zip(numbers, places, strict=True)]
+
+
+register_kind(Counting())
+
+
+def draw_dots(count, rng):
+    """Images (N, 12, 12, 1) of one to five dots, and the numbers of dots."""
+    x, y = np.zeros((count, 12, 12, 1), np.float32), rng.integers(1, 6, count)
+    for image, dots in zip(x, y, strict=True):
+        image.flat[rng.choice(144, dots, replace=False)] = 1
+    return {"x": x, "y": y}
+
+
+def main(folder="."):
+    """Train, export and infer, and return the mean error of new images."""
+    data, run, rng = f"{folder}/dots.npz", f"{folder}/counting", np.random.default_rng(0)
+    np.savez(data, **draw_dots(500, rng))
+    train(new_job(default_config("counting", data), run))
+    session, new = Session(export_run(run, form="scan").path), draw_dots(100, rng)
+    expected = [answer.expected for answer in decode(session(new["x"]), session.metadata)]
+    return np.abs(expected - new["y"]).mean()
+
+
+if __name__ == "__main__":
+    print(f"mean error of the counts in 100 new images: {main():.2f}")

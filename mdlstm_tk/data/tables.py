@@ -1,0 +1,68 @@
+"""Samples from a folder of images and a CSV table, which has a row for each image."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mdlstm_tk._util.text import counted
+from mdlstm_tk.data.folders import find_images, image_sample, read_lines
+from mdlstm_tk.data.spec import RawSample
+from mdlstm_tk.errors import InputError
+
+
+def list_table(
+    path: Path, name: str, read: Callable[[dict[str, str]], Any], expected: str
+) -> tuple[list[RawSample], list[str]]:
+    """List the images of a table, and say how many others there are. A bad row is a sample that cannot be
+    used.
+
+    Args:
+        path: the folder with images, at any depth, and the table.
+        name: of the table, which begins with a row of names, the first of which is "file".
+        read: makes the target of an image from its row, without the file.
+        expected: the folder, in words.
+
+    Raises:
+        InputError: there is no table, or its first row is another one.
+    """
+    table = path / name
+    if not table.is_file():
+        raise InputError(f"{path}: {name} is missing; expected {expected}")
+    samples = list(_list_rows(path, table, read))
+    named = {os.path.normpath(sample.name) for sample in samples}
+    others = [file for file in find_images(path) if os.path.relpath(file, path) not in named]
+    return samples, [f"images that {name} does not name, left out: {len(others)}"] if others else []
+
+
+def _list_rows(path: Path, table: Path, read: Callable[[dict[str, str]], Any]) -> Iterator[RawSample]:
+    rows = csv.reader(read_lines(table), strict=True)
+    try:
+        header = [cell.strip() for cell in next(rows, [])]
+        if header[:1] != ["file"] or len(header) < 2 or len({*header} - {""}) < len(header):
+            raise InputError(
+                f"{table}: its first row is {','.join(header)[:80]!r}, expected file and different names "
+                "of columns, separated by commas"
+            )
+        first_line: dict[str, int] = {}
+        for cells in rows:
+            if not cells:
+                continue
+            label = f"{table.name}, line {rows.line_num}"
+            first = first_line.setdefault(os.path.normpath(cells[0]), rows.line_num)
+            if len(cells) != len(header):
+                reason = f"it has {counted(len(cells), 'cell')}, but the first row has {len(header)}"
+                yield RawSample.unusable(label, reason)
+            elif first != rows.line_num:
+                yield RawSample.unusable(
+                    label, f"line {first} names {cells[0]} as well; delete one of them"
+                )
+            else:
+                row = dict(zip(header[1:], cells[1:], strict=True))
+                yield image_sample(path, path / cells[0], partial(read, row))
+    except csv.Error as error:
+        raise InputError(f"{table}, line {rows.line_num}: {error}") from None
