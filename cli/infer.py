@@ -51,11 +51,10 @@ def infer(
     Arrays have the shape (H, W), (H, W, C) or (N, H, W, C) and are used as they are. Images are prepared as
     in training: turned upright, converted to the colours that the model takes, and scaled to [0, 1].
 
-    The result of matrix.npy is matrix.out.npy, beside it. The labels of a classifier and the texts of a
-    recogniser are printed, or collected in one table with -o labels.csv; so are the nats and the
-    bits per dimension of a density model. The masks of a segmenter are
-    written as PNG with the values and the palette of the masks that it was trained on, those of volumes as
-    npy.
+    The result of matrix.npy is matrix.out.npy, beside it. The labels of a classifier, the texts of a
+    recogniser and all other answers but arrays are printed, or collected in one table with -o labels.csv.
+    The masks of a segmenter are written as PNG with the values and the palette of the masks that it was
+    trained on, those of volumes as npy.
 
     A recogniser reads the lines of pages, images with ALTO or PAGE XML beside them: -o read/ writes the XML
     again with texts and confidences.

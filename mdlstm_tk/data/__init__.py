@@ -10,7 +10,6 @@ user_data       a task from a user's own files, which consists of:
   folders         listing of folders of images, and of images with masks, targets and texts
   pages           listing of lines of text on pages, and of images with transcripts
   arrays          listing of .npz files
-  idx             listing of IDX files
   images          decoding of one image
   masks           decoding of one mask, and the classes of all masks
   samples         the first pass over all samples, and reading each when it is needed
@@ -22,10 +21,8 @@ from mdlstm_tk.errors import imports_of
 
 with imports_of("train"):
     from mdlstm_tk.data.builtin.diagonal import DiagonalBatch, DiagonalTask
-    from mdlstm_tk.data.builtin.digits import Digits, DigitsDensity, DigitStrings
-    from mdlstm_tk.data.builtin.fashion import Fashion
+    from mdlstm_tk.data.builtin.digits import Digits, DigitStrings
     from mdlstm_tk.data.builtin.gaussian_field import GaussianField
-    from mdlstm_tk.data.builtin.ising import Ising
     from mdlstm_tk.data.builtin.textures import Textures
     from mdlstm_tk.data.spec import SPLITS, UNLABELLED, Batch, Floats, Split, TaskSpec
     from mdlstm_tk.data.task import DatasetTask, Task, batches
@@ -39,11 +36,8 @@ __all__ = [
     "DiagonalTask",
     "DigitStrings",
     "Digits",
-    "DigitsDensity",
-    "Fashion",
     "Floats",
     "GaussianField",
-    "Ising",
     "Split",
     "Task",
     "TaskSpec",

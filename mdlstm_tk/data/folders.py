@@ -4,7 +4,6 @@ classify     one subfolder per class, which contains the images of that class
 segment      images/ and masks/ with files of the same names
 transcribe   images and labels.tsv, each line of which is: file, tab, text; or what `pages` describes
 grid         images/ and targets/ with files of the same names
-density      images, at any depth
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ class Task(ABC):
         spec: what networks are built from.
         kind: kind of the task.
         defaults: the settings of `TrainConfig` that suit the task.
+        takes_data: its files may be in the folder that `TrainConfig.data` names.
         names: the names of the samples of each split; empty if they have none.
         groups: for each sample of a split, the name of what it shares with others (a writer, a page);
             empty if samples are independent.
@@ -66,6 +67,7 @@ class Task(ABC):
 
     kind: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]] = {}
+    takes_data: ClassVar[bool] = False
     spec: TaskSpec
     names: Mapping[Split, Sequence[str]] = MappingProxyType({})
     groups: Mapping[Split, Sequence[str]] = MappingProxyType({})

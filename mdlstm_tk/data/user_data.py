@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,6 @@ import numpy.typing as npt
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.data import arrays, folders
-from mdlstm_tk.data.idx import list_idx
 from mdlstm_tk.data.samples import LazySamples, MemoryBudget, Survey, channel_moments, survey_samples
 from mdlstm_tk.data.sampling import shape_order
 from mdlstm_tk.data.spec import Array, Extents, RawSample, Resize, SampleId, Split, TaskSpec
@@ -78,7 +78,7 @@ def read_data(
     resize: Resize = None,
     crop: Extents | None = None,
     cache_bytes: int = CACHE_BYTES,
-    levels: int = 2,
+    settings: Mapping[str, Any] = MappingProxyType({}),
     known: Mapping[Split, Sequence[SampleId]] | None = None,
 ) -> UserDataTask:
     """Read a file or folder as a task.
@@ -94,7 +94,7 @@ def read_data(
         resize: extents that images are resized to, see `Preprocessing`; masks take the nearest pixel.
         crop: extents of the part of each sample that is used, see `DatasetTask`.
         cache_bytes: how much of the data may be kept in memory.
-        levels: levels of each channel, of kind "density".
+        settings: of the run, by key of `TrainConfig`, for what the kind asks; its own if they are left out.
         known: the samples of a run, which keep their order, whatever they are called now. Those that it
             held out are held out again, with their pages, instead of a random share.
 
@@ -153,7 +153,7 @@ def read_data(
     try:
         all_targets = [survey.target for survey in surveys]
         names = _read_mask_names(path, training)
-        targets = training.fit(all_targets, TargetOptions(preprocessing, names, levels))
+        targets = training.fit(all_targets, TargetOptions(preprocessing, names, settings))
     except InputError as error:
         raise InputError(f"{path}: ", error, f"; {formats}") from None
     if not splits.get("validation"):
@@ -209,7 +209,7 @@ def _list_samples(source: Path, kind: str, budget: MemoryBudget) -> tuple[list[R
         unused = ", ".join(arrays.list_unused(source, training_of(kind)))
         return samples, [f"arrays of {source}, left out: {unused}"] if unused else []
     if source.is_file():
-        return list(list_idx(source)), []
+        return training_of(kind).list_file(source), []
     return training_of(kind).list_folder(source, budget)
 
 

@@ -6,7 +6,7 @@ answer          the answer for a sample, and how documents hold it
 measures        measures of classes and of numbers, from sums over all samples
 examples        the choice of samples that represent a data set
 sums            sums over the valid positions of a batch, for losses and errors
-rooms           packages that add kinds, tasks, networks and verbs: applications as a whole
+rooms           packages that add kinds, tasks, networks, settings and verbs: applications as a whole
 grid            numbers at every position; its half for training is grid_training
 classify        one class for each sample; classify_training
 segment         one class at every position; segment_training

@@ -39,7 +39,7 @@ class Kind:
         axes: of an output without a grid, in words.
         reads_pages: it reads the lines of pages.
         steps_are_columns: the steps of an output (N, T, outputs) count as columns of x.
-        takes_levels: x holds levels in [0, 1], also in files of numbers.
+        x_range: the lowest and the highest value of x, also in files of numbers; None: any numbers.
     """
 
     name: ClassVar[str]
@@ -55,7 +55,7 @@ class Kind:
     axes: ClassVar[str] = "N, …"
     reads_pages: ClassVar[bool] = False
     steps_are_columns: ClassVar[bool] = False
-    takes_levels: ClassVar[bool] = False
+    x_range: ClassVar[tuple[float, float] | None] = None
 
     @property
     def training(self) -> TrainingKind:

@@ -23,13 +23,15 @@ class Room:
         kinds: kinds of tasks by name.
         tasks: built-in tasks by name: a class, and how it is called with a `TrainConfig`.
         networks: built-in networks by name, and for each the classes by kind of task.
-        verbs: functions of the command line by name.
+        settings: of training by key, each as the arguments of a field of `TrainConfig`.
+        verbs: of the command line by name: the panel of the help, and the function.
     """
 
     kinds: Mapping[str, str] = field(default_factory=dict)
     tasks: Mapping[str, tuple[str, Callable[[Any, Any], Any]]] = field(default_factory=dict)
     networks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    verbs: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    verbs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @cache

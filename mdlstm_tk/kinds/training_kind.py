@@ -94,6 +94,7 @@ class TrainingKind(ABC):
         examples: samples in the report of a run, and as many of the worst ones.
         pictured: samples in `prediction.png`.
         report_template: the HTML template of a report, from the folder of the package.
+        next_verb: the verb of the command line for a run that has ended.
     """
 
     folder_format: ClassVar[str] = ""
@@ -116,6 +117,7 @@ class TrainingKind(ABC):
     examples: ClassVar[int] = 6
     pictured: ClassVar[int] = 12
     report_template: ClassVar[str] = "report/report.html"
+    next_verb: ClassVar[str] = "export"
 
     def target_axes(self, ndim: int) -> tuple[int, ...]:
         """The numbers of axes that y may have in an `.npz` file for x with `ndim` grid axes."""
@@ -176,6 +178,14 @@ class TrainingKind(ABC):
     def find_files(self, path: Path) -> dict[Split, Path]:
         """Files of a folder that hold one split each, in a format of the kind; {} if there are none."""
         return {}
+
+    def list_file(self, path: Path) -> list[RawSample]:
+        """List the samples of a file that `find_files` found.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return []
 
     def check_x(self, x: Array) -> None:  # noqa: B027 - most kinds take any numbers
         """Check a sample's x in the first pass.

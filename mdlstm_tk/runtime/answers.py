@@ -7,10 +7,9 @@
 One document holds the answers for any number of files.
 
 txt    A line for each sample. Its fields are separated by tabs: the file (if there are several), the array
-       (of a .npz), and the label or text; with `top`, label and probability in turn; of a density model,
-       the nats and the bits per dimension; of a recogniser with `probabilities`, the text and its
-       confidence. Each field is escaped as by `mdlstm_tk._util.text.text_field`,
-       and `text_of_field` returns the original.
+       (of a .npz), and those of the answer, such as the label or text; with `top`, label and probability in
+       turn; of a recogniser with `probabilities`, the text and its confidence. Each field is escaped as by
+       `mdlstm_tk._util.text.text_field`, and `text_of_field` returns the original.
 tsv    As txt, with the file in each line, relative to the table's folder. Only control characters are
        escaped. `mdlstm train` reads it as labels.tsv.
 csv    A table with a heading, as Python's csv module and spreadsheets read it (RFC 4180). The names of
@@ -71,9 +70,9 @@ def decode(
         beam, lm, width: of a recogniser, as for `mdlstm_tk.runtime.ctc.transcribe_logits`.
 
     Returns:
-        A list of one `Answer` per sample for the kinds "classify", "transcribe" and "density". For
-        "segment" a mask, (H, W) or (N, H, W), of the values that the classes have in the masks of the
-        training data. For other kinds y.
+        A list of one `Answer` per sample, if the kind answers in words or numbers. For "segment" a mask,
+        (H, W) or (N, H, W), of the values that the classes have in the masks of the training data. For
+        other kinds y.
 
     Raises:
         MDLSTMError: y has another shape than the metadata say.

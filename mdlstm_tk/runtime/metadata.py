@@ -46,7 +46,7 @@ class Metadata:
             float32 in any case.
         model: name of the network, if the model was exported from a run.
         task: name of the task, if the model was exported from a run.
-        kind: kind of the task: "grid", "classify", "segment", "transcribe" or "density".
+        kind: kind of the task, see `mdlstm_tk.kinds`.
         classes: names of the outputs, if they are classes. For "transcribe", the characters of outputs 1,
             2, …; output 0 is the blank.
         mask_values: of a segmenter, the value of each class in masks.

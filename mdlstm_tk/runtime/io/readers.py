@@ -49,12 +49,12 @@ MAGIC = {  # how the content of a file begins; none of these begins a table of n
     "idx": (b"\0\0\x08",),
 }
 IS_IDX = (
-    "{} is an IDX file, the format of MNIST, which training alone reads; to run a model on its images, "
-    "save mdlstm_tk.data.idx.read_idx(path)[..., None] / 255 as .npy"
+    "{} is an IDX file, the format of MNIST, which no model reads; to run one on its images, save them as "
+    ".npy, divided by 255"
 )
 MAGIC_BYTES = max(len(start) for starts in MAGIC.values() for start in starts)
 TRAINING_ARRAYS = {"x", "y", "sizes", "ndim"}  # in a file to train on, see `mdlstm_tk.data.arrays`
-LEVEL_TOLERANCE = 1e-3  # by which values may lie outside [0, 1] after rounding, for density models
+RANGE_TOLERANCE = 1e-3  # by which values may lie outside of the range of a kind after rounding
 
 Arrays: TypeAlias = dict[str | None, Array]
 """The arrays of one file in order: by name for a `.npz`, else a single one under None."""
@@ -96,7 +96,7 @@ class InputFile:
     def arrays_for(self, metadata: Metadata) -> Arrays:
         """The arrays as a model takes them."""
         arrays = _samples(self, metadata) if self.is_to_train_on(metadata) else self.arrays
-        takes_levels = kind_named(metadata.kind).takes_levels
+        x_range = kind_named(metadata.kind).x_range
         if self.is_image:
             preprocessing = preprocessing_for(metadata, self.label)
             try:
@@ -106,18 +106,18 @@ class InputFile:
             if preprocessing.channels == 1:
                 x = x[..., 0]
             arrays = {None: x if metadata.channels_last or x.ndim == 2 else np.moveaxis(x, -1, 0)}
-        elif metadata.preprocessing is not None and not takes_levels:
+        elif metadata.preprocessing is not None and x_range is None:
             values = [x for name, x in arrays.items() if name != "sizes" and x.dtype.kind in "ui"]
             if (largest := max((int(x.max(initial=0)) for x in values), default=0)) > 1:
                 warnings.warn(raw_pixels(self.label, f"whole numbers up to {largest}"), stacklevel=2)
-        if takes_levels:
-            for x in (x for name, x in arrays.items() if name != "sizes"):
-                low, high = float(x.min(initial=0)), float(x.max(initial=0))
-                if low < -LEVEL_TOLERANCE or high > 1 + LEVEL_TOLERANCE:
+        if x_range is not None:
+            for x in (x for name, x in arrays.items() if name != "sizes" and x.size):
+                low, high = float(x.min()), float(x.max())
+                if low < x_range[0] - RANGE_TOLERANCE or high > x_range[1] + RANGE_TOLERANCE:
                     hint = "; divide them by 255" if low >= 0 and 1 < high <= 255 else ""
                     raise InputError(
-                        f"{self.label} has values from {low:g} to {high:g}; a density model expects levels "
-                        f"in [0, 1]{hint}"
+                        f"{self.label} has values from {low:g} to {high:g}; a model of kind "
+                        f"{metadata.kind} expects them in [{x_range[0]:g}, {x_range[1]:g}]{hint}"
                     )
         return arrays
 

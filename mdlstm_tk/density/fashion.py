@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data.idx import find_idx, read_idx
 from mdlstm_tk.data.sampling import binarise, make_rng
 from mdlstm_tk.data.spec import Split, TaskSpec
 from mdlstm_tk.data.task import DatasetTask
+from mdlstm_tk.density.idx import find_idx, read_idx
 from mdlstm_tk.errors import Argument, InputError
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
@@ -66,6 +66,7 @@ class Fashion(DatasetTask):
     """
 
     kind = "density"
+    takes_data = True
     defaults: ClassVar[Mapping[str, Any]] = {
         "model": "pixel",
         "steps": 4000,
