@@ -8,6 +8,7 @@ digits, fashion, ising   the built-in tasks
 idx             reading of IDX files, which a task and data of the user may be
 sampling        drawing images with the network of a run
 contact_sheet   pictures of drawn images
+drawings        the part of the page of a run, and of its picture
 verb            `mdlstm sample`
 room            the place where the rest of the package finds all this
 

@@ -369,14 +369,14 @@ def list_settings(task: str | None = None) -> list[SettingHelp]:
         own = {"task": task, **task_defaults(task)[1]}
     panels = {key: panel for panel, keys in PANELS.items() for key in keys}
     rows = []
-    for key, about in _SETTINGS.items():
+    for key, setting in _SETTINGS.items():
         value = own.get(key, _DEFAULTS[key])
         default = str(value).removesuffix(".0") if _TYPES[key] is float else str(value)
         if not task and key in BY_TASK:
             default = BY_TASK_TEXT
         elif _TYPES[key] is bool:
             default = default.lower()
-        rows.append(SettingHelp(key, default, about["help"], about["empty"], panels.get(key, "")))
+        rows.append(SettingHelp(key, default, setting["help"], setting["empty"], panels.get(key, "")))
     return rows
 
 
