@@ -12,7 +12,7 @@ classify        one class for each sample; classify_training
 segment         one class at every position; segment_training
 regress         numbers for each sample; regress_training
 
-The kind `transcribe` has a room of its own, `mdlstm_tk.text`, and so has `density`, `mdlstm_tk.density`.
+Further kinds have rooms of their own.
 """
 
 from __future__ import annotations
@@ -44,15 +44,20 @@ _names, __getattr__, __dir__ = lazy_names(
 )
 __all__ = [*_names, "all_kinds", "kind_named", "kind_names", "register_kind", "training_of"]
 
-# The kinds that come with the package, loaded when they are used.
 BUILT_IN = {
     "grid": "kinds.grid:KIND",
     "classify": "kinds.classify:KIND",
     "segment": "kinds.segment:KIND",
     "regress": "kinds.regress:KIND",
-    **of_rooms("kinds"),
 }
 _registered: dict[str, Kind] = {}
+
+
+@cache
+def _places() -> dict[str, str]:
+    """The kinds that come with the package, loaded when they are used. A `room.py` imports this package, and
+    so may not be needed before."""
+    return BUILT_IN | of_rooms("kinds")
 
 
 def register_kind(kind: Kind) -> Kind:
@@ -62,7 +67,7 @@ def register_kind(kind: Kind) -> Kind:
     Raises:
         InputError: the name is that of a kind that comes with the package, or no word.
     """
-    if kind.name in BUILT_IN or not kind.name.isidentifier():
+    if kind.name in _places() or not kind.name.isidentifier():
         raise InputError(f"register_kind takes a kind with a name of its own, got {kind.name!r}")
     _registered[kind.name] = kind
     return kind
@@ -70,7 +75,7 @@ def register_kind(kind: Kind) -> Kind:
 
 def kind_names() -> tuple[str, ...]:
     """The names of all kinds. Imports none of them."""
-    return (*BUILT_IN, *_registered)
+    return (*_places(), *_registered)
 
 
 def kind_named(name: str | None) -> Kind:
@@ -78,12 +83,12 @@ def kind_named(name: str | None) -> Kind:
     whose models return numbers."""
     if name in _registered:
         return _registered[name]
-    return _built_in(name if name in BUILT_IN else None)
+    return _built_in(name if name in _places() else None)
 
 
 @cache
 def _built_in(name: str | None) -> Kind:
-    kind: Kind = load(BUILT_IN[name] if name else "kinds.kind:KIND")
+    kind: Kind = load(_places()[name] if name else "kinds.kind:KIND")
     return kind
 
 
