@@ -55,8 +55,8 @@ _registered: dict[str, Kind] = {}
 
 @cache
 def _places() -> dict[str, str]:
-    """The kinds that come with the package, loaded when they are used. A `room.py` imports this package, and
-    so may not be needed before."""
+    """The kinds that come with the package, loaded when they are used. Importing this package needs no
+    `room.py`, which imports it."""
     return BUILT_IN | of_rooms("kinds")
 
 
