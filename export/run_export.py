@@ -130,8 +130,7 @@ def export_run_sizes(
         "classes": spec.classes or None,
         "mask_values": spec.mask_values or None,
         "mask_palette": spec.mask_palette or None,
-        "text_direction": spec.text_direction,
-        **training_of(spec.kind).metadata(run, checkpoint.step),
+        **training_of(spec.kind).metadata(run, checkpoint.step, spec),
         "preprocessing": spec.preprocessing and spec.preprocessing.to_json(),
         "checkpoint_sha256": sha256,
     }

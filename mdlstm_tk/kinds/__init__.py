@@ -6,6 +6,8 @@ answer          the answer for a sample, and how documents hold it
 measures        measures of classes and of numbers, from sums over all samples
 examples        the choice of samples that represent a data set
 sums            sums over the valid positions of a batch, for losses and errors
+options         options of an inference that kinds declare
+documents       files that hold several samples, such as pages of text
 rooms           packages that add kinds, tasks, networks, settings and verbs: applications as a whole
 grid            numbers at every position; its half for training is grid_training
 classify        one class for each sample; classify_training
@@ -17,18 +19,22 @@ Further kinds have rooms of their own.
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import TYPE_CHECKING
 
 from mdlstm_tk._util.lazy import lazy_names
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.rooms import load, of_rooms
+from mdlstm_tk.runtime.io import suffix_of
 
 if TYPE_CHECKING:
     from mdlstm_tk.kinds.answer import Answer as Answer
+    from mdlstm_tk.kinds.documents import Documents as Documents
     from mdlstm_tk.kinds.kind import ARRAYS as ARRAYS
     from mdlstm_tk.kinds.kind import LINES as LINES
     from mdlstm_tk.kinds.kind import Kind as Kind
+    from mdlstm_tk.kinds.options import Option as Option
     from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS as COMMON_DEFAULTS
     from mdlstm_tk.kinds.training_kind import Sums as Sums
     from mdlstm_tk.kinds.training_kind import TargetRule as TargetRule
@@ -38,7 +44,9 @@ _names, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "answer": ("Answer",),
+        "documents": ("Documents",),
         "kind": ("ARRAYS", "LINES", "Kind"),
+        "options": ("Option",),
         "training_kind": ("COMMON_DEFAULTS", "Sums", "TargetRule", "TrainingKind"),
     },
 )
@@ -95,6 +103,17 @@ def _built_in(name: str | None) -> Kind:
 def all_kinds() -> list[Kind]:
     """All registered kinds."""
     return list(map(kind_named, kind_names()))
+
+
+def all_documents() -> list[Documents]:
+    """The documents of all kinds that have some."""
+    return [kind.documents for kind in all_kinds() if kind.documents is not None]
+
+
+def documents_of(path: str | os.PathLike[str]) -> Documents | None:
+    """The documents that a file may be one of, by its suffix; None if it holds samples."""
+    suffix = suffix_of(path)
+    return next((each for each in all_documents() if each.suffix == suffix), None)
 
 
 def training_of(name: str) -> TrainingKind:

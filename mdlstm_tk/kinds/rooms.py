@@ -13,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mdlstm_tk.errors import MDLSTMError
+
 
 @dataclass(frozen=True)
 class Room:
@@ -48,6 +50,18 @@ def of_rooms(attribute: str) -> dict[str, Any]:
 
 
 def load(place: str) -> Any:
-    """The object of a place "module:attribute" below `mdlstm_tk`."""
+    """The object of a place "module:attribute" below `mdlstm_tk`.
+
+    Raises:
+        MDLSTMError: it is in a room that is not there.
+    """
     module, attribute = place.split(":")
-    return getattr(import_module(f"mdlstm_tk.{module}"), attribute)
+    room = f"mdlstm_tk.{module.partition('.')[0]}"
+    try:
+        return getattr(import_module(f"mdlstm_tk.{module}"), attribute)
+    except ModuleNotFoundError as error:
+        if error.name != room:
+            raise
+        raise MDLSTMError(
+            f"this mdlstm-tk has no {room}, which {attribute} is in; install it whole"
+        ) from None

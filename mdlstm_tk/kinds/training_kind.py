@@ -309,7 +309,7 @@ class TrainingKind(ABC):
         """The target of a batch of one in words; None if it is no word or line."""
         return None
 
-    def metadata(self, run: Run, step: int) -> dict[str, Any]:
+    def metadata(self, run: Run, step: int, spec: TaskSpec) -> dict[str, Any]:
         """Further metadata of an export of the weights of a step."""
         return {}
 

@@ -26,8 +26,8 @@ from mdlstm_tk.data.samples import MAX_THREADS, MemoryBudget
 from mdlstm_tk.data.spec import Array, RawSample, Split
 from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
-from mdlstm_tk.runtime.line_cutting import cut_line
-from mdlstm_tk.runtime.pages import PageLine, is_page, read_page
+from mdlstm_tk.text.line_cutting import cut_line
+from mdlstm_tk.text.pages import PageLine, is_page, read_page
 
 TRANSCRIPT = ".gt.txt"
 

@@ -31,7 +31,7 @@ from mdlstm_tk.report.plots import (
     draw_loss_comparison,
     draw_panels,
 )
-from mdlstm_tk.runtime import Decoding
+from mdlstm_tk.text import Decoding
 from mdlstm_tk.text.cuts import cut_panels
 from mdlstm_tk.text.report import evaluate_split
 from mdlstm_tk.training import build_network, make_task

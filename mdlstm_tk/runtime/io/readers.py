@@ -18,8 +18,8 @@ import numpy as np
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.kinds import kind_named
-from mdlstm_tk.runtime.io import PAGE_SUFFIX, READABLE, suffix_of
+from mdlstm_tk.kinds import all_documents, kind_named
+from mdlstm_tk.runtime.io import READABLE, suffix_of
 from mdlstm_tk.runtime.io.npy import (
     FLOAT_BYTES,
     MAX_BYTES,
@@ -45,7 +45,6 @@ MAGIC = {  # how the content of a file begins; none of these begins a table of n
         *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
         *(b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
     ),
-    ".xml": (b"<", b"\xef\xbb\xbf<"),
     "idx": (b"\0\0\x08",),
 }
 IS_IDX = (
@@ -69,14 +68,16 @@ class InputFile:
         arrays: its arrays of real numbers, or the pixels of an image as `decode_image` returns them.
         is_image: True if the file is an image.
         left_out: names of arrays that hold no numbers: the y of a file to train on.
-        page: the bytes of a page on standard input, which has no arrays; else None.
+        document: the bytes of a document on standard input, which has no arrays; else None.
+        suffix: that of such documents.
     """
 
     label: str
     arrays: Arrays
     is_image: bool = False
     left_out: tuple[str, ...] = ()
-    page: bytes | None = None
+    document: bytes | None = None
+    suffix: str = ""
 
     def holds_inputs(self, metadata: Metadata) -> bool:
         """True if the arrays are several inputs of the model, by their names."""
@@ -174,14 +175,16 @@ def read_input(source: str, max_bytes: int = MAX_BYTES) -> InputFile:
             start = file.read(MAGIC_BYTES)
             file = cast("IO[bytes]", _Rest(start, file))
             suffix = next((kind for kind, starts in MAGIC.items() if start.startswith(starts)), ".csv")
+            if documents := next((each for each in all_documents() if start.startswith(each.starts)), None):
+                if source != STDIO:
+                    raise InputError(
+                        f"{source} may be a {documents.name}; if it is, give its name the suffix "
+                        f"{documents.suffix}"
+                    )
+                data = read_capped(file, label, max_bytes)
+                return InputFile(label, {}, document=data, suffix=documents.suffix)
         if suffix == "idx":
             raise InputError(IS_IDX.format(label))
-        if suffix == ".xml":
-            if source != STDIO:
-                raise InputError(
-                    f"{source} is XML; if it is a page, give its name the suffix {PAGE_SUFFIX}"
-                )
-            return InputFile(label, {}, page=read_capped(file, label, max_bytes))
         if suffix == ".npy":
             return InputFile(label, {None: read_npy(file, label, max_bytes)})
         if suffix == ".npz":  # is read from its end, which a pipe cannot seek
