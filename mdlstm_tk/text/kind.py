@@ -72,7 +72,7 @@ class Transcribe(Kind):
             "beam",
             documents.formats,
             "Texts that are compared while a line is read.",
-            default="1, or 64 with --lm",
+            default="1, or 64 with a language model",
         ),
         Option(
             "lm",
