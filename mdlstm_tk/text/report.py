@@ -12,8 +12,8 @@ from torch import nn
 from mdlstm_tk.data import Task
 from mdlstm_tk.report.evaluation import Example, SplitEvaluation, display_split, in_order, make_examples
 from mdlstm_tk.report.plots import svg_reliability
-from mdlstm_tk.text.decoding import Decoding
 from mdlstm_tk.text.cuts import cut_panels
+from mdlstm_tk.text.decoding import Decoding
 from mdlstm_tk.text.reading import Line, describe_lines, evaluate_lines
 from mdlstm_tk.training.config import TrainConfig
 
