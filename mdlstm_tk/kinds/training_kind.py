@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.data import Task
     from mdlstm_tk.data.samples import MemoryBudget, Survey
     from mdlstm_tk.data.user_data import UserDataTask
+    from mdlstm_tk.errors import Message
     from mdlstm_tk.report.evaluation import Example, SplitEvaluation
     from mdlstm_tk.report.panels import Color, Panel
     from mdlstm_tk.training.config import TrainConfig
@@ -220,7 +221,24 @@ class TrainingKind(ABC):
     def complete(  # noqa: B027 - most kinds add nothing
         self, task: UserDataTask, splits: Mapping[Split, Sequence[Survey]], targets: Targets
     ) -> None:
-        """Add to a task what the kind needs beyond its samples."""
+        """Set `Task.of_kind` to what the kind needs beyond the samples."""
+
+    def widest_step(self, task: Task) -> int:
+        """The columns of x that a network may join, so that every target keeps its room."""
+        return task.spec.size[-1]
+
+    def check_steps(self, columns: int | None, task: Task, remedy: Sequence[object]) -> list[Message]:
+        """Notes for the user on samples whose targets need more steps than a network makes.
+
+        Args:
+            columns: of x under one step, as for `loss`.
+            task: has the samples.
+            remedy: the settings that give more steps, as parts of a message.
+
+        Raises:
+            InputError: all training samples do.
+        """
+        return []
 
     def spec_fields(self, train: Sequence[Survey], targets: Targets) -> dict[str, Any]:
         """Further fields of the `TaskSpec`, from the training samples."""
@@ -252,7 +270,7 @@ class TrainingKind(ABC):
             prediction: float32, in the shape that the rule says.
             batch: holds the targets.
             spec: of the task.
-            columns: of texts, the columns of x under one step; None if the network does not say it.
+            columns: of x under one step of the prediction; None if the network does not say it.
         """
 
     @abstractmethod

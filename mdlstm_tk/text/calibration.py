@@ -26,6 +26,7 @@ from mdlstm_tk.text.character_model import CharacterModel
 from mdlstm_tk.text.ctc import Fusion, best_path, posteriors, scaled_log_probs, search
 from mdlstm_tk.text.ctc_loss import line_steps
 from mdlstm_tk.text.decoding import BEAM, LM_FILE, Decoding, write_decoding
+from mdlstm_tk.text.encoding import TaskTexts
 from mdlstm_tk.text.measures import target_texts
 from mdlstm_tk.training.evaluation import predict
 from mdlstm_tk.training.networks import columns_per_step
@@ -73,8 +74,8 @@ def calibrate(job: TrainingJob, step: int) -> None:
 
 def training_texts(task: Task, seed: int) -> Sequence[str]:
     """The texts of the training split, in the order of reading; some, if a task generates them."""
-    if task.texts is not None:
-        return task.texts
+    if isinstance(task.of_kind, TaskTexts):
+        return task.of_kind.train
     generated = (task.batch(seed, step, GENERATED_BATCH) for step in range(GENERATED_BATCHES))
     return [text for batch in generated for text in target_texts(batch, task.spec)]
 

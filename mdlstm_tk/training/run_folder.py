@@ -142,11 +142,6 @@ class Run:
         errors = result.get("errors", {})
         if not isinstance(errors, dict) or not all(map(_is_number_or_none, errors.values())):
             raise InputError(f"{self.result} holds no errors of a run; delete it to go on without it")
-        if not {"intervals", "confusions", "reliability"}.isdisjoint(result):
-            try:
-                result |= _readings(result)
-            except (TypeError, ValueError, LookupError, AttributeError):
-                raise InputError(f"{self.result} holds no readings of texts; delete it to go on") from None
         return result | {"errors": _with_nan(errors)} if result else {}
 
     def write_result(self, result: Mapping[str, Any]) -> None:
@@ -209,19 +204,6 @@ def _is_number(value: object) -> bool:
 
 def _is_number_or_none(value: object) -> bool:
     return value is None or _is_number(value)
-
-
-def _readings(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The result of `describe_lines`, from `result.json`. Raises any error if it is something else."""
-    ends = {k: v and (float(v[0]), float(v[1])) for k, v in result["intervals"].items()}
-    return {
-        "intervals": ends,
-        "confusions": [(str(truth), str(read), int(count)) for truth, read, count in result["confusions"]],
-        "pages": [(str(page), float(error), int(count)) for page, error, count in result["pages"]],
-        "reliability": [(float(a), float(b), int(count)) for a, b, count in result["reliability"]],
-        "calibration_error": float(result["calibration_error"]),
-        **{name: int(result[name]) for name in ("groups", "edits")},
-    }
 
 
 def _is_record(record: Any) -> bool:

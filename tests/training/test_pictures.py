@@ -174,7 +174,7 @@ def test_training_samples_that_a_page_shows_have_their_names(tmp_path: Path) -> 
     config = quick(tmp_path, "transcribe", model="md")
     evaluation = evaluate_split(build_network(config, task.spec).eval(), task, config, Decoding())
     assert (evaluation.split, evaluation.count) == ("train", 8)
-    texts = dict(zip(task.names["train"], task.texts or (), strict=True))
+    texts = dict(zip(task.names["train"], task.of_kind.train, strict=True))
     assert {line.name: line.truth for line in evaluation.lines} == texts
 
 

@@ -27,6 +27,7 @@ from mdlstm_tk.report import write_report
 from mdlstm_tk.text.ctc import Transcription
 from mdlstm_tk.text.decoding import read_decoding
 from mdlstm_tk.text.reading import Line, describe_lines
+from mdlstm_tk.text.report import report_values
 from mdlstm_tk.training import (
     Run,
     describe_run,
@@ -131,7 +132,7 @@ def test_values_of_another_type_are_one_line(name: str, text: str, run: Run) -> 
     read = {"times": run.read_times, "samples": run.read_samples, "metrics": run.read_metrics}
     read["decoding"] = partial(read_decoding, run)
     with pytest.raises(InputError, match=rf"{name} holds .*delete"):
-        read.get(name.partition(".")[0], run.read_result)()
+        read.get(name.partition(".")[0], lambda: report_values(None, run.read_result(), ""))()
 
 
 @pytest.mark.parametrize("resume", [False, True])
