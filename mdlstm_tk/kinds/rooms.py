@@ -26,6 +26,7 @@ class Room:
         tasks: built-in tasks by name: a class, and how it is called with a `TrainConfig`.
         networks: built-in networks by name, and for each the classes by kind of task.
         settings: of training by key, each as the arguments of a field of `TrainConfig`.
+        runtime_names: names that `mdlstm_tk.runtime` offers, too.
         verbs: of the command line by name: the panel of the help, and the function.
     """
 
@@ -33,6 +34,7 @@ class Room:
     tasks: Mapping[str, tuple[str, Callable[[Any, Any], Any]]] = field(default_factory=dict)
     networks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    runtime_names: Mapping[str, str] = field(default_factory=dict)
     verbs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 

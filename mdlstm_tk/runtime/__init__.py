@@ -38,6 +38,7 @@ Files and folders, as `mdlstm infer` runs them:
 from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk._util.lazy import lazy_names
+from mdlstm_tk.kinds.rooms import load, of_rooms
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.answers import Answer as Answer
@@ -69,7 +70,8 @@ _names, _load, _ = lazy_names(
         "tiles.session": ("TiledSession",),
     },
 )
-__all__ = sorted([*_names, "CharacterModel"])
+_of_rooms = of_rooms("runtime_names")
+__all__ = sorted([*_names, *_of_rooms])
 
 
 def __dir__() -> list[str]:
@@ -77,8 +79,4 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "CharacterModel":  # which `Session.transcribe` takes
-        from mdlstm_tk.kinds.rooms import load
-
-        return load("text.character_model:CharacterModel")
-    return _load(name)
+    return load(_of_rooms[name]) if name in _of_rooms else _load(name)

@@ -10,6 +10,7 @@ ROOM = Room(
             lambda task, c: task(c.seed, c.validation, c.augment),
         )
     },
+    runtime_names={"CharacterModel": "text.character_model:CharacterModel"},
     networks={
         "md": {"transcribe": "models.heads:TextRecognizer"},
         "lines": {"transcribe": "models.lines:LineRecognizer"},

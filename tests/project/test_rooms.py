@@ -13,12 +13,13 @@ import pytest
 from helpers.checkout import FOLDERS, ROOT
 from helpers.command import Result, mdlstm_process
 
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.kinds.rooms import Room
 
 Command = Callable[..., Result]
 
 
-@pytest.fixture(params=["density"])
+@pytest.fixture(params=["density", "text"])
 def room(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -37,6 +38,10 @@ def test_what_a_room_adds_is_unknown_without_its_folder(room: str, command: Comm
     added: Room = import_module(f"mdlstm_tk.{room}.room").ROOM
     listed = command("--help").out.split()
     assert "train" in listed and not added.verbs.keys() & set(listed)
+    flags = {f"--{option.name}" for kind in added.kinds for option in kind_named(kind).options}
+    for verb in ("train", "infer"):
+        done = command(verb, "--help")
+        assert done.code == 0 and not flags & set(done.out.split())
     kind, task = next(iter(added.kinds)), next(iter(added.tasks))
     calls = [("train", "--task", kind, "--data", "x"), ("train", "--task", task), *zip(added.verbs)]
     for words in calls:
