@@ -35,8 +35,8 @@ from mdlstm_tk.models.blocks import (
     sizes_in_windows,
 )
 from mdlstm_tk.models.grids import init_torch_lstm_
-from mdlstm_tk.models.heads import Classifier, Segmenter, TextRecognizer
-from mdlstm_tk.models.lines import CONVOLUTIONS, ROWS, LineRecognizer
+from mdlstm_tk.models.heads import Classifier, Segmenter
+from mdlstm_tk.text.networks import CONVOLUTIONS, ROWS, LineRecognizer, TextRecognizer
 
 FIRST_KERNEL, KERNEL = 7, 3  # of masked convolutions
 COLUMNS = 3  # that the input of a Row LSTM covers: a position and two to its left

@@ -15,8 +15,7 @@ and train it with `mdlstm train --import my_file.py --model deep`.
 
     registry    networks by name
     grids       networks that predict numbers at every position
-    heads       networks that classify, segment and transcribe
-    lines       the network that learns to read lines of handwriting
+    heads       networks that classify and segment
     normalized  a wrapper that standardises inputs and outputs
     blocks      the parts that networks are composed of
 
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
     from mdlstm_tk.models.grids import SnakeNet as SnakeNet
     from mdlstm_tk.models.heads import Classifier as Classifier
     from mdlstm_tk.models.heads import Segmenter as Segmenter
-    from mdlstm_tk.models.heads import TextRecognizer as TextRecognizer
-    from mdlstm_tk.models.lines import LineRecognizer as LineRecognizer
     from mdlstm_tk.models.normalized import Normalized as Normalized
     from mdlstm_tk.models.registry import create as create
     from mdlstm_tk.models.registry import model_names as model_names
@@ -47,8 +44,7 @@ __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "grids": ("GridNet", "HorizontalNet", "MDNet", "RasterNet", "SnakeNet"),
-        "heads": ("Classifier", "Segmenter", "TextRecognizer"),
-        "lines": ("LineRecognizer",),
+        "heads": ("Classifier", "Segmenter"),
         "normalized": ("Normalized",),
         "registry": ("create", "model_names", "model_options", "register"),
     },

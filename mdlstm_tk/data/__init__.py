@@ -7,8 +7,7 @@ sampling        seeded random numbers, shuffling, stratified splits
 augmentation    random crops and distortion of training images
 user_data       a task from a user's own files, which consists of:
   splits          which samples are trained on, validated with and tested on
-  folders         listing of folders of images, and of images with masks, targets and texts
-  pages           listing of lines of text on pages, and of images with transcripts
+  folders         listing of folders of images, and of images with masks and targets
   arrays          listing of .npz files
   images          decoding of one image
   masks           decoding of one mask, and the classes of all masks
@@ -21,7 +20,7 @@ from mdlstm_tk.errors import imports_of
 
 with imports_of("train"):
     from mdlstm_tk.data.builtin.diagonal import DiagonalBatch, DiagonalTask
-    from mdlstm_tk.data.builtin.digits import Digits, DigitStrings
+    from mdlstm_tk.data.builtin.digits import Digits
     from mdlstm_tk.data.builtin.gaussian_field import GaussianField
     from mdlstm_tk.data.builtin.textures import Textures
     from mdlstm_tk.data.spec import SPLITS, UNLABELLED, Batch, Floats, Split, TaskSpec
@@ -34,7 +33,6 @@ __all__ = [
     "DatasetTask",
     "DiagonalBatch",
     "DiagonalTask",
-    "DigitStrings",
     "Digits",
     "Floats",
     "GaussianField",

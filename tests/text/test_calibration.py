@@ -154,7 +154,7 @@ def test_the_network_stays_as_it_was_validated(tmp_path: Path) -> None:
 
 
 def test_tasks_that_make_their_texts_have_some_for_a_model() -> None:
-    from mdlstm_tk.data import DigitStrings
+    from mdlstm_tk.text import DigitStrings
 
     texts = training_texts(DigitStrings(0), 0)
     assert len(texts) > 1000

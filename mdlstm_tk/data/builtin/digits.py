@@ -9,19 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk.data.augmentation import distort
-from mdlstm_tk.data.sampling import make_rng, stratified_mask
-from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Sample, Split, TaskSpec
-from mdlstm_tk.data.task import WHOLE_BATCH, DatasetTask, Task, collate
+from mdlstm_tk.data.sampling import stratified_mask
+from mdlstm_tk.data.spec import Floats, Sample, Split, TaskSpec
+from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import require
 
 SIDE = 8  # pixels of a digit
 CLASSES = tuple("0123456789")
 TEST_SHARE = 0.2  # of all digits
-STRING_EVALUATION_SAMPLES = {"validation": 300, "test": 1000}
-STRING_HEIGHT = 12  # pixels
-MIN_LENGTH, MAX_LENGTH = 3, 8  # digits of a string
-MAX_GAP = 3  # columns between two digits
 COMMON = {
     "hidden": 32,
     "lr": 0.01,
@@ -55,7 +50,7 @@ def split_digits(seed: int, validation: float) -> dict[Split, npt.NDArray[np.int
     }
 
 
-def _mean_and_std(images: Floats) -> tuple[tuple[float], tuple[float]]:
+def mean_and_std(images: Floats) -> tuple[tuple[float], tuple[float]]:
     """Return mean and standard deviation of the one channel."""
     return (float(images.mean()),), (float(images.std()),)
 
@@ -88,7 +83,7 @@ class Digits(DatasetTask):
     def __init__(self, seed: int, validation: float = 0.0, augment: float = 0.0) -> None:
         images, digits = load_digits()
         splits = split_digits(seed, validation)
-        mean, std = _mean_and_std(images[splits["train"]])
+        mean, std = mean_and_std(images[splits["train"]])
         spec = TaskSpec("digits", self.kind, 1, len(CLASSES), (SIDE, SIDE), CLASSES, mean, std)
         samples: list[Sample] = [
             (image[..., None], digit) for image, digit in zip(images, digits, strict=True)
@@ -108,68 +103,3 @@ class Digits(DatasetTask):
             name: {"error": 1 - float(method.fit(x_train, y_train).score(x_test, y_test))}
             for name, method in methods.items()
         }
-
-
-class DigitStrings(Task):
-    """Transcription of three to eight digits side by side, with random gaps and heights.
-
-    The digits of test strings appear in no training string.
-
-    Args:
-        seed: seed of the split.
-        validation: share of the digits outside the test set that is held out for validation strings.
-        augment: strength of the distortion of each digit in training.
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
-    """
-
-    kind = "transcribe"
-    defaults: ClassVar[Mapping[str, Any]] = {
-        **COMMON,
-        "size": "12x88",
-        "steps": 6000,
-        "batch_size": 32,
-        "augment": 0.6,
-        "dropout": 0.2,
-        "average": 0.995,
-        "validation": 0.1,
-    }
-
-    def __init__(self, seed: int, validation: float = 0.1, augment: float = 0.0) -> None:
-        self.images, self.digits = load_digits()
-        self.indices = split_digits(seed, validation)
-        self.augment = augment
-        size = (STRING_HEIGHT, MAX_LENGTH * (SIDE + MAX_GAP))
-        mean, std = _mean_and_std(self.images[self.indices["train"]])
-        self.spec = TaskSpec("digit-strings", self.kind, 1, 1 + len(CLASSES), size, CLASSES, mean, std)
-
-    @property
-    def has_mixed_sizes(self) -> bool:
-        return True
-
-    def count(self, split: Split) -> int:
-        return STRING_EVALUATION_SAMPLES.get(split, 0) if len(self.indices[split]) else 0
-
-    def batch(
-        self, seed: int, step: int, count: int, split: Split = "train", shard: slice = WHOLE_BATCH
-    ) -> Batch:
-        draws = range(step * count, (step + 1) * count)[shard]
-        return collate(self.kind, [self._string(seed, split, draw) for draw in draws])
-
-    def _string(self, seed: int, split: Split, draw: int) -> Sample:
-        """Return the image (12, W, 1) of a string, and 1 + each of its digits."""
-        rng = make_rng(seed, SPLITS.index(split), draw)
-        indices = rng.choice(self.indices[split], rng.integers(MIN_LENGTH, MAX_LENGTH + 1))
-        gaps = rng.integers(0, MAX_GAP + 1, len(indices))
-        tops = rng.integers(0, STRING_HEIGHT - SIDE + 1, len(indices))
-        image = np.zeros((STRING_HEIGHT, SIDE * len(indices) + int(gaps.sum()), 1), dtype=np.float32)
-        left = 0
-        for index, gap, top in zip(indices, gaps, tops, strict=True):
-            digit = self.images[index][..., None]
-            if self.augment and split == "train":
-                digit, _ = distort([(digit, None)], [rng], self.augment, with_targets=False)[0]
-            left += gap
-            image[top : top + SIDE, left : left + SIDE] = digit
-            left += SIDE
-        return image, 1 + self.digits[indices]
