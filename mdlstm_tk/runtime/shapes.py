@@ -211,8 +211,8 @@ class Shapes:
         return batch, np.repeat(np.asarray(grids, np.int64), [len(part) for part in parts], axis=0)
 
     def crop(self, outputs: Mapping[str, Array], grid: Grid, padded: Grid) -> dict[str, Array]:
-        """The part of each output (N, *padded', outputs) that belongs to `grid`; the steps of a recogniser
-        count as columns. Another output without a grid is left as it is."""
+        """The part of each output (N, *padded', outputs) that belongs to `grid`; where steps
+        count as columns, the first ones. Another output without a grid is left as it is."""
         result = {}
         for name, y in outputs.items():
             window = self.metadata.windows[name]

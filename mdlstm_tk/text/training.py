@@ -48,6 +48,7 @@ class Transcribe(TrainingKind):
     array_format = "an .npz file with x and texts y (N,)"
     target_dtypes = "US"
     target_files = (".txt", ".tsv", ".xml", ".json")
+    target_name = "text"
     is_cropped = False
     is_planar = True
     error_names = ("character_error", "word_error", "string_error")
@@ -91,6 +92,9 @@ class Transcribe(TrainingKind):
             texts,
             [TextExtent.of(split, survey, targets) for split, each in splits.items() for survey in each],
         )
+
+    def spec_fields(self, train: Sequence[Survey], targets: Targets) -> dict[str, Any]:
+        return {"text_direction": targets.direction}
 
     def widest_step(self, task: Task) -> int:
         # a text of invisible marks needs no room
