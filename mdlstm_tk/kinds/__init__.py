@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING
 from mdlstm_tk._util.lazy import lazy_names
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.rooms import load, of_rooms
-from mdlstm_tk.runtime.io import suffix_of
 
 if TYPE_CHECKING:
     from mdlstm_tk.kinds.answer import Answer as Answer
@@ -112,6 +111,8 @@ def all_documents() -> list[Documents]:
 
 def documents_of(path: str | os.PathLike[str]) -> Documents | None:
     """The documents that a file may be one of, by its suffix; None if it holds samples."""
+    from mdlstm_tk.runtime.io import suffix_of  # imported late: it asks for the rooms, which import this
+
     suffix = suffix_of(path)
     return next((each for each in all_documents() if each.suffix == suffix), None)
 

@@ -35,6 +35,7 @@ class Kind:
         options: further options of `infer_paths` that the kind takes.
         documents: the documents that its models read; None if all files hold samples.
         run_files: names of files in the folder of a run that belong to its weights.
+        metadata_class: the place of the class for the metadata of its models, see `rooms.load`.
         is_printed: answers go to standard output, and one file may hold those for several inputs.
         image_format, tile_format: of the answers for images, and of tiled models, where it is not that of
             numbers.
@@ -54,6 +55,7 @@ class Kind:
     options: ClassVar[tuple[Option, ...]] = ()
     documents: ClassVar[Documents | None] = None
     run_files: ClassVar[tuple[str, ...]] = ()
+    metadata_class: ClassVar[str] = "runtime.metadata:Metadata"
     is_printed: ClassVar[bool] = False
     image_format: ClassVar[Format | None] = None
     tile_format: ClassVar[Format | None] = None
@@ -73,13 +75,6 @@ class Kind:
         """The formats in which each option that the kind takes shows, by its name."""
         own = {"probabilities": self.probabilities} if self.probabilities else {}
         return own | {option.name: option.formats for option in self.options}
-
-    @property
-    def metadata_class(self) -> type[Metadata]:
-        """The class of the metadata of its models."""
-        from mdlstm_tk.runtime.metadata import Metadata
-
-        return Metadata
 
     def name_count(self, outputs: int) -> int:
         """The number of names of classes or characters that so many outputs have; 0 if they have none."""

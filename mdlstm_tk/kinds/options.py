@@ -51,11 +51,6 @@ class Option:
         return value
 
 
-def all_options() -> dict[str, Option]:
-    """The options that kinds declare, by their names."""
-    return {option.name: option for kind in all_kinds() for option in kind.options}
-
-
 def fit_options(function: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Check the further keyword arguments of a function, which are options of kinds. Those that are None
     are left out.
@@ -64,7 +59,7 @@ def fit_options(function: str, values: Mapping[str, Any]) -> dict[str, Any]:
         TypeError: no kind has such an option, in Python's own words.
         InputError: a value is of another type, or too low; the message names the argument.
     """
-    options = all_options()
+    options = {option.name: option for kind in all_kinds() for option in kind.options}
     for name in values.keys() - options.keys():
         raise TypeError(f"{function}() got an unexpected keyword argument '{name}'")
     return {name: options[name].fit(value) for name, value in values.items() if value is not None}

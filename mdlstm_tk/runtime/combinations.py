@@ -90,7 +90,7 @@ def check_jobs(
             text = f"{model_kind}, whose results {', '.join(held)} can hold, got {file_format}"
             raise InputError(text, "; choose one with ", output_format)
         takes = own.takes if document or kind.answers else {}
-        for name in _option_names():
+        for name in dict.fromkeys(name for each in all_kinds() for name in each.takes):
             option = Argument(name, True if name == "probabilities" else None)
             if name in given and name not in takes:
                 kinds = ", ".join(each.name for each in all_kinds() if name in each.takes)
@@ -110,11 +110,6 @@ def check_jobs(
         if name in given and not table and all(job.target == STDIO for job in jobs):
             text = " is for results in files, but these go to stdout; leave it out, or give "
             raise InputError(Argument(name, True), text, output)
-
-
-def _option_names() -> list[str]:
-    """The names of the options that kinds take, each once."""
-    return [*dict.fromkeys(name for kind in all_kinds() for name in kind.takes)]
 
 
 def describe_option(name: str) -> str:

@@ -12,6 +12,7 @@ from mdlstm_tk._util.checks import expected, fitting
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.kinds.rooms import load
 from mdlstm_tk.runtime.choices import Dtype, Form, Precision
 
 PREFIX = "mdlstm."
@@ -99,7 +100,7 @@ class Metadata:
 
     def __new__(cls, *args: Any, kind: str | None = None, **fields: Any) -> Metadata:
         # a subclass that is named, as copies and pickles name it, stays itself
-        return object.__new__(kind_named(kind).metadata_class if cls is Metadata else cls)
+        return object.__new__(_class_of(kind) if cls is Metadata else cls)
 
     @property
     def ndim(self) -> int:
@@ -184,7 +185,7 @@ class Metadata:
                 raise wrong(name, value, expected(annotation)) from None
 
         kind = parsed("kind", str | None) if "kind" in texts else None
-        of_kind, values = kind_named(kind).metadata_class, dict[str, Any]()
+        of_kind, values = _class_of(kind), dict[str, Any]()
         annotations = get_type_hints(of_kind)
         for entry in fields(of_kind):
             name = entry.name
@@ -197,6 +198,12 @@ class Metadata:
             if not holds:
                 raise wrong(name, getattr(metadata, name), rule)
         return metadata
+
+
+def _class_of(kind: str | None) -> type[Metadata]:
+    """The class of the metadata of a kind."""
+    metadata: type[Metadata] = load(kind_named(kind).metadata_class)
+    return metadata
 
 
 def layout_of(ndim: int, channels_last: bool) -> str:

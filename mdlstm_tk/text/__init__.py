@@ -3,20 +3,14 @@
 >>> from mdlstm_tk.text import CharacterModel, cut_line, read_page, write_page
 >>> page = read_page("0001.xml")
 
-kind, training    the questions of a kind of task, answered for exports and inference, and for training
-pages             reading and writing ALTO and PAGE XML, as page_geometry and markup help to
-documents         pages as inputs of an inference, which page_inference runs
-line_cutting      lines cut out of pages
-transcription     texts of images, by ctc and decoding
-character_model   the language model
-networks          the networks
-digit_strings     the built-in task
-encoding          the characters of texts, and how texts are encoded
-ctc_loss          the loss
-measures, reading    errors of texts, and the lines of a split with their readings
-calibration       how texts are read, chosen on validation data
-page_folders      samples from folders of pages and lines; distortion of lines
-report, cuts      readings and cut lines in the report of a run
+room              the place where the rest of the package finds all this
+kind, training    the questions of a kind of task, answered
+pages             ALTO and PAGE XML, with page_geometry, markup and line_cutting
+documents         pages as inputs, with page_inference
+ctc               texts from outputs, with decoding, character_model, transcription
+networks, digit_strings   the networks and the built-in task
+encoding, page_folders, distortion, ctc_loss, calibration   what training needs
+measures, reading, report, cuts   errors of texts, and the report of a run
 
 The names below are loaded when they are first used: importing this package imports neither NumPy nor torch.
 """

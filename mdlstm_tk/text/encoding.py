@@ -84,7 +84,7 @@ class TextExtent(NamedTuple):
 
 
 class TaskTexts(NamedTuple):
-    """The texts of a task of data, in `Task.of_kind`.
+    """The texts of a user's data, in `Task.of_kind`; other tasks have none there, and room enough.
 
     Attributes:
         train: those of the training split.
@@ -95,15 +95,12 @@ class TaskTexts(NamedTuple):
     extents: Sequence[TextExtent]
 
 
-def extents_of(task: Task) -> Sequence[TextExtent]:
-    """The room of the text of each sample of a task; none where all have enough."""
-    return task.of_kind.extents if isinstance(task.of_kind, TaskTexts) else ()
-
-
 def texts_without_room(columns: int | None, task: Task) -> list[TextExtent]:
     """The samples whose text needs more steps than a network makes of the sample's image, if one covers
     some columns; None: it does not say how many.
 
     CTC cannot spell such a text, so the loss leaves the sample out.
     """
-    return [e for e in extents_of(task) if columns and -(-e.width // columns) < e.ctc_steps]
+    return [
+        e for e in getattr(task.of_kind, "extents", ()) if columns and -(-e.width // columns) < e.ctc_steps
+    ]

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.jobs import ResultOptions
     from mdlstm_tk.runtime.metadata import Metadata
     from mdlstm_tk.text.ctc import Transcription
-    from mdlstm_tk.text.metadata import RecogniserMetadata
 
 EDGE_DIGITS = 1  # of pixels
 
@@ -83,23 +82,20 @@ class Transcribe(Kind):
             place="text.character_model:CharacterModel",
         ),
     )
+    metadata_class = "text.metadata:RecogniserMetadata"
     run_files = (DECODING_FILE, LM_FILE)
     is_printed = True
     sample_axes = 2
     axes = "N, T"
     steps_are_columns = True
 
-    @property
-    def metadata_class(self) -> type[RecogniserMetadata]:
-        from mdlstm_tk.text.metadata import RecogniserMetadata
-
-        return RecogniserMetadata
-
     def name_count(self, outputs: int) -> int:
         return outputs - 1  # output 0 is the blank
 
     def rules(self, metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
         yield "classes", "" not in (metadata.classes or ()), "characters, none of which is empty"
+        from mdlstm_tk.text.metadata import recogniser
+
         for name, value in asdict(recogniser(metadata).decoding).items():
             low, rule = (0, "a positive number") if name == "temperature" else (-inf, "a finite number")
             yield name, low < value < inf, rule
@@ -117,20 +113,12 @@ class Transcribe(Kind):
     def decode(
         self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None
     ) -> list[Text]:
+        from mdlstm_tk.text.metadata import recogniser
         from mdlstm_tk.text.transcription import read_logits
 
         rows, indices = (y, range(len(y))) if y.ndim == 3 else (y[None], (None,))
         lines = [read_logits(row, recogniser(metadata), width=width, **options.of_kind) for row in rows]
         return [Text(line.text, array, k, line) for line, k in zip(lines, indices, strict=True)]
-
-    def blank(self, metadata: Metadata, options: ResultOptions) -> Answer:
-        return Text("")
-
-
-def recogniser(metadata: Metadata) -> RecogniserMetadata:
-    """Metadata of a model of this kind."""
-    assert isinstance(metadata, KIND.metadata_class)
-    return metadata
 
 
 KIND = Transcribe()

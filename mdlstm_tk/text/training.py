@@ -21,7 +21,6 @@ from mdlstm_tk.text.distortion import distort_line
 from mdlstm_tk.text.encoding import (
     TaskTexts,
     TextExtent,
-    extents_of,
     fit_texts,
     normalise,
     texts_without_room,
@@ -98,7 +97,9 @@ class Transcribe(TrainingKind):
 
     def widest_step(self, task: Task) -> int:
         # a text of invisible marks needs no room
-        room = (each.width // each.ctc_steps for each in extents_of(task) if each.ctc_steps)
+        room = (
+            each.width // each.ctc_steps for each in getattr(task.of_kind, "extents", ()) if each.ctc_steps
+        )
         return min(room, default=task.spec.size[1])
 
     def check_steps(self, columns: int | None, task: Task, remedy: Sequence[object]) -> list[Message]:

@@ -17,8 +17,8 @@ from mdlstm_tk.runtime.shapes import as_array, covered_width
 from mdlstm_tk.runtime.text_order import Direction, reorder
 from mdlstm_tk.text.character_model import CharacterModel
 from mdlstm_tk.text.ctc import Floats, Transcription, best_path, check_search, transcribe_logits
-from mdlstm_tk.text.kind import Transcribe, recogniser
-from mdlstm_tk.text.metadata import RecogniserMetadata
+from mdlstm_tk.text.kind import Transcribe
+from mdlstm_tk.text.metadata import RecogniserMetadata, recogniser
 
 
 @checked

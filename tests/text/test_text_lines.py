@@ -11,7 +11,6 @@ import pytest
 from helpers.user_data import RNG, read, write_image, write_texts
 
 from mdlstm_tk.runtime.text_order import is_right_to_left, reorder
-from mdlstm_tk.text.encoding import extents_of
 from mdlstm_tk.text.measures import predicted_texts, target_texts
 
 ALEF, BET, GIMEL = "\u05d0\u05d1\u05d2"
@@ -85,7 +84,7 @@ def test_texts_are_normalised_and_the_summary_says_so(tmp_path: Path) -> None:
     assert task.spec.classes == ("e", "é")
     assert any("3 texts were normalised" in line for line in task.summary)
     assert sorted(target_texts(task.batch(0, 0, 4), task.spec)) == ["e", "e", "é", "é"]
-    assert extents_of(task)[1].ctc_steps == 1
+    assert task.of_kind.extents[1].ctc_steps == 1
 
 
 BAD_LINES = {
