@@ -39,11 +39,11 @@ from mdlstm_tk.data.user_data import UserDataTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run
 from mdlstm_tk.runtime import CharacterModel, Session
-from mdlstm_tk.runtime.decoding import BEAM
 from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.runtime.line_cutting import cut_line
-from mdlstm_tk.runtime.pages import Page, PageLine, is_page, read_page
 from mdlstm_tk.text import page_folders as pages
+from mdlstm_tk.text.decoding import BEAM, LM_FILE, read_decoding
+from mdlstm_tk.text.line_cutting import cut_line
+from mdlstm_tk.text.pages import Page, PageLine, is_page, read_page
 from mdlstm_tk.text.reading import Line, describe_lines, evaluate_lines
 from mdlstm_tk.training import TrainConfig, configure, make_task, new_job, parse_settings, train
 from mdlstm_tk.training.comparison import with_equal_parameters
@@ -128,8 +128,8 @@ def train_network(config: TrainConfig, task: UserDataTask, folder: Path) -> dict
         "training": (result["steps_per_second"] or 0) * job.config.batch_size,
     }
     split: Split = result["split"]
-    lm = CharacterModel.load(job.run.lm)
-    decoding = job.run.read_decoding()
+    lm = CharacterModel.load(job.run.folder / LM_FILE)
+    decoding = read_decoding(job.run)
     searches: dict[str, dict[str, Any]] = {"greedy": {}, "lm": {"beam": BEAM, "lm": lm}}
     for kind, search in searches.items():
         _, lines = evaluate_lines(job.network, task, split, job.config, decoding=decoding, **search)

@@ -23,8 +23,8 @@ from measuring import argument_parser, markdown, resumed
 from PIL import Image
 
 from mdlstm_tk.data import Textures
-from mdlstm_tk.data.builtin.fashion import FOLDER
-from mdlstm_tk.data.idx import read_idx
+from mdlstm_tk.density.fashion import FOLDER
+from mdlstm_tk.density.idx import read_idx
 from mdlstm_tk.training import configure, new_job, parse_settings, train
 
 TASKS = {"images": "classify", "masks": "segment", "lines": "transcribe"}

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import Sizes, as_sizes, valid_mask
 from mdlstm_tk._util.windows import space_to_depth
+from mdlstm_tk.density import DensityNet
+from mdlstm_tk.density.network import neighbours
 from mdlstm_tk.layer import MDLSTM
-from mdlstm_tk.models import DensityNet, register
+from mdlstm_tk.models import register
 from mdlstm_tk.models.blocks import (
     Window,
     apply_flattened,
@@ -32,10 +34,9 @@ from mdlstm_tk.models.blocks import (
     fill_padding,
     sizes_in_windows,
 )
-from mdlstm_tk.models.density import neighbours
 from mdlstm_tk.models.grids import init_torch_lstm_
-from mdlstm_tk.models.heads import Classifier, Segmenter, TextRecognizer
-from mdlstm_tk.models.lines import CONVOLUTIONS, ROWS, LineRecognizer
+from mdlstm_tk.models.heads import Classifier, Segmenter
+from mdlstm_tk.text.networks import CONVOLUTIONS, ROWS, LineRecognizer, TextRecognizer
 
 FIRST_KERNEL, KERNEL = 7, 3  # of masked convolutions
 COLUMNS = 3  # that the input of a Row LSTM covers: a position and two to its left

@@ -10,7 +10,6 @@ import sys
 import time
 import traceback
 import warnings
-from importlib import import_module
 from io import TextIOWrapper, UnsupportedOperation
 from typing import Annotated
 
@@ -23,13 +22,18 @@ from mdlstm_tk.cli.help import HelpfulCommand, HelpfulGroup
 from mdlstm_tk.cli.interrupts import EXIT_CODE, interrupts
 from mdlstm_tk.cli.options import Import, imported, with_messages
 from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.kinds.rooms import load, of_rooms
 
 PANELS = {
-    "Train": ("train", "settings", "sample", "report", "compare"),
+    "Train": ("train", "settings", "report", "compare"),
     "Export and run": ("export", "infer", "verify", "info"),
     "Try and check": ("demo", "doctor"),
 }
-VERBS = tuple(verb for verbs in PANELS.values() for verb in verbs)
+_OWN = {verb: (panel, f"cli.{verb}:{verb}") for panel, verbs in PANELS.items() for verb in verbs}
+# The panel and the place of each verb, in the order of the help.
+VERBS: dict[str, tuple[str, str]] = dict(
+    sorted((_OWN | of_rooms("verbs")).items(), key=lambda item: [*PANELS].index(item[1][0]))
+)
 
 
 def _version(is_given: bool) -> None:
@@ -57,11 +61,9 @@ def typer_app(verb: str | None = None) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for panel, names in PANELS.items():
-        for name in names:
-            if verb in (None, name):
-                function = getattr(import_module(f"mdlstm_tk.cli.{name}"), name)
-                app.command(name, cls=HelpfulCommand, rich_help_panel=panel)(with_messages(function))
+    for name, (panel, place) in VERBS.items():
+        if verb in (None, name):
+            app.command(name, cls=HelpfulCommand, rich_help_panel=panel)(with_messages(load(place)))
     return app
 
 

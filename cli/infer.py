@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mdlstm_tk.cli import options
+from mdlstm_tk.kinds import all_documents
 from mdlstm_tk.runtime.io import READABLE
 
+DOCUMENTS = "".join(f"{each.name}s in {each.types}, " for each in all_documents())
 
+
+@options.with_kind_options
 def infer(
     files: Annotated[
         list[str],
         typer.Argument(
             metavar="FILE...",
             help="Files, and folders of files, of the types npy, npz, csv, png, jpg, tif, bmp, gif, webp, "
-            "pgm, ppm, pages in ALTO or PAGE xml, for tiled models npy, tif, zarr; or - for one file of "
-            "any of these types on stdin.",
-            autocompletion=options.complete_files(*READABLE, ".xml", ".zarr"),
+            f"pgm, ppm, {DOCUMENTS}for tiled models npy, tif, zarr; or - for one file of any of these "
+            "types on stdin.",
+            autocompletion=options.complete_files(
+                *(*READABLE, ".zarr"), *(each.suffix for each in all_documents())
+            ),
             show_default=False,
         ),
     ],
@@ -27,9 +33,6 @@ def infer(
     output: options.Output = None,
     output_format: options.OutputFormat = None,
     probabilities: options.Probabilities = False,
-    top: options.Top = None,
-    beam: options.Beam = None,
-    lm: options.LanguageModel = None,
     skip_existing: options.SkipExisting = False,
     force: options.ForceFile = False,
     json: options.Json = False,
@@ -45,31 +48,28 @@ def infer(
     timeout: options.Timeout = None,
     isolated: options.Isolated = False,
     trusted: options.Trusted = False,
+    **of_kind: Any,
 ) -> None:
     """Run an exported model on arrays and images.
 
     Arrays have the shape (H, W), (H, W, C) or (N, H, W, C) and are used as they are. Images are prepared as
     in training: turned upright, converted to the colours that the model takes, and scaled to [0, 1].
 
-    The result of matrix.npy is matrix.out.npy, beside it. The labels of a classifier and the texts of a
-    recogniser are printed, or collected in one table with -o labels.csv; so are the nats and the
-    bits per dimension of a density model. The masks of a segmenter are
-    written as PNG with the values and the palette of the masks that it was trained on, those of volumes as
-    npy.
-
-    A recogniser reads the lines of pages, images with ALTO or PAGE XML beside them: -o read/ writes the XML
-    again with texts and confidences.
+    The result of matrix.npy is matrix.out.npy, beside it. Answers, such as the labels of a classifier, are
+    printed, or collected in one table with -o labels.csv. The masks of a segmenter are written as PNG with
+    the values and the palette of the masks that it was trained on, those of volumes as npy.
 
     Files of equal shape run together. A file that cannot be used is reported, the others go on, and the
     exit code is 1. Folders are searched recursively, without hidden files and earlier results (*.out.* and
-    pages that a model has read). In a folder of models, each file gets one that takes its grid.
+    documents that a model has written). In a folder of models, each file gets one that takes its grid.
 
     A tiled model (.tiles) reads npy, tif and zarr by region, so that they may be larger than the memory,
     and writes npy, zarr, and masks as tif.
 
     A model file cannot read or write other files. It may take any time and memory; --isolated limits both.
     """
-    arguments = {name: value for name, value in locals().items() if name != "files"}
+    arguments = {**locals(), **of_kind}
+    del arguments["files"], arguments["of_kind"]
     if max_bytes is not None:
         with suppress(ImportError):  # the limit of Pillow is that of this process
             from PIL import Image

@@ -15,6 +15,7 @@ import typer
 from mdlstm_tk._util.text import is_plain_text, shell_quoted
 from mdlstm_tk.cli.console import verbosity
 from mdlstm_tk.errors import InputError, imports_of
+from mdlstm_tk.kinds import all_documents, all_kinds
 from mdlstm_tk.runtime.choices import Engine
 from mdlstm_tk.runtime.combinations import describe_formats, describe_option
 from mdlstm_tk.runtime.io import Format
@@ -202,8 +203,8 @@ Output = Annotated[
     str | None,
     output_option(
         "File for the result of one input, folder for the results of several, or - for stdout. A .csv, "
-        ".tsv, .json or .txt file takes the labels or texts for several inputs.",
-        "beside the inputs; stdout for labels and texts",
+        ".tsv, .json or .txt file takes the answers to several inputs.",
+        "beside the inputs; stdout for answers",
     ),
 ]
 OutputFormat = Annotated[
@@ -212,23 +213,16 @@ OutputFormat = Annotated[
         f"File format of the results: {describe_formats()}. png holds values in [0, 1] with 8 bits; tabs "
         "separate the fields of txt and tsv.",
         *(OUTPUT, "--format"),
-        show_default="txt for labels and texts, xml for pages, png for masks, npz for .npz, else npy",
+        show_default="txt for answers, "
+        + "".join(f"{each.format} for {each.name}s, " for each in all_documents())
+        + "png for masks, npz for .npz, else npy",
     ),
 ]
 PROBABILITIES = (
-    "Write the probability of every class, by name in csv and json, else as arrays; of texts, their "
-    f"confidence. {describe_option('probabilities')}."
+    "Write the probability of every class, by name in csv and json, else as arrays; of other answers, "
+    f"their confidence. {describe_option('probabilities')}."
 )
 Probabilities = Annotated[bool, option(PROBABILITIES, OUTPUT, "--probabilities")]
-TOP = f"Name the K most likely classes with their probabilities. {describe_option('top')}."
-Top = Annotated[int | None, option(TOP, OUTPUT, min=1, metavar="K", show_default=False)]
-BEAM = f"Texts that are compared while a line is read. {describe_option('beam')}."
-Beam = Annotated[int | None, option(BEAM, OUTPUT, min=1, metavar="N", show_default="1, or 64 with --lm")]
-LM = (
-    "Language model that texts follow: an ARPA file of characters, such as lm.arpa.gz of a run. "
-    f"{describe_option('lm')}."
-)
-LanguageModel = Annotated[Path | None, option(LM, OUTPUT, "--lm", metavar="FILE", show_default=False)]
 SKIP_EXISTING = "Leave out inputs whose result exists; continues an interrupted call."
 SkipExisting = Annotated[bool, option(SKIP_EXISTING, OUTPUT, "--skip-existing")]
 ForceFile = Annotated[bool, force_option("Replace results that exist.")]
@@ -271,6 +265,24 @@ def messages(
     verbosity.quiet, verbosity.verbose, verbosity.debug = quiet, verbose, debug
     flags = {param.name: min(param.opts, key=len) for param in ctx.command.params}
     verbosity.flags = {**flags, "grid": flags["size"]} if "size" in flags else flags
+
+
+def with_kind_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb that takes **options an option for each that a kind declares, in a panel of its answers,
+    and in its help a paragraph on the documents of each kind."""
+    keyword, added = inspect.Parameter.KEYWORD_ONLY, list[inspect.Parameter]()
+    for kind in all_kinds():
+        for each in kind.options:
+            help = f"{each.help} {describe_option(each.name)}."
+            settings: dict[str, Any] = {"metavar": each.metavar, "show_default": each.default or False}
+            if each.type is int:
+                settings["min"] = each.least
+            flag = option(help, kind.answers.capitalize(), f"--{each.name.replace('_', '-')}", **settings)
+            annotation = Annotated[each.type | None, flag]  # type: ignore[name-defined]
+            added.append(inspect.Parameter(each.name, keyword, default=None, annotation=annotation))
+    more = [f"    {each.help}\n" for each in all_documents()]
+    function.__doc__ = "\n".join([function.__doc__ or "", *more])
+    return with_parameters(function, [*parameters_of(function), *added])
 
 
 def with_messages(function: Callable[..., None]) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""Trainings and inferences while they run: bars, a line for each failure, labels and texts, counts."""
+"""Trainings and inferences while they run: bars, a line for each failure, answers, counts."""
 
 from __future__ import annotations
 

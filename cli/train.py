@@ -26,6 +26,7 @@ from mdlstm_tk.cli.options import (
 from mdlstm_tk.cli.progress import train_with_progress
 from mdlstm_tk.cli.settings import Settings, with_settings
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds import training_of
 
 if TYPE_CHECKING:
     from mdlstm_tk.training import TrainingJob
@@ -134,5 +135,6 @@ def _train(prepare: Callable[[], TrainingJob], json: bool, parent: Verbosity, im
     # --size 9 means 9x9
     size, is_mixed = job.task.spec.size, bool(job.config.data) or job.task.has_mixed_sizes
     form = "--form scan" if is_mixed or len(size) == 1 else f"--size {format_size(size)}"
-    draws = job.task.spec.kind == "density"
-    next_command(with_imports(f"mdlstm sample {quoted}" if draws else f"mdlstm export {quoted} {form}"))
+    verb = training_of(job.task.spec.kind).next_verb
+    options = f" {form}" if verb == "export" else ""
+    next_command(with_imports(f"mdlstm {verb} {quoted}{options}"))

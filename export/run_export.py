@@ -130,8 +130,7 @@ def export_run_sizes(
         "classes": spec.classes or None,
         "mask_values": spec.mask_values or None,
         "mask_palette": spec.mask_palette or None,
-        "text_direction": spec.text_direction,
-        **training_of(spec.kind).metadata(run, checkpoint.step),
+        **training_of(spec.kind).metadata(run, checkpoint.step, spec),
         "preprocessing": spec.preprocessing and spec.preprocessing.to_json(),
         "checkpoint_sha256": sha256,
     }
@@ -161,10 +160,10 @@ def export_run_sizes(
 
 
 def _values_of(spec: TaskSpec) -> ExampleRange | None:
-    """Random x as the data of training: of their mean and deviation, or levels in [0, 1]; None if they are
-    not known."""
+    """Random x as the data of training: of their mean and deviation, or in the range of the kind; None if
+    neither is known."""
     if not spec.mean:
-        return (0.0, 1.0) if kind_named(spec.kind).takes_levels else None
+        return kind_named(spec.kind).x_range
 
     def draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         x = torch.randn(shape, generator=generator, dtype=torch.float64)

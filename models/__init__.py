@@ -15,10 +15,7 @@ and train it with `mdlstm train --import my_file.py --model deep`.
 
     registry    networks by name
     grids       networks that predict numbers at every position
-    heads       networks that classify, segment and transcribe
-    lines       the network that learns to read lines of handwriting
-    density     the base of networks that give the probability of an image, and draw images
-    pixel       the multi-dimensional LSTM as such a network
+    heads       networks that classify and segment
     normalized  a wrapper that standardises inputs and outputs
     blocks      the parts that networks are composed of
 
@@ -30,7 +27,6 @@ from typing import TYPE_CHECKING
 from mdlstm_tk._util.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mdlstm_tk.models.density import DensityNet as DensityNet
     from mdlstm_tk.models.grids import GridNet as GridNet
     from mdlstm_tk.models.grids import HorizontalNet as HorizontalNet
     from mdlstm_tk.models.grids import MDNet as MDNet
@@ -38,10 +34,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.models.grids import SnakeNet as SnakeNet
     from mdlstm_tk.models.heads import Classifier as Classifier
     from mdlstm_tk.models.heads import Segmenter as Segmenter
-    from mdlstm_tk.models.heads import TextRecognizer as TextRecognizer
-    from mdlstm_tk.models.lines import LineRecognizer as LineRecognizer
     from mdlstm_tk.models.normalized import Normalized as Normalized
-    from mdlstm_tk.models.pixel import PixelNet as PixelNet
     from mdlstm_tk.models.registry import create as create
     from mdlstm_tk.models.registry import model_names as model_names
     from mdlstm_tk.models.registry import model_options as model_options
@@ -50,12 +43,9 @@ if TYPE_CHECKING:
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "density": ("DensityNet",),
         "grids": ("GridNet", "HorizontalNet", "MDNet", "RasterNet", "SnakeNet"),
-        "heads": ("Classifier", "Segmenter", "TextRecognizer"),
-        "lines": ("LineRecognizer",),
+        "heads": ("Classifier", "Segmenter"),
         "normalized": ("Normalized",),
-        "pixel": ("PixelNet",),
         "registry": ("create", "model_names", "model_options", "register"),
     },
     extra="train",

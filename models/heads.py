@@ -1,4 +1,4 @@
-"""Networks that classify, segment and transcribe: an encoder and a linear head."""
+"""Networks that classify and segment: an encoder and a linear head."""
 
 from __future__ import annotations
 
@@ -21,11 +21,8 @@ from mdlstm_tk.models.blocks import (
     checked_options,
     combine_windows,
     depth_to_space,
-    fill_padding,
 )
 from mdlstm_tk.tiling.stages import TileStages
-
-BLANK_MARGIN = 100.0  # how far the logit of the blank exceeds all others after the end of a text
 
 
 class EncoderNet(nn.Module):
@@ -33,7 +30,7 @@ class EncoderNet(nn.Module):
 
     Args:
         channels: C of x.
-        outputs: classes, or the blank and the characters.
+        outputs: classes.
         hidden: n, units of each direction of the last level.
         layers: stacked layers in each level.
         windows: the window of each level, see `Encoder`, one extent or one for each axis; empty for the
@@ -127,39 +124,3 @@ class Segmenter(EncoderNet):
         """The network as it runs in tiles, see `Encoder.tile_stages`."""
         *stages, last = self.encoder.tile_stages()
         return TileStages([*stages, replace(last, after=self.head)], upsample=self.stride)
-
-
-class TextRecognizer(EncoderNet):
-    """Predicts one text per sample (Graves & Schmidhuber 2009): columns are averaged to steps of CTC.
-
-    Output 0 is the blank. After the end of a sample the blank is nearly certain, so that neither the loss
-    nor the decoder needs to know the lengths.
-    """
-
-    default_windows = ((2, 2), (2, 1))
-
-    @property
-    def columns_per_step(self) -> int:
-        """Columns of x under one step of the output."""
-        return self.stride[1]
-
-    def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
-        """Map x (N, H, W, C) to logits (N, T, 1 + characters), T the width of the encoder's output."""
-        y, extents = self.encoder(x, sizes)
-        if extents is None:
-            logits: Tensor = self.head(y.mean(1))
-            return logits
-        return end_texts(self.head(y.sum(1) / extents[:, :1, None]), extents[:, 1:])
-
-    def tile_stages(self) -> TileStages:
-        """The network as it runs in tiles, see `Encoder.tile_stages`."""
-        return TileStages(self.encoder.tile_stages(), pool=(0,), head=self.head)
-
-
-def end_texts(logits: Tensor, lengths: Tensor | None) -> Tensor:
-    """Make the blank nearly certain in logits (N, T, 1 + characters) after the lengths (N, 1) of texts."""
-    if lengths is None:
-        return logits
-    blank = logits.new_zeros(logits.shape[-1])
-    blank[1:] = -BLANK_MARGIN
-    return fill_padding(logits, lengths, blank)

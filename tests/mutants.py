@@ -75,7 +75,7 @@ AREAS = {
     "shapes": Area(
         "mdlstm_tk/runtime/shapes.py mdlstm_tk/runtime/preprocessing.py",
         "runtime/test_shapes.py runtime/test_preprocessing.py runtime/test_batching.py "
-        "runtime/test_session.py runtime/test_read.py runtime/test_transcribe.py "
+        "runtime/test_session.py runtime/test_read.py text/test_transcribe.py "
         "runtime/test_write.py data/test_image_files.py "
         "runtime/test_jobs.py runtime/test_inference.py export/test_channels_first.py export/test_spec.py",
     ),

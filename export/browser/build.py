@@ -129,6 +129,7 @@ def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
             f"{label} has the outputs {', '.join(metadata.output_names)}; a page shows one, so export "
             "a module that returns only that one"
         )
+    direction = getattr(metadata, "text_direction", None)  # which a kind may have
     return {
         **info,
         "grid": metadata.grid,
@@ -141,10 +142,8 @@ def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
         "classes": metadata.classes,
         "maskValues": metadata.mask_values,
         "maskPalette": metadata.mask_palette,
-        "textDirection": metadata.text_direction,
-        "bidirectional": [bidirectional(name[0]) for name in metadata.classes or ()]
-        if metadata.text_direction
-        else None,
+        "textDirection": direction,
+        "bidirectional": [bidirectional(name[0]) for name in metadata.classes or ()] if direction else None,
         "preprocessing": metadata.preprocessing,
         "task": metadata.task,
         "sizes": "sizes" in metadata.inputs,

@@ -224,7 +224,7 @@ def compare_all(
 
     def outcome(outputs: Outputs, exact: Outputs) -> Outcome:
         if shapes.takes_sizes and kind_named(metadata.kind).steps_are_columns:
-            # The steps of a text continue into the padding, as blanks.
+            # Steps continue into the padding.
             outputs = {name: y[tuple(map(slice, exact[name].shape))] for name, y in outputs.items()}
         parities = {name: compare(outputs[name], y, atol, scales[name]) for name, y in exact.items()}
         worst = max(parities, key=lambda name: parities[name].severity)

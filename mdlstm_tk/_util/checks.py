@@ -34,7 +34,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     """Check the arguments of a function, when it is called, against their annotations; see `fitting`.
 
     A last parameter `**options: Unpack[T]`, where the annotations of T are `Annotated[type, default]`,
-    stands for a keyword argument for each of them. The function gets all of them.
+    stands for a keyword argument for each of them. The function gets all of them. It checks those of
+    `**options: Any` itself.
 
     Raises:
         InputError: a value is of another type; the message names the argument.
@@ -42,7 +43,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     own = signature(function)
     names, defaults = list(own.parameters), dict[str, Any]()
     hints = cache(lambda: get_type_hints(function))  # which may name types that are defined below
-    if own.parameters[names[-1]].kind is Parameter.VAR_KEYWORD:
+    if own.parameters[names[-1]].kind is Parameter.VAR_KEYWORD and hints()[names[-1]] is not Any:
         declared = get_type_hints(get_args(hints().pop(names[-1]))[0], include_extras=True)
         hints().update((name, get_args(hint)[0]) for name, hint in declared.items())
         defaults = {name: get_args(hint)[1] for name, hint in declared.items()}
@@ -53,12 +54,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         own = own.replace(parameters=[*(own.parameters[name] for name in names[:-1]), *options])
 
     def check(name: str, value: Any) -> Any:
-        hint = hints().get(name, Any)
-        try:
-            return fitting(value, hint)
-        except TypeError:
-            got = " ".join(repr(value).split())
-            raise InputError(f"{name} must be {expected(hint)}, got {got:.80}") from None
+        return fit_argument(name, value, hints().get(name, Any))
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -68,6 +64,19 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     call.__signature__ = own  # type: ignore[attr-defined]
     return call
+
+
+def fit_argument(name: str, value: Any, hint: Any) -> Any:
+    """The value of an argument as its annotation has it; see `fitting`.
+
+    Raises:
+        InputError: it has another type; the message names the argument.
+    """
+    try:
+        return fitting(value, hint)
+    except TypeError:
+        got = " ".join(repr(value).split())
+        raise InputError(f"{name} must be {expected(hint)}, got {got:.80}") from None
 
 
 def fitting(value: Any, hint: Any) -> Any:

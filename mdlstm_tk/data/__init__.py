@@ -7,10 +7,8 @@ sampling        seeded random numbers, shuffling, stratified splits
 augmentation    random crops and distortion of training images
 user_data       a task from a user's own files, which consists of:
   splits          which samples are trained on, validated with and tested on
-  folders         listing of folders of images, and of images with masks, targets and texts
-  pages           listing of lines of text on pages, and of images with transcripts
+  folders         listing of folders of images, and of images with masks and targets
   arrays          listing of .npz files
-  idx             listing of IDX files
   images          decoding of one image
   masks           decoding of one mask, and the classes of all masks
   samples         the first pass over all samples, and reading each when it is needed
@@ -22,10 +20,8 @@ from mdlstm_tk.errors import imports_of
 
 with imports_of("train"):
     from mdlstm_tk.data.builtin.diagonal import DiagonalBatch, DiagonalTask
-    from mdlstm_tk.data.builtin.digits import Digits, DigitsDensity, DigitStrings
-    from mdlstm_tk.data.builtin.fashion import Fashion
+    from mdlstm_tk.data.builtin.digits import Digits
     from mdlstm_tk.data.builtin.gaussian_field import GaussianField
-    from mdlstm_tk.data.builtin.ising import Ising
     from mdlstm_tk.data.builtin.textures import Textures
     from mdlstm_tk.data.spec import SPLITS, UNLABELLED, Batch, Floats, Split, TaskSpec
     from mdlstm_tk.data.task import DatasetTask, Task, batches
@@ -37,13 +33,9 @@ __all__ = [
     "DatasetTask",
     "DiagonalBatch",
     "DiagonalTask",
-    "DigitStrings",
     "Digits",
-    "DigitsDensity",
-    "Fashion",
     "Floats",
     "GaussianField",
-    "Ising",
     "Split",
     "Task",
     "TaskSpec",

@@ -1,9 +1,8 @@
 """Samples from an `.npz` file. D is 2, or 3 for volumes.
 
-x       (N, *grid) or (N, *grid, C) numbers, used as they are; density: in [0, 1]
+x       (N, *grid) or (N, *grid, C) numbers, used as they are
 y       grid: (N, *grid) or (N, *grid, K) numbers; classify: (N,) names or integers;
-        segment: (N, *grid) integers, negative where the class is unknown; transcribe: (N,) texts;
-        density: none
+        segment: (N, *grid) integers, negative where the class is unknown; transcribe: (N,) texts
 sizes   (N, D) integers, the valid extents; optional
 ndim    D; optional, unless x has four axes and is (N, D, H, W) rather than (N, H, W, C)
 """

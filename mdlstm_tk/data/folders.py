@@ -2,9 +2,7 @@
 
 classify     one subfolder per class, which contains the images of that class
 segment      images/ and masks/ with files of the same names
-transcribe   images and labels.tsv, each line of which is: file, tab, text; or what `pages` describes
 grid         images/ and targets/ with files of the same names
-density      images, at any depth
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mdlstm_tk._util.text import counted
 from mdlstm_tk.data.images import read_file, read_pixels
 from mdlstm_tk.data.spec import RawSample
 from mdlstm_tk.errors import InputError
@@ -145,26 +142,6 @@ def list_pairs(path: Path, folder: str, read: Callable[[Path], Any], expected: s
             file = by_name[Path(similar)][0]
             reason += f"; rename {file.relative_to(targets)} to {name}{file.suffix}"
         yield RawSample.unusable(os.path.relpath(image, path), reason)
-
-
-def list_texts(path: Path) -> Iterator[RawSample]:
-    """List the images and texts of labels.tsv; a bad line is a sample that cannot be used."""
-    table = path / "labels.tsv"
-    first_line: dict[str, int] = {}
-    for number, line in enumerate(read_lines(table), 1):
-        if not line.strip():
-            continue
-        label = f"labels.tsv, line {number}"
-        name, *columns = line.split("\t")
-        if not columns:
-            yield RawSample.unusable(label, "it has no tab; expected file, tab, text")
-        elif len(columns) > 1:
-            reason = f"it has {counted(len(columns) + 1, 'column')}; expected file, tab, text"
-            yield RawSample.unusable(label, reason)
-        elif (first := first_line.setdefault(os.path.normpath(name), number)) != number:
-            yield RawSample.unusable(label, f"line {first} names {name} as well; delete one of them")
-        else:
-            yield image_sample(path, path / name, partial(str, columns[0]))
 
 
 def no_target() -> None:

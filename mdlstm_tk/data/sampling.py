@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +16,6 @@ MAX_POOL_STEPS = 16  # batches that samples of similar shape are chosen from
 def make_rng(*seeds: int) -> np.random.Generator:
     """Return the random generator that belongs to these integers."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seeds)))
-
-
-def binarise(images: npt.NDArray[Any], white: float = 1.0) -> npt.NDArray[np.uint8]:
-    """Make images (N, H, W) in [0, white] black and white, 0 and 1, always in the same way.
-
-    A pixel is white if it is brighter than the threshold of its image, which a generator with a fixed seed
-    draws between 30 and 70 % of white: strokes are thin in some images and thick in others. They are
-    never frayed, as they would be if each pixel were drawn by itself.
-    """
-    thresholds = (white * make_rng(0, THRESHOLDS).uniform(0.3, 0.7, len(images))).astype(np.float32)
-    return (images > thresholds[:, None, None]).astype(np.uint8)
 
 
 @lru_cache(maxsize=4)

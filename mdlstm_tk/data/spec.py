@@ -53,7 +53,7 @@ class RawSample:
         read_y: returns the target: the name of a class, a text, a `RawMask`, or what `read_x` returns.
             Raises `InputError` as well.
         is_image: `read_x` returns an image, which takes time, so that it is worth keeping in memory.
-        page: name of the page that a line of text is on, else "".
+        whole: name of the file that the sample is one of several parts of, else "".
         in_memory: what `read_x` returns is in memory already.
     """
 
@@ -61,13 +61,13 @@ class RawSample:
     read_x: Callable[[], Array]
     read_y: Callable[[], Any]
     is_image: bool
-    page: str = ""
+    whole: str = ""
     in_memory: bool = False
 
     @property
     def group(self) -> str:
-        """Name of what is not divided among splits: the page, else the sample itself."""
-        return self.page or self.name
+        """Name of what is not divided among splits: the whole, else the sample itself."""
+        return self.whole or self.name
 
     @classmethod
     def unusable(cls, name: str, reason: str) -> RawSample:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,12 +17,12 @@ class TargetOptions(NamedTuple):
     Attributes:
         preprocessing: of images; None for arrays.
         mask_names: names of the values 0, 1, … of masks.
-        levels: levels of each channel of a density.
+        settings: of the run, by key of `TrainConfig`.
     """
 
     preprocessing: Preprocessing | None
     mask_names: Sequence[str]
-    levels: int
+    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,9 +36,6 @@ from mdlstm_tk.data.spec import (
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.kinds import training_of
 
-if TYPE_CHECKING:
-    from mdlstm_tk.text.encoding import TextExtent
-
 WHOLE_BATCH = slice(None)
 MAX_EXAMINED_BATCHES = 500  # to know how large they are
 MAX_EVALUATION_BATCH = 64  # samples
@@ -54,25 +51,25 @@ class Task(ABC):
         spec: what networks are built from.
         kind: kind of the task.
         defaults: the settings of `TrainConfig` that suit the task.
+        takes_data: its files may be in the folder that `TrainConfig.data` names.
         names: the names of the samples of each split; empty if they have none.
         groups: for each sample of a split, the name of what it shares with others (a writer, a page);
             empty if samples are independent.
         identities: the samples of each split, in order; empty if samples are generated.
         summary: lines that describe the data to the user.
-        texts: of kind "transcribe", those of the training split; None if batches are to be asked for some.
-        text_extents: of kind "transcribe", the room of the text of each sample; empty if all have enough.
+        of_kind: more that the kind needs, as its `TrainingKind.complete` sets it; else None.
         cache_bytes: bound on the memory that samples take.
     """
 
     kind: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]] = {}
+    takes_data: ClassVar[bool] = False
     spec: TaskSpec
     names: Mapping[Split, Sequence[str]] = MappingProxyType({})
     groups: Mapping[Split, Sequence[str]] = MappingProxyType({})
     identities: Mapping[Split, Sequence[SampleId]] = MappingProxyType({})
     summary: Sequence[str] = ()
-    texts: Sequence[str] | None = None
-    text_extents: Sequence[TextExtent] = ()
+    of_kind: Any = None
     cache_bytes: int = 0
 
     @abstractmethod
@@ -153,8 +150,7 @@ class DatasetTask(Task):
     Args:
         spec: description of the task.
         sets: the samples of each split.
-        augment: strength of the distortion of training samples, 0 for none; see `distort` and
-            `distort_line`.
+        augment: strength of the distortion of training samples, 0 for none; see `TrainingKind.distort`.
         extents: (N, D) of the training samples before they are cropped. If they differ, samples of similar
             extents share a batch. None: they are equal.
         crop: extents of the part of each sample to use, at random places in training and in the centre

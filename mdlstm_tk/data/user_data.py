@@ -1,9 +1,9 @@
 """A task from a user's own data.
 
-The path is a folder as `folders` and `pages` describe, or an `.npz` file as `arrays` does. It may also be a
+The path is a folder, as `folders` and the kind describe, or an `.npz` file as `arrays` does. It may be a
 folder that contains one such folder per split, train/, val/ and test/, or train.npz, val.npz and test.npz;
-lines of text may be divided by splits.json. Without validation data a share of the training samples is held
-out, of pages of text whole pages. The data stay on disk; see `samples`.
+a kind may know further ways to divide a folder. Without validation data a share of the training samples is
+held out, of parts of files whole files. The data stay on disk; see `samples`.
 
 Images have one channel unless a training image has a pixel with a colour. A file classes.txt beside images/
 and masks/ may name the values of masks, one per line, beginning with value 0. What the values mean is
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,6 @@ import numpy.typing as npt
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.data import arrays, folders
-from mdlstm_tk.data.idx import list_idx
 from mdlstm_tk.data.samples import LazySamples, MemoryBudget, Survey, channel_moments, survey_samples
 from mdlstm_tk.data.sampling import shape_order
 from mdlstm_tk.data.spec import Array, Extents, RawSample, Resize, SampleId, Split, TaskSpec
@@ -54,7 +54,8 @@ class UserDataTask(DatasetTask):
     """A task over a user's own samples; see `read_data`.
 
     Attributes:
-        groups: for each sample what it belongs to: the prefix in splits.json, else the page, else itself.
+        groups: for each sample what it belongs to: a prefix that the folder names, else the file that it is
+            a part of, else itself.
         skipped: name and reason of each sample that cannot be used.
         extents: those of the samples of all splits, each once.
         has_mixed_sizes: True if samples of any split differ in extents, or are cropped.
@@ -78,7 +79,7 @@ def read_data(
     resize: Resize = None,
     crop: Extents | None = None,
     cache_bytes: int = CACHE_BYTES,
-    levels: int = 2,
+    settings: Mapping[str, Any] = MappingProxyType({}),
     known: Mapping[Split, Sequence[SampleId]] | None = None,
 ) -> UserDataTask:
     """Read a file or folder as a task.
@@ -94,9 +95,9 @@ def read_data(
         resize: extents that images are resized to, see `Preprocessing`; masks take the nearest pixel.
         crop: extents of the part of each sample that is used, see `DatasetTask`.
         cache_bytes: how much of the data may be kept in memory.
-        levels: levels of each channel, of kind "density".
+        settings: of the run, by key of `TrainConfig`, for what the kind asks; its own if they are left out.
         known: the samples of a run, which keep their order, whatever they are called now. Those that it
-            held out are held out again, with their pages, instead of a random share.
+            held out are held out again, with what they are parts of, instead of a random share.
 
     Raises:
         InputError: the path does not exist, has another layout, contains no usable sample, or cannot be
@@ -108,7 +109,7 @@ def read_data(
     training = training_of(kind)
     if crop is not None and not training.is_cropped:
         other = () if is_arrays else (", or use ", Argument("resize"))
-        cut = " would cut texts off; leave it out"
+        cut = f" would cut {training.target_name}s off; leave it out"
         raise InputError(Argument("crop", crop), cut, *other)
     if resize is not None and is_arrays:
         raise InputError(
@@ -153,7 +154,7 @@ def read_data(
     try:
         all_targets = [survey.target for survey in surveys]
         names = _read_mask_names(path, training)
-        targets = training.fit(all_targets, TargetOptions(preprocessing, names, levels))
+        targets = training.fit(all_targets, TargetOptions(preprocessing, names, settings))
     except InputError as error:
         raise InputError(f"{path}: ", error, f"; {formats}") from None
     if not splits.get("validation"):
@@ -209,7 +210,7 @@ def _list_samples(source: Path, kind: str, budget: MemoryBudget) -> tuple[list[R
         unused = ", ".join(arrays.list_unused(source, training_of(kind)))
         return samples, [f"arrays of {source}, left out: {unused}"] if unused else []
     if source.is_file():
-        return list(list_idx(source)), []
+        return training_of(kind).list_file(source), []
     return training_of(kind).list_folder(source, budget)
 
 
@@ -244,7 +245,6 @@ def _describe_task(
         mask_values=masks.values if masks else (),
         mask_palette=masks.palette if masks else (),
         preprocessing=preprocessing,
-        text_direction=targets.direction,
         **spec,
     )
 

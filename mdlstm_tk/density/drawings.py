@@ -13,8 +13,8 @@ from markupsafe import Markup
 from torch import nn
 
 from mdlstm_tk.data import Split, Task
-from mdlstm_tk.data.sampling import binarise
 from mdlstm_tk.density.contact_sheet import IMAGE_PIXELS, contact_sheet
+from mdlstm_tk.density.digits import binarise
 from mdlstm_tk.density.sampling import draw_images
 from mdlstm_tk.errors import MissingExtraError, require
 from mdlstm_tk.report.evaluation import Example, display_split

@@ -43,7 +43,7 @@ class Density(Kind):
     answers = "nats and bits"
     formats = LINES
     is_printed = True
-    takes_levels = True
+    x_range = (0.0, 1.0)
 
     def rules(self, metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
         ones, channels = (1,) * metadata.ndim, metadata.channels

@@ -5,14 +5,22 @@ from mdlstm_tk.kinds.rooms import Room
 ROOM = Room(
     kinds={"density": "density.kind:KIND"},
     tasks={
-        "digits-binary": ("data.builtin.digits:DigitsDensity", lambda task, c: task(c.seed, c.validation)),
+        "digits-binary": ("density.digits:DigitsDensity", lambda task, c: task(c.seed, c.validation)),
         "digits-grey": (
-            "data.builtin.digits:DigitsDensity",
+            "density.digits:DigitsDensity",
             lambda task, c: task(c.seed, c.validation, binary=False),
         ),
-        "fashion": ("data.builtin.fashion:Fashion", lambda task, c: task(c.seed, c.validation, c.data)),
-        "ising": ("data.builtin.ising:Ising", lambda task, c: task(c.grid)),
+        "fashion": ("density.fashion:Fashion", lambda task, c: task(c.seed, c.validation, c.data)),
+        "ising": ("density.ising:Ising", lambda task, c: task(c.grid)),
     },
-    networks={"pixel": {"density": "models.pixel:PixelNet"}},
-    verbs={"sample": "cli.sample:sample"},
+    networks={"pixel": {"density": "density.pixel:PixelNet"}},
+    settings={
+        "levels": {
+            "default": 2,
+            "help": "Levels that each channel of data of kind density is rounded to; 2: black and white.",
+            "min": 2,
+            "max": 256,
+        }
+    },
+    verbs={"sample": ("Train", "density.verb:sample")},
 )

@@ -1,4 +1,7 @@
-"""The kind `density`: the probability of a sample. The loss is the negative log-probability in nats."""
+"""The kind `density`: the probability of a sample. The loss is the negative log-probability in nats.
+
+The targets of a batch are x itself. The outputs of a task are the levels of each channel, or 1 for two.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mdlstm_tk.data.folders import find_images, image_sample, no_target
-from mdlstm_tk.data.idx import find_idx
 from mdlstm_tk.data.samples import MemoryBudget
 from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, Split, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets, unchanged
+from mdlstm_tk.density.idx import find_idx, list_idx
+from mdlstm_tk.density.room import ROOM
 from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
 
@@ -35,12 +39,16 @@ class Density(TrainingKind):
     error_names = ("nats", "bits_per_dim")
     report_template = "density/report.html"
     defaults = COMMON_DEFAULTS | {"model": "pixel", "layers": 2, "batch_size": 32}
+    next_verb = "sample"
 
     def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
         return [image_sample(path, file, no_target) for file in find_images(path)], []
 
     def find_files(self, path: Path) -> dict[Split, Path]:
         return find_idx(path)
+
+    def list_file(self, path: Path) -> list[RawSample]:
+        return list_idx(path)
 
     def read_array(self, y: Array, index: int, extents: Extents, names: Sequence[str]) -> Any:
         return None
@@ -50,11 +58,10 @@ class Density(TrainingKind):
             raise InputError(f"its values lie in [{x.min():g}, {x.max():g}], expected [0, 1]")
 
     def fit(self, targets: Sequence[Any], options: TargetOptions) -> Targets:
-        level_names = "2 levels, as 0 or 1" if options.levels == 2 else f"{options.levels} levels"
-        text = f"each value counts as the nearest of {level_names}; choose others with "
-        return Targets(
-            options.levels if options.levels > 2 else 1, unchanged, [Message(text, Argument("levels"))]
-        )
+        levels = options.settings.get("levels", ROOM.settings["levels"]["default"])
+        names = "2 levels, as 0 or 1" if levels == 2 else f"{levels} levels"
+        text = f"each value counts as the nearest of {names}; choose others with "
+        return Targets(levels if levels > 2 else 1, unchanged, [Message(text, Argument("levels"))])
 
     def collate(self, x: Array, targets: Sequence[Any], pad: Callable[..., Array]) -> Array:
         return x

@@ -6,17 +6,20 @@ answer          the answer for a sample, and how documents hold it
 measures        measures of classes and of numbers, from sums over all samples
 examples        the choice of samples that represent a data set
 sums            sums over the valid positions of a batch, for losses and errors
-rooms           packages that add kinds, tasks, networks and verbs: applications as a whole
+options         options of an inference that kinds declare
+documents       files that hold several samples, such as pages of text
+rooms           packages that add kinds, tasks, networks, settings and verbs: applications as a whole
 grid            numbers at every position; its half for training is grid_training
 classify        one class for each sample; classify_training
 segment         one class at every position; segment_training
 regress         numbers for each sample; regress_training
 
-The kind `transcribe` has a room of its own, `mdlstm_tk.text`, and so has `density`, `mdlstm_tk.density`.
+Further kinds have rooms of their own.
 """
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -26,9 +29,11 @@ from mdlstm_tk.kinds.rooms import load, of_rooms
 
 if TYPE_CHECKING:
     from mdlstm_tk.kinds.answer import Answer as Answer
+    from mdlstm_tk.kinds.documents import Documents as Documents
     from mdlstm_tk.kinds.kind import ARRAYS as ARRAYS
     from mdlstm_tk.kinds.kind import LINES as LINES
     from mdlstm_tk.kinds.kind import Kind as Kind
+    from mdlstm_tk.kinds.options import Option as Option
     from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS as COMMON_DEFAULTS
     from mdlstm_tk.kinds.training_kind import Sums as Sums
     from mdlstm_tk.kinds.training_kind import TargetRule as TargetRule
@@ -38,21 +43,28 @@ _names, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "answer": ("Answer",),
+        "documents": ("Documents",),
         "kind": ("ARRAYS", "LINES", "Kind"),
+        "options": ("Option",),
         "training_kind": ("COMMON_DEFAULTS", "Sums", "TargetRule", "TrainingKind"),
     },
 )
 __all__ = [*_names, "all_kinds", "kind_named", "kind_names", "register_kind", "training_of"]
 
-# The kinds that come with the package, loaded when they are used.
 BUILT_IN = {
     "grid": "kinds.grid:KIND",
     "classify": "kinds.classify:KIND",
     "segment": "kinds.segment:KIND",
     "regress": "kinds.regress:KIND",
-    **of_rooms("kinds"),
 }
 _registered: dict[str, Kind] = {}
+
+
+@cache
+def _places() -> dict[str, str]:
+    """The kinds that come with the package, loaded when they are used. Importing this package needs no
+    `room.py`, which imports it."""
+    return BUILT_IN | of_rooms("kinds")
 
 
 def register_kind(kind: Kind) -> Kind:
@@ -62,7 +74,7 @@ def register_kind(kind: Kind) -> Kind:
     Raises:
         InputError: the name is that of a kind that comes with the package, or no word.
     """
-    if kind.name in BUILT_IN or not kind.name.isidentifier():
+    if kind.name in _places() or not kind.name.isidentifier():
         raise InputError(f"register_kind takes a kind with a name of its own, got {kind.name!r}")
     _registered[kind.name] = kind
     return kind
@@ -70,7 +82,7 @@ def register_kind(kind: Kind) -> Kind:
 
 def kind_names() -> tuple[str, ...]:
     """The names of all kinds. Imports none of them."""
-    return (*BUILT_IN, *_registered)
+    return (*_places(), *_registered)
 
 
 def kind_named(name: str | None) -> Kind:
@@ -78,18 +90,31 @@ def kind_named(name: str | None) -> Kind:
     whose models return numbers."""
     if name in _registered:
         return _registered[name]
-    return _built_in(name if name in BUILT_IN else None)
+    return _built_in(name if name in _places() else None)
 
 
 @cache
 def _built_in(name: str | None) -> Kind:
-    kind: Kind = load(BUILT_IN[name] if name else "kinds.kind:KIND")
+    kind: Kind = load(_places()[name] if name else "kinds.kind:KIND")
     return kind
 
 
 def all_kinds() -> list[Kind]:
     """All registered kinds."""
     return list(map(kind_named, kind_names()))
+
+
+def all_documents() -> list[Documents]:
+    """The documents of all kinds that have some."""
+    return [kind.documents for kind in all_kinds() if kind.documents is not None]
+
+
+def documents_of(path: str | os.PathLike[str]) -> Documents | None:
+    """The documents that a file may be one of, by its suffix; None if it holds samples."""
+    from mdlstm_tk.runtime.io import suffix_of  # imported late: it asks for the rooms, which import this
+
+    suffix = suffix_of(path)
+    return next((each for each in all_documents() if each.suffix == suffix), None)
 
 
 def training_of(name: str) -> TrainingKind:

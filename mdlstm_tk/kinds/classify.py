@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
+from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.kinds.answer import PROBABILITY_DIGITS, Answer
 from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind
+from mdlstm_tk.kinds.options import Option
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.io.npy import Array
@@ -32,7 +34,7 @@ class Label(Answer):
         return {"probabilities": dict(self.probabilities)} if len(self.probabilities) > 1 else {}
 
     def fields(self, options: ResultOptions) -> list[str]:
-        if options.top is None:
+        if "top" not in options.of_kind:
             return [self.text]
         return [field for label, p in self.probabilities for field in (label, f"{p:.4f}")]
 
@@ -51,13 +53,22 @@ class Classify(Kind):
     training_module = "mdlstm_tk.kinds.classify_training"
     answers = "labels"
     formats = LINES
-    options: ClassVar = {"probabilities": ("csv", "json", *ARRAYS), "top": LINES}
+    probabilities = ("csv", "json", *ARRAYS)
+    options = (
+        Option("top", LINES, "Name the K most likely classes with their probabilities.", metavar="K"),
+    )
     is_printed = True
     sample_axes = 1
     axes = "N"
 
     def name_count(self, outputs: int) -> int:
         return outputs
+
+    def prepare(self, options: ResultOptions, metadata: Metadata) -> ResultOptions:
+        if options.probabilities and "top" in options.of_kind:
+            some = " includes all classes, ", Argument("top"), " only some; give one of them"
+            raise InputError(Argument("probabilities", True), *some)
+        return options
 
     def decode(
         self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None
@@ -69,7 +80,7 @@ class Classify(Kind):
         check_scores(y)
         classes, top = (
             metadata.classes or (),
-            metadata.outputs if options.probabilities else options.top or 1,
+            metadata.outputs if options.probabilities else options.of_kind.get("top", 1),
         )
         rows, indices = (y, range(len(y))) if y.ndim == 2 else (y[None], (None,))
         answers = []

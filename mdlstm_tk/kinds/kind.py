@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, ClassVar
 
@@ -10,6 +10,8 @@ from mdlstm_tk.runtime.io import Format
 
 if TYPE_CHECKING:
     from mdlstm_tk.kinds.answer import Answer
+    from mdlstm_tk.kinds.documents import Documents
+    from mdlstm_tk.kinds.options import Option
     from mdlstm_tk.kinds.training_kind import TrainingKind
     from mdlstm_tk.runtime.io.npy import Array
     from mdlstm_tk.runtime.jobs import ResultOptions
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 
 LINES: tuple[Format, ...] = ("txt", "tsv", "csv", "json")
 ARRAYS: tuple[Format, ...] = ("npy", "npz")
-PAGES: tuple[Format, ...] = ("xml", *LINES)
 
 
 class Kind:
@@ -30,16 +31,19 @@ class Kind:
         networks_of: another kind whose networks this one takes, too.
         answers: what `formats` hold, in words; "" if there are only numbers.
         formats: those for answers. All kinds write numbers, too.
-        options: the options of `infer_paths` that the kind takes, and the formats in which each shows.
+        probabilities: the formats in which the option `probabilities` shows, if the kind takes it.
+        options: further options of `infer_paths` that the kind takes.
+        documents: the documents that its models read; None if all files hold samples.
+        run_files: names of files in the folder of a run that belong to its weights.
+        metadata_class: the place of the class for the metadata of its models, see `rooms.load`.
         is_printed: answers go to standard output, and one file may hold those for several inputs.
         image_format, tile_format: of the answers for images, and of tiled models, where it is not that of
             numbers.
         sample_axes: the number of axes of the output for one sample; None if they are those of the grid and
             one more.
         axes: of an output without a grid, in words.
-        reads_pages: it reads the lines of pages.
         steps_are_columns: the steps of an output (N, T, outputs) count as columns of x.
-        takes_levels: x holds levels in [0, 1], also in files of numbers.
+        x_range: the lowest and the highest value of x, also in files of numbers; None: any numbers.
     """
 
     name: ClassVar[str]
@@ -47,21 +51,30 @@ class Kind:
     networks_of: ClassVar[str | None] = None
     answers: ClassVar[str] = ""
     formats: ClassVar[tuple[Format, ...]] = ()
-    options: ClassVar[Mapping[str, tuple[Format, ...]]] = {}
+    probabilities: ClassVar[tuple[Format, ...]] = ()
+    options: ClassVar[tuple[Option, ...]] = ()
+    documents: ClassVar[Documents | None] = None
+    run_files: ClassVar[tuple[str, ...]] = ()
+    metadata_class: ClassVar[str] = "runtime.metadata:Metadata"
     is_printed: ClassVar[bool] = False
     image_format: ClassVar[Format | None] = None
     tile_format: ClassVar[Format | None] = None
     sample_axes: ClassVar[int | None] = None
     axes: ClassVar[str] = "N, …"
-    reads_pages: ClassVar[bool] = False
     steps_are_columns: ClassVar[bool] = False
-    takes_levels: ClassVar[bool] = False
+    x_range: ClassVar[tuple[float, float] | None] = None
 
     @property
     def training(self) -> TrainingKind:
         """The half that training asks, which is imported when it is used."""
         training: TrainingKind = import_module(self.training_module).TRAINING
         return training
+
+    @property
+    def takes(self) -> dict[str, tuple[Format, ...]]:
+        """The formats in which each option that the kind takes shows, by its name."""
+        own = {"probabilities": self.probabilities} if self.probabilities else {}
+        return own | {option.name: option.formats for option in self.options}
 
     def name_count(self, outputs: int) -> int:
         """The number of names of classes or characters that so many outputs have; 0 if they have none."""
@@ -79,12 +92,13 @@ class Kind:
         is_fitting = y.ndim in (axes, axes + 1) and y.shape[class_axis(y, metadata)] == metadata.outputs
         return is_fitting and y.size > 0
 
-    def check_options(self, metadata: Metadata, options: ResultOptions) -> None:
-        """Check options that depend on the model.
+    def prepare(self, options: ResultOptions, metadata: Metadata) -> ResultOptions:
+        """The options as `decode` takes them: checked against the model, with files that they name loaded.
 
         Raises:
-            InputError: they do not fit it.
+            InputError: they do not fit each other or the model, or a file cannot be used.
         """
+        return options
 
     def decode(
         self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None

@@ -13,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mdlstm_tk.errors import MDLSTMError
+
 
 @dataclass(frozen=True)
 class Room:
@@ -23,13 +25,17 @@ class Room:
         kinds: kinds of tasks by name.
         tasks: built-in tasks by name: a class, and how it is called with a `TrainConfig`.
         networks: built-in networks by name, and for each the classes by kind of task.
-        verbs: functions of the command line by name.
+        settings: of training by key, each as the arguments of a field of `TrainConfig`.
+        runtime_names: names that `mdlstm_tk.runtime` offers, too.
+        verbs: of the command line by name: the panel of the help, and the function.
     """
 
     kinds: Mapping[str, str] = field(default_factory=dict)
     tasks: Mapping[str, tuple[str, Callable[[Any, Any], Any]]] = field(default_factory=dict)
     networks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    verbs: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    runtime_names: Mapping[str, str] = field(default_factory=dict)
+    verbs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @cache
@@ -46,6 +52,18 @@ def of_rooms(attribute: str) -> dict[str, Any]:
 
 
 def load(place: str) -> Any:
-    """The object of a place "module:attribute" below `mdlstm_tk`."""
+    """The object of a place "module:attribute" below `mdlstm_tk`.
+
+    Raises:
+        MDLSTMError: it is in a room that is not there.
+    """
     module, attribute = place.split(":")
-    return getattr(import_module(f"mdlstm_tk.{module}"), attribute)
+    room = f"mdlstm_tk.{module.partition('.')[0]}"
+    try:
+        return getattr(import_module(f"mdlstm_tk.{module}"), attribute)
+    except ModuleNotFoundError as error:
+        if error.name != room:
+            raise
+        raise MDLSTMError(
+            f"this mdlstm-tk has no {room}, which {attribute} is in; install it whole"
+        ) from None

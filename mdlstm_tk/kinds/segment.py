@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from mdlstm_tk.kinds.kind import ARRAYS, Kind
 
@@ -18,7 +18,7 @@ class Segment(Kind):
     training_module = "mdlstm_tk.kinds.segment_training"
     answers = "masks"
     formats = ("png", "tif", "csv", "json")
-    options: ClassVar = {"probabilities": ("json", *ARRAYS, "zarr", "tif")}
+    probabilities = ("json", *ARRAYS, "zarr", "tif")
     image_format = "png"
     tile_format = "tif"
 

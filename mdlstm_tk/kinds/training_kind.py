@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.data import Task
     from mdlstm_tk.data.samples import MemoryBudget, Survey
     from mdlstm_tk.data.user_data import UserDataTask
+    from mdlstm_tk.errors import Message
     from mdlstm_tk.report.evaluation import Example, SplitEvaluation
     from mdlstm_tk.report.panels import Color, Panel
     from mdlstm_tk.training.config import TrainConfig
@@ -94,6 +95,7 @@ class TrainingKind(ABC):
         examples: samples in the report of a run, and as many of the worst ones.
         pictured: samples in `prediction.png`.
         report_template: the HTML template of a report, from the folder of the package.
+        next_verb: the verb of the command line for a run that has ended.
     """
 
     folder_format: ClassVar[str] = ""
@@ -116,6 +118,7 @@ class TrainingKind(ABC):
     examples: ClassVar[int] = 6
     pictured: ClassVar[int] = 12
     report_template: ClassVar[str] = "report/report.html"
+    next_verb: ClassVar[str] = "export"
 
     def target_axes(self, ndim: int) -> tuple[int, ...]:
         """The numbers of axes that y may have in an `.npz` file for x with `ndim` grid axes."""
@@ -177,6 +180,14 @@ class TrainingKind(ABC):
         """Files of a folder that hold one split each, in a format of the kind; {} if there are none."""
         return {}
 
+    def list_file(self, path: Path) -> list[RawSample]:
+        """List the samples of a file that `find_files` found.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return []
+
     def check_x(self, x: Array) -> None:  # noqa: B027 - most kinds take any numbers
         """Check a sample's x in the first pass.
 
@@ -210,7 +221,24 @@ class TrainingKind(ABC):
     def complete(  # noqa: B027 - most kinds add nothing
         self, task: UserDataTask, splits: Mapping[Split, Sequence[Survey]], targets: Targets
     ) -> None:
-        """Add to a task what the kind needs beyond its samples."""
+        """Set `Task.of_kind` to what the kind needs beyond the samples."""
+
+    def widest_step(self, task: Task) -> int:
+        """The columns of x that a network may join, so that every target keeps its room."""
+        return task.spec.size[-1]
+
+    def check_steps(self, columns: int | None, task: Task, remedy: Sequence[object]) -> list[Message]:
+        """Notes for the user on samples whose targets need more steps than a network makes.
+
+        Args:
+            columns: of x under one step, as for `loss`.
+            task: has the samples.
+            remedy: the settings that give more steps, as parts of a message.
+
+        Raises:
+            InputError: all training samples do.
+        """
+        return []
 
     def spec_fields(self, train: Sequence[Survey], targets: Targets) -> dict[str, Any]:
         """Further fields of the `TaskSpec`, from the training samples."""
@@ -242,7 +270,7 @@ class TrainingKind(ABC):
             prediction: float32, in the shape that the rule says.
             batch: holds the targets.
             spec: of the task.
-            columns: of texts, the columns of x under one step; None if the network does not say it.
+            columns: of x under one step of the prediction; None if the network does not say it.
         """
 
     @abstractmethod
@@ -299,7 +327,7 @@ class TrainingKind(ABC):
         """The target of a batch of one in words; None if it is no word or line."""
         return None
 
-    def metadata(self, run: Run, step: int) -> dict[str, Any]:
+    def metadata(self, run: Run, step: int, spec: TaskSpec) -> dict[str, Any]:
         """Further metadata of an export of the weights of a step."""
         return {}
 

@@ -1,4 +1,4 @@
-"""Turn the outputs of a network into what its task asks for: labels, texts, masks and probabilities.
+"""Turn the outputs of a network into what its task asks for: answers, masks and probabilities.
 
 >>> session = Session("digits.onnx")
 >>> decode(session(x), session.metadata, top=3)[0].probabilities
@@ -7,14 +7,12 @@
 One document holds the answers for any number of files.
 
 txt    A line for each sample. Its fields are separated by tabs: the file (if there are several), the array
-       (of a .npz), and the label or text; with `top`, label and probability in turn; of a density model,
-       the nats and the bits per dimension; of a recogniser with `probabilities`, the text and its
-       confidence. Each field is escaped as by `mdlstm_tk._util.text.text_field`,
-       and `text_of_field` returns the original.
+       (of a .npz), and those of `Answer.fields`: mostly its text. Each field is escaped as by
+       `mdlstm_tk._util.text.text_field`, and `text_of_field` returns the original.
 tsv    As txt, with the file in each line, relative to the table's folder. Only control characters are
        escaped. `mdlstm train` reads it as labels.tsv.
 csv    A table with a heading, as Python's csv module and spreadsheets read it (RFC 4180). The names of
-       files and arrays are escaped as in txt, labels and texts need no escapes. A field may begin with "=":
+       files and arrays are escaped as in txt, answers need no escapes. A field may begin with "=":
        see docs/security.md.
 json   A list of objects in UTF-8, with escapes for control characters.
 """
@@ -33,11 +31,11 @@ import numpy as np
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import counted, printable, text_field, to_json
-from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.errors import Argument, InputError, MDLSTMError
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.kinds.answer import Answer as Answer
 from mdlstm_tk.kinds.kind import LINES
-from mdlstm_tk.runtime.character_model import CharacterModel
+from mdlstm_tk.kinds.options import fit_options
 from mdlstm_tk.runtime.combinations import written_as
 from mdlstm_tk.runtime.io import Format
 from mdlstm_tk.runtime.io.npy import STDIO, Array, open_output
@@ -46,40 +44,42 @@ from mdlstm_tk.runtime.io.writers import write_arrays, write_mask
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.postprocessing import check_scores, class_axis, probabilities
-from mdlstm_tk.runtime.shapes import as_array
-from mdlstm_tk.runtime.transcription import covered_width
+from mdlstm_tk.runtime.shapes import as_array, covered_width
 
 
 @checked
 def decode(
     y: Array | Mapping[str, Array],
     metadata: Metadata,
-    top: int = 1,
     array: str | None = None,
     *,
-    beam: int | None = None,
-    lm: CharacterModel | None = None,
     width: float | None = None,
+    **of_kind: Any,
 ) -> Any:
     """Decode the output of a network by the kind of its task.
 
     Args:
         y: what `Session` returned, with or without a batch axis; of several outputs the first one counts.
         metadata: of the model.
-        top: of a classifier, number of classes to return with their probabilities.
         array: name of the array, which the answers repeat.
-        beam, lm, width: of a recogniser, as for `mdlstm_tk.runtime.ctc.transcribe_logits`.
+        width: pixels that the columns of y cover, where its steps count as columns. None: places are in
+            steps.
+        **of_kind: options of the kind, as for `infer_paths`: of a classifier `top`, the number of classes
+            to return with their probabilities.
 
     Returns:
-        A list of one `Answer` per sample for the kinds "classify", "transcribe" and "density". For
-        "segment" a mask, (H, W) or (N, H, W), of the values that the classes have in the masks of the
-        training data. For other kinds y.
+        A list of one `Answer` per sample for kinds with such. For "segment" a mask, (H, W) or (N, H, W), of
+        the values that the classes have in the masks of the training data. For other kinds y.
 
     Raises:
         MDLSTMError: y has another shape than the metadata say.
-        InputError: y holds NaN or infinity where it should tell one class, text or probability.
+        InputError: y holds NaN or infinity where it should give one answer, or an option is not one of this
+            kind or invalid.
     """
-    options = ResultOptions(top=top, beam=beam, lm=lm)
+    kind, of_kind = kind_named(metadata.kind), fit_options("decode", of_kind)
+    for name in of_kind.keys() - kind.takes.keys():
+        raise InputError(Argument(name), f" is no option of models of kind {metadata.kind}")
+    options = kind.prepare(ResultOptions(of_kind=of_kind), metadata)
     return _decode(
         y[metadata.output_names[0]] if isinstance(y, Mapping) else y, metadata, array, options, width
     )

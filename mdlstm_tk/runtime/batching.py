@@ -36,7 +36,8 @@ Feed: TypeAlias = Array | Mapping[str, Array]
 Feeds: TypeAlias = dict[str | None, Feed]
 """The inputs of the runs for one file, by the name of the array."""
 Widths: TypeAlias = dict[str | None, tuple[int, int]]
-"""Of a recogniser, the columns of x and the width in pixels of its image, by the name of the array."""
+"""Where steps count as columns, the columns of x and the width in pixels of its image, by the name of the
+array."""
 OutputsOrError: TypeAlias = Outputs | InputError | StoppedError
 """What a session returns, or why there is nothing."""
 Tag = TypeVar("Tag")
@@ -49,7 +50,7 @@ class Result(NamedTuple):
     Attributes:
         job: the file, its result's path and format.
         error: None if the result was written or is in `answers`, else what is wrong with the file.
-        answers: the labels or texts of the samples in the file. The caller prints them if the job's target
+        answers: those for the samples in the file. The caller prints them if the job's target
             is standard output.
         inputs: the arrays of a single input file; None where there are several files.
         outputs: the network's outputs for a single input file; None where there are several files.
@@ -65,8 +66,8 @@ class Result(NamedTuple):
 
 
 class PendingFile(NamedTuple):
-    """A file that was read: a result that holds only inputs or an error, the feeds to run, and the widths
-    of a recogniser."""
+    """A file that was read: a result that holds only inputs or an error, the feeds to run, and their
+    widths."""
 
     result: Result
     feeds: Feeds = {}  # noqa: RUF012
@@ -233,7 +234,9 @@ def _read_windows(
             file = read(job.source)
             arrays = file.arrays_for(metadata)
             feeds = _feeds_of(file, arrays, metadata)
-            widths = _widths_of(file, arrays, metadata) if kind_named(metadata.kind).reads_pages else {}
+            widths = (
+                _widths_of(file, arrays, metadata) if kind_named(metadata.kind).steps_are_columns else {}
+            )
             has_targets = "y" in (*file.arrays, *file.left_out) and file.is_to_train_on(metadata)
             left_out = ("y",) if has_targets else ()
             window.append(PendingFile(Result(job, inputs=arrays, left_out=left_out), feeds, widths))
@@ -360,9 +363,9 @@ def write_results(
     options: ResultOptions = LABELS_ONLY,
     widths: Widths | None = None,
 ) -> tuple[Answer, ...]:
-    """Write the outputs for a file: as labels, texts or masks in txt, tsv, csv, json and png if the model's
-    kind has such, else as numbers. Returns the labels or texts, which are not written if the job's target
-    is standard output: the caller prints them. Without `widths`, the places of characters are in steps."""
+    """Write the outputs for a file: as answers or masks in txt, tsv, csv, json and png if the model's kind
+    has such, else as numbers. Returns the answers, which are not written if the job's target is standard
+    output: the caller prints them. Without `widths`, places in answers are in steps."""
     try:
         if job.format == "npy" and len(outputs) == 1 and not (options.probabilities or job.is_mask):
             save_array(job.target, *outputs.values(), replace=job.replace)

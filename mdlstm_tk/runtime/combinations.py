@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk.errors import Argument, InputError
-from mdlstm_tk.kinds import all_kinds, kind_named
-from mdlstm_tk.kinds.kind import ARRAYS, LINES, PAGES, Kind
+from mdlstm_tk.kinds import all_documents, all_kinds, kind_named
+from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind
 from mdlstm_tk.runtime.io import STDIO, Format
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def check_jobs(
     jobs: Sequence[Job],
     options: Mapping[str, Any],
     table: Path | None = None,
-    pages: Collection[str] = (),
+    documents: Collection[str] = (),
 ) -> None:
     """Check that each result can be written, and that each option has an effect on it.
 
@@ -60,7 +60,7 @@ def check_jobs(
         options: arguments of `infer_paths`, and `json` if the caller prints JSON on standard output; those
             that are not given are None or False.
         table: the one file for the answers to several inputs.
-        pages: the sources that are pages.
+        documents: the sources that are documents.
 
     Raises:
         InputError: two things do not go together.
@@ -70,9 +70,7 @@ def check_jobs(
     if len(metadata.output_names) > 1:
         model_kind += f" with the outputs {', '.join(metadata.output_names)}"
     output, output_format = Argument("output"), Argument("output_format")
-    if {"top", "probabilities"} <= given:
-        some = " includes all classes, ", Argument("top"), " only some; give one of them"
-        raise InputError(Argument("probabilities", True), *some)
+    own, is_tiled = kind_named(metadata.kind), metadata.form == "tiles"
     if table and not kind.is_printed:
         kinds = ", ".join(each.name for each in all_kinds() if each.is_printed)
         expected = (
@@ -80,33 +78,35 @@ def check_jobs(
         )
         raise InputError(output, expected, f" answers of kind {kinds} with one output, but {model_kind}")
     for job in jobs:
-        file_format, is_page, is_stdout = job.format, job.source in pages, job.target == STDIO
-        is_answer = file_format in LINES and (is_page or kind.is_printed)
-        if metadata.form == "tiles" and (job.source == STDIO or is_page):
+        file_format, is_stdout = job.format, job.target == STDIO
+        document = own.documents if job.source in documents else None
+        is_answer = file_format in LINES and (document or kind.is_printed)
+        if is_tiled and (job.source == STDIO or document):
             raise InputError(f"a tiled model reads .npy, .zarr and TIFF by region, not {job.source}")
-        if metadata.form == "tiles" and is_stdout and metadata.window is not None:
+        if is_tiled and is_stdout and metadata.window is not None:
             raise InputError("a tiled model writes files by region, not to stdout; give a file as ", output)
-        held = PAGES if is_page else formats_of(metadata, "probabilities" in given)
+        held = document.formats if document else formats_of(metadata, "probabilities" in given)
         if file_format not in held:
             text = f"{model_kind}, whose results {', '.join(held)} can hold, got {file_format}"
             raise InputError(text, "; choose one with ", output_format)
-        takes = kind_named(metadata.kind).options if is_page or kind.answers else {}
-        for name in ("probabilities", "top", "beam", "lm"):
+        takes = own.takes if document or kind.answers else {}
+        for name in dict.fromkeys(name for each in all_kinds() for name in each.takes):
             option = Argument(name, True if name == "probabilities" else None)
             if name in given and name not in takes:
-                kinds = ", ".join(each.name for each in all_kinds() if name in each.options)
+                kinds = ", ".join(each.name for each in all_kinds() if name in each.takes)
                 raise InputError(
                     option, f" needs a model of kind {kinds} with one output, but {model_kind}"
                 )
             if name in given and file_format not in takes[name]:
                 shows = f" shows in {', '.join(takes[name])}, got {file_format}; choose one with "
                 raise InputError(option, shows, output_format)
-        if "batch_size" in given and is_page:
-            raise InputError(f"the lines of {job.source} run together, without ", Argument("batch_size"))
+        if "batch_size" in given and document:
+            whole = f"{job.source} is a {document.name}, which runs as a whole, without "
+            raise InputError(whole, Argument("batch_size"))
         if "json" in given and is_stdout and not (is_answer and "output_format" not in given):
             text = " prints a document on stdout, where the result goes, too; leave one out, or give "
             raise InputError(Argument("json", True), text, output)
-    for name in ("skip_existing",) if metadata.form == "tiles" else ("skip_existing", "force"):
+    for name in ("skip_existing",) if is_tiled else ("skip_existing", "force"):
         if name in given and not table and all(job.target == STDIO for job in jobs):
             text = " is for results in files, but these go to stdout; leave it out, or give "
             raise InputError(Argument(name, True), text, output)
@@ -114,7 +114,7 @@ def check_jobs(
 
 def describe_option(name: str) -> str:
     """The kinds that take an option, with the formats in which it shows, for the help."""
-    takes = [(kind.name, kind.options[name]) for kind in all_kinds() if name in kind.options]
+    takes = [(kind.name, kind.takes[name]) for kind in all_kinds() if name in kind.takes]
     return "For kind " + "; ".join(f"{kind} as {', '.join(formats)}" for kind, formats in takes)
 
 
@@ -122,4 +122,5 @@ def describe_formats() -> str:
     """The formats of what each kind gives, for the help."""
     answers = [f"{kind.answers} as {', '.join(kind.formats)}" for kind in all_kinds() if kind.answers]
     numbers = f"numbers as {', '.join(GRIDS)}, and with a tiled model as {', '.join(REGIONS)}"
-    return "; ".join([*answers, f"pages as {', '.join(PAGES)}", numbers])
+    documents = [f"{each.name}s as {', '.join(each.formats)}" for each in all_documents()]
+    return "; ".join([*answers, *documents, numbers])

@@ -15,8 +15,8 @@ from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError, Message
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.kinds.kind import LINES
+from mdlstm_tk.kinds.options import fit_options
 from mdlstm_tk.runtime.batching import Result, infer_files
-from mdlstm_tk.runtime.character_model import CharacterModel
 from mdlstm_tk.runtime.choices import Engine
 from mdlstm_tk.runtime.combinations import check_jobs, written_as
 from mdlstm_tk.runtime.io import Format, is_tiled
@@ -57,9 +57,9 @@ class Inference:
         skipped: number of files that are skipped because their result exists.
         left_out: number of files below input folders whose type cannot be read.
         earlier_results: number of results of earlier inferences below input folders, which are left out.
-        table: the one file for the labels or texts of several inputs, or None.
+        table: the one file for the answers to several inputs, or None.
         stale: one line for each of these models whose run has gone on since the export.
-        document: renders the labels or texts that no file takes, in the order of the jobs, or None.
+        document: renders the answers that no file takes, in the order of the jobs, or None.
         results: one result per job, in an order that depends on the jobs alone.
     """
 
@@ -93,7 +93,6 @@ def infer_paths(
     *,
     output_format: Format | None = None,
     probabilities: bool = False,
-    top: int | None = None,
     device: str = "auto",
     threads: int = 1,
     batch_size: int | None = None,
@@ -105,13 +104,12 @@ def infer_paths(
     trusted: bool = False,
     skip_existing: bool = False,
     force: bool = False,
-    beam: int | None = None,
-    lm: str | Path | CharacterModel | None = None,
     tile: int | None = None,
     level: int | None = None,
     resume: bool = False,
     report: Callable[[int, int], None] | None = None,
     json: bool = False,
+    **of_kind: Any,
 ) -> Inference:
     """Load a model and plan its inference on files and folders.
 
@@ -122,23 +120,20 @@ def infer_paths(
     Args:
         inputs: files and folders, or "-" alone for standard input, which may hold any of the file types.
             Folders are searched recursively, without hidden files and without earlier results, which are
-            `*.out.*` and pages that a model has read; name such a file to read it. A recogniser reads the
-            lines of pages in ALTO or PAGE XML; images in the folders of pages are then no inputs of their
-            own. The image of a page on standard input lies in the current folder.
+            `*.out.*` and documents that a model has written; name such a file to read it. Some kinds read
+            documents, as a recogniser does the lines of pages; files that belong to them are then no inputs
+            of their own. Those of a document on standard input lie in the current folder.
         model: an exported `.onnx` or `.tiles` file, or a folder of models of one task, of which each file
             gets one that takes its grid. None: see `find_models`.
-        output: a file, a folder, or "-" for standard output, which of several inputs takes labels and
-            texts alone. None: beside the inputs; labels and texts go to standard output. One file for
-            several inputs is a table (.csv), a list (.json) or lines (.txt, .tsv) of labels or texts, in
-            the order of the inputs. Pages are written to a folder as XML of the same name, with texts and
-            confidences.
+        output: a file, a folder, or "-" for standard output, which of several inputs takes answers alone.
+            None: beside the inputs; answers go to standard output. One file for several inputs is a table
+            (.csv), a list (.json) or lines (.txt, .tsv) of answers, in the order of the inputs. Documents
+            are written to a folder under the same name.
         output_format: file format of the results. None: see `plan_jobs`. txt, tsv, csv and json hold
-            labels, texts and masks; npy and npz, where they are named, hold the network's outputs.
+            answers and masks; npy and npz, where they are named, hold the network's outputs.
         probabilities: of a classifier or segmenter, write the probability of every class: by name in csv
             and json, as arrays (softmax over the classes) in npy and npz. The default format is then npy
-            or npz. Of a recogniser, the confidence of each text in txt, tsv and csv; json has it in
-            any case.
-        top: of a classifier, also name the `top` most likely classes and their probabilities.
+            or npz. Of kinds with other answers, their confidence.
         device: "auto" (CUDA if it works, else CPU), "cpu", "cuda" or "cuda:N".
         threads: CPU threads of one run, as for `Session`. 0: one per core.
         batch_size: samples per run. None: 64, or fewer for grids above 64×64.
@@ -151,14 +146,13 @@ def infer_paths(
         trusted: allow operators outside the list of the model check; see `Session`.
         skip_existing: leave out files whose result exists.
         force: replace results that exist, and start over where an interrupted tiled run left something.
-        beam: of a recogniser, how many texts are compared while a line is read; see `Session.transcribe`.
-            None: 64 with a language model, else 1.
-        lm: of a recogniser, a `CharacterModel`, or the path of one, an ARPA file.
         tile: of a tiled model (`.tiles`), extents of a tile along each axis. None: 512.
         level: of a tiled model, which level of a TIFF with a pyramid is read. None: the largest, 0.
         resume: of a tiled model, go on with an interrupted run, and keep what an interruption leaves.
         report: of a tiled model, is called with the numbers of tiles that are done and of all.
         json: the caller prints a JSON document on standard output, where nothing else may go.
+        **of_kind: options that kinds declare, see `mdlstm_tk.kinds.options`. Of a classifier `top`: name
+            the `top` most likely classes, with their probabilities.
 
     Returns:
         The plan. Iterating over its `results` does the work and writes the results. A file that cannot be
@@ -175,7 +169,8 @@ def infer_paths(
     if skip_existing and force:
         kept = Argument("skip_existing", True), " keeps results that exist, "
         raise InputError(*kept, Argument("force", True), " replaces them; give one")
-    numbers = {"top": top, "batch_size": batch_size, "workers": workers, "tile": tile, "beam": beam}
+    of_kind = fit_options("infer_paths", of_kind)
+    numbers = {"batch_size": batch_size, "workers": workers, "tile": tile}
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise InputError(Argument(name, value), " is out of range; give at least 1")
@@ -194,13 +189,11 @@ def infer_paths(
         raise InputError(f"{table} holds the results of all inputs; ", *skip)
     if table and output_format and output_format not in LINES:
         unfit = Argument("output_format", output_format)
-        raise InputError(f"{table} takes labels or texts; leave out ", unfit)
+        raise InputError(f"{table} takes answers; leave out ", unfit)
     files, left_out, earlier_results = find_files(sources, target)
 
     tiling = {"tile": tile is not None, "level": level is not None, "resume": resume}
     models = find_models(model, tiled=any(tiling.values()))
-    lm = CharacterModel.load(lm) if isinstance(lm, str | Path) else lm
-    options = ResultOptions(probabilities, top, beam, lm)
     arguments: dict[str, Any] = {"threads": threads, "timeout": timeout, "max_bytes": max_bytes}
     arguments |= {"isolated": isolated, "trusted": trusted}
     reader = FileReader(limit)
@@ -219,43 +212,44 @@ def infer_paths(
 
         metadata = candidates[0].metadata if candidates else open_model(path).metadata
         kind = kind_named(metadata.kind)
-        kind.check_options(metadata, options)
+        options = kind.prepare(ResultOptions(probabilities, of_kind), metadata)
         stdin: bytes | None = None
         if STDIO in sources and metadata.form != "tiles":
-            stdin = reader.peek(STDIO).page
-            files = [InputPath(STDIO, "stdin.xml" if stdin is not None else "stdin")]
+            content = reader.peek(STDIO)
+            stdin, files = content.document, [InputPath(STDIO, f"stdin{content.suffix}")]
         of_form = files_of_form(files, metadata.form)
         left_out += len(files) - len(of_form)
         files = files_for(metadata.kind, of_form, earlier_results)
-        if not kind.reads_pages:
+        if kind.documents is None:
             left_out += len(of_form) - len(files)
         planned = plan_jobs(files, metadata, target, output_format, options, is_single=is_single)
-        given: dict[str, Any] = {"probabilities": probabilities, "top": top, "beam": beam, "lm": lm}
-        given |= {
+        given: dict[str, Any] = {
+            "probabilities": probabilities,
+            **of_kind,
             "skip_existing": skip_existing,
             "force": force,
             "output_format": output_format,
             "json": json,
+            "batch_size": batch_size,
         }
-        given["batch_size"] = batch_size
-        pages = {file.source for file in files if file.is_page}
-        check_jobs(metadata, path, planned, given, table, pages)
+        documents = {file.source for file in files if file.documents}
+        check_jobs(metadata, path, planned, given, table, documents)
         if table:
             ensure_writable(table, force)
         jobs = remaining_jobs(planned, skip_existing, force)
-        if engine == "ray" and not pages.isdisjoint(job.source for job in jobs):
-            advice = " takes arrays and images, not pages; use ", Argument("engine", "local")
-            raise InputError(Argument("engine", "ray"), *advice)
+        if engine == "ray" and kind.documents and any(job.source in documents for job in jobs):
+            refused_type = f" takes arrays and images, not {kind.documents.name}s; use "
+            raise InputError(Argument("engine", "ray"), refused_type, Argument("engine", "local"))
         by_model, refused = {path: jobs}, list[Result]()
         if candidates and jobs:
-            by_model, refused = jobs_by_model(candidates, jobs, pages, reader)
+            by_model, refused = jobs_by_model(candidates, jobs, documents, reader)
             path = next(iter(by_model), path)
 
         def start(path: Path, jobs: Sequence[Job]) -> Iterator[Result]:
             """The results of the jobs of one model, which is opened now."""
             session = open_model(path)
-            page_jobs = [job for job in jobs if job.source in pages]
-            jobs = [job for job in jobs if job.source not in pages]
+            of_documents = [job for job in jobs if job.source in documents]
+            jobs = [job for job in jobs if job.source not in documents]
             run: Callable[[Sequence[Job]], Iterator[Result]]
             if not isinstance(session, Session):
                 from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
@@ -277,10 +271,8 @@ def infer_paths(
                 how: Any = {"read": reader, "batch_size": batch_size, "is_single": is_single}
                 run = partial(infer_files, session, options=options, **how)
             parts = [run(jobs)] if jobs else []
-            if page_jobs and isinstance(session, Session):
-                from mdlstm_tk.runtime.page_inference import infer_pages  # imported late: it is rare
-
-                parts = [infer_pages(session, page_jobs, limit, options, stdin), *parts]
+            if of_documents and kind.documents and isinstance(session, Session):
+                parts = [kind.documents.infer(session, of_documents, limit, options, stdin), *parts]
             return chain(*parts)
 
         parts = [start(each, of_model) for each, of_model in by_model.items()]
@@ -288,7 +280,7 @@ def infer_paths(
         results: Iterator[Result] = iter(())
         if jobs:
             results = _with_resources(chain(refused, *parts), resources.pop_all(), is_single)
-    document = _document(jobs, metadata, options, table, is_single, pages)
+    document = _document(jobs, metadata, options, table, is_single, documents)
     if table and document:
         results, document = _write_table(results, table, document, force), None
     further_models = [each for each in by_model if each != path]
@@ -327,15 +319,15 @@ def _document(
     options: ResultOptions,
     table: Path | None,
     is_single: bool,
-    pages: Collection[str],
+    documents: Collection[str],
 ) -> AnswerDocument | None:
-    """Renders the labels or texts that go to one table or to standard output; None if there are none."""
+    """Renders the answers that go to one table or to standard output; None if there are none."""
     answer_jobs = [
         job
         for job in jobs
         if job.format in LINES
         and (table is not None or job.target == STDIO)
-        and (job.source in pages or written_as(metadata).is_printed)
+        and (job.source in documents or written_as(metadata).is_printed)
     ]
     if not answer_jobs:
         return None

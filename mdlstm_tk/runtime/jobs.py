@@ -3,43 +3,31 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError
-from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.kinds import all_documents, all_kinds, documents_of, kind_named
 from mdlstm_tk.kinds.kind import LINES
 from mdlstm_tk.runtime.combinations import written_as
-from mdlstm_tk.runtime.io import (
-    FORMATS,
-    IMAGE_SUFFIXES,
-    PAGE_SUFFIX,
-    READABLE,
-    READABLE_IN_TILES,
-    STDIO,
-    Format,
-    suffix_of,
-)
+from mdlstm_tk.runtime.io import FORMATS, READABLE, READABLE_IN_TILES, STDIO, Format, suffix_of
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import label_of
 from mdlstm_tk.runtime.io.results import is_result
 from mdlstm_tk.runtime.metadata import Metadata
 
 if TYPE_CHECKING:
-    from mdlstm_tk.runtime.character_model import CharacterModel
+    from mdlstm_tk.kinds.documents import Documents
 
 
 class ResultOptions(NamedTuple):
-    """How texts are read, and what is written beside labels, texts and masks; see `infer_paths`."""
+    """The options of results: `probabilities`, and those that kinds declare, by name; see `infer_paths`."""
 
     probabilities: bool = False
-    top: int | None = None
-    beam: int | None = None
-    lm: CharacterModel | None = None
+    of_kind: Mapping[str, Any] = {}
 
 
 LABELS_ONLY = ResultOptions()
@@ -54,9 +42,9 @@ class InputPath(NamedTuple):
     is_named: bool = True
 
     @property
-    def is_page(self) -> bool:
-        """True if the file may hold a page, by its suffix or by what came from standard input."""
-        return suffix_of(self.relative) == PAGE_SUFFIX
+    def documents(self) -> Documents | None:
+        """The documents that the file may be one of, by its suffix or by what came from standard input."""
+        return documents_of(self.relative)
 
 
 class FoundFiles(NamedTuple):
@@ -87,13 +75,13 @@ def is_single_file(inputs: Sequence[str]) -> bool:
 
 
 def is_table(output: str) -> bool:
-    """True if `output`, for several inputs, is one file for all labels or texts, by its suffix."""
+    """True if `output`, for several inputs, is one file for all answers, by its suffix."""
     return suffix_of(output)[1:] in LINES and not os.path.isdir(output)
 
 
 def find_files(inputs: Sequence[str], output: str | None) -> FoundFiles:
-    """The input files, and all readable files and pages in ALTO or PAGE XML below input folders, in the
-    order of their names.
+    """The input files, and all readable files and documents below input folders, in the order of their
+    names.
 
     Links to folders, hidden files and `output` are ignored, and results of earlier inferences left out.
 
@@ -116,9 +104,10 @@ def find_files(inputs: Sequence[str], output: str | None) -> FoundFiles:
             continue
         for path in _walk(name, output):
             file = InputPath(path, path.removeprefix(name).lstrip(os.sep), is_named=False)
+            documents = file.documents
             if is_result(path):
                 results.append(file)
-            elif suffix_of(path) in (*READABLE, ".zarr") or (file.is_page and _is_page(path)):
+            elif suffix_of(path) in (*READABLE, ".zarr") or (documents and documents.holds(path)):
                 files.append(file)
             else:
                 left_out += 1
@@ -126,7 +115,7 @@ def find_files(inputs: Sequence[str], output: str | None) -> FoundFiles:
         counts = [f"{left_out} of other types"] * bool(left_out)
         counts += [f"{counted(len(results), 'result')} of mdlstm infer, which may be named"] * bool(results)
         hint = f", only {' and '.join(counts)}" if counts else ""
-        expected = ", ".join((*READABLE, f"{PAGE_SUFFIX} of pages"))
+        expected = ", ".join((*READABLE, *(f"{each.suffix} of {each.name}s" for each in all_documents())))
         raise InputError(f"no input file in {', '.join(inputs)}{hint}; expected {expected}")
     return FoundFiles(files, left_out, results)
 
@@ -138,7 +127,8 @@ def files_of_form(files: Sequence[InputPath], form: str) -> list[InputPath]:
     Raises:
         InputError: there are none.
     """
-    readable = READABLE_IN_TILES if form == "tiles" else (*READABLE, PAGE_SUFFIX)
+    suffixes = (each.suffix for each in all_documents())
+    readable = READABLE_IN_TILES if form == "tiles" else (*READABLE, *suffixes)
     remaining = [file for file in files if file.is_named or suffix_of(file.source) in readable]
     if not remaining:
         raise InputError(f"{files[0].source} is no input of this model, which reads {', '.join(readable)}")
@@ -148,52 +138,22 @@ def files_of_form(files: Sequence[InputPath], form: str) -> list[InputPath]:
 def files_for(
     kind: str | None, files: Sequence[InputPath], results: Sequence[InputPath] = ()
 ) -> list[InputPath]:
-    """The files that a model of some kind takes: pages if it reads texts, and then no images from the
-    folders of pages, `results` included.
+    """The files that a model of some kind takes: no documents but its own, and then nothing that belongs to
+    these, `results` included.
 
     Raises:
         InputError: there are none.
     """
-    pages, reads_pages = [file for file in (*files, *results) if file.is_page], kind_named(kind).reads_pages
-    if not pages:
-        images = [file.source for file in files if suffix_of(file.source) in IMAGE_SUFFIXES]
-        beside = [os.path.splitext(source)[0] + PAGE_SUFFIX for source in images * reads_pages]
-        if known := next((page for page in beside if os.path.isfile(page) and _is_page(page)), None):
-            warnings.warn(
-                f"an image is read as one line, though {known} tells its lines; to read these, name it",
-                stacklevel=2,
-            )
-        return list(files)
-    if reads_pages:
-        folders = {os.path.normpath(os.path.dirname(page.source)) for page in pages}
-        folders |= {os.path.dirname(folder) or "." for folder in folders if _is_subfolder(folder)}
-
-        def is_of_page(file: InputPath) -> bool:
-            is_image = suffix_of(file.source) in IMAGE_SUFFIXES
-            return is_image and os.path.normpath(os.path.dirname(file.source)) in folders
-
-        remaining = [file for file in files if not is_of_page(file)]
-        stems = {_stem(page.source) for page in pages}
-        named = [file.source for file in files if file.is_named and is_of_page(file)]
-        if alone := [source for source in named if _stem(source) not in stems]:
-            more = f" and {len(alone) - 1} more" if len(alone) > 1 else ""
-            warnings.warn(
-                f"{alone[0]}{more} left out: its folder holds pages, so it counts as the image of one; to "
-                "read it as a line, run it without them",
-                stacklevel=2,
-            )
-        if not remaining:
-            raise InputError(
-                f"{pages[0].source} is a result of mdlstm infer; to read it again, name the file"
-            )
-        return remaining
-    remaining = [file for file in files if not file.is_page]
-    if not remaining:
+    own = kind_named(kind).documents
+    remaining = [file for file in files if file.documents in (None, own)]
+    if files and not remaining:
+        source, documents = files[0].source, files[0].documents
+        kinds = ", ".join(each.name for each in all_kinds() if each.documents is documents)
         raise InputError(
-            f"{label_of(pages[0].source)} is a page of text, but the model is of "
-            f"{f'kind {kind}' if kind else 'no kind'}; give one of kind transcribe"
+            f"{label_of(source)} is a {documents and documents.name}, but the model is of "
+            f"{f'kind {kind}' if kind else 'no kind'}; give one of kind {kinds}"
         )
-    return remaining
+    return own.select(remaining, [file for file in results if file.documents is own]) if own else remaining
 
 
 def plan_jobs(
@@ -208,11 +168,11 @@ def plan_jobs(
     """Decide where and in which format the result of each file is written.
 
     The result of x.npy is x.out.npy, beside it or at the same relative path below the folder `output`.
-    Labels and texts go to standard output if `output` is None. The format is that of the suffix of a file
-    `output`, else npz for several outputs, txt for labels and texts, png for masks of images (tif where the
+    Answers go to standard output if `output` is None. The format is that of the suffix of a file
+    `output`, else npz for several outputs, txt for answers, png for masks of images (tif where the
     model is tiled), npz for `.npz` inputs, and npy for all others. So npy and npz hold masks if no format
     was named, and outputs of the network if it was; with probabilities, those of labels and masks. The
-    result of a page is a page of the same name in the folder `output`, or its texts.
+    result of a document is one of the same name in the folder `output`, or its answers.
     `is_single`: the only input is a file, rather than a folder.
 
     Raises:
@@ -220,7 +180,7 @@ def plan_jobs(
             result, standard output would get several arrays, or the model or the input has no result in its
             format.
     """
-    file: str | None = None  # for the only result, or for all labels and texts
+    file: str | None = None  # for the only result, or for all answers
     folder: str | None = None  # of the results
     if output not in (None, STDIO):
         is_folder = _is_folder(output) or output.endswith(os.sep)
@@ -242,13 +202,11 @@ def plan_jobs(
         file_format = output_format or _default_format(path, metadata, options, output)
         has_masks = kind_named(metadata.kind).image_format is not None
         is_mask = has_masks and not (output_format or options.probabilities)
-        is_answer = file_format in LINES and (path.is_page or written_as(metadata).is_printed)
+        documents = path.documents
+        is_answer = file_format in LINES and (documents or written_as(metadata).is_printed)
         if output == STDIO and not is_single and not is_answer:
-            one = f" takes labels or texts of several inputs, but {file_format} of one alone; give a folder"
+            one = f" takes answers to several inputs, but {file_format} of one alone; give a folder"
             raise InputError(Argument("output", STDIO), one)
-        if file_format == "xml" and not path.is_page:
-            another = Argument("output_format")
-            raise InputError(f"xml holds pages, but {source} is none; give another ", another)
         is_printed = output is None and (source == STDIO or is_answer)
         if is_printed or output == STDIO or (file is not None and not is_single):
             target = STDIO
@@ -256,7 +214,7 @@ def plan_jobs(
             target = file
         else:
             target = source if folder is None else os.path.join(folder, relative)
-            if file_format != "xml":
+            if documents is None or file_format != documents.format:
                 target = f"{os.path.splitext(target)[0]}.out.{file_format}"
         jobs.append(Job(source, target, file_format, is_mask=is_mask))
     _check_targets(jobs, file)
@@ -280,32 +238,16 @@ def _is_folder(path: str) -> bool:
     return os.path.isdir(path) and suffix_of(path.rstrip(os.sep)) != ".zarr"
 
 
-def _stem(path: str) -> str:
-    return os.path.splitext(os.path.basename(path))[0]
-
-
-def _is_page(path: str) -> bool:
-    from mdlstm_tk.runtime.pages import is_page  # imported late: few inputs are pages
-
-    return is_page(path)
-
-
-def _is_subfolder(folder: str) -> bool:
-    from mdlstm_tk.runtime.pages import SUBFOLDERS
-
-    return os.path.basename(folder) in SUBFOLDERS
-
-
 def _default_format(
     path: InputPath, metadata: Metadata, options: ResultOptions, output: str | None
 ) -> Format:
     source = path.source
-    if path.is_page:
-        return "txt" if output in (None, STDIO) else "xml"
+    if path.documents:
+        return "txt" if output in (None, STDIO) else path.documents.format
     if len(metadata.output_names) > 1:
         return "npz"
     kind = kind_named(metadata.kind)
-    if kind.is_printed and (not options.probabilities or "txt" in kind.options.get("probabilities", ())):
+    if kind.is_printed and (not options.probabilities or "txt" in kind.probabilities):
         return "txt"
     is_image = metadata.ndim == 2 and suffix_of(source) != ".npz"
     own = kind.tile_format if metadata.form == "tiles" else kind.image_format if is_image else None

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from math import inf, isfinite
+from dataclasses import KW_ONLY, MISSING, asdict, dataclass, field, fields
+from math import inf
 from typing import Any, Literal, get_type_hints
 
 from mdlstm_tk._util.checks import expected, fitting
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.kinds.rooms import load
 from mdlstm_tk.runtime.choices import Dtype, Form, Precision
-from mdlstm_tk.runtime.decoding import Decoding
 
 PREFIX = "mdlstm."
 SCHEMA = 2
@@ -24,7 +24,8 @@ Bounds = tuple[int | float, int | float]
 
 @dataclass(frozen=True)
 class Metadata:
-    """The metadata of an exported model.
+    """The metadata of an exported model. A kind may add fields in a class of its own, which
+    `Metadata(..., kind=...)` makes, too.
 
     Attributes:
         version: version of mdlstm-tk that exported the model.
@@ -46,16 +47,11 @@ class Metadata:
             float32 in any case.
         model: name of the network, if the model was exported from a run.
         task: name of the task, if the model was exported from a run.
-        kind: kind of the task: "grid", "classify", "segment", "transcribe" or "density".
-        classes: names of the outputs, if they are classes. For "transcribe", the characters of outputs 1,
-            2, …; output 0 is the blank.
+        kind: kind of the task, such as "grid", "classify" or "segment".
+        classes: names of the outputs, if they are classes; see `Kind.name_count`.
         mask_values: of a segmenter, the value of each class in masks.
         mask_palette: of a segmenter, red, green and blue of each class in turn.
         preprocessing: how images are prepared, as `Preprocessing.from_json` takes it.
-        text_direction: of a recogniser, the direction in which most texts run; None: texts are in the order
-            in which an image shows them.
-        temperature, lm_weight, character_bonus: of a recogniser, how texts are read from its outputs; see
-            `mdlstm_tk.runtime.ctc.Decoding`. They were chosen on validation data.
         example_range: the lowest and the highest value of x in random inputs that a verification draws.
             None: they are standard normal. Two whole numbers: whole numbers.
         input_ranges: the same for the inputs after x, by their names.
@@ -77,6 +73,7 @@ class Metadata:
     layout: str
     channels: int
     outputs: int
+    _: KW_ONLY
     inputs: tuple[str, ...] = ("x",)
     window: Extents | None = (1, 1)
     output_names: tuple[str, ...] = ("y",)
@@ -90,10 +87,6 @@ class Metadata:
     mask_values: tuple[int, ...] | None = None
     mask_palette: tuple[int, ...] | None = None
     preprocessing: dict[str, Any] | None = None
-    text_direction: Literal["ltr", "rtl"] | None = None
-    temperature: float = Decoding.temperature
-    lm_weight: float = Decoding.lm_weight
-    character_bonus: float = Decoding.character_bonus
     example_range: Bounds | None = None
     input_ranges: dict[str, Bounds] = field(default_factory=dict)
     grids: tuple[Extents, ...] = ()
@@ -104,6 +97,10 @@ class Metadata:
     parity: dict[str, float] = field(default_factory=dict)
     reference: Precision = "float64"
     schema: int = SCHEMA
+
+    def __new__(cls, *args: Any, kind: str | None = None, **fields: Any) -> Metadata:
+        # a subclass that is named, as copies and pickles name it, stays itself
+        return object.__new__(_class_of(kind) if cls is Metadata else cls)
 
     @property
     def ndim(self) -> int:
@@ -133,11 +130,6 @@ class Metadata:
     def windows(self) -> dict[str, Extents | None]:
         """The window of each output, by its name."""
         return dict(zip(self.output_names, (self.window, *self.further_windows), strict=True))
-
-    @property
-    def decoding(self) -> Decoding:
-        """How texts are read from the outputs of a recogniser."""
-        return Decoding(self.temperature, self.lm_weight, self.character_bonus)
 
     @property
     def channels_last(self) -> bool:
@@ -184,24 +176,34 @@ class Metadata:
                 f"the metadata field '{name}' of {label} is {value!a:.60}; expected {rule}; {advice}"
             )
 
-        values: dict[str, Any] = {}
-        annotations = get_type_hints(cls)
-        for entry in fields(cls):
+        def parsed(name: str, annotation: Any) -> Any:
+            value: Any = texts[name]
+            try:
+                value = json.loads(value)
+                return fitting(value, annotation)
+            except (TypeError, ValueError, RecursionError):
+                raise wrong(name, value, expected(annotation)) from None
+
+        kind = parsed("kind", str | None) if "kind" in texts else None
+        of_kind, values = _class_of(kind), dict[str, Any]()
+        annotations = get_type_hints(of_kind)
+        for entry in fields(of_kind):
             name = entry.name
             if name in texts:
-                value: Any = texts[name]
-                try:
-                    value = json.loads(value)
-                    values[name] = fitting(value, annotations[name])
-                except (TypeError, ValueError, RecursionError):
-                    raise wrong(name, value, expected(annotations[name])) from None
+                values[name] = parsed(name, annotations[name])
             elif entry.default is MISSING and entry.default_factory is MISSING:
                 raise InputError(f"the metadata of {label} lack '{name}'; {advice}")
-        metadata = cls(**values)
+        metadata = of_kind(**values)
         for name, holds, rule in _consistency(metadata):
             if not holds:
                 raise wrong(name, getattr(metadata, name), rule)
         return metadata
+
+
+def _class_of(kind: str | None) -> type[Metadata]:
+    """The class of the metadata of a kind."""
+    metadata: type[Metadata] = load(kind_named(kind).metadata_class)
+    return metadata
 
 
 def layout_of(ndim: int, channels_last: bool) -> str:
@@ -236,9 +238,6 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
         is_valid = classes is not None and _are_different(classes) and len(classes) == names
         yield "classes", is_valid, expected
     yield from kind_named(kind).rules(metadata)
-    yield "temperature", 0 < metadata.temperature < inf, "a positive number"
-    for name in ("lm_weight", "character_bonus"):
-        yield name, isfinite(getattr(metadata, name)), "a finite number"
     one, several = metadata.example_range, metadata.input_ranges.values()
     for name, ranges in ("example_range", [one] if one else []), ("input_ranges", [*several]):
         are_bounds = all(len(bounds) == 2 and -inf < bounds[0] <= bounds[1] < inf for bounds in ranges)

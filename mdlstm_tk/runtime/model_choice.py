@@ -20,7 +20,7 @@ from mdlstm_tk.runtime.shapes import Grid, Shapes
 
 OF_A_TASK = (  # what models must share that answer one call
     *("kind", "layout", "channels", "outputs", "output_names", "classes", "mask_values", "mask_palette"),
-    *("preprocessing", "text_direction", "required_inputs"),
+    *("preprocessing", "required_inputs"),
 )
 
 
@@ -105,7 +105,7 @@ def choose_models(
     the grids of the file, otherwise None.
 
     A model for the grid alone comes before one for any grid, and then the newest. Where the grids of a file
-    are unknown, because it is a page or cannot be read, models for any grid come first.
+    are unknown, because it is a document or cannot be read, models for any grid come first.
 
     Args:
         candidates: what `read_candidates` returned.
@@ -123,13 +123,13 @@ def choose_models(
 
 
 def jobs_by_model(
-    candidates: Sequence[Candidate], jobs: Sequence[Job], pages: Collection[str], reader: FileReader
+    candidates: Sequence[Candidate], jobs: Sequence[Job], documents: Collection[str], reader: FileReader
 ) -> tuple[dict[Path, list[Job]], list[Result]]:
-    """The jobs of each model, and the results of those that no model takes. `pages` are the sources whose
-    grids are unknown until their lines are cut out."""
+    """The jobs of each model, and the results of those that no model takes. `documents` are sources whose
+    grids are unknown until their samples are cut out."""
     interfaces = {each.metadata.inputs: each.metadata for each in candidates}  # a file may fit one by names
     grids: dict[str, list[Grid]] = {job.source: [] for job in jobs}
-    for source in grids.keys() - pages:
+    for source in grids.keys() - documents:
         with suppress(InputError):  # the run will name it
             file = reader.peek(source)
             for metadata in interfaces.values():

@@ -1,4 +1,4 @@
-"""Labels, probabilities, masks and texts from the outputs of networks, with NumPy alone."""
+"""Labels, probabilities and masks from the outputs of networks, with NumPy alone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.ctc import best_path
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.text_order import Direction, reorder
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
@@ -72,20 +70,3 @@ def mask_values(classes: Integers, values: Sequence[int] | None) -> Integers:
     dtype = np.result_type(np.min_scalar_type(int(table.min())), np.min_scalar_type(int(table.max())))
     result: Integers = table.astype(dtype)[classes]
     return result
-
-
-def transcripts(logits: Floats, alphabet: Sequence[str], direction: Direction | None = None) -> list[str]:
-    """Decode texts by the best path of CTC (Graves et al. 2006): take the most likely output of each
-    step, merge repeats, and drop blanks.
-
-    Args:
-        logits: (N, T, 1 + characters) of a recogniser; output 0 is the blank.
-        alphabet: the characters; output k + 1 stands for alphabet[k].
-        direction: in which the texts run. The network reads an image from left to right; the texts are
-            returned in the order in which they are read. None: as the network reads them.
-
-    Returns:
-        N texts.
-    """
-    texts = ["".join(alphabet[k - 1] for k in best_path(row)) for row in logits]
-    return texts if direction is None else [reorder(text, direction) for text in texts]

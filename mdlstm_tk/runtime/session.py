@@ -12,6 +12,7 @@ import numpy as np
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.kinds.rooms import load
 from mdlstm_tk.runtime.io import is_tiled
 from mdlstm_tk.runtime.io.npy import Array, byte_limit, read_model
 from mdlstm_tk.runtime.metadata import Metadata
@@ -19,8 +20,7 @@ from mdlstm_tk.runtime.runner import MODEL, GraphInfo, OpenModel
 from mdlstm_tk.runtime.shapes import Shapes
 
 if TYPE_CHECKING:
-    from mdlstm_tk.runtime.character_model import CharacterModel
-    from mdlstm_tk.runtime.ctc import Transcription
+    from mdlstm_tk.text import CharacterModel, Transcription
 
 Outputs: TypeAlias = Array | dict[str, Array]
 """y, or several outputs by name."""
@@ -180,8 +180,8 @@ class Session(OpenModel):
         Args:
             images: a list with one for each line, as `decode_image` returns them: (H, W), (H, W, 1) or
                 (H, W, 3). They are prepared as the model's images were in training.
-            beam, lm: as for `mdlstm_tk.runtime.ctc.transcribe_logits`: how many texts a search keeps, and
-                a language model that it follows. By default the best path is read.
+            beam, lm: how many texts a search keeps, and a language model that it follows; see
+                `mdlstm_tk.text.ctc.transcribe_logits`. By default the best path is read.
 
         Returns:
             A text for each image, with confidences, and with places in pixels of the image.
@@ -191,9 +191,8 @@ class Session(OpenModel):
                 does not take, beam is below 1, or lm is no `CharacterModel` of its characters.
             StoppedError, MDLSTMError: as for a call.
         """
-        from mdlstm_tk.runtime.transcription import transcribe  # imported late: few models read texts
-
-        return transcribe(self, images, beam, lm)
+        lines: list[Transcription] = load("text.transcription:transcribe")(self, images, beam, lm)
+        return lines
 
     @checked
     def warm_up(self, batch: int = 1, grid: tuple[int, ...] | None = None) -> None:

@@ -53,10 +53,16 @@ def as_array(value: Any, label: str) -> Array:
 
 
 def step_width(steps: int, width: int) -> float:
-    """The columns of x that one step of a recogniser covers: the smallest integer w with ⌈width / w⌉ steps,
-    else width / steps."""
+    """The columns of x that one of the T steps of an output (N, T, outputs) covers: the smallest integer w
+    with ⌈width / w⌉ steps, else width / steps."""
     columns = -(-width // steps)
     return columns if -(-width // columns) == steps else width / steps
+
+
+def covered_width(steps: int, columns: int, width: int) -> float:
+    """The pixels that steps cover, of an image `width` pixels wide that was resized to `columns`. They may
+    reach beyond its end."""
+    return width / columns * steps * step_width(steps, columns)
 
 
 class Shapes:
@@ -205,8 +211,8 @@ class Shapes:
         return batch, np.repeat(np.asarray(grids, np.int64), [len(part) for part in parts], axis=0)
 
     def crop(self, outputs: Mapping[str, Array], grid: Grid, padded: Grid) -> dict[str, Array]:
-        """The part of each output (N, *padded', outputs) that belongs to `grid`; the steps of a recogniser
-        count as columns. Another output without a grid is left as it is."""
+        """The part of each output (N, *padded', outputs) that belongs to `grid`; where steps
+        count as columns, the first ones. Another output without a grid is left as it is."""
         result = {}
         for name, y in outputs.items():
             window = self.metadata.windows[name]

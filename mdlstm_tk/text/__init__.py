@@ -1,1 +1,46 @@
-"""The kind `transcribe`: one text for each sample."""
+"""Texts: the kind `transcribe`, whose models read one text from each image of a line.
+
+>>> from mdlstm_tk.text import CharacterModel, cut_line, read_page, write_page
+>>> page = read_page("0001.xml")
+
+room              the place where the rest of the package finds all this
+kind, training    the questions of a kind of task, answered
+pages             ALTO and PAGE XML, with page_geometry, markup and line_cutting
+documents         pages as inputs, with page_inference
+ctc               texts from outputs, with decoding, character_model, transcription
+networks, digit_strings   the networks and the built-in task
+encoding, page_folders, distortion, ctc_loss, calibration   what training needs
+measures, reading, report, cuts   errors of texts, and the report of a run
+
+The names below are loaded when they are first used: importing this package imports neither NumPy nor torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from mdlstm_tk._util.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from mdlstm_tk.text.character_model import CharacterModel as CharacterModel
+    from mdlstm_tk.text.ctc import Character as Character
+    from mdlstm_tk.text.ctc import Transcription as Transcription
+    from mdlstm_tk.text.decoding import Decoding as Decoding
+    from mdlstm_tk.text.digit_strings import DigitStrings as DigitStrings
+    from mdlstm_tk.text.line_cutting import cut_line as cut_line
+    from mdlstm_tk.text.networks import LineRecognizer as LineRecognizer
+    from mdlstm_tk.text.networks import TextRecognizer as TextRecognizer
+    from mdlstm_tk.text.pages import read_page as read_page
+    from mdlstm_tk.text.pages import write_page as write_page
+
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "character_model": ("CharacterModel",),
+        "ctc": ("Character", "Transcription"),
+        "decoding": ("Decoding",),
+        "digit_strings": ("DigitStrings",),
+        "line_cutting": ("cut_line",),
+        "networks": ("LineRecognizer", "TextRecognizer"),
+        "pages": ("read_page", "write_page"),
+    },
+    extra="train",
+)

@@ -21,11 +21,12 @@ from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk.data import Task, batches
 from mdlstm_tk.data.spec import Floats
-from mdlstm_tk.runtime.character_model import CharacterModel
-from mdlstm_tk.runtime.ctc import Fusion, best_path, posteriors, scaled_log_probs, search
-from mdlstm_tk.runtime.decoding import BEAM, Decoding
 from mdlstm_tk.runtime.text_order import Direction, reorder
+from mdlstm_tk.text.character_model import CharacterModel
+from mdlstm_tk.text.ctc import Fusion, best_path, posteriors, scaled_log_probs, search
 from mdlstm_tk.text.ctc_loss import line_steps
+from mdlstm_tk.text.decoding import BEAM, LM_FILE, Decoding, write_decoding
+from mdlstm_tk.text.encoding import TaskTexts
 from mdlstm_tk.text.measures import target_texts
 from mdlstm_tk.training.evaluation import predict
 from mdlstm_tk.training.networks import columns_per_step
@@ -64,17 +65,17 @@ def calibrate(job: TrainingJob, step: int) -> None:
     """
     run, spec = job.run, job.task.spec
     lm = CharacterModel.fit(training_texts(job.task, job.config.seed))
-    lm.save(run.lm)
+    lm.save(run.folder / LM_FILE)
     lines = validation_lines(job)
     decoding = Decoding(temperature=fit_temperature(evenly(lines, TEMPERATURE_LINES), spec.classes))
     decoding = fit_weights(lines, spec.classes, lm, spec.text_direction, decoding)
-    run.write_decoding(decoding, step)
+    write_decoding(run, decoding, step)
 
 
 def training_texts(task: Task, seed: int) -> Sequence[str]:
     """The texts of the training split, in the order of reading; some, if a task generates them."""
-    if task.texts is not None:
-        return task.texts
+    if isinstance(task.of_kind, TaskTexts):
+        return task.of_kind.train
     generated = (task.batch(seed, step, GENERATED_BATCH) for step in range(GENERATED_BATCHES))
     return [text for batch in generated for text in target_texts(batch, task.spec)]
 

@@ -12,9 +12,9 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.examples import spread
 from mdlstm_tk.report.panels import Panel, draw_input
 from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.runtime.line_cutting import cut_line
-from mdlstm_tk.runtime.pages import Page, is_page, read_page
 from mdlstm_tk.runtime.preprocessing import resize, scale
+from mdlstm_tk.text.line_cutting import cut_line
+from mdlstm_tk.text.pages import Page, is_page, read_page
 
 PAGES, LINES = 10, 2  # of each page
 HEIGHT = 64  # of a cut in the picture, in pixels

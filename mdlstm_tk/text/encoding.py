@@ -12,6 +12,7 @@ from mdlstm_tk._util.text import counted
 from mdlstm_tk.data.samples import Survey
 from mdlstm_tk.data.spec import Split
 from mdlstm_tk.data.targets import Targets
+from mdlstm_tk.data.task import Task
 from mdlstm_tk.runtime.text_order import Direction, is_right_to_left, reorder
 
 # Marks that no image shows: byte order, and the direction of what follows. The order of a text is found
@@ -80,3 +81,26 @@ class TextExtent(NamedTuple):
         text = targets.encode(survey.target)
         repeats = sum(a == b for a, b in pairwise(text))
         return cls(split, survey.sample.name, survey.target, survey.extents[1], len(text) + repeats)
+
+
+class TaskTexts(NamedTuple):
+    """The texts of a user's data, in `Task.of_kind`; other tasks have none there, and room enough.
+
+    Attributes:
+        train: those of the training split.
+        extents: of all samples.
+    """
+
+    train: Sequence[str]
+    extents: Sequence[TextExtent]
+
+
+def texts_without_room(columns: int | None, task: Task) -> list[TextExtent]:
+    """The samples whose text needs more steps than a network makes of the sample's image, if one covers
+    some columns; None: it does not say how many.
+
+    CTC cannot spell such a text, so the loss leaves the sample out.
+    """
+    return [
+        e for e in getattr(task.of_kind, "extents", ()) if columns and -(-e.width // columns) < e.ctc_steps
+    ]

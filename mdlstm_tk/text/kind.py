@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import asdict, dataclass
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk.kinds.answer import PROBABILITY_DIGITS, Answer
-from mdlstm_tk.kinds.kind import ARRAYS, LINES, PAGES, Kind
+from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind
+from mdlstm_tk.kinds.options import Option
+from mdlstm_tk.text.decoding import DECODING_FILE, LM_FILE
+from mdlstm_tk.text.documents import Pages
 
 if TYPE_CHECKING:
-    from mdlstm_tk.runtime.ctc import Transcription
     from mdlstm_tk.runtime.io.npy import Array
     from mdlstm_tk.runtime.jobs import ResultOptions
     from mdlstm_tk.runtime.metadata import Metadata
+    from mdlstm_tk.text.ctc import Transcription
 
 EDGE_DIGITS = 1  # of pixels
 
@@ -59,11 +64,29 @@ class Transcribe(Kind):
     training_module = "mdlstm_tk.text.training"
     answers = "texts"
     formats = LINES
-    options: ClassVar = {"probabilities": (*PAGES, *ARRAYS), "beam": PAGES, "lm": PAGES}
+    documents = Pages()
+    probabilities = (*documents.formats, *ARRAYS)
+    options = (
+        Option(
+            "beam",
+            documents.formats,
+            "Texts that are compared while a line is read.",
+            default="1, or 64 with a language model",
+        ),
+        Option(
+            "lm",
+            documents.formats,
+            "Language model that texts follow: an ARPA file of characters, such as lm.arpa.gz of a run.",
+            Path,
+            "FILE",
+            place="text.character_model:CharacterModel",
+        ),
+    )
+    metadata_class = "text.metadata:RecogniserMetadata"
+    run_files = (DECODING_FILE, LM_FILE)
     is_printed = True
     sample_axes = 2
     axes = "N, T"
-    reads_pages = True
     steps_are_columns = True
 
     def name_count(self, outputs: int) -> int:
@@ -71,23 +94,31 @@ class Transcribe(Kind):
 
     def rules(self, metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
         yield "classes", "" not in (metadata.classes or ()), "characters, none of which is empty"
+        from mdlstm_tk.text.metadata import recogniser
 
-    def check_options(self, metadata: Metadata, options: ResultOptions) -> None:
-        from mdlstm_tk.runtime.ctc import check_search  # imported late: few models read texts
+        for name, value in asdict(recogniser(metadata).decoding).items():
+            low, rule = (0, "a positive number") if name == "temperature" else (-inf, "a finite number")
+            yield name, low < value < inf, rule
 
-        check_search(options.beam, options.lm, metadata.classes or ())
+    def prepare(self, options: ResultOptions, metadata: Metadata) -> ResultOptions:
+        from mdlstm_tk.text.character_model import CharacterModel  # imported late: few models read texts
+        from mdlstm_tk.text.ctc import check_search
+
+        lm = options.of_kind.get("lm")
+        if isinstance(lm, str | Path):
+            lm = CharacterModel.load(lm)
+        check_search(options.of_kind.get("beam"), lm, metadata.classes or ())
+        return options._replace(of_kind={**options.of_kind, "lm": lm})
 
     def decode(
         self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None
     ) -> list[Text]:
-        from mdlstm_tk.runtime.transcription import read_logits
+        from mdlstm_tk.text.metadata import recogniser
+        from mdlstm_tk.text.transcription import read_logits
 
         rows, indices = (y, range(len(y))) if y.ndim == 3 else (y[None], (None,))
-        lines = [read_logits(row, metadata, options.beam, options.lm, width) for row in rows]
+        lines = [read_logits(row, recogniser(metadata), width=width, **options.of_kind) for row in rows]
         return [Text(line.text, array, k, line) for line, k in zip(lines, indices, strict=True)]
-
-    def blank(self, metadata: Metadata, options: ResultOptions) -> Answer:
-        return Text("")
 
 
 KIND = Transcribe()

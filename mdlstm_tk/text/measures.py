@@ -8,8 +8,8 @@ from unicodedata import normalize
 from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk.data.spec import Batch, Floats, TaskSpec
-from mdlstm_tk.runtime.postprocessing import transcripts
 from mdlstm_tk.runtime.text_order import reorder
+from mdlstm_tk.text.transcription import transcripts
 
 
 def target_texts(batch: Batch, spec: TaskSpec) -> list[str]:

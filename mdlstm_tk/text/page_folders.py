@@ -1,5 +1,6 @@
-"""Lines of text from folders of pages, and which samples belong together.
+"""Lines of text from folders, and which samples belong together.
 
+texts         images and labels.tsv, each line of which is: file, tab, text
 pages         images with ALTO or PAGE XML, at any depth; the samples are the lines with a text
 transcripts   an image of a line, and its text in a file of the same name that ends in .gt.txt
 
@@ -26,8 +27,8 @@ from mdlstm_tk.data.samples import MAX_THREADS, MemoryBudget
 from mdlstm_tk.data.spec import Array, RawSample, Split
 from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
-from mdlstm_tk.runtime.line_cutting import cut_line
-from mdlstm_tk.runtime.pages import PageLine, is_page, read_page
+from mdlstm_tk.text.line_cutting import cut_line
+from mdlstm_tk.text.pages import PageLine, is_page, read_page
 
 TRANSCRIPT = ".gt.txt"
 
@@ -90,11 +91,31 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
     if files:
         counts = f"{counted(with_text, 'line')} with a text and {without_text} without, which are left out"
         notes.append(f"pages: {len(files)}, with {counts}")
-    if cut_again := sum(bool(sample.page) and not sample.in_memory for sample in samples):
+    if cut_again := sum(bool(sample.whole) and not sample.in_memory for sample in samples):
         lines = counted(cut_again, "line of pages is", "lines of pages are")
         text = f"{lines} cut again in every epoch, which is slow; "
         notes.append(Message(text, Argument("cache"), " with more MiB keeps them"))
     return samples, notes
+
+
+def list_texts(path: Path) -> Iterator[RawSample]:
+    """List the images and texts of labels.tsv; a bad line is a sample that cannot be used."""
+    table = path / "labels.tsv"
+    first_line: dict[str, int] = {}
+    for number, line in enumerate(folders.read_lines(table), 1):
+        if not line.strip():
+            continue
+        label = f"labels.tsv, line {number}"
+        name, *columns = line.split("\t")
+        if not columns:
+            yield RawSample.unusable(label, "it has no tab; expected file, tab, text")
+        elif len(columns) > 1:
+            reason = f"it has {counted(len(columns) + 1, 'column')}; expected file, tab, text"
+            yield RawSample.unusable(label, reason)
+        elif (first := first_line.setdefault(os.path.normpath(name), number)) != number:
+            yield RawSample.unusable(label, f"line {first} names {name} as well; delete one of them")
+        else:
+            yield folders.image_sample(path, path / name, partial(str, columns[0]))
 
 
 def list_transcripts(path: Path) -> Iterator[RawSample]:

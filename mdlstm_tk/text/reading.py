@@ -15,10 +15,10 @@ from torch import nn
 
 from mdlstm_tk.data import Batch, Split, Task
 from mdlstm_tk.data.spec import Floats
-from mdlstm_tk.runtime.character_model import CharacterModel
-from mdlstm_tk.runtime.ctc import Transcription, transcribe_logits
-from mdlstm_tk.runtime.decoding import Decoding
+from mdlstm_tk.text.character_model import CharacterModel
+from mdlstm_tk.text.ctc import Transcription, transcribe_logits
 from mdlstm_tk.text.ctc_loss import line_steps
+from mdlstm_tk.text.decoding import Decoding
 from mdlstm_tk.text.measures import TextEdits, count_edits, plain, target_texts
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext

@@ -10,10 +10,11 @@ from typing import Any
 from torch import nn
 
 from mdlstm_tk.data import Task
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.report.evaluation import Example, SplitEvaluation, display_split, in_order, make_examples
 from mdlstm_tk.report.plots import svg_reliability
-from mdlstm_tk.runtime.decoding import Decoding
 from mdlstm_tk.text.cuts import cut_panels
+from mdlstm_tk.text.decoding import Decoding
 from mdlstm_tk.text.reading import Line, describe_lines, evaluate_lines
 from mdlstm_tk.training.config import TrainConfig
 
@@ -69,7 +70,7 @@ def report_values(
     evaluation: SplitEvaluation | None, result: Mapping[str, Any], data: str
 ) -> dict[str, Any]:
     """See `TrainingKind.report_values`; the texts are those of an evaluation, or else of `result.json`."""
-    texts = describe_lines(evaluation.lines) if isinstance(evaluation, LinesEvaluation) else result
+    texts = describe_lines(evaluation.lines) if isinstance(evaluation, LinesEvaluation) else _texts(result)
     return {
         "texts": texts if "reliability" in texts else {},
         "intervals": texts.get("intervals", {}),
@@ -77,3 +78,27 @@ def report_values(
         "reliability": svg_reliability(texts["reliability"]) if texts.get("reliability") else "",
         "cuts": cut_panels(Path(data)) if data else [],
     }
+
+
+def _texts(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The result of `describe_lines`, from `result.json`; {} if it has none.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    if {"intervals", "confusions", "reliability"}.isdisjoint(result):
+        return {}
+    try:
+        ends = {k: v and (float(v[0]), float(v[1])) for k, v in result["intervals"].items()}
+        return {
+            "intervals": ends,
+            "confusions": [
+                (str(truth), str(read), int(count)) for truth, read, count in result["confusions"]
+            ],
+            "pages": [(str(page), float(error), int(count)) for page, error, count in result["pages"]],
+            "reliability": [(float(a), float(b), int(count)) for a, b, count in result["reliability"]],
+            "calibration_error": float(result["calibration_error"]),
+            **{name: int(result[name]) for name in ("groups", "edits")},
+        }
+    except (TypeError, ValueError, LookupError, AttributeError):
+        raise InputError("result.json holds no readings of texts; delete it to go on") from None

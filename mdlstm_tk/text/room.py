@@ -6,12 +6,13 @@ ROOM = Room(
     kinds={"transcribe": "text.kind:KIND"},
     tasks={
         "digit-strings": (
-            "data.builtin.digits:DigitStrings",
+            "text.digit_strings:DigitStrings",
             lambda task, c: task(c.seed, c.validation, c.augment),
         )
     },
+    runtime_names={"CharacterModel": "text.character_model:CharacterModel"},
     networks={
-        "md": {"transcribe": "models.heads:TextRecognizer"},
-        "lines": {"transcribe": "models.lines:LineRecognizer"},
+        "md": {"transcribe": "text.networks:TextRecognizer"},
+        "lines": {"transcribe": "text.networks:LineRecognizer"},
     },
 )

@@ -9,17 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mdlstm_tk._util.text import is_plain_text
+from mdlstm_tk._util.text import counted, is_plain_text
 from mdlstm_tk.data.arrays import read_name
-from mdlstm_tk.data.augmentation import distort_line
-from mdlstm_tk.data.folders import list_texts
 from mdlstm_tk.data.samples import MemoryBudget, Survey
 from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, Sample, Split, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import InputError, Message
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
-from mdlstm_tk.text.encoding import TextExtent, fit_texts, normalise
-from mdlstm_tk.text.page_folders import list_pages, list_transcripts, read_splits
+from mdlstm_tk.text.decoding import read_decoding
+from mdlstm_tk.text.distortion import distort_line
+from mdlstm_tk.text.encoding import (
+    TaskTexts,
+    TextExtent,
+    fit_texts,
+    normalise,
+    texts_without_room,
+)
+from mdlstm_tk.text.page_folders import list_pages, list_texts, list_transcripts, read_splits
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,6 +47,7 @@ class Transcribe(TrainingKind):
     array_format = "an .npz file with x and texts y (N,)"
     target_dtypes = "US"
     target_files = (".txt", ".tsv", ".xml", ".json")
+    target_name = "text"
     is_cropped = False
     is_planar = True
     error_names = ("character_error", "word_error", "string_error")
@@ -79,10 +86,34 @@ class Transcribe(TrainingKind):
     def complete(
         self, task: UserDataTask, splits: Mapping[Split, Sequence[Survey]], targets: Targets
     ) -> None:
-        task.texts = [normalise(survey.target) for survey in splits["train"]]
-        task.text_extents = [
-            TextExtent.of(split, survey, targets) for split, each in splits.items() for survey in each
-        ]
+        texts = [normalise(survey.target) for survey in splits["train"]]
+        task.of_kind = TaskTexts(
+            texts,
+            [TextExtent.of(split, survey, targets) for split, each in splits.items() for survey in each],
+        )
+
+    def spec_fields(self, train: Sequence[Survey], targets: Targets) -> dict[str, Any]:
+        return {"text_direction": targets.direction}
+
+    def widest_step(self, task: Task) -> int:
+        # a text of invisible marks needs no room
+        room = (
+            each.width // each.ctc_steps for each in getattr(task.of_kind, "extents", ()) if each.ctc_steps
+        )
+        return min(room, default=task.spec.size[1])
+
+    def check_steps(self, columns: int | None, task: Task, remedy: Sequence[object]) -> list[Message]:
+        from mdlstm_tk.training.tasks import listing
+
+        texts = texts_without_room(columns, task)
+        if not texts:
+            return []
+        named = listing([f"{each.name}: {each.text:.40}" for each in texts])
+        need = counted(len(texts), "text needs", "texts need")
+        line = f"{need} more steps than the network makes of their images ({named})"
+        if sum(each.split == "train" for each in texts) == task.count("train"):
+            raise InputError(f"{line}, among them all that it would be trained on; try ", *remedy)
+        return [Message(f"{line}, so nothing is learned from them; try ", *remedy)]
 
     def read_array(self, y: Array, index: int, extents: Extents, names: Sequence[str]) -> Any:
         return read_name(y, index)
@@ -124,7 +155,7 @@ class Transcribe(TrainingKind):
 
         if job.context.is_main:
             calibrate(job, step)
-        decoding = job.context.broadcast(job.run.read_decoding())
+        decoding = job.context.broadcast(read_decoding(job.run))
         errors, lines = evaluate_lines(
             job.network, job.task, split, job.config, job.context, decoding=decoding
         )
@@ -135,8 +166,8 @@ class Transcribe(TrainingKind):
 
         return target_texts(batch, spec)[0]
 
-    def metadata(self, run: Run, step: int) -> dict[str, Any]:
-        return asdict(run.read_decoding(step))
+    def metadata(self, run: Run, step: int, spec: TaskSpec) -> dict[str, Any]:
+        return {"text_direction": spec.text_direction, **asdict(read_decoding(run, step))}
 
     def panels(self, batch: Batch, prediction: Floats, spec: TaskSpec, name: str) -> list[Panel]:
         from mdlstm_tk.report.panels import ShownAnswer, answer_panel
@@ -150,7 +181,7 @@ class Transcribe(TrainingKind):
     ) -> SplitEvaluation:
         from mdlstm_tk.text.report import evaluate_split
 
-        return evaluate_split(network, task, config, run.read_decoding(step))
+        return evaluate_split(network, task, config, read_decoding(run, step))
 
     def report_values(
         self,

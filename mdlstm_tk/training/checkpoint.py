@@ -73,7 +73,7 @@ class Checkpoint:
     def start(self, network: nn.Module, config: TrainConfig, spec: TaskSpec) -> tuple[str, ...]:
         """Copy `weights` into the network of another run, which may have other classes or characters.
 
-        Outputs of classes or levels that both runs have, and of the blank, keep their rows of the head;
+        Outputs that mean the same in both runs, such as a class, keep their rows of the head;
         others keep the weights that they have. Numbers that standardise the data stay those of the new run.
 
         Args:

@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 from mdlstm_tk._util.sizes import parse_resize, parse_size
 from mdlstm_tk.errors import Argument, InputError
+from mdlstm_tk.kinds import kind_names
+from mdlstm_tk.kinds.rooms import of_rooms
 
 # settings that have an option of their own, by the panel of `mdlstm train --help` that it is in
 PANELS: dict[str, tuple[str, ...]] = {
@@ -74,7 +76,16 @@ def _setting(
     return field(default=default, metadata={"help": help, "empty": empty, "bounds": bounds, "parse": parse})
 
 
+def _with_rooms(config: type) -> type:
+    """Give a configuration the settings of rooms."""
+    for key, arguments in of_rooms("settings").items():
+        config.__annotations__[key] = type(arguments["default"])
+        setattr(config, key, _setting(**arguments))
+    return config
+
+
 @dataclass(frozen=True)
+@_with_rooms
 class TrainConfig:
     """The configuration of a training run; `list_settings` returns what each field means.
 
@@ -87,13 +98,11 @@ class TrainConfig:
 
     task: str = _setting(
         "diagonal",
-        "Kind of the data, if there are any (grid, classify, segment, transcribe or density); else a "
-        "registered task.",
+        f"Kind of the data, if there are any ({', '.join(kind_names())}); else a registered task.",
     )
     data: str = _setting(
         "",
-        "Path of an .npz file, a folder of images or, for kind density, of IDX files to train on; for task "
-        "fashion, of the IDX files of Fashion-MNIST or MNIST.",
+        "Path of the data to train on: an .npz file, a folder of images, or files that the task reads.",
         empty="a task that brings its own data",
     )
     data_from_run: str = _setting(
@@ -118,12 +127,6 @@ class TrainConfig:
         "centre.",
         empty="whole samples",
         parse=parse_size,
-    )
-    levels: int = _setting(
-        2,
-        "Levels that each channel of data of kind density is rounded to; 2 are black and white.",
-        min=2,
-        max=256,
     )
     cache: int = _setting(
         256, "Memory for decoded images of data in MiB; further ones are read again in each epoch.", min=0

@@ -16,13 +16,14 @@ from mdlstm_tk._util.text import counted, duration
 from mdlstm_tk.data import Split, Task
 from mdlstm_tk.data.spec import SampleId
 from mdlstm_tk.errors import Argument, InputError, Message, require
+from mdlstm_tk.kinds import training_of
 from mdlstm_tk.models import model_options
 from mdlstm_tk.training import distributed
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.memory import check_memory
-from mdlstm_tk.training.networks import build_network, fit_config, texts_without_room
+from mdlstm_tk.training.networks import build_network, columns_per_step, fit_config
 from mdlstm_tk.training.run_folder import Run, new_run, open_run
 from mdlstm_tk.training.run_state import RunState
 from mdlstm_tk.training.settings import configure_resumed
@@ -30,7 +31,6 @@ from mdlstm_tk.training.tasks import (
     describe_changes,
     describe_overlap,
     find_data,
-    listing,
     load_task,
     make_task,
     remember_data,
@@ -246,17 +246,10 @@ def _build(
     if config.data and config.windows:
         text = f"windows of {config.windows} positions; choose others with "
         notes.append(Message(text, Argument("windows")))
-    if texts := texts_without_room(network, task):
-        has_windows = "windows" in model_options(config.model, task.spec.kind)
-        remedy: tuple[object, ...] = (Argument("windows", "2x1,2x1"),)
-        if not has_windows:
-            remedy = "a larger ", Argument("resize"), ", or ", Argument("model", "md")
-        named = listing([f"{each.name}: {each.text:.40}" for each in texts])
-        need = counted(len(texts), "text needs", "texts need")
-        line = f"{need} more steps than the network makes of their images ({named})"
-        if sum(each.split == "train" for each in texts) == task.count("train"):
-            raise InputError(f"{line}, among them all that it would be trained on; try ", *remedy)
-        notes.append(Message(f"{line}, so nothing is learned from them; try ", *remedy))
+    remedy: tuple[object, ...] = (Argument("windows", "2x1,2x1"),)
+    if "windows" not in model_options(config.model, task.spec.kind):
+        remedy = "a larger ", Argument("resize"), ", or ", Argument("model", "md")
+    notes += training_of(task.spec.kind).check_steps(columns_per_step(network), task, remedy)
     if memory:
         notes.append(memory)
     return network, tuple(notes)

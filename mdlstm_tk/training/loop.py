@@ -46,8 +46,8 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
         split and errors by name, on the test split if there is one, else on the validation split;
         "in_sample", true of the latter, whose data have chosen the weights; "seconds" of the optimizer
         steps, summed over interruptions, their rate "steps_per_second", and apart from them
-        "validation_seconds" and "compilation_seconds", see `TrainingTimes`; of texts, what
-        `describe_lines` returns. {} in processes other than the main one.
+        "validation_seconds" and "compilation_seconds", see `TrainingTimes`; and what the kind
+        adds. {} in processes other than the main one.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; the last checkpoint is written before it is raised.
@@ -163,8 +163,7 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
 
 
 def _conclude(job: TrainingJob, trainer: Trainer) -> dict[str, Any]:
-    """Measure the best weights on the device of the training, choose how texts are read, and write
-    `result.json`."""
+    """Measure the best weights on the device of the training as the kind does, and write `result.json`."""
     run, task, network = job.run, job.task, job.network
     if trainer.best_weights is None:  # no validation gave a number
         trainer.keep_best()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +15,12 @@ from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.cells import cell_names
 from mdlstm_tk.data import Task, TaskSpec
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds import training_of
 from mdlstm_tk.models import Normalized, create, model_names, model_options
 from mdlstm_tk.models.blocks import Window, combine_windows
 from mdlstm_tk.models.registry import default_windows, resolve
 from mdlstm_tk.training.config import TrainConfig, parse_windows
 from mdlstm_tk.training.tasks import make_task
-
-if TYPE_CHECKING:
-    from mdlstm_tk.text.encoding import TextExtent
 
 MAX_POSITIONS = 4096  # that the first level of a network sweeps, unless the user chooses the windows
 
@@ -87,8 +84,8 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
     """Fill in what depends on the data: the size, and windows that suit large images.
 
     Windows are chosen if the configuration names none and the network is one that has windows. Those of its
-    first level are doubled until `MAX_POSITIONS` remain. For texts, columns are joined only as long as
-    every text keeps its room. Tasks that bring their own data keep the windows of their settings.
+    first level are doubled until `MAX_POSITIONS` remain, and in columns only as long as every target keeps
+    its room. Tasks that bring their own data keep the windows of their settings.
     """
     config = replace(config, size=format_size(task.spec.size))
     if config.windows or not config.data or resolve(config.model) != "md":
@@ -102,9 +99,7 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
         while most_windows(task.extents, (window,) * ndim) > MAX_POSITIONS:
             window *= 2
         return replace(config, windows=format_size((window,) * ndim)) if window > 1 else config
-    # a text of invisible marks needs no room
-    room = (e.width // e.ctc_steps for e in task.text_extents if e.ctc_steps)
-    max_columns = min(room, default=task.spec.size[1])
+    max_columns = training_of(task.spec.kind).widest_step(task)
     (rows, columns), *later_windows = default
     later_columns = combine_windows(default)[1] // columns
     while most_windows(task.extents, (rows, columns)) > MAX_POSITIONS:
@@ -139,15 +134,6 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def columns_per_step(network: nn.Module) -> int | None:
-    """The columns of x under one step of a recogniser; None for other networks, which do not say it."""
+    """The columns of x under one step of the output; None for networks that do not say it."""
     network = network.network if isinstance(network, Normalized) else network
     return getattr(network, "columns_per_step", None)
-
-
-def texts_without_room(network: nn.Module, task: Task) -> list[TextExtent]:
-    """The samples whose text needs more steps than the network makes of the sample's image.
-
-    CTC cannot spell such a text, so the loss leaves the sample out.
-    """
-    columns = columns_per_step(network)
-    return [e for e in task.text_extents if columns and -(-e.width // columns) < e.ctc_steps]

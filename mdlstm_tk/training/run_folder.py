@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -15,7 +14,7 @@ from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import to_json
 from mdlstm_tk.data.spec import SPLITS, SampleId, Split
 from mdlstm_tk.errors import Argument, InputError
-from mdlstm_tk.runtime.decoding import Decoding
+from mdlstm_tk.kinds import all_kinds
 from mdlstm_tk.runtime.io.files import atomic_write, is_empty, staging
 from mdlstm_tk.training.progress import TrainingTimes
 
@@ -52,8 +51,6 @@ class Run:
     report = _File("report.html")
     result = _File("result.json")
     times = _File("times.json")
-    lm = _File("lm.arpa.gz")  # of kind "transcribe": a character model of the training texts
-    decoding = _File("decoding.json")  # how its texts are read
     samples = _File("samples.json")  # digests and names of the user's samples so far, by split
 
     @property
@@ -74,20 +71,21 @@ class Run:
         """
         outdated = [self.result, self.curves, self.prediction, self.report]
         if not resume:
-            outdated += [self.best, self.last, self.times, self.samples, self.lm, self.decoding]
+            outdated += [self.best, self.last, self.times, self.samples]
+            outdated += [self.folder / name for kind in all_kinds() for name in kind.run_files]
         for path in outdated:
             path.unlink(missing_ok=True)
 
     def read_times(self) -> TrainingTimes:
         """The times up to the last checkpoint; zeros if there are none."""
-        values = self._read_json(self.times)
+        values = self.read_json(self.times)
         if values.keys() <= asdict(TrainingTimes()).keys() and all(map(_is_number, values.values())):
             return TrainingTimes(**values)
         raise InputError(f"{self.times} holds no times of a training; delete it to go on")
 
     def write_times(self, times: TrainingTimes) -> None:
         """Write `times.json`."""
-        self._write(self.times, json.dumps(asdict(times)) + "\n")
+        self.write(self.times, json.dumps(asdict(times)) + "\n")
 
     def read_samples(self) -> dict[Split, list[SampleId]] | None:
         """The samples that the run has had so far, by split; None if there are none.
@@ -109,7 +107,7 @@ class Run:
         Raises:
             InputError: the file holds something else.
         """
-        values = self._read_json(self.samples)
+        values = self.read_json(self.samples)
         samples: dict[str, list[SampleId]]
         try:
             samples = {split: [SampleId(*each) for each in pairs] for split, pairs in values.items()}
@@ -132,34 +130,7 @@ class Run:
         """
         trained = set(samples.get("train", ()))
         init = [each for each in dict.fromkeys(learned) if each not in trained]
-        self._write(self.samples, json.dumps(dict(samples) | ({"init": init} if init else {})) + "\n")
-
-    def read_decoding(self, step: int | None = None) -> Decoding:
-        """The decoding that was chosen when training last ended; the default one if there is none.
-
-        Args:
-            step: of the weights that it is for; a warning says if it was chosen for others, or never.
-        """
-        values = self._read_json(self.decoding)
-        chosen = values.pop("step", None)
-        if step not in (None, chosen):
-            state = f"was calibrated at step {chosen}" if values else "has not been calibrated"
-            warnings.warn(
-                f"{self.folder} {state}, and its weights are of step {step}, so confidences may be wrong; "
-                "let its training end",
-                stacklevel=2,
-            )
-        try:
-            decoding = Decoding(**{name: float(value) for name, value in values.items()})
-            if decoding.temperature > 0 and all(map(math.isfinite, asdict(decoding).values())):
-                return decoding
-        except (TypeError, ValueError):
-            pass
-        raise InputError(f"{self.decoding} holds no decoding; delete it to use the default")
-
-    def write_decoding(self, decoding: Decoding, step: int) -> None:
-        """Write `decoding.json`, for the weights of a step."""
-        self._write(self.decoding, json.dumps({**asdict(decoding), "step": step}) + "\n")
+        self.write(self.samples, json.dumps(dict(samples) | ({"init": init} if init else {})) + "\n")
 
     def read_result(self) -> dict[str, Any]:
         """The content of `result.json`; {} if there is none.
@@ -167,20 +138,15 @@ class Run:
         Raises:
             InputError: it holds something else.
         """
-        result = self._read_json(self.result)
+        result = self.read_json(self.result)
         errors = result.get("errors", {})
         if not isinstance(errors, dict) or not all(map(_is_number_or_none, errors.values())):
             raise InputError(f"{self.result} holds no errors of a run; delete it to go on without it")
-        if not {"intervals", "confusions", "reliability"}.isdisjoint(result):
-            try:
-                result |= _readings(result)
-            except (TypeError, ValueError, LookupError, AttributeError):
-                raise InputError(f"{self.result} holds no readings of texts; delete it to go on") from None
         return result | {"errors": _with_nan(errors)} if result else {}
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`, in which NaN is null."""
-        self._write(self.result, to_json(result, indent=2) + "\n")
+        self.write(self.result, to_json(result, indent=2) + "\n")
 
     def read_metrics(self) -> list[Record]:
         """The records of `metrics.jsonl`, one per step; none if there is no file.
@@ -206,11 +172,15 @@ class Run:
 
     def write_metrics(self, records: list[Record]) -> None:
         """Replace all records of `metrics.jsonl`."""
-        self._write(self.metrics, "".join(to_json(record) + "\n" for record in records))
+        self.write(self.metrics, "".join(to_json(record) + "\n" for record in records))
 
     @staticmethod
-    def _read_json(path: Path) -> dict[str, Any]:
-        """The JSON object in a file; {} if there is no file."""
+    def read_json(path: Path) -> dict[str, Any]:
+        """The JSON object in a file; {} if there is no file.
+
+        Raises:
+            InputError: it holds something else.
+        """
         if not path.exists():
             return {}
         try:
@@ -222,7 +192,8 @@ class Run:
         return values
 
     @staticmethod
-    def _write(path: Path, text: str) -> None:
+    def write(path: Path, text: str) -> None:
+        """Write a file, which appears whole or not at all."""
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
@@ -233,19 +204,6 @@ def _is_number(value: object) -> bool:
 
 def _is_number_or_none(value: object) -> bool:
     return value is None or _is_number(value)
-
-
-def _readings(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The result of `describe_lines`, from `result.json`. Raises any error if it is something else."""
-    ends = {k: v and (float(v[0]), float(v[1])) for k, v in result["intervals"].items()}
-    return {
-        "intervals": ends,
-        "confusions": [(str(truth), str(read), int(count)) for truth, read, count in result["confusions"]],
-        "pages": [(str(page), float(error), int(count)) for page, error, count in result["pages"]],
-        "reliability": [(float(a), float(b), int(count)) for a, b, count in result["reliability"]],
-        "calibration_error": float(result["calibration_error"]),
-        **{name: int(result[name]) for name in ("groups", "edits")},
-    }
 
 
 def _is_record(record: Any) -> bool:

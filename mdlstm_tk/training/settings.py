@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk.errors import Argument, InputError
+from mdlstm_tk.kinds import kind_names
 from mdlstm_tk.training.config import TrainConfig, read_toml
 from mdlstm_tk.training.tasks import default_config
 
@@ -55,8 +56,7 @@ def configure(
         TrainConfig().updated(values, source)  # refuses them before a task or network is looked up
     texts = {key: str(value) for key, value in {**from_file, **settings, **options}.items()}
     if texts.get("data") and "task" not in texts:
-        kinds = ": grid, classify, segment, transcribe or density"
-        raise InputError("data needs ", Argument("task"), kinds)
+        raise InputError("data needs ", Argument("task"), f", one of {', '.join(kind_names())}")
     task = texts.get("task", TrainConfig.task)
     config = default_config(task, texts.get("data", ""), texts.get("model"))
     for values, source in sources:

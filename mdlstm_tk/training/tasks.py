@@ -41,11 +41,13 @@ class TaskEntry(NamedTuple):
         make: makes the task of a configuration.
         kind: kind of the task.
         defaults: the settings that suit it.
+        takes_data: its files may be in the folder that `TrainConfig.data` names.
     """
 
     make: Callable[[TrainConfig], Task]
     kind: str
     defaults: Mapping[str, Any]
+    takes_data: bool = False
 
 
 # The tasks that come with the package: a class, loaded when it is used, and the call.
@@ -110,7 +112,7 @@ def find_task(name: str) -> TaskEntry:
     place, make = BUILT_IN[name]
     with imports_of("train"):
         task = load(place)
-    return TaskEntry(lambda config: make(task, config), task.kind, task.defaults)
+    return TaskEntry(lambda config: make(task, config), task.kind, task.defaults, task.takes_data)
 
 
 def task_defaults(name: str) -> tuple[str, dict[str, Any]]:
@@ -121,8 +123,8 @@ def task_defaults(name: str) -> tuple[str, dict[str, Any]]:
     """
     if name in kind_names():
         return name, dict(training_of(name).defaults)
-    _, kind, defaults = find_task(name)
-    return kind, dict(defaults)
+    entry = find_task(name)
+    return entry.kind, dict(entry.defaults)
 
 
 def default_config(task: str, data: str = "", model: str | None = None) -> TrainConfig:
@@ -169,11 +171,13 @@ def make_task(config: TrainConfig, known: Samples | None = None) -> Task:
         InputError: there is no such task, it does not exist in that size, or its data cannot be read.
         MissingExtraError: its data needs a package that is not installed.
     """
-    with_data = (*kind_names(), "fashion")  # whose files may lie anywhere
-    if config.data and config.task not in with_data:
-        raise InputError(f"data goes with the tasks {', '.join(with_data)}, got '{config.task}'")
     if not config.data or config.task not in kind_names():
         entry = find_task(config.task)
+        if config.data and not entry.takes_data:
+            raise InputError(
+                f"data goes with a kind, one of {', '.join(kind_names())}, got the task '{config.task}', "
+                "which brings its own"
+            )
         for key in ("resize", "crop"):
             if getattr(config, key):
                 raise InputError(
@@ -203,7 +207,7 @@ def make_task(config: TrainConfig, known: Samples | None = None) -> Task:
         resize=parse_resize(config.resize) if config.resize else None,
         crop=parse_size(config.crop) if config.crop else None,
         cache_bytes=config.cache * 2**20,
-        levels=config.levels,
+        settings=vars(config),
         known=known,
     )
     if config.size and parse_size(config.size, len(task.spec.size)) != task.spec.size:

@@ -165,7 +165,7 @@ def test_ctrl_c_reports_how_to_resume(place: Path, monkeypatch: pytest.MonkeyPat
         (("x.npy", "--top", 2), "m.onnx", "--top needs a model of kind classify .* m.onnx is of no kind"),
         (("x.npy", "--beam", 4), "m.onnx", "--beam needs a model of kind transcribe .* is of no kind"),
         (("x.npy", "--lm", "none.arpa"), "texts.onnx", "cannot read the language model none.arpa"),
-        (("in", "-o", "-"), "m.onnx", "^error: -o - takes labels or texts of several inputs"),
+        (("in", "-o", "-"), "m.onnx", "^error: -o - takes answers to several inputs"),
         (("x.npy", "--tile", 0), "m.onnx", "--tile 0 is out of range; give at least 1"),
         (("x.npy", "--workers", 2), "m.onnx", "--workers needs --engine ray; .* set --threads"),
         (("x.npy", "--tile", 8), "m.onnx", "--tile needs a tiled model.* as -m$"),

@@ -20,7 +20,8 @@ from mdlstm_tk.data.task import collate
 from mdlstm_tk.export import export_run
 from mdlstm_tk.kinds import kind_names
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
-from mdlstm_tk.runtime.postprocessing import labels, transcripts
+from mdlstm_tk.runtime.postprocessing import labels
+from mdlstm_tk.text.transcription import transcripts
 from mdlstm_tk.training import Run, default_config, load_checkpoint, make_task, new_job, predict, train
 
 TOLERANCE = 1e-5

@@ -26,8 +26,9 @@ from helpers.user_data import (
 )
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime import infer_paths, read_page, write_page
+from mdlstm_tk.runtime import infer_paths
 from mdlstm_tk.runtime.io.results import is_result
+from mdlstm_tk.text import read_page, write_page
 
 RNG = np.random.default_rng(0)
 LAYOUTS = {1: "N T C", 2: "N H W C", 3: "N D H W C"}
@@ -196,4 +197,4 @@ def test_labels_of_a_folder_go_to_standard_output(tmp_path: Path) -> None:
     printed = succeed("infer", tmp_path / "data", "-m", model).out
     assert succeed("infer", tmp_path / "data", "-o", "-", "-m", model).out == printed != ""
     done = mdlstm("infer", tmp_path / "data", "-o", "-", "--format", "npy", "-m", model)
-    assert done.code == 2 and "labels or texts of several inputs" in done.err
+    assert done.code == 2 and "answers to several inputs" in done.err

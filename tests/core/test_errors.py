@@ -41,7 +41,8 @@ from mdlstm_tk.training import list_settings
 OTHER_PROGRAMS = (
     "browser/build.py",
     "web_page.py",
-)  # call npm, servers, and `mdlstm` itself
+    "density/verb.py",
+)  # call npm, servers, and `mdlstm` itself; or are of the command line
 PACKAGE_ERRORS = {"MDLSTMError", "InputError", "StoppedError", "ParityError", "DeviceError", "ExistsError"}
 
 

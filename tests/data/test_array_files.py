@@ -1,22 +1,16 @@
-"""Arrays in `.npz` files, of images and of volumes, and images in IDX files, the format of MNIST."""
+"""Arrays in `.npz` files, of images and of volumes."""
 
 from __future__ import annotations
 
-import gzip
-import pickle
-import struct
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.user_data import RNG, read, write_arrays
-from PIL import Image
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data import SPLITS, UNLABELLED, idx
-from mdlstm_tk.data.builtin import fashion
-from mdlstm_tk.data.builtin.fashion import Fashion
+from mdlstm_tk.data import UNLABELLED
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_names
 from mdlstm_tk.training import TrainConfig, make_task
@@ -136,108 +130,6 @@ def test_single_samples_that_cannot_be_used_are_skipped(tmp_path: Path) -> None:
     np.savez(tmp_path / "n.npz", x=x, y=np.arange(12), sizes=[[4, 4]] * 11 + [[5, 4]])
     skipped = read(tmp_path / "n.npz", "classify").skipped
     assert [line.split(":")[0] for line in skipped] == ["sample 3", "sample 5", "sample 11"]
-
-
-def test_arrays_and_images_are_data_of_kind_density(tmp_path: Path) -> None:
-    x = IMAGES / np.float32(255)
-    np.savez(tmp_path / "x.npz", x=x)
-    task = read(tmp_path / "x.npz", "density")
-    assert (task.spec.outputs, task.spec.mean) == (1, ())
-    (tmp_path / "floats").mkdir()
-    for k, image in enumerate(x):  # a TIFF of floating-point numbers is used as it is
-        Image.fromarray(image + (k == 3)).save(tmp_path / f"floats/{k}.tif")
-    task = read(tmp_path / "floats", "density", levels=4)
-    assert [name for name in task.skipped if name.startswith("3.tif: its values lie in [1")] == task.skipped
-    assert len(task.skipped) == 1 and "nearest of 4 levels" in "; ".join(task.summary)
-
-
-IMAGES = np.random.default_rng(0).integers(0, 256, (12, 4, 5)).astype(np.uint8)
-HEADER = struct.pack(">4I", 0x803, *IMAGES.shape)
-WHOLE = HEADER + IMAGES.tobytes()
-LAYOUTS = {
-    "as published": ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"),
-    "unpacked, with dots": ("train-images.idx3-ubyte", "t10k-images.idx3-ubyte"),
-    "beside their archives": (
-        "train-images-idx3-ubyte",
-        "train-images-idx3-ubyte.gz",
-        "t10k-images-idx3-ubyte",
-        "t10k-images-idx3-ubyte.gz",
-    ),
-    "as torchvision keeps them": ("MNIST/raw/train-images-idx3-ubyte", "MNIST/raw/t10k-images-idx3-ubyte"),
-    "EMNIST": ("emnist-letters-train-images-idx3-ubyte.gz", "emnist-letters-test-images-idx3-ubyte.gz"),
-}
-
-
-def write_layout(folder: Path, names: tuple[str, ...]) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(gzip.compress(WHOLE) if name.endswith(".gz") else WHOLE)
-        labels = (folder / name).with_name(Path(name).name.replace("images", "labels"))
-        labels.write_bytes(struct.pack(">2I", 0x801, 12) + bytes(12))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_idx_files_are_found_as_users_keep_them(layout: str, tmp_path: Path) -> None:
-    write_layout(tmp_path, LAYOUTS[layout])
-    clothes = Fashion(0, 0.25, tmp_path)
-    assert [clothes.count(split) for split in SPLITS] == [9, 3, 12]
-    x = clothes.batch(0, 0, 12, "test").x[..., 0]
-    assert set(np.unique(x)) == {0, 1}
-    assert (x[IMAGES > 0.71 * 255] == 1).all() and (x[IMAGES < 0.29 * 255] == 0).all()
-    task = read(tmp_path, "density", levels=256)
-    assert (task.spec.size, task.spec.outputs, task.count("test")) == ((4, 5), 256, 12)
-    batch = pickle.loads(pickle.dumps(task)).batch(0, 0, 12, "test")  # as a worker process may get it
-    assert (np.rint(batch.x[..., 0] * 255) == IMAGES).all()
-    assert batch.y is batch.x
-
-
-BAD_IDX = {
-    "without a header": (HEADER[:9], "9 bytes"),
-    "cut off": (WHOLE[:-1], "239"),
-    "labels": (struct.pack(">2I", 0x801, 12) + bytes(12), "0x00000801"),
-    "no images": (struct.pack(">4I", 0x803, 0, 4, 5), r"\(0, 4, 5\)"),
-    "gzip cut off": (gzip.compress(WHOLE)[:-9], "ended before"),
-    "not gzip": (b"\x1f\x8b" + bytes(30), "(?i)unknown|incorrect|invalid|not a gzipped"),
-    "larger than allowed": (gzip.compress(bytes(2**20)), "more than 65536"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_IDX)
-def test_damaged_idx_files_are_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idx, "MAX_BYTES", 2**16)
-    content, message = BAD_IDX[name]
-    path = tmp_path / "train-images-idx3-ubyte"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=message) as refused:
-        idx.read_idx(path)
-    assert "\n" not in str(refused.value)
-
-
-def test_idx_files_of_another_layout_are_one_line_that_says_what_is_expected(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("a/train-images-idx3-ubyte", "b/train-images-idx3-ubyte"):
-        write_layout(tmp_path, (name,))
-    with pytest.raises(InputError, match=r"more than one .* for train.*one data set"):
-        Fashion(0, 0.1, tmp_path)
-    with pytest.raises(InputError, match=r"found train-images-idx3-ubyte; .* task=.density"):
-        Fashion(0, 0.1, tmp_path / "a")
-    with pytest.raises(InputError, match="found none for training"):
-        Fashion(0, 0.1, tmp_path / "nothing")
-    (tmp_path / "a/t10k-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, 3, 5, 4) + WHOLE[16:76])
-    with pytest.raises(InputError, match="4x5 and 5x4"):
-        Fashion(0, 0.1, tmp_path / "a")
-    monkeypatch.setattr(fashion, "FOLDER", tmp_path / "not-installed")
-    with pytest.raises(InputError, match="dataset-fashion-mnist"):
-        Fashion(0, 0.1, tmp_path / "not-installed")
-
-
-def test_idx_files_that_were_replaced_are_read_again(tmp_path: Path) -> None:
-    write_layout(tmp_path, LAYOUTS["EMNIST"])
-    before = Fashion(0, 0.25, tmp_path).batch(0, 0, 12, "test").x
-    for name in LAYOUTS["EMNIST"]:
-        (tmp_path / name).write_bytes(gzip.compress(HEADER + (255 - IMAGES).tobytes()))
-    assert (Fashion(0, 0.25, tmp_path).batch(0, 0, 12, "test").x != before).any()
 
 
 @pytest.mark.parametrize("kind", kind_names())

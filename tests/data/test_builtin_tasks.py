@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mdlstm_tk.data import SPLITS, UNLABELLED, DiagonalTask, Ising, TaskSpec, batches
-from mdlstm_tk.data.builtin.fashion import FOLDER
+from mdlstm_tk.data import SPLITS, UNLABELLED, DiagonalTask, TaskSpec, batches
 from mdlstm_tk.data.builtin.textures import COLUMNS
+from mdlstm_tk.density.fashion import FOLDER
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.training import TrainConfig, make_task
 from mdlstm_tk.training.tasks import BUILT_IN
@@ -157,25 +157,6 @@ def test_no_digit_is_in_two_splits(seed: int) -> None:
     assert sum(map(len, strings.values())) == 1797
 
 
-def test_digits_in_black_and_white_are_those_in_grey_above_a_threshold_and_the_same_in_all_runs() -> None:
-    binary, grey = make("digits-binary"), make("digits-grey")
-    dark, light = [], []
-    for split in SPLITS:
-        white = binary.batch(0, 0, 400, split).x > 0.5
-        levels = grey.batch(0, 0, 400, split).x
-        dark += [image[~mask].max() for image, mask in zip(levels, white, strict=True)]
-        light += [image[mask].min() for image, mask in zip(levels, white, strict=True)]
-    assert (np.array(dark) < np.array(light)).all()  # each image has a threshold,
-    assert max(dark) < 0.7 + 1 / 16
-    assert min(light) > 0.3 - 1 / 16
-    assert max(dark) > 0.6 > 0.4 > min(light)  # and others have other thresholds
-    images, others = (
-        {image.tobytes() for split in SPLITS for image in task.batch(0, 0, task.count(split), split).x}
-        for task in (binary, make("digits-binary", seed=1))
-    )
-    assert images == others
-
-
 def test_digit_strings_match_their_labels() -> None:
     task = make("digit-strings")
     batch = task.batch(0, 0, 64, "test")
@@ -212,48 +193,6 @@ def test_gaussian_fields_have_power_spectrum_k_to_the_minus_4() -> None:
         assert power[0, 1] / power[0, 2] == pytest.approx(16, rel=0.15)
         assert power[2, 0] / power[4, 0] == pytest.approx(16, rel=0.15)
         assert power[1, 1] / power[0, 1] == pytest.approx(ratio, abs=0.04)
-
-
-def all_images(height: int, width: int) -> np.ndarray:
-    return np.array(list(product((0.0, 1.0), repeat=height * width))).reshape(-1, height, width, 1)
-
-
-@pytest.mark.parametrize("size", [(3, 3), (2, 5), (5, 2), (1, 4), (4, 1)])
-def test_probabilities_and_entropy_are_those_of_an_enumeration(size: tuple[int, int]) -> None:
-    task = Ising(size, beta=0.7)
-    log_p = task.log_prob(all_images(*size))
-    assert np.exp(log_p).sum() == pytest.approx(1, abs=1e-12)
-    assert task.entropy == pytest.approx(-(np.exp(log_p) * log_p).sum(), abs=1e-6)
-
-
-def test_a_long_chain_has_the_entropy_of_the_textbook() -> None:
-    beta = 0.5  # a chain: each of the n − 1 bonds is a coin by itself, and the first spin another
-    p = 1 / (1 + np.exp(-2 * beta))
-    bond = -p * np.log(p) - (1 - p) * np.log(1 - p)
-    assert Ising((1, 16), beta).entropy == pytest.approx(np.log(2) + 15 * bond, abs=1e-6)
-    assert Ising((200, 1), beta).entropy == pytest.approx(np.log(2) + 199 * bond, abs=1e-5)
-
-
-def test_images_are_drawn_with_their_probabilities() -> None:
-    task = Ising((2, 3), beta=0.6)
-    x = task.batch(0, 0, 20_000).x
-    numbers = (x.reshape(-1, 6) @ 2 ** np.arange(6)[::-1]).astype(int)
-    frequency = np.bincount(numbers, minlength=64) / len(x)
-    p = np.exp(task.log_prob(all_images(2, 3)))
-    assert (np.abs(frequency - p) < 4.5 * np.sqrt(p * (1 - p) / len(x)) + 1e-9).all()
-
-
-def test_the_baseline_of_ising_is_the_exact_probability() -> None:
-    task = Ising((3, 4), beta=0.9)
-    errors = task.baselines(0, 4000)["exact"]
-    assert errors["nats"] == pytest.approx(task.entropy, rel=0.05)
-    assert errors["bits_per_dim"] == pytest.approx(errors["nats"] / 12 / np.log(2))
-
-
-@pytest.mark.parametrize("size", [(3, 24), (1000, 16), (3, 10**9), (3,), (3, 3, 3)])
-def test_sizes_with_too_many_states_are_refused(size: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match="such as 16x16"):
-        Ising(size)
 
 
 @pytest.mark.parametrize("name", sorted(OWN_SIZE))

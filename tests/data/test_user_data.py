@@ -29,8 +29,9 @@ from helpers.user_data import (
 from mdlstm_tk.data.folders import find_files
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.report import draw_run
+from mdlstm_tk.text.encoding import TextExtent, texts_without_room
 from mdlstm_tk.training import Run, build, default_config, load_checkpoint, new_job, predict, resume_job
-from mdlstm_tk.training.networks import fit_config, texts_without_room
+from mdlstm_tk.training.networks import columns_per_step, fit_config
 from mdlstm_tk.training.tasks import load_task, make_task
 
 
@@ -265,18 +266,23 @@ def test_a_file_that_vanishes_during_training_is_named(tmp_path: Path) -> None:
         list(task.sets["train"])
 
 
+def without_room(config: Any) -> list[TextExtent]:
+    network, task = build(config)
+    return texts_without_room(columns_per_step(network), task)
+
+
 def test_texts_longer_than_their_images_are_reported(tmp_path: Path) -> None:
     y = np.array(["abcd", "aabb", "abcde", "abc"])
     np.savez(tmp_path / "t.npz", x=RNG.random((4, 6, 7)), y=y, sizes=[[6, 7]] * 3 + [[6, 4]])
     config = default_config("transcribe", str(tmp_path / "t.npz"), "md")
     config = config.updated({"validation": 0.0}, "test")
     # with two pixels per step there are 4, 4, 4 and 2 steps, but CTC needs 4, 6, 5 and 3
-    assert [each.text for each in texts_without_room(*build(config))] == ["aabb", "abcde", "abc"]
-    assert texts_without_room(*build(config.updated({"windows": "2x1,2x1"}, "test"))) == []
+    assert [each.text for each in without_room(config)] == ["aabb", "abcde", "abc"]
+    assert without_room(config.updated({"windows": "2x1,2x1"}, "test")) == []
     note = new_job(config, tmp_path / "run").notes[-2]
     assert note.startswith("3 texts need more steps") and "'sample 1: aabb', 'sample 2: abcde'" in note
     lines = replace(config, model="lines")  # eight pixels per step
-    assert len(texts_without_room(*build(lines))) == 4
+    assert len(without_room(lines)) == 4
     with pytest.raises(InputError, match=r"^4 texts .*'sample 0: abcd'.* all that it would be trained on"):
         new_job(lines, tmp_path / "none")
     assert not (tmp_path / "none").exists()

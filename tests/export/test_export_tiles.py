@@ -24,11 +24,11 @@ from mdlstm_tk.models import (
     Normalized,
     Segmenter,
     SnakeNet,
-    TextRecognizer,
 )
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.tiles.archive import parse_archive
 from mdlstm_tk.runtime.tiles.session import TiledSession
+from mdlstm_tk.text import TextRecognizer
 from mdlstm_tk.tiling import Stage, TileStages
 from mdlstm_tk.training import Run
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mdlstm_tk.runtime import Character, Transcription
+from mdlstm_tk.text import Character, Transcription
 
 WIDTH, HEIGHT = 300, 200
 ALTO = "http://www.loc.gov/standards/alto/ns-v4#"

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from helpers.small_models import recogniser
 from helpers.user_data import write_image
 
 from mdlstm_tk._util.text import text_of_field
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime import CharacterModel, Metadata, decode, infer_paths
 from mdlstm_tk.runtime.answers import AnswerDocument
 from mdlstm_tk.runtime.io import Format
@@ -31,9 +33,9 @@ ESCAPED = "in/a\\\t\n.npy"  # a name with a backslash, a tab and a line break
 
 def document(file_format: Format, y: Any, metadata: Metadata, **options: Any) -> str:
     """The document for one file and one array in another."""
-    chosen = ResultOptions(**options)
-    top = metadata.outputs if chosen.probabilities else chosen.top or 1
-    files = [(ESCAPED, decode(y[0], metadata, top)), ("in/b.npz", decode(y, metadata, top, "x"))]
+    chosen = ResultOptions(options.pop("probabilities", False), options)
+    answers = partial(kind_named(metadata.kind).decode, metadata=metadata, options=chosen, width=None)
+    files = [(ESCAPED, answers(y[0], array=None)), ("in/b.npz", answers(y, array="x"))]
     whole = AnswerDocument(file_format, metadata, chosen, is_named=True, folder=Path("in"))
     return whole.render(files)
 

@@ -119,7 +119,7 @@ def test_where_the_results_of_a_folder_go(
 @pytest.mark.parametrize(
     ("inputs", "output", "message"),
     [
-        (["in"], "-", "takes labels or texts of several inputs, but npy of one"),
+        (["in"], "-", "takes answers to several inputs, but npy of one"),
         (["in"], "y.npy", "expected a folder"),
         (["x.npy"], "y.mat", "unsupported file type '.mat'"),
         (["x.npy"], "y.zarr", "only tiled models write zarr"),

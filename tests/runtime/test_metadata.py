@@ -10,8 +10,9 @@ import pytest
 from helpers.crafted_models import FLOAT, INT64, crafted, info, node
 
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.runtime import Decoding, Metadata, Session
+from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.metadata import layout_of
+from mdlstm_tk.text import Decoding
 
 BASE = Metadata("0.3", (8, 6), "unrolled", "N H W C", channels=3, outputs=4)
 CLASSIFIER = replace(

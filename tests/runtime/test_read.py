@@ -150,7 +150,7 @@ def test_files_of_other_types_are_refused(tmp_path: Path) -> None:
     images = tmp_path / "t10k-images-idx3-ubyte"
     images.write_bytes(b"\0\0\x08\x03" + bytes(12))
     for name in (str(images), f"{images}.gz", str(tmp_path / "train-images.idx3-ubyte")):
-        with pytest.raises(InputError, match=r"is an IDX file, .* training alone reads; .*read_idx"):
+        with pytest.raises(InputError, match=r"is an IDX file, .* no model reads; .*npy"):
             read_input(name)
     with pytest.raises(InputError, match="there is no file"):
         read_input("none.npy")

@@ -19,7 +19,8 @@ from mdlstm_tk.runtime.io import FORMATS, Format
 from mdlstm_tk.runtime.io.readers import read_input
 from mdlstm_tk.runtime.io.writers import write_arrays
 from mdlstm_tk.runtime.jobs import Job, ResultOptions
-from mdlstm_tk.runtime.postprocessing import labels, probabilities, transcripts
+from mdlstm_tk.runtime.postprocessing import labels, probabilities
+from mdlstm_tk.text.transcription import transcripts
 
 GRID = Metadata("0", None, "scan", "N H W C", 1, 1)
 CLASSIFIER = replace(GRID, outputs=3, window=None, kind="classify", classes=("a", "b", "c"))
@@ -67,7 +68,7 @@ def test_each_format_holds_the_numbers(tmp_path: Path) -> None:
         ({None: np.zeros((8, 8, 1, 1))}, "png", r"\(8, 8, 1, 1\)"),
         ({None: np.full((2, 2), np.nan)}, "json", "NaN .* json"),
         ({None: np.full((2, 2), np.nan)}, "png", "NaN .* png"),
-        ({None: np.eye(2)}, "txt", "txt holds labels and texts"),
+        ({None: np.eye(2)}, "txt", "txt holds answers"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused(

@@ -31,7 +31,7 @@ from mdlstm_tk.report.plots import (
     draw_loss_comparison,
     draw_panels,
 )
-from mdlstm_tk.runtime import Decoding
+from mdlstm_tk.text import Decoding
 from mdlstm_tk.text.cuts import cut_panels
 from mdlstm_tk.text.report import evaluate_split
 from mdlstm_tk.training import build_network, make_task
@@ -174,7 +174,7 @@ def test_training_samples_that_a_page_shows_have_their_names(tmp_path: Path) -> 
     config = quick(tmp_path, "transcribe", model="md")
     evaluation = evaluate_split(build_network(config, task.spec).eval(), task, config, Decoding())
     assert (evaluation.split, evaluation.count) == ("train", 8)
-    texts = dict(zip(task.names["train"], task.texts or (), strict=True))
+    texts = dict(zip(task.names["train"], task.of_kind.train, strict=True))
     assert {line.name: line.truth for line in evaluation.lines} == texts
 
 

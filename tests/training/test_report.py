@@ -36,7 +36,7 @@ from mdlstm_tk.report import render_report, write_report
 from mdlstm_tk.report.evaluation import evaluate_split
 from mdlstm_tk.report.exports import measure_exports
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.runtime.postprocessing import transcripts
+from mdlstm_tk.text.transcription import transcripts
 from mdlstm_tk.training import Run, TrainConfig, build, load_checkpoint, make_task, register_task
 from mdlstm_tk.training.progress import TrainingTimes
 

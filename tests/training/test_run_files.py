@@ -8,6 +8,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from helpers.user_data import write_arrays
 from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import write_report
-from mdlstm_tk.runtime.ctc import Transcription
+from mdlstm_tk.text.ctc import Transcription
+from mdlstm_tk.text.decoding import read_decoding
 from mdlstm_tk.text.reading import Line, describe_lines
+from mdlstm_tk.text.report import report_values
 from mdlstm_tk.training import (
     Run,
     describe_run,
@@ -127,9 +130,9 @@ WRONG_TYPES = {
 def test_values_of_another_type_are_one_line(name: str, text: str, run: Run) -> None:
     (run.folder / name).write_text(f"{text}\n")
     read = {"times": run.read_times, "samples": run.read_samples, "metrics": run.read_metrics}
-    read["decoding"] = run.read_decoding
+    read["decoding"] = partial(read_decoding, run)
     with pytest.raises(InputError, match=rf"{name} holds .*delete"):
-        read.get(name.partition(".")[0], run.read_result)()
+        read.get(name.partition(".")[0], lambda: report_values(None, run.read_result(), ""))()
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -20,6 +20,7 @@ from helpers.user_data import write_texts
 from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export import export_run
+from mdlstm_tk.text.decoding import DECODING_FILE, LM_FILE, read_decoding
 from mdlstm_tk.training import Run, TrainConfig, load_checkpoint, loop, new_job, resume_job, train
 from mdlstm_tk.training import trainer as trainer_module
 from mdlstm_tk.training.run_state import RESUMED_WARMUP, RunState, rise, scheduled_rate
@@ -188,20 +189,20 @@ def test_the_calibration_belongs_to_the_run_and_says_whose_weights_it_is_for(tmp
     changes = {"task": "transcribe", "data": str(write_texts(tmp_path / "lines", 12)), "size": ""}
     config = SMALL.updated({**changes, "steps": 3, "layers": 1, "evaluate_every": 3}, "test")
     run = run_in(tmp_path / "run", config)
-    files = [path.read_bytes() for path in (run.lm, run.decoding)]
+    files = [(run.folder / name).read_bytes() for name in (LM_FILE, DECODING_FILE)]
     with pytest.raises(KeyboardInterrupt):
         train(resume_job(run.folder, {"steps": 9}), fail_at(5))
-    assert [path.read_bytes() for path in (run.lm, run.decoding)] == files
+    assert [(run.folder / name).read_bytes() for name in (LM_FILE, DECODING_FILE)] == files
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run.read_decoding(load_checkpoint(run.best).step)
+        read_decoding(run, load_checkpoint(run.best).step)
     with pytest.warns(UserWarning, match="calibrated at step 3, and its weights are of step 9"):
-        run.read_decoding(9)
+        read_decoding(run, 9)
     result = train(resume_job(run.folder))
-    assert json.loads(run.decoding.read_text())["step"] == result["step"]
+    assert json.loads((run.folder / DECODING_FILE).read_text())["step"] == result["step"]
     assert result["in_sample"]
     with pytest.raises(KeyboardInterrupt):  # a new run keeps nothing of it
         run_in(run.folder, config, on_step=fail_at(1))
-    assert not run.lm.exists()
+    assert not (run.folder / LM_FILE).exists()
     with pytest.warns(UserWarning, match="has not been calibrated"):
         export_run(run, form="scan")

@@ -9,21 +9,15 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk.data.augmentation import distort
-from mdlstm_tk.data.sampling import binarise, make_rng, stratified_mask
-from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Sample, Split, TaskSpec
-from mdlstm_tk.data.task import WHOLE_BATCH, DatasetTask, Task, collate
+from mdlstm_tk.data.sampling import stratified_mask
+from mdlstm_tk.data.spec import Floats, Sample, Split, TaskSpec
+from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import require
 
 SIDE = 8  # pixels of a digit
 CLASSES = tuple("0123456789")
-GREY_LEVELS = 17  # of a pixel
 TEST_SHARE = 0.2  # of all digits
-STRING_EVALUATION_SAMPLES = {"validation": 300, "test": 1000}
-STRING_HEIGHT = 12  # pixels
-MIN_LENGTH, MAX_LENGTH = 3, 8  # digits of a string
-MAX_GAP = 3  # columns between two digits
-_COMMON = {
+COMMON = {
     "hidden": 32,
     "lr": 0.01,
     "schedule": "cosine",
@@ -34,18 +28,18 @@ _COMMON = {
 
 
 @cache
-def _load_digits() -> tuple[Floats, npt.NDArray[np.int64]]:
+def load_digits() -> tuple[Floats, npt.NDArray[np.int64]]:
     """Return all 1797 images (N, 8, 8) in [0, 1], and their digits (N,)."""
     data: Any = require("sklearn.datasets", "data").load_digits()
     return data.images.astype(np.float32) / 16, data.target.astype(np.int64)
 
 
-def _split_digits(seed: int, validation: float) -> dict[Split, npt.NDArray[np.int64]]:
+def split_digits(seed: int, validation: float) -> dict[Split, npt.NDArray[np.int64]]:
     """Return the indices of each split.
 
     A stratified 20 % are for testing, a stratified share `validation` of the rest for validation.
     """
-    _, digits = _load_digits()
+    _, digits = load_digits()
     is_test = stratified_mask(digits, TEST_SHARE, seed)
     non_test = np.flatnonzero(~is_test)
     is_validation = stratified_mask(digits[non_test], validation, seed + 1)
@@ -56,7 +50,7 @@ def _split_digits(seed: int, validation: float) -> dict[Split, npt.NDArray[np.in
     }
 
 
-def _mean_and_std(images: Floats) -> tuple[tuple[float], tuple[float]]:
+def mean_and_std(images: Floats) -> tuple[tuple[float], tuple[float]]:
     """Return mean and standard deviation of the one channel."""
     return (float(images.mean()),), (float(images.std()),)
 
@@ -76,7 +70,7 @@ class Digits(DatasetTask):
 
     kind = "classify"
     defaults: ClassVar[Mapping[str, Any]] = {
-        **_COMMON,
+        **COMMON,
         "size": "8",
         "steps": 4000,
         "batch_size": 64,
@@ -87,9 +81,9 @@ class Digits(DatasetTask):
     }
 
     def __init__(self, seed: int, validation: float = 0.0, augment: float = 0.0) -> None:
-        images, digits = _load_digits()
-        splits = _split_digits(seed, validation)
-        mean, std = _mean_and_std(images[splits["train"]])
+        images, digits = load_digits()
+        splits = split_digits(seed, validation)
+        mean, std = mean_and_std(images[splits["train"]])
         spec = TaskSpec("digits", self.kind, 1, len(CLASSES), (SIDE, SIDE), CLASSES, mean, std)
         samples: list[Sample] = [
             (image[..., None], digit) for image, digit in zip(images, digits, strict=True)
@@ -109,111 +103,3 @@ class Digits(DatasetTask):
             name: {"error": 1 - float(method.fit(x_train, y_train).score(x_test, y_test))}
             for name, method in methods.items()
         }
-
-
-class DigitsDensity(DatasetTask):
-    """The probability of single digits, in black and white or in 17 levels of grey, without their labels.
-
-    See `mdlstm_tk.data.sampling.binarise` for how images become black and white: once, by a fixed seed, so
-    that an image is the same in all splits and runs.
-
-    Args:
-        seed: seed of the split, which is that of `Digits`.
-        validation: share of the digits outside the test set that chooses the best checkpoint.
-        binary: black and white.
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
-    """
-
-    kind = "density"
-    defaults: ClassVar[Mapping[str, Any]] = {
-        **_COMMON,
-        "size": "8",
-        "model": "pixel",
-        "steps": 1000,
-        "batch_size": 64,
-        "layers": 2,
-        "dropout": 0.15,
-        "average": 0.99,
-        "validation": 0.1,
-        "evaluate_every": 50,
-    }
-
-    def __init__(self, seed: int, validation: float = 0.1, *, binary: bool = True) -> None:
-        grey, _ = _load_digits()
-        images: Any = binarise(grey) if binary else grey
-        name, outputs = ("digits-binary", 1) if binary else ("digits-grey", GREY_LEVELS)
-        splits = _split_digits(seed, validation)
-        super().__init__(
-            TaskSpec(name, self.kind, 1, outputs, (SIDE, SIDE)),
-            {
-                split: [(image, None) for image in images[indices, ..., None]]
-                for split, indices in splits.items()
-            },
-        )
-
-
-class DigitStrings(Task):
-    """Transcription of three to eight digits side by side, with random gaps and heights.
-
-    The digits of test strings appear in no training string.
-
-    Args:
-        seed: seed of the split.
-        validation: share of the digits outside the test set that is held out for validation strings.
-        augment: strength of the distortion of each digit in training.
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
-    """
-
-    kind = "transcribe"
-    defaults: ClassVar[Mapping[str, Any]] = {
-        **_COMMON,
-        "size": "12x88",
-        "steps": 6000,
-        "batch_size": 32,
-        "augment": 0.6,
-        "dropout": 0.2,
-        "average": 0.995,
-        "validation": 0.1,
-    }
-
-    def __init__(self, seed: int, validation: float = 0.1, augment: float = 0.0) -> None:
-        self.images, self.digits = _load_digits()
-        self.indices = _split_digits(seed, validation)
-        self.augment = augment
-        size = (STRING_HEIGHT, MAX_LENGTH * (SIDE + MAX_GAP))
-        mean, std = _mean_and_std(self.images[self.indices["train"]])
-        self.spec = TaskSpec("digit-strings", self.kind, 1, 1 + len(CLASSES), size, CLASSES, mean, std)
-
-    @property
-    def has_mixed_sizes(self) -> bool:
-        return True
-
-    def count(self, split: Split) -> int:
-        return STRING_EVALUATION_SAMPLES.get(split, 0) if len(self.indices[split]) else 0
-
-    def batch(
-        self, seed: int, step: int, count: int, split: Split = "train", shard: slice = WHOLE_BATCH
-    ) -> Batch:
-        draws = range(step * count, (step + 1) * count)[shard]
-        return collate(self.kind, [self._string(seed, split, draw) for draw in draws])
-
-    def _string(self, seed: int, split: Split, draw: int) -> Sample:
-        """Return the image (12, W, 1) of a string, and 1 + each of its digits."""
-        rng = make_rng(seed, SPLITS.index(split), draw)
-        indices = rng.choice(self.indices[split], rng.integers(MIN_LENGTH, MAX_LENGTH + 1))
-        gaps = rng.integers(0, MAX_GAP + 1, len(indices))
-        tops = rng.integers(0, STRING_HEIGHT - SIDE + 1, len(indices))
-        image = np.zeros((STRING_HEIGHT, SIDE * len(indices) + int(gaps.sum()), 1), dtype=np.float32)
-        left = 0
-        for index, gap, top in zip(indices, gaps, tops, strict=True):
-            digit = self.images[index][..., None]
-            if self.augment and split == "train":
-                digit, _ = distort([(digit, None)], [rng], self.augment, with_targets=False)[0]
-            left += gap
-            image[top : top + SIDE, left : left + SIDE] = digit
-            left += SIDE
-        return image, 1 + self.digits[indices]

@@ -5,7 +5,6 @@ from typing import Literal, get_args
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm")
 TILED_SUFFIX = ".tiles"  # of tiled exports
-PAGE_SUFFIX = ".xml"  # of pages in ALTO or PAGE
 STDIO = "-"  # standard input, or standard output
 READABLE = (".npy", ".npz", ".csv", *IMAGE_SUFFIXES)
 READABLE_IN_TILES = (".npy", ".zarr", ".tif", ".tiff")  # by region, by tiled models

@@ -18,8 +18,8 @@ import numpy as np
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.kinds import kind_named
-from mdlstm_tk.runtime.io import PAGE_SUFFIX, READABLE, suffix_of
+from mdlstm_tk.kinds import all_documents, kind_named
+from mdlstm_tk.runtime.io import READABLE, suffix_of
 from mdlstm_tk.runtime.io.npy import (
     FLOAT_BYTES,
     MAX_BYTES,
@@ -45,16 +45,15 @@ MAGIC = {  # how the content of a file begins; none of these begins a table of n
         *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
         *(b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
     ),
-    ".xml": (b"<", b"\xef\xbb\xbf<"),
     "idx": (b"\0\0\x08",),
 }
 IS_IDX = (
-    "{} is an IDX file, the format of MNIST, which training alone reads; to run a model on its images, "
-    "save mdlstm_tk.data.idx.read_idx(path)[..., None] / 255 as .npy"
+    "{} is an IDX file, the format of MNIST, which no model reads; to run one on its images, save them as "
+    ".npy, divided by 255"
 )
 MAGIC_BYTES = max(len(start) for starts in MAGIC.values() for start in starts)
 TRAINING_ARRAYS = {"x", "y", "sizes", "ndim"}  # in a file to train on, see `mdlstm_tk.data.arrays`
-LEVEL_TOLERANCE = 1e-3  # by which values may lie outside [0, 1] after rounding, for density models
+RANGE_TOLERANCE = 1e-3  # by which values may lie outside of the range of a kind after rounding
 
 Arrays: TypeAlias = dict[str | None, Array]
 """The arrays of one file in order: by name for a `.npz`, else a single one under None."""
@@ -69,14 +68,16 @@ class InputFile:
         arrays: its arrays of real numbers, or the pixels of an image as `decode_image` returns them.
         is_image: True if the file is an image.
         left_out: names of arrays that hold no numbers: the y of a file to train on.
-        page: the bytes of a page on standard input, which has no arrays; else None.
+        document: the bytes of a document on standard input, which has no arrays; else None.
+        suffix: that of such documents.
     """
 
     label: str
     arrays: Arrays
     is_image: bool = False
     left_out: tuple[str, ...] = ()
-    page: bytes | None = None
+    document: bytes | None = None
+    suffix: str = ""
 
     def holds_inputs(self, metadata: Metadata) -> bool:
         """True if the arrays are several inputs of the model, by their names."""
@@ -96,7 +97,7 @@ class InputFile:
     def arrays_for(self, metadata: Metadata) -> Arrays:
         """The arrays as a model takes them."""
         arrays = _samples(self, metadata) if self.is_to_train_on(metadata) else self.arrays
-        takes_levels = kind_named(metadata.kind).takes_levels
+        x_range = kind_named(metadata.kind).x_range
         if self.is_image:
             preprocessing = preprocessing_for(metadata, self.label)
             try:
@@ -106,18 +107,18 @@ class InputFile:
             if preprocessing.channels == 1:
                 x = x[..., 0]
             arrays = {None: x if metadata.channels_last or x.ndim == 2 else np.moveaxis(x, -1, 0)}
-        elif metadata.preprocessing is not None and not takes_levels:
+        elif metadata.preprocessing is not None and x_range is None:
             values = [x for name, x in arrays.items() if name != "sizes" and x.dtype.kind in "ui"]
             if (largest := max((int(x.max(initial=0)) for x in values), default=0)) > 1:
                 warnings.warn(raw_pixels(self.label, f"whole numbers up to {largest}"), stacklevel=2)
-        if takes_levels:
-            for x in (x for name, x in arrays.items() if name != "sizes"):
-                low, high = float(x.min(initial=0)), float(x.max(initial=0))
-                if low < -LEVEL_TOLERANCE or high > 1 + LEVEL_TOLERANCE:
+        if x_range is not None:
+            for x in (x for name, x in arrays.items() if name != "sizes" and x.size):
+                low, high = float(x.min()), float(x.max())
+                if low < x_range[0] - RANGE_TOLERANCE or high > x_range[1] + RANGE_TOLERANCE:
                     hint = "; divide them by 255" if low >= 0 and 1 < high <= 255 else ""
                     raise InputError(
-                        f"{self.label} has values from {low:g} to {high:g}; a density model expects levels "
-                        f"in [0, 1]{hint}"
+                        f"{self.label} has values from {low:g} to {high:g}; a model of kind "
+                        f"{metadata.kind} expects them in [{x_range[0]:g}, {x_range[1]:g}]{hint}"
                     )
         return arrays
 
@@ -174,14 +175,16 @@ def read_input(source: str, max_bytes: int = MAX_BYTES) -> InputFile:
             start = file.read(MAGIC_BYTES)
             file = cast("IO[bytes]", _Rest(start, file))
             suffix = next((kind for kind, starts in MAGIC.items() if start.startswith(starts)), ".csv")
+            if documents := next((each for each in all_documents() if start.startswith(each.starts)), None):
+                if source != STDIO:
+                    raise InputError(
+                        f"{source} may be a {documents.name}; if it is, give its name the suffix "
+                        f"{documents.suffix}"
+                    )
+                data = read_capped(file, label, max_bytes)
+                return InputFile(label, {}, document=data, suffix=documents.suffix)
         if suffix == "idx":
             raise InputError(IS_IDX.format(label))
-        if suffix == ".xml":
-            if source != STDIO:
-                raise InputError(
-                    f"{source} is XML; if it is a page, give its name the suffix {PAGE_SUFFIX}"
-                )
-            return InputFile(label, {}, page=read_capped(file, label, max_bytes))
         if suffix == ".npy":
             return InputFile(label, {None: read_npy(file, label, max_bytes)})
         if suffix == ".npz":  # is read from its end, which a pipe cannot seek

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import os
 
-from mdlstm_tk.runtime.io import PAGE_SUFFIX, suffix_of
-
-MARK = "mdlstm-tk"
-"""The processing instruction in front of a page whose texts a model has read. Most editors of pages drop
-it, and whoever corrects the texts by another way removes its line."""
+from mdlstm_tk.kinds import documents_of
+from mdlstm_tk.runtime.io import suffix_of
 
 
 def is_result(path: str | os.PathLike[str]) -> bool:
-    """True for `*.out.*`, and for a page that has the `MARK`."""
+    """True for `*.out.*`, and for a document that a model has written."""
     if suffix_of(os.path.splitext(path)[0]) == ".out":
         return True
-    if suffix_of(path) != PAGE_SUFFIX:
-        return False
-    from mdlstm_tk.runtime.io.markup import root_tag  # imported late: few files are pages
-
-    return MARK in root_tag(path)[1]
+    documents = documents_of(path)
+    return documents is not None and documents.is_result(os.fspath(path))

@@ -32,7 +32,7 @@ def write_arrays(
     writers = {"npy": write_npy, "png": _write_png, "csv": _write_csv}
     if file_format not in ("npz", "json", *writers):
         raise InputError(
-            f"{file_format} holds labels and texts, but the result is numbers",
+            f"{file_format} holds answers, but the result is numbers",
             _given("npy"),
         )
     with open_output(target, replace=replace) as file:

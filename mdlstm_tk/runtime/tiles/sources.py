@@ -101,8 +101,8 @@ def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) ->
     values = _open_zarr(path) if suffix == ".zarr" else open_npy(path)
     if values.dtype.kind not in "buif":
         raise InputError(f"{path} holds {values.dtype}, expected real numbers (float, integer or bool)")
-    takes_levels = kind_named(metadata.kind).takes_levels
-    if metadata.preprocessing is not None and not takes_levels and values.dtype.kind == "u":
+    is_scaled = metadata.preprocessing is not None and kind_named(metadata.kind).x_range is None
+    if is_scaled and values.dtype.kind == "u":
         warnings.warn(raw_pixels(label, str(values.dtype)), stacklevel=2)
     return GridSource(values, metadata, label)
 

@@ -16,9 +16,10 @@ from helpers.small_models import classifier, recogniser
 from PIL import Image
 
 from mdlstm_tk.errors import InputError, StoppedError
-from mdlstm_tk.runtime import Session, Transcription, infer_paths, read_page
+from mdlstm_tk.runtime import Session, infer_paths
 from mdlstm_tk.runtime.jobs import InputPath, files_for, find_files
-from mdlstm_tk.runtime.pages import SUBFOLDERS
+from mdlstm_tk.text import Transcription, read_page
+from mdlstm_tk.text.documents import SUBFOLDERS
 
 TEXTS = ("ab", "ba", "aab")
 LINES = [f"in/{name}.xml\tl{k}\t{text}" for name in ("p1", "sub/p2") for k, text in enumerate(TEXTS)]
@@ -115,7 +116,7 @@ def test_images_in_the_folders_of_pages_are_no_inputs_of_their_own() -> None:
     assert transcribed == ["in/p1.xml", "in/sub/p2.xml", "other.png"]
     segmented = [file.source for file in files_for("segment", files)]
     assert segmented == [file.source for file in files if file.source.endswith("png")]
-    with pytest.raises(InputError, match=r"p1\.xml is a page of text, but the model is of kind classify"):
+    with pytest.raises(InputError, match=r"p1\.xml is a page, but the model is of kind classify"):
         files_for("classify", [InputPath("in/p1.xml", "p1.xml")])
     for folder in SUBFOLDERS:
         pair = [InputPath("a.png", "a.png"), InputPath(f"{folder}/a.xml", "a.xml")]
@@ -144,7 +145,7 @@ REFUSED = {
     "Ray": ({"engine": "ray"}, "not pages"),
     "images as pages": (
         {"inputs": ["other.png"], "output": "o", "output_format": "xml"},
-        "xml holds pages",
+        r"transcribe, whose results txt, .* can hold, got xml",
     ),
 }
 

@@ -9,9 +9,9 @@ from helpers.checkout import ROOT
 from torch import Tensor
 
 from mdlstm_tk._util.user_code import import_file
-from mdlstm_tk.data import Ising
+from mdlstm_tk.density import DensityNet, Ising
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.models import DensityNet, create
+from mdlstm_tk.models import create
 
 SIZE = (4, 5)
 

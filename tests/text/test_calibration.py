@@ -15,9 +15,8 @@ from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run
-from mdlstm_tk.runtime import CharacterModel, Decoding, Session
-from mdlstm_tk.runtime.ctc import transcribe_logits
-from mdlstm_tk.text import calibration
+from mdlstm_tk.runtime import CharacterModel, Session
+from mdlstm_tk.text import Decoding, calibration
 from mdlstm_tk.text.calibration import (
     LineLogits,
     evenly,
@@ -26,6 +25,8 @@ from mdlstm_tk.text.calibration import (
     training_texts,
     validation_lines,
 )
+from mdlstm_tk.text.ctc import transcribe_logits
+from mdlstm_tk.text.decoding import DECODING_FILE, LM_FILE, read_decoding
 from mdlstm_tk.text.reading import Line, calibration_error, reliability
 from mdlstm_tk.training import load_checkpoint, new_job, train
 
@@ -119,23 +120,23 @@ def test_of_many_lines_only_those_that_are_used_stay_in_memory(
 def test_runs_hold_a_model_of_their_texts_and_a_decoding(tmp_path: Path) -> None:
     changes = {"task": "transcribe", "data": str(write_texts(tmp_path / "lines", 12)), "size": ""}
     run = run_in(tmp_path / "run", SMALL.updated({**changes, "steps": 3, "layers": 1}, "test"))
-    lm = CharacterModel.load(run.lm)
+    lm = CharacterModel.load(run.folder / LM_FILE)
     task = read(tmp_path / "lines", "transcribe", validation=0.1)
     assert set(lm.vocabulary[3:]) == set("".join(training_texts(task, 0)))
     assert len(training_texts(task, 0)) == task.count("train")
-    decoding = run.read_decoding()
-    assert {**asdict(decoding), "step": 3} == json.loads(run.decoding.read_text())
+    decoding = read_decoding(run)
+    assert {**asdict(decoding), "step": 3} == json.loads((run.folder / DECODING_FILE).read_text())
     metadata = Session(export_run(run, form="scan").path, device="cpu").metadata
     assert metadata.decoding == decoding
-    run.lm.unlink()
+    (run.folder / LM_FILE).unlink()
     resume(run, steps=5)
-    assert run.lm.exists()
+    assert (run.folder / LM_FILE).exists()
 
-    run.decoding.unlink()
-    assert run.read_decoding() == Decoding()
-    run.decoding.write_text('{"heat": 1}')
+    (run.folder / DECODING_FILE).unlink()
+    assert read_decoding(run) == Decoding()
+    (run.folder / DECODING_FILE).write_text('{"heat": 1}')
     with pytest.raises(InputError, match="no decoding"):
-        run.read_decoding()
+        read_decoding(run)
 
 
 def test_the_network_stays_as_it_was_validated(tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_the_network_stays_as_it_was_validated(tmp_path: Path) -> None:
 
 
 def test_tasks_that_make_their_texts_have_some_for_a_model() -> None:
-    from mdlstm_tk.data import DigitStrings
+    from mdlstm_tk.text import DigitStrings
 
     texts = training_texts(DigitStrings(0), 0)
     assert len(texts) > 1000

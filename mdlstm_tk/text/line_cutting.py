@@ -17,7 +17,7 @@ import numpy as np
 
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.runtime.pages import PageLine
+from mdlstm_tk.text.pages import PageLine
 
 MAX_SAMPLES = 1024  # points that an outline or a baseline is divided into
 MAX_WINDING = 3  # length of a baseline by the diagonal around it; a scribble has more

@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.character_model import END, CharacterModel
-from mdlstm_tk.runtime.decoding import BEAM, Decoding
 from mdlstm_tk.runtime.text_order import MIRRORED, Direction, reordered
+from mdlstm_tk.text.character_model import END, CharacterModel
+from mdlstm_tk.text.decoding import BEAM, Decoding
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.int64]

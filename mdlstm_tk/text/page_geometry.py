@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io.markup import Element
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.preprocessing import SIDEWAYS, read_extents
+from mdlstm_tk.text.markup import Element
 
 MAX_POINTS = 4096  # of an outline; the others of a longer one are left out evenly
 MAX_NUMBER = 1e6  # of a coordinate or extent; larger ones count as this

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime import CharacterModel, Decoding
-from mdlstm_tk.runtime.ctc import Fusion, posteriors, scaled_log_probs, search, transcribe_logits
+from mdlstm_tk.runtime import CharacterModel
+from mdlstm_tk.text import Decoding
+from mdlstm_tk.text.ctc import Fusion, posteriors, scaled_log_probs, search, transcribe_logits
 
 CLASSES = "abc"
 DECODING = Decoding(temperature=1.0, lm_weight=0.7, character_bonus=0.4)

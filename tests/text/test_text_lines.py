@@ -84,7 +84,7 @@ def test_texts_are_normalised_and_the_summary_says_so(tmp_path: Path) -> None:
     assert task.spec.classes == ("e", "é")
     assert any("3 texts were normalised" in line for line in task.summary)
     assert sorted(target_texts(task.batch(0, 0, 4), task.spec)) == ["e", "e", "é", "é"]
-    assert task.text_extents[1].ctc_steps == 1
+    assert task.of_kind.extents[1].ctc_steps == 1
 
 
 BAD_LINES = {

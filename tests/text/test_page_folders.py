@@ -13,11 +13,11 @@ from helpers.user_data import RNG, read, write_image
 from PIL import Image
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.line_cutting import cut_line
-from mdlstm_tk.runtime.pages import read_page
 from mdlstm_tk.runtime.preprocessing import decode_image
+from mdlstm_tk.text.line_cutting import cut_line
 from mdlstm_tk.text.measures import target_texts
 from mdlstm_tk.text.page_folders import read_splits
+from mdlstm_tk.text.pages import read_page
 
 
 def write_pages(folder: Path, count: int = 6, prefix: str = "p") -> Path:

@@ -14,7 +14,7 @@ import torch
 from helpers.user_data import read, write_texts
 from rapidfuzz.distance import Levenshtein
 
-from mdlstm_tk.runtime.ctc import Character, Transcription
+from mdlstm_tk.text.ctc import Character, Transcription
 from mdlstm_tk.text.measures import predicted_texts
 from mdlstm_tk.text.reading import (
     Edit,

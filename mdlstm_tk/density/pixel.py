@@ -13,9 +13,9 @@ from mdlstm_tk.backends.torch.evaluate import evaluate
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.ir import Kernel
 from mdlstm_tk.cells.lowering import lower
+from mdlstm_tk.density.network import DensityNet, neighbours
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import DOWNWARD, DownwardSweeps, checked_options
-from mdlstm_tk.models.density import DensityNet, neighbours
 from mdlstm_tk.sweep import sweep
 
 

@@ -10,7 +10,6 @@ import io
 import re
 import struct
 import zlib
-from collections.abc import Iterator
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -83,7 +82,9 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=HEADER.size).reshape(shape)
 
 
-def list_idx(path: Path) -> Iterator[RawSample]:
+def list_idx(path: Path) -> list[RawSample]:
     """List the images of an IDX file as samples without targets."""
-    for k, image in enumerate(read_idx(path)):
-        yield RawSample(f"image {k}", partial(np.asarray, image), no_target, is_image=True)
+    return [
+        RawSample(f"image {k}", partial(np.asarray, image), no_target, is_image=True)
+        for k, image in enumerate(read_idx(path))
+    ]

@@ -11,8 +11,8 @@ from helpers.pages import WIDTH
 from PIL import Image, ImageDraw
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.line_cutting import cut_line
-from mdlstm_tk.runtime.pages import PageLine
+from mdlstm_tk.text.line_cutting import cut_line
+from mdlstm_tk.text.pages import PageLine
 
 PAPER, INK, OTHER = 200, 40, 120
 UPRIGHTS = (20, 60, 75, 140)  # columns of the marks in the line, which tell its order

@@ -28,11 +28,11 @@ import numpy as np
 
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io import IMAGE_SUFFIXES, PAGE_SUFFIX
-from mdlstm_tk.runtime.io.markup import Document, Element, escaped, quoted, root_tag
+from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 from mdlstm_tk.runtime.io.npy import Array, open_output
-from mdlstm_tk.runtime.io.results import MARK
-from mdlstm_tk.runtime.page_geometry import (
+from mdlstm_tk.text.documents import MARK, SUBFOLDERS, SUFFIX
+from mdlstm_tk.text.markup import Document, Element, escaped, quoted, root_tag
+from mdlstm_tk.text.page_geometry import (
     BOX,
     Frame,
     in_reading_order,
@@ -45,10 +45,9 @@ from mdlstm_tk.runtime.page_geometry import (
 )
 
 if TYPE_CHECKING:
-    from mdlstm_tk.runtime.ctc import Transcription
+    from mdlstm_tk.text.ctc import Transcription
 
 ALTO, PAGE = "alto", "PcGts"
-SUBFOLDERS = ("page", "alto")  # where Transkribus puts the XML; images lie in the folder above
 BEFORE_TEXT = ("AlternativeImage", "Coords", "Baseline", "Word", "Glyph")  # in the schema of PAGE
 
 
@@ -99,7 +98,7 @@ class Page:
 def is_page(path: str | Path) -> bool:
     """True if a path names an `.xml` file with ALTO or PAGE in it."""
     path = Path(path)
-    return path.suffix.lower() == PAGE_SUFFIX and root_tag(path)[0] in (ALTO, PAGE)
+    return path.suffix.lower() == SUFFIX and root_tag(path)[0] in (ALTO, PAGE)
 
 
 def read_page(path: str | Path, content: bytes | None = None) -> Page:

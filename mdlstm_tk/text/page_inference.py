@@ -14,15 +14,15 @@ from mdlstm_tk.runtime.answers import write_answers
 from mdlstm_tk.runtime.batching import MAX_STOPS, Result, read_ahead
 from mdlstm_tk.runtime.io.npy import STDIO, Array, label_of, open_input, read_capped
 from mdlstm_tk.runtime.jobs import Job, ResultOptions
-from mdlstm_tk.runtime.line_cutting import cut_line
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.pages import Page, read_page, write_page
 from mdlstm_tk.runtime.preprocessing import decode_image
 from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.text.kind import Text
+from mdlstm_tk.text.line_cutting import cut_line
+from mdlstm_tk.text.pages import Page, read_page, write_page
 
 if TYPE_CHECKING:
-    from mdlstm_tk.runtime.ctc import Transcription
+    from mdlstm_tk.text.ctc import Transcription
 
 
 class _CutPage(NamedTuple):
@@ -62,9 +62,7 @@ def infer_pages(
             yield Result(job, error)
             continue
         try:
-            texts = (
-                session.transcribe([*images.values()], beam=options.beam, lm=options.lm) if images else []
-            )
+            texts = session.transcribe([*images.values()], **options.of_kind) if images else []
             answers = _write(job, page, dict(zip(images, texts, strict=True)), session.metadata, options)
         except (InputError, StoppedError) as reason:
             stops = stops + 1 if isinstance(reason, StoppedError) else 0

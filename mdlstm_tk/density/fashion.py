@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data.idx import find_idx, read_idx
-from mdlstm_tk.data.sampling import binarise, make_rng
+from mdlstm_tk.data.sampling import make_rng
 from mdlstm_tk.data.spec import Split, TaskSpec
 from mdlstm_tk.data.task import DatasetTask
+from mdlstm_tk.density.digits import binarise
+from mdlstm_tk.density.idx import find_idx, read_idx
 from mdlstm_tk.errors import Argument, InputError
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
@@ -53,7 +54,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
 class Fashion(DatasetTask):
     """The probability of pictures of clothes in black and white.
 
-    See `mdlstm_tk.data.sampling.binarise` for how the pictures become black and white.
+    See `mdlstm_tk.density.digits.binarise` for how the pictures become black and white.
 
     Args:
         seed: seed of the validation split.
@@ -66,6 +67,7 @@ class Fashion(DatasetTask):
     """
 
     kind = "density"
+    takes_data = True
     defaults: ClassVar[Mapping[str, Any]] = {
         "model": "pixel",
         "steps": 4000,

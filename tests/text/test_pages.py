@@ -11,9 +11,9 @@ from helpers.pages import HEIGHT, WIDTH, alto, page, transcription, write_noise
 from PIL import Image
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime import Character, Transcription
-from mdlstm_tk.runtime.pages import Page, is_page, read_page, write_page
 from mdlstm_tk.runtime.preprocessing import decode_image
+from mdlstm_tk.text import Character, Transcription
+from mdlstm_tk.text.pages import Page, is_page, read_page, write_page
 
 OUTLINE = "10 20 90 20 90 50 10 50"
 PAIRS = "10,20 90,20 90,50 10,50"

@@ -10,13 +10,15 @@ from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.batching import grid_of, run_batches
-from mdlstm_tk.runtime.character_model import CharacterModel
-from mdlstm_tk.runtime.ctc import Transcription, check_search, transcribe_logits
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.io.readers import preprocessing_for
-from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.session import Session
-from mdlstm_tk.runtime.shapes import as_array, step_width
+from mdlstm_tk.runtime.shapes import as_array, covered_width
+from mdlstm_tk.runtime.text_order import Direction, reorder
+from mdlstm_tk.text.character_model import CharacterModel
+from mdlstm_tk.text.ctc import Floats, Transcription, best_path, check_search, transcribe_logits
+from mdlstm_tk.text.kind import Transcribe
+from mdlstm_tk.text.metadata import RecogniserMetadata, recogniser
 
 
 @checked
@@ -25,7 +27,7 @@ def transcribe(
 ) -> list[Transcription]:
     """Read the text of images; see `Session.transcribe`."""
     metadata = session.metadata
-    if not kind_named(metadata.kind).reads_pages:
+    if not isinstance(kind_named(metadata.kind), Transcribe):
         raise InputError(
             f"transcribe() needs a model of kind transcribe, which reads texts; this one is of kind "
             f"{metadata.kind}"
@@ -61,16 +63,16 @@ def transcribe(
             logits = logits[metadata.output_names[0]]
         columns = grid_of(arrays[k], metadata)[1]
         width = covered_width(len(logits), columns, np.shape(images[k])[1])
-        lines[k] = read_logits(logits, metadata, beam, lm, width)
+        lines[k] = read_logits(logits, recogniser(metadata), width, beam, lm)
     return [lines[k] for k in range(len(arrays))]
 
 
 def read_logits(
     logits: Array,
-    metadata: Metadata,
-    beam: int | None,
-    lm: CharacterModel | None,
+    metadata: RecogniserMetadata,
     width: float | None,
+    beam: int | None = None,
+    lm: CharacterModel | None = None,
 ) -> Transcription:
     """Read the outputs (T, 1 + characters) of a recogniser; see `transcribe_logits`."""
     return transcribe_logits(
@@ -84,7 +86,18 @@ def read_logits(
     )
 
 
-def covered_width(steps: int, columns: int, width: int) -> float:
-    """The pixels that the steps of a recogniser cover, of an image `width` pixels wide that was resized to
-    `columns`. They may reach beyond its end."""
-    return width / columns * steps * step_width(steps, columns)
+def transcripts(logits: Floats, alphabet: Sequence[str], direction: Direction | None = None) -> list[str]:
+    """Decode texts by the best path of CTC (Graves et al. 2006): take the most likely output of each
+    step, merge repeats, and drop blanks.
+
+    Args:
+        logits: (N, T, 1 + characters) of a recogniser; output 0 is the blank.
+        alphabet: the characters; output k + 1 stands for alphabet[k].
+        direction: in which the texts run. The network reads an image from left to right; the texts are
+            returned in the order in which they are read. None: as the network reads them.
+
+    Returns:
+        N texts.
+    """
+    texts = ["".join(alphabet[k - 1] for k in best_path(row)) for row in logits]
+    return texts if direction is None else [reorder(text, direction) for text in texts]

@@ -1,4 +1,6 @@
-"""A network that learns to read lines of handwriting: convolutions, an MD-LSTM, and LSTMs along columns."""
+"""Networks that read texts: an encoder with a linear head, and a network for lines of handwriting, with
+convolutions, an MD-LSTM, and LSTMs along columns.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,49 @@ from mdlstm_tk._util.masking import Sizes, as_sizes, valid_mask
 from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.layer import MDLSTM, Directions
 from mdlstm_tk.models.blocks import checked_options, fill_padding, sizes_in_windows
-from mdlstm_tk.models.heads import end_texts
+from mdlstm_tk.models.heads import EncoderNet
+from mdlstm_tk.tiling.stages import TileStages
 
+BLANK_MARGIN = 100.0  # how far the logit of the blank exceeds all others after the end of a text
 CONVOLUTIONS = ((24, 2, 0), (48, 2, 0), (64, 2, 1), (96, 1, 1))  # features, stride, residual ones after it
 ROWS = 4  # that a window of the MD-LSTM joins
 MIN_STD = 1e-3  # of the pixels of a line, in units of the input: an empty line stays empty
+
+
+class TextRecognizer(EncoderNet):
+    """Predicts one text per sample (Graves & Schmidhuber 2009): columns are averaged to steps of CTC.
+
+    Output 0 is the blank. After the end of a sample the blank is nearly certain, so that neither the loss
+    nor the decoder needs to know the lengths.
+    """
+
+    default_windows = ((2, 2), (2, 1))
+
+    @property
+    def columns_per_step(self) -> int:
+        """Columns of x under one step of the output."""
+        return self.stride[1]
+
+    def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
+        """Map x (N, H, W, C) to logits (N, T, 1 + characters), T the width of the encoder's output."""
+        y, extents = self.encoder(x, sizes)
+        if extents is None:
+            logits: Tensor = self.head(y.mean(1))
+            return logits
+        return end_texts(self.head(y.sum(1) / extents[:, :1, None]), extents[:, 1:])
+
+    def tile_stages(self) -> TileStages:
+        """The network as it runs in tiles, see `Encoder.tile_stages`."""
+        return TileStages(self.encoder.tile_stages(), pool=(0,), head=self.head)
+
+
+def end_texts(logits: Tensor, lengths: Tensor | None) -> Tensor:
+    """Make the blank nearly certain in logits (N, T, 1 + characters) after the lengths (N, 1) of texts."""
+    if lengths is None:
+        return logits
+    blank = logits.new_zeros(logits.shape[-1])
+    blank[1:] = -BLANK_MARGIN
+    return fill_padding(logits, lengths, blank)
 
 
 class Convolution(nn.Module):

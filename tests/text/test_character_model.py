@@ -13,7 +13,7 @@ import pytest
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import CharacterModel
-from mdlstm_tk.runtime.character_model import DISCOUNTS
+from mdlstm_tk.text.character_model import DISCOUNTS
 
 TEXTS = [
     "the cat sat",

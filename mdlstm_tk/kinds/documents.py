@@ -1,0 +1,81 @@
+"""Documents: files that hold several samples of a kind, and that get the answers of a model written in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from mdlstm_tk.kinds.kind import LINES
+from mdlstm_tk.runtime.io import Format
+
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime.batching import Result
+    from mdlstm_tk.runtime.jobs import InputPath, Job, ResultOptions
+    from mdlstm_tk.runtime.session import Session
+
+
+class Documents(ABC):
+    """The documents that models of a kind read, such as pages of text.
+
+    Attributes:
+        name: the word for one, whose plural ends in "s".
+        types: of the files, in words.
+        suffix: of the files, in lower case.
+        starts: the few bytes that the content of one may begin with, for those on standard input.
+        format: that in which a document is written again; its answers alone are written as `LINES`.
+        help: a paragraph for the help of `mdlstm infer`.
+    """
+
+    name: ClassVar[str]
+    types: ClassVar[str]
+    suffix: ClassVar[str]
+    starts: ClassVar[tuple[bytes, ...]]
+    format: ClassVar[Format]
+    help: ClassVar[str]
+
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        """All formats for the results of documents."""
+        return (self.format, *LINES)
+
+    @abstractmethod
+    def holds(self, path: str) -> bool:
+        """True if a file with the suffix is such a document, by its content."""
+
+    @abstractmethod
+    def is_result(self, path: str) -> bool:
+        """True if a model has written a file with the suffix."""
+
+    @abstractmethod
+    def select(self, files: Sequence[InputPath], results: Sequence[InputPath]) -> list[InputPath]:
+        """The files of an inference without those that belong to a document, such as its image.
+
+        Args:
+            files: documents, and files that hold samples.
+            results: documents of folders that a model has written, whose parts are no inputs, either.
+
+        Raises:
+            InputError: there are none.
+        """
+
+    @abstractmethod
+    def infer(
+        self,
+        session: Session,
+        jobs: Sequence[Job],
+        max_bytes: int,
+        options: ResultOptions,
+        stdin: bytes | None = None,
+    ) -> Iterator[Result]:
+        """Run a model on documents and write the results; yields the result of each job.
+
+        Args:
+            session, jobs, options: of the inference.
+            max_bytes: maximum size in bytes of a file that a document needs.
+            stdin: the document of a job that reads standard input.
+
+        Raises:
+            MDLSTMError: the next document would fail, too: a result cannot be written, a package is
+                missing, the model fails, or was stopped several times in a row.
+        """

@@ -1,0 +1,65 @@
+"""The options of an inference that kinds declare: arguments of `infer_paths` and `decode`, and flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mdlstm_tk._util.checks import fit_argument
+from mdlstm_tk.errors import Argument, InputError
+from mdlstm_tk.kinds import all_kinds
+from mdlstm_tk.kinds.rooms import load
+from mdlstm_tk.runtime.io import Format
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a kind.
+
+    Attributes:
+        name: of the keyword argument, and of the flag.
+        formats: those of results in which it shows.
+        help: its meaning, for the command line.
+        type: of its value: int or Path, for which a text may stand.
+        metavar: the word for a value in the help.
+        default: the value that counts if none is given, in words; "" if there is none.
+        least: the lowest number.
+        place: "module:attribute" of a class below `mdlstm_tk` whose objects Python takes, too.
+    """
+
+    name: str
+    formats: tuple[Format, ...]
+    help: str
+    type: type = int
+    metavar: str = "N"
+    default: str = ""
+    least: int = 1
+    place: str = ""
+
+    def fit(self, value: Any) -> Any:
+        """A value, checked.
+
+        Raises:
+            InputError: it is of another type, or too low.
+        """
+        hint: Any = str | Path if self.type is Path else self.type
+        value = fit_argument(self.name, value, (hint | load(self.place) if self.place else hint) | None)
+        if isinstance(value, int | float) and value < self.least:
+            raise InputError(Argument(self.name, value), f" is out of range; give at least {self.least}")
+        return value
+
+
+def fit_options(function: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the further keyword arguments of a function, which are options of kinds. Those that are None
+    are left out.
+
+    Raises:
+        TypeError: no kind has such an option, in Python's own words.
+        InputError: a value is of another type, or too low; the message names the argument.
+    """
+    options = {option.name: option for kind in all_kinds() for option in kind.options}
+    for name in values.keys() - options.keys():
+        raise TypeError(f"{function}() got an unexpected keyword argument '{name}'")
+    return {name: options[name].fit(value) for name, value in values.items() if value is not None}

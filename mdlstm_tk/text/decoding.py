@@ -1,0 +1,69 @@
+"""How texts are read from the outputs of a recogniser: the numbers that training chooses for a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from mdlstm_tk.errors import InputError
+
+if TYPE_CHECKING:
+    from mdlstm_tk.training.run_folder import Run
+
+DECODING_FILE = "decoding.json"  # of a run
+LM_FILE = "lm.arpa.gz"  # a character model of the training texts
+BEAM = 64  # texts that a search with a language model keeps at each step, if nothing else is asked for
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """The numbers that decide how texts are read; see `mdlstm_tk.text.ctc`.
+
+    Attributes:
+        temperature: above 0; divides the logits to calibrate the confidences: of the characters read at
+            0.9, nine in ten are right.
+        lm_weight: weight of log P(text) by a language model, beside log P(text | image).
+        character_bonus: added to the score (in nats) for each character if there is a language model, to
+            offset its preference for short texts.
+    """
+
+    temperature: float = 1.0
+    lm_weight: float = 0.6
+    character_bonus: float = 1.0
+
+
+def read_decoding(run: Run, step: int | None = None) -> Decoding:
+    """The decoding that was chosen when the training of a run last ended; the default one if there is none.
+
+    Args:
+        run: of kind "transcribe".
+        step: of the weights that it is for; a warning says if it was chosen for others, or never.
+
+    Raises:
+        InputError: the file holds something else.
+    """
+    path = run.folder / DECODING_FILE
+    values = run.read_json(path)
+    chosen = values.pop("step", None)
+    if step not in (None, chosen):
+        state = f"was calibrated at step {chosen}" if values else "has not been calibrated"
+        warnings.warn(
+            f"{run.folder} {state}, and its weights are of step {step}, so confidences may be wrong; "
+            "let its training end",
+            stacklevel=2,
+        )
+    try:
+        decoding = Decoding(**{name: float(value) for name, value in values.items()})
+        if decoding.temperature > 0 and all(map(math.isfinite, asdict(decoding).values())):
+            return decoding
+    except (TypeError, ValueError):
+        pass
+    raise InputError(f"{path} holds no decoding; delete it to use the default")
+
+
+def write_decoding(run: Run, decoding: Decoding, step: int) -> None:
+    """Write `decoding.json`, for the weights of a step."""
+    run.write(run.folder / DECODING_FILE, json.dumps({**asdict(decoding), "step": step}) + "\n")

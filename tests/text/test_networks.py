@@ -1,0 +1,94 @@
+"""The network for lines of handwriting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.own_cells import register_own_cells
+from torch import Tensor
+
+from mdlstm_tk.export import export_onnx
+from mdlstm_tk.models import Normalized, create
+from mdlstm_tk.runtime import Session
+from mdlstm_tk.text.networks import LineRecognizer, _standardise
+
+
+def lines(*shape: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def network() -> LineRecognizer:
+    """A network whose batch normalisation has seen data."""
+    torch.manual_seed(0)
+    network = create("lines", 1, 5, kind="transcribe", hidden=3).train()
+    assert isinstance(network, LineRecognizer)
+    for _ in range(2):
+        network(lines(2, 40, 90, 1))
+    return network.eval()
+
+
+@torch.no_grad()
+def test_a_padded_line_is_seen_as_it_is_alone(network: LineRecognizer) -> None:
+    x, sizes = lines(3, 64, 90, 1), torch.tensor([[64, 90], [50, 61], [33, 7]])
+    y = network(x, sizes)
+    for k, (height, width) in enumerate(sizes.tolist()):
+        alone = network(x[k : k + 1, :height, :width])
+        steps = alone.shape[1]
+        assert steps == -(-width // network.stride[1])
+        torch.testing.assert_close(y[k : k + 1, :steps], alone, rtol=0, atol=1e-6)
+        assert (y[k, steps:].softmax(-1)[:, 0] > 0.999).all()
+
+
+@torch.no_grad()
+def test_padding_of_lines_is_not_seen_where_outputs_are_below_minus_1(fresh_registries: None) -> None:
+    register_own_cells()
+    network = LineRecognizer(1, 5, hidden=3, cell="h-is-c").eval()  # h = f⊙mean_d h_d + tanh(z)
+    for layer in (network.grid, network.columns):
+        layer.backend = "torch"
+    network.grid.bias_l0[:, 3:] = -10  # z
+    x, sizes = lines(2, 96, 40, 1), torch.tensor([[96, 40], [64, 40]])
+    torch.testing.assert_close(network(x, sizes)[1:], network(x[1:, :64]), rtol=0, atol=1e-5)
+
+
+def test_float16_standardises_lines_with_more_pixels_than_it_can_count() -> None:
+    x, sizes = 100 * lines(1, 300, 300, 1), torch.tensor([[300, 290]])
+    expected = _standardise(x, sizes)
+    torch.testing.assert_close(_standardise(x.half(), sizes).float(), expected, rtol=0, atol=1e-2)
+
+
+def test_an_empty_line_has_a_gradient() -> None:
+    x = torch.ones(2, 4, 5, 1, requires_grad=True)
+    for sizes in (None, torch.tensor([[4, 5], [1, 1]])):
+        (gradient,) = torch.autograd.grad(_standardise(x, sizes).square().sum(), x)
+        assert not gradient.any()
+
+
+@torch.no_grad()
+def test_brightness_and_contrast_do_not_matter(network: LineRecognizer) -> None:
+    x = lines(1, 20, 40, 1)
+    torch.testing.assert_close(network(0.5 * x + 7), network(x), rtol=0, atol=1e-2)
+
+
+def test_only_training_has_a_second_prediction_which_the_convolutions_alone_make() -> None:
+    network = Normalized(LineRecognizer(1, 5, hidden=3), [0.5], [0.2]).train()
+    prediction, shortcut = network(lines(2, 16, 40, 1))
+    assert prediction.shape == shortcut.shape == (2, 5, 5)
+    shortcut.sum().backward()
+    trained = {name for name, p in network.named_parameters() if p.grad is not None}
+    assert trained
+    assert all("shortcut" in name or "convolutions" in name for name in trained)
+    assert isinstance(network.eval()(lines(2, 16, 40, 1)), Tensor)
+
+
+def test_one_file_reads_lines_of_any_width(network: LineRecognizer, tmp_path: Path) -> None:
+    path = tmp_path / "lines.onnx"
+    export_onnx(network, path, grid=(64, None), channels=1, channels_last=True)
+    session = Session(path)
+    for width in (8, 21, 100):
+        x = lines(2, 64, width, 1)
+        with torch.no_grad():
+            np.testing.assert_allclose(session(x.numpy()), network(x).numpy(), rtol=0, atol=1e-5)
