@@ -13,6 +13,8 @@ grid            numbers at every position; its half for training is grid_trainin
 classify        one class for each sample; classify_training
 segment         one class at every position; segment_training
 regress         numbers for each sample; regress_training
+tag             any number of labels for each sample; tag_training
+columns         base of the last two: numbers in named columns
 
 Further kinds have rooms of their own.
 """
@@ -56,6 +58,7 @@ BUILT_IN = {
     "classify": "kinds.classify:KIND",
     "segment": "kinds.segment:KIND",
     "regress": "kinds.regress:KIND",
+    "tag": "kinds.tag:KIND",
 }
 _registered: dict[str, Kind] = {}
 

@@ -18,7 +18,7 @@ from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, TaskSp
 from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.examples import spread_over_classes
-from mdlstm_tk.kinds.measures import by_output, class_measures, mean_of_numbers
+from mdlstm_tk.kinds.measures import CLASS_MEASURES, class_measures, class_outputs, mean_of_numbers
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
 from mdlstm_tk.runtime.postprocessing import probabilities
 
@@ -35,7 +35,7 @@ class Classify(TrainingKind):
     has_class_folders = True
     error_names = ("error",)
     further_measures: ClassVar = {"balanced_error": False, "f1_macro": True}
-    percentages = frozenset({*error_names, *further_measures})
+    percentages = frozenset({*error_names, *further_measures, *CLASS_MEASURES})
     examples = 18
     defaults = COMMON_DEFAULTS | {"batch_size": 32, "augment": 1.0}
 
@@ -114,12 +114,12 @@ class Classify(TrainingKind):
     ) -> dict[str, float]:
         """One minus the mean share of a class that is recognised, over the classes that there are; and the
         mean F1 over those that there are or were predicted."""
-        recall, f1, _ = class_measures(sums["confusion"])
-        return {"balanced_error": 1 - mean_of_numbers(recall), "f1_macro": mean_of_numbers(f1)}
+        classes = class_measures(sums["confusion"])
+        recall, f1 = (mean_of_numbers(classes[name]) for name in ("recall", "f1"))
+        return {"balanced_error": 1 - recall, "f1_macro": f1}
 
-    def details(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, Any]:
-        recall, f1, _ = class_measures(sums["confusion"])
-        return {"classes": by_output(spec, recall=recall, f1=f1)}
+    def outputs(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, dict[str, Any]]:
+        return class_outputs(sums["confusion"], spec, "f1")
 
 
 def _natural_order(name: str) -> tuple[int, float, str]:

@@ -121,6 +121,17 @@ class Kind:
         """
         return y
 
+    def scores_to_probabilities(self, y: Array, axis: int) -> Array:
+        """The probabilities of classes, from the scores that a network returns, in the same shape.
+
+        Args:
+            y: scores.
+            axis: of the classes.
+        """
+        from mdlstm_tk.runtime.postprocessing import probabilities
+
+        return probabilities(y, axis)
+
     def blank(self, metadata: Metadata, options: ResultOptions) -> Answer:
         """An answer with the columns of all answers."""
         import numpy as np

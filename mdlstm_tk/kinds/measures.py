@@ -9,16 +9,26 @@ import numpy as np
 
 from mdlstm_tk.data.spec import Array, TaskSpec
 
+CLASS_MEASURES = ("recall", "precision", "f1", "iou")
 
-def class_measures(confusion: Array) -> tuple[Array, Array, Array]:
-    """Recall, F1 and intersection over union of each class (K,); NaN where one would divide 0 by 0.
+
+def class_measures(confusion: Array) -> dict[str, Array]:
+    """Each of `CLASS_MEASURES` for each class (K,); NaN where one would divide 0 by 0.
 
     Args:
         confusion: (K, K) counts, true classes in rows, predicted ones in columns.
     """
-    right, true, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    right, true, given = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    pairs = ((right, true), (right, given), (2 * right, true + given), (right, true + given - right))
     with np.errstate(invalid="ignore"):
-        return right / true, 2 * right / (true + predicted), right / (true + predicted - right)
+        return {name: part / whole for name, (part, whole) in zip(CLASS_MEASURES, pairs, strict=True)}
+
+
+def class_outputs(confusion: Array, spec: TaskSpec, last: str) -> dict[str, dict[str, Any]]:
+    """The samples or positions of each class, recall, precision and another measure."""
+    measures = class_measures(confusion)
+    shown = {name: measures[name] for name in ("recall", "precision", last)}
+    return by_output(spec, count=confusion.sum(axis=1), **shown)
 
 
 def number_measures(sums: Array) -> dict[str, Array]:

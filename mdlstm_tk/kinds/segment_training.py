@@ -16,7 +16,7 @@ from mdlstm_tk.data.samples import MemoryBudget
 from mdlstm_tk.data.spec import UNLABELLED, Array, Batch, Extents, Floats, RawSample, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.kinds.examples import covering
-from mdlstm_tk.kinds.measures import by_output, class_measures, mean_of_numbers
+from mdlstm_tk.kinds.measures import CLASS_MEASURES, class_measures, class_outputs, mean_of_numbers
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Segment(TrainingKind):
     has_grid_targets = True
     error_names = ("error",)
     further_measures: ClassVar = {"iou": True}
-    percentages = frozenset({*error_names, *further_measures})
+    percentages = frozenset({*error_names, *further_measures, *CLASS_MEASURES})
     examples = 3
     pictured = 4
     # The state of "graves" may grow on images larger than the crops of the training, and masks go wrong.
@@ -118,12 +118,10 @@ class Segment(TrainingKind):
         self, errors: Mapping[str, float], sums: Mapping[str, Array], spec: TaskSpec
     ) -> dict[str, float]:
         """The mean intersection over union of the classes that there are or were predicted."""
-        _, _, iou = class_measures(sums["confusion"])
-        return {"iou": mean_of_numbers(iou)}
+        return {"iou": mean_of_numbers(class_measures(sums["confusion"])["iou"])}
 
-    def details(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, Any]:
-        recall, _, iou = class_measures(sums["confusion"])
-        return {"classes": by_output(spec, recall=recall, iou=iou)}
+    def outputs(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, dict[str, Any]]:
+        return class_outputs(sums["confusion"], spec, "iou")
 
 
 TRAINING = Segment()

@@ -20,6 +20,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.examples import spread
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from torch import Tensor, nn
 
     from mdlstm_tk.data import Task
@@ -295,8 +296,9 @@ class TrainingKind(ABC):
         """
         return {}
 
-    def details(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, Any]:
-        """Further entries of `result.json`, from the sums of the `statistics`."""
+    def outputs(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, dict[str, Any]]:
+        """Measures of each output, such as a class, by its name and theirs, from the sums of the
+        `statistics`; None where one is not defined. For `result.json` and reports."""
         return {}
 
     def conclude(
@@ -315,7 +317,8 @@ class TrainingKind(ABC):
         from mdlstm_tk.training.evaluation import measure_split
 
         errors, sums = measure_split(job.network, job.task, split, job.config, job.context)
-        return errors, self.details(sums, job.task.spec) if sums else {}
+        outputs = self.outputs(sums, job.task.spec) if sums else {}
+        return errors, {"outputs": outputs} if outputs else {}
 
     def output_meanings(self, spec: TaskSpec) -> Sequence[str | float]:
         """The meaning of each output of a network, by which weights of another one are taken over: a class,
@@ -391,6 +394,10 @@ class TrainingKind(ABC):
         """The text above the examples of a report, which says what they show."""
         return ""
 
+    def figures(self, evaluation: SplitEvaluation, spec: TaskSpec) -> list[Markup]:
+        """Figures below the measures of the outputs in a report, in SVG."""
+        return []
+
     def evaluate_examples(
         self, network: nn.Module, task: Task, config: TrainConfig, run: Run, step: int
     ) -> SplitEvaluation:
@@ -408,8 +415,7 @@ class TrainingKind(ABC):
         result: Mapping[str, Any],
         data: str,
     ) -> dict[str, Any]:
-        """Further values of the template of a report. The common one has "outputs", measures by name of the
-        output and of the measure, and "figures", in SVG.
+        """Further values of the template of a report.
 
         Args:
             network: has the best weights.

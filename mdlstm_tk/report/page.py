@@ -103,7 +103,8 @@ def render_report(
         errors, split = evaluation.errors, evaluation.split
     records = run.read_metrics()
     values: dict[str, Any] = {"confusions": _confusions(evaluation, spec), "intervals": {}}
-    values |= {"outputs": {}, "figures": []}
+    values["outputs"] = kind.outputs(evaluation.sums, spec) if evaluation else result.get("outputs", {})
+    values["figures"] = kind.figures(evaluation, spec) if evaluation else []
     values |= kind.report_values(network, task, config, evaluation, result, data)
     return _template(kind.report_template, kind.percentages).render(
         version=__version__,
@@ -127,7 +128,6 @@ def render_report(
         examples_text=kind.examples_text(spec),
         is_per_position=kind.has_grid_targets,
         colors=list(kind.colors(spec).values()),
-        classes=_class_errors(evaluation),
         is_long=spec.size[-1] >= MIN_LINE_ASPECT * spec.size[0],
         max_matrix=MAX_MATRIX,
         max_rows=MAX_ROWS,
@@ -172,20 +172,6 @@ def _read_result(run: Run, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the content of `result.json`; {} if there is none or it describes another checkpoint."""
     result = run.read_result()
     return result if result.get("step") == checkpoint.step and result.get("errors") else {}
-
-
-def _class_errors(evaluation: SplitEvaluation | None) -> list[tuple[int, float, float, float]]:
-    """Return a row for each class: number of samples or positions, share predicted as another class, share
-    of its predictions that are wrong, and intersection over union. A share is NaN if it divides by 0.
-    """
-    if evaluation is None or evaluation.confusion is None:
-        return []
-    matrix = evaluation.confusion
-    correct, actual, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
-    with np.errstate(invalid="ignore"):
-        overlap = correct / (actual + predicted - correct)
-        table = (actual, 1 - correct / actual, 1 - correct / predicted, overlap)
-    return list(zip(*(column.tolist() for column in table), strict=True))
 
 
 def _confusions(evaluation: SplitEvaluation | None, spec: TaskSpec) -> list[tuple[str, str, int]]:

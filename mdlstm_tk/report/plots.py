@@ -55,6 +55,7 @@ METRIC_LABELS = {
     "iou": "intersection over union",
     "f1_macro": "macro F1",
     "f1_micro": "micro F1",
+    "f1": "F1",
 }
 ORDERS_TEXT = matplotlib.__version_info__ >= (3, 11)  # right-to-left text in visual order
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))

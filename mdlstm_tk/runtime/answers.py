@@ -43,7 +43,7 @@ from mdlstm_tk.runtime.io.readers import Arrays
 from mdlstm_tk.runtime.io.writers import write_arrays, write_mask
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.postprocessing import check_scores, class_axis, probabilities
+from mdlstm_tk.runtime.postprocessing import check_scores, class_axis
 from mdlstm_tk.runtime.shapes import as_array, covered_width
 
 
@@ -123,7 +123,9 @@ def write_decoded(
     if options.probabilities:
         for y in outputs.values():
             check_scores(y, class_axis(y, metadata))
-        outputs = {name: probabilities(y, class_axis(y, metadata)) for name, y in outputs.items()}
+        outputs = {
+            name: kind.scores_to_probabilities(y, class_axis(y, metadata)) for name, y in outputs.items()
+        }
     elif job.is_mask or job.format in kind.formats:
         outputs = {name: _decode(y, metadata) for name, y in outputs.items()}
         if job.format == "png" and len(outputs) == 1:

@@ -61,6 +61,19 @@ def expected_of_numbers(samples: Samples, predictions: list[np.ndarray]) -> dict
     return {"nmse": nmse, "r2": metrics.r2_score(y, predicted)}
 
 
+def expected_of_tags(samples: Samples, predictions: list[np.ndarray]) -> dict[str, float]:
+    """With the threshold, in steps of 0.01, that has the largest micro F1 and is nearest to one half."""
+    y, scores = (np.array(each) for each in (([y for _, y in samples]), predictions))
+    p = 1 / (1 + np.exp(-scores.astype(np.float64)))
+
+    def f1(threshold: float, average: str) -> float:
+        return float(metrics.f1_score(y, p >= threshold, average=average))
+
+    best = min(np.arange(1, 100) / 100, key=lambda t: (-round(f1(t, "micro"), 12), abs(t - 0.5)))
+    loss = metrics.hamming_loss(y, p >= 0.5)
+    return {"hamming_loss": loss, "f1_micro": f1(best, "micro"), "f1_macro": f1(best, "macro")}
+
+
 STD = np.array([3.0, 0.5])
 MEAN = np.array([1e5, -7.0])  # far from 0, where sums of squares lose digits
 Make = Callable[[np.random.Generator, tuple[int, int]], Any]
@@ -79,6 +92,11 @@ CASES: dict[str, tuple[Make, dict[str, Any], Callable[..., dict[str, float]]]] =
         lambda rng, size: (MEAN + STD * rng.standard_normal((*size, 2))).astype(np.float32),
         {"outputs": 2, "target_mean": tuple(MEAN), "target_std": tuple(STD)},
         expected_of_grids,
+    ),
+    "tag": (
+        lambda rng, size: tuple(map(float, rng.random(3) < (0.5, 0.3, 0.1))),
+        {"outputs": 3, "classes": CLASSES[:3]},
+        expected_of_tags,
     ),
     "regress": (
         lambda rng, size: tuple(MEAN + STD * rng.standard_normal(2)),
@@ -122,16 +140,16 @@ def test_measures_are_those_of_scikit_learn(kind: str, mixed: bool) -> None:
     assert errors == pytest.approx(wanted, rel=1e-6)
     names = (*training_of(kind).error_names, *training_of(kind).further_measures)
     assert list(errors) == list(names)  # what `best_by` may name
-    details = training_of(kind).details(sums, spec)
+    outputs = training_of(kind).outputs(sums, spec)
     if kind == "classify":
         y, predicted = labels_of(samples, predictions)
         f1 = metrics.f1_score(y, predicted, average=None, labels=range(3))
-        assert [details["classes"][name]["f1"] for name in CLASSES[:3]] == pytest.approx(f1.tolist())
-        assert details["classes"]["never there"]["recall"] is None  # 0 of 0
+        assert [outputs[name]["f1"] for name in CLASSES[:3]] == pytest.approx(f1.tolist())
+        assert outputs["never there"]["recall"] is None  # 0 of 0
     if kind == "regress":
         y, predicted = numbers_of(samples, predictions)
         for k, name in enumerate(("p", "q")):
-            column = details["columns"][name]
+            column = outputs[name]
             assert column["mae"] == pytest.approx(
                 metrics.mean_absolute_error(y[:, k], predicted[:, k]), 1e-5
             )
@@ -144,7 +162,7 @@ def test_equal_numbers_have_no_r2() -> None:
     kind = training_of("regress")
     sums = {"numbers": kind.statistics(torch.ones(4, 1), batch, spec)["numbers"].numpy()}
     assert np.isnan(kind.summarize({}, sums, spec)["r2"])
-    assert kind.details(sums, spec)["columns"]["p"] == {"rmse": 2.0, "mae": 2.0, "r2": None}
+    assert kind.outputs(sums, spec)["p"] == {"rmse": 2.0, "mae": 2.0, "r2": None}
 
 
 def test_best_by_names_a_measure_and_knows_its_direction() -> None:

@@ -1,0 +1,46 @@
+"""Kinds of tasks whose target is a number in each of several named columns, for each sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mdlstm_tk.data.spec import Array, Batch, Extents, TaskSpec
+from mdlstm_tk.kinds.training_kind import TargetRule, TrainingKind
+
+Target = dict[str, float]  # number by column
+
+
+class ColumnsKind(TrainingKind):
+    """Base of such kinds.
+
+    Attributes:
+        bounds: the lowest and the highest number.
+    """
+
+    has_named_columns = True
+    bounds: ClassVar[tuple[float, float]] = (-inf, inf)
+
+    def target_axes(self, ndim: int) -> tuple[int, ...]:
+        return (1, 2)
+
+    def read_array(self, y: Array, index: int, extents: Extents, names: Sequence[str]) -> Target:
+        return dict(zip(names, np.atleast_1d(y[index]).tolist(), strict=True))
+
+    def survey(self, target: Target, survey_numbers: Callable[[Array], Any]) -> tuple[Any, Any]:
+        return target, sorted(target.items())
+
+    def collate(self, x: Array, targets: Sequence[Any], pad: Callable[..., Array]) -> Array:
+        return np.array(targets, np.float32)
+
+    def rule(self, batch: Batch, spec: TaskSpec) -> TargetRule:
+        shape = len(batch.x), spec.outputs
+        return TargetRule(np.floating, shape, shape, *self.bounds)
+
+
+def encode(names: Sequence[str], target: Target) -> tuple[float, ...]:
+    """The numbers of a target, in the order of the columns; 0 in those that it lacks."""
+    return tuple(float(target.get(name, 0)) for name in names)

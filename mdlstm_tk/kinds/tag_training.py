@@ -1,0 +1,178 @@
+"""The kind `tag`: any number of labels for each sample. The loss is the binary cross entropy."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from mdlstm_tk._util.text import counted
+from mdlstm_tk.data.samples import MemoryBudget
+from mdlstm_tk.data.spec import Array, Batch, Floats, RawSample, Split, TaskSpec
+from mdlstm_tk.data.tables import list_table
+from mdlstm_tk.data.targets import TargetOptions, Targets
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds.columns import ColumnsKind, Target, encode
+from mdlstm_tk.kinds.measures import CLASS_MEASURES, by_output, mean_of_numbers
+from mdlstm_tk.kinds.tag import KIND, SEPARATOR
+from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mdlstm_tk.data import Task
+    from mdlstm_tk.report.evaluation import SplitEvaluation
+    from mdlstm_tk.report.panels import Panel
+    from mdlstm_tk.training.config import TrainConfig
+    from mdlstm_tk.training.job import TrainingJob
+    from mdlstm_tk.training.run_folder import Run
+
+BINS = 100  # of probabilities; thresholds lie between them
+LEAST_SHOWN = 10  # per cent, of a label in a picture
+
+
+class Tag(ColumnsKind):
+    folder_format = f"a folder with images and tags.csv, whose columns are file and labels (a{SEPARATOR}b)"
+    array_format = "an .npz file with x, y (N, K) of 0 and 1, and perhaps names (K,)"
+    target_dtypes = "bui"
+    further_files = ("tags.csv",)
+    bounds = (0, 1)
+    defaults = COMMON_DEFAULTS | {"batch_size": 32, "augment": 1.0}
+    error_names = ("hamming_loss",)
+    further_measures: ClassVar = {"f1_micro": True, "f1_macro": True}
+    percentages = frozenset({*error_names, *further_measures, *CLASS_MEASURES})
+
+    def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
+        return list_table(path, "tags.csv", _read_row, self.folder_format)
+
+    def fit(self, targets: Sequence[Target], options: TargetOptions) -> Targets:
+        names = tuple(dict.fromkeys(name for target in targets for name in target))
+        if not names or any(SEPARATOR in name for name in names):
+            raise InputError(f"the labels are {names!s:.80}, expected some, without '{SEPARATOR}'")
+        if not {0, 1} >= {value for target in targets for value in target.values()}:
+            raise InputError("y holds other numbers than 0 and 1")
+        counts = (f"{name} ({sum(target.get(name, 0) for target in targets)})" for name in names)
+        lines = [f"{counted(len(names), 'label')}: {', '.join(counts)}"]
+        return Targets(len(names), partial(encode, names), lines, names)
+
+    def loss(self, prediction: Tensor, batch: Batch, spec: TaskSpec, columns: int | None) -> Tensor:
+        from torch.nn.functional import binary_cross_entropy_with_logits
+
+        from mdlstm_tk.kinds.sums import targets_like
+
+        return binary_cross_entropy_with_logits(prediction, targets_like(prediction, batch))
+
+    def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
+        """The share of labels that are wrong, with a threshold of one half."""
+        from mdlstm_tk.kinds.sums import targets_like
+
+        wrong = (prediction >= 0) != (targets_like(prediction, batch) > 0)
+        return {"hamming_loss": (wrong.sum(), float(wrong.numel()))}
+
+    def statistics(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> dict[str, Tensor]:
+        """(2, K, BINS) the samples without and with each label, by its probability."""
+        from torch import stack
+        from torch.nn.functional import one_hot
+
+        from mdlstm_tk.kinds.sums import targets_like
+
+        bins = one_hot((prediction.double().sigmoid() * BINS).long().clamp(max=BINS - 1), BINS)
+        has_label = targets_like(prediction, batch)[..., None]  # (N, K, 1)
+        return {"histograms": stack([((1 - has_label) * bins).sum(0), (has_label * bins).sum(0)])}
+
+    def summarize(
+        self, errors: Mapping[str, float], sums: Mapping[str, Array], spec: TaskSpec
+    ) -> dict[str, float]:
+        """F1 with the threshold that is among the sums, or else with the best one for them."""
+        right, given, true = _counts(sums)
+        micro = mean_of_numbers(_ratio(2 * right.sum(keepdims=True), (given + true).sum(keepdims=True)))
+        return {"f1_micro": micro, "f1_macro": mean_of_numbers(_ratio(2 * right, given + true))}
+
+    def outputs(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, dict[str, Any]]:
+        right, given, true = _counts(sums)
+        f1 = _ratio(2 * right, given + true)
+        return by_output(spec, precision=_ratio(right, given), recall=_ratio(right, true), f1=f1)
+
+    def conclude(
+        self, job: TrainingJob, step: int, split: Split
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Choose the threshold on the validation data, and measure with it."""
+        from mdlstm_tk.training.evaluation import measure_split
+
+        _, sums = measure_split(job.network, job.task, "validation", job.config, job.context)
+        threshold = _best_threshold(sums["histograms"]) if sums else 0.5
+        if job.context.is_main:
+            text = json.dumps({"threshold": threshold, "step": step})
+            job.run.write(job.run.folder / KIND.run_files[0], f"{text}\n")
+        errors, sums = measure_split(job.network, job.task, split, job.config, job.context)
+        sums["threshold"] = np.array(threshold)
+        errors |= self.summarize(errors, sums, job.task.spec)
+        return errors, {"threshold": threshold, "outputs": self.outputs(sums, job.task.spec)}
+
+    def metadata(self, run: Run, step: int, spec: TaskSpec) -> dict[str, Any]:
+        return {"threshold": _read_threshold(run, step)}
+
+    def evaluate_examples(
+        self, network: nn.Module, task: Task, config: TrainConfig, run: Run, step: int
+    ) -> SplitEvaluation:
+        evaluation = super().evaluate_examples(network, task, config, run, step)
+        sums = {**evaluation.sums, "threshold": np.array(_read_threshold(run, step))}
+        errors = evaluation.errors | self.summarize(evaluation.errors, sums, task.spec)
+        return replace(evaluation, errors=errors, sums=sums)
+
+    def panels(self, batch: Batch, prediction: Floats, spec: TaskSpec, name: str) -> list[Panel]:
+        from mdlstm_tk.report.panels import ShownAnswer, answer_panel
+
+        names, values = spec.classes, 100 * KIND.scores_to_probabilities(prediction[0], -1)
+        shown = (f"{name} {p:.0f} %" for name, p in zip(names, values, strict=True) if p >= LEAST_SHOWN)
+        truth = (name for name, y in zip(names, batch.y[0], strict=True) if y)
+        answer = ShownAnswer(", ".join(shown) or "no label", ", ".join(truth) or "no label", None)
+        return [answer_panel(batch, answer, name)]
+
+    def examples_text(self, spec: TaskSpec) -> str:
+        return f"Each is captioned with the labels of a probability of at least {LEAST_SHOWN} %."
+
+
+def _read_row(row: Mapping[str, str]) -> Target:
+    return {label.strip(): 1 for text in row.values() for label in text.split(SEPARATOR) if label.strip()}
+
+
+def _read_threshold(run: Run, step: int) -> float:
+    """The threshold that the training chose for the weights of a step; else one half, with a warning."""
+    path = run.folder / KIND.run_files[0]
+    values = run.read_json(path)
+    if values.get("step") == step and 0 < float(values.get("threshold", 0)) < 1:
+        return float(values["threshold"])
+    text = f"{path} has no threshold for step {step}, so it is 0.5; let its training end"
+    warnings.warn(text, stacklevel=2)
+    return 0.5
+
+
+def _counts(sums: Mapping[str, Array]) -> tuple[Array, Array, Array]:
+    """The samples that have a label and get it, that get it, and that have it, of each label (K,)."""
+    histograms = sums["histograms"]
+    threshold = float(sums["threshold"]) if "threshold" in sums else _best_threshold(histograms)
+    above = histograms[..., round(threshold * BINS) :].sum(-1)  # (2, K)
+    return above[1], above.sum(0), histograms[1].sum(-1)
+
+
+def _best_threshold(histograms: Array) -> float:
+    """The threshold with the largest micro F1; of equal ones that which is nearest to one half."""
+    above = histograms.sum(1)[:, ::-1].cumsum(1)[:, ::-1]  # (2, BINS): the labels from each bin on
+    f1 = _ratio(2 * above[1], above.sum(0) + histograms[1].sum())
+    order = sorted(range(1, BINS), key=lambda k: (-np.nan_to_num(f1[k]), abs(2 * k - BINS)))
+    return order[0] / BINS
+
+
+def _ratio(part: Array, whole: Array) -> Array:
+    with np.errstate(invalid="ignore"):
+        return part / whole  # NaN for 0 of 0
+
+
+TRAINING = Tag()
