@@ -34,6 +34,8 @@ class Kind:
         probabilities: the formats in which the option `probabilities` shows, if the kind takes it.
         options: further options of `infer_paths` that the kind takes.
         documents: the documents that its models read; None if all files hold samples.
+        table: name of the file that holds the targets of images in training data, which is no input; "" if
+            there is none.
         run_files: names of files in the folder of a run that belong to its weights.
         metadata_class: the place of the class for the metadata of its models, see `rooms.load`.
         is_printed: answers go to standard output, and one file may hold those for several inputs.
@@ -54,6 +56,7 @@ class Kind:
     probabilities: ClassVar[tuple[Format, ...]] = ()
     options: ClassVar[tuple[Option, ...]] = ()
     documents: ClassVar[Documents | None] = None
+    table: ClassVar[str] = ""
     run_files: ClassVar[tuple[str, ...]] = ()
     metadata_class: ClassVar[str] = "runtime.metadata:Metadata"
     is_printed: ClassVar[bool] = False

@@ -44,6 +44,7 @@ class Regress(Kind):
     is_printed = True
     sample_axes = 1
     axes = "N"
+    table = "targets.csv"
 
     def name_count(self, outputs: int) -> int:
         return outputs

@@ -17,6 +17,7 @@ from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.columns import ColumnsKind, Target, encode
 from mdlstm_tk.kinds.measures import by_output, mean_of_numbers, number_measures
+from mdlstm_tk.kinds.regress import KIND
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums
 
 if TYPE_CHECKING:
@@ -31,13 +32,13 @@ class Regress(ColumnsKind):
     folder_format = "a folder with images and targets.csv, whose columns are file and one for each number"
     array_format = "an .npz file with x, numbers y (N,) or (N, K), and perhaps names (K,)"
     target_dtypes = "buif"
-    further_files = ("targets.csv",)
+    further_files = (KIND.table,)
     defaults = COMMON_DEFAULTS | {"batch_size": 32}
     error_names = ("nmse",)
     further_measures: ClassVar = {"r2": True}
 
     def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
-        return list_table(path, "targets.csv", _read_row, self.folder_format)
+        return list_table(path, KIND.table, _read_row, self.folder_format)
 
     def survey(self, target: Target, survey_numbers: Callable[[Array], Any]) -> tuple[Any, Any]:
         if wrong := next((name for name, value in target.items() if not isfinite(value)), None):
@@ -102,7 +103,7 @@ def _read_row(row: Mapping[str, str]) -> Target:
     try:
         return {name: float(text) for name, text in row.items()}
     except ValueError as error:
-        raise InputError(f"its row in targets.csv holds no number: {error}") from None
+        raise InputError(f"its row in {KIND.table} holds no number: {error}") from None
 
 
 def _standardised_error(prediction: Tensor, batch: Batch, spec: TaskSpec) -> Tensor:

@@ -63,6 +63,7 @@ class Tag(Kind):
     is_printed = True
     sample_axes = 1
     axes = "N"
+    table = "tags.csv"
 
     def name_count(self, outputs: int) -> int:
         return outputs

@@ -41,7 +41,7 @@ class Tag(ColumnsKind):
     folder_format = f"a folder with images and tags.csv, whose columns are file and labels (a{SEPARATOR}b)"
     array_format = "an .npz file with x, y (N, K) of 0 and 1, and perhaps names (K,)"
     target_dtypes = "bui"
-    further_files = ("tags.csv",)
+    further_files = (KIND.table,)
     bounds = (0, 1)
     defaults = COMMON_DEFAULTS | {"batch_size": 32, "augment": 1.0}
     error_names = ("hamming_loss",)
@@ -49,7 +49,7 @@ class Tag(ColumnsKind):
     percentages = frozenset({*error_names, *further_measures, *CLASS_MEASURES})
 
     def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
-        return list_table(path, "tags.csv", _read_row, self.folder_format)
+        return list_table(path, KIND.table, _read_row, self.folder_format)
 
     def fit(self, targets: Sequence[Target], options: TargetOptions) -> Targets:
         names = tuple(dict.fromkeys(name for target in targets for name in target))

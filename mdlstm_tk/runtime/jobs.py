@@ -139,12 +139,16 @@ def files_for(
     kind: str | None, files: Sequence[InputPath], results: Sequence[InputPath] = ()
 ) -> list[InputPath]:
     """The files that a model of some kind takes: no documents but its own, and then nothing that belongs to
-    these, `results` included.
+    these, `results` included; of folders, no table of targets.
 
     Raises:
         InputError: there are none.
     """
-    own = kind_named(kind).documents
+    own, table = kind_named(kind).documents, kind_named(kind).table
+    inputs = [file for file in files if file.is_named or os.path.basename(file.source) != table]
+    if files and not inputs:
+        raise InputError(f"{files[0].source} holds targets of kind {kind}; to read it as numbers, name it")
+    files = inputs
     remaining = [file for file in files if file.documents in (None, own)]
     if files and not remaining:
         source, documents = files[0].source, files[0].documents

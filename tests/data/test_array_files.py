@@ -136,6 +136,7 @@ def test_single_samples_that_cannot_be_used_are_skipped(tmp_path: Path) -> None:
 def test_copies_and_copies_with_another_target_are_counted_and_named(tmp_path: Path, kind: str) -> None:
     x = np.random.default_rng(0).random((4, 6, 6))
     targets = {"classify": [*"abcd"], "transcribe": [*"abcd"], "segment": x > 0.5}
+    targets |= {"regress": [1, 2, 3, 4], "tag": [[1, 1], [0, 1], [1, 0], [0, 0]]}
     y = np.asarray(targets.get(kind, x))
     order = [0, 1, 2, 3, 2, 1]
     np.savez(

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from mdlstm_tk.kinds import kind_named
+
 Picture = Any  # a Pillow image
 
 CLASSES = ("dark", "bright")
@@ -144,7 +146,7 @@ def write_data(kind: str, folder: Path, file_types: Sequence[str], samples: int)
     names = list(islice(cycle(file_types), samples * len(file_types)))
     if set(names) <= set(ARRAY_TYPES):
         return _write_arrays(kind, folder, names, rng)
-    data, texts = Data(folder), []
+    data, texts, rows = Data(folder), [], list[str]()
     for number, (name, extents) in enumerate(zip(names, EXTENTS, strict=False)):
         file_type = IMAGE_TYPES[name]
         class_index = number // len(file_types) % 2
@@ -164,6 +166,8 @@ def write_data(kind: str, folder: Path, file_types: Sequence[str], samples: int)
         file_type.convert(Image.fromarray(pixels.astype(np.uint8))).save(path, **file_type.options)
         data.files.append((name, path, {"y": str(path.relative_to(folder))}))
         texts.append(f"{path.name}\t{text}\n")
+        target = {"regress": f"{mask.mean():.4f}", "tag": CLASSES[class_index]}.get(kind, "")
+        rows.append(f"images/{path.name},{target}\n")
         if kind in TARGET_FOLDERS:
             target = folder / TARGET_FOLDERS[kind] / f"{number:03}.png"
             target.parent.mkdir(exist_ok=True)
@@ -171,6 +175,8 @@ def write_data(kind: str, folder: Path, file_types: Sequence[str], samples: int)
             Image.fromarray(values.astype(np.uint8)).save(target)
     if kind == "transcribe":
         (folder / "labels.tsv").write_text("".join(texts), encoding="utf-8")
+    if table := kind_named(kind).table:
+        (folder / table).write_text(f"file,column\n{''.join(rows)}", encoding="utf-8")
     return data
 
 

@@ -15,7 +15,7 @@ from mdlstm_tk.data import UNLABELLED, Batch, TaskSpec
 from mdlstm_tk.data.task import collate
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_onnx
-from mdlstm_tk.kinds import kind_names
+from mdlstm_tk.kinds import kind_named, kind_names
 from mdlstm_tk.models import Normalized, create, model_names, model_options, register
 from mdlstm_tk.models.blocks import fill_padding
 from mdlstm_tk.models.registry import resolve
@@ -136,7 +136,7 @@ def padded_batch(kind: Any, extra: tuple[int, int]) -> Batch:
     samples: list[Any] = []
     for extents in EXTENTS:
         numbers, mask = rng.random((*extents, 4)), rng.integers(UNLABELLED, 4, extents)
-        y = {"grid": numbers, "segment": mask, "classify": 2, "transcribe": [1, 2]}.get(kind)
+        y = {"grid": numbers, "segment": mask, "classify": 2, "transcribe": [1, 2]}.get(kind, [0, 1, 1, 0])
         samples.append((rng.random((*extents, 1)), y))
     largest = tuple(np.max(EXTENTS, axis=0) + extra)
     frame = {"grid": np.zeros((*largest, 4)), "segment": np.full(largest, UNLABELLED)}.get(
@@ -152,8 +152,9 @@ def test_more_padding_changes_nothing(kind: Any, model: str, training: bool) -> 
     """Outputs, loss, gradients and running statistics are those of the batch with less padding."""
     torch.manual_seed(0)
     network = create(model, 1, 4, kind=kind, hidden=4).train(training)
-    classes = tuple("abcd") if kind in ("classify", "segment") else tuple("abc") * (kind == "transcribe")
-    spec, results = TaskSpec("t", kind, 1, 4, EXTENTS[0], classes), []
+    classes = tuple("abcd")[: kind_named(kind).name_count(4)]
+    scale = {"target_mean": (0.5,) * 4, "target_std": (2.0,) * 4} if kind == "regress" else {}
+    spec, results = TaskSpec("t", kind, 1, 4, EXTENTS[0], classes, **scale), []
     for extra in ((0, 0), (5, 0), (0, 29), (23, 40)):
         twin, batch = deepcopy(network), padded_batch(kind, extra)
         outputs, columns = predictions(twin, batch, torch.device("cpu")), columns_per_step(twin)

@@ -41,7 +41,7 @@ from mdlstm_tk.training import Run, TrainConfig, build, load_checkpoint, make_ta
 from mdlstm_tk.training.progress import TrainingTimes
 
 SCRIPT = "<script>document.title='taken over'</script>"
-KINDS = ("grid", "classify", "segment", "transcribe")
+KINDS = ("grid", "classify", "segment", "transcribe", "regress", "tag")
 
 
 class Page(HTMLParser):
@@ -80,6 +80,10 @@ def text(element: Element | None) -> str:
     return " ".join(" ".join(element.itertext()).split())
 
 
+def percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
 def pixels(image: Element) -> np.ndarray:
     data = image.get("src", "").removeprefix("data:image/png;base64,")
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
@@ -95,6 +99,8 @@ def samples(kind: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         "classify": np.array([SCRIPT, "b & c"])[bright],
         "segment": np.where(rng.random(x.shape) < 0.1, -1, (x > 0.3).astype(int) + (x > 0.6)),
         "transcribe": np.array(["<b>", " &a"])[bright],
+        "regress": x.mean((1, 2)),
+        "tag": np.stack([bright, rng.integers(0, 2, 60)], axis=1),
     }[kind]
     return {"x": x, "y": y, "sizes": sizes}
 
@@ -171,11 +177,13 @@ def test_the_confusion_matrix_counts_the_predictions(kind: str, runs: Any) -> No
     assert page.numbers()["validation error"] == pytest.approx(wrong)
     table = page.find("table[@class='figures']")[0]
     for k, row in enumerate(table.findall("tbody/tr")):
-        count, missed, _, overlap = map(text, row.findall("td"))
+        count, recall, precision, last = map(text, row.findall("td"))
         assert count == f"{expected[k].sum():,}"
         hit, union = expected[k, k], expected[k].sum() + expected[:, k].sum() - expected[k, k]
-        assert missed == f"{100 - 100 * hit / expected[k].sum():.1f} %"
-        assert overlap == f"{100 * hit / union:.1f} %"
+        assert recall == percent(hit / expected[k].sum())
+        assert precision == (percent(hit / expected[:, k].sum()) if expected[:, k].any() else "–")
+        f1 = 2 * hit / (expected[k].sum() + expected[:, k].sum())
+        assert last == percent(hit / union if kind == "segment" else f1)
 
 
 def test_lines_stand_beside_their_truth_from_the_worst_on(runs: Any) -> None:

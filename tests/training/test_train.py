@@ -19,7 +19,7 @@ from helpers.training import DIGITS, SMALL, fail_at, last_tensors, run_in
 
 from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, DiagonalTask, TaskSpec
 from mdlstm_tk.errors import InputError, MDLSTMError, MissingExtraError
-from mdlstm_tk.kinds import kind_names
+from mdlstm_tk.kinds import kind_named, kind_names
 from mdlstm_tk.models import register
 from mdlstm_tk.report import draw_run
 from mdlstm_tk.training import (
@@ -146,16 +146,20 @@ def test_the_relevant_loss_is_the_squared_error_at_the_second_one() -> None:
 def test_padding_does_not_count_in_any_error(kind: Any) -> None:
     """The sums of a batch are those of its samples, cut to their extents."""
     rng = np.random.default_rng(0)
-    names = ("a", "b", "c") if kind in ("classify", "segment") else ()
-    task = DatasetTask(TaskSpec("any", kind, 2, 3, (5, 6), names), {})
+    names = ("a", "b", "c") if kind_named(kind).name_count(3) else ()
+    numbers = {"target_mean": (0.5,) * 3, "target_std": (1.0, 2.0, 3.0)} if kind == "regress" else {}
+    task = DatasetTask(TaskSpec("any", kind, 2, 3, (5, 6), names, **numbers), {})
     x = rng.random((4, 5, 6, 2), np.float32)
     y = {
         "grid": rng.random((4, 5, 6, 3), np.float32),
         "classify": rng.integers(0, 3, 4),
         "segment": rng.integers(-1, 3, (4, 5, 6)),
         "density": x,
+        "regress": rng.random((4, 3), np.float32),
+        "tag": rng.integers(0, 2, (4, 3)).astype(np.float32),
     }[kind]
-    shape = {"classify": (4, 3), "density": (4, 5, 6, 2)}.get(kind, (4, 5, 6, 3))
+    shapes = {"density": (4, 5, 6, 2), **dict.fromkeys(("classify", "regress", "tag"), (4, 3))}
+    shape = shapes.get(kind, (4, 5, 6, 3))
     prediction, sizes = rng.random(shape, np.float32), [[5, 6], [2, 3], [1, 6], [5, 1]]
     if kind == "segment":
         for mask, (height, width) in zip(y, sizes, strict=True):
