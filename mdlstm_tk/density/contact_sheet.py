@@ -68,7 +68,10 @@ def draw_samples(
     size, channels = (height, width), checkpoint.spec.channels
     part = read_given(given, size, channels) if given else None
     images = draw_images(checkpoint.network(), count, size, channels, seed, part, temperature)
-    write_samples(output, images, None if part is None else part.mask, replace=force)
+    mask = None
+    if part is not None:
+        mask = np.pad(~np.isnan(part).any(-1), ((0, height - len(part)), (0, 0)))
+    write_samples(output, images, mask, replace=force)
     return run.folder, images.shape
 
 
