@@ -58,7 +58,6 @@ def draw_samples(
     ensure_writable(output, force)
     if size is not None and len(size) != 2:
         raise InputError(Argument("size"), f" must be a height and a width, got {format_size(size)}")
-    options: dict[str, Any] = {"seed": seed, "temperature": temperature}
     require("torch", "train")
     from mdlstm_tk.density.sampling import draw_images, load_density_model, read_given
     from mdlstm_tk.training import latest_run, open_run
@@ -68,8 +67,11 @@ def draw_samples(
     height, width = size or checkpoint.spec.size
     size, channels = (height, width), checkpoint.spec.channels
     part = read_given(given, size, channels) if given else None
-    images = draw_images(checkpoint.network(), count, size, channels, given=part, **options)
-    write_samples(output, images, None if part is None else part.mask, replace=force)
+    images = draw_images(checkpoint.network(), count, size, channels, seed, part, temperature)
+    mask = None
+    if part is not None:
+        mask = np.pad(~np.isnan(part).any(-1), ((0, height - len(part)), (0, 0)))
+    write_samples(output, images, mask, replace=force)
     return run.folder, images.shape
 
 

@@ -10,16 +10,15 @@ import io
 import re
 import struct
 import zlib
-from functools import partial
 from math import prod
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk.data.folders import find_files, no_target
+from mdlstm_tk.data.folders import find_files
 from mdlstm_tk.data.images import read_file
-from mdlstm_tk.data.spec import RawSample, Split
+from mdlstm_tk.data.spec import Split
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 
@@ -80,11 +79,3 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     if count == 0 or count != size:
         raise InputError(f"{path} says that it holds {tuple(shape)} bytes of images, but it holds {size}")
     return np.frombuffer(content, np.uint8, offset=HEADER.size).reshape(shape)
-
-
-def list_idx(path: Path) -> list[RawSample]:
-    """List the images of an IDX file as samples without targets."""
-    return [
-        RawSample(f"image {k}", partial(np.asarray, image), no_target, is_image=True)
-        for k, image in enumerate(read_idx(path))
-    ]

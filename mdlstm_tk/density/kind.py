@@ -24,17 +24,18 @@ class Probability(Answer):
     """The probability of a sample.
 
     Attributes:
-        numbers: ("nats", the negative log-probability) and ("bits_per_dim", the same in bits, divided by
-            the number of values).
+        nats: the negative log-probability.
+        bits_per_dim: the same in bits, divided by the number of values.
     """
 
-    numbers: tuple[tuple[str, float], ...] = ()
+    nats: float = 0.0
+    bits_per_dim: float = 0.0
 
     def values(self) -> dict[str, Any]:
-        return dict(self.numbers)
+        return {"nats": self.nats, "bits_per_dim": self.bits_per_dim}
 
     def fields(self, options: ResultOptions) -> list[str]:
-        return [f"{value:.{NUMBER_DIGITS}f}" for _, value in self.numbers]
+        return [f"{value:.{NUMBER_DIGITS}f}" for value in self.values().values()]
 
 
 class Density(Kind):
@@ -61,13 +62,12 @@ class Density(Kind):
             nats = -float(sample.sum(dtype="float64"))
             if isnan(nats):
                 raise InputError("the log-probabilities hold NaN; the model diverged")
-            bits = nats / log(2) / sample.size
-            numbers = ("nats", round(nats, NUMBER_DIGITS)), ("bits_per_dim", round(bits, NUMBER_DIGITS))
-            answers.append(Probability(str(numbers[0][1]), array, k if batched else None, numbers))
+            bits, nats = (round(x, NUMBER_DIGITS) for x in (nats / log(2) / sample.size, nats))
+            answers.append(Probability(str(nats), array, k if batched else None, nats, bits))
         return answers
 
     def blank(self, metadata: Metadata, options: ResultOptions) -> Answer:
-        return Probability("", numbers=(("nats", 0.0), ("bits_per_dim", 0.0)))
+        return Probability("")
 
 
 KIND = Density()

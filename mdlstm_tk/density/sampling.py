@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,21 +20,12 @@ from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
 from mdlstm_tk.training.run_folder import Run
 
 
-class Given(NamedTuple):
-    """The part of an image that is not drawn: `values` (H, W, C) float32 in [0, 1], any number or NaN where
-    the image is drawn; and `mask` (H, W), True where they hold. A position is drawn if one of its channels
-    is NaN."""
-
-    values: npt.NDArray[np.float32]
-    mask: npt.NDArray[np.bool_]
-
-
 def uniform_numbers(seed: int, n: int, size: tuple[int, int], channels: int) -> npt.NDArray[np.float32]:
     """The numbers (n, H, W, C) in [0, 1) that decide n images; image k is the same for any n above k."""
     return np.random.default_rng(seed).random((n, *size, channels), dtype=np.float32)
 
 
-def read_given(path: Path, size: tuple[int, int], channels: int) -> Given:
+def read_given(path: Path, size: tuple[int, int], channels: int) -> npt.NDArray[np.float32]:
     """Read what is given of an image.
 
     Args:
@@ -43,6 +33,10 @@ def read_given(path: Path, size: tuple[int, int], channels: int) -> Given:
             upper rows. In a .npy file, NaN marks values that are to be drawn.
         size: (H, W) of the image to draw.
         channels: C.
+
+    Returns:
+        (h, W, C), any number or NaN where the image is drawn. A position is drawn if one of its channels is
+        NaN.
 
     Raises:
         InputError: the file cannot be read, or does not fit.
@@ -63,10 +57,7 @@ def read_given(path: Path, size: tuple[int, int], channels: int) -> Given:
     is_given = ~np.isnan(values).any(-1)
     if not is_given.any() or not (0 <= values[is_given].min() <= values[is_given].max() <= 1):
         raise InputError(f"{path} must hold values from 0 to 1, and NaN where they are to be drawn")
-    full, mask = np.zeros((*size, channels), np.float32), np.zeros(size, bool)
-    mask[: len(values)] = is_given
-    full[mask] = values[is_given]
-    return Given(full, mask)
+    return values
 
 
 def draw_images(
@@ -75,7 +66,7 @@ def draw_images(
     size: tuple[int, int],
     channels: int,
     seed: int = 0,
-    given: Given | None = None,
+    given: npt.NDArray[np.float32] | None = None,
     temperature: float = 1.0,
 ) -> npt.NDArray[np.float32]:
     """Draw images (n, H, W, C) in [0, 1]; equal seeds give equal images.
@@ -86,7 +77,7 @@ def draw_images(
         size: (H, W).
         channels: C.
         seed: decides the images.
-        given: the part of each image that is not drawn.
+        given: the part of each image that is not drawn, as of `DensityNet.sample`.
         temperature: as of `DensityNet.sample`.
 
     Raises:
@@ -107,8 +98,7 @@ def draw_images(
         n,
         size,
         uniform=torch.from_numpy(uniform_numbers(seed, n, size, channels)),
-        given=None if given is None else torch.from_numpy(given.values),
-        mask=None if given is None else torch.from_numpy(given.mask),
+        given=None if given is None else torch.from_numpy(given),
         temperature=temperature,
     )
     images: npt.NDArray[np.float32] = drawn.cpu().float().numpy()
@@ -121,7 +111,7 @@ def sample_run(
     size: tuple[int, int] | None = None,
     *,
     seed: int = 0,
-    given: Given | None = None,
+    given: npt.NDArray[np.float32] | None = None,
     temperature: float = 1.0,
 ) -> npt.NDArray[np.float32]:
     """Draw images (n, H, W, C) in [0, 1] with the best weights of a run.

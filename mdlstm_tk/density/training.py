@@ -6,6 +6,7 @@ The targets of a batch are x itself. The outputs of a task are the levels of eac
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from mdlstm_tk.data.folders import find_images, image_sample, no_target
 from mdlstm_tk.data.samples import MemoryBudget
 from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, Split, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets, unchanged
-from mdlstm_tk.density.idx import find_idx, list_idx
+from mdlstm_tk.density.idx import find_idx, read_idx
 from mdlstm_tk.density.room import ROOM
 from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
@@ -48,7 +49,8 @@ class Density(TrainingKind):
         return find_idx(path)
 
     def list_file(self, path: Path) -> list[RawSample]:
-        return list_idx(path)
+        images = [partial(np.asarray, image) for image in read_idx(path)]
+        return [RawSample(f"image {k}", x, no_target, is_image=True) for k, x in enumerate(images)]
 
     def read_array(self, y: Array, index: int, extents: Extents, names: Sequence[str]) -> Any:
         return None

@@ -48,7 +48,7 @@ def test_labels_and_probabilities() -> None:
 
 def test_densities_in_nats_and_bits() -> None:
     (answer,) = decode(np.full((2, 4, 1), -np.log(2), np.float32), DENSITY)
-    assert dict(answer.numbers) == {"nats": 5.5452, "bits_per_dim": 1.0}
+    assert answer.values() == {"nats": 5.5452, "bits_per_dim": 1.0}
     assert document("txt", np.zeros((1, 2, 4, 1)), DENSITY) == (
         "in/a\\\\\\t\\n.npy\t-0.0000\t-0.0000\nin/b.npz\tx\t-0.0000\t-0.0000\n"
     )
