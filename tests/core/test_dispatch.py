@@ -13,8 +13,8 @@ import torch
 from helpers.without_packages import IMPORT_HOOK
 
 from mdlstm_tk import MDLSTM, Gate, InputError, MDLSTMError, register_cell
-from mdlstm_tk import sweep as sweep_module
 from mdlstm_tk.backends import dispatch
+from mdlstm_tk.backends import run as run_module
 from mdlstm_tk.backends.cpu import cell_code
 from mdlstm_tk.backends.torch import sweep as torch_sweep
 
@@ -112,7 +112,7 @@ def test_captured_graphs_hold_what_was_asked_for_and_no_choice(
         return torch_sweep  # as if x were on another device
 
     expected = layer(x)
-    monkeypatch.setattr(sweep_module, "engine", engine)
+    monkeypatch.setattr(run_module, "engine", engine)
     for graph in graphs:
         torch.testing.assert_close(graph(x), expected)
         assert asked.pop() == (backend, x.device, x.dtype)
