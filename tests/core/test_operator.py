@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -187,18 +186,6 @@ def test_a_trace_equals_the_network_and_can_be_trained(sizes: Tensor | None, bac
     assert torch.equal(y, net(*inputs))
     gradients = torch.autograd.grad(y.sum(), list(net.parameters()))
     torch.testing.assert_close(gradients, torch.autograd.grad(net(*inputs).sum(), list(net.parameters())))
-
-
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_tensorboard_draws_the_graph(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(tmp_path) as writer:
-        writer.add_graph(Net(), torch.randn(1, 3, 4, 2))
-    graph = EventAccumulator(str(tmp_path)).Reload().Graph()
-    assert "mdlstm::wavefront" in {node.op for node in graph.node}
 
 
 @pytest.mark.parametrize(

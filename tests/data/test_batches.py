@@ -11,7 +11,7 @@ from helpers.user_data import read, write_image, write_texts
 
 from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, TaskSpec
 from mdlstm_tk.data.augmentation import distort, distort_line
-from mdlstm_tk.data.sampling import make_rng, shuffled_indices, stratified_mask
+from mdlstm_tk.data.sampling import make_rng, stratified_mask
 from mdlstm_tk.data.spec import Floats
 from mdlstm_tk.data.task import collate
 from mdlstm_tk.data.user_data import read_data
@@ -52,17 +52,6 @@ def test_crops_are_random_in_training_and_central_in_validation(tmp_path: Path) 
     assert np.array_equal(batch.y, task.batch(0, 0, 6).y)
     assert not np.array_equal(batch.y, task.batch(0, 1, 6).y)
     assert (task.batch(0, 0, 2, "validation").y == index[2:5, 3:7]).all()
-
-
-def test_each_epoch_has_every_sample_once_and_an_order_of_its_own() -> None:
-    order, other = (
-        [k for start in range(0, 40, 4) for k in shuffled_indices(seed, 10, range(start, start + 4))]
-        for seed in (7, 8)
-    )
-    epochs = [order[start : start + 10] for start in range(0, 40, 10)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert order != other
 
 
 def test_stratified_mask_selects_a_share_of_each_group() -> None:

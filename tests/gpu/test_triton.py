@@ -23,8 +23,8 @@ from helpers.own_cells import OWN_CELLS, register_own_cells
 from helpers.parity import LAYOUTS, Case
 
 from mdlstm_tk import MDLSTM, Gate, register_cell
-from mdlstm_tk import sweep as operator
 from mdlstm_tk.backends import dispatch, tables
+from mdlstm_tk.backends import run as run_module
 from mdlstm_tk.backends.specialize import KernelError
 from mdlstm_tk.cells import BUILT_IN_CELLS
 from mdlstm_tk.cells.operations import OPERATIONS
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("fresh_registries", "poisoned_memory", "one
 @pytest.fixture(autouse=True)
 def _engine(fresh_registries: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every sweep that is not `reference`'s goes to the engine for CUDA."""
-    monkeypatch.setattr(operator, "engine", lambda *_: sweep)
+    monkeypatch.setattr(run_module, "engine", lambda *_: sweep)
     register_own_cells()
 
 

@@ -137,8 +137,9 @@ def test_a_run_that_is_killed_after_its_last_step_is_concluded(name: str, tmp_pa
 def test_an_old_result_does_not_make_a_killed_run_count_as_complete(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     assert mdlstm(*TRAIN, "--steps", "3", "-o", run.folder).code == 0
+    run.report.touch()
     kill_at("result.json", main, ["train", "--resume", str(run.folder), "--steps", "5"], cwd=tmp_path)
-    assert not run.result.exists() and not run.prediction.exists()
+    assert not any(path.exists() for path in (run.result, run.prediction, run.report))
     done = mdlstm("train", "--resume", run.folder)
     assert done.code == 0, done.err
     assert run.read_result()["step"] == load_checkpoint(run.best).step
@@ -157,11 +158,12 @@ def test_times_are_summed_over_interruptions(tmp_path: Path) -> None:
 
 def test_a_new_run_in_a_used_folder_keeps_nothing_of_the_old_one(tmp_path: Path) -> None:
     run = run_in(tmp_path, SMALL)
+    run.report.touch()
     with pytest.raises(KeyboardInterrupt):
         run_in(tmp_path, replace(SMALL, hidden=3), on_step=fail_at(1))
     assert load_checkpoint(run.best).config.hidden == 3
     assert run.read_times().steps == 1
-    assert not run.result.exists()
+    assert not run.result.exists() and not run.report.exists()
 
 
 def test_changed_data_keep_the_first_split_and_new_samples_are_trained_on(tmp_path: Path) -> None:
