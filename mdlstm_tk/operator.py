@@ -36,7 +36,7 @@ torch.library.define(
 torch.library.define(
     "mdlstm::wavefront_backward",
     f"({SCHEMA}, Tensor grad, Tensor output, Tensor gates, Tensor states, Tensor? dfinal, bool recompute, "
-    f"str backend, bool wants_dx, bool wants_weights=True) -> "
+    f"str backend, bool wants_dx, bool wants_weights) -> "
     f"({', '.join(['Tensor'] * len(DIFFERENTIABLE))})",
 )
 FIELDS = len(SweepInputs._fields)
@@ -140,8 +140,8 @@ def _wavefront_backward(*arguments: Any) -> tuple[Tensor, ...]:
         if tensor is not None:
             check_tensor(name, tensor, *shapes[name])
     results = SweepResults(output, None, None if recompute else gates, states)
-    gradients = run_backward(inputs, results, grad, dfinal, backend, *_with_default(wanted))
-    pairs = zip(DIFFERENTIABLE, _has_gradient(wanted), strict=True)
+    gradients = run_backward(inputs, results, grad, dfinal, backend, *wanted)
+    pairs = zip(DIFFERENTIABLE, _has_gradient(*wanted), strict=True)
     in_order = (gradients.get(name) if has else None for name, has in pairs)
     return tuple(grad.new_empty(0) if g is None else g.contiguous() for g in in_order)
 
@@ -151,19 +151,12 @@ def _wavefront_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     grad, output, gates, states, dfinal, _, backend, *wanted = arguments[FIELDS:]
     others = {"grad": grad, "output": output, "gates": gates, "states": states, "dfinal": dfinal}
     _check_captured(inputs, backend, **others)
-    pairs = zip(inputs.tensors, _has_gradient(wanted), strict=True)
+    pairs = zip(inputs.tensors, _has_gradient(*wanted), strict=True)
     return tuple(t.new_empty(t.shape) if has and t is not None else grad.new_empty(0) for t, has in pairs)
 
 
-def _with_default(wanted: Sequence[bool]) -> tuple[bool, bool]:
-    """`wants_dx` and `wants_weights` of the operator, which gets no argument that equals its default."""
-    wants_dx, wants_weights = (*wanted, True)[:2]
-    return wants_dx, wants_weights
-
-
-def _has_gradient(wanted: Sequence[bool]) -> list[bool]:
+def _has_gradient(wants_dx: bool, wants_weights: bool) -> list[bool]:
     """For each of `DIFFERENTIABLE`, true if the operator's backward returns its gradient."""
-    wants_dx, wants_weights = _with_default(wanted)
     return [{"x": wants_dx, "initial": True}.get(name, wants_weights) for name in DIFFERENTIABLE]
 
 

@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from mdlstm_tk._util.caches import BoundedCache
 from mdlstm_tk._util.checks import fitting
-from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.text import counted, one_line
 from mdlstm_tk.errors import InputError
 
 Indices = npt.NDArray[np.integer]
@@ -90,8 +90,7 @@ def wavefronts(grid: Sequence[int]) -> Wavefronts:
     try:
         extents: tuple[int, ...] = fitting(grid, tuple[int, ...])
     except TypeError:
-        got = " ".join(repr(grid).split())
-        raise InputError(f"a grid must be a tuple of integers, got {got:.80}") from None
+        raise InputError(f"a grid must be a tuple of integers, got {one_line(grid)}") from None
     front = _cache.get(extents)
     if front is None:
         check_positions(extents)

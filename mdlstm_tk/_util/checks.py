@@ -16,6 +16,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from mdlstm_tk._util.text import one_line
 from mdlstm_tk.errors import InputError
 
 P = ParamSpec("P")
@@ -57,8 +58,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return fitting(value, hint)
         except TypeError:
-            got = " ".join(repr(value).split())
-            raise InputError(f"{name} must be {expected(hint)}, got {got:.80}") from None
+            raise InputError(f"{name} must be {expected(hint)}, got {one_line(value)}") from None
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -130,7 +130,7 @@ def sweep_rows(inputs: SweepInputs) -> SweepRows:
     if ragged is not None:
         return SweepRows(ragged_tables(ragged, grid, inputs.directions, inputs.x.device), 1, ragged=True)
     tables = sweep_tables(grid, inputs.directions, inputs.x.device)
-    mask = None if sizes is None or _is_readable(sizes) else valid_mask(grid, sizes.to(inputs.x.device))
+    mask = None if sizes is None or _is_at_hand(sizes) else valid_mask(grid, sizes.to(inputs.x.device))
     return SweepRows(tables, batch, valid_mask=mask)
 
 
@@ -140,13 +140,13 @@ def ragged_extents(inputs: SweepInputs) -> Extents | None:
     Raises:
         InputError: they do not lie within the grid: nobody has checked those that a captured graph gets.
     """
-    if inputs.sizes is None or not _is_readable(inputs.sizes):
+    if inputs.sizes is None or not _is_at_hand(inputs.sizes):
         return None
     extents = read_sizes(inputs.sizes, inputs.grid)
     return extents if any(row != inputs.grid for row in extents) else None
 
 
-def _is_readable(sizes: Tensor) -> bool:
+def _is_at_hand(sizes: Tensor) -> bool:
     """Tell whether the values can be read without a wait, and not inside a transform."""
     return sizes.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
 

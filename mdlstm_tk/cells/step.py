@@ -123,5 +123,5 @@ def record_step(cell: Cell, ndim: int, present: Sequence[str], normalize: Normal
         return gates[output]
 
     copies = {name: list(rows) for name, rows in previous.items()}  # which equations may change
-    h, states = cell.equations(list(gates), copies, *(output_activation, output_gate)[: cell.hooks])
+    h, states = cell.equations(list(gates), copies, *(output_activation, output_gate)[: cell.functions])
     return Step(h, tuple(states[name] for name in cell.states), tuple(gates), a, previous, parameters)

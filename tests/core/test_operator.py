@@ -50,7 +50,9 @@ def context_of(inputs: dict[str, Any], backend: str = "auto", **options: bool) -
 
 
 def backward(inputs: dict[str, Any], context: dict[str, Tensor]) -> Any:
-    return torch.ops.mdlstm.wavefront_backward(*inputs.values(), *context.values(), False, "auto", True)
+    return torch.ops.mdlstm.wavefront_backward(
+        *inputs.values(), *context.values(), False, "auto", True, True
+    )
 
 
 MISTAKES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -159,7 +161,7 @@ def test_both_operators_are_what_their_schemas_and_fakes_say(
         check(torch.ops.mdlstm.wavefront, (*inputs.values(), save, recompute, backend))
     context = context_of(inputs, backend, recompute=recompute) | ({} if states else {"dfinal": None})
     plain = [v.detach() if isinstance(v, Tensor) else v for v in (inputs | context).values()]
-    check(torch.ops.mdlstm.wavefront_backward, (*plain, recompute, backend, True))
+    check(torch.ops.mdlstm.wavefront_backward, (*plain, recompute, backend, True, True))
 
 
 class Net(nn.Module):

@@ -59,12 +59,6 @@ def test_networks_leave_out_settings_that_they_do_not_have(tmp_path: Path) -> No
     assert cells == ["leaky", "", ""]
 
 
-@pytest.mark.parametrize("seeds", [0, -1])
-def test_a_comparison_needs_a_seed(seeds: int, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"seeds must be at least 1, got {seeds}"):
-        plan_comparison(TINY, seeds, tmp_path / "compare")
-
-
 class TrainingOnly(GaussianField):
     """A task that generates its samples, and has none to evaluate on."""
 
@@ -102,7 +96,12 @@ def test_networks_are_compared_after_equally_many_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("fresh_registries")
-def test_what_cannot_be_compared_is_refused_before_the_first_training(tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_refused_before_the_first_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seeds in (0, -1):
+        with pytest.raises(InputError, match=f"seeds must be at least 1, got {seeds}"):
+            plan_comparison(TINY, seeds, tmp_path / "compare")
     with pytest.raises(InputError, match="from random weights"):
         configure_comparison("digits", {}, {"init": "runs/a"})
     register("constant", kind="classify")(
@@ -110,6 +109,10 @@ def test_what_cannot_be_compared_is_refused_before_the_first_training(tmp_path: 
     )
     with pytest.raises(InputError, match="'constant' is no larger with more hidden units"):
         plan_comparison(configure_comparison("digits", {"steps": 2}), 1, tmp_path / "compare")
+    several = DistributedContext(1, 2, torch.device("cpu"))
+    monkeypatch.setattr("mdlstm_tk.training.distributed.init", lambda device: several)
+    with pytest.raises(InputError, match="compared in one process"):
+        plan_comparison(TINY, 1, tmp_path / "compare")
     assert not (tmp_path / "compare").exists()
 
 
@@ -127,10 +130,3 @@ def test_a_comparison_says_what_besides_the_networks_its_numbers_differ_by(tmp_p
     assert comparison.notes == (
         "each seed has validation samples of its own, which the range of the errors includes",
     )
-
-
-def test_several_processes_compare_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    several = DistributedContext(1, 2, torch.device("cpu"))
-    monkeypatch.setattr("mdlstm_tk.training.distributed.init", lambda device: several)
-    with pytest.raises(InputError, match="compared in one process"):
-        plan_comparison(TINY, 1, tmp_path / "compare")
