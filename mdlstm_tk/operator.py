@@ -27,7 +27,7 @@ from mdlstm_tk.backends.inputs import (
 )
 from mdlstm_tk.backends.run import differentiable_gradients, run_backward, run_forward, wanted_gradients
 from mdlstm_tk.cells import get_cell
-from mdlstm_tk.cells.lowering import cell_of_graph, graph_name
+from mdlstm_tk.cells.passes import cell_of_graph, graph_name
 
 torch.library.define(
     "mdlstm::wavefront",

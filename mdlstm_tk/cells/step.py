@@ -1,6 +1,6 @@
 """One step of a cell as a recorded graph: peepholes, layer norm and activations around its equations.
 
-Every backend and the ONNX export evaluate this graph, or the kernels that `lowering` derives from it.
+Every backend and the ONNX export evaluate this graph, or the kernels that `passes` derives from it.
 
 Notation
     D, G, S, n   axes, gates, states beside h, hidden units

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.command import ENVIRONMENT, Result, mdlstm, mdlstm_process
+from helpers.command import ENVIRONMENT, Result, mdlstm, mdlstm_process, succeed
 
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.training import (
@@ -185,8 +185,8 @@ def test_the_faster_number_of_processes_is_chosen_and_named(
 @several_cores
 def test_measuring_does_not_change_what_is_learned(tmp_path: Path) -> None:
     for number in (1, "auto"):
-        done = mdlstm(*SMALL, "--steps", "6", "--processes", number, "-o", number, cwd=tmp_path)
-        assert done.code == 0 and (" as measured: " in done.err) == (number == "auto"), done.err
+        done = succeed(*SMALL, "--steps", "6", "--processes", number, "-o", number, cwd=tmp_path)
+        assert (" as measured: " in done.err) == (number == "auto")
     losses = [[r["loss"] for r in Run(tmp_path / name).read_metrics()] for name in ("1", "auto")]
     np.testing.assert_allclose(*losses, rtol=0, atol=1e-6)
 
@@ -194,8 +194,7 @@ def test_measuring_does_not_change_what_is_learned(tmp_path: Path) -> None:
 @pytest.mark.slow
 @several_cores
 def test_two_processes_resume_what_one_has_begun(tmp_path: Path) -> None:
-    done = mdlstm(*SMALL, "--steps", "4", "-o", "run", cwd=tmp_path)
-    assert done.code == 0, done.err
+    succeed(*SMALL, "--steps", "4", "-o", "run", cwd=tmp_path)
     done = torchrun("train", "--resume", "run", "--steps", "6", cwd=tmp_path)
     assert done.code == 0, done.err
     assert load_checkpoint(tmp_path / "run/last.safetensors").step == 6

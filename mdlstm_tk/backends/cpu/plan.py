@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from mdlstm_tk._util.caches import BoundedCache
 from mdlstm_tk.backends.boundary import line_counts
 from mdlstm_tk.backends.cpu import simd
-from mdlstm_tk.backends.cpu.cell_code import line_length
+from mdlstm_tk.backends.cpu.cell_code import words_per_line
 from mdlstm_tk.backends.cpu.compile import Generic, compile_cell, generic_kernel
 from mdlstm_tk.backends.cpu.kernels import BLOCK
 from mdlstm_tk.backends.cpu.records import Sizes, address, words
@@ -16,7 +16,7 @@ from mdlstm_tk.backends.cpu.threads import thread_limit
 from mdlstm_tk.backends.cpu.tiles import Buffers, Jobs, Samples, make_jobs
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.backends.tables import Extents, ragged_extents
-from mdlstm_tk.cells.lowering import Pass, lower, reads_hidden
+from mdlstm_tk.cells.passes import Pass, pass_kernel, reads_hidden
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 
 # Blocks whose gradients are summed up before they are added to the total. With fewer of them, adding to the
@@ -108,7 +108,7 @@ def _make_plan(
     (batch, *_, channels), (dirs, gate_dim, _) = inputs.x.shape, inputs.weight_ih.shape
     states, units, positions = len(cell.states), inputs.units, prod(grid)
     dtype, itemsize = str(inputs.x.dtype).removeprefix("torch."), inputs.x.itemsize
-    graph = lower(pass_kind, cell, ndim, inputs.present)
+    graph = pass_kernel(pass_kind, cell, ndim, inputs.present)
     compiled = compile_cell(graph, dtype, ndim, states, cell.name)
 
     lanes, panel = simd.vector_length(itemsize), simd.panel_width(itemsize)
@@ -133,7 +133,7 @@ def _make_plan(
     part_blocks = part_blocks if blocks > part_blocks else 0
 
     scratch_parts = {
-        "table_at": BLOCK * line_length(ndim) * 8 // itemsize,
+        "table_at": BLOCK * words_per_line(ndim) * 8 // itemsize,
         "zeros_at": (1 + states) * units,
         "spill_at": len(graph.spilled) * units,
         "operands_at": (1 if is_forward else 2) * BLOCK * depth,

@@ -22,7 +22,7 @@ from mdlstm_tk.backends.tables import SweepRows, sweep_rows
 from mdlstm_tk.backends.torch import products
 from mdlstm_tk.backends.torch.evaluate import evaluate
 from mdlstm_tk.cells.ir import Kernel
-from mdlstm_tk.cells.lowering import Pass, lower
+from mdlstm_tk.cells.passes import Pass, pass_kernel
 
 
 def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:
@@ -31,7 +31,7 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
     dirs, states, counts, batch = len(inputs.weight_ih), inputs.state_count, rows.tables.counts, rows.batch
     w_hh = None if inputs.weight_hh is None else products.recurrent_weights(inputs.weight_hh)
     a = list(products.pre_activations(inputs, rows, None).split(rows.row_counts, dim=1))  # W x + b so far
-    step = _Step("forward", inputs)
+    step = _CellKernel("forward", inputs)
     entering = _entering(inputs, rows)
     invalid = _invalid_masks(rows)
 
@@ -84,7 +84,7 @@ def backward(
     a = products.pre_activations(inputs, rows, hidden) if gates is None else gates[:, : rows.count]
     a_fronts = a.split(rows.row_counts, dim=1)
     w_hh_t = None if inputs.weight_hh is None else products.transposed_recurrent_weights(inputs.weight_hh)
-    step = _Step("recompute", inputs)
+    step = _CellKernel("recompute", inputs)
     entering, leaving = _entering(inputs, rows), None
     if dfinal is not None:
         at_ends = at_rows(dfinal, inputs, rows, leaving=True).sum(dim=0)
@@ -160,11 +160,11 @@ def _predecessors(
     return prev if entering is None else [a + b for a, b in zip(prev, entering[t], strict=True)]
 
 
-class _Step:
+class _CellKernel:
     """A kernel of the cell, evaluated on the rows (dirs, K·N, n) of a wavefront."""
 
     def __init__(self, pass_kind: Pass, inputs: SweepInputs) -> None:
-        self.kernel: Kernel = lower(pass_kind, inputs.cell, inputs.ndim, inputs.present)
+        self.kernel: Kernel = pass_kernel(pass_kind, inputs.cell, inputs.ndim, inputs.present)
         self.ndim, self.states = inputs.ndim, inputs.state_count
         packed = inputs.cell_parameters()
         self.slots = {} if packed is None else {"parameter": packed.unsqueeze(1).unbind(-2)}  # (dirs, 1, n)
