@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.refusal import refused
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.errors import InputError
 
 X = torch.randn(2, 4, 5, 3, generator=torch.Generator().manual_seed(0))
 EXTENTS = [[4, 5], [2, 3]]
@@ -29,13 +29,6 @@ def test_integers_of_numpy_and_torch_are_integers(one: Any) -> None:
 def test_directions_may_be_an_array_or_lists() -> None:
     for directions in (np.array([[1, -1], [-1, 1]]), [[1, -1], [-1, 1]], [(1, -1), (-1, 1)]):
         assert MDLSTM(3, 4, directions=directions).directions == [(1, -1), (-1, 1)]
-
-
-def refused(message: str, call: Any) -> None:
-    """Check that a call raises an `InputError` of one line that matches `message`."""
-    with pytest.raises(InputError, match=message) as caught:
-        call()
-    assert "\n" not in str(caught.value)
 
 
 UNORDERED: list[Any] = [{(1, 1), (1, -1)}, {(1, 1): 2}, True, [(True, 1)], [{1: 1, -1: 1}]]
