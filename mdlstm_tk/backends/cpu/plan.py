@@ -127,7 +127,7 @@ def _make_plan(
         kept = whole.rows * dirs * (gate_dim + states * units)  # numbers that forward keeps
         sums, dx = dirs * sums_size, max(whole.rows * channels, 1)
         most = Buffers(max(MIN_SUMS, kept // (KEPT * sums)), max(MIN_DX, kept // (KEPT * dx)))
-    jobs = make_jobs(whole, inputs.signs, operations, threads, most)
+    jobs = make_jobs(whole, inputs.directions, operations, threads, most)
     blocks = whole.rows // BLOCK // len(jobs.chains)
     part_blocks = max(MIN_PART_BLOCKS, isqrt(blocks))  # as many parts as blocks in each: the shortest sums
     part_blocks = part_blocks if blocks > part_blocks else 0

@@ -26,6 +26,7 @@ from mdlstm_tk.backends.cpu.memory import pointer
 from mdlstm_tk.backends.cpu.records import Job, address, words
 from mdlstm_tk.backends.cpu.threads import Task
 from mdlstm_tk.backends.tables import Extents, SweepTables, ragged_tables, tile_tables
+from mdlstm_tk.wavefront import Direction
 
 # The parts of a sweep that a chain takes: some samples, some directions, or bands in turn.
 Division = Literal["samples", "directions", "bands"]
@@ -159,20 +160,19 @@ def _divide(
 
 
 def make_jobs(
-    whole: Samples, signs: tuple[int, ...], operations: int, threads: int, most: Buffers | None = None
+    whole: Samples, directions: tuple[Direction, ...], operations: int, threads: int, most: Buffers | None
 ) -> Jobs:
     """The jobs of a sweep.
 
     Args:
         whole: all samples. Bands are those that all have together.
-        signs: the directions, dirs · D signs.
+        directions: of the sweep.
         operations: floating-point operations of a row.
         threads: the largest number of threads.
         most: the most buffers of gradients of a sweep that runs from the last position to the first; None
             for one that runs forward.
     """
-    grid, ndim = whole.grid, len(whole.grid)
-    directions = tuple(signs[k : k + ndim] for k in range(0, len(signs), ndim))
+    grid = whole.grid
     all_operations = whole.rows * len(directions) * operations
     division, chain_count, ranges = _divide(whole, len(directions), all_operations, threads, most)
     backwards = most is not None
@@ -311,7 +311,7 @@ def _cut(counts: Sequence[int], operations: int, is_band: bool) -> list[tuple[in
     return [(a, b) for a, b in pairwise([0, *limits.tolist(), len(counts)]) if a < b]
 
 
-def _corner(start: int, grid: tuple[int, ...], direction: tuple[int, ...]) -> int:
+def _corner(start: int, grid: tuple[int, ...], direction: Direction) -> int:
     """The flat position at which the band begins that is `start` from the near end of axis 0."""
     corner = 0
     for sign, extent in zip(direction, grid, strict=True):
