@@ -48,6 +48,7 @@ def test_a_comparison_on_the_diagonal(tmp_path: Path, original_settings: bool) -
     assert [row[0] for row in comparison.table().rows] == list(plan.models)
     curves = comparison.curves("relevant")
     assert all(len(losses) == TINY.steps for seeds in curves.values() for losses in seeds)
+    assert all(one != other for one, other in curves.values())  # of the two seeds
     config = load_checkpoint(plan.run("md", 1).last).config
     assert (config.seed, config.layer_norm, config.lr == 0.01) == (1, original_settings, original_settings)
 

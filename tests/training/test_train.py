@@ -75,14 +75,6 @@ def test_the_files_and_the_result_of_a_run(tmp_path: Path) -> None:
         assert torch.equal(tensor, best.weights()[name])
 
 
-def test_equal_seeds_give_equal_bytes_and_other_seeds_do_not(tmp_path: Path) -> None:
-    one, two = run_in(tmp_path / "1", SMALL), run_in(tmp_path / "2", SMALL)
-    other = run_in(tmp_path / "3", replace(SMALL, seed=1))
-    assert one.metrics.read_bytes() == two.metrics.read_bytes()
-    assert one.last.read_bytes() == two.last.read_bytes()
-    assert one.metrics.read_bytes() != other.metrics.read_bytes()
-
-
 def test_bfloat16_trains_in_bfloat16_and_learns(tmp_path: Path) -> None:
     config = replace(SMALL, layers=1, precision="bf16", steps=60, size="4", lr=0.04)
     run = run_in(tmp_path, config)

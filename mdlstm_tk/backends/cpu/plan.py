@@ -11,7 +11,7 @@ from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.cell_code import words_per_line
 from mdlstm_tk.backends.cpu.compile import Generic, compile_cell, generic_kernel
 from mdlstm_tk.backends.cpu.kernels import BLOCK
-from mdlstm_tk.backends.cpu.records import Sizes, address, words
+from mdlstm_tk.backends.cpu.records import Layout, address, words
 from mdlstm_tk.backends.cpu.threads import thread_limit
 from mdlstm_tk.backends.cpu.tiles import Buffers, Jobs, Samples, make_jobs
 from mdlstm_tk.backends.inputs import SweepInputs
@@ -35,7 +35,7 @@ PLAN_BYTES = 16384  # about what a plan takes beside its jobs
 
 
 class Plan(NamedTuple):
-    """The functions, sizes and jobs of a sweep.
+    """The functions, layout and jobs of a sweep.
 
     Attributes:
         run_jobs: the compiled function `kernels.run_jobs`.
@@ -43,12 +43,12 @@ class Plan(NamedTuple):
         packs: those that pack the weights before.
         unpack: that which writes the gradients of the weights afterwards; None for forward.
         cell, matmul: addresses of compiled functions.
-        sizes: what all jobs share.
-        sizes_address: where that lies in memory.
+        layout: what all jobs share.
+        layout_address: where that lies in memory.
         jobs: the jobs.
         temporary: the arrays that live as long as the sweep.
         counts: how many numbers kernels take each of the tensors in `Arrays` for, in that order.
-        memory: what the sizes hold addresses of, and their record.
+        memory: what the layout holds addresses of, and their record.
     """
 
     run_jobs: Any
@@ -57,8 +57,8 @@ class Plan(NamedTuple):
     unpack: Any
     cell: int
     matmul: int
-    sizes: Sizes
-    sizes_address: int
+    layout: Layout
+    layout_address: int
     jobs: Jobs
     temporary: tuple[str, ...]
     counts: dict[str, int]
@@ -157,7 +157,7 @@ def _make_plan(
     lines = [(grid[d] * strides[d], strides[d], sum(line_numbers[:d])) for d in range(ndim)]
     line_table = words(tuple(number for line in lines for number in line))
     steps = words(tuple(sign * stride for sign, stride in zip(inputs.signs, dirs * strides, strict=True)))
-    sizes = Sizes(
+    layout = Layout(
         dirs=dirs,
         positions=positions,
         places=positions * batch,
@@ -180,14 +180,14 @@ def _make_plan(
         columns=columns,
         d_stride=d_stride,
         sums_size=sums_size,
-        slots=jobs.slots,
+        sum_count=jobs.sum_count,
         part_blocks=part_blocks,
         scratch=scratch,
         **offsets,
     )
-    record = words(sizes)
-    of_x, of_h = sizes.places * channels, sizes.places * dirs * units
-    of_boundary = batch * sizes.lines * dirs * (1 + states) * units
+    record = words(layout)
+    of_x, of_h = layout.places * channels, layout.places * dirs * units
+    of_boundary = batch * layout.lines * dirs * (1 + states) * units
     counts = {
         "x": of_x,
         "weight_hh": dirs * hidden_dim * gate_dim,
@@ -197,14 +197,14 @@ def _make_plan(
         "weights": dirs * -(-gate_dim // panel) * panel * depth,
         "front": of_boundary,
         "output": of_h,
-        "gates": dirs * sizes.places * gate_dim,
+        "gates": dirs * layout.places * gate_dim,
         "states": of_h * states,
         "scratch": len(jobs.chains) * scratch,
         "grad": of_h,
         "initial": of_boundary,
         "weights_t": dirs * -(-columns // panel) * panel * gate_dim,
         "dx": jobs.buffers * of_x,
-        "sums": jobs.slots * dirs * sums_size,
+        "sums": jobs.sum_count * dirs * sums_size,
     }
     counts |= {f"d{name}": counts[name] for name in ("weight_hh", "weight_ih", "bias", "parameters")}
     packs = PACKS[pass_kind]
@@ -215,8 +215,8 @@ def _make_plan(
         unpack=None if is_forward else generic_kernel("unpack", dtype).ctypes,
         cell=compiled.address,
         matmul=generic_kernel("matmul", dtype).address,
-        sizes=sizes,
-        sizes_address=address(record),
+        layout=layout,
+        layout_address=address(record),
         jobs=jobs,
         temporary=("scratch", *(PACKED[name] for name in packs)),
         counts=counts,

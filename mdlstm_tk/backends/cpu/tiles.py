@@ -102,7 +102,7 @@ class Jobs(NamedTuple):
     Attributes:
         chains: the tasks of each chain.
         order: the first jobs of all tasks, in an order in which one thread may run them.
-        slots: how many sums each direction has.
+        sum_count: how many sums each direction has.
         buffers: how many dx there are: chains that add to the same positions have one each.
         longest: rows of the longest wavefront.
         is_tiled: whether states pass from tile to tile.
@@ -112,7 +112,7 @@ class Jobs(NamedTuple):
 
     chains: list[list[Task]]
     order: list[int]
-    slots: int
+    sum_count: int
     buffers: int
     longest: int
     is_tiled: bool
@@ -178,7 +178,7 @@ def make_jobs(
     backwards = most is not None
     bands = whole.bands if division == "bands" or ranges[0].is_long else [(0, grid[0])]
     bands = bands[:: -1 if backwards else 1]
-    slots = 1 if division == "directions" else chain_count
+    sum_count = 1 if division == "directions" else chain_count
     buffers = 1 if division == "samples" or len(directions) == 1 else chain_count
     chains = [_Chain(joins=division != "bands") for _ in range(chain_count)]
     order: list[int] = []
@@ -210,7 +210,7 @@ def make_jobs(
                     visits=tables.positions,
                     continues=int(start > 0),
                     chain=chain,
-                    sums_slot=chain if slots > 1 else 0,
+                    sums_index=chain if sum_count > 1 else 0,
                     dx_buffer=chain if buffers > 1 else 0,
                 )
                 memory.append(tables)
@@ -232,7 +232,7 @@ def make_jobs(
     return Jobs(
         chains=[chain.tasks for chain in chains],
         order=order,
-        slots=slots,
+        sum_count=sum_count,
         buffers=buffers,
         longest=longest,
         is_tiled=len(bands) > 1,
