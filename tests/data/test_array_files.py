@@ -236,7 +236,12 @@ def test_idx_files_that_were_replaced_are_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", kind_names())
 def test_copies_and_copies_with_another_target_are_counted_and_named(tmp_path: Path, kind: str) -> None:
     x = np.random.default_rng(0).random((4, 6, 6))
-    targets = {"classify": [*"abcd"], "transcribe": [*"abcd"], "segment": x > 0.5}
+    targets = {
+        "classify": [*"abcd"],
+        "transcribe": [*"abcd"],
+        "segment": x > 0.5,
+        "regress": [0.5, 1, 2, 3],
+    }
     y = np.asarray(targets.get(kind, x))
     order = [0, 1, 2, 3, 2, 1]
     np.savez(

@@ -139,16 +139,18 @@ def test_the_relevant_loss_is_the_squared_error_at_the_second_one() -> None:
 def test_padding_does_not_count_in_any_error(kind: Any) -> None:
     """The sums of a batch are those of its samples, cut to their extents."""
     rng = np.random.default_rng(0)
-    names = ("a", "b", "c") if kind in ("classify", "segment") else ()
-    task = DatasetTask(TaskSpec("any", kind, 2, 3, (5, 6), names), {})
+    names = () if kind in ("grid", "density") else ("a", "b", "c")
+    spec = TaskSpec("any", kind, 2, 3, (5, 6), names, target_mean=(0.0,) * 3, target_std=(1.0,) * 3)
+    task = DatasetTask(spec, {})
     x = rng.random((4, 5, 6, 2), np.float32)
     y = {
         "grid": rng.random((4, 5, 6, 3), np.float32),
         "classify": rng.integers(0, 3, 4),
         "segment": rng.integers(-1, 3, (4, 5, 6)),
         "density": x,
+        "regress": rng.random((4, 3), np.float32),
     }[kind]
-    shape = {"classify": (4, 3), "density": (4, 5, 6, 2)}.get(kind, (4, 5, 6, 3))
+    shape = {"classify": (4, 3), "regress": (4, 3), "density": (4, 5, 6, 2)}.get(kind, (4, 5, 6, 3))
     prediction, sizes = rng.random(shape, np.float32), [[5, 6], [2, 3], [1, 6], [5, 1]]
     if kind == "segment":
         for mask, (height, width) in zip(y, sizes, strict=True):
