@@ -239,7 +239,7 @@ def test_labels_fit_their_axis_and_values_that_have_no_decades_are_drawn_linearl
         records = [
             {"step": k, "relevant": v, "validation": {"relevant": v}} for k, v in enumerate(values, 1)
         ]
-        _draw_curve(axis, "mse", "red", records)
+        _draw_curve(axis, "relevant", "red", records)
         assert max(map(len, axis.get_ylabel().split("\n"))) <= LABEL_CHARACTERS  # a page has wider fonts
         assert axis.get_yscale() == "linear" and axis.get_ylim()[0] <= 0
         assert values[1] == 0 or axis.get_ylim() == (0, 1.1)
