@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from mdlstm_tk._util.arguments import extents, one_line, positive
+from mdlstm_tk._util.arguments import extents, positive
 from mdlstm_tk._util.checks import checked
+from mdlstm_tk._util.text import one_line
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError
 from mdlstm_tk.export.grids import GridSearch, Shapes
 from mdlstm_tk.export.interface import (

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk import sweep as _registers_the_operator  # noqa: F401
 from mdlstm_tk.backends.inputs import TENSORS, SweepInputs
-from mdlstm_tk.cells.lowering import cell_of_graph
+from mdlstm_tk.cells.passes import cell_of_graph
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export.capturable import TRANSLATIONS
 from mdlstm_tk.export.interface import Interface, first_line, without_autocast

@@ -27,8 +27,7 @@ def _backward_flops(x: Shape, weight_ih: Shape, weight_hh: Shape | None, *others
     """Operations of the gradients of h_d and, if wanted, of W and U_d, and of x; and of the gates computed
     again."""
     recurrent = 0 if weight_hh is None else prod(weight_hh)
-    options: tuple[Any, ...] = (*others[OPTIONS:], True)
-    recompute, _, wants_dx, wants_weights = options[:4]
+    recompute, _, wants_dx, wants_weights = others[OPTIONS:]
     again = _flops(x, weight_ih, weight_hh) if recompute else 0
     products: int = (wants_weights + wants_dx) * prod(weight_ih) + (1 + wants_weights) * recurrent
     return 2 * prod(x[:-1]) * products + again

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mdlstm_tk._util import arguments
 from mdlstm_tk._util.masking import Sizes, sizes_of_sweep, valid_mask
@@ -18,11 +19,12 @@ from mdlstm_tk._util.tensor_classes import for_unusual_tensors
 from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk.backends.dispatch import BACKENDS, Backend, Choice, choose
 from mdlstm_tk.backends.inputs import SweepInputs, check_gates, state_dtype
+from mdlstm_tk.backends.run import autocast_dtype
 from mdlstm_tk.cells import check_cell, get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.states import BoundaryState, FaceShape, State, initial_states, to_boundary_state
-from mdlstm_tk.sweep import autocast_dtype, sweep
+from mdlstm_tk.sweep import sweep
 from mdlstm_tk.wavefront import Direction, check_positions, resolve_directions
 
 PARAMETERS = ("weight_ih", "weight_hh", "bias", *CELL_PARAMETERS)
@@ -129,10 +131,8 @@ class MDLSTM(nn.Module):
         self.window = extents = arguments.extents("window", window, ndim)
         self.dropout = arguments.probability("dropout", dropout)
         if dropout and num_layers == 1:
-            text = (
-                "dropout lies between stacked layers, so it does nothing in one layer; raise num_layers, "
-            )
-            warnings.warn(f"{text}or add nn.Dropout after the layer", stacklevel=2)
+            text = "dropout between layers does nothing in one layer; raise num_layers, or add nn.Dropout"
+            warnings.warn(text, stacklevel=2)
         self.bias = bias = arguments.flag("bias", bias)
         self.channels_last = arguments.flag("channels_last", channels_last)
         self.backend = arguments.choice("backend", backend, BACKENDS)
@@ -152,9 +152,8 @@ class MDLSTM(nn.Module):
                 shapes["weight_hh"] = (dirs, ndim, gates * hidden_size, hidden_size)
             if bias:
                 shapes["bias"] = (dirs, gates * hidden_size)
-            enabled = {"peephole": peephole, "norm_weight": layer_norm, "norm_bias": layer_norm}
             for name, rows in CELL_PARAMETERS.items():
-                if enabled[name]:
+                if peephole if name == "peephole" else layer_norm:
                     shapes[name] = (dirs, rows(definition, ndim), hidden_size)
             for name, shape in shapes.items():
                 empty = torch.empty(shape, device=device, dtype=dtype)
@@ -185,7 +184,6 @@ class MDLSTM(nn.Module):
         for k in range(self.num_layers):
             parameters = self._layer_parameters(k)
             weight_ih, weight_hh, bias = (parameters[name] for name in ("weight_ih", "weight_hh", "bias"))
-            norm_weight, norm_bias = parameters["norm_weight"], parameters["norm_bias"]
             bound = (3 / weight_ih.shape[-1]) ** 0.5
             nn.init.uniform_(weight_ih, -bound, bound)
             if weight_hh is not None:
@@ -197,17 +195,14 @@ class MDLSTM(nn.Module):
                         gate.copy_(joint.unflatten(1, (self.ndim, n)).transpose(0, 1))
             if parameters["peephole"] is not None:
                 nn.init.zeros_(parameters["peephole"])
-            if bias is None:
-                continue
-            start = bias.new_tensor([gate.start for gate in gates])[:, None]
-            rows = bias.unflatten(1, (-1, n))  # (dirs, G, n)
-            if norm_weight is not None and norm_bias is not None:
-                nn.init.ones_(norm_weight)
-                nn.init.zeros_(norm_bias)[:, : len(gates)] += start
+            if self.layer_norm:  # which needs the bias
+                start = bias.new_tensor([gate.start for gate in gates])[:, None]
+                nn.init.ones_(parameters["norm_weight"])
+                nn.init.zeros_(parameters["norm_bias"])[:, : len(gates)] += start
                 nn.init.normal_(bias)
-            else:
-                rows.copy_(start.expand_as(rows))
-                for row, gate in zip(rows.unbind(1), gates, strict=True):
+            elif bias is not None:
+                for row, gate in zip(bias.unflatten(1, (-1, n)).unbind(1), gates, strict=True):
+                    nn.init.constant_(row, gate.start)
                     if gate.activation == "tanh":
                         nn.init.uniform_(row, -(n**-0.5), n**-0.5)
 
@@ -241,8 +236,7 @@ class MDLSTM(nn.Module):
         # Triton compiles anew if there are states, and if forward saves something for backward.
         for return_state, with_grad in product({False, states}, {False, training}):
             with torch.random.fork_rng(devices), torch.set_grad_enabled(with_grad):
-                results = self.forward(x, return_state=return_state)
-                y = results[0] if isinstance(results, tuple) else results
+                y, *_ = tree_leaves(self.forward(x, return_state=return_state))
                 if with_grad:
                     torch.autograd.grad(y.sum(), x)
 
@@ -387,24 +381,19 @@ class MDLSTM(nn.Module):
         check_gates(self.cell, weight, self.ndim, self.hidden_size)
         autocast = autocast_dtype(x)
         if x.dtype != weight.dtype and (autocast is None or weight.dtype == torch.float64):
-            raise InputError(
-                f"x must have the layer's dtype {weight.dtype}, got {x.dtype}; "
-                "convert one of them with .to(dtype)"
-            )
+            got = f"{weight.dtype}, got {x.dtype}; convert one of them with .to(dtype)"
+            raise InputError(f"x must have the layer's dtype {got}")
         return autocast
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, as the constructor takes them."""
         texts = [str(self.input_size), str(self.hidden_size)]
+        defaults = {"window": (1,) * self.ndim, "directions": resolve_directions(1, self.ndim)}
         for name, parameter in signature(MDLSTM).parameters.items():
-            value = self._directions_argument() if name == "directions" else getattr(self, name, None)
-            default = (1,) * self.ndim if name == "window" else parameter.default
-            if parameter.kind == parameter.KEYWORD_ONLY and value not in (None, default):
+            value = getattr(self, name, None)
+            is_default = value in (None, defaults.get(name, parameter.default))
+            if parameter.kind == parameter.KEYWORD_ONLY and not is_default:
+                if name == "directions" and value == resolve_directions("all", self.ndim):
+                    value = "all"
                 texts.append(f"{name}={value!r}")
         return ", ".join(texts)
-
-    def _directions_argument(self) -> int | str | list[Direction]:
-        for argument in (1, "all"):
-            if self.directions == resolve_directions(argument, self.ndim):
-                return argument
-        return self.directions

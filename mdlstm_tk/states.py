@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from mdlstm_tk._util.arguments import check_strided, one_line
-from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.arguments import check_strided
+from mdlstm_tk._util.text import counted, one_line
 from mdlstm_tk.backends.boundary import face_extents, line_counts, split_faces, valid_lines
 from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.errors import InputError

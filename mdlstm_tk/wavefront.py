@@ -5,12 +5,12 @@ back along each axis, and those all lie on the previous wavefront, so one step c
 Everything that sweeps a grid (torch loop, compiled kernels, ONNX graph) takes its order and its tables from
 here.
 
-    >>> front = wavefronts((2, 3))
-    >>> front.order.tolist()          # flat positions, wavefront after wavefront
+    >>> waves = wavefronts((2, 3))
+    >>> waves.order.tolist()          # flat positions, wavefront after wavefront
     [0, 1, 3, 2, 4, 5]
-    >>> front.starts.tolist()         # wavefront t is order[starts[t]:starts[t + 1]]
+    >>> waves.starts.tolist()         # wavefront t is order[starts[t]:starts[t + 1]]
     [0, 1, 3, 5, 6]
-    >>> front.previous(2).tolist()    # for each axis: index into wavefront 1, or -1 outside the grid
+    >>> waves.previous(2).tolist()    # for each axis: index into wavefront 1, or -1 outside the grid
     [[0, 1], [1, -1]]
 
 Notation
@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from mdlstm_tk._util.caches import BoundedCache
 from mdlstm_tk._util.checks import fitting
-from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.text import counted, one_line
 from mdlstm_tk.errors import InputError
 
 Indices = npt.NDArray[np.integer]
@@ -90,14 +90,13 @@ def wavefronts(grid: Sequence[int]) -> Wavefronts:
     try:
         extents: tuple[int, ...] = fitting(grid, tuple[int, ...])
     except TypeError:
-        got = " ".join(repr(grid).split())
-        raise InputError(f"a grid must be a tuple of integers, got {got:.80}") from None
-    front = _cache.get(extents)
-    if front is None:
+        raise InputError(f"a grid must be a tuple of integers, got {one_line(grid)}") from None
+    waves = _cache.get(extents)
+    if waves is None:
         check_positions(extents)
-        front = _make_wavefronts(extents)
-        _cache.add(extents, front, front.nbytes)
-    return front
+        waves = _make_wavefronts(extents)
+        _cache.add(extents, waves, waves.nbytes)
+    return waves
 
 
 def check_positions(grid: tuple[int, ...]) -> None:
@@ -119,11 +118,11 @@ def check_positions(grid: tuple[int, ...]) -> None:
 def _make_wavefronts(grid: tuple[int, ...]) -> Wavefronts:
     positions, dtype = prod(grid), np.int32
     # NumPy sorts 16-bit integers by radix, in a fifth of the time.
-    front_dtype = np.uint16 if sum(grid) < 1 << 16 else np.int64
-    axes = [np.arange(extent, dtype=front_dtype) for extent in grid]
-    front = reduce(np.add.outer, axes).reshape(-1)  # (P,) the wavefront of each flat position
-    order: Indices = np.argsort(front, kind="stable").astype(dtype)
-    starts = np.concatenate([[0], np.cumsum(np.bincount(front))])
+    sum_dtype = np.uint16 if sum(grid) < 1 << 16 else np.int64
+    axes = [np.arange(extent, dtype=sum_dtype) for extent in grid]
+    sums = reduce(np.add.outer, axes).reshape(-1)  # (P,) the wavefront of each flat position
+    order: Indices = np.argsort(sums, kind="stable").astype(dtype)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(sums))])
     predecessors = np.empty((len(grid), positions), dtype)
     visits = np.empty(grid, dtype)  # the visit index of each position
     visits.reshape(-1)[order] = np.arange(positions, dtype=dtype)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mdlstm_tk._util.checks import fitting
-from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.text import counted, one_line
 from mdlstm_tk.errors import InputError
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -81,12 +81,6 @@ def name(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise InputError(f"{name} must be a name, got {one_line(value)}")
     return str(value)
-
-
-def one_line(value: Any) -> str:
-    """`repr` of a value in one line of moderate length, for error messages."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def tensor(name: str, value: Any) -> torch.Tensor:

@@ -75,8 +75,7 @@ def fit_argument(name: str, value: Any, hint: Any) -> Any:
     try:
         return fitting(value, hint)
     except TypeError:
-        got = " ".join(repr(value).split())
-        raise InputError(f"{name} must be {expected(hint)}, got {got:.80}") from None
+        raise InputError(f"{name} must be {expected(hint)}, got {one_line(value)}") from None
 
 
 def fitting(value: Any, hint: Any) -> Any:

@@ -11,9 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mdlstm_tk._util.arguments import check_strided, one_line
+from mdlstm_tk._util.arguments import check_strided
 from mdlstm_tk._util.checks import check_unmasked
 from mdlstm_tk._util.tensor_classes import is_wrapper
+from mdlstm_tk._util.text import one_line
 from mdlstm_tk.errors import InputError
 
 Sizes = Tensor | npt.ArrayLike  # what users may give as `sizes`

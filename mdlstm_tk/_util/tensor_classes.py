@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils._pytree import tree_leaves
 
-from mdlstm_tk._util.arguments import one_line
+from mdlstm_tk._util.text import one_line
 from mdlstm_tk.errors import InputError, MDLSTMError
 
 Run = TypeVar("Run", bound=Callable[..., Any])

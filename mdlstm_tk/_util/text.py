@@ -10,7 +10,7 @@ text_field    for one field of a line, from which `text_of_field` returns the ex
 to_json       for JSON
 shell_quoted  for a command to paste into a shell
 
-`duration` spells a time as people say it.
+`duration` spells a time as people say it, `one_line` a value for an error message.
 """
 
 from __future__ import annotations
@@ -113,6 +113,12 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     units = (hours, "h"), (minutes, "min"), (0 if hours else seconds, "s")
     return " ".join(f"{number} {unit}" for number, unit in units if number)
+
+
+def one_line(value: object) -> str:
+    """`repr` of a value in one line of moderate length, for error messages."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -130,7 +130,7 @@ def sweep_rows(inputs: SweepInputs) -> SweepRows:
     if ragged is not None:
         return SweepRows(ragged_tables(ragged, grid, inputs.directions, inputs.x.device), 1, ragged=True)
     tables = sweep_tables(grid, inputs.directions, inputs.x.device)
-    mask = None if sizes is None or _is_readable(sizes) else valid_mask(grid, sizes.to(inputs.x.device))
+    mask = None if sizes is None or _is_at_hand(sizes) else valid_mask(grid, sizes.to(inputs.x.device))
     return SweepRows(tables, batch, valid_mask=mask)
 
 
@@ -140,13 +140,13 @@ def ragged_extents(inputs: SweepInputs) -> Extents | None:
     Raises:
         InputError: they do not lie within the grid: nobody has checked those that a captured graph gets.
     """
-    if inputs.sizes is None or not _is_readable(inputs.sizes):
+    if inputs.sizes is None or not _is_at_hand(inputs.sizes):
         return None
     extents = read_sizes(inputs.sizes, inputs.grid)
     return extents if any(row != inputs.grid for row in extents) else None
 
 
-def _is_readable(sizes: Tensor) -> bool:
+def _is_at_hand(sizes: Tensor) -> bool:
     """Tell whether the values can be read without a wait, and not inside a transform."""
     return sizes.device.type == "cpu" and not torch._C._are_functorch_transforms_active()
 
@@ -176,20 +176,20 @@ def sweep_tables(
     grid: tuple[int, ...], directions: tuple[Direction, ...], device: torch.device
 ) -> SweepTables:
     """The tables of a grid on a device."""
-    front = wavefronts(grid)
+    waves = wavefronts(grid)
     order = np.stack([visiting_order(grid, direction) for direction in directions])
-    return _tables(prod(grid), front.starts, order, front.predecessors, front.successors, device)
+    return _tables(prod(grid), waves.starts, order, waves.predecessors, waves.successors, device)
 
 
 @_cached(_cache)
 def tile_tables(extents: tuple[int, ...], grid: tuple[int, ...], direction: Direction) -> SweepTables:
     """The tables of a tile on the CPU, whose places are counted from that of its first visit."""
-    front, places = wavefronts(extents), np.zeros(1, np.int64)
+    waves, places = wavefronts(extents), np.zeros(1, np.int64)
     for d, (extent, sign) in enumerate(zip(extents, direction, strict=True)):
         places = np.add.outer(places, np.arange(extent) * (sign * prod(grid[d + 1 :]))).reshape(-1)
-    order = places[front.order][None]
+    order = places[waves.order][None]
     return _tables(
-        prod(extents), front.starts, order, front.predecessors, front.successors, torch.device("cpu")
+        prod(extents), waves.starts, order, waves.predecessors, waves.successors, torch.device("cpu")
     )
 
 
@@ -212,10 +212,10 @@ def ragged_tables(
 
     Counted from the corner that a sample is swept from, its valid positions are those whose coordinates are
     below its extents. So its rows are a part of the rows of the whole grid, in the same order."""
-    front, batch, positions = wavefronts(grid), len(extents), prod(grid)
+    waves, batch, positions = wavefronts(grid), len(extents), prod(grid)
     check_positions((batch, *grid))
     dtype = np.int32
-    coordinates = [axis.astype(dtype) for axis in np.unravel_index(front.order, grid)]  # D × (P,)
+    coordinates = [axis.astype(dtype) for axis in np.unravel_index(waves.order, grid)]  # D × (P,)
     sizes = np.array(extents, dtype).T  # (D, N)
     valid = np.ones((positions, batch), bool)
     for axis, limits in zip(coordinates, sizes, strict=True):
@@ -228,7 +228,7 @@ def ragged_tables(
     row.reshape(-1)[flat_rows] = np.arange(len(flat_rows), dtype=dtype)
     predecessors, successors = (
         np.stack([row[neighbours].take(flat_rows) for neighbours in table])
-        for table in (front.predecessors, front.successors)
+        for table in (waves.predecessors, waves.successors)
     )  # (D, rows)
     order = np.empty((len(directions), len(flat_rows)), dtype)
     order[:] = (np.arange(batch, dtype=dtype) * dtype(positions)).take(sample)
@@ -238,6 +238,6 @@ def ragged_tables(
         down = (stride * (limits - 1)).take(sample) - up
         for places, direction in zip(order, directions, strict=True):
             places += up if direction[d] > 0 else down
-    starts = np.searchsorted(flat_rows, front.starts * batch)
+    starts = np.searchsorted(flat_rows, waves.starts * batch)
     last = 1 + max(1, int(np.count_nonzero(np.diff(starts))))  # the wavefronts after these have no rows
     return _tables(batch * positions, starts[:last], order, predecessors, successors, device)

@@ -7,7 +7,7 @@
     ir           the recorded graph
     step         one step of a cell: peepholes, layer norm, activations, equations
     autodiff     the gradient of a graph
-    lowering     the kernels of a step and of its gradient, as graphs
+    passes       the kernels of a step and of its gradient, as graphs
 
 A cell is written once, as forward equations; everything else is derived.
 """

@@ -81,7 +81,7 @@ class Cell:
         equations: see `register_cell`.
         states: the names of its states beside h.
         recurrent: whether gates see h of the predecessors. If not, there is no recurrent product.
-        hooks: how many functions the equations take after gates and states.
+        functions: how many functions the equations take after gates and states.
     """
 
     name: str
@@ -89,12 +89,12 @@ class Cell:
     equations: Equations
     states: tuple[str, ...]
     recurrent: bool
-    hooks: int
+    functions: int
 
     @property
     def peephole(self) -> bool:
         """True if the cell can have peepholes."""
-        return self.hooks == 2
+        return self.functions == 2
 
     def gate_index(self, role: Role, ndim: int) -> list[int]:
         """The numbers of the gates with a role."""
@@ -103,7 +103,7 @@ class Cell:
     def norm_rows(self, ndim: int) -> int:
         """The number of values that layer norm normalises: the gates, and that before the output
         activation if the equations have one."""
-        return len(self.gates(ndim)) + (self.hooks > 0)
+        return len(self.gates(ndim)) + (self.functions > 0)
 
 
 _cells: dict[str, Cell] = {}
@@ -163,13 +163,13 @@ def register_cell(
             takes = [p.kind in _POSITIONAL and p.default is p.empty for p in signature.parameters.values()]
         except (TypeError, ValueError):  # no function, or one that does not say what it takes
             signature, takes = equations, []
-        hooks = len(takes) - 2
-        if hooks not in (0, 1, 2) or not all(takes):
+        functions = len(takes) - 2
+        if functions not in (0, 1, 2) or not all(takes):
             raise InputError(
                 f"cell '{name}': equations must be a function of gates, states and perhaps "
                 f"output_activation, without defaults, got {signature}"
             )
-        cell = Cell(name, _gates_function(gates), equations, names, recurrent, hooks)
+        cell = Cell(name, _gates_function(gates), equations, names, recurrent, functions)
         check_cell(cell, 2)
         _cells[name] = cell
         return equations
@@ -238,9 +238,9 @@ def check_cell(cell: Cell, ndim: int) -> None:
             )
     gates = loads("gates", len(names))
     states = {name: loads(name, ndim) for name in ("h", *cell.states)}
-    hooks = (lambda value: value.tanh(), lambda gate, c: gate)[: cell.hooks]
+    functions = (lambda value: value.tanh(), lambda gate, c: gate)[: cell.functions]
     try:
-        results = cell.equations(list(gates), states, *hooks)
+        results = cell.equations(list(gates), states, *functions)
     except InputError as error:
         raise InputError(f"{place}: ", error) from None
     except Exception as error:

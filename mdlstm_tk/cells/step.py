@@ -1,6 +1,6 @@
 """One step of a cell as a recorded graph: peepholes, layer norm and activations around its equations.
 
-Every backend and the ONNX export evaluate this graph, or the kernels that `lowering` derives from it.
+Every backend and the ONNX export evaluate this graph, or the kernels that `passes` derives from it.
 
 Notation
     D, G, S, n   axes, gates, states beside h, hidden units
@@ -123,5 +123,5 @@ def record_step(cell: Cell, ndim: int, present: Sequence[str], normalize: Normal
         return gates[output]
 
     copies = {name: list(rows) for name, rows in previous.items()}  # which equations may change
-    h, states = cell.equations(list(gates), copies, *(output_activation, output_gate)[: cell.hooks])
+    h, states = cell.equations(list(gates), copies, *(output_activation, output_gate)[: cell.functions])
     return Step(h, tuple(states[name] for name in cell.states), tuple(gates), a, previous, parameters)

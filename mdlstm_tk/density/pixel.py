@@ -12,7 +12,7 @@ from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.backends.torch.evaluate import evaluate
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.ir import Kernel
-from mdlstm_tk.cells.lowering import lower
+from mdlstm_tk.cells.passes import pass_kernel
 from mdlstm_tk.density.network import DensityNet, neighbours
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import DOWNWARD, DownwardSweeps, checked_options
@@ -123,7 +123,7 @@ class _LayerStates:
             cell=get_cell(layer.cell),
         )
         present = self.from_right.present
-        self.kernel = Kernel(lower("forward", get_cell(layer.cell), 2, present).stores[:states])
+        self.kernel = Kernel(pass_kernel("forward", get_cell(layer.cell), 2, present).stores[:states])
         self.parameters = [row for name in present for row in left[name].unbind()]
         self.zero = weight_ih.new_zeros(n, states, self.units)
         # h and the other states of this row and of the row above, (n, W + 1, 1 + S, units)

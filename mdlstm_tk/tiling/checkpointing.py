@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mdlstm_tk._util import arguments
 from mdlstm_tk._util.masking import Sizes
+from mdlstm_tk._util.text import one_line
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.states import BoundaryState, State
@@ -103,7 +104,7 @@ def checkpointed(
         rounded = tuple(-(-e // w) * w for e, w in zip(extents, layer.window, strict=True))
         raise InputError(
             f"tile must be a multiple of the layer's window {layer.window}, "
-            f"got {arguments.one_line(tile)}; use {rounded}"
+            f"got {one_line(tile)}; use {rounded}"
         )
     if detach_every is not None:
         detach_every = arguments.positive("detach_every", detach_every)

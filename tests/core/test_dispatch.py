@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import torch
 from helpers.without_packages import IMPORT_HOOK
 
 from mdlstm_tk import MDLSTM, Gate, InputError, MDLSTMError, register_cell
-from mdlstm_tk import sweep as sweep_module
 from mdlstm_tk.backends import dispatch
+from mdlstm_tk.backends import run as run_module
 from mdlstm_tk.backends.cpu import cell_code
 from mdlstm_tk.backends.torch import sweep as torch_sweep
 
@@ -28,6 +27,12 @@ def test_which_backend_runs_and_why() -> None:
     for backend in ("auto", "fused", "torch"):
         with pytest.raises(InputError, match="complex64"):
             MDLSTM(2, 8, backend=backend).backend_for(x.to(torch.complex64))
+    cpu, xpu = torch.device("cpu"), torch.device("xpu")  # which not every installation has
+    for backend in ("auto", "fused"):
+        assert dispatch.engine(backend, cpu, torch.float32).__name__ == "mdlstm_tk.backends.cpu.sweep"
+    assert dispatch.engine("auto", xpu, torch.float32) is torch_sweep
+    with pytest.raises(InputError, match="xpu"):
+        dispatch.engine("fused", xpu, torch.float32)
 
 
 BROKEN_NUMBA = {
@@ -75,30 +80,6 @@ def test_without_a_working_numba_the_torch_backend_runs(case: str, tmp_path: Pat
     assert doctor == ("['absent']" if case == "not installed" else "['broken']")
 
 
-@pytest.fixture
-def fresh_choices() -> Iterator[None]:
-    """Nothing is known of any device, and afterwards nothing of what the test did to it."""
-
-    def clear() -> None:
-        dispatch.choose.cache_clear()
-        dispatch.engine.cache_clear()
-        dispatch._failures.clear()
-
-    clear()
-    yield
-    clear()
-
-
-def test_the_device_of_x_decides_whatever_was_captured(fresh_choices: None) -> None:
-    """There is no other device in every installation, so this looks at the choice."""
-    cpu, xpu = torch.device("cpu"), torch.device("xpu")
-    for backend in ("auto", "fused"):
-        assert dispatch.engine(backend, cpu, torch.float32).__name__ == "mdlstm_tk.backends.cpu.sweep"
-    assert dispatch.engine("auto", xpu, torch.float32) is torch_sweep
-    with pytest.raises(InputError, match="xpu"):
-        dispatch.engine("fused", xpu, torch.float32)
-
-
 @pytest.mark.parametrize("backend", ["auto", "fused"])
 def test_captured_graphs_hold_what_was_asked_for_and_no_choice(
     backend: str, monkeypatch: pytest.MonkeyPatch
@@ -112,7 +93,7 @@ def test_captured_graphs_hold_what_was_asked_for_and_no_choice(
         return torch_sweep  # as if x were on another device
 
     expected = layer(x)
-    monkeypatch.setattr(sweep_module, "engine", engine)
+    monkeypatch.setattr(run_module, "engine", engine)
     for graph in graphs:
         torch.testing.assert_close(graph(x), expected)
         assert asked.pop() == (backend, x.device, x.dtype)

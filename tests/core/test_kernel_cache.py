@@ -155,15 +155,21 @@ def test_the_folder_is_created_for_the_user_alone(tmp_path: Path, monkeypatch: p
     assert cache_folder() == tmp_path / "cache/mdlstm-tk/kernels"
 
 
-@pytest.mark.parametrize(("mode", "private"), [(0o700, True), (0o755, True), (0o707, False)], ids=str)
-def test_a_folder_that_others_may_write_to_is_not_private(mode: int, private: bool, tmp_path: Path) -> None:
-    folder, link = tmp_path / "folder", tmp_path / "link"
-    folder.mkdir()
-    folder.chmod(mode)
-    link.symlink_to(folder)  # links are followed before they are judged
-    assert is_private(folder) is is_private(link) is private
-    (folder / "file").touch()
-    assert not is_private(folder / "file") and not is_private(folder / "missing")
+def test_a_folder_is_private_if_nobody_else_may_write_to_it_or_to_one_above(tmp_path: Path) -> None:
+    outer, inner, link = tmp_path / "outer", tmp_path / "outer/inner", tmp_path / "link"
+    inner.mkdir(parents=True)
+    link.symlink_to(inner)  # links are followed before they are judged
+    for folder, mode, expected in (
+        *((inner, mode, private) for mode, private in ((0o755, True), (0o707, False), (0o700, True))),
+        *((outer, mode, private) for mode, private in ((0o755, True), (0o777, False), (0o1777, True))),
+    ):
+        folder.chmod(mode)
+        assert is_private(inner) is is_private(link) is expected, (folder, oct(mode))
+    (inner / "file").touch()
+    assert not is_private(inner / "file") and not is_private(inner / "missing")
+    if os.geteuid() == 0:  # only root can give files away
+        os.chown(inner, 12345, -1)
+        assert not is_private(inner)
 
 
 @pytest.mark.parametrize("is_own", [True, False])
@@ -180,20 +186,3 @@ def test_a_group_may_write_only_if_it_is_the_users_own(
     user = pwd.struct_passwd((name, "x", os.geteuid(), folder.stat().st_gid, "", "", ""))
     monkeypatch.setattr(pwd, "getpwuid", lambda number: user)
     assert is_private(folder) is is_own
-
-
-def test_a_folder_inside_one_that_others_may_write_to_is_not_private(tmp_path: Path) -> None:
-    outer, inner = tmp_path / "outer", tmp_path / "outer/inner"
-    inner.mkdir(parents=True)
-    for mode, expected in ((0o755, True), (0o777, False), (0o1777, True)):
-        outer.chmod(mode)
-        assert is_private(inner) is expected, oct(mode)
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
-def test_a_folder_of_another_user_is_not_private(tmp_path: Path) -> None:
-    folder = tmp_path / "theirs"
-    folder.mkdir(mode=0o700)
-    assert is_private(folder)
-    os.chown(folder, 12345, -1)
-    assert not is_private(folder)

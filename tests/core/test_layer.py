@@ -55,7 +55,7 @@ def test_dropout_acts_between_layers_while_training_only() -> None:
     assert not torch.equal(layer(x), layer(x))
     layer.eval()
     assert torch.equal(layer(x), layer(x))
-    with pytest.warns(UserWarning, match="it does nothing in one layer; raise num_layers"):
+    with pytest.warns(UserWarning, match="does nothing in one layer; raise num_layers"):
         MDLSTM(1, 8, dropout=0.5)
 
 

@@ -169,16 +169,20 @@ def test_the_type_of_the_result_is_tensor(tmp_path: Path) -> None:
     "options", [{"channels_last": False, "window": (2, 3)}, {"layer_norm": True}], ids=str
 )
 @pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
 def test_compiling_ahead_runs_what_it_compiles_and_changes_nothing(
-    options: dict[str, Any], training: bool, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], training: bool, frozen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also if the parameters are frozen, and in inference mode."""
     forward, backward = Mock(wraps=cpu_sweep.forward), Mock(wraps=cpu_sweep.backward)
     monkeypatch.setattr(cpu_sweep, "forward", forward)
     monkeypatch.setattr(cpu_sweep, "backward", backward)
     layer = MDLSTM(3, 4, num_layers=2, dropout=0.5, cell="slstm", directions="all", **options)
+    layer.requires_grad_(not frozen)
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     state = torch.get_rng_state()
-    layer.precompile(training, states=True)
+    with torch.inference_mode(frozen):
+        layer.precompile(training, states=True)
     kinds = Counter((call.args[1], call.args[0].initial is not None) for call in forward.call_args_list)
     saves = (False, True) if training else (False,)  # training compiles inference, too
     assert kinds == dict.fromkeys(product(saves, (False, True)), layer.num_layers)
@@ -186,23 +190,6 @@ def test_compiling_ahead_runs_what_it_compiles_and_changes_nothing(
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
     assert all(parameter.grad is None for parameter in layer.parameters())
-
-
-def test_compiling_ahead_works_in_inference_mode() -> None:
-    layer = MDLSTM(1, 1)
-    with torch.inference_mode():
-        layer.precompile()
-
-
-def test_compiling_ahead_includes_the_backward_pass_of_a_frozen_layer(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    layer = MDLSTM(3, 4).requires_grad_(False)
-    monkeypatch.setattr(cpu_sweep, "backward", Mock(side_effect=cpu_sweep.backward))
-    layer.precompile()
-    assert cpu_sweep.backward.called  # type: ignore[attr-defined]
-    layer.precompile(training=False)
-    assert cpu_sweep.backward.call_count == 1  # type: ignore[attr-defined]
 
 
 def test_a_parametrization_that_fails_is_no_missing_parameter() -> None:

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 from helpers.functions import FUNCTIONS, assert_precise, whole_range
-from helpers.own_cells import EXAMPLE, OWN_CELLS, arguments, register_own_cells
+from helpers.own_cells import EXAMPLE, OWN_CELLS, arguments, register_own_cells, run_all_operations, smooth
 from helpers.parity import Case, assert_close_to
+from helpers.refusal import refused
 from torch import Tensor
 
 from mdlstm_tk import MDLSTM, Gate, InputError, cells, register_cell, tiling
 from mdlstm_tk.cells import cell_names, get_cell
 from mdlstm_tk.cells.autodiff import SimplifiedGraph
-from mdlstm_tk.cells.ir import Value, record, topological_order, unit_mean
+from mdlstm_tk.cells.ir import Value, topological_order, unit_mean
 from mdlstm_tk.cells.operations import OPERATIONS, Operation
 
 BACKENDS = ("torch", "fused")
@@ -30,15 +31,7 @@ pytestmark = pytest.mark.usefixtures("fresh_registries", "poisoned_memory", "one
 
 @pytest.fixture(autouse=True)
 def _cells(fresh_registries: None) -> None:
-    """The cells of the example, those of `helpers.own_cells`, and two with a state for each operation."""
     register_own_cells()
-
-    def equations(choose: Any, gates: Any, states: Any) -> Any:
-        return sum(gates), {op: record(op, *choose(op, *gates)) for op in OPERATIONS}
-
-    for name, choose in (("any-numbers", arguments), ("smooth-operations", smooth)):
-        define = register_cell(name, gates=PAIR, states=tuple(OPERATIONS), recurrent=False)
-        define(partial(equations, choose))
 
 
 CASES = [
@@ -54,26 +47,10 @@ def test_every_backend_agrees_with_the_reference(case: Case, backend: str) -> No
     case.check(backend)
 
 
-def smooth(op: str, a: Any, b: Any) -> tuple[Any, ...]:
-    """Arguments such that no derivative is infinite."""
-    if op in ("log", "sqrt"):
-        return (abs(a) + 0.5,)
-    return arguments(op, a, abs(b) + 0.5 if op == "divide" else b)
-
-
 def in_torch(op: str, *args: Tensor) -> Tensor:
     if op == "softplus":
         return torch.logaddexp(*args, torch.zeros_like(*args))
     return getattr(torch, op)(*args)
-
-
-def run_all_operations(cell: str, a: Tensor, b: Tensor, backend: str) -> dict[str, Tensor]:
-    """The result of every operation: each number of a and b is a unit of its own."""
-    layer = MDLSTM(1, len(a), ndim=1, cell=cell, bias=False, backend=backend, dtype=a.dtype)
-    weights = {"weight_ih_l0": torch.cat([a, b])[None, :, None]}  # of an x that is 1
-    options = {"return_state": True}
-    _, (state,) = torch.func.functional_call(layer, weights, (a.new_ones(1, 1, 1),), options)
-    return {op: getattr(state, op)[0].flatten() for op in OPERATIONS}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -107,25 +84,6 @@ def test_operations_over_their_whole_range(dtype: torch.dtype, backend: str) -> 
             else:
                 expected = in_torch(op, *arguments(op, a, b))
                 torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
-
-
-@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
-def test_the_logarithm_of_a_nearly_closed_gate_is_finite(backend: str) -> None:
-    @register_cell("logarithms", gates=[Gate("f"), Gate("z", "tanh")], states=("c", "d"), recurrent=False)
-    def equations(gates: Any, states: Any) -> Any:
-        f, z = gates
-        return f.log(), {"c": z / z.sigmoid(), "d": f.log()}
-
-    a = torch.tensor([-80.0, -20.0, -1e-3, 1e-30, -3.0])
-    layer = MDLSTM(5, 5, ndim=1, cell="logarithms", bias=False, backend=backend)
-    with torch.no_grad():
-        layer.weight_ih_l0.copy_(torch.eye(5).repeat(2, 1))
-    y, (state,) = layer(a[None, None], return_state=True)
-    exact = a.double()
-    torch.testing.assert_close(y.flatten().double(), exact.sigmoid().log(), rtol=1e-6, atol=0)
-    torch.testing.assert_close(
-        state.c[0].flatten().double(), exact.tanh() / exact.tanh().sigmoid(), rtol=1e-6, atol=0
-    )
 
 
 def test_all_ways_to_write_an_operation() -> None:
@@ -194,10 +152,8 @@ def test_gates_have_the_start_and_role_that_they_are_given() -> None:
 
 
 def test_a_cell_is_known_by_its_name_alone() -> None:
-    with pytest.raises(InputError, match=r"own_cell\.py:coupled"):
-        MDLSTM(1, 2, cell=f"{EXAMPLE}:coupled")
-    with pytest.raises(InputError, match=r"graves, .*got 'stabel'; did you mean 'stable'"):
-        MDLSTM(1, 2, cell="stabel")
+    refused(r"own_cell\.py:coupled", lambda: MDLSTM(1, 2, cell=f"{EXAMPLE}:coupled"))
+    refused(r"graves, .*got 'stabel'; did you mean 'stable'", lambda: MDLSTM(1, 2, cell="stabel"))
 
 
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -258,18 +214,17 @@ def test_a_bad_definition_is_refused_in_one_line(
     assert "bad" not in cell_names()
 
 
-@pytest.mark.parametrize("name", ["graves", "two words", None])
-def test_a_taken_or_impossible_name_is_refused(name: Any) -> None:
-    with pytest.raises(InputError, match=repr(name)):
-        register_cell(name, gates=[G])(PLAIN)
+BAD_NAMES: list[tuple[Callable[[Any], Any], Any]] = [
+    *((lambda name: register_cell(name, gates=[G])(PLAIN), bad) for bad in ("graves", "two words", None)),
+    *((Gate, bad) for bad in ("a b", 3)),
+    (lambda activation: Gate("g", activation), "relu"),
+    (lambda role: Gate("g", role=role), "feedback"),
+]
 
 
-@pytest.mark.parametrize(
-    "bad", [{"name": "a b"}, {"name": 3}, {"activation": "relu"}, {"role": "feedback"}], ids=str
-)
-def test_a_bad_gate_is_refused(bad: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=repr(next(iter(bad.values())))):
-        Gate(**{"name": "g", **bad})
+@pytest.mark.parametrize(("make", "bad"), BAD_NAMES)
+def test_bad_names_and_words_are_refused(make: Callable[[Any], Any], bad: Any) -> None:
+    refused(repr(bad), lambda: make(bad))
 
 
 @pytest.mark.slow

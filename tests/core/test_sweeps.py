@@ -13,7 +13,6 @@ import torch
 from helpers.own_cells import register_own_cells
 from helpers.pairs import all_pairs
 from helpers.parity import KERNELS, LAYOUTS, Case
-from torch.autograd import gradgradcheck
 
 BACKENDS = ("torch", "fused")
 GRIDS = {  # the last one has wavefronts of several lengths
@@ -78,15 +77,6 @@ def _own_cells(fresh_registries: None) -> None:
 @pytest.mark.parametrize("case", _cases(), ids=str)
 def test_agrees_with_reference(case: Case, backend: str) -> None:
     case.check(backend)
-
-
-@pytest.mark.parametrize(("cell", "grid"), [("graves", (2, 2)), ("slstm", (2,))], ids=str)
-def test_second_derivatives(cell: str, grid: tuple[int, ...]) -> None:
-    layer = Case(cell, grid, units=2).layer("fused")
-    x = torch.randn(2, *grid, 2, dtype=torch.float64, requires_grad=True)
-    assert gradgradcheck(lambda x, *_: layer(x), (x, *layer.parameters()))
-    x = x.detach()  # and with an input that wants no gradient
-    assert gradgradcheck(lambda *_: layer(x), tuple(layer.parameters()))
 
 
 def test_backward_may_run_twice() -> None:

@@ -121,7 +121,7 @@ def test_bands_that_would_not_shorten_wavefronts_are_not_made(grid: tuple[int, .
 
 def test_sums_of_several_parts() -> None:
     replace(PLAIN, batch=40, layer_norm=True, peephole=True).check("fused")
-    assert max(entry.sizes.part_blocks for entry in plan.plans.values()) > 0
+    assert max(entry.layout.part_blocks for entry in plan.plans.values()) > 0
 
 
 def test_sweeps_may_run_at_the_same_time() -> None:
@@ -200,7 +200,7 @@ def test_buffers_of_gradients_are_bounded_whatever_the_number_of_threads(
         y = layer(x, extents)
         y.sum().backward()
         jobs, kept = made[-1], 6 * y.nbytes
-        assert jobs.slots <= 3 or jobs.slots * weights <= kept / 4
+        assert jobs.sum_count <= 3 or jobs.sum_count * weights <= kept / 4
         assert jobs.buffers <= 2 or jobs.buffers * x.nbytes <= kept / 4
 
 

@@ -68,12 +68,6 @@ def test_other_directions_are_refused(bad: object) -> None:
         resolve_directions(bad, 2)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("bad", [(), (0,), (3, -1)])
-def test_impossible_grids_are_refused(bad: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match="a grid needs"):
-        wavefronts(bad)
-
-
 def test_a_grid_of_2_to_the_31_positions_is_refused_with_a_way_out() -> None:
     check_positions((2**31 - 1,))
     with pytest.raises(InputError, match=r"got 2147483648 in a grid 65536×32768; .*see mdlstm_tk\.tiling"):
@@ -87,8 +81,12 @@ def test_a_grid_may_be_any_sequence_of_integers(grid: Any) -> None:
     assert len(many.order) == 10_000
 
 
-@pytest.mark.parametrize("grid", [4, (2.0, 3), "23", {2, 3}, ([2], 3), None], ids=repr)
+IMPOSSIBLE = dict.fromkeys([4, (2.0, 3), "23", frozenset({2, 3}), None], "must be a tuple of integers, got")
+IMPOSSIBLE |= dict.fromkeys([(), (0,), (3, -1)], "needs at least one axis")
+
+
+@pytest.mark.parametrize("grid", IMPOSSIBLE, ids=repr)
 def test_what_is_no_grid_is_named(grid: Any) -> None:
     wavefronts((2, 3))  # which has the hash of (2.0, 3)
-    with pytest.raises(InputError, match="a grid must be a tuple of integers, got "):
+    with pytest.raises(InputError, match=f"a grid {IMPOSSIBLE[grid]}"):
         wavefronts(grid)

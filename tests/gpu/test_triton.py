@@ -19,15 +19,14 @@ from unittest.mock import Mock
 import pytest
 import torch
 from helpers.functions import FUNCTIONS, assert_precise, whole_range
-from helpers.own_cells import OWN_CELLS, register_own_cells
+from helpers.own_cells import OWN_CELLS, register_own_cells, run_all_operations
 from helpers.parity import LAYOUTS, Case
 
 from mdlstm_tk import MDLSTM, Gate, register_cell
-from mdlstm_tk import sweep as operator
 from mdlstm_tk.backends import dispatch, tables
+from mdlstm_tk.backends import run as run_module
 from mdlstm_tk.backends.specialize import KernelError
 from mdlstm_tk.cells import BUILT_IN_CELLS
-from mdlstm_tk.cells.operations import OPERATIONS
 
 pytest.importorskip("triton", reason="there is no Triton for this system")
 import triton
@@ -44,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("fresh_registries", "poisoned_memory", "one
 @pytest.fixture(autouse=True)
 def _engine(fresh_registries: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every sweep that is not `reference`'s goes to the engine for CUDA."""
-    monkeypatch.setattr(operator, "engine", lambda *_: sweep)
+    monkeypatch.setattr(run_module, "engine", lambda *_: sweep)
     register_own_cells()
 
 
@@ -93,7 +92,7 @@ def test_agrees_with_reference(case: Case) -> None:
 @pytest.mark.parametrize("cell", ["slstm", "h-is-c"])
 def test_padding_is_masked_while_sizes_cannot_be_read(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As while a CUDA graph is captured. Padded positions divide by a state of 0 in one of the cells."""
-    monkeypatch.setattr(tables, "_is_readable", lambda _: False)
+    monkeypatch.setattr(tables, "_is_at_hand", lambda _: False)
     case = Case(cell, grid=(2, 3), batch=3, units=3, directions=TWO, sizes=True, layer_norm=True)
     case.check("auto", DEVICE)
     replace(case, layer_norm=False, states=True).check("auto", DEVICE)
@@ -160,25 +159,10 @@ def test_two_runs_are_equal_to_the_bit() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_functions_over_their_whole_range(dtype: torch.dtype) -> None:
     """Each of the table, to the last digits of its result, however small that is."""
-    x = whole_range(dtype)
-    padded = torch.nn.functional.pad(x, (0, -len(x) % 1024)).to(DEVICE)
-
-    @triton.jit
-    def run(x, out, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-        place = tl.program_id(0) * 1024 + tl.arange(0, 1024)
-        value = tl.load(x + place)
-        tl.store(out + place, kernels.exp(value))
-        tl.store(out + COUNT + place, tl.log(value))
-        tl.store(out + 2 * COUNT + place, kernels.sqrt(value))
-        tl.store(out + 3 * COUNT + place, kernels.tanh(value))
-        tl.store(out + 4 * COUNT + place, kernels.sigmoid(value))
-        tl.store(out + 5 * COUNT + place, kernels.softplus(value))
-
-    out = padded.new_empty(len(FUNCTIONS), len(padded))
-    run[(len(padded) // 1024,)](padded, out, COUNT=len(padded))
-    for name, result in zip(FUNCTIONS, out.cpu(), strict=True):
-        assert OPERATIONS[name].triton in (f"{name}({{0}})", f"tl.{name}({{0}})")
-        assert_precise(name, x, result[: len(x)], 8 if dtype == torch.float32 else 4)
+    x = whole_range(dtype).to(DEVICE)
+    results = run_all_operations("any-numbers", x, x)
+    for name in FUNCTIONS:
+        assert_precise(name, x.cpu(), results[name].cpu(), 8 if dtype == torch.float32 else 4)
 
 
 @pytest.mark.parametrize("cell", ["stable", "leaky"])

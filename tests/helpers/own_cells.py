@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mdlstm_tk import Gate, register_cell
+import torch
+from torch import Tensor
+
+from mdlstm_tk import MDLSTM, Gate, register_cell
 from mdlstm_tk._util.user_code import import_file
 from mdlstm_tk.cells.ir import record
 from mdlstm_tk.cells.operations import OPERATIONS
@@ -17,6 +21,13 @@ OWN_CELLS = ("coupled", "input-gated", "gru", "fast-and-slow", "h-is-c", "all-op
 def arguments(op: str, *values: Any) -> tuple[Any, ...]:
     """As many of the values as the operation takes."""
     return values[: OPERATIONS[op].gradient.__code__.co_argcount - 2]
+
+
+def smooth(op: str, a: Any, b: Any) -> tuple[Any, ...]:
+    """Arguments such that no derivative is infinite."""
+    if op in ("log", "sqrt"):
+        return (abs(a) + 0.5,)
+    return arguments(op, a, abs(b) + 0.5 if op == "divide" else b)
 
 
 def register_own_cells() -> None:
@@ -64,3 +75,22 @@ def register_own_cells() -> None:
         for op in OPERATIONS:
             results[op] = 0.5 * (results[op] + record(op, *arguments(op, 0.5, 2.0)) + mean(states[op]))
         return a * b - mean(states["h"]), {**results, "constant": record("exp", 0.5)}
+
+    def each_operation(choose: Any, gates: Any, states: Any) -> Any:
+        return sum(gates), {op: record(op, *choose(op, *gates)) for op in OPERATIONS}
+
+    for name, choose in (("any-numbers", arguments), ("smooth-operations", smooth)):
+        pair = [Gate("a", None), Gate("b", None)]
+        define = register_cell(name, gates=pair, states=tuple(OPERATIONS), recurrent=False)
+        define(partial(each_operation, choose))
+
+
+def run_all_operations(cell: str, a: Tensor, b: Tensor, backend: str = "auto") -> dict[str, Tensor]:
+    """The result of every operation: each number of a and b is a unit of its own."""
+    layer = MDLSTM(
+        1, len(a), ndim=1, cell=cell, bias=False, backend=backend, dtype=a.dtype, device=a.device
+    )
+    weights = {"weight_ih_l0": torch.cat([a, b])[None, :, None]}  # of an x that is 1
+    options = {"return_state": True}
+    _, (state,) = torch.func.functional_call(layer, weights, (a.new_ones(1, 1, 1),), options)
+    return {op: getattr(state, op)[0].flatten() for op in OPERATIONS}

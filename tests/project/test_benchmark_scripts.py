@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import differences
 import measuring
 import performance
-from contenders import SHAPES, Shape, floor
+from contenders import Shape, floor
 
 MODULES = {"measuring", "contenders"}  # that scripts share
 NAMED = re.compile(r"benchmarks/(\w+)\.py")
@@ -46,6 +46,12 @@ CASES = [  # script and table, options, columns of the table
     ("density drawing", ("--pictures", "2", "--extent", "4"), 3),
     weekly("runtimes", ("--form", "scan"), None),
 ]
+IN_PROCESSES = {  # script with its options, and what it prints; they set variables or take a path
+    ("load", *SMALL): "8 columns",
+    ("differences", ROOT, ROOT, "--rounds", "1", *SMALL): "5 columns",
+    ("export_networks", "sequences/rotary/scan"): "9 runs",
+    ("tiling", "inference", "--extent", "16", "--tile", "16", "--hidden", "2"): "peak",
+}
 
 
 def script(name: str) -> ModuleType:
@@ -105,16 +111,12 @@ def test_json_has_what_differences_compare(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.weekly
-def test_threads_are_measured_beside_other_programs() -> None:
-    """In a process of its own, since the script sets variables of OpenMP."""
-    assert columns(measuring.python(ROOT / "benchmarks/load.py", *SMALL)) == 8
-
-
-@pytest.mark.weekly
-def test_a_checkout_is_compared_with_itself() -> None:
-    options = ("--rounds", "1", *SMALL)
-    out = measuring.python(ROOT / "benchmarks/differences.py", ROOT, ROOT, *options)
-    assert columns(out) == 5
+@pytest.mark.parametrize(("words", "expected"), IN_PROCESSES.items(), ids=lambda words: words[0])
+def test_a_script_runs_in_a_process_of_its_own(words: Sequence[object], expected: str) -> None:
+    name, *options = words
+    out = measuring.python(ROOT / f"benchmarks/{name}.py", *options)
+    assert "!!!" not in out  # with which `export_networks` marks a network that fails
+    assert expected in (out if "|" not in out else f"{columns(out)} columns {out}")
 
 
 @pytest.mark.weekly
@@ -138,12 +140,6 @@ def test_training_prints_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     training = script("training")
     monkeypatch.setitem(training.TASKS, "diagonal", (2, {"task": "diagonal"}))
     assert [len(row) for row in training.table(["diagonal"], rounds=1)] == [len(training.COLUMNS)]
-
-
-@pytest.mark.weekly
-def test_inference_in_tiles_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    script("tiling").main(["inference", "--extent", "16", "--tile", "16", "--hidden", "2"])
-    assert "peak" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -231,12 +227,6 @@ def test_handwriting_is_measured_once(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.weekly
-def test_a_network_is_exported_and_compared() -> None:
-    out = measuring.python(ROOT / "benchmarks/export_networks.py", "sequences/rotary/scan")
-    assert "9 runs" in out and "!!!" not in out
-
-
-@pytest.mark.weekly
 def test_files_are_saved_for_other_environments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runtimes = ROOT / "benchmarks/runtimes.py"
     measuring.python(runtimes, "--save", tmp_path)
@@ -280,24 +270,6 @@ def test_an_interrupted_table_goes_on(tmp_path: Path) -> None:
         measuring.resumed(file, {"one": lambda: 1.0, "two": fail})
     assert measuring.resumed(file, {"one": fail, "two": lambda: 2.0}) == {"one": 1.0, "two": 2.0}
     assert [path.name for path in file.parent.iterdir()] == [file.name]
-
-
-def test_names_are_all_or_some_of_those_that_are_known(capsys: pytest.CaptureFixture[str]) -> None:
-    parser = measuring.argument_parser("")
-    measuring.add_names(parser, "NAME", {"a": 1, "b": 2})
-    assert parser.parse_args([]).names == ["a", "b"] and parser.parse_args(["b"]).names == ["b"]
-    with pytest.raises(SystemExit):
-        parser.parse_args(["c"])
-    assert "'c'; expected some of a, b" in capsys.readouterr().err
-
-
-def test_shape_from_text() -> None:
-    shape = Shape.parse("16,8x12,1,32")
-    assert shape == Shape(16, (8, 12), 1, 32)
-    assert Shape.parse("1,4,2,3").grid == (4, 4)
-    assert Shape.parse("1,2x3x4,2,3").grid == (2, 3, 4)
-    assert str(shape) == "16, 8x12, 1, 32"
-    assert len({str(shape) for shape in SHAPES}) == len(SHAPES)
 
 
 def test_flops() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,10 +15,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.command import ENVIRONMENT, Result, mdlstm, mdlstm_process
-from helpers.forks import processes
+from helpers.command import ENVIRONMENT, Result, mdlstm, mdlstm_process, succeed
 
-from mdlstm_tk.cli import main
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.training import (
     Run,
@@ -53,38 +50,6 @@ def torchrun(*arguments: object, cwd: Path) -> Result:
         check=False,
     )
     return Result(done.returncode, done.stdout, done.stderr)
-
-
-def forked(*arguments: object, cwd: Path) -> Result:
-    """Call `mdlstm` in two processes that start faster than torchrun's, with the variables that it sets."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    texts = list(map(str, arguments))
-    pair = [processes().Process(target=_rank, args=(rank, port, cwd, texts)) for rank in range(2)]
-    for process in pair:
-        process.start()
-    for process in pair:
-        process.join()
-    err = "".join((cwd / f"stderr-{rank}").read_text() for rank in range(2))
-    return Result(max(process.exitcode or 0 for process in pair), "", err)
-
-
-def _rank(rank: int, port: int, cwd: Path, arguments: list[str]) -> None:
-    place = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": 2,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    os.environ.update({name: str(value) for name, value in place.items()} | ENVIRONMENT)
-    os.chdir(cwd)
-    with open(f"stderr-{rank}", "w", encoding="utf-8") as sys.stderr:
-        try:
-            main(arguments)
-        finally:
-            if dist.is_initialized():
-                dist.destroy_process_group()  # a fork runs no functions at exit
 
 
 @pytest.mark.slow
@@ -220,26 +185,21 @@ def test_the_faster_number_of_processes_is_chosen_and_named(
 @several_cores
 def test_measuring_does_not_change_what_is_learned(tmp_path: Path) -> None:
     for number in (1, "auto"):
-        done = mdlstm(*SMALL, "--steps", "6", "--processes", number, "-o", number, cwd=tmp_path)
-        assert done.code == 0 and (" as measured: " in done.err) == (number == "auto"), done.err
+        done = succeed(*SMALL, "--steps", "6", "--processes", number, "-o", number, cwd=tmp_path)
+        assert (" as measured: " in done.err) == (number == "auto")
     losses = [[r["loss"] for r in Run(tmp_path / name).read_metrics()] for name in ("1", "auto")]
     np.testing.assert_allclose(*losses, rtol=0, atol=1e-6)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a fork server")
-def test_two_processes_resume_and_refuse_a_batch_that_they_cannot_share(tmp_path: Path) -> None:
-    small = ("--size", "4", "--hidden", "3", "--steps", "4")
-    done = mdlstm("train", *small, "-o", "run", cwd=tmp_path)
-    assert done.code == 0, done.err
-    done = forked("train", "--resume", "run", "--steps", "6", cwd=tmp_path)
+@pytest.mark.slow
+@several_cores
+def test_two_processes_resume_what_one_has_begun(tmp_path: Path) -> None:
+    succeed(*SMALL, "--steps", "4", "-o", "run", cwd=tmp_path)
+    done = torchrun("train", "--resume", "run", "--steps", "6", cwd=tmp_path)
     assert done.code == 0, done.err
     assert load_checkpoint(tmp_path / "run/last.safetensors").step == 6
     validations = [record.get("validation", {}) for record in Run(tmp_path / "run").read_metrics()]
     assert [*validations[3]] == [*validations[5]] == ["relevant", "relevant_16x16"]
-    done = forked("train", *small, "--batch-size", "3", "-o", "odd", cwd=tmp_path)
-    assert done.code != 0
-    assert "batch_size 3" in done.err
-    assert not (tmp_path / "odd").exists()
 
 
 def test_the_shards_of_a_batch() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.command import mdlstm
+from helpers.command import succeed
 from helpers.forks import kill_at
 
 from mdlstm_tk.cli import main
@@ -54,8 +54,7 @@ def test_a_killed_command_leaves_no_result(
     assert latest_run().folder == exported.parent
     assert [file.source for file in find_files(["."], None)[0]] == ["./matrix.npy"]
     # the next command works without --force, as if there had been none before
-    done = mdlstm(*arguments, cwd=tmp_path)
-    assert done.code == 0, done.err
+    succeed(*arguments, cwd=tmp_path)
 
 
 def test_a_killed_page_does_not_make_its_folder_count_as_used(model: Path, tmp_path: Path) -> None:

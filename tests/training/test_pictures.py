@@ -67,6 +67,9 @@ def test_all_metrics_and_networks_are_drawn(monkeypatch: pytest.MonkeyPatch, tmp
     draw_curves(tmp_path / "c.png", "title", [{"step": 1, "loss": 1.0, **dict.fromkeys(names, 2.0)}])
     assert all(axis.lines for axis in figures[0].axes) and len(figures[0].axes) == 6
     draw_curves(tmp_path / "c.png", "title", [])  # metrics.jsonl was deleted
+    draw_curves(
+        tmp_path / "c.png", "title", [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.0, "mse": 2.0}]
+    )
     losses = {f"network {k}": [[1.0] * 30, [2.0] * 25] for k in range(5)}  # the second seed stopped early
     draw_loss_comparison(tmp_path / "l.png", "title", "loss", losses)
     lines = figures[-1].axes[0].lines
@@ -230,12 +233,16 @@ def test_cuts_stand_beside_their_boxes(tmp_path: Path) -> None:
     assert len(cut_panels(tmp_path / "links")) == 18
 
 
-def test_labels_fit_their_axis_and_equal_values_get_no_decades() -> None:
-    records = [{"step": k, "loss": 1.0, "relevant": 1.0, "validation": {"relevant": 1.0}} for k in (1, 2)]
-    axis = Figure(figsize=(4.2, 3), layout="constrained").subplots()
-    _draw_curve(axis, "relevant", "red", records)
-    assert max(map(len, axis.get_ylabel().split("\n"))) <= LABEL_CHARACTERS  # a page has wider fonts
-    assert axis.get_yscale() == "linear" and axis.get_ylim() == (0, 1.1)
+def test_labels_fit_their_axis_and_values_that_have_no_decades_are_drawn_linearly() -> None:
+    for values in ([1.0, 1.0], [0.5, 0.0]):  # equal ones, and one of 0
+        axis = Figure(figsize=(4.2, 3), layout="constrained").subplots()
+        records = [
+            {"step": k, "relevant": v, "validation": {"relevant": v}} for k, v in enumerate(values, 1)
+        ]
+        _draw_curve(axis, "relevant", "red", records)
+        assert max(map(len, axis.get_ylabel().split("\n"))) <= LABEL_CHARACTERS  # a page has wider fonts
+        assert axis.get_yscale() == "linear" and axis.get_ylim()[0] <= 0
+        assert values[1] == 0 or axis.get_ylim() == (0, 1.1)
 
 
 def test_captions_say_what_is_a_prediction_and_what_is_true() -> None:
@@ -244,15 +251,3 @@ def test_captions_say_what_is_a_prediction_and_what_is_true() -> None:
     for logits, caption in (([0.0, 1.0], "predicted: 7"), ([1.0, 0.0], "predicted: 0\ntruth: 7")):
         (panel,) = training_of("classify").panels(batch, np.array([logits], np.float32), spec, "a")
         assert panel.name == caption
-
-
-def test_an_error_of_zero_is_in_the_picture() -> None:
-    axis = Figure().subplots()
-    _draw_curve(axis, "error", "red", [{"step": 1, "error": 0.5, "validation": {"error": 0.0}}])
-    assert axis.get_yscale() == "linear"
-
-
-def test_curves_of_errors_that_not_every_step_has(tmp_path: Path) -> None:
-    records = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.0, "mse": 2.0}]
-    draw_curves(tmp_path / "c.png", "title", records)
-    assert (tmp_path / "c.png").exists()

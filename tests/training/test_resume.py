@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.command import mdlstm
+from helpers.command import mdlstm, succeed
 from helpers.forks import kill_at, processes
 from helpers.training import DIGITS, SMALL, fail_at, last_tensors, quick, resume, run_in
 from helpers.user_data import write_classes, write_image
@@ -122,8 +122,7 @@ def test_a_run_that_is_killed_after_its_last_step_is_concluded(name: str, tmp_pa
     assert load_checkpoint(run.last).step == 4
     assert not run.is_evaluated
     last, metrics, times = run.last.read_bytes(), run.metrics.read_bytes(), run.read_times()
-    done = mdlstm("train", "--resume", run.folder, "--json")
-    assert done.code == 0, done.err
+    done = succeed("train", "--resume", run.folder, "--json")
     assert run.is_evaluated
     assert (run.last.read_bytes(), run.metrics.read_bytes(), run.read_times()) == (last, metrics, times)
     result = json.loads(done.out)
@@ -136,11 +135,11 @@ def test_a_run_that_is_killed_after_its_last_step_is_concluded(name: str, tmp_pa
 @needs_kill
 def test_an_old_result_does_not_make_a_killed_run_count_as_complete(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
-    assert mdlstm(*TRAIN, "--steps", "3", "-o", run.folder).code == 0
+    succeed(*TRAIN, "--steps", "3", "-o", run.folder)
+    run.report.touch()
     kill_at("result.json", main, ["train", "--resume", str(run.folder), "--steps", "5"], cwd=tmp_path)
-    assert not run.result.exists() and not run.prediction.exists()
-    done = mdlstm("train", "--resume", run.folder)
-    assert done.code == 0, done.err
+    assert not any(path.exists() for path in (run.result, run.prediction, run.report))
+    succeed("train", "--resume", run.folder)
     assert run.read_result()["step"] == load_checkpoint(run.best).step
 
 
@@ -157,11 +156,12 @@ def test_times_are_summed_over_interruptions(tmp_path: Path) -> None:
 
 def test_a_new_run_in_a_used_folder_keeps_nothing_of_the_old_one(tmp_path: Path) -> None:
     run = run_in(tmp_path, SMALL)
+    run.report.touch()
     with pytest.raises(KeyboardInterrupt):
         run_in(tmp_path, replace(SMALL, hidden=3), on_step=fail_at(1))
     assert load_checkpoint(run.best).config.hidden == 3
     assert run.read_times().steps == 1
-    assert not run.result.exists()
+    assert not run.result.exists() and not run.report.exists()
 
 
 def test_changed_data_keep_the_first_split_and_new_samples_are_trained_on(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count, pairwise
+from itertools import count, pairwise, repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,6 +57,17 @@ def test_the_rate_of_a_resumed_run_rises_no_faster_than_in_a_warm_up(
     assert bool(notes) == (max([0, *after]) > before[-1] and stop > warmup)
     if len(after) > RESUMED_WARMUP or not changes:
         assert state.is_done(new) or after[-1] == scheduled_rate(new, last.step - 1, last.seconds - 1)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    config = TrainConfig(lr=0.1, steps=100, warmup=10, schedule="cosine")
+    rates = [scheduled_rate(config, step) for step in range(100)]
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 100)
+    assert max(rates) == rates[9] == rates[10] == 0.1
+    assert rates[55] == pytest.approx(0.05)
+    assert 0 < rates[-1] < 0.001
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+    assert {scheduled_rate(replace(config, schedule="constant"), step) for step in (10, 99, 200)} == {0.1}
 
 
 class Scored(DiagonalTask):
@@ -147,6 +159,22 @@ def test_a_run_that_is_stopped_and_resumed_at_random_keeps_its_promises(
             changes, is_done = more, False
         job = resume_job(run.folder, changes, task=task)
         assert job.is_trained == is_done
+
+
+@pytest.mark.parametrize(("scores", "best_step"), [(count(), 3), (repeat(1), 15)])
+def test_training_stops_when_patience_is_exhausted(
+    tmp_path: Path, scores: Iterator[int], best_step: int
+) -> None:
+    """Scores that equal the best one are no improvement, though the later weights count as the best."""
+    config = replace(SMALL, steps=50, evaluate_every=3, patience=4, schedule="cosine", lr=0.01)
+    task = DiagonalTask((5, 6))
+    task.score = lambda errors: float(next(scores))  # type: ignore[method-assign]
+    run = run_in(tmp_path, config, task)
+    assert load_checkpoint(run.best).step == best_step
+    last = load_checkpoint(run.last)
+    assert (last.step, last.state.best_step) == (3 + 4 * 3, best_step)
+    assert "stopped at step 15" in (ending := run.read_result()["ending"])
+    assert f"{run.read_metrics()[-1]['lr']:.2g}, 82% of its peak" in ending
 
 
 def test_a_kill_between_both_checkpoints_leaves_no_best_that_the_run_does_not_know(

@@ -1,7 +1,7 @@
 """The only code that depends on the cell: a C function that runs the cell's kernel on a block of rows.
 
 A kernel of the sweep fills a table with a line for each row, which holds the addresses of the slots of
-`mdlstm_tk.cells.lowering`, and calls the function once per block.
+`mdlstm_tk.cells.passes`, and calls the function once per block.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class AxisSlots(NamedTuple):
 SLOT, AXIS = Slots(*range(8)), AxisSlots(*range(7))
 
 
-def line_length(ndim: int) -> int:
+def words_per_line(ndim: int) -> int:
     """The number of words of a line."""
     return len(SLOT) + ndim * len(AXIS)
 
@@ -73,7 +73,7 @@ def block_function(kernel: Kernel, ndim: int, states: int, zero: Any) -> Callabl
             spill = Pointer(builder, builder.inttoptr(scratch, element.as_pointer()), element)
             lines = Pointer(builder, builder.inttoptr(table, I64.as_pointer()), I64)
             with vector_loop(builder, simd.counter(builder), rows, 1) as row:
-                words = lines.row(ir.Constant(I64, line_length(ndim)), row)
+                words = lines.row(ir.Constant(I64, words_per_line(ndim)), row)
                 _RowBuilder(kernel, units, spill, words, states).build()
             return context.get_dummy_value()
 
@@ -114,7 +114,7 @@ class _RowBuilder:
             word, index = getattr(SLOT, slot), row
         else:
             axis, index = divmod(row, self.states if "state" in slot else 1)
-            word = line_length(axis) + getattr(AXIS, slot)
+            word = words_per_line(axis) + getattr(AXIS, slot)
         pointer = self.builder.inttoptr(self.words.at(word).load().value, self.element.as_pointer())
         return Pointer(self.builder, pointer, self.element).row(self.units, index)
 

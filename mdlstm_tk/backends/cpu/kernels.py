@@ -47,7 +47,7 @@ from mdlstm_tk.backends.cpu.intrinsics import (
     prefetch,
     ptr_add,
 )
-from mdlstm_tk.backends.cpu.records import load_arrays, load_job, load_sizes
+from mdlstm_tk.backends.cpu.records import load_arrays, load_job, load_layout
 
 BLOCK = 64  # rows between gathering and the cell: few enough to stay in cache, enough for the product
 ZERO: Any = None  # 0 in the dtype; each compiled version has its own value
@@ -55,56 +55,56 @@ SLOTS, AXIS_SLOTS = len(SLOT), len(AXIS)
 
 
 @jit
-def face_offset(sizes, direction, sample, position, d):  # type: ignore[no-untyped-def]
+def face_offset(layout, direction, sample, position, d):  # type: ignore[no-untyped-def]
     """The offset, in a tensor (N, F, dirs, 1 + S, n), of the states of the line along axis d on which a
     position lies. A ragged batch counts the positions of all its samples from that of `sample` on."""
-    sample, position = sample + position // sizes.positions, position % sizes.positions
-    table = ptr_add(pointer_to(INT64, sizes.line_table), 3 * d)
+    sample, position = sample + position // layout.positions, position % layout.positions
+    table = ptr_add(pointer_to(INT64, layout.line_table), 3 * d)
     line = table[2] + position // table[0] * table[1] + position % table[1]
-    return ((sample * sizes.lines + line) * sizes.dirs + direction) * (1 + sizes.states) * sizes.units
+    return ((sample * layout.lines + line) * layout.dirs + direction) * (1 + layout.states) * layout.units
 
 
-def run_jobs(kernel, arrays_address, sizes_address, job_address):  # type: ignore[no-untyped-def]
+def run_jobs(kernel, arrays_address, layout_address, job_address):  # type: ignore[no-untyped-def]
     """Call a kernel, given by its address, for a job and for those that are linked to it."""
     while job_address != 0:
-        call(kernel, (arrays_address, sizes_address, job_address))
+        call(kernel, (arrays_address, layout_address, job_address))
         job_address = load_job(job_address).following
 
 
-def forward(arrays_address, sizes_address, job_address):  # type: ignore[no-untyped-def]
-    """Run a job. The arguments are addresses of `Arrays`, `Sizes` and `Job`."""
+def forward(arrays_address, layout_address, job_address):  # type: ignore[no-untyped-def]
+    """Run a job. The arguments are addresses of `Arrays`, `Layout` and `Job`."""
     arrays, job = load_arrays(arrays_address), load_job(job_address)
-    sizes = load_sizes(sizes_address)
-    ndim, units, depth, gate_dim = sizes.ndim, sizes.units, sizes.depth, sizes.gate_dim
-    direction, samples, visits, channels = job.direction, job.samples, job.visits, sizes.channels
-    h_stride, state_size = sizes.dirs * units, sizes.states * units
-    scratch = ptr_add(pointer_to(ZERO, arrays.scratch), job.chain * sizes.scratch)
-    zeros, operands = ptr_add(scratch, sizes.zeros_at), ptr_add(scratch, sizes.operands_at)
-    products, buffer = ptr_add(scratch, sizes.products_at), ptr_add(scratch, sizes.states_at)
-    gates_row = address_of(ptr_add(scratch, sizes.gates_row_at))
-    spill = address_of(ptr_add(scratch, sizes.spill_at))
-    table_address = address_of(ptr_add(scratch, sizes.table_at))
+    layout = load_layout(layout_address)
+    ndim, units, depth, gate_dim = layout.ndim, layout.units, layout.depth, layout.gate_dim
+    direction, samples, visits, channels = job.direction, job.samples, job.visits, layout.channels
+    h_stride, state_size = layout.dirs * units, layout.states * units
+    scratch = ptr_add(pointer_to(ZERO, arrays.scratch), job.chain * layout.scratch)
+    zeros, operands = ptr_add(scratch, layout.zeros_at), ptr_add(scratch, layout.operands_at)
+    products, buffer = ptr_add(scratch, layout.products_at), ptr_add(scratch, layout.states_at)
+    gates_row = address_of(ptr_add(scratch, layout.gates_row_at))
+    spill = address_of(ptr_add(scratch, layout.spill_at))
+    table_address = address_of(ptr_add(scratch, layout.table_at))
     table, columns = pointer_to(INT64, table_address), SLOTS + AXIS_SLOTS * ndim
-    panels = -(-gate_dim // sizes.panel)
-    weights = ptr_add(pointer_to(ZERO, arrays.weights), direction * panels * depth * sizes.panel)
+    panels = -(-gate_dim // layout.panel)
+    weights = ptr_add(pointer_to(ZERO, arrays.weights), direction * panels * depth * layout.panel)
     x = pointer_to(ZERO, arrays.x)
     output = ptr_add(pointer_to(ZERO, arrays.output), direction * units)
     front = pointer_to(ZERO, arrays.front)
-    gates = ptr_add(pointer_to(ZERO, arrays.gates), direction * sizes.places * gate_dim)
-    states = ptr_add(pointer_to(ZERO, arrays.states), direction * sizes.places * state_size)
-    parameters = ptr_add(pointer_to(ZERO, arrays.parameters), direction * sizes.parameter_count)
+    gates = ptr_add(pointer_to(ZERO, arrays.gates), direction * layout.places * gate_dim)
+    states = ptr_add(pointer_to(ZERO, arrays.states), direction * layout.places * state_size)
+    parameters = ptr_add(pointer_to(ZERO, arrays.parameters), direction * layout.parameter_count)
     starts, offsets = pointer_to(INT64, job.starts), pointer_to(INT32, job.offsets)
-    steps = ptr_add(pointer_to(INT64, sizes.steps), direction * ndim)
+    steps = ptr_add(pointer_to(INT64, layout.steps), direction * ndim)
     predecessors, successors = pointer_to(INT32, job.predecessors), pointer_to(INT32, job.successors)
     clear(zeros, units + state_size)
     for r in range(BLOCK):
         slots = ptr_add(table, r * columns)
-        slots[SLOT.a] = address_of(ptr_add(products, r * sizes.padded))
+        slots[SLOT.a] = address_of(ptr_add(products, r * layout.padded))
         slots[SLOT.parameter] = address_of(parameters)
         slots[SLOT.gates] = gates_row
     for t in range(job.begin, job.end):
-        now = ptr_add(buffer, t % 2 * sizes.longest * state_size)
-        before = ptr_add(buffer, (t + 1) % 2 * sizes.longest * state_size)
+        now = ptr_add(buffer, t % 2 * layout.longest * state_size)
+        before = ptr_add(buffer, (t + 1) % 2 * layout.longest * state_size)
         count = (starts[t + 1] - starts[t]) * samples
         visit, sample = starts[t], job.first_sample
         for top in range(0, count, BLOCK):
@@ -112,7 +112,7 @@ def forward(arrays_address, sizes_address, job_address):  # type: ignore[no-unty
             first_visit, first_sample = visit, sample
             for r in range(rows):
                 position = job.corner + offsets[visit]
-                place = sample * sizes.positions + position
+                place = sample * layout.positions + position
                 slots, operand = ptr_add(table, r * columns), ptr_add(operands, r * depth)
                 for d in range(ndim):
                     previous = predecessors[d * visits + visit]
@@ -124,15 +124,15 @@ def forward(arrays_address, sizes_address, job_address):  # type: ignore[no-unty
                             row = (previous - starts[t - 1]) * samples + sample - job.first_sample
                             state = ptr_add(before, row * state_size)
                     elif arrays.front:
-                        h = ptr_add(front, face_offset(sizes, direction, sample, position, d))
+                        h = ptr_add(front, face_offset(layout, direction, sample, position, d))
                         state = ptr_add(h, units)
                     else:
                         h = state = zeros
                     of_axis = ptr_add(slots, SLOTS + AXIS_SLOTS * d)
                     of_axis[AXIS.h_prev], of_axis[AXIS.state_prev] = address_of(h), address_of(state)
-                    if sizes.recurrent:
+                    if layout.recurrent:
                         copy(ptr_add(operand, d * units), h, units)
-                features = ptr_add(operand, sizes.hidden_dim)
+                features = ptr_add(operand, layout.hidden_dim)
                 copy(features, ptr_add(x, place * channels), channels)
                 features[channels] = 1
                 slots[SLOT.h] = address_of(ptr_add(output, place * h_stride))
@@ -149,8 +149,8 @@ def forward(arrays_address, sizes_address, job_address):  # type: ignore[no-unty
             call(
                 arrays.matmul,
                 (
-                    address_of(operands), depth, 1, address_of(weights), depth * sizes.panel, sizes.panel,
-                    depth, address_of(products), sizes.padded, rows, gate_dim, 0,
+                    address_of(operands), depth, 1, address_of(weights), depth * layout.panel, layout.panel,
+                    depth, address_of(products), layout.padded, rows, gate_dim, 0,
                 ),
             )  # fmt: skip
             call(arrays.cell, (rows, units, spill, table_address))
@@ -160,7 +160,7 @@ def forward(arrays_address, sizes_address, job_address):  # type: ignore[no-unty
                     for d in range(ndim):
                         if successors[d * visits + visit] < 0:
                             position = job.corner + offsets[visit]
-                            h = ptr_add(front, face_offset(sizes, direction, sample, position, d))
+                            h = ptr_add(front, face_offset(layout, direction, sample, position, d))
                             slots = ptr_add(table, r * columns)
                             copy(h, pointer_to(ZERO, slots[SLOT.h]), units)
                             copy(ptr_add(h, units), pointer_to(ZERO, slots[SLOT.state]), state_size)
@@ -170,63 +170,63 @@ def forward(arrays_address, sizes_address, job_address):  # type: ignore[no-unty
 
 
 @jit
-def _add_block(matmul, sizes, operands, all_da, rows, sums, parameter_sums):  # type: ignore[no-untyped-def]
+def _add_block(matmul, layout, operands, all_da, rows, sums, parameter_sums):  # type: ignore[no-untyped-def]
     """Add the gradients of a block of rows to `sums`: that of w_cat, which is `operandsᵀ @ all_da`, and
     those of the cell's parameters, which are in `parameter_sums` and are cleared there."""
     call(
         matmul,
         (
-            address_of(operands), 1, sizes.depth, address_of(all_da), sizes.panel, sizes.padded, rows,
-            address_of(sums), sizes.padded, sizes.depth, sizes.gate_dim, 1,
+            address_of(operands), 1, layout.depth, address_of(all_da), layout.panel, layout.padded, rows,
+            address_of(sums), layout.padded, layout.depth, layout.gate_dim, 1,
         ),
     )  # fmt: skip
-    add(ptr_add(sums, sizes.depth * sizes.padded), parameter_sums, sizes.parameter_count)
-    clear(parameter_sums, sizes.parameter_count)
+    add(ptr_add(sums, layout.depth * layout.padded), parameter_sums, layout.parameter_count)
+    clear(parameter_sums, layout.parameter_count)
 
 
-def backward(arrays_address, sizes_address, job_address):  # type: ignore[no-untyped-def]
-    """Run a job. The arguments are addresses of `Arrays`, `Sizes` and `Job`."""
+def backward(arrays_address, layout_address, job_address):  # type: ignore[no-untyped-def]
+    """Run a job. The arguments are addresses of `Arrays`, `Layout` and `Job`."""
     arrays, job = load_arrays(arrays_address), load_job(job_address)
-    sizes = load_sizes(sizes_address)
-    ndim, units, depth, gate_dim = sizes.ndim, sizes.units, sizes.depth, sizes.gate_dim
+    layout = load_layout(layout_address)
+    ndim, units, depth, gate_dim = layout.ndim, layout.units, layout.depth, layout.gate_dim
     direction, samples, visits = job.direction, job.samples, job.visits
-    channels, padded = sizes.channels, sizes.padded
-    h_stride, state_size, d_stride = sizes.dirs * units, sizes.states * units, sizes.d_stride
-    scratch = ptr_add(pointer_to(ZERO, arrays.scratch), job.chain * sizes.scratch)
-    zeros, operands = ptr_add(scratch, sizes.zeros_at), ptr_add(scratch, sizes.operands_at)
-    products, all_da = ptr_add(scratch, sizes.products_at), ptr_add(scratch, sizes.da_at)
-    d_operands, dh_reads = ptr_add(scratch, sizes.d_operands_at), ptr_add(scratch, sizes.dh_read_at)
-    dstates = ptr_add(scratch, sizes.dstates_at)
-    parameter_sums = ptr_add(scratch, sizes.parameter_sums_at)
-    spill = address_of(ptr_add(scratch, sizes.spill_at))
-    table_address = address_of(ptr_add(scratch, sizes.table_at))
+    channels, padded = layout.channels, layout.padded
+    h_stride, state_size, d_stride = layout.dirs * units, layout.states * units, layout.d_stride
+    scratch = ptr_add(pointer_to(ZERO, arrays.scratch), job.chain * layout.scratch)
+    zeros, operands = ptr_add(scratch, layout.zeros_at), ptr_add(scratch, layout.operands_at)
+    products, all_da = ptr_add(scratch, layout.products_at), ptr_add(scratch, layout.da_at)
+    d_operands, dh_reads = ptr_add(scratch, layout.d_operands_at), ptr_add(scratch, layout.dh_read_at)
+    dstates = ptr_add(scratch, layout.dstates_at)
+    parameter_sums = ptr_add(scratch, layout.parameter_sums_at)
+    spill = address_of(ptr_add(scratch, layout.spill_at))
+    table_address = address_of(ptr_add(scratch, layout.table_at))
     table, columns = pointer_to(INT64, table_address), SLOTS + AXIS_SLOTS * ndim
-    panels, t_panels = -(-gate_dim // sizes.panel), -(-sizes.columns // sizes.panel)
-    weights = ptr_add(pointer_to(ZERO, arrays.weights), direction * panels * depth * sizes.panel)
-    weights_t = ptr_add(pointer_to(ZERO, arrays.weights_t), direction * t_panels * gate_dim * sizes.panel)
+    panels, t_panels = -(-gate_dim // layout.panel), -(-layout.columns // layout.panel)
+    weights = ptr_add(pointer_to(ZERO, arrays.weights), direction * panels * depth * layout.panel)
+    weights_t = ptr_add(pointer_to(ZERO, arrays.weights_t), direction * t_panels * gate_dim * layout.panel)
     x = pointer_to(ZERO, arrays.x)
-    dx = ptr_add(pointer_to(ZERO, arrays.dx), job.dx_buffer * sizes.places * channels)
+    dx = ptr_add(pointer_to(ZERO, arrays.dx), job.dx_buffer * layout.places * channels)
     output = ptr_add(pointer_to(ZERO, arrays.output), direction * units)
     grad = ptr_add(pointer_to(ZERO, arrays.grad), direction * units)
     initial, dfront = pointer_to(ZERO, arrays.initial), pointer_to(ZERO, arrays.front)
-    gates = ptr_add(pointer_to(ZERO, arrays.gates), direction * sizes.places * gate_dim)
-    states = ptr_add(pointer_to(ZERO, arrays.states), direction * sizes.places * state_size)
-    parameters = ptr_add(pointer_to(ZERO, arrays.parameters), direction * sizes.parameter_count)
-    sums_index = job.sums_slot * sizes.dirs + direction
-    sums = ptr_add(pointer_to(ZERO, arrays.sums), sums_index * sizes.sums_size)
-    part = ptr_add(scratch, sizes.part_at) if sizes.part_blocks else sums
+    gates = ptr_add(pointer_to(ZERO, arrays.gates), direction * layout.places * gate_dim)
+    states = ptr_add(pointer_to(ZERO, arrays.states), direction * layout.places * state_size)
+    parameters = ptr_add(pointer_to(ZERO, arrays.parameters), direction * layout.parameter_count)
+    sums_index = job.sums_index * layout.dirs + direction
+    sums = ptr_add(pointer_to(ZERO, arrays.sums), sums_index * layout.sums_size)
+    part = ptr_add(scratch, layout.part_at) if layout.part_blocks else sums
     starts, offsets = pointer_to(INT64, job.starts), pointer_to(INT32, job.offsets)
-    steps = ptr_add(pointer_to(INT64, sizes.steps), direction * ndim)
+    steps = ptr_add(pointer_to(INT64, layout.steps), direction * ndim)
     predecessors, successors = pointer_to(INT32, job.predecessors), pointer_to(INT32, job.successors)
     clear(zeros, units + state_size)
-    clear(parameter_sums, sizes.parameter_count)
-    if sizes.part_blocks:
-        clear(part, sizes.sums_size)
+    clear(parameter_sums, layout.parameter_count)
+    if layout.part_blocks:
+        clear(part, layout.sums_size)
     pending = 0  # rows not yet added to the sums: short wavefronts share a block
     blocks = 0  # blocks in this part so far
     for t in range(job.end - 1, job.begin - 1, -1):
         # What this wavefront writes for its predecessors, and what its successors have written for it.
-        now, after = t % 2 * sizes.longest, (t + 1) % 2 * sizes.longest
+        now, after = t % 2 * layout.longest, (t + 1) % 2 * layout.longest
         count = (starts[t + 1] - starts[t]) * samples
         visit, sample = starts[t], job.first_sample
         for top in range(0, count, BLOCK):
@@ -235,7 +235,7 @@ def backward(arrays_address, sizes_address, job_address):  # type: ignore[no-unt
             block_operands, block_da = ptr_add(operands, pending * depth), ptr_add(all_da, pending * padded)
             for r in range(rows):
                 position = job.corner + offsets[visit]
-                place = sample * sizes.positions + position
+                place = sample * layout.positions + position
                 slots, operand = ptr_add(table, r * columns), ptr_add(block_operands, r * depth)
                 for d in range(ndim):
                     of_axis = ptr_add(slots, SLOTS + AXIS_SLOTS * d)
@@ -243,30 +243,30 @@ def backward(arrays_address, sizes_address, job_address):  # type: ignore[no-unt
                         h = ptr_add(output, (place - steps[d]) * h_stride)
                         state = ptr_add(states, (place - steps[d]) * state_size)
                     elif arrays.initial:
-                        h = ptr_add(initial, face_offset(sizes, direction, sample, position, d))
+                        h = ptr_add(initial, face_offset(layout, direction, sample, position, d))
                         state = ptr_add(h, units)
                     else:
                         h = state = zeros
                     of_axis[AXIS.h_prev], of_axis[AXIS.state_prev] = address_of(h), address_of(state)
-                    if sizes.recurrent:
+                    if layout.recurrent:
                         copy(ptr_add(operand, d * units), h, units)
                     dh = dh_read = dstate = zeros
                     following = successors[d * visits + visit]
                     if following >= 0:
                         row = after + (following - starts[t + 1]) * samples + sample - job.first_sample
-                        if sizes.recurrent:
+                        if layout.recurrent:
                             dh = ptr_add(d_operands, row * d_stride + d * units)
                         dh_read = ptr_add(dh_reads, (row * ndim + d) * units)
                         dstate = ptr_add(dstates, (row * ndim + d) * state_size)
                     elif arrays.front:
-                        dh = ptr_add(dfront, face_offset(sizes, direction, sample, position, d))
+                        dh = ptr_add(dfront, face_offset(layout, direction, sample, position, d))
                         dstate = ptr_add(dh, units)
                     of_axis[AXIS.dh_next], of_axis[AXIS.dh_read_next] = address_of(dh), address_of(dh_read)
                     of_axis[AXIS.dstate_next] = address_of(dstate)
                     row = (now + top + r) * ndim + d
                     of_axis[AXIS.dh_read_prev] = address_of(ptr_add(dh_reads, row * units))
                     of_axis[AXIS.dstate_prev] = address_of(ptr_add(dstates, row * state_size))
-                features = ptr_add(operand, sizes.hidden_dim)
+                features = ptr_add(operand, layout.hidden_dim)
                 copy(features, ptr_add(x, place * channels), channels)
                 features[channels] = 1
                 if arrays.gates:
@@ -288,18 +288,18 @@ def backward(arrays_address, sizes_address, job_address):  # type: ignore[no-unt
                 call(
                     arrays.matmul,
                     (
-                        address_of(block_operands), depth, 1, address_of(weights), depth * sizes.panel,
-                        sizes.panel, depth, address_of(products), padded, rows, gate_dim, 0,
+                        address_of(block_operands), depth, 1, address_of(weights), depth * layout.panel,
+                        layout.panel, depth, address_of(products), padded, rows, gate_dim, 0,
                     ),
                 )  # fmt: skip
             call(arrays.cell, (rows, units, spill, table_address))
             d_rows = ptr_add(d_operands, (now + top) * d_stride)
-            if sizes.columns > 0:
+            if layout.columns > 0:
                 call(
                     arrays.matmul,
                     (
-                        address_of(block_da), padded, 1, address_of(weights_t), gate_dim * sizes.panel,
-                        sizes.panel, gate_dim, address_of(d_rows), d_stride, rows, sizes.columns, 0,
+                        address_of(block_da), padded, 1, address_of(weights_t), gate_dim * layout.panel,
+                        layout.panel, gate_dim, address_of(d_rows), d_stride, rows, layout.columns, 0,
                     ),
                 )  # fmt: skip
             if arrays.dx or arrays.front:
@@ -308,17 +308,17 @@ def backward(arrays_address, sizes_address, job_address):  # type: ignore[no-unt
                     position = job.corner + offsets[visit]
                     d_row = ptr_add(d_rows, r * d_stride)
                     if arrays.dx:
-                        target = ptr_add(dx, (sample * sizes.positions + position) * channels)
-                        add(target, ptr_add(d_row, sizes.hidden_dim), channels)
+                        target = ptr_add(dx, (sample * layout.positions + position) * channels)
+                        add(target, ptr_add(d_row, layout.hidden_dim), channels)
                     if arrays.front:
                         for d in range(ndim):
                             if predecessors[d * visits + visit] < 0:
-                                offset = face_offset(sizes, direction, sample, position, d)
+                                offset = face_offset(layout, direction, sample, position, d)
                                 dh, row = ptr_add(dfront, offset), (now + top + r) * ndim + d
                                 clear(dh, units)
-                                if sizes.recurrent:
+                                if layout.recurrent:
                                     add(dh, ptr_add(d_row, d * units), units)
-                                if sizes.reads_h:
+                                if layout.reads_h:
                                     add(dh, ptr_add(dh_reads, row * units), units)
                                 dstate = ptr_add(dstates, row * state_size)
                                 copy(ptr_add(dh, units), dstate, state_size)
@@ -328,16 +328,16 @@ def backward(arrays_address, sizes_address, job_address):  # type: ignore[no-unt
             pending += rows
             if pending >= BLOCK:
                 if arrays.sums:
-                    _add_block(arrays.matmul, sizes, operands, all_da, pending, part, parameter_sums)
+                    _add_block(arrays.matmul, layout, operands, all_da, pending, part, parameter_sums)
                 pending = 0
                 blocks += 1
-                if blocks == sizes.part_blocks:
+                if blocks == layout.part_blocks:
                     if arrays.sums:
-                        add(sums, part, sizes.sums_size)
-                        clear(part, sizes.sums_size)
+                        add(sums, part, layout.sums_size)
+                        clear(part, layout.sums_size)
                     blocks = 0
     if arrays.sums:
         if pending > 0:
-            _add_block(arrays.matmul, sizes, operands, all_da, pending, part, parameter_sums)
-        if sizes.part_blocks:
-            add(sums, part, sizes.sums_size)
+            _add_block(arrays.matmul, layout, operands, all_da, pending, part, parameter_sums)
+        if layout.part_blocks:
+            add(sums, part, layout.sums_size)

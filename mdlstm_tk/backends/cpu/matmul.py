@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.intrinsics import add, clear, copy, pointer_to, ptr_add
-from mdlstm_tk.backends.cpu.records import load_arrays, load_sizes
+from mdlstm_tk.backends.cpu.records import load_arrays, load_layout
 from mdlstm_tk.backends.cpu.simd import I64, Pointer, Vector, vector_loop
 
 ZERO: Any = None  # 0 in the dtype; each compiled version has its own value
@@ -119,22 +119,22 @@ def _tile(
                 target.store(new)
 
 
-def pack(arrays_address, sizes_address):  # type: ignore[no-untyped-def]
-    """Write w_cat in panels to `Arrays.weights`. The arguments are addresses of `Arrays` and `Sizes`."""
-    arrays, sizes = load_arrays(arrays_address), load_sizes(sizes_address)
-    panel, gate_dim, channels = sizes.panel, sizes.gate_dim, sizes.channels
-    units = sizes.units
+def pack(arrays_address, layout_address):  # type: ignore[no-untyped-def]
+    """Write w_cat in panels to `Arrays.weights`. The arguments are addresses of `Arrays` and `Layout`."""
+    arrays, layout = load_arrays(arrays_address), load_layout(layout_address)
+    panel, gate_dim, channels = layout.panel, layout.gate_dim, layout.channels
+    units = layout.units
     target, b = pointer_to(ZERO, arrays.weights), pointer_to(ZERO, arrays.bias)
     # The weights of h along each axis, then those of x, are rows for the columns of w_cat.
-    parts = sizes.ndim + 1 if sizes.recurrent else 1
-    for direction in range(sizes.dirs):
+    parts = layout.ndim + 1 if layout.recurrent else 1
+    for direction in range(layout.dirs):
         for first in range(0, gate_dim, panel):
             count = min(panel, gate_dim - first)
             if count < panel:
-                clear(target, sizes.depth * panel)
+                clear(target, layout.depth * panel)
             for part in range(parts):
                 if part < parts - 1:
-                    length, row = units, (direction * sizes.ndim + part) * gate_dim + first
+                    length, row = units, (direction * layout.ndim + part) * gate_dim + first
                     source = ptr_add(pointer_to(ZERO, arrays.weight_hh), row * length)
                 else:
                     length, row = channels, direction * gate_dim + first
@@ -149,15 +149,15 @@ def pack(arrays_address, sizes_address):  # type: ignore[no-untyped-def]
             target = ptr_add(target, panel)
 
 
-def pack_transposed(arrays_address, sizes_address):  # type: ignore[no-untyped-def]
-    """Write the first `Sizes.columns` columns of w_catᵀ, which leave out b, to `Arrays.weights_t`."""
-    arrays, sizes = load_arrays(arrays_address), load_sizes(sizes_address)
-    panel, gate_dim, channels = sizes.panel, sizes.gate_dim, sizes.channels
-    hidden_dim, units = sizes.hidden_dim, sizes.units
+def pack_transposed(arrays_address, layout_address):  # type: ignore[no-untyped-def]
+    """Write the first `Layout.columns` columns of w_catᵀ, which leave out b, to `Arrays.weights_t`."""
+    arrays, layout = load_arrays(arrays_address), load_layout(layout_address)
+    panel, gate_dim, channels = layout.panel, layout.gate_dim, layout.channels
+    hidden_dim, units = layout.hidden_dim, layout.units
     target = pointer_to(ZERO, arrays.weights_t)
     w_hh, w_ih = pointer_to(ZERO, arrays.weight_hh), pointer_to(ZERO, arrays.weight_ih)
-    for direction in range(sizes.dirs):
-        for first in range(0, sizes.columns, panel):
+    for direction in range(layout.dirs):
+        for first in range(0, layout.columns, panel):
             for k in range(gate_dim):
                 j = 0
                 while j < panel:  # runs of columns that are contiguous in the weights, too
@@ -166,10 +166,10 @@ def pack_transposed(arrays_address, sizes_address):  # type: ignore[no-untyped-d
                     if column < hidden_dim:
                         d, unit = divmod(column, units)
                         count = min(count, units - unit)
-                        row = (direction * sizes.ndim + d) * gate_dim + k
+                        row = (direction * layout.ndim + d) * gate_dim + k
                         copy(to, ptr_add(w_hh, row * units + unit), count)
-                    elif column < sizes.columns:
-                        count = min(count, sizes.columns - column)
+                    elif column < layout.columns:
+                        count = min(count, layout.columns - column)
                         row = direction * gate_dim + k
                         copy(to, ptr_add(w_ih, row * channels + column - hidden_dim), count)
                     else:
@@ -178,20 +178,20 @@ def pack_transposed(arrays_address, sizes_address):  # type: ignore[no-untyped-d
                 target = ptr_add(target, panel)
 
 
-def unpack(arrays_address, sizes_address):  # type: ignore[no-untyped-def]
-    """Write the gradients of weights and parameters from their sums, those of all slots together."""
-    arrays, sizes = load_arrays(arrays_address), load_sizes(sizes_address)
-    gate_dim, channels, units = sizes.gate_dim, sizes.channels, sizes.units
-    sums, of_slot = pointer_to(ZERO, arrays.sums), sizes.dirs * sizes.sums_size
-    for slot in range(1, sizes.slots):
-        add(sums, ptr_add(sums, slot * of_slot), of_slot)
+def unpack(arrays_address, layout_address):  # type: ignore[no-untyped-def]
+    """Write the gradients of weights and parameters from their sums, all of a direction together."""
+    arrays, layout = load_arrays(arrays_address), load_layout(layout_address)
+    gate_dim, channels, units = layout.gate_dim, layout.channels, layout.units
+    sums, of_all = pointer_to(ZERO, arrays.sums), layout.dirs * layout.sums_size
+    for index in range(1, layout.sum_count):
+        add(sums, ptr_add(sums, index * of_all), of_all)
     bias, parameters = pointer_to(ZERO, arrays.dbias), pointer_to(ZERO, arrays.dparameters)
-    parts = sizes.ndim + 1 if sizes.recurrent else 1  # as in `pack`
-    for direction in range(sizes.dirs):
-        source = ptr_add(sums, direction * sizes.sums_size)
+    parts = layout.ndim + 1 if layout.recurrent else 1  # as in `pack`
+    for direction in range(layout.dirs):
+        source = ptr_add(sums, direction * layout.sums_size)
         for part in range(parts):
             if part < parts - 1:
-                length, row = units, (direction * sizes.ndim + part) * gate_dim
+                length, row = units, (direction * layout.ndim + part) * gate_dim
                 target = ptr_add(pointer_to(ZERO, arrays.dweight_hh), row * length)
             else:
                 length, row = channels, direction * gate_dim
@@ -199,9 +199,9 @@ def unpack(arrays_address, sizes_address):  # type: ignore[no-untyped-def]
             for first in range(0, gate_dim, RUN):
                 for k in range(length):
                     for j in range(first, min(first + RUN, gate_dim)):
-                        target[j * length + k] = source[k * sizes.padded + j]
-            source = ptr_add(source, length * sizes.padded)
+                        target[j * length + k] = source[k * layout.padded + j]
+            source = ptr_add(source, length * layout.padded)
         if arrays.dbias:
             copy(ptr_add(bias, direction * gate_dim), source, gate_dim)
-        source = ptr_add(source, sizes.padded)
-        copy(ptr_add(parameters, direction * sizes.parameter_count), source, sizes.parameter_count)
+        source = ptr_add(source, layout.padded)
+        copy(ptr_add(parameters, direction * layout.parameter_count), source, layout.parameter_count)

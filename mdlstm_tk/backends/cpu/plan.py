@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 from mdlstm_tk._util.caches import BoundedCache
 from mdlstm_tk.backends.boundary import line_counts
 from mdlstm_tk.backends.cpu import simd
-from mdlstm_tk.backends.cpu.cell_code import line_length
+from mdlstm_tk.backends.cpu.cell_code import words_per_line
 from mdlstm_tk.backends.cpu.compile import Generic, compile_cell, generic_kernel
 from mdlstm_tk.backends.cpu.kernels import BLOCK
-from mdlstm_tk.backends.cpu.records import Sizes, address, words
+from mdlstm_tk.backends.cpu.records import Layout, address, words
 from mdlstm_tk.backends.cpu.threads import thread_limit
 from mdlstm_tk.backends.cpu.tiles import Buffers, Jobs, Samples, make_jobs
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.backends.tables import Extents, ragged_extents
-from mdlstm_tk.cells.lowering import Pass, lower, reads_hidden
+from mdlstm_tk.cells.passes import Pass, pass_kernel, reads_hidden
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 
 # Blocks whose gradients are summed up before they are added to the total. With fewer of them, adding to the
@@ -35,7 +35,7 @@ PLAN_BYTES = 16384  # about what a plan takes beside its jobs
 
 
 class Plan(NamedTuple):
-    """The functions, sizes and jobs of a sweep.
+    """The functions, layout and jobs of a sweep.
 
     Attributes:
         run_jobs: the compiled function `kernels.run_jobs`.
@@ -43,12 +43,12 @@ class Plan(NamedTuple):
         packs: those that pack the weights before.
         unpack: that which writes the gradients of the weights afterwards; None for forward.
         cell, matmul: addresses of compiled functions.
-        sizes: what all jobs share.
-        sizes_address: where that lies in memory.
+        layout: what all jobs share.
+        layout_address: where that lies in memory.
         jobs: the jobs.
         temporary: the arrays that live as long as the sweep.
         counts: how many numbers kernels take each of the tensors in `Arrays` for, in that order.
-        memory: what the sizes hold addresses of, and their record.
+        memory: what the layout holds addresses of, and their record.
     """
 
     run_jobs: Any
@@ -57,8 +57,8 @@ class Plan(NamedTuple):
     unpack: Any
     cell: int
     matmul: int
-    sizes: Sizes
-    sizes_address: int
+    layout: Layout
+    layout_address: int
     jobs: Jobs
     temporary: tuple[str, ...]
     counts: dict[str, int]
@@ -108,7 +108,7 @@ def _make_plan(
     (batch, *_, channels), (dirs, gate_dim, _) = inputs.x.shape, inputs.weight_ih.shape
     states, units, positions = len(cell.states), inputs.units, prod(grid)
     dtype, itemsize = str(inputs.x.dtype).removeprefix("torch."), inputs.x.itemsize
-    graph = lower(pass_kind, cell, ndim, inputs.present)
+    graph = pass_kernel(pass_kind, cell, ndim, inputs.present)
     compiled = compile_cell(graph, dtype, ndim, states, cell.name)
 
     lanes, panel = simd.vector_length(itemsize), simd.panel_width(itemsize)
@@ -127,13 +127,13 @@ def _make_plan(
         kept = whole.rows * dirs * (gate_dim + states * units)  # numbers that forward keeps
         sums, dx = dirs * sums_size, max(whole.rows * channels, 1)
         most = Buffers(max(MIN_SUMS, kept // (KEPT * sums)), max(MIN_DX, kept // (KEPT * dx)))
-    jobs = make_jobs(whole, inputs.signs, operations, threads, most)
+    jobs = make_jobs(whole, inputs.directions, operations, threads, most)
     blocks = whole.rows // BLOCK // len(jobs.chains)
     part_blocks = max(MIN_PART_BLOCKS, isqrt(blocks))  # as many parts as blocks in each: the shortest sums
     part_blocks = part_blocks if blocks > part_blocks else 0
 
     scratch_parts = {
-        "table_at": BLOCK * line_length(ndim) * 8 // itemsize,
+        "table_at": BLOCK * words_per_line(ndim) * 8 // itemsize,
         "zeros_at": (1 + states) * units,
         "spill_at": len(graph.spilled) * units,
         "operands_at": (1 if is_forward else 2) * BLOCK * depth,
@@ -157,7 +157,7 @@ def _make_plan(
     lines = [(grid[d] * strides[d], strides[d], sum(line_numbers[:d])) for d in range(ndim)]
     line_table = words(tuple(number for line in lines for number in line))
     steps = words(tuple(sign * stride for sign, stride in zip(inputs.signs, dirs * strides, strict=True)))
-    sizes = Sizes(
+    layout = Layout(
         dirs=dirs,
         positions=positions,
         places=positions * batch,
@@ -180,14 +180,14 @@ def _make_plan(
         columns=columns,
         d_stride=d_stride,
         sums_size=sums_size,
-        slots=jobs.slots,
+        sum_count=jobs.sum_count,
         part_blocks=part_blocks,
         scratch=scratch,
         **offsets,
     )
-    record = words(sizes)
-    of_x, of_h = sizes.places * channels, sizes.places * dirs * units
-    of_boundary = batch * sizes.lines * dirs * (1 + states) * units
+    record = words(layout)
+    of_x, of_h = layout.places * channels, layout.places * dirs * units
+    of_boundary = batch * layout.lines * dirs * (1 + states) * units
     counts = {
         "x": of_x,
         "weight_hh": dirs * hidden_dim * gate_dim,
@@ -197,14 +197,14 @@ def _make_plan(
         "weights": dirs * -(-gate_dim // panel) * panel * depth,
         "front": of_boundary,
         "output": of_h,
-        "gates": dirs * sizes.places * gate_dim,
+        "gates": dirs * layout.places * gate_dim,
         "states": of_h * states,
         "scratch": len(jobs.chains) * scratch,
         "grad": of_h,
         "initial": of_boundary,
         "weights_t": dirs * -(-columns // panel) * panel * gate_dim,
         "dx": jobs.buffers * of_x,
-        "sums": jobs.slots * dirs * sums_size,
+        "sums": jobs.sum_count * dirs * sums_size,
     }
     counts |= {f"d{name}": counts[name] for name in ("weight_hh", "weight_ih", "bias", "parameters")}
     packs = PACKS[pass_kind]
@@ -215,8 +215,8 @@ def _make_plan(
         unpack=None if is_forward else generic_kernel("unpack", dtype).ctypes,
         cell=compiled.address,
         matmul=generic_kernel("matmul", dtype).address,
-        sizes=sizes,
-        sizes_address=address(record),
+        layout=layout,
+        layout_address=address(record),
         jobs=jobs,
         temporary=("scratch", *(PACKED[name] for name in packs)),
         counts=counts,

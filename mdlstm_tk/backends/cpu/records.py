@@ -1,6 +1,6 @@
 """The arguments of the kernels: records of int64 that kernels read by name.
 
-A kernel takes the addresses of three records: the arrays of a call, the sizes that all its jobs share, and
+A kernel takes the addresses of three records: the arrays of a call, the layout that all its jobs share, and
 the job itself. Arrays are given by their addresses, 0 for None.
 
 Notation
@@ -39,14 +39,14 @@ class Arrays(NamedTuple):
     initial: int  # (N, F, dirs, 1 + S, n)
     weights_t: int  # (dirs, panels, G·n, NR), see `matmul.pack_transposed`
     dx: int  # (buffers, N, P, C), zeros to add to
-    sums: int  # (slots, dirs, sums_size), zeros to add gradients of weights and parameters to, if wanted
+    sums: int  # (sum_count, dirs, sums_size), zeros to add gradients of weights and parameters to
     dweight_hh: int  # the gradients of weights and parameters, each in the shape of what it belongs to
     dweight_ih: int
     dbias: int
     dparameters: int
 
 
-class Sizes(NamedTuple):
+class Layout(NamedTuple):
     """Sizes that all jobs of a sweep share. Fields that end in `_at` tell where something starts in the
     memory of a chain, in numbers; those of the other pass are 0."""
 
@@ -72,7 +72,7 @@ class Sizes(NamedTuple):
     columns: int  # columns of the operands' gradients: hidden_dim, and C more if that of x is wanted
     d_stride: int  # columns in whole vectors
     sums_size: int  # numbers in the sums of a direction: of weights (K, padded), then of parameters (R, n)
-    slots: int  # sums of each direction
+    sum_count: int  # sums of each direction
     part_blocks: int  # blocks whose sums are added up before they are added to the total; 0: all
     scratch: int  # numbers in the memory of a chain
     table_at: int  # a block's table, in int64, see `cell_code`
@@ -109,13 +109,13 @@ class Job(NamedTuple):
     visits: int  # V
     continues: int  # whether the grid goes on before the tile along axis 0
     chain: int  # whose memory it uses
-    sums_slot: int  # where it adds its sums
+    sums_index: int  # where it adds its sums
     dx_buffer: int  # where it adds its part of dx
     following: int = 0  # the address of the job that the same thread runs next, if it waits for no other
 
 
 load_arrays = record_loader(Arrays)
-load_sizes = record_loader(Sizes)
+load_layout = record_loader(Layout)
 load_job = record_loader(Job)
 
 

@@ -26,14 +26,14 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
     """See `Engine`."""
     dtype, inputs = inputs.x.dtype, _converted(inputs)
     plan, x = get_plan("forward", inputs, saves_states=save), inputs.x
-    rows, dirs, units = plan.sizes.places, plan.sizes.dirs, plan.sizes.units
+    rows, dirs, units = plan.layout.places, plan.layout.dirs, plan.layout.units
     shape = (*x.shape[:-1], dirs, units)
     output = memory.new(x, shape) if plan.jobs.is_full else memory.zeros(x, shape)
     front = _front(inputs, plan, inputs.initial)
     # Padded positions of a ragged batch are never touched, so in small pages they take no memory.
     new = memory.new if plan.jobs.is_full else Tensor.new_empty
-    gates = new(x, (dirs, rows, plan.sizes.gate_dim)) if save and not recompute else None
-    states = new(x, (dirs, rows, plan.sizes.states * units)) if save else None
+    gates = new(x, (dirs, rows, plan.layout.gate_dim)) if save and not recompute else None
+    states = new(x, (dirs, rows, plan.layout.states * units)) if save else None
     own = {"front": front, "output": output, "gates": gates, "states": states}
     _run(plan, inputs, own)
     final = None if inputs.initial is None else front
@@ -53,10 +53,10 @@ def backward(
     output, _, gates, states = (None if t is None else memory.plain(t) for t in results)
     assert output is not None
     plan = get_plan("recompute" if gates is None else "backward", inputs, wants_dx=wants_dx)
-    x, sizes = inputs.x, plan.sizes
+    x, layout = inputs.x, plan.layout
     dfront = _front(inputs, plan, dfinal)
     dx = memory.zeros(x, (plan.jobs.buffers, *x.shape)) if wants_dx else None
-    sums = memory.zeros(x, (plan.jobs.slots, sizes.dirs, sizes.sums_size)) if wants_weights else None
+    sums = memory.zeros(x, (plan.jobs.sum_count, layout.dirs, layout.sums_size)) if wants_weights else None
     gradients = _new_gradients(plan, inputs) if wants_weights else {}
     own = {"front": dfront, "dx": dx, "sums": sums, **{f"d{name}": g for name, g in gradients.items()}}
     given = {"output": output, "gates": gates, "states": states, "initial": inputs.initial}
@@ -97,19 +97,19 @@ def _run(plan: Plan, inputs: SweepInputs, own: dict[str, Tensor | None], **given
         addresses[name] = memory.pointer(name, tensor, x.dtype, counts[name])
     record = words((plan.cell, plan.matmul, *[addresses.get(name, 0) for name in counts]))
     run_jobs, kernel = plan.run_jobs, plan.kernel
-    arrays_address, sizes_address = address(record), plan.sizes_address
+    arrays_address, layout_address = address(record), plan.layout_address
     for pack in plan.packs:
-        pack(arrays_address, sizes_address)
+        pack(arrays_address, layout_address)
     if len(plan.jobs.order) == 1:
-        run_jobs(kernel, arrays_address, sizes_address, plan.jobs.order[0])
+        run_jobs(kernel, arrays_address, layout_address, plan.jobs.order[0])
     else:
 
         def run(job: int) -> None:
-            run_jobs(kernel, arrays_address, sizes_address, job)
+            run_jobs(kernel, arrays_address, layout_address, job)
 
         run_chains(run, plan.jobs.chains, plan.jobs.order, (plan, record, own, given, temporary))
     if addresses.get("sums"):
-        plan.unpack(arrays_address, sizes_address)
+        plan.unpack(arrays_address, layout_address)
 
 
 def _front(inputs: SweepInputs, plan: Plan, start: Tensor | None) -> Tensor | None:
@@ -124,13 +124,11 @@ def _front(inputs: SweepInputs, plan: Plan, start: Tensor | None) -> Tensor | No
 
 def _new_gradients(plan: Plan, inputs: SweepInputs) -> Gradients:
     """Memory for the gradients of the weights that are there, and of the cell's parameters."""
-    sizes, weights = (
-        plan.sizes,
-        {name: getattr(inputs, name) for name in ("weight_ih", "weight_hh", "bias")},
-    )
+    layout = plan.layout
+    weights = {name: getattr(inputs, name) for name in ("weight_ih", "weight_hh", "bias")}
     gradients: Gradients = {name: w.new_empty(w.shape) for name, w in weights.items() if w is not None}
-    if sizes.parameter_count:
-        shape = sizes.dirs, sizes.parameter_count // sizes.units, sizes.units
+    if layout.parameter_count:
+        shape = layout.dirs, layout.parameter_count // layout.units, layout.units
         gradients["parameters"] = inputs.x.new_empty(shape)
     return gradients
 

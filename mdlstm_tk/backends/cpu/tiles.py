@@ -26,6 +26,7 @@ from mdlstm_tk.backends.cpu.memory import pointer
 from mdlstm_tk.backends.cpu.records import Job, address, words
 from mdlstm_tk.backends.cpu.threads import Task
 from mdlstm_tk.backends.tables import Extents, SweepTables, ragged_tables, tile_tables
+from mdlstm_tk.wavefront import Direction
 
 # The parts of a sweep that a chain takes: some samples, some directions, or bands in turn.
 Division = Literal["samples", "directions", "bands"]
@@ -101,7 +102,7 @@ class Jobs(NamedTuple):
     Attributes:
         chains: the tasks of each chain.
         order: the first jobs of all tasks, in an order in which one thread may run them.
-        slots: how many sums each direction has.
+        sum_count: how many sums each direction has.
         buffers: how many dx there are: chains that add to the same positions have one each.
         longest: rows of the longest wavefront.
         is_tiled: whether states pass from tile to tile.
@@ -111,7 +112,7 @@ class Jobs(NamedTuple):
 
     chains: list[list[Task]]
     order: list[int]
-    slots: int
+    sum_count: int
     buffers: int
     longest: int
     is_tiled: bool
@@ -159,26 +160,25 @@ def _divide(
 
 
 def make_jobs(
-    whole: Samples, signs: tuple[int, ...], operations: int, threads: int, most: Buffers | None = None
+    whole: Samples, directions: tuple[Direction, ...], operations: int, threads: int, most: Buffers | None
 ) -> Jobs:
     """The jobs of a sweep.
 
     Args:
         whole: all samples. Bands are those that all have together.
-        signs: the directions, dirs · D signs.
+        directions: of the sweep.
         operations: floating-point operations of a row.
         threads: the largest number of threads.
         most: the most buffers of gradients of a sweep that runs from the last position to the first; None
             for one that runs forward.
     """
-    grid, ndim = whole.grid, len(whole.grid)
-    directions = tuple(signs[k : k + ndim] for k in range(0, len(signs), ndim))
+    grid = whole.grid
     all_operations = whole.rows * len(directions) * operations
     division, chain_count, ranges = _divide(whole, len(directions), all_operations, threads, most)
     backwards = most is not None
     bands = whole.bands if division == "bands" or ranges[0].is_long else [(0, grid[0])]
     bands = bands[:: -1 if backwards else 1]
-    slots = 1 if division == "directions" else chain_count
+    sum_count = 1 if division == "directions" else chain_count
     buffers = 1 if division == "samples" or len(directions) == 1 else chain_count
     chains = [_Chain(joins=division != "bands") for _ in range(chain_count)]
     order: list[int] = []
@@ -210,7 +210,7 @@ def make_jobs(
                     visits=tables.positions,
                     continues=int(start > 0),
                     chain=chain,
-                    sums_slot=chain if slots > 1 else 0,
+                    sums_index=chain if sum_count > 1 else 0,
                     dx_buffer=chain if buffers > 1 else 0,
                 )
                 memory.append(tables)
@@ -232,7 +232,7 @@ def make_jobs(
     return Jobs(
         chains=[chain.tasks for chain in chains],
         order=order,
-        slots=slots,
+        sum_count=sum_count,
         buffers=buffers,
         longest=longest,
         is_tiled=len(bands) > 1,
@@ -311,7 +311,7 @@ def _cut(counts: Sequence[int], operations: int, is_band: bool) -> list[tuple[in
     return [(a, b) for a, b in pairwise([0, *limits.tolist(), len(counts)]) if a < b]
 
 
-def _corner(start: int, grid: tuple[int, ...], direction: tuple[int, ...]) -> int:
+def _corner(start: int, grid: tuple[int, ...], direction: Direction) -> int:
     """The flat position at which the band begins that is `start` from the near end of axis 0."""
     corner = 0
     for sign, extent in zip(direction, grid, strict=True):

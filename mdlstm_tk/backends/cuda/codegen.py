@@ -1,4 +1,4 @@
-"""Triton kernels for a cell: its graph (`mdlstm_tk.cells.lowering`), written out as Triton source.
+"""Triton kernels for a cell: its graph (`mdlstm_tk.cells.passes`), written out as Triton source.
 
 Triton reads a function's text, so the source is put where `inspect` and tracebacks look for it:
 `print(inspect.getsource(...))` shows what a kernel does for one cell.
@@ -18,8 +18,8 @@ from mdlstm_tk.backends.cuda import kernels
 from mdlstm_tk.backends.specialize import specialize
 from mdlstm_tk.cells import Cell
 from mdlstm_tk.cells.ir import Kernel, Value
-from mdlstm_tk.cells.lowering import Pass, lower
 from mdlstm_tk.cells.operations import OPERATIONS
+from mdlstm_tk.cells.passes import Pass, pass_kernel
 
 SLOTS = {  # that `_cell` reads and writes, in the order of its arguments and results
     "forward": ("a, h_prev, state_prev, parameter", "h, state, gates"),
@@ -43,7 +43,7 @@ def get_kernel(pass_kind: Pass, cell: Cell, ndim: int, present: tuple[str, ...])
     """The kernel of one pass for one cell. Triton compiles it for each dtype and size that it meets."""
     name = f"{pass_kind}_{cell.name.replace('-', '_')}_{ndim}d"
     direction = "forward" if pass_kind == "forward" else "backward"
-    return _kernel(direction, name, source(lower(pass_kind, cell, ndim, present), direction, name))
+    return _kernel(direction, name, source(pass_kernel(pass_kind, cell, ndim, present), direction, name))
 
 
 @cache

@@ -22,7 +22,7 @@ from mdlstm_tk.backends.tables import SweepRows, sweep_rows
 from mdlstm_tk.backends.torch import products
 from mdlstm_tk.backends.torch.evaluate import evaluate
 from mdlstm_tk.cells.ir import Kernel
-from mdlstm_tk.cells.lowering import Pass, lower
+from mdlstm_tk.cells.passes import Pass, pass_kernel
 
 
 def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:
@@ -31,13 +31,13 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
     dirs, states, counts, batch = len(inputs.weight_ih), inputs.state_count, rows.tables.counts, rows.batch
     w_hh = None if inputs.weight_hh is None else products.recurrent_weights(inputs.weight_hh)
     a = list(products.pre_activations(inputs, rows, None).split(rows.row_counts, dim=1))  # W x + b so far
-    step = _Step("forward", inputs)
+    step = _CellKernel("forward", inputs)
     entering = _entering(inputs, rows)
     invalid = _invalid_masks(rows)
 
     zero = a[0].new_zeros(dirs, 1, batch, (1 + states) * units)
     previous = zero  # the previous wavefront, then a row of zeros: (dirs, K + 1, N, (1 + S)·n)
-    fronts = []
+    waves = []
     for t, count in enumerate(counts):
         prev = _predecessors(t, previous, rows, entering)
         if w_hh is not None and (t > 0 or entering is not None):
@@ -45,13 +45,13 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
             a[t] = a[t] + products.multiply(operand.to(x.dtype), w_hh)
         h, *others = step({"a": _rows(a[t], units), **_previous_slots(prev, units)})[: 1 + states]
         h = h.to(x.dtype).to(h.dtype)  # as the next wavefront sees it
-        front = torch.cat([h, *others], dim=-1).unflatten(1, (count, batch))  # (dirs, K, N, (1 + S)·n)
+        wave = torch.cat([h, *others], dim=-1).unflatten(1, (count, batch))  # (dirs, K, N, (1 + S)·n)
         if invalid is not None:
-            front = front.masked_fill(invalid[t], 0)
-        fronts.append(front)
-        previous = torch.cat([front, zero], dim=1)
+            wave = wave.masked_fill(invalid[t], 0)
+        waves.append(wave)
+        previous = torch.cat([wave, zero], dim=1)
 
-    visited = torch.cat(fronts, dim=1)  # (dirs, P, N, (1 + S)·n)
+    visited = torch.cat(waves, dim=1)  # (dirs, P, N, (1 + S)·n)
     output = products.to_grid_order(visited[..., :units].to(x.dtype), rows).permute(2, 1, 0, 3)
     output = output.reshape(*x.shape[:-1], dirs, units).contiguous()
     other_states = visited[..., units:].flatten(1, 2)  # (dirs, rows, S·n)
@@ -77,36 +77,36 @@ def backward(
     tables, counts, dtype = rows.tables, rows.tables.counts, states.dtype
     h = products.to_visiting_order(output, rows).to(dtype)  # (dirs, P, N, n)
     other_states = states[:, : rows.count].unflatten(1, h.shape[1:3])
-    fronts = torch.cat([h, other_states], dim=-1).split(counts, dim=1)
+    waves = torch.cat([h, other_states], dim=-1).split(counts, dim=1)
     dh = products.to_visiting_order(grad, rows).to(dtype)
-    d_fronts = list(torch.nn.functional.pad(dh, (0, inputs.state_count * units)).split(counts, dim=1))
+    d_waves = list(torch.nn.functional.pad(dh, (0, inputs.state_count * units)).split(counts, dim=1))
     hidden = products.gather_hidden(inputs, output, rows)
     a = products.pre_activations(inputs, rows, hidden) if gates is None else gates[:, : rows.count]
-    a_fronts = a.split(rows.row_counts, dim=1)
+    a_waves = a.split(rows.row_counts, dim=1)
     w_hh_t = None if inputs.weight_hh is None else products.transposed_recurrent_weights(inputs.weight_hh)
-    step = _Step("recompute", inputs)
+    step = _CellKernel("recompute", inputs)
     entering, leaving = _entering(inputs, rows), None
     if dfinal is not None:
         at_ends = at_rows(dfinal, inputs, rows, leaving=True).sum(dim=0)
         leaving = at_ends.unflatten(1, h.shape[1:3]).split(counts, dim=1)  # T × (dirs, K, N, (1 + S)·n)
     invalid = _invalid_masks(rows)
 
-    zero = fronts[0].new_zeros(dirs, 1, *fronts[0].shape[2:])
+    zero = waves[0].new_zeros(dirs, 1, *waves[0].shape[2:])
     da: list[Tensor] = []
     of_parameters: list[Tensor] = []  # for each wavefront (dirs, rows of the parameters, n)
     of_entering: list[Tensor] = []  # for each wavefront (D, dirs, K·N, (1 + S)·n)
     for t in reversed(range(len(counts))):
-        before = torch.cat([fronts[t - 1], zero], dim=1) if t > 0 else zero
+        before = torch.cat([waves[t - 1], zero], dim=1) if t > 0 else zero
         prev = _predecessors(t, before, rows, entering)
-        d_front = d_fronts[t] if leaving is None else d_fronts[t] + leaving[t]
+        d_wave = d_waves[t] if leaving is None else d_waves[t] + leaving[t]
         if invalid is not None:
-            d_front = d_front.masked_fill(invalid[t], 0)
-        dh, *dstates = _rows(d_front.flatten(1, 2), units)
+            d_wave = d_wave.masked_fill(invalid[t], 0)
+        dh, *dstates = _rows(d_wave.flatten(1, 2), units)
         step_gradients = step(
             {
-                "gates": _rows(a_fronts[t], units),
+                "gates": _rows(a_waves[t], units),
                 **_previous_slots(prev, units),
-                "state": _rows(fronts[t].flatten(1, 2), units)[1:],
+                "state": _rows(waves[t].flatten(1, 2), units)[1:],
                 "dh": [dh],
                 **step.gradients_of_one_successor(dstates, torch.zeros_like(dh)),
             }
@@ -129,7 +129,7 @@ def backward(
             d_before = torch.zeros_like(before)
             for index, d_rows in zip(tables.previous[t], d_prev, strict=True):
                 d_before.index_add_(1, index, d_rows.unflatten(1, (counts[t], batch)))
-            d_fronts[t - 1] = d_fronts[t - 1] + d_before[:, :-1]
+            d_waves[t - 1] = d_waves[t - 1] + d_before[:, :-1]
 
     all_da = torch.cat(da[::-1], dim=1)
     gradients = products.input_gradients(inputs, all_da, hidden, rows, wants_dx, wants_weights)
@@ -160,11 +160,11 @@ def _predecessors(
     return prev if entering is None else [a + b for a, b in zip(prev, entering[t], strict=True)]
 
 
-class _Step:
+class _CellKernel:
     """A kernel of the cell, evaluated on the rows (dirs, K·N, n) of a wavefront."""
 
     def __init__(self, pass_kind: Pass, inputs: SweepInputs) -> None:
-        self.kernel: Kernel = lower(pass_kind, inputs.cell, inputs.ndim, inputs.present)
+        self.kernel: Kernel = pass_kernel(pass_kind, inputs.cell, inputs.ndim, inputs.present)
         self.ndim, self.states = inputs.ndim, inputs.state_count
         packed = inputs.cell_parameters()
         self.slots = {} if packed is None else {"parameter": packed.unsqueeze(1).unbind(-2)}  # (dirs, 1, n)

@@ -32,7 +32,7 @@ Pass = Literal["forward", "backward", "recompute"]
 
 
 @cache
-def lower(pass_kind: Pass, cell: Cell, ndim: int, present: tuple[str, ...] = ()) -> Kernel:
+def pass_kernel(pass_kind: Pass, cell: Cell, ndim: int, present: tuple[str, ...] = ()) -> Kernel:
     """The kernel of one position.
 
     Args:
@@ -74,7 +74,7 @@ def lower(pass_kind: Pass, cell: Cell, ndim: int, present: tuple[str, ...] = ())
 @cache
 def reads_hidden(cell: Cell, ndim: int) -> bool:
     """Tell whether the equations read h of the predecessors."""
-    return any(value.slot == "h_prev" for value in lower("forward", cell, ndim).values)
+    return any(value.slot == "h_prev" for value in pass_kernel("forward", cell, ndim).values)
 
 
 @cache
@@ -83,7 +83,7 @@ def graph_name(cell: Cell, ndim: int, present: tuple[str, ...]) -> str:
     digest of the equations if it can be defined again."""
     if comes_with_package(cell):
         return cell.name
-    definition = f"{cell.recurrent}\n{lower('forward', cell, ndim, present).text}"
+    definition = f"{cell.recurrent}\n{pass_kernel('forward', cell, ndim, present).text}"
     return f"{cell.name}@{hashlib.sha256(definition.encode()).hexdigest()[:12]}"
 
 
