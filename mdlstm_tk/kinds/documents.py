@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from mdlstm_tk.kinds.kind import LINES
 from mdlstm_tk.runtime.io import Format
 
 if TYPE_CHECKING:
-    from mdlstm_tk.runtime.batching import Result
-    from mdlstm_tk.runtime.jobs import InputPath, Job, ResultOptions
-    from mdlstm_tk.runtime.session import Session
+    from mdlstm_tk.runtime.jobs import InputPath
 
 
 class Documents(ABC):
@@ -25,6 +23,9 @@ class Documents(ABC):
         starts: the few bytes that the content of one may begin with, for those on standard input.
         format: that in which a document is written again; its answers alone are written as `LINES`.
         help: a paragraph for the help of `mdlstm infer`.
+        runner: the place (see `rooms.load`) of a function that runs documents and yields the results, as
+            `infer_files` does: `runner(session, jobs, max_bytes, options, stdin)`, where stdin is the
+            content of a document on standard input, or None.
     """
 
     name: ClassVar[str]
@@ -33,6 +34,7 @@ class Documents(ABC):
     starts: ClassVar[tuple[bytes, ...]]
     format: ClassVar[Format]
     help: ClassVar[str]
+    runner: ClassVar[str]
 
     @property
     def formats(self) -> tuple[Format, ...]:
@@ -57,25 +59,4 @@ class Documents(ABC):
 
         Raises:
             InputError: there are none.
-        """
-
-    @abstractmethod
-    def infer(
-        self,
-        session: Session,
-        jobs: Sequence[Job],
-        max_bytes: int,
-        options: ResultOptions,
-        stdin: bytes | None = None,
-    ) -> Iterator[Result]:
-        """Run a model on documents and write the results; yields the result of each job.
-
-        Args:
-            session, jobs, options: of the inference.
-            max_bytes: maximum size in bytes of a file that a document needs.
-            stdin: the document of a job that reads standard input.
-
-        Raises:
-            MDLSTMError: the next document would fail, too: a result cannot be written, a package is
-                missing, the model fails, or was stopped several times in a row.
         """

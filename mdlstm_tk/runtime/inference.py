@@ -16,6 +16,7 @@ from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError, Message
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.kinds.kind import LINES
 from mdlstm_tk.kinds.options import fit_options
+from mdlstm_tk.kinds.rooms import load
 from mdlstm_tk.runtime.batching import Result, infer_files
 from mdlstm_tk.runtime.choices import Engine
 from mdlstm_tk.runtime.combinations import check_jobs, written_as
@@ -272,7 +273,8 @@ def infer_paths(
                 run = partial(infer_files, session, options=options, **how)
             parts = [run(jobs)] if jobs else []
             if of_documents and kind.documents and isinstance(session, Session):
-                parts = [kind.documents.infer(session, of_documents, limit, options, stdin), *parts]
+                run_documents = load(kind.documents.runner)
+                parts = [run_documents(session, of_documents, limit, options, stdin), *parts]
             return chain(*parts)
 
         parts = [start(each, of_model) for each, of_model in by_model.items()]

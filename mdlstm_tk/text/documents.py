@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mdlstm_tk.errors import InputError
@@ -12,9 +12,7 @@ from mdlstm_tk.kinds.documents import Documents
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES, suffix_of
 
 if TYPE_CHECKING:
-    from mdlstm_tk.runtime.batching import Result
-    from mdlstm_tk.runtime.jobs import InputPath, Job, ResultOptions
-    from mdlstm_tk.runtime.session import Session
+    from mdlstm_tk.runtime.jobs import InputPath
 
 MARK = "mdlstm-tk"
 """The processing instruction in front of a page whose texts a model has read. Most editors of pages drop
@@ -36,6 +34,7 @@ class Pages(Documents):
         "A recogniser reads the lines of pages, images with ALTO or PAGE XML beside them: -o read/ writes "
         "the XML again with texts and confidences."
     )
+    runner = "text.page_inference:infer_pages"
 
     def holds(self, path: str) -> bool:
         from mdlstm_tk.text.pages import is_page  # imported late: few inputs are pages
@@ -88,18 +87,6 @@ class Pages(Documents):
                 f"an image is read as one line, though {known} tells its lines; to read these, name it",
                 stacklevel=4,
             )
-
-    def infer(
-        self,
-        session: Session,
-        jobs: Sequence[Job],
-        max_bytes: int,
-        options: ResultOptions,
-        stdin: bytes | None = None,
-    ) -> Iterator[Result]:
-        from mdlstm_tk.text.page_inference import infer_pages
-
-        return infer_pages(session, jobs, max_bytes, options, stdin)
 
 
 def _stem(path: str) -> str:

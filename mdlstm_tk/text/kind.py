@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mdlstm_tk.kinds.answer import PROBABILITY_DIGITS, Answer
 from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.jobs import ResultOptions
     from mdlstm_tk.runtime.metadata import Metadata
     from mdlstm_tk.text.ctc import Transcription
+    from mdlstm_tk.text.metadata import RecogniserMetadata
 
 EDGE_DIGITS = 1  # of pixels
 
@@ -94,9 +95,7 @@ class Transcribe(Kind):
 
     def rules(self, metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
         yield "classes", "" not in (metadata.classes or ()), "characters, none of which is empty"
-        from mdlstm_tk.text.metadata import recogniser
-
-        for name, value in asdict(recogniser(metadata).decoding).items():
+        for name, value in asdict(cast("RecogniserMetadata", metadata).decoding).items():
             low, rule = (0, "a positive number") if name == "temperature" else (-inf, "a finite number")
             yield name, low < value < inf, rule
 
@@ -113,11 +112,10 @@ class Transcribe(Kind):
     def decode(
         self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None
     ) -> list[Text]:
-        from mdlstm_tk.text.metadata import recogniser
         from mdlstm_tk.text.transcription import read_logits
 
         rows, indices = (y, range(len(y))) if y.ndim == 3 else (y[None], (None,))
-        lines = [read_logits(row, recogniser(metadata), width=width, **options.of_kind) for row in rows]
+        lines = [read_logits(row, metadata, width, **options.of_kind) for row in rows]
         return [Text(line.text, array, k, line) for line, k in zip(lines, indices, strict=True)]
 
 

@@ -30,9 +30,3 @@ class RecogniserMetadata(Metadata):
     def decoding(self) -> Decoding:
         """How texts are read."""
         return Decoding(self.temperature, self.lm_weight, self.character_bonus)
-
-
-def recogniser(metadata: Metadata) -> RecogniserMetadata:
-    """Metadata of a model of kind "transcribe"."""
-    assert isinstance(metadata, RecogniserMetadata)
-    return metadata

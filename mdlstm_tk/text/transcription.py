@@ -12,13 +12,14 @@ from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.batching import grid_of, run_batches
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.io.readers import preprocessing_for
+from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.runtime.shapes import as_array, covered_width
 from mdlstm_tk.runtime.text_order import Direction, reorder
 from mdlstm_tk.text.character_model import CharacterModel
 from mdlstm_tk.text.ctc import Floats, Transcription, best_path, check_search, transcribe_logits
 from mdlstm_tk.text.kind import Transcribe
-from mdlstm_tk.text.metadata import RecogniserMetadata, recogniser
+from mdlstm_tk.text.metadata import RecogniserMetadata
 
 
 @checked
@@ -63,18 +64,19 @@ def transcribe(
             logits = logits[metadata.output_names[0]]
         columns = grid_of(arrays[k], metadata)[1]
         width = covered_width(len(logits), columns, np.shape(images[k])[1])
-        lines[k] = read_logits(logits, recogniser(metadata), width, beam, lm)
+        lines[k] = read_logits(logits, metadata, width, beam, lm)
     return [lines[k] for k in range(len(arrays))]
 
 
 def read_logits(
     logits: Array,
-    metadata: RecogniserMetadata,
+    metadata: Metadata,
     width: float | None,
     beam: int | None = None,
     lm: CharacterModel | None = None,
 ) -> Transcription:
     """Read the outputs (T, 1 + characters) of a recogniser; see `transcribe_logits`."""
+    assert isinstance(metadata, RecogniserMetadata)
     return transcribe_logits(
         logits,
         metadata.classes or (),

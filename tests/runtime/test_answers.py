@@ -16,7 +16,9 @@ from helpers.small_models import recogniser
 from helpers.user_data import write_image
 
 from mdlstm_tk._util.text import text_of_field
-from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds import Kind, all_kinds, kind_named
+from mdlstm_tk.kinds.options import Option
 from mdlstm_tk.runtime import CharacterModel, Metadata, decode, infer_paths
 from mdlstm_tk.runtime.answers import AnswerDocument
 from mdlstm_tk.runtime.io import Format
@@ -146,3 +148,36 @@ def test_a_class_name_that_no_file_can_hold_is_escaped() -> None:
 def test_of_several_outputs_the_first_one_is_decoded() -> None:
     two = replace(CLASSIFIER, output_names=("logits", "features"), further_windows=(None,))
     assert decode({"features": np.zeros((2, 9)), "logits": SCORES}, two) == decode(SCORES, CLASSIFIER)
+
+
+OPTIONS = [(kind, option) for kind in all_kinds() for option in kind.options]
+
+
+@pytest.mark.parametrize(("kind", "option"), OPTIONS, ids=lambda each: each.name)
+def test_each_option_of_a_kind_is_checked(kind: Kind, option: Option, tmp_path: Path) -> None:
+    """Its type, its lowest number, and that the model is of the kind, by both functions that take it."""
+    models = {"classify": CLASSIFIER, "transcribe": RECOGNISER, "density": DENSITY}
+    wrong: list[tuple[Any, str]] = [(object(), f"^{option.name} must be .* or None, got ")]
+    if option.type is int:
+        wrong.append(
+            (option.least - 1, f"^{option.name}={option.least - 1} is out of range; give at least")
+        )
+    for value, message in wrong:
+        with pytest.raises(InputError, match=message):
+            infer_paths([tmp_path / "none"], **{option.name: value})
+        with pytest.raises(InputError, match=message):
+            decode(SCORES, models[kind.name], **{option.name: value})
+    for name, metadata in models.items():
+        if name != kind.name:
+            fitting = {int: 2, Path: "a.arpa"}[option.type]
+            with pytest.raises(
+                InputError, match=f"{option.name}=... is no option of models of kind {name}"
+            ):
+                decode(SCORES, metadata, **{option.name: fitting})
+
+
+def test_an_option_that_no_kind_has_is_refused_as_python_does(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"infer_paths\(\) got an unexpected keyword argument 'beem'"):
+        infer_paths([tmp_path], beem=3)
+    with pytest.raises(TypeError, match=r"decode\(\) got an unexpected keyword argument 'beem'"):
+        decode(SCORES, CLASSIFIER, beem=3)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +15,7 @@ from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.metadata import layout_of
 from mdlstm_tk.text import Decoding
+from mdlstm_tk.text.metadata import RecogniserMetadata
 
 BASE = Metadata("0.3", (8, 6), "unrolled", "N H W C", channels=3, outputs=4)
 CLASSIFIER = replace(
@@ -126,6 +129,15 @@ def test_recognisers_without_a_decoding_have_the_default() -> None:
     assert Metadata.from_props(props, "m").decoding == Decoding(2.0)
     older = {key: value for key, value in props.items() if key not in names}
     assert Metadata.from_props(older, "m").decoding == Decoding()
+
+
+def test_metadata_of_a_kind_stay_of_its_class() -> None:
+    metadata = replace(RECOGNISER, text_direction="rtl")  # type: ignore[call-arg]
+    copies = copy.deepcopy(metadata), pickle.loads(pickle.dumps(metadata)), replace(metadata, version="0.3")
+    for each in (metadata, *copies, Metadata.from_props(metadata.to_props(), "m")):
+        assert type(each) is RecogniserMetadata and each == metadata
+    with pytest.raises(TypeError, match="text_direction"):
+        replace(CLASSIFIER, text_direction="rtl")  # type: ignore[call-arg]
 
 
 def test_metadata_of_another_graph_are_refused() -> None:
