@@ -67,12 +67,7 @@ class Captured(NamedTuple):
     beyond: tuple[tuple[int, ...], ...]
 
 
-def capture(*arguments: Any, **options: Any) -> onnx.ModelProto:
-    """The graph of `capture_network`, which documents the arguments."""
-    return capture_network(*arguments, **options).model
-
-
-def capture_network(
+def capture(
     module: nn.Module,
     examples: Mapping[str, Tensor],
     free_axes: Mapping[str, Mapping[int, int]] | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -24,15 +24,15 @@ from mdlstm_tk.runtime.shapes import Grid
 
 Extents = tuple[int | None, ...]
 Shape = tuple[int, ...]
+Shapes = dict[Grid, dict[str, Shape]]  # of the outputs, by the grid of x and by their names
 Examples = Tensor | Sequence[Tensor | None]
 
 PADDED_SAMPLES = 3  # of random sizes
-ENLARGEMENTS = (1, 3, 7, 15)  # odd, so that a network with strides does not accept them by chance
 
 
-@dataclass(frozen=True)
-class NetworkInputs:
-    """A network and the inputs that it takes on a grid.
+@dataclass
+class ExportSpec:
+    """A network with the inputs of its file, and the grids that it is exported for.
 
     Attributes:
         interface: a copy of the network in float32, with the inputs of the file.
@@ -44,6 +44,12 @@ class NetworkInputs:
         grid_inputs: for those among them that have the grid of x, by name, their first grid axis.
         multiple_of: for each axis, the number that its extent must be a multiple of.
         draw: makes a random x of a shape.
+        grid: extents to export for, None where they are free; `find_grids` fixes those that the network
+            fixes.
+        example: the example x, float32; None if there is none.
+        shapes: for each grid to verify on, the shapes of all outputs for a batch of 2; the main grid comes
+            first. `find_grids` finds them.
+        known: the shapes on these and on more grids, which tell the windows of outputs.
     """
 
     interface: Interface
@@ -55,6 +61,10 @@ class NetworkInputs:
     grid_inputs: Mapping[str, int]
     multiple_of: Grid
     draw: Draw
+    grid: Extents
+    example: Tensor | None
+    shapes: Shapes = field(default_factory=dict)
+    known: Shapes = field(default_factory=dict)
 
     @property
     def draws(self) -> dict[str, Draw]:
@@ -110,24 +120,6 @@ class NetworkInputs:
         """The outputs for a batch of 2 on a grid; what the network raises is raised."""
         return self.interface.call(**self.examples(grid))
 
-
-@dataclass(frozen=True)
-class ExportSpec(NetworkInputs):
-    """A network, its inputs, and the grids that it is exported for.
-
-    Attributes:
-        grid: extents to export for, None where they are free.
-        example: the example x, float32; None if there is none.
-        shapes: for each grid to verify on, the shapes of all outputs for a batch of 2; the main grid comes
-            first.
-        known: the shapes on these and on more grids, which tell the windows of outputs.
-    """
-
-    grid: Extents
-    example: Tensor | None
-    shapes: dict[Grid, dict[str, Shape]]
-    known: dict[Grid, dict[str, Shape]]
-
     @property
     def example_grid(self) -> Grid:
         """The main grid to verify on: the grid to export for, or a small one."""
@@ -159,6 +151,10 @@ class ExportSpec(NetworkInputs):
         free = [d for d, extent in enumerate(self.grid) if extent is None]
         first = {"x": self.grid_axes[0], **self.grid_inputs}
         return {name: {axis + d: self.multiple_of[d] for d in free} for name, axis in first.items()}
+
+    def with_fixed_extents(self, grid: Sequence[int]) -> Grid:
+        """A grid, but with the extents that are fixed."""
+        return tuple(fixed or extent for extent, fixed in zip(grid, self.grid, strict=True))
 
     def fits(self, grid: Grid) -> bool:
         """True if a grid has the fixed extents, and multiples of `multiple_of` along the free axes."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.arguments import read_grid, read_spec
+from mdlstm_tk.export.arguments import read_spec
 from mdlstm_tk.export.interface import named_outputs
 
 Pair = namedtuple("Pair", ["first", "second"])
@@ -104,7 +104,7 @@ def test_an_error_names_the_argument(
     module: nn.Module, examples: Any, options: dict[str, Any], parts: list[str]
 ) -> None:
     with pytest.raises(InputError) as raised:
-        read_spec(module, examples, **options | {"grid": read_grid(options.get("grid"))})
+        read_spec(module, examples, **options)
     message = str(raised.value)
     assert all(part in message for part in parts), message
     assert "\n" not in message and " --" not in message
@@ -162,9 +162,7 @@ def test_padded_samples_follow_from_an_example_of_sizes(padded: bool) -> None:
 
 @pytest.mark.parametrize("grid", [np.array([3, 4]), torch.tensor([3, 4]), [np.int64(3), np.int64(4)]])
 def test_numbers_of_numpy_and_torch_are_numbers(grid: Any) -> None:
-    spec = read_spec(
-        MDLSTM(np.int64(1), 2), grid=read_grid(grid), channels=np.int64(1), multiple_of=np.int64(1)
-    )
+    spec = read_spec(MDLSTM(np.int64(1), 2), grid=grid, channels=np.int64(1), multiple_of=np.int64(1))
     assert (spec.grid, spec.channels, spec.multiple_of) == ((3, 4), 1, (1, 1))
     assert all(type(extent) is int for extent in (*spec.grid, spec.channels))
 
@@ -172,4 +170,4 @@ def test_numbers_of_numpy_and_torch_are_numbers(grid: Any) -> None:
 @pytest.mark.parametrize("options", [{"grid": (3, 2.5)}, {"grid": "3x4"}, {"grid": (3, 4), "channels": -1}])
 def test_what_is_no_extent_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{list(options)[-1]} must"):
-        read_spec(MDLSTM(1, 2), **options | {"grid": read_grid(options["grid"])})
+        read_spec(MDLSTM(1, 2), **options)
