@@ -20,7 +20,8 @@ with imports_of("train"):
     from mdlstm_tk.export.model_file import ExportReport
     from mdlstm_tk.export.run_export import export_run, export_run_sizes
     from mdlstm_tk.export.verification.model_verifier import verify_model
-    from mdlstm_tk.export.verification.parity import Parity, VerificationReport
+    from mdlstm_tk.export.verification.parity import Parity
+    from mdlstm_tk.export.verification.report import VerificationReport
 
 __all__ = [
     "ExportReport",

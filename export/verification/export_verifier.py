@@ -29,15 +29,16 @@ from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Case, Draw, rando
 from mdlstm_tk.export.verification.parity import (
     ATOLS,
     RTOL,
-    Inputs,
-    Outcome,
-    Outputs,
     Parity,
-    Runtime,
     compare,
-    compare_all,
-    expected_outputs,
+    compare_cases,
     feature_scale,
+)
+from mdlstm_tk.export.verification.runtimes import (
+    Inputs,
+    Outputs,
+    Runtime,
+    expected_outputs,
     session_run,
     with_padding,
 )
@@ -113,20 +114,20 @@ def write_verified(
     shapes = {case.inputs["x"].shape: expected[case.name][name].shape for case in cases} if tiled else {}
     session_type, data = TiledSession if tiled else Session, candidate.content(metadata)
     limit = len(data) if len(data) > MAX_BYTES else None  # a session takes a file of this size on request
-    outcomes: dict[str, Outcome] = {}
+    errors: dict[str, Parity] = {}
     with session_type(data, "cpu", trusted=True, max_bytes=limit) as session:
         run = _explained(session_run(session), spec.interface.name, shapes)
         for group in groups:
             grids = [spec.grid_of(case.inputs["x"].shape) for case in group]
             largest = tuple(np.max(grids, axis=0).tolist())
             runtime = with_padding(run, metadata, largest) if spec.padded else run
-            outcomes |= compare_all({"": runtime}, expected, group, metadata, atol, exact)[""]
+            errors |= compare_cases(runtime, expected, group, metadata, atol, exact)
     for case in cases:
-        outcome, is_small = outcomes[case.name], case.name in small_names
-        if outcome.parity.passed:
+        parity, is_small = errors[case.name], case.name in small_names
+        if parity.passed:
             continue
-        if not is_small and not np.isfinite(outcome.parity.max_abs):
-            del outcomes[case.name]
+        if not is_small and not np.isfinite(parity.max_abs):
+            del errors[case.name]
             warnings.warn(
                 f"on {case.name}, ONNX Runtime returns NaN or infinity, as the states of "
                 f"{spec.interface.name} outgrow {metadata.dtype}; run {path} on smaller grids, or use a "
@@ -134,13 +135,13 @@ def write_verified(
                 stacklevel=3,
             )
             continue
-        rounding = _rounding(spec, case, expected[case.name], outcome, atol)
-        is_rounding = rounding.severity > 0.3 * outcome.parity.severity
+        rounding = _rounding(spec, case, expected[case.name], parity, atol)
+        is_rounding = rounding.severity > 0.3 * parity.severity
         if is_small or not (is_rounding or metadata.dtype != "float32"):
             advice = _rounding_advice(spec, rounding, is_rounding)
-            explanation = _explanation(metadata, spec, case, outcome, atol, advice)
+            explanation = _explanation(metadata, spec, case, parity, atol, advice)
             raise ParityError(f"{path} was not written: ", explanation)
-    max_abs = max(outcome.parity.max_abs for outcome in outcomes.values())
+    max_abs = max(parity.max_abs for parity in errors.values())
     metadata = replace(metadata, parity={"atol": atol, "rtol": RTOL, "max_abs": max_abs})
     data = candidate.content(metadata)
     with atomic_write(path) as temporary:
@@ -322,7 +323,7 @@ def _explained(run: Runtime, name: str, shapes: Mapping[Shape, Shape]) -> Runtim
     return run_explained
 
 
-def _rounding(spec: ExportSpec, case: Case, expected: Outputs, outcome: Outcome, atol: float) -> Parity:
+def _rounding(spec: ExportSpec, case: Case, expected: Outputs, parity: Parity, atol: float) -> Parity:
     """The error that rounding makes: of PyTorch in float32, with weights that are off by `RTOL`.
 
     Operators of ONNX Runtime, such as its sigmoid, are less precise than those of PyTorch, and always err
@@ -334,7 +335,7 @@ def _rounding(spec: ExportSpec, case: Case, expected: Outputs, outcome: Outcome,
         for parameter in filter(Tensor.is_floating_point, network.parameters()):
             signs = torch.randint(2, parameter.shape, generator=generator, device="cpu") * 2 - 1
             parameter.mul_(1 + RTOL * signs.to(parameter))
-    y, exact = network.run(case.inputs)[outcome.output], expected[outcome.output]
+    y, exact = network.run(case.inputs)[parity.output], expected[parity.output]
     return compare(y, exact, atol, scale=feature_scale([exact]))
 
 
@@ -355,11 +356,11 @@ def _rounding_advice(spec: ExportSpec, rounding: Parity, is_rounding: bool) -> M
 
 
 def _explanation(
-    metadata: Metadata, spec: ExportSpec, case: Case, outcome: Outcome, atol: float, advice: Message
+    metadata: Metadata, spec: ExportSpec, case: Case, parity: Parity, atol: float, advice: Message
 ) -> Message:
     """The reason of an error; `advice` is what rounding tells about it."""
-    name, parity, dtype = spec.interface.name, outcome.parity, metadata.dtype
-    of_output = "" if len(metadata.output_names) == 1 else f" of output '{outcome.output}'"
+    name, dtype = spec.interface.name, metadata.dtype
+    of_output = "" if len(metadata.output_names) == 1 else f" of output '{parity.output}'"
     if not np.isfinite(parity.max_abs):
         return Message(
             f"ONNX Runtime returns NaN or infinity{of_output} on {case.name}, and {name} in "

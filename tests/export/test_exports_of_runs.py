@@ -154,14 +154,14 @@ def test_a_verification_draws_what_the_export_drew(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[dict[str, dict[str, Any]]] = []
-    compare_all = parity.compare_all
+    compare_cases = parity.compare_cases
 
-    def record(runtimes: Any, expected: Any, cases: Any, *rest: Any) -> Any:
+    def record(run: Any, expected: Any, cases: Any, *rest: Any) -> Any:
         drawn.append({case.name: case.inputs for case in cases if "random" in case.name})
-        return compare_all(runtimes, expected, cases, *rest)
+        return compare_cases(run, expected, cases, *rest)
 
     for module in (export_verifier, model_verifier):
-        monkeypatch.setattr(module, "compare_all", record)
+        monkeypatch.setattr(module, "compare_cases", record)
     torch.manual_seed(0)
     make, options = NETWORKS[name]
     network = make()
