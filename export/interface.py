@@ -95,10 +95,6 @@ class Interface(nn.Module):
             outputs = self.call(x, **dict(zip(self.names, further, strict=True)))
         return tuple(y.float() if y.is_floating_point() else y for y in outputs.values())
 
-    def in_float64(self) -> Interface:
-        """A copy in float64 whose MDLSTM layers are computed position by position."""
-        return self.reference("float64")
-
     def reference(self, precision: Precision) -> Interface:
         """A copy whose MDLSTM layers are computed position by position, in float64 or as the network is."""
         exact = copy.deepcopy(self)
@@ -307,7 +303,7 @@ def float64_reference(module: nn.Module, output_names: Sequence[str] | None = No
         A function of x, and of further inputs by name, all NumPy arrays. Like a `Session`, it returns an
         array, or a dict of arrays if the network has several outputs.
     """
-    exact = Interface(module, (), output_names).in_float64()
+    exact = Interface(module, (), output_names).reference("float64")
 
     def run(x: Array, **inputs: Array) -> Any:
         outputs = exact.run({"x": x, **inputs})

@@ -171,11 +171,13 @@ class ExportSpec:
         for output in self.output_names if self.padded else ():
             self._check_padded(output, fields.get("kind"))
         name, *further_names = self.output_names
-        y_shape = self.shapes[self.example_grid][name]
-        # Of a channels-first network, too, an output may be (N, *grid, features).
-        first_axis = {shapes[name][1:2] for shapes in self.known.values()}
-        is_first = not self.channels_last and len(y_shape) == self.ndim + 2 and len(first_axis) == 1
-        features = {shapes[name][1 if is_first else -1] for shapes in self.shapes.values()}
+        y_shape, window = self.shapes[self.example_grid][name], self._window(name, self.grid_axes)
+        axis = -1
+        if not self.channels_last and len(y_shape) == self.ndim + 2:
+            # Of a channels-first network, too, an output may be (N, *grid, features).
+            is_last = window is None and self._window(name, range(1, self.ndim + 1)) is not None
+            axis = -1 if is_last else 1
+        features = {shapes[name][axis] for shapes in self.shapes.values()}
         example_range, x = self.draw.range, self.inputs(self.example_grid, 4)["x"]
         if self.draw.function is not None:  # a file cannot hold it
             as_number = int if not (x % 1).any() else float
@@ -189,9 +191,9 @@ class ExportSpec:
                 channels=self.channels,
                 outputs=features.pop() if len(y_shape) > 1 and len(features) == 1 else 1,
                 inputs=("x", *self.interface.names),
-                window=self._window(name),
+                window=window,
                 output_names=self.output_names,
-                further_windows=tuple(map(self._window, further_names)),
+                further_windows=tuple(self._window(further, self.grid_axes) for further in further_names),
                 multiple_of=self.multiple_of if max(self.multiple_of) > 1 else None,
                 dtype=dtype,
                 example_range=example_range,
@@ -206,8 +208,9 @@ class ExportSpec:
             raise InputError(f"metadata=... cannot be written into the file: {error}") from None
         return metadata
 
-    def _window(self, output: str) -> Grid | None:
-        """The extents of x that one position of an output stands for; None if the output has no grid.
+    def _window(self, output: str, axes: Sequence[int]) -> Grid | None:
+        """The extents of x that one position of an output with these grid axes stands for; None if the
+        output has no grid.
 
         The product of the layers' windows is tried first, because several windows may give the same
         extents. If the network takes one grid only, the extents must be multiples: a convolution without
@@ -215,7 +218,7 @@ class ExportSpec:
         """
         layers = [layer for layer in mdlstm_layers(self.interface) if layer.ndim == self.ndim]
         window = []
-        for d, axis in enumerate(self.grid_axes):
+        for d, axis in enumerate(axes):
             extents = [(grid[d], of_grid[output]) for grid, of_grid in self.known.items()]
             if any(len(shape) != self.ndim + 2 for _, shape in extents):
                 return None
@@ -237,7 +240,7 @@ class ExportSpec:
         shapes = {of_grid[output] for of_grid in self.known.values()}
         shape = next(iter(shapes))
         is_known = len(self.known) > 1 and len(shapes) == 1  # it does not depend on the grid
-        is_known |= self._window(output) is not None or (
+        is_known |= self._window(output, self.grid_axes) is not None or (
             kind_named(kind).steps_are_columns and len(shape) == 3
         )
         if not is_known:

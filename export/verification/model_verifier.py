@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from math import prod
@@ -279,6 +279,7 @@ class _FileVerifier:
         def unpadded(run: Runtime) -> Runtime:
             return with_padding(run, metadata, limit) if "sizes" in metadata.inputs else run
 
+        reference: Runtime
         together = False
         if self.interface is not None and self.exact is not None:
             runtimes["torch, float32"], reference = self.interface.run, self.exact.run
@@ -286,11 +287,7 @@ class _FileVerifier:
         elif model is not None:
             reference = unpadded(graph_run(model, names, in_double=True))
         else:
-            session: Any = self.sessions[0]
-
-            def reference(inputs: Mapping[str, Array]) -> dict[str, Array]:
-                return {names[0]: session(inputs["x"], max(inputs["x"].shape))}
-
+            reference = session_run(self.sessions[0], in_one_tile=True)
         for session in self.sessions:
             runtimes[f"ONNX Runtime, {session.device}"] = unpadded(session_run(session))
         if model is not None:

@@ -139,7 +139,7 @@ def first_divergence(
     """
     error = np.abs(output.astype(np.float64) - reference)
     others = tuple(k for k in range(error.ndim) if k not in axes)
-    is_wrong: Array = (~(error <= atol * scale + RTOL * np.abs(reference))).any(axis=others)
+    is_wrong = np.asarray((~(error <= atol * scale + RTOL * np.abs(reference))).any(axis=others))
     if not is_wrong.any():
         return None
     ends = np.asarray(is_wrong.shape) - 1

@@ -45,12 +45,13 @@ def expected_outputs(run: Runtime, cases: Iterable[Case], together: bool = True)
     return expected
 
 
-def session_run(session: Session | TiledSession) -> Runtime:
-    """Runs a session; tiles are of two windows along each axis, so that small grids have several."""
+def session_run(session: Session | TiledSession, in_one_tile: bool = False) -> Runtime:
+    """Runs a session; tiles are of two windows along each axis, so that small grids have several, if not
+    the whole grid is to be one."""
     first = session.metadata.output_names[0]
     if isinstance(session, TiledSession):
-        tile = tuple(2 * extent for extent in session.archive.total_window)
-        return lambda inputs: {first: session(inputs["x"], tile)}
+        tile = [2 * extent for extent in session.archive.total_window]
+        return lambda inputs: {first: session(inputs["x"], max(inputs["x"].shape) if in_one_tile else tile)}
 
     def run(inputs: Inputs) -> Outputs:
         outputs = session(**inputs)

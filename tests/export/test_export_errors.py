@@ -289,7 +289,7 @@ def test_the_large_grid_of_a_verification(
     """As large as the network takes it, and bounded: attention needs tensors of the square of the grid."""
     monkeypatch.setattr(time, "perf_counter", lambda: 0.0)
     spec = read_spec(network, channels=1, channels_last=True, **options)
-    large = [*export_verifier._large_cases(spec, spec.interface.in_float64(), (), True)]
+    large = [*export_verifier._large_cases(spec, spec.interface.reference("float64"), (), True)]
     assert [case.group for case, _ in large] == ([] if expected is None else [expected])
 
 
