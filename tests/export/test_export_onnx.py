@@ -68,6 +68,37 @@ class Padded(nn.Module):
         return self.fine(x, sizes) + self.shift(z)[:, None, None], self.coarse(x, sizes)
 
 
+class FrozenHead(nn.Module):
+    """Integers as its first parameter, the weights of its head in a buffer, and a state beside tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order = nn.Parameter(torch.tensor([1, 0]), requires_grad=False)
+        self.register_buffer("weight", torch.randn(3, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x[..., self.order], self.weight)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
+def pooled() -> nn.Module:
+    """Pooling of windows after a stride."""
+    layer = MDLSTM(2, 2, window=2, channels_last=False)
+    return nn.Sequential(nn.Conv2d(1, 2, 3, 2, 1), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def weight_norm() -> nn.Module:
+    """Weights that a parametrization computes, which become constants."""
+    net = create("md", 2, 1)
+    nn.utils.parametrizations.weight_norm(net.body, "weight_hh_l0")
+    return net
+
+
 class Recurrent(nn.Module):
     """A layer of torch along the columns after an MDLSTM layer."""
 
@@ -83,6 +114,7 @@ X, Z = torch.randn(2, 3, 4, 2), torch.randn(2, 2)
 T, IMAGE, RGB = torch.zeros(1, 4, 5, 1), torch.rand(1, 1, 8, 12), torch.rand(1, 3, 8, 12)
 PAIR = (torch.rand(1, 4, 5, 1), torch.rand(1, 4, 5, 3))
 SCAN = {"form": "scan"}
+DEGENERATE = ((1, 7), (7, 1), (1, 1), (2, 1), (5,))
 CASES: dict[
     str, tuple[Callable[[], nn.Module], Any, dict[str, Any], list[tuple[int, ...]], tuple[str, ...]]
 ] = {
@@ -99,6 +131,13 @@ CASES: dict[
     "window, convolution": (WindowedConv, None, SCAN, [(5, 6, 1), (20, 11, 1)], ()),
     "folded height": (FoldedHeight, IMAGE, {"grid": (8, None)}, [(1, 8, 20), (1, 8, 3)], ()),
     "heads": (ManyHeads, torch.rand(1, 3, 4, 6), SCAN, [(3, 5, 4)], ()),
+    "pooled": (pooled, torch.rand(1, 1, 16, 16), SCAN, [(1, 9, 21)], ()),
+    "frozen head": (FrozenHead, X, {"channels_last": True}, [(3, 4, 2)], ()),
+    "weight norm": (weight_norm, X, {}, [(3, 4, 2)], ()),
+    **{
+        str(g): (lambda g=g: MDLSTM(2, 3, ndim=len(g), directions="all"), None, {"grid": g}, [(*g, 2)], ())
+        for g in DEGENERATE
+    },
     "gru, scan": (Recurrent, None, SCAN, [(4, 9, 1)], ()),
     "spectrogram": (spectrogram, torch.rand(1, 6, 9), SCAN, [(4, 5)], ()),
     "tokens": (lambda: Tokens(0), torch.randint(7, (1, 4, 5)), SCAN, [(3, 6)], ()),
@@ -214,16 +253,6 @@ def test_windows_after_strides_have_a_maximum_at_any_size(tmp_path: Path) -> Non
     assert Session(path, "cpu")(np.zeros((2, 65, 33, 1))).shape == (2, 5, 2)
 
 
-def test_pooling_after_windows_takes_any_size(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    layer = MDLSTM(2, 2, window=2, channels_last=False)
-    net = nn.Sequential(nn.Conv2d(1, 2, 3, 2, 1), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    export_onnx(net, tmp_path / "m.onnx", torch.rand(1, 1, 16, 16), form="scan")
-    x = np.random.default_rng(0).random((2, 1, 9, 21), np.float32)
-    y = Session(tmp_path / "m.onnx", "cpu")(x)
-    np.testing.assert_allclose(y, float64_reference(net)(x), rtol=0, atol=1e-5)
-
-
 def test_free_axes_of_the_output_stay_free(tmp_path: Path) -> None:
     report = export_onnx(Recurrent(), tmp_path / "m.onnx", form="scan")
     (y,) = onnx.load(report.path).graph.output
@@ -278,13 +307,6 @@ def test_float16_is_verified_with_a_tolerance_of_5e_3(form: Any, tmp_path: Path)
     assert onnx.TensorProto.FLOAT not in weights
 
 
-@pytest.mark.parametrize("grid", [(1, 7), (7, 1), (1, 1), (2, 1), (5,)], ids=str)
-def test_degenerate_grids(grid: tuple[int, ...], tmp_path: Path) -> None:
-    layer = MDLSTM(2, 3, ndim=len(grid), directions="all")
-    report = export_onnx(layer, tmp_path / "m.onnx", torch.zeros(2, *grid, 2))
-    assert report.max_abs < 1e-5 and report.needs_trust == ()
-
-
 def test_a_compiled_network_is_exported_as_the_network_that_it_wraps(tmp_path: Path) -> None:
     def fails_if_called(*_: Any) -> Any:
         raise AssertionError("the export compiled something")
@@ -330,12 +352,6 @@ def test_a_model_exported_with_torch_itself_can_be_lowered() -> None:
         np.testing.assert_allclose(y, net(x).detach(), rtol=0, atol=1e-5)
 
 
-def test_parametrized_weights_are_folded_into_constants(tmp_path: Path) -> None:
-    net = create("md", 1, 1)
-    nn.utils.parametrizations.weight_norm(net.body, "weight_hh_l0")
-    assert export_onnx(net, tmp_path / "m.onnx", grid=(3, 3)).max_abs < 1e-6
-
-
 def test_a_report_shows_the_extents_of_the_output() -> None:
     for grid, window, multiple_of, channels_last, text in (
         (None, (2, 1), None, True, "x (N, H, W, 3) → y (N, ⌈H/2⌉, W, 4), scan"),
@@ -356,30 +372,6 @@ def test_the_reference_takes_arrays_of_any_byte_order_and_read_only_ones() -> No
     swapped, frozen = x.astype(">f8"), np.broadcast_to(x, x.shape)
     np.testing.assert_array_equal(reference(swapped), reference(x))
     np.testing.assert_array_equal(reference(frozen), reference(x))
-
-
-class FrozenHead(nn.Module):
-    """Integers as its first parameter, the weights of its head in a buffer, and a state beside tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.order = nn.Parameter(torch.tensor([1, 0]), requires_grad=False)
-        self.register_buffer("weight", torch.randn(3, 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x[..., self.order], self.weight)
-
-    def get_extra_state(self) -> dict[str, int]:
-        return {"version": 1}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        pass
-
-
-def test_weights_that_are_no_parameters_of_floats(tmp_path: Path) -> None:
-    net, x = FrozenHead(), torch.randn(2, 3, 4, 2)
-    report = export_onnx(net, tmp_path / "m.onnx", x, channels_last=True)
-    np.testing.assert_allclose(Session(report.path, "cpu")(x.numpy()), net(x), atol=1e-5)
 
 
 class Pooled(nn.Module):

@@ -103,11 +103,6 @@ def test_the_command_takes_free_extents(trained: Run, tmp_path: Path) -> None:
     assert Session(tmp_path / "m.onnx", "cpu").metadata.grid == (4, None)
 
 
-def test_a_single_extent_is_no_grid(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"grid must be a list .*got 8"):
-        export_run(tmp_path, grid=8)  # type: ignore[arg-type]
-
-
 def test_the_checksum_is_that_of_the_weights_also_if_training_replaces_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

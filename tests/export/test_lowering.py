@@ -239,14 +239,3 @@ def test_a_network_with_states_is_exported_and_runs_row_by_row(form: str, tmp_pa
     with torch.no_grad():
         whole = network.double().head(network.layer(torch.from_numpy(x)))
     np.testing.assert_allclose(np.concatenate(rows, axis=1), whole, rtol=0, atol=1e-5)
-
-
-class Padded(Step):
-    def forward(self, x: Tensor, sizes: Tensor) -> Tensor:
-        return self.layer(x, sizes, return_state=True)[0]
-
-
-def test_states_are_not_exported_together_with_sizes(tmp_path: Path) -> None:
-    with pytest.raises(MDLSTMError, match=r"layer: .* cannot be exported with sizes; leave sizes out"):
-        export_onnx(Padded(), tmp_path / "m.onnx", grid=(3, 4), padded=True, form="scan")
-    assert not list(tmp_path.iterdir())

@@ -165,9 +165,3 @@ def test_numbers_of_numpy_and_torch_are_numbers(grid: Any) -> None:
     spec = read_spec(MDLSTM(np.int64(1), 2), grid=grid, channels=np.int64(1), multiple_of=np.int64(1))
     assert (spec.grid, spec.channels, spec.multiple_of) == ((3, 4), 1, (1, 1))
     assert all(type(extent) is int for extent in (*spec.grid, spec.channels))
-
-
-@pytest.mark.parametrize("options", [{"grid": (3, 2.5)}, {"grid": "3x4"}, {"grid": (3, 4), "channels": -1}])
-def test_what_is_no_extent_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=f"{list(options)[-1]} must"):
-        read_spec(MDLSTM(1, 2), **options)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers.command import Result, mdlstm
 from helpers.damage import damage
-from helpers.networks import Conditioned, ManyHeads, Tokens, spectrogram, warped
+from helpers.networks import Conditioned, ManyHeads, Tokens, warped
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError
@@ -218,14 +218,6 @@ def test_a_wrong_output_after_the_first_is_found(tmp_path: Path) -> None:
     outcome = next(iter(report.outcomes["ONNX Runtime, cpu"].values()))
     assert outcome.max_abs == pytest.approx(1, abs=1e-4)
     assert outcome.first_divergence is None  # the map, which has a grid, is right
-
-
-def test_random_inputs_are_those_of_the_export(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    path = export_onnx(spectrogram(), tmp_path / "net.onnx", torch.rand(1, 3, 4) + 1).path
-    assert verify_model(path, device="cpu", seeds=1).failed == []
-    report = verify_model(path, device="cpu", seeds=1, example_range=(-2, -1))
-    assert "ONNX Runtime, cpu" in report.failed  # NaN
 
 
 def test_operators_outside_the_list_need_trust(tmp_path: Path) -> None:
