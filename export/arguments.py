@@ -19,7 +19,6 @@ from mdlstm_tk.export.grids import find_grids
 from mdlstm_tk.export.interface import (
     REFUSALS,
     Interface,
-    check_has_values,
     eval_copy,
     float_dtypes,
     mdlstm_layers,
@@ -60,12 +59,6 @@ def read_spec(
             "grid must hold an extent of at least 1, or None for a free one, for each axis, as in (8, 8), "
             f"got {grid}"
         )
-    check_has_values(module)
-    for key, tensor in module.state_dict().items():
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and bool(tensor.isnan().any()):
-            raise InputError(
-                f"the weights of {name} hold NaN, first in {key}; export a network without NaN"
-            )
     x, further = _read_examples(module, example_inputs, options["extra_inputs"] or {})
     padded = further.pop("sizes", None) is not None or options["padded"]
     names = [*(["sizes"] if padded else []), *further]
@@ -89,6 +82,11 @@ def read_spec(
         channel_axis=channel_axis,
         channels_last=channels_last,
     )
+    for key, tensor in interface.module.state_dict().items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise InputError(
+                f"the weights of {name} hold NaN, first in {key}; export a network without NaN"
+            )
     if x is not None and not channel_axis:
         _check_batch_axis(interface, x, further)
         x = x.unsqueeze(-1 if channels_last else 1)

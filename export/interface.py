@@ -163,11 +163,13 @@ class Nudged(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def check_has_values(module: nn.Module) -> None:
-    """Check that all weights have values.
+def eval_copy(module: nn.Module) -> nn.Module:
+    """A copy of a network on the CPU in eval mode, without the wrappers of `torch.compile`: compiling it
+    for each grid of a verification would take far longer than running it.
 
     Raises:
-        InputError: one is lazy or on the device meta.
+        InputError: a weight has no values yet, or the network cannot be copied, as after
+            `torch.nn.utils.weight_norm`, or if it holds a lock, or a layer is pruned.
     """
     for key, tensor in chain(module.named_parameters(), module.named_buffers()):
         if is_lazy(tensor) or tensor.is_meta:
@@ -175,17 +177,6 @@ def check_has_values(module: nn.Module) -> None:
                 f"the module {type(module).__name__} has no values in {key}, which is lazy or on the "
                 "device meta; run it once on an example, or load its weights, first"
             )
-
-
-def eval_copy(module: nn.Module) -> nn.Module:
-    """A copy of a network on the CPU in eval mode, without the wrappers of `torch.compile`: compiling it
-    for each grid of a verification would take far longer than running it.
-
-    Raises:
-        InputError: it has no values yet, or cannot be copied, as after `torch.nn.utils.weight_norm`, or if
-            it holds a lock, or a layer is pruned.
-    """
-    check_has_values(module)
     for name, layer in module.named_modules():
         for hook in layer._forward_pre_hooks.values():
             if isinstance(hook, BasePruningMethod):
