@@ -171,11 +171,11 @@ def _candidate(spec: ExportSpec, form: Form, dtype: Dtype) -> Candidate:
     # therefore traced, which takes no computation, so large that strides leave more than 1.
     grid = tuple(fixed or 8 * extent for fixed, extent in zip(spec.grid, spec.example_grid, strict=True))
     try:
-        captured = capture(network, spec.examples(grid), free_axes, names)
+        captured, beyond = capture(network, spec.examples(grid), free_axes, names)
     except MDLSTMError:
         examples = spec.examples(spec.example_grid)
-        captured = capture(network, examples, free_axes, names, spec.user_grid)
-    model = lower(captured.model, form)
+        captured, beyond = capture(network, examples, free_axes, names, spec.user_grid)
+    model = lower(captured, form)
     _declare_outputs(model, spec)
     try:
         serialized = check_onnx(model, "the exported model")
@@ -186,7 +186,7 @@ def _candidate(spec: ExportSpec, form: Form, dtype: Dtype) -> Candidate:
             f"{network.name} makes tensors of float32 itself, or converts to another dtype; leave out ",
             Argument("dtype", dtype),
         ) from error
-    return Candidate([model], partial(with_metadata, serialized), captured.beyond)
+    return Candidate([model], partial(with_metadata, serialized), beyond)
 
 
 def _declare_outputs(model: onnx.ModelProto, spec: ExportSpec) -> None:

@@ -254,7 +254,7 @@ def _captured(module: nn.Module, extents: Sequence[int], channels: int, output: 
     """The graph of a module that takes x on any grid."""
     free_axes = {"x": dict.fromkeys(range(1, len(extents) + 1), 1)}
     x = torch.zeros(2, *extents, channels, dtype=torch.float32)
-    return lower(capture(module.eval(), {"x": x}, free_axes, (output,)).model)
+    return lower(capture(module.eval(), {"x": x}, free_axes, (output,))[0])
 
 
 def _with_metadata(model: onnx.ModelProto, ndim: int, **fields: Any) -> onnx.ModelProto:

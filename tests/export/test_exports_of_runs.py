@@ -180,12 +180,14 @@ def test_a_verification_draws_what_the_export_drew(
 
 
 def test_a_run_is_verified_on_values_like_those_of_its_data(tmp_path: Path) -> None:
+    form: Any
     x = np.random.default_rng(0).normal([1000, -5], [1, 0.1], (12, 4, 5, 2))
     np.savez(tmp_path / "x.npz", x=x, y=x[..., 0])
-    report = export_run(run_in(tmp_path / "run", quick(tmp_path / "x.npz", "grid")))
-    low, high = report.metadata.example_range or (0, 0)
-    assert -6 < low < -5
-    assert 1000 < high < 1005
+    run = run_in(tmp_path / "run", quick(tmp_path / "x.npz", "grid"))
+    for form in (None, "tiles"):
+        low, high = export_run(run, form=form).metadata.example_range or (0, 0)
+        assert -6 < low < -5
+        assert 1000 < high < 1005
 
 
 def test_the_name_of_a_file_tells_its_form(trained: Run, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_recurrent_layers_of_torch_take_any_number_of_steps(
         return (y if is_first else y.transpose(0, 1)) + h.mean((0, 2))[:, None, None]
 
     net = Net(function, rnn=rnn).eval()
-    model = capture(net, {"x": torch.rand(2, 4, 2)}, {"x": {1: 1}}).model
+    model, _ = capture(net, {"x": torch.rand(2, 4, 2)}, {"x": {1: 1}})
     (path := tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     import onnxruntime
 
