@@ -14,7 +14,7 @@ from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted, printable
 from mdlstm_tk.data import TaskSpec
-from mdlstm_tk.errors import Argument, InputError
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.api import export_onnx, form_for
 from mdlstm_tk.export.browser.build import WebPage
 from mdlstm_tk.export.model_file import ExportReport, check_destination
@@ -201,8 +201,7 @@ def _check_grid(grid: Extents | None, run_grid: Extents, resize: Extents | None,
     if len(grid) != len(run_grid):
         raise InputError(
             f"the samples of the run have {counted(len(run_grid), 'axis', 'axes')}, as "
-            f"{format_size(run_grid)}, got ",
-            Argument("grid", grid),
+            f"{format_size(run_grid)}, got the grid {format_size(grid)}"
         )
     takes_any = form == "tiles" or (form == "scan" and None not in grid)
     if resize and not takes_any:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import Export, ParityError
 from mdlstm_tk.export.verification.parity import Parity
 from mdlstm_tk.runtime import Metadata
@@ -58,7 +59,7 @@ class VerificationReport:
     def title(self) -> str:
         """The file with its form and grid, or the folder with the number of its files."""
         if len(self.models) > 1:
-            return f"{self.model} ({len(self.models)} models)"
+            return f"{self.model} ({counted(len(self.models), 'model')})"
         ((path, metadata),) = self.models.items()
         grid = format_size(metadata.grid) if metadata.grid else "any size"
         return f"{path} ({metadata.form}, {grid})"

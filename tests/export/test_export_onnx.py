@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -154,9 +155,10 @@ def test_networks_are_exported_and_agree_with_float64(name: str, tmp_path: Path)
     make, examples, options, shapes, needs_trust = CASES[name]
     torch.manual_seed(0)
     net = make()
-    weights = {key: value.clone() for key, value in net.state_dict().items()}
+    weights = copy.deepcopy(net.state_dict())
     report = export_onnx(net, tmp_path / "m.onnx", examples, **options)
-    assert net.training and all(torch.equal(weights[key], value) for key, value in net.state_dict().items())
+    torch.testing.assert_close(net.state_dict(), weights, rtol=0, atol=0)
+    assert net.training
     assert report.needs_trust == needs_trust and report.max_abs < 2e-5
     session, reference = Session(report.path, "cpu", trusted=bool(needs_trust)), float64_reference(net)
     if needs_trust:

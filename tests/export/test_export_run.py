@@ -120,7 +120,7 @@ def test_the_checksum_is_that_of_the_weights_also_if_training_replaces_them(
 
 
 def test_a_size_that_no_sample_of_the_run_has_is_refused(trained: Run, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="samples of the run have 2 axes, as 8x8, got grid="):
+    with pytest.raises(InputError, match="samples of the run have 2 axes, as 8x8, got the grid 5x5x5"):
         export_run(trained, tmp_path, grid=(5, 5, 5))
     data = write_classes(tmp_path / "data", {"a": 4, "b": 4})
     run = run_in(tmp_path / "run", quick(data, "classify", resize="4x*", steps=1))
