@@ -14,7 +14,7 @@ from torch import Tensor
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.export.interface import REFUSALS, Interface, OutputError, mdlstm_layers
-from mdlstm_tk.export.verification.cases import Draw, draw_inputs, sampler
+from mdlstm_tk.export.verification.cases import RandomValues, draw_inputs, sampler
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.choices import Dtype, Form
@@ -24,7 +24,7 @@ from mdlstm_tk.runtime.shapes import Grid
 
 Extents = tuple[int | None, ...]
 Shape = tuple[int, ...]
-Shapes = dict[Grid, dict[str, Shape]]  # of the outputs, by the grid of x and by their names
+OutputShapes = dict[Grid, dict[str, Shape]]  # of the outputs, by the grid of x and by their names
 Examples = Tensor | Sequence[Tensor | None]
 
 PADDED_SAMPLES = 3  # of random sizes
@@ -60,14 +60,14 @@ class ExportSpec:
     extra_inputs: dict[str, Tensor]
     grid_inputs: Mapping[str, int]
     multiple_of: Grid
-    draw: Draw
+    draw: RandomValues
     grid: Extents
     example: Tensor | None
-    shapes: Shapes = field(default_factory=dict)
-    known: Shapes = field(default_factory=dict)
+    shapes: OutputShapes = field(default_factory=dict)
+    known: OutputShapes = field(default_factory=dict)
 
     @property
-    def draws(self) -> dict[str, Draw]:
+    def draws(self) -> dict[str, RandomValues]:
         """The random values of each input but `sizes`."""
         return {"x": self.draw, **{name: sampler(name, None, e) for name, e in self.extra_inputs.items()}}
 

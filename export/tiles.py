@@ -39,7 +39,6 @@ from mdlstm_tk.runtime.shapes import Grid
 from mdlstm_tk.runtime.tiles.archive import INDEX, SCHEMA
 from mdlstm_tk.tiling.stages import TileStages, stages_of
 
-Shape = list[str | int]  # extents, or names of free ones
 EXAMPLE = (5, 7, 4, 3, 2)  # extents, in windows, that graphs are captured with
 
 
@@ -297,7 +296,7 @@ def _add_sweep(model: onnx.ModelProto, level: _Level, dir_idx: int, names: list[
     model.graph.initializer.extend(graph.initializers)
     # The extents of x and those after the window differ, so they have different names.
     extents = [f"extent_{d}" if size == 1 else f"windows_{d}" for d, size in enumerate(level.window)]
-    shapes: list[Shape] = [
+    shapes: list[list[str | int]] = [
         ["batch", *extents[:d], *extents[d + 1 :], n] for d in range(ndim) for _ in range(count)
     ]
     model.graph.input.extend(map(_declared, names, shapes))
@@ -306,7 +305,8 @@ def _add_sweep(model: onnx.ModelProto, level: _Level, dir_idx: int, names: list[
     model.graph.output.extend(map(_declared, output_names, shapes))
 
 
-def _declared(name: str, shape: Shape) -> onnx.ValueInfoProto:
+def _declared(name: str, shape: Sequence[str | int]) -> onnx.ValueInfoProto:
+    """The declaration of a value; a free extent has a name."""
     return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
 
 

@@ -44,7 +44,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Draw:
+class RandomValues:
     """Makes random values of a shape.
 
     Attributes:
@@ -75,7 +75,7 @@ class Draw:
 
 def sampler(
     name: str, example_range: ExampleRange | None, example: Tensor | None, network: nn.Module | None = None
-) -> Draw:
+) -> RandomValues:
     """The random values for an input.
 
     Args:
@@ -93,19 +93,19 @@ def sampler(
     is_integer = example is not None and not example.is_floating_point()
     dtype = np.int64 if is_integer and name != "x" else np.float32
     if callable(example_range):
-        return Draw(None, example_range, dtype)
+        return RandomValues(None, example_range, dtype)
     if example_range is None:
         if example is None or not example.numel():
-            return Draw(dtype=dtype)
+            return RandomValues(dtype=dtype)
         low, high = example.min().item(), example.max().item()
         if low == high != 0 and name != "x":
-            return Draw((low, high), dtype=dtype)
+            return RandomValues((low, high), dtype=dtype)
         if low == high and is_integer:
             tables = [m for m in network.modules() if isinstance(m, nn.Embedding)] if network else []
             low, high = (0, tables[0].num_embeddings - 1) if tables else (0, max(1, int(high)))
         elif not np.isfinite([low, high]).all() or low == high:
-            return Draw(dtype=dtype)
-        return Draw((low, high), dtype=dtype)
+            return RandomValues(dtype=dtype)
+        return RandomValues((low, high), dtype=dtype)
     try:
         low, high = example_range
         if not low <= high or not np.isfinite([low, high]).all():
@@ -115,7 +115,7 @@ def sampler(
             "example_range must be (low, high) with low <= high, or a function of a shape and a generator, "
             f"got {example_range!r}"
         ) from None
-    return Draw((int(low), int(high)) if is_integer else (float(low), float(high)), dtype=dtype)
+    return RandomValues((int(low), int(high)) if is_integer else (float(low), float(high)), dtype=dtype)
 
 
 def odd_grids(ndim: int) -> list[Grid]:
@@ -137,7 +137,7 @@ def task_inputs(task: str | None, grid: Grid, seed: int = 0) -> dict[str, Array]
 
 
 def draw_inputs(
-    draws: Mapping[str, Draw], shapes: Mapping[str, tuple[int, ...]], batch: int, seed: int
+    draws: Mapping[str, RandomValues], shapes: Mapping[str, tuple[int, ...]], batch: int, seed: int
 ) -> dict[str, Array]:
     """Random inputs of these shapes, without the batch, in their order."""
     rng = np.random.default_rng(seed)
@@ -173,7 +173,7 @@ def random_cases(
 
 
 def inputs_of_file(
-    metadata: Metadata, types: Mapping[str, TensorType], draw: Draw
+    metadata: Metadata, types: Mapping[str, TensorType], draw: RandomValues
 ) -> Callable[[Grid, int, int], dict[str, Array]]:
     """A function that draws the inputs of a file for a grid, a batch and a seed, as its export did.
 
@@ -183,7 +183,7 @@ def inputs_of_file(
     draws, further = {"x": draw}, {k: v for k, v in types.items() if k not in ("x", "sizes")}
     for name, (dtype, _) in further.items():
         default = None if np.dtype(dtype).kind == "f" else (0, 1)
-        draws[name] = Draw(metadata.input_ranges.get(name, default), dtype=np.dtype(dtype).type)
+        draws[name] = RandomValues(metadata.input_ranges.get(name, default), dtype=np.dtype(dtype).type)
 
     def inputs(grid: Grid, batch: int, seed: int) -> dict[str, Array]:
         free = [extent for extent, fixed in zip(grid, metadata.extents, strict=True) if fixed is None]

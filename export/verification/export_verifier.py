@@ -25,7 +25,7 @@ from mdlstm_tk.export.interface import Interface, float_dtypes, mdlstm_layers
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.export.model_file import ExportReport, operators_to_trust
 from mdlstm_tk.export.spec import ExportSpec, Shape
-from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Case, Draw, random_cases
+from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Case, RandomValues, random_cases
 from mdlstm_tk.export.verification.parity import (
     ATOLS,
     RTOL,
@@ -285,7 +285,7 @@ def _check_finite(outputs: Outputs, case: Case, spec: ExportSpec) -> None:
             )
 
 
-def _described(draw: Draw, case: Case) -> str:
+def _described(draw: RandomValues, case: Case) -> str:
     if "random" not in case.name:
         return "the given array"
     if draw.function is not None:

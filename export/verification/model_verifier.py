@@ -23,8 +23,8 @@ from mdlstm_tk.export.verification.cases import (
     MAX_POSITIONS,
     SEEDS,
     Case,
-    Draw,
     ExampleRange,
+    RandomValues,
     UserInputs,
     inputs_of_file,
     random_cases,
@@ -234,7 +234,7 @@ class _FileVerifier:
         metadata, types = self.metadata, dict[str, TensorType]()
         if self.model is not None:
             types = self.sessions[0].graphs.graphs[MODEL].inputs
-        draw = Draw(metadata.example_range)
+        draw = RandomValues(metadata.example_range)
         if example_range is not None:
             draw = sampler(
                 "x", example_range, torch.zeros(0, dtype=torch.long) if metadata.integer else None
