@@ -67,8 +67,8 @@ def export(
     if (web_runtime or data) and not web:
         raise InputError("--web-runtime and --data are for a web page; give --web DIR, or leave them out")
     from mdlstm_tk.export import export_run_sizes
+    from mdlstm_tk.export.browser.build import WebPage
     from mdlstm_tk.export.options import RunOptions
-    from mdlstm_tk.export.web_page import WebPage
     from mdlstm_tk.training import latest_run
 
     run = run or latest_run().folder

@@ -13,15 +13,15 @@ node to standard operators (lowering/), and verifies the result (verification/) 
 from mdlstm_tk.errors import imports_of
 
 with imports_of("train"):
-    from mdlstm_tk.export.api import export_onnx
+    from mdlstm_tk.export.api import export_onnx, export_tiles
     from mdlstm_tk.export.capture import translation_table
     from mdlstm_tk.export.interface import float64_reference
     from mdlstm_tk.export.lowering.lower import lower
     from mdlstm_tk.export.model_file import ExportReport
     from mdlstm_tk.export.run_export import export_run, export_run_sizes
-    from mdlstm_tk.export.tiles import export_tiles
     from mdlstm_tk.export.verification.model_verifier import verify_model
-    from mdlstm_tk.export.verification.parity import Parity, VerificationReport
+    from mdlstm_tk.export.verification.parity import Parity
+    from mdlstm_tk.export.verification.report import VerificationReport
 
 __all__ = [
     "ExportReport",

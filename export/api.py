@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import onnx
 from torch import nn
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError, require
-from mdlstm_tk.export.arguments import read_grid, read_spec
-from mdlstm_tk.export.capture import Captured, capture_network
+from mdlstm_tk.export.arguments import read_spec
+from mdlstm_tk.export.capture import capture
 from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.model_file import ExportReport, check_destination, check_onnx, with_metadata
 from mdlstm_tk.export.options import ExportOptions, TileOptions
 from mdlstm_tk.export.spec import Examples, ExportSpec, Extents
-from mdlstm_tk.export.tiles import export_tiles
-from mdlstm_tk.export.verification.export_verifier import write_verified
-from mdlstm_tk.export.verification.parity import check_atol
+from mdlstm_tk.export.tiles import check_stages, tiled_candidate
+from mdlstm_tk.export.verification.export_verifier import Candidate, write_verified
 from mdlstm_tk.runtime.choices import Dtype, Form
 from mdlstm_tk.runtime.tiles.archive import SUFFIX
 
@@ -33,7 +31,7 @@ def export_onnx(
     path: str | Path,
     example_inputs: Examples | None = None,
     *,
-    grid: Sequence[int | None] | None = None,
+    grid: Extents | None = None,
     **options: Unpack[ExportOptions],
 ) -> ExportReport:
     """Export a network with MDLSTM layers as one self-contained ONNX file that uses standard operators.
@@ -103,60 +101,68 @@ def export_onnx(
         ParityError: ONNX Runtime disagrees with the reference. Nothing is written.
         MissingExtraError: ONNX Runtime is not installed.
     """
-    return export_network(module, Path(path), example_inputs, read_grid(grid), **options)
-
-
-@checked
-def export_network(
-    module: nn.Module,
-    path: Path,
-    example_inputs: Examples | None,
-    grid: Extents | None,
-    **options: Unpack[ExportOptions],
-) -> ExportReport:
-    """`export_onnx`, which documents the arguments, with a grid as `read_grid` returns it."""
     require("onnxruntime", "cpu")
-    start = time.perf_counter()
-    form = options["form"] or form_of(path) or default_form(grid)
-    dtype, atol = options["dtype"], options["atol"]
+    start, path = time.perf_counter(), Path(path)
+    form, dtype = form_for(options["form"], path, grid), options["dtype"]
     if form == "tiles":
         # x and channels_last are not needed, so that the same call may name any form.
-        accepted = ("form", "channels_last", "atol", *TileOptions.__annotations__)
+        accepted = ("form", "channels_last", *TileOptions.__annotations__)
         refused = {"grid": grid, **options, "dtype": dtype != "float32"}
         if name := next((name for name, value in refused.items() if value and name not in accepted), None):
             reason = "form 'tiles' is for any size, in float32, and does not go together with "
             raise InputError(reason, Argument(name), "; leave that out")
-        shared: Any = {name: options[name] for name in TileOptions.__annotations__}  # type: ignore[literal-required]
-        return export_tiles(module, path, atol=atol, **shared)
     check_destination(path, True, form)
-    check_atol(atol)
-    spec = read_spec(module, example_inputs, grid=grid, any_size=form == "scan", **options)
-    file_metadata = spec.metadata(form, dtype, options["metadata"] or {})
-    model, beyond = _build_model(spec, form, dtype)
-    try:
-        content = partial(with_metadata, check_onnx(model, "the exported model"))
-    except MDLSTMError as error:
-        if dtype != "float16":
-            raise
-        name, given = type(module).__name__, Argument("dtype", dtype)
-        reason = f"{name} makes tensors of float32 itself, or converts to another dtype; leave out "
-        raise MDLSTMError(reason, given) from error
-    inputs = options["verify_inputs"]
-    return write_verified(path, content, [model], file_metadata, spec, atol, start, inputs, beyond)
+    if form == "tiles":
+        check_stages(module)
+        example_inputs = None
+    spec = read_spec(module, example_inputs, grid=grid, any_size=form in ("scan", "tiles"), **options)
+    metadata = spec.metadata(form, dtype, options["metadata"] or {})
+    candidate = (
+        tiled_candidate(spec, metadata.outputs) if form == "tiles" else _candidate(spec, form, dtype)
+    )
+    atol, verify_inputs = options["atol"], options["verify_inputs"]
+    return write_verified(path, candidate, metadata, spec, start, atol, verify_inputs)
 
 
-def form_of(path: Path) -> Form | None:
-    """The form that the name of a file tells; None if it may be any but "tiles"."""
-    return "tiles" if path.suffix == SUFFIX else None
+@checked
+def export_tiles(module: nn.Module, path: str | Path, **options: Unpack[TileOptions]) -> ExportReport:
+    """Export a network as one archive with a graph for each sweep, to be run on grids of any size in tiles.
+
+    The archive appears only after `onnx.checker` has accepted each graph and a `TiledSession`, on grids of
+    several tiles, has agreed with the network's own forward in float64 within atol·s + 1e-5·|y|, where s is
+    the largest output of a feature, at least 1. The module is left unchanged.
+
+        >>> export_tiles(net, "net.tiles")
+
+    `docs/tiled_networks.md` says which networks can be exported, and shows how to write one.
+
+    Args:
+        module: a network with a method `tile_stages`, see `mdlstm_tk.tiling.TileStages`, or an `MDLSTM`. It
+            maps x (N, *grid, C) to y.
+        path: the file to write, which ends in `.tiles`; an existing file is replaced.
+        channels: C. None: the input size of the first layer.
+        example_range, verify_inputs, metadata: as for `export_onnx`.
+        atol: allowed absolute error in units of the scale s; 1e-5 if None.
+
+    Raises:
+        InputError: the network cannot run in tiles, or does not say how; the message has the reason.
+        MDLSTMError: the network cannot be exported, or the file cannot be written.
+        ParityError: the graphs in tiles disagree with the network. Nothing is written.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    return export_onnx(module, path, form="tiles", **options)
 
 
-def default_form(grid: Sequence[int | None] | None) -> Form:
-    """The form for a grid where none is given: "scan" if an extent is free."""
-    return "scan" if grid and None in grid else "unrolled"
+def form_for(form: Form | None, path: Path, grid: Extents | None) -> Form:
+    """The form of an export: the one that is given, or "tiles" if the file is called so, or "scan" if an
+    extent is free, or "unrolled"."""
+    if form is None and path.suffix == SUFFIX:
+        return "tiles"
+    return form or ("scan" if grid and None in grid else "unrolled")
 
 
-def _build_model(spec: ExportSpec, form: Form, dtype: Dtype) -> Captured:
-    """The network in standard operators."""
+def _candidate(spec: ExportSpec, form: Form, dtype: Dtype) -> Candidate:
+    """The network in standard operators, as the content of an `.onnx` file."""
     network = spec.interface
     if dtype == "float16":
         network = copy.deepcopy(network).half()
@@ -165,13 +171,22 @@ def _build_model(spec: ExportSpec, form: Form, dtype: Dtype) -> Captured:
     # therefore traced, which takes no computation, so large that strides leave more than 1.
     grid = tuple(fixed or 8 * extent for fixed, extent in zip(spec.grid, spec.example_grid, strict=True))
     try:
-        captured = capture_network(network, spec.examples(grid), free_axes, names)
+        captured, beyond = capture(network, spec.examples(grid), free_axes, names)
     except MDLSTMError:
         examples = spec.examples(spec.example_grid)
-        captured = capture_network(network, examples, free_axes, names, spec.user_grid)
-    model = lower(captured.model, form)
+        captured, beyond = capture(network, examples, free_axes, names, spec.user_grid)
+    model = lower(captured, form)
     _declare_outputs(model, spec)
-    return Captured(model, captured.beyond)
+    try:
+        serialized = check_onnx(model, "the exported model")
+    except MDLSTMError as error:
+        if dtype != "float16":
+            raise
+        raise MDLSTMError(
+            f"{network.name} makes tensors of float32 itself, or converts to another dtype; leave out ",
+            Argument("dtype", dtype),
+        ) from error
+    return Candidate([model], partial(with_metadata, serialized), beyond)
 
 
 def _declare_outputs(model: onnx.ModelProto, spec: ExportSpec) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from math import inf
 from typing import Any, Unpack
 
 import torch
@@ -14,20 +14,18 @@ from torch.nn.modules.conv import _ConvNd
 
 from mdlstm_tk._util.arguments import extents, positive
 from mdlstm_tk._util.checks import checked
-from mdlstm_tk._util.text import one_line
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError
-from mdlstm_tk.export.grids import GridSearch, Shapes
+from mdlstm_tk.export.grids import find_grids
 from mdlstm_tk.export.interface import (
     REFUSALS,
     Interface,
-    check_has_values,
     eval_copy,
     float_dtypes,
     mdlstm_layers,
     without_autocast,
 )
 from mdlstm_tk.export.options import ExportOptions
-from mdlstm_tk.export.spec import Examples, ExportSpec, Extents, NetworkInputs, Shape
+from mdlstm_tk.export.spec import Examples, ExportSpec, Extents, Shape
 from mdlstm_tk.export.verification.cases import sampler
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.runtime.shapes import Grid
@@ -45,22 +43,22 @@ def read_spec(
     """Complete the arguments of `export_onnx`, which documents them, from the network, and run it.
 
     Args:
-        grid: as `read_grid` returns it.
         any_size: extents are free, but for those that `grid` fixes.
 
     Raises:
         InputError: arguments are missing or contradict each other, or the network does not accept such
             inputs, or its weights hold NaN, or it returns something other than tensors (N, …).
     """
-    name = type(module).__name__
+    name, atol = type(module).__name__, options["atol"]
     channels_last, multiple_of = options["channels_last"], options["multiple_of"]
     channels = None if options["channels"] is None else positive("channels", options["channels"])
-    check_has_values(module)
-    for key, tensor in module.state_dict().items():
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and bool(tensor.isnan().any()):
-            raise InputError(
-                f"the weights of {name} hold NaN, first in {key}; export a network without NaN"
-            )
+    if atol is not None and not 0 <= atol < inf:
+        raise InputError(f"atol must be a finite number of at least 0, got {atol}")
+    if grid is not None and (not grid or any(extent is not None and extent < 1 for extent in grid)):
+        raise InputError(
+            "grid must hold an extent of at least 1, or None for a free one, for each axis, as in (8, 8), "
+            f"got {grid}"
+        )
     x, further = _read_examples(module, example_inputs, options["extra_inputs"] or {})
     padded = further.pop("sizes", None) is not None or options["padded"]
     names = [*(["sizes"] if padded else []), *further]
@@ -84,12 +82,20 @@ def read_spec(
         channel_axis=channel_axis,
         channels_last=channels_last,
     )
+    for key, tensor in interface.module.state_dict().items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise InputError(
+                f"the weights of {name} hold NaN, first in {key}; export a network without NaN"
+            )
     if x is not None and not channel_axis:
         _check_batch_axis(interface, x, further)
         x = x.unsqueeze(-1 if channels_last else 1)
+    example_grid = None
     if x is not None:
-        _check_example(tuple(x.shape), channels_last, arguments)
-        channels = x.shape[-1 if channels_last else 1]
+        example_grid = tuple(x.shape[1:-1] if channels_last else x.shape[2:])
+        features = x.shape[-1 if channels_last else 1]
+        _check_example(tuple(x.shape), example_grid, features, arguments)
+        channels = features
     elif channels is None:
         if layer is None:
             raise InputError(
@@ -97,10 +103,9 @@ def read_spec(
                 "example_inputs=(x, …)"
             )
         channels = layer.input_size
-    example_grid = None if x is None else tuple(x.shape[1:-1] if channels_last else x.shape[2:])
     ndim = len(example_grid or grid or (layer.ndim if layer else 2) * (1,))
     known_grid = example_grid or grid or (None,) * ndim
-    network = NetworkInputs(
+    spec = ExportSpec(
         interface,
         ndim=ndim,
         channels=channels,
@@ -110,62 +115,36 @@ def read_spec(
         grid_inputs=_first_grid_axes(options["grid_inputs"], further, known_grid, channels_last, padded),
         multiple_of=(1,) * ndim if multiple_of is None else extents("multiple_of", multiple_of, ndim),
         draw=sampler("x", options["example_range"], x, module),
+        grid=_extents(grid, example_grid, ndim, any_size),
+        example=None if x is None else x.float(),
     )
-    search = GridSearch(network, _extents(grid, example_grid, ndim, any_size))
     if example_grid is None and grid and None not in grid:
         example_grid = tuple(extent for extent in grid if extent)
-    shapes, known = _run(search, module, example_grid, grid is not None)
-    return ExportSpec(
-        **vars(network),
-        grid=search.grid,
-        example=None if x is None else x.float(),
-        shapes=shapes,
-        known=known,
-    )
+    _find_grids(spec, module, example_grid, grid is not None)
+    return spec
 
 
-def _run(
-    search: GridSearch, module: nn.Module, example_grid: Grid | None, is_explicit: bool
-) -> tuple[Shapes, Shapes]:
-    """Search in float32 or, if the network then does not run, in the dtypes that its layers have, to which
-    it converts x itself."""
-    interface = search.network.interface.float()
+def _find_grids(spec: ExportSpec, module: nn.Module, example_grid: Grid | None, is_explicit: bool) -> None:
+    """Find the grids in float32 or, if the network then does not run, in the dtypes that its layers have,
+    to which it converts x itself."""
+    interface = spec.interface.float()
     try:
-        return search.run(example_grid, is_explicit)
+        find_grids(spec, example_grid, is_explicit)
+        return
     except InputError:
         dtypes = float_dtypes(module)
         if dtypes in ([], [torch.float32]):
             raise
         interface.module, interface.mixed = eval_copy(module), True
         with suppress(InputError):
-            found = search.run(example_grid, is_explicit)
+            find_grids(spec, example_grid, is_explicit)
             if torch.bfloat16 not in dtypes:
-                return found
+                return
             raise MDLSTMError(
                 f"{interface.name} converts to bfloat16, in which ONNX Runtime does not compute on a "
                 "CPU; leave the conversion out of forward, or convert to float16"
             ) from None
         raise
-
-
-def read_grid(grid: Sequence[int | None] | None) -> Extents | None:
-    """The argument `grid` as a tuple. Its extents may be numbers of NumPy or of torch.
-
-    Raises:
-        InputError: it holds something else than extents of at least 1 and None.
-    """
-    if grid is None:
-        return None
-    try:
-        result = tuple(None if extent is None else operator.index(extent) for extent in grid)
-    except TypeError:  # a number, or a float among the extents
-        result = (0,)
-    if not result or any(extent is not None and extent < 1 for extent in result):
-        raise InputError(
-            "grid must hold an extent of at least 1, or None for a free one, for each axis, as in (8, 8), "
-            f"got {one_line(grid)}"
-        )
-    return result
 
 
 def _read_examples(
@@ -278,10 +257,9 @@ def _check_batch_axis(interface: Interface, x: Tensor, further: Mapping[str, Ten
         )
 
 
-def _check_example(shape: Shape, channels_last: bool, arguments: Mapping[str, Any]) -> None:
+def _check_example(shape: Shape, extents: Grid, features: int, arguments: Mapping[str, Any]) -> None:
     """Check that the example agrees with the arguments grid, channels and channels_last."""
     grid, channels = arguments["grid"], arguments["channels"]
-    extents, features = (shape[1:-1], shape[-1]) if channels_last else (shape[2:], shape[1])
     wrong_grid = grid is not None and (
         len(grid) != len(extents)
         or any(expected not in (None, extent) for expected, extent in zip(grid, extents, strict=True))
@@ -322,18 +300,18 @@ def _first_grid_axes(
     """The first grid axis of each input that has the grid of x: where its example has this grid, and where
     x has it if both axes would do."""
     names, ndim = (names,) if isinstance(names, str) else tuple(names), len(grid)
-    for name in names:
-        if name not in extra_inputs or extra_inputs[name].dim() not in (ndim + 1, ndim + 2):
-            raise InputError(
-                f"grid_inputs must name further inputs with the grid axes of x, got '{name}'; the "
-                f"further inputs are {', '.join(extra_inputs) or 'none'}"
-            )
     if names and padded:
         raise InputError(Argument("padded", True), " is for x alone; leave out grid_inputs=...")
     axes = {}
     for name in names:
-        shape = extra_inputs[name].shape
-        starts = (1,) if len(shape) == ndim + 1 else (1, 2) if channels_last else (2, 1)
+        shape = tuple(extra_inputs[name].shape) if name in extra_inputs else ()
+        starts = {ndim + 1: (1,), ndim + 2: (1, 2) if channels_last else (2, 1)}.get(len(shape), ())
         fitting = [k for k in starts if all(e in (None, n) for e, n in zip(grid, shape[k:], strict=False))]
-        axes[name] = (fitting or starts)[0]
+        if not fitting:
+            raise InputError(
+                f"grid_inputs must name further inputs with the grid axes of x, got '{name}'"
+                f"{f' of shape {shape}' if starts else ''}; the further inputs are "
+                f"{', '.join(extra_inputs) or 'none'}"
+            )
+        axes[name] = fitting[0]
     return axes

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import onnx
 import sympy
@@ -54,31 +54,13 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {torch.ops.mdlstm.wavefront.default: _translate, **TRANSLATIONS}
 
 
-class Captured(NamedTuple):
-    """A captured network.
-
-    Attributes:
-        model: the graph, each sweep one node.
-        beyond: shapes of x, for each of which a condition is false that forward asked the extents for, such
-            as `len(x) < 8`, and that torch took for true.
-    """
-
-    model: onnx.ModelProto
-    beyond: tuple[tuple[int, ...], ...]
-
-
-def capture(*arguments: Any, **options: Any) -> onnx.ModelProto:
-    """The graph of `capture_network`, which documents the arguments."""
-    return capture_network(*arguments, **options).model
-
-
-def capture_network(
+def capture(
     module: nn.Module,
     examples: Mapping[str, Tensor],
     free_axes: Mapping[str, Mapping[int, int]] | None = None,
     output_names: Sequence[str] = ("y",),
     grid: Sequence[int] | None = None,
-) -> Captured:
+) -> tuple[onnx.ModelProto, tuple[tuple[int, ...], ...]]:
     """Export a module to ONNX with each sweep as one node and the batch axis free.
 
     Args:
@@ -89,6 +71,10 @@ def capture_network(
             is a multiple of. Their extents are equal in all these inputs, axis by axis.
         output_names: names of the outputs, in the order in which the module returns them.
         grid: a grid that the user knows, for messages.
+
+    Returns:
+        The graph, each sweep one node; and shapes of x, for each of which a condition is false that forward
+        asked the extents for, such as `len(x) < 8`, and that torch took for true.
 
     Raises:
         MDLSTMError: torch cannot export the module; the message contains torch's reason.
@@ -149,7 +135,7 @@ def capture_network(
                     f"torch cannot export {interface.name} with axis {axis} of {value.name} free: its "
                     f"forward fixes that extent, as {reason}; {advice}"
                 )
-    return Captured(model, _shapes_beyond(program.exported_program))
+    return model, _shapes_beyond(program.exported_program)
 
 
 def _shapes_beyond(program: Any) -> tuple[tuple[int, ...], ...]:

@@ -95,10 +95,6 @@ class Interface(nn.Module):
             outputs = self.call(x, **dict(zip(self.names, further, strict=True)))
         return tuple(y.float() if y.is_floating_point() else y for y in outputs.values())
 
-    def in_float64(self) -> Interface:
-        """A copy in float64 whose MDLSTM layers are computed position by position."""
-        return self.reference("float64")
-
     def reference(self, precision: Precision) -> Interface:
         """A copy whose MDLSTM layers are computed position by position, in float64 or as the network is."""
         exact = copy.deepcopy(self)
@@ -167,11 +163,13 @@ class Nudged(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def check_has_values(module: nn.Module) -> None:
-    """Check that all weights have values.
+def eval_copy(module: nn.Module) -> nn.Module:
+    """A copy of a network on the CPU in eval mode, without the wrappers of `torch.compile`: compiling it
+    for each grid of a verification would take far longer than running it.
 
     Raises:
-        InputError: one is lazy or on the device meta.
+        InputError: a weight has no values yet, or the network cannot be copied, as after
+            `torch.nn.utils.weight_norm`, or if it holds a lock, or a layer is pruned.
     """
     for key, tensor in chain(module.named_parameters(), module.named_buffers()):
         if is_lazy(tensor) or tensor.is_meta:
@@ -179,17 +177,6 @@ def check_has_values(module: nn.Module) -> None:
                 f"the module {type(module).__name__} has no values in {key}, which is lazy or on the "
                 "device meta; run it once on an example, or load its weights, first"
             )
-
-
-def eval_copy(module: nn.Module) -> nn.Module:
-    """A copy of a network on the CPU in eval mode, without the wrappers of `torch.compile`: compiling it
-    for each grid of a verification would take far longer than running it.
-
-    Raises:
-        InputError: it has no values yet, or cannot be copied, as after `torch.nn.utils.weight_norm`, or if
-            it holds a lock, or a layer is pruned.
-    """
-    check_has_values(module)
     for name, layer in module.named_modules():
         for hook in layer._forward_pre_hooks.values():
             if isinstance(hook, BasePruningMethod):
@@ -307,7 +294,7 @@ def float64_reference(module: nn.Module, output_names: Sequence[str] | None = No
         A function of x, and of further inputs by name, all NumPy arrays. Like a `Session`, it returns an
         array, or a dict of arrays if the network has several outputs.
     """
-    exact = Interface(module, (), output_names).in_float64()
+    exact = Interface(module, (), output_names).reference("float64")
 
     def run(x: Array, **inputs: Array) -> Any:
         outputs = exact.run({"x": x, **inputs})

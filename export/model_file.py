@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,21 +19,6 @@ from mdlstm_tk.runtime.choices import Form
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.model_check import OPERATORS
 from mdlstm_tk.runtime.tiles.archive import SUFFIX
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """An input or output of a model.
-
-    Attributes:
-        name: its name.
-        dtype: NumPy's name of its type.
-        shape: extent of each axis; of a free axis its symbolic name, or None if it has none.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str | None, ...]
 
 
 @dataclass(frozen=True)
@@ -118,17 +102,6 @@ def read_metadata(data: bytes, label: str) -> Metadata:
         InputError: `data` is not an ONNX model, or was not exported by mdlstm-tk.
     """
     return Metadata.from_props({prop.key: prop.value for prop in read_model(data).metadata_props}, label)
-
-
-def tensor_specs(values: Sequence[onnx.ValueInfoProto]) -> list[TensorSpec]:
-    """The inputs or the outputs of a graph."""
-    specs = []
-    for value in values:
-        tensor = value.type.tensor_type
-        dims = (d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim)
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-        specs.append(TensorSpec(value.name, dtype, tuple(dims)))
-    return specs
 
 
 def with_metadata(serialized: bytes, metadata: Metadata) -> bytes:

@@ -26,9 +26,11 @@ class RunOptions(TypedDict, total=False):
 
 
 class TileOptions(TypedDict, total=False):
-    """Options that an export of tiles takes, too, besides atol."""
+    """Options that an export of tiles takes, too."""
 
+    atol: Annotated[float | None, None]
     channels: Annotated[int | None, None]
+    example_range: Annotated[ExampleRange | None, None]
     verify_inputs: Annotated[Mapping[str, Array] | None, None]
     metadata: Annotated[Mapping[str, Any] | None, None]
 
@@ -40,4 +42,3 @@ class ExportOptions(RunOptions, TileOptions, total=False):
     grid_inputs: Annotated[Sequence[str], ()]
     output_names: Annotated[Sequence[str] | None, None]
     channels_last: Annotated[bool | None, None]
-    example_range: Annotated[ExampleRange | None, None]

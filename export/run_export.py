@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -16,13 +15,12 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted, printable
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.api import default_form, export_network, form_of
-from mdlstm_tk.export.arguments import read_grid
+from mdlstm_tk.export.api import export_onnx, form_for
+from mdlstm_tk.export.browser.build import WebPage
 from mdlstm_tk.export.model_file import ExportReport, check_destination
 from mdlstm_tk.export.options import RunOptions
 from mdlstm_tk.export.spec import Extents
 from mdlstm_tk.export.verification.cases import ExampleRange
-from mdlstm_tk.export.web_page import WebPage
 from mdlstm_tk.kinds import kind_named, training_of
 from mdlstm_tk.runtime.choices import Form
 from mdlstm_tk.runtime.staleness import checksum
@@ -101,28 +99,26 @@ def export_run_sizes(
         InputError: as `export_run`; or two grids are equal; or the destination takes only one model.
         MDLSTMError, ParityError, MissingExtraError: as `export_run`.
     """
-    grids, form = [read_grid(grid) for grid in grids], options["form"]
     run, checkpoint_path = find_checkpoint(run)
     checkpoint, sha256 = read_checkpoint(checkpoint_path)
-    spec, run_grid = checkpoint.spec, checkpoint.config.grid
+    spec, run_grid, form = checkpoint.spec, checkpoint.config.grid, options["form"]
     resize = spec.preprocessing.resize if spec.preprocessing else None
     for grid in grids:
         _check_grid(grid, run_grid, resize, form)
     if resize and None in resize and form != "tiles":  # all images have one height, and any width
         grids = [grid or resize for grid in grids]
     page = destination if isinstance(destination, WebPage) else None
-    extents = [extent for grid in grids for extent in grid or ()]
-    if isinstance(destination, str | Path):
-        form = form or form_of(Path(destination))
-    if form is None and (page or (spec.mixed_sizes and not extents)):
+    output = Path(destination) if isinstance(destination, str | Path) else None
+    extents = tuple(extent for grid in grids for extent in grid or ())
+    is_tiled = output is not None and output.suffix == SUFFIX
+    if form is None and not is_tiled and (page or (spec.mixed_sizes and not extents)):
         form = "scan"  # a file for one size would refuse other samples
-    form = form or default_form(extents)
+    form = form_for(form, output or run.folder, extents)
     if form == "tiles" and page:
         raise InputError("form 'tiles' is for files; leave out the web page")
     if form == "unrolled":
         grids = [grid or run_grid for grid in grids]
-    if page:
-        page.prepare(len(grids))
+    runtime = page.prepare(len(grids)) if page else {}
     metadata = {
         "model": printable(checkpoint.config.model),
         "task": printable(spec.name),
@@ -136,27 +132,22 @@ def export_run_sizes(
     }
     options["form"] = form
     with tempfile.TemporaryDirectory() as scratch:
-        output = scratch if isinstance(destination, WebPage) else destination
         # All paths are checked before the first export takes its time.
-        paths = _paths(run, grids, None if output is None else Path(output), form, force)
-        reports = []
-        for grid, path in zip(grids, paths, strict=True):
-            network, channels = checkpoint.network(), spec.channels
-            report = export_network(
-                network,
+        paths = _paths(run, grids, Path(scratch) if page else output, form, force)
+        reports = [
+            export_onnx(
+                checkpoint.network(),
                 path,
-                None,
-                grid,
-                channels=channels,
+                grid=grid,
+                channels=spec.channels,
                 channels_last=True,
-                example_range=None if form == "tiles" else _values_of(spec),
+                example_range=_values_of(spec),
                 metadata=metadata,
                 **options,
             )
-            reports.append(report)
-        if page:
-            reports = [replace(reports[0], path=page.add(paths[0], run))]
-    return reports
+            for grid, path in zip(grids, paths, strict=True)
+        ]
+        return [page.write(reports[0], run, runtime)] if page else reports
 
 
 def _values_of(spec: TaskSpec) -> ExampleRange | None:
@@ -209,7 +200,7 @@ def _check_grid(grid: Extents | None, run_grid: Extents, resize: Extents | None,
     if len(grid) != len(run_grid):
         raise InputError(
             f"the samples of the run have {counted(len(run_grid), 'axis', 'axes')}, as "
-            f"{format_size(run_grid)}, got the size {format_size(grid)}"
+            f"{format_size(run_grid)}, got the grid {format_size(grid)}"
         )
     takes_any = form == "tiles" or (form == "scan" and None not in grid)
     if resize and not takes_any:

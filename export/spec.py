@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.export.interface import REFUSALS, Interface, OutputError, mdlstm_layers
-from mdlstm_tk.export.verification.cases import Draw, draw_inputs, sampler
+from mdlstm_tk.export.verification.cases import RandomValues, draw_inputs, sampler
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.choices import Dtype, Form
@@ -24,15 +24,15 @@ from mdlstm_tk.runtime.shapes import Grid
 
 Extents = tuple[int | None, ...]
 Shape = tuple[int, ...]
+OutputShapes = dict[Grid, dict[str, Shape]]  # of the outputs, by the grid of x and by their names
 Examples = Tensor | Sequence[Tensor | None]
 
 PADDED_SAMPLES = 3  # of random sizes
-ENLARGEMENTS = (1, 3, 7, 15)  # odd, so that a network with strides does not accept them by chance
 
 
-@dataclass(frozen=True)
-class NetworkInputs:
-    """A network and the inputs that it takes on a grid.
+@dataclass
+class ExportSpec:
+    """A network with the inputs of its file, and the grids that it is exported for.
 
     Attributes:
         interface: a copy of the network in float32, with the inputs of the file.
@@ -44,6 +44,12 @@ class NetworkInputs:
         grid_inputs: for those among them that have the grid of x, by name, their first grid axis.
         multiple_of: for each axis, the number that its extent must be a multiple of.
         draw: makes a random x of a shape.
+        grid: extents to export for, None where they are free; `find_grids` fixes those that the network
+            fixes.
+        example: the example x, float32; None if there is none.
+        shapes: for each grid to verify on, the shapes of all outputs for a batch of 2; the main grid comes
+            first. `find_grids` finds them.
+        known: the shapes on these and on more grids, which tell the windows of outputs.
     """
 
     interface: Interface
@@ -54,10 +60,14 @@ class NetworkInputs:
     extra_inputs: dict[str, Tensor]
     grid_inputs: Mapping[str, int]
     multiple_of: Grid
-    draw: Draw
+    draw: RandomValues
+    grid: Extents
+    example: Tensor | None
+    shapes: OutputShapes = field(default_factory=dict)
+    known: OutputShapes = field(default_factory=dict)
 
     @property
-    def draws(self) -> dict[str, Draw]:
+    def draws(self) -> dict[str, RandomValues]:
         """The random values of each input but `sizes`."""
         return {"x": self.draw, **{name: sampler(name, None, e) for name, e in self.extra_inputs.items()}}
 
@@ -110,24 +120,6 @@ class NetworkInputs:
         """The outputs for a batch of 2 on a grid; what the network raises is raised."""
         return self.interface.call(**self.examples(grid))
 
-
-@dataclass(frozen=True)
-class ExportSpec(NetworkInputs):
-    """A network, its inputs, and the grids that it is exported for.
-
-    Attributes:
-        grid: extents to export for, None where they are free.
-        example: the example x, float32; None if there is none.
-        shapes: for each grid to verify on, the shapes of all outputs for a batch of 2; the main grid comes
-            first.
-        known: the shapes on these and on more grids, which tell the windows of outputs.
-    """
-
-    grid: Extents
-    example: Tensor | None
-    shapes: dict[Grid, dict[str, Shape]]
-    known: dict[Grid, dict[str, Shape]]
-
     @property
     def example_grid(self) -> Grid:
         """The main grid to verify on: the grid to export for, or a small one."""
@@ -160,6 +152,10 @@ class ExportSpec(NetworkInputs):
         first = {"x": self.grid_axes[0], **self.grid_inputs}
         return {name: {axis + d: self.multiple_of[d] for d in free} for name, axis in first.items()}
 
+    def with_fixed_extents(self, grid: Sequence[int]) -> Grid:
+        """A grid, but with the extents that are fixed."""
+        return tuple(fixed or extent for extent, fixed in zip(grid, self.grid, strict=True))
+
     def fits(self, grid: Grid) -> bool:
         """True if a grid has the fixed extents, and multiples of `multiple_of` along the free axes."""
         axes = zip(grid, self.grid, self.multiple_of, strict=True)
@@ -175,11 +171,13 @@ class ExportSpec(NetworkInputs):
         for output in self.output_names if self.padded else ():
             self._check_padded(output, fields.get("kind"))
         name, *further_names = self.output_names
-        y_shape = self.shapes[self.example_grid][name]
-        # Of a channels-first network, too, an output may be (N, *grid, features).
-        first_axis = {shapes[name][1:2] for shapes in self.known.values()}
-        is_first = not self.channels_last and len(y_shape) == self.ndim + 2 and len(first_axis) == 1
-        features = {shapes[name][1 if is_first else -1] for shapes in self.shapes.values()}
+        y_shape, window = self.shapes[self.example_grid][name], self._window(name, self.grid_axes)
+        axis = -1
+        if not self.channels_last and len(y_shape) == self.ndim + 2:
+            # Of a channels-first network, too, an output may be (N, *grid, features).
+            is_last = window is None and self._window(name, range(1, self.ndim + 1)) is not None
+            axis = -1 if is_last else 1
+        features = {shapes[name][axis] for shapes in self.shapes.values()}
         example_range, x = self.draw.range, self.inputs(self.example_grid, 4)["x"]
         if self.draw.function is not None:  # a file cannot hold it
             as_number = int if not (x % 1).any() else float
@@ -193,9 +191,9 @@ class ExportSpec(NetworkInputs):
                 channels=self.channels,
                 outputs=features.pop() if len(y_shape) > 1 and len(features) == 1 else 1,
                 inputs=("x", *self.interface.names),
-                window=self._window(name),
+                window=window,
                 output_names=self.output_names,
-                further_windows=tuple(map(self._window, further_names)),
+                further_windows=tuple(self._window(further, self.grid_axes) for further in further_names),
                 multiple_of=self.multiple_of if max(self.multiple_of) > 1 else None,
                 dtype=dtype,
                 example_range=example_range,
@@ -210,8 +208,9 @@ class ExportSpec(NetworkInputs):
             raise InputError(f"metadata=... cannot be written into the file: {error}") from None
         return metadata
 
-    def _window(self, output: str) -> Grid | None:
-        """The extents of x that one position of an output stands for; None if the output has no grid.
+    def _window(self, output: str, axes: Sequence[int]) -> Grid | None:
+        """The extents of x that one position of an output with these grid axes stands for; None if the
+        output has no grid.
 
         The product of the layers' windows is tried first, because several windows may give the same
         extents. If the network takes one grid only, the extents must be multiples: a convolution without
@@ -219,7 +218,7 @@ class ExportSpec(NetworkInputs):
         """
         layers = [layer for layer in mdlstm_layers(self.interface) if layer.ndim == self.ndim]
         window = []
-        for d, axis in enumerate(self.grid_axes):
+        for d, axis in enumerate(axes):
             extents = [(grid[d], of_grid[output]) for grid, of_grid in self.known.items()]
             if any(len(shape) != self.ndim + 2 for _, shape in extents):
                 return None
@@ -241,7 +240,7 @@ class ExportSpec(NetworkInputs):
         shapes = {of_grid[output] for of_grid in self.known.values()}
         shape = next(iter(shapes))
         is_known = len(self.known) > 1 and len(shapes) == 1  # it does not depend on the grid
-        is_known |= self._window(output) is not None or (
+        is_known |= self._window(output, self.grid_axes) is not None or (
             kind_named(kind).steps_are_columns and len(shape) == 3
         )
         if not is_known:

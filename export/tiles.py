@@ -1,4 +1,4 @@
-"""`export_tiles`: export a network as an archive that ONNX Runtime runs tile by tile, on any grid.
+"""Tiles: a network as an archive that ONNX Runtime runs tile by tile, on any grid.
 
 The archive holds a graph for each sweep (stage × direction), and one for the head.
 """
@@ -6,37 +6,31 @@ The archive holds a graph for each sweep (stage × direction), and one for the h
 from __future__ import annotations
 
 import io
-import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import prod
-from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import counted, to_json
 from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk._version import __version__
 from mdlstm_tk.cells import get_cell
-from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.export.arguments import read_spec
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.capture import OPSET, capture
 from mdlstm_tk.export.interface import eval_copy
 from mdlstm_tk.export.lowering.graph import Graph, Value, rename
 from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.lowering.scan import write_scan
 from mdlstm_tk.export.lowering.step import Sweep, parameters_of
-from mdlstm_tk.export.model_file import ExportReport, check_destination, check_onnx
-from mdlstm_tk.export.options import TileOptions
-from mdlstm_tk.export.verification.export_verifier import write_verified
-from mdlstm_tk.export.verification.parity import check_atol
+from mdlstm_tk.export.model_file import check_onnx
+from mdlstm_tk.export.spec import ExportSpec
+from mdlstm_tk.export.verification.export_verifier import Candidate
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import depth_to_space
 from mdlstm_tk.runtime import Metadata
@@ -45,69 +39,37 @@ from mdlstm_tk.runtime.shapes import Grid
 from mdlstm_tk.runtime.tiles.archive import INDEX, SCHEMA
 from mdlstm_tk.tiling.stages import TileStages, stages_of
 
-Shape = list[str | int]  # extents, or names of free ones
 EXAMPLE = (5, 7, 4, 3, 2)  # extents, in windows, that graphs are captured with
 
 
-@checked
-def export_tiles(
-    module: nn.Module,
-    path: str | Path,
-    *,
-    atol: float | None = None,
-    **options: Unpack[TileOptions],
-) -> ExportReport:
-    """Export a network as one archive with a graph for each sweep, to be run on grids of any size in tiles.
-
-    The archive appears only after `onnx.checker` has accepted each graph and a `TiledSession`, on grids of
-    several tiles, has agreed with the network's own forward in float64 within atol·s + 1e-5·|y|, where s is
-    the largest output of a feature, at least 1. The module is left unchanged.
-
-        >>> export_tiles(net, "net.tiles")
-
-    `docs/tiled_networks.md` says which networks can be exported, and shows how to write one.
-
-    Args:
-        module: a network with a method `tile_stages`, see `mdlstm_tk.tiling.TileStages`, or an `MDLSTM`. It
-            maps x (N, *grid, C) to y.
-        path: the file to write, which ends in `.tiles`; an existing file is replaced.
-        channels: C. None: the input size of the first layer.
-        verify_inputs, metadata: as for `export_onnx`.
-        atol: allowed absolute error in units of the scale s; 1e-5 if None.
+def check_stages(module: nn.Module) -> None:
+    """Check what a network says about its stages, before it runs, which takes longer.
 
     Raises:
-        InputError: the network cannot run in tiles, or does not say how; the message has the reason.
-        MDLSTMError: the network cannot be exported, or the file cannot be written.
-        ParityError: the graphs in tiles disagree with the network. Nothing is written.
-        MissingExtraError: ONNX Runtime is not installed.
+        InputError: the network cannot run in tiles, does not say how, or contradicts itself.
     """
-    require("onnxruntime", "cpu")
-    start = time.perf_counter()
-    path = Path(path)
-    check_destination(path, True, "tiles")
-    check_atol(atol)
-    _levels_of(stages_of(eval_copy(module)))  # before the network runs, which takes longer
-    name, spec = type(module).__name__, read_spec(module, any_size=True, channels=options["channels"])
+    _levels_of(stages_of(eval_copy(module)))
+
+
+def tiled_candidate(spec: ExportSpec, outputs: int) -> Candidate:
+    """The graphs of a network with so many features of y, as the content of a `.tiles` file: a ZIP archive
+    without compression, the same for the same graphs.
+
+    Raises:
+        InputError: the network takes x in another layout, or has several outputs.
+        MDLSTMError: a graph cannot be made.
+    """
+    name = spec.interface.name
     if not spec.channels_last:
         raise InputError(
             f"{name} takes x as (N, C, *grid), expected (N, *grid, C) for tiles; move the axis in a module"
         )
     if len(spec.output_names) > 1:
         raise InputError(f"{name} returns {len(spec.output_names)} outputs, expected one for tiles")
-    archive_metadata = spec.metadata("tiles", "float32", options["metadata"] or {})
     stages = stages_of(spec.interface.module)
-    index, graphs = _index_and_graphs(stages, spec.channels, archive_metadata.outputs)
-    content = partial(_archive, index, graphs)
-    models, inputs = list(graphs.values()), options["verify_inputs"]
-    return write_verified(path, content, models, archive_metadata, spec, atol, start, inputs)
-
-
-def _index_and_graphs(
-    stages: TileStages, channels: int, outputs: int
-) -> tuple[dict[str, Any], dict[str, onnx.ModelProto]]:
-    """The content of tiles.json without metadata, and the graphs of a network by name."""
     entries: list[dict[str, Any]] = []
     graphs: dict[str, onnx.ModelProto] = {}
+    channels = spec.channels
     for number, level in enumerate(_levels_of(stages)):
         files = [f"stage-{number}/sweep-{k}.onnx" for k in range(len(level.layer.directions))]
         graphs |= zip(files, _sweep_models(level, channels, f"stage-{number}"), strict=True)
@@ -128,8 +90,6 @@ def _index_and_graphs(
     head = _head_model(stages, channels, outputs)
     if head is not None:
         graphs["head.onnx"] = head
-    for name, model in graphs.items():
-        check_onnx(model, f"{name} of the exported archive")
     index = {
         "schema": SCHEMA,
         "stages": entries,
@@ -137,18 +97,19 @@ def _index_and_graphs(
         "head": None if head is None else {"file": "head.onnx"},
         "upsample": list(stages.upsample),
     }
-    return index, graphs
+    members = {name: check_onnx(model, f"{name} of the exported archive") for name, model in graphs.items()}
 
+    def content(metadata: Metadata) -> bytes:
+        index_file = to_json({**index, "metadata": metadata.to_props()}).encode()
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
+            for name, data in {INDEX: index_file, **members}.items():
+                file.writestr(
+                    zipfile.ZipInfo(name), data
+                )  # of 1980, so that equal content gives equal bytes
+        return buffer.getvalue()
 
-def _archive(index: Mapping[str, Any], graphs: Mapping[str, onnx.ModelProto], metadata: Metadata) -> bytes:
-    """The content of the file: a ZIP archive without compression, the same for the same graphs."""
-    members = {INDEX: to_json({**index, "metadata": metadata.to_props()}).encode()}
-    members |= {name: model.SerializeToString() for name, model in graphs.items()}
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
-        for name, data in members.items():
-            file.writestr(zipfile.ZipInfo(name), data)  # of 1980, so that equal content gives equal bytes
-    return buffer.getvalue()
+    return Candidate(list(graphs.values()), content)
 
 
 @dataclass(frozen=True)
@@ -292,7 +253,7 @@ def _captured(module: nn.Module, extents: Sequence[int], channels: int, output: 
     """The graph of a module that takes x on any grid."""
     free_axes = {"x": dict.fromkeys(range(1, len(extents) + 1), 1)}
     x = torch.zeros(2, *extents, channels, dtype=torch.float32)
-    return lower(capture(module.eval(), {"x": x}, free_axes, (output,)))
+    return lower(capture(module.eval(), {"x": x}, free_axes, (output,))[0])
 
 
 def _with_metadata(model: onnx.ModelProto, ndim: int, **fields: Any) -> onnx.ModelProto:
@@ -335,7 +296,7 @@ def _add_sweep(model: onnx.ModelProto, level: _Level, dir_idx: int, names: list[
     model.graph.initializer.extend(graph.initializers)
     # The extents of x and those after the window differ, so they have different names.
     extents = [f"extent_{d}" if size == 1 else f"windows_{d}" for d, size in enumerate(level.window)]
-    shapes: list[Shape] = [
+    shapes: list[list[str | int]] = [
         ["batch", *extents[:d], *extents[d + 1 :], n] for d in range(ndim) for _ in range(count)
     ]
     model.graph.input.extend(map(_declared, names, shapes))
@@ -344,7 +305,8 @@ def _add_sweep(model: onnx.ModelProto, level: _Level, dir_idx: int, names: list[
     model.graph.output.extend(map(_declared, output_names, shapes))
 
 
-def _declared(name: str, shape: Shape) -> onnx.ValueInfoProto:
+def _declared(name: str, shape: Sequence[str | int]) -> onnx.ValueInfoProto:
+    """The declaration of a value; a free extent has a name."""
     return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
 
 

@@ -15,16 +15,18 @@ import subprocess
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from unicodedata import bidirectional
 
-from mdlstm_tk._util.text import printable, to_json
+from mdlstm_tk._util.text import printable, shell_quoted, to_json
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError, Message
-from mdlstm_tk.export.browser.examples import PageExample
-from mdlstm_tk.export.model_file import read_metadata
+from mdlstm_tk.export.browser.examples import PageExample, page_examples
+from mdlstm_tk.export.model_file import ExportReport, read_metadata
 from mdlstm_tk.runtime.io.files import is_empty, staging
+from mdlstm_tk.training import Run
 
 # The page is tested with exactly this version of onnxruntime-web. The SHA-256 of its files is checked
 # wherever they come from, so a package that was tampered with is refused. To move to another version,
@@ -113,6 +115,49 @@ def write_page(
         for path in page.rglob("*.*"):
             os.replace(path, folder / path.relative_to(page))
     return folder / "model.onnx"
+
+
+@dataclass(frozen=True)
+class WebPage:
+    """A web page as the destination of the export of a run; see `write_page`.
+
+    Attributes:
+        folder: for the page.
+        web_runtime: a file or folder with onnxruntime-web; npm fetches it if None.
+        force: write into a folder that is not empty.
+        data: the path of the user's data, if the run was trained on such; see `page_examples`.
+        on_message: called with one line if the page has no examples.
+    """
+
+    folder: Path
+    web_runtime: Path | None = None
+    force: bool = False
+    data: str = ""
+    on_message: Callable[[str], None] = lambda message: None
+
+    @property
+    def next_command(self) -> str:
+        """The shell command that serves the page."""
+        server = f"python -m http.server --bind 127.0.0.1 -d {shell_quoted(self.folder)}"
+        return f"{server}  # and open http://localhost:8000"
+
+    def prepare(self, count: int) -> dict[str, bytes]:
+        """What `load_runtime` returns, before `count` models are exported.
+
+        Raises:
+            InputError: the page cannot hold them, or as for `check_page` and `load_runtime`.
+            MDLSTMError: as for these.
+        """
+        if count > 1:
+            raise InputError(f"a page holds one model, got {count} sizes; give one size, or none for any")
+        check_page(self.folder, self.force)
+        return load_runtime(self.web_runtime)
+
+    def write(self, report: ExportReport, run: Run, runtime: Mapping[str, bytes]) -> ExportReport:
+        """Write the page for a model of a run; returns the report of the model in it."""
+        examples = page_examples(run, report.metadata, self.data, self.on_message)
+        name = run.folder.resolve().name
+        return replace(report, path=write_page(report.path, self.folder, name, runtime, examples))
 
 
 def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:

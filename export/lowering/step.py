@@ -258,19 +258,15 @@ class Step:
 
     def _product(self, operand: Sequence[Value], gates: Sequence[int]) -> Value:
         """Pre-activations of some gates side by side, n features each."""
-        result = self._times(operand, self.weight[:, :, gates].reshape(*self.weight.shape[:2], -1))
+        weight = self.weight[:, :, gates].reshape(*self.weight.shape[:2], -1)
+        factors = zip(operand, weight if len(operand) == self.dirs else [weight], strict=True)
+        products = [self.graph("MatMul", x, self.graph.constant(matrix)) for x, matrix in factors]
+        result = self.graph.concat(products, axis=0)
         return self.graph.cast(result, STATE_DTYPE) if self.mixed_precision else result
 
     def _by_direction(self, operand: Value) -> list[Value]:
         """An operand (dirs, R, …) as dirs × (1, R, …), or whole where one node multiplies it."""
         return [operand] if self.batched else self.graph.split(operand, [1] * self.dirs, axis=0)
-
-    def _times(self, operand: Sequence[Value], weight: np.ndarray) -> Value:
-        """The product of an operand by direction, or whole, and the weight (dirs, features, …)."""
-        graph = self.graph
-        matrices = weight if len(operand) == self.dirs else [weight]
-        factors = zip(operand, matrices, strict=True)
-        return graph.concat([graph("MatMul", x, graph.constant(matrix)) for x, matrix in factors], axis=0)
 
     def _constant(self, values: np.ndarray) -> Value:
         """(dirs, features) as a constant that broadcasts against the rows of all directions."""

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.model_file import TensorSpec
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.io.readers import read_input
@@ -45,7 +44,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Draw:
+class RandomValues:
     """Makes random values of a shape.
 
     Attributes:
@@ -76,7 +75,7 @@ class Draw:
 
 def sampler(
     name: str, example_range: ExampleRange | None, example: Tensor | None, network: nn.Module | None = None
-) -> Draw:
+) -> RandomValues:
     """The random values for an input.
 
     Args:
@@ -94,19 +93,19 @@ def sampler(
     is_integer = example is not None and not example.is_floating_point()
     dtype = np.int64 if is_integer and name != "x" else np.float32
     if callable(example_range):
-        return Draw(None, example_range, dtype)
+        return RandomValues(None, example_range, dtype)
     if example_range is None:
         if example is None or not example.numel():
-            return Draw(dtype=dtype)
+            return RandomValues(dtype=dtype)
         low, high = example.min().item(), example.max().item()
         if low == high != 0 and name != "x":
-            return Draw((low, high), dtype=dtype)
+            return RandomValues((low, high), dtype=dtype)
         if low == high and is_integer:
             tables = [m for m in network.modules() if isinstance(m, nn.Embedding)] if network else []
             low, high = (0, tables[0].num_embeddings - 1) if tables else (0, max(1, int(high)))
         elif not np.isfinite([low, high]).all() or low == high:
-            return Draw(dtype=dtype)
-        return Draw((low, high), dtype=dtype)
+            return RandomValues(dtype=dtype)
+        return RandomValues((low, high), dtype=dtype)
     try:
         low, high = example_range
         if not low <= high or not np.isfinite([low, high]).all():
@@ -116,7 +115,7 @@ def sampler(
             "example_range must be (low, high) with low <= high, or a function of a shape and a generator, "
             f"got {example_range!r}"
         ) from None
-    return Draw((int(low), int(high)) if is_integer else (float(low), float(high)), dtype=dtype)
+    return RandomValues((int(low), int(high)) if is_integer else (float(low), float(high)), dtype=dtype)
 
 
 def odd_grids(ndim: int) -> list[Grid]:
@@ -138,7 +137,7 @@ def task_inputs(task: str | None, grid: Grid, seed: int = 0) -> dict[str, Array]
 
 
 def draw_inputs(
-    draws: Mapping[str, Draw], shapes: Mapping[str, tuple[int, ...]], batch: int, seed: int
+    draws: Mapping[str, RandomValues], shapes: Mapping[str, tuple[int, ...]], batch: int, seed: int
 ) -> dict[str, Array]:
     """Random inputs of these shapes, without the batch, in their order."""
     rng = np.random.default_rng(seed)
@@ -174,42 +173,38 @@ def random_cases(
 
 
 def inputs_of_file(
-    metadata: Metadata, declared: Sequence[TensorSpec], draw: Draw
+    metadata: Metadata, types: Mapping[str, TensorType], draw: RandomValues
 ) -> Callable[[Grid, int, int], dict[str, Array]]:
     """A function that draws the inputs of a file for a grid, a batch and a seed, as its export did.
 
-    `declared` are the inputs of the file, and `draw` makes x. Inputs after x without a range are normal,
-    and integers 0 and 1, which every table of embeddings has.
+    `types` are those of the inputs of the file, and `draw` makes x. Inputs after x without a range are
+    normal, and integers 0 and 1, which every table of embeddings has.
     """
-    draws, further = {"x": draw}, [tensor for tensor in declared[1:] if tensor.name != "sizes"]
-    for tensor in further:
-        dtype = np.dtype(tensor.dtype)
-        default = None if dtype.kind == "f" else (0, 1)
-        draws[tensor.name] = Draw(metadata.input_ranges.get(tensor.name, default), dtype=dtype.type)
+    draws, further = {"x": draw}, {k: v for k, v in types.items() if k not in ("x", "sizes")}
+    for name, (dtype, _) in further.items():
+        default = None if np.dtype(dtype).kind == "f" else (0, 1)
+        draws[name] = RandomValues(metadata.input_ranges.get(name, default), dtype=np.dtype(dtype).type)
 
     def inputs(grid: Grid, batch: int, seed: int) -> dict[str, Array]:
+        free = [extent for extent, fixed in zip(grid, metadata.extents, strict=True) if fixed is None]
         shapes = {"x": Shapes(metadata).sample_shape(grid)}
-        extents = dict(zip(declared[0].shape[1:], shapes["x"], strict=True)) if declared else {}
-        for name, shape in ((tensor.name, tensor.shape[1:]) for tensor in further):
-            shapes[name] = tuple(e if isinstance(e, int) else extents.get(e, 1) for e in shape)
+        for name, (_, shape) in further.items():
+            extents = iter(
+                free
+            )  # of an input with the grid of x, its extents are free where those of x are
+            shapes[name] = tuple(next(extents, 1) if extent is None else extent for extent in shape[1:])
         return draw_inputs(draws, shapes, batch, seed)
 
     return inputs
 
 
-def user_cases(metadata: Metadata, declared: Sequence[TensorSpec], inputs: UserInputs) -> list[Case]:
+def user_cases(metadata: Metadata, types: Mapping[str, TensorType], inputs: UserInputs) -> list[Case]:
     """The user's own arrays by name, or those in files, as `verify_model` takes them.
 
     Raises:
         InputError: there is no array, or the model does not take one, or a file cannot be read, or two
             arrays have one name.
     """
-    types = {
-        tensor.name: TensorType(
-            tensor.dtype, tuple(e if isinstance(e, int) else None for e in tensor.shape)
-        )
-        for tensor in declared
-    }
     shapes = Shapes(metadata, types)
     names, cases = [name for name in metadata.inputs if name != "sizes"], dict[str, Case]()
     for name, value in inputs.items() if isinstance(inputs, Mapping) else _file_inputs(metadata, inputs):

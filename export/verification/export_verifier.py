@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -25,19 +25,20 @@ from mdlstm_tk.export.interface import Interface, float_dtypes, mdlstm_layers
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.export.model_file import ExportReport, operators_to_trust
 from mdlstm_tk.export.spec import ExportSpec, Shape
-from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Case, Draw, random_cases
+from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Case, RandomValues, random_cases
 from mdlstm_tk.export.verification.parity import (
     ATOLS,
     RTOL,
-    Inputs,
-    Outcome,
-    Outputs,
     Parity,
-    Runtime,
     compare,
-    compare_all,
-    expected_outputs,
+    compare_cases,
     feature_scale,
+)
+from mdlstm_tk.export.verification.runtimes import (
+    Inputs,
+    Outputs,
+    Runtime,
+    expected_outputs,
     session_run,
     with_padding,
 )
@@ -50,30 +51,40 @@ from mdlstm_tk.runtime.tiles.session import TiledSession
 LARGEST_GRID, LARGEST_TENSOR = 2**16, 2**25  # positions; numbers, of 8 bytes
 
 
+class Candidate(NamedTuple):
+    """A file that nobody has verified yet.
+
+    Attributes:
+        models: the graphs in it.
+        content: makes its content, given its metadata.
+        beyond: shapes of x for which torch may have captured something else than forward computes.
+    """
+
+    models: Sequence[onnx.ModelProto]
+    content: Callable[[Metadata], bytes]
+    beyond: Sequence[Shape] = ()
+
+
 def write_verified(
     path: Path,
-    content: Callable[[Metadata], bytes],
-    models: Sequence[onnx.ModelProto],
+    candidate: Candidate,
     metadata: Metadata,
     spec: ExportSpec,
-    atol: float | None,
     start: float,
-    verify_inputs: Mapping[str, Array] | None = None,
-    beyond: Sequence[Shape] = (),
+    atol: float | None,
+    verify_inputs: Mapping[str, Array] | None,
 ) -> ExportReport:
     """Write a file if it agrees with its network, in float64 or in the precision that the network has.
 
     Args:
         path: the file.
-        content: makes its content, given its metadata.
-        models: the graphs in it.
+        candidate: what it would hold.
         metadata: without the errors of the verification.
         spec: the network.
+        start: when the export began, in seconds of `time.perf_counter`.
         atol: allowed absolute error in units of each feature's scale; None: that of the file's dtype and of
             the precision of the network.
-        start: when the export began, in seconds of `time.perf_counter`.
         verify_inputs: more inputs x, by name.
-        beyond: shapes of x for which torch may have captured something else than forward computes.
 
     Raises:
         InputError: the network returns NaN, or mixes the samples of a batch, or does not take random x.
@@ -86,56 +97,58 @@ def write_verified(
         is_half = precision == "mixed" and torch.float16 in float_dtypes(spec.interface)
         atol = max(ATOLS[metadata.dtype], ATOLS["float16"] if is_half else 0)
     tiled = metadata.form == "tiles"
-    together = tiled or not any(map(decides_for_a_batch, models))
+    together = tiled or not any(map(decides_for_a_batch, candidate.models))
     if together:
-        for batch in {3, *(shape[0] for shape in beyond)}:
+        for batch in {3, *(shape[0] for shape in candidate.beyond)}:
             _check_samples_are_apart(exact.run, spec, batch)
-    # With padding, all cases of a group run on one grid.
-    groups = [list(_cases(metadata, spec, verify_inputs or {}))]
-    expected = expected_outputs(exact.run, groups[0], together)
-    if metadata.form == "scan" and (large := _large_case(spec, exact)):
-        groups.append([large[0]])
-        expected[large[0].name] = large[1]
-    for case, outputs in _cases_beyond(spec, exact, beyond):
-        groups.append([case])
-        expected[case.name] = outputs
-    small, cases = {case.name for case in groups[0]}, [case for group in groups for case in group]
+    small = list(_cases(metadata, spec, verify_inputs or {}))
+    small_names = {case.name for case in small}
+    expected = expected_outputs(exact.run, small, together)
+    large = list(_large_cases(spec, exact, candidate.beyond, metadata.form == "scan"))
+    expected |= {case.name: outputs for case, outputs in large}
+    groups = [small, *([case] for case, _ in large)]  # with padding, all cases of a group run on one grid
+    cases = [case for group in groups for case in group]
     for case in cases:
         _check_finite(expected[case.name], case, spec)
     name = metadata.output_names[0]
     shapes = {case.inputs["x"].shape: expected[case.name][name].shape for case in cases} if tiled else {}
-    session_type, data = TiledSession if tiled else Session, content(metadata)
+    session_type, data = TiledSession if tiled else Session, candidate.content(metadata)
     limit = len(data) if len(data) > MAX_BYTES else None  # a session takes a file of this size on request
+    errors: dict[str, Parity] = {}
     with session_type(data, "cpu", trusted=True, max_bytes=limit) as session:
         run = _explained(session_run(session), spec.interface.name, shapes)
-        outcomes: dict[str, Outcome] = {}
         for group in groups:
             grids = [spec.grid_of(case.inputs["x"].shape) for case in group]
             largest = tuple(np.max(grids, axis=0).tolist())
             runtime = with_padding(run, metadata, largest) if spec.padded else run
-            outcomes |= compare_all({"": runtime}, expected, group, metadata, atol, exact)[""]
+            errors |= compare_cases(runtime, expected, group, metadata, atol, exact)
     for case in cases:
-        outcome = outcomes[case.name]
-        arguments = metadata, spec, case, expected[case.name], outcome, atol
-        if outcome.parity.passed:
+        parity, is_small = errors[case.name], case.name in small_names
+        if parity.passed:
             continue
-        if case.name not in small and not np.isfinite(outcome.parity.max_abs):
-            del outcomes[case.name]
+        if not is_small and not np.isfinite(parity.max_abs):
+            del errors[case.name]
             warnings.warn(
                 f"on {case.name}, ONNX Runtime returns NaN or infinity, as the states of "
                 f"{spec.interface.name} outgrow {metadata.dtype}; run {path} on smaller grids, or use a "
                 "cell whose state stays bounded (stable, leaky, slstm)",
                 stacklevel=3,
             )
-        elif case.name in small or not _is_rounding(*arguments):
-            raise ParityError(f"{path} was not written: ", _explanation(*arguments))
-    max_abs = max(outcome.parity.max_abs for outcome in outcomes.values())
+            continue
+        rounding = _rounding(spec, case, expected[case.name], parity, atol)
+        is_rounding = rounding.severity > 0.3 * parity.severity
+        if is_small or not (is_rounding or metadata.dtype != "float32"):
+            advice = _rounding_advice(spec, rounding, is_rounding)
+            explanation = _explanation(metadata, spec, case, parity, atol, advice)
+            raise ParityError(f"{path} was not written: ", explanation)
+    max_abs = max(parity.max_abs for parity in errors.values())
     metadata = replace(metadata, parity={"atol": atol, "rtol": RTOL, "max_abs": max_abs})
-    data = content(metadata)
+    data = candidate.content(metadata)
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
-    nodes, seconds = sum(len(model.graph.node) for model in models), time.perf_counter() - start
-    return ExportReport(path, metadata, nodes, len(data), max_abs, seconds, operators_to_trust(*models))
+    nodes, seconds = sum(len(m.graph.node) for m in candidate.models), time.perf_counter() - start
+    trust = operators_to_trust(*candidate.models)
+    return ExportReport(path, metadata, nodes, len(data), max_abs, seconds, trust)
 
 
 def smallest_grid(spec: ExportSpec) -> Grid:
@@ -174,21 +187,21 @@ def _cases(metadata: Metadata, spec: ExportSpec, verify_inputs: Mapping[str, Arr
             yield Case(name, name, dict([("x", x), *further]))
 
 
-def _large_case(spec: ExportSpec, exact: Interface) -> tuple[Case, Outputs] | None:
-    """A random input on a large grid with its outputs in float64: states that grow from one wavefront to
-    the next do not show on small ones.
+def _large_cases(
+    spec: ExportSpec, exact: Interface, beyond: Sequence[Shape], is_scan: bool
+) -> Iterator[tuple[Case, Outputs]]:
+    """Random inputs with their outputs in float64: one on a large grid, and one of each shape in `beyond`
+    that the network takes.
 
-    Free extents are doubled until the next grid would be beyond `LARGEST_GRID`, need a tensor of more than
-    `LARGEST_TENSOR` numbers, or take seconds. All layers of `exact` are set to the torch backend, which is
-    much faster on such grids.
-
-    Returns:
-        None if no extent is free, or the network takes no grid that is larger than those of other cases.
+    States that grow from one wavefront to the next do not show on small grids. Free extents of a scan are
+    doubled until the next grid would be beyond `LARGEST_GRID`, need a tensor of more than `LARGEST_TENSOR`
+    numbers, or take seconds. All layers of `exact` are set to the torch backend, which is much faster on
+    such grids.
     """
     for layer in mdlstm_layers(exact):
         layer.backend = "torch"
-    found, sizes, extent = None, list[int](), 8
-    while None in spec.grid and extent < 256:
+    found, sizes, extent = [], list[int](), 8
+    while is_scan and None in spec.grid and extent < 256:
         extent *= 2
         axes = zip(spec.grid, spec.multiple_of, strict=True)
         grid = tuple(fixed or max(extent // m, 1) * m for fixed, m in axes)
@@ -200,22 +213,14 @@ def _large_case(spec: ExportSpec, exact: Interface) -> tuple[Case, Outputs] | No
         except InputError:
             continue
         if np.prod(grid) > max(np.prod(other) for other in spec.shapes):
-            found = case, outputs
+            found = [(case, outputs)]
         sizes = [*sizes[-1:], largest.size]
         free = spec.grid.count(None)
         is_large = sizes[-1] ** 2 / sizes[0] > LARGEST_TENSOR or np.prod(grid) * 2**free > LARGEST_GRID
         if is_large or time.perf_counter() - start > 0.5:
             break
-    return found
-
-
-def _cases_beyond(
-    spec: ExportSpec, exact: Interface, shapes: Sequence[Shape]
-) -> Iterator[tuple[Case, Outputs]]:
-    """A random input of each of these shapes that the network takes, with its outputs in float64."""
-    for layer in mdlstm_layers(exact):
-        layer.backend = "torch"
-    for batch, grid in ((shape[0], spec.grid_of(shape)) for shape in shapes):
+    yield from found
+    for batch, grid in ((shape[0], spec.grid_of(shape)) for shape in beyond):
         size = f"{format_size(grid)}, random × {batch}"
         case = Case(size, size, spec.inputs(grid, batch))
         with suppress(InputError):
@@ -280,7 +285,7 @@ def _check_finite(outputs: Outputs, case: Case, spec: ExportSpec) -> None:
             )
 
 
-def _described(draw: Draw, case: Case) -> str:
+def _described(draw: RandomValues, case: Case) -> str:
     if "random" not in case.name:
         return "the given array"
     if draw.function is not None:
@@ -318,7 +323,7 @@ def _explained(run: Runtime, name: str, shapes: Mapping[Shape, Shape]) -> Runtim
     return run_explained
 
 
-def _rounding(spec: ExportSpec, case: Case, expected: Outputs, outcome: Outcome, atol: float) -> Parity:
+def _rounding(spec: ExportSpec, case: Case, expected: Outputs, parity: Parity, atol: float) -> Parity:
     """The error that rounding makes: of PyTorch in float32, with weights that are off by `RTOL`.
 
     Operators of ONNX Runtime, such as its sigmoid, are less precise than those of PyTorch, and always err
@@ -330,64 +335,52 @@ def _rounding(spec: ExportSpec, case: Case, expected: Outputs, outcome: Outcome,
         for parameter in filter(Tensor.is_floating_point, network.parameters()):
             signs = torch.randint(2, parameter.shape, generator=generator, device="cpu") * 2 - 1
             parameter.mul_(1 + RTOL * signs.to(parameter))
-    y, exact = network.run(case.inputs)[outcome.output], expected[outcome.output]
+    y, exact = network.run(case.inputs)[parity.output], expected[parity.output]
     return compare(y, exact, atol, scale=feature_scale([exact]))
 
 
-def _is_rounding(
-    metadata: Metadata, spec: ExportSpec, case: Case, expected: Outputs, outcome: Outcome, atol: float
-) -> bool:
-    """Tell whether an error is about as large as rounding makes it, or less."""
-    rounding = _rounding(spec, case, expected, outcome, atol)
-    return metadata.dtype != "float32" or rounding.severity > 0.3 * outcome.parity.severity
+def _rounding_advice(spec: ExportSpec, rounding: Parity, is_rounding: bool) -> Message:
+    """What is to blame for an error, the graph or the precision, given the error that rounding makes."""
+    text = f"PyTorch in float32, with weights that are off by {RTOL:g}, is off by {rounding.max_abs:.1e}"
+    if not is_rounding:
+        return Message(
+            f"{text} only, so the exported graph computes something else than the network; does its "
+            "forward depend on more than its inputs, or decide by an extent or the batch?"
+        )
+    cells = {getattr(module, "cell", None) for module in spec.interface.modules()}
+    return Message(
+        f"{text}, too, so the network itself needs more precision than float32 has; allow more with ",
+        Argument("atol"),
+        ", or use a cell whose state stays bounded (stable, leaky)" if "graves" in cells else "",
+    )
 
 
 def _explanation(
-    metadata: Metadata,
-    spec: ExportSpec,
-    case: Case,
-    expected: Outputs,
-    outcome: Outcome,
-    atol: float,
-) -> str:
-    """The reason of an error. The error that rounding makes on the same input tells whether the graph or
-    the precision is to blame."""
-    network, parity, dtype = spec.interface, outcome.parity, metadata.dtype
-    of_output = "" if len(expected) == 1 else f" of output '{outcome.output}'"
-    scale = f"{atol:g}" if parity.scale == 1 else f"{atol:g}·{parity.scale:.3g}"
-    tiled = metadata.form == "tiles"
+    metadata: Metadata, spec: ExportSpec, case: Case, parity: Parity, atol: float, advice: Message
+) -> Message:
+    """The reason of an error; `advice` is what rounding tells about it."""
+    name, dtype = spec.interface.name, metadata.dtype
+    of_output = "" if len(metadata.output_names) == 1 else f" of output '{parity.output}'"
     if not np.isfinite(parity.max_abs):
-        return (
-            f"ONNX Runtime returns NaN or infinity{of_output} on {case.name}, and {network.name} in "
+        return Message(
+            f"ONNX Runtime returns NaN or infinity{of_output} on {case.name}, and {name} in "
             f"float64 does not, so its states outgrow {dtype}; use a cell whose state stays bounded "
             "(stable, leaky, slstm), or export it for the grid that you need with grid=..."
         )
-    text = (
-        f"error {parity.max_abs:.1e}{of_output} of {'tiles' if tiled else 'ONNX Runtime'} against "
-        f"{metadata.reference} on {case.name}, allowed is {scale} + {RTOL:g}·|y|; "
-    )
+    tiled = metadata.form == "tiles"
     if tiled:
-        return (
-            f"{text}does tile_stages() of {network.name} describe what its forward computes, and do before "
-            "and head compute each position from that position alone?"
+        advice = Message(
+            f"does tile_stages() of {name} describe what its forward computes, and do before and head "
+            "compute each position from that position alone?"
         )
-    if spec.padded and spec.grid_of(case.inputs["x"].shape) != spec.example_grid:
-        return f"{text}a padded sample differs from the sample alone: the network reads the padding"
-    if dtype != "float32":
-        return Message(
-            f"{text}{dtype} is not precise enough for it; export float32, or allow more with ",
-            Argument("atol"),
-        )
-    rounding = _rounding(spec, case, expected, outcome, atol)
-    text += f"PyTorch in float32, with weights that are off by {RTOL:g}, is off by {rounding.max_abs:.1e}"
-    if rounding.severity > 0.3 * parity.severity:
-        cells = {getattr(module, "cell", None) for module in network.modules()}
-        advice = ", or use a cell whose state stays bounded (stable, leaky)" if "graves" in cells else ""
-        return Message(
-            f"{text}, too, so the network itself needs more precision than float32 has; allow more with ",
-            *(Argument("atol"), advice),
-        )
-    return (
-        f"{text} only, so the exported graph computes something else than the network; does its forward "
-        "depend on more than its inputs, or decide by an extent or the batch?"
+    elif spec.padded and spec.grid_of(case.inputs["x"].shape) != spec.example_grid:
+        advice = Message("a padded sample differs from the sample alone: the network reads the padding")
+    elif dtype != "float32":
+        what = f"{dtype} is not precise enough for it; export float32, or allow more with "
+        advice = Message(what, Argument("atol"))
+    scale = f"{atol:g}" if parity.scale == 1 else f"{atol:g}·{parity.scale:.3g}"
+    return Message(
+        f"error {parity.max_abs:.1e}{of_output} of {'tiles' if tiled else 'ONNX Runtime'} against "
+        f"{metadata.reference} on {case.name}, allowed is {scale} + {RTOL:g}·|y|; ",
+        advice,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from math import prod
@@ -10,26 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
-from google.protobuf.message import Message
-from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
 from torch import nn
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError, require
 from mdlstm_tk.export.interface import Interface, first_line
-from mdlstm_tk.export.model_file import operators_to_trust, read_model, tensor_specs
+from mdlstm_tk.export.model_file import operators_to_trust, read_model
 from mdlstm_tk.export.run_export import find_checkpoint, read_checkpoint
 from mdlstm_tk.export.verification.cases import (
     MAX_POSITIONS,
     SEEDS,
     Case,
-    Draw,
     ExampleRange,
+    RandomValues,
     UserInputs,
     inputs_of_file,
     random_cases,
@@ -37,15 +32,12 @@ from mdlstm_tk.export.verification.cases import (
     user_cases,
 )
 from mdlstm_tk.export.verification.export_verifier import decides_for_a_batch
-from mdlstm_tk.export.verification.parity import (
-    ATOL,
-    Inputs,
-    Outcome,
-    Outputs,
+from mdlstm_tk.export.verification.parity import ATOL, Parity, compare_cases
+from mdlstm_tk.export.verification.report import VerificationReport
+from mdlstm_tk.export.verification.runtimes import (
     Runtime,
-    VerificationReport,
-    compare_all,
     expected_outputs,
+    graph_run,
     session_run,
     with_padding,
 )
@@ -53,6 +45,7 @@ from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.io import is_tiled
 from mdlstm_tk.runtime.io.npy import Array, byte_limit
 from mdlstm_tk.runtime.model_discovery import archives_in, models_in
+from mdlstm_tk.runtime.runner import MODEL, TensorType
 from mdlstm_tk.runtime.shapes import Grid, Shapes
 from mdlstm_tk.runtime.staleness import checkpoint_of, note_if_stale
 from mdlstm_tk.runtime.tiles.archive import read_archive_bytes
@@ -60,7 +53,6 @@ from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.training import Run
 
 Against = nn.Module | Run | str | Path | None
-NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16)
 DEFAULT_GRID = (5, 7, 3)  # for a model that takes any grid and is not of a run, or of one with a large grid
 
 
@@ -131,7 +123,7 @@ def verify_model(
         )
     verifiers: list[_FileVerifier] = []
     groups: dict[str, list[str]] = {}
-    outcomes: dict[str, dict[str, Outcome]] = {}
+    outcomes: dict[str, dict[str, Parity]] = {}
     for path in files:
         sessions = _sessions(path, device, max_bytes, timeout=timeout, isolated=isolated, trusted=trusted)
         try:
@@ -172,17 +164,6 @@ def _sessions(
     return [new_session(device="cpu"), session]
 
 
-class GatherElements(OpRun):
-    """The operator as ONNX defines it. That of onnx takes neither negative axes nor over 32 entries."""
-
-    op_domain, op_schema = "", onnx.defs.get_schema("GatherElements")
-
-    def _run(self, data: Array, indices: Array, axis: int = 0) -> tuple[Array]:
-        others = [slice(extent) for extent in indices.shape]
-        others[axis] = slice(None)
-        return (np.take_along_axis(data[tuple(others)], indices, axis),)
-
-
 class _FileVerifier:
     """One file, the runtimes that run it, and what they are compared with.
 
@@ -191,7 +172,8 @@ class _FileVerifier:
         reference: what the file is compared with, in words.
         training_run: the run that the file is compared with; None if it is something else.
         stale: one line if the file was exported from another checkpoint of that run; else "".
-        interface: the network that the file came from; None if only the file is known.
+        interface, exact: the network that the file came from, and that in the precision of the reference;
+            None if only the file is known.
         model: the graph; None for an archive of tiles.
     """
 
@@ -200,11 +182,11 @@ class _FileVerifier:
     ) -> None:
         self.sessions, self.metadata = sessions, sessions[0].metadata
         self.model = None if is_tiled(path) else read_model(sessions[0]._arguments[0])
-        self.needs_trust = operators_to_trust(self.model) if self.model else ()
         self.training_run: Run | None = None
         self.stale = ""
         self.grid = (*DEFAULT_GRID, *(2,) * self.metadata.ndim)[: self.metadata.ndim]
         self.interface: Interface | None = None
+        self.exact: Interface | None = None
         network = self._network(path, against)
         if network is not None:
             mixed = self.metadata.reference == "mixed"
@@ -217,6 +199,7 @@ class _FileVerifier:
                 mixed=mixed,
             )
             self.interface = interface if mixed else interface.float()
+            self.exact = self.interface.reference(self.metadata.reference)
 
     def _network(self, path: Path, against: Against) -> nn.Module | None:
         """The network that the file is compared with; None for the file itself."""
@@ -246,30 +229,30 @@ class _FileVerifier:
 
     def run(
         self, inputs: UserInputs | None, example_range: ExampleRange | None, seeds: Sequence[int]
-    ) -> tuple[list[Case], dict[str, dict[str, Outcome]]]:
-        """The inputs to compare on, the user's or random ones, and the outcome of each runtime on them."""
-        metadata = self.metadata
-        declared = tensor_specs(self.model.graph.input) if self.model else []
-        draw = Draw(metadata.example_range)
+    ) -> tuple[list[Case], dict[str, dict[str, Parity]]]:
+        """The inputs to compare on, the user's or random ones, and the errors of each runtime on them."""
+        metadata, types = self.metadata, dict[str, TensorType]()
+        if self.model is not None:
+            types = self.sessions[0].graphs.graphs[MODEL].inputs
+        draw = RandomValues(metadata.example_range)
         if example_range is not None:
             draw = sampler(
                 "x", example_range, torch.zeros(0, dtype=torch.long) if metadata.integer else None
             )
-        draws = inputs_of_file(metadata, declared, draw)
+        draws = inputs_of_file(metadata, types, draw)
         for_scale: list[Case] = []
         if inputs is None:
             cases = self._random_cases(draws, seeds)
         else:
-            cases = user_cases(metadata, declared, inputs)
+            cases = user_cases(metadata, types, inputs)
             with suppress(MDLSTMError):  # a network may take no random inputs
                 # The user's inputs may be too few to know the scale of the outputs from.
                 random = self._random_cases(draws, seeds)[:2]
                 for_scale = [Case(f"scale {k}", "", case.inputs) for k, case in enumerate(random)]
         runtimes, reference, together = self._runtimes([*cases, *for_scale])
         expected = expected_outputs(reference, [*cases, *for_scale], together)
-        atol = metadata.parity.get("atol", ATOL)
-        interface = self.interface and self.interface.reference(metadata.reference)
-        return cases, compare_all(runtimes, expected, cases, metadata, atol, interface)
+        comparison = expected, cases, metadata, metadata.parity.get("atol", ATOL), self.exact
+        return cases, {name: compare_cases(run, *comparison) for name, run in runtimes.items()}
 
     def _random_cases(
         self, draws: Callable[[Grid, int, int], dict[str, Array]], seeds: Sequence[int]
@@ -289,83 +272,35 @@ class _FileVerifier:
 
     def _runtimes(self, cases: Sequence[Case]) -> tuple[dict[str, Runtime], Runtime, bool]:
         """The runtimes by name, the reference, and True if that may compute several cases in one batch."""
-        metadata, runtimes = self.metadata, dict[str, Runtime]()
+        metadata, model, runtimes = self.metadata, self.model, dict[str, Runtime]()
         largest = np.max([Shapes(metadata).grid(case.inputs["x"]) for case in cases], axis=0).tolist()
-        limit = metadata.grid_like(tuple(largest))
+        limit, names = metadata.grid_like(tuple(largest)), list(metadata.output_names)
 
         def unpadded(run: Runtime) -> Runtime:
             return with_padding(run, metadata, limit) if "sizes" in metadata.inputs else run
 
-        if self.interface is None:
-            reference, together = unpadded(self._graph_run(in_double=True)), False
+        reference: Runtime
+        together = False
+        if self.interface is not None and self.exact is not None:
+            runtimes["torch, float32"], reference = self.interface.run, self.exact.run
+            together = model is not None and not decides_for_a_batch(model)
+        elif model is not None:
+            reference = unpadded(graph_run(model, names, in_double=True))
         else:
-            runtimes["torch, float32"] = self.interface.run
-            reference = self.interface.reference(metadata.reference).run
-            together = self.model is not None and not decides_for_a_batch(self.model)
+            reference = session_run(self.sessions[0], in_one_tile=True)
         for session in self.sessions:
             runtimes[f"ONNX Runtime, {session.device}"] = unpadded(session_run(session))
-        if self.model is not None:
-            evaluator = unpadded(self._graph_run())
+        if model is not None:
+            evaluator = unpadded(graph_run(model, names))
             try:  # it lacks operators, and has some in part
                 evaluator(cases[0].inputs)
                 runtimes["ONNX reference evaluator"] = evaluator
             except Exception as error:  # of all kinds
                 if self.interface is None:
-                    reason = ", ".join(self.needs_trust) or first_line(error)
+                    reason = ", ".join(operators_to_trust(model)) or first_line(error)
                     raise InputError(
                         f"the reference evaluator of onnx does not run this graph ({reason}); give the "
                         "network that it came from as ",
                         Argument("against"),
                     ) from None
         return runtimes, reference, together
-
-    def _graph_run(self, in_double: bool = False) -> Runtime:
-        """Runs the graph in the reference evaluator of onnx; an archive in one tile."""
-        names = list(self.metadata.output_names)
-        if self.model is None:
-            session: Any = self.sessions[0]
-            return lambda inputs: {names[0]: session(inputs["x"], max(inputs["x"].shape))}
-        model = in_float64(self.model) if in_double else self.model
-        evaluator = ReferenceEvaluator(model, new_ops=[GatherElements])
-
-        def run(inputs: Inputs) -> Outputs:
-            feeds = dict(inputs)
-            if in_double:
-                feeds = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in feeds.items()}
-            outputs: Any = evaluator.run(names, feeds)
-            return {name: np.asarray(y) for name, y in zip(names, outputs, strict=True)}
-
-        return run
-
-
-def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a model in which all float32 and float16 tensors and casts are float64.
-
-    It is the reference where the network is not at hand: it tells whether a runtime computes the graph, but
-    not whether the graph is that of the network.
-    """
-    wide = onnx.ModelProto()
-    wide.CopyFrom(model)
-    for part in list(_parts(wide)):
-        if isinstance(part, TensorProto) and part.data_type in NARROW:
-            array = numpy_helper.to_array(part).astype(np.float64)
-            part.CopyFrom(numpy_helper.from_array(array, part.name))
-        elif isinstance(part, onnx.TypeProto.Tensor) and part.elem_type in NARROW:
-            part.elem_type = TensorProto.DOUBLE
-        elif isinstance(part, onnx.NodeProto) and part.op_type == "Cast":
-            for attribute in part.attribute:
-                if attribute.name == "to" and attribute.i in NARROW:
-                    attribute.i = TensorProto.DOUBLE
-        elif isinstance(part, onnx.NodeProto) and part.op_type == "ConstantOfShape" and not part.attribute:
-            zero = numpy_helper.from_array(np.zeros(1))  # its default value is a float32 zero
-            part.attribute.append(helper.make_attribute("value", zero))
-    return wide
-
-
-def _parts(message: Message) -> Iterator[Message]:
-    """A protobuf message and all that it holds, at any depth."""
-    yield message
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for part in [value] if isinstance(value, Message) else value:
-                yield from _parts(part)

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from mdlstm_tk._util.text import one_line
 from mdlstm_tk.errors import InputError
 
 P = ParamSpec("P")

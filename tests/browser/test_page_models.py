@@ -145,6 +145,19 @@ def test_examples_show_different_classes(digits_run: Run, tmp_path: Path) -> Non
         assert example.target in {(metadata.classes or ())[int(batch.y[k])] for k in matches}
 
 
+def test_examples_are_samples_that_the_model_takes(trained: Run, digits_run: Run, tmp_path: Path) -> None:
+    small, wide = (3, 3), (5, None)
+    for run, grid, shape, message in (
+        (trained, wide, (5, 8, 1), None),
+        (digits_run, small, None, "no examples: "),
+        (Run(tmp_path), small, None, "no examples: there is no checkpoint"),
+    ):
+        metadata, messages = Metadata("0", grid, "scan", "N H W C", 1, 10), list[str]()
+        examples = page_examples(run, metadata, on_message=messages.append)
+        assert [example.x.shape for example in examples] == 6 * [shape] * (shape is not None)
+        assert [line.startswith(message or "") for line in messages] == [True] * (shape is None)
+
+
 def test_pages_for_strides_refuse_other_sizes(open_page: Callable[..., Tab], tmp_path: Path) -> None:
     tab = open_page(craft(tmp_path / "m.onnx", None, multiple_of=(4, 2)))
     give(tab, tmp_path / "x.npy", np.zeros((6, 8, 3)))
@@ -153,11 +166,6 @@ def test_pages_for_strides_refuse_other_sizes(open_page: Callable[..., Tab], tmp
     field.fill("7")
     field.dispatch_event("change")
     expect(field).to_have_value("8")
-
-
-def test_a_page_needs_no_data(digits_run: Run, tmp_path: Path) -> None:
-    metadata = Metadata("0", (3, 3), "unrolled", "N H W C", 1, 10)
-    assert page_examples(digits_run, metadata) == [], "no digit has 3×3 pixels"
 
 
 def size_of(tab: Tab) -> tuple[int, int]:
@@ -241,13 +249,6 @@ def test_one_file_for_every_size(trained: Run, open_page: Callable[..., Tab], tm
         check_prediction(tab, session(x))
 
 
-def test_a_page_needs_no_checkpoint_in_the_run_folder(tmp_path: Path) -> None:
-    metadata, messages = Metadata("0", (3, 3), "unrolled", "N H W C", 1, 10), list[str]()
-    run = Run(tmp_path)  # of an exported file weights.safetensors, say
-    assert page_examples(run, metadata, on_message=messages.append) == []
-    assert messages[0].startswith("no examples: there is no checkpoint")
-
-
 def test_several_vectors_are_shown_as_a_row(open_page: Callable[..., Tab], tmp_path: Path) -> None:
     fields = {"window": None, "kind": "transcribe", "classes": ("a", "b")}
     model = onnx.load(craft(tmp_path / "m.onnx", GRID, **fields))  # a vector for each column
@@ -259,11 +260,6 @@ def test_several_vectors_are_shown_as_a_row(open_page: Callable[..., Tab], tmp_p
     give(tab, tmp_path / "x.npy", x := matrix(10, (*GRID, 3)))
     tab.page.locator("#prediction select").select_option(index=1)
     check_prediction(tab, 2 * x.mean(0)[None, :, 1])
-
-
-def test_examples_of_a_model_with_one_free_extent(trained: Run) -> None:
-    examples = page_examples(trained, Metadata("0", (5, None), "scan", "N H W C", 1, 1))
-    assert [example.x.shape for example in examples] == [(5, 8, 1)] * 6
 
 
 def test_a_mask_of_values_that_float32_does_not_hold(open_page: Callable[..., Tab], tmp_path: Path) -> None:

@@ -38,11 +38,7 @@ from mdlstm_tk.runtime.isolation import _message
 from mdlstm_tk.runtime.isolation_child import _error_reply
 from mdlstm_tk.training import list_settings
 
-OTHER_PROGRAMS = (
-    "browser/build.py",
-    "web_page.py",
-    "density/verb.py",
-)  # call npm, servers, and `mdlstm` itself; or are of the command line
+OTHER_PROGRAMS = ("build.py", "density/verb.py")  # call npm and `mdlstm`, or are of the command line
 PACKAGE_ERRORS = {"MDLSTMError", "InputError", "StoppedError", "ParityError", "DeviceError", "ExistsError"}
 
 
@@ -112,7 +108,7 @@ COUNTED = re.compile(
 EXCEPTIONS = (
     "sizes.py ndim;inputs.py ndim;spec.py axes;memory.py count;job.py need;pages.py count;"
     "export_verifier.py spec.ndim + 2;page_folders.py len(lines);tiles.py len(spec.output_names);info.py "
-    "stage['stored'];parity.py len(self.models);comparison.py split;progress.py state.step + rate * eta;"
+    "stage['stored'];comparison.py split;progress.py state.step + rate * eta;"
     "model_discovery.py suffix"
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,17 +53,21 @@ def test_a_session_takes_x_with_and_without_axes(tmp_path: Path) -> None:
         assert grey(np.zeros(shape)).shape == shape
 
 
-@pytest.mark.parametrize("grid", [(5, 6), None])
-def test_an_output_may_be_channels_last(grid: tuple[int, int] | None, tmp_path: Path) -> None:
-    class Moved(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = MDLSTM(2, 3, channels_last=False)
+class ChannelsLast(nn.Module):
+    """Channels first, with an output (N, *grid, 3); `extents` are those that forward fixes, if any."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layer(x).movedim(1, -1)
+    def __init__(self, *extents: int) -> None:
+        super().__init__()
+        self.layer, self.extents = MDLSTM(2, 3, channels_last=False), extents
 
-    metadata = export_onnx(Moved(), tmp_path / "m.onnx", grid=grid, form=None if grid else "scan").metadata
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x).movedim(1, -1)
+        return y.reshape(-1, *self.extents, 3) if self.extents else y
+
+
+@pytest.mark.parametrize(("extents", "form"), [((), "unrolled"), ((), "scan"), ((5, 6), "unrolled")])
+def test_an_output_may_be_channels_last(extents: tuple[int, ...], form: Any, tmp_path: Path) -> None:
+    metadata = export_onnx(ChannelsLast(*extents), tmp_path / "m.onnx", grid=(5, 6), form=form).metadata
     assert (metadata.outputs, metadata.window, metadata.layout) == (3, None, "N C H W")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from helpers.networks import (
     Conditioned,
     ConvStem,
     FoldedHeight,
+    Function,
     ManyHeads,
     Tokens,
     TwoGrids,
@@ -40,6 +42,7 @@ from mdlstm_tk.export import (
     verify_model,
 )
 from mdlstm_tk.export.capture import exporter_silenced
+from mdlstm_tk.export.verification import export_verifier, model_verifier, parity
 from mdlstm_tk.models import create
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.metadata import layout_of
@@ -57,15 +60,46 @@ class Surrounded(nn.Module):
         return self.after(self.layer(self.before(x).tanh()))
 
 
-class Padded(nn.Module):
-    """Outputs with different windows, `sizes`, and another input."""
+class Logarithm(nn.Module):
+    """Takes positive x and z alone."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.fine, self.coarse, self.shift = MDLSTM(1, 2), MDLSTM(1, 3, window=2), nn.Linear(2, 2)
+        self.layer = MDLSTM(1, 2)
 
-    def forward(self, x: Tensor, z: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        return self.fine(x, sizes) + self.shift(z)[:, None, None], self.coarse(x, sizes)
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.layer(x.log()) + z.log()[:, None, None]
+
+
+class FrozenHead(nn.Module):
+    """Integers as its first parameter, the weights of its head in a buffer, and a state beside tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order = nn.Parameter(torch.tensor([1, 0]), requires_grad=False)
+        self.register_buffer("weight", torch.randn(3, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x[..., self.order], self.weight)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
+def pooled() -> nn.Module:
+    """Pooling of windows after a stride."""
+    layer = MDLSTM(2, 2, window=2, channels_last=False)
+    return nn.Sequential(nn.Conv2d(1, 2, 3, 2, 1), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def weight_norm() -> nn.Module:
+    """Weights that a parametrization computes, which become constants."""
+    net = create("md", 2, 1)
+    nn.utils.parametrizations.weight_norm(net.body, "weight_hh_l0")
+    return net
 
 
 class Recurrent(nn.Module):
@@ -82,7 +116,13 @@ class Recurrent(nn.Module):
 X, Z = torch.randn(2, 3, 4, 2), torch.randn(2, 2)
 T, IMAGE, RGB = torch.zeros(1, 4, 5, 1), torch.rand(1, 1, 8, 12), torch.rand(1, 3, 8, 12)
 PAIR = (torch.rand(1, 4, 5, 1), torch.rand(1, 4, 5, 3))
+POSITIVE, TWOS, K = torch.rand(2, 3, 4, 1) + 1, torch.full((2, 2), 2.0), torch.tensor([3, 1])
 SCAN = {"form": "scan"}
+DRAWN = {
+    "grid": (3, 4),
+    "example_range": lambda shape, generator: torch.rand(shape, generator=generator) + 1,
+}
+DEGENERATE = ((1, 7), (7, 1), (1, 1), (2, 1), (5,))
 CASES: dict[
     str, tuple[Callable[[], nn.Module], Any, dict[str, Any], list[tuple[int, ...]], tuple[str, ...]]
 ] = {
@@ -99,6 +139,13 @@ CASES: dict[
     "window, convolution": (WindowedConv, None, SCAN, [(5, 6, 1), (20, 11, 1)], ()),
     "folded height": (FoldedHeight, IMAGE, {"grid": (8, None)}, [(1, 8, 20), (1, 8, 3)], ()),
     "heads": (ManyHeads, torch.rand(1, 3, 4, 6), SCAN, [(3, 5, 4)], ()),
+    "pooled": (pooled, torch.rand(1, 1, 16, 16), SCAN, [(1, 9, 21)], ()),
+    "frozen head": (FrozenHead, X, {"channels_last": True}, [(3, 4, 2)], ()),
+    "weight norm": (weight_norm, X, {}, [(3, 4, 2)], ()),
+    **{
+        str(g): (lambda g=g: MDLSTM(2, 3, ndim=len(g), directions="all"), None, {"grid": g}, [(*g, 2)], ())
+        for g in DEGENERATE
+    },
     "gru, scan": (Recurrent, None, SCAN, [(4, 9, 1)], ()),
     "spectrogram": (spectrogram, torch.rand(1, 6, 9), SCAN, [(4, 5)], ()),
     "tokens": (lambda: Tokens(0), torch.randint(7, (1, 4, 5)), SCAN, [(3, 6)], ()),
@@ -106,25 +153,47 @@ CASES: dict[
     "warped": (warped, torch.rand(1, 1, 4, 5), {}, [(1, 4, 5)], ("GridSample",)),
     "warped, scan": (lambda: nn.Sequential(warped()), None, SCAN, [(1, 6, 3)], ("GridSample",)),
     "branching": (branching, torch.randn(1, 4, 5, 1), {}, [(4, 5, 1)], ("If",)),
+    "padded": (lambda: MDLSTM(1, 2), None, {"grid": (4, 5), "padded": True}, [(4, 5, 1)], ()),
+    "further": (Conditioned, (X, Z, K), {}, [], ()),
+    "two grids": (TwoGrids, PAIR, {**SCAN, "grid_inputs": ["z"]}, [], ()),
+    "positive": (Logarithm, (POSITIVE, torch.rand(2, 2) + 1), {}, [], ()),
+    "constant": (Logarithm, (POSITIVE, TWOS), {}, [], ()),
+    "drawn": (lambda: Function(torch.log), None, DRAWN, [], ()),
+    "tiles": (lambda: MDLSTM(1, 2), None, {"form": "tiles"}, [], ()),
     "sparse": (sparse, torch.randn(2, 4, 5, 1), {}, [(4, 5, 1)], ("NonZero",)),
 }
 
 
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, dict[str, Any]]]:
+    """The random inputs of each comparison, by the names of cases."""
+    comparisons: list[dict[str, dict[str, Any]]] = []
+
+    def record(run: Any, expected: Any, cases: Any, *rest: Any) -> Any:
+        comparisons.append({case.name: case.inputs for case in cases if "random" in case.name})
+        return parity.compare_cases(run, expected, cases, *rest)
+
+    for module in (export_verifier, model_verifier):
+        monkeypatch.setattr(module, "compare_cases", record)
+    return comparisons
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_networks_are_exported_and_agree_with_float64(name: str, tmp_path: Path) -> None:
+def test_networks_are_exported_and_agree_with_float64(name: str, tmp_path: Path, drawn: list[Any]) -> None:
     make, examples, options, shapes, needs_trust = CASES[name]
     torch.manual_seed(0)
     net = make()
-    weights = {key: value.clone() for key, value in net.state_dict().items()}
-    report = export_onnx(net, tmp_path / "m.onnx", examples, **options)
-    assert net.training and all(torch.equal(weights[key], value) for key, value in net.state_dict().items())
-    assert report.needs_trust == needs_trust and report.max_abs < 2e-5
-    session, reference = Session(report.path, "cpu", trusted=bool(needs_trust)), float64_reference(net)
+    weights = copy.deepcopy(net.state_dict())
+    path = tmp_path / ("m.tiles" if name == "tiles" else "m.onnx")
+    report = export_onnx(net, path, examples, **options)
+    torch.testing.assert_close(net.state_dict(), weights, rtol=0, atol=0)
+    assert net.training and report.needs_trust == needs_trust and report.max_abs < 2e-5
     if needs_trust:
         with pytest.raises(InputError, match=needs_trust[0]):
-            Session(report.path, "cpu")
-    assert session.metadata == report.metadata
+            Session(path, "cpu")
     for shape in shapes:
+        session, reference = Session(path, "cpu", trusted=bool(needs_trust)), float64_reference(net)
+        assert session.metadata == report.metadata
         x = np.random.default_rng(0).random((2, *shape), np.float32)
         x = np.floor(6 * x) if name.startswith("tokens") else x
         x = x.astype(np.int64) if report.metadata.integer else x
@@ -132,8 +201,16 @@ def test_networks_are_exported_and_agree_with_float64(name: str, tmp_path: Path)
         assert y.keys() == exact.keys()
         for key in exact:
             np.testing.assert_allclose(y[key], exact[key], rtol=0, atol=1e-5)
+    exported = {case: inputs for case, inputs in drawn[0].items() if "seed 0" in case}
+    drawn.clear()
     if name != "warped, scan":  # onnx's evaluator lacks the modes of that operator in opset 18
-        verify_model(report.path, net, device="cpu", seeds=1, trusted=bool(needs_trust)).raise_if_failed()
+        verify_model(path, net, device="cpu", seeds=1, trusted=bool(needs_trust)).raise_if_failed()
+    for cases in drawn:  # a verification draws what the export drew, but what a function draws
+        assert list(cases) == list(exported)
+        for case, inputs in cases.items() if name != "drawn" else ():
+            assert list(inputs) == list(exported[case])
+            for key, value in inputs.items():
+                np.testing.assert_array_equal(value, exported[case][key])
 
 
 def test_metadata_tell_what_a_file_takes(tmp_path: Path) -> None:
@@ -214,56 +291,11 @@ def test_windows_after_strides_have_a_maximum_at_any_size(tmp_path: Path) -> Non
     assert Session(path, "cpu")(np.zeros((2, 65, 33, 1))).shape == (2, 5, 2)
 
 
-def test_pooling_after_windows_takes_any_size(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    layer = MDLSTM(2, 2, window=2, channels_last=False)
-    net = nn.Sequential(nn.Conv2d(1, 2, 3, 2, 1), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    export_onnx(net, tmp_path / "m.onnx", torch.rand(1, 1, 16, 16), form="scan")
-    x = np.random.default_rng(0).random((2, 1, 9, 21), np.float32)
-    y = Session(tmp_path / "m.onnx", "cpu")(x)
-    np.testing.assert_allclose(y, float64_reference(net)(x), rtol=0, atol=1e-5)
-
-
 def test_free_axes_of_the_output_stay_free(tmp_path: Path) -> None:
     report = export_onnx(Recurrent(), tmp_path / "m.onnx", form="scan")
     (y,) = onnx.load(report.path).graph.output
     batch, steps, features = y.type.tensor_type.shape.dim
     assert batch.dim_param and steps.dim_param and features.dim_value == 6
-
-
-@pytest.mark.parametrize("form", ["unrolled", "scan"])
-def test_padded_samples_give_the_same_numbers_as_the_samples_alone(form: Any, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    net, names = Padded(), ["fine", "coarse"]
-    options: Any = {"padded": True, "extra_inputs": {"z": Z}, "output_names": names}
-    report = export_onnx(net, tmp_path / "m.onnx", grid=(5, 6), form=form, **options)
-    reference, rng = float64_reference(net, names), np.random.default_rng(0)
-    session = Session(report.path, "cpu")
-    assert session.metadata.inputs == ("x", "sizes", "z")
-    assert session.metadata.windows == {"fine": (1, 1), "coarse": (2, 2)}
-    for grid in [(5, 6), (1, 1), (1, 6), (5, 1), (3, 4)]:
-        x, z = rng.random((2, *grid, 1), np.float32), Z.numpy()
-        exact, y = reference(x, z=z), session(x, z=z)
-        assert all(np.abs(y[name] - exact[name]).max() < 1e-6 for name in names)
-    x, sizes = rng.random((2, 5, 6, 1), np.float32), np.asarray([[5, 6], [2, 3]])
-    y = session(x, sizes=sizes, z=Z.numpy())["fine"]
-    exact = reference(x[1:, :2, :3], z=Z[1:].numpy())["fine"]
-    np.testing.assert_allclose(y[1:, :2, :3], exact, rtol=0, atol=1e-6)
-    with pytest.raises(InputError, match=r"\(2, 2\)"):
-        session(x, sizes=np.asarray([5, 6]), z=Z.numpy())
-
-
-@pytest.mark.parametrize("model", ["md", "horizontal", "snake"])
-def test_shipped_networks_take_padded_samples(model: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    net = create(model, 1, 2)
-    export_onnx(net, tmp_path / "m.onnx", form="scan", padded=True, channels=1)
-    session, reference = Session(tmp_path / "m.onnx", "cpu"), float64_reference(net)
-    samples = [
-        np.random.default_rng(0).random(grid, np.float32) for grid in [(5, 6), (1, 1), (1, 9), (5, 1)]
-    ]
-    for sample, y in zip(samples, session.run_many(samples), strict=True):
-        np.testing.assert_allclose(y, reference(sample[None, ..., None])[0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", ["unrolled", "scan"])
@@ -276,13 +308,6 @@ def test_float16_is_verified_with_a_tolerance_of_5e_3(form: Any, tmp_path: Path)
     assert session(np.eye(8)).dtype == np.float32
     weights = {tensor.data_type for tensor in onnx.load(report.path).graph.initializer if tensor.dims}
     assert onnx.TensorProto.FLOAT not in weights
-
-
-@pytest.mark.parametrize("grid", [(1, 7), (7, 1), (1, 1), (2, 1), (5,)], ids=str)
-def test_degenerate_grids(grid: tuple[int, ...], tmp_path: Path) -> None:
-    layer = MDLSTM(2, 3, ndim=len(grid), directions="all")
-    report = export_onnx(layer, tmp_path / "m.onnx", torch.zeros(2, *grid, 2))
-    assert report.max_abs < 1e-5 and report.needs_trust == ()
 
 
 def test_a_compiled_network_is_exported_as_the_network_that_it_wraps(tmp_path: Path) -> None:
@@ -330,12 +355,6 @@ def test_a_model_exported_with_torch_itself_can_be_lowered() -> None:
         np.testing.assert_allclose(y, net(x).detach(), rtol=0, atol=1e-5)
 
 
-def test_parametrized_weights_are_folded_into_constants(tmp_path: Path) -> None:
-    net = create("md", 1, 1)
-    nn.utils.parametrizations.weight_norm(net.body, "weight_hh_l0")
-    assert export_onnx(net, tmp_path / "m.onnx", grid=(3, 3)).max_abs < 1e-6
-
-
 def test_a_report_shows_the_extents_of_the_output() -> None:
     for grid, window, multiple_of, channels_last, text in (
         (None, (2, 1), None, True, "x (N, H, W, 3) → y (N, ⌈H/2⌉, W, 4), scan"),
@@ -356,30 +375,6 @@ def test_the_reference_takes_arrays_of_any_byte_order_and_read_only_ones() -> No
     swapped, frozen = x.astype(">f8"), np.broadcast_to(x, x.shape)
     np.testing.assert_array_equal(reference(swapped), reference(x))
     np.testing.assert_array_equal(reference(frozen), reference(x))
-
-
-class FrozenHead(nn.Module):
-    """Integers as its first parameter, the weights of its head in a buffer, and a state beside tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.order = nn.Parameter(torch.tensor([1, 0]), requires_grad=False)
-        self.register_buffer("weight", torch.randn(3, 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x[..., self.order], self.weight)
-
-    def get_extra_state(self) -> dict[str, int]:
-        return {"version": 1}
-
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        pass
-
-
-def test_weights_that_are_no_parameters_of_floats(tmp_path: Path) -> None:
-    net, x = FrozenHead(), torch.randn(2, 3, 4, 2)
-    report = export_onnx(net, tmp_path / "m.onnx", x, channels_last=True)
-    np.testing.assert_allclose(Session(report.path, "cpu")(x.numpy()), net(x), atol=1e-5)
 
 
 class Pooled(nn.Module):

@@ -103,11 +103,6 @@ def test_the_command_takes_free_extents(trained: Run, tmp_path: Path) -> None:
     assert Session(tmp_path / "m.onnx", "cpu").metadata.grid == (4, None)
 
 
-def test_a_single_extent_is_no_grid(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"grid must be a list .*got 8"):
-        export_run(tmp_path, grid=8)  # type: ignore[arg-type]
-
-
 def test_the_checksum_is_that_of_the_weights_also_if_training_replaces_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +120,7 @@ def test_the_checksum_is_that_of_the_weights_also_if_training_replaces_them(
 
 
 def test_a_size_that_no_sample_of_the_run_has_is_refused(trained: Run, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="samples of the run have 2 axes, as 8x8, got the size 5x5x5"):
+    with pytest.raises(InputError, match="samples of the run have 2 axes, as 8x8, got the grid 5x5x5"):
         export_run(trained, tmp_path, grid=(5, 5, 5))
     data = write_classes(tmp_path / "data", {"a": 4, "b": 4})
     run = run_in(tmp_path / "run", quick(data, "classify", resize="4x*", steps=1))

@@ -235,11 +235,6 @@ def test_networks_that_cannot_be_tiled_are_refused_with_the_reason(
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
-def test_the_name_of_the_file_ends_in_tiles(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"ends in \.tiles; got"):
-        export_tiles(MDLSTM(1, 2), tmp_path / "m.onnx")
-
-
 def test_a_tiled_export_may_need_trust(tmp_path: Path) -> None:
     class Noise(nn.Module):
         def forward(self, y: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,14 @@ import numpy as np
 import onnx
 import pytest
 import safetensors.torch
-import torch
 from helpers.command import mdlstm, succeed
-from helpers.networks import Conditioned, Function, Tokens, TwoGrids, UNet
 from helpers.training import quick, run_in
 from helpers.user_data import write_masks
-from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_onnx, export_run, verify_model
-from mdlstm_tk.export.verification import export_verifier, model_verifier, parity
+from mdlstm_tk.export.verification import model_verifier
 from mdlstm_tk.report import render_report
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.training import Run
@@ -109,83 +105,15 @@ def test_a_density_model_is_verified(density_model: Path, density_run: Run, tmp_
     assert verify_model(tmp_path / "older.onnx", device="cpu", seeds=1).failed == []
 
 
-class Logarithm(nn.Module):
-    """Takes positive x and z alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = MDLSTM(1, 2)
-
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return self.layer(x.log()) + z.log()[:, None, None]
-
-
-def positive(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.rand(shape, generator=generator) + 1
-
-
-X, Z = torch.rand(2, 3, 4, 1) + 1, torch.tensor([[2.0, 3.0], [4.0, 5.0]])
-SCAN = {"form": "scan"}
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
-    "fixed": (lambda: MDLSTM(1, 2), {"grid": (3, 4)}),
-    "scan": (lambda: MDLSTM(1, 2, window=2), {"form": "scan"}),
-    "padded": (lambda: MDLSTM(1, 2), {"grid": (4, 5), "padded": True}),
-    "strides": (UNet, {"example_inputs": torch.rand(1, 1, 4, 6), "form": "scan", "multiple_of": 2}),
-    "tokens": (lambda: Tokens(0), {"example_inputs": torch.arange(6).reshape(1, 2, 3)}),
-    "further": (Conditioned, {"example_inputs": (X.repeat(1, 1, 1, 2), Z, torch.tensor([3, 1]))}),
-    "two grids": (
-        TwoGrids,
-        {"example_inputs": (X, X.repeat(1, 1, 1, 3)), "form": "scan", "grid_inputs": ["z"]},
-    ),
-    "positive": (Logarithm, {"example_inputs": (X, Z)}),
-    "constant": (Logarithm, {"example_inputs": (X, torch.full((2, 2), 2.0))}),
-    "function": (lambda: Function(torch.log), {"grid": (3, 4), "example_range": positive}),
-    "tiles": (lambda: MDLSTM(1, 2), {"form": "tiles"}),
-}
-
-
-QUICK = ("fixed", "tokens", "further", "positive", "function")
-
-
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS]
-)
-def test_a_verification_draws_what_the_export_drew(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[dict[str, dict[str, Any]]] = []
-    compare_all = parity.compare_all
-
-    def record(runtimes: Any, expected: Any, cases: Any, *rest: Any) -> Any:
-        drawn.append({case.name: case.inputs for case in cases if "random" in case.name})
-        return compare_all(runtimes, expected, cases, *rest)
-
-    for module in (export_verifier, model_verifier):
-        monkeypatch.setattr(module, "compare_all", record)
-    torch.manual_seed(0)
-    make, options = NETWORKS[name]
-    network = make()
-    path = tmp_path / ("m.tiles" if name == "tiles" else "m.onnx")
-    export_onnx(network, path, **options)
-    exported = drawn[0]  # a scan is compared on a large grid as well, on its own
-    drawn.clear()
-    for against in (network, None):
-        assert verify_model(path, against, device="cpu").failed == []
-    for cases in drawn:
-        assert list(cases) == list(exported)
-        for case, inputs in cases.items() if name != "function" else ():
-            assert list(inputs) == list(exported[case])
-            for key, value in inputs.items():
-                np.testing.assert_array_equal(value, exported[case][key])
-
-
 def test_a_run_is_verified_on_values_like_those_of_its_data(tmp_path: Path) -> None:
+    form: Any
     x = np.random.default_rng(0).normal([1000, -5], [1, 0.1], (12, 4, 5, 2))
     np.savez(tmp_path / "x.npz", x=x, y=x[..., 0])
-    report = export_run(run_in(tmp_path / "run", quick(tmp_path / "x.npz", "grid")))
-    low, high = report.metadata.example_range or (0, 0)
-    assert -6 < low < -5
-    assert 1000 < high < 1005
+    run = run_in(tmp_path / "run", quick(tmp_path / "x.npz", "grid"))
+    for form in (None, "tiles"):
+        low, high = export_run(run, form=form).metadata.example_range or (0, 0)
+        assert -6 < low < -5
+        assert 1000 < high < 1005
 
 
 def test_the_name_of_a_file_tells_its_form(trained: Run, tmp_path: Path) -> None:

@@ -138,5 +138,5 @@ def test_common_layers_need_no_trust(name: str) -> None:
     layers, any_grid = GROUPS[name]
     names = [f"y{k}" for k in range(len(layers))]
     free_axes = {"x": {2: 1, 3: 1}} if any_grid else {}
-    captured = capture(Around(layers).eval(), {"x": torch.randn(2, 2, 8, 6)}, free_axes, names)
+    captured, _ = capture(Around(layers).eval(), {"x": torch.randn(2, 2, 8, 6)}, free_axes, names)
     assert operators_to_trust(lower(captured, "scan")) == ()

@@ -13,22 +13,21 @@ import pytest
 import torch
 from helpers.command import Result, mdlstm
 from helpers.damage import damage
-from helpers.networks import Conditioned, ManyHeads, Tokens, spectrogram, warped
+from helpers.networks import Conditioned, ManyHeads, Tokens, warped
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_onnx, export_run, verify_model
 from mdlstm_tk.export.model_file import read_model
-from mdlstm_tk.export.verification.model_verifier import in_float64
 from mdlstm_tk.export.verification.parity import (
     Divergence,
-    Outcome,
     Parity,
-    VerificationReport,
     compare,
     feature_scale,
     first_divergence,
 )
+from mdlstm_tk.export.verification.report import VerificationReport
+from mdlstm_tk.export.verification.runtimes import in_float64
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.training import Run
 
@@ -77,8 +76,7 @@ def test_each_feature_has_its_own_scale() -> None:
 
 def test_an_error_that_is_nan_is_the_largest_one() -> None:
     errors = {"right": Parity(1e-7, 0.1), "wrong": Parity(np.nan, np.nan)}
-    outcomes = {name: Outcome("y", parity, None, None) for name, parity in errors.items()}
-    report = VerificationReport(Path("m.onnx"), {}, "", None, {"all": [*errors]}, {"cpu": outcomes})
+    report = VerificationReport(Path("m.onnx"), {}, "", None, {"all": [*errors]}, {"cpu": errors})
     assert np.isnan(report.worst_errors("cpu")["all"]) and report.failed == ["cpu"]
 
 
@@ -98,7 +96,6 @@ def test_a_damaged_wavefront_is_named(trained: Run, tmp_path: Path) -> None:
     case = results["ONNX Runtime, cpu"]["5x7, random × 3, seed 0"]
     assert not case["passed"]
     assert case["first_divergence"] == {"wavefront": 4, "wavefronts": 11, "corner": [0, 0]}
-    assert max(case["wavefronts"][:4]) < 1e-5 < case["wavefronts"][4]
 
 
 def test_a_scan_is_verified_on_odd_grids(trained: Run, tmp_path: Path) -> None:
@@ -219,16 +216,8 @@ def test_a_wrong_output_after_the_first_is_found(tmp_path: Path) -> None:
     report = verify_model(path, net, device="cpu", seeds=1)
     assert set(report.failed) == {"ONNX Runtime, cpu", "ONNX reference evaluator"}
     outcome = next(iter(report.outcomes["ONNX Runtime, cpu"].values()))
-    assert outcome.parity.max_abs == pytest.approx(1, abs=1e-4)
+    assert outcome.max_abs == pytest.approx(1, abs=1e-4)
     assert outcome.first_divergence is None  # the map, which has a grid, is right
-
-
-def test_random_inputs_are_those_of_the_export(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    path = export_onnx(spectrogram(), tmp_path / "net.onnx", torch.rand(1, 3, 4) + 1).path
-    assert verify_model(path, device="cpu", seeds=1).failed == []
-    report = verify_model(path, device="cpu", seeds=1, example_range=(-2, -1))
-    assert "ONNX Runtime, cpu" in report.failed  # NaN
 
 
 def test_operators_outside_the_list_need_trust(tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""The result of `verify_model`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import counted
+from mdlstm_tk.errors import Export, ParityError
+from mdlstm_tk.export.verification.parity import Parity
+from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.training import Run
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """The result of `verify_model`; `print` shows a line for each runtime.
+
+    Attributes:
+        model: the file, or the folder with the files.
+        models: the metadata of each file that was verified, by its path.
+        reference: what the files were compared with, in words.
+        run: the run that they were compared with; None if it was something else.
+        groups: names of the cases in each group: of one file, see `Case`; of several, one group for each.
+        outcomes: the errors by runtime, then by the name of the case.
+        stale: a line for each file that was exported from another checkpoint.
+    """
+
+    model: Path
+    models: dict[Path, Metadata]
+    reference: str
+    run: Run | None
+    groups: dict[str, list[str]]
+    outcomes: dict[str, dict[str, Parity]]
+    stale: tuple[str, ...] = ()
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the runtimes that are out of tolerance on at least one case."""
+        return [runtime for runtime in self.outcomes if not self.passed(runtime)]
+
+    def passed(self, runtime: str) -> bool:
+        """True if a runtime is within tolerance on all cases."""
+        return all(outcome.passed for outcome in self.outcomes[runtime].values())
+
+    def worst_errors(self, runtime: str) -> dict[str, float]:
+        """The largest absolute error of a runtime in each group of cases; NaN if one of them is NaN."""
+        outcomes = self.outcomes[runtime]
+        errors = {
+            group: [outcomes[name].max_abs for name in names if name in outcomes]
+            for group, names in self.groups.items()
+        }
+        return {group: float(np.max(of_group)) for group, of_group in errors.items() if of_group}
+
+    def title(self) -> str:
+        """The file with its form and grid, or the folder with the number of its files."""
+        if len(self.models) > 1:
+            return f"{self.model} ({counted(len(self.models), 'model')})"
+        ((path, metadata),) = self.models.items()
+        grid = format_size(metadata.grid) if metadata.grid else "any size"
+        return f"{path} ({metadata.form}, {grid})"
+
+    def __str__(self) -> str:
+        """The title, and a line for each runtime with its largest error."""
+        lines = [f"{self.title()}: largest error against {self.reference} in float64"]
+        for runtime in self.outcomes:
+            error = np.max(list(self.worst_errors(runtime).values()))
+            verdict = "within tolerance" if self.passed(runtime) else "out of tolerance"
+            lines.append(f"{runtime}: {error:.1e}, {verdict}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """All outcomes as JSON values, by runtime and case."""
+        return {
+            runtime: {case: outcome.as_dict() for case, outcome in outcomes.items()}
+            for runtime, outcomes in self.outcomes.items()
+        }
+
+    def raise_if_failed(self) -> None:
+        """Do nothing if all runtimes passed.
+
+        Raises:
+            ParityError: a runtime failed; names the case, and the first wavefront that is wrong.
+        """
+        if not self.failed:
+            return
+        outcomes = self.outcomes[self.failed[0]]
+        case, worst = next((name, o) for name, o in outcomes.items() if not o.passed)
+        where = f" ({worst.first_divergence})" if worst.first_divergence else ""
+        advice: tuple[object, ...] = ()
+        if self.stale:
+            where, advice = "", ("; ", self.stale[0])
+        elif self.run is not None:
+            advice = (
+                "; if the model was exported from another run or checkpoint, name that, else export it "
+                "again with: ",
+                Export({"force": True}, str(self.run.folder)),
+            )
+        raise ParityError(
+            f"{', '.join(self.failed)}: error {worst.max_abs:.1e} against {self.reference} on "
+            f"{case}{where}, {worst.max_ratio:.3g} times what the tolerance of the export allows",
+            *advice,
+        )

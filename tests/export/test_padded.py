@@ -1,0 +1,65 @@
+"""`export_onnx(padded=True)`: a padded sample gives the same numbers as the sample alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mdlstm_tk import MDLSTM
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.export import export_onnx, float64_reference
+from mdlstm_tk.models import create
+from mdlstm_tk.runtime import Session
+
+Z = torch.randn(2, 2)
+
+
+class Padded(nn.Module):
+    """Outputs with different windows, `sizes`, and another input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse, self.shift = MDLSTM(1, 2), MDLSTM(1, 3, window=2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, z: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fine(x, sizes) + self.shift(z)[:, None, None], self.coarse(x, sizes)
+
+
+@pytest.mark.parametrize("form", ["unrolled", "scan"])
+def test_padded_samples_give_the_same_numbers_as_the_samples_alone(form: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, names = Padded(), ["fine", "coarse"]
+    options: Any = {"padded": True, "extra_inputs": {"z": Z}, "output_names": names}
+    report = export_onnx(net, tmp_path / "m.onnx", grid=(5, 6), form=form, **options)
+    reference, rng = float64_reference(net, names), np.random.default_rng(0)
+    session = Session(report.path, "cpu")
+    assert session.metadata.inputs == ("x", "sizes", "z")
+    assert session.metadata.windows == {"fine": (1, 1), "coarse": (2, 2)}
+    for grid in [(5, 6), (1, 1), (1, 6), (5, 1), (3, 4)]:
+        x, z = rng.random((2, *grid, 1), np.float32), Z.numpy()
+        exact, y = reference(x, z=z), session(x, z=z)
+        assert all(np.abs(y[name] - exact[name]).max() < 1e-6 for name in names)
+    x, sizes = rng.random((2, 5, 6, 1), np.float32), np.asarray([[5, 6], [2, 3]])
+    y = session(x, sizes=sizes, z=Z.numpy())["fine"]
+    exact = reference(x[1:, :2, :3], z=Z[1:].numpy())["fine"]
+    np.testing.assert_allclose(y[1:, :2, :3], exact, rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match=r"\(2, 2\)"):
+        session(x, sizes=np.asarray([5, 6]), z=Z.numpy())
+
+
+@pytest.mark.parametrize("model", ["md", "horizontal", "snake"])
+def test_shipped_networks_take_padded_samples(model: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = create(model, 1, 2)
+    export_onnx(net, tmp_path / "m.onnx", form="scan", padded=True, channels=1)
+    session, reference = Session(tmp_path / "m.onnx", "cpu"), float64_reference(net)
+    samples = [
+        np.random.default_rng(0).random(grid, np.float32) for grid in [(5, 6), (1, 1), (1, 9), (5, 1)]
+    ]
+    for sample, y in zip(samples, session.run_many(samples), strict=True):
+        np.testing.assert_allclose(y, reference(sample[None, ..., None])[0], rtol=0, atol=1e-6)
