@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,11 +28,8 @@ from mdlstm_tk.runtime.tiles.files import FileRun
 from mdlstm_tk.runtime.tiles.local import RunGroups
 from mdlstm_tk.runtime.tiles.plan import Group
 from mdlstm_tk.runtime.tiles.session import TiledSession
-from mdlstm_tk.runtime.tiles.work import Face, FaceKey
 
 MAX_RESTARTS = 2  # of a worker that is lost
-
-Reply = tuple[Any, MDLSTMError | None]  # results, and the error that ended them, which the driver raises
 
 
 class FilesWorker:
@@ -44,8 +41,8 @@ class FilesWorker:
         os.chdir(folder)
         self._session, self._infer_args = Session(model, **session_kwargs), infer_args
 
-    def run(self, jobs: Sequence[Job]) -> Reply:
-        """Run `jobs`; return their results."""
+    def run(self, jobs: Sequence[Job]) -> tuple[list[Result], MDLSTMError | None]:
+        """Run `jobs`; return their results, and the error that ended them."""
         results: list[Result] = []
         try:
             for result in infer_files(self._session, jobs, *self._infer_args):
@@ -63,16 +60,17 @@ class TilesWorker:
         self._session, self._stack = session, ExitStack()
         self._file: FileRun | None = None
 
-    def run(self, file: FileRun, group: Group, faces: dict[FaceKey, Face]) -> Reply:
-        """Run a group of tiles of a file; return the faces that it leaves."""
+    def run(self, file: FileRun, group: Group) -> MDLSTMError | None:
+        """Run a group of tiles of a file."""
         try:
             if file != self._file:
                 self._file = None  # until the next one is open
                 self._stack.close()
                 self._work, self._file = file.open(self._session, self._stack), file
-            return self._work.run(group, faces), None
+            self._work.run(group)
         except MDLSTMError as error:
-            return {}, error
+            return error
+        return None
 
 
 def infer_with_ray(
@@ -114,25 +112,16 @@ def infer_with_ray(
 def tile_workers(session: TiledSession, workers: int) -> Iterator[Callable[[FileRun], RunGroups]]:
     """Start Ray workers; yields a function from a file to the function that runs its groups of tiles.
 
-    The groups of a step run at the same time. Faces travel by way of this process, and all else lies in
-    files. A group may run again, which Ray does when a worker is lost.
+    The groups of a step run at the same time; what they leave for one another lies in files. A group may
+    run again, which Ray does when a worker is lost.
     """
     with ray_cluster(workers) as ray:
         pool = _pool(ray, TilesWorker, (os.getcwd(), session), workers, session.device)
 
-        def run_groups(
-            file: FileRun, groups: Sequence[Group], faces: Mapping[FaceKey, Face]
-        ) -> list[dict[FaceKey, Face]]:
-            def submit(actor: Any, group: Group) -> Any:
-                tiles = {(group.sweep, tile) for tile in group.tiles}
-                entering = {key: face for key, face in faces.items() if key[:2] in tiles}  # sweep, tile
-                return actor.run.remote(file, group, entering)
-
-            replies = list(pool.map(submit, groups))
-            for _, error in replies:
+        def run_groups(file: FileRun, groups: Sequence[Group]) -> None:
+            for error in list(pool.map(lambda actor, group: actor.run.remote(file, group), groups)):
                 if error is not None:
                     raise error
-            return [leaving for leaving, _ in replies]
 
         yield lambda file: partial(run_groups, file)
 

@@ -15,12 +15,12 @@ from mdlstm_tk.runtime.batching import Result, write_results
 from mdlstm_tk.runtime.io.files import ExistsError, cannot_write
 from mdlstm_tk.runtime.io.npy import STDIO
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
-from mdlstm_tk.runtime.tiles.local import Report, RunGroups, State, on_threads, run_steps
+from mdlstm_tk.runtime.tiles.local import STATE, Report, RunGroups, State, on_threads, run_steps
 from mdlstm_tk.runtime.tiles.outputs import GRID_FORMATS, FileOutput, GridFormat
 from mdlstm_tk.runtime.tiles.session import TILE, TiledSession
 from mdlstm_tk.runtime.tiles.sources import fingerprint, open_source
 from mdlstm_tk.runtime.tiles.store import BlockFolder
-from mdlstm_tk.runtime.tiles.work import Output, Work, tile_of_output
+from mdlstm_tk.runtime.tiles.work import Output, Work
 
 if os.name == "posix":
     import fcntl
@@ -65,15 +65,16 @@ class FileRun:
         archive, scratch = session.archive, Path(self.scratch)
         source = open_source(Path(self.source), session.metadata, self.level, stack)
         plan = session.plan(source.grid, self.tile, self.batch_size)
-        shape = session.output_shape(source.grid)
+        shape = archive.output_shape(source.grid)
         output: Output = np.empty(shape if self.format is None else 0, np.float32)
         if self.format is not None:
+            tile = zip(plan.tile_extents[-1], archive.upsample, shape, strict=False)
             output = FileOutput(
                 scratch,
                 self.format,
                 shape,
                 session.metadata,
-                tile_of_output(archive, plan),
+                tuple(min(size * up, extent) for size, up, extent in tile),
                 wants_probabilities=self.wants_probabilities,
                 squeeze=not source.has_channel_axis,
             )
@@ -138,7 +139,7 @@ def _infer_file(
         dependencies = {
             "model": session.archive.digest,
             "source": [fingerprint(Path(job.source)), tiles.level],
-            "tile": work.plan.tiling.tile_extents[0],
+            "tile": work.plan.tile_extents[0],
             "batch size": work.plan.batch_size,
             "format": job.format,
             "probabilities": options.probabilities,
@@ -183,7 +184,7 @@ def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[None]:
                 f"a run that was interrupted has left {folder}; go on with ",
                 *(Argument("resume", True), ", or start over with ", Argument("force", True)),
             )
-        if has_leftovers and not resume:
+        if has_leftovers and not (resume and (folder / STATE).exists()):
             for path in folder.iterdir():  # but not the folder, which is locked
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         can_go_on = resume
@@ -195,7 +196,7 @@ def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[None]:
             kept = ": what was computed is kept"
             raise InputError(error, " and ", Argument("resume", True), kept) from None
         finally:
-            if not can_go_on or not (folder / "state.npz").exists():
+            if not can_go_on or not (folder / STATE).exists():
                 shutil.rmtree(folder, ignore_errors=True)
     finally:
         if lock is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from mdlstm_tk.runtime.tiles.local import on_threads, run_steps
 from mdlstm_tk.runtime.tiles.plan import Plan, tile_extents
 from mdlstm_tk.runtime.tiles.sources import GridSource
 from mdlstm_tk.runtime.tiles.store import BlockFolder
-from mdlstm_tk.runtime.tiles.work import Work, make_plan, output_extents
+from mdlstm_tk.runtime.tiles.work import Work
 
 TILE = 512
 BATCH_SIZE = 4
@@ -132,7 +133,7 @@ class TiledSession(OpenModel):
 
         samples = x if x.ndim == ndim + 2 else x[None]
         sources = [GridSource(sample, self.metadata, "x") for sample in samples]
-        y = np.empty((len(samples), *self.output_shape(samples.shape[1 : 1 + ndim])), np.float32)
+        y = np.empty((len(samples), *self.archive.output_shape(samples.shape[1 : 1 + ndim])), np.float32)
         for source, result in zip(sources, y, strict=True):
             plan = self.plan(source.grid, tile, batch_size)
             with TemporaryDirectory(prefix="mdlstm-tiles-") as folder:
@@ -152,16 +153,13 @@ class TiledSession(OpenModel):
             raise InputError(
                 f"the extents {tuple(grid)} must be multiples of {multiple_of} for this model; pad them"
             )
-        extents = tile_extents(tile, len(grid))
+        windows, sweeps = [stage.window for stage in self.archive.stages], self.archive.sweeps
+        plan_of = partial(Plan, grid, tile_extents(tile, len(grid)), windows, sweeps)
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         if batch_size is None:
-            batch_size = self._batch_size(make_plan(self.archive, grid, extents, 1))
-        return make_plan(self.archive, grid, extents, batch_size)
-
-    def output_shape(self, grid: Sequence[int]) -> tuple[int, ...]:
-        """The shape of y for one sample."""
-        return (*output_extents(self.archive, grid), self.metadata.outputs)
+            batch_size = self._batch_size(plan_of(1))
+        return plan_of(batch_size)
 
     def _batch_size(self, plan: Plan) -> int:
         """The largest batch with which the run keeps to `max_bytes`."""
@@ -171,7 +169,7 @@ class TiledSession(OpenModel):
         fitting = (self.max_bytes - BASE_BYTES) // nbytes
         if fitting < 1:
             raise InputError(
-                f"tiles of {format_size(plan.tiling.tile_extents[0])} on {counted(self.threads, 'thread')} "
+                f"tiles of {format_size(plan.tile_extents[0])} on {counted(self.threads, 'thread')} "
                 f"need about {BASE_BYTES + nbytes} bytes, more than {self.max_bytes}; give a smaller ",
                 *(Argument("tile"), ", or allow more with ", Argument("max_bytes")),
             )
@@ -180,7 +178,7 @@ class TiledSession(OpenModel):
 
 def _tile_bytes(archive: Archive, plan: Plan) -> int:
     """About how many bytes one tile takes while it is swept, in the stage where it takes most."""
-    sizes = [prod(extents) for extents in plan.tiling.tile_extents]
+    sizes = [prod(extents) for extents in plan.tile_extents]
     gates = [GATE_SHARE * (3 + len(stage.window)) * stage.units for stage in archive.stages]
     largest = max(
         3 * sizes[s] * stage.channels + sizes[s + 1] * (gates[s] + 4 * stage.features)
