@@ -17,6 +17,7 @@ from mdlstm_tk.runtime.io.readers import Arrays, InputFile
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.session import Outputs, Session
+from mdlstm_tk.runtime.shapes import grid_of
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.answers import Answer
@@ -130,16 +131,17 @@ def run_batches(
     for number, (tag, feed) in enumerate(feeds):
         key: Any = number  # several inputs run alone, and so do arrays that the session will refuse
         if not isinstance(feed, Mapping) and metadata.ndim <= feed.ndim <= metadata.ndim + 2:
-            key = "padded" if is_padded else _sample_shape(feed, metadata)
+            has_batch_axis = metadata.has_batch_axis(feed.ndim)
+            key = "padded" if is_padded else feed.shape[has_batch_axis:]
         groups.setdefault(key, []).append((tag, feed))
     for key, members in groups.items():
         if key == "padded":  # grids of one size are padded least
-            members.sort(key=lambda member: prod(grid_of(_x_of(member[1], metadata), metadata)))
+            members.sort(key=lambda member: prod(grid_of(_x_of(member[1], metadata).shape, metadata)))
         batch: list[tuple[Tag, Feed]] = []
         samples, grid = 0, (0,) * metadata.ndim
         for tag, feed in members:
             x = _x_of(feed, metadata)
-            x_grid = grid_of(x, metadata)
+            x_grid = grid_of(x.shape, metadata)
             if key == "padded":
                 x_grid = metadata.grid_like(x_grid)  # the grid that x is padded to
             count = len(x) if metadata.has_batch_axis(x.ndim) else 1
@@ -152,24 +154,12 @@ def run_batches(
         yield from _run_batch(session, batch, _batch_limit(batch_size, grid), stops)
 
 
-def grid_of(x: Array, metadata: Metadata) -> tuple[int, ...]:
-    """The extents of the grid in an array as `Session` takes it, with or without batch and channel axes."""
-    shape = _sample_shape(x, metadata)
-    if len(shape) == metadata.ndim:
-        return shape
-    return shape[:-1] if metadata.channels_last else shape[1:]
-
-
 def grids_of(file: InputFile, metadata: Metadata) -> list[tuple[int, ...]]:
     """The extents of the grids in a file that a model is to take."""
     arrays = file.arrays_for(metadata)
     if file.holds_inputs(metadata) and arrays is file.arrays:
         arrays = {None: arrays[metadata.inputs[0]]}
-    return [grid_of(x, metadata) for x in arrays.values()]
-
-
-def _sample_shape(x: Array, metadata: Metadata) -> tuple[int, ...]:
-    return x.shape[1:] if metadata.has_batch_axis(x.ndim) else x.shape
+    return [grid_of(x.shape, metadata) for x in arrays.values()]
 
 
 def _x_of(feed: Feed, metadata: Metadata) -> Array:
@@ -311,7 +301,7 @@ def _feeds_of(file: InputFile, arrays: Arrays, metadata: Metadata) -> Feeds:
             f"called {', '.join(metadata.inputs)}"
         )
     for x in arrays.values():
-        grid = grid_of(x, metadata)
+        grid = grid_of(x.shape, metadata)
         run_bytes = prod(grid) * POSITION_BYTES
         if run_bytes > 2**30:
             from mdlstm_tk.runtime.providers import available_memory  # imported late: few are so large
@@ -328,7 +318,9 @@ def _feeds_of(file: InputFile, arrays: Arrays, metadata: Metadata) -> Feeds:
 
 
 def _widths_of(file: InputFile, arrays: Arrays, metadata: Metadata) -> Widths:
-    columns = {name: grid_of(x, metadata)[-1] for name, x in arrays.items() if x.ndim >= metadata.ndim}
+    columns = {
+        name: grid_of(x.shape, metadata)[-1] for name, x in arrays.items() if x.ndim >= metadata.ndim
+    }
     return {name: (w, file.arrays[name].shape[1] if file.is_image else w) for name, w in columns.items()}
 
 

@@ -9,14 +9,14 @@ import numpy as np
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_named
-from mdlstm_tk.runtime.batching import grid_of, run_batches
+from mdlstm_tk.runtime.batching import run_batches
 from mdlstm_tk.runtime.character_model import CharacterModel
 from mdlstm_tk.runtime.ctc import Transcription, check_search, transcribe_logits
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.io.readers import preprocessing_for
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.session import Session
-from mdlstm_tk.runtime.shapes import as_array, step_width
+from mdlstm_tk.runtime.shapes import as_array, grid_of, step_width
 
 
 @checked
@@ -59,7 +59,7 @@ def transcribe(
             raise logits
         if isinstance(logits, dict):  # the first output is the one that metadata describe
             logits = logits[metadata.output_names[0]]
-        columns = grid_of(arrays[k], metadata)[1]
+        columns = grid_of(arrays[k].shape, metadata)[1]
         width = covered_width(len(logits), columns, np.shape(images[k])[1])
         lines[k] = read_logits(logits, metadata, beam, lm, width)
     return [lines[k] for k in range(len(arrays))]

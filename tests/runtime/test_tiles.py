@@ -82,8 +82,8 @@ def test_memory_is_bounded_by_smaller_batches() -> None:
 @pytest.mark.parametrize(
     ("x", "options", "words"),
     [
-        (np.zeros(3), {}, "2 grid axes"),
-        (np.zeros((4, 4, 2)), {}, "with 3 channels"),
+        (np.zeros(3), {}, r"expected \(H, W\), \(H, W, C\) or \(N, H, W, C\)"),
+        (np.zeros((4, 4, 2)), {}, "2 channels at each position, expected 3"),
         (np.zeros((0, 4, 3)), {}, "is empty"),
         (np.zeros((0, 4, 4, 3)), {}, "is empty"),
         (np.full((4, 4, 3), np.nan), {}, "NaN"),

@@ -138,7 +138,8 @@ def _archive(index: Any, members: dict[str, bytes], label: str, digest: str) -> 
     """The parts that `INDEX` names; raises what `parse_archive` catches."""
     metadata = Metadata.from_props(index["metadata"], label)
     ndim, channels = metadata.ndim, metadata.channels
-    if metadata.form != "tiles" or metadata.inputs != ("x",) or len(metadata.output_names) != 1:
+    names = metadata.inputs, len(metadata.output_names)
+    if metadata.form != "tiles" or names != (("x",), 1) or not metadata.channels_last:
         raise ValueError("its metadata are not those of a tiled export")
     stages = tuple(_stage(entry, s, ndim) for s, entry in enumerate(index["stages"]))
     for stage in stages:

@@ -19,7 +19,7 @@ from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, Array, byte_limit
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.runner import GraphInfo, OpenModel
-from mdlstm_tk.runtime.shapes import as_array
+from mdlstm_tk.runtime.shapes import Shapes, as_array
 from mdlstm_tk.runtime.tiles.archive import Archive, Stage, parse_archive, read_archive_bytes
 from mdlstm_tk.runtime.tiles.local import on_threads, run_steps
 from mdlstm_tk.runtime.tiles.plan import Plan, tile_extents
@@ -121,38 +121,25 @@ class TiledSession(OpenModel):
             StoppedError: a batch exceeds a limit on time or memory.
             MDLSTMError: ONNX Runtime fails, the disk is full, or the session is closed.
         """
-        x, ndim = as_array(x, "x"), self.metadata.ndim
-        if not x.size:
-            raise InputError(f"x is empty: its shape is {x.shape}")
-        if x.ndim not in (ndim, ndim + 1, ndim + 2):
-            raise InputError(
-                f"x has shape {x.shape}, expected {counted(ndim, 'grid axis', 'grid axes')}, with or "
-                "without channels and batch"
-            )
         from tempfile import TemporaryDirectory  # imported late: most models need none
 
-        samples = x if x.ndim == ndim + 2 else x[None]
-        sources = [GridSource(sample, self.metadata, "x") for sample in samples]
-        y = np.empty((len(samples), *self.archive.output_shape(samples.shape[1 : 1 + ndim])), np.float32)
-        for source, result in zip(sources, y, strict=True):
-            plan = self.plan(source.grid, tile, batch_size)
+        shapes = Shapes(self.metadata)
+        batch = shapes.with_axes(as_array(x, "x"))
+        grid = shapes.grid(batch.samples)
+        plan = self.plan(grid, tile, batch_size)
+        y = np.empty((len(batch.samples), *self.archive.output_shape(grid)), np.float32)
+        for sample, result in zip(batch.samples, y, strict=True):
+            source = GridSource(sample, self.metadata, "x")
             with TemporaryDirectory(prefix="mdlstm-tiles-") as folder:
                 work = Work(self.archive, self.graphs, plan, BlockFolder(Path(folder)), source, result)
                 with on_threads(work, self.threads) as run_groups:
                     run_steps(work, run_groups)
-        if self.metadata.window is not None and y.shape[-1] == 1 and x.ndim == ndim:
-            y = y[..., 0]
-        return y if x.ndim == ndim + 2 else y[0]
+        return np.asarray(shapes.restore_axes({self.metadata.output_names[0]: y}, batch))
 
     def plan(
         self, grid: Sequence[int], tile: int | Sequence[int] = TILE, batch_size: int | None = None
     ) -> Plan:
         """The plan for a grid."""
-        multiple_of = self.metadata.multiple_of or (1,) * len(grid)
-        if any(extent % m for extent, m in zip(grid, multiple_of, strict=True)):
-            raise InputError(
-                f"the extents {tuple(grid)} must be multiples of {multiple_of} for this model; pad them"
-            )
         windows, sweeps = [stage.window for stage in self.archive.stages], self.archive.sweeps
         plan_of = partial(Plan, grid, tile_extents(tile, len(grid)), windows, sweeps)
         if batch_size is not None and batch_size < 1:
