@@ -23,8 +23,8 @@ import torch
 from measuring import argument_parser, interleave, markdown, milliseconds, resumed
 
 from mdlstm_tk.data import Ising
+from mdlstm_tk.density.given import uniform_numbers
 from mdlstm_tk.models import DensityNet, PixelNet
-from mdlstm_tk.runtime.samples import uniform_numbers
 from mdlstm_tk.training import default_config, new_job, parse_settings, train
 from mdlstm_tk.training.comparison import with_parameters
 from mdlstm_tk.training.networks import build_network, count_parameters

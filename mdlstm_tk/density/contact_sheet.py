@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk.density.given import read_given
 from mdlstm_tk.errors import Argument, InputError, require
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
 from mdlstm_tk.runtime.io.npy import Array, save_array
-from mdlstm_tk.runtime.samples import read_given
 
 OUTPUT_SUFFIXES = (".png", ".gif", ".npy")
 IMAGE_PIXELS = 56  # of the longer side of the picture of an image, about
@@ -43,7 +43,7 @@ def draw_samples(
         count: number of images.
         size: (H, W); None: that of the training images.
         given: a file with the part of the image that is not drawn; see
-            `mdlstm_tk.runtime.samples.read_given`.
+            `mdlstm_tk.density.given.read_given`.
         temperature: divides the logits; below 1 the likely values become likelier.
         seed: decides the images.
         force: replace the file if it exists.

@@ -11,9 +11,9 @@ from torch import nn
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted
+from mdlstm_tk.density.given import Given, uniform_numbers
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES
-from mdlstm_tk.runtime.samples import Given, uniform_numbers
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
 from mdlstm_tk.training.run_folder import Run
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
+from mdlstm_tk._util.text import reason_of
 from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError, MDLSTMError, Message, StoppedError, require
 from mdlstm_tk.runtime.io.npy import Array, byte_limit
 from mdlstm_tk.runtime.model_check import check_model
-from mdlstm_tk.runtime.providers import create_session, is_out_of_memory, one_line
+from mdlstm_tk.runtime.providers import create_session, is_out_of_memory
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.isolation import IsolatedRunner
@@ -175,7 +176,7 @@ class LocalRunner:
                 advice = "use a smaller batch or grid, or run the grid in tiles, with a model from: "
                 text = "the model needs more memory than there is; ", advice
                 raise StoppedError(Message(*text, TILED_EXPORT), "memory") from None
-            failure = f"ONNX Runtime failed: {one_line(error)}"
+            failure = f"ONNX Runtime failed: {reason_of(error)}"
             # It refuses shapes, and numbers such as tokens, that the model does not take.
             is_refused = type(error).__name__ == "InvalidArgument"
             raise (InputError if is_refused else MDLSTMError)(failure) from None

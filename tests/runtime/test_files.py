@@ -12,7 +12,7 @@ import pytest
 
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable, is_empty, publish, staging
-from mdlstm_tk.runtime.io.npy import load_array, read_model
+from mdlstm_tk.runtime.io.npy import load_array, read_model_file
 from mdlstm_tk.runtime.model_discovery import find_models
 from mdlstm_tk.runtime.tiles.sources import fingerprint
 
@@ -142,10 +142,10 @@ def test_a_path_that_no_file_can_have_is_one_line(tmp_path: Path) -> None:
         temporary.touch()
     assert find_models(path) == [path]
     with pytest.raises(InputError, match="File name too long"):
-        read_model(path, 1, "")
+        read_model_file(path, 1, "")
     for name in ("a\0b", "\ud800"):
         with pytest.raises(InputError, match="cannot read"):
-            read_model(Path(name), 1, "")
+            read_model_file(Path(name), 1, "")
         with pytest.raises(InputError, match="cannot read"):
             load_array(name)
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from mdlstm_tk.density import sample_run
 from mdlstm_tk.density.contact_sheet import contact_sheet, draw_samples, write_samples
+from mdlstm_tk.density.given import read_given, uniform_numbers
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import render_report
-from mdlstm_tk.runtime.samples import read_given, uniform_numbers
 from mdlstm_tk.training import Run, load_checkpoint, make_task
 
 

@@ -195,7 +195,7 @@ def read_capped(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> byte
     return data
 
 
-def read_model(path: Path, max_bytes: int, make_one: str | Export) -> bytes:
+def read_model_file(path: Path, max_bytes: int, make_one: str | Export) -> bytes:
     """Read a model into memory, so that ONNX Runtime has no path to resolve external data against."""
     try:
         is_regular = S_ISREG(path.stat().st_mode)  # a named pipe would be waited for

@@ -26,13 +26,11 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from math import prod
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
-from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.text import counted, reason_of
 from mdlstm_tk.errors import TILED_EXPORT, InputError
 from mdlstm_tk.runtime.io import TILED_SUFFIX
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, read_model
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.tiles.plan import Sweep
 
@@ -90,11 +88,6 @@ class Archive:
         return (*(-(-e // w) for d, (e, w) in extents if d not in self.pool), self.metadata.outputs)
 
 
-def read_archive_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
-    """The content of the file; raises an InputError if it cannot be read or is larger than `max_bytes`."""
-    return read_model(path, max_bytes, TILED_EXPORT)
-
-
 def parse_archive(data: bytes, label: str) -> Archive:
     """Parse what `mdlstm export --form tiles` wrote; `label` names it in error messages.
 
@@ -115,10 +108,8 @@ def parse_archive(data: bytes, label: str) -> Archive:
         if INDEX not in members:
             raise ValueError(f"it holds no {INDEX}")
     except Exception as error:  # zipfile raises all kinds of exceptions for damaged archives
-        reason = " ".join(ascii(str(error))[1:-1].split())
-        raise InputError(
-            f"{label} is no tiled export, or damaged ({reason:.200}); make one with: ", TILED_EXPORT
-        ) from None
+        text = f"{label} is no tiled export, or damaged ({reason_of(error)}); make one with: "
+        raise InputError(text, TILED_EXPORT) from None
     try:
         index = json.loads(members.pop(INDEX))
         if index["schema"] != SCHEMA:

@@ -15,12 +15,12 @@ import numpy as np
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted
-from mdlstm_tk.errors import Argument, InputError
-from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, Array, byte_limit
+from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError
+from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, Array, byte_limit, read_model_file
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.runner import GraphInfo, OpenModel
 from mdlstm_tk.runtime.shapes import Shapes, as_array
-from mdlstm_tk.runtime.tiles.archive import Archive, Stage, parse_archive, read_archive_bytes
+from mdlstm_tk.runtime.tiles.archive import Archive, Stage, parse_archive
 from mdlstm_tk.runtime.tiles.local import on_threads, run_steps
 from mdlstm_tk.runtime.tiles.plan import Plan, tile_extents
 from mdlstm_tk.runtime.tiles.sources import GridSource
@@ -84,7 +84,7 @@ class TiledSession(OpenModel):
     ) -> None:
         label = "the model" if isinstance(model, bytes) else str(model)
         limit = byte_limit(max_bytes)
-        data = model if isinstance(model, bytes) else read_archive_bytes(Path(model), limit)
+        data = model if isinstance(model, bytes) else read_model_file(Path(model), limit, TILED_EXPORT)
         options: dict[str, Any] = {"timeout": timeout, "max_bytes": max_bytes, "device": device}
         options |= {"tf32": tf32, "isolated": isolated, "trusted": trusted}
         self._arguments = data, {**options, "threads": threads}

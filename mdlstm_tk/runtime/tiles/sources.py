@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mdlstm_tk._util.text import reason_of
 from mdlstm_tk.errors import Argument, InputError, require
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.io import READABLE_IN_TILES
@@ -56,7 +57,7 @@ class GridSource:
         try:
             values = self._prepare(self._values[region])
         except Exception as error:  # zarr, tifffile and their codecs raise all kinds of exceptions
-            raise InputError(f"cannot read {self._label}: {_one_line(error)}") from None
+            raise InputError(f"cannot read {self._label}: {reason_of(error)}") from None
         values = to_float32(values, self._label)
         return values if values.ndim > len(self.grid) else values[..., None]
 
@@ -115,9 +116,5 @@ def _open_zarr(path: Path) -> Any:
         return zarr.open_array(str(path), mode="r", zarr_format=3)
     except Exception as error:  # zarr raises all kinds of exceptions
         raise InputError(
-            f"{path} is no zarr array of format 3, as zarr.create_array writes it ({_one_line(error)})"
+            f"{path} is no zarr array of format 3, as zarr.create_array writes it ({reason_of(error)})"
         ) from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
