@@ -142,7 +142,7 @@ def test_integers_of_few_bits_are_scaled_by_their_own_maximum_or_refused() -> No
             pixels = decode_image(data, "x.tif")
             np.testing.assert_allclose(scale(pixels), values / (2**bits - 1), atol=1e-5)
             continue
-        with pytest.raises(InputError, match="8 bits in each channel, or 16 bits of grey$"):
+        with pytest.raises(InputError, match=r"8 bits in each channel, or 16 bits of grey$"):
             decode_image(data, "x.tif")
     for bits in range(1, 33):
         dtype = np.dtype(f"u{1 if bits <= 8 else 2 if bits <= 16 else 4}")
