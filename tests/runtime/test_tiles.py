@@ -95,11 +95,6 @@ def test_wrong_arguments_are_refused(x: Any, options: dict[str, Any], words: str
         TiledSession(segmenter().path, "cpu")(x, **options)
 
 
-def test_fewer_than_no_threads_are_refused() -> None:
-    with pytest.raises(InputError, match="threads must be from 1 to"):
-        TiledSession(segmenter().path, "cpu", threads=-1)
-
-
 @pytest.mark.parametrize(("failure", "count"), [(InputError("x holds NaN"), 0), (KeyboardInterrupt(), 1)])
 def test_only_an_interrupt_stops_the_runs_of_other_calls(failure: BaseException, count: int) -> None:
     stopped: list[None] = []
