@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 64  # no model that was measured ran faster with more samples per run
 BATCH_POSITIONS = BATCH_SIZE * 64 * 64  # memory of a run grows with its positions and the hidden size
-WINDOW = 4 * BATCH_SIZE  # files; enough to fill batches when a folder holds a few different shapes
-WINDOW_BYTES = 2**28
+CHUNK = 4 * BATCH_SIZE  # files; enough to fill batches when a folder holds a few different shapes
+CHUNK_BYTES = 2**28
 MAX_STOPS = 3  # in a row, as each may take as long as the limit on time
 POSITION_BYTES = 1000
 """Roughly what a run takes for each position of x: a grid network of four directions with 32 units takes
@@ -85,9 +85,9 @@ def infer_files(
 ) -> Iterator[Result]:
     """Run a model on files and write the results; yields the result of each job.
 
-    Files are read in windows; the next window is read while the model works on the current one. Which
-    arrays share a batch depends on the jobs alone: batches never span windows, and a window ends at every
-    multiple of `WINDOW` files. If the model is stopped at a limit or crashes, the files of that batch are
+    Files are read in chunks; the next chunk is read while the model works on the current one. Which
+    arrays share a batch depends on the jobs alone: batches never span chunks, and a chunk ends at every
+    multiple of `CHUNK` files. If the model is stopped at a limit or crashes, the files of that batch are
     run one by one, so that the error is that of the file that caused it.
 
     Args:
@@ -102,9 +102,9 @@ def infer_files(
     """
     stops: list[StoppedError] = []
     is_over = Event()
-    windows = _read_windows(jobs, session.metadata, read, is_single, is_over)
-    for window in windows if is_single else read_ahead(windows, is_over):
-        yield from _infer_window(session, window, batch_size, options, stops, is_single)
+    chunks = _read_chunks(jobs, session.metadata, read, is_single, is_over)
+    for chunk in chunks if is_single else read_ahead(chunks, is_over):
+        yield from _infer_chunk(session, chunk, batch_size, options, stops, is_single)
 
 
 def run_batches(
@@ -210,12 +210,12 @@ def _run_split(session: Session, feed: Feed, limit: int) -> Any:
     return np.concatenate(parts)
 
 
-def _read_windows(
+def _read_chunks(
     jobs: Sequence[Job], metadata: Metadata, read: Read, is_single: bool, is_over: Event
 ) -> Iterator[list[PendingFile]]:
     """Read the jobs' files."""
-    window: list[PendingFile] = []
-    window_bytes = 0
+    chunk: list[PendingFile] = []
+    chunk_bytes = 0
     for number, job in enumerate(jobs, start=1):
         if is_over.is_set():
             return
@@ -226,20 +226,20 @@ def _read_windows(
             widths = _widths_of(file, arrays, metadata) if kind_named(metadata.kind).reads_pages else {}
             has_targets = "y" in (*file.arrays, *file.left_out) and file.is_to_train_on(metadata)
             left_out = ("y",) if has_targets else ()
-            window.append(PendingFile(Result(job, inputs=arrays, left_out=left_out), feeds, widths))
-            window_bytes += sum(array.nbytes for array in arrays.values())
+            chunk.append(PendingFile(Result(job, inputs=arrays, left_out=left_out), feeds, widths))
+            chunk_bytes += sum(array.nbytes for array in arrays.values())
         except InputError as error:
             if is_single:
                 raise
-            window.append(PendingFile(Result(job, str(error))))
+            chunk.append(PendingFile(Result(job, str(error))))
         except MemoryError:
             reason = f"{job.source} is too large for the memory that is left"
-            window.append(PendingFile(Result(job, reason)))
-        if number % WINDOW == 0 or window_bytes > WINDOW_BYTES:
-            yield window
-            window, window_bytes = [], 0
-    if window:
-        yield window
+            chunk.append(PendingFile(Result(job, reason)))
+        if number % CHUNK == 0 or chunk_bytes > CHUNK_BYTES:
+            yield chunk
+            chunk, chunk_bytes = [], 0
+    if chunk:
+        yield chunk
 
 
 def read_ahead(items: Iterator[Item], is_over: Event) -> Iterator[Item]:
@@ -259,19 +259,19 @@ def read_ahead(items: Iterator[Item], is_over: Event) -> Iterator[Item]:
             is_over.set()
 
 
-def _infer_window(
+def _infer_chunk(
     session: Session,
-    window: Sequence[PendingFile],
+    chunk: Sequence[PendingFile],
     batch_size: int | None,
     options: ResultOptions,
     stops: list[StoppedError],
     is_single: bool,
 ) -> Iterator[Result]:
-    yield from (file for file, feeds, _ in window if not feeds)
-    tagged = [((k, name), feed) for k, (_, feeds, _) in enumerate(window) for name, feed in feeds.items()]
+    yield from (file for file, feeds, _ in chunk if not feeds)
+    tagged = [((k, name), feed) for k, (_, feeds, _) in enumerate(chunk) for name, feed in feeds.items()]
     parts: dict[int, dict[str | None, OutputsOrError]] = {}
     for (k, name), y in run_batches(session, tagged, batch_size, stops):
-        file, feeds, widths = window[k]
+        file, feeds, widths = chunk[k]
         parts.setdefault(k, {})[name] = y
         if len(parts[k]) < len(feeds):
             continue

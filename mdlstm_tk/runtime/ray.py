@@ -1,7 +1,7 @@
 """Distribute inference with Ray, for more files or larger grids than one machine can process.
 
 Ray runs on the cluster at $RAY_ADDRESS, whose machines must all see the files under the same paths; without
-it, on this machine. Each worker loads the model once, and then runs windows of files, or groups of tiles.
+it, on this machine. Each worker loads the model once, and then runs chunks of files, or groups of tiles.
 Both give the bytes of a run in one process: which arrays or tiles share a batch depends on the jobs and the
 plan alone.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk.errors import Argument, MDLSTMError, require
-from mdlstm_tk.runtime.batching import WINDOW, Result, infer_files
+from mdlstm_tk.runtime.batching import CHUNK, Result, infer_files
 from mdlstm_tk.runtime.io.npy import byte_limit
 from mdlstm_tk.runtime.io.readers import read_input
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
@@ -33,7 +33,7 @@ MAX_RESTARTS = 2  # of a worker that is lost
 
 
 class FilesWorker:
-    """A Ray actor that loads the model once and then runs windows of jobs."""
+    """A Ray actor that loads the model once and then runs chunks of jobs."""
 
     def __init__(
         self, folder: str, model: Path, session_kwargs: dict[str, Any], infer_args: tuple[Any, ...]
@@ -86,7 +86,7 @@ def infer_with_ray(
     **arguments: Any,
 ) -> Iterator[Result]:
     """Distribute `infer_files` over Ray workers. Results are the same byte for byte, but stops in a row are
-    counted anew for each `WINDOW` of files. An MDLSTMError says that `infer_files` or Ray failed.
+    counted anew for each `CHUNK` of files. An MDLSTMError says that `infer_files` or Ray failed.
 
     Args:
         model: a path that all workers see; `jobs`, `batch_size` and `options` are as for `infer_files`.
@@ -95,14 +95,14 @@ def infer_with_ray(
         max_bytes, **arguments: further arguments of `Session`.
     """
     threads, max_bytes = max(threads, 1), byte_limit(max_bytes)
-    windows = [jobs[i : i + WINDOW] for i in range(0, len(jobs), WINDOW)]
-    workers = min(workers or max(1, (os.cpu_count() or 1) // threads), len(windows))
+    chunks = [jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK)]
+    workers = min(workers or max(1, (os.cpu_count() or 1) // threads), len(chunks))
     arguments |= {"device": device, "threads": threads, "max_bytes": max_bytes}
     infer_args = (partial(read_input, max_bytes=max_bytes), batch_size, options)
     with ray_cluster(workers * threads) as ray:
         actor_args = os.getcwd(), model, arguments, infer_args
         pool = _pool(ray, FilesWorker, actor_args, workers, device, threads)
-        for results, error in pool.map(lambda actor, window: actor.run.remote(window), windows):
+        for results, error in pool.map(lambda actor, chunk: actor.run.remote(chunk), chunks):
             yield from results
             if error is not None:
                 raise error

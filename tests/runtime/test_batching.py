@@ -101,9 +101,9 @@ def test_a_model_that_is_stopped_again_and_again_is_given_up(monkeypatch: pytest
         Recorder().run({k: np.zeros((2, 2)) for k in range(9)}, batch_size=1)
 
 
-@pytest.mark.parametrize(("window", "limit"), [(4, 2**28), (10**6, 3 * 256)], ids=["files", "bytes"])
-def test_memory_holds_few_windows_whatever_the_number_of_files(
-    window: int, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("chunk", "limit"), [(4, 2**28), (10**6, 3 * 256)], ids=["files", "bytes"])
+def test_memory_holds_few_chunks_whatever_the_number_of_files(
+    chunk: int, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = most = done = 0
 
@@ -113,8 +113,8 @@ def test_memory_holds_few_windows_whatever_the_number_of_files(
         most = max(most, held)
         return InputFile(source, {None: np.zeros((8, 8), np.float32)})
 
-    monkeypatch.setattr(batching, "WINDOW", window)
-    monkeypatch.setattr(batching, "WINDOW_BYTES", limit)
+    monkeypatch.setattr(batching, "CHUNK", chunk)
+    monkeypatch.setattr(batching, "CHUNK_BYTES", limit)
     jobs = [Job(f"{n}.npy", str(tmp_path / f"{n}.out.npy"), "npy") for n in range(50)]
     session: Any = Recorder()
     for done, result in enumerate(infer_files(session, jobs, read), start=1):

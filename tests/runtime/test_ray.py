@@ -91,8 +91,8 @@ def test_tiles_have_the_bytes_of_a_local_run(model: Any, suffix: Any, cluster: A
 def test_files_have_the_bytes_of_a_local_run(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Windows of files, one of which cannot be read, come back in their order."""
-    monkeypatch.setattr(ray_module, "WINDOW", 2)
+    """Chunks of files, one of which cannot be read, come back in their order."""
+    monkeypatch.setattr(ray_module, "CHUNK", 2)
     export_onnx(MDLSTM(1, 2), tmp_path / "model.onnx", grid=(6, 7))
     names = [f"{k}" for k in range(5)]
     for name in names:
