@@ -142,7 +142,7 @@ def test_an_interrupted_run_ends_before_the_interpreter_does() -> None:
     """A thread that came back from ONNX Runtime while the interpreter ends would abort the process."""
     code = """if True:
         import os, signal, threading, time, numpy
-        from mdlstm_tk.runtime.runner import INTERRUPTIBLE_VALUES, _Run
+        from mdlstm_tk.runtime.runner import INTERRUPTIBLE_VALUES, _outputs
         signal.signal(signal.SIGINT, signal.default_int_handler)
         class Options:
             terminate = False
@@ -151,7 +151,7 @@ def test_an_interrupted_run_ends_before_the_interpreter_does() -> None:
             time.sleep(1.5)
             print("ended", options.terminate, flush=True)
         try:
-            _Run(run, {"x": numpy.zeros(INTERRUPTIBLE_VALUES)}, Options()).outputs()
+            _outputs(run, {"x": numpy.zeros(INTERRUPTIBLE_VALUES)}, Options())
         except KeyboardInterrupt:
             print("interrupted", flush=True)
     """
