@@ -232,6 +232,14 @@ def test_an_interrupt_leaves_nothing_unless_it_can_go_on(resume: bool) -> None:
         assert listed() == ["x.npy", "y.npy"]
 
 
+def test_what_holds_no_state_is_not_gone_on_with() -> None:
+    np.save("x.npy", X)
+    Path(SCRATCH).mkdir()
+    Path(SCRATCH, "result").write_bytes(b"of another version")
+    assert run("x.npy", resume=True).error is None
+    np.testing.assert_array_equal(np.load("y.npy"), TiledSession(segmenter().path, "cpu")(X, tile=16))
+
+
 @pytest.mark.parametrize("target", ["y.npy", "y.tif"])
 def test_a_file_that_appears_during_a_run_is_kept_and_so_is_what_was_computed(target: str) -> None:
     np.save("x.npy", X)
