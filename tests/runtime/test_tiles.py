@@ -87,6 +87,7 @@ def test_memory_is_bounded_by_smaller_batches() -> None:
         (np.zeros((0, 4, 3)), {}, "is empty"),
         (np.zeros((0, 4, 4, 3)), {}, "is empty"),
         (np.full((4, 4, 3), np.nan), {}, "NaN"),
+        (np.ma.masked_equal(np.zeros((4, 4, 3)), 0), {}, "x has masked values"),
         (np.zeros((4, 4, 3)), {"batch_size": 0}, "batch_size must be"),
     ],
 )
