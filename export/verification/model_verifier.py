@@ -15,7 +15,7 @@ from torch import nn
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.errors import Argument, InputError, MDLSTMError, require
+from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError, MDLSTMError, require
 from mdlstm_tk.export.interface import Interface, first_line
 from mdlstm_tk.export.model_file import operators_to_trust, read_model
 from mdlstm_tk.export.run_export import find_checkpoint, read_checkpoint
@@ -43,12 +43,11 @@ from mdlstm_tk.export.verification.runtimes import (
 )
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.io import is_tiled
-from mdlstm_tk.runtime.io.npy import Array, byte_limit
+from mdlstm_tk.runtime.io.npy import Array, byte_limit, read_model_file
 from mdlstm_tk.runtime.model_discovery import archives_in, models_in
 from mdlstm_tk.runtime.runner import MODEL, TensorType
 from mdlstm_tk.runtime.shapes import Grid, Shapes
 from mdlstm_tk.runtime.staleness import checkpoint_of, note_if_stale
-from mdlstm_tk.runtime.tiles.archive import read_archive_bytes
 from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.training import Run
 
@@ -156,7 +155,7 @@ def _sessions(
     new_session: Any = partial(Session, model, max_bytes=max_bytes, **options)
     if is_tiled(model):
         # max_bytes of a TiledSession bounds the memory of its runs.
-        read_archive_bytes(model, byte_limit(max_bytes))
+        read_model_file(model, byte_limit(max_bytes), TILED_EXPORT)
         new_session = partial(TiledSession, model, **options)
     session = new_session(device=device)
     if device != "auto" or session.device == "cpu":

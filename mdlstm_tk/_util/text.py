@@ -10,7 +10,8 @@ text_field    for one field of a line, from which `text_of_field` returns the ex
 to_json       for JSON
 shell_quoted  for a command to paste into a shell
 
-`duration` spells a time as people say it, `one_line` a value for an error message.
+`duration` spells a time as people say it, `one_line` a value for an error message, and `reason_of` the
+message of another library's exception.
 """
 
 from __future__ import annotations
@@ -99,6 +100,11 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     ('1 text is', '3 steps')
     """
     return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def reason_of(error: BaseException) -> str:
+    """The message of another library's exception in one short line, or the name of its class."""
+    return printable(" ".join(str(error).split())[:200] or type(error).__name__)
 
 
 def duration(seconds: float) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.text import counted, reason_of
 from mdlstm_tk.data.spec import Array, Extents, RawSample
 from mdlstm_tk.errors import InputError
 
@@ -141,8 +141,7 @@ def _load(path: Path) -> dict[str, Array]:
     except MemoryError:
         raise
     except Exception as error:  # damaged archives make numpy and zipfile raise all kinds of exceptions
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not a readable .npz of numbers and texts: {reason}") from None
+        raise InputError(f"{path}: not a readable .npz of numbers and texts: {reason_of(error)}") from None
 
 
 def _map_stored(path: Path, archive: zipfile.ZipFile, member: str) -> Array | None:

@@ -17,14 +17,15 @@ from mdlstm_tk.runtime.io.readers import Arrays, InputFile
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.session import Outputs, Session
+from mdlstm_tk.runtime.shapes import grid_of
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.answers import Answer
 
 BATCH_SIZE = 64  # no model that was measured ran faster with more samples per run
 BATCH_POSITIONS = BATCH_SIZE * 64 * 64  # memory of a run grows with its positions and the hidden size
-WINDOW = 4 * BATCH_SIZE  # files; enough to fill batches when a folder holds a few different shapes
-WINDOW_BYTES = 2**28
+CHUNK = 4 * BATCH_SIZE  # files; enough to fill batches when a folder holds a few different shapes
+CHUNK_BYTES = 2**28
 MAX_STOPS = 3  # in a row, as each may take as long as the limit on time
 POSITION_BYTES = 1000
 """Roughly what a run takes for each position of x: a grid network of four directions with 32 units takes
@@ -85,9 +86,9 @@ def infer_files(
 ) -> Iterator[Result]:
     """Run a model on files and write the results; yields the result of each job.
 
-    Files are read in windows; the next window is read while the model works on the current one. Which
-    arrays share a batch depends on the jobs alone: batches never span windows, and a window ends at every
-    multiple of `WINDOW` files. If the model is stopped at a limit or crashes, the files of that batch are
+    Files are read in chunks; the next chunk is read while the model works on the current one. Which
+    arrays share a batch depends on the jobs alone: batches never span chunks, and a chunk ends at every
+    multiple of `CHUNK` files. If the model is stopped at a limit or crashes, the files of that batch are
     run one by one, so that the error is that of the file that caused it.
 
     Args:
@@ -102,9 +103,9 @@ def infer_files(
     """
     stops: list[StoppedError] = []
     is_over = Event()
-    windows = _read_windows(jobs, session.metadata, read, is_single, is_over)
-    for window in windows if is_single else read_ahead(windows, is_over):
-        yield from _infer_window(session, window, batch_size, options, stops, is_single)
+    chunks = _read_chunks(jobs, session.metadata, read, is_single, is_over)
+    for chunk in chunks if is_single else read_ahead(chunks, is_over):
+        yield from _infer_chunk(session, chunk, batch_size, options, stops, is_single)
 
 
 def run_batches(
@@ -131,16 +132,17 @@ def run_batches(
     for number, (tag, feed) in enumerate(feeds):
         key: Any = number  # several inputs run alone, and so do arrays that the session will refuse
         if not isinstance(feed, Mapping) and metadata.ndim <= feed.ndim <= metadata.ndim + 2:
-            key = "padded" if is_padded else _sample_shape(feed, metadata)
+            has_batch_axis = metadata.has_batch_axis(feed.ndim)
+            key = "padded" if is_padded else feed.shape[has_batch_axis:]
         groups.setdefault(key, []).append((tag, feed))
     for key, members in groups.items():
         if key == "padded":  # grids of one size are padded least
-            members.sort(key=lambda member: prod(grid_of(_x_of(member[1], metadata), metadata)))
+            members.sort(key=lambda member: prod(grid_of(_x_of(member[1], metadata).shape, metadata)))
         batch: list[tuple[Tag, Feed]] = []
         samples, grid = 0, (0,) * metadata.ndim
         for tag, feed in members:
             x = _x_of(feed, metadata)
-            x_grid = grid_of(x, metadata)
+            x_grid = grid_of(x.shape, metadata)
             if key == "padded":
                 x_grid = metadata.grid_like(x_grid)  # the grid that x is padded to
             count = len(x) if metadata.has_batch_axis(x.ndim) else 1
@@ -153,24 +155,12 @@ def run_batches(
         yield from _run_batch(session, batch, _batch_limit(batch_size, grid), stops)
 
 
-def grid_of(x: Array, metadata: Metadata) -> tuple[int, ...]:
-    """The extents of the grid in an array as `Session` takes it, with or without batch and channel axes."""
-    shape = _sample_shape(x, metadata)
-    if len(shape) == metadata.ndim:
-        return shape
-    return shape[:-1] if metadata.channels_last else shape[1:]
-
-
 def grids_of(file: InputFile, metadata: Metadata) -> list[tuple[int, ...]]:
     """The extents of the grids in a file that a model is to take."""
     arrays = file.arrays_for(metadata)
     if file.holds_inputs(metadata) and arrays is file.arrays:
         arrays = {None: arrays[metadata.inputs[0]]}
-    return [grid_of(x, metadata) for x in arrays.values()]
-
-
-def _sample_shape(x: Array, metadata: Metadata) -> tuple[int, ...]:
-    return x.shape[1:] if metadata.has_batch_axis(x.ndim) else x.shape
+    return [grid_of(x.shape, metadata) for x in arrays.values()]
 
 
 def _x_of(feed: Feed, metadata: Metadata) -> Array:
@@ -221,12 +211,12 @@ def _run_split(session: Session, feed: Feed, limit: int) -> Any:
     return np.concatenate(parts)
 
 
-def _read_windows(
+def _read_chunks(
     jobs: Sequence[Job], metadata: Metadata, read: Read, is_single: bool, is_over: Event
 ) -> Iterator[list[PendingFile]]:
     """Read the jobs' files."""
-    window: list[PendingFile] = []
-    window_bytes = 0
+    chunk: list[PendingFile] = []
+    chunk_bytes = 0
     for number, job in enumerate(jobs, start=1):
         if is_over.is_set():
             return
@@ -239,20 +229,20 @@ def _read_windows(
             )
             has_targets = "y" in (*file.arrays, *file.left_out) and file.is_to_train_on(metadata)
             left_out = ("y",) if has_targets else ()
-            window.append(PendingFile(Result(job, inputs=arrays, left_out=left_out), feeds, widths))
-            window_bytes += sum(array.nbytes for array in arrays.values())
+            chunk.append(PendingFile(Result(job, inputs=arrays, left_out=left_out), feeds, widths))
+            chunk_bytes += sum(array.nbytes for array in arrays.values())
         except InputError as error:
             if is_single:
                 raise
-            window.append(PendingFile(Result(job, str(error))))
+            chunk.append(PendingFile(Result(job, str(error))))
         except MemoryError:
             reason = f"{job.source} is too large for the memory that is left"
-            window.append(PendingFile(Result(job, reason)))
-        if number % WINDOW == 0 or window_bytes > WINDOW_BYTES:
-            yield window
-            window, window_bytes = [], 0
-    if window:
-        yield window
+            chunk.append(PendingFile(Result(job, reason)))
+        if number % CHUNK == 0 or chunk_bytes > CHUNK_BYTES:
+            yield chunk
+            chunk, chunk_bytes = [], 0
+    if chunk:
+        yield chunk
 
 
 def read_ahead(items: Iterator[Item], is_over: Event) -> Iterator[Item]:
@@ -272,19 +262,19 @@ def read_ahead(items: Iterator[Item], is_over: Event) -> Iterator[Item]:
             is_over.set()
 
 
-def _infer_window(
+def _infer_chunk(
     session: Session,
-    window: Sequence[PendingFile],
+    chunk: Sequence[PendingFile],
     batch_size: int | None,
     options: ResultOptions,
     stops: list[StoppedError],
     is_single: bool,
 ) -> Iterator[Result]:
-    yield from (file for file, feeds, _ in window if not feeds)
-    tagged = [((k, name), feed) for k, (_, feeds, _) in enumerate(window) for name, feed in feeds.items()]
+    yield from (file for file, feeds, _ in chunk if not feeds)
+    tagged = [((k, name), feed) for k, (_, feeds, _) in enumerate(chunk) for name, feed in feeds.items()]
     parts: dict[int, dict[str | None, OutputsOrError]] = {}
     for (k, name), y in run_batches(session, tagged, batch_size, stops):
-        file, feeds, widths = window[k]
+        file, feeds, widths = chunk[k]
         parts.setdefault(k, {})[name] = y
         if len(parts[k]) < len(feeds):
             continue
@@ -314,7 +304,7 @@ def _feeds_of(file: InputFile, arrays: Arrays, metadata: Metadata) -> Feeds:
             f"called {', '.join(metadata.inputs)}"
         )
     for x in arrays.values():
-        grid = grid_of(x, metadata)
+        grid = grid_of(x.shape, metadata)
         run_bytes = prod(grid) * POSITION_BYTES
         if run_bytes > 2**30:
             from mdlstm_tk.runtime.providers import available_memory  # imported late: few are so large
@@ -331,7 +321,9 @@ def _feeds_of(file: InputFile, arrays: Arrays, metadata: Metadata) -> Feeds:
 
 
 def _widths_of(file: InputFile, arrays: Arrays, metadata: Metadata) -> Widths:
-    columns = {name: grid_of(x, metadata)[-1] for name, x in arrays.items() if x.ndim >= metadata.ndim}
+    columns = {
+        name: grid_of(x.shape, metadata)[-1] for name, x in arrays.items() if x.ndim >= metadata.ndim
+    }
     return {name: (w, file.arrays[name].shape[1] if file.is_image else w) for name, w in columns.items()}
 
 

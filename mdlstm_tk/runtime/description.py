@@ -8,8 +8,9 @@ from typing import Any
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk.errors import TILED_EXPORT
 from mdlstm_tk.runtime.io import is_tiled
-from mdlstm_tk.runtime.io.npy import byte_limit
+from mdlstm_tk.runtime.io.npy import byte_limit, read_model_file
 from mdlstm_tk.runtime.model_discovery import read_metadata
 from mdlstm_tk.runtime.staleness import note_if_stale
 
@@ -35,9 +36,9 @@ def describe_model(path: str | Path, max_bytes: int | None = None) -> dict[str, 
         metadata = read_metadata(path, limit)
         stale = note_if_stale(path, metadata)
         return {"bytes": path.stat().st_size, **asdict(metadata), "stale": stale}
-    from mdlstm_tk.runtime.tiles.archive import parse_archive, read_archive_bytes
+    from mdlstm_tk.runtime.tiles.archive import parse_archive
 
-    data = read_archive_bytes(path, limit)
+    data = read_model_file(path, limit, TILED_EXPORT)
     archive = parse_archive(data, str(path))
     stages = [
         {

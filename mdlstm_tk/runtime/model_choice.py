@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import Argument, Export, InputError, Message
-from mdlstm_tk.runtime.batching import WINDOW_BYTES, Result, grids_of
+from mdlstm_tk.runtime.batching import CHUNK_BYTES, Result, grids_of
 from mdlstm_tk.runtime.io.npy import STDIO
 from mdlstm_tk.runtime.io.readers import InputFile, read_input
 from mdlstm_tk.runtime.jobs import Job
@@ -49,7 +49,7 @@ class FileReader:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._kept: dict[str, InputFile] = {}
-        self._bytes_left = WINDOW_BYTES
+        self._bytes_left = CHUNK_BYTES
 
     def __call__(self, source: str) -> InputFile:
         return self._kept.pop(source, None) or read_input(source, self._max_bytes)

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError
 from mdlstm_tk.runtime.io import TILED_SUFFIX
-from mdlstm_tk.runtime.io.npy import read_model
+from mdlstm_tk.runtime.io.npy import read_model_file
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.model_check import check_model
 
@@ -54,7 +54,7 @@ def find_models(model: str | Path | None, *, tiled: bool = False) -> list[Path]:
 
 def read_metadata(model: Path, max_bytes: int) -> Metadata:
     """The metadata in an `.onnx` file."""
-    data = read_model(model, max_bytes, "mdlstm export")
+    data = read_model_file(model, max_bytes, "mdlstm export")
     return Metadata.from_props(check_model(data, str(model), max_bytes=max_bytes, trusted=True), str(model))
 
 

@@ -26,6 +26,7 @@ from typing import IO, Any
 import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import reason_of
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, MORE_BYTES, Array, open_input
 
@@ -209,11 +210,11 @@ def open_image(file: IO[bytes], label: str) -> Iterator[Any]:
         ) from None
     except module.UnidentifiedImageError:
         raise InputError(
-            f"{label} is no image of a known type; expected {', '.join(DECODERS)} as Pillow reads them"
+            f"{label} is no image of a known type; expected {', '.join(DECODERS)} as Pillow reads them, "
+            "not TIFF of every depth; save it with 8 bits in each channel, or 16 bits of grey"
         ) from None
     except Exception as error:  # Pillow's decoders raise all kinds of exceptions for damaged images
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{label} is a damaged image: {reason}; save it again") from None
+        raise InputError(f"{label} is a damaged image: {reason_of(error)}; save it again") from None
 
 
 def _upright(pixels: Array, orientation: int) -> Array:

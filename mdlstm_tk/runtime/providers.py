@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mdlstm_tk._util.text import printable
+from mdlstm_tk._util.text import reason_of
 from mdlstm_tk.errors import Argument, DeviceError, InputError, StoppedError, require
 
 LOG_FATAL = 4  # ONNX Runtime's log level
@@ -52,7 +52,7 @@ def create_session(data: bytes, label: str, device: str, threads: int, tf32: boo
             try:
                 session = _inference_session(onnxruntime, data, threads, [(CUDA, options), CPU])
             except Exception as error:  # ONNX Runtime's exceptions have no common base class
-                failure = one_line(error)
+                failure = reason_of(error)
                 continue
             if session.get_providers()[0] != CUDA:
                 break
@@ -62,7 +62,7 @@ def create_session(data: bytes, label: str, device: str, threads: int, tf32: boo
     except Exception as error:
         if is_out_of_memory(error):
             raise StoppedError(f"{label} needs more memory than there is to be loaded", "memory") from None
-        raise InputError(f"{label} is not a model that ONNX Runtime can load: {one_line(error)}") from None
+        raise InputError(f"{label} is not a model that ONNX Runtime can load: {reason_of(error)}") from None
     if index is None or (device == "auto" and not has_cuda):
         return ProviderSession(session)
     from mdlstm_tk.runtime.cuda import cuda_problem
@@ -72,11 +72,6 @@ def create_session(data: bytes, label: str, device: str, threads: int, tf32: boo
         advice = Argument("device", "cpu")
         raise DeviceError(f"device '{device}' cannot be used: {reason}; or pass ", advice)
     return ProviderSession(session, reason=reason)
-
-
-def one_line(error: Exception) -> str:
-    """The first line of an error's message, shortened and escaped: names in it are those of the model."""
-    return printable((str(error).strip().splitlines() or [type(error).__name__])[0][:200])
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -1,7 +1,7 @@
 """Distribute inference with Ray, for more files or larger grids than one machine can process.
 
 Ray runs on the cluster at $RAY_ADDRESS, whose machines must all see the files under the same paths; without
-it, on this machine. Each worker loads the model once, and then runs windows of files, or groups of tiles.
+it, on this machine. Each worker loads the model once, and then runs chunks of files, or groups of tiles.
 Both give the bytes of a run in one process: which arrays or tiles share a batch depends on the jobs and the
 plan alone.
 """
@@ -12,14 +12,14 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mdlstm_tk.errors import Argument, MDLSTMError, require
-from mdlstm_tk.runtime.batching import WINDOW, Result, infer_files
+from mdlstm_tk.runtime.batching import CHUNK, Result, infer_files
 from mdlstm_tk.runtime.io.npy import byte_limit
 from mdlstm_tk.runtime.io.readers import read_input
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
@@ -28,15 +28,12 @@ from mdlstm_tk.runtime.tiles.files import FileRun
 from mdlstm_tk.runtime.tiles.local import RunGroups
 from mdlstm_tk.runtime.tiles.plan import Group
 from mdlstm_tk.runtime.tiles.session import TiledSession
-from mdlstm_tk.runtime.tiles.work import Face, FaceKey
 
 MAX_RESTARTS = 2  # of a worker that is lost
 
-Reply = tuple[Any, MDLSTMError | None]  # results, and the error that ended them, which the driver raises
-
 
 class FilesWorker:
-    """A Ray actor that loads the model once and then runs windows of jobs."""
+    """A Ray actor that loads the model once and then runs chunks of jobs."""
 
     def __init__(
         self, folder: str, model: Path, session_kwargs: dict[str, Any], infer_args: tuple[Any, ...]
@@ -44,8 +41,8 @@ class FilesWorker:
         os.chdir(folder)
         self._session, self._infer_args = Session(model, **session_kwargs), infer_args
 
-    def run(self, jobs: Sequence[Job]) -> Reply:
-        """Run `jobs`; return their results."""
+    def run(self, jobs: Sequence[Job]) -> tuple[list[Result], MDLSTMError | None]:
+        """Run `jobs`; return their results, and the error that ended them."""
         results: list[Result] = []
         try:
             for result in infer_files(self._session, jobs, *self._infer_args):
@@ -63,16 +60,17 @@ class TilesWorker:
         self._session, self._stack = session, ExitStack()
         self._file: FileRun | None = None
 
-    def run(self, file: FileRun, group: Group, faces: dict[FaceKey, Face]) -> Reply:
-        """Run a group of tiles of a file; return the faces that it leaves."""
+    def run(self, file: FileRun, group: Group) -> MDLSTMError | None:
+        """Run a group of tiles of a file."""
         try:
             if file != self._file:
                 self._file = None  # until the next one is open
                 self._stack.close()
                 self._work, self._file = file.open(self._session, self._stack), file
-            return self._work.run(group, faces), None
+            self._work.run(group)
         except MDLSTMError as error:
-            return {}, error
+            return error
+        return None
 
 
 def infer_with_ray(
@@ -88,7 +86,7 @@ def infer_with_ray(
     **arguments: Any,
 ) -> Iterator[Result]:
     """Distribute `infer_files` over Ray workers. Results are the same byte for byte, but stops in a row are
-    counted anew for each `WINDOW` of files. An MDLSTMError says that `infer_files` or Ray failed.
+    counted anew for each `CHUNK` of files. An MDLSTMError says that `infer_files` or Ray failed.
 
     Args:
         model: a path that all workers see; `jobs`, `batch_size` and `options` are as for `infer_files`.
@@ -97,14 +95,14 @@ def infer_with_ray(
         max_bytes, **arguments: further arguments of `Session`.
     """
     threads, max_bytes = max(threads, 1), byte_limit(max_bytes)
-    windows = [jobs[i : i + WINDOW] for i in range(0, len(jobs), WINDOW)]
-    workers = min(workers or max(1, (os.cpu_count() or 1) // threads), len(windows))
+    chunks = [jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK)]
+    workers = min(workers or max(1, (os.cpu_count() or 1) // threads), len(chunks))
     arguments |= {"device": device, "threads": threads, "max_bytes": max_bytes}
     infer_args = (partial(read_input, max_bytes=max_bytes), batch_size, options)
     with ray_cluster(workers * threads) as ray:
         actor_args = os.getcwd(), model, arguments, infer_args
         pool = _pool(ray, FilesWorker, actor_args, workers, device, threads)
-        for results, error in pool.map(lambda actor, window: actor.run.remote(window), windows):
+        for results, error in pool.map(lambda actor, chunk: actor.run.remote(chunk), chunks):
             yield from results
             if error is not None:
                 raise error
@@ -114,25 +112,16 @@ def infer_with_ray(
 def tile_workers(session: TiledSession, workers: int) -> Iterator[Callable[[FileRun], RunGroups]]:
     """Start Ray workers; yields a function from a file to the function that runs its groups of tiles.
 
-    The groups of a step run at the same time. Faces travel by way of this process, and all else lies in
-    files. A group may run again, which Ray does when a worker is lost.
+    The groups of a step run at the same time; what they leave for one another lies in files. A group may
+    run again, which Ray does when a worker is lost.
     """
     with ray_cluster(workers) as ray:
         pool = _pool(ray, TilesWorker, (os.getcwd(), session), workers, session.device)
 
-        def run_groups(
-            file: FileRun, groups: Sequence[Group], faces: Mapping[FaceKey, Face]
-        ) -> list[dict[FaceKey, Face]]:
-            def submit(actor: Any, group: Group) -> Any:
-                tiles = {(group.sweep, tile) for tile in group.tiles}
-                entering = {key: face for key, face in faces.items() if key[:2] in tiles}  # sweep, tile
-                return actor.run.remote(file, group, entering)
-
-            replies = list(pool.map(submit, groups))
-            for _, error in replies:
+        def run_groups(file: FileRun, groups: Sequence[Group]) -> None:
+            for error in list(pool.map(lambda actor, group: actor.run.remote(file, group), groups)):
                 if error is not None:
                     raise error
-            return [leaving for leaving, _ in replies]
 
         yield lambda file: partial(run_groups, file)
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
+from mdlstm_tk._util.text import reason_of
 from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError, MDLSTMError, Message, StoppedError, require
 from mdlstm_tk.runtime.io.npy import Array, byte_limit
 from mdlstm_tk.runtime.model_check import check_model
-from mdlstm_tk.runtime.providers import create_session, is_out_of_memory, one_line
+from mdlstm_tk.runtime.providers import create_session, is_out_of_memory
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.isolation import IsolatedRunner
@@ -126,7 +127,7 @@ class LocalRunner:
         self._onnxruntime: Any = require("onnxruntime", "cpu")
         self._timeout: float | None = options["timeout"]
         limit, trusted = byte_limit(options["max_bytes"]), options["trusted"]
-        self._active: set[_Run] = set()
+        self._active: set[Any] = set()  # the `RunOptions` of the runs in progress
         self._functions: dict[str, GraphFunction] = {}
         self.graphs: dict[str, GraphInfo] = {}
         self.device, self.provider = device, ""
@@ -160,83 +161,75 @@ class LocalRunner:
         function = self._functions.get(graph)
         if function is None:
             raise MDLSTMError("this session is closed; open the model again")
-        run = _Run(function, dict(feeds), self._onnxruntime.RunOptions())
-        timer = threading.Timer(self._timeout, run.stop) if self._timeout is not None else None
-        self._active.add(run)
+        options = self._onnxruntime.RunOptions()
+        timer = None if self._timeout is None else threading.Timer(self._timeout, _stop, (options,))
+        self._active.add(options)
         try:
             if timer is not None:
                 timer.daemon = True
                 timer.start()
-            arrays = run.outputs()
+            arrays = _outputs(function, dict(feeds), options)
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
-            if run.is_stopped and self._timeout is not None:
+            if options.terminate and self._timeout is not None:
                 raise timeout_error(self._timeout) from None
             if is_out_of_memory(error):
                 advice = "use a smaller batch or grid, or run the grid in tiles, with a model from: "
                 text = "the model needs more memory than there is; ", advice
                 raise StoppedError(Message(*text, TILED_EXPORT), "memory") from None
-            failure = f"ONNX Runtime failed: {one_line(error)}"
+            failure = f"ONNX Runtime failed: {reason_of(error)}"
             # It refuses shapes, and numbers such as tokens, that the model does not take.
             is_refused = type(error).__name__ == "InvalidArgument"
             raise (InputError if is_refused else MDLSTMError)(failure) from None
         finally:
             if timer is not None:
                 timer.cancel()
-            self._active.discard(run)
+            self._active.discard(options)
         return dict(zip(self.graphs[graph].outputs, arrays, strict=True))
 
     def interrupt(self) -> None:
         """Stop the runs in progress, which raise."""
-        for run in list(self._active):
-            run.stop()
+        for options in list(self._active):
+            _stop(options)
 
     def close(self) -> None:
         """Release the graphs; later runs raise an `MDLSTMError`."""
         self._functions = {}
 
 
-class _Run:
-    """One run of ONNX Runtime on the inputs of a graph, under `RunOptions`, which can be stopped."""
+def _outputs(function: GraphFunction, feeds: dict[str, Array], options: Any) -> list[Array]:
+    """Run a graph. Python handles Ctrl-C in the main thread alone, and not while that is in ONNX Runtime;
+    so another thread does a long run, and the main thread waits. So does the interpreter before it ends: a
+    thread that came back from ONNX Runtime later would abort the process."""
+    is_short = sum(x.size for x in feeds.values()) < INTERRUPTIBLE_VALUES
+    if is_short or threading.current_thread() is not threading.main_thread():
+        return function(feeds, options)
+    outputs, errors, finished = list[Array](), list[BaseException](), threading.Event()
 
-    def __init__(self, function: GraphFunction, feeds: dict[str, Array], options: Any) -> None:
-        self._function, self._feeds, self._options = function, feeds, options
-        self._outputs: list[Array] = []
-        self._error: BaseException | None = None
-        self._finished = threading.Event()
-        self.is_stopped = False
-
-    def stop(self) -> None:
-        """Make ONNX Runtime stop before the next operator."""
-        self.is_stopped = True
-        self._options.terminate = True
-
-    def outputs(self) -> list[Array]:
-        """Run the graph. Python handles Ctrl-C in the main thread alone, and not while that is in ONNX
-        Runtime; so another thread does a long run, and the main thread waits. So does the interpreter
-        before it ends: a thread that came back from ONNX Runtime later would abort the process."""
-        is_short = sum(x.size for x in self._feeds.values()) < INTERRUPTIBLE_VALUES
-        if is_short or threading.current_thread() is not threading.main_thread():
-            return self._function(self._feeds, self._options)
-        threading.Thread(target=self._run).start()
+    def run() -> None:
         try:
-            # Not `Thread.join`: if it is interrupted, Python before 3.13 takes the thread for ended.
-            while not self._finished.wait(1.0):  # without a limit it cannot be interrupted on Windows
-                pass
-        except BaseException:
-            self.stop()
-            self._finished.wait(1.0)
-            raise
-        if self._error is not None:
-            raise self._error
-        return self._outputs
-
-    def _run(self) -> None:
-        try:
-            self._outputs = self._function(self._feeds, self._options)
+            outputs.extend(function(feeds, options))
         except BaseException as error:
-            self._error = error
+            errors.append(error)
         finally:
-            self._finished.set()
+            finished.set()
+
+    threading.Thread(target=run).start()
+    try:
+        # Not `Thread.join`: if it is interrupted, Python before 3.13 takes the thread for ended.
+        while not finished.wait(1.0):  # without a limit it cannot be interrupted on Windows
+            pass
+    except BaseException:
+        _stop(options)
+        finished.wait(1.0)
+        raise
+    if errors:
+        raise errors[0]
+    return outputs
+
+
+def _stop(options: Any) -> None:
+    """Make ONNX Runtime stop the run under these `RunOptions` before its next operator."""
+    options.terminate = True
 
 
 def timeout_error(seconds: float) -> StoppedError:

@@ -14,7 +14,7 @@ from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.kinds.rooms import load
 from mdlstm_tk.runtime.io import is_tiled
-from mdlstm_tk.runtime.io.npy import Array, byte_limit, read_model
+from mdlstm_tk.runtime.io.npy import Array, byte_limit, read_model_file
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.runner import MODEL, GraphInfo, OpenModel
 from mdlstm_tk.runtime.shapes import Shapes
@@ -95,7 +95,7 @@ class Session(OpenModel):
         if is_tiled(label):
             raise InputError(f"{label} is a tiled export; open it with mdlstm_tk.runtime.TiledSession")
         limit = byte_limit(max_bytes)
-        data = model if isinstance(model, bytes) else read_model(Path(model), limit, "mdlstm export")
+        data = model if isinstance(model, bytes) else read_model_file(Path(model), limit, "mdlstm export")
         options: dict[str, Any] = {"threads": threads, "timeout": timeout, "max_bytes": max_bytes}
         options |= {"device": device, "tf32": tf32, "isolated": isolated, "trusted": trusted}
         self._arguments = data, options

@@ -6,7 +6,7 @@ This is the one place that knows where the layout of a model, such as "N H W C" 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from mdlstm_tk._util.checks import check_unmasked
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import Export, InputError
 from mdlstm_tk.kinds import kind_named
-from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, MORE_BYTES, Array, to_float32
+from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, MORE_BYTES, Array, check_real, to_float32
 from mdlstm_tk.runtime.metadata import Metadata
 
 if TYPE_CHECKING:
@@ -65,6 +65,14 @@ def covered_width(steps: int, columns: int, width: int) -> float:
     return width / columns * steps * step_width(steps, columns)
 
 
+def grid_of(shape: tuple[int, ...], metadata: Metadata) -> Grid:
+    """The extents of the grid in the shape of x, with or without batch and channel axes."""
+    sample = shape[1:] if metadata.has_batch_axis(len(shape)) else shape
+    if len(sample) == metadata.ndim:
+        return sample
+    return sample[:-1] if metadata.channels_last else sample[1:]
+
+
 class Shapes:
     """The shapes that one model takes and returns. `inputs` are the types of its inputs by name, float32
     where one is missing; `max_bytes` is the largest size of an array as float32."""
@@ -87,47 +95,59 @@ class Shapes:
             label: name of x in error messages.
             sizes: valid extents of the samples; x may be anything outside them.
         """
-        metadata = self.metadata
         x = as_array(x, label)
-        if x.dtype.kind not in "buif":
-            raise InputError(f"{label} holds {x.dtype}, expected real numbers (float, integer or bool)")
-        if x.size == 0:
-            raise InputError(f"{label} is empty: its shape is {x.shape}")
         if x.size * FLOAT_BYTES > self._max_bytes:  # before a broadcast view is copied
             raise InputError(
                 f"{label} of shape {x.shape} takes {x.size * FLOAT_BYTES} bytes as float32, more than "
                 f"{self._max_bytes}",
                 *(MORE_BYTES, ", or run it in tiles"),
             )
-        missing_axes = metadata.ndim + 2 - x.ndim
-        if missing_axes not in (0, 1, 2):
-            raise InputError(f"{label} has shape {x.shape}, expected {self._expected_shapes()}")
-        first, last = -metadata.ndim - 1, -1
-        axis, other_axis = (last, first) if metadata.channels_last else (first, last)
-        has_batch_axis = metadata.has_batch_axis(x.ndim)
-        lacks_channels = x.ndim - has_batch_axis == metadata.ndim
-        samples = np.expand_dims(x, axis) if lacks_channels else x
-        channels = samples.shape[axis]
-        if channels != metadata.channels:
-            hint = ""
-            if missing_axes == 1 and metadata.channels == 1:  # (N, H, W)
-                hint = f"; if its first axis is the batch, give {label}[..., None]"
-            elif samples.shape[other_axis] == metadata.channels and missing_axes < 2:
-                hint = f"; move the channels with np.moveaxis({label}, {other_axis}, {axis})"
-            raise InputError(
-                f"{label} of shape {x.shape} has {counted(channels, 'channel')} at each position, "
-                f"expected {metadata.channels}: {self._expected_shapes()}{hint}"
-            )
-        samples = samples if has_batch_axis else samples[None]
-        self._check_grid(self.grid(samples))
+        batch = self.with_axes(x, label)
+        samples = batch.samples
         if sizes is not None:
             sizes = self._prepare_sizes(as_array(sizes, "sizes"), samples)
             padded, samples = samples, np.zeros_like(samples)
             for sample, values, valid in zip(samples, padded, sizes, strict=True):
-                region = (*map(slice, valid), ...) if metadata.channels_last else (..., *map(slice, valid))
+                extents = tuple(map(slice, valid))
+                region = (*extents, ...) if self.metadata.channels_last else (..., *extents)
                 sample[region] = values[region]
-        samples = self._convert(samples, "x", label)
-        return Batch(samples, has_batch_axis, missing_axes < 2, sizes)
+        return replace(batch, samples=self._convert(samples, "x", label), sizes=sizes)
+
+    def with_axes(self, x: Array, label: str = "x") -> Batch:
+        """Add the batch and channel axes that x lacks, and check it; no value is read. See `prepare`."""
+        check_real(x.dtype, label)
+        has_batch_axis, has_channel_axis = self.check_shape(x.shape, label)
+        samples = x if has_channel_axis else np.expand_dims(x, -1 if self.metadata.channels_last else 1)
+        return Batch(samples if has_batch_axis else samples[None], has_batch_axis, has_channel_axis)
+
+    def check_shape(self, shape: tuple[int, ...], label: str) -> tuple[bool, bool]:
+        """Check the shape of x as a user gives it; see `prepare`.
+
+        Returns:
+            True if it has the axis of the batch, and if it has that of the channels.
+        """
+        metadata = self.metadata
+        if 0 in shape:
+            raise InputError(f"{label} is empty: its shape is {shape}")
+        if len(shape) not in range(metadata.ndim, metadata.ndim + 3):
+            raise InputError(f"{label} has shape {shape}, expected {self._expected_shapes()}")
+        first, last = -metadata.ndim - 1, -1
+        axis, other_axis = (last, first) if metadata.channels_last else (first, last)
+        has_batch_axis = metadata.has_batch_axis(len(shape))
+        has_channel_axis = len(shape) - has_batch_axis > metadata.ndim
+        channels = shape[axis] if has_channel_axis else 1
+        if channels != metadata.channels:
+            hint = ""
+            if len(shape) == metadata.ndim + 1 and metadata.channels == 1:  # (N, H, W)
+                hint = f"; if its first axis is the batch, give {label}[..., None]"
+            elif has_channel_axis and shape[other_axis] == metadata.channels:
+                hint = f"; move the channels with np.moveaxis({label}, {other_axis}, {axis})"
+            raise InputError(
+                f"{label} of shape {shape} has {counted(channels, 'channel')} at each position, "
+                f"expected {metadata.channels}: {self._expected_shapes()}{hint}"
+            )
+        self._check_grid(grid_of(shape, metadata))
+        return has_batch_axis, has_channel_axis
 
     def _prepare_sizes(self, sizes: Array, samples: Array) -> Array:
         """Convert `sizes` to (N, D) int64, and check them."""
@@ -249,7 +269,7 @@ class Shapes:
 
     def grid(self, samples: Array) -> Grid:
         """The extents of the grid in (N, *grid, C), or in (N, C, *grid) for a channels-first model."""
-        return samples.shape[1:-1] if self.metadata.channels_last else samples.shape[2:]
+        return grid_of(samples.shape, self.metadata)
 
     def takes(self, grid: Grid) -> bool:
         """True if the model takes a grid of these extents."""

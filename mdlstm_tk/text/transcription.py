@@ -9,12 +9,12 @@ import numpy as np
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_named
-from mdlstm_tk.runtime.batching import grid_of, run_batches
+from mdlstm_tk.runtime.batching import run_batches
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.io.readers import preprocessing_for
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.session import Session
-from mdlstm_tk.runtime.shapes import as_array, covered_width
+from mdlstm_tk.runtime.shapes import as_array, covered_width, grid_of
 from mdlstm_tk.runtime.text_order import Direction, reorder
 from mdlstm_tk.text.character_model import CharacterModel
 from mdlstm_tk.text.ctc import Floats, Transcription, best_path, check_search, transcribe_logits
@@ -62,7 +62,7 @@ def transcribe(
             raise logits
         if isinstance(logits, dict):  # the first output is the one that metadata describe
             logits = logits[metadata.output_names[0]]
-        columns = grid_of(arrays[k], metadata)[1]
+        columns = grid_of(arrays[k].shape, metadata)[1]
         width = covered_width(len(logits), columns, np.shape(images[k])[1])
         lines[k] = read_logits(logits, metadata, width, beam, lm)
     return [lines[k] for k in range(len(arrays))]

@@ -14,9 +14,10 @@ from helpers.small_models import write_model
 
 from mdlstm_tk.errors import InputError, StoppedError
 from mdlstm_tk.runtime import Metadata, Result, Session, batching
-from mdlstm_tk.runtime.batching import MAX_STOPS, _outputs_of, grid_of, infer_files, run_batches
+from mdlstm_tk.runtime.batching import MAX_STOPS, _outputs_of, infer_files, run_batches
 from mdlstm_tk.runtime.io.readers import InputFile, read_input
 from mdlstm_tk.runtime.jobs import Job
+from mdlstm_tk.runtime.shapes import grid_of
 
 RNG = np.random.default_rng(0)
 ANY = Metadata("0", None, "scan", "N H W C", 1, 1)
@@ -36,7 +37,7 @@ class Recorder:
     def run_many(self, arrays: list[Any]) -> list[Any]:
         if any(x.ndim not in (2, 3, 4) or x.min() < 0 for x in arrays):
             raise InputError(f"one of {len(arrays)} is no grid")
-        grids = [grid_of(x, self.metadata) for x in arrays]
+        grids = [grid_of(x.shape, self.metadata) for x in arrays]
         assert "sizes" in self.metadata.inputs or len(set(grids)) == 1
         padded = tuple(np.max(grids, axis=0).tolist())
         self.runs.append((padded, sum(len(x) if x.ndim == 4 else 1 for x in arrays)))
@@ -100,9 +101,9 @@ def test_a_model_that_is_stopped_again_and_again_is_given_up(monkeypatch: pytest
         Recorder().run({k: np.zeros((2, 2)) for k in range(9)}, batch_size=1)
 
 
-@pytest.mark.parametrize(("window", "limit"), [(4, 2**28), (10**6, 3 * 256)], ids=["files", "bytes"])
-def test_memory_holds_few_windows_whatever_the_number_of_files(
-    window: int, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("chunk", "limit"), [(4, 2**28), (10**6, 3 * 256)], ids=["files", "bytes"])
+def test_memory_holds_few_chunks_whatever_the_number_of_files(
+    chunk: int, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = most = done = 0
 
@@ -112,8 +113,8 @@ def test_memory_holds_few_windows_whatever_the_number_of_files(
         most = max(most, held)
         return InputFile(source, {None: np.zeros((8, 8), np.float32)})
 
-    monkeypatch.setattr(batching, "WINDOW", window)
-    monkeypatch.setattr(batching, "WINDOW_BYTES", limit)
+    monkeypatch.setattr(batching, "CHUNK", chunk)
+    monkeypatch.setattr(batching, "CHUNK_BYTES", limit)
     jobs = [Job(f"{n}.npy", str(tmp_path / f"{n}.out.npy"), "npy") for n in range(50)]
     session: Any = Recorder()
     for done, result in enumerate(infer_files(session, jobs, read), start=1):
@@ -219,6 +220,6 @@ def test_results_whose_names_would_be_equal_are_refused() -> None:
 def test_batches_without_channels_are_split_along_their_batch_axis() -> None:
     session = Recorder(replace(ANY, layout="N T C", window=(1,), channel_axis=False))
     tokens = RNG.random((9, 7))
-    assert grid_of(tokens, session.metadata) == (7,)
+    assert grid_of(tokens.shape, session.metadata) == (7,)
     np.testing.assert_array_equal(session.run({0: tokens}, batch_size=4)[0], tokens * 2)
     assert [grid for grid, _ in session.runs] == [(7,)] * 3

@@ -60,6 +60,10 @@ def test_results_equal_those_of_a_session_in_this_process(isolated: Session, mod
         np.testing.assert_array_equal(isolated(x), here(x), strict=True)
     for y, expected in zip(isolated.run_many([x[0], x]), here.run_many([x[0], x]), strict=True):
         np.testing.assert_array_equal(y, expected, strict=True)
+    inputs = RNG.random((40, 1, 8, 8, 1))
+    with ThreadPoolExecutor(4) as pool:  # threads may share it
+        for x, y in zip(inputs, pool.map(isolated, inputs), strict=True):
+            np.testing.assert_array_equal(y, here(x), strict=True)
     with pytest.raises(InputError, match="9x9"):
         isolated(np.zeros((9, 9)))
     isolated.warm_up()
@@ -143,13 +147,6 @@ def test_children_end_with_their_sessions(model: Path) -> None:
     del session
     gc.collect()
     assert not is_alive(pid)
-
-
-def test_threads_may_share_an_isolated_session(isolated: Session, model: Path) -> None:
-    here, inputs = Session(model, "cpu"), RNG.random((40, 1, 8, 8, 1))
-    with ThreadPoolExecutor(4) as pool:
-        for x, y in zip(inputs, pool.map(isolated, inputs), strict=True):
-            np.testing.assert_array_equal(y, here(x))
 
 
 def test_a_forked_process_does_not_talk_to_the_child_of_its_parent(isolated: Session) -> None:

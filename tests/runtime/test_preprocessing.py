@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from fractions import Fraction
+from itertools import product
 from math import floor
 from pathlib import Path
 from typing import Any
@@ -114,13 +115,35 @@ def test_grey_tiff_keeps_its_numbers(dtype: str, photometric: str) -> None:
     np.testing.assert_array_equal(pixels, expected.astype(x.dtype if dtype in ("u1", "u2") else np.float32))
 
 
-def test_integers_of_few_bits_are_scaled_by_their_own_maximum() -> None:
-    data = bytes.fromhex("000001800fff")  # 0, 1, 2048 and 4095 of 12 bits
-    tags = {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(data)}
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    start = b"II*\0" + struct.pack("<I", 8 + len(data)) + data
-    pixels = decode_image(start + struct.pack("<H", len(tags)) + entries + bytes(4), "x.tif")
-    np.testing.assert_allclose(scale(pixels), [[0, 1 / 4095, 2048 / 4095, 1]], atol=1e-5)
+def tiff_of_bits(bits: int, channels: int = 1) -> tuple[bytes, Any]:
+    """A TIFF with values of so many bits, one after the other, and its values."""
+    values = np.random.default_rng(bits).integers(0, 2**bits, (3, 4, channels))
+    values[0, :2] = [[0], [2**bits - 1]]
+    rows = ["".join(format(value, f"0{bits}b") for value in row.flat) for row in values]
+    data = b"".join(int(row, 2).to_bytes(len(row) // 8, "big") for row in rows)
+    place = 8 + len(data)  # of the list of bits, which three channels need
+    tags = {256: (4, 4), 257: (4, 3), 259: (3, 1), 262: (3, 1), 273: (4, 8), 277: (3, channels)}
+    tags |= {258: (3, bits), 278: (4, 3), 279: (4, len(data))}
+    if channels == 3:
+        tags |= {258: (3, place), 262: (3, 2)}
+    entries = [
+        struct.pack("<HHII", tag, kind, channels if tag == 258 else 1, value)
+        for tag, (kind, value) in sorted(tags.items())
+    ]
+    data += struct.pack("<3H", bits, bits, bits)
+    start = b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(entries))
+    return start + b"".join(entries) + bytes(4), values[..., 0] if channels == 1 else values
+
+
+def test_integers_of_few_bits_are_scaled_by_their_own_maximum_or_refused() -> None:
+    for bits, channels in product((2, 4, 8, 10, 12, 14, 24), (1, 3)):
+        data, values = tiff_of_bits(bits, channels)
+        if (bits, channels) in ((2, 1), (4, 1), (8, 1), (8, 3), (12, 1)):
+            pixels = decode_image(data, "x.tif")
+            np.testing.assert_allclose(scale(pixels), values / (2**bits - 1), atol=1e-5)
+            continue
+        with pytest.raises(InputError, match=r"8 bits in each channel, or 16 bits of grey$"):
+            decode_image(data, "x.tif")
     for bits in range(1, 33):
         dtype = np.dtype(f"u{1 if bits <= 8 else 2 if bits <= 16 else 4}")
         values = np.array([0, 1, 2 ** (bits - 1), 2**bits - 1], dtype)

@@ -82,22 +82,18 @@ def test_memory_is_bounded_by_smaller_batches() -> None:
 @pytest.mark.parametrize(
     ("x", "options", "words"),
     [
-        (np.zeros(3), {}, "2 grid axes"),
-        (np.zeros((4, 4, 2)), {}, "with 3 channels"),
+        (np.zeros(3), {}, r"expected \(H, W\), \(H, W, C\) or \(N, H, W, C\)"),
+        (np.zeros((4, 4, 2)), {}, "2 channels at each position, expected 3"),
         (np.zeros((0, 4, 3)), {}, "is empty"),
         (np.zeros((0, 4, 4, 3)), {}, "is empty"),
         (np.full((4, 4, 3), np.nan), {}, "NaN"),
+        (np.ma.masked_equal(np.zeros((4, 4, 3)), 0), {}, "x has masked values"),
         (np.zeros((4, 4, 3)), {"batch_size": 0}, "batch_size must be"),
     ],
 )
 def test_wrong_arguments_are_refused(x: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         TiledSession(segmenter().path, "cpu")(x, **options)
-
-
-def test_fewer_than_no_threads_are_refused() -> None:
-    with pytest.raises(InputError, match="threads must be from 1 to"):
-        TiledSession(segmenter().path, "cpu", threads=-1)
 
 
 @pytest.mark.parametrize(("failure", "count"), [(InputError("x holds NaN"), 0), (KeyboardInterrupt(), 1)])

@@ -108,6 +108,12 @@ def save_array(target: str | Path, array: Array, *, replace: bool = True) -> Non
         write_npy(file, np.asanyarray(array))
 
 
+def check_real(dtype: np.dtype[Any], label: str) -> None:
+    """Check that a dtype is one of real numbers; `label` names the array in error messages."""
+    if dtype.kind not in "buif":
+        raise InputError(f"{label} holds {dtype}, expected real numbers (float, integer or bool)")
+
+
 def to_float32(array: Array, label: str) -> Array:
     """Convert real numbers of any shape to float32; `label` names them in error messages.
 
@@ -115,8 +121,7 @@ def to_float32(array: Array, label: str) -> Array:
         InputError: the array is not of real numbers, is empty, or holds NaN, infinity or values that
             float32 cannot hold.
     """
-    if array.dtype.kind not in "buif":
-        raise InputError(f"{label} holds {array.dtype}, expected real numbers (float, integer or bool)")
+    check_real(array.dtype, label)
     if array.size == 0:
         raise InputError(f"{label} is empty: its shape is {array.shape}")
     with np.errstate(over="ignore"):
@@ -138,8 +143,7 @@ def to_float32(array: Array, label: str) -> Array:
 
 def write_npy(file: IO[bytes], array: Array) -> None:
     """Write the bytes that numpy.save writes."""
-    if array.dtype.kind not in "buif":
-        raise InputError(f"cannot write an array of {array.dtype}, expected real numbers")
+    check_real(array.dtype, "the array")
     array = np.asarray(array, order="C")
     header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
     np.lib.format.write_array_header_1_0(file, header)
@@ -165,8 +169,7 @@ def read_npy(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Array:
             f"{label} holds Python objects, which are never unpickled; save it as numbers, "
             "for example with numpy.save(file, array.astype('float32'))"
         )
-    if dtype.kind not in "buif":
-        raise InputError(f"{label} holds {dtype}, expected real numbers (float, integer or bool)")
+    check_real(dtype, label)
     count = prod(shape)
     if count * max(dtype.itemsize, FLOAT_BYTES) > max_bytes:
         raise InputError(
@@ -192,7 +195,7 @@ def read_capped(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> byte
     return data
 
 
-def read_model(path: Path, max_bytes: int, make_one: str | Export) -> bytes:
+def read_model_file(path: Path, max_bytes: int, make_one: str | Export) -> bytes:
     """Read a model into memory, so that ONNX Runtime has no path to resolve external data against."""
     try:
         is_regular = S_ISREG(path.stat().st_mode)  # a named pipe would be waited for

@@ -14,7 +14,7 @@ import numpy as np
 from mdlstm_tk._util.text import to_json
 from mdlstm_tk.errors import Argument, InputError, Message, require
 from mdlstm_tk.runtime.io import Format
-from mdlstm_tk.runtime.io.npy import Array, open_output, write_npy
+from mdlstm_tk.runtime.io.npy import Array, check_real, open_output, write_npy
 
 
 def write_arrays(
@@ -22,8 +22,7 @@ def write_arrays(
 ) -> None:
     """Write arrays of real numbers to a file or to "-", see `open_output`."""
     for array in arrays.values():
-        if array.dtype.kind not in "buif":
-            raise InputError(f"the result holds {array.dtype}, expected real numbers")
+        check_real(array.dtype, "the result")
     if file_format not in ("npz", "json") and len(arrays) > 1:
         raise InputError(
             f"{file_format} holds one array, but the result has {len(arrays)}",

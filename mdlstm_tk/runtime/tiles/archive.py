@@ -21,31 +21,22 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from math import prod
-from pathlib import Path
+from operator import attrgetter
 from typing import Any
 
-from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.text import counted, reason_of
 from mdlstm_tk.errors import TILED_EXPORT, InputError
 from mdlstm_tk.runtime.io import TILED_SUFFIX
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, read_model
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.tiles.plan import run_order
+from mdlstm_tk.runtime.tiles.plan import Sweep
 
 SUFFIX = TILED_SUFFIX
 INDEX = "tiles.json"
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """One direction of a stage: the name of its graph in the archive, and a sign for each axis."""
-
-    file: str
-    direction: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -79,20 +70,22 @@ class Archive:
     digest: str = ""  # SHA-256 of the archive in hex
 
     @property
-    def ordered_sweeps(self) -> list[tuple[int, int]]:
-        """The sweeps in the order in which they run: the stage, and the index in the stage."""
-        orders = [run_order([sweep.direction for sweep in stage.sweeps]) for stage in self.stages]
-        return [(s, k) for s, order in enumerate(orders) for k in order]
+    def sweeps(self) -> list[Sweep]:
+        """The sweeps of all stages in the order in which they run."""
+        return sorted(
+            (sweep for stage in self.stages for sweep in stage.sweeps), key=attrgetter("stage", "rank")
+        )
 
     @property
     def total_window(self) -> tuple[int, ...]:
         """Extents of the part of the input that one position of the last stage covers."""
         return tuple(prod(stage.window[d] for stage in self.stages) for d in range(self.metadata.ndim))
 
-
-def read_archive_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
-    """The content of the file; raises an InputError if it cannot be read or is larger than `max_bytes`."""
-    return read_model(path, max_bytes, TILED_EXPORT)
+    def output_shape(self, grid: Sequence[int]) -> tuple[int, ...]:
+        """The shape of y for one sample: the extents of its grid, without pooled axes, and the outputs."""
+        window = self.total_window if self.pool else self.metadata.window or self.total_window
+        extents = enumerate(zip(grid, window, strict=True))
+        return (*(-(-e // w) for d, (e, w) in extents if d not in self.pool), self.metadata.outputs)
 
 
 def parse_archive(data: bytes, label: str) -> Archive:
@@ -115,10 +108,8 @@ def parse_archive(data: bytes, label: str) -> Archive:
         if INDEX not in members:
             raise ValueError(f"it holds no {INDEX}")
     except Exception as error:  # zipfile raises all kinds of exceptions for damaged archives
-        reason = " ".join(ascii(str(error))[1:-1].split())
-        raise InputError(
-            f"{label} is no tiled export, or damaged ({reason:.200}); make one with: ", TILED_EXPORT
-        ) from None
+        text = f"{label} is no tiled export, or damaged ({reason_of(error)}); make one with: "
+        raise InputError(text, TILED_EXPORT) from None
     try:
         index = json.loads(members.pop(INDEX))
         if index["schema"] != SCHEMA:
@@ -138,9 +129,10 @@ def _archive(index: Any, members: dict[str, bytes], label: str, digest: str) -> 
     """The parts that `INDEX` names; raises what `parse_archive` catches."""
     metadata = Metadata.from_props(index["metadata"], label)
     ndim, channels = metadata.ndim, metadata.channels
-    if metadata.form != "tiles" or metadata.inputs != ("x",) or len(metadata.output_names) != 1:
+    names = metadata.inputs, len(metadata.output_names)
+    if metadata.form != "tiles" or names != (("x",), 1) or not metadata.channels_last:
         raise ValueError("its metadata are not those of a tiled export")
-    stages = tuple(_stage(entry, ndim) for entry in index["stages"])
+    stages = tuple(_stage(entry, s, ndim) for s, entry in enumerate(index["stages"]))
     for stage in stages:
         if stage.channels != channels:
             raise ValueError(f"a stage takes {counted(stage.channels, 'channel')} and gets {channels}")
@@ -161,9 +153,10 @@ def _archive(index: Any, members: dict[str, bytes], label: str, digest: str) -> 
     return Archive(metadata, stages, pool, head, upsample, members, digest)
 
 
-def _stage(entry: Any, ndim: int) -> Stage:
+def _stage(entry: Any, number: int, ndim: int) -> Stage:
     sweeps = tuple(
-        Sweep(str(sweep["file"]), _integers(sweep["direction"], -1, ndim)) for sweep in entry["sweeps"]
+        Sweep(str(sweep["file"]), _integers(sweep["direction"], -1, ndim), number, position)
+        for position, sweep in enumerate(entry["sweeps"])
     )
     if not sweeps or any(abs(sign) != 1 for sweep in sweeps for sign in sweep.direction):
         raise ValueError("each stage needs at least one sweep, with signs 1 or -1")

@@ -12,15 +12,16 @@ import numpy as np
 
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError
 from mdlstm_tk.runtime.batching import Result, write_results
+from mdlstm_tk.runtime.combinations import REGIONS
 from mdlstm_tk.runtime.io.files import ExistsError, cannot_write
 from mdlstm_tk.runtime.io.npy import STDIO
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
-from mdlstm_tk.runtime.tiles.local import Report, RunGroups, State, on_threads, run_steps
-from mdlstm_tk.runtime.tiles.outputs import GRID_FORMATS, FileOutput, GridFormat
+from mdlstm_tk.runtime.tiles.local import STATE, Report, RunGroups, State, on_threads, run_steps
+from mdlstm_tk.runtime.tiles.outputs import FileOutput
 from mdlstm_tk.runtime.tiles.session import TILE, TiledSession
 from mdlstm_tk.runtime.tiles.sources import fingerprint, open_source
 from mdlstm_tk.runtime.tiles.store import BlockFolder
-from mdlstm_tk.runtime.tiles.work import Output, Work, tile_of_output
+from mdlstm_tk.runtime.tiles.work import Output, Work
 
 if os.name == "posix":
     import fcntl
@@ -50,34 +51,42 @@ class TileOptions:
 @dataclass(frozen=True)
 class FileRun:
     """The run of a file, from which every process that runs groups of its tiles opens its `Work`. Paths
-    are the same for all processes; `format` is None if the network averages over the grid."""
+    are the same for all processes."""
 
-    source: str
-    scratch: str
-    level: int
+    job: Job
     tile: int
+    level: int
     batch_size: int | None
-    format: GridFormat | None
     wants_probabilities: bool
+
+    @property
+    def scratch(self) -> Path:
+        """The folder of what is not finished, beside the file that the result becomes or replaces."""
+        job = self.job
+        target = os.path.realpath(os.path.basename(job.source) if job.target == STDIO else job.target)
+        return Path(target).with_name(f".{os.path.basename(target)}{SCRATCH_SUFFIX}")
 
     def open(self, session: TiledSession, stack: ExitStack) -> Work:
         """Open the files; `stack` closes them. y is an array if it has no grid."""
-        archive, scratch = session.archive, Path(self.scratch)
-        source = open_source(Path(self.source), session.metadata, self.level, stack)
+        archive = session.archive
+        source = open_source(Path(self.job.source), session.metadata, self.level, stack)
         plan = session.plan(source.grid, self.tile, self.batch_size)
-        shape = session.output_shape(source.grid)
-        output: Output = np.empty(shape if self.format is None else 0, np.float32)
-        if self.format is not None:
+        shape = archive.output_shape(source.grid)
+        output: Output
+        if archive.pool or self.job.format not in REGIONS:
+            output = np.empty(shape, np.float32)
+        else:
+            tile = zip(plan.tile_extents[-1], archive.upsample, shape, strict=False)
             output = FileOutput(
-                scratch,
-                self.format,
+                self.scratch,
+                self.job.format,
                 shape,
                 session.metadata,
-                tile_of_output(archive, plan),
+                tuple(min(size * up, extent) for size, up, extent in tile),
                 wants_probabilities=self.wants_probabilities,
                 squeeze=not source.has_channel_axis,
             )
-        return Work(archive, session.graphs, plan, BlockFolder(scratch), source, output)
+        return Work(archive, session.graphs, plan, BlockFolder(self.scratch), source, output)
 
 
 TileWorkers = Callable[[FileRun], RunGroups]
@@ -123,28 +132,20 @@ def _infer_file(
     force: bool,
     workers: TileWorkers | None,
 ) -> Result:
-    file_format = next((name for name in GRID_FORMATS if name == job.format), None)
-    if session.archive.pool:
-        file_format = None
-    target = Path(os.path.basename(job.source) if job.target == STDIO else job.target)
-    target = Path(os.path.realpath(target))  # where a link leads to, so that the result is moved there
-    folder = target.parent / f".{target.name}{SCRATCH_SUFFIX}"
     tile = TILE if tiles.tile is None else tiles.tile
-    run = FileRun(
-        job.source, str(folder), tiles.level, tile, batch_size, file_format, options.probabilities
-    )
-    with _scratch(folder, tiles.resume, force), ExitStack() as stack:
+    run = FileRun(job, tile, tiles.level, batch_size, options.probabilities)
+    with _scratch(run.scratch, tiles.resume, force), ExitStack() as stack:
         work = run.open(session, stack)
         dependencies = {
             "model": session.archive.digest,
             "source": [fingerprint(Path(job.source)), tiles.level],
-            "tile": work.plan.tiling.tile_extents[0],
+            "tile": work.plan.tile_extents[0],
             "batch size": work.plan.batch_size,
             "format": job.format,
             "probabilities": options.probabilities,
             "device": session.device,
         }
-        state = State(folder, dependencies)
+        state = State(run.scratch, dependencies)
         if workers is None:
             run_groups = stack.enter_context(on_threads(work, session.threads))
         else:
@@ -183,7 +184,7 @@ def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[None]:
                 f"a run that was interrupted has left {folder}; go on with ",
                 *(Argument("resume", True), ", or start over with ", Argument("force", True)),
             )
-        if has_leftovers and not resume:
+        if has_leftovers and not (resume and (folder / STATE).exists()):
             for path in folder.iterdir():  # but not the folder, which is locked
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         can_go_on = resume
@@ -195,7 +196,7 @@ def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[None]:
             kept = ": what was computed is kept"
             raise InputError(error, " and ", Argument("resume", True), kept) from None
         finally:
-            if not can_go_on or not (folder / "state.npz").exists():
+            if not can_go_on or not (folder / STATE).exists():
                 shutil.rmtree(folder, ignore_errors=True)
     finally:
         if lock is not None:

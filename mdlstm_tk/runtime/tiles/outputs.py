@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.runtime.io import Format
 from mdlstm_tk.runtime.io.files import cannot_write, publish
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.metadata import Metadata
@@ -17,9 +18,6 @@ from mdlstm_tk.runtime.postprocessing import check_scores, labels, mask_values, 
 from mdlstm_tk.runtime.tiles.mapped import create_npy
 from mdlstm_tk.runtime.tiles.plan import Region
 from mdlstm_tk.runtime.tiles.tif import write_tif
-
-GridFormat = Literal["npy", "tif", "zarr"]
-GRID_FORMATS: tuple[GridFormat, ...] = ("npy", "tif", "zarr")
 
 
 class FileOutput:
@@ -33,7 +31,7 @@ class FileOutput:
     def __init__(
         self,
         scratch: Path,
-        file_format: GridFormat,
+        file_format: Format,
         shape: tuple[int, ...],
         metadata: Metadata,
         chunks: tuple[int, ...],

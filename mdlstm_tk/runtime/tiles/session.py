@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,17 @@ import numpy as np
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted
-from mdlstm_tk.errors import Argument, InputError
-from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, Array, byte_limit
+from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError
+from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, Array, byte_limit, read_model_file
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.runner import GraphInfo, OpenModel
-from mdlstm_tk.runtime.shapes import as_array
-from mdlstm_tk.runtime.tiles.archive import Archive, Stage, parse_archive, read_archive_bytes
+from mdlstm_tk.runtime.shapes import Shapes, as_array
+from mdlstm_tk.runtime.tiles.archive import Archive, Stage, parse_archive
 from mdlstm_tk.runtime.tiles.local import on_threads, run_steps
 from mdlstm_tk.runtime.tiles.plan import Plan, tile_extents
 from mdlstm_tk.runtime.tiles.sources import GridSource
 from mdlstm_tk.runtime.tiles.store import BlockFolder
-from mdlstm_tk.runtime.tiles.work import Work, make_plan, output_extents
+from mdlstm_tk.runtime.tiles.work import Work
 
 TILE = 512
 BATCH_SIZE = 4
@@ -83,7 +84,7 @@ class TiledSession(OpenModel):
     ) -> None:
         label = "the model" if isinstance(model, bytes) else str(model)
         limit = byte_limit(max_bytes)
-        data = model if isinstance(model, bytes) else read_archive_bytes(Path(model), limit)
+        data = model if isinstance(model, bytes) else read_model_file(Path(model), limit, TILED_EXPORT)
         options: dict[str, Any] = {"timeout": timeout, "max_bytes": max_bytes, "device": device}
         options |= {"tf32": tf32, "isolated": isolated, "trusted": trusted}
         self._arguments = data, {**options, "threads": threads}
@@ -120,48 +121,32 @@ class TiledSession(OpenModel):
             StoppedError: a batch exceeds a limit on time or memory.
             MDLSTMError: ONNX Runtime fails, the disk is full, or the session is closed.
         """
-        x, ndim = as_array(x, "x"), self.metadata.ndim
-        if not x.size:
-            raise InputError(f"x is empty: its shape is {x.shape}")
-        if x.ndim not in (ndim, ndim + 1, ndim + 2):
-            raise InputError(
-                f"x has shape {x.shape}, expected {counted(ndim, 'grid axis', 'grid axes')}, with or "
-                "without channels and batch"
-            )
         from tempfile import TemporaryDirectory  # imported late: most models need none
 
-        samples = x if x.ndim == ndim + 2 else x[None]
-        sources = [GridSource(sample, self.metadata, "x") for sample in samples]
-        y = np.empty((len(samples), *self.output_shape(samples.shape[1 : 1 + ndim])), np.float32)
-        for source, result in zip(sources, y, strict=True):
-            plan = self.plan(source.grid, tile, batch_size)
+        shapes = Shapes(self.metadata)
+        batch = shapes.with_axes(as_array(x, "x"))
+        grid = shapes.grid(batch.samples)
+        plan = self.plan(grid, tile, batch_size)
+        y = np.empty((len(batch.samples), *self.archive.output_shape(grid)), np.float32)
+        for sample, result in zip(batch.samples, y, strict=True):
+            source = GridSource(sample, self.metadata, "x")
             with TemporaryDirectory(prefix="mdlstm-tiles-") as folder:
                 work = Work(self.archive, self.graphs, plan, BlockFolder(Path(folder)), source, result)
                 with on_threads(work, self.threads) as run_groups:
                     run_steps(work, run_groups)
-        if self.metadata.window is not None and y.shape[-1] == 1 and x.ndim == ndim:
-            y = y[..., 0]
-        return y if x.ndim == ndim + 2 else y[0]
+        return np.asarray(shapes.restore_axes({self.metadata.output_names[0]: y}, batch))
 
     def plan(
         self, grid: Sequence[int], tile: int | Sequence[int] = TILE, batch_size: int | None = None
     ) -> Plan:
         """The plan for a grid."""
-        multiple_of = self.metadata.multiple_of or (1,) * len(grid)
-        if any(extent % m for extent, m in zip(grid, multiple_of, strict=True)):
-            raise InputError(
-                f"the extents {tuple(grid)} must be multiples of {multiple_of} for this model; pad them"
-            )
-        extents = tile_extents(tile, len(grid))
+        windows, sweeps = [stage.window for stage in self.archive.stages], self.archive.sweeps
+        plan_of = partial(Plan, grid, tile_extents(tile, len(grid)), windows, sweeps)
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         if batch_size is None:
-            batch_size = self._batch_size(make_plan(self.archive, grid, extents, 1))
-        return make_plan(self.archive, grid, extents, batch_size)
-
-    def output_shape(self, grid: Sequence[int]) -> tuple[int, ...]:
-        """The shape of y for one sample."""
-        return (*output_extents(self.archive, grid), self.metadata.outputs)
+            batch_size = self._batch_size(plan_of(1))
+        return plan_of(batch_size)
 
     def _batch_size(self, plan: Plan) -> int:
         """The largest batch with which the run keeps to `max_bytes`."""
@@ -171,7 +156,7 @@ class TiledSession(OpenModel):
         fitting = (self.max_bytes - BASE_BYTES) // nbytes
         if fitting < 1:
             raise InputError(
-                f"tiles of {format_size(plan.tiling.tile_extents[0])} on {counted(self.threads, 'thread')} "
+                f"tiles of {format_size(plan.tile_extents[0])} on {counted(self.threads, 'thread')} "
                 f"need about {BASE_BYTES + nbytes} bytes, more than {self.max_bytes}; give a smaller ",
                 *(Argument("tile"), ", or allow more with ", Argument("max_bytes")),
             )
@@ -180,7 +165,7 @@ class TiledSession(OpenModel):
 
 def _tile_bytes(archive: Archive, plan: Plan) -> int:
     """About how many bytes one tile takes while it is swept, in the stage where it takes most."""
-    sizes = [prod(extents) for extents in plan.tiling.tile_extents]
+    sizes = [prod(extents) for extents in plan.tile_extents]
     gates = [GATE_SHARE * (3 + len(stage.window)) * stage.units for stage in archive.stages]
     largest = max(
         3 * sizes[s] * stage.channels + sizes[s + 1] * (gates[s] + 4 * stage.features)

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.text import reason_of
 from mdlstm_tk.errors import Argument, InputError, require
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.io import READABLE_IN_TILES
-from mdlstm_tk.runtime.io.npy import Array, to_float32
+from mdlstm_tk.runtime.io.npy import Array, check_real, to_float32
 from mdlstm_tk.runtime.io.readers import preprocessing_for, raw_pixels
 from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.shapes import Shapes
 from mdlstm_tk.runtime.tiles.mapped import open_npy
 from mdlstm_tk.runtime.tiles.plan import Region
 
@@ -44,27 +45,19 @@ class GridSource:
         prepare: Callable[[Array], Array] = np.asarray,
         channels: int | None = None,
     ) -> None:
-        self.shape, ndim = values.shape, metadata.ndim
-        self.grid = self.shape[:ndim]
+        self.grid = values.shape[: metadata.ndim]
         self._values, self._label, self._prepare = values, label, prepare
-        self.has_channel_axis = len(self.shape) > ndim if channels is None else channels > 1
-        if channels is None:
-            channels = self.shape[ndim] if self.has_channel_axis else 1
-        if 0 in self.shape:
-            raise InputError(f"{label} is empty: its shape is {self.shape}")
-        if len(self.shape) not in (ndim, ndim + 1) or channels != metadata.channels:
-            axes = ", ".join(metadata.layout.split()[1:-1])
-            raise InputError(
-                f"{label} has shape {self.shape}, expected ({axes}, {metadata.channels}) with "
-                f"{counted(metadata.channels, 'channel')}, or ({axes}) if that is 1"
-            )
+        shape = values.shape if channels is None else (*self.grid, *([channels] * (channels > 1)))
+        has_batch_axis, self.has_channel_axis = Shapes(metadata).check_shape(shape, label)
+        if has_batch_axis:
+            raise InputError(f"{label} has shape {shape}, expected one sample, without a batch axis")
 
     def read(self, region: Region) -> Array:
         """The values in a region: (*extents, C) float32."""
         try:
             values = self._prepare(self._values[region])
         except Exception as error:  # zarr, tifffile and their codecs raise all kinds of exceptions
-            raise InputError(f"cannot read {self._label}: {_one_line(error)}") from None
+            raise InputError(f"cannot read {self._label}: {reason_of(error)}") from None
         values = to_float32(values, self._label)
         return values if values.ndim > len(self.grid) else values[..., None]
 
@@ -99,8 +92,7 @@ def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) ->
             )
         return GridSource(values, metadata, label, preprocessing, preprocessing.channels)
     values = _open_zarr(path) if suffix == ".zarr" else open_npy(path)
-    if values.dtype.kind not in "buif":
-        raise InputError(f"{path} holds {values.dtype}, expected real numbers (float, integer or bool)")
+    check_real(values.dtype, label)
     is_scaled = metadata.preprocessing is not None and kind_named(metadata.kind).x_range is None
     if is_scaled and values.dtype.kind == "u":
         warnings.warn(raw_pixels(label, str(values.dtype)), stacklevel=2)
@@ -124,9 +116,5 @@ def _open_zarr(path: Path) -> Any:
         return zarr.open_array(str(path), mode="r", zarr_format=3)
     except Exception as error:  # zarr raises all kinds of exceptions
         raise InputError(
-            f"{path} is no zarr array of format 3, as zarr.create_array writes it ({_one_line(error)})"
+            f"{path} is no zarr array of format 3, as zarr.create_array writes it ({reason_of(error)})"
         ) from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,4 +1,4 @@
-"""The outputs that tiles leave for later sweeps: a block of numbers for each sweep and tile."""
+"""The faces and outputs that tiles leave for later ones: blocks of numbers in a folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from mdlstm_tk.runtime.io.npy import Array, write_npy
 from mdlstm_tk.runtime.tiles.archive import Archive
 from mdlstm_tk.runtime.tiles.plan import Group, Plan, Tile
 
-BlockKey = tuple[int, Tile]  # the sweep that has left the block, and its tile
+BlockKey = tuple[int, Tile] | tuple[int, Tile, int]
+"""The sweep that has left a block, its tile, and of a face the axis along which it is left."""
 
 
 class BlockFolder:
@@ -51,36 +52,42 @@ class BlockFolder:
         self._path(key).unlink(missing_ok=True)
 
     def _path(self, key: BlockKey) -> Path:
-        sweep, tile = key
-        return self._folder / f"{'-'.join(map(str, (sweep, *tile)))}.npy"
-
-
-Blocks = dict[BlockKey, Array] | BlockFolder
+        sweep, tile, *axis = key
+        name = ".".join(["-".join(map(str, (sweep, *tile))), *map(str, axis)])
+        return self._folder / f"{name}.npy"
 
 
 class Store:
-    """The stored outputs of all stages.
+    """What tiles leave for later ones: their faces, and the outputs of all stages.
 
     Where the parts of the directions are added, each sweep reads the sums of the one before and leaves its
     own, so that a group that runs a second time changes nothing. The last sweep of the last stage leaves
     none: with its parts the output is complete.
     """
 
-    def __init__(self, archive: Archive, plan: Plan, blocks: Blocks) -> None:
+    def __init__(self, archive: Archive, plan: Plan, blocks: BlockFolder) -> None:
         self._stages, self._pool, self._plan, self._blocks = archive.stages, archive.pool, plan, blocks
         self._sweeps = [
-            [k for k, (stage, _) in enumerate(plan.sweeps) if stage == s]
+            [k for k, sweep in enumerate(plan.sweeps) if sweep.stage == s]
             for s in range(len(archive.stages))
         ]
-        # the position of each sweep among the features of its stage
-        self._positions = [position for _, position in archive.ordered_sweeps]
+
+    def face(self, sweep: int, tile: Tile, axis: int) -> Array | None:
+        """The face by which a sweep enters a tile along an axis; None at the border."""
+        before = self._plan.neighbour(sweep, tile, axis, -1)
+        return None if before is None else self._blocks[sweep, before, axis]
+
+    def leave(self, sweep: int, tile: Tile, axis: int, face: Array) -> None:
+        """Store the face that a sweep leaves a tile by, unless it is at the border."""
+        if self._plan.neighbour(sweep, tile, axis, 1) is not None:
+            self._blocks[sweep, tile, axis] = face
 
     def complete(self, sweep: int, tile: Tile, part: Array) -> Array | None:
         """Take the part (*extents, F) that a sweep adds to the output of its stage for a tile.
 
         Returns the output of the last stage (*extents, features) if it is complete with this part, else
         None."""
-        stage = self._plan.sweeps[sweep][0]
+        stage = self._plan.sweeps[sweep].stage
         sweeps = self._sweeps[stage]
         is_last = stage == len(self._stages) - 1
         if is_last and self._pool:
@@ -104,18 +111,21 @@ class Store:
         for tile in group.tiles:
             for sweep in self._last_reads(group.sweep):
                 del self._blocks[sweep, tile]
+            for axis in range(len(tile)):
+                if before := self._plan.neighbour(group.sweep, tile, axis, -1):
+                    del self._blocks[group.sweep, before, axis]
 
     def pooled(self) -> Array:
         """The averages of the last stage over the pooled axes, in which they have the extent 1."""
-        tiling, level, pool = self._plan.tiling, len(self._stages), self._pool
-        extents = tiling.extents[level]
+        plan, level, pool = self._plan, len(self._stages), self._pool
+        extents = plan.extents[level]
         features = self._stages[-1].features
         shape = tuple(1 if d in pool else extent for d, extent in enumerate(extents))
         totals = {}
         for sweep in self._sweeps[-1]:
             totals[sweep] = np.zeros((*shape, features))
-            for tile in tiling.tiles():
-                region = tiling.region(level, tile)
+            for tile in plan.tiles():
+                region = plan.region(level, tile)
                 target = tuple(slice(0, 1) if d in pool else part for d, part in enumerate(region))
                 totals[sweep][target] += self._blocks[sweep, tile]
         total = sum(totals.values()) if self._stages[-1].added else self._joined(totals)
@@ -127,7 +137,7 @@ class Store:
 
     def _last_reads(self, sweep: int) -> Iterator[int]:
         """The sweeps whose blocks no other sweep reads after this one."""
-        stage = self._plan.sweeps[sweep][0]
+        stage = self._plan.sweeps[sweep].stage
         sweeps = self._sweeps[stage]
         is_last = stage == len(self._stages) - 1
         if self._stages[stage].added and sweep != sweeps[0] and not (is_last and self._pool):
@@ -140,4 +150,5 @@ class Store:
 
     def _joined(self, parts: Mapping[int, Array]) -> Array:
         """The parts of sweeps, in the order of their features."""
-        return np.concatenate([parts[k] for k in sorted(parts, key=self._positions.__getitem__)], axis=-1)
+        order = sorted(parts, key=lambda k: self._plan.sweeps[k].position)
+        return np.concatenate([parts[k] for k in order], axis=-1)

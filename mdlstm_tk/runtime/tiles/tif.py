@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.text import counted, reason_of
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError, require
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.preprocessing import widened
@@ -43,8 +43,7 @@ class TifPixels:
         except (MDLSTMError, ImportError):
             raise
         except Exception as error:  # tifffile raises all kinds of exceptions for damaged files
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"{path} cannot be read as a TIFF ({reason:.200})") from None
+            raise InputError(f"{path} cannot be read as a TIFF ({reason_of(error)})") from None
 
     def __getitem__(self, region: Region) -> Array:
         """The pixels in a region of rows and columns: uint8, uint16 or float32."""

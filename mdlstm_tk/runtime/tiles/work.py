@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -11,39 +11,15 @@ from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.runner import Runner
 from mdlstm_tk.runtime.tiles.archive import Archive
-from mdlstm_tk.runtime.tiles.plan import Group, Plan, Region, Tile, Tiling, shape_of
+from mdlstm_tk.runtime.tiles.plan import Group, Plan, Region, shape_of
 from mdlstm_tk.runtime.tiles.sources import GridSource
-from mdlstm_tk.runtime.tiles.store import Blocks, Store
-
-FaceKey = tuple[int, Tile, int]  # the sweep, the tile that is entered, and the axis along which
-Face = Array  # (S, *extents of the other axes, n), the states in the order of `Stage.states`
+from mdlstm_tk.runtime.tiles.store import BlockFolder, Store
 
 
 class Output(Protocol):
     """A grid that is written by region, such as an array: y (*extents, outputs)."""
 
     def __setitem__(self, region: Region, block: Array, /) -> None: ...
-
-
-def make_plan(archive: Archive, grid: Sequence[int], tile: Sequence[int], batch_size: int) -> Plan:
-    """The plan for a network and a grid."""
-    tiling = Tiling(grid, tile, [stage.window for stage in archive.stages])
-    sweeps = [(s, archive.stages[s].sweeps[k].direction) for s, k in archive.ordered_sweeps]
-    return Plan(tiling, tuple(sweeps), batch_size)
-
-
-def output_extents(archive: Archive, grid: Sequence[int]) -> tuple[int, ...]:
-    """The extents of the grid of y, without pooled axes."""
-    window = archive.total_window if archive.pool else archive.metadata.window or archive.total_window
-    extents = zip(grid, window, strict=True)
-    return tuple(-(-e // w) for d, (e, w) in enumerate(extents) if d not in archive.pool)
-
-
-def tile_of_output(archive: Archive, plan: Plan) -> tuple[int, ...]:
-    """The extents of the part of y that one tile gives, if y has the grid of the last stage."""
-    sizes = zip(plan.tiling.tile_extents[-1], archive.upsample, strict=True)
-    extents = output_extents(archive, plan.tiling.extents[0])
-    return tuple(min(size * up, extent) for (size, up), extent in zip(sizes, extents, strict=True))
 
 
 class Work:
@@ -57,51 +33,44 @@ class Work:
         archive: Archive,
         graphs: Runner,
         plan: Plan,
-        blocks: Blocks,
+        blocks: BlockFolder,
         source: GridSource,
         output: Output,
     ) -> None:
         self.plan, self.graphs, self.store = plan, graphs, Store(archive, plan, blocks)
         self.output = output
         self._archive, self._source = archive, source
-        self._files = [archive.stages[s].sweeps[k].file for s, k in archive.ordered_sweeps]
 
-    def run(self, group: Group, faces: Mapping[FaceKey, Face]) -> dict[FaceKey, Face]:
-        """Run one group, whose tiles are entered by some of the faces; a tile at the border has none.
-
-        Returns the faces by which the next tiles are entered.
+    def run(self, group: Group) -> None:
+        """Run one group of tiles, which are entered by the faces that others have left, and store what it
+        leaves. A face is (S, *extents of the other axes, n), the states in the order of `Stage.states`.
 
         Raises:
             MDLSTMError: ONNX Runtime fails, a graph does not do what the archive says, or a file cannot be
                 read or written.
         """
         sweep, tiles = group
-        tiling, number = self.plan.tiling, self.plan.sweeps[sweep][0]
-        stage, shape = self._archive.stages[number], tiling.shape(number + 1, tiles[0])
+        plan, number = self.plan, self.plan.sweeps[sweep].stage
+        stage, shape = self._archive.stages[number], plan.shape(number + 1, tiles[0])
         if number == 0:
-            inputs = [self._source.read(tiling.region(0, tile)) for tile in tiles]
+            inputs = [self._source.read(plan.region(0, tile)) for tile in tiles]
         else:
             inputs = [self.store.output(number - 1, tile) for tile in tiles]
-        feeds = {"x": np.stack(inputs)}
-        face_shapes = [(*shape[:axis], *shape[axis + 1 :], stage.units) for axis in range(len(shape))]
-        for axis, face_shape in enumerate(face_shapes):
-            zeros = np.zeros((len(stage.states), *face_shape), np.float32)
-            entering = np.stack([faces.get((sweep, tile, axis), zeros) for tile in tiles], axis=1)
-            feeds |= {f"{state}{axis}": face for state, face in zip(stage.states, entering, strict=True)}
-        outputs = self.graphs.run(feeds, self._files[sweep])
-        expected = {"part": (*shape, stage.features)}
-        for axis, face_shape in enumerate(face_shapes):
-            expected |= {f"{state}{axis}_n": face_shape for state in stage.states}
-        self._check(outputs, expected, group)
-        leaving: dict[FaceKey, Face] = {}
+        feeds, expected = {"x": np.stack(inputs)}, {"part": (*shape, stage.features)}
         for axis in range(len(shape)):
-            outgoing = np.stack([outputs[f"{state}{axis}_n"] for state in stage.states], axis=1)
-            for tile, face in zip(tiles, outgoing, strict=True):
-                successor = self.plan.successor(sweep, tile, axis)
-                if successor is not None:
-                    leaving[sweep, successor, axis] = face
+            face_shape = (*shape[:axis], *shape[axis + 1 :], stage.units)
+            faces = [self.store.face(sweep, tile, axis) for tile in tiles]
+            zeros = np.zeros((len(stage.states), *face_shape), np.float32)
+            entering = np.stack([zeros if face is None else face for face in faces], axis=1)
+            feeds |= {f"{state}{axis}": face for state, face in zip(stage.states, entering, strict=True)}
+            expected |= {f"{state}{axis}_n": face_shape for state in stage.states}
+        outputs = self.graphs.run(feeds, plan.sweeps[sweep].file)
+        self._check(outputs, expected, group)
+        for axis in range(len(shape)):
+            leaving = np.stack([outputs[f"{state}{axis}_n"] for state in stage.states], axis=1)
+            for tile, face in zip(tiles, leaving, strict=True):
+                self.store.leave(sweep, tile, axis, face)
         self._complete(group, outputs["part"])
-        return leaving
 
     def finish(self) -> None:
         """Write the result of a network that averages over the grid, once all groups have run."""
@@ -119,11 +88,11 @@ class Work:
         blocks = [block for block in outputs if block is not None]  # all of them, or none
         if not blocks:
             return
-        archive, tiling, h = self._archive, self.plan.tiling, np.stack(blocks)
-        ups, extents = archive.upsample, output_extents(archive, tiling.extents[0])
+        archive, plan, h = self._archive, self.plan, np.stack(blocks)
+        ups, extents = archive.upsample, archive.output_shape(plan.extents[0])[:-1]
         y = self._apply_head(h, tuple(e * up for e, up in zip(h.shape[1:-1], ups, strict=True)))
         for tile, block in zip(group.tiles, y, strict=True):
-            ranges = zip(tiling.region(len(archive.stages), tile), ups, extents, strict=True)
+            ranges = zip(plan.region(len(archive.stages), tile), ups, extents, strict=True)
             region = tuple(slice(p.start * up, min(p.stop * up, extent)) for p, up, extent in ranges)
             self.output[region] = block[tuple(map(slice, shape_of(region)))]
 
