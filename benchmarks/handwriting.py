@@ -41,7 +41,7 @@ from mdlstm_tk.export import export_run
 from mdlstm_tk.runtime import CharacterModel, Session
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.text import page_folders as pages
-from mdlstm_tk.text.decoding import BEAM, LM_FILE, read_decoding
+from mdlstm_tk.text.decoding import BEAM, LM_FILE, read_run
 from mdlstm_tk.text.line_cutting import cut_line
 from mdlstm_tk.text.pages import Page, PageLine, is_page, read_page
 from mdlstm_tk.text.reading import Line, describe_lines, evaluate_lines
@@ -129,7 +129,7 @@ def train_network(config: TrainConfig, task: UserDataTask, folder: Path) -> dict
     }
     split: Split = result["split"]
     lm = CharacterModel.load(job.run.folder / LM_FILE)
-    decoding = read_decoding(job.run)
+    decoding = read_run(job.run)
     searches: dict[str, dict[str, Any]] = {"greedy": {}, "lm": {"beam": BEAM, "lm": lm}}
     for kind, search in searches.items():
         _, lines = evaluate_lines(job.network, task, split, job.config, decoding=decoding, **search)

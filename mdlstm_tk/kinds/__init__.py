@@ -2,9 +2,11 @@
 
 kind            the questions that exports and inference ask a kind
 training_kind   those that training asks it
+report_kind     those that pictures and reports ask it
 answer          the answer for a sample, and how documents hold it
 measures        measures of classes and of numbers, from sums over all samples
 examples        the choice of samples that represent a data set
+decoding        numbers by which outputs become answers, chosen by training
 sums            sums over the valid positions of a batch, for losses and errors
 options         options of an inference that kinds declare
 documents       files that hold several samples, such as pages of text

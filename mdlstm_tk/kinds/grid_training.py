@@ -102,7 +102,8 @@ class Grid(TrainingKind):
         ]
 
     def examples_text(self, spec: TaskSpec) -> str:
-        first = f" Only the first of {spec.outputs} outputs is shown." if spec.outputs > 1 else ""
+        outputs = counted(spec.outputs, "output")
+        first = f" Of {outputs}, the first is shown." if spec.outputs > 1 else ""
         return f"Prediction and truth share a color scale; the error is their absolute difference.{first}"
 
     def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk.kinds.answer import PROBABILITY_DIGITS, Answer
+from mdlstm_tk.kinds.decoding import DECODING_FILE
 from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind
 from mdlstm_tk.runtime.metadata import Metadata
 
@@ -58,7 +59,7 @@ class Tag(Kind):
     answers = "labels"
     formats = LINES
     probabilities = ("csv", "json", *ARRAYS)
-    run_files = ("threshold.json",)
+    run_files = (DECODING_FILE,)
     metadata_class = "kinds.tag:TagMetadata"
     is_printed = True
     sample_axes = 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,6 +17,7 @@ from mdlstm_tk.data.tables import list_table
 from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.columns import ColumnsKind, Target, encode
+from mdlstm_tk.kinds.decoding import read_decoding, write_decoding
 from mdlstm_tk.kinds.measures import CLASS_MEASURES, by_output, mean_of_numbers
 from mdlstm_tk.kinds.tag import KIND, SEPARATOR
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.training.run_folder import Run
 
 BINS = 100  # of probabilities; thresholds lie between them
+DEFAULT = {"threshold": 0.5}
 LEAST_SHOWN = 10  # per cent, of a label in a picture
 
 
@@ -106,23 +106,23 @@ class Tag(ColumnsKind):
         from mdlstm_tk.training.evaluation import measure_split
 
         _, sums = measure_split(job.network, job.task, "validation", job.config, job.context)
-        threshold = _best_threshold(sums["histograms"]) if sums else 0.5
+        threshold = _best_threshold(sums["histograms"]) if sums else DEFAULT["threshold"]
         if job.context.is_main:
-            text = json.dumps({"threshold": threshold, "step": step})
-            job.run.write(job.run.folder / KIND.run_files[0], f"{text}\n")
+            write_decoding(job.run, {"threshold": threshold}, step)
         errors, sums = measure_split(job.network, job.task, split, job.config, job.context)
         sums["threshold"] = np.array(threshold)
         errors |= self.summarize(errors, sums, job.task.spec)
         return errors, {"threshold": threshold, "outputs": self.outputs(sums, job.task.spec)}
 
     def metadata(self, run: Run, step: int, spec: TaskSpec) -> dict[str, Any]:
-        return {"threshold": _read_threshold(run, step)}
+        return read_decoding(run, DEFAULT, step)
 
     def evaluate_examples(
         self, network: nn.Module, task: Task, config: TrainConfig, run: Run, step: int
     ) -> SplitEvaluation:
         evaluation = super().evaluate_examples(network, task, config, run, step)
-        sums = {**evaluation.sums, "threshold": np.array(_read_threshold(run, step))}
+        threshold = read_decoding(run, DEFAULT, step)["threshold"]
+        sums = {**evaluation.sums, "threshold": np.array(threshold)}
         errors = evaluation.errors | self.summarize(evaluation.errors, sums, task.spec)
         return replace(evaluation, errors=errors, sums=sums)
 
@@ -141,17 +141,6 @@ class Tag(ColumnsKind):
 
 def _read_row(row: Mapping[str, str]) -> Target:
     return {label.strip(): 1 for text in row.values() for label in text.split(SEPARATOR) if label.strip()}
-
-
-def _read_threshold(run: Run, step: int) -> float:
-    """The threshold that the training chose for the weights of a step; else one half, with a warning."""
-    path = run.folder / KIND.run_files[0]
-    values = run.read_json(path)
-    if values.get("step") == step and 0 < float(values.get("threshold", 0)) < 1:
-        return float(values["threshold"])
-    text = f"{path} has no threshold for step {step}, so it is 0.5; let its training end"
-    warnings.warn(text, stacklevel=2)
-    return 0.5
 
 
 def _counts(sums: Mapping[str, Array]) -> tuple[Array, Array, Array]:

@@ -6,7 +6,7 @@ Tasks are made without PyTorch, so only `loss` and `measures` import it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -17,19 +17,15 @@ from mdlstm_tk.data.augmentation import distort
 from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, Metrics, RawSample, Sample, Split, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets, unchanged
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.kinds.examples import spread
+from mdlstm_tk.kinds.report_kind import ReportKind
 
 if TYPE_CHECKING:
-    from markupsafe import Markup
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from mdlstm_tk.data import Task
     from mdlstm_tk.data.samples import MemoryBudget, Survey
     from mdlstm_tk.data.user_data import UserDataTask
     from mdlstm_tk.errors import Message
-    from mdlstm_tk.report.evaluation import Example, SplitEvaluation
-    from mdlstm_tk.report.panels import Color, Panel
-    from mdlstm_tk.training.config import TrainConfig
     from mdlstm_tk.training.job import TrainingJob
     from mdlstm_tk.training.run_folder import Run
 
@@ -72,8 +68,8 @@ class TargetRule(NamedTuple):
     note: str = ""
 
 
-class TrainingKind(ABC):
-    """A kind of task, as training sees it.
+class TrainingKind(ReportKind, ABC):
+    """A kind of task, as training and reports see it.
 
     Attributes:
         folder_format, array_format: the folder and the `.npz` file that a user's data may be, in words; ""
@@ -92,10 +88,6 @@ class TrainingKind(ABC):
         defaults: settings for a user's data, by key of `TrainConfig`.
         error_names: the names of the `measures`.
         further_measures: the measures that `summarize` adds, by name; True where higher values are better.
-        percentages: the measures that are shown in per cent.
-        examples: samples in the report of a run, and as many of the worst ones.
-        pictured: samples in `prediction.png`.
-        report_template: the HTML template of a report, from the folder of the package.
         next_verb: the verb of the command line for a run that has ended.
     """
 
@@ -115,10 +107,6 @@ class TrainingKind(ABC):
     defaults: ClassVar[Mapping[str, Any]]
     error_names: ClassVar[tuple[str, ...]]
     further_measures: ClassVar[Mapping[str, bool]] = {}
-    percentages: ClassVar[frozenset[str]] = frozenset()
-    examples: ClassVar[int] = 6
-    pictured: ClassVar[int] = 12
-    report_template: ClassVar[str] = "report/report.html"
     next_verb: ClassVar[str] = "export"
 
     def target_axes(self, ndim: int) -> tuple[int, ...]:
@@ -189,7 +177,7 @@ class TrainingKind(ABC):
         """
         return []
 
-    def check_x(self, x: Array) -> None:  # noqa: B027 - most kinds take any numbers
+    def check_x(self, x: Array) -> None:
         """Check a sample's x in the first pass.
 
         Raises:
@@ -219,7 +207,7 @@ class TrainingKind(ABC):
         """Distorted copies of training samples; see `mdlstm_tk.data.augmentation.distort`."""
         return distort(samples, rngs, strength, self.has_grid_targets)
 
-    def complete(  # noqa: B027 - most kinds add nothing
+    def complete(
         self, task: UserDataTask, splits: Mapping[Split, Sequence[Survey]], targets: Targets
     ) -> None:
         """Set `Task.of_kind` to what the kind needs beyond the samples."""
@@ -340,89 +328,3 @@ class TrainingKind(ABC):
 
         sums = self.measures(from_numpy(prediction), batch, spec)
         return {name: (float(total), count) for name, (total, count) in sums.items()}
-
-    def choose_examples(
-        self, total: int, count: int, read_targets: Callable[[], Iterable[Array]]
-    ) -> list[int]:
-        """Choose samples that represent a split.
-
-        Args:
-            total: samples of the split.
-            count: how many to choose, at most.
-            read_targets: returns the targets of all samples in order.
-
-        Returns:
-            Their indices, in increasing order.
-        """
-        return spread(range(total), count)
-
-    def confidence(self, prediction: Floats) -> float:
-        """By which wrong predictions of equal error are sorted in a report, for a batch of one."""
-        return 0.0
-
-    def panels(self, batch: Batch, prediction: Floats, spec: TaskSpec, name: str) -> list[Panel]:
-        """Draw a sample and its prediction: one image with a caption, or several in a row.
-
-        Args:
-            batch: the sample as a batch of one.
-            prediction: the network's output for it.
-            spec: of the task.
-            name: of the sample.
-        """
-        from mdlstm_tk.report.panels import Panel, draw_input, visible
-
-        return [Panel("input", draw_input(visible(batch.x, batch)), sample=name)]
-
-    def colors(self, spec: TaskSpec) -> dict[str, Color]:
-        """The colors of the classes in panels, by name; {} if they have none."""
-        return {}
-
-    def picture(
-        self, examples: Sequence[Example], network: nn.Module, config: TrainConfig, split: Split
-    ) -> list[Panel]:
-        """The panels of `prediction.png`.
-
-        Args:
-            examples: samples that represent the split.
-            network: has the best weights.
-            config: of the run.
-            split: as users call it.
-        """
-        return [panel for example in examples for panel in example.panels]
-
-    def examples_text(self, spec: TaskSpec) -> str:
-        """The text above the examples of a report, which says what they show."""
-        return ""
-
-    def figures(self, evaluation: SplitEvaluation, spec: TaskSpec) -> list[Markup]:
-        """Figures below the measures of the outputs in a report, in SVG."""
-        return []
-
-    def evaluate_examples(
-        self, network: nn.Module, task: Task, config: TrainConfig, run: Run, step: int
-    ) -> SplitEvaluation:
-        """Run a network on the split that a report shows; arguments as of `report_values`."""
-        from mdlstm_tk.report.evaluation import evaluate_split
-
-        return evaluate_split(network, task, config)
-
-    def report_values(
-        self,
-        network: nn.Module,
-        task: Task | None,
-        config: TrainConfig,
-        evaluation: SplitEvaluation | None,
-        result: Mapping[str, Any],
-        data: str,
-    ) -> dict[str, Any]:
-        """Further values of the template of a report.
-
-        Args:
-            network: has the best weights.
-            task: of the run; None if its data are not there.
-            config: of the run.
-            evaluation: of the network; None without data.
-            result: the content of `result.json`; {} if there is none.
-            data: the path of the user's data; "" if it is not given.
-        """
-        return {}

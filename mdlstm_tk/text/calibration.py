@@ -10,7 +10,7 @@ chosen among the texts that searches end with, and the search is repeated with t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import exp, log, sqrt
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,11 +21,12 @@ from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk.data import Task, batches
 from mdlstm_tk.data.spec import Floats
+from mdlstm_tk.kinds.decoding import write_decoding
 from mdlstm_tk.runtime.text_order import Direction, reorder
 from mdlstm_tk.text.character_model import CharacterModel
 from mdlstm_tk.text.ctc import Fusion, best_path, posteriors, scaled_log_probs, search
 from mdlstm_tk.text.ctc_loss import line_steps
-from mdlstm_tk.text.decoding import BEAM, LM_FILE, Decoding, write_decoding
+from mdlstm_tk.text.decoding import BEAM, LM_FILE, Decoding
 from mdlstm_tk.text.encoding import TaskTexts
 from mdlstm_tk.text.measures import target_texts
 from mdlstm_tk.training.evaluation import predict
@@ -69,7 +70,7 @@ def calibrate(job: TrainingJob, step: int) -> None:
     lines = validation_lines(job)
     decoding = Decoding(temperature=fit_temperature(evenly(lines, TEMPERATURE_LINES), spec.classes))
     decoding = fit_weights(lines, spec.classes, lm, spec.text_direction, decoding)
-    write_decoding(run, decoding, step)
+    write_decoding(run, asdict(decoding), step)
 
 
 def training_texts(task: Task, seed: int) -> Sequence[str]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
-import warnings
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds.decoding import DECODING_FILE, read_decoding
 
 if TYPE_CHECKING:
     from mdlstm_tk.training.run_folder import Run
 
-DECODING_FILE = "decoding.json"  # of a run
 LM_FILE = "lm.arpa.gz"  # a character model of the training texts
 BEAM = 64  # texts that a search with a language model keeps at each step, if nothing else is asked for
 
@@ -35,7 +32,7 @@ class Decoding:
     character_bonus: float = 1.0
 
 
-def read_decoding(run: Run, step: int | None = None) -> Decoding:
+def read_run(run: Run, step: int | None = None) -> Decoding:
     """The decoding that was chosen when the training of a run last ended; the default one if there is none.
 
     Args:
@@ -45,25 +42,8 @@ def read_decoding(run: Run, step: int | None = None) -> Decoding:
     Raises:
         InputError: the file holds something else.
     """
-    path = run.folder / DECODING_FILE
-    values = run.read_json(path)
-    chosen = values.pop("step", None)
-    if step not in (None, chosen):
-        state = f"was calibrated at step {chosen}" if values else "has not been calibrated"
-        warnings.warn(
-            f"{run.folder} {state}, and its weights are of step {step}, so confidences may be wrong; "
-            "let its training end",
-            stacklevel=2,
-        )
-    try:
-        decoding = Decoding(**{name: float(value) for name, value in values.items()})
-        if decoding.temperature > 0 and all(map(math.isfinite, asdict(decoding).values())):
-            return decoding
-    except (TypeError, ValueError):
-        pass
-    raise InputError(f"{path} holds no decoding; delete it to use the default")
-
-
-def write_decoding(run: Run, decoding: Decoding, step: int) -> None:
-    """Write `decoding.json`, for the weights of a step."""
-    run.write(run.folder / DECODING_FILE, json.dumps({**asdict(decoding), "step": step}) + "\n")
+    decoding = Decoding(**read_decoding(run, asdict(Decoding()), step))
+    if decoding.temperature <= 0:
+        path = run.folder / DECODING_FILE
+        raise InputError(f"{path} holds no decoding; delete it to use the default")
+    return decoding

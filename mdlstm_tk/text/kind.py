@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mdlstm_tk.kinds.answer import PROBABILITY_DIGITS, Answer
+from mdlstm_tk.kinds.decoding import DECODING_FILE
 from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind
 from mdlstm_tk.kinds.options import Option
-from mdlstm_tk.text.decoding import DECODING_FILE, LM_FILE
+from mdlstm_tk.text.decoding import LM_FILE
 from mdlstm_tk.text.documents import Pages
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, Sample
 from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.errors import InputError, Message
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
-from mdlstm_tk.text.decoding import read_decoding
+from mdlstm_tk.text.decoding import read_run
 from mdlstm_tk.text.distortion import distort_line
 from mdlstm_tk.text.encoding import (
     TaskTexts,
@@ -155,7 +155,7 @@ class Transcribe(TrainingKind):
 
         if job.context.is_main:
             calibrate(job, step)
-        decoding = job.context.broadcast(read_decoding(job.run))
+        decoding = job.context.broadcast(read_run(job.run))
         errors, lines = evaluate_lines(
             job.network, job.task, split, job.config, job.context, decoding=decoding
         )
@@ -167,7 +167,7 @@ class Transcribe(TrainingKind):
         return target_texts(batch, spec)[0]
 
     def metadata(self, run: Run, step: int, spec: TaskSpec) -> dict[str, Any]:
-        return {"text_direction": spec.text_direction, **asdict(read_decoding(run, step))}
+        return {"text_direction": spec.text_direction, **asdict(read_run(run, step))}
 
     def panels(self, batch: Batch, prediction: Floats, spec: TaskSpec, name: str) -> list[Panel]:
         from mdlstm_tk.report.panels import ShownAnswer, answer_panel
@@ -181,7 +181,7 @@ class Transcribe(TrainingKind):
     ) -> SplitEvaluation:
         from mdlstm_tk.text.report import evaluate_split
 
-        return evaluate_split(network, task, config, read_decoding(run, step))
+        return evaluate_split(network, task, config, read_run(run, step))
 
     def report_values(
         self,

@@ -163,13 +163,13 @@ def test_the_threshold_of_the_validation_data_is_in_the_file(tmp_path: Path) -> 
     config = quick(write_table(tmp_path / "data", "tag"), "tag", resize="6x7")
     run = run_in(tmp_path / "run", config)
     result = run.read_result()
-    chosen = json.loads((run.folder / "threshold.json").read_text())
+    chosen = json.loads((run.folder / "decoding.json").read_text())
     assert chosen == {"threshold": result["threshold"], "step": result["step"]}
-    (run.folder / "threshold.json").write_text(json.dumps({**chosen, "threshold": 0.875}))
+    (run.folder / "decoding.json").write_text(json.dumps({**chosen, "threshold": 0.875}))
     metadata = Session(export_run(run.folder, grid=(6, 7)).path).metadata
     assert metadata.threshold == 0.875  # type: ignore[attr-defined]
-    (run.folder / "threshold.json").unlink()
-    with pytest.warns(UserWarning, match=r"so it is 0\.5"):
+    (run.folder / "decoding.json").unlink()
+    with pytest.warns(UserWarning, match="has not been calibrated"):
         export_run(run.folder, grid=(6, 7), force=True)
 
 

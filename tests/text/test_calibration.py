@@ -26,7 +26,7 @@ from mdlstm_tk.text.calibration import (
     validation_lines,
 )
 from mdlstm_tk.text.ctc import transcribe_logits
-from mdlstm_tk.text.decoding import DECODING_FILE, LM_FILE, read_decoding
+from mdlstm_tk.text.decoding import DECODING_FILE, LM_FILE, read_run
 from mdlstm_tk.text.reading import Line, calibration_error, reliability
 from mdlstm_tk.training import load_checkpoint, new_job, train
 
@@ -124,7 +124,7 @@ def test_runs_hold_a_model_of_their_texts_and_a_decoding(tmp_path: Path) -> None
     task = read(tmp_path / "lines", "transcribe", validation=0.1)
     assert set(lm.vocabulary[3:]) == set("".join(training_texts(task, 0)))
     assert len(training_texts(task, 0)) == task.count("train")
-    decoding = read_decoding(run)
+    decoding = read_run(run)
     assert {**asdict(decoding), "step": 3} == json.loads((run.folder / DECODING_FILE).read_text())
     metadata = Session(export_run(run, form="scan").path, device="cpu").metadata
     assert metadata.decoding == decoding
@@ -133,10 +133,10 @@ def test_runs_hold_a_model_of_their_texts_and_a_decoding(tmp_path: Path) -> None
     assert (run.folder / LM_FILE).exists()
 
     (run.folder / DECODING_FILE).unlink()
-    assert read_decoding(run) == Decoding()
+    assert read_run(run) == Decoding()
     (run.folder / DECODING_FILE).write_text('{"heat": 1}')
     with pytest.raises(InputError, match="no decoding"):
-        read_decoding(run)
+        read_run(run)
 
 
 def test_the_network_stays_as_it_was_validated(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import write_report
 from mdlstm_tk.text.ctc import Transcription
-from mdlstm_tk.text.decoding import read_decoding
+from mdlstm_tk.text.decoding import read_run
 from mdlstm_tk.text.reading import Line, describe_lines
 from mdlstm_tk.text.report import report_values
 from mdlstm_tk.training import (
@@ -144,7 +144,7 @@ WRONG_TYPES = {
 def test_values_of_another_type_are_one_line(name: str, text: str, run: Run) -> None:
     (run.folder / name).write_text(f"{text}\n")
     read = {"times": run.read_times, "samples": run.read_samples, "metrics": run.read_metrics}
-    read["decoding"] = partial(read_decoding, run)
+    read["decoding"] = partial(read_run, run)
     report = lambda: report_values(None, run.read_result(), "")  # noqa: E731
     refused(rf"{name} holds .*delete", read.get(name.partition(".")[0], report))
 

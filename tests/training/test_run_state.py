@@ -21,7 +21,7 @@ from helpers.user_data import write_texts
 from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export import export_run
-from mdlstm_tk.text.decoding import DECODING_FILE, LM_FILE, read_decoding
+from mdlstm_tk.text.decoding import DECODING_FILE, LM_FILE, read_run
 from mdlstm_tk.training import Run, TrainConfig, load_checkpoint, loop, new_job, resume_job, train
 from mdlstm_tk.training import trainer as trainer_module
 from mdlstm_tk.training.run_state import RESUMED_WARMUP, RunState, rise, scheduled_rate
@@ -223,9 +223,9 @@ def test_the_calibration_belongs_to_the_run_and_says_whose_weights_it_is_for(tmp
     assert [(run.folder / name).read_bytes() for name in (LM_FILE, DECODING_FILE)] == files
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        read_decoding(run, load_checkpoint(run.best).step)
+        read_run(run, load_checkpoint(run.best).step)
     with pytest.warns(UserWarning, match="calibrated at step 3, and its weights are of step 9"):
-        read_decoding(run, 9)
+        read_run(run, 9)
     result = train(resume_job(run.folder))
     assert json.loads((run.folder / DECODING_FILE).read_text())["step"] == result["step"]
     assert result["in_sample"]
