@@ -1,3 +1,3 @@
 """The version; the package and its build both read it from here."""
 
-__version__ = "1.0.0"
+__version__ = "2.0.0.dev0"

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from mdlstm_tk._util import arguments
 from mdlstm_tk._util.masking import Sizes, sizes_of_sweep, valid_mask
 from mdlstm_tk._util.tensor_classes import for_unusual_tensors
+from mdlstm_tk._util.text import one_line
 from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk.backends.dispatch import BACKENDS, Backend, Choice, choose
 from mdlstm_tk.backends.inputs import SweepInputs, check_gates, state_dtype
@@ -349,7 +350,9 @@ class MDLSTM(nn.Module):
         y, final = sweep(inputs, self.backend, self.recompute)
         if self.merge == "concat":
             return y.flatten(-2), final
-        return (y.sum(dim=-2) if self.merge == "sum" else y.mean(dim=-2)), final
+        if self.merge in ("sum", "mean"):
+            return (y.sum(dim=-2) if self.merge == "sum" else y.mean(dim=-2)), final
+        raise InputError(f"merge must be concat, sum or mean, got {one_line(self.merge)}")
 
     def _layer_parameters(self, k: int) -> dict[str, Any]:
         """The parameters of layer k by the names in `PARAMETERS`, None for those that it has not.

@@ -129,8 +129,8 @@ def register_cell(
     - output_activation, which may be left out: tanh, with layer norm a normalisation before it,
 
     which returns h and the new states by name. They may use `+ - * /`, numbers, and the functions in
-    `mdlstm_tk.cells`, which are also methods: `exp`, `log`, `sqrt`, `abs`, `sign`, `maximum`, `minimum`,
-    `tanh`, `sigmoid`, `relu` and `softplus`. torch's functions of these names do the same.
+    `mdlstm_tk.cells`, which are also methods: `exp`, `log`, `sqrt`, `sign`, `maximum`, `minimum`, `tanh`,
+    `sigmoid`, `relu` and `softplus`; and Python's `abs`. torch's functions of these names do the same.
 
     Args:
         name: the name of the cell. A cell that was registered under it before is replaced.

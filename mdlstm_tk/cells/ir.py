@@ -114,8 +114,15 @@ class Value:
     def __torch_function__(
         cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Value:
-        """Record `torch.exp(x)` as `x.exp()`."""
-        return record(function.__name__, *args, **(kwargs or {}))
+        """Record `torch.exp(x)` as `x.exp()`.
+
+        Raises:
+            InputError: the function gets options that a recorded operation does not have.
+        """
+        if options := {name: value for name, value in (kwargs or {}).items() if value not in (None, False)}:
+            given = ", ".join(options)
+            raise InputError(f"'{function.__name__}' in a cell takes no {given}; leave it out")
+        return record(function.__name__, *args)
 
 
 def record(op: str, *args: Value | float) -> Value:

@@ -75,6 +75,7 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> Non
 
 
 KINDS = {
+    "a list of tensors": [torch.tensor(each) for each in EXTENTS],
     "int32": torch.tensor(EXTENTS, dtype=torch.int32),
     "lists": EXTENTS,
     "NumPy": np.array(EXTENTS),
@@ -187,3 +188,9 @@ def test_a_tensor_whose_memory_was_freed_is_named(name: str) -> None:
     layer, x = MDLSTM(3, 4, backend="fused"), X.clone()
     {"x": x, "weight_hh": layer.weight_hh_l0}[name].untyped_storage().resize_(0)
     refused(f"{name} has no memory any more", lambda: layer(x))
+
+
+def test_a_merge_that_is_set_later_is_checked() -> None:
+    layer = MDLSTM(3, 4, directions="all", merge="sum")
+    layer.merge = "max"  # type: ignore[assignment]
+    refused("merge must be concat, sum or mean, got 'max'", lambda: layer(X))
