@@ -77,8 +77,9 @@ def _as_int64(sizes: Sizes, x: Tensor, has_batch_axis: bool) -> Tensor:
             # of which torch.compile knows nothing.
             sizes = sizes.copy() if captured else sizes.astype(sizes.dtype.newbyteorder("="))
         try:
-            is_of_tensors = len(sizes) > 0 and all(isinstance(row, Tensor) for row in sizes)
-            sizes = torch.stack(list(sizes)) if is_of_tensors else torch.tensor(sizes, device="cpu")
+            rows: Any = sizes
+            is_of_tensors = len(rows) > 0 and all(isinstance(row, Tensor) for row in rows)
+            sizes = torch.stack(list(rows)) if is_of_tensors else torch.tensor(rows, device="cpu")
         except (TypeError, ValueError, RuntimeError):  # a text, lists of different lengths, a huge number
             message = f"sizes must be integers of shape {meaning}, got {one_line(sizes)}"
             raise InputError(message) from None
