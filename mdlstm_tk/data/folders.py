@@ -82,8 +82,13 @@ def read_lines(file: Path) -> list[str]:
     Raises:
         InputError: the file cannot be read, or is in another encoding.
     """
+    return re.split("\r\n|\r|\n", read_text(file))
+
+
+def read_text(file: Path) -> str:
+    """Return a text in UTF-8, without a byte order mark; arguments and errors as of `read_lines`."""
     try:
-        return re.split("\r\n|\r|\n", read_file(file).decode("utf-8-sig"))
+        return read_file(file).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(f"{file} is not a text in UTF-8; save it in that encoding") from None
     except InputError as error:

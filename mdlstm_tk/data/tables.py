@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mdlstm_tk._util.text import counted
-from mdlstm_tk.data.folders import find_images, image_sample, read_lines
+from mdlstm_tk.data.folders import find_images, image_sample, read_text
 from mdlstm_tk.data.spec import RawSample
 from mdlstm_tk.errors import InputError
 
 
 def list_table(
-    path: Path, name: str, read: Callable[[dict[str, str]], Any], expected: str
+    path: Path,
+    name: str,
+    read: Callable[[dict[str, str]], Any],
+    expected: str,
+    columns: Sequence[str] = (),
 ) -> tuple[list[RawSample], list[str]]:
     """List the images of a table, and say how many others there are. A bad row is a sample that cannot be
     used.
@@ -26,6 +31,7 @@ def list_table(
         name: of the table, which begins with a row of names, the first of which is "file".
         read: makes the target of an image from its row, without the file.
         expected: the folder, in words.
+        columns: the names after "file"; () for any.
 
     Raises:
         InputError: there is no table, or its first row is another one.
@@ -33,27 +39,32 @@ def list_table(
     table = path / name
     if not table.is_file():
         raise InputError(f"{path}: {name} is missing; expected {expected}")
-    samples = list(_list_rows(path, table, read))
+    samples = list(_list_rows(path, table, read, list(columns)))
     named = {os.path.normpath(sample.name) for sample in samples}
     others = [file for file in find_images(path) if os.path.relpath(file, path) not in named]
     return samples, [f"images that {name} does not name, left out: {len(others)}"] if others else []
 
 
-def _list_rows(path: Path, table: Path, read: Callable[[dict[str, str]], Any]) -> Iterator[RawSample]:
-    rows = csv.reader(read_lines(table), strict=True)
+def _list_rows(
+    path: Path, table: Path, read: Callable[[dict[str, str]], Any], columns: list[str]
+) -> Iterator[RawSample]:
+    rows = csv.reader(io.StringIO(read_text(table), newline=""), strict=True)
     try:
         header = [cell.strip() for cell in next(rows, [])]
-        if header[:1] != ["file"] or len(header) < 2 or len({*header} - {""}) < len(header):
+        names = header[1:]
+        is_known = names == columns if columns else bool(names) and len({*names} - {""}) == len(names)
+        if header[:1] != ["file"] or not is_known:
+            given = ",".join(columns) or "different names of columns"
             raise InputError(
-                f"{table}: its first row is {','.join(header)[:80]!r}, expected file and different names "
-                "of columns, separated by commas"
+                f"{table}: its first row is {','.join(header)[:80]!r}, expected file,{given}, with commas "
+                "between cells"
             )
         first_line: dict[str, int] = {}
         for cells in rows:
             if not cells:
                 continue
             label = f"{table.name}, line {rows.line_num}"
-            first = first_line.setdefault(os.path.normpath(cells[0]), rows.line_num)
+            first = first_line.setdefault(os.path.realpath(path / cells[0]), rows.line_num)
             if len(cells) != len(header):
                 reason = f"it has {counted(len(cells), 'cell')}, but the first row has {len(header)}"
                 yield RawSample.unusable(label, reason)

@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mdlstm_tk.data.spec import Array, Batch, Extents, TaskSpec
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.training_kind import TargetRule, TrainingKind
 
+RESERVED = ("", "file", "array", "sample", "error")
 Target = dict[str, float]  # number by column
 
 
@@ -39,6 +41,16 @@ class ColumnsKind(TrainingKind):
     def rule(self, batch: Batch, spec: TaskSpec) -> TargetRule:
         shape = len(batch.x), spec.outputs
         return TargetRule(np.floating, shape, shape, *self.bounds)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Check the names of columns.
+
+    Raises:
+        InputError: one is empty, or is that of a column which documents of answers have in any case.
+    """
+    if wrong := [name for name in names if name in RESERVED]:
+        raise InputError(f"a column is called {wrong[0]!r}, which stands for something else; rename it")
 
 
 def encode(names: Sequence[str], target: Target) -> tuple[float, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +14,7 @@ from mdlstm_tk.data.spec import Array, Batch, Floats, RawSample, TaskSpec
 from mdlstm_tk.data.tables import list_table
 from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.kinds.columns import ColumnsKind, Target, encode
+from mdlstm_tk.kinds.columns import ColumnsKind, Target, check_names, encode
 from mdlstm_tk.kinds.measures import by_output, mean_of_numbers, number_measures
 from mdlstm_tk.kinds.regress import KIND
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums
@@ -26,6 +25,10 @@ if TYPE_CHECKING:
 
     from mdlstm_tk.report.evaluation import SplitEvaluation
     from mdlstm_tk.report.panels import Panel
+
+
+LARGEST = float(np.finfo(np.float32).max)
+SMALLEST_SPREAD = 32 * float(np.finfo(np.float32).eps)  # deviation, as a share of the mean
 
 
 class Regress(ColumnsKind):
@@ -41,8 +44,8 @@ class Regress(ColumnsKind):
         return list_table(path, KIND.table, _read_row, self.folder_format)
 
     def survey(self, target: Target, survey_numbers: Callable[[Array], Any]) -> tuple[Any, Any]:
-        if wrong := next((name for name, value in target.items() if not isfinite(value)), None):
-            raise InputError(f"its {wrong} is {target[wrong]}, expected a finite number")
+        if wrong := [name for name, value in target.items() if not abs(value) <= LARGEST]:
+            raise InputError(f"its {wrong[0]} is {target[wrong[0]]:g}, expected a finite number of float32")
         return super().survey(target, survey_numbers)
 
     def fit(self, targets: Sequence[Target], options: TargetOptions) -> Targets:
@@ -50,14 +53,20 @@ class Regress(ColumnsKind):
         if other := next((each for each in targets if tuple(each) != names), None):
             one, another = ", ".join(names), ", ".join(other)
             raise InputError(f"the numbers are {one} in one split and {another} in another")
+        check_names(names)
         lines = [f"numbers of a sample: {', '.join(names)}"]
         return Targets(len(names), partial(encode, names), lines, names)
 
     def spec_fields(self, train: Sequence[Survey], targets: Targets) -> dict[str, Any]:
         numbers = np.array([list(survey.target.values()) for survey in train])
-        std = numbers.std(axis=0)
-        fields = {"target_mean": numbers.mean(axis=0), "target_std": np.where(std > 0, std, 1.0)}
-        return {name: tuple(values.tolist()) for name, values in fields.items()}
+        mean, std = numbers.mean(axis=0), numbers.std(axis=0)
+        for name, *moments in zip(targets.classes, mean, std, strict=True):
+            if moments[1] <= SMALLEST_SPREAD * abs(moments[0]) or moments[1] == 0:
+                raise InputError(
+                    f"{name} is about {moments[0]:g} in all training samples, and float32 does not resolve "
+                    "more; leave it out, or subtract that number from it"
+                )
+        return {"target_mean": tuple(mean.tolist()), "target_std": tuple(std.tolist())}
 
     def loss(self, prediction: Tensor, batch: Batch, spec: TaskSpec, columns: int | None) -> Tensor:
         return _standardised_error(prediction, batch, spec).square().mean()

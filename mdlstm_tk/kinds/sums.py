@@ -56,5 +56,5 @@ def confusion(prediction: Tensor, batch: Batch) -> Tensor:
 def wrong_labels(prediction: Tensor, batch: Batch) -> tuple[Tensor, float]:
     """The number of samples or positions that get another label than they have, and of all with a label."""
     y = targets_like(prediction, batch)
-    wrong = (prediction.argmax(-1) != y) & (y != UNLABELLED)
+    wrong = ((prediction.argmax(-1) != y) | prediction.isnan().any(-1)) & (y != UNLABELLED)
     return wrong.sum(), float((batch.y != UNLABELLED).sum())

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mdlstm_tk._util.text import counted
-from mdlstm_tk.data.samples import MemoryBudget
+from mdlstm_tk.data.samples import MemoryBudget, Survey
 from mdlstm_tk.data.spec import Array, Batch, Floats, RawSample, Split, TaskSpec
 from mdlstm_tk.data.tables import list_table
 from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.kinds.columns import ColumnsKind, Target, encode
+from mdlstm_tk.kinds.columns import ColumnsKind, Target, check_names, encode
 from mdlstm_tk.kinds.decoding import read_decoding, write_decoding
 from mdlstm_tk.kinds.measures import CLASS_MEASURES, by_output, mean_of_numbers
 from mdlstm_tk.kinds.tag import KIND, SEPARATOR
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mdlstm_tk.data import Task
+    from mdlstm_tk.data.user_data import UserDataTask
     from mdlstm_tk.report.evaluation import SplitEvaluation
     from mdlstm_tk.report.panels import Panel
     from mdlstm_tk.training.config import TrainConfig
@@ -49,7 +50,7 @@ class Tag(ColumnsKind):
     percentages = frozenset({*error_names, *further_measures, *CLASS_MEASURES})
 
     def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
-        return list_table(path, KIND.table, _read_row, self.folder_format)
+        return list_table(path, KIND.table, _read_row, self.folder_format, ["labels"])
 
     def fit(self, targets: Sequence[Target], options: TargetOptions) -> Targets:
         names = tuple(dict.fromkeys(name for target in targets for name in target))
@@ -57,9 +58,17 @@ class Tag(ColumnsKind):
             raise InputError(f"the labels are {names!s:.80}, expected some, without '{SEPARATOR}'")
         if not {0, 1} >= {value for target in targets for value in target.values()}:
             raise InputError("y holds other numbers than 0 and 1")
+        check_names(names)
         counts = (f"{name} ({sum(target.get(name, 0) for target in targets)})" for name in names)
         lines = [f"{counted(len(names), 'label')}: {', '.join(counts)}"]
         return Targets(len(names), partial(encode, names), lines, names)
+
+    def complete(
+        self, task: UserDataTask, splits: Mapping[Split, Sequence[Survey]], targets: Targets
+    ) -> None:
+        learned = {name for survey in splits["train"] for name, value in survey.target.items() if value}
+        if absent := [name for name in targets.classes if name not in learned]:
+            task.summary = [*task.summary, f"labels without samples to train on: {', '.join(absent)}"]
 
     def loss(self, prediction: Tensor, batch: Batch, spec: TaskSpec, columns: int | None) -> Tensor:
         from torch.nn.functional import binary_cross_entropy_with_logits
@@ -73,6 +82,7 @@ class Tag(ColumnsKind):
         from mdlstm_tk.kinds.sums import targets_like
 
         wrong = (prediction >= 0) != (targets_like(prediction, batch) > 0)
+        wrong |= prediction.isnan()
         return {"hamming_loss": (wrong.sum(), float(wrong.numel()))}
 
     def statistics(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> dict[str, Tensor]:
@@ -82,17 +92,23 @@ class Tag(ColumnsKind):
 
         from mdlstm_tk.kinds.sums import targets_like
 
-        bins = one_hot((prediction.double().sigmoid() * BINS).long().clamp(max=BINS - 1), BINS)
+        probabilities = prediction.double().sigmoid().nan_to_num(0.0)
+        bins = one_hot((probabilities * BINS).long().clamp(max=BINS - 1), BINS)
         has_label = targets_like(prediction, batch)[..., None]  # (N, K, 1)
         return {"histograms": stack([((1 - has_label) * bins).sum(0), (has_label * bins).sum(0)])}
 
     def summarize(
         self, errors: Mapping[str, float], sums: Mapping[str, Array], spec: TaskSpec
     ) -> dict[str, float]:
-        """F1 with the threshold that is among the sums, or else with the best one for them."""
+        """F1 with the threshold that is among the sums, or else with one half; with the former also the
+        share of wrong labels."""
         right, given, true = _counts(sums)
         micro = mean_of_numbers(_ratio(2 * right.sum(keepdims=True), (given + true).sum(keepdims=True)))
-        return {"f1_micro": micro, "f1_macro": mean_of_numbers(_ratio(2 * right, given + true))}
+        measures = {"f1_micro": micro, "f1_macro": mean_of_numbers(_ratio(2 * right, given + true))}
+        if "threshold" not in sums:
+            return measures
+        wrong = (given + true - 2 * right).sum() / sums["histograms"].sum()
+        return {"hamming_loss": float(wrong), **measures}
 
     def outputs(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, dict[str, Any]]:
         right, given, true = _counts(sums)
@@ -146,7 +162,7 @@ def _read_row(row: Mapping[str, str]) -> Target:
 def _counts(sums: Mapping[str, Array]) -> tuple[Array, Array, Array]:
     """The samples that have a label and get it, that get it, and that have it, of each label (K,)."""
     histograms = sums["histograms"]
-    threshold = float(sums["threshold"]) if "threshold" in sums else _best_threshold(histograms)
+    threshold = float(sums.get("threshold", DEFAULT["threshold"]))
     above = histograms[..., round(threshold * BINS) :].sum(-1)  # (2, K)
     return above[1], above.sum(0), histograms[1].sum(-1)
 

@@ -117,7 +117,11 @@ class Shapes:
         """Add the batch and channel axes that x lacks, and check it; no value is read. See `prepare`."""
         check_real(x.dtype, label)
         has_batch_axis, has_channel_axis = self.check_shape(x.shape, label)
-        samples = x if has_channel_axis else np.expand_dims(x, -1 if self.metadata.channels_last else 1)
+        samples = (
+            x
+            if has_channel_axis
+            else np.expand_dims(x, -1 if self.metadata.channels_last else -self.metadata.ndim - 1)
+        )
         return Batch(samples if has_batch_axis else samples[None], has_batch_axis, has_channel_axis)
 
     def check_shape(self, shape: tuple[int, ...], label: str) -> tuple[bool, bool]:

@@ -22,6 +22,7 @@ from mdlstm_tk.training import distributed
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext
+from mdlstm_tk.training.evaluation import best_measure
 from mdlstm_tk.training.memory import check_memory
 from mdlstm_tk.training.networks import build_network, columns_per_step, fit_config
 from mdlstm_tk.training.run_folder import Run, new_run, open_run
@@ -116,6 +117,7 @@ def new_job(
     require_packages(config)
     context = distributed.init(config.device)
     task = task or make_task(config)
+    best_measure(task, config)  # which refuses a measure that the task does not have
     config = fit_config(config, task)
     network, notes = _build(config, task, context)
     learned: Sequence[SampleId] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -205,7 +206,11 @@ class Trainer:
         """
         self.context.share_buffers(self.network_to_validate)
         errors = evaluate(self.network_to_validate, self.task, "validation", self.config, self.context)
-        self.state = self.state.after_validation(score(self.task, self.config, errors) if errors else None)
+        chosen_by = score(self.task, self.config, errors) if errors else None
+        if self.config.best_by and chosen_by is not None and math.isnan(chosen_by):
+            text = f"{self.config.best_by} is not defined on the validation data, so it chooses no weights"
+            warnings.warn(text, stacklevel=2)
+        self.state = self.state.after_validation(chosen_by)
         if self.state.best_step == self.state.step:
             self.keep_best()
         return errors

@@ -156,6 +156,6 @@ def test_no_interrupt_is_lost(verb: Callable[[], None], monkeypatch: pytest.Monk
 
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_while_a_verb_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "import_module", lambda name: interrupt())
+    monkeypatch.setattr(app, "load", lambda name: interrupt())
     done = mdlstm("doctor")
     assert (done.code, done.err) == (130, "error: interrupted\n")

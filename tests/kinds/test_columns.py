@@ -18,7 +18,7 @@ from mdlstm_tk.export import export_run
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.report import render_report
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.training import Run, load_checkpoint
+from mdlstm_tk.training import Run, load_checkpoint, new_job
 
 TABLES = {
     "regress": ("targets.csv", "file,height,temp °C", [f"{1.5 * k},{-0.25 * k * k}" for k in range(12)]),
@@ -79,8 +79,8 @@ BAD_TABLES = {
     "no table": ("regress", None, "", "targets.csv is missing"),
     "other name": ("regress", [], "image,height", "first row is 'image,height'"),
     "equal names": ("regress", [], "file,a,a", "first row is 'file,a,a'"),
-    "no name": ("tag", [], "file", "first row is 'file'"),
-    "semicolons": ("regress", [], "file;height", "separated by commas"),
+    "no name": ("tag", [], "file", "expected file,labels"),
+    "semicolons": ("regress", [], "file;height", "with commas between cells"),
     "text": ("regress", ["images/00.png,tall"], "file,height", "could not convert string to float: 'tall'"),
     "infinite": ("regress", ["images/00.png,inf"], "file,height", "its height is inf"),
     "missing": ("regress", ["images/00.png,"], "file,height", "holds no number"),
@@ -91,6 +91,14 @@ BAD_TABLES = {
         "it has 3 cells, but the first row has 2",
     ),
     "no image": ("regress", ["images/99.png,1"], "file,height", "99.png"),
+    "too large": ("regress", ["images/00.png,1e39"], "file,height", "its height is 1e+39"),
+    "constant": ("regress", [f"images/{k:02}.png,7" for k in range(9)], "file,height", "height is about 7"),
+    "unresolved": (
+        *("regress", [f"images/{k:02}.png,{10**9 + k}" for k in range(9)]),
+        *("file,height", "height is about 1e+09"),
+    ),
+    "reserved": ("regress", ["images/00.png,1"], "file,sample", "a column is called 'sample'"),
+    "one column each": ("tag", ["images/00.png,1,0"], "file,cat,dog", "expected file,labels"),
     "no labels": ("tag", ["images/00.png,"], "file,labels", "the labels are"),
 }
 
@@ -107,11 +115,11 @@ def test_bad_tables_are_refused_in_one_line(case: str, tmp_path: Path) -> None:
 
 
 def test_rows_that_cannot_be_used_and_images_without_one_are_named(tmp_path: Path) -> None:
-    rows = ["images/00.png,1", "images/00.png,2", "", "images/01.png,3,4", '"images/02.png",5']
+    rows = ["images/00.png,1", "./images/../images/00.png,2", "", "images/01.png,3,4", '"images/02.png",5']
     task = read(write_table(tmp_path, "regress", rows, "file,height"), "regress", validation=0.0)
     assert task.count("train") == 2
     summary = "\n".join(task.summary)
-    assert "targets.csv, line 3: line 2 names images/00.png as well" in summary
+    assert "targets.csv, line 3: line 2 names ./images/../images/00.png as well" in summary
     assert "targets.csv, line 5: it has 3 cells" in summary
     assert "images that targets.csv does not name, left out: 10" in summary
 
@@ -181,3 +189,18 @@ def test_a_report_has_measures_of_each_column(run: Run) -> None:
         assert f'<th scope="row">{name}</th>' in page and measures
     assert page.count("over the true values") == (2 if kind == "regress" else 0)
     assert set(training_of(kind).further_measures) <= run.read_result()["errors"].keys()
+
+
+def test_labels_that_training_does_not_have_are_named(tmp_path: Path) -> None:
+    write_table(tmp_path / "train", "tag", [f"images/{k:02}.png,cat" for k in range(6)])
+    write_table(tmp_path / "val", "tag", ["images/07.png,dog", '"images/08.png","cat;\nfish"'])
+    task = read(tmp_path, "tag")
+    assert task.spec.classes == ("cat", "dog", "fish")  # a cell may hold a line end
+    assert "labels without samples to train on: dog, fish" in task.summary
+
+
+def test_a_measure_that_the_task_does_not_have_is_refused_before_training(tmp_path: Path) -> None:
+    config = quick(write_table(tmp_path / "data", "regress"), "regress", resize="6x7", best_by="f1_macro")
+    with pytest.raises(InputError, match="nmse, r2"):
+        new_job(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

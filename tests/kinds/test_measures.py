@@ -14,6 +14,7 @@ from sklearn import metrics
 from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import training_of
+from mdlstm_tk.kinds.tag_training import _best_threshold
 from mdlstm_tk.training.evaluation import best_measure, measure_split, score
 
 CLASSES = ("a", "b", "c", "never there")
@@ -62,16 +63,15 @@ def expected_of_numbers(samples: Samples, predictions: list[np.ndarray]) -> dict
 
 
 def expected_of_tags(samples: Samples, predictions: list[np.ndarray]) -> dict[str, float]:
-    """With the threshold, in steps of 0.01, that has the largest micro F1 and is nearest to one half."""
     y, scores = (np.array(each) for each in (([y for _, y in samples]), predictions))
     p = 1 / (1 + np.exp(-scores.astype(np.float64)))
 
-    def f1(threshold: float, average: str) -> float:
-        return float(metrics.f1_score(y, p >= threshold, average=average))
-
-    best = min(np.arange(1, 100) / 100, key=lambda t: (-round(f1(t, "micro"), 12), abs(t - 0.5)))
-    loss = metrics.hamming_loss(y, p >= 0.5)
-    return {"hamming_loss": loss, "f1_micro": f1(best, "micro"), "f1_macro": f1(best, "macro")}
+    f1 = {each: float(metrics.f1_score(y, p >= 0.5, average=each)) for each in ("micro", "macro")}
+    return {
+        "hamming_loss": metrics.hamming_loss(y, p >= 0.5),
+        "f1_micro": f1["micro"],
+        "f1_macro": f1["macro"],
+    }
 
 
 STD = np.array([3.0, 0.5])
@@ -173,3 +173,33 @@ def test_best_by_names_a_measure_and_knows_its_direction() -> None:
     assert score(task, SMALL, errors) == 0.25
     with pytest.raises(InputError, match="error, balanced_error, f1_macro"):
         best_measure(task, SMALL.updated({"best_by": "iou"}, "test"))
+
+
+def test_the_threshold_of_tags_has_the_largest_f1_and_all_measures_are_taken_with_it() -> None:
+    rng = np.random.default_rng(1)
+    y = (rng.random((80, 3)) < 0.4).astype(np.float32)
+    scores = (2 * y - 2 + rng.standard_normal(y.shape)).astype(np.float32)  # most lie below one half
+    spec = TaskSpec("t", "tag", 1, 3, (2, 2), CLASSES[:3])
+    kind, batch = training_of("tag"), Batch(np.zeros((80, 2, 2, 1), np.float32), y)
+    histograms = kind.statistics(torch.from_numpy(scores), batch, spec)["histograms"].double().numpy()
+    best = _best_threshold(histograms)
+    p = 1 / (1 + np.exp(-scores.astype(np.float64)))
+    by_threshold = {t: metrics.f1_score(y, p >= t, average="micro") for t in np.arange(1, 100) / 100}
+    assert by_threshold[best] == pytest.approx(max(by_threshold.values())) and best < 0.5
+    measured = kind.summarize({}, {"histograms": histograms, "threshold": np.array(best)}, spec)
+    assert measured == pytest.approx(
+        {
+            "hamming_loss": metrics.hamming_loss(y, p >= best),
+            "f1_micro": by_threshold[best],
+            "f1_macro": metrics.f1_score(y, p >= best, average="macro"),
+        }
+    )
+
+
+def test_predictions_that_are_no_numbers_are_wrong() -> None:
+    x, nan = np.zeros((2, 2, 2, 1), np.float32), torch.full((2, 4), torch.nan)
+    spec = TaskSpec("t", "classify", 1, 4, (2, 2), CLASSES)
+    assert training_of("classify").measures(nan, Batch(x, np.array([0, 1])), spec)["error"][0] == 2
+    tags, y = TaskSpec("t", "tag", 1, 4, (2, 2), CLASSES), np.zeros((2, 4), np.float32)
+    assert training_of("tag").measures(nan, Batch(x, y), tags)["hamming_loss"][0] == 8
+    assert training_of("tag").statistics(nan, Batch(x, y), tags)["histograms"].sum() == 8
