@@ -105,7 +105,7 @@ def export_onnx(
     start, path = time.perf_counter(), Path(path)
     form, dtype = form_for(options["form"], path, grid), options["dtype"]
     if form == "tiles":
-        # x and channels_last are not needed, so that the same call may name any form.
+        # An example and channels_last are not needed, so that the same call may name any form.
         accepted = ("form", "channels_last", *TileOptions.__annotations__)
         refused = {"grid": grid, **options, "dtype": dtype != "float32"}
         if name := next((name for name, value in refused.items() if value and name not in accepted), None):
@@ -114,7 +114,6 @@ def export_onnx(
     check_destination(path, True, form)
     if form == "tiles":
         check_stages(module)
-        example_inputs = None
     spec = read_spec(module, example_inputs, grid=grid, any_size=form in ("scan", "tiles"), **options)
     metadata = spec.metadata(form, dtype, options["metadata"] or {})
     candidate = (

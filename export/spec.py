@@ -206,7 +206,20 @@ class ExportSpec:
             metadata.check()
         except TypeError as error:  # a name or a value in `fields`
             raise InputError(f"metadata=... cannot be written into the file: {error}") from None
+        self._check_kind(metadata)
         return metadata
+
+    def _check_kind(self, metadata: Metadata) -> None:
+        """Check that the outputs can be read as answers of the kind that the metadata names."""
+        kind, name = kind_named(metadata.kind), self.output_names[0]
+        for shape in (shapes[name] for shapes in self.shapes.values()) if kind.answers else ():
+            y = np.zeros(shape, np.float32)
+            if not (kind.fits(y, metadata) and kind.fits(y[0], metadata)):  # a batch, and a sample
+                raise InputError(
+                    f"metadata=... has kind '{metadata.kind}', but {self.interface.name} returns shape "
+                    f"{shape} as '{name}', which that kind cannot read; pool or crop it in the network, or "
+                    "leave out the kind"
+                )
 
     def _window(self, output: str, axes: Sequence[int]) -> Grid | None:
         """The extents of x that one position of an output with these grid axes stands for; None if the

@@ -56,7 +56,7 @@ def tiled_candidate(spec: ExportSpec, outputs: int) -> Candidate:
     without compression, the same for the same graphs.
 
     Raises:
-        InputError: the network takes x in another layout, or has several outputs.
+        InputError: the network takes x in another layout, or has several inputs or outputs.
         MDLSTMError: a graph cannot be made.
     """
     name = spec.interface.name
@@ -66,6 +66,10 @@ def tiled_candidate(spec: ExportSpec, outputs: int) -> Candidate:
         )
     if len(spec.output_names) > 1:
         raise InputError(f"{name} returns {len(spec.output_names)} outputs, expected one for tiles")
+    further, is_integer = ", ".join(spec.interface.names), spec.interface.integer
+    if further or is_integer or not spec.interface.channel_axis:
+        got = f"also {further}" if further else "integers" if is_integer else "x without the axis C"
+        raise InputError(f"example_inputs must be x alone for tiles, floats (N, *grid, C), got {got}")
     stages = stages_of(spec.interface.module)
     entries: list[dict[str, Any]] = []
     graphs: dict[str, onnx.ModelProto] = {}

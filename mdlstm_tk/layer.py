@@ -15,11 +15,12 @@ from torch.utils._pytree import tree_leaves
 
 from mdlstm_tk._util import arguments
 from mdlstm_tk._util.masking import Sizes, sizes_of_sweep, valid_mask
+from mdlstm_tk._util.saved_cell import NamesItsCell
 from mdlstm_tk._util.tensor_classes import for_unusual_tensors
 from mdlstm_tk._util.text import one_line
 from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk.backends.dispatch import BACKENDS, Backend, Choice, choose
-from mdlstm_tk.backends.inputs import SweepInputs, check_gates, state_dtype
+from mdlstm_tk.backends.inputs import SweepInputs, check_gates, parameter_shapes, state_dtype
 from mdlstm_tk.backends.run import autocast_dtype
 from mdlstm_tk.cells import check_cell, get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
@@ -34,7 +35,7 @@ Merge = Literal["concat", "sum", "mean"]
 SweepLayer = Callable[[SweepInputs], tuple[Tensor, Tensor | None]]
 
 
-class MDLSTM(nn.Module):
+class MDLSTM(NamesItsCell):
     """An LSTM over a grid with any number of axes.
 
         >>> layer = MDLSTM(3, 16, directions="all")
@@ -145,19 +146,12 @@ class MDLSTM(nn.Module):
             reason = " needs bias=True: without it an all-zero grid has no scale"
             raise InputError(Argument("layer_norm", True), reason)
 
-        dirs, gates = len(self.directions), len(definition.gates(ndim))
+        given = {"bias": bias, "peephole": peephole, "norm_weight": layer_norm, "norm_bias": layer_norm}
         features = self.input_size * prod(extents)
         for k in range(self.num_layers):
-            shapes: dict[str, tuple[int, ...]] = {"weight_ih": (dirs, gates * hidden_size, features)}
-            if definition.recurrent:
-                shapes["weight_hh"] = (dirs, ndim, gates * hidden_size, hidden_size)
-            if bias:
-                shapes["bias"] = (dirs, gates * hidden_size)
-            for name, rows in CELL_PARAMETERS.items():
-                if peephole if name == "peephole" else layer_norm:
-                    shapes[name] = (dirs, rows(definition, ndim), hidden_size)
-            for name, shape in shapes.items():
-                empty = torch.empty(shape, device=device, dtype=dtype)
+            shapes = parameter_shapes(definition, ndim, len(self.directions), features, hidden_size)
+            for name in [name for name in shapes if given.get(name, True)]:
+                empty = torch.empty(shapes[name], device=device, dtype=dtype)
                 self.register_parameter(f"{name}_l{k}", nn.Parameter(empty))
             features = self.output_size
         self.reset_parameters()

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.func import debug_unwrap
 
 from mdlstm_tk._util.arguments import check_strided
 from mdlstm_tk._util.checks import check_unmasked
@@ -36,8 +37,11 @@ def as_sizes(sizes: Sizes, x: Tensor) -> Tensor:
         InputError: `sizes` has another type or shape, or values outside the grid.
     """
     sizes = _as_int64(sizes, x, True)
-    if sizes.device.type == "cpu" and is_readable(sizes):
-        read_sizes(sizes, x.shape[1:-1])
+    if sizes.device.type == "cpu":
+        if is_readable(sizes):
+            read_sizes(sizes, x.shape[1:-1])
+        else:
+            _check_transformed(sizes, x.shape[1:-1])
     return sizes.to(x.device)
 
 
@@ -59,6 +63,7 @@ def sizes_of_sweep(sizes: Sizes, x: Tensor, has_batch_axis: bool = True) -> Tens
     """
     sizes = _as_int64(sizes, x, has_batch_axis)
     if not is_readable(sizes):
+        _check_transformed(sizes, x.shape[1:-1])
         return sizes.to(x.device)
     sizes, full = sizes.cpu(), tuple(x.shape[1:-1])
     return None if all(row == full for row in read_sizes(sizes, full)) else sizes
@@ -116,14 +121,39 @@ def read_sizes(sizes: Tensor, grid: Sequence[int]) -> tuple[tuple[int, ...], ...
     return rows
 
 
+def _check_transformed(sizes: Tensor, grid: Sequence[int]) -> None:
+    """Check sizes (N, D) inside a transform of `torch.func`. `vmap` hides which values belong to which
+    call, but not the lowest and the highest of all calls.
+
+    Raises:
+        InputError: they do not lie between 1 and the extents of the grid.
+    """
+    if not _has_values(sizes) or type(debug_unwrap(sizes)) is not Tensor or sizes.numel() == 0:
+        return
+    if torch._C._len_torch_dispatch_stack():  # a mode, such as that of `make_fx`, records what is read
+        return
+    for d, limit in enumerate(grid):
+        low, high = (int(debug_unwrap(n).min()) for n in (sizes[:, d].amin(), -sizes[:, d].amax()))
+        if low < 1 or -high > limit:
+            raise InputError(
+                f"sizes must lie between 1 and the extents of the grid {tuple(grid)}, got "
+                f"{low if low < 1 else -high} along axis {d}"
+            )
+
+
 def is_readable(sizes: Tensor) -> bool:
     """Tell whether the values can be read: no graph is being captured, and no transform is active."""
+    return _has_values(sizes) and not torch._C._are_functorch_transforms_active()
+
+
+def _has_values(sizes: Tensor) -> bool:
+    """Tell whether there are values, which may be those of all calls that a transform makes: no graph is
+    being captured."""
     return (
         type(sizes) is Tensor
         and not sizes.is_meta
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        and not torch._C._are_functorch_transforms_active()
         and not (sizes.is_cuda and torch.cuda.is_current_stream_capturing())
     )
 

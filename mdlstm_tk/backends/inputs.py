@@ -194,25 +194,20 @@ def check_inputs(inputs: SweepInputs) -> None:
             "x must be (N, *grid, C) and weight_ih (dirs, G·n, C), "
             f"got shapes {tuple(x.shape)} and {tuple(weight_ih.shape)}"
         )
-    (batch, *grid, channels), (dirs, gate_dim, _), cell = x.shape, weight_ih.shape, inputs.cell
+    (batch, *grid, channels), dirs, cell = x.shape, weight_ih.shape[0], inputs.cell
     ndim, gates, units = len(grid), inputs.gate_count, inputs.units
     if dirs < 1 or units < 1:
         raise InputError(f"weight_ih must be (dirs, {gates}·n, C), got shape {tuple(weight_ih.shape)}")
     check_positions(tuple(grid))
     dtype = x.dtype
-    check_tensor("weight_ih", weight_ih, (dirs, gates * units, channels), dtype)
     if (inputs.weight_hh is not None) != cell.recurrent:
         expected = "a tensor" if cell.recurrent else "None"
         raise InputError(f"weight_hh must be {expected} for cell '{cell.name}'")
-    if inputs.weight_hh is not None:
-        check_tensor("weight_hh", inputs.weight_hh, (dirs, ndim, gate_dim, units), dtype)
-    if inputs.bias is not None:
-        check_tensor("bias", inputs.bias, (dirs, gate_dim), dtype)
     if inputs.peephole is not None and not cell.peephole:
         raise InputError(f"peephole must be None for cell '{cell.name}', which has none")
-    for name in inputs.present:
-        shape = (dirs, CELL_PARAMETERS[name](cell, ndim), units)
-        check_tensor(name, getattr(inputs, name), shape, dtype)
+    for name, shape in parameter_shapes(cell, ndim, dirs, channels, units).items():
+        if (parameter := getattr(inputs, name)) is not None:
+            check_tensor(name, parameter, shape, dtype)
     if (inputs.norm_weight is None) != (inputs.norm_bias is None):
         raise InputError("norm_weight and norm_bias must both be tensors or both be None")
     if inputs.initial is not None:
@@ -222,6 +217,18 @@ def check_inputs(inputs: SweepInputs) -> None:
     signs = inputs.signs
     if len(signs) != dirs * ndim or signs.count(1) + signs.count(-1) != len(signs):
         raise InputError(f"directions must be {dirs}·{ndim} signs (1 or -1), got {list(signs)}")
+
+
+def parameter_shapes(
+    cell: Cell, ndim: int, dirs: int, features: int, units: int
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of all parameters that a layer with a cell may have, by the names in `SweepInputs`."""
+    rows = len(cell.gates(ndim)) * units
+    shapes: dict[str, tuple[int, ...]] = {"weight_ih": (dirs, rows, features)}
+    if cell.recurrent:
+        shapes["weight_hh"] = (dirs, ndim, rows, units)
+    shapes["bias"] = (dirs, rows)
+    return shapes | {name: (dirs, count(cell, ndim), units) for name, count in CELL_PARAMETERS.items()}
 
 
 def check_gates(cell: str, weight_ih: Tensor, ndim: int, units: int) -> None:

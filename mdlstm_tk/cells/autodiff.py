@@ -2,7 +2,8 @@
 
 The gradient is a graph of the same operations as the equations. It is simplified while it is built: equal
 values become one value, and means are pulled apart so that as few loops over the units as possible depend
-on one another.
+on one another. What the equations themselves compute keeps NaN and infinity: 0·x, 0/x and x − x are 0 in
+adjoints alone, where they come from terms that are not there.
 
 Adjoints are kept per unit, also those of values that are the same for all units: the true adjoint of such a
 value is the sum of its entry over the units. So the adjoint of x in m = mean(x) is the mean of that of m.
@@ -40,7 +41,7 @@ def differentiate(
     def accumulate(value: Value, gradient: Value) -> None:
         if value.op != "constant":
             before = adjoints.get(value)
-            adjoints[value] = graph.simplify(gradient if before is None else before + gradient)
+            adjoints[value] = graph.simplify(gradient if before is None else before + gradient, True)
 
     for result, gradient in seeds:
         accumulate(result, gradient)
@@ -69,11 +70,18 @@ class SimplifiedGraph:
         self._order: dict[Value, int] = {}  # in which values were built
         self._simplified: dict[Value, Value] = {}  # by values from anywhere
         self._means: dict[Value, Value] = {}  # by this graph's values
+        self._is_adjoint = False
         for value, replacement in replacements:
             self._simplified[value] = self.simplify(replacement)
 
-    def simplify(self, value: Value) -> Value:
-        """The value that equals `value`, which may come from anywhere."""
+    def simplify(self, value: Value, is_adjoint: bool = False) -> Value:
+        """The value that equals `value`, which may come from anywhere.
+
+        Args:
+            value: to simplify.
+            is_adjoint: whether 0·x, 0/x and x − x are 0, which they are not where x is NaN or infinite.
+        """
+        self._is_adjoint = is_adjoint
         for part in unfinished([value], self._simplified, lambda part: part.args):
             args = [self._simplified[arg] for arg in part.args]
             self._simplified[part] = self._build(part.op, *args) if args else self._leaf(part)
@@ -107,12 +115,12 @@ class SimplifiedGraph:
             return self._build("subtract" if op == "add" else "add", a, negated)
         if op == "add" and (negated := _negated(a)) is not None:
             return self._build("subtract", b, negated)
-        if op == "subtract" and a is b:
+        if self._is_adjoint and op == "subtract" and a is b:
             return self._constant(0.0)
         return self._intern(op, a, b)
 
     def _product(self, a: Value, b: Value) -> Value:
-        if _is(a, 0.0) or _is(b, 0.0):
+        if self._is_adjoint and (_is(a, 0.0) or _is(b, 0.0)):
             return self._constant(0.0)
         if _is(a, 1.0):
             return b
@@ -124,7 +132,7 @@ class SimplifiedGraph:
         return self._intern("multiply", a, b)
 
     def _quotient(self, a: Value, b: Value) -> Value:
-        if _is(a, 0.0) or _is(b, 1.0):
+        if _is(b, 1.0) or (self._is_adjoint and _is(a, 0.0)):
             return a
         if (negated := _negated(a)) is not None:
             return self._build("subtract", self._constant(0.0), self._build("divide", negated, b))

@@ -188,7 +188,7 @@ SIMPLER: dict[str, tuple[Value, list[str]]] = {  # an expression, and its values
 @pytest.mark.parametrize("name", SIMPLER)
 def test_a_graph_is_simplified(name: str) -> None:
     value, expected = SIMPLER[name]
-    kernel = Kernel([Store("b", 0, SimplifiedGraph().simplify(value))])
+    kernel = Kernel([Store("b", 0, SimplifiedGraph().simplify(value, is_adjoint=True))])
     texts = [f"{v.slot}[{v.row}]" if v.op == "load" else v.op for v in kernel.values]
     texts = [str(v.number) if v.op == "constant" else t for v, t in zip(kernel.values, texts, strict=True)]
     assert sorted(texts) == sorted(expected)

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,46 @@ def test_a_layer_without_memory_is_given_some_later() -> None:
     by_argument.reset_parameters()
     torch.manual_seed(1)
     assert torch.equal(by_argument(X), MDLSTM(3, 4, **EVERYTHING)(X))
+
+
+def saved(state: Any) -> Any:
+    """A state dict that went through a file."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return torch.load(io.BytesIO(file.getvalue()))
+
+
+@pytest.mark.parametrize("kept", [copy.deepcopy, saved, lambda state: pickle.loads(pickle.dumps(state))])
+def test_weights_are_refused_by_a_layer_with_another_cell(kept: Callable[[Any], Any]) -> None:
+    """Although they have the same shapes."""
+    cells, first, second = ("graves", "mean", "stable", "leaky", "slstm"), X, X.flip(1)
+    for own, other in product(cells, repeat=2):
+        nets = [nn.Sequential(nn.Linear(3, 3), MDLSTM(3, 4, cell=cell)) for cell in (own, other)]
+        state = kept(nets[1].state_dict())
+        if own == other:
+            nets[0].load_state_dict(state)
+            assert torch.equal(nets[0](first), nets[1](first))
+            continue
+        before = nets[0][1](second)
+        with pytest.raises(
+            RuntimeError, match=f"1 has the cell '{own}', got .* the cell '{other}'; create"
+        ):
+            nets[0].load_state_dict(state, strict=False)
+        assert torch.equal(nets[0][1](second), before)
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, torch.compile, torch.optim.swa_utils.AveragedModel])
+def test_weights_without_a_cell_load_and_wrapped_layers_keep_theirs(wrap: Any) -> None:
+    layer, other = MDLSTM(3, 4), wrap(MDLSTM(3, 4))
+    other.load_state_dict(
+        {**other.state_dict()}
+    )  # the tensors alone, as version 1 and safetensors have them
+    other.load_state_dict(other.state_dict())
+    assert {at.get("cell") for at in other.state_dict()._metadata.values()} >= {"graves"}
+    layer.load_state_dict({**MDLSTM(3, 4, cell="mean").state_dict()})
+    into: dict[str, Tensor] = {}
+    layer.state_dict(destination=into)
+    layer.load_state_dict(into)
 
 
 def test_autocast_leaves_float64_and_integers_alone() -> None:

@@ -266,6 +266,36 @@ def test_what_equations_read_from_outside_is_read_once() -> None:
     torch.testing.assert_close(results[:2], [results[2]] * 2)
 
 
+VANISHING: dict[str, Callable[[Any], Any]] = {
+    "a product with 0": lambda g: 0.0 * g.exp(),
+    "a difference of equals": lambda g: g.exp() - g.exp(),
+    "a quotient of 0": lambda g: 0.0 / g,
+    "a mean of zeros": lambda g: unit_mean(g.exp() * 0.0),
+}
+
+
+@pytest.mark.parametrize("name", VANISHING)
+def test_equations_keep_nan_and_infinity(name: str) -> None:
+    """In the results, and in gradients that multiply with them."""
+
+    def equations(gates: Any, states: Any) -> Any:
+        return gates[1] + gates[1] * VANISHING[name](gates[0]), {}
+
+    register_cell("vanishing", gates=[Gate("z", None), Gate("g", "tanh")], states=())(equations)
+    layer, results = MDLSTM(3, 2, ndim=1, cell="vanishing").double(), []
+    with torch.no_grad():
+        layer.weight_hh_l0.zero_()
+        layer.weight_ih_l0.copy_(torch.tensor([[0, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]))
+        layer.bias_l0.zero_()
+    x = torch.tensor([[[0.0, 2.0, 1.0]], [[0.0, 1e3, 1.0]], [[0.0, 0.0, 1.0]], [[0.0, -3.0, 1.0]]])
+    for layer.backend in ("reference", "fused", "torch"):
+        inputs = x.double().requires_grad_()
+        y = layer(inputs)
+        results.append((y, torch.autograd.grad(y.sum(), inputs)[0][..., 2]))
+    assert results[0][0].isnan().any() and results[0][1].isnan().any()
+    torch.testing.assert_close(results[1:], [results[0]] * 2, equal_nan=True)
+
+
 def test_a_state_may_be_called_self() -> None:
     def equations(gates: Any, states: Any) -> Any:
         return gates[0], {"self": gates[0] + 0.5 * states["self"][0]}

@@ -105,6 +105,19 @@ def test_transforms_mask_what_they_cannot_leave_out() -> None:
     torch.testing.assert_close(derivative, expected)
 
 
+@pytest.mark.parametrize("sizes", [[[4, 2], [1, 0]], [[4, 2], [5, 3]], [[4, 4], [1, 3]], [[-1, 1], [1, 1]]])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_transforms_check_sizes(sizes: list[list[int]], axis: int) -> None:
+    layer, x = MDLSTM(2, 3), torch.zeros(2, 1, 4, 3, 2)
+    bad = torch.tensor(sizes)[:, None].movedim(0, axis)
+    mapped = torch.func.vmap(layer, in_dims=(0, axis))
+    mapped(x, bad.clamp(1, 3))
+    with pytest.raises(InputError, match=r"1 and the extents of the grid \(4, 3\), got -?\d along axis"):
+        mapped(x, bad)
+    with pytest.raises(InputError, match="between 1 and"):  # `bad` itself is mapped by none
+        torch.func.vmap(lambda x: layer(x, sizes))(torch.zeros(2, 2, 4, 3, 2))
+
+
 def test_sizes_reach_a_sweep_on_the_cpu() -> None:
     """Where they are read without a wait; so here x is on a device that cannot be read at all."""
     x = torch.empty(3, 5, 8, 2, device="meta")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -24,8 +25,9 @@ from mdlstm_tk.export import api, export_onnx, float64_reference, lower, verify_
 from mdlstm_tk.export.arguments import read_spec
 from mdlstm_tk.export.verification import export_verifier
 from mdlstm_tk.export.verification.parity import compare, feature_scale
+from mdlstm_tk.kinds import all_kinds
 from mdlstm_tk.models import Normalized, create
-from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime import Session, decode
 from mdlstm_tk.runtime.io import npy
 
 
@@ -180,6 +182,49 @@ def test_an_error_says_what_is_wrong_and_leaves_no_file(name: str, tmp_path: Pat
         export_onnx(make(), tmp_path / "m.onnx", **options)
     assert list(tmp_path.iterdir()) == []
     assert "\n" not in str(raised.value) and " --" not in str(raised.value)
+
+
+SHAPES: dict[str, Any] = {  # what a network makes of y (N, H, W, 2)
+    "a grid": None,
+    "pooled": lambda y: y.mean((1, 2)),
+    "columns": lambda y: y.mean(1),
+    "windows": lambda y: y[:, ::2, ::2],
+    "flat": lambda y: y.flatten(1, 2),
+    "numbers": lambda y: y.mean((1, 2, 3)),
+}
+NAMES: dict[str, dict[str, Any]] = {
+    "classify": {"classes": ["a", "b"]},
+    "segment": {"classes": ["a", "b"]},
+    "tag": {"classes": ["a", "b"]},
+    "transcribe": {"classes": ["a"]},
+}
+
+
+@pytest.mark.parametrize(
+    "shape", ["a grid", "pooled", *(pytest.param(name, marks=pytest.mark.slow) for name in [*SHAPES][2:])]
+)
+def test_a_file_is_written_only_if_its_kind_can_read_it(shape: str, tmp_path: Path) -> None:
+    written = set()
+    for kind in all_kinds():
+        path, network = tmp_path / f"{kind.name}.onnx", Function(after=SHAPES[shape])
+        fields = {"kind": kind.name, **NAMES.get(kind.name, {})}
+        refused = ""
+        try:
+            export_onnx(network, path, grid=(4, 6), metadata=fields)
+        except InputError as error:
+            refused = str(error)
+        if refused:
+            message = (
+                f"has kind '{kind.name}', but Function returns shape .* as 'y', .*|.*metadata field .*"
+            )
+            assert re.search(message, refused) and "\n" not in refused and not path.exists()
+            continue
+        with Session(path) as session:
+            decode(session(np.zeros((1, 4, 6, 1), np.float32)), session.metadata)
+        written.add(kind.name)
+    expected = {"a grid": {"segment"}, "pooled": {"classify", "tag"}, "columns": {"transcribe"}}
+    assert written >= {"grid"} | expected.get(shape, set())
+    assert shape != "a grid" or not written & {"classify", "tag", "regress"}
 
 
 @pytest.mark.parametrize("step", ["round", "byte", "greater"])

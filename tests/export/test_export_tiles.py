@@ -268,6 +268,60 @@ def test_tiles_are_verified_on_the_inputs_of_the_caller(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+class WithoutChannels(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = MDLSTM(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x[..., None] if x.dim() == 3 else x.float())
+        return y
+
+    def tile_stages(self) -> TileStages:
+        return TileStages([Stage(self.layer)])
+
+
+@pytest.mark.parametrize(
+    ("network", "example", "message"),
+    [
+        (SHIPPED["layer"], torch.zeros(1, 8, 8, 5), r"with C = 1, got shape \(2, \d+, \d+, 5\)"),
+        (SHIPPED["layer"], torch.full((1, 8, 8, 1), torch.nan), "example_inputs holds 64 NaN"),
+        (SHIPPED["layer"], torch.full((1, 8, 8, 1), 1e30).exp(), "example_inputs holds 64 NaN or infinite"),
+        (SHIPPED["layer"], torch.zeros(8, 8, 1), r"must begin with a batch x"),
+        (
+            SHIPPED["layer"],
+            (torch.zeros(1, 8, 8, 1), torch.tensor([[8, 8]])),
+            "alone for tiles, .* also sizes",
+        ),
+        (WithoutChannels(), torch.zeros(1, 8, 8), "alone for tiles, .* got x without the axis C"),
+        (WithoutChannels(), torch.ones(1, 8, 8, 1, dtype=torch.int64), "alone for tiles, .* got integers"),
+    ],
+)
+def test_the_example_of_tiles_is_checked(
+    network: nn.Module, example: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        export_onnx(network, tmp_path / "m.tiles", example)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tiles_are_verified_on_the_example(tmp_path: Path) -> None:
+    """Where alone this network differs from the one that it describes."""
+
+    class Lies(MDLSTM):
+        def forward(self, x: Tensor, *others: Any) -> Any:
+            y = super().forward(x, *others)
+            return torch.where((x > 50).any(), y + 1, y)
+
+        def tile_stages(self) -> TileStages:
+            return TileStages([Stage(self)])
+
+    example = torch.zeros(1, 3, 4, 1)
+    export_onnx(Lies(1, 2), tmp_path / "m.tiles", example, example_range=(0.0, 1.0))
+    with pytest.raises(ParityError, match=r"of tiles .* on example_inputs"):
+        export_onnx(Lies(1, 2), tmp_path / "n.tiles", example + 60, example_range=(0.0, 1.0))
+
+
 def test_the_command_exports_describes_and_refuses(trained: Run, tmp_path: Path) -> None:
     path = tmp_path / "m.tiles"
     done = mdlstm("export", trained.folder, "--form", "tiles", "-o", path)
