@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.tiled_models import PALETTE, VALUES, classifier, segmenter, single
+from helpers.tiled_models import PALETTE, VALUES, classifier, recogniser, segmenter, single
 
 from mdlstm_tk.errors import MDLSTMError, MissingExtraError, require
-from mdlstm_tk.runtime import TiledSession, load_image
+from mdlstm_tk.runtime import TiledSession, decode, load_image
 from mdlstm_tk.runtime.answers import ResultOptions
 from mdlstm_tk.runtime.jobs import Job
 from mdlstm_tk.runtime.postprocessing import probabilities
+from mdlstm_tk.runtime.shapes import covered_width
 from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
 from mdlstm_tk.runtime.tiles.local import State
 from mdlstm_tk.runtime.tiles.sources import open_source
@@ -176,6 +177,23 @@ def test_the_answer_for_a_grid_that_is_averaged_over() -> None:
     (answer,) = run("x.npy", "-", model=classifier).answers
     label = ("cat", "dog", "bird")[classifier().whole(x[..., None]).argmax()]
     assert label in str(answer)
+
+
+def test_places_of_characters_are_those_of_a_run_on_the_whole_grid() -> None:
+    """They are in columns of the source rather than in steps."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 61), np.uint8)
+    x = pixels / np.float32(255)
+    np.save("x.npy", x)
+    tifffile.imwrite("x.tif", pixels)
+    metadata = TiledSession(recogniser().path, "cpu").metadata
+    y = recogniser().whole(x[..., None])
+    (expected,) = decode(y, metadata, width=covered_width(len(y), columns=61, width=61))
+    characters = expected.details()["characters"]
+    assert len(y) < characters[-1]["right"] < 61
+    for source in ("x.npy", "x.tif"):
+        (answer,) = run(source, "-", model=recogniser).answers
+        places = [[each[side] for side in ("left", "right")] for each in answer.details()["characters"]]
+        assert places == [[each[side] for side in ("left", "right")] for each in characters]
 
 
 PROGRAM = """

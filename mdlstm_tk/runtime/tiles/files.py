@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError
-from mdlstm_tk.runtime.batching import Result, write_results
+from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.runtime.batching import Result, Widths, write_results
 from mdlstm_tk.runtime.combinations import REGIONS
 from mdlstm_tk.runtime.io.files import ExistsError, cannot_write
 from mdlstm_tk.runtime.io.npy import STDIO
@@ -154,8 +155,11 @@ def _infer_file(
         if isinstance(work.output, FileOutput):
             work.output.finish(Path(job.target), replace=job.replace)
             return Result(job, None)
-    y = np.asarray(work.output)
-    return Result(job, None, write_results(job, {None: y}, session.metadata, options))
+    y, widths = np.asarray(work.output), Widths()
+    if kind_named(session.metadata.kind).steps_are_columns:
+        columns = work.plan.extents[0][-1]  # also those of an image, which is not resized
+        widths = {None: (columns, columns)}
+    return Result(job, None, write_results(job, {None: y}, session.metadata, options, widths))
 
 
 @contextmanager
