@@ -275,14 +275,31 @@ def test_a_file_that_appears_during_a_run_is_kept_and_so_is_what_was_computed(ta
     assert [path.name for path in Path("deep").iterdir()] == [target]
 
 
-def test_a_chunk_that_changes_ends_the_continuation_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    write_zarr("x.zarr")
+def interrupt(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any) -> None:
+    """A run that ends before its result gets its name, and that can go on."""
     with monkeypatch.context() as patch:
         patch.setattr("mdlstm_tk.runtime.tiles.work.Work.finish", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run("x.zarr", resume=True)
+            run(*arguments, resume=True, **options)
+
+
+def test_a_chunk_that_changes_ends_the_continuation_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_zarr("x.zarr")
+    interrupt(monkeypatch, "x.zarr")
     zarr.open_array("x.zarr")[:16, :16] = 0
-    assert "what was interrupted had another source" in run("x.zarr", resume=True).error
+    assert "what was interrupted had another state of the source" in run("x.zarr", resume=True).error
+
+
+def test_another_file_of_equal_size_and_time_is_another_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, values in (("a", X), ("b", 1 - X)):
+        Path(folder).mkdir()
+        np.save(f"{folder}/x.npy", values)
+        os.utime(f"{folder}/x.npy", (0, 0))
+    interrupt(monkeypatch, "a/x.npy")
+    error = run("b/x.npy", resume=True).error
+    assert "another source" in error and "a/x.npy" in error and "b/x.npy" in error
+    Path("link.npy").symlink_to("a/x.npy")
+    assert run("link.npy", resume=True).error is None
 
 
 def old_zarr(path: str) -> None:

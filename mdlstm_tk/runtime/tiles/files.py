@@ -139,7 +139,9 @@ def _infer_file(
         work = run.open(session, stack)
         dependencies = {
             "model": session.archive.digest,
-            "source": [fingerprint(Path(job.source)), tiles.level],
+            "source": os.path.realpath(job.source),
+            "level": tiles.level,
+            "state of the source": fingerprint(Path(job.source)),
             "tile": work.plan.tile_extents[0],
             "batch size": work.plan.batch_size,
             "format": job.format,

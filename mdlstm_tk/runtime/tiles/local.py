@@ -35,10 +35,11 @@ class State:
             advice = "start over with ", Argument("force", True)
             raise MDLSTMError(f"cannot read {self._path} ({error}); ", *advice) from None
         for name, value in self._dependencies.items():
-            if stored.get(name) != value:
+            old = stored.get(name)
+            if old != value:
                 raise InputError(
-                    f"what was interrupted had another {name} ({stored.get(name)!s:.60}, now {value!s:.60})"
-                    "; give the same one, or start over with ",
+                    f"what was interrupted had another {name} ({old!s:.200}, now {value!s:.200}); give the "
+                    "same one, or start over with ",
                     *(Argument("force", True), " in place of ", Argument("resume", True)),
                 )
 
