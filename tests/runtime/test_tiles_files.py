@@ -277,6 +277,7 @@ def test_a_file_that_appears_during_a_run_is_kept_and_so_is_what_was_computed(ta
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any) -> None:
     """A run that ends before its result gets its name, and that can go on."""
+    segmenter()  # is verified with `Work.finish`
     with monkeypatch.context() as patch:
         patch.setattr("mdlstm_tk.runtime.tiles.work.Work.finish", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
