@@ -145,6 +145,22 @@ def test_images_are_prepared_as_whole_ones(pixels: Any, options: dict[str, Any])
             np.testing.assert_allclose(source.read(region), expected, rtol=0, atol=1e-7, strict=True)
 
 
+def test_a_palette_with_opacity_is_read_as_from_a_whole_image() -> None:
+    from PIL import Image
+
+    image = Image.fromarray(PIXELS[..., 0] % 4).convert("P")
+    image.putpalette(PIXELS.tobytes()[:768])
+    image = image.convert("PA")
+    image.putalpha(Image.fromarray(np.ascontiguousarray(PIXELS[..., 1])))
+    image.save("x.tif")
+    assert Image.open("x.tif").mode == "PA"
+    metadata = TiledSession(segmenter().path, "cpu").metadata
+    with ExitStack() as stack:
+        source = open_source(Path("x.tif"), metadata, 0, stack)
+        region = (slice(3, 40), slice(10, 70))
+        np.testing.assert_allclose(source.read(region), load_image("x.tif", metadata)[region], atol=1e-7)
+
+
 @pytest.mark.parametrize("target", ["y.npy", "y.zarr", "p.npy", "p.tif"])
 def test_results_are_written_by_region(target: str) -> None:
     np.save("x.npy", X)
