@@ -45,8 +45,8 @@ def run(source: str, target: str = "y.npy", model: Any = segmenter, **options: A
     results = ResultOptions(options.pop("probabilities", False))
     force, session_options = options.pop("force", False), options.pop("session", {})
     options.setdefault("tile", 16)
-    form: Any = target.rpartition(".")[2] if target != "-" else "txt"
-    job = Job(source, target, form, replace=options.pop("replace", True))
+    form: Any = options.pop("form", target.rpartition(".")[2] if target != "-" else "txt")
+    job = Job(source, target, form, options.pop("replace", True), options.pop("is_mask", False))
     with TiledSession(model().path, "cpu", **session_options) as session:
         (outcome,) = infer_tiled(session, [job], TileOptions(**options), None, results, force=force)
     return outcome
@@ -317,6 +317,18 @@ def test_another_file_of_equal_size_and_time_is_another_source(monkeypatch: pyte
     assert "another source" in error and "a/x.npy" in error and "b/x.npy" in error
     Path("link.npy").symlink_to("a/x.npy")
     assert run("link.npy", resume=True).error is None
+
+
+@pytest.mark.parametrize("options", [{"form": "zarr"}, {"probabilities": True}], ids=str)
+def test_a_run_does_not_go_on_to_another_content(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save("x.npy", X)
+    interrupt(monkeypatch, "x.npy", "y", form="npy")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    error = run("x.npy", "y", resume=True, **{"form": "npy", **options}).error
+    assert "what was interrupted had another" in error and "start over with force=True" in error
+    assert before == {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
 
 
 def old_zarr(path: str) -> None:

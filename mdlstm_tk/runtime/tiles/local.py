@@ -22,12 +22,13 @@ STATE = "state.json"
 
 class State:
     """The next step of a run that may be interrupted, in its scratch folder, with the JSON values of all
-    that the result depends on."""
+    that the result depends on. Nothing is written before `save`."""
 
     def __init__(self, folder: Path, dependencies: Mapping[str, Any]) -> None:
         self._path, self._dependencies = folder / STATE, json.loads(json.dumps(dependencies))
+        self.step = 0
         if not self._path.exists():
-            self.save(0)
+            return
         try:
             stored = json.loads(self._path.read_text())
             self.step = int(stored["step"])
