@@ -109,7 +109,7 @@ class Kind:
         """The answers of a model.
 
         Args:
-            y: its output, with or without a batch axis.
+            y: its output, with or without a batch axis; in tiles, a part of its grid alone.
             metadata: of the model.
             array: name of the array, which the answers repeat.
             options: of the answers.

@@ -319,7 +319,7 @@ def test_another_file_of_equal_size_and_time_is_another_source(monkeypatch: pyte
     assert run("link.npy", resume=True).error is None
 
 
-@pytest.mark.parametrize("options", [{"form": "zarr"}, {"probabilities": True}], ids=str)
+@pytest.mark.parametrize("options", [{"form": "zarr"}, {"probabilities": True}, {"is_mask": True}], ids=str)
 def test_a_run_does_not_go_on_to_another_content(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

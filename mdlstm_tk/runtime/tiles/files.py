@@ -12,6 +12,7 @@ import numpy as np
 
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError
 from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.runtime.answers import Content, content_of
 from mdlstm_tk.runtime.batching import Result, Widths, write_results
 from mdlstm_tk.runtime.combinations import REGIONS
 from mdlstm_tk.runtime.io.files import ExistsError, cannot_write
@@ -59,7 +60,7 @@ class FileRun:
     tile: int
     level: int
     batch_size: int | None
-    wants_probabilities: bool
+    content: Content
 
     @property
     def scratch(self) -> Path:
@@ -88,7 +89,7 @@ class FileRun:
                 shape,
                 session.metadata,
                 tuple(min(size * up, extent) for size, up, extent in tile),
-                wants_probabilities=self.wants_probabilities,
+                self.content,
                 squeeze=not source.has_channel_axis,
             )
         return Work(archive, session.graphs, plan, BlockFolder(self.scratch), source, output)
@@ -138,7 +139,13 @@ def _infer_file(
     workers: TileWorkers | None,
 ) -> Result:
     tile = TILE if tiles.tile is None else tiles.tile
-    run = FileRun(job, tile, tiles.level, batch_size, options.probabilities)
+    run = FileRun(
+        job,
+        tile,
+        tiles.level,
+        batch_size,
+        content_of(job, session.metadata, options.probabilities),
+    )
     with _scratch(run.scratch, tiles.resume, force), ExitStack() as stack:
         source, plan = run.plan(session, stack)
         dependencies = {
@@ -149,7 +156,7 @@ def _infer_file(
             "tile": plan.tile_extents[0],
             "batch size": plan.batch_size,
             "format": job.format,
-            "probabilities": options.probabilities,
+            "content": run.content,
             "device": session.device,
         }
         state = State(run.scratch, dependencies)  # is compared before anything is opened to write
