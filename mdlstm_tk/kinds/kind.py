@@ -40,7 +40,7 @@ class Kind:
         metadata_class: the place of the class for the metadata of its models, see `rooms.load`.
         is_printed: answers go to standard output, and one file may hold those for several inputs.
         image_format, tile_format: of the answers for images, and of tiled models, where it is not that of
-            numbers.
+            numbers. What tiled models with a grid answer at a position depends on the output there alone.
         sample_axes: the number of axes of the output for one sample; None if they are those of the grid and
             one more.
         axes: of an output without a grid, in words.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mdlstm_tk import kinds
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.kinds import Kind
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.answers import content_of
@@ -76,6 +76,26 @@ def test_a_result_by_region_is_that_of_the_whole_grid(
                 expected = expected[..., 0]
             np.testing.assert_array_equal(read(job.target), expected, strict=True)
             count += 1
+
+
+class Single(Flags):
+    """A kind whose answer is one for all positions."""
+
+    def decode(self, y: Any, *further: Any) -> Any:
+        return y.max(keepdims=True)[..., 0]
+
+
+def test_answers_that_are_not_for_each_position_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(kinds._registered, "flags", Single())
+    metadata = Metadata("0", None, "tiles", "N H W C", 1, 2, window=(1, 1), kind="flags")
+    output = FileOutput(tmp_path, "tif", (7, 10, 2), metadata, (7, 10), "answers", squeeze=False)
+    with pytest.raises(InputError, match=r"shape \(1, 1\) for a tile of \(7, 5\) positions"):
+        output[(slice(0, 7), slice(0, 5))] = np.zeros((7, 5, 2), np.float32)
+    monkeypatch.setitem(kinds._registered, "flags", Flags())
+    with pytest.raises(MDLSTMError, match=r"holds .* expected int16 of .*; start over with force=True"):
+        FileOutput(tmp_path, "tif", (7, 10, 2), metadata, (7, 10), "answers", squeeze=False)
 
 
 def test_a_tif_of_a_volume_is_refused_before_the_run(tmp_path: Path) -> None:

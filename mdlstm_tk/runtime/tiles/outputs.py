@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mdlstm_tk.errors import Argument, InputError, require
+from mdlstm_tk.errors import Argument, InputError, MDLSTMError, require
 from mdlstm_tk.runtime.answers import Content, numbers_of
 from mdlstm_tk.runtime.io import Format
 from mdlstm_tk.runtime.io.files import cannot_write, publish
@@ -41,9 +41,6 @@ class FileOutput:
         self._metadata, self._content, self._squeeze = metadata, content, squeeze and shape[-1] == 1
         ndim, self._palette = metadata.ndim, None
         one = self._numbers(np.zeros((*(1,) * ndim, shape[-1]), np.float32))  # of one position
-        if one.shape[:ndim] != (1,) * ndim:
-            text = f"{content} of kind {metadata.kind} have shape {one.shape} for one position"
-            raise InputError(text, "; in tiles, choose another format with ", Argument("output_format"))
         shape, dtype = (*shape[:-1], *one.shape[ndim:]), one.dtype
         if file_format == "tif":
             require("tifffile", "large")  # now rather than after hours
@@ -61,6 +58,11 @@ class FileOutput:
             )
         except OSError as error:
             raise cannot_write(self._path, error) from None
+        if (self._array.shape, self._array.dtype) != (shape, dtype):
+            text = (
+                f"{self._path} holds {self._array.dtype} of shape {self._array.shape}, expected {dtype} of "
+            )
+            raise MDLSTMError(text, f"{shape}; start over with ", Argument("force", True))
 
     def __setitem__(self, region: Region, block: Array) -> None:
         """Write y (*extents, outputs) for a region."""
@@ -72,6 +74,12 @@ class FileOutput:
 
     def _numbers(self, block: Array) -> Array:
         numbers = numbers_of(block, self._metadata, self._content)
+        if numbers.shape[: self._metadata.ndim] != block.shape[:-1]:
+            text = (
+                f"{self._content} of kind {self._metadata.kind} have shape {numbers.shape} for a tile of "
+            )
+            needed = f"{block.shape[:-1]} positions; choose a format of the network's outputs with "
+            raise InputError(text, needed, Argument("output_format"))
         return numbers[..., 0] if self._squeeze and numbers.ndim == block.ndim else numbers
 
     def finish(self, target: Path, *, replace: bool = True) -> None:
