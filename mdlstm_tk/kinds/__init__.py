@@ -85,6 +85,11 @@ def register_kind(kind: Kind) -> Kind:
     return kind
 
 
+def is_registered(name: str | None) -> bool:
+    """True for a kind that `register_kind` has made known, which other processes do not know."""
+    return name in _registered
+
+
 def kind_names() -> tuple[str, ...]:
     """The names of all kinds. Imports none of them."""
     return (*_places(), *_registered)

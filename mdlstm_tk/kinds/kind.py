@@ -40,7 +40,7 @@ class Kind:
         metadata_class: the place of the class for the metadata of its models, see `rooms.load`.
         is_printed: answers go to standard output, and one file may hold those for several inputs.
         image_format, tile_format: of the answers for images, and of tiled models, where it is not that of
-            numbers.
+            numbers. What tiled models with a grid answer at a position depends on the output there alone.
         sample_axes: the number of axes of the output for one sample; None if they are those of the grid and
             one more.
         axes: of an output without a grid, in words.
@@ -109,7 +109,7 @@ class Kind:
         """The answers of a model.
 
         Args:
-            y: its output, with or without a batch axis.
+            y: its output, with or without a batch axis; in tiles, a part of its grid alone.
             metadata: of the model.
             array: name of the array, which the answers repeat.
             options: of the answers.

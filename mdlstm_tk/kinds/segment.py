@@ -36,7 +36,7 @@ class Segment(Kind):
 
         axis = class_axis(y, metadata)
         check_scores(y, axis)
-        return mask_values(labels(y, axis), metadata.mask_values)
+        return mask_values(labels(y, axis), metadata.mask_values or range(metadata.outputs))
 
 
 KIND = Segment()

@@ -25,7 +25,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -45,6 +45,9 @@ from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.postprocessing import check_scores, class_axis
 from mdlstm_tk.runtime.shapes import as_array, covered_width
+
+Content: TypeAlias = Literal["outputs", "probabilities", "answers"]
+"""The numbers that a file holds: what the network returned, or what its kind makes of it, such as masks."""
 
 
 @checked
@@ -120,23 +123,36 @@ def write_decoded(
             answers += _decode(y, metadata, name, options, width)
         write_answers(job, answers, metadata, options)
         return tuple(answers)
-    if options.probabilities:
-        for y in outputs.values():
-            check_scores(y, class_axis(y, metadata))
-        outputs = {
-            name: kind.scores_to_probabilities(y, class_axis(y, metadata)) for name, y in outputs.items()
-        }
-    elif job.is_mask or job.format in kind.formats:
-        outputs = {name: _decode(y, metadata) for name, y in outputs.items()}
-        if job.format == "png" and len(outputs) == 1:
-            values = metadata.mask_values or range(metadata.outputs)
-            mask, palette = next(iter(outputs.values())), metadata.mask_palette
-            write_mask(job.target, mask, values, palette, replace=job.replace)
-            return ()
-    elif job.format in ("png", "csv"):  # their rows and columns are those of the grid
+    content = content_of(job, metadata, options.probabilities)
+    outputs = {name: numbers_of(y, metadata, content) for name, y in outputs.items()}
+    if content == "answers" and job.format == "png" and len(outputs) == 1:
+        values = metadata.mask_values or range(metadata.outputs)
+        mask, palette = next(iter(outputs.values())), metadata.mask_palette
+        write_mask(job.target, mask, values, palette, replace=job.replace)
+        return ()
+    if content == "outputs" and job.format in (
+        "png",
+        "csv",
+    ):  # their rows and columns are those of the grid
         outputs = {name: np.moveaxis(y, class_axis(y, metadata), -1) for name, y in outputs.items()}
     write_arrays(job.target, outputs, job.format, replace=job.replace)
     return ()
+
+
+def content_of(job: Job, metadata: Metadata, wants_probabilities: bool) -> Content:
+    """The numbers that the file for a job holds, if its answers are no lines of text."""
+    if wants_probabilities:
+        return "probabilities"
+    return "answers" if job.is_mask or job.format in written_as(metadata).formats else "outputs"
+
+
+def numbers_of(y: Array, metadata: Metadata, content: Content) -> Array:
+    """The numbers for an output of a model, or for a part of its grid."""
+    if content == "probabilities":
+        axis = class_axis(y, metadata)
+        check_scores(y, axis)
+        return written_as(metadata).scores_to_probabilities(y, axis)
+    return np.asarray(_decode(y, metadata)) if content == "answers" else y
 
 
 def write_answers(job: Job, answers: Sequence[Answer], metadata: Metadata, options: ResultOptions) -> None:

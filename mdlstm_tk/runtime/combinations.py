@@ -34,7 +34,7 @@ def formats_of(metadata: Metadata, probabilities: bool = False) -> tuple[Format,
     is_mask = bool(kind.formats) and not probabilities
     axes = metadata.ndim + (metadata.outputs > 1 and not is_mask)  # of the result for one sample
     if metadata.form == "tiles" and has_grid:
-        return REGIONS if axes in (2, 3) else REGIONS[:2]
+        return REGIONS if metadata.ndim == 2 else REGIONS[:2]  # a TIFF holds images
     if len(metadata.output_names) > 1:
         return ("npz", "json")
     if kind.is_printed:

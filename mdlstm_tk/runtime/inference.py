@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError, Message
-from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.kinds import is_registered, kind_named
 from mdlstm_tk.kinds.kind import LINES
 from mdlstm_tk.kinds.options import fit_options
 from mdlstm_tk.kinds.rooms import load
@@ -238,6 +238,9 @@ def infer_paths(
         if table:
             ensure_writable(table, force)
         jobs = remaining_jobs(planned, skip_existing, force)
+        if engine == "ray" and is_registered(metadata.kind):
+            unknown = f" starts processes that do not know the kind {metadata.kind}; use "
+            raise InputError(Argument("engine", "ray"), unknown, Argument("engine", "local"))
         if engine == "ray" and kind.documents and any(job.source in documents for job in jobs):
             refused_type = f" takes arrays and images, not {kind.documents.name}s; use "
             raise InputError(Argument("engine", "ray"), refused_type, Argument("engine", "local"))

@@ -12,7 +12,7 @@ from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError
 from mdlstm_tk.kinds import all_documents, all_kinds, documents_of, kind_named
 from mdlstm_tk.kinds.kind import LINES
-from mdlstm_tk.runtime.combinations import written_as
+from mdlstm_tk.runtime.combinations import formats_of, written_as
 from mdlstm_tk.runtime.io import FORMATS, READABLE, READABLE_IN_TILES, STDIO, Format, suffix_of
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import label_of
@@ -255,7 +255,7 @@ def _default_format(
         return "txt"
     is_image = metadata.ndim == 2 and suffix_of(source) != ".npz"
     own = kind.tile_format if metadata.form == "tiles" else kind.image_format if is_image else None
-    if own is not None and not options.probabilities:
+    if own is not None and own in formats_of(metadata) and not options.probabilities:
         return own
     return "npz" if suffix_of(source) == ".npz" else "npy"
 

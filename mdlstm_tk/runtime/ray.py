@@ -66,7 +66,8 @@ class TilesWorker:
             if file != self._file:
                 self._file = None  # until the next one is open
                 self._stack.close()
-                self._work, self._file = file.open(self._session, self._stack), file
+                self._work = file.work(self._session, *file.plan(self._session, self._stack))
+                self._file = file
             self._work.run(group)
         except MDLSTMError as error:
             return error

@@ -50,6 +50,13 @@ def classifier() -> TiledModel:
 
 
 @cache
+def recogniser() -> TiledModel:
+    """Grey to the blank and two characters, in steps of four columns."""
+    network = create("md", 1, 3, kind="transcribe", hidden=4, windows=[(2, 4)], directions=1)
+    return _exported(network, kind="transcribe", classes=("a", "b"))
+
+
+@cache
 def downward(cell: str = "graves") -> TiledModel:
     """Two layers in windows of 2×1, whose directions all go downwards."""
     return _exported(MDLSTM(1, 3, directions=[(1, 1), (1, -1)], num_layers=2, window=(2, 1), cell=cell))

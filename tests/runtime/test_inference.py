@@ -13,6 +13,7 @@ from helpers.small_models import classifier, density, recogniser, segmenter, wri
 from PIL import Image
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds import Kind, _registered
 from mdlstm_tk.runtime import Session, infer_paths
 from mdlstm_tk.runtime.jobs import files_of_form, find_files
 
@@ -70,6 +71,17 @@ def test_numbers_below_1_and_a_path_in_place_of_a_list_are_refused(place: Path) 
     for name, value in (wrong | {"output_format": "NPY", "output": 3, "beam": 2.5, "tile": (3, 4)}).items():
         with pytest.raises(InputError, match=f"^{name} must be "):
             infer_paths(["in"], "m.onnx", **{name: value})
+
+
+def test_ray_is_refused_for_a_kind_that_its_processes_do_not_know(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Kind()
+    own.name = "own"  # type: ignore[misc]
+    monkeypatch.setitem(_registered, "own", own)
+    write_model(place / "own.onnx", kind="own")
+    with pytest.raises(InputError, match='engine="ray" starts processes that do not know the kind own'):
+        infer_paths(["in"], "own.onnx", engine="ray")
 
 
 def test_a_single_file_keeps_its_arrays_and_raises_its_errors(place: Path) -> None:

@@ -81,6 +81,7 @@ def plan(
         ("x.npy", VOLUMES, None, {}, "x.out.npy", "npy"),
         ("x.npy", TILED, None, {}, "x.out.tif", "tif"),
         ("x.npy", TILED, "y.tiff", {}, "y.tiff", "tif"),
+        ("x.npy", replace(VOLUMES, form="tiles"), None, {}, "x.out.npy", "npy"),
         ("x.npy", CLASSIFIER, None, {}, "-", "txt"),
         ("x.npy", CLASSIFIER, None, {"output_format": "npy"}, "x.out.npy", "npy"),
         ("x.npy", CLASSIFIER, None, {"probabilities": True}, "x.out.npy", "npy"),

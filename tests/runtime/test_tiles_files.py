@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.tiled_models import PALETTE, VALUES, classifier, segmenter, single
+from helpers.tiled_models import PALETTE, VALUES, classifier, recogniser, segmenter, single
 
 from mdlstm_tk.errors import MDLSTMError, MissingExtraError, require
-from mdlstm_tk.runtime import TiledSession, load_image
+from mdlstm_tk.runtime import TiledSession, decode, load_image
 from mdlstm_tk.runtime.answers import ResultOptions
 from mdlstm_tk.runtime.jobs import Job
 from mdlstm_tk.runtime.postprocessing import probabilities
+from mdlstm_tk.runtime.shapes import covered_width
 from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
 from mdlstm_tk.runtime.tiles.local import State
 from mdlstm_tk.runtime.tiles.sources import open_source
@@ -44,8 +45,8 @@ def run(source: str, target: str = "y.npy", model: Any = segmenter, **options: A
     results = ResultOptions(options.pop("probabilities", False))
     force, session_options = options.pop("force", False), options.pop("session", {})
     options.setdefault("tile", 16)
-    form: Any = target.rpartition(".")[2] if target != "-" else "txt"
-    job = Job(source, target, form, replace=options.pop("replace", True))
+    form: Any = options.pop("form", target.rpartition(".")[2] if target != "-" else "txt")
+    job = Job(source, target, form, options.pop("replace", True), options.pop("is_mask", False))
     with TiledSession(model().path, "cpu", **session_options) as session:
         (outcome,) = infer_tiled(session, [job], TileOptions(**options), None, results, force=force)
     return outcome
@@ -144,6 +145,22 @@ def test_images_are_prepared_as_whole_ones(pixels: Any, options: dict[str, Any])
             np.testing.assert_allclose(source.read(region), expected, rtol=0, atol=1e-7, strict=True)
 
 
+def test_a_palette_with_opacity_is_read_as_from_a_whole_image() -> None:
+    from PIL import Image
+
+    image = Image.fromarray(PIXELS[..., 0] % 4).convert("P")
+    image.putpalette(PIXELS.tobytes()[:768])
+    image = image.convert("PA")
+    image.putalpha(Image.fromarray(np.ascontiguousarray(PIXELS[..., 1])))
+    image.save("x.tif")
+    assert Image.open("x.tif").mode == "PA"
+    metadata = TiledSession(segmenter().path, "cpu").metadata
+    with ExitStack() as stack:
+        source = open_source(Path("x.tif"), metadata, 0, stack)
+        region = (slice(3, 40), slice(10, 70))
+        np.testing.assert_allclose(source.read(region), load_image("x.tif", metadata)[region], atol=1e-7)
+
+
 @pytest.mark.parametrize("target", ["y.npy", "y.zarr", "p.npy", "p.tif"])
 def test_results_are_written_by_region(target: str) -> None:
     np.save("x.npy", X)
@@ -176,6 +193,23 @@ def test_the_answer_for_a_grid_that_is_averaged_over() -> None:
     (answer,) = run("x.npy", "-", model=classifier).answers
     label = ("cat", "dog", "bird")[classifier().whole(x[..., None]).argmax()]
     assert label in str(answer)
+
+
+def test_places_of_characters_are_those_of_a_run_on_the_whole_grid() -> None:
+    """They are in columns of the source rather than in steps."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 61), np.uint8)
+    x = pixels / np.float32(255)
+    np.save("x.npy", x)
+    tifffile.imwrite("x.tif", pixels)
+    metadata = TiledSession(recogniser().path, "cpu").metadata
+    y = recogniser().whole(x[..., None])
+    (expected,) = decode(y, metadata, width=covered_width(len(y), columns=61, width=61))
+    characters = expected.details()["characters"]
+    assert len(y) < characters[-1]["right"] < 61
+    for source in ("x.npy", "x.tif"):
+        (answer,) = run(source, "-", model=recogniser).answers
+        places = [[each[side] for side in ("left", "right")] for each in answer.details()["characters"]]
+        assert places == [[each[side] for side in ("left", "right")] for each in characters]
 
 
 PROGRAM = """
@@ -257,14 +291,44 @@ def test_a_file_that_appears_during_a_run_is_kept_and_so_is_what_was_computed(ta
     assert [path.name for path in Path("deep").iterdir()] == [target]
 
 
-def test_a_chunk_that_changes_ends_the_continuation_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    write_zarr("x.zarr")
+def interrupt(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any) -> None:
+    """A run that ends before its result gets its name, and that can go on."""
+    segmenter()  # is verified with `Work.finish`
     with monkeypatch.context() as patch:
         patch.setattr("mdlstm_tk.runtime.tiles.work.Work.finish", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run("x.zarr", resume=True)
+            run(*arguments, resume=True, **options)
+
+
+def test_a_chunk_that_changes_ends_the_continuation_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_zarr("x.zarr")
+    interrupt(monkeypatch, "x.zarr")
     zarr.open_array("x.zarr")[:16, :16] = 0
-    assert "what was interrupted had another source" in run("x.zarr", resume=True).error
+    assert "what was interrupted had another state of the source" in run("x.zarr", resume=True).error
+
+
+def test_another_file_of_equal_size_and_time_is_another_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, values in (("a", X), ("b", 1 - X)):
+        Path(folder).mkdir()
+        np.save(f"{folder}/x.npy", values)
+        os.utime(f"{folder}/x.npy", (0, 0))
+    interrupt(monkeypatch, "a/x.npy")
+    error = run("b/x.npy", resume=True).error
+    assert "another source" in error and "a/x.npy" in error and "b/x.npy" in error
+    Path("link.npy").symlink_to("a/x.npy")
+    assert run("link.npy", resume=True).error is None
+
+
+@pytest.mark.parametrize("options", [{"form": "zarr"}, {"probabilities": True}, {"is_mask": True}], ids=str)
+def test_a_run_does_not_go_on_to_another_content(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save("x.npy", X)
+    interrupt(monkeypatch, "x.npy", "y", form="npy")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    error = run("x.npy", "y", resume=True, **{"form": "npy", **options}).error
+    assert "what was interrupted had another" in error and "start over with force=True" in error
+    assert before == {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
 
 
 def old_zarr(path: str) -> None:

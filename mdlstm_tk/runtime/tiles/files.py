@@ -11,15 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError
-from mdlstm_tk.runtime.batching import Result, write_results
+from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.runtime.answers import Content, content_of
+from mdlstm_tk.runtime.batching import Result, Widths, write_results
 from mdlstm_tk.runtime.combinations import REGIONS
 from mdlstm_tk.runtime.io.files import ExistsError, cannot_write
 from mdlstm_tk.runtime.io.npy import STDIO
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
 from mdlstm_tk.runtime.tiles.local import STATE, Report, RunGroups, State, on_threads, run_steps
 from mdlstm_tk.runtime.tiles.outputs import FileOutput
+from mdlstm_tk.runtime.tiles.plan import Plan
 from mdlstm_tk.runtime.tiles.session import TILE, TiledSession
-from mdlstm_tk.runtime.tiles.sources import fingerprint, open_source
+from mdlstm_tk.runtime.tiles.sources import GridSource, fingerprint, open_source
 from mdlstm_tk.runtime.tiles.store import BlockFolder
 from mdlstm_tk.runtime.tiles.work import Output, Work
 
@@ -57,7 +60,7 @@ class FileRun:
     tile: int
     level: int
     batch_size: int | None
-    wants_probabilities: bool
+    content: Content
 
     @property
     def scratch(self) -> Path:
@@ -66,11 +69,14 @@ class FileRun:
         target = os.path.realpath(os.path.basename(job.source) if job.target == STDIO else job.target)
         return Path(target).with_name(f".{os.path.basename(target)}{SCRATCH_SUFFIX}")
 
-    def open(self, session: TiledSession, stack: ExitStack) -> Work:
-        """Open the files; `stack` closes them. y is an array if it has no grid."""
-        archive = session.archive
+    def plan(self, session: TiledSession, stack: ExitStack) -> tuple[GridSource, Plan]:
+        """Open the source, which `stack` closes, and plan its tiles."""
         source = open_source(Path(self.job.source), session.metadata, self.level, stack)
-        plan = session.plan(source.grid, self.tile, self.batch_size)
+        return source, session.plan(source.grid, self.tile, self.batch_size)
+
+    def work(self, session: TiledSession, source: GridSource, plan: Plan) -> Work:
+        """Create the output, or open the one of an interrupted run. y is an array if it has no grid."""
+        archive = session.archive
         shape = archive.output_shape(source.grid)
         output: Output
         if archive.pool or self.job.format not in REGIONS:
@@ -83,7 +89,7 @@ class FileRun:
                 shape,
                 session.metadata,
                 tuple(min(size * up, extent) for size, up, extent in tile),
-                wants_probabilities=self.wants_probabilities,
+                self.content,
                 squeeze=not source.has_channel_axis,
             )
         return Work(archive, session.graphs, plan, BlockFolder(self.scratch), source, output)
@@ -133,29 +139,42 @@ def _infer_file(
     workers: TileWorkers | None,
 ) -> Result:
     tile = TILE if tiles.tile is None else tiles.tile
-    run = FileRun(job, tile, tiles.level, batch_size, options.probabilities)
+    run = FileRun(
+        job,
+        tile,
+        tiles.level,
+        batch_size,
+        content_of(job, session.metadata, options.probabilities),
+    )
     with _scratch(run.scratch, tiles.resume, force), ExitStack() as stack:
-        work = run.open(session, stack)
+        source, plan = run.plan(session, stack)
         dependencies = {
             "model": session.archive.digest,
-            "source": [fingerprint(Path(job.source)), tiles.level],
-            "tile": work.plan.tile_extents[0],
-            "batch size": work.plan.batch_size,
+            "source": os.path.realpath(job.source),
+            "level": tiles.level,
+            "state of the source": fingerprint(Path(job.source)),
+            "tile": plan.tile_extents[0],
+            "batch size": plan.batch_size,
             "format": job.format,
-            "probabilities": options.probabilities,
+            "content": run.content,
             "device": session.device,
         }
-        state = State(run.scratch, dependencies)
+        state = State(run.scratch, dependencies)  # is compared before anything is opened to write
+        work = run.work(session, source, plan)
+        state.save(state.step)
         if workers is None:
             run_groups = stack.enter_context(on_threads(work, session.threads))
         else:
-            run_groups = workers(replace(run, batch_size=work.plan.batch_size))
+            run_groups = workers(replace(run, batch_size=plan.batch_size))
         run_steps(work, run_groups, state=state, report=tiles.report)
         if isinstance(work.output, FileOutput):
             work.output.finish(Path(job.target), replace=job.replace)
             return Result(job, None)
-    y = np.asarray(work.output)
-    return Result(job, None, write_results(job, {None: y}, session.metadata, options))
+    y, widths = np.asarray(work.output), Widths()
+    if kind_named(session.metadata.kind).steps_are_columns:
+        columns = source.grid[-1]  # also those of an image, which is not resized
+        widths = {None: (columns, columns)}
+    return Result(job, None, write_results(job, {None: y}, session.metadata, options, widths))
 
 
 @contextmanager

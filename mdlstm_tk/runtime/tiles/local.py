@@ -22,12 +22,13 @@ STATE = "state.json"
 
 class State:
     """The next step of a run that may be interrupted, in its scratch folder, with the JSON values of all
-    that the result depends on."""
+    that the result depends on. Nothing is written before `save`."""
 
     def __init__(self, folder: Path, dependencies: Mapping[str, Any]) -> None:
         self._path, self._dependencies = folder / STATE, json.loads(json.dumps(dependencies))
+        self.step = 0
         if not self._path.exists():
-            self.save(0)
+            return
         try:
             stored = json.loads(self._path.read_text())
             self.step = int(stored["step"])
@@ -35,10 +36,11 @@ class State:
             advice = "start over with ", Argument("force", True)
             raise MDLSTMError(f"cannot read {self._path} ({error}); ", *advice) from None
         for name, value in self._dependencies.items():
-            if stored.get(name) != value:
+            old = stored.get(name)
+            if old != value:
                 raise InputError(
-                    f"what was interrupted had another {name} ({stored.get(name)!s:.60}, now {value!s:.60})"
-                    "; give the same one, or start over with ",
+                    f"what was interrupted had another {name} ({old!s:.200}, now {value!s:.200}); give the "
+                    "same one, or start over with ",
                     *(Argument("force", True), " in place of ", Argument("resume", True)),
                 )
 

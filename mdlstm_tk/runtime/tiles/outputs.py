@@ -8,24 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.errors import Argument, InputError, MDLSTMError, require
+from mdlstm_tk.runtime.answers import Content, numbers_of
 from mdlstm_tk.runtime.io import Format
 from mdlstm_tk.runtime.io.files import cannot_write, publish
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.postprocessing import check_scores, labels, mask_values, probabilities
 from mdlstm_tk.runtime.tiles.mapped import create_npy
 from mdlstm_tk.runtime.tiles.plan import Region
 from mdlstm_tk.runtime.tiles.tif import write_tif
 
 
 class FileOutput:
-    """y (*grid, outputs) in a file that appears when all of it is written.
+    """The numbers of a content for y (*grid, outputs), in a file that appears when all of it is written.
 
-    Masks of segmenters go to a TIFF, and the network's outputs to all other files. The file lies in the
-    folder `scratch` until it is finished; an interrupted run may have left it there. `squeeze` leaves out
-    the axis of the outputs if there is one output.
+    The file lies in the folder `scratch` until it is finished; an interrupted run may have left it there.
+    `squeeze` leaves out the axis of the outputs if there is one output.
     """
 
     def __init__(
@@ -35,26 +33,23 @@ class FileOutput:
         shape: tuple[int, ...],
         metadata: Metadata,
         chunks: tuple[int, ...],
+        content: Content,
         *,
-        wants_probabilities: bool = False,
         squeeze: bool,
     ) -> None:
         self._format, self._path = file_format, scratch / "result"
-        self._wants_probabilities, self._palette = wants_probabilities, None
-        self._mask_values: tuple[int, ...] | None = None
-        self._squeeze = squeeze and shape[-1] == 1 and not wants_probabilities
-        dtype: np.dtype[Any] = np.dtype(np.float32)
-        if kind_named(metadata.kind).tile_format == file_format and not wants_probabilities:
-            self._mask_values = values = metadata.mask_values or tuple(range(metadata.outputs))
-            dtype = mask_values(np.zeros(1, np.int64), values).dtype
-            if metadata.mask_palette is not None and dtype == np.uint8:
-                self._palette = np.zeros((256, 3), np.uint8)
-                self._palette[list(values)] = np.reshape(metadata.mask_palette, (-1, 3))
-        shape = shape[:-1] if self._squeeze or self._mask_values else shape
+        self._metadata, self._content, self._squeeze = metadata, content, squeeze and shape[-1] == 1
+        ndim, self._palette = metadata.ndim, None
+        one = self._numbers(np.zeros((*(1,) * ndim, shape[-1]), np.float32))  # of one position
+        shape, dtype = (*shape[:-1], *one.shape[ndim:]), one.dtype
         if file_format == "tif":
             require("tifffile", "large")  # now rather than after hours
-            if len(shape) not in (2, 3):
+            if ndim != 2 or len(shape) > 3:
                 raise InputError(f"tif holds (H, W) or (H, W, outputs), but the result has shape {shape}")
+            if content == "answers" and metadata.mask_palette is not None and dtype == np.uint8:
+                self._palette = np.zeros((256, 3), np.uint8)
+                values = metadata.mask_values or range(metadata.outputs)
+                self._palette[list(values)] = np.reshape(metadata.mask_palette, (-1, 3))
         try:
             self._array: Any = (
                 _open_zarr(self._path, shape, chunks, dtype)
@@ -63,19 +58,29 @@ class FileOutput:
             )
         except OSError as error:
             raise cannot_write(self._path, error) from None
+        if (self._array.shape, self._array.dtype) != (shape, dtype):
+            text = (
+                f"{self._path} holds {self._array.dtype} of shape {self._array.shape}, expected {dtype} of "
+            )
+            raise MDLSTMError(text, f"{shape}; start over with ", Argument("force", True))
 
     def __setitem__(self, region: Region, block: Array) -> None:
         """Write y (*extents, outputs) for a region."""
-        if self._wants_probabilities or self._mask_values:
-            check_scores(block)
-        if self._wants_probabilities:
-            block = probabilities(block)
-        elif self._mask_values:
-            block = mask_values(labels(block), self._mask_values)
+        numbers = self._numbers(block)
         try:
-            self._array[region] = block[..., 0] if self._squeeze else block
+            self._array[region] = numbers
         except OSError as error:
             raise cannot_write(self._path, error) from None
+
+    def _numbers(self, block: Array) -> Array:
+        numbers = numbers_of(block, self._metadata, self._content)
+        if numbers.shape[: self._metadata.ndim] != block.shape[:-1]:
+            text = (
+                f"{self._content} of kind {self._metadata.kind} have shape {numbers.shape} for a tile of "
+            )
+            needed = f"{block.shape[:-1]} positions; choose a format of the network's outputs with "
+            raise InputError(text, needed, Argument("output_format"))
+        return numbers[..., 0] if self._squeeze and numbers.ndim == block.ndim else numbers
 
     def finish(self, target: Path, *, replace: bool = True) -> None:
         """Move the complete file to `target`, see `publish`."""

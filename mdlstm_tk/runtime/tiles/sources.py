@@ -100,7 +100,8 @@ def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) ->
 
 
 def fingerprint(path: Path) -> str:
-    """A text that changes if a file does, or any file of a zarr array: its size, time or name."""
+    """A text that changes if a file does, or any file of a zarr array: its size, time or name. Other
+    files may have the same one."""
     files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
     digest = hashlib.sha256()
     for name in sorted(files) or [str(path)]:

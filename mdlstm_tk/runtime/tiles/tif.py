@@ -49,8 +49,11 @@ class TifPixels:
         """The pixels in a region of rows and columns: uint8, uint16 or float32."""
         values = np.asarray(self._values[region])
         if self._photometric == PALETTE:
-            return np.moveaxis(self._colormap[:, values], 0, -1)
-        if values.dtype == np.bool_:
+            indices, extra = (values[..., 0], values[..., 1:]) if values.ndim == 3 else (values, None)
+            values = np.moveaxis(self._colormap[:, indices], 0, -1)
+            if self._has_opacity:
+                values = np.concatenate([values, extra], axis=-1)
+        elif values.dtype == np.bool_:
             values = values * np.uint8(255)
         elif values.dtype.kind == "u":
             values = widened(values.astype(values.dtype.newbyteorder("=")), self._bits)
@@ -95,7 +98,7 @@ class TifPixels:
             or dtype is None
             or dtype.kind not in "buif"
             or (needs_8_bits and dtype not in (np.bool_, np.uint8))
-            or self._colours not in (1, 3)
+            or self._colours not in ((1,) if self._photometric == PALETTE else (1, 3))
             or not set(extra) <= {IGNORED, OPACITY}
             or self._photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR)
             or (self._photometric == YCBCR and page.compression not in GIVE_RGB)
@@ -109,8 +112,8 @@ class TifPixels:
             )
         if self._photometric == PALETTE:
             self._colormap = (np.asarray(page.colormap) >> 8).astype(np.uint8)
-        colours = 3 if self._photometric == PALETTE else self._colours
-        self.shape: tuple[int, ...] = (*image.shape[:2], 3) if colours == 3 else image.shape[:2]
+            self._colours = 3
+        self.shape: tuple[int, ...] = (*image.shape[:2], 3) if self._colours == 3 else image.shape[:2]
 
     def _open(self, tifffile: Any, path: Path, level: int) -> Any:
         """The values, (H, W) or (H, W, samples), which are read by region."""
