@@ -50,8 +50,11 @@ class Documents(ABC):
         """True if a model has written a file with the suffix."""
 
     @abstractmethod
-    def select(self, files: Sequence[InputPath], results: Sequence[InputPath]) -> list[InputPath]:
-        """The files of an inference without those that belong to a document, such as its image.
+    def select(
+        self, files: Sequence[InputPath], results: Sequence[InputPath]
+    ) -> tuple[list[InputPath], int]:
+        """The files of an inference without those that belong to a document, such as its image, and the
+        number of others that are left out.
 
         Args:
             files: documents, and files that hold samples.
