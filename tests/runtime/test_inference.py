@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.command import mdlstm
 from helpers.crafted_models import node
 from helpers.small_models import classifier, density, recogniser, segmenter, write_model
 from PIL import Image
@@ -70,6 +72,18 @@ def test_numbers_below_1_and_a_path_in_place_of_a_list_are_refused(place: Path) 
     for name, value in (wrong | {"output_format": "NPY", "output": 3, "beam": 2.5, "tile": (3, 4)}).items():
         with pytest.raises(InputError, match=f"^{name} must be "):
             infer_paths(["in"], "m.onnx", **{name: value})
+
+
+@pytest.mark.parametrize("name", ["files", "model", "output", "lm"])
+def test_an_empty_path_is_refused_and_named(name: str, place: Path) -> None:
+    """`Path` would take it for the current folder. The command line gives it as it is."""
+    arguments: dict[str, Any] = {name: [""] if name == "files" else ""}
+    words = [""] if name == "files" else ["x.npy", f"--{name}", ""]
+    name = "inputs" if name == "files" else name
+    with pytest.raises(InputError, match=rf"^{name} must be .*a path.*, got \[?''"):
+        infer_paths(arguments.pop("files", ["x.npy"]), **arguments)
+    done = mdlstm("infer", *words)
+    assert done.code == 2 and re.match(rf"error: {name} must be .*a path.*, got \[?''\]?\n$", done.err)
 
 
 def test_a_single_file_keeps_its_arrays_and_raises_its_errors(place: Path) -> None:
