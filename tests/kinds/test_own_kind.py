@@ -57,11 +57,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_registries: Non
     np.save("x.npy", np.ones((4, 4), np.float32))
 
 
+def write_sums() -> None:
+    """A model of the kind, which must be registered."""
+    nodes, axes = [node("ReduceSum", "x axes", "y", keepdims=0)], {"axes": np.int64([1, 2])}
+    write_model(Path("m.onnx"), nodes, axes, axes=2, window=None, kind="sums", scale=0.5)
+
+
 def test_options_of_an_own_kind_have_flags(forget: Callable[[], None]) -> None:
     import_file(Path("own.py"))
-    axes = {"axes": np.int64([1, 2])}
-    nodes = [node("ReduceSum", "x axes", "y", keepdims=0)]
-    write_model(Path("m.onnx"), nodes, axes, axes=2, window=None, kind="sums", scale=0.5)
+    write_sums()
     call = ("x.npy", "-m", "m.onnx", "--device", "cpu")
     for words in (
         ("--import", "own.py", "infer", *call, "--offset", "0", "--unit", "kg"),
@@ -81,6 +85,18 @@ def test_options_of_an_own_kind_have_flags(forget: Callable[[], None]) -> None:
             infer_paths(["x.npy"], "m.onnx", offset=value)
     shown = mdlstm("infer", "--help").out
     assert "--offset NUMBER" in shown and "For kind sums as txt" in shown and "transcribe, sums" in shown
+
+
+@pytest.mark.slow
+def test_workers_of_ray_know_an_own_kind() -> None:
+    pytest.importorskip("ray")
+    import_file(Path("own.py"))
+    write_sums()
+    run = infer_paths(
+        ["x.npy", "x.npy"], "m.onnx", "y.csv", device="cpu", offset=0, engine="ray", workers=1
+    )
+    assert [result.error for result in run.results] == [None, None]
+    assert Path("y.csv").read_text().count(",8") == 2
 
 
 def test_a_flag_is_that_of_an_imported_kind() -> None:
