@@ -20,7 +20,7 @@ from mdlstm_tk._version import __version__
 from mdlstm_tk.cli.console import detail, error, verbosity, warn
 from mdlstm_tk.cli.help import HelpfulCommand, HelpfulGroup
 from mdlstm_tk.cli.interrupts import EXIT_CODE, interrupts
-from mdlstm_tk.cli.options import Import, imported, with_messages
+from mdlstm_tk.cli.options import Import, import_files, imported, with_kind_options, with_messages
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.kinds.rooms import load, of_rooms
 
@@ -63,7 +63,8 @@ def typer_app(verb: str | None = None) -> typer.Typer:
     )
     for name, (panel, place) in VERBS.items():
         if verb in (None, name):
-            app.command(name, cls=HelpfulCommand, rich_help_panel=panel)(with_messages(load(place)))
+            function = with_messages(with_kind_options(load(place)))
+            app.command(name, cls=HelpfulCommand, rich_help_panel=panel)(function)
     return app
 
 
@@ -96,6 +97,7 @@ def _run(arguments: list[str]) -> int:
     start = time.perf_counter()
     command = "mdlstm"
     try:
+        import_files(arguments)
         if arguments[0] in VERBS:
             verb, *options = arguments
             command = f"mdlstm {verb}"

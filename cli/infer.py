@@ -11,17 +11,14 @@ from mdlstm_tk.cli import options
 from mdlstm_tk.kinds import all_documents
 from mdlstm_tk.runtime.io import READABLE
 
-DOCUMENTS = "".join(f"{each.name}s in {each.types}, " for each in all_documents())
 
-
-@options.with_kind_options
 def infer(
     files: Annotated[
         list[str],
         typer.Argument(
             metavar="FILE...",
             help="Files, and folders of files, of the types npy, npz, csv, png, jpg, tif, bmp, gif, webp, "
-            f"pgm, ppm, {DOCUMENTS}for tiled models npy, tif, zarr; or - for one file of any of these "
+            "pgm, ppm, {documents}for tiled models npy, tif, zarr; or - for one file of any of these "
             "types on stdin.",
             autocompletion=options.complete_files(
                 *(*READABLE, ".zarr"), *(each.suffix for each in all_documents())

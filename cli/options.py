@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import re
 from collections.abc import Callable, Iterable
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +19,7 @@ from mdlstm_tk.cli.console import verbosity
 from mdlstm_tk.errors import InputError, imports_of
 from mdlstm_tk.kinds import all_documents, all_kinds
 from mdlstm_tk.runtime.choices import Engine
-from mdlstm_tk.runtime.combinations import describe_formats, describe_option
+from mdlstm_tk.runtime.combinations import describe_documents, describe_formats, describe_option
 from mdlstm_tk.runtime.io import Format
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -40,17 +42,24 @@ def parse_device(text: str) -> str:
     return text
 
 
-def import_files(files: list[Path] | None) -> list[Path] | None:
-    """Run the files of --import, which register cells, networks, tasks and kinds of tasks."""
+def import_files(arguments: list[str]) -> None:
+    """Run the files of --import, which register cells, networks, tasks and kinds of tasks. This precedes
+    the making of the command, which gets the options of these kinds."""
+    words = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    named = (
+        after if word == "--import" else word.removeprefix("--import=")
+        for word, after in pairwise([*words, None])
+        if word and (word == "--import" or word.startswith("--import="))
+    )
+    files = [Path(name) for name in named if name is not None]
     if files:
         from mdlstm_tk._util.user_code import import_file
 
         with imports_of("train"):
-            for path in map(Path, files):
+            for path in files:
                 if path not in imported:
                     import_file(path)
                     imported.append(path)
-    return files
 
 
 def complete_from(*words: str) -> Callable[[str], list[str]]:
@@ -143,11 +152,10 @@ RunFolder = Annotated[
 Import = Annotated[
     list[Path] | None,
     option(
-        "Python file of yours to run first, which registers cells, networks or tasks; repeatable.",
+        "Python file of yours to run first, which registers cells, networks, tasks or kinds of tasks; "
+        "repeatable.",
         *(RUN, "--import"),
         metavar="FILE",
-        is_eager=True,
-        callback=import_files,
         show_default=False,
         autocompletion=complete_files(".py"),
     ),
@@ -188,7 +196,7 @@ Isolated = Annotated[bool, option(ISOLATED, LIMITS, "--isolated")]
 TRUSTED = "Allow operators outside the list of the model check, for a file of yours."
 Trusted = Annotated[bool, option(TRUSTED, LIMITS, "--trusted")]
 
-# Options of `mdlstm infer`
+# Options of `mdlstm infer`. The names in braces stand for texts about kinds, see `with_kind_options`.
 ModelFile = Annotated[
     str | None,
     option(
@@ -210,17 +218,15 @@ Output = Annotated[
 OutputFormat = Annotated[
     Format | None,
     option(
-        f"File format of the results: {describe_formats()}. png holds values in [0, 1] with 8 bits; tabs "
+        "File format of the results: {formats}. png holds values in [0, 1] with 8 bits; tabs "
         "separate the fields of txt and tsv.",
         *(OUTPUT, "--format"),
-        show_default="txt for answers, "
-        + "".join(f"{each.format} for {each.name}s, " for each in all_documents())
-        + "png for masks, npz for .npz, else npy",
+        show_default="txt for answers, {document_formats}png for masks, npz for .npz, else npy",
     ),
 ]
 PROBABILITIES = (
     "Write the probability of every class, by name in csv and json, else as arrays; of other answers, "
-    f"their confidence. {describe_option('probabilities')}."
+    "their confidence. {probabilities}."
 )
 Probabilities = Annotated[bool, option(PROBABILITIES, OUTPUT, "--probabilities")]
 SKIP_EXISTING = "Leave out inputs whose result exists; continues an interrupted call."
@@ -259,7 +265,7 @@ def messages(
         bool, option("Print the traceback of an error instead of one line.", MESSAGES, "--debug")
     ] = False,
 ) -> None:
-    """The options of all verbs: how much is printed, and --import, whose files its callback has run."""
+    """The options of all verbs: how much is printed, and --import, see `import_files`."""
     if quiet and verbose:
         raise InputError("-q and -v are mutually exclusive; give one of them")
     verbosity.quiet, verbosity.verbose, verbosity.debug = quiet, verbose, debug
@@ -268,21 +274,49 @@ def messages(
 
 
 def with_kind_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb that takes **options an option for each that a kind declares, in a panel of its answers,
-    and in its help a paragraph on the documents of each kind."""
-    keyword, added = inspect.Parameter.KEYWORD_ONLY, list[inspect.Parameter]()
+    """Give a verb that takes **of_kind an option for each that a registered kind declares, in a panel of
+    its answers, and in its help the texts about kinds. Other verbs stay as they are."""
+    if "of_kind" not in inspect.signature(function).parameters:
+        return function
+    texts = {
+        "formats": describe_formats(),
+        "documents": describe_documents(),
+        "document_formats": "".join(f"{each.format} for {each.name}s, " for each in all_documents()),
+        "probabilities": describe_option("probabilities"),
+    }
+    added: dict[str, inspect.Parameter] = {}
     for kind in all_kinds():
         for each in kind.options:
             help = f"{each.help} {describe_option(each.name)}."
             settings: dict[str, Any] = {"metavar": each.metavar, "show_default": each.default or False}
-            if each.type is int:
+            if each.type in (int, float):
                 settings["min"] = each.least
             flag = option(help, kind.answers.capitalize(), f"--{each.name.replace('_', '-')}", **settings)
-            annotation = Annotated[each.type | None, flag]  # type: ignore[name-defined]
-            added.append(inspect.Parameter(each.name, keyword, default=None, annotation=annotation))
+            value = str if each.type is Path else each.type  # a `Path` of an empty text is the folder here
+            annotation = Annotated[value | None, flag]  # type: ignore[valid-type]
+            parameter = inspect.Parameter(
+                each.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+            )
+            added.setdefault(each.name, parameter)
+
+    @wraps(function)
+    def call(**options: Any) -> None:
+        function(**options)
+
     more = [f"    {each.help}\n" for each in all_documents()]
-    function.__doc__ = "\n".join([function.__doc__ or "", *more])
-    return with_parameters(function, [*parameters_of(function), *added])
+    call.__doc__ = "\n".join([function.__doc__ or "", *more])
+    own = [_with_texts(parameter, texts) for parameter in parameters_of(function)]
+    return with_parameters(call, [*own, *added.values()])
+
+
+def _with_texts(parameter: inspect.Parameter, texts: dict[str, str]) -> inspect.Parameter:
+    """A parameter of a verb whose help has texts in place of their names in braces."""
+    (settings,) = parameter.annotation.__metadata__
+    settings = copy.copy(settings)
+    for name in ("help", "show_default"):
+        if isinstance(text := getattr(settings, name), str):
+            setattr(settings, name, text.format(**texts))
+    return parameter.replace(annotation=Annotated[parameter.annotation.__origin__, settings])
 
 
 def with_messages(function: Callable[..., None]) -> Callable[..., None]:

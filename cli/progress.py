@@ -122,7 +122,7 @@ def print_results(
     """
     session = run.session
     if run.left_out:
-        note(f"files of other types, left out: {run.left_out}")
+        note(f"files that are no inputs of this model, left out: {run.left_out}")
     if run.earlier_results:
         note(f"results of mdlstm infer, left out: {run.earlier_results}; name such a file to read it")
     if is_default_model:

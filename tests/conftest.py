@@ -23,6 +23,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each call of the command woul
 if not torch.cuda.is_available():  # Triton, which export imports by way of torch, looks at it only then
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from mdlstm_tk import kinds
 from mdlstm_tk._util import user_code
 from mdlstm_tk.cells import cell
 from mdlstm_tk.models import registry
@@ -126,12 +127,13 @@ def interruptible() -> Iterator[None]:
 
 @pytest.fixture
 def forget(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """A function after which only cells, networks and tasks of the package are registered."""
+    """A function after which only cells, networks, tasks and kinds of the package are registered."""
 
     def clear() -> None:
         monkeypatch.setattr(cell, "_cells", dict(CELLS))
         monkeypatch.setattr(registry, "_FACTORIES", copy.deepcopy(NETWORKS))
         monkeypatch.setattr(tasks, "_registered", {})
+        monkeypatch.setattr(kinds, "_registered", {})
         monkeypatch.setattr(user_code, "_modules", {})
 
     return clear

@@ -82,7 +82,8 @@ def fit_argument(name: str, value: Any, hint: Any) -> Any:
 def fitting(value: Any, hint: Any) -> Any:
     """A value as an annotation has it: numbers as Python's, the entries of a tuple in a tuple.
 
-    True and False are no numbers, a text and a set are no sequences, and a path is any `os.PathLike`.
+    True and False are no numbers, a text and a set are no sequences, and a path is any `os.PathLike`, or
+    where a text may stand for it, one that is not empty, which `Path` takes for the current folder.
     Arrays are not checked.
 
     Raises:
@@ -90,6 +91,8 @@ def fitting(value: Any, hint: Any) -> Any:
     """
     kind, entries = get_origin(hint) or hint, get_args(hint)
     if kind in (Union, UnionType):
+        if Path in entries and isinstance(value, str) and not value:
+            raise TypeError
         for alternative in entries:
             with suppress(TypeError):
                 return fitting(value, alternative)
@@ -145,7 +148,7 @@ def expected(hint: Any) -> str:
     """An annotation in words."""
     kind, entries = get_origin(hint) or hint, get_args(hint)
     if kind in (Union, UnionType):
-        return " or ".join(map(expected, entries))
+        return " or ".join(expected(each) for each in entries if not (each is str and Path in entries))
     if kind is Literal:
         return f"one of {', '.join(entries)}"
     if kind in (Sequence, tuple, Mapping, dict):

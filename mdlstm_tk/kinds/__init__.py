@@ -77,17 +77,17 @@ def register_kind(kind: Kind) -> Kind:
     second registration replaces the first.
 
     Raises:
-        InputError: the name is that of a kind that comes with the package, or no word.
+        InputError: the name is that of a kind that comes with the package, or no word; or an option of the
+            kind does not go with those of other kinds.
     """
     if kind.name in _places() or not kind.name.isidentifier():
         raise InputError(f"register_kind takes a kind with a name of its own, got {kind.name!r}")
+    if kind.options:
+        from mdlstm_tk.kinds.options import check_options  # imported late: it imports this
+
+        check_options(kind)
     _registered[kind.name] = kind
     return kind
-
-
-def is_registered(name: str | None) -> bool:
-    """True for a kind that `register_kind` has made known, which other processes do not know."""
-    return name in _registered
 
 
 def kind_names() -> tuple[str, ...]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from mdlstm_tk.kinds.kind import LINES
 from mdlstm_tk.runtime.io import Format
 
 if TYPE_CHECKING:
+    from mdlstm_tk.runtime.batching import Result
     from mdlstm_tk.runtime.jobs import InputPath
 
 
@@ -23,9 +24,9 @@ class Documents(ABC):
         starts: the few bytes that the content of one may begin with, for those on standard input.
         format: that in which a document is written again; its answers alone are written as `LINES`.
         help: a paragraph for the help of `mdlstm infer`.
-        runner: the place (see `rooms.load`) of a function that runs documents and yields the results, as
-            `infer_files` does: `runner(session, jobs, max_bytes, options, stdin)`, where stdin is the
-            content of a document on standard input, or None.
+        runner: a function (a `staticmethod`), or its place (see `rooms.load`), that runs documents and
+            yields the results, as `infer_files` does: `runner(session, jobs, max_bytes, options, stdin)`,
+            where stdin is the content of a document on standard input, or None.
     """
 
     name: ClassVar[str]
@@ -34,7 +35,7 @@ class Documents(ABC):
     starts: ClassVar[tuple[bytes, ...]]
     format: ClassVar[Format]
     help: ClassVar[str]
-    runner: ClassVar[str]
+    runner: ClassVar[str | Callable[..., Iterator[Result]]]
 
     @property
     def formats(self) -> tuple[Format, ...]:
@@ -50,8 +51,11 @@ class Documents(ABC):
         """True if a model has written a file with the suffix."""
 
     @abstractmethod
-    def select(self, files: Sequence[InputPath], results: Sequence[InputPath]) -> list[InputPath]:
-        """The files of an inference without those that belong to a document, such as its image.
+    def select(
+        self, files: Sequence[InputPath], results: Sequence[InputPath]
+    ) -> tuple[list[InputPath], int]:
+        """The files of an inference without those that belong to a document, such as its image, and the
+        number of others that are left out.
 
         Args:
             files: documents, and files that hold samples.

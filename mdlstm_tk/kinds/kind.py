@@ -37,7 +37,7 @@ class Kind:
         table: name of the file that holds the targets of images in training data, which is no input; "" if
             there is none.
         run_files: names of files in the folder of a run that belong to its weights.
-        metadata_class: the place of the class for the metadata of its models, see `rooms.load`.
+        metadata_class: the class for the metadata of its models, or its place, see `rooms.load`.
         is_printed: answers go to standard output, and one file may hold those for several inputs.
         image_format, tile_format: of the answers for images, and of tiled models, where it is not that of
             numbers. What tiled models with a grid answer at a position depends on the output there alone.
@@ -58,7 +58,7 @@ class Kind:
     documents: ClassVar[Documents | None] = None
     table: ClassVar[str] = ""
     run_files: ClassVar[tuple[str, ...]] = ()
-    metadata_class: ClassVar[str] = "runtime.metadata:Metadata"
+    metadata_class: ClassVar[str | type[Metadata]] = "runtime.metadata:Metadata"
     is_printed: ClassVar[bool] = False
     image_format: ClassVar[Format | None] = None
     tile_format: ClassVar[Format | None] = None

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk._util.checks import fit_argument
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.kinds import all_kinds
 from mdlstm_tk.kinds.rooms import load
 from mdlstm_tk.runtime.io import Format
+
+if TYPE_CHECKING:
+    from mdlstm_tk.kinds.kind import Kind
+
+OF_COMMAND_LINE = ("files", "import_", "quiet", "verbose", "debug", "help")
+"""Options of `mdlstm infer` that are no arguments of `infer_paths`."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +29,11 @@ class Option:
         name: of the keyword argument, and of the flag.
         formats: those of results in which it shows.
         help: its meaning, for the command line.
-        type: of its value: int or Path, for which a text may stand.
+        type: of its value: int, float, str or Path, for which a text may stand.
         metavar: the word for a value in the help.
         default: the value that counts if none is given, in words; "" if there is none.
         least: the lowest number.
-        place: "module:attribute" of a class below `mdlstm_tk` whose objects Python takes, too.
+        place: a class whose objects Python takes, too, or its "module:attribute" below `mdlstm_tk`.
     """
 
     name: str
@@ -35,8 +42,8 @@ class Option:
     type: type = int
     metavar: str = "N"
     default: str = ""
-    least: int = 1
-    place: str = ""
+    least: float = 1
+    place: str | Callable[..., Any] = ""
 
     def fit(self, value: Any) -> Any:
         """A value, checked.
@@ -49,6 +56,28 @@ class Option:
         if isinstance(value, int | float) and value < self.least:
             raise InputError(Argument(self.name, value), f" is out of range; give at least {self.least}")
         return value
+
+
+def check_options(kind: Kind) -> None:
+    """Check that the options of a new kind can stand beside those of the others.
+
+    Raises:
+        InputError: the name of one is no word or has a meaning already, or another kind declares it with
+            another type, default or help. Their formats may differ.
+    """
+    from mdlstm_tk.runtime import decode, infer_paths  # imported late: few kinds are new
+
+    taken = {*signature(infer_paths).parameters, *signature(decode).parameters, *OF_COMMAND_LINE}
+    declared = {option.name: (each, option) for each in all_kinds() for option in each.options}
+    for option in kind.options:
+        name = f"the option {option.name!r} of kind {kind.name}"
+        if option.name in taken or not option.name.isidentifier():
+            raise InputError(f"register_kind takes another name for {name}, which is taken or no word")
+        other, known = declared.get(option.name, (kind, option))
+        if other.name != kind.name and replace(known, formats=option.formats) != option:
+            raise InputError(
+                f"register_kind takes another name for {name}, which kind {other.name} declares otherwise"
+            )
 
 
 def fit_options(function: str, values: Mapping[str, Any]) -> dict[str, Any]:

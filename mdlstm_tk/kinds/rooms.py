@@ -51,12 +51,15 @@ def of_rooms(attribute: str) -> dict[str, Any]:
     return {name: value for room in all_rooms() for name, value in getattr(room, attribute).items()}
 
 
-def load(place: str) -> Any:
-    """The object of a place "module:attribute" below `mdlstm_tk`.
+def load(place: Any) -> Any:
+    """The object of a place "module:attribute" below `mdlstm_tk`. An object that is no text, which a kind
+    outside of the package gives, stays as it is.
 
     Raises:
         MDLSTMError: it is in a room that is not there.
     """
+    if not isinstance(place, str):
+        return place
     module, attribute = place.split(":")
     room = f"mdlstm_tk.{module.partition('.')[0]}"
     try:

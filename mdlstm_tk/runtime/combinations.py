@@ -65,7 +65,10 @@ def check_jobs(
     Raises:
         InputError: two things do not go together.
     """
-    kind, given = written_as(metadata), {name for name, value in options.items() if value}
+    kind, given = (
+        written_as(metadata),
+        {name for name, value in options.items() if value is not None and value is not False},
+    )
     model_kind = f"{model} is of {f'kind {metadata.kind}' if metadata.kind else 'no kind'}"
     if len(metadata.output_names) > 1:
         model_kind += f" with the outputs {', '.join(metadata.output_names)}"
@@ -119,8 +122,20 @@ def describe_option(name: str) -> str:
 
 
 def describe_formats() -> str:
-    """The formats of what each kind gives, for the help."""
-    answers = [f"{kind.answers} as {', '.join(kind.formats)}" for kind in all_kinds() if kind.answers]
-    numbers = f"numbers as {', '.join(GRIDS)}, and with a tiled model as {', '.join(REGIONS)}"
-    documents = [f"{each.name}s as {', '.join(each.formats)}" for each in all_documents()]
-    return "; ".join([*answers, *documents, numbers])
+    """The formats that hold what models give, for the help; kinds with the same formats stand together."""
+    kinds_of: dict[tuple[Format, ...], list[str]] = {}
+    for kind in all_kinds():
+        if kind.answers:
+            formats = tuple(each for each in kind.formats if each in (*LINES, *GRIDS))  # of whole grids
+            kinds_of.setdefault(formats, []).append(kind.name)
+    held = [(formats, f"answers of kind {', '.join(names)}") for formats, names in kinds_of.items()]
+    held += [(each.formats, f"{each.name}s") for each in all_documents()]
+    without_answers = tuple(each for each in GRIDS if each not in ARRAYS)
+    held += [(ARRAYS, "numbers"), (without_answers, "those of a kind without answers")]
+    held += [(REGIONS, "grids of a tiled model")]
+    return "; ".join(f"{', '.join(formats)} for {words}" for formats, words in held)
+
+
+def describe_documents() -> str:
+    """The documents that models of some kinds read, for the help."""
+    return "".join(f"{each.name}s in {each.types}, " for each in all_documents())

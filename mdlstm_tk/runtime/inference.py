@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError, Message
-from mdlstm_tk.kinds import is_registered, kind_named
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.kinds.kind import LINES
 from mdlstm_tk.kinds.options import fit_options
 from mdlstm_tk.kinds.rooms import load
@@ -56,7 +56,8 @@ class Inference:
         session: the model, loaded.
         jobs: the files to run, without skipped ones.
         skipped: number of files that are skipped because their result exists.
-        left_out: number of files below input folders whose type cannot be read.
+        left_out: number of files that are no inputs of this model, and belong to no other input: of other
+            types, and images in the folder of pages.
         earlier_results: number of results of earlier inferences below input folders, which are left out.
         table: the one file for the answers to several inputs, or None.
         stale: one line for each of these models whose run has gone on since the export.
@@ -220,9 +221,8 @@ def infer_paths(
             stdin, files = content.document, [InputPath(STDIO, f"stdin{content.suffix}")]
         of_form = files_of_form(files, metadata.form)
         left_out += len(files) - len(of_form)
-        files = files_for(metadata.kind, of_form, earlier_results)
-        if kind.documents is None:
-            left_out += len(of_form) - len(files)
+        files, others = files_for(metadata.kind, of_form, earlier_results)
+        left_out += others
         planned = plan_jobs(files, metadata, target, output_format, options, is_single=is_single)
         given: dict[str, Any] = {
             "probabilities": probabilities,
@@ -238,9 +238,6 @@ def infer_paths(
         if table:
             ensure_writable(table, force)
         jobs = remaining_jobs(planned, skip_existing, force)
-        if engine == "ray" and is_registered(metadata.kind):
-            unknown = f" starts processes that do not know the kind {metadata.kind}; use "
-            raise InputError(Argument("engine", "ray"), unknown, Argument("engine", "local"))
         if engine == "ray" and kind.documents and any(job.source in documents for job in jobs):
             refused_type = f" takes arrays and images, not {kind.documents.name}s; use "
             raise InputError(Argument("engine", "ray"), refused_type, Argument("engine", "local"))

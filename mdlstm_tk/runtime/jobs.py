@@ -137,9 +137,10 @@ def files_of_form(files: Sequence[InputPath], form: str) -> list[InputPath]:
 
 def files_for(
     kind: str | None, files: Sequence[InputPath], results: Sequence[InputPath] = ()
-) -> list[InputPath]:
+) -> tuple[list[InputPath], int]:
     """The files that a model of some kind takes: no documents but its own, and then nothing that belongs to
-    these, `results` included; of folders, no table of targets.
+    these, `results` included; of folders, no table of targets. And the number of those that are left out,
+    but for files that belong to a document.
 
     Raises:
         InputError: there are none.
@@ -148,16 +149,19 @@ def files_for(
     inputs = [file for file in files if file.is_named or os.path.basename(file.source) != table]
     if files and not inputs:
         raise InputError(f"{files[0].source} holds targets of kind {kind}; to read it as numbers, name it")
-    files = inputs
-    remaining = [file for file in files if file.documents in (None, own)]
-    if files and not remaining:
-        source, documents = files[0].source, files[0].documents
+    remaining = [file for file in inputs if file.documents in (None, own)]
+    if inputs and not remaining:
+        source, documents = inputs[0].source, inputs[0].documents
         kinds = ", ".join(each.name for each in all_kinds() if each.documents is documents)
         raise InputError(
             f"{label_of(source)} is a {documents and documents.name}, but the model is of "
             f"{f'kind {kind}' if kind else 'no kind'}; give one of kind {kinds}"
         )
-    return own.select(remaining, [file for file in results if file.documents is own]) if own else remaining
+    left_out = len(files) - len(remaining)
+    if own is None:
+        return remaining, left_out
+    selected, more = own.select(remaining, [file for file in results if file.documents is own])
+    return selected, left_out + more
 
 
 def plan_jobs(

@@ -65,6 +65,9 @@ class Metadata:
         reference: precision of the network that the file was compared with: "float64"; "float32" if its
             forward makes tensors of float32; "mixed" if it converts x for layers of several precisions.
         schema: version of this set of fields.
+
+    Raises:
+        InputError: a field is none of the kind's, or the class that is named is that of another kind.
     """
 
     version: str
@@ -98,9 +101,18 @@ class Metadata:
     reference: Precision = "float64"
     schema: int = SCHEMA
 
-    def __new__(cls, *args: Any, kind: str | None = None, **fields: Any) -> Metadata:
-        # a subclass that is named, as copies and pickles name it, stays itself
-        return object.__new__(_class_of(kind) if cls is Metadata else cls)
+    def __new__(cls, *args: Any, kind: str | None = None, **values: Any) -> Metadata:
+        if not (args or values):  # as copies and pickles call it, which fill the object themselves
+            return object.__new__(cls)
+        of_kind, name = _class_of(kind), f"kind {kind}" if kind else "no kind"
+        if cls not in (Metadata, of_kind):
+            raise InputError(
+                f"metadata of {name} are {of_kind.__name__}, not {cls.__name__}; make new ones with the "
+                f"fields of this kind: Metadata(..., kind={kind!r})"
+            )
+        if unknown := values.keys() - {entry.name for entry in fields(of_kind)}:
+            raise InputError(f"metadata of {name} have no field '{min(unknown)}'; leave it out")
+        return object.__new__(of_kind)
 
     @property
     def ndim(self) -> int:

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mdlstm_tk._util.user_code import import_file, imported_files
 from mdlstm_tk.errors import Argument, MDLSTMError, require
 from mdlstm_tk.runtime.batching import CHUNK, Result, infer_files
 from mdlstm_tk.runtime.io.npy import byte_limit
@@ -33,12 +34,20 @@ MAX_RESTARTS = 2  # of a worker that is lost
 
 
 class FilesWorker:
-    """A Ray actor that loads the model once and then runs chunks of jobs."""
+    """A Ray actor that loads the model once and then runs chunks of jobs. It imports the files of the user
+    that this process has imported, as the model may be of a kind that they register."""
 
     def __init__(
-        self, folder: str, model: Path, session_kwargs: dict[str, Any], infer_args: tuple[Any, ...]
+        self,
+        folder: str,
+        imported: Sequence[Path],
+        model: Path,
+        session_kwargs: dict[str, Any],
+        infer_args: tuple[Any, ...],
     ) -> None:
         os.chdir(folder)
+        for path in imported:
+            import_file(path)
         self._session, self._infer_args = Session(model, **session_kwargs), infer_args
 
     def run(self, jobs: Sequence[Job]) -> tuple[list[Result], MDLSTMError | None]:
@@ -101,7 +110,7 @@ def infer_with_ray(
     arguments |= {"device": device, "threads": threads, "max_bytes": max_bytes}
     infer_args = (partial(read_input, max_bytes=max_bytes), batch_size, options)
     with ray_cluster(workers * threads) as ray:
-        actor_args = os.getcwd(), model, arguments, infer_args
+        actor_args = os.getcwd(), imported_files(), model, arguments, infer_args
         pool = _pool(ray, FilesWorker, actor_args, workers, device, threads)
         for results, error in pool.map(lambda actor, chunk: actor.run.remote(chunk), chunks):
             yield from results

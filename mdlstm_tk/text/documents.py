@@ -47,36 +47,31 @@ class Pages(Documents):
 
         return MARK in root_tag(path)[1]
 
-    def select(self, files: Sequence[InputPath], results: Sequence[InputPath]) -> list[InputPath]:
-        """The files without the images in the folders of pages."""
-        pages = [file for file in (*files, *results) if suffix_of(file.relative) == SUFFIX]
-        if not pages:
-            self._warn_of_lines(files)
-            return list(files)
-        folders = {os.path.normpath(os.path.dirname(page.source)) for page in pages}
-        folders |= {
-            os.path.dirname(folder) or "." for folder in folders if os.path.basename(folder) in SUBFOLDERS
-        }
-
-        def is_of_page(file: InputPath) -> bool:
-            is_image = suffix_of(file.source) in IMAGE_SUFFIXES
-            return is_image and os.path.normpath(os.path.dirname(file.source)) in folders
-
-        remaining = [file for file in files if not is_of_page(file)]
-        stems = {_stem(page.source) for page in pages}
-        named = [file.source for file in files if file.is_named and is_of_page(file)]
-        if alone := [source for source in named if _stem(source) not in stems]:
+    def select(
+        self, files: Sequence[InputPath], results: Sequence[InputPath]
+    ) -> tuple[list[InputPath], int]:
+        """The files without the images of pages, and without others in the folders of pages, which are
+        counted. A result hides its own image alone."""
+        pages = [file for file in files if suffix_of(file.relative) == SUFFIX]
+        images = [file for file in files if suffix_of(file.source) in IMAGE_SUFFIXES]
+        own = _images_of([page.source for page in (*pages, *results)], [image.source for image in images])
+        folders = {folder for page in pages for folder in _folders(page.source)}
+        alone = [file for file in images if file.source not in own and _folder(file.source) in folders]
+        if alone:
             more = f" and {len(alone) - 1} more" if len(alone) > 1 else ""
             warnings.warn(
-                f"{alone[0]}{more} left out: its folder holds pages, so it counts as the image of one; to "
-                "read it as a line, run it without them",
+                f"{alone[0].source}{more} left out: its folder holds pages, so it counts as the image of "
+                "one; to read it as a line, run it without them",
                 stacklevel=3,
             )
+        hidden = own | {file.source for file in alone}
+        remaining = [file for file in files if file.source not in hidden]
         if not remaining:
             raise InputError(
-                f"{pages[0].source} is a result of mdlstm infer; to read it again, name the file"
+                f"{results[0].source} is a result of mdlstm infer; to read it again, name the file"
             )
-        return remaining
+        self._warn_of_lines(remaining)
+        return remaining, len(alone)
 
     def _warn_of_lines(self, files: Sequence[InputPath]) -> None:
         """Warn of an image that is read as a line, although there is a page for it."""
@@ -87,6 +82,35 @@ class Pages(Documents):
                 f"an image is read as one line, though {known} tells its lines; to read these, name it",
                 stacklevel=4,
             )
+
+
+def _images_of(pages: Sequence[str], images: Sequence[str]) -> set[str]:
+    """The images that belong to a page: those of its name, else the one that it names."""
+    places = {(folder, _stem(page)): page for page in pages for folder in _folders(page)}
+    place_of = {image: (_folder(image), _stem(image)) for image in images}
+    own = {image for image, place in place_of.items() if place in places}
+    if len(own) < len(images):
+        from mdlstm_tk.text.pages import image_of  # imported late: few inputs are pages
+
+        found = {places[place_of[image]] for image in own}
+        others = {place_of[image][0] for image in images if image not in own}
+        named = {
+            os.path.normpath(image)
+            for page in pages
+            if page not in found and others.intersection(_folders(page)) and (image := image_of(page))
+        }
+        own |= {image for image in images if os.path.normpath(image) in named}
+    return own
+
+
+def _folders(page: str) -> tuple[str, ...]:
+    """The folders in which the image of a page may lie."""
+    folder = _folder(page)
+    return (folder, os.path.dirname(folder) or ".") if os.path.basename(folder) in SUBFOLDERS else (folder,)
+
+
+def _folder(path: str) -> str:
+    return os.path.normpath(os.path.dirname(path))
 
 
 def _stem(path: str) -> str:

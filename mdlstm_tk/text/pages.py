@@ -118,7 +118,6 @@ def read_page(path: str | Path, content: bytes | None = None) -> Page:
     """
     path = Path(path)
     root, elements = _open(path, content)[1:]
-    sheet = next(root.descendants("Page"))
     if root.tag == ALTO:
         measure = root.first("Description", "MeasurementUnit")
         unit = measure.text.strip() if measure else ""
@@ -127,11 +126,9 @@ def read_page(path: str | Path, content: bytes | None = None) -> Page:
                 f"{path} gives coordinates in {printable(unit[:40])}, expected pixels; export it with "
                 "MeasurementUnit pixel"
             )
-        file_name = root.first("Description", "sourceImageInformation", "fileName")
-        name, keys = file_name.text if file_name else "", ("WIDTH", "HEIGHT")
-    else:
-        name, keys = sheet.attributes.get("imageFilename", ""), ("imageWidth", "imageHeight")
-    image = _find_image(path, name)
+    image = _find_image(path, root)
+    keys = ("WIDTH", "HEIGHT") if root.tag == ALTO else ("imageWidth", "imageHeight")
+    sheet = next(root.descendants("Page"))
     width, height = (read_number(sheet.attributes.get(key)) or 0.0 for key in keys)
     frame = Frame.of(path, image, (width, height))
     spacing = line_spacing(elements)
@@ -139,6 +136,14 @@ def read_page(path: str | Path, content: bytes | None = None) -> Page:
     extents = typical_extents((line.baseline, line.polygon) for line in lines)
     lines = [replace(line, extents=extents) for line in lines]
     return Page(path, image, int(frame.extents[0]), int(frame.extents[1]), tuple(lines), content)
+
+
+def image_of(path: str) -> Path | None:
+    """The image that `read_page` finds for a page; None if the page cannot be read, or has none."""
+    try:
+        return _find_image(Path(path), _open(Path(path), None)[1])
+    except InputError:
+        return None
 
 
 def write_page(
@@ -196,8 +201,13 @@ def _open(path: Path, content: bytes | None) -> tuple[Document, Element, dict[st
     return document, root, elements
 
 
-def _find_image(path: Path, name: str) -> Path:
+def _find_image(path: Path, root: Element) -> Path:
     """The image of a page; only the last part of the name counts, which may be a path or an address."""
+    if root.tag == ALTO:
+        file_name = root.first("Description", "sourceImageInformation", "fileName")
+        name = file_name.text if file_name else ""
+    else:
+        name = next(root.descendants("Page")).attributes.get("imageFilename", "")
     name = re.split(r"[/\\]", name.strip())[-1]
     folders = [path.parent, *([path.parent.parent] if path.parent.name in SUBFOLDERS else [])]
     names = [name, *(path.stem + form for suffix in IMAGE_SUFFIXES for form in (suffix, suffix.upper()))]

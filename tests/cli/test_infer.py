@@ -126,7 +126,7 @@ def test_what_is_left_out_is_said() -> None:
     np.savez("in/train.npz", x=np.ones((2, 4, 4, 1)), y=np.ones(2))
     Path("in/notes.txt").touch()
     done = infer("in")
-    assert "files of other types, left out: 1\n" in done.err
+    assert "files that are no inputs of this model, left out: 1\n" in done.err
     assert "in/train.npz: y was left out, as it holds targets\n" in done.err
 
 

@@ -17,7 +17,7 @@ from helpers.without_packages import python_without
 from mdlstm_tk.cli import main
 from mdlstm_tk.cli.app import VERBS, typer_app
 from mdlstm_tk.cli.help import COMMON_OPTIONS
-from mdlstm_tk.kinds import kind_names
+from mdlstm_tk.kinds import all_kinds, kind_names
 from mdlstm_tk.training import list_settings
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.tasks import BUILT_IN, task_defaults
@@ -80,6 +80,15 @@ def test_help_of_train_shows_defaults_and_panels() -> None:
         assert f"\nFurther options: {panel}\n" in out
     for flag in ("task", "data", "precision", "init", "seed", "device", "config", "output"):
         assert re.search(rf" --{flag} (?:(?! --).)*\[default: [^]]+\]", out, re.DOTALL), flag
+
+
+def test_help_of_formats_names_each_kind_with_answers_once() -> None:
+    out = " ".join(mdlstm("infer", "--help").out.split())
+    text = out[out.index("File format of the results:") : out.index("png holds values")]
+    counts = {kind.name: len(re.findall(rf"\b{kind.name}\b", text)) for kind in all_kinds()}
+    assert counts == {kind.name: bool(kind.answers) for kind in all_kinds()}
+    assert "labels" not in text
+    assert "kinds of tasks" in out[out.index("--import FILE") :]
 
 
 @pytest.mark.parametrize("task", [None, *BUILT_IN, *kind_names()])

@@ -18,7 +18,7 @@ from mdlstm_tk import __version__
 
 DATA = [  # files beside the modules that the package reads
     Path("mdlstm_tk/py.typed"),
-    *(path.relative_to(ROOT) for path in (ROOT / "mdlstm_tk/report").glob("report.*")),
+    *(path.relative_to(ROOT) for path in (ROOT / "mdlstm_tk").glob("*/report.[hc]*")),
     *(path.relative_to(ROOT) for path in (ROOT / "export/browser/static").rglob("*") if path.is_file()),
 ]
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.command import mdlstm
 from helpers.crafted_models import node
 from helpers.small_models import classifier, density, recogniser, segmenter, write_model
 from PIL import Image
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.kinds import Kind, _registered
 from mdlstm_tk.runtime import Session, infer_paths
 from mdlstm_tk.runtime.jobs import files_of_form, find_files
 
@@ -73,15 +74,16 @@ def test_numbers_below_1_and_a_path_in_place_of_a_list_are_refused(place: Path) 
             infer_paths(["in"], "m.onnx", **{name: value})
 
 
-def test_ray_is_refused_for_a_kind_that_its_processes_do_not_know(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own = Kind()
-    own.name = "own"  # type: ignore[misc]
-    monkeypatch.setitem(_registered, "own", own)
-    write_model(place / "own.onnx", kind="own")
-    with pytest.raises(InputError, match='engine="ray" starts processes that do not know the kind own'):
-        infer_paths(["in"], "own.onnx", engine="ray")
+@pytest.mark.parametrize("name", ["files", "model", "output", "lm"])
+def test_an_empty_path_is_refused_and_named(name: str, place: Path) -> None:
+    """`Path` would take it for the current folder. The command line gives it as it is."""
+    arguments: dict[str, Any] = {name: [""] if name == "files" else ""}
+    words = [""] if name == "files" else ["x.npy", f"--{name}", ""]
+    name = "inputs" if name == "files" else name
+    with pytest.raises(InputError, match=rf"^{name} must be .*a path.*, got \[?''"):
+        infer_paths(arguments.pop("files", ["x.npy"]), **arguments)
+    done = mdlstm("infer", *words)
+    assert done.code == 2 and re.match(rf"error: {name} must be .*a path.*, got \[?''\]?\n$", done.err)
 
 
 def test_a_single_file_keeps_its_arrays_and_raises_its_errors(place: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from helpers.crafted_models import FLOAT, INT64, crafted, info, node
 
 from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.kinds.tag import TagMetadata
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.metadata import layout_of
 from mdlstm_tk.text import Decoding
@@ -136,8 +137,12 @@ def test_metadata_of_a_kind_stay_of_its_class() -> None:
     copies = copy.deepcopy(metadata), pickle.loads(pickle.dumps(metadata)), replace(metadata, version="0.3")
     for each in (metadata, *copies, Metadata.from_props(metadata.to_props(), "m")):
         assert type(each) is RecogniserMetadata and each == metadata
-    with pytest.raises(TypeError, match="text_direction"):
+    with pytest.raises(InputError, match="metadata of kind classify have no field 'text_direction'"):
         replace(CLASSIFIER, text_direction="rtl")  # type: ignore[call-arg]
+    assert type(replace(CLASSIFIER, kind="tag")) is TagMetadata
+    for kind in ("classify", "tag", None):
+        with pytest.raises(InputError, match=f"metadata of .*{kind or 'no kind'} are .*, not Recogniser"):
+            replace(RECOGNISER, kind=kind)
 
 
 def test_metadata_of_another_graph_are_refused() -> None:

@@ -60,7 +60,7 @@ def test_pages_are_written_again_with_texts_and_confidences() -> None:
     before = Path("in/p1.xml").read_bytes()
     done = infer("in", "-o", "read")
     assert (done.code, done.out) == (0, "")
-    assert "2 done, 0 skipped, 0 failed" in done.err and "other types, left out: 1" in done.err
+    assert "2 done, 0 skipped, 0 failed" in done.err and "no inputs of this model, left out: 2" in done.err
     assert sorted(path.as_posix() for path in Path("read").rglob("*.*")) == [
         "read/p1.xml",
         "read/sub/p2.xml",
@@ -112,21 +112,47 @@ def test_images_in_the_folders_of_pages_are_no_inputs_of_their_own() -> None:
         "in/sub/p2.png",
         "other.png",
     ]
-    transcribed = [file.source for file in files_for("transcribe", files)]
-    assert transcribed == ["in/p1.xml", "in/sub/p2.xml", "other.png"]
-    segmented = [file.source for file in files_for("segment", files)]
+    with pytest.warns(UserWarning, match=r"^in/unreferenced\.png left out: its folder holds pages"):
+        inputs, left_out = files_for("transcribe", files)
+    assert left_out == 1
+    assert [file.source for file in inputs] == ["in/p1.xml", "in/sub/p2.xml", "other.png"]
+    segmented = [file.source for file in files_for("segment", files)[0]]
     assert segmented == [file.source for file in files if file.source.endswith("png")]
     with pytest.raises(InputError, match=r"p1\.xml is a page, but the model is of kind classify"):
         files_for("classify", [InputPath("in/p1.xml", "p1.xml")])
     for folder in SUBFOLDERS:
         pair = [InputPath("a.png", "a.png"), InputPath(f"{folder}/a.xml", "a.xml")]
-        assert files_for("transcribe", pair) == pair[1:]
+        assert files_for("transcribe", pair) == (pair[1:], 0)
     named = [InputPath("in/p1.xml", "p1.xml"), InputPath("in/p1.png", "p1.png")]
-    assert files_for("transcribe", named) == named[:1]  # as a shell gives them for in/*
+    assert files_for("transcribe", named) == (named[:1], 0)  # as a shell gives them for in/*
     with pytest.warns(UserWarning, match=r"^in/line\.png left out: its folder holds pages"):
-        assert files_for("transcribe", [*named, InputPath("in/line.png", "line.png")]) == named[:1]
+        assert files_for("transcribe", [*named, InputPath("in/line.png", "line.png")]) == (named[:1], 1)
     with pytest.warns(UserWarning, match=r"one line, though in/p1\.xml tells its lines.* name it"):
-        assert files_for("transcribe", named[1:]) == named[1:]
+        assert files_for("transcribe", named[1:]) == (named[1:], 0)
+
+
+@pytest.mark.parametrize("is_result", [False, True])
+def test_each_image_is_an_input_or_of_a_page_or_counted(is_result: bool) -> None:
+    """Images of the name of a page and those that a page names belong to it. Others are read beside
+    results, and are counted beside pages."""
+    xml = draw_page(Path("lines/p3"), TEXTS)
+    xml.rename("lines/other.xml")  # names p3.png
+    draw_page(Path("lines/p4"), TEXTS)
+    for name in ("line1", "line2"):
+        write_noise(Path(f"lines/{name}.png"))
+    if is_result:
+        for page in Path("lines").glob("*.xml"):
+            page.write_text(page.read_text().replace("<alto", "<?mdlstm-tk a model has read this?>\n<alto"))
+        done = infer("lines")
+        assert [line.split("\t")[0] for line in done.out.splitlines()] == [
+            f"lines/{name}.png" for name in ("line1", "line2")
+        ]
+        assert "results of mdlstm infer, left out: 2" in done.err
+    else:
+        done = infer("lines")
+        assert "2 done" in done.err and "no inputs of this model, left out: 2" in done.err
+        assert "lines/line1.png and 1 more left out" in done.err
+    assert done.code == 0
 
 
 def test_other_models_leave_pages_out() -> None:
