@@ -196,6 +196,7 @@ NAMES: dict[str, dict[str, Any]] = {
     "classify": {"classes": ["a", "b"]},
     "segment": {"classes": ["a", "b"]},
     "tag": {"classes": ["a", "b"]},
+    "regress": {"classes": ["a", "b"]},
     "transcribe": {"classes": ["a"]},
 }
 
@@ -222,7 +223,7 @@ def test_a_file_is_written_only_if_its_kind_can_read_it(shape: str, tmp_path: Pa
         with Session(path) as session:
             decode(session(np.zeros((1, 4, 6, 1), np.float32)), session.metadata)
         written.add(kind.name)
-    expected = {"a grid": {"segment"}, "pooled": {"classify", "tag"}, "columns": {"transcribe"}}
+    expected = {"a grid": {"segment"}, "pooled": {"classify", "tag", "regress"}, "columns": {"transcribe"}}
     assert written >= {"grid"} | expected.get(shape, set())
     assert shape != "a grid" or not written & {"classify", "tag", "regress"}
 
