@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from functools import wraps
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -40,6 +40,14 @@ def parse_device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
         raise InputError(f"must be auto, cpu, cuda or cuda:N, got '{text}'")
     return text
+
+
+def parse_path(text: str | Path) -> Path:
+    """A path; an empty text, which a variable of the shell may be, is none. `Path` takes it for the current
+    folder."""
+    if not os.fspath(text):
+        raise typer.BadParameter("expected a path, got an empty text")
+    return Path(text)
 
 
 def import_files(arguments: list[str]) -> None:
@@ -341,7 +349,17 @@ def with_parameters(
     function: Callable[..., None], parameters: Iterable[inspect.Parameter]
 ) -> Callable[..., None]:
     """Give a function that takes **options these parameters, from which Typer makes its options."""
-    keywords = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in parameters]
+    keywords = [_with_parser(parameter.replace(kind=parameter.KEYWORD_ONLY)) for parameter in parameters]
     function.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
     function.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
     return function
+
+
+def _with_parser(parameter: inspect.Parameter) -> inspect.Parameter:
+    """A parameter of a verb that takes a path has it parsed by `parse_path`."""
+    value, *settings = get_args(parameter.annotation) or (None,)  # that of the context is a class alone
+    if not settings or not {Path, list[Path]} & {value, *get_args(value)}:
+        return parameter
+    with_parser = copy.copy(settings[0])
+    with_parser.parser = parse_path
+    return parameter.replace(annotation=Annotated[value, with_parser])

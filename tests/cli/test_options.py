@@ -74,6 +74,18 @@ def test_help_fits_the_terminal_and_says_nothing_twice(verb: str, width: int) ->
         assert found == flags
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_empty_text_is_no_path(verb: str, tmp_path: Path) -> None:
+    """`Path` takes it for the current folder, where `train -o "$UNSET"` would write its run."""
+    for param in typer.main.get_command(typer_app(verb)).params:
+        takes_path = {Path, list[Path]} & {param.type_descriptor.annotation}
+        if takes_path and param.name != "import_":
+            words = [""] if param.param_type_name == "argument" else [param.opts[0], ""]
+            done = mdlstm(verb, *words, cwd=tmp_path)
+            assert done.code == 2 and "expected a path, got an empty text" in done.err, param.name
+    assert not any(tmp_path.iterdir())
+
+
 def test_help_of_train_shows_defaults_and_panels() -> None:
     out = mdlstm("train", "--help", env=WIDE).out
     for panel in ("data", "network", "optimization", "run", "output", "messages"):
