@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -62,11 +63,15 @@ class FilesWorker:
 
 
 class TilesWorker:
-    """A Ray actor that loads the tiled model once and then runs groups of tiles."""
+    """A Ray actor that loads the tiled model once, from a pickled session, and then runs groups of tiles.
+    It imports the files of the user, as `FilesWorker` does."""
 
-    def __init__(self, folder: str, session: TiledSession) -> None:
+    def __init__(self, folder: str, imported: Sequence[Path], session: bytes) -> None:
         os.chdir(folder)
-        self._session, self._stack = session, ExitStack()
+        for path in imported:
+            import_file(path)
+        self._session: TiledSession = pickle.loads(session)  # its metadata are those of a kind
+        self._stack = ExitStack()
         self._file: FileRun | None = None
 
     def run(self, file: FileRun, group: Group) -> MDLSTMError | None:
@@ -126,7 +131,8 @@ def tile_workers(session: TiledSession, workers: int) -> Iterator[Callable[[File
     run again, which Ray does when a worker is lost.
     """
     with ray_cluster(workers) as ray:
-        pool = _pool(ray, TilesWorker, (os.getcwd(), session), workers, session.device)
+        actor_args = os.getcwd(), imported_files(), pickle.dumps(session)
+        pool = _pool(ray, TilesWorker, actor_args, workers, session.device)
 
         def run_groups(file: FileRun, groups: Sequence[Group]) -> None:
             for error in list(pool.map(lambda actor, group: actor.run.remote(file, group), groups)):

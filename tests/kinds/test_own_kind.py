@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
 from helpers.command import mdlstm
 from helpers.crafted_models import node
 from helpers.small_models import write_model
+from helpers.tiled_models import single
 
-from mdlstm_tk._util.user_code import import_file
+from mdlstm_tk._util.user_code import import_file, imported_files
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import Kind, kind_named, kind_names, register_kind
 from mdlstm_tk.kinds.options import OF_COMMAND_LINE
-from mdlstm_tk.runtime import Metadata, decode, infer_paths
+from mdlstm_tk.runtime import Metadata, TiledSession, decode, infer_paths
+from mdlstm_tk.runtime.ray import TilesWorker
+from mdlstm_tk.runtime.tiles.archive import INDEX
 
 CODE = """
 from dataclasses import dataclass
@@ -97,6 +103,24 @@ def test_workers_of_ray_know_an_own_kind() -> None:
     )
     assert [result.error for result in run.results] == [None, None]
     assert Path("y.csv").read_text().count(",8") == 2
+
+
+@pytest.mark.slow
+def test_workers_of_tiles_know_an_own_kind(forget: Callable[[], None]) -> None:
+    import_file(Path("own.py"))
+    with ZipFile(single().path) as source, ZipFile("sums.tiles", "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name == INDEX:
+                index = json.loads(data)
+                index["metadata"] |= {"mdlstm.kind": '"sums"', "mdlstm.scale": "0.5"}
+                data = json.dumps(index).encode()
+            target.writestr(name, data)
+    with TiledSession("sums.tiles", "cpu") as session:
+        arguments = str(Path.cwd()), imported_files(), pickle.dumps(session)
+        assert type(session.metadata).__name__ == "SumMetadata"
+    forget()  # as in a process that has just been started
+    assert type(TilesWorker(*arguments)._session.metadata).__name__ == "SumMetadata"
 
 
 def test_a_flag_is_that_of_an_imported_kind() -> None:

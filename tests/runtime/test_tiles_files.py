@@ -7,9 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +15,13 @@ import pytest
 from helpers.tiled_models import PALETTE, VALUES, classifier, recogniser, segmenter, single
 
 from mdlstm_tk.errors import MDLSTMError, MissingExtraError, require
-from mdlstm_tk.runtime import TiledSession, decode, load_image
+from mdlstm_tk.runtime import TiledSession, decode
 from mdlstm_tk.runtime.answers import ResultOptions
 from mdlstm_tk.runtime.jobs import Job
 from mdlstm_tk.runtime.postprocessing import probabilities
 from mdlstm_tk.runtime.shapes import covered_width
 from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
 from mdlstm_tk.runtime.tiles.local import State
-from mdlstm_tk.runtime.tiles.sources import open_source
 
 tifffile: Any = pytest.importorskip("tifffile")
 zarr: Any = pytest.importorskip("zarr")
@@ -99,66 +95,6 @@ def test_files_are_read_by_region(name: str) -> None:
 
     np.testing.assert_array_equal(np.asarray(Image.open("y.tif")), expected)
     assert listed() == sorted([source, "y.tif"])  # no scratch is left
-
-
-@pytest.mark.parametrize(("dtype", "is_warned"), [("u1", True), ("f4", False)])
-def test_whole_numbers_are_not_taken_for_an_image(dtype: str, is_warned: bool) -> None:
-    np.save("x.npy", PIXELS[..., 0].astype(dtype))
-    trained_on_images: Any = {"channels": 1, "resize": None}
-    metadata = TiledSession(classifier().path, "cpu").metadata
-    metadata = replace(metadata, preprocessing=trained_on_images)
-    with ExitStack() as stack, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        open_source(Path("x.npy"), metadata, 0, stack)
-    assert any("divide by 255" in str(warning.message) for warning in caught) == is_warned
-
-
-@pytest.mark.parametrize(
-    ("pixels", "options"),
-    [
-        (PIXELS[..., 0], {}),
-        (PIXELS[..., 0], {"photometric": "miniswhite", "tile": (16, 16)}),
-        (PIXELS[..., 0].astype(np.uint16) * 257, {"tile": (16, 16)}),
-        (PIXELS[..., 0] % 4, {"photometric": "palette", "colormap": np.arange(768).reshape(3, 256) * 80}),
-        (np.dstack([PIXELS, PIXELS[::-1, :, 0]]), {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
-        (X[..., 0], {"tile": (16, 16)}),
-        (PIXELS[..., 0] > 99, {"photometric": "minisblack"}),
-        (PIXELS.astype(np.uint16) * 257 + 128, {"photometric": "rgb", "tile": (16, 16)}),
-        (PIXELS[..., 0].astype(np.uint32) << 24, {}),
-        (PIXELS[..., 0].astype(np.int8), {}),
-        (PIXELS[..., 0].astype(np.uint16) * 257, {"byteorder": ">"}),
-    ],
-    ids=[
-        *("grey", "white is zero", "16 bits", "palette", "opacity", "float", "1 bit"),
-        *("16 bits a colour", "unsigned 32 bits", "signed 8 bits", "high byte first"),
-    ],
-)
-def test_images_are_prepared_as_whole_ones(pixels: Any, options: dict[str, Any]) -> None:
-    tifffile.imwrite("x.tif", pixels, **options)
-    for model in (segmenter(), classifier()):
-        metadata = TiledSession(model.path, "cpu").metadata
-        whole = load_image("x.tif", metadata)
-        with ExitStack() as stack:
-            source = open_source(Path("x.tif"), metadata, 0, stack)
-            region = (slice(3, 40), slice(10, 70))
-            expected = whole[region].reshape(37, 60, metadata.channels)
-            np.testing.assert_allclose(source.read(region), expected, rtol=0, atol=1e-7, strict=True)
-
-
-def test_a_palette_with_opacity_is_read_as_from_a_whole_image() -> None:
-    from PIL import Image
-
-    image = Image.fromarray(PIXELS[..., 0] % 4).convert("P")
-    image.putpalette(PIXELS.tobytes()[:768])
-    image = image.convert("PA")
-    image.putalpha(Image.fromarray(np.ascontiguousarray(PIXELS[..., 1])))
-    image.save("x.tif")
-    assert Image.open("x.tif").mode == "PA"
-    metadata = TiledSession(segmenter().path, "cpu").metadata
-    with ExitStack() as stack:
-        source = open_source(Path("x.tif"), metadata, 0, stack)
-        region = (slice(3, 40), slice(10, 70))
-        np.testing.assert_allclose(source.read(region), load_image("x.tif", metadata)[region], atol=1e-7)
 
 
 @pytest.mark.parametrize("target", ["y.npy", "y.zarr", "p.npy", "p.tif"])

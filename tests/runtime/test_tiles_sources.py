@@ -1,0 +1,85 @@
+"""`open_source`: what is read by region is what a reader of whole files gives."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.tiled_models import classifier, segmenter
+from PIL import Image
+
+from mdlstm_tk.runtime import TiledSession, load_image
+from mdlstm_tk.runtime.tiles.sources import open_source
+
+tifffile: Any = pytest.importorskip("tifffile")
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (45, 70, 3), np.uint8)
+X = PIXELS / np.float32(255)
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(("dtype", "is_warned"), [("u1", True), ("f4", False)])
+def test_whole_numbers_are_not_taken_for_an_image(dtype: str, is_warned: bool) -> None:
+    np.save("x.npy", PIXELS[..., 0].astype(dtype))
+    trained_on_images: Any = {"channels": 1, "resize": None}
+    metadata = TiledSession(classifier().path, "cpu").metadata
+    metadata = replace(metadata, preprocessing=trained_on_images)
+    with ExitStack() as stack, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        open_source(Path("x.npy"), metadata, 0, stack)
+    assert any("divide by 255" in str(warning.message) for warning in caught) == is_warned
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options"),
+    [
+        (PIXELS[..., 0], {}),
+        (PIXELS[..., 0], {"photometric": "miniswhite", "tile": (16, 16)}),
+        (PIXELS[..., 0].astype(np.uint16) * 257, {"tile": (16, 16)}),
+        (PIXELS[..., 0] % 4, {"photometric": "palette", "colormap": np.arange(768).reshape(3, 256) * 80}),
+        (np.dstack([PIXELS, PIXELS[::-1, :, 0]]), {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
+        (X[..., 0], {"tile": (16, 16)}),
+        (PIXELS[..., 0] > 99, {"photometric": "minisblack"}),
+        (PIXELS.astype(np.uint16) * 257 + 128, {"photometric": "rgb", "tile": (16, 16)}),
+        (PIXELS[..., 0].astype(np.uint32) << 24, {}),
+        (PIXELS[..., 0].astype(np.int8), {}),
+        (PIXELS[..., 0].astype(np.uint16) * 257, {"byteorder": ">"}),
+    ],
+    ids=[
+        *("grey", "white is zero", "16 bits", "palette", "opacity", "float", "1 bit"),
+        *("16 bits a colour", "unsigned 32 bits", "signed 8 bits", "high byte first"),
+    ],
+)
+def test_images_are_prepared_as_whole_ones(pixels: Any, options: dict[str, Any]) -> None:
+    tifffile.imwrite("x.tif", pixels, **options)
+    for model in (segmenter(), classifier()):
+        metadata = TiledSession(model.path, "cpu").metadata
+        whole = load_image("x.tif", metadata)
+        with ExitStack() as stack:
+            source = open_source(Path("x.tif"), metadata, 0, stack)
+            region = (slice(3, 40), slice(10, 70))
+            expected = whole[region].reshape(37, 60, metadata.channels)
+            np.testing.assert_allclose(source.read(region), expected, rtol=0, atol=1e-7, strict=True)
+
+
+def test_a_palette_with_opacity_is_read_as_from_a_whole_image() -> None:
+    image = Image.fromarray(PIXELS[..., 0] % 4).convert("P")
+    image.putpalette(PIXELS.tobytes()[:768])
+    image = image.convert("PA")
+    image.putalpha(Image.fromarray(np.ascontiguousarray(PIXELS[..., 1])))
+    image.save("x.tif")
+    assert Image.open("x.tif").mode == "PA"
+    metadata = TiledSession(segmenter().path, "cpu").metadata
+    with ExitStack() as stack:
+        source = open_source(Path("x.tif"), metadata, 0, stack)
+        region = (slice(3, 40), slice(10, 70))
+        np.testing.assert_allclose(source.read(region), load_image("x.tif", metadata)[region], atol=1e-7)
