@@ -114,7 +114,7 @@ NO_WINDOW = "which part of its output 'y'"
 ONE_SAMPLE = r"one sample of shape \(\d, 4, \d\).*x\[None\]"
 REFUSED: dict[str, Row] = {  # network, options of the export, message
     "metadata": (Function, {**G, "metadata": {"kind": "classify"}}, "classes"),
-    "metadata, unknown": (Function, {**G, "metadata": {"kinds": 1}}, "metadata=.* 'kinds'"),
+    "metadata, unknown": (Function, {**G, "metadata": {"kinds": 1}}, "metadata .* no field 'kinds'"),
     "metadata, twice": (Function, {**G, "metadata": {"grid": (1, 2)}}, "metadata=.* 'grid'"),
     "verify_inputs": (Function, {**G, "verify_inputs": {"mine": NO_AXES}}, r"mine has .*\(3, 4\)"),
     "no sample": (Function, {**G, "verify_inputs": {"mine": EMPTY}}, r"mine is empty: .*\(0, 3, 4, 1\)"),
