@@ -190,7 +190,7 @@ def test_errors_say_what_was_expected(tmp_path: Path) -> None:
             CharacterModel.fit(texts, order)  # type: ignore[arg-type]
     model = CharacterModel.fit(TEXTS)
     for call in (model.log_prob, CharacterModel.load, lambda value: model.perplexity([value])):
-        with pytest.raises(InputError, match="must be a (text|path)"):
+        with pytest.raises(InputError, match=r"must be a (text|path)"):
             call(None)  # type: ignore[arg-type]
     for state in (10**9, -1, 1.5, "a"):
         with pytest.raises(InputError, match="state must be from 0 to"):
