@@ -1,4 +1,4 @@
-"""What `torch.export` can only capture for one extent, in operators that it captures for any."""
+"""Operations that `torch.export` only captures for one extent, in operators that it captures for any."""
 
 from __future__ import annotations
 

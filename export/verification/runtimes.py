@@ -1,4 +1,4 @@
-"""What runs the cases of a verification: sessions, the evaluator of onnx, and the reference."""
+"""The runners of the cases of a verification: sessions, the evaluator of onnx, and the reference."""
 
 from __future__ import annotations
 

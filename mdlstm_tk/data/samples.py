@@ -146,7 +146,7 @@ def _check_extents(target: str, extents: Extents, image: Extents) -> None:
 
 @dataclass
 class MemoryBudget:
-    """How many more bytes of samples may stay in memory. All splits of a task share one budget."""
+    """The bytes of further samples that may stay in memory. All splits of a task share one budget."""
 
     bytes_left: int
 

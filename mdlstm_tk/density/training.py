@@ -5,7 +5,7 @@ The targets of a batch are x itself. The outputs of a task are the levels of eac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import log
 from pathlib import Path
@@ -20,13 +20,13 @@ from mdlstm_tk.data.targets import TargetOptions, Targets, unchanged
 from mdlstm_tk.density.idx import find_idx, read_idx
 from mdlstm_tk.density.room import ROOM
 from mdlstm_tk.errors import Argument, InputError, Message
+from mdlstm_tk.kinds.report_kind import Reported
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mdlstm_tk.data import Task
-    from mdlstm_tk.report.evaluation import Example, SplitEvaluation
+    from mdlstm_tk.report.evaluation import Example
     from mdlstm_tk.report.panels import Panel
     from mdlstm_tk.training.config import TrainConfig
 
@@ -102,17 +102,10 @@ class Density(TrainingKind):
 
         return picture(examples, network, config, split)
 
-    def report_values(
-        self,
-        network: nn.Module,
-        task: Task | None,
-        config: TrainConfig,
-        evaluation: SplitEvaluation | None,
-        result: Mapping[str, Any],
-        data: str,
-    ) -> dict[str, Any]:
+    def report_values(self, reported: Reported) -> dict[str, Any]:
         from mdlstm_tk.density.drawings import make_drawings
 
+        network, task, config, *_ = reported
         return {"drawings": make_drawings(network, task, config) if task is not None else None}
 
     def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:

@@ -16,7 +16,8 @@ classify        one class for each sample; classify_training
 segment         one class at every position; segment_training
 regress         numbers for each sample; regress_training
 tag             any number of labels for each sample; tag_training
-columns         base of the last two: numbers in named columns
+classes         base of classify and segment: one class
+columns         base of regress and tag: numbers in named columns
 
 Further kinds have rooms of their own.
 """

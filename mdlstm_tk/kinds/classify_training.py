@@ -17,9 +17,10 @@ from mdlstm_tk.data.samples import MemoryBudget
 from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds.classes import ClassesKind
 from mdlstm_tk.kinds.examples import spread_over_classes
-from mdlstm_tk.kinds.measures import CLASS_MEASURES, class_measures, class_outputs, mean_of_numbers
-from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
+from mdlstm_tk.kinds.measures import class_measures, mean_of_numbers
+from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, TargetRule
 from mdlstm_tk.runtime.postprocessing import probabilities
 
 if TYPE_CHECKING:
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
     from mdlstm_tk.report.panels import Panel
 
 
-class Classify(TrainingKind):
+class Classify(ClassesKind):
     folder_format = "a folder with one subfolder of images per class"
     array_format = "an .npz file with x and names or integers y (N,)"
     target_dtypes = "buiUS"
     has_class_folders = True
-    error_names = ("error",)
+    shown_measures = ("recall", "precision", "f1")
     further_measures: ClassVar = {"balanced_error": False, "f1_macro": True}
-    percentages = frozenset({*error_names, *further_measures, *CLASS_MEASURES})
+    percentages = frozenset({*ClassesKind.error_names, *further_measures, *shown_measures})
     examples = 18
     defaults = COMMON_DEFAULTS | {"batch_size": 32, "augment": 1.0}
 
@@ -99,16 +100,6 @@ class Classify(TrainingKind):
     def target_text(self, batch: Batch, spec: TaskSpec) -> str | None:
         return spec.classes[int(batch.y[0])]
 
-    def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
-        from mdlstm_tk.kinds.sums import wrong_labels
-
-        return {"error": wrong_labels(prediction, batch)}
-
-    def statistics(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> dict[str, Tensor]:
-        from mdlstm_tk.kinds.sums import confusion
-
-        return {"confusion": confusion(prediction, batch)}
-
     def summarize(
         self, errors: Mapping[str, float], sums: Mapping[str, Array], spec: TaskSpec
     ) -> dict[str, float]:
@@ -117,9 +108,6 @@ class Classify(TrainingKind):
         classes = class_measures(sums["confusion"])
         recall, f1 = (mean_of_numbers(classes[name]) for name in ("recall", "f1"))
         return {"balanced_error": 1 - recall, "f1_macro": f1}
-
-    def outputs(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, dict[str, Any]]:
-        return class_outputs(sums["confusion"], spec, "f1")
 
 
 def _natural_order(name: str) -> tuple[int, float, str]:

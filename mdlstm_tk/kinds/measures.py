@@ -24,13 +24,6 @@ def class_measures(confusion: Array) -> dict[str, Array]:
         return {name: part / whole for name, (part, whole) in zip(CLASS_MEASURES, pairs, strict=True)}
 
 
-def class_outputs(confusion: Array, spec: TaskSpec, last: str) -> dict[str, dict[str, Any]]:
-    """The samples or positions of each class, recall, precision and another measure."""
-    measures = class_measures(confusion)
-    shown = {name: measures[name] for name in ("recall", "precision", last)}
-    return by_output(spec, count=confusion.sum(axis=1), **shown)
-
-
 def number_measures(sums: Array) -> dict[str, Array]:
     """RMSE, MAE and R² of each output (K,); NaN where all numbers are equal.
 

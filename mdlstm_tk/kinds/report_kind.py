@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from mdlstm_tk.data.spec import Array, Batch, Floats, Split, TaskSpec
 from mdlstm_tk.kinds.examples import spread
@@ -17,6 +17,26 @@ if TYPE_CHECKING:
     from mdlstm_tk.report.panels import Color, Panel
     from mdlstm_tk.training.config import TrainConfig
     from mdlstm_tk.training.run_folder import Run
+
+
+class Reported(NamedTuple):
+    """A run, as its report shows it.
+
+    Attributes:
+        network: has the best weights.
+        task: of the run; None if its data are not there.
+        config: of the run.
+        evaluation: of the network; None without data.
+        result: the content of `result.json`; {} if there is none.
+        data: the path of the user's data; "" if it is not given.
+    """
+
+    network: nn.Module
+    task: Task | None
+    config: TrainConfig
+    evaluation: SplitEvaluation | None
+    result: Mapping[str, Any]
+    data: str
 
 
 class ReportKind:
@@ -94,28 +114,19 @@ class ReportKind:
     def evaluate_examples(
         self, network: nn.Module, task: Task, config: TrainConfig, run: Run, step: int
     ) -> SplitEvaluation:
-        """Run a network on the split that a report shows; arguments as of `report_values`."""
+        """Run a network on the split that a report shows.
+
+        Args:
+            network: has the best weights.
+            task: of the run.
+            config: of the run.
+            run: the run.
+            step: that the weights are of.
+        """
         from mdlstm_tk.report.evaluation import evaluate_split
 
         return evaluate_split(network, task, config)
 
-    def report_values(
-        self,
-        network: nn.Module,
-        task: Task | None,
-        config: TrainConfig,
-        evaluation: SplitEvaluation | None,
-        result: Mapping[str, Any],
-        data: str,
-    ) -> dict[str, Any]:
-        """Further values of the template of a report.
-
-        Args:
-            network: has the best weights.
-            task: of the run; None if its data are not there.
-            config: of the run.
-            evaluation: of the network; None without data.
-            result: the content of `result.json`; {} if there is none.
-            data: the path of the user's data; "" if it is not given.
-        """
+    def report_values(self, reported: Reported) -> dict[str, Any]:
+        """Further values of the template of a report."""
         return {}

@@ -15,9 +15,10 @@ from mdlstm_tk.data.masks import UNKNOWN_VALUE, MaskClasses, RawMask, read_mask
 from mdlstm_tk.data.samples import MemoryBudget
 from mdlstm_tk.data.spec import UNLABELLED, Array, Batch, Extents, Floats, RawSample, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets
+from mdlstm_tk.kinds.classes import ClassesKind
 from mdlstm_tk.kinds.examples import covering
-from mdlstm_tk.kinds.measures import CLASS_MEASURES, class_measures, class_outputs, mean_of_numbers
-from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
+from mdlstm_tk.kinds.measures import class_measures, mean_of_numbers
+from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, TargetRule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
     from mdlstm_tk.report.panels import Color, Panel
 
 
-class Segment(TrainingKind):
+class Segment(ClassesKind):
     folder_format = "a folder with images/ and masks/"
     array_format = "an .npz file with x and integers y (N, H, W), or with one axis more"
     target_dtypes = "bui"
     further_files = ("classes.txt",)
     target_name = "mask"
     has_grid_targets = True
-    error_names = ("error",)
+    shown_measures = ("recall", "precision", "iou")
     further_measures: ClassVar = {"iou": True}
-    percentages = frozenset({*error_names, *further_measures, *CLASS_MEASURES})
+    percentages = frozenset({*ClassesKind.error_names, *further_measures, *shown_measures})
     examples = 3
     pictured = 4
     # The state of "graves" may grow on images larger than the crops of the training, and masks go wrong.
@@ -104,24 +105,11 @@ class Segment(TrainingKind):
 
         return class_colors(spec)
 
-    def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
-        from mdlstm_tk.kinds.sums import wrong_labels
-
-        return {"error": wrong_labels(prediction, batch)}
-
-    def statistics(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> dict[str, Tensor]:
-        from mdlstm_tk.kinds.sums import confusion
-
-        return {"confusion": confusion(prediction, batch)}
-
     def summarize(
         self, errors: Mapping[str, float], sums: Mapping[str, Array], spec: TaskSpec
     ) -> dict[str, float]:
         """The mean intersection over union of the classes that there are or were predicted."""
         return {"iou": mean_of_numbers(class_measures(sums["confusion"])["iou"])}
-
-    def outputs(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, dict[str, Any]]:
-        return class_outputs(sums["confusion"], spec, "iou")
 
 
 TRAINING = Segment()

@@ -21,6 +21,7 @@ from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError, Message, MissingExtraError
 from mdlstm_tk.kinds import training_of
+from mdlstm_tk.kinds.report_kind import Reported
 from mdlstm_tk.report.evaluation import SplitEvaluation
 from mdlstm_tk.report.exports import BATCH, find_exports, measure_exports
 from mdlstm_tk.report.plots import measure_label, svg_curves
@@ -105,7 +106,7 @@ def render_report(
     values: dict[str, Any] = {"confusions": _confusions(evaluation, spec), "intervals": {}}
     values["outputs"] = kind.outputs(evaluation.sums, spec) if evaluation else result.get("outputs", {})
     values["figures"] = kind.figures(evaluation, spec) if evaluation else []
-    values |= kind.report_values(network, task, config, evaluation, result, data)
+    values |= kind.report_values(Reported(network, task, config, evaluation, result, data))
     return _template(kind.report_template, kind.percentages).render(
         version=__version__,
         date=datetime.now().astimezone(),

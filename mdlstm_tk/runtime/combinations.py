@@ -1,4 +1,4 @@
-"""What goes with what in an inference: kinds of task, options, formats, sources and targets.
+"""The combinations that an inference takes: kinds of task, options, formats, sources and targets.
 
 `infer_paths` checks every combination by this table before the first run, and the help of `mdlstm infer` is
 made from it. It imports nothing heavy.

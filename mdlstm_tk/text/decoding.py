@@ -1,4 +1,4 @@
-"""How texts are read from the outputs of a recogniser: the numbers that training chooses for a run."""
+"""The numbers by which texts are read from the outputs of a recogniser; training chooses them for a run."""
 
 from __future__ import annotations
 

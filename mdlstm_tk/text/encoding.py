@@ -77,7 +77,7 @@ class TextExtent(NamedTuple):
 
     @classmethod
     def of(cls, split: Split, survey: Survey, targets: Targets) -> TextExtent:
-        """That of a sample."""
+        """The extent of a sample's text."""
         text = targets.encode(survey.target)
         repeats = sum(a == b for a, b in pairwise(text))
         return cls(split, survey.sample.name, survey.target, survey.extents[1], len(text) + repeats)

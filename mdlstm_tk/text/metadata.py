@@ -28,5 +28,5 @@ class RecogniserMetadata(Metadata):
 
     @property
     def decoding(self) -> Decoding:
-        """How texts are read."""
+        """The numbers by which texts are read."""
         return Decoding(self.temperature, self.lm_weight, self.character_bonus)

@@ -69,7 +69,7 @@ def evaluate_split(
 def report_values(
     evaluation: SplitEvaluation | None, result: Mapping[str, Any], data: str
 ) -> dict[str, Any]:
-    """See `TrainingKind.report_values`; the texts are those of an evaluation, or else of `result.json`."""
+    """See `ReportKind.report_values`; the texts are those of an evaluation, or else of `result.json`."""
     texts = describe_lines(evaluation.lines) if isinstance(evaluation, LinesEvaluation) else _texts(result)
     return {
         "texts": texts if "reliability" in texts else {},

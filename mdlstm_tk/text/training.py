@@ -15,6 +15,7 @@ from mdlstm_tk.data.samples import MemoryBudget, Survey
 from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, Sample, Split, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.errors import InputError, Message
+from mdlstm_tk.kinds.report_kind import Reported
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
 from mdlstm_tk.text.decoding import read_run
 from mdlstm_tk.text.distortion import distort_line
@@ -183,18 +184,10 @@ class Transcribe(TrainingKind):
 
         return evaluate_split(network, task, config, read_run(run, step))
 
-    def report_values(
-        self,
-        network: nn.Module,
-        task: Task | None,
-        config: TrainConfig,
-        evaluation: SplitEvaluation | None,
-        result: Mapping[str, Any],
-        data: str,
-    ) -> dict[str, Any]:
+    def report_values(self, reported: Reported) -> dict[str, Any]:
         from mdlstm_tk.text.report import report_values
 
-        return report_values(evaluation, result, data)
+        return report_values(reported.evaluation, reported.result, reported.data)
 
     def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
         from mdlstm_tk.text.measures import count_edits, predicted_texts, target_texts

@@ -1,4 +1,4 @@
-"""How far a training run has come: which weights are its best, whether it is done, its learning rate.
+"""The progress of a training run: which weights are its best, whether it is done, its learning rate.
 
 Nothing else decides these. No torch.
 """

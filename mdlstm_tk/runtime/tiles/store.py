@@ -58,7 +58,7 @@ class BlockFolder:
 
 
 class Store:
-    """What tiles leave for later ones: their faces, and the outputs of all stages.
+    """The blocks that tiles leave for later ones: their faces, and the outputs of all stages.
 
     Where the parts of the directions are added, each sweep reads the sums of the one before and leaves its
     own, so that a group that runs a second time changes nothing. The last sweep of the last stage leaves
