@@ -88,6 +88,14 @@ class DistributedContext:
             for buffer in network.buffers():
                 dist.broadcast(buffer, src=0)
 
+    def main_number(self, value: float) -> float:
+        """The number that the main process passes, in float64. On a GPU the call synchronizes."""
+        if self.world_size == 1:
+            return value
+        number = torch.full((), value, dtype=torch.float64, device=self.device)
+        dist.broadcast(number, src=0)
+        return number.item()
+
     def broadcast(self, value: T) -> T:
         """The value that the main process passes."""
         if self.world_size == 1:

@@ -235,12 +235,6 @@ def _build(
     config: TrainConfig, task: Task, context: DistributedContext
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Build the network if there is memory for it; also returns notes on data, network and memory."""
-    if config.minutes and context.world_size > 1:
-        raise InputError(
-            Argument("minutes", config.minutes),
-            f" follows the clock of one process, got {context.world_size} processes; give ",
-            *(Argument("steps"), ", and ", Argument("minutes", 0)),
-        )
     samples = context.shard(config.batch_size)
     memory = check_memory(config, task, samples.stop - samples.start, context.device)
     network = build_network(config, task.spec)

@@ -114,7 +114,8 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
                 is_due = trainer.train_step(batch, bool(interrupts))
                 timer.end_step()
                 if config.minutes:  # else a checkpoint depends on the steps alone
-                    trainer.state = replace(trainer.state, seconds=time.perf_counter() - start)
+                    seconds = context.main_number(time.perf_counter() - start)
+                    trainer.state = replace(trainer.state, seconds=seconds)
                 step, seconds = trainer.state.step, trainer.state.seconds
                 validates = trainer.state.is_complete(config) or step % config.evaluate_every == 0
                 if not (is_due or validates or (is_alone and interrupts)):

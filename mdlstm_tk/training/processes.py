@@ -84,7 +84,6 @@ def choose_processes(config: TrainConfig) -> tuple[int, str]:
     most = max(n for n in range(1, cores() + 1) if config.batch_size % n == 0)
     for is_so, reason in (
         (most == 1, f"{counted(cores(), 'core')} can share batches of {config.batch_size} no other way"),
-        (config.minutes > 0, "minutes follow the clock of one"),
         (pick_device(config.device).type != "cpu", "only processors are measured"),
     ):
         if is_so:
@@ -112,7 +111,8 @@ def _rate(config: TrainConfig) -> float:
     """Steps a second of a training in this process, or of those that share it."""
     with warnings.catch_warnings(), TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")  # the training itself gives them
-        return measure_rate(new_job(replace(config, steps=1 + MEASURED_STEPS), Path(folder, "run")))
+        config = replace(config, steps=1 + MEASURED_STEPS, minutes=0)
+        return measure_rate(new_job(config, Path(folder, "run")))
 
 
 def _call(count: int, function: Callable[..., T], arguments: Sequence[Any]) -> T:

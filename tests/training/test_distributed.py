@@ -170,7 +170,6 @@ def test_the_faster_number_of_processes_is_chosen_and_named(
     for number, setting, reason in (
         (1, {}, "1 core can share batches of 16 no other way"),
         (4, {"batch_size": 7}, "4 cores can share batches of 7 no other way"),
-        (4, {"minutes": 1}, "minutes follow the clock of one"),
     ):
         monkeypatch.setattr(processes_module, "cores", lambda number=number: number)
         assert choose_processes(configure(setting)) == (1, f"1 process, as {reason}")
@@ -189,6 +188,16 @@ def test_measuring_does_not_change_what_is_learned(tmp_path: Path) -> None:
         assert (" as measured: " in done.err) == (number == "auto")
     losses = [[r["loss"] for r in Run(tmp_path / name).read_metrics()] for name in ("1", "auto")]
     np.testing.assert_allclose(*losses, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@several_cores
+def test_all_processes_follow_one_clock(tmp_path: Path) -> None:
+    """Were each to look at its own, one would end before the other, which would wait for it forever."""
+    options = ("--minutes", "0.1", "--set", "evaluate_every=10", "--processes", 2, "-o", "run")
+    succeed(*SMALL, *options, cwd=tmp_path)
+    state = load_checkpoint(tmp_path / "run/last.safetensors").state
+    assert state.seconds >= 6 and len(Run(tmp_path / "run").read_metrics()) == state.step
 
 
 @pytest.mark.slow
