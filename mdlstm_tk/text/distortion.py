@@ -37,21 +37,20 @@ def distort_line(x: Floats, rng: np.random.Generator, strength: float) -> Floats
     """
     ndimage = require("scipy.ndimage", "data")
     height, width = x.shape[:2]
-    zoom = np.exp(strength * np.array(ZOOM) * rng.uniform(-1, 1, 2))
+    # Python's numbers leave arrays of float32 as they are; NumPy's would make them float64.
+    zoom: list[float] = np.exp(strength * np.array(ZOOM) * rng.uniform(-1, 1, 2)).tolist()
     new_width = max(round(width * zoom[1]), 1)
     slant, angle = strength * SLANT * rng.uniform(-1, 1), strength * ROTATION * rng.uniform(-1, 1)
     shift = strength * SHIFT * height * rng.uniform(-1, 1)
     rows = np.arange(height, dtype=np.float32)[:, None] - (height - 1) / 2
     columns = np.arange(new_width, dtype=np.float32) - (new_width - 1) / 2
     warp = strength * height * _warp((height, new_width), rng)
-    positions = np.stack(
-        [
-            rows / zoom[0] + angle * columns + shift + (height - 1) / 2 + warp[0],
-            columns / zoom[1] + slant * rows + (width - 1) / 2 + warp[1],
-        ]
-    ).astype(np.float32)
+    positions = np.empty((2, height, new_width), np.float32)
+    positions[0] = warp[0] + (rows / zoom[0] + shift + (height - 1) / 2) + angle * columns
+    positions[1] = warp[1] + slant * rows + (columns / zoom[1] + (width - 1) / 2)
     pen, blur = rng.uniform(0, 1), rng.uniform(0.4, 1.2)
-    gamma, noise = np.exp(strength * GAMMA * rng.uniform(-1, 1)), strength * NOISE * rng.uniform(0, 1)
+    gamma = float(np.exp(strength * GAMMA * rng.uniform(-1, 1)))
+    noise = strength * NOISE * rng.uniform(0, 1)
     channels = []
     for channel in np.moveaxis(x, -1, 0):
         y = ndimage.map_coordinates(channel, positions, order=1, mode="nearest")
@@ -61,7 +60,7 @@ def distort_line(x: Floats, rng: np.random.Generator, strength: float) -> Floats
             y = ndimage.grey_erosion(y, size=(2, 2))
         elif pen < 3 * strength * STROKE:
             y = ndimage.gaussian_filter(y, blur)
-        low, extent = y.min(), max(np.ptp(y), 1e-6)
+        low, extent = float(y.min()), max(float(np.ptp(y)), 1e-6)
         y = low + extent * ((y - low) / extent) ** gamma
         channels.append(y + noise * extent * rng.standard_normal(y.shape, dtype=np.float32))
     return np.stack(channels, axis=-1).astype(np.float32)
@@ -70,11 +69,11 @@ def distort_line(x: Floats, rng: np.random.Generator, strength: float) -> Floats
 def _warp(extents: tuple[int, int], rng: np.random.Generator) -> npt.NDArray[np.float32]:
     """A random field (2, H, W) of displacements, linear between knots."""
     distance = max(KNOT_DISTANCE * extents[0], 1.0)
-    knots = [int(extent / distance) + 2 for extent in extents]
-    field = rng.standard_normal((2, *knots), dtype=np.float32)
-    for axis, extent in enumerate(extents, start=1):
-        place = np.arange(extent, dtype=np.float32) / distance
-        before = place.astype(np.int64)
-        share = (place - before).reshape([-1 if k == axis else 1 for k in range(3)])
-        field = field.take(before, axis) * (1 - share) + field.take(before + 1, axis) * share
-    return field * np.array(WARP, dtype=np.float32)[:, None, None]
+    shares = []  # of each knot in each displacement, (extent, knots), by axis
+    for extent in extents:
+        place, knots = np.arange(extent) / distance, np.arange(int(extent / distance) + 2)
+        shares.append(np.maximum(1 - np.abs(place[:, None] - knots), 0).astype(np.float32))
+    field = rng.standard_normal((2, shares[0].shape[1], shares[1].shape[1]), dtype=np.float32)
+    field *= np.array(WARP, dtype=np.float32)[:, None, None]
+    warp: npt.NDArray[np.float32] = shares[0] @ field @ shares[1].T
+    return warp
