@@ -1,36 +1,38 @@
-"""Errors of networks that learn to read handwriting in equal time, with equal parameters.
+"""How well networks learn to read handwriting, and what brings how much.
 
-    python benchmarks/handwriting.py --pages ../wills --minutes 60 --seeds 3
+    python benchmarks/handwriting.py results --pages ../wills --rendered rendered/   # the guide's recipe
+    python benchmarks/handwriting.py parts --pages ../wills --rendered rendered/     # what brings how much
+    python benchmarks/handwriting.py networks --pages ../wills --minutes 20 60       # with equal parameters
+    python benchmarks/handwriting.py lines --pages ../wills                          # which lines are hard
 
 The folder holds pages with ALTO or PAGE XML, as eScriptorium exports them, or as the data set
 CREMMA-AN-TestamentDePoilus (https://doi.org/10.5281/zenodo.10177106) is downloaded. Without splits.json,
-one page in ten is for validation and one for testing.
+one page in ten is for validation and one for testing. `examples/render_lines.py` writes the rendered lines.
 
-Each network is trained as `mdlstm train` trains it, for as many minutes: the default one, the same stem
-with LSTMs along rows, and the same stem with bidirectional LSTMs over columns, of as many parameters. Their
-test errors are measured greedy, and with a beam search and a language model of the training texts alone. A
-row is kept in results.json when it is finished, so that an interrupted benchmark goes on where it was, and
-several of them, each with networks and threads of its own, may share a folder.
+Test errors are measured greedy, and with a beam search and a language model of the training texts alone. A
+training is kept in the file of results when it is finished, so that an interrupted table goes on.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import cache, partial
-from itertools import accumulate
+from functools import partial
+from itertools import accumulate, product
 from math import inf
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from unittest.mock import patch
 
+import numpy as np
 import rival_networks  # noqa: F401  it registers the rivals
-from measuring import argument_parser, interleave, markdown, resumed
+from measuring import ROOT, argument_parser, interleave, markdown, resumed
 
 from mdlstm_tk.data import Split
 from mdlstm_tk.data.samples import LazySamples
@@ -40,22 +42,96 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run
 from mdlstm_tk.runtime import CharacterModel, Session
 from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.text import page_folders as pages
+from mdlstm_tk.text import ctc_loss, networks, page_folders
 from mdlstm_tk.text.decoding import BEAM, LM_FILE, read_run
 from mdlstm_tk.text.line_cutting import cut_line
 from mdlstm_tk.text.pages import Page, PageLine, is_page, read_page
-from mdlstm_tk.text.reading import Line, describe_lines, evaluate_lines
-from mdlstm_tk.training import TrainConfig, configure, make_task, new_job, parse_settings, train
+from mdlstm_tk.text.reading import Line, describe_lines, error_interval, evaluate_lines
+from mdlstm_tk.training import configure, in_processes, make_task, new_job, parse_settings, train
 from mdlstm_tk.training.comparison import with_equal_parameters
 from mdlstm_tk.training.networks import fit_config
 
 NETWORKS = {"default": "", "rows": "line-rows", "blstm": "line-blstm"}  # models of `rival_networks`
 SHARES = {"test": 0.1, "valid": 0.1}  # of the pages, where no splits.json divides them
+RENDERED_SHARE = 0.25  # of the minutes
 TIMED_LINES = 100  # that are read to measure the speed of a model
+FEW_LINES = 700
+RESULTS = ROOT / "benchmarks/results/handwriting.json"
 COLUMNS = (
-    *("network", "parameters", "training lines/s", "CER, %", "WER, %"),
-    *("CER with LM, %", "WER with LM, %", "ECE", "lines/s", "lines/s with LM", "MB"),
+    *("training", "parameters", "steps/s", "CER, %", "WER, %"),
+    *("CER with LM, %", "WER with LM, %", "ECE", "ECE with LM", "lines/s", "lines/s with LM", "MB"),
 )
+
+
+def cut_box(pixels: Array, line: PageLine) -> Array:
+    """Cut the box of a line, whatever its outline is."""
+    return cut_line(pixels, replace(line, polygon=None, baseline=None))
+
+
+def normalise_all(norm: Any, x: Any, valid: Any) -> Any:
+    """Normalise all positions, those of the padding, too; 0 outside the valid ones."""
+    return norm(x) * valid[:, None]
+
+
+def all_steps(batch: Any, steps: int, columns: int | None = None) -> Any:
+    """The steps of all lines of a batch, as if none were padded."""
+    return np.full(len(batch.x), steps)
+
+
+class Part(NamedTuple):
+    """What differs from a training with the default settings on one core.
+
+    Attributes:
+        settings: changed settings.
+        patches: functions of the package and what takes their place.
+        processes: that share each batch, one on each core.
+        is_rendered_first: a share of the minutes goes to rendered lines.
+    """
+
+    settings: Mapping[str, Any] = {}
+    patches: tuple[tuple[Any, str, Callable[..., Any]], ...] = ()
+    processes: int = 1
+    is_rendered_first: bool = False
+
+
+PARTS = {
+    "defaults": Part(),
+    "statistics of padding": Part(patches=((networks, "_normalise_valid", normalise_all),)),
+    "no lengths": Part(patches=((ctc_loss, "line_steps", all_steps),)),
+    "boxes": Part(patches=((page_folders, "cut_line", cut_box),)),
+    "float32": Part({"precision": "fp32"}),
+    "two cores": Part(processes=2),
+    "rendered lines first": Part(is_rendered_first=True),
+    "no distortion": Part({"augment": 0.0}),
+    "distortion 1.5": Part({"augment": 1.5}),
+    "no dropout": Part({"dropout": 0.0}),
+    "dropout 0.35": Part({"dropout": 0.35}),
+    "two layers along columns": Part({"layers": 2}),
+    "no average": Part({"average": 0.0}),
+    "recipe": Part(processes=2, is_rendered_first=True),
+}
+
+
+class Training(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        part: of PARTS.
+        network: of NETWORKS.
+        minutes: of the training, those on rendered lines included.
+        lines: of training, about; None: all.
+        seed: of the training.
+    """
+
+    part: str
+    network: str
+    minutes: float
+    lines: int | None
+    seed: int
+
+    def __str__(self) -> str:
+        lines = f"{self.lines} lines" if self.lines else "all lines"
+        return f"{self.network}, {self.part}, {self.minutes:g} min, {lines}, seed {self.seed}"
 
 
 def link_pages(source: Path, folder: Path, lines: int | None) -> None:
@@ -106,43 +182,61 @@ def divide(source: Path, names: Sequence[str]) -> dict[str, list[str]]:
     return {"train": shuffled, **splits}
 
 
-def cut_box(pixels: Array, line: PageLine) -> Array:
-    """Cut the box of a line, whatever its outline is."""
-    return cut_line(pixels, replace(line, polygon=None, baseline=None))
-
-
 def errors_of(lines: Sequence[Line]) -> dict[str, Any]:
-    """Errors of all lines, and what `describe_lines` says about them."""
+    """Errors of all lines, what `describe_lines` says about them, and the counts of each line."""
     edits, characters, word_edits, words = map(sum, zip(*(line.counts for line in lines), strict=True))
     described = describe_lines(lines)
-    kept = {name: described[name] for name in ("intervals", "groups", "calibration_error", "confusions")}
-    return {"character_error": edits / characters, "word_error": word_edits / words, **kept}
-
-
-def train_network(config: TrainConfig, task: UserDataTask, folder: Path) -> dict[str, Any]:
-    """Train a network, read the test lines with it, export it, and measure the exported file."""
-    job = new_job(config, folder, force=True, task=task)
-    result = train(job)
-    row: dict[str, Any] = {
-        "parameters": result["parameters"],
-        "training": (result["steps_per_second"] or 0) * job.config.batch_size,
+    kept = {name: described[name] for name in ("intervals", "groups", "calibration_error")}
+    counts = {line.name: [line.group, *line.counts[:2]] for line in lines}
+    return {
+        "character_error": edits / characters,
+        "word_error": word_edits / words,
+        **kept,
+        "lines": counts,
     }
-    split: Split = result["split"]
-    lm = CharacterModel.load(job.run.folder / LM_FILE)
-    decoding = read_run(job.run)
-    searches: dict[str, dict[str, Any]] = {"greedy": {}, "lm": {"beam": BEAM, "lm": lm}}
-    for kind, search in searches.items():
-        _, lines = evaluate_lines(job.network, task, split, job.config, decoding=decoding, **search)
-        row[kind] = errors_of(lines)
-    model = folder / "model.onnx"
-    export_run(job.run, model, force=True)
+
+
+def train_network(training: Training, options: argparse.Namespace) -> dict[str, Any]:
+    """Train a network, read the test lines with it, export it, and measure the exported file."""
+    part, folder = PARTS[training.part], options.output / str(training).replace(", ", "-").replace(" ", "")
+    pages = options.output / f"pages-{training.lines or 'all'}"
+    settings: dict[str, Any] = {"task": "transcribe", "precision": "bf16", "seed": training.seed}
+    settings |= {**part.settings, **parse_settings(options.set), "minutes": training.minutes}
+    with ExitStack() as stack:
+        for module, name, other in part.patches:
+            stack.enter_context(patch.object(module, name, other))
+        if part.is_rendered_first:
+            minutes = RENDERED_SHARE * training.minutes
+            first = configure({**settings, "data": str(options.rendered), "minutes": minutes})
+            train(new_job(first, folder / "rendered", force=True))
+            settings |= {"init": str(folder / "rendered"), "minutes": training.minutes - minutes}
+        config = configure({**settings, "data": str(pages)})
+        task = cast("UserDataTask", make_task(config))
+        if NETWORKS[training.network]:
+            model = NETWORKS[training.network]
+            config = with_equal_parameters(fit_config(config, task), model, task.spec)
+        job = new_job(config, folder / "run", force=True, task=task)
+        result = train(job)
+        if not job.context.is_main:
+            return {}
+        row = {key: result[key] for key in ("parameters", "steps_per_second", "step")}
+        split: Split = result["split"]
+        lm = CharacterModel.load(job.run.folder / LM_FILE)
+        searches: dict[str, dict[str, Any]] = {"greedy": {}, "lm": {"beam": BEAM, "lm": lm}}
+        for kind, search in searches.items():
+            decoding = read_run(job.run)
+            row[kind] = errors_of(
+                evaluate_lines(job.network, task, split, job.config, decoding=decoding, **search)[1]
+            )
+    model_file = folder / "model.onnx"
+    export_run(job.run, model_file, force=True)
     samples = cast("LazySamples", task.sets[split]).samples
     images = [sample.read_x() for sample in samples[:TIMED_LINES]]
-    with Session(model, device="cpu") as session:
+    with Session(model_file, device="cpu", threads=1) as session:
         for name, search in (("speed", {}), ("speed_lm", searches["lm"])):
             reading = {name: partial(session.transcribe, images, **search)}
             row[name] = len(images) / float(interleave(reading, 0, least=2)[name].min())
-    row["bytes"] = model.stat().st_size
+    row["bytes"] = model_file.stat().st_size
     return row
 
 
@@ -156,63 +250,123 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
     texts = []
     for name, row in rows.items():
+        searches = "greedy", "lm"
         rates = [
-            rate(row[search], f"{unit}_error")
-            for search in ("greedy", "lm")
-            for unit in ("character", "word")
+            rate(row[search], f"{unit}_error") for search in searches for unit in ("character", "word")
         ]
+        calibration = [f"{row[search]['calibration_error']:.3f}" for search in searches]
         speeds = [f"{row[key]:.1f}" for key in ("speed", "speed_lm")]
-        labels = name, f"{row['parameters']:,}", f"{row['training']:.1f}"
-        error = f"{row['greedy']['calibration_error']:.3f}"
-        texts.append([*labels, *rates, error, *speeds, f"{row['bytes'] / 1e6:.1f}"])
+        labels = name, f"{row['parameters']:,}", f"{row['steps_per_second'] or 0:.1f}"
+        texts.append([*labels, *rates, *calibration, *speeds, f"{row['bytes'] / 1e6:.1f}"])
     return markdown(COLUMNS, texts, 1)
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure what is missing in results.json, print the table, and return the rows."""
-    parser = argument_parser(__doc__)
-    parser.add_argument("--pages", type=Path, required=True, help="folder of pages with ALTO or PAGE XML")
-    parser.add_argument("--minutes", type=float, default=60, help="of training for each network")
-    parser.add_argument("--seeds", type=int, default=1, help="of the first two networks; of others one")
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--lines", type=int, help="train on about as many lines instead of all")
-    parser.add_argument(
-        "--boxes", action="store_true", help="also train the first network on boxes of lines"
-    )
-    parser.add_argument("-o", "--output", type=Path, default=Path("handwriting"))
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of all")
-    options = parser.parse_args(arguments)
-    file = options.output / "results.json"
-    names = ("minutes", "lines", "set")
-    settings = {"pages": str(options.pages), **{name: getattr(options, name) for name in names}}
-    if resumed(file, {"settings": lambda: settings})["settings"] != settings:
-        raise SystemExit(f"{file} was measured with other settings; give another folder with -o")
-    link_pages(options.pages, options.output / "pages", options.lines)
-    base = {"task": "transcribe", "data": str(options.output / "pages"), "minutes": options.minutes}
-    base |= parse_settings(options.set)
+def slant(pixels: Array) -> float:
+    """The shear, in columns a row, at which the ink of a line stands upright: then the squares of the sums
+    of its columns are largest (Vinciarelli & Luettin 2001)."""
+    ink = np.maximum(np.median(pixels) - pixels.astype(float), 0)
+    rows = np.arange(len(ink)) - len(ink) / 2
+    columns = np.arange(ink.shape[1])
 
-    @cache
-    def task_of(cut: str) -> UserDataTask:
-        return cast("UserDataTask", make_task(configure(base)))
+    def sharpness(shear: float) -> float:
+        places = np.rint(columns + shear * rows[:, None]).astype(int) % ink.shape[1]
+        return float(np.square(np.bincount(places.ravel(), ink.ravel())).sum())
 
-    def network(name: str, cut: str, seed: int) -> dict[str, Any]:
-        with patch.object(pages, "cut_line", cut_box) if cut == "box" else nullcontext():
-            task, config = task_of(cut), configure(base | {"seed": seed})
-            if NETWORKS[name]:
-                config = with_equal_parameters(fit_config(config, task), NETWORKS[name], task.spec)
-            return train_network(config, task, options.output / f"{name}-{cut}-{seed}")
+    return max(np.linspace(-1, 1.5, 26).tolist(), key=sharpness)
 
-    cells = {
-        f"{name}, seed {seed}": partial(network, name, "polygon", seed)
-        for position, name in enumerate(options.networks)
-        for seed in range(options.seeds if position < 2 else 1)
+
+def properties(page: Page, pixels: Array) -> dict[str, dict[str, float]]:
+    """What may make the lines of a page hard, by the names of their samples."""
+    lines = [line for line in page.lines if line.text and line.baseline is not None]
+    middles = np.array([line.baseline.mean(axis=0) for line in lines])
+    found = {}
+    for line, middle in zip(lines, middles, strict=True):
+        run = line.baseline[-1] - line.baseline[0]
+        normal = np.array([-run[1], run[0]]) / max(np.hypot(*run), 1)
+        distances = np.abs((middles - middle) @ normal)
+        height = sum(line.extents or (1.0, 0.0))
+        found[f"{page.path.name} {line.id}"] = {
+            "slanted letters": abs(slant(cut_line(pixels, line))),
+            "close neighbours": -float(np.sort(distances)[1:2].sum() or 10 * height) / height,
+            "curved baseline": float(np.abs((line.baseline - line.baseline[0]) @ normal).max()) / height,
+        }
+    return found
+
+
+def hard_lines(rows: Mapping[str, Mapping[str, Any]], pages: Path) -> str:
+    """Errors of the networks on the half of the test lines with more of a property, and on the other one;
+    and the difference of rows and the default, with its interval over hands."""
+    found: dict[str, dict[str, float]] = {}
+    for path in filter(is_page, sorted(pages.rglob("*.xml"))):
+        page = read_page(path)
+        found |= properties(page, page_folders._pixels(page.image))
+    counts = {  # of each network, the lines of its seeds one after the other: name, hand, edits, characters
+        network: [
+            (line, *counts)
+            for key, row in rows.items()
+            if key.startswith(f"{network},")
+            for line, counts in row["greedy"]["lines"].items()
+            if line in found
+        ]
+        for network in NETWORKS
     }
-    if options.boxes:
-        first = options.networks[0]
-        cells[f"{first}, boxes, seed 0"] = partial(network, first, "box", 0)
-    results = resumed(file, cells)
-    rows = {name: row for name, row in results.items() if name != "settings"}
-    print(table(rows))
+    names, hands, _, lengths = map(np.array, zip(*counts["default"], strict=True))
+    edits = {network: np.array([line[2] for line in lines]) for network, lines in counts.items()}
+    texts = []
+    for name in next(iter(found.values())):
+        values = np.array([found[line][name] for line in names.tolist()])
+        for label, half in (("more", values > np.median(values)), ("less", values <= np.median(values))):
+            errors = [100 * each[half].sum() / lengths[half].sum() for each in edits.values()]
+            gains = (edits["rows"] - edits["default"])[half]
+            ends = error_interval(gains.tolist(), lengths[half].tolist(), hands[half].tolist())
+            low, high = (100 * end for end in ends or (-inf, inf))
+            gain = 100 * gains.sum() / lengths[half].sum()
+            difference = f"{gain:+.1f} ({low:+.1f} to {high:+.1f})"
+            texts.append([f"{name}: {label}", *(f"{error:.1f}" for error in errors), difference])
+    return markdown(("half of the test lines", *NETWORKS, "rows − default"), texts, 1)
+
+
+def trainings(options: argparse.Namespace) -> list[Training]:
+    """The rows of the table that is asked for."""
+    seeds = range(options.seeds or {"networks": 3, "lines": 3}.get(options.what, 2))
+    minutes = options.minutes or {"results": [60], "parts": [20]}.get(options.what, [20, 60])
+    if options.what == "results":
+        return [Training("recipe", "default", *each) for each in product(minutes, (None, FEW_LINES), seeds)]
+    if options.what == "parts":
+        names = [each for each in PARTS if each != "recipe" and each in (options.only or PARTS)]
+        return [
+            Training(part, "default", m, None, seed) for part in names for m in minutes for seed in seeds
+        ]
+    return [
+        Training("defaults", network, m, None, s) for m, s, network in product(minutes, seeds, NETWORKS)
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure what is missing in the file of results, print the table, and return its rows."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("what", choices=("results", "parts", "networks", "lines"))
+    parser.add_argument("--pages", type=Path, required=True, help="folder of pages with ALTO or PAGE XML")
+    parser.add_argument("--rendered", type=Path, help="folder of rendered lines")
+    parser.add_argument("--minutes", type=float, nargs="+", help="of a training; the default is the page's")
+    parser.add_argument("--seeds", type=int, help="of each training; the default is the page's")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to measure, instead of all")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of all")
+    parser.add_argument("-o", "--output", type=Path, default=Path("handwriting"), help="folder of runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    wanted = trainings(options)
+    if any(PARTS[each.part].is_rendered_first for each in wanted) and options.rendered is None:
+        parser.error("rendered lines need --rendered, a folder that examples/render_lines.py has written")
+    for lines in {each.lines for each in wanted}:
+        link_pages(options.pages, options.output / f"pages-{lines or 'all'}", lines)
+    cells = {
+        str(each): partial(in_processes, PARTS[each.part].processes, train_network, each, options)
+        for each in wanted
+    }
+    kept = resumed(options.results, {} if options.what == "lines" else cells)
+    rows = {name: kept[name] for name in cells if name in kept}
+    print(hard_lines(rows, options.output / "pages-all") if options.what == "lines" else table(rows))
     return rows
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from helpers.checkout import ROOT
 from helpers.pages import draw_page
+from PIL import Image
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -194,8 +195,6 @@ def test_own_data_of_each_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_masks_keep_the_greys_of_their_images(tmp_path: Path) -> None:
     pytest.importorskip("skimage")
-    from PIL import Image
-
     own_data = script("own_data")
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(own_data.TEST_SAMPLES, "masks", 1)
@@ -210,20 +209,31 @@ def test_handwriting_is_measured_once(tmp_path: Path, capsys: pytest.CaptureFixt
     fresh("rival_networks", "handwriting")
     for name in ("x/a-0", "x/b-0", "y/c-0", "y/d-0"):  # in folders, without splits.json, as downloads are
         draw_page(tmp_path / f"source/{name}.xml", ("ab", "ba", None, "aab"))
+    rendered = tmp_path / "rendered"
+    rendered.mkdir()
+    for k in range(8):
+        pixels = np.random.default_rng(k).integers(0, 255, (64, 90), np.uint8)
+        Image.fromarray(pixels).save(rendered / f"{k}.png")
+    texts = "".join(f"{k}.png\t{'ab' * (1 + k % 3)}\n" for k in range(8))
+    (rendered / "labels.tsv").write_text(texts, encoding="utf-8")
     settings = ("--set", "hidden=4", "--set", "batch_size=2", "--set", "evaluate_every=2")
-    arguments = ["--pages", str(tmp_path / "source"), "--minutes", "0.02", *settings]
-    arguments += ["-o", str(tmp_path / "out"), "--networks", "default"]
+    arguments = ["--pages", str(tmp_path / "source"), "--minutes", "0.02", "--seeds", "1", *settings]
+    arguments += ["-o", str(tmp_path / "out"), "--results", str(tmp_path / "results.json")]
     main = script("handwriting").main
-    first = main(arguments)["default, seed 0"]
+    first, few = main(["results", *arguments, "--rendered", str(rendered)]).values()
     assert first["bytes"] < 4e6 and min(first["speed"], first["speed_lm"]) > 0
     assert first["greedy"]["groups"] == 1  # one page is for testing
+    assert few["parameters"] == first["parameters"]  # there are no more lines than few
     capsys.readouterr()
-    rows = main([*arguments, "blstm", "--boxes"])
-    assert rows["default, seed 0"] == first  # from results.json
-    assert abs(rows["blstm, seed 0"]["parameters"] / first["parameters"] - 1) < 0.02
-    assert len(rows) == 3 and columns(capsys.readouterr().out) == 11
-    with pytest.raises(SystemExit, match="another folder"):
-        main([*arguments, "--lines", "3"])
+    rows = main(["networks", *arguments])
+    default, *rivals = rows.values()
+    assert len(rivals) == 2 and columns(capsys.readouterr().out) == 12
+    assert all(abs(row["parameters"] / default["parameters"] - 1) < 0.05 for row in rivals)
+    parts = main(["parts", *arguments, "--only", "boxes", "no lengths", "defaults"])
+    assert default in parts.values() and len(parts) == 3  # from the file of results
+    assert main(["lines", *arguments]) == rows and columns(capsys.readouterr().out) > 4
+    with pytest.raises(SystemExit):
+        main(["results", *arguments])  # without rendered lines
 
 
 @pytest.mark.weekly
