@@ -24,11 +24,12 @@ from mdlstm_tk.data.spec import Floats
 from mdlstm_tk.kinds.decoding import write_decoding
 from mdlstm_tk.runtime.text_order import Direction, reorder
 from mdlstm_tk.text.character_model import CharacterModel
-from mdlstm_tk.text.ctc import Fusion, best_path, posteriors, scaled_log_probs, search
+from mdlstm_tk.text.ctc import Fusion, best_path, scaled_log_probs, search
 from mdlstm_tk.text.ctc_loss import line_steps
 from mdlstm_tk.text.decoding import BEAM, LM_FILE, Decoding
 from mdlstm_tk.text.encoding import TaskTexts
 from mdlstm_tk.text.measures import target_texts
+from mdlstm_tk.text.posteriors import posteriors
 from mdlstm_tk.training.evaluation import predict
 from mdlstm_tk.training.networks import columns_per_step
 

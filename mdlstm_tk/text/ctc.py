@@ -12,25 +12,23 @@ and blanks dropped. The probability of a text is the sum over its paths.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import lru_cache
+from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.text_order import MIRRORED, Direction, reordered
 from mdlstm_tk.text.character_model import END, CharacterModel
 from mdlstm_tk.text.decoding import BEAM, Decoding
+from mdlstm_tk.text.posteriors import LOWEST, Floats, Integers, posteriors
 
-Floats = npt.NDArray[np.floating[Any]]
-Integers = npt.NDArray[np.int64]
-
-LOWEST = -1e4  # log-probability of an impossible output: e^LOWEST is 0, and sums of it are finite
 HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 MIN_PROBABILITY = 0.01  # divided by the beam: a search does not try less likely characters at a step
+MAX_CACHED = 2**22  # scores by a language model that are kept for the next line, some 64 MB with states
 MIN_RATIO = 0.01  # to the character itself, of alternatives that are weighed by a language model
-NEGLIGIBLE = 1e-9  # posterior of steps that the sums of alternatives leave out
 
 
 class Character(NamedTuple):
@@ -97,7 +95,9 @@ def transcribe_logits(
     if beam == 1 and lm is None:
         labels = best_path(logits)
     else:
-        fusion = Fusion(lm, classes, decoding, direction)
+        fusion = _fusion(lm, tuple(classes), decoding, direction)
+        if fusion.scores.size > MAX_CACHED:
+            _fusion.cache_clear()
         labels = search(log_probs, fusion, beam)[0][0]
     log_prob, alternatives, edges = posteriors(log_probs, labels)
     if lm is not None:
@@ -166,7 +166,7 @@ def best_path(logits: Floats) -> Integers:
 
 
 class Fusion:
-    """The share of a language model in the scores of texts.
+    """The share of a language model in the scores of texts. Several threads can use one.
 
     Args:
         lm: the model; None adds nothing.
@@ -175,6 +175,9 @@ class Fusion:
     Attributes:
         start: the state before the first character.
         is_reversed: texts begin on the right.
+        scores: (R, 1 + characters) scores of each output after a state; entry 0 stands for the end of the
+            text. `rows` says which row is that of a state.
+        states: (R, 1 + characters) the states after it.
     """
 
     def __init__(
@@ -186,26 +189,46 @@ class Fusion:
     ) -> None:
         self._lm, self._decoding = lm, decoding
         self.is_reversed = direction == "rtl"
-        self._rows: dict[int, tuple[Floats, Integers]] = {}
+        self.scores = np.zeros((1, len(classes) + 1))
+        self.states = np.zeros((1, len(classes) + 1), np.int64)
+        self._row_of: dict[int, int] = {}
+        self._lock = Lock()
         if lm is None:
-            self._rows[0] = np.zeros(len(classes) + 1), np.zeros(len(classes) + 1, np.int64)
-            self.start = 0
+            self._row_of[0] = self.start = 0
             return
         names = [name.translate(MIRRORED) for name in classes] if self.is_reversed else classes
         self._index = np.array([lm.index[END], *(lm.index.get(name, 0) for name in names)])
         self.start = lm.start
 
+    def rows(self, states: Sequence[int]) -> Integers:
+        """The rows of `scores` and `states` for some states."""
+        row_of = self._row_of
+        if any(state not in row_of for state in states):
+            with self._lock:
+                self._add([*dict.fromkeys(state for state in states if state not in row_of)])
+        return np.array([row_of[state] for state in states], np.int64)
+
+    def _add(self, states: Sequence[int]) -> None:
+        """Add the rows of states that have none."""
+        assert self._lm is not None
+        first, end = len(self._row_of), len(self._row_of) + len(states)
+        if end > len(self.scores):
+            larger = np.zeros((2 * end, len(self._index)))
+            self.scores = np.concatenate([self.scores[:first], larger])
+            self.states = np.concatenate([self.states[:first], larger.astype(np.int64)])
+        for row, state in enumerate(states, first):
+            log_probs, following = self._lm.after(state)
+            self.scores[row] = self._decoding.lm_weight * log_probs[self._index]
+            self.scores[row, 1:] += self._decoding.character_bonus
+            self.states[row] = following[self._index]
+            self._row_of[state] = row
+
     def after(self, state: int) -> tuple[Floats, Integers]:
-        """Scores (1 + characters,) of each output after a state, and the states after it; entry 0 stands
-        for the end of the text."""
-        row = self._rows.get(state)
+        """The `scores` and the `states` of one state, (1 + characters,) each."""
+        row = self._row_of.get(state)
         if row is None:
-            assert self._lm is not None
-            log_probs, states = self._lm.after(state)
-            scores = self._decoding.lm_weight * log_probs[self._index]
-            scores[1:] += self._decoding.character_bonus
-            row = self._rows[state] = scores, states[self._index]
-        return row
+            row = int(self.rows([state])[0])
+        return self.scores[row], self.states[row]
 
     def weigh(self, labels: Integers, alternatives: Floats) -> None:
         """Multiply the likely alternatives that `posteriors` returns by e^(score of the alternative text −
@@ -232,6 +255,9 @@ class Fusion:
             alternatives[i, k] *= np.exp(gain)
 
 
+_fusion = lru_cache(maxsize=2)(Fusion)  # the lines of a page have many states in common
+
+
 def search(log_probs: Floats, fusion: Fusion, beam: int) -> tuple[list[Integers], Floats]:
     """The texts of the highest score by prefix beam search (Hannun et al. 2014, arXiv:1408.2873).
 
@@ -253,7 +279,7 @@ def search(log_probs: Floats, fusion: Fusion, beam: int) -> tuple[list[Integers]
     ends_blank, ends_label = np.zeros(1), np.full(1, -np.inf)
     hashes, shorter = np.ones(1, np.uint64), np.zeros(1, np.uint64)
     last, lm_scores = np.zeros(1, np.int64), np.zeros(1)
-    scores_after, states = (row[None] for row in fusion.after(fusion.start))
+    rows = fusion.rows([fusion.start])  # of the language model's states
     sources, outputs = [], []
     for log_p, likely, count in zip(log_probs, candidates, counts.tolist(), strict=True):
         total = np.logaddexp(ends_blank, ends_label)
@@ -271,9 +297,9 @@ def search(log_probs: Floats, fusion: Fusion, beam: int) -> tuple[list[Integers]
             pair, column = np.nonzero(label[:, None] == likely)
             longer[parent[pair], column] = -np.inf
         stay = np.logaddexp(stay_blank, stay_label) + lm_scores
-        scores = np.concatenate([stay, (longer + lm_scores[:, None] + scores_after[:, likely]).ravel()])
-        best = (-scores).argsort(kind="stable")[:beam]
-        best = best[scores[best] > -np.inf]
+        scores_after = fusion.scores[rows[:, None], likely]
+        scores = np.concatenate([stay, (longer + lm_scores[:, None] + scores_after).ravel()])
+        best = _highest(scores, beam)
         (grown,) = (best >= len(stay)).nonzero()
         row, column = np.divmod(best[grown] - len(stay), count)
         label = likely[column]
@@ -283,114 +309,28 @@ def search(log_probs: Floats, fusion: Fusion, beam: int) -> tuple[list[Integers]
         outputs.append(output)
         ends_blank, ends_label = stay_blank[source], stay_label[source]
         ends_blank[grown], ends_label[grown] = -np.inf, longer[row, column]
-        following = states[row, label]
+        following = fusion.states[rows[row], label]
         lm_scores, hashes, shorter, last = lm_scores[source], hashes[source], shorter[source], last[source]
-        lm_scores[grown] += scores_after[row, label]
+        lm_scores[grown] += scores_after[row, column]
         shorter[grown] = hashes[grown]
         hashes[grown] = hashes[grown] * HASH_FACTOR + label.astype(np.uint64)
         last[grown] = label
-        scores_after, states = scores_after[source], states[source]
-        for k, state in zip(grown.tolist(), following.tolist(), strict=True):
-            scores_after[k], states[k] = fusion.after(state)
+        rows = rows[source]
+        rows[grown] = fusion.rows(following.tolist())
     log_ctc = np.logaddexp(ends_blank, ends_label)
-    order = np.argsort(-(log_ctc + lm_scores + scores_after[:, 0]), kind="stable")
-    rows, path = order, np.zeros((len(sources), len(order)), np.int64)
+    order = np.argsort(-(log_ctc + lm_scores + fusion.scores[rows, 0]), kind="stable")
+    source, path = order, np.zeros((len(sources), len(order)), np.int64)
     for t in range(len(sources) - 1, -1, -1):
-        path[t], rows = outputs[t][rows], sources[t][rows]
+        path[t], source = outputs[t][source], sources[t][source]
     path = path[::-1] if fusion.is_reversed else path
     return [text[text > 0] for text in path.T], log_ctc[order]
 
 
-def posteriors(log_probs: Floats, labels: Integers) -> tuple[float, Floats, Floats]:
-    """The probability of a text and of texts that differ in one character, by forward-backward.
-
-    Args:
-        log_probs: (T, 1 + characters).
-        labels: (L,) the outputs of the characters; the text can be spelled in T steps.
-
-    Returns:
-        log P(text); (L, 1 + characters) P(text with output k in place of character i) / P(text), which is 1
-        for the character itself, and where k = 0 deletes the character; and the edges (L, 2) of each
-        character, in steps: the mean numbers of steps before it begins and before it has ended, over all
-        paths.
-    """
-    steps, size = len(log_probs), len(labels)
-    # The lattice: blank, first character, blank, …, last character, blank.
-    lattice = np.zeros(2 * size + 1, np.int64)
-    lattice[1::2] = labels
-    emission = log_probs[:, lattice]
-    # Forward and, from the end, backward; both sums contain the output of their step.
-    emissions = np.stack([emission, emission[::-1, ::-1]])
-    skips = np.full((2, 2 * size + 1), -np.inf)
-    repeats = labels[1:] == labels[:-1]
-    skips[0, 3::2] = np.where(repeats, -np.inf, 0.0)
-    skips[1] = skips[0, ::-1] if size < 2 else np.roll(skips[0, ::-1], 2)
-    sums = np.full(emissions.shape, -np.inf)
-    sums[:, :1, :2] = emissions[:, :1, :2]
-    for t in range(1, steps):
-        before, now = sums[:, t - 1], sums[:, t]
-        np.logaddexp(before[:, 1:], before[:, :-1], out=now[:, 1:])
-        now[:, 0] = before[:, 0]
-        np.logaddexp(now[:, 2:], before[:, :-2] + skips[:, 2:], out=now[:, 2:])
-        now += emissions[:, t]
-    forward, backward = sums[0], sums[1, ::-1, ::-1]
-    log_prob = float(np.logaddexp.reduce(forward[-1, -2:])) if steps else 0.0
-    occupancy = np.exp(forward + backward - emission - log_prob)
-    ends = np.cumsum(occupancy.sum(axis=0))
-    edges = np.stack([ends[:-1:2], ends[1::2]], axis=1)
-    return log_prob, _alternatives(log_probs, labels, forward, backward, occupancy), edges
-
-
-def _alternatives(
-    log_probs: Floats, labels: Integers, forward: Floats, backward: Floats, occupancy: Floats
-) -> Floats:
-    """The alternatives of each character; see `posteriors`.
-
-    Args:
-        forward, backward: (T, 2L + 1) logarithms of the sums over the paths up to, and from, a step at a
-            place of the lattice, its output included.
-        occupancy: (T, 2L + 1) the share of the paths at a place.
-    """
-    steps, size = len(log_probs), len(labels)
-    if not size:
-        return np.zeros((0, log_probs.shape[1]))
-    # Virtual characters before the first step and after the last one, unlike all others, begin and end.
-    start, end = np.full((steps + 1, 2 * size + 2), -np.inf), np.full((steps + 1, 2 * size + 2), -np.inf)
-    start[1:, 1:], end[:-1, :-1] = forward, backward
-    start[0, 0] = end[-1, -1] = 0.0
-    before, after = np.append(-1, labels[:-1]), np.append(labels[1:], -1)
-    # An alternative needs the steps between the beginning of the character before and the end of the one
-    # after it; (steps of the longest such window + 1, L) are gathered.
-    reached = np.cumsum(occupancy, axis=1)
-    first = np.append(0, (reached[:, : 2 * size - 2 : 2] >= 1 - NEGLIGIBLE).sum(axis=0))
-    last = (reached[:, np.minimum(2 * np.arange(size) + 3, 2 * size)] > NEGLIGIBLE).sum(axis=0)
-    last, indices = np.maximum(last, first + 1), np.arange(size)
-    offsets = np.arange((last - first).max() + 1)[:, None]
-    times, inside = np.minimum(first + offsets, steps), offsets <= last - first
-    # Paths that are at the character before, or at the blank after it; and that go on from the blank before
-    # the character after, or from that itself.
-    from_label, from_blank, to_blank, to_label = (
-        np.where(inside, values[times, indices], -np.inf)
-        for values in (start[:, :-2:2], start[:, 1:-1:2], end[:, 2::2], end[:, 3::2])
-    )
-    joins = np.where(before == after, -np.inf, from_label)  # equal neighbours would merge
-    deletion = np.logaddexp.reduce(np.logaddexp(from_blank, joins) + to_label, axis=0)
-    enter, leave = np.logaddexp(from_label, from_blank), np.logaddexp(to_label, to_blank)
-    enter_scale, leave_scale = (np.maximum(x.max(axis=0), LOWEST * steps) for x in (enter, leave))
-    entering, entering_blank = np.exp(enter - enter_scale), np.exp(from_blank - enter_scale)
-    leaving, leaving_blank = np.exp(leave - leave_scale), np.exp(to_blank - leave_scale)
-    probs = np.exp(log_probs)
-    probs[:, 0] = 0.0  # column 0, the blank, takes what is written for the virtual characters
-    current = np.zeros((size, probs.shape[1]))
-    sums, sums_after = np.zeros_like(current), np.zeros(size)
-    before, after = np.maximum(before, 0), np.maximum(after, 0)
-    for k in range(len(offsets) - 1):
-        arrivals = current + entering[k, :, None]
-        arrivals[indices, before] = current[indices, before] + entering_blank[k]
-        current = arrivals * probs[np.minimum(times[k], steps - 1)]
-        sums += current * leaving[k + 1, :, None]
-        sums_after += current[indices, after] * leaving_blank[k + 1]
-    sums[indices, after] = sums_after
-    sums[:, 0] = np.exp(np.minimum(deletion - enter_scale - leave_scale, 700))
-    reference = sums[indices, labels][:, None]
-    return np.divide(sums, reference, out=np.full_like(sums, np.inf), where=reference > 0)
+def _highest(scores: Floats, count: int) -> Integers:
+    """The indices of the highest scores, the highest first, without those that are -inf."""
+    if len(scores) > 2 * count:  # a sort of all takes longer
+        chosen = np.sort(np.argpartition(-scores, count - 1)[:count])
+    else:
+        chosen = np.arange(len(scores))
+    best: Integers = chosen[(-scores[chosen]).argsort(kind="stable")[:count]]
+    return best[scores[best] > -np.inf]

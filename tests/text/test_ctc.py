@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import CharacterModel
 from mdlstm_tk.text import Decoding
-from mdlstm_tk.text.ctc import Fusion, posteriors, scaled_log_probs, search, transcribe_logits
+from mdlstm_tk.text.ctc import Fusion, scaled_log_probs, search, transcribe_logits
+from mdlstm_tk.text.posteriors import posteriors
 
 CLASSES = "abc"
 DECODING = Decoding(temperature=1.0, lm_weight=0.7, character_bonus=0.4)
@@ -191,3 +193,17 @@ def test_a_search_with_a_language_model_keeps_64_texts_unless_told() -> None:
         different += by_default != transcribe_logits(logits, "abc", beam=1, lm=lm)
         assert transcribe_logits(logits, "abc") == transcribe_logits(logits, "abc", beam=1)
     assert different
+
+
+def test_threads_share_what_a_language_model_has_scored() -> None:
+    texts = ["le chat est là", "la chatte dort", "tout ce que je possède", "à ma femme"]
+    lm = CharacterModel.fit(texts, order=4)
+    classes, rng = sorted(set("".join(texts))), np.random.default_rng(0)
+    lines = [rng.normal(0, 3, (40, 1 + len(classes))) for _ in range(24)]
+
+    def read(line: Any, lm: CharacterModel = lm) -> Any:
+        return transcribe_logits(line, classes, decoding=Decoding(1.0, 0.8, 1.0), beam=16, lm=lm)
+
+    with ThreadPoolExecutor(4) as pool:
+        together = [*pool.map(read, lines)]
+    assert together == [read(line, CharacterModel.fit(texts, order=4)) for line in lines]
