@@ -21,6 +21,7 @@ from mdlstm_tk.runtime.preprocessing import Preprocessing
 if TYPE_CHECKING:
     from mdlstm_tk.kinds.training_kind import TrainingKind
 
+DIGEST_BYTES = 8
 MAX_THREADS = 4  # each holds one sample at a time
 
 
@@ -50,7 +51,7 @@ class Survey:
 
     Attributes:
         sample: the sample.
-        identity: its name, and the digest of its content.
+        identity: its name, and the digests of its content and its target.
         extents: of its grid, as the network will see it.
         moments: of x, with one channel if the sample is a grey image.
         target: the name of the class, the text, the `RawMask.distinct`, or the `Moments` of the target.
@@ -118,13 +119,15 @@ def _survey(sample: RawSample, kind: TrainingKind, resize: Resize) -> Survey | s
         return Message(f"{sample.name}: ", reason)
     if sample.is_image and moments.channels == 1:
         x = x.reshape(*grid, -1)[..., 0]  # a grey image that is stored with colours is the same image
+    of_target = ""
     if label is not None:
         label = _digest(label) if isinstance(label, np.ndarray) else str(label)
-    return Survey(sample, SampleId(_digest(x), sample.name), extents, moments, target, label)
+        of_target = blake2b(label.encode(), digest_size=DIGEST_BYTES).hexdigest()
+    return Survey(sample, SampleId(_digest(x), sample.name, of_target), extents, moments, target, label)
 
 
 def _digest(x: Array) -> str:
-    digest = blake2b(f"{x.dtype.str}{x.shape}".encode(), digest_size=8)
+    digest = blake2b(f"{x.dtype.str}{x.shape}".encode(), digest_size=DIGEST_BYTES)
     digest.update(np.ascontiguousarray(x).data)
     return digest.hexdigest()
 

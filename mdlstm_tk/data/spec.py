@@ -36,10 +36,12 @@ class SampleId(NamedTuple):
     Attributes:
         digest: of its image or numbers, whatever file they are in: 16 hexadecimal digits.
         name: what it was called.
+        target: digest of its target, 16 digits; "" if it has none, or if that is not known.
     """
 
     digest: str
     name: str
+    target: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.data.samples import Survey
@@ -106,16 +105,21 @@ def hold_out(
         mask = stratified_mask(list(classes.values()), share, seed).tolist()
         held_out = {group for group, is_out in zip(classes, mask, strict=True) if is_out}
     else:
-        was_out: dict[Any, bool] = {}  # by identity, which counts first, by digest, and by name
+        was_out: dict[object, bool] = {}  # by each of the `_keys`
         for split in ("validation", "train"):  # what was in both has been trained on
             for each in known[split]:
-                was_out |= dict.fromkeys((each, *each), split == "validation")
+                was_out |= dict.fromkeys(_keys(each), split == "validation")
         held_out = set()
         for survey in surveys:
-            key = next((key for key in (survey.identity, *survey.identity) if key in was_out), None)
+            key = next((key for key in _keys(survey.identity) if key in was_out), None)
             held_out |= {survey.sample.group} if was_out.get(key) else set()
     train = [survey for survey in surveys if survey.sample.group not in held_out]
     return train, [survey for survey in surveys if survey.sample.group in held_out]
+
+
+def _keys(identity: SampleId) -> tuple[object, ...]:
+    """By what a sample is known again, the surest first: digest and name, the digest, or the name."""
+    return identity[:2], identity.digest, identity.name
 
 
 def in_order_of(surveys: Sequence[Survey], known: Sequence[SampleId]) -> list[Survey]:

@@ -292,7 +292,13 @@ def describe_changes(before: Samples, now: Samples) -> list[str]:
     present = {each.digest for each in chain(*now.values())}
     missing = {each.name for each in chain(*before.values()) if each.digest not in present}
     renamed = {e.name for e in chain(*now.values()) if e.digest in names and e.name not in names[e.digest]}
+    targets: dict[str, set[str]] = {}
+    for each in chain(*before.values()):
+        targets.setdefault(each.digest, set()).add(each.target)
+    known = (each for each in chain(*now.values()) if each.digest in targets)
+    changed = {each.name for each in known if targets[each.digest].isdisjoint((each.target, ""))}
     lines = [
+        ("sample has another target", "samples have another target", changed),
         ("sample of the run is missing", "samples of the run are missing", missing),
         ("sample is copied or renamed", "samples are copied or renamed", renamed),
     ]

@@ -18,7 +18,7 @@ from helpers.user_data import read, write_image
 from mdlstm_tk.data.user_data import UserDataTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report.page import write_report
-from mdlstm_tk.training import Run, new_job, resume_job
+from mdlstm_tk.training import Run, new_job, resume_job, train
 from mdlstm_tk.training.tasks import make_task
 
 Data = dict[str, list[tuple[str, int]]]  # split, or "" → name and content of each sample
@@ -216,3 +216,15 @@ def test_what_the_first_weights_have_learned_is_remembered_along_a_chain(tmp_pat
     lines: list[str] = []
     write_report(run, data=config.data, on_message=lines.append)
     assert any(said in line for line in lines)
+
+
+def test_a_target_that_was_changed_is_named_once(tmp_path: Path) -> None:
+    folder, run = tmp_path / "data", tmp_path / "run"
+    write(folder, "lines", {"": [(f"s{k}", k) for k in range(8)]})
+    run_in(run, quick(folder, "transcribe", **SETTINGS, model="md"))
+    (folder / "s3.gt.txt").write_text("aa")
+    for steps, count in ((2, 1), (3, 0)):
+        job = resume_job(run, {"steps": steps})
+        notes = [note for note in map(str, job.notes) if "another target" in note]
+        assert notes == ["1 sample has another target: 's3.png'"][:count]
+        train(job)
