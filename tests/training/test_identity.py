@@ -18,7 +18,8 @@ from helpers.user_data import read, write_image
 from mdlstm_tk.data.user_data import UserDataTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report.page import write_report
-from mdlstm_tk.training import Run, new_job, resume_job, train
+from mdlstm_tk.training import Run, new_job, resume_job
+from mdlstm_tk.training import train as train_job
 from mdlstm_tk.training.tasks import make_task
 
 Data = dict[str, list[tuple[str, int]]]  # split, or "" → name and content of each sample
@@ -227,4 +228,4 @@ def test_a_target_that_was_changed_is_named_once(tmp_path: Path) -> None:
         job = resume_job(run, {"steps": steps})
         notes = [note for note in map(str, job.notes) if "another target" in note]
         assert notes == ["1 sample has another target: 's3.png'"][:count]
-        train(job)
+        train_job(job)
