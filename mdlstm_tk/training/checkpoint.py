@@ -24,6 +24,7 @@ from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.kinds import training_of
+from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.networks import build_network, names_of_heads
@@ -99,6 +100,10 @@ class Checkpoint:
         weights, state = _unwrapped(self.weights(), self.spec), _unwrapped(network.state_dict(), spec)
         if names := state.keys() ^ weights.keys():
             raise InputError(_difference(self.config, config, min(names)))
+        theirs, ours = map(_cells, (build_network(self.config, self.spec), network))
+        if theirs != ours:  # weights of several cells have the same shapes
+            cells = f" has layers with the cell {', '.join(theirs)}, got "
+            raise InputError(Argument("init", config.init), cells, Argument("cell", ", ".join(ours)))
         for name, tensor in state.items():
             source = weights[name]
             if name in heads and len(source) % len(old) == 0:
@@ -154,6 +159,11 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _unwrapped(weights: Mapping[str, Tensor], spec: TaskSpec) -> dict[str, Tensor]:
     """The tensors of a network inside the `Normalized` that wraps it if inputs are standardised."""
     return _below("network." if spec.mean else "", weights)
+
+
+def _cells(network: nn.Module) -> list[str]:
+    """The names of the cells of a network, each once."""
+    return sorted({module.cell for module in network.modules() if isinstance(module, MDLSTM)})
 
 
 def _difference(old: TrainConfig, new: TrainConfig, tensor: str) -> Message:

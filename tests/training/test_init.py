@@ -83,6 +83,17 @@ def test_another_network_is_refused_with_what_differs(tmp_path: Path) -> None:
             new_job(replace(config, **settings), tmp_path / "new")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [("", "stable"), ("leaky", ""), ("stable", "mean")])
+def test_weights_of_another_cell_of_equal_shapes_are_refused(
+    theirs: str, ours: str, tmp_path: Path
+) -> None:
+    old = run_in(tmp_path / "old", replace(SMALL, cell=theirs))
+    config, named = replace(SMALL, cell=ours, init=str(old.folder)), ours or "graves"  # the default
+    with pytest.raises(InputError, match=f'layers with the cell {theirs or "graves"}, got cell="{named}"'):
+        new_job(config, tmp_path / "new")
+    new_job(replace(config, cell=theirs or "graves"), tmp_path / "new")
+
+
 def test_a_run_of_another_kind_and_a_missing_one_are_refused(tmp_path: Path) -> None:
     old = run_in(tmp_path / "old", SMALL)
     config = lines(tmp_path / "a", ["bad"], init=str(old.folder))
