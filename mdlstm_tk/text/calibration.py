@@ -1,20 +1,22 @@
-"""Choose how the texts of a trained recogniser are read: temperature, and weights of a language model.
+"""Choose how the texts of a trained recogniser are read: temperatures, and weights of a language model.
 
-`calibrate` runs once, when training ends, on the validation split. The temperature calibrates the
-confidences (Guo et al. 2017, arXiv:1706.04599): it minimises the negative log-likelihood of which
-characters of the best path are right. The weights minimise the character errors of a beam search with
-a character model of the training texts, as in minimum error rate training (Och 2003, P03-1021): they are
-chosen among the texts that searches end with, and the search is repeated with them for more texts.
+`calibrate` runs once, when training ends, on the validation split. The temperatures calibrate the
+confidences (Guo et al. 2017, arXiv:1706.04599): they minimise the negative log-likelihood of which
+characters are right, of the best path, and of what is read with the language model. The weights
+minimise the character errors of a beam search with a character model of the training texts, as in minimum
+error rate training (Och 2003, P03-1021): they are chosen among the texts that searches end with, and the
+search is repeated with them for more texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import exp, log, sqrt
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from rapidfuzz.distance import Levenshtein
@@ -29,13 +31,14 @@ from mdlstm_tk.text.ctc_loss import line_steps
 from mdlstm_tk.text.decoding import BEAM, LM_FILE, Decoding
 from mdlstm_tk.text.encoding import TaskTexts
 from mdlstm_tk.text.measures import target_texts
-from mdlstm_tk.text.posteriors import posteriors
+from mdlstm_tk.text.posteriors import Integers, posteriors
 from mdlstm_tk.training.evaluation import predict
 from mdlstm_tk.training.networks import columns_per_step
 
 if TYPE_CHECKING:
     from mdlstm_tk.training.job import TrainingJob
 
+LM_ORDER = 8  # of the training texts' model: longer n-grams foretell other hands' texts no better
 MAX_LINES = 400  # of validation; more of them take longer and change little
 TEMPERATURE_LINES = 100
 COLDEST, HOTTEST = 0.25, 8.0  # temperatures that are tried
@@ -47,6 +50,9 @@ GENERATED_BATCHES, GENERATED_BATCH = 32, 64  # of a task without a fixed set of 
 MARGIN = 1e-6  # of confidences from 0 and from 1, in a likelihood
 
 T = TypeVar("T")
+_Reading = tuple[Callable[[float], Floats], npt.NDArray[np.bool_]]
+"""The alternatives (L, 1 + characters) of the characters of a line at a temperature, see `posteriors`; and
+which of the characters are right, (L,)."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,13 @@ def calibrate(job: TrainingJob, step: int) -> None:
         step: the step of these weights.
     """
     run, spec = job.run, job.task.spec
-    lm = CharacterModel.fit(training_texts(job.task, job.config.seed))
+    lm = CharacterModel.fit(training_texts(job.task, job.config.seed), LM_ORDER)
     lm.save(run.folder / LM_FILE)
     lines = validation_lines(job)
     decoding = Decoding(temperature=fit_temperature(evenly(lines, TEMPERATURE_LINES), spec.classes))
     decoding = fit_weights(lines, spec.classes, lm, spec.text_direction, decoding)
+    lines = evenly(lines, TEMPERATURE_LINES)
+    decoding = fit_lm_temperature(lines, spec.classes, lm, spec.text_direction, decoding)
     write_decoding(run, asdict(decoding), step)
 
 
@@ -101,24 +109,60 @@ def validation_lines(job: TrainingJob) -> list[LineLogits]:
 
 def fit_temperature(lines: Sequence[LineLogits], classes: Sequence[str]) -> float:
     """The temperature that maximises the likelihood of which characters are right."""
-    index = {character: k for k, character in enumerate(classes, 1)}
-    readings = []
-    for line in lines:
+
+    def reading(line: LineLogits) -> _Reading:
         labels = best_path(line.logits)
-        is_right = np.ones(len(labels), bool)
-        for edit in Levenshtein.editops(labels.tolist(), [index[c] for c in line.visual]):
-            if edit.tag != "insert":
-                is_right[edit.src_pos] = False
-        if len(labels):
-            readings.append((line.logits, labels, is_right))
-    if not readings:
+
+        def alternatives(temperature: float) -> Floats:
+            return posteriors(scaled_log_probs(line.logits, classes, temperature), labels)[1]
+
+        return alternatives, _right(labels, line, classes)
+
+    return _best_temperature(map(reading, lines))
+
+
+def fit_lm_temperature(
+    lines: Sequence[LineLogits],
+    classes: Sequence[str],
+    lm: CharacterModel,
+    direction: Direction | None,
+    decoding: Decoding,
+) -> Decoding:
+    """`decoding` with the `lm_temperature` that maximises the likelihood of which characters are right in
+    texts that are read with it."""
+    fusion = Fusion(lm, classes, decoding, direction)
+
+    def reading(line: LineLogits) -> _Reading:
+        log_probs = scaled_log_probs(line.logits, classes, decoding.temperature)
+        labels = search(log_probs, fusion, BEAM)[0][0]
+        weighed = posteriors(log_probs, labels)[1]
+        fusion.weigh(labels, weighed)
+        return (lambda temperature: weighed ** (1 / temperature)), _right(labels, line, classes)
+
+    return replace(decoding, lm_temperature=_best_temperature(map(reading, lines)))
+
+
+def _right(labels: Integers, line: LineLogits, classes: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Which of the characters that were read from a line are right, (L,)."""
+    index = {character: k for k, character in enumerate(classes, 1)}
+    is_right = np.ones(len(labels), bool)
+    for edit in Levenshtein.editops(labels.tolist(), [index[c] for c in line.visual]):
+        if edit.tag != "insert":
+            is_right[edit.src_pos] = False
+    return is_right
+
+
+def _best_temperature(readings: Iterable[_Reading]) -> float:
+    """The temperature that maximises the likelihood of which characters are right; 1 if there are none."""
+    kept = [(alternatives, is_right) for alternatives, is_right in readings if len(is_right)]
+    if not kept:
         return 1.0
 
     def loss(log_temperature: float) -> float:
         total = 0.0
-        for logits, labels, is_right in readings:
-            log_probs = scaled_log_probs(logits, classes, exp(log_temperature))
-            confidences = np.clip(1 / posteriors(log_probs, labels)[1].sum(axis=1), MARGIN, 1 - MARGIN)
+        for alternatives, is_right in kept:
+            shares = 1 / alternatives(exp(log_temperature)).sum(axis=1)
+            confidences = np.clip(shares, MARGIN, 1 - MARGIN)
             total -= float(np.log(np.where(is_right, confidences, 1 - confidences)).sum())
         return total
 

@@ -102,6 +102,7 @@ def transcribe_logits(
     log_prob, alternatives, edges = posteriors(log_probs, labels)
     if lm is not None:
         fusion.weigh(labels, alternatives)
+        alternatives **= 1 / decoding.lm_temperature
     confidences = 1 / alternatives.sum(axis=1)
     edges *= 1.0 if width is None else width / max(len(logits), 1)
     visual = [classes[k - 1] for k in labels]

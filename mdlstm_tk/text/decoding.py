@@ -25,11 +25,13 @@ class Decoding:
         lm_weight: weight of log P(text) by a language model, beside log P(text | image).
         character_bonus: added to the score (in nats) for each character if there is a language model, to
             offset its preference for short texts.
+        lm_temperature: above 0; calibrates the confidences of texts that were read with a language model.
     """
 
     temperature: float = 1.0
     lm_weight: float = 0.6
     character_bonus: float = 1.0
+    lm_temperature: float = 1.0
 
 
 def read_run(run: Run, step: int | None = None) -> Decoding:
@@ -43,7 +45,7 @@ def read_run(run: Run, step: int | None = None) -> Decoding:
         InputError: the file holds something else.
     """
     decoding = Decoding(**read_decoding(run, asdict(Decoding()), step))
-    if decoding.temperature <= 0:
+    if min(decoding.temperature, decoding.lm_temperature) <= 0:
         path = run.folder / DECODING_FILE
         raise InputError(f"{path} holds no decoding; delete it to use the default")
     return decoding

@@ -97,7 +97,9 @@ class Transcribe(Kind):
     def rules(self, metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
         yield "classes", "" not in (metadata.classes or ()), "characters, none of which is empty"
         for name, value in asdict(cast("RecogniserMetadata", metadata).decoding).items():
-            low, rule = (0, "a positive number") if name == "temperature" else (-inf, "a finite number")
+            low, rule = (
+                (0, "a positive number") if name.endswith("temperature") else (-inf, "a finite number")
+            )
             yield name, low < value < inf, rule
 
     def prepare(self, options: ResultOptions, metadata: Metadata) -> ResultOptions:

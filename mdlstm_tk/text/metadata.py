@@ -17,16 +17,17 @@ class RecogniserMetadata(Metadata):
     Attributes:
         text_direction: the direction in which most texts run; None: texts are in the order in which an
             image shows them.
-        temperature, lm_weight, character_bonus: how texts are read from its outputs; see `Decoding`. They
-            were chosen on validation data.
+        temperature, lm_weight, character_bonus, lm_temperature: how texts are read from its outputs; see
+            `Decoding`. They were chosen on validation data.
     """
 
     text_direction: Direction | None = None
     temperature: float = Decoding.temperature
     lm_weight: float = Decoding.lm_weight
     character_bonus: float = Decoding.character_bonus
+    lm_temperature: float = Decoding.lm_temperature
 
     @property
     def decoding(self) -> Decoding:
         """The numbers by which texts are read."""
-        return Decoding(self.temperature, self.lm_weight, self.character_bonus)
+        return Decoding(self.temperature, self.lm_weight, self.character_bonus, self.lm_temperature)

@@ -125,7 +125,7 @@ def test_props_that_are_not_those_of_an_export() -> None:
 
 
 def test_recognisers_without_a_decoding_have_the_default() -> None:
-    names = {"mdlstm.temperature", "mdlstm.lm_weight", "mdlstm.character_bonus"}
+    names = {"mdlstm.temperature", "mdlstm.lm_weight", "mdlstm.character_bonus", "mdlstm.lm_temperature"}
     props = replace(RECOGNISER, temperature=2.0).to_props()
     assert Metadata.from_props(props, "m").decoding == Decoding(2.0)
     older = {key: value for key, value in props.items() if key not in names}

@@ -20,6 +20,7 @@ from mdlstm_tk.text import Decoding, calibration
 from mdlstm_tk.text.calibration import (
     LineLogits,
     evenly,
+    fit_lm_temperature,
     fit_temperature,
     fit_weights,
     training_texts,
@@ -84,6 +85,24 @@ def test_weights_lower_the_errors_of_other_lines() -> None:
         )
 
     assert errors(decoding=decoding, beam=16, lm=lm) < 0.5 * errors()
+
+
+def test_confidences_with_a_language_model_are_calibrated_by_a_temperature_of_their_own() -> None:
+    lm = CharacterModel.fit(sentences(200, 2))
+    surest = Decoding(lm_weight=2.0, character_bonus=0.0)  # with logits that are twice too large
+    lines = noisy_lines(sentences(60, 3), signal=1.7, scale=2.0)
+    decoding = fit_lm_temperature(lines, CLASSES, lm, None, surest)
+    assert decoding.lm_temperature == pytest.approx(2.0, rel=0.2)
+
+    def error(decoding: Decoding) -> float:
+        others = noisy_lines(sentences(60, 4), signal=1.7, scale=2.0, seed=4)
+        pairs = [
+            (line, transcribe_logits(line.logits, CLASSES, decoding=decoding, beam=16, lm=lm))
+            for line in others
+        ]
+        return calibration_error(reliability([Line("", "", line.visual, read) for line, read in pairs]))
+
+    assert error(decoding) < 0.7 * error(surest)
 
 
 def test_of_equal_weights_the_nearest_are_chosen() -> None:
