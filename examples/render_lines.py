@@ -1,6 +1,6 @@
 """Lines of text in fonts that look like handwriting, for a start before training on real ones.
 
-    npm install --prefix fonts @fontsource/caveat @fontsource/allura   # or any other fonts
+    xargs npm install --prefix fonts < examples/script_fonts.txt   # or any other fonts
     python examples/render_lines.py pages/ rendered/ --font fonts/ --count 12000
     mdlstm train --data rendered/ --task transcribe --minutes 15 -o runs/rendered
     mdlstm train --data pages/ --task transcribe --minutes 45 --init runs/rendered
