@@ -29,7 +29,7 @@ from helpers.command import mdlstm
 from mdlstm_tk.cli.app import typer_app
 
 STEPS = "4"  # of a training for which a page does not say --steps
-PROGRAMS = ("(ulimit", "docker", "git", "torchrun", "unshare")  # allowed in blocks that are only checked
+PROGRAMS = ("(ulimit", "docker", "git", "torchrun", "unshare", "xargs")  # in blocks that are only checked
 LANGUAGES = ("python", "sh", "text", "json", "toml")
 BLOCK = re.compile(
     r"^(?P<indent> *)```(?P<language>[a-z]\w*)(?P<note>[^\n]*)\n(?P<code>.*?)^(?P=indent)```$"
