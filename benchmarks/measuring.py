@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import numpy as np
 os.environ |= {"KINETO_LOG_LEVEL": "6", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results"  # files of cells, which pages show
 Step = Callable[[], object]  # a call that is timed
 
 
@@ -51,14 +54,36 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], texts: int |
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write_between_markers(page: Path, name: str, text: str) -> None:
-    """Replace what stands between <!-- name --> and <!-- /name --> in a page."""
+def between_markers(page: Path, name: str) -> str:
+    """What stands between the lines <!-- name --> and <!-- /name --> of a page."""
     content = page.read_text(encoding="utf-8")
-    before, start, section = content.partition(f"<!-- {name} -->\n")
-    _, end, after = section.partition(f"<!-- /{name} -->")
+    section, end, _ = content.partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- /{name} -->")
     if not end:
         raise SystemExit(f"{page} has no <!-- {name} --> … <!-- /{name} -->")
-    page.write_text(f"{before}{start}{text}\n{end}{after}", encoding="utf-8")
+    return section
+
+
+def write_between_markers(page: Path, name: str, text: str) -> None:
+    """Replace what stands between these lines."""
+    old, content = between_markers(page, name), page.read_text(encoding="utf-8")
+    start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+    page.write_text(content.replace(f"{start}{old}{end}", f"{start}{text}{end}"), encoding="utf-8")
+
+
+def processor() -> str:
+    """The name of the processor, from Linux if possible."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def machine() -> str:
+    """The processor and the versions that a training depends on."""
+    from mdlstm_tk import __version__
+
+    return f"{processor()}, torch {version('torch')}, mdlstm-tk {__version__}"
 
 
 def python(*arguments: object, checkout: Path = ROOT, **environment: str) -> str:
@@ -75,16 +100,17 @@ def resumed(file: Path, cells: Mapping[str, Callable[[], Any]]) -> dict[str, Any
     """The cells of a table, by name. Each is kept in a JSON file when it is measured, so that a table goes
     on after an interrupt, and several processes may share a file."""
     for name, measure in cells.items():
-        if name not in _read(file):
+        if name not in read_cells(file):
             value = measure()
             file.parent.mkdir(parents=True, exist_ok=True)
             temporary = file.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps({**_read(file), name: value}, indent=1), encoding="utf-8")
+            temporary.write_text(json.dumps({**read_cells(file), name: value}, indent=1), encoding="utf-8")
             temporary.replace(file)
-    return _read(file)
+    return read_cells(file)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_cells(file: Path) -> dict[str, Any]:
+    """The cells that are there."""
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from measuring import ROOT, add_names, argument_parser, python, write_between_markers
+from measuring import ROOT, add_names, argument_parser, processor, python, write_between_markers
 
 LOAD_SHAPES = ("16,32x32,64,64", "4,64x64,32,32", "1,128x128,32,32", "1,512x512,32,32")
 COMMANDS = {  # section of the page → script and options
@@ -32,16 +31,11 @@ COMMANDS = {  # section of the page → script and options
 
 
 def machine() -> str:
-    """A sentence on the machine and the versions; the name of the processor from Linux if possible."""
-    processor = platform.processor() or platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-        processor = (names or [processor])[0]
+    """A sentence on the machine and the versions."""
     python_version, today = platform.python_version(), date.today().isoformat()
     torch, onnxruntime, numba = map(version, ("torch", "onnxruntime", "numba"))
     return (
-        f"Measured on {today} on {processor}, {os.cpu_count()} cores, {platform.system()}, with Python "
+        f"Measured on {today} on {processor()}, {os.cpu_count()} cores, {platform.system()}, with Python "
         f"{python_version},\ntorch {torch}, ONNX Runtime {onnxruntime} and Numba {numba}."
     )
 

@@ -39,15 +39,22 @@ MIN_SURFACES, MAX_SURFACES = 2, 4  # in a mosaic
 def _load_photographs() -> tuple[Floats, ...]:
     """Return the photographs (H, W) in grey.
 
-    Each has mean 0 and variance 1, so that brightness does not identify it.
+    The columns for training have mean 0 and variance 1 in each, so that brightness does not identify it.
     """
     data = require("skimage.data", "data")
     photographs = []
     for function in PHOTOGRAPHS.values():
         image = getattr(data, function)().astype(np.float32)
         grey = image.mean(axis=-1) if image.ndim == 3 else image
-        photographs.append((grey - grey.mean()) / grey.std())
+        seen = _columns(grey, "train")
+        photographs.append((grey - seen.mean()) / seen.std())
     return tuple(photographs)
+
+
+def _columns(photograph: Floats, split: Split) -> Floats:
+    """The part of a photograph (H, W) that belongs to a split."""
+    low, high = (int(share * photograph.shape[1]) for share in COLUMNS[split])
+    return photograph[:, low:high]
 
 
 class Textures(Task):
@@ -86,8 +93,7 @@ class Textures(Task):
     def __init__(self, size: tuple[int, ...], augment: float = 0.0) -> None:
         self.augment = augment
         self.photographs = {
-            split: [p[:, int(low * p.shape[1]) : int(high * p.shape[1])] for p in _load_photographs()]
-            for split, (low, high) in COLUMNS.items()
+            split: [_columns(photograph, split) for photograph in _load_photographs()] for split in COLUMNS
         }
         shapes = [photograph.shape for split in SPLITS for photograph in self.photographs[split]]
         limits = np.array(shapes).min(axis=0)

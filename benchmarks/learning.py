@@ -1,0 +1,384 @@
+"""Errors of networks that learn a task on equal terms: tables of README, docs/tasks/ and docs/density.md.
+
+    python benchmarks/learning.py --estimate       # the hours of one core that each table takes
+    python benchmarks/learning.py digits           # measures what is missing, and prints the table
+    python benchmarks/learning.py --write          # all, for nine hours, and writes the pages
+
+docs/measuring.md describes the terms. A cell of a table is one training; it is kept in a file of
+benchmarks/results/ when it ends, so that an interrupted table goes on. `--write` leaves tables with missing
+cells as they are in the pages; with `--estimate`, nothing is trained before.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from math import inf, isnan, nan
+from pathlib import Path
+from statistics import mean, median
+from typing import Any, NamedTuple
+
+import rival_networks  # noqa: F401  it registers the rivals
+import torch
+from measuring import (
+    RESULTS,
+    ROOT,
+    Step,
+    add_names,
+    argument_parser,
+    between_markers,
+    interleave,
+    machine,
+    markdown,
+    read_cells,
+    resumed,
+    write_between_markers,
+)
+
+from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.training import TrainConfig, default_config, make_task, new_job, parse_settings, train
+from mdlstm_tk.training.comparison import with_equal_parameters
+from mdlstm_tk.training.networks import build_network, count_parameters
+from mdlstm_tk.training.trainer import Trainer
+
+FACTORS = (1 / 3, 1, 3)  # of the task's learning rate, among which that of each network is chosen
+TOLERANCE = 0.05  # by which the parameters and the minutes of networks may differ
+MDLSTMS = ("md", "raster", "pixel", "default")
+MEASURES = {  # name → column, unit, factor, decimals
+    "relevant": ("relevant loss", "", 1, 5),
+    "error": ("wrong", " %", 100, 2),
+    "character_error": ("wrong characters", " %", 100, 2),
+    "string_error": ("wrong strings", " %", 100, 2),
+    "unexplained": ("unexplained", "", 1, 4),
+    "nats": ("nats", "", 1, 2),
+}
+
+
+class Table(NamedTuple):
+    """What is measured of a task.
+
+    Attributes:
+        page: page that shows it, below docs/.
+        measures: names of the errors.
+        networks: the MD-LSTM first, whose number of parameters the others get.
+        settings: in place of the task's defaults, for all networks.
+        choosing: further settings while learning rates are chosen, for tasks without validation data.
+        seeds: they count from 1; seed 0 chooses the learning rates.
+    """
+
+    page: str
+    measures: tuple[str, ...]
+    networks: tuple[str, ...]
+    settings: Mapping[str, Any] = {}
+    choosing: Mapping[str, Any] = {}
+    seeds: int = 3
+
+
+ROWS, DENSITIES = ("md", "snake", "horizontal"), ("pixel", "snake", "row", "conv")
+TABLES = {
+    "digits": Table("tasks/digits.md", ("error",), ROWS, choosing={"validation": 0.2}),
+    "diagonal": Table("tasks/diagonal.md", ("relevant",), ROWS, seeds=5),
+    "gaussian-field": Table("tasks/gaussian-field.md", ("unexplained",), ("raster", *ROWS)),
+    "gaussian-field-anisotropic": Table("tasks/gaussian-field.md", ("unexplained",), ("raster", *ROWS)),
+    "textures": Table("tasks/textures.md", ("error",), (*ROWS, "conv"), {"steps": 3000}),
+    "digit-strings": Table(
+        "tasks/digit-strings.md", ("character_error", "string_error"), ROWS, {"steps": 4000}
+    ),
+    "digits-binary": Table("density.md", ("nats",), DENSITIES),
+    "digits-grey": Table("density.md", ("nats",), DENSITIES),
+    "ising": Table("density.md", ("nats",), DENSITIES, {"size": "16"}),
+    "fashion": Table("density.md", ("nats",), DENSITIES, {"steps": 1000}),
+}
+README = {  # label of a row → task, MD-LSTM
+    "random diagonal": ("diagonal", "md"),
+    "digits": ("digits", "md"),
+    "digit strings": ("digit-strings", "md"),
+    "textures": ("textures", "md"),
+    "densities of digits": ("digits-binary", "pixel"),
+    "densities of clothes": ("fashion", "pixel"),
+    "Gaussian fields, network `raster`": ("gaussian-field", "raster"),
+    "Gaussian fields, plain `md`": ("gaussian-field", "md"),
+}
+README_COLUMNS = ("task, error on test data", "MD-LSTM", "best other, equal steps", "equal minutes")
+URL = "https://github.com/mdlstm-tk/mdlstm-tk/blob/main/docs/"
+
+
+class Training(NamedTuple):
+    """One training, and the name of its cell."""
+
+    network: str
+    rate: float
+    steps: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.network}, lr {self.rate:g}, {self.steps} steps, seed {self.seed}"
+
+
+class Results:
+    """What is known of a table.
+
+    Args:
+        name: of the task.
+        folder: holds the file of its cells: "settings", "seconds a step" by network, "baselines" by seed,
+            and the trainings.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.table, self.file = name, TABLES[name], folder / f"{name}.json"
+        self.cells = read_cells(self.file)
+
+    def measure(self, cells: Mapping[str, Callable[[], Any]]) -> None:
+        """Measure the cells that are missing."""
+        self.cells = resumed(self.file, cells)
+
+    def lengths(self, network: str) -> tuple[int, int]:
+        """As many steps as the MD-LSTM does; and as many as take this network the time of those."""
+        steps, seconds = self.cells["settings"]["steps"], self.cells["seconds a step"]
+        other = round(steps * seconds[self.table.networks[0]] / seconds[network])
+        return steps, steps if abs(other / steps - 1) <= TOLERANCE else max(other, 1)
+
+    def choices(self, network: str) -> list[Training]:
+        """The trainings that choose the learning rate of a network."""
+        rates = [float(f"{factor * self.cells['settings']['lr']:.2g}") for factor in FACTORS]
+        return [Training(network, rate, self.cells["settings"]["steps"], 0) for rate in rates]
+
+    def finals(self, network: str, steps: int) -> list[Training]:
+        """The trainings of a network with the learning rate that has the lowest score."""
+        scores = {each: self.cells[each.name].get("score", nan) for each in self.choices(network)}
+        best = min(scores, key=lambda each: (isnan(scores[each]), scores[each]))
+        return [best._replace(steps=steps, seed=seed) for seed in range(1, self.table.seeds + 1)]
+
+    @property
+    def trainings(self) -> list[Training]:
+        """All that are known: the choices, and once these are there, the others."""
+        choices = [each for network in self.table.networks for each in self.choices(network)]
+        if any(each.name not in self.cells for each in choices):
+            return choices
+        lengths = [(network, steps) for network in self.table.networks for steps in self.lengths(network)]
+        return [*choices, *(each for length in dict.fromkeys(lengths) for each in self.finals(*length))]
+
+    @property
+    def is_complete(self) -> bool:
+        """True if no cell is missing."""
+        return "baselines" in self.cells and all(each.name in self.cells for each in self.trainings)
+
+    @property
+    def hours(self) -> tuple[float, float]:
+        """Hours of one core that all trainings take, and those that are done."""
+        seconds, total = self.cells["seconds a step"], 0.0
+        for network in self.table.networks:
+            steps = len(FACTORS) * self.cells["settings"]["steps"]
+            steps += self.table.seeds * sum(set(self.lengths(network)))
+            total += seconds[network] * steps
+        done = sum(each.steps * seconds[each.network] for each in self.trainings if each.name in self.cells)
+        return total / 3600, done / 3600
+
+    def errors(self, measure: str) -> dict[str, list[list[float]]]:
+        """An error over the seeds, after equal steps and in equal minutes, of networks and baselines."""
+
+        def of(training: Training) -> float:
+            return float(self.cells[training.name].get("errors", {}).get(measure, nan))
+
+        errors = {
+            network: [[of(each) for each in self.finals(network, steps)] for steps in self.lengths(network)]
+            for network in self.table.networks
+        }
+        of_baselines = self.cells["baselines"]
+        return errors | {each: [[of[each][measure] for of in of_baselines]] * 2 for each in of_baselines[0]}
+
+
+def configurations(name: str, settings: Mapping[str, Any]) -> dict[str, TrainConfig]:
+    """The configuration of each network, with equally many parameters."""
+    table = TABLES[name]
+    values = {"model": table.networks[0], "device": "cpu", "patience": 0, **table.settings, **settings}
+    base = default_config(name).updated(values, "settings")
+    spec = make_task(base).spec
+    configs = {network: with_equal_parameters(base, network, spec) for network in table.networks}
+    counts = {network: count_parameters(build_network(each, spec)) for network, each in configs.items()}
+    if any(abs(number / counts[base.model] - 1) > TOLERANCE for number in counts.values()):
+        raise SystemExit(f"{name}: the numbers of parameters differ too much, {counts}")
+    return configs
+
+
+def seconds_a_step(configs: Mapping[str, TrainConfig]) -> dict[str, float]:
+    """Processor time of a training step of each network, in turns, so that load slows all of them alike."""
+
+    def stepping(config: TrainConfig) -> Step:
+        with tempfile.TemporaryDirectory() as folder:
+            job = new_job(config, folder, force=True)
+        trainer, numbers = Trainer(job), count()
+
+        def step() -> None:
+            batch = job.task.batch(config.seed, next(numbers), config.batch_size)
+            trainer.train_step(batch, interrupted=False)
+
+        return step
+
+    seconds = min(20.0, next(iter(configs.values())).steps / 100)
+    steps = {network: stepping(config) for network, config in configs.items()}
+    times = interleave(steps, seconds, clock=time.process_time)
+    return {network: median(each.ravel().tolist()) for network, each in times.items()}
+
+
+def train_once(config: TrainConfig, *, chooses: bool) -> dict[str, Any]:
+    """Train a network, and return its cell, with its errors on test data.
+
+    With `chooses` test data are hidden, and it has a score on validation data instead. A training that
+    diverges has neither.
+    """
+    task = make_task(config)
+    if chooses:
+        whole = task.count
+        task.count = lambda split: 0 if split == "test" else whole(split)  # type: ignore[method-assign]
+    cell: dict[str, Any] = {"machine": machine(), "hidden": config.hidden}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            result = train(new_job(config, folder, force=True, task=task))
+        except MDLSTMError as error:
+            if "diverged" not in str(error):
+                raise
+            return {**cell, "diverged": str(error)}
+    cell |= {name: result[name] for name in ("parameters", "seconds", "step")}
+    return cell | ({"score": task.score(result["errors"])} if chooses else {"errors": result["errors"]})
+
+
+def prepare(results: Results, configs: Mapping[str, TrainConfig]) -> None:
+    """Measure how long a step takes, and hold that the results are of these settings."""
+    base, always = next(iter(configs.values())), {"steps", "lr"}
+    usual = vars(TrainConfig())
+    terms = {key: value for key, value in vars(base).items() if key in always or value != usual[key]}
+    results.measure({"settings": lambda: terms, "seconds a step": partial(seconds_a_step, configs)})
+    if results.cells["settings"] != terms:
+        raise SystemExit(f"{results.file} was measured with other settings than {terms}; remove it")
+
+
+def measure(results: Results, configs: Mapping[str, TrainConfig]) -> None:
+    """Do the trainings that are missing: those that choose learning rates, and then the others."""
+    table, base = results.table, next(iter(configs.values()))
+    for _ in range(2):
+        cells = {}
+        for each in results.trainings:
+            config = replace(configs[each.network], lr=each.rate, steps=each.steps, seed=each.seed)
+            if each.seed == 0:
+                config = config.updated(table.choosing, results.name)
+            cells[each.name] = partial(train_once, config, chooses=each.seed == 0)
+        results.measure(cells)
+    results.measure({"baselines": partial(baselines, base, table.seeds)})
+
+
+def baselines(base: TrainConfig, seeds: int) -> list[dict[str, dict[str, float]]]:
+    """For each seed the test errors of methods without a network, by method and error."""
+    configs = [replace(base, seed=seed) for seed in range(1, seeds + 1)]
+    return [make_task(each).baselines(each.seed, each.steps * each.batch_size) for each in configs]
+
+
+def number(measure: str, values: Sequence[float], unit: bool = False) -> str:
+    """The mean, and in brackets the worst; of trainings that diverged, that they did."""
+    _, suffix, factor, decimals = MEASURES[measure]
+    if any(map(isnan, values)):
+        return "diverged"
+    middle, worst = (f"{factor * value:.{decimals}f}" for value in (mean(values), max(values)))
+    return f"{middle}{suffix * unit} ({worst})"
+
+
+def section(results: Results) -> str:
+    """A table with its command, for a page."""
+    table, cells = results.table, results.cells
+    names = [MEASURES[measure][0] + MEASURES[measure][1].replace(" ", ", ") for measure in table.measures]
+    columns = ["network", "parameters", "learning rate", "steps", *names, "steps in equal time", *names]
+    by_network: dict[str, list[str]] = {}
+    for measure in table.measures:
+        for network, errors in results.errors(measure).items():
+            by_network.setdefault(network, []).extend(number(measure, values) for values in errors)
+    rows = []
+    for network, texts in by_network.items():
+        labels = [network, "", "", "", ""]
+        if network in table.networks:
+            steps, in_time = results.lengths(network)
+            first = results.finals(network, steps)[0]
+            parameters = cells[first.name].get("parameters", "")
+            labels = [network, f"{parameters:,}", f"{first.rate:g}", f"{steps:,}", f"{in_time:,}"]
+        rows.append([*labels[:4], *texts[::2], labels[4], *texts[1::2]])
+    reference = table.networks[0]
+    minutes = results.lengths(reference)[0] * cells["seconds a step"][reference] / 60
+    machines = sorted({cells[each.name]["machine"] for each in results.trainings})
+    link = f"{'../' * table.page.count('/')}measuring.md"
+    return (
+        f"`python benchmarks/learning.py {results.name}`: mean and, in brackets, worst of {table.seeds} "
+        f"seeds ([terms]({link})).\nThe steps of `{reference}` take {minutes:.1f} minutes of one core "
+        f"({'; '.join(machines)}).\n\n{markdown(columns, rows, 1)}"
+    )
+
+
+def readme_row(label: str, folder: Path) -> str | None:
+    """A row of README's table; None if cells are missing. What beats the MD-LSTM is bold."""
+    name, network = README[label]
+    results = Results(name, folder)
+    if not results.cells or not results.is_complete:
+        return None
+    measure = results.table.measures[0]
+    errors = results.errors(measure)
+    own, texts = errors[network], []
+    for column in range(2):
+        others = {k: each[column] for k, each in errors.items() if k not in (*MDLSTMS, "exact")}
+        best = min(others, key=lambda k: mean(others[k]) if not isnan(sum(others[k])) else inf)
+        text = f"{best} {number(measure, others[best], unit=True)}"
+        texts.append(f"**{text}**" if mean(others[best]) < mean(own[column]) else text)
+    mine = number(measure, own[0], unit=True)
+    mine = mine if any("*" in text for text in texts) else f"**{mine}**"
+    link = f"[{label}]({URL}{results.table.page})"
+    return markdown([f"{link}, {MEASURES[measure][0]}", mine, *texts], []).partition("\n")[0]
+
+
+def readme(text: str, folder: Path) -> str:
+    """README's table, with the rows of complete results in place of those in `text`."""
+    rows = text.splitlines()
+    for k, row in enumerate(rows):
+        label = row.partition("[")[2].partition("]")[0]
+        if label in README:
+            rows[k] = readme_row(label, folder) or row
+    return "\n".join(rows)
+
+
+def write(folder: Path, root: Path) -> None:
+    """Write README's table, and into the pages what is complete."""
+    for name, table in TABLES.items():
+        results = Results(name, folder)
+        if results.cells and results.is_complete:
+            write_between_markers(root / "docs" / table.page, name, section(results))
+    page = root / "README.md"
+    write_between_markers(page, "learning", readme(between_markers(page, "learning"), folder))
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argument_parser(__doc__)
+    add_names(parser, "TASK", TABLES)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of all")
+    parser.add_argument("--estimate", action="store_true", help="train nothing")
+    parser.add_argument("--write", action="store_true", help="write the pages")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of cells")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder of README and docs/")
+    options = parser.parse_args(words)
+    torch.set_num_threads(1)
+    for name in options.names:
+        results = Results(name, options.results)
+        configs = configurations(name, parse_settings(options.set))
+        prepare(results, configs)
+        hours, done = results.hours
+        print(f"{name}: {hours:.2f} hours of one core, {done:.2f} done", file=sys.stderr)
+        if not options.estimate:
+            measure(results, configs)
+            print(f"{section(results)}\n")
+    if options.write:
+        write(options.results, options.root)
+
+
+if __name__ == "__main__":
+    main()
