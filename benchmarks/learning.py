@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from math import inf, isnan, nan
+from math import isnan, nan
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, NamedTuple
@@ -103,8 +103,8 @@ README = {  # label of a row → task, MD-LSTM
     "densities of clothes": ("fashion", "pixel"),
     "Gaussian fields, network `raster`": ("gaussian-field", "raster"),
     "Gaussian fields, plain `md`": ("gaussian-field", "md"),
+    "handwriting": ("handwriting", "default"),
 }
-README_COLUMNS = ("task, error on test data", "MD-LSTM", "best other, equal steps", "equal minutes")
 URL = "https://github.com/mdlstm-tk/mdlstm-tk/blob/main/docs/"
 
 
@@ -158,6 +158,8 @@ class Results:
     @property
     def trainings(self) -> list[Training]:
         """All that are known: the choices, and once these are there, the others."""
+        if "seconds a step" not in self.cells:
+            return []
         choices = [each for network in self.table.networks for each in self.choices(network)]
         if any(each.name not in self.cells for each in choices):
             return choices
@@ -317,24 +319,37 @@ def section(results: Results) -> str:
     )
 
 
+def handwriting_errors(folder: Path) -> dict[str, list[list[float]]]:
+    """As `Results.errors`, of what handwriting.py has measured in equal minutes; {} if networks are missing."""
+    errors: dict[str, list[list[float]]] = {}
+    for name, row in read_cells(folder / "handwriting.json").items():
+        network, _, seed = name.partition(", seed ")
+        if seed and "," not in network:
+            errors.setdefault(network, [[], []])[1].append(row["greedy"]["character_error"])
+    return errors if len(errors) > 2 else {}
+
+
 def readme_row(label: str, folder: Path) -> str | None:
-    """A row of README's table; None if cells are missing. What beats the MD-LSTM is bold."""
+    """A row of README's table; None if cells are missing. What beats the MD-LSTM is bold, or else that is."""
     name, network = README[label]
-    results = Results(name, folder)
-    if not results.cells or not results.is_complete:
+    if name in TABLES:
+        results = Results(name, folder)
+        page, measure = results.table.page, results.table.measures[0]
+        errors = results.errors(measure) if results.is_complete else {}
+    else:
+        page, measure, errors = "handwriting.md", "character_error", handwriting_errors(folder)
+    if not errors:
         return None
-    measure = results.table.measures[0]
-    errors = results.errors(measure)
-    own, texts = errors[network], []
-    for column in range(2):
+    own = errors[network]
+    mine, texts = number(measure, own[0] or own[1], unit=True), ["", ""]
+    for column in (column for column in range(2) if own[column]):
         others = {k: each[column] for k, each in errors.items() if k not in (*MDLSTMS, "exact")}
-        best = min(others, key=lambda k: mean(others[k]) if not isnan(sum(others[k])) else inf)
-        text = f"{best} {number(measure, others[best], unit=True)}"
-        texts.append(f"**{text}**" if mean(others[best]) < mean(own[column]) else text)
-    mine = number(measure, own[0], unit=True)
-    mine = mine if any("*" in text for text in texts) else f"**{mine}**"
-    link = f"[{label}]({URL}{results.table.page})"
-    return markdown([f"{link}, {MEASURES[measure][0]}", mine, *texts], []).partition("\n")[0]
+        best = min(others, key=lambda k: (isnan(sum(others[k])), mean(others[k])))
+        texts[column] = f"{best} {number(measure, others[best], unit=True)}"
+        if mean(others[best]) < mean(own[column]):
+            texts[column] = f"**{texts[column]}**"
+    mine = mine if "**" in "".join(texts) else f"**{mine}**"
+    return f"| [{label}]({URL}{page}), {MEASURES[measure][0]} | {mine} | {texts[0]} | {texts[1]} |"
 
 
 def readme(text: str, folder: Path) -> str:
@@ -348,10 +363,10 @@ def readme(text: str, folder: Path) -> str:
 
 
 def write(folder: Path, root: Path) -> None:
-    """Write README's table, and into the pages what is complete."""
+    """Write what is complete into the pages and into README's table."""
     for name, table in TABLES.items():
         results = Results(name, folder)
-        if results.cells and results.is_complete:
+        if results.is_complete:
             write_between_markers(root / "docs" / table.page, name, section(results))
     page = root / "README.md"
     write_between_markers(page, "learning", readme(between_markers(page, "learning"), folder))

@@ -7,19 +7,21 @@
 Folders are written as a user has them, and trained on with the default settings of their task: pictures of
 clothes (Fashion-MNIST, 28×28, ten classes; Debian's package dataset-fashion-mnist) to classify, mosaics of
 photographs (scikit-image, 64×64, six classes) to segment, and the lines of a folder of pages to read. A
-cell of the table is one training; it is kept in results.json, so that an interrupted table goes on.
+cell of the table is one training; it is kept in a file of benchmarks/results/, so that an interrupted table
+goes on. `--write` puts the table into docs/training.md.
 """
 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from handwriting import link_pages
-from measuring import argument_parser, markdown, resumed
+from measuring import RESULTS, ROOT, argument_parser, machine, markdown, resumed, write_between_markers
 from PIL import Image
 
 from mdlstm_tk.data import Textures
@@ -71,47 +73,55 @@ WRITERS: dict[str, Callable[[Path, int, Path | None], None]] = {
 }
 
 
-def measure(
-    kind: str, data: Path, minutes: float, folder: Path, settings: Sequence[str]
-) -> dict[str, float]:
-    """Train once; returns the test error, and the number of steps."""
+def measure(kind: str, data: Path, minutes: float, folder: Path, settings: Sequence[str]) -> dict[str, Any]:
+    """Train once; returns the test error, the number of steps and the machine."""
     values = {"task": TASKS[kind], "data": str(data), "minutes": minutes, "validation": VALIDATION}
     result = train(new_job(configure(values | parse_settings(settings)), folder, force=True))
     assert result["split"] == "test"
-    return {"error": result["errors"][ERRORS[kind]], "steps": result["step"]}
+    cell = {"error": result["errors"][ERRORS[kind]], "steps": result["step"], "settings": list(settings)}
+    return {**cell, "machine": machine()}
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
-    """Measure what is missing in results.json, print the table, and return the cells."""
+def table(kind: str, cells: Mapping[str, Any]) -> str:
+    """Errors by number of samples and minutes."""
+    keys = [tuple(name.split(", ")) for name in cells]
+    samples, minutes = (list(dict.fromkeys(each)) for each in zip(*keys, strict=True))
+    rows = []
+    for count in samples:
+        errors = [cells.get(f"{count}, {duration}", {}).get("error") for duration in minutes]
+        rows.append([count, *("" if error is None else f"{100 * error:.1f}" for error in errors)])
+    return markdown([f"{kind}, error in %", *minutes], rows, 1)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure what is missing in the results, print the table, and return the cells."""
     parser = argument_parser(__doc__)
     parser.add_argument("kind", choices=TASKS)
     parser.add_argument("--samples", required=True, help="numbers of training samples, as 100,1000")
     parser.add_argument("--minutes", required=True, help="of a training, as 1,4,16")
     parser.add_argument("--pages", type=Path, help="folder of pages with ALTO or PAGE XML, for lines")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of all")
+    parser.add_argument("--write", action="store_true", help="write docs/training.md")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of cells")
     parser.add_argument("-o", "--output", type=Path, default=Path("own-data"), help="default: %(default)s")
     options = parser.parse_args(arguments)
     if options.kind == "lines" and options.pages is None:
         parser.error("lines need --pages")
-    samples = [int(number) for number in options.samples.split(",")]
-    minutes = [float(number) for number in options.minutes.split(",")]
     folder: Path = options.output / options.kind
     trainings = {}
-    for count in samples:
-        data = folder / f"{count}"
+    for count in options.samples.split(","):
+        data = folder / count
         if not data.exists():
-            WRITERS[options.kind](data, count, options.pages)
-        for duration in minutes:
-            run = folder / f"run-{count}-{duration:g}"
-            call = partial(measure, options.kind, data, duration, run, options.set)
-            trainings[f"{count} samples, {duration:g} min"] = call
-    cells = resumed(folder / "results.json", trainings)
-    columns = [f"{options.kind}, error in %", *(f"{duration:g} min" for duration in minutes)]
-    rows = []
-    for count in samples:
-        errors = [cells[f"{count} samples, {duration:g} min"]["error"] for duration in minutes]
-        rows.append([f"{count:,}", *(f"{100 * error:.1f}" for error in errors)])
-    print(markdown(columns, rows, 1))
+            WRITERS[options.kind](data, int(count), options.pages)
+        for minutes in options.minutes.split(","):
+            run = folder / f"run-{count}-{minutes}"
+            call = partial(measure, options.kind, data, float(minutes), run, options.set)
+            trainings[f"{int(count):,} samples, {minutes} min"] = call
+    cells = resumed(options.results / f"own-data-{options.kind}.json", trainings)
+    print(table(options.kind, cells))
+    if options.write:
+        page = ROOT / "docs/training.md"
+        write_between_markers(page, f"own-data-{options.kind}", table(options.kind, cells))
     return cells
 
 

@@ -47,9 +47,9 @@ def compare(
 ) -> None:
     """Train the MD-LSTM and one-dimensional LSTMs on the same data for the same steps, and compare them.
 
-    On the random diagonal, the networks md, snake and horizontal have the same number of hidden units, and
-    their training losses are compared. On other tasks, the MD-LSTM and the other networks of the task have
-    equally many parameters, and the test errors of their best checkpoints are compared, next to baselines.
+    All networks have equally many parameters, steps, and the same settings; with --original-settings, equally
+    many hidden units. On the random diagonal, the training losses of md, snake and horizontal are compared. On
+    other tasks, the test errors of the best checkpoints of all networks are, next to baselines.
 
     Every network and seed gets a run folder.
     """

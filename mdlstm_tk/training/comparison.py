@@ -1,9 +1,9 @@
 """Compare networks on one task, over several seeds.
 
-On the random-diagonal task three networks with equal hidden units are compared by their training losses
-(see `diagonal_comparison`). On every other task all networks that are registered for it get equally many
-parameters, and are compared by the errors of their best weights on test data, next to baselines without
-training.
+All networks get equally many parameters, but for the original settings of the random diagonal, which have
+equal hidden units. On that task three networks are compared by their training losses (see
+`diagonal_comparison`), on every other one all networks that are registered for it by the errors of their best
+weights on test data, next to baselines without training.
 """
 
 from __future__ import annotations
@@ -82,11 +82,9 @@ class ComparisonPlan:
     @property
     def title(self) -> str:
         """The title of table and pictures."""
-        if self.is_diagonal:
-            suffix = ", original settings" if self.original_settings else ""
-            return f"random diagonal {self.config.size}, {counted(self.seeds, 'seed')}{suffix}"
-        subject = f"{self.config.task} {self.config.size}".strip()
-        return f"{subject}, {counted(self.seeds, 'seed')}, equally many parameters"
+        name = "random diagonal" if self.is_diagonal else self.config.task
+        equal = "original settings, equal units" if self.original_settings else "equally many parameters"
+        return f"{f'{name} {self.config.size}'.strip()}, {counted(self.seeds, 'seed')}, {equal}"
 
     def run(self, model: str, seed: int) -> Run:
         """The run of a network and a seed."""
@@ -268,10 +266,9 @@ def compare_models(
         seed_config = replace(plan.config, seed=seed)
         task = make_task(seed_config)
         for model in plan.models:
-            if plan.is_diagonal:
+            config = with_equal_parameters(seed_config, model, task.spec)
+            if plan.original_settings:
                 config = with_model(seed_config, model, task.spec.kind)
-            else:
-                config = with_equal_parameters(seed_config, model, task.spec)
             job = new_job(config, plan.run(model, seed).folder, True, task)
             if plan.original_settings:
                 init_original_(job.network, seed)

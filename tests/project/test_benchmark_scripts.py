@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from PIL import Image
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import differences
+import learning
 import measuring
 import performance
 from contenders import Shape, floor
@@ -44,9 +44,10 @@ CASES = [  # script and table, options, columns of the table
     ("ragged", ("--extent", "8", "20", "--seconds", "0"), 6),
     weekly("rivals", ("--shape", "1", "8", "8", "--seconds", "0"), 4),
     weekly("tiling training", ("--extent", "16", "--tile", "8", "--hidden", "2", "--rounds", "1"), 5),
-    ("density drawing", ("--pictures", "2", "--extent", "4"), 3),
+    ("density", ("--pictures", "2", "--extent", "4"), 3),
     weekly("runtimes", ("--form", "scan"), None),
 ]
+OTHER_TABLES = [name for name in learning.TABLES if name != "diagonal"]
 IN_PROCESSES = {  # script with its options, and what it prints; they set variables or take a path
     ("load", *SMALL): "8 columns",
     ("differences", ROOT, ROOT, "--rounds", "1", *SMALL): "5 columns",
@@ -143,16 +144,6 @@ def test_training_prints_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(row) for row in training.table(["diagonal"], rounds=1)] == [len(training.COLUMNS)]
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("fresh_registries")
-def test_densities_of_equal_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fresh("rival_networks", "density")
-    options = ["--seeds", "1", "--runs", str(tmp_path), "--set", "steps=2", "--set", "size=2x2"]
-    for _ in range(2):  # the second time, nothing is trained
-        script("density").main(["table", "ising", *options, "--set", "batch_size=4"])
-    assert columns(capsys.readouterr().out) == 6
-
-
 def fresh(*names: str) -> None:
     """Let modules that register networks be imported anew."""
     for name in names:
@@ -165,15 +156,36 @@ def test_bounds_fall_with_what_is_seen(capsys: pytest.CaptureFixture[str]) -> No
     assert bounds[:3] == sorted(bounds[:3], reverse=True) and bounds[3:] == sorted(bounds[3:], reverse=True)
 
 
-@pytest.mark.weekly
-def test_results_of_a_task_are_written(tmp_path: Path) -> None:
-    for folder in ("tasks", "images"):
-        (tmp_path / folder).mkdir()
-    page = shutil.copy(ROOT / "docs/tasks/digits.md", tmp_path / "tasks/digits.md")
-    arguments = ["digits", "--docs", str(tmp_path), "--runs", str(tmp_path / "runs")]
-    script("tasks").main([*arguments, "--seeds=1", "--steps=2"])
-    assert columns(page.read_text(encoding="utf-8").partition("<!-- measured -->")[2]) > 4
-    assert len([*(tmp_path / "images").iterdir()]) == 2
+@pytest.mark.parametrize(
+    "name", [pytest.param("diagonal", marks=pytest.mark.slow), *map(weekly, OTHER_TABLES)]
+)
+@pytest.mark.usefixtures("fresh_registries", "one_thread")
+def test_a_table_of_learning(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on where it was, looks at no test data to choose, and is written into page and README."""
+    few = np.random.default_rng(0).integers(0, 2, (60, 8, 8), np.uint8)
+    monkeypatch.setattr("mdlstm_tk.density.fashion._load", lambda folder: (few, few[:20]))
+    fresh("rival_networks")
+    importlib.import_module("rival_networks")
+    table = learning.TABLES[name]
+    for file, marker in (("README.md", "learning"), (f"docs/{table.page}", name)):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(f"<!-- {marker} -->\nold\n<!-- /{marker} -->\n", encoding="utf-8")
+    options = ["--set", "steps=2", "--set", "batch_size=2", "--results", str(tmp_path)]
+    arguments = [name, *options, "--write", "--root", str(tmp_path)]
+    learning.main(arguments)
+    page = measuring.between_markers(tmp_path / "docs" / table.page, name)
+    assert capsys.readouterr().out == f"{page}\n\n"
+    assert columns(page) == 5 + 2 * len(table.measures)
+    monkeypatch.setattr(learning, "train", None)  # all cells are there
+    learning.main(arguments)
+    cells = learning.Results(name, tmp_path).cells
+    assert all(("errors" in each) != (", seed 0" in k) for k, each in cells.items() if ", seed" in k)
+    parameters = [each["parameters"] for each in cells.values() if "parameters" in each]
+    assert max(parameters) / min(parameters) < 1.1
+    with pytest.raises(SystemExit, match="other settings"):
+        learning.main([*arguments, "--set", "steps=3"])
 
 
 @pytest.mark.weekly
@@ -188,7 +200,8 @@ def test_own_data_of_each_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str
         del counts["images"]
     for kind, count in counts.items():
         arguments = [kind, "--samples", count, "--minutes", "0.02", "-o", str(tmp_path / "out")]
-        cells = own_data.main([*arguments, "--pages", str(tmp_path / "pages")])
+        arguments += ["--pages", str(tmp_path / "pages"), "--results", str(tmp_path)]
+        cells = own_data.main(arguments)
         assert [cell["steps"] > 0 for cell in cells.values()] == [True]
         assert columns(capsys.readouterr().out) == 2
 

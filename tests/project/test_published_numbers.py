@@ -1,0 +1,107 @@
+"""Every number of README's table, and every table of learning in the pages, is what results files say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.checkout import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import learning
+import own_data
+from measuring import RESULTS, between_markers, read_cells
+
+OLD = "version 1.0"  # a table that is not measured anew says so
+pytestmark = pytest.mark.usefixtures("fresh_registries")
+
+
+@pytest.mark.parametrize("name", learning.TABLES)
+def test_a_page_shows_what_was_measured(name: str) -> None:
+    results = learning.Results(name, RESULTS)
+    shown = between_markers(ROOT / "docs" / results.table.page, name)
+    if results.is_complete:
+        assert shown == learning.section(results), "python benchmarks/learning.py --estimate --write"
+    else:
+        assert OLD in shown.lower()
+
+
+@pytest.mark.parametrize("kind", own_data.TASKS)
+def test_the_errors_on_own_data_are_those_measured(kind: str) -> None:
+    shown = between_markers(ROOT / "docs/training.md", f"own-data-{kind}")
+    cells = read_cells(RESULTS / f"own-data-{kind}.json")
+    assert shown == own_data.table(kind, cells) if cells else OLD in shown.lower()
+
+
+def test_the_table_of_readme_shows_what_was_measured() -> None:
+    """Rows whose cells are missing stay; see the marks of their pages."""
+    shown = between_markers(ROOT / "README.md", "learning")
+    assert shown == learning.readme(shown, RESULTS), "python benchmarks/learning.py --estimate --write"
+    assert [row.count("|") for row in shown.splitlines()] == [5] * (2 + len(learning.README))
+    assert all(f"[{label}](" in shown for label in learning.README)
+
+
+def write_results(folder: Path, missing: str = "", **errors: float) -> learning.Results:
+    """Results of `diagonal` with an error for each network, the same for each rate and seed."""
+    cells: dict[str, Any] = {"settings": {"steps": 100, "lr": 0.3}}
+    cells["seconds a step"] = {"md": 1.0, "snake": 2.0, "horizontal": 1.04}
+    cells["baselines"] = [{}] * 5
+    for network, error in errors.items():
+        for rate in ("0.1", "0.3", "0.9"):
+            score = abs(float(rate) - 0.3) if rate != "0.9" else None
+            chosen = {"machine": "m", "score": score} if score is not None else {"machine": "m"}
+            cells[f"{network}, lr {rate}, 100 steps, seed 0"] = chosen
+        for seed in range(1, 6):
+            for steps in (100, 50):
+                cell = {"machine": "m", "parameters": 1000, "errors": {"relevant": error * seed * 100 / steps}}
+                cells[f"{network}, lr 0.3, {steps} steps, seed {seed}"] = cell
+    cells.pop(missing, None)
+    (folder / "diagonal.json").write_text(json.dumps(cells), encoding="utf-8")
+    return learning.Results("diagonal", folder)
+
+
+def test_a_table_from_cells(tmp_path: Path) -> None:
+    """Minutes within 5 % are the same runs; a rate that diverged is not chosen."""
+    results = write_results(tmp_path, md=0.1, snake=0.2, horizontal=0.3)
+    rows = [row.split(" | ") for row in learning.section(results).splitlines() if row.startswith("| ")]
+    assert rows[2:] == [
+        ["| md", "1,000", "0.3", "100", "0.30000 (0.50000)", "100", "0.30000 (0.50000) |"],
+        ["| snake", "1,000", "0.3", "100", "0.60000 (1.00000)", "50", "1.20000 (2.00000) |"],
+        ["| horizontal", "1,000", "0.3", "100", "0.90000 (1.50000)", "100", "0.90000 (1.50000) |"],
+    ]
+    row = learning.readme_row("random diagonal", tmp_path)
+    assert row is not None and row.endswith(
+        "relevant loss | **0.30000 (0.50000)** | snake 0.60000 (1.00000) | horizontal 0.90000 (1.50000) |"
+    )
+
+
+def test_a_row_says_where_the_mdlstm_loses(tmp_path: Path) -> None:
+    write_results(tmp_path, md=0.3, snake=0.2, horizontal=0.5)
+    row = learning.readme_row("random diagonal", tmp_path)
+    assert row is not None and row.endswith(
+        "| 0.90000 (1.50000) | **snake 0.60000 (1.00000)** | snake 1.20000 (2.00000) |"
+    )
+
+
+def test_a_row_waits_for_the_last_cell(tmp_path: Path) -> None:
+    text = "| [random diagonal](a.md) | old | old | old |\n| [digits](a.md) | old | old | old |"
+    write_results(tmp_path, missing="snake, lr 0.3, 50 steps, seed 5", md=0.1, snake=0.2, horizontal=0.3)
+    assert learning.readme(text, tmp_path) == text
+    write_results(tmp_path, md=0.1, snake=0.2, horizontal=0.3)
+    assert [("old" in row) for row in learning.readme(text, tmp_path).splitlines()] == [False, True]
+
+
+def test_the_row_of_handwriting_is_of_equal_minutes(tmp_path: Path) -> None:
+    errors = {"default": (0.25, 0.26), "rows": (0.24, 0.25), "blstm": (0.27,)}
+    cells: dict[str, Any] = {"settings": {"minutes": 20.0}}
+    for network, values in errors.items():
+        for seed, error in enumerate(values):
+            cells[f"{network}, seed {seed}"] = {"greedy": {"character_error": error}}
+    (tmp_path / "handwriting.json").write_text(json.dumps(cells), encoding="utf-8")
+    row = learning.readme_row("handwriting", tmp_path)
+    assert row is not None
+    assert row.endswith("wrong characters | 25.50 % (26.00) |  | **rows 24.50 % (25.00)** |")
