@@ -40,6 +40,7 @@ from measuring import (
     write_between_markers,
 )
 
+from mdlstm_tk._util.text import duration
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.training import TrainConfig, default_config, make_task, new_job, parse_settings, train
 from mdlstm_tk.training.comparison import with_equal_parameters
@@ -309,12 +310,12 @@ def section(results: Results) -> str:
             labels = [network, f"{parameters:,}", f"{first.rate:g}", f"{steps:,}", f"{in_time:,}"]
         rows.append([*labels[:4], *texts[::2], labels[4], *texts[1::2]])
     reference = table.networks[0]
-    minutes = results.lengths(reference)[0] * cells["seconds a step"][reference] / 60
+    time_taken = duration(results.lengths(reference)[0] * cells["seconds a step"][reference])
     machines = sorted({cells[each.name]["machine"] for each in results.trainings})
     link = f"{'../' * table.page.count('/')}measuring.md"
     return (
         f"`python benchmarks/learning.py {results.name}`: mean and, in brackets, worst of {table.seeds} "
-        f"seeds ([terms]({link})).\nThe steps of `{reference}` take {minutes:.1f} minutes of one core "
+        f"seeds ([terms]({link})).\nThe steps of `{reference}` take {time_taken} of one core "
         f"({'; '.join(machines)}).\n\n{markdown(columns, rows, 1)}"
     )
 
