@@ -1,6 +1,6 @@
 """How long a density model takes to draw pictures, with kept states and without.
 
-    python benchmarks/density.py    # 64 pictures of 28×28; a minute
+python benchmarks/density.py    # 64 pictures of 28×28; a minute
 """
 
 from __future__ import annotations

@@ -240,15 +240,16 @@ def train_once(config: TrainConfig, *, chooses: bool) -> dict[str, Any]:
     if chooses:
         whole = task.count
         task.count = lambda split: 0 if split == "test" else whole(split)  # type: ignore[method-assign]
-    cell: dict[str, Any] = {"machine": machine(), "hidden": config.hidden}
     with tempfile.TemporaryDirectory() as folder:
+        job = new_job(config, folder, force=True, task=task)
+        cell: dict[str, Any] = {"machine": machine(), "parameters": count_parameters(job.network)}
         try:
-            result = train(new_job(config, folder, force=True, task=task))
+            result = train(job)
         except MDLSTMError as error:
             if "diverged" not in str(error):
                 raise
             return {**cell, "diverged": str(error)}
-    cell |= {name: result[name] for name in ("parameters", "seconds", "step")}
+    cell |= {"seconds": result["seconds"], "step": result["step"]}
     return cell | ({"score": task.score(result["errors"])} if chooses else {"errors": result["errors"]})
 
 
@@ -306,8 +307,13 @@ def section(results: Results) -> str:
         if network in table.networks:
             steps, in_time = results.lengths(network)
             first = results.finals(network, steps)[0]
-            parameters = cells[first.name].get("parameters", "")
-            labels = [network, f"{parameters:,}", f"{first.rate:g}", f"{steps:,}", f"{in_time:,}"]
+            labels = [
+                network,
+                f"{cells[first.name]['parameters']:,}",
+                f"{first.rate:g}",
+                f"{steps:,}",
+                f"{in_time:,}",
+            ]
         rows.append([*labels[:4], *texts[::2], labels[4], *texts[1::2]])
     reference = table.networks[0]
     time_taken = duration(results.lengths(reference)[0] * cells["seconds a step"][reference])
@@ -321,7 +327,7 @@ def section(results: Results) -> str:
 
 
 def handwriting_errors(folder: Path) -> dict[str, list[list[float]]]:
-    """As `Results.errors`, of what handwriting.py has measured in equal minutes; {} if networks are missing."""
+    """As `Results.errors`, what handwriting.py measured in equal minutes; {} if networks are missing."""
     errors: dict[str, list[list[float]]] = {}
     for name, row in read_cells(folder / "handwriting.json").items():
         network, _, seed = name.partition(", seed ")
@@ -331,7 +337,7 @@ def handwriting_errors(folder: Path) -> dict[str, list[list[float]]]:
 
 
 def readme_row(label: str, folder: Path) -> str | None:
-    """A row of README's table; None if cells are missing. What beats the MD-LSTM is bold, or else that is."""
+    """A row of README's table, None if cells are missing. Bold is what beats the MD-LSTM, or else that."""
     name, network = README[label]
     if name in TABLES:
         results = Results(name, folder)

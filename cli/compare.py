@@ -47,8 +47,8 @@ def compare(
 ) -> None:
     """Train the MD-LSTM and one-dimensional LSTMs on the same data for the same steps, and compare them.
 
-    All networks have equally many parameters, steps, and the same settings; with --original-settings, equally
-    many hidden units. On the random diagonal, the training losses of md, snake and horizontal are compared. On
+    All networks have equally many parameters and the same settings; with --original-settings, equally many
+    hidden units. On the random diagonal, the training losses of md, snake and horizontal are compared. On
     other tasks, the test errors of the best checkpoints of all networks are, next to baselines.
 
     Every network and seed gets a run folder.

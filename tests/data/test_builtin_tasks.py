@@ -12,6 +12,7 @@ import pytest
 from helpers.refusal import refused
 
 from mdlstm_tk.data import SPLITS, UNLABELLED, DiagonalTask, TaskSpec, batches
+from mdlstm_tk.data.builtin import textures
 from mdlstm_tk.data.builtin.textures import COLUMNS
 from mdlstm_tk.density.fashion import FOLDER
 from mdlstm_tk.errors import InputError
@@ -179,6 +180,17 @@ def test_splits_of_the_photographs_do_not_overlap() -> None:
     batch = task.batch(0, 0, 40, "test")
     assert {len(np.unique(y)) for y in batch.y} == {2, 3, 4}
     assert set(np.unique(batch.y)) == set(range(6))
+
+
+def test_photographs_to_train_on_do_not_depend_on_those_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, before = pytest.importorskip("skimage.data"), make("textures", size="64").photographs["train"]
+    for name in textures.PHOTOGRAPHS.values():
+        image = getattr(data, name)().copy()
+        image[:, int(COLUMNS["train"][1] * image.shape[1]) :] = 7
+        monkeypatch.setattr(data, name, lambda image=image: image)
+    monkeypatch.setattr(textures, "_load_photographs", textures._load_photographs.__wrapped__)
+    after = make("textures", size="64").photographs["train"]
+    assert all((one == other).all() for one, other in zip(before, after, strict=True))
 
 
 def test_gaussian_fields_have_power_spectrum_k_to_the_minus_4() -> None:

@@ -57,7 +57,11 @@ def write_results(folder: Path, missing: str = "", **errors: float) -> learning.
             cells[f"{network}, lr {rate}, 100 steps, seed 0"] = chosen
         for seed in range(1, 6):
             for steps in (100, 50):
-                cell = {"machine": "m", "parameters": 1000, "errors": {"relevant": error * seed * 100 / steps}}
+                cell = {
+                    "machine": "m",
+                    "parameters": 1000,
+                    "errors": {"relevant": error * seed * 100 / steps},
+                }
                 cells[f"{network}, lr 0.3, {steps} steps, seed {seed}"] = cell
     cells.pop(missing, None)
     (folder / "diagonal.json").write_text(json.dumps(cells), encoding="utf-8")

@@ -18,6 +18,7 @@ from mdlstm_tk.training import compare_models, configure, load_checkpoint, plan_
 from mdlstm_tk.training.comparison import Comparison, ComparisonProgress, configure_comparison
 from mdlstm_tk.training.diagonal_comparison import diagonal_rows, summarize_diagonal
 from mdlstm_tk.training.distributed import DistributedContext
+from mdlstm_tk.training.networks import count_parameters
 from mdlstm_tk.training.tasks import default_config
 
 TINY = configure({"size": "4", "hidden": 3, "steps": 20, "batch_size": 2})
@@ -49,8 +50,14 @@ def test_a_comparison_on_the_diagonal(tmp_path: Path, original_settings: bool) -
     curves = comparison.curves("relevant")
     assert all(len(losses) == TINY.steps for seeds in curves.values() for losses in seeds)
     assert all(one != other for one, other in curves.values())  # of the two seeds
-    config = load_checkpoint(plan.run("md", 1).last).config
+    checkpoints = {model: load_checkpoint(plan.run(model, 1).last) for model in plan.models}
+    config = checkpoints["md"].config
     assert (config.seed, config.layer_norm, config.lr == 0.01) == (1, original_settings, original_settings)
+    units = {checkpoint.config.hidden for checkpoint in checkpoints.values()}
+    parameters = [count_parameters(checkpoint.network()) for checkpoint in checkpoints.values()]
+    assert (units == {3}) == original_settings
+    assert (max(parameters) < 1.2 * min(parameters)) == (not original_settings)  # of three to seven units
+    assert comparison.table().title.endswith("units" if original_settings else "parameters")
 
 
 def test_networks_leave_out_settings_that_they_do_not_have(tmp_path: Path) -> None:
