@@ -2,8 +2,8 @@
 
 All networks get equally many parameters, but for the original settings of the random diagonal, which have
 equal hidden units. On that task three networks are compared by their training losses (see
-`diagonal_comparison`). On every other one, all networks that are registered for it are compared by the errors
-of their best weights on test data, next to baselines without training.
+`diagonal_comparison`). On every other one, all networks that are registered for it are compared by the
+errors of their best weights on test data, next to baselines without training.
 """
 
 from __future__ import annotations
