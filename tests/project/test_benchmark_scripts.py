@@ -27,6 +27,9 @@ import measuring
 import performance
 from contenders import Shape, floor
 
+from mdlstm_tk.data import Task
+from mdlstm_tk.training import TrainConfig, make_task
+
 MODULES = {"measuring", "contenders"}  # that scripts share
 NAMED = re.compile(r"benchmarks/(\w+)\.py")
 PAGES = [
@@ -47,6 +50,7 @@ CASES = [  # script and table, options, columns of the table
     ("density", ("--pictures", "2", "--extent", "4"), 3),
     weekly("runtimes", ("--form", "scan"), None),
 ]
+EVALUATED = 8  # samples of each split, so that it takes little time
 OTHER_TABLES = [name for name in learning.TABLES if name != "diagonal"]
 IN_PROCESSES = {  # script with its options, and what it prints; they set variables or take a path
     ("load", *SMALL): "8 columns",
@@ -156,6 +160,13 @@ def test_bounds_fall_with_what_is_seen(capsys: pytest.CaptureFixture[str]) -> No
     assert bounds[:3] == sorted(bounds[:3], reverse=True) and bounds[3:] == sorted(bounds[3:], reverse=True)
 
 
+def make_small_task(config: TrainConfig) -> Task:
+    task = make_task(config)
+    whole = task.count
+    task.count = lambda split: min(EVALUATED, whole(split))  # type: ignore[method-assign]
+    return task
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param("diagonal", marks=pytest.mark.slow), *map(weekly, OTHER_TABLES)]
 )
@@ -166,6 +177,7 @@ def test_a_table_of_learning(
     """It goes on where it was, looks at no test data to choose, and is written into page and README."""
     few = np.random.default_rng(0).integers(0, 2, (60, 8, 8), np.uint8)
     monkeypatch.setattr("mdlstm_tk.density.fashion._load", lambda folder: (few, few[:20]))
+    monkeypatch.setattr(learning, "make_task", make_small_task)
     fresh("rival_networks")
     importlib.import_module("rival_networks")
     table = learning.TABLES[name]
