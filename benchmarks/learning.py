@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any, NamedTuple
 
+import handwriting
 import rival_networks  # noqa: F401  it registers the rivals
 import torch
 from measuring import (
@@ -48,6 +49,7 @@ from mdlstm_tk.training.networks import build_network, count_parameters
 from mdlstm_tk.training.trainer import Trainer
 
 FACTORS = (1 / 3, 1, 3)  # of the task's learning rate, among which that of each network is chosen
+MINUTES = 20  # after which README compares networks that read handwriting
 TOLERANCE = 0.05  # by which the parameters and the minutes of networks may differ
 MDLSTMS = ("md", "raster", "pixel", "default")
 MEASURES = {  # name → column, unit, factor, decimals
@@ -327,13 +329,16 @@ def section(results: Results) -> str:
 
 
 def handwriting_errors(folder: Path) -> dict[str, list[list[float]]]:
-    """As `Results.errors`, what handwriting.py measured in equal minutes; {} if networks are missing."""
-    errors: dict[str, list[list[float]]] = {}
-    for name, row in read_cells(folder / "handwriting.json").items():
-        network, _, seed = name.partition(", seed ")
-        if seed and "," not in network:
-            errors.setdefault(network, [[], []])[1].append(row["greedy"]["character_error"])
-    return errors if len(errors) > 2 else {}
+    """As `Results.errors`, what handwriting.py measured in equal minutes; {} if cells are missing."""
+    cells = read_cells(folder / "handwriting.json")
+    names = {
+        network: [str(handwriting.Training("defaults", network, MINUTES, None, k)) for k in range(3)]
+        for network in handwriting.NETWORKS
+    }
+    if any(name not in cells for each in names.values() for name in each):
+        return {}
+    errors = {k: [cells[name]["greedy"]["character_error"] for name in each] for k, each in names.items()}
+    return {network: [[], each] for network, each in errors.items()}
 
 
 def readme_row(label: str, folder: Path) -> str | None:
@@ -356,7 +361,8 @@ def readme_row(label: str, folder: Path) -> str | None:
         if mean(others[best]) < mean(own[column]):
             texts[column] = f"**{texts[column]}**"
     mine = mine if "**" in "".join(texts) else f"**{mine}**"
-    return f"| [{label}]({URL}{page}), {MEASURES[measure][0]} | {mine} | {texts[0]} | {texts[1]} |"
+    title = MEASURES[measure][0] + ("" if own[0] else f" after {MINUTES} minutes")
+    return f"| [{label}]({URL}{page}), {title} | {mine} | {texts[0]} | {texts[1]} |"
 
 
 def readme(text: str, folder: Path) -> str:

@@ -74,12 +74,12 @@ WRITERS: dict[str, Callable[[Path, int, Path | None], None]] = {
 
 
 def measure(kind: str, data: Path, minutes: float, folder: Path, settings: Sequence[str]) -> dict[str, Any]:
-    """Train once; returns the test error, the number of steps and the machine."""
+    """Train once; returns its test error and what else there is to know."""
     values = {"task": TASKS[kind], "data": str(data), "minutes": minutes, "validation": VALIDATION}
     result = train(new_job(configure(values | parse_settings(settings)), folder, force=True))
     assert result["split"] == "test"
-    cell = {"error": result["errors"][ERRORS[kind]], "steps": result["step"], "settings": list(settings)}
-    return {**cell, "machine": machine()}
+    cell = {"error": result["errors"][ERRORS[kind]], "machine": machine(), "settings": list(settings)}
+    return cell | {key: result[key] for key in ("parameters", "ending", "step")}
 
 
 def table(kind: str, cells: Mapping[str, Any]) -> str:

@@ -214,7 +214,7 @@ def test_own_data_of_each_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str
         arguments = [kind, "--samples", count, "--minutes", "0.02", "-o", str(tmp_path / "out")]
         arguments += ["--pages", str(tmp_path / "pages"), "--results", str(tmp_path)]
         cells = own_data.main(arguments)
-        assert [cell["steps"] > 0 for cell in cells.values()] == [True]
+        assert [cell["ending"][:11] for cell in cells.values()] == ["trained for"]  # not by patience
         assert columns(capsys.readouterr().out) == 2
 
 

@@ -100,12 +100,14 @@ def test_a_row_waits_for_the_last_cell(tmp_path: Path) -> None:
 
 
 def test_the_row_of_handwriting_is_of_equal_minutes(tmp_path: Path) -> None:
-    errors = {"default": (0.25, 0.26), "rows": (0.24, 0.25), "blstm": (0.27,)}
-    cells: dict[str, Any] = {"settings": {"minutes": 20.0}}
+    errors = {"default": (0.25, 0.26, 0.27), "rows": (0.24, 0.25, 0.23), "blstm": (0.27, 0.26, 0.25)}
+    cells: dict[str, Any] = {}
     for network, values in errors.items():
         for seed, error in enumerate(values):
-            cells[f"{network}, seed {seed}"] = {"greedy": {"character_error": error}}
+            name = f"{network}, defaults, 20 min, all lines, seed {seed}"
+            cells[name] = {"greedy": {"character_error": error}}
     (tmp_path / "handwriting.json").write_text(json.dumps(cells), encoding="utf-8")
     row = learning.readme_row("handwriting", tmp_path)
     assert row is not None
-    assert row.endswith("wrong characters | 25.50 % (26.00) |  | **rows 24.50 % (25.00)** |")
+    text = "wrong characters after 20 minutes | 26.00 % (27.00) |  | **rows 24.00 % (25.00)** |"
+    assert row.endswith(text)
