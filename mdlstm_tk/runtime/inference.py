@@ -221,7 +221,7 @@ def infer_paths(
             stdin, files = content.document, [InputPath(STDIO, f"stdin{content.suffix}")]
         of_form = files_of_form(files, metadata.form)
         left_out += len(files) - len(of_form)
-        files, others = files_for(metadata.kind, of_form, earlier_results)
+        files, others = files_for(metadata.kind, of_form, earlier_results, of_kind)
         left_out += others
         planned = plan_jobs(files, metadata, target, output_format, options, is_single=is_single)
         given: dict[str, Any] = {

@@ -6,17 +6,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mdlstm_tk.data.samples import MemoryBudget
+from mdlstm_tk._util.text import counted
+from mdlstm_tk.data.samples import MemoryBudget, Survey
 from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, Sample, Split, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds.decoding import read_decoding, write_decoding
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.text.baseline_maps import MAPS, STRIDE, draw_maps
+from mdlstm_tk.text.baselines import BaselinesMetadata
 from mdlstm_tk.text.line_finding import find_baselines
 from mdlstm_tk.text.page_distortion import distort_page
 from mdlstm_tk.text.page_folders import PageTarget, list_whole_pages, read_splits
@@ -25,9 +28,21 @@ from mdlstm_tk.text.polylines import same_lines, spacing_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mdlstm_tk.data.user_data import UserDataTask
+    from mdlstm_tk.report.panels import Color, Panel
+    from mdlstm_tk.training.job import TrainingJob
+    from mdlstm_tk.training.run_folder import Run
+
 
 WEIGHT = 3.0  # of positions on a baseline or an end in the cross entropy: there are few
 ENDS = 0.3  # weight of the maps of beginnings and ends
+SHARES = 0.05, 3.0  # line spacings that outlines reach at least and at most
+COLORS = {
+    "true, found": (60, 160, 60),
+    "true, missed": (214, 40, 57),
+    "found, true": (40, 90, 214),
+    "found, not true": (255, 140, 0),
+}
 
 
 class Baselines(TrainingKind):
@@ -72,6 +87,62 @@ class Baselines(TrainingKind):
         assert options.preprocessing is not None
         return Targets(len(MAPS), partial(_encode, options.preprocessing), [f"baselines: {lines}"])
 
+    def complete(
+        self, task: UserDataTask, splits: Mapping[Split, Sequence[Survey]], targets: Targets
+    ) -> None:
+        """Learn how far outlines reach from the baselines of the training pages."""
+        shares = [
+            np.array(page.extents) / spacing_of(page.lines)
+            for page in (survey.target for survey in splits["train"])
+            if page.extents is not None and len(page.lines) > 1
+        ]
+        if shares:
+            above, below = np.clip(np.median(shares, axis=0), *SHARES).tolist()
+            task.of_kind = {"above": above, "below": below}
+
+    def conclude(
+        self, job: TrainingJob, step: int, split: Split
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        if job.context.is_main and job.task.of_kind:
+            write_decoding(job.run, job.task.of_kind, step)
+        return super().conclude(job, step, split)
+
+    def metadata(self, run: Run, step: int, spec: TaskSpec) -> dict[str, Any]:
+        defaults = {name: getattr(BaselinesMetadata, name) for name in ("above", "below")}
+        return read_decoding(run, defaults, step)
+
+    def panels(self, batch: Batch, prediction: Floats, spec: TaskSpec, name: str) -> list[Panel]:
+        """The page with its baselines: those that were found, missed, and found where there is none."""
+        from PIL import Image, ImageDraw
+
+        from mdlstm_tk.report.panels import Panel, draw_input, visible
+
+        height, width = _map_extents(batch, 0)
+        found, true = _found(prediction[0, :height, :width]), _lines(batch.y[0])
+        pairs = same_lines(found, true, spacing_of(true))
+        image = Image.fromarray(draw_input(visible(batch.x, batch), fade=0.3)).convert("RGB")
+        draw = ImageDraw.Draw(image)
+        right, seen = ({pair[side] for pair in pairs} for side in (0, 1))
+        for color, lines in (
+            (COLORS["true, found"], [line for k, line in enumerate(true) if k in seen]),
+            (COLORS["true, missed"], [line for k, line in enumerate(true) if k not in seen]),
+            (COLORS["found, true"], [line for k, line in enumerate(found) if k in right]),
+            (COLORS["found, not true"], [line for k, line in enumerate(found) if k not in right]),
+        ):
+            for line in lines:
+                draw.line([tuple(point) for point in line.tolist()], color, 1)
+        counts = f"{len(pairs)} of {counted(len(true), 'line')} found, {len(found) - len(pairs)} false"
+        return [Panel(counts, np.asarray(image), sample=name)]
+
+    def colors(self, spec: TaskSpec) -> dict[str, Color]:
+        return dict(COLORS)
+
+    def examples_text(self, spec: TaskSpec) -> str:
+        return (
+            "Baselines of each page: true ones that were found are green and those that were missed red; "
+            "found ones are blue, and orange where there is no true one."
+        )
+
     def distort(
         self, samples: Sequence[Sample], rngs: Sequence[np.random.Generator], strength: float
     ) -> list[Sample]:
@@ -108,14 +179,13 @@ class Baselines(TrainingKind):
 
     def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
         matched = found = true = inter = union = 0.0
-        probabilities = prediction.sigmoid().cpu().numpy()
-        for k, maps in enumerate(probabilities):
+        for k, logits in enumerate(prediction.cpu().numpy()):
             height, width = _map_extents(batch, k)
-            maps, lines = maps[:height, :width], _lines(batch.y[k])
-            answers = [(line + 0.5) * STRIDE for line in find_baselines(maps)]
+            lines = _lines(batch.y[k])
+            answers = _found(logits[:height, :width])
             matched += len(same_lines(answers, lines, spacing_of(lines)))
             found, true = found + len(answers), true + len(lines)
-            drawn, band = draw_maps(lines, (height, width))[..., 0] > 0.5, maps[..., 0] > 0.5
+            drawn, band = draw_maps(lines, (height, width))[..., 0] > 0.5, logits[:height, :width, 0] > 0
             inter, union = inter + float((drawn & band).sum()), union + float((drawn | band).sum())
         return {
             "line_error": (found + true - 2 * matched, found + true),
@@ -136,6 +206,12 @@ def _lines(page: Array) -> list[Array]:
     """The baselines of a sample of `Batch.y`."""
     lines = (line[~np.isnan(line[:, 0])] for line in page)
     return [line for line in lines if len(line)]
+
+
+def _found(logits: Array) -> list[Array]:
+    """The baselines in maps (h, w, 3) of a network, in pixels of x."""
+    maps = 0.5 + 0.5 * np.tanh(0.5 * logits)  # the logistic function, without overflow
+    return [(line + 0.5) * STRIDE for line in find_baselines(maps)]
 
 
 def _map_extents(batch: Batch, k: int) -> tuple[int, int]:

@@ -23,18 +23,22 @@ class Finding(NamedTuple):
         shortest: the shortest line.
     """
 
-    low: float = 0.3
+    low: float = 0.4
     high: float = 0.6
     gap: float = 2.0
     offset: float = 0.3
     shortest: float = 0.5
 
 
-def find_baselines(maps: Array, finding: Finding = Finding()) -> list[Array]:
+FINDING = Finding()
+
+
+def find_baselines(maps: Array, threshold: float = 0.75, finding: Finding = FINDING) -> list[Array]:
     """The baselines in maps.
 
     Args:
         maps: (h, w, 3) probabilities.
+        threshold: the lowest confidence of a line, see `confidence_of`.
         finding: how they are found.
 
     Returns:
@@ -45,7 +49,18 @@ def find_baselines(maps: Array, finding: Finding = Finding()) -> list[Array]:
         return []
     spacing = spacing_of([line for line in pieces if _length(line) > 8] or pieces)
     pieces = _joined(pieces, spacing, finding)
-    return [line for line in pieces if _length(line) >= finding.shortest * spacing]
+    return [
+        line
+        for line in pieces
+        if _length(line) >= finding.shortest * spacing and confidence_of(maps, line) >= threshold
+    ]
+
+
+def confidence_of(maps: Array, line: Array) -> float:
+    """The mean probability along a line that a baseline is there, from maps (h, w, 3)."""
+    ndimage = require("scipy.ndimage", "image")
+    places = resampled(line)[:, ::-1].T
+    return float(ndimage.map_coordinates(maps[..., 0], places, order=1, mode="nearest").mean())
 
 
 def _pieces(band: Array, finding: Finding) -> list[Array]:
@@ -83,8 +98,10 @@ def _chain(points: Array, weights: Array, step: float = 4.0) -> Array:
     if len(means) == 1:
         run = (high - low) / 2 * axis
         return np.stack([means[0] - run, means[0] + run])
-    ends = [means[k] + ((each - centre) @ axis - (means[k] - centre) @ axis) * axis
-            for k, each in ((0, centre + low * axis), (-1, centre + high * axis))]
+    ends = [
+        means[k] + ((each - centre) @ axis - (means[k] - centre) @ axis) * axis
+        for k, each in ((0, centre + low * axis), (-1, centre + high * axis))
+    ]
     return np.concatenate([ends[:1], means[1:-1], ends[1:]])
 
 
@@ -106,7 +123,9 @@ def _joined(pieces: list[Array], spacing: float, finding: Finding) -> list[Array
             fits &= np.abs(across) < finding.offset * spacing
             fits[k] = False
             for j in np.flatnonzero(fits):
-                if _direction(pieces[j][:8], spacing) @ ahead > 0.9 and (best is None or along[j] < best[0]):
+                if _direction(pieces[j][:8], spacing) @ ahead > 0.9 and (
+                    best is None or along[j] < best[0]
+                ):
                     best = (float(along[j]), k, int(j))
         if best is None:
             return pieces

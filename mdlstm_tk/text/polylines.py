@@ -40,7 +40,8 @@ def spacing_of(lines: Sequence[Array]) -> float:
         return 0.0
     if len(lines) == 1:
         return float(np.hypot(*np.diff(lines[0], axis=0).T).sum()) * ALONE
-    between = np.stack([np.median(distances(resampled(line, 16), lines), axis=0) for line in lines])
+    coarse = [resampled(line, 9) for line in lines]
+    between = np.stack([np.median(distances(line, coarse), axis=0) for line in coarse])
     np.fill_diagonal(between, np.inf)
     return float(np.median(between.min(1)))
 
@@ -66,6 +67,25 @@ def same_lines(found: Sequence[Array], true: Sequence[Array], spacing: float) ->
 
 def _shares(lines: Sequence[Array], others: Sequence[Array], spacing: float) -> Array:
     """The share (L, M) of each line that is near each other one."""
-    points = np.concatenate([resampled(line) for line in lines])
-    near = distances(points, others) <= NEAR * spacing
+    points, reach = np.concatenate([resampled(line) for line in lines]), NEAR * spacing
+    near = np.zeros((len(points), len(others)), bool)
+    for k, other in enumerate(others):  # most lines are far from most others
+        around = ((points >= other.min(0) - reach) & (points <= other.max(0) + reach)).all(1)
+        near[around, k] = distances(points[around], [other])[:, 0] <= reach
     return near.reshape(len(lines), POINTS, len(others)).mean(1)
+
+
+def simplified(line: Array, precision: float) -> Array:
+    """A chain of fewer points (Douglas & Peucker 1973), from which no point of it is farther than
+    `precision`."""
+    kept, parts = {0, len(line) - 1}, [(0, len(line) - 1)]
+    while parts:
+        first, last = parts.pop()
+        if last - first < 2:
+            continue
+        away = distances(line[first + 1 : last], [line[[first, last]]])[:, 0]
+        if away.max() > precision:
+            middle = first + 1 + int(away.argmax())
+            kept.add(middle)
+            parts += [(first, middle), (middle, last)]
+    return line[sorted(kept)]
