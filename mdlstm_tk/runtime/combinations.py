@@ -125,7 +125,7 @@ def describe_formats() -> str:
     """The formats that hold what models give, for the help; kinds with the same formats stand together."""
     kinds_of: dict[tuple[Format, ...], list[str]] = {}
     for kind in all_kinds():
-        if kind.formats:
+        if kind.answers:
             formats = tuple(each for each in kind.formats if each in (*LINES, *GRIDS))  # of whole grids
             kinds_of.setdefault(formats, []).append(kind.name)
     held = [(formats, f"answers of kind {', '.join(names)}") for formats, names in kinds_of.items()]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from mdlstm_tk.data.spec import Array, Floats
+from mdlstm_tk.text.baselines import MAPS
 
-MAPS = ("baselines", "beginnings", "ends")
 STRIDE = 2  # pixels of x, along both axes, under a position of the maps
 RADIUS = 1.0, 3.0  # in positions: half the width of a drawn baseline, and the radius of a drawn end
 
@@ -21,12 +22,12 @@ def draw_maps(lines: Sequence[Array], extents: tuple[int, int]) -> Floats:
         extents: (h, w) of the maps.
 
     Returns:
-        (h, w, 3), from 0 to 1, with soft edges.
+        (h, w, 3), from 0 to 1, with soft edges: of the baselines, their beginnings and their ends.
     """
-    maps = np.zeros((*extents, len(MAPS)), np.float32)
+    maps = np.zeros((*extents, MAPS), np.float32)
     for line in lines:
         points = np.asarray(line, np.float32) / STRIDE - 0.5
-        for start, end in zip(points[:-1], points[1:], strict=True):
+        for start, end in pairwise(points):
             _draw(maps[..., 0], start, end, RADIUS[0])
         for k, point in ((1, points[0]), (2, points[-1])):
             _draw(maps[..., k], point, point, RADIUS[1])

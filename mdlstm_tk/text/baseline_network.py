@@ -84,10 +84,12 @@ class LineFinder(nn.Module):
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
         """Map x (N, H, W, C) to logits (N, ⌈H / 2⌉, ⌈W / 2⌉, maps)."""
         valid = None if sizes is None else as_sizes(sizes, x)
+        extents = [(extent + 1) // 2 for extent in x.shape[1:-1]]
         x = standardise(x, valid).permute(0, 3, 1, 2)
-        extents: tuple[int, ...] = ()
         for convolution in self.convolutions:
             x, valid = convolution(x, valid)
-            extents = extents or tuple(x.shape[2:])
         y = self.grid(x.permute(0, 2, 3, 1), valid)
-        return depth_to_space(self.head(self.dropout(y)), UPSAMPLING, extents)
+        maps = depth_to_space(self.head(self.dropout(y)), UPSAMPLING)
+        for axis, extent in enumerate(extents, 1):  # exports lose a slice that is traced with all of it
+            maps = maps.index_select(axis, torch.arange(extent, device=maps.device))
+        return maps

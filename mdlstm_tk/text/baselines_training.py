@@ -18,9 +18,9 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.decoding import read_decoding, write_decoding
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
 from mdlstm_tk.runtime.preprocessing import Preprocessing
-from mdlstm_tk.text.baseline_maps import MAPS, STRIDE, draw_maps
-from mdlstm_tk.text.baselines import BaselinesMetadata
-from mdlstm_tk.text.line_finding import find_baselines
+from mdlstm_tk.text.baseline_maps import STRIDE, draw_maps
+from mdlstm_tk.text.baselines import MAPS, BaselinesMetadata
+from mdlstm_tk.text.line_finding import lines_of_output
 from mdlstm_tk.text.page_distortion import distort_page
 from mdlstm_tk.text.page_folders import PageTarget, list_whole_pages, read_splits
 from mdlstm_tk.text.polylines import same_lines, spacing_of
@@ -85,7 +85,7 @@ class Baselines(TrainingKind):
     def fit(self, targets: Sequence[PageTarget], options: TargetOptions) -> Targets:
         lines = sum(len(target.lines) for target in targets)
         assert options.preprocessing is not None
-        return Targets(len(MAPS), partial(_encode, options.preprocessing), [f"baselines: {lines}"])
+        return Targets(MAPS, partial(_encode, options.preprocessing), [f"baselines: {lines}"])
 
     def complete(
         self, task: UserDataTask, splits: Mapping[Split, Sequence[Survey]], targets: Targets
@@ -118,7 +118,7 @@ class Baselines(TrainingKind):
         from mdlstm_tk.report.panels import Panel, draw_input, visible
 
         height, width = _map_extents(batch, 0)
-        found, true = _found(prediction[0, :height, :width]), _lines(batch.y[0])
+        found, true = lines_of_output(prediction[0, :height, :width], (STRIDE, STRIDE)), _lines(batch.y[0])
         pairs = same_lines(found, true, spacing_of(true))
         image = Image.fromarray(draw_input(visible(batch.x, batch), fade=0.3)).convert("RGB")
         draw = ImageDraw.Draw(image)
@@ -158,7 +158,7 @@ class Baselines(TrainingKind):
     def rule(self, batch: Batch, spec: TaskSpec) -> TargetRule:
         n, height, width = batch.x.shape[:3]
         grid = (-(-height // STRIDE), -(-width // STRIDE))
-        return TargetRule(np.floating, (n, *batch.y.shape[1:3], 2), (n, *grid, len(MAPS)))
+        return TargetRule(np.floating, (n, *batch.y.shape[1:3], 2), (n, *grid, MAPS))
 
     def loss(self, prediction: Tensor, batch: Batch, spec: TaskSpec, columns: int | None) -> Tensor:
         from torch import from_numpy, stack, tensor
@@ -182,7 +182,7 @@ class Baselines(TrainingKind):
         for k, logits in enumerate(prediction.cpu().numpy()):
             height, width = _map_extents(batch, k)
             lines = _lines(batch.y[k])
-            answers = _found(logits[:height, :width])
+            answers = lines_of_output(logits[:height, :width], (STRIDE, STRIDE))
             matched += len(same_lines(answers, lines, spacing_of(lines)))
             found, true = found + len(answers), true + len(lines)
             drawn, band = draw_maps(lines, (height, width))[..., 0] > 0.5, logits[:height, :width, 0] > 0
@@ -206,12 +206,6 @@ def _lines(page: Array) -> list[Array]:
     """The baselines of a sample of `Batch.y`."""
     lines = (line[~np.isnan(line[:, 0])] for line in page)
     return [line for line in lines if len(line)]
-
-
-def _found(logits: Array) -> list[Array]:
-    """The baselines in maps (h, w, 3) of a network, in pixels of x."""
-    maps = 0.5 + 0.5 * np.tanh(0.5 * logits)  # the logistic function, without overflow
-    return [(line + 0.5) * STRIDE for line in find_baselines(maps)]
 
 
 def _map_extents(batch: Batch, k: int) -> tuple[int, int]:

@@ -21,10 +21,9 @@ from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.runtime.session import Session
-from mdlstm_tk.text.baseline_maps import STRIDE
 from mdlstm_tk.text.baselines import Baselines, BaselinesMetadata
 from mdlstm_tk.text.documents import MARK
-from mdlstm_tk.text.line_finding import find_baselines
+from mdlstm_tk.text.line_finding import lines_of_output
 from mdlstm_tk.text.line_order import reading_order
 from mdlstm_tk.text.markup import quoted
 from mdlstm_tk.text.outlines import outlines
@@ -79,12 +78,9 @@ def find_page(session: Session, pixels: Array) -> FoundPage:
         raise InputError(f"an image of {width}x{height} pixels is no page; cut it into pages")
     preprocessing = Preprocessing.from_json(metadata.preprocessing or Preprocessing().to_json())
     x = preprocessing(pixels)
-    maps: Any = session(x if metadata.channels_last else np.moveaxis(x, -1, 0))
-    maps = maps if isinstance(maps, np.ndarray) else maps[metadata.output_names[0]]
-    if not np.isfinite(maps).all():
-        raise InputError("the model returns NaN or infinity for this page")
-    maps = 0.5 + 0.5 * np.tanh(0.5 * maps)  # the logistic function, without overflow
-    found = [(line + 0.5) * STRIDE for line in find_baselines(maps)]
+    y: Any = session(x)
+    y = y if isinstance(y, np.ndarray) else y[metadata.output_names[0]]
+    found = lines_of_output(y, metadata.window or (1, 1))
     spacing = spacing_of(found)
     extents = metadata.above * spacing, metadata.below * spacing
     around = outlines(x[..., 0], found, spacing, extents)
@@ -162,7 +158,8 @@ def page_xml(page: FoundPage, image: str) -> bytes:
     order = "".join(
         f'        <RegionRefIndexed index="{k}" regionRef="r{k + 1}"/>\n' for k in range(len(regions))
     )
-    order = f'    <ReadingOrder>\n      <OrderedGroup id="order">\n{order}      </OrderedGroup>\n    </ReadingOrder>\n'
+    group = f'      <OrderedGroup id="order">\n{order}      </OrderedGroup>\n'
+    order = f"    <ReadingOrder>\n{group}    </ReadingOrder>\n"
     text = f"""<?xml version="1.0" encoding="UTF-8"?>
 <?{MARK} a model has found these lines?>
 <PcGts xmlns="{NAMESPACE}">

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from mdlstm_tk.errors import require
+from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.text.polylines import resampled, spacing_of
 
+HEAD, TAIL = slice(8), slice(-8, None)  # points of a piece that tell the direction of its ends
+OVERLAP = 0.5  # line spacings by which pieces of a line may overlap
+STRAIGHT = 0.9  # cosine between the directions of pieces of a line, at least
+MAX_PIECES = 1000  # of a page, the largest
 EIGHT = np.ones((3, 3), bool)  # neighbours, corners included
 
 
@@ -31,6 +36,25 @@ class Finding(NamedTuple):
 
 
 FINDING = Finding()
+
+
+def lines_of_output(y: Array, window: Sequence[int]) -> list[Array]:
+    """The baselines in the output of a network.
+
+    Args:
+        y: (h, w, 3) logits of the maps.
+        window: positions of x under a position of the maps.
+
+    Returns:
+        Baselines (K, 2), x and y in positions of x.
+
+    Raises:
+        InputError: y holds NaN or infinity.
+    """
+    if not np.isfinite(y).all():
+        raise InputError("the model returns NaN or infinity, in which there are no lines")
+    maps = 0.5 + 0.5 * np.tanh(0.5 * y)  # the logistic function, without overflow
+    return [(line + 0.5) * np.asarray(window)[::-1] for line in find_baselines(maps)]
 
 
 def find_baselines(maps: Array, threshold: float = 0.75, finding: Finding = FINDING) -> list[Array]:
@@ -70,8 +94,10 @@ def _pieces(band: Array, finding: Finding) -> list[Array]:
     if not count:
         return []
     peaks = ndimage.maximum(band, labels, range(1, count + 1))
-    pieces = []
-    for k, place in enumerate(ndimage.find_objects(labels)):
+    sizes = np.bincount(labels.ravel())[1:]
+    places, pieces = ndimage.find_objects(labels), []
+    for k in sorted(np.argsort(-sizes, kind="stable")[:MAX_PIECES].tolist()):
+        place = places[k]
         if peaks[k] < finding.high:
             continue
         y, x = np.nonzero(labels[place] == k + 1)
@@ -109,33 +135,34 @@ def _length(line: Array) -> float:
     return float(np.hypot(*np.diff(line, axis=0).T).sum())
 
 
-def _joined(pieces: list[Array], spacing: float, finding: Finding) -> list[Array]:
+def _joined(pieces: Sequence[Array], spacing: float, finding: Finding) -> list[Array]:
     """Join pieces that continue each other, those with the smallest gap first."""
-    pieces = list(pieces)
-    while True:
-        best: tuple[float, int, int] | None = None
-        starts = np.stack([piece[0] for piece in pieces])
-        for k, piece in enumerate(pieces):
-            end, ahead = piece[-1], _direction(piece[-8:], spacing)
-            offsets = starts - end
-            along, across = offsets @ ahead, offsets @ np.array([-ahead[1], ahead[0]])
-            fits = (along > -spacing / 2) & (along < finding.gap * spacing)
-            fits &= np.abs(across) < finding.offset * spacing
-            fits[k] = False
-            for j in np.flatnonzero(fits):
-                if _direction(pieces[j][:8], spacing) @ ahead > 0.9 and (
-                    best is None or along[j] < best[0]
-                ):
-                    best = (float(along[j]), k, int(j))
-        if best is None:
-            return pieces
-        _, k, j = best
-        joined = np.concatenate([pieces[k], pieces[j]])
-        pieces = [piece for i, piece in enumerate(pieces) if i not in (k, j)] + [joined]
+    starts, ends = (np.stack([piece[k] for piece in pieces]) for k in (0, -1))
+    first, last = (np.stack([_direction(piece[part]) for piece in pieces]) for part in (HEAD, TAIL))
+    offsets = starts - ends[:, None]  # (k, j, 2), from the end of k to the start of j
+    along = (offsets * last[:, None]).sum(-1)
+    across = offsets[..., 1] * last[:, None, 0] - offsets[..., 0] * last[:, None, 1]
+    fits = (along > -OVERLAP * spacing) & (along < finding.gap * spacing)
+    fits &= (np.abs(across) < finding.offset * spacing) & (last @ first.T > STRAIGHT)
+    np.fill_diagonal(fits, False)
+    pairs = sorted(zip(*np.nonzero(fits), strict=True), key=lambda pair: along[pair])
+    next_of: dict[int, int] = {}
+    chain_of = list(range(len(pieces)))  # so that no chain becomes a circle
+    for k, j in ((int(k), int(j)) for k, j in pairs):
+        if k not in next_of and j not in next_of.values() and chain_of[k] != chain_of[j]:
+            next_of[k] = j
+            chain_of = [chain_of[k] if chain == chain_of[j] else chain for chain in chain_of]
+    joined = []
+    for k in sorted(set(range(len(pieces))) - set(next_of.values())):
+        chain = [pieces[k]]
+        while k in next_of:
+            k = next_of[k]
+            chain.append(pieces[k])
+        joined.append(np.concatenate(chain))
+    return joined
 
 
-def _direction(points: Array, spacing: float) -> Array:
+def _direction(points: Array) -> Array:
     """The direction of a chain of points."""
     run = points[-1] - points[0]
-    unit: Array = run / max(float(np.hypot(*run)), 1e-6)
-    return unit
+    return np.asarray(run / max(float(np.hypot(*run)), 1e-6))

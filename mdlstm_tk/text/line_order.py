@@ -8,6 +8,7 @@ some of the width of both, such as a heading.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def reading_order(lines: Sequence[Array]) -> list[list[int]]:
     order += by_height[MAX_LINES:].tolist()
     place = {int(k): p for p, k in enumerate(chosen)}
     regions = [[order[0]]]
-    for last, k in zip(order, order[1:], strict=False):
+    for last, k in pairwise(order):
         if last in place and k in place and shared[place[last], place[k]] and y[last] <= y[k]:
             regions[-1].append(k)
         else:

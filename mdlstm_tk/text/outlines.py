@@ -75,13 +75,10 @@ def _outline(
         of_side = of_side + 10.0 * np.maximum.accumulate(blocked[:, rows], axis=1)
         edges.append(depth[_path(of_side)] * side)
     upper, lower = (_coarse(edge, side) for edge, side in ((edges[0], -1), (edges[1], 1)))
-    at, down = resampled_rows(points, len(upper)), resampled_rows(down, len(upper))
+    rows = np.linspace(0, len(points) - 1, len(upper)).round().astype(int)
+    at, down = points[rows], down[rows]
     polygon = np.concatenate([at + upper[:, None] * down, (at + lower[:, None] * down)[::-1]])
     return np.asarray(np.clip(polygon, 0, np.array(ink.shape[::-1])))
-
-
-def resampled_rows(values: Array, count: int) -> Array:
-    return values[np.linspace(0, len(values) - 1, count).round().astype(int)]
 
 
 def _path(cost: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Pictures of pages with the lines that were found, and the texts that were read, drawn on them (Pillow)."""
+"""Pictures of pages, with the lines that were found and the texts that were read drawn on them."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def _perspective(extents: Array, rng: np.random.Generator, strength: float) -> A
     matrix = np.block([[linear, np.zeros((2, 1))], [tilt, np.ones((1, 1))]])
     to_centre, back = np.eye(3), np.eye(3)
     to_centre[:2, 2], back[:2, 2] = -extents / 2, extents / 2 + draws[6:] * SHIFT * extents
-    return back @ matrix @ to_centre
+    return np.asarray(back @ matrix @ to_centre)
 
 
 def _shade(extents: Array, rng: np.random.Generator, strength: float) -> Floats:

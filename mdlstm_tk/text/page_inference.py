@@ -93,7 +93,7 @@ def infer_pages(
                 found = find_page(finder, pixels)
             answers: tuple[Answer, ...]
             if finds and found is not None:
-                answers = tuple(map(FoundLine.of, found.lines))
+                answers = tuple(_found(line) for line in found.lines)
                 _write(job, session, options, answers, partial(_write_found, job, found, item.image.name))
                 lines: Sequence[PageLine] = found.lines
             else:
@@ -107,7 +107,7 @@ def infer_pages(
                 _write(job, session, options, answers, write)
                 lines = page.lines
             if overlays:
-                texts_of = {answer.array: answer.text for answer in answers if isinstance(answer, Text)}
+                texts_of = {str(each.array): each.text for each in answers if isinstance(each, Text)}
                 overlays.write(job.source, pixels, lines, texts_of)
         except (InputError, StoppedError) as reason:
             stops = stops + 1 if isinstance(reason, StoppedError) else 0
@@ -164,6 +164,11 @@ def _page_of(found: FoundPage, image: Path, pixels: Array) -> tuple[Page, dict[s
     lines = tuple(found.lines)
     page = Page(path, image, found.width, found.height, lines, page_xml(found, image.name))
     return page, _cut(lines, pixels, str(image))
+
+
+def _found(line: PageLine) -> FoundLine:
+    assert line.baseline is not None
+    return FoundLine.of(line.id, None, line.baseline, *([] if line.polygon is None else [line.polygon]))
 
 
 def _write_found(job: Job, found: FoundPage, image: str) -> None:

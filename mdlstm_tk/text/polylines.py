@@ -72,7 +72,7 @@ def _shares(lines: Sequence[Array], others: Sequence[Array], spacing: float) -> 
     for k, other in enumerate(others):  # most lines are far from most others
         around = ((points >= other.min(0) - reach) & (points <= other.max(0) + reach)).all(1)
         near[around, k] = distances(points[around], [other])[:, 0] <= reach
-    return near.reshape(len(lines), POINTS, len(others)).mean(1)
+    return np.asarray(near.reshape(len(lines), POINTS, len(others)).mean(1))
 
 
 def simplified(line: Array, precision: float) -> Array:
