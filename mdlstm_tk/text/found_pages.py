@@ -31,7 +31,7 @@ from mdlstm_tk.text.pages import PageLine
 from mdlstm_tk.text.polylines import simplified, spacing_of
 
 NAMESPACE = "http://schema.primaresearch.org/PAGE/gts/pagecontent/2019-07-15"
-MAX_ASPECT = 20  # of a page; a longer image is none
+MIN_SIDE, MAX_ASPECT = 16, 20  # of a page in pixels, and by its shorter side
 PRECISION = 0.5  # pixels of x by which a baseline may change when it gets fewer points
 
 
@@ -74,8 +74,8 @@ def find_page(session: Session, pixels: Array) -> FoundPage:
     """Find the lines of a page, by regions; see `find_lines`."""
     metadata = check_finder(session)
     height, width = pixels.shape[:2]
-    if max(height, width) > MAX_ASPECT * min(height, width):
-        raise InputError(f"an image of {width}x{height} pixels is no page; cut it into pages")
+    if min(height, width) < MIN_SIDE or max(height, width) > MAX_ASPECT * min(height, width):
+        raise InputError(f"an image of {width}x{height} pixels is no page of text")
     preprocessing = Preprocessing.from_json(metadata.preprocessing or Preprocessing().to_json())
     x = preprocessing(pixels)
     y: Any = session(x)
@@ -146,7 +146,8 @@ def page_xml(page: FoundPage, image: str) -> bytes:
     regions = []
     for number, lines in enumerate(page.regions, 1):
         corners = np.concatenate([line.polygon for line in lines if line.polygon is not None])
-        (left, top), (right, bottom) = corners.min(0), corners.max(0)
+        left, top = np.minimum(corners.min(0), (page.width - 1, page.height - 1))
+        right, bottom = np.maximum(corners.max(0), (left + 1, top + 1))
         box = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
         rows = [
             f'      <TextLine id="{line.id}">\n        <Coords points="{_points(line.polygon)}"/>\n'

@@ -25,13 +25,15 @@ class Finding(NamedTuple):
         low, high: probabilities that all positions of a piece have, and one of them at least.
         gap: the longest one between pieces of a line.
         offset: the largest distance of a piece from the other one, continued straight on.
+        end: probability of an end and of a beginning from which lines are not joined there.
         shortest: the shortest line.
     """
 
     low: float = 0.4
     high: float = 0.6
     gap: float = 2.0
-    offset: float = 0.3
+    offset: float = 0.2
+    end: float = 0.3
     shortest: float = 0.5
 
 
@@ -57,7 +59,7 @@ def lines_of_output(y: Array, window: Sequence[int]) -> list[Array]:
     return [(line + 0.5) * np.asarray(window)[::-1] for line in find_baselines(maps)]
 
 
-def find_baselines(maps: Array, threshold: float = 0.75, finding: Finding = FINDING) -> list[Array]:
+def find_baselines(maps: Array, threshold: float = 0.8, finding: Finding = FINDING) -> list[Array]:
     """The baselines in maps.
 
     Args:
@@ -72,7 +74,7 @@ def find_baselines(maps: Array, threshold: float = 0.75, finding: Finding = FIND
     if not pieces:
         return []
     spacing = spacing_of([line for line in pieces if _length(line) > 8] or pieces)
-    pieces = _joined(pieces, spacing, finding)
+    pieces = _joined(pieces, maps, spacing, finding)
     return [
         line
         for line in pieces
@@ -135,8 +137,9 @@ def _length(line: Array) -> float:
     return float(np.hypot(*np.diff(line, axis=0).T).sum())
 
 
-def _joined(pieces: Sequence[Array], spacing: float, finding: Finding) -> list[Array]:
-    """Join pieces that continue each other, those with the smallest gap first."""
+def _joined(pieces: Sequence[Array], maps: Array, spacing: float, finding: Finding) -> list[Array]:
+    """Join pieces that continue each other, those with the smallest gap first, unless the maps say that a
+    line ends and another one begins there."""
     starts, ends = (np.stack([piece[k] for piece in pieces]) for k in (0, -1))
     first, last = (np.stack([_direction(piece[part]) for piece in pieces]) for part in (HEAD, TAIL))
     offsets = starts - ends[:, None]  # (k, j, 2), from the end of k to the start of j
@@ -144,6 +147,9 @@ def _joined(pieces: Sequence[Array], spacing: float, finding: Finding) -> list[A
     across = offsets[..., 1] * last[:, None, 0] - offsets[..., 0] * last[:, None, 1]
     fits = (along > -OVERLAP * spacing) & (along < finding.gap * spacing)
     fits &= (np.abs(across) < finding.offset * spacing) & (last @ first.T > STRAIGHT)
+    fits &= ~(
+        (_near(maps[..., 2], ends) > finding.end)[:, None] & (_near(maps[..., 1], starts) > finding.end)
+    )
     np.fill_diagonal(fits, False)
     pairs = sorted(zip(*np.nonzero(fits), strict=True), key=lambda pair: along[pair])
     next_of: dict[int, int] = {}
@@ -160,6 +166,13 @@ def _joined(pieces: Sequence[Array], spacing: float, finding: Finding) -> list[A
             chain.append(pieces[k])
         joined.append(np.concatenate(chain))
     return joined
+
+
+def _near(grid: Array, points: Array) -> Array:
+    """The largest value of a map around each of the points (P, 2)."""
+    ndimage = require("scipy.ndimage", "image")
+    largest = ndimage.maximum_filter(grid, 5)
+    return np.asarray(ndimage.map_coordinates(largest, points[:, ::-1].T, order=0, mode="nearest"))
 
 
 def _direction(points: Array) -> Array:
