@@ -3,8 +3,8 @@
     python benchmarks/baselines.py --pages ../wills --minutes 60 --seeds 3 --reader reader.onnx
 
 The folder holds pages with ALTO or PAGE XML and a splits.json. The default network, its convolutions with
-LSTMs along rows and then columns, and a U-Net are trained as `mdlstm train` does; each exported file finds the
-lines of the test pages. F1 is the mean over the hands, the prefixes of splits.json, with an interval of 95 %
+LSTMs along rows and then columns, and a U-Net are trained as `mdlstm train` does; each exported file finds
+the lines of the test pages. F1 is the mean over hands (prefixes of splits.json), with an interval of 95 %
 by bootstrap over them: on the pages as they are, turned by 3°, unevenly lit, and at half the resolution.
 
 With a reader, the last columns are the characters that are wrong on whole pages, in per cent: from the

@@ -60,13 +60,13 @@ class Baselines(TrainingKind):
         "resize": "512x*",
         "hidden": 20,
         "layers": 2,
-        "steps": 8000,
-        "batch_size": 4,
+        "steps": 4000,
+        "batch_size": 2,
         "lr": 0.004,
-        "warmup": 200,
-        "average": 0.995,
+        "warmup": 50,
+        "average": 0.99,
         "augment": 1.0,
-        "evaluate_every": 250,
+        "evaluate_every": 200,
         "patience": 0,
     }
 

@@ -9,11 +9,13 @@ import numpy as np
 
 from mdlstm_tk.errors import require
 from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.text.polylines import distances, resampled
+from mdlstm_tk.text.polylines import resampled
 
 STEP = 2.0  # pixels of x between the points of an outline that are searched
 CORE = 0.35, 0.05  # line spacings above and below a baseline that its outline always holds
-FAR = 1.0  # cost of a boundary that is a line spacing nearer than its extent; ink costs 1 a pixel
+NEAR = 0.1  # cost of a boundary that is a line spacing nearer than its extent; ink costs up to 1
+BEYOND = 10.0  # cost of a boundary beyond another baseline
+THICK = 0.3  # line spacings, of a baseline that others do not cross
 SIDE = 0.15  # line spacings that an outline is longer than its baseline at each end
 MAX_COLUMNS = 1024
 POINTS_TOGETHER = 8  # points of a boundary that become one, the outermost
@@ -37,13 +39,20 @@ def outlines(x: Array, lines: Sequence[Array], spacing: float, extents: tuple[fl
     low, high = float(x.min()), float(x.max())
     ink = np.abs(x - np.kron(paper, np.ones((4, 4), x.dtype))[: x.shape[0], : x.shape[1]])
     ink = ink / max(high - low, 1e-6)
-    return [_outline(ink, lines, k, spacing, extents, ndimage) for k in range(len(lines))]
+    image: Any = require("PIL.Image", "image").new("I", ink.shape[::-1])  # the number of each baseline
+    draw = require("PIL.ImageDraw", "image").Draw(image)
+    for number, line in enumerate(lines, 1):
+        draw.line([tuple(point) for point in line.tolist()], number, max(round(THICK * spacing), 1))
+    drawn = np.asarray(image)
+    return [
+        _outline(ink, (drawn > 0) & (drawn != number), line, spacing, extents)
+        for number, line in enumerate(lines, 1)
+    ]
 
 
-def _outline(
-    ink: Array, lines: Sequence[Array], k: int, spacing: float, extents: tuple[float, float], ndimage: Any
-) -> Array:
-    line = lines[k]
+def _outline(ink: Array, others: Array, line: Array, spacing: float, extents: tuple[float, float]) -> Array:
+    """The outline of a line; `others` (H, W) is true on other baselines."""
+    ndimage = require("scipy.ndimage", "image")
     length = float(np.hypot(*np.diff(line, axis=0).T).sum())
     count = int(np.clip(length / STEP, 4, MAX_COLUMNS))
     points = resampled(line, count)
@@ -57,22 +66,16 @@ def _outline(
     above, below = extents
     offsets = np.arange(-np.ceil(above), np.ceil(below) + 1)  # (R,)
     places = points[:, None] + offsets[:, None] * down[:, None]  # (P, R, 2)
-    cost = ndimage.map_coordinates(
-        ink, np.moveaxis(places[..., ::-1], -1, 0) - 0.5, order=1, mode="nearest"
-    )
-    # Beyond a neighbouring baseline are parts of other lines.
-    others = [each for j, each in enumerate(lines) if j != k]
-    blocked = np.zeros(cost.shape, bool)
-    if others:
-        nearest = distances(places.reshape(-1, 2), others).min(1).reshape(cost.shape)
-        blocked = nearest < np.minimum(np.abs(offsets), 0.15 * spacing)
+    at = np.moveaxis(places[..., ::-1], -1, 0) - 0.5
+    cost = ndimage.map_coordinates(ink, at, order=1, mode="nearest")
+    blocked = ndimage.map_coordinates(others, at, order=0, mode="constant")
     core = CORE[0] * spacing, CORE[1] * spacing
     edges = []
     for side, reach, least in ((-1, above, core[0]), (1, below, core[1])):
         rows = np.flatnonzero(offsets * side >= min(least, reach))[::side]  # outwards
         depth = np.abs(offsets[rows])
-        of_side = cost[:, rows] + FAR / spacing * (reach - depth).clip(0) * 0.1
-        of_side = of_side + 10.0 * np.maximum.accumulate(blocked[:, rows], axis=1)
+        of_side = cost[:, rows] + NEAR / spacing * (reach - depth).clip(0)
+        of_side = of_side + BEYOND * np.maximum.accumulate(blocked[:, rows], axis=1)
         edges.append(depth[_path(of_side)] * side)
     upper, lower = (_coarse(edge, side) for edge, side in ((edges[0], -1), (edges[1], 1)))
     rows = np.linspace(0, len(points) - 1, len(upper)).round().astype(int)

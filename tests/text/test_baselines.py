@@ -1,5 +1,4 @@
-"""The kind `baselines` in training: targets, distortion, loss, measures, report, and an export that finds the
-lines of pages."""
+"""The kind `baselines` in training: targets, distortion, loss, measures and report; and its export."""
 
 from __future__ import annotations
 
@@ -86,7 +85,7 @@ def test_a_folder_without_baselines_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     Image.new("L", (WIDTH, HEIGHT)).save("a.png")
     Path("a.xml").write_text(alto('<TextLine ID="l" HPOS="1" VPOS="1" WIDTH="9" HEIGHT="9"/>'))
-    with pytest.raises(InputError, match="without a baseline, left out: 1.*holds baselines"):
+    with pytest.raises(InputError, match=r"without a baseline, left out: 1.*holds baselines"):
         make_task(configure(SETTINGS | {"data": "."}))
     np.savez("a.npz", x=np.zeros((2, 8, 8)), y=np.zeros(2))
     with pytest.raises(InputError):
