@@ -27,13 +27,11 @@ from measuring import argument_parser, markdown, resumed
 from rapidfuzz.distance import Levenshtein
 from scipy.optimize import linear_sum_assignment
 
-from mdlstm_tk.data.splits import prefix_of
 from mdlstm_tk.export import export_run
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.preprocessing import decode_image, to_grey
 from mdlstm_tk.text import cut_line, find_lines, read_page
-from mdlstm_tk.text.page_folders import read_splits
 from mdlstm_tk.text.pages import Page
 from mdlstm_tk.text.polylines import same_lines, spacing_of
 from mdlstm_tk.training import configure, make_task, new_job, parse_settings, train
@@ -43,36 +41,33 @@ from mdlstm_tk.training.networks import fit_config
 NETWORKS = {"default": "", "rows": "page-rows", "unet": "page-unet"}  # models of `rival_networks`
 DRAWS = 4000
 ANGLE = np.radians(3)
-Damage = Callable[[Array, list[Array]], tuple[Array, list[Array]]]
-Counts = tuple[int, int, int]  # pairs, found lines, true lines
+FIGURES = ("F1", "turned", "lit", "halved", "wrong, %", "with true lines")
+COLUMNS = ("network", "parameters", "steps", *FIGURES, "s a page", "MB")
+Damaged = tuple[Array, list[Array]]  # the image and its baselines
 
 
-def turned(pixels: Array, lines: list[Array]) -> tuple[Array, list[Array]]:
+def turned(pixels: Array, lines: list[Array]) -> Damaged:
     """A page that is turned by 3° around its centre."""
     matrix = np.array([[np.cos(ANGLE), -np.sin(ANGLE)], [np.sin(ANGLE), np.cos(ANGLE)]])
     centre = np.array(pixels.shape[1::-1]) / 2
-    image = PIL.Image.fromarray(pixels).rotate(
-        -3, PIL.Image.Resampling.BILINEAR, fillcolor=int(np.median(pixels))
-    )
+    image, paper = PIL.Image.fromarray(pixels), int(np.median(pixels))
+    image = image.rotate(-3, PIL.Image.Resampling.BILINEAR, fillcolor=paper)
     return np.asarray(image), [(line - centre) @ matrix.T + centre for line in lines]
 
 
-def lit(pixels: Array, lines: list[Array]) -> tuple[Array, list[Array]]:
+def lit(pixels: Array, lines: list[Array]) -> Damaged:
     """A page whose light falls to a third from one corner to the other."""
     y, x = (np.linspace(0, 1, extent) for extent in pixels.shape)
     return (pixels * (1 - (x + y[:, None]) / 3)).astype(np.uint8), lines
 
 
-def halved(pixels: Array, lines: list[Array]) -> tuple[Array, list[Array]]:
+def halved(pixels: Array, lines: list[Array]) -> Damaged:
     """A page at half its resolution."""
     return np.asarray(PIL.Image.fromarray(pixels).reduce(2)), [line / 2 for line in lines]
 
 
-DAMAGES: dict[str, Damage] = {"turned": turned, "lit": lit, "halved": halved}
-
-
-def interval(by_hand: Mapping[str, Sequence[Counts]]) -> tuple[float, float, float]:
-    """The mean F1 of hands, and its interval."""
+def interval(by_hand: Mapping[str, Sequence[tuple[int, int, int]]]) -> tuple[float, float, float]:
+    """The mean F1 of hands, and its interval, from the pairs, found and true lines of their pages."""
     sums = np.array([np.sum(counts, axis=0) for counts in by_hand.values()], float)  # (hands, 3)
     f1 = 2 * sums[:, 0] / np.maximum(sums[:, 1] + sums[:, 2], 1)
     means = f1[np.random.default_rng(0).integers(0, len(f1), (DRAWS, len(f1)))].mean(1)
@@ -89,34 +84,28 @@ def page_edits(found: Sequence[str], true: Sequence[str]) -> tuple[int, int]:
 
 def measure(model: Path, pages: Sequence[tuple[str, Page]], reader: Session | None) -> dict[str, Any]:
     """F1 of a model on pages of hands, seconds a page, and characters wrong."""
-    by_hand: dict[str, dict[str, list[Counts]]] = {name: {} for name in ("page", *DAMAGES)}
-    edits, seconds = np.zeros((2, 2), int), 0.0
-    with Session(model, device="cpu") as session:
-        for hand, page in pages:
-            pixels = decode_image(page.image.read_bytes(), page.image.name)
-            pixels = to_grey(pixels) if pixels.ndim == 3 else pixels
-            true = [line.baseline for line in page.lines if line.baseline is not None]
+    damages: list[Callable[..., Damaged]] = [lambda *page: page, turned, lit, halved]
+    by_hand: list[dict[str, list[tuple[int, int, int]]]] = [{} for _ in damages]
+    edits, seconds, session = np.zeros((2, 2), int), 0.0, Session(model, device="cpu")
+    for hand, page in pages:
+        pixels = decode_image(page.image.read_bytes(), page.image.name)
+        pixels = to_grey(pixels) if pixels.ndim == 3 else pixels
+        lines = [line.baseline for line in page.lines if line.baseline is not None]
+        for damage, counts in zip(damages, by_hand, strict=True):
+            image, true = damage(pixels, lines)
             start = time.process_time()
-            lines = find_lines(session, pixels)
+            found = find_lines(session, image)
             seconds += time.process_time() - start
-            for name in by_hand:
-                image, expected = DAMAGES[name](pixels, true) if name in DAMAGES else (pixels, true)
-                found = [
-                    line.baseline for line in (find_lines(session, image) if name in DAMAGES else lines)
-                ]
-                pairs = same_lines(
-                    [line for line in found if line is not None], expected, spacing_of(expected)
-                )
-                by_hand[name].setdefault(hand, []).append((len(pairs), len(found), len(true)))
-            if reader:
-                texts = [line.text or "" for line in page.lines if line.text]
-                known = [line for line in page.lines if line.text]
-                for k, each in enumerate((lines, known)):
-                    read = reader.transcribe([cut_line(pixels, line) for line in each]) if each else []
-                    edits[k] += page_edits([line.text for line in read], texts)
-    row: dict[str, Any] = {name: interval(each) for name, each in by_hand.items()}
+            baselines = [line.baseline for line in found if line.baseline is not None]
+            pairs = same_lines(baselines, true, spacing_of(true))
+            counts.setdefault(hand, []).append((len(pairs), len(found), len(true)))
+        known = [line for line in page.lines if line.text]
+        for k, each in enumerate((find_lines(session, pixels), known) if reader else ()):
+            read = reader.transcribe([cut_line(pixels, line) for line in each]) if reader and each else []
+            edits[k] += page_edits([line.text for line in read], [line.text or "" for line in known])
+    row: dict[str, Any] = {"f1": [interval(each) for each in by_hand]}
     row["wrong"] = (edits[:, 0] / np.maximum(edits[:, 1], 1)).tolist() if reader else []
-    return row | {"seconds": seconds / len(pages), "bytes": model.stat().st_size}
+    return row | {"seconds": seconds / 4 / len(pages), "bytes": model.stat().st_size}
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -133,10 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     base = {"task": "baselines", "data": str(options.pages), "minutes": options.minutes}
     base |= parse_settings(options.set)
     task = make_task(configure(base))
-    splits = read_splits(options.pages, {"train": ["train"], "validation": ["valid"], "test": ["test"]})
-    pages = [
-        (prefix_of(name, splits) or name, read_page(options.pages / name)) for name in task.names["test"]
-    ]
+    names = zip(task.groups["test"], task.names["test"], strict=True)
+    pages = [(hand, read_page(options.pages / name)) for hand, name in names]
     reader = Session(options.reader, device="cpu") if options.reader else None
 
     def row(name: str, seed: int) -> dict[str, Any]:
@@ -149,30 +136,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         export_run(job.run, model, form="scan", force=True)
         return {"parameters": result["parameters"], "steps": result["step"]} | measure(model, pages, reader)
 
-    cells = {
-        f"{name}, seed {k}": partial(row, name, k)
-        for k in range(options.seeds)
-        for name in options.networks
-    }
+    seeds = range(options.seeds)
+    cells = {f"{name}, seed {k}": partial(row, name, k) for k in seeds for name in options.networks}
     rows = resumed(options.output / "results.json", cells)
     texts = []
     for name, each in rows.items():
-        f1 = ["{:.3f} ({:.3f}–{:.3f})".format(*each[place]) for place in ("page", *DAMAGES)]
+        f1 = ["{:.3f} ({:.3f}–{:.3f})".format(*values) for values in each["f1"]]
         wrong = [f"{100 * share:.1f}" for share in each["wrong"]] or ["", ""]
         numbers = f"{each['parameters']:,}", str(each["steps"])
         texts.append([name, *numbers, *f1, *wrong, f"{each['seconds']:.2f}", f"{each['bytes'] / 1e6:.2f}"])
-    columns = (
-        "network",
-        "parameters",
-        "steps",
-        "F1",
-        *DAMAGES,
-        "wrong, %",
-        "with true lines",
-        "s a page",
-        "MB",
-    )
-    print(markdown(columns, texts, 1))
+    print(markdown(COLUMNS, texts, 1))
     return rows
 
 
