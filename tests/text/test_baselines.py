@@ -158,6 +158,7 @@ def test_the_network_sees_no_padding() -> None:
     assert 55_000 < parameters < 150_000
 
 
+@pytest.mark.slow
 def test_training_report_and_metadata(pages: Path) -> None:
     job = new_job(configure(SETTINGS | {"steps": 2, "batch_size": 2, "evaluate_every": 1}), Path("run"))
     assert job.config.augment == 1 and job.config.model == "pages"
