@@ -117,7 +117,8 @@ def all_kinds() -> list[Kind]:
 
 def all_documents() -> list[Documents]:
     """The documents of all kinds that have some."""
-    return [kind.documents for kind in all_kinds() if kind.documents is not None]
+    documents = (kind.documents for kind in all_kinds() if kind.documents is not None)
+    return list(dict.fromkeys(documents))  # several kinds may read the same
 
 
 def documents_of(path: str | os.PathLike[str]) -> Documents | None:

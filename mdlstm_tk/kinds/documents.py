@@ -52,7 +52,7 @@ class Documents(ABC):
 
     @abstractmethod
     def select(
-        self, files: Sequence[InputPath], results: Sequence[InputPath]
+        self, files: Sequence[InputPath], results: Sequence[InputPath], are_images: bool
     ) -> tuple[list[InputPath], int]:
         """The files of an inference without those that belong to a document, such as its image, and the
         number of others that are left out.
@@ -60,6 +60,7 @@ class Documents(ABC):
         Args:
             files: documents, and files that hold samples.
             results: documents of folders that a model has written, whose parts are no inputs, either.
+            are_images: images are documents, too, see `Kind.has_documents_in_images`.
 
         Raises:
             InputError: there are none.

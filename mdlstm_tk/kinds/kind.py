@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mdlstm_tk.runtime.io import Format
 
@@ -94,6 +94,14 @@ class Kind:
         axes = self.sample_axes or metadata.ndim + 1
         is_fitting = y.ndim in (axes, axes + 1) and y.shape[class_axis(y, metadata)] == metadata.outputs
         return is_fitting and y.size > 0
+
+    def has_documents_in_images(self, options: Mapping[str, Any]) -> bool:
+        """True if its models read images as documents, too.
+
+        Args:
+            options: those of the kind that are given, by name.
+        """
+        return False
 
     def prepare(self, options: ResultOptions, metadata: Metadata) -> ResultOptions:
         """The options as `decode` takes them: checked against the model, with files that they name loaded.

@@ -219,9 +219,13 @@ def infer_paths(
         if STDIO in sources and metadata.form != "tiles":
             content = reader.peek(STDIO)
             stdin, files = content.document, [InputPath(STDIO, f"stdin{content.suffix}")]
+            if content.is_image and kind.has_documents_in_images(of_kind) and kind.documents:
+                raise InputError(
+                    f"an image on stdin is no {kind.documents.name}; give the path of its file"
+                )
         of_form = files_of_form(files, metadata.form)
         left_out += len(files) - len(of_form)
-        files, others = files_for(metadata.kind, of_form, earlier_results)
+        files, others = files_for(metadata.kind, of_form, earlier_results, of_kind)
         left_out += others
         planned = plan_jobs(files, metadata, target, output_format, options, is_single=is_single)
         given: dict[str, Any] = {

@@ -13,7 +13,15 @@ from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError
 from mdlstm_tk.kinds import all_documents, all_kinds, documents_of, kind_named
 from mdlstm_tk.kinds.kind import LINES
 from mdlstm_tk.runtime.combinations import formats_of, written_as
-from mdlstm_tk.runtime.io import FORMATS, READABLE, READABLE_IN_TILES, STDIO, Format, suffix_of
+from mdlstm_tk.runtime.io import (
+    FORMATS,
+    IMAGE_SUFFIXES,
+    READABLE,
+    READABLE_IN_TILES,
+    STDIO,
+    Format,
+    suffix_of,
+)
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import label_of
 from mdlstm_tk.runtime.io.results import is_result
@@ -35,16 +43,18 @@ LABELS_ONLY = ResultOptions()
 
 class InputPath(NamedTuple):
     """An input file: its path, or "-" for standard input; where its result lies below an output folder,
-    before the suffix is replaced; and if it was named, rather than found in a folder."""
+    before the suffix is replaced; if it was named, rather than found in a folder; and the documents that an
+    image counts as one of."""
 
     source: str
     relative: str
     is_named: bool = True
+    in_image: Documents | None = None
 
     @property
     def documents(self) -> Documents | None:
         """The documents that the file may be one of, by its suffix or by what came from standard input."""
-        return documents_of(self.relative)
+        return self.in_image or documents_of(self.relative)
 
 
 class FoundFiles(NamedTuple):
@@ -136,11 +146,14 @@ def files_of_form(files: Sequence[InputPath], form: str) -> list[InputPath]:
 
 
 def files_for(
-    kind: str | None, files: Sequence[InputPath], results: Sequence[InputPath] = ()
+    kind: str | None,
+    files: Sequence[InputPath],
+    results: Sequence[InputPath] = (),
+    of_kind: Mapping[str, Any] = LABELS_ONLY.of_kind,
 ) -> tuple[list[InputPath], int]:
     """The files that a model of some kind takes: no documents but its own, and then nothing that belongs to
     these, `results` included; of folders, no table of targets. And the number of those that are left out,
-    but for files that belong to a document.
+    but for files that belong to a document. `of_kind` are the options of the kind that are given.
 
     Raises:
         InputError: there are none.
@@ -160,7 +173,13 @@ def files_for(
     left_out = len(files) - len(remaining)
     if own is None:
         return remaining, left_out
-    selected, more = own.select(remaining, [file for file in results if file.documents is own])
+    are_images = kind_named(kind).has_documents_in_images(of_kind)
+    selected, more = own.select(remaining, [file for file in results if file.documents is own], are_images)
+    if are_images:
+        selected = [
+            file._replace(in_image=own) if suffix_of(file.relative) in IMAGE_SUFFIXES else file
+            for file in selected
+        ]
     return selected, left_out + more
 
 
@@ -206,7 +225,7 @@ def plan_jobs(
         raise InputError(f"only tiled models write {output_format}; make one with: ", TILED_EXPORT)
     jobs = []
     for path in files:
-        source, relative, _ = path
+        source, relative = path.source, path.relative
         file_format = output_format or _default_format(path, metadata, options, output)
         has_masks = kind_named(metadata.kind).image_format is not None
         is_mask = has_masks and not (output_format or options.probabilities)
@@ -224,6 +243,8 @@ def plan_jobs(
             target = source if folder is None else os.path.join(folder, relative)
             if documents is None or file_format != documents.format:
                 target = f"{os.path.splitext(target)[0]}.out.{file_format}"
+            elif path.in_image:
+                target = os.path.splitext(target)[0] + documents.suffix
         jobs.append(Job(source, target, file_format, is_mask=is_mask))
     _check_targets(jobs, file)
     return jobs

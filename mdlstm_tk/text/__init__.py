@@ -1,4 +1,5 @@
-"""Texts: the kind `transcribe`, whose models read one text from each image of a line.
+"""Texts: the kind `transcribe`, whose models read one text from each image of a line, and the kind
+`baselines`, whose models find the lines of pages.
 
 >>> from mdlstm_tk.text import CharacterModel, cut_line, read_page, write_page
 >>> page = read_page("0001.xml")
@@ -11,6 +12,10 @@ ctc               texts from outputs, with decoding, character_model, transcript
 networks, digit_strings   the networks and the built-in task
 encoding, page_folders, distortion, ctc_loss, calibration   what training needs
 measures, reading, report, cuts   errors of texts, and the report of a run
+baselines, baselines_training   the questions of the second kind, answered
+line_finding, polylines, line_order, outlines   lines from outputs
+found_pages, overlay   pages whose lines are found: as XML, and drawn
+baseline_network, baseline_maps, page_distortion   what training needs
 
 The names below are loaded when they are first used: importing this package imports neither NumPy nor torch.
 """
@@ -20,11 +25,13 @@ from typing import TYPE_CHECKING
 from mdlstm_tk._util.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from mdlstm_tk.text.baseline_network import LineFinder as LineFinder
     from mdlstm_tk.text.character_model import CharacterModel as CharacterModel
     from mdlstm_tk.text.ctc import Character as Character
     from mdlstm_tk.text.ctc import Transcription as Transcription
     from mdlstm_tk.text.decoding import Decoding as Decoding
     from mdlstm_tk.text.digit_strings import DigitStrings as DigitStrings
+    from mdlstm_tk.text.found_pages import find_lines as find_lines
     from mdlstm_tk.text.line_cutting import cut_line as cut_line
     from mdlstm_tk.text.networks import LineRecognizer as LineRecognizer
     from mdlstm_tk.text.networks import TextRecognizer as TextRecognizer
@@ -34,10 +41,12 @@ if TYPE_CHECKING:
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "baseline_network": ("LineFinder",),
         "character_model": ("CharacterModel",),
         "ctc": ("Character", "Transcription"),
         "decoding": ("Decoding",),
         "digit_strings": ("DigitStrings",),
+        "found_pages": ("find_lines",),
         "line_cutting": ("cut_line",),
         "networks": ("LineRecognizer", "TextRecognizer"),
         "pages": ("read_page", "write_page"),

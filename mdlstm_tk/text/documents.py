@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.documents import Documents
+from mdlstm_tk.kinds.options import Option
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES, suffix_of
 
 if TYPE_CHECKING:
@@ -48,15 +50,16 @@ class Pages(Documents):
         return MARK in root_tag(path)[1]
 
     def select(
-        self, files: Sequence[InputPath], results: Sequence[InputPath]
+        self, files: Sequence[InputPath], results: Sequence[InputPath], are_images: bool
     ) -> tuple[list[InputPath], int]:
         """The files without the images of pages, and without others in the folders of pages, which are
-        counted. A result hides its own image alone."""
+        counted, unless images are pages. A result hides its own image alone."""
         pages = [file for file in files if suffix_of(file.relative) == SUFFIX]
         images = [file for file in files if suffix_of(file.source) in IMAGE_SUFFIXES]
         own = _images_of([page.source for page in (*pages, *results)], [image.source for image in images])
         folders = {folder for page in pages for folder in _folders(page.source)}
         alone = [file for file in images if file.source not in own and _folder(file.source) in folders]
+        alone = [] if are_images else alone
         if alone:
             more = f" and {len(alone) - 1} more" if len(alone) > 1 else ""
             warnings.warn(
@@ -70,18 +73,30 @@ class Pages(Documents):
             raise InputError(
                 f"{results[0].source} is a result of mdlstm infer; to read it again, name the file"
             )
-        self._warn_of_lines(remaining)
+        self._warn_of_lines(remaining, are_images)
         return remaining, len(alone)
 
-    def _warn_of_lines(self, files: Sequence[InputPath]) -> None:
-        """Warn of an image that is read as a line, although there is a page for it."""
+    def _warn_of_lines(self, files: Sequence[InputPath], are_images: bool) -> None:
+        """Warn of an image that is read as a line, or whose lines are found, although there is a page for
+        it."""
         images = [file.source for file in files if suffix_of(file.source) in IMAGE_SUFFIXES]
         beside = [os.path.splitext(source)[0] + SUFFIX for source in images]
         if known := next((page for page in beside if os.path.isfile(page) and self.holds(page)), None):
+            way = "the lines of an image are found" if are_images else "an image is read as one line"
             warnings.warn(
-                f"an image is read as one line, though {known} tells its lines; to read these, name it",
+                f"{way}, though {known} tells its lines; to read these, name it",
                 stacklevel=4,
             )
+
+
+PAGES = Pages()
+OVERLAY = Option(
+    "overlay",
+    PAGES.formats,
+    "Folder for pictures of the pages, with what was found and read drawn on them.",
+    Path,
+    "DIR",
+)
 
 
 def _images_of(pages: Sequence[str], images: Sequence[str]) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
@@ -13,7 +13,7 @@ from mdlstm_tk.kinds.decoding import DECODING_FILE
 from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind
 from mdlstm_tk.kinds.options import Option
 from mdlstm_tk.text.decoding import LM_FILE
-from mdlstm_tk.text.documents import Pages
+from mdlstm_tk.text.documents import OVERLAY, PAGES
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.io.npy import Array
@@ -66,7 +66,7 @@ class Transcribe(Kind):
     training_module = "mdlstm_tk.text.training"
     answers = "texts"
     formats = LINES
-    documents = Pages()
+    documents = PAGES
     probabilities = (*documents.formats, *ARRAYS)
     options = (
         Option(
@@ -83,6 +83,15 @@ class Transcribe(Kind):
             "FILE",
             place="text.character_model:CharacterModel",
         ),
+        Option(
+            "line_model",
+            documents.formats,
+            "Model of kind baselines, which finds the lines of images that have no page beside them.",
+            Path,
+            "FILE",
+            place="runtime.session:Session",
+        ),
+        OVERLAY,
     )
     metadata_class = "text.metadata:RecogniserMetadata"
     run_files = (DECODING_FILE, LM_FILE)
@@ -102,6 +111,9 @@ class Transcribe(Kind):
             )
             yield name, low < value < inf, rule
 
+    def has_documents_in_images(self, options: Mapping[str, Any]) -> bool:
+        return "line_model" in options
+
     def prepare(self, options: ResultOptions, metadata: Metadata) -> ResultOptions:
         from mdlstm_tk.text.character_model import CharacterModel  # imported late: few models read texts
         from mdlstm_tk.text.ctc import check_search
@@ -110,7 +122,15 @@ class Transcribe(Kind):
         if isinstance(lm, str | Path):
             lm = CharacterModel.load(lm)
         check_search(options.of_kind.get("beam"), lm, metadata.classes or ())
-        return options._replace(of_kind={**options.of_kind, "lm": lm})
+        of_kind = {**options.of_kind, "lm": lm}
+        if finder := of_kind.get("line_model"):
+            from mdlstm_tk.runtime.session import Session
+            from mdlstm_tk.text.found_pages import check_finder
+
+            finder = finder if isinstance(finder, Session) else Session(finder, device="cpu")
+            check_finder(finder)
+            of_kind["line_model"] = finder
+        return options._replace(of_kind=of_kind)
 
     def decode(
         self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None
@@ -118,7 +138,8 @@ class Transcribe(Kind):
         from mdlstm_tk.text.transcription import read_logits
 
         rows, indices = (y, range(len(y))) if y.ndim == 3 else (y[None], (None,))
-        lines = [read_logits(row, metadata, width, **options.of_kind) for row in rows]
+        search = {name: options.of_kind.get(name) for name in ("beam", "lm")}
+        lines = [read_logits(row, metadata, width, **search) for row in rows]
         return [Text(line.text, array, k, line) for line, k in zip(lines, indices, strict=True)]
 
 

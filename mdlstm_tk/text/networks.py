@@ -191,7 +191,7 @@ class LineRecognizer(nn.Module):
         prediction of this shape.
         """
         valid = None if sizes is None else as_sizes(sizes, x)
-        x = _standardise(x, valid).permute(0, 3, 1, 2)
+        x = standardise(x, valid).permute(0, 3, 1, 2)
         for convolution in self.convolutions:
             x, valid = convolution(x, valid)
         y = self.grid(x.permute(0, 2, 3, 1), valid)
@@ -206,7 +206,7 @@ class LineRecognizer(nn.Module):
         return logits, end_texts(self.shortcut(x.amax(2)).transpose(1, 2), columns)
 
 
-def _standardise(x: Tensor, sizes: Tensor | None) -> Tensor:
+def standardise(x: Tensor, sizes: Tensor | None) -> Tensor:
     """Subtract the mean of each sample of x (N, H, W, C), and divide by its deviation; 0 outside sizes,
     whatever x holds there. The numbers of pixels and their sums exceed the range of float16."""
     dtype, x = x.dtype, x.to(state_dtype(x))

@@ -27,6 +27,7 @@ from mdlstm_tk.data.samples import MAX_THREADS, MemoryBudget
 from mdlstm_tk.data.spec import Array, RawSample, Split
 from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
+from mdlstm_tk.runtime.preprocessing import to_grey
 from mdlstm_tk.text.line_cutting import cut_line
 from mdlstm_tk.text.pages import PageLine, is_page, read_page
 
@@ -96,6 +97,62 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
         text = f"{lines} cut again in every epoch, which is slow; "
         notes.append(Message(text, Argument("cache"), " with more MiB keeps them"))
     return samples, notes
+
+
+class PageTarget(NamedTuple):
+    """The lines of a page, as a finder of lines learns them.
+
+    Attributes:
+        width, height: of the page in pixels.
+        lines: baselines (K, 2) in pixels, in the order of reading.
+        extents: pixels that its outlines reach above and below; None if it has none.
+    """
+
+    width: int
+    height: int
+    lines: tuple[Array, ...]
+    extents: tuple[float, float] | None
+
+
+def list_whole_pages(path: Path) -> tuple[list[RawSample], list[str]]:
+    """List all pages below a folder, each with its baselines, and notes for the user.
+
+    Pages without any are left out; a bad page is a sample that cannot be used.
+    """
+    files = [file for file in folders.find_files(path) if is_page(file)]
+    samples: list[RawSample] = []
+    of_image: dict[Path, str] = {}
+    without = 0
+    for file in files:
+        name = os.path.relpath(file, path)
+        try:
+            page = read_page(file)
+        except InputError as error:
+            samples.append(RawSample.unusable(name, str(error).removeprefix(f"{file}").lstrip(" :")))
+            continue
+        lines = tuple(line.baseline for line in page.lines if line.baseline is not None)
+        if (first := of_image.setdefault(page.image.resolve(), name)) != name:
+            reason = f"it is for the image of {first}; delete one of them"
+            samples.append(RawSample.unusable(name, reason))
+        elif lines:
+            extents = next((line.extents for line in page.lines), None)
+            target = PageTarget(page.width, page.height, lines, extents)
+            samples.append(
+                RawSample(name, partial(_grey_pixels, page.image), partial(_same, target), is_image=True)
+            )
+        else:
+            without += 1
+    notes = [f"pages without a baseline, left out: {without}"] if without else []
+    return samples, notes
+
+
+def _grey_pixels(image: Path) -> Array:
+    pixels = read_pixels(image, image.name)
+    return to_grey(pixels) if pixels.ndim == 3 else pixels
+
+
+def _same(target: PageTarget) -> PageTarget:
+    return target
 
 
 def list_texts(path: Path) -> Iterator[RawSample]:

@@ -1,37 +1,54 @@
-"""Read the lines of pages, and write the pages again or the texts."""
+"""Find the lines of pages, or read them, and write the pages again or the answers."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any
 
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError, Message, StoppedError
+from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.kinds.answer import Answer
 from mdlstm_tk.runtime.answers import write_answers
 from mdlstm_tk.runtime.batching import MAX_STOPS, Result, read_ahead
-from mdlstm_tk.runtime.io.npy import STDIO, Array, label_of, open_input, read_capped
+from mdlstm_tk.runtime.io import IMAGE_SUFFIXES, suffix_of
+from mdlstm_tk.runtime.io.npy import STDIO, Array, label_of, open_input, open_output, read_capped
 from mdlstm_tk.runtime.jobs import Job, ResultOptions
-from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.preprocessing import decode_image
 from mdlstm_tk.runtime.session import Session
+from mdlstm_tk.text.baselines import Baselines, FoundLine
+from mdlstm_tk.text.documents import SUFFIX
+from mdlstm_tk.text.found_pages import FoundPage, find_page, page_xml
 from mdlstm_tk.text.kind import Text
 from mdlstm_tk.text.line_cutting import cut_line
-from mdlstm_tk.text.pages import Page, read_page, write_page
-
-if TYPE_CHECKING:
-    from mdlstm_tk.text.ctc import Transcription
+from mdlstm_tk.text.overlay import Overlays
+from mdlstm_tk.text.pages import Page, PageLine, read_page, write_page
 
 
-class _CutPage(NamedTuple):
-    """A page and the images of its lines by their IDs; or why it cannot be used."""
+@dataclass(frozen=True)
+class _OpenPage:
+    """A page and what is needed of it; or why it cannot be used.
+
+    Attributes:
+        job: its job.
+        image: the file of its image.
+        pixels: of the image.
+        page: as its XML tells it; None where its lines are to be found.
+        images: those of its lines by their IDs, if they are to be read.
+        error: the reason why it cannot be used, or "".
+    """
 
     job: Job
-    page: Page | None
-    images: dict[str, Array]
-    error: str | None = None
+    image: Path = Path()
+    pixels: Array | None = None
+    page: Page | None = None
+    images: dict[str, Array] = field(default_factory=dict)
+    error: str = ""
 
 
 def infer_pages(
@@ -41,10 +58,13 @@ def infer_pages(
     options: ResultOptions,
     stdin: bytes | None = None,
 ) -> Iterator[Result]:
-    """Read pages and write the results; yields the result of each job.
+    """Find the lines of pages, or read pages, and write the results; yields the result of each job.
 
-    The next page is decoded and cut while the model reads the current one. Lines that have no place on
-    their page stay as they are, with a warning.
+    A model of kind "baselines" finds the lines of every page. A reader reads the lines of pages in XML, and
+    those that the option `line_model` finds in images.
+
+    The next page is decoded, and cut if its lines are known, while the model works on the current one.
+    Lines that have no place on their page stay as they are, with a warning.
 
     Args:
         session, jobs, options: of the inference.
@@ -56,62 +76,111 @@ def infer_pages(
             model fails, or was stopped several times in a row.
     """
     stops = 0
-    cut = partial(_cut_page, max_bytes=max_bytes, stdin=stdin)
-    for job, page, images, error in read_ahead(map(cut, jobs), Event()):
-        if page is None:
-            yield Result(job, error)
+    finds = isinstance(kind_named(session.metadata.kind), Baselines)
+    finder = session if finds else options.of_kind.get("line_model")
+    folder = options.of_kind.get("overlay")
+    overlays = None if folder is None else Overlays(folder, any(job.replace for job in jobs))
+    search = {name: options.of_kind.get(name) for name in ("beam", "lm")}
+    opened = partial(_open_page, max_bytes=max_bytes, stdin=stdin, cuts=not finds)
+    for item in read_ahead(map(opened, jobs), Event()):
+        job, pixels = item.job, item.pixels
+        if pixels is None:
+            yield Result(job, item.error)
             continue
         try:
-            texts = session.transcribe([*images.values()], **options.of_kind) if images else []
-            answers = _write(job, page, dict(zip(images, texts, strict=True)), session.metadata, options)
+            page, images, found = item.page, item.images, None
+            if finder is not None and (finds or page is None):
+                found = find_page(finder, pixels)
+            answers: tuple[Answer, ...]
+            if finds and found is not None:
+                answers = tuple(_found(line) for line in found.lines)
+                _write(job, session, options, answers, partial(_write_found, job, found, item.image.name))
+                lines: Sequence[PageLine] = found.lines
+            else:
+                if page is None:
+                    assert found is not None
+                    page, images = _page_of(found, item.image, pixels)
+                texts = session.transcribe([*images.values()], **search) if images else []
+                read = dict(zip(images, texts, strict=True))
+                answers = tuple(Text(line.text, name, None, line) for name, line in read.items())
+                write = partial(write_page, page, read, job.target, replace=job.replace)
+                _write(job, session, options, answers, write)
+                lines = page.lines
+            if overlays:
+                texts_of = {str(each.array): each.text for each in answers if isinstance(each, Text)}
+                overlays.write(job.source, pixels, lines, texts_of)
         except (InputError, StoppedError) as reason:
             stops = stops + 1 if isinstance(reason, StoppedError) else 0
             if stops == MAX_STOPS:
                 raise
             yield Result(job, Message(f"{job.source}: ", reason))
+        except MemoryError:
+            yield Result(job, f"{job.source} is too large for the memory that is left")
         else:
             stops = 0
             yield Result(job, answers=answers)
 
 
-def _cut_page(job: Job, max_bytes: int, stdin: bytes | None) -> _CutPage:
+def _open_page(job: Job, max_bytes: int, stdin: bytes | None, cuts: bool) -> _OpenPage:
+    """Decode the image of a page, and cut its lines if they are known and `cuts` is true."""
+    is_stdin = job.source == STDIO  # its image lies in the current folder
     try:
-        is_stdin = job.source == STDIO  # its image lies in the current folder
-        page = read_page(label_of(STDIO), stdin) if is_stdin else read_page(job.source)
-        with open_input(page.image) as content:
-            data = read_capped(content, str(page.image), max_bytes)
-        pixels = decode_image(data, str(page.image), max_bytes)
+        page, image = None, Path(job.source)
+        if is_stdin or suffix_of(job.source) not in IMAGE_SUFFIXES:
+            page = read_page(label_of(STDIO), stdin) if is_stdin else read_page(job.source)
+            image = page.image
+        with open_input(image) as content:
+            data = read_capped(content, str(image), max_bytes)
+        pixels = decode_image(data, str(image), max_bytes)
+        images = _cut(page.lines, pixels, job.source) if page is not None and cuts else {}
+        return _OpenPage(job, image, pixels, page, images)
     except InputError as error:
-        return _CutPage(job, None, {}, str(error))
+        return _OpenPage(job, error=str(error))
     except MemoryError:
-        return _CutPage(job, None, {}, f"{job.source} is too large for the memory that is left")
+        return _OpenPage(job, error=f"{job.source} is too large for the memory that is left")
+
+
+def _cut(lines: Sequence[PageLine], pixels: Array, source: str) -> dict[str, Array]:
+    """The images of lines by their IDs, without those that have no place on the page."""
     images: dict[str, Array] = {}
     unread = []
-    for line in page.lines:
+    for line in lines:
         try:
             images[line.id] = cut_line(pixels, line)
         except InputError:
             unread.append(line.id)
     if unread:
         warnings.warn(
-            f"{job.source}: {len(unread)} of {counted(len(page.lines), 'line')} without a place on the "
-            f"page, not read: {', '.join(unread[:3])}{', …' if len(unread) > 3 else ''}",
+            f"{source}: {len(unread)} of {counted(len(lines), 'line')} without a place on the page, not "
+            f"read: {', '.join(unread[:3])}{', …' if len(unread) > 3 else ''}",
             stacklevel=2,
         )
-    return _CutPage(job, page, images)
+    return images
+
+
+def _page_of(found: FoundPage, image: Path, pixels: Array) -> tuple[Page, dict[str, Array]]:
+    """A page whose lines were found, as if it had been read from XML, and the images of its lines."""
+    path = image.with_suffix(SUFFIX)
+    lines = tuple(found.lines)
+    page = Page(path, image, found.width, found.height, lines, page_xml(found, image.name))
+    return page, _cut(lines, pixels, str(image))
+
+
+def _found(line: PageLine) -> FoundLine:
+    assert line.baseline is not None
+    return FoundLine.of(line.id, None, line.baseline, *([] if line.polygon is None else [line.polygon]))
+
+
+def _write_found(job: Job, found: FoundPage, image: str) -> None:
+    with open_output(job.target, replace=job.replace) as file:
+        file.write(page_xml(found, image))
 
 
 def _write(
-    job: Job,
-    page: Page,
-    transcriptions: Mapping[str, Transcription],
-    metadata: Metadata,
-    options: ResultOptions,
-) -> tuple[Text, ...]:
-    """Write a page or its texts, if they go to a file, and return the texts."""
-    answers = tuple(Text(line.text, name, None, line) for name, line in transcriptions.items())
-    if job.format == "xml":
-        write_page(page, transcriptions, job.target, replace=job.replace)
+    job: Job, session: Session, options: ResultOptions, answers: Sequence[Any], write_xml: Any
+) -> None:
+    """Write a page as XML, or its answers if they go to a file."""
+    if job.format == SUFFIX[1:]:
+        write_xml()
     else:
-        write_answers(job, answers, metadata, options)
-    return answers
+        write_answers(job, answers, session.metadata, options)

@@ -3,7 +3,7 @@
 from mdlstm_tk.kinds.rooms import Room
 
 ROOM = Room(
-    kinds={"transcribe": "text.kind:KIND"},
+    kinds={"transcribe": "text.kind:KIND", "baselines": "text.baselines:KIND"},
     tasks={
         "digit-strings": (
             "text.digit_strings:DigitStrings",
@@ -13,6 +13,7 @@ ROOM = Room(
     runtime_names={"CharacterModel": "text.character_model:CharacterModel"},
     networks={
         "md": {"transcribe": "text.networks:TextRecognizer"},
+        "pages": {"baselines": "text.baseline_network:LineFinder"},
         "lines": {"transcribe": "text.networks:LineRecognizer"},
     },
 )

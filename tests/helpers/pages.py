@@ -97,3 +97,22 @@ def write_noise(path: Path, width: int = WIDTH, height: int = HEIGHT) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width), np.uint8)).save(path)
     return path
+
+
+def draw_bars(
+    path: Path, rows: Sequence[tuple[int, int, int]] = ((20, 60, 280), (20, 100, 280)), suffix: str = ".png"
+) -> Path:
+    """Draw a page whose lines are bars, each from its left to its right end at a height, which
+    `small_models.finder` finds. There is no XML.
+
+    Args:
+        path: of the image, whose suffix is replaced.
+        rows: left end, height and right end of each.
+        suffix: of the image.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("L", (WIDTH, HEIGHT), 230)
+    for left, height, right in rows:
+        ImageDraw.Draw(image).rectangle((left, height - 2, right, height + 1), 20)
+    image.save(path.with_suffix(suffix))
+    return path.with_suffix(suffix)

@@ -90,6 +90,21 @@ def recogniser(path: Path, scores: dict[str, Any] = SCORES, **metadata: Any) -> 
     return _averaging(path, [1], scores, **{"kind": "transcribe", "classes": ("a", "b"), **metadata})
 
 
+def finder(path: Path, **metadata: Any) -> Path:
+    """Maps of lines at half the extents: dark positions are on a baseline."""
+    nodes = [
+        node("Transpose", "x", "planes", perm=[0, 3, 1, 2]),
+        node("AveragePool", "planes", "means", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
+        node("Transpose", "means", "grid", perm=[0, 2, 3, 1]),
+        node("MatMul", "grid weights", "m"),
+        node("Add", "m start", "y"),
+    ]
+    constants = {"weights": np.float32([[-40, 0, 0]]), "start": np.float32([20, -20, -20])}
+    resize = {"channels": 1, "resize": [200, None]}
+    fields = {"kind": "baselines", "window": (2, 2), "preprocessing": resize, **metadata}
+    return write_model(path, nodes, constants, outputs=3, **fields)
+
+
 def segmenter(path: Path, **metadata: Any) -> Path:
     """Scores of x at each position."""
     nodes = [node("MatMul", "x weights", "m"), node("Add", "m start", "y")]

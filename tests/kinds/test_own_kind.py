@@ -90,7 +90,7 @@ def test_options_of_an_own_kind_have_flags(forget: Callable[[], None]) -> None:
         with pytest.raises(InputError, match=message):
             infer_paths(["x.npy"], "m.onnx", offset=value)
     shown = mdlstm("infer", "--help").out
-    assert "--offset NUMBER" in shown and "For kind sums as txt" in shown and "transcribe, sums" in shown
+    assert "--offset NUMBER" in shown and "For kind sums as txt" in shown and "baselines, sums" in shown
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import pytest
 import torch
 from helpers.checkout import ROOT
 from helpers.pages import draw_page
+from helpers.small_models import recogniser
 from PIL import Image
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -259,6 +260,24 @@ def test_handwriting_is_measured_once(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["lines", *arguments]) == rows and columns(capsys.readouterr().out) > 4
     with pytest.raises(SystemExit):
         main(["results", *arguments])  # without rendered lines
+
+
+@pytest.mark.weekly
+@pytest.mark.usefixtures("fresh_registries")
+def test_lines_of_pages_are_measured_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fresh("rival_networks", "baselines")
+    for name in "abcd":
+        draw_page(tmp_path / f"pages/{name}.xml", ("ab" * 9, "ba" * 9))
+    splits = {"train": ["a", "b"], "valid": ["c"], "test": ["d"]}
+    (tmp_path / "pages/splits.json").write_text(json.dumps(splits), encoding="utf-8")
+    arguments = ["--pages", str(tmp_path / "pages"), "--minutes", "0.02", "-o", str(tmp_path / "out")]
+    arguments += ["--set", "hidden=4", "--set", "resize=64x*", "--set", "batch_size=2"]
+    arguments += ["--reader", str(recogniser(tmp_path / "reader.onnx"))]
+    rows = script("baselines").main(arguments)
+    assert columns(capsys.readouterr().out) == 11 and len(rows) == 3
+    assert script("baselines").main(arguments) == rows  # from results.json
+    counts = [row["parameters"] for row in rows.values()]
+    assert max(counts) / min(counts) < 1.1 and len(rows["default, seed 0"]["wrong"]) == 2
 
 
 @pytest.mark.weekly

@@ -13,7 +13,7 @@ from torch import Tensor
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.models import Normalized, create
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.text.networks import LineRecognizer, _standardise
+from mdlstm_tk.text.networks import LineRecognizer, standardise
 
 
 def lines(*shape: int) -> Tensor:
@@ -54,16 +54,16 @@ def test_padding_of_lines_is_not_seen_where_outputs_are_below_minus_1(fresh_regi
     torch.testing.assert_close(network(x, sizes)[1:], network(x[1:, :64]), rtol=0, atol=1e-5)
 
 
-def test_float16_standardises_lines_with_more_pixels_than_it_can_count() -> None:
+def test_float16standardises_lines_with_more_pixels_than_it_can_count() -> None:
     x, sizes = 100 * lines(1, 300, 300, 1), torch.tensor([[300, 290]])
-    expected = _standardise(x, sizes)
-    torch.testing.assert_close(_standardise(x.half(), sizes).float(), expected, rtol=0, atol=1e-2)
+    expected = standardise(x, sizes)
+    torch.testing.assert_close(standardise(x.half(), sizes).float(), expected, rtol=0, atol=1e-2)
 
 
 def test_an_empty_line_has_a_gradient() -> None:
     x = torch.ones(2, 4, 5, 1, requires_grad=True)
     for sizes in (None, torch.tensor([[4, 5], [1, 1]])):
-        (gradient,) = torch.autograd.grad(_standardise(x, sizes).square().sum(), x)
+        (gradient,) = torch.autograd.grad(standardise(x, sizes).square().sum(), x)
         assert not gradient.any()
 
 

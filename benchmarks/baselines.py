@@ -1,0 +1,153 @@
+"""Lines that networks find on pages, trained in equal time with equal parameters; and what is read there.
+
+    python benchmarks/baselines.py --pages ../wills --minutes 60 --seeds 3 --reader reader.onnx
+
+The folder holds pages with ALTO or PAGE XML and a splits.json. The default network, its convolutions with
+LSTMs along rows and then columns, and a U-Net are trained as `mdlstm train` does; each exported file finds
+the lines of the test pages. F1 is the mean over hands (prefixes of splits.json), with an interval of 95 %
+by bootstrap over them: on the pages as they are, turned by 3°, unevenly lit, and at half the resolution.
+
+With a reader, the last columns are the characters that are wrong on whole pages, in per cent: from the
+photograph alone, and with the true lines. Lines are paired so that errors are fewest, whatever their order;
+those that are found or missed alone count with all characters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import rival_networks  # noqa: F401  it registers the rivals
+from measuring import argument_parser, markdown, resumed
+from rapidfuzz.distance import Levenshtein
+from scipy.optimize import linear_sum_assignment
+
+from mdlstm_tk.export import export_run
+from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.preprocessing import decode_image, to_grey
+from mdlstm_tk.text import cut_line, find_lines, read_page
+from mdlstm_tk.text.pages import Page
+from mdlstm_tk.text.polylines import same_lines, spacing_of
+from mdlstm_tk.training import configure, make_task, new_job, parse_settings, train
+from mdlstm_tk.training.comparison import with_equal_parameters
+from mdlstm_tk.training.networks import fit_config
+
+NETWORKS = {"default": "", "rows": "page-rows", "unet": "page-unet"}  # models of `rival_networks`
+DRAWS = 4000
+ANGLE = np.radians(3)
+FIGURES = ("F1", "turned", "lit", "halved", "wrong, %", "with true lines")
+COLUMNS = ("network", "parameters", "steps", *FIGURES, "s a page", "MB")
+Damaged = tuple[Array, list[Array]]  # the image and its baselines
+
+
+def turned(pixels: Array, lines: list[Array]) -> Damaged:
+    """A page that is turned by 3° around its centre."""
+    matrix = np.array([[np.cos(ANGLE), -np.sin(ANGLE)], [np.sin(ANGLE), np.cos(ANGLE)]])
+    centre = np.array(pixels.shape[1::-1]) / 2
+    image, paper = PIL.Image.fromarray(pixels), int(np.median(pixels))
+    image = image.rotate(-3, PIL.Image.Resampling.BILINEAR, fillcolor=paper)
+    return np.asarray(image), [(line - centre) @ matrix.T + centre for line in lines]
+
+
+def lit(pixels: Array, lines: list[Array]) -> Damaged:
+    """A page whose light falls to a third from one corner to the other."""
+    y, x = (np.linspace(0, 1, extent) for extent in pixels.shape)
+    return (pixels * (1 - (x + y[:, None]) / 3)).astype(np.uint8), lines
+
+
+def halved(pixels: Array, lines: list[Array]) -> Damaged:
+    """A page at half its resolution."""
+    return np.asarray(PIL.Image.fromarray(pixels).reduce(2)), [line / 2 for line in lines]
+
+
+def interval(by_hand: Mapping[str, Sequence[tuple[int, int, int]]]) -> tuple[float, float, float]:
+    """The mean F1 of hands, and its interval, from the pairs, found and true lines of their pages."""
+    sums = np.array([np.sum(counts, axis=0) for counts in by_hand.values()], float)  # (hands, 3)
+    f1 = 2 * sums[:, 0] / np.maximum(sums[:, 1] + sums[:, 2], 1)
+    means = f1[np.random.default_rng(0).integers(0, len(f1), (DRAWS, len(f1)))].mean(1)
+    return float(f1.mean()), *map(float, np.quantile(means, [0.025, 0.975]))
+
+
+def page_edits(found: Sequence[str], true: Sequence[str]) -> tuple[int, int]:
+    """The fewest edits between lines of a page that are paired; and the characters of the true ones."""
+    alone = sum(map(len, found)) + sum(map(len, true))
+    saved = np.array([[len(a) + len(b) - Levenshtein.distance(a, b) for b in true] for a in found])
+    pairs = linear_sum_assignment(saved, maximize=True) if saved.size else ()
+    return alone - int(saved[pairs].sum() if len(pairs) else 0), sum(map(len, true))
+
+
+def measure(model: Path, pages: Sequence[tuple[str, Page]], reader: Session | None) -> dict[str, Any]:
+    """F1 of a model on pages of hands, seconds a page, and characters wrong."""
+    damages: list[Callable[..., Damaged]] = [lambda *page: page, turned, lit, halved]
+    by_hand: list[dict[str, list[tuple[int, int, int]]]] = [{} for _ in damages]
+    edits, seconds, session = np.zeros((2, 2), int), 0.0, Session(model, device="cpu")
+    for hand, page in pages:
+        pixels = decode_image(page.image.read_bytes(), page.image.name)
+        pixels = to_grey(pixels) if pixels.ndim == 3 else pixels
+        lines = [line.baseline for line in page.lines if line.baseline is not None]
+        for damage, counts in zip(damages, by_hand, strict=True):
+            image, true = damage(pixels, lines)
+            start = time.process_time()
+            found = find_lines(session, image)
+            seconds += time.process_time() - start
+            baselines = [line.baseline for line in found if line.baseline is not None]
+            pairs = same_lines(baselines, true, spacing_of(true))
+            counts.setdefault(hand, []).append((len(pairs), len(found), len(true)))
+        known = [line for line in page.lines if line.text]
+        for k, each in enumerate((find_lines(session, pixels), known) if reader else ()):
+            read = reader.transcribe([cut_line(pixels, line) for line in each]) if reader and each else []
+            edits[k] += page_edits([line.text for line in read], [line.text or "" for line in known])
+    row: dict[str, Any] = {"f1": [interval(each) for each in by_hand]}
+    row["wrong"] = (edits[:, 0] / np.maximum(edits[:, 1], 1)).tolist() if reader else []
+    return row | {"seconds": seconds / 4 / len(pages), "bytes": model.stat().st_size}
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure what is missing in results.json, print the table, and return the rows."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--pages", type=Path, required=True, help="folder of pages with ALTO or PAGE XML")
+    parser.add_argument("--minutes", type=float, default=60, help="of training for each network")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--reader", type=Path, help="an exported model that reads lines")
+    parser.add_argument("-o", "--output", type=Path, default=Path("baselines"))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of all")
+    options = parser.parse_args(arguments)
+    base = {"task": "baselines", "data": str(options.pages), "minutes": options.minutes}
+    base |= parse_settings(options.set)
+    task = make_task(configure(base))
+    names = zip(task.groups["test"], task.names["test"], strict=True)
+    pages = [(hand, read_page(options.pages / name)) for hand, name in names]
+    reader = Session(options.reader, device="cpu") if options.reader else None
+
+    def row(name: str, seed: int) -> dict[str, Any]:
+        config = configure(base | {"seed": seed})
+        if NETWORKS[name]:
+            config = with_equal_parameters(fit_config(config, task), NETWORKS[name], task.spec)
+        job = new_job(config, options.output / f"{name}-{seed}", force=True, task=task)
+        result = train(job)
+        model = job.run.folder / "model.onnx"
+        export_run(job.run, model, form="scan", force=True)
+        return {"parameters": result["parameters"], "steps": result["step"]} | measure(model, pages, reader)
+
+    seeds = range(options.seeds)
+    cells = {f"{name}, seed {k}": partial(row, name, k) for k in seeds for name in options.networks}
+    rows = resumed(options.output / "results.json", cells)
+    texts = []
+    for name, each in rows.items():
+        f1 = ["{:.3f} ({:.3f}–{:.3f})".format(*values) for values in each["f1"]]
+        wrong = [f"{100 * share:.1f}" for share in each["wrong"]] or ["", ""]
+        numbers = f"{each['parameters']:,}", str(each["steps"])
+        texts.append([name, *numbers, *f1, *wrong, f"{each['seconds']:.2f}", f"{each['bytes'] / 1e6:.2f}"])
+    print(markdown(COLUMNS, texts, 1))
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""The kind `baselines` in training: targets, distortion, loss, measures and report; and its export."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.command import mdlstm
+from helpers.pages import HEIGHT, WIDTH, alto, draw_page
+from PIL import Image, ImageDraw
+
+from mdlstm_tk.data import Batch
+from mdlstm_tk.data.task import collate
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds import training_of
+from mdlstm_tk.report import draw_run
+from mdlstm_tk.text import LineFinder
+from mdlstm_tk.text.baseline_maps import draw_maps
+from mdlstm_tk.text.baselines import BaselinesMetadata
+from mdlstm_tk.text.page_distortion import distort_page
+from mdlstm_tk.training import configure, make_task, new_job, train
+
+KIND = training_of("baselines")
+SETTINGS = {"task": "baselines", "data": "pages", "resize": "64x*", "hidden": 4, "layers": 1}
+
+
+@pytest.fixture
+def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of four pages of two lines, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in "abcd":
+        draw_page(tmp_path / f"pages/{name}.xml", ("abab" * 4, "ba" * 6))
+    return tmp_path / "pages"
+
+
+def perfect(batch: Batch) -> np.ndarray:
+    """The logits of maps as they should be."""
+    grid = [-(-extent // 2) for extent in batch.x.shape[1:3]]
+    lines = [[line[~np.isnan(line[:, 0])] for line in page] for page in batch.y]
+    maps = [draw_maps([line for line in each if len(line)], (grid[0], grid[1])) for each in lines]
+    return 40 * np.stack(maps) - 20
+
+
+def test_samples_are_pages_with_the_baselines_of_their_xml(pages: Path) -> None:
+    (pages / "empty.xml").write_text(alto("", "a.png"))
+    Image.new("L", (WIDTH, HEIGHT)).save(pages / "empty.png")
+    (pages / "empty.xml").write_text(alto("", "empty.png"))
+    (pages / "broken.xml").write_text(alto("", "missing.png"))
+    (pages / "twin.xml").write_text((pages / "a.xml").read_text())
+    (pages / "splits.json").write_text(json.dumps({"train": ["a", "b"], "valid": ["c"], "test": ["d"]}))
+    task = make_task(configure(SETTINGS))
+    assert {split: list(names) for split, names in task.names.items()} == {
+        "train": ["a.xml", "b.xml"],
+        "validation": ["c.xml"],
+        "test": ["d.xml"],
+    }
+    summary = "\n".join(map(str, task.summary))
+    for words in (
+        "baselines: 8",
+        "without a baseline, left out: 1",
+        "broken.xml: has no image",
+        "twin.xml: it is",
+    ):
+        assert words in summary, words
+    batch = task.batch(0, 0, 1, "validation")
+    scale = 64 / HEIGHT
+    assert batch.x.shape == (1, 64, 96, 1) and batch.y.shape == (1, 2, 2, 2)
+    right = 20 + 12 * 16 + 5
+    np.testing.assert_allclose(batch.y[0, 0], np.array([[15, 40], [right, 40]]) * scale, rtol=1e-5)
+
+
+def test_colours_become_grey(pages: Path) -> None:
+    Image.open(pages / "a.png").convert("RGB").point(lambda v: v // 2).save(pages / "a.png")
+    image = Image.open(pages / "b.png").convert("RGB")
+    ImageDraw.Draw(image).rectangle((0, 0, 99, 9), (255, 0, 0))
+    image.save(pages / "b.png")
+    assert make_task(configure(SETTINGS)).spec.channels == 1
+
+
+def test_a_folder_without_baselines_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (WIDTH, HEIGHT)).save("a.png")
+    Path("a.xml").write_text(alto('<TextLine ID="l" HPOS="1" VPOS="1" WIDTH="9" HEIGHT="9"/>'))
+    with pytest.raises(InputError, match=r"without a baseline, left out: 1.*holds baselines"):
+        make_task(configure(SETTINGS | {"data": "."}))
+    np.savez("a.npz", x=np.zeros((2, 8, 8)), y=np.zeros(2))
+    with pytest.raises(InputError):
+        make_task(configure({"task": "baselines", "data": "a.npz"}))
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_the_image_and_its_baselines_are_distorted_alike(strength: float) -> None:
+    """The darkest place around a distorted baseline is where the distorted image has it."""
+    x = np.full((120, 160, 1), 0.9, np.float32)
+    lines = [np.array([[30.0, y + 0.5], [130, y + 0.5]]) for y in (30, 60, 90)]
+    for line in lines:
+        x[int(line[0, 1]), 30:131] = 0.0
+    for seed in range(8):
+        page, moved = distort_page(x, lines, np.random.default_rng(seed), strength)
+        assert page.shape == x.shape and page.dtype == np.float32 and np.isfinite(page).all()
+        for line in moved:
+            for point in line[[len(line) // 4, len(line) // 2]]:
+                column, row = point.astype(int)
+                around = page[max(row - 5, 0) : row + 6, column, 0]
+                assert abs(int(around.argmin()) + max(row - 5, 0) - (point[1] - 0.5)) < 1.6
+        if not strength:
+            np.testing.assert_allclose(page, x, atol=1e-5)
+            assert [len(line) > 1 for line in moved] == [True] * 3
+
+
+def test_maps_have_the_baselines_their_beginnings_and_ends() -> None:
+    maps = draw_maps([np.array([[11.0, 21], [51, 21]])], (20, 40))
+    assert maps.shape == (20, 40, 3) and maps.min() == 0 and maps.max() == 1
+    assert (maps[10, 5:25, 0] == 1).all() and maps[..., 0].sum() < 80
+    assert maps[10, 5, 1] == 1 and maps[10, 25, 2] == 1
+    assert maps[:, 12:, 1].max() == maps[:, :18, 2].max() == 0
+    assert not draw_maps([np.array([[900.0, -90], [990, -90]])], (20, 40)).any()  # beyond the page
+
+
+def test_a_perfect_prediction_has_no_error_and_padding_does_not_count(pages: Path) -> None:
+    task = make_task(configure(SETTINGS))
+    (x, lines), *_ = (task.sets["train"][k] for k in range(2))
+    batch = collate("baselines", [(x, lines), (x[:, :60], (lines[1],))])
+    assert batch.sizes is not None and task.spec.shape_of_prediction(batch) == (2, 32, 48, 3)
+    prediction = perfect(batch)
+    prediction[1, :, 30:] = 20  # of padding
+    alone = collate("baselines", [(x[:, :60], (lines[1],))])
+    losses = [
+        KIND.loss(torch.from_numpy(each), b, task.spec, None).item()
+        for each, b in (
+            (prediction[:1], collate("baselines", [(x, lines)])),
+            (prediction[1:, :, :30], alone),
+        )
+    ]
+    both = KIND.loss(torch.from_numpy(prediction), batch, task.spec, None).item()
+    assert both == pytest.approx(sum(losses) / 2, rel=1e-5) and both < 0.7
+    measures = KIND.measure_array(prediction, batch, task.spec)
+    assert {name: error for name, (error, _) in measures.items()} == dict.fromkeys(KIND.error_names, 0)
+    assert measures["missed"][1] == len(lines) + 1
+    wrong = np.full_like(prediction, -20)
+    measures = KIND.measure_array(wrong, batch, task.spec)
+    assert measures["line_error"] == (3, 3) and measures["missed"] == (3, 3) and measures["false"] == (0, 0)
+
+
+def test_the_network_sees_no_padding() -> None:
+    torch.manual_seed(0)
+    network = LineFinder(1, 3, hidden=3).eval()
+    x = torch.rand(2, 21, 30, 1)
+    sizes = torch.tensor([[21, 30], [14, 19]])
+    both = network(x, sizes)
+    assert both.shape == (2, 11, 15, 3)
+    torch.testing.assert_close(both[1, :7, :10], network(x[1:, :14, :19])[0], atol=1e-5, rtol=1e-4)
+    parameters = sum(each.numel() for each in LineFinder(1, 3).parameters())
+    assert 55_000 < parameters < 150_000
+
+
+@pytest.mark.slow
+def test_training_report_and_metadata(pages: Path) -> None:
+    job = new_job(configure(SETTINGS | {"steps": 2, "batch_size": 2, "evaluate_every": 1}), Path("run"))
+    assert job.config.augment == 1 and job.config.model == "pages"
+    result = train(job)
+    assert set(KIND.error_names) <= result["errors"].keys()
+    draw_run(job.run, job.task, job.network)
+    assert mdlstm("report", "run", "--data", "pages").code == 0
+    report = Path("run/report.html").read_text(encoding="utf-8")
+    assert "of 2 lines found" in report and "missed red" in report
+    values = KIND.metadata(job.run, result["step"], job.task.spec)
+    spacing = 30.0
+    assert values["above"] == pytest.approx(16 / spacing) and values["below"] == pytest.approx(4 / spacing)
+
+
+@pytest.mark.slow
+def test_an_export_finds_lines(pages: Path) -> None:
+    train(new_job(configure(SETTINGS | {"steps": 1, "batch_size": 2}), Path("run")))
+    done = mdlstm("export", "run", "--form", "scan", "-o", "baselines.onnx")
+    assert done.code == 0, done.err
+    assert Path("baselines.onnx").stat().st_size < 2**20
+    done = mdlstm("infer", "pages", "-m", "baselines.onnx", "-o", "found", "--device", "cpu")
+    assert done.code == 0 and "4 done" in done.err, done.err
+    assert len(list(Path("found").glob("*.xml"))) == 4
+
+
+def test_metadata_are_checked() -> None:
+    fields = {
+        "version": "0",
+        "grid": None,
+        "form": "scan",
+        "layout": "N H W C",
+        "channels": 1,
+        "outputs": 3,
+    }
+    metadata = BaselinesMetadata(**fields, kind="baselines", window=(2, 2))
+    metadata.check()
+    for changes in (
+        {"above": 0.0},
+        {"below": -1.0},
+        {"outputs": 2},
+        {"window": None},
+        {"layout": "N C H W"},
+    ):
+        with pytest.raises(InputError, match=next(iter(changes))):
+            replace(metadata, **changes).check()
