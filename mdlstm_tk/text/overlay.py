@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from mdlstm_tk.text.pages import PageLine
 
 MAX_SIDE = 2000  # pixels of a picture; larger pages are scaled down
 BASELINE, OUTLINE, TEXT = (214, 40, 57), (31, 119, 180), (0, 70, 140)
+# Fonts with many letters, of Linux, Windows and macOS; the one that Pillow brings has no accents.
+FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "arial.ttf", "Arial.ttf")
 FADE = 0.35  # by which the page becomes paler
 
 
@@ -48,9 +52,26 @@ def draw_overlay(pixels: Array, lines: Sequence[PageLine], texts: Mapping[str, s
         draw.line(baseline, BASELINE, 2)
         if text := texts.get(line.id):
             height = sum(line.extents) * scale if line.extents else 20
-            font = fonts.load_default(max(round(0.4 * height), 8))
+            font = _font(fonts, max(round(0.4 * height), 8))
+            text = _drawable(text, font)
             draw.text(baseline[0], text, TEXT, font, anchor="ls", stroke_width=2, stroke_fill=(255,) * 3)
     return image
+
+
+def _font(fonts: Any, size: int) -> Any:
+    """The first of `FONTS` that this machine has, or else Pillow's own."""
+    for name in FONTS:
+        with suppress(OSError):
+            return fonts.truetype(name, size)
+    return fonts.load_default(size)
+
+
+def _drawable(text: str, font: Any) -> str:
+    """A text with letters without their accents where the font lacks them."""
+    lacking = bytes(font.getmask("\uffff"))
+    return "".join(
+        unicodedata.normalize("NFD", c)[0] if bytes(font.getmask(c)) == lacking else c for c in text
+    )
 
 
 class Overlays:

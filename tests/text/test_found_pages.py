@@ -19,7 +19,7 @@ from PIL import Image
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Session, infer_paths
 from mdlstm_tk.runtime.preprocessing import decode_image
-from mdlstm_tk.text import Transcription, cut_line, find_lines, read_page
+from mdlstm_tk.text import Transcription, cut_line, find_lines, overlay, read_page
 from mdlstm_tk.text.documents import MARK
 from mdlstm_tk.text.found_pages import FoundPage, find_page, page_xml
 
@@ -274,3 +274,18 @@ def test_no_image_makes_the_search_fail() -> None:
 
 def test_a_page_without_lines() -> None:
     assert check_page_xml(page_xml(FoundPage(30, 20, ()), 'a"&.png'), 0) == []
+
+
+@pytest.mark.parametrize("has_fonts", [True, False])
+def test_letters_that_the_font_lacks_are_drawn_without_accents(
+    has_fonts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import ImageFont
+
+    if not has_fonts:
+        monkeypatch.setattr(overlay, "FONTS", ())
+    font = overlay._font(ImageFont, 20)
+    drawn = overlay._drawable("né à Paris, œuvre", font)
+    lacking = bytes(font.getmask("\uffff"))
+    assert drawn.replace("é", "e").replace("à", "a") == "ne a Paris, œuvre"
+    assert all(bytes(font.getmask(c)) != lacking for c in drawn if c not in " œ")
