@@ -137,10 +137,6 @@ class Results:
         self.name, self.table, self.file = name, TABLES[name], folder / f"{name}.json"
         self.cells = read_cells(self.file)
 
-    def measure(self, cells: Mapping[str, Callable[[], Any]]) -> None:
-        """Measure the cells that are missing."""
-        self.cells = resumed(self.file, cells)
-
     def lengths(self, network: str) -> tuple[int, int]:
         """As many steps as the MD-LSTM does; and as many as take this network the time of those."""
         steps, seconds = self.cells["settings"]["steps"], self.cells["seconds a step"]
@@ -175,15 +171,11 @@ class Results:
         return "baselines" in self.cells and all(each.name in self.cells for each in self.trainings)
 
     @property
-    def hours(self) -> tuple[float, float]:
-        """Hours of one core that all trainings take, and those that are done."""
-        seconds, total = self.cells["seconds a step"], 0.0
-        for network in self.table.networks:
-            steps = len(FACTORS) * self.cells["settings"]["steps"]
-            steps += self.table.seeds * sum(set(self.lengths(network)))
-            total += seconds[network] * steps
-        done = sum(each.steps * seconds[each.network] for each in self.trainings if each.name in self.cells)
-        return total / 3600, done / 3600
+    def hours(self) -> float:
+        """Hours of one core that all trainings take."""
+        seconds, steps = self.cells["seconds a step"], self.cells["settings"]["steps"]
+        numbers = {k: len(FACTORS) * steps + self.table.seeds * sum(set(self.lengths(k))) for k in seconds}
+        return float(sum(seconds[network] * numbers[network] for network in seconds)) / 3600
 
     def errors(self, measure: str) -> dict[str, list[list[float]]]:
         """An error over the seeds, after equal steps and in equal minutes, of networks and baselines."""
@@ -257,10 +249,10 @@ def train_once(config: TrainConfig, *, chooses: bool) -> dict[str, Any]:
 
 def prepare(results: Results, configs: Mapping[str, TrainConfig]) -> None:
     """Measure how long a step takes, and hold that the results are of these settings."""
-    base, always = next(iter(configs.values())), {"steps", "lr"}
-    usual = vars(TrainConfig())
-    terms = {key: value for key, value in vars(base).items() if key in always or value != usual[key]}
-    results.measure({"settings": lambda: terms, "seconds a step": partial(seconds_a_step, configs)})
+    base, usual = next(iter(configs.values())), vars(TrainConfig())
+    terms = {k: value for k, value in vars(base).items() if k in ("steps", "lr") or value != usual[k]}
+    first: dict[str, Callable[[], Any]] = {"settings": lambda: terms}
+    results.cells = resumed(results.file, first | {"seconds a step": partial(seconds_a_step, configs)})
     if results.cells["settings"] != terms:
         raise SystemExit(f"{results.file} was measured with other settings than {terms}; remove it")
 
@@ -268,21 +260,19 @@ def prepare(results: Results, configs: Mapping[str, TrainConfig]) -> None:
 def measure(results: Results, configs: Mapping[str, TrainConfig]) -> None:
     """Do the trainings that are missing: those that choose learning rates, and then the others."""
     table, base = results.table, next(iter(configs.values()))
+
+    def baselines() -> list[dict[str, dict[str, float]]]:
+        seeds = [replace(base, seed=seed) for seed in range(1, table.seeds + 1)]
+        return [make_task(each).baselines(each.seed, each.steps * each.batch_size) for each in seeds]
+
     for _ in range(2):
-        cells = {}
+        cells: dict[str, Callable[[], Any]] = {"baselines": baselines}
         for each in results.trainings:
             config = replace(configs[each.network], lr=each.rate, steps=each.steps, seed=each.seed)
             if each.seed == 0:
                 config = config.updated(table.choosing, results.name)
             cells[each.name] = partial(train_once, config, chooses=each.seed == 0)
-        results.measure(cells)
-    results.measure({"baselines": partial(baselines, base, table.seeds)})
-
-
-def baselines(base: TrainConfig, seeds: int) -> list[dict[str, dict[str, float]]]:
-    """For each seed the test errors of methods without a network, by method and error."""
-    configs = [replace(base, seed=seed) for seed in range(1, seeds + 1)]
-    return [make_task(each).baselines(each.seed, each.steps * each.batch_size) for each in configs]
+        results.cells = resumed(results.file, cells)
 
 
 def number(measure: str, values: Sequence[float], unit: bool = False) -> str:
@@ -305,18 +295,13 @@ def section(results: Results) -> str:
             by_network.setdefault(network, []).extend(number(measure, values) for values in errors)
     rows = []
     for network, texts in by_network.items():
-        labels = [network, "", "", "", ""]
+        labels = [""] * 4
         if network in table.networks:
             steps, in_time = results.lengths(network)
             first = results.finals(network, steps)[0]
-            labels = [
-                network,
-                f"{cells[first.name]['parameters']:,}",
-                f"{first.rate:g}",
-                f"{steps:,}",
-                f"{in_time:,}",
-            ]
-        rows.append([*labels[:4], *texts[::2], labels[4], *texts[1::2]])
+            parameters = cells[first.name]["parameters"]
+            labels = [f"{parameters:,}", f"{first.rate:g}", f"{steps:,}", f"{in_time:,}"]
+        rows.append([network, *labels[:3], *texts[::2], labels[3], *texts[1::2]])
     reference = table.networks[0]
     time_taken = duration(results.lengths(reference)[0] * cells["seconds a step"][reference])
     machines = sorted({cells[each.name]["machine"] for each in results.trainings})
@@ -399,8 +384,8 @@ def main(words: Sequence[str] | None = None) -> None:
         results = Results(name, options.results)
         configs = configurations(name, parse_settings(options.set))
         prepare(results, configs)
-        hours, done = results.hours
-        print(f"{name}: {hours:.2f} hours of one core, {done:.2f} done", file=sys.stderr)
+        done = sum(each.name in results.cells for each in results.trainings)
+        print(f"{name}: {results.hours:.2f} hours of one core; {done} trainings are done", file=sys.stderr)
         if not options.estimate:
             measure(results, configs)
             print(f"{section(results)}\n")
