@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.jobs import InputPath
 
 MARK = "mdlstm-tk"
-"""The processing instruction in front of a page whose lines or texts are those of a model. Most editors of pages drop
-it, and whoever corrects the texts by another way removes its line."""
+"""The processing instruction in front of a page whose lines or texts are those of a model. Most editors of
+pages drop it, and whoever corrects the texts by another way removes its line."""
 
 SUFFIX = ".xml"
 SUBFOLDERS = ("page", "alto")  # where Transkribus puts the XML; images lie in the folder above
