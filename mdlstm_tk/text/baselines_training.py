@@ -55,6 +55,7 @@ class Baselines(TrainingKind):
     is_planar = True
     error_names = ("line_error", "missed", "false", "pixel_error")
     percentages = frozenset(error_names)
+    pictured = 6
     defaults = COMMON_DEFAULTS | {
         "model": "pages",
         "resize": "512x*",
@@ -132,7 +133,8 @@ class Baselines(TrainingKind):
             for line in lines:
                 draw.line([tuple(point) for point in line.tolist()], color, 1)
         counts = f"{len(pairs)} of {counted(len(true), 'line')} found, {len(found) - len(pairs)} false"
-        return [Panel(counts, np.asarray(image), sample=name)]
+        page = Panel("page", draw_input(visible(batch.x, batch)), sample=name)
+        return [page, Panel(counts, np.asarray(image))]
 
     def colors(self, spec: TaskSpec) -> dict[str, Color]:
         return dict(COLORS)

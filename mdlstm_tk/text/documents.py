@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.jobs import InputPath
 
 MARK = "mdlstm-tk"
-"""The processing instruction in front of a page whose texts a model has read. Most editors of pages drop
-it, and whoever corrects the texts by another way removes its line."""
+"""The processing instruction in front of a page whose lines or texts are those of a model. Most editors of
+pages drop it, and whoever corrects the texts by another way removes its line."""
 
 SUFFIX = ".xml"
 SUBFOLDERS = ("page", "alto")  # where Transkribus puts the XML; images lie in the folder above
@@ -34,7 +34,8 @@ class Pages(Documents):
     format = "xml"
     help = (
         "A recogniser reads the lines of pages, images with ALTO or PAGE XML beside them: -o read/ writes "
-        "the XML again with texts and confidences."
+        "the XML again with texts and confidences. A model of kind baselines finds the lines of images; a "
+        "recogniser reads these, too, with --line-model."
     )
     runner = "text.page_inference:infer_pages"
 

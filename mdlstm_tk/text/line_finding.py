@@ -59,7 +59,7 @@ def lines_of_output(y: Array, window: Sequence[int]) -> list[Array]:
     return [(line + 0.5) * np.asarray(window)[::-1] for line in find_baselines(maps)]
 
 
-def find_baselines(maps: Array, threshold: float = 0.8, finding: Finding = FINDING) -> list[Array]:
+def find_baselines(maps: Array, threshold: float = 0.85, finding: Finding = FINDING) -> list[Array]:
     """The baselines in maps.
 
     Args:
@@ -83,10 +83,10 @@ def find_baselines(maps: Array, threshold: float = 0.8, finding: Finding = FINDI
 
 
 def confidence_of(maps: Array, line: Array) -> float:
-    """The mean probability along a line that a baseline is there, from maps (h, w, 3)."""
+    """The median probability along a line that a baseline is there, from maps (h, w, 3)."""
     ndimage = require("scipy.ndimage", "image")
     places = resampled(line)[:, ::-1].T
-    return float(ndimage.map_coordinates(maps[..., 0], places, order=1, mode="nearest").mean())
+    return float(np.median(ndimage.map_coordinates(maps[..., 0], places, order=1, mode="nearest")))
 
 
 def _pieces(band: Array, finding: Finding) -> list[Array]:

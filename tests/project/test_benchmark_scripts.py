@@ -277,7 +277,7 @@ def test_lines_of_pages_are_measured_once(tmp_path: Path, capsys: pytest.Capture
     assert columns(capsys.readouterr().out) == 11 and len(rows) == 3
     assert script("baselines").main(arguments) == rows  # from results.json
     counts = [row["parameters"] for row in rows.values()]
-    assert max(counts) / min(counts) < 1.1 and len(rows["default, seed 0"]["wrong"]) == 2
+    assert max(counts) / min(counts) < 1.2 and len(rows["default, seed 0"]["wrong"]) == 2
 
 
 @pytest.mark.weekly
