@@ -91,7 +91,7 @@ def test_help_of_train_shows_defaults_and_panels() -> None:
     for panel in ("data", "network", "optimization", "run", "output", "messages"):
         assert f"\nFurther options: {panel}\n" in out
     for flag in ("task", "data", "precision", "init", "seed", "device", "config", "output"):
-        assert re.search(rf" --{flag} (?:(?! --).)*\[default: [^]]+\]", out, re.DOTALL), flag
+        assert re.search(rf" --{flag} (?:(?! --).)*\[default: [^]]+\]", " ".join(out.split())), flag
 
 
 def test_help_of_formats_names_each_kind_with_answers_once() -> None:

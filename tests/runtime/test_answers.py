@@ -29,6 +29,7 @@ CLASSES = ("cat", "dög", "=1\\")
 CLASSIFIER = replace(GRID, outputs=3, window=None, kind="classify", classes=CLASSES)
 RECOGNISER = replace(GRID, outputs=3, window=None, kind="transcribe", classes=("\\", "é"))
 DENSITY = replace(GRID, kind="density")
+FINDER = replace(GRID, outputs=3, window=(2, 2), kind="baselines")
 SCORES = np.log(np.array([[0.2, 0.7, 0.1], [0.5, 0.2, 0.3]]))
 ESCAPED = "in/a\\\t\n.npy"  # a name with a backslash, a tab and a line break
 
@@ -156,7 +157,7 @@ OPTIONS = [(kind, option) for kind in all_kinds() for option in kind.options]
 @pytest.mark.parametrize(("kind", "option"), OPTIONS, ids=lambda each: each.name)
 def test_each_option_of_a_kind_is_checked(kind: Kind, option: Option, tmp_path: Path) -> None:
     """Its type, its lowest number, and that the model is of the kind, by both functions that take it."""
-    models = {"classify": CLASSIFIER, "transcribe": RECOGNISER, "density": DENSITY}
+    models = {"classify": CLASSIFIER, "transcribe": RECOGNISER, "density": DENSITY, "baselines": FINDER}
     wrong: list[tuple[Any, str]] = [(object(), f"^{option.name} must be .* or None, got ")]
     if option.type is int:
         wrong.append(
@@ -168,7 +169,7 @@ def test_each_option_of_a_kind_is_checked(kind: Kind, option: Option, tmp_path: 
         with pytest.raises(InputError, match=message):
             decode(SCORES, models[kind.name], **{option.name: value})
     for name, metadata in models.items():
-        if name != kind.name:
+        if option.name not in kind_named(name).takes:
             fitting = {int: 2, Path: "a.arpa"}[option.type]
             with pytest.raises(
                 InputError, match=f"{option.name}=... is no option of models of kind {name}"

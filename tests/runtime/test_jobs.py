@@ -11,7 +11,15 @@ import pytest
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.jobs import Job, ResultOptions, find_files, is_single_file, plan_jobs, remaining_jobs
+from mdlstm_tk.runtime.jobs import (
+    InputPath,
+    Job,
+    ResultOptions,
+    find_files,
+    is_single_file,
+    plan_jobs,
+    remaining_jobs,
+)
 from mdlstm_tk.runtime.model_discovery import find_models
 
 GRID = Metadata("0", None, "scan", "N H W C", 1, 1)
@@ -175,7 +183,8 @@ def test_links_that_lead_nowhere_are_no_inputs(tmp_path: Path) -> None:
     for link, target in (("loop.npy", "loop.npy"), ("gone.npy", "nothing.npy")):
         (tmp_path / link).symlink_to(target)
     (tmp_path / "x.npy").touch()
-    assert find_files([str(tmp_path)], None) == ([(str(tmp_path / "x.npy"), "x.npy", False)], 0, [])
+    found = InputPath(str(tmp_path / "x.npy"), "x.npy", is_named=False)
+    assert find_files([str(tmp_path)], None) == ([found], 0, [])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs links")

@@ -136,7 +136,9 @@ def padded_batch(kind: Any, extra: tuple[int, int]) -> Batch:
     samples: list[Any] = []
     for extents in EXTENTS:
         numbers, mask = rng.random((*extents, 4)), rng.integers(UNLABELLED, 4, extents)
-        y = {"grid": numbers, "segment": mask, "classify": 2, "transcribe": [1, 2]}.get(kind, [0, 1, 1, 0])
+        lines = [np.float32([[0, 2], [20, 3]]), np.float32([[3, 1], [9, 9], [5, 5]])]
+        targets = {"grid": numbers, "segment": mask, "classify": 2, "transcribe": [1, 2]}
+        y = (targets | {"baselines": lines}).get(kind, [0, 1, 1, 0])
         samples.append((rng.random((*extents, 1)), y))
     largest = tuple(np.max(EXTENTS, axis=0) + extra)
     frame = {"grid": np.zeros((*largest, 4)), "segment": np.full(largest, UNLABELLED)}.get(
@@ -151,14 +153,15 @@ def padded_batch(kind: Any, extra: tuple[int, int]) -> Batch:
 def test_more_padding_changes_nothing(kind: Any, model: str, training: bool) -> None:
     """Outputs, loss, gradients and running statistics are those of the batch with less padding."""
     torch.manual_seed(0)
-    network = create(model, 1, 4, kind=kind, hidden=4).train(training)
+    outputs, step = (3, 2) if kind == "baselines" else (4, 1)  # maps, and positions of x under one of them
+    network = create(model, 1, outputs, kind=kind, hidden=4).train(training)
     classes = tuple("abcd")[: kind_named(kind).name_count(4)]
     scale = {"target_mean": (0.5,) * 4, "target_std": (2.0,) * 4} if kind == "regress" else {}
-    spec, results = TaskSpec("t", kind, 1, 4, EXTENTS[0], classes, **scale), []
+    spec, results = TaskSpec("t", kind, 1, outputs, EXTENTS[0], classes, **scale), []
     for extra in ((0, 0), (5, 0), (0, 29), (23, 40)):
         twin, batch = deepcopy(network), padded_batch(kind, extra)
-        outputs, columns = predictions(twin, batch, torch.device("cpu")), columns_per_step(twin)
-        loss = total_loss(outputs, batch, spec, columns)
+        predicted, columns = predictions(twin, batch, torch.device("cpu")), columns_per_step(twin)
+        loss = total_loss(predicted, batch, spec, columns)
         loss.backward()
         gradients = [parameter.grad for parameter in twin.parameters() if parameter.grad is not None]
         valid = [
@@ -166,8 +169,8 @@ def test_more_padding_changes_nothing(kind: Any, model: str, training: bool) -> 
             if y.dim() == 1
             else y[: -(-extents[1] // columns)]
             if columns
-            else y[tuple(map(slice, extents))]
-            for output in outputs
+            else y[tuple(slice(-(-extent // step)) for extent in extents)]
+            for output in predicted
             for y, extents in zip(output, EXTENTS, strict=True)
         ]
         results.append([loss, *valid, *gradients, *twin.buffers()])

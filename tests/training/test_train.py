@@ -135,7 +135,7 @@ def test_the_relevant_loss_is_the_squared_error_at_the_second_one() -> None:
     assert measure(task, prediction, batch)["relevant"] == pytest.approx((expected, 3))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in kind_names() if kind != "transcribe"])
+@pytest.mark.parametrize("kind", [k for k in kind_names() if k not in ("transcribe", "baselines")])
 def test_padding_does_not_count_in_any_error(kind: Any) -> None:
     """The sums of a batch are those of its samples, cut to their extents."""
     rng = np.random.default_rng(0)
