@@ -34,8 +34,8 @@ class Pages(Documents):
     format = "xml"
     help = (
         "A recogniser reads the lines of pages, images with ALTO or PAGE XML beside them: -o read/ writes "
-        "the XML again with texts and confidences. A model of kind baselines finds the lines of images; a "
-        "recogniser reads these, too, with --line-model."
+        "the XML again with texts and confidences. A model of kind baselines finds the lines of images; "
+        "given it as the line model, a recogniser reads these, too."
     )
     runner = "text.page_inference:infer_pages"
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.checkout import ROOT
+from helpers.learning_scripts import learning
 from helpers.pages import draw_page
 from helpers.small_models import recogniser
 from PIL import Image
@@ -23,7 +24,6 @@ from PIL import Image
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import differences
-import learning
 import measuring
 import performance
 from contenders import Shape, floor

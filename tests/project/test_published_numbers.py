@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.checkout import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
+from helpers.learning_scripts import learning, own_data  # before those that they import
 from measuring import RESULTS, between_markers, read_cells
-
-from mdlstm_tk.models import registry
-
-with pytest.MonkeyPatch.context() as patched:  # no other test sees the networks that these register
-    patched.setattr(registry, "_FACTORIES", copy.deepcopy(registry._FACTORIES))
-    import learning
-    import own_data
 
 OLD = "version 1.0"  # a table that is not measured anew says so
 pytestmark = pytest.mark.usefixtures("fresh_registries")
