@@ -1,4 +1,4 @@
-"""How long a density model takes to draw pictures, with kept states and without.
+"""The time that a density model takes to draw pictures, with kept states and without.
 
 python benchmarks/density.py    # 64 pictures of 28×28; a minute
 """

@@ -1,4 +1,4 @@
-"""How well networks learn to read handwriting, and what brings how much.
+"""Errors of networks that learn to read handwriting, and what brings how much.
 
     python benchmarks/handwriting.py results --pages ../wills --rendered rendered/   # the guide's recipe
     python benchmarks/handwriting.py parts --pages ../wills --rendered rendered/     # what brings how much
@@ -79,7 +79,7 @@ def all_steps(batch: Any, steps: int, columns: int | None = None) -> Any:
 
 
 class Part(NamedTuple):
-    """What differs from a training with the default settings on one core.
+    """A difference from a training with the default settings on one core.
 
     Attributes:
         settings: changed settings.
@@ -276,7 +276,7 @@ def slant(pixels: Array) -> float:
 
 
 def properties(page: Page, pixels: Array) -> dict[str, dict[str, float]]:
-    """What may make the lines of a page hard, by the names of their samples."""
+    """Properties that may make the lines of a page hard, by the names of their samples."""
     lines = [line for line in page.lines if line.text and line.baseline is not None]
     middles = np.array([line.baseline.mean(axis=0) for line in lines])
     found = {}

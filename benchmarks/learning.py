@@ -63,7 +63,7 @@ MEASURES = {  # name → column, unit, factor, decimals
 
 
 class Table(NamedTuple):
-    """What is measured of a task.
+    """The measurements of a task.
 
     Attributes:
         page: page that shows it, below docs/.
@@ -125,7 +125,7 @@ class Training(NamedTuple):
 
 
 class Results:
-    """What is known of a table.
+    """The cells of a table that are known.
 
     Args:
         name: of the task.

@@ -55,7 +55,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], texts: int |
 
 
 def between_markers(page: Path, name: str) -> str:
-    """What stands between the lines <!-- name --> and <!-- /name --> of a page."""
+    """The text between the lines <!-- name --> and <!-- /name --> of a page."""
     content = page.read_text(encoding="utf-8")
     section, end, _ = content.partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- /{name} -->")
     if not end:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from mdlstm_tk._util.masking import Sizes, as_sizes
 from mdlstm_tk.layer import MDLSTM, Directions
 from mdlstm_tk.models.blocks import checked_options, depth_to_space
-from mdlstm_tk.text.networks import Convolution, standardise
+from mdlstm_tk.text.networks import stack_convolutions, standardise
 
 CONVOLUTIONS = ((16, 2, 1), (32, 2, 1))  # features, stride, residual ones after it
 COLUMNS = 2  # that a window of the first MD-LSTM joins: lines are longer than high
@@ -60,16 +59,10 @@ class LineFinder(nn.Module):
     ) -> None:
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        features = (channels, *(count for count, _, _ in CONVOLUTIONS))
-        self.convolutions = nn.ModuleList()
-        for (before, count), (_, stride, residual) in zip(pairwise(features), CONVOLUTIONS, strict=True):
-            kernel = 3 if self.convolutions else 5
-            self.convolutions.append(Convolution(before, count, kernel, stride, **factory))
-            for _ in range(residual):
-                self.convolutions.append(Convolution(count, count, residual=True, **factory))
-        self.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.convolutions = stack_convolutions(channels, CONVOLUTIONS, **factory)
+        features = CONVOLUTIONS[-1][0]
         self.grid = MDLSTM(
-            features[-1],
+            features,
             hidden,
             num_layers=layers,
             directions=directions,

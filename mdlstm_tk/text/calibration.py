@@ -143,7 +143,7 @@ def fit_lm_temperature(
 
 
 def _right(labels: Integers, line: LineLogits, classes: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """Which of the characters that were read from a line are right, (L,)."""
+    """True for each character that was read from a line and is right, (L,)."""
     index = {character: k for k, character in enumerate(classes, 1)}
     is_right = np.ones(len(labels), bool)
     for edit in Levenshtein.editops(labels.tolist(), [index[c] for c in line.visual]):

@@ -4,6 +4,7 @@ convolutions, an MD-LSTM, and LSTMs along columns.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -114,6 +115,26 @@ def _normalise_valid(norm: nn.BatchNorm2d, x: Tensor, valid: Tensor) -> Tensor:
     return grid.permute(0, 3, 1, 2)
 
 
+def stack_convolutions(
+    channels: int, layers: Sequence[tuple[int, int, int]], **factory: Any
+) -> nn.ModuleList:
+    """Convolutions one after the other, the first of 5×5 and the others of 3×3.
+
+    Args:
+        channels: C of x.
+        layers: features and stride of a convolution, and the number of residual ones after it.
+        factory: device and dtype of the parameters.
+    """
+    convolutions = nn.ModuleList()
+    features = (channels, *(count for count, _, _ in layers))
+    for (before, count), (_, stride, residual) in zip(pairwise(features), layers, strict=True):
+        kernel = 3 if convolutions else 5
+        convolutions.append(Convolution(before, count, kernel, stride, **factory))
+        for _ in range(residual):
+            convolutions.append(Convolution(count, count, residual=True, **factory))
+    return convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
 class LineRecognizer(nn.Module):
     """Predicts the text of a line, of any height and width.
 
@@ -161,16 +182,10 @@ class LineRecognizer(nn.Module):
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         options: dict[str, Any] = {"cell": cell, "layer_norm": layer_norm, **factory}
-        features = (channels, *(count for count, _, _ in CONVOLUTIONS))
-        self.convolutions = nn.ModuleList()
-        for (before, count), (_, stride, residual) in zip(pairwise(features), CONVOLUTIONS, strict=True):
-            kernel = 3 if self.convolutions else 5
-            self.convolutions.append(Convolution(before, count, kernel, stride, **factory))
-            for _ in range(residual):
-                self.convolutions.append(Convolution(count, count, residual=True, **factory))
-        self.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.shortcut = nn.Conv1d(features[-1], outputs, 3, padding=1, **factory)
-        self.grid = MDLSTM(features[-1], hidden, directions=directions, window=(ROWS, 1), **options)
+        self.convolutions = stack_convolutions(channels, CONVOLUTIONS, **factory)
+        features = CONVOLUTIONS[-1][0]
+        self.shortcut = nn.Conv1d(features, outputs, 3, padding=1, **factory)
+        self.grid = MDLSTM(features, hidden, directions=directions, window=(ROWS, 1), **options)
         self.columns = MDLSTM(
             self.grid.output_size,
             2 * hidden,

@@ -46,7 +46,9 @@ def distort_page(
     places = np.linalg.inv(matrix) @ np.stack([columns.ravel(), rows.ravel(), np.ones(rows.size)])
     places = (places[1::-1] / places[2] - 0.5).reshape(2, height, width)
     shade = _shade(extents, rng, strength)
-    gamma, contrast = np.exp(strength * GAMMA * rng.uniform(-1, 1)), strength * CONTRAST * rng.uniform()
+    # Python's number leaves arrays of float32 as they are; NumPy's would make them float64.
+    gamma = float(np.exp(strength * GAMMA * rng.uniform(-1, 1)))
+    contrast = strength * CONTRAST * rng.uniform()
     blur, noise = rng.uniform(*BLUR) * (rng.uniform() < strength / 3), strength * NOISE * rng.uniform() ** 2
     channels = []
     for channel in np.moveaxis(x, -1, 0):

@@ -1,4 +1,4 @@
-"""How likely each character of a text is, by all alignments of the text and the image (CTC), with NumPy."""
+"""Probabilities of the characters of a text, over all its alignments with the image (CTC), with NumPy."""
 
 from __future__ import annotations
 
