@@ -1,6 +1,6 @@
 """Lines that networks find on pages, trained in equal time with equal parameters; and what is read there.
 
-    python benchmarks/baselines.py --pages ../wills --minutes 60 --seeds 3 --reader reader.onnx
+    python benchmarks/baselines.py --pages ../wills --processes 2 --seeds 3 --reader reader.onnx
 
 The folder holds pages with ALTO or PAGE XML and a splits.json. The default network, its convolutions with
 LSTMs along rows and then columns, and a U-Net are trained as `mdlstm train` does; each exported file finds
@@ -14,16 +14,18 @@ those that are found or missed alone count with all characters.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import rival_networks  # noqa: F401  it registers the rivals
-from measuring import argument_parser, markdown, resumed
+from measuring import RESULTS, argument_parser, markdown, resumed
 from rapidfuzz.distance import Levenshtein
 from scipy.optimize import linear_sum_assignment
 
@@ -34,7 +36,7 @@ from mdlstm_tk.runtime.preprocessing import decode_image, to_grey
 from mdlstm_tk.text import cut_line, find_lines, read_page
 from mdlstm_tk.text.pages import Page
 from mdlstm_tk.text.polylines import same_lines, spacing_of
-from mdlstm_tk.training import configure, make_task, new_job, parse_settings, train
+from mdlstm_tk.training import configure, in_processes, make_task, new_job, parse_settings, train
 from mdlstm_tk.training.comparison import with_equal_parameters
 from mdlstm_tk.training.networks import fit_config
 
@@ -108,37 +110,45 @@ def measure(model: Path, pages: Sequence[tuple[str, Page]], reader: Session | No
     return row | {"seconds": seconds / 4 / len(pages), "bytes": model.stat().st_size}
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Measure what is missing in results.json, print the table, and return the rows."""
-    parser = argument_parser(__doc__)
-    parser.add_argument("--pages", type=Path, required=True, help="folder of pages with ALTO or PAGE XML")
-    parser.add_argument("--minutes", type=float, default=60, help="of training for each network")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--reader", type=Path, help="an exported model that reads lines")
-    parser.add_argument("-o", "--output", type=Path, default=Path("baselines"))
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of all")
-    options = parser.parse_args(arguments)
-    base = {"task": "baselines", "data": str(options.pages), "minutes": options.minutes}
-    base |= parse_settings(options.set)
-    task = make_task(configure(base))
+def train_network(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train a network, export it, and measure what the file finds on the test pages."""
+    settings = {"task": "baselines", "data": str(options.pages), "minutes": options.minutes, "seed": seed}
+    config = configure(settings | parse_settings(options.set))
+    task = make_task(config)
+    if NETWORKS[name]:
+        config = with_equal_parameters(fit_config(config, task), NETWORKS[name], task.spec)
+    job = new_job(config, options.output / f"{name}-{seed}", force=True, task=task)
+    result = train(job)
+    if not job.context.is_main:
+        return {}
+    model = job.run.folder / "model.onnx"
+    export_run(job.run, model, form="scan", force=True)
     names = zip(task.groups["test"], task.names["test"], strict=True)
     pages = [(hand, read_page(options.pages / name)) for hand, name in names]
     reader = Session(options.reader, device="cpu") if options.reader else None
+    return {"parameters": result["parameters"], "steps": result["step"]} | measure(model, pages, reader)
 
-    def row(name: str, seed: int) -> dict[str, Any]:
-        config = configure(base | {"seed": seed})
-        if NETWORKS[name]:
-            config = with_equal_parameters(fit_config(config, task), NETWORKS[name], task.spec)
-        job = new_job(config, options.output / f"{name}-{seed}", force=True, task=task)
-        result = train(job)
-        model = job.run.folder / "model.onnx"
-        export_run(job.run, model, form="scan", force=True)
-        return {"parameters": result["parameters"], "steps": result["step"]} | measure(model, pages, reader)
 
-    seeds = range(options.seeds)
-    cells = {f"{name}, seed {k}": partial(row, name, k) for k in seeds for name in options.networks}
-    rows = resumed(options.output / "results.json", cells)
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure what is missing in the file of results, print the table, and return the rows."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--pages", type=Path, required=True, help="folder of pages with ALTO or PAGE XML")
+    parser.add_argument("--minutes", type=float, default=60, help="of training for each network")
+    parser.add_argument("--processes", type=int, default=1, help="that share each batch of a training")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--reader", type=Path, help="an exported model that reads lines")
+    parser.add_argument("-o", "--output", type=Path, default=Path("baselines"), help="folder of runs")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS / "baselines.json", help="default: %(default)s"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of all")
+    options = parser.parse_args(arguments)
+    cells = {
+        f"{name}, seed {seed}": partial(in_processes, options.processes, train_network, name, seed, options)
+        for seed, name in product(range(options.seeds), options.networks)
+    }
+    rows = resumed(options.results, cells)
     texts = []
     for name, each in rows.items():
         f1 = ["{:.3f} ({:.3f}–{:.3f})".format(*values) for values in each["f1"]]

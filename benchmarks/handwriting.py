@@ -32,7 +32,7 @@ from unittest.mock import patch
 
 import numpy as np
 import rival_networks  # noqa: F401  it registers the rivals
-from measuring import ROOT, argument_parser, interleave, markdown, resumed
+from measuring import RESULTS, argument_parser, interleave, markdown, resumed
 
 from mdlstm_tk.data import Split
 from mdlstm_tk.data.samples import LazySamples
@@ -56,7 +56,6 @@ SHARES = {"test": 0.1, "valid": 0.1}  # of the pages, where no splits.json divid
 RENDERED_SHARE = 0.25  # of the minutes
 TIMED_LINES = 100  # that are read to measure the speed of a model
 FEW_LINES = 700
-RESULTS = ROOT / "benchmarks/results/handwriting.json"
 COLUMNS = (
     *("training", "parameters", "steps/s", "CER, %", "WER, %"),
     *("CER with LM, %", "WER with LM, %", "ECE", "ECE with LM", "lines/s", "lines/s with LM", "MB"),
@@ -353,7 +352,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to measure, instead of all")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of all")
     parser.add_argument("-o", "--output", type=Path, default=Path("handwriting"), help="folder of runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS / "handwriting.json", help="default: %(default)s"
+    )
     options = parser.parse_args(arguments)
     wanted = trainings(options)
     if any(PARTS[each.part].is_rendered_first for each in wanted) and options.rendered is None:

@@ -14,6 +14,7 @@ from mdlstm_tk.text.polylines import resampled, spacing_of
 HEAD, TAIL = slice(8), slice(-8, None)  # points of a piece that tell the direction of its ends
 OVERLAP = 0.5  # line spacings by which pieces of a line may overlap
 STRAIGHT = 0.9  # cosine between the directions of pieces of a line, at least
+STEEP = 0.7  # share of its length that a line runs down, from which on it may read upwards
 MAX_PIECES = 1000  # of a page, the largest
 EIGHT = np.ones((3, 3), bool)  # neighbours, corners included
 
@@ -76,7 +77,7 @@ def find_baselines(maps: Array, threshold: float = 0.85, finding: Finding = FIND
     spacing = spacing_of([line for line in pieces if _length(line) > 8] or pieces)
     pieces = _joined(pieces, maps, spacing, finding)
     return [
-        line
+        _as_read(line, maps)
         for line in pieces
         if _length(line) >= finding.shortest * spacing and confidence_of(maps, line) >= threshold
     ]
@@ -166,6 +167,17 @@ def _joined(pieces: Sequence[Array], maps: Array, spacing: float, finding: Findi
             chain.append(pieces[k])
         joined.append(np.concatenate(chain))
     return joined
+
+
+def _as_read(line: Array, maps: Array) -> Array:
+    """A line in the direction of reading: rightwards, or downwards, unless the maps say that a steep one
+    begins at its lower end."""
+    if _direction(line)[1] < STEEP:
+        return line
+    (begins_above, begins_below), (ends_above, ends_below) = (
+        _near(maps[..., k], line[[0, -1]]) for k in (1, 2)
+    )
+    return line[::-1] if begins_below + ends_above > begins_above + ends_below else line
 
 
 def _near(grid: Array, points: Array) -> Array:

@@ -12,6 +12,7 @@ from mdlstm_tk.text.polylines import resampled
 
 # Amplitudes at strength 1.
 ROTATION = np.radians(5)
+TURNED = 0.15  # probability of any angle up to a right one, as of notes along a margin
 ZOOM = 0.2  # as a factor e^±zoom, and a quarter of it along one axis alone
 SHEAR = 0.03
 PERSPECTIVE = 0.12  # by which one side of the page is longer than the other
@@ -71,7 +72,8 @@ def _projected(points: Array, matrix: Array) -> Array:
 def _perspective(extents: Array, rng: np.random.Generator, strength: float) -> Array:
     """A random perspective (3, 3) of points around the centre of the page."""
     draws = rng.uniform(-1, 1, 8) * strength
-    angle, zoom = draws[0] * ROTATION, np.exp(draws[1] * ZOOM)
+    is_turned, any_angle = rng.uniform() < strength * TURNED, rng.uniform(-0.5, 0.5) * np.pi
+    angle, zoom = any_angle if is_turned else draws[0] * ROTATION, np.exp(draws[1] * ZOOM)
     stretch = np.exp(draws[2] * ZOOM / 4)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     linear = turn @ np.array([[stretch, draws[3] * SHEAR], [0, 1 / stretch]]) * zoom

@@ -271,11 +271,12 @@ def test_lines_of_pages_are_measured_once(tmp_path: Path, capsys: pytest.Capture
     splits = {"train": ["a", "b"], "valid": ["c"], "test": ["d"]}
     (tmp_path / "pages/splits.json").write_text(json.dumps(splits), encoding="utf-8")
     arguments = ["--pages", str(tmp_path / "pages"), "--minutes", "0.02", "-o", str(tmp_path / "out")]
-    arguments += ["--set", "hidden=4", "--set", "resize=64x*", "--set", "batch_size=2"]
+    arguments += ["--results", str(tmp_path / "results.json"), "--set", "hidden=4"]
+    arguments += ["--set", "resize=64x*", "--set", "batch_size=2"]
     arguments += ["--reader", str(recogniser(tmp_path / "reader.onnx"))]
     rows = script("baselines").main(arguments)
     assert columns(capsys.readouterr().out) == 11 and len(rows) == 3
-    assert script("baselines").main(arguments) == rows  # from results.json
+    assert script("baselines").main(arguments) == rows  # from the file of results
     counts = [row["parameters"] for row in rows.values()]
     assert max(counts) / min(counts) < 1.2 and len(rows["default, seed 0"]["wrong"]) == 2
 

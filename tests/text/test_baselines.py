@@ -12,6 +12,7 @@ import torch
 from helpers.command import mdlstm
 from helpers.pages import HEIGHT, WIDTH, alto, draw_page
 from PIL import Image, ImageDraw
+from scipy import ndimage
 
 from mdlstm_tk.data import Batch
 from mdlstm_tk.data.task import collate
@@ -94,22 +95,26 @@ def test_a_folder_without_baselines_is_refused(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 def test_the_image_and_its_baselines_are_distorted_alike(strength: float) -> None:
-    """The darkest place around a distorted baseline is where the distorted image has it."""
+    """The darkest place across a distorted baseline is where the distorted image has it."""
     x = np.full((120, 160, 1), 0.9, np.float32)
     lines = [np.array([[30.0, y + 0.5], [130, y + 0.5]]) for y in (30, 60, 90)]
     for line in lines:
         x[int(line[0, 1]), 30:131] = 0.0
-    for seed in range(8):
+    steepest = 0.0
+    for seed in range(16):
         page, moved = distort_page(x, lines, np.random.default_rng(seed), strength)
         assert page.shape == x.shape and page.dtype == np.float32 and np.isfinite(page).all()
         for line in moved:
+            steepest = max(steepest, abs(float(line[-1, 1] - line[0, 1])))
+            run = (line[-1] - line[0]) / np.hypot(*(line[-1] - line[0]))
             for point in line[[len(line) // 4, len(line) // 2]]:
-                column, row = point.astype(int)
-                around = page[max(row - 5, 0) : row + 6, column, 0]
-                assert abs(int(around.argmin()) + max(row - 5, 0) - (point[1] - 0.5)) < 1.6
+                places = point - 0.5 + np.arange(-5, 6)[:, None] * (-run[1], run[0])
+                across = ndimage.map_coordinates(page[..., 0], places[:, ::-1].T, order=1, mode="nearest")
+                assert abs(int(across.argmin()) - 5) < 1.6
         if not strength:
             np.testing.assert_allclose(page, x, atol=1e-5)
             assert [len(line) > 1 for line in moved] == [True] * 3
+    assert steepest > 40 if strength else not steepest  # some pages are turned by any angle
 
 
 def test_maps_have_the_baselines_their_beginnings_and_ends() -> None:

@@ -80,6 +80,14 @@ def test_bent_steep_and_close_lines_are_found() -> None:
     assert len(same_lines(found_in(close), close, 12)) == 15
 
 
+def test_steep_lines_read_as_the_maps_say_and_all_others_rightwards() -> None:
+    for true in ([[100.0, 30], [100, 270]], [[100.0, 270], [100, 30]], [[120.0, 270], [90, 30]]):
+        (found,) = found_in([np.array(true)])
+        np.testing.assert_allclose(found[[0, -1]], true, atol=6)
+    (found,) = found_in([line(370, 40, 30)])
+    assert found[0, 0] < found[-1, 0]
+
+
 def test_pieces_of_a_line_are_joined_and_columns_kept_apart() -> None:
     above, below = line(20, 40, 380), line(20, 120, 380)
     pieces = draw_maps([above, line(20, 80, 190), line(215, 80, 380), below], (150, 200))
