@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.kinds.answer import PROBABILITY_DIGITS, Answer
-from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind
+from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind, OpenModel
 from mdlstm_tk.kinds.options import Option
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ class Classify(Kind):
     def name_count(self, outputs: int) -> int:
         return outputs
 
-    def prepare(self, options: ResultOptions, metadata: Metadata) -> ResultOptions:
+    def prepare(
+        self, options: ResultOptions, metadata: Metadata, open_model: OpenModel | None = None
+    ) -> ResultOptions:
         if options.probabilities and "top" in options.of_kind:
             some = " includes all classes, ", Argument("top"), " only some; give one of them"
             raise InputError(Argument("probabilities", True), *some)

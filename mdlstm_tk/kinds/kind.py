@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mdlstm_tk.runtime.io import Format
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.io.npy import Array
     from mdlstm_tk.runtime.jobs import ResultOptions
     from mdlstm_tk.runtime.metadata import Metadata
+    from mdlstm_tk.runtime.session import Session
+    from mdlstm_tk.runtime.tiles.session import TiledSession
 
+OpenModel = Callable[[Path], "Session | TiledSession"]
 LINES: tuple[Format, ...] = ("txt", "tsv", "csv", "json")
 ARRAYS: tuple[Format, ...] = ("npy", "npz")
 
@@ -103,8 +107,16 @@ class Kind:
         """
         return False
 
-    def prepare(self, options: ResultOptions, metadata: Metadata) -> ResultOptions:
+    def prepare(
+        self, options: ResultOptions, metadata: Metadata, open_model: OpenModel | None = None
+    ) -> ResultOptions:
         """The options as `decode` takes them: checked against the model, with files that they name loaded.
+
+        Args:
+            options: of the answers.
+            metadata: of the model.
+            open_model: opens a further model as the first one: on its device, and within its limits. It is
+                closed after the last result. None: the answers of one output are asked for.
 
         Raises:
             InputError: they do not fit each other or the model, or a file cannot be used.

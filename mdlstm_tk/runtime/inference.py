@@ -214,7 +214,7 @@ def infer_paths(
 
         metadata = candidates[0].metadata if candidates else open_model(path).metadata
         kind = kind_named(metadata.kind)
-        options = kind.prepare(ResultOptions(probabilities, of_kind), metadata)
+        options = kind.prepare(ResultOptions(probabilities, of_kind), metadata, open_model)
         stdin: bytes | None = None
         if STDIO in sources and metadata.form != "tiles":
             content = reader.peek(STDIO)

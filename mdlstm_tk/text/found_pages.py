@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from mdlstm_tk.text.markup import quoted
 from mdlstm_tk.text.outlines import outlines
 from mdlstm_tk.text.pages import PageLine
 from mdlstm_tk.text.polylines import simplified, spacing_of
+
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime.tiles.session import TiledSession
 
 NAMESPACE = "http://schema.primaresearch.org/PAGE/gts/pagecontent/2019-07-15"
 MIN_SIDE, MAX_ASPECT = 16, 20  # of a page in pixels, and by its shorter side
@@ -108,7 +111,7 @@ def find_page(session: Session, pixels: Array) -> FoundPage:
     return FoundPage(width, height, tuple(regions))
 
 
-def check_finder(session: Session) -> BaselinesMetadata:
+def check_finder(session: Session | TiledSession) -> BaselinesMetadata:
     """The metadata of a model of kind "baselines".
 
     Raises:

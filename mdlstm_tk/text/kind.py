@@ -8,9 +8,10 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.kinds.answer import PROBABILITY_DIGITS, Answer
 from mdlstm_tk.kinds.decoding import DECODING_FILE
-from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind
+from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind, OpenModel
 from mdlstm_tk.kinds.options import Option
 from mdlstm_tk.text.decoding import LM_FILE
 from mdlstm_tk.text.documents import OVERLAY, PAGES
@@ -114,7 +115,9 @@ class Transcribe(Kind):
     def has_documents_in_images(self, options: Mapping[str, Any]) -> bool:
         return "line_model" in options
 
-    def prepare(self, options: ResultOptions, metadata: Metadata) -> ResultOptions:
+    def prepare(
+        self, options: ResultOptions, metadata: Metadata, open_model: OpenModel | None = None
+    ) -> ResultOptions:
         from mdlstm_tk.text.character_model import CharacterModel  # imported late: few models read texts
         from mdlstm_tk.text.ctc import check_search
 
@@ -124,10 +127,11 @@ class Transcribe(Kind):
         check_search(options.of_kind.get("beam"), lm, metadata.classes or ())
         of_kind = {**options.of_kind, "lm": lm}
         if finder := of_kind.get("line_model"):
-            from mdlstm_tk.runtime.session import Session
             from mdlstm_tk.text.found_pages import check_finder
 
-            finder = finder if isinstance(finder, Session) else Session(finder, device="cpu")
+            if open_model is None:
+                raise InputError(Argument("line_model"), " finds lines in images, for infer_paths")
+            finder = open_model(Path(finder)) if isinstance(finder, str | Path) else finder
             check_finder(finder)
             of_kind["line_model"] = finder
         return options._replace(of_kind=of_kind)

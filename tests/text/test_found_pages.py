@@ -16,8 +16,8 @@ from helpers.pages import HEIGHT, PAGE, WIDTH, draw_bars, draw_page, transcripti
 from helpers.small_models import classifier, finder, recogniser
 from PIL import Image
 
-from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime import Session, infer_paths
+from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.runtime import Session, decode, infer_paths
 from mdlstm_tk.runtime.preprocessing import decode_image
 from mdlstm_tk.text import Transcription, cut_line, find_lines, overlay, read_page
 from mdlstm_tk.text.documents import MARK
@@ -123,6 +123,31 @@ def test_photographs_are_read_in_one_call(capsys: pytest.CaptureFixture[str]) ->
     assert infer("in", "-m", "reader.onnx").out.startswith("in/known.xml\tl0\tshort\n")
     run = infer_paths(["in/a.png"], "reader.onnx", line_model=Session("baselines.onnx"))
     assert [answer.text for result in run.results for answer in result.answers] == ["long", "long", "short"]
+
+
+def test_the_model_for_lines_is_opened_as_the_reader_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Device, limits and isolation hold for both; both are closed after the last result."""
+    opened: list[tuple[str, Session, tuple[Any, ...], dict[str, Any]]] = []
+
+    class Recorded(Session):
+        def __init__(self, model: Any, *arguments: Any, **options: Any) -> None:
+            super().__init__(model, *arguments, **options)
+            opened.append((str(model), self, arguments, options))
+
+    monkeypatch.setattr("mdlstm_tk.runtime.inference.Session", Recorded)
+    limits: dict[str, Any] = {"isolated": True, "timeout": 99.0, "max_bytes": 2**28, "trusted": True}
+    run = infer_paths(["in/a.png"], "reader.onnx", line_model="baselines.onnx", device="cpu", **limits)
+    (result,) = run.results
+    assert len(result.answers) == 3
+    assert {name for name, *_ in opened} == {"reader.onnx", "baselines.onnx"}
+    (_, reader, *of_reader), (_, finder, *of_finder) = opened
+    assert of_reader == of_finder and limits.items() <= of_finder[1].items()
+    for session in (reader, finder):
+        assert session.isolated
+        with pytest.raises(MDLSTMError, match="closed"):
+            session(np.zeros((64, 64, 1), np.float32))
+    with pytest.raises(InputError, match="finds lines in images, for infer_paths"):
+        decode(np.zeros((4, 3), np.float32), reader.metadata, line_model="baselines.onnx")
 
 
 def test_results_are_no_pages_to_find_lines_in() -> None:
