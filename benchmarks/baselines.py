@@ -25,7 +25,16 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import rival_networks  # noqa: F401  it registers the rivals
-from measuring import RESULTS, argument_parser, markdown, resumed
+import torch
+from measuring import (
+    RESULTS,
+    ROOT,
+    argument_parser,
+    hold_settings,
+    markdown,
+    resumed,
+    write_between_markers,
+)
 from rapidfuzz.distance import Levenshtein
 from scipy.optimize import linear_sum_assignment
 
@@ -34,7 +43,7 @@ from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.preprocessing import decode_image, to_grey
 from mdlstm_tk.text import cut_line, find_lines, read_page
-from mdlstm_tk.text.pages import Page
+from mdlstm_tk.text.pages import Page, PageLine
 from mdlstm_tk.text.polylines import same_lines, spacing_of
 from mdlstm_tk.training import configure, in_processes, make_task, new_job, parse_settings, train
 from mdlstm_tk.training.comparison import with_equal_parameters
@@ -93,16 +102,18 @@ def measure(model: Path, pages: Sequence[tuple[str, Page]], reader: Session | No
         pixels = decode_image(page.image.read_bytes(), page.image.name)
         pixels = to_grey(pixels) if pixels.ndim == 3 else pixels
         lines = [line.baseline for line in page.lines if line.baseline is not None]
+        found_on: list[list[PageLine]] = []
         for damage, counts in zip(damages, by_hand, strict=True):
             image, true = damage(pixels, lines)
             start = time.process_time()
             found = find_lines(session, image)
             seconds += time.process_time() - start
             baselines = [line.baseline for line in found if line.baseline is not None]
-            pairs = same_lines(baselines, true, spacing_of(true))
+            found_on.append(found)
+            pairs = same_lines(baselines, true, spacing_of(true, len(image)))
             counts.setdefault(hand, []).append((len(pairs), len(found), len(true)))
         known = [line for line in page.lines if line.text]
-        for k, each in enumerate((find_lines(session, pixels), known) if reader else ()):
+        for k, each in enumerate((found_on[0], known) if reader else ()):
             read = reader.transcribe([cut_line(pixels, line) for line in each]) if reader and each else []
             edits[k] += page_edits([line.text for line in read], [line.text or "" for line in known])
     row: dict[str, Any] = {"f1": [interval(each) for each in by_hand]}
@@ -126,7 +137,8 @@ def train_network(name: str, seed: int, options: argparse.Namespace) -> dict[str
     names = zip(task.groups["test"], task.names["test"], strict=True)
     pages = [(hand, read_page(options.pages / name)) for hand, name in names]
     reader = Session(options.reader, device="cpu") if options.reader else None
-    return {"parameters": result["parameters"], "steps": result["step"]} | measure(model, pages, reader)
+    counts = {"parameters": result["parameters"], "steps": job.run.read_times().steps}
+    return counts | measure(model, pages, reader)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -139,24 +151,39 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--reader", type=Path, help="an exported model that reads lines")
     parser.add_argument("-o", "--output", type=Path, default=Path("baselines"), help="folder of runs")
+    parser.add_argument("--write", action="store_true", help="write docs/handwriting.md")
     parser.add_argument(
         "--results", type=Path, default=RESULTS / "baselines.json", help="default: %(default)s"
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of all")
     options = parser.parse_args(arguments)
     cells = {
-        f"{name}, seed {seed}": partial(in_processes, options.processes, train_network, name, seed, options)
+        f"{name}, {options.minutes:g} min, seed {seed}": partial(
+            in_processes, options.processes, train_network, name, seed, options
+        )
         for seed, name in product(range(options.seeds), options.networks)
     }
+    torch.set_num_threads(1)
+    reader = options.reader and options.reader.name
+    settings = {"set": options.set, "pages": options.pages.resolve().name, "reader": reader}
+    hold_settings(options.results, settings | {"processes": options.processes})
     rows = resumed(options.results, cells)
+    rows.pop("settings")
+    print(table(rows))
+    if options.write:
+        write_between_markers(ROOT / "docs/handwriting.md", "baselines", table(rows))
+    return rows
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The rows of COLUMNS."""
     texts = []
     for name, each in rows.items():
         f1 = ["{:.3f} ({:.3f}–{:.3f})".format(*values) for values in each["f1"]]
         wrong = [f"{100 * share:.1f}" for share in each["wrong"]] or ["", ""]
         numbers = f"{each['parameters']:,}", str(each["steps"])
         texts.append([name, *numbers, *f1, *wrong, f"{each['seconds']:.2f}", f"{each['bytes'] / 1e6:.2f}"])
-    print(markdown(COLUMNS, texts, 1))
-    return rows
+    return markdown(COLUMNS, texts, 1)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
 """Errors of networks that learn to read handwriting, and what brings how much.
 
-    python benchmarks/handwriting.py results --pages ../wills --rendered rendered/   # the guide's recipe
-    python benchmarks/handwriting.py parts --pages ../wills --rendered rendered/     # what brings how much
+    python benchmarks/handwriting.py results --pages ../wills --fonts fonts/          # the guide's recipe
+    python benchmarks/handwriting.py parts --pages ../wills --fonts fonts/            # what brings how much
     python benchmarks/handwriting.py networks --pages ../wills --minutes 20 60       # with equal parameters
     python benchmarks/handwriting.py lines --pages ../wills                          # which lines are hard
 
 The folder holds pages with ALTO or PAGE XML, as eScriptorium exports them, or as the data set
 CREMMA-AN-TestamentDePoilus (https://doi.org/10.5281/zenodo.10177106) is downloaded. Without splits.json,
-one page in ten is for validation and one for testing. `examples/render_lines.py` writes the rendered lines.
+one page in ten is for validation and one for testing. Lines are rendered by `examples/render_lines.py` from
+the texts that a row is trained on.
 
 Test errors are measured greedy, and with a beam search and a language model of the training texts alone. A
-training is kept in the file of results when it is finished, so that an interrupted table goes on.
+training is kept in the file of results when it is finished, so that an interrupted table goes on. `--write`
+puts what is there of a table into the guide.
 """
 
 from __future__ import annotations
@@ -32,7 +34,19 @@ from unittest.mock import patch
 
 import numpy as np
 import rival_networks  # noqa: F401  it registers the rivals
-from measuring import RESULTS, argument_parser, interleave, markdown, resumed
+import torch
+from measuring import (
+    RESULTS,
+    ROOT,
+    argument_parser,
+    hold_settings,
+    interleave,
+    markdown,
+    python,
+    read_cells,
+    resumed,
+    write_between_markers,
+)
 
 from mdlstm_tk.data import Split
 from mdlstm_tk.data.samples import LazySamples
@@ -56,6 +70,7 @@ SHARES = {"test": 0.1, "valid": 0.1}  # of the pages, where no splits.json divid
 RENDERED_SHARE = 0.25  # of the minutes
 TIMED_LINES = 100  # that are read to measure the speed of a model
 FEW_LINES = 700
+RENDERED_LINES = 12_000
 COLUMNS = (
     *("training", "parameters", "steps/s", "CER, %", "WER, %"),
     *("CER with LM, %", "WER with LM, %", "ECE", "ECE with LM", "lines/s", "lines/s with LM", "MB"),
@@ -198,7 +213,9 @@ def errors_of(lines: Sequence[Line]) -> dict[str, Any]:
 def train_network(training: Training, options: argparse.Namespace) -> dict[str, Any]:
     """Train a network, read the test lines with it, export it, and measure the exported file."""
     part, folder = PARTS[training.part], options.output / str(training).replace(", ", "-").replace(" ", "")
-    pages = options.output / f"pages-{training.lines or 'all'}"
+    pages, rendered = (
+        options.output / f"{each}-{training.lines or 'all'}" for each in ("pages", "rendered")
+    )
     settings: dict[str, Any] = {"task": "transcribe", "precision": "bf16", "seed": training.seed}
     settings |= {**part.settings, **parse_settings(options.set), "minutes": training.minutes}
     with ExitStack() as stack:
@@ -206,7 +223,7 @@ def train_network(training: Training, options: argparse.Namespace) -> dict[str, 
             stack.enter_context(patch.object(module, name, other))
         if part.is_rendered_first:
             minutes = RENDERED_SHARE * training.minutes
-            first = configure({**settings, "data": str(options.rendered), "minutes": minutes})
+            first = configure({**settings, "data": str(rendered), "minutes": minutes})
             train(new_job(first, folder / "rendered", force=True))
             settings |= {"init": str(folder / "rendered"), "minutes": training.minutes - minutes}
         config = configure({**settings, "data": str(pages)})
@@ -220,6 +237,7 @@ def train_network(training: Training, options: argparse.Namespace) -> dict[str, 
             return {}
         row = {key: result[key] for key in ("parameters", "steps_per_second", "step")}
         split: Split = result["split"]
+        assert split == "test", "splits.json names no test pages"
         lm = CharacterModel.load(job.run.folder / LM_FILE)
         searches: dict[str, dict[str, Any]] = {"greedy": {}, "lm": {"beam": BEAM, "lm": lm}}
         for kind, search in searches.items():
@@ -228,7 +246,7 @@ def train_network(training: Training, options: argparse.Namespace) -> dict[str, 
                 evaluate_lines(job.network, task, split, job.config, decoding=decoding, **search)[1]
             )
     model_file = folder / "model.onnx"
-    export_run(job.run, model_file, force=True)
+    export_run(job.run, model_file, padded=True, force=True)
     samples = cast("LazySamples", task.sets[split]).samples
     images = [sample.read_x() for sample in samples[:TIMED_LINES]]
     with Session(model_file, device="cpu", threads=1) as session:
@@ -341,26 +359,50 @@ def trainings(options: argparse.Namespace) -> list[Training]:
     ]
 
 
+def render_lines(pages: Path, fonts: Path, folder: Path, count: int) -> None:
+    """Render lines with the texts that a folder of pages is trained on, unless they are there."""
+    if not folder.exists():
+        part = folder.with_suffix(".part")
+        print(python(ROOT / "examples/render_lines.py", pages, part, "--font", fonts, "--count", count))
+        part.rename(folder)
+
+
+def published(what: str, file: Path) -> str:
+    """What the guide shows of a table: the rows that were measured; "" if none was."""
+    wanted = trainings(argparse.Namespace(what=what, seeds=None, minutes=None, only=None))
+    cells = read_cells(file)
+    rows = {str(each): cells[str(each)] for each in wanted if str(each) in cells}
+    return table(rows) if rows else ""
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure what is missing in the file of results, print the table, and return its rows."""
     parser = argument_parser(__doc__)
     parser.add_argument("what", choices=("results", "parts", "networks", "lines"))
     parser.add_argument("--pages", type=Path, required=True, help="folder of pages with ALTO or PAGE XML")
-    parser.add_argument("--rendered", type=Path, help="folder of rendered lines")
+    parser.add_argument("--fonts", type=Path, help="folder of fonts, for rendered lines")
+    parser.add_argument("--count", type=int, default=RENDERED_LINES, help="of rendered lines")
     parser.add_argument("--minutes", type=float, nargs="+", help="of a training; the default is the page's")
     parser.add_argument("--seeds", type=int, help="of each training; the default is the page's")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to measure, instead of all")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of all")
     parser.add_argument("-o", "--output", type=Path, default=Path("handwriting"), help="folder of runs")
+    parser.add_argument("--write", action="store_true", help="write docs/handwriting.md")
     parser.add_argument(
         "--results", type=Path, default=RESULTS / "handwriting.json", help="default: %(default)s"
     )
     options = parser.parse_args(arguments)
     wanted = trainings(options)
-    if any(PARTS[each.part].is_rendered_first for each in wanted) and options.rendered is None:
-        parser.error("rendered lines need --rendered, a folder that examples/render_lines.py has written")
+    is_rendered = any(PARTS[each.part].is_rendered_first for each in wanted)
+    if is_rendered and options.fonts is None:
+        parser.error("rendered lines need --fonts, a folder of fonts")
+    torch.set_num_threads(1)
+    hold_settings(options.results, {"set": options.set, "pages": options.pages.resolve().name})
     for lines in {each.lines for each in wanted}:
-        link_pages(options.pages, options.output / f"pages-{lines or 'all'}", lines)
+        pages, rendered = (options.output / f"{each}-{lines or 'all'}" for each in ("pages", "rendered"))
+        link_pages(options.pages, pages, lines)
+        if is_rendered:
+            render_lines(pages, options.fonts, rendered, options.count)
     cells = {
         str(each): partial(in_processes, PARTS[each.part].processes, train_network, each, options)
         for each in wanted
@@ -368,6 +410,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     kept = resumed(options.results, {} if options.what == "lines" else cells)
     rows = {name: kept[name] for name in cells if name in kept}
     print(hard_lines(rows, options.output / "pages-all") if options.what == "lines" else table(rows))
+    if options.write and options.what != "lines" and (text := published(options.what, options.results)):
+        write_between_markers(ROOT / "docs/handwriting.md", f"handwriting-{options.what}", text)
     return rows
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from math import isnan, nan
+from math import isnan, log, nan
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ from measuring import (
     add_names,
     argument_parser,
     between_markers,
+    hold_settings,
     interleave,
     machine,
     markdown,
@@ -44,8 +45,10 @@ from measuring import (
 from mdlstm_tk._util.text import duration
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.training import TrainConfig, default_config, make_task, new_job, parse_settings, train
-from mdlstm_tk.training.comparison import with_equal_parameters
+from mdlstm_tk.training.comparison import with_parameters
+from mdlstm_tk.training.memory import keep_freed_memory
 from mdlstm_tk.training.networks import build_network, count_parameters
+from mdlstm_tk.training.tasks import with_model
 from mdlstm_tk.training.trainer import Trainer
 
 FACTORS = (1 / 3, 1, 3)  # of the task's learning rate, among which that of each network is chosen
@@ -70,7 +73,9 @@ class Table(NamedTuple):
         measures: names of the errors.
         networks: the MD-LSTM first, whose number of parameters the others get.
         settings: in place of the task's defaults, for all networks.
-        choosing: further settings while learning rates are chosen, for tasks without validation data.
+        choosing: further settings while learning rates are chosen, for tasks without validation data; the
+            last weights count there, as they do with the other seeds.
+        own: settings of some networks alone.
         seeds: they count from 1; seed 0 chooses the learning rates.
     """
 
@@ -79,10 +84,14 @@ class Table(NamedTuple):
     networks: tuple[str, ...]
     settings: Mapping[str, Any] = {}
     choosing: Mapping[str, Any] = {}
+    own: Mapping[str, Mapping[str, Any]] = {}
     seeds: int = 3
 
 
 ROWS, DENSITIES = ("md", "snake", "horizontal"), ("pixel", "snake", "row", "conv")
+OF_DIGITS = {"snake": {"dropout": 0.3}, "conv": {"layers": 4, "dropout": 0.45}}  # these suited them best
+OF_CLOTHES = {"snake": {"layers": 3}, "row": {"layers": 2}, "conv": {"layers": 4}}
+OF_ISING = {network: {"layers": 2} for network in ("snake", "row", "conv")}
 TABLES = {
     "digits": Table("tasks/digits.md", ("error",), ROWS, choosing={"validation": 0.2}),
     "diagonal": Table("tasks/diagonal.md", ("relevant",), ROWS, seeds=5),
@@ -92,10 +101,10 @@ TABLES = {
     "digit-strings": Table(
         "tasks/digit-strings.md", ("character_error", "string_error"), ROWS, {"steps": 4000}
     ),
-    "digits-binary": Table("density.md", ("nats",), DENSITIES),
-    "digits-grey": Table("density.md", ("nats",), DENSITIES),
-    "ising": Table("density.md", ("nats",), DENSITIES, {"size": "16"}),
-    "fashion": Table("density.md", ("nats",), DENSITIES, {"steps": 1000}),
+    "digits-binary": Table("density.md", ("nats",), DENSITIES, own=OF_DIGITS),
+    "digits-grey": Table("density.md", ("nats",), DENSITIES, own=OF_DIGITS),
+    "ising": Table("density.md", ("nats",), DENSITIES, {"size": "16"}, own=OF_ISING),
+    "fashion": Table("density.md", ("nats",), DENSITIES, {"steps": 1000}, own=OF_CLOTHES),
 }
 README = {  # label of a row → task, MD-LSTM
     "random diagonal": ("diagonal", "md"),
@@ -149,9 +158,11 @@ class Results:
         return [Training(network, rate, self.cells["settings"]["steps"], 0) for rate in rates]
 
     def finals(self, network: str, steps: int) -> list[Training]:
-        """The trainings of a network with the learning rate that has the lowest score."""
+        """The trainings of a network with the learning rate that has the lowest score; of equal ones that
+        which is nearest to the default."""
         scores = {each: self.cells[each.name].get("score", nan) for each in self.choices(network)}
-        best = min(scores, key=lambda each: (isnan(scores[each]), scores[each]))
+        usual = self.cells["settings"]["lr"]
+        best = min(scores, key=lambda k: (isnan(scores[k]), scores[k], abs(log(k.rate / usual))))
         return [best._replace(steps=steps, seed=seed) for seed in range(1, self.table.seeds + 1)]
 
     @property
@@ -197,7 +208,10 @@ def configurations(name: str, settings: Mapping[str, Any]) -> dict[str, TrainCon
     values = {"model": table.networks[0], "device": "cpu", "patience": 0, **table.settings, **settings}
     base = default_config(name).updated(values, "settings")
     spec = make_task(base).spec
-    configs = {network: with_equal_parameters(base, network, spec) for network in table.networks}
+    target, configs = count_parameters(build_network(base, spec)), {base.model: base}
+    for network in table.networks[1:]:
+        config = with_model(base, network, spec.kind).updated(table.own.get(network, {}), name)
+        configs[network] = with_parameters(config, spec, target)
     counts = {network: count_parameters(build_network(each, spec)) for network, each in configs.items()}
     if any(abs(number / counts[base.model] - 1) > TOLERANCE for number in counts.values()):
         raise SystemExit(f"{name}: the numbers of parameters differ too much, {counts}")
@@ -206,6 +220,7 @@ def configurations(name: str, settings: Mapping[str, Any]) -> dict[str, TrainCon
 
 def seconds_a_step(configs: Mapping[str, TrainConfig]) -> dict[str, float]:
     """Processor time of a training step of each network, in turns, so that load slows all of them alike."""
+    keep_freed_memory()  # as `train` does
 
     def stepping(config: TrainConfig) -> Step:
         with tempfile.TemporaryDirectory() as folder:
@@ -224,13 +239,14 @@ def seconds_a_step(configs: Mapping[str, TrainConfig]) -> dict[str, float]:
     return {network: median(each.ravel().tolist()) for network, each in times.items()}
 
 
-def train_once(config: TrainConfig, *, chooses: bool) -> dict[str, Any]:
+def train_once(config: TrainConfig, measure: str, *, chooses: bool) -> dict[str, Any]:
     """Train a network, and return its cell, with its errors on test data.
 
-    With `chooses` test data are hidden, and it has a score on validation data instead. A training that
-    diverges has neither.
+    With `chooses` test data are hidden, and it has a score on validation data instead, which is that
+    measure. A training that diverges has neither.
     """
     task = make_task(config)
+    task.score = lambda errors: errors[measure]  # type: ignore[method-assign]
     if chooses:
         whole = task.count
         task.count = lambda split: 0 if split == "test" else whole(split)  # type: ignore[method-assign]
@@ -251,10 +267,10 @@ def prepare(results: Results, configs: Mapping[str, TrainConfig]) -> None:
     """Measure how long a step takes, and hold that the results are of these settings."""
     base, usual = next(iter(configs.values())), vars(TrainConfig())
     terms = {k: value for k, value in vars(base).items() if k in ("steps", "lr") or value != usual[k]}
-    first: dict[str, Callable[[], Any]] = {"settings": lambda: terms}
-    results.cells = resumed(results.file, first | {"seconds a step": partial(seconds_a_step, configs)})
-    if results.cells["settings"] != terms:
-        raise SystemExit(f"{results.file} was measured with other settings than {terms}; remove it")
+    terms |= {"choosing": dict(results.table.choosing), "own": dict(results.table.own)}
+    hold_settings(results.file, terms)
+    times = {"seconds a step": partial(seconds_a_step, configs), "machine of the seconds": machine}
+    results.cells = resumed(results.file, times)
 
 
 def measure(results: Results, configs: Mapping[str, TrainConfig]) -> None:
@@ -270,8 +286,9 @@ def measure(results: Results, configs: Mapping[str, TrainConfig]) -> None:
         for each in results.trainings:
             config = replace(configs[each.network], lr=each.rate, steps=each.steps, seed=each.seed)
             if each.seed == 0:
-                config = config.updated(table.choosing, results.name)
-            cells[each.name] = partial(train_once, config, chooses=each.seed == 0)
+                last = {"evaluate_every": each.steps} if table.choosing else {}
+                config = config.updated({**table.choosing, **last}, results.name)
+            cells[each.name] = partial(train_once, config, table.measures[0], chooses=each.seed == 0)
         results.cells = resumed(results.file, cells)
 
 
@@ -304,7 +321,8 @@ def section(results: Results) -> str:
         rows.append([network, *labels[:3], *texts[::2], labels[3], *texts[1::2]])
     reference = table.networks[0]
     time_taken = duration(results.lengths(reference)[0] * cells["seconds a step"][reference])
-    machines = sorted({cells[each.name]["machine"] for each in results.trainings})
+    used = (cells[each.name]["machine"] for each in results.trainings)
+    machines = sorted({cells["machine of the seconds"], *used})
     link = f"{'../' * table.page.count('/')}measuring.md"
     return (
         f"`python benchmarks/learning.py {results.name}`: mean and, in brackets, worst of {table.seeds} "
@@ -326,8 +344,16 @@ def handwriting_errors(folder: Path) -> dict[str, list[list[float]]]:
     return {network: [[], each] for network, each in errors.items()}
 
 
+def is_better(errors: Sequence[float], others: Sequence[float]) -> bool:
+    """True if the mean and the worst are both smaller; one that diverged is never better."""
+    if isnan(sum(errors)) or isnan(sum(others)):
+        return not isnan(sum(errors))
+    return mean(errors) < mean(others) and max(errors) < max(others)
+
+
 def readme_row(label: str, folder: Path) -> str | None:
-    """A row of README's table, None if cells are missing. Bold is what beats the MD-LSTM, or else that."""
+    """A row of README's table, None if cells are missing. Bold is what is better than the MD-LSTM, or the
+    MD-LSTM if it is better than all others."""
     name, network = README[label]
     if name in TABLES:
         results = Results(name, folder)
@@ -338,14 +364,15 @@ def readme_row(label: str, folder: Path) -> str | None:
     if not errors:
         return None
     own = errors[network]
-    mine, texts = number(measure, own[0] or own[1], unit=True), ["", ""]
+    mine, texts, is_best = number(measure, own[0] or own[1], unit=True), ["", ""], True
     for column in (column for column in range(2) if own[column]):
         others = {k: each[column] for k, each in errors.items() if k not in (*MDLSTMS, "exact")}
         best = min(others, key=lambda k: (isnan(sum(others[k])), mean(others[k])))
         texts[column] = f"{best} {number(measure, others[best], unit=True)}"
-        if mean(others[best]) < mean(own[column]):
+        is_best &= is_better(own[column], others[best])
+        if is_better(others[best], own[column]):
             texts[column] = f"**{texts[column]}**"
-    mine = mine if "**" in "".join(texts) else f"**{mine}**"
+    mine = f"**{mine}**" if is_best else mine
     title = MEASURES[measure][0] + ("" if own[0] else f" after {MINUTES} minutes")
     return f"| [{label}]({URL}{page}), {title} | {mine} | {texts[0]} | {texts[1]} |"
 

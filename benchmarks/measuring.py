@@ -109,6 +109,15 @@ def resumed(file: Path, cells: Mapping[str, Callable[[], Any]]) -> dict[str, Any
     return read_cells(file)
 
 
+def hold_settings(file: Path, settings: Mapping[str, Any]) -> None:
+    """Keep the settings of a table beside its cells, and end if these were measured with others."""
+    kept = resumed(file, {"settings": lambda: settings})["settings"]
+    if kept != settings:
+        raise SystemExit(
+            f"{file} was measured with {kept}, not {settings}; remove it, or give another file"
+        )
+
+
 def read_cells(file: Path) -> dict[str, Any]:
     """The cells that are there."""
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

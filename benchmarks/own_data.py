@@ -2,13 +2,12 @@
 
     python benchmarks/own_data.py images --samples 200,1000,5000 --minutes 1,3,10
     python benchmarks/own_data.py masks --samples 20,100,500 --minutes 1,3,10
-    python benchmarks/own_data.py lines --pages ../wills --samples 200,700,1867 --minutes 15,60
 
 Folders are written as a user has them, and trained on with the default settings of their task: pictures of
-clothes (Fashion-MNIST, 28×28, ten classes; Debian's package dataset-fashion-mnist) to classify, mosaics of
-photographs (scikit-image, 64×64, six classes) to segment, and the lines of a folder of pages to read. A
-cell of the table is one training; it is kept in a file of benchmarks/results/, so that an interrupted table
-goes on. `--write` puts the table into docs/training.md.
+clothes (Fashion-MNIST, 28×28, ten classes; Debian's package dataset-fashion-mnist) to classify, and mosaics
+of photographs (scikit-image, 64×64, six classes) to segment. A cell of the table is one training; it is
+kept in a file of benchmarks/results/, so that an interrupted table goes on. `--write` puts the table into
+docs/training.md.
 """
 
 from __future__ import annotations
@@ -20,8 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from handwriting import link_pages
-from measuring import RESULTS, ROOT, argument_parser, machine, markdown, resumed, write_between_markers
+import torch
+from measuring import (
+    RESULTS,
+    ROOT,
+    argument_parser,
+    hold_settings,
+    machine,
+    markdown,
+    resumed,
+    write_between_markers,
+)
 from PIL import Image
 
 from mdlstm_tk.data import Textures
@@ -29,14 +37,13 @@ from mdlstm_tk.density.fashion import FOLDER
 from mdlstm_tk.density.idx import read_idx
 from mdlstm_tk.training import configure, new_job, parse_settings, train
 
-TASKS = {"images": "classify", "masks": "segment", "lines": "transcribe"}
-ERRORS = {"images": "error", "masks": "error", "lines": "character_error"}
+TASKS = {"images": "classify", "masks": "segment"}
 TEST_SAMPLES = {"images": 2000, "masks": 200}
 VALIDATION = 0.2  # of the samples
 LABELS_OFFSET = 8  # bytes of the header of an IDX file with one axis
 
 
-def write_images(folder: Path, count: int, _: Path | None) -> None:
+def write_images(folder: Path, count: int) -> None:
     """Write the first `count` pictures of Fashion-MNIST for training, and pictures for testing."""
     for split, name, total in (("train", "train", count), ("test", "t10k", TEST_SAMPLES["images"])):
         images = read_idx(FOLDER / f"{name}-images-idx3-ubyte.gz")[:total]
@@ -48,7 +55,7 @@ def write_images(folder: Path, count: int, _: Path | None) -> None:
             Image.fromarray(image).save(place)
 
 
-def write_masks(folder: Path, count: int, _: Path | None) -> None:
+def write_masks(folder: Path, count: int) -> None:
     """Write mosaics of photographs with masks; those for testing are cut from other parts of them."""
     task = Textures((64, 64))
     for split, total in (("train", count), ("test", TEST_SAMPLES["masks"])):
@@ -60,17 +67,7 @@ def write_masks(folder: Path, count: int, _: Path | None) -> None:
                 Image.fromarray(array).save(folder / split / kind / f"{k:05}.png")
 
 
-def write_lines(folder: Path, count: int, pages: Path | None) -> None:
-    """Link pages with about `count` lines for training, and those for validation and testing."""
-    assert pages is not None
-    link_pages(pages, folder, count)
-
-
-WRITERS: dict[str, Callable[[Path, int, Path | None], None]] = {
-    "images": write_images,
-    "masks": write_masks,
-    "lines": write_lines,
-}
+WRITERS: dict[str, Callable[[Path, int], None]] = {"images": write_images, "masks": write_masks}
 
 
 def measure(kind: str, data: Path, minutes: float, folder: Path, settings: Sequence[str]) -> dict[str, Any]:
@@ -78,13 +75,13 @@ def measure(kind: str, data: Path, minutes: float, folder: Path, settings: Seque
     values = {"task": TASKS[kind], "data": str(data), "minutes": minutes, "validation": VALIDATION}
     result = train(new_job(configure(values | parse_settings(settings)), folder, force=True))
     assert result["split"] == "test"
-    cell = {"error": result["errors"][ERRORS[kind]], "machine": machine(), "settings": list(settings)}
+    cell = {"error": result["errors"]["error"], "machine": machine()}
     return cell | {key: result[key] for key in ("parameters", "ending", "step")}
 
 
 def table(kind: str, cells: Mapping[str, Any]) -> str:
     """Errors by number of samples and minutes."""
-    keys = [tuple(name.split(", ")) for name in cells]
+    keys = [tuple(name.split(", ")) for name in cells if name != "settings"]
     samples, minutes = (list(dict.fromkeys(each)) for each in zip(*keys, strict=True))
     rows = []
     for count in samples:
@@ -99,25 +96,27 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("kind", choices=TASKS)
     parser.add_argument("--samples", required=True, help="numbers of training samples, as 100,1000")
     parser.add_argument("--minutes", required=True, help="of a training, as 1,4,16")
-    parser.add_argument("--pages", type=Path, help="folder of pages with ALTO or PAGE XML, for lines")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of all")
     parser.add_argument("--write", action="store_true", help="write docs/training.md")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of cells")
     parser.add_argument("-o", "--output", type=Path, default=Path("own-data"), help="default: %(default)s")
     options = parser.parse_args(arguments)
-    if options.kind == "lines" and options.pages is None:
-        parser.error("lines need --pages")
+    torch.set_num_threads(1)
+    file = options.results / f"own-data-{options.kind}.json"
+    hold_settings(file, {"set": options.set})
     folder: Path = options.output / options.kind
     trainings = {}
     for count in options.samples.split(","):
         data = folder / count
         if not data.exists():
-            WRITERS[options.kind](data, int(count), options.pages)
+            part = data.with_suffix(".part")  # after an interrupt, the rest is written
+            WRITERS[options.kind](part, int(count))
+            part.rename(data)
         for minutes in options.minutes.split(","):
             run = folder / f"run-{count}-{minutes}"
             call = partial(measure, options.kind, data, float(minutes), run, options.set)
             trainings[f"{int(count):,} samples, {minutes} min"] = call
-    cells = resumed(options.results / f"own-data-{options.kind}.json", trainings)
+    cells = resumed(file, trainings)
     print(table(options.kind, cells))
     if options.write:
         page = ROOT / "docs/training.md"

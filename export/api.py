@@ -169,11 +169,15 @@ def _candidate(spec: ExportSpec, form: Form, dtype: Dtype) -> Candidate:
     # torch takes an extent of 1 for a constant, in the middle of a network as well. Free extents are
     # therefore traced, which takes no computation, so large that strides leave more than 1.
     grid = tuple(fixed or 8 * extent for fixed, extent in zip(spec.grid, spec.example_grid, strict=True))
+    verified = [
+        [e // m for e, m, fixed in zip(shape, spec.multiple_of, spec.grid, strict=True) if fixed is None]
+        for shape in spec.shapes
+    ]
     try:
-        captured, beyond = capture(network, spec.examples(grid), free_axes, names)
+        captured, beyond = capture(network, spec.examples(grid), free_axes, names, verified=verified)
     except MDLSTMError:
         examples = spec.examples(spec.example_grid)
-        captured, beyond = capture(network, examples, free_axes, names, spec.user_grid)
+        captured, beyond = capture(network, examples, free_axes, names, spec.user_grid, verified)
     model = lower(captured, form)
     _declare_outputs(model, spec)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -125,7 +126,14 @@ def translate_embedding(weight: Any, indices: Any, *_: Any, **__: Any) -> Any:
     return op.Gather(weight, op.Where(op.Less(whole, op.Constant(value_int=0)), beyond, whole), axis=0)
 
 
+def translate_floordiv(a: Any, b: Any) -> Any:
+    """`a // b` of extents, rounded down as in Python; torch's exporter rounds towards 0."""
+    a, b = (op.Constant(value_int=value) if isinstance(value, int) else value for value in (a, b))
+    return op.Div(op.Sub(a, op.Mod(a, b)), b)  # Mod has the sign of b
+
+
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.mdlstm.recurrent.default: translate,
     torch.ops.aten.embedding.default: translate_embedding,
+    operator.floordiv: translate_floordiv,
 }

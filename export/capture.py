@@ -34,8 +34,10 @@ DOMAIN = "mdlstm"
 OPSET = 18  # has LayerNormalization (from 17 on); ONNX Runtime 1.20, the oldest supported, reads up to 21
 IR_VERSION = 10  # the newest that ONNX Runtime 1.20 reads
 EXPORT_LOCK = threading.RLock()
-EXTENTS = (2, 5, 7)  # a batch and extents on which torch's conditions are looked at
-TRIALS = [2**k for k in range(2, 15)]  # extents for which a condition may be false
+USUAL = (5, 7, 3)  # extents of a grid that nearly all networks are verified on
+BATCHES = (1, 3)  # of the verification
+NEAR = 16  # extents above a verified one, for which a condition may be false; and further ones
+TRIALS = [2**k for k in range(2, 15)]
 LARGEST_X = 2**20  # numbers in such a batch
 LARGEST_GRID = 2**13  # positions, so that an attention over a grid fits into memory
 EXTENT_NAMES = {1: ["length"], 2: ["height", "width"], 3: ["depth", "height", "width"]}
@@ -60,6 +62,7 @@ def capture(
     free_axes: Mapping[str, Mapping[int, int]] | None = None,
     output_names: Sequence[str] = ("y",),
     grid: Sequence[int] | None = None,
+    verified: Sequence[Sequence[int]] = (),
 ) -> tuple[onnx.ModelProto, tuple[tuple[int, ...], ...]]:
     """Export a module to ONNX with each sweep as one node and the batch axis free.
 
@@ -71,6 +74,8 @@ def capture(
             is a multiple of. Their extents are equal in all these inputs, axis by axis.
         output_names: names of the outputs, in the order in which the module returns them.
         grid: a grid that the user knows, for messages.
+        verified: of the grids that the graph is verified on, the free extents in those units, the main grid
+            first.
 
     Returns:
         The graph, each sweep one node; and shapes of x, for each of which a condition is false that forward
@@ -135,18 +140,31 @@ def capture(
                     f"torch cannot export {interface.name} with axis {axis} of {value.name} free: its "
                     f"forward fixes that extent, as {reason}; {advice}"
                 )
-    return model, _shapes_beyond(program.exported_program)
+    multiples = {0: 1, **free_axes.get(first_name, {})}
+    return model, _shapes_beyond(program.exported_program, multiples, verified)
 
 
-def _shapes_beyond(program: Any) -> tuple[tuple[int, ...], ...]:
-    """Shapes of x for which conditions are false that torch took for true: for each condition a small one,
-    that differs along one axis from those that any export is verified on."""
+def _shapes_beyond(
+    program: Any, multiples: Mapping[int, int], verified: Sequence[Sequence[int]]
+) -> tuple[tuple[int, ...], ...]:
+    """Shapes of x for which conditions are false that torch took for true, and that all grids of the
+    verification fulfil: for each condition a small one, which differs from the main grid in one axis."""
     name = program.graph_signature.user_inputs[0]
     shape = next(node for node in program.graph.nodes if node.name == name).meta["val"].shape
-    free = [extent.node for extent in shape if isinstance(extent, torch.SymInt)]
-    symbols = list(dict.fromkeys(chain.from_iterable(node.expr.free_symbols for node in free)))
-    usual = dict(zip(symbols, chain(EXTENTS, [3] * len(symbols)), strict=False))
-    asserted = getattr(free[0].shape_env, "deferred_runtime_asserts", {})
+    environment = next(e.node.shape_env for e in shape if isinstance(e, torch.SymInt))
+    # Where torch traces multiples that it was not told, conditions are in the symbol that it had before.
+    equal = {g.expr.rhs: g.expr.lhs for g in environment.guards if isinstance(g.expr, sympy.Eq)}
+    exprs = [e.node.expr if isinstance(e, torch.SymInt) else sympy.Integer(e) for e in shape]
+    exprs = [
+        e if e.is_number or (e / multiples.get(axis, 1)).is_Symbol else equal.get(e, e)
+        for axis, e in enumerate(exprs)
+    ]
+    symbols = list(dict.fromkeys(chain.from_iterable(e.free_symbols for e in exprs)))
+    grids = verified or [[*USUAL, *[3] * len(symbols)]]
+    seen = [dict(zip(symbols, (n, *extents), strict=False)) for extents in grids for n in BATCHES]
+    usual = {**seen[0], symbols[0]: 2}
+    positions_left = max(LARGEST_GRID, 2 * prod(seen[0].values()))
+    asserted = getattr(environment, "deferred_runtime_asserts", {})
     conditions = [entry.expr for entries in asserted.values() for entry in entries]
     for symbol, bounds in program.range_constraints.items():
         if symbol in usual and bounds.upper.is_number and bounds.upper < LARGEST_X:
@@ -154,16 +172,18 @@ def _shapes_beyond(program: Any) -> tuple[tuple[int, ...], ...]:
     beyond: dict[tuple[int, ...], None] = {}
     for condition in conditions:
         own = [symbol for symbol in symbols if symbol in condition.free_symbols]
-        if not condition.free_symbols <= usual.keys() or not _is(sympy.true, condition, usual):
-            continue
+        if not condition.free_symbols <= usual.keys() or any(_is(sympy.false, condition, e) for e in seen):
+            continue  # or the verification sees it
         bounds = [int(n) + 1 for n in condition.atoms(sympy.Integer) if 0 < n < LARGEST_X]
-        trials = ({**usual, symbol: k} for k in sorted({*bounds, *TRIALS}) for symbol in own)
+        trials = (
+            {**usual, symbol: k}
+            for symbol in own
+            for k in (*range(usual[symbol], usual[symbol] + NEAR), *sorted({*bounds, *TRIALS}))
+        )
         for trial in trials:
-            extents = tuple(
-                int(e.node.expr.subs(trial)) if isinstance(e, torch.SymInt) else int(e) for e in shape
-            )
+            extents = tuple(int(e.subs(trial)) for e in exprs)
             positions = prod(trial.values()) // extents[0]
-            fits = prod(extents) <= LARGEST_X and positions <= LARGEST_GRID
+            fits = prod(extents) <= LARGEST_X and positions <= positions_left
             if fits and _is(sympy.false, condition, trial):
                 beyond[extents] = None
                 break

@@ -34,6 +34,7 @@ class Option:
         default: the value that counts if none is given, in words; "" if there is none.
         least: the lowest number.
         place: a class whose objects Python takes, too, or its "module:attribute" below `mdlstm_tk`.
+        of_documents: it changes what is made of documents alone.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Option:
     default: str = ""
     least: float = 1
     place: str | Callable[..., Any] = ""
+    of_documents: bool = False
 
     def fit(self, value: Any) -> Any:
         """A value, checked.

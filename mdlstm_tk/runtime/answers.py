@@ -82,6 +82,9 @@ def decode(
     kind, of_kind = kind_named(metadata.kind), fit_options("decode", of_kind)
     for name in of_kind.keys() - kind.takes.keys():
         raise InputError(Argument(name), f" is no option of models of kind {metadata.kind}")
+    for option in kind.options:
+        if option.of_documents and option.name in of_kind:
+            raise InputError(Argument(option.name), " is for the documents that infer_paths reads")
     options = kind.prepare(ResultOptions(of_kind=of_kind), metadata)
     return _decode(
         y[metadata.output_names[0]] if isinstance(y, Mapping) else y, metadata, array, options, width

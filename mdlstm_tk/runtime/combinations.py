@@ -6,7 +6,7 @@ made from it. It imports nothing heavy.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ def check_jobs(
     jobs: Sequence[Job],
     options: Mapping[str, Any],
     table: Path | None = None,
-    documents: Collection[str] = (),
+    documents: Set[str] = frozenset(),
 ) -> None:
     """Check that each result can be written, and that each option has an effect on it.
 
@@ -109,6 +109,10 @@ def check_jobs(
         if "json" in given and is_stdout and not (is_answer and "output_format" not in given):
             text = " prints a document on stdout, where the result goes, too; leave one out, or give "
             raise InputError(Argument("json", True), text, output)
+    if own.documents and documents.isdisjoint(job.source for job in jobs):
+        for name in (option.name for option in own.options if option.of_documents and option.name in given):
+            text = f" is for {own.documents.name}s, but {jobs[0].source} is none"
+            raise InputError(Argument(name), text)
     for name in ("skip_existing",) if is_tiled else ("skip_existing", "force"):
         if name in given and not table and all(job.target == STDIO for job in jobs):
             text = " is for results in files, but these go to stdout; leave it out, or give "

@@ -69,14 +69,15 @@ class FoundFiles(NamedTuple):
 class Job(NamedTuple):
     """One file to run: the path of the input, or "-" for standard input; that of the result, "-" for
     standard output or for one table of several files; the file format of the result; if the result may
-    replace a file; and if it is a mask in a format that holds the outputs of a network where it is asked
-    for."""
+    replace a file; if it is a mask in a format that holds the outputs of a network where it is asked for;
+    and where results of the input lie below a folder, before the suffix is replaced."""
 
     source: str
     target: str
     format: Format
     replace: bool = True
     is_mask: bool = False
+    relative: str = ""
 
 
 def is_single_file(inputs: Sequence[str]) -> bool:
@@ -245,7 +246,7 @@ def plan_jobs(
                 target = f"{os.path.splitext(target)[0]}.out.{file_format}"
             elif path.in_image:
                 target = os.path.splitext(target)[0] + documents.suffix
-        jobs.append(Job(source, target, file_format, is_mask=is_mask))
+        jobs.append(Job(source, target, file_format, is_mask=is_mask, relative=relative))
     _check_targets(jobs, file)
     return jobs
 

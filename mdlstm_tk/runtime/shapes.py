@@ -52,6 +52,25 @@ def as_array(value: Any, label: str) -> Array:
         raise InputError(f"{label} is a {type(value).__name__} that is no array: {reason}") from None
 
 
+def as_image(value: Any, label: str) -> Array:
+    """The pixels of an image that a user gave, as `decode_image` returns them: (H, W) or (H, W, 3), uint8,
+    uint16 or float; (H, W, 1) becomes (H, W). `label` names them in error messages.
+
+    Raises:
+        InputError: they are no such image.
+    """
+    pixels = as_array(value, label)
+    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    if not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)) or not pixels.size:
+        raise InputError(
+            f"{label} has shape {pixels.shape}, expected (H, W), (H, W, 1) or (H, W, 3), as decode_image "
+            "returns it"
+        )
+    if not (pixels.dtype.kind == "f" or (pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2)):
+        raise InputError(f"{label} holds {pixels.dtype}, expected pixels of uint8, uint16 or float")
+    return pixels
+
+
 def step_width(steps: int, width: int) -> float:
     """The columns of x that one of the T steps of an output (N, T, outputs) covers: the smallest integer w
     with ⌈width / w⌉ steps, else width / steps."""

@@ -93,7 +93,7 @@ class Baselines(TrainingKind):
     ) -> None:
         """Learn how far outlines reach from the baselines of the training pages."""
         shares = [
-            np.array(page.extents) / spacing_of(page.lines)
+            np.array(page.extents) / spacing_of(page.lines, page.height)
             for page in (survey.target for survey in splits["train"])
             if page.extents is not None and len(page.lines) > 1
         ]
@@ -104,8 +104,8 @@ class Baselines(TrainingKind):
     def conclude(
         self, job: TrainingJob, step: int, split: Split
     ) -> tuple[dict[str, float], dict[str, Any]]:
-        if job.context.is_main and job.task.of_kind:
-            write_decoding(job.run, job.task.of_kind, step)
+        if job.context.is_main:
+            write_decoding(job.run, job.task.of_kind or {}, step)
         return super().conclude(job, step, split)
 
     def metadata(self, run: Run, step: int, spec: TaskSpec) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class Baselines(TrainingKind):
 
         height, width = _map_extents(batch, 0)
         found, true = lines_of_output(prediction[0, :height, :width], (STRIDE, STRIDE)), _lines(batch.y[0])
-        pairs = same_lines(found, true, spacing_of(true))
+        pairs = same_lines(found, true, spacing_of(true, STRIDE * height))
         image = Image.fromarray(draw_input(visible(batch.x, batch), fade=0.3)).convert("RGB")
         draw = ImageDraw.Draw(image)
         right, seen = ({pair[side] for pair in pairs} for side in (0, 1))
@@ -185,7 +185,7 @@ class Baselines(TrainingKind):
             height, width = _map_extents(batch, k)
             lines = _lines(batch.y[k])
             answers = lines_of_output(logits[:height, :width], (STRIDE, STRIDE))
-            matched += len(same_lines(answers, lines, spacing_of(lines)))
+            matched += len(same_lines(answers, lines, spacing_of(lines, STRIDE * height)))
             found, true = found + len(answers), true + len(lines)
             drawn, band = draw_maps(lines, (height, width))[..., 0] > 0.5, logits[:height, :width, 0] > 0
             inter, union = inter + float((drawn & band).sum()), union + float((drawn | band).sum())

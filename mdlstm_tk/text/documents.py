@@ -97,26 +97,28 @@ OVERLAY = Option(
     "Folder for pictures of the pages, with what was found and read drawn on them.",
     Path,
     "DIR",
+    of_documents=True,
 )
 
 
 def _images_of(pages: Sequence[str], images: Sequence[str]) -> set[str]:
-    """The images that belong to a page: those of its name, else the one that it names."""
-    places = {(folder, _stem(page)): page for page in pages for folder in _folders(page)}
-    place_of = {image: (_folder(image), _stem(image)) for image in images}
-    own = {image for image, place in place_of.items() if place in places}
-    if len(own) < len(images):
-        from mdlstm_tk.text.pages import image_of  # imported late: few inputs are pages
+    """The images that belong to pages, as `read_page` has it: those that they name, or those of their name.
+    Pages are parsed only in folders that hold images of other names than theirs."""
+    page_at = {(folder, _stem(page)): page for page in pages for folder in _folders(page)}
+    page_of = {image: page_at.get((_folder(image), _stem(image))) for image in images}
+    others = {_folder(image) for image, page in page_of.items() if page is None}
+    unclear = [page for page in pages if others.intersection(_folders(page))]
+    if not unclear:
+        return {image for image, page in page_of.items() if page}
+    from mdlstm_tk.text.pages import image_of  # imported late: few inputs are pages
 
-        found = {places[place_of[image]] for image in own}
-        others = {place_of[image][0] for image in images if image not in own}
-        named = {
-            os.path.normpath(image)
-            for page in pages
-            if page not in found and others.intersection(_folders(page)) and (image := image_of(page))
-        }
-        own |= {image for image in images if os.path.normpath(image) in named}
-    return own
+    named = {page: os.path.normpath(image) for page in unclear if (image := image_of(page))}
+    places = set(named.values())
+    return {
+        image
+        for image, page in page_of.items()
+        if os.path.normpath(image) in places or (page and page not in named)
+    }
 
 
 def _folders(page: str) -> tuple[str, ...]:

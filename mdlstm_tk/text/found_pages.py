@@ -19,8 +19,9 @@ from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.runtime.preprocessing import Preprocessing
+from mdlstm_tk.runtime.io.readers import preprocessing_for
 from mdlstm_tk.runtime.session import Session
+from mdlstm_tk.runtime.shapes import as_image
 from mdlstm_tk.text.baselines import Baselines, BaselinesMetadata
 from mdlstm_tk.text.documents import MARK
 from mdlstm_tk.text.line_finding import lines_of_output
@@ -76,15 +77,15 @@ def find_lines(session: Session, pixels: Array) -> list[PageLine]:
 def find_page(session: Session, pixels: Array) -> FoundPage:
     """Find the lines of a page, by regions; see `find_lines`."""
     metadata = check_finder(session)
+    pixels = as_image(pixels, "pixels")
     height, width = pixels.shape[:2]
     if min(height, width) < MIN_SIDE or max(height, width) > MAX_ASPECT * min(height, width):
         raise InputError(f"an image of {width}x{height} pixels is no page of text")
-    preprocessing = Preprocessing.from_json(metadata.preprocessing or Preprocessing().to_json())
-    x = preprocessing(pixels)
+    x = preprocessing_for(metadata, "pixels")(pixels)
     y: Any = session(x)
     y = y if isinstance(y, np.ndarray) else y[metadata.output_names[0]]
     found = lines_of_output(y, metadata.window or (1, 1))
-    spacing = spacing_of(found)
+    spacing = spacing_of(found, len(x))
     extents = metadata.above * spacing, metadata.below * spacing
     around = outlines(x[..., 0], found, spacing, extents)
     scale = np.array([width / x.shape[1], height / x.shape[0]])

@@ -8,7 +8,6 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.kinds.answer import PROBABILITY_DIGITS, Answer
 from mdlstm_tk.kinds.decoding import DECODING_FILE
 from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind, OpenModel
@@ -91,6 +90,7 @@ class Transcribe(Kind):
             Path,
             "FILE",
             place="runtime.session:Session",
+            of_documents=True,
         ),
         OVERLAY,
     )
@@ -129,8 +129,7 @@ class Transcribe(Kind):
         if finder := of_kind.get("line_model"):
             from mdlstm_tk.text.found_pages import check_finder
 
-            if open_model is None:
-                raise InputError(Argument("line_model"), " finds lines in images, for infer_paths")
+            assert open_model is not None  # `decode` takes no options of documents
             finder = open_model(Path(finder)) if isinstance(finder, str | Path) else finder
             check_finder(finder)
             of_kind["line_model"] = finder

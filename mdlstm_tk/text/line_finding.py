@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.text.line_order import reading_order
 from mdlstm_tk.text.polylines import resampled, spacing_of
 
 HEAD, TAIL = slice(8), slice(-8, None)  # points of a piece that tell the direction of its ends
-OVERLAP = 0.5  # line spacings by which pieces of a line may overlap
-STRAIGHT = 0.9  # cosine between the directions of pieces of a line, at least
-STEEP = 0.7  # share of its length that a line runs down, from which on it may read upwards
 MAX_PIECES = 1000  # of a page, the largest
 EIGHT = np.ones((3, 3), bool)  # neighbours, corners included
-
-
-class Finding(NamedTuple):
-    """The numbers by which baselines are found; lengths are in line spacings of the page.
-
-    Attributes:
-        low, high: probabilities that all positions of a piece have, and one of them at least.
-        gap: the longest one between pieces of a line.
-        offset: the largest distance of a piece from the other one, continued straight on.
-        end: probability of an end and of a beginning from which lines are not joined there.
-        shortest: the shortest line.
-    """
-
-    low: float = 0.4
-    high: float = 0.6
-    gap: float = 2.0
-    offset: float = 0.2
-    end: float = 0.3
-    shortest: float = 0.5
-
-
-FINDING = Finding()
+# Probabilities: of all positions of a piece, of one of them, of the beginning or end of a line, so that
+# pieces are not joined there, and the median along a line that counts.
+LOW, HIGH, END, CONFIDENT = 0.4, 0.6, 0.3, 0.85
+# Lengths in line spacings of the page: of the shortest line, of the gap and the overlap between pieces of a
+# line, and how far one may be from the other one, continued straight on.
+SHORTEST, GAP, OVERLAP, OFFSET = 0.5, 2.0, 0.5, 0.2
+STRAIGHT = 0.9  # cosine between the directions of pieces of a line, at least
+STEEP = 0.7  # share of its length that a line runs down, from which on it may read upwards
 
 
 def lines_of_output(y: Array, window: Sequence[int]) -> list[Array]:
@@ -60,40 +43,34 @@ def lines_of_output(y: Array, window: Sequence[int]) -> list[Array]:
     return [(line + 0.5) * np.asarray(window)[::-1] for line in find_baselines(maps)]
 
 
-def find_baselines(maps: Array, threshold: float = 0.85, finding: Finding = FINDING) -> list[Array]:
+def find_baselines(maps: Array) -> list[Array]:
     """The baselines in maps.
 
     Args:
         maps: (h, w, 3) probabilities.
-        threshold: the lowest confidence of a line, see `confidence_of`.
-        finding: how they are found.
 
     Returns:
-        Baselines (K, 2), x and y in positions of the maps, from the middle of the first one.
+        Baselines (K, 2) in the order of reading, x and y in positions of the maps, from the middle of the
+        first one.
     """
-    pieces = _pieces(maps[..., 0], finding)
-    if not pieces:
-        return []
-    spacing = spacing_of([line for line in pieces if _length(line) > 8] or pieces)
-    pieces = _joined(pieces, maps, spacing, finding)
-    return [
-        _as_read(line, maps)
-        for line in pieces
-        if _length(line) >= finding.shortest * spacing and confidence_of(maps, line) >= threshold
-    ]
-
-
-def confidence_of(maps: Array, line: Array) -> float:
-    """The median probability along a line that a baseline is there, from maps (h, w, 3)."""
     ndimage = require("scipy.ndimage", "image")
-    places = resampled(line)[:, ::-1].T
-    return float(np.median(ndimage.map_coordinates(maps[..., 0], places, order=1, mode="nearest")))
+    band = maps[..., 0]
+    pieces = _pieces(band)
+    spacing = spacing_of([line for line in pieces if _length(line) > 8] or pieces, len(maps))
+    around = [ndimage.maximum_filter(maps[..., k], 5) for k in (1, 2)]  # of beginnings, and of ends
+    lines = []
+    for line in _joined(pieces, around, spacing):
+        places = resampled(line)[:, ::-1].T
+        along = ndimage.map_coordinates(band, places, order=1, mode="nearest")
+        if _length(line) >= SHORTEST * spacing and np.median(along) >= CONFIDENT:
+            lines.append(_as_read(line, around))
+    return [lines[k] for region in reading_order(lines) for k in region]
 
 
-def _pieces(band: Array, finding: Finding) -> list[Array]:
+def _pieces(band: Array) -> list[Array]:
     """A chain of points along each connected part of the map of baselines."""
     ndimage = require("scipy.ndimage", "image")
-    labels, count = ndimage.label(band > finding.low, EIGHT)
+    labels, count = ndimage.label(band > LOW, EIGHT)
     if not count:
         return []
     peaks = ndimage.maximum(band, labels, range(1, count + 1))
@@ -101,7 +78,7 @@ def _pieces(band: Array, finding: Finding) -> list[Array]:
     places, pieces = ndimage.find_objects(labels), []
     for k in sorted(np.argsort(-sizes, kind="stable")[:MAX_PIECES].tolist()):
         place = places[k]
-        if peaks[k] < finding.high:
+        if peaks[k] < HIGH:
             continue
         y, x = np.nonzero(labels[place] == k + 1)
         if len(x) < 4:
@@ -138,19 +115,23 @@ def _length(line: Array) -> float:
     return float(np.hypot(*np.diff(line, axis=0).T).sum())
 
 
-def _joined(pieces: Sequence[Array], maps: Array, spacing: float, finding: Finding) -> list[Array]:
+def _joined(pieces: Sequence[Array], around: Sequence[Array], spacing: float) -> list[Array]:
     """Join pieces that continue each other, those with the smallest gap first, unless the maps say that a
-    line ends and another one begins there."""
+    line ends and another one begins there. `around` are the maps of beginnings and ends."""
+    if not pieces:
+        return []
     starts, ends = (np.stack([piece[k] for piece in pieces]) for k in (0, -1))
     first, last = (np.stack([_direction(piece[part]) for piece in pieces]) for part in (HEAD, TAIL))
     offsets = starts - ends[:, None]  # (k, j, 2), from the end of k to the start of j
     along = (offsets * last[:, None]).sum(-1)
     across = offsets[..., 1] * last[:, None, 0] - offsets[..., 0] * last[:, None, 1]
-    fits = (along > -OVERLAP * spacing) & (along < finding.gap * spacing)
-    fits &= (np.abs(across) < finding.offset * spacing) & (last @ first.T > STRAIGHT)
-    fits &= ~(
-        (_near(maps[..., 2], ends) > finding.end)[:, None] & (_near(maps[..., 1], starts) > finding.end)
+    fits = (along > -OVERLAP * spacing) & (along < GAP * spacing)
+    fits &= (np.abs(across) < OFFSET * spacing) & (last @ first.T > STRAIGHT)
+    (begins, stops), (begins_next, stops_next) = (
+        [_at(each, points) > END for each in around] for points in (ends, starts)
     )
+    # The second one is for pieces of text that reads upwards.
+    fits &= ~(stops[:, None] & begins_next) & ~(begins[:, None] & stops_next)
     np.fill_diagonal(fits, False)
     pairs = sorted(zip(*np.nonzero(fits), strict=True), key=lambda pair: along[pair])
     next_of: dict[int, int] = {}
@@ -169,22 +150,19 @@ def _joined(pieces: Sequence[Array], maps: Array, spacing: float, finding: Findi
     return joined
 
 
-def _as_read(line: Array, maps: Array) -> Array:
+def _as_read(line: Array, around: Sequence[Array]) -> Array:
     """A line in the direction of reading: rightwards, or downwards, unless the maps say that a steep one
     begins at its lower end."""
     if _direction(line)[1] < STEEP:
         return line
-    (begins_above, begins_below), (ends_above, ends_below) = (
-        _near(maps[..., k], line[[0, -1]]) for k in (1, 2)
-    )
+    (begins_above, begins_below), (ends_above, ends_below) = (_at(each, line[[0, -1]]) for each in around)
     return line[::-1] if begins_below + ends_above > begins_above + ends_below else line
 
 
-def _near(grid: Array, points: Array) -> Array:
-    """The largest value of a map around each of the points (P, 2)."""
+def _at(grid: Array, points: Array) -> Array:
+    """The value of a map at each of the points (P, 2)."""
     ndimage = require("scipy.ndimage", "image")
-    largest = ndimage.maximum_filter(grid, 5)
-    return np.asarray(ndimage.map_coordinates(largest, points[:, ::-1].T, order=0, mode="nearest"))
+    return np.asarray(ndimage.map_coordinates(grid, points[:, ::-1].T, order=0, mode="nearest"))
 
 
 def _direction(points: Array) -> Array:

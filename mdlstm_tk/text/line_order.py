@@ -30,7 +30,9 @@ def reading_order(lines: Sequence[Array]) -> list[list[int]]:
     if not lines:
         return []
     runs = np.stack([line[-1] - line[0] for line in lines])
-    slope = np.median(np.arctan(runs[:, 1] / np.where(np.abs(runs[:, 0]) < 1e-6, 1e-6, runs[:, 0])))
+    angles = np.arctan2(*runs.T[::-1])
+    main = np.arctan2(*runs.sum(0)[::-1])  # so that no angle that counts is near ±180°
+    slope = main + np.median((angles - main + np.pi) % (2 * np.pi) - np.pi)
     level = np.array([[np.cos(slope), np.sin(slope)], [-np.sin(slope), np.cos(slope)]])
     turned = [line @ level.T for line in lines]
     left, right = (np.array([f(line[:, 0]) for line in turned]) for f in (np.min, np.max))

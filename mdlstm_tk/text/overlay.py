@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mdlstm_tk.errors import require
-from mdlstm_tk.runtime.io.npy import Array, open_output
+from mdlstm_tk.errors import Argument, InputError, require
+from mdlstm_tk.runtime.io.files import ensure_writable
+from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.text.pages import PageLine
+
+if TYPE_CHECKING:
+    from mdlstm_tk.runtime.jobs import Job
 
 MAX_SIDE = 2000  # pixels of a picture; larger pages are scaled down
 BASELINE, OUTLINE, TEXT = (214, 40, 57), (31, 119, 180), (0, 70, 140)
@@ -74,29 +79,23 @@ def _drawable(text: str, font: Any) -> str:
     )
 
 
-class Overlays:
-    """Writes the pictures of pages into a folder, each under the name of its page.
+def picture_paths(jobs: Sequence[Job], folder: str | Path | None) -> dict[str, Path]:
+    """Where the picture of each page is written, by the source of its job: DIR/NAME.out.png, in the folders
+    that the page is found in. None is written without a folder.
 
-    Args:
-        folder: is made if it does not exist.
-        replace: pictures may exist.
+    Raises:
+        InputError: two pages would have the same picture, or one exists and may not be replaced.
     """
-
-    def __init__(self, folder: str | Path, replace: bool) -> None:
-        self._folder, self._replace = Path(folder), replace
-        self._names: dict[str, int] = {}
-
-    def write(
-        self, source: str, pixels: Array, lines: Sequence[PageLine], texts: Mapping[str, str] = {}
-    ) -> None:
-        """Write `NAME.out.png`; a second page of the same name is `NAME-2.out.png`.
-
-        Raises:
-            InputError: the file exists, and may not be replaced.
-            MDLSTMError: it cannot be written.
-        """
-        stem = Path(source).stem
-        count = self._names[stem] = self._names.get(stem, 0) + 1
-        name = stem if count == 1 else f"{stem}-{count}"
-        with open_output(self._folder / f"{name}.out.png", replace=self._replace) as file:
-            draw_overlay(pixels, lines, texts).save(file, "PNG")
+    paths: dict[str, Path] = {}
+    taken: set[Path] = set()
+    for job in jobs if folder is not None else ():
+        path = Path(folder or "", os.path.splitext(job.relative)[0] + ".out.png")
+        if path in taken:
+            raise InputError(
+                f"two pages would be drawn to {path}; run them separately, each with its own ",
+                Argument("overlay"),
+            )
+        ensure_writable(path, job.replace)
+        paths[job.source] = path
+        taken.add(path)
+    return paths

@@ -131,7 +131,7 @@ def list_whole_pages(path: Path) -> tuple[list[RawSample], list[str]]:
             samples.append(RawSample.unusable(name, str(error).removeprefix(f"{file}").lstrip(" :")))
             continue
         lines = tuple(line.baseline for line in page.lines if line.baseline is not None)
-        if (first := of_image.setdefault(page.image.resolve(), name)) != name:
+        if lines and (first := of_image.setdefault(page.image.resolve(), name)) != name:
             reason = f"it is for the image of {first}; delete one of them"
             samples.append(RawSample.unusable(name, reason))
         elif lines:

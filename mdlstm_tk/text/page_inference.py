@@ -26,7 +26,7 @@ from mdlstm_tk.text.documents import SUFFIX
 from mdlstm_tk.text.found_pages import FoundPage, find_page, page_xml
 from mdlstm_tk.text.kind import Text
 from mdlstm_tk.text.line_cutting import cut_line
-from mdlstm_tk.text.overlay import Overlays
+from mdlstm_tk.text.overlay import draw_overlay, picture_paths
 from mdlstm_tk.text.pages import Page, PageLine, read_page, write_page
 
 
@@ -78,8 +78,7 @@ def infer_pages(
     stops = 0
     finds = isinstance(kind_named(session.metadata.kind), Baselines)
     finder = session if finds else options.of_kind.get("line_model")
-    folder = options.of_kind.get("overlay")
-    overlays = None if folder is None else Overlays(folder, any(job.replace for job in jobs))
+    pictures = picture_paths(jobs, options.of_kind.get("overlay"))
     search = {name: options.of_kind.get(name) for name in ("beam", "lm")}
     opened = partial(_open_page, max_bytes=max_bytes, stdin=stdin, cuts=not finds)
     for item in read_ahead(map(opened, jobs), Event()):
@@ -100,15 +99,18 @@ def infer_pages(
                 if page is None:
                     assert found is not None
                     page, images = _page_of(found, item.image, pixels)
+                elif not page.lines:
+                    warnings.warn(f"{job.source} has no lines, so nothing of it is read", stacklevel=2)
                 texts = session.transcribe([*images.values()], **search) if images else []
                 read = dict(zip(images, texts, strict=True))
                 answers = tuple(Text(line.text, name, None, line) for name, line in read.items())
                 write = partial(write_page, page, read, job.target, replace=job.replace)
                 _write(job, session, options, answers, write)
                 lines = page.lines
-            if overlays:
+            if job.source in pictures:
                 texts_of = {str(each.array): each.text for each in answers if isinstance(each, Text)}
-                overlays.write(job.source, pixels, lines, texts_of)
+                with open_output(pictures[job.source], replace=job.replace) as file:
+                    draw_overlay(pixels, lines, texts_of).save(file, "PNG")
         except (InputError, StoppedError) as reason:
             stops = stops + 1 if isinstance(reason, StoppedError) else 0
             if stops == MAX_STOPS:

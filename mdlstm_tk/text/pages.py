@@ -226,12 +226,15 @@ def _line(name: str, element: Element, frame: Frame, spacing: float) -> PageLine
     if corners is None and baseline is not None:
         corners = np.concatenate([baseline - spacing, baseline + spacing / 2])
     pixels = frame(np.zeros((1, 2)) if corners is None else corners)
+    baseline = None if baseline is None else frame(baseline)
+    if baseline is not None and len(np.unique(baseline, axis=0)) < 2:  # it lies beyond the page
+        baseline = None
     left, top = np.floor(pixels.min(axis=0)).astype(int).tolist()
     right, bottom = np.ceil(pixels.max(axis=0)).astype(int).tolist()
     return PageLine(
         name,
         _text(element) or None,
-        None if baseline is None else in_reading_order(frame(baseline), pixels),
+        None if baseline is None else in_reading_order(baseline, pixels),
         None if polygon is None else frame(polygon),
         (left, top, right, bottom),
     )

@@ -12,7 +12,8 @@ from mdlstm_tk.runtime.io.npy import Array
 POINTS = 64  # at equal distances, in which a baseline is compared with others
 NEAR = 0.25  # of the line spacing: the distance up to which a part of a baseline is on another one
 LEAST_SHARE = 0.7  # of the lengths of both that are near each other, where they are the same line
-ALONE = 1 / 20  # the line spacing of a page with one line, by its length
+SPACINGS = 1 / 80, 1 / 6  # the smallest and the largest line spacing, by the height of the page
+ALONE = 1 / 28  # that of a page with one line
 
 
 def resampled(line: Array, count: int = POINTS) -> Array:
@@ -34,16 +35,20 @@ def distances(points: Array, lines: Sequence[Array]) -> Array:
     return np.sqrt(np.minimum.reduceat(of_segments, firsts, axis=1))
 
 
-def spacing_of(lines: Sequence[Array]) -> float:
-    """The line spacing of a page: the median distance of a baseline from the nearest other one."""
-    if not lines:
-        return 0.0
-    if len(lines) == 1:
-        return float(np.hypot(*np.diff(lines[0], axis=0).T).sum()) * ALONE
+def spacing_of(lines: Sequence[Array], height: float) -> float:
+    """The line spacing of a page: the median distance of a baseline from the nearest other one, within
+    bounds, because the lines of a title page or of an envelope are far from each other.
+
+    Args:
+        lines: baselines (K, 2).
+        height: of the page, in their units.
+    """
+    if len(lines) < 2:
+        return ALONE * height
     coarse = [resampled(line, 9) for line in lines]
     between = np.stack([np.median(distances(line, coarse), axis=0) for line in coarse])
     np.fill_diagonal(between, np.inf)
-    return float(np.median(between.min(1)))
+    return float(np.clip(np.median(between.min(1)), height * SPACINGS[0], height * SPACINGS[1]))
 
 
 def same_lines(found: Sequence[Array], true: Sequence[Array], spacing: float) -> list[tuple[int, int]]:

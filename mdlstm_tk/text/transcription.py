@@ -14,7 +14,7 @@ from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.io.readers import preprocessing_for
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.session import Session
-from mdlstm_tk.runtime.shapes import as_array, covered_width, grid_of
+from mdlstm_tk.runtime.shapes import as_image, covered_width, grid_of
 from mdlstm_tk.runtime.text_order import Direction, reorder
 from mdlstm_tk.text.character_model import CharacterModel
 from mdlstm_tk.text.ctc import Transcription, best_path, check_search, transcribe_logits
@@ -41,15 +41,7 @@ def transcribe(
     preprocessing = preprocessing_for(metadata, "images[0]")
     arrays = []
     for k, image in enumerate(images):
-        pixels = as_array(image, f"images[{k}]")
-        pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
-        if not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)) or not pixels.size:
-            raise InputError(
-                f"images[{k}] has shape {pixels.shape}, expected (H, W), (H, W, 1) or (H, W, 3), as "
-                "decode_image returns it"
-            )
-        if not (pixels.dtype.kind == "f" or (pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2)):
-            raise InputError(f"images[{k}] holds {pixels.dtype}, expected pixels of uint8, uint16 or float")
+        pixels = as_image(image, f"images[{k}]")
         try:
             x = preprocessing(pixels)
         except InputError as error:

@@ -15,7 +15,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 with pytest.MonkeyPatch.context() as patched:
     patched.setattr(registry, "_FACTORIES", copy.deepcopy(registry._FACTORIES))
+    import baselines
+    import handwriting
     import learning
     import own_data
 
-__all__ = ["learning", "own_data"]
+__all__ = ["baselines", "handwriting", "learning", "own_data"]

@@ -19,6 +19,7 @@ from helpers.checkout import ROOT
 from helpers.learning_scripts import learning
 from helpers.pages import draw_page
 from helpers.small_models import recogniser
+from matplotlib import font_manager
 from PIL import Image
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -204,17 +205,16 @@ def test_a_table_of_learning(
 @pytest.mark.weekly
 @pytest.mark.usefixtures("fresh_registries")
 def test_own_data_of_each_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fresh("rival_networks", "handwriting", "own_data")
-    for name in "abcd":
-        draw_page(tmp_path / f"pages/{name}.xml", ("ab", "ba", None, "aab"))
+    fresh("own_data")
     own_data = script("own_data")
-    counts = {"images": "20", "masks": "10", "lines": "4"}
+    counts = {"images": "20", "masks": "10"}
     if not own_data.FOLDER.is_dir():  # Debian's package with the pictures of clothes
         del counts["images"]
     for kind, count in counts.items():
         arguments = [kind, "--samples", count, "--minutes", "0.02", "-o", str(tmp_path / "out")]
-        arguments += ["--pages", str(tmp_path / "pages"), "--results", str(tmp_path)]
+        arguments += ["--results", str(tmp_path)]
         cells = own_data.main(arguments)
+        assert cells.pop("settings") == {"set": []}
         assert [cell["ending"][:11] for cell in cells.values()] == ["trained for"]  # not by patience
         assert columns(capsys.readouterr().out) == 2
 
@@ -224,7 +224,7 @@ def test_masks_keep_the_greys_of_their_images(tmp_path: Path) -> None:
     own_data = script("own_data")
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(own_data.TEST_SAMPLES, "masks", 1)
-        own_data.write_masks(tmp_path, 4, None)
+        own_data.write_masks(tmp_path, 4)
     pixels = np.stack([np.asarray(Image.open(path)) for path in (tmp_path / "train/images").iterdir()])
     assert np.isin(pixels, (0, 255)).mean() < 0.05
 
@@ -235,18 +235,12 @@ def test_handwriting_is_measured_once(tmp_path: Path, capsys: pytest.CaptureFixt
     fresh("rival_networks", "handwriting")
     for name in ("x/a-0", "x/b-0", "y/c-0", "y/d-0"):  # in folders, without splits.json, as downloads are
         draw_page(tmp_path / f"source/{name}.xml", ("ab", "ba", None, "aab"))
-    rendered = tmp_path / "rendered"
-    rendered.mkdir()
-    for k in range(8):
-        pixels = np.random.default_rng(k).integers(0, 255, (64, 90), np.uint8)
-        Image.fromarray(pixels).save(rendered / f"{k}.png")
-    texts = "".join(f"{k}.png\t{'ab' * (1 + k % 3)}\n" for k in range(8))
-    (rendered / "labels.tsv").write_text(texts, encoding="utf-8")
     settings = ("--set", "hidden=4", "--set", "batch_size=2", "--set", "evaluate_every=2")
     arguments = ["--pages", str(tmp_path / "source"), "--minutes", "0.02", "--seeds", "1", *settings]
     arguments += ["-o", str(tmp_path / "out"), "--results", str(tmp_path / "results.json")]
     main = script("handwriting").main
-    first, few = main(["results", *arguments, "--rendered", str(rendered)]).values()
+    fonts = ("--fonts", font_manager.findfont("DejaVu Sans"), "--count", "8")
+    first, few = main(["results", *arguments, *fonts]).values()
     assert first["bytes"] < 4e6 and min(first["speed"], first["speed_lm"]) > 0
     assert first["greedy"]["groups"] == 1  # one page is for testing
     assert few["parameters"] == first["parameters"]  # there are no more lines than few
@@ -259,7 +253,9 @@ def test_handwriting_is_measured_once(tmp_path: Path, capsys: pytest.CaptureFixt
     assert default in parts.values() and len(parts) == 3  # from the file of results
     assert main(["lines", *arguments]) == rows and columns(capsys.readouterr().out) > 4
     with pytest.raises(SystemExit):
-        main(["results", *arguments])  # without rendered lines
+        main(["results", *arguments])  # without fonts
+    with pytest.raises(SystemExit, match="was measured with"):
+        main(["networks", *arguments, "--set", "hidden=5"])
 
 
 @pytest.mark.weekly
@@ -278,7 +274,7 @@ def test_lines_of_pages_are_measured_once(tmp_path: Path, capsys: pytest.Capture
     assert columns(capsys.readouterr().out) == 11 and len(rows) == 3
     assert script("baselines").main(arguments) == rows  # from the file of results
     counts = [row["parameters"] for row in rows.values()]
-    assert max(counts) / min(counts) < 1.2 and len(rows["default, seed 0"]["wrong"]) == 2
+    assert max(counts) / min(counts) < 1.2 and len(rows["default, 0.02 min, seed 0"]["wrong"]) == 2
 
 
 @pytest.mark.weekly

@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 from helpers.checkout import ROOT
-from helpers.learning_scripts import learning, own_data  # before those that they import
+from helpers.learning_scripts import (
+    baselines,
+    handwriting,
+    learning,
+    own_data,
+)  # before those that they import
 from measuring import RESULTS, between_markers, read_cells
 
 OLD = "version 1.0"  # a table that is not measured anew says so
@@ -32,6 +37,20 @@ def test_the_errors_on_own_data_are_those_measured(kind: str) -> None:
     assert shown == own_data.table(kind, cells) if cells else OLD in shown.lower()
 
 
+@pytest.mark.parametrize("what", ["results", "parts", "networks"])
+def test_the_errors_on_handwriting_are_those_measured(what: str) -> None:
+    shown = between_markers(ROOT / "docs/handwriting.md", f"handwriting-{what}")
+    measured = handwriting.published(what, RESULTS / "handwriting.json")
+    assert shown == measured if measured else OLD in shown.lower()
+
+
+def test_the_lines_found_on_pages_are_those_measured() -> None:
+    cells = read_cells(RESULTS / "baselines.json")
+    cells.pop("settings", None)
+    shown = between_markers(ROOT / "docs/handwriting.md", "baselines")
+    assert shown == baselines.table(cells) if cells else OLD in shown.lower()
+
+
 def test_the_table_of_readme_shows_what_was_measured() -> None:
     """Rows whose cells are missing stay; see the marks of their pages."""
     shown = between_markers(ROOT / "README.md", "learning")
@@ -44,6 +63,7 @@ def write_results(folder: Path, missing: str = "", **errors: float) -> learning.
     """Results of `diagonal` with an error for each network, the same for each rate and seed."""
     cells: dict[str, Any] = {"settings": {"steps": 100, "lr": 0.3}}
     cells["seconds a step"] = {"md": 1.0, "snake": 2.0, "horizontal": 1.04}
+    cells["machine of the seconds"] = "m"
     cells["baselines"] = [{}] * 5
     for network, error in errors.items():
         for rate in ("0.1", "0.3", "0.9"):
@@ -84,6 +104,26 @@ def test_a_row_says_where_the_mdlstm_loses(tmp_path: Path) -> None:
     assert row is not None and row.endswith(
         "| 0.90000 (1.50000) | **snake 0.60000 (1.00000)** | snake 1.20000 (2.00000) |"
     )
+
+
+def test_nothing_is_better_where_mean_and_worst_disagree(tmp_path: Path) -> None:
+    cells = {
+        f"{network}, defaults, 20 min, all lines, seed {seed}": {"greedy": {"character_error": error}}
+        for network, errors in {"default": (1, 1, 4), "rows": (2, 2, 3), "blstm": (5, 5, 5)}.items()
+        for seed, error in enumerate(errors)
+    }
+    (tmp_path / "handwriting.json").write_text(json.dumps(cells), encoding="utf-8")
+    row = learning.readme_row("handwriting", tmp_path)
+    assert row is not None and "**" not in row
+    nan = float("nan")
+    assert learning.is_better([1], [nan]) and not learning.is_better([nan], [1])
+
+
+def test_of_equal_scores_the_rate_nearest_to_the_default_is_chosen(tmp_path: Path) -> None:
+    results = write_results(tmp_path, md=0.1, snake=0.2, horizontal=0.3)
+    for rate in ("0.1", "0.3", "0.9"):
+        results.cells[f"md, lr {rate}, 100 steps, seed 0"]["score"] = 0.5
+    assert {each.rate for each in results.finals("md", 100)} == {0.3}
 
 
 def test_a_row_waits_for_the_last_cell(tmp_path: Path) -> None:

@@ -175,6 +175,9 @@ def test_each_option_of_a_kind_is_checked(kind: Kind, option: Option, tmp_path: 
                 InputError, match=f"{option.name}=... is no option of models of kind {name}"
             ):
                 decode(SCORES, metadata, **{option.name: fitting})
+        elif option.of_documents:
+            with pytest.raises(InputError, match=f"{option.name}=... is for the documents"):
+                decode(SCORES, metadata, **{option.name: "a"})
 
 
 def test_an_option_that_no_kind_has_is_refused_as_python_does(tmp_path: Path) -> None:

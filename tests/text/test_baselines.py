@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def test_samples_are_pages_with_the_baselines_of_their_xml(pages: Path) -> None:
     (pages / "empty.xml").write_text(alto("", "empty.png"))
     (pages / "broken.xml").write_text(alto("", "missing.png"))
     (pages / "twin.xml").write_text((pages / "a.xml").read_text())
+    (pages / "alto").mkdir()  # without baselines, it does not take the place of d.xml
+    (pages / "alto/d.xml").write_text(alto("", "d.png"))
     (pages / "splits.json").write_text(json.dumps({"train": ["a", "b"], "valid": ["c"], "test": ["d"]}))
     task = make_task(configure(SETTINGS))
     assert {split: list(names) for split, names in task.names.items()} == {
@@ -62,7 +65,7 @@ def test_samples_are_pages_with_the_baselines_of_their_xml(pages: Path) -> None:
     summary = "\n".join(map(str, task.summary))
     for words in (
         "baselines: 8",
-        "without a baseline, left out: 1",
+        "without a baseline, left out: 2",
         "broken.xml: has no image",
         "twin.xml: it is",
     ):
@@ -176,6 +179,14 @@ def test_training_report_and_metadata(pages: Path) -> None:
     values = KIND.metadata(job.run, result["step"], job.task.spec)
     spacing = 30.0
     assert values["above"] == pytest.approx(16 / spacing) and values["below"] == pytest.approx(4 / spacing)
+
+
+def test_pages_without_outlines_leave_the_defaults_without_a_warning(pages: Path) -> None:
+    for path in pages.glob("*.xml"):
+        path.write_text(re.sub("<Shape>.*?</Shape>", "", path.read_text()))
+    job = new_job(configure(SETTINGS | {"steps": 1, "batch_size": 2}), Path("run"))
+    values = KIND.metadata(job.run, train(job)["step"], job.task.spec)
+    assert values == {"above": BaselinesMetadata.above, "below": BaselinesMetadata.below}
 
 
 @pytest.mark.slow

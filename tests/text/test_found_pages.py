@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.command import Result, mdlstm
-from helpers.pages import HEIGHT, PAGE, WIDTH, draw_bars, draw_page, transcription
+from helpers.pages import HEIGHT, PAGE, WIDTH, draw_bars, draw_page, page, transcription
 from helpers.small_models import classifier, finder, recogniser
 from PIL import Image
 
@@ -112,11 +112,8 @@ def test_photographs_are_read_in_one_call(capsys: pytest.CaptureFixture[str]) ->
     assert check_page_xml(Path("read/a.xml").read_bytes(), 3) == ["long", "long", "short"]
     assert b'conf="0.5000"' in Path("read/a.xml").read_bytes()
     assert b"<alto" in Path("read/known.xml").read_bytes()  # its own lines, as without a model for lines
-    assert sorted(path.name for path in Path("drawn").iterdir()) == [
-        "a.out.png",
-        "b.out.png",
-        "known.out.png",
-    ]
+    pictures = sorted(path.as_posix() for path in Path("drawn").rglob("*.png"))
+    assert pictures == ["drawn/a.out.png", "drawn/known.out.png", "drawn/sub/b.out.png"]
     assert np.ptp(np.asarray(Image.open("drawn/a.out.png")).astype(int), axis=-1).max() > 100  # in colours
     assert infer("in/a.png", *models).out == "l1\tlong\nl2\tlong\nl3\tshort\n"
     assert "though in/known.xml tells" in infer("in/known.png", *models).err
@@ -146,7 +143,7 @@ def test_the_model_for_lines_is_opened_as_the_reader_is(monkeypatch: pytest.Monk
         assert session.isolated
         with pytest.raises(MDLSTMError, match="closed"):
             session(np.zeros((64, 64, 1), np.float32))
-    with pytest.raises(InputError, match="finds lines in images, for infer_paths"):
+    with pytest.raises(InputError, match="is for the documents"):
         decode(np.zeros((4, 3), np.float32), reader.metadata, line_model="baselines.onnx")
 
 
@@ -175,6 +172,7 @@ def test_lines_in_other_formats() -> None:
 
 
 def test_what_does_not_go_together_is_refused() -> None:
+    np.save("x.npy", np.zeros((HEIGHT, WIDTH), np.float32))
     for words, message in (
         (("in", "-m", "reader.onnx", "--line-model", "reader.onnx"), "of kind baselines finds lines"),
         (
@@ -183,21 +181,39 @@ def test_what_does_not_go_together_is_refused() -> None:
         ),
         (("in", "-m", "reader.onnx", "--line-model", "no.onnx"), "no.onnx"),
         (("in/a.png", "-m", "baselines.onnx", "--format", "npy"), "xml, txt"),
+        # options for pages, and no page
+        (("x.npy", "-m", "baselines.onnx", "--overlay", "drawn"), "is for pages, but x.npy is none"),
+        (("in/a.png", "-m", "reader.onnx", "--overlay", "drawn"), "is for pages, but in/a.png is none"),
+        (("x.npy", "-m", "reader.onnx", "--line-model", "baselines.onnx"), "but x.npy is none"),
     ):
         done = infer(*words)
         assert done.code == 2 and message in done.err and done.err.count("\n") == 1, words
     done = mdlstm("infer", "-", "-m", "baselines.onnx", stdin=Path("in/a.png").read_bytes())
     assert done.code == 2 and "an image on stdin is no page" in done.err
+    for pixels in (np.zeros((99, 99), int), np.zeros((99, 99, 4), np.uint8)):
+        with pytest.raises(InputError, match="pixels h"):
+            find_lines(Session("baselines.onnx", device="cpu"), pixels)
     with pytest.raises(InputError, match="of kind classify"):
         find_lines(Session(classifier(Path("c.onnx")), device="cpu"), np.zeros((9, 9), np.uint8))
 
 
 def test_pictures_are_kept_unless_they_may_be_replaced() -> None:
+    draw_bars(Path("in/sub/a.png"), ROWS)
     call = ("in/a.png", "-m", "baselines.onnx", "--format", "xml", "--overlay", "drawn", "-o")
     assert infer(*call, "one.xml").code == 0
     before = Path("drawn/a.out.png").read_bytes()
     assert infer(*call, "two.xml").code != 0 and Path("drawn/a.out.png").read_bytes() == before
+    assert not Path("two.xml").exists()
     assert infer(*call, "one.xml", "--force").code == 0
+    done = infer("in/a.png", "in/sub/a.png", "-m", "baselines.onnx", "--overlay", "new")
+    assert done.code == 2 and "two pages would be drawn to new/a.out.png" in done.err
+    assert not Path("new").exists()
+
+
+def test_pages_without_lines_are_named() -> None:
+    Path("in/a.xml").write_text(page("", "a.png"))
+    done = infer("in/a.xml", "-m", "reader.onnx", "-o", "read.xml")
+    assert done.code == 0 and "in/a.xml has no lines, so nothing of it is read" in done.err
 
 
 def degenerate(name: str, rng: np.random.Generator) -> np.ndarray:

@@ -20,6 +20,13 @@ def line(left: float, y: float, right: float, drop: float = 0.0) -> np.ndarray:
     return np.array([[left, y], [right, y + drop]], float)
 
 
+def turned(lines: Sequence[np.ndarray], quarters: int, extent: float) -> list[np.ndarray]:
+    """Lines on a square page that is turned anticlockwise by quarters."""
+    for _ in range(quarters % 4):
+        lines = [np.stack([each[:, 1], extent - each[:, 0]], 1) for each in lines]
+    return list(lines)
+
+
 def found_in(lines: Sequence[np.ndarray], extents: tuple[int, int] = (150, 200)) -> list[np.ndarray]:
     """The baselines that are found in the maps of lines, in pixels of x."""
     maps = draw_maps(lines, extents)
@@ -37,7 +44,7 @@ def test_distances_are_those_of_the_definition() -> None:
 @pytest.mark.parametrize(("shift", "is_same"), [(0, True), (4.9, True), (5.1, False)])
 def test_a_line_is_found_within_a_quarter_of_the_spacing(shift: float, is_same: bool) -> None:
     true = [line(0, 20 * k, 100) for k in range(1, 6)]
-    assert spacing_of(true) == pytest.approx(20)
+    assert spacing_of(true, 300) == pytest.approx(20)
     found = [line(0, 20 * k + shift, 100) for k in range(1, 6)]
     assert same_lines(found, true, 20) == ([(k, k) for k in range(5)] if is_same else [])
 
@@ -98,6 +105,27 @@ def test_pieces_of_a_line_are_joined_and_columns_kept_apart() -> None:
     assert len(found) == 10 and len(same_lines(found, columns, 40)) == 10
 
 
+@pytest.mark.parametrize("quarters", [-1, 0, 1])
+def test_columns_are_kept_apart_and_in_order_however_the_page_is_turned(quarters: int) -> None:
+    columns = [line(left, 40 + 40 * k, right) for left, right in ((20, 190), (215, 380)) for k in range(5)]
+    true = turned(columns, quarters, 400)
+    found = found_in(true, (200, 200))
+    assert len(found) == 10
+    for each, expected in zip(found, true, strict=True):
+        np.testing.assert_allclose(each[[0, -1]], expected, atol=6)
+
+
+@pytest.mark.parametrize(("lengths", "apart"), [((120, 120), 300), ((90,), 0), ((60, 300), 200)])
+def test_few_lines_are_found_whatever_their_length_and_distance(
+    lengths: tuple[int, ...], apart: int
+) -> None:
+    """As on a title page, or an envelope; and their spacing is that of a usual page."""
+    true = [line(100, 100 + apart * k, 100 + length) for k, length in enumerate(lengths)]
+    found = found_in(true, (256, 200))
+    spacing = spacing_of(found, 512)
+    assert 512 / 80 <= spacing <= 512 / 6 and len(same_lines(found, true, spacing)) == len(true)
+
+
 def test_empty_maps_hold_no_lines() -> None:
     for shape in ((1, 1, 3), (40, 60, 3)):
         assert find_baselines(np.zeros(shape)) == []
@@ -126,10 +154,10 @@ def test_the_order_does_not_depend_on_that_of_the_lines_nor_on_rotation() -> Non
         line(210, 91, 380),
     ]
     expected = [0, 1, 2, 3, 4]
-    turn = np.array([[np.cos(0.08), np.sin(0.08)], [-np.sin(0.08), np.cos(0.08)]])
+    angles = np.radians([0, 5, -5, 88, 90, 92, -88, -90, -92, 180])
     for order in list(permutations(range(5)))[::7]:
-        for matrix in (np.eye(2), turn, turn.T):
-            regions = reading_order([lines[k] @ matrix for k in order])
+        for cosine, sine in zip(np.cos(angles), np.sin(angles), strict=True):
+            regions = reading_order([lines[k] @ [[cosine, sine], [-sine, cosine]] for k in order])
             assert [order[k] for region in regions for k in region] == expected
 
 

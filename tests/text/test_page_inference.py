@@ -127,6 +127,13 @@ def test_images_in_the_folders_of_pages_are_no_inputs_of_their_own() -> None:
     assert files_for("transcribe", named) == (named[:1], 0)  # as a shell gives them for in/*
     with pytest.warns(UserWarning, match=r"^in/line\.png left out: its folder holds pages"):
         assert files_for("transcribe", [*named, InputPath("in/line.png", "line.png")]) == (named[:1], 1)
+    Path("in/q.xml").write_text(alto("", image="q-bin.png"))
+    pair = []
+    for name in ("q.png", "q-bin.png"):  # the image that a page names belongs to it, not that of its name
+        Image.new("L", (9, 9)).save(f"in/{name}")
+        pair.append(InputPath(f"in/{name}", name))
+    with pytest.warns(UserWarning, match=r"^in/q\.png left out: its folder holds pages"):
+        assert files_for("transcribe", [InputPath("in/q.xml", "q.xml"), *pair])[0][0].source == "in/q.xml"
     with pytest.warns(UserWarning, match=r"one line, though in/p1\.xml tells its lines.* name it"):
         assert files_for("transcribe", named[1:]) == (named[1:], 0)
 

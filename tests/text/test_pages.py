@@ -342,6 +342,15 @@ def test_an_empty_string_adds_no_blank(tmp_path: Path) -> None:
     assert line.text == "un deux"
 
 
+def test_a_baseline_beyond_the_page_is_none(tmp_path: Path) -> None:
+    write_noise(tmp_path / "a.png")
+    line = (
+        f'<TextLine ID="l" HPOS="9" VPOS="9" WIDTH="9" HEIGHT="9" BASELINE="{WIDTH + 9} 9 {WIDTH + 99} 9"/>'
+    )
+    (tmp_path / "a.xml").write_text(alto(line))
+    assert read_page(tmp_path / "a.xml").lines[0].baseline is None
+
+
 def test_a_box_that_no_number_holds_is_clipped(tmp_path: Path) -> None:
     place = 'HPOS="-1e999" VPOS="20" WIDTH="1e999" HEIGHT="30"'
     (line,) = read(tmp_path, alto(f"<TextLine {place}/>")).lines
