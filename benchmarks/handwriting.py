@@ -292,8 +292,9 @@ def slant(pixels: Array) -> float:
     return max(np.linspace(-1, 1.5, 26).tolist(), key=sharpness)
 
 
-def properties(page: Page, pixels: Array) -> dict[str, dict[str, float]]:
-    """Properties that may make the lines of a page hard, by the names of their samples."""
+def properties(page: Page, name: str, pixels: Array) -> dict[str, dict[str, float]]:
+    """Properties that may make the lines of a page hard, by the names of their samples; that of the page is
+    the first part of these."""
     lines = [line for line in page.lines if line.text and line.baseline is not None]
     middles = np.array([line.baseline.mean(axis=0) for line in lines])
     found = {}
@@ -302,7 +303,7 @@ def properties(page: Page, pixels: Array) -> dict[str, dict[str, float]]:
         normal = np.array([-run[1], run[0]]) / max(np.hypot(*run), 1)
         distances = np.abs((middles - middle) @ normal)
         height = sum(line.extents or (1.0, 0.0))
-        found[f"{page.path.name} {line.id}"] = {
+        found[f"{name} {line.id}"] = {
             "slanted letters": abs(slant(cut_line(pixels, line))),
             "close neighbours": -float(np.sort(distances)[1:2].sum() or 10 * height) / height,
             "curved baseline": float(np.abs((line.baseline - line.baseline[0]) @ normal).max()) / height,
@@ -316,7 +317,8 @@ def hard_lines(rows: Mapping[str, Mapping[str, Any]], pages: Path) -> str:
     found: dict[str, dict[str, float]] = {}
     for path in filter(is_page, sorted(pages.rglob("*.xml"))):
         page = read_page(path)
-        found |= properties(page, page_folders._pixels(page.image))
+        name = path.relative_to(pages).as_posix()
+        found |= properties(page, name, page_folders._pixels(page.image))
     counts = {  # of each network, the lines of its seeds one after the other: name, hand, edits, characters
         network: [
             (line, *counts)

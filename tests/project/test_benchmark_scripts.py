@@ -198,7 +198,7 @@ def test_a_table_of_learning(
     assert all(("errors" in each) != (", seed 0" in k) for k, each in cells.items() if ", seed" in k)
     parameters = [each["parameters"] for each in cells.values() if "parameters" in each]
     assert max(parameters) / min(parameters) < 1.1
-    with pytest.raises(SystemExit, match="other settings"):
+    with pytest.raises(SystemExit, match="was measured with"):
         learning.main([*arguments, "--set", "steps=3"])
 
 
