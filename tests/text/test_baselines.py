@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,7 +186,10 @@ def test_pages_without_outlines_leave_the_defaults_without_a_warning(pages: Path
     for path in pages.glob("*.xml"):
         path.write_text(re.sub("<Shape>.*?</Shape>", "", path.read_text()))
     job = new_job(configure(SETTINGS | {"steps": 1, "batch_size": 2}), Path("run"))
-    values = KIND.metadata(job.run, train(job)["step"], job.task.spec)
+    step = train(job)["step"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        values = KIND.metadata(job.run, step, job.task.spec)
     assert values == {"above": BaselinesMetadata.above, "below": BaselinesMetadata.below}
 
 
