@@ -197,17 +197,11 @@ def divide(source: Path, names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def errors_of(lines: Sequence[Line]) -> dict[str, Any]:
-    """Errors of all lines, what `describe_lines` says about them, and the counts of each line."""
+    """Errors of all lines, and what `describe_lines` says about them."""
     edits, characters, word_edits, words = map(sum, zip(*(line.counts for line in lines), strict=True))
     described = describe_lines(lines)
     kept = {name: described[name] for name in ("intervals", "groups", "calibration_error")}
-    counts = {line.name: [line.group, *line.counts[:2]] for line in lines}
-    return {
-        "character_error": edits / characters,
-        "word_error": word_edits / words,
-        **kept,
-        "lines": counts,
-    }
+    return {"character_error": edits / characters, "word_error": word_edits / words, **kept}
 
 
 def train_network(training: Training, options: argparse.Namespace) -> dict[str, Any]:
@@ -242,9 +236,10 @@ def train_network(training: Training, options: argparse.Namespace) -> dict[str, 
         searches: dict[str, dict[str, Any]] = {"greedy": {}, "lm": {"beam": BEAM, "lm": lm}}
         for kind, search in searches.items():
             decoding = read_run(job.run)
-            row[kind] = errors_of(
-                evaluate_lines(job.network, task, split, job.config, decoding=decoding, **search)[1]
-            )
+            lines = evaluate_lines(job.network, task, split, job.config, decoding=decoding, **search)[1]
+            row[kind] = errors_of(lines)
+            if kind == "greedy":
+                row["lines"] = {line.name: [line.group, *line.counts[:2]] for line in lines}
     model_file = folder / "model.onnx"
     export_run(job.run, model_file, padded=True, force=True)
     samples = cast("LazySamples", task.sets[split]).samples
@@ -324,7 +319,7 @@ def hard_lines(rows: Mapping[str, Mapping[str, Any]], pages: Path) -> str:
             (line, *counts)
             for key, row in rows.items()
             if key.startswith(f"{network},")
-            for line, counts in row["greedy"]["lines"].items()
+            for line, counts in row["lines"].items()
             if line in found
         ]
         for network in NETWORKS

@@ -104,7 +104,10 @@ def resumed(file: Path, cells: Mapping[str, Callable[[], Any]]) -> dict[str, Any
             value = measure()
             file.parent.mkdir(parents=True, exist_ok=True)
             temporary = file.with_suffix(f".{os.getpid()}")
-            temporary.write_text(json.dumps({**read_cells(file), name: value}, indent=1), encoding="utf-8")
+            rows = (
+                f"{json.dumps(k)}: {json.dumps(v)}" for k, v in {**read_cells(file), name: value}.items()
+            )
+            temporary.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
             temporary.replace(file)
     return read_cells(file)
 
