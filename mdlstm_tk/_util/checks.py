@@ -89,7 +89,7 @@ def fitting(value: Any, hint: Any) -> Any:
     Raises:
         TypeError: the value has another type.
     """
-    kind, entries = get_origin(hint) or hint, get_args(hint)
+    kind, entries = _parts(hint)
     if kind in (Union, UnionType):
         if Path in entries and isinstance(value, str) and not value:
             raise TypeError
@@ -114,6 +114,15 @@ def fitting(value: Any, hint: Any) -> Any:
     if kind is Literal and value not in entries:
         raise TypeError
     return value
+
+
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The type of an annotation, and its entries. An alias of Python 3.12, such as `NDArray` of NumPy 2.5,
+    stands for its value."""
+    kind, entries = get_origin(hint) or hint, get_args(hint)
+    if hasattr(kind, "__value__"):
+        return _parts(kind.__value__[entries] if entries else kind.__value__)
+    return kind, entries
 
 
 def _stands_for(value: Any, kind: Any) -> bool:
@@ -146,7 +155,7 @@ def _is_array(kind: Any) -> bool:
 
 def expected(hint: Any) -> str:
     """An annotation in words."""
-    kind, entries = get_origin(hint) or hint, get_args(hint)
+    kind, entries = _parts(hint)
     if kind in (Union, UnionType):
         return " or ".join(expected(each) for each in entries if not (each is str and Path in entries))
     if kind is Literal:

@@ -8,12 +8,9 @@ from typing import Any
 
 import pytest
 from helpers.checkout import ROOT
-from helpers.learning_scripts import (
-    baselines,
-    handwriting,
-    learning,
-    own_data,
-)  # before those that they import
+
+# Before `measuring`, which these find.
+from helpers.learning_scripts import baselines, handwriting, learning, own_data
 from measuring import RESULTS, between_markers, read_cells
 
 OLD = "version 1.0"  # a table that is not measured anew says so
