@@ -18,6 +18,7 @@ with pytest.MonkeyPatch.context() as patched:
     import baselines
     import handwriting
     import learning
+    import learning_tables
     import own_data
 
-__all__ = ["baselines", "handwriting", "learning", "own_data"]
+__all__ = ["baselines", "handwriting", "learning", "learning_tables", "own_data"]

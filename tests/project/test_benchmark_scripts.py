@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.checkout import ROOT
-from helpers.learning_scripts import learning
+from helpers.learning_scripts import learning, learning_tables
 from helpers.pages import draw_page
 from helpers.small_models import recogniser
 from matplotlib import font_manager
@@ -53,7 +53,7 @@ CASES = [  # script and table, options, columns of the table
     weekly("runtimes", ("--form", "scan"), None),
 ]
 EVALUATED = 8  # samples of each split, so that it takes little time
-OTHER_TABLES = [name for name in learning.TABLES if name != "diagonal"]
+OTHER_TABLES = [name for name in learning_tables.TABLES if name != "diagonal"]
 IN_PROCESSES = {  # script with its options, and what it prints; they set variables or take a path
     ("load", *SMALL): "8 columns",
     ("differences", ROOT, ROOT, "--rounds", "1", *SMALL): "5 columns",
@@ -182,7 +182,7 @@ def test_a_table_of_learning(
     monkeypatch.setattr(learning, "make_task", make_small_task)
     fresh("rival_networks")
     importlib.import_module("rival_networks")
-    table = learning.TABLES[name]
+    table = learning_tables.TABLES[name]
     for file, marker in (("README.md", "learning"), (f"docs/{table.page}", name)):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(f"<!-- {marker} -->\nold\n<!-- /{marker} -->\n", encoding="utf-8")
@@ -194,7 +194,7 @@ def test_a_table_of_learning(
     assert columns(page) == 5 + 2 * len(table.measures)
     monkeypatch.setattr(learning, "train", None)  # all cells are there
     learning.main(arguments)
-    cells = learning.Results(name, tmp_path).cells
+    cells = learning_tables.Results(name, tmp_path).cells
     assert all(("errors" in each) != (", seed 0" in k) for k, each in cells.items() if ", seed" in k)
     parameters = [each["parameters"] for each in cells.values() if "parameters" in each]
     assert max(parameters) / min(parameters) < 1.1

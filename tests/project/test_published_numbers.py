@@ -10,19 +10,20 @@ import pytest
 from helpers.checkout import ROOT
 
 # Before `measuring`, which these find.
-from helpers.learning_scripts import baselines, handwriting, learning, own_data
+from helpers.learning_scripts import baselines, handwriting, own_data
+from helpers.learning_scripts import learning_tables as tables
 from measuring import RESULTS, between_markers, read_cells
 
 OLD = "version 1.0"  # a table that is not measured anew says so
 pytestmark = pytest.mark.usefixtures("fresh_registries")
 
 
-@pytest.mark.parametrize("name", learning.TABLES)
+@pytest.mark.parametrize("name", tables.TABLES)
 def test_a_page_shows_what_was_measured(name: str) -> None:
-    results = learning.Results(name, RESULTS)
+    results = tables.Results(name, RESULTS)
     shown = between_markers(ROOT / "docs" / results.table.page, name)
     if results.is_complete:
-        assert shown == learning.section(results), "python benchmarks/learning.py --estimate --write"
+        assert shown == tables.section(results), "python benchmarks/learning.py --estimate --write"
     else:
         assert OLD in shown.lower()
 
@@ -51,12 +52,12 @@ def test_the_lines_found_on_pages_are_those_measured() -> None:
 def test_the_table_of_readme_shows_what_was_measured() -> None:
     """Rows whose cells are missing stay; see the marks of their pages."""
     shown = between_markers(ROOT / "README.md", "learning")
-    assert shown == learning.readme(shown, RESULTS), "python benchmarks/learning.py --estimate --write"
-    assert [row.count("|") for row in shown.splitlines()] == [5] * (2 + len(learning.README))
-    assert all(f"[{label}](" in shown for label in learning.README)
+    assert shown == tables.readme(shown, RESULTS), "python benchmarks/learning.py --estimate --write"
+    assert [row.count("|") for row in shown.splitlines()] == [5] * (2 + len(tables.README))
+    assert all(f"[{label}](" in shown for label in tables.README)
 
 
-def write_results(folder: Path, missing: str = "", **errors: float) -> learning.Results:
+def write_results(folder: Path, missing: str = "", **errors: float) -> tables.Results:
     """Results of `diagonal` with an error for each network, the same for each rate and seed."""
     cells: dict[str, Any] = {"settings": {"steps": 100, "lr": 0.3}}
     cells["seconds a step"] = {"md": 1.0, "snake": 2.0, "horizontal": 1.04}
@@ -77,19 +78,19 @@ def write_results(folder: Path, missing: str = "", **errors: float) -> learning.
                 cells[f"{network}, lr 0.3, {steps} steps, seed {seed}"] = cell
     cells.pop(missing, None)
     (folder / "diagonal.json").write_text(json.dumps(cells), encoding="utf-8")
-    return learning.Results("diagonal", folder)
+    return tables.Results("diagonal", folder)
 
 
 def test_a_table_from_cells(tmp_path: Path) -> None:
     """Minutes within 5 % are the same runs; a rate that diverged is not chosen."""
     results = write_results(tmp_path, md=0.1, snake=0.2, horizontal=0.3)
-    rows = [row.split(" | ") for row in learning.section(results).splitlines() if row.startswith("| ")]
+    rows = [row.split(" | ") for row in tables.section(results).splitlines() if row.startswith("| ")]
     assert rows[2:] == [
         ["| md", "1,000", "0.3", "100", "0.30000 (0.50000)", "100", "0.30000 (0.50000) |"],
         ["| snake", "1,000", "0.3", "100", "0.60000 (1.00000)", "50", "1.20000 (2.00000) |"],
         ["| horizontal", "1,000", "0.3", "100", "0.90000 (1.50000)", "100", "0.90000 (1.50000) |"],
     ]
-    row = learning.readme_row("random diagonal", tmp_path)
+    row = tables.readme_row("random diagonal", tmp_path)
     assert row is not None and row.endswith(
         "relevant loss | **0.30000 (0.50000)** | snake 0.60000 (1.00000) | horizontal 0.90000 (1.50000) |"
     )
@@ -97,7 +98,7 @@ def test_a_table_from_cells(tmp_path: Path) -> None:
 
 def test_a_row_says_where_the_mdlstm_loses(tmp_path: Path) -> None:
     write_results(tmp_path, md=0.3, snake=0.2, horizontal=0.5)
-    row = learning.readme_row("random diagonal", tmp_path)
+    row = tables.readme_row("random diagonal", tmp_path)
     assert row is not None and row.endswith(
         "| 0.90000 (1.50000) | **snake 0.60000 (1.00000)** | snake 1.20000 (2.00000) |"
     )
@@ -110,10 +111,10 @@ def test_nothing_is_better_where_mean_and_worst_disagree(tmp_path: Path) -> None
         for seed, error in enumerate(errors)
     }
     (tmp_path / "handwriting.json").write_text(json.dumps(cells), encoding="utf-8")
-    row = learning.readme_row("handwriting", tmp_path)
+    row = tables.readme_row("handwriting", tmp_path)
     assert row is not None and "**" not in row
     nan = float("nan")
-    assert learning.is_better([1], [nan]) and not learning.is_better([nan], [1])
+    assert tables.is_better([1], [nan]) and not tables.is_better([nan], [1])
 
 
 def test_of_equal_scores_the_rate_nearest_to_the_default_is_chosen(tmp_path: Path) -> None:
@@ -126,9 +127,9 @@ def test_of_equal_scores_the_rate_nearest_to_the_default_is_chosen(tmp_path: Pat
 def test_a_row_waits_for_the_last_cell(tmp_path: Path) -> None:
     text = "| [random diagonal](a.md) | old | old | old |\n| [digits](a.md) | old | old | old |"
     write_results(tmp_path, missing="snake, lr 0.3, 50 steps, seed 5", md=0.1, snake=0.2, horizontal=0.3)
-    assert learning.readme(text, tmp_path) == text
+    assert tables.readme(text, tmp_path) == text
     write_results(tmp_path, md=0.1, snake=0.2, horizontal=0.3)
-    assert [("old" in row) for row in learning.readme(text, tmp_path).splitlines()] == [False, True]
+    assert [("old" in row) for row in tables.readme(text, tmp_path).splitlines()] == [False, True]
 
 
 def test_the_row_of_handwriting_is_of_equal_minutes(tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_the_row_of_handwriting_is_of_equal_minutes(tmp_path: Path) -> None:
             name = f"{network}, defaults, 20 min, all lines, seed {seed}"
             cells[name] = {"greedy": {"character_error": error}}
     (tmp_path / "handwriting.json").write_text(json.dumps(cells), encoding="utf-8")
-    row = learning.readme_row("handwriting", tmp_path)
+    row = tables.readme_row("handwriting", tmp_path)
     assert row is not None
     text = "wrong characters after 20 minutes | 26.00 % (27.00) |  | **rows 24.00 % (25.00)** |"
     assert row.endswith(text)
