@@ -41,7 +41,7 @@ def properties(page: Page, name: str, pixels: Array) -> dict[str, dict[str, floa
         run = line.baseline[-1] - line.baseline[0]
         normal = np.array([-run[1], run[0]]) / max(np.hypot(*run), 1)
         distances = np.abs((middles - middle) @ normal)
-        height = sum(line.extents or (1.0, 0.0))
+        height = sum(line.reach or (1.0, 0.0))
         found[f"{name} {line.id}"] = {
             "slanted letters": abs(slant(cut_line(pixels, line))),
             "close neighbours": -float(np.sort(distances)[1:2].sum() or 10 * height) / height,

@@ -93,9 +93,9 @@ class Baselines(TrainingKind):
     ) -> None:
         """Learn how far outlines reach from the baselines of the training pages."""
         shares = [
-            np.array(page.extents) / spacing_of(page.lines, page.height)
+            np.array(page.reach) / spacing_of(page.lines, page.height)
             for page in (survey.target for survey in splits["train"])
-            if page.extents is not None and len(page.lines) > 1
+            if page.reach is not None and len(page.lines) > 1
         ]
         if shares:
             above, below = np.clip(np.median(shares, axis=0), *SHARES).tolist()

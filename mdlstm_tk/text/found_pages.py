@@ -86,10 +86,10 @@ def find_page(session: Session, pixels: Array) -> FoundPage:
     y = y if isinstance(y, np.ndarray) else y[metadata.output_names[0]]
     found = lines_of_output(y, metadata.window or (1, 1))
     spacing = spacing_of(found, len(x))
-    extents = metadata.above * spacing, metadata.below * spacing
-    around = outlines(x[..., 0], found, spacing, extents)
+    reach = metadata.above * spacing, metadata.below * spacing
+    around = outlines(x[..., 0], found, spacing, reach)
     scale = np.array([width / x.shape[1], height / x.shape[0]])
-    typical = extents[0] * scale[1], extents[1] * scale[1]
+    typical = reach[0] * scale[1], reach[1] * scale[1]
     shapes = [
         _shape(line * scale, outline * scale, (width, height), PRECISION * scale[1])
         for line, outline in zip(found, around, strict=True)

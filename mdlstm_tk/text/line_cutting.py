@@ -53,15 +53,15 @@ def cut_line(pixels: Array, line: PageLine) -> Array:
         raise InputError(f"line {line.id} has no area on the page")
     if line.polygon is None and line.baseline is None:
         return np.ascontiguousarray(pixels[low[1] : high[1], low[0] : high[0]])
-    reach = 0 if line.extents is None else int(sum(line.extents))
-    low, high = np.maximum(low - reach, 0), np.minimum(high + reach, pixels.shape[1::-1])
+    margin = 0 if line.reach is None else int(sum(line.reach))
+    low, high = np.maximum(low - margin, 0), np.minimum(high + margin, pixels.shape[1::-1])
     region = pixels[low[1] : high[1], low[0] : high[0]]
     outline = _resampled(np.concatenate([outline, outline[:1]]) - low)
     if line.baseline is not None:
         baseline = np.asarray(line.baseline, float) - low
         length = _lengths(baseline)[-1]  # 0 if it lies beyond the page
         if 0 < length <= MAX_WINDING * np.hypot(*np.ptp(baseline, axis=0)):
-            return _unrolled(region, outline, baseline, line.extents)
+            return _unrolled(region, outline, baseline, line.reach)
     return _unrolled(region, outline, _axis(outline), None)
 
 
@@ -90,8 +90,9 @@ def _unrolled(region: Array, outline: Array, baseline: Array, typical: tuple[flo
         region: pixels of the page.
         outline: (M, 2).
         baseline: (K, 2).
-        typical: extents of a typical line. One of about this height and place is cut there, and not where
-            its outline ends: then all lines of a page have their baseline in the same row, and one scale.
+        typical: reach of a typical line above and below its baseline. A line of about this height and place
+            is cut there, and not where its outline ends: then all lines of a page have their baseline in
+            the same row, and one scale.
     """
     x, y = outline.T
     area = abs(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1])) / 2

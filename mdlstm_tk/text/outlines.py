@@ -21,18 +21,18 @@ MAX_COLUMNS = 1024
 POINTS_TOGETHER = 8  # points of a boundary that become one, the outermost
 
 
-def outlines(x: Array, lines: Sequence[Array], spacing: float, extents: tuple[float, float]) -> list[Array]:
+def outlines(x: Array, lines: Sequence[Array], spacing: float, reach: tuple[float, float]) -> list[Array]:
     """The outlines (K, 2) of lines, in pixels of x.
 
     The upper and the lower boundary of a line are paths along its baseline that cross as little ink as
-    possible, between the baseline and the extents of a typical line; neither crosses a neighbouring
+    possible, between the baseline and the reach of a typical line; neither crosses a neighbouring
     baseline.
 
     Args:
         x: (H, W), grey; ink is darker than paper, or brighter.
         lines: baselines (K, 2).
         spacing: of the lines, in pixels.
-        extents: pixels that a typical line reaches above and below its baseline.
+        reach: pixels that a typical line reaches above and below its baseline.
     """
     ndimage = require("scipy.ndimage", "image")
     paper = ndimage.median_filter(x[::4, ::4], 9)
@@ -45,12 +45,12 @@ def outlines(x: Array, lines: Sequence[Array], spacing: float, extents: tuple[fl
         draw.line([tuple(point) for point in line.tolist()], number, max(round(THICK * spacing), 1))
     drawn = np.asarray(image)
     return [
-        _outline(ink, (drawn > 0) & (drawn != number), line, spacing, extents)
+        _outline(ink, (drawn > 0) & (drawn != number), line, spacing, reach)
         for number, line in enumerate(lines, 1)
     ]
 
 
-def _outline(ink: Array, others: Array, line: Array, spacing: float, extents: tuple[float, float]) -> Array:
+def _outline(ink: Array, others: Array, line: Array, spacing: float, reach: tuple[float, float]) -> Array:
     """The outline of a line; `others` (H, W) is true on other baselines."""
     ndimage = require("scipy.ndimage", "image")
     length = float(np.hypot(*np.diff(line, axis=0).T).sum())
@@ -63,7 +63,7 @@ def _outline(ink: Array, others: Array, line: Array, spacing: float, extents: tu
     )
     ahead = np.concatenate([ahead[:1], ahead, ahead[-1:]])
     down = ahead[:, ::-1] * (-1, 1)
-    above, below = extents
+    above, below = reach
     offsets = np.arange(-np.ceil(above), np.ceil(below) + 1)  # (R,)
     places = points[:, None] + offsets[:, None] * down[:, None]  # (P, R, 2)
     at = np.moveaxis(places[..., ::-1], -1, 0) - 0.5
@@ -71,10 +71,10 @@ def _outline(ink: Array, others: Array, line: Array, spacing: float, extents: tu
     blocked = ndimage.map_coordinates(others, at, order=0, mode="constant")
     core = CORE[0] * spacing, CORE[1] * spacing
     edges = []
-    for side, reach, least in ((-1, above, core[0]), (1, below, core[1])):
-        rows = np.flatnonzero(offsets * side >= min(least, reach))[::side]  # outwards
+    for side, limit, least in ((-1, above, core[0]), (1, below, core[1])):
+        rows = np.flatnonzero(offsets * side >= min(least, limit))[::side]  # outwards
         depth = np.abs(offsets[rows])
-        of_side = cost[:, rows] + NEAR / spacing * (reach - depth).clip(0)
+        of_side = cost[:, rows] + NEAR / spacing * (limit - depth).clip(0)
         of_side = of_side + BEYOND * np.maximum.accumulate(blocked[:, rows], axis=1)
         edges.append(depth[_path(of_side)] * side)
     upper, lower = (_coarse(edge, side) for edge, side in ((edges[0], -1), (edges[1], 1)))

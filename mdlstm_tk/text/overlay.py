@@ -56,7 +56,7 @@ def draw_overlay(pixels: Array, lines: Sequence[PageLine], texts: Mapping[str, s
         baseline = [tuple(point) for point in (line.baseline * scale).tolist()]
         draw.line(baseline, BASELINE, 2)
         if text := texts.get(line.id):
-            height = sum(line.extents) * scale if line.extents else 20
+            height = sum(line.reach) * scale if line.reach else 20
             font = _font(fonts, max(round(0.4 * height), 8))
             text = _drawable(text, font)
             draw.text(baseline[0], text, TEXT, font, anchor="ls", stroke_width=2, stroke_fill=(255,) * 3)

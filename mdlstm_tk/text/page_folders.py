@@ -105,13 +105,13 @@ class PageTarget(NamedTuple):
     Attributes:
         width, height: of the page in pixels.
         lines: baselines (K, 2) in pixels, in the order of reading.
-        extents: pixels that its outlines reach above and below; None if it has none.
+        reach: pixels that its outlines reach above and below; None if it has none.
     """
 
     width: int
     height: int
     lines: tuple[Array, ...]
-    extents: tuple[float, float] | None
+    reach: tuple[float, float] | None
 
 
 def list_whole_pages(path: Path) -> tuple[list[RawSample], list[str]]:
@@ -135,8 +135,8 @@ def list_whole_pages(path: Path) -> tuple[list[RawSample], list[str]]:
             reason = f"it is for the image of {first}; delete one of them"
             samples.append(RawSample.unusable(name, reason))
         elif lines:
-            extents = next((line.extents for line in page.lines), None)
-            target = PageTarget(page.width, page.height, lines, extents)
+            reach = next((line.reach for line in page.lines), None)
+            target = PageTarget(page.width, page.height, lines, reach)
             samples.append(
                 RawSample(name, partial(_grey_pixels, page.image), partial(_same, target), is_image=True)
             )

@@ -125,9 +125,9 @@ def in_reading_order(baseline: Array, corners: Array) -> Array:
     return baseline[::-1] if is_leftwards and middle < baseline[:, 1].mean() else baseline
 
 
-def typical_extents(lines: Iterable[tuple[Array | None, Array | None]]) -> tuple[float, float] | None:
+def typical_reach(lines: Iterable[tuple[Array | None, Array | None]]) -> tuple[float, float] | None:
     """The medians of the pixels that outlines reach above and below their baselines."""
-    extents = []
+    reaches = []
     for baseline, polygon in lines:
         if baseline is None or polygon is None:
             continue
@@ -139,5 +139,5 @@ def typical_extents(lines: Iterable[tuple[Array | None, Array | None]]) -> tuple
             order = np.argsort(x)
             distances = rows - np.interp(columns, x[order], y[order])
             if np.ptp(distances) > 0:
-                extents.append((-distances.min(), distances.max()))
-    return tuple(np.median(extents, axis=0).tolist()) if extents else None
+                reaches.append((-distances.min(), distances.max()))
+    return tuple(np.median(reaches, axis=0).tolist()) if reaches else None

@@ -24,10 +24,10 @@ from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.text.baselines import Baselines, FoundLine
 from mdlstm_tk.text.documents import SUFFIX
 from mdlstm_tk.text.found_pages import FoundPage, find_page, page_xml
-from mdlstm_tk.text.kind import Text
 from mdlstm_tk.text.line_cutting import cut_line
 from mdlstm_tk.text.overlay import draw_overlay, picture_paths
 from mdlstm_tk.text.pages import Page, PageLine, read_page, write_page
+from mdlstm_tk.text.transcribe import Text
 
 
 @dataclass(frozen=True)

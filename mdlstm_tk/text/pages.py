@@ -41,7 +41,7 @@ from mdlstm_tk.text.page_geometry import (
     read_corners,
     read_number,
     read_polygon,
-    typical_extents,
+    typical_reach,
 )
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class PageLine:
         polygon: (K, 2), K > 2: its outline; None if there is none.
         box: left, top, right and bottom: of the outline, else as the file says, else around the baseline.
             Empty, with zeros, if the file says nothing about its position.
-        extents: pixels that a typical line of the page reaches above and below its baseline; None if no
+        reach: pixels that a typical line of the page reaches above and below its baseline; None if no
             line has an outline and a baseline.
     """
 
@@ -72,7 +72,7 @@ class PageLine:
     baseline: Array | None
     polygon: Array | None
     box: tuple[int, int, int, int]
-    extents: tuple[float, float] | None = None
+    reach: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ def read_page(path: str | Path, content: bytes | None = None) -> Page:
     frame = Frame.of(path, image, (width, height))
     spacing = line_spacing(elements)
     lines = [_line(name, element, frame, spacing) for name, element in elements.items()]
-    extents = typical_extents((line.baseline, line.polygon) for line in lines)
-    lines = [replace(line, extents=extents) for line in lines]
+    reach = typical_reach((line.baseline, line.polygon) for line in lines)
+    lines = [replace(line, reach=reach) for line in lines]
     return Page(path, image, int(frame.extents[0]), int(frame.extents[1]), tuple(lines), content)
 
 

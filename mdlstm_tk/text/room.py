@@ -3,7 +3,7 @@
 from mdlstm_tk.kinds.rooms import Room
 
 ROOM = Room(
-    kinds={"transcribe": "text.kind:KIND", "baselines": "text.baselines:KIND"},
+    kinds={"transcribe": "text.transcribe:KIND", "baselines": "text.baselines:KIND"},
     tasks={
         "digit-strings": (
             "text.digit_strings:DigitStrings",

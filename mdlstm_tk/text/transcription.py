@@ -18,9 +18,9 @@ from mdlstm_tk.runtime.shapes import as_image, covered_width, grid_of
 from mdlstm_tk.runtime.text_order import Direction, reorder
 from mdlstm_tk.text.character_model import CharacterModel
 from mdlstm_tk.text.ctc import Transcription, best_path, check_search, transcribe_logits
-from mdlstm_tk.text.kind import Transcribe
 from mdlstm_tk.text.metadata import RecogniserMetadata
 from mdlstm_tk.text.posteriors import Floats
+from mdlstm_tk.text.transcribe import Transcribe
 
 
 @checked

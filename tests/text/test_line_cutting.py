@@ -149,11 +149,11 @@ def test_ink_that_the_outline_cuts_off_is_in_the_margin() -> None:
 def test_lines_of_a_page_have_one_scale_and_their_baselines_in_one_row() -> None:
     pixels, baseline, outline = draw(straight(20))
     typical = (28.0, 9.0)
-    cut = cut_line(pixels, replace(line(baseline, outline), extents=typical))
+    cut = cut_line(pixels, replace(line(baseline, outline), reach=typical))
     assert cut.shape[0] == 2 + 28 + 9 + 2
     np.testing.assert_allclose(np.flatnonzero((cut < 100).any(axis=1))[-1], 2 + 28, atol=3)
     np.testing.assert_allclose(marks(cut), UPRIGHTS, atol=4)
-    other_size = cut_line(pixels, replace(line(baseline, outline), extents=(60.0, 20.0)))
+    other_size = cut_line(pixels, replace(line(baseline, outline), reach=(60.0, 20.0)))
     np.testing.assert_array_equal(other_size, cut_line(pixels, line(baseline, outline)))
 
 
@@ -187,7 +187,7 @@ def test_a_scribble_takes_no_more_room_than_its_outline() -> None:
 def test_a_baseline_away_from_its_outline_does_not_decide_where_the_line_is_cut() -> None:
     pixels, baseline, outline = draw(straight(0))
     below = line(baseline + np.array([0, 100]), outline)
-    cut = cut_line(pixels, replace(below, extents=(float(ABOVE), float(BELOW))))
+    cut = cut_line(pixels, replace(below, reach=(float(ABOVE), float(BELOW))))
     assert cut.shape == cut_line(pixels, below).shape
     np.testing.assert_allclose(marks(cut), UPRIGHTS, atol=3)
     beyond = line([[300, 300], [300, 300]], outline)

@@ -101,8 +101,8 @@ def test_extents_of_a_typical_line(tmp_path: Path) -> None:
     ]
     without = '<TextLine BASELINE="10 180 90 180"/>'
     page = read(tmp_path, alto("\n".join([*lines, without])))
-    assert {line.extents for line in page.lines} == {(24.0, 8.0)}
-    assert read(tmp_path, alto(without)).lines[0].extents is None
+    assert {line.reach for line in page.lines} == {(24.0, 8.0)}
+    assert read(tmp_path, alto(without)).lines[0].reach is None
 
 
 VERSIONS = {

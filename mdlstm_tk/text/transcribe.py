@@ -63,7 +63,7 @@ class Text(Answer):
 
 class Transcribe(Kind):
     name = "transcribe"
-    training_module = "mdlstm_tk.text.training"
+    training_module = "mdlstm_tk.text.transcribe_training"
     answers = "texts"
     formats = LINES
     documents = PAGES
