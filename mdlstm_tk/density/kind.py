@@ -45,6 +45,7 @@ class Density(Kind):
     formats = LINES
     is_printed = True
     x_range = (0.0, 1.0)
+    counts_positions = True
 
     def rules(self, metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
         ones, channels = (1,) * metadata.ndim, metadata.channels
@@ -59,6 +60,12 @@ class Density(Kind):
     ) -> Sequence[Probability]:
         batched, answers = y.ndim == metadata.ndim + 2, []
         for k, sample in enumerate(y if batched else y[None]):
+            lasts = [sample.take(-1, axis) for axis in range(metadata.ndim)]
+            if sample.any() and not all(last.any() for last in lasts):
+                raise InputError(
+                    "the log-probabilities end with zeros along an axis, as those of a padded sample do, "
+                    "which would count as values; crop them to the extents of the sample"
+                )
             nats = -float(sample.sum(dtype="float64"))
             if isnan(nats):
                 raise InputError("the log-probabilities hold NaN; the model diverged")

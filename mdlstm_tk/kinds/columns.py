@@ -10,9 +10,9 @@ import numpy as np
 
 from mdlstm_tk.data.spec import Array, Batch, Extents, TaskSpec
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds.regress import RESERVED
 from mdlstm_tk.kinds.training_kind import TargetRule, TrainingKind
 
-RESERVED = ("", "file", "array", "sample", "error")
 Target = dict[str, float]  # number by column
 
 
@@ -49,7 +49,7 @@ def check_names(names: Sequence[str]) -> None:
     Raises:
         InputError: one is empty, or is that of a column which documents of answers have in any case.
     """
-    if wrong := [name for name in names if name in RESERVED]:
+    if wrong := [name for name in names if name in ("", *RESERVED)]:
         raise InputError(f"a column is called {wrong[0]!r}, which stands for something else; rename it")
 
 

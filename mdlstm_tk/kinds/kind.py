@@ -49,6 +49,7 @@ class Kind:
             one more.
         axes: of an output without a grid, in words.
         steps_are_columns: the steps of an output (N, T, outputs) count as columns of x.
+        counts_positions: answers depend on the extents of a sample, which padded outputs do not tell.
         x_range: the lowest and the highest value of x, also in files of numbers; None: any numbers.
     """
 
@@ -69,6 +70,7 @@ class Kind:
     sample_axes: ClassVar[int | None] = None
     axes: ClassVar[str] = "N, …"
     steps_are_columns: ClassVar[bool] = False
+    counts_positions: ClassVar[bool] = False
     x_range: ClassVar[tuple[float, float] | None] = None
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.jobs import ResultOptions
     from mdlstm_tk.runtime.metadata import Metadata
 
+RESERVED = ("file", "array", "sample", "error")  # what documents say about each sample
 DIGITS = 7  # significant ones, about those of float32
 
 
@@ -48,6 +49,10 @@ class Regress(Kind):
 
     def name_count(self, outputs: int) -> int:
         return outputs
+
+    def rules(self, metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
+        is_free = not set(RESERVED) & set(metadata.classes or ())
+        yield "classes", is_free, f"other names than {', '.join(RESERVED)}, which documents have anyway"
 
     def decode(
         self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None

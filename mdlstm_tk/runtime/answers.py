@@ -231,7 +231,7 @@ class AnswerDocument:
         """A line of a txt or tsv document."""
         fields = [source] if self._is_named else []
         if self._format == "tsv":
-            fields = ["-" if source == STDIO else os.path.relpath(source, self._folder)]
+            fields = ["-" if source == STDIO else _relative(source, self._folder)]
         fields += [] if answer.array is None else [answer.array]
         fields += answer.fields(self._options)
         escape = text_field if self._format == "txt" else printable
@@ -246,6 +246,14 @@ class AnswerDocument:
             "sample": sample,
         }
         return columns | answer.columns(self._options, self._metadata.classes or ())
+
+
+def _relative(source: str, folder: str | Path) -> str:
+    """The path of a file as it is found from a folder."""
+    try:
+        return os.path.relpath(source, folder)
+    except ValueError:  # on another drive of Windows
+        return os.path.abspath(source)
 
 
 def _csv_line(values: Iterable[Any]) -> str:

@@ -43,7 +43,7 @@ class CudaGraphRunner:
             if buffers is not None:
                 inputs, results, binding, graph_id = buffers
                 for name, x in feeds.items():
-                    inputs[name].update_inplace(x)
+                    inputs[name].update_inplace(np.ascontiguousarray(x))  # it copies the bytes as they lie
                 options.add_run_config_entry("gpu_graph_id", graph_id)
                 self._session.run_with_iobinding(binding, options)
                 return [np.array(output.numpy()) for output in results]

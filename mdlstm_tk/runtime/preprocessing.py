@@ -36,7 +36,7 @@ PIXEL_BYTES = 4 * FLOAT_BYTES  # red, green, blue and opacity
 BLOCK_PIXELS = 2**20  # that are blended with white at a time, so that 16-bit products take little memory
 
 ORIENTATION = 0x0112  # tag of EXIF
-BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLE_FORMAT = 256, 257, 258, 262, 339  # tags of TIFF
 WHITE_IS_ZERO, SIGNED = 0, 2  # their values
 SIDEWAYS = (5, 6, 7, 8)  # orientations in EXIF that exchange height and width
 
@@ -138,7 +138,8 @@ def read_extents(path: Path) -> tuple[int, int, int]:
         MissingExtraError: Pillow is not installed.
     """
     with open_input(path) as file, open_image(file, str(path)) as image:
-        return image.height, image.width, _orientation(image)
+        tags = getattr(image, "tag_v2", {})  # of TIFF, where Pillow has turned the extents beforehand
+        return tags.get(HEIGHT, image.height), tags.get(WIDTH, image.width), _orientation(image)
 
 
 def to_grey(pixels: Array) -> Array:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.refusal import refused
 from helpers.small_models import recogniser
 from helpers.user_data import write_image
 
@@ -55,6 +56,22 @@ def test_densities_in_nats_and_bits() -> None:
     assert document("txt", np.zeros((1, 2, 4, 1)), DENSITY) == (
         "in/a\\\\\\t\\n.npy\t-0.0000\t-0.0000\nin/b.npz\tx\t-0.0000\t-0.0000\n"
     )
+
+
+def test_log_probabilities_of_padded_samples_are_refused() -> None:
+    y = np.full((2, 4, 4, 1), -1, np.float32)
+    y[1, :, 3:] = 0
+    refused("crop them to the extents of the sample", lambda: decode(y, DENSITY))
+    assert len(decode(y[:, :, :3], DENSITY)) == 2
+
+
+def test_a_table_names_files_on_another_drive_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def relpath(path: str, start: str) -> str:
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr("os.path.relpath", relpath)
+    files = [line.split("\t")[0] for line in document("tsv", SCORES, CLASSIFIER).splitlines()]
+    assert files[1].endswith("b.npz") and all(Path(file).is_absolute() for file in files)
 
 
 def test_lines_of_txt_and_tsv() -> None:

@@ -31,6 +31,7 @@ CLASSIFIER = replace(
 SEGMENTER = replace(
     BASE, kind="segment", classes=("0", "1", "2", "3"), mask_values=(0, 7, 9, -1), mask_palette=(0,) * 12
 )
+NUMBERS = replace(BASE, window=None, kind="regress", classes=("a", "b", "c", "d"))
 RECOGNISER = replace(BASE, window=None, kind="transcribe", classes=("a", " ", "é"))
 SEVERAL = replace(
     BASE,
@@ -58,6 +59,7 @@ DENSITY = replace(
         replace(BASE, dtype="int8"),  # as version 1.0 wrote it
         CLASSIFIER,
         SEGMENTER,
+        NUMBERS,
         RECOGNISER,
         SEVERAL,
         DENSITY,
@@ -96,6 +98,7 @@ WRONG: list[tuple[Metadata, str, Any, str]] = [
     (RECOGNISER, "temperature", 0, "a positive number"),
     (RECOGNISER, "lm_weight", float("nan"), "a finite number"),
     (RECOGNISER, "lm_weight", 10**400, "a number"),
+    (NUMBERS, "classes", ["file", "b", "c", "d"], "other names than file, array"),
     (SEGMENTER, "window", None, "a segmenter has a grid"),
     (SEGMENTER, "mask_values", [1, 2], "4 values"),
     (SEGMENTER, "mask_values", [0, 1, 2, 2**70], "4 values of 64 bits"),

@@ -39,6 +39,13 @@ def test_repeated_shapes_get_buffers_up_to_a_number(model: Path) -> None:
     assert set(graphs[9:]) == {"-1", *map(str, range(3, 9))}
 
 
+def test_the_order_of_an_array_in_memory_changes_nothing(model: Path) -> None:
+    runner, session = make_runner(model)
+    x = np.random.default_rng(0).random((2, 8, 8, 1), dtype=np.float32)
+    for y in (runner({"x": each}, onnxruntime.RunOptions())[0] for each in (x, x, np.asfortranarray(x))):
+        np.testing.assert_array_equal(y, session.run(None, {"x": x})[0])
+
+
 def test_threads_may_share_a_runner(model: Path) -> None:
     runner, session = make_runner(model)
     inputs = np.random.default_rng(0).random((60, 1, 8, 8, 1), dtype=np.float32)

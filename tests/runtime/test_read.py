@@ -58,9 +58,17 @@ def test_a_density_model_takes_levels_from_0_to_1(tmp_path: Path) -> None:
         np.save(tmp_path / "x.npy", [[0, value]])
         with pytest.raises(InputError, match=message):
             read_input(str(tmp_path / "x.npy")).arrays_for(metadata)
-    np.savez(tmp_path / "x.npz", x=np.zeros((1, 9, 9, 1)), sizes=[[9, 9]])
-    padded = replace(metadata, inputs=("x", "sizes"))
-    assert len(read_input(str(tmp_path / "x.npz")).arrays_for(padded)) == 2
+
+
+@pytest.mark.parametrize("axes", [(), (1,)], ids=["without channels", "with channels"])
+def test_a_density_sees_samples_without_padding(axes: tuple[int, ...], tmp_path: Path) -> None:
+    """What it pads counts neither among the values nor in their range."""
+    x = np.full((1, 9, 9, *axes), 7.0)
+    x[0, :4, :3] = 1
+    np.savez(tmp_path / "x.npz", x=x, sizes=[[4, 3]])
+    metadata = Metadata("0", None, "scan", "N H W C", 1, 1, kind="density", inputs=("x", "sizes"))
+    (sample,) = read_input(str(tmp_path / "x.npz")).arrays_for(metadata).values()
+    assert sample.shape == (4, 3, 1) and (sample == 1).all()
 
 
 def test_the_limit_of_pillow_stays_as_the_program_has_set_it(
@@ -198,9 +206,10 @@ def test_a_file_to_train_on_without_samples_is_refused(tmp_path: Path) -> None:
         arrays_in(path)
 
 
-def test_sizes_that_are_nan_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("extent", [np.nan, 2.9, 2.0])
+def test_sizes_that_are_no_integers_are_refused(extent: float, tmp_path: Path) -> None:
     path = tmp_path / "train.npz"
-    np.savez(path, x=np.zeros((1, 4, 5)), y=np.zeros(1), sizes=np.full((1, 2), np.nan))
+    np.savez(path, x=np.zeros((1, 4, 5)), y=np.zeros(1), sizes=np.full((1, 2), extent))
     with pytest.raises(InputError, match="sizes"):
         arrays_in(path)
 

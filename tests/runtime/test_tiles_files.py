@@ -17,6 +17,7 @@ from helpers.tiled_models import PALETTE, VALUES, classifier, recogniser, segmen
 from mdlstm_tk.errors import MDLSTMError, MissingExtraError, require
 from mdlstm_tk.runtime import TiledSession, decode
 from mdlstm_tk.runtime.answers import ResultOptions
+from mdlstm_tk.runtime.io.files import publish
 from mdlstm_tk.runtime.jobs import Job
 from mdlstm_tk.runtime.postprocessing import probabilities
 from mdlstm_tk.runtime.shapes import covered_width
@@ -208,6 +209,25 @@ def test_what_holds_no_state_is_not_gone_on_with() -> None:
     Path(SCRATCH, "result").write_bytes(b"of another version")
     assert run("x.npy", resume=True).error is None
     np.testing.assert_array_equal(np.load("y.npy"), TiledSession(segmenter().path, "cpu")(X, tile=16))
+
+
+@pytest.mark.parametrize("target", ["y.npy", "y.zarr"])
+def test_an_interrupt_after_the_result_has_its_name_costs_no_result(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save("x.npy", X)
+
+    def publish_only(*arguments: Any, **options: Any) -> None:
+        publish(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mdlstm_tk.runtime.tiles.outputs.publish", publish_only)
+        with pytest.raises(KeyboardInterrupt):
+            run("x.npy", target, resume=True)
+    assert run("x.npy", target, resume=True, force=True).error is None
+    y = np.load(target) if target.endswith("npy") else zarr.open_array(target)[:]
+    np.testing.assert_array_equal(y, TiledSession(segmenter().path, "cpu")(X, tile=16))
 
 
 @pytest.mark.parametrize("target", ["y.npy", "y.tif"])

@@ -27,7 +27,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize(("dtype", "is_warned"), [("u1", True), ("f4", False)])
+@pytest.mark.parametrize(("dtype", "is_warned"), [("u1", True), ("i8", True), ("f4", False)])
 def test_whole_numbers_are_not_taken_for_an_image(dtype: str, is_warned: bool) -> None:
     np.save("x.npy", PIXELS[..., 0].astype(dtype))
     trained_on_images: Any = {"channels": 1, "resize": None}

@@ -92,7 +92,10 @@ class InputFile:
         lacks_channels = (
             sizes is not None and x.ndim == metadata.ndim + 1 and sizes.shape[:1] == x.shape[:1]
         )
-        return not self.holds_inputs(metadata) or (lacks_channels and "y" not in self.arrays)
+        is_cropped = sizes is not None and kind_named(metadata.kind).counts_positions
+        return not self.holds_inputs(metadata) or (
+            (lacks_channels or is_cropped) and "y" not in self.arrays
+        )
 
     def arrays_for(self, metadata: Metadata) -> Arrays:
         """The arrays as a model takes them."""
@@ -306,14 +309,14 @@ def _samples(file: InputFile, metadata: Metadata) -> Arrays:
     if sizes is None:
         return {"x": x}
     grid = x.shape[1:-1] if metadata.channels_last else x.shape[2:]
-    fits = x.ndim == ndim + 2 and sizes.shape == (len(x), ndim)
+    fits = x.ndim == ndim + 2 and sizes.shape == (len(x), ndim) and sizes.dtype.kind in "iu"
     if not fits or not ((sizes >= 1) & (sizes <= grid)).all():
         raise InputError(
-            f"the sizes in {label}, of shape {sizes.shape}, do not fit x of shape {x.shape}; expected "
-            f"extents (N, {ndim}) of at most {grid}"
+            f"the sizes in {label}, {sizes.dtype} of shape {sizes.shape}, do not fit x of shape {x.shape}; "
+            f"expected whole numbers (N, {ndim}) from 1 to {grid}"
         )
     lead = () if metadata.channels_last else (slice(None),)
-    extents = (tuple(map(slice, each)) for each in sizes.astype(int).tolist())
+    extents = (tuple(map(slice, each)) for each in sizes.tolist())
     return {f"x[{k}]": x[(k, *lead, *region)] for k, region in enumerate(extents)}
 
 

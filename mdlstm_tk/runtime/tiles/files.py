@@ -161,6 +161,8 @@ def _infer_file(
         }
         state = State(run.scratch, dependencies)  # is compared before anything is opened to write
         work = run.work(session, source, plan)
+        if isinstance(work.output, FileOutput) and work.output.is_new:
+            state.step = 0  # the result of an earlier run has become the file, which may have changed since
         state.save(state.step)
         if workers is None:
             run_groups = stack.enter_context(on_threads(work, session.threads))

@@ -24,6 +24,9 @@ class FileOutput:
 
     The file lies in the folder `scratch` until it is finished; an interrupted run may have left it there.
     `squeeze` leaves out the axis of the outputs if there is one output.
+
+    Attributes:
+        is_new: there was no file.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class FileOutput:
         squeeze: bool,
     ) -> None:
         self._format, self._path = file_format, scratch / "result"
+        self.is_new = not self._path.exists()
         self._metadata, self._content, self._squeeze = metadata, content, squeeze and shape[-1] == 1
         ndim, self._palette = metadata.ndim, None
         one = self._numbers(np.zeros((*(1,) * ndim, shape[-1]), np.float32))  # of one position

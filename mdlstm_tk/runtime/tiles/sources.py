@@ -94,7 +94,7 @@ def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) ->
     values = _open_zarr(path) if suffix == ".zarr" else open_npy(path)
     check_real(values.dtype, label)
     is_scaled = metadata.preprocessing is not None and kind_named(metadata.kind).x_range is None
-    if is_scaled and values.dtype.kind == "u":
+    if is_scaled and values.dtype.kind in "ui":
         warnings.warn(raw_pixels(label, str(values.dtype)), stacklevel=2)
     return GridSource(values, metadata, label)
 
