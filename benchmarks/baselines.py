@@ -47,7 +47,6 @@ from mdlstm_tk.text.pages import Page, PageLine
 from mdlstm_tk.text.polylines import same_lines, spacing_of
 from mdlstm_tk.training import configure, in_processes, make_task, new_job, parse_settings, train
 from mdlstm_tk.training.comparison import with_equal_parameters
-from mdlstm_tk.training.networks import fit_config
 
 NETWORKS = {"default": "", "rows": "page-rows", "unet": "page-unet"}  # models of `rival_networks`
 DRAWS = 4000
@@ -127,7 +126,7 @@ def train_network(name: str, seed: int, options: argparse.Namespace) -> dict[str
     config = configure(settings | parse_settings(options.set))
     task = make_task(config)
     if NETWORKS[name]:
-        config = with_equal_parameters(fit_config(config, task), NETWORKS[name], task.spec)
+        config = with_equal_parameters(config, NETWORKS[name], task)
     job = new_job(config, options.output / f"{name}-{seed}", force=True, task=task)
     result = train(job)
     if not job.context.is_main:

@@ -64,7 +64,6 @@ from mdlstm_tk.text.pages import Page, PageLine, is_page, read_page
 from mdlstm_tk.text.reading import Line, describe_lines, evaluate_lines
 from mdlstm_tk.training import configure, in_processes, make_task, new_job, parse_settings, train
 from mdlstm_tk.training.comparison import with_equal_parameters
-from mdlstm_tk.training.networks import fit_config
 
 NETWORKS = {"default": "", "rows": "line-rows", "blstm": "line-blstm"}  # models of `rival_networks`
 SHARES = {"test": 0.1, "valid": 0.1}  # of the pages, where no splits.json divides them
@@ -225,7 +224,7 @@ def train_network(training: Training, options: argparse.Namespace) -> dict[str, 
         task = cast("UserDataTask", make_task(config))
         if NETWORKS[training.network]:
             model = NETWORKS[training.network]
-            config = with_equal_parameters(fit_config(config, task), model, task.spec)
+            config = with_equal_parameters(config, model, task)
         job = new_job(config, folder / "run", force=True, task=task)
         result = train(job)
         if not job.context.is_main:

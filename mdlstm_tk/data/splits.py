@@ -75,17 +75,29 @@ def describe_formats(kind: str) -> str:
 def divide(
     surveys: Sequence[Survey], prefixes: Mapping[str, Split]
 ) -> tuple[dict[Split, list[Survey]], list[str]]:
-    """Divide samples by the prefixes of splits.json; also returns a note on files that match none."""
+    """Divide samples by the prefixes of splits.json; also returns notes on files and prefixes that match
+    none."""
     splits: dict[Split, list[Survey]] = {split: [] for split in prefixes.values()}
-    unmatched: list[Survey] = []
+    files: dict[str, None] = {}
+    unused = dict(prefixes)
     for survey in surveys:
         prefix = prefix_of(survey.sample.group, prefixes)
-        (unmatched if prefix is None else splits[prefixes[prefix]]).append(survey)
-    files = list(dict.fromkeys(survey.sample.group for survey in unmatched))
-    hidden = f" and {len(files) - MAX_NAMES_SHOWN} more" if len(files) > MAX_NAMES_SHOWN else ""
-    listing = ", ".join(files[:MAX_NAMES_SHOWN]) + hidden
+        if prefix is None:
+            files[survey.sample.group] = None
+        else:
+            splits[prefixes[prefix]].append(survey)
+            unused.pop(prefix, None)
     splits.setdefault("train", [])
-    return splits, [f"files that splits.json does not name, left out: {listing}"] if files else []
+    notes = [
+        f"{text}: {', '.join([*names][:MAX_NAMES_SHOWN])}"
+        + (f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else "")
+        for text, names in (
+            ("files that splits.json does not name, left out", files),
+            ("prefixes in splits.json that no sample has", unused),
+        )
+        if names
+    ]
+    return splits, notes
 
 
 def hold_out(

@@ -136,6 +136,10 @@ def read_data(
         reasons = [part for line in (*skipped[:3], *notes) for part in ("; ", line)][1:]
         shown = (" (", *reasons, ")") if reasons else ()
         raise InputError(f"{sources['train']}: no usable training samples", *shown, f"; {formats}")
+    for split, each in splits.items():
+        if split != "train" and not each:
+            place = sources.get(split, f"{split} in splits.json")
+            raise InputError(f"{place} has no usable samples; leave it out, or correct it; {formats}")
     surveys = [survey for each in splits.values() for survey in each]
     channels = max(survey.moments.channels for survey in splits["train"])
     ndim = len(surveys[0].extents)

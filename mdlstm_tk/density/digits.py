@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk.data.builtin.digits import COMMON, SIDE, load_digits, split_digits
+from mdlstm_tk.data.builtin.digits import COMMON, SIDE, digit_ids, load_digits, split_digits
 from mdlstm_tk.data.sampling import THRESHOLDS, make_rng
 from mdlstm_tk.data.spec import TaskSpec
 from mdlstm_tk.data.task import DatasetTask
@@ -68,3 +68,4 @@ class DigitsDensity(DatasetTask):
                 for split, indices in splits.items()
             },
         )
+        self.identities = digit_ids(splits)

@@ -1,17 +1,16 @@
 """The room of densities, as `mdlstm_tk.kinds.rooms` finds it."""
 
-from mdlstm_tk.kinds.rooms import Room
+from mdlstm_tk.kinds.rooms import BuiltInTask, Room
 
 ROOM = Room(
     kinds={"density": "density.kind:KIND"},
     tasks={
-        "digits-binary": ("density.digits:DigitsDensity", lambda task, c: task(c.seed, c.validation)),
-        "digits-grey": (
-            "density.digits:DigitsDensity",
-            lambda task, c: task(c.seed, c.validation, binary=False),
+        "digits-binary": BuiltInTask("density.digits:DigitsDensity", ("seed", "validation")),
+        "digits-grey": BuiltInTask(
+            "density.digits:DigitsDensity", ("seed", "validation"), {"binary": False}
         ),
-        "fashion": ("density.fashion:Fashion", lambda task, c: task(c.seed, c.validation, c.data)),
-        "ising": ("density.ising:Ising", lambda task, c: task(c.grid)),
+        "fashion": BuiltInTask("density.fashion:Fashion", ("validation", "data")),
+        "ising": BuiltInTask("density.ising:Ising", ("grid",)),
     },
     networks={"pixel": {"density": "density.pixel:PixelNet"}},
     settings={

@@ -6,14 +6,28 @@ here imports NumPy or PyTorch, and a `room.py` imports neither.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mdlstm_tk.errors import MDLSTMError
+
+
+class BuiltInTask(NamedTuple):
+    """A task that comes with the package.
+
+    Attributes:
+        place: of its class.
+        settings: attributes of a `TrainConfig` that the class is called with.
+        options: further arguments.
+    """
+
+    place: str
+    settings: tuple[str, ...]
+    options: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -23,7 +37,7 @@ class Room:
 
     Attributes:
         kinds: kinds of tasks by name.
-        tasks: built-in tasks by name: a class, and how it is called with a `TrainConfig`.
+        tasks: built-in tasks by name.
         networks: built-in networks by name, and for each the classes by kind of task.
         settings: of training by key, each as the arguments of a field of `TrainConfig`.
         runtime_names: names that `mdlstm_tk.runtime` offers, too.
@@ -31,7 +45,7 @@ class Room:
     """
 
     kinds: Mapping[str, str] = field(default_factory=dict)
-    tasks: Mapping[str, tuple[str, Callable[[Any, Any], Any]]] = field(default_factory=dict)
+    tasks: Mapping[str, BuiltInTask] = field(default_factory=dict)
     networks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     runtime_names: Mapping[str, str] = field(default_factory=dict)

@@ -53,7 +53,9 @@ class Tag(ColumnsKind):
         return list_table(path, KIND.table, _read_row, self.folder_format, ["labels"])
 
     def fit(self, targets: Sequence[Target], options: TargetOptions) -> Targets:
-        names = tuple(dict.fromkeys(name for target in targets for name in target))
+        names = tuple(targets[0])  # the columns of an array keep their order, whatever that of the samples
+        if any(target.keys() != targets[0].keys() for target in targets):
+            names = tuple(sorted({name for target in targets for name in target}))
         if not names or any(SEPARATOR in name for name in names):
             raise InputError(f"the labels are {names!s:.80}, expected some, without '{SEPARATOR}'")
         if not {0, 1} >= {value for target in targets for value in target.values()}:
@@ -126,6 +128,8 @@ class Tag(ColumnsKind):
         if job.context.is_main:
             write_decoding(job.run, {"threshold": threshold}, step)
         errors, sums = measure_split(job.network, job.task, split, job.config, job.context)
+        if not sums:
+            return errors, {"threshold": threshold}
         sums["threshold"] = np.array(threshold)
         errors |= self.summarize(errors, sums, job.task.spec)
         return errors, {"threshold": threshold, "outputs": self.outputs(sums, job.task.spec)}
@@ -138,6 +142,8 @@ class Tag(ColumnsKind):
     ) -> SplitEvaluation:
         evaluation = super().evaluate_examples(network, task, config, run, step)
         threshold = read_decoding(run, DEFAULT, step)["threshold"]
+        if not evaluation.sums:
+            return evaluation
         sums = {**evaluation.sums, "threshold": np.array(threshold)}
         errors = evaluation.errors | self.summarize(evaluation.errors, sums, task.spec)
         return replace(evaluation, errors=errors, sums=sums)
@@ -156,7 +162,8 @@ class Tag(ColumnsKind):
 
 
 def _read_row(row: Mapping[str, str]) -> Target:
-    return {label.strip(): 1 for text in row.values() for label in text.split(SEPARATOR) if label.strip()}
+    labels = (label.strip() for text in row.values() for label in text.split(SEPARATOR))
+    return {label: 1 for label in sorted(labels) if label}
 
 
 def _counts(sums: Mapping[str, Array]) -> tuple[Array, Array, Array]:

@@ -23,8 +23,8 @@ def line_steps(batch: Batch, steps: int, columns: int | None = None) -> npt.NDAr
 
 
 def ctc_loss(logits: Tensor, batch: Batch, columns: int | None) -> Tensor:
-    """The mean over the samples of the CTC loss, divided by the length of the text. Samples without room
-    for their text are left out.
+    """The mean over the samples of the CTC loss, divided by the length of the text. It is 0 for samples
+    without room for their text, which count in the mean: so parts of a batch have a mean that is theirs.
 
     Args:
         logits: (N, T, 1 + characters).
@@ -38,4 +38,4 @@ def ctc_loss(logits: Tensor, batch: Batch, columns: int | None) -> Tensor:
     repeats = ((y[:, 1:] == y[:, :-1]) & (y[:, 1:] > 0)).sum(1)
     has_room = characters + repeats <= lengths
     losses = F.ctc_loss(log_probabilities, y, lengths, characters, reduction="none", zero_infinity=True)
-    return (losses * has_room / characters.clamp(min=1)).sum() / has_room.sum().clamp(min=1)
+    return (losses * has_room / characters.clamp(min=1)).mean()

@@ -8,7 +8,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mdlstm_tk.data.augmentation import distort
-from mdlstm_tk.data.builtin.digits import CLASSES, COMMON, SIDE, load_digits, mean_and_std, split_digits
+from mdlstm_tk.data.builtin.digits import (
+    CLASSES,
+    COMMON,
+    SIDE,
+    digit_ids,
+    load_digits,
+    mean_and_std,
+    split_digits,
+)
 from mdlstm_tk.data.sampling import make_rng
 from mdlstm_tk.data.spec import SPLITS, Batch, Sample, Split, TaskSpec
 from mdlstm_tk.data.task import WHOLE_BATCH, Task, collate
@@ -48,6 +56,7 @@ class DigitStrings(Task):
     def __init__(self, seed: int, validation: float = 0.1, augment: float = 0.0) -> None:
         self.images, self.digits = load_digits()
         self.indices = split_digits(seed, validation)
+        self.identities = digit_ids(self.indices)
         self.augment = augment
         size = (HEIGHT, MAX_LENGTH * (SIDE + MAX_GAP))
         mean, std = mean_and_std(self.images[self.indices["train"]])

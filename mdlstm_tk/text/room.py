@@ -1,14 +1,11 @@
 """The room of texts, as `mdlstm_tk.kinds.rooms` finds it."""
 
-from mdlstm_tk.kinds.rooms import Room
+from mdlstm_tk.kinds.rooms import BuiltInTask, Room
 
 ROOM = Room(
     kinds={"transcribe": "text.transcribe:KIND", "baselines": "text.baselines:KIND"},
     tasks={
-        "digit-strings": (
-            "text.digit_strings:DigitStrings",
-            lambda task, c: task(c.seed, c.validation, c.augment),
-        )
+        "digit-strings": BuiltInTask("text.digit_strings:DigitStrings", ("seed", "validation", "augment")),
     },
     runtime_names={"CharacterModel": "text.character_model:CharacterModel"},
     networks={

@@ -34,7 +34,7 @@ from mdlstm_tk.training.diagonal_comparison import (
 )
 from mdlstm_tk.training.job import new_job
 from mdlstm_tk.training.loop import train
-from mdlstm_tk.training.networks import build_network, count_parameters
+from mdlstm_tk.training.networks import build_network, count_parameters, fit_config
 from mdlstm_tk.training.progress import WINDOW, Progress
 from mdlstm_tk.training.run_folder import Run, new_run
 from mdlstm_tk.training.settings import SETTINGS
@@ -235,7 +235,7 @@ def plan_comparison(
     else:
         name, models, seeds = f"compare-{config.task}", tuple(model_names(spec.kind)), seeds or 3
         for model in models:
-            with_equal_parameters(config, model, spec)
+            with_equal_parameters(config, model, task)
     folder = new_run(name, folder, force).folder
     return ComparisonPlan(config, models, seeds, folder, original_settings, notes)
 
@@ -266,7 +266,7 @@ def compare_models(
         seed_config = replace(plan.config, seed=seed)
         task = make_task(seed_config)
         for model in plan.models:
-            config = with_equal_parameters(seed_config, model, task.spec)
+            config = with_equal_parameters(seed_config, model, task)
             if plan.original_settings:
                 config = with_model(seed_config, model, task.spec.kind)
             job = new_job(config, plan.run(model, seed).folder, True, task)
@@ -295,15 +295,17 @@ def compare_models(
     return comparison
 
 
-def with_equal_parameters(config: TrainConfig, model: str, spec: TaskSpec) -> TrainConfig:
+def with_equal_parameters(config: TrainConfig, model: str, task: Task) -> TrainConfig:
     """The configuration of `model` whose number of parameters is closest to that of `config`.
 
-    Settings that `model` does not have get their defaults, and `hidden` is chosen.
+    Settings that `model` does not have get their defaults, and `hidden` is chosen. Both have the windows
+    that suit the data, see `fit_config`.
     """
+    fitted, spec = fit_config(config, task), task.spec
     if model == config.model:
-        return config
-    target = _count(config, spec, config.hidden)
-    return with_parameters(with_model(config, model, spec.kind), spec, target)
+        return fitted
+    target = _count(fitted, spec, fitted.hidden)
+    return with_parameters(fit_config(with_model(config, model, spec.kind), task), spec, target)
 
 
 def with_parameters(config: TrainConfig, spec: TaskSpec, target: int) -> TrainConfig:

@@ -10,7 +10,7 @@ from typing import Any
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.kinds import kind_names
 from mdlstm_tk.training.config import TrainConfig, read_toml
-from mdlstm_tk.training.tasks import default_config
+from mdlstm_tk.training.tasks import check_settings, default_config
 
 # settings that may change when a run is resumed; any other would make it a different run
 CHANGEABLE_ON_RESUME = ("steps", "minutes", "patience", "device", "workers", "tensorboard", "data", "cache")
@@ -61,23 +61,21 @@ def configure(
     config = default_config(task, texts.get("data", ""), texts.get("model"))
     for values, source in sources:
         config = config.updated(values, source)
-    _check_length(config, {**settings, **options})
+    check_settings(task, {**settings, **options})
+    config = _with_length(config, {**settings, **options})
     if config.minutes and "patience" not in texts:
         config = replace(config, patience=0)  # minutes are minutes, whatever suits the task
     return config
 
 
-def _check_length(config: TrainConfig, changes: Mapping[str, Any]) -> None:
-    """Refuse a number of steps that was given beside the minutes that end the training."""
-    if config.minutes and "minutes" in changes and "steps" in changes:
-        raise InputError(
-            *(
-                Argument("steps"),
-                " and ",
-                Argument("minutes"),
-                " are two lengths of a training; leave out one",
-            )
-        )
+def _with_length(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """A configuration with the length that was given last: steps, or minutes."""
+    if not config.minutes or "steps" not in changes:
+        return config
+    if "minutes" in changes:
+        lengths = Argument("steps"), " and ", Argument("minutes")
+        raise InputError(*lengths, " are two lengths of a training; leave out one")
+    return replace(config, minutes=0.0)
 
 
 def configure_resumed(
@@ -101,7 +99,7 @@ def configure_resumed(
                 f"a run that is resumed keeps its own {key} = {getattr(config, key)!r}; "
                 f"only {', '.join(CHANGEABLE_ON_RESUME)} can change"
             )
-    _check_length(resumed, changes)
+    resumed = _with_length(resumed, changes)
     if resumed.minutes and not config.minutes and "patience" not in changes:
         resumed = replace(resumed, patience=0)  # as in a new run of minutes
     # data_from_run is where the old data were

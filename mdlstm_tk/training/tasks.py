@@ -15,7 +15,7 @@ from mdlstm_tk._util.text import counted
 from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.errors import Argument, InputError, imports_of
 from mdlstm_tk.kinds import kind_names, training_of
-from mdlstm_tk.kinds.rooms import load, of_rooms
+from mdlstm_tk.kinds.rooms import BuiltInTask, all_rooms, load, of_rooms
 from mdlstm_tk.training.config import TrainConfig
 
 if TYPE_CHECKING:  # modules of data import NumPy, which the help of the command line does without
@@ -50,18 +50,16 @@ class TaskEntry(NamedTuple):
     takes_data: bool = False
 
 
-# The tasks that come with the package: a class, loaded when it is used, and the call.
-BUILT_IN: dict[str, tuple[str, Callable[[Any, TrainConfig], Task]]] = {
-    "diagonal": ("data.builtin.diagonal:DiagonalTask", lambda task, c: task(c.grid)),
-    "digits": ("data.builtin.digits:Digits", lambda task, c: task(c.seed, c.validation, c.augment)),
-    "gaussian-field": ("data.builtin.gaussian_field:GaussianField", lambda task, c: task(c.grid)),
-    "gaussian-field-anisotropic": (
-        "data.builtin.gaussian_field:GaussianField",
-        lambda task, c: task(c.grid, anisotropic=True),
-    ),
-    "textures": ("data.builtin.textures:Textures", lambda task, c: task(c.grid, c.augment)),
+FIELDS = "data.builtin.gaussian_field:GaussianField"
+BUILT_IN: dict[str, BuiltInTask] = {
+    "diagonal": BuiltInTask("data.builtin.diagonal:DiagonalTask", ("grid",)),
+    "digits": BuiltInTask("data.builtin.digits:Digits", ("seed", "validation", "augment")),
+    "gaussian-field": BuiltInTask(FIELDS, ("grid",)),
+    "gaussian-field-anisotropic": BuiltInTask(FIELDS, ("grid",), {"anisotropic": True}),
+    "textures": BuiltInTask("data.builtin.textures:Textures", ("grid", "augment")),
     **of_rooms("tasks"),
 }
+OF_DATA = ("validation", "augment")  # settings of the user's data that some built-in tasks have
 _registered: dict[str, TaskEntry] = {}
 
 
@@ -109,10 +107,15 @@ def find_task(name: str) -> TaskEntry:
         if name in kind_names():
             raise InputError(f"'{name}' is a kind of data: give data, or one of {', '.join(task_names())}")
         raise InputError(not_registered("task", name, [*task_names(), *kind_names()]))
-    place, make = BUILT_IN[name]
+    place, settings, options = BUILT_IN[name]
     with imports_of("train"):
         task = load(place)
-    return TaskEntry(lambda config: make(task, config), task.kind, task.defaults, task.takes_data)
+
+    def make(config: TrainConfig) -> Task:
+        made: Task = task(*(getattr(config, key) for key in settings), **options)
+        return made
+
+    return TaskEntry(make, task.kind, task.defaults, task.takes_data)
 
 
 def task_defaults(name: str) -> tuple[str, dict[str, Any]]:
@@ -146,6 +149,20 @@ def default_config(task: str, data: str = "", model: str | None = None) -> Train
         values |= {"augment": 0.0, "resize": ""}
     config = TrainConfig(task=task, data=data).updated(values, task)
     return with_model(config, model, kind) if model else config
+
+
+def check_settings(task: str, values: Mapping[str, Any]) -> None:
+    """Check that a task has the settings that were chosen for it, so that none does nothing.
+
+    Raises:
+        InputError: a built-in task, or a kind of data, does not have one.
+    """
+    if task in _registered:
+        return
+    own = BUILT_IN[task].settings if task in BUILT_IN else OF_DATA
+    of_others = [key for room in all_rooms() if task not in room.kinds for key in room.settings]
+    for key in (key for key in (*OF_DATA, *of_others) if key in values and key not in own):
+        raise InputError(f"{task} has no {key}, got {values[key]!r}; leave it out")
 
 
 def with_model(config: TrainConfig, model: str, kind: str) -> TrainConfig:

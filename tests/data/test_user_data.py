@@ -72,6 +72,14 @@ def test_splits_of_the_data_are_used(tmp_path: Path) -> None:
     assert read(tmp_path / "arrays", "classify").count("validation") == 10
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_without_samples_is_not_replaced_by_others(split: str, tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"a": 4, "b": 4})
+    write_image(tmp_path / split / "0.png", np.zeros((6, 9)))  # in no folder of a class
+    with pytest.raises(InputError, match=f"{split} has no usable samples; leave it out, or correct it"):
+        read(tmp_path, "classify")
+
+
 def test_what_lies_beside_the_splits_is_named(tmp_path: Path) -> None:
     for name in ("train", "dev", "extra"):
         write_classes(tmp_path / name, {"a": 4, "b": 4})

@@ -59,7 +59,7 @@ def write_layout(folder: Path, names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_idx_files_are_found_as_users_keep_them(layout: str, tmp_path: Path) -> None:
     write_layout(tmp_path, LAYOUTS[layout])
-    clothes = Fashion(0, 0.25, tmp_path)
+    clothes = Fashion(0.25, tmp_path)
     assert [clothes.count(split) for split in SPLITS] == [9, 3, 12]
     x = clothes.batch(0, 0, 12, "test").x[..., 0]
     assert set(np.unique(x)) == {0, 1}
@@ -99,25 +99,25 @@ def test_idx_files_of_another_layout_are_one_line_that_says_what_is_expected(
     for name in ("a/train-images-idx3-ubyte", "b/train-images-idx3-ubyte"):
         write_layout(tmp_path, (name,))
     with pytest.raises(InputError, match=r"more than one .* for train.*one data set"):
-        Fashion(0, 0.1, tmp_path)
+        Fashion(0.1, tmp_path)
     with pytest.raises(InputError, match=r"found train-images-idx3-ubyte; .* task=.density"):
-        Fashion(0, 0.1, tmp_path / "a")
+        Fashion(0.1, tmp_path / "a")
     with pytest.raises(InputError, match="found none for training"):
-        Fashion(0, 0.1, tmp_path / "nothing")
+        Fashion(0.1, tmp_path / "nothing")
     (tmp_path / "a/t10k-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, 3, 5, 4) + WHOLE[16:76])
     with pytest.raises(InputError, match="4x5 and 5x4"):
-        Fashion(0, 0.1, tmp_path / "a")
+        Fashion(0.1, tmp_path / "a")
     monkeypatch.setattr(fashion, "FOLDER", tmp_path / "not-installed")
     with pytest.raises(InputError, match="dataset-fashion-mnist"):
-        Fashion(0, 0.1, tmp_path / "not-installed")
+        Fashion(0.1, tmp_path / "not-installed")
 
 
 def test_idx_files_that_were_replaced_are_read_again(tmp_path: Path) -> None:
     write_layout(tmp_path, LAYOUTS["EMNIST"])
-    before = Fashion(0, 0.25, tmp_path).batch(0, 0, 12, "test").x
+    before = Fashion(0.25, tmp_path).batch(0, 0, 12, "test").x
     for name in LAYOUTS["EMNIST"]:
         (tmp_path / name).write_bytes(gzip.compress(HEADER + (255 - IMAGES).tobytes()))
-    assert (Fashion(0, 0.25, tmp_path).batch(0, 0, 12, "test").x != before).any()
+    assert (Fashion(0.25, tmp_path).batch(0, 0, 12, "test").x != before).any()
 
 
 def test_digits_in_black_and_white_are_those_in_grey_above_a_threshold_and_the_same_in_all_runs() -> None:

@@ -37,6 +37,20 @@ def write_table(folder: Path, kind: str, rows: list[str] | None = None, header: 
     return folder
 
 
+def test_the_order_of_the_rows_is_not_that_of_the_labels(tmp_path: Path) -> None:
+    rows = [f"images/{k:02}.png,{labels}" for k, labels in enumerate(["dog", "cat", "", "cow;cat"])]
+    for k, order in enumerate((rows, rows[::-1], [*rows[:3], "images/03.png,cat;cow"])):
+        tags = read(write_table(tmp_path / str(k), "tag", order), "tag", validation=0.0)
+        assert tags.spec.classes == ("cat", "cow", "dog")
+
+
+def test_tags_without_validation_and_test_data(tmp_path: Path) -> None:
+    run = run_in(tmp_path / "run", quick(write_table(tmp_path / "a", "tag"), "tag", validation=0.0))
+    assert run.read_result()["threshold"] == 0.5
+    assert "threshold" in json.dumps(run.read_result())
+    assert render_report(run, data=str(tmp_path / "a"))
+
+
 @pytest.fixture(scope="module", params=TABLES)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of a kind on a folder of images, and its export."""

@@ -119,6 +119,11 @@ def test_files_that_splits_json_does_not_name_are_left_out(tmp_path: Path) -> No
     task = read(tmp_path, "transcribe")
     assert set(task.groups["train"]) == {"p0"} and set(task.groups["validation"]) == {"p1"}
     assert "files that splits.json does not name, left out: q0.xml, q1.xml" in task.summary
+    (tmp_path / "splits.json").write_text('{"train": ["p", "q7"], "test": ["q0", "r"]}')
+    assert "prefixes in splits.json that no sample has: q7, r" in read(tmp_path, "transcribe").summary
+    (tmp_path / "splits.json").write_text('{"train": ["p"], "val": ["r"]}')
+    with pytest.raises(InputError, match=r"validation in splits\.json has no usable samples"):
+        read(tmp_path, "transcribe")
     (tmp_path / "splits.json").write_text('{"train": ["r"]}')
     with pytest.raises(InputError, match=r"no usable .* \(pages: 4, .*splits.json does not name"):
         read(tmp_path, "transcribe")

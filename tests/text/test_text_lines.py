@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.user_data import RNG, read, write_image, write_texts
 
+from mdlstm_tk.data import Batch
 from mdlstm_tk.runtime.text_order import is_right_to_left, reorder
+from mdlstm_tk.text.ctc_loss import ctc_loss
 from mdlstm_tk.text.measures import predicted_texts, target_texts
 
 ALEF, BET, GIMEL = "\u05d0\u05d1\u05d2"
@@ -136,3 +139,15 @@ def test_texts_with_control_characters_are_skipped_whole(tmp_path: Path) -> None
     (tmp_path / "1.gt.txt").write_text("ab\n\f")  # Tesseract ends a page with a form feed
     (tmp_path / "labels.tsv").unlink()
     assert read(tmp_path, "transcribe", validation=0.0).skipped == task.skipped
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_parts() -> None:
+    """Also where a text has no room, so that processes that share a batch learn what one does."""
+    x, texts = np.zeros((4, 8, 24, 1), np.float32), np.array([[1, 2, 0], [1, 1, 1], [2, 0, 0], [1, 2, 1]])
+    sizes = np.array([[8, 24], [8, 16], [8, 24], [8, 24]])  # the second text needs five steps of 8
+    logits = torch.from_numpy(RNG.normal(size=(4, 3, 3)))
+    parts = []
+    for part in (slice(0, 2), slice(2, 4)):
+        parts.append(ctc_loss(logits[part], Batch(x[part], texts[part], sizes=sizes[part]), 8))
+    whole = ctc_loss(logits, Batch(x, texts, sizes=sizes), 8)
+    assert torch.stack(parts).mean() == pytest.approx(whole.item())

@@ -14,14 +14,43 @@ from mdlstm_tk.data import GaussianField
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import register
 from mdlstm_tk.report import draw_comparison, draw_run
-from mdlstm_tk.training import compare_models, configure, load_checkpoint, plan_comparison, register_task
-from mdlstm_tk.training.comparison import Comparison, ComparisonProgress, configure_comparison
+from mdlstm_tk.training import (
+    compare_models,
+    configure,
+    load_checkpoint,
+    make_task,
+    plan_comparison,
+    register_task,
+)
+from mdlstm_tk.training.comparison import (
+    Comparison,
+    ComparisonProgress,
+    configure_comparison,
+    with_equal_parameters,
+)
 from mdlstm_tk.training.diagonal_comparison import diagonal_rows, summarize_diagonal
 from mdlstm_tk.training.distributed import DistributedContext
-from mdlstm_tk.training.networks import count_parameters
+from mdlstm_tk.training.networks import build_network, count_parameters, fit_config
 from mdlstm_tk.training.tasks import default_config
 
 TINY = configure({"size": "4", "hidden": 3, "steps": 20, "batch_size": 2})
+
+
+@pytest.mark.parametrize("models", [("md", "lines"), ("lines", "md")], ids=" → ".join)
+def test_parameters_are_equal_with_the_windows_that_suit_the_data(
+    models: tuple[str, str], tmp_path: Path
+) -> None:
+    """Those of md are larger for wide lines."""
+    texts = np.array(["ab", "ba"] * 4)
+    data = write_arrays(tmp_path / "a.npz", "transcribe", x=np.zeros((8, 64, 900)), y=texts)
+    values = {"task": "transcribe", "data": str(data), "model": models[0], "hidden": 60, "layers": 1}
+    task = make_task(config := configure(values))
+    counts = []
+    for model in models:
+        fitted = fit_config(with_equal_parameters(config, model, task), task)
+        assert bool(fitted.windows) == (model == "md")
+        counts.append(count_parameters(build_network(fitted, task.spec)))
+    assert counts[1] == pytest.approx(counts[0], rel=0.1)
 
 
 def test_a_summary_of_training_losses() -> None:

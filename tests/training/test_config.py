@@ -19,7 +19,7 @@ from mdlstm_tk.training import (
     make_task,
 )
 from mdlstm_tk.training.distributed import pick_device
-from mdlstm_tk.training.tasks import BUILT_IN, find_task
+from mdlstm_tk.training.tasks import BUILT_IN, OF_DATA, find_task
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,29 @@ def test_minutes_are_not_ended_by_the_patience_of_a_task(tmp_path: Path) -> None
     assert timed.patience == 0
     assert configure_resumed(steps, {"minutes": 1.0}, {"patience": 2}).patience == 2
     assert configure_resumed(replace(timed, patience=2), {"minutes": 2.0}).patience == 2
+
+
+def test_the_length_that_is_given_last_counts(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text("steps = 9\nminutes = 60.0\n")  # as the folder of a run of minutes has it
+    assert configure({}, {}, file).minutes == 60
+    for options, settings in (({"steps": 100}, {}), ({}, {"steps": "100"})):
+        config = configure(options, settings, file)
+        assert (config.steps, config.minutes) == (100, 0)
+    resumed = configure_resumed(configure({}, {}, file), {"steps": 100})
+    assert (resumed.steps, resumed.minutes) == (100, 0)
+    assert configure_resumed(resumed, {"minutes": 2.0}).minutes == 2
+
+
+@pytest.mark.parametrize("key", [*OF_DATA, "levels"])
+@pytest.mark.parametrize("task", [*BUILT_IN, *kind_names()])
+def test_settings_that_a_task_does_not_have_are_refused(task: str, key: str) -> None:
+    values = {"task": task, "data": "" if task in BUILT_IN else "x", key: 3 if key == "levels" else 0.5}
+    own = BUILT_IN[task].settings if task in BUILT_IN else (*OF_DATA, "levels" * (task == "density"))
+    if key in own:
+        assert getattr(configure(values), key) == values[key]
+    else:
+        refused(f"{task} has no {key}, got {values[key]}", lambda: configure(values))
 
 
 def test_a_resumed_run_keeps_its_settings() -> None:

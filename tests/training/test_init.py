@@ -8,13 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.training import SMALL, run_in
+from helpers.training import DIGITS, SMALL, run_in
 from helpers.user_data import write_arrays
 
 from mdlstm_tk import InputError
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.models import register
-from mdlstm_tk.training import Checkpoint, TrainConfig, build_network, load_checkpoint, new_job
+from mdlstm_tk.training import (
+    Checkpoint,
+    TrainConfig,
+    build_network,
+    default_config,
+    load_checkpoint,
+    new_job,
+)
 from mdlstm_tk.training.run_state import RunState
 
 TEXTS = TrainConfig(task="transcribe", model="lines", hidden=2, steps=2, batch_size=4, average=0.5)
@@ -45,6 +52,20 @@ def test_shared_characters_keep_their_rows_and_all_other_weights_are_taken(tmp_p
         assert torch.equal(after[name][3], fresh[name][3]), name
     for name in after.keys() - set(heads) - {"mean", "std"}:
         assert torch.equal(after[name], before[name]), name
+
+
+@pytest.mark.parametrize("task", ["digits", "digits-binary", "digits-grey", "digit-strings"])
+def test_digits_that_another_seed_trained_on_are_no_test_data(task: str, tmp_path: Path) -> None:
+    run = run_in(tmp_path / "old", replace(DIGITS, steps=1))
+    config = default_config(task).updated({"seed": 1, "init": str(run.folder)}, "test")
+    with pytest.MonkeyPatch.context() as patch:  # of networks of other kinds
+        patch.setattr("mdlstm_tk.training.checkpoint.Checkpoint.start", lambda *arguments: ())
+        jobs = [
+            new_job(each, tmp_path / f"new{bool(each.init)}") for each in (config, replace(config, init=""))
+        ]
+    notes = [job.notes for job in jobs]
+    assert any("that the network is tested on are trained on as well" in note for note in notes[0])
+    assert not any("trained on" in note for note in notes[1])
 
 
 def test_classes_of_masks_keep_their_weights_at_every_position_of_a_window(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk.data.sampling import stratified_mask
-from mdlstm_tk.data.spec import Floats, Sample, Split, TaskSpec
+from mdlstm_tk.data.spec import Floats, Sample, SampleId, Split, TaskSpec
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.errors import require
 
@@ -47,6 +47,14 @@ def split_digits(seed: int, validation: float) -> dict[Split, npt.NDArray[np.int
         "train": non_test[~is_validation],
         "validation": non_test[is_validation],
         "test": np.flatnonzero(is_test),
+    }
+
+
+def digit_ids(splits: Mapping[Split, npt.NDArray[np.int64]]) -> dict[Split, list[SampleId]]:
+    """Return the digits of each split, by which a run knows what another one was trained on."""
+    return {
+        split: [SampleId(f"{index:016x}", f"digit {index}") for index in indices.tolist()]
+        for split, indices in splits.items()
     }
 
 
@@ -90,6 +98,7 @@ class Digits(DatasetTask):
         ]
         sets = {split: [samples[index] for index in indices] for split, indices in splits.items()}
         super().__init__(spec, sets, augment)
+        self.identities = digit_ids(splits)
 
     def baselines(self, seed: int, samples: int) -> dict[str, dict[str, float]]:
         """Return the test errors of a nearest neighbour and of an RBF-SVM on this split."""
