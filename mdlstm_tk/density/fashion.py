@@ -57,8 +57,8 @@ class Fashion(DatasetTask):
     See `mdlstm_tk.density.digits.binarise` for how the pictures become black and white.
 
     Args:
-        validation: share of the 60,000 training pictures that chooses the best checkpoint; they are the same
-            for every seed.
+        validation: share of the 60,000 training pictures, the same for every seed, that chooses the best
+            checkpoint.
         folder: holds the IDX files, which may be those of another data set, such as MNIST; if empty, where
             Debian's package puts them.
 

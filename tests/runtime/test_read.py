@@ -174,6 +174,8 @@ def test_a_file_to_train_on_is_read_as_its_samples(tmp_path: Path) -> None:
     np.savez(path, x=x, y=texts)
     (samples,) = arrays_in(path).values()
     np.testing.assert_array_equal(samples, x[..., None], strict=True)
+    np.savez(path, x=x, y=np.eye(3), names=texts)
+    assert set(arrays_in(path)) == {"x"}
     np.savez(path, x=x, y=texts, sizes=[[4, 5], [2, 1], [1, 3]])
     arrays = arrays_in(path)
     assert {name: a.shape for name, a in arrays.items()} == {

@@ -52,7 +52,8 @@ IS_IDX = (
     ".npy, divided by 255"
 )
 MAGIC_BYTES = max(len(start) for starts in MAGIC.values() for start in starts)
-TRAINING_ARRAYS = {"x", "y", "sizes", "ndim"}  # in a file to train on, see `mdlstm_tk.data.arrays`
+TRAINING_ARRAYS = {"x", "y", "names", "sizes", "ndim"}  # in a file to train on, see `mdlstm_tk.data.arrays`
+OF_TARGETS = ("y", "names")  # those which no model takes, unless its inputs have these names
 RANGE_TOLERANCE = 1e-3  # by which values may lie outside of the range of a kind after rounding
 
 Arrays: TypeAlias = dict[str | None, Array]
@@ -259,10 +260,10 @@ def read_npz(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> tuple[A
                 try:
                     arrays[name] = _read_member(archive, member, f"'{name}' in {label}", label, max_bytes)
                 except InputError:
-                    if not is_to_train_on or name != "y":
+                    if not is_to_train_on or name not in OF_TARGETS:
                         raise
-                    left_out = ("y",)
-            values = sum(array.size for array_name, array in arrays.items() if array_name != "y")
+                    left_out = (*left_out, name)
+            values = sum(array.size for array_name, array in arrays.items() if array_name not in OF_TARGETS)
             if max(size, FLOAT_BYTES * values) > max_bytes:
                 raise InputError(
                     f"{label} unpacks to more than {max_bytes} bytes, as stored or as float32",
