@@ -103,15 +103,16 @@ def export_run_sizes(
     checkpoint, sha256 = read_checkpoint(checkpoint_path)
     spec, run_grid, form = checkpoint.spec, checkpoint.config.grid, options["form"]
     resize = spec.preprocessing.resize if spec.preprocessing else None
+    page = destination if isinstance(destination, WebPage) else None
+    output = Path(destination) if isinstance(destination, str | Path) else None
+    if form is None and output is not None and output.suffix == SUFFIX:
+        form = "tiles"
     for grid in grids:
         _check_grid(grid, run_grid, resize, form)
     if resize and None in resize and form != "tiles":  # all images have one height, and any width
         grids = [grid or resize for grid in grids]
-    page = destination if isinstance(destination, WebPage) else None
-    output = Path(destination) if isinstance(destination, str | Path) else None
     extents = tuple(extent for grid in grids for extent in grid or ())
-    is_tiled = output is not None and output.suffix == SUFFIX
-    if form is None and not is_tiled and (page or (spec.mixed_sizes and not extents)):
+    if form is None and (page or (spec.mixed_sizes and not extents)):
         form = "scan"  # a file for one size would refuse other samples
     form = form_for(form, output or run.folder, extents)
     if form == "tiles" and page:

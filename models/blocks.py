@@ -51,6 +51,15 @@ def checked_options(init: Init) -> Init:
     return check_and_init  # type: ignore[return-value]
 
 
+def check_batched(x: Tensor, ndim: int) -> None:
+    """Check that x is (N, *grid, C); a single layer takes a sample alone, too."""
+    if x.dim() != ndim + 2:
+        raise InputError(
+            f"x has shape {tuple(x.shape)}, expected (N, *grid, C) with {ndim} axes of the grid; a sample "
+            "alone is x[None]"
+        )
+
+
 def fill_padding(x: Tensor, sizes: Tensor, value: float | Tensor = 0.0) -> Tensor:
     """Replace x (N, *grid, C) outside `sizes` by a number, or by the features (C,)."""
     valid = valid_mask(x.shape[1:-1], sizes)[..., None]
@@ -218,6 +227,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> tuple[Tensor, Tensor | None]:
         """Map x (N, H, W, C) to y (N, h, w, output_size), 0 outside its sizes, and to these sizes."""
+        check_batched(x, len(self.windows[0]))
         sizes = None if sizes is None else as_sizes(sizes, x)
         for index, (level, window) in enumerate(zip(self.levels, self.windows, strict=True)):
             if index:

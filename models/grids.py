@@ -14,7 +14,13 @@ from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM, Directions
-from mdlstm_tk.models.blocks import DownwardSweeps, apply_flattened, checked_options, fill_padding
+from mdlstm_tk.models.blocks import (
+    DownwardSweeps,
+    apply_flattened,
+    check_batched,
+    checked_options,
+    fill_padding,
+)
 from mdlstm_tk.sweep import sweep
 from mdlstm_tk.tiling.stages import Stage, TileStages
 
@@ -59,6 +65,7 @@ class GridNet(nn.Module):
         With sizes (N, D), as `MDLSTM` takes them, the result inside a sample's valid extents equals that of
         the sample without padding. Outside them it is undefined.
         """
+        check_batched(x, getattr(self.body, "ndim", 2))
         y: Tensor = self.head(self.body(x, None if sizes is None else as_sizes(sizes, x)))
         return y if self.linear else y.sigmoid()
 

@@ -49,6 +49,7 @@ from mdlstm_tk.runtime.shapes import Grid, as_array
 from mdlstm_tk.runtime.tiles.session import TiledSession
 
 LARGEST_GRID, LARGEST_TENSOR = 2**16, 2**25  # positions; numbers, of 8 bytes
+ROUNDING = {"float32": RTOL, "float16": 2.0**-11}  # of weights, by dtype of the file
 
 
 class Candidate(NamedTuple):
@@ -121,7 +122,9 @@ def write_verified(
             grids = [spec.grid_of(case.inputs["x"].shape) for case in group]
             largest = tuple(np.max(grids, axis=0).tolist())
             runtime = with_padding(run, metadata, largest) if spec.padded else run
-            errors |= compare_cases(runtime, expected, group, metadata, atol, exact)
+            names = small_names | {case.name for case in group}  # a large grid says nothing of small ones
+            scaling = {name: expected[name] for name in names}
+            errors |= compare_cases(runtime, scaling, group, metadata, atol, exact)
     for case in cases:
         parity, is_small = errors[case.name], case.name in small_names
         if parity.passed:
@@ -135,10 +138,10 @@ def write_verified(
                 stacklevel=3,
             )
             continue
-        rounding = _rounding(spec, case, expected[case.name], parity, atol)
+        rounding = _rounding(spec, case, expected[case.name], parity, atol, ROUNDING[metadata.dtype])
         is_rounding = rounding.severity > 0.3 * parity.severity
-        if is_small or not (is_rounding or metadata.dtype != "float32"):
-            advice = _rounding_advice(spec, rounding, is_rounding)
+        if is_small or not is_rounding:
+            advice = _rounding_advice(spec, rounding, is_rounding, metadata.dtype)
             explanation = _explanation(metadata, spec, case, parity, atol, advice)
             raise ParityError(f"{path} was not written: ", explanation)
     max_abs = max(parity.max_abs for parity in errors.values())
@@ -323,8 +326,10 @@ def _explained(run: Runtime, name: str, shapes: Mapping[Shape, Shape]) -> Runtim
     return run_explained
 
 
-def _rounding(spec: ExportSpec, case: Case, expected: Outputs, parity: Parity, atol: float) -> Parity:
-    """The error that rounding makes: of PyTorch in float32, with weights that are off by `RTOL`.
+def _rounding(
+    spec: ExportSpec, case: Case, expected: Outputs, parity: Parity, atol: float, share: float
+) -> Parity:
+    """The error that rounding makes: of PyTorch in float32, with weights that are off by a share.
 
     Operators of ONNX Runtime, such as its sigmoid, are less precise than those of PyTorch, and always err
     to the same side, so that their errors add up in states that last for many positions.
@@ -334,19 +339,23 @@ def _rounding(spec: ExportSpec, case: Case, expected: Outputs, parity: Parity, a
     with torch.no_grad():
         for parameter in filter(Tensor.is_floating_point, network.parameters()):
             signs = torch.randint(2, parameter.shape, generator=generator, device="cpu") * 2 - 1
-            parameter.mul_(1 + RTOL * signs.to(parameter))
+            parameter.mul_(1 + share * signs.to(parameter))
     y, exact = network.run(case.inputs)[parity.output], expected[parity.output]
     return compare(y, exact, atol, scale=feature_scale([exact]))
 
 
-def _rounding_advice(spec: ExportSpec, rounding: Parity, is_rounding: bool) -> Message:
+def _rounding_advice(spec: ExportSpec, rounding: Parity, is_rounding: bool, dtype: str) -> Message:
     """What is to blame for an error, the graph or the precision, given the error that rounding makes."""
-    text = f"PyTorch in float32, with weights that are off by {RTOL:g}, is off by {rounding.max_abs:.1e}"
+    off = f"weights that are off by {ROUNDING[dtype]:.0e}, is off by {rounding.max_abs:.1e}"
+    text = f"PyTorch in float32, with {off}"
     if not is_rounding:
         return Message(
             f"{text} only, so the exported graph computes something else than the network; does its "
             "forward depend on more than its inputs, or decide by an extent or the batch?"
         )
+    if dtype != "float32":
+        what = f"{dtype} is not precise enough for it; export float32, or allow more with "
+        return Message(what, Argument("atol"))
     cells = {getattr(module, "cell", None) for module in spec.interface.modules()}
     return Message(
         f"{text}, too, so the network itself needs more precision than float32 has; allow more with ",
@@ -375,9 +384,6 @@ def _explanation(
         )
     elif spec.padded and spec.grid_of(case.inputs["x"].shape) != spec.example_grid:
         advice = Message("a padded sample differs from the sample alone: the network reads the padding")
-    elif dtype != "float32":
-        what = f"{dtype} is not precise enough for it; export float32, or allow more with "
-        advice = Message(what, Argument("atol"))
     scale = f"{atol:g}" if parity.scale == 1 else f"{atol:g}·{parity.scale:.3g}"
     return Message(
         f"error {parity.max_abs:.1e}{of_output} of {'tiles' if tiled else 'ONNX Runtime'} against "

@@ -68,15 +68,16 @@ def differentiable_gradients(
     pairs = zip(in_plain_autograd(inputs.with_tensors(tensors)), (grad, dfinal), strict=True)
     results = [(result, d) for result, d in pairs if result is not None and d is not None]
     leaves = [t for t, needs in zip(tensors, needs_grad, strict=True) if needs and t is not None]
-    gradients = iter(
-        torch.autograd.grad(
-            [result for result, _ in results],
-            leaves,
-            [d for _, d in results],
-            create_graph=True,
-            materialize_grads=True,
+    with without_autocast(inputs.x):
+        gradients = iter(
+            torch.autograd.grad(
+                [result for result, _ in results],
+                leaves,
+                [d for _, d in results],
+                create_graph=True,
+                materialize_grads=True,
+            )
         )
-    )
     return tuple(next(gradients) if needs else None for needs in needs_grad)
 
 

@@ -140,7 +140,7 @@ def register_cell(
             sweeps skip the recurrent product.
 
     Equations that take a fourth argument, output_gate, can have peepholes: (o, c) → o, which adds what the
-    gate with role "output" sees of the new c.
+    gate with role "output" sees of the new c, and activates it. They call it once, and use o nowhere else.
 
     Raises:
         InputError: a cell that comes with the package has that name, or the equations do not fit the gates
@@ -238,7 +238,13 @@ def check_cell(cell: Cell, ndim: int) -> None:
             )
     gates = loads("gates", len(names))
     states = {name: loads(name, ndim) for name in ("h", *cell.states)}
-    functions = (lambda value: value.tanh(), lambda gate, c: gate)[: cell.functions]
+    gated: list[Value] = []
+
+    def output_gate(gate: Value, c: Value) -> Value:
+        gated.append(gate)
+        return Value.load("output", 0)
+
+    functions = (lambda value: value.tanh(), output_gate)[: cell.functions]
     try:
         results = cell.equations(list(gates), states, *functions)
     except InputError as error:
@@ -252,6 +258,14 @@ def check_cell(cell: Cell, ndim: int) -> None:
     used = set(topological_order(_check_results(results, cell, place)))
     if not all(isfinite(value.number) for value in used):
         raise InputError(f"{place}: its equations use a number that is not finite")
+    if cell.peephole:
+        (output,) = cell.gate_index("output", ndim)
+        if len(gated) != 1 or gated[0] is not gates[output] or gates[output] in used:
+            raise InputError(
+                f"{place}: its equations must call output_gate({names[output]}, c) once, and use gate "
+                f"{names[output]} nowhere else, since only that activates it"
+            )
+        used |= {gates[output]}
     unused = [name for name, gate in zip(names, gates, strict=True) if gate not in used]
     if unused:
         raise InputError(

@@ -19,7 +19,8 @@ PERSPECTIVE = 0.12  # by which one side of the page is longer than the other
 SHIFT = 0.06  # of height and width
 GAMMA = 0.5  # brightness ^ e^±gamma
 CONTRAST = 0.4  # at most, by which the range of brightness shrinks
-SHADE = 0.5  # at most, by which light decreases from one side to the other
+SHADE = 0.85  # at most, by which light decreases from one side to the other
+MAX_SHADE = 0.95  # with any strength
 BLUR = 0.4, 1.2  # pixels, in one page of three
 NOISE = 0.06  # standard deviation, as a share of the range of brightness
 INNER = 128  # points in which a baseline is divided where it leaves the page
@@ -88,7 +89,7 @@ def _shade(extents: Array, rng: np.random.Generator, strength: float) -> Floats:
     """Light (H, W) that decreases along a random direction, or from a random place on."""
     x = np.arange(extents[0]) / extents[0] - 0.5
     y = (np.arange(extents[1]) / extents[1] - 0.5)[:, None]
-    angle, depth = rng.uniform(0, 2 * np.pi), strength * SHADE * rng.uniform() ** 2
+    angle, depth = rng.uniform(0, 2 * np.pi), min(strength * SHADE * rng.uniform(), MAX_SHADE)
     slope = x * np.cos(angle) + y * np.sin(angle)
     if rng.uniform() < 0.3:
         slope = np.hypot(x - 0.7 * np.cos(angle), y - 0.7 * np.sin(angle)) - 0.7

@@ -81,15 +81,20 @@ def checkpointed(
         As `layer(x)`: y, or with `return_state` a pair of y and the final states.
 
     Raises:
-        InputError: `layer` is no `MDLSTM`, or has hooks, which only `layer(x)` runs; `tile` or
-            `detach_every` does not fit; a transform of `torch.func` or forward-mode differentiation is
-            active; or as for `layer(x)`.
+        InputError: `layer` is no `MDLSTM`, or has a forward of its own or hooks, which only `layer(x)`
+            runs; `tile` or `detach_every` does not fit; a transform of `torch.func` or forward-mode
+            differentiation is active; or as for `layer(x)`.
         RuntimeError: it is differentiated twice, or with batched gradients.
     """
     if not isinstance(layer, MDLSTM):
         raise InputError(
             f"layer must be an MDLSTM, got {type(layer).__name__}; "
             "in a network, call checkpointed in place of each of its MDLSTM layers"
+        )
+    if type(layer).forward is not MDLSTM.forward:
+        raise InputError(
+            f"layer is of the class {type(layer).__name__} with a forward of its own, which checkpointed "
+            "does not run; use layer(x), or call checkpointed in that forward, for an MDLSTM"
         )
     hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     if any(getattr(layer, kind) for kind in hooks):

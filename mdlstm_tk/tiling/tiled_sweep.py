@@ -82,11 +82,20 @@ class TiledSweep:
         """The features of y, or of its gradient, that a direction adds to: a view (…, n)."""
         return y.narrow(-1, direction * units, units) if self.merge == "concat" else y
 
-    def cut_gradients(self, front: Front, tile: Tile) -> None:
-        """Let no gradient leave a tile through the faces where gradients are cut."""
+    def cut_gradients(self, front: Front, tile: Tile, inputs: SweepInputs) -> None:
+        """Let no gradient leave a tile through the faces where gradients are cut, of samples that have
+        positions on both sides: states of the others only pass through."""
+        sizes, (direction,) = inputs.sizes, inputs.directions
+        reached = torch.ones(len(inputs.x), dtype=torch.bool, device=inputs.x.device)
+        if sizes is not None:
+            sizes = sizes.to(inputs.x.device)
+            reached = (sizes > sizes.new_tensor([positions.start for positions in tile.ranges])).all(dim=1)
         for d, offset in enumerate(tile.offsets):
             if self.detach_every and offset > 0 and offset % self.detach_every == 0:
-                front.clear(tile, d)
+                both = reached
+                if sizes is not None and direction[d] < 0:  # it comes from where a sample may have ended
+                    both = reached & (sizes[:, d] > tile.ranges[d].stop)
+                front.clear(tile, d, both)
 
 
 class _Checkpointed(torch.autograd.Function):
@@ -156,7 +165,7 @@ class _Checkpointed(torch.autograd.Function):
                 part = one._replace(x=tile.of(inputs.x), initial=entering_states.pop())
                 gradients = _tile_gradients(how, part, tile, needs_grad, (dh, front.read(tile)))
                 front.write(tile, gradients["initial"])
-                how.cut_gradients(front, tile)
+                how.cut_gradients(front, tile, one)
                 for name, total in sums.items():
                     target = tile.of(total) if name == "x" else total[k : k + 1]
                     target.add_(gradients[name])

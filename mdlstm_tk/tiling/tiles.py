@@ -86,9 +86,10 @@ class Front:
             target = self._faces[d][_lines(tile, d)]
             target.copy_(part.reshape(target.shape))
 
-    def clear(self, tile: Tile, d: int) -> None:
-        """Put zeros onto the face of axis d of a tile."""
-        self._faces[d][_lines(tile, d)].zero_()
+    def clear(self, tile: Tile, d: int, samples: Tensor) -> None:
+        """Put zeros onto the face of axis d of a tile, of the `samples` (N,) that are True."""
+        face = self._faces[d][_lines(tile, d)]
+        face.masked_fill_(samples.view(-1, *[1] * (face.dim() - 1)), 0)
 
 
 def _lines(tile: Tile, d: int) -> tuple[slice, ...]:

@@ -170,7 +170,33 @@ def one_gate(h: Callable[[Any], Any]) -> Callable[..., Any]:
 F, G = Gate("f"), Gate("g")
 ROLES = [*(Gate(role, role=role) for role in ("input", "forget", "output")), Gate("second", role="forget")]
 PLAIN = one_gate(lambda g: g)
+PEEPHOLES = [Gate(role, role=role) for role in ("input", "forget", "output")]
+
+
+def with_output_gate(h: Callable[..., Any]) -> Callable[..., Any]:
+    """Equations of gates i, f and o, whose h is `h(o, c, output_gate)`."""
+
+    def equations(gates: Any, states: Any, act: Any, output_gate: Any) -> Any:
+        *others, o = gates
+        c = sum(others, start=states["c"][0])
+        return h(o, c, output_gate), {"c": c}
+
+    return equations
+
+
+ONE_OUTPUT = {
+    "gates": lambda ndim: [PEEPHOLES[0], *(Gate(f"f{d}", role="forget") for d in range(ndim)), PEEPHOLES[2]]
+}
 BAD: list[tuple[dict[str, Any], Callable[..., Any], str]] = [
+    *(
+        (ONE_OUTPUT, with_output_gate(h), r"must call output_gate\(output, c\) once, and use")
+        for h in (
+            lambda o, c, gate: o * c,
+            lambda o, c, gate: gate(o, c) * o,
+            lambda o, c, gate: gate(o, c) * gate(o, c),
+            lambda o, c, gate: gate(o * 1.0, c),
+        )
+    ),
     ({"gates": [F, G]}, lambda g, s: (g[2], {"c": g[0]}), r"2 gates \(f, g\)"),
     ({"gates": [G, F]}, PLAIN, "do not use gate f"),
     ({"gates": ["g"]}, PLAIN, r"each entry a Gate.* got \['g'\]"),

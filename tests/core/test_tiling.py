@@ -96,6 +96,31 @@ def test_gradients_are_cut_every_few_tiles(direction: tuple[int, int], detach_ev
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("direction", [(1, 1), (-1, 1), (1, -1), (-1, -1)], ids=str)
+def test_cut_gradients_of_a_padded_sample_are_those_of_the_sample_alone(direction: tuple[int, int]) -> None:
+    """Those of parameters and of initial states: where a sample has no positions, nothing is cut."""
+    grid, tile, sizes = (6, 8), 2, [(6, 8), (2, 8), (4, 2), (2, 2), (6, 4)]
+    layer, faces = make_layer(grid, directions=[direction]), random_faces(len(sizes), grid, 1)
+    x = torch.randn(len(sizes), *grid, 2, dtype=torch.float64)
+    options: dict[str, Any] = {"tile": tile, "return_state": True, "detach_every": 1}
+
+    def gradients(x: Tensor, faces: list[Tensor], **options: Any) -> tuple[Tensor, ...]:
+        y, states = tiling.checkpointed(layer, x, initial_state=(to_state(faces),), **options)
+        loss = sum(tensor.square().sum() for tensor in (y, *tree_leaves(states)))
+        return torch.autograd.grad(loss, [*layer.parameters(), *faces])  # type: ignore[arg-type]
+
+    for k, (height, width) in enumerate(sizes):
+        one = slice(k, k + 1)
+        inside = [(slice(None), slice(lines)) for lines in (width, height)] * 2  # of h and c, by axis
+        whole = [face[one].detach().requires_grad_() for face in faces]
+        cut = [face[lines].detach().requires_grad_() for face, lines in zip(whole, inside, strict=True)]
+        expected = gradients(x[one, :height, :width], cut, **options)
+        actual = gradients(x[one], whole, sizes=sizes[one], **options)
+        own, of_faces = actual[: -len(faces)], actual[-len(faces) :]
+        of_sample = [face[lines] for face, lines in zip(of_faces, inside, strict=True)]
+        torch.testing.assert_close([*own, *of_sample], [*expected], rtol=1e-12, atol=1e-12)
+
+
 def test_only_the_states_that_enter_tiles_are_saved() -> None:
     """And not those of every position: that is what tiling is for."""
     layer = make_layer((12, 12), directions="all")
@@ -127,8 +152,16 @@ def test_second_derivatives_and_batched_gradients_are_refused() -> None:
 
 HOOKED = MDLSTM(2, 5)
 HOOKED.register_forward_hook(lambda *_: None)
+
+
+class Residual(MDLSTM):
+    def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
+        return x + super().forward(x, *arguments, **options)
+
+
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"layer": nn.Linear(2, 3)}, "must be an MDLSTM, got Linear"),
+    ({"layer": Residual(2, 2)}, "the class Residual with a forward of its own"),
     ({"layer": HOOKED}, "hooks"),
     ({"tile": (0, 2)}, r"tile must be .* got \(0, 2\)"),
     ({"tile": (4, 4)}, r"window \(2, 3\), got \(4, 4\); use \(4, 6\)"),

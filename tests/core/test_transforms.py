@@ -80,6 +80,17 @@ def test_second_derivatives_in_half_precision() -> None:
         torch.testing.assert_close(gradient.double(), expected, rtol=0, atol=0.02 * scale)
 
 
+def test_gradients_that_can_be_differentiated_are_as_precise_under_autocast() -> None:
+    torch.manual_seed(0)
+    layer, x = MDLSTM(2, 8, cell="stable"), torch.randn(1, 9, 10, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = layer(x).float().square().sum()
+        first = torch.autograd.grad(loss, list(layer.parameters()), retain_graph=True)
+        second = torch.autograd.grad(loss, list(layer.parameters()), create_graph=True)
+    for gradient, expected in zip(second, first, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-2, atol=1e-4 * expected.abs().max().item())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_equals_a_layer_of_that_dtype(dtype: torch.dtype) -> None:
     """Autocast must not round once more what is float32 inside a sweep."""

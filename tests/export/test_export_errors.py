@@ -92,6 +92,11 @@ def after(function: Callable[[Tensor], Any], **options: Any) -> Callable[[], nn.
     return lambda: Function(after=function, **options)
 
 
+def of_one_row(y: Tensor) -> Tensor:
+    total = y.sum((1, 2)).square()  # on large grids larger by orders of magnitude
+    return total if y.shape[1] > 1 else -total
+
+
 def converted(x: Tensor) -> Tensor:
     return x.bfloat16()
 
@@ -162,6 +167,12 @@ FAILING: dict[str, Row] = {
     "length": (before(lambda x: x / len(x)), SCAN, r"axis 0 of x .*len\(x\).*x\.shape\[0\]"),
     "python number": (before(lambda x: x * float(x.shape[1])), LARGE_X, r"axis 1 of x .*grid=\(11, 12\)"),
     "an extent": (after(lambda y: y if y.shape[1] < 300 else 2 * y), SCAN, "on 300x7, .* by an extent"),
+    "an extent, in float16": (
+        after(lambda y: y if y.shape[1] < 300 else 2 * y),
+        {**SCAN, "dtype": "float16"},
+        "on 300x7, .* by an extent",
+    ),
+    "small grids beside a large sum": (after(of_one_row), SCAN, "on 1x., .* by an extent"),
     "float32 in float16": (after(lambda y: y @ torch.eye(2)), HALF, "itself.*leave out dtype="),
 }
 ROUNDED, STEPS = (lambda y: (y + 1e5) - 1e5), (lambda y: 1e3 * y - 1e3 * y.round())

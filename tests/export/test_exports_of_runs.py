@@ -131,6 +131,12 @@ def test_the_name_of_a_file_tells_its_form(trained: Run, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_tiles_are_for_any_size_whatever_images_are_resized_to(tmp_path: Path) -> None:
+    run = run_in(tmp_path / "run", quick(write_masks(tmp_path / "data"), "segment", resize="5x*"))
+    assert export_run(run, tmp_path / "m.tiles").metadata.grid is None
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"crop": "4"}], ids=["mixed", "cropped"])
 def test_a_run_of_mixed_sizes_is_exported_for_any_size(settings: dict[str, Any], tmp_path: Path) -> None:
     run = run_in(tmp_path / "run", quick(write_masks(tmp_path / "data"), "segment", **settings))

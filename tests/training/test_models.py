@@ -30,6 +30,18 @@ def test_original_names_are_accepted_in_any_case() -> None:
     assert {alias: resolve(alias) for alias in aliases} == aliases
 
 
+@pytest.mark.parametrize(
+    ("kind", "model"), [(kind, model) for kind in kind_names() for model in model_names(kind)]
+)
+def test_a_sample_alone_is_refused(kind: str, model: str) -> None:
+    """It would be taken for many samples of one axis less."""
+    network = create(model, 1, 3, kind=kind, hidden=4)
+    with pytest.raises((InputError, RuntimeError)) as raised:
+        network(torch.rand(16, 16, 1))
+    if not isinstance(raised.value, InputError):
+        assert "expected 4D" in str(raised.value) or "dims" in str(raised.value)
+
+
 ROWS, COLUMNS = torch.arange(4)[:, None], torch.arange(6)[None]
 READ_BEFORE = (ROWS < 2) | ((ROWS == 2) & (COLUMNS <= 3))  # up to (2, 3) in reading order
 RECEPTIVE_FIELDS = {
