@@ -32,8 +32,7 @@ def render(text, font, rng):
     height = bottom - top + int(margin[:2].sum())
     width = right - left + int(margin[2:].sum() + abs(lean) * height)
     ink = Image.new("L", (max(width, 1), max(height, 1)))
-    start = margin[2] + max(-lean, 0) * height - left
-    ImageDraw.Draw(ink).text((start, margin[0] - top), text, fill=255, font=font)
+    ImageDraw.Draw(ink).text((margin[2] - left, margin[0] - top), text, fill=255, font=font)
     ink = ink.transform(ink.size, Image.Transform.AFFINE, (1, lean, -max(lean, 0) * height, 0, 1, 0))
     ink = ink.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.5)))
     ink = ink.resize((max(1, round(ink.width * HEIGHT / ink.height)), HEIGHT))

@@ -45,6 +45,7 @@ class Drawings:
         drawn: images that the network has drawn.
         neighbours: drawn images, each with the training image nearest to it on its right.
         searched: number of training images that were searched.
+        count: number of images of the data in the histogram.
         histogram: log-probabilities of data, and of images unlike them.
         means: mean log-probability in nats of each kind of image.
     """
@@ -54,6 +55,7 @@ class Drawings:
     drawn: Panel
     neighbours: Panel
     searched: int
+    count: int
     histogram: Markup
     means: dict[str, float]
 
@@ -76,6 +78,7 @@ def make_drawings(network: nn.Module, task: Task, config: TrainConfig) -> Drawin
         Panel("drawn", contact_sheet(drawn)),
         _pairs(drawn[:PAIRS], nearest),
         searched,
+        len(data),
         svg_histogram(log_probs, "log-probability of an image, nats"),
         {name: float(values.mean()) for name, values in log_probs.items()},
     )

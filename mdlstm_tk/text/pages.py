@@ -175,8 +175,8 @@ def write_page(
         write(document, elements[name], transcription)
     if root.tag == PAGE:
         texts = {elements[name]: transcription.text for name, transcription in transcriptions.items()}
-        for region in root.descendants("TextRegion"):
-            equiv, lines = _main_equiv(region), region.all("TextLine")
+        for region in (each for tag in ("TextRegion", "TableCell") for each in root.descendants(tag)):
+            equiv, lines = _main_equiv(region), list(region.descendants("TextLine"))
             if equiv and not texts.keys().isdisjoint(lines):
                 joined = "\n".join(texts.get(line, _text(line) or "") for line in lines)
                 _write_equiv(document, region, equiv, joined, None)

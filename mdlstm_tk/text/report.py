@@ -51,8 +51,8 @@ def evaluate_split(
     split = display_split(task)
     errors, lines = evaluate_lines(network, task, split, config, decoding=decoding)
     ranking = sorted(range(len(lines)), key=lambda k: lines[k].character_error, reverse=True)
-    worst = [k for k in ranking if lines[k].character_error > 0][:WORST_LINES]
-    middle = max(len(worst), (len(ranking) - MIDDLING_LINES) // 2)
+    middle = max((len(ranking) - MIDDLING_LINES) // 2, 0)
+    worst = [k for k in ranking[:middle] if lines[k].character_error > 0][:WORST_LINES]
     examples, worst_examples = (
         [
             LineExample(**vars(example), line=lines[k])

@@ -162,6 +162,7 @@ BAD: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "header": ("x.npy", npy(np.zeros(GRID))[:9], ("x.npy", ".npy")),
     "no-npy": ("x.npy", b"", ("x.npy", ".npy")),
     "ragged": ("x.csv", b"1,2\n3\n", ("x.csv", "row 2")),
+    "decimal commas": ("x.csv", b"0,5;0,25\n0,1;0,75\n", ("x.csv", "row 1", "5;0")),
     "word": ("x.csv", b"1,2\n3,<b>four\n", ("x.csv", "row 2", "<b>four")),
     "hole": ("x.csv", b"1,,2\n", ("x.csv", "row 1")),
     "blank": ("x.csv", b"\n", ("x.csv", "empty")),

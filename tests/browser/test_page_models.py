@@ -45,6 +45,19 @@ def test_a_label_with_its_probability(open_page: Callable[..., Tab], tmp_path: P
     assert {k: float(v) for k, v in saved.items()} == pytest.approx(dict(expected.probabilities), abs=1e-5)
 
 
+def test_labels_with_their_probabilities(open_page: Callable[..., Tab], tmp_path: Path) -> None:
+    model = craft(tmp_path / "m.onnx", GRID, window=None, kind="tag", threshold=0.75)
+    x = np.broadcast_to(np.array([1, 0.5, 1.5], np.float32), (*GRID, 3))
+    tab = open_page(model)
+    give(tab, tmp_path / "x.npy", x)
+    session = Session(model, "cpu")
+    (expected,) = decode(session(x[None]), session.metadata)
+    assert 0 < len(expected.labels) < 3
+    expect(tab.page.locator(".answer")).to_have_text(", ".join(expected.labels))
+    saved = dict(line.split(",") for line in tab.text("pre").splitlines())
+    assert {k: float(v) for k, v in saved.items()} == pytest.approx(dict(expected.probabilities), abs=1e-5)
+
+
 def test_a_mask_in_the_colours_of_the_training_masks(open_page: Callable[..., Tab], tmp_path: Path) -> None:
     palette = (0, 0, 0, 200, 10, 30, 5, 250, 90)
     model = craft(tmp_path / "m.onnx", GRID, kind="segment", mask_values=(0, 7, 300), mask_palette=palette)

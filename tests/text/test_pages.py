@@ -328,6 +328,23 @@ def test_the_text_of_a_region_follows_its_lines(tmp_path: Path) -> None:
     assert 'conf="0.2"' not in (tmp_path / "b.xml").read_text()
 
 
+def test_the_text_of_a_region_is_that_of_all_lines_inside(tmp_path: Path) -> None:
+    """Also of lines in regions inside it."""
+
+    def region(name: str, line: str, *regions: str) -> str:
+        content = f'<TextLine id="{line}">{equiv("old")}</TextLine>' if line else ""
+        return f'<TextRegion id="{name}">{content}{"".join(regions)}{equiv("old")}</TextRegion>'
+
+    inside = region("r1", "l1", region("r2", "l2")) + region("r3", "", region("r4", "l3"))
+    before = read(tmp_path, page(inside))
+    texts = {"l1": transcription("a"), "l2": transcription("b"), "l3": transcription("c")}
+    write_page(before, texts, tmp_path / "b.xml")
+    written = re.findall(
+        r"<Unicode>([^<]*)</Unicode></TextEquiv></TextRegion>", (tmp_path / "b.xml").read_text()
+    )
+    assert written == ["b", "a\nb", "c", "c"]
+
+
 def test_the_confidence_of_a_word_is_that_of_its_characters(tmp_path: Path) -> None:
     sure, unsure = transcription("ab", 1.0), transcription(" c", 0.25)
     both = sure._replace(text="ab c", confidence=0.625, characters=sure.characters + unsure.characters)

@@ -23,6 +23,11 @@ export function probabilities(y) {
   return result;
 }
 
+// The probability of each label, whatever the others are.
+export function logistic(y) {
+  return makeGrid(y.height, y.width, y.channels, Float32Array.from(y.data, (value) => 0.5 + 0.5 * Math.tanh(0.5 * value)));
+}
+
 // The index of the most likely class at each position, as a grid with one channel.
 export function classIndices(y) {
   const indices = Float32Array.from({ length: y.data.length / y.channels }, (_, k) =>

@@ -3,6 +3,7 @@ import { makeGrid } from "./grid.js";
 import { IMAGE_TYPES, readImage } from "./images.js";
 
 export const LIMIT = 512; // positions along an axis
+const RANGE_TOLERANCE = 1e-3; // as in mdlstm_tk/runtime/io/readers.py
 export const POSITIONS = LIMIT * LIMIT; // of a grid; a page is the wrong tool for larger ones
 
 // Reads a file as a grid that has the channels of the model.
@@ -17,6 +18,10 @@ export async function readGrid(file, info) {
     throw new Error(`${file.name} has ${x.channels} channels at each position, the model takes ${info.channels}`);
   const nonFinite = x.data.filter((value) => !Number.isFinite(value)).length;
   if (nonFinite) throw new Error(`${file.name} holds ${nonFinite} NaN or infinite values`);
+  const [low, high] = info.range ?? [-Infinity, Infinity];
+  const outside = x.data.find((value) => value < low - RANGE_TOLERANCE || value > high + RANGE_TOLERANCE);
+  if (outside !== undefined)
+    throw new Error(`${file.name} holds ${outside}, expected values in [${low}, ${high}]`);
   return x;
 }
 
@@ -57,7 +62,7 @@ async function readNpy(file) {
 
 async function readCsv(file) {
   const lines = (await file.text()).split(/\r?\n/).filter((line) => line.trim());
-  const rows = lines.map((line) => line.trim().split(/\s*[,;\t]\s*|\s+/));
+  const rows = lines.map((line) => line.split(",").map((text) => text.trim())); // as `mdlstm infer` reads them
   if (!rows.length) throw new Error(`${file.name} is empty`);
   rows.forEach((row, r) => {
     if (row.length !== rows[0].length)

@@ -1,6 +1,6 @@
 // Shows a prediction in the terms of the task: numbers in a heat map, a label with its probability, a mask in
 // colours with a legend, or a text.
-import { classIndices, probabilities, transcript } from "./answers.js";
+import { classIndices, logistic, probabilities, transcript } from "./answers.js";
 import { toCsv } from "./files.js";
 import { HeatMap, formatNumber } from "./heatmap.js";
 import { makeGrid } from "./grid.js";
@@ -34,6 +34,7 @@ export class Prediction {
     this.classes = channelNames(info.outputs, info.classes);
     this.colours = classColours(info);
     this.isMask = info.kind === "segment";
+    this.probabilities = { classify: probabilities, tag: logistic }[info.kind];
     this.map.setChannels(this.isMask ? ["mask", ...this.classes.map((name) => `probability of ${name}`)] : this.classes);
   }
 
@@ -45,7 +46,7 @@ export class Prediction {
     this.map.select.hidden = !hasGrid || y.channels < 2;
     this.bars.hidden = hasGrid || this.info.kind === "transcribe";
     this.legend.hidden = !this.isMask || this.map.channel > 0;
-    this.answer.hidden = !["classify", "transcribe"].includes(this.info.kind);
+    this.answer.hidden = !["classify", "tag", "transcribe"].includes(this.info.kind);
     if (this.info.kind === "transcribe") this.#showText();
     else if (!hasGrid) this.#showBars();
     else if (!this.isMask) this.map.draw(y);
@@ -64,8 +65,8 @@ export class Prediction {
   csv() {
     const { info, y } = this;
     if (info.kind === "transcribe") return `${transcript(y, info)}\n`;
-    if (info.kind === "classify") {
-      const values = probabilities(y).data;
+    if (this.probabilities) {
+      const values = this.probabilities(y).data;
       return this.classes.map((name, k) => `${quote(name)},${Number(values[k].toPrecision(6))}\n`).join("");
     }
     if (!y.height) return toCsv(makeGrid(1, y.channels, 1, y.data), 0);
@@ -82,13 +83,15 @@ export class Prediction {
   }
 
   #showBars() {
-    const isClassifier = this.info.kind === "classify";
-    const values = isClassifier ? probabilities(this.y).data : this.y.data;
+    const isScored = Boolean(this.probabilities);
+    const values = isScored ? this.probabilities(this.y).data : this.y.data;
     const order = [...values.keys()];
-    if (isClassifier) order.sort((a, b) => values[b] - values[a]).splice(MAX_BARS);
-    const [label, format] = [(k) => this.classes[k], isClassifier ? percent : formatNumber];
-    const longest = isClassifier ? 1 : Math.max(1, ...values);
-    this.answer.textContent = `${label(order[0])} ${percent(values[order[0]])}`;
+    const given = order.filter((k) => values[k] >= this.info.threshold); // labels, of kind tag
+    if (isScored) order.sort((a, b) => values[b] - values[a]).splice(MAX_BARS);
+    const [label, format] = [(k) => this.classes[k], isScored ? percent : formatNumber];
+    const longest = isScored ? 1 : Math.max(1, ...values);
+    this.answer.textContent = this.info.kind === "tag" ? given.map(label).join(", ") || "(no label)"
+      : `${label(order[0])} ${percent(values[order[0]])}`;
     this.bars.replaceChildren(...order.map((k) => {
       const bar = Object.assign(document.createElement("li"), { textContent: `${label(k)}: ${format(values[k])}` });
       bar.style.setProperty("--share", Math.max(0, values[k] / longest));
