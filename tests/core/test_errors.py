@@ -106,7 +106,7 @@ COUNTED = re.compile(
 )
 # of these, some are no numbers, some never 1 where the text is read, and some part of a formula
 EXCEPTIONS = (
-    "sizes.py ndim;inputs.py ndim;spec.py axes;memory.py count;training.py need;pages.py count;"
+    "sizes.py ndim;inputs.py ndim;spec.py axes;memory.py count;transcribe_training.py need;pages.py count;"
     "export_verifier.py spec.ndim + 2;page_folders.py len(lines);tiles.py len(spec.output_names);info.py "
     "stage['stored'];comparison.py split;progress.py state.step + rate * eta;"
     "model_discovery.py suffix"
