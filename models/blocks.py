@@ -55,7 +55,7 @@ def check_batched(x: Tensor, ndim: int) -> None:
     """Check that x is (N, *grid, C); a single layer takes a sample alone, too."""
     if x.dim() != ndim + 2:
         raise InputError(
-            f"x has shape {tuple(x.shape)}, expected (N, *grid, C) with {ndim} axes of the grid; a sample "
+            f"x has shape {tuple(x.shape)}, expected (N, *grid, C) where the grid has D = {ndim}; a sample "
             "alone is x[None]"
         )
 
