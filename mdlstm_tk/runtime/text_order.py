@@ -37,6 +37,12 @@ def reorder(text: str, direction: Direction) -> str:
     return "".join(character for character, _ in reordered(text, direction))
 
 
+def as_searched(visual: str, direction: Direction | None) -> str:
+    """A line, in visual order, as a search reads it and a language model scores it: from the right if most
+    texts run from there. Numbers, and accents with their letters, are in reverse then."""
+    return visual[::-1].translate(MIRRORED) if direction == "rtl" else visual
+
+
 def reordered(characters: Sequence[str], direction: Direction) -> list[tuple[str, int]]:
     """Return the characters in the order of `reorder`, each with its index in `characters`."""
     clusters: list[list[int]] = []  # indices of characters with their accents, which follow in both orders

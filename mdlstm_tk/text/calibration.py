@@ -24,7 +24,7 @@ from rapidfuzz.distance import Levenshtein
 from mdlstm_tk.data import Task, batches
 from mdlstm_tk.data.spec import Floats
 from mdlstm_tk.kinds.decoding import write_decoding
-from mdlstm_tk.runtime.text_order import Direction, reorder
+from mdlstm_tk.runtime.text_order import Direction, as_searched, reorder
 from mdlstm_tk.text.character_model import CharacterModel
 from mdlstm_tk.text.ctc import Fusion, best_path, scaled_log_probs, search
 from mdlstm_tk.text.ctc_loss import line_steps
@@ -72,13 +72,16 @@ def calibrate(job: TrainingJob, step: int) -> None:
         step: the step of these weights.
     """
     run, spec = job.run, job.task.spec
-    lm = CharacterModel.fit(training_texts(job.task, job.config.seed), LM_ORDER)
+    texts, direction = training_texts(job.task, job.config.seed), spec.text_direction
+    if direction is not None:
+        texts = [as_searched(reorder(text, direction), direction) for text in texts]
+    lm = CharacterModel.fit(texts, LM_ORDER)
     lm.save(run.folder / LM_FILE)
     lines = validation_lines(job)
     decoding = Decoding(temperature=fit_temperature(evenly(lines, TEMPERATURE_LINES), spec.classes))
-    decoding = fit_weights(lines, spec.classes, lm, spec.text_direction, decoding)
+    decoding = fit_weights(lines, spec.classes, lm, direction, decoding)
     lines = evenly(lines, TEMPERATURE_LINES)
-    decoding = fit_lm_temperature(lines, spec.classes, lm, spec.text_direction, decoding)
+    decoding = fit_lm_temperature(lines, spec.classes, lm, direction, decoding)
     write_decoding(run, asdict(decoding), step)
 
 
@@ -182,7 +185,7 @@ def fit_weights(
     Args:
         lines: of data that the network was not trained on.
         classes: the characters.
-        lm: of texts in the order of reading.
+        lm: of texts as they are searched, see `as_searched`.
         direction: "rtl" if most texts run from right to left.
         decoding: its temperature is kept; the first search uses its weights.
     """
@@ -194,9 +197,9 @@ def fit_weights(
             for labels, log_ctc in zip(*search(log_probs, fusion, BEAM), strict=True):
                 visual = "".join(classes[k - 1] for k in labels)
                 if visual not in texts:
-                    logical = visual if direction is None else reorder(visual, direction)
                     edits = Levenshtein.distance(visual, line.visual)
-                    texts[visual] = log_ctc, lm.log_prob(logical), len(visual), edits
+                    log_lm = lm.log_prob(as_searched(visual, direction))
+                    texts[visual] = log_ctc, log_lm, len(visual), edits
         decoding = _best_weights(candidates, decoding)
     return decoding
 

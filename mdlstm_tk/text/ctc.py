@@ -265,7 +265,7 @@ def search(log_probs: Floats, fusion: Fusion, beam: int) -> tuple[list[Integers]
     The score is log P(text | image) + lm_weight · log P(text) + character_bonus · length, the latter two if
     there is a language model. At each step `beam` texts are kept; up to `beam` characters can follow,
     unless their probability is below 0.01 / beam. Texts that run from right to left are searched from
-    their beginning on the right, so that the language model sees numbers within them in reverse order.
+    their beginning on the right, and the language model scores them in that order, see `as_searched`.
 
     Returns:
         Up to `beam` texts, the best one first, as the outputs of their characters from left to right; and

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.training import SMALL, resume, run_in
-from helpers.user_data import read, write_texts
+from helpers.training import SMALL, quick, resume, run_in
+from helpers.user_data import read, write_arrays, write_texts
 from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run
 from mdlstm_tk.runtime import CharacterModel, Session
+from mdlstm_tk.runtime.text_order import as_searched, reorder
 from mdlstm_tk.text import Decoding, calibration
 from mdlstm_tk.text.calibration import (
     LineLogits,
@@ -156,6 +157,16 @@ def test_runs_hold_a_model_of_their_texts_and_a_decoding(tmp_path: Path) -> None
     (run.folder / DECODING_FILE).write_text('{"heat": 1}')
     with pytest.raises(InputError, match="no decoding"):
         read_run(run)
+
+
+def test_the_model_of_vowelled_texts_has_learned_them_as_they_are_searched(tmp_path: Path) -> None:
+    texts = ["\u05d0\u05b8\u05d1\u05b6", "\u05d1\u05b6\u05d0\u05b8"] * 6
+    x = np.random.default_rng(0).random((12, 8, 40))
+    data = write_arrays(tmp_path / "a.npz", "transcribe", x=x, y=np.array(texts))
+    run = run_in(tmp_path / "run", quick(data, "transcribe", model="lines", steps=2))
+    lm = CharacterModel.load(run.folder / LM_FILE)
+    searched = as_searched(reorder(texts[0], "rtl"), "rtl")
+    assert searched != texts[0] and lm.log_prob(searched) > lm.log_prob(texts[0]) + 1
 
 
 def test_the_network_stays_as_it_was_validated(tmp_path: Path) -> None:

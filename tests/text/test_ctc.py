@@ -12,6 +12,7 @@ import pytest
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import CharacterModel
+from mdlstm_tk.runtime.text_order import as_searched, reorder
 from mdlstm_tk.text import Decoding
 from mdlstm_tk.text.ctc import Fusion, scaled_log_probs, search, transcribe_logits
 from mdlstm_tk.text.posteriors import posteriors
@@ -111,6 +112,21 @@ def test_the_language_model_weighs_the_alternatives(seed: int, direction: Any) -
     for i, character in enumerate(shown):
         total = sum(weight(other) for other in alternatives(text, i, 4))
         assert character.confidence == pytest.approx(weight(text) / total, abs=0.05)
+
+
+def test_a_language_model_scores_what_it_has_learned() -> None:
+    """Also of texts from right to left with vowels, numbers and brackets."""
+    text = "\u05d0\u05b8\u05d1 (12) \u05d2\u05b6"
+    visual = reorder(text, "rtl")
+    classes = sorted(set(visual))
+    lm = CharacterModel.fit([as_searched(visual, "rtl")], order=3)
+    fusion = Fusion(lm, classes, DECODING, "rtl")
+    state, score = fusion.start, 0.0
+    for output in [*(classes.index(c) + 1 for c in visual[::-1]), 0]:
+        scores, states = fusion.after(state)
+        score, state = score + scores[output], states[output]
+    expected = DECODING.lm_weight * lm.log_prob(as_searched(visual, "rtl"))
+    assert score == pytest.approx(expected + DECODING.character_bonus * len(visual))
 
 
 def expected_edges(log_probs: np.ndarray, text: Text) -> np.ndarray:
