@@ -26,7 +26,7 @@ PANELS: dict[str, tuple[str, ...]] = {
 BY_TASK = (
     *("size", "resize", "model", "cell", "directions", "hidden", "layers", "windows", "dropout"),
     *("steps", "lr", "batch_size", "schedule", "clip", "weight_decay", "warmup", "average", "augment"),
-    *("validation", "evaluate_every", "patience"),
+    *("validation", "best_by", "evaluate_every", "patience"),
 )
 BY_TASK_TEXT = "depends on the task"
 
