@@ -38,4 +38,4 @@ def ctc_loss(logits: Tensor, batch: Batch, columns: int | None) -> Tensor:
     repeats = ((y[:, 1:] == y[:, :-1]) & (y[:, 1:] > 0)).sum(1)
     has_room = characters + repeats <= lengths
     losses = F.ctc_loss(log_probabilities, y, lengths, characters, reduction="none", zero_infinity=True)
-    return (losses * has_room / characters.clamp(min=1)).sum() / max(len(losses), 1)
+    return (losses * has_room / characters.clamp(min=1)).mean()
