@@ -4,8 +4,10 @@
 
 The folder holds pages with ALTO or PAGE XML and a splits.json. The default network, its convolutions with
 LSTMs along rows and then columns, and a U-Net are trained as `mdlstm train` does; each exported file finds
-the lines of the test pages. F1 is the mean over hands (prefixes of splits.json), with an interval of 95 %
-by bootstrap over them: on the pages as they are, turned by 3°, unevenly lit, and at half the resolution.
+the lines of the test pages. The minutes are counted as steps, which are timed before the first training
+(with several processes by the clock: let nothing else run meanwhile). F1 is the mean over hands (prefixes
+of splits.json), with an interval of 95 % by bootstrap over them: on the pages as they are, turned by 3°,
+unevenly lit, and at half the resolution.
 
 With a reader, the last columns are the characters that are wrong on whole pages, in per cent: from the
 photograph alone, and with the true lines. Lines are paired so that errors are fewest, whatever their order;
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -26,6 +29,7 @@ import numpy as np
 import PIL.Image
 import rival_networks  # noqa: F401  it registers the rivals
 import torch
+from equal_time import gain_of_processes, seconds_a_step
 from measuring import (
     RESULTS,
     ROOT,
@@ -45,11 +49,20 @@ from mdlstm_tk.runtime.preprocessing import decode_image, to_grey
 from mdlstm_tk.text import cut_line, find_lines, read_page
 from mdlstm_tk.text.pages import Page, PageLine
 from mdlstm_tk.text.polylines import same_lines, spacing_of
-from mdlstm_tk.training import configure, in_processes, make_task, new_job, parse_settings, train
+from mdlstm_tk.training import (
+    TrainConfig,
+    configure,
+    in_processes,
+    make_task,
+    new_job,
+    parse_settings,
+    train,
+)
 from mdlstm_tk.training.comparison import with_equal_parameters
 
 NETWORKS = {"default": "", "rows": "page-rows", "unet": "page-unet"}  # models of `rival_networks`
 DRAWS = 4000
+TIMING_SECONDS = 60  # in which steps take turns
 ANGLE = np.radians(3)
 FIGURES = ("F1", "turned", "lit", "halved", "wrong, %", "with true lines")
 COLUMNS = ("network", "parameters", "steps", *FIGURES, "s a page", "MB")
@@ -120,13 +133,32 @@ def measure(model: Path, pages: Sequence[tuple[str, Page]], reader: Session | No
     return row | {"seconds": seconds / 4 / len(pages), "bytes": model.stat().st_size}
 
 
-def train_network(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Train a network, export it, and measure what the file finds on the test pages."""
-    settings = {"task": "baselines", "data": str(options.pages), "minutes": options.minutes, "seed": seed}
+def configuration(name: str, seed: int, options: argparse.Namespace) -> TrainConfig:
+    """The configuration of a training, but for its number of steps."""
+    settings = {"task": "baselines", "data": str(options.pages), "seed": seed}
     config = configure(settings | parse_settings(options.set))
+    model = NETWORKS[name]
+    return with_equal_parameters(config, model, make_task(config)) if model else config
+
+
+def count_steps(options: argparse.Namespace) -> dict[str, int]:
+    """How many steps of each network take the minutes; they are timed where the file of results does not
+    tell."""
+    configs, processes = {name: configuration(name, 0, options) for name in NETWORKS}, options.processes
+    timing = min(TIMING_SECONDS, 6 * options.minutes)
+    cells: dict[str, Callable[[], Any]] = {
+        "seconds a step": partial(seconds_a_step, configs, timing),
+        f"gain of {processes} processes": partial(gain_of_processes, configs["default"], processes),
+    }
+    kept = resumed(options.results, cells)
+    seconds, gain = (kept[name] for name in cells)
+    return {name: max(2, round(60 * options.minutes * gain / seconds[name])) for name in configs}
+
+
+def train_network(name: str, seed: int, steps: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train a network, export it, and measure what the file finds on the test pages."""
+    config = replace(configuration(name, seed, options), steps=steps)
     task = make_task(config)
-    if NETWORKS[name]:
-        config = with_equal_parameters(config, NETWORKS[name], task)
     job = new_job(config, options.output / f"{name}-{seed}", force=True, task=task)
     result = train(job)
     if not job.context.is_main:
@@ -136,7 +168,7 @@ def train_network(name: str, seed: int, options: argparse.Namespace) -> dict[str
     names = zip(task.groups["test"], task.names["test"], strict=True)
     pages = [(hand, read_page(options.pages / name)) for hand, name in names]
     reader = Session(options.reader, device="cpu") if options.reader else None
-    counts = {"parameters": result["parameters"], "steps": job.run.read_times().steps}
+    counts = {"parameters": result["parameters"], "steps": steps, "best step": result["step"]}
     return counts | measure(model, pages, reader)
 
 
@@ -156,22 +188,24 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of all")
     options = parser.parse_args(arguments)
-    cells = {
-        f"{name}, {options.minutes:g} min, seed {seed}": partial(
-            in_processes, options.processes, train_network, name, seed, options
-        )
-        for seed, name in product(range(options.seeds), options.networks)
-    }
     torch.set_num_threads(1)
     reader = options.reader and options.reader.name
     settings = {"set": options.set, "pages": options.pages.resolve().name, "reader": reader}
     hold_settings(options.results, settings | {"processes": options.processes})
-    rows = resumed(options.results, cells)
-    rows.pop("settings")
+    steps, cells = count_steps(options), {}
+    for seed, name in product(range(options.seeds), options.networks):
+        call = in_processes, options.processes, train_network, name, seed, steps[name], options
+        cells[f"{name}, {options.minutes:g} min, seed {seed}"] = partial(*call)
+    rows = trained(resumed(options.results, cells))
     print(table(rows))
     if options.write:
         write_between_markers(ROOT / "docs/handwriting.md", "baselines", table(rows))
     return rows
+
+
+def trained(cells: Mapping[str, Any]) -> dict[str, Any]:
+    """The trainings among the cells of a file of results."""
+    return {name: each for name, each in cells.items() if isinstance(each, dict) and "f1" in each}
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -10,6 +10,10 @@ CREMMA-AN-TestamentDePoilus (https://doi.org/10.5281/zenodo.10177106) is downloa
 one page in ten is for validation and one for testing. Lines are rendered by `examples/render_lines.py` from
 the texts that a row is trained on.
 
+The minutes are those of one core, or of two that share each batch. They are counted as steps, which are
+timed before the first training (those of two cores by the clock: let nothing else run meanwhile), so that
+other work on the machine changes no result.
+
 Test errors are measured greedy, and with a beam search and a language model of the training texts alone. A
 training is kept in the file of results when it is finished, so that an interrupted table goes on. `--write`
 puts what is there of a table into the guide.
@@ -23,18 +27,17 @@ import os
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate, product
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple, cast
-from unittest.mock import patch
 
 import numpy as np
 import rival_networks  # noqa: F401  it registers the rivals
 import torch
+from equal_time import Patches, gain_of_processes, patched, seconds_a_step
 from hard_lines import hard_lines
 from measuring import (
     RESULTS,
@@ -62,17 +65,27 @@ from mdlstm_tk.text.decoding import BEAM, LM_FILE, read_run
 from mdlstm_tk.text.line_cutting import cut_line
 from mdlstm_tk.text.pages import Page, PageLine, is_page, read_page
 from mdlstm_tk.text.reading import Line, describe_lines, evaluate_lines
-from mdlstm_tk.training import configure, in_processes, make_task, new_job, parse_settings, train
+from mdlstm_tk.training import (
+    TrainConfig,
+    configure,
+    in_processes,
+    make_task,
+    new_job,
+    parse_settings,
+    train,
+)
 from mdlstm_tk.training.comparison import with_equal_parameters
 
 NETWORKS = {"default": "", "rows": "line-rows", "blstm": "line-blstm"}  # models of `rival_networks`
 SHARES = {"test": 0.1, "valid": 0.1}  # of the pages, where no splits.json divides them
 RENDERED_SHARE = 0.25  # of the minutes
+CORES = 2  # that share a training at most
+TIMING_SECONDS = 100  # in which steps take turns
 TIMED_LINES = 100  # that are read to measure the speed of a model
 FEW_LINES = 700
 RENDERED_LINES = 12_000
 COLUMNS = (
-    *("training", "parameters", "steps/s", "CER, %", "WER, %"),
+    *("training", "parameters", "steps", "CER, %", "WER, %"),
     *("CER with LM, %", "WER with LM, %", "ECE", "ECE with LM", "lines/s", "lines/s with LM", "MB"),
 )
 
@@ -93,7 +106,7 @@ def all_steps(batch: Any, steps: int, columns: int | None = None) -> Any:
 
 
 class Part(NamedTuple):
-    """A difference from a training with the default settings on one core.
+    """A difference from a training on one core with the default settings, in 16 bits.
 
     Attributes:
         settings: changed settings.
@@ -103,7 +116,7 @@ class Part(NamedTuple):
     """
 
     settings: Mapping[str, Any] = {}
-    patches: tuple[tuple[Any, str, Callable[..., Any]], ...] = ()
+    patches: Patches = ()
     processes: int = 1
     is_rendered_first: bool = False
 
@@ -204,32 +217,58 @@ def errors_of(lines: Sequence[Line]) -> dict[str, Any]:
     return {"character_error": edits / characters, "word_error": word_edits / words, **kept}
 
 
-def train_network(training: Training, options: argparse.Namespace) -> dict[str, Any]:
+def configuration(training: Training, options: argparse.Namespace, data: str = "pages") -> TrainConfig:
+    """The configuration of a training, but for its number of steps."""
+    folder = options.output / f"{data}-{training.lines or 'all'}"
+    settings = {"task": "transcribe", "precision": "bf16", "seed": training.seed, "data": str(folder)}
+    config = configure({**settings, **PARTS[training.part].settings, **parse_settings(options.set)})
+    model = NETWORKS[training.network]
+    return with_equal_parameters(config, model, make_task(config)) if model else config
+
+
+def count_steps(options: argparse.Namespace) -> Callable[[Training], int]:
+    """A function that tells how many steps of a training take its minutes; they are timed where the file of
+    results does not tell."""
+    every = trainings(argparse.Namespace(**{**vars(options), "only": None}))
+    first = {f"{each.network}, {each.part}": each._replace(seed=0) for each in reversed(every)}
+    configs = {name: configuration(each, options) for name, each in first.items()}
+    patches = {name: PARTS[each.part].patches for name, each in first.items()}
+    seconds = min(TIMING_SECONDS, 6 * every[0].minutes)
+    cells: dict[str, Callable[[], Any]] = {
+        f"seconds a step, {', '.join(configs)}": partial(seconds_a_step, configs, seconds, patches)
+    }
+    if any(PARTS[each.part].processes > 1 for each in every):
+        cells["gain of two cores"] = partial(gain_of_processes, next(iter(configs.values())), CORES)
+    kept = resumed(options.results, cells)
+    taken = kept[next(iter(cells))]
+
+    def count(training: Training) -> int:
+        gain = kept["gain of two cores"] if PARTS[training.part].processes > 1 else 1
+        one = taken[f"{training.network}, {training.part}"]
+        return max(2, round(60 * training.minutes * gain / one))
+
+    return count
+
+
+def train_network(training: Training, steps: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train a network, read the test lines with it, export it, and measure the exported file."""
     part, folder = PARTS[training.part], options.output / str(training).replace(", ", "-").replace(" ", "")
-    pages, rendered = (
-        options.output / f"{each}-{training.lines or 'all'}" for each in ("pages", "rendered")
-    )
-    settings: dict[str, Any] = {"task": "transcribe", "precision": "bf16", "seed": training.seed}
-    settings |= {**part.settings, **parse_settings(options.set), "minutes": training.minutes}
-    with ExitStack() as stack:
-        for module, name, other in part.patches:
-            stack.enter_context(patch.object(module, name, other))
+    config = configuration(training, options)
+    with patched(part.patches):
         if part.is_rendered_first:
-            minutes = RENDERED_SHARE * training.minutes
-            first = configure({**settings, "data": str(rendered), "minutes": minutes})
+            first = replace(
+                configuration(training, options, "rendered"), steps=round(RENDERED_SHARE * steps)
+            )
             train(new_job(first, folder / "rendered", force=True))
-            settings |= {"init": str(folder / "rendered"), "minutes": training.minutes - minutes}
-        config = configure({**settings, "data": str(pages)})
+            config = replace(config, init=str(folder / "rendered"), steps=steps - first.steps)
+        else:
+            config = replace(config, steps=steps)
         task = cast("UserDataTask", make_task(config))
-        if NETWORKS[training.network]:
-            model = NETWORKS[training.network]
-            config = with_equal_parameters(config, model, task)
         job = new_job(config, folder / "run", force=True, task=task)
         result = train(job)
         if not job.context.is_main:
             return {}
-        row = {key: result[key] for key in ("parameters", "steps_per_second", "step")}
+        row = {"parameters": result["parameters"], "steps": steps, "best step": result["step"]}
         split: Split = result["split"]
         assert split == "test", "splits.json names no test pages"
         lm = CharacterModel.load(job.run.folder / LM_FILE)
@@ -268,7 +307,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         ]
         calibration = [f"{row[search]['calibration_error']:.3f}" for search in searches]
         speeds = [f"{row[key]:.1f}" for key in ("speed", "speed_lm")]
-        labels = name, f"{row['parameters']:,}", f"{row['steps_per_second'] or 0:.1f}"
+        labels = name, f"{row['parameters']:,}", f"{row['steps']:,}"
         texts.append([*labels, *rates, *calibration, *speeds, f"{row['bytes'] / 1e6:.1f}"])
     return markdown(COLUMNS, texts, 1)
 
@@ -333,13 +372,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         link_pages(options.pages, pages, lines)
         if is_rendered:
             render_lines(pages, options.fonts, rendered, options.count)
-    cells = {
-        str(each): partial(in_processes, PARTS[each.part].processes, train_network, each, options)
-        for each in wanted
-    }
-    kept = resumed(options.results, {} if options.what == "lines" else cells)
-    rows = {name: kept[name] for name in cells if name in kept}
-    is_hard = options.what == "lines"
+    is_hard, cells = options.what == "lines", {}
+    if not is_hard:
+        steps = count_steps(options)
+        for each in wanted:
+            call = in_processes, PARTS[each.part].processes, train_network, each, steps(each), options
+            cells[str(each)] = partial(*call)
+    kept = resumed(options.results, cells)
+    rows = {str(each): kept[str(each)] for each in wanted if str(each) in kept}
     print(hard_lines(rows, options.output / "pages-all", NETWORKS) if is_hard else table(rows))
     if options.write and not is_hard and (text := published(options.what, options.results)):
         write_between_markers(ROOT / "docs/handwriting.md", f"handwriting-{options.what}", text)

@@ -13,26 +13,22 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import rival_networks  # noqa: F401  it registers the rivals
 import torch
+from equal_time import seconds_a_step
 from learning_tables import TABLES, TOLERANCE, Results, section, write
 from measuring import (
     RESULTS,
     ROOT,
-    Step,
     add_names,
     argument_parser,
     hold_settings,
-    interleave,
     machine,
     resumed,
 )
@@ -40,10 +36,8 @@ from measuring import (
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.training import TrainConfig, default_config, make_task, new_job, parse_settings, train
 from mdlstm_tk.training.comparison import with_parameters
-from mdlstm_tk.training.memory import keep_freed_memory
 from mdlstm_tk.training.networks import build_network, count_parameters
 from mdlstm_tk.training.tasks import with_model
-from mdlstm_tk.training.trainer import Trainer
 
 
 def configurations(name: str, settings: Mapping[str, Any]) -> dict[str, TrainConfig]:
@@ -60,27 +54,6 @@ def configurations(name: str, settings: Mapping[str, Any]) -> dict[str, TrainCon
     if any(abs(number / counts[base.model] - 1) > TOLERANCE for number in counts.values()):
         raise SystemExit(f"{name}: the numbers of parameters differ too much, {counts}")
     return configs
-
-
-def seconds_a_step(configs: Mapping[str, TrainConfig]) -> dict[str, float]:
-    """Processor time of a training step of each network, in turns, so that load slows all of them alike."""
-    keep_freed_memory()  # as `train` does
-
-    def stepping(config: TrainConfig) -> Step:
-        with tempfile.TemporaryDirectory() as folder:
-            job = new_job(config, folder, force=True)
-        trainer, numbers = Trainer(job), count()
-
-        def step() -> None:
-            batch = job.task.batch(config.seed, next(numbers), config.batch_size)
-            trainer.train_step(batch, interrupted=False)
-
-        return step
-
-    seconds = min(20.0, next(iter(configs.values())).steps / 100)
-    steps = {network: stepping(config) for network, config in configs.items()}
-    times = interleave(steps, seconds, clock=time.process_time)
-    return {network: median(each.ravel().tolist()) for network, each in times.items()}
 
 
 def train_once(config: TrainConfig, measure: str, *, chooses: bool) -> dict[str, Any]:
@@ -113,7 +86,11 @@ def prepare(results: Results, configs: Mapping[str, TrainConfig]) -> None:
     terms = {k: value for k, value in vars(base).items() if k in ("steps", "lr") or value != usual[k]}
     terms |= {"choosing": dict(results.table.choosing), "own": dict(results.table.own)}
     hold_settings(results.file, terms)
-    times = {"seconds a step": partial(seconds_a_step, configs), "machine of the seconds": machine}
+    seconds = min(20.0, base.steps / 100)
+    times = {
+        "seconds a step": partial(seconds_a_step, configs, seconds),
+        "machine of the seconds": machine,
+    }
     results.cells = resumed(results.file, times)
 
 

@@ -32,7 +32,7 @@ from contenders import Shape, floor
 from mdlstm_tk.data import Task
 from mdlstm_tk.training import TrainConfig, make_task
 
-MODULES = {"measuring", "contenders", "hard_lines"}  # that scripts share
+MODULES = {"measuring", "contenders", "equal_time", "hard_lines"}  # that scripts share
 NAMED = re.compile(r"benchmarks/(\w+)\.py")
 PAGES = [
     *(ROOT / "docs").rglob("*.md"),
