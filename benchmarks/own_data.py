@@ -5,21 +5,23 @@
 
 Folders are written as a user has them, and trained on with the default settings of their task: pictures of
 clothes (Fashion-MNIST, 28×28, ten classes; Debian's package dataset-fashion-mnist) to classify, and mosaics
-of photographs (scikit-image, 64×64, six classes) to segment. A cell of the table is one training; it is
-kept in a file of benchmarks/results/, so that an interrupted table goes on. `--write` puts the table into
-docs/training.md.
+of photographs (scikit-image, 64×64, six classes) to segment. The minutes are those of one core, counted as
+steps, which are timed before the trainings. A cell of the table is one training; it is kept in a file of
+benchmarks/results/, so that an interrupted table goes on. `--write` puts the table into docs/training.md.
 """
 
 from __future__ import annotations
 
 import gzip
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from equal_time import seconds_a_step
 from measuring import (
     RESULTS,
     ROOT,
@@ -35,11 +37,12 @@ from PIL import Image
 from mdlstm_tk.data import Textures
 from mdlstm_tk.density.fashion import FOLDER
 from mdlstm_tk.density.idx import read_idx
-from mdlstm_tk.training import configure, new_job, parse_settings, train
+from mdlstm_tk.training import TrainConfig, configure, new_job, parse_settings, train
 
 TASKS = {"images": "classify", "masks": "segment"}
 TEST_SAMPLES = {"images": 2000, "masks": 200}
 VALIDATION = 0.2  # of the samples
+TIMING_SECONDS = 20
 LABELS_OFFSET = 8  # bytes of the header of an IDX file with one axis
 
 
@@ -70,18 +73,17 @@ def write_masks(folder: Path, count: int) -> None:
 WRITERS: dict[str, Callable[[Path, int], None]] = {"images": write_images, "masks": write_masks}
 
 
-def measure(kind: str, data: Path, minutes: float, folder: Path, settings: Sequence[str]) -> dict[str, Any]:
+def measure(config: TrainConfig, folder: Path) -> dict[str, Any]:
     """Train once; returns its test error and what else there is to know."""
-    values = {"task": TASKS[kind], "data": str(data), "minutes": minutes, "validation": VALIDATION}
-    result = train(new_job(configure(values | parse_settings(settings)), folder, force=True))
+    result = train(new_job(config, folder, force=True))
     assert result["split"] == "test"
-    cell = {"error": result["errors"]["error"], "machine": machine()}
-    return cell | {key: result[key] for key in ("parameters", "ending", "step")}
+    cell = {"error": result["errors"]["error"], "machine": machine(), "steps": config.steps}
+    return cell | {"parameters": result["parameters"], "best step": result["step"]}
 
 
 def table(kind: str, cells: Mapping[str, Any]) -> str:
     """Errors by number of samples and minutes."""
-    keys = [tuple(name.split(", ")) for name in cells if name != "settings"]
+    keys = [tuple(name.split(", ")) for name in cells if name.endswith("min")]
     samples, minutes = (list(dict.fromkeys(each)) for each in zip(*keys, strict=True))
     rows = []
     for count in samples:
@@ -112,10 +114,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             part = data.with_suffix(".part")  # after an interrupt, the rest is written
             WRITERS[options.kind](part, int(count))
             part.rename(data)
+        values = {"task": TASKS[options.kind], "data": str(data), "validation": VALIDATION, "patience": 0}
+        config = configure(values | parse_settings(options.set))
+        name = f"{int(count):,} samples"
+        timing = {f"seconds a step, {name}": partial(seconds_a_step, {name: config}, TIMING_SECONDS)}
+        seconds = resumed(file, timing)[f"seconds a step, {name}"][name]
         for minutes in options.minutes.split(","):
+            steps = max(1, round(60 * float(minutes) / seconds))
             run = folder / f"run-{count}-{minutes}"
-            call = partial(measure, options.kind, data, float(minutes), run, options.set)
-            trainings[f"{int(count):,} samples, {minutes} min"] = call
+            trainings[f"{name}, {minutes} min"] = partial(measure, replace(config, steps=steps), run)
     cells = resumed(file, trainings)
     print(table(options.kind, cells))
     if options.write:
