@@ -174,7 +174,17 @@ class MDLSTM(NamesItsCell):
         With layer norm, the start values of the gates are the shifts of the norm, and the bias before the
         norm starts at N(0, 1). Otherwise an all-zero grid would have variance 0 in every norm, and each
         norm would multiply gradients by 1/√ε = 316.
+
+        Raises:
+            InputError: a parameter is parametrized or pruned, so that it is computed from others.
         """
+        names = (f"{name}_l{k}" for name in PARAMETERS for k in range(self.num_layers))
+        computed = [name for name in names if name not in self._parameters and hasattr(self, name)]
+        if computed:
+            raise InputError(
+                f"{computed[0]} is parametrized or pruned; reset the parameters before, or make it a "
+                "parameter again"
+            )
         n, gates = self.hidden_size, get_cell(self.cell).gates(self.ndim)
         for k in range(self.num_layers):
             parameters = self._layer_parameters(k)

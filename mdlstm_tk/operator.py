@@ -25,9 +25,16 @@ from mdlstm_tk.backends.inputs import (
     check_tensor,
     state_dtype,
 )
-from mdlstm_tk.backends.run import differentiable_gradients, run_backward, run_forward, wanted_gradients
+from mdlstm_tk.backends.run import (
+    differentiable_gradients,
+    needs_plain_autograd,
+    run_backward,
+    run_forward,
+    wanted_gradients,
+)
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.passes import cell_of_graph, graph_name
+from mdlstm_tk.flops import register_flops
 
 torch.library.define(
     "mdlstm::wavefront",
@@ -172,8 +179,10 @@ def _operator_backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None, *_:
     *tensors, output, gates, states = ctx.saved_tensors
     named, needs_grad = ctx.template.with_tensors(tensors), ctx.needs_input_grad[: len(DIFFERENTIABLE)]
     no_gradients = (None,) * (FIELDS - len(DIFFERENTIABLE) + 3)  # of the other arguments
-    if torch.is_grad_enabled():
-        return *differentiable_gradients(_with_cell(named), grad, dfinal, needs_grad), *no_gradients
+    if torch.is_grad_enabled() or needs_plain_autograd():
+        with torch.enable_grad():
+            gradients_of = differentiable_gradients(_with_cell(named), grad, dfinal, needs_grad)
+        return *gradients_of, *no_gradients
     if not ctx.saved:  # the graph was captured where no gradient was wanted
         output, _, gates, states = torch.ops.mdlstm.wavefront(*named, True, *ctx.options)
     results = SweepResults(output, None, gates, states)
@@ -196,6 +205,7 @@ def captured_gradients(
     grad = torch.zeros_like(output) if grad is None else grad
     dfinal = None if named[DIFFERENTIABLE.index("initial")] is None else dfinal
     others = grad, output, gates, states, dfinal, *options, *wanted_gradients(needs_grad)
+    register_flops()
     gradients = torch.ops.mdlstm.wavefront_backward(*named, *others)
     return dict(zip(DIFFERENTIABLE, gradients, strict=True))
 
@@ -205,3 +215,4 @@ torch.library.impl("mdlstm::wavefront_backward", "default", _wavefront_backward)
 torch.library.register_fake("mdlstm::wavefront", _wavefront_fake)
 torch.library.register_fake("mdlstm::wavefront_backward", _wavefront_backward_fake)
 torch.library.register_autograd("mdlstm::wavefront", _operator_backward, setup_context=_save_for_backward)
+register_flops()  # for graphs that were saved, which call the operators without a layer

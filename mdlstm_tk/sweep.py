@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from mdlstm_tk.backends import reference
@@ -29,6 +28,7 @@ from mdlstm_tk.backends.inputs import (
 from mdlstm_tk.backends.run import (
     differentiable_gradients,
     in_plain_autograd,
+    needs_plain_autograd,
     run_backward,
     run_forward,
     wanted_gradients,
@@ -49,7 +49,7 @@ def sweep(
     Args:
         inputs: x, the parameters, initial states, sizes, directions and the cell.
         backend: a name in `mdlstm_tk.backends.dispatch.BACKENDS`. Inside `torch.func` and forward-mode
-            differentiation "torch" runs, whatever was asked for.
+            differentiation "torch" runs in place of all but "reference", which is plain autograd itself.
         recompute: keep only h and the other states for backward, (1 + S)·n numbers per position and
             direction instead of (1 + S + G)·n, and compute the gates again from them.
 
@@ -80,11 +80,6 @@ def sweep(
     how, tensors = (inputs.without_tensors(), backend, recompute), (*inputs.tensors, inputs.sizes)
     output, final = _Sweep.apply(*how, *tensors)  # type: ignore[no-untyped-call]
     return output, final
-
-
-def needs_plain_autograd() -> bool:
-    """Tell whether a transform is active that cannot see into an operator."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def wants_gradients(tensors: Sequence[Tensor | None]) -> bool:
@@ -127,7 +122,8 @@ class _Sweep(torch.autograd.Function):
                     check_tensor(name, tensor, *kind)
         *tensors, output, gates, states = saved
         inputs, needs_grad = template.with_tensors(tensors), ctx.needs_input_grad[3:-1]
-        if torch.is_grad_enabled() or is_batched(grad) or is_batched(dfinal):
+        sees_inside = needs_plain_autograd() or is_batched(grad) or is_batched(dfinal)
+        if torch.is_grad_enabled() or sees_inside:
             with torch.enable_grad():
                 return None, None, None, *differentiable_gradients(inputs, grad, dfinal, needs_grad), None
         if _is_captured(*saved, grad, dfinal):

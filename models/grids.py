@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import Sizes, as_sizes
+from mdlstm_tk._util.text import counted, one_line
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
@@ -55,9 +56,20 @@ class GridNet(nn.Module):
 
     @torch.no_grad()
     def set_initial_prediction(self, mean: Sequence[float]) -> None:
-        """Let the untrained network predict about `mean` everywhere, one number in (0, 1) for each output,
-        instead of 1/2."""
-        self.head.bias.copy_(torch.tensor(mean, dtype=torch.float64).logit())
+        """Let the untrained network predict about `mean` everywhere, one number for each output, in (0, 1)
+        unless `linear`, instead of 1/2 or 0.
+
+        Raises:
+            InputError: these are other numbers, or not as many.
+        """
+        numbers = torch.tensor(mean, dtype=torch.float64)
+        is_inside = self.linear or bool(((numbers > 0) & (numbers < 1)).all())
+        if numbers.shape != self.head.bias.shape or not is_inside:
+            range_of = "" if self.linear else " in (0, 1)"
+            raise InputError(
+                f"mean must be {counted(len(self.head.bias), 'number')}{range_of}, got {one_line(mean)}"
+            )
+        self.head.bias.copy_(numbers if self.linear else numbers.logit())
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
         """Map x (N, *grid, C) to (N, *grid, outputs), in (0, 1) unless `linear`.

@@ -51,6 +51,10 @@ class Normalized(nn.Module):
         self.network = network
         self.scales_targets = len(target_mean) > 0
         buffers = {"mean": mean, "std": std, "target_mean": target_mean, "target_std": target_std}
+        for one, other in (("mean", "std"), ("target_mean", "target_std")):
+            if len(buffers[one]) != len(buffers[other]):
+                counts = f"{len(buffers[one])} and {len(buffers[other])}"
+                raise InputError(f"{one} and {other} must be equally many numbers, got {counts}")
         dtype = dtype or torch.get_default_dtype()  # not that of an array
         for name, values in buffers.items():
             check_unmasked(name, values)

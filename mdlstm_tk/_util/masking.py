@@ -154,6 +154,7 @@ def _has_values(sizes: Tensor) -> bool:
         and not sizes.is_meta
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None  # as of `make_fx`
         and not (sizes.is_cuda and torch.cuda.is_current_stream_capturing())
     )
 

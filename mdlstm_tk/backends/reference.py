@@ -23,11 +23,14 @@ Position = tuple[int, ...]
 
 
 def forward(inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
-    """h (N, *grid, dirs, n), and the final states (N, F, dirs, 1 + S, n) if there are initial ones."""
+    """h (N, *grid, dirs, n), and the final states (N, F, dirs, 1 + S, n) if there are initial ones. 16-bit
+    inputs are computed in float32."""
+    dtype, of_states = inputs.x.dtype, state_dtype(inputs.x)
+    inputs = inputs.with_tensors([None if t is None else t.to(of_states) for t in inputs.tensors])
     results = [_sweep(inputs, k, direction) for k, direction in enumerate(inputs.directions)]
     h = torch.stack([of_direction for of_direction, _ in results], dim=-2)
     final = torch.stack([of_direction for _, of_direction in results], dim=2)
-    return h, None if inputs.initial is None else final.to(state_dtype(inputs.x))
+    return h.to(dtype), None if inputs.initial is None else final
 
 
 def _sweep(inputs: SweepInputs, k: int, direction: Direction) -> tuple[Tensor, Tensor]:
@@ -43,7 +46,7 @@ def _sweep(inputs: SweepInputs, k: int, direction: Direction) -> tuple[Tensor, T
         slots["parameter"] = parameters[k].unbind()
     zero = x.new_zeros(batch, states_of_cell, units)
     states: dict[Position, Tensor] = {}  # h and the others, (N, 1 + S, n)
-    faces = None if inputs.initial is None else split_faces(inputs.initial[:, :, k].to(x.dtype), grid)
+    faces = None if inputs.initial is None else split_faces(inputs.initial[:, :, k], grid)
     for progress in np.ndindex(*grid):  # how far the sweep has come along each axis
         position = _position(progress, grid, direction)
         index: Any = (slice(None), *position)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mdlstm_tk.backends.dispatch import engine
 from mdlstm_tk.backends.inputs import DIFFERENTIABLE, Gradients, SweepInputs, SweepResults, state_dtype
@@ -46,6 +47,11 @@ def _dense(grad: Tensor | None, like: Tensor) -> Tensor:
 def wanted_gradients(needs_grad: Sequence[bool]) -> tuple[bool, bool]:
     """If gradients are wanted of x, and of any parameter, from those that the inputs need."""
     return needs_grad[0], any(needs_grad[1 : DIFFERENTIABLE.index("initial")])
+
+
+def needs_plain_autograd() -> bool:
+    """Tell whether a transform is active that cannot see into an operator."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def in_plain_autograd(inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:

@@ -119,9 +119,9 @@ class Value:
         Raises:
             InputError: the function gets options that a recorded operation does not have.
         """
-        if options := {name: value for name, value in (kwargs or {}).items() if value not in (None, False)}:
-            given = ", ".join(options)
-            raise InputError(f"'{function.__name__}' in a cell takes no {given}; leave it out")
+        given = [k for k, value in (kwargs or {}).items() if value is not None and value is not False]
+        if given:
+            raise InputError(f"'{function.__name__}' in a cell takes no {', '.join(given)}; leave it out")
         return record(function.__name__, *args)
 
 

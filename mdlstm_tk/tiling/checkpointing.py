@@ -11,10 +11,10 @@ from torch import Tensor
 from mdlstm_tk._util import arguments
 from mdlstm_tk._util.masking import Sizes
 from mdlstm_tk._util.text import one_line
+from mdlstm_tk.backends.run import needs_plain_autograd
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.states import BoundaryState, State
-from mdlstm_tk.sweep import needs_plain_autograd
 from mdlstm_tk.tiling.tiled_sweep import TiledSweep
 
 Extents = int | Sequence[int]
@@ -91,7 +91,7 @@ def checkpointed(
             f"layer must be an MDLSTM, got {type(layer).__name__}; "
             "in a network, call checkpointed in place of each of its MDLSTM layers"
         )
-    if type(layer).forward is not MDLSTM.forward:
+    if type(layer).forward is not MDLSTM.forward or "forward" in vars(layer):
         raise InputError(
             f"layer is of the class {type(layer).__name__} with a forward of its own, which checkpointed "
             "does not run; use layer(x), or call checkpointed in that forward, for an MDLSTM"

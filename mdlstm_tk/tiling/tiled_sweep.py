@@ -23,6 +23,7 @@ from mdlstm_tk.backends.inputs import (
     check_inputs,
     state_dtype,
 )
+from mdlstm_tk.backends.run import needs_plain_autograd
 from mdlstm_tk.sweep import is_batched, sweep, wants_gradients
 from mdlstm_tk.tiling.tiles import Front, Tile, cut
 
@@ -138,10 +139,12 @@ class _Checkpointed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() or is_batched(dy) or is_batched(dfinal):
+        sees_inside = needs_plain_autograd() or is_batched(dy) or is_batched(dfinal)
+        if torch.is_grad_enabled() or sees_inside:
             raise RuntimeError(
-                "tiling.checkpointed can be differentiated once, not twice (create_graph=True), and not "
-                "with batched gradients (vectorize=True, is_grads_batched=True); use layer(x) there"
+                "tiling.checkpointed can be differentiated once, not twice (create_graph=True), and not in "
+                "forward mode or with batched gradients (vectorize=True, is_grads_batched=True); use "
+                "layer(x) there"
             )
         how, count = ctx.how, len(TENSORS)
         saved = ctx.saved_tensors  # read once: torch.utils.checkpoint gives each tensor only once

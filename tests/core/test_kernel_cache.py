@@ -118,6 +118,14 @@ def test_broken_code_on_disk_and_a_full_disk(cache: Path, monkeypatch: pytest.Mo
     assert not list(cache.rglob("*.nbi"))
 
 
+def test_code_for_other_vectors_is_compiled_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba's key holds the processor and its features, not the size that `simd` takes for them."""
+    compiled()(0)
+    monkeypatch.setattr(cpu_compile.simd, "VECTOR_BYTES", 2 * cpu_compile.simd.VECTOR_BYTES)
+    compiled()(0)
+    assert len(list(cache.rglob("*.nbc"))) == 2
+
+
 def test_folders_that_vanish_while_they_are_searched(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled()
     scandir = os.scandir

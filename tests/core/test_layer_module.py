@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from unittest.mock import Mock
 import pytest
 import torch
 from helpers.checkout import ROOT
+from helpers.refusal import refused
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.backends.cpu import plan
@@ -247,6 +249,15 @@ def test_a_parametrization_that_fails_is_no_missing_parameter() -> None:
         layer(X)
     layer = MDLSTM(3, 4, bias=False)
     assert layer._layer_parameters(0)["bias"] is None
+
+
+@pytest.mark.parametrize("change", [parametrizations.weight_norm, partial(prune.l1_unstructured, amount=1)])
+def test_weights_that_are_computed_are_not_reset(change: Callable[..., Any]) -> None:
+    layer = MDLSTM(3, 4)
+    bias = layer.bias_l0.clone()
+    change(layer, "weight_hh_l0")
+    refused("weight_hh_l0 is parametrized or pruned", layer.reset_parameters)
+    assert torch.equal(layer.bias_l0, bias)
 
 
 class Pair(nn.Module):

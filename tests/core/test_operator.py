@@ -219,22 +219,33 @@ def test_floating_point_operations_are_those_of_the_products(
 
 COUNT = """
 import torch
+{before}
 from mdlstm_tk import MDLSTM
 layer, x = MDLSTM(2, 4), torch.randn(2, 3, 4, 2)
-layer(x)
 y = layer(x)
+graph = torch.export.export(layer, (x,)).module()
 from torch.utils.flop_counter import FlopCounterMode
-for run in (lambda: layer(x), lambda: y.sum().backward()):
-    with FlopCounterMode(display=False) as counter:
-        run()
-    print(counter.get_total_flops())
+run = {run}
+with FlopCounterMode(display=False) as counter:
+    run()
+print(counter.get_total_flops())
 """
+COUNTER = "import torch.utils.flop_counter"
 
 
-def test_a_counter_of_operations_may_be_imported_after_the_layer() -> None:
+@pytest.mark.parametrize(
+    ("before", "run", "flops"),
+    [
+        ("", "lambda: layer(x)", 9600),
+        ("", "lambda: y.sum().backward()", 17280),
+        (COUNTER, "lambda: graph(x)", 9600),  # which runs without a layer
+    ],
+)
+def test_a_counter_of_operations_may_be_imported_after_the_layer(before: str, run: str, flops: int) -> None:
     """And may be switched on between forward and backward."""
-    done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["9600", "17280"]
+    code = COUNT.format(before=before, run=run)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == flops
 
 
 @pytest.mark.parametrize("backend", ["fused", pytest.param("torch", marks=pytest.mark.slow)])

@@ -210,6 +210,7 @@ BAD: list[tuple[dict[str, Any], Callable[..., Any], str]] = [
     ({"gates": [G]}, one_gate(lambda g: g if g else 1.0), "cannot branch .*maximum"),
     ({"gates": [G]}, one_gate(lambda g: g + "1"), "values and numbers, got str"),
     ({"gates": [G]}, one_gate(lambda g: g.maximum()), "takes 2 arguments, got 1"),
+    ({"gates": [G]}, one_gate(lambda g: torch.add(g, g, alpha=0)), "takes no alpha; leave it out"),
     ({"gates": [G]}, one_gate(lambda g: 1.0), "must compute h"),
     ({"gates": [G]}, one_gate(lambda g: g * float("nan")), "not finite"),
     ({"gates": [G]}, one_gate(lambda g: g.minimum(np.inf)), "is not finite$"),

@@ -96,7 +96,7 @@ def test_slstm_is_a_mean_on_every_grid(grid: tuple[int, ...], forget: float, sca
         torch.testing.assert_close(y.double(), exact, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
 def test_pre_activations_beyond_float16(backend: str) -> None:
     """Rounded to float16 they would be infinite, and the layer norm would turn them into NaN."""
     case = Case("stable", layer_norm=True, dtype="float16")

@@ -154,6 +154,10 @@ HOOKED = MDLSTM(2, 5)
 HOOKED.register_forward_hook(lambda *_: None)
 
 
+WRAPPED = MDLSTM(2, 5)
+WRAPPED.forward = WRAPPED.forward  # type: ignore[method-assign]  # as hooks of accelerate set it
+
+
 class Residual(MDLSTM):
     def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
         return x + super().forward(x, *arguments, **options)
@@ -162,6 +166,7 @@ class Residual(MDLSTM):
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"layer": nn.Linear(2, 3)}, "must be an MDLSTM, got Linear"),
     ({"layer": Residual(2, 2)}, "the class Residual with a forward of its own"),
+    ({"layer": WRAPPED}, "a forward of its own"),
     ({"layer": HOOKED}, "hooks"),
     ({"tile": (0, 2)}, r"tile must be .* got \(0, 2\)"),
     ({"tile": (4, 4)}, r"window \(2, 3\), got \(4, 4\); use \(4, 6\)"),

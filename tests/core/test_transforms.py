@@ -17,6 +17,7 @@ from helpers.requirements import missing
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.backends.torch import products
@@ -147,6 +148,30 @@ def test_compiled_once_for_many_sizes() -> None:
         x = torch.randn(shape)
         torch.testing.assert_close(compiled(x), layer(x))
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_tangents_of_a_gradient_go_through_the_backward_pass(captured: bool) -> None:
+    """The forward pass has run before forward-mode differentiation begins."""
+    layer = Case(grid=(2, 3), units=2).layer("fused", torch.float64)
+    run = torch.compile(layer, backend="eager", fullgraph=True) if captured else layer
+    x = torch.randn(1, 2, 3, 2, dtype=torch.float64, requires_grad=True)
+    y = run(x)
+    v, tangent = torch.randn(2, *y.shape, dtype=torch.float64)
+    with forward_ad.dual_level():
+        (gradient,) = torch.autograd.grad(y, x, forward_ad.make_dual(v, tangent))
+        actual = forward_ad.unpack_dual(gradient).tangent
+    (expected,) = torch.autograd.grad(layer(x), x, tangent)
+    assert actual is not None
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+    torch._dynamo.reset()
+
+
+def test_a_graph_of_make_fx_takes_other_sizes() -> None:
+    layer, x = MDLSTM(2, 4), torch.randn(2, 3, 4, 2)
+    full, sizes = torch.tensor([[3, 4], [3, 4]]), torch.tensor([[2, 2], [3, 3]])
+    graph = make_fx(lambda x, sizes: layer(x, sizes))(x, full)
+    torch.testing.assert_close(graph(x, sizes), layer(x, sizes), rtol=0, atol=0)
 
 
 def test_derivatives_of_a_layer_that_runs_twice() -> None:

@@ -158,11 +158,14 @@ def test_two_runs_are_equal_to_the_bit() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_functions_over_their_whole_range(dtype: torch.dtype) -> None:
-    """Each of the table, to the last digits of its result, however small that is."""
+    """Each of the table, to the last digits of its result, however small that is; NaN stays NaN."""
     x = whole_range(dtype).to(DEVICE)
-    results = run_all_operations("any-numbers", x, x)
+    results = run_all_operations("any-numbers", x, x.flip(0))
     for name in FUNCTIONS:
         assert_precise(name, x.cpu(), results[name].cpu(), 8 if dtype == torch.float32 else 4)
+    for name, others in {"maximum": (x.flip(0),), "minimum": (x.flip(0),), "relu": ()}.items():
+        expected = getattr(torch, name)(x, *others)
+        torch.testing.assert_close(results[name], expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("cell", ["stable", "leaky"])

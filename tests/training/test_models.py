@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.refusal import refused
 
 from mdlstm_tk.data import UNLABELLED, Batch, TaskSpec
 from mdlstm_tk.data.task import collate
@@ -74,6 +75,13 @@ def test_untrained_networks_predict_the_mean(model: str) -> None:
     net.set_initial_prediction((0.08,))
     y = net(torch.rand(4, 8, 8, 1) * 0.1)
     assert y.mean().item() == pytest.approx(0.08, abs=0.05)
+    for mean in ((1.0,), (1.5,), (0.1, 0.2), ()):
+        refused(
+            r"mean must be 1 number in \(0, 1\), got", lambda mean=mean: net.set_initial_prediction(mean)
+        )
+    linear = create(model, 1, 1, linear=True)
+    linear.set_initial_prediction((20.0,))
+    assert linear(torch.rand(4, 8, 8, 1) * 0.1).mean().item() == pytest.approx(20, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +263,12 @@ def test_normalized_networks_take_and_return_raw_numbers() -> None:
     inner = create("md", 2, 1, linear=True)
     with pytest.raises(InputError, match=r"target_std must be numbers above 0, got \[0.0\]"):
         Normalized(inner, (1.0, 2.0), (0.5, 4.0), (10.0,), (0.0,))
+    for numbers in (
+        ((1.0,), (0.5, 4.0)),
+        ((1.0, 2.0), (0.5, 4.0), (), (2.0,)),
+        ((1.0, 2.0), (0.5, 4.0), (10.0,)),
+    ):
+        refused("must be equally many numbers", lambda numbers=numbers: Normalized(inner, *numbers))
     net = Normalized(inner, (1.0, 2.0), (0.5, 4.0), (10.0,), (3.0,))
     x = torch.randn(2, 3, 4, 2)
     standardised = (x - torch.tensor([1.0, 2.0])) / torch.tensor([0.5, 4.0])

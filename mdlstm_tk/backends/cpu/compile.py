@@ -22,6 +22,7 @@ import numpy as np
 from numba import cfunc, njit
 from numba.core import config
 
+from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.cache_folder import cache_folder
 from mdlstm_tk.backends.specialize import compiling, specialize
 from mdlstm_tk.cells import operations
@@ -93,7 +94,12 @@ def _compile(function: Callable[..., None], key: str, subject: str) -> Any:
         key: whatever the code depends on beside the sources in this folder and the function's name.
         subject: what is compiled, for people.
     """
-    source = f"{_source_digest()} {function.__name__} {key}"
+    vectors = (
+        simd.VECTOR_BYTES,
+        simd.TILE_ROWS,
+        simd.TILE_VECTORS,
+    )  # Numba's own key does not tell them apart
+    source = f"{_source_digest()} {vectors} {function.__name__} {key}"
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
     function.__qualname__ += f"_{digest}"
     signature = f"void({', '.join(['int64'] * function.__code__.co_argcount)})"
