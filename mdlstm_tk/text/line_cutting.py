@@ -17,6 +17,7 @@ import numpy as np
 
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.text.page_geometry import is_level
 from mdlstm_tk.text.pages import PageLine
 
 MAX_SAMPLES = 1024  # points that an outline or a baseline is divided into
@@ -38,31 +39,48 @@ def cut_line(pixels: Array, line: PageLine) -> Array:
 
     Returns:
         (h, w) or (h, w, 3) in the dtype of the pixels. Without baseline an outline much longer than high
-        is straightened along its own axis; without outline the box takes its place.
+        is straightened along its own axis; without outline the box takes its place, or the part of it that
+        follows the baseline.
 
     Raises:
         InputError: nothing of the line lies on the page.
         MissingExtraError: Pillow is not installed.
     """
-    left, top, right, bottom = line.box
-    corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
-    outline = corners if line.polygon is None else line.polygon
+    baseline = None if line.baseline is None else np.asarray(line.baseline, float)
+    if baseline is not None:
+        length = _lengths(baseline)[-1]  # 0 if it lies beyond the page
+        if not 0 < length <= MAX_WINDING * np.hypot(*np.ptp(baseline, axis=0)):
+            baseline = None
+    outline = _outline(line.box, baseline) if line.polygon is None else line.polygon
     outline = np.clip(outline, 0.0, pixels.shape[1::-1])
     low, high = np.floor(outline.min(axis=0)).astype(int), np.ceil(outline.max(axis=0)).astype(int)
     if (high <= low).any():
         raise InputError(f"line {line.id} has no area on the page")
-    if line.polygon is None and line.baseline is None:
+    if line.polygon is None and baseline is None:
         return np.ascontiguousarray(pixels[low[1] : high[1], low[0] : high[0]])
     margin = 0 if line.reach is None else int(sum(line.reach))
     low, high = np.maximum(low - margin, 0), np.minimum(high + margin, pixels.shape[1::-1])
     region = pixels[low[1] : high[1], low[0] : high[0]]
     outline = _resampled(np.concatenate([outline, outline[:1]]) - low)
-    if line.baseline is not None:
-        baseline = np.asarray(line.baseline, float) - low
-        length = _lengths(baseline)[-1]  # 0 if it lies beyond the page
-        if 0 < length <= MAX_WINDING * np.hypot(*np.ptp(baseline, axis=0)):
-            return _unrolled(region, outline, baseline, line.reach)
-    return _unrolled(region, outline, _axis(outline), None)
+    if baseline is None:
+        return _unrolled(region, outline, _axis(outline), None)
+    return _unrolled(region, outline, baseline - low, line.reach)
+
+
+def _outline(box: tuple[int, int, int, int], baseline: Array | None) -> Array:
+    """The outline (M, 2) of a line that has none: its box, of which only the part that follows the baseline
+    (K, 2) counts, if there is one: where a line slopes, its neighbours are in the box as well."""
+    left, top, right, bottom = box
+    if baseline is None:
+        return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+    along, across = (0, 1) if is_level(baseline) else (1, 0)
+    chain = baseline[:: 1 if baseline[0, along] <= baseline[-1, along] else -1]
+    before, after = chain.min(axis=0) - (left, top), (right, bottom) - chain.max(axis=0)
+    run = chain[-1] - chain[0]
+    run /= max(run[along], 1e-9)
+    chain = np.concatenate([[chain[0] - before[along] * run], chain, [chain[-1] + after[along] * run]])
+    shift = np.eye(2)[across]
+    return np.concatenate([chain - before[across] * shift, (chain + after[across] * shift)[::-1]])
 
 
 def _axis(outline: Array) -> Array:

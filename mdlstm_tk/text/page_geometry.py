@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.preprocessing import SIDEWAYS, read_extents
+from mdlstm_tk.runtime.text_order import is_right_to_left
 from mdlstm_tk.text.markup import Element
 
 MAX_POINTS = 4096  # of an outline; the others of a longer one are left out evenly
 MAX_NUMBER = 1e6  # of a coordinate or extent; larger ones count as this
 MAX_STRETCH = 0.03  # by which the shape of the image may differ from that in the file
+ROUNDED = 2  # pixels by which a box around a baseline may be higher than it
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 BOX = ("HPOS", "VPOS", "WIDTH", "HEIGHT")
 
@@ -59,6 +62,10 @@ class Frame:
             points = points[:, ::-1]
             flips = self.orientation in (6, 7), self.orientation in (7, 8)
             points = np.where(flips, self.extents - points, points)
+        return self.clipped(points)
+
+    def clipped(self, points: Array) -> Array:
+        """Points (K, 2) of the upright image that lie inside it."""
         return np.clip(points, 0, self.extents)
 
 
@@ -102,10 +109,46 @@ def read_baseline(element: Element) -> Array | None:
     return _points(text, 2)
 
 
-def line_spacing(elements: Mapping[str, Element]) -> float:
+class Place(NamedTuple):
+    """Where a file has a line, in pixels of the image; None for what it does not say.
+
+    Attributes:
+        baseline: (K, 2), K > 1, as it was drawn.
+        polygon: (K, 2), K > 2, its outline.
+        corners: (K, 2), those of the outline, else two of its box.
+    """
+
+    baseline: Array | None
+    polygon: Array | None
+    corners: Array | None
+
+    @classmethod
+    def read(cls, element: Element, frame: Frame) -> Place:
+        """The place of a line. A box that is no higher than the baseline is that of the baseline, as
+        eScriptorium writes it, and says nothing about the line."""
+        polygon, baseline = read_polygon(element), read_baseline(element)
+        corners = read_corners(element) if polygon is None else polygon
+        if polygon is None and corners is not None and baseline is not None:
+            across = int(is_level(baseline))
+            if np.ptp(corners[:, across]) <= np.ptp(baseline[:, across]) + ROUNDED:
+                corners = None
+        baseline, polygon, corners = (
+            None if points is None else frame(points) for points in (baseline, polygon, corners)
+        )
+        if baseline is not None and len(np.unique(baseline, axis=0)) < 2:  # it lies beyond the page
+            baseline = None
+        return cls(baseline, polygon, corners)
+
+
+def is_level(baseline: Array) -> bool:
+    """True if a baseline (K, 2) runs along x rather than along y."""
+    run = np.abs(baseline[-1] - baseline[0])
+    return bool(run[0] >= run[1])
+
+
+def line_spacing(baselines: Sequence[Array]) -> float:
     """Roughly the distance between lines, for lines that have only a baseline: the median distance of the
-    middle of each baseline from the nearest other one."""
-    baselines = [baseline for line in elements.values() if (baseline := read_baseline(line)) is not None]
+    middle of each baseline (K, 2) from the nearest other one."""
     if len(baselines) < 2:
         return float(np.ptp(baselines[0], axis=0).max()) / 20 if baselines else 0.0
     middles = np.array([(baseline[0] + baseline[-1]) / 2 for baseline in baselines])
@@ -113,16 +156,34 @@ def line_spacing(elements: Mapping[str, Element]) -> float:
     return float(np.median(nearest))
 
 
-def in_reading_order(baseline: Array, corners: Array) -> Array:
-    """The points (K, 2) of a baseline, the first one where reading begins.
+def in_reading_order(places: Sequence[Place], text: str) -> list[Array | None]:
+    """The baselines (K, 2) of a page, the first point of each where reading begins.
 
-    Letters stand above their baseline. Where they do so on the page, right to left is only the order in
-    which the baseline was drawn, as right-to-left texts have it; else the line is upside down.
+    Right to left is only the order in which a baseline was drawn where the page has right-to-left texts, or
+    no texts yet and most lines run so. It is, too, where letters stand above the baseline on the page; else
+    the line is upside down.
+
+    Args:
+        places: of its lines.
+        text: that of all of them.
     """
-    run = baseline[-1] - baseline[0]
-    is_leftwards = run[0] < -abs(run[1])
-    middle = (corners[:, 1].min() + corners[:, 1].max()) / 2
-    return baseline[::-1] if is_leftwards and middle < baseline[:, 1].mean() else baseline
+    level = [line for line, *_ in places if line is not None and is_level(line)]
+    if any(map(str.isalpha, text)):
+        is_usual = is_right_to_left(text)
+    else:  # one line tells no order
+        is_usual = sum(line[-1, 0] < line[0, 0] for line in level) > max(len(level) / 2, 1)
+    ordered = []
+    for line, _, corners in places:
+        if line is not None and is_level(line) and line[-1, 0] < line[0, 0]:
+            is_above = corners is None or corners[:, 1].min() + corners[:, 1].max() < 2 * line[:, 1].mean()
+            line = line[::-1] if is_usual or is_above else line
+        ordered.append(line)
+    return ordered
+
+
+def box_around(line: Array, above: float, below: float) -> Array:
+    """Two corners of a box around a baseline (K, 2), for a line of which nothing else is known."""
+    return np.array([line.min(axis=0) - above, line.max(axis=0) + below])
 
 
 def typical_reach(lines: Iterable[tuple[Array | None, Array | None]]) -> tuple[float, float] | None:

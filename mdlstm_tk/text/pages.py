@@ -18,8 +18,8 @@ from __future__ import annotations
 import os.path
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,12 +35,11 @@ from mdlstm_tk.text.markup import Document, Element, escaped, quoted, root_tag
 from mdlstm_tk.text.page_geometry import (
     BOX,
     Frame,
+    Place,
+    box_around,
     in_reading_order,
     line_spacing,
-    read_baseline,
-    read_corners,
     read_number,
-    read_polygon,
     typical_reach,
 )
 
@@ -131,11 +130,8 @@ def read_page(path: str | Path, content: bytes | None = None) -> Page:
     sheet = next(root.descendants("Page"))
     width, height = (read_number(sheet.attributes.get(key)) or 0.0 for key in keys)
     frame = Frame.of(path, image, (width, height))
-    spacing = line_spacing(elements)
-    lines = [_line(name, element, frame, spacing) for name, element in elements.items()]
-    reach = typical_reach((line.baseline, line.polygon) for line in lines)
-    lines = [replace(line, reach=reach) for line in lines]
-    return Page(path, image, int(frame.extents[0]), int(frame.extents[1]), tuple(lines), content)
+    width, height = frame.extents.astype(int).tolist()
+    return Page(path, image, width, height, tuple(_lines(elements, frame)), content)
 
 
 def image_of(path: str) -> Path | None:
@@ -218,26 +214,20 @@ def _find_image(path: Path, root: Element) -> Path:
     raise InputError(f"{path} has no image; expected {hint}{path.stem}.jpg or .png beside it")
 
 
-def _line(name: str, element: Element, frame: Frame, spacing: float) -> PageLine:
-    polygon, baseline = read_polygon(element), read_baseline(element)
-    corners = polygon
-    if corners is None:
-        corners = read_corners(element)
-    if corners is None and baseline is not None:
-        corners = np.concatenate([baseline - spacing, baseline + spacing / 2])
-    pixels = frame(np.zeros((1, 2)) if corners is None else corners)
-    baseline = None if baseline is None else frame(baseline)
-    if baseline is not None and len(np.unique(baseline, axis=0)) < 2:  # it lies beyond the page
-        baseline = None
-    left, top = np.floor(pixels.min(axis=0)).astype(int).tolist()
-    right, bottom = np.ceil(pixels.max(axis=0)).astype(int).tolist()
-    return PageLine(
-        name,
-        _text(element) or None,
-        None if baseline is None else in_reading_order(baseline, pixels),
-        None if polygon is None else frame(polygon),
-        (left, top, right, bottom),
-    )
+def _lines(elements: Mapping[str, Element], frame: Frame) -> Iterator[PageLine]:
+    texts = [_text(element) for element in elements.values()]
+    places = [Place.read(element, frame) for element in elements.values()]
+    baselines = in_reading_order(places, "".join(texts))
+    reach = typical_reach((line, place.polygon) for line, place in zip(baselines, places, strict=True))
+    spacing = line_spacing([line for line in baselines if line is not None])
+    for name, text, (_, polygon, corners), baseline in zip(elements, texts, places, baselines, strict=True):
+        if corners is None:
+            corners = np.zeros((1, 2))
+            if baseline is not None:
+                corners = frame.clipped(box_around(baseline, *(reach or (spacing, spacing / 2))))
+        left, top = np.floor(corners.min(axis=0)).astype(int).tolist()
+        right, bottom = np.ceil(corners.max(axis=0)).astype(int).tolist()
+        yield PageLine(name, text or None, baseline, polygon, (left, top, right, bottom), reach)
 
 
 def _text(element: Element) -> str:

@@ -101,6 +101,18 @@ def test_a_shaky_baseline_is_smoothed() -> None:
     assert abs(cut.shape[0] - ABOVE - BELOW) < 8
 
 
+@pytest.mark.parametrize("case", ["level", "rising", "bent", "upside down", "downwards", "steep"])
+def test_without_outline_the_box_is_cut_along_the_baseline(case: str) -> None:
+    """However much higher a slope makes the box, lines above and below are no part of the cut."""
+    pixels, baseline, _ = draw(CURVES[case])
+    (left, top), (right, bottom) = baseline.min(axis=0), baseline.max(axis=0)
+    box = (int(left) - 24, int(top) - 24, int(right) + 24, int(bottom) + 24)
+    for points in (baseline, baseline[[0, -1]] if case != "bent" else baseline):
+        cut = cut_line(pixels, line(points, box=box))
+        assert 48 * np.cos(np.radians(30)) - 2 <= cut.shape[0] <= 48 + 12
+        assert len(marks(cut)) == len(UPRIGHTS)
+
+
 @pytest.mark.parametrize("degrees", [0, 20, 85])
 def test_without_baseline_an_outline_has_its_own_axis(degrees: float) -> None:
     pixels, _, outline = draw(straight(degrees))

@@ -73,6 +73,14 @@ PLACES = {  # attributes and content of the TextLine; baseline, polygon and box
         *([[10, 45], [90, 45]], None, BOX),
     ),
     "no outline": (alto, 'BASELINE="10 44 90 44"', "", [[10, 44], [90, 44]], None, (6, 40, 92, 46)),
+    "the box of the baseline": (  # as eScriptorium writes it
+        *(alto, 'BASELINE="90 46 10 44" HPOS="10" VPOS="44" WIDTH="80" HEIGHT="2"', ""),
+        *(BASELINE, None, (6, 40, 92, 48)),
+    ),
+    "the box of a vertical baseline": (
+        *(alto, 'BASELINE="50 10 50 90" HPOS="50" VPOS="10" WIDTH="0" HEIGHT="80"', "<Shape/>"),
+        *([[50, 10], [50, 90]], None, (46, 6, 52, 92)),
+    ),
     "a point": (alto, 'BASELINE="10 44 10 44"', SHAPE, None, POLYGON, BOX),
     "no numbers": (alto, 'BASELINE="?"', '<Shape><Polygon POINTS=""/></Shape>', None, None, (0, 0, 0, 0)),
     "outside": (
@@ -102,7 +110,34 @@ def test_extents_of_a_typical_line(tmp_path: Path) -> None:
     without = '<TextLine BASELINE="10 180 90 180"/>'
     page = read(tmp_path, alto("\n".join([*lines, without])))
     assert {line.reach for line in page.lines} == {(24.0, 8.0)}
+    assert page.lines[-1].box == (0, 180 - 24, 90 + 8, 180 + 8)
     assert read(tmp_path, alto(without)).lines[0].reach is None
+
+
+TOPLINE, UPRIGHT = "90 {} 10 {}", "10 {} 90 {}"  # above its letters and leftwards, and the usual one
+DRAWN = {  # the baseline of each line, the text of all; the lines that are turned
+    "Hebrew": ([TOPLINE], "\u05d0\u05d1", [True]),
+    "Hebrew without texts": ([TOPLINE, TOPLINE, UPRIGHT], "", [True, True, False]),
+    "one line without a text": ([TOPLINE], "", [False]),
+    "a line upside down": ([TOPLINE, UPRIGHT, UPRIGHT], "", [False, False, False]),
+    "a page upside down": ([TOPLINE, TOPLINE], "ab", [False, False]),
+}
+
+
+@pytest.mark.parametrize("case", DRAWN)
+def test_a_page_tells_whether_right_to_left_is_the_order_of_drawing(case: str, tmp_path: Path) -> None:
+    baselines, text, is_turned = DRAWN[case]
+    lines = [
+        f'<TextLine BASELINE="{baseline.format(y, y)}"><Shape><Polygon POINTS="10 {y - 4} 90 {y - 4} 90 '
+        f'{y + 20} 10 {y + 20}"/></Shape>{string(text)}</TextLine>'
+        for y, baseline in zip(range(40, 200, 40), baselines, strict=False)
+    ]
+    for line, baseline, turned in zip(
+        read(tmp_path, alto("".join(lines))).lines, baselines, is_turned, strict=True
+    ):
+        assert line.baseline is not None
+        begins = [90, 10][turned or baseline == UPRIGHT]
+        assert line.baseline[0, 0] == begins
 
 
 VERSIONS = {
