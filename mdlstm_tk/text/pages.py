@@ -18,7 +18,7 @@ from __future__ import annotations
 import os.path
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 ALTO, PAGE = "alto", "PcGts"
 BEFORE_TEXT = ("AlternativeImage", "Coords", "Baseline", "Word", "Glyph")  # in the schema of PAGE
+OFFSETS = re.compile(r"\s*[\w.-]+\s*\{[^{}]*\boffset\s*:[^{}]*\}")  # of `custom`
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,10 @@ def write_page(
     line `<?mdlstm-tk ...?>` before it, by which the file is known as a result, see `MARK`.
 
     ALTO gets String/@CONTENT and @WC, PAGE TextEquiv/Unicode and @conf. Where a line has as many words as
-    the text, each gets its own; else one String gets the whole text and the others go, and words of PAGE
-    keep their positions without texts. What describes the former text is removed as well: alternatives,
-    glyphs, and the division of words. A PAGE region that has a text of its own gets that of its lines.
+    the text, without blank ones, each gets its own; else one String gets the whole text and the others go,
+    and words of PAGE keep their positions without texts. What describes the former text is removed as well:
+    alternatives, glyphs, the division of words, and places in it. A PAGE region that has a text of its own
+    gets that of its lines.
 
     Args:
         page: what `read_page` returned; the file is read again.
@@ -275,11 +277,12 @@ def _write_alto(document: Document, line: Element, transcription: Transcription)
         _remove_all(document, hyphens)
     elif len(strings) == 1 and not hyphens:
         _write_string(document, strings[0], text, confidence, {})
-    elif len(strings) == len(words) and not hyphens:
-        for string, word in zip(strings, words, strict=True):
+    elif len(written := _written(strings)) == len(words) and not hyphens:
+        for string, word in zip(written, words, strict=True):
             _write_string(document, string, *word, {})
     else:
         _write_string(document, strings[0], text, confidence, box)
+        _remove_all(document, strings[0].all("Shape"))
         _remove_all(document, [*strings[1:], *line.all("SP"), *hyphens])
 
 
@@ -298,14 +301,33 @@ def _write_text(document: Document, line: Element, transcription: Transcription)
     confidence = f"{transcription.confidence:.4f}"
     _write_equiv(document, line, _main_equiv(line), transcription.text, confidence)
     words, texts = line.all("Word"), _words(transcription)
-    is_paired = len(words) == len(texts)
-    for k, word in enumerate(words):
+    written = _written(words)
+    is_paired = len(written) == len(texts)
+    for k, word in enumerate(written if is_paired else words):
         if is_paired:
             _write_equiv(document, word, _main_equiv(word), *texts[k])
         else:
             _remove_all(document, word.all("TextEquiv"))
+            _remove_offsets(document, word)
         if _text(word) != (texts[k][0] if is_paired else ""):
             _remove_all(document, word.all("Glyph"))
+
+
+def _written(words: Sequence[Element]) -> Sequence[Element]:
+    """The Strings or Words that get the words of a text: if any has a text, those without whose text is
+    blank, which kraken writes for the blanks between words."""
+    texts = [word.attributes.get("CONTENT", _text(word) if _main_equiv(word) else None) for word in words]
+    if not any(text and text.strip() for text in texts):
+        return words
+    return [word for word, text in zip(words, texts, strict=True) if text is None or text.strip()]
+
+
+def _remove_offsets(document: Document, element: Element) -> None:
+    """Remove the groups of a `custom` that point into the former text, as Transkribus has them."""
+    custom = element.attributes.get("custom", "")
+    remaining = OFFSETS.sub("", custom).strip()
+    if remaining != custom.strip():
+        document.set_attributes(element, {"custom": remaining or None})
 
 
 def _remove_all(document: Document, elements: Iterable[Element]) -> None:
@@ -318,6 +340,9 @@ def _write_equiv(
 ) -> None:
     """Write a TextEquiv of a region, line or word, or add one where the schema wants it."""
     prefix = parent.prefix
+    unicode = equiv.first("Unicode") if equiv else None
+    if unicode is None or text != unicode.text:
+        _remove_offsets(document, parent)
     content = f"<{prefix}Unicode>{escaped(text)}</{prefix}Unicode>"
     if equiv is None:
         before = [child for child in parent.children if child.tag in BEFORE_TEXT]
@@ -325,7 +350,6 @@ def _write_equiv(
         document.insert(parent, before[-1] if before else None, markup)
         return
     document.set_attributes(equiv, {"conf": conf})
-    unicode = equiv.first("Unicode")
     if unicode is None:
         document.set_content(equiv, content)
     elif text != unicode.text:

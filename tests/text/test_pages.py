@@ -320,6 +320,32 @@ WRITTEN = {  # content of a line, the text to write, and the content afterwards;
         *(page, f'<Word id="v">{equiv("x")}</Word><Word id="w"/>{equiv("x y")}', "a b"),
         f'<Word id="v">{equiv("a", CONF)}</Word><Word id="w">{equiv("b", CONF)}</Word>{equiv("a b", CONF)}',
     ),
+    "blank Strings": (
+        *(alto, string("un", " ", "", "deux", between=""), "eins zwei"),
+        '<String CONTENT="eins" WC="0.9000"/><String CONTENT=" "/><String CONTENT=""/>'
+        '<String CONTENT="zwei" WC="0.9000"/>',
+    ),
+    "the whole line in a String with a place": (
+        *(alto, f'<String CONTENT="a" HPOS="1">{SHAPE}</String><String CONTENT="b"/>', "c"),
+        '<String CONTENT="c" WC="0.9000"></String>',
+    ),
+    "blank words": (  # of kraken
+        *(page, f"<Word>{equiv('x')}</Word><Word>{equiv(' ')}</Word><Word>{equiv('y')}</Word>", "a b"),
+        f"<Word>{equiv('a', CONF)}</Word><Word>{equiv(' ')}</Word><Word>{equiv('b', CONF)}</Word>"
+        f"{equiv('a b', CONF)}",
+    ),
+    "as many words as with blanks": (
+        *(page, f"<Word>{equiv('x')}</Word><Word>{equiv(' ')}</Word><Word>{equiv('y')}</Word>", "a b c"),
+        f"<Word></Word><Word></Word><Word></Word>{equiv('a b c', CONF)}",
+    ),
+    "places in words": (
+        *(
+            page,
+            f'<Word custom="abbrev {{offset:0; length:1;}}">{equiv("x y")}</Word>{equiv("x y")}',
+            "a b",
+        ),
+        f"<Word></Word>{equiv('a b', CONF)}",
+    ),
     "other words of PAGE": (
         *(page, f'<Word id="v"><Glyph/>{equiv("x")}</Word>{equiv("x")}', "a b"),
         f'<Word id="v"></Word>{equiv("a b", CONF)}',
@@ -343,6 +369,18 @@ def test_what_writing_changes(case: str, tmp_path: Path) -> None:
     assert [line.box for line in after.lines] == [line.box for line in before.lines]
     write_page(after, {"l": transcription(text)}, tmp_path / "a.xml")
     assert (tmp_path / "a.xml").read_text().count(mark) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "custom"), [("ab", "a {offset:0;} b {index:0;} c {x:1; offset:1;}"), ("cd", "b {index:0;}")]
+)
+def test_places_in_a_text_that_changes_are_removed(text: str, custom: str, tmp_path: Path) -> None:
+    """Of `custom`, as Transkribus writes it."""
+    line = (
+        f'<TextLine custom="a {{offset:0;}} b {{index:0;}} c {{x:1; offset:1;}}">{equiv("ab")}</TextLine>'
+    )
+    write_page(read(tmp_path, page(line)), {"1": transcription(text)}, tmp_path / "b.xml")
+    assert f'<TextLine custom="{custom}">' in (tmp_path / "b.xml").read_text()
 
 
 def test_lines_without_or_with_equal_ids_are_told_apart(tmp_path: Path) -> None:
