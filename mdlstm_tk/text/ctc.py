@@ -11,6 +11,7 @@ and blanks dropped. The probability of a text is the sum over its paths.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from threading import Lock
@@ -21,7 +22,7 @@ import numpy as np
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.text_order import MIRRORED, Direction, reordered
-from mdlstm_tk.text.character_model import END, CharacterModel
+from mdlstm_tk.text.character_model import END, SPACES, CharacterModel
 from mdlstm_tk.text.decoding import BEAM, Decoding
 from mdlstm_tk.text.posteriors import LOWEST, Floats, Integers, posteriors
 
@@ -88,7 +89,7 @@ def transcribe_logits(
 
     Raises:
         InputError: logits have another shape, or hold NaN; beam is below 1, or lm is no `CharacterModel` of
-            the characters.
+            the characters, or lacks the blank.
     """
     beam = check_search(beam, lm, classes)
     log_probs = scaled_log_probs(logits, classes, decoding.temperature)
@@ -116,11 +117,11 @@ def transcribe_logits(
 
 
 def check_search(beam: int | None, lm: CharacterModel | None, classes: Sequence[str]) -> int:
-    """Check the arguments of a search, and that the language model knows any of the characters; returns the
-    number of texts that the search keeps.
+    """Check the arguments of a search, and that the language model knows the characters; it may lack some
+    but the blank, with a warning. Returns the number of texts that the search keeps.
 
     Raises:
-        InputError: beam is below 1, lm is no `CharacterModel`, or one of other characters.
+        InputError: beam is below 1, lm is no `CharacterModel`, or one of other characters or without blank.
     """
     beam = (1 if lm is None else BEAM) if beam is None else beam
     if beam < 1:
@@ -134,6 +135,22 @@ def check_search(beam: int | None, lm: CharacterModel | None, classes: Sequence[
         raise InputError(
             f"lm knows none of the characters that the model reads: it has {known!r:.40}, and the model "
             f"{''.join(classes)!r:.40}"
+        )
+    lacking = [
+        name
+        for name in (classes if lm is not None else ())
+        if lm.index.keys().isdisjoint((name, name.translate(MIRRORED)))  # see `as_searched`
+    ]
+    if " " in lacking:
+        raise InputError(
+            "lm has no blank, but the model reads blanks, so words would run together; fit it to lines of "
+            f"several words, or call the blank {SPACES[0]} in its ARPA file"
+        )
+    if lacking:
+        warnings.warn(
+            f"lm lacks {counted(len(lacking), 'character')} that the model reads, which it keeps out of "
+            f"texts: {''.join(lacking):.40}",
+            stacklevel=2,
         )
     return beam
 
