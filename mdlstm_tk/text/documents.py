@@ -57,7 +57,9 @@ class Pages(Documents):
         counted, unless images are pages. A result hides its own image alone."""
         pages = [file for file in files if suffix_of(file.relative) == SUFFIX]
         images = [file for file in files if suffix_of(file.source) in IMAGE_SUFFIXES]
-        own = _images_of([page.source for page in (*pages, *results)], [image.source for image in images])
+        own = images_of_pages(
+            [page.source for page in (*pages, *results)], [image.source for image in images]
+        )
         folders = {folder for page in pages for folder in _folders(page.source)}
         alone = [file for file in images if file.source not in own and _folder(file.source) in folders]
         alone = [] if are_images else alone
@@ -101,7 +103,7 @@ OVERLAY = Option(
 )
 
 
-def _images_of(pages: Sequence[str], images: Sequence[str]) -> set[str]:
+def images_of_pages(pages: Sequence[str], images: Sequence[str]) -> set[str]:
     """The images that belong to pages, as `read_page` has it: those that they name, or those of their name.
     Pages are parsed only in folders that hold images of other names than theirs."""
     page_at = {(folder, _stem(page)): page for page in pages for folder in _folders(page)}

@@ -201,12 +201,16 @@ def root_tag(path: str | os.PathLike[str]) -> tuple[str | None, tuple[str, ...]]
     names of the processing instructions before it."""
     names: list[str] = []
     instructions: list[str] = []
-    parser = expat.ParserCreate()
-    parser.ProcessingInstructionHandler = lambda name, _: None if names else instructions.append(name)
-    parser.StartElementHandler = lambda name, _: names.append(name.rpartition(":")[2])
     try:
         with open(path, "rb") as file:
-            parser.Parse(file.read(ROOT_BYTES), False)
+            data = file.read(ROOT_BYTES)
+        match = ENCODING.match(data.removeprefix(codecs.BOM_UTF8))
+        if match:  # expat knows few encodings
+            data = data.decode(match.group(1).decode(), "replace").encode()
+        parser = expat.ParserCreate("utf-8" if match else None)
+        parser.ProcessingInstructionHandler = lambda name, _: None if names else instructions.append(name)
+        parser.StartElementHandler = lambda name, _: names.append(name.rpartition(":")[2])
+        parser.Parse(data, False)
     except (OSError, expat.ExpatError, LookupError, ValueError):
         pass
     return (names[0] if names else None), tuple(instructions)

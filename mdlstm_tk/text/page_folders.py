@@ -28,8 +28,10 @@ from mdlstm_tk.data.spec import Array, RawSample, Split
 from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 from mdlstm_tk.runtime.preprocessing import to_grey
+from mdlstm_tk.text.documents import SUFFIX, images_of_pages
 from mdlstm_tk.text.line_cutting import cut_line
-from mdlstm_tk.text.pages import PageLine, is_page, read_page
+from mdlstm_tk.text.markup import root_tag
+from mdlstm_tk.text.pages import ALTO, PAGE, PageLine, read_page
 
 TRANSCRIPT = ".gt.txt"
 
@@ -66,7 +68,7 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
     Raises:
         MissingExtraError: Pillow is not installed.
     """
-    files = [file for file in folders.find_files(path) if is_page(file)]
+    files = _page_files(path)
     samples: list[RawSample] = []
     of_image: dict[Path, str] = {}  # one page would lie in two splits where it is there as ALTO and as PAGE
     with_text = without_text = 0
@@ -119,10 +121,10 @@ def list_whole_pages(path: Path) -> tuple[list[RawSample], list[str]]:
 
     Pages without any are left out; a bad page is a sample that cannot be used.
     """
-    files = [file for file in folders.find_files(path) if is_page(file)]
+    files = _page_files(path)
     samples: list[RawSample] = []
     of_image: dict[Path, str] = {}
-    without = 0
+    without = lines_without = 0
     for file in files:
         name = os.path.relpath(file, path)
         try:
@@ -137,13 +139,22 @@ def list_whole_pages(path: Path) -> tuple[list[RawSample], list[str]]:
         elif lines:
             reach = next((line.reach for line in page.lines), None)
             target = PageTarget(page.width, page.height, lines, reach)
+            lines_without += len(page.lines) - len(lines)
             samples.append(
                 RawSample(name, partial(_grey_pixels, page.image), partial(_same, target), is_image=True)
             )
         else:
             without += 1
     notes = [f"pages without a baseline, left out: {without}"] if without else []
+    if lines_without:
+        notes.append(f"lines without a baseline on their page, learned as no lines: {lines_without}")
     return samples, notes
+
+
+def _page_files(path: Path) -> list[Path]:
+    """The files below a folder that hold a page, or that break before they tell what they hold."""
+    files = [file for file in folders.find_files(path) if file.suffix.lower() == SUFFIX]
+    return [file for file in files if root_tag(file)[0] in (ALTO, PAGE, None)]
 
 
 def _grey_pixels(image: Path) -> Array:
@@ -155,8 +166,16 @@ def _same(target: PageTarget) -> PageTarget:
     return target
 
 
-def list_texts(path: Path) -> Iterator[RawSample]:
-    """List the images and texts of labels.tsv; a bad line is a sample that cannot be used."""
+def list_texts(path: Path) -> tuple[list[RawSample], list[str]]:
+    """List the images and texts of labels.tsv, and notes for the user; a bad line is a sample that cannot
+    be used."""
+    samples = list(_list_rows(path))
+    named = {os.path.normpath(sample.name) for sample in samples}
+    others = [file for file in folders.find_images(path) if os.path.relpath(file, path) not in named]
+    return samples, _note_of(others, path, "images that labels.tsv does not name")
+
+
+def _list_rows(path: Path) -> Iterator[RawSample]:
     table = path / "labels.tsv"
     first_line: dict[str, int] = {}
     for number, line in enumerate(folders.read_lines(table), 1):
@@ -175,21 +194,33 @@ def list_texts(path: Path) -> Iterator[RawSample]:
             yield folders.image_sample(path, path / name, partial(str, columns[0]))
 
 
-def list_transcripts(path: Path) -> Iterator[RawSample]:
-    """List the images below a folder that have a text in a file beside them."""
+def list_transcripts(path: Path) -> tuple[list[RawSample], list[str]]:
+    """List the images below a folder that have a text in a file beside them, and notes for the user, also
+    of images that have neither that nor a page."""
     files = folders.find_files(path)
     images_of = folders.by_stem(path, (file for file in files if file.suffix.lower() in IMAGE_SUFFIXES))
+    samples = []
     for file in files:
         if file.name.endswith(TRANSCRIPT):
             stem = file.with_name(file.name.removesuffix(TRANSCRIPT))
-            images = images_of.get(stem.relative_to(path), [stem.with_name(f"{stem.name}.png")])
+            images = images_of.pop(stem.relative_to(path), [stem.with_name(f"{stem.name}.png")])
             name, reason = os.path.relpath(images[0], path), folders.refuse_twins(images)
             read_x, read_y = partial(read_pixels, images[0]), partial(_read_transcript, file)
-            yield (
+            samples.append(
                 RawSample.unusable(name, reason)
                 if reason
                 else RawSample(name, read_x, read_y, is_image=True)
             )
+    pages = [str(file) for file in files if file.suffix.lower() == SUFFIX]
+    others = [str(image) for images in images_of.values() for image in images]
+    of_pages = images_of_pages(pages, others)
+    others = [Path(image) for image in others if image not in of_pages]
+    return samples, _note_of(others, path, "images without a text or a page")
+
+
+def _note_of(files: Sequence[Path], path: Path, what: str) -> list[str]:
+    """A note of files below a folder that are left out."""
+    return [f"{what}, left out: {len(files)}, such as {os.path.relpath(files[0], path)}"] if files else []
 
 
 def read_splits(path: Path, names: Mapping[Split, Sequence[str]]) -> dict[str, Split]:

@@ -71,9 +71,10 @@ class Transcribe(TrainingKind):
 
     def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
         if (path / "labels.tsv").exists():
-            return list(list_texts(path)), []
+            return list_texts(path)
         samples, notes = list_pages(path, budget)
-        return [*samples, *list_transcripts(path)], notes
+        lines, others = list_transcripts(path)
+        return [*samples, *lines], [*notes, *others]
 
     def read_splits(self, path: Path, names: Mapping[Split, Sequence[str]]) -> dict[str, Split]:
         return read_splits(path, names)

@@ -54,6 +54,10 @@ def test_samples_are_pages_with_the_baselines_of_their_xml(pages: Path) -> None:
     (pages / "empty.xml").write_text(alto("", "empty.png"))
     (pages / "broken.xml").write_text(alto("", "missing.png"))
     (pages / "twin.xml").write_text((pages / "a.xml").read_text())
+    beyond = f'<TextLine BASELINE="{WIDTH + 9} 9 {WIDTH + 99} 9"/>'
+    outline = '<TextLine><Shape><Polygon POINTS="1 1 9 1 9 9"/></Shape></TextLine>'
+    of_a = (pages / "a.xml").read_text().replace("</TextBlock>", f"{beyond}{outline}</TextBlock>")
+    (pages / "a.xml").write_text(of_a)
     (pages / "alto").mkdir()  # without baselines, it does not take the place of d.xml
     (pages / "alto/d.xml").write_text(alto("", "d.png"))
     (pages / "splits.json").write_text(json.dumps({"train": ["a", "b"], "valid": ["c"], "test": ["d"]}))
@@ -69,6 +73,7 @@ def test_samples_are_pages_with_the_baselines_of_their_xml(pages: Path) -> None:
         "without a baseline, left out: 2",
         "broken.xml: has no image",
         "twin.xml: it is",
+        "lines without a baseline on their page, learned as no lines: 2",
     ):
         assert words in summary, words
     batch = task.batch(0, 0, 1, "validation")

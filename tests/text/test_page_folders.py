@@ -150,6 +150,11 @@ BAD = {
     "no image": (lambda p: draw_page(p).with_suffix(".png").unlink(), r"bad\.xml: has no image"),
     "no pixels": (lambda p: draw_page(p).with_suffix(".png").write_bytes(b"x"), r"bad\.xml: .*is no image"),
     "no end": (lambda p: draw_page(p).write_text(alto("")[:-9]), r"bad\.xml: is not well-formed XML"),
+    "empty": (lambda p: draw_page(p).write_text(""), r"bad\.xml: is not well-formed XML: no element found"),
+    "a line before": (
+        lambda p: draw_page(p).write_text("\n" + alto("")),
+        r"bad\.xml: is not well-formed XML: XML or text declaration not at start",
+    ),
     "no place": (lambda p: draw_page(p).write_text(WITHOUT_PLACE), r"bad\.xml l: line l has no area"),
     "no line": (lambda p: write_transcript(p.parent, b"ab", "gone"), r"gone\.png: there is no such file"),
     "no text": (lambda p: write_transcript(p.parent, b" \n"), r"bad\.png: its text is empty"),
@@ -213,6 +218,19 @@ def test_transcripts_lie_beside_images_of_lines(tmp_path: Path) -> None:
     names = ["sub/linejpeg.v1.jpeg", "sub/linejpg.v1.jpg", "sub/linepng.v1.png", "sub/linetif.v1.tif"]
     assert list(task.names["train"]) == list(task.groups["train"]) == names
     assert set(target_texts(task.batch(0, 0, 4), task.spec)) == {"ab c"}
+    assert "images without a text or a page, left out: 1, such as untold.png" in task.summary
+
+
+def test_images_of_pages_are_not_without_a_text(tmp_path: Path) -> None:
+    """By the name that a page gives, by its own, and where the page is in a folder of Transkribus."""
+    write_pages(tmp_path, 2)
+    (tmp_path / "page").mkdir()
+    (tmp_path / "p0.xml").rename(tmp_path / "page/p0.xml")
+    (tmp_path / "p1.xml").rename(tmp_path / "q.xml")
+    assert not any("without a text or" in line for line in read(tmp_path, "transcribe").summary)
+    write_image(tmp_path / "alone.png", RNG.integers(0, 255, (8, 30)))
+    summary = read(tmp_path, "transcribe").summary
+    assert "images without a text or a page, left out: 1, such as alone.png" in summary
 
 
 def test_a_folder_with_neither_names_what_is_expected(tmp_path: Path) -> None:

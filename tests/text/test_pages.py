@@ -151,6 +151,7 @@ VERSIONS = {
     ),
     "UTF-8 with a mark": b"\xef\xbb\xbf" + alto("<TextLine/>").encode(),
     "Latin-1": alto("<!-- é --><TextLine/>").replace("UTF-8", "ISO-8859-1").encode("latin-1"),
+    "Shift JIS": alto("<!-- \u7aef --><TextLine/>").replace("UTF-8", "Shift_JIS").encode("shift-jis"),
     "Windows lines": alto("<TextLine/>").replace("\n", "\r\n"),
     "a path": alto("<TextLine/>", image="D:\\scans\\a.png"),
     "an address": page("<TextLine/>", image="https://example.org/iiif/a.png"),

@@ -117,6 +117,12 @@ def test_bad_lines_are_named_and_skipped(case: str, tmp_path: Path) -> None:
     assert any(reason in line for line in task.summary)
 
 
+def test_images_that_a_table_does_not_name_are_counted(tmp_path: Path) -> None:
+    write_image(write_texts(tmp_path) / "sub/more.png", RNG.integers(0, 255, (6, 20)))
+    note = "images that labels.tsv does not name, left out: 1, such as sub/more.png"
+    assert note in read(tmp_path, "transcribe").summary
+
+
 def test_a_table_may_name_files_anywhere(tmp_path: Path) -> None:
     write_image(tmp_path / "elsewhere/a.png", RNG.integers(0, 255, (6, 20)))
     (tmp_path / "lines").mkdir()
