@@ -23,8 +23,9 @@ INVISIBLE = dict.fromkeys(
 
 
 def normalise(text: str) -> str:
-    """Return a text in Unicode's composed form (NFC), without marks of direction."""
-    return unicodedata.normalize("NFC", text).translate(INVISIBLE)
+    """Return a text in Unicode's composed form (NFC), without marks of direction, and without blanks at its
+    ends, which no error counts."""
+    return unicodedata.normalize("NFC", text).translate(INVISIBLE).strip()
 
 
 def fit_texts(texts: Sequence[str]) -> Targets:
@@ -41,7 +42,7 @@ def fit_texts(texts: Sequence[str]) -> Targets:
     if count := sum(a != b for a, b in zip(texts, normal, strict=True)):
         lines.append(
             f"{counted(count, 'text was', 'texts were')} normalised: characters composed (NFC), marks of "
-            "direction left out"
+            "direction and blanks at the ends left out"
         )
     if count := sum(a != b for a, b in zip(normal, visual, strict=True)):
         lines.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from mdlstm_tk.training.networks import columns_per_step
 DRAWS = 4000  # of groups, for an interval
 COVERAGE = 0.95  # of an interval
 BINS = 10  # of confidences
+PAGE_NAME = re.compile(r"(.*\.xml) ", re.IGNORECASE)  # before the ID of a line
 MAX_CONFUSIONS = 30  # that `describe_lines` lists
 
 
@@ -74,8 +76,8 @@ class Line:
     @property
     def page(self) -> str:
         """The page that the line is on; its own name if it is on none."""
-        page, separator, _ = self.name.rpartition(".xml ")
-        return page + separator.strip() or self.name
+        match = PAGE_NAME.match(self.name)
+        return match[1] if match else self.name
 
     @property
     def edits(self) -> list[Edit]:

@@ -122,7 +122,7 @@ class Transcribe(TrainingKind):
 
     def survey(self, target: Any, survey_numbers: Callable[[Array], Any]) -> tuple[Any, Any]:
         text = normalise(target)
-        if not text.strip():
+        if not text:
             raise InputError("its text is empty")
         if not is_plain_text(text):
             raise InputError("its text holds a control character, such as a tab")

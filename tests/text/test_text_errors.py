@@ -77,12 +77,12 @@ def test_errors_of_pages_are_those_of_all_their_characters() -> None:
     lines = [
         line("ab", "abcd", "b.xml l1"),
         line("abcdef", "abcdef", "b.xml l2"),
-        line("x", "yy", "a b.xml 7"),
+        line("x", "yy", "a b.XML 7"),
         line("z", "z", "c.png"),
     ]
     pages = page_errors(lines)
-    assert pages == {"a b.xml": (1.0, 1), "b.xml": (0.2, 2), "c.png": (0.0, 1)}
-    assert next(iter(pages)) == "a b.xml"
+    assert pages == {"a b.XML": (1.0, 1), "b.xml": (0.2, 2), "c.png": (0.0, 1)}
+    assert next(iter(pages)) == "a b.XML"
 
 
 def test_confusions_count_replaced_missing_and_superfluous_characters() -> None:
