@@ -21,6 +21,7 @@ from mdlstm_tk.runtime.choices import Dtype, Form
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.metadata import layout_of
 from mdlstm_tk.runtime.shapes import Grid
+from mdlstm_tk.training.networks import columns_per_step
 
 Extents = tuple[int | None, ...]
 Shape = tuple[int, ...]
@@ -183,6 +184,7 @@ class ExportSpec:
             as_number = int if not (x % 1).any() else float
             example_range = as_number(x.min()), as_number(x.max())
         try:
+            has_steps = kind_named(fields.get("kind")).steps_are_columns
             metadata = Metadata(
                 version=__version__,
                 grid=None if set(self.grid) == {None} else self.grid,
@@ -195,6 +197,7 @@ class ExportSpec:
                 output_names=self.output_names,
                 further_windows=tuple(self._window(further, self.grid_axes) for further in further_names),
                 multiple_of=self.multiple_of if max(self.multiple_of) > 1 else None,
+                columns_per_step=columns_per_step(self.interface.module) if has_steps else None,
                 dtype=dtype,
                 example_range=example_range,
                 input_ranges={k: d.range for k, d in self.draws.items() if d.range and k != "x"},

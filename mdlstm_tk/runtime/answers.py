@@ -122,7 +122,8 @@ def write_decoded(
     if job.format in LINES and kind.is_printed:
         answers: list[Answer] = []
         for name, y in outputs.items():
-            width = covered_width(y.shape[-2], *widths[name]) if name in widths else None
+            known = metadata.columns_per_step
+            width = covered_width(y.shape[-2], *widths[name], known) if name in widths else None
             answers += _decode(y, metadata, name, options, width)
         write_answers(job, answers, metadata, options)
         return tuple(answers)

@@ -43,6 +43,8 @@ class Metadata:
             inputs.
         window: extents of the part of x that one position of y covers. The grid of y is ⌈grid / window⌉,
             in the layout of x. None: y has no grid, but shape (N, outputs) or another.
+        columns_per_step: columns of x that one of the T steps of y (N, T, outputs) covers, if steps count
+            as columns; see `Kind.steps_are_columns`. None: the network does not say it.
         dtype: precision of the computation, "int8" in files of version 1.0 alone. Inputs and outputs are
             float32 in any case.
         model: name of the network, if the model was exported from a run.
@@ -82,6 +84,7 @@ class Metadata:
     output_names: tuple[str, ...] = ("y",)
     further_windows: tuple[Extents | None, ...] = ()
     multiple_of: Extents | None = None
+    columns_per_step: int | None = None
     dtype: Dtype | Literal["int8"] = "float32"
     model: str | None = None
     task: str | None = None
@@ -236,6 +239,8 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
     for name in ("grid", "window", "multiple_of"):
         extents = getattr(metadata, name)
         yield name, extents is None or _are_extents(extents, ndim), expected_extents
+    columns = metadata.columns_per_step
+    yield "columns_per_step", columns is None or columns > 0, "a positive integer"
     yield "inputs", metadata.inputs[:1] == ("x",) and _are_different(metadata.inputs), "'x', then others"
     yield "output_names", _are_different(metadata.output_names), "different names"
     further, count = metadata.further_windows, len(metadata.output_names) - 1

@@ -71,17 +71,19 @@ def as_image(value: Any, label: str) -> Array:
     return pixels
 
 
-def step_width(steps: int, width: int) -> float:
-    """The columns of x that one of the T steps of an output (N, T, outputs) covers: the smallest integer w
-    with ⌈width / w⌉ steps, else width / steps."""
-    columns = -(-width // steps)
-    return columns if -(-width // columns) == steps else width / steps
+def step_width(steps: int, width: int, known: int | None = None) -> float:
+    """The columns of x that one of the T steps of an output (N, T, outputs) covers: those that are known,
+    or the smallest integer w, with ⌈width / w⌉ steps; else width / steps."""
+    for columns in (*([known] if known else []), -(-width // steps)):
+        if -(-width // columns) == steps:
+            return columns
+    return width / steps
 
 
-def covered_width(steps: int, columns: int, width: int) -> float:
-    """The pixels that steps cover, of an image `width` pixels wide that was resized to `columns`. They may
-    reach beyond its end."""
-    return width / columns * steps * step_width(steps, columns)
+def covered_width(steps: int, columns: int, width: int, known: int | None = None) -> float:
+    """The pixels that steps cover, of an image `width` pixels wide that was resized to `columns`; the
+    columns of a step may be known. They may reach beyond its end."""
+    return width / columns * steps * step_width(steps, columns, known)
 
 
 def grid_of(shape: tuple[int, ...], metadata: Metadata) -> Grid:
@@ -263,7 +265,8 @@ class Shapes:
                 inner = tuple(slice(-(-extent // w)) for extent, w in zip(grid, window, strict=True))
                 y = y[:, *inner] if self.metadata.channels_last else y[:, :, *inner]
             elif kind_named(self.metadata.kind).steps_are_columns and y.ndim == 3:
-                y = y[:, : ceil(grid[-1] / step_width(y.shape[1], padded[-1]))]
+                known = self.metadata.columns_per_step
+                y = y[:, : ceil(grid[-1] / step_width(y.shape[1], padded[-1], known))]
             result[name] = y
         return result
 

@@ -95,6 +95,7 @@ WRONG: list[tuple[Metadata, str, Any, str]] = [
     (CLASSIFIER, "parity", {"atol": "small"}, "a number"),
     (RECOGNISER, "classes", ["a", "b", "c", "d"], "3 different names"),
     (RECOGNISER, "classes", ["a", "", "b"], "characters, none of which is empty"),
+    (RECOGNISER, "columns_per_step", 0, "a positive integer"),
     (RECOGNISER, "temperature", 0, "a positive number"),
     (RECOGNISER, "lm_weight", float("nan"), "a finite number"),
     (RECOGNISER, "lm_weight", 10**400, "a number"),

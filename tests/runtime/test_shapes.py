@@ -73,6 +73,8 @@ def test_the_steps_of_a_recogniser_are_cropped_as_its_columns() -> None:
     y = np.arange(2 * 10 * 4).reshape(2, 10, 4)  # ten steps of 40 columns
     cropped = Shapes(RECOGNISER).crop({"y": y}, (64, 17), (64, 40))
     np.testing.assert_array_equal(cropped["y"], y[:, :5])
+    known = Shapes(replace(RECOGNISER, columns_per_step=8)).crop({"y": y[:, :5]}, (64, 15), (64, 33))
+    np.testing.assert_array_equal(known["y"], y[:, :2])
 
 
 def test_a_network_without_an_axis_of_channels_gets_one_where_it_is_missing() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.models import Normalized, create
-from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime import Session, infer_paths
 from mdlstm_tk.text.networks import LineRecognizer, standardise
 
 
@@ -82,6 +82,26 @@ def test_only_training_has_a_second_prediction_which_the_convolutions_alone_make
     assert trained
     assert all("shortcut" in name or "convolutions" in name for name in trained)
     assert isinstance(network.eval()(lines(2, 16, 40, 1)), Tensor)
+
+
+def test_a_file_tells_how_many_columns_a_step_covers(tmp_path: Path) -> None:
+    """They do not follow from a narrow line: 33 columns have five steps of 8, or of 7."""
+    network = LineRecognizer(1, 3, hidden=2).eval()
+    with torch.no_grad():
+        network.head.bias[1] = 9
+    fields = {"kind": "transcribe", "classes": ("a", "b")}
+    options = {"channels": 1, "channels_last": True, "padded": True, "metadata": fields}
+    path = export_onnx(network, tmp_path / "m.onnx", grid=(16, None), **options).path
+    session = Session(path)
+    assert session.metadata.columns_per_step == 8
+    narrow, wide = (lines(16, width).numpy() for width in (33, 80))
+    (alone,), (beside, _) = session.transcribe([narrow]), session.transcribe([narrow, wide])
+    np.testing.assert_allclose(alone.characters[-1].right, 40, atol=1)
+    assert alone.characters[-1].right == pytest.approx(beside.characters[-1].right, abs=1e-3)
+    np.save(tmp_path / "x.npy", narrow)
+    (result,) = infer_paths([tmp_path / "x.npy"], path, tmp_path / "x.json").results
+    (answer,) = result.answers
+    assert answer.details()["characters"][-1]["right"] == round(alone.characters[-1].right, 1)
 
 
 def test_one_file_reads_lines_of_any_width(network: LineRecognizer, tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def test_images_of_several_widths(tmp_path: Path) -> None:
 )
 def test_steps_cover_whole_columns_where_they_fit(steps: int, width: int, expected: float) -> None:
     assert step_width(steps, width) == expected
+    assert step_width(5, 33, 8) == 8  # 7 would fit as well
+    assert step_width(steps, width, 1000) == expected  # the file is wrong
 
 
 def test_errors_say_what_was_expected(tmp_path: Path) -> None:
