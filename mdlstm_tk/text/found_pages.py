@@ -22,6 +22,7 @@ from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.io.readers import preprocessing_for
 from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.runtime.shapes import as_image
+from mdlstm_tk.runtime.text_order import Direction
 from mdlstm_tk.text.baselines import Baselines, BaselinesMetadata
 from mdlstm_tk.text.documents import MARK
 from mdlstm_tk.text.line_finding import lines_of_output
@@ -74,8 +75,8 @@ def find_lines(session: Session, pixels: Array) -> list[PageLine]:
     return find_page(session, pixels).lines
 
 
-def find_page(session: Session, pixels: Array) -> FoundPage:
-    """Find the lines of a page, by regions; see `find_lines`."""
+def find_page(session: Session, pixels: Array, direction: Direction | None = None) -> FoundPage:
+    """Find the lines of a page, by regions, in the order of texts of a direction; see `find_lines`."""
     metadata = check_finder(session)
     pixels = as_image(pixels, "pixels")
     height, width = pixels.shape[:2]
@@ -96,7 +97,7 @@ def find_page(session: Session, pixels: Array) -> FoundPage:
     ]
     regions: list[tuple[PageLine, ...]] = []
     number = 0
-    for region in reading_order(found):
+    for region in reading_order(found, direction):
         lines = []
         for k in region:
             baseline, polygon = shapes[k]

@@ -13,22 +13,26 @@ from itertools import pairwise
 import numpy as np
 
 from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.text_order import Direction
 
 MAX_LINES = 500  # that are put in order; of more, only the first by height are
 SHARED = 0.1  # of the shorter line, that two lines of a column have in common at least
 
 
-def reading_order(lines: Sequence[Array]) -> list[list[int]]:
+def reading_order(lines: Sequence[Array], direction: Direction | None = None) -> list[list[int]]:
     """The order of baselines, by regions of lines that stand below each other.
 
     Args:
         lines: baselines (K, 2).
+        direction: of the texts; "rtl": columns are read from the right.
 
     Returns:
         The indices of the lines of each region.
     """
     if not lines:
         return []
+    if direction == "rtl":  # seen in a mirror, where lines run rightwards again
+        lines = [line[::-1] * (-1, 1) for line in lines]
     runs = np.stack([line[-1] - line[0] for line in lines])
     angles = np.arctan2(*runs.T[::-1])
     main = np.arctan2(*runs.sum(0)[::-1])  # so that no angle that counts is near ±180°

@@ -14,6 +14,7 @@ import numpy as np
 from mdlstm_tk.errors import Argument, InputError, require
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.text_order import is_right_to_left, reorder
 from mdlstm_tk.text.pages import PageLine
 
 if TYPE_CHECKING:
@@ -72,7 +73,10 @@ def _font(fonts: Any, size: int) -> Any:
 
 
 def _drawable(text: str, font: Any) -> str:
-    """A text with letters without their accents where the font lacks them."""
+    """A text with letters without their accents where the font lacks them, in the order in which it is
+    drawn: Pillow without Raqm draws texts from right to left as if they ran from left to right."""
+    if not require("PIL.features", "image").check("raqm"):
+        text = reorder(text, "rtl" if is_right_to_left(text) else "ltr")
     lacking = bytes(font.getmask("\uffff"))
     return "".join(
         unicodedata.normalize("NFD", c)[0] if bytes(font.getmask(c)) == lacking else c for c in text

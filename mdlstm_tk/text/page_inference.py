@@ -89,7 +89,7 @@ def infer_pages(
         try:
             page, images, found = item.page, item.images, None
             if finder is not None and (finds or page is None):
-                found = find_page(finder, pixels)
+                found = find_page(finder, pixels, getattr(session.metadata, "text_direction", None))
             answers: tuple[Answer, ...]
             if finds and found is not None:
                 answers = tuple(_found(line) for line in found.lines)

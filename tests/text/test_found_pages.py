@@ -122,6 +122,14 @@ def test_photographs_are_read_in_one_call(capsys: pytest.CaptureFixture[str]) ->
     assert [answer.text for result in run.results for answer in result.answers] == ["long", "long", "short"]
 
 
+def test_columns_are_read_from_where_the_texts_of_the_reader_begin() -> None:
+    draw_bars(Path("columns.png"), ((10, 60, 215), (235, 100, 295)))
+    for direction, texts in (("ltr", "l1\tlong\nl2\tshort\n"), ("rtl", "l1\tshort\nl2\tlong\n")):
+        recogniser(Path(f"{direction}.onnx"), text_direction=direction)
+        done = infer("columns.png", "-m", f"{direction}.onnx", "--line-model", "baselines.onnx")
+        assert done.out == texts
+
+
 def test_the_model_for_lines_is_opened_as_the_reader_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Device, limits and isolation hold for both; both are closed after the last result."""
     opened: list[tuple[str, Session, tuple[Any, ...], dict[str, Any]]] = []
@@ -315,6 +323,16 @@ def test_no_image_makes_the_search_fail() -> None:
 
 def test_a_page_without_lines() -> None:
     assert check_page_xml(page_xml(FoundPage(30, 20, ()), 'a"&.png'), 0) == []
+
+
+@pytest.mark.parametrize(("has_raqm", "drawn"), [(True, "\u05d0\u05d1 12"), (False, "12 \u05d1\u05d0")])
+def test_right_to_left_texts_are_drawn_in_their_order(
+    has_raqm: bool, drawn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import ImageFont, features
+
+    monkeypatch.setattr(features, "check", lambda _: has_raqm)
+    assert overlay._drawable("\u05d0\u05d1 12", overlay._font(ImageFont, 20)) == drawn
 
 
 @pytest.mark.parametrize("has_fonts", [True, False])

@@ -141,6 +141,8 @@ def test_the_order_of_columns_headings_and_notes() -> None:
         regions = reading_order([lines[k] for k in order])
         assert [order[k] for region in regions for k in region] == [*range(11)]
         assert [len(region) for region in regions][-1] == 6  # the right column and what is below both
+    mirrored = [lines[k][::-1] * (-1, 1) + (400, 0) for k in range(11)]
+    assert [k for region in reading_order(mirrored, "rtl") for k in region] == [*range(11)]
     note, text = line(5, 100, 40), [line(60, 40 + 30 * k, 380) for k in range(5)]
     assert reading_order([*text, note]) == [[5], [0, 1, 2, 3, 4]]
 
