@@ -9,9 +9,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mdlstm_tk.text import Character, Transcription
+from mdlstm_tk.text.pages import Page, read_page
 
 WIDTH, HEIGHT = 300, 200
 ALTO = "http://www.loc.gov/standards/alto/ns-v4#"
+OUTLINE = "10 20 90 20 90 50 10 50"
+SHAPE = f'<Shape><Polygon POINTS="{OUTLINE}"/></Shape>'
+COORDS = '<Coords points="10,20 90,20 90,50 10,50"/><Baseline points="10,44 90,46"/>'
 PAGE = "http://schema.primaresearch.org/PAGE/gts/pagecontent/2019-07-15"
 
 
@@ -63,6 +67,24 @@ def page(lines: str, image: str = "a.png", size: str = "", namespace: str = PAGE
   </Page>
 </PcGts>
 """
+
+
+def string(*texts: str, between: str = "<SP/>") -> str:
+    """Strings of an ALTO line."""
+    return between.join(f'<String CONTENT="{text}"/>' for text in texts)
+
+
+def equiv(text: str, attributes: str = "") -> str:
+    """A TextEquiv of PAGE."""
+    return f"<TextEquiv{attributes and ' '}{attributes}><Unicode>{text}</Unicode></TextEquiv>"
+
+
+def read_text(folder: Path, text: str | bytes) -> Page:
+    """The page of an XML file, which is written with an image beside it unless there is one."""
+    if not any(path.suffix in (".png", ".tif") for path in folder.iterdir()):
+        write_noise(folder / "a.png")
+    (folder / "a.xml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_page(folder / "a.xml")
 
 
 def draw_page(path: Path, texts: Sequence[str | None] = ("ab", "ba"), suffix: str = ".png") -> Path:
