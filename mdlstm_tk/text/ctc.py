@@ -89,7 +89,7 @@ def transcribe_logits(
 
     Raises:
         InputError: logits have another shape, or hold NaN; beam is below 1, or lm is no `CharacterModel` of
-            the characters, or lacks the blank.
+            the characters, or lacks the space.
     """
     beam = check_search(beam, lm, classes)
     log_probs = scaled_log_probs(logits, classes, decoding.temperature)
@@ -118,33 +118,32 @@ def transcribe_logits(
 
 def check_search(beam: int | None, lm: CharacterModel | None, classes: Sequence[str]) -> int:
     """Check the arguments of a search, and that the language model knows the characters; it may lack some
-    but the blank, with a warning. Returns the number of texts that the search keeps.
+    but the space, with a warning. Returns the number of texts that the search keeps.
 
     Raises:
-        InputError: beam is below 1, lm is no `CharacterModel`, or one of other characters or without blank.
+        InputError: beam is below 1, lm is no `CharacterModel`, or one of other characters or without space.
     """
     beam = (1 if lm is None else BEAM) if beam is None else beam
     if beam < 1:
         raise InputError(f"beam must be 1 or more, got {beam}; 16 is usual")
-    if lm is not None and not isinstance(lm, CharacterModel):
+    if lm is None:
+        return beam
+    if not isinstance(lm, CharacterModel):
         raise InputError(
             f"lm must be a CharacterModel, got {type(lm).__name__}; read one with CharacterModel.load(path)"
         )
-    if lm is not None and lm.index.keys().isdisjoint(classes):
+    if lm.index.keys().isdisjoint(classes):
         known = "".join(lm.vocabulary[3:])
         raise InputError(
             f"lm knows none of the characters that the model reads: it has {known!r:.40}, and the model "
             f"{''.join(classes)!r:.40}"
         )
-    lacking = [
-        name
-        for name in (classes if lm is not None else ())
-        if lm.index.keys().isdisjoint((name, name.translate(MIRRORED)))  # see `as_searched`
-    ]
+    # Of a text that is searched from the right, brackets are in a mirror, see `as_searched`.
+    lacking = [name for name in classes if lm.index.keys().isdisjoint((name, name.translate(MIRRORED)))]
     if " " in lacking:
         raise InputError(
-            "lm has no blank, but the model reads blanks, so words would run together; fit it to lines of "
-            f"several words, or call the blank {SPACES[0]} in its ARPA file"
+            "lm has no space, but the model reads spaces, so words would run together; fit it to lines of "
+            f"several words, or call the space {SPACES[0]} in its ARPA file"
         )
     if lacking:
         warnings.warn(

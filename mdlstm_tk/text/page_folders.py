@@ -212,9 +212,9 @@ def list_transcripts(path: Path) -> tuple[list[RawSample], list[str]]:
                 else RawSample(name, read_x, read_y, is_image=True)
             )
     pages = [str(file) for file in files if file.suffix.lower() == SUFFIX]
-    others = [str(image) for images in images_of.values() for image in images]
-    of_pages = images_of_pages(pages, others)
-    others = [Path(image) for image in others if image not in of_pages]
+    untold = [str(image) for images in images_of.values() for image in images]
+    of_pages = images_of_pages(pages, untold)
+    others = [Path(image) for image in untold if image not in of_pages]
     return samples, _note_of(others, path, "images without a text or a page")
 
 

@@ -213,11 +213,11 @@ def test_a_search_with_a_language_model_keeps_64_texts_unless_told() -> None:
 
 
 def test_characters_that_a_language_model_lacks_are_named() -> None:
-    """Without the blank it would let words run together."""
+    """Without the space it would let words run together."""
     rng, lm = np.random.default_rng(0), CharacterModel.fit(["ab)", "ba"])
     with pytest.warns(UserWarning, match="lm lacks 2 characters that the model reads.*: cd$"):
         transcribe_logits(rng.normal(0, 2, (9, 6)), "abc(d", lm=lm)
-    with pytest.raises(InputError, match="lm has no blank"):
+    with pytest.raises(InputError, match="lm has no space"):
         transcribe_logits(rng.normal(0, 2, (9, 4)), "ab ", lm=lm)
     with warnings.catch_warnings(action="error"):
         transcribe_logits(rng.normal(0, 2, (9, 3)), "ab", lm=lm)
