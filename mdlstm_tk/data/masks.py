@@ -1,7 +1,7 @@
 """Masks of segmentation: reading them, and which values or colours are the classes.
 
-A class is a value of the masks. Palettes and 16 bits keep their values; black and white masks with one bit
-have 0 and 255. Two kinds of masks hold colours instead of values: true colours, and palettes that differ
+A class is a value of the masks. Palettes, 16 bits and few bits keep their values; black and white masks with
+one bit have 0 and 255. Two kinds of masks hold colours instead of values: true colours, and palettes that differ
 between masks, so that equal values do not mean equal classes. Then every colour is a class; the classes
 have the values 0, 1, 2, … in the order of red, green and blue, and a palette.
 """
@@ -9,6 +9,7 @@ have the values 0, 1, 2, … in the order of red, green and blue, and a palette.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from mdlstm_tk.data.images import is_grey, read_file, resize_nearest
 from mdlstm_tk.data.spec import UNLABELLED, Array, Extents
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.runtime.preprocessing import Preprocessing, open_image
+from mdlstm_tk.runtime.preprocessing import SAMPLE_FORMAT, SIGNED, Preprocessing, open_image
 
 UNKNOWN_VALUE = 255  # means "no class" in masks with 8 bits, unless 0 and 255 are the only values
 MAX_COLOURS = 256  # what a palette can hold
@@ -68,11 +69,36 @@ def read_mask(file: Path) -> RawMask:
     except InputError as error:
         raise InputError("its mask: ", error) from None
     with open_image(io.BytesIO(data), "its mask") as image:
+        largest = _largest_stored(image)
         image.load()
         if image.format == "JPEG":
             raise InputError("its mask is a JPEG, whose compression changes values; save it as PNG")
         require("PIL.ImageOps", "image").exif_transpose(image, in_place=True)
-        return _raw_mask(image)
+        mask = _raw_mask(image)
+    if not largest or mask.palette is not None or mask.has_colours:
+        return mask
+    whole = 65535 if image.mode == "I" else 255
+    return RawMask((mask.pixels.astype(np.int64) * largest + whole // 2) // whole)
+
+
+def _largest_stored(image: Any) -> int:
+    """The value that Pillow will scale to white when it loads an image; 0 if it scales none.
+
+    Raises:
+        InputError: it drops bits of the values.
+    """
+    if image.mode == "1" or not image.tile:
+        return 0
+    decoder, *_, arguments = image.tile[0]
+    raw_mode, *others = (arguments,) if isinstance(arguments, str) else arguments
+    largest = int(others[0]) if decoder.startswith("ppm") else 0
+    if (largest > 255 and image.mode != "I") or re.match("(RGB|LA|CMYK).*;16", str(raw_mode)):
+        raise InputError(
+            "its mask has 16 bits in each of several channels, of which 8 are read; save it with 8 bits, or "
+            "as grey without opacity"
+        )
+    bits = re.match("L;([24])", str(raw_mode))
+    return 2 ** int(bits[1]) - 1 if bits else largest
 
 
 def _raw_mask(image: Any) -> RawMask:
@@ -85,13 +111,18 @@ def _raw_mask(image: Any) -> RawMask:
         if image.format == "GIF" and is_grey(palette[np.unique(pixels)][None]):
             return RawMask(palette[pixels][..., 0])
         return RawMask(pixels, _numbers(palette))
+    is_signed = SIGNED in getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, ())  # of TIFF
     if image.mode.startswith("I"):
-        return RawMask(np.asarray(image).astype(np.int32))
+        pixels = np.asarray(image)
+        is_unsigned = image.format == "TIFF" and image.mode == "I" and not is_signed
+        return RawMask(pixels.view(np.uint32).astype(np.int64) if is_unsigned else pixels.astype(np.int32))
     if image.mode == "F":
         pixels = np.asarray(image)
         if not np.array_equal(pixels, np.rint(pixels)) or np.abs(pixels).max() > 2**24:
             raise InputError("its mask has fractions, expected whole numbers")
         return RawMask(pixels.astype(np.int32))
+    if image.mode == "L" and is_signed:
+        return RawMask(np.asarray(image).view(np.int8))
     if image.mode in ("1", "L", "LA", "La"):
         return RawMask(np.asarray(image.getchannel(0).convert("L")))
     pixels = np.asarray(image.convert("RGBA" if "A" in image.mode else "RGB"))[..., :3]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from helpers.refusal import refused
 from helpers.user_data import RNG, read, write_classes, write_image, write_masks, write_targets
 from PIL import Image
 
 from mdlstm_tk.data import UNLABELLED
+from mdlstm_tk.data.masks import read_mask
 from mdlstm_tk.data.spec import SampleId
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import Preprocessing, decode_image
@@ -157,6 +162,63 @@ def test_masks_of_every_type_have_the_values_of_their_classes(mode: str, tmp_pat
     order = np.array(INDICES.get(mode, [0, 1, 2]))  # colours are sorted
     for mask, (_, y) in zip(CLASSES, task.sets["train"], strict=True):
         assert np.array_equal(order[mask], y)
+
+
+def png(mask: np.ndarray, bits: int, colour_type: int = 0, channels: int = 1) -> bytes:
+    """A PNG of a type that Pillow does not write. Rows fill whole bytes."""
+    values = np.repeat(mask[..., None], channels, axis=-1)
+    rows = np.packbits(values[..., None] >> np.arange(bits)[::-1] & 1, axis=None).reshape(len(mask), -1)
+    header = struct.pack(">2I5B", *mask.shape[::-1], bits, colour_type, 0, 0, 0)
+    content = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    chunks = [(b"IHDR", header), (b"IDAT", content), (b"IEND", b"")]
+    parts = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def tiff(mask: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, mask)
+    return file.getvalue()
+
+
+SMALL = np.array([[0, 1, 2, 3], [3, 3, 1, 0]], np.uint8)
+DEEP = SMALL.astype(np.uint16)
+STORED: dict[str, tuple[bytes, np.ndarray]] = {  # a file and the values in it
+    "PGM to 3": (b"P5 4 2 3\n" + SMALL.tobytes(), SMALL),
+    "PGM to 1000": (b"P5 4 2 1000\n" + (300 * DEEP).astype(">u2").tobytes(), 300 * DEEP),
+    "PGM to 65535": (b"P5 4 2 65535\n" + DEEP.astype(">u2").tobytes(), DEEP),
+    "PGM in digits": (b"P2 4 2 3\n" + b" ".join(b"%d" % value for value in SMALL.ravel()), SMALL),
+    "grey PPM to 3": (b"P6 4 2 3\n" + np.repeat(SMALL, 3).tobytes(), SMALL),
+    "PNG of 2 bits": (png(SMALL, 2), SMALL),
+    "PNG of 4 bits": (png(5 * SMALL, 4), 5 * SMALL),
+    "TIFF of int8": (tiff(SMALL.astype(np.int8) - 1), SMALL.astype(int) - 1),
+    "TIFF of int16": (tiff(SMALL.astype(np.int16) - 1), SMALL.astype(int) - 1),
+    "TIFF of uint32": (tiff(SMALL.astype(np.uint32) + 2**31), SMALL.astype(int) + 2**31),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_masks_have_the_values_that_their_file_stores(name: str, tmp_path: Path) -> None:
+    data, expected = STORED[name]
+    (tmp_path / "mask").write_bytes(data)
+    mask = read_mask(tmp_path / "mask")
+    assert np.array_equal(mask.pixels, expected) and mask.palette is None and not mask.has_colours
+
+
+LOSSY = {
+    "PNG": png(DEEP, 16, colour_type=2, channels=3),
+    "PNG with opacity": png(DEEP, 16, colour_type=4, channels=2),
+    "PPM": b"P6 4 2 1000\n" + np.repeat(DEEP, 3).astype(">u2").tobytes(),
+}
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_masks_whose_low_bits_are_not_read_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mask").write_bytes(LOSSY[name])
+    refused("its mask has 16 bits in each of several channels", lambda: read_mask(tmp_path / "mask"))
 
 
 def test_palettes_that_differ_make_colours_the_classes(tmp_path: Path) -> None:
