@@ -1,9 +1,9 @@
 """Masks of segmentation: reading them, and which values or colours are the classes.
 
-A class is a value of the masks. Palettes, 16 bits and few bits keep their values; black and white masks with
-one bit have 0 and 255. Two kinds of masks hold colours instead of values: true colours, and palettes that differ
-between masks, so that equal values do not mean equal classes. Then every colour is a class; the classes
-have the values 0, 1, 2, … in the order of red, green and blue, and a palette.
+A class is a value of the masks. Grey masks of any depth and palettes keep their values; those with one bit, in
+black and white, have 0 and 255. Two kinds of masks hold colours instead of values: true colours, and palettes
+that differ between masks, so that equal values do not mean equal classes. Then every colour is a class; the
+classes have the values 0, 1, 2, … in the order of red, green and blue, and a palette.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def _largest_stored(image: Any) -> int:
     largest = int(others[0]) if decoder.startswith("ppm") else 0
     if (largest > 255 and image.mode != "I") or re.match("(RGB|LA|CMYK).*;16", str(raw_mode)):
         raise InputError(
-            "its mask has 16 bits in each of several channels, of which 8 are read; save it with 8 bits, or "
-            "as grey without opacity"
+            "its mask has 16 bits in each of several channels, of which 8 are read; save it with 8 bits, "
+            "or as grey without opacity"
         )
     bits = re.match("L;([24])", str(raw_mode))
     return 2 ** int(bits[1]) - 1 if bits else largest
