@@ -2,7 +2,8 @@
 
 x       (N, *grid) or (N, *grid, C) numbers, used as they are
 y       grid: (N, *grid) or (N, *grid, K) numbers; classify: (N,) names or integers;
-        segment: (N, *grid) integers, negative where the class is unknown; transcribe: (N,) texts
+        segment: (N, *grid) or (N, *grid, 1) integers, negative where the class is unknown;
+        transcribe: (N,) texts
 sizes   (N, D) integers, the valid extents; optional
 ndim    D; optional, unless x has four axes and is (N, D, H, W) rather than (N, H, W, C)
 """
@@ -53,6 +54,8 @@ def list_arrays(path: Path, kind: TrainingKind) -> Iterator[RawSample]:
             f"{counted(ndim, 'axis', 'axes')} of the grid"
         )
     grid = x.shape[1 : ndim + 1]
+    if kind.has_grid_targets and y.ndim == ndim + 2 and y.shape[-1] == 1:
+        y = y[..., 0]
     if kind.target_dtypes:
         has_shape = (
             y.ndim in kind.target_axes(ndim)
@@ -106,8 +109,9 @@ def _grid_axes(path: Path, arrays: dict[str, Array], kind: TrainingKind) -> int:
         return int(ndim)
     if sizes is not None and sizes.ndim == 2 and sizes.shape[1] == 3:
         return 3
-    is_volume = x.ndim == 4 and kind.target_axes(3) == (4,) and arrays["y"].ndim == 4  # x has no channels
-    return 3 if x.ndim == 5 or is_volume else 2
+    if x.ndim == 4 and kind.target_axes(3) == (4,):  # x of volumes has no channels
+        return 3 if arrays["y"].ndim == 4 and arrays["y"].shape[-1] > 1 else 2
+    return 3 if x.ndim == 5 else 2
 
 
 def read_numbers(x: Array, index: int, extents: Extents) -> Array:

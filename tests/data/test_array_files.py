@@ -41,6 +41,15 @@ AXES = {  # arrays, kind; expected size, channels
     "masks of volumes": ({"x": VOLUMES, "y": MASKS}, "segment", (3, 4, 5), 1),
     "classes of volumes": ({"x": VOLUMES, "y": np.arange(8) % 2, "ndim": 3}, "classify", (3, 4, 5), 1),
     "sizes": ({"x": VOLUMES, "y": VOLUMES, "sizes": [[3, 4, 5], [2, 3, 4]] * 4}, "grid", (3, 4, 5), 1),
+    "masks of volumes with a last axis": (
+        {"x": VOLUMES[..., None], "y": MASKS[..., None]},
+        "segment",
+        (3, 4, 5),
+        1,
+    ),
+    "a last axis in both": ({"x": VOLUMES[..., :1], "y": VOLUMES[..., :1]}, "grid", (3, 4), 1),
+    "masks with a last axis": ({"x": VOLUMES[..., :1], "y": MASKS[..., :1]}, "segment", (3, 4), 1),
+    "masks of channels": ({"x": VOLUMES, "y": MASKS[..., :1]}, "segment", (3, 4), 5),
     "images with channels": ({"x": VOLUMES, "y": np.arange(8) % 2}, "classify", (3, 4), 5),
 }
 
@@ -51,7 +60,7 @@ def test_volumes_are_told_from_images_with_channels(case: str, tmp_path: Path) -
     np.savez(tmp_path / "volumes.npz", **arrays)
     task = read(tmp_path / "volumes.npz", kind, validation=0.25)  # type: ignore[arg-type]
     assert (task.spec.size, task.spec.channels, task.skipped) == (size, channels, [])
-    assert any("ndim=3" in line for line in task.summary) == (case == "images with channels")
+    assert any("ndim=3" in line for line in task.summary) == (channels == 5)
     batch = task.batch(0, 0, 6)
     assert batch.x.shape == (6, *size, channels)
     assert (batch.sizes is not None) == (case == "sizes")
