@@ -1,9 +1,9 @@
 """Masks of segmentation: reading them, and which values or colours are the classes.
 
-A class is a value of the masks. Grey masks of any depth and palettes keep their values; those with one bit, in
-black and white, have 0 and 255. Two kinds of masks hold colours instead of values: true colours, and palettes
-that differ between masks, so that equal values do not mean equal classes. Then every colour is a class; the
-classes have the values 0, 1, 2, … in the order of red, green and blue, and a palette.
+A class is a value of the masks. Palettes and grey masks keep their values, whatever their bits; black and
+white masks with one bit have 0 and 255. Two kinds of masks hold colours instead of values: true colours,
+and palettes that differ between masks, so that equal values do not mean equal classes. Then every colour is
+a class; the classes have the values 0, 1, 2, … in the order of red, green and blue, and a palette.
 """
 
 from __future__ import annotations
