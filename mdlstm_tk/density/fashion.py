@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk.data.samples import DIGEST_BYTES
 from mdlstm_tk.data.sampling import make_rng
-from mdlstm_tk.data.spec import Split, TaskSpec
+from mdlstm_tk.data.spec import SampleId, Split, TaskSpec
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.density.digits import binarise
 from mdlstm_tk.density.idx import find_idx, read_idx
@@ -22,13 +24,17 @@ FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package datase
 
 
 @lru_cache(maxsize=2)
-def _read(path: Path, version: tuple[int, int]) -> Any:
-    """The pictures of a file in black and white, (N, 28, 28) uint8; `version` is that of the file."""
-    return binarise(read_idx(path), 255)
+def _read(path: Path, version: tuple[int, int]) -> tuple[Any, list[SampleId]]:
+    """The pictures of a file in black and white, (N, 28, 28) uint8, and their identities, which are of the
+    grey pictures; `version` is that of the file."""
+    images = read_idx(path)
+    digests = (blake2b(image, digest_size=DIGEST_BYTES).hexdigest() for image in images)
+    ids = [SampleId(digest, f"picture {k}") for k, digest in enumerate(digests)]
+    return binarise(images, 255), ids
 
 
-def _load(folder: Path) -> tuple[Any, Any]:
-    """The pictures for training and for testing, see `_read`."""
+def _load(folder: Path) -> tuple[tuple[Any, list[SampleId]], ...]:
+    """The pictures for training and those for testing, see `_read`."""
     files = find_idx(folder)
     if not files and folder == FOLDER:
         raise InputError(
@@ -44,11 +50,11 @@ def _load(folder: Path) -> tuple[Any, Any]:
             Argument("task", "density"),
         )
     paths = [files["train"].resolve(), files["test"].resolve()]
-    train, test = (_read(path, (path.stat().st_mtime_ns, path.stat().st_size)) for path in paths)
-    if train.shape[1:] != test.shape[1:]:
-        sizes = " and ".join(format_size(images.shape[1:]) for images in (train, test))
-        raise InputError(f"{folder}: the images for training and testing have {sizes} pixels")
-    return train, test
+    loaded = tuple(_read(path, (path.stat().st_mtime_ns, path.stat().st_size)) for path in paths)
+    sizes = [format_size(images.shape[1:]) for images, _ in loaded]
+    if sizes[0] != sizes[1]:
+        raise InputError(f"{folder}: the images for training and testing have {' and '.join(sizes)} pixels")
+    return loaded
 
 
 class Fashion(DatasetTask):
@@ -83,7 +89,7 @@ class Fashion(DatasetTask):
     }
 
     def __init__(self, validation: float = 0.02, folder: str | Path = "") -> None:
-        train, test = _load(Path(folder or FOLDER))
+        (train, ids), (test, test_ids) = _load(Path(folder or FOLDER))
         order = make_rng(0, 2).permutation(len(train))
         count = round(validation * len(train))
         pictures: dict[Split, Any] = {
@@ -93,3 +99,8 @@ class Fashion(DatasetTask):
         }
         sets = {split: [(image[..., None], None) for image in images] for split, images in pictures.items()}
         super().__init__(TaskSpec("fashion", self.kind, 1, 1, train.shape[1:]), sets)
+        self.identities = {
+            "train": [ids[k] for k in order[count:]],
+            "validation": [ids[k] for k in order[:count]],
+            "test": test_ids,
+        }

@@ -266,7 +266,7 @@ def load_task(config: TrainConfig, spec: TaskSpec, data: str = "", known: Sample
         config = replace(config, size="")  # the data have their own
     task = make_task(config, known)
     source = config.data or f"the task {config.task}"
-    for name in SAME_DATA:
+    for name in (*SAME_DATA, *(("size",) if task.takes_data else ())):
         actual, expected = getattr(task.spec, name), getattr(spec, name)
         if actual != expected:
             difference = f"{name} is {actual!s:.80}, expected {expected!s:.80}"

@@ -16,6 +16,8 @@ from PIL import Image
 from mdlstm_tk.data import SPLITS
 from mdlstm_tk.density import DigitsDensity, Fashion, Ising, fashion, idx
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.training import TrainConfig
+from mdlstm_tk.training.tasks import describe_changes, describe_overlap, load_task
 
 
 def test_arrays_and_images_are_data_of_kind_density(tmp_path: Path) -> None:
@@ -118,6 +120,28 @@ def test_idx_files_that_were_replaced_are_read_again(tmp_path: Path) -> None:
     for name in LAYOUTS["EMNIST"]:
         (tmp_path / name).write_bytes(gzip.compress(HEADER + (255 - IMAGES).tobytes()))
     assert (Fashion(0.25, tmp_path).batch(0, 0, 12, "test").x != before).any()
+
+
+def test_runs_know_the_pictures_of_idx_files(tmp_path: Path) -> None:
+    contents = {"one": IMAGES, "other": IMAGES[:, ::-1], "upright": IMAGES.swapaxes(1, 2)}
+    for name, images in contents.items():
+        (tmp_path / name).mkdir()
+        for split, part in (("train", images[:9]), ("t10k", images[9:])):
+            header = struct.pack(">4I", 0x803, *part.shape)
+            (tmp_path / name / f"{split}-images-idx3-ubyte").write_bytes(header + part.tobytes())
+    trained, again = Fashion(0.25, tmp_path / "one"), Fashion(0.5, tmp_path / "one")
+    assert [len(trained.identities[split]) for split in SPLITS] == [7, 2, 3]
+    (change,) = describe_overlap(again.identities, trained.identities["train"])
+    assert change.startswith("2 of the 4 samples that the network is validated with are trained on")
+    with pytest.raises(InputError, match=r"2 samples .* trained on are now among those"):
+        describe_changes(trained.identities, again.identities)
+    other = Fashion(0.25, tmp_path / "other")
+    assert "9 samples of the run are missing" in "".join(
+        describe_changes(trained.identities, other.identities)
+    )
+    config = TrainConfig(task="fashion", data=str(tmp_path / "one"), validation=0.25)
+    with pytest.raises(InputError, match=r"size is \(5, 4\), expected \(4, 5\)"):
+        load_task(config, trained.spec, str(tmp_path / "upright"))
 
 
 def test_digits_in_black_and_white_are_those_in_grey_above_a_threshold_and_the_same_in_all_runs() -> None:
