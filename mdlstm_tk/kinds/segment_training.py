@@ -12,8 +12,8 @@ import numpy as np
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.data.folders import list_pairs
 from mdlstm_tk.data.masks import UNKNOWN_VALUE, MaskClasses, RawMask, read_mask
-from mdlstm_tk.data.samples import MemoryBudget
-from mdlstm_tk.data.spec import UNLABELLED, Array, Batch, Extents, Floats, RawSample, TaskSpec
+from mdlstm_tk.data.samples import MemoryBudget, Survey
+from mdlstm_tk.data.spec import UNLABELLED, Array, Batch, Extents, Floats, RawSample, Split, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.kinds.classes import ClassesKind
 from mdlstm_tk.kinds.examples import covering
@@ -23,6 +23,7 @@ from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, TargetRule
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mdlstm_tk.data.user_data import UserDataTask
     from mdlstm_tk.report.panels import Color, Panel
 
 
@@ -64,6 +65,14 @@ class Segment(ClassesKind):
             )
         encode = partial(masks.encode, preprocessing=options.preprocessing)
         return Targets(len(names), encode, lines, names, masks)
+
+    def complete(
+        self, task: UserDataTask, splits: Mapping[Split, Sequence[Survey]], targets: Targets
+    ) -> None:
+        assert targets.masks is not None
+        learned = {k for survey in splits["train"] for k in targets.masks.encode(survey.target).tolist()}
+        if absent := [name for k, name in enumerate(targets.classes) if k not in learned]:
+            task.summary = [*task.summary, f"classes without samples to train on: {', '.join(absent)}"]
 
     def collate(self, x: Array, targets: Sequence[Any], pad: Callable[..., Array]) -> Array:
         return pad(targets, x.shape[1:-1], UNLABELLED, np.int64)

@@ -236,6 +236,17 @@ def test_palettes_that_differ_make_colours_the_classes(tmp_path: Path) -> None:
         assert np.array_equal(np.array([0, 2, 1])[mask], y)
 
 
+@pytest.mark.parametrize("colours", [False, True])
+def test_classes_that_no_training_mask_has_are_named(colours: bool, tmp_path: Path) -> None:
+    for split, values in (("train", [0, 2, 2]), ("val", [0, 2, 7])):
+        mask = np.array([values] * 3)
+        write_image(tmp_path / split / "images/0.png", mask)
+        write_image(tmp_path / split / "masks/0.png", mask[..., None] * [30, 0, 0] if colours else mask)
+    named = f"classes without samples to train on: {'#d20000' if colours else '7'}"
+    assert read(tmp_path, "segment").summary[-1] == named
+    assert not any("to train on" in line for line in read(tmp_path / "train", "segment", 0.0).summary)
+
+
 def test_names_of_classes_are_read_for_masks_alone(tmp_path: Path) -> None:
     write_masks(tmp_path)
     write_targets(tmp_path)
