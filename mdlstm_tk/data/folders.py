@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mdlstm_tk.data.images import read_file, read_pixels
+from mdlstm_tk.data.images import is_broken_link, read_file, read_pixels
 from mdlstm_tk.data.spec import RawSample
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
@@ -47,13 +47,19 @@ def _visible(folder: Path) -> list[Path]:
         if real_path in visited:
             continue
         visited.add(real_path)
-        try:
-            visible = sorted(entry for entry in current.iterdir() if not entry.name.startswith("."))
-        except OSError as error:
-            raise InputError(f"cannot read {current}: {error.strerror}") from None
+        visible = _entries(current)
         folders += [entry for entry in visible if entry.is_dir()]
-        files += [entry for entry in visible if entry.is_file()]
+        # a link to a file that is not there is a file that cannot be read
+        files += [entry for entry in visible if entry.is_file() or is_broken_link(entry)]
     return sorted(files)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """The visible files and folders in a folder, sorted."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"cannot read {folder}: {error.strerror}") from None
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -73,7 +79,7 @@ def count_other_files(folder: Path, kind: TrainingKind) -> Counter[str]:
 
 def subfolders(path: Path) -> list[Path]:
     """Return the visible folders in a folder, sorted."""
-    return sorted(entry for entry in path.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+    return [entry for entry in _entries(path) if entry.is_dir()]
 
 
 def read_lines(file: Path) -> list[str]:

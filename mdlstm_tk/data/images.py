@@ -29,6 +29,8 @@ def read_file(file: Path) -> bytes:
     Raises:
         InputError: there is no such file, it cannot be read, or it has more than `MAX_BYTES`.
     """
+    if is_broken_link(file):
+        raise InputError("it is a link to a file that is not there")
     if not os.path.isfile(file):  # `Path.is_file` raises OSError for a name that is too long
         raise InputError("there is no such file")
     try:
@@ -37,6 +39,11 @@ def read_file(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise InputError(f"it cannot be read: {error.strerror}") from None
+
+
+def is_broken_link(file: Path) -> bool:
+    """Return True if a file is a symbolic link to nothing, such as git-annex and DVC leave behind."""
+    return os.path.islink(file) and not os.path.exists(file)
 
 
 def is_grey(pixels: Array) -> bool:

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mdlstm_tk._util.text import counted
+from mdlstm_tk.data.folders import subfolders
 from mdlstm_tk.data.samples import Survey
 from mdlstm_tk.data.sampling import stratified_mask
 from mdlstm_tk.data.spec import SampleId, Split
 from mdlstm_tk.errors import Argument, InputError
-from mdlstm_tk.kinds import training_of
+from mdlstm_tk.kinds import kind_named, training_of
 
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
@@ -24,11 +25,11 @@ MAX_NAMES_SHOWN = 10
 def find_sources(path: Path, kind: str) -> tuple[dict[Split, Path], list[str]]:
     """Return the file or folder of each split, and notes for the user.
 
-    `path` is the training split if it has no train/.
+    `path` is the training split if it has no train/. Folders may have capital letters.
 
     Raises:
-        InputError: there is nothing, two sources are of one split, there is no train/ beside others, or a
-            source is not what the kind of task expects.
+        InputError: there is nothing, two sources are of one split, there is no train/ beside others, splits
+            lie one folder too deep, or a source is not what the kind of task expects.
     """
     if not path.exists():
         raise InputError(f"there is no file or folder {path}, which ", Argument("data"), " names")
@@ -36,10 +37,8 @@ def find_sources(path: Path, kind: str) -> tuple[dict[Split, Path], list[str]]:
     if files := training.find_files(path):
         return files, []
     sources: dict[Split, Path] = {}
-    for split, names in SPLIT_NAMES.items():
-        candidates = [path / f"{name}{suffix}" for name in names for suffix in ("", ".npz")]
-        if found := [source for source in candidates if source.exists()]:
-            sources[split] = found[0]
+    for split, found in _find_splits(path).items():
+        sources[split] = found[0]
         if len(found) > 1:
             listing = " and ".join(source.name for source in found)
             raise InputError(f"{path} has {listing}, which all are for {split}; keep one of them")
@@ -57,6 +56,7 @@ def find_sources(path: Path, kind: str) -> tuple[dict[Split, Path], list[str]]:
         name = next(iter(sources.values())).name  # which may be a class, or named in splits.json
         raise InputError(f"{path} has {name} but no train; put what to train on into {path / 'train'}")
     else:
+        _refuse_deeper_splits(path, kind)
         sources = {"train": path}
     for source in sources.values():
         is_arrays = source.suffix == ".npz" and source.is_file()
@@ -65,6 +65,35 @@ def find_sources(path: Path, kind: str) -> tuple[dict[Split, Path], list[str]]:
                 f"{source} is not what a task of kind {kind} expects: {describe_formats(kind)}"
             )
     return sources, notes
+
+
+def _find_splits(path: Path) -> dict[Split, list[Path]]:
+    """What a folder has for each split that it has anything for."""
+    folders = {folder.name.lower(): folder for folder in subfolders(path)} if path.is_dir() else {}
+    candidates = {
+        split: [each for name in names for each in (folders.get(name, path / name), path / f"{name}.npz")]
+        for split, names in SPLIT_NAMES.items()
+    }
+    found = {split: [source for source in each if source.exists()] for split, each in candidates.items()}
+    return {split: each for split, each in found.items() if each}
+
+
+def _refuse_deeper_splits(path: Path, kind: str) -> None:
+    """Refuse the layout images/train, images/test, where all samples would be trained on.
+
+    Nothing is refused where a file of the folder names the samples.
+    """
+    lists = ("splits.json", "labels.tsv", *filter(None, [kind_named(kind).table]))
+    if not path.is_dir() or any((path / name).exists() for name in lists):
+        return
+    for folder in subfolders(path):
+        names = [found[0].name for found in _find_splits(folder).values() if found[0].is_dir()]
+        if len(names) > 1:
+            places = " and ".join(str(path / name / folder.name) for name in names)
+            raise InputError(
+                f"{folder} has {' and '.join(names)}, but folders of splits lie directly in {path}; "
+                f"move them to {places}"
+            )
 
 
 def describe_formats(kind: str) -> str:

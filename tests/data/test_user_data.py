@@ -64,6 +64,9 @@ def test_splits_of_the_data_are_used(tmp_path: Path) -> None:
     task = read(tmp_path, "classify")
     assert [task.count(split) for split in ("train", "validation", "test")] == [8, 4, 6]
     assert not any("to train on" in line for line in task.summary)
+    for name in ("train", "test"):
+        (tmp_path / name).rename(tmp_path / name.title())
+    assert read(tmp_path, "classify").names == task.names
     (tmp_path / "val/a").rename(tmp_path / "val/A")
     assert "classes without samples to train on: A" in read(tmp_path, "classify").summary
     (tmp_path / "arrays").mkdir()
@@ -134,6 +137,8 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     (data / "a/broken.png").symlink_to(data / "gone.png")
     task = read(data, "classify")
     assert task.spec.classes == ("a", "b")
+    assert task.skipped == ["a/broken.png: it is a link to a file that is not there"]
+    (data / "a/broken.png").unlink()
     (data / "0").symlink_to(data / "a")
     assert {file.parent.name for file in find_files(data)} == {"0", "b"}
 
@@ -155,7 +160,23 @@ UNREADABLE: dict[str, tuple[str, Callable[[Path], object], str, str]] = {  # pat
         "classify",
         "m has val and dev, which all are for validation; keep one",
     ),
-    "no train": ("m", lambda p: write_masks(p / "test"), "segment", "m has test but no train; put"),
+    "splits below a class": (
+        "m",
+        lambda p: [write_classes(p / "b" / name, {"a": 2}) for name in ("train", "test")],
+        "classify",
+        "m/b has train and test, but .* move them to .*m/train/b and .*m/test/b",
+    ),
+    "splits below images": (
+        "m",
+        lambda p: [
+            write_image(p / folder / name / "0.png", np.eye(3))
+            for folder in ("images", "masks")
+            for name in ("Train", "val")
+        ],
+        "segment",
+        "m/images has Train and val, but .* move them to .*m/Train/images and .*m/val/images",
+    ),
+    "no train": ("m", lambda p: write_masks(p / "Test"), "segment", "m has Test but no train; put"),
     "other file type": ("x.csv", lambda p: p.write_text("1,2"), "grid", r"x\.csv.*\.npz"),
     "damaged": ("x.npz", lambda p: p.write_bytes(b"PK\3\4 no"), "grid", r"x\.npz"),
     "no y": ("x.npz", lambda p: np.savez(p, x=np.ones((3, 4, 4))), "grid", "y is missing"),
