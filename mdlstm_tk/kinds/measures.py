@@ -33,7 +33,8 @@ def number_measures(sums: Array) -> dict[str, Array]:
     count, total, squares, errors, distances = sums.T
     variation = squares - total**2 / count
     with np.errstate(invalid="ignore", divide="ignore"):
-        r2 = np.where(variation > 0, 1 - errors / variation, nan)
+        # what rounding leaves of equal numbers is no variation
+        r2 = np.where(variation > 1e-12 * squares, 1 - errors / variation, nan)
     return {"rmse": np.sqrt(errors / count), "mae": distances / count, "r2": r2}
 
 
