@@ -54,7 +54,10 @@ class Tag(ColumnsKind):
 
     def fit(self, targets: Sequence[Target], options: TargetOptions) -> Targets:
         names = tuple(targets[0])  # the columns of an array keep their order, whatever that of the samples
-        if any(target.keys() != targets[0].keys() for target in targets):
+        if others := [target for target in targets if target.keys() != targets[0].keys()]:
+            if options.preprocessing is None:  # of arrays, whose columns say who lacks a label
+                one, another = ", ".join(names), ", ".join(others[0])
+                raise InputError(f"the labels are {one} in one split and {another} in another")
             names = tuple(sorted({name for target in targets for name in target}))
         if not names or any(SEPARATOR in name for name in names):
             raise InputError(f"the labels are {names!s:.80}, expected some, without '{SEPARATOR}'")

@@ -157,6 +157,16 @@ def test_bad_arrays_are_refused_in_one_line(case: str, tmp_path: Path) -> None:
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", TABLES)
+def test_arrays_of_all_splits_have_the_same_columns(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, columns in (("train", 3), ("val", 2)):
+        y = rng.integers(0, 2, (4, columns))
+        np.savez(tmp_path / f"{name}.npz", x=rng.random((4, 5, 6)), y=y)
+    with pytest.raises(InputError, match="are y0, y1, y2 in one split and y0, y1 in another"):
+        read(tmp_path, kind)
+
+
 def test_answers_are_those_of_the_network_in_every_format(run: Run, tmp_path: Path) -> None:
     model, data = run.folder / "model-6x7.onnx", run.folder.parent / "data"
     session, names = Session(model), load_checkpoint(run.best).spec.classes
