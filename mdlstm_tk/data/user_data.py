@@ -5,9 +5,9 @@ folder that contains one such folder per split, train/, val/ and test/, or train
 a kind may know further ways to divide a folder. Without validation data a share of the training samples is
 held out, of parts of files whole files. The data stay on disk; see `samples`.
 
-Images have one channel unless a training image has a pixel with a colour. A file classes.txt beside images/
-and masks/ may name the values of masks, one per line, beginning with value 0. What the values mean is
-described in `masks`.
+Images have one channel unless a training image has a pixel with a colour. A file classes.txt in the folder,
+or else beside images/ and masks/ of the training split, may name the values of masks, one per line,
+beginning with value 0. What the values mean is described in `masks`.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def read_data(
     preprocessing = None if is_arrays else Preprocessing(channels, resize)
     try:
         all_targets = [survey.target for survey in surveys]
-        names = _read_mask_names(path, training)
+        names = _read_mask_names((path, sources["train"]), training)
         targets = training.fit(all_targets, TargetOptions(preprocessing, names, settings))
     except InputError as error:
         raise InputError(f"{path}: ", error, f"; {formats}") from None
@@ -218,10 +218,11 @@ def _list_samples(source: Path, kind: str, budget: MemoryBudget) -> tuple[list[R
     return training_of(kind).list_folder(source, budget)
 
 
-def _read_mask_names(path: Path, training: TrainingKind) -> list[str]:
-    """Return the lines of classes.txt, which names the values of masks; of other kinds it is not read."""
-    file = path / "classes.txt"
-    return folders.read_lines(file) if file.name in training.further_files and file.is_file() else []
+def _read_mask_names(places: Sequence[Path], training: TrainingKind) -> list[str]:
+    """Return the lines of classes.txt, which names the values of masks, in the first folder that has it; of
+    other kinds it is not read."""
+    files = [file for place in places if (file := place / "classes.txt").is_file()]
+    return folders.read_lines(files[0]) if files and "classes.txt" in training.further_files else []
 
 
 def _describe_task(

@@ -255,6 +255,14 @@ def test_names_of_classes_are_read_for_masks_alone(tmp_path: Path) -> None:
     assert read(tmp_path, "grid").spec.classes == ()
 
 
+def test_names_of_classes_may_lie_beside_the_training_masks(tmp_path: Path) -> None:
+    write_masks(tmp_path / "train")
+    (tmp_path / "train/classes.txt").write_text("sky\nsea\n")
+    assert read(tmp_path, "segment").spec.classes == ("sky", "sea")
+    (tmp_path / "classes.txt").write_text("day\n")
+    assert read(tmp_path, "segment").spec.classes == ("day", "1")
+
+
 def test_masks_with_too_many_colours_are_refused(tmp_path: Path) -> None:
     write_image(tmp_path / "images/0.png", RNG.integers(0, 256, (30, 30)))
     write_image(tmp_path / "masks/0.png", RNG.integers(0, 256, (30, 30, 3)))
