@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,8 +123,10 @@ def image_sample(path: Path, file: Path, read_target: Callable[[], Any], reason:
     return RawSample(name, partial(read_pixels, file), read_target, is_image=True)
 
 
-def list_pairs(path: Path, folder: str, read: Callable[[Path], Any], expected: str) -> Iterator[RawSample]:
-    """Pair each image with the file of the same name in another folder.
+def list_pairs(
+    path: Path, folder: str, read: Callable[[Path], Any], expected: str
+) -> tuple[list[RawSample], list[str]]:
+    """Pair each image with the file of the same name in another folder, and say how many files have none.
 
     Args:
         path: the folder with images/.
@@ -141,18 +143,29 @@ def list_pairs(path: Path, folder: str, read: Callable[[Path], Any], expected: s
         raise InputError(f"{path}: {missing}/ is missing; expected {expected}")
     by_name, images_of = (by_stem(each, find_images(each)) for each in (targets, images))
     unpaired = sorted(map(str, by_name.keys() - images_of.keys()))
+    samples: list[RawSample] = []
     for image in find_images(images):
         name = image.relative_to(images).with_suffix("")
         if name in by_name:
             reason = refuse_twins(images_of[name]) or refuse_twins(by_name[name])
-            yield image_sample(path, image, partial(read, by_name[name][0]), reason)
+            samples.append(image_sample(path, image, partial(read, by_name[name][0]), reason))
             continue
         reason = f"it has no file of the same name in {folder}/"
         prefixes = tuple(f"{name}{separator}" for separator in "_-. ")
         if similar := next((target for target in unpaired if target.startswith(prefixes)), None):
             file = by_name[Path(similar)][0]
             reason += f"; rename {file.relative_to(targets)} to {name}{file.suffix}"
-        yield RawSample.unusable(os.path.relpath(image, path), reason)
+        samples.append(RawSample.unusable(os.path.relpath(image, path), reason))
+    outside = [file for file in find_images(path) if not {images, targets} & {*file.parents}]
+    return samples, [
+        *left_out(f"files in {folder}/ without an image of the same name", len(unpaired)),
+        *left_out(f"images outside images/ and {folder}/", len(outside)),
+    ]
+
+
+def left_out(files: str, count: int) -> list[str]:
+    """A note for the user that so many files are not used; [] if there are none."""
+    return [f"{files}, left out: {count}"] if count else []
 
 
 def no_target() -> None:

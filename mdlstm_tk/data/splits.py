@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mdlstm_tk._util.text import counted
-from mdlstm_tk.data.folders import subfolders
+from mdlstm_tk.data.folders import find_images, left_out, subfolders
 from mdlstm_tk.data.samples import Survey
 from mdlstm_tk.data.sampling import stratified_mask
 from mdlstm_tk.data.spec import SampleId, Split
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.kinds import kind_named, training_of
+from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
@@ -35,7 +36,8 @@ def find_sources(path: Path, kind: str) -> tuple[dict[Split, Path], list[str]]:
         raise InputError(f"there is no file or folder {path}, which ", Argument("data"), " names")
     training = training_of(kind)
     if files := training.find_files(path):
-        return files, []
+        names = " and ".join(str(file.relative_to(path)) for file in files.values())
+        return files, left_out(f"images in {path}, as it has {names}", len(find_images(path)))
     sources: dict[Split, Path] = {}
     for split, found in _find_splits(path).items():
         sources[split] = found[0]
@@ -52,6 +54,8 @@ def find_sources(path: Path, kind: str) -> tuple[dict[Split, Path], list[str]]:
         if others := [name for name in others if path / name not in sources.values()]:
             known = ", ".join(name for names in SPLIT_NAMES.values() for name in names)
             notes = [f"beside {sources['train'].name}, left out: {', '.join(others)}; splits are {known}"]
+        beside = sum(file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() for file in path.iterdir())
+        notes += left_out(f"images beside {sources['train'].name}", beside)
     elif sources and not training.has_class_folders and not (path / "splits.json").exists():
         name = next(iter(sources.values())).name  # which may be a class, or named in splits.json
         raise InputError(f"{path} has {name} but no train; put what to train on into {path / 'train'}")

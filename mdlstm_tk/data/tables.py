@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk._util.text import counted
-from mdlstm_tk.data.folders import find_images, image_sample, read_text
+from mdlstm_tk.data.folders import find_images, image_sample, left_out, read_text
 from mdlstm_tk.data.spec import RawSample
 from mdlstm_tk.errors import InputError
 
@@ -42,7 +42,7 @@ def list_table(
     samples = list(_list_rows(path, table, read, list(columns)))
     named = {os.path.normpath(sample.name) for sample in samples}
     others = [file for file in find_images(path) if os.path.relpath(file, path) not in named]
-    return samples, [f"images that {name} does not name, left out: {len(others)}"] if others else []
+    return samples, left_out(f"images that {name} does not name", len(others))
 
 
 def _list_rows(

@@ -124,8 +124,9 @@ def read_data(
     for split, source in sources.items():
         samples, new_notes = _list_samples(source, kind, budget)
         notes += new_notes
-        if source.is_dir() and (count := folders.count_results(source)):
-            notes.append(f"results of mdlstm infer in {source}, left out: {count}")
+        if source.is_dir():
+            results = folders.count_results(source)
+            notes += folders.left_out(f"results of mdlstm infer in {source}", results)
         splits[split], unusable = survey_samples(samples, training, resize)
         skipped += unusable
     if prefixes:

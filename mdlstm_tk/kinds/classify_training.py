@@ -12,7 +12,7 @@ import numpy as np
 
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.data.arrays import read_name
-from mdlstm_tk.data.folders import find_images, image_sample, subfolders
+from mdlstm_tk.data.folders import find_images, image_sample, left_out, subfolders
 from mdlstm_tk.data.samples import MemoryBudget
 from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets
@@ -41,11 +41,13 @@ class Classify(ClassesKind):
     defaults = COMMON_DEFAULTS | {"batch_size": 32, "augment": 1.0}
 
     def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
-        return [
+        samples = [
             image_sample(path, file, partial(str, folder.name))
             for folder in subfolders(path)
             for file in find_images(folder)
-        ], []
+        ]
+        outside = sum(file.parent == path for file in find_images(path))
+        return samples, left_out("images in no folder of a class", outside)
 
     def read_array(self, y: Array, index: int, extents: Extents, names: Sequence[str]) -> Any:
         return read_name(y, index)

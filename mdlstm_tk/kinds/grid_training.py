@@ -43,7 +43,7 @@ class Grid(TrainingKind):
         return ndim + 1, ndim + 2
 
     def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
-        return list(list_pairs(path, "targets", _read_target, self.folder_format)), []
+        return list_pairs(path, "targets", _read_target, self.folder_format)
 
     def read_array(self, y: Array, index: int, extents: Extents, names: Sequence[str]) -> Any:
         return read_numbers(y if y.ndim > len(extents) + 1 else y[..., None], index, extents)

@@ -46,7 +46,7 @@ class Segment(ClassesKind):
         return (ndim + 1,)
 
     def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
-        return list(list_pairs(path, "masks", read_mask, self.folder_format)), []
+        return list_pairs(path, "masks", read_mask, self.folder_format)
 
     def read_array(self, y: Array, index: int, extents: Extents, names: Sequence[str]) -> Any:
         return RawMask(np.asarray(y[index][tuple(map(slice, extents))]).astype(np.int64))

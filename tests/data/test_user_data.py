@@ -126,6 +126,31 @@ def test_files_that_cannot_be_used_are_named_and_skipped(tmp_path: Path) -> None
     assert any("4.png: its mask is a JPEG" in line for line in read(tmp_path / "cells", "segment").skipped)
 
 
+STRAY: dict[str, tuple[Callable[[Path], Path], str, list[str]]] = {  # data, a file beside them, notes
+    "classify": (
+        lambda path: write_classes(path, {"a": 4, "b": 4}),
+        "0.png",
+        ["images in no folder of a class, left out: 1"],
+    ),
+    "segment": (
+        write_masks,
+        "masks/8.png",
+        ["files in masks/ without an image of the same name, left out: 1"],
+    ),
+    "grid": (write_targets, "more/0.png", ["images outside images/ and targets/, left out: 1"]),
+}
+
+
+@pytest.mark.parametrize("kind", STRAY)
+def test_images_that_are_not_used_are_counted(kind: str, tmp_path: Path) -> None:
+    write, stray, notes = STRAY[kind]
+    before = read(write(tmp_path / "train"), kind).summary
+    write_image(tmp_path / "train" / stray, np.eye(3))
+    write_image(tmp_path / "0.png", np.eye(3))
+    assert [line for line in read(tmp_path / "train", kind).summary if line not in before] == notes
+    assert "images beside train, left out: 1" in read(tmp_path, kind).summary
+
+
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "data", {"a": 3})
     write_classes(tmp_path / "elsewhere", {"b": 3})

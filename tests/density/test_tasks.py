@@ -73,6 +73,13 @@ def test_idx_files_are_found_as_users_keep_them(layout: str, tmp_path: Path) -> 
     assert batch.y is batch.x
 
 
+def test_images_in_a_folder_with_idx_files_are_counted(tmp_path: Path) -> None:
+    write_layout(tmp_path, ("old/train-images-idx3-ubyte",))
+    Image.fromarray(IMAGES[0]).save(tmp_path / "0.png")
+    note = f"images in {tmp_path}, as it has {Path('old/train-images-idx3-ubyte')}, left out: 1"
+    assert note in read(tmp_path, "density").summary
+
+
 BAD_IDX = {
     "without a header": (HEADER[:9], "9 bytes"),
     "cut off": (WHOLE[:-1], "239"),
