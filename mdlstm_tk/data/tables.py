@@ -39,15 +39,16 @@ def list_table(
     table = path / name
     if not table.is_file():
         raise InputError(f"{path}: {name} is missing; expected {expected}")
-    samples = list(_list_rows(path, table, read, list(columns)))
-    named = {os.path.normpath(sample.name) for sample in samples}
+    named: set[str] = set()
+    samples = list(_list_rows(path, table, read, list(columns), named))
     others = [file for file in find_images(path) if os.path.relpath(file, path) not in named]
     return samples, left_out(f"images that {name} does not name", len(others))
 
 
 def _list_rows(
-    path: Path, table: Path, read: Callable[[dict[str, str]], Any], columns: list[str]
+    path: Path, table: Path, read: Callable[[dict[str, str]], Any], columns: list[str], named: set[str]
 ) -> Iterator[RawSample]:
+    """Yield the sample of each row, and add the path that the row names to `named`."""
     rows = csv.reader(io.StringIO(read_text(table), newline=""), strict=True)
     try:
         header = [cell.strip() for cell in next(rows, [])]
@@ -64,6 +65,7 @@ def _list_rows(
             if not cells:
                 continue
             label = f"{table.name}, line {rows.line_num}"
+            named.add(os.path.relpath(path / cells[0], path))
             first = first_line.setdefault(os.path.realpath(path / cells[0]), rows.line_num)
             if len(cells) != len(header):
                 reason = f"it has {counted(len(cells), 'cell')}, but the first row has {len(header)}"
@@ -74,6 +76,13 @@ def _list_rows(
                 )
             else:
                 row = dict(zip(header[1:], cells[1:], strict=True))
-                yield image_sample(path, path / cells[0], partial(read, row))
+                yield image_sample(path, path / cells[0], partial(_read_target, read, row, label))
     except csv.Error as error:
         raise InputError(f"{table}, line {rows.line_num}: {error}") from None
+
+
+def _read_target(read: Callable[[dict[str, str]], Any], row: dict[str, str], label: str) -> Any:
+    try:
+        return read(row)
+    except InputError as error:
+        raise InputError(f"{label}: ", error) from None

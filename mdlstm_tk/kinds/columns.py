@@ -10,7 +10,6 @@ import numpy as np
 
 from mdlstm_tk.data.spec import Array, Batch, Extents, TaskSpec
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.kinds.regress import RESERVED
 from mdlstm_tk.kinds.training_kind import TargetRule, TrainingKind
 
 Target = dict[str, float]  # number by column
@@ -43,13 +42,17 @@ class ColumnsKind(TrainingKind):
         return TargetRule(np.floating, shape, shape, *self.bounds)
 
 
-def check_names(names: Sequence[str]) -> None:
+def check_names(names: Sequence[str], reserved: Sequence[str] = ()) -> None:
     """Check the names of columns.
 
+    Args:
+        names: of the columns.
+        reserved: of the columns which documents of answers have in any case.
+
     Raises:
-        InputError: one is empty, or is that of a column which documents of answers have in any case.
+        InputError: one is empty or reserved.
     """
-    if wrong := [name for name in names if name in ("", *RESERVED)]:
+    if wrong := [name for name in names if name in ("", *reserved)]:
         raise InputError(f"a column is called {wrong[0]!r}, which stands for something else; rename it")
 
 

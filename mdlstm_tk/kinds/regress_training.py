@@ -16,7 +16,7 @@ from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.columns import ColumnsKind, Target, check_names, encode
 from mdlstm_tk.kinds.measures import by_output, mean_of_numbers, number_measures
-from mdlstm_tk.kinds.regress import KIND
+from mdlstm_tk.kinds.regress import KIND, RESERVED
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Regress(ColumnsKind):
         if other := next((each for each in targets if tuple(each) != names), None):
             one, another = ", ".join(names), ", ".join(other)
             raise InputError(f"the numbers are {one} in one split and {another} in another")
-        check_names(names)
+        check_names(names, RESERVED)
         lines = [f"numbers of a sample: {', '.join(names)}"]
         return Targets(len(names), partial(encode, names), lines, names)
 
@@ -109,10 +109,13 @@ class Regress(ColumnsKind):
 
 
 def _read_row(row: Mapping[str, str]) -> Target:
+    for name, text in row.items():
+        if "_" in text:  # which Python's numbers may have
+            raise InputError(f"it holds no number in the column {name}: {text!r}")
     try:
         return {name: float(text) for name, text in row.items()}
     except ValueError as error:
-        raise InputError(f"its row in {KIND.table} holds no number: {error}") from None
+        raise InputError(f"it holds no number: {error}") from None
 
 
 def _standardised_error(prediction: Tensor, batch: Batch, spec: TaskSpec) -> Tensor:

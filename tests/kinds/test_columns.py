@@ -44,6 +44,12 @@ def test_the_order_of_the_rows_is_not_that_of_the_labels(tmp_path: Path) -> None
         assert tags.spec.classes == ("cat", "cow", "dog")
 
 
+def test_labels_may_be_called_as_columns_of_documents(tmp_path: Path) -> None:
+    rows = ["images/00.png,error;file", "images/01.png,sample"]
+    task = read(write_table(tmp_path, "tag", rows), "tag", validation=0.0)
+    assert task.spec.classes == ("error", "file", "sample")
+
+
 def test_tags_without_validation_and_test_data(tmp_path: Path) -> None:
     run = run_in(tmp_path / "run", quick(write_table(tmp_path / "a", "tag"), "tag", validation=0.0))
     assert run.read_result()["threshold"] == 0.5
@@ -96,8 +102,14 @@ BAD_TABLES = {
     "no name": ("tag", [], "file", "expected file,labels"),
     "semicolons": ("regress", [], "file;height", "with commas between cells"),
     "text": ("regress", ["images/00.png,tall"], "file,height", "could not convert string to float: 'tall'"),
+    "in Python": ("regress", ["images/00.png,1_000"], "file,height", "line 2: it holds no number"),
     "infinite": ("regress", ["images/00.png,inf"], "file,height", "its height is inf"),
-    "missing": ("regress", ["images/00.png,"], "file,height", "holds no number"),
+    "missing": (
+        "regress",
+        ["", "images/00.png,"],
+        "file,height",
+        "targets.csv, line 3: it holds no number",
+    ),
     "more cells": (
         "regress",
         ["images/00.png,1,2"],
@@ -135,7 +147,7 @@ def test_rows_that_cannot_be_used_and_images_without_one_are_named(tmp_path: Pat
     summary = "\n".join(task.summary)
     assert "targets.csv, line 3: line 2 names ./images/../images/00.png as well" in summary
     assert "targets.csv, line 5: it has 3 cells" in summary
-    assert "images that targets.csv does not name, left out: 10" in summary
+    assert "images that targets.csv does not name, left out: 9" in summary
 
 
 BAD_ARRAYS: dict[str, tuple[str, dict[str, Any], str]] = {
