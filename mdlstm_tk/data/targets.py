@@ -18,11 +18,13 @@ class TargetOptions(NamedTuple):
         preprocessing: of images; None for arrays.
         mask_names: names of the values 0, 1, … of masks.
         settings: of the run, by key of `TrainConfig`.
+        trained: how many of the targets, the first ones, are of the training split.
     """
 
     preprocessing: Preprocessing | None
     mask_names: Sequence[str]
     settings: Mapping[str, Any]
+    trained: int
 
 
 @dataclass(frozen=True)

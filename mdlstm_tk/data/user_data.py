@@ -141,7 +141,7 @@ def read_data(
         if split != "train" and not each:
             place = sources.get(split, f"{split} in splits.json")
             raise InputError(f"{place} has no usable samples; leave it out, or correct it; {formats}")
-    surveys = [survey for each in splits.values() for survey in each]
+    surveys = [*splits["train"], *(s for split, each in splits.items() if split != "train" for s in each)]
     channels = max(survey.moments.channels for survey in splits["train"])
     ndim = len(surveys[0].extents)
     if is_arrays and any((s.moments.channels, len(s.extents)) != (channels, ndim) for s in surveys):
@@ -157,9 +157,9 @@ def read_data(
         raise InputError(Argument("crop", crop), has)
     preprocessing = None if is_arrays else Preprocessing(channels, resize)
     try:
-        all_targets = [survey.target for survey in surveys]
         names = _read_mask_names((path, sources["train"]), training)
-        targets = training.fit(all_targets, TargetOptions(preprocessing, names, settings))
+        options = TargetOptions(preprocessing, names, settings, len(splits["train"]))
+        targets = training.fit([survey.target for survey in surveys], options)
     except InputError as error:
         raise InputError(f"{path}: ", error, f"; {formats}") from None
     if not splits.get("validation"):

@@ -53,12 +53,12 @@ class Grid(TrainingKind):
 
     def fit(self, targets: Sequence[Any], options: TargetOptions) -> Targets:
         channels = {target.channels for target in targets}
-        outputs = max(channels)
+        outputs = max(target.channels for target in targets[: options.trained])
         if options.preprocessing is not None:
             return Targets(outputs, Preprocessing(outputs, options.preprocessing.resize))
         if len(channels) > 1:
             raise InputError(
-                f"y has {counted(min(channels), 'channel')} in one split and {outputs} in another"
+                f"y has {counted(min(channels), 'channel')} in one split and {max(channels)} in another"
             )
         return Targets(outputs, unchanged)
 

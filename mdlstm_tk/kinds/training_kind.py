@@ -193,7 +193,8 @@ class TrainingKind(ReportKind, ABC):
         output, and targets are used as they were read.
 
         Args:
-            targets: summaries by `survey` of all samples, those for validation and testing included.
+            targets: summaries by `survey` of all samples; those for validation and testing follow those
+                for training.
             options: of the data.
 
         Raises:

@@ -108,6 +108,15 @@ def test_targets_may_be_images(tmp_path: Path) -> None:
     np.testing.assert_allclose([y.mean(), y.std()], moments, rtol=1e-6)
 
 
+def test_colours_in_test_targets_make_no_outputs(tmp_path: Path) -> None:
+    write_targets(tmp_path / "train")
+    write_image(tmp_path / "test/images/0.png", GREY)
+    write_image(tmp_path / "test/targets/0.png", COLOURS)
+    task = read(tmp_path, "grid")
+    assert task.spec.outputs == len(task.spec.target_mean) == 1
+    assert task.batch(0, 0, 1, "test").y.shape == (1, 6, 7, 1)
+
+
 def palette_mask(mask: np.ndarray, colours: list[int]) -> Image.Image:
     image = Image.fromarray(mask.astype(np.uint8))
     image.putpalette(colours)
