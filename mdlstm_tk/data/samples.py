@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 DIGEST_BYTES = 8
 MAX_THREADS = 4  # each holds one sample at a time
+SMALLEST_SPREAD = 32 * float(np.finfo(np.float32).eps)  # deviation, as a share of the mean
+MAX_CHANNELS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,31 @@ def channel_moments(
     moments: Sequence[Moments], channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel over all positions; std 1 where it is constant."""
+    mean, squares, variance = _spread(moments, channels)
+    is_constant = variance <= 1e-12 * squares  # what rounding leaves
+    std = np.where(is_constant, 1.0, np.sqrt(np.where(is_constant, 1.0, variance)))
+    return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def describe_unresolved(array: str, moments: Sequence[Moments], channels: int) -> list[str]:
+    """A note for the user on the channels of an array that differ from a number by less than float32
+    resolves, or not at all."""
+    mean, squares, variance = _spread(moments, channels)
+    found = np.flatnonzero((squares > 0) & (variance <= SMALLEST_SPREAD**2 * squares)).tolist()
+    shown = ", ".join(f"channel {k} (about {mean[k]:g})" for k in found[:MAX_CHANNELS_SHOWN])
+    more = f" and {len(found) - MAX_CHANNELS_SHOWN} more" if len(found) > MAX_CHANNELS_SHOWN else ""
+    text = f"{array} is the same in all training samples as far as float32 resolves it in {shown}{more}"
+    return [f"{text}; if it is not constant in the file, subtract that number"] if found else []
+
+
+def _spread(moments: Sequence[Moments], channels: int) -> tuple[Array, Array, Array]:
+    """The mean, the mean square and the variance of each channel (C,)."""
     count = sum(each.count for each in moments)
     mean, squares = (
         np.sum([np.broadcast_to(getattr(m, name), channels) for m in moments], axis=0) / count
         for name in ("total", "squares")
     )
-    variance = squares - np.square(mean)
-    is_constant = variance <= 1e-12 * squares  # what rounding leaves
-    std = np.where(is_constant, 1.0, np.sqrt(np.where(is_constant, 1.0, variance)))
-    return tuple(map(float, mean)), tuple(map(float, std))
+    return mean, squares, squares - np.square(mean)
 
 
 def _survey(sample: RawSample, kind: TrainingKind, resize: Resize) -> Survey | str:

@@ -23,7 +23,14 @@ import numpy.typing as npt
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.data import arrays, folders
-from mdlstm_tk.data.samples import LazySamples, MemoryBudget, Survey, channel_moments, survey_samples
+from mdlstm_tk.data.samples import (
+    LazySamples,
+    MemoryBudget,
+    Survey,
+    channel_moments,
+    describe_unresolved,
+    survey_samples,
+)
 from mdlstm_tk.data.sampling import shape_order
 from mdlstm_tk.data.spec import Array, Extents, RawSample, Resize, SampleId, Split, TaskSpec
 from mdlstm_tk.data.splits import (
@@ -200,6 +207,8 @@ def read_data(
     task.extents = np.unique(all_extents if crop is None else np.minimum(all_extents, crop), axis=0)
     task.has_mixed_sizes = crop is not None or bool((all_extents != all_extents[0]).any())
     notes += describe_copies(splits)
+    if is_arrays:
+        notes += describe_unresolved("x", [survey.moments for survey in splits["train"]], channels)
     task.summary = _summarise(path, sources, task, all_extents, [*targets.lines, *notes])
     training.complete(task, splits, targets)
     if not is_arrays:

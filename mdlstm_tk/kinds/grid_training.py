@@ -13,8 +13,8 @@ from mdlstm_tk._util.text import counted
 from mdlstm_tk.data.arrays import read_numbers
 from mdlstm_tk.data.folders import list_pairs
 from mdlstm_tk.data.images import read_pixels
-from mdlstm_tk.data.samples import MemoryBudget, Survey, channel_moments
-from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, TaskSpec
+from mdlstm_tk.data.samples import MemoryBudget, Survey, channel_moments, describe_unresolved
+from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, Split, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets, unchanged
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.measures import mean_of_numbers, number_measures
@@ -24,6 +24,7 @@ from mdlstm_tk.runtime.preprocessing import Preprocessing
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mdlstm_tk.data.user_data import UserDataTask
     from mdlstm_tk.report.panels import Panel
 
 
@@ -61,6 +62,13 @@ class Grid(TrainingKind):
                 f"y has {counted(min(channels), 'channel')} in one split and {max(channels)} in another"
             )
         return Targets(outputs, unchanged)
+
+    def complete(
+        self, task: UserDataTask, splits: Mapping[Split, Sequence[Survey]], targets: Targets
+    ) -> None:
+        moments = [survey.target for survey in splits["train"]]
+        if task.spec.preprocessing is None:
+            task.summary = [*task.summary, *describe_unresolved("y", moments, targets.outputs)]
 
     def spec_fields(self, train: Sequence[Survey], targets: Targets) -> dict[str, Any]:
         mean, std = channel_moments([survey.target for survey in train], targets.outputs)

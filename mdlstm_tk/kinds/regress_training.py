@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mdlstm_tk.data.samples import MemoryBudget, Survey
+from mdlstm_tk.data.samples import SMALLEST_SPREAD, MemoryBudget, Survey
 from mdlstm_tk.data.spec import Array, Batch, Floats, RawSample, TaskSpec
 from mdlstm_tk.data.tables import list_table
 from mdlstm_tk.data.targets import TargetOptions, Targets
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 
 LARGEST = float(np.finfo(np.float32).max)
-SMALLEST_SPREAD = 32 * float(np.finfo(np.float32).eps)  # deviation, as a share of the mean
 
 
 class Regress(ColumnsKind):

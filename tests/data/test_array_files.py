@@ -131,6 +131,16 @@ def test_targets_of_all_splits_have_the_same_channels(tmp_path: Path) -> None:
     refused("y has 1 channel in one split and 3 in another", lambda: read(tmp_path, "grid"))
 
 
+def test_channels_that_float32_does_not_resolve_are_named(tmp_path: Path) -> None:
+    x = np.stack([RNG.random((8, 4, 5)), 1e9 + RNG.random((8, 4, 5)), np.zeros((8, 4, 5))], axis=-1)
+    np.savez(tmp_path / "x.npz", x=x, y=1_700_000_000 + np.arange(160).reshape(8, 4, 5) // 4)
+    notes = [line for line in read(tmp_path / "x.npz", "grid").summary if " is the same in" in line]
+    assert [note.partition(" is the same")[0] for note in notes] == ["x", "y"]
+    assert "in channel 1 (about 1e+09); if" in notes[0] and "in channel 0 (about 1.7e+09); if" in notes[1]
+    np.savez(tmp_path / "x.npz", x=x[..., :1], y=1e6 + np.arange(160).reshape(8, 4, 5))
+    assert not any(" is the same in" in line for line in read(tmp_path / "x.npz", "grid").summary)
+
+
 @pytest.mark.filterwarnings("error")
 def test_single_samples_that_cannot_be_used_are_skipped(tmp_path: Path) -> None:
     x = RNG.random((12, 4, 4))
