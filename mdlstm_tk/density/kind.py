@@ -59,13 +59,16 @@ class Density(Kind):
         self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None
     ) -> Sequence[Probability]:
         batched, answers = y.ndim == metadata.ndim + 2, []
-        for k, sample in enumerate(y if batched else y[None]):
-            lasts = [sample.take(-1, axis) for axis in range(metadata.ndim)]
-            if sample.any() and not all(last.any() for last in lasts):
+        samples = y if batched else y[None]
+        for axis in range(metadata.ndim):
+            ends = [sample.take(-1, axis).any() for sample in samples if sample.any()]
+            if any(ends) and not all(ends):  # a batch is padded to the extents of one of its samples
                 raise InputError(
-                    "the log-probabilities end with zeros along an axis, as those of a padded sample do, "
-                    "which would count as values; crop them to the extents of the sample"
+                    "the log-probabilities of some samples end with zeros along an axis, as those of a "
+                    "padded sample do, which would count as values; decode each sample by itself, cropped "
+                    "to its extents"
                 )
+        for k, sample in enumerate(samples):
             nats = -float(sample.sum(dtype="float64"))
             if isnan(nats):
                 raise InputError("the log-probabilities hold NaN; the model diverged")

@@ -61,8 +61,11 @@ def test_densities_in_nats_and_bits() -> None:
 def test_log_probabilities_of_padded_samples_are_refused() -> None:
     y = np.full((2, 4, 4, 1), -1, np.float32)
     y[1, :, 3:] = 0
-    refused("crop them to the extents of the sample", lambda: decode(y, DENSITY))
+    refused("cropped to its extents", lambda: decode(y, DENSITY))
     assert len(decode(y[:, :, :3], DENSITY)) == 2
+    (answer,) = decode(y[1], DENSITY)  # not padded: its last column is certain
+    assert answer.values()["nats"] == 12
+    assert len(decode(y[[1, 1]], DENSITY)) == 2
 
 
 def test_a_table_names_files_on_another_drive_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
