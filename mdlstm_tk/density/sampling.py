@@ -81,13 +81,18 @@ def draw_images(
         temperature: as of `DensityNet.sample`.
 
     Raises:
-        InputError: the network cannot draw, or an argument is out of range.
+        InputError: the network cannot draw, an argument is out of range, or all of an image is given.
     """
     sample = getattr(network, "sample", None)
     if sample is None:
         raise InputError(f"{type(network).__name__} has no method sample, which draws images")
     if min(n, *size) < 1 or seed < 0:
         raise InputError(f"n and size must be at least 1, seed at least 0, got {n}, {size} and {seed}")
+    if given is not None and len(given) >= size[0] and not np.isnan(given).any():
+        raise InputError(
+            f"all of an image of {format_size(size)} is given, and nothing is left to draw; give its upper "
+            "rows, or NaN in a .npy file where it is to be drawn"
+        )
     nbytes = n * prod(size) * channels * FLOAT_BYTES
     if nbytes > MAX_BYTES:
         raise InputError(

@@ -90,6 +90,15 @@ def test_given_values_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> 
         read_given(tmp_path / "given.npy", (8, 8), 1)
 
 
+def test_a_whole_image_leaves_nothing_to_draw(density_run: Run) -> None:
+    whole = np.zeros((8, 8, 1), np.float32)
+    with pytest.raises(InputError, match="all of an image of 8x8 is given"):
+        sample_run(density_run, 2, given=whole)
+    assert sample_run(density_run, 2, (9, 8), given=whole).shape == (2, 9, 8, 1)
+    whole[7, 7] = np.nan
+    assert not sample_run(density_run, 2, given=whole)[:, :7].any()
+
+
 def test_a_picture_shows_all_images_and_an_animation_shows_the_order(tmp_path: Path) -> None:
     images = (uniform_numbers(0, 5, (2, 3), 1) > 0.5).astype(np.float32)
     write_samples(tmp_path / "sheet.png", images)
