@@ -369,6 +369,31 @@ def test_a_source_that_shrinks_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
     assert listed() == ["x.npy"]
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "model"),
+    [("x.npy", "y.npy", segmenter), ("x.zarr", "y.zarr", segmenter), ("x.npy", "-", classifier)],
+)
+def test_a_source_that_changes_gives_no_result(
+    source: str, target: str, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its layout stays, so that every region can be read."""
+    grid = np.asarray(X if model is segmenter else X[..., 0], order="C")
+    np.save("x.npy", grid) if source == "x.npy" else write_zarr(source)
+    save = State.save
+
+    def change(state: State, step: int) -> None:
+        if step == 2:
+            array = np.load(source, mmap_mode="r+") if source == "x.npy" else zarr.open_array(source)
+            array[:] = 1
+            for path in (Path(source), *Path(source).rglob("*")):
+                os.utime(path, (0, 0))
+        save(state, step)
+
+    monkeypatch.setattr(State, "save", change)
+    assert f"{source} has changed while it was read" in run(source, target, model).error
+    assert listed() == [source]
+
+
 @pytest.mark.parametrize("target", ["y.npy", "y.zarr", "y.tif"])
 def test_a_full_disk_is_one_line(target: str) -> None:
     resource: Any = pytest.importorskip("resource")

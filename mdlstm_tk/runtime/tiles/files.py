@@ -147,12 +147,13 @@ def _infer_file(
         content_of(job, session.metadata, options.probabilities),
     )
     with _scratch(run.scratch, tiles.resume, force), ExitStack() as stack:
+        fingerprinted = fingerprint(Path(job.source))  # before the layout is read
         source, plan = run.plan(session, stack)
         dependencies = {
             "model": session.archive.digest,
             "source": os.path.realpath(job.source),
             "level": tiles.level,
-            "state of the source": fingerprint(Path(job.source)),
+            "state of the source": fingerprinted,
             "tile": plan.tile_extents[0],
             "batch size": plan.batch_size,
             "format": job.format,
@@ -169,6 +170,8 @@ def _infer_file(
         else:
             run_groups = workers(replace(run, batch_size=plan.batch_size))
         run_steps(work, run_groups, state=state, report=tiles.report)
+        if fingerprint(Path(job.source)) != fingerprinted:
+            raise InputError(f"{job.source} has changed while it was read; run it again")
         if isinstance(work.output, FileOutput):
             work.output.finish(Path(job.target), replace=job.replace)
             return Result(job, None)

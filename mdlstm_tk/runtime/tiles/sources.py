@@ -101,12 +101,16 @@ def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) ->
 
 def fingerprint(path: Path) -> str:
     """A text that changes if a file does, or any file of a zarr array: its size, time or name. Other
-    files may have the same one."""
-    files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+    files may have the same one. "" if one is missing, or may not be read."""
     digest = hashlib.sha256()
-    for name in sorted(files) or [str(path)]:
-        status = os.stat(name)
-        digest.update(f"{os.path.relpath(name, path)}\0{status.st_size} {status.st_mtime_ns}\n".encode())
+    try:
+        files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+        for name in sorted(files) or [str(path)]:
+            status = os.stat(name)
+            facts = f"{os.path.relpath(name, path)}\0{status.st_size} {status.st_mtime_ns}\n"
+            digest.update(facts.encode())
+    except (OSError, ValueError):  # the latter for a name that no file can have
+        return ""
     return digest.hexdigest()
 
 
