@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from mdlstm_tk.errors import TILED_EXPORT, InputError, Message, StoppedError
+from mdlstm_tk.errors import TILED_EXPORT, Cause, InputError, Message, StoppedError
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.io.npy import Array, save_array
 from mdlstm_tk.runtime.io.readers import Arrays, InputFile
@@ -56,6 +56,7 @@ class Result(NamedTuple):
         inputs: the arrays of a single input file; None where there are several files.
         outputs: the network's outputs for a single input file; None where there are several files.
         left_out: names of arrays in the file that were not run: the targets in a file to train on.
+        stopped: what stopped the model, if the error is that of a `StoppedError`.
     """
 
     job: Job
@@ -64,6 +65,7 @@ class Result(NamedTuple):
     inputs: Arrays | None = None
     outputs: Arrays | None = None
     left_out: tuple[str, ...] = ()
+    stopped: Cause | None = None
 
 
 class PendingFile(NamedTuple):
@@ -285,7 +287,7 @@ def _infer_chunk(
         except (InputError, StoppedError) as error:
             if is_single:
                 raise
-            yield Result(file.job, str(error))
+            yield Result(file.job, str(error), stopped=getattr(error, "cause", None))
         else:
             result = file._replace(answers=answers, outputs=outputs)
             yield result if is_single else result._replace(inputs=None, outputs=None)

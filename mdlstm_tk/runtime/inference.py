@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk._util.checks import checked
-from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError, Message
+from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError, Message, StoppedError
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.kinds.kind import LINES
 from mdlstm_tk.kinds.options import fit_options
@@ -315,6 +315,8 @@ def _with_resources(results: Iterator[Result], resources: ExitStack, is_single: 
     with resources:
         for result in results:
             if is_single and result.error is not None:
+                if result.stopped is not None:
+                    raise StoppedError(result.error, result.stopped)
                 raise InputError(result.error)
             yield result
 

@@ -115,7 +115,8 @@ def infer_pages(
             stops = stops + 1 if isinstance(reason, StoppedError) else 0
             if stops == MAX_STOPS:
                 raise
-            yield Result(job, Message(f"{job.source}: ", reason))
+            error = Message(f"{job.source}: ", reason)
+            yield Result(job, error, stopped=getattr(reason, "cause", None))
         except MemoryError:
             yield Result(job, f"{job.source} is too large for the memory that is left")
         else:

@@ -203,6 +203,9 @@ def test_a_model_that_is_stopped_again_and_again_ends_the_run(monkeypatch: pytes
         "in/sub/p2.xml: it took too long",
     ]
     assert not Path("read").exists()
+    with pytest.raises(StoppedError, match=r"^in/p1.xml: it took too long$") as error:
+        list(infer_paths(["in/p1.xml"], "lines.onnx", "read").results)
+    assert error.value.cause == "time"
     draw_page(Path("in/p3"))  # MAX_STOPS is 3: two pages are reported, three abort
     with pytest.raises(StoppedError):
         list(infer_paths(["in"], "lines.onnx", "read").results)

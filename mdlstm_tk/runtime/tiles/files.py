@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mdlstm_tk.errors import Argument, InputError, MDLSTMError
+from mdlstm_tk.errors import Argument, InputError, MDLSTMError, Message, StoppedError
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.answers import Content, content_of
-from mdlstm_tk.runtime.batching import Result, Widths, write_results
+from mdlstm_tk.runtime.batching import MAX_STOPS, Result, Widths, write_results
 from mdlstm_tk.runtime.combinations import REGIONS
 from mdlstm_tk.runtime.io.files import ExistsError, cannot_write
 from mdlstm_tk.runtime.io.npy import STDIO
@@ -111,10 +111,12 @@ def infer_tiled(
     """Run a tiled export on files and write the results, one file after the other.
 
     Arguments are those of `infer_files`; `tiles` says how files are run, and `force` starts over after an
-    interrupted run. A file that cannot be used gives a result with an error.
+    interrupted run. A file that cannot be used, or for which the model is stopped, gives a result with an
+    error.
 
     Raises:
-        MDLSTMError: the next file would fail, too: a result cannot be written, or the model fails.
+        MDLSTMError: the next file would fail, too: a result cannot be written, or the model fails, or was
+            stopped for several files in a row.
     """
     with ExitStack() as stack:
         workers: TileWorkers | None = None
@@ -122,11 +124,21 @@ def infer_tiled(
             from mdlstm_tk.runtime.ray import tile_workers  # imported late: most calls need none
 
             workers = stack.enter_context(tile_workers(session, tiles.workers))
+        stops = 0
         for job in jobs:
             try:
-                yield _infer_file(session, job, tiles, batch_size, options, force, workers)
+                result = _infer_file(session, job, tiles, batch_size, options, force, workers)
             except InputError as error:
-                yield Result(job, str(error))
+                result = Result(job, str(error))
+            except StoppedError as error:
+                result = Result(job, Message(f"{job.source}: ", error), stopped=error.cause)
+                if stops + 1 == MAX_STOPS:
+                    raise
+            except MemoryError:
+                text = f"{job.source} needs more memory than is left; give a smaller "
+                result = Result(job, Message(text, Argument("tile")))
+            stops = stops + 1 if result.stopped else 0
+            yield result
 
 
 def _infer_file(
