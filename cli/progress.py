@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -143,7 +144,9 @@ def print_results(
         _follow(run, records, is_single, is_json)
     except (MDLSTMError, KeyboardInterrupt):
         if resume and run.jobs:
-            note("what was done is kept beside the result; the same command with --resume goes on")
+            files = [job.target for job in run.jobs if job.target != "-" and not job.replace]
+            flags = "--resume --skip-existing" if any(map(os.path.exists, files)) else "--resume"
+            note(f"what was done is kept beside the result; the same command with {flags} goes on")
         raise
     finally:
         if is_json:
@@ -193,7 +196,9 @@ def _follow(run: Inference, records: list[dict[str, Any]], is_single: bool, is_j
                 if show:
                     seconds_left = (total - len(records)) / rate()
                     show(len(records), f"{rate():.3g} files/s", seconds_left)
-    except (MDLSTMError, KeyboardInterrupt):
+    except (MDLSTMError, KeyboardInterrupt) as error:
+        if is_single and not records and isinstance(error, MDLSTMError):
+            records.append({"source": run.jobs[0].source, "error": with_flags(str(error))})
         advice = "; nothing was written" if run.table else "; continue with --skip-existing"
         advice = "" if run.document else advice  # what is printed is not found again
         note_counts("stopped: ", f", {total - len(records)} to do{advice}")

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from helpers.command import Result, mdlstm, mdlstm_process, succeed
 from helpers.small_models import CLASSES, classifier, recogniser, scores, segmenter, write_model
+from helpers.tiled_models import single
 from PIL import Image
 
 from mdlstm_tk import MDLSTM
@@ -24,6 +25,7 @@ from mdlstm_tk.cli import console
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.runtime import inference
 from mdlstm_tk.runtime.batching import Result as FileResult
+from mdlstm_tk.runtime.tiles import files as tiled_files
 
 RNG = np.random.default_rng(0)
 
@@ -41,7 +43,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def infer(*arguments: object, model: str = "m.onnx", **options: Any) -> Result:
+def infer(*arguments: object, model: str | Path = "m.onnx", **options: Any) -> Result:
     return mdlstm("infer", *arguments, "-m", model, "--device", "cpu", **options)
 
 
@@ -158,6 +160,28 @@ def test_ctrl_c_reports_how_to_resume(place: Path, monkeypatch: pytest.MonkeyPat
     assert re.search(r"^stopped: 1 done, .* 3 to do$", done.err, re.MULTILINE)
 
 
+def test_the_command_that_goes_on_with_tiled_files_does_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        np.save(f"{name}.npy", np.zeros((4, 4), np.float32))
+    run = tiled_files._infer_file
+
+    def interrupted(session: Any, job: Any, *arguments: Any) -> FileResult:
+        if job.source == "b.npy":
+            raise KeyboardInterrupt
+        return run(session, job, *arguments)
+
+    model = single().path
+    with monkeypatch.context() as patch:
+        patch.setattr(tiled_files, "_infer_file", interrupted)
+        assert "the same command with --resume goes on" in infer("b.npy", "--resume", model=model).err
+        done = infer("a.npy", "b.npy", "--resume", model=model)
+        assert "the same command with --resume --skip-existing goes on" in done.err
+    assert infer("a.npy", "b.npy", "--resume", "--skip-existing", model=model).code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "model", "message"),
     [
@@ -206,6 +230,9 @@ def test_failures_of_single_files_name_options() -> None:
     assert failed.endswith("mdlstm export RUN --form tiles")
     (record,) = [record for record in json.loads(done.out)["files"] if record["error"]]
     assert failed == f"failed: {record['error']}"
+    done = infer("in/big.npy", "--json", "--max-bytes", 20000)
+    printed = json.loads(done.out)
+    assert (done.code, printed["done"], printed["failed"], printed["files"]) == (2, 0, 1, [record])
 
 
 def test_max_bytes_may_exceed_the_limit_of_pillow(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

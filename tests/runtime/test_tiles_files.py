@@ -391,7 +391,7 @@ def test_a_source_that_changes_gives_no_result(
         save(state, step)
 
     monkeypatch.setattr(State, "save", change)
-    assert f"{source} has changed while it was read" in run(source, target, model).error
+    assert f"{source} has changed while it was read" in run(source, target, model, resume=True).error
     assert listed() == [source]
 
 

@@ -183,6 +183,7 @@ def _infer_file(
             run_groups = workers(replace(run, batch_size=plan.batch_size))
         run_steps(work, run_groups, state=state, report=tiles.report)
         if fingerprint(Path(job.source)) != fingerprinted:
+            (run.scratch / STATE).unlink()  # nothing of it can be used
             raise InputError(f"{job.source} has changed while it was read; run it again")
         if isinstance(work.output, FileOutput):
             work.output.finish(Path(job.target), replace=job.replace)
