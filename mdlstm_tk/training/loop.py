@@ -16,9 +16,10 @@ import torch
 
 from mdlstm_tk._util.text import to_json
 from mdlstm_tk.data import Split
-from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.kinds import training_of
-from mdlstm_tk.runtime.io.files import atomic_write
+from mdlstm_tk.runtime.io.files import atomic_write, locked
+from mdlstm_tk.training.checkpoint import load_checkpoint
 from mdlstm_tk.training.dataloader import dataloader
 from mdlstm_tk.training.job import TrainingJob
 from mdlstm_tk.training.memory import keep_freed_memory
@@ -51,12 +52,13 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; the last checkpoint is written before it is raised.
-        MDLSTMError: training diverged, a process that prepares batches was killed, or the folder cannot be
-            written.
+        MDLSTMError: training diverged, a process that prepares batches was killed, the folder cannot be
+            written, or another training works in it.
+        InputError: the run has gone on since it was opened.
     """
     keep_freed_memory()
-    trainer = Trainer(job)
-    with _threads_of(job):
+    with _folder_of(job), _threads_of(job):
+        trainer = Trainer(job)
         if job.best is not None and job.best is job.checkpoint:
             trainer.save(job.run.best)  # which a kill may have prevented
         if not job.is_trained:
@@ -75,6 +77,19 @@ def measure_rate(job: TrainingJob) -> float:
             trainer.train_step(batch, interrupted=False)
             timer.end_step()
     return timer.steps_per_second or 0.0
+
+
+@contextmanager
+def _folder_of(job: TrainingJob) -> Iterator[None]:
+    """Keep other trainings out of the folder, from which the main process alone reads and writes."""
+    if not job.context.is_main:
+        yield
+        return
+    run = job.run
+    with locked(run.folder, "give another folder"):
+        if job.checkpoint is not None and load_checkpoint(run.last).step != job.steps_done:
+            raise InputError(f"{run.folder} has gone on since it was opened; open it again")
+        yield
 
 
 @contextmanager

@@ -249,7 +249,7 @@ def new_run(name: str, folder: str | Path | None, force: bool) -> Run:
     """
     if folder is None:
         candidates = (RUNS / (name if k == 1 else f"{name}-{k}") for k in count(1))
-        folder = next(candidate for candidate in candidates if not candidate.exists())
+        folder = next(filter(_claim, candidates))
     folder = Path(folder)
     if folder.is_file():
         raise InputError(f"{folder} is a file, expected a folder for the run; give another one")
@@ -258,6 +258,17 @@ def new_run(name: str, folder: str | Path | None, force: bool) -> Run:
         raise InputError(f"{folder} is not empty; ", *advice)
     with staging(folder):  # fails now rather than after the first steps
         return Run(folder)
+
+
+def _claim(folder: Path) -> bool:
+    """Create a folder; False if it exists, as another training may have created it just now."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    except OSError:  # `new_run` says why
+        pass
+    return True
 
 
 @checked

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable, is_empty, publish, staging
+from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable, is_empty, locked, publish, staging
 from mdlstm_tk.runtime.io.npy import load_array, read_model_file
 from mdlstm_tk.runtime.model_discovery import find_models
 from mdlstm_tk.runtime.tiles.sources import fingerprint
@@ -152,3 +152,27 @@ def test_a_path_that_no_file_can_have_is_one_line(tmp_path: Path) -> None:
         is_empty(path)
     with pytest.raises(MDLSTMError, match="File name too long"), staging(path):
         pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs locks and forks")
+def test_a_lock_excludes_others_and_is_not_shared_with_forks(tmp_path: Path) -> None:
+    """A process that prepares batches may live longer than its training, which was killed."""
+    (is_forked, forked), (ends, end) = os.pipe(), os.pipe()
+    with locked(tmp_path / "run"):
+        with pytest.raises(MDLSTMError, match="another process works in .*/run; wait for it, or sleep"):
+            with locked(tmp_path / "run", "sleep"):
+                pass
+        if (child := os.fork()) == 0:
+            os.write(forked, b"1")
+            os.close(end)
+            os.read(ends, 1)
+            os._exit(0)
+        os.read(is_forked, 1)
+    try:
+        with locked(tmp_path / "run"):
+            pass
+    finally:
+        os.close(end)
+        os.waitpid(child, 0)
+        for pipe in (is_forked, forked, ends):
+            os.close(pipe)

@@ -19,7 +19,8 @@ from helpers.training import DIGITS, SMALL, fail_at, last_tensors, quick, resume
 from helpers.user_data import write_classes, write_image
 
 from mdlstm_tk.cli import main
-from mdlstm_tk.training import Progress, Run, TrainConfig, load_checkpoint, resume_job, train
+from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.training import Progress, Run, TrainConfig, load_checkpoint, new_job, resume_job, train
 
 needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
 
@@ -46,6 +47,24 @@ def test_a_run_that_goes_on_equals_an_uninterrupted_one(tmp_path: Path, whole: R
     expected = last_tensors(whole)
     for name, tensor in last_tensors(run).items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_one_training_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
+    """One that was prepared before another one ended does not undo it."""
+    run = run_in(tmp_path / "run", replace(SMALL, steps=3))
+    first, second = (resume_job(run.folder, {"steps": 6}) for _ in range(2))
+
+    def start_others(progress: Progress) -> None:
+        before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+        for job in (second, new_job(SMALL, run.folder, force=True)):
+            with pytest.raises(MDLSTMError, match="another process works in .*; wait for it, or give another"):
+                train(job)
+        assert before == {path.name: path.read_bytes() for path in run.folder.iterdir()}
+
+    train(first, start_others)
+    with pytest.raises(InputError, match="has gone on since it was opened"):
+        train(second)
+    assert len(run.read_metrics()) == 6
 
 
 @pytest.mark.parametrize("stop", [2, 6, 13])

@@ -188,6 +188,9 @@ def test_folders_of_runs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     refused("mdlstm train", lambda: latest_run())
     assert new_run("a", None, False).folder == Path("runs/a")
     assert new_run("a", None, False).folder == Path("runs/a-2")
+    with monkeypatch.context() as patch:  # another training takes the name at the same moment
+        patch.setattr(Path, "exists", lambda path: False)
+        assert new_run("a", None, False).folder == Path("runs/a-3")
     shutil.copytree(run.folder, "runs/a", dirs_exist_ok=True)
     assert latest_run().folder == Path("runs/a")
     for folder in (Path("runs/a"), Path("runs/a/config.toml")):

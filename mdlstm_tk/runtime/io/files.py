@@ -14,7 +14,12 @@ from stat import S_IMODE
 
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError
 
+if os.name == "posix":
+    import fcntl
+
 TEMPORARY_SUFFIX = ".mdlstm-tmp"
+
+_locks = set[int]()  # the folders that `locked` holds open
 
 
 class ExistsError(InputError):
@@ -53,6 +58,54 @@ def is_empty(folder: Path) -> bool:
         return True
     except OSError as error:
         raise cannot_write(folder, error) from None
+
+
+@contextmanager
+def locked(folder: Path, *advice: object) -> Iterator[None]:
+    """Create a folder if it is missing, and hold a lock on it, which ends with this process at the latest.
+    On Windows and on file systems without locks nothing is held.
+
+    Args:
+        folder: the folder.
+        *advice: what to do instead of waiting, in the error.
+
+    Raises:
+        MDLSTMError: another process, or another call in this one, holds the lock; or the folder cannot be
+            created or opened.
+    """
+    lock = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.name == "posix":
+            lock = os.open(folder, os.O_RDONLY)
+            _locks.add(lock)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    try:
+        if os.name == "posix" and lock is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                text = f"another process works in {folder}; wait for it, or "
+                raise MDLSTMError(text, *advice) from None
+            except OSError:  # a file system without locks
+                pass
+        yield
+    finally:
+        if lock in _locks:  # it is closed in a process that was forked
+            _locks.remove(lock)
+            os.close(lock)
+
+
+def _leave_locks() -> None:
+    """Close the folders in a process that was forked, such as one that prepares batches: it may live longer
+    than this one, and a lock lasts until the last of them has closed its folder."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks)
 
 
 @contextmanager

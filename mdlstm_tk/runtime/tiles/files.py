@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mdlstm_tk.errors import Argument, InputError, MDLSTMError, Message, StoppedError
+from mdlstm_tk.errors import Argument, InputError, Message, StoppedError
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.answers import Content, content_of
 from mdlstm_tk.runtime.batching import MAX_STOPS, Result, Widths, write_results
 from mdlstm_tk.runtime.combinations import REGIONS
-from mdlstm_tk.runtime.io.files import ExistsError, cannot_write
+from mdlstm_tk.runtime.io.files import ExistsError, locked
 from mdlstm_tk.runtime.io.npy import STDIO
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
 from mdlstm_tk.runtime.tiles.local import STATE, Report, RunGroups, State, on_threads, run_steps
@@ -25,9 +25,6 @@ from mdlstm_tk.runtime.tiles.session import TILE, TiledSession
 from mdlstm_tk.runtime.tiles.sources import GridSource, fingerprint, open_source
 from mdlstm_tk.runtime.tiles.store import BlockFolder
 from mdlstm_tk.runtime.tiles.work import Output, Work
-
-if os.name == "posix":
-    import fcntl
 
 SCRATCH_SUFFIX = ".mdlstm-scratch"
 
@@ -200,22 +197,8 @@ def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[None]:
     """Make the scratch folder of a run; it is removed at the end, unless an interrupted run can go on."""
     import shutil  # imported late: it imports modules that most calls do not need
 
-    has_leftovers, lock = os.path.exists(folder), None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.name == "posix":
-            lock = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock)
-                advice = "; wait for it, or choose another ", Argument("output")
-                raise MDLSTMError(f"another process works in {folder}", *advice) from None
-            except OSError:  # a file system without locks
-                pass
-    except OSError as error:
-        raise cannot_write(folder, error) from None
-    try:
+    has_leftovers = os.path.exists(folder)
+    with locked(folder, "choose another ", Argument("output")):
         if has_leftovers and not resume and not force:
             raise InputError(
                 f"a run that was interrupted has left {folder}; go on with ",
@@ -235,6 +218,3 @@ def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[None]:
         finally:
             if not can_go_on or not (folder / STATE).exists():
                 shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        if lock is not None:
-            os.close(lock)
