@@ -38,7 +38,7 @@ from mdlstm_tk.kinds.kind import LINES
 from mdlstm_tk.kinds.options import fit_options
 from mdlstm_tk.runtime.combinations import written_as
 from mdlstm_tk.runtime.io import Format
-from mdlstm_tk.runtime.io.npy import STDIO, Array, open_output
+from mdlstm_tk.runtime.io.npy import STDIO, Array, open_output, warn_if_not_finite
 from mdlstm_tk.runtime.io.readers import Arrays
 from mdlstm_tk.runtime.io.writers import write_arrays, write_mask
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
@@ -140,6 +140,7 @@ def write_decoded(
     ):  # their rows and columns are those of the grid
         outputs = {name: np.moveaxis(y, class_axis(y, metadata), -1) for name, y in outputs.items()}
     write_arrays(job.target, outputs, job.format, replace=job.replace)
+    warn_if_not_finite(job.source, *outputs.values())
     return ()
 
 

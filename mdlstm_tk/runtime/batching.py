@@ -12,7 +12,7 @@ import numpy as np
 
 from mdlstm_tk.errors import TILED_EXPORT, Cause, InputError, Message, StoppedError
 from mdlstm_tk.kinds import kind_named
-from mdlstm_tk.runtime.io.npy import Array, save_array
+from mdlstm_tk.runtime.io.npy import Array, save_array, warn_if_not_finite
 from mdlstm_tk.runtime.io.readers import Arrays, InputFile
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
 from mdlstm_tk.runtime.metadata import Metadata
@@ -363,6 +363,7 @@ def write_results(
     try:
         if job.format == "npy" and len(outputs) == 1 and not (options.probabilities or job.is_mask):
             save_array(job.target, *outputs.values(), replace=job.replace)
+            warn_if_not_finite(job.source, *outputs.values())
             return ()
         from mdlstm_tk.runtime.answers import write_decoded  # imported late: most results are plain arrays
 

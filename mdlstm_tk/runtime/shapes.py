@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Grid = tuple[int, ...]
 
+HALF_MAX = float(np.finfo(np.float16).max)  # 65504
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -343,6 +345,12 @@ class Shapes:
                 "as float32, below 2^24 = 16777216"
             )
         if is_float:
+            is_half = self.metadata.dtype == "float16" and not (name == "x" and self.metadata.integer)
+            if is_half and (largest := float(np.abs(converted).max())) > HALF_MAX:
+                raise InputError(
+                    f"{label} holds values up to {largest:.6g}, which this model, in float16, cannot hold; "
+                    f"scale them to at most {HALF_MAX:g}, as in training, or export it in float32"
+                )
             return converted.astype(dtype, copy=False)
         with np.errstate(invalid="ignore"):  # NumPy wraps integers around, and floats become any integer
             whole = array.astype(dtype)

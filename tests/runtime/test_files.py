@@ -159,9 +159,9 @@ def test_a_lock_excludes_others_and_is_not_shared_with_forks(tmp_path: Path) -> 
     """A process that prepares batches may live longer than its training, which was killed."""
     (is_forked, forked), (ends, end) = os.pipe(), os.pipe()
     with locked(tmp_path / "run"):
-        with pytest.raises(MDLSTMError, match="another process works in .*/run; wait for it, or sleep"):
-            with locked(tmp_path / "run", "sleep"):
-                pass
+        message = r"another process works in .*/run; wait for it, or sleep"
+        with pytest.raises(MDLSTMError, match=message), locked(tmp_path / "run", "sleep"):
+            pass
         if (child := os.fork()) == 0:
             os.write(forked, b"1")
             os.close(end)

@@ -35,6 +35,11 @@ def zeros(*shape: int) -> np.ndarray[Any, Any]:
         (FIXED, np.array([["a"]]), "expected real numbers"),
         (FIXED, np.ma.masked_equal(zeros(8, 8), 0), r"x has masked values; .* x\.filled\(0\)"),
         (FIXED, np.broadcast_to(np.float32(0), (2**40, 8, 8, 1)), r"more than 1073741824; .*max_bytes="),
+        (
+            replace(FIXED, dtype="float16"),
+            np.full((8, 8), -65505.0),
+            "up to 65505, which .* at most 65504, ",
+        ),
         (FREE, zeros(0, 4, 4, 3), r"empty: its shape is \(0, 4, 4, 3\)"),
         (replace(FREE, multiple_of=(4, 2)), zeros(5, 6, 3), "5x6 .* multiples of 4x2; .* to 8x6$"),
         (FREE, zeros(2, 3, 5, 6), r"np\.moveaxis\(x, -3, -1\)$"),

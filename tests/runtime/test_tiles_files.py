@@ -413,7 +413,9 @@ def test_a_file_for_which_the_model_is_stopped_leaves_the_others_to_run(
 
     def infer(*names: str) -> list[Any]:
         paths = [f"{name}.npy" for name in names]
-        return list(infer_paths(paths, model, "out/", output_format="npy", device="cpu", force=True).results)
+        return list(
+            infer_paths(paths, model, "out/", output_format="npy", device="cpu", force=True).results
+        )
 
     assert [result.error for result in infer("a", "b", "c", "d")] == [
         *(None, "b.npy needs more memory than is left; give a smaller tile=..."),

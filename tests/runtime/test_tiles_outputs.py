@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,20 @@ def test_answers_that_are_not_for_each_position_are_refused(
     monkeypatch.setitem(kinds._registered, "flags", Flags())
     with pytest.raises(MDLSTMError, match=r"holds .* expected int16 of .*; start over with force=True"):
         FileOutput(tmp_path, "tif", (7, 10, 2), metadata, (7, 10), "answers", squeeze=False)
+
+
+def test_numbers_that_are_not_finite_are_said_once(tmp_path: Path) -> None:
+    metadata = Metadata("0", None, "tiles", "N H W C", 1, 2, window=(1, 1))
+    output = FileOutput(
+        tmp_path, "npy", (4, 6, 2), metadata, (4, 6), "outputs", squeeze=False, label="x.npy"
+    )
+    y = np.zeros((4, 3, 2), np.float32)
+    y[0, 0] = np.inf
+    with pytest.warns(UserWarning, match=r"a tile of x\.npy holds 2 NaN or infinite values"):
+        output[(slice(0, 4), slice(0, 3))] = y
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        output[(slice(0, 4), slice(3, 6))] = y
 
 
 def test_a_tif_of_a_volume_is_refused_before_the_run(tmp_path: Path) -> None:

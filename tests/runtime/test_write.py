@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -77,6 +78,35 @@ def test_what_a_format_cannot_hold_is_refused(
     with pytest.raises(InputError, match=message):
         write_arrays(str(tmp_path / "y"), arrays, file_format)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("suffix", "value", "message"),
+    [
+        *(
+            (suffix, value, "1 NaN or infinite value;")
+            for suffix in ("npy", "npz", "csv")
+            for value in (np.nan, np.inf)
+        ),
+        (
+            "png",
+            2,
+            r"y.png holds values in \[0, 1\], but those of the result are from 0 to 2, and were cut",
+        ),
+        ("png", -0.01, "from -0.01 to 0, and were cut"),
+    ],
+)
+def test_numbers_that_a_file_should_not_hold_are_said_once(
+    suffix: str, value: float, message: str, tmp_path: Path
+) -> None:
+    y = np.zeros((3, 4), np.float32)
+    y[1, 2] = value
+    with pytest.warns(UserWarning, match=message) as warned:
+        write(tmp_path / f"y.{suffix}", y)
+    assert len(warned) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write(tmp_path / f"y.{suffix}", np.float32([[0, 1.0009], [-0.0009, 0.5]]))
 
 
 @pytest.mark.parametrize("dtype", [object, "U6", [("a", "f4")], "datetime64[s]", complex], ids=str)

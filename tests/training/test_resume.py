@@ -57,7 +57,8 @@ def test_one_training_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
     def start_others(progress: Progress) -> None:
         before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
         for job in (second, new_job(SMALL, run.folder, force=True)):
-            with pytest.raises(MDLSTMError, match="another process works in .*; wait for it, or give another"):
+            message = r"another process works in .*; wait for it, or give another"
+            with pytest.raises(MDLSTMError, match=message):
                 train(job)
         assert before == {path.name: path.read_bytes() for path in run.folder.iterdir()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from math import prod
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.checks import check_unmasked, checked
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import TILED_EXPORT, Argument, Export, InputError, Message
 from mdlstm_tk.runtime.io import STDIO as STDIO
 from mdlstm_tk.runtime.io.files import atomic_write
@@ -139,6 +141,17 @@ def to_float32(array: Array, label: str) -> Array:
             f"{label} holds {invalid} NaN or infinite values; replace them, e.g. with numpy.nan_to_num"
         )
     return converted
+
+
+def warn_if_not_finite(label: str, *results: Array) -> bool:
+    """Warn of NaN and infinity in results, which files hold as they are; `label` names what they are of.
+    True if there are any."""
+    count = sum(y.size - np.count_nonzero(np.isfinite(y)) for y in results)
+    if count:
+        values = counted(count, "NaN or infinite value")
+        text = f"the result of {label} holds {values}; the model diverged, or x is too large for it"
+        warnings.warn(text, stacklevel=3)
+    return count > 0
 
 
 def write_npy(file: IO[bytes], array: Array) -> None:

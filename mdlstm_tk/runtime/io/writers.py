@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import IO
@@ -15,6 +16,7 @@ from mdlstm_tk._util.text import to_json
 from mdlstm_tk.errors import Argument, InputError, Message, require
 from mdlstm_tk.runtime.io import Format
 from mdlstm_tk.runtime.io.npy import Array, check_real, open_output, write_npy
+from mdlstm_tk.runtime.io.readers import RANGE_TOLERANCE
 
 
 def write_arrays(
@@ -42,6 +44,11 @@ def write_arrays(
             file.write(to_json(values.get(None, values)).encode() + b"\n")
         else:
             writers[file_format](file, *arrays.values())
+    for y in arrays.values() if file_format == "png" else ():
+        low, high = float(y.min()), float(y.max())
+        if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+            text = f"{target} holds values in [0, 1], but those of the result are from {low:.3g} to "
+            warnings.warn(Message(f"{text}{high:.3g}, and were cut", _given("npy")), stacklevel=2)
 
 
 def write_mask(

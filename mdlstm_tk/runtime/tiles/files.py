@@ -88,6 +88,7 @@ class FileRun:
                 tuple(min(size * up, extent) for size, up, extent in tile),
                 self.content,
                 squeeze=not source.has_channel_axis,
+                label=self.job.source,
             )
         return Work(archive, session.graphs, plan, BlockFolder(self.scratch), source, output)
 

@@ -12,7 +12,7 @@ from mdlstm_tk.errors import Argument, InputError, MDLSTMError, require
 from mdlstm_tk.runtime.answers import Content, numbers_of
 from mdlstm_tk.runtime.io import Format
 from mdlstm_tk.runtime.io.files import cannot_write, publish
-from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.io.npy import Array, warn_if_not_finite
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.tiles.mapped import create_npy
 from mdlstm_tk.runtime.tiles.plan import Region
@@ -23,7 +23,7 @@ class FileOutput:
     """The numbers of a content for y (*grid, outputs), in a file that appears when all of it is written.
 
     The file lies in the folder `scratch` until it is finished; an interrupted run may have left it there.
-    `squeeze` leaves out the axis of the outputs if there is one output.
+    `squeeze` leaves out the axis of the outputs if there is one output; `label` names x in a warning.
 
     Attributes:
         is_new: there was no file.
@@ -39,7 +39,9 @@ class FileOutput:
         content: Content,
         *,
         squeeze: bool,
+        label: str = "x",
     ) -> None:
+        self._label, self._is_warned = label, False
         self._format, self._path = file_format, scratch / "result"
         self.is_new = not self._path.exists()
         self._metadata, self._content, self._squeeze = metadata, content, squeeze and shape[-1] == 1
@@ -75,6 +77,8 @@ class FileOutput:
             self._array[region] = numbers
         except OSError as error:
             raise cannot_write(self._path, error) from None
+        if not self._is_warned:
+            self._is_warned = warn_if_not_finite(f"a tile of {self._label}", numbers)
 
     def _numbers(self, block: Array) -> Array:
         numbers = numbers_of(block, self._metadata, self._content)
