@@ -200,9 +200,11 @@ def infer_paths(
     arguments |= {"isolated": isolated, "trusted": trusted}
     reader = FileReader(limit)
     candidates: list[Candidate] = []
-    if len(models) > 1 and not is_tiled(models[-1]):
+    if len(models) > 1:
         candidates = read_candidates(models, limit)
     path = candidates[0].path if candidates else models[-1]
+    if is_tiled(path):
+        candidates = []  # each takes all grids, so that the newest runs all files
     with ExitStack() as resources:
         sessions: dict[Path, Session | TiledSession] = {}
 

@@ -65,7 +65,7 @@ class FileReader:
 
 
 def read_candidates(models: Sequence[Path], max_bytes: int) -> list[Candidate]:
-    """The models that take whole grids, the newest first.
+    """The models and what their files say, the newest first.
 
     Args:
         models: what `find_models` returned; one that cannot be read is left out with a warning.

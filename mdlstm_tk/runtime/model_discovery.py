@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError
-from mdlstm_tk.runtime.io import TILED_SUFFIX
+from mdlstm_tk.runtime.io import TILED_SUFFIX, is_tiled
 from mdlstm_tk.runtime.io.npy import read_model_file
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.model_check import check_model
@@ -53,7 +53,11 @@ def find_models(model: str | Path | None, *, tiled: bool = False) -> list[Path]:
 
 
 def read_metadata(model: Path, max_bytes: int) -> Metadata:
-    """The metadata in an `.onnx` file."""
+    """The metadata in an `.onnx` or `.tiles` file."""
+    if is_tiled(model):
+        from mdlstm_tk.runtime.tiles.archive import parse_archive  # imported late: most models are .onnx
+
+        return parse_archive(read_model_file(model, max_bytes, TILED_EXPORT), str(model)).metadata
     data = read_model_file(model, max_bytes, "mdlstm export")
     return Metadata.from_props(check_model(data, str(model), max_bytes=max_bytes, trusted=True), str(model))
 

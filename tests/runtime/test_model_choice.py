@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers.small_models import classifier, write_model
+from helpers.tiled_models import segmenter, single
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Metadata, infer_paths
@@ -111,3 +113,16 @@ def test_models_of_two_tasks_and_damaged_ones(tmp_path: Path) -> None:
     classifier(tmp_path / "b.onnx")
     with pytest.raises(InputError, match=r"a\.onnx and .*b\.onnx are models of two tasks, whose kind"):
         read_candidates(find_models(tmp_path), 10**6)
+
+
+def test_the_tiled_models_of_a_folder_are_of_one_task(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.tiles" for name in "abc"]
+    for time, path in enumerate(paths):
+        shutil.copy((segmenter if time == 0 else single)().path, path)
+        os.utime(path, (time, time))
+    np.save(tmp_path / "x.npy", np.ones((4, 4), np.float32))
+    with pytest.raises(InputError, match=r"a\.tiles and .*c\.tiles are models of two tasks, whose kind"):
+        infer_paths([tmp_path / "x.npy"], tmp_path, device="cpu")
+    paths[0].write_bytes(b"no model")
+    with pytest.warns(UserWarning, match=r"left out: .*a\.tiles"):
+        assert infer_paths([tmp_path / "x.npy"], tmp_path, device="cpu").model == paths[2]
