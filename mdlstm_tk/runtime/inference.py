@@ -121,7 +121,8 @@ def infer_paths(
 
     Args:
         inputs: files and folders, or "-" alone for standard input, which may hold any of the file types.
-            Folders are searched recursively, without hidden files and without earlier results, which are
+            Folders are searched recursively, also those that links lead to, each of them once, but without
+            hidden files and without earlier results, which are
             `*.out.*` and documents that a model has written; name such a file to read it. Some kinds read
             documents, as a recogniser does the lines of pages; files that belong to them are then no inputs
             of their own. Those of a document on standard input lie in the current folder.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -94,7 +95,8 @@ def find_files(inputs: Sequence[str], output: str | None) -> FoundFiles:
     """The input files, and all readable files and documents below input folders, in the order of their
     names.
 
-    Links to folders, hidden files and `output` are ignored, and results of earlier inferences left out.
+    Hidden files and `output` are ignored, and results of earlier inferences left out. Links are followed,
+    to each folder once; a warning counts those that lead to no file.
 
     Raises:
         InputError: there is nothing to run, a folder cannot be read, or `output` is one file for several
@@ -107,21 +109,27 @@ def find_files(inputs: Sequence[str], output: str | None) -> FoundFiles:
         if is_file and not os.path.isdir(output):
             expected = f" is the file {output}, expected a folder for the results of several inputs"
             raise InputError(Argument("output"), expected)
-    files, results, left_out = list[InputPath](), list[InputPath](), 0
+    files, results, left_out, dead = list[InputPath](), list[InputPath](), 0, list[str]()
     for name in inputs:
         if not _is_folder(name):
             path = name.rstrip(os.sep) or name
             files.append(InputPath(path, "stdin" if path == STDIO else os.path.basename(path)))
             continue
-        for path in _walk(name, output):
+        for path, exists in _walk(name, output):
             file = InputPath(path, path.removeprefix(name).lstrip(os.sep), is_named=False)
             documents = file.documents
-            if is_result(path):
+            is_readable = suffix_of(path) in (*READABLE, ".zarr")
+            if not exists:
+                dead += [path] if is_readable or documents else []
+            elif is_result(path):
                 results.append(file)
-            elif suffix_of(path) in (*READABLE, ".zarr") or (documents and documents.holds(path)):
+            elif is_readable or (documents and documents.holds(path)):
                 files.append(file)
             else:
                 left_out += 1
+    if dead:
+        text = f"links that lead to no file, left out: {len(dead)}, such as {dead[0]}"
+        warnings.warn(text, stacklevel=3)
     if not files:
         counts = [f"{left_out} of other types"] * bool(left_out)
         counts += [f"{counted(len(results), 'result')} of mdlstm infer, which may be named"] * bool(results)
@@ -286,13 +294,18 @@ def _default_format(
     return "npz" if suffix_of(source) == ".npz" else "npy"
 
 
-def _walk(folder: str, output: str | None) -> Iterator[str]:
-    """Files and zarr arrays below a folder in a fixed order, without hidden ones and those in `output`."""
+def _walk(folder: str, output: str | None) -> Iterator[tuple[str, bool]]:
+    """Files and zarr arrays below a folder in a fixed order, without hidden ones and those in `output`; and
+    for each if it exists, which a link may not. Links to folders that lie elsewhere come last."""
     excluded = "" if output is None else os.path.realpath(output)
     excluded_name = os.path.basename(excluded)
-    folders = [folder]
-    while folders:
-        parent = folders.pop()
+    folders, links, visited = [folder], list[str](), set[str]()
+    while folders or links:
+        parent = folders.pop() if folders else links.pop(0)
+        real = os.path.realpath(parent)
+        if real in visited or (real == excluded and parent != folder):
+            continue
+        visited.add(real)
         try:
             with os.scandir(parent) as scanned:
                 entries = sorted(scanned, key=lambda entry: entry.name)
@@ -308,7 +321,12 @@ def _walk(folder: str, output: str | None) -> Iterator[str]:
             # entry.is_file() would raise for a link that leads back to itself.
             is_file = entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)
             if is_file or _is_array(entry):
-                yield entry.path
+                yield entry.path, True
+            elif entry.is_symlink():
+                if os.path.isdir(entry.path):
+                    links.append(entry.path)
+                elif not os.path.exists(entry.path):
+                    yield entry.path, False
         folders += [
             entry.path
             for entry in reversed(entries)

@@ -61,6 +61,33 @@ def test_folders_are_searched_in_a_fixed_order(tree: Path) -> None:
             find_files(inputs, None)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_links_to_folders_are_followed_once_and_dead_ones_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("in/z", "elsewhere/sub", "out"):
+        Path(folder).mkdir(parents=True)
+        Path(folder, "x.npy").touch()
+    links = {
+        "a": "z",
+        "b": "../elsewhere",
+        "c": "../elsewhere",
+        "d": "../out",
+        "loop": "loop",
+        "z/up": "..",
+    }
+    dead = {"gone.npy": "none", "gone.xml": "none", "gone.txt": "none", "gone.out.npy": "none"}
+    for name, target in (links | dead).items():
+        Path("in", name).symlink_to(target)
+    with pytest.warns(
+        UserWarning, match=r"^links that lead to no file, left out: 3, such as in/gone\.npy$"
+    ):
+        files, left_out, _ = find_files(["in"], "out")
+    assert [file.source for file in files] == ["in/z/x.npy", "in/b/sub/x.npy"]
+    assert left_out == 0
+
+
 def plan(
     inputs: list[str], metadata: Metadata = GRID, output: str | None = None, **options: Any
 ) -> list[Job]:
