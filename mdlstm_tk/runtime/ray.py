@@ -13,6 +13,7 @@ import os
 import pickle
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -51,15 +52,16 @@ class FilesWorker:
             import_file(path)
         self._session, self._infer_args = Session(model, **session_kwargs), infer_args
 
-    def run(self, jobs: Sequence[Job]) -> tuple[list[Result], MDLSTMError | None]:
-        """Run `jobs`; return their results, and the error that ended them."""
+    def run(self, jobs: Sequence[Job]) -> tuple[list[Result], MDLSTMError | None, list[str]]:
+        """Run `jobs`; return their results, the error that ended them, and what was warned of."""
         results: list[Result] = []
-        try:
-            for result in infer_files(self._session, jobs, *self._infer_args):
-                results.append(result)
-        except MDLSTMError as error:
-            return results, error
-        return results, None
+        with _warnings() as warned:
+            try:
+                for result in infer_files(self._session, jobs, *self._infer_args):
+                    results.append(result)
+            except MDLSTMError as error:
+                return results, error, warned
+        return results, None, warned
 
 
 class TilesWorker:
@@ -74,18 +76,33 @@ class TilesWorker:
         self._stack = ExitStack()
         self._file: FileRun | None = None
 
-    def run(self, file: FileRun, group: Group) -> MDLSTMError | None:
-        """Run a group of tiles of a file."""
+    def run(self, file: FileRun, group: Group) -> tuple[MDLSTMError | None, list[str]]:
+        """Run a group of tiles of a file; return the error, if any, and what was warned of. Warnings of the
+        source are left out, as the process that waits has opened it, too."""
         try:
             if file != self._file:
                 self._file = None  # until the next one is open
                 self._stack.close()
                 self._work = file.work(self._session, *file.plan(self._session, self._stack))
                 self._file = file
-            self._work.run(group)
+            with _warnings() as warned:
+                self._work.run(group)
         except MDLSTMError as error:
-            return error
-        return None
+            return error, []
+        return None, warned
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Collect the texts of warnings, which nobody would see in the output of a worker; they are complete at
+    the end of the `with` statement."""
+    texts: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            yield texts
+        finally:
+            texts += [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
 
 
 def infer_with_ray(
@@ -117,7 +134,9 @@ def infer_with_ray(
     with ray_cluster(workers * threads) as ray:
         actor_args = os.getcwd(), imported_files(), model, arguments, infer_args
         pool = _pool(ray, FilesWorker, actor_args, workers, device, threads)
-        for results, error in pool.map(lambda actor, chunk: actor.run.remote(chunk), chunks):
+        for results, error, warned in pool.map(lambda actor, chunk: actor.run.remote(chunk), chunks):
+            for text in warned:
+                warnings.warn(text, stacklevel=2)
             yield from results
             if error is not None:
                 raise error
@@ -135,7 +154,9 @@ def tile_workers(session: TiledSession, workers: int) -> Iterator[Callable[[File
         pool = _pool(ray, TilesWorker, actor_args, workers, session.device)
 
         def run_groups(file: FileRun, groups: Sequence[Group]) -> None:
-            for error in list(pool.map(lambda actor, group: actor.run.remote(file, group), groups)):
+            for error, warned in list(pool.map(lambda actor, group: actor.run.remote(file, group), groups)):
+                for text in warned:
+                    warnings.warn(text, stacklevel=2)
                 if error is not None:
                     raise error
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,8 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.crafted_models import node
 from helpers.processes import descendants
-from helpers.tiled_models import classifier, segmenter
+from helpers.small_models import write_model
+from helpers.tiled_models import classifier, segmenter, single
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError, MDLSTMError
@@ -24,6 +28,7 @@ from mdlstm_tk.runtime import ray as ray_module
 from mdlstm_tk.runtime.jobs import Job
 from mdlstm_tk.runtime.ray import _pool, ray_cluster
 from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
+from mdlstm_tk.runtime.tiles.work import Work
 
 zarr: Any = pytest.importorskip("zarr")
 RNG = np.random.default_rng(0)
@@ -110,6 +115,31 @@ def test_files_have_the_bytes_of_a_local_run(
         assert local == ray
     with pytest.raises(InputError, match='engine="ray" takes files'):
         infer_paths(["-"], tmp_path / "model.onnx", engine="ray")
+
+
+def test_warnings_of_workers_are_given_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def pool(ray: Any, worker: type, arguments: tuple[Any, ...], *_: Any) -> Any:
+        """A worker in this process, which passes on what can be pickled."""
+
+        def remote(*run: Any) -> Any:
+            with warnings.catch_warnings(record=True) as lost:
+                outcome = pickle.dumps(actor.run(*run))
+            assert not lost
+            return pickle.loads(outcome)
+
+        actor, proxy = worker(*arguments), SimpleNamespace(run=SimpleNamespace(remote=remote))
+        return SimpleNamespace(map=lambda call, values: [call(proxy, value) for value in values])
+
+    model = single().path  # is verified with `Work._apply_head`
+    monkeypatch.setattr(ray_module, "ray_cluster", lambda cpus: nullcontext(None))
+    monkeypatch.setattr(ray_module, "_pool", pool)
+    write_model(tmp_path / "m.onnx", [node("Mul", "x x", "y")])
+    np.save(tmp_path / "x.npy", np.full((4, 4), 1e30, np.float32))
+    monkeypatch.setattr(Work, "_apply_head", lambda _, h, extents: np.full((len(h), *extents, 1), np.nan))
+    for path, name in ((tmp_path / "m.onnx", "of /"), (model, "of a tile of /")):
+        run = infer_paths([tmp_path / "x.npy"], path, device="cpu", engine="ray", force=True)
+        with pytest.warns(UserWarning, match=f"the result {name}.* NaN or infinite values"):
+            assert [result.error for result in run.results] == [None]
 
 
 def test_errors_of_the_caller_are_not_those_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
