@@ -251,9 +251,14 @@ class AnswerDocument:
 
 
 def _relative(source: str, folder: str | Path) -> str:
-    """The path of a file as it is found from a folder."""
+    """The path of a file as it is found from a folder, of which each may lie behind links."""
     try:
-        return os.path.relpath(source, folder)
+        path = os.path.relpath(source, folder)
+        if os.pardir not in (*path.split(os.sep), *source.split(os.sep)):
+            return path
+        # The parent of the folder that a link leads to is not the folder that the link lies in.
+        parent = os.path.relpath(os.path.realpath(os.path.dirname(source)), os.path.realpath(folder))
+        return os.path.normpath(os.path.join(parent, os.path.basename(source)))
     except ValueError:  # on another drive of Windows
         return os.path.abspath(source)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import Kind, all_kinds, kind_named
 from mdlstm_tk.kinds.options import Option
 from mdlstm_tk.runtime import CharacterModel, Metadata, decode, infer_paths
-from mdlstm_tk.runtime.answers import AnswerDocument
+from mdlstm_tk.runtime.answers import AnswerDocument, _relative
 from mdlstm_tk.runtime.io import Format
 from mdlstm_tk.runtime.jobs import ResultOptions
 
@@ -75,6 +76,35 @@ def test_a_table_names_files_on_another_drive_of_windows(monkeypatch: pytest.Mon
     monkeypatch.setattr("os.path.relpath", relpath)
     files = [line.split("\t")[0] for line in document("tsv", SCORES, CLASSIFIER).splitlines()]
     assert files[1].endswith("b.npz") and all(Path(file).is_absolute() for file in files)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_a_table_behind_a_link_names_files_as_they_are_found_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("in", "far/away/tables", "elsewhere/deep"):
+        Path(folder).mkdir(parents=True)
+    for link, target in (
+        ("out", "far/away/tables"),
+        ("linked", "elsewhere/deep"),
+        ("out/in", "../../../in"),
+    ):
+        Path(link).symlink_to(target)
+    for name in ("in/x.npy", "elsewhere/x.npy", "elsewhere/deep/x.npy"):
+        Path(name).touch()
+    Path("in/link.npy").symlink_to("x.npy")
+    names = {
+        "in/x.npy": "../../../in/x.npy",
+        "in/link.npy": "../../../in/link.npy",
+        "out/in/x.npy": "in/x.npy",
+        "linked/x.npy": "../../../elsewhere/deep/x.npy",
+        "linked/../x.npy": "../../../elsewhere/x.npy",
+    }
+    for source, expected in names.items():
+        assert _relative(source, "out") == expected
+        assert Path("out", expected).samefile(source)
+    assert _relative("linked/../x.npy", ".") == "elsewhere/x.npy"
 
 
 def test_lines_of_txt_and_tsv() -> None:
