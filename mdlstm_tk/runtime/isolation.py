@@ -89,6 +89,7 @@ class IsolatedRunner:
             self.reason = None if reason is None else printable(reason[:MAX_TEXT])
         except (KeyError, TypeError, AttributeError):
             raise self._invalid("no facts about the graphs") from None
+        self._options["device"] = self.device  # of the children that follow, too, also for "auto"
 
     def run(self, feeds: Mapping[str, Array], graph: str = MODEL) -> dict[str, Array]:
         """As `LocalRunner.run`."""

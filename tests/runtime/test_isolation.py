@@ -92,6 +92,25 @@ def test_a_run_is_stopped_inside_an_operator(monkeypatch: pytest.MonkeyPatch) ->
         np.testing.assert_array_equal(session(np.eye(2)), 1 + np.eye(2))
 
 
+def test_a_child_that_follows_runs_on_the_device_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[str] = []
+
+    class Child(isolation._Child):
+        def ask(self, request: Any, *arguments: Any) -> Any:
+            devices.extend([request["device"]] if "device" in request else [])
+            request |= {"device": "cpu"} if "device" in request else {}
+            reply, outputs = super().ask(request, *arguments)
+            return {**reply, "device": "cuda:1"}, outputs
+
+    monkeypatch.setattr(isolation, "_Child", Child)
+    with Session(power(1), isolated=True) as session:
+        os.kill(pid_of(session), signal.SIGKILL)
+        with pytest.raises(StoppedError):
+            session(np.eye(2))
+        session(np.eye(2))
+    assert devices == ["auto", "cuda:1"]
+
+
 def test_a_reply_in_the_last_moment_does_not_fail_the_next_call(isolated: Session, model: Path) -> None:
     assert isinstance(isolated._runner, IsolatedRunner)
     isolated._runner._child._stop_late()  # the timer fired while the reply came
