@@ -52,7 +52,7 @@ class ExportedModel:
 
 def find_exports(run: Run) -> list[Path]:
     """Return the exported models in a run folder that take whole grids, sorted by name."""
-    return sorted(p for p in models_in(run.folder) if p.name.startswith("model"))
+    return sorted(models_in(run.folder))
 
 
 def measure_exports(run: Run, grid: tuple[int, ...]) -> list[ExportedModel]:

@@ -34,7 +34,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.report import render_report, write_report
 from mdlstm_tk.report.evaluation import evaluate_split
-from mdlstm_tk.report.exports import measure_exports
+from mdlstm_tk.report.exports import find_exports, measure_exports
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.text.transcription import transcripts
 from mdlstm_tk.training import Run, TrainConfig, build, load_checkpoint, make_task, register_task
@@ -296,6 +296,9 @@ def test_exports_are_listed_with_parity_and_speed(trained: Run, tmp_path: Path) 
         save_file(tensors, path, header)
     again = Page(render_report(run)).find("section[@id='exports']")[0].find(".//tbody/tr/th")
     assert text(again) != text(good.find("th"))  # it is marked as coming from another checkpoint
+    (run.folder / "mine.onnx").touch()
+    names = ["mine.onnx", "model-8x8.onnx", "model-broken.onnx"]
+    assert [path.name for path in find_exports(run)] == names
 
 
 def test_a_run_without_its_data_has_everything_but_examples(runs: Any, tmp_path: Path) -> None:
