@@ -40,8 +40,8 @@ class TiledSession(OpenModel):
         >>> y = session(x, tile=512)            # x (H, W, C), perhaps memory-mapped → y (H, W, outputs)
 
     Tiles get the faces of their neighbours, so there is neither overlap nor seam: every position sees what
-    it sees in the whole grid. Results differ from those of a whole-grid run by rounding alone, and not at
-    all between numbers of threads. `docs/tiled_inference.md` explains how, and what it costs.
+    it sees in the whole grid. Results differ from those of a whole-grid run by rounding alone.
+    `docs/tiled_inference.md` explains how, and what it costs.
 
     Each graph passes the check of every model. A session can be pickled.
 
@@ -49,7 +49,8 @@ class TiledSession(OpenModel):
         model: path of a `.tiles` file that `mdlstm export --form tiles` wrote, or its content.
         device: "auto" (CUDA if it works, else CPU), "cpu", "cuda" or "cuda:N".
         threads: number of batches of tiles that run at the same time, each on one thread; 0: one per core.
-            The result is the same to the byte for any number.
+            The result is the same to the byte for any number; but with `max_bytes` more threads mean smaller
+            batches, unless their size is given.
         timeout: maximum duration of one batch of tiles in seconds; None: no limit, or 120 s in isolation.
         max_bytes: maximum size in bytes of the file, and bytes of resident memory that runs keep to by
             smaller batches, as far as can be estimated, x and y in memory aside. None: 1 GiB for the file,
