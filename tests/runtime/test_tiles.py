@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -15,9 +16,10 @@ import pytest
 from helpers.processes import descendants
 from helpers.tiled_models import segmenter
 
-from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.runtime import TiledSession
+from mdlstm_tk.errors import InputError, MDLSTMError, StoppedError
+from mdlstm_tk.runtime import TiledSession, infer_paths
 from mdlstm_tk.runtime.tiles.local import on_threads
+from mdlstm_tk.runtime.tiles.work import Work
 
 RNG = np.random.default_rng(0)
 
@@ -103,3 +105,39 @@ def test_only_an_interrupt_stops_the_runs_of_other_calls(failure: BaseException,
     with pytest.raises(type(failure)), on_threads(work, 2):
         raise failure
     assert len(stopped) == count
+
+
+def test_a_file_for_which_the_model_is_stopped_leaves_the_others_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    reasons: dict[str, Exception] = {"b": MemoryError(), "c": StoppedError("too slow", "time")}
+    for name in ("a", "b", "c", "d", "c2", "c3"):
+        np.save(f"{name}.npy", np.zeros((8, 8, 3), np.float32))
+    model = segmenter().path  # is verified with `Work.run`
+    run_group = Work.run
+
+    def stop(work: Any, group: Any) -> None:
+        if reason := reasons.get(Path(work._source._label).name[0]):
+            raise reason
+        run_group(work, group)
+
+    monkeypatch.setattr(Work, "run", stop)
+
+    def infer(*names: str) -> list[Any]:
+        paths = [f"{name}.npy" for name in names]
+        return list(
+            infer_paths(paths, model, "out/", output_format="npy", device="cpu", force=True).results
+        )
+
+    assert [result.error for result in infer("a", "b", "c", "d")] == [
+        *(None, "b.npy needs more memory than is left; give a smaller tile=..."),
+        *("c.npy: too slow", None),
+    ]
+    with pytest.raises(StoppedError, match="too slow") as error:
+        infer("c")
+    assert error.value.cause == "time"
+    assert len(infer("c", "c2", "a", "c3")) == 4
+    with pytest.raises(StoppedError):
+        infer("c", "c2", "c3", "a")
+    assert sorted(os.listdir("out")) == ["a.out.npy", "d.out.npy"]

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from helpers.tiled_models import PALETTE, VALUES, classifier, recogniser, segmenter, single
 
-from mdlstm_tk.errors import MDLSTMError, MissingExtraError, StoppedError, require
-from mdlstm_tk.runtime import TiledSession, decode, infer_paths
+from mdlstm_tk.errors import MDLSTMError, MissingExtraError, require
+from mdlstm_tk.runtime import TiledSession, decode
 from mdlstm_tk.runtime.answers import ResultOptions
 from mdlstm_tk.runtime.io.files import publish
 from mdlstm_tk.runtime.jobs import Job
@@ -23,7 +23,6 @@ from mdlstm_tk.runtime.postprocessing import probabilities
 from mdlstm_tk.runtime.shapes import covered_width
 from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
 from mdlstm_tk.runtime.tiles.local import State
-from mdlstm_tk.runtime.tiles.work import Work
 
 tifffile: Any = pytest.importorskip("tifffile")
 zarr: Any = pytest.importorskip("zarr")
@@ -368,66 +367,6 @@ def test_a_source_that_shrinks_is_noticed(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(State, "save", shrink)
     assert "cannot read x.npy" in run("x.npy").error
     assert listed() == ["x.npy"]
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "model"),
-    [("x.npy", "y.npy", segmenter), ("x.zarr", "y.zarr", segmenter), ("x.npy", "-", classifier)],
-)
-def test_a_source_that_changes_gives_no_result(
-    source: str, target: str, model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its layout stays, so that every region can be read."""
-    grid = np.asarray(X if model is segmenter else X[..., 0], order="C")
-    np.save("x.npy", grid) if source == "x.npy" else write_zarr(source)
-    save = State.save
-
-    def change(state: State, step: int) -> None:
-        if step == 2:
-            array = np.load(source, mmap_mode="r+") if source == "x.npy" else zarr.open_array(source)
-            array[:] = 1
-            for path in (Path(source), *Path(source).rglob("*")):
-                os.utime(path, (0, 0))
-        save(state, step)
-
-    monkeypatch.setattr(State, "save", change)
-    assert f"{source} has changed while it was read" in run(source, target, model, resume=True).error
-    assert listed() == [source]
-
-
-def test_a_file_for_which_the_model_is_stopped_leaves_the_others_to_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    reasons: dict[str, Exception] = {"b": MemoryError(), "c": StoppedError("too slow", "time")}
-    for name in ("a", "b", "c", "d", "c2", "c3"):
-        np.save(f"{name}.npy", X[:8, :8])
-    model = segmenter().path  # is verified with `Work.run`
-    run_group = Work.run
-
-    def stop(work: Any, group: Any) -> None:
-        if reason := reasons.get(Path(work._source._label).name[0]):
-            raise reason
-        run_group(work, group)
-
-    monkeypatch.setattr(Work, "run", stop)
-
-    def infer(*names: str) -> list[Any]:
-        paths = [f"{name}.npy" for name in names]
-        return list(
-            infer_paths(paths, model, "out/", output_format="npy", device="cpu", force=True).results
-        )
-
-    assert [result.error for result in infer("a", "b", "c", "d")] == [
-        *(None, "b.npy needs more memory than is left; give a smaller tile=..."),
-        *("c.npy: too slow", None),
-    ]
-    with pytest.raises(StoppedError, match="too slow") as error:
-        infer("c")
-    assert error.value.cause == "time"
-    assert len(infer("c", "c2", "a", "c3")) == 4
-    with pytest.raises(StoppedError):
-        infer("c", "c2", "c3", "a")
-    assert sorted(os.listdir("out")) == ["a.out.npy", "d.out.npy"]
 
 
 @pytest.mark.parametrize("target", ["y.npy", "y.zarr", "y.tif"])

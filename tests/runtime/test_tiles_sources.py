@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,10 +14,13 @@ import pytest
 from helpers.tiled_models import classifier, segmenter
 from PIL import Image
 
-from mdlstm_tk.runtime import TiledSession, load_image
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime import TiledSession, infer_paths, load_image
+from mdlstm_tk.runtime.tiles.local import State
 from mdlstm_tk.runtime.tiles.sources import open_source
 
 tifffile: Any = pytest.importorskip("tifffile")
+zarr: Any = pytest.importorskip("zarr")
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (45, 70, 3), np.uint8)
 X = PIXELS / np.float32(255)
@@ -83,3 +87,33 @@ def test_a_palette_with_opacity_is_read_as_from_a_whole_image() -> None:
         source = open_source(Path("x.tif"), metadata, 0, stack)
         region = (slice(3, 40), slice(10, 70))
         np.testing.assert_allclose(source.read(region), load_image("x.tif", metadata)[region], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "model"),
+    [("x.npy", "y.npy", segmenter), ("x.zarr", "y.zarr", segmenter), ("x.npy", None, classifier)],
+)
+def test_a_source_that_changes_gives_no_result(
+    source: str, target: str | None, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its layout stays, so that every region can be read."""
+    grid = X if model is segmenter else X[..., 0].copy()
+    if source == "x.npy":
+        np.save(source, grid)
+    else:
+        zarr.create_array(source, shape=X.shape, chunks=(16, 16, 3), dtype=X.dtype)[:] = X
+    save = State.save
+
+    def change(state: State, step: int) -> None:
+        if step == 2:
+            array = np.load(source, mmap_mode="r+") if source == "x.npy" else zarr.open_array(source)
+            array[:] = 1
+            for path in (Path(source), *Path(source).rglob("*")):
+                os.utime(path, (0, 0))
+        save(state, step)
+
+    monkeypatch.setattr(State, "save", change)
+    run = infer_paths([source], model().path, target, device="cpu", tile=16, resume=True)
+    with pytest.raises(InputError, match=f"{source} has changed while it was read"):
+        list(run.results)
+    assert os.listdir() == [source]

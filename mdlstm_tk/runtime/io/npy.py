@@ -146,7 +146,7 @@ def to_float32(array: Array, label: str) -> Array:
 def warn_if_not_finite(label: str, *results: Array) -> bool:
     """Warn of NaN and infinity in results, which files hold as they are; `label` names what they are of.
     True if there are any."""
-    count = sum(y.size - np.count_nonzero(np.isfinite(y)) for y in results)
+    count = int(sum(y.size - np.count_nonzero(np.isfinite(y)) for y in results))
     if count:
         values = counted(count, "NaN or infinite value")
         text = f"the result of {label} holds {values}; the model diverged, or x is too large for it"

@@ -49,8 +49,8 @@ class TiledSession(OpenModel):
         model: path of a `.tiles` file that `mdlstm export --form tiles` wrote, or its content.
         device: "auto" (CUDA if it works, else CPU), "cpu", "cuda" or "cuda:N".
         threads: number of batches of tiles that run at the same time, each on one thread; 0: one per core.
-            The result is the same to the byte for any number; but with `max_bytes` more threads mean smaller
-            batches, unless their size is given.
+            The result is the same to the byte for any number; but with `max_bytes` more threads mean
+            smaller batches, unless their size is given.
         timeout: maximum duration of one batch of tiles in seconds; None: no limit, or 120 s in isolation.
         max_bytes: maximum size in bytes of the file, and bytes of resident memory that runs keep to by
             smaller batches, as far as can be estimated, x and y in memory aside. None: 1 GiB for the file,
