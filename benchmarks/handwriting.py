@@ -237,7 +237,7 @@ def count_steps(options: argparse.Namespace) -> Callable[[Training], int]:
     cells: dict[str, Callable[[], Any]] = {
         f"seconds a step, {', '.join(configs)}": partial(seconds_a_step, configs, seconds, patches)
     }
-    if any(PARTS[each.part].processes > 1 for each in every):
+    if any(PARTS[each.part].processes > 1 for each in trainings(options)):
         cells["gain of two cores"] = partial(gain_of_processes, next(iter(configs.values())), CORES)
     kept = resumed(options.results, cells)
     taken = kept[next(iter(cells))]
