@@ -346,7 +346,8 @@ class Shapes:
             )
         if is_float:
             is_half = self.metadata.dtype == "float16" and not (name == "x" and self.metadata.integer)
-            if is_half and (largest := float(np.abs(converted).max())) > HALF_MAX:
+            largest = float(np.abs(converted).max(initial=0)) if is_half else 0.0
+            if largest > HALF_MAX:
                 raise InputError(
                     f"{label} holds values up to {largest:.6g}, which this model, in float16, cannot hold; "
                     f"scale them to at most {HALF_MAX:g}, as in training, or export it in float32"
