@@ -110,7 +110,13 @@ def _grid_axes(path: Path, arrays: dict[str, Array], kind: TrainingKind) -> int:
     if sizes is not None and sizes.ndim == 2 and sizes.shape[1] == 3:
         return 3
     if x.ndim == 4 and kind.target_axes(3) == (4,):  # x of volumes has no channels
-        return 3 if arrays["y"].ndim == 4 and arrays["y"].shape[-1] > 1 else 2
+        extent = arrays["y"].shape[-1] if arrays["y"].ndim == 4 else 1
+        if extent in (3, 4):
+            raise InputError(
+                f"{path}: y is {arrays['y'].shape}, which may be masks of volumes or masks in colours; say "
+                "ndim=3 in the file for volumes, or give the number of a class at each position"
+            )
+        return 3 if extent > 1 else 2
     return 3 if x.ndim == 5 else 2
 
 

@@ -93,6 +93,10 @@ class Transcribe(TrainingKind):
             texts,
             [TextExtent.of(split, survey, targets) for split, each in splits.items() for survey in each],
         )
+        learned = {k for survey in splits["train"] for k in targets.encode(survey.target)}
+        absent = "".join(name for k, name in enumerate(targets.classes, 1) if k not in learned)
+        if absent:
+            task.summary = [*task.summary, f"characters without samples to train on: {absent}"]
 
     def spec_fields(self, train: Sequence[Survey], targets: Targets) -> dict[str, Any]:
         return {"text_direction": targets.direction}

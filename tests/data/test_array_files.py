@@ -110,6 +110,11 @@ REFUSED = {  # arrays in place of those of `write_arrays`, kind, message
     "several ndim": ({"ndim": [2, 2]}, "grid", r"ndim is \[2, 2\], expected the number of grid axes"),
     "a text for ndim": ({"ndim": "3"}, "grid", "ndim is 3, expected the number of grid axes"),
     "wrong sizes": ({"sizes": [[5, 6]]}, "grid", r"sizes is int64 \(1, 2\), expected integers \(10, 2\)"),
+    "masks in colours": (
+        {"x": np.ones((10, 5, 6, 3)), "y": np.ones((10, 5, 6, 3), int)},
+        "segment",
+        r"y is \(10, 5, 6, 3\), which may be .* ndim=3",
+    ),
     "one mask value": ({"y": np.ones((10, 5, 6), int)}, "segment", "value 1"),
     "volumes of texts": ({"x": np.ones((10, 2, 3, 4, 1))}, "transcribe", "needs two"),
     "nothing usable": ({"x": np.full((10, 2, 2), np.nan), "y": np.arange(10)}, "classify", "sample 0.*NaN"),

@@ -64,6 +64,12 @@ def test_the_characters_of_the_texts_are_the_classes(tmp_path: Path) -> None:
     assert sorted(target_texts(batch, task.spec)) == sorted(line.split("\t")[1].strip() for line in lines)
 
 
+def test_characters_that_no_training_text_has_are_named(tmp_path: Path) -> None:
+    write_lines(tmp_path / "train", ["ab", "ba"])
+    write_lines(tmp_path / "val", ["ab é"])
+    assert "characters without samples to train on:  é" in read(tmp_path, "transcribe").summary
+
+
 def test_right_to_left_texts_are_learned_in_visual_and_returned_in_logical_order(tmp_path: Path) -> None:
     texts = [f"{ALEF}{BET} 12", f"({BET}) {GIMEL}.", f"{GIMEL}{ALEF} ab"]
     task = read(write_lines(tmp_path, texts), "transcribe", validation=0.0)
