@@ -167,6 +167,11 @@ FAILING: dict[str, Row] = {
     "length": (before(lambda x: x / len(x)), SCAN, r"axis 0 of x .*len\(x\).*x\.shape\[0\]"),
     "python number": (before(lambda x: x * float(x.shape[1])), LARGE_X, r"axis 1 of x .*grid=\(11, 12\)"),
     "an extent": (after(lambda y: y if y.shape[1] < 300 else 2 * y), SCAN, "on 300x7, .* by an extent"),
+    "an extent, infinite": (
+        after(lambda y: y / (300 - y.shape[1]) if y.shape[1] < 300 else 2 * y),
+        SCAN,
+        "error inf .* on 300x7, .* by an extent",
+    ),
     "an extent, in float16": (
         after(lambda y: y if y.shape[1] < 300 else 2 * y),
         {**SCAN, "dtype": "float16"},
