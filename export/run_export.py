@@ -123,6 +123,7 @@ def export_run_sizes(
     metadata = {
         "model": printable(checkpoint.config.model),
         "task": printable(spec.name),
+        "user_data": bool(checkpoint.config.data),
         "kind": spec.kind,
         "classes": spec.classes or None,
         "mask_values": spec.mask_values or None,

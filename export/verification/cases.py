@@ -125,13 +125,20 @@ def odd_grids(ndim: int) -> list[Grid]:
     return sorted({elongated, elongated[::-1], (1,) * ndim, row, row[::-1]})
 
 
-def task_inputs(task: str | None, grid: Grid, seed: int = 0) -> dict[str, Array]:
+def is_diagonal(metadata: Metadata) -> bool:
+    """True if a model was trained on the diagonal task, and not on data of that name, and takes its x."""
+    takes_x = metadata.required_inputs == {"x"} and metadata.layout == "N H W C" and metadata.channels == 1
+    is_task = (metadata.task, metadata.kind, metadata.user_data) == ("diagonal", "grid", False)
+    return takes_x and is_task
+
+
+def task_inputs(metadata: Metadata, grid: Grid, seed: int = 0) -> dict[str, Array]:
     """Samples of the task that a network was trained on, by name: a batch of 1 and a batch of 7.
 
     Only the diagonal task can make samples of any size (from 3×3 on); for other tasks, and for smaller
     grids, the result is empty.
     """
-    if task != "diagonal" or min(grid) < 3:
+    if not is_diagonal(metadata) or min(grid) < 3:
         return {}
     return {f"task × {count}": DiagonalTask(grid).batch(seed, 0, count, "validation").x for count in (1, 7)}
 
@@ -166,7 +173,7 @@ def random_cases(
             cases = {
                 "random × 1": {name: value[:1] for name, value in drawn.items()},
                 "random × 3": {name: value[1:] for name, value in drawn.items()},
-                **{name: {"x": x} for name, x in task_inputs(metadata.task, grid, seed).items()},
+                **{name: {"x": x} for name, x in task_inputs(metadata, grid, seed).items()},
             }
             for name, arrays in cases.items():
                 yield Case(f"{size}, {name}, seed {seed}", size if len(grids) > 1 else name, arrays)

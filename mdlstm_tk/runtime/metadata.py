@@ -49,6 +49,7 @@ class Metadata:
             float32 in any case.
         model: name of the network, if the model was exported from a run.
         task: name of the task, if the model was exported from a run.
+        user_data: the model was trained on the user's own data, and `task` is their name.
         kind: kind of the task, such as "grid", "classify" or "segment".
         classes: names of the outputs, if they are classes; see `Kind.name_count`.
         mask_values: of a segmenter, the value of each class in masks.
@@ -88,6 +89,7 @@ class Metadata:
     dtype: Dtype | Literal["int8"] = "float32"
     model: str | None = None
     task: str | None = None
+    user_data: bool = False
     kind: str | None = None
     classes: tuple[str, ...] | None = None
     mask_values: tuple[int, ...] | None = None

@@ -108,10 +108,13 @@ def test_a_density_model_is_verified(density_model: Path, density_run: Run, tmp_
 def test_a_run_is_verified_on_values_like_those_of_its_data(tmp_path: Path) -> None:
     form: Any
     x = np.random.default_rng(0).normal([1000, -5], [1, 0.1], (12, 4, 5, 2))
-    np.savez(tmp_path / "x.npz", x=x, y=x[..., 0])
-    run = run_in(tmp_path / "run", quick(tmp_path / "x.npz", "grid"))
+    data = tmp_path / "diagonal.npz"  # which are not the samples of the task of that name
+    np.savez(data, x=x, y=x[..., 0])
+    run = run_in(tmp_path / "run", quick(data, "grid"))
     for form in (None, "tiles"):
-        low, high = export_run(run, form=form).metadata.example_range or (0, 0)
+        metadata = export_run(run, form=form).metadata
+        assert (metadata.task, metadata.user_data) == ("diagonal", True)
+        low, high = metadata.example_range or (0, 0)
         assert -6 < low < -5
         assert 1000 < high < 1005
 

@@ -36,7 +36,7 @@ async function start() {
   showsImage = info.preprocessing?.channels === 3;
   showsGrey = info.channels === 1 && Boolean(info.preprocessing || (info.kind && info.kind !== "grid"));
   input.setChannels(showsImage ? COLOURS : channelNames(info.channels));
-  element("hint").hidden = info.task !== "diagonal";
+  element("hint").hidden = !info.isDiagonal;
   [height, width].forEach((field, axis) => {
     const step = info.multipleOf?.[axis] ?? 1;
     const most = Math.floor(POSITIONS / (info.grid?.[1 - axis] ?? LIMIT)); // lines of text may be long
