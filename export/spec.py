@@ -158,9 +158,13 @@ class ExportSpec:
         return tuple(fixed or extent for extent, fixed in zip(grid, self.grid, strict=True))
 
     def fits(self, grid: Grid) -> bool:
-        """True if a grid has the fixed extents, and multiples of `multiple_of` along the free axes."""
+        """True if the file takes a grid: it has the fixed extents, or smaller ones in padded samples, and
+        multiples of `multiple_of` along the other axes."""
         axes = zip(grid, self.grid, self.multiple_of, strict=True)
-        return all(extent == fixed if fixed else extent % m == 0 for extent, fixed, m in axes)
+        return all(
+            extent == fixed or (extent % m == 0 and (not fixed or (self.padded and extent < fixed)))
+            for extent, fixed, m in axes
+        )
 
     def metadata(self, form: Form, dtype: Dtype, fields: Mapping[str, Any]) -> Metadata:
         """The metadata of the exported file; `fields` are those that do not follow from the network.

@@ -98,13 +98,14 @@ def write_verified(
         is_half = precision == "mixed" and torch.float16 in float_dtypes(spec.interface)
         atol = max(ATOLS[metadata.dtype], ATOLS["float16"] if is_half else 0)
     tiled = metadata.form == "tiles"
-    together = tiled or not any(map(decides_for_a_batch, candidate.models))
-    if together:
-        for batch in {3, *(shape[0] for shape in candidate.beyond)}:
-            _check_samples_are_apart(exact.run, spec, batch)
+    nodes = [node for model in candidate.models for node in walk(model.graph.node)]
+    # A branch may be the same for most batches.
+    samples = range(8) if any(node.op_type in ("If", "Loop") for node in nodes) else range(1, 2)
+    for batch in {max(3, len(samples)), *(shape[0] for shape in candidate.beyond)}:
+        _check_samples_are_apart(exact.run, spec, batch, samples[:batch])
     small = list(_cases(metadata, spec, verify_inputs or {}))
     small_names = {case.name for case in small}
-    expected = expected_outputs(exact.run, small, together)
+    expected = expected_outputs(exact.run, small)
     large = list(_large_cases(spec, exact, candidate.beyond, metadata.form == "scan"))
     expected |= {case.name: outputs for case, outputs in large}
     groups = [small, *([case] for case, _ in large)]  # with padding, all cases of a group run on one grid
@@ -150,9 +151,9 @@ def write_verified(
     data = candidate.content(metadata)
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
-    nodes, seconds = sum(len(m.graph.node) for m in candidate.models), time.perf_counter() - start
+    count, seconds = sum(len(m.graph.node) for m in candidate.models), time.perf_counter() - start
     trust = operators_to_trust(*candidate.models)
-    return ExportReport(path, metadata, nodes, len(data), max_abs, seconds, trust)
+    return ExportReport(path, metadata, count, len(data), max_abs, seconds, trust)
 
 
 def smallest_grid(spec: ExportSpec) -> Grid:
@@ -160,20 +161,14 @@ def smallest_grid(spec: ExportSpec) -> Grid:
     return min(spec.shapes, key=lambda grid: prod(grid))
 
 
-def decides_for_a_batch(model: onnx.ModelProto) -> bool:
-    """True if the graph has operators that decide for a batch as a whole, so that its samples depend on
-    each other."""
-    return any(node.op_type in ("If", "Loop") for node in walk(model.graph.node))
-
-
 def _cases(metadata: Metadata, spec: ExportSpec, verify_inputs: Mapping[str, Array]) -> Iterator[Case]:
     """Random inputs on each grid, the inputs of the caller, and the example.
 
-    An input of the caller on a grid that the file does not take is left out, and so is one with so many
-    positions that the reference would take minutes.
+    An input of the caller with so many positions that the reference would take minutes is left out.
 
     Raises:
-        InputError: an input of the caller has another number of axes than x, or is empty.
+        InputError: an input of the caller has another number of axes than x, or is empty, or has a grid
+            that the file does not take.
     """
     yield from random_cases(metadata, spec.inputs, spec.grids)
     others = dict(verify_inputs)
@@ -186,7 +181,13 @@ def _cases(metadata: Metadata, spec: ExportSpec, verify_inputs: Mapping[str, Arr
                 f"{name} has shape {x.shape}, expected x with {spec.ndim + 2} axes, none empty"
             )
         grid = spec.grid_of(x.shape)
-        if grid in spec.shapes or (spec.fits(grid) and np.prod(grid) <= MAX_POSITIONS):
+        if not spec.fits(grid):
+            multiples = "" if max(spec.multiple_of) == 1 else f", in multiples of {format_size(spec.multiple_of)}"
+            raise InputError(
+                f"{name} has the grid {format_size(grid)}, but the file takes {'at most ' * spec.padded}"
+                f"{format_size(spec.grid)}{multiples}; leave it out, or export the file for its grid"
+            )
+        if grid in spec.shapes or np.prod(grid) <= MAX_POSITIONS:
             further = list(spec.extra_batch(len(x), grid).items())
             yield Case(name, name, dict([("x", x), *further]))
 
@@ -242,24 +243,25 @@ class _LargestTensor(TorchDispatchMode):
         return result
 
 
-def _check_samples_are_apart(run: Runtime, spec: ExportSpec, batch: int) -> None:
-    """Check that the outputs of a sample do not depend on the others in its batch."""
-    inputs = spec.inputs(smallest_grid(spec), batch)
-    middle = slice(1, 2)  # since a network may mix a sample only with those before it, or after it
-    sample = {name: value[middle] for name, value in inputs.items()}
-    alone, in_batch = run(sample), run(inputs)
-    if _agree(alone, {name: y[middle] for name, y in in_batch.items()}):
-        return
-    name = spec.interface.name
-    if not _agree(alone, run(sample)):
+def _check_samples_are_apart(run: Runtime, spec: ExportSpec, batch: int, samples: Sequence[int]) -> None:
+    """Check that the outputs of some samples do not depend on the others in their batch. The middle one is
+    among them, since a network may mix a sample only with those before it, or after it."""
+    inputs, name = spec.inputs(smallest_grid(spec), batch), spec.interface.name
+    in_batch = run(inputs)
+    for k in samples:
+        sample = {name: value[k : k + 1] for name, value in inputs.items()}
+        alone = run(sample)
+        if _agree(alone, {name: y[k : k + 1] for name, y in in_batch.items()}):
+            continue
+        if not _agree(alone, run(sample)):
+            raise InputError(
+                f"{name} returns other numbers each time for the same x; a file computes the same each "
+                "time, so remove what is random from its forward in eval mode"
+            )
         raise InputError(
-            f"{name} returns other numbers each time for the same x; a file computes the same each time, "
-            "so remove what is random from its forward in eval mode"
+            f"{name} mixes the samples of a batch: what it returns for a sample alone differs from what it "
+            "returns for the same sample among others; a network to export must compute each sample by itself"
         )
-    raise InputError(
-        f"{name} mixes the samples of a batch: what it returns for a sample alone differs from what it "
-        "returns for the same sample among others; a network to export must compute each sample by itself"
-    )
 
 
 def _agree(outputs: Outputs, others: Outputs) -> bool:

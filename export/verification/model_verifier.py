@@ -31,7 +31,6 @@ from mdlstm_tk.export.verification.cases import (
     sampler,
     user_cases,
 )
-from mdlstm_tk.export.verification.export_verifier import decides_for_a_batch
 from mdlstm_tk.export.verification.parity import ATOL, Parity, compare_cases
 from mdlstm_tk.export.verification.report import VerificationReport
 from mdlstm_tk.export.verification.runtimes import (
@@ -282,7 +281,7 @@ class _FileVerifier:
         together = False
         if self.interface is not None and self.exact is not None:
             runtimes["torch, float32"], reference = self.interface.run, self.exact.run
-            together = model is not None and not decides_for_a_batch(model)
+            together = True
         elif model is not None:
             reference = unpadded(graph_run(model, names, in_double=True))
         else:

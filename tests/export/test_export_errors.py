@@ -97,6 +97,10 @@ def of_one_row(y: Tensor) -> Tensor:
     return total if y.shape[1] > 1 else -total
 
 
+def doubled(x: Tensor) -> Tensor:
+    return torch.cond(x.mean() > 0, lambda x: 2 * x, torch.clone, (x,))
+
+
 def converted(x: Tensor) -> Tensor:
     return x.bfloat16()
 
@@ -123,6 +127,16 @@ REFUSED: dict[str, Row] = {  # network, options of the export, message
     "metadata, twice": (Function, {**G, "metadata": {"grid": (1, 2)}}, "metadata=.* 'grid'"),
     "verify_inputs": (Function, {**G, "verify_inputs": {"mine": NO_AXES}}, r"mine has .*\(3, 4\)"),
     "no sample": (Function, {**G, "verify_inputs": {"mine": EMPTY}}, r"mine is empty: .*\(0, 3, 4, 1\)"),
+    "another grid to verify": (
+        Function,
+        {**G, "verify_inputs": {"mine": np.zeros((1, 3, 5, 1))}},
+        "mine has the grid 3x5, but the file takes 3x4; leave it out",
+    ),
+    "no multiple to verify": (
+        Function,
+        {**SCAN, "multiple_of": 2, "verify_inputs": {"mine": np.zeros((1, 3, 4, 1))}},
+        r"mine has the grid 3x4, but .* \*x\*, in multiples of 2x2;",
+    ),
     "tiles": (Function, {**G, "form": "tiles"}, "does not go together with grid="),
     "draw": (Function, {**G, "example_range": lambda shape, generator: 0.0}, r"example_range .*\(\)"),
     "output called x": (after(lambda y: {"x": y}), G, "an output called 'x'.*output_names="),
@@ -137,6 +151,7 @@ REFUSED: dict[str, Row] = {  # network, options of the export, message
     "batch mixed": (before(lambda x: x - x.mean(0)), G, "mixes the samples of a batch"),
     "mixed with those before": (after(lambda y: y.cumsum(0)), G, "mixes the samples of a batch"),
     "by the batch": (after(lambda y: y if y.shape[0] < 8 else 2 * y), G, "mixes the samples of a batch"),
+    "a branch by the batch": (before(doubled), G, "mixes the samples of a batch"),
     "random": (before(lambda x: x + torch.rand_like(x)), G, "other numbers each time"),
     "weights of NaN": (changed("weight_hh_l0", torch.nan), G, r"hold NaN, first in layer\.weight_hh_l0"),
     "a tensor that is no leaf": (changed("part", NON_LEAF), G, "cannot be copied: .*parametrizations$"),
@@ -151,6 +166,11 @@ REFUSED: dict[str, Row] = {  # network, options of the export, message
     "padded, stride": (lambda: Sized(strided), PADDED, NO_WINDOW),
     "padded, stride, scan": (lambda: Sized(strided), {**PADDED, **SCAN}, NO_WINDOW),
     "padded, flat": (lambda: Sized(lambda y: y.flatten(1, 2)), {**PADDED, **SCAN}, NO_WINDOW),
+    "padded, smaller to verify": (
+        Sized,
+        {**PADDED, "verify_inputs": {"mine": np.zeros((1, 2, 3, 2))}},
+        r"Sized does not take x of shape \(1, 2, 3, 2\)",
+    ),
     "padded, no features": (lambda: Sized(lambda y: y.sum(-1)), PADDED, NO_WINDOW),
     "another grid": (TwoGrids, GRIDS, r"grid axes of x, got 'z' of shape \(1, 4, 5, 3\)"),
 }
