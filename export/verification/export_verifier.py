@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,20 +19,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.errors import Argument, InputError, MDLSTMError, Message, ParityError
+from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
 from mdlstm_tk.export.interface import Interface, float_dtypes, mdlstm_layers
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.export.model_file import ExportReport, operators_to_trust
 from mdlstm_tk.export.spec import ExportSpec, Shape
 from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Case, RandomValues, random_cases
-from mdlstm_tk.export.verification.parity import (
-    ATOLS,
-    RTOL,
-    Parity,
-    compare,
-    compare_cases,
-    feature_scale,
+from mdlstm_tk.export.verification.causes import (
+    explain_error,
+    explain_overflow,
+    overflows,
+    rounding_advice,
+    rounding_error,
 )
+from mdlstm_tk.export.verification.parity import ATOLS, RTOL, Parity, compare_cases, output_scales
 from mdlstm_tk.export.verification.runtimes import (
     Inputs,
     Outputs,
@@ -49,7 +48,6 @@ from mdlstm_tk.runtime.shapes import Grid, as_array
 from mdlstm_tk.runtime.tiles.session import TiledSession
 
 LARGEST_GRID, LARGEST_TENSOR = 2**16, 2**25  # positions; numbers, of 8 bytes
-ROUNDING = {"float32": RTOL, "float16": 2.0**-11}  # of weights, by dtype of the file
 
 
 class Candidate(NamedTuple):
@@ -130,8 +128,8 @@ def write_verified(
         parity, is_small = errors[case.name], case.name in small_names
         if parity.passed:
             continue
-        overflows = not np.isfinite(parity.max_abs) and _overflows(spec, case, metadata.dtype)
-        if overflows and not is_small and case.inputs["x"].shape not in candidate.beyond:
+        is_overflow = not np.isfinite(parity.max_abs) and overflows(spec, case, metadata.dtype)
+        if is_overflow and not is_small and case.inputs["x"].shape not in candidate.beyond:
             del errors[case.name]
             warnings.warn(
                 f"on {case.name}, ONNX Runtime returns NaN or infinity, as the states of "
@@ -140,12 +138,17 @@ def write_verified(
                 stacklevel=3,
             )
             continue
-        rounding = _rounding(spec, case, expected[case.name], parity, atol, ROUNDING[metadata.dtype])
-        is_rounding = overflows or rounding.severity > 0.3 * parity.severity
-        if is_small or overflows or not is_rounding:
-            advice = _rounding_advice(spec, rounding, is_rounding, metadata.dtype)
-            explanation = _explanation(metadata, spec, case, parity, atol, advice, overflows)
-            raise ParityError(f"{path} was not written: ", explanation)
+        if is_overflow:
+            reason = explain_overflow(metadata, spec, case, parity.output)
+            raise ParityError(f"{path} was not written: ", reason)
+        name, dtype = parity.output, metadata.dtype
+        scale = output_scales({k: expected[k] for k in {*small_names, case.name}}, metadata)[name]
+        rounding = rounding_error(spec, case, name, expected[case.name][name], scale, atol, dtype)
+        is_rounding = rounding.severity > 0.3 * parity.severity
+        if is_small or not is_rounding:
+            advice = rounding_advice(spec, rounding, is_rounding, dtype)
+            reason = explain_error(metadata, spec, case, parity, atol, advice)
+            raise ParityError(f"{path} was not written: ", reason)
     max_abs = max(parity.max_abs for parity in errors.values())
     metadata = replace(metadata, parity={"atol": atol, "rtol": RTOL, "max_abs": max_abs})
     data = candidate.content(metadata)
@@ -182,10 +185,11 @@ def _cases(metadata: Metadata, spec: ExportSpec, verify_inputs: Mapping[str, Arr
             )
         grid = spec.grid_of(x.shape)
         if not spec.fits(grid):
-            multiples = "" if max(spec.multiple_of) == 1 else f", in multiples of {format_size(spec.multiple_of)}"
+            multiples = f", in multiples of {format_size(spec.multiple_of)}"
             raise InputError(
                 f"{name} has the grid {format_size(grid)}, but the file takes {'at most ' * spec.padded}"
-                f"{format_size(spec.grid)}{multiples}; leave it out, or export the file for its grid"
+                f"{format_size(spec.grid)}{multiples if max(spec.multiple_of) > 1 else ''}; leave it out, "
+                "or export the file for its grid"
             )
         if grid in spec.shapes or np.prod(grid) <= MAX_POSITIONS:
             further = list(spec.extra_batch(len(x), grid).items())
@@ -260,7 +264,8 @@ def _check_samples_are_apart(run: Runtime, spec: ExportSpec, batch: int, samples
             )
         raise InputError(
             f"{name} mixes the samples of a batch: what it returns for a sample alone differs from what it "
-            "returns for the same sample among others; a network to export must compute each sample by itself"
+            "returns for the same sample among others; a network to export must compute each sample by "
+            "itself"
         )
 
 
@@ -327,82 +332,3 @@ def _explained(run: Runtime, name: str, shapes: Mapping[Shape, Shape]) -> Runtim
         return outputs
 
     return run_explained
-
-
-def _overflows(spec: ExportSpec, case: Case, dtype: str) -> bool:
-    """True if PyTorch, in the precision of the file, returns NaN or infinity as well."""
-    network = copy.deepcopy(spec.interface).half() if dtype == "float16" else spec.interface
-    return not all(np.isfinite(y).all() for y in network.run(case.inputs).values())
-
-
-def _rounding(
-    spec: ExportSpec, case: Case, expected: Outputs, parity: Parity, atol: float, share: float
-) -> Parity:
-    """The error that rounding makes: of PyTorch in float32, with weights that are off by a share.
-
-    Operators of ONNX Runtime, such as its sigmoid, are less precise than those of PyTorch, and always err
-    to the same side, so that their errors add up in states that last for many positions.
-    """
-    network = copy.deepcopy(spec.interface)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in filter(Tensor.is_floating_point, network.parameters()):
-            signs = torch.randint(2, parameter.shape, generator=generator, device="cpu") * 2 - 1
-            parameter.mul_(1 + share * signs.to(parameter))
-    y, exact = network.run(case.inputs)[parity.output], expected[parity.output]
-    return compare(y, exact, atol, scale=feature_scale([exact]))
-
-
-def _rounding_advice(spec: ExportSpec, rounding: Parity, is_rounding: bool, dtype: str) -> Message:
-    """What is to blame for an error, the graph or the precision, given the error that rounding makes."""
-    off = f"weights that are off by {ROUNDING[dtype]:.0e}, is off by {rounding.max_abs:.1e}"
-    text = f"PyTorch in float32, with {off}"
-    if not is_rounding:
-        return Message(
-            f"{text} only, so the exported graph computes something else than the network; does its "
-            "forward depend on more than its inputs, or decide by an extent or the batch?"
-        )
-    if dtype != "float32":
-        what = f"{dtype} is not precise enough for it; export float32, or allow more with "
-        return Message(what, Argument("atol"))
-    cells = {getattr(module, "cell", None) for module in spec.interface.modules()}
-    return Message(
-        f"{text}, too, so the network itself needs more precision than float32 has; allow more with ",
-        Argument("atol"),
-        ", or use a cell whose state stays bounded (stable, leaky)" if "graves" in cells else "",
-    )
-
-
-def _explanation(
-    metadata: Metadata,
-    spec: ExportSpec,
-    case: Case,
-    parity: Parity,
-    atol: float,
-    advice: Message,
-    overflows: bool,
-) -> Message:
-    """The reason of an error; `advice` is what rounding tells about it. PyTorch has it, too, if its states
-    overflow."""
-    name, dtype = spec.interface.name, metadata.dtype
-    of_output = "" if len(metadata.output_names) == 1 else f" of output '{parity.output}'"
-    if overflows:
-        return Message(
-            f"ONNX Runtime returns NaN or infinity{of_output} on {case.name}, and {name} in "
-            f"float64 does not, so its states outgrow {dtype}; use a cell whose state stays bounded "
-            "(stable, leaky, slstm), or export it for the grid that you need with grid=..."
-        )
-    tiled = metadata.form == "tiles"
-    if tiled:
-        advice = Message(
-            f"does tile_stages() of {name} describe what its forward computes, and do before and head "
-            "compute each position from that position alone?"
-        )
-    elif spec.padded and spec.grid_of(case.inputs["x"].shape) != spec.example_grid:
-        advice = Message("a padded sample differs from the sample alone: the network reads the padding")
-    scale = f"{atol:g}" if parity.scale == 1 else f"{atol:g}·{parity.scale:.3g}"
-    return Message(
-        f"error {parity.max_abs:.1e}{of_output} of {'tiles' if tiled else 'ONNX Runtime'} against "
-        f"{metadata.reference} on {case.name}, allowed is {scale} + {RTOL:g}·|y|; ",
-        advice,
-    )

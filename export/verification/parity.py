@@ -107,6 +107,15 @@ def feature_scale(references: Sequence[Float64Array], feature_axis: int = -1) ->
     return scale
 
 
+def output_scales(expected: Mapping[str, Outputs], metadata: Metadata) -> dict[str, Float64Array]:
+    """The scale of each output by its name, from the outputs of the reference by the names of cases."""
+    shapes, scales = Shapes(metadata), dict[str, Float64Array]()
+    for name in metadata.output_names:
+        references = [outputs[name] for outputs in expected.values()]
+        scales[name] = feature_scale(references, shapes.feature_axis(references[0]))
+    return scales
+
+
 def compare(
     output: Array, reference: Float64Array, atol: float = ATOL, scale: Float64Array | float = 1.0
 ) -> Parity:
@@ -168,12 +177,7 @@ def compare_cases(
     Raises:
         MDLSTMError: the runtime fails, or returns another shape than the reference.
     """
-    shapes = Shapes(metadata)
-    scales = {
-        name: feature_scale(references, shapes.feature_axis(references[0]))
-        for name in metadata.output_names
-        for references in [[outputs[name] for outputs in expected.values()]]
-    }
+    shapes, scales = Shapes(metadata), output_scales(expected, metadata)
     axes = range(1, metadata.ndim + 1) if metadata.channels_last else range(2, metadata.ndim + 2)
     first = metadata.output_names[0]
     errors: dict[str, Parity] = {}

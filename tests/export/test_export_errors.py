@@ -204,6 +204,11 @@ ROUNDED, STEPS = (lambda y: (y + 1e5) - 1e5), (lambda y: 1e3 * y - 1e3 * y.round
 UNEQUAL: dict[str, Row] = {
     "beyond float32": (after(ROUNDED), G, f"{IN_FLOAT32}.*stable"),
     "beyond float32, stable": (after(ROUNDED, cell="stable"), G, rf"{IN_FLOAT32}\.\.\.$"),
+    "beyond float32, one feature": (
+        after(lambda y: torch.cat([ROUNDED(y), 1e6 * y], dim=1), channels_last=False),
+        G,
+        IN_FLOAT32,
+    ),
     "float16": (after(STEPS), {**HALF, "atol": 1e-9}, "float16 is not precise enough"),
 }
 KINDS = {InputError: REFUSED, MDLSTMError: FAILING, ParityError: UNEQUAL}

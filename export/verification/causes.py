@@ -1,0 +1,98 @@
+"""What is to blame for an error of an export: its graph, the precision, or the states of the network."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mdlstm_tk.errors import Argument, Message
+from mdlstm_tk.export.spec import ExportSpec
+from mdlstm_tk.export.verification.cases import Case
+from mdlstm_tk.export.verification.parity import RTOL, Float64Array, Parity, compare
+from mdlstm_tk.runtime import Metadata
+
+ROUNDING = {"float32": RTOL, "float16": 2.0**-11}  # of weights, by dtype of the file
+
+
+def overflows(spec: ExportSpec, case: Case, dtype: str) -> bool:
+    """True if PyTorch, in the precision of the file, returns NaN or infinity as well."""
+    network = copy.deepcopy(spec.interface).half() if dtype == "float16" else spec.interface
+    return not all(np.isfinite(y).all() for y in network.run(case.inputs).values())
+
+
+def explain_overflow(metadata: Metadata, spec: ExportSpec, case: Case, output: str) -> Message:
+    """The reason of numbers that are not finite, where states overflow."""
+    of_output = "" if len(metadata.output_names) == 1 else f" of output '{output}'"
+    return Message(
+        f"ONNX Runtime returns NaN or infinity{of_output} on {case.name}, and {spec.interface.name} in "
+        f"float64 does not, so its states outgrow {metadata.dtype}; use a cell whose state stays bounded "
+        "(stable, leaky, slstm), or export it for the grid that you need with grid=..."
+    )
+
+
+def rounding_error(
+    spec: ExportSpec,
+    case: Case,
+    output: str,
+    exact: Float64Array,
+    scale: Float64Array,
+    atol: float,
+    dtype: str,
+) -> Parity:
+    """The error that rounding makes in an output: of PyTorch in float32, with weights that are off by as
+    much as the dtype of the file rounds them.
+
+    Operators of ONNX Runtime, such as its sigmoid, are less precise than those of PyTorch, and always err
+    to the same side, so that their errors add up in states that last for many positions.
+    """
+    network = copy.deepcopy(spec.interface)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in filter(Tensor.is_floating_point, network.parameters()):
+            signs = torch.randint(2, parameter.shape, generator=generator, device="cpu") * 2 - 1
+            parameter.mul_(1 + ROUNDING[dtype] * signs.to(parameter))
+    return compare(network.run(case.inputs)[output], exact, atol, scale)
+
+
+def rounding_advice(spec: ExportSpec, rounding: Parity, is_rounding: bool, dtype: str) -> Message:
+    """What is to blame for an error, the graph or the precision, given the error that rounding makes."""
+    off = f"weights that are off by {ROUNDING[dtype]:.0e}, is off by {rounding.max_abs:.1e}"
+    text = f"PyTorch in float32, with {off}"
+    if not is_rounding:
+        return Message(
+            f"{text} only, so the exported graph computes something else than the network; does its "
+            "forward depend on more than its inputs, or decide by an extent or the batch?"
+        )
+    if dtype != "float32":
+        what = f"{dtype} is not precise enough for it; export float32, or allow more with "
+        return Message(what, Argument("atol"))
+    cells = {getattr(module, "cell", None) for module in spec.interface.modules()}
+    return Message(
+        f"{text}, too, so the network itself needs more precision than float32 has; allow more with ",
+        Argument("atol"),
+        ", or use a cell whose state stays bounded (stable, leaky)" if "graves" in cells else "",
+    )
+
+
+def explain_error(
+    metadata: Metadata, spec: ExportSpec, case: Case, parity: Parity, atol: float, advice: Message
+) -> Message:
+    """The reason of an error; `advice` is what rounding tells about it."""
+    of_output = "" if len(metadata.output_names) == 1 else f" of output '{parity.output}'"
+    tiled = metadata.form == "tiles"
+    if tiled:
+        advice = Message(
+            f"does tile_stages() of {spec.interface.name} describe what its forward computes, and do "
+            "before and head compute each position from that position alone?"
+        )
+    elif spec.padded and spec.grid_of(case.inputs["x"].shape) != spec.example_grid:
+        advice = Message("a padded sample differs from the sample alone: the network reads the padding")
+    scale = f"{atol:g}" if parity.scale == 1 else f"{atol:g}·{parity.scale:.3g}"
+    return Message(
+        f"error {parity.max_abs:.1e}{of_output} of {'tiles' if tiled else 'ONNX Runtime'} against "
+        f"{metadata.reference} on {case.name}, allowed is {scale} + {RTOL:g}·|y|; ",
+        advice,
+    )
