@@ -102,6 +102,20 @@ def export_onnx(
         ParityError: ONNX Runtime disagrees with the reference. Nothing is written.
         MissingExtraError: ONNX Runtime is not installed.
     """
+    return write_model(module, path, example_inputs, grid=grid, replace=True, **options)
+
+
+@checked
+def write_model(
+    module: nn.Module,
+    path: str | Path,
+    example_inputs: Examples | None = None,
+    *,
+    grid: Extents | None = None,
+    replace: bool,
+    **options: Unpack[ExportOptions],
+) -> ExportReport:
+    """`export_onnx`; a file, also one that was written meanwhile, is replaced only if `replace` is true."""
     require("onnxruntime", "cpu")
     start, path = time.perf_counter(), Path(path)
     form, dtype = form_for(options["form"], path, grid), options["dtype"]
@@ -112,7 +126,7 @@ def export_onnx(
         if name := next((name for name, value in refused.items() if value and name not in accepted), None):
             reason = "form 'tiles' is for any size, in float32, and does not go together with "
             raise InputError(reason, Argument(name), "; leave that out")
-    check_destination(path, True, form)
+    check_destination(path, replace, form)
     if form == "tiles":
         check_stages(module)
     spec = read_spec(module, example_inputs, grid=grid, any_size=form in ("scan", "tiles"), **options)
@@ -121,7 +135,7 @@ def export_onnx(
         tiled_candidate(spec, metadata.outputs) if form == "tiles" else _candidate(spec, form, dtype)
     )
     atol, verify_inputs = options["atol"], options["verify_inputs"]
-    return write_verified(path, candidate, metadata, spec, start, atol, verify_inputs)
+    return write_verified(path, candidate, metadata, spec, start, atol, verify_inputs, replace)
 
 
 @checked

@@ -15,7 +15,7 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted, printable
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.api import export_onnx, form_for
+from mdlstm_tk.export.api import form_for, write_model
 from mdlstm_tk.export.browser.build import WebPage
 from mdlstm_tk.export.model_file import ExportReport, check_destination
 from mdlstm_tk.export.options import RunOptions
@@ -137,10 +137,11 @@ def export_run_sizes(
         # All paths are checked before the first export takes its time.
         paths = _paths(run, grids, Path(scratch) if page else output, form, force)
         reports = [
-            export_onnx(
+            write_model(
                 checkpoint.network(),
                 path,
                 grid=grid,
+                replace=force,
                 channels=spec.channels,
                 channels_last=True,
                 example_range=_values_of(spec),

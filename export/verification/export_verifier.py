@@ -72,6 +72,7 @@ def write_verified(
     start: float,
     atol: float | None,
     verify_inputs: Mapping[str, Array] | None,
+    replace_file: bool,
 ) -> ExportReport:
     """Write a file if it agrees with its network, in float64 or in the precision that the network has.
 
@@ -84,9 +85,11 @@ def write_verified(
         atol: allowed absolute error in units of each feature's scale; None: that of the file's dtype and of
             the precision of the network.
         verify_inputs: more inputs x, by name.
+        replace_file: the file may exist by now.
 
     Raises:
-        InputError: the network returns NaN, or mixes the samples of a batch, or does not take random x.
+        InputError: the network returns NaN, or mixes the samples of a batch, or does not take random x;
+            or the file exists, and may not be replaced.
         MDLSTMError: ONNX Runtime does not run the model on some batch or grid.
         ParityError: the two disagree.
     """
@@ -152,7 +155,7 @@ def write_verified(
     max_abs = max(parity.max_abs for parity in errors.values())
     metadata = replace(metadata, parity={"atol": atol, "rtol": RTOL, "max_abs": max_abs})
     data = candidate.content(metadata)
-    with atomic_write(path) as temporary:
+    with atomic_write(path, replace=replace_file) as temporary:
         temporary.write_bytes(data)
     count, seconds = sum(len(m.graph.node) for m in candidate.models), time.perf_counter() - start
     trust = operators_to_trust(*candidate.models)

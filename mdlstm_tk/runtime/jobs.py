@@ -266,7 +266,7 @@ def remaining_jobs(jobs: Sequence[Job], skip_existing: bool, force: bool) -> lis
         if job.target != STDIO:
             if skip_existing and os.path.exists(job.target):
                 continue
-            ensure_writable(Path(job.target), force)
+            ensure_writable(Path(job.target), force, job.format == "zarr")
         remaining.append(job._replace(replace=force))
     return remaining
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +15,8 @@ from helpers.user_data import write_classes
 
 from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export import export_run, export_run_sizes, float64_reference, run_export, verify_model
+from mdlstm_tk.export import api, export_run, export_run_sizes, float64_reference, run_export, verify_model
+from mdlstm_tk.export.verification import export_verifier
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.training import Run, load_checkpoint
 
@@ -95,6 +97,19 @@ def test_all_files_are_checked_before_the_first_export(trained: Run, tmp_path: P
         with pytest.raises(InputError, match=message):
             export_run_sizes(trained, grids, tmp_path / output)
         assert [path.name for path in tmp_path.iterdir()] == ["model-2x3.onnx"]
+
+
+def test_a_file_that_is_written_meanwhile_is_kept(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verified(path: Path, *rest: Any) -> Any:
+        path.write_text("meanwhile")
+        return export_verifier.write_verified(path, *rest)
+
+    monkeypatch.setattr(api, "write_verified", verified)
+    with pytest.raises(InputError, match=r"model-2x3\.onnx exists; .*force=True"):
+        export_run(trained, tmp_path, grid=(2, 3))
+    assert (tmp_path / "model-2x3.onnx").read_text() == "meanwhile"
 
 
 def test_the_command_takes_free_extents(trained: Run, tmp_path: Path) -> None:

@@ -162,7 +162,9 @@ def warped() -> Function:
 
 def branching() -> Function:
     """A branch that a batch with a large feature takes, which changes that feature alone."""
-    return Function(after=lambda y: torch.cond((y > 0.1).any(), lambda h: h.clamp(max=0.1), torch.clone, (y,)))
+    return Function(
+        after=lambda y: torch.cond((y > 0.1).any(), lambda h: h.clamp(max=0.1), torch.clone, (y,))
+    )
 
 
 def sparse() -> Function:

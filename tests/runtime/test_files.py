@@ -92,6 +92,9 @@ def test_a_folder_of_zarr_is_replaced_and_no_other(tmp_path: Path) -> None:
         with nullcontext() if replace else pytest.raises(InputError, match="exists"):
             publish(tmp_path / "new", tmp_path / name, replace=replace)
         assert (tmp_path / name / "zarr.json").read_text() == ("new" if replace else name)
+    with pytest.raises(MDLSTMError, match="cannot write"), atomic_write(tmp_path / "a") as file:
+        file.touch()
+    assert (tmp_path / "a/zarr.json").read_text() == "new"
     (tmp_path / "data").mkdir()
     (tmp_path / "data/x").touch()
     with pytest.raises(OSError, match=r"ot empty|xists"):
@@ -123,16 +126,17 @@ def test_what_may_be_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "a.zarr").mkdir()
     (tmp_path / "a.zarr/zarr.json").touch()
-    for name, force, message in (
-        ("file", False, "force=True"),
-        ("a.zarr", False, "force=True"),
-        ("pipe", True, "not a regular file"),
-        ("", True, "is a folder"),
+    for name, force, is_zarr, message in (
+        ("file", False, False, "force=True"),
+        ("a.zarr", False, True, "force=True"),
+        ("a.zarr", True, False, "is a folder"),
+        ("pipe", True, False, "not a regular file"),
+        ("", True, True, "is a folder"),
     ):
         with pytest.raises(InputError, match=message):
-            ensure_writable(tmp_path / name, force)
+            ensure_writable(tmp_path / name, force, is_zarr)
     for name in ("file", "a.zarr", "new"):
-        ensure_writable(tmp_path / name, True)
+        ensure_writable(tmp_path / name, True, is_zarr=True)
 
 
 def test_a_path_that_no_file_can_have_is_one_line(tmp_path: Path) -> None:

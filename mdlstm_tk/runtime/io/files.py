@@ -30,13 +30,14 @@ def _exists(path: Path) -> ExistsError:
     return ExistsError(f"{path} exists; give another path, or replace it with ", Argument("force", True))
 
 
-def ensure_writable(path: Path, force: bool) -> None:
-    """Check that a file may be written, with `force` also one that exists.
+def ensure_writable(path: Path, force: bool, is_zarr: bool = False) -> None:
+    """Check that a file may be written, with `force` also one that exists, or the folder of a zarr array if
+    `is_zarr`.
 
     Raises:
         InputError: the file exists and `force` is false, or `path` is a folder or a device.
     """
-    is_array = os.path.isfile(path / "zarr.json")  # zarr writes a folder
+    is_array = is_zarr and os.path.isfile(path / "zarr.json")
     exists = os.path.exists(path)  # also false where nothing can be written, which the attempt will tell
     if os.path.isdir(path) and not is_array:
         raise InputError(f"{path} is a folder, expected a file name")
@@ -139,15 +140,16 @@ def atomic_write(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
 
 def publish(temporary: Path, path: Path, *, replace: bool) -> None:
-    """Give a finished file, or the folder of a zarr array, its name on the same file system.
+    """Give a finished file, or the folder of a zarr array, its name on the same file system. Such a folder
+    replaces another one, a file does not.
 
     Raises:
         ExistsError: `path` exists, and `replace` is false.
-        OSError: the folder may not be written, or `path` is a folder and no zarr array.
+        OSError: the folder may not be written, or `path` is a folder and not both are zarr arrays.
     """
     import shutil  # imported late: it imports modules that `mdlstm infer` does not need
 
-    if replace and os.path.isfile(path / "zarr.json"):
+    if replace and os.path.isdir(temporary) and os.path.isfile(path / "zarr.json"):
         old = _temporary(path.parent, path.name)
         os.rename(path, old)
         os.replace(temporary, path)
