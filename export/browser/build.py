@@ -187,7 +187,8 @@ def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
         "window": metadata.window,
         "kind": metadata.kind,
         "classes": metadata.classes,
-        "maskValues": metadata.mask_values,
+        # As texts, since JavaScript rounds numbers of more than 53 bits.
+        "maskValues": metadata.mask_values and [str(value) for value in metadata.mask_values],
         "maskPalette": metadata.mask_palette,
         "textDirection": direction,
         "threshold": getattr(metadata, "threshold", None),

@@ -168,6 +168,7 @@ BAD: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "blank": ("x.csv", b"\n", ("x.csv", "empty")),
     "no-png": ("x.png", b"png", ("x.png",)),
     "depth": ("x.png", png(Image.fromarray(np.zeros(GRID, np.uint16))), ("x.png", "16 bits", ".npy")),
+    "wide": ("x.png", png(Image.new("L", (70000, 1))), ("x.png", "1×70000", "too large for this browser")),
     "kind": ("x.txt", b"1", ("x.txt", ".npy", ".csv", ".png", ".jpg")),
 }
 
@@ -197,3 +198,23 @@ def test_numbers_that_are_not_finite_are_drawn_beside_the_others(tab: Tab) -> No
     levels = [0, 1, np.nan, -np.inf, np.inf]
     zero, one, *others = np.reshape(tab.page.evaluate(script, levels), (-1, 4)).tolist()
     assert others == [zero, zero, one]
+
+
+DIVERGED = "the scores of the classes hold NaN or infinity; the model diverged"
+
+
+def test_scores_that_are_not_finite_are_no_answer(tab: Tab) -> None:
+    """As in Python: where the largest score of a position is not finite."""
+    script = """async ([kind, data]) => {
+        const { Prediction } = await import("./prediction.js");
+        const figure = document.querySelector("#prediction").cloneNode(true);
+        const shown = new Prediction(figure, { kind, outputs: 2, classes: ["a", "b"], threshold: 0.5 });
+        const height = Number(kind === "segment");
+        try {
+            shown.show({ height, width: 2, channels: 2, data: Float32Array.from(data) });
+        } catch (error) { return error.message; }
+    }"""
+    for kind in ("classify", "tag", "segment", "transcribe"):
+        for last in ([np.nan, 0], [0, np.nan], [np.inf, 0], [-np.inf, -np.inf]):
+            assert tab.page.evaluate(script, [kind, [0, 1, *last]]) == DIVERGED, (kind, last)
+        assert tab.page.evaluate(script, [kind, [0, 1, -np.inf, 0]]) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,14 +11,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers.browser import Tab
-from helpers.exported_page import GRID, check_prediction, craft, give, matrix, numbers
+from helpers.browser import DESKTOP, Tab, opened, served
+from helpers.exported_page import GRID, check_prediction, craft, give, matrix, numbers, show
 from helpers.training import run_in
 from PIL import Image
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.export import export_onnx, export_run
+from mdlstm_tk.export.browser.build import write_page
 from mdlstm_tk.export.browser.examples import PageExample, page_examples
 from mdlstm_tk.runtime import Metadata, Session, decode
 from mdlstm_tk.runtime.preprocessing import Preprocessing
@@ -222,12 +224,20 @@ def test_a_model_that_takes_smaller_grids(open_page: Callable[..., Tab], tmp_pat
 def test_an_output_of_integers(open_page: Callable[..., Tab], tmp_path: Path) -> None:
     model = onnx.load(craft(tmp_path / "m.onnx", GRID))
     model.graph.node[-1].output[0] = "floats"
-    model.graph.node.append(onnx.helper.make_node("Cast", ["floats"], ["y"], to=onnx.TensorProto.INT64))
+    more = onnx.numpy_helper.from_array(np.int64([0, 4278190334, 0]), "more")
+    model.graph.initializer.append(more)
+    model.graph.node.append(onnx.helper.make_node("Cast", ["floats"], ["less"], to=onnx.TensorProto.INT64))
+    model.graph.node.append(onnx.helper.make_node("Add", ["less", "more"], ["y"]))
     model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
     onnx.save(model, str(tmp_path / "m.onnx"))
     tab = open_page(tmp_path / "m.onnx")
     give(tab, tmp_path / "x.npy", x := np.arange(120.0).reshape(*GRID, 3) % 4)
     check_prediction(tab, 2 * x[..., 0])
+    tab.page.locator("#prediction select").select_option(
+        index=1
+    )  # 2x + a number that float32 does not hold
+    give(tab, tmp_path / "x.npy", np.zeros((*GRID, 3)))
+    expect(tab.page.locator("pre")).to_have_text("\n".join([",".join(["4278190335"] * 8)] * 5))
 
 
 def test_channels_in_front(open_page: Callable[..., Tab], tmp_path: Path) -> None:
@@ -276,6 +286,25 @@ def test_several_vectors_are_shown_as_a_row(open_page: Callable[..., Tab], tmp_p
 
 
 def test_a_mask_of_values_that_float32_does_not_hold(open_page: Callable[..., Tab], tmp_path: Path) -> None:
-    tab = open_page(craft(tmp_path / "m.onnx", GRID, kind="segment", mask_values=(0, 7, 2**24 + 1)))
-    give(tab, tmp_path / "x.npy", np.broadcast_to([0.0, 0.0, 1.0], (*GRID, 3)))
-    expect(tab.page.locator("pre")).to_have_text("\n".join([",".join(["16777217"] * 8)] * 5))
+    tab = open_page(
+        craft(tmp_path / "m.onnx", GRID, kind="segment", mask_values=(0, 4278190335, 2**63 - 1))
+    )
+    for channel, value in ((1, "4278190335"), (2, "9223372036854775807")):
+        give(tab, tmp_path / "x.npy", np.broadcast_to(np.eye(3)[channel], (*GRID, 3)))
+        expect(tab.page.locator("pre")).to_have_text("\n".join([",".join([value] * 8)] * 5))
+
+
+def test_a_page_that_is_written_again_shows_the_new_model(
+    browser: Browser, onnxruntime_web: dict[str, bytes], tmp_path: Path
+) -> None:
+    model, page = craft(tmp_path / "m.onnx", GRID), tmp_path / "page"
+    with served(page) as address, opened(browser, **DESKTOP) as tab:
+        for time, name in ((1, "first"), (2, "second")):
+            write_page(model, page, name, onnxruntime_web)
+            for path in page.glob("model.*"):
+                os.utime(path, (time, time))  # so old that browsers keep their copy for years
+            show(tab, address)
+            assert tab.text("h1") == name
+        (page / "model.onnx").write_bytes(b"another")
+        tab.open(address)
+        expect(tab.page.locator("#message.error")).to_contain_text("model.onnx has 7 bytes, expected ")

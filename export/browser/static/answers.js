@@ -10,6 +10,14 @@ function largest(data, start, count) {
   return best;
 }
 
+// Throws an error if the scores do not say which class is the most likely one.
+export function checkScores(y) {
+  for (let start = 0; start < y.data.length; start += y.channels) {
+    const best = y.data.subarray(start, start + y.channels).reduce((a, b) => Math.max(a, b)); // NaN if one is NaN
+    if (!Number.isFinite(best)) throw new Error("the scores of the classes hold NaN or infinity; the model diverged");
+  }
+}
+
 // The softmax over the channels of each position.
 export function probabilities(y) {
   const result = makeGrid(y.height, y.width, y.channels, Float32Array.from(y.data));

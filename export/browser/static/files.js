@@ -73,9 +73,11 @@ async function readCsv(file) {
   return makeGrid(rows.length, rows[0].length, 1, Float32Array.from(rows.flat(), Number));
 }
 
-// One channel of a grid as CSV text. Nine significant digits identify a float32 exactly.
-export function toCsv(y, channel) {
-  const format = (r, s) => Number(y.data[(r * y.width + s) * y.channels + channel].toPrecision(9));
-  return Array.from({ length: y.height }, (_, r) =>
-    Array.from({ length: y.width }, (_, s) => format(r, s)).join(",") + "\n").join("");
+// Integers are written as they are. Nine significant digits identify a float32 exactly.
+const written = (value) => (Number.isInteger(value) ? value : Number(value.toPrecision(9)));
+
+// One channel of a grid as CSV text.
+export function toCsv(y, channel, format = written) {
+  return Array.from({ length: y.height }, (_, r) => Array.from({ length: y.width }, (_, s) =>
+    format(y.data[(r * y.width + s) * y.channels + channel])).join(",") + "\n").join("");
 }

@@ -38,7 +38,10 @@ async function decode(file) {
   context.fillStyle = "#fff";
   context.fillRect(0, 0, width, height);
   context.drawImage(image, 0, 0);
-  return context.getImageData(0, 0, width, height);
+  const pixels = context.getImageData(0, 0, width, height);
+  if (pixels.data.at(-1) !== 255) // a canvas beyond a limit of the browser stays transparent
+    throw new Error(`${file.name} has ${height}×${width} pixels, too large for this browser; make it smaller`);
+  return pixels;
 }
 
 // Numbers from 0 to 1. Colours become grey by their luma if there is one channel.

@@ -12,6 +12,8 @@ export async function loadModel() {
   const info = await (await fetchFile("model.json")).json();
   const examples = (await (await fetchFile("examples.json")).json()).map(readExample);
   const bytes = new Uint8Array(await (await fetchFile("model.onnx")).arrayBuffer());
+  if (bytes.length !== info.bytes)
+    throw new Error(`model.onnx has ${bytes.length} bytes, expected ${info.bytes}, as model.json says; write the page again`);
   const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"], logSeverityLevel: 3 });
   return { info, examples, predict: (x) => predict(session, info, x) };
 }
@@ -24,8 +26,9 @@ function readExample({ height, width, channels, dtype, data, target }) {
   return { x: makeGrid(height, width, channels, values), target };
 }
 
+// A page may have been written again, so the browser asks whether its copy of a file is still the same.
 async function fetchFile(name) {
-  const response = await fetch(name);
+  const response = await fetch(name, { cache: "no-cache" });
   if (!response.ok) throw new Error(`cannot load ${name}: the server answered ${response.status} ${response.statusText}`);
   return response;
 }
@@ -42,7 +45,7 @@ async function predict(session, info, x) {
   const start = performance.now();
   const y = (await session.run(feeds))[info.output];
   const milliseconds = performance.now() - start;
-  const values = Float32Array.from(y.data, Number); // an output may hold integers, such as the largest class
+  const values = y.type === "float32" ? y.data : Float64Array.from(y.data, Number); // others hold integers
   if (!info.window) {
     const count = values.length / info.outputs;
     return { milliseconds, y: makeGrid(count > 1 && info.kind !== "transcribe" ? 1 : 0, count, info.outputs, values) };

@@ -1,6 +1,6 @@
 // Shows a prediction in the terms of the task: numbers in a heat map, a label with its probability, a mask in
 // colours with a legend, or a text.
-import { classIndices, logistic, probabilities, transcript } from "./answers.js";
+import { checkScores, classIndices, logistic, probabilities, transcript } from "./answers.js";
 import { toCsv } from "./files.js";
 import { HeatMap, formatNumber } from "./heatmap.js";
 import { makeGrid } from "./grid.js";
@@ -40,13 +40,15 @@ export class Prediction {
 
   // Shows y, a grid as `predict` returns it.
   show(y) {
+    const isAnswer = ["classify", "tag", "transcribe"].includes(this.info.kind);
+    if (isAnswer || this.isMask) checkScores(y);
     this.y = y;
     const hasGrid = y.height > 0;
     for (const part of [this.map.frame, this.map.scale, this.map.value]) part.hidden = !hasGrid;
     this.map.select.hidden = !hasGrid || y.channels < 2;
     this.bars.hidden = hasGrid || this.info.kind === "transcribe";
     this.legend.hidden = !this.isMask || this.map.channel > 0;
-    this.answer.hidden = !["classify", "tag", "transcribe"].includes(this.info.kind);
+    this.answer.hidden = !isAnswer;
     if (this.info.kind === "transcribe") this.#showText();
     else if (!hasGrid) this.#showBars();
     else if (!this.isMask) this.map.draw(y);
@@ -73,7 +75,7 @@ export class Prediction {
     if (!this.isMask) return toCsv(y, this.map.channel);
     if (this.map.channel > 0) return toCsv(probabilities(y), this.map.channel - 1);
     const value = (index) => info.maskValues?.[index] ?? index;
-    return toCsv({ ...this.mask, data: Array.from(this.mask.data, value) }, 0); // float32 rounds values above 2^24
+    return toCsv({ ...this.mask, data: Array.from(this.mask.data, value) }, 0, String); // values of 64 bits are texts
   }
 
   #showText() {
