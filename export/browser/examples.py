@@ -66,8 +66,8 @@ def page_examples(
         on_message: called with one line if there are no examples.
 
     Returns:
-        At most `COUNT` examples; none if the user's data are not named or not there, no sample fits, or the
-        run's checkpoint is not in its folder.
+        At most `COUNT` examples of `MAX_BYTES` in all; none if the user's data are not named or not there,
+        no sample fits, or the run's checkpoint is not in its folder.
     """
     try:
         checkpoint = load_checkpoint(run.checkpoint)
@@ -83,9 +83,14 @@ def page_examples(
     targets = [sample.target for sample in samples]
     # the second sample of a class comes after the first one of all classes
     order = sorted(range(len(samples)), key=lambda k: targets[:k].count(targets[k]))
-    chosen = [samples[k] for k in order[:COUNT]]
-    sizes = np.cumsum([sample.stored().nbytes for sample in chosen])
-    return [sample for sample, size in zip(chosen, sizes, strict=True) if size <= MAX_BYTES]
+    chosen, left = list[PageExample](), MAX_BYTES
+    for sample in (samples[k] for k in order):
+        size = sample.stored().nbytes
+        if size <= left and len(chosen) < COUNT:
+            chosen, left = [*chosen, sample], left - size
+    if not chosen:
+        on_message(f"no examples: each sample takes more than the {MAX_BYTES} bytes of all examples")
+    return chosen
 
 
 def _samples(task: Task, metadata: Metadata) -> Iterator[PageExample]:

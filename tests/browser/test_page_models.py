@@ -173,6 +173,20 @@ def test_examples_are_samples_that_the_model_takes(trained: Run, digits_run: Run
         assert [line.startswith(message or "") for line in messages] == [True] * (shape is None)
 
 
+def test_samples_that_are_too_large_are_no_examples(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata, messages = Metadata("0", None, "scan", "N H W C", 1, 1), list[str]()
+    module = "mdlstm_tk.export.browser.examples"
+    monkeypatch.setattr(f"{module}.MAX_BYTES", 50)
+    for heights, expected in (((51, 40, 20, 10), [40, 10]), ((51, 60), [])):
+        samples = [
+            PageExample(np.zeros((height, 1, 1), np.float32)) for height in heights
+        ]  # of 1 byte a row
+        monkeypatch.setattr(f"{module}._samples", lambda *_, samples=samples: iter(samples))
+        chosen = page_examples(trained, metadata, on_message=messages.append)
+        assert [len(example.x) for example in chosen] == expected
+    assert messages == ["no examples: each sample takes more than the 50 bytes of all examples"]
+
+
 def test_pages_for_strides_refuse_other_sizes(open_page: Callable[..., Tab], tmp_path: Path) -> None:
     tab = open_page(craft(tmp_path / "m.onnx", None, multiple_of=(4, 2)))
     give(tab, tmp_path / "x.npy", np.zeros((6, 8, 3)))
