@@ -90,7 +90,8 @@ def verify(
             errors = report.worst_errors(runtime)
             cells = [f"{errors[group]:.1e}" if group in errors else "-" for group in report.groups]
             rows.append([runtime, *cells, "ok" if report.passed(runtime) else "FAILED"])
-        table(["runtime", *report.groups, ""], rows, f"{report.title()}: largest error against float64")
+        title = f"{report.title()}: largest error against {report.reference}"
+        table(["runtime", *report.groups, ""], rows, title)
         if report.run is None:
             note(f"compared with {report.reference}")
     report.raise_if_failed()

@@ -198,6 +198,7 @@ class _FileVerifier:
             )
             self.interface = interface if mixed else interface.float()
             self.exact = self.interface.reference(self.metadata.reference)
+            self.reference += f" in {'its own precision' if mixed else self.metadata.reference}"
 
     def _network(self, path: Path, against: Against) -> nn.Module | None:
         """The network that the file is compared with; None for the file itself."""
@@ -222,7 +223,7 @@ class _FileVerifier:
             self.stale = note_if_stale(path, self.metadata) or other
         if prod(checkpoint.config.grid) <= MAX_POSITIONS:
             self.grid = checkpoint.config.grid
-        self.training_run, self.reference = run, f"the network in {checkpoint_path}"
+        self.training_run, self.reference = run, f"the network of {checkpoint_path}"
         return checkpoint.network()
 
     def run(

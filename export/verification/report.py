@@ -23,7 +23,7 @@ class VerificationReport:
     Attributes:
         model: the file, or the folder with the files.
         models: the metadata of each file that was verified, by its path.
-        reference: what the files were compared with, in words.
+        reference: what the files were compared with, in words, with its precision.
         run: the run that they were compared with; None if it was something else.
         groups: names of the cases in each group: of one file, see `Case`; of several, one group for each.
         outcomes: the errors by runtime, then by the name of the case.
@@ -66,7 +66,7 @@ class VerificationReport:
 
     def __str__(self) -> str:
         """The title, and a line for each runtime with its largest error."""
-        lines = [f"{self.title()}: largest error against {self.reference} in float64"]
+        lines = [f"{self.title()}: largest error against {self.reference}"]
         for runtime in self.outcomes:
             error = np.max(list(self.worst_errors(runtime).values()))
             verdict = "within tolerance" if self.passed(runtime) else "out of tolerance"

@@ -90,7 +90,10 @@ def test_scans_are_verified_in_the_precision_that_forward_allows(name: str, tmp_
         atol = 5e-3 if precision == "mixed" else 1e-5
         np.testing.assert_allclose(session(other.numpy()), expected, rtol=0, atol=atol)
     if name in ("eye", "half"):
-        verify_model(report.path, net, device="cpu", seeds=1).raise_if_failed()
+        verified = verify_model(report.path, net, device="cpu", seeds=1)
+        verified.raise_if_failed()
+        words = f"the given Net in {'its own precision' if precision == 'mixed' else precision}"
+        assert str(verified).splitlines()[0].endswith(f": largest error against {words}")
 
 
 def test_autocast_around_an_export_is_off_in_it_and_on_after_it(tmp_path: Path) -> None:
