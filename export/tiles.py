@@ -9,6 +9,7 @@ import io
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -254,10 +255,22 @@ class _Mapped(nn.Module):
 
 
 def _captured(module: nn.Module, extents: Sequence[int], channels: int, output: str) -> onnx.ModelProto:
-    """The graph of a module that takes x on any grid."""
+    """The graph of a module that takes x on any grid.
+
+    Raises:
+        InputError: it decides by an extent, or by the batch.
+    """
     free_axes = {"x": dict.fromkeys(range(1, len(extents) + 1), 1)}
     x = torch.zeros(2, *extents, channels, dtype=torch.float32)
-    return lower(capture(module.eval(), {"x": x}, free_axes, (output,))[0])
+    # The tiles of a verification have one window or two along each axis.
+    small = product(*((e // usual, 2 * e // usual) for e, usual in zip(extents, EXAMPLE, strict=False)))
+    model, beyond = capture(module.eval(), {"x": x}, free_axes, (output,), None, [extents, *small])
+    if beyond:
+        raise InputError(
+            "before or head of tile_stages() decides by an extent or the batch, as for x of shape "
+            f"{beyond[0]}; each position must be computed from that position alone"
+        )
+    return lower(model)
 
 
 def _with_metadata(model: onnx.ModelProto, ndim: int, **fields: Any) -> onnx.ModelProto:

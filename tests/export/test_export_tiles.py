@@ -198,6 +198,11 @@ def test_a_wrong_description_gets_no_file(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
+class Deciding(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.shape[1] < 300 else 2 * x
+
+
 class TwoOutputs(Lying):
     def forward(self, x: Tensor) -> Any:
         return x, x
@@ -212,6 +217,8 @@ class TwoOutputs(Lying):
         (TwoOutputs(right), "TwoOutputs returns 2 outputs, expected one for tiles"),
         (Lying(lambda net: [net.layer]), "Lying.tile_stages.. must return TileStages, got list"),
         (Lying(lambda net: TileStages([])), "at least one Stage, got none"),
+        (Lying(right, Deciding()), r"decides by an extent .*\(2, 300, 7, 1\)"),
+        (Lying(changed(head=Deciding())), r"decides by an extent .*\(2, 300, 7, 2\)"),
         (Lying(changed(pool=(2,))), r"pool must name different axes from 0 to 1, got \(2,\)"),
         (Lying(changed(pool=(1, 1))), r"pool must name different axes from 0 to 1, got \(1, 1\)"),
         (Lying(changed(upsample=(2,))), r"upsample must be 2 extents .* got \(2,\)"),
