@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -120,10 +121,15 @@ def translate(kind: str, x: Any, w: Any, r: Any, b: Any, h: Any, c: Any = None) 
 
 def translate_embedding(weight: Any, indices: Any, *_: Any, **__: Any) -> Any:
     """The rows of a table. ONNX counts negative indices from the end, torch's embedding refuses them: they
-    become an index that ONNX Runtime refuses, too."""
+    become an index beyond the end. ONNX Runtime refuses those on a CPU, and takes them for zeros on CUDA,
+    where such rows are therefore NaN."""
     whole: Any = op.Cast(indices, to=onnx.TensorProto.INT64)
-    beyond = op.Constant(value_int=int(weight.shape[0]))
-    return op.Gather(weight, op.Where(op.Less(whole, op.Constant(value_int=0)), beyond, whole), axis=0)
+    count = op.Constant(value_int=int(weight.shape[0]))
+    index: Any = op.Where(op.Less(whole, op.Constant(value_int=0)), count, whole)
+    nan = op.Constant(value=onnx.helper.make_tensor("nan", int(weight.dtype), [], [math.nan]))
+    axes: Any = op.Constant(value_ints=[-1])
+    exists: Any = op.Unsqueeze(op.Less(index, count), axes)
+    return op.Where(exists, op.Gather(weight, index, axis=0), nan)
 
 
 def translate_floordiv(a: Any, b: Any) -> Any:
