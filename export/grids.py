@@ -62,6 +62,24 @@ def find_grids(spec: ExportSpec, example: Grid | None, is_explicit: bool) -> Non
         if prod(larger) <= MAX_POSITIONS and spec.accepts(larger):
             shapes[larger] = _output_shapes(spec, larger)
     spec.shapes = spec.known = shapes
+    # ONNX Runtime does not check all that torch refuses, such as a reflection of more rows than there are.
+    least = tuple(_least_extent(spec, grid, axis) for axis in range(spec.ndim))
+    spec.min_grid = None if least == spec.with_fixed_extents(multiple_of) else least
+
+
+def _least_extent(spec: ExportSpec, grid: Grid, axis: int) -> int:
+    """The smallest extent along an axis of a grid that the network takes."""
+    if spec.grid[axis] is not None:
+        return grid[axis]
+    unit = spec.multiple_of[axis]
+    low, high, trial = 1, grid[axis] // unit, 1  # the extent that most networks take is tried first
+    while low < high:
+        if spec.accepts((*grid[:axis], trial * unit, *grid[axis + 1 :])):
+            high = trial
+        else:
+            low = trial + 1
+        trial = (low + high) // 2
+    return high * unit
 
 
 def _neighbours(spec: ExportSpec, grid: Grid) -> Iterator[Grid]:

@@ -51,6 +51,7 @@ class ExportSpec:
         shapes: for each grid to verify on, the shapes of all outputs for a batch of 2; the main grid comes
             first. `find_grids` finds them.
         known: the shapes on these and on more grids, which tell the windows of outputs.
+        min_grid: the smallest extents that the network takes; see `Metadata`.
     """
 
     interface: Interface
@@ -66,6 +67,7 @@ class ExportSpec:
     example: Tensor | None
     shapes: OutputShapes = field(default_factory=dict)
     known: OutputShapes = field(default_factory=dict)
+    min_grid: Grid | None = None
 
     @property
     def draws(self) -> dict[str, RandomValues]:
@@ -202,6 +204,7 @@ class ExportSpec:
                 further_windows=tuple(self._window(further, self.grid_axes) for further in further_names),
                 multiple_of=self.multiple_of if max(self.multiple_of) > 1 else None,
                 columns_per_step=columns_per_step(self.interface.module) if has_steps else None,
+                min_grid=self.min_grid,
                 dtype=dtype,
                 example_range=example_range,
                 input_ranges={k: d.range for k, d in self.draws.items() if d.range and k != "x"},

@@ -181,6 +181,7 @@ def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
         **info,
         "grid": metadata.grid,
         "multipleOf": metadata.multiple_of,
+        "minGrid": metadata.min_grid,
         "channelsLast": metadata.channels_last,
         "output": metadata.output_names[0],
         "outputs": metadata.outputs,

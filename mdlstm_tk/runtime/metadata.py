@@ -39,6 +39,8 @@ class Metadata:
         output_names: names of the outputs; the first one is y, which all other fields describe.
         further_windows: like `window`, for each output after the first.
         multiple_of: the numbers that the extents of a grid must be multiples of; None if all extents fit.
+        min_grid: the smallest extents that the network takes; None if it takes an extent of 1, or of
+            `multiple_of`, along every free axis.
         inputs: names of the inputs: x, then "sizes" (N, D) if the model takes padded samples, then extra
             inputs.
         window: extents of the part of x that one position of y covers. The grid of y is ⌈grid / window⌉,
@@ -86,6 +88,7 @@ class Metadata:
     further_windows: tuple[Extents | None, ...] = ()
     multiple_of: Extents | None = None
     columns_per_step: int | None = None
+    min_grid: Extents | None = None
     dtype: Dtype | Literal["int8"] = "float32"
     model: str | None = None
     task: str | None = None
@@ -238,7 +241,7 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
     yield "channels", metadata.channels > 0, "a positive integer"
     yield "outputs", outputs > 0, "a positive integer"
     expected_extents = f"{counted(ndim, 'positive extent')}, as the layout '{metadata.layout}' has them"
-    for name in ("grid", "window", "multiple_of"):
+    for name in ("grid", "window", "multiple_of", "min_grid"):
         extents = getattr(metadata, name)
         yield name, extents is None or _are_extents(extents, ndim), expected_extents
     columns = metadata.columns_per_step

@@ -302,13 +302,16 @@ class Shapes:
     def takes(self, grid: Grid) -> bool:
         """True if the model takes a grid of these extents."""
         extents = self.metadata.extents
-        if len(grid) != len(extents) or not self._is_multiple(grid):
+        if len(grid) != len(extents) or not self._is_multiple(grid) or self._is_too_small(grid):
             return False
         is_smaller = all(cap is None or e <= cap for e, cap in zip(grid, extents, strict=True))
         return self._has_grid(grid) or (self.takes_sizes and is_smaller)
 
     def _is_multiple(self, grid: Grid) -> bool:
         return not any(e % m for e, m in zip(grid, self.metadata.multiple_of or (), strict=False))
+
+    def _is_too_small(self, grid: Grid) -> bool:
+        return any(e < least for e, least in zip(grid, self.metadata.min_grid or (), strict=False))
 
     def _check_grid(self, grid: Grid) -> None:
         if self.takes(grid):
@@ -322,6 +325,11 @@ class Shapes:
             raise InputError(
                 f"a {size} grid does not fit this model, whose extents must be multiples of "
                 f"{format_size(multiple_of)}; pad or resize it to {format_size(larger)}"
+            )
+        if self._is_too_small(grid):
+            raise InputError(
+                f"a {size} grid does not fit this model, whose network takes extents of at least "
+                f"{format_size(self.metadata.min_grid or ())}; pad or resize it"
             )
         raise InputError(
             f"a {size} grid does not fit this {format_size(extents)} model; make one with: ",

@@ -188,13 +188,15 @@ def test_samples_that_are_too_large_are_no_examples(trained: Run, monkeypatch: p
 
 
 def test_pages_for_strides_refuse_other_sizes(open_page: Callable[..., Tab], tmp_path: Path) -> None:
-    tab = open_page(craft(tmp_path / "m.onnx", None, multiple_of=(4, 2)))
-    give(tab, tmp_path / "x.npy", np.zeros((6, 8, 3)))
-    expect(tab.page.locator("#message.error")).to_contain_text("multiples of 4×2")
+    tab = open_page(craft(tmp_path / "m.onnx", None, multiple_of=(4, 2), min_grid=(8, 2)))
+    for grid, message in (((6, 8), "multiples of 4×2"), ((4, 8), "at least 8×2")):
+        give(tab, tmp_path / "x.npy", np.zeros((*grid, 3)))
+        expect(tab.page.locator("#message.error")).to_contain_text(message)
     field = tab.page.locator("#height")
-    field.fill("7")
-    field.dispatch_event("change")
-    expect(field).to_have_value("8")
+    for text, value in (("13", "12"), ("1", "8")):
+        field.fill(text)
+        field.dispatch_event("change")
+        expect(field).to_have_value(value)
 
 
 def size_of(tab: Tab) -> tuple[int, int]:

@@ -62,6 +62,22 @@ def test_extents_for_any_size(module: nn.Module, examples: Any, options: Any, gr
     )
 
 
+@pytest.mark.parametrize(
+    ("module", "options", "least"),
+    [
+        (Function(), {}, None),
+        (Function(after=lambda y: nn.functional.pad(y, (0, 0, 3, 3, 1, 1), "reflect")), {}, (2, 4)),
+        (WindowedConv(), {}, (5, 5)),
+        (WindowedConv(), {"grid": (6, None)}, (6, 5)),
+        (WindowedConv(), {"multiple_of": 2}, (6, 6)),
+        (UNet(), {"channels": 1, "multiple_of": 2}, None),
+    ],
+)
+def test_the_smallest_extents_that_a_network_takes(module: nn.Module, options: Any, least: Any) -> None:
+    spec = read_spec(module, any_size=True, **options)
+    assert spec.metadata("scan", "float32", {}).min_grid == least
+
+
 def conditioned(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.zeros(shape) for shape in shapes)
 

@@ -41,6 +41,7 @@ SEVERAL = replace(
     output_names=("y", "aux"),
     further_windows=(None,),
     multiple_of=(4, 4),
+    min_grid=(4, 8),
 )
 DENSITY = replace(
     BASE,

@@ -41,6 +41,7 @@ def zeros(*shape: int) -> np.ndarray[Any, Any]:
             "up to 65505, which .* at most 65504, ",
         ),
         (FREE, zeros(0, 4, 4, 3), r"empty: its shape is \(0, 4, 4, 3\)"),
+        (replace(FREE, min_grid=(4, 1)), zeros(3, 6, 3), "3x6 .* at least 4x1; pad or resize it$"),
         (replace(FREE, multiple_of=(4, 2)), zeros(5, 6, 3), "5x6 .* multiples of 4x2; .* to 8x6$"),
         (FREE, zeros(2, 3, 5, 6), r"np\.moveaxis\(x, -3, -1\)$"),
         (FREE, zeros(5, 6), r"1 channel at each position, expected 3: [^;]*$"),
