@@ -178,13 +178,9 @@ class MDLSTM(NamesItsCell):
         Raises:
             InputError: a parameter is parametrized or pruned, so that it is computed from others.
         """
-        names = (f"{name}_l{k}" for name in PARAMETERS for k in range(self.num_layers))
-        computed = [name for name in names if name not in self._parameters and hasattr(self, name)]
-        if computed:
-            raise InputError(
-                f"{computed[0]} is parametrized or pruned; reset the parameters before, or make it a "
-                "parameter again"
-            )
+        for name in (f"{name}_l{k}" for name in PARAMETERS for k in range(self.num_layers)):
+            if name not in self._parameters and hasattr(self, name):
+                raise InputError(f"{name} is parametrized or pruned; reset the parameters before that")
         n, gates = self.hidden_size, get_cell(self.cell).gates(self.ndim)
         for k in range(self.num_layers):
             parameters = self._layer_parameters(k)

@@ -1,4 +1,4 @@
-"""Exported files in OpenVINO and tract, and after a conversion of their opset."""
+"""Exported files in OpenVINO and tract, with operators of CUDA, and after a conversion of their opset."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from helpers.networks import Tokens
 from helpers.sweeps import FORMS, GRIDS, Sweep, lowered, random_x, run
 from onnx import version_converter
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.cells import BUILT_IN_CELLS
@@ -96,3 +99,27 @@ def test_every_opset_from_18_to_24_runs(form: str) -> None:
     for opset in range(19, 25):
         y = run(version_converter.convert_version(model, opset), **feeds)[0]
         assert np.abs(y - sweep.exact(**feeds)).max() <= 1e-5
+
+
+class Gather(OpRun):
+    """The operator as ONNX Runtime has it on CUDA: what lies beyond a table is zeros."""
+
+    op_domain, op_schema = "", onnx.defs.get_schema("Gather")
+
+    def _run(self, data: Any, indices: Any, axis: int = 0) -> tuple[Any]:
+        exists = (indices >= -data.shape[axis]) & (indices < data.shape[axis])
+        rows = np.take(data, np.where(exists, indices, 0), axis)
+        if axis == 0:
+            rows[~exists] = 0
+        return (rows,)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_token_that_a_table_lacks_is_no_number(dtype: Any, tmp_path: Path) -> None:
+    tokens = torch.randint(7, (1, 3, 4))
+    path = export_onnx(Tokens(0), tmp_path / "m.onnx", tokens, dtype=dtype).path
+    for token in (-1, 7, 100):
+        x = tokens[..., None].numpy().astype(np.float32)
+        x[0, 2, 3] = token
+        (y,) = ReferenceEvaluator(onnx.load(path), new_ops=[Gather]).run(None, {"x": x})
+        assert np.isnan(y[0, 2, 3]).all() and np.isfinite(y[0, :2]).all() and np.isfinite(y[0, 2, :3]).all()

@@ -1,0 +1,133 @@
+"""Layouts of a user's own data: the folders of splits, files that make no sample, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.user_data import (
+    read,
+    write_arrays,
+    write_classes,
+    write_image,
+    write_masks,
+    write_targets,
+)
+
+from mdlstm_tk.errors import InputError
+
+
+def test_splits_of_the_data_are_used(tmp_path: Path) -> None:
+    for folder, count in (("train", 4), ("val", 2), ("test", 3)):
+        write_classes(tmp_path / folder, {"a": count, "b": count})
+    task = read(tmp_path, "classify")
+    assert [task.count(split) for split in ("train", "validation", "test")] == [8, 4, 6]
+    assert not any("to train on" in line for line in task.summary)
+    for name in ("train", "test"):
+        (tmp_path / name).rename(tmp_path / name.title())
+    assert read(tmp_path, "classify").names == task.names
+    (tmp_path / "val/a").rename(tmp_path / "val/A")
+    assert "classes without samples to train on: A" in read(tmp_path, "classify").summary
+    (tmp_path / "arrays").mkdir()
+    for name in ("train", "val"):
+        write_arrays(tmp_path / "arrays" / f"{name}.npz", "classify")
+    assert read(tmp_path / "arrays", "classify").count("validation") == 10
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_without_samples_is_not_replaced_by_others(split: str, tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", {"a": 4, "b": 4})
+    write_image(tmp_path / split / "0.png", np.zeros((6, 9)))  # in no folder of a class
+    with pytest.raises(InputError, match=f"{split} has no usable samples; leave it out, or correct it"):
+        read(tmp_path, "classify")
+
+
+def test_what_lies_beside_the_splits_is_named(tmp_path: Path) -> None:
+    for name in ("train", "dev", "extra"):
+        write_classes(tmp_path / name, {"a": 4, "b": 4})
+    task = read(tmp_path, "classify")
+    assert (task.count("train"), task.count("validation")) == (8, 8)
+    assert any(line.startswith("beside train, left out: extra; splits are") for line in task.summary)
+
+
+STRAY: dict[str, tuple[Callable[[Path], Path], str, list[str]]] = {  # data, a file beside them, notes
+    "classify": (
+        lambda path: write_classes(path, {"a": 4, "b": 4}),
+        "0.png",
+        ["images in no folder of a class, left out: 1"],
+    ),
+    "segment": (
+        write_masks,
+        "masks/8.png",
+        ["files in masks/ without an image of the same name, left out: 1"],
+    ),
+    "grid": (write_targets, "more/0.png", ["images outside images/ and targets/, left out: 1"]),
+}
+
+
+@pytest.mark.parametrize("kind", STRAY)
+def test_images_that_are_not_used_are_counted(kind: str, tmp_path: Path) -> None:
+    write, stray, notes = STRAY[kind]
+    before = read(write(tmp_path / "train"), kind).summary
+    write_image(tmp_path / "train" / stray, np.eye(3))
+    write_image(tmp_path / "0.png", np.eye(3))
+    assert [line for line in read(tmp_path / "train", kind).summary if line not in before] == notes
+    assert "images beside train, left out: 1" in read(tmp_path, kind).summary
+
+
+UNREADABLE: dict[str, tuple[str, Callable[[Path], object], str, str]] = {  # path, writer, kind, message
+    "missing": ("no", lambda p: None, "classify", "no file or folder"),
+    "empty folder": ("e", Path.mkdir, "classify", r"subfolder.*\.npz"),
+    "no masks": ("c", lambda p: write_classes(p, {"images": 2}), "segment", "masks/ is missing.*images/"),
+    "one class": ("c", lambda p: write_classes(p, {"only": 2}), "classify", "'only'"),
+    "mixed splits": (
+        "m",
+        lambda p: (write_targets(p / "val"), write_arrays(p / "train.npz", "grid")),
+        "grid",
+        r"val.*\.npz",
+    ),
+    "two of one split": (
+        "m",
+        lambda p: [write_classes(p / name, {"a": 2, "b": 2}) for name in ("train", "val", "dev")],
+        "classify",
+        "m has val and dev, which all are for validation; keep one",
+    ),
+    "splits below a class": (
+        "m",
+        lambda p: [write_classes(p / "b" / name, {"a": 2}) for name in ("train", "test")],
+        "classify",
+        "m/b has train and test, but .* move them to .*m/train/b and .*m/test/b",
+    ),
+    "splits below images": (
+        "m",
+        lambda p: [
+            write_image(p / folder / name / "0.png", np.eye(3))
+            for folder in ("images", "masks")
+            for name in ("Train", "val")
+        ],
+        "segment",
+        "m/images has Train and val, but .* move them to .*m/Train/images and .*m/val/images",
+    ),
+    "no train": ("m", lambda p: write_masks(p / "Test"), "segment", "m has Test but no train; put"),
+    "other file type": ("x.csv", lambda p: p.write_text("1,2"), "grid", r"x\.csv.*\.npz"),
+    "damaged": ("x.npz", lambda p: p.write_bytes(b"PK\3\4 no"), "grid", r"x\.npz"),
+    "no y": ("x.npz", lambda p: np.savez(p, x=np.ones((3, 4, 4))), "grid", "y is missing"),
+    "a control character": ("c", lambda p: write_classes(p, {"a\x1bb": 2, "b": 2}), "classify", "control"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_data_of_another_layout_are_one_line(case: str, tmp_path: Path) -> None:
+    name, write, kind, message = UNREADABLE[case]
+    write(tmp_path / name)
+    with pytest.raises(InputError, match=message) as refused:
+        read(tmp_path / name, kind)  # type: ignore[arg-type]
+    assert "\n" not in str(refused.value)
+
+
+def test_the_folder_of_a_class_called_train_is_named(tmp_path: Path) -> None:
+    """It is taken for the training split."""
+    with pytest.raises(InputError, match="train: no usable training samples"):
+        read(write_classes(tmp_path, {"car": 2, "train": 2}), "classify")
