@@ -22,7 +22,7 @@ import numpy as np
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.text_order import MIRRORED, Direction, reordered
-from mdlstm_tk.text.character_model import END, SPACES, CharacterModel
+from mdlstm_tk.text.character_model import END, SPACES, UNKNOWN, UNKNOWN_LOG_PROB, CharacterModel
 from mdlstm_tk.text.decoding import BEAM, Decoding
 from mdlstm_tk.text.posteriors import LOWEST, Floats, Integers, posteriors
 
@@ -118,7 +118,8 @@ def transcribe_logits(
 
 def check_search(beam: int | None, lm: CharacterModel | None, classes: Sequence[str]) -> int:
     """Check the arguments of a search, and that the language model knows the characters; it may lack some
-    but the space, with a warning. Returns the number of texts that the search keeps.
+    but the space, with a warning if it has no probability for others. Returns the number of texts that the
+    search keeps.
 
     Raises:
         InputError: beam is below 1, lm is no `CharacterModel`, or one of other characters or without space.
@@ -145,7 +146,8 @@ def check_search(beam: int | None, lm: CharacterModel | None, classes: Sequence[
             "lm has no space, but the model reads spaces, so words would run together; fit it to lines of "
             f"several words, or call the space {SPACES[0]} in its ARPA file"
         )
-    if lacking:
+    of_others = float(lm.after(0)[0][lm.index[UNKNOWN]])
+    if lacking and of_others < UNKNOWN_LOG_PROB / 2:  # as of files without <unk>
         warnings.warn(
             f"lm lacks {counted(len(lacking), 'character')} that the model reads, which it keeps out of "
             f"texts: {''.join(lacking):.40}",

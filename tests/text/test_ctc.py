@@ -6,6 +6,7 @@ import warnings
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -212,9 +213,16 @@ def test_a_search_with_a_language_model_keeps_64_texts_unless_told() -> None:
     assert different
 
 
-def test_characters_that_a_language_model_lacks_are_named() -> None:
-    """Without the space it would let words run together."""
-    rng, lm = np.random.default_rng(0), CharacterModel.fit(["ab)", "ba"])
+def test_characters_that_a_language_model_lacks_are_named(tmp_path: Path) -> None:
+    """Without the space it would let words run together. Other characters are named where the file has no
+    <unk> for them."""
+    rng, lm = np.random.default_rng(0), CharacterModel.fit(["ab)", "ba"], order=1)
+    with warnings.catch_warnings(action="error"):
+        transcribe_logits(rng.normal(0, 2, (9, 6)), "abc(d", lm=lm)
+    lm.save(tmp_path / "lm.arpa")
+    lines = (tmp_path / "lm.arpa").read_text().replace("ngram 1=6", "ngram 1=5").splitlines()
+    (tmp_path / "lm.arpa").write_text("\n".join(line for line in lines if "<unk>" not in line))
+    lm = CharacterModel.load(tmp_path / "lm.arpa")
     with pytest.warns(UserWarning, match="lm lacks 2 characters that the model reads.*: cd$"):
         transcribe_logits(rng.normal(0, 2, (9, 6)), "abc(d", lm=lm)
     with pytest.raises(InputError, match="lm has no space"):
