@@ -46,7 +46,9 @@ def test_each_format_holds_the_numbers(tmp_path: Path) -> None:
     with Image.open(write(tmp_path / "y.png", y)) as image:
         assert image.mode == "L"
         np.testing.assert_allclose(np.asarray(image) / 255, y, atol=0.5 / 255 + 1e-6)
-    with Image.open(write(tmp_path / "z.png", np.float32([[[-1, 0.5, 2]]]))) as image:
+    with pytest.warns(UserWarning, match="from -1 to 2, and were cut"):
+        path = write(tmp_path / "z.png", np.float32([[[-1, 0.5, 2]]]))
+    with Image.open(path) as image:
         assert image.getpixel((0, 0)) == (0, 128, 255)
     arrays = {
         "file": y,
