@@ -62,13 +62,13 @@ class GridNet(nn.Module):
         Raises:
             InputError: these are other numbers, or not as many.
         """
-        numbers = torch.tensor(mean, dtype=torch.float64)
-        is_inside = self.linear or bool(((numbers > 0) & (numbers < 1)).all())
-        if numbers.shape != self.head.bias.shape or not is_inside:
+        is_inside = self.linear or all(0 < float(number) < 1 for number in mean)
+        if len(mean) != len(self.head.bias) or not is_inside:
             range_of = "" if self.linear else " in (0, 1)"
             raise InputError(
                 f"mean must be {counted(len(self.head.bias), 'number')}{range_of}, got {one_line(mean)}"
             )
+        numbers = torch.tensor(mean, dtype=torch.float64)
         self.head.bias.copy_(numbers if self.linear else numbers.logit())
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:

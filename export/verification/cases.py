@@ -128,8 +128,7 @@ def odd_grids(ndim: int) -> list[Grid]:
 def is_diagonal(metadata: Metadata) -> bool:
     """True if a model was trained on the diagonal task, and not on data of that name, and takes its x."""
     takes_x = metadata.required_inputs == {"x"} and metadata.layout == "N H W C" and metadata.channels == 1
-    is_task = (metadata.task, metadata.kind, metadata.user_data) == ("diagonal", "grid", False)
-    return takes_x and is_task
+    return takes_x and metadata.task == "diagonal" and not metadata.user_data
 
 
 def task_inputs(metadata: Metadata, grid: Grid, seed: int = 0) -> dict[str, Array]:

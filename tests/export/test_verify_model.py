@@ -48,7 +48,6 @@ def test_samples_of_the_diagonal_task_are_for_its_models_alone() -> None:
         ({"inputs": ("x", "z")}, 0),
         ({"user_data": True}, 0),
         ({"task": "digits"}, 0),
-        ({"kind": None}, 0),
         ({"channels": 3}, 0),
         ({"layout": "N C H W"}, 0),
     ):
