@@ -142,7 +142,7 @@ def configuration(name: str, seed: int, options: argparse.Namespace) -> TrainCon
 
 
 def count_steps(options: argparse.Namespace) -> dict[str, int]:
-    """How many steps of each network take the minutes; they are timed where the file of results does not
+    """The steps of each network that take the minutes; they are timed where the file of results does not
     tell."""
     configs, processes = {name: configuration(name, 0, options) for name in NETWORKS}, options.processes
     timing = min(TIMING_SECONDS, 6 * options.minutes)

@@ -1,4 +1,4 @@
-"""How many steps of a training take some minutes, so that what else a machine does changes no result."""
+"""Minutes of a training counted as steps, so that what else a machine does changes no result."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def seconds_a_step(
 
 
 def gain_of_processes(config: TrainConfig, processes: int) -> float:
-    """How many times more steps several processes do than one, by the clock: of a machine that does nothing
-    else."""
+    """Steps a second of several processes, divided by those of one, by the clock: of a machine that does
+    nothing else."""
     if processes == 1:
         return 1.0
     one, several = (in_processes(number, clocked_rate, config) for number in (1, processes))

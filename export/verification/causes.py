@@ -1,4 +1,4 @@
-"""What is to blame for an error of an export: its graph, the precision, or the states of the network."""
+"""Causes of an error of an export: its graph, the precision, or the states of the network."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def rounding_error(
 
 
 def rounding_advice(spec: ExportSpec, rounding: Parity, is_rounding: bool, dtype: str) -> Message:
-    """What is to blame for an error, the graph or the precision, given the error that rounding makes."""
+    """The cause of an error, the graph or the precision, given the error that rounding makes."""
     off = f"weights that are off by {ROUNDING[dtype]:.0e}, is off by {rounding.max_abs:.1e}"
     text = f"PyTorch in float32, with {off}"
     if not is_rounding:

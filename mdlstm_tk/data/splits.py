@@ -72,7 +72,7 @@ def find_sources(path: Path, kind: str) -> tuple[dict[Split, Path], list[str]]:
 
 
 def _find_splits(path: Path) -> dict[Split, list[Path]]:
-    """What a folder has for each split that it has anything for."""
+    """The files and folders of each split in a folder, if there are any."""
     folders = {folder.name.lower(): folder for folder in subfolders(path)} if path.is_dir() else {}
     candidates = {
         split: [each for name in names for each in (folders.get(name, path / name), path / f"{name}.npz")]

@@ -122,10 +122,10 @@ def infer_paths(
     Args:
         inputs: files and folders, or "-" alone for standard input, which may hold any of the file types.
             Folders are searched recursively, also those that links lead to, each of them once, but without
-            hidden files and without earlier results, which are
-            `*.out.*` and documents that a model has written; name such a file to read it. Some kinds read
-            documents, as a recogniser does the lines of pages; files that belong to them are then no inputs
-            of their own. Those of a document on standard input lie in the current folder.
+            hidden files and without earlier results, which are `*.out.*` and documents that a model has
+            written; name such a file to read it. Some kinds read documents, as a recogniser does the lines
+            of pages; files that belong to them are then no inputs of their own. Those of a document on
+            standard input lie in the current folder.
         model: an exported `.onnx` or `.tiles` file, or a folder of models of one task, of which each file
             gets one that takes its grid. None: see `find_models`.
         output: a file, a folder, or "-" for standard output, which of several inputs takes answers alone.
