@@ -67,12 +67,16 @@ def find_images(folder: Path) -> list[Path]:
     return [file for file in find_files(folder) if file.suffix.lower() in IMAGE_SUFFIXES]
 
 
-def count_other_files(folder: Path, kind: TrainingKind) -> Counter[str]:
-    """Count the visible files below a folder that are neither images nor belong to the kind, by suffix."""
-    known = (*IMAGE_SUFFIXES, *kind.target_files)
-    files = (
-        file for file in find_files(folder) if file.relative_to(folder).as_posix() not in kind.further_files
-    )
+def count_other_files(folder: Path, kind: TrainingKind, used: Sequence[str] = ()) -> Counter[str]:
+    """Count the visible files below a folder that are neither images nor belong to the kind, by suffix.
+
+    Args:
+        folder: to search.
+        kind: of the task.
+        used: further files that are used, by their paths in the folder.
+    """
+    names, known = {*kind.further_files, *used}, (*IMAGE_SUFFIXES, *kind.target_files)
+    files = (file for file in find_files(folder) if file.relative_to(folder).as_posix() not in names)
     suffixes = (file.suffix.lower() for file in files)
     return Counter(suffix for suffix in suffixes if suffix not in known)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mdlstm_tk._util.text import counted
-from mdlstm_tk.data.folders import find_images, left_out, subfolders
+from mdlstm_tk.data.folders import find_images, left_out, read_text, subfolders
 from mdlstm_tk.data.samples import Survey
 from mdlstm_tk.data.sampling import stratified_mask
 from mdlstm_tk.data.spec import SampleId, Split
@@ -20,6 +21,7 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "validation": ("val", "validation", "valid", "dev"),
     "test": ("test",),
 }
+SPLITS_FILE = "splits.json"
 MAX_NAMES_SHOWN = 10
 
 
@@ -56,7 +58,7 @@ def find_sources(path: Path, kind: str) -> tuple[dict[Split, Path], list[str]]:
             notes = [f"beside {sources['train'].name}, left out: {', '.join(others)}; splits are {known}"]
         beside = sum(file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() for file in path.iterdir())
         notes += left_out(f"images beside {sources['train'].name}", beside)
-    elif sources and not training.has_class_folders and not (path / "splits.json").exists():
+    elif sources and not training.has_class_folders and not (path / SPLITS_FILE).exists():
         name = next(iter(sources.values())).name  # which may be a class, or named in splits.json
         raise InputError(f"{path} has {name} but no train; put what to train on into {path / 'train'}")
     else:
@@ -87,7 +89,7 @@ def _refuse_deeper_splits(path: Path, kind: str) -> None:
 
     Nothing is refused where a file of the folder names the samples.
     """
-    lists = ("splits.json", "labels.tsv", *filter(None, [kind_named(kind).table]))
+    lists = filter(None, (SPLITS_FILE, kind_named(kind).table))
     if not path.is_dir() or any((path / name).exists() for name in lists):
         return
     for folder in subfolders(path):
@@ -103,6 +105,46 @@ def _refuse_deeper_splits(path: Path, kind: str) -> None:
 def describe_formats(kind: str) -> str:
     """Describe the data that a kind of task can be read from."""
     return f"{training_of(kind).folder_format} or {training_of(kind).array_format}"
+
+
+def read_splits(path: Path, sources: Mapping[Split, Path]) -> tuple[dict[str, Split] | None, list[str]]:
+    """Return the split of each prefix in splits.json, {"train": [...], "valid": [...], "test": [...]}, each
+    a list of prefixes of the names of files, such as the writers; None if there is no such file, or if each
+    split has a file or folder of its own. Also returns notes for the user.
+
+    Args:
+        path: the folder.
+        sources: the file or folder of each split.
+
+    Raises:
+        InputError: the file is not JSON of that form, or has a prefix in two splits.
+    """
+    file = path / SPLITS_FILE
+    if not file.is_file():
+        return None, []
+    if len(sources) > 1:
+        names = " and ".join(source.name for source in sources.values())
+        return None, [f"{SPLITS_FILE}, left out: {names} are the splits"]
+    try:
+        content = json.loads(read_text(file))
+    except (ValueError, RecursionError):
+        content = None
+    split_of = {name: split for split, each in SPLIT_NAMES.items() for name in each}
+    if not (
+        isinstance(content, dict)
+        and content.keys() <= split_of.keys()
+        and all(isinstance(prefixes, list) for prefixes in content.values())
+        and all(isinstance(prefix, str) for prefixes in content.values() for prefix in prefixes)
+    ):
+        raise InputError(
+            f'{file} is not {{"train": [...], "valid": [...], "test": [...]}} with prefixes of file names'
+        )
+    splits: dict[str, Split] = {}
+    for name, prefixes in content.items():
+        for prefix in prefixes:
+            if splits.setdefault(prefix, split_of[name]) != split_of[name]:
+                raise InputError(f"{file} has {prefix!r:.80} in two splits; name it in one")
+    return splits, []
 
 
 def divide(

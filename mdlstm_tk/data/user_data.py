@@ -2,8 +2,8 @@
 
 The path is a folder, as `folders` and the kind describe, or an `.npz` file as `arrays` does. It may be a
 folder that contains one such folder per split, train/, val/ and test/, or train.npz, val.npz and test.npz;
-a kind may know further ways to divide a folder. Without validation data a share of the training samples is
-held out, of parts of files whole files. The data stay on disk; see `samples`.
+else a file splits.json in it may divide the samples by their names. Without validation data a share of the
+training samples is held out, of parts of files whole files. The data stay on disk; see `samples`.
 
 Images have one channel unless a training image has a pixel with a colour. A file classes.txt in the folder,
 or else beside images/ and masks/ of the training split, may name the values of masks, one per line,
@@ -34,7 +34,7 @@ from mdlstm_tk.data.samples import (
 from mdlstm_tk.data.sampling import shape_order
 from mdlstm_tk.data.spec import Array, Extents, RawSample, Resize, SampleId, Split, TaskSpec
 from mdlstm_tk.data.splits import (
-    SPLIT_NAMES,
+    SPLITS_FILE,
     describe_copies,
     describe_formats,
     divide,
@@ -42,6 +42,7 @@ from mdlstm_tk.data.splits import (
     hold_out,
     in_order_of,
     prefix_of,
+    read_splits,
 )
 from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.data.task import DatasetTask
@@ -61,7 +62,7 @@ class UserDataTask(DatasetTask):
     """A task over a user's own samples; see `read_data`.
 
     Attributes:
-        groups: for each sample what it belongs to: a prefix that the folder names, else the file that it is
+        groups: for each sample what it belongs to: a prefix in splits.json, else the file that it is
             a part of, else itself.
         skipped: name and reason of each sample that cannot be used.
         extents: those of the samples of all splits, each once.
@@ -124,7 +125,8 @@ def read_data(
             f" is for images, but {sources['train']} holds arrays, used as they are; leave it out",
             *((", or use ", Argument("crop")) if training.is_cropped else ()),
         )
-    prefixes = training.read_splits(path, SPLIT_NAMES) if len(sources) == 1 else {}
+    prefixes, new_notes = read_splits(path, sources)
+    notes += new_notes
     budget = MemoryBudget(cache_bytes)
     splits: dict[Split, list[Survey]] = {}
     skipped: list[str] = []
@@ -136,7 +138,7 @@ def read_data(
             notes += folders.left_out(f"results of mdlstm infer in {source}", results)
         splits[split], unusable = survey_samples(samples, training, resize)
         skipped += unusable
-    if prefixes:
+    if prefixes is not None:
         splits, new_notes = divide(splits["train"], prefixes)
         notes += new_notes
     formats = f"a task of kind {kind} expects {describe_formats(kind)}"
@@ -146,7 +148,7 @@ def read_data(
         raise InputError(f"{sources['train']}: no usable training samples", *shown, f"; {formats}")
     for split, each in splits.items():
         if split != "train" and not each:
-            place = sources.get(split, f"{split} in splits.json")
+            place = sources.get(split, f"{split} in {SPLITS_FILE}")
             raise InputError(f"{place} has no usable samples; leave it out, or correct it; {formats}")
     surveys = [*splits["train"], *(s for split, each in splits.items() if split != "train" for s in each)]
     channels = max(survey.moments.channels for survey in splits["train"])
@@ -200,7 +202,7 @@ def read_data(
     task.names = {split: [survey.sample.name for survey in each] for split, each in splits.items()}
     task.identities = {split: [survey.identity for survey in each] for split, each in splits.items()}
     task.groups = {
-        split: [prefix_of(survey.sample.group, prefixes) or survey.sample.group for survey in each]
+        split: [prefix_of(survey.sample.group, prefixes or ()) or survey.sample.group for survey in each]
         for split, each in splits.items()
     }
     task.skipped = skipped
@@ -289,7 +291,8 @@ def _summarise(
             "(N, D, H, W), store ndim=3 beside x"
         )
     for source in filter(Path.is_dir, sources.values()):
-        suffix_counts = sorted(folders.count_other_files(source, training_of(spec.kind)).items())
+        used = [SPLITS_FILE] if source == path else []
+        suffix_counts = sorted(folders.count_other_files(source, training_of(spec.kind), used).items())
         listing = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in suffix_counts)
         lines += [f"files of other types, left out: {listing}"] if suffix_counts else []
         if training_of(spec.kind).has_class_folders:

@@ -125,19 +125,6 @@ class TrainingKind(ReportKind, ABC):
         """
         raise InputError(f"{path} is a folder, expected {self.array_format}")
 
-    def read_splits(self, path: Path, names: Mapping[Split, Sequence[str]]) -> dict[str, Split]:
-        """Read how a folder divides its samples: the split of each prefix of their groups; {} if it does
-        not.
-
-        Args:
-            path: the folder.
-            names: that a split may have.
-
-        Raises:
-            InputError: the file that says it cannot be used.
-        """
-        return {}
-
     @abstractmethod
     def read_array(self, y: Array, index: int, extents: Extents, names: Sequence[str]) -> Any:
         """The target of sample `index` of an `.npz` file, as `RawSample.read_y` returns it.

@@ -22,7 +22,7 @@ from mdlstm_tk.text.baseline_maps import STRIDE, draw_maps
 from mdlstm_tk.text.baselines import MAPS, BaselinesMetadata
 from mdlstm_tk.text.line_finding import lines_of_output
 from mdlstm_tk.text.page_distortion import distort_page
-from mdlstm_tk.text.page_folders import PageTarget, list_whole_pages, read_splits
+from mdlstm_tk.text.page_folders import PageTarget, list_whole_pages
 from mdlstm_tk.text.polylines import same_lines, spacing_of
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Baselines(TrainingKind):
     folder_format = "a folder with page images and their ALTO or PAGE XML, which holds baselines"
     array_format = folder_format
     target_dtypes = ""
-    target_files = (".xml", ".json")
+    target_files = (".xml",)
     target_name = "page"
     is_cropped = False
     is_planar = True
@@ -74,9 +74,6 @@ class Baselines(TrainingKind):
 
     def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
         return list_whole_pages(path)
-
-    def read_splits(self, path: Path, names: Mapping[Split, Sequence[str]]) -> dict[str, Split]:
-        return read_splits(path, names)
 
     def read_array(self, y: Array, index: int, extents: Extents, names: Sequence[str]) -> Any:
         raise InputError("arrays hold no baselines; give a folder of pages")

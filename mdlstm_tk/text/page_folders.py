@@ -1,18 +1,14 @@
-"""Lines of text from folders, and which samples belong together.
+"""Lines of text, and pages, from folders.
 
 texts         images and labels.tsv, each line of which is: file, tab, text
 pages         images with ALTO or PAGE XML, at any depth; the samples are the lines with a text
 transcripts   an image of a line, and its text in a file of the same name that ends in .gt.txt
-
-splits.json divides a folder: {"train": [...], "valid": [...], "test": [...]}, each a list of prefixes of
-file names, such as the writers. The longest prefix that fits a file counts.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,7 +20,7 @@ from mdlstm_tk._util.text import counted
 from mdlstm_tk.data import folders
 from mdlstm_tk.data.images import is_grey, read_pixels
 from mdlstm_tk.data.samples import MAX_THREADS, MemoryBudget
-from mdlstm_tk.data.spec import Array, RawSample, Split
+from mdlstm_tk.data.spec import Array, RawSample
 from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 from mdlstm_tk.runtime.preprocessing import to_grey
@@ -32,6 +28,7 @@ from mdlstm_tk.text.documents import SUFFIX, images_of_pages
 from mdlstm_tk.text.line_cutting import cut_line
 from mdlstm_tk.text.markup import root_tag
 from mdlstm_tk.text.pages import ALTO, PAGE, PageLine, read_page
+from mdlstm_tk.text.transcribe import KIND
 
 TRANSCRIPT = ".gt.txt"
 
@@ -172,16 +169,16 @@ def list_texts(path: Path) -> tuple[list[RawSample], list[str]]:
     samples = list(_list_rows(path))
     named = {os.path.normpath(sample.name) for sample in samples}
     others = [file for file in folders.find_images(path) if os.path.relpath(file, path) not in named]
-    return samples, _note_of(others, path, "images that labels.tsv does not name")
+    return samples, _note_of(others, path, f"images that {KIND.table} does not name")
 
 
 def _list_rows(path: Path) -> Iterator[RawSample]:
-    table = path / "labels.tsv"
+    table = path / KIND.table
     first_line: dict[str, int] = {}
     for number, line in enumerate(folders.read_lines(table), 1):
         if not line.strip():
             continue
-        label = f"labels.tsv, line {number}"
+        label = f"{table.name}, line {number}"
         name, *columns = line.split("\t")
         if not columns:
             yield RawSample.unusable(label, "it has no tab; expected file, tab, text")
@@ -221,42 +218,6 @@ def list_transcripts(path: Path) -> tuple[list[RawSample], list[str]]:
 def _note_of(files: Sequence[Path], path: Path, what: str) -> list[str]:
     """A note of files below a folder that are left out."""
     return [f"{what}, left out: {len(files)}, such as {os.path.relpath(files[0], path)}"] if files else []
-
-
-def read_splits(path: Path, names: Mapping[Split, Sequence[str]]) -> dict[str, Split]:
-    """Return the split of each prefix in splits.json; {} if there is no such file.
-
-    Args:
-        path: the folder.
-        names: what each split may be called.
-
-    Raises:
-        InputError: the file is not JSON of that form, or has a prefix twice.
-    """
-    file = path / "splits.json"
-    if not file.is_file():
-        return {}
-    text = "\n".join(folders.read_lines(file))
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        content = None
-    split_of = {name: split for split, each in names.items() for name in each}
-    if not (
-        isinstance(content, dict)
-        and content.keys() <= split_of.keys()
-        and all(isinstance(prefixes, list) for prefixes in content.values())
-        and all(isinstance(prefix, str) for prefixes in content.values() for prefix in prefixes)
-    ):
-        raise InputError(
-            f'{file} is not {{"train": [...], "valid": [...], "test": [...]}} with prefixes of file names'
-        )
-    splits: dict[str, Split] = {}
-    for name, prefixes in content.items():
-        for prefix in prefixes:
-            if splits.setdefault(prefix, split_of[name]) != split_of[name]:
-                raise InputError(f"{file} has {prefix!r:.80} in two splits; name it in one")
-    return splits
 
 
 def _cut_page(file: Path) -> _CutPage:

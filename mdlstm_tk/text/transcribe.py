@@ -67,6 +67,7 @@ class Transcribe(Kind):
     answers = "texts"
     formats = LINES
     documents = PAGES
+    table = "labels.tsv"
     probabilities = (*documents.formats, *ARRAYS)
     options = (
         Option(

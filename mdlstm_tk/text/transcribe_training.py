@@ -26,7 +26,8 @@ from mdlstm_tk.text.encoding import (
     normalise,
     texts_without_room,
 )
-from mdlstm_tk.text.page_folders import list_pages, list_texts, list_transcripts, read_splits
+from mdlstm_tk.text.page_folders import list_pages, list_texts, list_transcripts
+from mdlstm_tk.text.transcribe import KIND
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,7 +48,7 @@ class Transcribe(TrainingKind):
     )
     array_format = "an .npz file with x and texts y (N,)"
     target_dtypes = "US"
-    target_files = (".txt", ".tsv", ".xml", ".json")
+    target_files = (".txt", ".tsv", ".xml")
     target_name = "text"
     is_cropped = False
     is_planar = True
@@ -70,14 +71,11 @@ class Transcribe(TrainingKind):
     }
 
     def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
-        if (path / "labels.tsv").exists():
+        if (path / KIND.table).exists():
             return list_texts(path)
         samples, notes = list_pages(path, budget)
         lines, others = list_transcripts(path)
         return [*samples, *lines], [*notes, *others]
-
-    def read_splits(self, path: Path, names: Mapping[Split, Sequence[str]]) -> dict[str, Split]:
-        return read_splits(path, names)
 
     def distort(
         self, samples: Sequence[Sample], rngs: Sequence[np.random.Generator], strength: float

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.pages import draw_page
 from helpers.user_data import (
     read,
     write_arrays,
@@ -14,9 +16,11 @@ from helpers.user_data import (
     write_image,
     write_masks,
     write_targets,
+    write_texts,
 )
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds import kind_names
 
 
 def test_splits_of_the_data_are_used(tmp_path: Path) -> None:
@@ -125,6 +129,93 @@ def test_data_of_another_layout_are_one_line(case: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message) as refused:
         read(tmp_path / name, kind)  # type: ignore[arg-type]
     assert "\n" not in str(refused.value)
+
+
+def write_table(path: Path, name: str, header: str, rows: Callable[[int], object]) -> None:
+    """Write the table of the images in images/."""
+    files = sorted(path.glob("images/*.png"))
+    lines = [f"{file.relative_to(path)},{rows(k)}" for k, file in enumerate(files)]
+    (path / name).write_text("\n".join([f"file,{header}", *lines]), encoding="utf-8")
+
+
+DIVIDED: dict[str, tuple[Callable[[Path], object], list[str]]] = {  # data, the prefixes of three splits
+    "classify": (lambda p: write_classes(p, {"a": 6, "b": 6}), ["0", "1", "b/2"]),
+    "segment": (write_masks, ["images/0", "1", "2.png"]),
+    "grid": (write_targets, ["images/0", "1", "2.png"]),
+    "regress": (
+        lambda p: (write_masks(p, 12), write_table(p, "targets.csv", "size", lambda k: k)),
+        ["images/1", "0", "2.png"],
+    ),
+    "tag": (
+        lambda p: (write_masks(p), write_table(p, "tags.csv", "labels", lambda k: "ab"[k % 2])),
+        ["images/0", "1", "2"],
+    ),
+    "density": (write_masks, ["images/0", "images/1", "masks/2.png"]),
+    "transcribe": (write_texts, ["0", "1", "2"]),
+    "baselines": (lambda p: [draw_page(p / f"{k}") for k in range(4)], ["0", "1.xml", "2"]),
+}
+
+
+@pytest.mark.parametrize("kind", kind_names())
+def test_splits_json_divides_the_samples_of_every_kind(kind: str, tmp_path: Path) -> None:
+    write, prefixes = DIVIDED[kind]
+    write(tmp_path)
+    names = ("train", "valid", "test")
+    splits = {name: [prefix] for name, prefix in zip(names, prefixes, strict=True)}
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
+    task = read(tmp_path, kind)
+    for split, prefix in zip(("train", "validation", "test"), prefixes, strict=True):
+        assert task.names[split]
+        assert all(prefix in name for name in task.names[split])
+    assert any(line.startswith("files that splits.json does not name, left out: ") for line in task.summary)
+    assert not any("other types" in line for line in task.summary)
+
+
+def write_deeper(path: Path) -> Path:
+    """Write images/train, images/test and masks of the same names."""
+    for name in ("train", "test"):
+        write_masks(path / name)
+        for folder in ("images", "masks"):
+            (path / folder).mkdir(exist_ok=True)
+            (path / name / folder).rename(path / folder / name)
+        (path / name).rmdir()
+    return path
+
+
+def test_splits_one_folder_deeper_are_those_of_splits_json(tmp_path: Path) -> None:
+    splits = {"train": ["images/train"], "test": ["images/test"]}
+    (write_deeper(tmp_path) / "splits.json").write_text(json.dumps(splits))
+    task = read(tmp_path, "segment")
+    assert [task.count(split) for split in ("train", "validation", "test")] == [6, 2, 8]
+    assert all("/test/" in name for name in task.names["test"])
+
+
+@pytest.mark.parametrize("table", ["labels.tsv", "tags.csv"])
+def test_a_table_of_another_kind_names_no_samples(table: str, tmp_path: Path) -> None:
+    (write_deeper(tmp_path) / table).write_text("")
+    with pytest.raises(InputError, match="but folders of splits lie directly in"):
+        read(tmp_path, "segment")
+
+
+@pytest.mark.parametrize("content", ["{}", '{"train": [], "test": []}'])
+def test_a_splits_json_that_names_no_sample_is_refused(content: str, tmp_path: Path) -> None:
+    (write_masks(tmp_path) / "splits.json").write_text(content)
+    with pytest.raises(InputError, match=r"no usable training samples \(files that splits\.json does not"):
+        read(tmp_path, "segment")
+
+
+def test_a_splits_json_beside_folders_of_splits_is_named(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        write_masks(tmp_path / name)
+    (tmp_path / "splits.json").write_text('{"train": ["images/0"]}')
+    task = read(tmp_path, "segment", validation=0.0)
+    assert (task.count("train"), task.count("test")) == (8, 8)
+    assert "splits.json, left out: train and test are the splits" in task.summary
+    for file in (tmp_path / "test").rglob("*.png"):
+        file.unlink()
+    for name in ("test/images", "test/masks", "test"):
+        (tmp_path / name).rmdir()
+    assert read(tmp_path, "segment", validation=0.0).names["train"] == ["images/0.png"]
 
 
 def test_the_folder_of_a_class_called_train_is_named(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def write_data(kind: str, folder: Path, file_types: Sequence[str], samples: int)
             Image.fromarray(values.astype(np.uint8)).save(target)
     if kind == "transcribe":
         (folder / "labels.tsv").write_text("".join(texts), encoding="utf-8")
-    if table := kind_named(kind).table:
+    elif table := kind_named(kind).table:
         (folder / table).write_text(f"file,labels\n{''.join(rows)}", encoding="utf-8")
     return data
 

@@ -12,11 +12,11 @@ from helpers.pages import alto, draw_page
 from helpers.user_data import RNG, read, write_image
 from PIL import Image
 
+from mdlstm_tk.data.splits import read_splits
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import decode_image
 from mdlstm_tk.text.line_cutting import cut_line
 from mdlstm_tk.text.measures import target_texts
-from mdlstm_tk.text.page_folders import read_splits
 from mdlstm_tk.text.pages import read_page
 
 
@@ -242,7 +242,7 @@ def test_a_folder_with_neither_names_what_is_expected(tmp_path: Path) -> None:
 def test_splits_that_are_nested_too_deeply_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "splits.json").write_text("[" * 100_000)
     with pytest.raises(InputError, match=r"splits\.json is not {"):
-        read_splits(tmp_path, {})
+        read_splits(tmp_path, {"train": tmp_path})
 
 
 @pytest.mark.parametrize("cache", [0, 2**20])
