@@ -19,6 +19,7 @@ from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.text.page_geometry import is_level
 from mdlstm_tk.text.pages import PageLine
+from mdlstm_tk.text.polylines import lengths, resampled
 
 MAX_SAMPLES = 1024  # points that an outline or a baseline is divided into
 MAX_WINDING = 3  # length of a baseline by the diagonal around it; a scribble has more
@@ -48,7 +49,7 @@ def cut_line(pixels: Array, line: PageLine) -> Array:
     """
     baseline = None if line.baseline is None else np.asarray(line.baseline, float)
     if baseline is not None:
-        length = _lengths(baseline)[-1]  # 0 if it lies beyond the page
+        length = lengths(baseline)[-1]  # 0 if it lies beyond the page
         if not 0 < length <= MAX_WINDING * np.hypot(*np.ptp(baseline, axis=0)):
             baseline = None
     outline = _outline(line.box, baseline) if line.polygon is None else line.polygon
@@ -95,10 +96,7 @@ def _axis(outline: Array) -> Array:
 
 def _resampled(points: Array, step: float = 2.0) -> Array:
     """Points (M, 2) at equal distances along a chain of points (K, 2), about `step` pixels apart."""
-    places = _lengths(points)
-    count = int(np.clip(np.ceil(places[-1] / step), 1, MAX_SAMPLES)) + 1
-    at = np.linspace(0, places[-1], count)
-    return np.stack([np.interp(at, places, axis) for axis in points.T], axis=1)
+    return resampled(points, int(np.clip(np.ceil(lengths(points)[-1] / step), 1, MAX_SAMPLES)) + 1)
 
 
 def _unrolled(region: Array, outline: Array, baseline: Array, typical: tuple[float, float] | None) -> Array:
@@ -114,9 +112,9 @@ def _unrolled(region: Array, outline: Array, baseline: Array, typical: tuple[flo
     """
     x, y = outline.T
     area = abs(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1])) / 2
-    step = max(area / max(_lengths(baseline)[-1], 1.0), 4.0) / 4  # a quarter of the height of the line
+    step = max(area / max(lengths(baseline)[-1], 1.0), 4.0) / 4  # a quarter of the height of the line
     curve = _smoothed(_resampled(baseline, step), 8)
-    places = _lengths(curve)
+    places = lengths(curve)
     tangents = np.gradient(curve, axis=0)
     tangents /= np.maximum(np.hypot(*tangents.T), 1e-9)[:, None]
     normals = tangents[:, ::-1] * (-1, 1)  # downwards where the line runs rightwards
@@ -163,11 +161,6 @@ def _unrolled(region: Array, outline: Array, baseline: Array, typical: tuple[flo
     turned = turned.transform((width, height), module.Transform.MESH, mesh, module.Resampling.BILINEAR)
     cut = np.asarray(turned).astype(region.dtype, copy=False)
     return np.where(is_inside[..., None] if cut.ndim == 3 else is_inside, cut, _paper(cut, is_inside))
-
-
-def _lengths(points: Array) -> Array:
-    """The lengths (K,) of a chain of points (K, 2) up to each of them."""
-    return np.concatenate([[0.0], np.hypot(*np.diff(points, axis=0).T).cumsum()])
 
 
 def _smoothed(curve: Array, window: int) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.text.line_order import reading_order
-from mdlstm_tk.text.polylines import resampled, spacing_of
+from mdlstm_tk.text.polylines import lengths, resampled, spacing_of
 
 HEAD, TAIL = slice(8), slice(-8, None)  # points of a piece that tell the direction of its ends
 MAX_PIECES = 1000  # of a page, the largest
@@ -56,13 +56,13 @@ def find_baselines(maps: Array) -> list[Array]:
     ndimage = require("scipy.ndimage", "image")
     band = maps[..., 0]
     pieces = _pieces(band)
-    spacing = spacing_of([line for line in pieces if _length(line) > 8] or pieces, len(maps))
+    spacing = spacing_of([line for line in pieces if lengths(line)[-1] > 8] or pieces, len(maps))
     around = [ndimage.maximum_filter(maps[..., k], 5) for k in (1, 2)]  # of beginnings, and of ends
     lines = []
     for line in _joined(pieces, around, spacing):
         places = resampled(line)[:, ::-1].T
         along = ndimage.map_coordinates(band, places, order=1, mode="nearest")
-        if _length(line) >= SHORTEST * spacing and np.median(along) >= CONFIDENT:
+        if lengths(line)[-1] >= SHORTEST * spacing and np.median(along) >= CONFIDENT:
             lines.append(_as_read(line, around))
     return [lines[k] for region in reading_order(lines) for k in region]
 
@@ -109,10 +109,6 @@ def _chain(points: Array, weights: Array, step: float = 4.0) -> Array:
         for k, each in ((0, centre + low * axis), (-1, centre + high * axis))
     ]
     return np.concatenate([ends[:1], means[1:-1], ends[1:]])
-
-
-def _length(line: Array) -> float:
-    return float(np.hypot(*np.diff(line, axis=0).T).sum())
 
 
 def _joined(pieces: Sequence[Array], around: Sequence[Array], spacing: float) -> list[Array]:

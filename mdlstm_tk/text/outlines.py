@@ -9,7 +9,7 @@ import numpy as np
 
 from mdlstm_tk.errors import require
 from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.text.polylines import resampled
+from mdlstm_tk.text.polylines import lengths, resampled
 
 STEP = 2.0  # pixels of x between the points of an outline that are searched
 CORE = 0.35, 0.05  # line spacings above and below a baseline that its outline always holds
@@ -53,8 +53,7 @@ def outlines(x: Array, lines: Sequence[Array], spacing: float, reach: tuple[floa
 def _outline(ink: Array, others: Array, line: Array, spacing: float, reach: tuple[float, float]) -> Array:
     """The outline of a line; `others` (H, W) is true on other baselines."""
     ndimage = require("scipy.ndimage", "image")
-    length = float(np.hypot(*np.diff(line, axis=0).T).sum())
-    count = int(np.clip(length / STEP, 4, MAX_COLUMNS))
+    count = int(np.clip(lengths(line)[-1] / STEP, 4, MAX_COLUMNS))
     points = resampled(line, count)
     ahead = np.gradient(points, axis=0)
     ahead /= np.maximum(np.hypot(*ahead.T), 1e-6)[:, None]

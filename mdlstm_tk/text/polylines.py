@@ -16,11 +16,16 @@ SPACINGS = 1 / 80, 1 / 6  # the smallest and the largest line spacing, by the he
 ALONE = 1 / 28  # that of a page with one line
 
 
+def lengths(line: Array) -> Array:
+    """The lengths (K,) of a chain of points (K, 2) up to each of them."""
+    return np.concatenate([[0.0], np.hypot(*np.diff(line, axis=0).T).cumsum()])
+
+
 def resampled(line: Array, count: int = POINTS) -> Array:
     """Points (count, 2) at equal distances along a chain of points (K, 2), its ends among them."""
-    lengths = np.concatenate([[0.0], np.hypot(*np.diff(line, axis=0).T).cumsum()])
-    at = np.linspace(0, lengths[-1], count)
-    return np.stack([np.interp(at, lengths, axis) for axis in line.T], axis=1)
+    places = lengths(line)
+    at = np.linspace(0, places[-1], count)
+    return np.stack([np.interp(at, places, axis) for axis in line.T], axis=1)
 
 
 def distances(points: Array, lines: Sequence[Array]) -> Array:
