@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 from unicodedata import normalize
 
 from rapidfuzz.distance import Levenshtein
 
-from mdlstm_tk.data.spec import Batch, Floats, TaskSpec
+from mdlstm_tk.data.spec import Array, Batch, Floats, TaskSpec
 from mdlstm_tk.runtime.text_order import reorder
-from mdlstm_tk.text.transcription import transcripts
+from mdlstm_tk.text.ctc import best_path
 
 
 def target_texts(batch: Batch, spec: TaskSpec) -> list[str]:
     """Return the true text of each sample of a batch, in the order of reading."""
-    texts = ["".join(spec.classes[k - 1] for k in row if k > 0) for row in batch.y]
-    return texts if spec.text_direction is None else [reorder(text, spec.text_direction) for text in texts]
+    return _texts((row[row > 0] for row in batch.y), spec)
 
 
 def predicted_texts(prediction: Floats, spec: TaskSpec) -> list[str]:
-    """Return the predicted text of each sample, in the order of reading."""
-    return transcripts(prediction, spec.classes, spec.text_direction)
+    """Return the text on the best path of CTC of each sample (N, T, outputs), in the order of reading."""
+    return _texts(map(best_path, prediction), spec)
+
+
+def _texts(rows: Iterable[Array], spec: TaskSpec) -> list[str]:
+    """Texts from the outputs of their characters, from left to right, in the order of reading."""
+    texts = ["".join(spec.classes[k - 1] for k in row) for row in rows]
+    return texts if spec.text_direction is None else [reorder(text, spec.text_direction) for text in texts]
 
 
 class TextEdits(NamedTuple):

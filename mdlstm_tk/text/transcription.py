@@ -15,11 +15,9 @@ from mdlstm_tk.runtime.io.readers import preprocessing_for
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.runtime.shapes import as_image, covered_width, grid_of
-from mdlstm_tk.runtime.text_order import Direction, reorder
 from mdlstm_tk.text.character_model import CharacterModel
-from mdlstm_tk.text.ctc import Transcription, best_path, check_search, transcribe_logits
+from mdlstm_tk.text.ctc import Transcription, check_search, transcribe_logits
 from mdlstm_tk.text.metadata import RecogniserMetadata
-from mdlstm_tk.text.posteriors import Floats
 from mdlstm_tk.text.transcribe import Transcribe
 
 
@@ -79,20 +77,3 @@ def read_logits(
         lm=lm,
         width=width,
     )
-
-
-def transcripts(logits: Floats, alphabet: Sequence[str], direction: Direction | None = None) -> list[str]:
-    """Decode texts by the best path of CTC (Graves et al. 2006): take the most likely output of each
-    step, merge repeats, and drop blanks.
-
-    Args:
-        logits: (N, T, 1 + characters) of a recogniser; output 0 is the blank.
-        alphabet: the characters; output k + 1 stands for alphabet[k].
-        direction: in which the texts run. The network reads an image from left to right; the texts are
-            returned in the order in which they are read. None: as the network reads them.
-
-    Returns:
-        N texts.
-    """
-    texts = ["".join(alphabet[k - 1] for k in best_path(row)) for row in logits]
-    return texts if direction is None else [reorder(text, direction) for text in texts]

@@ -21,7 +21,7 @@ from mdlstm_tk.export import export_run
 from mdlstm_tk.kinds import kind_names
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 from mdlstm_tk.runtime.postprocessing import labels
-from mdlstm_tk.text.transcription import transcripts
+from mdlstm_tk.text.measures import predicted_texts
 from mdlstm_tk.training import Run, default_config, load_checkpoint, make_task, new_job, predict, train
 
 TOLERANCE = 1e-5
@@ -67,7 +67,7 @@ def torch_samples(run: Run) -> Iterator[tuple[str, Sample]]:
             if spec.kind == "classify":
                 answer = spec.classes[int(labels(y)[0])]
             elif spec.kind == "transcribe":
-                (answer,) = transcripts(y, spec.classes)
+                (answer,) = predicted_texts(y, spec)
             elif spec.kind == "segment":
                 answer = np.asarray(MASK_VALUES)[labels(y)[0]]
             yield raw.name, Sample(y[0], answer)
