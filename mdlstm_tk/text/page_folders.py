@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,36 +21,20 @@ from mdlstm_tk.data import folders
 from mdlstm_tk.data.images import is_grey, read_pixels
 from mdlstm_tk.data.samples import MAX_THREADS, MemoryBudget
 from mdlstm_tk.data.spec import Array, RawSample
+from mdlstm_tk.data.targets import unchanged
 from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 from mdlstm_tk.runtime.preprocessing import to_grey
 from mdlstm_tk.text.documents import SUFFIX, images_of_pages
 from mdlstm_tk.text.line_cutting import cut_line
 from mdlstm_tk.text.markup import root_tag
-from mdlstm_tk.text.pages import ALTO, PAGE, PageLine, read_page
+from mdlstm_tk.text.pages import ALTO, PAGE, Page, PageLine, read_page
 from mdlstm_tk.text.transcribe import KIND
 
 TRANSCRIPT = ".gt.txt"
 
 
-class _CutPage(NamedTuple):
-    """A page whose lines are cut out.
-
-    Attributes:
-        file: the ALTO or PAGE file.
-        image: the image, without symbolic links.
-        lines: the lines with a text.
-        cuts: for each of them its pixels, or the reason why it cannot be cut.
-        without_text: number of the other lines.
-        error: the reason why the page cannot be read, or "".
-    """
-
-    file: Path
-    image: Path = Path()
-    lines: Sequence[PageLine] = ()
-    cuts: Sequence[Array | str] = ()
-    without_text: int = 0
-    error: str = ""
+Found = TypeVar("Found")
 
 
 def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
@@ -65,32 +49,29 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
     Raises:
         MissingExtraError: Pillow is not installed.
     """
-    files = _page_files(path)
     samples: list[RawSample] = []
-    of_image: dict[Path, str] = {}  # one page would lie in two splits where it is there as ALTO and as PAGE
-    with_text = without_text = 0
-    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
-        for page in pool.map(_cut_page, files):
-            name = os.path.relpath(page.file, path)
-            if page.lines and (first := of_image.setdefault(page.image, name)) != name:
-                page = _CutPage(page.file, error=f"it is for the image of {first}; delete one of them")
-            with_text, without_text = with_text + len(page.lines), without_text + page.without_text
-            if page.error:
-                samples.append(RawSample.unusable(name, page.error))
-            for line, cut in zip(page.lines, page.cuts, strict=True):
-                line_name = f"{name} {line.id}"
-                if isinstance(cut, str):
-                    samples.append(RawSample.unusable(line_name, cut))
-                    continue
-                in_memory = budget.take(cut.nbytes)
-                read: Callable[[], Array] = (
-                    partial(np.asarray, cut) if in_memory else partial(_read_line, page.image, line)
-                )
-                samples.append(RawSample(line_name, read, partial(str, line.text), True, name, in_memory))
+    pages = with_text = without_text = 0
+    for name, page, cuts in _read_pages(path, _cut_lines):
+        pages += 1
+        if isinstance(page, str):
+            samples.append(RawSample.unusable(name, page))
+            continue
+        with_text, without_text = with_text + len(cuts), without_text + len(page.lines) - len(cuts)
+        image = page.image.resolve()
+        for line, cut in cuts:
+            line_name = f"{name} {line.id}"
+            if isinstance(cut, str):
+                samples.append(RawSample.unusable(line_name, cut))
+                continue
+            in_memory = budget.take(cut.nbytes)
+            read: Callable[[], Array] = (
+                partial(np.asarray, cut) if in_memory else partial(_read_line, image, line)
+            )
+            samples.append(RawSample(line_name, read, partial(str, line.text), True, name, in_memory))
     notes = []
-    if files:
+    if pages:
         counts = f"{counted(with_text, 'line')} with a text and {without_text} without, which are left out"
-        notes.append(f"pages: {len(files)}, with {counts}")
+        notes.append(f"pages: {pages}, with {counts}")
     if cut_again := sum(bool(sample.whole) and not sample.in_memory for sample in samples):
         lines = counted(cut_again, "line of pages is", "lines of pages are")
         text = f"{lines} cut again in every epoch, which is slow; "
@@ -118,34 +99,51 @@ def list_whole_pages(path: Path) -> tuple[list[RawSample], list[str]]:
 
     Pages without any are left out; a bad page is a sample that cannot be used.
     """
-    files = _page_files(path)
     samples: list[RawSample] = []
-    of_image: dict[Path, str] = {}
     without = lines_without = 0
-    for file in files:
-        name = os.path.relpath(file, path)
-        try:
-            page = read_page(file)
-        except InputError as error:
-            samples.append(RawSample.unusable(name, str(error).removeprefix(f"{file}").lstrip(" :")))
-            continue
-        lines = tuple(line.baseline for line in page.lines if line.baseline is not None)
-        if lines and (first := of_image.setdefault(page.image.resolve(), name)) != name:
-            reason = f"it is for the image of {first}; delete one of them"
-            samples.append(RawSample.unusable(name, reason))
+    for name, page, lines in _read_pages(path, _baselines):
+        if isinstance(page, str):
+            samples.append(RawSample.unusable(name, page))
         elif lines:
-            reach = next((line.reach for line in page.lines), None)
-            target = PageTarget(page.width, page.height, lines, reach)
+            target = PageTarget(page.width, page.height, tuple(lines), page.lines[0].reach)
             lines_without += len(page.lines) - len(lines)
-            samples.append(
-                RawSample(name, partial(_grey_pixels, page.image), partial(_same, target), is_image=True)
-            )
+            read_x, read_y = partial(_grey_pixels, page.image), partial(unchanged, target)
+            samples.append(RawSample(name, read_x, read_y, is_image=True))
         else:
             without += 1
-    notes = [f"pages without a baseline, left out: {without}"] if without else []
+    notes = folders.left_out("pages without a baseline", without)
     if lines_without:
         notes.append(f"lines without a baseline on their page, learned as no lines: {lines_without}")
     return samples, notes
+
+
+def _read_pages(
+    path: Path, find: Callable[[Page], Sequence[Found]]
+) -> Iterator[tuple[str, Page | str, Sequence[Found]]]:
+    """Read all pages below a folder, with a few threads.
+
+    Yields for each its name, the page or the reason why it cannot be used, and what `find` returned. Of two
+    pages with an image, in which something was found, the second cannot be used: an image would lie in two
+    splits where its page is there as ALTO and as PAGE.
+    """
+
+    def read(file: Path) -> tuple[Page | str, Sequence[Found]]:
+        try:
+            page = read_page(file)
+            return page, find(page)
+        except InputError as error:
+            return str(error).removeprefix(f"{file}").lstrip(" :"), ()
+
+    files = _page_files(path)
+    of_image: dict[Path, str] = {}
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        for file, (page, found) in zip(files, pool.map(read, files), strict=True):
+            name = os.path.relpath(file, path)
+            if found and isinstance(page, Page):
+                first = of_image.setdefault(page.image.resolve(), name)
+                if first != name:
+                    page, found = f"it is for the image of {first}; delete one of them", ()
+            yield name, page, found
 
 
 def _page_files(path: Path) -> list[Path]:
@@ -154,13 +152,26 @@ def _page_files(path: Path) -> list[Path]:
     return [file for file in files if root_tag(file)[0] in (ALTO, PAGE, None)]
 
 
+def _baselines(page: Page) -> list[Array]:
+    return [line.baseline for line in page.lines if line.baseline is not None]
+
+
+def _cut_lines(page: Page) -> list[tuple[PageLine, Array | str]]:
+    """The lines of a page with a text, and for each its pixels or the reason why it cannot be cut."""
+    pixels = _pixels(page.image)
+    cuts: list[tuple[PageLine, Array | str]] = []
+    for line in page.lines:
+        if line.text:
+            try:
+                cuts.append((line, cut_line(pixels, line)))
+            except InputError as error:
+                cuts.append((line, str(error)))
+    return cuts
+
+
 def _grey_pixels(image: Path) -> Array:
     pixels = read_pixels(image, image.name)
     return to_grey(pixels) if pixels.ndim == 3 else pixels
-
-
-def _same(target: PageTarget) -> PageTarget:
-    return target
 
 
 def list_texts(path: Path) -> tuple[list[RawSample], list[str]]:
@@ -218,22 +229,6 @@ def list_transcripts(path: Path) -> tuple[list[RawSample], list[str]]:
 def _note_of(files: Sequence[Path], path: Path, what: str) -> list[str]:
     """A note of files below a folder that are left out."""
     return [f"{what}, left out: {len(files)}, such as {os.path.relpath(files[0], path)}"] if files else []
-
-
-def _cut_page(file: Path) -> _CutPage:
-    try:
-        page = read_page(file)
-        pixels = _pixels(page.image)
-    except InputError as error:
-        return _CutPage(file, error=str(error).removeprefix(f"{file}").lstrip(" :"))
-    lines = [line for line in page.lines if line.text]
-    cuts: list[Array | str] = []
-    for line in lines:
-        try:
-            cuts.append(cut_line(pixels, line))
-        except InputError as error:
-            cuts.append(str(error))
-    return _CutPage(file, page.image.resolve(), lines, cuts, len(page.lines) - len(lines))
 
 
 def _pixels(image: Path) -> Array:
