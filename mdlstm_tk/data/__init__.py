@@ -1,13 +1,13 @@
-"""Tasks: where training data comes from and how predictions are scored. PyTorch is loaded by metrics alone.
+"""Tasks: where training data comes from and how predictions are scored. PyTorch is loaded to score alone.
 
 spec            the types: Batch, TaskSpec, Split
 task            the interface Task, DatasetTask for a fixed set of samples, and batches
-metrics         error metrics of each kind of task
 sampling        seeded random numbers, shuffling, stratified splits
 augmentation    random crops and distortion of training images
 user_data       a task from a user's own files, which consists of:
   splits          which samples are trained on, validated with and tested on
   folders         listing of folders of images, and of images with masks and targets
+  tables          listing of images and a CSV table
   arrays          listing of .npz files
   images          decoding of one image
   masks           decoding of one mask, and the classes of all masks
