@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -16,10 +16,8 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.images import is_grey
 from mdlstm_tk.data.spec import Array, Extents, Floats, RawSample, Resize, Sample, SampleId
 from mdlstm_tk.errors import InputError, Message
+from mdlstm_tk.kinds import kind_named, training_of
 from mdlstm_tk.runtime.preprocessing import Preprocessing
-
-if TYPE_CHECKING:
-    from mdlstm_tk.kinds.training_kind import TrainingKind
 
 DIGEST_BYTES = 8
 MAX_THREADS = 4  # each holds one sample at a time
@@ -69,13 +67,13 @@ class Survey:
 
 
 def survey_samples(
-    samples: Sequence[RawSample], kind: TrainingKind, resize: Resize
+    samples: Sequence[RawSample], kind: str, resize: Resize
 ) -> tuple[list[Survey], list[str]]:
     """Read all samples once, with a few threads, because decoding images takes most of the time.
 
     Args:
         samples: the samples.
-        kind: kind of the task.
+        kind: name of the kind of the task.
         resize: extents that images are resized to, see `Preprocessing`.
 
     Returns:
@@ -122,17 +120,20 @@ def _spread(moments: Sequence[Moments], channels: int) -> tuple[Array, Array, Ar
     return mean, squares, squares - np.square(mean)
 
 
-def _survey(sample: RawSample, kind: TrainingKind, resize: Resize) -> Survey | str:
+def _survey(sample: RawSample, kind: str, resize: Resize) -> Survey | str:
     """Read a sample; a text says why it cannot be used."""
+    training = training_of(kind)
     try:
         x = sample.read_x()
         grid = x.shape[: 2 if sample.is_image else -1]
         moments, extents = _moments(x, sample.is_image, resize)
-        kind.check_x(x)
+        scaled = sample.is_image and x.dtype.kind != "f"  # to [0, 1], by the preprocessing
+        if not scaled and (wrong := kind_named(kind).outside_range(x)):
+            raise InputError(f"it has {wrong}")
         read = sample.read_y()
-        if kind.has_grid_targets:
-            _check_extents(kind.target_name, read.shape[: len(grid)], grid)
-        target, label = kind.survey(read, lambda y: _moments(y, sample.is_image, resize)[0])
+        if training.has_grid_targets:
+            _check_extents(training.target_name, read.shape[: len(grid)], grid)
+        target, label = training.survey(read, lambda y: _moments(y, sample.is_image, resize)[0])
     except InputError as reason:
         return Message(f"{sample.name}: ", reason)
     if sample.is_image and moments.channels == 1:

@@ -136,7 +136,7 @@ def read_data(
         if source.is_dir():
             results = folders.count_results(source)
             notes += folders.left_out(f"results of mdlstm infer in {source}", results)
-        splits[split], unusable = survey_samples(samples, training, resize)
+        splits[split], unusable = survey_samples(samples, kind, resize)
         skipped += unusable
     if prefixes is not None:
         splits, new_notes = divide(splits["train"], prefixes)

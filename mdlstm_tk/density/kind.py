@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isnan, log
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.answer import Answer
@@ -44,7 +44,7 @@ class Density(Kind):
     answers = "nats and bits"
     formats = LINES
     is_printed = True
-    x_range = (0.0, 1.0)
+    x_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     counts_positions = True
 
     def rules(self, metadata: Metadata) -> Iterator[tuple[str, bool, str]]:

@@ -18,8 +18,10 @@ from mdlstm_tk.data.samples import MemoryBudget
 from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, Split, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets, unchanged
 from mdlstm_tk.density.idx import find_idx, read_idx
+from mdlstm_tk.density.kind import KIND
 from mdlstm_tk.density.room import ROOM
-from mdlstm_tk.errors import Argument, InputError, Message
+from mdlstm_tk.errors import Argument, Message
+from mdlstm_tk.kinds.kind import RANGE_TOLERANCE
 from mdlstm_tk.kinds.report_kind import Reported
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
 
@@ -55,10 +57,6 @@ class Density(TrainingKind):
     def read_array(self, y: Array, index: int, extents: Extents, names: Sequence[str]) -> Any:
         return None
 
-    def check_x(self, x: Array) -> None:
-        if x.dtype.kind == "f" and not 0 <= x.min() <= x.max() <= 1:
-            raise InputError(f"its values lie in [{x.min():g}, {x.max():g}], expected [0, 1]")
-
     def fit(self, targets: Sequence[Any], options: TargetOptions) -> Targets:
         levels = options.settings.get("levels", ROOM.settings["levels"]["default"])
         names = "2 levels, as 0 or 1" if levels == 2 else f"{levels} levels"
@@ -69,8 +67,8 @@ class Density(TrainingKind):
         return x
 
     def rule(self, batch: Batch, spec: TaskSpec) -> TargetRule:
-        shape = batch.x.shape
-        return TargetRule(np.floating, shape, shape, -0.001, 1.001)  # resizing rounds
+        shape, (low, high) = batch.x.shape, KIND.x_range
+        return TargetRule(np.floating, shape, shape, low - RANGE_TOLERANCE, high + RANGE_TOLERANCE)
 
     def loss(self, prediction: Tensor, batch: Batch, spec: TaskSpec, columns: int | None) -> Tensor:
         from mdlstm_tk.kinds.sums import mean_of_positions

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 OpenModel = Callable[[Path], "Session | TiledSession"]
 LINES: tuple[Format, ...] = ("txt", "tsv", "csv", "json")
 ARRAYS: tuple[Format, ...] = ("npy", "npz")
+RANGE_TOLERANCE = 1e-3  # by which values may lie outside of the range of a kind after rounding
 
 
 class Kind:
@@ -100,6 +101,20 @@ class Kind:
         axes = self.sample_axes or metadata.ndim + 1
         is_fitting = y.ndim in (axes, axes + 1) and y.shape[class_axis(y, metadata)] == metadata.outputs
         return is_fitting and y.size > 0
+
+    def outside_range(self, x: Array) -> str:
+        """Say which numbers x, of training or of inference, lie outside of `x_range`, and what is expected;
+        "" if none do."""
+        if self.x_range is None or not x.size:
+            return ""
+        (lowest, highest), low, high = self.x_range, float(x.min()), float(x.max())
+        if not (low < lowest - RANGE_TOLERANCE or high > highest + RANGE_TOLERANCE):
+            return ""
+        hint = "; divide them by 255" if low >= 0 and 1 < high <= 255 else ""
+        return (
+            f"values from {low:g} to {high:g}; a model of kind {self.name} expects them in "
+            f"[{lowest:g}, {highest:g}]{hint}"
+        )
 
     def has_documents_in_images(self, options: Mapping[str, Any]) -> bool:
         """True if its models read images as documents, too.

@@ -164,13 +164,6 @@ class TrainingKind(ReportKind, ABC):
         """
         return []
 
-    def check_x(self, x: Array) -> None:
-        """Check a sample's x in the first pass.
-
-        Raises:
-            InputError: it cannot be used.
-        """
-
     def stratum(self, target: Any) -> str:
         """The group of a target; a share of each group is held out."""
         return ""

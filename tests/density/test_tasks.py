@@ -5,8 +5,12 @@ from __future__ import annotations
 import gzip
 import pickle
 import struct
+from contextlib import nullcontext
+from functools import partial
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +20,8 @@ from PIL import Image
 from mdlstm_tk.data import SPLITS
 from mdlstm_tk.density import DigitsDensity, Fashion, Ising, fashion, idx
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.runtime.io.readers import InputFile
 from mdlstm_tk.training import TrainConfig
 from mdlstm_tk.training.tasks import describe_changes, describe_overlap, load_task
 
@@ -29,8 +35,28 @@ def test_arrays_and_images_are_data_of_kind_density(tmp_path: Path) -> None:
     for k, image in enumerate(x):  # a TIFF of floating-point numbers is used as it is
         Image.fromarray(image + (k == 3)).save(tmp_path / f"floats/{k}.tif")
     task = read(tmp_path / "floats", "density", settings={"levels": 4})
-    assert [name for name in task.skipped if name.startswith("3.tif: its values lie in [1")] == task.skipped
+    assert [name for name in task.skipped if name.startswith("3.tif: it has values from 1")] == task.skipped
     assert len(task.skipped) == 1 and "nearest of 4 levels" in "; ".join(task.summary)
+
+
+@pytest.mark.parametrize(
+    ("kind", "x_range"), [("density", (0, 1)), ("classify", (0, 1)), ("classify", (-1, 9))]
+)
+def test_training_and_inference_know_one_range_of_x(
+    kind: str, x_range: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(kind_named(kind)), "x_range", x_range)
+    metadata: Any = SimpleNamespace(kind=kind, preprocessing=None)
+    for past, fits in ((0.0, True), (0.0005, True), (0.5, False)):
+        for value in (x_range[0] - past, x_range[1] + past):
+            x = np.full((8, 4, 5), value, np.float32)
+            np.savez(tmp_path / "x.npz", x=x, y=np.arange(8) % 2)
+            for take in (
+                partial(read, tmp_path / "x.npz", kind),
+                partial(InputFile("x", {None: x}).arrays_for, metadata),
+            ):
+                with nullcontext() if fits else pytest.raises(InputError, match="expects them in"):
+                    take()
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 4, 5)).astype(np.uint8)

@@ -3,7 +3,7 @@ import { makeGrid } from "./grid.js";
 import { IMAGE_TYPES, readImage } from "./images.js";
 
 export const LIMIT = 512; // positions along an axis
-const RANGE_TOLERANCE = 1e-3; // as in mdlstm_tk/runtime/io/readers.py
+const RANGE_TOLERANCE = 1e-3; // as in mdlstm_tk/kinds/kind.py
 export const POSITIONS = LIMIT * LIMIT; // of a grid; a page is the wrong tool for larger ones
 
 // Reads a file as a grid that has the channels of the model.

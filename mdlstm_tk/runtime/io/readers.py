@@ -54,7 +54,6 @@ IS_IDX = (
 MAGIC_BYTES = max(len(start) for starts in MAGIC.values() for start in starts)
 TRAINING_ARRAYS = {"x", "y", "names", "sizes", "ndim"}  # in a file to train on, see `mdlstm_tk.data.arrays`
 OF_TARGETS = ("y", "names")  # those which no model takes, unless its inputs have these names
-RANGE_TOLERANCE = 1e-3  # by which values may lie outside of the range of a kind after rounding
 
 Arrays: TypeAlias = dict[str | None, Array]
 """The arrays of one file in order: by name for a `.npz`, else a single one under None."""
@@ -101,7 +100,7 @@ class InputFile:
     def arrays_for(self, metadata: Metadata) -> Arrays:
         """The arrays as a model takes them."""
         arrays = _samples(self, metadata) if self.is_to_train_on(metadata) else self.arrays
-        x_range = kind_named(metadata.kind).x_range
+        kind = kind_named(metadata.kind)
         if self.is_image:
             preprocessing = preprocessing_for(metadata, self.label)
             try:
@@ -111,19 +110,13 @@ class InputFile:
             if preprocessing.channels == 1:
                 x = x[..., 0]
             arrays = {None: x if metadata.channels_last or x.ndim == 2 else np.moveaxis(x, -1, 0)}
-        elif metadata.preprocessing is not None and x_range is None:
+        elif metadata.preprocessing is not None and kind.x_range is None:
             values = [x for name, x in arrays.items() if name != "sizes" and x.dtype.kind in "ui"]
             if (largest := max((int(x.max(initial=0)) for x in values), default=0)) > 1:
                 warnings.warn(raw_pixels(self.label, f"whole numbers up to {largest}"), stacklevel=2)
-        if x_range is not None:
-            for x in (x for name, x in arrays.items() if name != "sizes" and x.size):
-                low, high = float(x.min()), float(x.max())
-                if low < x_range[0] - RANGE_TOLERANCE or high > x_range[1] + RANGE_TOLERANCE:
-                    hint = "; divide them by 255" if low >= 0 and 1 < high <= 255 else ""
-                    raise InputError(
-                        f"{self.label} has values from {low:g} to {high:g}; a model of kind "
-                        f"{metadata.kind} expects them in [{x_range[0]:g}, {x_range[1]:g}]{hint}"
-                    )
+        for x in (x for name, x in arrays.items() if name != "sizes"):
+            if wrong := kind.outside_range(x):
+                raise InputError(f"{self.label} has {wrong}")
         return arrays
 
 

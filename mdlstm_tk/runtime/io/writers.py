@@ -14,9 +14,9 @@ import numpy as np
 
 from mdlstm_tk._util.text import to_json
 from mdlstm_tk.errors import Argument, InputError, Message, require
+from mdlstm_tk.kinds.kind import RANGE_TOLERANCE
 from mdlstm_tk.runtime.io import Format
 from mdlstm_tk.runtime.io.npy import Array, check_real, open_output, write_npy
-from mdlstm_tk.runtime.io.readers import RANGE_TOLERANCE
 
 
 def write_arrays(
