@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Set
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,25 +23,27 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted, reason_of
 from mdlstm_tk.data.spec import Array, Extents, RawSample
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.io.readers import TRAINING_ARRAYS
 
 if TYPE_CHECKING:
     from mdlstm_tk.kinds.training_kind import TrainingKind
 
-NAMES = {"x", "y", "names", "sizes", "ndim"}  # of the arrays that are used
 MIN_MAPPED_BYTES = 2**24  # arrays below this are read whole
 LOCAL_HEADER_BYTES = 30  # of a zip member, without its name; ends with the lengths of name and extra field
 
 
-def list_arrays(path: Path, kind: TrainingKind) -> Iterator[RawSample]:
-    """List the samples of an `.npz` file.
+def list_arrays(path: Path, kind: TrainingKind) -> tuple[list[RawSample], list[str]]:
+    """List the samples of an `.npz` file, and notes for the user.
 
     Arrays that are stored without compression, as `numpy.savez` does, stay on disk; others are in memory.
 
     Raises:
         InputError: the file cannot be read, or an array has the wrong shape or type.
     """
-    arrays = _load(path)
-    if missing := ({"x", "y"} if kind.target_dtypes else {"x"}) - arrays.keys():
+    of_kind = {"y": kind.target_dtypes, "names": kind.has_named_columns}
+    used = {name for name in TRAINING_ARRAYS if of_kind.get(name, True)}
+    arrays, others = _load(path, used)
+    if missing := (used & {"x", "y"}) - arrays.keys():
         verb = "is" if len(missing) == 1 else "are"
         raise InputError(
             f"{path}: {' and '.join(sorted(missing))} {verb} missing; expected {kind.array_format}"
@@ -74,18 +76,12 @@ def list_arrays(path: Path, kind: TrainingKind) -> Iterator[RawSample]:
     names = _column_names(path, arrays, y) if kind.has_named_columns else ()
     if x.ndim == ndim + 1:
         x = x[..., None]
+    samples = []
     for index, extents in enumerate(map(tuple, sizes.tolist())):
         read_x = partial(read_numbers, x, index, extents)
         read_y = partial(kind.read_array, y, index, extents, names)
-        yield RawSample(f"sample {index}", read_x, read_y, is_image=False)
-
-
-def list_unused(path: Path, kind: TrainingKind) -> list[str]:
-    """Return the names of the arrays of an `.npz` file that a task of a kind does not use."""
-    used = NAMES if kind.target_dtypes else NAMES - {"y"}
-    used = used if kind.has_named_columns else used - {"names"}
-    with zipfile.ZipFile(path) as archive:
-        return sorted({name.removesuffix(".npy") for name in archive.namelist()} - used)
+        samples.append(RawSample(f"sample {index}", read_x, read_y, is_image=False))
+    return samples, [f"arrays of {path}, left out: {', '.join(others)}"] if others else []
 
 
 def _column_names(path: Path, arrays: dict[str, Array], y: Array) -> tuple[str, ...]:
@@ -142,12 +138,14 @@ def read_name(y: Array, index: int) -> str:
         raise InputError("its name is not Unicode") from None
 
 
-def _load(path: Path) -> dict[str, Array]:
+def _load(path: Path, used: Set[str]) -> tuple[dict[str, Array], list[str]]:
+    """The arrays of a file that are used, and the names of the others."""
     try:
         with np.load(path, allow_pickle=False) as file, zipfile.ZipFile(path) as archive:
-            names = [name for name in file if name in NAMES]
-            mapped = {name: _map_stored(path, archive, f"{name}.npy") for name in names}
-            return {name: file[name] if array is None else array for name, array in mapped.items()}
+            names = set(file)
+            mapped = {name: _map_stored(path, archive, f"{name}.npy") for name in names & used}
+            arrays = {name: file[name] if array is None else array for name, array in mapped.items()}
+            return arrays, sorted(names - used)
     except MemoryError:
         raise
     except Exception as error:  # damaged archives make numpy and zipfile raise all kinds of exceptions

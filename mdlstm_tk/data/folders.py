@@ -170,7 +170,3 @@ def list_pairs(
 def left_out(files: str, count: int) -> list[str]:
     """A note for the user that so many files are not used; [] if there are none."""
     return [f"{files}, left out: {count}"] if count else []
-
-
-def no_target() -> None:
-    """Return the target of an image whose probability is learned: None."""

@@ -222,9 +222,7 @@ def read_data(
 def _list_samples(source: Path, kind: str, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
     """Return the samples of a file or folder, and notes for the user."""
     if source.suffix == ".npz":
-        samples = list(arrays.list_arrays(source, training_of(kind)))
-        unused = ", ".join(arrays.list_unused(source, training_of(kind)))
-        return samples, [f"arrays of {source}, left out: {unused}"] if unused else []
+        return arrays.list_arrays(source, training_of(kind))
     if source.is_file():
         return training_of(kind).list_file(source), []
     return training_of(kind).list_folder(source, budget)

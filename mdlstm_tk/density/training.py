@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mdlstm_tk.data.folders import find_images, image_sample, no_target
+from mdlstm_tk.data.folders import find_images, image_sample
 from mdlstm_tk.data.samples import MemoryBudget
 from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, Split, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets, unchanged
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from mdlstm_tk.report.panels import Panel
     from mdlstm_tk.training.config import TrainConfig
 
+NO_TARGET = partial(unchanged, None)
+
 
 class Density(TrainingKind):
     folder_format = "a folder with images, or with IDX files such as train-images-idx3-ubyte"
@@ -45,14 +47,14 @@ class Density(TrainingKind):
     next_verb = "sample"
 
     def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
-        return [image_sample(path, file, no_target) for file in find_images(path)], []
+        return [image_sample(path, file, NO_TARGET) for file in find_images(path)], []
 
     def find_files(self, path: Path) -> dict[Split, Path]:
         return find_idx(path)
 
     def list_file(self, path: Path) -> list[RawSample]:
         images = [partial(np.asarray, image) for image in read_idx(path)]
-        return [RawSample(f"image {k}", x, no_target, is_image=True) for k, x in enumerate(images)]
+        return [RawSample(f"image {k}", x, NO_TARGET, is_image=True) for k, x in enumerate(images)]
 
     def read_array(self, y: Array, index: int, extents: Extents, names: Sequence[str]) -> Any:
         return None

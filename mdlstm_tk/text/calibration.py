@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import exp, log, sqrt
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from rapidfuzz.distance import Levenshtein
 from mdlstm_tk.data import Task, batches
 from mdlstm_tk.data.spec import Floats
 from mdlstm_tk.kinds.decoding import write_decoding
+from mdlstm_tk.kinds.examples import spread
 from mdlstm_tk.runtime.text_order import Direction, as_searched, reorder
 from mdlstm_tk.text.character_model import CharacterModel
 from mdlstm_tk.text.ctc import Fusion, best_path, scaled_log_probs, search
@@ -49,7 +50,6 @@ SMOOTHING = 5  # weights along each axis whose errors count: a single sum depend
 GENERATED_BATCHES, GENERATED_BATCH = 32, 64  # of a task without a fixed set of training texts
 MARGIN = 1e-6  # of confidences from 0 and from 1, in a likelihood
 
-T = TypeVar("T")
 _Reading = tuple[Callable[[float], Floats], npt.NDArray[np.bool_]]
 """The alternatives (L, 1 + characters) of the characters of a line at a temperature, see `posteriors`; and
 which of the characters are right, (L,)."""
@@ -78,9 +78,9 @@ def calibrate(job: TrainingJob, step: int) -> None:
     lm = CharacterModel.fit(texts, LM_ORDER)
     lm.save(run.folder / LM_FILE)
     lines = validation_lines(job)
-    decoding = Decoding(temperature=fit_temperature(evenly(lines, TEMPERATURE_LINES), spec.classes))
+    decoding = Decoding(temperature=fit_temperature(spread(lines, TEMPERATURE_LINES), spec.classes))
     decoding = fit_weights(lines, spec.classes, lm, direction, decoding)
-    lines = evenly(lines, TEMPERATURE_LINES)
+    lines = spread(lines, TEMPERATURE_LINES)
     decoding = fit_lm_temperature(lines, spec.classes, lm, direction, decoding)
     write_decoding(run, asdict(decoding), step)
 
@@ -97,7 +97,7 @@ def training_texts(task: Task, seed: int) -> Sequence[str]:
 def validation_lines(job: TrainingJob) -> list[LineLogits]:
     """The lines of the validation split, evenly chosen if there are more than `MAX_LINES`."""
     task, device = job.task, next(job.network.parameters()).device
-    indices, lines, index = set(evenly(range(task.count("validation")), MAX_LINES)), [], 0
+    indices, lines, index = set(spread(range(task.count("validation")), MAX_LINES)), [], 0
     job.network.eval()  # training leaves it with dropout, and with statistics that follow its batches
     for batch in batches(task, "validation", job.config.seed, task.evaluation_batch):
         logits = predict(job.network, batch, device, "fp32").cpu().numpy()  # as exported files compute
@@ -218,12 +218,6 @@ def _best_weights(candidates: Sequence[dict[str, tuple[float, ...]]], decoding: 
     row, column = np.unravel_index(np.where(smoothed == smoothed.min(), gap, np.inf).argmin(), gap.shape)
     lm_weight, bonus = float(LM_WEIGHTS[row]), float(BONUSES[column])
     return replace(decoding, lm_weight=round(lm_weight, 3), character_bonus=round(bonus, 3))
-
-
-def evenly(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` items, at equal distances."""
-    indices = np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)
-    return [items[k] for k in indices.tolist()]
 
 
 def _minimum(function: Callable[[float], float], low: float, high: float, steps: int = 10) -> float:

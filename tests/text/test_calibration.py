@@ -15,12 +15,12 @@ from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run
+from mdlstm_tk.kinds.examples import spread
 from mdlstm_tk.runtime import CharacterModel, Session
 from mdlstm_tk.runtime.text_order import as_searched, reorder
 from mdlstm_tk.text import Decoding, calibration
 from mdlstm_tk.text.calibration import (
     LineLogits,
-    evenly,
     fit_lm_temperature,
     fit_temperature,
     fit_weights,
@@ -117,18 +117,12 @@ def test_lines_without_texts_keep_the_default_temperature() -> None:
     assert fit_temperature([blank], CLASSES) == 1.0
 
 
-def test_lines_are_chosen_evenly() -> None:
-    assert evenly(range(10), 4) == [0, 3, 6, 9]
-    assert evenly("abc", 20) == ["a", "b", "c"]
-    assert evenly([], 4) == []
-
-
 def test_of_many_lines_only_those_that_are_used_stay_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {"task": "transcribe", "data": str(write_texts(tmp_path / "lines", 12)), "size": ""}
     job = new_job(SMALL.updated({**changes, "layers": 1, "validation": 0.6}, "test"), tmp_path / "run")
-    expected = evenly(validation_lines(job), 3)
+    expected = spread(validation_lines(job), 3)
     monkeypatch.setattr(calibration, "MAX_LINES", 3)
     lines = validation_lines(job)
     assert [line.visual for line in lines] == [line.visual for line in expected]

@@ -18,7 +18,7 @@ from mdlstm_tk.data import Batch, DatasetTask, DiagonalTask, TaskSpec
 from mdlstm_tk.data.task import MAX_EVALUATION_BATCH
 from mdlstm_tk.density.drawings import images_unlike, nearest_images
 from mdlstm_tk.kinds import training_of
-from mdlstm_tk.kinds.examples import covering
+from mdlstm_tk.kinds.examples import covering, spread
 from mdlstm_tk.report import draw_run
 from mdlstm_tk.report.evaluation import example_batch, example_indices
 from mdlstm_tk.report.panels import Panel, class_colors
@@ -251,3 +251,9 @@ def test_captions_say_what_is_a_prediction_and_what_is_true() -> None:
     for logits, caption in (([0.0, 1.0], "predicted: 7"), ([1.0, 0.0], "predicted: 0\ntruth: 7")):
         (panel,) = training_of("classify").panels(batch, np.array([logits], np.float32), spec, "a")
         assert panel.name == caption
+
+
+def test_items_are_chosen_at_equal_distances() -> None:
+    assert spread(range(10), 4) == [0, 2, 5, 7]
+    assert spread("abc", 20) == ["a", "b", "c"]
+    assert spread([], 4) == []
