@@ -42,13 +42,12 @@ class BoundaryState:
     either all states of the cell are given, or all are None and count as zeros.
     """
 
-    h: Faces
-    c: Faces
+    h: Faces = None
+    c: Faces = None
 
     def __init__(self, /, h: Faces = None, c: Faces = None, **others: Faces) -> None:
-        self.h = h
-        self.c = c
-        vars(self).update(others)
+        given = {"h": h, "c": c, **others}
+        vars(self).update({name: faces for name, faces in given.items() if faces is not None})
 
     def __getattr__(self, name: str) -> Faces:
         raise AttributeError(f"this BoundaryState has no state '{name}', only {', '.join(vars(self))}")

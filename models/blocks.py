@@ -51,13 +51,20 @@ def checked_options(init: Init) -> Init:
     return check_and_init  # type: ignore[return-value]
 
 
-def check_batched(x: Tensor, ndim: int) -> None:
-    """Check that x is (N, *grid, C); a single layer takes a sample alone, too."""
-    if x.dim() != ndim + 2:
-        raise InputError(
-            f"x has shape {tuple(x.shape)}, expected (N, *grid, C) where the grid has D = {ndim}; a sample "
-            "alone is x[None]"
-        )
+def check_batched(x: Any, ndim: int, channels: int | None = None) -> None:
+    """Check that x is a tensor (N, *grid, C). A single layer takes a sample alone, too.
+
+    Args:
+        x: what `forward` got.
+        ndim: D.
+        channels: C, or None if the first layer checks it.
+    """
+    shape = tuple(arguments.tensor("x", x).shape)
+    if len(shape) == ndim + 2 and channels in (None, shape[-1]):
+        return
+    expected = f"D = {ndim}" if channels is None else f"D = {ndim}, and C = {channels}"
+    alone = "; a sample alone is x[None]" if len(shape) == ndim + 1 else ""
+    raise InputError(f"x has shape {shape}, expected (N, *grid, C) where the grid has {expected}{alone}")
 
 
 def fill_padding(x: Tensor, sizes: Tensor, value: float | Tensor = 0.0) -> Tensor:
@@ -115,11 +122,11 @@ def apply_flattened(run: Callable[..., Tensor], x: Tensor, sizes: Tensor | None)
     """
     sequence = x.flatten(1, 2)  # (N, P, C)
     if sizes is None:
-        return run(sequence).reshape(*x.shape[:3], -1)
+        return run(sequence).unflatten(1, x.shape[1:3])
     position_of_step, step_of_position = _flattening_indices(x.shape[1], x.shape[2], sizes)
     sequence = _gather_steps(sequence, position_of_step)
     y = _gather_steps(run(sequence, sizes.prod(dim=1, keepdim=True)), step_of_position)
-    return y.reshape(*x.shape[:3], -1)
+    return y.unflatten(1, x.shape[1:3])
 
 
 def _flattening_indices(height: int, width: int, sizes: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import Sizes, as_sizes
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.models.blocks import fill_padding
+from mdlstm_tk.models.blocks import check_batched, fill_padding
 
 
 def neighbours(x: Tensor) -> Tensor:
@@ -84,6 +84,7 @@ class DensityNet(nn.Module):
         Returns:
             (N, H, W, C), 0 outside sizes. Its sum is the log-probability of the image.
         """
+        check_batched(x, 2, self.channels)
         if sizes is not None:
             sizes = as_sizes(sizes, x)
             x = fill_padding(x, sizes)
@@ -98,14 +99,14 @@ class DensityNet(nn.Module):
         Raises:
             InputError: x has another shape, or a value inside sizes is NaN or outside [0, 1].
         """
-        if x.dim() != 4 or x.shape[-1] != self.channels:
-            raise InputError(f"x must be (N, H, W, {self.channels}), got shape {tuple(x.shape)}")
+        check_batched(x, 2, self.channels)
         _check_levels("x", x if sizes is None else fill_padding(x, as_sizes(sizes, x)))
         log_p: Tensor = self(x, sizes)
         return log_p.sum((1, 2, 3))
 
     def logits(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
         """The logits (N, H, W, C, K) of all levels of each value of x (N, H, W, C), given those before."""
+        check_batched(x, 2, self.channels)
         centered = 2 * x - 1
         if sizes is not None:
             sizes = as_sizes(sizes, x)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import Sizes, as_sizes
 from mdlstm_tk.layer import MDLSTM, Directions
-from mdlstm_tk.models.blocks import checked_options, depth_to_space
+from mdlstm_tk.models.blocks import check_batched, checked_options, depth_to_space
 from mdlstm_tk.text.networks import stack_convolutions, standardise
 
 CONVOLUTIONS = ((16, 2, 1), (32, 2, 1))  # features, stride, residual ones after it
@@ -76,6 +76,7 @@ class LineFinder(nn.Module):
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
         """Map x (N, H, W, C) to logits (N, ⌈H / 2⌉, ⌈W / 2⌉, maps)."""
+        check_batched(x, 2, self.convolutions[0].convolution.in_channels)
         valid = None if sizes is None else as_sizes(sizes, x)
         extents = [(extent + 1) // 2 for extent in x.shape[1:-1]]
         x = standardise(x, valid).permute(0, 3, 1, 2)

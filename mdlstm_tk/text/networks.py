@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mdlstm_tk._util.masking import Sizes, as_sizes, valid_mask
 from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.layer import MDLSTM, Directions
-from mdlstm_tk.models.blocks import checked_options, fill_padding, sizes_in_windows
+from mdlstm_tk.models.blocks import check_batched, checked_options, fill_padding, sizes_in_windows
 from mdlstm_tk.models.heads import EncoderNet
 from mdlstm_tk.tiling.stages import TileStages
 
@@ -205,6 +205,7 @@ class LineRecognizer(nn.Module):
         """Map x (N, H, W, C) to logits (N, T, 1 + characters), T = ⌈W / 8⌉; in training also to a second
         prediction of this shape.
         """
+        check_batched(x, 2, self.convolutions[0].convolution.in_channels)
         valid = None if sizes is None else as_sizes(sizes, x)
         x = standardise(x, valid).permute(0, 3, 1, 2)
         for convolution in self.convolutions:

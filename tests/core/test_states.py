@@ -126,6 +126,21 @@ def test_missing_states_count_as_zeros(backend: str) -> None:
         torch.testing.assert_close(layer(x, initial_state=state), y, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("cell", ["graves", "slstm", "input-gated", "gru"])
+def test_a_state_has_the_states_of_its_cell_alone(cell: str) -> None:
+    """So that docs/pytorch_layer.md detaches those of each cell."""
+    layer = MDLSTM(2, 3, cell=cell)
+    _, (state,) = layer(torch.rand(1, 4, 5, 2), return_state=True)
+    assert list(vars(state)) == ["h", *get_cell(cell).states]
+    detached = BoundaryState(
+        **{name: [face.detach() for face in faces] for name, faces in vars(state).items()}
+    )
+    mapped = tree_map(lambda face: face.detach(), state)
+    for again in (detached, mapped):
+        assert list(vars(again)) == list(vars(state))
+        assert not any(face.requires_grad for faces in again for face in faces)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_dtypes_of_states(dtype: torch.dtype) -> None:
     layer, x = make_layer((3, 4), dtype), torch.randn(2, 3, 4, 2).to(dtype)

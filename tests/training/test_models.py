@@ -34,13 +34,16 @@ def test_original_names_are_accepted_in_any_case() -> None:
 @pytest.mark.parametrize(
     ("kind", "model"), [(kind, model) for kind in kind_names() for model in model_names(kind)]
 )
-def test_a_sample_alone_is_refused(kind: str, model: str) -> None:
-    """It would be taken for many samples of one axis less."""
-    network = create(model, 1, 3, kind=kind, hidden=4)
-    with pytest.raises((InputError, RuntimeError)) as raised:
-        network(torch.rand(16, 16, 1))
-    if not isinstance(raised.value, InputError):
-        assert "expected 4D" in str(raised.value) or "dims" in str(raised.value)
+def test_networks_take_batches_of_samples_alone(kind: str, model: str) -> None:
+    """A sample would be taken for many samples of one axis less."""
+    network = create(model, 1, 3, kind=kind, hidden=4).eval()
+    refused(r"x has shape \(16, 12, 1\), .* alone is x\[None\]", lambda: network(torch.rand(16, 12, 1)))
+    refused("x must be a torch.Tensor, got ndarray", lambda: network(np.zeros((1, 16, 12, 1))))
+    if model in ("lines", "pages", "pixel"):
+        refused(r"x has shape \(1, 1, 16, 12\), .* C = 1$", lambda: network(torch.rand(1, 1, 16, 12)))
+    y, empty = network(torch.rand(2, 16, 12, 1)), torch.zeros(0, 16, 12, 1)
+    for sizes in (None, torch.zeros(0, 2, dtype=torch.long)):
+        assert network(empty, sizes).shape == (0, *y.shape[1:])
 
 
 ROWS, COLUMNS = torch.arange(4)[:, None], torch.arange(6)[None]
