@@ -1,4 +1,4 @@
-"""The scan form: a sweep as one ONNX Scan over its wavefronts, for one grid or for any.
+"""The scan form: a sweep as one ONNX Scan over its wavefronts, for any grid.
 
 The body computes the positions of one wavefront in all directions, and no others. Each iteration gets x at
 K_max positions, of which the first K are its own, and pads the states that it returns to the number of
@@ -12,7 +12,6 @@ Notation, parts of a state, and the shapes of rows are those of step.py.
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,9 @@ import numpy as np
 from mdlstm_tk.export.lowering.faces import Faces
 from mdlstm_tk.export.lowering.graph import Graph, Loop, Value
 from mdlstm_tk.export.lowering.step import STATE_DTYPE, Rows, Step, Sweep, flatten_x, valid_mask
-from mdlstm_tk.export.lowering.tables import ScanTables, computed_tables, constant_tables, extra_rows
+from mdlstm_tk.export.lowering.tables import ScanTables, scan_tables
 
 INDEX = np.dtype(np.int64)
-MAX_CONSTANT_POSITIONS = 1 << 16  # larger tables would take megabytes of the file
 
 
 def write_scan(graph: Graph, sweep: Sweep) -> list[Value]:
@@ -33,8 +31,7 @@ def write_scan(graph: Graph, sweep: Sweep) -> list[Value]:
         h (N, *grid, dirs, n), and with initial states the final ones (N, F, dirs, 1 + S, n).
     """
     dirs, units = sweep.dirs, sweep.units
-    fixed = min(sweep.grid) > 0 and prod(sweep.grid) <= MAX_CONSTANT_POSITIONS
-    tables = constant_tables(graph, sweep) if fixed else computed_tables(graph, sweep)
+    tables = scan_tables(graph, sweep)
     mask = None if sweep.sizes is None else valid_mask(graph, tables.coordinates, sweep.sizes)  # (P, N, 1)
     x = flatten_x(graph, sweep)  # (P, N, C)
     rows = Rows(graph, sweep)
@@ -67,17 +64,17 @@ def _write_loop(
         The parts of the state after the last iteration, h of all iterations, (T, L, N, n) or
         (T, dirs, L·N, n), and on two and more axes with faces the states beside h, see `Faces.final`.
     """
-    ndim, dirs, k_max = len(sweep.grid), sweep.dirs, tables.max_count
+    ndim, dirs = len(sweep.grid), sweep.dirs
     loop = Loop(graph)
     body, scan, step = loop.body, loop.scan, Step(loop.body, sweep)
-    state_rows = k_max and k_max + extra_rows(ndim)  # L
+    longest = 1 if ndim == 1 else None  # K_max and L, as far as they are known
 
     def shape(positions: int | None, features: int) -> tuple[int | None, ...]:
         return (positions, None, features) if dirs == 1 else (dirs, None, features)
 
     initial = rows.zeros(tables.state_rows) if faces is None else faces.initial(rows)
     states = [
-        loop.carry(f"state_{k}", value, dtype, *shape(state_rows, features))
+        loop.carry(f"state_{k}", value, dtype, *shape(longest, features))
         for k, (value, (features, dtype)) in enumerate(zip(initial, sweep.parts, strict=True))
     ]
     if ndim > 1:
@@ -88,7 +85,7 @@ def _write_loop(
         """The rows of `values` (T, [dirs,] K_max, N, features) at the positions of the wavefront."""
         if dirs > 1:
             values = graph.reshape(values, 0, dirs, -1, features)
-        values = scan(name, values, dtype, *shape(k_max, features))
+        values = scan(name, values, dtype, *shape(longest, features))
         return values if ndim == 1 else body.slice(values, 0, count, rows.axis)
 
     previous: list[list[Value]] = [[] for _ in states]  # for each part and axis
@@ -99,8 +96,7 @@ def _write_loop(
                 scan(f"rows_{d}_{k}", rows.of_positions(part), INDEX, 1) for k, part in enumerate(where)
             ]
         elif ndim > 2:
-            longest = k_max if dirs == 1 else None
-            table = scan(f"rows_{d}", rows.of_samples(where[0], 2), INDEX, longest)
+            table = scan(f"rows_{d}", rows.of_samples(where[0], 2), INDEX, None)
             table = body.slice(table, 0, count)
         for k in read:
             state = states[k]
@@ -128,9 +124,9 @@ def _write_loop(
             value = body.concat([around[0], value, around[1]], axis=0)
         if ndim > 1:
             after[k] = body("Pad", value, pads)  # L positions
-    outputs = [(after[0], sweep.dtype, shape(state_rows, sweep.units))]
+    outputs = [(after[0], sweep.dtype, shape(longest, sweep.units))]
     if faces is not None and ndim > 1 and len(new) > 1:
-        others, extent = after[1], state_rows
+        others, extent = after[1], longest
         if faces.are_rows:
             others, extent = body("Gather", new[1], body.integers(0, -1), axis=0), 2
         outputs.append((others, STATE_DTYPE, shape(extent, sweep.parts[1][0])))

@@ -1,5 +1,5 @@
 """Index tables for the ONNX Scan that runs a sweep, one wavefront (positions with equal coordinate sum) per
-iteration: as constants for one grid, or computed in the graph for any grid.
+iteration, computed in the graph for any grid.
 
 Notation is that of step.py, and
     flat position   row-major index of a position
@@ -18,12 +18,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from mdlstm_tk.cells.cell import total
 from mdlstm_tk.export.lowering.graph import Graph, Value
 from mdlstm_tk.export.lowering.step import Sweep
-from mdlstm_tk.wavefront import visiting_order, wavefronts
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,6 @@ class ScanTables:
 
     Attributes:
         coordinates: one (P,) tensor per axis: the coordinate of every flat position.
-        max_count: K_max, or None if it is computed.
         state_rows: L as a tensor (1,).
         counts: (T, 1) K of each wavefront.
         missing: (T, 1) the rows of zeros after those of each wavefront, L − 1 − K.
@@ -49,7 +45,6 @@ class ScanTables:
     """
 
     coordinates: list[Value]
-    max_count: int | None
     state_rows: Value
     counts: Value
     missing: Value
@@ -63,56 +58,13 @@ def extra_rows(ndim: int) -> int:
     return {1: 0, 2: 2}.get(ndim, 1)
 
 
-def constant_tables(graph: Graph, sweep: Sweep) -> ScanTables:
-    """The tables of one grid with known extents, as constants."""
-    grid, dirs = sweep.grid, sweep.dirs
-    fronts = wavefronts(grid)
-    counts = np.diff(fronts.starts)  # (T,) K of each wavefront
-    k_max = int(counts.max())
-    state_rows = k_max + extra_rows(len(grid))
-    positions = len(fronts.order)
-    prev_starts = np.concatenate([[0], fronts.starts[:-2]])  # (T,) of the wavefront before; 0 for the first
-    prev_rows = fronts.predecessors - np.repeat(prev_starts, counts) + 1
-    prev_rows = np.where(fronts.predecessors < 0, 0, prev_rows)  # (D, P)
-    visits = np.minimum(fronts.starts[:-1, None] + np.arange(k_max), positions - 1)  # (T, K_max)
-    predecessors: list[tuple[Value, ...]] = [()]
-    if len(grid) > 2:
-        predecessors = [(graph.constant(rows[visits]),) for rows in prev_rows]
-    elif len(grid) == 2:
-        # A wavefront starts one grid row below the one before as soon as that has reached the last column.
-        # Along the last axis, its first predecessor is then in row 2 instead of 1, along the first axis in
-        # row 1 instead of 0.
-        moved = (np.arange(len(fronts)) >= grid[-1])[:, None].astype(np.int64)  # (T, 1)
-        predecessors = [
-            (graph.constant(first), graph.constant(first + counts[:, None])) for first in (moved, moved + 1)
-        ]
-    front_of_visit = np.repeat(np.arange(len(fronts)), counts)
-    row_of_visit = (len(grid) > 1) + np.arange(positions) - fronts.starts[front_of_visit]
-    orders = np.stack([visiting_order(grid, direction) for direction in sweep.directions])  # (dirs, P)
-    visit = np.argsort(orders, axis=1).T  # (P, dirs) of each flat position
-    output_rows = (front_of_visit[visit] * dirs + np.arange(dirs)) * state_rows + row_of_visit[visit]
-    order_of_front = orders[:, visits].swapaxes(0, 1)  # (T, dirs, K_max)
-    return ScanTables(
-        coordinates=[
-            graph.constant(values) for values in np.indices(grid, np.int64).reshape(len(grid), -1)
-        ],
-        max_count=k_max,
-        state_rows=graph.integers(state_rows),
-        counts=graph.constant(counts[:, None]),
-        missing=graph.constant(state_rows - 1 - counts[:, None]),
-        predecessors=predecessors,
-        orders=graph.constant(order_of_front[:, 0] if dirs == 1 else order_of_front),
-        output_rows=graph.constant(output_rows),
-    )
-
-
-def computed_tables(graph: Graph, sweep: Sweep) -> ScanTables:
+def scan_tables(graph: Graph, sweep: Sweep) -> ScanTables:
     """The tables for any extents ≥ 1, computed in the graph from the shape of x (N, *grid, C)."""
     return _planar_tables(graph, sweep) if len(sweep.grid) <= 2 else _spatial_tables(graph, sweep)
 
 
 def _planar_tables(graph: Graph, sweep: Sweep) -> ScanTables:
-    """`computed_tables` for one or two axes, in closed form.
+    """`scan_tables` for one or two axes, in closed form.
 
     Wavefront t of a grid H×W holds the positions (r, t − r), first ≤ r ≤ last, with
     first = max(0, t − W + 1) and last = min(t, H − 1). One axis is a grid with H = 1.
@@ -154,7 +106,6 @@ def _planar_tables(graph: Graph, sweep: Sweep) -> ScanTables:
     ]
     return ScanTables(
         coordinates=coordinates,
-        max_count=None if ndim == 2 else 1,
         state_rows=state_rows,
         counts=column(counts),
         missing=column(state_rows - one - counts),
@@ -192,7 +143,7 @@ def _output_rows(graph: Graph, places: Sequence[tuple[Value, Value]], state_rows
 
 
 def _spatial_tables(graph: Graph, sweep: Sweep) -> ScanTables:
-    """`computed_tables` for three and more axes, by sorting the positions."""
+    """`scan_tables` for three and more axes, by sorting the positions."""
     ndim = len(sweep.grid)
     zero, one = graph.integers(0), graph.integers(1)  # int64 (1,); Python numbers would become float32
     extents = [graph("Shape", sweep.x, start=1 + d, end=2 + d) for d in range(ndim)]
@@ -245,7 +196,6 @@ def _spatial_tables(graph: Graph, sweep: Sweep) -> ScanTables:
         places.append((graph("Gather", front, reflected), graph("Gather", row, reflected)))
     return ScanTables(
         coordinates=coordinates,
-        max_count=None,
         state_rows=state_rows,
         counts=graph("Unsqueeze", counts, one),
         missing=graph("Unsqueeze", state_rows - one - counts, one),

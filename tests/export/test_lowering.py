@@ -24,7 +24,6 @@ from mdlstm_tk.cells import BUILT_IN_CELLS, get_cell
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export import export_onnx, lower, verify_model
 from mdlstm_tk.export.lowering import lower as lower_module
-from mdlstm_tk.export.lowering import scan
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.model_check import check_model
 
@@ -87,7 +86,7 @@ def test_every_sweep_agrees_with_float64(options: dict[str, Any]) -> None:
     atol = 1e-5 if dtype is np.float32 else 5e-3
     for batch in (1, 3):
         assert largest_error(sweep, model, batch, grid, extra) <= atol
-    if form == "scan, free":
+    if form == "scan":
         assert largest_error(sweep, model, 2, grid[::-1], extra) <= atol
 
 
@@ -97,7 +96,7 @@ def test_odd_grids_agree_with_float64(cell: str, form: str) -> None:
     sweep = Sweep.random(cell, "all")
     for extra in ("sizes", "states"):
         inputs = {extra: True}
-        free = lowered(sweep, form, (1, 1), **inputs) if form == "scan, free" else None
+        free = lowered(sweep, form, (1, 1), **inputs) if form == "scan" else None
         for grid in ((1, 1), (1, 7), (7, 1), (5, 8)):
             model = free or lowered(sweep, form, grid, **inputs)
             assert largest_error(sweep, model, 2, grid, extra) <= 1e-6, grid
@@ -130,12 +129,13 @@ def test_an_unrolled_graph_grows_with_the_wavefronts_and_a_scan_does_not() -> No
     counts = {}
     for form in FORMS:
         for extent in (8, 16, 32):
-            counts[form, extent] = len(lowered(sweep, form, (extent, extent)).graph.node)
+            model = lower(sweep.captured((extent, extent)), form)
+            counts[form, extent] = len(model.graph.node)
     assert counts["unrolled", 32] - counts["unrolled", 16] == 2 * (
         counts["unrolled", 16] - counts["unrolled", 8]
     )
     assert len({counts["scan", extent] for extent in (8, 16, 32)}) == 1
-    assert counts["scan", 8] < counts["scan, free", 8] < counts["unrolled", 8]
+    assert counts["scan", 8] < counts["unrolled", 8]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -143,14 +143,12 @@ def test_large_grids_are_swept_in_one_direction_after_the_other(
     form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep, grid = Sweep.random("stable", "all", peephole=False, layer_norm=True), (5, 4)
-    together = lowered(sweep, form, grid)
+    together = lower(sweep.captured(grid), form)
     monkeypatch.setattr(lower_module, "ONE_BY_ONE_FROM", 4)
-    monkeypatch.setattr(scan, "MAX_CONSTANT_POSITIONS", 19)
-    apart = lowered(sweep, form, grid)
+    apart = lower(sweep.captured(grid), form)
     x = random_x(3, grid)
     np.testing.assert_allclose(run(apart, x=x), run(together, x=x), rtol=0, atol=1e-6)
-    is_free = form == "scan, free"
-    assert (len(apart.graph.node) > len(together.graph.node)) is not is_free
+    assert len(apart.graph.node) > len(together.graph.node)
 
 
 def test_a_sweep_that_cannot_be_lowered_is_named() -> None:

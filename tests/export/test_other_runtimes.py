@@ -48,7 +48,7 @@ def padded_feeds(grid: tuple[int, ...], dtype: type = np.float32) -> dict[str, n
 
 @pytest.mark.parametrize(
     ("cell", "ndim", "form"),  # any two of which meet
-    [(cell, 1 + d, FORMS[(k + d) % 3]) for k, cell in enumerate(BUILT_IN_CELLS) for d in range(3)],
+    [(cell, 1 + d, FORMS[(k + d) % 2]) for k, cell in enumerate(BUILT_IN_CELLS) for d in range(3)],
 )
 def test_openvino_agrees_with_float64_within_1e_5(cell: str, ndim: int, form: str) -> None:
     has_all = ndim < 3 or form != "unrolled"

@@ -25,7 +25,7 @@ from mdlstm_tk.wavefront import Direction
 
 CHANNELS = 2
 GRIDS = {1: (6,), 2: (3, 5), 3: (3, 2, 4), 4: (2, 3, 2, 2)}
-FORMS = ("unrolled", "scan", "scan, free")
+FORMS = ("unrolled", "scan")  # for one grid, and for any
 
 
 @dataclass
@@ -120,9 +120,8 @@ def lowered(
     sweep: Sweep, form: str, grid: tuple[int, ...], sizes: bool = False, states: bool = False
 ) -> onnx.ModelProto:
     """The sweep lowered to standard operators, after checks of the model's structure."""
-    free = form == "scan, free"
-    captured = sweep.captured([-1] * len(grid) if free else grid, sizes, states)
-    model = lower(captured, form.split(",")[0])
+    captured = sweep.captured([-1] * len(grid) if form == "scan" else grid, sizes, states)
+    model = lower(captured, form)
     onnx.checker.check_model(model, full_check=True)
     assert {(opset.domain, opset.version) for opset in model.opset_import} == {("", 18)}
     assert model.ir_version == 10  # the newest that ONNX Runtime 1.20 reads
