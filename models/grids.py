@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import Sizes, as_sizes
 from mdlstm_tk._util.text import counted, one_line
-from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
+from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.cells import get_cell
-from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM, Directions
 from mdlstm_tk.models.blocks import (
@@ -22,7 +21,6 @@ from mdlstm_tk.models.blocks import (
     checked_options,
     fill_padding,
 )
-from mdlstm_tk.sweep import sweep
 from mdlstm_tk.tiling.stages import Stage, TileStages
 
 
@@ -172,15 +170,6 @@ class _TorchRowLSTM(nn.Module):
 
     def _run(self, sequence: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Map a sequence (N, T, C) to (N, T, n)."""
-        if torch.compiler.is_exporting():  # the exporter would unroll nn.LSTM for one length
-            for w_ih, w_hh, b_ih, b_hh in self.lstm.all_weights:
-                bias = (b_ih + b_hh)[None]
-                nothing: Any = dict.fromkeys((*CELL_PARAMETERS, "initial", "sizes"))
-                weights: Any = {"weight_ih": w_ih[None], "weight_hh": w_hh[None, None], "bias": bias}
-                weights |= {"signs": (1,), "cell": get_cell("graves")}
-                y, _ = sweep(SweepInputs(x=sequence, **weights, **nothing))
-                sequence = y.flatten(-2)
-            return sequence
         result: Tensor = self.lstm(sequence)[0]
         return result
 
