@@ -84,8 +84,8 @@ def export_onnx(
         example_range: (low, high) of the random x that the file is verified with, or a function of a shape
             and a `torch.Generator` that returns x. None: the range of the example, or standard normal
             numbers if there is none or all its values are equal.
-        verify_inputs: more inputs x to verify with, by name, on grids that the file takes. One with more
-            than 16,384 positions is left out, if the file is not for its grid.
+        verify_inputs: more inputs x to verify with, by name, as a `Session` of the file takes them. One
+            with more than 16,384 positions is left out, if the file is not for its grid.
         metadata: more fields of `mdlstm_tk.runtime.Metadata` to write into the file, such as model, task,
             kind, classes and checkpoint_sha256.
         atol: allowed absolute error in units of the scale s; if None, 1e-5, or 5e-3 for float16.

@@ -159,15 +159,6 @@ class ExportSpec:
         """A grid, but with the extents that are fixed."""
         return tuple(fixed or extent for extent, fixed in zip(grid, self.grid, strict=True))
 
-    def fits(self, grid: Grid) -> bool:
-        """True if the file takes a grid: it has the fixed extents, or smaller ones in padded samples, and
-        multiples of `multiple_of` along the other axes."""
-        axes = zip(grid, self.grid, self.multiple_of, strict=True)
-        return all(
-            extent == fixed or (extent % m == 0 and (not fixed or (self.padded and extent < fixed)))
-            for extent, fixed, m in axes
-        )
-
     def metadata(self, form: Form, dtype: Dtype, fields: Mapping[str, Any]) -> Metadata:
         """The metadata of the exported file; `fields` are those that do not follow from the network.
 

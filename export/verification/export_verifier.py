@@ -43,8 +43,8 @@ from mdlstm_tk.export.verification.runtimes import (
 )
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.files import atomic_write
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, to_float32
-from mdlstm_tk.runtime.shapes import Grid, as_array
+from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
+from mdlstm_tk.runtime.shapes import Grid, Shapes, as_array
 from mdlstm_tk.runtime.tiles.session import TiledSession
 
 LARGEST_GRID, LARGEST_TENSOR = 2**16, 2**25  # positions; numbers, of 8 bytes
@@ -173,28 +173,17 @@ def _cases(metadata: Metadata, spec: ExportSpec, verify_inputs: Mapping[str, Arr
     An input of the caller with so many positions that the reference would take minutes is left out.
 
     Raises:
-        InputError: an input of the caller has another number of axes than x, or is empty, or has a grid
-            that the file does not take.
+        InputError: the file does not take an input of the caller.
     """
     yield from random_cases(metadata, spec.inputs, spec.grids)
-    others = dict(verify_inputs)
+    shapes, others = Shapes(metadata), dict(verify_inputs)
     if spec.example is not None:
         others["example_inputs"] = spec.example.numpy()
     for name, value in others.items():
-        x = to_float32(as_array(value, name), name)
-        if x.ndim != spec.ndim + 2 or x.size == 0:
-            raise InputError(
-                f"{name} has shape {x.shape}, expected x with {spec.ndim + 2} axes, none empty"
-            )
-        grid = spec.grid_of(x.shape)
-        if not spec.fits(grid):
-            multiples = f", in multiples of {format_size(spec.multiple_of)}"
-            raise InputError(
-                f"{name} has the grid {format_size(grid)}, but the file takes {'at most ' * spec.padded}"
-                f"{format_size(spec.grid)}{multiples if max(spec.multiple_of) > 1 else ''}; leave it out, "
-                "or export the file for its grid"
-            )
+        x = as_array(value, name)
+        grid = shapes.grid(shapes.with_axes(x, name).samples)
         if grid in spec.shapes or np.prod(grid) <= MAX_POSITIONS:
+            x = shapes.prepare(x, name).samples
             further = list(spec.extra_batch(len(x), grid).items())
             yield Case(name, name, dict([("x", x), *further]))
 

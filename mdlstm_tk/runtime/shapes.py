@@ -173,7 +173,7 @@ class Shapes:
                 f"{label} of shape {shape} has {counted(channels, 'channel')} at each position, "
                 f"expected {metadata.channels}: {self._expected_shapes()}{hint}"
             )
-        self._check_grid(grid_of(shape, metadata))
+        self._check_grid(grid_of(shape, metadata), label)
         return has_batch_axis, has_channel_axis
 
     def _prepare_sizes(self, sizes: Array, samples: Array) -> Array:
@@ -313,26 +313,26 @@ class Shapes:
     def _is_too_small(self, grid: Grid) -> bool:
         return any(e < least for e, least in zip(grid, self.metadata.min_grid or (), strict=False))
 
-    def _check_grid(self, grid: Grid) -> None:
+    def _check_grid(self, grid: Grid, label: str) -> None:
         if self.takes(grid):
             return
         from mdlstm_tk._util.sizes import format_size  # imported late: most grids fit
 
         extents, multiple_of = self.metadata.extents, self.metadata.multiple_of or ()
-        size = format_size(grid)
+        what = f"{label} has a {format_size(grid)} grid, which does not fit this"
         if not self._is_multiple(grid):
             larger = tuple(-(-e // m) * m for e, m in zip(grid, multiple_of, strict=True))
             raise InputError(
-                f"a {size} grid does not fit this model, whose extents must be multiples of "
+                f"{what} model, whose extents must be multiples of "
                 f"{format_size(multiple_of)}; pad or resize it to {format_size(larger)}"
             )
         if self._is_too_small(grid):
             raise InputError(
-                f"a {size} grid does not fit this model, whose network takes extents of at least "
+                f"{what} model, whose network takes extents of at least "
                 f"{format_size(self.metadata.min_grid or ())}; pad or resize it"
             )
         raise InputError(
-            f"a {size} grid does not fit this {format_size(extents)} model; make one with: ",
+            f"{what} {format_size(extents)} model; make one with: ",
             *(Export({"grid": grid}), ", or for any size: ", Export({"form": "scan"})),
         )
 

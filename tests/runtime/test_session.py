@@ -55,7 +55,7 @@ def test_integers_and_one_free_extent() -> None:
         np.testing.assert_array_equal(session(x.astype(np.float64)), x + 1)
     with pytest.raises(InputError, match="takes whole numbers"):
         session(np.full((2, 2), 0.5))
-    with pytest.raises(InputError, match=r"a 3x2 grid does not fit this 2x\* model"):
+    with pytest.raises(InputError, match=r"x has a 3x2 grid, which does not fit this 2x\* model"):
         session(np.zeros((3, 2), int))
     with pytest.raises(InputError, match="free extents"):
         session.warm_up()
