@@ -25,7 +25,6 @@ from mdlstm_tk._util.text import printable, shell_quoted, to_json
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError, Message
 from mdlstm_tk.export.browser.examples import PageExample, page_examples
 from mdlstm_tk.export.model_file import ExportReport, read_metadata
-from mdlstm_tk.export.verification.cases import is_diagonal
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.io.files import is_empty, staging
 from mdlstm_tk.training import Run
@@ -196,7 +195,7 @@ def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
         "range": kind_named(metadata.kind).x_range,
         "bidirectional": [bidirectional(name[0]) for name in metadata.classes or ()] if direction else None,
         "preprocessing": metadata.preprocessing,
-        "isDiagonal": is_diagonal(metadata),
+        "isDiagonal": metadata.task == "diagonal" and not metadata.user_data,
         "sizes": "sizes" in metadata.inputs,
     }
 

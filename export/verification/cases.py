@@ -1,4 +1,4 @@
-"""The inputs to compare a model and its network on: random ones, samples of the task, the user's own."""
+"""The inputs to compare a model and its network on: random ones, and the user's own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.io.npy import Array
@@ -125,23 +124,6 @@ def odd_grids(ndim: int) -> list[Grid]:
     return sorted({elongated, elongated[::-1], (1,) * ndim, row, row[::-1]})
 
 
-def is_diagonal(metadata: Metadata) -> bool:
-    """True if a model was trained on the diagonal task, and not on data of that name, and takes its x."""
-    takes_x = metadata.required_inputs == {"x"} and metadata.layout == "N H W C" and metadata.channels == 1
-    return takes_x and metadata.task == "diagonal" and not metadata.user_data
-
-
-def task_inputs(metadata: Metadata, grid: Grid, seed: int = 0) -> dict[str, Array]:
-    """Samples of the task that a network was trained on, by name: a batch of 1 and a batch of 7.
-
-    Only the diagonal task can make samples of any size (from 3×3 on); for other tasks, and for smaller
-    grids, the result is empty.
-    """
-    if not is_diagonal(metadata) or min(grid) < 3:
-        return {}
-    return {f"task × {count}": DiagonalTask(grid).batch(seed, 0, count, "validation").x for count in (1, 7)}
-
-
 def draw_inputs(
     draws: Mapping[str, RandomValues], shapes: Mapping[str, tuple[int, ...]], batch: int, seed: int
 ) -> dict[str, Array]:
@@ -151,16 +133,14 @@ def draw_inputs(
 
 
 def random_cases(
-    metadata: Metadata,
     inputs: Callable[[Grid, int, int], dict[str, Array]],
     grids: Sequence[Grid],
     seeds: Sequence[int] = range(SEEDS),
 ) -> Iterator[Case]:
-    """Random inputs in batches of 1 and 3, and samples of the task: the cases of an export and, with the
-    same seeds, of a later verification.
+    """Random inputs in batches of 1 and 3: the cases of an export and, with the same seeds, of a later
+    verification.
 
     Args:
-        metadata: of the file.
         inputs: draws all inputs but `sizes` for a grid, a batch and a seed.
         grids: the grids.
         seeds: the seeds.
@@ -169,12 +149,8 @@ def random_cases(
         size = format_size(grid)
         for seed in seeds:
             drawn = inputs(grid, 4, seed)
-            cases = {
-                "random × 1": {name: value[:1] for name, value in drawn.items()},
-                "random × 3": {name: value[1:] for name, value in drawn.items()},
-                **{name: {"x": x} for name, x in task_inputs(metadata, grid, seed).items()},
-            }
-            for name, arrays in cases.items():
+            for name, part in (("random × 1", slice(1)), ("random × 3", slice(1, 4))):
+                arrays = {key: value[part] for key, value in drawn.items()}
                 yield Case(f"{size}, {name}, seed {seed}", size if len(grids) > 1 else name, arrays)
 
 

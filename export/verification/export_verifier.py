@@ -175,7 +175,7 @@ def _cases(metadata: Metadata, spec: ExportSpec, verify_inputs: Mapping[str, Arr
     Raises:
         InputError: the file does not take an input of the caller.
     """
-    yield from random_cases(metadata, spec.inputs, spec.grids)
+    yield from random_cases(spec.inputs, spec.grids)
     shapes, others = Shapes(metadata), dict(verify_inputs)
     if spec.example is not None:
         others["example_inputs"] = spec.example.numpy()

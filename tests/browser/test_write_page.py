@@ -81,7 +81,8 @@ def test_the_verb_writes_a_page(trained: Run, package: Path, tmp_path: Path) -> 
     result = succeed("export", trained.folder, *options, cwd=tmp_path)
     assert "-d page" in result.err.splitlines()[-1]
     assert "page/model.onnx" in result.err
-    assert json.loads((tmp_path / "page/model.json").read_text())["name"] == "md-8x8"
+    info = json.loads((tmp_path / "page/model.json").read_text())
+    assert info["name"] == "md-8x8" and info["isDiagonal"]
     examples = json.loads((tmp_path / "page/examples.json").read_text())
     assert len(examples) == 6
     first = np.frombuffer(base64.b64decode(examples[0]["data"]), "<f4").reshape(8, 8)
@@ -110,6 +111,13 @@ def test_a_page_is_whole_and_leaves_the_rest_alone(tmp_path: Path) -> None:
         assert (folder / path).read_bytes() == (static / path).read_bytes()
     with pytest.raises(InputError, match=r"index\.html"):
         write_page(model, folder / "index.html", "m", EMPTY)
+
+
+def test_data_called_diagonal_are_not_explained_as_the_task(tmp_path: Path) -> None:
+    for fields, is_task in (({}, True), ({"user_data": True}, False), ({"task": "digits"}, False)):
+        model = craft(tmp_path / "m.onnx", GRID, **{"task": "diagonal", **fields})
+        write_page(model, tmp_path / "page", "m", EMPTY)
+        assert json.loads((tmp_path / "page/model.json").read_text())["isDiagonal"] is is_task
 
 
 def test_models_that_no_page_takes(tmp_path: Path) -> None:

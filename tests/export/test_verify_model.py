@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_onnx, export_run, verify_model
 from mdlstm_tk.export.model_file import read_model
-from mdlstm_tk.export.verification.cases import task_inputs
 from mdlstm_tk.export.verification.parity import (
     Divergence,
     Parity,
@@ -30,7 +28,7 @@ from mdlstm_tk.export.verification.parity import (
 )
 from mdlstm_tk.export.verification.report import VerificationReport
 from mdlstm_tk.export.verification.runtimes import in_float64
-from mdlstm_tk.runtime import Metadata, Session
+from mdlstm_tk.runtime import Session
 from mdlstm_tk.training import Run
 
 
@@ -38,21 +36,6 @@ def reached(grid: tuple[int, ...], start: tuple[int, ...], signs: Sequence[int])
     """The positions to which a sweep in this direction carries an error made at `start`."""
     steps = [(np.arange(n) - s) * sign >= 0 for n, s, sign in zip(grid, start, signs, strict=True)]
     return np.logical_and.reduce(np.meshgrid(*steps, indexing="ij"))
-
-
-def test_samples_of_the_diagonal_task_are_for_its_models_alone() -> None:
-    base = Metadata("0", None, "scan", "N H W C", 1, 1, task="diagonal", kind="grid")
-    for fields, count in (
-        ({}, 2),
-        ({"inputs": ("x", "sizes")}, 2),
-        ({"inputs": ("x", "z")}, 0),
-        ({"user_data": True}, 0),
-        ({"task": "digits"}, 0),
-        ({"channels": 3}, 0),
-        ({"layout": "N C H W"}, 0),
-    ):
-        metadata = replace(base, **fields)
-        assert len(task_inputs(metadata, (3, 4))) == count, fields
 
 
 @pytest.mark.parametrize("value", [1.0, np.nan, np.inf], ids=str)
