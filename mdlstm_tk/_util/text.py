@@ -10,8 +10,8 @@ text_field    for one field of a line, from which `text_of_field` returns the ex
 to_json       for JSON
 shell_quoted  for a command to paste into a shell
 
-`duration` spells a time as people say it, `one_line` a value for an error message, and `reason_of` the
-message of another library's exception.
+`duration` spells a time as people say it, `one_line` a value for an error message, `reason_of` the message
+of another library's exception, and `suggestion` what an unknown word may have meant.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import math
 import os
 import re
 import shlex
+from collections.abc import Iterable
 from typing import Any
 
 # Control characters (C0, DEL, C1), line and paragraph separators, bidirectional controls, and surrogates,
@@ -105,6 +106,19 @@ def counted(number: int, one: str, many: str | None = None) -> str:
 def reason_of(error: BaseException) -> str:
     """The message of another library's exception in one short line, or the name of its class."""
     return printable(" ".join(str(error).split())[:200] or type(error).__name__)
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown word: the closest known one, or all of them.
+
+    >>> suggestion("stabel", ["graves", "stable"]), suggestion("lstm", ["graves", "stable"])
+    ("did you mean 'stable'?", 'choose one of graves, stable')
+    """
+    from difflib import get_close_matches  # imported late: most words are known
+
+    known = list(known)
+    close = get_close_matches(word.lower(), known, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(known)}"
 
 
 def duration(seconds: float) -> str:

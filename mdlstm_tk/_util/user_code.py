@@ -10,10 +10,10 @@ import importlib.util
 import sys
 import zlib
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 
+from mdlstm_tk._util.text import suggestion
 from mdlstm_tk.errors import InputError, Message, Statement
 
 _modules: dict[Path, ModuleType] = {}  # by resolved path
@@ -52,8 +52,7 @@ def not_registered(kind: str, name: str, known: Iterable[str]) -> Message:
         name: the name.
         known: the registered names.
     """
-    known = list(known)
-    close = get_close_matches(name.lower(), known, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(known)}."
+    hint = suggestion(name, known)
+    hint += "" if hint.endswith("?") else "."
     text = f"there is no {kind} '{name}'; {hint} If a Python file of yours registers it, run that first"
     return Message(text, ": ", Statement("import_", "FILE"))

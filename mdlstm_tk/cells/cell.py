@@ -15,7 +15,6 @@ of an ONNX export.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.cells.ir import Value, loads, topological_order
 from mdlstm_tk.cells.operations import supported
 from mdlstm_tk.errors import InputError
@@ -200,11 +200,7 @@ def get_cell(name: str) -> Cell:
     """
     if name in _cells:
         return _cells[name]
-    guesses = difflib.get_close_matches(name, _cells, n=1)
-    hint = f"; did you mean '{guesses[0]}'?" if guesses else ""
-    if name.rpartition(":")[0].endswith(".py"):
-        hint = "; import the file that registers the cell, and give its name alone"
-    raise InputError(f"cell must be one of {', '.join(_cells)}, got {name!r}{hint}")
+    raise InputError(not_registered("cell", name, _cells))
 
 
 @cache

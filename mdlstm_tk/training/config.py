@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from mdlstm_tk._util.sizes import parse_resize, parse_size
+from mdlstm_tk._util.text import suggestion
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.kinds import kind_names
 from mdlstm_tk.kinds.rooms import of_rooms
@@ -244,7 +244,7 @@ class TrainConfig:
         """
         for key in values:
             if key not in _TYPES:
-                raise InputError(source, f": there is no setting '{key}'; {suggest(key, _TYPES)}")
+                raise InputError(source, f": there is no setting '{key}'; {suggestion(key, _TYPES)}")
         try:
             return replace(self, **values)
         except InputError as error:
@@ -286,8 +286,7 @@ def convert(key: str, value: Any) -> Any:
         if str(value) in get_args(kind):
             return str(value)
         names = [choice for choice in get_args(kind) if choice]
-        hint = "; did you mean '{}'?".format(*close) if (close := _closest(str(value), names)) else ""
-        raise InputError(f"{key} must be {' or '.join(names)}, got '{value}'{hint}")
+        raise InputError(f"{key} must be {' or '.join(names)}, got '{value}'")
     if kind is str:
         if not isinstance(value, str | int):
             raise InputError(f"{key} must be a text, got {value!r}")
@@ -398,18 +397,6 @@ def choices(key: str) -> tuple[str, ...]:
 
         return tuple(cell_names())
     return tuple(filter(None, get_args(_TYPES[key])))
-
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown word: the closest known one, or all of them."""
-    known = list(known)
-    close = _closest(word, known)
-    return f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(known)}"
-
-
-def _closest(word: str, known: list[str]) -> list[str]:
-    """The known word that is closest to `word`, if one is close."""
-    return get_close_matches(word, known, n=1)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

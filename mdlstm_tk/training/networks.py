@@ -11,8 +11,6 @@ import torch
 from torch import nn
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk._util.user_code import not_registered
-from mdlstm_tk.cells import cell_names
 from mdlstm_tk.data import Task, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import training_of
@@ -31,8 +29,6 @@ def build_network(config: TrainConfig, spec: TaskSpec) -> nn.Module:
     Raises:
         InputError: there is no such network, cell or option, or the network does not fit the kind of task.
     """
-    if config.cell and config.cell not in cell_names():
-        raise InputError(not_registered("cell", config.cell, cell_names()))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = _create(config, spec, spec.outputs)

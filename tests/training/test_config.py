@@ -41,7 +41,7 @@ from mdlstm_tk.training.tasks import BUILT_IN, OF_DATA, find_task
         *(({"resize": text}, "must be") for text in ("48x", "x48", "*x*", "48x*x3", "0x*", "1x2x3", "*")),
         ({"device": "cuda:01"}, "device.*cuda:N.*'cuda:01'"),
         ({"directions": "2"}, "directions.*1 or all"),
-        ({"schedule": "cosin"}, "schedule.*'cosine'"),
+        ({"schedule": "cosin"}, "schedule must be constant or cosine, got 'cosin'"),
         ({"data": []}, r"data.*text.*\[\]"),
         ({"data": "caf\udce9"}, "data must be UTF-8.*rename"),
     ],
