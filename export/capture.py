@@ -24,11 +24,12 @@ from onnxscript import values
 from torch import Tensor, nn
 
 from mdlstm_tk import sweep as _registers_the_operator  # noqa: F401
+from mdlstm_tk._util.text import reason_of
 from mdlstm_tk.backends.inputs import TENSORS, SweepInputs
 from mdlstm_tk.cells.passes import cell_of_graph
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export.capturable import TRANSLATIONS
-from mdlstm_tk.export.interface import Interface, first_line, without_autocast
+from mdlstm_tk.export.interface import Interface, without_autocast
 
 DOMAIN = "mdlstm"
 OPSET = 18  # has LayerNormalization (from 17 on); ONNX Runtime 1.20, the oldest supported, reads up to 21
@@ -113,7 +114,7 @@ def capture(
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise MDLSTMError(f"torch cannot export {interface.name}: {first_line(cause)}") from error
+        raise MDLSTMError(f"torch cannot export {interface.name}: {reason_of(cause)}") from error
     assert program is not None
     # torch names inputs and outputs as it is told, also if another value, such as that of torch.mean, has
     # that name.

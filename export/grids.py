@@ -9,9 +9,9 @@ from math import prod
 import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.text import counted, reason_of
 from mdlstm_tk.errors import Argument, InputError
-from mdlstm_tk.export.interface import REFUSALS, OutputError, first_line
+from mdlstm_tk.export.interface import REFUSALS, OutputError
 from mdlstm_tk.export.spec import ExportSpec, Shape
 from mdlstm_tk.export.verification.cases import MAX_POSITIONS, odd_grids
 from mdlstm_tk.runtime.shapes import Grid
@@ -157,7 +157,7 @@ def _refusal(spec: ExportSpec, grid: Grid) -> InputError:
         spec.run(grid)
         reason = "it returns an empty output"
     except REFUSALS as error:
-        reason = first_line(error)
+        reason = reason_of(error)
     for factor in (2, 4, 8, 16, 32) if None in spec.grid else ():
         units = (2, 3, *(1,) * spec.ndim)[: spec.ndim]
         multiple = spec.with_fixed_extents([factor * unit for unit in units])

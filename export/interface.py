@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.text import counted, reason_of
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.capturable import Capturable
 from mdlstm_tk.layer import MDLSTM
@@ -142,7 +142,7 @@ class Interface(nn.Module):
             raise
         except REFUSALS as error:
             shapes = ", ".join(f"{name} of shape {value.shape}" for name, value in inputs.items())
-            raise InputError(f"{self.name} does not take {shapes}: {first_line(error)}") from error
+            raise InputError(f"{self.name} does not take {shapes}: {reason_of(error)}") from error
 
 
 class Nudged(TorchDispatchMode):
@@ -188,7 +188,7 @@ def eval_copy(module: nn.Module) -> nn.Module:
         copied = copy.deepcopy(module)
     except (RuntimeError, TypeError) as error:
         raise InputError(
-            f"{type(module).__name__} cannot be copied: {first_line(error)}; remove what copy.deepcopy "
+            f"{type(module).__name__} cannot be copied: {reason_of(error)}; remove what copy.deepcopy "
             "does not take, and in place of torch.nn.utils.weight_norm use torch.nn.utils.parametrizations"
         ) from error
     network = nn.ModuleDict({"network": copied}).cpu().eval()
@@ -231,11 +231,6 @@ def without_autocast() -> Iterator[None]:
         off = torch.autocast("cpu", enabled=False) if is_on else contextlib.nullcontext()
         with off, mock.patch.object(torch.autocast, "__enter__", enter_disabled):
             yield
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type if it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def named_outputs(result: Any, network: str, names: Sequence[str] | None = None) -> dict[str, Tensor]:

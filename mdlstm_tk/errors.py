@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
+from mdlstm_tk._util.text import reason_of
+
 Cause = Literal["time", "memory", "crash"]
 """The reasons that stop a model: a limit on time, a limit on memory, or a crash."""
 
@@ -159,10 +161,9 @@ def require(module: str, extra: str) -> ModuleType:
         package = module.split(".")[0]
         if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == package:
             raise _missing(package, extra) from None
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise MissingExtraError(
-            f"the package '{PACKAGES.get(package, package)}' cannot be imported ({reason}); repair it, or "
-            f"install it again with: {install_command(extra)}"
+            f"the package '{PACKAGES.get(package, package)}' cannot be imported ({reason_of(error)}); "
+            f"repair it, or install it again with: {install_command(extra)}"
         ) from error
 
 

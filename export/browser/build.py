@@ -21,7 +21,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from unicodedata import bidirectional
 
-from mdlstm_tk._util.text import printable, shell_quoted, to_json
+from mdlstm_tk._util.text import printable, reason_of, shell_quoted, to_json
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError, Message
 from mdlstm_tk.export.browser.examples import PageExample, page_examples
 from mdlstm_tk.export.model_file import ExportReport, read_metadata
@@ -239,8 +239,7 @@ def _read_runtime(source: Path) -> dict[str, bytes]:
             raise ValueError(f"it lacks the file {min(missing)}")
     except (OSError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:
         raise InputError(
-            f"{source} is not {PACKAGE}: {' '.join(str(error).split()) or type(error).__name__}; "
-            f"make it with: npm pack {PACKAGE}"
+            f"{source} is not {PACKAGE}: {reason_of(error)}; make it with: npm pack {PACKAGE}"
         ) from None
     for name, expected in RUNTIME.items():
         if hashlib.sha256(contents[name]).hexdigest() != expected:

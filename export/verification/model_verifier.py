@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from mdlstm_tk._util.checks import checked
-from mdlstm_tk._util.text import shell_quoted
+from mdlstm_tk._util.text import reason_of, shell_quoted
 from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError, MDLSTMError, require
-from mdlstm_tk.export.interface import Interface, first_line
+from mdlstm_tk.export.interface import Interface
 from mdlstm_tk.export.model_file import operators_to_trust, read_model
 from mdlstm_tk.export.run_export import find_checkpoint, read_checkpoint
 from mdlstm_tk.export.verification.cases import (
@@ -296,7 +296,7 @@ class _FileVerifier:
                 runtimes["ONNX reference evaluator"] = evaluator
             except Exception as error:  # of all kinds
                 if self.interface is None:
-                    reason = ", ".join(operators_to_trust(model)) or first_line(error)
+                    reason = ", ".join(operators_to_trust(model)) or reason_of(error)
                     raise InputError(
                         f"the reference evaluator of onnx does not run this graph ({reason}); give the "
                         "network that it came from as ",

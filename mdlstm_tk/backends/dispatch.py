@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 
 from mdlstm_tk._util import arguments
+from mdlstm_tk._util.text import reason_of
 from mdlstm_tk.backends.inputs import Engine
 from mdlstm_tk.backends.torch import sweep as torch_sweep
 from mdlstm_tk.errors import InputError, MDLSTMError
@@ -100,8 +101,7 @@ def _failure(device: torch.device) -> str:
             _failures[device] = ""
         except Exception as error:  # a broken or unsupported version raises anything
             name = "Numba" if device.type == "cpu" else "Triton"
-            reason = str(error.__cause__ or error).strip().partition("\n")[0] or type(error).__name__
-            _failures[device] = f"{name} does not work here ({reason})"
+            _failures[device] = f"{name} does not work here ({reason_of(error.__cause__ or error)})"
     return _failures[device]
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
+from mdlstm_tk._util.text import reason_of
 from mdlstm_tk.errors import MDLSTMError
 
 
@@ -14,7 +15,7 @@ class KernelError(MDLSTMError):
     """A kernel cannot be generated or compiled. Other kernels of the process still run."""
 
     def __init__(self, name: str, error: Exception) -> None:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = reason_of(error)
         super().__init__(
             f"the kernel {name} cannot be compiled ({reason}); backend='torch' runs without it"
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mdlstm_tk._util.checks import check_unmasked
-from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.text import counted, reason_of
 from mdlstm_tk.errors import Export, InputError
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, MORE_BYTES, Array, check_real, to_float32
@@ -50,8 +50,8 @@ def as_array(value: Any, label: str) -> Array:
     try:
         return np.asanyarray(value)
     except Exception as error:  # that of the value's own class, such as a tensor that needs a gradient
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{label} is a {type(value).__name__} that is no array: {reason}") from None
+        name = type(value).__name__
+        raise InputError(f"{label} is a {name} that is no array: {reason_of(error)}") from None
 
 
 def as_image(value: Any, label: str) -> Array:

@@ -198,5 +198,7 @@ def test_a_package_that_cannot_be_imported_is_one_line(
 ) -> None:
     (tmp_path / "broken_package.py").write_text("raise ImportError('no libgomp.so.1\\nmore')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(MissingExtraError, match=r"'broken_package' .*\(no libgomp\.so\.1\); .*\[cpu\]'$"):
+    with pytest.raises(
+        MissingExtraError, match=r"'broken_package' .*\(no libgomp\.so\.1 more\); .*\[cpu\]'$"
+    ):
         require("broken_package", "cpu")
