@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.errors import ParityError
 from mdlstm_tk.export.interface import Interface, Nudged
 from mdlstm_tk.export.verification.cases import Case
 from mdlstm_tk.export.verification.runtimes import Inputs, Outputs, Runtime
@@ -119,13 +119,8 @@ def output_scales(expected: Mapping[str, Outputs], metadata: Metadata) -> dict[s
 def compare(
     output: Array, reference: Float64Array, atol: float = ATOL, scale: Float64Array | float = 1.0
 ) -> Parity:
-    """The error of an output against the expected one; `atol` is in units of the scale of each feature.
-
-    Raises:
-        MDLSTMError: the two differ in shape.
-    """
-    if output.shape != reference.shape:
-        raise MDLSTMError(f"the output has shape {output.shape}, expected {reference.shape}")
+    """The error of an output against the expected one, which has its shape; `atol` is in units of the scale
+    of each feature."""
     error = np.abs(output.astype(np.float64) - reference)
     tolerance = atol * scale + RTOL * np.abs(reference)
     with np.errstate(divide="ignore"):  # atol may be 0
@@ -175,7 +170,8 @@ def compare_cases(
     reference, if it is known, makes of floats within that tolerance.
 
     Raises:
-        MDLSTMError: the runtime fails, or returns another shape than the reference.
+        ParityError: the runtime returns another shape than the reference.
+        MDLSTMError: it fails.
     """
     shapes, scales = Shapes(metadata), output_scales(expected, metadata)
     axes = range(1, metadata.ndim + 1) if metadata.channels_last else range(2, metadata.ndim + 2)
@@ -186,6 +182,10 @@ def compare_cases(
         if shapes.takes_sizes and kind_named(metadata.kind).steps_are_columns:
             # Steps continue into the padding.
             outputs = {name: y[tuple(map(slice, exact[name].shape))] for name, y in outputs.items()}
+        for name, y in exact.items():
+            if outputs[name].shape != y.shape:
+                shape = outputs[name].shape
+                raise ParityError(f"output '{name}' has shape {shape} on {case.name}, expected {y.shape}")
         outputs = _settled(outputs, exact, case.inputs, atol, reference)
         parities = [
             replace(compare(outputs[name], y, atol, scales[name]), output=name) for name, y in exact.items()

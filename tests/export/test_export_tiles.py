@@ -191,7 +191,7 @@ def test_a_wrong_description_gets_no_file(tmp_path: Path) -> None:
     for network, message in (
         (Lying(changed(head=None)), r"of tiles against float64 .* tile_stages\(\)"),
         (Lying(right, Neighbours()), "each position from that position alone"),
-        (Lying(changed(pool=(0,))), r"returns shape \(1, .* describes returns \(1, "),
+        (Lying(changed(pool=(0,))), r"output .* has shape \(1, .* expected \(1, "),
     ):
         with pytest.raises(ParityError, match=message) as caught:
             export_tiles(network, tmp_path / "m.tiles")
