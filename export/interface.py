@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.prune import BasePruningMethod
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mdlstm_tk._util.text import counted, reason_of
@@ -169,7 +168,7 @@ def eval_copy(module: nn.Module) -> nn.Module:
 
     Raises:
         InputError: a weight has no values yet, or the network cannot be copied, as after
-            `torch.nn.utils.weight_norm`, or if it holds a lock, or a layer is pruned.
+            `torch.nn.utils.weight_norm` and pruning, or if it holds a lock.
     """
     for key, tensor in chain(module.named_parameters(), module.named_buffers()):
         if is_lazy(tensor) or tensor.is_meta:
@@ -177,19 +176,13 @@ def eval_copy(module: nn.Module) -> nn.Module:
                 f"the module {type(module).__name__} has no values in {key}, which is lazy or on the "
                 "device meta; run it once on an example, or load its weights, first"
             )
-    for name, layer in module.named_modules():
-        for hook in layer._forward_pre_hooks.values():
-            if isinstance(hook, BasePruningMethod):
-                raise InputError(
-                    f"{hook._tensor_name} of {name or 'the network'} is pruned, which a hook computes; "
-                    f"make it a parameter by torch.nn.utils.prune.remove(layer, '{hook._tensor_name}')"
-                )
     try:
         copied = copy.deepcopy(module)
     except (RuntimeError, TypeError) as error:
         raise InputError(
-            f"{type(module).__name__} cannot be copied: {reason_of(error)}; remove what copy.deepcopy "
-            "does not take, and in place of torch.nn.utils.weight_norm use torch.nn.utils.parametrizations"
+            f"{type(module).__name__} cannot be copied: {reason_of(error)}; remove what copy.deepcopy does "
+            "not take, make pruned weights parameters by torch.nn.utils.prune.remove, and in place of "
+            "torch.nn.utils.weight_norm use torch.nn.utils.parametrizations"
         ) from error
     network = nn.ModuleDict({"network": copied}).cpu().eval()
     for parent in list(network.modules()):

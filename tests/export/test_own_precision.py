@@ -1,4 +1,5 @@
-"""Exports of networks whose forward makes tensors of a dtype, turns autocast on, or counts positions."""
+"""Exports of networks whose forward makes tensors of a dtype, turns autocast on, or counts positions, and
+of pruned ones."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import torch
 from helpers.networks import Function
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import prune
 
 from mdlstm_tk import MDLSTM, tiling
 from mdlstm_tk.errors import InputError
@@ -156,3 +158,14 @@ def test_a_sample_of_tokens_has_the_shape_that_it_has_in_a_batch(tmp_path: Path)
     assert session(tokens).shape[1:] == session(tokens[0]).shape == (4, 5, 1)
     with pytest.raises(InputError, match=r"below 2\^24"):
         session(tokens + 2**24 + 1)
+
+
+def test_weights_that_are_pruned_without_gradients_are_exported(tmp_path: Path) -> None:
+    net = Function()
+    with torch.no_grad():
+        prune.l1_unstructured(net.layer, "weight_ih_l0", 0.5)
+        net.layer.weight_ih_l0_orig += 1  # since then, the weight is out of date until the next forward
+    report = export_onnx(net, tmp_path / "m.onnx", grid=(3, 4))
+    x = torch.rand(2, 3, 4, 1)
+    y = Session(report.path, "cpu")(x.numpy())
+    np.testing.assert_allclose(y, net(x).detach(), rtol=0, atol=1e-6)
