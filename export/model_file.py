@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import EncodeError
 from onnx import helper
 
 from mdlstm_tk._util.text import counted, duration
@@ -74,34 +74,6 @@ class ExportReport:
             "seconds": self.seconds,
             "needs_trust": self.needs_trust,
         }
-
-
-def read_model(data: bytes) -> onnx.ModelProto:
-    """Parse the content of an ONNX file.
-
-    Raises:
-        InputError: `data` is not an ONNX model.
-    """
-    try:
-        model = onnx.load_model_from_string(data)
-    except DecodeError:
-        model = onnx.ModelProto()
-    if not model.HasField("graph"):  # no bytes at all are a valid, empty message
-        raise InputError("not an ONNX model; make one with: mdlstm export")
-    return model
-
-
-def read_metadata(data: bytes, label: str) -> Metadata:
-    """The metadata in the content of an exported file.
-
-    Args:
-        data: content of the file.
-        label: what error messages call the file.
-
-    Raises:
-        InputError: `data` is not an ONNX model, or was not exported by mdlstm-tk.
-    """
-    return Metadata.from_props({prop.key: prop.value for prop in read_model(data).metadata_props}, label)
 
 
 def with_metadata(serialized: bytes, metadata: Metadata) -> bytes:

@@ -24,9 +24,11 @@ from unicodedata import bidirectional
 from mdlstm_tk._util.text import printable, reason_of, shell_quoted, to_json
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError, Message
 from mdlstm_tk.export.browser.examples import PageExample, page_examples
-from mdlstm_tk.export.model_file import ExportReport, read_metadata
+from mdlstm_tk.export.model_file import ExportReport
 from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.io.files import is_empty, staging
+from mdlstm_tk.runtime.model_check import check_model
 from mdlstm_tk.training import Run
 
 # The page is tested with exactly this version of onnxruntime-web. The SHA-256 of its files is checked
@@ -163,7 +165,8 @@ class WebPage:
 
 def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
     """The content of `model.json`; `label` names the model in error messages."""
-    metadata = read_metadata(data, label)
+    properties = check_model(data, label, max_bytes=len(data), trusted=True)
+    metadata = Metadata.from_props(properties, label)
     info = {"name": title, "channels": metadata.channels, "bytes": len(data), "version": metadata.version}
     if metadata.ndim != 2 or not set(metadata.inputs) <= {"x", "sizes"}:
         raise InputError(

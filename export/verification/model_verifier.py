@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
@@ -17,7 +18,7 @@ from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import reason_of, shell_quoted
 from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError, MDLSTMError, require
 from mdlstm_tk.export.interface import Interface
-from mdlstm_tk.export.model_file import operators_to_trust, read_model
+from mdlstm_tk.export.model_file import operators_to_trust
 from mdlstm_tk.export.run_export import find_checkpoint, read_checkpoint
 from mdlstm_tk.export.verification.cases import (
     MAX_POSITIONS,
@@ -179,7 +180,7 @@ class _FileVerifier:
         self, path: Path, sessions: Sequence[Session] | Sequence[TiledSession], against: Against
     ) -> None:
         self.sessions, self.metadata = sessions, sessions[0].metadata
-        self.model = None if is_tiled(path) else read_model(sessions[0]._arguments[0])
+        self.model = None if is_tiled(path) else onnx.load_model_from_string(sessions[0]._arguments[0])
         self.training_run: Run | None = None
         self.stale = ""
         self.grid = (*DEFAULT_GRID, *(2,) * self.metadata.ndim)[: self.metadata.ndim]

@@ -18,7 +18,6 @@ from helpers.networks import Conditioned, ManyHeads, Tokens, warped
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_onnx, export_run, verify_model
-from mdlstm_tk.export.model_file import read_model
 from mdlstm_tk.export.verification.parity import (
     Divergence,
     Parity,
@@ -152,7 +151,7 @@ def test_the_float64_graph_is_more_precise_than_the_file(tmp_path: Path) -> None
     report = verify_model(path, device="cpu", seeds=1)
     assert report.failed == []
     assert 1e-5 < max(report.worst_errors("ONNX Runtime, cpu").values()) < 5e-3
-    model = in_float64(read_model(path.read_bytes()))
+    model = in_float64(onnx.load(path))
     types = {t.data_type for t in model.graph.initializer}
     assert not types & {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
 
