@@ -15,7 +15,6 @@ from mdlstm_tk.cli import console
 from mdlstm_tk.cli.console import detail, note, progress, with_flags
 from mdlstm_tk.cli.options import with_imports
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.kinds import kind_named
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime import Inference, Result
@@ -220,13 +219,12 @@ def _note_result(run: Inference, result: Result, is_single: bool) -> None:
     elif job.target != "-" and (result.answers or result.inputs is None):
         note(f"{job.source} → {job.target}")
     elif not result.answers:
-        has_masks = kind_named(run.session.metadata.kind).image_format is not None
-        is_mask = has_masks and job.format not in ("npy", "npz")
         for name, y in (result.outputs or {}).items():
             x = (result.inputs or {}).get(name)
             label = job.source if name is None else f"'{name}' in {job.source}"
             if job.target != "-":
-                x_shape, y_shape = "" if x is None else f" {x.shape}", "" if is_mask else f" {y.shape}"
+                x_shape = "" if x is None else f" {x.shape}"
+                y_shape = "" if job.content == "answers" else f" {y.shape}"
                 note(f"{label}{x_shape} → {job.target}{y_shape}")
             if console.on_terminal() and x is not None and x.ndim == y.ndim == 2:
                 from mdlstm_tk.report.terminal_heatmap import show_grids

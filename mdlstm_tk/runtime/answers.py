@@ -25,7 +25,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -34,20 +34,16 @@ from mdlstm_tk._util.text import counted, printable, text_field, to_json
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.kinds.answer import Answer as Answer
-from mdlstm_tk.kinds.kind import LINES
 from mdlstm_tk.kinds.options import fit_options
 from mdlstm_tk.runtime.combinations import written_as
 from mdlstm_tk.runtime.io import Format
 from mdlstm_tk.runtime.io.npy import STDIO, Array, open_output, warn_if_not_finite
 from mdlstm_tk.runtime.io.readers import Arrays
 from mdlstm_tk.runtime.io.writers import write_arrays, write_mask
-from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
+from mdlstm_tk.runtime.jobs import LABELS_ONLY, Content, Job, ResultOptions
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.postprocessing import check_scores, class_axis
 from mdlstm_tk.runtime.shapes import as_array, covered_width
-
-Content: TypeAlias = Literal["outputs", "probabilities", "answers"]
-"""The numbers that a file holds: what the network returned, or what its kind makes of it, such as masks."""
 
 
 @checked
@@ -118,8 +114,7 @@ def write_decoded(
     widths: Mapping[str | None, tuple[int, int]],
 ) -> tuple[Answer, ...]:
     """Write the outputs for a file in any format; see `mdlstm_tk.runtime.batching.write_results`."""
-    kind = written_as(metadata)
-    if job.format in LINES and kind.is_printed:
+    if job.content == "lines":
         answers: list[Answer] = []
         for name, y in outputs.items():
             known = metadata.columns_per_step
@@ -127,7 +122,7 @@ def write_decoded(
             answers += _decode(y, metadata, name, options, width)
         write_answers(job, answers, metadata, options)
         return tuple(answers)
-    content = content_of(job, metadata, options.probabilities)
+    content = job.content
     outputs = {name: numbers_of(y, metadata, content) for name, y in outputs.items()}
     if content == "answers" and job.format == "png" and len(outputs) == 1:
         values = metadata.mask_values or range(metadata.outputs)
@@ -142,13 +137,6 @@ def write_decoded(
     write_arrays(job.target, outputs, job.format, replace=job.replace)
     warn_if_not_finite(job.source, *outputs.values())
     return ()
-
-
-def content_of(job: Job, metadata: Metadata, wants_probabilities: bool) -> Content:
-    """The numbers that the file for a job holds, if its answers are no lines of text."""
-    if wants_probabilities:
-        return "probabilities"
-    return "answers" if job.is_mask or job.format in written_as(metadata).formats else "outputs"
 
 
 def numbers_of(y: Array, metadata: Metadata, content: Content) -> Array:

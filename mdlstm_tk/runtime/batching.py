@@ -361,7 +361,7 @@ def write_results(
     has such, else as numbers. Returns the answers, which are not written if the job's target is standard
     output: the caller prints them. Without `widths`, places in answers are in steps."""
     try:
-        if job.format == "npy" and len(outputs) == 1 and not (options.probabilities or job.is_mask):
+        if job.format == "npy" and len(outputs) == 1 and job.content == "outputs":
             save_array(job.target, *outputs.values(), replace=job.replace)
             warn_if_not_finite(job.source, *outputs.values())
             return ()

@@ -6,7 +6,7 @@ made from it. It imports nothing heavy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,6 @@ def check_jobs(
     jobs: Sequence[Job],
     options: Mapping[str, Any],
     table: Path | None = None,
-    documents: Set[str] = frozenset(),
 ) -> None:
     """Check that each result can be written, and that each option has an effect on it.
 
@@ -60,7 +59,6 @@ def check_jobs(
         options: arguments of `infer_paths`, and `json` if the caller prints JSON on standard output; those
             that are not given are None or False.
         table: the one file for the answers to several inputs.
-        documents: the sources that are documents.
 
     Raises:
         InputError: two things do not go together.
@@ -82,8 +80,7 @@ def check_jobs(
         raise InputError(output, expected, f" answers of kind {kinds} with one output, but {model_kind}")
     for job in jobs:
         file_format, is_stdout = job.format, job.target == STDIO
-        document = own.documents if job.source in documents else None
-        is_answer = file_format in LINES and (document or kind.is_printed)
+        document = job.documents
         if is_tiled and (job.source == STDIO or document):
             raise InputError(f"a tiled model reads .npy, .zarr and TIFF by region, not {job.source}")
         if is_tiled and is_stdout and metadata.window is not None:
@@ -106,10 +103,10 @@ def check_jobs(
         if "batch_size" in given and document:
             whole = f"{job.source} is a {document.name}, which runs as a whole, without "
             raise InputError(whole, Argument("batch_size"))
-        if "json" in given and is_stdout and not (is_answer and "output_format" not in given):
+        if "json" in given and is_stdout and not (job.content == "lines" and "output_format" not in given):
             text = " prints a document on stdout, where the result goes, too; leave one out, or give "
             raise InputError(Argument("json", True), text, output)
-    if own.documents and documents.isdisjoint(job.source for job in jobs):
+    if own.documents and not any(job.documents for job in jobs):
         for name in (option.name for option in own.options if option.of_documents and option.name in given):
             text = f" is for {own.documents.name}s, but {jobs[0].source} is none"
             raise InputError(Argument(name), text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from mdlstm_tk.kinds.options import fit_options
 from mdlstm_tk.kinds.rooms import load
 from mdlstm_tk.runtime.batching import Result, infer_files
 from mdlstm_tk.runtime.choices import Engine
-from mdlstm_tk.runtime.combinations import check_jobs, written_as
+from mdlstm_tk.runtime.combinations import check_jobs
 from mdlstm_tk.runtime.io import Format, is_tiled
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import STDIO, byte_limit, open_output
@@ -240,24 +240,23 @@ def infer_paths(
             "json": json,
             "batch_size": batch_size,
         }
-        documents = {file.source for file in files if file.documents}
-        check_jobs(metadata, path, planned, given, table, documents)
+        check_jobs(metadata, path, planned, given, table)
         if table:
             ensure_writable(table, force)
         jobs = remaining_jobs(planned, skip_existing, force)
-        if engine == "ray" and kind.documents and any(job.source in documents for job in jobs):
+        if engine == "ray" and kind.documents and any(job.documents for job in jobs):
             refused_type = f" takes arrays and images, not {kind.documents.name}s; use "
             raise InputError(Argument("engine", "ray"), refused_type, Argument("engine", "local"))
         by_model, refused = {path: jobs}, list[Result]()
         if candidates and jobs:
-            by_model, refused = jobs_by_model(candidates, jobs, documents, reader)
+            by_model, refused = jobs_by_model(candidates, jobs, reader)
             path = next(iter(by_model), path)
 
         def start(path: Path, jobs: Sequence[Job]) -> Iterator[Result]:
             """The results of the jobs of one model, which is opened now."""
             session = open_model(path)
-            of_documents = [job for job in jobs if job.source in documents]
-            jobs = [job for job in jobs if job.source not in documents]
+            of_documents = [job for job in jobs if job.documents]
+            jobs = [job for job in jobs if not job.documents]
             run: Callable[[Sequence[Job]], Iterator[Result]]
             if not isinstance(session, Session):
                 from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
@@ -289,7 +288,7 @@ def infer_paths(
         results: Iterator[Result] = iter(())
         if jobs:
             results = _with_resources(chain(refused, *parts), resources.pop_all(), is_single)
-    document = _document(jobs, metadata, options, table, is_single, documents)
+    document = _document(jobs, metadata, options, table, is_single)
     if table and document:
         results, document = _write_table(results, table, document, force), None
     further_models = [each for each in by_model if each != path]
@@ -330,16 +329,9 @@ def _document(
     options: ResultOptions,
     table: Path | None,
     is_single: bool,
-    documents: Collection[str],
 ) -> AnswerDocument | None:
     """Renders the answers that go to one table or to standard output; None if there are none."""
-    answer_jobs = [
-        job
-        for job in jobs
-        if job.format in LINES
-        and (table is not None or job.target == STDIO)
-        and (job.source in documents or written_as(metadata).is_printed)
-    ]
+    answer_jobs = [job for job in jobs if job.content == "lines" and job.target == STDIO]
     if not answer_jobs:
         return None
     from mdlstm_tk.runtime.answers import AnswerDocument

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError
@@ -30,6 +30,11 @@ from mdlstm_tk.runtime.metadata import Metadata
 
 if TYPE_CHECKING:
     from mdlstm_tk.kinds.documents import Documents
+
+
+Content: TypeAlias = Literal["lines", "outputs", "probabilities", "answers"]
+"""What a result holds: answers as lines of text, what the network returned, probabilities of classes, or
+what else its kind makes of the outputs, such as masks and documents."""
 
 
 class ResultOptions(NamedTuple):
@@ -69,16 +74,17 @@ class FoundFiles(NamedTuple):
 
 class Job(NamedTuple):
     """One file to run: the path of the input, or "-" for standard input; that of the result, "-" for
-    standard output or for one table of several files; the file format of the result; if the result may
-    replace a file; if it is a mask in a format that holds the outputs of a network where it is asked for;
-    and where results of the input lie below a folder, before the suffix is replaced."""
+    standard output or for one table of several files; the file format and the content of the result; if it
+    may replace a file; where results of the input lie below a folder, before the suffix is replaced; and
+    the documents that the input is one of, or None."""
 
     source: str
     target: str
     format: Format
+    content: Content = "outputs"
     replace: bool = True
-    is_mask: bool = False
     relative: str = ""
+    documents: Documents | None = None
 
 
 def is_single_file(inputs: Sequence[str]) -> bool:
@@ -236,14 +242,12 @@ def plan_jobs(
     for path in files:
         source, relative = path.source, path.relative
         file_format = output_format or _default_format(path, metadata, options, output)
-        has_masks = kind_named(metadata.kind).image_format is not None
-        is_mask = has_masks and not (output_format or options.probabilities)
         documents = path.documents
-        is_answer = file_format in LINES and (documents or written_as(metadata).is_printed)
-        if output == STDIO and not is_single and not is_answer:
+        content = _content(documents, file_format, metadata, options, is_default=output_format is None)
+        if output == STDIO and not is_single and content != "lines":
             one = f" takes answers to several inputs, but {file_format} of one alone; give a folder"
             raise InputError(Argument("output", STDIO), one)
-        is_printed = output is None and (source == STDIO or is_answer)
+        is_printed = output is None and (source == STDIO or content == "lines")
         if is_printed or output == STDIO or (file is not None and not is_single):
             target = STDIO
         elif file is not None:
@@ -254,7 +258,7 @@ def plan_jobs(
                 target = f"{os.path.splitext(target)[0]}.out.{file_format}"
             elif path.in_image:
                 target = os.path.splitext(target)[0] + documents.suffix
-        jobs.append(Job(source, target, file_format, is_mask=is_mask, relative=relative))
+        jobs.append(Job(source, target, file_format, content, relative=relative, documents=documents))
     _check_targets(jobs, file)
     return jobs
 
@@ -292,6 +296,24 @@ def _default_format(
     if own is not None and own in formats_of(metadata) and not options.probabilities:
         return own
     return "npz" if suffix_of(source) == ".npz" else "npy"
+
+
+def _content(
+    documents: Documents | None,
+    file_format: Format,
+    metadata: Metadata,
+    options: ResultOptions,
+    *,
+    is_default: bool,
+) -> Content:
+    """What a result in some format holds; `is_default` if nobody has named the format."""
+    kind = written_as(metadata)
+    if file_format in LINES and (documents or kind.is_printed):
+        return "lines"
+    if options.probabilities:
+        return "probabilities"
+    is_mask = kind.image_format is not None and is_default
+    return "answers" if documents or is_mask or file_format in kind.formats else "outputs"
 
 
 def _walk(folder: str, output: str | None) -> Iterator[tuple[str, bool]]:

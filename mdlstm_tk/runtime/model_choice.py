@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -123,13 +123,13 @@ def choose_models(
 
 
 def jobs_by_model(
-    candidates: Sequence[Candidate], jobs: Sequence[Job], documents: Collection[str], reader: FileReader
+    candidates: Sequence[Candidate], jobs: Sequence[Job], reader: FileReader
 ) -> tuple[dict[Path, list[Job]], list[Result]]:
-    """The jobs of each model, and the results of those that no model takes. `documents` are sources whose
-    grids are unknown until their samples are cut out."""
+    """The jobs of each model, and the results of those that no model takes. The grids of documents are
+    unknown until their samples are cut out."""
     interfaces = {each.metadata.inputs: each.metadata for each in candidates}  # a file may fit one by names
     grids: dict[str, list[Grid]] = {job.source: [] for job in jobs}
-    for source in grids.keys() - documents:
+    for source in {job.source for job in jobs if not job.documents}:
         with suppress(InputError):  # the run will name it
             file = reader.peek(source)
             for metadata in interfaces.values():

@@ -41,6 +41,7 @@ MODELS: dict[str, Callable[[Path], Any]] = {
     "density": density,
     "two": partial(write_model, **TWO),
     "two classify": partial(classifier, **TWO),
+    "two segment": partial(segmenter, **TWO),
     "two transcribe": partial(recogniser, **TWO),
     "tiled segment": lambda path: tiled_models.segmenter().path,
     "tiled classify": lambda path: tiled_models.classifier().path,
@@ -170,6 +171,8 @@ def check_options(model: str, form: str, value: Any, options: list[str], source:
     if kind == "transcribe" and is_answer and source != "page/p.xml":
         words = value[0] if isinstance(value[0], list) else value[0].values()
         assert ("b" if "--lm" in options else "a") in words
+    if kind.startswith("two") and form == "npz":  # several outputs are numbers
+        assert all(array.dtype == np.float32 for array in value.values())
     if form == "xml":
         assert len(value) > 0 and all(word.get("WC") for word in value)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds import all_kinds
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.jobs import (
     InputPath,
@@ -129,6 +130,38 @@ def test_where_the_result_of_one_file_goes(
 ) -> None:
     (job,) = plan([source], metadata, output, **options)
     assert job[:3] == (source, target, file_format)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "options", "content"),
+    [
+        (GRID, {}, "outputs"),
+        (CLASSIFIER, {}, "lines"),
+        (CLASSIFIER, {"output_format": "npy"}, "outputs"),
+        (CLASSIFIER, {"output_format": "json", "probabilities": True}, "lines"),
+        (CLASSIFIER, {"probabilities": True}, "probabilities"),
+        (SEGMENTER, {}, "answers"),
+        (SEGMENTER, {"output_format": "json"}, "answers"),
+        (SEGMENTER, {"output_format": "npy"}, "outputs"),
+        (SEGMENTER, {"output_format": "json", "probabilities": True}, "probabilities"),
+        (VOLUMES, {}, "answers"),  # in npy
+        (TILED, {"output_format": "zarr"}, "outputs"),
+    ],
+)
+@pytest.mark.usefixtures("tree")
+def test_what_the_result_of_a_file_holds(metadata: Metadata, options: Any, content: str) -> None:
+    (job,) = plan(["x.npy"], metadata, **options)
+    assert job.content == content
+
+
+@pytest.mark.parametrize("kind", [each.name for each in all_kinds()])
+@pytest.mark.parametrize("output_format", [None, "npz", "json"])
+@pytest.mark.usefixtures("tree")
+def test_several_outputs_are_numbers(kind: str, output_format: Any) -> None:
+    fields: Any = {"kind": kind, "outputs": 3, "classes": ("a", "b", "c")}
+    metadata = Metadata("0", None, "scan", "N H W C", 1, output_names=("y", "z"), **fields)
+    (job,) = plan(["x.npy"], metadata, output_format=output_format)
+    assert (job.format, job.content) == (output_format or "npz", "outputs")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from mdlstm_tk.errors import MDLSTMError, MissingExtraError, require
 from mdlstm_tk.runtime import TiledSession, decode
 from mdlstm_tk.runtime.answers import ResultOptions
 from mdlstm_tk.runtime.io.files import publish
-from mdlstm_tk.runtime.jobs import Job
+from mdlstm_tk.runtime.jobs import InputPath, plan_jobs
 from mdlstm_tk.runtime.postprocessing import probabilities
 from mdlstm_tk.runtime.shapes import covered_width
 from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
@@ -42,9 +42,12 @@ def run(source: str, target: str = "y.npy", model: Any = segmenter, **options: A
     results = ResultOptions(options.pop("probabilities", False))
     force, session_options = options.pop("force", False), options.pop("session", {})
     options.setdefault("tile", 16)
-    form: Any = options.pop("form", target.rpartition(".")[2] if target != "-" else "txt")
-    job = Job(source, target, form, options.pop("replace", True), options.pop("is_mask", False))
+    form = options.pop("form", target.rpartition(".")[2] if target != "-" else "txt")
+    fields = {name: options.pop(name) for name in ("replace", "content") if name in options}
     with TiledSession(model().path, "cpu", **session_options) as session:
+        files = [InputPath(source, source)]
+        (job,) = plan_jobs(files, session.metadata, target, form, results, is_single=True)
+        job = job._replace(**fields)
         (outcome,) = infer_tiled(session, [job], TileOptions(**options), None, results, force=force)
     return outcome
 
@@ -275,7 +278,9 @@ def test_another_file_of_equal_size_and_time_is_another_source(monkeypatch: pyte
     assert run("link.npy", resume=True).error is None
 
 
-@pytest.mark.parametrize("options", [{"form": "zarr"}, {"probabilities": True}, {"is_mask": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"form": "zarr"}, {"probabilities": True}, {"content": "answers"}], ids=str
+)
 def test_a_run_does_not_go_on_to_another_content(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,9 +13,8 @@ from mdlstm_tk import kinds
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.kinds import Kind
 from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.answers import content_of
 from mdlstm_tk.runtime.batching import write_results
-from mdlstm_tk.runtime.jobs import Job, ResultOptions
+from mdlstm_tk.runtime.jobs import Content, Job
 from mdlstm_tk.runtime.tiles.outputs import FileOutput
 
 tifffile: Any = pytest.importorskip("tifffile")
@@ -57,9 +56,9 @@ def test_a_result_by_region_is_that_of_the_whole_grid(
     y[..., :4, 299:] += 9  # the first region has other classes than the second
     count = 0
     for file_format in ("npy", "zarr", *(("tif",) if len(grid) == 2 else ())):
-        for is_mask, probabilities in ((False, False), (True, False), (False, True)):
-            job = Job("x.npy", f"{count}.{file_format}", file_format, is_mask=is_mask)
-            content = content_of(job, metadata, probabilities)
+        contents: tuple[Content, ...] = ("outputs", "answers", "probabilities")
+        for content in contents[file_format == "tif" :]:  # of kinds with answers a TIFF holds them
+            target = f"{count}.{file_format}"
             scratch = Path(f"scratch-{count}")
             scratch.mkdir()
             output = FileOutput(
@@ -68,14 +67,13 @@ def test_a_result_by_region_is_that_of_the_whole_grid(
             for columns in (slice(0, 4), slice(4, 10)):
                 region = (*(slice(0, extent) for extent in grid[:-1]), columns)
                 output[region] = y[region]
-            output.finish(Path(job.target))
-            whole = Job("x.npy", f"whole-{count}.npy", "npy", is_mask=content == "answers")
-            options = ResultOptions(probabilities=probabilities)
-            write_results(whole, {None: y}, metadata, options)
+            output.finish(Path(target))
+            whole = Job("x.npy", f"whole-{count}.npy", "npy", content)
+            write_results(whole, {None: y}, metadata)
             expected = np.load(whole.target)
             if file_format == "tif" and expected.shape[-1:] == (1,):
                 expected = expected[..., 0]
-            np.testing.assert_array_equal(read(job.target), expected, strict=True)
+            np.testing.assert_array_equal(read(target), expected, strict=True)
             count += 1
 
 

@@ -19,7 +19,7 @@ from mdlstm_tk.runtime.batching import write_results
 from mdlstm_tk.runtime.io import FORMATS, Format
 from mdlstm_tk.runtime.io.readers import read_input
 from mdlstm_tk.runtime.io.writers import write_arrays
-from mdlstm_tk.runtime.jobs import Job, ResultOptions
+from mdlstm_tk.runtime.jobs import InputPath, ResultOptions, plan_jobs
 from mdlstm_tk.runtime.postprocessing import labels, probabilities
 from mdlstm_tk.text.ctc import best_path
 
@@ -32,8 +32,9 @@ RNG = np.random.default_rng(0)
 
 def write(path: Path, y: Any, metadata: Metadata = GRID, **options: Any) -> Path:
     """Write one array in the format of the suffix."""
-    file_format: Any = path.suffix[1:]
-    write_results(Job("x.npy", str(path), file_format), {None: y}, metadata, ResultOptions(**options))
+    files, chosen = [InputPath("x.npy", "x.npy")], ResultOptions(**options)
+    (job,) = plan_jobs(files, metadata, str(path), options=chosen, is_single=True)
+    write_results(job, {None: y}, metadata, chosen)
     return path
 
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from mdlstm_tk.errors import Argument, InputError, Message, StoppedError
 from mdlstm_tk.kinds import kind_named
-from mdlstm_tk.runtime.answers import Content, content_of
 from mdlstm_tk.runtime.batching import MAX_STOPS, Result, Widths, write_results
 from mdlstm_tk.runtime.combinations import REGIONS
 from mdlstm_tk.runtime.io.files import ExistsError, locked
@@ -57,7 +56,6 @@ class FileRun:
     tile: int
     level: int
     batch_size: int | None
-    content: Content
 
     @property
     def scratch(self) -> Path:
@@ -86,7 +84,7 @@ class FileRun:
                 shape,
                 session.metadata,
                 tuple(min(size * up, extent) for size, up, extent in tile),
-                self.content,
+                self.job.content,
                 squeeze=not source.has_channel_axis,
                 label=self.job.source,
             )
@@ -149,13 +147,7 @@ def _infer_file(
     workers: TileWorkers | None,
 ) -> Result:
     tile = TILE if tiles.tile is None else tiles.tile
-    run = FileRun(
-        job,
-        tile,
-        tiles.level,
-        batch_size,
-        content_of(job, session.metadata, options.probabilities),
-    )
+    run = FileRun(job, tile, tiles.level, batch_size)
     with _scratch(run.scratch, tiles.resume, force), ExitStack() as stack:
         fingerprinted = fingerprint(Path(job.source))  # before the layout is read
         source, plan = run.plan(session, stack)
@@ -167,7 +159,7 @@ def _infer_file(
             "tile": plan.tile_extents[0],
             "batch size": plan.batch_size,
             "format": job.format,
-            "content": run.content,
+            "content": job.content,
             "device": session.device,
         }
         state = State(run.scratch, dependencies)  # is compared before anything is opened to write

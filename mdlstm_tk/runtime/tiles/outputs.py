@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError, require
-from mdlstm_tk.runtime.answers import Content, numbers_of
+from mdlstm_tk.runtime.answers import numbers_of
 from mdlstm_tk.runtime.io import Format
 from mdlstm_tk.runtime.io.files import cannot_write, publish
 from mdlstm_tk.runtime.io.npy import Array, warn_if_not_finite
+from mdlstm_tk.runtime.jobs import Content
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.tiles.mapped import create_npy
 from mdlstm_tk.runtime.tiles.plan import Region
