@@ -259,12 +259,13 @@ def infer_paths(
             jobs = [job for job in jobs if not job.documents]
             run: Callable[[Sequence[Job]], Iterator[Result]]
             if not isinstance(session, Session):
-                from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
+                from mdlstm_tk.runtime.tiles.files import infer_tiled
 
-                tile_workers = (workers or max(1, os.cpu_count() or 1)) if engine == "ray" else None
-                tiles = TileOptions(tile, level or 0, resume, report, tile_workers)
+                how: Any = {"tile": tile, "level": level or 0, "resume": resume, "report": report}
+                if engine == "ray":
+                    how["workers"] = workers or max(1, os.cpu_count() or 1)
                 run = partial(
-                    infer_tiled, session, tiles=tiles, batch_size=batch_size, options=options, force=force
+                    infer_tiled, session, batch_size=batch_size, options=options, force=force, **how
                 )
             elif engine == "ray":
                 from mdlstm_tk.runtime.ray import infer_with_ray
@@ -275,8 +276,14 @@ def infer_paths(
                     infer_with_ray, path, batch_size=batch_size, options=options, **arguments, **where
                 )
             else:
-                how: Any = {"read": reader, "batch_size": batch_size, "is_single": is_single}
-                run = partial(infer_files, session, options=options, **how)
+                run = partial(
+                    infer_files,
+                    session,
+                    read=reader,
+                    batch_size=batch_size,
+                    options=options,
+                    is_single=is_single,
+                )
             parts = [run(jobs)] if jobs else []
             if of_documents and kind.documents and isinstance(session, Session):
                 run_documents = load(kind.documents.runner)

@@ -25,9 +25,9 @@ from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.runtime import TiledSession, infer_paths
 from mdlstm_tk.runtime import ray as ray_module
-from mdlstm_tk.runtime.jobs import Job
+from mdlstm_tk.runtime.jobs import Content, Job
 from mdlstm_tk.runtime.ray import _pool, ray_cluster
-from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
+from mdlstm_tk.runtime.tiles.files import infer_tiled
 from mdlstm_tk.runtime.tiles.work import Work
 
 zarr: Any = pytest.importorskip("zarr")
@@ -75,12 +75,14 @@ def test_tiles_have_the_bytes_of_a_local_run(model: Any, suffix: Any, cluster: A
     np.save(tmp_path / "nan.npy", np.full((30, 41, channels), np.nan))
     report, killed = killing_worker()
     answers = []
-    for name, options in (("local", TileOptions(16)), ("ray", TileOptions(16, report=report, workers=2))):
+    how: dict[str, dict[str, Any]] = {"local": {}, "ray": {"report": report, "workers": 2}}
+    contents: dict[str, Content] = {"zarr": "outputs", "tif": "answers", "txt": "lines"}
+    for name, options in how.items():
         targets = [str(tmp_path / f"{k}-{name}.{suffix}") if suffix != "txt" else "-" for k in range(2)]
         sources = [str(tmp_path / f"{source}.npy") for source in ("nan", "x")]
-        jobs = [Job(*pair, suffix) for pair in zip(sources, targets, strict=True)]
+        jobs = [Job(*pair, suffix, contents[suffix]) for pair in zip(sources, targets, strict=True)]
         with TiledSession(model().path, "cpu") as session:
-            first, second = infer_tiled(session, jobs, options)
+            first, second = infer_tiled(session, jobs, tile=16, **options)
         assert "NaN" in str(first.error) and second.error is None
         answers.append(second.answers)
     assert killed and answers[0] == answers[1]

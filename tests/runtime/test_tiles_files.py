@@ -21,7 +21,7 @@ from mdlstm_tk.runtime.io.files import publish
 from mdlstm_tk.runtime.jobs import InputPath, plan_jobs
 from mdlstm_tk.runtime.postprocessing import probabilities
 from mdlstm_tk.runtime.shapes import covered_width
-from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
+from mdlstm_tk.runtime.tiles.files import infer_tiled
 from mdlstm_tk.runtime.tiles.local import State
 
 tifffile: Any = pytest.importorskip("tifffile")
@@ -40,7 +40,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def run(source: str, target: str = "y.npy", model: Any = segmenter, **options: Any) -> Any:
     """Run a model on a file, and return the outcome."""
     results = ResultOptions(options.pop("probabilities", False))
-    force, session_options = options.pop("force", False), options.pop("session", {})
+    session_options = options.pop("session", {})
     options.setdefault("tile", 16)
     form = options.pop("form", target.rpartition(".")[2] if target != "-" else "txt")
     fields = {name: options.pop(name) for name in ("replace", "content") if name in options}
@@ -48,7 +48,7 @@ def run(source: str, target: str = "y.npy", model: Any = segmenter, **options: A
         files = [InputPath(source, source)]
         (job,) = plan_jobs(files, session.metadata, target, form, results, is_single=True)
         job = job._replace(**fields)
-        (outcome,) = infer_tiled(session, [job], TileOptions(**options), None, results, force=force)
+        (outcome,) = infer_tiled(session, [job], options=results, **options)
     return outcome
 
 
@@ -157,9 +157,9 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 from mdlstm_tk.runtime import TiledSession
 from mdlstm_tk.runtime.jobs import Job
-from mdlstm_tk.runtime.tiles.files import TileOptions, infer_tiled
-options = TileOptions(tile=8, resume=sys.argv[2] == "True")
-for outcome in infer_tiled(TiledSession(sys.argv[1], "cpu"), [Job("x.npy", "y.npy", "npy")], options):
+from mdlstm_tk.runtime.tiles.files import infer_tiled
+session, jobs = TiledSession(sys.argv[1], "cpu"), [Job("x.npy", "y.npy", "npy")]
+for outcome in infer_tiled(session, jobs, tile=8, resume=sys.argv[2] == "True"):
     print(outcome.error)
 """
 

@@ -29,25 +29,6 @@ SCRATCH_SUFFIX = ".mdlstm-scratch"
 
 
 @dataclass(frozen=True)
-class TileOptions:
-    """How a tiled export is run on files.
-
-    Attributes:
-        tile: extents of a tile along each axis; None: 512.
-        level: of a TIFF with a pyramid, which of its levels is read.
-        resume: continue an interrupted run, and keep the scratch folder after an interruption.
-        report: is called with the numbers of tiles that are done and of all.
-        workers: number of processes of Ray that run the tiles; None: they run in this process.
-    """
-
-    tile: int | None = None
-    level: int = 0
-    resume: bool = False
-    report: Report | None = None
-    workers: int | None = None
-
-
-@dataclass(frozen=True)
 class FileRun:
     """The run of a file, from which every process that runs groups of its tiles opens its `Work`. Paths
     are the same for all processes."""
@@ -98,32 +79,36 @@ TileWorkers = Callable[[FileRun], RunGroups]
 def infer_tiled(
     session: TiledSession,
     jobs: Sequence[Job],
-    tiles: TileOptions,
     batch_size: int | None = None,
     options: ResultOptions = LABELS_ONLY,
     *,
+    tile: int | None = None,
+    level: int = 0,
+    resume: bool = False,
     force: bool = False,
+    report: Report | None = None,
+    workers: int | None = None,
 ) -> Iterator[Result]:
     """Run a tiled export on files and write the results, one file after the other.
 
-    Arguments are those of `infer_files`; `tiles` says how files are run, and `force` starts over after an
-    interrupted run. A file that cannot be used, or for which the model is stopped, gives a result with an
-    error.
+    Arguments are those of `infer_files` and `infer_paths`; without `workers`, tiles run in this process. A
+    file that cannot be used, or for which the model is stopped, gives a result with an error.
 
     Raises:
         MDLSTMError: the next file would fail, too: a result cannot be written, or the model fails, or was
             stopped for several files in a row.
     """
     with ExitStack() as stack:
-        workers: TileWorkers | None = None
-        if tiles.workers is not None and jobs:
+        pool: TileWorkers | None = None
+        if workers is not None and jobs:
             from mdlstm_tk.runtime.ray import tile_workers  # imported late: most calls need none
 
-            workers = stack.enter_context(tile_workers(session, tiles.workers))
+            pool = stack.enter_context(tile_workers(session, workers))
         stops = 0
         for job in jobs:
             try:
-                result = _infer_file(session, job, tiles, batch_size, options, force, workers)
+                run = FileRun(job, TILE if tile is None else tile, level, batch_size)
+                result = _infer_file(session, run, options, resume, force, report, pool)
             except InputError as error:
                 result = Result(job, str(error))
             except StoppedError as error:
@@ -139,22 +124,21 @@ def infer_tiled(
 
 def _infer_file(
     session: TiledSession,
-    job: Job,
-    tiles: TileOptions,
-    batch_size: int | None,
+    run: FileRun,
     options: ResultOptions,
+    resume: bool,
     force: bool,
+    report: Report | None,
     workers: TileWorkers | None,
 ) -> Result:
-    tile = TILE if tiles.tile is None else tiles.tile
-    run = FileRun(job, tile, tiles.level, batch_size)
-    with _scratch(run.scratch, tiles.resume, force), ExitStack() as stack:
+    job = run.job
+    with _scratch(run.scratch, resume, force), ExitStack() as stack:
         fingerprinted = fingerprint(Path(job.source))  # before the layout is read
         source, plan = run.plan(session, stack)
         dependencies = {
             "model": session.archive.digest,
             "source": os.path.realpath(job.source),
-            "level": tiles.level,
+            "level": run.level,
             "state of the source": fingerprinted,
             "tile": plan.tile_extents[0],
             "batch size": plan.batch_size,
@@ -171,7 +155,7 @@ def _infer_file(
             run_groups = stack.enter_context(on_threads(work, session.threads))
         else:
             run_groups = workers(replace(run, batch_size=plan.batch_size))
-        run_steps(work, run_groups, state=state, report=tiles.report)
+        run_steps(work, run_groups, state=state, report=report)
         if fingerprint(Path(job.source)) != fingerprinted:
             (run.scratch / STATE).unlink()  # nothing of it can be used
             raise InputError(f"{job.source} has changed while it was read; run it again")
