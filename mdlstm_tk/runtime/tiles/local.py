@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError
-from mdlstm_tk.runtime.io.files import cannot_write
+from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.tiles.plan import Group
 from mdlstm_tk.runtime.tiles.work import Work
 
@@ -46,12 +45,8 @@ class State:
 
     def save(self, step: int) -> None:
         """Replace the state; a kill in between leaves the old one."""
-        temporary = self._path.with_suffix(".new")
-        try:
+        with atomic_write(self._path) as temporary:
             temporary.write_text(json.dumps({"step": step, **self._dependencies}))
-            os.replace(temporary, self._path)
-        except OSError as error:
-            raise cannot_write(temporary, error) from None
 
 
 RunGroups = Callable[[Sequence[Group]], None]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.tiles.plan import Region
 
@@ -69,7 +70,6 @@ def create_npy(path: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> Mapped
         size = prod(shape) * dtype.itemsize
         if shutil.disk_usage(path.parent).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # now rather than after hours
-        temporary = path.with_suffix(".new")
-        np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=tuple(shape))
-        os.replace(temporary, path)
+        with atomic_write(path) as temporary:
+            np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=tuple(shape))
     return MappedArray(np.lib.format.open_memmap(path, mode="r"))

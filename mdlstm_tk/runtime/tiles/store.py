@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -10,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mdlstm_tk.errors import Argument, MDLSTMError
-from mdlstm_tk.runtime.io.files import cannot_write
-from mdlstm_tk.runtime.io.npy import Array, write_npy
+from mdlstm_tk.runtime.io.npy import Array, open_output, write_npy
 from mdlstm_tk.runtime.tiles.archive import Archive
 from mdlstm_tk.runtime.tiles.plan import Group, Plan, Tile
 
@@ -39,14 +37,8 @@ class BlockFolder:
         return block
 
     def __setitem__(self, key: BlockKey, block: Array) -> None:
-        path = self._path(key)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        try:
-            with temporary.open("wb") as file:
-                write_npy(file, block)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise cannot_write(path, error) from None
+        with open_output(self._path(key)) as file:
+            write_npy(file, block)
 
     def __delitem__(self, key: BlockKey) -> None:
         self._path(key).unlink(missing_ok=True)
