@@ -53,8 +53,8 @@ class Result(NamedTuple):
         error: None if the result was written or is in `answers`, else what is wrong with the file.
         answers: those for the samples in the file. The caller prints them if the job's target
             is standard output.
-        inputs: the arrays of a single input file; None where there are several files.
-        outputs: the network's outputs for a single input file; None where there are several files.
+        inputs: the arrays of the file, if it is the only one; else None.
+        outputs: the network's outputs for the file, if it is the only one; else None.
         left_out: names of arrays in the file that were not run: the targets in a file to train on.
         stopped: what stopped the model, if the error is that of a `StoppedError`.
     """
@@ -83,8 +83,6 @@ def infer_files(
     read: Read,
     batch_size: int | None = None,
     options: ResultOptions = LABELS_ONLY,
-    *,
-    is_single: bool = False,
 ) -> Iterator[Result]:
     """Run a model on files and write the results; yields the result of each job.
 
@@ -97,7 +95,6 @@ def infer_files(
         session, jobs, options: of the inference.
         read: reads a file; see `mdlstm_tk.runtime.io.readers.read_input`.
         batch_size: samples per run. None: 64, or fewer for grids above 64×64.
-        is_single: there is one job. Its result holds the arrays, and its errors are raised.
 
     Raises:
         MDLSTMError: the next file would fail, too: a result cannot be written, a package is missing, the
@@ -105,9 +102,10 @@ def infer_files(
     """
     stops: list[StoppedError] = []
     is_over = Event()
-    chunks = _read_chunks(jobs, session.metadata, read, is_single, is_over)
-    for chunk in chunks if is_single else read_ahead(chunks, is_over):
-        yield from _infer_chunk(session, chunk, batch_size, options, stops, is_single)
+    chunks = _read_chunks(jobs, session.metadata, read, is_over)
+    for chunk in chunks if len(jobs) == 1 else read_ahead(chunks, is_over):
+        for result in _infer_chunk(session, chunk, batch_size, options, stops):
+            yield result if len(jobs) == 1 else result._replace(inputs=None, outputs=None)
 
 
 def run_batches(
@@ -214,7 +212,7 @@ def _run_split(session: Session, feed: Feed, limit: int) -> Any:
 
 
 def _read_chunks(
-    jobs: Sequence[Job], metadata: Metadata, read: Read, is_single: bool, is_over: Event
+    jobs: Sequence[Job], metadata: Metadata, read: Read, is_over: Event
 ) -> Iterator[list[PendingFile]]:
     """Read the jobs' files."""
     chunk: list[PendingFile] = []
@@ -234,8 +232,6 @@ def _read_chunks(
             chunk.append(PendingFile(Result(job, inputs=arrays, left_out=left_out), feeds, widths))
             chunk_bytes += sum(array.nbytes for array in arrays.values())
         except InputError as error:
-            if is_single:
-                raise
             chunk.append(PendingFile(Result(job, str(error))))
         except MemoryError:
             reason = f"{job.source} is too large for the memory that is left"
@@ -270,7 +266,6 @@ def _infer_chunk(
     batch_size: int | None,
     options: ResultOptions,
     stops: list[StoppedError],
-    is_single: bool,
 ) -> Iterator[Result]:
     yield from (file for file, feeds, _ in chunk if not feeds)
     tagged = [((k, name), feed) for k, (_, feeds, _) in enumerate(chunk) for name, feed in feeds.items()]
@@ -285,12 +280,9 @@ def _infer_chunk(
             outputs = _outputs_of(file.job, {name: complete[name] for name in feeds})
             answers = write_results(file.job, outputs, session.metadata, options, widths)
         except (InputError, StoppedError) as error:
-            if is_single:
-                raise
             yield Result(file.job, str(error), stopped=getattr(error, "cause", None))
         else:
-            result = file._replace(answers=answers, outputs=outputs)
-            yield result if is_single else result._replace(inputs=None, outputs=None)
+            yield file._replace(answers=answers, outputs=outputs)
 
 
 def _feeds_of(file: InputFile, arrays: Arrays, metadata: Metadata) -> Feeds:

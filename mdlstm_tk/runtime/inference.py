@@ -276,14 +276,7 @@ def infer_paths(
                     infer_with_ray, path, batch_size=batch_size, options=options, **arguments, **where
                 )
             else:
-                run = partial(
-                    infer_files,
-                    session,
-                    read=reader,
-                    batch_size=batch_size,
-                    options=options,
-                    is_single=is_single,
-                )
+                run = partial(infer_files, session, read=reader, batch_size=batch_size, options=options)
             parts = [run(jobs)] if jobs else []
             if of_documents and kind.documents and isinstance(session, Session):
                 run_documents = load(kind.documents.runner)
