@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from threading import Event
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from mdlstm_tk.errors import TILED_EXPORT, Cause, InputError, Message, StoppedError
+from mdlstm_tk.errors import Cause, InputError, Message, StoppedError
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.io.npy import Array, save_array, warn_if_not_finite
 from mdlstm_tk.runtime.io.readers import Arrays, InputFile
@@ -27,9 +26,6 @@ BATCH_POSITIONS = BATCH_SIZE * 64 * 64  # memory of a run grows with its positio
 CHUNK = 4 * BATCH_SIZE  # files; enough to fill batches when a folder holds a few different shapes
 CHUNK_BYTES = 2**28
 MAX_STOPS = 3  # in a row, as each may take as long as the limit on time
-POSITION_BYTES = 1000
-"""Roughly what a run takes for each position of x: a grid network of four directions with 32 units takes
-2300, and a segmenter of that size with 4×4 windows 150."""
 
 Read: TypeAlias = Callable[[str], InputFile]
 Feed: TypeAlias = Array | Mapping[str, Array]
@@ -297,20 +293,6 @@ def _feeds_of(file: InputFile, arrays: Arrays, metadata: Metadata) -> Feeds:
             f"{file.label} holds {content}, but the model has several inputs; give a .npz file with arrays "
             f"called {', '.join(metadata.inputs)}"
         )
-    for x in arrays.values():
-        grid = grid_of(x.shape, metadata)
-        run_bytes = prod(grid) * POSITION_BYTES
-        if run_bytes > 2**30:
-            from mdlstm_tk.runtime.providers import available_memory  # imported late: few are so large
-
-            memory = available_memory()
-            if memory is not None and run_bytes > memory:
-                text = (
-                    f"a run on all {'x'.join(map(str, grid))} positions of {file.label} may need some "
-                    f"{run_bytes / 2**30:.0f} GiB, and this machine has {memory / 2**30:.0f}; to run it in "
-                    "tiles, make a model with: "
-                )
-                warnings.warn(Message(text, TILED_EXPORT), stacklevel=2)
     return dict(arrays)
 
 

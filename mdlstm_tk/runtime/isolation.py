@@ -31,7 +31,15 @@ import numpy as np
 
 from mdlstm_tk import errors
 from mdlstm_tk._util.text import printable
-from mdlstm_tk.errors import Argument, Export, InputError, MDLSTMError, Message, StoppedError
+from mdlstm_tk.errors import (
+    TILED_EXPORT,
+    Argument,
+    Export,
+    InputError,
+    MDLSTMError,
+    Message,
+    StoppedError,
+)
 from mdlstm_tk.runtime.io.npy import MORE_BYTES, Array
 from mdlstm_tk.runtime.runner import MODEL, GraphInfo, TensorType, timeout_error
 
@@ -151,7 +159,8 @@ class IsolatedRunner:
         if error.cause == "memory":
             size = f"{self._memory / 2**20:.0f} MiB"
             text = f"{self._label} needed more than {size} of memory and was stopped"
-            return StoppedError(Message(text, MORE_BYTES), "memory")
+            advice = MORE_BYTES, ", or run it in tiles with a model from: ", TILED_EXPORT
+            return StoppedError(Message(text, *advice), "memory")
         return StoppedError(f"{self._label} crashed ({error})", "crash")
 
 

@@ -124,14 +124,6 @@ def test_memory_holds_few_chunks_whatever_the_number_of_files(
     assert most <= 3 * 4  # one in use, one read ahead, one being read
 
 
-def test_a_grid_too_large_for_the_memory_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mdlstm_tk.runtime.providers.available_memory", lambda: 2**31)
-    x = np.broadcast_to(np.float32(0), (4096, 4096))
-    session: Any = Recorder()
-    with pytest.warns(UserWarning, match=r"4096x4096 positions of x\.npy .* form=.tiles"):
-        list(infer_files(session, [Job("x.npy", "-", "npz")], lambda source: InputFile(source, {None: x})))
-
-
 def masked(path: Path) -> Path:
     """A model of two inputs: y = x · mask."""
     return write_model(path, [node("Mul", "x mask", "y")], inputs=("x", "mask"))

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.command import mdlstm
-from helpers.crafted_models import node
+from helpers.crafted_models import node, with_large_intermediate
 from helpers.small_models import classifier, density, recogniser, segmenter, write_model
 from PIL import Image
 
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import InputError, StoppedError
 from mdlstm_tk.runtime import Session, infer_paths
 from mdlstm_tk.runtime.jobs import files_of_form, find_files
 
@@ -93,6 +93,14 @@ def test_a_single_file_keeps_its_arrays_and_raises_its_errors(place: Path) -> No
     np.save("in/bad.npy", np.zeros(3))
     with pytest.raises(InputError, match=r"bad\.npy: x has shape \(3,\)"):
         results(["in/bad.npy"], "m.onnx")
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_a_run_that_needs_too_much_memory_is_told_of_tiles(isolated: bool, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(with_large_intermediate(10**12).SerializeToString())
+    np.save(tmp_path / "x.npy", np.ones((2, 2)))
+    with pytest.raises(StoppedError, match=r"x\.npy: .* memory .*with a model from: .*form=.tiles"):
+        results([tmp_path / "x.npy"], tmp_path / "m.onnx", isolated=isolated)
 
 
 @pytest.mark.parametrize(
