@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mdlstm_tk._util import arguments
+from mdlstm_tk._util.checks import fit_argument
 from mdlstm_tk._util.masking import Sizes, sizes_of_sweep, valid_mask
 from mdlstm_tk._util.saved_cell import NamesItsCell
 from mdlstm_tk._util.tensor_classes import for_unusual_tensors
@@ -125,7 +126,7 @@ class MDLSTM(NamesItsCell):
         self.num_layers = arguments.positive("num_layers", num_layers)
         self.directions = resolve_directions(directions, ndim)
         self.merge = arguments.choice("merge", merge, get_args(Merge))
-        definition = get_cell(arguments.name("cell", cell))
+        definition = get_cell(fit_argument("cell", cell, str))
         check_cell(definition, ndim)
         self.cell = definition.name
         self.layer_norm = layer_norm = arguments.flag("layer_norm", layer_norm)

@@ -7,7 +7,7 @@ of each sample; None means that every sample fills the grid.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from inspect import signature
 from math import prod
 from typing import Any, TypeVar, cast
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util import arguments
+from mdlstm_tk._util.checks import fit_argument
 from mdlstm_tk._util.masking import Sizes, as_sizes, valid_mask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM
@@ -27,7 +28,7 @@ OPTIONS: dict[str, Callable[[str, Any], Any]] = {  # of networks, and what they 
     **dict.fromkeys(("channels", "outputs", "hidden", "layers", "ndim"), arguments.positive),
     "dropout": arguments.probability,
     "linear": arguments.flag,
-    "windows": arguments.entries,
+    "windows": partial(fit_argument, hint=tuple[Any, ...]),
 }
 DOWNWARD = ((1, 1), (1, -1))  # directions
 

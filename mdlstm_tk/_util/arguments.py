@@ -41,15 +41,6 @@ def extents(name: str, value: Any, ndim: int) -> tuple[int, ...]:
     return numbers
 
 
-def entries(name: str, value: Any) -> tuple[Any, ...]:
-    """The entries of a list, in its order."""
-    try:
-        fitted: tuple[Any, ...] = fitting(value, tuple[Any, ...])
-    except TypeError:
-        raise InputError(f"{name} must be a list, got {one_line(value)}") from None
-    return fitted
-
-
 def probability(name: str, value: Any) -> float:
     """A number from 0 to 1."""
     try:
@@ -73,13 +64,6 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> str:
     """One of `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {one_line(value)}")
-    return str(value)
-
-
-def name(name: str, value: Any) -> str:
-    """A string."""
-    if not isinstance(value, str):
-        raise InputError(f"{name} must be a name, got {one_line(value)}")
     return str(value)
 
 

@@ -54,7 +54,7 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     *(({"dropout": p}, f"dropout must be a probability.*{p}") for p in ("often", "0.5", b"0.5", True)),
     ({"dropout": torch.zeros(2)}, "dropout must be a probability.*tensor"),
     ({"dropout": 10**400}, "dropout must be a probability"),
-    ({"cell": None}, "cell must be a name, got None"),
+    ({"cell": None}, "cell must be a text, got None"),
     ({"peephole": True, "cell": "stable"}, "such as 'graves', got the cell 'stable'"),
     ({"layer_norm": True, "bias": False}, "needs bias=True"),
     ({"backend": "cudnn"}, "backend must be one of"),
