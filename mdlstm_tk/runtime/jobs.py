@@ -321,44 +321,33 @@ def _walk(folder: str, output: str | None) -> Iterator[tuple[str, bool]]:
     for each if it exists, which a link may not. Links to folders that lie elsewhere come last."""
     excluded = "" if output is None else os.path.realpath(output)
     excluded_name = os.path.basename(excluded)
-    folders, links, visited = [folder], list[str](), set[str]()
-    while folders or links:
-        parent = folders.pop() if folders else links.pop(0)
-        real = os.path.realpath(parent)
-        if real in visited or (real == excluded and parent != folder):
-            continue
-        visited.add(real)
-        try:
-            with os.scandir(parent) as scanned:
-                entries = sorted(scanned, key=lambda entry: entry.name)
-        except OSError as error:
-            raise InputError(f"cannot read the folder {parent}: {error.strerror or error}") from None
-        entries = [
-            entry
-            for entry in entries
-            if not entry.name.startswith(".")
-            and not (entry.name == excluded_name and os.path.realpath(entry.path) == excluded)
-        ]
-        for entry in entries:
-            # entry.is_file() would raise for a link that leads back to itself.
-            is_file = entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)
-            if is_file or _is_array(entry):
-                yield entry.path, True
-            elif entry.is_symlink():
-                if os.path.isdir(entry.path):
-                    links.append(entry.path)
-                elif not os.path.exists(entry.path):
-                    yield entry.path, False
-        folders += [
-            entry.path
-            for entry in reversed(entries)
-            if entry.is_dir(follow_symlinks=False) and not _is_array(entry)
-        ]
+    tops, visited = [folder], set[str]()
+    for top in tops:  # links to folders are added
+        for parent, folders, files in os.walk(top, onerror=_cannot_read):
+            names, found = sorted(folders + files), set(folders)
+            folders.clear()  # holds those to enter
+            real = os.path.realpath(parent)
+            if real in visited or (real == excluded and parent != folder):
+                continue
+            visited.add(real)
+            for name in names:
+                path = os.path.join(parent, name)
+                is_excluded = name == excluded_name and os.path.realpath(path) == excluded
+                if name.startswith(".") or is_excluded:
+                    continue
+                if os.path.isfile(path) or (name in found and suffix_of(name) == ".zarr"):
+                    yield path, True
+                elif os.path.islink(path):
+                    if name in found:
+                        tops.append(path)
+                    elif not os.path.exists(path):
+                        yield path, False
+                elif name in found:
+                    folders.append(name)
 
 
-def _is_array(entry: os.DirEntry[str]) -> bool:
-    """True for the folder of a zarr array."""
-    return suffix_of(entry.name) == ".zarr" and entry.is_dir()
+def _cannot_read(error: OSError) -> None:
+    raise InputError(f"cannot read the folder {error.filename}: {error.strerror or error}") from None
 
 
 def _check_targets(jobs: Sequence[Job], file: str | None) -> None:
