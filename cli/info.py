@@ -11,7 +11,8 @@ import typer
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import next_command, print_json, table, warn
-from mdlstm_tk.cli.options import Json, MaxBytes, complete_model_or_run, with_imports
+from mdlstm_tk.cli.options import Json, MaxBytes, complete_model_or_run
+from mdlstm_tk.cli.progress import next_of_run
 from mdlstm_tk.errors import InputError
 
 
@@ -50,9 +51,12 @@ def info(
         table(
             [str(target), ""], [[name, _text(name, value)] for name, value in properties.items()], texts=2
         )
-    form = " --form scan" if properties.get("data") else ""
-    export = with_imports(f"mdlstm export {shell_quoted(target)}{form}")
-    next_command(f"mdlstm infer FILE -m {shell_quoted([*models][-1])}" if models else export)
+    if models:
+        next_command(f"mdlstm infer FILE -m {shell_quoted([*models][-1])}")
+    else:
+        from mdlstm_tk.training import open_run
+
+        next_command(next_of_run(open_run(target)))
 
 
 def _text(name: str, value: Any) -> str:

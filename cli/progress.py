@@ -10,17 +10,43 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted, duration, shell_quoted
 from mdlstm_tk.cli import console
 from mdlstm_tk.cli.console import detail, note, progress, with_flags
 from mdlstm_tk.cli.options import with_imports
 from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.kinds import training_of
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime import Inference, Result
-    from mdlstm_tk.training import Progress, TrainConfig, TrainingJob
+    from mdlstm_tk.training import Progress, Run, TrainConfig, TrainingJob
 
 TIMED_STEPS = 20  # after which the length of a training is estimated
+
+
+def next_of_run(run: Run, verb: str = "") -> str:
+    """The command to type next for a run that has been trained.
+
+    Args:
+        run: the run, of which no model has been exported.
+        verb: the verb of the command; "" for the one that its kind of task names.
+
+    Raises:
+        InputError: the checkpoint is damaged.
+    """
+    from mdlstm_tk.training import load_checkpoint
+
+    checkpoint = load_checkpoint(run.checkpoint)
+    spec = checkpoint.spec
+    verb = verb or training_of(spec.kind).next_verb
+    command = f"mdlstm {verb} {shell_quoted(run.folder)}"
+    if verb == "export":
+        # A model for one size would refuse samples of another, and new images of one's own may have
+        # another. --size 9 means 9x9.
+        is_free = checkpoint.config.data or spec.mixed_sizes or len(spec.size) == 1
+        command += " --form scan" if is_free else f" --size {format_size(spec.size)}"
+    return with_imports(command)
 
 
 def train_with_progress(job: TrainingJob) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import next_command, note, print_json
-from mdlstm_tk.cli.options import Json, RunFolder, data_option, force_option, output_option, with_imports
+from mdlstm_tk.cli.options import Json, RunFolder, data_option, force_option, output_option
+from mdlstm_tk.cli.progress import next_of_run
 from mdlstm_tk.errors import require
 
 DATA = "Your data that the run was trained on, to show examples; they are read only if named."
@@ -31,7 +32,7 @@ def report(
         require(module, "train")
     from mdlstm_tk.report import write_report
     from mdlstm_tk.report.exports import find_exports
-    from mdlstm_tk.training import latest_run, load_checkpoint, open_run
+    from mdlstm_tk.training import latest_run, open_run
 
     source = open_run(run) if run else latest_run()
     page = write_report(source, output, force, note, data or "")
@@ -43,7 +44,5 @@ def report(
     models = find_exports(source)
     if models:
         next_command(f"mdlstm infer FILE -m {shell_quoted(models[-1])}")
-        return
-    # images of one's own differ in size, or new ones will
-    form = " --form scan" if load_checkpoint(source.checkpoint).config.data else ""
-    next_command(with_imports(f"mdlstm export {shell_quoted(source.folder)}{form}"))
+    else:
+        next_command(next_of_run(source))

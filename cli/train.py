@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import Verbosity, next_command, note, print_json, verbosity
 from mdlstm_tk.cli.options import (
@@ -23,10 +22,9 @@ from mdlstm_tk.cli.options import (
     output_option,
     with_imports,
 )
-from mdlstm_tk.cli.progress import train_with_progress
+from mdlstm_tk.cli.progress import next_of_run, train_with_progress
 from mdlstm_tk.cli.settings import Settings, with_settings
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.kinds import training_of
 
 if TYPE_CHECKING:
     from mdlstm_tk.training import TrainingJob
@@ -131,10 +129,4 @@ def _train(prepare: Callable[[], TrainingJob], json: bool, parent: Verbosity, im
     if job.config.data:
         page = f"mdlstm report {quoted} --data {shell_quoted(job.config.data)}"
         note(f"for a page with examples: {with_imports(page)}")
-    # a model for one size would refuse samples of another, and new images of one's own may have another;
-    # --size 9 means 9x9
-    size, is_mixed = job.task.spec.size, bool(job.config.data) or job.task.has_mixed_sizes
-    form = "--form scan" if is_mixed or len(size) == 1 else f"--size {format_size(size)}"
-    verb = training_of(job.task.spec.kind).next_verb
-    options = f" {form}" if verb == "export" else ""
-    next_command(with_imports(f"mdlstm {verb} {quoted}{options}"))
+    next_command(next_of_run(run))

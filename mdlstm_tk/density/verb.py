@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mdlstm_tk._util.sizes import format_size, parse_size
-from mdlstm_tk._util.text import counted, shell_quoted
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.cli.console import next_command, note, print_json
 from mdlstm_tk.cli.options import (
     Json,
@@ -18,8 +18,8 @@ from mdlstm_tk.cli.options import (
     option,
     output_option,
     size_option,
-    with_imports,
 )
+from mdlstm_tk.cli.progress import next_of_run
 
 
 def sample(
@@ -63,6 +63,7 @@ def sample(
     Equal seeds give equal images.
     """
     from mdlstm_tk.density import draw_samples
+    from mdlstm_tk.training import open_run
 
     options: dict[str, Any] = {"seed": seed, "temperature": temperature, "force": force}
     source, shape = draw_samples(output, source, count, size, given=given, **options)
@@ -71,4 +72,4 @@ def sample(
         print_json({"source": str(source), "path": str(output), "images": count, "size": extents})
     else:
         note(f"{output}: {counted(count, 'image')} of {extents}, drawn with {source}")
-    next_command(with_imports(f"mdlstm export {shell_quoted(source)}"))
+    next_command(next_of_run(open_run(source), "export"))

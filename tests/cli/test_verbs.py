@@ -17,8 +17,12 @@ import pytest
 from helpers.checkout import ROOT
 from helpers.command import mdlstm, mdlstm_process, succeed
 
+from mdlstm_tk.cli.progress import next_of_run
+from mdlstm_tk.data import TaskSpec
+from mdlstm_tk.kinds import Kind, all_kinds
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.training import Run, load_checkpoint
+from mdlstm_tk.training import Checkpoint, Run, TrainConfig, load_checkpoint
+from mdlstm_tk.training.run_state import RunState
 
 QUICK = ("--steps", "30", "--hidden", "4", "--batch-size", "4")
 
@@ -35,6 +39,31 @@ def test_all_verbs_propose_the_same_export_of_own_data(tmp_path: Path) -> None:
     trained = succeed("train", "--data", "d.npz", "--task", "grid", *QUICK, "-o", "run", cwd=tmp_path)
     for done in (trained, succeed("info", "run", cwd=tmp_path)):
         assert done.err.splitlines()[-1] == "next: mdlstm export run --form scan"
+
+
+def test_all_verbs_propose_to_draw_with_a_density_model(tmp_path: Path) -> None:
+    trained = succeed("train", "--task", "digits-binary", "--steps", "1", "--hidden", "2", cwd=tmp_path)
+    folder = next((tmp_path / "runs").iterdir()).relative_to(tmp_path)
+    for done in (trained, *(succeed(verb, folder, cwd=tmp_path) for verb in ("info", "report"))):
+        assert done.err.splitlines()[-1] == f"next: mdlstm sample {folder}"
+
+
+@pytest.mark.parametrize("kind", all_kinds(), ids=lambda kind: kind.name)
+def test_the_next_command_of_a_run_is_that_of_its_kind(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(data: str, size: tuple[int, ...], mixed_sizes: bool = False) -> str:
+        count = 3
+        names = tuple(map(str, range(kind.name_count(count))))
+        spec = TaskSpec("mine", kind.name, 1, count, size, names, mixed_sizes=mixed_sizes)
+        checkpoint = Checkpoint(TrainConfig(data=data), spec, RunState(), {})
+        monkeypatch.setattr("mdlstm_tk.training.load_checkpoint", lambda path: checkpoint)
+        return next_of_run(Run(Path("a run")))
+
+    if kind.name == "density":
+        assert command("d.npz", (8, 8)) == command("", (8, 8)) == "mdlstm sample 'a run'"
+        return
+    assert command("", (8, 9)) == "mdlstm export 'a run' --size 8x9"
+    for free in (command("d.npz", (8, 9)), command("", (8, 9), mixed_sizes=True), command("", (8,))):
+        assert free == "mdlstm export 'a run' --form scan"
 
 
 def test_the_main_job_with_bare_verbs(tmp_path: Path, matrix: Path) -> None:
