@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-import re
 from collections.abc import Callable, Iterable
 from functools import wraps
 from itertools import pairwise
@@ -18,7 +17,7 @@ from mdlstm_tk._util.text import is_plain_text, shell_quoted
 from mdlstm_tk.cli.console import verbosity
 from mdlstm_tk.errors import InputError, imports_of
 from mdlstm_tk.kinds import all_documents, all_kinds
-from mdlstm_tk.runtime.choices import Engine
+from mdlstm_tk.runtime.choices import Engine, parse_device
 from mdlstm_tk.runtime.combinations import describe_documents, describe_formats, describe_option
 from mdlstm_tk.runtime.io import Format
 
@@ -35,10 +34,9 @@ TILES = "Tiles"
 MESSAGES = "Messages"
 
 
-def parse_device(text: str) -> str:
-    """Check the name of a device."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
-        raise InputError(f"must be auto, cpu, cuda or cuda:N, got '{text}'")
+def _device(text: str) -> str:
+    """The name of a device, which is checked."""
+    parse_device(text)
     return text
 
 
@@ -176,7 +174,7 @@ Device = Annotated[
         "Device to run on; auto: CUDA if it works, else the CPU.",
         *(None, "--device"),
         metavar="auto|cpu|cuda|cuda:N",
-        parser=parse_device,
+        parser=_device,
         autocompletion=complete_from(*DEVICES),
     ),
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from mdlstm_tk._util.text import reason_of
 from mdlstm_tk.errors import Argument, DeviceError, InputError, StoppedError, require
+from mdlstm_tk.runtime.choices import parse_device
 
 LOG_FATAL = 4  # ONNX Runtime's log level
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -39,7 +39,11 @@ def create_session(data: bytes, label: str, device: str, threads: int, tf32: boo
         StoppedError: the memory does not suffice.
     """
     onnxruntime = require("onnxruntime", "cpu")
-    index = _cuda_index(device)
+    try:
+        kind, number = parse_device(device)
+    except InputError as error:
+        raise InputError("device ", error) from None
+    index = None if kind == "cpu" else number
     _limit_memory()
     has_cuda = CUDA in onnxruntime.get_available_providers()
     failure = ""
@@ -121,13 +125,3 @@ def available_memory() -> int | None:
         with contextlib.suppress(OSError, ValueError):
             memory = min(memory, int(Path(path).read_text()))
     return memory
-
-
-def _cuda_index(device: str) -> int | None:
-    """The index of the CUDA device that a device name stands for; None for the CPU."""
-    if device == "cpu":
-        return None
-    match = re.fullmatch(r"auto|cuda(?::(\d{1,3}))?", device)
-    if match is None:
-        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got '{device}'")
-    return int(match[1] or 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -14,6 +13,7 @@ from mdlstm_tk._util.text import suggestion
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.kinds import kind_names
 from mdlstm_tk.kinds.rooms import of_rooms
+from mdlstm_tk.runtime.choices import parse_device
 
 # settings that have an option of their own, by the panel of `mdlstm train --help` that it is in
 PANELS: dict[str, tuple[str, ...]] = {
@@ -38,18 +38,6 @@ def parse_windows(text: str) -> tuple[tuple[int, ...], ...]:
         InputError: one of the texts between commas is no size.
     """
     return tuple(map(parse_size, text.split(",")))
-
-
-def parse_device(text: str) -> tuple[str, int]:
-    """Parse the name of a device: "cuda:1" is ("cuda", 1), and "auto" is ("auto", 0).
-
-    Raises:
-        InputError: it is another text.
-    """
-    match = re.fullmatch(r"(auto|cpu|cuda)|cuda:(0|[1-9]\d{0,2})", text)
-    if match is None:
-        raise InputError(f"must be auto, cpu, cuda or cuda:N, got '{text}'")
-    return match[1] or "cuda", int(match[2] or 0)
 
 
 def _setting(

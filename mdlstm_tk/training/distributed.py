@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mdlstm_tk.errors import Argument, DeviceError, InputError
-from mdlstm_tk.training.config import parse_device
+from mdlstm_tk.runtime.choices import parse_device
 
 T = TypeVar("T")
 

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "unknown choice": (("export", "run", "--form", "scam"), 2, "'scan'"),
     "a number below its bound": (("infer", "ok.npy", "--batch-size", "0"), 2, "--batch-size"),
     "unknown device": (("infer", "ok.npy", "--device", "gpu"), 2, "auto, cpu, cuda or cuda:N, got 'gpu'"),
+    "device 01": (("infer", "ok.npy", "--device", "cuda:01"), 2, "cuda or cuda:N, got 'cuda:01'"),
     "a bad size": (("export", "run", "--size", "big"), 2, "--size': size must be written like 8 or 8x12"),
     "no file": (("infer",), 2, "FILE"),
     "quiet and verbose": (("info", "run", "-q", "-v"), 2, "-q and -v"),

@@ -120,6 +120,12 @@ def test_a_model_that_cannot_be_captured_runs_without_graphs(
     session.warm_up()
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:01", "cuda:1000", "cuda:\u0661", "cpu:0", ""])
+def test_another_name_is_no_device(device: str, model: Path) -> None:
+    with pytest.raises(InputError, match=f"^device must be auto, cpu, cuda or cuda:N, got '{device}'$"):
+        Session(model, device)
+
+
 @pytest.mark.parametrize("starts", ["falls back", "raises"])
 def test_cuda_that_does_not_start_is_an_error_or_a_reason(
     starts: str, model: Path, monkeypatch: pytest.MonkeyPatch
