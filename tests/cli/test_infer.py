@@ -168,10 +168,10 @@ def test_the_command_that_goes_on_with_tiled_files_does_so(
         np.save(f"{name}.npy", np.zeros((4, 4), np.float32))
     run = tiled_files._infer_file
 
-    def interrupted(session: Any, job: Any, *arguments: Any) -> FileResult:
-        if job.source == "b.npy":
+    def interrupted(session: Any, file: Any, *arguments: Any) -> FileResult:
+        if file.job.source == "b.npy":
             raise KeyboardInterrupt
-        return run(session, job, *arguments)
+        return run(session, file, *arguments)
 
     model = single().path
     with monkeypatch.context() as patch:
