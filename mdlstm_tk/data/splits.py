@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -192,21 +192,42 @@ def hold_out(
         mask = stratified_mask(list(classes.values()), share, seed).tolist()
         held_out = {group for group, is_out in zip(classes, mask, strict=True) if is_out}
     else:
-        was_out: dict[object, bool] = {}  # by each of the `_keys`
-        for split in ("validation", "train"):  # what was in both has been trained on
-            for each in known[split]:
-                was_out |= dict.fromkeys(_keys(each), split == "validation")
-        held_out = set()
-        for survey in surveys:
-            key = next((key for key in _keys(survey.identity) if key in was_out), None)
-            held_out |= {survey.sample.group} if was_out.get(key) else set()
+        held_out = _known_groups(surveys, known)
     train = [survey for survey in surveys if survey.sample.group not in held_out]
     return train, [survey for survey in surveys if survey.sample.group in held_out]
 
 
-def _keys(identity: SampleId) -> tuple[object, ...]:
-    """By what a sample is known again, the surest first: digest and name, the digest, or the name."""
-    return identity[:2], identity.digest, identity.name
+def _known_groups(surveys: Sequence[Survey], known: Mapping[Split, Sequence[SampleId]]) -> set[str]:
+    """The groups that were held out: those with a sample that is known to have been.
+
+    A sample is known by its digest and name, else by its digest, and if no sample has the digest any
+    more, by its name. Copies in both parts are told apart by their names alone. Of those with other
+    names as many are held out as before, but no more than were not trained on.
+    """
+    present = {survey.identity.digest for survey in surveys}
+    was_out: dict[object, bool] = {}
+    unclaimed: dict[Split, Counter[str]] = {"train": Counter(), "validation": Counter()}
+    for split in ("validation", "train"):  # what was in both has been trained on
+        for digest, name, _ in known[split]:
+            keys = (digest, name), digest, *(() if digest in present else (name,))
+            was_out |= dict.fromkeys(keys, split == "validation")
+            unclaimed[split][digest] += 1
+    in_both = unclaimed["train"].keys() & unclaimed["validation"].keys()
+    groups: dict[str, bool] = {}  # if they were held out
+    copies: defaultdict[str, dict[str, None]] = defaultdict(dict)  # by digest, their groups
+    for survey in surveys:
+        (digest, name, _), group = survey.identity, survey.sample.group
+        key = next((key for key in ((digest, name), digest, name) if key in was_out), None)
+        if key == digest and digest in in_both:
+            copies[digest][group] = None
+        elif key is not None:
+            groups[group] = groups.get(group, False) or was_out[key]
+            unclaimed["validation" if was_out[key] else "train"][digest] -= 1
+    for digest, its_groups in copies.items():
+        others = [group for group in its_groups if group not in groups]
+        trained, held_out = (max(unclaimed[split][digest], 0) for split in ("train", "validation"))
+        groups |= dict.fromkeys(others[trained : trained + held_out], True)
+    return {group for group, is_out in groups.items() if is_out}
 
 
 def in_order_of(surveys: Sequence[Survey], known: Sequence[SampleId]) -> list[Survey]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.metadata import Metadata
 
 RESERVED = ("file", "array", "sample", "error")  # what documents say about each sample
-DIGITS = 7  # significant ones, about those of float32
+DIGITS = 9  # significant ones, which identify a float32
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,9 @@ class Regress(Kind):
         if not np.isfinite(y).all():
             raise InputError("the numbers hold NaN or infinity; the model diverged")
         names, answers = metadata.classes or (), []
-        for k, row in enumerate((y if y.ndim == 2 else y[None]).tolist()):
-            rounded = [float(f"{value:.{DIGITS}g}") for value in row]
-            numbers = Numbers(
-                "", array, k if y.ndim == 2 else None, tuple(zip(names, rounded, strict=True))
-            )
+        for k, row in enumerate(y if y.ndim == 2 else y[None]):
+            values = [float(str(value)) for value in row]  # the shortest that identify them, 0.1 for 0.1
+            numbers = Numbers("", array, k if y.ndim == 2 else None, tuple(zip(names, values, strict=True)))
             answers.append(replace(numbers, text=" ".join(numbers.fields(options))))
         return answers
 

@@ -194,7 +194,7 @@ def test_answers_are_those_of_the_network_in_every_format(run: Run, tmp_path: Pa
         if session.metadata.kind == "regress":
             assert [record[name] for name in names] == pytest.approx(y.tolist(), rel=1e-4, abs=1e-6)
             assert [float(row[name]) for name in names] == [record[name] for name in names]
-            assert line.split("\t")[1:] == [f"{name}={record[name]:.7g}" for name in names]
+            assert line.split("\t")[1:] == [f"{name}={record[name]:.9g}" for name in names]
         else:
             p = 1 / (1 + np.exp(-y.astype(np.float64)))
             assert list(record["probabilities"].values()) == pytest.approx(p.tolist(), abs=1e-5)

@@ -51,6 +51,15 @@ def test_labels_and_probabilities() -> None:
     assert [(each.text, each.sample) for each in decode(SCORES, CLASSIFIER)] == [("dög", 0), ("cat", 1)]
 
 
+def test_numbers_identify_what_the_network_returned() -> None:
+    """Large targets that differ little, such as pressures in Pa, need each digit."""
+    regressor = replace(GRID, outputs=3, window=None, kind="regress", classes=("a", "b", "c"))
+    y = np.array([101325.05, 0.1, -1.2345678e-9], np.float32)
+    (answer,) = decode(y, regressor)
+    assert [np.float32(value) for value in answer.values().values()] == y.tolist()
+    assert answer.fields(ResultOptions()) == ["a=101325.05", "b=0.1", "c=-1.2345678e-09"]
+
+
 def test_densities_in_nats_and_bits() -> None:
     (answer,) = decode(np.full((2, 4, 1), -np.log(2), np.float32), DENSITY)
     assert answer.values() == {"nats": 5.5452, "bits_per_dim": 1.0}

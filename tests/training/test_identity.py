@@ -4,6 +4,7 @@ parts of a run, none that was trained on is validated with or tested on without 
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,28 @@ def test_other_names_and_another_order_change_no_byte(layout: str, tmp_path: Pat
     resume(runs[1])
     for run in runs:
         assert run.last.read_bytes() == whole.last.read_bytes()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("seed", range(3))
+def test_copies_stay_in_the_split_that_they_were_in(layout: str, seed: int, tmp_path: Path) -> None:
+    """Also if names tell nothing: one sample in front gives others to all samples of an array."""
+    data, kind = tmp_path / "data", KINDS[layout]
+    samples = [(f"s{2 * k + copy}", k) for k in range(12) for copy in range(2)]
+    write(data, layout, {"": samples})
+    before = make_task(quick(data, kind, **SETTINGS, seed=seed))
+    rng = np.random.default_rng(seed)
+    shifted = [("n", 50), *((f"r{k}", samples[k][1]) for k in rng.permutation(len(samples)))]
+    write(data, layout, {"": shifted})
+    after = make_task(quick(data, kind, **SETTINGS, seed=seed), before.identities)
+
+    def digests(task: Any, split: str) -> list[str]:
+        return sorted(each.digest for each in task.identities[split])
+
+    assert digests(after, "validation") == digests(before, "validation")
+    before_training, after_training = Counter(digests(before, "train")), Counter(digests(after, "train"))
+    assert before_training < after_training
+    assert not set(after_training - before_training) & set(digests(before, "validation"))
 
 
 def test_what_any_part_of_a_run_was_trained_on_is_remembered(tmp_path: Path) -> None:
