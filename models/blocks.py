@@ -123,11 +123,12 @@ def apply_flattened(run: Callable[..., Tensor], x: Tensor, sizes: Tensor | None)
     """
     sequence = x.flatten(1, 2)  # (N, P, C)
     if sizes is None:
-        return run(sequence).unflatten(1, x.shape[1:3])
+        y = run(sequence)
+        return y.reshape(*x.shape[:3], y.shape[-1])
     position_of_step, step_of_position = _flattening_indices(x.shape[1], x.shape[2], sizes)
     sequence = _gather_steps(sequence, position_of_step)
     y = _gather_steps(run(sequence, sizes.prod(dim=1, keepdim=True)), step_of_position)
-    return y.unflatten(1, x.shape[1:3])
+    return y.reshape(*x.shape[:3], y.shape[-1])
 
 
 def _flattening_indices(height: int, width: int, sizes: Tensor) -> tuple[Tensor, Tensor]:

@@ -166,7 +166,8 @@ class _TorchRowLSTM(nn.Module):
         if self.flatten:
             return apply_flattened(self._run, x, sizes)
         # Sizes do not matter: padding lies to the right of a row, where it comes too late to be seen.
-        return self._run(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        y = self._run(x.flatten(0, 1))
+        return y.reshape(*x.shape[:3], y.shape[-1])
 
     def _run(self, sequence: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Map a sequence (N, T, C) to (N, T, n)."""

@@ -59,6 +59,7 @@ class LineFinder(nn.Module):
     ) -> None:
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.channels = channels
         self.convolutions = stack_convolutions(channels, CONVOLUTIONS, **factory)
         features = CONVOLUTIONS[-1][0]
         self.grid = MDLSTM(
@@ -76,7 +77,7 @@ class LineFinder(nn.Module):
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
         """Map x (N, H, W, C) to logits (N, ⌈H / 2⌉, ⌈W / 2⌉, maps)."""
-        check_batched(x, 2, self.convolutions[0].convolution.in_channels)
+        check_batched(x, 2, self.channels)
         valid = None if sizes is None else as_sizes(sizes, x)
         extents = [(extent + 1) // 2 for extent in x.shape[1:-1]]
         x = standardise(x, valid).permute(0, 3, 1, 2)

@@ -182,6 +182,7 @@ class LineRecognizer(nn.Module):
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         options: dict[str, Any] = {"cell": cell, "layer_norm": layer_norm, **factory}
+        self.channels = channels
         self.convolutions = stack_convolutions(channels, CONVOLUTIONS, **factory)
         features = CONVOLUTIONS[-1][0]
         self.shortcut = nn.Conv1d(features, outputs, 3, padding=1, **factory)
@@ -205,7 +206,7 @@ class LineRecognizer(nn.Module):
         """Map x (N, H, W, C) to logits (N, T, 1 + characters), T = ⌈W / 8⌉; in training also to a second
         prediction of this shape.
         """
-        check_batched(x, 2, self.convolutions[0].convolution.in_channels)
+        check_batched(x, 2, self.channels)
         valid = None if sizes is None else as_sizes(sizes, x)
         x = standardise(x, valid).permute(0, 3, 1, 2)
         for convolution in self.convolutions:
