@@ -17,7 +17,7 @@ FORM = (
     "Form of the graph: unrolled for one size, faster on small grids; scan for any size, smaller, and as "
     "fast or faster on large grids; or tiles for grids larger than memory."
 )
-SIZE = "Grid size, as 8 or 8x12, or 48x* for any width; repeatable."
+SIZE = "Grid size, as 8 for all axes or 8x12, or 48x* for any width; repeatable."
 PADDED = "Add an input for the sizes of padded samples, so that smaller grids run in one batch."
 MULTIPLE_OF = "What the size must be a multiple of: for a network with strides and --form scan."
 DTYPE = "Data type of weights and activations."
@@ -25,6 +25,11 @@ ATOL = "Maximum error against the float64 reference, in units of the largest out
 WEB = "Write a web page that runs the model in the browser instead."
 WEB_RUNTIME = "File or folder that holds onnxruntime-web, for --web."
 DATA = "Your data that the run was trained on, for --web: the page will hold some of them."
+
+
+def _parse_multiple(text: str) -> int | tuple[int, ...]:
+    extents = parse_size(text)
+    return extents[0] if len(extents) == 1 else extents
 
 
 def export(
@@ -40,7 +45,7 @@ def export(
         options.option(FORM, MODEL, show_default="unrolled, scan with --web or for mixed sizes"),
     ] = None,
     padded: Annotated[bool, options.option(PADDED, MODEL, "--padded")] = False,
-    multiple_of: Annotated[Any, options.size_option(MULTIPLE_OF, False, parse_size, MODEL)] = None,
+    multiple_of: Annotated[Any, options.size_option(MULTIPLE_OF, False, _parse_multiple, MODEL)] = None,
     dtype: Annotated[Dtype, options.option(DTYPE, MODEL)] = "float32",
     atol: Annotated[
         float | None,

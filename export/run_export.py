@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mdlstm_tk._util.checks import checked
-from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.sizes import for_axes, format_size
 from mdlstm_tk._util.text import counted, printable
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError
@@ -51,9 +51,10 @@ def export_run(
         path: a file name that ends in `.onnx`, or a folder for model-HxW.onnx or model-any.onnx; the
             run's folder if None. With form "tiles", a file name that ends in `.tiles`, or a folder for
             model.tiles. The folder must exist.
-        grid: extents to export for, None among them where they are free. None: the run's own grid, or any
-            grid if form is "scan" or "tiles"; what `resize` of the run leaves free, as the width in 64x*,
-            is free then. Any grid, too, if the run's samples differ in size or are cropped.
+        grid: extents to export for, one for all axes or one for each, None among them where they are free.
+            None: the run's own grid, or any grid if form is "scan" or "tiles"; what `resize` of the run
+            leaves free, as the width in 64x*, is free then. Any grid, too, if the run's samples differ in
+            size or are cropped.
         form, padded, multiple_of, dtype, atol: as for `export_onnx`; form "tiles" takes atol
             alone.
         force: replace an existing file.
@@ -85,7 +86,7 @@ def export_run_sizes(
 
     Args:
         run: a run, its folder, or one of its checkpoint files.
-        grids: extents to export for; None among them as for `export_run`.
+        grids: extents to export for, or None, each as for `export_run`.
         destination: a file name that ends in `.onnx` (for one grid), a folder, or a `WebPage`; the
             run's folder if None.
         force: replace existing files.
@@ -101,14 +102,15 @@ def export_run_sizes(
     """
     run, checkpoint_path = find_checkpoint(run)
     checkpoint, sha256 = read_checkpoint(checkpoint_path)
-    spec, run_grid, form = checkpoint.spec, checkpoint.config.grid, options["form"]
+    spec, form = checkpoint.spec, options["form"]
     resize = spec.preprocessing.resize if spec.preprocessing else None
     page = destination if isinstance(destination, WebPage) else None
     output = Path(destination) if isinstance(destination, str | Path) else None
     if form is None and output is not None and output.suffix == SUFFIX:
         form = "tiles"
+    grids = [None if grid is None else for_axes(tuple(grid), len(spec.size)) for grid in grids]
     for grid in grids:
-        _check_grid(grid, run_grid, resize, form)
+        _check_grid(grid, spec.size, resize, form)
     if resize and None in resize and form != "tiles":  # all images have one height, and any width
         grids = [grid or resize for grid in grids]
     extents = tuple(extent for grid in grids for extent in grid or ())
@@ -118,7 +120,7 @@ def export_run_sizes(
     if form == "tiles" and page:
         raise InputError("form 'tiles' is for files; leave out the web page")
     if form == "unrolled":
-        grids = [grid or run_grid for grid in grids]
+        grids = [grid or spec.size for grid in grids]
     runtime = page.prepare(len(grids)) if page else {}
     metadata = {
         "model": printable(checkpoint.config.model),

@@ -73,7 +73,7 @@ def page_examples(
         checkpoint = load_checkpoint(run.checkpoint)
         config = checkpoint.config
         if not config.data:
-            config = replace(config, size=format_size(metadata.grid_like(config.grid)))
+            config = replace(config, size=format_size(metadata.grid_like(checkpoint.spec.size)))
         samples = list(_samples(load_task(config, checkpoint.spec, data, run.read_samples()), metadata))
     except MDLSTMError as error:
         on_message(Message("no examples: ", error))

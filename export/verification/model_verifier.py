@@ -222,8 +222,9 @@ class _FileVerifier:
         if self.metadata.checkpoint_sha256 not in (None, sha256):
             other = f"{path} was exported from another checkpoint than {checkpoint_path}"
             self.stale = note_if_stale(path, self.metadata) or other
-        if prod(checkpoint.config.grid) <= MAX_POSITIONS:
-            self.grid = checkpoint.config.grid
+        size = checkpoint.spec.size
+        if len(size) == self.metadata.ndim and prod(size) <= MAX_POSITIONS:
+            self.grid = size
         self.training_run, self.reference = run, f"the network of {checkpoint_path}"
         return checkpoint.network()
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TypeVar
 
 from mdlstm_tk.errors import InputError
+
+E = TypeVar("E", int, int | None)
 
 
 def parse_free_size(text: str, ndim: int | None = None) -> tuple[int | None, ...]:
@@ -13,7 +16,8 @@ def parse_free_size(text: str, ndim: int | None = None) -> tuple[int | None, ...
 
     Args:
         text: one extent for all axes, or one per axis, separated by "x".
-        ndim: number of grid axes; None: as many as the text names, or two if it names one extent.
+        ndim: number of grid axes; None: not known yet. The result has the extents that the text names then,
+            and `for_axes` repeats a single one once the axes are known.
 
     Raises:
         InputError: the text has another format, an extent is 0, or there are neither 1 nor `ndim` extents.
@@ -23,14 +27,23 @@ def parse_free_size(text: str, ndim: int | None = None) -> tuple[int | None, ...
     extents = tuple(None if part == "*" else int(part) for part in text.lower().split("x"))
     if 0 in extents:
         raise InputError(f"extents of a size must be at least 1, got '{text:.100}'")
-    extents = extents * (ndim or 2) if len(extents) == 1 else extents
-    if ndim is not None and len(extents) != ndim:
+    if ndim is None:
+        return extents
+    if len(extents) not in (1, ndim):
         raise InputError(f"size must have 1 or {ndim} extents, got '{text:.100}'")
-    return extents
+    return for_axes(extents, ndim)
+
+
+def for_axes(extents: tuple[E, ...], ndim: int) -> tuple[E, ...]:
+    """Repeat a single extent for each of `ndim` axes; several extents stay as they are."""
+    return extents * ndim if len(extents) == 1 else extents
 
 
 def parse_size(text: str, ndim: int | None = None) -> tuple[int, ...]:
-    """Parse a size: parse_size("8") is (8, 8), parse_size("8x12") is (8, 12), and so on for more axes.
+    """Parse a size: parse_size("8x12") is (8, 12), and parse_size("8", 2) is (8, 8).
+
+    Args:
+        text, ndim: as for `parse_free_size`.
 
     Raises:
         InputError: as `parse_free_size`, or an extent is free.
@@ -49,10 +62,19 @@ def parse_resize(text: str) -> tuple[int | None, int | None]:
     Raises:
         InputError: as `parse_free_size`, or there are not two extents, or both are free.
     """
-    extents = parse_free_size(text)
+    extents = for_axes(parse_free_size(text), 2)
     if len(extents) != 2 or extents == (None, None):
         raise InputError(f"resize must be written like 48, 48x64, 48x* or *x64, got '{text:.100}'")
     return extents[0], extents[1]
+
+
+def is_size(text: str, extents: tuple[int, ...]) -> bool:
+    """True if a text names these extents: "8" and "8x8" both name (8, 8).
+
+    Raises:
+        InputError: as `parse_size`.
+    """
+    return for_axes(parse_size(text), len(extents)) == extents
 
 
 def format_size(extents: Sequence[int | None]) -> str:

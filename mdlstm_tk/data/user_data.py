@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.sizes import for_axes, format_size
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.data import arrays, folders
 from mdlstm_tk.data.samples import (
@@ -101,7 +101,8 @@ def read_data(
         seed: seed of the choice of held-out samples.
         augment: strength of the distortion of training images.
         resize: extents that images are resized to, see `Preprocessing`; masks take the nearest pixel.
-        crop: extents of the part of each sample that is used, see `DatasetTask`.
+        crop: extents of the part of each sample that is used, one for all axes or one for each, see
+            `DatasetTask`.
         cache_bytes: how much of the data may be kept in memory.
         settings: of the run, by key of `TrainConfig`, for what the kind asks; its own if they are left out.
         known: the samples of a run, which keep their order, whatever they are called now. Those that it
@@ -137,7 +138,8 @@ def read_data(
             results = folders.count_results(source)
             notes += folders.left_out(f"results of mdlstm infer in {source}", results)
         splits[split], unusable = survey_samples(samples, kind, resize)
-        skipped += unusable
+        prefix = f"{source.name}/" if source.is_dir() and source != path else ""
+        skipped += [Message(prefix, line) for line in unusable] if prefix else unusable
     if prefixes is not None:
         splits, new_notes = divide(splits["train"], prefixes)
         notes += new_notes
@@ -161,6 +163,7 @@ def read_data(
         raise InputError(
             f"{path}: x has {counted(ndim, 'grid axis', 'grid axes')}, but kind {kind} needs two; {formats}"
         )
+    crop = None if crop is None else for_axes(crop, ndim)
     if crop is not None and len(crop) != ndim:
         has = f" has {counted(len(crop), 'extent')}, but samples have {counted(ndim, 'axis', 'axes')}"
         raise InputError(Argument("crop", crop), has)

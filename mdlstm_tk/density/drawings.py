@@ -93,9 +93,9 @@ def picture(
         for example in examples
     ]
     if hasattr(network, "sample"):  # a network of the user's own need not draw
-        height, width = config.grid
-        channels = examples[0].spec.channels
-        drawn = draw_images(network, PICTURED, (height, width), channels, config.seed)
+        spec = examples[0].spec
+        height, width = spec.size
+        drawn = draw_images(network, PICTURED, (height, width), spec.channels, config.seed)
         panels += [Panel("drawn", draw_input(image)) for image in drawn]
     return panels
 

@@ -22,6 +22,10 @@ from mdlstm_tk.cli.options import (
 from mdlstm_tk.cli.progress import next_of_run
 
 
+def _parse_image_size(text: str) -> tuple[int, ...]:
+    return parse_size(text, 2)
+
+
 def sample(
     source: Annotated[
         Path | None,
@@ -34,7 +38,10 @@ def sample(
     ] = None,
     count: Annotated[int, option("Number of images.", None, "-n", "--count", min=1)] = 64,
     size: Annotated[
-        Any, size_option("Size of the images, as 28 or 28x20.", "that of the training images", parse_size)
+        Any,
+        size_option(
+            "Size of the images, as 28 or 28x20.", "that of the training images", _parse_image_size
+        ),
     ] = None,
     given: Annotated[
         Path | None,

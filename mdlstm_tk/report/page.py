@@ -15,7 +15,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Undefined
 from markupsafe import Markup
 
-from mdlstm_tk._util.sizes import format_size, parse_size
+from mdlstm_tk._util.sizes import format_size, is_size
 from mdlstm_tk._util.text import duration, printable, shell_quoted
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
@@ -134,7 +134,7 @@ def render_report(
         max_rows=MAX_ROWS,
         exports=measurements,
         batch=BATCH,
-        settings=_settings(config),
+        settings=_settings(config, spec),
         **values,
     )
 
@@ -186,7 +186,7 @@ def _confusions(evaluation: SplitEvaluation | None, spec: TaskSpec) -> list[tupl
     return [(spec.classes[t], spec.classes[p], int(counts[t, p])) for t, p in pairs if counts[t, p]]
 
 
-def _settings(config: TrainConfig) -> list[tuple[str, Any, Any, bool]]:
+def _settings(config: TrainConfig, spec: TaskSpec) -> list[tuple[str, Any, Any, bool]]:
     """Return key, value and default of each setting, and True if value and default differ."""
     try:
         defaults = asdict(default_config(config.task, config.data))
@@ -194,7 +194,7 @@ def _settings(config: TrainConfig) -> list[tuple[str, Any, Any, bool]]:
         defaults = asdict(TrainConfig(task=config.task, data=config.data))
     defaults["data_from_run"] = config.data_from_run
     size = defaults["size"]
-    if config.data or not size or parse_size(size) == config.grid:
+    if config.data or not size or is_size(size, spec.size):
         defaults["size"] = config.size  # "8" equals "8x8"; without a default the data determine the size
     return [(key, value, defaults[key], value != defaults[key]) for key, value in asdict(config).items()]
 

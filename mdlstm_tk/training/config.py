@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from mdlstm_tk._util.sizes import parse_resize, parse_size
+from mdlstm_tk._util.sizes import for_axes, parse_resize, parse_size
 from mdlstm_tk._util.text import suggestion
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.kinds import kind_names
@@ -31,13 +31,17 @@ BY_TASK = (
 BY_TASK_TEXT = "depends on the task"
 
 
-def parse_windows(text: str) -> tuple[tuple[int, ...], ...]:
-    """Parse the windows of the levels of a network: "2,2x1" is ((2, 2), (2, 1)).
+def parse_windows(text: str, ndim: int = 1) -> tuple[tuple[int, ...], ...]:
+    """Parse the windows of the levels of a network: "2,2x1" is ((2, 2), (2, 1)) for grids of two axes.
+
+    Args:
+        text: a size for each level, as for `parse_size`, separated by commas.
+        ndim: number of grid axes, for all of which a single extent stands.
 
     Raises:
         InputError: one of the texts between commas is no size.
     """
-    return tuple(map(parse_size, text.split(",")))
+    return tuple(for_axes(parse_size(window), ndim) for window in text.split(","))
 
 
 def _setting(
@@ -200,24 +204,30 @@ class TrainConfig:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """`size` as a tuple of extents.
+        """`size` as a tuple of extents, for tasks that generate grids; one extent stands for two axes.
+
+        What is known of a run's samples, their number of axes as well, is in `TaskSpec.size`.
 
         Raises:
             InputError: there is no size. With `data` it is known once the data are read.
         """
         if not self.size:
             raise InputError(f"the task '{self.task}' generates its grids and needs a size, such as 8")
-        return parse_size(self.size)
+        return for_axes(parse_size(self.size), 2)
 
-    def network_options(self) -> dict[str, Any]:
-        """The keyword arguments of `mdlstm_tk.models.create` that this configuration sets."""
+    def network_options(self, ndim: int) -> dict[str, Any]:
+        """The keyword arguments of `mdlstm_tk.models.create` that this configuration sets.
+
+        Args:
+            ndim: number of grid axes of the samples.
+        """
         settings = {"layers": self.layers, "cell": self.cell, "directions": self.directions}
         settings |= {"layer_norm": self.layer_norm, "windows": self.windows, "dropout": self.dropout}
         options = {key: value for key, value in settings.items() if value != _DEFAULTS[key]}
         if self.directions == "1":
             options["directions"] = 1
         if self.windows:
-            options["windows"] = parse_windows(self.windows)
+            options["windows"] = parse_windows(self.windows, ndim)
         return {"hidden": self.hidden, **options}
 
     def updated(self, values: Mapping[str, Any], source: str | Argument) -> TrainConfig:
@@ -239,13 +249,13 @@ class TrainConfig:
             raise InputError(source, ": ", error) from None
 
     @classmethod
-    def load(cls, path: Path) -> TrainConfig:
+    def load(cls, path: str | Path) -> TrainConfig:
         """Read a `config.toml`.
 
         Raises:
             InputError: the file cannot be read, is not TOML, or has an unknown or invalid setting.
         """
-        return cls().updated(read_toml(path), str(path))
+        return cls().updated(read_toml(Path(path)), str(path))
 
     def to_toml(self) -> str:
         """The content of `config.toml`."""

@@ -44,7 +44,7 @@ def build_network(config: TrainConfig, spec: TaskSpec) -> nn.Module:
 def _create(config: TrainConfig, spec: TaskSpec, outputs: int) -> nn.Module:
     """Create the network of a configuration, for raw numbers, with some number of outputs."""
     ndim = len(spec.size)
-    options = config.network_options()
+    options = config.network_options(ndim)
     if ndim != 2:
         if "ndim" not in model_options(config.model, spec.kind):
             raise InputError(
@@ -112,9 +112,9 @@ def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
 
 def windows_of(config: TrainConfig, spec: TaskSpec) -> Sequence[Window]:
     """The windows of a configuration, or the default ones of the network."""
-    if config.windows:
-        return parse_windows(config.windows)
     ndim = len(spec.size)
+    if config.windows:
+        return parse_windows(config.windows, ndim)
     default = default_windows("md", spec.kind) if ndim == 2 and "md" in model_names(spec.kind) else None
     return default or ((1,) * ndim,)
 

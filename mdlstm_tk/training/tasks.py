@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from mdlstm_tk._util.sizes import format_size, parse_resize, parse_size
+from mdlstm_tk._util.sizes import format_size, is_size, parse_resize, parse_size
 from mdlstm_tk._util.text import counted
 from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.errors import Argument, InputError, imports_of
@@ -201,13 +201,15 @@ def make_task(config: TrainConfig, known: Samples | None = None) -> Task:
                     f"{key} goes with data of one of the kinds {', '.join(kind_names())}, got the task "
                     f"'{config.task}', which brings its own"
                 )
-        if config.size and prod(config.grid) > MAX_POSITIONS:
+        # One extent alone may mean any number of axes in a task of the user's own.
+        counts_axes = config.task in BUILT_IN and config.size
+        positions = prod(config.grid if counts_axes else parse_size(config.size or "1"))
+        if positions > MAX_POSITIONS:
             raise InputError(
-                f"size {config.size} has {prod(config.grid)} positions, but tasks generate at most "
-                f"{MAX_POSITIONS}"
+                f"size {config.size} has {positions} positions, but tasks generate at most {MAX_POSITIONS}"
             )
         task = entry.make(config)
-        if config.task in BUILT_IN and config.size and config.grid != task.spec.size:
+        if config.task in BUILT_IN and config.size and not is_size(config.size, task.spec.size):
             raise InputError(
                 f"the task {config.task} brings data of size {format_size(task.spec.size)}, got size "
                 f"{config.size}; leave it out"
@@ -227,7 +229,7 @@ def make_task(config: TrainConfig, known: Samples | None = None) -> Task:
         settings=vars(config),
         known=known,
     )
-    if config.size and parse_size(config.size, len(task.spec.size)) != task.spec.size:
+    if config.size and not is_size(config.size, task.spec.size):
         other = (", or use ", Argument("resize", config.size)) if task.spec.preprocessing else ()
         raise InputError(
             f"size {config.size} is not the size of the data {config.data}, which is "

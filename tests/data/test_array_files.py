@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.refusal import refused
 from helpers.user_data import RNG, read, write_arrays
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data import UNLABELLED
+from mdlstm_tk.data import UNLABELLED, DatasetTask, DiagonalTask, Task
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_names
-from mdlstm_tk.training import TrainConfig, make_task
+from mdlstm_tk.training import TrainConfig, build, make_task, register_task, tasks
+from mdlstm_tk.training.networks import windows_of
 
 
 @pytest.mark.parametrize("kind", ["grid", "classify", "segment", "transcribe"])
@@ -181,3 +183,41 @@ def test_a_run_on_sequences_trains_again_with_its_own_settings(tmp_path: Path) -
     config = TrainConfig(task="grid", data=str(tmp_path / "x.npz"))
     assert make_task(replace(config, size=format_size(make_task(config).spec.size))).spec.size == (9,)
     refused("size 8 is not the size", lambda: make_task(replace(config, size="8")))
+
+
+@pytest.mark.parametrize("size", [(9,), (5, 9), (3, 5, 9)], ids=str)
+def test_one_extent_of_a_setting_stands_for_all_axes_of_the_data(
+    size: tuple[int, ...], tmp_path: Path
+) -> None:
+    x = RNG.random((4, *size))
+    np.savez(tmp_path / "x.npz", x=x, y=x > 0.5, ndim=len(size))
+    config = TrainConfig(task="segment", data=str(tmp_path / "x.npz"), hidden=2, windows="2")
+    windows = (2,) * len(size)
+    network, task = build(config)
+    assert windows_of(config, task.spec) == (windows,)
+    assert network(torch.zeros(1, *size, 1)).shape == (1, *size, 2)
+    assert build(replace(config, windows=format_size(windows)))[1].spec.size == size
+    assert build(replace(config, crop="3"))[1].spec.size == (3,) * len(size)
+    refused("each of windows must be one extent, or", lambda: build(replace(config, windows="2x2x2x2")))
+    refused("crop", lambda: build(replace(config, crop="2x2x2x2")))
+
+
+def test_long_sequences_get_windows(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((2, 5000))
+    np.savez(tmp_path / "x.npz", x=x, y=x > 0.5, ndim=1)
+    network, task = build(TrainConfig(task="segment", data=str(tmp_path / "x.npz"), hidden=1))
+    assert (task.spec.size, network(torch.zeros(1, 9, 1)).shape) == ((5000,), (1, 9, 2))
+
+
+def test_the_positions_of_a_task_are_counted_along_its_own_axes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "_registered", {})
+
+    @register_task("a-sequence", kind="grid")
+    def make(config: TrainConfig) -> Task:
+        return DatasetTask(replace(diagonal, size=config.grid[:1]), {"train": [(x, x)]})
+
+    x, diagonal = np.zeros((5000, 1), np.float32), DiagonalTask((3, 3)).spec
+    config = TrainConfig(task="a-sequence", size="5000")
+    assert make_task(config).spec.size == (5000,)
+    refused("at most", lambda: make_task(replace(config, size="5000x5000")))
+    refused("at most", lambda: make_task(replace(config, task="diagonal")))

@@ -150,6 +150,12 @@ def test_rows_that_cannot_be_used_and_images_without_one_are_named(tmp_path: Pat
     assert "images that targets.csv does not name, left out: 9" in summary
 
 
+def test_rows_that_cannot_be_used_are_named_with_the_folder_of_their_split(tmp_path: Path) -> None:
+    write_table(tmp_path / "train", "regress", ["images/00.png,1", "images/01.png,2"], "file,height")
+    write_table(tmp_path / "Val", "regress", ["images/00.png,1", "images/01.png,3,4"], "file,height")
+    assert [line.split(":")[0] for line in read(tmp_path, "regress").skipped] == ["Val/targets.csv, line 3"]
+
+
 BAD_ARRAYS: dict[str, tuple[str, dict[str, Any], str]] = {
     "axes": ("regress", {"y": np.ones((4, 2, 2))}, "y is"),
     "names": ("regress", {"y": np.ones((4, 2)), "names": np.array(["a"])}, "names is"),

@@ -74,6 +74,12 @@ def test_a_damaged_configuration_is_one_line(tmp_path: Path, content: bytes) -> 
     refused("cannot read", lambda: TrainConfig.load(tmp_path / "absent.toml"))
 
 
+def test_a_configuration_is_loaded_from_a_path_or_its_text(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("steps = 7")
+    assert TrainConfig.load(path) == TrainConfig.load(str(path)) == TrainConfig(steps=7)
+
+
 def test_the_defaults_suit_no_task_in_particular() -> None:
     refused("needs a size", lambda: make_task(TrainConfig()))
     assert make_task(configure({})).spec.size == (8, 8)
