@@ -35,8 +35,6 @@ FORMS: dict[str, dict[str, Any]] = {  # arguments of `export_onnx`
     "unrolled, float16": {"dtype": "float16"},
     "scan": {"form": "scan"},
     "scan, `sizes`": {"form": "scan", "padded": True},
-    "scan, any size": {"form": "scan", "grid": None},
-    "scan, any size, `sizes`": {"form": "scan", "grid": None, "padded": True},
     "scan, float16": {"form": "scan", "dtype": "float16"},
 }
 NETWORKS: dict[str, dict[str, Any]] = {
