@@ -99,6 +99,7 @@ def run_onnxruntime(model: bytes, feeds: Mapping[str, Array]) -> Array:
 
 def run_openvino(model: bytes, feeds: Mapping[str, Array]) -> Array:
     """y of OpenVINO on the CPU; without the hint it may round to bfloat16."""
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # it forks, and calls its makers
     import openvino
 
     core = openvino.Core()

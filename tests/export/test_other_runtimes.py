@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ Feeds = Mapping[str, np.ndarray]
 
 
 def in_openvino(model: onnx.ModelProto, feeds: Feeds) -> np.ndarray:
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # it forks, and calls its makers
     openvino = pytest.importorskip("openvino")
     core = openvino.Core()
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
