@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mdlstm_tk._util.sizes import format_size, parse_size
+from mdlstm_tk._util.sizes import for_axes, format_size, parse_size
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.cli.console import next_command, note, print_json
 from mdlstm_tk.cli.options import (
@@ -23,7 +23,7 @@ from mdlstm_tk.cli.progress import next_of_run
 
 
 def _parse_image_size(text: str) -> tuple[int, ...]:
-    return parse_size(text, 2)
+    return for_axes(parse_size(text), 2)
 
 
 def sample(

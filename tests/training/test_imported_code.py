@@ -69,7 +69,7 @@ def test_an_own_cell_from_training_to_inference(tmp_path: Path, call: Callable[.
         assert f"there is no cell '{name}'" in refused.err and "--import FILE" in refused.err
     described = call("info", "run", "--json", *CELLS)
     assert json.loads(described.out)["cell"] == name
-    assert "mdlstm export run --import cells.py" in described.err
+    assert "mdlstm export run --size 8x8 --import cells.py" in described.err
     for form in ("unrolled", "scan"):
         call(*CELLS, "export", "run", "--form", form, "-o", f"{form}.onnx")
     call("verify", "unrolled.onnx", "--against", "run", *CELLS)
