@@ -225,7 +225,8 @@ def plan_jobs(
     file: str | None = None  # for the only result, or for all answers
     folder: str | None = None  # of the results
     if output not in (None, STDIO):
-        is_folder = _is_folder(output) or output.endswith(os.sep)
+        is_array = os.path.isfile(os.path.join(output, "zarr.json"))  # by whatever name
+        is_folder = (_is_folder(output) and not is_array) or output.endswith(os.sep)
         is_file = not is_folder if is_single else is_table(output)
         file, folder = (output, None) if is_file else (None, output)
     if file is not None and output_format is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.refusal import refused
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import all_kinds
@@ -203,6 +204,14 @@ def test_an_output_that_does_not_suit_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         plan(inputs, GRID, output)
+
+
+def test_a_zarr_array_of_any_name_is_a_result_that_exists(tree: Path) -> None:
+    Path("y.npy").mkdir()
+    Path("y.npy/zarr.json").touch()
+    (job,) = plan(["x.npy"], TILED, "y.npy", output_format="zarr")
+    assert job.target == "y.npy"
+    refused(r"y\.npy exists.*force=True", lambda: remaining_jobs([job], skip_existing=False, force=False))
 
 
 def test_results_that_exist_are_kept_or_replaced_as_asked(tree: Path) -> None:
