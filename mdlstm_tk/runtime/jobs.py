@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 Content: TypeAlias = Literal["lines", "outputs", "probabilities", "answers"]
-"""What a result holds: answers as lines of text, what the network returned, probabilities of classes, or
+"""Content of a result: answers as lines of text, what the network returned, probabilities of classes, or
 what else its kind makes of the outputs, such as masks and documents."""
 
 
@@ -307,7 +307,7 @@ def _content(
     *,
     is_default: bool,
 ) -> Content:
-    """What a result in some format holds; `is_default` if nobody has named the format."""
+    """The content of a result in some format; `is_default` if nobody has named the format."""
     kind = written_as(metadata)
     if file_format in LINES and (documents or kind.is_printed):
         return "lines"

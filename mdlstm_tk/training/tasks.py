@@ -201,13 +201,12 @@ def make_task(config: TrainConfig, known: Samples | None = None) -> Task:
                     f"{key} goes with data of one of the kinds {', '.join(kind_names())}, got the task "
                     f"'{config.task}', which brings its own"
                 )
-        # One extent alone may mean any number of axes in a task of the user's own.
-        counts_axes = config.task in BUILT_IN and config.size
-        positions = prod(config.grid if counts_axes else parse_size(config.size or "1"))
-        if positions > MAX_POSITIONS:
-            raise InputError(
-                f"size {config.size} has {positions} positions, but tasks generate at most {MAX_POSITIONS}"
-            )
+        if config.size:
+            # One extent alone may mean any number of axes in a task of the user's own.
+            positions = prod(config.grid if config.task in BUILT_IN else parse_size(config.size))
+            if positions > MAX_POSITIONS:
+                most = f"positions, but tasks generate at most {MAX_POSITIONS}"
+                raise InputError(f"size {config.size} has {positions} {most}")
         task = entry.make(config)
         if config.task in BUILT_IN and config.size and not is_size(config.size, task.spec.size):
             raise InputError(
