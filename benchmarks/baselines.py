@@ -29,7 +29,7 @@ import numpy as np
 import PIL.Image
 import rival_networks  # noqa: F401  it registers the rivals
 import torch
-from equal_time import gain_of_processes, seconds_a_step
+from equal_time import gain_of_processes, new_or_interrupted_job, seconds_a_step
 from measuring import (
     RESULTS,
     ROOT,
@@ -54,7 +54,6 @@ from mdlstm_tk.training import (
     configure,
     in_processes,
     make_task,
-    new_job,
     parse_settings,
     train,
 )
@@ -159,7 +158,7 @@ def train_network(name: str, seed: int, steps: int, options: argparse.Namespace)
     """Train a network, export it, and measure what the file finds on the test pages."""
     config = replace(configuration(name, seed, options), steps=steps)
     task = make_task(config)
-    job = new_job(config, options.output / f"{name}-{seed}", force=True, task=task)
+    job = new_or_interrupted_job(config, options.output / f"{name}-{seed}", task)
     result = train(job)
     if not job.context.is_main:
         return {}

@@ -15,9 +15,18 @@ from unittest.mock import patch
 
 from measuring import Step, interleave
 
-from mdlstm_tk.training import TrainConfig, in_processes, new_job
+from mdlstm_tk.data import Task
+from mdlstm_tk.training import (
+    TrainConfig,
+    TrainingJob,
+    in_processes,
+    load_checkpoint,
+    new_job,
+    resume_job,
+)
 from mdlstm_tk.training.loop import measure_rate
 from mdlstm_tk.training.memory import keep_freed_memory
+from mdlstm_tk.training.run_folder import Run
 from mdlstm_tk.training.trainer import Trainer
 
 Patches = Iterable[tuple[Any, str, Callable[..., Any]]]
@@ -62,6 +71,20 @@ def seconds_a_step(
     steps = {name: stepping(config, (patches or {}).get(name, ())) for name, config in configs.items()}
     times = interleave(steps, seconds, clock=time.process_time)
     return {name: median(each.ravel().tolist()) for name, each in times.items()}
+
+
+def new_or_interrupted_job(config: TrainConfig, folder: Path, task: Task | None = None) -> TrainingJob:
+    """A new training in a folder, or the one of this configuration that was interrupted there.
+
+    One that is complete is evaluated again.
+    """
+    run = Run(folder)
+    if run.last.exists():
+        of_data = {name: getattr(config, name) for name in ("size", "windows", "data", "data_from_run")}
+        if replace(load_checkpoint(run.last).config, **of_data) == config:
+            run.result.unlink(missing_ok=True)
+            return resume_job(folder, task=task)
+    return new_job(config, folder, force=True, task=task)
 
 
 def gain_of_processes(config: TrainConfig, processes: int) -> float:

@@ -15,7 +15,7 @@ timed before the first training (those of two cores by the clock: let nothing el
 other work on the machine changes no result.
 
 Test errors are measured greedy, and with a beam search and a language model of the training texts alone. A
-training is kept in the file of results when it is finished, so that an interrupted table goes on. `--write`
+training is kept in the file of results when it is finished, and one that was interrupted goes on. `--write`
 puts what is there of a table into the guide.
 """
 
@@ -37,7 +37,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import rival_networks  # noqa: F401  it registers the rivals
 import torch
-from equal_time import Patches, gain_of_processes, patched, seconds_a_step
+from equal_time import Patches, gain_of_processes, new_or_interrupted_job, patched, seconds_a_step
 from hard_lines import hard_lines
 from measuring import (
     RESULTS,
@@ -70,7 +70,6 @@ from mdlstm_tk.training import (
     configure,
     in_processes,
     make_task,
-    new_job,
     parse_settings,
     train,
 )
@@ -259,12 +258,12 @@ def train_network(training: Training, steps: int, options: argparse.Namespace) -
             first = replace(
                 configuration(training, options, "rendered"), steps=round(RENDERED_SHARE * steps)
             )
-            train(new_job(first, folder / "rendered", force=True))
+            train(new_or_interrupted_job(first, folder / "rendered"))
             config = replace(config, init=str(folder / "rendered"), steps=steps - first.steps)
         else:
             config = replace(config, steps=steps)
         task = cast("UserDataTask", make_task(config))
-        job = new_job(config, folder / "run", force=True, task=task)
+        job = new_or_interrupted_job(config, folder / "run", task)
         result = train(job)
         if not job.context.is_main:
             return {}

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ from helpers.checkout import ROOT
 from helpers.learning_scripts import learning, learning_tables
 from helpers.pages import draw_page
 from helpers.small_models import recogniser
+from helpers.training import fail_at
 from matplotlib import font_manager
 from PIL import Image
 
@@ -30,7 +32,7 @@ import performance
 from contenders import Shape, floor
 
 from mdlstm_tk.data import Task
-from mdlstm_tk.training import TrainConfig, make_task
+from mdlstm_tk.training import TrainConfig, configure, make_task, new_job, train
 
 MODULES = {"measuring", "contenders", "equal_time", "hard_lines"}  # that scripts share
 NAMED = re.compile(r"benchmarks/(\w+)\.py")
@@ -230,6 +232,24 @@ def test_masks_keep_the_greys_of_their_images(tmp_path: Path) -> None:
         own_data.write_masks(tmp_path, 4)
     pixels = np.stack([np.asarray(Image.open(path)) for path in (tmp_path / "train/images").iterdir()])
     assert np.isin(pixels, (0, 255)).mean() < 0.05
+
+
+def test_an_interrupted_training_goes_on(tmp_path: Path) -> None:
+    equal_time = script("equal_time")
+    draw_page(tmp_path / "pages/a.xml", ("ab", "ba", "aab", "b"))
+    settings = {"task": "transcribe", "data": str(tmp_path / "pages"), "hidden": 4, "validation": 0.25}
+    config = configure(settings | {"batch_size": 2, "evaluate_every": 2, "steps": 6})
+    whole, run = (tmp_path / name for name in ("whole", "run"))
+    train(new_job(config, whole))
+    job = equal_time.new_or_interrupted_job(config, run)
+    with pytest.raises(KeyboardInterrupt):
+        train(job, fail_at(4))
+    job = equal_time.new_or_interrupted_job(config, run)
+    assert job.steps_done == 4
+    train(job)
+    assert (run / "last.safetensors").read_bytes() == (whole / "last.safetensors").read_bytes()
+    assert equal_time.new_or_interrupted_job(config, run).steps_done == 6
+    assert equal_time.new_or_interrupted_job(replace(config, seed=1), run).steps_done == 0
 
 
 @pytest.mark.weekly
