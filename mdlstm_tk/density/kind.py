@@ -60,16 +60,8 @@ class Density(Kind):
     ) -> Sequence[Probability]:
         batched, answers = y.ndim == metadata.ndim + 2, []
         samples = y if batched else y[None]
-        for axis in range(metadata.ndim):
-            ends = [sample.take(-1, axis).any() for sample in samples if sample.any()]
-            if any(ends) and not all(ends):  # a batch is padded to the extents of one of its samples
-                raise InputError(
-                    "the log-probabilities of some samples end with zeros along an axis, as those of a "
-                    "padded sample do, which would count as values; decode each sample by itself, cropped "
-                    "to its extents"
-                )
         for k, sample in enumerate(samples):
-            nats = -float(sample.sum(dtype="float64"))
+            nats = 0.0 - float(sample.sum(dtype="float64"))  # which is not -0.0
             if isnan(nats):
                 raise InputError("the log-probabilities hold NaN; the model diverged")
             bits, nats = (round(x, NUMBER_DIGITS) for x in (nats / log(2) / sample.size, nats))

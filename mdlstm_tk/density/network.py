@@ -175,10 +175,13 @@ class DensityNet(nn.Module):
         uniform, is_given = uniform.to(parameter.device), is_given.to(parameter.device)
         x = self._nearest_levels(x.to(parameter)) / (self.levels - 1)
         dtype = torch.promote_types(x.dtype, torch.float32)  # float16 overflows, and is too coarse for p
+        temperature = max(temperature, torch.finfo(dtype).tiny)
         for row, column, features in self.contexts(x):
             pixel = x[:, row, column]
             for c in range(self.channels):
-                p = (self._channel(c, features, pixel).to(dtype) / temperature).softmax(-1)
+                logits = self._channel(c, features, pixel).to(dtype)
+                # below 0 all can be divided by the smallest temperature
+                p = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
                 level = (uniform[:, row, column, c, None] >= p.cumsum(-1)[:, :-1]).sum(-1)
                 value = level.to(x) / (self.levels - 1)
                 pixel[:, c] = torch.where(is_given[:, row, column], pixel[:, c], value)

@@ -24,6 +24,7 @@ import io
 import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from mdlstm_tk.runtime.io.writers import write_arrays, write_mask
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Content, Job, ResultOptions
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.postprocessing import check_scores, class_axis
-from mdlstm_tk.runtime.shapes import as_array, covered_width
+from mdlstm_tk.runtime.shapes import Shapes, as_array, covered_width
 
 
 @checked
@@ -53,6 +54,7 @@ def decode(
     array: str | None = None,
     *,
     width: float | None = None,
+    sizes: Any = None,
     **of_kind: Any,
 ) -> Any:
     """Decode the output of a network by the kind of its task.
@@ -63,6 +65,8 @@ def decode(
         array: name of the array, which the answers repeat.
         width: pixels that the columns of y cover, where its steps count as columns. None: places are in
             steps.
+        sizes: valid extents of padded samples, (N, D), as the model got them. A density that takes sizes
+            needs them here, too; no other model does.
         **of_kind: options of the kind, as for `infer_paths`: of a classifier `top`, the number of classes
             to return with their probabilities.
 
@@ -72,8 +76,8 @@ def decode(
 
     Raises:
         MDLSTMError: y has another shape than the metadata say.
-        InputError: y holds NaN or infinity where it should give one answer, or an option is not one of this
-            kind or invalid.
+        InputError: y holds NaN or infinity where it should give one answer, sizes are missing, not needed
+            or wrong, or an option is not one of this kind or invalid.
     """
     kind, of_kind = kind_named(metadata.kind), fit_options("decode", of_kind)
     for name in of_kind.keys() - kind.takes.keys():
@@ -82,9 +86,23 @@ def decode(
         if option.of_documents and option.name in of_kind:
             raise InputError(Argument(option.name), " is for the documents that infer_paths reads")
     options = kind.prepare(ResultOptions(of_kind=of_kind), metadata)
-    return _decode(
-        y[metadata.output_names[0]] if isinstance(y, Mapping) else y, metadata, array, options, width
-    )
+    y = y[metadata.output_names[0]] if isinstance(y, Mapping) else y
+    if not (kind.counts_positions and "sizes" in metadata.inputs):
+        if sizes is not None:
+            raise InputError(Argument("sizes"), " is for densities that take sizes; leave it out")
+        return _decode(y, metadata, array, options, width)
+    if sizes is None:
+        raise InputError(
+            "the model takes padded samples, and its answers depend on their extents; give ",
+            *(Argument("sizes"), " as the model got it"),
+        )
+    shapes = Shapes(metadata)
+    batch = shapes.with_axes(as_array(y, "y"), "y")
+    parts = shapes.valid_parts(batch.samples, sizes)
+    answers = [_decode(part, metadata, array, options, width)[0] for part in parts]
+    if not batch.has_batch_axis:
+        return answers
+    return [replace(answer, sample=k) for k, answer in enumerate(answers)]
 
 
 def _decode(

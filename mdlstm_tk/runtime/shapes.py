@@ -130,9 +130,8 @@ class Shapes:
         if sizes is not None:
             sizes = self._prepare_sizes(as_array(sizes, "sizes"), samples)
             padded, samples = samples, np.zeros_like(samples)
-            for sample, values, valid in zip(samples, padded, sizes, strict=True):
-                extents = tuple(map(slice, valid))
-                region = (*extents, ...) if self.metadata.channels_last else (..., *extents)
+            for sample, values, extents in zip(samples, padded, sizes, strict=True):
+                region = self._region(extents)
                 sample[region] = values[region]
         return replace(batch, samples=self._convert(samples, "x", label), sizes=sizes)
 
@@ -175,6 +174,17 @@ class Shapes:
             )
         self._check_grid(grid_of(shape, metadata), label)
         return has_batch_axis, has_channel_axis
+
+    def valid_parts(self, samples: Array, sizes: Array) -> list[Array]:
+        """What lies inside the valid extents of each sample, (*extents, C), or (C, *extents) for a
+        channels-first model."""
+        sizes = self._prepare_sizes(as_array(sizes, "sizes"), samples)
+        return [sample[self._region(extents)] for sample, extents in zip(samples, sizes, strict=True)]
+
+    def _region(self, extents: Array) -> tuple[Any, ...]:
+        """The index of the first positions along each axis of the grid of a sample."""
+        slices = tuple(map(slice, extents))
+        return (*slices, ...) if self.metadata.channels_last else (..., *slices)
 
     def _prepare_sizes(self, sizes: Array, samples: Array) -> Array:
         """Convert `sizes` to (N, D) int64, and check them."""

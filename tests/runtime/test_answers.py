@@ -64,18 +64,28 @@ def test_densities_in_nats_and_bits() -> None:
     (answer,) = decode(np.full((2, 4, 1), -np.log(2), np.float32), DENSITY)
     assert answer.values() == {"nats": 5.5452, "bits_per_dim": 1.0}
     assert document("txt", np.zeros((1, 2, 4, 1)), DENSITY) == (
-        "in/a\\\\\\t\\n.npy\t-0.0000\t-0.0000\nin/b.npz\tx\t-0.0000\t-0.0000\n"
+        "in/a\\\\\\t\\n.npy\t0.0000\t0.0000\nin/b.npz\tx\t0.0000\t0.0000\n"
     )
 
 
-def test_log_probabilities_of_padded_samples_are_refused() -> None:
-    y = np.full((2, 4, 4, 1), -1, np.float32)
+def test_log_probabilities_of_padded_samples_need_their_sizes() -> None:
+    """Zeros tell nothing: certain values have them, too."""
+    y = np.full((3, 4, 4, 1), -np.log(2), np.float32)
     y[1, :, 3:] = 0
-    refused("cropped to its extents", lambda: decode(y, DENSITY))
-    assert len(decode(y[:, :, :3], DENSITY)) == 2
-    (answer,) = decode(y[1], DENSITY)  # not padded: its last column is certain
-    assert answer.values()["nats"] == 12
-    assert len(decode(y[[1, 1]], DENSITY)) == 2
+    y[2, 2:] = 0
+    assert [answer.bits_per_dim for answer in decode(y, DENSITY)] == [1, 0.75, 0.5]
+    padded = replace(DENSITY, grid=(4, 4), inputs=("x", "sizes"))
+    for part in ([0, 1, 2], [1, 2]):
+        sizes = np.array([[4, 4], [4, 3], [2, 4]])[part]
+        answers = decode(y[part], padded, sizes=sizes)
+        assert [(answer.bits_per_dim, answer.sample) for answer in answers] == [
+            (1, k) for k in range(len(part))
+        ]
+    (answer,) = decode(y[1], padded, sizes=[[4, 3]])
+    assert (answer.bits_per_dim, answer.sample) == (1, None)
+    refused("sizes=... as the model got it", lambda: decode(y, padded))
+    refused("between 1 and the extents", lambda: decode(y, padded, sizes=[[4, 4], [4, 3], [2, 5]]))
+    refused("sizes=... is for densities", lambda: decode(SCORES, CLASSIFIER, sizes=[[1, 1]] * 2))
 
 
 def test_a_table_names_files_on_another_drive_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
