@@ -90,8 +90,7 @@ def verify(
             errors = report.worst_errors(runtime)
             cells = [f"{errors[group]:.1e}" if group in errors else "-" for group in report.groups]
             rows.append([runtime, *cells, "ok" if report.passed(runtime) else "FAILED"])
-        title = f"{report.title()}: largest error against {report.reference}"
-        table(["runtime", *report.groups, ""], rows, title)
+        table(["runtime", *report.groups, ""], rows, report.title())
         if report.run is None:
             note(f"compared with {report.reference}")
     report.raise_if_failed()

@@ -11,7 +11,7 @@ import numpy as np
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import Export, ParityError
-from mdlstm_tk.export.verification.parity import Parity
+from mdlstm_tk.export.verification.parity import ATOL, RTOL, Parity
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.training import Run
 
@@ -57,16 +57,19 @@ class VerificationReport:
         return {group: float(np.max(of_group)) for group, of_group in errors.items() if of_group}
 
     def title(self) -> str:
-        """The file with its form and grid, or the folder with the number of its files."""
-        if len(self.models) > 1:
-            return f"{self.model} ({counted(len(self.models), 'model')})"
-        ((path, metadata),) = self.models.items()
-        grid = format_size(metadata.grid) if metadata.grid else "any size"
-        return f"{path} ({metadata.form}, {grid})"
+        """The file with its form and grid, or the folder with the number of its files; the tolerance, of
+        several files the largest; and the reference."""
+        name = f"{self.model} ({counted(len(self.models), 'model')})"
+        if len(self.models) == 1:
+            ((path, metadata),) = self.models.items()
+            grid = format_size(metadata.grid) if metadata.grid else "any size"
+            name = f"{path} ({metadata.form}, {grid})"
+        atol = max(metadata.parity.get("atol", ATOL) for metadata in self.models.values())
+        return f"{name}, tolerance {atol:g}·s + {RTOL:g}·|y|: largest error against {self.reference}"
 
     def __str__(self) -> str:
         """The title, and a line for each runtime with its largest error."""
-        lines = [f"{self.title()}: largest error against {self.reference}"]
+        lines = [self.title()]
         for runtime in self.outcomes:
             error = np.max(list(self.worst_errors(runtime).values()))
             verdict = "within tolerance" if self.passed(runtime) else "out of tolerance"

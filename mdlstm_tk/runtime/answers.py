@@ -65,8 +65,8 @@ def decode(
         array: name of the array, which the answers repeat.
         width: pixels that the columns of y cover, where its steps count as columns. None: places are in
             steps.
-        sizes: valid extents of padded samples, (N, D), as the model got them. A density that takes sizes
-            needs them here, too; no other model does.
+        sizes: valid extents of padded samples, (N, D), as the model got them. A batch on the grid of a
+            density that takes sizes needs them; no other model takes them.
         **of_kind: options of the kind, as for `infer_paths`: of a classifier `top`, the number of classes
             to return with their probabilities.
 
@@ -91,13 +91,15 @@ def decode(
         if sizes is not None:
             raise InputError(Argument("sizes"), " is for densities that take sizes; leave it out")
         return _decode(y, metadata, array, options, width)
-    if sizes is None:
-        raise InputError(
-            "the model takes padded samples, and its answers depend on their extents; give ",
-            *(Argument("sizes"), " as the model got it"),
-        )
     shapes = Shapes(metadata)
     batch = shapes.with_axes(as_array(y, "y"), "y")
+    if sizes is None:
+        if batch.has_batch_axis and shapes.has_grid(shapes.grid(batch.samples)):
+            raise InputError(
+                "these samples may be padded, and answers depend on their extents; give ",
+                *(Argument("sizes"), " as the model got it"),
+            )
+        return _decode(y, metadata, array, options, width)
     parts = shapes.valid_parts(batch.samples, sizes)
     answers = [_decode(part, metadata, array, options, width)[0] for part in parts]
     if not batch.has_batch_axis:

@@ -67,6 +67,8 @@ def mask_values(classes: Integers, values: Sequence[int] | None) -> Integers:
         The same shape, in the smallest integer dtype that holds all values.
     """
     table = np.arange(int(classes.max(initial=0)) + 1) if values is None else np.asarray(values)
-    dtype = np.result_type(np.min_scalar_type(int(table.min())), np.min_scalar_type(int(table.max())))
+    low, high = int(table.min()), int(table.max())
+    # Beside a negative value, the largest one needs a signed dtype: one that holds -1 - high.
+    dtype = np.result_type(*map(np.min_scalar_type, (low, -1 - high if low < 0 <= high else high)))
     result: Integers = table.astype(dtype)[classes]
     return result

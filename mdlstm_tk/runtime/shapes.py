@@ -194,7 +194,7 @@ class Shapes:
             hint = f", but inputs by name, as in session(x, {arguments})" if arguments else ""
             padded = Export({"padded": True})
             raise InputError(f"this model takes no sizes{hint}; make one that does with: ", padded)
-        if not self._has_grid(grid):
+        if not self.has_grid(grid):
             raise InputError(f"x with sizes must have the model's grid {self.metadata.grid}, got {grid}")
         if sizes.shape != shape or sizes.dtype.kind not in "iu":
             raise InputError(
@@ -315,7 +315,7 @@ class Shapes:
         if len(grid) != len(extents) or not self._is_multiple(grid) or self._is_too_small(grid):
             return False
         is_smaller = all(cap is None or e <= cap for e, cap in zip(grid, extents, strict=True))
-        return self._has_grid(grid) or (self.takes_sizes and is_smaller)
+        return self.has_grid(grid) or (self.takes_sizes and is_smaller)
 
     def _is_multiple(self, grid: Grid) -> bool:
         return not any(e % m for e, m in zip(grid, self.metadata.multiple_of or (), strict=False))
@@ -346,7 +346,7 @@ class Shapes:
             *(Export({"grid": grid}), ", or for any size: ", Export({"form": "scan"})),
         )
 
-    def _has_grid(self, grid: Grid) -> bool:
+    def has_grid(self, grid: Grid) -> bool:
         """True if a grid has the fixed extents of the model."""
         return all(size in (None, extent) for size, extent in zip(self.metadata.extents, grid, strict=True))
 

@@ -154,7 +154,13 @@ def test_masks_have_the_values_and_the_palette_of_the_training_masks(
 
 
 @pytest.mark.parametrize(
-    ("values", "shape"), [((0, 1, 70000), (9, 3, 3)), ((-1, 0, 1), (9, 3, 3)), ((0, 1, 2), (2, 9, 3, 3))]
+    ("values", "shape"),
+    [
+        ((0, 1, 70000), (9, 3, 3)),
+        ((-1, 0, 1), (9, 3, 3)),
+        ((-1, 0, 2**62 + 1), (9, 3, 3)),
+        ((0, 1, 2), (2, 9, 3, 3)),
+    ],
 )
 def test_masks_that_png_cannot_hold_go_to_json(
     values: tuple[int, ...], shape: tuple[int, ...], tmp_path: Path
