@@ -65,7 +65,7 @@ def _text(name: str, value: Any) -> str:
         return "any" if name == "grid" else "-"
     if isinstance(value, bool):
         return str(value).lower()
-    if name in ("grid", "resize"):
+    if name in ("grid", "resize") and not isinstance(value, str):
         return format_size(value)
     if isinstance(value, dict):
         value = [

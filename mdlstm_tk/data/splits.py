@@ -104,7 +104,8 @@ def _refuse_deeper_splits(path: Path, kind: str) -> None:
 
 def describe_formats(kind: str) -> str:
     """Describe the data that a kind of task can be read from."""
-    return f"{training_of(kind).folder_format} or {training_of(kind).array_format}"
+    training = training_of(kind)
+    return " or ".join(dict.fromkeys((training.folder_format, training.array_format)))  # which may be one
 
 
 def read_splits(path: Path, sources: Mapping[Split, Path]) -> tuple[dict[str, Split] | None, list[str]]:

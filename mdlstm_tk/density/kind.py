@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.answer import Answer
-from mdlstm_tk.kinds.kind import LINES, Kind
+from mdlstm_tk.kinds.kind import LINES, Kind, Width
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.io.npy import Array
@@ -56,7 +56,7 @@ class Density(Kind):
         return True  # a value for each of x, which may have no axis of channels
 
     def decode(
-        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None
+        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: Width | None
     ) -> Sequence[Probability]:
         batched, answers = y.ndim == metadata.ndim + 2, []
         samples = y if batched else y[None]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.kinds.answer import PROBABILITY_DIGITS, Answer
-from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind, OpenModel
+from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind, OpenModel, Width
 from mdlstm_tk.kinds.options import Option
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Classify(Kind):
         return options
 
     def decode(
-        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None
+        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: Width | None
     ) -> list[Label]:
         import numpy as np
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from mdlstm_tk.runtime.tiles.session import TiledSession
 
 OpenModel = Callable[[Path], "Session | TiledSession"]
+Width = tuple[float, float]
+"""Pixels that the columns of an output cover, the last one perhaps beyond the end of the image, and those
+of the image."""
 LINES: tuple[Format, ...] = ("txt", "tsv", "csv", "json")
 ARRAYS: tuple[Format, ...] = ("npy", "npz")
 RANGE_TOLERANCE = 1e-3  # by which values may lie outside of the range of a kind after rounding
@@ -141,7 +144,7 @@ class Kind:
         return options
 
     def decode(
-        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None
+        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: Width | None
     ) -> Sequence[Answer] | Array:
         """The answers of a model.
 
@@ -150,7 +153,7 @@ class Kind:
             metadata: of the model.
             array: name of the array, which the answers repeat.
             options: of the answers.
-            width: pixels that the columns of y cover, if they are known.
+            width: pixels that the columns of y cover, and those of the image, if they are known.
 
         Returns:
             An answer for each sample; or an array, if answers are no lines of text.

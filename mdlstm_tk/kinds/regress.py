@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.answer import Answer
-from mdlstm_tk.kinds.kind import LINES, Kind
+from mdlstm_tk.kinds.kind import LINES, Kind, Width
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.io.npy import Array
@@ -55,7 +55,7 @@ class Regress(Kind):
         yield "classes", is_free, f"other names than {', '.join(RESERVED)}, which documents have anyway"
 
     def decode(
-        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None
+        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: Width | None
     ) -> Sequence[Numbers]:
         import numpy as np
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mdlstm_tk.kinds.kind import ARRAYS, Kind
+from mdlstm_tk.kinds.kind import ARRAYS, Kind, Width
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.io.npy import Array
@@ -29,7 +29,7 @@ class Segment(Kind):
         yield "window", metadata.window is not None, "extents, as a segmenter has a grid of classes"
 
     def decode(
-        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None
+        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: Width | None
     ) -> Array:
         """A mask, (H, W) or (N, H, W), of the values that the classes have in the masks of training."""
         from mdlstm_tk.runtime.postprocessing import check_scores, class_axis, labels, mask_values

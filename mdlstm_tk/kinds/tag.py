@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk.kinds.answer import PROBABILITY_DIGITS, Answer
 from mdlstm_tk.kinds.decoding import DECODING_FILE
-from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind
+from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind, Width
 from mdlstm_tk.runtime.metadata import Metadata
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Tag(Kind):
         return 0.5 + 0.5 * np.tanh(0.5 * y)  # the logistic function, without overflow
 
     def decode(
-        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None
+        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: Width | None
     ) -> list[Tags]:
         from mdlstm_tk.runtime.postprocessing import check_scores
 

@@ -35,6 +35,7 @@ from mdlstm_tk._util.text import counted, printable, text_field, to_json
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.kinds.answer import Answer as Answer
+from mdlstm_tk.kinds.kind import Width
 from mdlstm_tk.kinds.options import fit_options
 from mdlstm_tk.runtime.combinations import written_as
 from mdlstm_tk.runtime.io import Format
@@ -80,6 +81,7 @@ def decode(
             or wrong, or an option is not one of this kind or invalid.
     """
     kind, of_kind = kind_named(metadata.kind), fit_options("decode", of_kind)
+    pixels = None if width is None else (width, width)
     for name in of_kind.keys() - kind.takes.keys():
         raise InputError(Argument(name), f" is no option of models of kind {metadata.kind}")
     for option in kind.options:
@@ -90,7 +92,7 @@ def decode(
     if not (kind.counts_positions and "sizes" in metadata.inputs):
         if sizes is not None:
             raise InputError(Argument("sizes"), " is for densities that take sizes; leave it out")
-        return _decode(y, metadata, array, options, width)
+        return _decode(y, metadata, array, options, pixels)
     shapes = Shapes(metadata)
     batch = shapes.with_axes(as_array(y, "y"), "y")
     if sizes is None:
@@ -99,9 +101,9 @@ def decode(
                 "these samples may be padded, and answers depend on their extents; give ",
                 *(Argument("sizes"), " as the model got it"),
             )
-        return _decode(y, metadata, array, options, width)
+        return _decode(y, metadata, array, options, pixels)
     parts = shapes.valid_parts(batch.samples, sizes)
-    answers = [_decode(part, metadata, array, options, width)[0] for part in parts]
+    answers = [_decode(part, metadata, array, options, pixels)[0] for part in parts]
     if not batch.has_batch_axis:
         return answers
     return [replace(answer, sample=k) for k, answer in enumerate(answers)]
@@ -112,7 +114,7 @@ def _decode(
     metadata: Metadata,
     array: str | None = None,
     options: ResultOptions = LABELS_ONLY,
-    width: float | None = None,
+    width: Width | None = None,
 ) -> Any:
     kind = kind_named(metadata.kind)
     if not kind.answers:
@@ -138,7 +140,9 @@ def write_decoded(
         answers: list[Answer] = []
         for name, y in outputs.items():
             known = metadata.columns_per_step
-            width = covered_width(y.shape[-2], *widths[name], known) if name in widths else None
+            width = None
+            if name in widths:
+                width = covered_width(y.shape[-2], *widths[name], known), widths[name][1]
             answers += _decode(y, metadata, name, options, width)
         write_answers(job, answers, metadata, options)
         return tuple(answers)

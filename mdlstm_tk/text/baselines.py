@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk.kinds.answer import Answer
 from mdlstm_tk.kinds.decoding import DECODING_FILE
-from mdlstm_tk.kinds.kind import LINES, Kind
+from mdlstm_tk.kinds.kind import LINES, Kind, Width
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.text.documents import OVERLAY, PAGES
 
@@ -80,7 +80,7 @@ class Baselines(Kind):
         return True
 
     def decode(
-        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None
+        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: Width | None
     ) -> list[FoundLine]:
         """The lines of each sample, without outlines, in positions of x."""
         from mdlstm_tk.text.line_finding import lines_of_output

@@ -73,6 +73,7 @@ def transcribe_logits(
     beam: int | None = None,
     lm: CharacterModel | None = None,
     width: float | None = None,
+    end: float | None = None,
 ) -> Transcription:
     """Read the text of one line, with confidences and places.
 
@@ -86,6 +87,7 @@ def transcribe_logits(
             search keeps at each step. None: 64 with a language model, else 1.
         lm: a model of texts in the order of reading.
         width: pixels of the image that the T steps cover. None: edges are in steps.
+        end: where the image ends, if the last step reaches beyond it.
 
     Raises:
         InputError: logits have another shape, or hold NaN; beam is below 1, or lm is no `CharacterModel` of
@@ -106,6 +108,7 @@ def transcribe_logits(
         alternatives **= 1 / decoding.lm_temperature
     confidences = 1 / alternatives.sum(axis=1)
     edges *= 1.0 if width is None else width / max(len(logits), 1)
+    edges = edges if end is None else np.minimum(edges, end)
     visual = [classes[k - 1] for k in labels]
     ordered = reordered(visual, direction) if direction else [(c, k) for k, c in enumerate(visual)]
     characters = tuple(

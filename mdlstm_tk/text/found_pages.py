@@ -29,6 +29,7 @@ from mdlstm_tk.text.line_finding import lines_of_output
 from mdlstm_tk.text.line_order import reading_order
 from mdlstm_tk.text.markup import quoted
 from mdlstm_tk.text.outlines import outlines
+from mdlstm_tk.text.page_geometry import typical_reach
 from mdlstm_tk.text.pages import PageLine
 from mdlstm_tk.text.polylines import simplified, spacing_of
 
@@ -90,11 +91,11 @@ def find_page(session: Session, pixels: Array, direction: Direction | None = Non
     reach = metadata.above * spacing, metadata.below * spacing
     around = outlines(x[..., 0], found, spacing, reach)
     scale = np.array([width / x.shape[1], height / x.shape[0]])
-    typical = reach[0] * scale[1], reach[1] * scale[1]
     shapes = [
         _shape(line * scale, outline * scale, (width, height), PRECISION * scale[1])
         for line, outline in zip(found, around, strict=True)
     ]
+    typical = typical_reach(shapes)  # as for a page that is read from its file, so that both are cut alike
     regions: list[tuple[PageLine, ...]] = []
     number = 0
     for region in reading_order(found, direction):

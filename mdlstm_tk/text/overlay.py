@@ -14,6 +14,7 @@ import numpy as np
 from mdlstm_tk.errors import Argument, InputError, require
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.preprocessing import scale as scale_pixels
 from mdlstm_tk.runtime.text_order import is_right_to_left, reorder
 from mdlstm_tk.text.pages import PageLine
 
@@ -42,8 +43,10 @@ def draw_overlay(pixels: Array, lines: Sequence[PageLine], texts: Mapping[str, s
     drawing, fonts = (require(f"PIL.{name}", "image") for name in ("ImageDraw", "ImageFont"))
     scale = min(1.0, MAX_SIDE / max(pixels.shape[:2]))
     step = max(int(1 / scale), 1)
-    small = pixels[::step, ::step].astype(np.float32)
-    small = (small - small.min()) * (255 / max(float(np.ptp(small)), 1e-6))
+    small = scale_pixels(pixels[::step, ::step])
+    if pixels.dtype.kind == "f":  # in any range
+        small = (small - small.min()) / max(float(np.ptp(small)), 1e-6)
+    small = 255 * small
     image = module.fromarray((small * (1 - FADE) + 255 * FADE).astype(np.uint8)).convert("RGB")
     extents = tuple(max(round(extent * scale), 1) for extent in pixels.shape[1::-1])
     image = image.resize(extents, module.Resampling.BILINEAR)

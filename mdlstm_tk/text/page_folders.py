@@ -206,23 +206,25 @@ def list_transcripts(path: Path) -> tuple[list[RawSample], list[str]]:
     """List the images below a folder that have a text in a file beside them, and notes for the user, also
     of images that have neither that nor a page."""
     files = folders.find_files(path)
-    images_of = folders.by_stem(path, (file for file in files if file.suffix.lower() in IMAGE_SUFFIXES))
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    of_pages = images_of_pages([*map(str, _page_files(path))], [*map(str, images)])
+    images_of = folders.by_stem(path, images)
     samples = []
     for file in files:
         if file.name.endswith(TRANSCRIPT):
             stem = file.with_name(file.name.removesuffix(TRANSCRIPT))
             images = images_of.pop(stem.relative_to(path), [stem.with_name(f"{stem.name}.png")])
             name, reason = os.path.relpath(images[0], path), folders.refuse_twins(images)
+            if str(images[0]) in of_pages:
+                reason = f"it is the image of a page, whose lines have texts; delete {file.name}"
             read_x, read_y = partial(read_pixels, images[0]), partial(_read_transcript, file)
             samples.append(
                 RawSample.unusable(name, reason)
                 if reason
                 else RawSample(name, read_x, read_y, is_image=True)
             )
-    pages = [str(file) for file in files if file.suffix.lower() == SUFFIX]
-    untold = [str(image) for images in images_of.values() for image in images]
-    of_pages = images_of_pages(pages, untold)
-    others = [Path(image) for image in untold if image not in of_pages]
+    untold = [image for images in images_of.values() for image in images]
+    others = [image for image in untold if str(image) not in of_pages]
     return samples, _note_of(others, path, "images without a text or a page")
 
 

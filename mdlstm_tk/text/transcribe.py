@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mdlstm_tk.kinds.answer import PROBABILITY_DIGITS, Answer
 from mdlstm_tk.kinds.decoding import DECODING_FILE
-from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind, OpenModel
+from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind, OpenModel, Width
 from mdlstm_tk.kinds.options import Option
 from mdlstm_tk.text.decoding import LM_FILE
 from mdlstm_tk.text.documents import OVERLAY, PAGES
@@ -137,7 +137,7 @@ class Transcribe(Kind):
         return options._replace(of_kind=of_kind)
 
     def decode(
-        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: float | None
+        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: Width | None
     ) -> list[Text]:
         from mdlstm_tk.text.transcription import read_logits
 

@@ -9,6 +9,7 @@ import numpy as np
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.kinds.kind import Width
 from mdlstm_tk.runtime.batching import run_batches
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.io.readers import preprocessing_for
@@ -54,7 +55,8 @@ def transcribe(
         if isinstance(logits, dict):  # the first output is the one that metadata describe
             logits = logits[metadata.output_names[0]]
         columns = grid_of(arrays[k].shape, metadata)[1]
-        width = covered_width(len(logits), columns, np.shape(images[k])[1], metadata.columns_per_step)
+        pixels = np.shape(images[k])[1]
+        width = covered_width(len(logits), columns, pixels, metadata.columns_per_step), pixels
         lines[k] = read_logits(logits, metadata, width, beam, lm)
     return [lines[k] for k in range(len(arrays))]
 
@@ -62,12 +64,13 @@ def transcribe(
 def read_logits(
     logits: Array,
     metadata: Metadata,
-    width: float | None,
+    width: Width | None,
     beam: int | None = None,
     lm: CharacterModel | None = None,
 ) -> Transcription:
     """Read the outputs (T, 1 + characters) of a recogniser; see `transcribe_logits`."""
     assert isinstance(metadata, RecogniserMetadata)
+    covered, end = (None, None) if width is None else width
     return transcribe_logits(
         logits,
         metadata.classes or (),
@@ -75,5 +78,6 @@ def read_logits(
         direction=metadata.text_direction,
         beam=beam,
         lm=lm,
-        width=width,
+        width=covered,
+        end=end,
     )

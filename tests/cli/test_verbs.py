@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers.checkout import ROOT
 from helpers.command import mdlstm, mdlstm_process, succeed
 
+from mdlstm_tk.cli import info
 from mdlstm_tk.cli.progress import next_of_run
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.kinds import Kind, all_kinds
@@ -39,6 +41,14 @@ def test_all_verbs_propose_the_same_export_of_own_data(tmp_path: Path) -> None:
     trained = succeed("train", "--data", "d.npz", "--task", "grid", *QUICK, "-o", "run", cwd=tmp_path)
     for done in (trained, succeed("info", "run", cwd=tmp_path)):
         assert done.err.splitlines()[-1] == "next: mdlstm export run --form scan"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [("resize", "32x*", "32x*"), ("resize", [32, None], "32x*"), ("grid", None, "any")],
+)
+def test_info_shows_sizes_of_runs_and_of_models(name: str, value: Any, text: str) -> None:
+    assert info._text(name, value) == text
 
 
 def test_all_verbs_propose_to_draw_with_a_density_model(tmp_path: Path) -> None:

@@ -122,6 +122,26 @@ def test_photographs_are_read_in_one_call(capsys: pytest.CaptureFixture[str]) ->
     assert [answer.text for result in run.results for answer in result.answers] == ["long", "long", "short"]
 
 
+def test_lines_are_cut_alike_in_one_call_and_from_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    infer("in/a.png", "-m", "baselines.onnx", "-o", "in/a.xml")
+    pixels = np.asarray(Image.open("in/a.png"))
+    found, known = find_lines(Session("baselines.onnx"), pixels), read_page("in/a.xml").lines
+    assert [line.reach for line in found] == [line.reach for line in known]
+    for one, other in zip(found, known, strict=True):
+        np.testing.assert_array_equal(cut_line(pixels, one), cut_line(pixels, other))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_pages_are_drawn_in_their_own_brightness(dtype: type[np.generic]) -> None:
+    largest = 1 if dtype is np.float32 else np.iinfo(dtype).max  # type: ignore[arg-type]
+    pixels = np.full((30, 40), largest, dtype)
+    if dtype is not np.float32:  # whose range is not known
+        assert np.asarray(overlay.draw_overlay(pixels, [])).min() == 255
+    pixels[10:20] = 0
+    drawn = np.asarray(overlay.draw_overlay(pixels, []))[..., 0]
+    assert drawn[0, 0] == 255 and drawn[15, 0] == int(255 * overlay.FADE)
+
+
 def test_columns_are_read_from_where_the_texts_of_the_reader_begin() -> None:
     draw_bars(Path("columns.png"), ((10, 60, 215), (235, 100, 295)))
     for direction, texts in (("ltr", "l1\tlong\nl2\tshort\n"), ("rtl", "l1\tshort\nl2\tlong\n")):

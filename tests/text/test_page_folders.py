@@ -221,6 +221,17 @@ def test_transcripts_lie_beside_images_of_lines(tmp_path: Path) -> None:
     assert "images without a text or a page, left out: 1, such as untold.png" in task.summary
 
 
+def test_the_image_of_a_page_is_no_line(tmp_path: Path) -> None:
+    """It would be a sample whole, perhaps in another split than its lines."""
+    write_pages(tmp_path, 2)
+    (tmp_path / "p0.gt.txt").write_text("ab", encoding="utf-8")
+    (reason,) = read(tmp_path, "transcribe").skipped
+    assert reason == "p0.png: it is the image of a page, whose lines have texts; delete p0.gt.txt"
+    (tmp_path / "p0.xml").write_text("<annotation/>", encoding="utf-8")  # no page
+    task = read(tmp_path, "transcribe", validation=0.0)
+    assert "p0.png" in task.names["train"] and not task.skipped
+
+
 def test_images_of_pages_are_not_without_a_text(tmp_path: Path) -> None:
     """By the name that a page gives, by its own, and where the page is in a folder of Transkribus."""
     write_pages(tmp_path, 2)

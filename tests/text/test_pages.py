@@ -53,6 +53,14 @@ def test_the_text_of_a_line(case: str, tmp_path: Path) -> None:
     assert (line.id, line.text) == ("1", text)
 
 
+def test_lines_of_the_same_id_and_without_one_get_names_that_no_other_has(tmp_path: Path) -> None:
+    names = ["a", "a:3", "a", "", "4", "a", "a:6"]
+    lines = (f'<TextLine id="{name}">{equiv(str(k))}</TextLine>' for k, name in enumerate(names))
+    read = read_text(tmp_path, page("".join(lines))).lines
+    assert [line.text for line in read] == [*map(str, range(7))]
+    assert [line.id for line in read] == ["a", "a:3", "a:4", "5", "4", "a:7", "a:6"]
+
+
 PLACES = {  # attributes and content of the TextLine; baseline, polygon and box
     "ALTO": (alto, 'BASELINE="10 44 90 46"', SHAPE, BASELINE, POLYGON, BOX),
     "fractions": (alto, 'BASELINE="10.0 44 90 4.6e1"', SHAPE, BASELINE, POLYGON, BOX),

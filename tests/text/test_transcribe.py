@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.small_models import classifier, recogniser
+from helpers.crafted_models import node
+from helpers.small_models import classifier, recogniser, write_model
+from PIL import Image
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime import CharacterModel, Session
+from mdlstm_tk.runtime import CharacterModel, Session, infer_paths
 from mdlstm_tk.runtime.shapes import step_width
 
 
@@ -39,6 +41,29 @@ def test_edges_are_in_pixels_of_the_image(tmp_path: Path) -> None:
     assert result.text == "a"
     assert abs(result.characters[0].left - 20) < 3
     assert abs(result.characters[0].right - 40) < 3
+
+
+def test_edges_end_with_the_image(tmp_path: Path) -> None:
+    """The last step covers columns that the image does not have."""
+    nodes = [
+        node("Transpose", "x", "planes", perm=[0, 3, 1, 2]),
+        node("AveragePool", "planes", "means", kernel_shape=[4, 8], strides=[4, 8], ceil_mode=1),
+        node("Squeeze", "means one", "steps"),
+        node("Transpose", "steps", "columns", perm=[0, 2, 1]),
+        node("MatMul", "columns weights", "m"),
+        node("Add", "m start", "y"),
+    ]
+    scores = {"weights": np.float32([[99, 0, 0]]), "start": np.float32([0, 50, 0])}
+    fields = {"kind": "transcribe", "classes": ("a", "b"), "window": None, "columns_per_step": 8}
+    constants = {"one": np.int64([2]), **scores}
+    path = write_model(tmp_path / "m.onnx", nodes, constants, outputs=3, axes=3, **fields)
+    image = line(slice(32, 35), width=35)
+    (read,) = Session(path).transcribe([image])
+    Image.fromarray(image).save(tmp_path / "line.png")
+    (result,) = infer_paths([tmp_path / "line.png"], path).results
+    answer = result.answers[0].details()["characters"][0]
+    for character in (read.characters[0]._asdict(), answer):
+        assert character["character"] == "a" and 24 < character["left"] < 33 and character["right"] == 35
 
 
 def test_temperature_changes_confidences_alone(tmp_path: Path) -> None:
