@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import chain
+from types import FunctionType
 from typing import Any
 from unittest import mock
 
@@ -168,7 +169,8 @@ def eval_copy(module: nn.Module) -> nn.Module:
 
     Raises:
         InputError: a weight has no values yet, or the network cannot be copied, as after
-            `torch.nn.utils.weight_norm` and pruning, or if it holds a lock.
+            `torch.nn.utils.weight_norm` and pruning, if it holds a lock, or in training mode a forward that
+            was set on the object.
     """
     for key, tensor in chain(module.named_parameters(), module.named_buffers()):
         if is_lazy(tensor) or tensor.is_meta:
@@ -184,6 +186,13 @@ def eval_copy(module: nn.Module) -> nn.Module:
             "not take, make pruned weights parameters by torch.nn.utils.prune.remove, and in place of "
             "torch.nn.utils.weight_norm use torch.nn.utils.parametrizations"
         ) from error
+    for name, part in module.named_modules():
+        if part.training and isinstance(vars(part).get("forward"), FunctionType):
+            raise InputError(
+                f"the forward of {name or type(module).__name__} is a function that was set on the object, "
+                "so that a copy still runs the original, which is in training mode; call eval() before the "
+                "export"
+            )
     network = nn.ModuleDict({"network": copied}).cpu().eval()
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):

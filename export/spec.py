@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mdlstm_tk._util.text import printable, suggestion
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.export.interface import REFUSALS, Interface, OutputError, mdlstm_layers
 from mdlstm_tk.export.verification.cases import RandomValues, draw_inputs, sampler
-from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.kinds import kind_named, kind_names
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.choices import Dtype, Form
 from mdlstm_tk.runtime.io.npy import Array
@@ -213,6 +214,11 @@ class ExportSpec:
     def _check_kind(self, metadata: Metadata) -> None:
         """Check that the outputs can be read as answers of the kind that the metadata names."""
         kind, name = kind_named(metadata.kind), self.output_names[0]
+        if metadata.kind is not None and metadata.kind not in kind_names():
+            hint = suggestion(metadata.kind, kind_names())
+            raise InputError(
+                f"metadata=... has kind '{printable(metadata.kind)}', which is not registered; {hint}"
+            )
         for shape in (shapes[name] for shapes in self.shapes.values()) if kind.answers else ():
             y = np.zeros(shape, np.float32)
             if not (kind.fits(y, metadata) and kind.fits(y[0], metadata)):  # a batch, and a sample

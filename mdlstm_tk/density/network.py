@@ -157,7 +157,7 @@ class DensityNet(nn.Module):
             (n, H, W, C) in [0, 1], in the dtype and on the device of the parameters.
 
         Raises:
-            InputError: arguments have wrong shapes or values.
+            InputError: arguments have wrong shapes or values, or probabilities hold NaN.
         """
         parameter = next(self.parameters())
         shape = (n, *size, self.channels)
@@ -176,15 +176,19 @@ class DensityNet(nn.Module):
         x = self._nearest_levels(x.to(parameter)) / (self.levels - 1)
         dtype = torch.promote_types(x.dtype, torch.float32)  # float16 overflows, and is too coarse for p
         temperature = max(temperature, torch.finfo(dtype).tiny)
+        is_known = torch.ones((), dtype=torch.bool, device=parameter.device)
         for row, column, features in self.contexts(x):
             pixel = x[:, row, column]
             for c in range(self.channels):
                 logits = self._channel(c, features, pixel).to(dtype)
                 # below 0 all can be divided by the smallest temperature
                 p = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
+                is_known &= p.isfinite().all()
                 level = (uniform[:, row, column, c, None] >= p.cumsum(-1)[:, :-1]).sum(-1)
                 value = level.to(x) / (self.levels - 1)
                 pixel[:, c] = torch.where(is_given[:, row, column], pixel[:, c], value)
+        if not is_known:
+            raise InputError("the probabilities of the network hold NaN; it diverged")
         return x
 
     def contexts(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:

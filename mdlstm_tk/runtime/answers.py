@@ -66,8 +66,8 @@ def decode(
         array: name of the array, which the answers repeat.
         width: pixels that the columns of y cover, where its steps count as columns. None: places are in
             steps.
-        sizes: valid extents of padded samples, (N, D), as the model got them. A batch on the grid of a
-            density that takes sizes needs them; no other model takes them.
+        sizes: valid extents of padded samples, (N, D), as the model got them. A density that takes sizes
+            needs them where y has the grid of the model; no other model takes them.
         **of_kind: options of the kind, as for `infer_paths`: of a classifier `top`, the number of classes
             to return with their probabilities.
 
@@ -96,9 +96,9 @@ def decode(
     shapes = Shapes(metadata)
     batch = shapes.with_axes(as_array(y, "y"), "y")
     if sizes is None:
-        if batch.has_batch_axis and shapes.has_grid(shapes.grid(batch.samples)):
+        if shapes.has_grid(shapes.grid(batch.samples)):
             raise InputError(
-                "these samples may be padded, and answers depend on their extents; give ",
+                "y may be that of padded samples, and answers depend on their extents; give ",
                 *(Argument("sizes"), " as the model got it"),
             )
         return _decode(y, metadata, array, options, pixels)

@@ -244,6 +244,11 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
     for name in ("grid", "window", "multiple_of", "min_grid"):
         extents = getattr(metadata, name)
         yield name, extents is None or _are_extents(extents, ndim), expected_extents
+    multiples, least = metadata.multiple_of or (1,) * ndim, metadata.min_grid or (1,) * ndim
+    terms = zip(metadata.extents, multiples, least, strict=True)
+    fixed = [(e, m, low) for e, m, low in terms if e is not None]
+    yield "multiple_of", not any(e % m for e, m, _ in fixed), f"divisors of the grid {metadata.grid}"
+    yield "min_grid", all(low <= e for e, _, low in fixed), f"at most the grid {metadata.grid}"
     columns = metadata.columns_per_step
     yield "columns_per_step", columns is None or columns > 0, "a positive integer"
     yield "inputs", metadata.inputs[:1] == ("x",) and _are_different(metadata.inputs), "'x', then others"

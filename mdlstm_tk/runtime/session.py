@@ -249,8 +249,8 @@ class Session(OpenModel):
         by_name = self.graphs.run({metadata.inputs[0]: samples, **extra})
         outputs = {name: by_name[name] for name in metadata.output_names}
         for name, y in outputs.items():
-            lacks_grid = metadata.windows[name] is not None and y.ndim != metadata.ndim + 2
-            if y.dtype.kind not in "buif" or y.shape[:1] != samples.shape[:1] or lacks_grid or not y.size:
+            fits = self._shapes.is_output_of(name, y, samples)
+            if y.dtype.kind not in "buif" or not fits or not y.size:
                 raise MDLSTMError(
                     f"the model returned '{name}' of {y.dtype} and shape {y.shape} for x of shape "
                     f"{samples.shape}, which contradicts its metadata; export it again"
@@ -276,7 +276,7 @@ def _check_agreement(metadata: Metadata, graph: GraphInfo, label: str) -> None:
     extents = metadata.extents
     expected = (*extents, metadata.channels) if metadata.channels_last else (metadata.channels, *extents)
     fits = len(shape) == len(expected) + 1 and all(
-        extent in (None, other) or other is None for extent, other in zip(shape[1:], expected, strict=True)
+        extent in (None, other) for extent, other in zip(shape[1:], expected, strict=True)
     )
     if not fits:
         raise InputError(

@@ -129,6 +129,10 @@ class Shapes:
         samples = batch.samples
         if sizes is not None:
             sizes = self._prepare_sizes(as_array(sizes, "sizes"), samples)
+            if not self.has_grid(grid := self.grid(samples)):
+                raise InputError(
+                    f"x with sizes must have the model's grid {self.metadata.grid}, got {grid}"
+                )
             padded, samples = samples, np.zeros_like(samples)
             for sample, values, extents in zip(samples, padded, sizes, strict=True):
                 region = self._region(extents)
@@ -194,8 +198,6 @@ class Shapes:
             hint = f", but inputs by name, as in session(x, {arguments})" if arguments else ""
             padded = Export({"padded": True})
             raise InputError(f"this model takes no sizes{hint}; make one that does with: ", padded)
-        if not self.has_grid(grid):
-            raise InputError(f"x with sizes must have the model's grid {self.metadata.grid}, got {grid}")
         if sizes.shape != shape or sizes.dtype.kind not in "iu":
             raise InputError(
                 f"sizes must be integers of shape (N, D) = {shape}, "
@@ -281,6 +283,19 @@ class Shapes:
                 y = y[:, : ceil(grid[-1] / step_width(y.shape[1], padded[-1], known))]
             result[name] = y
         return result
+
+    def is_output_of(self, name: str, y: Array, samples: Array) -> bool:
+        """True if an output has the batch of x, and the grid and the features that the metadata say."""
+        metadata, window = self.metadata, self.metadata.windows[name]
+        if y.shape[:1] != samples.shape[:1]:
+            return False
+        is_described = name == metadata.output_names[0] and metadata.outputs > 1  # 1 may be that of any
+        if is_described and (y.ndim < 2 or y.shape[self.feature_axis(y)] != metadata.outputs):
+            return False
+        if window is None:
+            return True
+        extents = tuple(-(-extent // w) for extent, w in zip(self.grid(samples), window, strict=True))
+        return y.ndim == metadata.ndim + 2 and grid_of(y.shape, metadata) == extents
 
     def restore_axes(self, outputs: Mapping[str, Array], batch: Batch) -> Array | dict[str, Array]:
         """Remove the batch and channel axes of the outputs that the user's array did not have; returns the

@@ -212,6 +212,14 @@ def test_values_that_have_no_probability_are_refused() -> None:
         net.sample(2, (2, 2), given=outside)
 
 
+def test_a_network_that_diverged_draws_nothing() -> None:
+    net = network()
+    with torch.no_grad():
+        net.heads[0][-1].bias[0] = torch.nan  # type: ignore[index, union-attr]
+    with pytest.raises(InputError, match="hold NaN"):
+        net.sample(2, SIZE)
+
+
 def test_given_values_that_are_nan_are_drawn() -> None:
     net, uniform = network(2, 3, layers=2), torch.rand(6, 4, 4, 2)
     mask = torch.tensor([[True, False, True, True], [False] * 4])

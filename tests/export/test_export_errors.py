@@ -55,6 +55,14 @@ class InBranch(Function):
         return torch.cond(x.sum() > 0, lambda x: self.layer(x), lambda x: self.layer(2 * x), (x,))
 
 
+def with_own_forward() -> nn.Module:
+    """A copy of it would change the statistics of the original."""
+    net = nn.BatchNorm2d(3)
+    forward = net.forward
+    net.forward = lambda x: forward(x) * 2  # type: ignore[method-assign]
+    return net
+
+
 def pruned() -> nn.Module:
     net = nn.Sequential(MDLSTM(1, 3), nn.Linear(3, 2))
     torch.nn.utils.prune.l1_unstructured(net[0], "weight_hh_l0", 0.5)
@@ -115,6 +123,11 @@ ONE_SAMPLE = r"one sample of shape \(\d, 4, \d\).*x\[None\]"
 REFUSED: dict[str, Row] = {  # network, options of the export, message
     "metadata": (Function, {**G, "metadata": {"kind": "classify"}}, "classes"),
     "metadata, unknown": (Function, {**G, "metadata": {"kinds": 1}}, "metadata .* no field 'kinds'"),
+    "metadata, no kind": (
+        Function,
+        {**G, "metadata": {"kind": "clasify", "classes": ("a",)}},
+        "kind 'clasify', which is not registered; did you mean 'classify'",
+    ),
     "metadata, twice": (Function, {**G, "metadata": {"grid": (1, 2)}}, "metadata=.* 'grid'"),
     "verify_inputs": (
         Function,
@@ -151,6 +164,11 @@ REFUSED: dict[str, Row] = {  # network, options of the export, message
     "weights of NaN": (changed("weight_hh_l0", torch.nan), G, r"hold NaN, first in layer\.weight_hh_l0"),
     "a tensor that is no leaf": (changed("part", NON_LEAF), G, "cannot be copied: .*parametrizations$"),
     "a lock": (changed("part", Lock()), G, "Function cannot be copied: .*parametrizations$"),
+    "forward of the object": (
+        with_own_forward,
+        G,
+        r"forward of BatchNorm2d .* is in training mode; call eval\(\) before",
+    ),
     "pruned": (pruned, G, r"cannot be copied: .* parameters by torch\.nn\.utils\.prune\.remove"),
     "one sample": (lambda: MDLSTM(3, 4), {"example_inputs": torch.rand(5, 4, 3)}, ONE_SAMPLE),
     "one sample, first": (

@@ -88,6 +88,8 @@ WRONG: list[tuple[Metadata, str, Any, str]] = [
     (BASE, "inputs", ["z"], "'x'"),
     (BASE, "output_names", ["y", "y"], "different names"),
     (BASE, "further_windows", [None], "0 windows"),
+    (BASE, "multiple_of", [2, 4], r"divisors of the grid \(8, 6\)"),
+    (BASE, "min_grid", [9, 1], r"at most the grid \(8, 6\)"),
     (CLASSIFIER, "classes", ["a", "a", "b", "c"], "4 different names"),
     (CLASSIFIER, "classes", None, "4 different names"),
     (CLASSIFIER, "preprocessing", {"channels": 1}, "images with 3 channels"),
@@ -155,6 +157,7 @@ def test_metadata_of_another_graph_are_refused() -> None:
         ("inputs", '["x", "k"]', r"the inputs x, but its metadata name x, k"),
         ("output_names", '["z"]', r"the outputs y, but its metadata name z"),
         ("grid", "[3, 2]", r"\(None, 2, 2, 1\), but its metadata say \(None, 3, 2, 1\)"),
+        ("grid", "null", r"\(None, 2, 2, 1\), but its metadata say \(None, None, None, 1\)"),
         ("channels", "2", "its metadata say"),
         ("layout", '"N T C"', "'grid'"),
     ):
@@ -166,5 +169,6 @@ def test_metadata_of_another_graph_are_refused() -> None:
     assert Session(model.SerializeToString(), "cpu")([[0, 1], [2, 3]]).dtype == "int64"
     model = crafted([node("ReduceSum", "x", "y", keepdims=0)])
     model.graph.output[0].CopyFrom(info("y", FLOAT, ()))
-    with pytest.raises(MDLSTMError, match="contradicts its metadata"):
-        Session(model.SerializeToString(), "cpu")([[0, 1], [2, 3]])
+    for other in (model, crafted(window="[2, 2]"), crafted(outputs="7")):
+        with pytest.raises(MDLSTMError, match="contradicts its metadata"):
+            Session(other.SerializeToString(), "cpu")([[0, 1], [2, 3]])
