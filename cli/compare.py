@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 SIZE = "Grid size, as 8 or 8x12, for tasks that generate their grids."
 SEEDS = "Number of runs of each network, each with another random seed."
-ORIGINAL = "Use the initialization, layer norm and learning rate of the original TensorFlow code."
+ORIGINAL = "Use the initialisation, layer norm and learning rate of the original TensorFlow code."
 
 
 def compare(
     task: Annotated[
         str,
         option(
-            f"Registered task to train on: {', '.join(choices('task'))}.",
+            f"Task to train on: {', '.join(choices('task'))}, or the kind of your own data.",
             DATA,
             metavar="NAME",
             autocompletion=complete_from(*choices("task")),
@@ -45,11 +45,13 @@ def compare(
     force: ForceFolder = False,
     json: Json = False,
 ) -> None:
-    """Train the MD-LSTM and one-dimensional LSTMs on the same data for the same steps, and compare them.
+    """Train the networks of a task on the same data for the same steps, and compare them.
 
-    All networks have equally many parameters and the same settings; with --original-settings, equally many
-    hidden units. On the random diagonal, the training losses of md, snake and horizontal are compared. On
-    other tasks, the test errors of the best checkpoints of all networks are, next to baselines.
+    On the random diagonal these are the MD-LSTM and one-dimensional LSTMs, and the losses of training are
+    compared. On other tasks they are all registered networks, often the MD-LSTM alone, to which --import
+    adds others; the errors of the best checkpoints on test data, if there are any, else on validation data,
+    are compared, next to baselines. All networks have equally many parameters and the same settings; with
+    --original-settings, equally many hidden units.
 
     Every network and seed gets a run folder.
     """

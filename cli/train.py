@@ -67,7 +67,7 @@ def train(
     settings: Settings = None,
     resume: Annotated[Path | None, RESUME] = None,
     output: Annotated[
-        Path | None, output_option("Folder of the new run.", "runs/MODEL-SIZE", "DIR")
+        Path | None, output_option("Folder of the new run.", "runs/TASK-MODEL-SIZE", "DIR")
     ] = None,
     force: ForceFolder = False,
     processes: Annotated[Any, PROCESSES] = "1",  # which the parser gets

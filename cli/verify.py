@@ -56,9 +56,9 @@ def verify(
 ) -> None:
     """Compare a model in every runtime with the float64 reference of the network it came from.
 
-    The inputs are random ones and the task's own, in batches of several sizes, or those of --data; if the
-    model takes any grid size, grids of odd shapes are tested, too. An error is traced to the first
-    wavefront that shows it.
+    The inputs are random, in the range of those of the export and in batches of several sizes, or those of
+    --data; if the model takes any grid size, grids of odd shapes are tested, too. An error is traced to the
+    first wavefront that shows it.
 
     A file that was not exported from a run here is compared with its own graph, evaluated in float64.
 

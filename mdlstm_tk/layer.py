@@ -64,9 +64,8 @@ class MDLSTM(NamesItsCell):
         directions: 1 for the sweep from corner (0, …, 0), "all" for all 2^D corners, or a list of D-tuples
             of signs. `layer.directions` is the resolved list.
         merge: how the directions are joined: "concat" along features, "sum" or "mean".
-        cell: "graves", "mean" (the c_d are averaged, so c stays bounded), "stable", "leaky", "slstm"
-            (exponential gates with a normaliser), or the name of a cell of your own
-            (`mdlstm_tk.register_cell`).
+        cell: "graves", "mean" (of the c_d, so that c grows as along one path), "stable", "leaky", "slstm"
+            (exponential gates with a normaliser), or the name of one's own, see `mdlstm_tk.register_cell`.
         layer_norm: normalise the pre-activation of each gate, after its peephole, and before the output
             tanh c, over the n units: (a − mean) / √(variance + 1e-5) with the biased variance, each with
             its own scale and shift. It needs `bias`, see `reset_parameters`.

@@ -1,9 +1,9 @@
-"""Samples from an `.npz` file. D is 2, or 3 for volumes.
+"""Samples from an `.npz` file. D is 2, 1 for sequences or 3 for volumes.
 
 x       (N, *grid) or (N, *grid, C) numbers, used as they are
 y       grid: (N, *grid) or (N, *grid, K) numbers; classify: (N,) names or integers;
         segment: (N, *grid) or (N, *grid, 1) integers, negative where the class is unknown;
-        transcribe: (N,) texts
+        regress: (N,) or (N, K) numbers; tag: (N, K) of 0 and 1; transcribe: (N,) texts
 sizes   (N, D) integers, the valid extents; optional
 ndim    D; optional, unless x has four axes and is (N, D, H, W) rather than (N, H, W, C)
 """

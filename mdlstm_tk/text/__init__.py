@@ -5,14 +5,14 @@
 >>> page = read_page("0001.xml")
 
 room              the place where the rest of the package finds all this
-kind, training    the questions of a kind of task, answered
+transcribe, transcribe_training, metadata   the kind `transcribe`
 pages             ALTO and PAGE XML, with page_geometry, markup and line_cutting
 documents         pages as inputs, with page_inference
-ctc               texts from outputs, with decoding, character_model, transcription
+ctc               texts from outputs, with posteriors, decoding, character_model, transcription
 networks, digit_strings   the networks and the built-in task
 encoding, page_folders, distortion, ctc_loss, calibration   what training needs
 measures, reading, report, cuts   errors of texts, and the report of a run
-baselines, baselines_training   the questions of the second kind, answered
+baselines, baselines_training   the kind `baselines`
 line_finding, polylines, line_order, outlines   lines from outputs
 found_pages, overlay   pages whose lines are found: as XML, and drawn
 baseline_network, baseline_maps, page_distortion   what training needs

@@ -50,7 +50,7 @@ class ComparisonPlan:
         models: names of the networks.
         seeds: number of runs of each network, with seeds 0, 1, …
         folder: holds a run folder MODEL-SEED for each run, `summary.json`, and the pictures.
-        original_settings: use initialization, layer norm and learning rate of the original code.
+        original_settings: use initialisation, layer norm and learning rate of the original code.
         notes: notes for the user on the data, one line each.
     """
 
@@ -204,7 +204,7 @@ def plan_comparison(
         seeds: runs of each network; 5 on the random diagonal and 3 on other tasks if None.
         folder: the folder; the first free one of runs/compare…, runs/compare…-2, … if None.
         force: allow a folder that is not empty.
-        original_settings: initialization, layer norm and learning rate of the original code, for the
+        original_settings: initialisation, layer norm and learning rate of the original code, for the
             random diagonal only.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Data-parallel training: one process, or several that torchrun starts."""
+"""Data-parallel training: one process, or several, which `in_processes` or torchrun starts."""
 
 from __future__ import annotations
 
