@@ -187,7 +187,10 @@ def eval_copy(module: nn.Module) -> nn.Module:
             "torch.nn.utils.weight_norm use torch.nn.utils.parametrizations"
         ) from error
     for name, part in module.named_modules():
-        if part.training and isinstance(vars(part).get("forward"), FunctionType):
+        is_own = isinstance(vars(part).get("forward"), FunctionType) and not isinstance(
+            part, OptimizedModule
+        )
+        if is_own and part.training:
             raise InputError(
                 f"the forward of {name or type(module).__name__} is a function that was set on the object, "
                 "so that a copy still runs the original, which is in training mode; call eval() before the "

@@ -289,8 +289,9 @@ class Shapes:
         metadata, window = self.metadata, self.metadata.windows[name]
         if y.shape[:1] != samples.shape[:1]:
             return False
-        is_described = name == metadata.output_names[0] and metadata.outputs > 1  # 1 may be that of any
-        if is_described and (y.ndim < 2 or y.shape[self.feature_axis(y)] != metadata.outputs):
+        # Where features are free, or there are none, the metadata say 1; they may be on either end.
+        features = metadata.outputs if name == metadata.output_names[0] else 1
+        if features > 1 and features not in (y.shape[1:2] + y.shape[-1:]):
             return False
         if window is None:
             return True
