@@ -181,7 +181,7 @@ class DensityNet(nn.Module):
             pixel = x[:, row, column]
             for c in range(self.channels):
                 logits = self._channel(c, features, pixel).to(dtype)
-                # below 0 all can be divided by the smallest temperature
+                # None is above 0, so that the smallest temperature makes -infinity of them, and no NaN.
                 p = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
                 is_known &= p.isfinite().all()
                 level = (uniform[:, row, column, c, None] >= p.cumsum(-1)[:, :-1]).sum(-1)

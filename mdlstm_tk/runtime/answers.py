@@ -91,15 +91,15 @@ def decode(
     y = y[metadata.output_names[0]] if isinstance(y, Mapping) else y
     if not (kind.counts_positions and "sizes" in metadata.inputs):
         if sizes is not None:
-            raise InputError(Argument("sizes"), " is for densities that take sizes; leave it out")
+            raise InputError("sizes are for outputs of densities that take sizes; leave them out")
         return _decode(y, metadata, array, options, pixels)
     shapes = Shapes(metadata)
     batch = shapes.with_axes(as_array(y, "y"), "y")
     if sizes is None:
         if shapes.has_grid(shapes.grid(batch.samples)):
             raise InputError(
-                "y may be that of padded samples, and answers depend on their extents; give ",
-                *(Argument("sizes"), " as the model got it"),
+                "y may be that of padded samples, and answers depend on their extents; give the sizes that "
+                "the model got, too"
             )
         return _decode(y, metadata, array, options, pixels)
     parts = shapes.valid_parts(batch.samples, sizes)

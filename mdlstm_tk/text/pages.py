@@ -20,7 +20,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, groupby
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -190,14 +190,15 @@ def _open(path: Path, content: bytes | None) -> tuple[Document, Element, dict[st
     root = document.root
     if root.tag not in (ALTO, PAGE):
         raise InputError(f"{path} holds <{root.tag[:40]}>, expected ALTO (<alto>) or PAGE XML (<{PAGE}>)")
-    if (pages := sum(1 for _ in root.descendants("Page"))) != 1:
-        raise InputError(f"{path} holds {pages} pages, expected one in each file")
+    if (count := sum(1 for _ in root.descendants("Page"))) != 1:
+        raise InputError(f"{path} holds {count} pages, expected one in each file")
     lines = [*root.descendants("TextLine")]
     names = [line.attributes.get("ID") or line.attributes.get("id") or "" for line in lines]
     taken, elements = {*names}, dict[str, Element]()
     for k, (name, line) in enumerate(zip(names, lines, strict=True)):
         if not name or name in elements:  # the file should name it, and name no other so
-            others = (f"{name}:{number}" if name else str(number) for number in count(k + 1))
+            numbers = range(k + 1, k + 2 + len(names))
+            others = (f"{name}:{number}" if name else str(number) for number in numbers)
             name = next(other for other in others if other not in taken and other not in elements)
         elements[name] = line
     return document, root, elements

@@ -83,12 +83,12 @@ def test_log_probabilities_of_padded_samples_need_their_sizes() -> None:
         ]
     (answer,) = decode(y[1], padded, sizes=[[4, 3]])
     assert (answer.bits_per_dim, answer.sample) == (1, None)
-    refused("sizes=... as the model got it", lambda: decode(y, padded))
-    refused("sizes=... as the model got it", lambda: decode(y[0], padded))
+    refused("give the sizes that the model got", lambda: decode(y, padded))
+    refused("give the sizes that the model got", lambda: decode(y[0], padded))
     for given in ({}, {"sizes": [[3, 4]] * 3}):  # of `run_many`
         assert len(decode(y[:, :3], padded, **given)) == 3
     refused("between 1 and the extents", lambda: decode(y, padded, sizes=[[4, 4], [4, 3], [2, 5]]))
-    refused("sizes=... is for densities", lambda: decode(SCORES, CLASSIFIER, sizes=[[1, 1]] * 2))
+    refused("sizes are for outputs of densities", lambda: decode(SCORES, CLASSIFIER, sizes=[[1, 1]] * 2))
 
 
 def test_a_table_names_files_on_another_drive_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
