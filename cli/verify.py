@@ -94,5 +94,5 @@ def verify(
         if report.run is None:
             note(f"compared with {report.reference}")
     report.raise_if_failed()
-    note("all runtimes are within tolerance")
+    note(f"all runtimes are within tolerance: {report.tolerance()}")
     next_command(f"mdlstm infer FILE -m {shell_quoted(model)}")

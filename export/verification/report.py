@@ -57,24 +57,27 @@ class VerificationReport:
         return {group: float(np.max(of_group)) for group, of_group in errors.items() if of_group}
 
     def title(self) -> str:
-        """The file with its form and grid, or the folder with the number of its files; the tolerance, of
-        several files the largest; and the reference."""
+        """The file with its form and grid, or the folder and how many files it has; and the reference."""
         name = f"{self.model} ({counted(len(self.models), 'model')})"
         if len(self.models) == 1:
             ((path, metadata),) = self.models.items()
             grid = format_size(metadata.grid) if metadata.grid else "any size"
             name = f"{path} ({metadata.form}, {grid})"
+        return f"{name}: largest error against {self.reference}"
+
+    def tolerance(self) -> str:
+        """The allowed error, which the files name; of several files the largest."""
         atol = max(metadata.parity.get("atol", ATOL) for metadata in self.models.values())
-        return f"{name}, tolerance {atol:g}·s + {RTOL:g}·|y|: largest error against {self.reference}"
+        return f"{atol:g}·s + {RTOL:g}·|y|"
 
     def __str__(self) -> str:
-        """The title, and a line for each runtime with its largest error."""
+        """The title, a line for each runtime with its largest error, and the tolerance."""
         lines = [self.title()]
         for runtime in self.outcomes:
             error = np.max(list(self.worst_errors(runtime).values()))
             verdict = "within tolerance" if self.passed(runtime) else "out of tolerance"
             lines.append(f"{runtime}: {error:.1e}, {verdict}")
-        return "\n".join(lines)
+        return "\n".join([*lines, f"tolerance: {self.tolerance()}"])
 
     def as_dict(self) -> dict[str, dict[str, dict[str, Any]]]:
         """All outcomes as JSON values, by runtime and case."""
