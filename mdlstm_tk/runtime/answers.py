@@ -140,9 +140,7 @@ def write_decoded(
         answers: list[Answer] = []
         for name, y in outputs.items():
             known = metadata.columns_per_step
-            width = None
-            if name in widths:
-                width = covered_width(y.shape[-2], *widths[name], known), widths[name][1]
+            width = covered_width(y.shape[-2], *widths[name], known) if name in widths else None
             answers += _decode(y, metadata, name, options, width)
         write_answers(job, answers, metadata, options)
         return tuple(answers)

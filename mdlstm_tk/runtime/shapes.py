@@ -16,6 +16,7 @@ from mdlstm_tk._util.checks import check_unmasked
 from mdlstm_tk._util.text import counted, reason_of
 from mdlstm_tk.errors import Export, InputError
 from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.kinds.kind import Width
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, MORE_BYTES, Array, check_real, to_float32
 from mdlstm_tk.runtime.metadata import Metadata
 
@@ -82,10 +83,10 @@ def step_width(steps: int, width: int, known: int | None = None) -> float:
     return width / steps
 
 
-def covered_width(steps: int, columns: int, width: int, known: int | None = None) -> float:
-    """The pixels that steps cover, of an image `width` pixels wide that was resized to `columns`; the
-    columns of a step may be known. They may reach beyond its end."""
-    return width / columns * steps * step_width(steps, columns, known)
+def covered_width(steps: int, columns: int, width: int, known: int | None = None) -> Width:
+    """The pixels that steps cover, of an image `width` pixels wide that was resized to `columns`, and that
+    width; the columns of a step may be known."""
+    return width / columns * steps * step_width(steps, columns, known), width
 
 
 def grid_of(shape: tuple[int, ...], metadata: Metadata) -> Grid:
@@ -180,8 +181,7 @@ class Shapes:
         return has_batch_axis, has_channel_axis
 
     def valid_parts(self, samples: Array, sizes: Array) -> list[Array]:
-        """What lies inside the valid extents of each sample, (*extents, C), or (C, *extents) for a
-        channels-first model."""
+        """The part of each sample that lies inside its valid extents."""
         sizes = self._prepare_sizes(as_array(sizes, "sizes"), samples)
         return [sample[self._region(extents)] for sample, extents in zip(samples, sizes, strict=True)]
 
@@ -289,9 +289,8 @@ class Shapes:
         metadata, window = self.metadata, self.metadata.windows[name]
         if y.shape[:1] != samples.shape[:1]:
             return False
-        # Where features are free, or there are none, the metadata say 1; they may be on either end.
-        features = metadata.outputs if name == metadata.output_names[0] else 1
-        if features > 1 and features not in (y.shape[1:2] + y.shape[-1:]):
+        is_first = name == metadata.output_names[0]  # of which the metadata tell the features; 1: or none
+        if is_first and metadata.outputs not in (1, *y.shape[1:2], *y.shape[-1:]):
             return False
         if window is None:
             return True

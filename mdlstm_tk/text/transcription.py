@@ -55,8 +55,7 @@ def transcribe(
         if isinstance(logits, dict):  # the first output is the one that metadata describe
             logits = logits[metadata.output_names[0]]
         columns = grid_of(arrays[k].shape, metadata)[1]
-        pixels = np.shape(images[k])[1]
-        width = covered_width(len(logits), columns, pixels, metadata.columns_per_step), pixels
+        width = covered_width(len(logits), columns, np.shape(images[k])[1], metadata.columns_per_step)
         lines[k] = read_logits(logits, metadata, width, beam, lm)
     return [lines[k] for k in range(len(arrays))]
 

@@ -143,7 +143,7 @@ def test_places_of_characters_are_those_of_a_run_on_the_whole_grid() -> None:
     tifffile.imwrite("x.tif", pixels)
     metadata = TiledSession(recogniser().path, "cpu").metadata
     y = recogniser().whole(x[..., None])
-    (expected,) = decode(y, metadata, width=covered_width(len(y), columns=61, width=61))
+    (expected,) = decode(y, metadata, width=covered_width(len(y), columns=61, width=61)[0])
     characters = expected.details()["characters"]
     assert len(y) < characters[-1]["right"] < 61
     for source in ("x.npy", "x.tif"):

@@ -95,7 +95,7 @@ def test_a_file_tells_how_many_columns_a_step_covers(tmp_path: Path) -> None:
     path = export_onnx(network, tmp_path / "m.onnx", grid=(16, None), **options).path
     session = Session(path)
     assert session.metadata.columns_per_step == 8
-    assert [covered_width(5, 33, 33, known) for known in (8, None)] == [40, 35]
+    assert [covered_width(5, 33, 33, known) for known in (8, None)] == [(40, 33), (35, 33)]
     narrow, wide = (lines(16, width).numpy() for width in (33, 80))
     (alone,), (beside, _) = session.transcribe([narrow]), session.transcribe([narrow, wide])
     assert alone.characters[-1].right == 33  # where the image ends
