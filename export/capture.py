@@ -202,8 +202,9 @@ def _translate(*arguments: Any) -> Any:
     """Translate a call of the wavefront operator into one node."""
     inputs = SweepInputs(*arguments[: len(SweepInputs._fields)])
     grid = [extent if isinstance(extent, int) else -1 for extent in inputs.x.shape[1:-1]]
-    cell = cell_of_graph(arguments[len(TENSORS) + 1], len(grid), inputs.present)
-    attributes = {"directions": list(inputs.signs), "grid": grid, "cell": cell.name}
+    name = arguments[len(TENSORS) + 1]
+    cell_of_graph(name, len(grid), inputs.present)  # else torch would write a graph that nothing can lower
+    attributes = {"directions": list(inputs.signs), "grid": grid, "cell": name}
     y, final = values.Opset(DOMAIN, 1).Wavefront(*inputs[: len(TENSORS)], **attributes)
     unused = op.Constant(value_floats=[0.0])  # the last two are for the backward pass only
     return y, unused if inputs.initial is None else final, unused, unused
@@ -234,7 +235,7 @@ def _register_schema() -> None:
             attributes=[
                 schema.Attribute("directions", kinds.INTS, "dirs × D signs, 1 or −1"),
                 schema.Attribute("grid", kinds.INTS, "extents, −1 where an extent is free"),
-                schema.Attribute("cell", kinds.STRING, "name of the cell"),
+                schema.Attribute("cell", kinds.STRING, "name of the cell, see `graph_name`"),
             ],
         )
     )

@@ -98,9 +98,8 @@ def create(name: str, channels: int, outputs: int, *, kind: str = "grid", **opti
     accepted = _factory_options(factory)
     for option in options:
         if option not in accepted:
-            raise InputError(
-                f"model '{key}' has no option '{option}'; its options are {', '.join(accepted)}"
-            )
+            named = f"its options are {', '.join(accepted)}" if accepted else "its factory names none"
+            raise InputError(f"model '{key}' has no option '{option}'; {named}")
     return factory(channels, outputs, **options)
 
 
@@ -123,8 +122,14 @@ def default_windows(name: str, kind: str) -> Sequence[Any] | None:
 
 
 def _factory_options(factory: Factory) -> list[str]:
-    parameters = inspect.signature(factory).parameters
-    return [name for name in parameters if name not in ("channels", "outputs")]
+    """The options that a factory names: those behind `**options` nobody knows."""
+    variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    parameters = inspect.signature(factory).parameters.values()
+    return [
+        each.name
+        for each in parameters
+        if each.kind not in variable and each.name not in ("channels", "outputs")
+    ]
 
 
 def _get_factory(key: str, kind: str) -> Factory:

@@ -9,7 +9,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mdlstm_tk.backends.inputs import TENSORS
-from mdlstm_tk.cells import get_cell
+from mdlstm_tk.cells.passes import cell_of_graph
+from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.capture import DOMAIN, IR_VERSION
 from mdlstm_tk.export.lowering.graph import Graph, Value, rename
@@ -99,6 +100,7 @@ def _read_sweep(
 ) -> Sweep:
     """The content of a node."""
     names = {name: value for name, value in zip(TENSORS, node.input, strict=False) if value}
+    present = tuple(name for name in CELL_PARAMETERS if name in names)
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     grid = tuple(attributes["grid"])
     if min(grid) < 1 and form == "unrolled":
@@ -125,7 +127,7 @@ def _read_sweep(
         parameters={name: numpy_helper.to_array(tensors[value]) for name, value in names.items()},
         grid=grid,
         directions=directions,
-        cell=get_cell(attributes["cell"].decode()),
+        cell=cell_of_graph(attributes["cell"].decode(), len(grid), present),
         initial=initial,
         sizes=sizes,
     )

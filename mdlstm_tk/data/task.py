@@ -252,24 +252,35 @@ def collate(kind: str, samples: Sequence[Sample]) -> Batch:
     x, numbers and texts are padded with 0, masks with UNLABELLED.
 
     Raises:
-        InputError: a target has other axes, extents or numbers than the kind has.
+        InputError: a target has other axes, extents or numbers than the kind has, or samples differ in more
+            than their extents.
     """
     training = training_of(kind)
-    for x, y in samples if training.has_grid_targets else ():
-        if (
-            np.ndim(y) != training.target_axes(x.ndim - 1)[-1] - 1
-            or np.shape(y)[: x.ndim - 1] != x.shape[:-1]
-        ):
-            raise InputError(
-                f"a sample has x {x.shape} and y {np.shape(y)}, expected the same grid in both"
-            )
     xs, ys = [x for x, _ in samples], [y for _, y in samples]
+    _check_equal("axes", [x.ndim for x in xs])
+    _check_equal("channels in x", [x.shape[-1] for x in xs])
+    if training.has_grid_targets:
+        axes = training.target_axes(xs[0].ndim - 1)[-1] - 1
+        for x, y in samples:
+            if np.ndim(y) != axes or np.shape(y)[: x.ndim - 1] != x.shape[:-1]:
+                raise InputError(
+                    f"a sample has x {x.shape} and y {np.shape(y)}, expected the same grid in both"
+                )
+        _check_equal("channels in y", [prod(np.shape(y)[xs[0].ndim - 1 :]) for y in ys])
     sizes = np.array([x.shape[:-1] for x in xs], dtype=np.int64)
     grid = sizes.max(axis=0)
     padded = _pad(xs, (*grid, xs[0].shape[-1]), 0, np.float32)
     sizes_if_ragged = sizes if (sizes != grid).any() else None
     targets = training.collate(padded, ys, _pad)
     return Batch(padded, targets, sizes_if_ragged)
+
+
+def _check_equal(what: str, counts: Sequence[int]) -> None:
+    """Check that all samples of a batch have as many axes or channels."""
+    if wrong := [count for count in counts if count != counts[0]]:
+        raise InputError(
+            f"samples of one batch have {counts[0]} and {wrong[0]} {what}, expected equally many"
+        )
 
 
 def _pad(arrays: Sequence[Any], shape: tuple[int, ...], fill: float, dtype: Any) -> Array:

@@ -35,6 +35,9 @@ class ColumnsKind(TrainingKind):
         return target, sorted(target.items())
 
     def collate(self, x: Array, targets: Sequence[Any], pad: Callable[..., Array]) -> Array:
+        if len(shapes := {np.shape(target) for target in targets}) > 1:
+            differing = " and ".join(map(str, sorted(shapes)))
+            raise InputError(f"targets of one batch have the shapes {differing}, expected equal ones")
         return np.array(targets, np.float32)
 
     def rule(self, batch: Batch, spec: TaskSpec) -> TargetRule:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.refusal import refused
 from helpers.user_data import read, write_image
 
 from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, TaskSpec
@@ -130,3 +132,23 @@ def test_squared_error_leaves_out_padding() -> None:
     batch = Batch(x, x + 1, np.array([[2, 3], [1, 2]]))
     spec = TaskSpec("numbers", "grid", 1, 1, (2, 3))
     assert training_of("grid").measures(torch.from_numpy(x), batch, spec) == {"mse": (8.0, 8)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "samples", "message"),
+    [
+        ("classify", [((8, 8, 3), 0), ((8, 8, 1), 1)], "3 and 1 channels in x"),
+        ("classify", [((8, 8, 1), 0), ((8, 1), 1)], "3 and 2 axes"),
+        ("grid", [((4, 4, 1), (4, 4, 2)), ((4, 4, 1), (4, 4, 1))], "2 and 1 channels in y"),
+        ("regress", [((4, 4, 1), [1.0, 2.0]), ((4, 4, 1), [3.0])], r"\(1,\) and \(2,\)"),
+        ("tag", [((4, 4, 1), [1.0, 0.0]), ((4, 4, 1), [1.0])], r"\(1,\) and \(2,\)"),
+    ],
+)
+def test_samples_of_a_batch_differ_in_their_extents_alone(
+    kind: str, samples: list[tuple[Any, Any]], message: str
+) -> None:
+    """In either order: nothing that a sample lacks is made up."""
+    ones = [(np.ones(x, np.float32), np.ones(y, np.float32) if kind == "grid" else y) for x, y in samples]
+    refused(message, lambda: collate(kind, ones))
+    with pytest.raises(InputError):
+        collate(kind, ones[::-1])

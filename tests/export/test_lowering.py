@@ -15,14 +15,15 @@ import pytest
 import torch
 from helpers.own_cells import OWN_CELLS, register_own_cells
 from helpers.pairs import all_pairs
+from helpers.refusal import refused
 from helpers.sweeps import CHANNELS, FORMS, GRIDS, Sweep, lowered, random_x, run
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
-from mdlstm_tk import MDLSTM, BoundaryState
+from mdlstm_tk import MDLSTM, BoundaryState, Gate, register_cell
 from mdlstm_tk.cells import BUILT_IN_CELLS, get_cell
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.export import export_onnx, lower, verify_model
+from mdlstm_tk.export import export_onnx, lower, translation_table, verify_model
 from mdlstm_tk.export.lowering import lower as lower_module
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.model_check import check_model
@@ -161,6 +162,24 @@ def test_a_sweep_that_cannot_be_lowered_is_named() -> None:
     model.graph.node[0].input[1] = "elsewhere"
     with pytest.raises(MDLSTMError, match="'elsewhere'"):
         lower(model)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # raised inside torch
+@pytest.mark.usefixtures("fresh_registries")
+def test_a_captured_cell_that_was_defined_again_is_refused() -> None:
+    def define(factor: float) -> None:
+        @register_cell("mine", gates=[Gate("z", "tanh")], states=())
+        def mine(gates: Any, states: Any) -> Any:
+            return factor * gates[0] + 0.5 * states["h"][0], {}
+
+    define(1.0)
+    layer, options = MDLSTM(1, 2, cell="mine").eval(), {"custom_translation_table": translation_table()}
+    program = torch.onnx.export(layer, (torch.rand(1, 2, 3, 1),), dynamo=True, verbose=False, **options)
+    assert program is not None
+    define(1.0)  # the same equations
+    lower(program.model_proto)
+    define(2.0)
+    refused("'mine' was defined again", lambda: lower(program.model_proto))
 
 
 class Step(nn.Module):

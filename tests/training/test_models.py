@@ -298,6 +298,20 @@ def test_networks_export_for_any_size_with_padding_and_raw_input(kind: str, tmp_
 
 
 @pytest.mark.usefixtures("fresh_registries")
+def test_options_are_those_that_a_factory_names() -> None:
+    @register("open", kind="grid")
+    def build(
+        channels: int, outputs: int, *layers: int, hidden: int = 4, **options: Any
+    ) -> torch.nn.Module:
+        return torch.nn.Linear(channels, outputs)
+
+    assert model_options("open", "grid") == ["hidden"]
+    refused("'open' has no option 'depth'; its options are hidden", lambda: create("open", 1, 1, depth=2))
+    register("bare", kind="grid")(lambda channels, outputs, **options: torch.nn.Linear(channels, outputs))
+    refused("'bare' has no option 'hidden'; its factory names none", lambda: create("bare", 1, 1, hidden=2))
+
+
+@pytest.mark.usefixtures("fresh_registries")
 def test_a_registered_network_replaces_others_of_its_name() -> None:
     register("Tiny", "Small", kind="grid")(torch.nn.Linear)
     register("Tiny", "Small", kind="grid")(lambda channels, outputs: torch.nn.Flatten())
