@@ -134,7 +134,7 @@ PARTS = {
     "dropout 0.35": Part({"dropout": 0.35}),
     "two layers along columns": Part({"layers": 2}),
     "no average": Part({"average": 0.0}),
-    "recipe": Part(processes=2, is_rendered_first=True),
+    "recipe": Part({"augment": 1.5, "dropout": 0.35}, processes=2, is_rendered_first=True),
 }
 
 

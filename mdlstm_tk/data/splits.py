@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.data.folders import find_images, left_out, read_text, subfolders
@@ -118,7 +121,8 @@ def read_splits(path: Path, sources: Mapping[Split, Path]) -> tuple[dict[str, Sp
         sources: the file or folder of each split.
 
     Raises:
-        InputError: the file is not JSON of that form, or has a prefix in two splits.
+        InputError: the file is not JSON of that form, has a split twice or without a prefix, or a prefix in
+            two splits.
     """
     file = path / SPLITS_FILE
     if not file.is_file():
@@ -127,7 +131,9 @@ def read_splits(path: Path, sources: Mapping[Split, Path]) -> tuple[dict[str, Sp
         names = " and ".join(source.name for source in sources.values())
         return None, [f"{SPLITS_FILE}, left out: {names} are the splits"]
     try:
-        content = json.loads(read_text(file))
+        content = json.loads(read_text(file), object_pairs_hook=partial(_as_dict, file))
+    except InputError:
+        raise
     except (ValueError, RecursionError):
         content = None
     split_of = {name: split for split, each in SPLIT_NAMES.items() for name in each}
@@ -142,10 +148,20 @@ def read_splits(path: Path, sources: Mapping[Split, Path]) -> tuple[dict[str, Sp
         )
     splits: dict[str, Split] = {}
     for name, prefixes in content.items():
+        if not prefixes:
+            raise InputError(f"{file} names no prefix for {name}; name one, or leave {name} out")
         for prefix in prefixes:
             if splits.setdefault(prefix, split_of[name]) != split_of[name]:
                 raise InputError(f"{file} has {prefix!r:.80} in two splits; name it in one")
     return splits, []
+
+
+def _as_dict(file: Path, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The dict of a JSON object, which says each name once."""
+    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if twice:
+        raise InputError(f"{file} has {twice[0]!r:.80} {counted(2, 'time')} or more; join their lists")
+    return dict(pairs)
 
 
 def divide(
@@ -232,12 +248,19 @@ def _known_groups(surveys: Sequence[Survey], known: Mapping[Split, Sequence[Samp
 
 
 def in_order_of(surveys: Sequence[Survey], known: Sequence[SampleId]) -> list[Survey]:
-    """Sort samples as those of equal content in `known`; others follow in their order."""
-    places: defaultdict[str, deque[int]] = defaultdict(deque)
-    for place, identity in enumerate(known):
-        places[identity.digest].append(place)
-    last = deque([len(known)])
-    return sorted(surveys, key=lambda s: (places[s.identity.digest] or last.copy()).popleft())
+    """Sort samples as those of equal content in `known`, with equal targets if there are such; others
+    follow in their order."""
+    places: dict[int, int] = {}  # of surveys
+    free = dict(enumerate(known))
+    for key_of in (itemgetter(0, 2), itemgetter(0)):  # digest and target, then digest alone
+        by_key: defaultdict[object, deque[int]] = defaultdict(deque)
+        for place, identity in free.items():
+            by_key[key_of(identity)].append(place)
+        for k, survey in enumerate(surveys):
+            if k not in places and by_key[key := key_of(survey.identity)]:
+                del free[places.setdefault(k, by_key[key].popleft())]
+    order = sorted(range(len(surveys)), key=lambda k: places.get(k, len(known)))
+    return [surveys[k] for k in order]
 
 
 def describe_copies(splits: Mapping[Split, Sequence[Survey]]) -> list[str]:

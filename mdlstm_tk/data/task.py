@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from math import prod
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -224,6 +225,15 @@ class DatasetTask(Task):
             cropped = training_of(self.spec.kind).distort(cropped, distortions, self.augment)
         return collate(self.spec.kind, cropped)
 
+    def in_order(self) -> DatasetTask:
+        """This task with its training samples as those of the validation split, which are read in order and
+        not distorted."""
+        view = copy(self)
+        view.sets = {"validation": self.sets["train"]}
+        view.names = {"validation": self.names.get("train", ())}
+        view.groups = {"validation": self.groups.get("train", ())}
+        return view
+
     def _cropped(self, sample: Sample, rng: np.random.Generator | None) -> Sample:
         if self.crop is None:
             return sample
@@ -233,6 +243,8 @@ class DatasetTask(Task):
 def batches(task: Task, split: Split, seed: int, size: int, shard: slice = slice(None)) -> Iterator[Batch]:
     """Iterate over the samples that a split is evaluated on, in batches of at most `size`.
 
+    Those of a data set come in order, whole or cropped in the centre, and undistorted, also to train on.
+
     Args:
         task: where the samples come from.
         split: which split.
@@ -241,6 +253,8 @@ def batches(task: Task, split: Split, seed: int, size: int, shard: slice = slice
         shard: the batches to make, `slice(rank, None, world_size)` in distributed training.
     """
     total = task.count(split)
+    if split == "train" and isinstance(task, DatasetTask):
+        task, split = task.in_order(), "validation"
     for step in range(-(-total // size))[shard]:
         # A task that generates samples would fill the last batch; only `total` samples count.
         yield task.batch(seed, step, size, split, slice(0, total - step * size))

@@ -113,7 +113,7 @@ class Kind:
         (lowest, highest), low, high = self.x_range, float(x.min()), float(x.max())
         if not (low < lowest - RANGE_TOLERANCE or high > highest + RANGE_TOLERANCE):
             return ""
-        hint = "; divide them by 255" if low >= 0 and 1 < high <= 255 else ""
+        hint = "; divide them by the highest that they can have, such as 255" if low >= 0 else ""
         return (
             f"values from {low:g} to {high:g}; a model of kind {self.name} expects them in "
             f"[{lowest:g}, {highest:g}]{hint}"

@@ -15,6 +15,7 @@ from mdlstm_tk.data.masks import UNKNOWN_VALUE, MaskClasses, RawMask, read_mask
 from mdlstm_tk.data.samples import MemoryBudget, Survey
 from mdlstm_tk.data.spec import UNLABELLED, Array, Batch, Extents, Floats, RawSample, Split, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.classes import ClassesKind
 from mdlstm_tk.kinds.examples import covering
 from mdlstm_tk.kinds.measures import class_measures, mean_of_numbers
@@ -49,7 +50,10 @@ class Segment(ClassesKind):
         return list_pairs(path, "masks", read_mask, self.folder_format)
 
     def read_array(self, y: Array, index: int, extents: Extents, names: Sequence[str]) -> Any:
-        return RawMask(np.asarray(y[index][tuple(map(slice, extents))]).astype(np.int64))
+        pixels = np.asarray(y[index][tuple(map(slice, extents))])
+        if pixels.dtype == np.uint64 and (highest := int(pixels.max(initial=0))) >= 2**63:
+            raise InputError(f"a mask has the class {highest}, expected classes below 2⁶³")
+        return RawMask(pixels.astype(np.int64))
 
     def survey(self, target: Any, survey_numbers: Callable[[Array], Any]) -> tuple[Any, Any]:
         return target.distinct(), target.pixels.astype(np.int64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,11 +127,7 @@ def in_order(task: Task) -> Task:
     distortion: training samples, of a data set without others, are those of its validation split."""
     if display_split(task) != "train" or not isinstance(task, DatasetTask):
         return task
-    view = copy(task)
-    view.sets = {"validation": task.sets["train"]}
-    view.names = {"validation": task.names.get("train", ())}
-    view.groups = {"validation": task.groups.get("train", ())}
-    return view
+    return task.in_order()
 
 
 def example_indices(

@@ -147,7 +147,7 @@ class Checkpoint:
         except RuntimeError:
             raise InputError(
                 f"the checkpoint's weights do not fit the network '{self.config.model}'; "
-                "was the run's config.toml or the network's code changed?"
+                "was its code changed?"
             ) from None
 
 

@@ -38,7 +38,7 @@ from mdlstm_tk.training.networks import build_network, count_parameters, fit_con
 from mdlstm_tk.training.progress import WINDOW, Progress
 from mdlstm_tk.training.run_folder import Run, new_run
 from mdlstm_tk.training.settings import SETTINGS
-from mdlstm_tk.training.tasks import default_config, describe_overlap, make_task, with_model
+from mdlstm_tk.training.tasks import check_settings, default_config, describe_overlap, make_task, with_model
 
 
 @dataclass(frozen=True)
@@ -186,6 +186,7 @@ def configure_comparison(
                 ": a comparison trains all models from random weights, over several seeds; see mdlstm train"
             )
             raise InputError(Argument(key), text)
+    check_settings(task, changes)
     config = replace(default_config(task, str(changes.get("data", ""))), patience=0)  # equally many steps
     return config.updated(settings, SETTINGS).updated(options, "options")
 

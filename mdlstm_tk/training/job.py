@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class TrainingJob:
         notes: notes for the user on data, network and memory, one line each.
         samples: the user's samples that the run has had so far, by split.
         learned: those that the weights have learned before, in this run or in that of `init`.
+        replaces: whether a new run may replace another one in its folder.
     """
 
     config: TrainConfig
@@ -65,6 +67,12 @@ class TrainingJob:
     notes: tuple[str, ...] = ()
     samples: Mapping[Split, Sequence[SampleId]] = field(default_factory=dict)
     learned: Sequence[SampleId] = ()
+    replaces: bool = False
+
+    @property
+    def validated_on(self) -> str:
+        """The digest of the user's validation samples and their targets, in any order; "" without any."""
+        return _digest(self.task.identities.get("validation", ()))
 
     @property
     def steps_done(self) -> int:
@@ -130,7 +138,15 @@ def new_job(
     run = Run(context.broadcast(path))
     config = remember_data(config, run.folder)
     return TrainingJob(
-        config, task, network, run, context, notes=notes, samples=task.identities, learned=learned
+        config,
+        task,
+        network,
+        run,
+        context,
+        notes=notes,
+        samples=task.identities,
+        learned=learned,
+        replaces=force,
     )
 
 
@@ -164,6 +180,8 @@ def resume_job(
         require_work_left(config, run, checkpoint.state)
     state = checkpoint.state
     changes = state.describe_rise(checkpoint.config, config)
+    if run.config.exists() and run.config.read_bytes() != checkpoint.config.to_toml().encode():
+        changes.append(f"{run.config} differs from the settings of the last checkpoint, which count")
     best = None if state.is_best or not run.best.exists() else load_checkpoint(run.best)
     if not state.is_best and (best is None or best.step != state.best_step):
         changes.append(f"{run.best} is not the best checkpoint of this training; the best is chosen anew")
@@ -180,6 +198,8 @@ def resume_job(
         changes += describe_changes(known, now)
     elif now:
         changes.append(f"{run.samples} is missing, so samples that were trained on are not known")
+    if isfinite(state.score) and state.validated_on != _digest(now.get("validation", ())):
+        changes.append("validation samples or targets have changed, so the best weights are measured again")
     changes += describe_overlap(now, learned)
     for split, each in now.items():
         seen = dict.fromkeys(samples.get(split, ()))
@@ -197,6 +217,11 @@ def resume_job(
         samples,
         learned,
     )
+
+
+def _digest(samples: Sequence[SampleId]) -> str:
+    contents = sorted((each.digest, each.target) for each in samples)
+    return hashlib.sha256(repr(contents).encode()).hexdigest()[:16] if contents else ""
 
 
 def require_work_left(config: TrainConfig, run: Run, state: RunState) -> None:

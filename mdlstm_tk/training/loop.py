@@ -16,7 +16,7 @@ import torch
 
 from mdlstm_tk._util.text import to_json
 from mdlstm_tk.data import Split
-from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.errors import Argument, InputError, MDLSTMError
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.runtime.io.files import atomic_write, locked
 from mdlstm_tk.training.checkpoint import load_checkpoint
@@ -54,15 +54,19 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
         KeyboardInterrupt: Ctrl-C or SIGTERM; the last checkpoint is written before it is raised.
         MDLSTMError: training diverged, a process that prepares batches was killed, the folder cannot be
             written, or another training works in it.
-        InputError: the run has gone on since it was opened.
+        InputError: the run has gone on since it was opened, or another one has been trained in its folder.
     """
     keep_freed_memory()
     with _folder_of(job), _threads_of(job):
         trainer = Trainer(job)
         if job.best is not None and job.best is job.checkpoint:
             trainer.save(job.run.best)  # which a kill may have prevented
+        if trainer.state.validated_on != job.validated_on:
+            trainer.measure_best_again(job.validated_on)
         if not job.is_trained:
             _train_steps(job, trainer, on_step)
+        elif trainer.state.validated < trainer.state.step:  # it ends where it was interrupted
+            _validate_end(job, trainer)
         return _conclude(job, trainer)
 
 
@@ -87,8 +91,12 @@ def _folder_of(job: TrainingJob) -> Iterator[None]:
         return
     run = job.run
     with locked(run.folder, "give another folder"):
-        if job.checkpoint is not None and load_checkpoint(run.last).step != job.steps_done:
+        step = load_checkpoint(run.last).step if run.last.exists() else 0
+        if job.checkpoint is not None and step != job.steps_done:
             raise InputError(f"{run.folder} has gone on since it was opened; open it again")
+        if job.checkpoint is None and step and not job.replaces:
+            advice = "give another folder, or train into it with ", Argument("force", True)
+            raise InputError(f"{run.folder} has been trained into since this run was prepared; ", *advice)
         yield
 
 
@@ -176,6 +184,15 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
                 save()
     if stop:
         raise KeyboardInterrupt
+
+
+def _validate_end(job: TrainingJob, trainer: Trainer) -> None:
+    """Validate after the last step of a run that was interrupted there, as an uninterrupted one does."""
+    validation = trainer.validate()
+    if job.context.is_main:
+        *records, last = job.run.read_metrics() or [{"step": job.steps_done}]
+        job.run.write_metrics([*records, last | ({"validation": validation} if validation else {})])
+    trainer.save(job.run.last, *([job.run.best] if trainer.state.is_best else []))
 
 
 def _conclude(job: TrainingJob, trainer: Trainer) -> dict[str, Any]:

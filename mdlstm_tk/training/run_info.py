@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from mdlstm_tk.kinds import training_of
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.runtime.model_discovery import archives_in, models_in
 from mdlstm_tk.training.checkpoint import load_checkpoint
@@ -35,9 +36,10 @@ def describe_run(folder: str | Path) -> dict[str, Any]:
     """
     run = open_run(folder)
     last = load_checkpoint(run.last if run.last.exists() else run.best)
-    best = load_checkpoint(run.checkpoint)
     network = last.network()
     recent = run.read_metrics()[-100:]
+    is_negative = training_of(last.spec.kind).further_measures.get(last.config.best_by, False)
+    score = -last.state.score if is_negative else last.state.score  # a measure that is better if higher
     return {
         "kind": "run",
         **asdict(last.config),
@@ -46,8 +48,8 @@ def describe_run(folder: str | Path) -> dict[str, Any]:
         "steps_done": last.step,
         "training_seconds": round(run.read_times().training, 1),
         "parameters": count_parameters(network),
-        "best_step": best.state.best_step,
-        "best_score": best.state.score if isfinite(best.state.score) else None,
+        "best_step": last.state.best_step,
+        "best_score": score if isfinite(score) else None,
         **{
             f"last_100_{name}": _mean([record[name] for record in recent if name in record])
             for name in metric_names(recent)

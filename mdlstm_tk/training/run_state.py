@@ -6,7 +6,7 @@ Nothing else decides these. No torch.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import cos, inf, pi
+from math import cos, inf, isnan, pi
 
 from mdlstm_tk._util.text import counted, duration
 from mdlstm_tk.training.config import TrainConfig
@@ -26,6 +26,8 @@ class RunState:
         best_step: last step with that score; without validation data the latest step that would have been
             validated; 0 before.
         stale: validations since the score last fell. One that equals the lowest score counts, too.
+        validated: last step with a validation, or that would have been validated if there were data for it.
+        validated_on: digest of the user's validation samples that the score is of; "" of generated ones.
     """
 
     step: int = 0
@@ -34,6 +36,8 @@ class RunState:
     score: float = inf
     best_step: int = 0
     stale: int = 0
+    validated: int = 0
+    validated_on: str = ""
 
     @property
     def is_best(self) -> bool:
@@ -74,12 +78,18 @@ class RunState:
 
     def after_validation(self, score: float | None) -> RunState:
         """The state after a validation with this score; None if there are no validation data."""
+        state = replace(self, validated=self.step)
         if score is None:
-            return replace(self, best_step=self.step)
+            return replace(state, best_step=self.step)
         if score < self.score:
-            return replace(self, score=score, best_step=self.step, stale=0)
+            return replace(state, score=score, best_step=self.step, stale=0)
         best_step = self.step if score == self.score else self.best_step
-        return replace(self, best_step=best_step, stale=self.stale + 1)
+        return replace(state, best_step=best_step, stale=self.stale + 1)
+
+    def measured_again(self, score: float | None, validated_on: str) -> RunState:
+        """The state after the best weights have been measured on other validation data."""
+        score = inf if score is None or isnan(score) else score
+        return replace(self, score=score, stale=0, validated_on=validated_on)
 
     def describe_rise(self, old: TrainConfig, new: TrainConfig) -> list[str]:
         """A line that says if changed settings let the learning rate of a resumed run rise again."""

@@ -58,10 +58,11 @@ def configure(
     if texts.get("data") and "task" not in texts:
         raise InputError("data needs ", Argument("task"), f", one of {', '.join(kind_names())}")
     task = texts.get("task", TrainConfig.task)
-    config = default_config(task, texts.get("data", ""), texts.get("model"))
+    config = default = default_config(task, texts.get("data", ""), texts.get("model"))
     for values, source in sources:
         config = config.updated(values, source)
-    check_settings(task, {**settings, **options})
+    changed = {key for key in from_file if getattr(config, key) != getattr(default, key)}
+    check_settings(task, {**{key: from_file[key] for key in changed}, **settings, **options})
     config = _with_length(config, {**settings, **options})
     if config.minutes and "patience" not in texts:
         config = replace(config, patience=0)  # minutes are minutes, whatever suits the task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -56,7 +57,7 @@ class Trainer:
         if self.config.average:
             self.average = AveragedModel(self.network)
         self.optimizer = adam(self.network, self.config)
-        self.state = RunState()
+        self.state = RunState(validated_on=job.validated_on)
         self.best_weights: dict[str, Tensor] | None = None
         if job.checkpoint is not None:
             job.checkpoint.restore(self.network, self.average, self.optimizer)
@@ -205,15 +206,32 @@ class Trainer:
         Without a validation split, the latest weights count as the best.
         """
         self.context.share_buffers(self.network_to_validate)
-        errors = evaluate(self.network_to_validate, self.task, "validation", self.config, self.context)
-        chosen_by = score(self.task, self.config, errors) if errors else None
-        if self.config.best_by and chosen_by is not None and math.isnan(chosen_by):
-            text = f"{self.config.best_by} is not defined on the validation data, so it chooses no weights"
-            warnings.warn(text, stacklevel=2)
+        errors, chosen_by = self._measure(self.network_to_validate)
         self.state = self.state.after_validation(chosen_by)
         if self.state.best_step == self.state.step:
             self.keep_best()
         return errors
+
+    def measure_best_again(self, validated_on: str) -> None:
+        """Measure the best weights on the present validation data, which have this digest.
+
+        A score on other data cannot be compared with later ones.
+        """
+        chosen_by = None
+        if self.best_weights is not None:
+            best = copy.deepcopy(self.network_to_validate)
+            best.load_state_dict(self.best_weights)
+            chosen_by = self._measure(best)[1]
+        self.state = self.state.measured_again(chosen_by, validated_on)
+
+    def _measure(self, network: nn.Module) -> tuple[dict[str, float], float | None]:
+        """The errors of a network on the validation split, and their score; {} and None without one."""
+        errors = evaluate(network, self.task, "validation", self.config, self.context)
+        chosen_by = score(self.task, self.config, errors) if errors else None
+        if self.config.best_by and chosen_by is not None and math.isnan(chosen_by):
+            text = f"{self.config.best_by} is not defined on the validation data, so it chooses no weights"
+            warnings.warn(text, stacklevel=3)
+        return errors, chosen_by
 
     def keep_best(self) -> None:
         """Take the present weights for the best ones."""

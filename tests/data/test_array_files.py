@@ -118,6 +118,11 @@ REFUSED = {  # arrays in place of those of `write_arrays`, kind, message
         r"y is \(10, 5, 6, 3\), which may be .* ndim=3",
     ),
     "one mask value": ({"y": np.ones((10, 5, 6), int)}, "segment", "value 1"),
+    "classes beyond int64": (
+        {"y": np.full((10, 5, 6), 2**63, np.uint64)},
+        "segment",
+        "has the class 9223372036854775808, expected classes below",
+    ),
     "volumes of texts": ({"x": np.ones((10, 2, 3, 4, 1))}, "transcribe", "needs two"),
     "nothing usable": ({"x": np.full((10, 2, 2), np.nan), "y": np.arange(10)}, "classify", "sample 0.*NaN"),
 }

@@ -11,7 +11,7 @@ import torch
 from helpers.refusal import refused
 from helpers.user_data import read, write_image
 
-from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, TaskSpec
+from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, Split, TaskSpec, batches
 from mdlstm_tk.data.augmentation import distort
 from mdlstm_tk.data.sampling import make_rng, stratified_mask
 from mdlstm_tk.data.task import collate
@@ -152,3 +152,18 @@ def test_samples_of_a_batch_differ_in_their_extents_alone(
     refused(message, lambda: collate(kind, ones))
     with pytest.raises(InputError):
         collate(kind, ones[::-1])
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_split_is_evaluated_on_each_of_its_samples_once(split: Split) -> None:
+    """In order and undistorted, whatever training does with them."""
+    extents = np.random.default_rng(0).integers(4, 9, (40, 2))
+    samples = [(np.full((h, w, 1), k, np.float32), k % 2) for k, (h, w) in enumerate(extents.tolist())]
+    spec = TaskSpec("t", "classify", 1, 2, (8, 8), classes=("a", "b"))
+    sets: Any = {"train": samples, "validation": samples}
+    for options in ({}, {"augment": 1.0}, {"crop": (4, 4)}, {"augment": 1.0, "crop": (3, 5)}):
+        task = DatasetTask(spec, sets, extents=extents, **options)
+        seen = list(batches(task, split, 0, 16))
+        assert [int(x[0, 0, 0]) for batch in seen for x in batch.x] == list(range(40))
+        assert all(np.array_equal(np.unique(x), [k]) for k, x in enumerate(seen[0].x) if not k)
+        assert sum(len(batch.x) for batch in batches(task, split, 0, 16, slice(1, None, 2))) == 16

@@ -197,10 +197,28 @@ def test_a_table_of_another_kind_names_no_samples(table: str, tmp_path: Path) ->
         read(tmp_path, "segment")
 
 
-@pytest.mark.parametrize("content", ["{}", '{"train": [], "test": []}'])
-def test_a_splits_json_that_names_no_sample_is_refused(content: str, tmp_path: Path) -> None:
-    (write_masks(tmp_path) / "splits.json").write_text(content)
+def test_a_splits_json_that_names_no_sample_is_refused(tmp_path: Path) -> None:
+    (write_masks(tmp_path) / "splits.json").write_text("{}")
     with pytest.raises(InputError, match=r"no usable training samples \(files that splits\.json does not"):
+        read(tmp_path, "segment")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '{"train": ["images/0"], "test": ["images/1"], "test": ["images/2"]}',
+            "has 'test' 2 times or more",
+        ),
+        ('{"train": ["images/0"], "valid": []}', "names no prefix for valid; name one, or leave valid out"),
+        ('{"train": ["images/0"], "test": ["images/0"]}', "'images/0' in two splits"),
+    ],
+)
+def test_each_split_is_named_once_with_prefixes_of_its_own(
+    content: str, message: str, tmp_path: Path
+) -> None:
+    (write_masks(tmp_path) / "splits.json").write_text(content)
+    with pytest.raises(InputError, match=message):
         read(tmp_path, "segment")
 
 

@@ -54,7 +54,10 @@ def test_models_that_take_no_images_say_so(tmp_path: Path) -> None:
 
 def test_a_density_model_takes_levels_from_0_to_1(tmp_path: Path) -> None:
     metadata = Metadata("0", None, "scan", "N H W C", 1, 1, kind="density")
-    for value, message in ((200.0, "divide them by 255"), (-1.0, r"from -1 to 0.*\[0, 1\]$")):
+    for value, message in (
+        (2.5, "; divide them by the highest"),
+        (-1.0, r"from -1 to 0.*\[0, 1\]$"),
+    ):
         np.save(tmp_path / "x.npy", [[0, value]])
         with pytest.raises(InputError, match=message):
             read_input(str(tmp_path / "x.npy")).arrays_for(metadata)

@@ -18,6 +18,7 @@ from mdlstm_tk.training import (
     list_settings,
     make_task,
 )
+from mdlstm_tk.training.comparison import configure_comparison
 from mdlstm_tk.training.distributed import pick_device
 from mdlstm_tk.training.tasks import BUILT_IN, OF_DATA, find_task
 
@@ -78,6 +79,18 @@ def test_a_configuration_is_loaded_from_a_path_or_its_text(tmp_path: Path) -> No
     path = tmp_path / "config.toml"
     path.write_text("steps = 7")
     assert TrainConfig.load(path) == TrainConfig.load(str(path)) == TrainConfig(steps=7)
+
+
+def test_a_setting_that_a_task_lacks_is_refused_from_every_source(tmp_path: Path) -> None:
+    """Unless its value is the default, as in the file that a run of the task has written."""
+    file = tmp_path / "config.toml"
+    message = r"ising has no augment, got .?3.*; leave it out"
+    file.write_text('task = "ising"\naugment = 3.0\n')
+    refused(message, lambda: configure({}, None, file))
+    refused(message, lambda: configure({"task": "ising", "augment": 3}))
+    refused(message, lambda: configure_comparison("ising", {}, {"augment": "3"}))
+    file.write_text(configure({"task": "ising"}).to_toml())
+    assert configure({"steps": 3}, None, file).steps == 3
 
 
 def test_the_defaults_suit_no_task_in_particular() -> None:

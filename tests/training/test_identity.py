@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from helpers.pages import draw_page
 from helpers.training import fail_at, quick, resume, run_in
 from helpers.user_data import read, write_image
 
+from mdlstm_tk.data.spec import SampleId
+from mdlstm_tk.data.splits import in_order_of
 from mdlstm_tk.data.user_data import UserDataTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report.page import write_report
@@ -180,6 +183,17 @@ def test_copies_stay_in_the_split_that_they_were_in(layout: str, seed: int, tmp_
     before_training, after_training = Counter(digests(before, "train")), Counter(digests(after, "train"))
     assert before_training < after_training
     assert not set(after_training - before_training) & set(digests(before, "validation"))
+
+
+def test_copies_with_different_targets_keep_their_places() -> None:
+    """A sample whose target has changed takes what is left of its content."""
+    known = [
+        SampleId(*each) for each in (("p", "0", "a"), ("p", "1", "b"), ("q", "2", "a"), ("r", "3", "a"))
+    ]
+    now = [("new", "z"), ("r", "c"), ("p", "b"), ("q", "a"), ("p", "a")]
+    surveys: Any = [SimpleNamespace(identity=SampleId(d, str(k), t)) for k, (d, t) in enumerate(now)]
+    ordered = [(s.identity.digest, s.identity.target) for s in in_order_of(surveys, known)]
+    assert ordered == [("p", "a"), ("p", "b"), ("q", "a"), ("r", "c"), ("new", "z")]
 
 
 def test_what_any_part_of_a_run_was_trained_on_is_remembered(tmp_path: Path) -> None:

@@ -15,12 +15,23 @@ import pytest
 import torch
 from helpers.command import mdlstm, succeed
 from helpers.forks import kill_at, processes
+from helpers.refusal import refused
 from helpers.training import DIGITS, SMALL, fail_at, last_tensors, quick, resume, run_in
 from helpers.user_data import write_classes, write_image
 
 from mdlstm_tk.cli import main
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.training import Progress, Run, TrainConfig, load_checkpoint, new_job, resume_job, train
+from mdlstm_tk.training import (
+    Progress,
+    Run,
+    TrainConfig,
+    describe_run,
+    evaluate,
+    load_checkpoint,
+    new_job,
+    resume_job,
+    train,
+)
 
 needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
 
@@ -208,3 +219,61 @@ def test_changed_data_keep_the_first_split_and_new_samples_are_trained_on(tmp_pa
     new_names = {each.name for each in (run.read_samples() or {})["train"]} - set(before["train"])
     assert new_names == set(added)
     assert (run.read_samples() or {})["train"][:-2] == samples["train"]  # what is gone has been trained on
+
+
+def test_the_best_weights_are_measured_on_the_validation_data_that_a_run_goes_on_with(
+    tmp_path: Path,
+) -> None:
+    """Otherwise a score on easier data would keep later weights from being the best, and end the run."""
+    data = write_classes(tmp_path / "data/train", {"stop": 8, "yield": 8}).parent
+    write_classes(data / "val", {"stop": 3, "yield": 0})
+    run = run_in(tmp_path / "run", quick(data, "classify", steps=2, evaluate_every=1, lr=1e-7, average=0.0))
+    before = load_checkpoint(run.last).state
+    (data / "val/stop").rename(data / "val/yield")  # all of them have the other class
+    job = resume_job(run.folder, {"steps": 3})
+    assert any("the best weights are measured again" in note for note in job.notes)
+    train(job)
+    state, best = load_checkpoint(run.last).state, load_checkpoint(run.best)
+    error = evaluate(best.network(), job.task, "validation", job.config)["error"]
+    assert state.score == pytest.approx(error) == 1 - before.score
+    assert not any("measured again" in note for note in resume_job(run.folder, {"steps": 4}).notes)
+    state_of_info = describe_run(run.folder)
+    assert (state_of_info["best_step"], state_of_info["best_score"]) == (state.best_step, state.score)
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.25])
+def test_a_run_that_ends_where_it_was_interrupted_is_validated_there(
+    tmp_path: Path, validation: float
+) -> None:
+    """As one that had so many steps from the beginning, but for its schedule."""
+    data = write_classes(tmp_path / "data", {"stop": 8, "yield": 8})
+    config = quick(data, "classify", steps=9, evaluate_every=5, schedule="constant", validation=validation)
+    with pytest.raises(KeyboardInterrupt):
+        run_in(tmp_path / "run", config, on_step=fail_at(7))
+    run = resume(Run(tmp_path / "run"), steps=7)
+    whole = run_in(tmp_path / "whole", replace(config, steps=7))
+    assert run.read_metrics() == whole.read_metrics()
+    for name in ("step", "errors", "split"):
+        assert run.read_result()[name] == whole.read_result()[name]
+    tensors, expected = (load_checkpoint(each.best).tensors for each in (run, whole))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items())
+
+
+def test_a_new_run_does_not_replace_one_that_was_trained_meanwhile(tmp_path: Path) -> None:
+    first, second = new_job(SMALL, tmp_path), new_job(replace(SMALL, seed=1), tmp_path)
+    train(first)
+    before = last_tensors(first.run)
+    for job in (second, first):  # the same one again, too
+        refused("has been trained into since this run was prepared", lambda job=job: train(job))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in last_tensors(first.run).items())
+    train(new_job(replace(SMALL, seed=1), tmp_path, force=True))
+
+
+def test_an_edited_configuration_of_a_run_is_named(tmp_path: Path) -> None:
+    run = run_in(tmp_path, replace(SMALL, steps=2))
+    assert not any("differs" in note for note in resume_job(tmp_path, {"steps": 3}).notes)
+    run.config.write_text(run.config.read_text().replace("hidden = 4", "hidden = 5"))
+    notes = resume_job(tmp_path, {"steps": 3}).notes
+    assert any(
+        "config.toml differs from the settings of the last checkpoint, which count" in n for n in notes
+    )

@@ -20,7 +20,7 @@ import torch
 from helpers.command import mdlstm
 from helpers.refusal import refused
 from helpers.training import SMALL, quick, run_in
-from helpers.user_data import write_arrays
+from helpers.user_data import write_arrays, write_classes
 
 from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.errors import InputError
@@ -218,6 +218,13 @@ def test_a_run_is_described(run: Run) -> None:
     assert (described["cell"], described["directions"]) == ("graves", 1)
     records = run.read_metrics()
     assert described["last_100_loss"] == pytest.approx(sum(r["loss"] for r in records) / 12)
+
+
+def test_the_best_score_is_the_measure_that_chose_the_weights(tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "data", {"stop": 8, "yield": 8})
+    run = run_in(tmp_path / "run", quick(data, "classify", best_by="f1_macro"))
+    best = [record["validation"]["f1_macro"] for record in run.read_metrics() if "validation" in record]
+    assert describe_run(run.folder)["best_score"] == pytest.approx(max(best)) and max(best) > 0
 
 
 def test_a_name_with_a_slash_makes_one_folder() -> None:
