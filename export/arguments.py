@@ -151,9 +151,8 @@ def _read_examples(
     module: nn.Module, example_inputs: Examples | None, extra_inputs: Mapping[str, Tensor]
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
     """The example x, or None, and the further examples by name, as float32 or int64."""
-    accepted = [
-        p.name for p in inspect.signature(module.forward).parameters.values() if p.kind.value in (0, 1)
-    ]
+    parameters = inspect.signature(module.forward).parameters.values()
+    accepted = [p.name for p in parameters if p.kind.value in (0, 1)]
     examples = [example_inputs] if isinstance(example_inputs, Tensor) else example_inputs
     if examples is None:
         examples = [None]
@@ -168,9 +167,11 @@ def _read_examples(
             f"begins with it, got {type(example_inputs).__name__}; give inputs by name as extra_inputs=..."
         )
     if len(examples) > max(len(accepted), 1):
+        variable = [f"give each input of *{p.name} a name in it" for p in parameters if p.kind.value == 2]
+        advice = (*variable, "give inputs by name as extra_inputs=...")[0]
         raise InputError(
             f"example_inputs has the length {len(examples)}, but {type(module).__name__}.forward takes "
-            f"{', '.join(accepted) or 'one'} by position; give inputs by name as extra_inputs=..."
+            f"{', '.join(accepted) or 'one'} by position; {advice}"
         )
     further = {k: value for k, value in zip(accepted[1:], examples[1:], strict=False) if value is not None}
     if twice := sorted(further.keys() & extra_inputs.keys()):

@@ -160,7 +160,7 @@ def _as_dict(file: Path, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """The dict of a JSON object, which says each name once."""
     twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
     if twice:
-        raise InputError(f"{file} has {twice[0]!r:.80} {counted(2, 'time')} or more; join their lists")
+        raise InputError(f"{file} has {twice[0]!r:.80} more than once; join the lists")
     return dict(pairs)
 
 

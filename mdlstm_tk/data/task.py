@@ -229,7 +229,7 @@ class DatasetTask(Task):
         """This task with its training samples as those of the validation split, which are read in order and
         not distorted."""
         view = copy(self)
-        view.sets = {"validation": self.sets["train"]}
+        view.sets = {"validation": self.sets.get("train", ())}
         view.names = {"validation": self.names.get("train", ())}
         view.groups = {"validation": self.groups.get("train", ())}
         return view

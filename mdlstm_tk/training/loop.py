@@ -91,10 +91,9 @@ def _folder_of(job: TrainingJob) -> Iterator[None]:
         return
     run = job.run
     with locked(run.folder, "give another folder"):
-        step = load_checkpoint(run.last).step if run.last.exists() else 0
-        if job.checkpoint is not None and step != job.steps_done:
+        if job.checkpoint is not None and load_checkpoint(run.last).step != job.steps_done:
             raise InputError(f"{run.folder} has gone on since it was opened; open it again")
-        if job.checkpoint is None and step and not job.replaces:
+        if job.checkpoint is None and not job.replaces and run.last.exists():
             advice = "give another folder, or train into it with ", Argument("force", True)
             raise InputError(f"{run.folder} has been trained into since this run was prepared; ", *advice)
         yield

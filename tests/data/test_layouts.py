@@ -208,7 +208,7 @@ def test_a_splits_json_that_names_no_sample_is_refused(tmp_path: Path) -> None:
     [
         (
             '{"train": ["images/0"], "test": ["images/1"], "test": ["images/2"]}',
-            "has 'test' 2 times or more",
+            "has 'test' more than once",
         ),
         ('{"train": ["images/0"], "valid": []}', "names no prefix for valid; name one, or leave valid out"),
         ('{"train": ["images/0"], "test": ["images/0"]}', "'images/0' in two splits"),

@@ -78,6 +78,11 @@ def test_the_smallest_extents_that_a_network_takes(module: nn.Module, options: A
     assert spec.metadata("scan", "float32", {}).min_grid == least
 
 
+class Several(nn.Module):
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        return x + sum(other.sum() for other in others)
+
+
 def conditioned(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.zeros(shape) for shape in shapes)
 
@@ -105,6 +110,7 @@ def conditioned(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
         (Conditioned(), conditioned((1, 3, 3, 2), (1, 2)), {"grid_inputs": ["w"]}, ["'w'", "grid_inputs"]),
         (Conditioned(), conditioned((1, 3, 3, 2), (1, 2)), {"grid_inputs": ["z"]}, ["'z'", "grid_inputs"]),
         (Function(), conditioned((1, 3, 3, 1), (1, 2)), {}, ["Function.forward takes x by position"]),
+        (Several(), conditioned((1, 3, 3, 1), (1, 2)), {}, ["each input of *others", "name"]),
         (Function(), None, {"extra_inputs": {"x": torch.zeros(1)}}, ["first input x", "example_inputs="]),
         (Tokens(-1), torch.zeros(1, 3, 3, 1), {}, ["index out of range", "example_range=(0, entries - 1)"]),
     ],

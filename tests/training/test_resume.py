@@ -266,6 +266,7 @@ def test_a_new_run_does_not_replace_one_that_was_trained_meanwhile(tmp_path: Pat
     for job in (second, first):  # the same one again, too
         refused("has been trained into since this run was prepared", lambda job=job: train(job))
     assert all(torch.equal(tensor, before[name]) for name, tensor in last_tensors(first.run).items())
+    first.run.last.write_bytes(b"of another version")
     train(new_job(replace(SMALL, seed=1), tmp_path, force=True))
 
 
