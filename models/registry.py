@@ -122,7 +122,7 @@ def default_windows(name: str, kind: str) -> Sequence[Any] | None:
 
 
 def _factory_options(factory: Factory) -> list[str]:
-    """The options that a factory names: those behind `**options` nobody knows."""
+    """The options that a factory names: nobody knows which ones `**options` takes."""
     variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     parameters = inspect.signature(factory).parameters.values()
     return [

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted, duration
 from mdlstm_tk.data import Split, Task
+from mdlstm_tk.data.samples import DIGEST_BYTES
 from mdlstm_tk.data.spec import SampleId
 from mdlstm_tk.errors import Argument, InputError, Message, require
 from mdlstm_tk.kinds import training_of
@@ -71,7 +72,7 @@ class TrainingJob:
 
     @property
     def validated_on(self) -> str:
-        """The digest of the user's validation samples and their targets, in any order; "" without any."""
+        """The digest of the user's validation samples, see `RunState`."""
         return _digest(self.task.identities.get("validation", ()))
 
     @property
@@ -180,7 +181,8 @@ def resume_job(
         require_work_left(config, run, checkpoint.state)
     state = checkpoint.state
     changes = state.describe_rise(checkpoint.config, config)
-    if run.config.exists() and run.config.read_bytes() != checkpoint.config.to_toml().encode():
+    settings_file = run.config.read_text(encoding="utf-8", errors="replace") if run.config.exists() else ""
+    if settings_file not in ("", checkpoint.config.to_toml()):
         changes.append(f"{run.config} differs from the settings of the last checkpoint, which count")
     best = None if state.is_best or not run.best.exists() else load_checkpoint(run.best)
     if not state.is_best and (best is None or best.step != state.best_step):
@@ -220,8 +222,9 @@ def resume_job(
 
 
 def _digest(samples: Sequence[SampleId]) -> str:
+    """The digest of samples and their targets, in any order and whatever they are called; "" of none."""
     contents = sorted((each.digest, each.target) for each in samples)
-    return hashlib.sha256(repr(contents).encode()).hexdigest()[:16] if contents else ""
+    return blake2b(repr(contents).encode(), digest_size=DIGEST_BYTES).hexdigest() if contents else ""
 
 
 def require_work_left(config: TrainConfig, run: Run, state: RunState) -> None:

@@ -26,10 +26,10 @@ def describe_run(folder: str | Path) -> dict[str, Any]:
 
     Returns:
         "kind": "run"; all settings, where "cell" and "directions" are as in the network;
-        "steps_done", "training_seconds" (see `TrainingTimes`), "parameters"; "best_step" and "best_score"
-        of the best checkpoint, 0 and None before there is a score; the mean of each loss and error over the
-        last 100 steps as "last_100_NAME", None if it is not finite; "exports", the names of the exported
-        models. All values are JSON values.
+        "steps_done", "training_seconds" (see `TrainingTimes`), "parameters"; "best_step" and "best_score",
+        the measure that chose the weights, 0 and None before there is a score; the mean of each loss and
+        error over the last 100 steps as "last_100_NAME", None if it is not finite; "exports", the names of
+        the exported models. All values are JSON values.
 
     Raises:
         InputError: there is no run in the folder, or its checkpoint is damaged.
