@@ -50,10 +50,10 @@ def write_targets(path: Path, count: int = 8) -> Path:
 
 
 def write_texts(path: Path, count: int = 8) -> Path:
-    """Write images of noise with texts of three to five characters."""
-    lines = []
+    """Write images of noise with texts of three to five characters, the same ones in every test."""
+    lines, rng = [], np.random.default_rng(0)
     for k in range(count):
-        text = "".join(RNG.choice(list("ab c"), 2 + k % 3))
+        text = "".join(rng.choice(list("ab c"), 2 + k % 3))
         write_image(path / f"{k}.png", RNG.integers(0, 255, (6, 8 * len(text))))
         lines.append(f"{k}.png\t{text}x")
     (path / "labels.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
