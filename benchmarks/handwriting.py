@@ -12,7 +12,8 @@ the texts that a row is trained on.
 
 The minutes are those of one core, or of two that share each batch. They are counted as steps, which are
 timed before the first training (those of two cores by the clock: let nothing else run meanwhile), so that
-other work on the machine changes no result.
+other work on the machine changes no result. With `--processes 1`, what two cores would share is trained on
+one, in the same steps: two trainings side by side then take less time than one after the other.
 
 Test errors are measured greedy, and with a beam search and a language model of the training texts alone. A
 training is kept in the file of results when it is finished, and one that was interrupted goes on. `--write`
@@ -352,6 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--count", type=int, default=RENDERED_LINES, help="of rendered lines")
     parser.add_argument("--minutes", type=float, nargs="+", help="of a training; the default is the page's")
     parser.add_argument("--seeds", type=int, help="of each training; the default is the page's")
+    parser.add_argument("--processes", type=int, default=CORES, help="that share a training at most")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to measure, instead of all")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of all")
     parser.add_argument("-o", "--output", type=Path, default=Path("handwriting"), help="folder of runs")
@@ -375,7 +377,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if not is_hard:
         steps = count_steps(options)
         for each in wanted:
-            call = in_processes, PARTS[each.part].processes, train_network, each, steps(each), options
+            processes = min(PARTS[each.part].processes, options.processes)
+            call = in_processes, processes, train_network, each, steps(each), options
             cells[str(each)] = partial(*call)
     kept = resumed(options.results, cells)
     rows = {str(each): kept[str(each)] for each in wanted if str(each) in kept}

@@ -67,7 +67,11 @@ class Normalized(nn.Module):
         """Map raw x (N, *grid, C) to the prediction of the network, in the units of the targets."""
         x = (x - self.mean) / self.std
         y: Any = self.network(x) if sizes is None else self.network(x, sizes)
-        return y * self.target_std + self.target_mean if self.scales_targets else y
+        if not self.scales_targets:
+            return y
+        if isinstance(y, tuple):  # with auxiliary predictions
+            return tuple(each * self.target_std + self.target_mean for each in y)
+        return y * self.target_std + self.target_mean
 
     def tile_stages(self) -> TileStages:
         """The network as it runs in tiles.

@@ -44,8 +44,14 @@ def register(name: str, *aliases: str, kind: str | None = None) -> Callable[[F],
 
     Without a kind, the network is used for tasks of all kinds. A second registration replaces the first,
     and one without a kind those of all kinds.
+
+    Raises:
+        InputError: an alias is the name of another network.
     """
     key = name.lower()
+    for alias in aliases:
+        if alias.lower() in _FACTORIES and alias.lower() != key:
+            raise InputError(f"register('{name}') takes other aliases than '{alias}', which is a network")
 
     def add(factory: F) -> F:
         kinds = _FACTORIES.setdefault(key, {})

@@ -47,19 +47,22 @@ def _visible(folder: Path) -> list[Path]:
         if real_path in visited:
             continue
         visited.add(real_path)
-        visible = _entries(current)
-        folders += [entry for entry in visible if entry.is_dir()]
-        # a link to a file that is not there is a file that cannot be read
-        files += [entry for entry in visible if entry.is_file() or is_broken_link(entry)]
+        folders_here, files_here = _entries(current)
+        folders += folders_here
+        files += files_here
     return sorted(files)
 
 
-def _entries(folder: Path) -> list[Path]:
-    """The visible files and folders in a folder, sorted."""
+def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The visible folders and files in a folder, sorted. A link to a file that is not there is a file that
+    cannot be read."""
     try:
-        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+        visible = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+        folders = [entry for entry in visible if entry.is_dir()]
+        files = [entry for entry in visible if entry.is_file() or is_broken_link(entry)]
     except OSError as error:
         raise InputError(f"cannot read {folder}: {error.strerror}") from None
+    return folders, files
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -83,7 +86,7 @@ def count_other_files(folder: Path, kind: TrainingKind, used: Sequence[str] = ()
 
 def subfolders(path: Path) -> list[Path]:
     """Return the visible folders in a folder, sorted."""
-    return [entry for entry in _entries(path) if entry.is_dir()]
+    return _entries(path)[0]
 
 
 def read_lines(file: Path) -> list[str]:
@@ -98,11 +101,14 @@ def read_lines(file: Path) -> list[str]:
 def read_text(file: Path) -> str:
     """Return a text in UTF-8, without a byte order mark; arguments and errors as of `read_lines`."""
     try:
-        return read_file(file).decode("utf-8-sig")
+        text = read_file(file).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError(f"{file} is not a text in UTF-8; save it in that encoding") from None
+        text = "\0"
     except InputError as error:
         raise InputError(f"{file}: ", error) from None
+    if "\0" in text:  # as in UTF-16 without a byte order mark
+        raise InputError(f"{file} is not a text in UTF-8; save it in that encoding")
+    return text
 
 
 def by_stem(folder: Path, files: Iterable[Path]) -> dict[Path, list[Path]]:

@@ -118,6 +118,7 @@ def infer_pages(
             error = Message(f"{job.source}: ", reason)
             yield Result(job, error, stopped=getattr(reason, "cause", None))
         except MemoryError:
+            stops = 0
             yield Result(job, f"{job.source} is too large for the memory that is left")
         else:
             stops = 0

@@ -8,7 +8,7 @@ errors of their best weights on test data, next to baselines without training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -40,6 +40,9 @@ from mdlstm_tk.training.run_folder import Run, new_run
 from mdlstm_tk.training.settings import SETTINGS
 from mdlstm_tk.training.tasks import check_settings, default_config, describe_overlap, make_task, with_model
 
+MAX_HIDDEN = 2**19  # that a network is tried with
+SIZE_TOLERANCE = 0.1  # by which numbers of parameters may differ, unsaid
+
 
 @dataclass(frozen=True)
 class ComparisonPlan:
@@ -51,7 +54,7 @@ class ComparisonPlan:
         seeds: number of runs of each network, with seeds 0, 1, …
         folder: holds a run folder MODEL-SEED for each run, `summary.json`, and the pictures.
         original_settings: use initialisation, layer norm and learning rate of the original code.
-        notes: notes for the user on the data, one line each.
+        notes: notes for the user on the data and the sizes of networks, one line each.
     """
 
     config: TrainConfig
@@ -235,8 +238,7 @@ def plan_comparison(
         raise InputError(f"original settings exist for the task {TASK} only, got {config.task}")
     else:
         name, models, seeds = f"compare-{config.task}", tuple(model_names(spec.kind)), seeds or 3
-        for model in models:
-            with_equal_parameters(config, model, task)
+        notes += tuple(_describe_sizes(config, models, task))
     folder = new_run(name, folder, force).folder
     return ComparisonPlan(config, models, seeds, folder, original_settings, notes)
 
@@ -284,7 +286,8 @@ def compare_models(
             steps_done += plan.config.steps
         samples |= {batch.x.tobytes() for batch in islice(batches(task, split, seed, 64), 1)}
         for name, errors in task.baselines(seed, plan.config.steps * plan.config.batch_size).items():
-            _append_errors(results.setdefault(name, {}), errors)
+            row = f"{name} (baseline)" if name in plan.models else name
+            _append_errors(results.setdefault(row, {}), errors)
     own = f"each seed has {split} samples of its own, which the range of the errors includes"
     notes = (own,) if len(samples) > 1 and not plan.is_diagonal else ()
     comparison = Comparison(plan, results, split, notes)
@@ -312,14 +315,32 @@ def with_equal_parameters(config: TrainConfig, model: str, task: Task) -> TrainC
 def with_parameters(config: TrainConfig, spec: TaskSpec, target: int) -> TrainConfig:
     """`config` with the `hidden` for which its number of parameters is closest to `target`."""
     low, high = 1, 2  # bisection: the target lies between the parameters of `low` and of `high` units
-    if _count(config, spec, low) == _count(config, spec, high):
-        raise InputError(f"the network '{config.model}' is no larger with more hidden units; leave it out")
-    while _count(config, spec, high) < target:
+    least, count = (_count(config, spec, hidden) for hidden in (low, high))
+    while high < MAX_HIDDEN and (count < target or count == least):
         low, high = high, 2 * high
+        count = _count(config, spec, high)
+    if count == least:
+        raise InputError(f"the network '{config.model}' is no larger with more hidden units; leave it out")
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if _count(config, spec, middle) < target else (low, middle)
     return replace(config, hidden=min(low, high, key=lambda n: abs(_count(config, spec, n) - target)))
+
+
+def _describe_sizes(config: TrainConfig, models: Sequence[str], task: Task) -> list[str]:
+    """A line for each network that cannot have about as many parameters as `config`."""
+    target, notes = 0, []
+    for model in (config.model, *models):
+        chosen = with_equal_parameters(config, model, task)
+        count = _count(chosen, task.spec, chosen.hidden)
+        target = target or count
+        if abs(count - target) > SIZE_TOLERANCE * target:
+            units = counted(chosen.hidden, "hidden unit")
+            notes.append(
+                f"{model} has {count} parameters with {units}, {config.model} {target}; no other "
+                "number of units comes closer"
+            )
+    return notes
 
 
 def _append_errors(entry: dict[str, Any], errors: Mapping[str, float]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -29,6 +29,8 @@ BY_TASK = (
     *("validation", "best_by", "evaluate_every", "patience"),
 )
 BY_TASK_TEXT = "depends on the task"
+# settings that some networks do not have
+OPTIONAL_NETWORK_SETTINGS = ("layers", "cell", "directions", "layer_norm", "windows", "dropout")
 
 
 def parse_windows(text: str, ndim: int = 1) -> tuple[tuple[int, ...], ...]:
@@ -215,15 +217,20 @@ class TrainConfig:
             raise InputError(f"the task '{self.task}' generates its grids and needs a size, such as 8")
         return for_axes(parse_size(self.size), 2)
 
-    def network_options(self, ndim: int) -> dict[str, Any]:
+    def network_options(self, names: Collection[str], ndim: int) -> dict[str, Any]:
         """The keyword arguments of `mdlstm_tk.models.create` that this configuration sets.
 
         Args:
+            names: of the options that the network has, see `mdlstm_tk.models.model_options`. What it has is
+                given whatever its own default is; what it lacks, only if it was asked for.
             ndim: number of grid axes of the samples.
         """
-        settings = {"layers": self.layers, "cell": self.cell, "directions": self.directions}
-        settings |= {"layer_norm": self.layer_norm, "windows": self.windows, "dropout": self.dropout}
-        options = {key: value for key, value in settings.items() if value != _DEFAULTS[key]}
+        settings = {key: getattr(self, key) for key in OPTIONAL_NETWORK_SETTINGS}
+        options = {
+            key: value
+            for key, value in settings.items()
+            if value != "" and (key in names or value != _DEFAULTS[key])
+        }
         if self.directions == "1":
             options["directions"] = 1
         if self.windows:

@@ -36,19 +36,27 @@ class DistributedContext:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def shard(self, count: int) -> slice:
-        """The part of `count` samples that this process handles.
+    @property
+    def shard(self) -> slice:
+        """The samples of each batch that this process handles.
+
+        Batches may be sorted by size: of neighbours, each process takes one, so that none waits for the one
+        that has all large samples.
+        """
+        return slice(self.rank, None, self.world_size)
+
+    def share(self, batch_size: int) -> int:
+        """The number of samples of each training batch that this process handles.
 
         Raises:
-            InputError: `count` is not divisible by the number of processes.
+            InputError: `batch_size` is not divisible by the number of processes.
         """
-        if count % self.world_size:
+        if batch_size % self.world_size:
             raise InputError(
-                f"batch_size {count} cannot be shared evenly by {self.world_size} processes; "
+                f"batch_size {batch_size} cannot be shared evenly by {self.world_size} processes; "
                 "choose a multiple of their number"
             )
-        samples = count // self.world_size
-        return slice(self.rank * samples, (self.rank + 1) * samples)
+        return batch_size // self.world_size
 
     def all_reduce_sum(self, values: Sequence[float]) -> list[float]:
         """The sums of `values` over all processes."""

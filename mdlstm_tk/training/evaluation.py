@@ -122,8 +122,7 @@ def measure_split(
     kind = training_of(task.spec.kind)
     totals: dict[str, tuple[float, float]] = {}
     sums: dict[str, Array] = {}
-    shard = slice(context.rank, None, context.world_size)
-    for batch in batches(task, split, config.seed, task.evaluation_batch, shard):
+    for batch in batches(task, split, config.seed, task.evaluation_batch, context.shard):
         prediction = predictions(network, batch, device, spec=task.spec)[0]
         if on_batch is not None:
             on_batch(batch, prediction.cpu().numpy())

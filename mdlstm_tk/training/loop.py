@@ -77,7 +77,7 @@ def measure_rate(job: TrainingJob) -> float:
     trainer, timer = Trainer(job), StepTimer()
     with _threads_of(job):
         timer.skip()
-        for batch in dataloader(job.config, job.task, 0, job.context.shard(job.config.batch_size)):
+        for batch in dataloader(job.config, job.task, 0, job.context.shard):
             trainer.train_step(batch, interrupted=False)
             timer.end_step()
     return timer.steps_per_second or 0.0
@@ -102,7 +102,7 @@ def _folder_of(job: TrainingJob) -> Iterator[None]:
 @contextmanager
 def _threads_of(job: TrainingJob) -> Iterator[None]:
     """Use one thread if a step is so small that waking others takes longer than they save."""
-    samples = job.config.batch_size // job.context.world_size
+    samples = job.context.share(job.config.batch_size)
     positions = samples * prod(job.task.largest_batch(job.config.seed, job.config.batch_size))
     threads = torch.get_num_threads()
     if 2 * count_parameters(job.network) * positions < SMALL_STEP:
@@ -132,7 +132,7 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
         interrupts = stack.enter_context(deferred_interrupt())
         timer.skip()
         try:
-            for batch in dataloader(config, job.task, saved_step, context.shard(config.batch_size)):
+            for batch in dataloader(config, job.task, saved_step, context.shard):
                 is_due = trainer.train_step(batch, bool(interrupts))
                 timer.end_step()
                 if config.minutes:  # else a checkpoint depends on the steps alone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from inspect import signature
 
 import numpy as np
 import numpy.typing as npt
@@ -44,15 +45,16 @@ def build_network(config: TrainConfig, spec: TaskSpec) -> nn.Module:
 def _create(config: TrainConfig, spec: TaskSpec, outputs: int) -> nn.Module:
     """Create the network of a configuration, for raw numbers, with some number of outputs."""
     ndim = len(spec.size)
-    options = config.network_options(ndim)
+    names = model_options(config.model, spec.kind)
+    options = config.network_options(names, ndim)
     if ndim != 2:
-        if "ndim" not in model_options(config.model, spec.kind):
+        if "ndim" not in names:
             raise InputError(
                 f"model '{config.model}' is for grids of two axes, and the data have {ndim}; "
                 "choose the model md"
             )
         options["ndim"] = ndim
-    if spec.target_std and "linear" in model_options(config.model, spec.kind):
+    if spec.target_std and "linear" in names:
         options["linear"] = True
     return create(config.model, spec.channels, outputs, kind=spec.kind, **options)
 
@@ -127,6 +129,16 @@ def most_windows(extents: npt.NDArray[np.int64], window: Window) -> int:
 def count_parameters(network: nn.Module) -> int:
     """The number of trainable and other parameters."""
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def takes_sizes(network: nn.Module) -> bool:
+    """True if a network takes the sizes of samples in a padded batch beside x."""
+    network = network.network if isinstance(network, Normalized) else network
+    try:
+        signature(network.forward).bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def columns_per_step(network: nn.Module) -> int | None:

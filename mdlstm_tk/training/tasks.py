@@ -16,7 +16,7 @@ from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.errors import Argument, InputError, imports_of
 from mdlstm_tk.kinds import kind_names, training_of
 from mdlstm_tk.kinds.rooms import BuiltInTask, all_rooms, load, of_rooms
-from mdlstm_tk.training.config import TrainConfig
+from mdlstm_tk.training.config import OPTIONAL_NETWORK_SETTINGS, TrainConfig
 
 if TYPE_CHECKING:  # modules of data import NumPy, which the help of the command line does without
     from mdlstm_tk.data import Split, Task, TaskSpec
@@ -25,8 +25,6 @@ if TYPE_CHECKING:  # modules of data import NumPy, which the help of the command
     Samples = Mapping[Split, Sequence[SampleId]]
 
 MAX_POSITIONS = 2**24  # of a grid that a task generates
-# settings that some networks do not have
-OPTIONAL_NETWORK_SETTINGS = ("layers", "cell", "directions", "layer_norm", "windows", "dropout")
 SAME_DATA = ("kind", "channels", "classes", "outputs", "mask_values", "preprocessing")  # fields of a spec
 MAX_NAMES_SHOWN = 5
 USES: Mapping[Split, str] = {"train": "trained on", "validation": "validated with", "test": "tested on"}
@@ -122,9 +120,11 @@ def task_defaults(name: str) -> tuple[str, dict[str, Any]]:
     """The kind of a registered task, or of the user's own data, and the settings that suit it.
 
     Raises:
-        InputError: there is no such task or kind.
+        InputError: there is no such task or kind, or both.
     """
     if name in kind_names():
+        if name in task_names():
+            raise InputError(f"'{name}' is a task and a kind of task; register the kind by another name")
         return name, dict(training_of(name).defaults)
     entry = find_task(name)
     return entry.kind, dict(entry.defaults)

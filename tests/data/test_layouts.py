@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.pages import draw_page
+from helpers.refusal import refused
 from helpers.user_data import (
     read,
     write_arrays,
@@ -19,6 +21,7 @@ from helpers.user_data import (
     write_texts,
 )
 
+from mdlstm_tk.data.folders import find_files
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_names
 
@@ -240,3 +243,15 @@ def test_the_folder_of_a_class_called_train_is_named(tmp_path: Path) -> None:
     """It is taken for the training split."""
     with pytest.raises(InputError, match="train: no usable training samples"):
         read(write_classes(tmp_path, {"car": 2, "train": 2}), "classify")
+
+
+def test_a_folder_that_may_be_listed_but_not_entered_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inside").mkdir()
+
+    def denied(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", denied)  # whoever runs the tests may be allowed everything
+    refused(f"cannot read {tmp_path}: Permission denied", lambda: find_files(tmp_path))

@@ -67,16 +67,6 @@ def rival_networks(fresh_registries: None) -> None:
 
 
 @each_network
-def test_networks_have_one_layer_by_default(kind: str) -> None:
-    """A configuration passes `layers` only if they are not 1."""
-    name, options = kind.split()[0].strip(","), NETWORKS[kind]
-    by_default, one = (
-        network(1, 1, name, **options, **layers).state_dict() for layers in ({}, {"layers": 1})
-    )
-    assert by_default.keys() == one.keys()
-
-
-@each_network
 def test_the_probabilities_sum_to_1_after_training(kind: str) -> None:
     net, images = two_layers(kind), all_images(3, 3)
     assert abs(total_probability(net, images) - 1) < 1e-9

@@ -125,6 +125,7 @@ BAD_TABLES = {
     ),
     "reserved": ("regress", ["images/00.png,1"], "file,sample", "a column is called 'sample'"),
     "one column each": ("tag", ["images/00.png,1,0"], "file,cat,dog", "expected file,labels"),
+    "UTF-16": ("regress", ["images/00.png\0,1"], "file,height", "targets.csv is not a text in UTF-8"),
     "no labels": ("tag", ["images/00.png,"], "file,labels", "the labels are"),
 }
 

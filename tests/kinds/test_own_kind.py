@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from helpers.command import mdlstm
 from helpers.crafted_models import node
+from helpers.refusal import refused
 from helpers.small_models import write_model
 from helpers.tiled_models import single
 
@@ -24,6 +25,7 @@ from mdlstm_tk.kinds.options import OF_COMMAND_LINE
 from mdlstm_tk.runtime import Metadata, TiledSession, decode, infer_paths
 from mdlstm_tk.runtime.ray import TilesWorker
 from mdlstm_tk.runtime.tiles.archive import INDEX
+from mdlstm_tk.training import configure
 
 CODE = """
 from dataclasses import dataclass
@@ -170,3 +172,14 @@ def test_kinds_may_share_an_option() -> None:
     )()
     register_kind(register_kind(kind))
     assert "mine as csv" in mdlstm("infer", "--help").out
+
+
+@pytest.mark.usefixtures("fresh_registries")
+def test_a_kind_with_the_name_of_a_task_is_refused() -> None:
+    """Its defaults would count, and the task would be trained."""
+
+    class Digits(Kind):
+        name = "digits"
+
+    register_kind(Digits())
+    refused("'digits' is a task and a kind of task", lambda: configure({"task": "digits"}))

@@ -209,3 +209,12 @@ def test_a_model_that_is_stopped_again_and_again_ends_the_run(monkeypatch: pytes
     draw_page(Path("in/p3"))  # MAX_STOPS is 3: two pages are reported, three abort
     with pytest.raises(StoppedError):
         list(infer_paths(["in"], "lines.onnx", "read").results)
+    draw_page(Path("in/p4"))
+    stopped = StoppedError("it took too long", "time")
+    failures = iter([stopped, stopped, MemoryError, stopped])  # three, but not in a row
+
+    def fail(*_: object, **__: object) -> None:
+        raise next(failures)
+
+    monkeypatch.setattr(Session, "transcribe", fail)
+    assert len(list(infer_paths(["in"], "lines.onnx", "read").results)) == 4

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.user_data import write_arrays
 
-from mdlstm_tk.data import GaussianField
+from mdlstm_tk.data import DatasetTask, GaussianField, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import register
 from mdlstm_tk.report import draw_comparison, draw_run
@@ -141,6 +141,10 @@ def test_what_cannot_be_compared_is_refused_before_the_first_training(
     )
     with pytest.raises(InputError, match="'constant' is no larger with more hidden units"):
         plan_comparison(configure_comparison("digits", {"steps": 2}), 1, tmp_path / "compare")
+    register("constant", kind="classify")(  # it is larger from 4 units on
+        lambda channels, outputs, hidden=1: torch.nn.Linear(channels, outputs * max(1, hidden // 2))
+    )
+    plan_comparison(configure_comparison("digits", {"steps": 2}), 1, tmp_path / "larger")
     several = DistributedContext(1, 2, torch.device("cpu"))
     monkeypatch.setattr("mdlstm_tk.training.distributed.init", lambda device: several)
     with pytest.raises(InputError, match="compared in one process"):
@@ -162,3 +166,37 @@ def test_a_comparison_says_what_besides_the_networks_its_numbers_differ_by(tmp_p
     assert comparison.notes == (
         "each seed has validation samples of its own, which the range of the errors includes",
     )
+
+
+@pytest.mark.usefixtures("fresh_registries")
+def test_unequal_networks_and_baselines_of_their_names_are_told_apart(tmp_path: Path) -> None:
+    class WithBaselines(DatasetTask):
+        def baselines(self, seed: int, samples: int) -> dict[str, dict[str, float]]:
+            return {"large": {"error": 0.25}, "guess": {"error": 0.5}}
+
+    x = np.random.default_rng(0).random((6, 2, 2, 1), np.float32)
+    samples = [(each, np.array(k % 2)) for k, each in enumerate(x)]
+    spec = TaskSpec("rows", "classify", 1, 2, (2, 2), ("a", "b"))
+    task = WithBaselines(spec, {"train": samples, "validation": samples})
+    register_task("rows", kind="classify")(lambda config: task)
+
+    @register("large", kind="classify")
+    class Large(torch.nn.Module):
+        def __init__(self, channels: int, outputs: int, *, hidden: int = 1) -> None:
+            super().__init__()
+            self.first = torch.nn.Linear(channels, 5000)
+            self.second = torch.nn.Linear(5000, hidden)
+            self.third = torch.nn.Linear(hidden, outputs)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.third(self.second(self.first(x))).mean((1, 2))
+
+    config = configure_comparison("rows", {"steps": 2, "hidden": 2})
+    plan = plan_comparison(config, 1, tmp_path / "compare")
+    assert [line.split(",")[0] for line in plan.notes if "parameters" in line] == [
+        "large has 15005 parameters with 1 hidden unit"
+    ]
+    results = compare_models(plan).results
+    assert list(results) == [*plan.models, "large (baseline)", "guess"]
+    assert len(results["large"]["errors"]["error"]) == 1
+    assert results["large (baseline)"]["errors"] == {"error": [0.25]}

@@ -211,12 +211,16 @@ def test_two_processes_resume_what_one_has_begun(tmp_path: Path) -> None:
     assert [*validations[3]] == [*validations[5]] == ["relevant", "relevant_16x16"]
 
 
-def test_the_shards_of_a_batch() -> None:
+def test_processes_share_a_batch_evenly() -> None:
     ranks = [DistributedContext(rank, 3, torch.device("cpu")) for rank in range(3)]
-    parts = [list(range(12))[each.shard(12)] for each in ranks]
-    assert parts == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    sizes = sorted(np.random.default_rng(0).integers(1, 100, 12).tolist())  # as those of a batch may be
+    shares = [sizes[each.shard] for each in ranks]
+    assert sorted(size for share in shares for size in share) == sizes
+    assert {len(share) for share in shares} == {ranks[0].share(12)}
+    sums = [sum(share) for share in shares]
+    assert max(sums) - min(sums) <= sizes[-1] - sizes[0]  # not all large samples are one's
     with pytest.raises(InputError, match="evenly"):
-        ranks[0].shard(10)
+        ranks[0].share(10)
     alone = init("cpu")
     assert alone.is_main
     assert alone.all_reduce_sum([1.0, 2.0]) == [1.0, 2.0]

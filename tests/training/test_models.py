@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.refusal import refused
+from helpers.user_data import write_image
 
 from mdlstm_tk.data import UNLABELLED, Batch, TaskSpec
 from mdlstm_tk.data.task import collate
@@ -21,9 +23,10 @@ from mdlstm_tk.models import Normalized, create, model_names, model_options, reg
 from mdlstm_tk.models.blocks import fill_padding
 from mdlstm_tk.models.registry import resolve
 from mdlstm_tk.runtime import Session
+from mdlstm_tk.training import TrainConfig, configure, new_job, train
 from mdlstm_tk.training.evaluation import predictions
 from mdlstm_tk.training.losses import total_loss
-from mdlstm_tk.training.networks import columns_per_step
+from mdlstm_tk.training.networks import build_network, columns_per_step
 
 
 def test_original_names_are_accepted_in_any_case() -> None:
@@ -312,6 +315,38 @@ def test_options_are_those_that_a_factory_names() -> None:
 
 
 @pytest.mark.usefixtures("fresh_registries")
+def test_networks_are_built_as_their_settings_say_whatever_their_own_defaults_are() -> None:
+    options: dict[str, Any] = {}
+
+    @register("probe", kind="grid")
+    def build(
+        channels: int,
+        outputs: int,
+        *,
+        hidden: int = 7,
+        layers: int = 3,
+        dropout: float = 0.5,
+        layer_norm: bool = True,
+        cell: str = "leaky",
+        directions: str | int = 2,
+        windows: Any = ((3, 3),),
+    ) -> torch.nn.Module:
+        options.update(layers=layers, dropout=dropout, layer_norm=layer_norm)
+        options.update(hidden=hidden, cell=cell, directions=directions, windows=windows)
+        return torch.nn.Linear(channels, outputs)
+
+    spec = TaskSpec("probe", "grid", channels=1, outputs=1, size=(4, 4))
+    config = TrainConfig(model="probe")
+    build_network(config, spec)
+    empty = {"cell": "leaky", "directions": 2, "windows": ((3, 3),)}  # the settings are: its own defaults
+    assert options == {"hidden": 16, "layers": 1, "dropout": 0.0, "layer_norm": False} | empty
+    set_ones: dict[str, Any] = {"cell": "stable", "directions": "all", "windows": "2", "layers": 2}
+    build_network(replace(config, **set_ones), spec)
+    assert options["windows"] == ((2, 2),)
+    assert {key: options[key] for key in set_ones if key != "windows"}.items() <= set_ones.items()
+
+
+@pytest.mark.usefixtures("fresh_registries")
 def test_a_registered_network_replaces_others_of_its_name() -> None:
     register("Tiny", "Small", kind="grid")(torch.nn.Linear)
     register("Tiny", "Small", kind="grid")(lambda channels, outputs: torch.nn.Flatten())
@@ -323,3 +358,36 @@ def test_a_registered_network_replaces_others_of_its_name() -> None:
     register("small")(torch.nn.Linear)  # which was an alias
     assert isinstance(create("small", 1, 1), torch.nn.Linear)
     assert isinstance(create("tiny", 1, 1), torch.nn.Flatten)
+    refused("takes other aliases than 'MD', which is a network", lambda: register("mine", "MD"))
+
+
+@pytest.mark.parametrize("crop", ["", "8x8", "4x4"])
+@pytest.mark.usefixtures("fresh_registries")
+def test_networks_without_sizes_are_refused_for_samples_of_mixed_sizes(crop: str, tmp_path: Path) -> None:
+    for k in range(8):
+        write_image(tmp_path / f"data/{'ab'[k % 2]}/{k}.png", np.full((5 + k % 3, 6), k))
+
+    @register("fixed", kind="classify")
+    class Fixed(torch.nn.Linear):
+        def __init__(self, channels: int, outputs: int, *, hidden: int = 1) -> None:
+            super().__init__(channels, outputs)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).mean((1, 2))
+
+    settings = {"task": "classify", "data": str(tmp_path / "data"), "resize": "", "crop": crop}
+    config = configure({**settings, "model": "fixed", "steps": 1, "augment": 0})
+    if crop == "4x4":  # then all are equal
+        assert train(new_job(config, tmp_path / "run"))["step"] == 1
+    else:
+        refused("forward of 'fixed' takes no sizes", lambda: new_job(config, tmp_path / "run"))
+
+
+def test_auxiliary_predictions_are_scaled_as_the_prediction_is() -> None:
+    class WithAuxiliary(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x, -x
+
+    network = Normalized(WithAuxiliary(), (1.0,), (2.0,), (10.0,), (4.0,))
+    y, auxiliary = network(torch.tensor([[[[3.0]]]]))
+    assert (y.item(), auxiliary.item()) == (14.0, 6.0)
