@@ -21,7 +21,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 # Control characters (C0, DEL, C1), line and paragraph separators, bidirectional controls, and surrogates,
@@ -101,6 +101,16 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     ('1 text is', '3 steps')
     """
     return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def listing(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and the number of the others."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def quoted(names: Iterable[str]) -> str:
+    """As `listing`, with each name between quotation marks."""
+    return listing([f"'{name}'" for name in names])
 
 
 def reason_of(error: BaseException) -> str:

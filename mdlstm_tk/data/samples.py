@@ -13,6 +13,7 @@ from typing import Any, overload
 import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import listing
 from mdlstm_tk.data.images import is_grey
 from mdlstm_tk.data.spec import Array, Extents, Floats, RawSample, Resize, Sample, SampleId
 from mdlstm_tk.errors import InputError, Message
@@ -22,7 +23,6 @@ from mdlstm_tk.runtime.preprocessing import Preprocessing
 DIGEST_BYTES = 8
 MAX_THREADS = 4  # each holds one sample at a time
 SMALLEST_SPREAD = 32 * float(np.finfo(np.float32).eps)  # deviation, as a share of the mean
-MAX_CHANNELS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,6 @@ class Survey:
         extents: of its grid, as the network will see it.
         moments: of x, with one channel if the sample is a grey image.
         target: the name of the class, the text, the `RawMask.distinct`, or the `Moments` of the target.
-        label: equal for samples of equal targets: the class, the text, or a digest; None without targets.
     """
 
     sample: RawSample
@@ -63,7 +62,6 @@ class Survey:
     extents: Extents
     moments: Moments
     target: Any
-    label: str | None
 
 
 def survey_samples(
@@ -104,9 +102,8 @@ def describe_unresolved(array: str, moments: Sequence[Moments], channels: int) -
     resolves, or not at all."""
     mean, squares, variance = _spread(moments, channels)
     found = np.flatnonzero((squares > 0) & (variance <= SMALLEST_SPREAD**2 * squares)).tolist()
-    shown = ", ".join(f"channel {k} (about {mean[k]:g})" for k in found[:MAX_CHANNELS_SHOWN])
-    more = f" and {len(found) - MAX_CHANNELS_SHOWN} more" if len(found) > MAX_CHANNELS_SHOWN else ""
-    text = f"{array} is the same in all training samples as far as float32 resolves it in {shown}{more}"
+    shown = listing([f"channel {k} (about {mean[k]:g})" for k in found])
+    text = f"{array} is the same in all training samples as far as float32 resolves it in {shown}"
     return [f"{text}; if it is not constant in the file, subtract that number"] if found else []
 
 
@@ -142,7 +139,7 @@ def _survey(sample: RawSample, kind: str, resize: Resize) -> Survey | str:
     if label is not None:
         label = _digest(label) if isinstance(label, np.ndarray) else str(label)
         of_target = blake2b(label.encode(), digest_size=DIGEST_BYTES).hexdigest()
-    return Survey(sample, SampleId(_digest(x), sample.name, of_target), extents, moments, target, label)
+    return Survey(sample, SampleId(_digest(x), sample.name, of_target), extents, moments, target)
 
 
 def _digest(x: Array) -> str:

@@ -10,7 +10,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.text import counted, listing
 from mdlstm_tk.data.folders import find_images, left_out, read_text, subfolders
 from mdlstm_tk.data.samples import Survey
 from mdlstm_tk.data.sampling import stratified_mask
@@ -25,7 +25,6 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "test": ("test",),
 }
 SPLITS_FILE = "splits.json"
-MAX_NAMES_SHOWN = 10
 
 
 def find_sources(path: Path, kind: str) -> tuple[dict[Split, Path], list[str]]:
@@ -181,8 +180,7 @@ def divide(
             unused.pop(prefix, None)
     splits.setdefault("train", [])
     notes = [
-        f"{text}: {', '.join([*names][:MAX_NAMES_SHOWN])}"
-        + (f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else "")
+        f"{text}: {listing([*names], most=10)}"
         for text, names in (
             ("files that splits.json does not name, left out", files),
             ("prefixes in splits.json that no sample has", unused),
@@ -275,7 +273,7 @@ def describe_copies(splits: Mapping[Split, Sequence[Survey]]) -> list[str]:
         for survey in surveys:
             its_split, first = earlier.setdefault(survey.identity.digest, (split, survey))
             named = f"'{survey.sample.name}' of '{first.sample.name}'"
-            if survey.label != first.label:
+            if survey.identity.target != first.identity.target:
                 contradictions.append(named)
             elif survey is not first and its_split == split:
                 copies.append(named)

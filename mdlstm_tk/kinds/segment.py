@@ -32,11 +32,11 @@ class Segment(Kind):
         self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: Width | None
     ) -> Array:
         """A mask, (H, W) or (N, H, W), of the values that the classes have in the masks of training."""
-        from mdlstm_tk.runtime.postprocessing import check_scores, class_axis, labels, mask_values
+        from mdlstm_tk.runtime.postprocessing import check_scores, class_axis, mask_values
 
         axis = class_axis(y, metadata)
         check_scores(y, axis)
-        return mask_values(labels(y, axis), metadata.mask_values or range(metadata.outputs))
+        return mask_values(y.argmax(axis), metadata.mask_values or range(metadata.outputs))
 
 
 KIND = Segment()

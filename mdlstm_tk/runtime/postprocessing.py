@@ -32,20 +32,6 @@ def check_scores(logits: npt.NDArray[Any], axis: int = -1) -> None:
         raise InputError("the scores of the classes hold NaN or infinity; the model diverged")
 
 
-def labels(logits: Floats, axis: int = -1) -> npt.NDArray[np.int64]:
-    """Indices of the most likely class.
-
-    Args:
-        logits: (N, K) of a classifier, or (N, *grid, K) of a segmenter.
-        axis: the axis of the K classes.
-
-    Returns:
-        The shape of `logits` without that axis.
-    """
-    best: npt.NDArray[np.int64] = logits.argmax(axis=axis)
-    return best
-
-
 def probabilities(logits: Floats, axis: int = -1) -> Floats:
     """Softmax over the axis of the classes; the shape stays the same."""
     logits = logits.astype(
@@ -56,17 +42,17 @@ def probabilities(logits: Floats, axis: int = -1) -> Floats:
     return result
 
 
-def mask_values(classes: Integers, values: Sequence[int] | None) -> Integers:
+def mask_values(classes: Integers, values: Sequence[int]) -> Integers:
     """Replace class indices by the values that the classes have in masks.
 
     Args:
         classes: indices of any shape.
-        values: the value of each class; None: its index.
+        values: the value of each class.
 
     Returns:
         The same shape, in the smallest integer dtype that holds all values.
     """
-    table = np.arange(int(classes.max(initial=0)) + 1) if values is None else np.asarray(values)
+    table = np.asarray(values)
     low, high = int(table.min()), int(table.max())
     # Beside a negative value, the largest one needs a signed dtype: one that holds -1 - high.
     dtype = np.result_type(*map(np.min_scalar_type, (low, -1 - high if low < 0 <= high else high)))

@@ -214,15 +214,10 @@ def list_transcripts(path: Path) -> tuple[list[RawSample], list[str]]:
         if file.name.endswith(TRANSCRIPT):
             stem = file.with_name(file.name.removesuffix(TRANSCRIPT))
             images = images_of.pop(stem.relative_to(path), [stem.with_name(f"{stem.name}.png")])
-            name, reason = os.path.relpath(images[0], path), folders.refuse_twins(images)
+            reason = folders.refuse_twins(images)
             if str(images[0]) in of_pages:
                 reason = f"it is the image of a page, whose lines have texts; delete {file.name}"
-            read_x, read_y = partial(read_pixels, images[0]), partial(_read_transcript, file)
-            samples.append(
-                RawSample.unusable(name, reason)
-                if reason
-                else RawSample(name, read_x, read_y, is_image=True)
-            )
+            samples.append(folders.image_sample(path, images[0], partial(_read_transcript, file), reason))
     untold = [image for images in images_of.values() for image in images]
     others = [image for image in untold if str(image) not in of_pages]
     return samples, _note_of(others, path, "images without a text or a page")

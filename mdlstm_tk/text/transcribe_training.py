@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mdlstm_tk._util.text import counted, is_plain_text
+from mdlstm_tk._util.text import counted, is_plain_text, quoted
 from mdlstm_tk.data.arrays import read_name
 from mdlstm_tk.data.samples import MemoryBudget, Survey
 from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, Sample, Split, TaskSpec
@@ -107,12 +107,10 @@ class Transcribe(TrainingKind):
         return min(room, default=task.spec.size[1])
 
     def check_steps(self, columns: int | None, task: Task, remedy: Sequence[object]) -> list[Message]:
-        from mdlstm_tk.training.tasks import listing
-
         texts = texts_without_room(columns, task)
         if not texts:
             return []
-        named = listing([f"{each.name}: {each.text:.40}" for each in texts])
+        named = quoted([f"{each.name}: {each.text:.40}" for each in texts])
         need = counted(len(texts), "text needs", "texts need")
         line = f"{need} more steps than the network makes of their images ({named})"
         if sum(each.split == "train" for each in texts) == task.count("train"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from mdlstm_tk._util.sizes import format_size, is_size, parse_resize, parse_size
-from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.text import counted, quoted
 from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.errors import Argument, InputError, imports_of
 from mdlstm_tk.kinds import kind_names, training_of
@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # modules of data import NumPy, which the help of the command
 
 MAX_POSITIONS = 2**24  # of a grid that a task generates
 SAME_DATA = ("kind", "channels", "classes", "outputs", "mask_values", "preprocessing")  # fields of a spec
-MAX_NAMES_SHOWN = 5
 USES: Mapping[Split, str] = {"train": "trained on", "validation": "validated with", "test": "tested on"}
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -282,15 +281,9 @@ def load_task(config: TrainConfig, spec: TaskSpec, data: str = "", known: Sample
 def _class_difference(actual: tuple[str, ...], expected: tuple[str, ...]) -> str:
     """Name the classes or characters that came or went."""
     added, gone = sorted(set(actual) - set(expected)), sorted(set(expected) - set(actual))
-    parts = [f"new classes {listing(added)}"] if added else []
-    parts += [f"no samples of {listing(gone)}"] if gone else []
+    parts = [f"new classes {quoted(added)}"] if added else []
+    parts += [f"no samples of {quoted(gone)}"] if gone else []
     return " and ".join(parts) or "the classes have another order"
-
-
-def listing(names: list[str]) -> str:
-    """The first names, and the number of the others."""
-    text = ", ".join(f"'{name}'" for name in names[:MAX_NAMES_SHOWN])
-    return text + (f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else "")
 
 
 def describe_changes(before: Samples, now: Samples) -> list[str]:
@@ -326,7 +319,7 @@ def describe_changes(before: Samples, now: Samples) -> list[str]:
         if leaks := [each.name for each in added if split != "train" and each.digest in digests["train"]]:
             raise InputError(
                 f"{counted(len(leaks), f'sample {trained} is', f'samples {trained} are')} now among those "
-                f"that it is {USES[split]}: {listing(leaks)}; "
+                f"that it is {USES[split]}: {quoted(leaks)}; "
                 "put them back, take them out, or train a new run"
             )
         unknown = {each.name for each in added if each.digest not in names}
@@ -334,9 +327,7 @@ def describe_changes(before: Samples, now: Samples) -> list[str]:
         moved = {each.name for each in added if each.digest in names}
         one, many = "sample of another split is", "samples of another split are"
         lines.append((f"{one} now {USES[split]}", f"{many} now {USES[split]}", moved))
-    return [
-        f"{counted(len(each), one, many)}: {listing(sorted(each))}" for one, many, each in lines if each
-    ]
+    return [f"{counted(len(each), one, many)}: {quoted(sorted(each))}" for one, many, each in lines if each]
 
 
 def describe_overlap(now: Samples, trained: Sequence[SampleId] = ()) -> list[str]:
@@ -353,7 +344,7 @@ def describe_overlap(now: Samples, trained: Sequence[SampleId] = ()) -> list[str
             lines.append(
                 f"{len(names)} of the {counted(len(now[split]), 'sample')} that the network is "
                 f"{USES[split]} {'is' if len(names) == 1 else 'are'} trained on as well, "
-                f"so its errors are too low: {listing(names)}"
+                f"so its errors are too low: {quoted(names)}"
             )
     return sorted(lines)
 

@@ -20,7 +20,6 @@ from mdlstm_tk.data.task import collate
 from mdlstm_tk.export import export_run
 from mdlstm_tk.kinds import kind_names
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
-from mdlstm_tk.runtime.postprocessing import labels
 from mdlstm_tk.text.measures import predicted_texts
 from mdlstm_tk.training import Run, default_config, load_checkpoint, make_task, new_job, predict, train
 
@@ -65,11 +64,11 @@ def torch_samples(run: Run) -> Iterator[tuple[str, Sample]]:
                 y = predict(network, collate(spec.kind, [samples[k]]), torch.device("cpu")).numpy()
             answer: Any = None
             if spec.kind == "classify":
-                answer = spec.classes[int(labels(y)[0])]
+                answer = spec.classes[int(y[0].argmax())]
             elif spec.kind == "transcribe":
                 (answer,) = predicted_texts(y, spec)
             elif spec.kind == "segment":
-                answer = np.asarray(MASK_VALUES)[labels(y)[0]]
+                answer = np.asarray(MASK_VALUES)[y[0].argmax(-1)]
             yield raw.name, Sample(y[0], answer)
 
 

@@ -7,16 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from helpers.refusal import refused
 from helpers.user_data import read, write_image
 
-from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, Split, TaskSpec, batches
+from mdlstm_tk.data import UNLABELLED, DatasetTask, Split, TaskSpec, batches
 from mdlstm_tk.data.augmentation import distort
 from mdlstm_tk.data.sampling import make_rng, stratified_mask
 from mdlstm_tk.data.task import collate
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.kinds import training_of
 
 
 def test_batches_hold_similar_samples_and_epochs_hold_all(tmp_path: Path) -> None:
@@ -125,13 +123,6 @@ def test_collate_pads_samples_of_different_extents() -> None:
     assert batch.x.sum() == 13
     assert (batch.y == UNLABELLED).sum() == 30 - 13
     assert collate("segment", samples[:1]).sizes is None
-
-
-def test_squared_error_leaves_out_padding() -> None:
-    x = np.zeros((2, 2, 3, 1), np.float32)
-    batch = Batch(x, x + 1, np.array([[2, 3], [1, 2]]))
-    spec = TaskSpec("numbers", "grid", 1, 1, (2, 3))
-    assert training_of("grid").measures(torch.from_numpy(x), batch, spec) == {"mse": (8.0, 8)}
 
 
 @pytest.mark.parametrize(

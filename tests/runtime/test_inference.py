@@ -231,16 +231,6 @@ def test_the_mask_of_a_volume_is_npy_unless_outputs_are_asked_for(tmp_path: Path
         assert y.max() == (3 if "u" in kinds else 1)
 
 
-def test_several_outputs_of_a_segmenter_are_numbers(tmp_path: Path) -> None:
-    model = segmenter(tmp_path / "m.onnx", output_names=("y", "z"), further_windows=(None,))
-    x = RNG.random((4, 5), dtype=np.float32)
-    np.save(tmp_path / "x.npy", x)
-    (result,) = infer_paths([tmp_path / "x.npy"], model, device="cpu").results
-    expected = Session(model, "cpu")(x)
-    assert isinstance(expected, dict)
-    np.testing.assert_equal(dict(np.load(result.job.target)), expected, strict=True)
-
-
 def test_zarr_arrays_in_a_folder_are_inputs_of_tiled_models_alone(tmp_path: Path) -> None:
     (tmp_path / "in/x.zarr/c").mkdir(parents=True)
     for name in ("in/x.zarr/zarr.json", "in/x.zarr/c/0", "in/y.csv", "in/z.npy"):

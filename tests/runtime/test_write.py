@@ -20,7 +20,7 @@ from mdlstm_tk.runtime.io import FORMATS, Format
 from mdlstm_tk.runtime.io.readers import read_input
 from mdlstm_tk.runtime.io.writers import write_arrays
 from mdlstm_tk.runtime.jobs import InputPath, ResultOptions, plan_jobs
-from mdlstm_tk.runtime.postprocessing import labels, probabilities
+from mdlstm_tk.runtime.postprocessing import probabilities
 from mdlstm_tk.text.ctc import best_path
 
 GRID = Metadata("0", None, "scan", "N H W C", 1, 1)
@@ -222,10 +222,8 @@ def test_the_best_path_joins_repeats_and_drops_blanks() -> None:
         assert best_path(row).tolist() == [k for k in path if k > 0]
 
 
-def test_labels_and_probabilities() -> None:
+def test_probabilities() -> None:
     logits = np.array([[1.0, 3.0, 2.0], [1000.0, -1000.0, 0.0]], np.float32)
-    assert labels(logits).tolist() == [1, 0]
-    assert labels(logits[None, :, None]).shape == (1, 2, 1)
     expected = np.exp([1, 3, 2]) / np.exp([1, 3, 2]).sum()
     np.testing.assert_allclose(probabilities(logits), [expected, [1, 0, 0]], rtol=1e-5)
 

@@ -160,14 +160,7 @@ def test_a_perfect_prediction_has_no_error_and_padding_does_not_count(pages: Pat
     assert measures["line_error"] == (3, 3) and measures["missed"] == (3, 3) and measures["false"] == (0, 0)
 
 
-def test_the_network_sees_no_padding() -> None:
-    torch.manual_seed(0)
-    network = LineFinder(1, 3, hidden=3).eval()
-    x = torch.rand(2, 21, 30, 1)
-    sizes = torch.tensor([[21, 30], [14, 19]])
-    both = network(x, sizes)
-    assert both.shape == (2, 11, 15, 3)
-    torch.testing.assert_close(both[1, :7, :10], network(x[1:, :14, :19])[0], atol=1e-5, rtol=1e-4)
+def test_the_network_has_about_as_many_parameters_as_documented() -> None:
     parameters = sum(each.numel() for each in LineFinder(1, 3).parameters())
     assert 55_000 < parameters < 150_000
 
