@@ -17,7 +17,7 @@ from mdlstm_tk.density.contact_sheet import IMAGE_PIXELS, contact_sheet
 from mdlstm_tk.density.digits import binarise
 from mdlstm_tk.density.sampling import draw_images
 from mdlstm_tk.errors import MissingExtraError, require
-from mdlstm_tk.report.evaluation import Example, display_split
+from mdlstm_tk.report.evaluation import Example, split_to_show
 from mdlstm_tk.report.panels import Panel, draw_input, visible
 from mdlstm_tk.report.plots import svg_histogram
 from mdlstm_tk.runtime.preprocessing import resize, to_grey
@@ -64,16 +64,16 @@ def make_drawings(network: nn.Module, task: Task, config: TrainConfig) -> Drawin
     """Draw images and measure others; None if the network cannot draw, or the images differ in size."""
     if task.has_mixed_sizes or not hasattr(network, "sample"):
         return None
-    split = display_split(task)
+    label, shown, split = split_to_show(task)
     spec, seed = task.spec, config.seed
     height, width = spec.size
-    data = np.concatenate(list(_images(task, split, seed, HISTOGRAM_IMAGES)))
+    data = np.concatenate(list(_images(shown, split, seed, HISTOGRAM_IMAGES)))
     drawn = draw_images(network, DRAWN_IMAGES, (height, width), spec.channels, seed)
     nearest, searched = nearest_images(drawn[:PAIRS], _images(task, "train", seed, TRAINING_IMAGES))
-    kinds = {f"{split} data": data, **images_unlike(task, data)}
+    kinds = {f"{label} data": data, **images_unlike(task, data)}
     log_probs = {name: _log_probabilities(network, images) for name, images in kinds.items()}
     return Drawings(
-        split,
+        label,
         Panel("data", contact_sheet(data[:DRAWN_IMAGES])),
         Panel("drawn", contact_sheet(drawn)),
         _pairs(drawn[:PAIRS], nearest),

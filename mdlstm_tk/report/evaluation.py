@@ -46,7 +46,7 @@ class SplitEvaluation:
     """The evaluation of a network on a split.
 
     Attributes:
-        split: which split, see `display_split`.
+        split: which split, see `split_to_show`.
         count: number of samples.
         errors: errors by name, as `mdlstm_tk.training.evaluate` returns them.
         examples: samples that represent the split, see `example_indices`.
@@ -72,8 +72,8 @@ class SplitEvaluation:
 
 def evaluate_split(network: nn.Module, task: Task, config: TrainConfig) -> SplitEvaluation:
     """Run a network on all samples of the split that influenced training least."""
-    label, task = display_split(task), in_order(task)
-    split, kind = display_split(task), training_of(task.spec.kind)
+    label, task, split = split_to_show(task)
+    kind = training_of(task.spec.kind)
     severities: list[tuple[float, float]] = []  # error, confidence
     targets: list[npt.NDArray[Any]] = []
     outputs: list[npt.NDArray[Any]] = []
@@ -117,17 +117,16 @@ def _error(task: Task, batch: Batch, output: npt.NDArray[Any]) -> float:
     return error / count if count else 0.0
 
 
-def display_split(task: Task) -> Split:
-    """Return the split to show predictions on: the one that influenced training least."""
-    return "test" if task.count("test") else "validation" if task.count("validation") else "train"
-
-
-def in_order(task: Task) -> Task:
-    """Return a task that reads the samples of the split to show in order, as their names are, and without
-    distortion: training samples, of a data set without others, are those of its validation split."""
-    if display_split(task) != "train" or not isinstance(task, DatasetTask):
-        return task
-    return task.in_order()
+def split_to_show(task: Task) -> tuple[Split, Task, Split]:
+    """Return the split to show predictions on, which is the one that influenced training least; and a task
+    and its split that read the samples of that one in order, as their names are, and without distortion."""
+    splits: tuple[Split, ...] = "test", "validation"
+    for split in splits:
+        if task.count(split):
+            return split, task, split
+    if isinstance(task, DatasetTask):
+        return "train", task.in_order(), "validation"
+    return "train", task, "train"
 
 
 def example_indices(

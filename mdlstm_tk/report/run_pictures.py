@@ -9,7 +9,7 @@ from torch import nn
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import DiagonalTask, Task
 from mdlstm_tk.kinds import training_of
-from mdlstm_tk.report.evaluation import display_split, example_indices, in_order, make_examples
+from mdlstm_tk.report.evaluation import example_indices, make_examples, split_to_show
 from mdlstm_tk.report.panels import Panel, draw_values
 from mdlstm_tk.report.plots import draw_curves, draw_loss_comparison, draw_panels
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
@@ -81,8 +81,8 @@ def _draw_diagonal(
 
 def _draw_examples(run: Run, checkpoint: Checkpoint, task: Task, network: nn.Module, title: str) -> None:
     """Samples that represent the split, with what the trained network predicts."""
-    config, label, task = checkpoint.config, display_split(task), in_order(task)
-    split, kind = display_split(task), training_of(checkpoint.spec.kind)
+    config, (label, task, split) = checkpoint.config, split_to_show(task)
+    kind = training_of(checkpoint.spec.kind)
     indices = example_indices(task, split, config.seed, kind.pictured)
     examples = make_examples(network, task, split, config, indices)
     panels = kind.picture(examples, network, config, label)

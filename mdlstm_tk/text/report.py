@@ -11,7 +11,7 @@ from torch import nn
 
 from mdlstm_tk.data import Task
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.report.evaluation import Example, SplitEvaluation, display_split, in_order, make_examples
+from mdlstm_tk.report.evaluation import Example, SplitEvaluation, make_examples, split_to_show
 from mdlstm_tk.report.plots import svg_reliability
 from mdlstm_tk.text.cuts import cut_panels
 from mdlstm_tk.text.decoding import Decoding
@@ -47,8 +47,7 @@ def evaluate_split(
     network: nn.Module, task: Task, config: TrainConfig, decoding: Decoding
 ) -> LinesEvaluation:
     """Read all lines of the split that influenced training least."""
-    label, task = display_split(task), in_order(task)
-    split = display_split(task)
+    label, task, split = split_to_show(task)
     errors, lines = evaluate_lines(network, task, split, config, decoding=decoding)
     ranking = sorted(range(len(lines)), key=lambda k: lines[k].character_error, reverse=True)
     middle = max((len(ranking) - MIDDLING_LINES) // 2, 0)
