@@ -132,6 +132,7 @@ def export_run_sizes(
         "mask_palette": spec.mask_palette or None,
         **training_of(spec.kind).metadata(run, checkpoint.step, spec),
         "preprocessing": spec.preprocessing and spec.preprocessing.to_json(),
+        "takes_images": spec.preprocessing is not None or _may_lie_between_0_and_1(spec),
         "checkpoint_sha256": sha256,
     }
     options["form"] = form
@@ -166,6 +167,13 @@ def _values_of(spec: TaskSpec) -> ExampleRange | None:
         return x * torch.tensor(spec.std) + torch.tensor(spec.mean)
 
     return draw
+
+
+def _may_lie_between_0_and_1(spec: TaskSpec) -> bool:
+    """False if x of this mean and deviation has values below 0 or above 1."""
+    return all(0 <= mean <= 1 for mean in spec.mean) and not any(
+        std**2 > mean * (1 - mean) + 1e-6 for mean, std in zip(spec.mean, spec.std, strict=True) if std != 1
+    )
 
 
 def find_checkpoint(run: Run | str | Path) -> tuple[Run, Path]:

@@ -162,11 +162,17 @@ class MaskClasses:
             InputError: the masks have too many colours, fewer than two classes, or are of different types.
         """
         colour_of: dict[int, int] = {}
+        values_of: dict[int, set[int]] = {}
         have_colours = any(mask.has_colours for mask in masks)
         for mask in masks:
             if mask.palette is not None:
                 for value, colour in zip(mask.pixels.tolist(), mask.colours.tolist(), strict=True):
                     have_colours |= colour_of.setdefault(value, colour) != colour
+                    values_of.setdefault(colour, set()).add(value)
+        for mask in masks:  # a palette may have a colour twice; palettes with it in other places differ
+            if mask.palette is not None:
+                for colour in mask.colours.tolist():
+                    have_colours |= bool((mask.palette[[*values_of[colour]]] != colour).any())
         if have_colours:
             return cls._of_colours(masks)
         values = sorted({value for mask in masks for value in mask.pixels.tolist()})

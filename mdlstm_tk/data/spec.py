@@ -121,6 +121,8 @@ class TaskSpec:
         mask_palette: red, green and blue of each class in turn, if the masks have a palette; else empty.
         preprocessing: how images become x; None if the data are not images.
         text_direction: of kind "transcribe", the direction in which most texts run, see `reorder`.
+        threshold: of kind "tag", the probability from which on a sample has a label. In a checkpoint it is
+            one half; the one that training has chosen is in `decoding.json`.
         mixed_sizes: in a checkpoint: the samples differ in extents, or are cropped.
 
     Raises:
@@ -142,6 +144,7 @@ class TaskSpec:
     mask_palette: tuple[int, ...] = ()
     preprocessing: Preprocessing | None = None
     text_direction: Direction | None = None
+    threshold: float = 0.5
     mixed_sizes: bool = False
 
     def __post_init__(self) -> None:
@@ -156,6 +159,7 @@ class TaskSpec:
         """Yield each field, if its rule holds, and the value that is expected."""
         yield "channels", self.channels > 0, "a positive number"
         yield "outputs", self.outputs > 0, "a positive number"
+        yield "threshold", 0 < self.threshold < 1, "a number between 0 and 1"
         yield "size", len(self.size) > 0 and min(self.size) > 0, "positive extents"
         count = kind_named(self.kind).name_count(self.outputs)
         names = counted(count, "different name")

@@ -67,8 +67,7 @@ class Grid(TrainingKind):
         self, task: UserDataTask, splits: Mapping[Split, Sequence[Survey]], targets: Targets
     ) -> None:
         moments = [survey.target for survey in splits["train"]]
-        if task.spec.preprocessing is None:
-            task.summary = [*task.summary, *describe_unresolved("y", moments, targets.outputs)]
+        task.summary = [*task.summary, *describe_unresolved("y", moments, targets.outputs)]
 
     def spec_fields(self, train: Sequence[Survey], targets: Targets) -> dict[str, Any]:
         mean, std = channel_moments([survey.target for survey in train], targets.outputs)

@@ -69,6 +69,16 @@ class ReportKind:
         """
         return spread(range(total), count)
 
+    def decoded_spec(self, spec: TaskSpec, run: Run, step: int) -> TaskSpec:
+        """The description of a task with the numbers by which a run turns outputs into answers.
+
+        Args:
+            spec: of the task.
+            run: the run.
+            step: of the weights.
+        """
+        return spec
+
     def confidence(self, prediction: Floats) -> float:
         """By which wrong predictions of equal error are sorted in a report, for a batch of one."""
         return 0.0

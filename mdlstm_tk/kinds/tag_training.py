@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,19 +25,15 @@ from mdlstm_tk.kinds.tag import KIND, SEPARATOR
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from mdlstm_tk.data import Task
     from mdlstm_tk.data.user_data import UserDataTask
-    from mdlstm_tk.report.evaluation import SplitEvaluation
     from mdlstm_tk.report.panels import Panel
-    from mdlstm_tk.training.config import TrainConfig
     from mdlstm_tk.training.job import TrainingJob
     from mdlstm_tk.training.run_folder import Run
 
 BINS = 100  # of probabilities; thresholds lie between them
 DEFAULT = {"threshold": 0.5}
-LEAST_SHOWN = 10  # per cent, of a label in a picture
 
 
 class Tag(ColumnsKind):
@@ -83,10 +81,11 @@ class Tag(ColumnsKind):
         return binary_cross_entropy_with_logits(prediction, targets_like(prediction, batch))
 
     def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
-        """The share of labels that are wrong, with a threshold of one half."""
+        """The share of labels that are wrong."""
         from mdlstm_tk.kinds.sums import targets_like
 
-        wrong = (prediction >= 0) != (targets_like(prediction, batch) > 0)
+        least = math.log(spec.threshold / (1 - spec.threshold))
+        wrong = (prediction >= least) != (targets_like(prediction, batch) > 0)
         wrong |= prediction.isnan()
         return {"hamming_loss": (wrong.sum(), float(wrong.numel()))}
 
@@ -105,18 +104,12 @@ class Tag(ColumnsKind):
     def summarize(
         self, errors: Mapping[str, float], sums: Mapping[str, Array], spec: TaskSpec
     ) -> dict[str, float]:
-        """F1 with the threshold that is among the sums, or else with one half; with the former also the
-        share of wrong labels."""
-        right, given, true = _counts(sums)
+        right, given, true = _counts(sums, spec)
         micro = mean_of_numbers(_ratio(2 * right.sum(keepdims=True), (given + true).sum(keepdims=True)))
-        measures = {"f1_micro": micro, "f1_macro": mean_of_numbers(_ratio(2 * right, given + true))}
-        if "threshold" not in sums:
-            return measures
-        wrong = (given + true - 2 * right).sum() / sums["histograms"].sum()
-        return {"hamming_loss": float(wrong), **measures}
+        return {"f1_micro": micro, "f1_macro": mean_of_numbers(_ratio(2 * right, given + true))}
 
     def outputs(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, dict[str, Any]]:
-        right, given, true = _counts(sums)
+        right, given, true = _counts(sums, spec)
         f1 = _ratio(2 * right, given + true)
         return by_output(spec, precision=_ratio(right, given), recall=_ratio(right, true), f1=f1)
 
@@ -130,38 +123,31 @@ class Tag(ColumnsKind):
         threshold = _best_threshold(sums["histograms"]) if sums else DEFAULT["threshold"]
         if job.context.is_main:
             write_decoding(job.run, {"threshold": threshold}, step)
-        errors, sums = measure_split(job.network, job.task, split, job.config, job.context)
-        if not sums:
-            return errors, {"threshold": threshold}
-        sums["threshold"] = np.array(threshold)
-        errors |= self.summarize(errors, sums, job.task.spec)
-        return errors, {"threshold": threshold, "outputs": self.outputs(sums, job.task.spec)}
+        task = copy(job.task)
+        task.spec = replace(task.spec, threshold=threshold)
+        errors, sums = measure_split(job.network, task, split, job.config, job.context)
+        details = {"outputs": self.outputs(sums, task.spec)} if sums else {}
+        return errors, {"threshold": threshold, **details}
 
     def metadata(self, run: Run, step: int, spec: TaskSpec) -> dict[str, Any]:
         return read_decoding(run, DEFAULT, step)
 
-    def evaluate_examples(
-        self, network: nn.Module, task: Task, config: TrainConfig, run: Run, step: int
-    ) -> SplitEvaluation:
-        evaluation = super().evaluate_examples(network, task, config, run, step)
-        threshold = read_decoding(run, DEFAULT, step)["threshold"]
-        if not evaluation.sums:
-            return evaluation
-        sums = {**evaluation.sums, "threshold": np.array(threshold)}
-        errors = evaluation.errors | self.summarize(evaluation.errors, sums, task.spec)
-        return replace(evaluation, errors=errors, sums=sums)
+    def decoded_spec(self, spec: TaskSpec, run: Run, step: int) -> TaskSpec:
+        return replace(spec, threshold=read_decoding(run, DEFAULT, step)["threshold"])
 
     def panels(self, batch: Batch, prediction: Floats, spec: TaskSpec, name: str) -> list[Panel]:
         from mdlstm_tk.report.panels import ShownAnswer, answer_panel
 
-        names, values = spec.classes, 100 * KIND.scores_to_probabilities(prediction[0], -1)
-        shown = (f"{name} {p:.0f} %" for name, p in zip(names, values, strict=True) if p >= LEAST_SHOWN)
+        names, values = spec.classes, KIND.scores_to_probabilities(prediction[0], -1)
+        shown = (
+            f"{name} {100 * p:.0f} %" for name, p in zip(names, values, strict=True) if p >= spec.threshold
+        )
         truth = (name for name, y in zip(names, batch.y[0], strict=True) if y)
         answer = ShownAnswer(", ".join(shown) or "no label", ", ".join(truth) or "no label", None)
         return [answer_panel(batch, answer, name)]
 
     def examples_text(self, spec: TaskSpec) -> str:
-        return f"Each is captioned with the labels of a probability of at least {LEAST_SHOWN} %."
+        return f"A sample gets the labels of a probability of at least {100 * spec.threshold:.0f} %."
 
 
 def _read_row(row: Mapping[str, str]) -> Target:
@@ -169,11 +155,10 @@ def _read_row(row: Mapping[str, str]) -> Target:
     return {label: 1 for label in sorted(labels) if label}
 
 
-def _counts(sums: Mapping[str, Array]) -> tuple[Array, Array, Array]:
+def _counts(sums: Mapping[str, Array], spec: TaskSpec) -> tuple[Array, Array, Array]:
     """The samples that have a label and get it, that get it, and that have it, of each label (K,)."""
     histograms = sums["histograms"]
-    threshold = float(sums.get("threshold", DEFAULT["threshold"]))
-    above = histograms[..., round(threshold * BINS) :].sum(-1)  # (2, K)
+    above = histograms[..., round(spec.threshold * BINS) :].sum(-1)  # (2, K)
     return above[1], above.sum(0), histograms[1].sum(-1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from mdlstm_tk.kinds import training_of
 from mdlstm_tk.report.panels import Panel
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.evaluation import measure_split, predict
+from mdlstm_tk.training.run_folder import Run
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,13 @@ def _error(task: Task, batch: Batch, output: npt.NDArray[Any]) -> float:
     """Return the first error of a sample, as the task measures it."""
     error, count = next(iter(task.measure(output, batch).values()))
     return error / count if count else 0.0
+
+
+def with_decoding(task: Task, run: Run, step: int) -> Task:
+    """A task whose outputs become answers as in a run with the weights of a step."""
+    decoded = copy(task)
+    decoded.spec = training_of(task.spec.kind).decoded_spec(task.spec, run, step)
+    return decoded
 
 
 def split_to_show(task: Task) -> tuple[Split, Task, Split]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
 from math import isnan
@@ -22,7 +22,7 @@ from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError, Message, MissingExtraError
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.kinds.report_kind import Reported
-from mdlstm_tk.report.evaluation import SplitEvaluation
+from mdlstm_tk.report.evaluation import SplitEvaluation, with_decoding
 from mdlstm_tk.report.exports import BATCH, find_exports, measure_exports
 from mdlstm_tk.report.plots import measure_label, svg_curves
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
@@ -97,6 +97,8 @@ def render_report(
         for line in overlap:
             on_message(line)
         on_message(f"evaluating {config.model} on {task.name}")
+        task = with_decoding(task, run, checkpoint.step)
+        spec = replace(task.spec, size=spec.size, name=spec.name)
         evaluation = kind.evaluate_examples(network, task, config, run, checkpoint.step)
     result = _read_result(run, checkpoint)
     errors, split = result.get("errors", {}), result.get("split", "")

@@ -9,7 +9,7 @@ from torch import nn
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import DiagonalTask, Task
 from mdlstm_tk.kinds import training_of
-from mdlstm_tk.report.evaluation import example_indices, make_examples, split_to_show
+from mdlstm_tk.report.evaluation import example_indices, make_examples, split_to_show, with_decoding
 from mdlstm_tk.report.panels import Panel, draw_values
 from mdlstm_tk.report.plots import draw_curves, draw_loss_comparison, draw_panels
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
@@ -81,7 +81,8 @@ def _draw_diagonal(
 
 def _draw_examples(run: Run, checkpoint: Checkpoint, task: Task, network: nn.Module, title: str) -> None:
     """Samples that represent the split, with what the trained network predicts."""
-    config, (label, task, split) = checkpoint.config, split_to_show(task)
+    config, task = checkpoint.config, with_decoding(task, run, checkpoint.step)
+    label, task, split = split_to_show(task)
     kind = training_of(checkpoint.spec.kind)
     indices = example_indices(task, split, config.seed, kind.pictured)
     examples = make_examples(network, task, split, config, indices)

@@ -177,13 +177,14 @@ def _grey_pixels(image: Path) -> Array:
 def list_texts(path: Path) -> tuple[list[RawSample], list[str]]:
     """List the images and texts of labels.tsv, and notes for the user; a bad line is a sample that cannot
     be used."""
-    samples = list(_list_rows(path))
-    named = {os.path.normpath(sample.name) for sample in samples}
+    named: set[str] = set()
+    samples = list(_list_rows(path, named))
     others = [file for file in folders.find_images(path) if os.path.relpath(file, path) not in named]
     return samples, _note_of(others, path, f"images that {KIND.table} does not name")
 
 
-def _list_rows(path: Path) -> Iterator[RawSample]:
+def _list_rows(path: Path, named: set[str]) -> Iterator[RawSample]:
+    """Yield the sample of each line, and add the path that the line names to `named`."""
     table = path / KIND.table
     first_line: dict[str, int] = {}
     for number, line in enumerate(folders.read_lines(table), 1):
@@ -191,6 +192,7 @@ def _list_rows(path: Path) -> Iterator[RawSample]:
             continue
         label = f"{table.name}, line {number}"
         name, *columns = line.split("\t")
+        named.add(os.path.normpath(name))
         if not columns:
             yield RawSample.unusable(label, "it has no tab; expected file, tab, text")
         elif len(columns) > 1:

@@ -245,6 +245,20 @@ def test_palettes_that_differ_make_colours_the_classes(tmp_path: Path) -> None:
         assert np.array_equal(np.array([0, 2, 1])[mask], y)
 
 
+@pytest.mark.parametrize("longer", [False, True])
+def test_a_colour_with_other_values_in_other_palettes_is_one_class(longer: bool, tmp_path: Path) -> None:
+    """A palette that has a colour twice keeps its values."""
+    (tmp_path / "masks").mkdir()
+    black, red, green = [0, 0, 0], [255, 0, 0], [0, 255, 0]
+    for k in range(4):
+        mask = np.array([[0, 1 + k % 2]] * 2)
+        write_image(tmp_path / f"images/{k}.png", 100 * mask)
+        palette = [*black, *(green if k % 2 and not longer else red), *red]
+        palette_mask(mask, palette).save(tmp_path / f"masks/{k}.png")
+    classes = read(tmp_path, "segment", validation=0.0).spec.classes
+    assert classes == (("0", "1", "2") if longer else ("#000000", "#ff0000"))
+
+
 @pytest.mark.parametrize("colours", [False, True])
 def test_classes_that_no_training_mask_has_are_named(colours: bool, tmp_path: Path) -> None:
     for split, values in (("train", [0, 2, 2]), ("val", [0, 2, 7])):
@@ -308,3 +322,13 @@ def test_a_mask_that_is_replaced_by_a_larger_one_is_named(tmp_path: Path) -> Non
         write_image(tmp_path / f"masks/{k}.png", RNG.integers(0, 2, (9, 12)))
     with pytest.raises(InputError, match=r"png has changed .*: its target is 9x12, but the image is 5x7"):
         task.batch(0, 0, 1, "validation")
+
+
+def test_images_of_numbers_that_float32_does_not_resolve_are_named(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    for k in range(6):
+        (tmp_path / f"{'ab'[k % 2]}").mkdir(exist_ok=True)
+        x = 3e5 + 0.01 * RNG.random((5, 6))
+        tifffile.imwrite(tmp_path / f"{'ab'[k % 2]}/{k}.tif", x.astype(np.float32))
+    summary = read(tmp_path, "classify", validation=0.0).summary
+    assert any("x is the same in all training samples as far as float32 resolves it" in s for s in summary)

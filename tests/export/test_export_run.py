@@ -144,3 +144,25 @@ def test_a_size_that_no_sample_of_the_run_has_is_refused(trained: Run, tmp_path:
             export_run(run, tmp_path, grid=grid)
     assert not list(tmp_path.glob("*.onnx"))
     assert export_run(run, tmp_path, grid=(4, 6)).metadata.grid == (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("x", "takes_images"),
+    [
+        ([0.0, 1.0, 1.0], True),  # the largest deviation that such numbers can have
+        ([0.2, 0.3], True),
+        ([0.5, 0.5], True),
+        ([0.0, 100.0, 255.0], False),
+        ([-1.0, 0.5, 2.0], False),
+        ([-0.5, -0.1], False),
+        ([7.0, 7.0], False),
+    ],
+)
+def test_a_model_of_arrays_takes_images_if_the_arrays_may_have_held_their_values(
+    x: list[float], takes_images: bool, tmp_path: Path
+) -> None:
+    images = np.array(x * 6, np.float32)[:, None, None] * np.ones((4, 5), np.float32)
+    data = tmp_path / "x.npz"
+    np.savez(data, x=images, y=np.arange(len(images)) % 2)
+    run = run_in(tmp_path / "run", quick(data, "classify", steps=1))
+    assert export_run(run, form="scan").metadata.takes_images == takes_images

@@ -16,9 +16,11 @@ from helpers.user_data import read, write_image
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run
 from mdlstm_tk.kinds import training_of
+from mdlstm_tk.kinds.decoding import write_decoding
 from mdlstm_tk.report import render_report
+from mdlstm_tk.report.evaluation import with_decoding
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.training import Run, load_checkpoint, new_job
+from mdlstm_tk.training import Run, load_checkpoint, make_task, new_job
 
 TABLES = {
     "regress": ("targets.csv", "file,height,temp °C", [f"{1.5 * k},{-0.25 * k * k}" for k in range(12)]),
@@ -222,6 +224,23 @@ def test_the_threshold_of_the_validation_data_is_in_the_file(tmp_path: Path) -> 
     (run.folder / "decoding.json").unlink()
     with pytest.warns(UserWarning, match="has not been calibrated"):
         export_run(run.folder, grid=(6, 7), force=True)
+
+
+def test_pictures_and_reports_of_labels_have_the_threshold_of_the_run(tmp_path: Path) -> None:
+    data = write_table(tmp_path / "data", "tag")
+    run = run_in(tmp_path / "run", config := quick(data, "tag", resize="6x7"))
+    checkpoint, task, kind = load_checkpoint(run.best), make_task(config), training_of("tag")
+    for threshold in (0.01, 0.99):
+        write_decoding(run, {"threshold": threshold}, checkpoint.step)
+        decoded = with_decoding(task, run, checkpoint.step)
+        shown = kind.evaluate_examples(checkpoint.network(), decoded, config, run, checkpoint.step)
+        assert shown.examples
+        for example in shown.examples:
+            given = np.full(len(task.spec.classes), threshold < 0.5)
+            (panel,) = example.panels
+            assert ("no label" in panel.name.split("truth")[0]) == (threshold > 0.5)
+            assert example.error == pytest.approx((given != example.batch.y[0]).mean())
+        assert f"of at least {100 * threshold:.0f} %" in render_report(run, data=str(data))
 
 
 def test_a_report_has_measures_of_each_column(run: Run) -> None:

@@ -47,6 +47,7 @@ def test_models_that_take_no_images_say_so(tmp_path: Path) -> None:
     for metadata, message in (
         (Metadata("0", None, "scan", "N H W C", 2, 1), "takes 2"),
         (Metadata("0", None, "scan", "N L C", 1, 1, window=(1,)), "1 axis"),
+        (Metadata("0", None, "scan", "N H W C", 1, 1, takes_images=False), "trained on arrays of others"),
     ):
         with pytest.raises(InputError, match=message):
             load_image(tmp_path / "x.png", metadata)

@@ -31,7 +31,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize(("dtype", "is_warned"), [("u1", True), ("i8", True), ("f4", False)])
+@pytest.mark.parametrize(("dtype", "is_warned"), [("u1", True), ("i8", True), ("f4", True)])
 def test_whole_numbers_are_not_taken_for_an_image(dtype: str, is_warned: bool) -> None:
     np.save("x.npy", PIXELS[..., 0].astype(dtype))
     trained_on_images: Any = {"channels": 1, "resize": None}
@@ -39,7 +39,10 @@ def test_whole_numbers_are_not_taken_for_an_image(dtype: str, is_warned: bool) -
     metadata = replace(metadata, preprocessing=trained_on_images)
     with ExitStack() as stack, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        open_source(Path("x.npy"), metadata, 0, stack)
+        source = open_source(Path("x.npy"), metadata, 0, stack)
+        source.read((slice(0, 9), slice(0, 9)))
+        source.read((slice(9, 18), slice(0, 9)))
+    assert len(caught) == is_warned
     assert any("divide by 255" in str(warning.message) for warning in caught) == is_warned
 
 

@@ -120,6 +120,8 @@ def test_bad_lines_are_named_and_skipped(case: str, tmp_path: Path) -> None:
     assert re.search(message, reason)
     assert sum(map(len, task.names.values())) == 8
     assert any(reason in line for line in task.summary)
+    named = line.startswith("more.png\t")
+    assert any("more.png" in line and "does not name" in line for line in task.summary) != named
 
 
 def test_images_that_a_table_does_not_name_are_counted(tmp_path: Path) -> None:

@@ -111,9 +111,10 @@ class InputFile:
                 x = x[..., 0]
             arrays = {None: x if metadata.channels_last or x.ndim == 2 else np.moveaxis(x, -1, 0)}
         elif metadata.preprocessing is not None and kind.x_range is None:
-            values = [x for name, x in arrays.items() if name != "sizes" and x.dtype.kind in "ui"]
-            if (largest := max((int(x.max(initial=0)) for x in values), default=0)) > 1:
-                warnings.warn(raw_pixels(self.label, f"whole numbers up to {largest}"), stacklevel=2)
+            for x in (x for name, x in arrays.items() if name != "sizes"):
+                if warning := raw_pixels(self.label, x):
+                    warnings.warn(warning, stacklevel=2)
+                    break
         for x in (x for name, x in arrays.items() if name != "sizes"):
             if wrong := kind.outside_range(x):
                 raise InputError(f"{self.label} has {wrong}")
@@ -202,11 +203,14 @@ def _read_image(file: IO[bytes], label: str, max_bytes: int) -> InputFile:
     return InputFile(label, {None: pixels}, is_image=True)
 
 
-def raw_pixels(label: str, values: str) -> str:
-    """The warning for an array of whole numbers beyond 1 that a model of images is given."""
+def raw_pixels(label: str, x: Array) -> str:
+    """The warning for whole numbers beyond 1 that a model of images is given; "" for other arrays."""
+    largest = x.max(initial=0)
+    if largest <= 1 or not (x.dtype.kind in "ui" or (x == np.rint(x)).all()):
+        return ""
     return (
-        f"{label} holds {values}, which are used as they are, but the model was trained on images, whose 8 "
-        "or 16 bits are scaled to [0, 1]; divide by 255 or 65535"
+        f"{label} holds whole numbers up to {largest:.0f}, which are used as they are, but the model was "
+        "trained on images, whose 8 or 16 bits are scaled to [0, 1]; divide by 255 or 65535"
     )
 
 
@@ -225,6 +229,11 @@ def preprocessing_for(metadata: Metadata, label: str) -> Preprocessing:
         raise InputError(
             f"{label} is an image and gives 1 or 3 channels, but the model takes {metadata.channels}; "
             "give a .npy file"
+        )
+    if not metadata.takes_images:
+        raise InputError(
+            f"{label} is an image, whose values become 0 to 1, but the model was trained on "
+            "arrays of others; give a .npy file"
         )
     return Preprocessing(metadata.channels)
 

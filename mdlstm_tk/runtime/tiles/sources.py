@@ -35,6 +35,7 @@ class GridSource:
         metadata, label: of the network, and the array's name in error messages.
         prepare: makes (*extents, C) of the values in a region.
         channels: number of channels that `prepare` makes; None: those of the array.
+        holds_pixels: warn of whole numbers beyond 1, as the network was trained on images.
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class GridSource:
         label: str,
         prepare: Callable[[Array], Array] = np.asarray,
         channels: int | None = None,
+        holds_pixels: bool = False,
     ) -> None:
+        self._holds_pixels = holds_pixels
         self.grid = values.shape[: metadata.ndim]
         self._values, self._label, self._prepare = values, label, prepare
         shape = values.shape if channels is None else (*self.grid, *([channels] * (channels > 1)))
@@ -58,6 +61,9 @@ class GridSource:
             values = self._prepare(self._values[region])
         except Exception as error:  # zarr, tifffile and their codecs raise all kinds of exceptions
             raise InputError(f"cannot read {self._label}: {reason_of(error)}") from None
+        if self._holds_pixels and (warning := raw_pixels(self._label, values)):
+            warnings.warn(warning, stacklevel=2)
+            self._holds_pixels = False  # once is enough
         values = to_float32(values, self._label)
         return values if values.ndim > len(self.grid) else values[..., None]
 
@@ -94,9 +100,7 @@ def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) ->
     values = _open_zarr(path) if suffix == ".zarr" else open_npy(path)
     check_real(values.dtype, label)
     is_scaled = metadata.preprocessing is not None and kind_named(metadata.kind).x_range is None
-    if is_scaled and values.dtype.kind in "ui":
-        warnings.warn(raw_pixels(label, str(values.dtype)), stacklevel=2)
-    return GridSource(values, metadata, label)
+    return GridSource(values, metadata, label, holds_pixels=is_scaled)
 
 
 def fingerprint(path: Path) -> str:
