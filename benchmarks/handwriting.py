@@ -353,7 +353,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--count", type=int, default=RENDERED_LINES, help="of rendered lines")
     parser.add_argument("--minutes", type=float, nargs="+", help="of a training; the default is the page's")
     parser.add_argument("--seeds", type=int, help="of each training; the default is the page's")
-    parser.add_argument("--processes", type=int, default=CORES, help="that share a training at most")
+    help = "that share a training at most"
+    parser.add_argument("--processes", type=int, choices=range(1, CORES + 1), default=CORES, help=help)
     parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to measure, instead of all")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of all")
     parser.add_argument("-o", "--output", type=Path, default=Path("handwriting"), help="folder of runs")

@@ -132,7 +132,7 @@ def export_run_sizes(
         "mask_palette": spec.mask_palette or None,
         **training_of(spec.kind).metadata(run, checkpoint.step, spec),
         "preprocessing": spec.preprocessing and spec.preprocessing.to_json(),
-        "takes_images": spec.preprocessing is not None or _may_lie_between_0_and_1(spec),
+        "unit_range": _is_unit_range(spec),
         "checkpoint_sha256": sha256,
     }
     options["form"] = form
@@ -169,11 +169,11 @@ def _values_of(spec: TaskSpec) -> ExampleRange | None:
     return draw
 
 
-def _may_lie_between_0_and_1(spec: TaskSpec) -> bool:
-    """False if x of this mean and deviation has values below 0 or above 1."""
-    return all(0 <= mean <= 1 for mean in spec.mean) and not any(
-        std**2 > mean * (1 - mean) + 1e-6 for mean, std in zip(spec.mean, spec.std, strict=True) if std != 1
-    )
+def _is_unit_range(spec: TaskSpec) -> bool:
+    """False if mean or deviation of x, where they are known, say that it lies outside of [0, 1]. Numbers
+    from there deviate by one half at most; 1 stands for the deviation of a constant channel."""
+    moments = zip(spec.mean, spec.std, strict=True)
+    return all(-0.1 <= mean <= 1.1 and (std <= 0.6 or std == 1) for mean, std in moments)
 
 
 def find_checkpoint(run: Run | str | Path) -> tuple[Run, Path]:

@@ -198,6 +198,7 @@ def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
         "range": kind_named(metadata.kind).x_range,
         "bidirectional": [bidirectional(name[0]) for name in metadata.classes or ()] if direction else None,
         "preprocessing": metadata.preprocessing,
+        "unitRange": metadata.unit_range,
         "isDiagonal": metadata.task == "diagonal" and not metadata.user_data,
         "sizes": "sizes" in metadata.inputs,
     }

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data import Floats, Split, Task
+from mdlstm_tk.data import DatasetTask, Floats, Split, Task
 from mdlstm_tk.errors import InputError, MDLSTMError, Message
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.runtime import Metadata
@@ -96,6 +96,8 @@ def page_examples(
 def _samples(task: Task, metadata: Metadata) -> Iterator[PageExample]:
     """The first samples of the validation data that the model takes."""
     split: Split = "validation" if task.count("validation") else "train"
+    if split == "train" and isinstance(task, DatasetTask):  # whose samples are then as they are stored
+        task, split = task.in_order(), "validation"
     for step in range(min(task.count(split), CANDIDATES)):
         batch = task.batch(0, step, 1, split)
         extents = batch.x.shape[1:-1] if batch.sizes is None else tuple(map(int, batch.sizes[0]))

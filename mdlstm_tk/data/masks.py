@@ -32,7 +32,8 @@ class RawMask:
 
     Attributes:
         pixels: (*grid) integers, negative where the class is unknown; or colours as 0xRRGGBB.
-        palette: (256,) the colour of each value as 0xRRGGBB, if the mask has a palette.
+        palette: (256,) the colour of each value as 0xRRGGBB, negative beyond those in the file; None if it
+            has none.
         has_colours: the pixels are colours.
     """
 
@@ -48,7 +49,7 @@ class RawMask:
     def colours(self) -> Array:
         """The colour of each pixel as 0xRRGGBB; values without a palette are greys."""
         if self.palette is not None:
-            return self.palette[self.pixels]
+            return np.maximum(self.palette[self.pixels], 0)
         return self.pixels if self.has_colours else self.pixels.astype(np.int32) * 0x010101
 
     def distinct(self) -> RawMask:
@@ -110,7 +111,9 @@ def _raw_mask(image: Any) -> RawMask:
         # GIF has no grey images, and Pillow may number the values of a grey mask anew when it writes one.
         if image.format == "GIF" and is_grey(palette[np.unique(pixels)][None]):
             return RawMask(palette[pixels][..., 0])
-        return RawMask(pixels, _numbers(palette))
+        numbers = _numbers(palette)
+        numbers[len(colours) :] = -1
+        return RawMask(pixels, numbers)
     is_signed = SIGNED in getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, ())  # of TIFF
     if image.mode.startswith("I"):
         pixels = np.asarray(image)
@@ -172,7 +175,8 @@ class MaskClasses:
         for mask in masks:  # a palette may have a colour twice; palettes with it in other places differ
             if mask.palette is not None:
                 for colour in mask.colours.tolist():
-                    have_colours |= bool((mask.palette[[*values_of[colour]]] != colour).any())
+                    entries = mask.palette[[*values_of[colour]]]
+                    have_colours |= bool(((entries != colour) & (entries >= 0)).any())
         if have_colours:
             return cls._of_colours(masks)
         values = sorted({value for mask in masks for value in mask.pixels.tolist()})

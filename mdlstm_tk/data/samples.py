@@ -97,11 +97,14 @@ def channel_moments(
     return tuple(map(float, mean)), tuple(map(float, std))
 
 
-def describe_unresolved(array: str, moments: Sequence[Moments], channels: int) -> list[str]:
+def describe_unresolved(
+    array: str, moments: Sequence[Moments], channels: int, are_images: bool
+) -> list[str]:
     """A note for the user on the channels of an array that differ from a number by less than float32
-    resolves, or not at all."""
+    resolves, or not at all. Of images, which may be scaled to [0, 1], only those beyond 1 count."""
     mean, squares, variance = _spread(moments, channels)
-    found = np.flatnonzero((squares > 0) & (variance <= SMALLEST_SPREAD**2 * squares)).tolist()
+    is_unresolved = (squares > are_images) & (variance <= SMALLEST_SPREAD**2 * squares)
+    found = np.flatnonzero(is_unresolved).tolist()
     shown = listing([f"channel {k} (about {mean[k]:g})" for k in found])
     text = f"{array} is the same in all training samples as far as float32 resolves it in {shown}"
     return [f"{text}; if it is not constant in the file, subtract that number"] if found else []

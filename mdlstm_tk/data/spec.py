@@ -121,8 +121,8 @@ class TaskSpec:
         mask_palette: red, green and blue of each class in turn, if the masks have a palette; else empty.
         preprocessing: how images become x; None if the data are not images.
         text_direction: of kind "transcribe", the direction in which most texts run, see `reorder`.
-        threshold: of kind "tag", the probability from which on a sample has a label. In a checkpoint it is
-            one half; the one that training has chosen is in `decoding.json`.
+        threshold: of kind "tag", the probability from which on a sample has a label, in training. The one
+            that training chooses in the end is in `decoding.json`.
         mixed_sizes: in a checkpoint: the samples differ in extents, or are cropped.
 
     Raises:

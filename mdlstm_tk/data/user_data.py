@@ -212,7 +212,8 @@ def read_data(
     task.extents = np.unique(all_extents if crop is None else np.minimum(all_extents, crop), axis=0)
     task.has_mixed_sizes = crop is not None or bool((all_extents != all_extents[0]).any())
     notes += describe_copies(splits)
-    notes += describe_unresolved("x", [survey.moments for survey in splits["train"]], channels)
+    moments = [survey.moments for survey in splits["train"]]
+    notes += describe_unresolved("x", moments, channels, not is_arrays)
     task.summary = _summarise(path, sources, task, all_extents, [*targets.lines, *notes])
     training.complete(task, splits, targets)
     if not is_arrays:

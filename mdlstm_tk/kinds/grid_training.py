@@ -67,7 +67,9 @@ class Grid(TrainingKind):
         self, task: UserDataTask, splits: Mapping[Split, Sequence[Survey]], targets: Targets
     ) -> None:
         moments = [survey.target for survey in splits["train"]]
-        task.summary = [*task.summary, *describe_unresolved("y", moments, targets.outputs)]
+        are_images = task.spec.preprocessing is not None
+        notes = describe_unresolved("y", moments, targets.outputs, are_images)
+        task.summary = [*task.summary, *notes]
 
     def spec_fields(self, train: Sequence[Survey], targets: Targets) -> dict[str, Any]:
         mean, std = channel_moments([survey.target for survey in train], targets.outputs)

@@ -121,8 +121,11 @@ def _error(task: Task, batch: Batch, output: npt.NDArray[Any]) -> float:
 
 def with_decoding(task: Task, run: Run, step: int) -> Task:
     """A task whose outputs become answers as in a run with the weights of a step."""
+    spec = training_of(task.spec.kind).decoded_spec(task.spec, run, step)
+    if spec is task.spec:
+        return task
     decoded = copy(task)
-    decoded.spec = training_of(task.spec.kind).decoded_spec(task.spec, run, step)
+    decoded.spec = spec
     return decoded
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from math import isnan
@@ -22,7 +22,7 @@ from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError, Message, MissingExtraError
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.kinds.report_kind import Reported
-from mdlstm_tk.report.evaluation import SplitEvaluation, with_decoding
+from mdlstm_tk.report.evaluation import SplitEvaluation
 from mdlstm_tk.report.exports import BATCH, find_exports, measure_exports
 from mdlstm_tk.report.plots import measure_label, svg_curves
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
@@ -71,8 +71,8 @@ def render_report(
 ) -> str:
     """Return the page of a run as HTML text; arguments and errors as of `write_report`."""
     checkpoint = load_checkpoint(run.checkpoint)
-    config, spec = checkpoint.config, checkpoint.spec
-    kind = training_of(spec.kind)
+    config, kind = checkpoint.config, training_of(checkpoint.spec.kind)
+    spec = kind.decoded_spec(checkpoint.spec, run, checkpoint.step)
     network = checkpoint.network()
     if exports := find_exports(run):
         on_message(f"measuring {', '.join(path.name for path in exports)}")
@@ -97,8 +97,6 @@ def render_report(
         for line in overlap:
             on_message(line)
         on_message(f"evaluating {config.model} on {task.name}")
-        task = with_decoding(task, run, checkpoint.step)
-        spec = replace(task.spec, size=spec.size, name=spec.name)
         evaluation = kind.evaluate_examples(network, task, config, run, checkpoint.step)
     result = _read_result(run, checkpoint)
     errors, split = result.get("errors", {}), result.get("split", "")

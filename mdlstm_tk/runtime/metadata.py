@@ -57,8 +57,8 @@ class Metadata:
         mask_values: of a segmenter, the value of each class in masks.
         mask_palette: of a segmenter, red, green and blue of each class in turn.
         preprocessing: how images are prepared, as `Preprocessing.from_json` takes it.
-        takes_images: False if the arrays of training held other values than those from 0 to 1, which
-            images have.
+        unit_range: False if mean and deviation say that x of training lay outside of [0, 1], to which
+            images of 8 or 16 bits are scaled.
         example_range: the lowest and the highest value of x in random inputs that a verification draws.
             None: they are standard normal. Two whole numbers: whole numbers.
         input_ranges: the same for the inputs after x, by their names.
@@ -100,7 +100,7 @@ class Metadata:
     mask_values: tuple[int, ...] | None = None
     mask_palette: tuple[int, ...] | None = None
     preprocessing: dict[str, Any] | None = None
-    takes_images: bool = True
+    unit_range: bool = True
     example_range: Bounds | None = None
     input_ranges: dict[str, Bounds] = field(default_factory=dict)
     grids: tuple[Extents, ...] = ()

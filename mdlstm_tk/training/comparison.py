@@ -40,7 +40,7 @@ from mdlstm_tk.training.run_folder import Run, new_run
 from mdlstm_tk.training.settings import SETTINGS
 from mdlstm_tk.training.tasks import check_settings, default_config, describe_overlap, make_task, with_model
 
-MAX_HIDDEN = 2**19  # that a network is tried with
+LEAST_TRIED = 64  # hidden units, up to which a network may have as many parameters as with fewer
 SIZE_TOLERANCE = 0.1  # by which numbers of parameters may differ, unsaid
 
 
@@ -315,10 +315,11 @@ def with_equal_parameters(config: TrainConfig, model: str, task: Task) -> TrainC
 def with_parameters(config: TrainConfig, spec: TaskSpec, target: int) -> TrainConfig:
     """`config` with the `hidden` for which its number of parameters is closest to `target`."""
     low, high = 1, 2  # bisection: the target lies between the parameters of `low` and of `high` units
-    least, count = (_count(config, spec, hidden) for hidden in (low, high))
-    while high < MAX_HIDDEN and (count < target or count == least):
+    least = before = _count(config, spec, low)
+    count = _count(config, spec, high)
+    while (count < target or count == least) and (count > before or high < LEAST_TRIED):
         low, high = high, 2 * high
-        count = _count(config, spec, high)
+        before, count = count, _count(config, spec, high)
     if count == least:
         raise InputError(f"the network '{config.model}' is no larger with more hidden units; leave it out")
     while high - low > 1:
@@ -337,8 +338,8 @@ def _describe_sizes(config: TrainConfig, models: Sequence[str], task: Task) -> l
         if abs(count - target) > SIZE_TOLERANCE * target:
             units = counted(chosen.hidden, "hidden unit")
             notes.append(
-                f"{model} has {count} parameters with {units}, {config.model} {target}; no other "
-                "number of units comes closer"
+                f"{model} has {count} parameters with {units}, {config.model} {target}: it "
+                "cannot have as many"
             )
     return notes
 

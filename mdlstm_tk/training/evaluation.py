@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from inspect import signature
 from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk.data import Batch, Split, Task, TaskSpec, batches
@@ -16,6 +18,7 @@ from mdlstm_tk.data.spec import Array, Floats
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.kinds.training_kind import Sums
+from mdlstm_tk.models import Normalized
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext
 
@@ -51,6 +54,10 @@ def predictions(
     expected = spec.shape_of_prediction(batch) if spec is not None else ()
     inputs = [torch.from_numpy(batch.x).to(device)]
     if batch.sizes is not None:
+        if not _takes_sizes(network):
+            remedies = Argument("resize"), " or ", Argument("crop")
+            text = "samples differ in size, and the network takes no sizes; make them equal with "
+            raise InputError(text, *remedies, ", or use another ", Argument("model"))
         inputs.append(torch.from_numpy(batch.sizes).to(device))
     # Entering autocast takes time even where it changes nothing.
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
@@ -63,6 +70,19 @@ def predictions(
             text = str(expected).replace("None", "any")
             raise InputError(f"the network returns a prediction of shape {shape}, expected {text}")
     return results
+
+
+def _takes_sizes(network: nn.Module) -> bool:
+    """False if a network cannot be given the sizes of samples beside x."""
+    while isinstance(network, DistributedDataParallel | Normalized):
+        network = network.network if isinstance(network, Normalized) else network.module
+    try:
+        signature(network.forward).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # of a module that was traced
+        return True
+    return True
 
 
 def measure(task: Task, prediction: Tensor, batch: Batch) -> Sums:

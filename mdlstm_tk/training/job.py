@@ -26,7 +26,7 @@ from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.evaluation import best_measure
 from mdlstm_tk.training.memory import check_memory
-from mdlstm_tk.training.networks import build_network, columns_per_step, fit_config, takes_sizes
+from mdlstm_tk.training.networks import build_network, columns_per_step, fit_config
 from mdlstm_tk.training.run_folder import Run, new_run, open_run
 from mdlstm_tk.training.run_state import RunState
 from mdlstm_tk.training.settings import configure_resumed
@@ -265,11 +265,6 @@ def _build(
     """Build the network if there is memory for it; also returns notes on data, network and memory."""
     memory = check_memory(config, task, context.share(config.batch_size), context.device)
     network = build_network(config, task.spec)
-    differ = len(task.extents) > 1 if config.crop else task.has_mixed_sizes
-    if differ and not takes_sizes(network):
-        text = f"samples differ in size, and forward of '{config.model}' takes no sizes; use another "
-        remedies = Argument("resize"), " or ", Argument("crop")
-        raise InputError(text, Argument("model"), ", or make them equal with ", *remedies)
     notes = list(task.summary)
     if config.data and config.windows:
         text = f"windows of {config.windows} positions; choose others with "

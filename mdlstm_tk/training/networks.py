@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from inspect import signature
 
 import numpy as np
 import numpy.typing as npt
@@ -129,16 +128,6 @@ def most_windows(extents: npt.NDArray[np.int64], window: Window) -> int:
 def count_parameters(network: nn.Module) -> int:
     """The number of trainable and other parameters."""
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def takes_sizes(network: nn.Module) -> bool:
-    """True if a network takes the sizes of samples in a padded batch beside x."""
-    network = network.network if isinstance(network, Normalized) else network
-    try:
-        signature(network.forward).bind(None, None)
-    except TypeError:
-        return False
-    return True
 
 
 def columns_per_step(network: nn.Module) -> int | None:

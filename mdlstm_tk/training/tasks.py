@@ -123,7 +123,7 @@ def task_defaults(name: str) -> tuple[str, dict[str, Any]]:
     """
     if name in kind_names():
         if name in task_names():
-            raise InputError(f"'{name}' is a task and a kind of task; register the kind by another name")
+            raise InputError(f"'{name}' is a task and a kind of task; register yours by another name")
         return name, dict(training_of(name).defaults)
     entry = find_task(name)
     return entry.kind, dict(entry.defaults)
@@ -273,8 +273,8 @@ def load_task(config: TrainConfig, spec: TaskSpec, data: str = "", known: Sample
             if name == "classes":
                 difference = _class_difference(actual, expected)
             raise InputError(f"{source} is not what the run was trained on: {difference}")
-    moments = {name: getattr(spec, name) for name in ("mean", "std", "target_mean", "target_std")}
-    task.spec = replace(task.spec, **moments)  # which the network of the run was trained with
+    names = "mean", "std", "target_mean", "target_std", "threshold"  # the network of the run has them
+    task.spec = replace(task.spec, **{name: getattr(spec, name) for name in names})
     return task
 
 

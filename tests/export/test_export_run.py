@@ -147,22 +147,22 @@ def test_a_size_that_no_sample_of_the_run_has_is_refused(trained: Run, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("x", "takes_images"),
+    ("x", "is_unit_range"),
     [
         ([0.0, 1.0, 1.0], True),  # the largest deviation that such numbers can have
         ([0.2, 0.3], True),
         ([0.5, 0.5], True),
         ([0.0, 100.0, 255.0], False),
         ([-1.0, 0.5, 2.0], False),
-        ([-0.5, -0.1], False),
+        ([-1.0, 0.9], False),
         ([7.0, 7.0], False),
     ],
 )
-def test_a_model_of_arrays_takes_images_if_the_arrays_may_have_held_their_values(
-    x: list[float], takes_images: bool, tmp_path: Path
+def test_the_file_says_if_x_of_training_lay_outside_of_0_to_1(
+    x: list[float], is_unit_range: bool, tmp_path: Path
 ) -> None:
     images = np.array(x * 6, np.float32)[:, None, None] * np.ones((4, 5), np.float32)
     data = tmp_path / "x.npz"
     np.savez(data, x=images, y=np.arange(len(images)) % 2)
     run = run_in(tmp_path / "run", quick(data, "classify", steps=1))
-    assert export_run(run, form="scan").metadata.takes_images == takes_images
+    assert export_run(run, form="scan").metadata.unit_range == is_unit_range

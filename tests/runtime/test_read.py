@@ -47,10 +47,20 @@ def test_models_that_take_no_images_say_so(tmp_path: Path) -> None:
     for metadata, message in (
         (Metadata("0", None, "scan", "N H W C", 2, 1), "takes 2"),
         (Metadata("0", None, "scan", "N L C", 1, 1, window=(1,)), "1 axis"),
-        (Metadata("0", None, "scan", "N H W C", 1, 1, takes_images=False), "trained on arrays of others"),
     ):
         with pytest.raises(InputError, match=message):
             load_image(tmp_path / "x.png", metadata)
+
+
+def test_models_of_other_numbers_take_images_of_floats_alone(tmp_path: Path) -> None:
+    metadata = Metadata("0", None, "scan", "N H W C", 1, 1, unit_range=False)
+    pixels = np.linspace(300, 400, 20).reshape(4, 5)
+    Image.fromarray(pixels.astype(np.float32)).save(tmp_path / "floats.tif")
+    np.testing.assert_allclose(load_image(tmp_path / "floats.tif", metadata), pixels, rtol=1e-6)
+    for dtype in (np.uint8, np.uint16):
+        Image.fromarray(pixels.astype(dtype)).save(tmp_path / "scaled.png")
+        with pytest.raises(InputError, match="trained on others"):
+            load_image(tmp_path / "scaled.png", metadata)
 
 
 def test_a_density_model_takes_levels_from_0_to_1(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from helpers.refusal import refused
 from helpers.user_data import write_image
 
-from mdlstm_tk.data import UNLABELLED, Batch, TaskSpec
+from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, TaskSpec
 from mdlstm_tk.data.task import collate
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_onnx
@@ -361,9 +361,11 @@ def test_a_registered_network_replaces_others_of_its_name() -> None:
     refused("takes other aliases than 'MD', which is a network", lambda: register("mine", "MD"))
 
 
-@pytest.mark.parametrize("crop", ["", "8x8", "4x4"])
+@pytest.mark.parametrize(("crop", "batch_size"), [("", 2), ("8x8", 2), ("4x4", 2), ("", 1)])
 @pytest.mark.usefixtures("fresh_registries")
-def test_networks_without_sizes_are_refused_for_samples_of_mixed_sizes(crop: str, tmp_path: Path) -> None:
+def test_networks_without_sizes_are_refused_for_batches_of_mixed_sizes(
+    crop: str, batch_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for k in range(8):
         write_image(tmp_path / f"data/{'ab'[k % 2]}/{k}.png", np.full((5 + k % 3, 6), k))
 
@@ -376,11 +378,13 @@ def test_networks_without_sizes_are_refused_for_samples_of_mixed_sizes(crop: str
             return super().forward(x).mean((1, 2))
 
     settings = {"task": "classify", "data": str(tmp_path / "data"), "resize": "", "crop": crop}
-    config = configure({**settings, "model": "fixed", "steps": 1, "augment": 0})
-    if crop == "4x4":  # then all are equal
-        assert train(new_job(config, tmp_path / "run"))["step"] == 1
+    config = configure({**settings, "model": "fixed", "steps": 3, "augment": 0, "batch_size": batch_size})
+    job = new_job(config, tmp_path / "run")
+    monkeypatch.setattr(DatasetTask, "evaluation_batch", batch_size)
+    if crop == "4x4" or batch_size == 1:  # then those of a batch are equal
+        assert train(job)["step"] == 3
     else:
-        refused("forward of 'fixed' takes no sizes", lambda: new_job(config, tmp_path / "run"))
+        refused("the network takes no sizes", lambda: train(job))
 
 
 def test_auxiliary_predictions_are_scaled_as_the_prediction_is() -> None:

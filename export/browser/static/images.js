@@ -10,6 +10,8 @@ export async function readImage(file, info) {
   const channels = info.preprocessing?.channels ?? info.channels;
   if (channels !== 1 && channels !== 3)
     throw new Error(`${file.name} is an image, and the model takes ${channels} channels at each position; open a .npy file`);
+  if (info.unitRange === false)
+    throw new Error(`${file.name} is an image whose values are scaled to [0, 1], but the model was trained on others; open a .npy file`);
   const x = toGrid(await decode(file), channels);
   return resize(x, ...resizedExtents(x.height, x.width, info.preprocessing?.resize));
 }

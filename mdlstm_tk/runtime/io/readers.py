@@ -103,6 +103,7 @@ class InputFile:
         kind = kind_named(metadata.kind)
         if self.is_image:
             preprocessing = preprocessing_for(metadata, self.label)
+            check_scaled(metadata, arrays[None].dtype, self.label)
             try:
                 x = preprocessing(arrays[None])
             except InputError as error:
@@ -110,7 +111,7 @@ class InputFile:
             if preprocessing.channels == 1:
                 x = x[..., 0]
             arrays = {None: x if metadata.channels_last or x.ndim == 2 else np.moveaxis(x, -1, 0)}
-        elif metadata.preprocessing is not None and kind.x_range is None:
+        elif takes_pixels(metadata):
             for x in (x for name, x in arrays.items() if name != "sizes"):
                 if warning := raw_pixels(self.label, x):
                     warnings.warn(warning, stacklevel=2)
@@ -205,13 +206,27 @@ def _read_image(file: IO[bytes], label: str, max_bytes: int) -> InputFile:
 
 def raw_pixels(label: str, x: Array) -> str:
     """The warning for whole numbers beyond 1 that a model of images is given; "" for other arrays."""
-    largest = x.max(initial=0)
-    if largest <= 1 or not (x.dtype.kind in "ui" or (x == np.rint(x)).all()):
+    if not 1 < x.max(initial=0) < np.inf or not (x.dtype.kind in "ui" or (x == np.rint(x)).all()):
         return ""
     return (
-        f"{label} holds whole numbers up to {largest:.0f}, which are used as they are, but the model was "
-        "trained on images, whose 8 or 16 bits are scaled to [0, 1]; divide by 255 or 65535"
+        f"{label} holds whole numbers beyond 1, which are used as they are, but the model was trained on "
+        "images, whose 8 or 16 bits are scaled to [0, 1]; divide by 255 or 65535"
     )
+
+
+def takes_pixels(metadata: Metadata) -> bool:
+    """True if a model was trained on images in [0, 1], and takes other numbers, too."""
+    is_of_images = metadata.preprocessing is not None and metadata.unit_range
+    return is_of_images and kind_named(metadata.kind).x_range is None
+
+
+def check_scaled(metadata: Metadata, dtype: np.dtype[Any], label: str) -> None:
+    """Refuse an image whose bits are scaled to [0, 1], for a model of other numbers."""
+    if dtype.kind != "f" and not metadata.unit_range:
+        raise InputError(
+            f"{label} is an image whose values are scaled to [0, 1], but the model was trained on others; "
+            "give a .npy file, or a TIFF of floats"
+        )
 
 
 def preprocessing_for(metadata: Metadata, label: str) -> Preprocessing:
@@ -229,11 +244,6 @@ def preprocessing_for(metadata: Metadata, label: str) -> Preprocessing:
         raise InputError(
             f"{label} is an image and gives 1 or 3 channels, but the model takes {metadata.channels}; "
             "give a .npy file"
-        )
-    if not metadata.takes_images:
-        raise InputError(
-            f"{label} is an image, whose values become 0 to 1, but the model was trained on "
-            "arrays of others; give a .npy file"
         )
     return Preprocessing(metadata.channels)
 

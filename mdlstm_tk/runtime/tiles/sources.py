@@ -14,10 +14,9 @@ import numpy as np
 
 from mdlstm_tk._util.text import reason_of
 from mdlstm_tk.errors import Argument, InputError, require
-from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.io import READABLE_IN_TILES
 from mdlstm_tk.runtime.io.npy import Array, check_real, to_float32
-from mdlstm_tk.runtime.io.readers import preprocessing_for, raw_pixels
+from mdlstm_tk.runtime.io.readers import check_scaled, preprocessing_for, raw_pixels, takes_pixels
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.shapes import Shapes
 from mdlstm_tk.runtime.tiles.mapped import open_npy
@@ -35,7 +34,7 @@ class GridSource:
         metadata, label: of the network, and the array's name in error messages.
         prepare: makes (*extents, C) of the values in a region.
         channels: number of channels that `prepare` makes; None: those of the array.
-        holds_pixels: warn of whole numbers beyond 1, as the network was trained on images.
+        warns_of_pixels: warn of whole numbers beyond 1, see `raw_pixels`.
     """
 
     def __init__(
@@ -45,9 +44,9 @@ class GridSource:
         label: str,
         prepare: Callable[[Array], Array] = np.asarray,
         channels: int | None = None,
-        holds_pixels: bool = False,
+        warns_of_pixels: bool = False,
     ) -> None:
-        self._holds_pixels = holds_pixels
+        self._warns_of_pixels = warns_of_pixels
         self.grid = values.shape[: metadata.ndim]
         self._values, self._label, self._prepare = values, label, prepare
         shape = values.shape if channels is None else (*self.grid, *([channels] * (channels > 1)))
@@ -61,9 +60,9 @@ class GridSource:
             values = self._prepare(self._values[region])
         except Exception as error:  # zarr, tifffile and their codecs raise all kinds of exceptions
             raise InputError(f"cannot read {self._label}: {reason_of(error)}") from None
-        if self._holds_pixels and (warning := raw_pixels(self._label, values)):
+        if self._warns_of_pixels and (warning := raw_pixels(self._label, values)):
             warnings.warn(warning, stacklevel=2)
-            self._holds_pixels = False  # once is enough
+            self._warns_of_pixels = False  # once is enough
         values = to_float32(values, self._label)
         return values if values.ndim > len(self.grid) else values[..., None]
 
@@ -91,6 +90,7 @@ def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) ->
         preprocessing = preprocessing_for(metadata, label)
         values = TifPixels(path, level)
         stack.callback(values.close)
+        check_scaled(metadata, values[slice(0, 1), slice(0, 1)].dtype, label)
         if preprocessing.resized(values.shape[:2]) != values.shape[:2]:
             raise InputError(
                 f"the model resizes images to {preprocessing.resize}, which needs all of the image; "
@@ -99,8 +99,7 @@ def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) ->
         return GridSource(values, metadata, label, preprocessing, preprocessing.channels)
     values = _open_zarr(path) if suffix == ".zarr" else open_npy(path)
     check_real(values.dtype, label)
-    is_scaled = metadata.preprocessing is not None and kind_named(metadata.kind).x_range is None
-    return GridSource(values, metadata, label, holds_pixels=is_scaled)
+    return GridSource(values, metadata, label, warns_of_pixels=takes_pixels(metadata))
 
 
 def fingerprint(path: Path) -> str:
