@@ -31,6 +31,7 @@ from mdlstm_tk.training.networks import build_network, names_of_heads
 from mdlstm_tk.training.run_state import RunState
 
 SCHEMA = 4  # increase when the layout of the file changes incompatibly
+LATER_STATE = ("validated", "validated_on")  # which the first checkpoints of this layout lack
 METADATA_KEY = "mdlstm"  # safetensors metadata maps text to text; under this key lies a JSON object
 
 
@@ -233,8 +234,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             )
         config = TrainConfig().updated(metadata["config"], str(path))
         spec = TaskSpec.from_json(metadata["spec"])
-        values = metadata["state"]
         start = asdict(RunState())
+        values = {name: start[name] for name in LATER_STATE} | metadata["state"]
         state = RunState(**{name: type(default)(values[name]) for name, default in start.items()})
         return Checkpoint(config, spec, state, tensors)
     except InputError:

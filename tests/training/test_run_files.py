@@ -39,6 +39,7 @@ from mdlstm_tk.training import (
     new_run,
     open_run,
     resume_job,
+    train,
 )
 from mdlstm_tk.training.checkpoint import METADATA_KEY
 from mdlstm_tk.training.job import run_name
@@ -92,6 +93,18 @@ def test_a_damaged_checkpoint_is_one_line(case: str, run: Run) -> None:
     done = mdlstm("train", "--resume", run.folder, "--steps", 13)
     assert done.code == 2
     assert done.err.count("error: ") == 1 and done.err.splitlines()[-1].startswith("error: ")
+
+
+def test_a_checkpoint_without_the_last_validation_is_validated_again(run: Run) -> None:
+    def forget(metadata: dict[str, Any], tensors: object) -> None:
+        del metadata["state"]["validated"], metadata["state"]["validated_on"]
+
+    result = run.read_result()
+    run.result.unlink()
+    for path in (run.last, run.best):
+        edit(path, forget)
+    resumed = train(resume_job(run.folder))
+    assert resumed["errors"] == result["errors"] and resumed["step"] == result["step"]
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "times.json", "samples.json"])
