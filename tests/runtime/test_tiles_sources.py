@@ -46,6 +46,17 @@ def test_whole_numbers_are_not_taken_for_an_image(dtype: str, is_warned: bool) -
     assert any("divide by 255" in str(warning.message) for warning in caught) == is_warned
 
 
+def test_tiled_models_of_other_numbers_take_images_of_floats_alone() -> None:
+    metadata = replace(TiledSession(classifier().path, "cpu").metadata, unit_range=False)
+    with ExitStack() as stack:
+        tifffile.imwrite("floats.tif", 300 + X[..., 0])
+        source = open_source(Path("floats.tif"), metadata, 0, stack)
+        np.testing.assert_array_equal(source.read((slice(0, 9), slice(0, 9)))[..., 0], 300 + X[:9, :9, 0])
+        tifffile.imwrite("scaled.tif", PIXELS[..., 0])
+        with pytest.raises(InputError, match="trained on others"):
+            open_source(Path("scaled.tif"), metadata, 0, stack)
+
+
 @pytest.mark.parametrize(
     ("pixels", "options"),
     [
