@@ -50,8 +50,8 @@ def compare(
     On the random diagonal these are the MD-LSTM and one-dimensional LSTMs, and the losses of training are
     compared. On other tasks they are all registered networks, often the MD-LSTM alone, to which --import
     adds others; the errors of the best checkpoints on test data, if there are any, else on validation data,
-    are compared, next to baselines. All networks have about equally many parameters, a line names those
-    that cannot, and the same settings; with --original-settings, equally many hidden units.
+    are compared, next to baselines. All networks have the same settings and about equally many parameters;
+    a line names those that cannot. With --original-settings, they have equally many hidden units.
 
     Every network and seed gets a run folder.
     """

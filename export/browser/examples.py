@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data import DatasetTask, Floats, Split, Task
+from mdlstm_tk.data import Floats, Split, Task, batches
 from mdlstm_tk.errors import InputError, MDLSTMError, Message
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.runtime import Metadata
@@ -96,10 +97,7 @@ def page_examples(
 def _samples(task: Task, metadata: Metadata) -> Iterator[PageExample]:
     """The first samples of the validation data that the model takes."""
     split: Split = "validation" if task.count("validation") else "train"
-    if split == "train" and isinstance(task, DatasetTask):  # whose samples are then as they are stored
-        task, split = task.in_order(), "validation"
-    for step in range(min(task.count(split), CANDIDATES)):
-        batch = task.batch(0, step, 1, split)
+    for batch in islice(batches(task, split, seed=0, size=1), CANDIDATES):
         extents = batch.x.shape[1:-1] if batch.sizes is None else tuple(map(int, batch.sizes[0]))
         x = batch.x[0][tuple(map(slice, extents))]
         try:

@@ -80,8 +80,8 @@ def _takes_sizes(network: nn.Module) -> bool:
         signature(network.forward).bind(None, None)
     except TypeError:
         return False
-    except ValueError:  # of a module that was traced
-        return True
+    except ValueError:  # a module that was traced has no signature
+        pass
     return True
 
 
