@@ -1,13 +1,15 @@
 """Lines that networks find on pages, trained in equal time with equal parameters; and what is read there.
 
-    python benchmarks/baselines.py --pages ../wills --processes 2 --seeds 3 --reader reader.onnx
+    python benchmarks/baselines.py --pages ../wills --cores 2 --seeds 3 --reader reader.onnx
+    python benchmarks/baselines.py --pages ../wills --minutes 20 --seeds 3 --reader reader.onnx
 
 The folder holds pages with ALTO or PAGE XML and a splits.json. The default network, its convolutions with
 LSTMs along rows and then columns, and a U-Net are trained as `mdlstm train` does; each exported file finds
-the lines of the test pages. The minutes are counted as steps, which are timed before the first training
-(with several processes by the clock: let nothing else run meanwhile). F1 is the mean over hands (prefixes
-of splits.json), with an interval of 95 % by bootstrap over them: on the pages as they are, turned by 3°,
-unevenly lit, and at half the resolution.
+the lines of the test pages. The minutes are those of one core, or of two that share each batch. They are
+counted as steps, which are timed before the first training (those of two cores by the clock: let nothing
+else run meanwhile). With `--processes 1`, what two cores would share is trained on one, in the same steps.
+F1 is the mean over hands (prefixes of splits.json), with an interval of 95 % by bootstrap over them: on the
+pages as they are, turned by 3°, unevenly lit, and at half the resolution.
 
 With a reader, the last columns are the characters that are wrong on whole pages, in per cent: from the
 photograph alone, and with the true lines. Lines are paired so that errors are fewest, whatever their order;
@@ -17,6 +19,7 @@ those that are found or missed alone count with all characters.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -64,6 +67,7 @@ DRAWS = 4000
 TIMING_SECONDS = 60  # in which steps take turns
 ANGLE = np.radians(3)
 FIGURES = ("F1", "turned", "lit", "halved", "wrong, %", "with true lines")
+CORES = 1, 2  # whose minutes are counted
 COLUMNS = ("network", "parameters", "steps", *FIGURES, "s a page", "MB")
 Damaged = tuple[Array, list[Array]]  # the image and its baselines
 
@@ -143,22 +147,24 @@ def configuration(name: str, seed: int, options: argparse.Namespace) -> TrainCon
 def count_steps(options: argparse.Namespace) -> dict[str, int]:
     """The steps of each network that take the minutes; they are timed where the file of results does not
     tell."""
-    configs, processes = {name: configuration(name, 0, options) for name in NETWORKS}, options.processes
+    configs = {name: configuration(name, 0, options) for name in NETWORKS}
     timing = min(TIMING_SECONDS, 6 * options.minutes)
     cells: dict[str, Callable[[], Any]] = {
         "seconds a step": partial(seconds_a_step, configs, timing),
-        f"gain of {processes} processes": partial(gain_of_processes, configs["default"], processes),
+        f"gain of {options.cores} cores": partial(gain_of_processes, configs["default"], options.cores),
     }
     kept = resumed(options.results, cells)
     seconds, gain = (kept[name] for name in cells)
     return {name: max(2, round(60 * options.minutes * gain / seconds[name])) for name in configs}
 
 
-def train_network(name: str, seed: int, steps: int, options: argparse.Namespace) -> dict[str, Any]:
+def train_network(
+    name: str, seed: int, steps: int, folder: Path, options: argparse.Namespace
+) -> dict[str, Any]:
     """Train a network, export it, and measure what the file finds on the test pages."""
     config = replace(configuration(name, seed, options), steps=steps)
     task = make_task(config)
-    job = new_or_interrupted_job(config, options.output / f"{name}-{seed}", task)
+    job = new_or_interrupted_job(config, folder, task)
     result = train(job)
     if not job.context.is_main:
         return {}
@@ -176,7 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argument_parser(__doc__)
     parser.add_argument("--pages", type=Path, required=True, help="folder of pages with ALTO or PAGE XML")
     parser.add_argument("--minutes", type=float, default=60, help="of training for each network")
-    parser.add_argument("--processes", type=int, default=1, help="that share each batch of a training")
+    parser.add_argument("--cores", type=int, choices=CORES, default=1, help="whose minutes are counted")
+    help = "that share a training at most"
+    parser.add_argument("--processes", type=int, choices=CORES, default=CORES[-1], help=help)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--reader", type=Path, help="an exported model that reads lines")
@@ -188,13 +196,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of all")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    reader = options.reader and options.reader.name
+    reader = options.reader and hashlib.sha256(options.reader.read_bytes()).hexdigest()
     settings = {"set": options.set, "pages": options.pages.resolve().name, "reader": reader}
-    hold_settings(options.results, settings | {"processes": options.processes})
+    hold_settings(options.results, settings)
     steps, cells = count_steps(options), {}
     for seed, name in product(range(options.seeds), options.networks):
-        call = in_processes, options.processes, train_network, name, seed, steps[name], options
-        cells[f"{name}, {options.minutes:g} min, seed {seed}"] = partial(*call)
+        row = f"{name}, {options.minutes:g} min{' of two cores' * (options.cores - 1)}, seed {seed}"
+        processes = min(options.cores, options.processes)
+        folder = options.output / row.replace(", ", "-").replace(" ", "")
+        call = in_processes, processes, train_network, name, seed, steps[name], folder, options
+        cells[row] = partial(*call)
     rows = trained(resumed(options.results, cells))
     print(table(rows))
     if options.write:
