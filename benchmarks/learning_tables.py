@@ -236,7 +236,10 @@ def readme_row(label: str, folder: Path) -> str | None:
     if not errors:
         return None
     own = errors[network]
-    mine, texts, is_best = number(measure, own[0] or own[1], unit=True), ["", ""], True
+    mine = number(measure, own[0] or own[1], unit=True)
+    if own[0] and own[1] != own[0]:
+        mine += f", in equal minutes {number(measure, own[1], unit=True)}"
+    texts, is_best = ["", ""], True
     for column in (column for column in range(2) if own[column]):
         others = {k: each[column] for k, each in errors.items() if k not in (*MDLSTMS, "exact")}
         best = min(others, key=lambda k: (isnan(sum(others[k])), mean(others[k])))

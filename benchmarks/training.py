@@ -34,7 +34,6 @@ TASKS: dict[str, tuple[int, dict[str, str]]] = {  # steps, and settings; data is
     "textures": (50, {"task": "textures"}),
     "lines": (30, {"task": "transcribe", "precision": "bf16"}),
     "segments": (12, {"task": "segment", "model": "md"}),
-    "densities": (30, {"task": "digits-binary"}),
 }
 VARIANTS = {"1": 1, "2": 2, "2 processes": 1}  # torch's threads
 

@@ -58,7 +58,7 @@ def infer(
 
     Files of equal shape run together. A file that cannot be used is reported, the others go on, and the
     exit code is 1. Folders are searched recursively, without hidden files and earlier results (*.out.* and
-    documents that a model has written). In a folder of models, each file gets one that takes its grid.
+    pages that a model has written). In a folder of models, each file gets one that takes its grid.
 
     A tiled model (.tiles) reads npy, tif and zarr by region, so that they may be larger than the memory,
     and writes npy, zarr, and masks as tif.

@@ -152,7 +152,10 @@ def data_option(help: str) -> Any:
 RunFolder = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[RUN]", help="Run folder.", show_default="the latest run", autocompletion=complete_run
+        metavar="[RUN]",
+        help="Run folder.",
+        show_default="the newest run in runs/",
+        autocompletion=complete_run,
     ),
 ]
 Import = Annotated[
@@ -182,7 +185,7 @@ MaxBytes = Annotated[
     int | None,
     option(
         "Maximum size of a file in bytes, before and after decompression; of a tiled run, about the "
-        "resident memory.",
+        "resident memory; with --isolated, also the memory of that process, else 4 GiB.",
         LIMITS,
         min=1,
         show_default="1 GiB",
@@ -210,7 +213,7 @@ ModelFile = Annotated[
         *(None, "--model", "-m"),
         metavar="PATH",
         autocompletion=complete_model_file,
-        show_default="$MDLSTM_MODEL, the latest run's export, or the only .onnx here",
+        show_default="$MDLSTM_MODEL, the newest export below runs/, or the only .onnx here",
     ),
 ]
 Output = Annotated[

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.checkout import ROOT
 
 # Before `measuring`, which these find.
+from helpers.checkout import ROOT
 from helpers.learning_scripts import baselines, handwriting, own_data
 from helpers.learning_scripts import learning_tables as tables
 from measuring import RESULTS, between_markers, read_cells
@@ -101,6 +101,13 @@ def test_a_row_says_where_the_mdlstm_loses(tmp_path: Path) -> None:
     assert row is not None and row.endswith(
         "| 0.90000 (1.50000) | **snake 0.60000 (1.00000)** | snake 1.20000 (2.00000) |"
     )
+
+
+def test_a_row_shows_both_columns_of_a_network_that_does_not_set_the_minutes() -> None:
+    row = tables.readme_row("Gaussian fields, plain `md`", RESULTS)
+    page = between_markers(ROOT / "docs/tasks/gaussian-field.md", "gaussian-field")
+    steps, minutes = next(each.split(" | ") for each in page.splitlines() if "| md |" in each)[4::2]
+    assert row is not None and f"| {steps}, in equal minutes {minutes.removesuffix(' |')} |" in row
 
 
 def test_nothing_is_better_where_mean_and_worst_disagree(tmp_path: Path) -> None:
