@@ -1,7 +1,7 @@
 """Lines that networks find on pages, trained in equal time with equal parameters; and what is read there.
 
-    python benchmarks/baselines.py --pages ../wills --cores 2 --seeds 3 --reader reader.onnx
-    python benchmarks/baselines.py --pages ../wills --minutes 20 --seeds 3 --reader reader.onnx
+    python benchmarks/baselines.py --pages ../wills --cores 2 --seeds 3 --recogniser recogniser.onnx
+    python benchmarks/baselines.py --pages ../wills --minutes 20 --seeds 3 --recogniser recogniser.onnx
 
 The folder holds pages with ALTO or PAGE XML and a splits.json. The default network, its convolutions with
 LSTMs along rows and then columns, and a U-Net are trained as `mdlstm train` does; each exported file finds
@@ -11,7 +11,7 @@ else run meanwhile). With `--processes 1`, what two cores would share is trained
 F1 is the mean over hands (prefixes of splits.json), with an interval of 95 % by bootstrap over them: on the
 pages as they are, turned by 3°, unevenly lit, and at half the resolution.
 
-With a reader, the last columns are the characters that are wrong on whole pages, in per cent: from the
+With a recogniser, the last columns are the characters that are wrong on whole pages, in per cent: from the
 photograph alone, and with the true lines. Lines are paired so that errors are fewest, whatever their order;
 those that are found or missed alone count with all characters.
 """
@@ -108,7 +108,7 @@ def page_edits(found: Sequence[str], true: Sequence[str]) -> tuple[int, int]:
     return alone - int(saved[pairs].sum() if len(pairs) else 0), sum(map(len, true))
 
 
-def measure(model: Path, pages: Sequence[tuple[str, Page]], reader: Session | None) -> dict[str, Any]:
+def measure(model: Path, pages: Sequence[tuple[str, Page]], recogniser: Session | None) -> dict[str, Any]:
     """F1 of a model on pages of hands, seconds a page, and characters wrong."""
     damages: list[Callable[..., Damaged]] = [lambda *page: page, turned, lit, halved]
     by_hand: list[dict[str, list[tuple[int, int, int]]]] = [{} for _ in damages]
@@ -128,11 +128,12 @@ def measure(model: Path, pages: Sequence[tuple[str, Page]], reader: Session | No
             pairs = same_lines(baselines, true, spacing_of(true, len(image)))
             counts.setdefault(hand, []).append((len(pairs), len(found), len(true)))
         known = [line for line in page.lines if line.text]
-        for k, each in enumerate((found_on[0], known) if reader else ()):
-            read = reader.transcribe([cut_line(pixels, line) for line in each]) if reader and each else []
+        for k, each in enumerate((found_on[0], known) if recogniser else ()):
+            images = [cut_line(pixels, line) for line in each]
+            read = recogniser.transcribe(images) if recogniser and images else []
             edits[k] += page_edits([line.text for line in read], [line.text or "" for line in known])
     row: dict[str, Any] = {"f1": [interval(each) for each in by_hand]}
-    row["wrong"] = (edits[:, 0] / np.maximum(edits[:, 1], 1)).tolist() if reader else []
+    row["wrong"] = (edits[:, 0] / np.maximum(edits[:, 1], 1)).tolist() if recogniser else []
     return row | {"seconds": seconds / 4 / len(pages), "bytes": model.stat().st_size}
 
 
@@ -172,9 +173,9 @@ def train_network(
     export_run(job.run, model, form="scan", force=True)
     names = zip(task.groups["test"], task.names["test"], strict=True)
     pages = [(hand, read_page(options.pages / name)) for hand, name in names]
-    reader = Session(options.reader, device="cpu") if options.reader else None
+    recogniser = Session(options.recogniser, device="cpu") if options.recogniser else None
     counts = {"parameters": result["parameters"], "steps": steps, "best step": result["step"]}
-    return counts | measure(model, pages, reader)
+    return counts | measure(model, pages, recogniser)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -187,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--processes", type=int, choices=CORES, default=CORES[-1], help=help)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--reader", type=Path, help="an exported model that reads lines")
+    parser.add_argument("--recogniser", type=Path, help="an exported model that reads lines")
     parser.add_argument("-o", "--output", type=Path, default=Path("baselines"), help="folder of runs")
     parser.add_argument("--write", action="store_true", help="write docs/handwriting.md")
     parser.add_argument(
@@ -196,8 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of all")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    reader = options.reader and hashlib.sha256(options.reader.read_bytes()).hexdigest()
-    settings = {"set": options.set, "pages": options.pages.resolve().name, "reader": reader}
+    recogniser = options.recogniser and hashlib.sha256(options.recogniser.read_bytes()).hexdigest()
+    settings = {"set": options.set, "pages": options.pages.resolve().name, "recogniser": recogniser}
     hold_settings(options.results, settings)
     steps, cells = count_steps(options), {}
     for seed, name in product(range(options.seeds), options.networks):

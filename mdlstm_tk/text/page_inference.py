@@ -60,8 +60,8 @@ def infer_pages(
 ) -> Iterator[Result]:
     """Find the lines of pages, or read pages, and write the results; yields the result of each job.
 
-    A model of kind "baselines" finds the lines of every page. A reader reads the lines of pages in XML, and
-    those that the option `line_model` finds in images.
+    A model of kind "baselines" finds the lines of every page. A recogniser reads the lines of pages in XML,
+    and those that the option `line_model` finds in images.
 
     The next page is decoded, and cut if its lines are known, while the model works on the current one.
     Lines that have no place on their page stay as they are, with a warning.
