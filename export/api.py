@@ -22,7 +22,7 @@ from mdlstm_tk.export.spec import Examples, ExportSpec, Extents
 from mdlstm_tk.export.tiles import check_stages, tiled_candidate
 from mdlstm_tk.export.verification.export_verifier import Candidate, write_verified
 from mdlstm_tk.runtime.choices import Dtype, Form
-from mdlstm_tk.runtime.tiles.archive import SUFFIX
+from mdlstm_tk.runtime.io import is_tiled
 
 
 @checked
@@ -170,7 +170,7 @@ def export_tiles(module: nn.Module, path: str | Path, **options: Unpack[TileOpti
 def form_for(form: Form | None, path: Path, grid: Extents | None) -> Form:
     """The form of an export: the one that is given, or "tiles" if the file is called so, or "scan" if an
     extent is free, or "unrolled"."""
-    if form is None and path.suffix == SUFFIX:
+    if form is None and is_tiled(path):
         return "tiles"
     return form or ("scan" if grid and None in grid else "unrolled")
 

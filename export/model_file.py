@@ -16,9 +16,9 @@ from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.choices import Form
+from mdlstm_tk.runtime.io import TILED_SUFFIX, is_tiled
 from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.model_check import OPERATORS
-from mdlstm_tk.runtime.tiles.archive import SUFFIX
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,10 @@ def check_destination(path: Path, force: bool, form: Form = "unrolled") -> None:
         InputError: its name is that of another form, its folder does not exist, `path` is a folder or a
             device, or the file exists and `force` is false.
     """
-    if (path.suffix == SUFFIX) != (form == "tiles"):
-        raise InputError(f"the path of tiles, and no other, ends in {SUFFIX}; got {path} for form '{form}'")
+    if is_tiled(path) != (form == "tiles"):
+        raise InputError(
+            f"the path of tiles, and no other, ends in {TILED_SUFFIX}; got {path} for form '{form}'"
+        )
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent} for {path.name}; make it, or give another path")
     ensure_writable(path, force)

@@ -23,8 +23,8 @@ from mdlstm_tk.export.spec import Extents
 from mdlstm_tk.export.verification.cases import ExampleRange
 from mdlstm_tk.kinds import kind_named, training_of
 from mdlstm_tk.runtime.choices import Form
+from mdlstm_tk.runtime.io import TILED_SUFFIX, is_tiled, suffix_of
 from mdlstm_tk.runtime.staleness import checksum
-from mdlstm_tk.runtime.tiles.archive import SUFFIX
 from mdlstm_tk.training import Checkpoint, Run, load_checkpoint, open_run
 
 
@@ -106,7 +106,7 @@ def export_run_sizes(
     resize = spec.preprocessing.resize if spec.preprocessing else None
     page = destination if isinstance(destination, WebPage) else None
     output = Path(destination) if isinstance(destination, str | Path) else None
-    if form is None and output is not None and output.suffix == SUFFIX:
+    if form is None and output is not None and is_tiled(output):
         form = "tiles"
     grids = [None if grid is None else for_axes(tuple(grid), len(spec.size)) for grid in grids]
     for grid in grids:
@@ -232,7 +232,7 @@ def _paths(
     run: Run, grids: Sequence[Extents | None], output: Path | None, form: Form, force: bool
 ) -> list[Path]:
     """The file for each grid, which may be written."""
-    suffix = SUFFIX if form == "tiles" else ".onnx"
+    suffix = TILED_SUFFIX if form == "tiles" else ".onnx"
     names = [
         f"model{suffix}" if form == "tiles" else f"model-{_size_label(grid, form)}{suffix}"
         for grid in grids
@@ -241,7 +241,7 @@ def _paths(
         raise InputError(
             f"each file may be given once, got {', '.join(names)}; form 'scan' takes any size in one file"
         )
-    if output is not None and output.suffix in (".onnx", SUFFIX):
+    if output is not None and suffix_of(output) in (".onnx", TILED_SUFFIX):
         if len(grids) > 1:
             raise InputError(f"{output} is one file, got {len(grids)} sizes; give a folder instead")
         paths = [output]

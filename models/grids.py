@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -60,7 +61,8 @@ class GridNet(nn.Module):
         Raises:
             InputError: these are other numbers, or not as many.
         """
-        is_inside = self.linear or all(0 < float(number) < 1 for number in mean)
+        low, high = (-inf, inf) if self.linear else (0, 1)
+        is_inside = all(low < float(number) < high for number in mean)
         if len(mean) != len(self.head.bias) or not is_inside:
             range_of = "" if self.linear else " in (0, 1)"
             raise InputError(
@@ -161,6 +163,9 @@ class _TorchRowLSTM(nn.Module):
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Map x (N, H, W, C) to (N, H, W, n)."""
+        check_batched(x, 2, self.lstm.input_size)
+        if not x.is_floating_point():
+            raise InputError(f"x holds {x.dtype}, expected floating-point numbers; give x.float()")
         if sizes is not None:  # products of 0 and NaN would be a part of the weights' gradient
             x = fill_padding(x, sizes)
         if self.flatten:

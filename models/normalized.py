@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import inf, prod
+from math import prod
 from typing import Any
 
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk._util.checks import check_unmasked
 from mdlstm_tk._util.masking import Sizes
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.tiling.stages import TileStages, stages_of
 
@@ -55,21 +56,31 @@ class Normalized(nn.Module):
             if len(buffers[one]) != len(buffers[other]):
                 counts = f"{len(buffers[one])} and {len(buffers[other])}"
                 raise InputError(f"{one} and {other} must be equally many numbers, got {counts}")
+        if not len(mean):
+            raise InputError("mean and std must be a number for each channel, got none")
         dtype = dtype or torch.get_default_dtype()  # not that of an array
         for name, values in buffers.items():
             check_unmasked(name, values)
-            if name.endswith("std") and not all(0 < float(value) < inf for value in values):
-                raise InputError(f"{name} must be numbers above 0, got {list(map(float, values))}")
             if len(values):
-                self.register_buffer(name, torch.tensor(values, device=device, dtype=dtype))
+                numbers = torch.tensor(values, device=device, dtype=dtype)
+                is_std = name.endswith("std")
+                if not (numbers.isfinite().all() and (not is_std or (numbers > 0).all())):
+                    rule = "numbers above 0" if is_std else "finite numbers"
+                    raise InputError(
+                        f"{name} must be {rule} in {numbers.dtype}, got {list(map(float, values))}"
+                    )
+                self.register_buffer(name, numbers)
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Any:
         """Map raw x (N, *grid, C) to the prediction of the network, in the units of the targets."""
+        _check_features("x", x, len(self.mean))
         x = (x - self.mean) / self.std
         y: Any = self.network(x) if sizes is None else self.network(x, sizes)
         if not self.scales_targets:
             return y
-        if isinstance(y, tuple):  # with auxiliary predictions
+        for each in y if isinstance(y, tuple) else [y]:  # with auxiliary predictions
+            _check_features("the prediction", each, len(self.target_mean))
+        if isinstance(y, tuple):
             return tuple(each * self.target_std + self.target_mean for each in y)
         return y * self.target_std + self.target_mean
 
@@ -107,3 +118,9 @@ class _Rescaled(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         return y * self.std + self.mean
+
+
+def _check_features(label: str, values: Tensor, count: int) -> None:
+    if values.shape[-1] != count:
+        numbers = f"{counted(count, 'mean')} and as many deviations"
+        raise InputError(f"{label} has {counted(values.shape[-1], 'feature')}, but there are {numbers}")

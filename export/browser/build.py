@@ -29,6 +29,7 @@ from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.io.files import is_empty, staging
 from mdlstm_tk.runtime.model_check import check_model
+from mdlstm_tk.runtime.shapes import HALF_MAX
 from mdlstm_tk.training import Run
 
 # The page is tested with exactly this version of onnxruntime-web. The SHA-256 of its files is checked
@@ -178,6 +179,8 @@ def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
             f"{label} has the outputs {', '.join(metadata.output_names)}; a page shows one, so export "
             "a module that returns only that one"
         )
+    if metadata.integer:
+        raise InputError(f"{label} takes whole numbers alone; a page gives it any")
     direction = getattr(metadata, "text_direction", None)  # which a kind may have
     return {
         **info,
@@ -196,6 +199,7 @@ def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
         "textDirection": direction,
         "threshold": getattr(metadata, "threshold", None),
         "range": kind_named(metadata.kind).x_range,
+        "largest": HALF_MAX if metadata.dtype == "float16" else None,
         "bidirectional": [bidirectional(name[0]) for name in metadata.classes or ()] if direction else None,
         "preprocessing": metadata.preprocessing,
         "unitRange": metadata.unit_range,

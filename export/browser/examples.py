@@ -81,6 +81,7 @@ def page_examples(
         return []
     if not samples:
         on_message("no examples: no sample of the data has a size that the model takes")
+        return []
     targets = [sample.target for sample in samples]
     # the second sample of a class comes after the first one of all classes
     order = sorted(range(len(samples)), key=lambda k: targets[:k].count(targets[k]))

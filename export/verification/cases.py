@@ -16,6 +16,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Metadata
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.io.readers import read_input
+from mdlstm_tk.runtime.metadata import are_bounds
 from mdlstm_tk.runtime.runner import TensorType
 from mdlstm_tk.runtime.shapes import Grid, Shapes, as_array
 
@@ -106,15 +107,15 @@ def sampler(
             return RandomValues(dtype=dtype)
         return RandomValues((low, high), dtype=dtype)
     try:
-        low, high = example_range
-        if not low <= high or not np.isfinite([low, high]).all():
+        low, high = map(int if is_integer else float, example_range)
+        if not are_bounds((low, high)):
             raise ValueError
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(
-            "example_range must be (low, high) with low <= high, or a function of a shape and a generator, "
-            f"got {example_range!r}"
+            "example_range must be (low, high) with low <= high, which fit the type of the input, or a "
+            f"function of a shape and a generator, got {example_range!r}"
         ) from None
-    return RandomValues((int(low), int(high)) if is_integer else (float(low), float(high)), dtype=dtype)
+    return RandomValues((low, high), dtype=dtype)
 
 
 def odd_grids(ndim: int) -> list[Grid]:
@@ -180,36 +181,57 @@ def inputs_of_file(
     return inputs
 
 
-def user_cases(metadata: Metadata, types: Mapping[str, TensorType], inputs: UserInputs) -> list[Case]:
-    """The user's own arrays by name, or those in files, as `verify_model` takes them.
+def user_cases(
+    metadata: Metadata, types: Mapping[str, TensorType], inputs: UserInputs, max_bytes: int
+) -> list[Case]:
+    """The user's own arrays by name, or those in files, as `verify_model` takes them. Samples with `sizes`
+    are cases of their own, without their padding.
 
     Raises:
         InputError: there is no array, or the model does not take one, or a file cannot be read, or two
             arrays have one name.
     """
-    shapes = Shapes(metadata, types)
+    shapes = Shapes(metadata, types, max_bytes)
     names, cases = [name for name in metadata.inputs if name != "sizes"], dict[str, Case]()
-    for name, value in inputs.items() if isinstance(inputs, Mapping) else _file_inputs(metadata, inputs):
-        if name in cases:
-            raise InputError(f"two inputs are called {name}; give each of them once, under another name")
+    of_user = inputs.items() if isinstance(inputs, Mapping) else _file_inputs(metadata, inputs, max_bytes)
+    for name, value in of_user:
         arrays = dict(value) if isinstance(value, Mapping) else {"x": value}
+        sizes = arrays.pop("sizes", None)
         if set(arrays) != set(names):
             raise InputError(
                 f"{name} must hold the inputs {', '.join(names)}, "
                 f"got {', '.join(map(str, value)) if isinstance(value, Mapping) else 'one array'}"
             )
-        batch = shapes.prepare(arrays.pop("x"), name)
-        cases[name] = Case(name, name, {"x": batch.samples, **shapes.prepare_extra_inputs(arrays, batch)})
+        batch = shapes.prepare(arrays.pop("x"), name, sizes)
+        whole = {"x": batch.samples, **shapes.prepare_extra_inputs(arrays, batch)}
+        parts = {name: whole}
+        if batch.sizes is not None:
+            parts = {f"{name}, sample {k}": _sample(whole, k, shapes, e) for k, e in enumerate(batch.sizes)}
+        for label, part in parts.items():
+            if label in cases:
+                raise InputError(
+                    f"two inputs are called {label}; give each of them once, under another name"
+                )
+            cases[label] = Case(label, name, part)
     if not cases:
         raise InputError("inputs must hold at least one array or file, got none")
     return list(cases.values())
 
 
-def _file_inputs(metadata: Metadata, paths: Sequence[str | Path]) -> Iterator[tuple[str, Any]]:
+def _sample(inputs: Mapping[str, Array], k: int, shapes: Shapes, extents: Array) -> dict[str, Array]:
+    """Sample k of a batch without its padding."""
+    sample = {name: array[k : k + 1] for name, array in inputs.items()}
+    return sample | {"x": sample["x"][:, *shapes.region(extents)]}
+
+
+def _file_inputs(
+    metadata: Metadata, paths: Sequence[str | Path], max_bytes: int
+) -> Iterator[tuple[str, Any]]:
     """The arrays of files: all inputs of the model in one file, or each x by itself."""
     for path in paths:
-        arrays = read_input(str(path)).arrays_for(metadata)
-        if set(arrays) == set(metadata.inputs) - {"sizes"}:
+        file = read_input(str(path), max_bytes)
+        arrays = file.arrays_for(metadata)
+        if file.holds_inputs(metadata):
             yield str(path), arrays
         else:
             for name, array in arrays.items():

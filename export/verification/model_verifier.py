@@ -96,7 +96,8 @@ def verify_model(
             works, CUDA as well.
         seeds: number of random seeds.
         seed: the first seed.
-        max_bytes: as for `Session`: maximum size of the model file, and in isolation also its memory.
+        max_bytes: as for `Session`: maximum size of the model file and of the inputs, and in isolation also
+            its memory.
         timeout, isolated, trusted: as for `Session`. The reference evaluator of onnx runs in this process
             in any case.
 
@@ -126,7 +127,7 @@ def verify_model(
     for path in files:
         sessions = _sessions(path, device, max_bytes, timeout=timeout, isolated=isolated, trusted=trusted)
         try:
-            verifier = _FileVerifier(path, sessions, against)
+            verifier = _FileVerifier(path, sessions, against, byte_limit(max_bytes))
             cases, of_file = verifier.run(inputs, example_range, range(seed, seed + seeds))
         finally:
             for session in sessions:
@@ -168,6 +169,7 @@ class _FileVerifier:
 
     Attributes:
         metadata: of the file.
+        max_bytes: of each of the user's inputs.
         reference: what the file is compared with, in words.
         training_run: the run that the file is compared with; None if it is something else.
         stale: one line if the file was exported from another checkpoint of that run; else "".
@@ -177,9 +179,13 @@ class _FileVerifier:
     """
 
     def __init__(
-        self, path: Path, sessions: Sequence[Session] | Sequence[TiledSession], against: Against
+        self,
+        path: Path,
+        sessions: Sequence[Session] | Sequence[TiledSession],
+        against: Against,
+        max_bytes: int,
     ) -> None:
-        self.sessions, self.metadata = sessions, sessions[0].metadata
+        self.sessions, self.metadata, self.max_bytes = sessions, sessions[0].metadata, max_bytes
         self.model = None if is_tiled(path) else onnx.load_model_from_string(sessions[0]._arguments[0])
         self.training_run: Run | None = None
         self.stale = ""
@@ -245,7 +251,7 @@ class _FileVerifier:
         if inputs is None:
             cases = self._random_cases(draws, seeds)
         else:
-            cases = user_cases(metadata, types, inputs)
+            cases = user_cases(metadata, types, inputs, self.max_bytes)
             with suppress(MDLSTMError):  # a network may take no random inputs
                 # The user's inputs may be too few to know the scale of the outputs from.
                 random = self._random_cases(draws, seeds)[:2]
@@ -295,6 +301,8 @@ class _FileVerifier:
             evaluator = unpadded(graph_run(model, names))
             try:  # it lacks operators, and has some in part
                 evaluator(cases[0].inputs)
+                if self.interface is None:
+                    reference(cases[0].inputs)
                 runtimes["ONNX reference evaluator"] = evaluator
             except Exception as error:  # of all kinds
                 if self.interface is None:

@@ -11,13 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import Argument, InputError, require
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
-from mdlstm_tk.runtime.io.npy import Array, save_array
+from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, save_array
 
 OUTPUT_SUFFIXES = (".png", ".gif", ".npy")
 IMAGE_PIXELS = 56  # of the longer side of the picture of an image, about
 GAP_PIXELS = 4  # between two images
+MAX_GIF_SIDE = 2**16 - 1  # pixels
 BACKGROUND = (127, 137, 156)  # between images, and what is not drawn yet
 FRAMES = 64  # of an animation, at most
 FRAME_MILLISECONDS, LAST_FRAME_MILLISECONDS = 60, 2000
@@ -114,7 +116,11 @@ def write_samples(
             pillow.fromarray(contact_sheet(images)).save(temporary, "PNG")
             return
         # One palette for all frames, that of the last one: Pillow would choose another one for each.
-        palette = pillow.fromarray(contact_sheet(images)).quantize(256)
+        sheet = contact_sheet(images)
+        if max(sheet.shape) > MAX_GIF_SIDE:
+            pixels = format_size(sheet.shape[:2])
+            raise InputError(f"the images make {pixels} pixels, more than a .gif holds; write a .png")
+        palette = pillow.fromarray(sheet).quantize(256)
         frames = [
             pillow.fromarray(frame).quantize(palette=palette, dither=0)
             for frame in _drawing_order(images, mask)
@@ -142,6 +148,11 @@ def contact_sheet(
     columns = min(ceil(sqrt(n * height / width)), n)
     rows = -(-n // columns)
     tile_height, tile_width = height * zoom + GAP_PIXELS, width * zoom + GAP_PIXELS
+    if rows * tile_height * columns * tile_width * 3 > MAX_BYTES:
+        raise InputError(
+            f"{counted(n, 'image')} of {format_size((height, width))} make a picture of more than "
+            f"{MAX_BYTES} bytes; draw fewer, or write a .npy file"
+        )
     sheet = np.empty((rows * tile_height + GAP_PIXELS, columns * tile_width + GAP_PIXELS, 3), np.uint8)
     sheet[:] = BACKGROUND
     for k, image in enumerate(pixels):

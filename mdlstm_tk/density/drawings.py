@@ -92,7 +92,7 @@ def picture(
         Panel(f"{split} data", draw_input(visible(example.batch.x, example.batch)), sample=example.name)
         for example in examples
     ]
-    if hasattr(network, "sample"):  # a network of the user's own need not draw
+    if examples and hasattr(network, "sample"):  # a network of the user's own need not draw
         spec = examples[0].spec
         height, width = spec.size
         drawn = draw_images(network, PICTURED, (height, width), spec.channels, config.seed)

@@ -45,12 +45,18 @@ def find_idx(folder: Path) -> dict[Split, Path]:
         if match := NAME.fullmatch(path.name):
             key = path.with_name(path.name.removesuffix(".gz").replace(".idx3", "-idx3"))
             paths.setdefault(SPLIT_OF_NAME[match[2]], {}).setdefault(key, path)
+    sets: dict[tuple[Path, str | None], Path] = {}
+    for files in paths.values():
+        for path in files.values():
+            match = NAME.fullmatch(path.name)
+            assert match
+            sets.setdefault((path.parent, match[1]), path)
     for split, files in paths.items():
-        if len(files) > 1:
-            first, second, *_ = files.values()
+        if len(files) > 1 or len(sets) > 1:
+            first, second, *_ = files.values() if len(files) > 1 else sets.values()
+            what = f"more than one file of images for {split}" if len(files) > 1 else "two data sets"
             raise InputError(
-                f"{folder} has more than one file of images for {split}, {first} and {second}; "
-                "give a folder with the files of one data set"
+                f"{folder} has {what}, {first} and {second}; give a folder with the files of one data set"
             )
     return {split: next(iter(files.values())) for split, files in paths.items()} if "train" in paths else {}
 

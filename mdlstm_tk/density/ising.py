@@ -24,6 +24,7 @@ from mdlstm_tk.errors import InputError
 
 BETA = 0.4  # just below 0.4407, where an infinite grid becomes ordered
 MAX_TABLE = 2**25  # probabilities in memory: 128 MiB
+MAX_BETA = 300.0  # e^(2 beta) is a float
 EVALUATION_SAMPLES = {"validation": 512, "test": 4096}
 STEP = 1e-4  # of β, to differentiate log Z
 
@@ -55,7 +56,9 @@ class Ising(Task):
     }
 
     def __init__(self, size: tuple[int, ...], beta: float = BETA) -> None:
-        if len(size) != 2 or size[0] * size[1] > MAX_TABLE >> min(size[1], 25):
+        if not abs(beta) <= MAX_BETA:
+            raise InputError(f"beta must be a number from -{MAX_BETA} to {MAX_BETA}, got {beta}")
+        if len(size) != 2 or min(size) < 1 or size[0] * size[1] > MAX_TABLE >> min(size[1], 25):
             raise InputError(
                 "size must be H × W with H · W · 2^W of at most 2^25, so that all states of W spins can be "
                 f"counted, such as 16x16, got {format_size(size)}"

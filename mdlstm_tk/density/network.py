@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import Sizes, as_sizes
+from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models.blocks import check_batched, fill_padding
 
@@ -94,7 +95,8 @@ class DensityNet(nn.Module):
         return log_p if sizes is None else fill_padding(log_p, sizes)
 
     def log_prob(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
-        """Return the log-probability of each image (N,) in nats; arguments as of `forward`.
+        """Return the log-probability of each image (N,) in nats, at least in float32; arguments as of
+        `forward`.
 
         Raises:
             InputError: x has another shape, or a value inside sizes is NaN or outside [0, 1].
@@ -102,7 +104,7 @@ class DensityNet(nn.Module):
         check_batched(x, 2, self.channels)
         _check_levels("x", x if sizes is None else fill_padding(x, as_sizes(sizes, x)))
         log_p: Tensor = self(x, sizes)
-        return log_p.sum((1, 2, 3))
+        return log_p.to(state_dtype(log_p)).sum((1, 2, 3))
 
     def logits(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
         """The logits (N, H, W, C, K) of all levels of each value of x (N, H, W, C), given those before."""

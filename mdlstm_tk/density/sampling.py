@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import inf, prod
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,8 @@ def read_given(path: Path, size: tuple[int, int], channels: int) -> npt.NDArray[
         InputError: the file cannot be read, or does not fit.
     """
     file = read_input(str(path))
+    if len(file.arrays) > 1:
+        raise InputError(f"{path} holds {len(file.arrays)} arrays, expected one image")
     values = next(iter(file.arrays.values()))
     if file.is_image:
         values = Preprocessing(3 if channels == 3 else 1)(values)
@@ -81,14 +83,15 @@ def draw_images(
         temperature: as of `DensityNet.sample`.
 
     Raises:
-        InputError: the network cannot draw, an argument is out of range, or all of an image is given.
+        InputError: the network cannot draw, an argument is out of range, all of an image is given, or the
+            network returns something else than images in [0, 1].
     """
     sample = getattr(network, "sample", None)
     if sample is None:
         raise InputError(f"{type(network).__name__} has no method sample, which draws images")
     if min(n, *size) < 1 or seed < 0:
         raise InputError(f"n and size must be at least 1, seed at least 0, got {n}, {size} and {seed}")
-    if given is not None and len(given) >= size[0] and not np.isnan(given).any():
+    if given is not None and given.shape[-3] >= size[0] and not np.isnan(given).any():
         raise InputError(
             f"all of an image of {format_size(size)} is given, and nothing is left to draw; give its upper "
             "rows, or NaN in a .npy file where it is to be drawn"
@@ -107,6 +110,12 @@ def draw_images(
         temperature=temperature,
     )
     images: npt.NDArray[np.float32] = drawn.cpu().float().numpy()
+    if images.shape != (n, *size, channels) or not ((images >= 0) & (images <= 1)).all():
+        raise InputError(
+            f"{type(network).__name__}.sample returned an array of shape {images.shape} with values from "
+            f"{images.min(initial=inf):.3g} to {images.max(initial=-inf):.3g}, expected "
+            f"{(n, *size, channels)} in [0, 1]"
+        )
     return images
 
 

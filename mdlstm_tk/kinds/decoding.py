@@ -40,7 +40,7 @@ def read_decoding(run: Run, defaults: Mapping[str, float], step: int | None = No
         )
     try:
         numbers = {name: float(value) for name, value in values.items()}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = {"": 0.0}
     if not (numbers.keys() <= defaults.keys() and all(map(isfinite, numbers.values()))):
         raise InputError(f"{path} holds no decoding; delete it to use the default")

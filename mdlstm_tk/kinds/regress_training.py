@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.report.panels import Panel
 
 
-LARGEST = float(np.finfo(np.float32).max)
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 class Regress(ColumnsKind):
@@ -60,7 +60,7 @@ class Regress(ColumnsKind):
         numbers = np.array([list(survey.target.values()) for survey in train])
         mean, std = numbers.mean(axis=0), numbers.std(axis=0)
         for name, *moments in zip(targets.classes, mean, std, strict=True):
-            if moments[1] <= SMALLEST_SPREAD * abs(moments[0]) or moments[1] == 0:
+            if moments[1] <= SMALLEST_SPREAD * abs(moments[0]) or moments[1] < SMALLEST:
                 raise InputError(
                     f"{name} is about {moments[0]:g} in all training samples, and float32 does not resolve "
                     "more; leave it out, or subtract that number from it"

@@ -46,8 +46,10 @@ def number_sums(prediction: Tensor, batch: Batch, spec: TaskSpec) -> Tensor:
 
 
 def confusion(prediction: Tensor, batch: Batch) -> Tensor:
-    """(K, K) the number of samples or positions by true class (rows) and predicted class (columns)."""
-    y, predicted, classes = targets_like(prediction, batch), prediction.argmax(-1), prediction.shape[-1]
+    """(K, K) the number of samples or positions by true class (rows) and predicted class (columns). Scores
+    with NaN count as another class than the true one."""
+    y, classes = targets_like(prediction, batch), prediction.shape[-1]
+    predicted = torch.where(prediction.isnan().any(-1), (y + 1) % classes, prediction.argmax(-1))
     labelled = y != UNLABELLED
     pairs = y[labelled] * classes + predicted[labelled]
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)

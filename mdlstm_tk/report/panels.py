@@ -159,8 +159,9 @@ def format_range(low: float, high: float) -> str:
 
 
 def visible(grids: Numbers, batch: Batch) -> Numbers:
-    """Return the sample of a batch of one, cropped to its valid extents; of a volume, the middle slice."""
+    """Return the sample of a batch of one, cropped to its valid extents, with two axes of the grid: of a
+    volume, the middle slice, and of a sequence, a row."""
     grid: Numbers = grids[0] if batch.sizes is None else grids[0][tuple(map(slice, batch.sizes[0]))]
     for _ in range(batch.x.ndim - 4):
         grid = grid[len(grid) // 2]
-    return grid
+    return grid[None] if batch.x.ndim == 3 else grid

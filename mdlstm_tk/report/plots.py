@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import cycle, product
+from math import inf
 from pathlib import Path, PurePath
 from textwrap import wrap
 from typing import Any
@@ -151,14 +152,14 @@ def draw_loss_comparison(
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
     axis.set_title(_plain(title))
-    styles = cycle(product(LINE_STYLES, COLORS))
+    styles, lowest = cycle(product(LINE_STYLES, COLORS)), inf
     for (model, seeds), (style, color) in zip(losses.items(), styles, strict=False):
         count = min(map(len, seeds))
         smooth = np.stack([running_mean(values[:count]) for values in seeds])  # (seeds, steps)
-        steps = np.arange(1, count + 1)
+        steps, lowest = np.arange(1, count + 1), min(lowest, smooth.min(initial=inf))
         axis.fill_between(steps, smooth.min(axis=0), smooth.max(axis=0), color=color, alpha=0.2, lw=0)
         axis.plot(steps, np.median(smooth, axis=0), style, color=color, label=_plain(model))
-    _finish_axis(axis, label)
+    _finish_axis(axis, label, logarithmic=lowest > 0)
     axis.legend(frameon=False)
     _save(figure, path)
 
@@ -258,7 +259,7 @@ def _svg_curve(name: str, color: str, records: Sequence[Mapping[str, Any]]) -> M
     )
 
 
-def _finish_axis(axis: Any, label: str, logarithmic: bool = True) -> None:
+def _finish_axis(axis: Any, label: str, logarithmic: bool) -> None:
     axis.set_yscale("log" if logarithmic else "linear")
     axis.set_xlabel("step")
     axis.set_ylabel("\n".join(wrap(label, LABEL_CHARACTERS)))

@@ -154,7 +154,7 @@ def run_batches(
 def grids_of(file: InputFile, metadata: Metadata) -> list[tuple[int, ...]]:
     """The extents of the grids in a file that a model is to take."""
     arrays = file.arrays_for(metadata)
-    if file.holds_inputs(metadata) and arrays is file.arrays:
+    if file.holds_inputs(metadata):
         arrays = {None: arrays[metadata.inputs[0]]}
     return [grid_of(x.shape, metadata) for x in arrays.values()]
 
@@ -284,7 +284,7 @@ def _infer_chunk(
 def _feeds_of(file: InputFile, arrays: Arrays, metadata: Metadata) -> Feeds:
     """The inputs of the session for a file: each of its arrays as x, or all of them by name if the model
     has several inputs of these names."""
-    if file.holds_inputs(metadata) and arrays is file.arrays:
+    if file.holds_inputs(metadata):
         return {None: {name: array for name, array in arrays.items() if name is not None}}
     if len(metadata.required_inputs) > 1:
         names = sorted(name for name in arrays if name is not None)

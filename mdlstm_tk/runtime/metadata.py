@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, MISSING, asdict, dataclass, field, fields
-from math import inf
+from math import inf, prod
 from typing import Any, Literal, get_type_hints
 
 from mdlstm_tk._util.checks import expected, fitting
@@ -20,6 +20,8 @@ SCHEMA = 2
 
 Extents = tuple[int, ...]
 Bounds = tuple[int | float, int | float]
+FLOAT_MAX = (2 - 2**-23) * 2.0**127  # of float32
+MAX_POSITIONS = 2**31  # of a grid that a file is verified on
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,13 @@ class Metadata:
         return (None,) * self.ndim if self.grid is None else self.grid
 
     def grid_like(self, grid: Extents) -> Extents:
-        """A grid that the model takes: its fixed extents, and the extents of `grid` along free axes."""
+        """A grid that the model takes: its fixed extents, and the extents of `grid` along free axes.
+
+        Raises:
+            InputError: the grid has another number of axes.
+        """
+        if len(grid) != self.ndim:
+            raise InputError(f"the model takes grids of {counted(self.ndim, 'axis', 'axes')}, got {grid}")
         return tuple(extent if e is None else e for e, extent in zip(self.extents, grid, strict=True))
 
     def has_batch_axis(self, axes: int) -> bool:
@@ -270,9 +278,15 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
     yield from kind_named(kind).rules(metadata)
     one, several = metadata.example_range, metadata.input_ranges.values()
     for name, ranges in ("example_range", [one] if one else []), ("input_ranges", [*several]):
-        are_bounds = all(len(bounds) == 2 and -inf < bounds[0] <= bounds[1] < inf for bounds in ranges)
-        yield name, are_bounds, "the lowest and the highest value"
+        yield name, all(map(are_bounds, ranges)), "the lowest and the highest value, which fit their type"
     yield "grids", all(_are_extents(grid, ndim) for grid in metadata.grids), expected_extents
+    yield (
+        "grids",
+        all(prod(grid) < MAX_POSITIONS for grid in metadata.grids),
+        f"fewer than {MAX_POSITIONS} positions",
+    )
+    errors = metadata.parity.values()
+    yield "parity", all(0 <= error < inf for error in errors), "numbers of at least 0"
     values, palette = metadata.mask_values, metadata.mask_palette
     are_values = values is None or (len(values) == outputs and all(-(2**63) <= v < 2**63 for v in values))
     yield "mask_values", are_values, f"{counted(outputs, 'value')} of 64 bits, one for each class"
@@ -287,6 +301,13 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
             channels = 0
         expected = f"images with {counted(metadata.channels, 'channel')}, as x has"
         yield "preprocessing", (ndim, channels) == (2, metadata.channels), expected
+
+
+def are_bounds(bounds: tuple[float, ...]) -> bool:
+    """True if these are the lowest and the highest of values that float32 holds, or of integers of 64
+    bits."""
+    largest = 2**63 - 1 if all(isinstance(bound, int) for bound in bounds) else FLOAT_MAX
+    return len(bounds) == 2 and -largest <= bounds[0] <= bounds[1] <= largest
 
 
 def _are_extents(extents: tuple[int | None, ...], ndim: int) -> bool:

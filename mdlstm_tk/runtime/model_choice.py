@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.errors import Argument, Export, InputError, Message
+from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.runtime.batching import CHUNK_BYTES, Result, grids_of
 from mdlstm_tk.runtime.io.npy import STDIO
 from mdlstm_tk.runtime.io.readers import InputFile, read_input
@@ -129,16 +129,20 @@ def jobs_by_model(
     unknown until their samples are cut out."""
     interfaces = {each.metadata.inputs: each.metadata for each in candidates}  # a file may fit one by names
     grids: dict[str, list[Grid]] = {job.source: [] for job in jobs}
-    for source in {job.source for job in jobs if not job.documents}:
-        with suppress(InputError):  # the run will name it
+    for source in dict.fromkeys(job.source for job in jobs if not job.documents):
+        with suppress(InputError), warnings.catch_warnings():  # the run will name it
+            warnings.simplefilter("ignore")
             file = reader.peek(source)
             for metadata in interfaces.values():
                 grids[source] += grids_of(file, metadata)
     choice = choose_models(candidates, grids)
     by_model: dict[Path, list[Job]] = {}
-    refused = []
+    refused, ndim = [], candidates[0].metadata.ndim
     for job in jobs:
-        if (model := choice[job.source]) is None:
+        model = choice[job.source]
+        if model is None and any(len(grid) != ndim or 0 in grid for grid in grids[job.source]):
+            model = candidates[0]  # which says what is wrong with the shape
+        if model is None:
             refused.append(Result(job, _refusal(job.source, grids[job.source], candidates)))
         else:
             by_model.setdefault(model.path, []).append(job)
@@ -151,7 +155,6 @@ def _refusal(source: str, grids: Sequence[Grid], candidates: Sequence[Candidate]
         f"{each.path.name} takes {format_size(each.metadata.extents)}" for each in candidates
     )
     return Message(
-        f"{source} has the grid {sizes}, which no model in {candidates[0].path.parent} takes ({models}); "
-        "make one with: ",
-        *(Export({"grid": tuple(grids[0])}), ", or for any size: ", Export({"form": "scan"})),
+        f"{source} has the grid {sizes}, which no model in {candidates[0].path.parent} takes ({models}); ",
+        *Shapes(candidates[0].metadata).advice_for(tuple(grids[0])),
     )

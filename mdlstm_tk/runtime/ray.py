@@ -126,11 +126,11 @@ def infer_with_ray(
         workers: how many; None: one per CPU, divided by `threads`. On CUDA at most one per GPU.
         max_bytes, **arguments: further arguments of `Session`.
     """
-    threads, max_bytes = max(threads, 1), byte_limit(max_bytes)
+    threads = max(threads, 1)
     chunks = [jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK)]
     workers = min(workers or max(1, (os.cpu_count() or 1) // threads), len(chunks))
     arguments |= {"device": device, "threads": threads, "max_bytes": max_bytes}
-    infer_args = (partial(read_input, max_bytes=max_bytes), batch_size, options)
+    infer_args = (partial(read_input, max_bytes=byte_limit(max_bytes)), batch_size, options)
     with ray_cluster(workers * threads) as ray:
         actor_args = os.getcwd(), imported_files(), model, arguments, infer_args
         pool = _pool(ray, FilesWorker, actor_args, workers, device, threads)

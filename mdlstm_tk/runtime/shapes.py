@@ -136,7 +136,7 @@ class Shapes:
                 )
             padded, samples = samples, np.zeros_like(samples)
             for sample, values, extents in zip(samples, padded, sizes, strict=True):
-                region = self._region(extents)
+                region = self.region(extents)
                 sample[region] = values[region]
         return replace(batch, samples=self._convert(samples, "x", label), sizes=sizes)
 
@@ -183,9 +183,9 @@ class Shapes:
     def valid_parts(self, samples: Array, sizes: Array) -> list[Array]:
         """The part of each sample that lies inside its valid extents."""
         sizes = self._prepare_sizes(as_array(sizes, "sizes"), samples)
-        return [sample[self._region(extents)] for sample, extents in zip(samples, sizes, strict=True)]
+        return [sample[self.region(extents)] for sample, extents in zip(samples, sizes, strict=True)]
 
-    def _region(self, extents: Array) -> tuple[Any, ...]:
+    def region(self, extents: Array) -> tuple[Any, ...]:
         """The index of the first positions along each axis of the grid of a sample."""
         slices = tuple(map(slice, extents))
         return (*slices, ...) if self.metadata.channels_last else (..., *slices)
@@ -210,6 +210,8 @@ class Shapes:
             )
         if (sizes % (self.metadata.multiple_of or 1)).any():
             raise InputError(f"sizes must be multiples of {self.metadata.multiple_of}, as this model needs")
+        if (sizes < (least := self.metadata.min_grid or 1)).any():
+            raise InputError(f"sizes must be at least {least}, as this model needs")
         return sizes.astype(np.int64)
 
     def prepare_extra_inputs(self, extra_inputs: Mapping[str, Array], batch: Batch) -> dict[str, Array]:
@@ -356,10 +358,16 @@ class Shapes:
                 f"{what} model, whose network takes extents of at least "
                 f"{format_size(self.metadata.min_grid or ())}; pad or resize it"
             )
-        raise InputError(
-            f"{what} {format_size(extents)} model; make one with: ",
-            *(Export({"grid": grid}), ", or for any size: ", Export({"form": "scan"})),
-        )
+        raise InputError(f"{what} {format_size(extents)} model; ", *self.advice_for(grid))
+
+    def advice_for(self, grid: Grid) -> tuple[str | Export, ...]:
+        """How to run a grid that the model does not take."""
+        from mdlstm_tk._util.sizes import format_size  # imported late: most grids fit
+
+        resize = (self.metadata.preprocessing or {}).get("resize")
+        if resize:
+            return (f"resize it to {format_size(resize)}, as images are for this model",)
+        return "make one with: ", Export({"grid": grid}), ", or for any size: ", Export({"form": "scan"})
 
     def has_grid(self, grid: Grid) -> bool:
         """True if a grid has the fixed extents of the model."""

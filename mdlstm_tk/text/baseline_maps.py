@@ -18,7 +18,8 @@ def draw_maps(lines: Sequence[Array], extents: tuple[int, int]) -> Floats:
     """Draw baselines as a network should see them.
 
     Args:
-        lines: baselines (K, 2), x and y in pixels of x (the input), in the order of reading.
+        lines: baselines (K, 2), x and y in pixels of x (the input), each from the left end of a
+            line that stands upright.
         extents: (h, w) of the maps.
 
     Returns:

@@ -147,9 +147,8 @@ def fit_lm_temperature(
 
 def _right(labels: Integers, line: LineLogits, classes: Sequence[str]) -> npt.NDArray[np.bool_]:
     """True for each character that was read from a line and is right, (L,)."""
-    index = {character: k for k, character in enumerate(classes, 1)}
     is_right = np.ones(len(labels), bool)
-    for edit in Levenshtein.editops(labels.tolist(), [index[c] for c in line.visual]):
+    for edit in Levenshtein.editops([classes[k - 1] for k in labels], [*line.visual]):
         if edit.tag != "insert":
             is_right[edit.src_pos] = False
     return is_right

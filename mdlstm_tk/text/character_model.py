@@ -34,6 +34,9 @@ UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
 SPACES = ("<space>", "▁", "|")  # names of the space, the one that is written first
 GZIP = b"\x1f\x8b"
 LOG_10 = log(10)
+ROUNDING = 1e-3  # by which the logarithm of a probability in a file may exceed 0
+COUNT = re.compile(r"ngram\s+\d+\s*=\s*(\d+)")  # of n-grams, in the header of a file
+SURROGATES = re.compile("[\ud800-\udfff]")
 LOG_ZERO = -99 * LOG_10  # as ARPA files write the logarithm of 0
 UNKNOWN_LOG_PROB = -100 * LOG_10  # where a file has no <unk>, as KenLM reads it
 MAX_CACHED = 2**23  # entries of rows of `after` in memory, some 100 MB
@@ -166,7 +169,7 @@ class CharacterModel:
             )
         try:
             return cls(*_linked(sections))
-        except (ValueError, LookupError):
+        except (ValueError, LookupError, RecursionError):
             raise incomplete from None
 
     def save(self, path: str | Path) -> None:
@@ -324,6 +327,8 @@ def _lines(texts: Iterable[str]) -> list[str]:
     for k, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(f"texts[{k}] must be a text, got {text!r:.80}")
+        if not text.isascii() and SURROGATES.search(text):
+            raise InputError(f"texts[{k}] holds half of a surrogate pair: {text!r:.80}")
         lines.append(_normal(text))
     return lines
 
@@ -344,13 +349,18 @@ def _parse(text: str) -> list[Section]:
         ValueError, IndexError: it is not a complete one.
     """
     sections: list[Section] = []
+    counts: list[int] = []
     is_complete = False
     for line in text.split("\n"):
         line = line.rstrip("\r")
-        if line.startswith("\\"):
+        if not sections and (count := COUNT.fullmatch(line.strip())):
+            counts.append(int(count[1]))
+        elif line.startswith("\\"):
             is_complete = line.strip() == "\\end\\"
             if line.rstrip().endswith("-grams:"):
                 sections.append({})
+                if line.strip() != f"\\{len(sections)}-grams:":
+                    raise ValueError(line)
         elif sections and line and not is_complete:
             fields = line.replace("\t", " ").split(" ")
             n = len(sections)
@@ -360,6 +370,8 @@ def _parse(text: str) -> list[Section]:
                 raise ValueError(line)
     if not is_complete or not sections or not sections[0]:
         raise ValueError("the file ends early")
+    if counts != [*map(len, sections)]:
+        raise ValueError("it has not as many n-grams as its header says")
     return sections
 
 
@@ -396,6 +408,8 @@ def _linked(sections: list[Section]) -> tuple[Sequence[str], NGrams, list[int]]:
     floats = [np.maximum(np.array(part) * LOG_10, UNKNOWN_LOG_PROB) for part in parts[3:]]
     if not all(np.isfinite(values).all() for values in floats):
         raise ValueError("a probability or backoff weight is NaN or infinite")
+    if (floats[0] > ROUNDING).any():
+        raise ValueError("a probability is larger than 1")
     return vocabulary, NGrams._make([*integers, *floats]), starts
 
 

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from threading import Lock
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from mdlstm_tk.runtime.text_order import MIRRORED, Direction, reordered
 from mdlstm_tk.text.character_model import END, SPACES, UNKNOWN, UNKNOWN_LOG_PROB, CharacterModel
 from mdlstm_tk.text.decoding import BEAM, Decoding
 from mdlstm_tk.text.posteriors import LOWEST, Floats, Integers, posteriors
+
+if TYPE_CHECKING:
+    from mdlstm_tk.text.metadata import RecogniserMetadata
 
 HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 MIN_PROBABILITY = 0.01  # divided by the beam: a search does not try less likely characters at a step
@@ -90,10 +93,9 @@ def transcribe_logits(
         end: where the image ends, if the last step reaches beyond it.
 
     Raises:
-        InputError: logits have another shape, or hold NaN; beam is below 1, or lm is no `CharacterModel` of
-            the characters, or lacks the space.
+        InputError: logits have another shape, or hold NaN.
     """
-    beam = check_search(beam, lm, classes)
+    beam = (1 if lm is None else BEAM) if beam is None else beam
     log_probs = scaled_log_probs(logits, classes, decoding.temperature)
     if beam == 1 and lm is None:
         labels = best_path(logits)
@@ -119,31 +121,29 @@ def transcribe_logits(
     return Transcription("".join(c.character for c in characters), float(confidence), characters)
 
 
-def check_search(beam: int | None, lm: CharacterModel | None, classes: Sequence[str]) -> int:
+def check_search(beam: int | None, lm: CharacterModel | None, metadata: RecogniserMetadata) -> None:
     """Check the arguments of a search, and that the language model knows the characters; it may lack some
-    but the space, with a warning if it has no probability for others. Returns the number of texts that the
-    search keeps.
+    but the space, with a warning if it has no probability for others.
 
     Raises:
         InputError: beam is below 1, lm is no `CharacterModel`, or one of other characters or without space.
     """
-    beam = (1 if lm is None else BEAM) if beam is None else beam
-    if beam < 1:
+    if beam is not None and beam < 1:
         raise InputError(f"beam must be 1 or more, got {beam}; 16 is usual")
     if lm is None:
-        return beam
+        return
     if not isinstance(lm, CharacterModel):
         raise InputError(
             f"lm must be a CharacterModel, got {type(lm).__name__}; read one with CharacterModel.load(path)"
         )
+    classes = names_in_model(metadata.classes or (), metadata.text_direction)
     if lm.index.keys().isdisjoint(classes):
         known = "".join(lm.vocabulary[3:])
         raise InputError(
             f"lm knows none of the characters that the model reads: it has {known!r:.40}, and the model "
             f"{''.join(classes)!r:.40}"
         )
-    # Of a text that is searched from the right, brackets are in a mirror, see `as_searched`.
-    lacking = [name for name in classes if lm.index.keys().isdisjoint((name, name.translate(MIRRORED)))]
+    lacking = [name for name in classes if name not in lm.index]
     if " " in lacking:
         raise InputError(
             "lm has no space, but the model reads spaces, so words would run together; fit it to lines of "
@@ -156,7 +156,12 @@ def check_search(beam: int | None, lm: CharacterModel | None, classes: Sequence[
             f"texts: {''.join(lacking):.40}",
             stacklevel=2,
         )
-    return beam
+
+
+def names_in_model(classes: Sequence[str], direction: Direction | None) -> Sequence[str]:
+    """The characters as a language model has them: of a text that is searched from the right, brackets are
+    in a mirror, see `as_searched`."""
+    return [name.translate(MIRRORED) for name in classes] if direction == "rtl" else classes
 
 
 def scaled_log_probs(logits: Floats, classes: Sequence[str], temperature: float) -> Floats:
@@ -218,7 +223,7 @@ class Fusion:
         if lm is None:
             self._row_of[0] = self.start = 0
             return
-        names = [name.translate(MIRRORED) for name in classes] if self.is_reversed else classes
+        names = names_in_model(classes, direction)
         self._index = np.array([lm.index[END], *(lm.index.get(name, 0) for name in names)])
         self.start = lm.start
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.shapes import as_image
 from mdlstm_tk.text.page_geometry import is_level
 from mdlstm_tk.text.pages import PageLine
 from mdlstm_tk.text.polylines import lengths, resampled
@@ -28,14 +29,14 @@ PAPER = 75  # percentile of the pixels inside: the median of the bright half
 MARGIN = 0.05  # of the height of a line, around its outline: outlines cut ascenders
 SAME_SIZE = 1.5  # ratio of heights up to which a line is as high as a typical one of its page
 ROUNDING = 1e-6  # so that a level line is not shifted by a pixel
-TURNED_AS = {"u2": np.int32}  # Pillow turns no images of 16 bits
 
 
 def cut_line(pixels: Array, line: PageLine) -> Array:
     """Cut a line out of a page.
 
     Args:
-        pixels: (H, W) or (H, W, 3), the page as `decode_image` returns it.
+        pixels: (H, W), (H, W, 1) or (H, W, 3) of uint8, uint16 or float, the page as `decode_image` returns
+            it.
         line: of that page.
 
     Returns:
@@ -44,9 +45,10 @@ def cut_line(pixels: Array, line: PageLine) -> Array:
         follows the baseline.
 
     Raises:
-        InputError: nothing of the line lies on the page.
+        InputError: nothing of the line lies on the page, or these are no pixels of an image.
         MissingExtraError: Pillow is not installed.
     """
+    pixels = as_image(pixels, "pixels")
     baseline = None if line.baseline is None else np.asarray(line.baseline, float)
     if baseline is not None:
         length = lengths(baseline)[-1]  # 0 if it lies beyond the page
@@ -55,8 +57,9 @@ def cut_line(pixels: Array, line: PageLine) -> Array:
     outline = _outline(line.box, baseline) if line.polygon is None else line.polygon
     outline = np.clip(outline, 0.0, pixels.shape[1::-1])
     low, high = np.floor(outline.min(axis=0)).astype(int), np.ceil(outline.max(axis=0)).astype(int)
+    no_area = f"line {line.id} has no area on the page"
     if (high <= low).any():
-        raise InputError(f"line {line.id} has no area on the page")
+        raise InputError(no_area)
     if line.polygon is None and baseline is None:
         return np.ascontiguousarray(pixels[low[1] : high[1], low[0] : high[0]])
     margin = 0 if line.reach is None else int(sum(line.reach))
@@ -64,8 +67,12 @@ def cut_line(pixels: Array, line: PageLine) -> Array:
     region = pixels[low[1] : high[1], low[0] : high[0]]
     outline = _resampled(np.concatenate([outline, outline[:1]]) - low)
     if baseline is None:
-        return _unrolled(region, outline, _axis(outline), None)
-    return _unrolled(region, outline, baseline - low, line.reach)
+        cut = _unrolled(region, outline, _axis(outline), None)
+    else:
+        cut = _unrolled(region, outline, baseline - low, line.reach)
+    if cut is None:
+        raise InputError(no_area)
+    return cut
 
 
 def _outline(box: tuple[int, int, int, int], baseline: Array | None) -> Array:
@@ -99,8 +106,11 @@ def _resampled(points: Array, step: float = 2.0) -> Array:
     return resampled(points, int(np.clip(np.ceil(lengths(points)[-1] / step), 1, MAX_SAMPLES)) + 1)
 
 
-def _unrolled(region: Array, outline: Array, baseline: Array, typical: tuple[float, float] | None) -> Array:
-    """Turn the pixels around an outline into the cut, and paint over what is outside.
+def _unrolled(
+    region: Array, outline: Array, baseline: Array, typical: tuple[float, float] | None
+) -> Array | None:
+    """Turn the pixels around an outline into the cut, and paint over what is outside; None if no pixel is
+    inside.
 
     Args:
         region: pixels of the page.
@@ -156,10 +166,20 @@ def _unrolled(region: Array, outline: Array, baseline: Array, typical: tuple[flo
     draw.Draw(mask).polygon(points, fill=1, outline=1)
     draw.Draw(mask).line(points, fill=1, width=2 * margin + 1)
     is_inside = np.asarray(mask)
+    if not is_inside.any():
+        return None
     region = np.pad(region, [(border, border)] * 2 + [(0, 0)] * (region.ndim - 2), mode="edge")
-    turned = module.fromarray(region.astype(TURNED_AS.get(region.dtype.str[1:], region.dtype), copy=False))
-    turned = turned.transform((width, height), module.Transform.MESH, mesh, module.Resampling.BILINEAR)
-    cut = np.asarray(turned).astype(region.dtype, copy=False)
+    # Pillow turns several channels at once only of 8 bits, and other types only as these.
+    layers = [region] if region.ndim == 2 or region.dtype == np.uint8 else np.moveaxis(region, -1, 0)
+    dtype = {"u1": np.uint8, "u2": np.int32}.get(region.dtype.str[1:], np.float32)
+    turned = [
+        module.fromarray(layer.astype(dtype)).transform(
+            (width, height), module.Transform.MESH, mesh, module.Resampling.BILINEAR
+        )
+        for layer in layers
+    ]
+    cut = np.asarray(turned[0]) if len(turned) == 1 else np.stack([*map(np.asarray, turned)], axis=-1)
+    cut = cut.astype(region.dtype, copy=False)
     return np.where(is_inside[..., None] if cut.ndim == 3 else is_inside, cut, _paper(cut, is_inside))
 
 

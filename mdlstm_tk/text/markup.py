@@ -76,6 +76,7 @@ class Document:
     Args:
         path: the file, or its name in error messages.
         data: its bytes; None: they are read.
+        max_bytes: maximum size of the file; None: it is not bounded.
 
     Attributes:
         root: the outermost element.
@@ -88,10 +89,10 @@ class Document:
 
     root: Element
 
-    def __init__(self, path: Path, data: bytes | None = None) -> None:
+    def __init__(self, path: Path, data: bytes | None, max_bytes: int | None) -> None:
         if data is None:
             with open_input(path) as file:
-                data = read_capped(file, str(path), MAX_XML_BYTES)
+                data = file.read() if max_bytes is None else read_capped(file, str(path), max_bytes)
         self.instructions: list[str] = []
         match = ENCODING.match(data.removeprefix(codecs.BOM_UTF8))
         self._encoding = match.group(1).decode() if match else "utf-8"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import NamedTuple
-from unicodedata import normalize
 
 from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk.data.spec import Array, Batch, Floats, TaskSpec
 from mdlstm_tk.runtime.text_order import reorder
 from mdlstm_tk.text.ctc import best_path
+from mdlstm_tk.text.encoding import normalise
 
 
 def target_texts(batch: Batch, spec: TaskSpec) -> list[str]:
@@ -45,14 +45,9 @@ class TextEdits(NamedTuple):
     words: int
 
 
-def plain(text: str) -> str:
-    """Return a text as it is compared: NFC, without blanks at both ends."""
-    return normalize("NFC", text).strip()
-
-
 def count_edits(reading: str, truth: str) -> TextEdits:
-    """Compare a text that was read with the true one; how either is composed (NFC) does not count."""
-    reading, truth = plain(reading), plain(truth)
+    """Compare a text that was read with the true one, both in the form of `normalise`."""
+    reading, truth = normalise(reading), normalise(truth)
     words = truth.split()
     return TextEdits(
         Levenshtein.distance(reading, truth),

@@ -84,7 +84,7 @@ class PageTarget(NamedTuple):
 
     Attributes:
         width, height: of the page in pixels.
-        lines: baselines (K, 2) in pixels, in the order of reading.
+        lines: baselines (K, 2) in pixels, each from the left end of a line that stands upright.
         reach: pixels that its outlines reach above and below; None if it has none.
     """
 

@@ -48,7 +48,7 @@ class Frame:
             return cls(upright, np.ones(2), 1)
         for extents, turn in ((upright, 1), (stored, orientation)):
             stretch = size[0] * float(extents[1]) / (size[1] * float(extents[0]))
-            if abs(stretch - 1) <= MAX_STRETCH + 2 / min(*size, *extents.tolist()):
+            if abs(stretch - 1) <= min(MAX_STRETCH + 2 / min(*size, *extents.tolist()), 2 * MAX_STRETCH):
                 return cls(upright, extents / size, turn)
         raise InputError(
             f"{path} is for an image of {size[0]:g}x{size[1]:g} pixels, but {image.name} has "
@@ -76,7 +76,10 @@ def read_number(text: str | None) -> float | None:
 
 
 def _points(text: str | None, least: int) -> Array | None:
-    """The points (K, 2) of "x,y x,y" or "x y x y"; None if there are fewer than `least` different ones."""
+    """The points (K, 2) of "x,y x,y" or "x y x y"; None if there are fewer than `least` different ones, or
+    something else than numbers."""
+    if NUMBER.sub("", text or "").strip(" ,;\t\r\n"):
+        return None
     numbers = [float(number) for number in NUMBER.findall(text or "")]
     points = np.clip(np.array(numbers[: len(numbers) // 2 * 2]).reshape(-1, 2), -MAX_NUMBER, MAX_NUMBER)
     points = points[:: len(points) // MAX_POINTS + 1]
@@ -156,8 +159,8 @@ def line_spacing(baselines: Sequence[Array]) -> float:
     return float(np.median(nearest))
 
 
-def in_reading_order(places: Sequence[Place], text: str) -> list[Array | None]:
-    """The baselines (K, 2) of a page, the first point of each where reading begins.
+def baselines_from_left(places: Sequence[Place], text: str) -> list[Array | None]:
+    """The baselines (K, 2) of a page, each from the left end of a line that stands upright.
 
     Right to left is only the order in which a baseline was drawn where the page has right-to-left texts, or
     no texts yet and most lines run so. It is, too, where letters stand above the baseline on the page; else

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,16 @@ from mdlstm_tk.runtime.jobs import Job, ResultOptions
 from mdlstm_tk.runtime.preprocessing import decode_image
 from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.text.baselines import Baselines, FoundLine
+from mdlstm_tk.text.ctc import Transcription
 from mdlstm_tk.text.documents import SUFFIX
 from mdlstm_tk.text.found_pages import FoundPage, find_page, page_xml
 from mdlstm_tk.text.line_cutting import cut_line
 from mdlstm_tk.text.overlay import draw_overlay, picture_paths
 from mdlstm_tk.text.pages import Page, PageLine, read_page, write_page
 from mdlstm_tk.text.transcribe import Text
+from mdlstm_tk.text.transcription import read_images
+
+XML_SHARE = 8  # of `max_bytes`, one part is the limit of an XML, which takes several times more when parsed
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def infer_pages(
 
     Args:
         session, jobs, options: of the inference.
-        max_bytes: maximum size in bytes of an image, see `decode_image`.
+        max_bytes: maximum size in bytes of an image, see `decode_image`; of an XML, an eighth.
         stdin: the page of a job that reads standard input.
 
     Raises:
@@ -101,9 +105,8 @@ def infer_pages(
                     page, images = _page_of(found, item.image, pixels)
                 elif not page.lines:
                     warnings.warn(f"{job.source} has no lines, so nothing of it is read", stacklevel=2)
-                texts = session.transcribe([*images.values()], **search) if images else []
-                read = dict(zip(images, texts, strict=True))
-                answers = tuple(Text(line.text, name, None, line) for name, line in read.items())
+                read = _read(session, images, search, job.source)
+                answers = tuple(Text(line.text, name, transcription=line) for name, line in read.items())
                 write = partial(write_page, page, read, job.target, replace=job.replace)
                 _write(job, session, options, answers, write)
                 lines = page.lines
@@ -131,7 +134,8 @@ def _open_page(job: Job, max_bytes: int, stdin: bytes | None, cuts: bool) -> _Op
     try:
         page, image = None, Path(job.source)
         if is_stdin or suffix_of(job.source) not in IMAGE_SUFFIXES:
-            page = read_page(label_of(STDIO), stdin) if is_stdin else read_page(job.source)
+            most = max_bytes // XML_SHARE
+            page = read_page(label_of(STDIO) if is_stdin else job.source, stdin, most)
             image = page.image
         with open_input(image) as content:
             data = read_capped(content, str(image), max_bytes)
@@ -154,12 +158,35 @@ def _cut(lines: Sequence[PageLine], pixels: Array, source: str) -> dict[str, Arr
         except InputError:
             unread.append(line.id)
     if unread:
-        warnings.warn(
-            f"{source}: {len(unread)} of {counted(len(lines), 'line')} without a place on the page, not "
-            f"read: {', '.join(unread[:3])}{', …' if len(unread) > 3 else ''}",
-            stacklevel=2,
-        )
+        _warn_of(unread, len(lines), source, "without a place on the page")
     return images
+
+
+def _read(
+    session: Session, images: Mapping[str, Array], search: Mapping[str, Any], source: str
+) -> dict[str, Transcription]:
+    """The lines that the model reads, by their IDs.
+
+    Raises:
+        InputError: it takes none of them.
+    """
+    lines = dict(zip(images, read_images(session, [*images.values()], **search), strict=True))
+    read = {name: line for name, line in lines.items() if not isinstance(line, InputError)}
+    refused = {name: line for name, line in lines.items() if isinstance(line, InputError)}
+    if refused:
+        name, error = next(iter(refused.items()))
+        if not read:
+            raise InputError(f"line {name}: ", error)
+        _warn_of([*refused], len(lines), source, f"for which the model is not made ({error})")
+    return read
+
+
+def _warn_of(unread: Sequence[str], count: int, source: str, reason: str) -> None:
+    warnings.warn(
+        f"{source}: {len(unread)} of {counted(count, 'line')} {reason}, not read: "
+        f"{', '.join(unread[:3])}{', …' if len(unread) > 3 else ''}",
+        stacklevel=3,
+    )
 
 
 def _page_of(found: FoundPage, image: Path, pixels: Array) -> tuple[Page, dict[str, Array]]:

@@ -21,6 +21,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,13 +32,13 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 from mdlstm_tk.runtime.io.npy import Array, open_output
 from mdlstm_tk.text.documents import MARK, SUBFOLDERS, SUFFIX
-from mdlstm_tk.text.markup import Document, Element, escaped, quoted, root_tag
+from mdlstm_tk.text.markup import MAX_XML_BYTES, Document, Element, escaped, quoted, root_tag
 from mdlstm_tk.text.page_geometry import (
     BOX,
     Frame,
     Place,
+    baselines_from_left,
     box_around,
-    in_reading_order,
     line_spacing,
     read_number,
     typical_reach,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 ALTO, PAGE = "alto", "PcGts"
 BEFORE_TEXT = ("AlternativeImage", "Coords", "Baseline", "Word", "Glyph")  # in the schema of PAGE
-OFFSETS = re.compile(r"\s*[\w.-]+\s*\{[^{}]*\boffset\s*:[^{}]*\}")  # of `custom`
+OFFSETS = re.compile(r"(?<![\s\w.-])\s*[\w.-]+\s*\{[^{}]*\boffset\s*:[^{}]*\}")  # of `custom`
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class PageLine:
     Attributes:
         id: its ID in the file, else its number in the file, from 1.
         text: the text, None if there is none.
-        baseline: (K, 2), K > 1: x and y in pixels of the image, in the order of reading; None if there is
-            none.
+        baseline: (K, 2), K > 1: x and y in pixels of the image, from the left end of a line that stands
+            upright; None if there is none.
         polygon: (K, 2), K > 2: its outline; None if there is none.
         box: left, top, right and bottom: of the outline, else as the file says, else around the baseline.
             Empty, with zeros, if the file says nothing about its position.
@@ -101,7 +102,7 @@ def is_page(path: str | Path) -> bool:
     return path.suffix.lower() == SUFFIX and root_tag(path)[0] in (ALTO, PAGE)
 
 
-def read_page(path: str | Path, content: bytes | None = None) -> Page:
+def read_page(path: str | Path, content: bytes | None = None, max_bytes: int = MAX_XML_BYTES) -> Page:
     """Read a page.
 
     Its image is the file that it names, in the folder of the XML, else the image of the same name as the
@@ -110,6 +111,7 @@ def read_page(path: str | Path, content: bytes | None = None) -> Page:
     Args:
         path: the file.
         content: its bytes, if they came by another way; `path` is then their name beside the image.
+        max_bytes: maximum size of the file.
 
     Raises:
         InputError: the file cannot be read or is neither ALTO nor PAGE, there is no image or one of another
@@ -117,7 +119,7 @@ def read_page(path: str | Path, content: bytes | None = None) -> Page:
         MissingExtraError: Pillow is not installed.
     """
     path = Path(path)
-    root, elements = _open(path, content)[1:]
+    root, elements = _open(path, content, max_bytes)[1:]
     if root.tag == ALTO:
         measure = root.first("Description", "MeasurementUnit")
         unit = measure.text.strip() if measure else ""
@@ -138,7 +140,7 @@ def read_page(path: str | Path, content: bytes | None = None) -> Page:
 def image_of(path: str) -> Path | None:
     """The image that `read_page` finds for a page; None if the page cannot be read, or has none."""
     try:
-        return _find_image(Path(path), _open(Path(path), None)[1])
+        return _find_image(Path(path), _open(Path(path), None, MAX_XML_BYTES)[1])
     except InputError:
         return None
 
@@ -165,7 +167,7 @@ def write_page(
         InputError: the file has changed and has no such line any more, or `target` may not be replaced.
         MDLSTMError: the file cannot be written.
     """
-    document, root, elements = _open(page.path, page.content)
+    document, root, elements = _open(page.path, page.content, None)
     for name, transcription in transcriptions.items():
         if name not in elements:
             raise InputError(f"{page.path} has no line {name}; it has changed since it was read")
@@ -184,9 +186,11 @@ def write_page(
         file.write(document.render())
 
 
-def _open(path: Path, content: bytes | None) -> tuple[Document, Element, dict[str, Element]]:
+def _open(
+    path: Path, content: bytes | None, max_bytes: int | None
+) -> tuple[Document, Element, dict[str, Element]]:
     """Parse a file: the document, its root, and its lines by their IDs."""
-    document = Document(path, content)
+    document = Document(path, content, max_bytes)
     root = document.root
     if root.tag not in (ALTO, PAGE):
         raise InputError(f"{path} holds <{root.tag[:40]}>, expected ALTO (<alto>) or PAGE XML (<{PAGE}>)")
@@ -224,7 +228,7 @@ def _find_image(path: Path, root: Element) -> Path:
 def _lines(elements: Mapping[str, Element], frame: Frame) -> Iterator[PageLine]:
     texts = [_text(element) for element in elements.values()]
     places = [Place.read(element, frame) for element in elements.values()]
-    baselines = in_reading_order(places, "".join(texts))
+    baselines = baselines_from_left(places, "".join(texts))
     reach = typical_reach((line, place.polygon) for line, place in zip(baselines, places, strict=True))
     spacing = line_spacing([line for line in baselines if line is not None])
     for name, text, (_, polygon, corners), baseline in zip(elements, texts, places, baselines, strict=True):
@@ -245,7 +249,7 @@ def _text(element: Element) -> str:
         text += "".join(hyphen.attributes.get("CONTENT", "") for hyphen in element.all("HYP"))
     else:
         text = _unicode(element) or " ".join(filter(None, map(_unicode, element.all("Word"))))
-    return unicodedata.normalize("NFC", re.sub(r"\s*[\t\r\n]\s*", " ", text).strip())
+    return unicodedata.normalize("NFC", re.sub(r"(?<!\s)\s*[\t\r\n]\s*", " ", text).strip())
 
 
 def _unicode(element: Element) -> str:
@@ -258,7 +262,9 @@ def _unicode(element: Element) -> str:
 def _main_equiv(element: Element) -> Element | None:
     """The TextEquiv with the lowest index; one without comes first."""
     equivs = element.all("TextEquiv")
-    return min(equivs, key=lambda equiv: read_number(equiv.attributes.get("index")) or 0, default=None)
+    indices = [read_number(equiv.attributes.get("index")) for equiv in equivs]
+    keys = [-inf if index is None else index for index in indices]
+    return equivs[keys.index(min(keys))] if equivs else None
 
 
 def _words(transcription: Transcription) -> list[tuple[str, str]]:
@@ -273,6 +279,7 @@ def _words(transcription: Transcription) -> list[tuple[str, str]]:
 
 def _write_alto(document: Document, line: Element, transcription: Transcription) -> None:
     strings, hyphens, words = line.all("String"), line.all("HYP"), _words(transcription)
+    written = _written(strings)
     text, confidence = transcription.text, f"{transcription.confidence:.4f}"
     box = {key: line.attributes.get(key) for key in BOX}
     if not strings:
@@ -282,7 +289,7 @@ def _write_alto(document: Document, line: Element, transcription: Transcription)
         _remove_all(document, hyphens)
     elif len(strings) == 1 and not hyphens:
         _write_string(document, strings[0], text, confidence, {})
-    elif len(written := _written(strings)) == len(words) and not hyphens:
+    elif text == " ".join(word for word, _ in words) and len(written) == len(words) and not hyphens:
         for string, word in zip(written, words, strict=True):
             _write_string(document, string, *word, {})
     else:

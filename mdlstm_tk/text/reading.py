@@ -20,7 +20,8 @@ from mdlstm_tk.text.character_model import CharacterModel
 from mdlstm_tk.text.ctc import Transcription, transcribe_logits
 from mdlstm_tk.text.ctc_loss import line_steps
 from mdlstm_tk.text.decoding import Decoding
-from mdlstm_tk.text.measures import TextEdits, count_edits, plain, target_texts
+from mdlstm_tk.text.encoding import normalise
+from mdlstm_tk.text.measures import TextEdits, count_edits, target_texts
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.evaluation import evaluate
@@ -82,7 +83,7 @@ class Line:
     @property
     def edits(self) -> list[Edit]:
         """The alignment of reading and truth."""
-        return align(plain(self.transcription.text), plain(self.truth))
+        return align(normalise(self.transcription.text), normalise(self.truth))
 
 
 def align(reading: str, truth: str) -> list[Edit]:
@@ -210,7 +211,7 @@ def reliability(lines: Iterable[Line]) -> list[tuple[float, float, int]]:
         inner = slice(len(reading) - len(reading.lstrip()), len(reading.rstrip()))
         reading = reading.strip()
         is_equal = np.zeros(len(reading), bool)
-        for op in Levenshtein.opcodes(reading, plain(line.truth)):
+        for op in Levenshtein.opcodes(reading, normalise(line.truth)):
             is_equal[op.src_start : op.src_end] = op.tag == "equal"
         confidences += [c.confidence for c in line.transcription.characters[inner]]
         is_right += is_equal.tolist()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.kinds.answer import PROBABILITY_DIGITS, Answer
 from mdlstm_tk.kinds.decoding import DECODING_FILE
 from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind, OpenModel, Width
@@ -33,14 +34,13 @@ class Text(Answer):
         transcription: the text with confidences and places.
     """
 
-    transcription: Transcription | None = None
+    transcription: Transcription = field(kw_only=True)
 
     @property
     def confidence(self) -> float:
-        return round(self.transcription.confidence, PROBABILITY_DIGITS) if self.transcription else 0.0
+        return round(self.transcription.confidence, PROBABILITY_DIGITS)
 
     def details(self) -> dict[str, Any]:
-        characters = self.transcription.characters if self.transcription else ()
         return {
             "confidence": self.confidence,
             "characters": [
@@ -50,7 +50,7 @@ class Text(Answer):
                     "right": round(each.right, EDGE_DIGITS),
                     "confidence": round(each.confidence, PROBABILITY_DIGITS),
                 }
-                for each in characters
+                for each in self.transcription.characters
             ],
         }
 
@@ -106,7 +106,8 @@ class Transcribe(Kind):
         return outputs - 1  # output 0 is the blank
 
     def rules(self, metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
-        yield "classes", "" not in (metadata.classes or ()), "characters, none of which is empty"
+        are_texts = all(each and is_plain_text(each) for each in metadata.classes or ())
+        yield "classes", are_texts, "characters, none of which is empty or a control character"
         for name, value in asdict(cast("RecogniserMetadata", metadata).decoding).items():
             low, rule = (
                 (0, "a positive number") if name.endswith("temperature") else (-inf, "a finite number")
@@ -125,7 +126,7 @@ class Transcribe(Kind):
         lm = options.of_kind.get("lm")
         if isinstance(lm, str | Path):
             lm = CharacterModel.load(lm)
-        check_search(options.of_kind.get("beam"), lm, metadata.classes or ())
+        check_search(options.of_kind.get("beam"), lm, cast("RecogniserMetadata", metadata))
         of_kind = {**options.of_kind, "lm": lm}
         if finder := of_kind.get("line_model"):
             from mdlstm_tk.text.found_pages import check_finder
@@ -144,7 +145,8 @@ class Transcribe(Kind):
         rows, indices = (y, range(len(y))) if y.ndim == 3 else (y[None], (None,))
         search = {name: options.of_kind.get(name) for name in ("beam", "lm")}
         lines = [read_logits(row, metadata, width, **search) for row in rows]
-        return [Text(line.text, array, k, line) for line, k in zip(lines, indices, strict=True)]
+        named = zip(lines, indices, strict=True)
+        return [Text(line.text, array, k, transcription=line) for line, k in named]
 
 
 KIND = Transcribe()

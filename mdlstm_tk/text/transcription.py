@@ -33,23 +33,39 @@ def transcribe(
             f"transcribe() needs a model of kind transcribe, which reads texts; this one is of kind "
             f"{metadata.kind}"
         )
-    check_search(beam, lm, metadata.classes or ())
+    assert isinstance(metadata, RecogniserMetadata)
+    check_search(beam, lm, metadata)
     shape: tuple[int, ...] = getattr(images, "shape", ())
     if len(shape) == 3 and shape[2] in (1, 3):
         raise InputError(f"images is one image of shape {shape}; give a list, as [image]")
+    lines = []
+    all_pixels = [as_image(image, f"images[{k}]") for k, image in enumerate(images)]
+    for k, line in enumerate(read_images(session, all_pixels, beam, lm)):
+        if isinstance(line, InputError):
+            raise InputError(f"images[{k}]: ", line)
+        lines.append(line)
+    return lines
+
+
+def read_images(
+    session: Session, images: Sequence[Array], beam: int | None = None, lm: CharacterModel | None = None
+) -> list[Transcription | InputError]:
+    """The text of each image, or why the model does not take it. See `transcribe`, which has checked the
+    arguments."""
+    metadata = session.metadata
     preprocessing = preprocessing_for(metadata, "images[0]")
-    arrays = []
-    for k, image in enumerate(images):
-        pixels = as_image(image, f"images[{k}]")
+    arrays, lines = dict[int, Array](), dict[int, Transcription | InputError]()
+    for k, pixels in enumerate(images):
         try:
             x = preprocessing(pixels)
         except InputError as error:
-            raise InputError(f"images[{k}]: ", error) from None
-        arrays.append(x if metadata.channels_last else np.moveaxis(x, -1, 0))
-    lines: dict[int, Transcription] = {}
-    for k, logits in run_batches(session, enumerate(arrays)):
+            lines[k] = error
+        else:
+            arrays[k] = x if metadata.channels_last else np.moveaxis(x, -1, 0)
+    for k, logits in run_batches(session, arrays.items()):
         if isinstance(logits, InputError):
-            raise InputError(f"images[{k}]: ", logits)
+            lines[k] = logits
+            continue
         if isinstance(logits, Exception):
             raise logits
         if isinstance(logits, dict):  # the first output is the one that metadata describe
@@ -57,7 +73,7 @@ def transcribe(
         columns = grid_of(arrays[k].shape, metadata)[1]
         width = covered_width(len(logits), columns, np.shape(images[k])[1], metadata.columns_per_step)
         lines[k] = read_logits(logits, metadata, width, beam, lm)
-    return [lines[k] for k in range(len(arrays))]
+    return [lines[k] for k in range(len(images))]
 
 
 def read_logits(

@@ -154,7 +154,7 @@ BAD: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "channels": ("x.npy", npy(np.zeros((5, 8, 3))), ("x.npy", "3 channels")),
     "axes": ("x.npy", npy(np.zeros(40)), ("x.npy", "(40)", "(H, W)")),
     "empty": ("x.npy", npy(np.zeros((0, 8))), ("x.npy", "(0, 8)")),
-    "huge": ("x.npy", npy(np.zeros((600, 600))), ("x.npy", "600×600", "262144")),
+    "huge": ("x.npy", npy(np.zeros((600, 600))), ("600×600", "5×8")),
     "nan": ("x.npy", npy(np.full(GRID, np.nan)), ("x.npy", "40", "NaN")),
     "pickle": ("x.npy", npy(np.array([{}])), ("x.npy", "real numbers")),
     "complex": ("x.npy", npy(np.zeros(GRID, complex)), ("x.npy", "real numbers")),
@@ -164,6 +164,8 @@ BAD: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "ragged": ("x.csv", b"1,2\n3\n", ("x.csv", "row 2")),
     "decimal commas": ("x.csv", b"0,5;0,25\n0,1;0,75\n", ("x.csv", "row 1", "5;0")),
     "word": ("x.csv", b"1,2\n3,<b>four\n", ("x.csv", "row 2", "<b>four")),
+    "hexadecimal": ("x.csv", b"0x10,1\n", ("x.csv", "row 1", "0x10")),
+    "a row of blanks": ("x.csv", b"1,2\n \n", ("x.csv", "row 2")),
     "hole": ("x.csv", b"1,,2\n", ("x.csv", "row 1")),
     "blank": ("x.csv", b"\n", ("x.csv", "empty")),
     "no-png": ("x.png", b"png", ("x.png",)),
@@ -218,3 +220,6 @@ def test_scores_that_are_not_finite_are_no_answer(tab: Tab) -> None:
         for last in ([np.nan, 0], [0, np.nan], [np.inf, 0], [-np.inf, -np.inf]):
             assert tab.page.evaluate(script, [kind, [0, 1, *last]]) == DIVERGED, (kind, last)
         assert tab.page.evaluate(script, [kind, [0, 1, -np.inf, 0]]) is None
+    for number in (np.nan, -np.inf):
+        shown = tab.page.evaluate(script, ["regress", [0, 1, number, 0]])
+        assert shown == "the numbers hold NaN or infinity; the model diverged"

@@ -177,14 +177,17 @@ def test_samples_that_are_too_large_are_no_examples(trained: Run, monkeypatch: p
     metadata, messages = Metadata("0", None, "scan", "N H W C", 1, 1), list[str]()
     module = "mdlstm_tk.export.browser.examples"
     monkeypatch.setattr(f"{module}.MAX_BYTES", 50)
-    for heights, expected in (((51, 40, 20, 10), [40, 10]), ((51, 60), [])):
+    for heights, expected in (((51, 40, 20, 10), [40, 10]), ((51, 60), []), ((), [])):
         samples = [
             PageExample(np.zeros((height, 1, 1), np.float32)) for height in heights
         ]  # of 1 byte a row
         monkeypatch.setattr(f"{module}._samples", lambda *_, samples=samples: iter(samples))
         chosen = page_examples(trained, metadata, on_message=messages.append)
         assert [len(example.x) for example in chosen] == expected
-    assert messages == ["no examples: each sample takes more than the 50 bytes of all examples"]
+    assert messages == [
+        "no examples: each sample takes more than the 50 bytes of all examples",
+        "no examples: no sample of the data has a size that the model takes",
+    ]
 
 
 def test_pages_for_strides_refuse_other_sizes(open_page: Callable[..., Tab], tmp_path: Path) -> None:
@@ -224,6 +227,40 @@ def test_a_model_of_any_size(open_page: Callable[..., Tab], tmp_path: Path) -> N
     assert size_of(tab) == (40, 100)
 
 
+def test_a_field_that_changes_leaves_the_other_one(open_page: Callable[..., Tab], tmp_path: Path) -> None:
+    tab = open_page(craft(tmp_path / "m.onnx", None))
+    give(tab, tmp_path / "x.npy", np.ones((100, 1000, 3), np.float32))
+    assert size_of(tab) == (100, 1000)
+    tab.page.locator("#height").fill("101")
+    tab.page.locator("#height").dispatch_event("change")
+    assert size_of(tab) == (101, 1000)
+
+
+def test_values_are_held_to_what_the_model_takes(open_page: Callable[..., Tab], tmp_path: Path) -> None:
+    """As `mdlstm infer` does."""
+    tab = open_page(craft(tmp_path / "m.onnx", GRID, dtype="float16"))
+    give(tab, tmp_path / "x.npy", np.full((*GRID, 3), 1e5))
+    expect(tab.page.locator("#message.error")).to_contain_text("holds 100000, which this model, in float16")
+    preprocessing = {"channels": 3, "resize": None}
+    tab = open_page(
+        craft(tmp_path / "m.onnx", GRID, window=None, kind="classify", preprocessing=preprocessing)
+    )
+    give(tab, tmp_path / "x.npy", np.full((*GRID, 3), 7, np.uint8))
+    expect(tab.page.locator("#message")).to_contain_text("whole numbers beyond 1 are used as they are")
+    give(tab, tmp_path / "x.npy", np.full((*GRID, 3), 0.5))
+    expect(tab.page.locator("#message")).not_to_contain_text("whole numbers")
+
+
+def test_an_output_that_is_no_answer_leaves_none(open_page: Callable[..., Tab], tmp_path: Path) -> None:
+    tab = open_page(craft(tmp_path / "m.onnx", GRID, window=None, kind="classify"))
+    expect(tab.page.locator(".answer")).to_contain_text("%")
+    give(tab, tmp_path / "x.npy", np.full((*GRID, 3), 3e38, np.float32))
+    expect(tab.page.locator("#message.error")).to_contain_text("the model diverged")
+    for part in (".answer", ".bars"):
+        expect(tab.page.locator(part)).to_be_hidden()
+    assert tab.text("pre") == ""
+
+
 def test_a_model_that_takes_smaller_grids(open_page: Callable[..., Tab], tmp_path: Path) -> None:
     tab = open_page(craft(tmp_path / "m.onnx", (6, 9), inputs=("x", "sizes"), window=(2, 4)))
     assert "6×9" in tab.text("footer")
@@ -261,8 +298,10 @@ def test_channels_in_front(open_page: Callable[..., Tab], tmp_path: Path) -> Non
     layer = MDLSTM(3, 2, directions="all", cell="stable", channels_last=False)
     export_onnx(layer, tmp_path / "m.onnx", grid=(4, 6))
     tab = open_page(tmp_path / "m.onnx")
-    give(tab, tmp_path / "x.npy", x := matrix(8, (4, 6, 3)).astype(np.float32))
-    expected = Session(tmp_path / "m.onnx", "cpu")(x.transpose(2, 0, 1)[None])[0]
+    x = matrix(8, (3, 4, 6)).astype(np.float32)
+    expected = Session(tmp_path / "m.onnx", "cpu")(x)
+    give(tab, tmp_path / "x.npy", np.asfortranarray(x))
+    give(tab, tmp_path / "x.npy", x)
     for channel in (0, 5):
         tab.page.locator("#prediction select").select_option(index=channel)
         check_prediction(tab, expected[channel])

@@ -125,6 +125,7 @@ def test_models_that_no_page_takes(tmp_path: Path) -> None:
     for grid, fields, named in (
         (GRID, {"inputs": ("x", "mood")}, "mood"),
         (GRID, {"output_names": ("y", "attention"), "further_windows": (None,)}, "y, attention"),
+        (GRID, {"integer": True}, "whole numbers"),
         ((2, 5, 8), {"layout": "N D H W C", "window": (1, 1, 1)}, "N D H W C"),
     ):
         craft(path, grid, **fields)

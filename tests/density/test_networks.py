@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mdlstm_tk._util.user_code import import_file
 from mdlstm_tk.density import DensityNet, Ising
+from mdlstm_tk.density.pixel import PixelNet
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import create
 
@@ -126,6 +127,11 @@ def test_kept_states_give_the_same_features_as_the_whole_grid(
             torch.testing.assert_close(features, whole[:, row, column], atol=1e-12, rtol=0)
             drawn[:, row, column] = x[:, row, column]
     assert (drawn == x).all()
+
+
+def test_log_probabilities_in_16_bits_are_sums_in_float32() -> None:
+    log_p = PixelNet(1, 1, hidden=1, dtype=torch.float16).log_prob(torch.zeros(1, 400, 400, 1).half())
+    assert log_p.dtype == torch.float32 and log_p.isfinite().all() and log_p < -65504
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mdlstm_tk.density import sample_run
 from mdlstm_tk.density.contact_sheet import contact_sheet, draw_samples, write_samples
-from mdlstm_tk.density.sampling import read_given, uniform_numbers
+from mdlstm_tk.density.sampling import draw_images, read_given, uniform_numbers
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import render_report
 from mdlstm_tk.training import Run, load_checkpoint, make_task
@@ -88,6 +88,38 @@ def test_given_values_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> 
     np.save(tmp_path / "given.npy", values.astype(np.float32))
     with pytest.raises(InputError, match=message):
         read_given(tmp_path / "given.npy", (8, 8), 1)
+
+
+def test_one_array_of_several_is_not_guessed(tmp_path: Path) -> None:
+    np.savez(tmp_path / "two.npz", a=np.zeros((8, 8)), b=np.ones((8, 8)))
+    with pytest.raises(InputError, match=r"two\.npz holds 2 arrays, expected one image"):
+        read_given(tmp_path / "two.npz", (8, 8), 1)
+
+
+def test_each_image_may_have_its_own_given_part(density_run: Run) -> None:
+    part = np.zeros((8, 4, 8, 1), np.float32)
+    assert not sample_run(density_run, 8, given=part)[:, :4].any()
+    with pytest.raises(InputError, match="all of an image of 8x8 is given"):
+        sample_run(density_run, 2, given=np.zeros((2, 8, 8, 1), np.float32))
+
+
+@pytest.mark.parametrize("drawn", [torch.zeros(2, 1, 4, 6), torch.full((2, 4, 6, 1), torch.nan)])
+def test_what_a_network_of_the_users_own_draws_is_held(drawn: torch.Tensor) -> None:
+    network = torch.nn.Identity()
+    network.sample = lambda *_, **__: drawn
+    with pytest.raises(
+        InputError, match=r"Identity\.sample returned .* expected \(2, 4, 6, 1\) in \[0, 1\]"
+    ):
+        draw_images(network, 2, (4, 6), 1)
+
+
+def test_pictures_that_no_file_holds_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"more than a \.gif holds; write a \.png"):
+        write_samples(tmp_path / "a.gif", np.zeros((1, 1, 70_000, 1), np.float32))
+    monkeypatch.setattr("mdlstm_tk.density.contact_sheet.MAX_BYTES", 10**5)
+    with pytest.raises(InputError, match=r"100 images of 2x2 make .* write a \.npy file"):
+        write_samples(tmp_path / "a.png", np.zeros((100, 2, 2, 1), np.float32))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_whole_image_leaves_nothing_to_draw(density_run: Run) -> None:

@@ -133,6 +133,11 @@ def test_idx_files_of_another_layout_are_one_line_that_says_what_is_expected(
 ) -> None:
     for name in ("a/train-images-idx3-ubyte", "b/train-images-idx3-ubyte"):
         write_layout(tmp_path, (name,))
+    for other in ("b/t10k-images-idx3-ubyte", "a/emnist-test-images-idx3-ubyte"):  # of another data set
+        write_layout(tmp_path / "two", ("a/train-images-idx3-ubyte", other))
+        with pytest.raises(InputError, match=r"has two data sets, .* and .*give a folder"):
+            idx.find_idx(tmp_path / "two")
+        (tmp_path / "two" / other).unlink()
     with pytest.raises(InputError, match=r"more than one .* for train.*one data set"):
         Fashion(0.1, tmp_path)
     with pytest.raises(InputError, match=r"found train-images-idx3-ubyte; .* task=.density"):
@@ -232,7 +237,14 @@ def test_the_baseline_of_ising_is_the_exact_probability() -> None:
     assert errors["bits_per_dim"] == pytest.approx(errors["nats"] / 12 / np.log(2))
 
 
-@pytest.mark.parametrize("size", [(3, 24), (1000, 16), (3, 10**9), (3,), (3, 3, 3)])
+@pytest.mark.parametrize("beta", [400.0, -400.0, float("nan"), float("inf")])
+def test_couplings_that_overflow_are_refused(beta: float) -> None:
+    with pytest.raises(InputError, match="beta must be a number from -300"):
+        Ising((4, 4), beta)
+    assert np.isfinite(Ising((4, 4), 300.0).entropy)
+
+
+@pytest.mark.parametrize("size", [(3, 24), (1000, 16), (3, 10**9), (3,), (3, 3, 3), (4, -1), (0, 4)])
 def test_sizes_with_too_many_states_are_refused(size: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="such as 16x16"):
         Ising(size)

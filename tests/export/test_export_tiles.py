@@ -132,6 +132,10 @@ def test_the_shipped_networks_run_in_tiles(name: str, tmp_path: Path) -> None:
             np.testing.assert_allclose(session(x, tile=4), network(torch.from_numpy(x)), atol=1e-5)
 
 
+def test_the_suffix_of_tiles_may_be_written_in_capitals(tmp_path: Path) -> None:
+    assert export_onnx(SHIPPED["segmenter"], tmp_path / "m.TILES").metadata.form == "tiles"
+
+
 def test_each_member_takes_and_returns_what_the_format_says(tmp_path: Path) -> None:
     path = tmp_path / "m.tiles"
     export_tiles(SHIPPED["segmenter"], path)

@@ -12,8 +12,10 @@ import onnx
 import pytest
 import torch
 from helpers.command import Result, mdlstm
+from helpers.crafted_models import node
 from helpers.damage import damage
 from helpers.networks import Conditioned, ManyHeads, Tokens, warped
+from helpers.small_models import write_model
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError
@@ -197,6 +199,30 @@ def test_a_padded_file_without_its_network_is_compared_on_small_arrays(tmp_path:
     torch.manual_seed(0)
     path = export_onnx(MDLSTM(1, 2), tmp_path / "m.onnx", form="scan", padded=True).path
     assert verify_model(path, inputs={"mine": np.ones((1, 2))}, device="cpu").failed == []
+
+
+def test_padded_samples_of_a_file_are_compared_without_their_padding(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = MDLSTM(1, 2), np.random.default_rng(0).random((2, 4, 6, 1), np.float32)
+    path = export_onnx(net, tmp_path / "m.onnx", form="scan", padded=True).path
+    x[0, 2:] = np.nan
+    np.savez(tmp_path / "a.npz", x=x, sizes=np.array([[2, 6], [4, 5]]))
+    report = verify_model(path, net, inputs=[tmp_path / "a.npz"], device="cpu")
+    name = str(tmp_path / "a.npz")
+    assert report.groups == {name: [f"{name}, sample 0", f"{name}, sample 1"]} and report.failed == []
+
+
+def test_max_bytes_is_the_limit_of_the_users_files(tmp_path: Path) -> None:
+    path = export_onnx(MDLSTM(1, 2), tmp_path / "m.onnx", form="scan").path
+    np.save(tmp_path / "x.npy", np.ones((100, 100)))
+    with pytest.raises(InputError, match=r"x\.npy.* more than 70000 bytes"):
+        verify_model(path, inputs=[tmp_path / "x.npy"], device="cpu", max_bytes=70_000)
+
+
+def test_a_graph_that_the_evaluator_runs_in_float32_alone_is_refused(tmp_path: Path) -> None:
+    graph = [node("MeanVarianceNormalization", "x", "y", axes=[1, 2])]
+    with pytest.raises(InputError, match="reference evaluator of onnx does not run this graph"):
+        verify_model(write_model(tmp_path / "m.onnx", graph, grid=(3, 4)), device="cpu")
 
 
 def test_sessions_are_closed_after_an_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

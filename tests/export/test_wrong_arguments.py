@@ -17,6 +17,7 @@ from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export import export_onnx, export_run, verify_model
 from mdlstm_tk.runtime import Session, TiledSession
 
+NO_RANGE = [(1, 0), "ab", 3, (float("nan"), 1), (1,), (-1.7e308, 1.7e308)]
 NO_FLAG = ["yes", 2, None, 0.5]
 NO_COUNT = [1.5, "a", -1, [1], True, float("nan")]
 NO_NAMES = [3, [1], [None], 0.5]
@@ -56,7 +57,7 @@ ARGUMENTS: dict[str, dict[str, list[Any]]] = {
         "output_names": [*NO_NAMES, "y", ["y", "y"], [""]],
         "channels": [*NO_COUNT, 0],
         "channels_last": ["yes", 2, 0.5],
-        "example_range": [(1, 0), "ab", 3, (float("nan"), 1), (1,), lambda shape, generator: None],
+        "example_range": [*NO_RANGE, lambda shape, generator: None],
         "verify_inputs": [*NO_MAPPING, {"verify_inputs": RAGGED}, {"verify_inputs": NEEDS_GRAD}],
         "metadata": [*NO_MAPPING, {"metadata": 1}, {"classes": 3, "metadata": 1}],
     },
@@ -66,7 +67,7 @@ ARGUMENTS: dict[str, dict[str, list[Any]]] = {
         "model": NO_PATH,
         "against": [3, 0.5, [1], {}],
         "inputs": [3, "ab", [1], {}, [], *({"inputs": value} for value in NO_ARRAY)],
-        "example_range": [(1, 0), "ab", 3, (float("nan"), 1), (1,)],
+        "example_range": NO_RANGE,
         "seeds": [*NO_COUNT, 0],
         "seed": NO_COUNT,
     },

@@ -125,6 +125,10 @@ BAD_TABLES = {
         *("regress", [f"images/{k:02}.png,{10**9 + k}" for k in range(9)]),
         *("file,height", "height is about 1e+09"),
     ),
+    "too small": (
+        *("regress", [f"images/{k:02}.png,{k}e-50" for k in range(9)]),
+        *("file,height", "height is about 4e-50"),
+    ),
     "reserved": ("regress", ["images/00.png,1"], "file,sample", "a column is called 'sample'"),
     "one column each": ("tag", ["images/00.png,1,0"], "file,cat,dog", "expected file,labels"),
     "UTF-16": ("regress", ["images/00.png\0,1"], "file,height", "targets.csv is not a text in UTF-8"),

@@ -15,6 +15,7 @@ from sklearn import metrics
 from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import training_of
+from mdlstm_tk.kinds.sums import confusion
 from mdlstm_tk.kinds.tag_training import _best_threshold
 from mdlstm_tk.training.evaluation import best_measure, measure_split, score
 
@@ -22,6 +23,12 @@ CLASSES = ("a", "b", "c", "never there")
 COUNT = 150  # more than two batches of an evaluation
 
 Samples = list[tuple[np.ndarray, Any]]
+
+
+def test_scores_with_nan_count_as_wrong_in_every_measure() -> None:
+    y = np.array([0, 0, 0, 1])
+    counts = confusion(torch.full((4, 2), torch.nan), Batch(np.zeros((4, 2, 2, 1)), y))
+    assert counts.tolist() == [[0, 3], [1, 0]]
 
 
 def labels_of(samples: Samples, predictions: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

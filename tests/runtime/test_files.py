@@ -83,6 +83,31 @@ def test_a_file_that_appears_meanwhile_is_kept(
         assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("is_zarr", [False, True])
+def test_a_write_that_fails_leaves_what_was_there(
+    is_zarr: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a file system without links."""
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "link", fail)
+    monkeypatch.setattr(os, "replace", fail)
+    path = tmp_path / "y"
+    if not is_zarr:
+        with pytest.raises(MDLSTMError, match="Input/output"), atomic_write(path, replace=False) as new:
+            new.write_bytes(b"new")
+        assert list(tmp_path.iterdir()) == []
+        return
+    for folder in (path, tmp_path / "new"):
+        folder.mkdir()
+        (folder / "zarr.json").write_text(folder.name)
+    with pytest.raises(OSError, match="Input/output"):
+        publish(tmp_path / "new", path, replace=True)
+    assert (path / "zarr.json").read_text() == "y"
+
+
 def test_a_folder_of_zarr_is_replaced_and_no_other(tmp_path: Path) -> None:
     for name, replace in (("a", True), ("b", False)):
         (tmp_path / name / "c").mkdir(parents=True)

@@ -96,8 +96,15 @@ WRONG: list[tuple[Metadata, str, Any, str]] = [
     (CLASSIFIER, "preprocessing", {"channels": 3, "resize": [0, 8]}, "images with 3 channels"),
     (CLASSIFIER, "preprocessing", 7, "an object"),
     (CLASSIFIER, "parity", {"atol": "small"}, "a number"),
+    (CLASSIFIER, "parity", {"atol": float("inf")}, "numbers of at least 0"),
+    (CLASSIFIER, "parity", {"atol": float("nan")}, "numbers of at least 0"),
+    (BASE, "example_range", [0, 10**26], "the lowest and the highest value"),
+    (BASE, "example_range", [-1.7e308, 1.7e308], "the lowest and the highest value"),
+    (BASE, "grids", [[10**12, 10**12]], "fewer than 2147483648 positions"),
     (RECOGNISER, "classes", ["a", "b", "c", "d"], "3 different names"),
     (RECOGNISER, "classes", ["a", "", "b"], "characters, none of which is empty"),
+    (RECOGNISER, "classes", ["a", "\n", "b"], "characters, none of which is empty or a control"),
+    (RECOGNISER, "classes", ["a", "\ud800", "b"], "characters, none of which is empty or a control"),
     (RECOGNISER, "columns_per_step", 0, "a positive integer"),
     (RECOGNISER, "temperature", 0, "a positive number"),
     (RECOGNISER, "lm_weight", float("nan"), "a finite number"),
@@ -150,6 +157,11 @@ def test_metadata_of_a_kind_stay_of_its_class() -> None:
     for kind in ("classify", "tag", None):
         with pytest.raises(InputError, match=f"metadata of .*{kind or 'no kind'} are .*, not Recogniser"):
             replace(RECOGNISER, kind=kind)
+
+
+def test_a_grid_of_other_axes_is_refused() -> None:
+    with pytest.raises(InputError, match=r"takes grids of 2 axes, got \(3,\)"):
+        BASE.grid_like((3,))
 
 
 def test_metadata_of_another_graph_are_refused() -> None:

@@ -94,6 +94,29 @@ def test_files_of_a_folder_may_need_several_models(tmp_path: Path) -> None:
     assert [result.error for result in results] == [None]
 
 
+def test_arrays_that_are_no_grid_are_named_as_with_one_model(tmp_path: Path) -> None:
+    for height in (4, 6):
+        write_model(tmp_path / f"{height}.onnx", grid=(height, 5))
+    shapes = {"empty": (0, 5), "line": (5,), "number": (), "more": (1, 1, 1, 4, 5)}
+    for name, shape in shapes.items():
+        np.save(tmp_path / f"{name}.npy", np.ones(shape))
+    results = infer_paths([tmp_path / f"{name}.npy" for name in shapes], tmp_path, device="cpu").results
+    errors = {Path(result.job.source).stem: result.error or "" for result in results}
+    assert "is empty: its shape is (0, 5)" in errors.pop("empty")
+    assert all(f"has shape {shapes[name]}, expected" in error for name, error in errors.items())
+
+
+def test_pixels_that_were_not_scaled_are_warned_of_once(tmp_path: Path) -> None:
+    for height in (4, 6):
+        preprocessing = {"channels": 1, "resize": None}
+        write_model(tmp_path / f"{height}.onnx", grid=(height, 5), preprocessing=preprocessing)
+        np.save(tmp_path / f"{height}.npy", np.full((height, 5), 255, np.uint8))
+    with pytest.warns(UserWarning, match="4.npy|6.npy") as warned:
+        list(infer_paths([tmp_path / "4.npy", tmp_path / "6.npy"], tmp_path, device="cpu").results)
+    names = [str(each.message).partition(".npy")[0][-1] for each in warned]
+    assert sorted(names) == ["4", "6"]
+
+
 def test_each_model_that_its_run_has_left_behind_is_named(tmp_path: Path) -> None:
     (tmp_path / "best.safetensors").write_bytes(b"")
     for name, height, digest in (("a", 4, checksum(tmp_path / "best.safetensors")), ("b", 5, "0" * 64)):

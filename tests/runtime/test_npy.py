@@ -74,6 +74,13 @@ def test_an_endless_stream_is_read_no_further_than_it_declares() -> None:
         read_capped(Endless(b""), "stdin", 1000)
 
 
+def test_a_limit_beyond_the_memory_takes_no_memory() -> None:
+    assert read_capped(io.BytesIO(b"ab"), "a", 2**60) == b"ab"
+    with pytest.raises(InputError, match="larger than 1 bytes"):
+        read_capped(io.BytesIO(b"ab"), "a", 1)
+    assert read_capped(io.BytesIO(b"ab"), "a", 2) == b"ab"
+
+
 @pytest.mark.parametrize("dtype", [">f8", "<f4", "<f2", "|u1", "<i8", "|b1"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_arrays_are_read_as_they_are_stored(dtype: str, order: str) -> None:

@@ -26,7 +26,7 @@ from mdlstm_tk.export import export_onnx
 from mdlstm_tk.runtime import TiledSession, infer_paths
 from mdlstm_tk.runtime import ray as ray_module
 from mdlstm_tk.runtime.jobs import Content, Job
-from mdlstm_tk.runtime.ray import _pool, ray_cluster
+from mdlstm_tk.runtime.ray import FilesWorker, _pool, ray_cluster
 from mdlstm_tk.runtime.tiles.files import infer_tiled
 from mdlstm_tk.runtime.tiles.work import Work
 
@@ -129,6 +129,8 @@ def test_warnings_of_workers_are_given_here(monkeypatch: pytest.MonkeyPatch, tmp
             assert not lost
             return pickle.loads(outcome)
 
+        if worker is FilesWorker:  # in isolation, a child has the memory that it has without Ray
+            assert arguments[3]["max_bytes"] is None
         actor, proxy = worker(*arguments), SimpleNamespace(run=SimpleNamespace(remote=remote))
         return SimpleNamespace(map=lambda call, values: [call(proxy, value) for value in values])
 

@@ -42,6 +42,11 @@ def zeros(*shape: int) -> np.ndarray[Any, Any]:
         ),
         (FREE, zeros(0, 4, 4, 3), r"empty: its shape is \(0, 4, 4, 3\)"),
         (replace(FREE, min_grid=(4, 1)), zeros(3, 6, 3), "3x6 .* at least 4x1; pad or resize it$"),
+        (
+            replace(FIXED, preprocessing={"channels": 1, "resize": [8, None]}),
+            zeros(5, 7),
+            "5x7 .* model; resize it to 8x., as images are",
+        ),
         (replace(FREE, multiple_of=(4, 2)), zeros(5, 6, 3), "5x6 .* multiples of 4x2; .* to 8x6$"),
         (FREE, zeros(2, 3, 5, 6), r"np\.moveaxis\(x, -3, -1\)$"),
         (FREE, zeros(5, 6), r"1 channel at each position, expected 3: [^;]*$"),
@@ -118,6 +123,8 @@ def test_valid_extents_lie_within_the_grid(value: int) -> None:
         shapes.prepare(x, sizes=sizes[:1])
     with pytest.raises(InputError, match=r"multiples of \(1, 2\)"):
         shapes.prepare(x, sizes=sizes - [0, 1])
+    with pytest.raises(InputError, match=r"at least \(2, 1\)"):
+        Shapes(replace(FIXED, inputs=("x", "sizes"), min_grid=(2, 1))).prepare(x, sizes=sizes)
     sizes[1, 0] = value
     with pytest.raises(InputError, match="must lie between 1 and the extents of the grid"):
         shapes.prepare(x, sizes=sizes)

@@ -44,6 +44,10 @@ def check_refused(data: bytes, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def with_window(window: list[int]) -> Callable[[Index], object]:
+    return lambda index: index["metadata"].update({"mdlstm.window": json.dumps(window)})
+
+
 INDEX_CHANGES: dict[str, tuple[Callable[[Index], object], str]] = {
     "another schema": (lambda index: index.update(schema=2), "^the model has the schema 2, expected 1"),
     "no stages": (lambda index: index.update(stages=[]), "there are no stages"),
@@ -56,7 +60,9 @@ INDEX_CHANGES: dict[str, tuple[Callable[[Index], object], str]] = {
     "a sum of text": (lambda index: index["stages"][0].update(sum="false"), "sum must be true or false"),
     "a negative window": (lambda index: index["stages"][0].update(window=[-2, 2]), "at least 1"),
     "a window of one axis": (lambda index: index["stages"][0].update(window=[2]), "2 integers"),
-    "another window": (lambda index: index["stages"][0].update(window=[1, 2]), "than tiles.json says"),
+    "another window": (lambda index: index["stages"][0].update(window=[1, 2]), "contradicts its stages"),
+    "a smaller window of y": (with_window([1, 1]), "contradicts its stages"),
+    "a larger window of y": (with_window([4, 4]), "contradicts its stages"),
     "units that are a bool": (lambda index: index["stages"][0].update(units=True), "integers of at least"),
     "other units": (lambda index: index["stages"][0].update(units=5), "ONNX Runtime failed|do not fit"),
     "other channels": (lambda index: index["stages"][1].update(channels=3), "3 channels and gets 6"),

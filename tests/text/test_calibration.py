@@ -148,9 +148,10 @@ def test_runs_hold_a_model_of_their_texts_and_a_decoding(tmp_path: Path) -> None
 
     (run.folder / DECODING_FILE).unlink()
     assert read_run(run) == Decoding()
-    (run.folder / DECODING_FILE).write_text('{"heat": 1}')
-    with pytest.raises(InputError, match="no decoding"):
-        read_run(run)
+    for content in ('{"heat": 1}', f'{{"temperature": {10**400}}}'):
+        (run.folder / DECODING_FILE).write_text(content)
+        with pytest.raises(InputError, match="no decoding"):
+            read_run(run)
 
 
 def test_the_model_of_vowelled_texts_has_learned_them_as_they_are_searched(tmp_path: Path) -> None:

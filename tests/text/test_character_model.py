@@ -185,6 +185,7 @@ def test_errors_say_what_was_expected(tmp_path: Path) -> None:
         (["a"], 0, "got 0"),
         (["a"], 1.5, "order must be an integer"),
         (["a", 1], 6, r"texts\[1\] must be a text, got 1"),
+        (["a", "b\ud800"], 6, r"texts\[1\] holds half of a surrogate pair"),
     ):
         with pytest.raises(InputError, match=message):
             CharacterModel.fit(texts, order)  # type: ignore[arg-type]
@@ -219,9 +220,22 @@ def test_errors_say_what_was_expected(tmp_path: Path) -> None:
         CharacterModel.load(write_arpa(tmp_path / "words.arpa", words))
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("ngram 1=2", "ngram 1=40"), ("ngram 1=2\n", ""), ("1-grams", "2-grams"), ("-1 a", "3 a")],
+)
+def test_a_file_that_contradicts_itself_is_refused(old: str, new: str, tmp_path: Path) -> None:
+    text, path = "\\data\\\nngram 1=2\n\n\\1-grams:\n-1 a\n-1 b\n\n\\end\\\n", tmp_path / "lm.arpa"
+    path.write_text(text)
+    assert CharacterModel.load(path).log_prob("a") < 0
+    path.write_text(text.replace(old, new))
+    with pytest.raises(InputError, match="no complete ARPA file"):
+        CharacterModel.load(path)
+
+
 @pytest.mark.parametrize("number", ["nan", "inf"])
 def test_a_number_that_is_none_is_refused(number: str, tmp_path: Path) -> None:
     path = tmp_path / "lm.arpa"
-    path.write_text(f"\\data\\\n\\1-grams:\n-1 a\n{number} b\n\\end\\\n")
+    path.write_text(f"\\data\\\nngram 1=2\n\\1-grams:\n-1 a\n{number} b\n\\end\\\n")
     with pytest.raises(InputError, match="no complete ARPA file"):
         CharacterModel.load(path)

@@ -33,7 +33,7 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     finder(Path("baselines.onnx"))
     recogniser(Path("reader.onnx"))
-    monkeypatch.setattr(Session, "transcribe", read_widths, raising=False)
+    monkeypatch.setattr("mdlstm_tk.text.page_inference.read_images", read_widths)
     for name in ("in/a.png", "in/sub/b.png"):
         draw_bars(Path(name), ROWS)
 

@@ -30,6 +30,30 @@ def line(
     return PageLine("l", None, baseline, polygon, box)
 
 
+def test_a_line_of_one_pixel_is_refused() -> None:
+    click = line([[21, 20], [21, 21]], [[20, 20], [21, 20], [21, 21], [20, 21]])
+    with pytest.raises(InputError, match="line l has no area on the page"):
+        cut_line(np.zeros((50, 50), np.uint8), click)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("channels", [(), (1,), (3,)])
+def test_pixels_of_every_type_are_cut_alike(dtype: type, channels: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, *channels))
+    bent = line([[5, 30], [40, 34], [75, 30]], [[5, 12], [75, 12], [75, 40], [5, 40]])
+    grey = pixels if pixels.ndim == 2 else pixels[..., 0]
+    expected = cut_line(grey.astype(np.uint8), bent).astype(float)
+    cut = cut_line(pixels.astype(dtype), bent)
+    assert cut.dtype == dtype and cut.shape[2:] == tuple(c for c in channels if c > 1)
+    np.testing.assert_allclose(cut if cut.ndim == 2 else cut[..., 0], expected, atol=1)
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((9, 9), bool), np.zeros((9, 9, 2)), np.zeros(9)])
+def test_what_is_no_image_is_not_cut(pixels: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"^pixels "):
+        cut_line(pixels, line([[1, 5], [8, 5]], [[1, 1], [8, 1], [8, 8], [1, 8]]))
+
+
 def draw(curve: Any, size: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw uprights on a curve of distances along a line; returns pixels, baseline and outline."""
     image = Image.new("L", (size, size), PAPER)

@@ -43,7 +43,7 @@ def read_marks(
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The current folder, with a recogniser and a folder of two pages without texts."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Session, "transcribe", read_marks, raising=False)
+    monkeypatch.setattr("mdlstm_tk.text.page_inference.read_images", read_marks)
     recogniser(tmp_path / "lines.onnx")
     for name in ("p1", "sub/p2"):
         xml = draw_page(tmp_path / "in" / name, TEXTS)
@@ -192,11 +192,34 @@ def test_what_is_refused(case: str) -> None:
         list(infer_paths(**{"inputs": ["in"], "model": "lines.onnx", **options}).results)  # type: ignore[arg-type]
 
 
+def test_lines_that_a_model_refuses_are_named_and_others_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = InputError("x has a grid which does not fit")
+
+    def refuse(session: Session, images: Sequence[np.ndarray], **_: Any) -> list[Any]:
+        return [refused, *read_marks(session, images[1:])]
+
+    monkeypatch.setattr("mdlstm_tk.text.page_inference.read_images", refuse)
+    with pytest.warns(UserWarning, match=r"p1\.xml: 1 of 3 lines for which .* \(x has a grid .*: l0$"):
+        (result,) = infer_paths(["in/p1.xml"], "lines.onnx", "read.xml").results
+    assert [answer.array for answer in result.answers] == ["l1", "l2"]
+    assert "<String" not in Path("read.xml").read_text().partition('ID="l1"')[0]
+    monkeypatch.setattr("mdlstm_tk.text.page_inference.read_images", lambda *_, **__: 3 * [refused])
+    with pytest.raises(InputError, match=r"^in/p1\.xml: line l0: x has a grid"):
+        list(infer_paths(["in/p1.xml"], "lines.onnx", "no.xml").results)
+    assert not Path("no.xml").exists()
+
+
+def test_a_warning_of_the_language_model_comes_once() -> None:
+    Path("lm.arpa").write_text("\\data\\\nngram 1=1\n\n\\1-grams:\n-1 a\n\n\\end\\\n")
+    done = infer("in/p1.png", "--lm", "lm.arpa", "--beam", "2")
+    assert done.err.count("lm lacks") == 1
+
+
 def test_a_model_that_is_stopped_again_and_again_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise StoppedError("it took too long", "time")
 
-    monkeypatch.setattr(Session, "transcribe", stop)
+    monkeypatch.setattr("mdlstm_tk.text.page_inference.read_images", stop)
     results = list(infer_paths(["in"], "lines.onnx", "read").results)
     assert [result.error for result in results] == [
         "in/p1.xml: it took too long",
@@ -216,5 +239,5 @@ def test_a_model_that_is_stopped_again_and_again_ends_the_run(monkeypatch: pytes
     def fail(*_: object, **__: object) -> None:
         raise next(failures)
 
-    monkeypatch.setattr(Session, "transcribe", fail)
+    monkeypatch.setattr("mdlstm_tk.text.page_inference.read_images", fail)
     assert len(list(infer_paths(["in"], "lines.onnx", "read").results)) == 4

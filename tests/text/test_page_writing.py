@@ -29,6 +29,10 @@ WRITTEN = {  # content of a line, the text to write, and the content afterwards;
         *(alto, string("un", "deux"), "eins zwei"),
         '<String CONTENT="eins" WC="0.9000"/><SP/><String CONTENT="zwei" WC="0.9000"/>',
     ),
+    "a blank that is none of XML": (
+        *(alto, string("M.", "Duval"), "M.\u00a0Duval"),
+        '<String CONTENT="M.\u00a0Duval" WC="0.9000"/>',
+    ),
     "other words": (alto, string("un", "deux"), "a b c", '<String CONTENT="a b c" WC="0.9000"/>'),
     "HYP": (
         alto,

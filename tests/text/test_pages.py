@@ -36,6 +36,7 @@ TEXTS = {  # what is inside the TextLine, and its text
     "decomposed": (alto, string("e\u0301 "), "é"),
     "empty String": (alto, string(""), None),
     "lowest index": (page, equiv("b", 'index="1"') + equiv("a") + equiv("c", 'index="2"'), "a"),
+    "without an index": (page, equiv("b", 'index="0"') + equiv("a"), "a"),
     "on lines of its own": (page, COORDS + equiv("\n  un\n  deux "), "un deux"),
     "words": (
         page,
@@ -81,6 +82,8 @@ PLACES = {  # attributes and content of the TextLine; baseline, polygon and box
     ),
     "a point": (alto, 'BASELINE="10 44 10 44"', SHAPE, None, POLYGON, BOX),
     "no numbers": (alto, 'BASELINE="?"', '<Shape><Polygon POINTS=""/></Shape>', None, None, (0, 0, 0, 0)),
+    "not only numbers": (alto, 'BASELINE="10,NaN 50,26 90,25"', SHAPE, None, POLYGON, BOX),
+    "a letter in a number": (alto, 'BASELINE="10,25 5O,26 90,25"', SHAPE, None, POLYGON, BOX),
     "outside": (
         *(alto, "", '<Shape><Polygon POINTS="-5 20 1e999 20 900 50"/></Shape>'),
         *(None, [[0, 20], [WIDTH, 20], [WIDTH, 50]], (0, 20, WIDTH, 50)),
@@ -181,6 +184,10 @@ BAD = {
         alto("", size='WIDTH="200" HEIGHT="300"'),
         r"an image of 200x300 pixels, but a.png has 300x200",
     ),
+    "extents with separators": (
+        alto("", size='WIDTH="1,000" HEIGHT="200"'),
+        r"an image of 1x200 pixels, but a.png has 300x200",
+    ),
     "a document type": (
         alto("").replace("<!-- drawn -->", '<!DOCTYPE alto [<!ENTITY a "b">]>'),
         "a document type",
@@ -201,6 +208,14 @@ def test_bad_files_are_one_line(case: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message) as caught:
         read_text(tmp_path, text)
     assert "\n" not in str(caught.value) and str(tmp_path / "a.xml") in str(caught.value)
+
+
+def test_an_xml_is_read_up_to_max_bytes(tmp_path: Path) -> None:
+    read_text(tmp_path, alto(""))
+    nbytes = (tmp_path / "a.xml").stat().st_size
+    assert read_page(tmp_path / "a.xml", max_bytes=nbytes).lines == ()
+    with pytest.raises(InputError, match=rf"a\.xml is larger than {nbytes - 1} bytes; allow more with max"):
+        read_page(tmp_path / "a.xml", max_bytes=nbytes - 1)
 
 
 def test_a_page_without_its_image_and_one_that_is_none(tmp_path: Path) -> None:

@@ -265,9 +265,21 @@ def test_a_classifier_averages_more_positions_than_float16_can_count() -> None:
     torch.testing.assert_close(network(features, sizes), network(features))
 
 
+@pytest.mark.parametrize("name", ["snake", "horizontal"])
+def test_networks_of_torch_answer_wrong_x_as_others_do(name: str) -> None:
+    net = create(name, 1, 1)
+    refused(r"x has shape \(1, 4, 4, 3\)", lambda: net(torch.zeros(1, 4, 4, 3)))
+    refused("x holds torch.int64", lambda: net(torch.zeros(1, 4, 4, 1, dtype=torch.int64)))
+
+
+def test_an_initial_prediction_is_finite() -> None:
+    net = create("md", 1, 1, linear=True)
+    refused("mean must be 1 number", lambda: net.set_initial_prediction([float("nan")]))
+
+
 def test_normalized_networks_take_and_return_raw_numbers() -> None:
     inner = create("md", 2, 1, linear=True)
-    with pytest.raises(InputError, match=r"target_std must be numbers above 0, got \[0.0\]"):
+    with pytest.raises(InputError, match=r"target_std must be numbers above 0 in .*, got \[0.0\]"):
         Normalized(inner, (1.0, 2.0), (0.5, 4.0), (10.0,), (0.0,))
     for numbers in (
         ((1.0,), (0.5, 4.0)),
@@ -275,6 +287,16 @@ def test_normalized_networks_take_and_return_raw_numbers() -> None:
         ((1.0, 2.0), (0.5, 4.0), (10.0,)),
     ):
         refused("must be equally many numbers", lambda numbers=numbers: Normalized(inner, *numbers))
+    for numbers, message in (
+        (((), ()), "a number for each channel, got none"),
+        (((float("nan"), 0.0), (1.0, 1.0)), "mean must be finite numbers in torch.float32"),
+        (((0.0, 0.0), (1e-50, 1.0)), "std must be numbers above 0 in torch.float32"),
+    ):
+        refused(message, lambda numbers=numbers: Normalized(inner, *numbers))
+    three = Normalized(inner, (1.0,) * 3, (0.5,) * 3)
+    refused("x has 2 features, but there are 3 means", lambda: three(torch.zeros(1, 3, 4, 2)))
+    targets = Normalized(inner, (1.0, 2.0), (0.5, 4.0), (1.0, 2.0), (3.0, 3.0))
+    refused("the prediction has 1 feature, but there are 2", lambda: targets(torch.zeros(1, 3, 4, 2)))
     net = Normalized(inner, (1.0, 2.0), (0.5, 4.0), (10.0,), (3.0,))
     x = torch.randn(2, 3, 4, 2)
     standardised = (x - torch.tensor([1.0, 2.0])) / torch.tensor([0.5, 4.0])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.pages import draw_page
 from helpers.training import quick, run_in
 from helpers.user_data import read, write_image, write_texts
@@ -16,12 +17,12 @@ from PIL import Image
 
 from mdlstm_tk.data import Batch, DatasetTask, DiagonalTask, TaskSpec
 from mdlstm_tk.data.task import MAX_EVALUATION_BATCH
-from mdlstm_tk.density.drawings import images_unlike, nearest_images
+from mdlstm_tk.density.drawings import images_unlike, nearest_images, picture
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.kinds.examples import covering, spread
 from mdlstm_tk.report import draw_run
 from mdlstm_tk.report.evaluation import example_batch, example_indices
-from mdlstm_tk.report.panels import Panel, class_colors
+from mdlstm_tk.report.panels import Panel, class_colors, visible
 from mdlstm_tk.report.plots import (
     LABEL_CHARACTERS,
     TITLE_CHARACTERS,
@@ -34,7 +35,7 @@ from mdlstm_tk.report.plots import (
 from mdlstm_tk.text import Decoding
 from mdlstm_tk.text.cuts import cut_panels
 from mdlstm_tk.text.report import evaluate_split
-from mdlstm_tk.training import build_network, make_task
+from mdlstm_tk.training import TrainConfig, build_network, make_task
 
 FONTS = [font for font in fontManager.ttflist if font.name == "DejaVu Sans"]  # which has no Chinese
 GREY = np.zeros((4, 6, 3), np.uint8)
@@ -75,6 +76,26 @@ def test_all_metrics_and_networks_are_drawn(monkeypatch: pytest.MonkeyPatch, tmp
     lines = figures[-1].axes[0].lines
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 5
     assert all(len(line.get_xdata()) == 25 for line in lines)  # type: ignore[arg-type]
+    assert figures[-1].axes[0].get_yscale() == "log"
+    draw_loss_comparison(tmp_path / "l.png", "title", "loss", {**losses, "other": [[-1.0, 2.0]]})
+    assert figures[-1].axes[0].get_yscale() == "linear"
+
+
+def test_a_sequence_is_shown_as_a_row() -> None:
+    x = np.random.default_rng(0).random((1, 9, 1), np.float32)
+    assert visible(x, Batch(x, x)).shape == (1, 9, 1)
+    assert visible(x, Batch(x, x, sizes=np.array([[5]]))).shape == (1, 5, 1)
+    spec = TaskSpec("own", "grid", 1, 1, (9,))
+    for kind in ("grid", "classify"):
+        batch = Batch(x, x if kind == "grid" else np.zeros(1, np.int64))
+        prediction = x if kind == "grid" else np.zeros((1, 2), np.float32)
+        spec = TaskSpec("own", kind, 1, prediction.shape[-1], (9,), classes=("a", "b") * (kind != "grid"))
+        panels = training_of(kind).panels(batch, prediction, spec, "s")
+        assert all(panel.image.shape[::2] == (1, 3) for panel in panels)
+
+
+def test_a_density_without_samples_has_no_pictures() -> None:
+    assert picture([], torch.nn.Identity(), TrainConfig(), "train") == []
 
 
 def test_older_versions_of_matplotlib_get_texts_in_visual_order(monkeypatch: pytest.MonkeyPatch) -> None:

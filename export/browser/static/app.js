@@ -74,7 +74,10 @@ function setInput(next) {
   if (info.minGrid?.some((least, axis) => size[axis] < least))
     throw new Error(`a ${size.join("×")} grid does not fit this model, which takes at least ${info.minGrid.join("×")}`);
   x = next;
-  [height.value, width.value] = size;
+  [height, width].forEach((field, axis) => {
+    field.max = info.grid?.[axis] ?? Math.floor(POSITIONS / size[1 - axis]);
+    field.value = size[axis];
+  });
   cursor = [Math.min(cursor[0], x.height - 1), Math.min(cursor[1], x.width - 1)];
   showInput();
   run();
@@ -94,8 +97,10 @@ async function run() {
     prediction.show(result.y);
     updateNumbers();
     if (!input.cursor.hidden) prediction.moveCursor(...cursorFractions());
-    if (!runAgain) showMessage(`${formatTime(result.milliseconds)} ms on this device’s CPU, one thread`);
+    if (!runAgain) showMessage(`${formatTime(result.milliseconds)} ms on this device’s CPU, one thread${x.warning ? `; ${x.warning}` : ""}`);
   } catch (error) {
+    prediction.clear();
+    updateNumbers();
     showError(error);
   }
   running = false;
@@ -109,7 +114,7 @@ function showInput() {
 }
 
 function updateNumbers() {
-  if (values.open && prediction?.y) values.querySelector("pre").textContent = prediction.csv();
+  if (values.open) values.querySelector("pre").textContent = prediction?.y ? prediction.csv() : "";
 }
 
 // The cursor in fractions of the height and width, since the prediction may have another size than the input.

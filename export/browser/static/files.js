@@ -12,20 +12,28 @@ export async function readGrid(file, info) {
   const readers = { npy: readNpy, csv: readCsv, ...Object.fromEntries(IMAGE_TYPES.map((type) => [type, readImage])) };
   if (!(kind in readers)) throw new Error(`${file.name} is not a .${Object.keys(readers).join(", .")} file`);
   const x = await readers[kind](file, info);
-  if (x.height * x.width > POSITIONS)
+  const isFixed = info.grid && !info.grid.includes(null); // such a model takes no smaller ones
+  if (!isFixed && x.height * x.width > POSITIONS)
     throw new Error(`${file.name} is a ${x.height}×${x.width} grid; this page takes up to ${POSITIONS} positions`);
   if (x.channels !== info.channels)
     throw new Error(`${file.name} has ${x.channels} channels at each position, the model takes ${info.channels}`);
   const nonFinite = x.data.filter((value) => !Number.isFinite(value)).length;
   if (nonFinite) throw new Error(`${file.name} holds ${nonFinite} NaN or infinite values`);
+  const tooLarge = x.data.find((value) => Math.abs(value) > (info.largest ?? Infinity));
+  if (tooLarge !== undefined)
+    throw new Error(`${file.name} holds ${tooLarge}, which this model, in float16, cannot hold; scale its values`);
   const [low, high] = info.range ?? [-Infinity, Infinity];
   const outside = x.data.find((value) => value < low - RANGE_TOLERANCE || value > high + RANGE_TOLERANCE);
   if (outside !== undefined)
     throw new Error(`${file.name} holds ${outside}, expected values in [${low}, ${high}]`);
+  // As `raw_pixels` in mdlstm_tk/runtime/io/readers.py
+  const takesPixels = info.preprocessing && info.unitRange && !info.range;
+  if (takesPixels && !IMAGE_TYPES.includes(kind) && x.data.every(Number.isInteger) && x.data.some((value) => value > 1))
+    x.warning = "whole numbers beyond 1 are used as they are, but the model was trained on images in [0, 1]";
   return x;
 }
 
-async function readNpy(file) {
+async function readNpy(file, info) {
   const view = new DataView(await file.arrayBuffer());
   const magic = new Uint8Array(view.buffer, 0, Math.min(6, view.byteLength));
   if (String(magic) !== "147,78,85,77,80,89" || view.byteLength < 12) throw new Error(`${file.name} is not a .npy array`);
@@ -39,35 +47,35 @@ async function readNpy(file) {
     u8: "BigUint64", i8: "BigInt64", f2: "Float16", f4: "Float32", f8: "Float64" }[dtype];
   if (!typeName || !dims || !view[`get${typeName}`]) throw new Error(`${file.name} does not hold real numbers in an array`);
   const shape = dims.length === 4 && dims[0] === 1 ? dims.slice(1) : [...dims];
-  if (shape.length === 2) shape.push(1);
+  if (shape.length === 2) shape.splice(info.channelsLast ? 2 : 0, 0, 1);
   if (shape.length !== 3 || Math.min(...shape) < 1)
-    throw new Error(`${file.name} has shape (${dims.join(", ")}), expected (H, W) or (H, W, C)`);
+    throw new Error(`${file.name} has shape (${dims.join(", ")}), expected (H, W) or (${info.channelsLast ? "H, W, C" : "C, H, W"})`);
   const itemSize = Number(dtype.slice(1));
   const count = shape.reduce((product, extent) => product * extent);
   if (end + count * itemSize > view.byteLength) throw new Error(`${file.name} is cut short`); // before it is allocated
-  const result = makeGrid(...shape);
+  const result = makeGrid(...(info.channelsLast ? shape : [shape[1], shape[2], shape[0]]));
   const isFortranOrder = /'fortran_order':\s*True/.test(header);
-  const [height, width, channels] = shape;
+  const placeOf = ([a, b, c]) => (info.channelsLast ? (a * shape[1] + b) * shape[2] + c : (b * shape[2] + c) * shape[0] + a);
   let offset = end;
   const next = () => {
     const value = Number(view[`get${typeName}`](offset, byteOrder !== ">"));
     offset += itemSize;
     return value;
   };
-  if (!isFortranOrder) result.data.forEach((_, k, data) => { data[k] = next(); });
-  else for (let c = 0; c < channels; c++) for (let s = 0; s < width; s++) for (let r = 0; r < height; r++)
-    result.data[(r * width + s) * channels + c] = next();
+  const [slow, middle, fast] = isFortranOrder ? [...shape].reverse() : shape;
+  for (let i = 0; i < slow; i++) for (let j = 0; j < middle; j++) for (let k = 0; k < fast; k++)
+    result.data[placeOf(isFortranOrder ? [k, j, i] : [i, j, k])] = next();
   return result;
 }
 
 async function readCsv(file) {
-  const lines = (await file.text()).split(/\r?\n/).filter((line) => line.trim());
+  const lines = (await file.text()).split(/\r?\n/).filter((line) => line !== "");
   const rows = lines.map((line) => line.split(",").map((text) => text.trim())); // as `mdlstm infer` reads them
   if (!rows.length) throw new Error(`${file.name} is empty`);
   rows.forEach((row, r) => {
     if (row.length !== rows[0].length)
       throw new Error(`${file.name}: row ${r + 1} has ${row.length} values, the first has ${rows[0].length}`);
-    const invalid = row.find((text) => text === "" || Number.isNaN(Number(text)));
+    const invalid = row.find((text) => text === "" || /^[+-]?0[xob]/i.test(text) || Number.isNaN(Number(text)));
     if (invalid !== undefined) throw new Error(`${file.name}: row ${r + 1} holds “${invalid.slice(0, 20)}”, expected a number`);
   });
   return makeGrid(rows.length, rows[0].length, 1, Float32Array.from(rows.flat(), Number));

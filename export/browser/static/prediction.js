@@ -42,6 +42,8 @@ export class Prediction {
   show(y) {
     const isAnswer = ["classify", "tag", "transcribe"].includes(this.info.kind);
     if (isAnswer || this.isMask) checkScores(y);
+    if (this.info.kind === "regress" && !y.data.every(Number.isFinite))
+      throw new Error("the numbers hold NaN or infinity; the model diverged");
     this.y = y;
     const hasGrid = y.height > 0;
     for (const part of [this.map.frame, this.map.scale, this.map.value]) part.hidden = !hasGrid;
@@ -54,6 +56,13 @@ export class Prediction {
     else if (!this.isMask) this.map.draw(y);
     else if (this.map.channel > 0) this.map.draw(probabilities(y), this.map.channel - 1);
     else this.#showMask();
+  }
+
+  // Shows nothing, after an output that is no answer.
+  clear() {
+    this.y = undefined;
+    for (const part of [this.map.frame, this.map.scale, this.map.value, this.map.select, this.bars, this.legend, this.answer])
+      part.hidden = true;
   }
 
   moveCursor(fractionDown, fractionAcross) {

@@ -152,7 +152,11 @@ def publish(temporary: Path, path: Path, *, replace: bool) -> None:
     if replace and os.path.isdir(temporary) and os.path.isfile(path / "zarr.json"):
         old = _temporary(path.parent, path.name)
         os.rename(path, old)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            os.rename(old, path)
+            raise
         shutil.rmtree(old, ignore_errors=True)
         return
     try:
@@ -176,7 +180,11 @@ def _link(temporary: Path, path: Path) -> None:
         os.link(temporary, path)
     except OSError:  # perhaps a file system without links: take the name first, and fill it then
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            os.unlink(path)
+            raise
 
 
 @contextmanager

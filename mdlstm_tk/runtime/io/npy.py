@@ -26,6 +26,7 @@ Array = npt.NDArray[Any]
 
 MAX_BYTES = 2**30  # default limit for a file and for the arrays in it
 MORE_BYTES = Message("; allow more with ", Argument("max_bytes"))  # the end of an error
+BLOCK_BYTES = 2**26  # that are read at once
 FLOAT_BYTES = 4  # callers convert arrays to float32, so smaller dtypes grow to this
 
 
@@ -202,10 +203,13 @@ def read_npy(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Array:
 
 def read_capped(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> bytes:
     """Read the rest of a file."""
-    data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise InputError(f"{label} is larger than {max_bytes} bytes", MORE_BYTES)
-    return data
+    blocks, left = list[bytes](), max_bytes
+    while block := file.read(min(left + 1, BLOCK_BYTES)):  # Python takes the memory of all it may read
+        blocks.append(block)
+        left -= len(block)
+        if left < 0:
+            raise InputError(f"{label} is larger than {max_bytes} bytes", MORE_BYTES)
+    return b"".join(blocks)
 
 
 def read_model_file(path: Path, max_bytes: int, make_one: str | Export) -> bytes:

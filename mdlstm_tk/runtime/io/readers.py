@@ -81,6 +81,9 @@ class InputFile:
 
     def holds_inputs(self, metadata: Metadata) -> bool:
         """True if the arrays are several inputs of the model, by their names."""
+        return self._names_inputs(metadata) and not self.is_to_train_on(metadata)
+
+    def _names_inputs(self, metadata: Metadata) -> bool:
         names = set(self.arrays)
         return len(names) > 1 and metadata.required_inputs <= names <= set(metadata.inputs)
 
@@ -93,7 +96,7 @@ class InputFile:
             sizes is not None and x.ndim == metadata.ndim + 1 and sizes.shape[:1] == x.shape[:1]
         )
         is_cropped = sizes is not None and kind_named(metadata.kind).counts_positions
-        return not self.holds_inputs(metadata) or (
+        return not self._names_inputs(metadata) or (
             (lacks_channels or is_cropped) and "y" not in self.arrays
         )
 

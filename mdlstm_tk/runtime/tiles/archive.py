@@ -30,11 +30,9 @@ from typing import Any
 
 from mdlstm_tk._util.text import counted, reason_of
 from mdlstm_tk.errors import TILED_EXPORT, InputError
-from mdlstm_tk.runtime.io import TILED_SUFFIX
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.tiles.plan import Sweep
 
-SUFFIX = TILED_SUFFIX
 INDEX = "tiles.json"
 SCHEMA = 1
 
@@ -150,7 +148,14 @@ def _archive(index: Any, members: dict[str, bytes], label: str, digest: str) -> 
     expected_files = {sweep.file for stage in stages for sweep in stage.sweeps} | {head} - {None}
     if mismatch := expected_files ^ members.keys():
         raise ValueError(f"{min(map(ascii, mismatch))} is listed here or in the archive, but not in both")
-    return Archive(metadata, stages, pool, head, upsample, members, digest)
+    archive = Archive(metadata, stages, pool, head, upsample, members, digest)
+    window, covered = metadata.window or archive.total_window, archive.total_window
+    if not pool and any(w * up != c for w, up, c in zip(window, upsample, covered, strict=True)):
+        raise ValueError(
+            f"the window {window} of its metadata contradicts its stages, {covered}, upsampled by "
+            f"{upsample}"
+        )
+    return archive
 
 
 def _stage(entry: Any, number: int, ndim: int) -> Stage:
