@@ -62,14 +62,16 @@ class Normalized(nn.Module):
         for name, values in buffers.items():
             check_unmasked(name, values)
             if len(values):
-                numbers = torch.tensor(values, device=device, dtype=dtype)
+                numbers = torch.tensor(
+                    values, device="cpu", dtype=dtype
+                )  # tensors on "meta" have no values
                 is_std = name.endswith("std")
                 if not (numbers.isfinite().all() and (not is_std or (numbers > 0).all())):
                     rule = "numbers above 0" if is_std else "finite numbers"
                     raise InputError(
                         f"{name} must be {rule} in {numbers.dtype}, got {list(map(float, values))}"
                     )
-                self.register_buffer(name, numbers)
+                self.register_buffer(name, torch.tensor(values, device=device, dtype=dtype))
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Any:
         """Map raw x (N, *grid, C) to the prediction of the network, in the units of the targets."""
@@ -122,5 +124,7 @@ class _Rescaled(nn.Module):
 
 def _check_features(label: str, values: Tensor, count: int) -> None:
     if values.shape[-1] != count:
-        numbers = f"{counted(count, 'mean')} and as many deviations"
-        raise InputError(f"{label} has {counted(values.shape[-1], 'feature')}, but there are {numbers}")
+        raise InputError(
+            f"{label} has {counted(values.shape[-1], 'channel')}, but mean and std are of {count}; give a "
+            "number for each"
+        )

@@ -50,7 +50,8 @@ def find_idx(folder: Path) -> dict[Split, Path]:
         for path in files.values():
             match = NAME.fullmatch(path.name)
             assert match
-            sets.setdefault((path.parent, match[1]), path)
+            parent = path.parent.parent if path.parent.name in SPLIT_OF_NAME else path.parent
+            sets.setdefault((parent, match[1]), path)
     for split, files in paths.items():
         if len(files) > 1 or len(sets) > 1:
             first, second, *_ = files.values() if len(files) > 1 else sets.values()

@@ -142,8 +142,9 @@ def infer_paths(
         batch_size: samples per run. None: 64, or fewer for grids above 64×64.
         engine: "local", or "ray" to distribute the files with Ray on $RAY_ADDRESS.
         workers: number of processes of the Ray engine. None: one per CPU. On CUDA at most one per GPU.
-        max_bytes: maximum size in bytes of a file, before and after decompression, an eighth of it for the
-            XML of a page; of a tiled model, of the resident memory. None: 1 GiB.
+        max_bytes: maximum size in bytes of a file, before and after decompression, for the XML of a
+            page an eighth of it, or 128 MiB if that is more; of a tiled model, of the resident memory.
+            None: 1 GiB.
         timeout: maximum duration of one run in seconds. None: no limit, or 120 s in isolation.
         isolated: run the model in a child process with limits; see `Session`.
         trusted: allow operators outside the list of the model check; see `Session`.

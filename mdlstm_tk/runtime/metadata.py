@@ -306,8 +306,9 @@ def _consistency(metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
 def are_bounds(bounds: tuple[float, ...]) -> bool:
     """True if these are the lowest and the highest of values that float32 holds, or of integers of 64
     bits."""
-    largest = 2**63 - 1 if all(isinstance(bound, int) for bound in bounds) else FLOAT_MAX
-    return len(bounds) == 2 and -largest <= bounds[0] <= bounds[1] <= largest
+    are_integers = all(isinstance(bound, int) for bound in bounds)
+    low, high = (-(2**63), 2**63 - 1) if are_integers else (-FLOAT_MAX, FLOAT_MAX)
+    return len(bounds) == 2 and low <= bounds[0] <= bounds[1] <= high
 
 
 def _are_extents(extents: tuple[int | None, ...], ndim: int) -> bool:

@@ -210,8 +210,10 @@ class Shapes:
             )
         if (sizes % (self.metadata.multiple_of or 1)).any():
             raise InputError(f"sizes must be multiples of {self.metadata.multiple_of}, as this model needs")
-        if (sizes < (least := self.metadata.min_grid or 1)).any():
-            raise InputError(f"sizes must be at least {least}, as this model needs")
+        if (sizes < self._least).any():
+            from mdlstm_tk._util.sizes import format_size  # imported late: most sizes fit
+
+            raise InputError(f"sizes must be at least {format_size(self._least)}, as this model needs")
         return sizes.astype(np.int64)
 
     def prepare_extra_inputs(self, extra_inputs: Mapping[str, Array], batch: Batch) -> dict[str, Array]:
@@ -338,7 +340,13 @@ class Shapes:
         return not any(e % m for e, m in zip(grid, self.metadata.multiple_of or (), strict=False))
 
     def _is_too_small(self, grid: Grid) -> bool:
-        return any(e < least for e, least in zip(grid, self.metadata.min_grid or (), strict=False))
+        return any(e < least for e, least in zip(grid, self._least, strict=True))
+
+    @property
+    def _least(self) -> Grid:
+        """The least extents along free axes; padded samples may have any along the others."""
+        least = self.metadata.min_grid or (1,) * self.metadata.ndim
+        return tuple(1 if e else m for m, e in zip(least, self.metadata.extents, strict=True))
 
     def _check_grid(self, grid: Grid, label: str) -> None:
         if self.takes(grid):
@@ -364,8 +372,9 @@ class Shapes:
         """How to run a grid that the model does not take."""
         from mdlstm_tk._util.sizes import format_size  # imported late: most grids fit
 
-        resize = (self.metadata.preprocessing or {}).get("resize")
-        if resize:
+        resize = (self.metadata.preprocessing or {}).get("resize") or (None,) * len(grid)
+        fixed = [(r, e, own) for r, e, own in zip(resize, grid, self.metadata.extents, strict=True) if r]
+        if all(own in (None, r) for r, _, own in fixed) and any(r != e for r, e, _ in fixed):
             return (f"resize it to {format_size(resize)}, as images are for this model",)
         return "make one with: ", Export({"grid": grid}), ", or for any size: ", Export({"form": "scan"})
 

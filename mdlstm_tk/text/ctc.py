@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,9 +25,6 @@ from mdlstm_tk.runtime.text_order import MIRRORED, Direction, reordered
 from mdlstm_tk.text.character_model import END, SPACES, UNKNOWN, UNKNOWN_LOG_PROB, CharacterModel
 from mdlstm_tk.text.decoding import BEAM, Decoding
 from mdlstm_tk.text.posteriors import LOWEST, Floats, Integers, posteriors
-
-if TYPE_CHECKING:
-    from mdlstm_tk.text.metadata import RecogniserMetadata
 
 HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 MIN_PROBABILITY = 0.01  # divided by the beam: a search does not try less likely characters at a step
@@ -93,8 +90,9 @@ def transcribe_logits(
         end: where the image ends, if the last step reaches beyond it.
 
     Raises:
-        InputError: logits have another shape, or hold NaN.
+        InputError: logits have another shape, or hold NaN; or as `check_search`.
     """
+    check_search(beam, lm, classes, direction)
     beam = (1 if lm is None else BEAM) if beam is None else beam
     log_probs = scaled_log_probs(logits, classes, decoding.temperature)
     if beam == 1 and lm is None:
@@ -121,9 +119,11 @@ def transcribe_logits(
     return Transcription("".join(c.character for c in characters), float(confidence), characters)
 
 
-def check_search(beam: int | None, lm: CharacterModel | None, metadata: RecogniserMetadata) -> None:
+def check_search(
+    beam: int | None, lm: CharacterModel | None, classes: Sequence[str], direction: Direction | None
+) -> None:
     """Check the arguments of a search, and that the language model knows the characters; it may lack some
-    but the space, with a warning if it has no probability for others.
+    but the space, see `warn_of_lacking`.
 
     Raises:
         InputError: beam is below 1, lm is no `CharacterModel`, or one of other characters or without space.
@@ -136,19 +136,25 @@ def check_search(beam: int | None, lm: CharacterModel | None, metadata: Recognis
         raise InputError(
             f"lm must be a CharacterModel, got {type(lm).__name__}; read one with CharacterModel.load(path)"
         )
-    classes = names_in_model(metadata.classes or (), metadata.text_direction)
+    classes = names_in_model(classes, direction)
     if lm.index.keys().isdisjoint(classes):
         known = "".join(lm.vocabulary[3:])
         raise InputError(
             f"lm knows none of the characters that the model reads: it has {known!r:.40}, and the model "
             f"{''.join(classes)!r:.40}"
         )
-    lacking = [name for name in classes if name not in lm.index]
-    if " " in lacking:
+    if " " in classes and " " not in lm.index:
         raise InputError(
             "lm has no space, but the model reads spaces, so words would run together; fit it to lines of "
             f"several words, or call the space {SPACES[0]} in its ARPA file"
         )
+
+
+def warn_of_lacking(lm: CharacterModel | None, classes: Sequence[str], direction: Direction | None) -> None:
+    """Warn if a language model lacks characters of a recogniser, and has no probability for others."""
+    if lm is None:
+        return
+    lacking = [name for name in names_in_model(classes, direction) if name not in lm.index]
     of_others = float(lm.after(0)[0][lm.index[UNKNOWN]])
     if lacking and of_others < UNKNOWN_LOG_PROB / 2:  # as of files without <unk>
         warnings.warn(

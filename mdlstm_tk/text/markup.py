@@ -17,6 +17,9 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.npy import open_input, read_capped
 
 MAX_XML_BYTES = 2**27  # pages with an outline of every glyph take some 20 MB
+XML_SHARE = (
+    8  # of more than this limit an XML may have one part, since it takes several times more when parsed
+)
 MAX_INDENT = 1000  # bytes
 ROOT_BYTES = 2**16  # at the start of a file, in which the root is searched
 ENCODING = re.compile(rb"""<\?xml[^>]*?\sencoding\s*=\s*["']([\w.-]+)["']""")
@@ -76,7 +79,8 @@ class Document:
     Args:
         path: the file, or its name in error messages.
         data: its bytes; None: they are read.
-        max_bytes: maximum size of the file; None: it is not bounded.
+        max_bytes: maximum size of the file; an XML may have an eighth of it, or 128 MiB if that is more.
+            None: it is not bounded.
 
     Attributes:
         root: the outermost element.
@@ -92,7 +96,7 @@ class Document:
     def __init__(self, path: Path, data: bytes | None, max_bytes: int | None) -> None:
         if data is None:
             with open_input(path) as file:
-                data = file.read() if max_bytes is None else read_capped(file, str(path), max_bytes)
+                data = file.read() if max_bytes is None else read_capped(file, str(path), _limit(max_bytes))
         self.instructions: list[str] = []
         match = ENCODING.match(data.removeprefix(codecs.BOM_UTF8))
         self._encoding = match.group(1).decode() if match else "utf-8"
@@ -225,3 +229,7 @@ def escaped(text: str) -> str:
 def quoted(text: str) -> str:
     """A text as the value of an attribute, in quotation marks."""
     return f'"{escaped(text).translate(QUOTES)}"'
+
+
+def _limit(max_bytes: int) -> int:
+    return min(max_bytes, max(max_bytes // XML_SHARE, MAX_XML_BYTES))

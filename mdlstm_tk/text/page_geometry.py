@@ -21,6 +21,7 @@ MAX_NUMBER = 1e6  # of a coordinate or extent; larger ones count as this
 MAX_STRETCH = 0.03  # by which the shape of the image may differ from that in the file
 ROUNDED = 2  # pixels by which a box around a baseline may be higher than it
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+LETTER = re.compile(r"[^\W\d_]")
 BOX = ("HPOS", "VPOS", "WIDTH", "HEIGHT")
 
 
@@ -77,8 +78,8 @@ def read_number(text: str | None) -> float | None:
 
 def _points(text: str | None, least: int) -> Array | None:
     """The points (K, 2) of "x,y x,y" or "x y x y"; None if there are fewer than `least` different ones, or
-    something else than numbers."""
-    if NUMBER.sub("", text or "").strip(" ,;\t\r\n"):
+    letters among them, which stand for a number."""
+    if LETTER.search(NUMBER.sub("", text or "")):
         return None
     numbers = [float(number) for number in NUMBER.findall(text or "")]
     points = np.clip(np.array(numbers[: len(numbers) // 2 * 2]).reshape(-1, 2), -MAX_NUMBER, MAX_NUMBER)

@@ -31,8 +31,6 @@ from mdlstm_tk.text.pages import Page, PageLine, read_page, write_page
 from mdlstm_tk.text.transcribe import Text
 from mdlstm_tk.text.transcription import read_images
 
-XML_SHARE = 8  # of `max_bytes`, one part is the limit of an XML, which takes several times more when parsed
-
 
 @dataclass(frozen=True)
 class _OpenPage:
@@ -72,7 +70,7 @@ def infer_pages(
 
     Args:
         session, jobs, options: of the inference.
-        max_bytes: maximum size in bytes of an image, see `decode_image`; of an XML, an eighth.
+        max_bytes: maximum size in bytes of an image, see `decode_image`, and of an XML, see `read_page`.
         stdin: the page of a job that reads standard input.
 
     Raises:
@@ -134,8 +132,7 @@ def _open_page(job: Job, max_bytes: int, stdin: bytes | None, cuts: bool) -> _Op
     try:
         page, image = None, Path(job.source)
         if is_stdin or suffix_of(job.source) not in IMAGE_SUFFIXES:
-            most = max_bytes // XML_SHARE
-            page = read_page(label_of(STDIO) if is_stdin else job.source, stdin, most)
+            page = read_page(label_of(STDIO) if is_stdin else job.source, stdin, max_bytes)
             image = page.image
         with open_input(image) as content:
             data = read_capped(content, str(image), max_bytes)
@@ -177,16 +174,14 @@ def _read(
         name, error = next(iter(refused.items()))
         if not read:
             raise InputError(f"line {name}: ", error)
-        _warn_of([*refused], len(lines), source, f"for which the model is not made ({error})")
+        _warn_of([*refused], len(lines), source, "for which the model is not made (", error, ")")
     return read
 
 
-def _warn_of(unread: Sequence[str], count: int, source: str, reason: str) -> None:
-    warnings.warn(
-        f"{source}: {len(unread)} of {counted(count, 'line')} {reason}, not read: "
-        f"{', '.join(unread[:3])}{', …' if len(unread) > 3 else ''}",
-        stacklevel=3,
-    )
+def _warn_of(unread: Sequence[str], count: int, source: str, *reason: object) -> None:
+    lines = f"{source}: {len(unread)} of {counted(count, 'line')} "
+    names = f", not read: {', '.join(unread[:3])}{', …' if len(unread) > 3 else ''}"
+    warnings.warn(Message(lines, *reason, names), stacklevel=3)
 
 
 def _page_of(found: FoundPage, image: Path, pixels: Array) -> tuple[Page, dict[str, Array]]:

@@ -30,9 +30,9 @@ import numpy as np
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
-from mdlstm_tk.runtime.io.npy import Array, open_output
+from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, open_output
 from mdlstm_tk.text.documents import MARK, SUBFOLDERS, SUFFIX
-from mdlstm_tk.text.markup import MAX_XML_BYTES, Document, Element, escaped, quoted, root_tag
+from mdlstm_tk.text.markup import Document, Element, escaped, quoted, root_tag
 from mdlstm_tk.text.page_geometry import (
     BOX,
     Frame,
@@ -102,7 +102,7 @@ def is_page(path: str | Path) -> bool:
     return path.suffix.lower() == SUFFIX and root_tag(path)[0] in (ALTO, PAGE)
 
 
-def read_page(path: str | Path, content: bytes | None = None, max_bytes: int = MAX_XML_BYTES) -> Page:
+def read_page(path: str | Path, content: bytes | None = None, max_bytes: int = MAX_BYTES) -> Page:
     """Read a page.
 
     Its image is the file that it names, in the folder of the XML, else the image of the same name as the
@@ -111,7 +111,7 @@ def read_page(path: str | Path, content: bytes | None = None, max_bytes: int = M
     Args:
         path: the file.
         content: its bytes, if they came by another way; `path` is then their name beside the image.
-        max_bytes: maximum size of the file.
+        max_bytes: maximum size of the file; an XML may have an eighth of it, or 128 MiB if that is more.
 
     Raises:
         InputError: the file cannot be read or is neither ALTO nor PAGE, there is no image or one of another
@@ -140,7 +140,7 @@ def read_page(path: str | Path, content: bytes | None = None, max_bytes: int = M
 def image_of(path: str) -> Path | None:
     """The image that `read_page` finds for a page; None if the page cannot be read, or has none."""
     try:
-        return _find_image(Path(path), _open(Path(path), None, MAX_XML_BYTES)[1])
+        return _find_image(Path(path), _open(Path(path), None, MAX_BYTES)[1])
     except InputError:
         return None
 

@@ -121,12 +121,14 @@ class Transcribe(Kind):
         self, options: ResultOptions, metadata: Metadata, open_model: OpenModel | None = None
     ) -> ResultOptions:
         from mdlstm_tk.text.character_model import CharacterModel  # imported late: few models read texts
-        from mdlstm_tk.text.ctc import check_search
+        from mdlstm_tk.text.ctc import check_search, warn_of_lacking
 
         lm = options.of_kind.get("lm")
         if isinstance(lm, str | Path):
             lm = CharacterModel.load(lm)
-        check_search(options.of_kind.get("beam"), lm, cast("RecogniserMetadata", metadata))
+        search = metadata.classes or (), cast("RecogniserMetadata", metadata).text_direction
+        check_search(options.of_kind.get("beam"), lm, *search)
+        warn_of_lacking(lm, *search)
         of_kind = {**options.of_kind, "lm": lm}
         if finder := of_kind.get("line_model"):
             from mdlstm_tk.text.found_pages import check_finder

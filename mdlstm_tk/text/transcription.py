@@ -17,7 +17,7 @@ from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.runtime.shapes import as_image, covered_width, grid_of
 from mdlstm_tk.text.character_model import CharacterModel
-from mdlstm_tk.text.ctc import Transcription, check_search, transcribe_logits
+from mdlstm_tk.text.ctc import Transcription, check_search, transcribe_logits, warn_of_lacking
 from mdlstm_tk.text.metadata import RecogniserMetadata
 from mdlstm_tk.text.transcribe import Transcribe
 
@@ -34,7 +34,9 @@ def transcribe(
             f"{metadata.kind}"
         )
     assert isinstance(metadata, RecogniserMetadata)
-    check_search(beam, lm, metadata)
+    search = metadata.classes or (), metadata.text_direction
+    check_search(beam, lm, *search)
+    warn_of_lacking(lm, *search)
     shape: tuple[int, ...] = getattr(images, "shape", ())
     if len(shape) == 3 and shape[2] in (1, 3):
         raise InputError(f"images is one image of shape {shape}; give a list, as [image]")

@@ -138,6 +138,8 @@ def test_idx_files_of_another_layout_are_one_line_that_says_what_is_expected(
         with pytest.raises(InputError, match=r"has two data sets, .* and .*give a folder"):
             idx.find_idx(tmp_path / "two")
         (tmp_path / "two" / other).unlink()
+    write_layout(tmp_path / "one", ("train/train-images-idx3-ubyte", "test/t10k-images-idx3-ubyte"))
+    assert set(idx.find_idx(tmp_path / "one")) == {"train", "test"}
     with pytest.raises(InputError, match=r"more than one .* for train.*one data set"):
         Fashion(0.1, tmp_path)
     with pytest.raises(InputError, match=r"found train-images-idx3-ubyte; .* task=.density"):

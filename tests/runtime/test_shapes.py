@@ -47,6 +47,11 @@ def zeros(*shape: int) -> np.ndarray[Any, Any]:
             zeros(5, 7),
             "5x7 .* model; resize it to 8x., as images are",
         ),
+        (
+            replace(FIXED, preprocessing={"channels": 1, "resize": [8, None]}),
+            zeros(8, 9),
+            r"8x9 .* model; make one with: .*grid=\(8, 9\)",
+        ),
         (replace(FREE, multiple_of=(4, 2)), zeros(5, 6, 3), "5x6 .* multiples of 4x2; .* to 8x6$"),
         (FREE, zeros(2, 3, 5, 6), r"np\.moveaxis\(x, -3, -1\)$"),
         (FREE, zeros(5, 6), r"1 channel at each position, expected 3: [^;]*$"),
@@ -123,8 +128,11 @@ def test_valid_extents_lie_within_the_grid(value: int) -> None:
         shapes.prepare(x, sizes=sizes[:1])
     with pytest.raises(InputError, match=r"multiples of \(1, 2\)"):
         shapes.prepare(x, sizes=sizes - [0, 1])
-    with pytest.raises(InputError, match=r"at least \(2, 1\)"):
-        Shapes(replace(FIXED, inputs=("x", "sizes"), min_grid=(2, 1))).prepare(x, sizes=sizes)
+    half_free = replace(FIXED, inputs=("x", "sizes"), grid=(None, 8), min_grid=(2, 8))
+    with pytest.raises(InputError, match=r"at least 2x1"):
+        Shapes(half_free).prepare(x, sizes=sizes)
+    small = np.array([[2, 1], [8, 8]])
+    np.testing.assert_array_equal(Shapes(half_free).prepare(x, sizes=small).sizes, small)
     sizes[1, 0] = value
     with pytest.raises(InputError, match="must lie between 1 and the extents of the grid"):
         shapes.prepare(x, sizes=sizes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ import numpy as np
 import pytest
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime import CharacterModel, Metadata
+from mdlstm_tk.runtime import CharacterModel
 from mdlstm_tk.runtime.text_order import as_searched, reorder
 from mdlstm_tk.text import Decoding
-from mdlstm_tk.text.ctc import Fusion, check_search, scaled_log_probs, search, transcribe_logits
-from mdlstm_tk.text.metadata import RecogniserMetadata
+from mdlstm_tk.text.ctc import Fusion, scaled_log_probs, search, transcribe_logits, warn_of_lacking
 from mdlstm_tk.text.posteriors import posteriors
 
 CLASSES = "abc"
@@ -215,33 +213,25 @@ def test_a_search_with_a_language_model_keeps_64_texts_unless_told() -> None:
     assert different
 
 
-def reads(classes: str) -> RecogniserMetadata:
-    metadata = Metadata(
-        "0", None, "scan", "N H W C", 1, 1 + len(classes), kind="transcribe", classes=(*classes,)
-    )
-    assert isinstance(metadata, RecogniserMetadata)
-    return metadata
-
-
 def test_characters_that_a_language_model_lacks_are_named(tmp_path: Path) -> None:
     """Without the space it would let words run together. Other characters are named where the file has no
     <unk> for them."""
     lm = CharacterModel.fit(["ab)", "ba"], order=1)
     with warnings.catch_warnings(action="error"):
-        check_search(None, lm, reads("abc(d"))
+        warn_of_lacking(lm, "abc(d", "ltr")
     lm.save(tmp_path / "lm.arpa")
     lines = (tmp_path / "lm.arpa").read_text().replace("ngram 1=6", "ngram 1=5").splitlines()
     (tmp_path / "lm.arpa").write_text("\n".join(line for line in lines if "<unk>" not in line))
     lm = CharacterModel.load(tmp_path / "lm.arpa")
     with pytest.warns(UserWarning, match=r"lm lacks 3 characters that the model reads.*: c\(d$"):
-        check_search(None, lm, reads("abc(d"))
+        warn_of_lacking(lm, "abc(d", "ltr")
     with pytest.warns(UserWarning, match=r"lm lacks 2 characters that the model reads.*: cd$"):
-        check_search(None, lm, replace(reads("abc(d"), text_direction="rtl"))  # in a mirror
+        warn_of_lacking(lm, "abc(d", "rtl")  # brackets are in a mirror
     with pytest.raises(InputError, match="lm has no space"):
-        check_search(None, lm, reads("ab "))
+        transcribe_logits(np.zeros((9, 4)), "ab ", lm=lm)
     with warnings.catch_warnings(action="error"):
-        check_search(None, lm, reads("ab"))
-        transcribe_logits(np.random.default_rng(0).normal(0, 2, (9, 4)), "abc", lm=lm)  # it was checked
+        warn_of_lacking(lm, "ab", "ltr")
+        transcribe_logits(np.zeros((9, 4)), "abc", lm=lm)  # it is warned of once, not for each line
 
 
 def test_threads_share_what_a_language_model_has_scored() -> None:

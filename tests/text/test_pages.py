@@ -64,6 +64,7 @@ def test_lines_of_the_same_id_and_without_one_get_names_that_no_other_has(tmp_pa
 
 PLACES = {  # attributes and content of the TextLine; baseline, polygon and box
     "ALTO": (alto, 'BASELINE="10 44 90 46"', SHAPE, BASELINE, POLYGON, BOX),
+    "brackets": (alto, 'BASELINE="(10,44)\u00a0(90,46)"', SHAPE, BASELINE, POLYGON, BOX),
     "fractions": (alto, 'BASELINE="10.0 44 90 4.6e1"', SHAPE, BASELINE, POLYGON, BOX),
     "baseline from right to left": (alto, 'BASELINE="90,46 10,44"', SHAPE, BASELINE, POLYGON, BOX),
     "upside down": (alto, 'BASELINE="90,22 10,22"', SHAPE, [[90, 22], [10, 22]], POLYGON, BOX),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,15 @@ from mdlstm_tk.training import TrainConfig, configure, make_task, memory, new_jo
 from mdlstm_tk.training.memory import available_memory, check_memory, estimate_memory
 
 CPU = torch.device("cpu")
+
+
+def test_networks_of_standardised_data_are_estimated() -> None:
+    config = configure({"size": "16"})
+    task = make_task(config)
+    plain = estimate_memory(config, task, 4)
+    task.spec = replace(task.spec, mean=(0.5,), std=(2.0,))
+    standardised = estimate_memory(config, task, 4)
+    assert plain is not None and standardised is not None and standardised.batch >= plain.batch
 
 
 def estimate(**settings: Any) -> memory.MemoryEstimate:

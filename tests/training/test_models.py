@@ -294,9 +294,11 @@ def test_normalized_networks_take_and_return_raw_numbers() -> None:
     ):
         refused(message, lambda numbers=numbers: Normalized(inner, *numbers))
     three = Normalized(inner, (1.0,) * 3, (0.5,) * 3)
-    refused("x has 2 features, but there are 3 means", lambda: three(torch.zeros(1, 3, 4, 2)))
+    refused("x has 2 channels, but mean and std are of 3", lambda: three(torch.zeros(1, 3, 4, 2)))
     targets = Normalized(inner, (1.0, 2.0), (0.5, 4.0), (1.0, 2.0), (3.0, 3.0))
-    refused("the prediction has 1 feature, but there are 2", lambda: targets(torch.zeros(1, 3, 4, 2)))
+    refused(
+        "the prediction has 1 channel, but mean and std are of 2", lambda: targets(torch.zeros(1, 3, 4, 2))
+    )
     net = Normalized(inner, (1.0, 2.0), (0.5, 4.0), (10.0,), (3.0,))
     x = torch.randn(2, 3, 4, 2)
     standardised = (x - torch.tensor([1.0, 2.0])) / torch.tensor([0.5, 4.0])

@@ -40,7 +40,7 @@ async function start() {
   [height, width].forEach((field, axis) => {
     const step = info.multipleOf?.[axis] ?? 1;
     const most = Math.floor(POSITIONS / (info.grid?.[1 - axis] ?? LIMIT)); // lines of text may be long
-    Object.assign(field, { min: info.minGrid?.[axis] ?? step, step, max: info.grid?.[axis] ?? most });
+    Object.assign(field, { min: (info.grid?.[axis] ? null : info.minGrid?.[axis]) ?? step, step, max: info.grid?.[axis] ?? most });
     field.value = info.grid?.[axis] ?? Math.max(Math.ceil(16 / step) * step, field.min);
     field.disabled = !info.sizes && (info.grid?.[axis] ?? null) !== null;
   });
@@ -71,7 +71,7 @@ function setInput(next) {
       info.sizes ? "up to " : ""}${sizeOf(info.grid)}`);
   if (info.multipleOf?.some((step, axis) => size[axis] % step))
     throw new Error(`a ${size.join("×")} grid does not fit this model, which takes multiples of ${info.multipleOf.join("×")}`);
-  if (info.minGrid?.some((least, axis) => size[axis] < least))
+  if (info.minGrid?.some((least, axis) => !info.grid?.[axis] && size[axis] < least))
     throw new Error(`a ${size.join("×")} grid does not fit this model, which takes at least ${info.minGrid.join("×")}`);
   x = next;
   [height, width].forEach((field, axis) => {
@@ -165,7 +165,7 @@ function resize() {
   if (!x) return; // the model is still being compiled
   const size = [height, width].map(({ value, step, min, max }) =>
     Math.min(Math.max(Math.round(value / step) || 1, min / step), Math.floor(max / step)) * step);
-  setInput(cropOrPad(x, ...size));
+  setInput({ ...cropOrPad(x, ...size), warning: x.warning });
 }
 
 async function openFile(file) {

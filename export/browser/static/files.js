@@ -12,7 +12,7 @@ export async function readGrid(file, info) {
   const readers = { npy: readNpy, csv: readCsv, ...Object.fromEntries(IMAGE_TYPES.map((type) => [type, readImage])) };
   if (!(kind in readers)) throw new Error(`${file.name} is not a .${Object.keys(readers).join(", .")} file`);
   const x = await readers[kind](file, info);
-  const isFixed = info.grid && !info.grid.includes(null); // such a model takes no smaller ones
+  const isFixed = info.grid && !info.grid.includes(null) && !info.sizes; // it takes no smaller ones
   if (!isFixed && x.height * x.width > POSITIONS)
     throw new Error(`${file.name} is a ${x.height}×${x.width} grid; this page takes up to ${POSITIONS} positions`);
   if (x.channels !== info.channels)
@@ -55,7 +55,7 @@ async function readNpy(file, info) {
   if (end + count * itemSize > view.byteLength) throw new Error(`${file.name} is cut short`); // before it is allocated
   const result = makeGrid(...(info.channelsLast ? shape : [shape[1], shape[2], shape[0]]));
   const isFortranOrder = /'fortran_order':\s*True/.test(header);
-  const placeOf = ([a, b, c]) => (info.channelsLast ? (a * shape[1] + b) * shape[2] + c : (b * shape[2] + c) * shape[0] + a);
+  const placeOf = (a, b, c) => (info.channelsLast ? (a * shape[1] + b) * shape[2] + c : (b * shape[2] + c) * shape[0] + a);
   let offset = end;
   const next = () => {
     const value = Number(view[`get${typeName}`](offset, byteOrder !== ">"));
@@ -64,7 +64,7 @@ async function readNpy(file, info) {
   };
   const [slow, middle, fast] = isFortranOrder ? [...shape].reverse() : shape;
   for (let i = 0; i < slow; i++) for (let j = 0; j < middle; j++) for (let k = 0; k < fast; k++)
-    result.data[placeOf(isFortranOrder ? [k, j, i] : [i, j, k])] = next();
+    result.data[isFortranOrder ? placeOf(k, j, i) : placeOf(i, j, k)] = next();
   return result;
 }
 

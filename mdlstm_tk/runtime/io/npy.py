@@ -4,10 +4,11 @@ allocated, and nothing is ever unpickled."""
 from __future__ import annotations
 
 import io
+import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from math import prod
 from pathlib import Path
 from stat import S_ISREG
@@ -203,8 +204,10 @@ def read_npy(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Array:
 
 def read_capped(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> bytes:
     """Read the rest of a file."""
-    blocks, left = list[bytes](), max_bytes
-    while block := file.read(min(left + 1, BLOCK_BYTES)):  # Python takes the memory of all it may read
+    blocks, left, at_once = list[bytes](), max_bytes, BLOCK_BYTES
+    with suppress(OSError, AttributeError):  # of a file in memory or in an archive
+        at_once = max(os.fstat(file.fileno()).st_size + 1, BLOCK_BYTES)
+    while block := file.read(min(left + 1, at_once)):  # Python takes the memory of all it may read
         blocks.append(block)
         left -= len(block)
         if left < 0:

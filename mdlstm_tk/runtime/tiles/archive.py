@@ -79,10 +79,17 @@ class Archive:
         """Extents of the part of the input that one position of the last stage covers."""
         return tuple(prod(stage.window[d] for stage in self.stages) for d in range(self.metadata.ndim))
 
+    @property
+    def window(self) -> tuple[int, ...]:
+        """Extents of the part of the input that one position of y stands for."""
+        if self.pool:
+            return self.total_window
+        pairs = zip(self.total_window, self.upsample, strict=True)
+        return self.metadata.window or tuple(w // up for w, up in pairs)
+
     def output_shape(self, grid: Sequence[int]) -> tuple[int, ...]:
         """The shape of y for one sample: the extents of its grid, without pooled axes, and the outputs."""
-        window = self.total_window if self.pool else self.metadata.window or self.total_window
-        extents = enumerate(zip(grid, window, strict=True))
+        extents = enumerate(zip(grid, self.window, strict=True))
         return (*(-(-e // w) for d, (e, w) in extents if d not in self.pool), self.metadata.outputs)
 
 
@@ -149,7 +156,7 @@ def _archive(index: Any, members: dict[str, bytes], label: str, digest: str) -> 
     if mismatch := expected_files ^ members.keys():
         raise ValueError(f"{min(map(ascii, mismatch))} is listed here or in the archive, but not in both")
     archive = Archive(metadata, stages, pool, head, upsample, members, digest)
-    window, covered = metadata.window or archive.total_window, archive.total_window
+    window, covered = archive.window, archive.total_window
     if not pool and any(w * up != c for w, up, c in zip(window, upsample, covered, strict=True)):
         raise ValueError(
             f"the window {window} of its metadata contradicts its stages, {covered}, upsampled by "
