@@ -230,6 +230,7 @@ def test_a_model_of_any_size(open_page: Callable[..., Tab], tmp_path: Path) -> N
 def test_a_field_that_changes_leaves_the_other_one(open_page: Callable[..., Tab], tmp_path: Path) -> None:
     tab = open_page(craft(tmp_path / "m.onnx", None))
     give(tab, tmp_path / "x.npy", np.ones((100, 1000, 3), np.float32))
+    expect(tab.page.locator("#width")).to_have_value("1000")
     assert size_of(tab) == (100, 1000)
     tab.page.locator("#height").fill("101")
     tab.page.locator("#height").dispatch_event("change")
