@@ -12,7 +12,8 @@ the texts that a row is trained on.
 
 The minutes are those of one core, or of two that share each batch. They are counted as steps, which are
 timed before the first training (those of two cores by the clock: let nothing else run meanwhile), so that
-other work on the machine changes no result. With `--processes 1`, what two cores would share is trained on
+other work on the machine changes no result. Set OMP_NUM_THREADS=1: threads of NumPy's libraries that wait
+count as processor time. With `--processes 1`, what two cores would share is trained on
 one, in the same steps: two trainings side by side then take less time than one after the other.
 
 Test errors are measured greedy, and with a beam search and a language model of the training texts alone. A
