@@ -41,15 +41,11 @@ def find_idx(folder: Path) -> dict[Split, Path]:
         return {}
     in_folder = [path for path in folder.iterdir() if NAME.fullmatch(path.name) and path.is_file()]
     paths: dict[Split, dict[Path, Path]] = {}
+    sets: dict[tuple[Path, str | None], Path] = {}  # a folder may hold one for each split of a set
     for path in sorted(in_folder) or find_files(folder):
         if match := NAME.fullmatch(path.name):
             key = path.with_name(path.name.removesuffix(".gz").replace(".idx3", "-idx3"))
             paths.setdefault(SPLIT_OF_NAME[match[2]], {}).setdefault(key, path)
-    sets: dict[tuple[Path, str | None], Path] = {}
-    for files in paths.values():
-        for path in files.values():
-            match = NAME.fullmatch(path.name)
-            assert match
             parent = path.parent.parent if path.parent.name in SPLIT_OF_NAME else path.parent
             sets.setdefault((parent, match[1]), path)
     for split, files in paths.items():

@@ -169,7 +169,7 @@ def _unrolled(
     if not is_inside.any():
         return None
     region = np.pad(region, [(border, border)] * 2 + [(0, 0)] * (region.ndim - 2), mode="edge")
-    # Pillow turns several channels at once only of 8 bits, and other types only as these.
+    # Pillow turns channels together only if they have 8 bits, and other types only as these.
     layers = [region] if region.ndim == 2 or region.dtype == np.uint8 else np.moveaxis(region, -1, 0)
     dtype = {"u1": np.uint8, "u2": np.int32}.get(region.dtype.str[1:], np.float32)
     turned = [

@@ -27,7 +27,7 @@ Array = npt.NDArray[Any]
 
 MAX_BYTES = 2**30  # default limit for a file and for the arrays in it
 MORE_BYTES = Message("; allow more with ", Argument("max_bytes"))  # the end of an error
-BLOCK_BYTES = 2**26  # that are read at once
+BLOCK_BYTES = 2**26  # of one read
 FLOAT_BYTES = 4  # callers convert arrays to float32, so smaller dtypes grow to this
 
 
@@ -204,10 +204,10 @@ def read_npy(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> Array:
 
 def read_capped(file: IO[bytes], label: str, max_bytes: int = MAX_BYTES) -> bytes:
     """Read the rest of a file."""
-    blocks, left, at_once = list[bytes](), max_bytes, BLOCK_BYTES
+    blocks, left, most = list[bytes](), max_bytes, BLOCK_BYTES
     with suppress(OSError, AttributeError):  # of a file in memory or in an archive
-        at_once = max(os.fstat(file.fileno()).st_size + 1, BLOCK_BYTES)
-    while block := file.read(min(left + 1, at_once)):  # Python takes the memory of all it may read
+        most = max(os.fstat(file.fileno()).st_size + 1, BLOCK_BYTES)
+    while block := file.read(min(left + 1, most)):  # Python takes the memory of all it may read
         blocks.append(block)
         left -= len(block)
         if left < 0:
