@@ -51,9 +51,8 @@ class Counting(Kind):  # the questions of exports and inference
     answers, formats, is_printed, sample_axes = "counts", LINES, True, 1
 
     def decode(self, y, metadata, array, options, width):
-        numbers = np.exp(y).reshape(-1).tolist()  # the network returns logarithms
-        places = range(len(numbers)) if y.ndim == 2 else [None]
-        return [Count(str(round(each)), array, k, each) for each, k in zip(numbers, places, strict=True)]
+        samples = self.each_sample(np.exp(y), metadata)  # the network returns logarithms
+        return [Count(str(round(number.item())), array, k, number.item()) for k, number in samples]
 
 
 register_kind(Counting())

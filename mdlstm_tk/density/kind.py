@@ -58,14 +58,13 @@ class Density(Kind):
     def decode(
         self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: Width | None
     ) -> Sequence[Probability]:
-        batched, answers = y.ndim == metadata.ndim + 2, []
-        samples = y if batched else y[None]
-        for k, sample in enumerate(samples):
+        answers = []
+        for k, sample in self.each_sample(y, metadata):
             nats = 0.0 - float(sample.sum(dtype="float64"))  # which is not -0.0
             if isnan(nats):
                 raise InputError("the log-probabilities hold NaN; the model diverged")
             bits, nats = (round(x, NUMBER_DIGITS) for x in (nats / log(2) / sample.size, nats))
-            answers.append(Probability(str(nats), array, k if batched else None, nats, bits))
+            answers.append(Probability(str(nats), array, k, nats, bits))
         return answers
 
     def blank(self, metadata: Metadata, options: ResultOptions) -> Answer:

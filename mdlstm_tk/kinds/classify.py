@@ -84,9 +84,8 @@ class Classify(Kind):
             metadata.classes or (),
             metadata.outputs if options.probabilities else options.of_kind.get("top", 1),
         )
-        rows, indices = (y, range(len(y))) if y.ndim == 2 else (y[None], (None,))
         answers = []
-        for row, k in zip(probabilities(rows), indices, strict=True):
+        for k, row in self.each_sample(probabilities(y), metadata):
             order = np.argsort(-row, kind="stable")[:top].tolist()
             ranked = tuple((classes[c], round(float(row[c]), PROBABILITY_DIGITS)) for c in order)
             answers.append(Label(ranked[0][0], array, k, ranked))

@@ -101,7 +101,7 @@ class Kind:
         """True if an output, with or without a batch axis, has the shape that `decode` takes."""
         from mdlstm_tk.runtime.postprocessing import class_axis
 
-        axes = self.sample_axes or metadata.ndim + 1
+        axes = self._sample_axes(metadata)
         is_fitting = y.ndim in (axes, axes + 1) and y.shape[class_axis(y, metadata)] == metadata.outputs
         return is_fitting and y.size > 0
 
@@ -164,6 +164,11 @@ class Kind:
         """
         return y
 
+    def each_sample(self, y: Array, metadata: Metadata) -> list[tuple[int | None, Array]]:
+        """The index and the output of each sample, for `decode`; the index of one without a batch axis is
+        None."""
+        return list(enumerate(y)) if y.ndim > self._sample_axes(metadata) else [(None, y)]
+
     def scores_to_probabilities(self, y: Array, axis: int) -> Array:
         """The probabilities of classes, from the scores that a network returns, in the same shape.
 
@@ -179,8 +184,11 @@ class Kind:
         """An answer with the columns of all answers."""
         import numpy as np
 
-        shape = (*(1,) * (self.sample_axes or metadata.ndim + 1), metadata.outputs)  # of a batch of one
+        shape = (*(1,) * self._sample_axes(metadata), metadata.outputs)  # of a batch of one
         return self.decode(np.zeros(shape, np.float32), metadata, None, options, None)[0]
+
+    def _sample_axes(self, metadata: Metadata) -> int:
+        return self.sample_axes or metadata.ndim + 1
 
 
 KIND = Kind()  # of a model that says no kind

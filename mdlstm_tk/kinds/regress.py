@@ -62,9 +62,9 @@ class Regress(Kind):
         if not np.isfinite(y).all():
             raise InputError("the numbers hold NaN or infinity; the model diverged")
         names, answers = metadata.classes or (), []
-        for k, row in enumerate(y if y.ndim == 2 else y[None]):
+        for k, row in self.each_sample(y, metadata):
             values = [float(str(value)) for value in row]  # the shortest that identify them, 0.1 for 0.1
-            numbers = Numbers("", array, k if y.ndim == 2 else None, tuple(zip(names, values, strict=True)))
+            numbers = Numbers("", array, k, tuple(zip(names, values, strict=True)))
             answers.append(replace(numbers, text=" ".join(numbers.fields(options))))
         return answers
 

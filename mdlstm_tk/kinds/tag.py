@@ -83,11 +83,10 @@ class Tag(Kind):
         from mdlstm_tk.runtime.postprocessing import check_scores
 
         assert isinstance(metadata, TagMetadata)
-        rows, places = (y, range(len(y))) if y.ndim == 2 else (y[None], (None,))
-        check_scores(rows)
+        check_scores(y)
         answers = []
-        for row, k in zip(self.scores_to_probabilities(rows, -1).tolist(), places, strict=True):
-            pairs = tuple(zip(metadata.classes or (), row, strict=True))
+        for k, row in self.each_sample(self.scores_to_probabilities(y, -1), metadata):
+            pairs = tuple(zip(metadata.classes or (), row.tolist(), strict=True))
             labels = tuple(name for name, value in pairs if value >= metadata.threshold)
             rounded = tuple((name, round(value, PROBABILITY_DIGITS)) for name, value in pairs)
             answers.append(Tags(SEPARATOR.join(labels), array, k, labels, rounded))

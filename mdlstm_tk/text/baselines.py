@@ -85,10 +85,9 @@ class Baselines(Kind):
         """The lines of each sample, without outlines, in positions of x."""
         from mdlstm_tk.text.line_finding import lines_of_output
 
-        pages, places = (y, range(len(y))) if y.ndim == 4 else (y[None], (None,))
         return [
             FoundLine.of(array, k, line)
-            for page, k in zip(pages, places, strict=True)
+            for k, page in self.each_sample(y, metadata)
             for line in lines_of_output(page, metadata.window or (1, 1))
         ]
 

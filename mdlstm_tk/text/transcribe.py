@@ -144,11 +144,10 @@ class Transcribe(Kind):
     ) -> list[Text]:
         from mdlstm_tk.text.transcription import read_logits
 
-        rows, indices = (y, range(len(y))) if y.ndim == 3 else (y[None], (None,))
         search = {name: options.of_kind.get(name) for name in ("beam", "lm")}
-        lines = [read_logits(row, metadata, width, **search) for row in rows]
-        named = zip(lines, indices, strict=True)
-        return [Text(line.text, array, k, transcription=line) for line, k in named]
+        samples = self.each_sample(y, metadata)
+        lines = [(k, read_logits(logits, metadata, width, **search)) for k, logits in samples]
+        return [Text(line.text, array, k, transcription=line) for k, line in lines]
 
 
 KIND = Transcribe()
