@@ -122,6 +122,8 @@ def _train(prepare: Callable[[], TrainingJob], json: bool, parent: Verbosity, im
         cropped = f" cropped to {job.config.crop}" if job.config.crop else ""
         chosen = ", which chose them" if result["in_sample"] else ""
         note(f"best weights, on {result['split']} data{cropped}{chosen}: {errors}")
+    else:
+        note("no data were held out, on which the weights could be measured")
     note(f"{describe_times(run.read_times())}; wrote {run.best}, {run.curves}, {run.prediction}")
     if json:
         print_json({"run": str(run.folder), **result})

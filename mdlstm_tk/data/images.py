@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os.path
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,12 @@ def read_file(file: Path) -> bytes:
     if is_broken_link(file):
         raise InputError("it is a link to a file that is not there")
     if not os.path.isfile(file):  # `Path.is_file` raises OSError for a name that is too long
-        raise InputError("there is no such file")
+        forms = (unicodedata.normalize(form, str(file)) for form in ("NFC", "NFD"))
+        is_known = any(map(os.path.isfile, forms))
+        hint = (
+            ", but one whose name has its accents in another Unicode form (NFC or NFD)" if is_known else ""
+        )
+        raise InputError(f"there is no such file{hint}")
     try:
         if file.stat().st_size > MAX_BYTES:
             raise InputError(f"it has more than {MAX_BYTES} bytes")

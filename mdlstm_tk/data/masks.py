@@ -20,10 +20,18 @@ import numpy as np
 from mdlstm_tk.data.images import is_grey, read_file, resize_nearest
 from mdlstm_tk.data.spec import UNLABELLED, Array, Extents
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.runtime.preprocessing import SAMPLE_FORMAT, SIGNED, Preprocessing, open_image
+from mdlstm_tk.runtime.preprocessing import (
+    PHOTOMETRIC,
+    SAMPLE_FORMAT,
+    SIGNED,
+    WHITE_IS_ZERO,
+    Preprocessing,
+    open_image,
+)
 
 UNKNOWN_VALUE = 255  # means "no class" in masks with 8 bits, unless 0 and 255 are the only values
 MAX_COLOURS = 256  # what a palette can hold
+LOSSY_IN_TIFF = ("jpeg", "tiff_jpeg", "webp", "tiff_sgilog", "tiff_sgilog24")  # as Pillow calls them
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,13 @@ class RawMask:
         palette: (256,) the colour of each value as 0xRRGGBB, negative beyond those in the file; None if it
             has none.
         has_colours: the pixels are colours.
+        is_binary: the mask has one bit, so that it cannot hold an unknown class.
     """
 
     pixels: Array
     palette: Array | None = None
     has_colours: bool = False
+    is_binary: bool = False
 
     @property
     def shape(self) -> Extents:
@@ -70,16 +80,35 @@ def read_mask(file: Path) -> RawMask:
     except InputError as error:
         raise InputError("its mask: ", error) from None
     with open_image(io.BytesIO(data), "its mask") as image:
+        if _has_lossy_compression(image, data):
+            raise InputError(
+                f"its mask is a {image.format} whose compression changes values; save it as PNG"
+            )
         largest = _largest_stored(image)
         image.load()
-        if image.format == "JPEG":
-            raise InputError("its mask is a JPEG, whose compression changes values; save it as PNG")
         require("PIL.ImageOps", "image").exif_transpose(image, in_place=True)
         mask = _raw_mask(image)
     if not largest or mask.palette is not None or mask.has_colours:
         return mask
     whole = 65535 if image.mode == "I" else 255
     return RawMask((mask.pixels.astype(np.int64) * largest + whole // 2) // whole)
+
+
+def _has_lossy_compression(image: Any, data: bytes) -> bool:
+    if image.format != "WEBP":
+        return image.format == "JPEG" or image.info.get("compression") in LOSSY_IN_TIFF
+    position = 12  # of the first chunk; one of lossless pixels is called VP8L
+    while position < len(data):
+        name, size = (
+            data[position : position + 4],
+            int.from_bytes(data[position + 4 : position + 8], "little"),
+        )
+        if name in (b"VP8 ", b"VP8L"):
+            return name == b"VP8 "
+        position += 8 + (
+            16 if name == b"ANMF" else size + size % 2
+        )  # chunks of a frame follow 16 bytes of it
+    return False
 
 
 def _largest_stored(image: Any) -> int:
@@ -114,7 +143,10 @@ def _raw_mask(image: Any) -> RawMask:
         numbers = _numbers(palette)
         numbers[len(colours) :] = -1
         return RawMask(pixels, numbers)
-    is_signed = SIGNED in getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, ())  # of TIFF
+    tags = getattr(image, "tag_v2", {})  # of TIFF
+    is_signed = SIGNED in tags.get(SAMPLE_FORMAT, ())
+    if image.mode == "L" and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow inverts 2 to 8 bits, not 16
+        image = require("PIL.ImageOps", "image").invert(image)
     if image.mode.startswith("I"):
         pixels = np.asarray(image)
         is_unsigned = image.format == "TIFF" and image.mode == "I" and not is_signed
@@ -127,7 +159,7 @@ def _raw_mask(image: Any) -> RawMask:
     if image.mode == "L" and is_signed:
         return RawMask(np.asarray(image).view(np.int8))
     if image.mode in ("1", "L", "LA", "La"):
-        return RawMask(np.asarray(image.getchannel(0).convert("L")))
+        return RawMask(np.asarray(image.getchannel(0).convert("L")), is_binary=image.mode == "1")
     pixels = np.asarray(image.convert("RGBA" if "A" in image.mode else "RGB"))[..., :3]
     return RawMask(pixels[..., 0]) if is_grey(pixels) else RawMask(_numbers(pixels), has_colours=True)
 
@@ -185,6 +217,11 @@ class MaskClasses:
             raise InputError(f"the masks hold {only}; expected two classes or more")
         has_unknown = len(values) > 2 and values[-1] == UNKNOWN_VALUE
         if has_unknown:
+            if any(mask.is_binary and UNKNOWN_VALUE in mask.pixels for mask in masks):
+                raise InputError(
+                    f"some masks have one bit, whose white is {UNKNOWN_VALUE}, and others "
+                    f"{len(values) - 1} values; save all masks in the same way"
+                )
             values.pop()
         palette = [colour_of[value] for value in values if value in colour_of]
         complete = len(palette) == len(values) and values[-1] < MAX_COLOURS

@@ -133,20 +133,19 @@ def read_data(
     skipped: list[str] = []
     for split, source in sources.items():
         samples, new_notes = _list_samples(source, kind, budget)
-        notes += new_notes
+        prefix = f"{source.name}/" if source.is_dir() and source != path else ""
+        notes += [Message(f"{prefix}: ", line) for line in new_notes] if prefix else new_notes
         if source.is_dir():
             results = folders.count_results(source)
             notes += folders.left_out(f"results of mdlstm infer in {source}", results)
         splits[split], unusable = survey_samples(samples, kind, resize)
-        prefix = f"{source.name}/" if source.is_dir() and source != path else ""
         skipped += [Message(prefix, line) for line in unusable] if prefix else unusable
     if prefixes is not None:
         splits, new_notes = divide(splits["train"], prefixes)
         notes += new_notes
     formats = f"a task of kind {kind} expects {describe_formats(kind)}"
     if not splits["train"]:
-        reasons = [part for line in (*skipped[:3], *notes) for part in ("; ", line)][1:]
-        shown = (" (", *reasons, ")") if reasons else ()
+        shown = _in_brackets([*skipped[:3], *notes])
         raise InputError(f"{sources['train']}: no usable training samples", *shown, f"; {formats}")
     for split, each in splits.items():
         if split != "train" and not each:
@@ -173,7 +172,8 @@ def read_data(
         options = TargetOptions(preprocessing, names, settings, len(splits["train"]))
         targets = training.fit([survey.target for survey in surveys], options)
     except InputError as error:
-        raise InputError(f"{path}: ", error, f"; {formats}") from None
+        shown = _in_brackets(skipped[:3])
+        raise InputError(f"{path}: ", error, *shown, f"; {formats}") from None
     if not splits.get("validation"):
         splits["train"], splits["validation"] = hold_out(splits["train"], kind, validation, seed, known)
         if not splits["train"]:
@@ -220,6 +220,12 @@ def read_data(
         in_use = cache_bytes - budget.bytes_left
         task.cache_bytes = max(in_use, min(cache_bytes, _decoded_bytes(all_extents, spec)))
     return task
+
+
+def _in_brackets(reasons: Sequence[str | Message]) -> tuple[str | Message, ...]:
+    """The parts of an error message that list reasons."""
+    parts = [part for reason in reasons for part in ("; ", reason)][1:]
+    return (" (", *parts, ")") if parts else ()
 
 
 def _list_samples(source: Path, kind: str, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:

@@ -86,9 +86,6 @@ def check_jobs(
         if is_tiled and is_stdout and metadata.window is not None:
             raise InputError("a tiled model writes files by region, not to stdout; give a file as ", output)
         held = document.formats if document else formats_of(metadata, "probabilities" in given)
-        if file_format not in held:
-            text = f"{model_kind}, whose results {', '.join(held)} can hold, got {file_format}"
-            raise InputError(text, "; choose one with ", output_format)
         takes = own.takes if document or kind.answers else {}
         for name in dict.fromkeys(name for each in all_kinds() for name in each.takes):
             option = Argument(name, True if name == "probabilities" else None)
@@ -97,9 +94,13 @@ def check_jobs(
                 raise InputError(
                     option, f" needs a model of kind {kinds} with one output, but {model_kind}"
                 )
-            if name in given and file_format not in takes[name]:
-                shows = f" shows in {', '.join(takes[name])}, got {file_format}; choose one with "
+            showing = [each for each in takes.get(name, ()) if each in held]
+            if name in given and file_format not in showing:
+                shows = f" shows in {', '.join(showing)}, got {file_format}; choose one with "
                 raise InputError(option, shows, output_format)
+        if file_format not in held:
+            text = f"{model_kind}, whose results {', '.join(held)} can hold, got {file_format}"
+            raise InputError(text, "; choose one with ", output_format)
         if "batch_size" in given and document:
             whole = f"{job.source} is a {document.name}, which runs as a whole, without "
             raise InputError(whole, Argument("batch_size"))

@@ -374,6 +374,8 @@ def _check_targets(jobs: Sequence[Job], file: str | None) -> None:
                 Argument("output"),
             )
         if key in sources:
+            if canonical(source) == canonical(sources[key]):
+                raise InputError(f"the inputs name {source} twice; name it once")
             raise InputError(
                 f"{sources[key]} and {source} would both be written to {target}; "
                 "run them separately, each with its own ",

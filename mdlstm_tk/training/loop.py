@@ -44,10 +44,10 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
 
     Returns:
         The content of `result.json`: task, model, parameters; "ending", see `RunState.describe`; step,
-        split and errors by name, on the test split if there is one, else on the validation split;
-        "in_sample", true of the latter, whose data have chosen the weights; "seconds" of the optimizer
-        steps, summed over interruptions, their rate "steps_per_second", and apart from them
-        "validation_seconds" and "compilation_seconds", see `TrainingTimes`; and what the kind
+        split and errors by name, on the test split if there is one, else on the validation split, or
+        None and {} if there is neither; "in_sample", true of the validation split, whose data have
+        chosen the weights; "seconds" of the optimizer steps, summed over interruptions, their rate
+        "steps_per_second", and apart from them "validation_seconds" and "compilation_seconds", see `TrainingTimes`; and what the kind
         adds. {} in processes other than the main one.
 
     Raises:
@@ -209,6 +209,7 @@ def _conclude(job: TrainingJob, trainer: Trainer) -> dict[str, Any]:
     network.load_state_dict(trainer.best_weights)
     best_step = trainer.state.best_step or trainer.state.step
     split: Split = "test" if task.count("test") else "validation"
+    has_samples = task.count(split) > 0
     errors, details = training_of(task.spec.kind).conclude(job, best_step, split)
     if not job.context.is_main:
         return {}
@@ -223,8 +224,8 @@ def _conclude(job: TrainingJob, trainer: Trainer) -> dict[str, Any]:
         "steps_per_second": round(times.steps / times.training, 3) if times.training else None,
         "validation_seconds": round(times.validation, 1),
         "compilation_seconds": round(times.compilation, 1),
-        "split": split,
-        "in_sample": split == "validation",
+        "split": split if has_samples else None,
+        "in_sample": has_samples and split == "validation",
         "errors": errors,
         **details,
     }

@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,9 +188,26 @@ def png(mask: np.ndarray, bits: int, colour_type: int = 0, channels: int = 1) ->
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def tiff(mask: np.ndarray) -> bytes:
+def tiff(mask: np.ndarray, **options: Any) -> bytes:
     file = io.BytesIO()
-    tifffile.imwrite(file, mask)
+    tifffile.imwrite(file, mask, **options)
+    return file.getvalue()
+
+
+def inverted(bits: int) -> bytes:
+    """A TIFF of SMALL in 4 or 2 bits whose value 0 is white, which neither Pillow nor tifffile writes."""
+    rows = np.packbits(SMALL[..., None] >> np.arange(bits)[::-1] & 1).tobytes()
+    shorts = {256: 4, 257: 2, 258: bits, 259: 1, 262: 0, 273: 8, 277: 1, 278: 2, 279: len(rows)}
+    entries = [struct.pack("<2HIHH", tag, 3, 1, value, 0) for tag, value in shorts.items()]
+    start = 8 + len(rows)
+    entries[5] = struct.pack("<2HII", 273, 4, 1, 8)
+    header = b"II" + struct.pack("<HI", 42, start)
+    return header + rows + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
     return file.getvalue()
 
 
@@ -206,6 +224,24 @@ STORED: dict[str, tuple[bytes, np.ndarray]] = {  # a file and the values in it
     "TIFF of int8": (tiff(SMALL.astype(np.int8) - 1), SMALL.astype(int) - 1),
     "TIFF of int16": (tiff(SMALL.astype(np.int16) - 1), SMALL.astype(int) - 1),
     "TIFF of uint32": (tiff(SMALL.astype(np.uint32) + 2**31), SMALL.astype(int) + 2**31),
+    "TIFF of 2 bits, white is zero": (inverted(2), SMALL),
+    "TIFF of 4 bits, white is zero": (inverted(4), SMALL),
+    "TIFF of 8 bits, white is zero": (tiff(SMALL, photometric="miniswhite"), SMALL),
+    "TIFF of 16 bits, white is zero": (tiff(DEEP, photometric="miniswhite"), SMALL),
+    "WebP without loss": (encoded(Image.fromarray(SMALL), "WEBP", lossless=True), SMALL),
+    "WebP without loss, in chunks": (
+        encoded(Image.fromarray(SMALL), "WEBP", lossless=True, exif=Image.Exif(), icc_profile=b"VP8 odd"),
+        SMALL,
+    ),
+    "frames of WebP without loss": (
+        encoded(
+            *(Image.fromarray(SMALL), "WEBP"),
+            lossless=True,
+            save_all=True,
+            append_images=[Image.fromarray(3 - SMALL)],
+        ),
+        SMALL,
+    ),
 }
 
 
@@ -215,6 +251,32 @@ def test_masks_have_the_values_that_their_file_stores(name: str, tmp_path: Path)
     (tmp_path / "mask").write_bytes(data)
     mask = read_mask(tmp_path / "mask")
     assert np.array_equal(mask.pixels, expected) and mask.palette is None and not mask.has_colours
+
+
+ROUGH = Image.fromarray(100 * SMALL)
+COMPRESSED = {
+    "JPEG": encoded(ROUGH, "JPEG"),
+    "TIFF of JPEG": encoded(ROUGH, "TIFF", compression="jpeg"),
+    "WebP": encoded(ROUGH, "WEBP"),
+    "WebP in chunks": encoded(ROUGH, "WEBP", icc_profile=b"VP8L"),
+    "frames of WebP": encoded(ROUGH, "WEBP", save_all=True, append_images=[ROUGH.rotate(180)]),
+}
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_masks_whose_compression_changes_values_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mask").write_bytes(COMPRESSED[name])
+    refused("its mask is a .* whose compression changes values", lambda: read_mask(tmp_path / "mask"))
+
+
+@pytest.mark.parametrize("values", [[0, 1, 1], [0, 1, 2], [0, 1, 255]], ids=str)
+def test_white_of_one_bit_is_no_unknown_class(values: list[int], tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    for k, mask in enumerate(CLASSES):
+        write_image(tmp_path / f"images/{k}.png", 100 * mask)
+        one_bit, several = Image.fromarray(mask > 0), Image.fromarray(np.uint8(values)[mask])
+        (one_bit if k % 2 else several).save(tmp_path / f"masks/{k}.png")
+    refused("some masks have one bit, whose white is 255, and others", lambda: read(tmp_path, "segment"))
 
 
 LOSSY = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from helpers.pages import draw_page
 from helpers.refusal import refused
 from helpers.user_data import (
+    RNG,
     read,
     write_arrays,
     write_classes,
@@ -75,6 +77,16 @@ STRAY: dict[str, tuple[Callable[[Path], Path], str, list[str]]] = {  # data, a f
 
 
 @pytest.mark.parametrize("kind", STRAY)
+def test_notes_on_a_split_name_it(kind: str, tmp_path: Path) -> None:
+    write, stray, notes = STRAY[kind]
+    for split in ("train", "test"):
+        write(tmp_path / split)
+    write_image(tmp_path / "test" / stray, np.eye(3))
+    summary = read(tmp_path, kind).summary
+    assert f"test/: {notes[0]}" in summary and f"train/: {notes[0]}" not in summary
+
+
+@pytest.mark.parametrize("kind", STRAY)
 def test_images_that_are_not_used_are_counted(kind: str, tmp_path: Path) -> None:
     write, stray, notes = STRAY[kind]
     before = read(write(tmp_path / "train"), kind).summary
@@ -132,6 +144,23 @@ def test_data_of_another_layout_are_one_line(case: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message) as refused:
         read(tmp_path / name, kind)  # type: ignore[arg-type]
     assert "\n" not in str(refused.value)
+
+
+def test_the_reasons_of_skipped_samples_stand_beside_what_is_missing(tmp_path: Path) -> None:
+    names = [b"b"] * 6 + [b"\xff"] * 6
+    np.savez(tmp_path / "x.npz", x=RNG.random((12, 4, 4)), y=names)
+    with pytest.raises(InputError, match=r"sample 6: its name is not Unicode; .*; a task of kind classify"):
+        read(tmp_path / "x.npz", "classify")
+
+
+def test_a_name_in_another_unicode_form_is_told(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    for k, name in enumerate((composed, "a", "b", "c")):
+        write_image(tmp_path / f"{name}.png", np.eye(3) * k)
+    table = "file,size\n" + "".join(f"{name}.png,{k}\n" for k, name in enumerate((decomposed, *"abc")))
+    (tmp_path / "targets.csv").write_text(table, encoding="utf-8")
+    (line,) = read(tmp_path, "regress").skipped
+    assert "there is no such file, but one whose name has its accents in another Unicode form" in line
 
 
 def write_table(path: Path, name: str, header: str, rows: Callable[[int], object]) -> None:

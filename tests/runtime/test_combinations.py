@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
@@ -24,9 +25,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mdlstm_tk.runtime import CharacterModel
-from mdlstm_tk.runtime.combinations import LINES
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.runtime import CharacterModel, Metadata
+from mdlstm_tk.runtime.combinations import LINES, check_jobs
 from mdlstm_tk.runtime.io import FORMATS
+from mdlstm_tk.runtime.jobs import Job
 from mdlstm_tk.runtime.runner import LocalRunner
 
 TWO: dict[str, Any] = {"output_names": ("y", "z"), "further_windows": (None,)}
@@ -194,6 +198,28 @@ def read(form: str, path: Path) -> Any:
     value = {"json": json.load, "png": Image.open, "npy": np.load, "npz": np.load}[form](file)
     assert form != "npy" or not file.read()
     return dict(value) if form == "npz" else value
+
+
+@pytest.mark.parametrize("form", ["scan", "tiles"])
+@pytest.mark.parametrize("kind", ["grid", "classify", "segment", "tag", "transcribe"])
+def test_formats_that_a_refusal_names_are_taken(kind: str, form: str) -> None:
+    window = (1, 1) if kind in ("grid", "segment") else None
+    classes = () if kind == "grid" else (*"abc",)
+    metadata = Metadata("0", None, form, "N H W C", 1, 3, window=window, kind=kind, classes=classes)
+    taken = kind_named(kind).takes
+    for options in ({}, *({name: 1} for name in taken)):
+
+        def check(each: Any, options: Any = options) -> None:
+            check_jobs(metadata, Path("m"), [Job("x.npy", f"x.out.{each}", each)], options)
+
+        for each in FORMATS:
+            try:
+                check(each)
+            except InputError as error:
+                words = re.search("(?:shows in|whose results) ([a-z, ]+?)(?: can hold)?, got", str(error))
+                assert words, error
+                for named in words[1].split(", "):
+                    check(named)
 
 
 @given(combination=combinations([name for name in MODELS if "tiled" not in name]))

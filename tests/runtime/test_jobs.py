@@ -194,8 +194,10 @@ def test_where_the_results_of_a_folder_go(
         (["x.npy"], "y.mat", "unsupported file type '.mat'"),
         (["x.npy"], "y.zarr", "only tiled models write zarr"),
         (["x.npy"], "x.npy", "overwrite"),
-        (["x.npy", "./x.npy"], None, r"both .*x\.out\.npy"),
-        (["x.npy", "in/one.npy", "in/../x.npy"], "new", r"both .*x\.out\.npy"),
+        (["x.npy", "in/x.npy"], "new", r"both .*x\.out\.npy"),
+        (["x.npy", "./x.npy"], None, r"the inputs name \./x\.npy twice; name it once"),
+        (["x.npy", "in/one.npy", "in/../x.npy"], "new", r"the inputs name in/\.\./x\.npy twice"),
+        (["in", "in/one.npy"], "new", r"the inputs name in/one\.npy twice"),
     ],
 )
 @pytest.mark.usefixtures("tree")

@@ -206,6 +206,17 @@ def test_a_file_to_train_on_is_read_as_its_samples(tmp_path: Path) -> None:
     assert set(arrays_in(path)) == {"x", "y", "z"}
 
 
+def test_answers_at_positions_are_of_the_samples_alone(tmp_path: Path) -> None:
+    """With and without y, and for models that take sizes or do not."""
+    x, sizes = RNG.random((2, 4, 5)), [[4, 5], [2, 1]]
+    segmenter = replace(METADATA["grey"], kind="segment", outputs=2, classes=("a", "b"))
+    for y in ({}, {"y": x > 0.5}):
+        np.savez(tmp_path / "x.npz", x=x[..., None], sizes=sizes, **y)
+        for inputs in (("x",), ("x", "sizes")):
+            arrays = read_input(str(tmp_path / "x.npz")).arrays_for(replace(segmenter, inputs=inputs))
+            assert [array.shape for array in arrays.values()] == [(4, 5, 1), (2, 1, 1)]
+
+
 def test_a_model_that_takes_y_gets_it(tmp_path: Path) -> None:
     x, y = RNG.random((2, 3, 4, 5))
     np.savez(tmp_path / "x.npz", x=x, y=y)

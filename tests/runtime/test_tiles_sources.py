@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import warnings
 from contextlib import ExitStack
@@ -16,8 +17,10 @@ from PIL import Image
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import TiledSession, infer_paths, load_image
+from mdlstm_tk.runtime.preprocessing import decode_image
 from mdlstm_tk.runtime.tiles.local import State
 from mdlstm_tk.runtime.tiles.sources import open_source
+from mdlstm_tk.runtime.tiles.tif import TifPixels
 
 tifffile: Any = pytest.importorskip("tifffile")
 zarr: Any = pytest.importorskip("zarr")
@@ -79,6 +82,8 @@ def test_tiled_models_of_other_numbers_take_images_of_floats_alone() -> None:
 )
 def test_images_are_prepared_as_whole_ones(pixels: Any, options: dict[str, Any]) -> None:
     tifffile.imwrite("x.tif", pixels, **options)
+    dtype = decode_image(Path("x.tif").read_bytes(), "x.tif").dtype
+    assert TifPixels(Path("x.tif")).dtype == dtype
     for model in (segmenter(), classifier()):
         metadata = TiledSession(model.path, "cpu").metadata
         whole = load_image("x.tif", metadata)
@@ -87,6 +92,26 @@ def test_images_are_prepared_as_whole_ones(pixels: Any, options: dict[str, Any])
             region = (slice(3, 40), slice(10, 70))
             expected = whole[region].reshape(37, 60, metadata.channels)
             np.testing.assert_allclose(source.read(region), expected, rtol=0, atol=1e-7, strict=True)
+
+
+def test_a_file_that_cannot_be_decoded_leaves_the_others(tmp_path: Path) -> None:
+    pixels = Image.fromarray(PIXELS)
+    pixels.save("bad.tif", compression="tiff_lzw")  # needs imagecodecs
+    data = bytearray(Path("bad.tif").read_bytes())
+    for image in (b"", b"\0" * 20):  # the second one is damaged
+        if image:
+            tifffile.imwrite("bad.tif", PIXELS, tile=(16, 16), compression="zlib")
+            data = bytearray(Path("bad.tif").read_bytes())
+            with tifffile.TiffFile("bad.tif") as file:
+                start = file.pages[0].dataoffsets[0]
+            data[start : start + len(image)] = image
+            Path("bad.tif").write_bytes(data)
+        elif importlib.util.find_spec("imagecodecs"):
+            continue
+        tifffile.imwrite("good.tif", PIXELS)
+        run = infer_paths(["bad.tif", "good.tif"], segmenter().path, "out/", device="cpu", force=True)
+        errors = {result.job.source: result.error for result in run.results}
+        assert errors["good.tif"] is None and "cannot read bad.tif" in str(errors["bad.tif"])
 
 
 def test_a_palette_with_opacity_is_read_as_from_a_whole_image() -> None:

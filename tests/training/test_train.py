@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.training import DIGITS, SMALL, last_tensors, run_in
+from helpers.user_data import write_classes
 
 from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, DiagonalTask, TaskSpec
 from mdlstm_tk.errors import InputError, MDLSTMError, MissingExtraError
@@ -30,6 +31,7 @@ from mdlstm_tk.training import (
     load_checkpoint,
     loop,
     new_job,
+    plan_comparison,
     predict,
     train,
     trainer,
@@ -204,6 +206,16 @@ def test_the_averaged_weights_are_validated_and_exported(tmp_path: Path) -> None
     assert not torch.equal(network.head.weight, tensors["model.head.weight"])
     validation = evaluate(network, build(config)[1], "validation", config)
     assert run.read_metrics()[-1]["validation"] == validation
+
+
+def test_without_held_out_samples_no_split_is_named(tmp_path: Path) -> None:
+    data = write_classes(tmp_path / "data", {"a": 3, "b": 3})
+    values = {"task": "classify", "data": str(data), "validation": 0.0, "steps": 2, "hidden": 2}
+    result = train(new_job(configure(values), tmp_path / "run"))
+    assert (result["split"], result["in_sample"], result["errors"]) == (None, False, {})
+    with pytest.raises(InputError, match="compared on test or validation data; the task has neither"):
+        plan_comparison(configure({**values, "patience": 0}), 1, tmp_path / "compare")
+    assert not (tmp_path / "compare").exists()
 
 
 def test_the_average_decays_as_configured(tmp_path: Path) -> None:

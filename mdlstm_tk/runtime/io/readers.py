@@ -95,7 +95,8 @@ class InputFile:
         lacks_channels = (
             sizes is not None and x.ndim == metadata.ndim + 1 and sizes.shape[:1] == x.shape[:1]
         )
-        is_cropped = sizes is not None and kind_named(metadata.kind).counts_positions
+        answers_positions = bool(kind_named(metadata.kind).answers) and metadata.window is not None
+        is_cropped = sizes is not None and answers_positions  # there are none for padding
         return not self._names_inputs(metadata) or (
             (lacks_channels or is_cropped) and "y" not in self.arrays
         )

@@ -90,7 +90,7 @@ def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) ->
         preprocessing = preprocessing_for(metadata, label)
         values = TifPixels(path, level)
         stack.callback(values.close)
-        check_scaled(metadata, values[slice(0, 1), slice(0, 1)].dtype, label)
+        check_scaled(metadata, values.dtype, label)
         if preprocessing.resized(values.shape[:2]) != values.shape[:2]:
             raise InputError(
                 f"the model resizes images to {preprocessing.resize}, which needs all of the image; "

@@ -65,10 +65,9 @@ class TifPixels:
             opacity = values[..., self._colours, None].astype(np.uint16)
             blended = colours.astype(np.uint16) * opacity + 255 * (255 - opacity) + 127
             colours = (blended // 255).astype(np.uint8)
-        elif self._colours == 3 and values.dtype in (np.dtype("<u2"), np.dtype(">u2")):
-            colours = (colours >> 8).astype(np.uint8)  # as Pillow does
-        dtype = colours.dtype.newbyteorder("=")  # ImageJ writes the high byte first
-        colours = colours.astype(dtype if dtype in (np.uint8, np.uint16) else np.float32, copy=False)
+        elif self._colours == 3 and values.dtype == np.uint16:
+            colours = colours >> 8  # as Pillow does
+        colours = colours.astype(self.dtype, copy=False)
         return colours[..., 0] if self._colours == 1 else colours
 
     def close(self) -> None:
@@ -113,6 +112,10 @@ class TifPixels:
         if self._photometric == PALETTE:
             self._colormap = (np.asarray(page.colormap) >> 8).astype(np.uint8)
             self._colours = 3
+        is_byte = self._photometric == PALETTE or self._has_opacity or dtype in (np.bool_, np.uint8)
+        is_byte |= self._colours == 3 and dtype.newbyteorder("=") == np.uint16
+        is_short = dtype.newbyteorder("=") == np.uint16  # ImageJ writes the high byte first
+        self.dtype = np.dtype(np.uint8 if is_byte else np.uint16 if is_short else np.float32)
         self.shape: tuple[int, ...] = (*image.shape[:2], 3) if self._colours == 3 else image.shape[:2]
 
     def _open(self, tifffile: Any, path: Path, level: int) -> Any:
