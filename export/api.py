@@ -199,7 +199,12 @@ def _candidate(spec: ExportSpec, form: Form, dtype: Dtype) -> Candidate:
         serialized = check_onnx(model, "the exported model")
     except MDLSTMError as error:
         if dtype != "float16":
-            raise
+            if "inconsistent type" not in str(error):
+                raise
+            raise MDLSTMError(
+                f"{network.name} makes tensors of float64 itself, and a file computes in float32; give "
+                "them dtype=x.dtype, or call torch.set_default_dtype(torch.float32) before the export"
+            ) from error
         raise MDLSTMError(
             f"{network.name} makes tensors of float32 itself, or converts to another dtype; leave out ",
             Argument("dtype", dtype),

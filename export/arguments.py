@@ -22,6 +22,7 @@ from mdlstm_tk.export.interface import (
     eval_copy,
     float_dtypes,
     mdlstm_layers,
+    named_outputs,
     without_autocast,
 )
 from mdlstm_tk.export.options import ExportOptions
@@ -87,6 +88,9 @@ def read_spec(
             raise InputError(
                 f"the weights of {name} hold NaN, first in {key}; export a network without NaN"
             )
+    if x is not None:
+        _check_integers(interface, {"x": x, **further})
+        x, further = _converted(x), {name: _converted(value) for name, value in further.items()}
     if x is not None and not channel_axis:
         _check_batch_axis(interface, x, further)
         x = x.unsqueeze(-1 if channels_last else 1)
@@ -150,7 +154,7 @@ def _find_grids(spec: ExportSpec, module: nn.Module, example_grid: Grid | None, 
 def _read_examples(
     module: nn.Module, example_inputs: Examples | None, extra_inputs: Mapping[str, Tensor]
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """The example x, or None, and the further examples by name, as float32 or int64."""
+    """The example x, or None, and the further examples by name, on the CPU."""
     parameters = inspect.signature(module.forward).parameters.values()
     accepted = [p.name for p in parameters if p.kind.value in (0, 1)]
     examples = [example_inputs] if isinstance(example_inputs, Tensor) else example_inputs
@@ -176,12 +180,40 @@ def _read_examples(
     further = {k: value for k, value in zip(accepted[1:], examples[1:], strict=False) if value is not None}
     if twice := sorted(further.keys() & extra_inputs.keys()):
         raise InputError(f"{', '.join(twice)} is in both example_inputs and extra_inputs; give it once")
-    inputs = {name: _converted(name, value) for name, value in {**further, **extra_inputs}.items()}
-    return None if examples[0] is None else _converted("x", examples[0]), inputs
+    inputs = {name: _checked(name, value) for name, value in {**further, **extra_inputs}.items()}
+    return None if examples[0] is None else _checked("x", examples[0]), inputs
 
 
-def _converted(name: str, value: Tensor) -> Tensor:
+def _converted(value: Tensor) -> Tensor:
     """An example as float32 or int64, the types that a session passes on."""
+    return value.float() if value.is_floating_point() else value.long()
+
+
+def _check_integers(interface: Interface, inputs: Mapping[str, Tensor]) -> None:
+    """Check that forward computes from int64, which a file takes, what it does from the integers given."""
+    others = {v.dtype for v in inputs.values() if not v.is_floating_point()} - {torch.int64}
+    if not others:
+        return
+
+    def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        values = {k: v.to(interface.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+        with suppress(*REFUSALS), torch.no_grad(), without_autocast():
+            x = values.pop("x")
+            return named_outputs(interface.module(x, **values), interface.name)
+        return {}
+
+    given, converted = run(inputs), run({name: _converted(value) for name, value in inputs.items()})
+    for name in given.keys() & converted.keys():
+        y, other = given[name].double(), converted[name].double()
+        if y.shape != other.shape or not torch.allclose(y, other, 1e-4, 1e-6, equal_nan=True):
+            raise InputError(
+                f"{interface.name} computes something else from {', '.join(map(str, others))} than from "
+                "int64, as which a file takes whole numbers; convert inputs in forward whatever their dtype"
+            )
+
+
+def _checked(name: str, value: Tensor) -> Tensor:
+    """An example, on the CPU."""
     is_number = isinstance(value, Tensor) and value.dtype != torch.bool and not value.is_complex()
     is_number = is_number and not value.is_meta and value.layout is torch.strided
     if not is_number or value.dim() == 0 or len(value) == 0:
@@ -192,8 +224,7 @@ def _converted(name: str, value: Tensor) -> Tensor:
             "example_inputs and extra_inputs must hold dense tensors (N, …) of floats or integers with "
             f"N ≥ 1, got {kind} as '{name}'"
         )
-    value = value.detach().cpu()
-    return value.float() if value.is_floating_point() else value.long()
+    return value.detach().cpu()
 
 
 def _check_names(module: nn.Module, names: Sequence[str]) -> None:

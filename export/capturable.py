@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import onnx
 import torch
 from onnxscript import opset18 as op
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 # For each layer of torch: the order in which ONNX has its gates, and its activations where it may choose.
@@ -41,7 +43,8 @@ torch.library.register_fake("mdlstm::recurrent", _fake)
 
 class Capturable(TorchFunctionMode):
     """While it is active, each layer of an LSTM, GRU or RNN of torch is one operator, where torch would
-    unroll it for the number of steps at hand, and `torch.linspace` takes a free extent."""
+    unroll it for the number of steps at hand, `torch.linspace` takes a free extent, and `one_hot` is a
+    scatter, which refuses classes beyond the last one, as torch does."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -53,6 +56,8 @@ class Capturable(TorchFunctionMode):
             return _recurrent(name, *args)
         if func is torch.linspace and len(args) == 3 and isinstance(args[2], torch.SymInt):
             return _linspace(*args, **kwargs)
+        if func is functional.one_hot:
+            return _one_hot(*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -61,6 +66,12 @@ def _linspace(start: float, end: float, steps: int, **options: Any) -> Tensor:
     k = torch.arange(steps, **{"dtype": torch.get_default_dtype(), **options})
     step = (end - start) / torch.scalar_tensor(steps - 1, dtype=k.dtype).clamp(min=1)
     return torch.where(k < steps / 2, start + step * k, end - step * (steps - 1 - k))
+
+
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    if num_classes < 0:
+        raise NotImplementedError("one_hot needs num_classes, which a file cannot take from its input")
+    return tensor.new_zeros(*tensor.shape, num_classes).scatter(-1, tensor[..., None], 1)
 
 
 def _recurrent(
@@ -119,13 +130,75 @@ def translate(kind: str, x: Any, w: Any, r: Any, b: Any, h: Any, c: Any = None) 
     return y, last, last
 
 
+def _not_negative(indices: Any, count: Any) -> Any:
+    """Indices, of which negative ones become `count`, which is beyond the end."""
+    whole: Any = op.Cast(indices, to=onnx.TensorProto.INT64)
+    return op.Where(op.Less(whole, op.Constant(value_int=0)), count, whole)
+
+
+def _along(x: Any, axis: int, indices: Any) -> Any:
+    """Indices along an axis of x, of which negative ones are refused at run time."""
+    ends = {} if axis == -1 else {"end": axis + 1}
+    return _not_negative(indices, op.Squeeze(op.Shape(x, start=axis, **ends)))
+
+
+def translate_index_select(x: Any, dim: int, index: Any) -> Any:
+    return op.Gather(x, _along(x, dim, index), axis=dim)
+
+
+def translate_gather(x: Any, dim: int, index: Any, **_: Any) -> Any:
+    return op.GatherElements(x, _along(x, dim, index), axis=dim)
+
+
+def translate_scatter(x: Any, dim: int, index: Any, source: Any) -> Any:
+    return op.ScatterElements(x, _along(x, dim, index), source, axis=dim)
+
+
+def translate_scatter_value(x: Any, dim: int, index: Any, value: float) -> Any:
+    number: Any = op.CastLike(op.Constant(value_float=float(value)), x)
+    return translate_scatter(x, dim, index, op.Expand(number, op.Shape(index)))
+
+
+def translate_scatter_add(x: Any, dim: int, index: Any, source: Any) -> Any:
+    return op.ScatterElements(x, _along(x, dim, index), source, axis=dim, reduction="add")
+
+
+def translate_log_sigmoid(x: Any) -> Any:
+    """−log(1 + e^−x); the logarithm of a sigmoid would be −∞ from x = −17 on."""
+    return op.Neg(op.Softplus(op.Neg(x)))
+
+
+def translate_logaddexp(a: Any, b: Any, base: float = math.e) -> Any:
+    """log(e^a + e^b) without overflow; two infinities of one sign stay."""
+    scale: Any = op.CastLike(op.Constant(value_float=math.log(base)), a)
+    difference: Any = op.Where(op.Equal(a, b), op.Sub(scale, scale), op.Abs(op.Sub(a, b)))
+    return op.Add(op.Max(a, b), op.Div(op.Softplus(op.Neg(op.Mul(difference, scale))), scale))
+
+
+def translate_atan2(y: Any, x: Any) -> Any:
+    """The angle of (x, y), with the sign of y also where it is 0."""
+    pi: Any = op.CastLike(op.Constant(value_float=math.pi), y)
+    zero: Any = op.Sub(pi, pi)
+    is_left = op.Or(op.Less(x, zero), op.Less(op.Reciprocal(x), zero))  # −0 counts as negative
+    is_below = op.Or(op.Less(y, zero), op.Less(op.Reciprocal(y), zero))
+    angle: Any = op.Where(op.Equal(y, zero), zero, op.Atan(op.Div(y, x)))
+    turned: Any = op.Add(angle, op.Where(is_below, op.Neg(pi), pi))
+    return op.Where(is_left, turned, angle)
+
+
+def translate_logcumsumexp(x: Any, dim: int) -> Any:
+    raise NotImplementedError(
+        "ONNX has no logcumsumexp that keeps small numbers beside large ones; use torch.logsumexp of the "
+        "numbers up to each position"
+    )
+
+
 def translate_embedding(weight: Any, indices: Any, *_: Any, **__: Any) -> Any:
     """The rows of a table. ONNX counts negative indices from the end, torch's embedding refuses them: they
     become an index beyond the end. ONNX Runtime refuses those on a CPU, and takes them for zeros on CUDA,
     where such rows are therefore NaN."""
-    whole: Any = op.Cast(indices, to=onnx.TensorProto.INT64)
     count = op.Constant(value_int=int(weight.shape[0]))
-    index: Any = op.Where(op.Less(whole, op.Constant(value_int=0)), count, whole)
+    index = _not_negative(indices, count)
     nan = op.Constant(value=onnx.helper.make_tensor("nan", int(weight.dtype), [], [math.nan]))
     axes: Any = op.Constant(value_ints=[-1])
     exists: Any = op.Unsqueeze(op.Less(index, count), axes)
@@ -141,5 +214,15 @@ def translate_floordiv(a: Any, b: Any) -> Any:
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.mdlstm.recurrent.default: translate,
     torch.ops.aten.embedding.default: translate_embedding,
+    torch.ops.aten.index_select.default: translate_index_select,
+    torch.ops.aten.gather.default: translate_gather,
+    torch.ops.aten.scatter.src: translate_scatter,
+    torch.ops.aten.scatter.value: translate_scatter_value,
+    torch.ops.aten.scatter_add.default: translate_scatter_add,
+    torch.ops.aten.log_sigmoid.default: translate_log_sigmoid,
+    torch.ops.aten.logaddexp.default: translate_logaddexp,
+    torch.ops.aten.logaddexp2.default: partial(translate_logaddexp, base=2.0),
+    torch.ops.aten.logcumsumexp.default: translate_logcumsumexp,
+    torch.ops.aten.atan2.default: translate_atan2,
     operator.floordiv: translate_floordiv,
 }

@@ -11,7 +11,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, permutations
 from math import prod
 from typing import Any
 
@@ -38,6 +38,7 @@ EXPORT_LOCK = threading.RLock()
 USUAL = (5, 7, 3)  # extents of a grid that nearly all networks are verified on
 BATCHES = (1, 3)  # of the verification
 NEAR = 16  # extents above a verified one, for which a condition may be false; and further ones
+MOST_DIVISORS = 2**10
 TRIALS = [2**k for k in range(2, 15)]
 LARGEST_X = 2**20  # numbers in such a batch
 LARGEST_GRID = 2**13  # positions, so that an attention over a grid fits into memory
@@ -149,7 +150,7 @@ def _shapes_beyond(
     program: Any, multiples: Mapping[int, int], verified: Sequence[Sequence[int]]
 ) -> tuple[tuple[int, ...], ...]:
     """Shapes of x for which conditions are false that torch took for true, and that all grids of the
-    verification fulfil: for each condition a small one, which differs from the main grid in one axis."""
+    verification fulfil: for each condition a small one, see `_trials`."""
     name = program.graph_signature.user_inputs[0]
     shape = next(node for node in program.graph.nodes if node.name == name).meta["val"].shape
     environment = next(e.node.shape_env for e in shape if isinstance(e, torch.SymInt))
@@ -175,13 +176,7 @@ def _shapes_beyond(
         own = [symbol for symbol in symbols if symbol in condition.free_symbols]
         if not condition.free_symbols <= usual.keys() or any(_is(sympy.false, condition, e) for e in seen):
             continue  # or the verification sees it
-        bounds = [int(n) + 1 for n in condition.atoms(sympy.Integer) if 0 < n < LARGEST_X]
-        trials = (
-            {**usual, symbol: k}
-            for symbol in own
-            for k in (*range(usual[symbol], usual[symbol] + NEAR), *sorted({*bounds, *TRIALS}))
-        )
-        for trial in trials:
+        for trial in _trials(condition, own, usual):
             extents = tuple(int(e.subs(trial)) for e in exprs)
             positions = prod(trial.values()) // extents[0]
             fits = prod(extents) <= LARGEST_X and positions <= positions_left
@@ -189,6 +184,22 @@ def _shapes_beyond(
                 beyond[extents] = None
                 break
     return tuple(beyond)
+
+
+def _trials(condition: Any, own: Sequence[Any], usual: Mapping[Any, int]) -> Iterator[Mapping[Any, int]]:
+    """Values for which a condition may be false: the usual ones with another extent, one of the numbers in
+    the condition, near it, a multiple or a divisor of it; or two extents whose product is such a number."""
+    numbers = sorted(int(n) for n in condition.atoms(sympy.Integer) if 0 < n < LARGEST_X)
+    divisors = [(n, k) for n in numbers for k in range(1, min(n, MOST_DIVISORS) + 1) if n % k == 0]
+    near = {n + k for n in numbers for k in (-1, 0, 1, n)} | {n // k for n, k in divisors}
+    extents = [k for k in sorted({*near, *TRIALS}) if k > 1]
+    for symbol in own:
+        for k in (*range(usual[symbol], usual[symbol] + NEAR), *extents):
+            yield {**usual, symbol: k}
+    for first, second in permutations(own, 2):
+        for n, k in divisors:
+            if k > 1 and n // k > 1:
+                yield {**usual, first: n // k, second: k}
 
 
 def _is(answer: Any, condition: Any, values: Mapping[Any, int]) -> bool:

@@ -169,8 +169,8 @@ def eval_copy(module: nn.Module) -> nn.Module:
 
     Raises:
         InputError: a weight has no values yet, or the network cannot be copied, as after
-            `torch.nn.utils.weight_norm` and pruning, if it holds a lock, or in training mode a forward that
-            was set on the object.
+            `torch.nn.utils.weight_norm` and pruning, if it holds a lock, or in training mode a function
+            that runs it, such as a forward that was set on the object.
     """
     for key, tensor in chain(module.named_parameters(), module.named_buffers()):
         if is_lazy(tensor) or tensor.is_meta:
@@ -186,13 +186,12 @@ def eval_copy(module: nn.Module) -> nn.Module:
             "not take, make pruned weights parameters by torch.nn.utils.prune.remove, and in place of "
             "torch.nn.utils.weight_norm use torch.nn.utils.parametrizations"
         ) from error
-    for name, part in module.named_modules():
-        is_own = isinstance(vars(part).get("forward"), FunctionType) and not isinstance(
-            part, OptimizedModule
-        )
-        if is_own and part.training:
+    for path, part in module.named_modules():
+        values = {} if isinstance(part, OptimizedModule) else vars(part)
+        own = (name for name, value in values.items() if _runs_original(name, value, part))
+        if name := next(own, None):
             raise InputError(
-                f"the forward of {name or type(module).__name__} is a function that was set on the object, "
+                f"{name} of {path or type(module).__name__} is a function that was set on the object, "
                 "so that a copy still runs the original, which is in training mode; call eval() before the "
                 "export"
             )
@@ -202,6 +201,26 @@ def eval_copy(module: nn.Module) -> nn.Module:
             if isinstance(child, OptimizedModule):
                 setattr(parent, name, child._orig_mod)
     return network["network"]
+
+
+def _runs_original(name: str, value: Any, part: nn.Module) -> bool:
+    """True if an attribute of a module, or one in a list or dict, is a function that is tied to a module in
+    training mode: the own forward, or a lambda that refers to one. `copy.deepcopy` keeps functions."""
+    if name.startswith("_"):  # those of PyTorch, such as hooks
+        return False
+    if isinstance(value, Mapping | list | tuple):
+        held = value.values() if isinstance(value, Mapping) else value
+        return any(_runs_original(name, each, part) for each in held)
+    if not isinstance(value, FunctionType):
+        return False
+    if name == "forward" and part.training:
+        return True
+    contents = []
+    for cell in value.__closure__ or ():
+        with contextlib.suppress(ValueError):  # one that is still empty
+            contents.append(cell.cell_contents)
+    modules = (each for each in contents if isinstance(each, nn.Module))
+    return any(child.training for each in modules for child in each.modules())
 
 
 def mdlstm_layers(network: nn.Module) -> Iterator[MDLSTM]:

@@ -64,7 +64,8 @@ def rounding_advice(spec: ExportSpec, rounding: Parity, is_rounding: bool, dtype
     if not is_rounding:
         return Message(
             f"{text} only, so the exported graph computes something else than the network; does its "
-            "forward depend on more than its inputs, or decide by an extent or the batch?"
+            "forward depend on more than its inputs, decide by an extent or the batch, or round a product "
+            "of extents?"
         )
     if dtype != "float32":
         what = f"{dtype} is not precise enough for it; export float32, or allow more with "

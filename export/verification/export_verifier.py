@@ -249,7 +249,8 @@ def _check_samples_are_apart(run: Runtime, spec: ExportSpec, batch: int, samples
         if not _agree(alone, run(sample)):
             raise InputError(
                 f"{name} returns other numbers each time for the same x; a file computes the same each "
-                "time, so remove what is random from its forward in eval mode"
+                "time, so remove what is random, or kept from one call to the next, from its forward in "
+                "eval mode"
             )
         raise InputError(
             f"{name} mixes the samples of a batch: what it returns for a sample alone differs from what it "

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from mdlstm_tk.data.spec import Array
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import InputError, Message
 from mdlstm_tk.runtime.io.npy import MAX_BYTES
 from mdlstm_tk.runtime.preprocessing import decode_image
+
+SMALLER = Message("; save it with fewer pixels")  # the advice where nothing allows more
 
 
 def read_pixels(file: Path, label: str = "it") -> Array:
@@ -21,7 +23,7 @@ def read_pixels(file: Path, label: str = "it") -> Array:
         InputError: there is no such file, it is too large, or it is not an image.
         MissingExtraError: Pillow is not installed.
     """
-    return decode_image(read_file(file), label)
+    return decode_image(read_file(file), label, too_large=SMALLER)
 
 
 def read_file(file: Path) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mdlstm_tk.data.images import is_grey, read_file, resize_nearest
+from mdlstm_tk.data.images import SMALLER, is_grey, read_file, resize_nearest
 from mdlstm_tk.data.spec import UNLABELLED, Array, Extents
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.preprocessing import (
@@ -79,7 +79,7 @@ def read_mask(file: Path) -> RawMask:
         data = read_file(file)
     except InputError as error:
         raise InputError("its mask: ", error) from None
-    with open_image(io.BytesIO(data), "its mask") as image:
+    with open_image(io.BytesIO(data), "its mask", SMALLER) as image:
         if _has_lossy_compression(image, data):
             raise InputError(
                 f"its mask is a {image.format} whose compression changes values; save it as PNG"

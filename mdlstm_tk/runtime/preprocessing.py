@@ -27,7 +27,7 @@ import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import reason_of
-from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.errors import InputError, Message, require
 from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES, MORE_BYTES, Array, open_input
 
 DECODERS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")  # others of Pillow's start programs
@@ -102,13 +102,16 @@ class Preprocessing:
         return cls(channels, (height, width))
 
 
-def decode_image(data: bytes, label: str, max_bytes: int = MAX_BYTES) -> Array:
+def decode_image(
+    data: bytes, label: str, max_bytes: int = MAX_BYTES, *, too_large: Message | None = None
+) -> Array:
     """Decode an image file.
 
     Args:
         data: content of a PNG, JPEG, TIFF, BMP, GIF, WebP, PGM or PPM file.
         label: what error messages call it.
         max_bytes: maximum size in bytes of the pixels, each counted as four channels of float32.
+        too_large: advice at the end of an error, for a caller that sets no other limit.
 
     Returns:
         (H, W) if the image is grey, else (H, W, 3): uint8, uint16 or float32.
@@ -118,13 +121,13 @@ def decode_image(data: bytes, label: str, max_bytes: int = MAX_BYTES) -> Array:
             Pillow decodes, which `PIL.Image.MAX_IMAGE_PIXELS` of the calling program sets.
         MissingExtraError: Pillow is not installed.
     """
-    with open_image(io.BytesIO(data), label) as image:
+    with open_image(io.BytesIO(data), label, too_large) as image:
         nbytes = image.width * image.height * PIXEL_BYTES
         if nbytes > max_bytes:
             raise InputError(
                 f"{label} has {format_size((image.height, image.width))} pixels, which take {nbytes} "
                 f"bytes, more than {max_bytes}",
-                MORE_BYTES,
+                too_large or MORE_BYTES,
             )
         image.load()
         return _upright(_pixels(image), _orientation(image))
@@ -191,12 +194,13 @@ def resize(pixels: Array, extents: tuple[int, int]) -> Array:
 
 
 @contextmanager
-def open_image(file: IO[bytes], label: str) -> Iterator[Any]:
+def open_image(file: IO[bytes], label: str, too_large: Message | None = None) -> Iterator[Any]:
     """Open an image with Pillow, and turn the exceptions of Pillow into `InputError`.
 
     Args:
         file: the file; only formats of `DECODERS` are tried.
         label: what error messages call it.
+        too_large: as in `decode_image`.
     """
     module: Any = require("PIL.Image", "image")
     try:
@@ -207,7 +211,7 @@ def open_image(file: IO[bytes], label: str) -> Iterator[Any]:
     except module.DecompressionBombError:
         raise InputError(
             f"{label} has more than {2 * module.MAX_IMAGE_PIXELS} pixels, which Pillow refuses",
-            *(MORE_BYTES, " and PIL.Image.MAX_IMAGE_PIXELS"),
+            too_large or Message(MORE_BYTES, " and PIL.Image.MAX_IMAGE_PIXELS"),
         ) from None
     except module.UnidentifiedImageError:
         raise InputError(

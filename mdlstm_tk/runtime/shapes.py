@@ -395,7 +395,9 @@ class Shapes:
                 "as float32, below 2^24 = 16777216"
             )
         if is_float:
-            is_half = self.metadata.dtype == "float16" and not (name == "x" and self.metadata.integer)
+            is_half = "float16" in (dtype, self.metadata.dtype) and not (
+                name == "x" and self.metadata.integer
+            )
             largest = float(np.abs(converted).max(initial=0)) if is_half else 0.0
             if largest > HALF_MAX:
                 raise InputError(

@@ -381,6 +381,10 @@ def _linked(sections: list[Section]) -> tuple[Sequence[str], NGrams, list[int]]:
     Raises:
         ValueError, KeyError: an n-gram has a character that is none of order 1, or a number is not finite.
     """
+    if "<UNK>" in sections[0] and UNKNOWN not in sections[0]:  # KenLM reads both
+        sections = [
+            {name.replace("<UNK>", UNKNOWN): row for name, row in section.items()} for section in sections
+        ]
     for token, log_prob in ((UNKNOWN, UNKNOWN_LOG_PROB), (BEGIN, LOG_ZERO), (END, LOG_ZERO)):
         sections[0].setdefault(token, (log_prob / LOG_10, 0.0))
     names = [UNKNOWN, BEGIN, END, *sorted(sections[0].keys() - {UNKNOWN, BEGIN, END})]

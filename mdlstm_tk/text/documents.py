@@ -126,7 +126,8 @@ def images_of_pages(pages: Sequence[str], images: Sequence[str]) -> set[str]:
 def _folders(page: str) -> tuple[str, ...]:
     """The folders in which the image of a page may lie."""
     folder = _folder(page)
-    return (folder, os.path.dirname(folder) or ".") if os.path.basename(folder) in SUBFOLDERS else (folder,)
+    is_sub = os.path.basename(folder).lower() in SUBFOLDERS
+    return (folder, os.path.dirname(folder) or ".") if is_sub else (folder,)
 
 
 def _folder(path: str) -> str:

@@ -211,15 +211,24 @@ def list_transcripts(path: Path) -> tuple[list[RawSample], list[str]]:
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     of_pages = images_of_pages([*map(str, _page_files(path))], [*map(str, images)])
     images_of = folders.by_stem(path, images)
+    texts = {
+        file.with_name(file.name.removesuffix(TRANSCRIPT)).relative_to(path): file
+        for file in files
+        if file.name.endswith(TRANSCRIPT)
+    }
+    without_image = texts.keys() - images_of.keys()
+    for stem in images_of.keys() - texts.keys():  # OCRopus calls the image of 0001.gt.txt 0001.bin.png
+        parts = stem.name.split(".")
+        shorter = (stem.with_name(".".join(parts[:k])) for k in range(len(parts) - 1, 0, -1))
+        if name := next((each for each in shorter if each in without_image), None):
+            images_of[name] = sorted([*images_of.get(name, ()), *images_of.pop(stem)])
     samples = []
-    for file in files:
-        if file.name.endswith(TRANSCRIPT):
-            stem = file.with_name(file.name.removesuffix(TRANSCRIPT))
-            images = images_of.pop(stem.relative_to(path), [stem.with_name(f"{stem.name}.png")])
-            reason = folders.refuse_twins(images)
-            if str(images[0]) in of_pages:
-                reason = f"it is the image of a page, whose lines have texts; delete {file.name}"
-            samples.append(folders.image_sample(path, images[0], partial(_read_transcript, file), reason))
+    for stem, file in texts.items():
+        images = images_of.pop(stem, [path / stem.with_name(f"{stem.name}.png")])
+        reason = folders.refuse_twins(images)
+        if str(images[0]) in of_pages:
+            reason = f"it is the image of a page, whose lines have texts; delete {file.name}"
+        samples.append(folders.image_sample(path, images[0], partial(_read_transcript, file), reason))
     untold = [image for images in images_of.values() for image in images]
     others = [image for image in untold if str(image) not in of_pages]
     return samples, _note_of(others, path, "images without a text or a page")

@@ -1,4 +1,4 @@
-"""Pages of text lines: ALTO 2 to 4, and PAGE XML 2013 and 2019.
+"""Pages of text lines: ALTO 2 to 4, and PAGE XML 2013 to 2019.
 
 >>> page = read_page("0001.xml")                     # the image lies beside it
 >>> page.lines[0].text, page.lines[0].baseline
@@ -9,8 +9,9 @@ as `decode_image` returns it, turned upright by its EXIF data: if the file count
 scaled, and turned if only the image as it is stored has their shape.
 
 The text of a line is, in ALTO, the CONTENT of its Strings, each a word or more, joined by blanks, with the
-hyphen of a HYP at its end. In PAGE it is that of the TextEquiv of the line with the lowest index, else of
-its words, joined by blanks. Texts are composed (NFC), without blanks at their ends.
+hyphen of a HYP at its end, unless the last String has it, too. In PAGE it is that of the TextEquiv of the
+line with the lowest index, else of its words, joined by blanks. Texts are composed (NFC), without blanks at
+their ends.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.text.ctc import Transcription
 
 ALTO, PAGE = "alto", "PcGts"
+HYPHENS = ("-", "¬", "=", "⸗", "­", "‐")
 BEFORE_TEXT = ("AlternativeImage", "Coords", "Baseline", "Word", "Glyph")  # in the schema of PAGE
 OFFSETS = re.compile(r"(?<![\s\w.-])\s*[\w.-]+\s*\{[^{}]*\boffset\s*:[^{}]*\}")  # of `custom`
 
@@ -123,7 +125,7 @@ def read_page(path: str | Path, content: bytes | None = None, max_bytes: int = M
     if root.tag == ALTO:
         measure = root.first("Description", "MeasurementUnit")
         unit = measure.text.strip() if measure else ""
-        if unit not in ("", "pixel"):
+        if unit.lower() not in ("", "pixel"):
             raise InputError(
                 f"{path} gives coordinates in {printable(unit[:40])}, expected pixels; export it with "
                 "MeasurementUnit pixel"
@@ -196,6 +198,8 @@ def _open(
         raise InputError(f"{path} holds <{root.tag[:40]}>, expected ALTO (<alto>) or PAGE XML (<{PAGE}>)")
     if (count := sum(1 for _ in root.descendants("Page"))) != 1:
         raise InputError(f"{path} holds {count} pages, expected one in each file")
+    if any(root.descendants("Point")):
+        raise InputError(f"{path} holds <Point>, as PAGE XML before 2013; convert it to 2013 or later")
     lines = [*root.descendants("TextLine")]
     names = [line.attributes.get("ID") or line.attributes.get("id") or "" for line in lines]
     taken, elements = {*names}, dict[str, Element]()
@@ -216,7 +220,7 @@ def _find_image(path: Path, root: Element) -> Path:
     else:
         name = next(root.descendants("Page")).attributes.get("imageFilename", "")
     name = re.split(r"[/\\]", name.strip())[-1]
-    folders = [path.parent, *([path.parent.parent] if path.parent.name in SUBFOLDERS else [])]
+    folders = [path.parent, *([path.parent.parent] if path.parent.name.lower() in SUBFOLDERS else [])]
     names = [name, *(path.stem + form for suffix in IMAGE_SUFFIXES for form in (suffix, suffix.upper()))]
     for candidate in (folder / name for folder in folders for name in names if name):
         if candidate.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(candidate):
@@ -246,7 +250,8 @@ def _text(element: Element) -> str:
     strings = element.all("String")
     if strings:
         text = " ".join(filter(None, (string.attributes.get("CONTENT", "").strip() for string in strings)))
-        text += "".join(hyphen.attributes.get("CONTENT", "") for hyphen in element.all("HYP"))
+        if not text.endswith(HYPHENS):  # BnF has the hyphen in the String and in the HYP
+            text += "".join(hyphen.attributes.get("CONTENT", "") for hyphen in element.all("HYP"))
     else:
         text = _unicode(element) or " ".join(filter(None, map(_unicode, element.all("Word"))))
     return unicodedata.normalize("NFC", re.sub(r"(?<!\s)\s*[\t\r\n]\s*", " ", text).strip())

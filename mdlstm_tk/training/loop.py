@@ -47,8 +47,8 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
         split and errors by name, on the test split if there is one, else on the validation split, or
         None and {} if there is neither; "in_sample", true of the validation split, whose data have
         chosen the weights; "seconds" of the optimizer steps, summed over interruptions, their rate
-        "steps_per_second", and apart from them "validation_seconds" and "compilation_seconds", see `TrainingTimes`; and what the kind
-        adds. {} in processes other than the main one.
+        "steps_per_second", and apart from them "validation_seconds" and "compilation_seconds", see
+        `TrainingTimes`; and what the kind adds. {} in processes other than the main one.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM; the last checkpoint is written before it is raised.

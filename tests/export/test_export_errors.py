@@ -63,6 +63,26 @@ def with_own_forward() -> nn.Module:
     return net
 
 
+class Calling(nn.Module):
+    """A network that calls a part of itself through a function in an attribute."""
+
+    def __init__(self, wrap: Callable[[Callable[[Tensor], Tensor]], Any]) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.BatchNorm2d(3), MDLSTM(3, 2, channels_last=False)
+        self.calls = wrap(lambda x: self.norm(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        call = self.calls
+        while not callable(call):
+            call = call[0]
+        y: Tensor = self.layer(call(x))
+        return y
+
+
+def of_dtype(x: Tensor) -> Tensor:
+    return x.float() / 255 if x.dtype == torch.uint8 else x.float()
+
+
 def pruned() -> nn.Module:
     net = nn.Sequential(MDLSTM(1, 3), nn.Linear(3, 2))
     torch.nn.utils.prune.l1_unstructured(net[0], "weight_hh_l0", 0.5)
@@ -89,6 +109,10 @@ def before(function: Callable[[Tensor], Tensor], **options: Any) -> Callable[[],
 
 def after(function: Callable[[Tensor], Any], **options: Any) -> Callable[[], nn.Module]:
     return lambda: Function(after=function, **options)
+
+
+def by(condition: Callable[[Tensor], bool]) -> Callable[[], nn.Module]:
+    return after(lambda y: 2 * y if condition(y) else y)
 
 
 def of_one_row(y: Tensor) -> Tensor:
@@ -159,6 +183,8 @@ REFUSED: dict[str, Row] = {  # network, options of the export, message
     "batch mixed": (before(lambda x: x - x.mean(0)), G, "mixes the samples of a batch"),
     "mixed with those before": (after(lambda y: y.cumsum(0)), G, "mixes the samples of a batch"),
     "by the batch": (after(lambda y: y if y.shape[0] < 8 else 2 * y), G, "mixes the samples of a batch"),
+    "one batch": (by(lambda y: y.shape[0] == 20), G, "mixes the samples of a batch"),
+    "each 25th batch": (by(lambda y: y.shape[0] % 25 == 0), SCAN, "mixes the samples of a batch"),
     "a branch by the batch": (before(doubled), G, "mixes the samples of a batch"),
     "random": (before(lambda x: x + torch.rand_like(x)), G, "other numbers each time"),
     "weights of NaN": (changed("weight_hh_l0", torch.nan), G, r"hold NaN, first in layer\.weight_hh_l0"),
@@ -168,6 +194,22 @@ REFUSED: dict[str, Row] = {  # network, options of the export, message
         with_own_forward,
         G,
         r"forward of BatchNorm2d .* is in training mode; call eval\(\) before",
+    ),
+    "a function that calls a part": (
+        lambda: Calling(lambda f: f),
+        {**G, "channels": 3},
+        "calls of Calling",
+    ),
+    "functions in a list": (lambda: Calling(lambda f: [{0: f}]), {**G, "channels": 3}, "calls of Calling"),
+    "uint8": (
+        before(of_dtype),
+        {"example_inputs": torch.randint(256, (1, 3, 4, 1), dtype=torch.uint8)},
+        r"something else from torch\.uint8 than from int64, .* whatever their dtype",
+    ),
+    "uint8 that wraps around": (
+        before(lambda x: (x + 200).float() / 255),
+        {"example_inputs": torch.randint(100, 256, (1, 3, 4, 1), dtype=torch.uint8)},
+        r"something else from torch\.uint8",
     ),
     "pruned": (pruned, G, r"cannot be copied: .* parameters by torch\.nn\.utils\.prune\.remove"),
     "one sample": (lambda: MDLSTM(3, 4), {"example_inputs": torch.rand(5, 4, 3)}, ONE_SAMPLE),
@@ -210,6 +252,14 @@ FAILING: dict[str, Row] = {
         {**SCAN, "dtype": "float16"},
         "on 300x7, .* by an extent",
     ),
+    "a multiple": (by(lambda y: y.shape[1] % 24 == 0), SCAN, "on 24x.*, .* by an extent"),
+    "one extent": (by(lambda y: y.shape[1] == 30), SCAN, "on 30x.*, .* by an extent"),
+    "a product": (
+        by(lambda y: y.shape[1] * y.shape[2] == 1225),
+        SCAN,
+        "on 35x35|on 245x5|on 175x7, .* by an",
+    ),
+    "logcumsumexp": (after(lambda y: y.logcumsumexp(-1)), G, "no logcumsumexp .*; use torch.logsumexp"),
     "small grids beside a large sum": (after(of_one_row), SCAN, "on 1x., .* by an extent"),
     "float32 in float16": (after(lambda y: y @ torch.eye(2)), HALF, "itself.*leave out dtype="),
 }
@@ -370,6 +420,15 @@ def test_the_size_of_a_file_is_limited_by_onnx_alone(
     monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", 1000)
     with pytest.raises(MDLSTMError, match="larger than 2 GiB"):
         export_onnx(Function(), tmp_path / "n.onnx", **G)
+
+
+def test_the_default_dtype_of_torch_is_named(tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(MDLSTMError, match=r"makes tensors of float64 itself, .*\(torch\.float32\)"):
+            export_onnx(Function(after=lambda y: y * torch.ones(2)), tmp_path / "m.onnx", **G)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_the_default_device_of_torch_does_not_matter(tmp_path: Path) -> None:

@@ -147,6 +147,12 @@ def test_files_of_other_programs(tmp_path: Path, space: str, separator: str) -> 
     assert exp(model.log_prob("a ba?")) == pytest.approx(expected)
 
 
+def test_the_unknown_token_may_be_in_capitals(tmp_path: Path) -> None:
+    unigrams = {"<UNK>" if name == UNKNOWN else name: row for name, row in UNIGRAMS.items()}
+    model = CharacterModel.load(write_arpa(tmp_path / "m.arpa", unigrams, {"a <UNK>": (0.6, 1)}))
+    assert exp(model.log_prob("a?b")) == pytest.approx(0.5 * 0.3 * 0.6 * 0.2 * 0.8 * 0.2)
+
+
 def test_contexts_that_a_program_pruned(tmp_path: Path) -> None:
     trigrams = {f"{BEGIN} a b": (0.9, 1)}  # without its context "<s> a" and its suffix "a b"
     model = CharacterModel.load(write_arpa(tmp_path / "m.arpa", UNIGRAMS, {"b a": (0.6, 1)}, trigrams))

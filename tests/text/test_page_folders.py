@@ -221,6 +221,35 @@ def test_transcripts_lie_beside_images_of_lines(tmp_path: Path) -> None:
     assert "images without a text or a page, left out: 1, such as untold.png" in task.summary
 
 
+def test_names_of_ocropus_are_known(tmp_path: Path) -> None:
+    """An image belongs to the text of its whole name, else to that of the longest part before a point."""
+    names = ("a.bin.png", "b.png", "b.bin.png", "c.v1.nrm.png", "c.v2.bin.png", "d.bin.png", "d.nrm.png")
+    for name in names:
+        write_image(tmp_path / name, RNG.integers(0, 255, (8, 30)))
+    for stem in ("a", "b", "c", "c.v1", "d"):
+        (tmp_path / f"{stem}.gt.txt").write_text("ab", encoding="utf-8")
+    task = read(tmp_path, "transcribe", validation=0.0)
+    assert sorted(task.names["train"]) == ["a.bin.png", "b.png", "c.v1.nrm.png", "c.v2.bin.png"]
+    assert [line.partition(":")[2] for line in task.skipped] == [
+        f" {tmp_path.name}/d.bin.png and {tmp_path.name}/d.nrm.png have one name; keep one of them"
+    ]
+    assert "images without a text or a page, left out: 1, such as b.bin.png" in task.summary
+
+
+def test_images_that_are_too_large_to_train_on_come_with_advice_that_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(tmp_path / "x.png", np.zeros((80, 90)))
+    (tmp_path / "x.gt.txt").write_text("ab", encoding="utf-8")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    with pytest.raises(InputError, match="more than 4000 pixels, which Pillow refuses; save it with fewer"):
+        read(tmp_path, "transcribe")
+    monkeypatch.undo()
+    monkeypatch.setattr(decode_image, "__defaults__", (2000,))
+    with pytest.raises(InputError, match="115200 bytes, more than 2000; save it with fewer pixels"):
+        read(tmp_path, "transcribe")
+
+
 def test_the_image_of_a_page_is_no_line(tmp_path: Path) -> None:
     """It would be a sample whole, perhaps in another split than its lines."""
     write_pages(tmp_path, 2)

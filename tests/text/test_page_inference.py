@@ -120,7 +120,7 @@ def test_images_in_the_folders_of_pages_are_no_inputs_of_their_own() -> None:
     assert segmented == [file.source for file in files if file.source.endswith("png")]
     with pytest.raises(InputError, match=r"p1\.xml is a page, but the model is of kind classify"):
         files_for("classify", [InputPath("in/p1.xml", "p1.xml")])
-    for folder in SUBFOLDERS:
+    for folder in (*SUBFOLDERS, "PAGE"):
         pair = [InputPath("a.png", "a.png"), InputPath(f"{folder}/a.xml", "a.xml")]
         assert files_for("transcribe", pair) == (pair[1:], 0)
     named = [InputPath("in/p1.xml", "p1.xml"), InputPath("in/p1.png", "p1.png")]

@@ -33,6 +33,8 @@ BOX = (10, 20, 90, 50)
 TEXTS = {  # what is inside the TextLine, and its text
     "Strings": (alto, SHAPE + string("un", "deux", between=""), "un deux"),
     "HYP": (alto, string("un", "deu") + '<HYP CONTENT="-"/>', "un deu-"),
+    "HYP of BnF": (alto, string("un", "deu-") + '<HYP CONTENT="-"/>', "un deu-"),
+    "soft HYP": (alto, string("un", "deu\u00ac") + '<HYP CONTENT="\u00ad"/>', "un deu\u00ac"),
     "decomposed": (alto, string("e\u0301 "), "é"),
     "empty String": (alto, string(""), None),
     "lowest index": (page, equiv("b", 'index="1"') + equiv("a") + equiv("c", 'index="2"'), "a"),
@@ -181,6 +183,10 @@ def test_versions_encodings_and_nesting_are_read_and_written(case: str, tmp_path
 
 BAD = {
     "millimetres": (alto("", unit="mm10"), "coordinates in mm10, expected pixels"),
+    "PAGE of 2010": (
+        page('<TextLine id="a"><Coords><Point x="1" y="2"/></Coords></TextLine>'),
+        "holds <Point>, as PAGE XML before 2013; convert it to 2013 or later",
+    ),
     "another shape": (
         alto("", size='WIDTH="200" HEIGHT="300"'),
         r"an image of 200x300 pixels, but a.png has 300x200",
@@ -233,11 +239,16 @@ def test_a_page_without_its_image_and_one_that_is_none(tmp_path: Path) -> None:
         read_page(tmp_path / "c.xml")
 
 
-def test_transkribus_puts_pages_in_a_subfolder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["page", "PAGE"])
+def test_transkribus_puts_pages_in_a_subfolder(folder: str, tmp_path: Path) -> None:
     write_noise(tmp_path / "a.png")
-    (tmp_path / "page").mkdir()
-    (tmp_path / "page/a.xml").write_text(page("<TextLine/>"))
-    assert read_page(tmp_path / "page/a.xml").image == tmp_path / "a.png"
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "a.xml").write_text(page("<TextLine/>"))
+    assert read_page(tmp_path / folder / "a.xml").image == tmp_path / "a.png"
+
+
+def test_a_unit_may_be_written_in_capitals(tmp_path: Path) -> None:
+    assert not read_text(tmp_path, alto("", unit="Pixel")).lines
 
 
 def test_other_files_are_no_pages(tmp_path: Path) -> None:
