@@ -32,6 +32,7 @@ import performance
 from contenders import Shape, floor
 
 from mdlstm_tk.data import Task
+from mdlstm_tk.data.spec import SampleId
 from mdlstm_tk.training import TrainConfig, configure, make_task, new_job, train
 
 MODULES = {"measuring", "contenders", "equal_time", "hard_lines"}  # that scripts share
@@ -180,7 +181,9 @@ def test_a_table_of_learning(
 ) -> None:
     """It goes on where it was, looks at no test data to choose, and is written into page and README."""
     few = np.random.default_rng(0).integers(0, 2, (60, 8, 8), np.uint8)
-    monkeypatch.setattr("mdlstm_tk.density.fashion._load", lambda folder: (few, few[:20]))
+    ids = [SampleId(str(k), str(k)) for k in range(80)]
+    parts = (few, ids[:60]), (few[:20], ids[60:])
+    monkeypatch.setattr("mdlstm_tk.density.fashion._load", lambda folder: parts)
     monkeypatch.setattr(learning, "make_task", make_small_task)
     fresh("rival_networks")
     importlib.import_module("rival_networks")
