@@ -24,6 +24,7 @@ from mdlstm_tk.export.interface import (
     mdlstm_layers,
     named_outputs,
     without_autocast,
+    without_original,
 )
 from mdlstm_tk.export.options import ExportOptions
 from mdlstm_tk.export.spec import Examples, ExportSpec, Extents, Shape
@@ -88,43 +89,46 @@ def read_spec(
             raise InputError(
                 f"the weights of {name} hold NaN, first in {key}; export a network without NaN"
             )
-    if x is not None:
-        _check_integers(interface, {"x": x, **further})
-        x, further = _converted(x), {name: _converted(value) for name, value in further.items()}
-    if x is not None and not channel_axis:
-        _check_batch_axis(interface, x, further)
-        x = x.unsqueeze(-1 if channels_last else 1)
-    example_grid = None
-    if x is not None:
-        example_grid = tuple(x.shape[1:-1] if channels_last else x.shape[2:])
-        features = x.shape[-1 if channels_last else 1]
-        _check_example(tuple(x.shape), example_grid, features, arguments)
-        channels = features
-    elif channels is None:
-        if layer is None:
-            raise InputError(
-                f"{name} has no MDLSTM layer to take the channels of x from; give channels=..., or "
-                "example_inputs=(x, …)"
-            )
-        channels = layer.input_size
-    ndim = len(example_grid or grid or (layer.ndim if layer else 2) * (1,))
-    known_grid = example_grid or grid or (None,) * ndim
-    spec = ExportSpec(
-        interface,
-        ndim=ndim,
-        channels=channels,
-        channels_last=channels_last,
-        padded=padded,
-        extra_inputs=further,
-        grid_inputs=_first_grid_axes(options["grid_inputs"], further, known_grid, channels_last, padded),
-        multiple_of=(1,) * ndim if multiple_of is None else extents("multiple_of", multiple_of, ndim),
-        draw=sampler("x", options["example_range"], x, module),
-        grid=_extents(grid, example_grid, ndim, any_size),
-        example=None if x is None else x.float(),
-    )
-    if example_grid is None and grid and None not in grid:
-        example_grid = tuple(extent for extent in grid if extent)
-    _find_grids(spec, module, example_grid, grid is not None)
+    with without_original(module):
+        if x is not None:
+            _check_integers(interface, {"x": x, **further})
+            x, further = _converted(x), {name: _converted(value) for name, value in further.items()}
+        if x is not None and not channel_axis:
+            _check_batch_axis(interface, x, further)
+            x = x.unsqueeze(-1 if channels_last else 1)
+        example_grid = None
+        if x is not None:
+            example_grid = tuple(x.shape[1:-1] if channels_last else x.shape[2:])
+            features = x.shape[-1 if channels_last else 1]
+            _check_example(tuple(x.shape), example_grid, features, arguments)
+            channels = features
+        elif channels is None:
+            if layer is None:
+                raise InputError(
+                    f"{name} has no MDLSTM layer to take the channels of x from; give channels=..., or "
+                    "example_inputs=(x, …)"
+                )
+            channels = layer.input_size
+        ndim = len(example_grid or grid or (layer.ndim if layer else 2) * (1,))
+        known_grid = example_grid or grid or (None,) * ndim
+        spec = ExportSpec(
+            interface,
+            ndim=ndim,
+            channels=channels,
+            channels_last=channels_last,
+            padded=padded,
+            extra_inputs=further,
+            grid_inputs=_first_grid_axes(
+                options["grid_inputs"], further, known_grid, channels_last, padded
+            ),
+            multiple_of=(1,) * ndim if multiple_of is None else extents("multiple_of", multiple_of, ndim),
+            draw=sampler("x", options["example_range"], x, module),
+            grid=_extents(grid, example_grid, ndim, any_size),
+            example=None if x is None else x.float(),
+        )
+        if example_grid is None and grid and None not in grid:
+            example_grid = tuple(extent for extent in grid if extent)
+        _find_grids(spec, module, example_grid, grid is not None)
     return spec
 
 
@@ -196,7 +200,14 @@ def _check_integers(interface: Interface, inputs: Mapping[str, Tensor]) -> None:
         return
 
     def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        values = {k: v.to(interface.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+        values = {
+            k: v.to(interface.dtype) if v.is_floating_point() else v.clone() for k, v in inputs.items()
+        }
+        if "sizes" in interface.names:
+            x = inputs["x"]
+            grid = x.shape[1:] if not interface.channel_axis else x.shape[1:-1]
+            grid = grid if interface.channels_last or not interface.channel_axis else x.shape[2:]
+            values["sizes"] = torch.tensor([tuple(grid)] * len(x))
         with suppress(*REFUSALS), torch.no_grad(), without_autocast():
             x = values.pop("x")
             return named_outputs(interface.module(x, **values), interface.name)
@@ -206,9 +217,10 @@ def _check_integers(interface: Interface, inputs: Mapping[str, Tensor]) -> None:
     for name in given.keys() & converted.keys():
         y, other = given[name].double(), converted[name].double()
         if y.shape != other.shape or not torch.allclose(y, other, 1e-4, 1e-6, equal_nan=True):
+            types = ", ".join(sorted(map(str, others)))
             raise InputError(
-                f"{interface.name} computes something else from {', '.join(map(str, others))} than from "
-                "int64, as which a file takes whole numbers; convert inputs in forward whatever their dtype"
+                f"{interface.name} computes something else from {types} than from int64, as which a "
+                "file takes whole numbers; convert inputs in forward whatever their dtype"
             )
 
 

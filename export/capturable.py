@@ -68,10 +68,10 @@ def _linspace(start: float, end: float, steps: int, **options: Any) -> Tensor:
     return torch.where(k < steps / 2, start + step * k, end - step * (steps - 1 - k))
 
 
-def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+def _one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
     if num_classes < 0:
         raise NotImplementedError("one_hot needs num_classes, which a file cannot take from its input")
-    return tensor.new_zeros(*tensor.shape, num_classes).scatter(-1, tensor[..., None], 1)
+    return input.new_zeros(*input.shape, num_classes).scatter(-1, input[..., None], 1)
 
 
 def _recurrent(
@@ -136,6 +136,13 @@ def _not_negative(indices: Any, count: Any) -> Any:
     return op.Where(op.Less(whole, op.Constant(value_int=0)), count, whole)
 
 
+def _number(value: float, like: Any) -> Any:
+    """A number in the type of another value."""
+    is_float = isinstance(value, float)
+    constant: Any = op.Constant(value_float=value) if is_float else op.Constant(value_int=int(value))
+    return op.CastLike(constant, like)
+
+
 def _along(x: Any, axis: int, indices: Any) -> Any:
     """Indices along an axis of x, of which negative ones are refused at run time."""
     ends = {} if axis == -1 else {"end": axis + 1}
@@ -143,7 +150,8 @@ def _along(x: Any, axis: int, indices: Any) -> Any:
 
 
 def translate_index_select(x: Any, dim: int, index: Any) -> Any:
-    return op.Gather(x, _along(x, dim, index), axis=dim)
+    shape: Any = op.Constant(value_ints=[-1])  # also of a single number
+    return op.Gather(x, op.Reshape(_along(x, dim, index), shape), axis=dim)
 
 
 def translate_gather(x: Any, dim: int, index: Any, **_: Any) -> Any:
@@ -155,8 +163,7 @@ def translate_scatter(x: Any, dim: int, index: Any, source: Any) -> Any:
 
 
 def translate_scatter_value(x: Any, dim: int, index: Any, value: float) -> Any:
-    number: Any = op.CastLike(op.Constant(value_float=float(value)), x)
-    return translate_scatter(x, dim, index, op.Expand(number, op.Shape(index)))
+    return translate_scatter(x, dim, index, op.Expand(_number(value, x), op.Shape(index)))
 
 
 def translate_scatter_add(x: Any, dim: int, index: Any, source: Any) -> Any:
@@ -170,14 +177,14 @@ def translate_log_sigmoid(x: Any) -> Any:
 
 def translate_logaddexp(a: Any, b: Any, base: float = math.e) -> Any:
     """log(e^a + e^b) without overflow; two infinities of one sign stay."""
-    scale: Any = op.CastLike(op.Constant(value_float=math.log(base)), a)
+    scale = _number(math.log(base), a)
     difference: Any = op.Where(op.Equal(a, b), op.Sub(scale, scale), op.Abs(op.Sub(a, b)))
     return op.Add(op.Max(a, b), op.Div(op.Softplus(op.Neg(op.Mul(difference, scale))), scale))
 
 
 def translate_atan2(y: Any, x: Any) -> Any:
     """The angle of (x, y), with the sign of y also where it is 0."""
-    pi: Any = op.CastLike(op.Constant(value_float=math.pi), y)
+    pi = _number(math.pi, y)
     zero: Any = op.Sub(pi, pi)
     is_left = op.Or(op.Less(x, zero), op.Less(op.Reciprocal(x), zero))  # −0 counts as negative
     is_below = op.Or(op.Less(y, zero), op.Less(op.Reciprocal(y), zero))

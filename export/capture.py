@@ -11,7 +11,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain, permutations
+from itertools import chain, islice, permutations
 from math import prod
 from typing import Any
 
@@ -38,7 +38,7 @@ EXPORT_LOCK = threading.RLock()
 USUAL = (5, 7, 3)  # extents of a grid that nearly all networks are verified on
 BATCHES = (1, 3)  # of the verification
 NEAR = 16  # extents above a verified one, for which a condition may be false; and further ones
-MOST_DIVISORS = 2**10
+MOST_DIVISORS, MOST_TRIALS = 2**10, 1000
 TRIALS = [2**k for k in range(2, 15)]
 LARGEST_X = 2**20  # numbers in such a batch
 LARGEST_GRID = 2**13  # positions, so that an attention over a grid fits into memory
@@ -176,7 +176,7 @@ def _shapes_beyond(
         own = [symbol for symbol in symbols if symbol in condition.free_symbols]
         if not condition.free_symbols <= usual.keys() or any(_is(sympy.false, condition, e) for e in seen):
             continue  # or the verification sees it
-        for trial in _trials(condition, own, usual):
+        for trial in islice(_trials(condition, own, usual), MOST_TRIALS):
             extents = tuple(int(e.subs(trial)) for e in exprs)
             positions = prod(trial.values()) // extents[0]
             fits = prod(extents) <= LARGEST_X and positions <= positions_left

@@ -169,8 +169,8 @@ def eval_copy(module: nn.Module) -> nn.Module:
 
     Raises:
         InputError: a weight has no values yet, or the network cannot be copied, as after
-            `torch.nn.utils.weight_norm` and pruning, if it holds a lock, or in training mode a function
-            that runs it, such as a forward that was set on the object.
+            `torch.nn.utils.weight_norm` and pruning, if it holds a lock, or in training mode a forward that
+            was set on the object.
     """
     for key, tensor in chain(module.named_parameters(), module.named_buffers()):
         if is_lazy(tensor) or tensor.is_meta:
@@ -186,15 +186,12 @@ def eval_copy(module: nn.Module) -> nn.Module:
             "not take, make pruned weights parameters by torch.nn.utils.prune.remove, and in place of "
             "torch.nn.utils.weight_norm use torch.nn.utils.parametrizations"
         ) from error
-    for path, part in module.named_modules():
-        values = {} if isinstance(part, OptimizedModule) else vars(part)
-        own = (name for name, value in values.items() if _runs_original(name, value, part))
-        if name := next(own, None):
-            raise InputError(
-                f"{name} of {path or type(module).__name__} is a function that was set on the object, "
-                "so that a copy still runs the original, which is in training mode; call eval() before the "
-                "export"
-            )
+    for name, part in module.named_modules():
+        is_own = isinstance(vars(part).get("forward"), FunctionType) and not isinstance(
+            part, OptimizedModule
+        )
+        if is_own and part.training:
+            raise _runs_original(f"the forward of {name or type(module).__name__}")
     network = nn.ModuleDict({"network": copied}).cpu().eval()
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
@@ -203,24 +200,46 @@ def eval_copy(module: nn.Module) -> nn.Module:
     return network["network"]
 
 
-def _runs_original(name: str, value: Any, part: nn.Module) -> bool:
-    """True if an attribute of a module, or one in a list or dict, is a function that is tied to a module in
-    training mode: the own forward, or a lambda that refers to one. `copy.deepcopy` keeps functions."""
-    if name.startswith("_"):  # those of PyTorch, such as hooks
-        return False
-    if isinstance(value, Mapping | list | tuple):
-        held = value.values() if isinstance(value, Mapping) else value
-        return any(_runs_original(name, each, part) for each in held)
-    if not isinstance(value, FunctionType):
-        return False
-    if name == "forward" and part.training:
-        return True
-    contents = []
-    for cell in value.__closure__ or ():
-        with contextlib.suppress(ValueError):  # one that is still empty
-            contents.append(cell.cell_contents)
-    modules = (each for each in contents if isinstance(each, nn.Module))
-    return any(child.training for each in modules for child in each.modules())
+def _runs_original(what: str) -> InputError:
+    return InputError(
+        f"{what} is run by a function of the object, such as a lambda, so that a copy still runs the "
+        "original, which is in training mode; call eval() before the export"
+    )
+
+
+@contextlib.contextmanager
+def without_original(module: nn.Module) -> Iterator[None]:
+    """While a copy of a module runs, keep parts of the original that are in training mode from running,
+    which would change their statistics.
+
+    Raises:
+        InputError: the copy tried to.
+    """
+    refused: list[str] = []
+
+    def refuse(part: nn.Module, _: Any) -> None:
+        if part.training:  # a copy is not
+            refused.append(type(part).__name__)
+            raise _runs_original(refused[0])
+
+    parts = [part for part in module.modules() if part.training]
+    hooks = [
+        part.register_forward_pre_hook(refuse)
+        for part in parts
+        if not isinstance(part, torch.jit.ScriptModule)
+    ]
+    try:
+        yield
+    except Exception as error:
+        if refused:
+            raise _runs_original(refused[0]) from error
+        raise
+    else:
+        if refused:
+            raise _runs_original(refused[0])
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def mdlstm_layers(network: nn.Module) -> Iterator[MDLSTM]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import reason_of, shell_quoted
 from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError, MDLSTMError, require
-from mdlstm_tk.export.interface import Interface
+from mdlstm_tk.export.interface import Interface, without_original
 from mdlstm_tk.export.model_file import operators_to_trust
 from mdlstm_tk.export.run_export import find_checkpoint, read_checkpoint
 from mdlstm_tk.export.verification.cases import (
@@ -127,8 +127,9 @@ def verify_model(
     for path in files:
         sessions = _sessions(path, device, max_bytes, timeout=timeout, isolated=isolated, trusted=trusted)
         try:
-            verifier = _FileVerifier(path, sessions, against, byte_limit(max_bytes))
-            cases, of_file = verifier.run(inputs, example_range, range(seed, seed + seeds))
+            with without_original(against) if isinstance(against, nn.Module) else nullcontext():
+                verifier = _FileVerifier(path, sessions, against, byte_limit(max_bytes))
+                cases, of_file = verifier.run(inputs, example_range, range(seed, seed + seeds))
         finally:
             for session in sessions:
                 session.close()

@@ -82,7 +82,7 @@ def read_mask(file: Path) -> RawMask:
     with open_image(io.BytesIO(data), "its mask", SMALLER) as image:
         if _has_lossy_compression(image, data):
             raise InputError(
-                f"its mask is a {image.format} whose compression changes values; save it as PNG"
+                f"its mask is a {image.format} whose compression may change values; save it as PNG"
             )
         largest = _largest_stored(image)
         image.load()

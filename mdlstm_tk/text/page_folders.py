@@ -32,6 +32,7 @@ from mdlstm_tk.text.pages import ALTO, PAGE, Page, PageLine, read_page
 from mdlstm_tk.text.transcribe import KIND
 
 TRANSCRIPT = ".gt.txt"
+OCROPUS = (".bin", ".nrm", ".dew", ".raw")  # OCRopus calls the image of 0001.gt.txt 0001.bin.png
 
 
 Found = TypeVar("Found")
@@ -217,10 +218,9 @@ def list_transcripts(path: Path) -> tuple[list[RawSample], list[str]]:
         if file.name.endswith(TRANSCRIPT)
     }
     without_image = texts.keys() - images_of.keys()
-    for stem in images_of.keys() - texts.keys():  # OCRopus calls the image of 0001.gt.txt 0001.bin.png
-        parts = stem.name.split(".")
-        shorter = (stem.with_name(".".join(parts[:k])) for k in range(len(parts) - 1, 0, -1))
-        if name := next((each for each in shorter if each in without_image), None):
+    for stem in images_of.keys() - texts.keys():
+        name = stem.with_suffix("")
+        if stem.suffix in OCROPUS and name in without_image:
             images_of[name] = sorted([*images_of.get(name, ()), *images_of.pop(stem)])
     samples = []
     for stem, file in texts.items():

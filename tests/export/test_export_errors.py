@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -41,11 +42,12 @@ def strided(y: Tensor) -> Tensor:
 class Sized(Function):
     """A layer with the sizes of padded samples; one that returns states, too, if `states`."""
 
-    def __init__(self, after: Any = None, states: bool = False) -> None:
-        super().__init__(after=after)
+    def __init__(self, after: Any = None, states: bool = False, before: Any = None) -> None:
+        super().__init__(before, after)
         self.states = states
 
     def forward(self, x: Tensor, sizes: Tensor) -> Tensor:  # type: ignore[override]
+        x = x if self.before is None else self.before(x)
         y = self.layer(x, sizes, return_state=True)[0] if self.states else self.layer(x, sizes)
         return y if self.after is None else self.after(y)
 
@@ -142,6 +144,7 @@ GRIDS: dict[str, Any] = {"example_inputs": (X, torch.rand(1, 4, 5, 3)), **SCAN, 
 NON_LEAF = 2 * torch.ones(1, requires_grad=True)  # as torch.nn.utils.weight_norm leaves a weight
 IN_FLOAT32 = "PyTorch in float32, .* off by .* needs more precision .* atol="
 NAN = r"itself returns NaN on 3x4, random × 1, seed 0, x being standard normal; give example_range="
+OF_ORIGINAL = r"BatchNorm2d is run by a function of the object, .* training mode; call eval\(\) before"
 NO_WINDOW = "which part of its output 'y'"
 ONE_SAMPLE = r"one sample of shape \(\d, 4, \d\).*x\[None\]"
 REFUSED: dict[str, Row] = {  # network, options of the export, message
@@ -195,16 +198,25 @@ REFUSED: dict[str, Row] = {  # network, options of the export, message
         G,
         r"forward of BatchNorm2d .* is in training mode; call eval\(\) before",
     ),
-    "a function that calls a part": (
-        lambda: Calling(lambda f: f),
+    "a function that calls a part": (lambda: Calling(lambda f: f), {**G, "channels": 3}, OF_ORIGINAL),
+    "functions in a list": (lambda: Calling(lambda f: [{0: f}]), {**G, "channels": 3}, OF_ORIGINAL),
+    "a part as a default": (
+        lambda: Calling(lambda f: lambda x, call=f: call(x)),
         {**G, "channels": 3},
-        "calls of Calling",
+        OF_ORIGINAL,
     ),
-    "functions in a list": (lambda: Calling(lambda f: [{0: f}]), {**G, "channels": 3}, "calls of Calling"),
     "uint8": (
         before(of_dtype),
         {"example_inputs": torch.randint(256, (1, 3, 4, 1), dtype=torch.uint8)},
         r"something else from torch\.uint8 than from int64, .* whatever their dtype",
+    ),
+    "uint8, padded": (
+        lambda: Sized(before=of_dtype),
+        {
+            "example_inputs": torch.randint(256, (1, 3, 4, 1), dtype=torch.uint8),
+            "padded": True,
+        },
+        r"something else from torch\.uint8",
     ),
     "uint8 that wraps around": (
         before(lambda x: (x + 200).float() / 255),
@@ -286,6 +298,38 @@ def test_an_error_says_what_is_wrong_and_leaves_no_file(name: str, tmp_path: Pat
         export_onnx(make(), tmp_path / "m.onnx", **options)
     assert list(tmp_path.iterdir()) == []
     assert "\n" not in str(raised.value) and " --" not in str(raised.value)
+
+
+def test_the_statistics_of_a_module_in_training_mode_stay(tmp_path: Path) -> None:
+    network = Calling(lambda f: f)
+    before = copy.deepcopy(network.norm.state_dict())
+    path = export_onnx(network.eval(), tmp_path / "m.onnx", **G, channels=3).path
+    network.train()
+    for call in (
+        lambda: export_onnx(network, tmp_path / "other.onnx", **G, channels=3),
+        lambda: verify_model(path, network),
+    ):
+        with pytest.raises(InputError, match=OF_ORIGINAL):
+            call()
+        assert all(torch.equal(each, network.norm.state_dict()[name]) for name, each in before.items())
+    assert not any(part._forward_pre_hooks for part in network.modules())
+
+
+def test_functions_that_forward_does_not_call_do_not_matter(tmp_path: Path) -> None:
+    network = Function()
+    network.loss = lambda x: network(x).sum()
+    export_onnx(network, tmp_path / "m.onnx", **G)
+
+
+def test_an_example_of_other_integers_stays_as_it_is(tmp_path: Path) -> None:
+    def changed(x: Tensor) -> Tensor:
+        x += 1
+        return x.float()
+
+    tokens = torch.randint(9, (2, 3, 4, 1), dtype=torch.int32)
+    before = tokens.clone()
+    export_onnx(Function(changed), tmp_path / "m.onnx", tokens)
+    assert torch.equal(tokens, before)
 
 
 SHAPES: dict[str, Any] = {  # what a network makes of y (N, H, W, 2)
