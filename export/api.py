@@ -203,7 +203,7 @@ def _candidate(spec: ExportSpec, form: Form, dtype: Dtype) -> Candidate:
                 raise
             raise MDLSTMError(
                 f"{network.name} makes tensors of float64 itself, and a file computes in float32; give "
-                "them dtype=x.dtype, or call torch.set_default_dtype(torch.float32) before the export"
+                "them the type of x, or call torch.set_default_dtype(torch.float32) before the export"
             ) from error
         raise MDLSTMError(
             f"{network.name} makes tensors of float32 itself, or converts to another dtype; leave out ",

@@ -108,6 +108,13 @@ def test_a_task_without_evaluation_data_has_pictures_and_a_table_without_errors(
     assert [row[0] for row in table.rows] == list(plan.models)
 
 
+def test_networks_are_compared_without_held_out_samples(tmp_path: Path) -> None:
+    data = write_arrays(tmp_path / "x.npz", "classify")
+    values = {"task": "classify", "data": str(data), "validation": 0.0, "steps": 2, "hidden": 2}
+    plan = plan_comparison(configure({**values, "patience": 0}), 1, tmp_path / "compare")
+    assert compare_models(plan).table().columns == ["model", "hidden", "parameters", "seconds"]
+
+
 def test_a_table_of_errors_on_test_data(tmp_path: Path) -> None:
     plan = plan_comparison(configure_comparison("digits", {"steps": 2}), 2, tmp_path / "compare")
     entry = {"hidden": 4, "parameters": 99, "seconds": [1.0, 2.0], "errors": {"error": [0.25, 0.75]}}

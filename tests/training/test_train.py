@@ -31,7 +31,6 @@ from mdlstm_tk.training import (
     load_checkpoint,
     loop,
     new_job,
-    plan_comparison,
     predict,
     train,
     trainer,
@@ -213,9 +212,6 @@ def test_without_held_out_samples_no_split_is_named(tmp_path: Path) -> None:
     values = {"task": "classify", "data": str(data), "validation": 0.0, "steps": 2, "hidden": 2}
     result = train(new_job(configure(values), tmp_path / "run"))
     assert (result["split"], result["in_sample"], result["errors"]) == (None, False, {})
-    with pytest.raises(InputError, match="compared on test or validation data; the task has neither"):
-        plan_comparison(configure({**values, "patience": 0}), 1, tmp_path / "compare")
-    assert not (tmp_path / "compare").exists()
 
 
 def test_the_average_decays_as_configured(tmp_path: Path) -> None:
