@@ -205,8 +205,10 @@ def _check_integers(interface: Interface, inputs: Mapping[str, Tensor]) -> None:
         }
         if "sizes" in interface.names:
             x = inputs["x"]
-            grid = x.shape[1:] if not interface.channel_axis else x.shape[1:-1]
-            grid = grid if interface.channels_last or not interface.channel_axis else x.shape[2:]
+            if not interface.channel_axis:
+                grid = x.shape[1:]
+            else:
+                grid = x.shape[1:-1] if interface.channels_last else x.shape[2:]
             values["sizes"] = torch.tensor([tuple(grid)] * len(x))
         with suppress(*REFUSALS), torch.no_grad(), without_autocast():
             x = values.pop("x")

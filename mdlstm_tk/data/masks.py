@@ -99,15 +99,12 @@ def _has_lossy_compression(image: Any, data: bytes) -> bool:
         return image.format == "JPEG" or image.info.get("compression") in LOSSY_IN_TIFF
     position = 12  # of the first chunk; one of lossless pixels is called VP8L
     while position < len(data):
-        name, size = (
-            data[position : position + 4],
-            int.from_bytes(data[position + 4 : position + 8], "little"),
-        )
+        name = data[position : position + 4]
+        size = int.from_bytes(data[position + 4 : position + 8], "little")
         if name in (b"VP8 ", b"VP8L"):
             return name == b"VP8 "
-        position += 8 + (
-            16 if name == b"ANMF" else size + size % 2
-        )  # chunks of a frame follow 16 bytes of it
+        skipped = 16 if name == b"ANMF" else size + size % 2  # the chunks of a frame follow 16 bytes of it
+        position += 8 + skipped
     return False
 
 
