@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
-import sys
 import tempfile
 import time
 import traceback
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import argument_parser
 from networks import earlier, sequences, vision
 from torch import Tensor, nn
 
@@ -154,7 +154,10 @@ def line_of(*arguments: Any) -> str:
 
 
 def main() -> None:
-    words = sys.argv[1:]
+    parser = argument_parser(__doc__)
+    parser.add_argument("words", nargs="*", help="parts of module/name/form; without any, all networks")
+    words = parser.parse_args().words
+    count = 0
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.onnx"
@@ -166,10 +169,13 @@ def main() -> None:
             for name, (make, examples, options, shapes) in module.NETWORKS.items():
                 used = options if module is earlier else {**options, "form": form}
                 if not words or any(word in f"{group}/{name}/{form}" for word in words):
+                    count += 1
                     line = line_of(make, examples, used, shapes, path)
                     print(
                         f"{group}/{name}".ljust(34), f"{used.get('form', 'unrolled'):8} {line}", flush=True
                     )
+    if not count:
+        parser.error(f"no network has one of {', '.join(words)} in its module/name/form")
 
 
 if __name__ == "__main__":

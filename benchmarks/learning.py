@@ -2,7 +2,7 @@
 
     python benchmarks/learning.py --estimate       # the hours of one core that each table takes
     python benchmarks/learning.py digits           # measures what is missing, and prints the table
-    python benchmarks/learning.py --write          # all, for nine hours, and writes the pages
+    python benchmarks/learning.py --write          # all, for eight hours, and writes the pages
 
 docs/measuring.md describes the terms. A cell of a table is one training; it is kept in a file of
 benchmarks/results/ when it ends, so that an interrupted table goes on. `--write` leaves tables with missing

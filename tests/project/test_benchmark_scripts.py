@@ -295,7 +295,7 @@ def test_lines_of_pages_are_measured_once(tmp_path: Path, capsys: pytest.Capture
     arguments = ["--pages", str(tmp_path / "pages"), "--minutes", "0.02", "-o", str(tmp_path / "out")]
     arguments += ["--results", str(tmp_path / "results.json"), "--set", "hidden=4"]
     arguments += ["--set", "resize=64x*", "--set", "batch_size=2"]
-    arguments += ["--reader", str(recogniser(tmp_path / "reader.onnx"))]
+    arguments += ["--recogniser", str(recogniser(tmp_path / "recogniser.onnx"))]
     rows = script("baselines").main(arguments)
     assert columns(capsys.readouterr().out) == 11 and len(rows) == 3
     assert script("baselines").main(arguments) == rows  # from the file of results
@@ -307,7 +307,8 @@ def test_lines_of_pages_are_measured_once(tmp_path: Path, capsys: pytest.Capture
 def test_files_are_saved_for_other_environments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runtimes = ROOT / "benchmarks/runtimes.py"
     measuring.python(runtimes, "--save", tmp_path)
-    assert "8 of 8 files" in measuring.python(runtimes, "--check", tmp_path)
+    count = len(script("runtimes").FORMS)
+    assert f"{count} of {count} files" in measuring.python(runtimes, "--check", tmp_path)
 
 
 def test_nan_is_no_small_difference() -> None:
