@@ -176,3 +176,8 @@ def list_pairs(
 def left_out(files: str, count: int) -> list[str]:
     """A note for the user that so many files are not used; [] if there are none."""
     return [f"{files}, left out: {count}"] if count else []
+
+
+def left_out_of(what: str, files: Sequence[Path], path: Path) -> list[str]:
+    """A note for the user that files below a folder are not used, with the first of them."""
+    return [f"{note}, such as {os.path.relpath(files[0], path)}" for note in left_out(what, len(files))]

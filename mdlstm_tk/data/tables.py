@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mdlstm_tk._util.text import counted
-from mdlstm_tk.data.folders import find_images, image_sample, left_out, read_text
+from mdlstm_tk.data.folders import find_images, image_sample, left_out_of, read_text
 from mdlstm_tk.data.spec import RawSample
 from mdlstm_tk.errors import InputError
 
@@ -39,16 +39,49 @@ def list_table(
     table = path / name
     if not table.is_file():
         raise InputError(f"{path}: {name} is missing; expected {expected}")
-    named: set[str] = set()
-    samples = list(_list_rows(path, table, read, list(columns), named))
-    others = [file for file in find_images(path) if os.path.relpath(file, path) not in named]
-    return samples, left_out(f"images that {name} does not name", len(others))
+    return list_rows(path, name, _read_rows(table, read, list(columns)))
 
 
-def _list_rows(
-    path: Path, table: Path, read: Callable[[dict[str, str]], Any], columns: list[str], named: set[str]
-) -> Iterator[RawSample]:
-    """Yield the sample of each row, and add the path that the row names to `named`."""
+class Row(NamedTuple):
+    """A row of a table that names an image.
+
+    Attributes:
+        number: of its line.
+        image: the path of the image, from the folder of the table on.
+        reason: why the row cannot be used, or "".
+        read: returns the target of the image.
+    """
+
+    number: int
+    image: str
+    reason: str
+    read: Callable[[], Any]
+
+
+def list_rows(path: Path, name: str, rows: Iterable[Row]) -> tuple[list[RawSample], list[str]]:
+    """The samples of the rows of a table, one that cannot be used for a bad row or an image that a row
+    before names as well, by whatever path; and a note of the images below the folder that no row names."""
+    samples: list[RawSample] = []
+    first_of: dict[str, int] = {}
+    for number, image, reason, read in rows:
+        first = first_of.setdefault(os.path.realpath(path / image), number)
+        if first != number and not reason:
+            reason = f"line {first} names {image} as well; delete one of them"
+        samples.append(
+            RawSample.unusable(f"{name}, line {number}", reason)
+            if reason
+            else image_sample(path, path / image, read)
+        )
+    others = [file for file in find_images(path) if os.path.realpath(file) not in first_of]
+    return samples, left_out_of(f"images that {name} does not name", others, path)
+
+
+def _read_rows(table: Path, read: Callable[[dict[str, str]], Any], columns: list[str]) -> Iterator[Row]:
+    """The rows of a CSV table after its first one.
+
+    Raises:
+        InputError: the first row is another one, or the file breaks.
+    """
     rows = csv.reader(io.StringIO(read_text(table), newline=""), strict=True)
     try:
         header = [cell.strip() for cell in next(rows, [])]
@@ -60,23 +93,12 @@ def _list_rows(
                 f"{table}: its first row is {','.join(header)[:80]!r}, expected file,{given}, with commas "
                 "between cells"
             )
-        first_line: dict[str, int] = {}
-        for cells in rows:
-            if not cells:
-                continue
-            label = f"{table.name}, line {rows.line_num}"
-            named.add(os.path.relpath(path / cells[0], path))
-            first = first_line.setdefault(os.path.realpath(path / cells[0]), rows.line_num)
+        for cells in filter(None, rows):
+            reason = ""
             if len(cells) != len(header):
                 reason = f"it has {counted(len(cells), 'cell')}, but the first row has {len(header)}"
-                yield RawSample.unusable(label, reason)
-            elif first != rows.line_num:
-                yield RawSample.unusable(
-                    label, f"line {first} names {cells[0]} as well; delete one of them"
-                )
-            else:
-                row = dict(zip(header[1:], cells[1:], strict=True))
-                yield image_sample(path, path / cells[0], partial(_read_target, read, row, label))
+            row, label = dict(zip(names, cells[1:], strict=False)), f"{table.name}, line {rows.line_num}"
+            yield Row(rows.line_num, cells[0], reason, partial(_read_target, read, row, label))
     except csv.Error as error:
         raise InputError(f"{table}, line {rows.line_num}: {error}") from None
 

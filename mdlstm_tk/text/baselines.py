@@ -82,14 +82,16 @@ class Baselines(Kind):
     def decode(
         self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: Width | None
     ) -> list[FoundLine]:
-        """The lines of each sample, without outlines, in positions of x."""
+        """The lines of each sample in the order of reading, without outlines, in positions of x."""
         from mdlstm_tk.text.line_finding import lines_of_output
+        from mdlstm_tk.text.line_order import reading_order
 
-        return [
-            FoundLine.of(array, k, line)
-            for k, page in self.each_sample(y, metadata)
-            for line in lines_of_output(page, metadata.window or (1, 1))
-        ]
+        assert metadata.window is not None  # see `rules`
+        answers = []
+        for k, page in self.each_sample(y, metadata):
+            lines = lines_of_output(page, metadata.window)
+            answers += [FoundLine.of(array, k, lines[j]) for region in reading_order(lines) for j in region]
+        return answers
 
     def blank(self, metadata: Metadata, options: ResultOptions) -> Answer:
         return FoundLine("")

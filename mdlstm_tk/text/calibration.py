@@ -31,8 +31,8 @@ from mdlstm_tk.text.ctc import Fusion, best_path, scaled_log_probs, search
 from mdlstm_tk.text.ctc_loss import line_steps
 from mdlstm_tk.text.decoding import BEAM, LM_FILE, Decoding
 from mdlstm_tk.text.encoding import TaskTexts
-from mdlstm_tk.text.measures import target_texts
-from mdlstm_tk.text.posteriors import Integers, posteriors
+from mdlstm_tk.text.measures import right_characters, target_texts
+from mdlstm_tk.text.posteriors import posteriors
 from mdlstm_tk.training.evaluation import predict
 from mdlstm_tk.training.networks import columns_per_step
 
@@ -48,6 +48,7 @@ BONUSES = np.linspace(-1, 4, 26)
 SEARCHES = 3
 SMOOTHING = 5  # weights along each axis whose errors count: a single sum depends on chance
 GENERATED_BATCHES, GENERATED_BATCH = 32, 64  # of a task without a fixed set of training texts
+MINIMUM_STEPS = 10  # of the search for a temperature
 MARGIN = 1e-6  # of confidences from 0 and from 1, in a likelihood
 
 _Reading = tuple[Callable[[float], Floats], npt.NDArray[np.bool_]]
@@ -64,8 +65,9 @@ class LineLogits:
     visual: str
 
 
-def calibrate(job: TrainingJob, step: int) -> None:
-    """Write `lm.arpa.gz`, a model of the training texts, and `decoding.json` into the folder of a run.
+def calibrate(job: TrainingJob, step: int) -> Decoding:
+    """Write `lm.arpa.gz`, a model of the training texts, and `decoding.json`, which is returned, into the
+    folder of a run.
 
     Args:
         job: a job of kind "transcribe" that has been trained; `job.network` holds the best weights.
@@ -75,7 +77,7 @@ def calibrate(job: TrainingJob, step: int) -> None:
     texts, direction = training_texts(job.task, job.config.seed), spec.text_direction
     if direction is not None:
         texts = [as_searched(reorder(text, direction), direction) for text in texts]
-    lm = CharacterModel.fit(texts, LM_ORDER)
+    lm = CharacterModel.fit_sequences(texts, LM_ORDER)
     lm.save(run.folder / LM_FILE)
     lines = validation_lines(job)
     decoding = Decoding(temperature=fit_temperature(spread(lines, TEMPERATURE_LINES), spec.classes))
@@ -83,6 +85,7 @@ def calibrate(job: TrainingJob, step: int) -> None:
     lines = spread(lines, TEMPERATURE_LINES)
     decoding = fit_lm_temperature(lines, spec.classes, lm, direction, decoding)
     write_decoding(run, asdict(decoding), step)
+    return decoding
 
 
 def training_texts(task: Task, seed: int) -> Sequence[str]:
@@ -119,7 +122,7 @@ def fit_temperature(lines: Sequence[LineLogits], classes: Sequence[str]) -> floa
         def alternatives(temperature: float) -> Floats:
             return posteriors(scaled_log_probs(line.logits, classes, temperature), labels)[1]
 
-        return alternatives, _right(labels, line, classes)
+        return alternatives, right_characters([classes[k - 1] for k in labels], line.visual)
 
     return _best_temperature(map(reading, lines))
 
@@ -140,18 +143,10 @@ def fit_lm_temperature(
         labels = search(log_probs, fusion, BEAM)[0][0]
         weighed = posteriors(log_probs, labels)[1]
         fusion.weigh(labels, weighed)
-        return (lambda temperature: weighed ** (1 / temperature)), _right(labels, line, classes)
+        is_right = right_characters([classes[k - 1] for k in labels], line.visual)
+        return (lambda temperature: weighed ** (1 / temperature)), is_right
 
     return replace(decoding, lm_temperature=_best_temperature(map(reading, lines)))
-
-
-def _right(labels: Integers, line: LineLogits, classes: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """True for each character that was read from a line and is right, (L,)."""
-    is_right = np.ones(len(labels), bool)
-    for edit in Levenshtein.editops([classes[k - 1] for k in labels], [*line.visual]):
-        if edit.tag != "insert":
-            is_right[edit.src_pos] = False
-    return is_right
 
 
 def _best_temperature(readings: Iterable[_Reading]) -> float:
@@ -197,7 +192,7 @@ def fit_weights(
                 visual = "".join(classes[k - 1] for k in labels)
                 if visual not in texts:
                     edits = Levenshtein.distance(visual, line.visual)
-                    log_lm = lm.log_prob(as_searched(visual, direction))
+                    log_lm = lm.log_prob_of(as_searched(visual, direction))
                     texts[visual] = log_ctc, log_lm, len(visual), edits
         decoding = _best_weights(candidates, decoding)
     return decoding
@@ -219,12 +214,12 @@ def _best_weights(candidates: Sequence[dict[str, tuple[float, ...]]], decoding: 
     return replace(decoding, lm_weight=round(lm_weight, 3), character_bonus=round(bonus, 3))
 
 
-def _minimum(function: Callable[[float], float], low: float, high: float, steps: int = 10) -> float:
+def _minimum(function: Callable[[float], float], low: float, high: float) -> float:
     """The argument of the only minimum of a function, by golden section search."""
     ratio = (sqrt(5) - 1) / 2
     left, right = high - ratio * (high - low), low + ratio * (high - low)
     f_left, f_right = function(left), function(right)
-    for _ in range(steps):
+    for _ in range(MINIMUM_STEPS):
         if f_left <= f_right:
             high, right, f_right = right, left, f_left
             left = high - ratio * (high - low)

@@ -3,7 +3,7 @@
 >>> model = CharacterModel.fit(["le chat", "le chien"], order=4)
 >>> model.save("fr.arpa.gz")
 >>> CharacterModel.load("fr.arpa.gz").perplexity(["le chat"])
-1.5...
+1.3...
 
 An ARPA file separates the characters of an n-gram by spaces, so the space itself has a name: "<space>", as
 PyLaia, SRILM's and KenLM's users write it. Files that call it "▁" or "|" are read, too.
@@ -119,7 +119,13 @@ class CharacterModel:
             raise InputError("a character model needs texts to be fitted to; give a list of lines")
         if order < 1:
             raise InputError(f"order must be 1 or more, got {order}; 6 fits most texts")
-        characters = set("".join(lines))
+        return cls.fit_sequences(lines, order)
+
+    @classmethod
+    def fit_sequences(cls, lines: Sequence[Sequence[str]], order: int) -> CharacterModel:
+        """As `fit`, to characters as they are: composed, in the order in which a search reads them, see
+        `as_searched`."""
+        characters = {character for line in lines for character in line}
         if not characters.isdisjoint(SPACES):  # without a space, `load` would take them for its name
             characters.add(" ")
         vocabulary = (UNKNOWN, BEGIN, END, *sorted(characters))
@@ -236,8 +242,12 @@ class CharacterModel:
     @checked
     def log_prob(self, text: str) -> float:
         """log P(text), natural logarithm, its end included."""
+        return self.log_prob_of(_normal(text))
+
+    def log_prob_of(self, characters: Sequence[str]) -> float:
+        """As `log_prob`, of characters as they are; see `fit_sequences`."""
         state, total = self.start, 0.0
-        for character in [*_normal(text), END]:
+        for character in [*characters, END]:
             log_probs, states = self.after(state)
             k = self.index.get(character, 0)
             total, state = total + float(log_probs[k]), int(states[k])

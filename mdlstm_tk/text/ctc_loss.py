@@ -35,7 +35,5 @@ def ctc_loss(logits: Tensor, batch: Batch, columns: int | None) -> Tensor:
     lengths = torch.from_numpy(line_steps(batch, logits.shape[1], columns)).to(y.device)
     log_probabilities = logits.log_softmax(-1).transpose(0, 1)  # (T, N, 1 + characters)
     characters = (y > 0).sum(1)
-    repeats = ((y[:, 1:] == y[:, :-1]) & (y[:, 1:] > 0)).sum(1)
-    has_room = characters + repeats <= lengths
     losses = F.ctc_loss(log_probabilities, y, lengths, characters, reduction="none", zero_infinity=True)
-    return (losses * has_room / characters.clamp(min=1)).mean()
+    return (losses / characters.clamp(min=1)).mean()

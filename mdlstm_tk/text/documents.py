@@ -104,22 +104,20 @@ OVERLAY = Option(
 
 
 def images_of_pages(pages: Sequence[str], images: Sequence[str]) -> set[str]:
-    """The images that belong to pages, as `read_page` has it: those that they name, or those of their name.
-    Pages are parsed only in folders that hold images of other names than theirs."""
-    page_at = {(folder, _stem(page)): page for page in pages for folder in _folders(page)}
-    page_of = {image: page_at.get((_folder(image), _stem(image))) for image in images}
-    others = {_folder(image) for image, page in page_of.items() if page is None}
-    unclear = [page for page in pages if others.intersection(_folders(page))]
-    if not unclear:
-        return {image for image, page in page_of.items() if page}
+    """The images that belong to pages: those that `read_page` finds, and those of the name of a page that
+    cannot be read."""
     from mdlstm_tk.text.pages import image_of  # imported late: few inputs are pages
 
-    named = {page: os.path.normpath(image) for page in unclear if (image := image_of(page))}
-    places = set(named.values())
+    found, names = set[str](), set[tuple[str, str]]()
+    for page in pages:
+        if image := image_of(page):
+            found.add(os.path.normpath(image))
+        else:
+            names |= {(folder, _stem(page)) for folder in _folders(page)}
     return {
         image
-        for image, page in page_of.items()
-        if os.path.normpath(image) in places or (page and page not in named)
+        for image in images
+        if os.path.normpath(image) in found or (_folder(image), _stem(image)) in names
     }
 
 

@@ -23,9 +23,9 @@ INVISIBLE = dict.fromkeys(
 
 
 def normalise(text: str) -> str:
-    """Return a text in Unicode's composed form (NFC), without marks of direction, and without blanks at its
+    """Return a text without marks of direction, in Unicode's composed form (NFC), and without blanks at its
     ends, which no error counts."""
-    return unicodedata.normalize("NFC", text).translate(INVISIBLE).strip()
+    return unicodedata.normalize("NFC", text.translate(INVISIBLE)).strip()
 
 
 def fit_texts(texts: Sequence[str]) -> Targets:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_named
@@ -23,6 +24,7 @@ from mdlstm_tk.runtime.io.readers import preprocessing_for
 from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.runtime.shapes import as_image
 from mdlstm_tk.runtime.text_order import Direction
+from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.text.baselines import Baselines, BaselinesMetadata
 from mdlstm_tk.text.documents import MARK
 from mdlstm_tk.text.line_finding import lines_of_output
@@ -32,9 +34,6 @@ from mdlstm_tk.text.outlines import outlines
 from mdlstm_tk.text.page_geometry import typical_reach
 from mdlstm_tk.text.pages import PageLine
 from mdlstm_tk.text.polylines import simplified, spacing_of
-
-if TYPE_CHECKING:
-    from mdlstm_tk.runtime.tiles.session import TiledSession
 
 NAMESPACE = "http://schema.primaresearch.org/PAGE/gts/pagecontent/2019-07-15"
 MIN_SIDE, MAX_ASPECT = 16, 20  # of a page in pixels, and by its shorter side
@@ -58,7 +57,8 @@ class FoundPage(NamedTuple):
         return [line for region in self.regions for line in region]
 
 
-def find_lines(session: Session, pixels: Array) -> list[PageLine]:
+@checked
+def find_lines(session: Session | TiledSession, pixels: Array) -> list[PageLine]:
     """Find the lines of a page.
 
     Args:
@@ -76,7 +76,9 @@ def find_lines(session: Session, pixels: Array) -> list[PageLine]:
     return find_page(session, pixels).lines
 
 
-def find_page(session: Session, pixels: Array, direction: Direction | None = None) -> FoundPage:
+def find_page(
+    session: Session | TiledSession, pixels: Array, direction: Direction | None = None
+) -> FoundPage:
     """Find the lines of a page, by regions, in the order of texts of a direction; see `find_lines`."""
     metadata = check_finder(session)
     pixels = as_image(pixels, "pixels")
@@ -86,7 +88,8 @@ def find_page(session: Session, pixels: Array, direction: Direction | None = Non
     x = preprocessing_for(metadata, "pixels")(pixels)
     y: Any = session(x)
     y = y if isinstance(y, np.ndarray) else y[metadata.output_names[0]]
-    found = lines_of_output(y, metadata.window or (1, 1))
+    assert metadata.window is not None  # see `Baselines.rules`
+    found = lines_of_output(y, metadata.window)
     spacing = spacing_of(found, len(x))
     reach = metadata.above * spacing, metadata.below * spacing
     around = outlines(x[..., 0], found, spacing, reach)

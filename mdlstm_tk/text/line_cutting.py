@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.shapes import as_image
@@ -31,6 +32,7 @@ SAME_SIZE = 1.5  # ratio of heights up to which a line is as high as a typical o
 ROUNDING = 1e-6  # so that a level line is not shifted by a pixel
 
 
+@checked
 def cut_line(pixels: Array, line: PageLine) -> Array:
     """Cut a line out of a page.
 
@@ -61,7 +63,7 @@ def cut_line(pixels: Array, line: PageLine) -> Array:
     if (high <= low).any():
         raise InputError(no_area)
     if line.polygon is None and baseline is None:
-        return np.ascontiguousarray(pixels[low[1] : high[1], low[0] : high[0]])
+        return pixels[low[1] : high[1], low[0] : high[0]].copy()  # which does not keep the page in memory
     margin = 0 if line.reach is None else int(sum(line.reach))
     low, high = np.maximum(low - margin, 0), np.minimum(high + margin, pixels.shape[1::-1])
     region = pixels[low[1] : high[1], low[0] : high[0]]

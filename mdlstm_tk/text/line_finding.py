@@ -1,4 +1,4 @@
-"""Baselines from the maps of a network (SciPy), in the order of reading."""
+"""Baselines from the maps of a network (SciPy)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.text.line_order import reading_order
 from mdlstm_tk.text.polylines import lengths, resampled, spacing_of
 
 HEAD, TAIL = slice(8), slice(-8, None)  # points of a piece that tell the direction of its ends
 MAX_PIECES = 1000  # of a page, the largest
+STEP = 4.0  # positions of the maps between points of a piece
 EIGHT = np.ones((3, 3), bool)  # neighbours, corners included
 # Probabilities: of all positions of a piece, of one of them, of the beginning or end of a line, so that
 # pieces are not joined there, and the median along a line that counts.
@@ -50,8 +50,7 @@ def find_baselines(maps: Array) -> list[Array]:
         maps: (h, w, 3) probabilities.
 
     Returns:
-        Baselines (K, 2) in the order of reading, x and y in positions of the maps, from the middle of the
-        first one.
+        Baselines (K, 2), x and y in positions of the maps, from the middle of the first one.
     """
     ndimage = require("scipy.ndimage", "image")
     band = maps[..., 0]
@@ -64,7 +63,7 @@ def find_baselines(maps: Array) -> list[Array]:
         along = ndimage.map_coordinates(band, places, order=1, mode="nearest")
         if lengths(line)[-1] >= SHORTEST * spacing and np.median(along) >= CONFIDENT:
             lines.append(_as_read(line, around))
-    return [lines[k] for region in reading_order(lines) for k in region]
+    return lines
 
 
 def _pieces(band: Array) -> list[Array]:
@@ -88,7 +87,7 @@ def _pieces(band: Array) -> list[Array]:
     return [piece for piece in pieces if len(piece) > 1]
 
 
-def _chain(points: Array, weights: Array, step: float = 4.0) -> Array:
+def _chain(points: Array, weights: Array) -> Array:
     """The weighted means of points (P, 2) in steps along their principal axis."""
     centre = np.average(points, axis=0, weights=weights)
     _, axes = np.linalg.eigh(np.cov((points - centre).T, aweights=weights) + 1e-9 * np.eye(2))
@@ -96,7 +95,7 @@ def _chain(points: Array, weights: Array, step: float = 4.0) -> Array:
     axis = axis * np.sign(axis[0] if abs(axis[0]) > 0.5 else axis[1])  # rightwards, or downwards
     along = (points - centre) @ axis
     low, high = along.min(), along.max()
-    count = max(int((high - low) / step), 1)
+    count = max(int((high - low) / STEP), 1)
     bins = np.minimum(((along - low) / max(high - low, 1e-6) * count).astype(int), count - 1)
     sums = np.stack([np.bincount(bins, weights * axis, count) for axis in points.T], 1)
     totals = np.bincount(bins, weights, count)

@@ -15,7 +15,6 @@ import numpy as np
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.text_order import Direction
 
-MAX_LINES = 500  # that are put in order; of more, only the first by height are
 SHARED = 0.1  # of the shorter line, that two lines of a column have in common at least
 
 
@@ -42,18 +41,16 @@ def reading_order(lines: Sequence[Array], direction: Direction | None = None) ->
     left, right = (np.array([f(line[:, 0]) for line in turned]) for f in (np.min, np.max))
     y = np.array([np.median(line[:, 1]) for line in turned])
     by_height = np.argsort(y, kind="stable")
-    chosen = by_height[:MAX_LINES]
-    shared = _shared(left[chosen], right[chosen])
-    order = [int(chosen[k]) for k in _sorted(_before(left[chosen], right[chosen], y[chosen], shared))]
-    order += by_height[MAX_LINES:].tolist()
-    place = {int(k): p for p, k in enumerate(chosen)}
-    regions = [[order[0]]]
+    left, right, y = left[by_height], right[by_height], y[by_height]
+    shared = _shared(left, right)
+    order = _sorted(_before(left, right, y, shared))
+    regions = [order[:1]]
     for last, k in pairwise(order):
-        if last in place and k in place and shared[place[last], place[k]] and y[last] <= y[k]:
+        if shared[last, k] and y[last] <= y[k]:
             regions[-1].append(k)
         else:
             regions.append([k])
-    return regions
+    return [by_height[region].tolist() for region in regions]
 
 
 def _shared(left: Array, right: Array) -> Array:
@@ -67,14 +64,9 @@ def _before(left: Array, right: Array, y: Array, shared: Array) -> Array:
     """(L, L) True where the first line is read before the second."""
     above = y[:, None] < y
     middle = (left + right) / 2
-    beside = ~shared & (middle[:, None] < middle)
-    for k in range(len(y)):  # a line between two of them that shares the width of both
-        is_between = (
-            shared[k][:, None]
-            & shared[k]
-            & ((above[:, k, None] & above[k]) | (above[k][:, None] & above[:, k]))
-        )
-        beside &= ~is_between
+    over = (shared & above).astype(np.float32)
+    between = over @ over > 0  # a line between two of them shares the width of both
+    beside = ~shared & (middle[:, None] < middle) & ~(between | between.T)
     return np.asarray((shared & above) | beside)
 
 

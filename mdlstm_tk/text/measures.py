@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk.data.spec import Array, Batch, Floats, TaskSpec
@@ -43,6 +45,14 @@ class TextEdits(NamedTuple):
     characters: int
     word_edits: int
     words: int
+
+
+def right_characters(reading: Sequence[str], truth: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """True for each character of a reading that its alignment with the truth leaves as it is, (L,)."""
+    is_right = np.zeros(len(reading), bool)
+    for op in Levenshtein.opcodes(reading, truth):
+        is_right[op.src_start : op.src_end] = op.tag == "equal"
+    return is_right
 
 
 def count_edits(reading: str, truth: str) -> TextEdits:

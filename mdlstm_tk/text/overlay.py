@@ -93,10 +93,12 @@ def picture_paths(jobs: Sequence[Job], folder: str | Path | None) -> dict[str, P
     Raises:
         InputError: two pages would have the same picture, or one exists and may not be replaced.
     """
+    if folder is None:
+        return {}
     paths: dict[str, Path] = {}
     taken: set[Path] = set()
-    for job in jobs if folder is not None else ():
-        path = Path(folder or "", os.path.splitext(job.relative)[0] + ".out.png")
+    for job in jobs:
+        path = Path(folder, os.path.splitext(job.relative)[0] + ".out.png")
         if path in taken:
             raise InputError(
                 f"two pages would be drawn to {path}; run them separately, each with its own ",

@@ -20,7 +20,7 @@ SHIFT = 0.06  # of height and width
 GAMMA = 0.5  # brightness ^ e^±gamma
 CONTRAST = 0.4  # at most, by which the range of brightness shrinks
 SHADE = 0.85  # at most, by which light decreases from one side to the other
-MAX_SHADE = 0.95  # with any strength
+MOST = 0.95  # of contrast and of shade with any strength: a page is neither inverted nor black
 BLUR = 0.4, 1.2  # pixels, in one page of three
 NOISE = 0.06  # standard deviation, as a share of the range of brightness
 INNER = 128  # points in which a baseline is divided where it leaves the page
@@ -50,7 +50,7 @@ def distort_page(
     shade = _shade(extents, rng, strength)
     # Python's number leaves arrays of float32 as they are; NumPy's would make them float64.
     gamma = float(np.exp(strength * GAMMA * rng.uniform(-1, 1)))
-    contrast = strength * CONTRAST * rng.uniform()
+    contrast = min(strength * CONTRAST * rng.uniform(), MOST)
     blur, noise = rng.uniform(*BLUR) * (rng.uniform() < strength / 3), strength * NOISE * rng.uniform() ** 2
     channels = []
     for channel in np.moveaxis(x, -1, 0):
@@ -89,7 +89,7 @@ def _shade(extents: Array, rng: np.random.Generator, strength: float) -> Floats:
     """Light (H, W) that decreases along a random direction, or from a random place on."""
     x = np.arange(extents[0]) / extents[0] - 0.5
     y = (np.arange(extents[1]) / extents[1] - 0.5)[:, None]
-    angle, depth = rng.uniform(0, 2 * np.pi), min(strength * SHADE * rng.uniform(), MAX_SHADE)
+    angle, depth = rng.uniform(0, 2 * np.pi), min(strength * SHADE * rng.uniform(), MOST)
     slope = x * np.cos(angle) + y * np.sin(angle)
     if rng.uniform() < 0.3:
         slope = np.hypot(x - 0.7 * np.cos(angle), y - 0.7 * np.sin(angle)) - 0.7

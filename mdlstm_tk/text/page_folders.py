@@ -21,6 +21,7 @@ from mdlstm_tk.data import folders
 from mdlstm_tk.data.images import is_grey, read_pixels
 from mdlstm_tk.data.samples import MAX_THREADS, MemoryBudget
 from mdlstm_tk.data.spec import Array, RawSample
+from mdlstm_tk.data.tables import Row, list_rows
 from mdlstm_tk.data.targets import unchanged
 from mdlstm_tk.errors import Argument, InputError, Message
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
@@ -178,31 +179,14 @@ def _grey_pixels(image: Path) -> Array:
 def list_texts(path: Path) -> tuple[list[RawSample], list[str]]:
     """List the images and texts of labels.tsv, and notes for the user; a bad line is a sample that cannot
     be used."""
-    named: set[str] = set()
-    samples = list(_list_rows(path, named))
-    others = [file for file in folders.find_images(path) if os.path.relpath(file, path) not in named]
-    return samples, _note_of(others, path, f"images that {KIND.table} does not name")
-
-
-def _list_rows(path: Path, named: set[str]) -> Iterator[RawSample]:
-    """Yield the sample of each line, and add the path that the line names to `named`."""
-    table = path / KIND.table
-    first_line: dict[str, int] = {}
-    for number, line in enumerate(folders.read_lines(table), 1):
-        if not line.strip():
-            continue
-        label = f"{table.name}, line {number}"
-        name, *columns = line.split("\t")
-        named.add(os.path.normpath(name))
-        if not columns:
-            yield RawSample.unusable(label, "it has no tab; expected file, tab, text")
-        elif len(columns) > 1:
-            reason = f"it has {counted(len(columns) + 1, 'column')}; expected file, tab, text"
-            yield RawSample.unusable(label, reason)
-        elif (first := first_line.setdefault(os.path.normpath(name), number)) != number:
-            yield RawSample.unusable(label, f"line {first} names {name} as well; delete one of them")
-        else:
-            yield folders.image_sample(path, path / name, partial(str, columns[0]))
+    rows = []
+    for number, line in enumerate(folders.read_lines(path / KIND.table), 1):
+        if line.strip():
+            name, *texts = line.split("\t")
+            has = f"{counted(len(texts) + 1, 'column')}" if texts else "no tab"
+            reason = "" if len(texts) == 1 else f"it has {has}; expected file, tab, text"
+            rows.append(Row(number, name, reason, partial(str, *texts[:1])))
+    return list_rows(path, KIND.table, rows)
 
 
 def list_transcripts(path: Path) -> tuple[list[RawSample], list[str]]:
@@ -227,16 +211,14 @@ def list_transcripts(path: Path) -> tuple[list[RawSample], list[str]]:
         images = images_of.pop(stem, [path / stem.with_name(f"{stem.name}.png")])
         reason = folders.refuse_twins(images)
         if str(images[0]) in of_pages:
-            reason = f"it is the image of a page, whose lines have texts; delete {file.name}"
+            reason = (
+                "it is the image of a page in ALTO or PAGE XML, of which only the lines count; delete the "
+                f"page or {file.name}"
+            )
         samples.append(folders.image_sample(path, images[0], partial(_read_transcript, file), reason))
     untold = [image for images in images_of.values() for image in images]
     others = [image for image in untold if str(image) not in of_pages]
-    return samples, _note_of(others, path, "images without a text or a page")
-
-
-def _note_of(files: Sequence[Path], path: Path, what: str) -> list[str]:
-    """A note of files below a folder that are left out."""
-    return [f"{what}, left out: {len(files)}, such as {os.path.relpath(files[0], path)}"] if files else []
+    return samples, folders.left_out_of("images without a text or a page", others, path)
 
 
 def _pixels(image: Path) -> Array:

@@ -150,16 +150,6 @@ def is_level(baseline: Array) -> bool:
     return bool(run[0] >= run[1])
 
 
-def line_spacing(baselines: Sequence[Array]) -> float:
-    """Roughly the distance between lines, for lines that have only a baseline: the median distance of the
-    middle of each baseline (K, 2) from the nearest other one."""
-    if len(baselines) < 2:
-        return float(np.ptp(baselines[0], axis=0).max()) / 20 if baselines else 0.0
-    middles = np.array([(baseline[0] + baseline[-1]) / 2 for baseline in baselines])
-    nearest = [np.partition(np.hypot(*(middles - middle).T), 1)[1] for middle in middles]
-    return float(np.median(nearest))
-
-
 def baselines_from_left(places: Sequence[Place], text: str) -> list[Array | None]:
     """The baselines (K, 2) of a page, each from the left end of a line that stands upright.
 
@@ -186,8 +176,15 @@ def baselines_from_left(places: Sequence[Place], text: str) -> list[Array | None
 
 
 def box_around(line: Array, above: float, below: float) -> Array:
-    """Two corners of a box around a baseline (K, 2), for a line of which nothing else is known."""
-    return np.array([line.min(axis=0) - above, line.max(axis=0) + below])
+    """Two corners of a box around a baseline (K, 2), for a line of which nothing else is known.
+
+    Args:
+        line: its baseline. Where it runs downwards, letters stand to the right of it.
+        above, below: pixels from it, as the letters stand.
+    """
+    run = line[-1] - line[0]
+    before, after = (above, below) if (run[0] >= 0 if is_level(line) else run[1] < 0) else (below, above)
+    return np.array([line.min(axis=0) - before, line.max(axis=0) + after])
 
 
 def typical_reach(lines: Iterable[tuple[Array | None, Array | None]]) -> tuple[float, float] | None:

@@ -89,29 +89,28 @@ def infer_pages(
             yield Result(job, item.error)
             continue
         try:
-            page, images, found = item.page, item.images, None
+            page, images = item.page, item.images
             if finder is not None and (finds or page is None):
-                found = find_page(finder, pixels, getattr(session.metadata, "text_direction", None))
-            answers: tuple[Answer, ...]
-            if finds and found is not None:
-                answers = tuple(_found(line) for line in found.lines)
-                _write(job, session, options, answers, partial(_write_found, job, found, item.image.name))
-                lines: Sequence[PageLine] = found.lines
+                direction = getattr(session.metadata, "text_direction", None)
+                page = _page_of(find_page(finder, pixels, direction), item.image)
+                images = {} if finds else _cut(page.lines, pixels, job.source)
+            elif page is not None and not page.lines:
+                warnings.warn(f"{job.source} has no lines, so nothing of it is read", stacklevel=2)
+            assert page is not None
+            read, answers = dict[str, Transcription](), tuple[Answer, ...]()
+            if finds:
+                answers = tuple(map(_found, page.lines))
             else:
-                if page is None:
-                    assert found is not None
-                    page, images = _page_of(found, item.image, pixels)
-                elif not page.lines:
-                    warnings.warn(f"{job.source} has no lines, so nothing of it is read", stacklevel=2)
                 read = _read(session, images, search, job.source)
                 answers = tuple(Text(line.text, name, transcription=line) for name, line in read.items())
-                write = partial(write_page, page, read, job.target, replace=job.replace)
-                _write(job, session, options, answers, write)
-                lines = page.lines
+            if job.format == SUFFIX[1:]:
+                write_page(page, read, job.target, replace=job.replace)
+            else:
+                write_answers(job, answers, session.metadata, options)
             if job.source in pictures:
                 texts_of = {str(each.array): each.text for each in answers if isinstance(each, Text)}
                 with open_output(pictures[job.source], replace=job.replace) as file:
-                    draw_overlay(pixels, lines, texts_of).save(file, "PNG")
+                    draw_overlay(pixels, page.lines, texts_of).save(file, "PNG")
         except (InputError, StoppedError) as reason:
             stops = stops + 1 if isinstance(reason, StoppedError) else 0
             if stops == MAX_STOPS:
@@ -184,29 +183,12 @@ def _warn_of(unread: Sequence[str], count: int, source: str, *reason: object) ->
     warnings.warn(Message(lines, *reason, names), stacklevel=3)
 
 
-def _page_of(found: FoundPage, image: Path, pixels: Array) -> tuple[Page, dict[str, Array]]:
-    """A page whose lines were found, as if it had been read from XML, and the images of its lines."""
-    path = image.with_suffix(SUFFIX)
-    lines = tuple(found.lines)
-    page = Page(path, image, found.width, found.height, lines, page_xml(found, image.name))
-    return page, _cut(lines, pixels, str(image))
+def _page_of(found: FoundPage, image: Path) -> Page:
+    """A page whose lines were found, as if it had been read from XML."""
+    lines, xml = tuple(found.lines), page_xml(found, image.name)
+    return Page(image.with_suffix(SUFFIX), image, found.width, found.height, lines, xml)
 
 
 def _found(line: PageLine) -> FoundLine:
     assert line.baseline is not None
     return FoundLine.of(line.id, None, line.baseline, *([] if line.polygon is None else [line.polygon]))
-
-
-def _write_found(job: Job, found: FoundPage, image: str) -> None:
-    with open_output(job.target, replace=job.replace) as file:
-        file.write(page_xml(found, image))
-
-
-def _write(
-    job: Job, session: Session, options: ResultOptions, answers: Sequence[Any], write_xml: Any
-) -> None:
-    """Write a page as XML, or its answers if they go to a file."""
-    if job.format == SUFFIX[1:]:
-        write_xml()
-    else:
-        write_answers(job, answers, session.metadata, options)

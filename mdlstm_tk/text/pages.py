@@ -24,14 +24,16 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, open_output
+from mdlstm_tk.text.baselines import BaselinesMetadata
+from mdlstm_tk.text.ctc import Transcription
 from mdlstm_tk.text.documents import MARK, SUBFOLDERS, SUFFIX
 from mdlstm_tk.text.markup import Document, Element, escaped, quoted, root_tag
 from mdlstm_tk.text.page_geometry import (
@@ -40,13 +42,10 @@ from mdlstm_tk.text.page_geometry import (
     Place,
     baselines_from_left,
     box_around,
-    line_spacing,
     read_number,
     typical_reach,
 )
-
-if TYPE_CHECKING:
-    from mdlstm_tk.text.ctc import Transcription
+from mdlstm_tk.text.polylines import spacing_of
 
 ALTO, PAGE = "alto", "PcGts"
 HYPHENS = ("-", "¬", "=", "⸗", "­", "‐")
@@ -104,6 +103,7 @@ def is_page(path: str | Path) -> bool:
     return path.suffix.lower() == SUFFIX and root_tag(path)[0] in (ALTO, PAGE)
 
 
+@checked
 def read_page(path: str | Path, content: bytes | None = None, max_bytes: int = MAX_BYTES) -> Page:
     """Read a page.
 
@@ -147,6 +147,7 @@ def image_of(path: str) -> Path | None:
         return None
 
 
+@checked
 def write_page(
     page: Page, transcriptions: Mapping[str, Transcription], target: str | Path, *, replace: bool = True
 ) -> None:
@@ -156,8 +157,8 @@ def write_page(
     ALTO gets String/@CONTENT and @WC, PAGE TextEquiv/Unicode and @conf. Where a line has as many words as
     the text, without blank ones, each gets its own; else one String gets the whole text and the others go,
     and words of PAGE keep their positions without texts. What describes the former text is removed as well:
-    alternatives, glyphs, the division of words, and places in it. A PAGE region that has a text of its own
-    gets that of its lines.
+    alternatives of ALTO, glyphs, the division of words, and places in it. A PAGE region that has a text of
+    its own gets that of its lines.
 
     Args:
         page: what `read_page` returned; the file is read again.
@@ -234,12 +235,13 @@ def _lines(elements: Mapping[str, Element], frame: Frame) -> Iterator[PageLine]:
     places = [Place.read(element, frame) for element in elements.values()]
     baselines = baselines_from_left(places, "".join(texts))
     reach = typical_reach((line, place.polygon) for line, place in zip(baselines, places, strict=True))
-    spacing = line_spacing([line for line in baselines if line is not None])
+    spacing = spacing_of([line for line in baselines if line is not None], float(frame.extents[1]))
+    above, below = reach or (BaselinesMetadata.above * spacing, BaselinesMetadata.below * spacing)
     for name, text, (_, polygon, corners), baseline in zip(elements, texts, places, baselines, strict=True):
         if corners is None:
             corners = np.zeros((1, 2))
             if baseline is not None:
-                corners = frame.clipped(box_around(baseline, *(reach or (spacing, spacing / 2))))
+                corners = frame.clipped(box_around(baseline, above, below))
         left, top = np.floor(corners.min(axis=0)).astype(int).tolist()
         right, bottom = np.ceil(corners.max(axis=0)).astype(int).tolist()
         yield PageLine(name, text or None, baseline, polygon, (left, top, right, bottom), reach)

@@ -37,7 +37,7 @@ def posteriors(log_probs: Floats, labels: Integers) -> tuple[float, Floats, Floa
     skips = np.full((2, 2 * size + 1), -np.inf)
     repeats = labels[1:] == labels[:-1]
     skips[0, 3::2] = np.where(repeats, -np.inf, 0.0)
-    skips[1] = skips[0, ::-1] if size < 2 else np.roll(skips[0, ::-1], 2)
+    skips[1] = np.roll(skips[0, ::-1], 2)
     sums = np.full(emissions.shape, -np.inf)
     sums[:, :1, :2] = emissions[:, :1, :2]
     for t in range(1, steps):

@@ -21,7 +21,7 @@ from mdlstm_tk.text.ctc import Transcription, transcribe_logits
 from mdlstm_tk.text.ctc_loss import line_steps
 from mdlstm_tk.text.decoding import Decoding
 from mdlstm_tk.text.encoding import normalise
-from mdlstm_tk.text.measures import TextEdits, count_edits, target_texts
+from mdlstm_tk.text.measures import TextEdits, count_edits, right_characters, target_texts
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext
 from mdlstm_tk.training.evaluation import evaluate
@@ -210,11 +210,8 @@ def reliability(lines: Iterable[Line]) -> list[tuple[float, float, int]]:
         reading = "".join(c.character for c in line.transcription.characters)
         inner = slice(len(reading) - len(reading.lstrip()), len(reading.rstrip()))
         reading = reading.strip()
-        is_equal = np.zeros(len(reading), bool)
-        for op in Levenshtein.opcodes(reading, normalise(line.truth)):
-            is_equal[op.src_start : op.src_end] = op.tag == "equal"
         confidences += [c.confidence for c in line.transcription.characters[inner]]
-        is_right += is_equal.tolist()
+        is_right += right_characters(reading, normalise(line.truth)).tolist()
     values, right = np.asarray(confidences, float), np.asarray(is_right, float)
     bins = np.minimum((values * BINS).astype(int), BINS - 1)
     table = zip(*(np.bincount(bins, weights, BINS) for weights in (values, right, None)), strict=True)

@@ -55,8 +55,9 @@ def evaluate_split(
     examples, worst_examples = (
         [
             LineExample(**vars(example), line=lines[k])
-            for k in indices
-            for example in make_examples(network, task, split, config, [k])
+            for k, example in zip(
+                indices, make_examples(network, task, split, config, indices), strict=True
+            )
         ]
         for indices in (ranking[middle : middle + MIDDLING_LINES], worst)
     )

@@ -6,24 +6,48 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.kinds.answer import PROBABILITY_DIGITS, Answer
 from mdlstm_tk.kinds.decoding import DECODING_FILE
 from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind, OpenModel, Width
 from mdlstm_tk.kinds.options import Option
-from mdlstm_tk.text.decoding import LM_FILE
+from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.text_order import Direction
+from mdlstm_tk.text.decoding import LM_FILE, Decoding
 from mdlstm_tk.text.documents import OVERLAY, PAGES
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.io.npy import Array
     from mdlstm_tk.runtime.jobs import ResultOptions
-    from mdlstm_tk.runtime.metadata import Metadata
     from mdlstm_tk.text.ctc import Transcription
-    from mdlstm_tk.text.metadata import RecogniserMetadata
 
 EDGE_DIGITS = 1  # of pixels
+
+
+@dataclass(frozen=True)
+class RecogniserMetadata(Metadata):
+    """The metadata of a recogniser. Its classes are the characters of outputs 1, 2, …; output 0 is the
+    blank.
+
+    Attributes:
+        text_direction: the direction in which most texts run; None: texts are in the order in which an
+            image shows them.
+        temperature, lm_weight, character_bonus, lm_temperature: how texts are read from its outputs; see
+            `Decoding`. They were chosen on validation data.
+    """
+
+    text_direction: Direction | None = None
+    temperature: float = Decoding.temperature
+    lm_weight: float = Decoding.lm_weight
+    character_bonus: float = Decoding.character_bonus
+    lm_temperature: float = Decoding.lm_temperature
+
+    @property
+    def decoding(self) -> Decoding:
+        """The numbers by which texts are read."""
+        return Decoding(self.temperature, self.lm_weight, self.character_bonus, self.lm_temperature)
 
 
 @dataclass(frozen=True)
@@ -95,7 +119,7 @@ class Transcribe(Kind):
         ),
         OVERLAY,
     )
-    metadata_class = "text.metadata:RecogniserMetadata"
+    metadata_class = "text.transcribe:RecogniserMetadata"
     run_files = (DECODING_FILE, LM_FILE)
     is_printed = True
     sample_axes = 2
@@ -106,9 +130,10 @@ class Transcribe(Kind):
         return outputs - 1  # output 0 is the blank
 
     def rules(self, metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
+        assert isinstance(metadata, RecogniserMetadata)
         are_texts = all(each and is_plain_text(each) for each in metadata.classes or ())
         yield "classes", are_texts, "characters, none of which is empty or a control character"
-        for name, value in asdict(cast("RecogniserMetadata", metadata).decoding).items():
+        for name, value in asdict(metadata.decoding).items():
             low, rule = (
                 (0, "a positive number") if name.endswith("temperature") else (-inf, "a finite number")
             )
@@ -123,10 +148,11 @@ class Transcribe(Kind):
         from mdlstm_tk.text.character_model import CharacterModel  # imported late: few models read texts
         from mdlstm_tk.text.ctc import check_search, warn_of_lacking
 
+        assert isinstance(metadata, RecogniserMetadata)
         lm = options.of_kind.get("lm")
         if isinstance(lm, str | Path):
             lm = CharacterModel.load(lm)
-        search = metadata.classes or (), cast("RecogniserMetadata", metadata).text_direction
+        search = metadata.classes or (), metadata.text_direction
         check_search(options.of_kind.get("beam"), lm, *search)
         warn_of_lacking(lm, *search)
         of_kind = {**options.of_kind, "lm": lm}

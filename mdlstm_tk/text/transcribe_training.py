@@ -17,7 +17,7 @@ from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.errors import InputError, Message
 from mdlstm_tk.kinds.report_kind import Reported
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
-from mdlstm_tk.text.decoding import read_run
+from mdlstm_tk.text.decoding import Decoding, read_run
 from mdlstm_tk.text.distortion import distort_line
 from mdlstm_tk.text.encoding import (
     TaskTexts,
@@ -155,9 +155,7 @@ class Transcribe(TrainingKind):
         from mdlstm_tk.text.calibration import calibrate
         from mdlstm_tk.text.reading import describe_lines, evaluate_lines
 
-        if job.context.is_main:
-            calibrate(job, step)
-        decoding = job.context.broadcast(read_run(job.run))
+        decoding = job.context.broadcast(calibrate(job, step) if job.context.is_main else Decoding())
         errors, lines = evaluate_lines(
             job.network, job.task, split, job.config, job.context, decoding=decoding
         )

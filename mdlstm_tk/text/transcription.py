@@ -18,8 +18,7 @@ from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.runtime.shapes import as_image, covered_width, grid_of
 from mdlstm_tk.text.character_model import CharacterModel
 from mdlstm_tk.text.ctc import Transcription, check_search, transcribe_logits, warn_of_lacking
-from mdlstm_tk.text.metadata import RecogniserMetadata
-from mdlstm_tk.text.transcribe import Transcribe
+from mdlstm_tk.text.transcribe import RecogniserMetadata, Transcribe
 
 
 @checked

@@ -16,7 +16,7 @@ from mdlstm_tk.kinds.tag import TagMetadata
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.metadata import layout_of
 from mdlstm_tk.text import Decoding
-from mdlstm_tk.text.metadata import RecogniserMetadata
+from mdlstm_tk.text.transcribe import RecogniserMetadata
 
 BASE = Metadata("0.3", (8, 6), "unrolled", "N H W C", channels=3, outputs=4)
 CLASSIFIER = replace(

@@ -21,7 +21,7 @@ from mdlstm_tk.data.task import collate
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.report import draw_run
-from mdlstm_tk.text import LineFinder
+from mdlstm_tk.text import LineFinder, page_distortion
 from mdlstm_tk.text.baseline_maps import draw_maps
 from mdlstm_tk.text.baselines import BaselinesMetadata
 from mdlstm_tk.text.page_distortion import distort_page
@@ -124,6 +124,16 @@ def test_the_image_and_its_baselines_are_distorted_alike(strength: float) -> Non
             np.testing.assert_allclose(page, x, atol=1e-5)
             assert [len(line) > 1 for line in moved] == [True] * 3
     assert steepest > 40 if strength else not steepest  # some pages are turned by any angle
+
+
+def test_no_strength_turns_a_page_into_its_negative(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_distortion, "_perspective", lambda *_: np.eye(3))
+    monkeypatch.setattr(page_distortion, "_shade", lambda *_: np.float32(1))
+    monkeypatch.setattr(page_distortion, "NOISE", 0)
+    x = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8, 1)
+    for seed in range(64):
+        page, _ = distort_page(x, (), np.random.default_rng(seed), 9.0)
+        assert (np.diff(page[:, 3, 0]) >= 0).all() and page[-1, 3] > page[0, 3]
 
 
 def test_maps_have_the_baselines_their_beginnings_and_ends() -> None:

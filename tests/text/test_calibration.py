@@ -27,8 +27,9 @@ from mdlstm_tk.text.calibration import (
     training_texts,
     validation_lines,
 )
-from mdlstm_tk.text.ctc import transcribe_logits
+from mdlstm_tk.text.ctc import Fusion, transcribe_logits
 from mdlstm_tk.text.decoding import DECODING_FILE, LM_FILE, read_run
+from mdlstm_tk.text.encoding import fit_texts, normalise
 from mdlstm_tk.text.reading import Line, calibration_error, reliability
 from mdlstm_tk.training import load_checkpoint, new_job, train
 
@@ -162,6 +163,20 @@ def test_the_model_of_vowelled_texts_has_learned_them_as_they_are_searched(tmp_p
     lm = CharacterModel.load(run.folder / LM_FILE)
     searched = as_searched(reorder(texts[0], "rtl"), "rtl")
     assert searched != texts[0] and lm.log_prob(searched) > lm.log_prob(texts[0]) + 1
+
+
+def test_a_search_scores_texts_as_the_model_that_was_fitted_to_them() -> None:
+    """Composed, the two points of a letter would change places, as they come in reverse."""
+    text = normalise("\u05d1\u05bc\u05b0\u05e8\u05b5\u05d0\u05e9\u05c1\u05b4\u05d9\u05ea (\u05d0 12)")
+    targets = fit_texts([text])
+    searched = as_searched(reorder(text, "rtl"), "rtl")
+    lm = CharacterModel.fit_sequences([searched] * 5, 8)
+    fusion = Fusion(lm, targets.classes, Decoding(lm_weight=1.0, character_bonus=0.0), "rtl")
+    state, total = fusion.start, 0.0
+    for k in [*targets.encode(text)[::-1], 0]:
+        scores, states = fusion.after(state)
+        state, total = int(states[k]), total + float(scores[k])
+    assert total == pytest.approx(lm.log_prob_of(searched)) and total > -3
 
 
 def test_the_network_stays_as_it_was_validated(tmp_path: Path) -> None:

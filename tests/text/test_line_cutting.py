@@ -155,6 +155,8 @@ def test_a_box_alone_is_cut_as_it_is() -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (50, 60, 3), np.uint8)
     cut = cut_line(pixels, line(box=(5, 10, 70, 30)))
     np.testing.assert_array_equal(cut, pixels[10:30, 5:60])
+    wide = cut_line(pixels, line(box=(0, 10, 60, 30)))  # contiguous rows of the page
+    assert not np.shares_memory(wide, pixels) and wide.base is None
     level = cut_line(pixels, line([[5, 25], [55, 25]], [[5, 10], [55, 10], [55, 30], [5, 30]]))
     inner = level[2:-2, 1:-1].astype(int)  # a level line is not resampled, but Pillow rounds down
     np.testing.assert_allclose(inner, pixels[11:29, 6:54].astype(int), atol=1)

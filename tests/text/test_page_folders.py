@@ -15,6 +15,7 @@ from PIL import Image
 from mdlstm_tk.data.splits import read_splits
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.preprocessing import decode_image
+from mdlstm_tk.text.documents import images_of_pages
 from mdlstm_tk.text.line_cutting import cut_line
 from mdlstm_tk.text.measures import target_texts
 from mdlstm_tk.text.pages import read_page
@@ -255,7 +256,10 @@ def test_the_image_of_a_page_is_no_line(tmp_path: Path) -> None:
     write_pages(tmp_path, 2)
     (tmp_path / "p0.gt.txt").write_text("ab", encoding="utf-8")
     (reason,) = read(tmp_path, "transcribe").skipped
-    assert reason == "p0.png: it is the image of a page, whose lines have texts; delete p0.gt.txt"
+    assert reason == (
+        "p0.png: it is the image of a page in ALTO or PAGE XML, of which only the lines count; delete the "
+        "page or p0.gt.txt"
+    )
     (tmp_path / "p0.xml").write_text("<annotation/>", encoding="utf-8")  # no page
     task = read(tmp_path, "transcribe", validation=0.0)
     assert "p0.png" in task.names["train"] and not task.skipped
@@ -271,6 +275,18 @@ def test_images_of_pages_are_not_without_a_text(tmp_path: Path) -> None:
     write_image(tmp_path / "alone.png", RNG.integers(0, 255, (8, 30)))
     summary = read(tmp_path, "transcribe").summary
     assert "images without a text or a page, left out: 1, such as alone.png" in summary
+
+
+def test_an_image_belongs_to_the_page_that_has_it_and_not_to_one_of_its_name(tmp_path: Path) -> None:
+    """Whatever other images are there; a page that cannot be read has that of its name."""
+    draw_page(tmp_path / "scan", ["ab"])
+    (tmp_path / "scan.xml").rename(tmp_path / "a.xml")
+    (tmp_path / "b.xml").write_text("<broken", encoding="utf-8")
+    pages, images = ([str(tmp_path / name) for name in names] for names in (("a.xml", "b.xml"), "ab"))
+    images = [f"{image}.png" for image in images]
+    scan = str(tmp_path / "scan.png")
+    assert images_of_pages(pages, images) == {images[1]}
+    assert images_of_pages(pages, [*images, scan]) == {images[1], scan}
 
 
 def test_a_folder_with_neither_names_what_is_expected(tmp_path: Path) -> None:

@@ -74,14 +74,18 @@ PLACES = {  # attributes and content of the TextLine; baseline, polygon and box
         *(alto, 'BASELINE="45" HPOS="10" VPOS="20" WIDTH="80" HEIGHT="30"', ""),
         *([[10, 45], [90, 45]], None, BOX),
     ),
-    "no outline": (alto, 'BASELINE="10 44 90 44"', "", [[10, 44], [90, 44]], None, (6, 40, 92, 46)),
+    "no outline": (alto, 'BASELINE="10 44 90 44"', "", [[10, 44], [90, 44]], None, (5, 39, 93, 47)),
     "the box of the baseline": (  # as eScriptorium writes it
         *(alto, 'BASELINE="90 46 10 44" HPOS="10" VPOS="44" WIDTH="80" HEIGHT="2"', ""),
-        *(BASELINE, None, (6, 40, 92, 48)),
+        *(BASELINE, None, (5, 39, 93, 49)),
     ),
     "the box of a vertical baseline": (
         *(alto, 'BASELINE="50 10 50 90" HPOS="50" VPOS="10" WIDTH="0" HEIGHT="80"', "<Shape/>"),
-        *([[50, 10], [50, 90]], None, (46, 6, 52, 92)),
+        *([[50, 10], [50, 90]], None, (47, 7, 55, 95)),  # letters stand to its right
+    ),
+    "a baseline that runs upwards": (
+        *(alto, 'BASELINE="50 90 50 10"', ""),
+        *([[50, 90], [50, 10]], None, (45, 5, 53, 93)),
     ),
     "a point": (alto, 'BASELINE="10 44 10 44"', SHAPE, None, POLYGON, BOX),
     "no numbers": (alto, 'BASELINE="?"', '<Shape><Polygon POINTS=""/></Shape>', None, None, (0, 0, 0, 0)),
@@ -116,6 +120,12 @@ def test_extents_of_a_typical_line(tmp_path: Path) -> None:
     assert {line.reach for line in page.lines} == {(24.0, 8.0)}
     assert page.lines[-1].box == (0, 180 - 24, 90 + 8, 180 + 8)
     assert read_text(tmp_path, alto(without)).lines[0].reach is None
+
+
+def test_lines_with_only_a_baseline_reach_as_far_as_lines_are_apart(tmp_path: Path) -> None:
+    text = "".join(f'<TextLine BASELINE="10 {y} 90 {y}"/>' for y in (60, 90, 120))
+    boxes = [line.box for line in read_text(tmp_path, alto(text)).lines]
+    assert [box[1::2] for box in boxes] == [(y - 21, y + 11) for y in (60, 90, 120)]
 
 
 TOPLINE, UPRIGHT = "90 {} 10 {}", "10 {} 90 {}"  # above its letters and leftwards, and the usual one

@@ -14,6 +14,7 @@ from helpers.user_data import RNG, read, write_image, write_texts
 from mdlstm_tk.data import Batch
 from mdlstm_tk.runtime.text_order import is_right_to_left, reorder
 from mdlstm_tk.text.ctc_loss import ctc_loss
+from mdlstm_tk.text.encoding import INVISIBLE, fit_texts
 from mdlstm_tk.text.measures import predicted_texts, target_texts
 
 ALEF, BET, GIMEL = "\u05d0\u05d1\u05d2"
@@ -85,6 +86,11 @@ def test_right_to_left_texts_are_learned_in_visual_and_returned_in_logical_order
     assert task.measure(prediction, batch)["character_error"][0] == 0
 
 
+@pytest.mark.parametrize("mark", map(chr, INVISIBLE))
+def test_a_character_is_one_class_however_it_was_typed(mark: str) -> None:
+    assert fit_texts(["caf\u00e9", f"cafe{mark}\u0301"]).classes == ("a", "c", "f", "é")
+
+
 def test_texts_are_normalised_and_the_summary_says_so(tmp_path: Path) -> None:
     decomposed = unicodedata.normalize("NFD", "é")
     texts = ["é", decomposed, "e\u200f", "\ufeffe", "\u200e e  "]
@@ -133,10 +139,13 @@ def test_images_that_a_table_does_not_name_are_counted(tmp_path: Path) -> None:
 def test_a_table_may_name_files_anywhere(tmp_path: Path) -> None:
     write_image(tmp_path / "elsewhere/a.png", RNG.integers(0, 255, (6, 20)))
     (tmp_path / "lines").mkdir()
-    table = f"../elsewhere/a.png\tab\n{tmp_path / 'elsewhere/a.png'}\tab\n"
-    (tmp_path / "lines/labels.tsv").write_text(table)
+    write_image(tmp_path / "lines/b.png", RNG.integers(0, 255, (6, 20)))
+    again = (f"{tmp_path / 'elsewhere/a.png'}", "../lines/../elsewhere/a.png", "./b.png")
+    names = ("../elsewhere/a.png", f"{tmp_path / 'lines/b.png'}", *again)
+    (tmp_path / "lines/labels.tsv").write_text("".join(f"{name}\tab\n" for name in names))
     task = read(tmp_path / "lines", "transcribe", validation=0.0)
-    assert task.count("train") == 2
+    assert task.count("train") == 2 and not any("does not name" in line for line in task.summary)
+    assert len(task.skipped) == 3 and all("as well; delete one of them" in each for each in task.skipped)
 
 
 def test_the_vowels_of_thaana_stay_with_their_consonants() -> None:
