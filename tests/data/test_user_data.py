@@ -227,9 +227,10 @@ def test_texts_longer_than_their_images_are_reported(tmp_path: Path) -> None:
     assert without_room(config.updated({"windows": "2x1,2x1"}, "test")) == []
     note = new_job(config, tmp_path / "run").notes[-2]
     assert note.startswith("3 texts need more steps") and "'sample 1: aabb', 'sample 2: abcde'" in note
+    assert 'windows="2x1' in note
     lines = replace(config, model="lines")  # eight pixels per step
     assert len(without_room(lines)) == 4
-    with pytest.raises(InputError, match=r"^4 texts .*'sample 0: abcd'.* all that it would be trained on"):
+    with pytest.raises(InputError, match=r"^4 texts .*'sample 0: abcd'.* all that .*; try .*resize="):
         new_job(lines, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 

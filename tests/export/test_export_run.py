@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers.command import succeed
 from helpers.training import quick, run_in
 from helpers.user_data import write_classes
 
@@ -112,12 +111,6 @@ def test_a_file_that_is_written_meanwhile_is_kept(
     assert (tmp_path / "model-2x3.onnx").read_text() == "meanwhile"
 
 
-def test_the_command_takes_free_extents(trained: Run, tmp_path: Path) -> None:
-    done = succeed("export", trained.folder, "--size", "4x*", "-o", tmp_path / "m.onnx")
-    assert "x (N, 4, W, 1) → y (N, 4, W, 1), scan" in done.err
-    assert Session(tmp_path / "m.onnx", "cpu").metadata.grid == (4, None)
-
-
 def test_the_checksum_is_that_of_the_weights_also_if_training_replaces_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,9 +127,7 @@ def test_the_checksum_is_that_of_the_weights_also_if_training_replaces_them(
     assert (content, sha256) == (b"new", hashlib.sha256(b"new").hexdigest())
 
 
-def test_a_size_that_no_sample_of_the_run_has_is_refused(trained: Run, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="samples of the run have 2 axes, as 8x8, got the grid 5x5x5"):
-        export_run(trained, tmp_path, grid=(5, 5, 5))
+def test_a_size_that_no_sample_of_the_run_has_is_refused(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "data", {"a": 4, "b": 4})
     run = run_in(tmp_path / "run", quick(data, "classify", resize="4x*", steps=1))
     for grid, fitting in (((5, 6), "4x6"), ((5, None), "4x\\*")):

@@ -226,16 +226,20 @@ def test_formats_that_a_refusal_names_are_taken(kind: str, form: str) -> None:
                     check(named)
 
 
-@given(combination=combinations([name for name in MODELS if "tiled" not in name]))
-@settings(max_examples=60)
+@pytest.mark.parametrize(
+    ("count", "models"),
+    [
+        (60, [name for name in MODELS if "tiled" not in name]),
+        pytest.param(400, list(MODELS), marks=pytest.mark.slow),
+    ],
+    ids=["quick", "slow"],
+)
 def test_each_combination_is_refused_before_a_run_or_done_with_effect(
-    place: Path, combination: Any
+    count: int, models: Sequence[str], place: Path
 ) -> None:
-    check(place, combination)
+    @settings(max_examples=count)
+    @given(combination=combinations(models))
+    def check_each(combination: Any) -> None:
+        check(place, combination)
 
-
-@pytest.mark.slow
-@given(combination=combinations(list(MODELS)))
-@settings(max_examples=400)
-def test_many_combinations_are_refused_or_done(place: Path, combination: Any) -> None:
-    check(place, combination)
+    check_each()

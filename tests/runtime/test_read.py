@@ -107,7 +107,8 @@ TABLES: dict[str, tuple[bytes, tuple[int, ...] | str]] = {
     "a word of a million letters": (b"a" * 10**6, "table"),
     "rows that differ": (b"1,2\n" * 1000 + b"1", "row 1001"),
     "a comment": (b"# 1\n", "table"),
-    "nothing": (b"", "empty"),
+    "nothing": (b"", "is empty"),
+    "nothing but a mark": ("\ufeff\n".encode(), "is empty"),
     "bytes that are not UTF-8": (b"1,\xff", "table"),
 }
 
@@ -198,7 +199,8 @@ def test_a_file_to_train_on_is_read_as_its_samples(tmp_path: Path) -> None:
         "x[2]": (1, 3, 1),
     }
     np.testing.assert_array_equal(arrays["x[2]"][..., 0], x[2, :1, :3])
-    for sizes in ([[4, 5]], [[4, 6]] * 3, [[0, 1]] * 3, 3):
+    no_integers = ([[extent] * 2] * 3 for extent in (np.nan, 2.9, 2.0))
+    for sizes in ([[4, 5]], [[4, 6]] * 3, [[0, 1]] * 3, *no_integers, 3):
         np.savez(path, x=x, sizes=sizes, **({} if sizes == 3 else {"y": texts}))
         with pytest.raises(InputError, match="sizes"):
             arrays_in(path)
@@ -231,17 +233,3 @@ def test_a_file_to_train_on_without_samples_is_refused(tmp_path: Path) -> None:
     np.savez(path, x=np.zeros((0, 4, 5)), y=np.zeros(0), sizes=np.zeros((0, 2), int))
     with pytest.raises(InputError, match="no sample"):
         arrays_in(path)
-
-
-@pytest.mark.parametrize("extent", [np.nan, 2.9, 2.0])
-def test_sizes_that_are_no_integers_are_refused(extent: float, tmp_path: Path) -> None:
-    path = tmp_path / "train.npz"
-    np.savez(path, x=np.zeros((1, 4, 5)), y=np.zeros(1), sizes=np.full((1, 2), extent))
-    with pytest.raises(InputError, match="sizes"):
-        arrays_in(path)
-
-
-def test_a_table_with_nothing_but_a_mark_is_empty(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_bytes("\ufeff\n".encode())
-    with pytest.raises(InputError, match="is empty"):
-        read_input(str(tmp_path / "x.csv"))

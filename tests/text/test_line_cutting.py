@@ -30,12 +30,6 @@ def line(
     return PageLine("l", None, baseline, polygon, box)
 
 
-def test_a_line_of_one_pixel_is_refused() -> None:
-    click = line([[21, 20], [21, 21]], [[20, 20], [21, 20], [21, 21], [20, 21]])
-    with pytest.raises(InputError, match="line l has no area on the page"):
-        cut_line(np.zeros((50, 50), np.uint8), click)
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("channels", [(), (1,), (3,)])
 def test_pixels_of_every_type_are_cut_alike(dtype: type, channels: tuple[int, ...]) -> None:
@@ -205,6 +199,7 @@ def test_lines_at_the_border_of_the_page() -> None:
 
 NOWHERE = {
     "no place": line(),
+    "one pixel": line([[21, 20], [21, 21]], [[20, 20], [21, 20], [21, 21], [20, 21]]),
     "beyond the page": line(polygon=[[400, 10], [500, 10], [500, 40]]),
 }
 

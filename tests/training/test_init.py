@@ -131,15 +131,6 @@ def test_other_channels_are_refused() -> None:
             Checkpoint(config, old, RunState(), {}).start(torch.nn.Identity(), config, new)
 
 
-@pytest.mark.parametrize(("model", "remedy"), [("lines", "resize="), ("md", 'windows="2x1')])
-def test_texts_without_room_are_reported_with_a_remedy(model: str, remedy: str, tmp_path: Path) -> None:
-    text = "more than nine"
-    with pytest.raises(InputError, match=rf"^10 texts .*'sample 0: {text}'.*all .*; try .*{remedy}"):
-        new_job(lines(tmp_path / "all", [text], model=model), tmp_path / "run")
-    notes = new_job(lines(tmp_path / "some", [text, "a"], model=model), tmp_path / "run").notes
-    assert any("5 texts" in note and remedy in note for note in notes)
-
-
 @pytest.mark.usefixtures("fresh_registries")
 def test_any_names_of_tensors_are_taken(tmp_path: Path) -> None:
     """Also those that the wrapper `Normalized` gives to the network and to its numbers."""
