@@ -155,4 +155,4 @@ def _get_factory(key: str, kind: str) -> Factory:
 def _find(kinds: Mapping[str | None, Factory | str], kind: str) -> Factory | str | None:
     """The factory for a kind of task, or for the kind whose networks it takes, too."""
     related = kind_named(kind).networks_of
-    return kinds.get(kind) or (kinds.get(related) if related else None) or kinds.get(None)
+    return kinds.get(kind) or kinds.get(related) or kinds.get(None)

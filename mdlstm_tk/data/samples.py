@@ -54,7 +54,8 @@ class Survey:
         identity: its name, and the digests of its content and its target.
         extents: of its grid, as the network will see it.
         moments: of x, with one channel if the sample is a grey image.
-        target: the name of the class, the text, the `RawMask.distinct`, or the `Moments` of the target.
+        target: the name of the class, the text, the `RawMask.distinct`, the numbers or labels by name, the
+            `Moments` of the target, or None of a kind without targets.
     """
 
     sample: RawSample

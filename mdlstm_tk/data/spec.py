@@ -52,8 +52,8 @@ class RawSample:
         name: name of the sample in messages.
         read_x: returns an image as `decode_image` does, or numbers (*grid, C). Raises `InputError` with the
             reason if the sample cannot be used.
-        read_y: returns the target: the name of a class, a text, a `RawMask`, or what `read_x` returns.
-            Raises `InputError` as well.
+        read_y: returns the target: the name of a class, a text, a `RawMask`, numbers or labels by name, or
+            what `read_x` returns. Raises `InputError` as well.
         is_image: `read_x` returns an image, which takes time, so that it is worth keeping in memory.
         whole: name of the file that the sample is one of several parts of, else "".
         in_memory: what `read_x` returns is in memory already.

@@ -138,7 +138,8 @@ class Task(ABC):
 
     def sample_name(self, split: Split, index: int) -> str:
         """Return the name of a sample in reports; `index` counts from 0."""
-        return f"sample {index + 1}"
+        names = self.names.get(split)
+        return names[index] if names else f"sample {index + 1}"
 
     @property
     def name(self) -> str:

@@ -73,9 +73,6 @@ class UserDataTask(DatasetTask):
     extents: npt.NDArray[np.int64] = np.empty((0, 0), np.int64)
     has_mixed_sizes: bool = False
 
-    def sample_name(self, split: Split, index: int) -> str:
-        return self.names[split][index]
-
 
 def read_data(
     path: Path,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import Argument, InputError, require
@@ -25,13 +26,14 @@ FRAMES = 64  # of an animation, at most
 FRAME_MILLISECONDS, LAST_FRAME_MILLISECONDS = 60, 2000
 
 
+@checked
 def draw_samples(
-    output: Path,
-    source: Path | None = None,
+    output: str | Path,
+    source: str | Path | None = None,
     count: int = 64,
     size: tuple[int, int] | None = None,
     *,
-    given: Path | None = None,
+    given: str | Path | None = None,
     temperature: float = 1.0,
     seed: int = 0,
     force: bool = False,
@@ -54,8 +56,9 @@ def draw_samples(
 
     Raises:
         InputError: the source does not draw, the file exists, or an argument is invalid.
-        MissingExtraError, MDLSTMError: as `write_samples`; or torch or ONNX Runtime is not installed.
+        MissingExtraError, MDLSTMError: as `write_samples`; or torch is not installed.
     """
+    output = Path(output)
     check_output(output)
     ensure_writable(output, force)
     if size is not None and len(size) != 2:
@@ -68,7 +71,7 @@ def draw_samples(
     checkpoint = load_density_model(run)
     height, width = size or checkpoint.spec.size
     size, channels = (height, width), checkpoint.spec.channels
-    part = read_given(given, size, channels) if given else None
+    part = read_given(Path(given), size, channels) if given else None
     images = draw_images(checkpoint.network(), count, size, channels, seed, part, temperature)
     mask = None
     if part is not None:
@@ -101,11 +104,10 @@ def write_samples(
         replace: the file may exist.
 
     Raises:
-        InputError: the suffix is none of `OUTPUT_SUFFIXES`.
+        InputError: the images are too many for a .gif.
         MissingExtraError: Pillow is not installed, and the file is a picture.
         MDLSTMError: the file cannot be written.
     """
-    check_output(path)
     suffix = path.suffix.lower()
     if suffix == ".npy":
         save_array(path, images, replace=replace)

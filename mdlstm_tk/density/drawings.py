@@ -13,6 +13,7 @@ from markupsafe import Markup
 from torch import nn
 
 from mdlstm_tk.data import Split, Task
+from mdlstm_tk.data.builtin.digits import load_digits
 from mdlstm_tk.density.contact_sheet import IMAGE_PIXELS, contact_sheet
 from mdlstm_tk.density.digits import binarise
 from mdlstm_tk.density.sampling import draw_images
@@ -127,8 +128,7 @@ def images_unlike(task: Task, data: Images) -> dict[str, Images]:
 
 
 def _digits(count: int) -> Images:
-    data: Any = require("sklearn.datasets", "data").load_digits()
-    return np.asarray(data.images[:count] / 16, np.float32)
+    return np.asarray(load_digits()[0][:count])
 
 
 def _photographs(count: int) -> Images:

@@ -67,8 +67,5 @@ class Density(Kind):
             answers.append(Probability(str(nats), array, k, nats, bits))
         return answers
 
-    def blank(self, metadata: Metadata, options: ResultOptions) -> Answer:
-        return Probability("")
-
 
 KIND = Density()

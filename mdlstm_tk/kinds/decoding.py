@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DECODING_FILE = "decoding.json"  # of a run
 
 
-def read_decoding(run: Run, defaults: Mapping[str, float], step: int | None = None) -> dict[str, float]:
+def read_decoding(run: Run, defaults: Mapping[str, float], step: int | None) -> dict[str, float]:
     """The numbers that were chosen when the training of a run last ended; the defaults if there are none.
 
     Args:

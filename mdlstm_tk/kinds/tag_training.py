@@ -125,8 +125,7 @@ class Tag(ColumnsKind):
             write_decoding(job.run, {"threshold": threshold}, step)
         task = copy(job.task)
         task.spec = replace(task.spec, threshold=threshold)
-        errors, sums = measure_split(job.network, task, split, job.config, job.context)
-        details = {"outputs": self.outputs(sums, task.spec)} if sums else {}
+        errors, details = super().conclude(replace(job, task=task), step, split)
         return errors, {"threshold": threshold, **details}
 
     def metadata(self, run: Run, step: int, spec: TaskSpec) -> dict[str, Any]:

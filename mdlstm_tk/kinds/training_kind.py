@@ -1,6 +1,6 @@
 """The questions that training asks a kind of task.
 
-Tasks are made without PyTorch, so only `loss` and `measures` import it.
+Tasks are made without PyTorch, so only the methods that compute with networks or tensors import it.
 """
 
 from __future__ import annotations

@@ -114,8 +114,8 @@ def make_examples(
 
 
 def _error(task: Task, batch: Batch, output: npt.NDArray[Any]) -> float:
-    """Return the first error of a sample, as the task measures it."""
-    error, count = next(iter(task.measure(output, batch).values()))
+    """Return the first error of a sample, as the task measures it; 0 if it measures none."""
+    error, count = next(iter(task.measure(output, batch).values()), (0.0, 0))
     return error / count if count else 0.0
 
 

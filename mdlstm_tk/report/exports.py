@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -55,17 +55,16 @@ def find_exports(run: Run) -> list[Path]:
     return sorted(models_in(run.folder))
 
 
-def measure_exports(run: Run, grid: tuple[int, ...]) -> list[ExportedModel]:
-    """Measure all exported models in a run folder.
+def measure_exports(paths: Sequence[Path], grid: tuple[int, ...]) -> list[ExportedModel]:
+    """Measure exported models.
 
     Args:
-        run: the run.
+        paths: see `find_exports`.
         grid: extents of the input of models that accept any grid.
 
     Raises:
         MissingExtraError: there are exports, but ONNX Runtime is not installed.
     """
-    paths = find_exports(run)
     if not paths:
         return []
     require("onnxruntime", "cpu")

@@ -76,7 +76,7 @@ def render_report(
     network = checkpoint.network()
     if exports := find_exports(run):
         on_message(f"measuring {', '.join(path.name for path in exports)}")
-    measurements = measure_exports(run, spec.size)
+    measurements = measure_exports(exports, spec.size)
     for export in measurements:
         if export.stale:
             on_message(export.stale)
@@ -104,7 +104,9 @@ def render_report(
         errors, split = evaluation.errors, evaluation.split
     records = run.read_metrics()
     values: dict[str, Any] = {"confusions": _confusions(evaluation, spec), "intervals": {}}
-    values["outputs"] = kind.outputs(evaluation.sums, spec) if evaluation else result.get("outputs", {})
+    values["outputs"] = result.get("outputs", {})
+    if evaluation is not None:
+        values["outputs"] = kind.outputs(evaluation.sums, spec) if evaluation.sums else {}
     values["figures"] = kind.figures(evaluation, spec) if evaluation else []
     values |= kind.report_values(Reported(network, task, config, evaluation, result, data))
     return _template(kind.report_template, kind.percentages).render(

@@ -170,12 +170,13 @@ def svg_histogram(values: Mapping[str, Floats], label: str) -> Markup:
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axis = figure.subplots()
     everything = np.concatenate(list(values.values()))
-    bins = np.linspace(everything.min(), everything.max() + 1e-9, BINS + 1).tolist()
+    finite = everything[np.isfinite(everything)]
+    bins = np.linspace(finite.min(initial=0), finite.max(initial=0) + 1e-9, BINS + 1).tolist()
     for (name, each), color in zip(values.items(), COLORS, strict=False):
-        weights = np.full(len(each), 1 / len(each))
-        axis.hist(
-            each, bins, weights=weights, histtype="step", color=color, label=_plain(name), linewidth=1.5
-        )
+        shown = each[np.isfinite(each)]
+        weights = np.full(len(shown), 1 / len(each))
+        name = _plain(name) + (f" ({len(each) - len(shown)} infinite)" if len(shown) < len(each) else "")
+        axis.hist(shown, bins, weights=weights, histtype="step", color=color, label=name, linewidth=1.5)
     axis.set_xlabel(_plain(label))
     axis.set_ylabel("share of the images")
     axis.spines[["top", "right"]].set_visible(False)

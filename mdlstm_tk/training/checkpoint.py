@@ -97,7 +97,7 @@ class Checkpoint:
         old, new = (training_of(each.kind).output_meanings(each) for each in (self.spec, spec))
         pairs = [(k, old.index(output)) for k, output in enumerate(new) if output in old]
         rows, old_rows = map(list, zip(*pairs, strict=True)) if pairs else ([], [])
-        heads = names_of_heads(config, spec)
+        heads = names_of_heads(config, spec) if old != new else set()
         weights, state = _unwrapped(self.weights(), self.spec), _unwrapped(network.state_dict(), spec)
         if names := state.keys() ^ weights.keys():
             raise InputError(_difference(self.config, config, min(names)))

@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 from mdlstm_tk._util.text import counted, to_json
 from mdlstm_tk.data import Split, Task, TaskSpec, batches
 from mdlstm_tk.errors import Argument, InputError
-from mdlstm_tk.models import model_names
-from mdlstm_tk.runtime.io.files import atomic_write
+from mdlstm_tk.models import model_names, model_options
 from mdlstm_tk.training import distributed
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.diagonal_comparison import (
@@ -237,7 +236,8 @@ def plan_comparison(
     elif original_settings:
         raise InputError(f"original settings exist for the task {TASK} only, got {config.task}")
     else:
-        name, models, seeds = f"compare-{config.task}", tuple(model_names(spec.kind)), seeds or 3
+        models, notes = models_for(spec, notes)
+        name, seeds = f"compare-{config.task}", seeds or 3
         notes += tuple(_describe_sizes(config, models, task))
     folder = new_run(name, folder, force).folder
     return ComparisonPlan(config, models, seeds, folder, original_settings, notes)
@@ -269,9 +269,10 @@ def compare_models(
         seed_config = replace(plan.config, seed=seed)
         task = make_task(seed_config)
         for model in plan.models:
-            config = with_equal_parameters(seed_config, model, task)
             if plan.original_settings:
                 config = with_model(seed_config, model, task.spec.kind)
+            else:
+                config = with_equal_parameters(seed_config, model, task)
             job = new_job(config, plan.run(model, seed).folder, True, task)
             if plan.original_settings:
                 init_original_(job.network, seed)
@@ -294,9 +295,17 @@ def compare_models(
     if plan.is_diagonal:
         overall, relevant = comparison.curves("loss"), comparison.curves("relevant")
         results.update({m: summarize_diagonal(overall[m], relevant[m]) for m in plan.models})
-    with atomic_write(plan.folder / "summary.json") as temporary:
-        temporary.write_text(to_json(results, indent=2) + "\n", encoding="utf-8")
+    Run.write(plan.folder / "summary.json", to_json(results, indent=2) + "\n")
     return comparison
+
+
+def models_for(spec: TaskSpec, notes: Sequence[str] = ()) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The networks that take the grids of a task, and the notes with one more for those that do not."""
+    names = model_names(spec.kind)
+    taken = [each for each in names if len(spec.size) == 2 or "ndim" in model_options(each, spec.kind)]
+    if others := [each for each in names if each not in taken]:
+        notes = [*notes, f"left out, as for grids of two axes: {', '.join(others)}"]
+    return tuple(taken), tuple(notes)
 
 
 def with_equal_parameters(config: TrainConfig, model: str, task: Task) -> TrainConfig:

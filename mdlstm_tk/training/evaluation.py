@@ -21,6 +21,7 @@ from mdlstm_tk.kinds.training_kind import Sums
 from mdlstm_tk.models import Normalized
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import DistributedContext
+from mdlstm_tk.training.progress import OWN_KEYS
 
 
 def predict(network: nn.Module, batch: Batch, device: torch.device, precision: str = "fp32") -> Tensor:
@@ -92,7 +93,13 @@ def measure(task: Task, prediction: Tensor, batch: Batch) -> Sums:
     """
     prediction = prediction.detach()
     if has_own_measures(task):
-        return dict(task.measure(prediction.cpu().numpy(), batch))
+        measured: Sums = dict(task.measure(prediction.cpu().numpy(), batch))
+        if taken := measured.keys() & OWN_KEYS:
+            raise InputError(
+                f"the task '{task.name}' measures '{min(taken)}', which records of training call something "
+                "else; give it another name"
+            )
+        return measured
     return training_of(task.spec.kind).measures(prediction, batch, task.spec)
 
 

@@ -18,7 +18,7 @@ from mdlstm_tk._util.text import to_json
 from mdlstm_tk.data import Split
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError
 from mdlstm_tk.kinds import training_of
-from mdlstm_tk.runtime.io.files import atomic_write, locked
+from mdlstm_tk.runtime.io.files import locked
 from mdlstm_tk.training.checkpoint import load_checkpoint
 from mdlstm_tk.training.dataloader import dataloader
 from mdlstm_tk.training.job import TrainingJob
@@ -63,10 +63,11 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
             trainer.save(job.run.best)  # which a kill may have prevented
         if trainer.state.validated_on != job.validated_on:
             trainer.measure_best_again(job.validated_on)
-        if not job.is_trained:
+        is_due = job.is_trained or trainer.state.step % job.config.evaluate_every == 0
+        if is_due and trainer.state.validated < trainer.state.step:  # it was interrupted there
+            _validate_last_step(job, trainer)
+        if not trainer.state.is_done(job.config):
             _train_steps(job, trainer, on_step)
-        elif trainer.state.validated < trainer.state.step:  # it ends where it was interrupted
-            _validate_end(job, trainer)
         return _conclude(job, trainer)
 
 
@@ -143,18 +144,20 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
                 if not (is_due or validates or (is_alone and interrupts)):
                     continue
                 for progress, was_interrupted in trainer.read_metrics():
-                    validation = {}
                     if validates and progress.step == step:
-                        validation = trainer.validate()
+                        try:
+                            progress = replace(progress, validation=trainer.validate())
+                        except BaseException:  # the validation is made up for on resuming
+                            if context.is_main:
+                                write_record(progress.record())
+                            raise
                         timer.end_validation()
                     steps_left = config.steps - progress.step
                     seconds_left = timer.seconds_left(steps_left, -(-steps_left // config.evaluate_every))
                     if config.minutes:
                         seconds_left = max(60 * config.minutes - seconds, 0.0)
                     rate = timer.steps_per_second
-                    progress = replace(
-                        progress, validation=validation, steps_per_second=rate, seconds_left=seconds_left
-                    )
+                    progress = replace(progress, steps_per_second=rate, seconds_left=seconds_left)
                     # Several processes learn of an interrupt from the metrics, and stop together.
                     stop = stop or was_interrupted
                     if context.is_main:
@@ -178,19 +181,26 @@ def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
                 "try fewer workers or a smaller cache"
             ) from None
         finally:
-            flush()
-            if trainer.state.step > saved_step:
-                save()
+            try:
+                for progress, _ in trainer.read_metrics():  # of steps since the last reading, on a GPU
+                    if context.is_main:
+                        write_record(progress.record())
+            finally:
+                flush()
+                if trainer.state.step > saved_step and trainer.is_whole:
+                    save()
     if stop:
         raise KeyboardInterrupt
 
 
-def _validate_end(job: TrainingJob, trainer: Trainer) -> None:
-    """Validate after the last step of a run that was interrupted there, as an uninterrupted one does."""
+def _validate_last_step(job: TrainingJob, trainer: Trainer) -> None:
+    """Validate after the step at which a run was interrupted, as an uninterrupted one does."""
     validation = trainer.validate()
     if job.context.is_main:
-        *records, last = job.run.read_metrics() or [{"step": job.steps_done}]
-        job.run.write_metrics([*records, last | ({"validation": validation} if validation else {})])
+        step, records = job.steps_done, job.run.read_metrics()
+        last = next((record for record in records if record["step"] == step), {"step": step})
+        last |= {"validation": validation} if validation else {}
+        job.run.write_metrics([*(record for record in records if record["step"] < step), last])
     trainer.save(job.run.last, *([job.run.best] if trainer.state.is_best else []))
 
 
@@ -247,8 +257,7 @@ def _metrics_writer(
     if job.checkpoint is not None:
         records = [record for record in run.read_metrics() if record["step"] <= job.steps_done]
     run.start(resume=job.checkpoint is not None)
-    with atomic_write(run.config) as temporary:
-        temporary.write_text(config.to_toml(), encoding="utf-8")
+    run.write(run.config, config.to_toml())
     if job.samples:
         run.write_samples(job.samples, job.learned)
     run.write_metrics(records)

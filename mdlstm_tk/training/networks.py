@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk._util.text import one_line
 from mdlstm_tk.data import Task, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import training_of
-from mdlstm_tk.models import Normalized, create, model_names, model_options
+from mdlstm_tk.models import Normalized, create, model_options
 from mdlstm_tk.models.blocks import Window, combine_windows
 from mdlstm_tk.models.registry import default_windows, resolve
 from mdlstm_tk.training.config import TrainConfig, parse_windows
@@ -59,9 +60,19 @@ def _create(config: TrainConfig, spec: TaskSpec, outputs: int) -> nn.Module:
 
 
 def names_of_heads(config: TrainConfig, spec: TaskSpec) -> set[str]:
-    """Names, in the state dict of the network, of the tensors with rows for each output."""
-    with torch.device("meta"):
-        networks = [_create(config, spec, outputs) for outputs in (spec.outputs, spec.outputs + 1)]
+    """Names, in the state dict of the network, of the tensors with rows for each output.
+
+    Raises:
+        InputError: the network cannot be built with other numbers of outputs, or it needs values for it.
+    """
+    try:
+        with torch.device("meta"):
+            networks = [_create(config, spec, outputs) for outputs in (spec.outputs, spec.outputs + 1)]
+    except Exception as error:
+        raise InputError(
+            f"the network '{config.model}' does not tell which of its weights belong to which output: "
+            f"{one_line(error)}; begin with a run of the same outputs"
+        ) from error
     shapes, other_shapes = ({k: v.shape for k, v in network.state_dict().items()} for network in networks)
     return {name for name, shape in shapes.items() if shape != other_shapes[name]}
 
@@ -116,8 +127,7 @@ def windows_of(config: TrainConfig, spec: TaskSpec) -> Sequence[Window]:
     ndim = len(spec.size)
     if config.windows:
         return parse_windows(config.windows, ndim)
-    default = default_windows("md", spec.kind) if ndim == 2 and "md" in model_names(spec.kind) else None
-    return default or ((1,) * ndim,)
+    return (default_windows(config.model, spec.kind) if ndim == 2 else None) or ((1,) * ndim,)
 
 
 def most_windows(extents: npt.NDArray[np.int64], window: Window) -> int:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from mdlstm_tk._util.text import duration
 
 WINDOW = 20  # steps in a running mean
+OWN_KEYS = ("step", "loss", "lr", "validation")  # of a record, so that no error may be called so
 
 
 @dataclass(frozen=True)

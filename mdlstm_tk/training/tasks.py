@@ -298,14 +298,13 @@ def describe_changes(before: Samples, now: Samples) -> list[str]:
     """
     digests = {split: {each.digest for each in samples} for split, samples in before.items()}
     names: dict[str, set[str]] = {}
+    targets: dict[str, set[str]] = {}
     for each in chain(*before.values()):
         names.setdefault(each.digest, set()).add(each.name)
+        targets.setdefault(each.digest, set()).add(each.target)
     present = {each.digest for each in chain(*now.values())}
     missing = {each.name for each in chain(*before.values()) if each.digest not in present}
     renamed = {e.name for e in chain(*now.values()) if e.digest in names and e.name not in names[e.digest]}
-    targets: dict[str, set[str]] = {}
-    for each in chain(*before.values()):
-        targets.setdefault(each.digest, set()).add(each.target)
     known = (each for each in chain(*now.values()) if each.digest in targets)
     changed = {each.name for each in known if targets[each.digest].isdisjoint((each.target, ""))}
     lines = [

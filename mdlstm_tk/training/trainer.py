@@ -45,6 +45,8 @@ class Trainer:
 
     Attributes:
         state: how far the run has come.
+        is_whole: the weights, their average and the moments are all of `state.step`; they are not where an
+            interrupt has torn a step apart.
         best_weights: state dict of the network at `state.best_step`; None before there was a score.
     """
 
@@ -58,6 +60,7 @@ class Trainer:
             self.average = AveragedModel(self.network)
         self.optimizer = adam(self.network, self.config)
         self.state = RunState(validated_on=job.validated_on)
+        self.is_whole = True
         self.best_weights: dict[str, Tensor] | None = None
         if job.checkpoint is not None:
             job.checkpoint.restore(self.network, self.average, self.optimizer)
@@ -94,7 +97,7 @@ class Trainer:
 
         Raises:
             MDLSTMError: on a CPU, the loss or the gradient is not finite. Then, and after any other
-                exception, weights, averages and buffers are as before the step.
+                exception, weights, averages and buffers are as before the step, or `is_whole` is false.
         """
         before = self.state
         lr = before.rate(self.config)
@@ -115,14 +118,16 @@ class Trainer:
             self.optimizer.found_inf = self._diverged.clamp(max=1)  # type: ignore[attr-defined]
             for kept, buffer in zip(self._kept, self._buffers, strict=True):
                 buffer.copy_(torch.where(self._diverged > 0, kept, buffer))
+        self.is_whole = False
         self.optimizer.step()
         if self.average is not None and not self._diverged:  # which waits for the step, as the update does
             # Faster in the first steps, to forget the initial weights.
             decay = min(self.config.average, (1 + before.step) / (10 + before.step))
             self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
             self.average.update_parameters(self.network)
-        self.state = replace(before, step=before.step + 1, lr=lr)
         self._unread.append((before, names, values))
+        self.state = replace(before, step=before.step + 1, lr=lr)
+        self.is_whole = True
         return isinstance(values, list) or len(self._unread) >= UNREAD_STEPS
 
     def _backward(self, batch: Batch, interrupted: bool) -> tuple[list[str], Tensor | list[float]]:
@@ -160,8 +165,8 @@ class Trainer:
             MDLSTMError: on a GPU, the loss or the gradient of a step is not finite; the weights are those
                 before that step.
         """
-        unread, self._unread = self._unread, []
-        for before, names, values in unread:
+        while self._unread:
+            before, names, values = self._unread.pop(0)
             numbers = values if isinstance(values, list) else values.tolist()
             self._require_finite(before, numbers)
             loss, _, interruptions, *sums = numbers
@@ -173,7 +178,7 @@ class Trainer:
         loss, norm = (value / self.context.world_size for value in sums[:2])
         if math.isfinite(loss) and math.isfinite(norm):
             return
-        self.state, config = before, self.config
+        self.state, self._unread, config = before, [], self.config
         remedies: list[object] = [f"a smaller lr (it was {config.lr:g})"]
         remedies += [] if config.clip else [Argument("clip", 1)]
         remedies += [] if config.warmup else [Argument("warmup", 100)]

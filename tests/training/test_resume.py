@@ -8,7 +8,9 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from helpers.forks import kill_at, processes
 from helpers.refusal import refused
 from helpers.training import DIGITS, SMALL, fail_at, last_tensors, quick, resume, run_in
 from helpers.user_data import write_classes, write_image
+from torch.optim.swa_utils import AveragedModel
 
 from mdlstm_tk.cli import main
 from mdlstm_tk.errors import InputError, MDLSTMError
@@ -32,6 +35,7 @@ from mdlstm_tk.training import (
     resume_job,
     train,
 )
+from mdlstm_tk.training.trainer import Trainer
 
 needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
 
@@ -93,6 +97,32 @@ def test_an_interrupt_takes_effect_after_the_step_and_the_run_resumes_exactly(
         run_in(run.folder, DIGITS, on_step=interrupt)
     assert load_checkpoint(run.last).step == stop
     assert [record["step"] for record in run.read_metrics()] == list(range(1, stop + 1))
+    resume(run)
+    for name in ("metrics.jsonl", "last.safetensors", "best.safetensors"):
+        assert (run.folder / name).read_bytes() == (whole_digits.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [(Trainer, "validate", 2), (Trainer, "validate", 5), (AveragedModel, "update_parameters", 5)],
+    ids=["validation", "last validation", "step"],
+)
+def test_an_interrupt_within_a_validation_or_a_step_changes_nothing(
+    owner: type, name: str, call: int, tmp_path: Path, whole_digits: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a second Ctrl-C does. A step that was torn apart is done again from the checkpoint before."""
+    calls, whole = count(1), getattr(owner, name)
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    run = Run(tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        run_in(run.folder, DIGITS)
+    monkeypatch.undo()
     resume(run)
     for name in ("metrics.jsonl", "last.safetensors", "best.safetensors"):
         assert (run.folder / name).read_bytes() == (whole_digits.folder / name).read_bytes()

@@ -346,6 +346,28 @@ def test_metrics_that_are_read_later_are_the_same(tmp_path: Path, monkeypatch: p
     assert later.last.read_bytes() == at_once.last.read_bytes()
 
 
+@pytest.mark.usefixtures("read_later")
+@pytest.mark.parametrize(("poisoned", "done"), [(None, 6), (2, 2)])
+def test_an_error_loses_no_metrics_that_are_still_to_be_read(
+    poisoned: int | None, done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it does not hide that an earlier step diverged."""
+    task, whole = Poisoned(poisoned), Poisoned.batch
+
+    def batch(self: Poisoned, seed: int, step: int, *rest: Any, **more: Any) -> Any:
+        if (step, *rest[1:]) == (6,):
+            raise InputError("a.png has changed")
+        return whole(self, seed, step, *rest, **more)
+
+    monkeypatch.setattr(Poisoned, "batch", batch)
+    config = replace(SMALL, model="lines", layers=1, steps=9)
+    with pytest.raises(MDLSTMError, match="diverged in step 3" if poisoned else "a.png has changed"):
+        run_in(tmp_path, config, task)
+    run = Run(tmp_path)
+    assert [record["step"] for record in run.read_metrics()] == [*range(1, done + 1)]
+    assert load_checkpoint(run.last).step == done
+
+
 @pytest.mark.usefixtures("fresh_registries")
 def test_layers_may_share_a_weight(tmp_path: Path) -> None:
     @register("shared")

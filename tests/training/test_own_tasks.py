@@ -1,0 +1,136 @@
+"""Tasks and networks of the user's own: other measures, splits, and ways to be built."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.training import SMALL, run_in
+from helpers.user_data import write_arrays
+
+from mdlstm_tk.data import DatasetTask, TaskSpec
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.models import register
+from mdlstm_tk.report import draw_run, write_report
+from mdlstm_tk.training import (
+    TrainConfig,
+    load_checkpoint,
+    new_job,
+    plan_comparison,
+    register_task,
+    resume_job,
+    train,
+)
+from mdlstm_tk.training.comparison import configure_comparison
+from mdlstm_tk.training.progress import OWN_KEYS
+
+KINDS = {"classify": 1, "segment": np.ones((4, 5), int), "regress": [0.5, 0.1], "tag": [1, 0]}
+OWN = replace(SMALL, task="own", steps=2, evaluate_every=1, hidden=2, layers=1)
+
+
+def own_task(kind: str, held_out: int, measured: Any, **attributes: Any) -> DatasetTask:
+    """Register a task of some kind, whose samples are measured so."""
+    rng, target = np.random.default_rng(0), np.asarray(KINDS[kind])
+    samples = [(rng.random((4, 5, 1), dtype=np.float32), target) for _ in range(8)]
+    numbers = {"target_mean": (0.5, 0.1), "target_std": (1.0, 1.0)} if kind == "regress" else {}
+    spec = TaskSpec("own", kind, 1, 2, (4, 5), ("no", "yes"), **numbers)
+
+    class Own(DatasetTask):
+        def measure(self, prediction: Any, batch: Any) -> Any:
+            return measured
+
+    task = (DatasetTask if measured is None else Own)(
+        spec, {"train": samples, "validation": samples[:held_out], "test": []}
+    )
+    for name, value in attributes.items():
+        setattr(task, name, value)
+    register_task("own", kind=kind)(lambda config: task)
+    return task
+
+
+@pytest.mark.usefixtures("fresh_registries")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("held_out", "measured"),
+    [(4, {"mishaps": (1.0, 2)}), (4, {}), (0, None)],
+    ids=["own", "none", "no samples"],
+)
+def test_a_report_needs_neither_measures_nor_samples(
+    kind: str, held_out: int, measured: Any, tmp_path: Path
+) -> None:
+    task = own_task(kind, held_out, measured)
+    run = run_in(tmp_path, OWN, task)
+    draw_run(run, task)
+    page = write_report(run).read_text(encoding="utf-8")
+    assert ("mishaps" in page) == bool(measured)
+
+
+@pytest.mark.usefixtures("fresh_registries")
+@pytest.mark.parametrize("name", OWN_KEYS)
+def test_a_measure_with_a_name_of_the_record_is_refused(name: str, tmp_path: Path) -> None:
+    task = own_task("classify", 4, {name: (1.0, 2)})
+    with pytest.raises(InputError, match=f"the task 'own' measures '{name}', which .*give it another name"):
+        run_in(tmp_path, OWN, task)
+
+
+@pytest.mark.usefixtures("fresh_registries")
+def test_identities_and_names_may_be_those_of_some_splits(tmp_path: Path) -> None:
+    from mdlstm_tk.data.spec import SampleId
+
+    identities = {"train": [SampleId(str(k), f"s{k}") for k in range(8)]}
+    task = own_task("classify", 4, None, identities=identities, names={"train": [*"abcdefgh"]})
+    run = run_in(tmp_path, OWN, task)
+    train(resume_job(run.folder, {"steps": 3}, task=task))
+    assert (task.sample_name("train", 2), task.sample_name("validation", 2)) == ("c", "sample 3")
+
+
+class OwnNetwork(torch.nn.Module):
+    def __init__(self, channels: int, outputs: int, mode: str) -> None:
+        super().__init__()
+        self.scale = float(torch.ones(()) * 2) if mode == "value" else 1.0
+        if mode == "two" and outputs != 2:
+            raise ValueError("only two classes")
+        self.head = torch.nn.Linear(channels, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.head(x.mean((1, 2)))
+
+
+@pytest.mark.usefixtures("fresh_registries")
+@pytest.mark.parametrize("mode", ["value", "two"])
+def test_weights_are_taken_over_without_building_networks_of_other_outputs(
+    mode: str, tmp_path: Path
+) -> None:
+    register("own", kind="classify")(
+        lambda channels, outputs, *, hidden: OwnNetwork(channels, outputs, mode)
+    )
+    x, y = np.random.default_rng(0).random((8, 4, 5)), np.array(["a", "b"] * 4)
+    settings = {"task": "classify", "model": "own", "steps": 1, "size": "", "validation": 0.0}
+    data = [
+        str(write_arrays(tmp_path / f"{k}.npz", "classify", x=x, y=each))
+        for k, each in enumerate((y, y + "c"))
+    ]
+    config = replace(OWN, layers=TrainConfig.layers).updated({**settings, "data": data[0]}, "test")
+    old = run_in(tmp_path / "old", config)
+    job = new_job(replace(config, init=str(old.folder)), tmp_path / "new")
+    weights = load_checkpoint(old.checkpoint).weights()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in job.network.state_dict().items())
+    with pytest.raises(
+        InputError, match=r"does not tell which of its weights belong to which output: .*run of the same"
+    ):
+        new_job(replace(config, data=data[1], init=str(old.folder)), tmp_path / "other")
+
+
+def test_volumes_are_compared_by_the_networks_that_take_them(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((8, 3, 4, 2))
+    data = write_arrays(tmp_path / "v.npz", "grid", x=x, y=x, ndim=3)
+    config = configure_comparison("grid", {"data": str(data), "steps": 1, "hidden": 2})
+    plan = plan_comparison(config, 1, tmp_path / "compare")
+    assert "md" in plan.models and not {"horizontal", "snake"} & {*plan.models}
+    assert any(
+        "left out, as for grids of two axes: " in note and "horizontal" in note for note in plan.notes
+    )
