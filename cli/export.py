@@ -59,9 +59,10 @@ def export(
             "File, or folder for several sizes.", "model-SIZE.onnx, or model.tiles, in the run"
         ),
     ] = None,
-    web: Annotated[Path | None, options.path_option(WEB)] = None,
+    web: Annotated[Path | None, options.option(WEB, options.OUTPUT, metavar="DIR")] = None,
     web_runtime: Annotated[
-        Path | None, options.path_option(WEB_RUNTIME, "PATH", "downloaded with npm")
+        Path | None,
+        options.option(WEB_RUNTIME, options.OUTPUT, metavar="PATH", show_default="downloaded with npm"),
     ] = None,
     data: Annotated[str | None, options.data_option(DATA)] = None,
     force: Annotated[bool, options.force_option("Replace files that exist.")] = False,

@@ -121,11 +121,6 @@ def option(help: str, panel: str | None, *names: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
 
 
-def path_option(help: str, metavar: str = "DIR", default: str | bool = False) -> Any:
-    """An option that takes a file or folder to write or read."""
-    return option(help, OUTPUT, metavar=metavar, show_default=default)
-
-
 def output_option(help: str, default: str | bool = True, metavar: str = "PATH") -> Any:
     """The option -o of a verb."""
     return option(help, OUTPUT, "--output", "-o", metavar=metavar, show_default=default)
@@ -270,9 +265,7 @@ def messages(
     import_: Import = None,
     quiet: Annotated[bool, option("Print only errors and data.", MESSAGES, "--quiet", "-q")] = False,
     verbose: Annotated[bool, option("Print more about what is done.", MESSAGES, "--verbose", "-v")] = False,
-    debug: Annotated[
-        bool, option("Print the traceback of an error instead of one line.", MESSAGES, "--debug")
-    ] = False,
+    debug: Annotated[bool, option("Print the traceback of an error, too.", MESSAGES, "--debug")] = False,
 ) -> None:
     """The options of all verbs: how much is printed, and --import, see `import_files`."""
     if quiet and verbose:

@@ -225,7 +225,8 @@ def _follow(run: Inference, records: list[dict[str, Any]], is_single: bool, is_j
         if is_single and not records and isinstance(error, MDLSTMError):
             records.append({"source": run.jobs[0].source, "error": with_flags(str(error))})
         advice = "; nothing was written" if run.table else "; continue with --skip-existing"
-        advice = "" if run.document else advice  # what is printed is not found again
+        if run.document or (run.jobs[0].replace and not run.table):  # neither is found, or all are
+            advice = ""
         note_counts("stopped: ", f", {total - len(records)} to do{advice}")
         raise
     if document:

@@ -12,8 +12,8 @@ txt    A line for each sample. Its fields are separated by tabs: the file (if th
 tsv    As txt, with the file in each line, relative to the table's folder. Only control characters are
        escaped. `mdlstm train` reads it as labels.tsv.
 csv    A table with a heading, as Python's csv module and spreadsheets read it (RFC 4180). The names of
-       files and arrays are escaped as in txt, answers need no escapes. A field may begin with "=":
-       see docs/security.md.
+       files and arrays are escaped as in txt, of answers only control characters. A field may begin with
+       "=": see docs/security.md.
 json   A list of objects in UTF-8, with escapes for control characters.
 """
 
@@ -25,6 +25,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from mdlstm_tk.kinds.kind import Width
 from mdlstm_tk.kinds.options import fit_options
 from mdlstm_tk.runtime.combinations import written_as
 from mdlstm_tk.runtime.io import Format
-from mdlstm_tk.runtime.io.npy import STDIO, Array, open_output, warn_if_not_finite
+from mdlstm_tk.runtime.io.npy import STDIO, Array, check_real, open_output, warn_if_not_finite
 from mdlstm_tk.runtime.io.readers import Arrays
 from mdlstm_tk.runtime.io.writers import write_arrays, write_mask
 from mdlstm_tk.runtime.jobs import LABELS_ONLY, Content, Job, ResultOptions
@@ -88,7 +89,13 @@ def decode(
         if option.of_documents and option.name in of_kind:
             raise InputError(Argument(option.name), " is for the documents that infer_paths reads")
     options = kind.prepare(ResultOptions(of_kind=of_kind), metadata)
-    y = y[metadata.output_names[0]] if isinstance(y, Mapping) else y
+    if width is not None and not 0 < width < inf:
+        raise InputError(f"width must be a positive number of pixels, got {width}")
+    if isinstance(y, Mapping):
+        first = metadata.output_names[0]
+        if first not in y:
+            raise InputError(f"y holds {', '.join(map(str, y)) or 'nothing'}, expected the output {first}")
+        y = y[first]
     if not (kind.counts_positions and "sizes" in metadata.inputs):
         if sizes is not None:
             raise InputError("sizes are for outputs of densities that take sizes; leave them out")
@@ -120,6 +127,7 @@ def _decode(
     if not kind.answers:
         return y
     y = as_array(y, "y")
+    check_real(y.dtype, "y")
     if not kind.fits(y, metadata):  # the graph of a model may leave its shape open
         raise MDLSTMError(
             f"the model returned shape {y.shape}, expected {counted(metadata.outputs, 'output')} as it is "
@@ -275,6 +283,8 @@ def _relative(source: str, folder: str | Path) -> str:
 
 def _csv_line(values: Iterable[Any]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(values)
+    # Class names of a stranger's model may hold commands for a terminal.
+    texts = (printable(value) if isinstance(value, str) else value for value in values)
+    csv.writer(buffer, lineterminator="\n").writerow(texts)
     # A damaged model may name a class by half of a surrogate pair, which no file can hold.
     return buffer.getvalue().encode(errors="backslashreplace").decode()

@@ -32,23 +32,23 @@ def describe_model(path: str | Path, max_bytes: int | None = None) -> dict[str, 
         InputError: the file cannot be read, is larger, or is no such model.
     """
     path, limit = Path(path), byte_limit(max_bytes)
-    if not is_tiled(path):
-        metadata = read_metadata(path, limit)
-        stale = note_if_stale(path, metadata)
-        return {"bytes": path.stat().st_size, **asdict(metadata), "stale": stale}
-    from mdlstm_tk.runtime.tiles.archive import parse_archive
+    stages = {}
+    if is_tiled(path):
+        from mdlstm_tk.runtime.tiles.archive import parse_archive  # imported late: most models are .onnx
 
-    data = read_model_file(path, limit, TILED_EXPORT)
-    archive = parse_archive(data, str(path))
-    stages = [
-        {
-            "window": format_size(stage.window),
-            "directions": len(stage.sweeps),
-            "units": stage.units,
-            "channels": stage.channels,
-            "stored": stage.outputs,
-        }
-        for stage in archive.stages
-    ]
-    stale = note_if_stale(path, archive.metadata)
-    return {"bytes": len(data), **asdict(archive.metadata), "stale": stale, "stages": stages}
+        archive = parse_archive(read_model_file(path, limit, TILED_EXPORT), str(path))
+        metadata = archive.metadata
+        stages["stages"] = [
+            {
+                "window": format_size(stage.window),
+                "directions": len(stage.sweeps),
+                "units": stage.units,
+                "channels": stage.channels,
+                "stored": stage.outputs,
+            }
+            for stage in archive.stages
+        ]
+    else:
+        metadata = read_metadata(path, limit)
+    stale = note_if_stale(path, metadata)
+    return {"bytes": path.stat().st_size, **asdict(metadata), "stale": stale, **stages}

@@ -263,6 +263,7 @@ def infer_paths(
                 from mdlstm_tk.runtime.tiles.files import infer_tiled
 
                 how: Any = {"tile": tile, "level": level or 0, "resume": resume, "report": report}
+                how["folder"] = Path(table or "").parent
                 if engine == "ray":
                     how["workers"] = workers or max(1, os.cpu_count() or 1)
                 run = partial(

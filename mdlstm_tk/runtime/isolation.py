@@ -25,6 +25,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from math import prod
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -172,11 +173,13 @@ class _Child:
     """
 
     def __init__(self, memory: int, threads: int) -> None:
+        path = [entry for entry in sys.path if os.path.isabs(entry)]
+        package = str(Path(__file__).parents[2])  # which a relative entry may have led to
         config = {
             "parent": os.getpid(),
             "memory": memory,
             "threads": threads or os.cpu_count() or 1,
-            "path": [entry for entry in sys.path if os.path.isabs(entry)],
+            "path": path if package in path else [package, *path],
         }
         flags = ["-P", *(["-s"] if sys.flags.no_user_site else [])]
         pipe: Any = subprocess.PIPE

@@ -92,9 +92,15 @@ def is_single_file(inputs: Sequence[str]) -> bool:
     return len(inputs) == 1 and not _is_folder(inputs[0])
 
 
+def format_of(path: str) -> Format | None:
+    """The format that the suffix of a file names."""
+    suffix = suffix_of(path)[1:].replace("tiff", "tif")
+    return next((name for name in FORMATS if name == suffix), None)
+
+
 def is_table(output: str) -> bool:
     """True if `output`, for several inputs, is one file for all answers, by its suffix."""
-    return suffix_of(output)[1:] in LINES and not os.path.isdir(output)
+    return format_of(output) in LINES and not os.path.isdir(output)
 
 
 def find_files(inputs: Sequence[str], output: str | None) -> FoundFiles:
@@ -111,7 +117,7 @@ def find_files(inputs: Sequence[str], output: str | None) -> FoundFiles:
     if len(inputs) > 1 and STDIO in inputs:
         raise InputError("- (stdin) must be the only input; run files separately")
     if output is not None and output != STDIO and not is_single_file(inputs) and not is_table(output):
-        is_file = os.path.exists(output) or suffix_of(output)[1:] in FORMATS
+        is_file = os.path.exists(output) or format_of(output) is not None
         if is_file and not os.path.isdir(output):
             expected = f" is the file {output}, expected a folder for the results of several inputs"
             raise InputError(Argument("output"), expected)
@@ -230,11 +236,10 @@ def plan_jobs(
         is_file = not is_folder if is_single else is_table(output)
         file, folder = (output, None) if is_file else (None, output)
     if file is not None and output_format is None:
-        suffix = suffix_of(file)[1:].replace("tiff", "tif")
-        output_format = next((name for name in FORMATS if name == suffix), None)
-        if suffix and output_format is None:
+        output_format = format_of(file)
+        if output_format is None and (suffix := suffix_of(file)):
             raise InputError(
-                f"unsupported file type '.{suffix}' of {file}; name one of {', '.join(FORMATS)} with ",
+                f"unsupported file type '{suffix}' of {file}; name one of {', '.join(FORMATS)} with ",
                 Argument("output_format"),
             )
     if output_format in ("tif", "zarr") and metadata.form != "tiles":

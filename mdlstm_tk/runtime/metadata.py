@@ -49,8 +49,8 @@ class Metadata:
             in the layout of x. None: y has no grid, but shape (N, outputs) or another.
         columns_per_step: columns of x that one of the T steps of y (N, T, outputs) covers, if steps count
             as columns; see `Kind.steps_are_columns`. None: the network does not say it.
-        dtype: precision of the computation, "int8" in files of version 1.0 alone. Inputs and outputs are
-            float32 in any case.
+        dtype: precision of the computation, "int8" in files of version 1.0 alone. x and outputs of floats
+            are float32 in any case.
         model: name of the network, if the model was exported from a run.
         task: name of the task, if the model was exported from a run.
         user_data: the model was trained on the user's own data, and `task` is their name.

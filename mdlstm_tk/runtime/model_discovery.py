@@ -31,21 +31,17 @@ def find_models(model: str | Path | None, *, tiled: bool = False) -> list[Path]:
     Raises:
         InputError: there is no model, or several in the current folder.
     """
-    in_folder, suffix = (archives_in, TILED_SUFFIX) if tiled else (models_in, ".onnx")
+    suffix = TILED_SUFFIX if tiled else ".onnx"
     name = model or os.environ.get("MDLSTM_MODEL")
     if name:
         path = Path(name)
         if not os.path.isdir(path):
             return [path]
-        return (
-            in_folder(path)
-            or archives_in(path)
-            or _fail(f"the folder {path} holds no {suffix} model", tiled)
-        )
-    exports = sorted((model for run in _runs() for model in in_folder(run)), key=_modified)
+        return _exports(path, tiled) or _fail(f"the folder {path} holds no {suffix} model", tiled)
+    exports = sorted((model for run in _runs() for model in _exports(run, tiled)), key=_modified)
     if exports:
-        return in_folder(exports[-1].parent)
-    models = in_folder(Path())
+        return _exports(exports[-1].parent, tiled)
+    models = _exports(Path(), tiled)
     if len(models) > 1:
         several = f"this folder holds {len(models)} {suffix} models; choose one with "
         raise InputError(several, Argument("model"))
@@ -81,9 +77,14 @@ def newer_run_without_export(model: Path) -> Path | None:
     if os.environ.get("MDLSTM_MODEL") or model.parent.parent != RUNS:
         return None
     configs = sorted((config for run in _runs() for config in run.glob("config.toml")), key=_modified)
-    if not configs or models_in(configs[-1].parent):
+    if not configs or _exports(configs[-1].parent, is_tiled(model)):
         return None
     return configs[-1].parent
+
+
+def _exports(folder: Path, tiled: bool) -> list[Path]:
+    """The exports in a folder, the oldest first; tiled ones if they are asked for, or are the only ones."""
+    return archives_in(folder) if tiled else models_in(folder) or archives_in(folder)
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:

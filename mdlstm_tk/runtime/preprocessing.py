@@ -36,8 +36,8 @@ PIXEL_BYTES = 4 * FLOAT_BYTES  # red, green, blue and opacity
 BLOCK_PIXELS = 2**20  # that are blended with white at a time, so that 16-bit products take little memory
 
 ORIENTATION = 0x0112  # tag of EXIF
-WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLE_FORMAT = 256, 257, 258, 262, 339  # tags of TIFF
-WHITE_IS_ZERO, SIGNED = 0, 2  # their values
+WIDTH, HEIGHT, BITS, PHOTOMETRIC, PLANES, SAMPLE_FORMAT = 256, 257, 258, 262, 284, 339  # tags of TIFF
+WHITE_IS_ZERO, SEPARATE, SIGNED = 0, 2, 2  # their values
 SIDEWAYS = (5, 6, 7, 8)  # orientations in EXIF that exchange height and width
 
 
@@ -205,6 +205,7 @@ def open_image(file: IO[bytes], label: str, too_large: Message | None = None) ->
     module: Any = require("PIL.Image", "image")
     try:
         with module.open(file, formats=DECODERS) as image:
+            _mend_tiff(image, label)
             yield image
     except (InputError, MemoryError):
         raise
@@ -220,6 +221,26 @@ def open_image(file: IO[bytes], label: str, too_large: Message | None = None) ->
         ) from None
     except Exception as error:  # Pillow's decoders raise all kinds of exceptions for damaged images
         raise InputError(f"{label} is a damaged image: {reason_of(error)}; save it again") from None
+
+
+def _mend_tiff(image: Any, label: str) -> None:
+    """Let Pillow decode a TIFF as it is: it would swap the bytes of compressed big-endian numbers, which
+    libtiff has swapped before, and mixes up some channels that are stored apart.
+
+    Raises:
+        InputError: the channels are stored so.
+    """
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(PLANES) == SEPARATE and (image.mode == "LA" or max(tags.get(BITS, (8,))) > 8):
+        raise InputError(
+            f"{label} stores its channels apart, which Pillow reads for colours of 8 bits alone; save it "
+            "with the channels of a pixel together, or with 8 bits"
+        )
+    for k, tile in enumerate(image.tile):
+        codec, extents, offset, args = tile
+        if codec == "libtiff" and args[0].startswith(("F;", "I;")):
+            values = codec, extents, offset, (args[0].replace("B", "N"), *args[1:])
+            image.tile[k] = tile._make(values) if hasattr(tile, "_make") else values  # before Pillow 11
 
 
 def _upright(pixels: Array, orientation: int) -> Array:

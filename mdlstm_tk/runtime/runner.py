@@ -58,6 +58,7 @@ class OpenModel:
     provider: str
     reason: str | None
     isolated: bool
+    graphs: Runner
     _arguments: tuple[bytes, dict[str, Any]]
 
     def _open(
@@ -78,33 +79,21 @@ class OpenModel:
             )
         if timeout is not None and not 0 <= timeout <= MAX_TIMEOUT:
             raise InputError(f"timeout must be from 0 to {MAX_TIMEOUT:g} seconds, got {timeout}")
-        runner: Runner
         if isolated:
             from mdlstm_tk.runtime.isolation import IsolatedRunner  # imported late: most models need none
 
-            runner = IsolatedRunner(graphs, label, device=device, **options)
+            runner: Runner = IsolatedRunner(graphs, label, device=device, **options)
         else:
             runner = LocalRunner(graphs, label, device, **options)
-        self._runner: Runner | None = runner
+        self.graphs = runner  # runs the graphs of the model by their names
         self.device, self.provider, self.reason = runner.device, runner.provider, runner.reason
         self.isolated = isolated
-        return runner
-
-    @property
-    def graphs(self) -> Runner:
-        """Runs the graphs of the model by their names."""
-        runner = self._runner  # another thread may close the session meanwhile
-        if runner is None:
-            name = type(self).__name__
-            raise MDLSTMError(f"this session is closed; open the model again with {name}(...)")
         return runner
 
     def close(self) -> None:
         """Release the model. Runs in progress finish, but in isolation they raise a `StoppedError`; later
         ones raise an `MDLSTMError`."""
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            runner.close()
+        self.graphs.close()
 
     def __enter__(self) -> Self:
         return self

@@ -204,8 +204,11 @@ class Session(OpenModel):
 
         Raises:
             InputError: the model takes any grid and none is given, or it does not take this one, or it is
-                too large.
+                too large; or the model has further inputs.
         """
+        if further := [name for name in self.metadata.inputs[1:] if name != "sizes"]:
+            names = ", ".join(further)
+            raise InputError(f"this model takes {names}, too; to warm it up, call it on such arrays")
         if grid is None:
             fixed = [extent for extent in self.metadata.extents if extent is not None]
             if len(fixed) < self.metadata.ndim:

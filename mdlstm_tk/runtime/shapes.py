@@ -227,8 +227,9 @@ class Shapes:
                 f"got {', '.join(extra_inputs) or 'none'}{hint}"
             )
         prepared = {}
-        for name, value in extra_inputs.items():
-            array = as_array(value, name) if batch.has_batch_axis else as_array(value, name)[None]
+        for name in expected:  # in one order, as graphs on CUDA are known by the shapes of their inputs
+            array = as_array(extra_inputs[name], name)
+            array = array if batch.has_batch_axis else array[None]
             if array.shape[:1] != batch.samples.shape[:1]:
                 raise InputError(
                     f"{name} must have the batch of x, {len(batch.samples)}; got shape {array.shape}"
@@ -407,7 +408,7 @@ class Shapes:
             return converted.astype(dtype, copy=False)
         with np.errstate(invalid="ignore"):  # NumPy wraps integers around, and floats become any integer
             whole = array.astype(dtype)
-        if dtype != "bool" and (whole != array).any():
+        if (whole != array).any():
             raise InputError(
                 f"{label} holds values from {array.min()} to {array.max()}; this model takes {dtype}"
             )

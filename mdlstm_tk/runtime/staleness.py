@@ -40,9 +40,9 @@ def note_if_stale(model: Path, metadata: Metadata) -> Message | None:
         return None
     options: dict[str, Any] = {
         "form": metadata.form,
-        "grid": metadata.grid and tuple(metadata.grid),
+        "grid": metadata.grid,
         "padded": "sizes" in metadata.inputs,
-        "multiple_of": metadata.multiple_of and tuple(metadata.multiple_of),
+        "multiple_of": metadata.multiple_of,
         "dtype": metadata.dtype if metadata.dtype == "float16" else None,
     }
     options = {name: value for name, value in options.items() if value}

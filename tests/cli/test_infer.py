@@ -156,6 +156,7 @@ def test_ctrl_c_reports_how_to_resume(place: Path, monkeypatch: pytest.MonkeyPat
     assert re.search(
         r"^stopped: 1 done, .* 3 to do; continue with --skip-existing$", done.err, re.MULTILINE
     )
+    assert "skip-existing" not in infer("in", "--force").err  # it would find the old results
     done = infer("in", model="classes.onnx")  # the labels are printed, and found nowhere by a second call
     assert re.search(r"^stopped: 1 done, .* 3 to do$", done.err, re.MULTILINE)
 

@@ -218,6 +218,29 @@ def test_a_class_name_that_no_file_can_hold_is_escaped() -> None:
     assert r"\ud800,0.7" in document("csv", SCORES, damaged).encode().decode()
 
 
+@pytest.mark.parametrize(
+    ("y", "options", "message"),
+    [
+        ({"z": SCORES}, {}, "y holds z, expected the output y"),
+        (SCORES.astype(complex), {}, "y holds complex128, expected real numbers"),
+        ([["a", "b", "c"]], {}, "expected real numbers"),
+        (SCORES, {"width": -8}, "width must be a positive number of pixels, got -8"),
+        (SCORES, {"width": 0}, "width must be a positive"),
+        (SCORES, {"width": np.nan}, "width must be a positive"),
+    ],
+    ids=str,
+)
+def test_outputs_and_widths_that_cannot_be_are_refused(y: Any, options: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        decode(y, CLASSIFIER, **options)
+
+
+def test_commands_for_a_terminal_in_class_names_are_escaped() -> None:
+    hostile = replace(CLASSIFIER, classes=("cat", "\x1b[31mcat\x1b]0;owned\x07", "d\u202eog"))
+    for form in ("txt", "tsv", "csv", "json"):
+        assert document(form, SCORES, hostile).replace("\n", "").replace("\t", "").isprintable()
+
+
 def test_of_several_outputs_the_first_one_is_decoded() -> None:
     two = replace(CLASSIFIER, output_names=("logits", "features"), further_windows=(None,))
     assert decode({"features": np.zeros((2, 9)), "logits": SCORES}, two) == decode(SCORES, CLASSIFIER)

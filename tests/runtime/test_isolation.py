@@ -22,6 +22,7 @@ import pytest
 from helpers.crafted_models import crafted, node
 from helpers.isolation import STOPPED, kill_during, outer_product, power
 
+import mdlstm_tk
 from mdlstm_tk.errors import InputError, MDLSTMError, StoppedError
 from mdlstm_tk.runtime import Session, isolation
 from mdlstm_tk.runtime.isolation import IsolatedRunner, ProtocolError, receive
@@ -38,8 +39,8 @@ def isolated(model: Path) -> Iterator[Session]:
 
 
 def pid_of(session: Session) -> int:
-    assert isinstance(session._runner, IsolatedRunner)
-    return session._runner._child._popen.pid
+    assert isinstance(session.graphs, IsolatedRunner)
+    return session.graphs._child._popen.pid
 
 
 def is_alive(pid: int) -> bool:
@@ -112,8 +113,8 @@ def test_a_child_that_follows_runs_on_the_device_of_the_first(monkeypatch: pytes
 
 
 def test_a_reply_in_the_last_moment_does_not_fail_the_next_call(isolated: Session, model: Path) -> None:
-    assert isinstance(isolated._runner, IsolatedRunner)
-    isolated._runner._child._stop_late()  # the timer fired while the reply came
+    assert isinstance(isolated.graphs, IsolatedRunner)
+    isolated.graphs._child._stop_late()  # the timer fired while the reply came
     x = RNG.random((8, 8))
     np.testing.assert_array_equal(isolated(x), Session(model, "cpu")(x))
 
@@ -174,7 +175,7 @@ def test_a_forked_process_does_not_talk_to_the_child_of_its_parent(isolated: Ses
     copy = os.fork()
     if copy == 0:
         is_equal = np.array_equal(isolated(x), expected) and pid_of(isolated) != pid
-        isolated._runner.close()  # type: ignore[union-attr]
+        isolated.graphs.close()  # type: ignore[union-attr]
         os._exit(0 if is_equal else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]) == 0
     np.testing.assert_array_equal(isolated(x), expected)
@@ -203,13 +204,29 @@ def test_a_child_that_cannot_start_says_why(
         Session(model, "cpu", isolated=True)
 
 
+def test_a_checkout_is_isolated_from_a_program_that_found_it_in_the_current_folder() -> None:
+    code = """if True:
+        import sys
+        sys.path[:] = ["", *(path for path in sys.path if path and path != sys.argv[1])]
+        from mdlstm_tk.runtime import Session
+        Session(sys.stdin.buffer.read(), "cpu", isolated=True).close()
+    """
+    root = Path(mdlstm_tk.__file__).parents[1]
+    command = [sys.executable, "-S", "-c", code, str(root)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        command, input=power(1), cwd=root, env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
 def test_the_child_ends_with_its_parent() -> None:
     """Even if the parent is killed in the middle of a run."""
     code = """if True:
         import sys, numpy
         from mdlstm_tk.runtime import Session
         session = Session(sys.stdin.buffer.read(), "cpu", isolated=True)
-        print(session._runner._child._popen.pid, flush=True)
+        print(session.graphs._child._popen.pid, flush=True)
         session(numpy.ones((1, 5000, 5000, 1), numpy.float32))
     """
     with subprocess.Popen(

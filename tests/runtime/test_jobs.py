@@ -21,7 +21,7 @@ from mdlstm_tk.runtime.jobs import (
     plan_jobs,
     remaining_jobs,
 )
-from mdlstm_tk.runtime.model_discovery import find_models
+from mdlstm_tk.runtime.model_discovery import find_models, newer_run_without_export
 
 GRID = Metadata("0", None, "scan", "N H W C", 1, 1)
 CLASSIFIER = replace(GRID, outputs=2, window=None, kind="classify", classes=("a", "b"))
@@ -225,6 +225,24 @@ def test_results_that_exist_are_kept_or_replaced_as_asked(tree: Path) -> None:
     assert remaining_jobs(jobs, skip_existing=False, force=True) == jobs
     with pytest.raises(InputError, match=r"y\.npy exists.*force=True"):
         remaining_jobs(jobs, skip_existing=False, force=False)
+
+
+def test_a_suffix_of_a_format_names_a_file_and_no_folder(tree: Path) -> None:
+    for name in ("r.tif", "r.tiff", "r.npy"):
+        with pytest.raises(InputError, match="expected a folder"):
+            find_files(["in"], name)
+
+
+def test_a_run_may_hold_tiled_exports_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MDLSTM_MODEL", raising=False)
+    run = Path("runs/md")
+    run.mkdir(parents=True)
+    for name in ("config.toml", "model.tiles"):
+        (run / name).touch()
+    for model, tiled in ((None, False), (None, True), (run, False), (run, True)):
+        assert find_models(model, tiled=tiled) == [run / "model.tiles"]
+    assert newer_run_without_export(run / "model.tiles") is None
 
 
 def test_the_model_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

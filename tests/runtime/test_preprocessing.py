@@ -99,20 +99,48 @@ def test_images_of_every_mode_are_decoded(form: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "f4"])
-@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
-def test_grey_tiff_keeps_its_numbers(dtype: str, photometric: str) -> None:
+@pytest.mark.parametrize(
+    ("photometric", "stored"),
+    [
+        ("minisblack", {}),
+        ("miniswhite", {}),
+        *(("minisblack", {"byteorder": order, "compression": "zlib"}) for order in "<>"),
+    ],
+    ids=str,
+)
+def test_grey_tiff_keeps_its_numbers(dtype: str, photometric: str, stored: dict[str, Any]) -> None:
     """Signed ones, large ones, and those of 16 bits whose zero is white, which Pillow passes on raw."""
     limits = np.iinfo(dtype) if dtype[0] in "iu" else np.finfo(dtype)
     x = np.array([[limits.min, 0, 1], [3, limits.max // 2, limits.max]], dtype)
     file = io.BytesIO()
-    tifffile.imwrite(file, x, photometric=photometric)
+    tifffile.imwrite(file, x, photometric=photometric, **stored)
     try:
         pixels = decode_image(file.getvalue(), "x.tif")
     except InputError:
-        assert photometric == "miniswhite" and dtype not in ("u1", "u2", "f4")
+        is_white = photometric == "miniswhite" and dtype not in ("u1", "u2", "f4")
+        assert is_white or (dtype == "u4" and stored.get("byteorder") == ">")
         return
     expected = limits.max - x if photometric == "miniswhite" and dtype[0] == "u" else x
     np.testing.assert_array_equal(pixels, expected.astype(x.dtype if dtype in ("u1", "u2") else np.float32))
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize(("dtype", "channels"), [("u1", 2), ("u1", 3), ("u1", 4), ("u2", 3), ("u2", 4)])
+def test_channels_that_are_stored_apart_are_read_or_refused(
+    dtype: str, channels: int, compression: str | None
+) -> None:
+    x = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (5, 7, channels)).astype(dtype)
+    options: dict[str, Any] = {"photometric": "minisblack" if channels == 2 else "rgb", "metadata": None}
+    options |= {"compression": compression, "extrasamples": None if channels == 3 else ["unassalpha"]}
+    together, apart = io.BytesIO(), io.BytesIO()
+    tifffile.imwrite(together, x, planarconfig="contig", **options)
+    tifffile.imwrite(apart, np.moveaxis(x, -1, 0), planarconfig="separate", **options)
+    if dtype == "u2" or channels == 2:
+        with pytest.raises(InputError, match=r"stores its channels apart|unknown raw mode"):
+            decode_image(apart.getvalue(), "x.tif")
+    else:
+        images = (decode_image(file.getvalue(), "x.tif") for file in (together, apart))
+        np.testing.assert_array_equal(*images, strict=True)
 
 
 def tiff_of_bits(bits: int, channels: int = 1) -> tuple[bytes, Any]:

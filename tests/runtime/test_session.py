@@ -16,6 +16,7 @@ import onnx
 import pytest
 from helpers.crafted_models import INT64, crafted, info, node, scanning, tensor, with_large_intermediate
 from helpers.isolation import kill_during, power
+from helpers.small_models import write_model
 
 from mdlstm_tk.errors import InputError, MDLSTMError, StoppedError
 from mdlstm_tk.runtime import Session, describe_model, load_array, save_array
@@ -228,6 +229,15 @@ def test_threads_copies_and_warm_up_change_no_number(model: Path) -> None:
             copy = pickle.loads(pickle.dumps(session))
         np.testing.assert_allclose(copy(x), expected, atol=1e-6)  # the first one is closed
         assert copy.metadata == session.metadata
+
+
+def test_a_model_with_further_inputs_is_not_warmed_up_with_zeros(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.onnx", [node("Add", "x m", "y")], inputs=("x", "m"), grid=(4, 4))
+    with (
+        Session(path, "cpu") as session,
+        pytest.raises(InputError, match="takes m, too; .*call it on such"),
+    ):
+        session.warm_up()
 
 
 def test_a_model_that_needs_trust_is_described_without_being_loaded(tmp_path: Path) -> None:

@@ -15,12 +15,13 @@ import pytest
 from helpers.tiled_models import PALETTE, VALUES, classifier, recogniser, segmenter, single
 
 from mdlstm_tk.errors import MDLSTMError, MissingExtraError, require
-from mdlstm_tk.runtime import TiledSession, decode
+from mdlstm_tk.runtime import TiledSession, decode, infer_paths
 from mdlstm_tk.runtime.answers import ResultOptions
 from mdlstm_tk.runtime.io.files import publish
 from mdlstm_tk.runtime.jobs import InputPath, plan_jobs
 from mdlstm_tk.runtime.postprocessing import probabilities
 from mdlstm_tk.runtime.shapes import covered_width
+from mdlstm_tk.runtime.tiles import files as tiled_files
 from mdlstm_tk.runtime.tiles.files import infer_tiled
 from mdlstm_tk.runtime.tiles.local import State
 
@@ -133,6 +134,22 @@ def test_the_answer_for_a_grid_that_is_averaged_over() -> None:
     (answer,) = run("x.npy", "-", model=classifier).answers
     label = ("cat", "dog", "bird")[classifier().whole(x[..., None]).argmax()]
     assert label in str(answer)
+
+
+def test_what_is_not_finished_of_answers_lies_beside_their_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("x.npy", "z.npy"):
+        np.save(name, np.zeros((20, 31), np.float32))
+    folders = set[Path]()
+    infer_file = tiled_files._infer_file
+
+    def follow(session: Any, file: Any, *arguments: Any) -> Any:
+        folders.add(file.scratch.parent)
+        return infer_file(session, file, *arguments)
+
+    monkeypatch.setattr(tiled_files, "_infer_file", follow)
+    Path("out").mkdir()
+    list(infer_paths(["x.npy", "z.npy"], classifier().path, "out/t.csv").results)
+    assert folders == {Path("out").resolve()}
 
 
 def test_places_of_characters_are_those_of_a_run_on_the_whole_grid() -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_IMODE
 
+from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError
 
 if os.name == "posix":
@@ -121,10 +122,13 @@ def atomic_write(path: Path, *, replace: bool = True) -> Iterator[Path]:
         replace: it may exist by now.
 
     Raises:
-        InputError: the file exists, and `replace` is false.
+        InputError: the file exists, and `replace` is false; or no file can have its name.
         MDLSTMError: the folder cannot be created or the file cannot be written.
     """
-    real = Path(os.path.realpath(path))
+    try:
+        real = Path(os.path.realpath(path))
+    except ValueError as error:  # it holds a null character
+        raise InputError(f"cannot write {printable(path)}: {error}; choose another path") from None
     temporary = _temporary(real.parent, real.name)
     try:
         real.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.checks import check_unmasked, checked
-from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.text import counted, reason_of
 from mdlstm_tk.errors import TILED_EXPORT, Argument, Export, InputError, Message
 from mdlstm_tk.runtime.io import STDIO as STDIO
 from mdlstm_tk.runtime.io.files import atomic_write
@@ -104,12 +104,17 @@ def save_array(target: str | Path, array: Array, *, replace: bool = True) -> Non
         replace: the file may exist.
 
     Raises:
-        InputError: the file exists, and `replace` is false; or an entry is masked.
+        InputError: the file exists, and `replace` is false; or an entry is masked; or lists have different
+            lengths.
         MDLSTMError: the file cannot be written.
     """
     check_unmasked("array", array)
+    try:
+        array = np.asanyarray(array)
+    except ValueError as error:  # of lists of different lengths
+        raise InputError(f"array must be an array: {reason_of(error)}") from None
     with open_output(target, replace=replace) as file:
-        write_npy(file, np.asanyarray(array))
+        write_npy(file, array)
 
 
 def check_real(dtype: np.dtype[Any], label: str) -> None:

@@ -33,6 +33,7 @@ from mdlstm_tk.runtime.io.npy import (
     read_npy,
 )
 from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.shapes import Shapes
 
 if TYPE_CHECKING:
     from mdlstm_tk.runtime.preprocessing import Preprocessing
@@ -325,16 +326,15 @@ def _samples(file: InputFile, metadata: Metadata) -> Arrays:
         raise InputError(f"{label} holds no sample")
     if sizes is None:
         return {"x": x}
-    grid = x.shape[1:-1] if metadata.channels_last else x.shape[2:]
+    shapes = Shapes(metadata)
+    grid = shapes.grid(x)
     fits = x.ndim == ndim + 2 and sizes.shape == (len(x), ndim) and sizes.dtype.kind in "iu"
     if not fits or not ((sizes >= 1) & (sizes <= grid)).all():
         raise InputError(
             f"the sizes in {label}, {sizes.dtype} of shape {sizes.shape}, do not fit x of shape {x.shape}; "
             f"expected whole numbers (N, {ndim}) from 1 to {grid}"
         )
-    lead = () if metadata.channels_last else (slice(None),)
-    extents = (tuple(map(slice, each)) for each in sizes.tolist())
-    return {f"x[{k}]": x[(k, *lead, *region)] for k, region in enumerate(extents)}
+    return {f"x[{k}]": x[k][shapes.region(extents)] for k, extents in enumerate(sizes)}
 
 
 class _Rest:

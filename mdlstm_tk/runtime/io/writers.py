@@ -31,11 +31,6 @@ def write_arrays(
             _given("npz"),
         )
     writers = {"npy": write_npy, "png": _write_png, "csv": _write_csv}
-    if file_format not in ("npz", "json", *writers):
-        raise InputError(
-            f"{file_format} holds answers, but the result is numbers",
-            _given("npy"),
-        )
     with open_output(target, replace=replace) as file:
         if file_format == "npz":
             _write_npz(file, arrays)

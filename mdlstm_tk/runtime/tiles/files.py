@@ -37,12 +37,15 @@ class FileRun:
     tile: int
     level: int
     batch_size: int | None
+    folder: Path
 
     @property
     def scratch(self) -> Path:
-        """The folder of what is not finished, beside the file that the result becomes or replaces."""
+        """The folder of what is not finished, beside the file that the result becomes or replaces; of
+        answers in `folder`."""
         job = self.job
-        target = os.path.realpath(os.path.basename(job.source) if job.target == STDIO else job.target)
+        answers = self.folder / os.path.basename(job.source)
+        target = os.path.realpath(answers if job.target == STDIO else job.target)
         return Path(target).with_name(f".{os.path.basename(target)}{SCRATCH_SUFFIX}")
 
     def plan(self, session: TiledSession, stack: ExitStack) -> tuple[GridSource, Plan]:
@@ -88,10 +91,12 @@ def infer_tiled(
     force: bool = False,
     report: Report | None = None,
     workers: int | None = None,
+    folder: Path = Path(),
 ) -> Iterator[Result]:
     """Run a tiled export on files and write the results, one file after the other.
 
-    Arguments are those of `infer_files` and `infer_paths`; without `workers`, tiles run in this process. A
+    Arguments are those of `infer_files` and `infer_paths`; without `workers`, tiles run in this process.
+    `folder` is that of the table of answers, or the current one; it holds what is not finished of them. A
     file that cannot be used, or for which the model is stopped, gives a result with an error.
 
     Raises:
@@ -107,7 +112,7 @@ def infer_tiled(
         stops = 0
         for job in jobs:
             try:
-                run = FileRun(job, TILE if tile is None else tile, level, batch_size)
+                run = FileRun(job, TILE if tile is None else tile, level, batch_size, folder)
                 result = _infer_file(session, run, options, resume, force, report, pool)
             except InputError as error:
                 result = Result(job, str(error))

@@ -14,6 +14,7 @@ import numpy as np
 
 from mdlstm_tk._util.text import reason_of
 from mdlstm_tk.errors import Argument, InputError, require
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.io import READABLE_IN_TILES
 from mdlstm_tk.runtime.io.npy import Array, check_real, to_float32
 from mdlstm_tk.runtime.io.readers import check_scaled, preprocessing_for, raw_pixels, takes_pixels
@@ -46,7 +47,7 @@ class GridSource:
         channels: int | None = None,
         warns_of_pixels: bool = False,
     ) -> None:
-        self._warns_of_pixels = warns_of_pixels
+        self._warns_of_pixels, self._kind = warns_of_pixels, kind_named(metadata.kind)
         self.grid = values.shape[: metadata.ndim]
         self._values, self._label, self._prepare = values, label, prepare
         shape = values.shape if channels is None else (*self.grid, *([channels] * (channels > 1)))
@@ -64,6 +65,8 @@ class GridSource:
             warnings.warn(warning, stacklevel=2)
             self._warns_of_pixels = False  # once is enough
         values = to_float32(values, self._label)
+        if wrong := self._kind.outside_range(values):
+            raise InputError(f"{self._label} has {wrong}")
         return values if values.ndim > len(self.grid) else values[..., None]
 
 
