@@ -165,6 +165,14 @@ class IsolatedRunner:
         return StoppedError(f"{self._label} crashed ({error})", "crash")
 
 
+def module_path() -> list[str]:
+    """The absolute entries of this process's module path, and the folder of the package, which a relative
+    one may have led to."""
+    path = [entry for entry in sys.path if os.path.isabs(entry)]
+    package = str(Path(__file__).parents[2])
+    return path if package in path else [package, *path]
+
+
 class _Child:
     """A child process, which starts here. `memory` are the bytes that it may allocate beside its modules.
 
@@ -173,13 +181,11 @@ class _Child:
     """
 
     def __init__(self, memory: int, threads: int) -> None:
-        path = [entry for entry in sys.path if os.path.isabs(entry)]
-        package = str(Path(__file__).parents[2])  # which a relative entry may have led to
         config = {
             "parent": os.getpid(),
             "memory": memory,
             "threads": threads or os.cpu_count() or 1,
-            "path": path if package in path else [package, *path],
+            "path": module_path(),
         }
         flags = ["-P", *(["-s"] if sys.flags.no_user_site else [])]
         pipe: Any = subprocess.PIPE

@@ -204,20 +204,14 @@ def test_a_child_that_cannot_start_says_why(
         Session(model, "cpu", isolated=True)
 
 
-def test_a_checkout_is_isolated_from_a_program_that_found_it_in_the_current_folder() -> None:
-    code = """if True:
-        import sys
-        sys.path[:] = ["", *(path for path in sys.path if path and path != sys.argv[1])]
-        from mdlstm_tk.runtime import Session
-        Session(sys.stdin.buffer.read(), "cpu", isolated=True).close()
-    """
-    root = Path(mdlstm_tk.__file__).parents[1]
-    command = [sys.executable, "-S", "-c", code, str(root)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(
-        command, input=power(1), cwd=root, env=environment, capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr.decode()
+def test_a_package_that_was_found_in_the_current_folder_is_found_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = str(Path(mdlstm_tk.__file__).parents[1])
+    monkeypatch.setattr(sys, "path", ["", "relative", "/absolute"])
+    assert isolation.module_path() == [root, "/absolute"]
+    monkeypatch.setattr(sys, "path", ["/absolute", root])
+    assert isolation.module_path() == ["/absolute", root]
 
 
 def test_the_child_ends_with_its_parent() -> None:

@@ -235,7 +235,7 @@ def test_a_model_with_further_inputs_is_not_warmed_up_with_zeros(tmp_path: Path)
     path = write_model(tmp_path / "m.onnx", [node("Add", "x m", "y")], inputs=("x", "m"), grid=(4, 4))
     with (
         Session(path, "cpu") as session,
-        pytest.raises(InputError, match="takes m, too; .*call it on such"),
+        pytest.raises(InputError, match=r"takes m, too; .*call it on"),
     ):
         session.warm_up()
 
