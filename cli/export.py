@@ -81,7 +81,7 @@ def export(
 
     run = run or latest_run().folder
     detail(f"exporting {run}")
-    page = WebPage(web, web_runtime, force, data or "", note) if web else None
+    page = WebPage(web, web_runtime, data or "", note) if web else None
     options_of_run: Any = {name: arguments[name] for name in RunOptions.__annotations__}
     reports = export_run_sizes(run, size or [None], page or output, force=force, **options_of_run)
     if json:

@@ -118,7 +118,8 @@ def write_model(
     """`export_onnx`; a file, also one that was written meanwhile, is replaced only if `replace` is true."""
     require("onnxruntime", "cpu")
     start, path = time.perf_counter(), Path(path)
-    form, dtype = form_for(options["form"], path, grid), options["dtype"]
+    form, dtype = options["form"], options["dtype"]
+    form = form or ("tiles" if is_tiled(path) else "scan" if grid and None in grid else "unrolled")
     if form == "tiles":
         # An example and channels_last are not needed, so that the same call may name any form.
         accepted = ("form", "channels_last", *TileOptions.__annotations__)
@@ -165,14 +166,6 @@ def export_tiles(module: nn.Module, path: str | Path, **options: Unpack[TileOpti
         MissingExtraError: ONNX Runtime is not installed.
     """
     return export_onnx(module, path, form="tiles", **options)
-
-
-def form_for(form: Form | None, path: Path, grid: Extents | None) -> Form:
-    """The form of an export: the one that is given, or "tiles" if the file is called so, or "scan" if an
-    extent is free, or "unrolled"."""
-    if form is None and is_tiled(path):
-        return "tiles"
-    return form or ("scan" if grid and None in grid else "unrolled")
 
 
 def _candidate(spec: ExportSpec, form: Form, dtype: Dtype) -> Candidate:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 from typing import Any, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -17,19 +17,18 @@ from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import Argument, InputError, MDLSTMError
 from mdlstm_tk.export.grids import find_grids
 from mdlstm_tk.export.interface import (
-    REFUSALS,
     Interface,
     eval_copy,
     float_dtypes,
     mdlstm_layers,
-    named_outputs,
-    without_autocast,
+    parameters_of_forward,
     without_original,
 )
 from mdlstm_tk.export.options import ExportOptions
 from mdlstm_tk.export.spec import Examples, ExportSpec, Extents, Shape
 from mdlstm_tk.export.verification.cases import sampler
 from mdlstm_tk.layer import MDLSTM
+from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.shapes import Grid
 
 
@@ -90,14 +89,15 @@ def read_spec(
                 f"the weights of {name} hold NaN, first in {key}; export a network without NaN"
             )
     with without_original(module):
-        if x is not None:
-            _check_integers(interface, {"x": x, **further})
-            x, further = _converted(x), {name: _converted(value) for name, value in further.items()}
-        if x is not None and not channel_axis:
-            _check_batch_axis(interface, x, further)
-            x = x.unsqueeze(-1 if channels_last else 1)
         example_grid = None
         if x is not None:
+            axis = -1 if channels_last else 1
+            with_axis = x if channel_axis else x.unsqueeze(axis)
+            _check_integers(interface, {"x": with_axis, **further})
+            x, further = _converted(x), {name: _converted(value) for name, value in further.items()}
+            if not channel_axis:
+                _check_batch_axis(interface, x, further)
+                x = x.unsqueeze(axis)
             example_grid = tuple(x.shape[1:-1] if channels_last else x.shape[2:])
             features = x.shape[-1 if channels_last else 1]
             _check_example(tuple(x.shape), example_grid, features, arguments)
@@ -128,7 +128,7 @@ def read_spec(
         )
         if example_grid is None and grid and None not in grid:
             example_grid = tuple(extent for extent in grid if extent)
-        _find_grids(spec, module, example_grid, grid is not None)
+        _find_grids(spec, module, example_grid, grid is not None and None not in grid)
     return spec
 
 
@@ -159,17 +159,12 @@ def _read_examples(
     module: nn.Module, example_inputs: Examples | None, extra_inputs: Mapping[str, Tensor]
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
     """The example x, or None, and the further examples by name, on the CPU."""
-    parameters = inspect.signature(module.forward).parameters.values()
+    parameters = parameters_of_forward(module).values()
     accepted = [p.name for p in parameters if p.kind.value in (0, 1)]
-    examples = [example_inputs] if isinstance(example_inputs, Tensor) else example_inputs
-    if examples is None:
-        examples = [None]
-    elif (
-        not isinstance(examples, tuple | list)
-        or not all(example is None or isinstance(example, Tensor) for example in examples)
-        or not examples
-        or examples[0] is None
-    ):
+    examples: list[Tensor | None]
+    if example_inputs is None or isinstance(example_inputs, Tensor):
+        examples = [example_inputs]
+    elif not (examples := [*example_inputs]) or examples[0] is None:
         raise InputError(
             "example_inputs must be x, a tensor (N, *grid, C) or (N, C, *grid), or a tuple of tensors that "
             f"begins with it, got {type(example_inputs).__name__}; give inputs by name as extra_inputs=..."
@@ -199,26 +194,18 @@ def _check_integers(interface: Interface, inputs: Mapping[str, Tensor]) -> None:
     if not others:
         return
 
-    def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        values = {
-            k: v.to(interface.dtype) if v.is_floating_point() else v.clone() for k, v in inputs.items()
+    def run(integers: Callable[[Tensor], Tensor]) -> dict[str, Array]:
+        arrays = {
+            k: (v.float() if v.is_floating_point() else integers(v)).numpy() for k, v in inputs.items()
         }
-        if "sizes" in interface.names:
-            x = inputs["x"]
-            if not interface.channel_axis:
-                grid = x.shape[1:]
-            else:
-                grid = x.shape[1:-1] if interface.channels_last else x.shape[2:]
-            values["sizes"] = torch.tensor([tuple(grid)] * len(x))
-        with suppress(*REFUSALS), torch.no_grad(), without_autocast():
-            x = values.pop("x")
-            return named_outputs(interface.module(x, **values), interface.name)
+        with suppress(InputError):
+            return interface.run(arrays)
         return {}
 
-    given, converted = run(inputs), run({name: _converted(value) for name, value in inputs.items()})
+    given, converted = run(Tensor.clone), run(Tensor.long)
     for name in given.keys() & converted.keys():
-        y, other = given[name].double(), converted[name].double()
-        if y.shape != other.shape or not torch.allclose(y, other, 1e-4, 1e-6, equal_nan=True):
+        y, other = given[name], converted[name]
+        if y.shape != other.shape or not np.allclose(y, other, 1e-4, 1e-6, equal_nan=y.dtype.kind == "f"):
             types = ", ".join(sorted(map(str, others)))
             raise InputError(
                 f"{interface.name} computes something else from {types} than from int64, as which a "
@@ -228,22 +215,20 @@ def _check_integers(interface: Interface, inputs: Mapping[str, Tensor]) -> None:
 
 def _checked(name: str, value: Tensor) -> Tensor:
     """An example, on the CPU."""
-    is_number = isinstance(value, Tensor) and value.dtype != torch.bool and not value.is_complex()
-    is_number = is_number and not value.is_meta and value.layout is torch.strided
-    if not is_number or value.dim() == 0 or len(value) == 0:
-        kind = type(value).__name__
-        if isinstance(value, Tensor):
-            kind = f"{value.dtype} of shape {tuple(value.shape)}, {value.layout}, on {value.device}"
+    is_number = value.dtype != torch.bool and not value.is_complex()
+    is_dense = not value.is_meta and value.layout is torch.strided
+    if not (is_number and is_dense) or value.dim() == 0 or len(value) == 0:
         raise InputError(
             "example_inputs and extra_inputs must hold dense tensors (N, …) of floats or integers with "
-            f"N ≥ 1, got {kind} as '{name}'"
+            f"N ≥ 1, got {value.dtype} of shape {tuple(value.shape)}, {value.layout}, on {value.device} as "
+            f"'{name}'"
         )
     return value.detach().cpu()
 
 
 def _check_names(module: nn.Module, names: Sequence[str]) -> None:
     """Check that forward takes the inputs after x, and needs no others."""
-    network, parameters = type(module).__name__, inspect.signature(module.forward).parameters.values()
+    network, parameters = type(module).__name__, parameters_of_forward(module).values()
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     accepted = [p.name for p in named[1:]]
@@ -288,8 +273,10 @@ def _check_batch_axis(interface: Interface, x: Tensor, further: Mapping[str, Ten
     hook = layer.register_forward_pre_hook(lambda _, inputs: dims.append(inputs[0].dim()))
 
     def runs(x: Tensor) -> bool:
-        with suppress(*REFUSALS), torch.no_grad(), without_autocast():
-            interface.module(x if interface.integer else x.to(interface.dtype), **further)
+        axis = -1 if interface.channels_last else 1
+        inputs = {"x": x.unsqueeze(axis), **further}
+        with suppress(InputError):
+            interface.run({name: value.numpy() for name, value in inputs.items()})
             return True
         return False
 
@@ -345,7 +332,7 @@ def _first_grid_axes(
 ) -> dict[str, int]:
     """The first grid axis of each input that has the grid of x: where its example has this grid, and where
     x has it if both axes would do."""
-    names, ndim = (names,) if isinstance(names, str) else tuple(names), len(grid)
+    ndim = len(grid)
     if names and padded:
         raise InputError(Argument("padded", True), " is for x alone; leave out grid_inputs=...")
     axes = {}

@@ -54,8 +54,10 @@ class Capturable(TorchFunctionMode):
             if name == "lstm" and args[1][0].shape[-1] != args[1][1].shape[-1]:
                 raise NotImplementedError("ONNX has no LSTM with projections; leave proj_size out")
             return _recurrent(name, *args)
-        if func is torch.linspace and len(args) == 3 and isinstance(args[2], torch.SymInt):
-            return _linspace(*args, **kwargs)
+        if func is torch.linspace:
+            steps = args[2] if len(args) > 2 else kwargs.get("steps")
+            if isinstance(steps, torch.SymInt):
+                return _linspace(*args, **kwargs)
         if func is functional.one_hot:
             return _one_hot(*args, **kwargs)
         return func(*args, **kwargs)

@@ -174,13 +174,13 @@ def _shapes_beyond(
     beyond: dict[tuple[int, ...], None] = {}
     for condition in conditions:
         own = [symbol for symbol in symbols if symbol in condition.free_symbols]
-        if not condition.free_symbols <= usual.keys() or any(_is(sympy.false, condition, e) for e in seen):
+        if not condition.free_symbols <= usual.keys() or any(_is_false(condition, e) for e in seen):
             continue  # or the verification sees it
         for trial in islice(_trials(condition, own, usual), MOST_TRIALS):
             extents = tuple(int(e.subs(trial)) for e in exprs)
             positions = prod(trial.values()) // extents[0]
             fits = prod(extents) <= LARGEST_X and positions <= positions_left
-            if fits and _is(sympy.false, condition, trial):
+            if fits and _is_false(condition, trial):
                 beyond[extents] = None
                 break
     return tuple(beyond)
@@ -202,10 +202,10 @@ def _trials(condition: Any, own: Sequence[Any], usual: Mapping[Any, int]) -> Ite
                 yield {**usual, first: n // k, second: k}
 
 
-def _is(answer: Any, condition: Any, values: Mapping[Any, int]) -> bool:
-    """True if a condition has this answer for these values."""
+def _is_false(condition: Any, values: Mapping[Any, int]) -> bool:
+    """True if a condition is false for these values."""
     with contextlib.suppress(ArithmeticError, TypeError, ValueError):  # such as a division by 0
-        return condition.subs(values) is answer
+        return condition.subs(values) is sympy.false
     return False
 
 

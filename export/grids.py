@@ -25,7 +25,7 @@ def find_grids(spec: ExportSpec, example: Grid | None, is_explicit: bool) -> Non
     Args:
         spec: the network.
         example: a grid that the network should take.
-        is_explicit: the user gave `grid`.
+        is_explicit: the user gave a `grid` without free extents.
 
     Raises:
         InputError: the network does not take the grid to export for, or returns other things than outputs.

@@ -13,19 +13,20 @@ from types import FunctionType
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import counted, reason_of
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.capturable import Capturable
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.runtime.choices import Precision
-from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.io.npy import Array, check_real
+from mdlstm_tk.runtime.shapes import as_array
 
 REFUSALS = (Exception,)  # of inputs, by networks
 DECISIONS = ("round", "floor", "ceil", "trunc", "gt", "ge", "lt", "le")  # of floats, with steps as results
@@ -82,7 +83,7 @@ class Interface(nn.Module):
         def cast(value: Tensor) -> Tensor:
             return value.to(self.dtype) if value.is_floating_point() else value
 
-        x = x.long() if self.integer else cast(x)
+        x = x.long() if self.integer and x.is_floating_point() else cast(x)
         if not self.channel_axis:
             x = x.squeeze(-1 if self.channels_last else 1)
         with without_autocast():
@@ -124,13 +125,14 @@ class Interface(nn.Module):
         the whole grid.
 
         Raises:
-            InputError: the network raises an exception.
+            InputError: the network raises an exception, or an array is none of real numbers.
         """
         tensors: dict[str, Tensor] = {}
         for name, value in inputs.items():
-            array = np.array(value, order="C")  # a copy, as torch warns of arrays that are read-only
+            array = as_array(value, name).copy(order="C")  # torch warns of arrays that are read-only
+            check_real(array.dtype, name)
             tensors[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
-        parameter = inspect.signature(self.module.forward).parameters.get("sizes")
+        parameter = parameters_of_forward(self.module).get("sizes")
         if parameter is not None and parameter.default is parameter.empty and "sizes" not in inputs:
             shape = tensors["x"].shape
             grid = shape[1:-1] if self.channels_last else shape[2:]
@@ -141,7 +143,7 @@ class Interface(nn.Module):
         except OutputError:
             raise
         except REFUSALS as error:
-            shapes = ", ".join(f"{name} of shape {value.shape}" for name, value in inputs.items())
+            shapes = ", ".join(f"{name} of shape {tuple(value.shape)}" for name, value in tensors.items())
             raise InputError(f"{self.name} does not take {shapes}: {reason_of(error)}") from error
 
 
@@ -321,6 +323,22 @@ def named_outputs(result: Any, network: str, names: Sequence[str] | None = None)
     return dict(zip(names, values, strict=True))
 
 
+def parameters_of_forward(module: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a forward, without self.
+
+    Raises:
+        InputError: it tells none, as that of a traced module.
+    """
+    try:
+        return inspect.signature(module.forward).parameters
+    except ValueError:
+        raise InputError(
+            f"the forward of {type(module).__name__} names no inputs, as those of modules that torch.jit "
+            "traced; give the module that was traced"
+        ) from None
+
+
+@checked
 def float64_reference(module: nn.Module, output_names: Sequence[str] | None = None) -> Callable[..., Any]:
     """The ground truth: the network in float64, its MDLSTM layers computed position by position.
 

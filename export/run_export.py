@@ -15,7 +15,7 @@ from mdlstm_tk._util.sizes import for_axes, format_size
 from mdlstm_tk._util.text import counted, printable
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.api import form_for, write_model
+from mdlstm_tk.export.api import write_model
 from mdlstm_tk.export.browser.build import WebPage
 from mdlstm_tk.export.model_file import ExportReport, check_destination
 from mdlstm_tk.export.options import RunOptions
@@ -87,11 +87,11 @@ def export_run_sizes(
     Args:
         run: a run, its folder, or one of its checkpoint files.
         grids: extents to export for, or None, each as for `export_run`.
-        destination: a file name that ends in `.onnx` (for one grid), a folder, or a `WebPage`; the
-            run's folder if None.
+        destination: a file name that ends in `.onnx` or `.tiles` (for one grid), a folder, or a `WebPage`;
+            the run's folder if None.
         force: replace existing files.
-        **options: as for `export_run`. form None is "scan" for a page and if an extent of a grid is free,
-            else "unrolled".
+        **options: as for `export_run`. form None is "tiles" for a path that ends in `.tiles`, "scan" for a
+            page, if an extent of a grid is free, or for mixed sizes without a grid, else "unrolled".
 
     Returns:
         A report for each grid, in the same order.
@@ -103,25 +103,27 @@ def export_run_sizes(
     run, checkpoint_path = find_checkpoint(run)
     checkpoint, sha256 = read_checkpoint(checkpoint_path)
     spec, form = checkpoint.spec, options["form"]
+    if not grids:
+        raise InputError("grids must hold extents, or None for those of the run, got none")
     resize = spec.preprocessing.resize if spec.preprocessing else None
     page = destination if isinstance(destination, WebPage) else None
     output = Path(destination) if isinstance(destination, str | Path) else None
-    if form is None and output is not None and is_tiled(output):
-        form = "tiles"
+    if output is not None and is_tiled(output):
+        form = form or "tiles"
     grids = [None if grid is None else for_axes(tuple(grid), len(spec.size)) for grid in grids]
     for grid in grids:
         _check_grid(grid, spec.size, resize, form)
     if resize and None in resize and form != "tiles":  # all images have one height, and any width
         grids = [grid or resize for grid in grids]
     extents = tuple(extent for grid in grids for extent in grid or ())
-    if form is None and (page or (spec.mixed_sizes and not extents)):
-        form = "scan"  # a file for one size would refuse other samples
-    form = form_for(form, output or run.folder, extents)
+    if form is None:  # a file for one size would refuse other samples of mixed sizes
+        is_free = page or None in extents or (spec.mixed_sizes and not extents)
+        form = "scan" if is_free else "unrolled"
     if form == "tiles" and page:
         raise InputError("form 'tiles' is for files; leave out the web page")
     if form == "unrolled":
         grids = [grid or spec.size for grid in grids]
-    runtime = page.prepare(len(grids)) if page else {}
+    runtime = page.prepare(len(grids), force) if page else {}
     metadata = {
         "model": printable(checkpoint.config.model),
         "task": printable(spec.name),

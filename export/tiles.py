@@ -40,7 +40,11 @@ from mdlstm_tk.runtime.shapes import Grid
 from mdlstm_tk.runtime.tiles.archive import INDEX, SCHEMA
 from mdlstm_tk.tiling.stages import TileStages, stages_of
 
-EXAMPLE = (5, 7, 4, 3, 2)  # extents, in windows, that graphs are captured with
+EXAMPLE = (5, 7, 4, 3)  # extents, in windows, that graphs are captured with; of further axes 2
+
+
+def _example(ndim: int) -> Grid:
+    return (*EXAMPLE, *(2,) * ndim)[:ndim]
 
 
 def check_stages(module: nn.Module) -> None:
@@ -71,6 +75,8 @@ def tiled_candidate(spec: ExportSpec, outputs: int) -> Candidate:
     if further or is_integer or not spec.interface.channel_axis:
         got = f"also {further}" if further else "integers" if is_integer else "x without the axis C"
         raise InputError(f"example_inputs must be x alone for tiles, floats (N, *grid, C), got {got}")
+    if spec.interface.mixed:
+        raise InputError(f"{name} computes in several precisions, expected float32 for tiles")
     stages = stages_of(spec.interface.module)
     entries: list[dict[str, Any]] = []
     graphs: dict[str, onnx.ModelProto] = {}
@@ -225,7 +231,7 @@ def _head_model(stages: TileStages, features: int, outputs: int) -> onnx.ModelPr
     ndim, upsample = stages.stages[0].layer.ndim, tuple(stages.upsample)
     head = _Mapped(stages.head, (lambda y: depth_to_space(y, upsample)) if upsample else None)
     window = None if upsample else (1,) * ndim
-    model = _captured(head, EXAMPLE[:ndim], features, "y")
+    model = _captured(head, _example(ndim), features, "y")
     return _with_metadata(model, ndim, channels=features, outputs=outputs, window=window, part="head")
 
 
@@ -238,7 +244,7 @@ def _windows(level: _Level, channels: int) -> onnx.ModelProto:
         graph = onnx.helper.make_graph([], "mdlstm", [value], [value])
         return lower(onnx.helper.make_model(graph, opset_imports=opsets))
     before = _Mapped(level.before, (lambda x: space_to_depth(x, window)) if prod(window) > 1 else None)
-    extents = [e * w for e, w in zip(EXAMPLE, window, strict=False)]
+    extents = [e * w for e, w in zip(_example(len(window)), window, strict=True)]
     return _captured(before, extents, channels, "windows")
 
 
@@ -263,7 +269,8 @@ def _captured(module: nn.Module, extents: Sequence[int], channels: int, output: 
     free_axes = {"x": dict.fromkeys(range(1, len(extents) + 1), 1)}
     x = torch.zeros(2, *extents, channels, dtype=torch.float32)
     # The tiles of a verification have one window or two along each axis.
-    small = product(*((e // usual, 2 * e // usual) for e, usual in zip(extents, EXAMPLE, strict=False)))
+    usual = zip(extents, _example(len(extents)), strict=True)
+    small = product(*((extent // e, 2 * extent // e) for extent, e in usual))
     model, beyond = capture(module.eval(), {"x": x}, free_axes, (output,), None, [extents, *small])
     if beyond:
         raise InputError(
@@ -302,11 +309,17 @@ def _add_sweep(model: onnx.ModelProto, level: _Level, dir_idx: int, names: list[
     )
     h, final = write_scan(graph, sweep)
     part = graph("Squeeze", _apply_after(graph, level, dir_idx, h), graph.integers(-2))
-    of_states = [
-        _split(graph, state, faces[k::count])
-        for k, state in enumerate(graph.split(final, [1] * count, axis=3))
-    ]
-    results = [part, *(state[d] for d in range(ndim) for state in of_states)]
+    results, leaving = [part], [final]
+    if ndim > 1:
+        counts = [
+            graph("ReduceProd", graph("Shape", face, start=1, end=-1), keepdims=1)
+            for face in faces[::count]
+        ]
+        leaving = graph.add_node("Split", ndim, final, graph.concat(counts, axis=0), axis=1)
+    for of_axis, like in zip(leaving, of_axes, strict=True):
+        states = graph.split(of_axis, [1] * count, axis=3)
+        pairs = zip(states, like, strict=True)
+        results += [graph("Reshape", state, graph("Shape", face)) for state, face in pairs]
     output_names = ["part", *(f"{name}_n" for name in names)]
     rename(graph.nodes, dict(zip((value.name for value in results), output_names, strict=True)))
     model.graph.node.extend(graph.nodes)
@@ -325,16 +338,6 @@ def _add_sweep(model: onnx.ModelProto, level: _Level, dir_idx: int, names: list[
 def _declared(name: str, shape: Sequence[str | int]) -> onnx.ValueInfoProto:
     """The declaration of a value; a free extent has a name."""
     return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
-
-
-def _split(graph: Graph, joined: Value, like: Sequence[Value]) -> list[Value]:
-    """(N, F, 1, 1, n) → for each axis the shape of `like`."""
-    shapes = [graph("Shape", face) for face in like]
-    counts = [graph("ReduceProd", graph("Shape", face, start=1, end=-1), keepdims=1) for face in like]
-    parts = [joined]
-    if len(like) > 1:
-        parts = graph.add_node("Split", len(like), joined, graph.concat(counts, axis=0), axis=1)
-    return [graph("Reshape", part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _apply_after(graph: Graph, level: _Level, dir_idx: int, h: Value) -> Value:

@@ -128,14 +128,12 @@ class WebPage:
     Attributes:
         folder: for the page.
         web_runtime: a file or folder with onnxruntime-web; npm fetches it if None.
-        force: write into a folder that is not empty.
         data: the path of the user's data, if the run was trained on such; see `page_examples`.
         on_message: called with one line if the page has no examples.
     """
 
     folder: Path
     web_runtime: Path | None = None
-    force: bool = False
     data: str = ""
     on_message: Callable[[str], None] = lambda message: None
 
@@ -145,8 +143,9 @@ class WebPage:
         server = f"python -m http.server --bind 127.0.0.1 -d {shell_quoted(self.folder)}"
         return f"{server}  # and open http://localhost:8000"
 
-    def prepare(self, count: int) -> dict[str, bytes]:
-        """What `load_runtime` returns, before `count` models are exported.
+    def prepare(self, count: int, force: bool) -> dict[str, bytes]:
+        """What `load_runtime` returns, before `count` models are exported; `force`: into a folder that may
+        hold something.
 
         Raises:
             InputError: the page cannot hold them, or as for `check_page` and `load_runtime`.
@@ -154,7 +153,7 @@ class WebPage:
         """
         if count > 1:
             raise InputError(f"a page holds one model, got {count} sizes; give one size, or none for any")
-        check_page(self.folder, self.force)
+        check_page(self.folder, force)
         return load_runtime(self.web_runtime)
 
     def write(self, report: ExportReport, run: Run, runtime: Mapping[str, bytes]) -> ExportReport:

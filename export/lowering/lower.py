@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import onnx
 from onnx import helper, numpy_helper
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk.backends.inputs import TENSORS
 from mdlstm_tk.cells.passes import cell_of_graph
 from mdlstm_tk.cells.step import CELL_PARAMETERS
@@ -26,6 +27,7 @@ ONE_BY_ONE_FROM = 512
 COMPUTED = ("x", "initial", "sizes")  # the inputs of a node that are no weights
 
 
+@checked
 def lower(model: onnx.ModelProto, form: Form = "unrolled") -> onnx.ModelProto:
     """Replace each sweep, which is one node, by standard operators, and remove the exporter's debug data.
 

@@ -43,7 +43,6 @@ from mdlstm_tk.wavefront import Direction
 STATE_DTYPE = np.dtype(np.float32)  # of pre-activations, gates and states, whatever the weights' dtype
 PRODUCT_PER_GATE_FROM = 64  # units; below, one product for all sigmoid gates is faster than one per gate
 BATCHED_PRODUCTS_BELOW = 64  # units; above, ONNX Runtime takes longer to pack the weights of each product
-ZERO = numpy_helper.from_array(np.zeros(1, STATE_DTYPE))
 LAYER_NORM = "layer norm"  # as one recorded operation, of a value, its scale and its shift
 
 
@@ -295,16 +294,12 @@ class Rows:
         """Each part of a state of zeros, for a number of positions, a tensor (1,)."""
         graph, dirs = self.graph, self.dirs
         leading = [positions, self.batch] if dirs == 1 else [graph.integers(dirs), positions * self.batch]
-        zeros: dict[int, Value] = {}  # by features
-        for features, _ in self.parts:
-            if features not in zeros:
-                shape = graph.concat([*leading, graph.integers(features)], axis=0)
-                # Without `value` the tensor is float32 as well, but tract insists on the attribute.
-                zeros[features] = graph("ConstantOfShape", shape, value=ZERO)
-        return [
-            zeros[features] if dtype == STATE_DTYPE else graph.cast(zeros[features], dtype)
-            for features, dtype in self.parts
-        ]
+        zeros = []
+        for features, dtype in self.parts:
+            shape = graph.concat([*leading, graph.integers(features)], axis=0)
+            zero = numpy_helper.from_array(np.zeros(1, dtype))  # which tract insists on
+            zeros.append(graph("ConstantOfShape", shape, value=zero))
+        return zeros
 
     def of_samples(self, table: Value, axes: int) -> Value:
         """(…, K) positions, a table with this number of axes, as (…, K·N) rows of their samples."""

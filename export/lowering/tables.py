@@ -8,9 +8,9 @@ Notation is that of step.py, and
 
 A state has L rows, one for each position. On one axis L is 1. On more, row 0 is zero and stands for the
 positions outside the grid, rows 1 … K are the positions of the wavefront, and the rows after them are zero;
-L is K_max and `extra_rows`. On two axes, the predecessors of a wavefront along an axis are then consecutive
-rows of the state before, zero rows included, so that a slice reads them. On three and more axes they are
-not, and each wavefront has a table of its predecessors' rows.
+L is K_max + 1, and K_max + 2 on two axes. There, the predecessors of a wavefront along an axis are
+consecutive rows of the state before, zero rows included, so that a slice reads them. On three and more axes
+they are not, and each wavefront has a table of its predecessors' rows.
 """
 
 from __future__ import annotations
@@ -53,11 +53,6 @@ class ScanTables:
     output_rows: Value
 
 
-def extra_rows(ndim: int) -> int:
-    """L − K_max: row 0, and on two axes a last row of zeros; nothing on one axis."""
-    return {1: 0, 2: 2}.get(ndim, 1)
-
-
 def scan_tables(graph: Graph, sweep: Sweep) -> ScanTables:
     """The tables for any extents ≥ 1, computed in the graph from the shape of x (N, *grid, C)."""
     return _planar_tables(graph, sweep) if len(sweep.grid) <= 2 else _spatial_tables(graph, sweep)
@@ -78,7 +73,7 @@ def _planar_tables(graph: Graph, sweep: Sweep) -> ScanTables:
     last = graph("Min", t, height - one)
     counts = last - first + one
     max_count = graph("Min", height, width) if ndim == 2 else one
-    state_rows = max_count + graph.integers(extra_rows(ndim))
+    state_rows = max_count + graph.integers(2) if ndim == 2 else one
 
     def column(values: Value) -> Value:
         return graph("Unsqueeze", values, one)  # (T,) → (T, 1)
@@ -172,7 +167,7 @@ def _spatial_tables(graph: Graph, sweep: Sweep) -> ScanTables:
     )  # (T,) K of each wavefront: a bincount
     starts = graph("CumSum", counts, graph.scalar(0), exclusive=1)
     max_count = graph("ReduceMax", counts, keepdims=1)  # K_max
-    state_rows = max_count + graph.integers(extra_rows(ndim))
+    state_rows = max_count + one
     visits = graph("Unsqueeze", starts, one) + graph.arange(max_count)  # (T, K_max)
     positions = graph("Gather", order, graph("Min", visits, position_count - one))  # (T, K_max) flat
     row = inverse_order - graph("Gather", starts, front) + one  # (P,) of each position in its state

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.runtime.io.npy import Array, check_real
 from mdlstm_tk.runtime.io.readers import read_input
 from mdlstm_tk.runtime.metadata import are_bounds
 from mdlstm_tk.runtime.runner import TensorType
@@ -61,6 +61,7 @@ class RandomValues:
         if self.function is not None:
             generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
             values = as_array(self.function(shape, generator), "what example_range returns")
+            check_real(values.dtype, "what example_range returns")
             if values.shape != shape:
                 raise InputError(f"example_range returned shape {values.shape}, expected {shape}")
         elif self.range is None:

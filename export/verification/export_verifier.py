@@ -172,7 +172,12 @@ def _cases(metadata: Metadata, spec: ExportSpec, verify_inputs: Mapping[str, Arr
     Raises:
         InputError: the file does not take an input of the caller.
     """
-    yield from random_cases(spec.inputs, spec.grids)
+    cases = list(random_cases(spec.inputs, spec.grids))
+    yield from cases
+    own = {*(case.name for case in cases), "example_inputs"}
+    if taken := sorted(own & verify_inputs.keys()):
+        name = taken[0]
+        raise InputError(f"verify_inputs has '{name}', as the export calls an input of its own; rename it")
     shapes, others = Shapes(metadata), dict(verify_inputs)
     if spec.example is not None:
         others["example_inputs"] = spec.example.numpy()

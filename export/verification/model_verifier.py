@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from mdlstm_tk.export.interface import Interface, without_original
 from mdlstm_tk.export.model_file import operators_to_trust
 from mdlstm_tk.export.run_export import find_checkpoint, read_checkpoint
 from mdlstm_tk.export.verification.cases import (
-    MAX_POSITIONS,
     SEEDS,
     Case,
     ExampleRange,
@@ -52,7 +50,7 @@ from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.training import Run
 
 Against = nn.Module | Run | str | Path | None
-DEFAULT_GRID = (5, 7, 3)  # for a model that takes any grid and is not of a run, or of one with a large grid
+DEFAULT_GRID = (5, 7, 3)  # of a model that does not name the grids of its export
 
 
 @checked
@@ -190,7 +188,6 @@ class _FileVerifier:
         self.model = None if is_tiled(path) else onnx.load_model_from_string(sessions[0]._arguments[0])
         self.training_run: Run | None = None
         self.stale = ""
-        self.grid = (*DEFAULT_GRID, *(2,) * self.metadata.ndim)[: self.metadata.ndim]
         self.interface: Interface | None = None
         self.exact: Interface | None = None
         network = self._network(path, against)
@@ -229,9 +226,6 @@ class _FileVerifier:
         if self.metadata.checkpoint_sha256 not in (None, sha256):
             other = f"{path} was exported from another checkpoint than {checkpoint_path}"
             self.stale = note_if_stale(path, self.metadata) or other
-        size = checkpoint.spec.size
-        if len(size) == self.metadata.ndim and prod(size) <= MAX_POSITIONS:
-            self.grid = size
         self.training_run, self.reference = run, f"the network of {checkpoint_path}"
         return checkpoint.network()
 
@@ -256,7 +250,8 @@ class _FileVerifier:
             with suppress(MDLSTMError):  # a network may take no random inputs
                 # The user's inputs may be too few to know the scale of the outputs from.
                 random = self._random_cases(draws, seeds)[:2]
-                for_scale = [Case(f"scale {k}", "", case.inputs) for k, case in enumerate(random)]
+                longest = max((case.name for case in cases), key=len)  # no name of the user's is longer
+                for_scale = [Case(f"{longest} {k}", "", case.inputs) for k, case in enumerate(random)]
         runtimes, reference, together = self._runtimes([*cases, *for_scale])
         expected = expected_outputs(reference, [*cases, *for_scale], together)
         comparison = expected, cases, metadata, metadata.parity.get("atol", ATOL), self.exact
@@ -272,7 +267,8 @@ class _FileVerifier:
         """
         metadata, run = self.metadata, session_run(self.sessions[0])
         multiples = metadata.multiple_of or (1,) * metadata.ndim
-        grid = tuple(-(-extent // m) * m for extent, m in zip(self.grid, multiples, strict=True))
+        usual = (*DEFAULT_GRID, *(2,) * metadata.ndim)
+        grid = tuple(-(-extent // m) * m for extent, m in zip(usual, multiples, strict=False))
         grids = metadata.grids or [metadata.grid_like(grid)]
         cases = list(random_cases(draws, grids, seeds))
         (self.interface.run if self.interface else run)(cases[0].inputs)

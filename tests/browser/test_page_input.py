@@ -172,6 +172,7 @@ BAD: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "depth": ("x.png", png(Image.fromarray(np.zeros(GRID, np.uint16))), ("x.png", "16 bits", ".npy")),
     "wide": ("x.png", png(Image.new("L", (70000, 1))), ("x.png", "1×70000", "too large for this browser")),
     "kind": ("x.txt", b"1", ("x.txt", ".npy", ".csv", ".png", ".jpg")),
+    "a name of all objects": ("x.constructor", b"1", ("x.constructor", ".npy")),
 }
 
 

@@ -131,6 +131,10 @@ def test_examples_come_from_the_validation_data(
         tab.page.locator("#example").click()
         expect(tab.page.locator("#target")).to_have_text(f"Expected: {example.target}")
         expect(tab.page.locator("#message")).to_contain_text(" ms ")
+    tab.page.locator("#clear").click()
+    expect(tab.page.locator("#target")).to_be_hidden()  # it was that of another input
+    for _ in named:
+        tab.page.locator("#example").click()
     tab.page.wait_for_function("() => document.querySelector('pre').textContent.length > 0")
     np.testing.assert_allclose(numbers(tab), session(named[0].x[..., 0]), rtol=0, atol=1e-5)
 

@@ -326,10 +326,12 @@ def test_an_example_of_other_integers_stays_as_it_is(tmp_path: Path) -> None:
         x += 1
         return x.float()
 
-    tokens = torch.randint(9, (2, 3, 4, 1), dtype=torch.int32)
-    before = tokens.clone()
-    export_onnx(Function(changed), tmp_path / "m.onnx", tokens)
-    assert torch.equal(tokens, before)
+    for dtype, axes in ((torch.int32, 4), (torch.int32, 3), (torch.float32, 3)):
+        tokens = torch.randint(9, (2, 3, 4, 1)[:axes], dtype=torch.int32).to(dtype)
+        before = tokens.clone()
+        network = Function(changed if axes == 4 else lambda x: changed(x)[..., None])
+        export_onnx(network, tmp_path / "m.onnx", tokens)
+        assert torch.equal(tokens, before)
 
 
 SHAPES: dict[str, Any] = {  # what a network makes of y (N, H, W, 2)
@@ -476,10 +478,13 @@ def test_the_default_dtype_of_torch_is_named(tmp_path: Path) -> None:
 
 
 def test_the_default_device_of_torch_does_not_matter(tmp_path: Path) -> None:
-    layer = MDLSTM(1, 2)
+    layer, padded = MDLSTM(1, 2), Sized(before=lambda x: (x * 100) / 1000)
     torch.set_default_device("meta")
     try:
         report = export_onnx(layer, tmp_path / "m.onnx", grid=(2, 3), padded=True)
+        x = torch.full((2, 3, 4, 1), 9, dtype=torch.uint8, device="cpu")
+        with pytest.raises(InputError, match="something else from"):  # 100 · 9 is beyond 8 bits
+            export_onnx(padded, tmp_path / "n.onnx", x, padded=True)
     finally:
         torch.set_default_device(None)
     assert report.max_abs < 1e-5

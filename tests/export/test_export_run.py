@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,14 @@ def test_the_name_of_the_file_tells_the_size(
         export_run(trained, tmp_path, **options)
     export_run(trained, tmp_path, force=True, **options)
     assert report.as_dict()["bytes"] == report.path.stat().st_size
+
+
+def test_the_form_is_that_of_a_path_that_is_given_and_not_of_the_folder_of_a_run(
+    trained: Run, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(trained.folder, tmp_path / "my.tiles", ignore=shutil.ignore_patterns("*.onnx"))
+    assert export_run(folder).metadata.form == "unrolled"
+    assert export_run(folder, path=tmp_path / "other.tiles").metadata.form == "tiles"
 
 
 def test_several_sizes_are_exported_in_one_form(trained: Run, tmp_path: Path) -> None:

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError, ParityError
-from mdlstm_tk.export import export_onnx, export_run, export_run_sizes, export_tiles, verify_model
+from mdlstm_tk.export import (
+    export_onnx,
+    export_run,
+    export_run_sizes,
+    export_tiles,
+    float64_reference,
+    verify_model,
+)
 from mdlstm_tk.export.options import ExportOptions, TileOptions
 from mdlstm_tk.models import (
     Classifier,
@@ -132,6 +139,14 @@ def test_the_shipped_networks_run_in_tiles(name: str, tmp_path: Path) -> None:
             np.testing.assert_allclose(session(x, tile=4), network(torch.from_numpy(x)), atol=1e-5)
 
 
+def test_a_grid_of_many_axes_runs_in_tiles(tmp_path: Path) -> None:
+    network = MDLSTM(1, 2, ndim=6)
+    path = export_onnx(network, tmp_path / "m.tiles", form="tiles").path
+    x = np.random.default_rng(0).random((2, 3, 2, 3, 2, 2, 1), dtype=np.float32)
+    with TiledSession(path, "cpu") as session:
+        np.testing.assert_allclose(session(x, tile=2), float64_reference(network)(x), atol=1e-5)
+
+
 def test_the_suffix_of_tiles_may_be_written_in_capitals(tmp_path: Path) -> None:
     assert export_onnx(SHIPPED["segmenter"], tmp_path / "m.TILES").metadata.form == "tiles"
 
@@ -207,6 +222,11 @@ class Deciding(nn.Module):
         return x if x.shape[1] < 300 else 2 * x
 
 
+class InHalf(Lying):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.half()).float()
+
+
 class TwoOutputs(Lying):
     def forward(self, x: Tensor) -> Any:
         return x, x
@@ -218,6 +238,7 @@ class TwoOutputs(Lying):
         (nn.Linear(2, 2), "Linear cannot run in tiles, since it has no method tile_stages"),
         (SnakeNet(1, 1), "SnakeNet cannot run in tiles, since its body is no MDLSTM"),
         (MDLSTM(1, 2, channels_last=False), r"takes x as .N, C, .grid., .* for tiles; move the axis"),
+        (InHalf(right).half(), "InHalf computes in several precisions, expected float32 for tiles"),
         (TwoOutputs(right), "TwoOutputs returns 2 outputs, expected one for tiles"),
         (Lying(lambda net: [net.layer]), "Lying.tile_stages.. must return TileStages, got list"),
         (Lying(lambda net: TileStages([])), "at least one Stage, got none"),

@@ -11,7 +11,7 @@ from helpers.networks import Function
 from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.runtime import Session
 
@@ -46,3 +46,12 @@ def test_extents_are_divided_as_in_python(tmp_path: Path) -> None:
     net = Function(after=lambda y: y.index_select(1, torch.arange(-(-y.shape[1] // 2))))
     path = export_onnx(net, tmp_path / "m.onnx", form="scan", channels=1).path
     assert Session(path, "cpu")(np.zeros((1, 9, 4, 1), np.float32)).shape == (1, 5, 4, 2)
+
+
+def test_a_grid_that_is_asked_for_free_is_not_fixed_without_a_word(tmp_path: Path) -> None:
+    head = nn.Linear(24, 3)  # of both extents
+    network = Function(after=lambda y: head.to(y.dtype)(y.flatten(1)))
+    for options in ({"grid": (None, None)}, {"form": "scan"}):
+        with pytest.raises(InputError, match="takes the grid 3x4 only"):
+            export_onnx(network, tmp_path / "m.onnx", torch.zeros(2, 3, 4, 1), **options)
+    assert export_onnx(network, tmp_path / "m.onnx", torch.zeros(2, 3, 4, 1), grid=(3, 4)).max_abs < 1e-5

@@ -43,7 +43,7 @@ def in_autocast(n: Any, x: Tensor) -> Tensor:
 
 def coordinates(n: Any, x: Tensor) -> Tensor:
     rows = torch.linspace(-1, 1, x.shape[1], dtype=x.dtype, device=x.device)
-    return n["body"](x + rows[:, None, None] + torch.linspace(0, 2, x.shape[2])[:, None])
+    return n["body"](x + rows[:, None, None] + torch.linspace(0, 2, steps=x.shape[2])[:, None])
 
 
 GRU = {"g": nn.GRU(3, 2, batch_first=True)}

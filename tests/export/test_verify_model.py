@@ -14,7 +14,7 @@ import torch
 from helpers.command import Result, mdlstm
 from helpers.crafted_models import node
 from helpers.damage import damage
-from helpers.networks import Conditioned, ManyHeads, Tokens, warped
+from helpers.networks import Conditioned, Function, ManyHeads, Tokens, warped
 from helpers.small_models import write_model
 
 from mdlstm_tk import MDLSTM
@@ -178,6 +178,13 @@ def test_the_users_own_arrays_are_compared(tmp_path: Path) -> None:
     assert done.code == 2 and "x, z" in done.err
     with pytest.raises(InputError, match=r"mine .*\(2, 4, 2\)|2x4"):
         verify_model(path, net, inputs={"mine": {"x": x[:2], "z": mine["z"]}})
+
+
+def test_the_name_of_an_array_changes_no_comparison(tmp_path: Path) -> None:
+    network = Function()
+    path = export_onnx(network, tmp_path / "m.onnx", grid=(3, 4)).path
+    for name in ("scale 0", "scale 1", "3x4, random × 1, seed 0"):
+        verify_model(path, network, inputs={name: np.full((3, 4), 9.0)}, device="cpu").raise_if_failed()
 
 
 def test_the_users_arrays_may_be_the_only_ones_that_a_network_takes(tmp_path: Path) -> None:

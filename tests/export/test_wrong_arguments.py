@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from helpers.networks import Function
@@ -14,7 +15,8 @@ from helpers.small_models import recogniser, write_model
 
 from mdlstm_tk import MDLSTM, Gate, register_cell
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.export import export_onnx, export_run, verify_model
+from mdlstm_tk.export import export_onnx, export_run, float64_reference, lower, verify_model
+from mdlstm_tk.export.run_export import export_run_sizes
 from mdlstm_tk.runtime import Session, TiledSession
 
 NO_RANGE = [(1, 0), "ab", 3, (float("nan"), 1), (1,), (-1.7e308, 1.7e308)]
@@ -46,10 +48,17 @@ OF_EXPORT: dict[str, list[Any]] = {
     "dtype": ["float64", torch.float32, None, 3],
     "atol": NO_NUMBER,
 }
+TRACED = torch.jit.trace(MDLSTM(1, 2).eval(), torch.zeros(1, 3, 4, 1))
+
+
+def filled_with(value: Any) -> Callable[..., Any]:
+    return lambda shape, generator: np.full(shape, value)
+
+
 ARGUMENTS: dict[str, dict[str, list[Any]]] = {
     "export_onnx": {
         **OF_EXPORT,
-        "module": [3, None, "net", lambda x: x, MDLSTM, torch.nn.LazyLinear(3)],
+        "module": [3, None, "net", lambda x: x, MDLSTM, torch.nn.LazyLinear(3), TRACED],
         "path": NO_PATH,
         "example_inputs": NO_TENSORS,
         "extra_inputs": [*NO_MAPPING, {"h": [1.0]}, {1: torch.zeros(1)}, {"h": META}],
@@ -57,11 +66,18 @@ ARGUMENTS: dict[str, dict[str, list[Any]]] = {
         "output_names": [*NO_NAMES, "y", ["y", "y"], [""]],
         "channels": [*NO_COUNT, 0],
         "channels_last": ["yes", 2, 0.5],
-        "example_range": [*NO_RANGE, lambda shape, generator: None],
-        "verify_inputs": [*NO_MAPPING, {"verify_inputs": RAGGED}, {"verify_inputs": NEEDS_GRAD}],
+        "example_range": [*NO_RANGE, lambda shape, generator: None, *map(filled_with, ("a", 1j))],
+        "verify_inputs": [
+            *(*NO_MAPPING, {"verify_inputs": RAGGED}, {"verify_inputs": NEEDS_GRAD}),
+            *({name: np.zeros((1, 3, 4, 1))} for name in ("example_inputs", "3x4, random × 1, seed 0")),
+        ],
         "metadata": [*NO_MAPPING, {"metadata": 1}, {"classes": 3, "metadata": 1}],
     },
     "export_run": {**OF_EXPORT, "run": NO_PATH, "force": NO_FLAG},
+    "export_run_sizes": {"grids": [[], 3, "ab", None]},
+    "float64_reference": {"module": [3, None, "net", TRACED]},
+    "reference": {"x": [value for value in NO_ARRAY if value is not NEEDS_GRAD]},
+    "lower": {"model": [*NO_PATH, "m.onnx"], "form": ["loop", 3, ["scan"]]},
     "verify_model": {
         **OF_FILE,
         "model": NO_PATH,
@@ -105,6 +121,10 @@ def calls(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ca
     return {
         "export_onnx": with_defaults(export_onnx, module=Function(), path=folder / "m.onnx", grid=(3, 4)),
         "export_run": with_defaults(export_run, run=model.parent, path=folder / "run.onnx"),
+        "export_run_sizes": with_defaults(export_run_sizes, run=model.parent, grids=[None]),
+        "float64_reference": lambda module: float64_reference(module)(x),
+        "reference": float64_reference(MDLSTM(1, 2)),
+        "lower": with_defaults(lower, model=onnx.load(model)),
         "verify_model": with_defaults(verify_model, model=model, device="cpu", seeds=1),
         "Session": with_defaults(Session, model=model, device="cpu"),
         "TiledSession": with_defaults(TiledSession, model=tiles, device="cpu"),

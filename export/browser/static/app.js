@@ -74,6 +74,7 @@ function setInput(next) {
   if (info.minGrid?.some((least, axis) => !info.grid?.[axis] && size[axis] < least))
     throw new Error(`a ${size.join("×")} grid does not fit this model, which takes at least ${info.minGrid.join("×")}`);
   x = next;
+  element("target").hidden = true; // that of an example
   [height, width].forEach((field, axis) => {
     field.max = info.grid?.[axis] ?? Math.floor(POSITIONS / size[1 - axis]);
     field.value = size[axis];
@@ -140,6 +141,7 @@ function drawnValues() {
 }
 
 function paint(value) {
+  element("target").hidden = true;
   drawnValues().fill(value);
   showInput();
   run();
@@ -148,7 +150,6 @@ function paint(value) {
 // The next of the examples, which the exporter took from the validation data; random numbers if it had none.
 function example() {
   const target = element("target");
-  target.hidden = true;
   const { examples, info } = model;
   if (examples.length) {
     const { x: next, target: text } = examples[nextExample++ % examples.length];
@@ -172,7 +173,6 @@ async function openFile(file) {
   if (!file) return;
   try {
     setInput(await readGrid(file, model.info));
-    element("target").hidden = true;
   } catch (error) {
     showError(error);
   }

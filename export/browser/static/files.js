@@ -10,7 +10,7 @@ export const POSITIONS = LIMIT * LIMIT; // of a grid; a page is the wrong tool f
 export async function readGrid(file, info) {
   const kind = file.name.toLowerCase().split(".").pop();
   const readers = { npy: readNpy, csv: readCsv, ...Object.fromEntries(IMAGE_TYPES.map((type) => [type, readImage])) };
-  if (!(kind in readers)) throw new Error(`${file.name} is not a .${Object.keys(readers).join(", .")} file`);
+  if (!Object.hasOwn(readers, kind)) throw new Error(`${file.name} is not a .${Object.keys(readers).join(", .")} file`);
   const x = await readers[kind](file, info);
   const isFixed = info.grid && !info.grid.includes(null) && !info.sizes; // it takes no smaller ones
   if (!isFixed && x.height * x.width > POSITIONS)
