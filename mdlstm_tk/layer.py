@@ -18,7 +18,6 @@ from mdlstm_tk._util.checks import fit_argument
 from mdlstm_tk._util.masking import Sizes, sizes_of_sweep, valid_mask
 from mdlstm_tk._util.saved_cell import NamesItsCell
 from mdlstm_tk._util.tensor_classes import for_unusual_tensors
-from mdlstm_tk._util.text import one_line
 from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk.backends.dispatch import BACKENDS, Backend, Choice, choose
 from mdlstm_tk.backends.inputs import SweepInputs, check_gates, parameter_shapes, state_dtype
@@ -283,6 +282,7 @@ class MDLSTM(NamesItsCell):
     ) -> Tensor | tuple[Tensor, State]:
         """`forward` with another function that sweeps one of the stacked layers."""
         return_state = arguments.flag("return_state", return_state)
+        arguments.choice("merge", self.merge, get_args(Merge))  # it may be set later
         parameters = self._layer_parameters(0)
         autocast = self._check(x, parameters["weight_ih"])
         has_batch_axis = x.dim() == self.ndim + 2
@@ -350,9 +350,7 @@ class MDLSTM(NamesItsCell):
         y, final = sweep(inputs, self.backend, self.recompute)
         if self.merge == "concat":
             return y.flatten(-2), final
-        if self.merge in ("sum", "mean"):
-            return (y.sum(dim=-2) if self.merge == "sum" else y.mean(dim=-2)), final
-        raise InputError(f"merge must be concat, sum or mean, got {one_line(self.merge)}")
+        return (y.sum(dim=-2) if self.merge == "sum" else y.mean(dim=-2)), final
 
     def _layer_parameters(self, k: int) -> dict[str, Any]:
         """The parameters of layer k by the names in `PARAMETERS`, None for those that it has not.
@@ -365,7 +363,8 @@ class MDLSTM(NamesItsCell):
         def read(key: str) -> Any:
             if key in self._parameters:
                 return self._parameters[key]
-            return getattr(self, key) if key in self.__dict__ or hasattr(type(self), key) else None
+            is_there = key in self._buffers or key in self.__dict__ or hasattr(type(self), key)
+            return getattr(self, key) if is_there else None
 
         return {name: read(f"{name}_l{k}") for name in PARAMETERS}
 

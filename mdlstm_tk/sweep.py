@@ -36,7 +36,7 @@ from mdlstm_tk.backends.run import (
 )
 from mdlstm_tk.cells.passes import graph_name
 from mdlstm_tk.flops import register_flops
-from mdlstm_tk.operator import Shape, captured_gradients, in_shape, named_arguments, result_shapes
+from mdlstm_tk.operator import captured_gradients, in_shape, named_arguments, result_shapes
 
 SAVED = (*TENSORS, "output", "gates", "states")  # for backward
 
@@ -110,16 +110,15 @@ class _Sweep(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         saved = *tensors, results.output, results.gates, results.states
         ctx.save_for_backward(*saved)
-        ctx.kinds = _kinds(saved)
+        ctx.kinds = [None if t is None else (t.shape, t.dtype) for t in saved]
         return results.output, results.final
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None) -> tuple[Any, ...]:
         (template, cell, backend, recompute), saved = ctx.how, ctx.saved_tensors
-        if _kinds(saved) != ctx.kinds:  # hooks of saved tensors may return others
-            for name, tensor, kind in zip(SAVED, saved, ctx.kinds, strict=True):
-                if tensor is not None:
-                    check_tensor(name, tensor, *kind)
+        for name, tensor, kind in zip(SAVED, saved, ctx.kinds, strict=True):
+            if tensor is not None:  # hooks of saved tensors may return others
+                check_tensor(name, tensor, *kind)
         *tensors, output, gates, states = saved
         inputs, needs_grad = template.with_tensors(tensors), ctx.needs_input_grad[3:-1]
         sees_inside = needs_plain_autograd() or is_batched(grad) or is_batched(dfinal)
@@ -137,11 +136,6 @@ class _Sweep(torch.autograd.Function):
             gradients = run_backward(inputs, results, grad, dfinal, backend, *wanted_gradients(needs_grad))
         pairs = zip(DIFFERENTIABLE, needs_grad, strict=True)
         return None, None, None, *(gradients.get(name) if needs else None for name, needs in pairs), None
-
-
-def _kinds(tensors: Sequence[Tensor | None]) -> list[tuple[Shape, torch.dtype] | None]:
-    """The shapes and dtypes of tensors."""
-    return [None if t is None else (t.shape, t.dtype) for t in tensors]
 
 
 def is_batched(grad: Tensor | None) -> bool:

@@ -111,7 +111,8 @@ def check_positions(grid: tuple[int, ...]) -> None:
     if positions > MAX_POSITIONS:
         raise InputError(
             f"a sweep takes {MAX_POSITIONS} positions at most, got {positions} in a grid "
-            f"{'×'.join(map(str, grid))}; sweep it in parts, see mdlstm_tk.tiling"
+            f"{'×'.join(map(str, grid))}; sweep its parts one after another, with the states of one as "
+            "initial_state of the next"
         )
 
 

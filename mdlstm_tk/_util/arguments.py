@@ -99,8 +99,11 @@ def check_input(x: Any, ndim: int, input_size: int, channels_last: bool) -> None
 def check_strided(name: str, tensor: torch.Tensor) -> None:
     """Check that a tensor has an entry in memory for each index."""
     if tensor.is_nested or tensor.layout != torch.strided:
-        layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
-        raise InputError(f"{name} must be a dense tensor, got a {layout} one; convert it with .to_dense()")
+        if tensor.is_nested:
+            layout, remedy = "nested", f"torch.nested.to_padded_tensor({name}, 0.0), and give sizes"
+        else:
+            layout, remedy = str(tensor.layout).removeprefix("torch."), ".to_dense()"
+        raise InputError(f"{name} must be a dense tensor, got a {layout} one; convert it with {remedy}")
 
 
 def check_dtype(dtype: Any, name: str = "dtype") -> None:

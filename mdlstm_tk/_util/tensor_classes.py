@@ -34,6 +34,8 @@ def for_unusual_tensors(run: Run) -> Run:
             return run(layer, x, *others)
         if isinstance(x, torch.fx.Proxy):
             tracer: Any = x.tracer
+            if others[-1] != layer._sweep:
+                raise InputError("torch.fx cannot record tiling.checkpointed; trace with layer(x) instead")
             if tracer.root is layer:
                 raise InputError("torch.fx makes one node of an MDLSTM; trace the network around it")
             return tracer.create_proxy("call_module", tracer.path_of_module(layer), (x, *others[:-1]), {})

@@ -23,8 +23,6 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 OPERATOR_BACKENDS = ("auto", "fused", "torch")  # the reference runs in plain autograd, not in the operator
 COMPILERS = {"cpu": "compiled by Numba for the CPU", "cuda": "compiled by Triton for the GPU"}
 
-_failures: dict[torch.device, str] = {}  # why no kernel for a device can be compiled; "": some can
-
 
 class Choice(NamedTuple):
     """The backend that runs ("fused", "torch" or "reference"), and why."""
@@ -63,7 +61,7 @@ def engine(backend: str, device: torch.device, dtype: torch.dtype) -> Engine:
     """
     choice = choose(arguments.choice("backend", backend, OPERATOR_BACKENDS), device, dtype)
     if choice.name == "torch":
-        if backend == "auto" and _failures.get(device):
+        if backend == "auto" and not _unsupported(device) and _failure(device):
             warnings.warn(
                 f"MDLSTM runs on {device} with backend 'torch', which takes several times as long as "
                 f"'fused': {choice.reason}; `mdlstm doctor` checks the installation",
@@ -93,16 +91,15 @@ def _unsupported(device: torch.device) -> str:
     return ""
 
 
+@cache
 def _failure(device: torch.device) -> str:
     """Why no kernel for a device can be compiled, or ""; tried once."""
-    if device not in _failures:
-        try:
-            _try_compiler(device)
-            _failures[device] = ""
-        except Exception as error:  # a broken or unsupported version raises anything
-            name = "Numba" if device.type == "cpu" else "Triton"
-            _failures[device] = f"{name} does not work here ({reason_of(error.__cause__ or error)})"
-    return _failures[device]
+    try:
+        _try_compiler(device)
+    except Exception as error:  # a broken or unsupported version raises anything
+        name = "Numba" if device.type == "cpu" else "Triton"
+        return f"{name} does not work here ({reason_of(error.__cause__ or error)})"
+    return ""
 
 
 def _try_compiler(device: torch.device) -> None:

@@ -13,7 +13,7 @@ A cell is written once, as forward equations; everything else is derived.
 """
 
 import mdlstm_tk.cells.definitions  # noqa: F401, registers the cells
-from mdlstm_tk.cells.cell import Cell, Gate, cell_names, check_cell, get_cell, register_cell
+from mdlstm_tk.cells.cell import BUILT_IN_CELLS, Cell, Gate, cell_names, check_cell, get_cell, register_cell
 from mdlstm_tk.cells.functions import (
     exp,
     log,
@@ -26,9 +26,6 @@ from mdlstm_tk.cells.functions import (
     sqrt,
     tanh,
 )
-
-BUILT_IN_CELLS = tuple(cell_names())
-"""The names of the cells that come with the package, whatever is registered later."""
 
 __all__ = [
     "BUILT_IN_CELLS",

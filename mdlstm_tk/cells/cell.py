@@ -17,15 +17,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from math import isfinite
-from numbers import Real
 from operator import add
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
-from mdlstm_tk._util.checks import checked
+from mdlstm_tk._util.checks import checked, fit_argument
 from mdlstm_tk._util.text import counted
 from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.cells.ir import Value, loads, topological_order
@@ -62,13 +61,10 @@ class Gate:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():
             raise InputError(f"a gate's name must be an identifier, got {self.name!r}")
-        if self.activation not in (*get_args(GateActivation), None):
-            raise InputError(f"activation must be 'sigmoid', 'tanh' or None, got {self.activation!r}")
-        start: Any = self.start
-        if not isinstance(start, Real) or not isfinite(start):
-            raise InputError(f"start must be a finite number, got {start!r}")
-        if self.role not in (*get_args(Role), None):
-            raise InputError(f"role must be one of {', '.join(get_args(Role))} or None, got {self.role!r}")
+        fit_argument("activation", self.activation, GateActivation | None)
+        fit_argument("role", self.role, Role | None)
+        if not isfinite(fit_argument("start", self.start, float)):
+            raise InputError(f"start must be a finite number, got {self.start!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +102,10 @@ class Cell:
         return len(self.gates(ndim)) + (self.functions > 0)
 
 
+BUILT_IN_CELLS = ("graves", "mean", "stable", "leaky", "slstm")
+"""The names of the cells that come with the package, whatever is registered later."""
+
 _cells: dict[str, Cell] = {}
-_built_in: set[str] = set()
 
 
 @checked
@@ -149,9 +147,9 @@ def register_cell(
     """
 
     def register(equations: E) -> E:
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII):
+        if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII):
             raise InputError(f"a cell's name must be letters, digits, '-' and '_', got {name!r}")
-        if name in _built_in:
+        if name in BUILT_IN_CELLS and name in _cells:
             raise InputError(f"cell '{name}' comes with the package; choose another name")
         names = tuple(states)
         if "h" in names or len(set(names)) < len(names) or not all(map(str.isidentifier, names)):
@@ -180,16 +178,6 @@ def register_cell(
 def cell_names() -> list[str]:
     """The names of all cells that are defined, those that come with the package first."""
     return list(_cells)
-
-
-def protect_built_in_cells() -> None:
-    """Let nobody replace the cells that are defined now."""
-    _built_in.update(_cells)
-
-
-def comes_with_package(cell: Cell) -> bool:
-    """Tell whether nobody can replace a cell."""
-    return cell.name in _built_in
 
 
 def get_cell(name: str) -> Cell:
@@ -294,5 +282,5 @@ def total(terms: Sequence[T]) -> T:
 def _gates_function(gates: Sequence[Gate] | Callable[[int], Sequence[Gate]]) -> Gates:
     if callable(gates):
         return cache(lambda ndim: tuple(gates(ndim)))
-    fixed = tuple(gates) if isinstance(gates, Iterable) else (gates,)
+    fixed = tuple(gates)
     return lambda ndim: fixed

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from math import log
 
-from mdlstm_tk.cells.cell import Gate, GateActivation, protect_built_in_cells, register_cell, total
+from mdlstm_tk.cells.cell import Gate, GateActivation, register_cell, total
 from mdlstm_tk.cells.ir import Value
 
 States = Mapping[str, Sequence[Value]]
@@ -145,6 +145,3 @@ def slstm(gates: Sequence[Value], states: States) -> Results:
     norm = total(weights)
     c = total([weight * c_d for weight, c_d in zip(weights, [z, *states["c"]], strict=True)]) / norm
     return o * c, {"c": c, "n": m + norm.log()}
-
-
-protect_built_in_cells()

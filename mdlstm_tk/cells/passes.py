@@ -23,7 +23,7 @@ from functools import cache
 from typing import Literal
 
 from mdlstm_tk.cells.autodiff import SimplifiedGraph, differentiate
-from mdlstm_tk.cells.cell import Cell, comes_with_package, get_cell, total
+from mdlstm_tk.cells.cell import BUILT_IN_CELLS, Cell, get_cell, total
 from mdlstm_tk.cells.ir import Kernel, Store, Value, loads
 from mdlstm_tk.cells.step import recorded_step
 from mdlstm_tk.errors import InputError
@@ -81,7 +81,7 @@ def reads_hidden(cell: Cell, ndim: int) -> bool:
 def graph_name(cell: Cell, ndim: int, present: tuple[str, ...]) -> str:
     """The name of a cell in a captured graph, which may run in another process: "graves", or "mine@" and a
     digest of the equations if it can be defined again."""
-    if comes_with_package(cell):
+    if cell.name in BUILT_IN_CELLS:
         return cell.name
     definition = f"{cell.recurrent}\n{pass_kernel('forward', cell, ndim, present).text}"
     return f"{cell.name}@{hashlib.sha256(definition.encode()).hexdigest()[:12]}"

@@ -60,7 +60,7 @@ def checkpointed(
     direction. This one keeps only the states that enter tiles, 2·n numbers for each line of positions of a
     tile, and backward sweeps each tile again. So beside x, y and their gradients, it needs the memory of
     those states and of a plain sweep over one tile in one direction. `torch.export`, and with it the export
-    to ONNX, gets the plain sweep.
+    to ONNX, gets the plain sweep, whose gradients are not cut; `torch.fx` cannot record the call.
 
     Directions run one after another, since each starts from a corner of its own. Stacked layers do, too,
     and what each of them passes to the next stays in memory.
@@ -113,7 +113,7 @@ def checkpointed(
         )
     if detach_every is not None:
         detach_every = arguments.positive("detach_every", detach_every)
-    if torch.compiler.is_exporting():  # a saved graph has no backward pass
+    if torch.compiler.is_exporting():  # one node for each layer, as in every saved graph
         return layer._run(x, sizes, initial_state, return_state, layer._sweep)
     sweep = TiledSweep(
         tuple(extent // window for extent, window in zip(extents, layer.window, strict=True)),

@@ -153,7 +153,7 @@ class _Checkpointed(torch.autograd.Function):
         grid, units, dirs = inputs.grid, inputs.units, len(inputs.directions)
         sum_dtype = state_dtype(inputs.x)
         sums = {
-            name: torch.zeros_like(tensor, dtype=tensor.dtype if name == "x" else sum_dtype)
+            name: torch.zeros_like(tensor, dtype=sum_dtype)
             for name, tensor in zip(DIFFERENTIABLE, inputs.tensors, strict=True)
             if needs_grad[name] and name != "initial"
         }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.refusal import refused
 
-from mdlstm_tk import MDLSTM
+from mdlstm_tk import MDLSTM, tiling
 
 X = torch.randn(2, 4, 5, 3, generator=torch.Generator().manual_seed(0))
 EXTENTS = [[4, 5], [2, 3]]
@@ -193,4 +193,24 @@ def test_a_tensor_whose_memory_was_freed_is_named(name: str) -> None:
 def test_a_merge_that_is_set_later_is_checked() -> None:
     layer = MDLSTM(3, 4, directions="all", merge="sum")
     layer.merge = "max"  # type: ignore[assignment]
-    refused("merge must be concat, sum or mean, got 'max'", lambda: layer(X))
+    for call in (MDLSTM.__call__, tiling.checkpointed):
+        refused("merge must be one of concat, sum, mean, got 'max'", lambda call=call: call(layer, X))
+
+
+@pytest.mark.parametrize("name", ["bias", "peephole", "weight_ih", "norm_bias"])
+def test_a_parameter_may_be_a_buffer(name: str) -> None:
+    layer = MDLSTM(3, 4, peephole=True, layer_norm=True)
+    for parameter in (layer.bias_l0, layer.peephole_l0):
+        torch.nn.init.normal_(parameter)
+    expected, value = layer(X), getattr(layer, f"{name}_l0").detach().clone()
+    delattr(layer, f"{name}_l0")
+    layer.register_buffer(f"{name}_l0", value)
+    torch.testing.assert_close(layer(X), expected, rtol=0, atol=0)
+
+
+def test_a_nested_tensor_is_refused_with_a_remedy_that_works() -> None:
+    nested = torch.nested.nested_tensor([torch.rand(4, 5, 3), torch.rand(2, 3, 3)])
+    layer = MDLSTM(3, 4)
+    refused(r"with torch\.nested\.to_padded_tensor\(x, 0\.0\), and give sizes", lambda: layer(nested))
+    y = layer(torch.nested.to_padded_tensor(nested, 0.0), sizes=[(4, 5), (2, 3)])
+    torch.testing.assert_close(y[1, :2, :3], layer(nested[1]))

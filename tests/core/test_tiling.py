@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -137,6 +138,33 @@ def test_only_the_states_that_enter_tiles_are_saved() -> None:
     lines = 2 * 12 * 3  # of both axes, where each of three tiles begins
     no_states = 2 * (12 + 12) * 4 * 5  # zeros, the initial states of the grid
     assert sum(saved) == x.numel() + parameters + no_states + 2 * lines * 4 * 5
+
+
+def test_a_graph_of_fx_does_not_drop_the_tiles_without_a_word() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = MDLSTM(1, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return tiling.checkpointed(self.layer, x, tile=2, detach_every=1)
+
+    refused(r"torch\.fx cannot record tiling\.checkpointed", lambda: torch.fx.symbolic_trace(Network()))
+
+
+def test_the_gradient_of_x_in_16_bits_is_rounded_once() -> None:
+    """And not after each tile: errors are little larger than without tiles."""
+    torch.manual_seed(0)
+    layer, x = MDLSTM(2, 8, directions="all").bfloat16(), torch.randn(2, 9, 9, 2).bfloat16()
+
+    def gradient(dtype: torch.dtype, sweep: Any) -> Tensor:
+        leaf = x.to(dtype).requires_grad_()
+        y = sweep(copy.deepcopy(layer).to(dtype), leaf)
+        return torch.autograd.grad(y.sum(), leaf)[0].double()
+
+    exact, plain = (gradient(dtype, MDLSTM.__call__) for dtype in (torch.float64, torch.bfloat16))
+    tiled = gradient(torch.bfloat16, lambda layer, x: tiling.checkpointed(layer, x, tile=3))
+    assert (tiled - exact).abs().max() < 2 * (plain - exact).abs().max()
 
 
 def test_second_derivatives_and_batched_gradients_are_refused() -> None:

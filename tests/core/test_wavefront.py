@@ -70,7 +70,7 @@ def test_other_directions_are_refused(bad: object) -> None:
 
 def test_a_grid_of_2_to_the_31_positions_is_refused_with_a_way_out() -> None:
     check_positions((2**31 - 1,))
-    with pytest.raises(InputError, match=r"got 2147483648 in a grid 65536×32768; .*see mdlstm_tk\.tiling"):
+    with pytest.raises(InputError, match=r"got 2147483648 in a grid 65536×32768; .*as initial_state"):
         wavefronts((65536, 32768))
 
 

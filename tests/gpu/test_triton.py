@@ -221,7 +221,7 @@ def test_which_backend_runs_on_a_gpu_and_why(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "device", lambda device: asked.append(device) or nullcontext())
 
     def choose() -> tuple[str, str]:
-        monkeypatch.setattr(dispatch, "_failures", {})
+        dispatch._failure.cache_clear()
         dispatch.choose.cache_clear()
         return dispatch.choose("auto", cuda, torch.float32)
 
@@ -234,6 +234,7 @@ def test_which_backend_runs_on_a_gpu_and_why(monkeypatch: pytest.MonkeyPatch) ->
     assert "triton" in choose()[1]
     monkeypatch.setattr(dispatch, "_try_compiler", lambda _: None)
     assert choose() == ("fused", "compiled by Triton for the GPU")
+    dispatch._failure.cache_clear()
     dispatch.choose.cache_clear()
 
 

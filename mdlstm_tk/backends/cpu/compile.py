@@ -35,10 +35,13 @@ Generic = Literal["run_jobs", "forward", "backward", "matmul", "pack", "pack_tra
 
 
 @cache
-def announce(subject: str) -> None:
+def announce(subject: str, is_kept: bool) -> None:
     """Tell the user why a call takes long, once for each subject. Without handlers of their own, Python
     prints warnings of a logger on standard error."""
-    _log.warning(f"mdlstm-tk compiles {subject} for this CPU, once; later runs take it from the cache")
+    how_often = "once; later runs take it from the cache"
+    if not is_kept:
+        how_often = "as every process does, since there is no folder to keep it in; see `mdlstm doctor`"
+    _log.warning(f"mdlstm-tk compiles {subject} for this CPU, {how_often}")
 
 
 def jit(function: Callable[..., Any]) -> Any:
@@ -106,7 +109,7 @@ def _compile(function: Callable[..., None], key: str, subject: str) -> Any:
     folder = cache_folder()
     # Path.rglob of Python 3.11 raises if another process removes a folder meanwhile; glob does not.
     if folder is None or not glob(f"**/*{digest}*.nbi", root_dir=folder, recursive=True):
-        announce(subject)
+        announce(subject, folder is not None)
     if folder is not None:
         try:
             with _caching_in(folder):
