@@ -171,7 +171,8 @@ def svg_histogram(values: Mapping[str, Floats], label: str) -> Markup:
     axis = figure.subplots()
     everything = np.concatenate(list(values.values()))
     finite = everything[np.isfinite(everything)]
-    bins = np.linspace(finite.min(initial=0), finite.max(initial=0) + 1e-9, BINS + 1).tolist()
+    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
+    bins = np.linspace(low, high + 1e-9, BINS + 1).tolist()
     for (name, each), color in zip(values.items(), COLORS, strict=False):
         shown = each[np.isfinite(each)]
         weights = np.full(len(shown), 1 / len(each))

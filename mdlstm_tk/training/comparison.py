@@ -236,7 +236,8 @@ def plan_comparison(
     elif original_settings:
         raise InputError(f"original settings exist for the task {TASK} only, got {config.task}")
     else:
-        models, notes = models_for(spec, notes)
+        models, others = models_for(spec)
+        notes += (f"left out, as for grids of two axes: {', '.join(others)}",) * bool(others)
         name, seeds = f"compare-{config.task}", seeds or 3
         notes += tuple(_describe_sizes(config, models, task))
     folder = new_run(name, folder, force).folder
@@ -299,13 +300,11 @@ def compare_models(
     return comparison
 
 
-def models_for(spec: TaskSpec, notes: Sequence[str] = ()) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The networks that take the grids of a task, and the notes with one more for those that do not."""
+def models_for(spec: TaskSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The networks that take the grids of a task, and those that do not."""
     names = model_names(spec.kind)
     taken = [each for each in names if len(spec.size) == 2 or "ndim" in model_options(each, spec.kind)]
-    if others := [each for each in names if each not in taken]:
-        notes = [*notes, f"left out, as for grids of two axes: {', '.join(others)}"]
-    return tuple(taken), tuple(notes)
+    return tuple(taken), tuple(each for each in names if each not in taken)
 
 
 def with_equal_parameters(config: TrainConfig, model: str, task: Task) -> TrainConfig:

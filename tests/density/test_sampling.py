@@ -214,3 +214,13 @@ def test_the_page_shows_drawn_images_and_what_is_likely(density_run: Run) -> Non
         turned = network.log_prob(x.rot90(1, (1, 2)))
         assert float(rows["turned by 90°"]) == pytest.approx(float(turned.mean()), abs=0.06)
     assert "test data" in page[page.index("<svg", page.index("What is likely")) :]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seed", 1.5), ("temperature", "1"), ("size", (8.0, 8)), ("count", "a"), ("output", 3)],
+)
+def test_an_argument_of_another_type_is_named(name: str, value: object, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"output": tmp_path / "a.png", name: value}
+    with pytest.raises(InputError, match=f"^{name} must be"):
+        draw_samples(**arguments)

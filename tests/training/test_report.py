@@ -22,6 +22,7 @@ from helpers.browser import opened
 from helpers.command import mdlstm
 from helpers.training import quick, run_in
 from helpers.user_data import write_classes, write_masks
+from markupsafe import Markup
 from PIL import Image
 from playwright.sync_api import Browser
 from rapidfuzz.distance import Levenshtein
@@ -32,7 +33,7 @@ from mdlstm_tk.data import DiagonalTask
 from mdlstm_tk.data.samples import LazySamples
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import training_of
-from mdlstm_tk.report import render_report, write_report
+from mdlstm_tk.report import plots, render_report, write_report
 from mdlstm_tk.report.evaluation import evaluate_split
 from mdlstm_tk.report.exports import find_exports, measure_exports
 from mdlstm_tk.runtime import Session
@@ -399,3 +400,20 @@ def test_in_a_browser(kind: str, width: int, scheme: str, runs: Any, browser: Br
         )
         light = [sum(map(int, re.findall(r"\d+", colour)[:3])) > 384 for colour in (ink, paper)]
         assert light == [scheme == "dark", scheme == "light"]
+
+
+@pytest.mark.parametrize("infinite", [0, 2, 9])
+def test_a_histogram_spans_its_finite_values_and_counts_the_others(
+    infinite: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = list[Any]()
+    monkeypatch.setattr(plots, "_to_svg", lambda figure, title: figures.append(figure) or Markup(title))
+    values = np.linspace(-100, -91, 9)
+    values[:infinite] = -np.inf
+    plots.svg_histogram({"data": values}, "log-probability")
+    (axis,) = figures[0].axes
+    (label,) = (each.get_text() for each in axis.get_legend().get_texts())
+    assert label == ("data" if not infinite else f"data ({infinite} infinite)")
+    if infinite < 9:
+        low, high = axis.get_xlim()
+        assert abs(low - values[infinite]) < 1 and abs(high + 91) < 1
