@@ -40,7 +40,10 @@ def compare(
     original_settings: Annotated[bool, option(ORIGINAL, RUN, "--original-settings")] = False,
     settings: Settings = None,
     output: Annotated[
-        Path | None, output_option("Folder for the runs, pictures and summary.", "runs/compare-TASK", "DIR")
+        Path | None,
+        output_option(
+            "Folder for the runs, pictures and summary.", "runs/compare, or runs/compare-TASK", "DIR"
+        ),
     ] = None,
     force: ForceFolder = False,
     json: Json = False,

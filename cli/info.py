@@ -11,7 +11,7 @@ import typer
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli.console import next_command, print_json, table, warn
-from mdlstm_tk.cli.options import Json, MaxBytes, complete_model_or_run
+from mdlstm_tk.cli.options import FileBytes, Json, complete_model_or_run
 from mdlstm_tk.cli.progress import next_of_run
 from mdlstm_tk.errors import InputError
 
@@ -27,7 +27,7 @@ def info(
         ),
     ],
     json: Json = False,
-    max_bytes: MaxBytes = None,
+    max_bytes: FileBytes = None,
 ) -> None:
     """Describe an exported model, or a training run."""
     from mdlstm_tk.runtime import describe_model

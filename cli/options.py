@@ -176,11 +176,13 @@ Device = Annotated[
         autocompletion=complete_from(*DEVICES),
     ),
 ]
+FILE_BYTES = "Maximum size of a file in bytes, before and after decompression"
+FileBytes = Annotated[int | None, option(f"{FILE_BYTES}.", LIMITS, min=1, show_default="1 GiB")]
 MaxBytes = Annotated[
     int | None,
     option(
-        "Maximum size of a file in bytes, before and after decompression; of a tiled run, about the "
-        "resident memory; with --isolated, also the memory of that process, else 4 GiB.",
+        f"{FILE_BYTES}; of infer in tiles, about the resident memory; with --isolated, also the memory of "
+        "that process, else 4 GiB.",
         LIMITS,
         min=1,
         show_default="1 GiB",
@@ -229,8 +231,8 @@ OutputFormat = Annotated[
     ),
 ]
 PROBABILITIES = (
-    "Write the probability of every class, by name in csv and json, else as arrays; of other answers, "
-    "their confidence. {probabilities}."
+    "Write the probability of every class, of samples by name in csv and json, else as arrays; of other "
+    "answers, their confidence. {probabilities}."
 )
 Probabilities = Annotated[bool, option(PROBABILITIES, OUTPUT, "--probabilities")]
 SKIP_EXISTING = "Leave out inputs whose result exists; continues an interrupted call."
@@ -283,7 +285,9 @@ def with_kind_options(function: Callable[..., None]) -> Callable[..., None]:
     texts = {
         "formats": describe_formats(),
         "documents": describe_documents(),
-        "document_formats": "".join(f"{each.format} for {each.name}s, " for each in all_documents()),
+        "document_formats": "".join(
+            f"{each.format} for {each.name}s with -o, " for each in all_documents()
+        ),
         "probabilities": describe_option("probabilities"),
     }
     added: dict[str, inspect.Parameter] = {}

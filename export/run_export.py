@@ -173,9 +173,9 @@ def _values_of(spec: TaskSpec) -> ExampleRange | None:
 
 def _is_unit_range(spec: TaskSpec) -> bool:
     """False if mean or deviation of x, where they are known, say that it lies outside of [0, 1]. Numbers
-    from there deviate by one half at most; 1 stands for the deviation of a constant channel."""
+    from there deviate by one half at most."""
     moments = zip(spec.mean, spec.std, strict=True)
-    return all(-0.1 <= mean <= 1.1 and (std <= 0.6 or std == 1) for mean, std in moments)
+    return all(-0.1 <= mean <= 1.1 and std <= 0.6 for mean, std in moments)
 
 
 def find_checkpoint(run: Run | str | Path) -> tuple[Run, Path]:

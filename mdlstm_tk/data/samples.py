@@ -91,10 +91,11 @@ def survey_samples(
 def channel_moments(
     moments: Sequence[Moments], channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel over all positions; std 1 where it is constant."""
+    """Return mean and standard deviation of each channel over all positions. That of a constant channel is
+    set to one half, the largest that values in [0, 1] can have."""
     mean, squares, variance = _spread(moments, channels)
     is_constant = variance <= 1e-12 * squares  # what rounding leaves
-    std = np.where(is_constant, 1.0, np.sqrt(np.where(is_constant, 1.0, variance)))
+    std = np.where(is_constant, 0.5, np.sqrt(np.where(is_constant, 1.0, variance)))
     return tuple(map(float, mean)), tuple(map(float, std))
 
 

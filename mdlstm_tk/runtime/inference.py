@@ -133,10 +133,10 @@ def infer_paths(
             (.csv), a list (.json) or lines (.txt, .tsv) of answers, in the order of the inputs. Documents
             are written to a folder under the same name.
         output_format: file format of the results. None: see `plan_jobs`. txt, tsv, csv and json hold
-            answers and masks; npy and npz, where they are named, hold the network's outputs.
-        probabilities: of a classifier or segmenter, write the probability of every class: by name in csv
-            and json, as arrays (softmax over the classes) in npy and npz. The default format is then npy
-            or npz. Of kinds with other answers, their confidence.
+            answers, csv and json masks, too; npy and npz, where they are named, the network's outputs.
+        probabilities: of a classifier or segmenter, write the probability of every class: of a classifier
+            by name in csv and json, else as arrays (softmax over the classes), in json, npy and npz. The
+            default format is then npy or npz. Of kinds with other answers, their confidence.
         device: "auto" (CUDA if it works, else CPU), "cpu", "cuda" or "cuda:N".
         threads: CPU threads of one run, as for `Session`. 0: one per core.
         batch_size: samples per run. None: 64, or fewer for grids above 64×64.

@@ -5,7 +5,7 @@
 >>> page = read_page("0001.xml")
 
 room              the place where the rest of the package finds all this
-transcribe, transcribe_training, metadata   the kind `transcribe`
+transcribe, transcribe_training   the kind `transcribe`
 pages             ALTO and PAGE XML, with page_geometry, markup and line_cutting
 documents         pages as inputs, with page_inference
 ctc               texts from outputs, with posteriors, decoding, character_model, transcription

@@ -176,8 +176,8 @@ class TrainConfig:
     )
     augment: float = _setting(
         0.0,
-        "Strength of random shift, rotation, zoom and warp of training images, for texts also of slant, "
-        "strokes and contrast; 0: none.",
+        "Strength of the random distortion of training images, such as shift, rotation, zoom and warp; "
+        "what is distorted depends on the task. 0: none.",
         min=0,
         max=100,
     )

@@ -155,6 +155,7 @@ def test_a_size_that_no_sample_of_the_run_has_is_refused(tmp_path: Path) -> None
         ([0.0, 100.0, 255.0], False),
         ([-1.0, 0.5, 2.0], False),
         ([-1.0, 0.9], False),
+        ([-1.0, 1.0], False),  # standardised: its deviation is exactly 1
         ([7.0, 7.0], False),
     ],
 )
