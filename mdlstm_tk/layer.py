@@ -271,6 +271,10 @@ class MDLSTM(NamesItsCell):
         """
         return self._run(x, sizes, initial_state, return_state, self._sweep)
 
+    def _has_own_forward(self) -> bool:
+        """Tell whether a call runs another `forward`, which may do more than `_run`."""
+        return type(self).forward is not MDLSTM.forward or "forward" in vars(self)
+
     @for_unusual_tensors
     def _run(
         self,

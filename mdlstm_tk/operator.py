@@ -27,6 +27,7 @@ from mdlstm_tk.backends.inputs import (
 )
 from mdlstm_tk.backends.run import (
     differentiable_gradients,
+    in_forward_mode,
     needs_plain_autograd,
     run_backward,
     run_forward,
@@ -34,6 +35,7 @@ from mdlstm_tk.backends.run import (
 )
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.passes import cell_of_graph, graph_name
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.flops import register_flops
 
 torch.library.define(
@@ -72,7 +74,16 @@ def _with_cell(arguments: Sequence[Any]) -> SweepInputs:
 
 def _unpack(arguments: Sequence[Any]) -> SweepInputs:
     """The inputs, which an operator gets as its first arguments. A captured graph may give it `sizes` on a
-    GPU; they are read here, once."""
+    GPU; they are read here, once.
+
+    Raises:
+        InputError: derivatives are computed in forward mode; torch would take that of an operator for 0.
+    """
+    if in_forward_mode():
+        raise InputError(
+            "a captured graph has no derivative in forward mode; differentiate the layer itself so, or the "
+            "graph with backward()"
+        )
     inputs = _with_cell(arguments)
     sizes = inputs.sizes
     if sizes is not None and is_readable(sizes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, make_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -51,6 +52,11 @@ class BoundaryState:
 
     def __getattr__(self, name: str) -> Faces:
         raise AttributeError(f"this BoundaryState has no state '{name}', only {', '.join(vars(self))}")
+
+    @property
+    def __dataclass_fields__(self) -> dict[str, Any]:
+        """The states as fields: `torch.nn.parallel` and FSDP look for tensors in those of an output."""
+        return {field.name: field for field in fields(make_dataclass("_States", list(vars(self))))}
 
     def __iter__(self) -> Iterator[Faces]:
         return iter(vars(self).values())

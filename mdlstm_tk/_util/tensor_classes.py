@@ -13,11 +13,17 @@ from mdlstm_tk._util.text import one_line
 from mdlstm_tk.errors import InputError, MDLSTMError
 
 Run = TypeVar("Run", bound=Callable[..., Any])
+HOOKS = "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"  # of a module
 
 
 def is_wrapper(tensor: torch.Tensor) -> bool:
     """Tell whether a tensor's class says itself what operators do with it, and may have no memory."""
     return type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+
+
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Tell whether a call of a module runs hooks."""
+    return any(getattr(module, kind) for kind in HOOKS)
 
 
 def for_unusual_tensors(run: Run) -> Run:
@@ -38,6 +44,11 @@ def for_unusual_tensors(run: Run) -> Run:
                 raise InputError("torch.fx cannot record tiling.checkpointed; trace with layer(x) instead")
             if tracer.root is layer:
                 raise InputError("torch.fx makes one node of an MDLSTM; trace the network around it")
+            if layer._has_own_forward() or has_hooks(layer):
+                raise InputError(
+                    f"torch.fx would run the hooks or the forward of this {type(layer).__name__} twice; "
+                    "trace with a torch.fx.Tracer whose is_leaf_module is true of it"
+                )
             return tracer.create_proxy("call_module", tracer.path_of_module(layer), (x, *others[:-1]), {})
         try:
             return run(layer, x, *others)

@@ -51,7 +51,12 @@ def wanted_gradients(needs_grad: Sequence[bool]) -> tuple[bool, bool]:
 
 def needs_plain_autograd() -> bool:
     """Tell whether a transform is active that cannot see into an operator."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return torch._C._are_functorch_transforms_active() or in_forward_mode()
+
+
+def in_forward_mode() -> bool:
+    """Tell whether derivatives are computed in forward mode."""
+    return forward_ad._current_level >= 0
 
 
 def in_plain_autograd(inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:

@@ -27,6 +27,8 @@ from mdlstm_tk.runtime.preprocessing import (
     WHITE_IS_ZERO,
     Preprocessing,
     open_image,
+    orientation_of,
+    upright,
 )
 
 UNKNOWN_VALUE = 255  # means "no class" in masks with 8 bits, unless 0 and 255 are the only values
@@ -86,8 +88,8 @@ def read_mask(file: Path) -> RawMask:
             )
         largest = _largest_stored(image)
         image.load()
-        require("PIL.ImageOps", "image").exif_transpose(image, in_place=True)
         mask = _raw_mask(image)
+        mask = replace(mask, pixels=upright(mask.pixels, orientation_of(image)))
     if not largest or mask.palette is not None or mask.has_colours:
         return mask
     whole = 65535 if image.mode == "I" else 255
@@ -96,7 +98,7 @@ def read_mask(file: Path) -> RawMask:
 
 def _has_lossy_compression(image: Any, data: bytes) -> bool:
     if image.format != "WEBP":
-        return image.format == "JPEG" or image.info.get("compression") in LOSSY_IN_TIFF
+        return image.format in ("JPEG", "MPO") or image.info.get("compression") in LOSSY_IN_TIFF
     position = 12  # of the first chunk; one of lossless pixels is called VP8L
     while position < len(data):
         name = data[position : position + 4]

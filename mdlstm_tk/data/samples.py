@@ -13,7 +13,7 @@ from typing import Any, overload
 import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk._util.text import listing
+from mdlstm_tk._util.text import counted, listing
 from mdlstm_tk.data.images import is_grey
 from mdlstm_tk.data.spec import Array, Extents, Floats, RawSample, Resize, Sample, SampleId
 from mdlstm_tk.errors import InputError, Message
@@ -54,6 +54,7 @@ class Survey:
         identity: its name, and the digests of its content and its target.
         extents: of its grid, as the network will see it.
         moments: of x, with one channel if the sample is a grey image.
+        scaled: True if it is an image whose bits are scaled to [0, 1].
         target: the name of the class, the text, the `RawMask.distinct`, the numbers or labels by name, the
             `Moments` of the target, or None of a kind without targets.
     """
@@ -62,6 +63,7 @@ class Survey:
     identity: SampleId
     extents: Extents
     moments: Moments
+    scaled: bool
     target: Any
 
 
@@ -112,6 +114,17 @@ def describe_unresolved(
     return [f"{text}; if it is not constant in the file, subtract that number"] if found else []
 
 
+def describe_mixed_scales(surveys: Sequence[Survey]) -> list[str]:
+    """A note for the user on images of which some have bits, scaled to [0, 1], and others numbers."""
+    unscaled = [survey.sample.name for survey in surveys if survey.sample.is_image and not survey.scaled]
+    if not any(survey.scaled for survey in surveys) or not unscaled:
+        return []
+    return [
+        f"{counted(len(unscaled), 'image holds', 'images hold')} floats or 32-bit integers, which are used "
+        f"as they are, and others 8 or 16 bits, which are scaled to [0, 1]; first '{unscaled[0]}'"
+    ]
+
+
 def _spread(moments: Sequence[Moments], channels: int) -> tuple[Array, Array, Array]:
     """The mean, the mean square and the variance of each channel (C,)."""
     count = sum(each.count for each in moments)
@@ -144,7 +157,7 @@ def _survey(sample: RawSample, kind: str, resize: Resize) -> Survey | str:
     if label is not None:
         label = _digest(label) if isinstance(label, np.ndarray) else str(label)
         of_target = blake2b(label.encode(), digest_size=DIGEST_BYTES).hexdigest()
-    return Survey(sample, SampleId(_digest(x), sample.name, of_target), extents, moments, target)
+    return Survey(sample, SampleId(_digest(x), sample.name, of_target), extents, moments, scaled, target)
 
 
 def _digest(x: Array) -> str:

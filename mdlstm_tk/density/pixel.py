@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mdlstm_tk._util.tensor_classes import has_hooks
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.backends.torch.evaluate import evaluate
 from mdlstm_tk.cells import get_cell
@@ -65,8 +66,13 @@ class PixelNet(DensityNet):
         self.body: _PixelBody
 
     def contexts(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-        """As `DensityNet.contexts`, but each layer computes each position once. 16-bit networks compute in
-        float32 here, and round the features."""
+        """As `DensityNet.contexts`, but each layer computes each position once, unless its body has hooks,
+        or a layer a forward of its own. 16-bit networks compute in float32 here, and round the features."""
+        if any(map(has_hooks, self.body.modules())) or any(
+            layer._has_own_forward() for layer in self.body.layers
+        ):
+            yield from super().contexts(x)
+            return
         n, height, width, channels = x.shape
         shape = n, height + 1, width + 3, channels
         padded = x.new_zeros(shape, dtype=state_dtype(x))  # as in `neighbours`

@@ -130,7 +130,7 @@ def decode_image(
                 too_large or MORE_BYTES,
             )
         image.load()
-        return _upright(_pixels(image), _orientation(image))
+        return upright(_pixels(image), orientation_of(image))
 
 
 def read_extents(path: Path) -> tuple[int, int, int]:
@@ -142,7 +142,7 @@ def read_extents(path: Path) -> tuple[int, int, int]:
     """
     with open_input(path) as file, open_image(file, str(path)) as image:
         tags = getattr(image, "tag_v2", {})  # of TIFF, where Pillow has turned the extents beforehand
-        return tags.get(HEIGHT, image.height), tags.get(WIDTH, image.width), _orientation(image)
+        return tags.get(HEIGHT, image.height), tags.get(WIDTH, image.width), orientation_of(image)
 
 
 def to_grey(pixels: Array) -> Array:
@@ -243,7 +243,7 @@ def _mend_tiff(image: Any, label: str) -> None:
             image.tile[k] = tile._make(values) if hasattr(tile, "_make") else values  # before Pillow 11
 
 
-def _upright(pixels: Array, orientation: int) -> Array:
+def upright(pixels: Array, orientation: int) -> Array:
     """Turn (H, W) or (H, W, 3) upright by its orientation in EXIF."""
     pixels = pixels.swapaxes(0, 1) if orientation in SIDEWAYS else pixels
     pixels = pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
@@ -283,7 +283,7 @@ def _blended_with_white(image: Any) -> Array:
     return result[..., 0] if channels == 1 else result
 
 
-def _orientation(image: Any) -> int:
+def orientation_of(image: Any) -> int:
     """The orientation of a Pillow image in its EXIF data; 1, upright, if there are none.
 
     It is also 1 if they are damaged, which does not make the pixels unusable.

@@ -12,7 +12,7 @@ from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.kinds.kind import Width
 from mdlstm_tk.runtime.batching import run_batches
 from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.runtime.io.readers import preprocessing_for
+from mdlstm_tk.runtime.io.readers import check_scaled, preprocessing_for
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.runtime.shapes import as_image, covered_width, grid_of
@@ -58,6 +58,7 @@ def read_images(
     arrays, lines = dict[int, Array](), dict[int, Transcription | InputError]()
     for k, pixels in enumerate(images):
         try:
+            check_scaled(metadata, pixels.dtype, "it")
             x = preprocessing(pixels)
         except InputError as error:
             lines[k] = error

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mdlstm_tk._util import arguments
 from mdlstm_tk._util.masking import Sizes
+from mdlstm_tk._util.tensor_classes import has_hooks
 from mdlstm_tk._util.text import one_line
 from mdlstm_tk.backends.run import needs_plain_autograd
 from mdlstm_tk.errors import InputError
@@ -91,13 +92,12 @@ def checkpointed(
             f"layer must be an MDLSTM, got {type(layer).__name__}; "
             "in a network, call checkpointed in place of each of its MDLSTM layers"
         )
-    if type(layer).forward is not MDLSTM.forward or "forward" in vars(layer):
+    if layer._has_own_forward():
         raise InputError(
             f"layer is of the class {type(layer).__name__} with a forward of its own, which checkpointed "
             "does not run; use layer(x), or call checkpointed in that forward, for an MDLSTM"
         )
-    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-    if any(getattr(layer, kind) for kind in hooks):
+    if has_hooks(layer):
         raise InputError("layer has hooks, which checkpointed does not run; remove them, or use layer(x)")
     if needs_plain_autograd():
         raise InputError(

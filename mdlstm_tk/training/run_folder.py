@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -264,8 +265,8 @@ def _claim(folder: Path) -> bool:
     """Create a folder; False if it exists, as another training may have created it just now."""
     try:
         folder.mkdir(parents=True)
-    except FileExistsError:
-        return False
+    except FileExistsError:  # or runs/ is a link to nothing, which `new_run` tells
+        return not os.path.lexists(folder)
     except OSError:  # `new_run` says why
         pass
     return True

@@ -330,20 +330,29 @@ def describe_changes(before: Samples, now: Samples) -> list[str]:
 
 
 def describe_overlap(now: Samples, trained: Sequence[SampleId] = ()) -> list[str]:
-    """Say which samples are validated with or tested on although they, or their copies, are trained on.
+    """Say which samples are validated with or tested on although they, or their copies, are trained on; and
+    which are tested on although the best weights are chosen with them.
 
     Args:
         now: the samples by split.
         trained: further samples that the network was trained on.
     """
-    digests = {each.digest for each in (*now.get("train", ()), *trained)}
+    learned = {each.digest for each in (*now.get("train", ()), *trained)}
+    chosen_with = {each.digest for each in now.get("validation", ())} - learned
+    too_low = "trained on as well, so its errors are too low"
+    may_be = "validated with as well, which chooses the weights, so its errors may be too low"
+    uses: tuple[tuple[Split, set[str], str], ...] = (
+        ("validation", learned, too_low),
+        ("test", learned, too_low),
+        ("test", chosen_with, may_be),
+    )
     lines = []
-    for split in now.keys() - {"train"}:
-        if names := [each.name for each in now[split] if each.digest in digests]:
+    for split, digests, use in uses:
+        samples = now.get(split, ())
+        if names := [each.name for each in samples if each.digest in digests]:
             lines.append(
-                f"{len(names)} of the {counted(len(now[split]), 'sample')} that the network is "
-                f"{USES[split]} {'is' if len(names) == 1 else 'are'} trained on as well, "
-                f"so its errors are too low: {quoted(names)}"
+                f"{len(names)} of the {counted(len(samples), 'sample')} that the network is "
+                f"{USES[split]} {'is' if len(names) == 1 else 'are'} {use}: {quoted(names)}"
             )
     return sorted(lines)
 

@@ -281,6 +281,19 @@ def test_torch_fx_makes_one_node_of_a_layer() -> None:
         torch.fx.symbolic_trace(net.layer)
 
 
+class Doubling(MDLSTM):
+    def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
+        return super().forward(2 * x, *arguments, **options)
+
+
+def test_torch_fx_does_not_run_hooks_or_an_own_forward_twice() -> None:
+    hooked, own = MDLSTM(3, 3), Doubling(3, 3)
+    hooked.register_forward_pre_hook(lambda layer, arguments: (2 * arguments[0], *arguments[1:]))
+    for layer in (hooked, own):
+        with pytest.raises(InputError, match=r"twice; trace with a torch\.fx\.Tracer"):
+            torch.fx.symbolic_trace(torch.nn.Sequential(layer))
+
+
 @pytest.mark.parametrize("backend", ["fused", "torch"])
 @pytest.mark.parametrize(
     "options", [{}, {"layer_norm": True, "peephole": True, "recompute": True}], ids=str

@@ -275,3 +275,15 @@ def test_every_partial_set_of_states_is_refused(cell: str) -> None:
 def test_reading_a_missing_state_lists_the_others() -> None:
     with pytest.raises(AttributeError, match="has no state 'n', only h, c"):
         _ = make_state().n
+
+
+def test_wrappers_that_look_for_tensors_in_an_output_find_the_states() -> None:
+    """`DistributedDataParallel` and FSDP look into dataclasses alone."""
+    from torch.distributed.utils import _apply_to_tensors
+    from torch.nn.parallel.distributed import _find_tensors
+
+    state = BoundaryState(h=(torch.ones(1), None), c=(torch.ones(2), torch.ones(3)))
+    assert [len(t) for t in _find_tensors(state)] == [1, 2, 3]
+    doubled = _apply_to_tensors(lambda t: 2 * t, (state,))[0]
+    assert repr(doubled) == repr(state)
+    assert doubled.c[1].tolist() == [2, 2, 2]

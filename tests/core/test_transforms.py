@@ -21,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.backends.torch import products
+from mdlstm_tk.errors import InputError
 
 
 def per_sample_gradients(layer: MDLSTM, x: Tensor) -> Any:
@@ -165,6 +166,14 @@ def test_tangents_of_a_gradient_go_through_the_backward_pass(captured: bool) -> 
     assert actual is not None
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
     torch._dynamo.reset()
+
+
+def test_a_captured_graph_refuses_forward_mode_whose_derivative_torch_takes_for_zero() -> None:
+    layer, x = MDLSTM(2, 4), torch.randn(2, 3, 4, 2)
+    graph = torch.export.export(layer, (x,)).module()
+    for derivative in (lambda: dual_numbers(graph, x), lambda: jvp(graph, (x,), (x,))):  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="a captured graph has no derivative in forward mode"):
+            derivative()
 
 
 def test_a_graph_of_make_fx_takes_other_sizes() -> None:

@@ -257,6 +257,7 @@ ROUGH = Image.fromarray(100 * SMALL)
 COMPRESSED = {
     "JPEG": encoded(ROUGH, "JPEG"),
     "TIFF of JPEG": encoded(ROUGH, "TIFF", compression="jpeg"),
+    "several pictures in a JPEG": encoded(ROUGH, "MPO", save_all=True, append_images=[ROUGH]),
     "WebP": encoded(ROUGH, "WEBP"),
     "WebP in chunks": encoded(ROUGH, "WEBP", icc_profile=b"VP8L"),
     "frames of WebP": encoded(ROUGH, "WEBP", save_all=True, append_images=[ROUGH.rotate(180)]),
@@ -395,3 +396,13 @@ def test_images_of_numbers_that_float32_does_not_resolve_are_named(tmp_path: Pat
         tifffile.imwrite(tmp_path / f"{'ab'[k % 2]}/{k}.tif", x.astype(np.float32))
     summary = read(tmp_path, "classify", validation=0.0).summary
     assert any("x is the same in all training samples as far as float32 resolves it" in s for s in summary)
+
+
+def test_a_mixture_of_images_that_are_scaled_and_others_is_named(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    write_classes(tmp_path, {"a": 6, "b": 6})
+    assert not any("floats" in line for line in read(tmp_path, "classify").summary)
+    folder = next(path for path in sorted(tmp_path.iterdir()) if path.is_dir())
+    tifffile.imwrite(folder / "float.tif", RNG.random((5, 6)).astype(np.float32))
+    (note,) = (line for line in read(tmp_path, "classify").summary if "floats" in line)
+    assert note.startswith("1 image holds floats") and "float.tif" in note

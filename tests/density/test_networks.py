@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from helpers.checkout import ROOT
 from torch import Tensor
 
+from mdlstm_tk import MDLSTM
 from mdlstm_tk._util.user_code import import_file
 from mdlstm_tk.density import DensityNet, Ising
 from mdlstm_tk.density.pixel import PixelNet
@@ -263,3 +266,20 @@ def test_a_cold_network_in_half_precision_draws_the_likeliest_level() -> None:
         net.heads[0][-1].bias[1] = 100  # type: ignore[index, union-attr]
     for temperature in (1e-4, 1e-40, 1e-300):  # by which logits overflow; the last is 0 in float32
         assert (net.half().sample(2, SIZE, temperature=temperature) == 0.5).all()
+
+
+def test_drawing_runs_hooks_of_layers_and_their_own_forward() -> None:
+    """As old `torch.nn.utils.weight_norm`, whose hook makes the weight that a layer uses."""
+
+    class Doubling(MDLSTM):
+        def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
+            return super().forward(2 * x, *arguments, **options)
+
+    plain, hooked, own = (network(layers=1) for _ in range(3))
+    (layer,) = hooked.body.layers  # type: ignore[union-attr]
+    layer.register_forward_pre_hook(lambda layer, arguments: (2 * arguments[0], *arguments[1:]))
+    own.body.layers[0].__class__ = Doubling  # type: ignore[index]
+    uniform = torch.rand(3, 4, 5, 1)
+    drawn = [net.sample(3, (4, 5), uniform=uniform) for net in (plain, hooked, own)]
+    assert torch.equal(drawn[1], drawn[2])
+    assert not torch.equal(drawn[0], drawn[1])

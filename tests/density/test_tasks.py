@@ -173,6 +173,9 @@ def test_runs_know_the_pictures_of_idx_files(tmp_path: Path) -> None:
     assert [len(trained.identities[split]) for split in SPLITS] == [7, 2, 3]
     (change,) = describe_overlap(again.identities, trained.identities["train"])
     assert change.startswith("2 of the 4 samples that the network is validated with are trained on")
+    before = {**trained.identities, "test": trained.identities["validation"]}
+    (change,) = describe_overlap(before)
+    assert change.startswith("2 of the 2 samples that the network is tested on are validated with as well")
     with pytest.raises(InputError, match=r"2 samples .* trained on are now among those"):
         describe_changes(trained.identities, again.identities)
     other = Fashion(0.25, tmp_path / "other")

@@ -58,7 +58,8 @@ def listed() -> list[str]:
 
 
 def write_zarr(path: str) -> None:
-    zarr.create_array(path, shape=X.shape, chunks=(16, 16, 3), dtype=X.dtype)[:] = X
+    store = zarr.storage.LocalStore(path)
+    zarr.create_array(store, shape=X.shape, chunks=(16, 16, 3), dtype=X.dtype)[:] = X
 
 
 def write_pyramid(path: str) -> None:
@@ -76,6 +77,7 @@ SOURCES: dict[str, tuple[str, Any]] = {
     "Fortran order": ("x.npy", lambda path: np.save(path, np.asfortranarray(X))),
     "big-endian": ("x.npy", lambda path: np.save(path, X.astype(">f8"))),
     "zarr": ("x.zarr", write_zarr),
+    "zarr whose name looks like a chain of URLs": ("a::x.zarr", write_zarr),
     "tiled": ("x.tif", tif(tile=(16, 32), compression="zlib")),
     "plain": ("x.tiff", tif()),
     "strips": ("x.tif", tif(rowsperstrip=7, compression="zlib")),

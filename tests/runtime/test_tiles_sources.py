@@ -17,6 +17,7 @@ from PIL import Image
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import TiledSession, infer_paths, load_image
+from mdlstm_tk.runtime.io.readers import read_input
 from mdlstm_tk.runtime.preprocessing import decode_image
 from mdlstm_tk.runtime.tiles.local import State
 from mdlstm_tk.runtime.tiles.sources import open_source
@@ -34,19 +35,39 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize(("dtype", "is_warned"), [("u1", True), ("i8", True), ("f4", True)])
-def test_whole_numbers_are_not_taken_for_an_image(dtype: str, is_warned: bool) -> None:
-    np.save("x.npy", PIXELS[..., 0].astype(dtype))
+@pytest.mark.parametrize(
+    ("name", "dtype", "is_warned"),
+    [
+        *(("x.npy", "u1", True), ("x.npy", "i8", True), ("x.npy", "f4", True)),
+        *(("x.tif", "u1", False), ("x.tif", "i4", True), ("x.tif", "f4", True)),
+    ],
+)
+def test_whole_numbers_that_are_not_scaled_are_named(name: str, dtype: str, is_warned: bool) -> None:
+    write = np.save if name.endswith("npy") else tifffile.imwrite
+    write(name, PIXELS[..., 0].astype(dtype))
     trained_on_images: Any = {"channels": 1, "resize": None}
     metadata = TiledSession(classifier().path, "cpu").metadata
     metadata = replace(metadata, preprocessing=trained_on_images)
     with ExitStack() as stack, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        source = open_source(Path("x.npy"), metadata, 0, stack)
+        source = open_source(Path(name), metadata, 0, stack)
         source.read((slice(0, 9), slice(0, 9)))
         source.read((slice(9, 18), slice(0, 9)))
-    assert len(caught) == is_warned
+        of_tiles = len(caught)
+        read_input(name).arrays_for(metadata)
+    assert (of_tiles, len(caught) - of_tiles) == (is_warned, is_warned)
     assert any("divide by 255" in str(warning.message) for warning in caught) == is_warned
+
+
+def test_regions_of_an_image_that_has_the_extents_of_the_model_are_not_resized() -> None:
+    tifffile.imwrite("x.tif", PIXELS[..., 0])
+    resize = {"channels": 1, "resize": [45, 70]}
+    metadata = replace(TiledSession(classifier().path, "cpu").metadata, preprocessing=resize)
+    with ExitStack() as stack:
+        region = open_source(Path("x.tif"), metadata, 0, stack).read((slice(3, 40), slice(10, 70)))
+        np.testing.assert_array_equal(region[..., 0], X[3:40, 10:70, 0])
+        metadata = replace(metadata, preprocessing={"channels": 1, "resize": [45, None]})
+        assert open_source(Path("x.tif"), metadata, 0, stack).read((slice(0, 9),) * 2).shape == (9, 9, 1)
 
 
 def test_tiled_models_of_other_numbers_take_images_of_floats_alone() -> None:

@@ -122,6 +122,10 @@ def test_errors_say_what_was_expected(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             session.transcribe(images, **options)
+    of_floats = Session(recogniser(tmp_path / "f.onnx", unit_range=False))
+    assert of_floats.transcribe([image.astype(np.float32)])
+    with pytest.raises(InputError, match=r"images\[0\]: it is an image .* scaled to \[0, 1\]"):
+        of_floats.transcribe([image])
     with pytest.raises(InputError, match="kind classify"):
         Session(classifier(tmp_path / "c.onnx")).transcribe([image])
 

@@ -23,7 +23,7 @@ from helpers.training import SMALL, quick, run_in
 from helpers.user_data import write_arrays, write_classes
 
 from mdlstm_tk.data import DiagonalTask
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.report import write_report
 from mdlstm_tk.text.ctc import Transcription
 from mdlstm_tk.text.decoding import read_run
@@ -210,6 +210,13 @@ def test_folders_of_runs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(InputError, match="give another"):
             new_run("a", folder, False)
     assert new_run("a", Path("runs/a"), True).folder == Path("runs/a")
+
+
+def test_a_broken_link_in_place_of_runs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").symlink_to("gone")
+    with pytest.raises(MDLSTMError, match="runs"):
+        new_run("a", None, False)
 
 
 def test_folders_may_be_texts_and_nothing_else(run: Run) -> None:

@@ -106,6 +106,11 @@ class InputFile:
         """The arrays as a model takes them."""
         arrays = _samples(self, metadata) if self.is_to_train_on(metadata) else self.arrays
         kind = kind_named(metadata.kind)
+        if takes_pixels(metadata):
+            for x in (x for name, x in arrays.items() if name != "sizes"):
+                if warning := raw_pixels(self.label, x, self.is_image):
+                    warnings.warn(warning, stacklevel=2)
+                    break
         if self.is_image:
             preprocessing = preprocessing_for(metadata, self.label)
             check_scaled(metadata, arrays[None].dtype, self.label)
@@ -116,11 +121,6 @@ class InputFile:
             if preprocessing.channels == 1:
                 x = x[..., 0]
             arrays = {None: x if metadata.channels_last or x.ndim == 2 else np.moveaxis(x, -1, 0)}
-        elif takes_pixels(metadata):
-            for x in (x for name, x in arrays.items() if name != "sizes"):
-                if warning := raw_pixels(self.label, x):
-                    warnings.warn(warning, stacklevel=2)
-                    break
         for x in (x for name, x in arrays.items() if name != "sizes"):
             if wrong := kind.outside_range(x):
                 raise InputError(f"{self.label} has {wrong}")
@@ -209,9 +209,13 @@ def _read_image(file: IO[bytes], label: str, max_bytes: int) -> InputFile:
     return InputFile(label, {None: pixels}, is_image=True)
 
 
-def raw_pixels(label: str, x: Array) -> str:
-    """The warning for whole numbers beyond 1 that a model of images is given; "" for other arrays."""
-    if not 1 < x.max(initial=0) < np.inf or not (x.dtype.kind in "ui" or (x == np.rint(x)).all()):
+def raw_pixels(label: str, x: Array, is_image: bool = False) -> str:
+    """The warning for whole numbers beyond 1 that a model of images is given; "" for other arrays, and for
+    images of integers, which are scaled."""
+    is_integer = x.dtype.kind in "ui"
+    if is_integer and is_image:
+        return ""
+    if not 1 < x.max(initial=0) < np.inf or not (is_integer or (x == np.rint(x)).all()):
         return ""
     return (
         f"{label} holds whole numbers beyond 1, which are used as they are, but the model was trained on "

@@ -106,7 +106,8 @@ class FileOutput:
 def _open_zarr(path: Path, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: Any) -> Any:
     """Create a zarr array to write by region, or open the one that an interrupted run left."""
     zarr: Any = require("zarr", "large")
+    store = zarr.storage.LocalStore(path)  # a path may be taken for a chain of URLs
     if (path / "zarr.json").exists():
-        return zarr.open_array(str(path), mode="r+")
+        return zarr.open_array(store, mode="r+")
     chunks = (*chunks, *shape[len(chunks) :])
-    return zarr.create_array(str(path), shape=shape, chunks=chunks, dtype=dtype, zarr_format=3)
+    return zarr.create_array(store, shape=shape, chunks=chunks, dtype=dtype, zarr_format=3)

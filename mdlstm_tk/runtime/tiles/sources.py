@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,9 @@ def open_source(path: Path, metadata: Metadata, level: int, stack: ExitStack) ->
                 f"the model resizes images to {preprocessing.resize}, which needs all of the image; "
                 f"resize {path} first, or use another export"
             )
-        return GridSource(values, metadata, label, preprocessing, preprocessing.channels)
+        as_it_is = replace(preprocessing, resize=None)  # also of a region, which has other extents
+        warns = takes_pixels(metadata) and values.dtype.kind == "f"
+        return GridSource(values, metadata, label, as_it_is, as_it_is.channels, warns_of_pixels=warns)
     values = _open_zarr(path) if suffix == ".zarr" else open_npy(path)
     check_real(values.dtype, label)
     return GridSource(values, metadata, label, warns_of_pixels=takes_pixels(metadata))
@@ -124,7 +127,8 @@ def _open_zarr(path: Path) -> Any:
     """Open an array of zarr's format 3: a codec of format 2 can run code."""
     zarr: Any = require("zarr", "large")
     try:
-        return zarr.open_array(str(path), mode="r", zarr_format=3)
+        store = zarr.storage.LocalStore(path, read_only=True)  # a path may be taken for a chain of URLs
+        return zarr.open_array(store, mode="r", zarr_format=3)
     except Exception as error:  # zarr raises all kinds of exceptions
         raise InputError(
             f"{path} is no zarr array of format 3, as zarr.create_array writes it ({reason_of(error)})"
