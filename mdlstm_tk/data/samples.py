@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
 from typing import Any, overload
@@ -235,6 +235,10 @@ class LazySamples(Sequence[Sample]):
             return self._read(index)
         pixels, y = self._cache[index]
         return self._prepared(pixels), y
+
+    def part(self, indices: Sequence[int]) -> LazySamples:
+        """Some of the samples."""
+        return replace(self, samples=[self.samples[k] for k in indices], _cache={})
 
     def _read(self, index: int) -> tuple[Any, Any]:
         sample = self.samples[index]

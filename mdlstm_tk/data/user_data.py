@@ -12,7 +12,8 @@ beginning with value 0. What the values mean is described in `masks`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,33 @@ class UserDataTask(DatasetTask):
     skipped: Sequence[str] = ()
     extents: npt.NDArray[np.int64] = np.empty((0, 0), np.int64)
     has_mixed_sizes: bool = False
+
+    def with_unseen_tested(self, seen: Collection[str]) -> UserDataTask:
+        """This task, to be evaluated, not trained: without test samples it is tested on those to train on
+        that are new.
+
+        Args:
+            seen: digests of the samples that a network has been trained or validated with.
+        """
+        is_new = [each.digest not in seen for each in self.identities["train"]]
+        if self.count("test") or not any(is_new):
+            return self
+        view = copy(self)
+        view._extents = view._ranks = None  # of the training samples, to choose batches
+        indices: dict[Split, list[int]] = {
+            "train": [k for k, is_one in enumerate(is_new) if not is_one],
+            "test": [k for k, is_one in enumerate(is_new) if is_one],
+        }
+        for name in ("sets", "names", "groups", "identities"):
+            of_train = getattr(self, name)["train"]
+            parts = {
+                split: of_train.part(each)
+                if isinstance(of_train, LazySamples)
+                else [of_train[k] for k in each]
+                for split, each in indices.items()
+            }
+            setattr(view, name, {**getattr(self, name), **parts})
+        return view
 
 
 def read_data(

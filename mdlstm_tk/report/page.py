@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
+from itertools import chain
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mdlstm_tk._util.sizes import format_size, is_size
 from mdlstm_tk._util.text import duration, printable, shell_quoted
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
+from mdlstm_tk.data.user_data import UserDataTask
 from mdlstm_tk.errors import InputError, Message, MissingExtraError
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.kinds.report_kind import Reported
@@ -90,7 +92,10 @@ def render_report(
         problem = str(error)
         on_message(Message("no examples: ", problem))
     else:
-        overlap = describe_overlap(task.identities, run.read_learned())
+        learned = run.read_learned()
+        if known and isinstance(task, UserDataTask):
+            task = task.with_unseen_tested({each.digest for each in chain(learned, *known.values())})
+        overlap = describe_overlap(task.identities, learned)
         if known and task.identities:
             with suppress(InputError):  # of samples that were trained on, which the overlap names
                 overlap += describe_changes(known, task.identities)

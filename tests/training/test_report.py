@@ -345,8 +345,10 @@ def test_a_report_says_that_the_samples_are_others_than_in_training(runs: Any, t
         x, rest = data["x"].copy(), {name: data[name] for name in ("y", "sizes")}
     x[:, 0, 0] += 1
     np.savez(tmp_path / "data.npz", x=x, **rest)
-    render_report(run, messages.append, str(tmp_path / "data.npz"))
+    page = render_report(run, messages.append, str(tmp_path / "data.npz"))
     assert any("samples of the run are missing" in message for message in messages)
+    assert any("new samples are tested on" in message for message in messages)
+    assert "test error" in page and "train error" not in page
 
 
 @pytest.mark.parametrize("is_imported", [False, True])
