@@ -139,7 +139,8 @@ def table(
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(title_justify="left", box=None, pad_edge=False, header_style="bold")
+    style = "" if os.environ.get("NO_COLOR") else "bold"  # Rich leaves out colours alone
+    grid = Table(title_justify="left", box=None, pad_edge=False, header_style=style)
     grid.title = title and Text(printable(title))  # as Text, brackets are not read as markup
     for index, column in enumerate(columns):
         justify: Literal["left", "right"] = "left" if index < texts else "right"

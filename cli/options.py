@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import os
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -273,6 +274,7 @@ def messages(
     if quiet and verbose:
         raise InputError("-q and -v are mutually exclusive; give one of them")
     verbosity.quiet, verbosity.verbose, verbosity.debug = quiet, verbose, debug
+    logging.getLogger("mdlstm_tk").setLevel(logging.ERROR if quiet else logging.NOTSET)
     flags = {param.name: min(param.opts, key=len) for param in ctx.command.params}
     verbosity.flags = {**flags, "grid": flags["size"]} if "size" in flags else flags
 

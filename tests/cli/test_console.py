@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.cli import console
+from mdlstm_tk.cli.app import run
 from mdlstm_tk.cli.console import detail, error, heading, note, progress, table, verbosity, warn
 from mdlstm_tk.cli.options import complete_files
 from mdlstm_tk.cli.progress import tile_progress
@@ -42,6 +44,24 @@ def test_messages_tables_progress_and_heat_maps(
     table([EVIL], [[EVIL]], EVIL)
     show_grids(Console(width=80), {EVIL: np.full((3, 3), np.nan), "b": np.zeros((2, 5))})
     check_readable(capfd.readouterr().out, 4)
+
+
+def test_quiet_leaves_out_what_the_library_logs(caplog: pytest.LogCaptureFixture) -> None:
+    for options in ((), ("-q",), ()):
+        run(["doctor", *options])
+        logging.getLogger("mdlstm_tk").warning("a cell is compiled")
+        assert ("a cell is compiled" in caplog.text) == (not options)
+        caplog.clear()
+
+
+def test_tables_without_colours_are_plain(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for value in ("", "1"):
+        monkeypatch.setenv("NO_COLOR", value)
+        table(["a"], [["b"]])
+        assert ("\33[1m" in capsys.readouterr().out) == (not value)
 
 
 def test_a_progress_bar(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
