@@ -8,6 +8,7 @@ from mdlstm_tk.kinds.kind import Kind
 class Grid(Kind):
     name = "grid"
     training_module = "mdlstm_tk.kinds.grid_training"
+    target_folder = "targets"
 
 
 KIND = Grid()

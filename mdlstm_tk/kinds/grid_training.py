@@ -17,6 +17,7 @@ from mdlstm_tk.data.samples import MemoryBudget, Survey, channel_moments, descri
 from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, Split, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets, unchanged
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds.grid import KIND
 from mdlstm_tk.kinds.measures import mean_of_numbers, number_measures
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
 from mdlstm_tk.runtime.preprocessing import Preprocessing
@@ -44,7 +45,7 @@ class Grid(TrainingKind):
         return ndim + 1, ndim + 2
 
     def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
-        return list_pairs(path, "targets", _read_target, self.folder_format)
+        return list_pairs(path, KIND.target_folder, _read_target, self.folder_format)
 
     def read_array(self, y: Array, index: int, extents: Extents, names: Sequence[str]) -> Any:
         return read_numbers(y if y.ndim > len(extents) + 1 else y[..., None], index, extents)

@@ -44,6 +44,7 @@ class Kind:
         documents: the documents that its models read; None if all files hold samples.
         table: name of the file that holds the targets of images in training data, which is no input; "" if
             there is none.
+        target_folder: name of the folder that holds them beside images/; "" if there is none.
         run_files: names of files in the folder of a run that belong to its weights.
         metadata_class: the class for the metadata of its models, or its place, see `rooms.load`.
         is_printed: answers go to standard output, and one file may hold those for several inputs.
@@ -66,6 +67,7 @@ class Kind:
     options: ClassVar[tuple[Option, ...]] = ()
     documents: ClassVar[Documents | None] = None
     table: ClassVar[str] = ""
+    target_folder: ClassVar[str] = ""
     run_files: ClassVar[tuple[str, ...]] = ()
     metadata_class: ClassVar[str | type[Metadata]] = "runtime.metadata:Metadata"
     is_printed: ClassVar[bool] = False

@@ -17,6 +17,7 @@ class Segment(Kind):
     name = "segment"
     training_module = "mdlstm_tk.kinds.segment_training"
     answers = "masks"
+    target_folder = "masks"
     formats = ("png", "tif", "csv", "json")
     probabilities = ("json", *ARRAYS, "zarr", "tif")
     image_format = "png"

@@ -19,6 +19,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.classes import ClassesKind
 from mdlstm_tk.kinds.examples import covering
 from mdlstm_tk.kinds.measures import class_measures, mean_of_numbers
+from mdlstm_tk.kinds.segment import KIND
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, TargetRule
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Segment(ClassesKind):
         return (ndim + 1,)
 
     def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
-        return list_pairs(path, "masks", read_mask, self.folder_format)
+        return list_pairs(path, KIND.target_folder, read_mask, self.folder_format)
 
     def read_array(self, y: Array, index: int, extents: Extents, names: Sequence[str]) -> Any:
         pixels = np.asarray(y[index][tuple(map(slice, extents))])

@@ -173,14 +173,14 @@ def files_for(
     of_kind: Mapping[str, Any] = LABELS_ONLY.of_kind,
 ) -> tuple[list[InputPath], int]:
     """The files that a model of some kind takes: no documents but its own, and then nothing that belongs to
-    these, `results` included; of folders, no table of targets. And the number of those that are left out,
-    but for files that belong to a document. `of_kind` are the options of the kind that are given.
+    these, `results` included; of folders, no targets of training data. And the number of those that are
+    left out, but for files that belong to a document. `of_kind` are the options of the kind that are given.
 
     Raises:
         InputError: there are none.
     """
-    own, table = kind_named(kind).documents, kind_named(kind).table
-    inputs = [file for file in files if file.is_named or os.path.basename(file.source) != table]
+    own = kind_named(kind).documents
+    inputs = [file for file in files if file.is_named or not _holds_targets(file, kind)]
     if files and not inputs:
         raise InputError(f"{files[0].source} holds targets of kind {kind}; to read it as numbers, name it")
     remaining = [file for file in inputs if file.documents in (None, own)]
@@ -202,6 +202,16 @@ def files_for(
             for file in selected
         ]
     return selected, left_out + more
+
+
+def _holds_targets(file: InputPath, kind: str | None) -> bool:
+    """True if a file that was found in a folder holds targets of training data of a kind: it is their
+    table, or lies in their folder beside images/."""
+    path, depth = Path(file.source), len(Path(file.relative).parts) - 1
+    folders = [each for each in [*path.parents][:depth] if each.name == kind_named(kind).target_folder]
+    return path.name == kind_named(kind).table or any(
+        folder.with_name("images").is_dir() for folder in folders
+    )
 
 
 def plan_jobs(

@@ -77,6 +77,19 @@ def test_folders(name: str, tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").rglob("*.*"))) >= 3, done.err
 
 
+@pytest.mark.parametrize("name", ["masks", "targets"])
+def test_targets_beside_images_are_no_inputs(name: str, tmp_path: Path) -> None:
+    kind, write, _ = FOLDERS[name]
+    write(tmp_path / "data/train")
+    model = model_for(read(tmp_path / "data/train", kind), tmp_path / "m.onnx")
+    for folder in ("data", "data/train", "data/train/images"):
+        done = succeed("infer", tmp_path / folder, "-o", tmp_path / "out", "-m", model, "--force")
+        results = [path for path in (tmp_path / "out").rglob("*.*") if path.is_file()]
+        assert results and not any(name in path.parts for path in results)
+        assert ("left out" in done.err) == (folder != "data/train/images")
+    succeed("infer", tmp_path / "data/train" / name, "-o", tmp_path / "named", "-m", model)
+
+
 @pytest.mark.parametrize("ndim", LAYOUTS)
 @pytest.mark.parametrize("kind", [*Y, "density"])
 @pytest.mark.parametrize("channels", [None, 1, 2])
