@@ -290,8 +290,9 @@ def deferred_interrupt() -> Iterator[list[int]]:
         yield signals
         return
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # None: one of C code, which Python could not set again
-    previous = {number: handler for number, handler in handlers.items() if handler is not None}
+    # None: one of C code, which Python could not set again; a shell lets background jobs ignore Ctrl-C
+    kept = None, signal.SIG_IGN
+    previous = {number: handler for number, handler in handlers.items() if handler not in kept}
 
     def on_signal(number: int, frame: Any) -> None:
         signals.append(number)

@@ -77,7 +77,7 @@ def test_a_damaged_configuration_is_one_line(tmp_path: Path, content: bytes) -> 
 
 def test_a_configuration_is_loaded_from_a_path_or_its_text(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
-    path.write_text("steps = 7")
+    path.write_text("steps = 7", encoding="utf-8-sig")
     assert TrainConfig.load(path) == TrainConfig.load(str(path)) == TrainConfig(steps=7)
 
 

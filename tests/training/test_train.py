@@ -398,6 +398,16 @@ def test_a_handler_of_c_code_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -
         assert handler_of(signal.SIGTERM) is handler
 
 
+def test_an_interrupt_that_a_shell_lets_a_background_job_ignore_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with loop.deferred_interrupt() as signals:
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not signals
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_killed_worker_is_one_line(tmp_path: Path) -> None:
     task = Failing((5, 6))
