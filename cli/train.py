@@ -121,7 +121,8 @@ def _train(prepare: Callable[[], TrainingJob], json: bool, parent: Verbosity, im
         errors = ", ".join(f"{name} {value:.5g}" for name, value in result["errors"].items())
         cropped = f" cropped to {job.config.crop}" if job.config.crop else ""
         chosen = ", which chose them" if result["in_sample"] else ""
-        note(f"best weights, on {result['split']} data{cropped}{chosen}: {errors}")
+        weights = "best weights" if job.task.count("validation") else "last weights"
+        note(f"{weights}, on {result['split']} data{cropped}{chosen}: {errors}")
     else:
         note("no data were held out, on which the weights could be measured")
     note(f"{describe_times(run.read_times())}; wrote {run.best}, {run.curves}, {run.prediction}")

@@ -75,7 +75,8 @@ def page_examples(
         config = checkpoint.config
         if not config.data:
             config = replace(config, size=format_size(metadata.grid_like(checkpoint.spec.size)))
-        samples = list(_samples(load_task(config, checkpoint.spec, data, run.read_samples()), metadata))
+        task = load_task(config, checkpoint.spec, data, run.read_samples(), run.read_learned())
+        samples = list(_samples(task, metadata))
     except MDLSTMError as error:
         on_message(Message("no examples: ", error))
         return []
@@ -96,8 +97,9 @@ def page_examples(
 
 
 def _samples(task: Task, metadata: Metadata) -> Iterator[PageExample]:
-    """The first samples of the validation data that the model takes."""
-    split: Split = "validation" if task.count("validation") else "train"
+    """The first samples that the model takes, of the validation data if there are such."""
+    splits: tuple[Split, ...] = "validation", "test"
+    split: Split = next((split for split in splits if task.count(split)), "train")
     for batch in islice(batches(task, split, seed=0, size=1), CANDIDATES):
         extents = batch.x.shape[1:-1] if batch.sizes is None else tuple(map(int, batch.sizes[0]))
         x = batch.x[0][tuple(map(slice, extents))]

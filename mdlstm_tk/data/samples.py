@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from typing import Any, overload
@@ -155,12 +155,13 @@ def _survey(sample: RawSample, kind: str, resize: Resize) -> Survey | str:
         x = x.reshape(*grid, -1)[..., 0]  # a grey image that is stored with colours is the same image
     of_target = ""
     if label is not None:
-        label = _digest(label) if isinstance(label, np.ndarray) else str(label)
+        label = digest_of(label) if isinstance(label, np.ndarray) else str(label)
         of_target = blake2b(label.encode(), digest_size=DIGEST_BYTES).hexdigest()
-    return Survey(sample, SampleId(_digest(x), sample.name, of_target), extents, moments, scaled, target)
+    return Survey(sample, SampleId(digest_of(x), sample.name, of_target), extents, moments, scaled, target)
 
 
-def _digest(x: Array) -> str:
+def digest_of(x: Array) -> str:
+    """A text that tells arrays of other values, shapes or dtypes apart."""
     digest = blake2b(f"{x.dtype.str}{x.shape}".encode(), digest_size=DIGEST_BYTES)
     digest.update(np.ascontiguousarray(x).data)
     return digest.hexdigest()
@@ -235,10 +236,6 @@ class LazySamples(Sequence[Sample]):
             return self._read(index)
         pixels, y = self._cache[index]
         return self._prepared(pixels), y
-
-    def part(self, indices: Sequence[int]) -> LazySamples:
-        """Some of the samples."""
-        return replace(self, samples=[self.samples[k] for k in indices], _cache={})
 
     def _read(self, index: int) -> tuple[Any, Any]:
         sample = self.samples[index]

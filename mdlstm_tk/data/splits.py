@@ -14,7 +14,7 @@ from mdlstm_tk._util.text import counted, listing
 from mdlstm_tk.data.folders import find_images, left_out, read_text, subfolders
 from mdlstm_tk.data.samples import Survey
 from mdlstm_tk.data.sampling import stratified_mask
-from mdlstm_tk.data.spec import SampleId, Split
+from mdlstm_tk.data.spec import SPLITS, SampleId, Split
 from mdlstm_tk.errors import Argument, InputError
 from mdlstm_tk.kinds import kind_named, training_of
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
@@ -188,6 +188,31 @@ def divide(
         if names
     ]
     return splits, notes
+
+
+def divide_by_use(
+    splits: Mapping[Split, Sequence[Survey]],
+    known: Mapping[Split, Sequence[SampleId]],
+    learned: Sequence[SampleId],
+) -> dict[Split, list[Survey]]:
+    """Divide samples by what a run did with their content; those that are new to it are tested.
+
+    Args:
+        splits: how files and folders divide them.
+        known: the samples that the run has had, by split.
+        learned: further samples that its weights have learned.
+    """
+    had = {split: {(e.digest, e.name) for e in known.get(split, ())} for split in SPLITS}
+    had["train"] |= {(each.digest, each.name) for each in learned}
+    digests = {split: {digest for digest, _ in pairs} for split, pairs in had.items()}
+    divided: dict[Split, list[Survey]] = {split: [] for split in SPLITS}
+    for split, surveys in splits.items():
+        for survey in surveys:
+            digest, name, _ = survey.identity
+            uses = [use for use in SPLITS if (digest, name) in had[use]]
+            uses += [use for use in (split, *SPLITS) if digest in digests[use]]
+            divided[(*uses, "test")[0]].append(survey)
+    return {split: each for split, each in divided.items() if each or split == "train"}
 
 
 def hold_out(

@@ -12,8 +12,7 @@ beginning with value 0. What the values mean is described in `masks`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from copy import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -40,6 +39,7 @@ from mdlstm_tk.data.splits import (
     describe_copies,
     describe_formats,
     divide,
+    divide_by_use,
     find_sources,
     hold_out,
     in_order_of,
@@ -75,33 +75,6 @@ class UserDataTask(DatasetTask):
     extents: npt.NDArray[np.int64] = np.empty((0, 0), np.int64)
     has_mixed_sizes: bool = False
 
-    def with_unseen_tested(self, seen: Collection[str]) -> UserDataTask:
-        """This task, to be evaluated, not trained: without test samples it is tested on those to train on
-        that are new.
-
-        Args:
-            seen: digests of the samples that a network has been trained or validated with.
-        """
-        is_new = [each.digest not in seen for each in self.identities["train"]]
-        if self.count("test") or not any(is_new):
-            return self
-        view = copy(self)
-        view._extents = view._ranks = None  # of the training samples, to choose batches
-        indices: dict[Split, list[int]] = {
-            "train": [k for k, is_one in enumerate(is_new) if not is_one],
-            "test": [k for k, is_one in enumerate(is_new) if is_one],
-        }
-        for name in ("sets", "names", "groups", "identities"):
-            of_train = getattr(self, name)["train"]
-            parts = {
-                split: of_train.part(each)
-                if isinstance(of_train, LazySamples)
-                else [of_train[k] for k in each]
-                for split, each in indices.items()
-            }
-            setattr(view, name, {**getattr(self, name), **parts})
-        return view
-
 
 def read_data(
     path: Path,
@@ -115,6 +88,7 @@ def read_data(
     cache_bytes: int = CACHE_BYTES,
     settings: Mapping[str, Any] = MappingProxyType({}),
     known: Mapping[Split, Sequence[SampleId]] | None = None,
+    learned: Sequence[SampleId] | None = None,
 ) -> UserDataTask:
     """Read a file or folder as a task.
 
@@ -133,6 +107,8 @@ def read_data(
         settings: of the run, by key of `TrainConfig`, for what the kind asks; its own if they are left out.
         known: the samples of a run, which keep their order, whatever they are called now. Those that it
             held out are held out again, with what they are parts of, instead of a random share.
+        learned: those that the run has learned, if it is to be evaluated alone: samples are then divided by
+            what it did with their content, and those that are new to it are tested.
 
     Raises:
         InputError: the path does not exist, has another layout, contains no usable sample, or cannot be
@@ -200,7 +176,10 @@ def read_data(
     except InputError as error:
         shown = _in_brackets(skipped[:3])
         raise InputError(f"{path}: ", error, *shown, f"; {formats}") from None
-    if not splits.get("validation"):
+    to_fit = splits["train"]
+    if known is not None and learned is not None:
+        splits = divide_by_use(splits, known, learned)
+    elif not splits.get("validation"):
         splits["train"], splits["validation"] = hold_out(splits["train"], kind, validation, seed, known)
         if not splits["train"]:
             raise InputError(
@@ -217,17 +196,19 @@ def read_data(
         order = np.argsort(shape_order(extents[split]), kind="stable")
         splits[split] = [splits[split][k] for k in order]
     all_extents = np.concatenate(list(extents.values()))
+    fitted = splits["train"] or to_fit
     strata, of_training = (
-        {training.stratum(survey.target) for survey in each} for each in (surveys, splits["train"])
+        {training.stratum(survey.target) for survey in each} for each in (surveys, fitted)
     )
     if absent := strata - of_training:
         notes.append(f"classes without samples to train on: {', '.join(sorted(absent))}")
-    spec = _describe_task(path, kind, channels, splits["train"], targets, preprocessing, all_extents, crop)
+    spec = _describe_task(path, kind, channels, fitted, targets, preprocessing, all_extents, crop)
     sets = {
         split: LazySamples([survey.sample for survey in each], preprocessing, targets.encode, budget)
         for split, each in splits.items()
     }
-    task = UserDataTask(spec, sets, augment, extents=extents["train"], crop=crop)
+    of_batches = extents["train"] if splits["train"] else None
+    task = UserDataTask(spec, sets, augment, extents=of_batches, crop=crop)
     task.names = {split: [survey.sample.name for survey in each] for split, each in splits.items()}
     task.identities = {split: [survey.identity for survey in each] for split, each in splits.items()}
     task.groups = {
@@ -239,10 +220,10 @@ def read_data(
     task.has_mixed_sizes = crop is not None or bool((all_extents != all_extents[0]).any())
     notes += describe_copies(splits)
     notes += describe_mixed_scales(surveys)
-    moments = [survey.moments for survey in splits["train"]]
+    moments = [survey.moments for survey in fitted]
     notes += describe_unresolved("x", moments, channels, not is_arrays)
     task.summary = _summarise(path, sources, task, all_extents, [*targets.lines, *notes])
-    training.complete(task, splits, targets)
+    training.complete(task, {**splits, "train": fitted}, targets)
     if not is_arrays:
         in_use = cache_bytes - budget.bytes_left
         task.cache_bytes = max(in_use, min(cache_bytes, _decoded_bytes(all_extents, spec)))

@@ -14,6 +14,7 @@ from torch import nn
 
 from mdlstm_tk.data import Split, Task
 from mdlstm_tk.data.builtin.digits import load_digits
+from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.density.contact_sheet import IMAGE_PIXELS, contact_sheet
 from mdlstm_tk.density.digits import binarise
 from mdlstm_tk.density.sampling import draw_images
@@ -44,7 +45,8 @@ class Drawings:
         split: the split that `data` are of.
         data: images of the data.
         drawn: images that the network has drawn.
-        neighbours: drawn images, each with the training image nearest to it on its right.
+        neighbours: drawn images, each with the training image nearest to it on its right; None if there
+            are no training images.
         searched: number of training images that were searched.
         count: number of images of the data in the histogram.
         histogram: log-probabilities of data, and of images unlike them.
@@ -54,7 +56,7 @@ class Drawings:
     split: Split
     data: Panel
     drawn: Panel
-    neighbours: Panel
+    neighbours: Panel | None
     searched: int
     count: int
     histogram: Markup
@@ -77,7 +79,7 @@ def make_drawings(network: nn.Module, task: Task, config: TrainConfig) -> Drawin
         label,
         Panel("data", contact_sheet(data[:DRAWN_IMAGES])),
         Panel("drawn", contact_sheet(drawn)),
-        _pairs(drawn[:PAIRS], nearest),
+        _pairs(drawn[:PAIRS], nearest) if searched else None,
         searched,
         len(data),
         svg_histogram(log_probs, "log-probability of an image, nats"),
@@ -158,8 +160,8 @@ def nearest_images(images: Images, batches: Iterable[Images]) -> tuple[Images, i
 
 
 def _images(task: Task, split: Split, seed: int, limit: int) -> Iterator[Images]:
-    """Iterate over the first images of a split, in batches."""
-    count = min(task.count(split) or limit, limit)
+    """Iterate over the first images of a split, in batches; a task that generates them has any number."""
+    count = min(task.count(split) or (0 if isinstance(task, DatasetTask) else limit), limit)
     for step in range(-(-count // BATCH)):
         yield task.batch(seed, step, BATCH, split, slice(0, count - step * BATCH)).x
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data.samples import DIGEST_BYTES
+from mdlstm_tk.data.samples import digest_of
 from mdlstm_tk.data.sampling import make_rng
 from mdlstm_tk.data.spec import SampleId, Split, TaskSpec
 from mdlstm_tk.data.task import DatasetTask
@@ -28,8 +27,7 @@ def _read(path: Path, version: tuple[int, int]) -> tuple[Any, list[SampleId]]:
     """The pictures of a file in black and white, (N, 28, 28) uint8, and their identities, which are of the
     grey pictures; `version` is that of the file."""
     images = read_idx(path)
-    digests = (blake2b(image, digest_size=DIGEST_BYTES).hexdigest() for image in images)
-    ids = [SampleId(digest, f"picture {k}") for k, digest in enumerate(digests)]
+    ids = [SampleId(digest_of(image), f"picture {k}") for k, image in enumerate(images)]
     return binarise(images, 255), ids
 
 

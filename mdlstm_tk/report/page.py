@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
-from itertools import chain
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from mdlstm_tk._util.sizes import format_size, is_size
 from mdlstm_tk._util.text import duration, printable, shell_quoted
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
-from mdlstm_tk.data.user_data import UserDataTask
 from mdlstm_tk.errors import InputError, Message, MissingExtraError
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.kinds.report_kind import Reported
@@ -85,16 +83,14 @@ def render_report(
     evaluation, task, problem, overlap = None, None, "", list[str]()
     try:
         known = run.read_samples()
-        task = load_task(config, spec, data, known)
+        learned = run.read_learned()
+        task = load_task(config, spec, data, known, learned)
     except (InputError, MissingExtraError) as error:
         if data:
             raise
         problem = str(error)
         on_message(Message("no examples: ", problem))
     else:
-        learned = run.read_learned()
-        if known and isinstance(task, UserDataTask):
-            task = task.with_unseen_tested({each.digest for each in chain(learned, *known.values())})
         overlap = describe_overlap(task.identities, learned)
         if known and task.identities:
             with suppress(InputError):  # of samples that were trained on, which the overlap names

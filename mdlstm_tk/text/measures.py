@@ -20,8 +20,8 @@ def target_texts(batch: Batch, spec: TaskSpec) -> list[str]:
     return _texts((row[row > 0] for row in batch.y), spec)
 
 
-def predicted_texts(prediction: Floats, spec: TaskSpec) -> list[str]:
-    """Return the text on the best path of CTC of each sample (N, T, outputs), in the order of reading."""
+def predicted_texts(prediction: Iterable[Floats], spec: TaskSpec) -> list[str]:
+    """Return the text on the best path of CTC of each sample (T, outputs), in the order of reading."""
     return _texts(map(best_path, prediction), spec)
 
 

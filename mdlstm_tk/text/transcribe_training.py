@@ -189,9 +189,12 @@ class Transcribe(TrainingKind):
         return report_values(reported.evaluation, reported.result, reported.data)
 
     def measures(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Sums:
+        from mdlstm_tk.text.ctc_loss import line_steps
         from mdlstm_tk.text.measures import count_edits, predicted_texts, target_texts
 
-        texts = predicted_texts(prediction.cpu().numpy(), spec)
+        steps = line_steps(batch, prediction.shape[1])  # the others see padding
+        logits = [y[:n] for y, n in zip(prediction.cpu().numpy(), steps.tolist(), strict=True)]
+        texts = predicted_texts(logits, spec)
         edits = list(map(count_edits, texts, target_texts(batch, spec)))
         return {
             "character_error": (sum(e.character_edits for e in edits), sum(e.characters for e in edits)),

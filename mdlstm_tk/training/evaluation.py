@@ -179,11 +179,14 @@ def best_measure(task: Task, config: TrainConfig) -> tuple[str, bool] | None:
     chooses the best weights itself, see `Task.score`.
 
     Raises:
-        InputError: the task has no such measure.
+        InputError: the task has no such measure, or no validation data.
     """
     name, kind = config.best_by, training_of(task.spec.kind)
     if not name:
         return None
+    if not task.count("validation"):
+        text = " chooses the best weights on validation data, of which there are none; hold some out with "
+        raise InputError(Argument("best_by", name), text, Argument("validation", 0.1), ", or leave it out")
     if has_own_measures(task):
         text = f"; the task '{task.name}' has measures of its own, leave it out"
         raise InputError(Argument("best_by", name), text)

@@ -60,8 +60,8 @@ class RunState:
         """How far a run has come, to follow "has", such as "done 3000 steps"."""
         if self.has_stopped(config) and not self.is_complete(config):
             return (
-                f"stopped at step {self.step}, {counted(self.stale, 'validation')} after its best "
-                f"(patience {config.patience}), at a learning rate of {self.lr:.2g}, "
+                f"stopped at step {self.step}, after {counted(self.stale, 'validation')} in a row without "
+                f"improvement (patience {config.patience}), at a learning rate of {self.lr:.2g}, "
                 f"{self.lr / config.lr:.0%} of its peak"
             )
         if config.minutes:

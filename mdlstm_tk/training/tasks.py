@@ -176,12 +176,14 @@ def with_model(config: TrainConfig, model: str, kind: str) -> TrainConfig:
     return replace(config, model=model, **{key: getattr(TrainConfig(), key) for key in missing})
 
 
-def make_task(config: TrainConfig, known: Samples | None = None) -> Task:
+def make_task(
+    config: TrainConfig, known: Samples | None = None, learned: Sequence[SampleId] | None = None
+) -> Task:
     """Create the task of a configuration.
 
     Args:
         config: what to train.
-        known: the samples of a run on the user's data, see `read_data`.
+        known, learned: the samples of a run on the user's data, see `read_data`.
 
     Raises:
         InputError: there is no such task, it does not exist in that size, or its data cannot be read.
@@ -226,6 +228,7 @@ def make_task(config: TrainConfig, known: Samples | None = None) -> Task:
         cache_bytes=config.cache * 2**20,
         settings=vars(config),
         known=known,
+        learned=learned,
     )
     if config.size and not is_size(config.size, task.spec.size):
         other = (", or use ", Argument("resize", config.size)) if task.spec.preprocessing else ()
@@ -237,7 +240,13 @@ def make_task(config: TrainConfig, known: Samples | None = None) -> Task:
     return task
 
 
-def load_task(config: TrainConfig, spec: TaskSpec, data: str = "", known: Samples | None = None) -> Task:
+def load_task(
+    config: TrainConfig,
+    spec: TaskSpec,
+    data: str = "",
+    known: Samples | None = None,
+    learned: Sequence[SampleId] | None = None,
+) -> Task:
     """Create the task of an existing run.
 
     The user's data are read only where the caller names them, as pages that show samples publish them.
@@ -246,7 +255,7 @@ def load_task(config: TrainConfig, spec: TaskSpec, data: str = "", known: Sample
         config: configuration of the run.
         spec: the description of the task that the run was trained on.
         data: where the user's data are, if the run was trained on such.
-        known: as for `make_task`.
+        known, learned: as for `make_task`.
 
     Raises:
         InputError: the run was trained on the user's data and `data` does not name them, or it does for
@@ -264,7 +273,7 @@ def load_task(config: TrainConfig, spec: TaskSpec, data: str = "", known: Sample
         config = replace(config, data=data, data_from_run="")
     if config.data:
         config = replace(config, size="")  # the data have their own
-    task = make_task(config, known)
+    task = make_task(config, known, learned)
     source = config.data or f"the task {config.task}"
     for name in (*SAME_DATA, *(("size",) if task.takes_data else ())):
         actual, expected = getattr(task.spec, name), getattr(spec, name)

@@ -58,6 +58,35 @@ def test_class_folders_get_a_stratified_split_and_are_scaled(tmp_path: Path) -> 
         )
 
 
+USED: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "classes": ("classify", lambda path: write_classes(path, {"a": 6, "b": 6})),
+    "masks": ("segment", lambda path: write_masks(path, 12)),
+    "targets": ("grid", lambda path: write_targets(path, 12)),
+    "texts": ("transcribe", lambda path: write_texts(path, 12)),
+}
+
+
+@pytest.mark.parametrize("name", USED)
+def test_to_be_evaluated_samples_are_divided_by_what_a_run_did_with_them(name: str, tmp_path: Path) -> None:
+    """Whatever files are called, and in which folders they lie."""
+    kind, write = USED[name]
+    write(tmp_path / "data")
+    trained = read(tmp_path / "data", kind)
+    before: Any = {split: {each.digest for each in ids} for split, ids in trained.identities.items()}
+    seen: Any = {"known": trained.identities, "learned": trained.identities["train"]}
+    again = read(tmp_path / "data", kind, **seen)
+    assert again.identities == trained.identities
+    write(tmp_path / "other")  # files of the same names with other content
+    for path in ("other", "both"):
+        shutil.copytree(tmp_path / "other", tmp_path / "both" / "val", dirs_exist_ok=True)
+        shutil.copytree(tmp_path / "data", tmp_path / "both" / "train", dirs_exist_ok=True)
+        task = read(tmp_path / path, kind, **seen)
+        after = {split: {each.digest for each in ids} for split, ids in task.identities.items()}
+        assert len(after.pop("test")) == task.count("test") == 12
+        assert after == (before if path == "both" else {"train": set()})
+        assert len(task.batch(0, 0, 12, "test").x) == 12
+
+
 def test_files_that_cannot_be_used_are_named_and_skipped(tmp_path: Path) -> None:
     write_classes(tmp_path / "signs", {"a": 4, "b": 4})
     content = (tmp_path / "signs/b/0.png").read_bytes()

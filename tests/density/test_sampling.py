@@ -13,8 +13,10 @@ import torch
 from helpers.command import mdlstm
 from PIL import Image
 
+from mdlstm_tk.data import DatasetTask
 from mdlstm_tk.density import sample_run
 from mdlstm_tk.density.contact_sheet import contact_sheet, draw_samples, write_samples
+from mdlstm_tk.density.drawings import make_drawings
 from mdlstm_tk.density.sampling import draw_images, read_given, uniform_numbers
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import render_report
@@ -224,3 +226,12 @@ def test_an_argument_of_another_type_is_named(name: str, value: object, tmp_path
     arguments: dict[str, Any] = {"output": tmp_path / "a.png", name: value}
     with pytest.raises(InputError, match=f"^{name} must be"):
         draw_samples(**arguments)
+
+
+def test_a_run_is_evaluated_on_images_that_are_all_new(density_run: Run) -> None:
+    """Then no training image is there, which a drawn one could be near to."""
+    checkpoint = load_checkpoint(density_run.best)
+    images = np.random.default_rng(0).integers(0, 2, (5, *checkpoint.spec.size, 1)).astype(np.float32)
+    task = DatasetTask(checkpoint.spec, {"train": [], "test": [(image, None) for image in images]})
+    drawings = make_drawings(checkpoint.network(), task, checkpoint.config)
+    assert drawings is not None and (drawings.neighbours, drawings.searched, drawings.count) == (None, 0, 5)

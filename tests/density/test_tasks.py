@@ -18,6 +18,7 @@ from helpers.user_data import read
 from PIL import Image
 
 from mdlstm_tk.data import SPLITS
+from mdlstm_tk.data.user_data import read_data
 from mdlstm_tk.density import DigitsDensity, Fashion, Ising, fashion, idx
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_named
@@ -178,6 +179,9 @@ def test_runs_know_the_pictures_of_idx_files(tmp_path: Path) -> None:
     assert change.startswith("2 of the 2 samples that the network is tested on are validated with as well")
     with pytest.raises(InputError, match=r"2 samples .* trained on are now among those"):
         describe_changes(trained.identities, again.identities)
+    as_images = read_data(tmp_path / "one", "density", 0.25, 0, 0.0)
+    digests = [{each.digest for ids in t.identities.values() for each in ids} for t in (trained, as_images)]
+    assert digests[0] == digests[1]
     other = Fashion(0.25, tmp_path / "other")
     assert "9 samples of the run are missing" in "".join(
         describe_changes(trained.identities, other.identities)

@@ -176,13 +176,16 @@ def test_equal_numbers_have_no_r2(number: float) -> None:
 
 
 def test_best_by_names_a_measure_and_knows_its_direction() -> None:
-    task = DatasetTask(TaskSpec("t", "classify", 1, 4, (2, 2), CLASSES), {})
+    spec, sample = TaskSpec("t", "classify", 1, 4, (2, 2), CLASSES), (np.zeros((2, 2, 1), np.float32), 0)
+    task = DatasetTask(spec, {"validation": [sample]})
     errors = {"error": 0.25, "balanced_error": 0.5, "f1_macro": 0.75}
     scores = {name: score(task, SMALL.updated({"best_by": name}, "test"), errors) for name in errors}
     assert scores == {"error": 0.25, "balanced_error": 0.5, "f1_macro": -0.75}
     assert score(task, SMALL, errors) == 0.25
     with pytest.raises(InputError, match="error, balanced_error, f1_macro"):
         best_measure(task, SMALL.updated({"best_by": "iou"}, "test"))
+    with pytest.raises(InputError, match='"error" chooses the best weights on validation data, of which'):
+        best_measure(DatasetTask(spec, {"train": [sample]}), SMALL.updated({"best_by": "error"}, "test"))
 
 
 def test_the_threshold_of_tags_has_the_largest_f1_and_all_measures_are_taken_with_it() -> None:
@@ -218,3 +221,24 @@ def test_predictions_that_are_no_numbers_are_wrong() -> None:
     tags, y = TaskSpec("t", "tag", 1, 4, (2, 2), CLASSES), np.zeros((2, 4), np.float32)
     assert training_of("tag").measures(nan, Batch(x, y), tags)["hamming_loss"][0] == 8
     assert training_of("tag").statistics(nan, Batch(x, y), tags)["histograms"].sum() == 8
+
+
+def test_texts_are_measured_without_the_steps_that_see_padding() -> None:
+    rng = np.random.default_rng(0)
+    spec = TaskSpec("t", "transcribe", 1, 3, (4, 24), ("a", "b"))
+    y = rng.integers(1, 3, (9, 4))
+    widths = rng.integers(8, 25, 9)
+    widths[0] = 24
+    sizes = np.stack([np.full(9, 4), widths], axis=1)
+    logits = torch.from_numpy(rng.standard_normal((9, 6, 3)).astype(np.float32))
+    kind, x = training_of("transcribe"), np.zeros((9, 4, 24, 1), np.float32)
+    alone = [
+        kind.measures(
+            logits[k : k + 1, : -(-width // 4)], Batch(x[k : k + 1, :, :width], y[k : k + 1]), spec
+        )
+        for k, width in enumerate(widths)
+    ]
+    expected = {
+        name: tuple(map(sum, zip(*(each[name] for each in alone), strict=True))) for name in alone[0]
+    }
+    assert kind.measures(logits, Batch(x, y, sizes), spec) == expected

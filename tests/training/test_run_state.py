@@ -174,6 +174,7 @@ def test_training_stops_when_patience_is_exhausted(
     last = load_checkpoint(run.last)
     assert (last.step, last.state.best_step) == (3 + 4 * 3, best_step)
     assert "stopped at step 15" in (ending := run.read_result()["ending"])
+    assert "validations in a row without improvement" in ending
     assert f"{run.read_metrics()[-1]['lr']:.2g}, 82% of its peak" in ending
 
 
