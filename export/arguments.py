@@ -10,7 +10,6 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from mdlstm_tk._util.arguments import extents, positive
 from mdlstm_tk._util.checks import checked
@@ -19,6 +18,7 @@ from mdlstm_tk.export.grids import find_grids
 from mdlstm_tk.export.interface import (
     Interface,
     eval_copy,
+    find_layout,
     float_dtypes,
     mdlstm_layers,
     parameters_of_forward,
@@ -27,7 +27,6 @@ from mdlstm_tk.export.interface import (
 from mdlstm_tk.export.options import ExportOptions
 from mdlstm_tk.export.spec import Examples, ExportSpec, Extents, Shape
 from mdlstm_tk.export.verification.cases import sampler
-from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.shapes import Grid
 
@@ -250,21 +249,14 @@ def _check_names(module: nn.Module, names: Sequence[str]) -> None:
 
 
 def _layout(network: nn.Module, x: Tensor | None, name: str) -> bool:
-    """True if x is channels-last: the layout of the first MDLSTM layer, unless the example has the channels
-    of a convolution before that layer on the other axis."""
-    kinds = (MDLSTM, _ConvNd)
-    first = next((module for module in network.modules() if isinstance(module, kinds)), None)
-    if isinstance(first, _ConvNd) and x is not None:
-        fitting = [last for last in (True, False) if x.shape[-1 if last else 1] == first.in_channels]
-        if len(fitting) == 1:
-            return fitting[0]
-    layer = next(mdlstm_layers(network), None)
-    if layer is None and x is not None:
+    """True if x is channels-last, see `find_layout`."""
+    found = find_layout(network, None if x is None else x.shape)
+    if found is None and x is not None:
         raise InputError(
             f"{name} has no MDLSTM layer that tells which axis of x holds the channels; give "
             "channels_last=True for (N, *grid, C), or channels_last=False for (N, C, *grid)"
         )
-    return layer is None or layer.channels_last
+    return found is not False
 
 
 def _check_batch_axis(interface: Interface, x: Tensor, further: Mapping[str, Tensor]) -> None:

@@ -13,9 +13,11 @@ from types import FunctionType
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -338,6 +340,19 @@ def parameters_of_forward(module: nn.Module) -> Mapping[str, inspect.Parameter]:
         ) from None
 
 
+def find_layout(network: nn.Module, x: Sequence[int] | None) -> bool | None:
+    """True if an x of this shape is channels-last: the layout of the first MDLSTM layer, unless x has the
+    channels of a convolution before that layer on the other axis; None if the network has neither."""
+    kinds = (MDLSTM, _ConvNd)
+    first = next((module for module in network.modules() if isinstance(module, kinds)), None)
+    if isinstance(first, _ConvNd) and x is not None:
+        fitting = [last for last in (True, False) if x[-1 if last else 1] == first.in_channels]
+        if len(fitting) == 1:
+            return fitting[0]
+    layer = next(mdlstm_layers(network), None)
+    return None if layer is None else layer.channels_last
+
+
 @checked
 def float64_reference(module: nn.Module, output_names: Sequence[str] | None = None) -> Callable[..., Any]:
     """The ground truth: the network in float64, its MDLSTM layers computed position by position.
@@ -353,6 +368,7 @@ def float64_reference(module: nn.Module, output_names: Sequence[str] | None = No
     exact = Interface(module, (), output_names).reference("float64")
 
     def run(x: Array, **inputs: Array) -> Any:
+        exact.channels_last = find_layout(exact.module, np.shape(x)) is not False
         outputs = exact.run({"x": x, **inputs})
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 

@@ -20,7 +20,7 @@ from mdlstm_tk.runtime.shapes import Grid, Shapes
 
 OF_A_TASK = (  # what models must share that answer one call
     *("kind", "layout", "channels", "outputs", "output_names", "classes", "mask_values", "mask_palette"),
-    *("preprocessing", "required_inputs"),
+    *("preprocessing", "required_inputs", "task", "user_data"),
 )
 
 
@@ -89,7 +89,8 @@ def read_candidates(models: Sequence[Path], max_bytes: int) -> list[Candidate]:
     for other in others:
         for name in OF_A_TASK:
             value, other_value = getattr(first.metadata, name), getattr(other.metadata, name)
-            if value != other_value:
+            is_unknown = name == "task" and None in (value, other_value)  # of networks without a run
+            if value != other_value and not is_unknown:
                 raise InputError(
                     f"{other.path} and {first.path} are models of two tasks, whose {name} is "
                     f"{other_value!s:.40} and {value!s:.40}; choose one with ",

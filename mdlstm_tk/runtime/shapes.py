@@ -387,6 +387,8 @@ class Shapes:
         """An array in the dtype of an input of the model, which may take whole numbers alone."""
         dtype = self._inputs[name].dtype if name in self._inputs else "float32"
         converted = to_float32(array, label)
+        if name == "x" and (wrong := kind_named(self.metadata.kind).outside_range(converted)):
+            raise InputError(f"{label} has {wrong}")
         is_float = dtype in ("float32", "float64", "float16")
         if (not is_float or (name == "x" and self.metadata.integer)) and (converted % 1).any():
             raise InputError(f"{label} holds fractions; this model takes whole numbers")

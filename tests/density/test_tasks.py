@@ -23,6 +23,8 @@ from mdlstm_tk.density import DigitsDensity, Fashion, Ising, fashion, idx
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.io.readers import InputFile
+from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.shapes import Shapes
 from mdlstm_tk.training import TrainConfig
 from mdlstm_tk.training.tasks import describe_changes, describe_overlap, load_task
 
@@ -48,6 +50,8 @@ def test_training_and_inference_know_one_range_of_x(
 ) -> None:
     monkeypatch.setattr(type(kind_named(kind)), "x_range", x_range)
     metadata: Any = SimpleNamespace(kind=kind, preprocessing=None)
+    fields: Any = {"outputs": 2, "classes": ("a", "b"), "window": None} if kind == "classify" else {}
+    of_model = Metadata("0", None, "scan", "N H W C", 1, **{"outputs": 1, **fields}, kind=kind)
     for past, fits in ((0.0, True), (0.0005, True), (0.5, False)):
         for value in (x_range[0] - past, x_range[1] + past):
             x = np.full((8, 4, 5), value, np.float32)
@@ -55,6 +59,7 @@ def test_training_and_inference_know_one_range_of_x(
             for take in (
                 partial(read, tmp_path / "x.npz", kind),
                 partial(InputFile("x", {None: x}).arrays_for, metadata),
+                partial(Shapes(of_model).prepare, x[..., None]),
             ):
                 with nullcontext() if fits else pytest.raises(InputError, match="expects them in"):
                     take()

@@ -36,6 +36,27 @@ def expected(x: np.ndarray) -> np.ndarray:
     return float64_reference(network(len(x)))(x[None].astype(np.float32))[0]
 
 
+class NeedsSizes(nn.Module):
+    """A convolution, unless x is channels-last, and a layer."""
+
+    def __init__(self, channels_last: bool) -> None:
+        super().__init__()
+        self.stem = nn.Identity() if channels_last else nn.Conv2d(3, 3, 1)
+        self.layer = MDLSTM(3, 2, channels_last=channels_last)
+
+    def forward(self, x: Tensor, sizes: Tensor) -> Tensor:
+        y: Tensor = self.layer(self.stem(x), sizes)
+        return y
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_reference_that_needs_sizes_gets_the_whole_grid(channels_last: bool) -> None:
+    net, x = NeedsSizes(channels_last), torch.randn(2, *((6, 7, 3) if channels_last else (3, 6, 7)))
+    with torch.no_grad():
+        expected = net(x, torch.tensor([[6, 7]] * 2)).numpy()
+    np.testing.assert_allclose(float64_reference(net)(x.numpy()), expected, rtol=0, atol=1e-5)
+
+
 def test_a_session_takes_x_with_and_without_axes(tmp_path: Path) -> None:
     x = np.random.default_rng(0).random((2, 3, 5, 6), np.float32)
     session = Session(export(3, tmp_path / "colour.onnx"), "cpu")

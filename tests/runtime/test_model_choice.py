@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,25 @@ def test_models_of_two_tasks_and_damaged_ones(tmp_path: Path) -> None:
     classifier(tmp_path / "b.onnx")
     with pytest.raises(InputError, match=r"a\.onnx and .*b\.onnx are models of two tasks, whose kind"):
         read_candidates(find_models(tmp_path), 10**6)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "differs"),
+    [
+        ({"task": "diagonal"}, {"task": "edges"}, "task"),
+        ({"task": "signs"}, {"task": "signs", "user_data": True}, "user_data"),
+        ({"task": "diagonal"}, {}, ""),
+        ({"task": "diagonal"}, {"task": "diagonal"}, ""),
+    ],
+)
+def test_models_of_equal_outputs_and_two_tasks(
+    first: Any, second: Any, differs: str, tmp_path: Path
+) -> None:
+    write_model(tmp_path / "a.onnx", **first)
+    write_model(tmp_path / "b.onnx", **second)
+    message = rf"models of two tasks, whose {differs} is"
+    with pytest.raises(InputError, match=message) if differs else nullcontext():
+        assert len(read_candidates(find_models(tmp_path), 10**6)) == 2
 
 
 def test_the_tiled_models_of_a_folder_are_of_one_task(tmp_path: Path) -> None:
