@@ -22,6 +22,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mdlstm_tk._util.checks import checked
+from mdlstm_tk._util.masking import valid_mask
 from mdlstm_tk._util.text import counted, reason_of
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.capturable import Capturable
@@ -93,9 +94,15 @@ class Interface(nn.Module):
         return named_outputs(result, self.name, self.output_names)
 
     def forward(self, x: Tensor, *further: Tensor) -> tuple[Tensor, ...]:
-        """The outputs, floats as float32."""
+        """The outputs, floats as float32. x counts as 0 in the padding, as in a `Session`, so that a file
+        gives the same numbers in every runtime, whatever layer reads x first."""
+        named = dict(zip(self.names, further, strict=True))
+        if "sizes" in named:
+            axis = -1 if self.channels_last else 1
+            grid = x.shape[1:-1] if self.channels_last else x.shape[2:]
+            x = torch.where(valid_mask(grid, named["sizes"]).unsqueeze(axis), x, 0)
         with Capturable():
-            outputs = self.call(x, **dict(zip(self.names, further, strict=True)))
+            outputs = self.call(x, **named)
         return tuple(y.float() if y.is_floating_point() else y for y in outputs.values())
 
     def reference(self, precision: Precision) -> Interface:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,46 @@ def test_padded_samples_give_the_same_numbers_as_the_samples_alone(form: Any, tm
     np.testing.assert_allclose(y[1:, :2, :3], exact, rtol=0, atol=1e-6)
     with pytest.raises(InputError, match=r"\(2, 2\)"):
         session(x, sizes=np.asarray([5, 6]), z=Z.numpy())
+
+
+class Stem(nn.Module):
+    """A convolution before a layer, which alone knows `sizes`."""
+
+    def __init__(self, channels_last: bool) -> None:
+        super().__init__()
+        self.stem, self.layer = nn.Conv2d(1, 3, 3, padding=1), MDLSTM(3, 2, channels_last=channels_last)
+
+    def forward(self, x: Tensor, sizes: Tensor) -> Tensor:
+        is_last = self.layer.channels_last
+        x = self.stem(x.movedim(-1, 1) if is_last else x)
+        y: Tensor = self.layer(x.movedim(1, -1) if is_last else x, sizes)
+        return y
+
+
+@pytest.mark.parametrize("form", ["unrolled", "scan"])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_what_padding_holds_changes_no_number_in_any_runtime(
+    form: Any, channels_last: bool, tmp_path: Path
+) -> None:
+    net, x = Stem(channels_last), torch.zeros(1, *((5, 6, 1) if channels_last else (1, 5, 6)))
+    report = export_onnx(net, tmp_path / "m.onnx", x, form=form, padded=True)
+    session = ort.InferenceSession(report.path, providers=["CPUExecutionProvider"])
+    sizes, outputs = np.array([[5, 6], [3, 4]]), []
+    values = np.random.default_rng(0).random((2, 5, 6), np.float32)
+    for padding in (0, 1, np.nan):
+        padded = values.copy()
+        padded[1, 3:] = padded[1, :, 4:] = padding
+        feeds = {"x": padded[..., None] if channels_last else padded[:, None], "sizes": sizes}
+        outputs.append(session.run(None, feeds)[0])
+    assert np.array_equal(outputs[0], outputs[1]) and np.array_equal(outputs[0], outputs[2])
+    sample = values[1:, :3, :4, None] if channels_last else values[1:, None, :3, :4]
+    alone = float64_reference(net)(sample)
+    valid = (
+        (slice(1, 2), slice(3), slice(4))
+        if channels_last
+        else (slice(1, 2), slice(None), slice(3), slice(4))
+    )
+    np.testing.assert_allclose(outputs[0][valid], alone, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["md", "horizontal", "snake"])
