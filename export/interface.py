@@ -13,7 +13,6 @@ from types import FunctionType
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
@@ -375,7 +374,7 @@ def float64_reference(module: nn.Module, output_names: Sequence[str] | None = No
     exact = Interface(module, (), output_names).reference("float64")
 
     def run(x: Array, **inputs: Array) -> Any:
-        exact.channels_last = find_layout(exact.module, np.shape(x)) is not False
+        exact.channels_last = find_layout(exact.module, as_array(x, "x").shape) is not False
         outputs = exact.run({"x": x, **inputs})
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
