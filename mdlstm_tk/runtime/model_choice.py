@@ -20,8 +20,9 @@ from mdlstm_tk.runtime.shapes import Grid, Shapes
 
 OF_A_TASK = (  # what models must share that answer one call
     *("kind", "layout", "channels", "outputs", "output_names", "classes", "mask_values", "mask_palette"),
-    *("preprocessing", "required_inputs", "task", "user_data"),
+    *("preprocessing", "required_inputs"),
 )
+OF_A_RUN = ("task", "user_data")  # and these, which networks without a run do not name
 
 
 class Candidate(NamedTuple):
@@ -87,10 +88,10 @@ def read_candidates(models: Sequence[Path], max_bytes: int) -> list[Candidate]:
         warnings.warn(Message("a model is left out: ", each), stacklevel=3)
     first, *others = found
     for other in others:
-        for name in OF_A_TASK:
+        are_of_runs = None not in (first.metadata.task, other.metadata.task)
+        for name in (*OF_A_TASK, *(OF_A_RUN if are_of_runs else ())):
             value, other_value = getattr(first.metadata, name), getattr(other.metadata, name)
-            is_unknown = name == "task" and None in (value, other_value)  # of networks without a run
-            if value != other_value and not is_unknown:
+            if value != other_value:
                 raise InputError(
                     f"{other.path} and {first.path} are models of two tasks, whose {name} is "
                     f"{other_value!s:.40} and {value!s:.40}; choose one with ",

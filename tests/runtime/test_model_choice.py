@@ -145,6 +145,7 @@ def test_models_of_two_tasks_and_damaged_ones(tmp_path: Path) -> None:
         ({"task": "diagonal"}, {"task": "edges"}, "task"),
         ({"task": "signs"}, {"task": "signs", "user_data": True}, "user_data"),
         ({"task": "diagonal"}, {}, ""),
+        ({"task": "signs", "user_data": True}, {}, ""),
         ({"task": "diagonal"}, {"task": "diagonal"}, ""),
     ],
 )
