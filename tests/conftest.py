@@ -35,6 +35,8 @@ if TYPE_CHECKING:  # fixtures import what only some tests need
     from mdlstm_tk.training import Run
 
 torch.set_num_threads(1)  # tests run side by side
+# As in a terminal: a shell lets background jobs ignore SIGINT, and the processes that they start, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Property tests draw the same examples in every run, so that their kernels come from the cache.
 # `--hypothesis-profile=default` draws new ones.
@@ -115,14 +117,6 @@ def browser() -> Iterator[Browser]:
         missing("Chromium is not installed")
     with launched(program) as chromium:
         yield chromium
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Let SIGINT raise KeyboardInterrupt, even where a shell has started the tests in the background."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
 
 
 @pytest.fixture

@@ -35,8 +35,7 @@ VERBS = {
     "report": ("report", "run", "-o", "new.html"),
 }
 START = """if True:
-    import signal, sys
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    import sys
     from mdlstm_tk.cli import main
     print("ready", flush=True)
     main(sys.argv[1:])
@@ -140,7 +139,6 @@ def interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     "verb",
     [interrupt, interrupt_in_a_callback, interrupt_that_becomes_an_error, interrupt_that_is_dropped],
@@ -154,7 +152,6 @@ def test_no_interrupt_is_lost(verb: Callable[[], None], monkeypatch: pytest.Monk
     assert (done.code, done.err) == (130, "error: interrupted\n")
 
 
-@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_while_a_verb_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "load", lambda name: interrupt())
     done = mdlstm("doctor")

@@ -151,7 +151,6 @@ def test_closing_during_a_run_is_no_crash() -> None:
     timer.join()
 
 
-@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_the_run_and_the_next_call_gets_its_own_result() -> None:
     with Session(power(500), "cpu", isolated=True) as session:
         with pytest.raises(KeyboardInterrupt):

@@ -116,7 +116,6 @@ def test_timeout_stops_an_endless_loop() -> None:
             session(X)
 
 
-@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_stops_a_run_of_the_main_thread() -> None:
     """A product of 1000×1000 matrices takes some 30 ms, all of them together longer than a test may."""
     session = Session(power(20_000), "cpu")
@@ -130,7 +129,6 @@ def test_an_interrupted_run_ends_before_the_interpreter_does() -> None:
     code = """if True:
         import os, signal, threading, time, numpy
         from mdlstm_tk.runtime.runner import INTERRUPTIBLE_VALUES, _outputs
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         class Options:
             terminate = False
         def run(feeds, options):  # as a long operator, it cannot be stopped

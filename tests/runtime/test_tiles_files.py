@@ -172,8 +172,7 @@ def test_places_of_characters_are_those_of_a_run_on_the_whole_grid() -> None:
 
 
 PROGRAM = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
+import sys
 from mdlstm_tk.runtime import TiledSession
 from mdlstm_tk.runtime.jobs import Job
 from mdlstm_tk.runtime.tiles.files import infer_tiled
