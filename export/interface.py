@@ -156,12 +156,12 @@ class Interface(nn.Module):
 
 
 class Nudged(TorchDispatchMode):
-    """Adds a share of the largest number to floats before they are rounded, compared or made integers, so
-    that their results at the edge of a step change."""
+    """Adds a share of the largest number, or of `least`, to floats before they are rounded, compared or
+    made integers, so that their results at the edge of a step change."""
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, least: float = 0.0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.share = share
+        self.share, self.least = share, least
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         dtype = (kwargs or {}).get("dtype") or torch.float
@@ -169,7 +169,7 @@ class Nudged(TorchDispatchMode):
             value = args[0] if args and isinstance(args[0], Tensor) else torch.zeros(())
             # Floats that are all whole come from an operator that rounded them.
             if value.is_floating_point() and value.numel() and (value != value.round()).any():
-                args = (value + self.share * value.abs().max().clamp(min=1), *args[1:])
+                args = (value + self.share * value.abs().max().clamp(min=self.least), *args[1:])
         return func(*args, **(kwargs or {}))
 
 

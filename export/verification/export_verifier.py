@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,12 +33,13 @@ from mdlstm_tk.export.verification.causes import (
     rounding_advice,
     rounding_error,
 )
-from mdlstm_tk.export.verification.parity import ATOLS, RTOL, Parity, compare_cases, output_scales
+from mdlstm_tk.export.verification.parity import ATOLS, ROUNDING_SHARE, RTOL, Parity, compare_cases
 from mdlstm_tk.export.verification.runtimes import (
     Inputs,
     Outputs,
     Runtime,
     expected_outputs,
+    rounded_runs,
     session_run,
     with_padding,
 )
@@ -115,6 +117,7 @@ def write_verified(
     session_type, data = TiledSession if metadata.form == "tiles" else Session, candidate.content(metadata)
     limit = len(data) if len(data) > MAX_BYTES else None  # a session takes a file of this size on request
     errors: dict[str, Parity] = {}
+    rounding = partial(rounded_runs, spec.interface, metadata.dtype) if precision != "mixed" else None
     with session_type(data, "cpu", trusted=True, max_bytes=limit) as session:
         run = _explained(session_run(session), spec.interface.name)
         for group in groups:
@@ -123,7 +126,7 @@ def write_verified(
             runtime = with_padding(run, metadata, largest) if spec.padded else run
             names = small_names | {case.name for case in group}  # a large grid says nothing of small ones
             scaling = {name: expected[name] for name in names}
-            errors |= compare_cases(runtime, scaling, group, metadata, atol, exact)
+            errors |= compare_cases(runtime, scaling, group, metadata, atol, exact, rounding)
     for case in cases:
         parity, is_small = errors[case.name], case.name in small_names
         if parity.passed:
@@ -141,12 +144,11 @@ def write_verified(
         if is_overflow:
             reason = explain_overflow(metadata, spec, case, parity.output)
             raise ParityError(f"{path} was not written: ", reason)
-        name, dtype = parity.output, metadata.dtype
-        scale = output_scales({k: expected[k] for k in {*small_names, case.name}}, metadata)[name]
-        rounding = rounding_error(spec, case, name, expected[case.name][name], scale, atol, dtype)
-        is_rounding = rounding.severity > 0.3 * parity.severity
+        exact_y, dtype = expected[case.name][parity.output], metadata.dtype
+        rounded = rounding_error(spec, case, parity, exact_y, atol, dtype)
+        is_rounding = rounded.severity > ROUNDING_SHARE * parity.severity
         if is_small or not is_rounding:
-            advice = rounding_advice(spec, rounding, is_rounding, dtype)
+            advice = rounding_advice(spec, rounded, is_rounding, dtype)
             reason = explain_error(metadata, spec, case, parity, atol, advice)
             raise ParityError(f"{path} was not written: ", reason)
     max_abs = max(parity.max_abs for parity in errors.values())
@@ -268,9 +270,15 @@ def _agree(outputs: Outputs, others: Outputs) -> bool:
     """True if outputs are equal but for rounding; NaN is equal to NaN."""
     return all(
         y.shape == others[name].shape
-        and np.allclose(y, others[name], rtol=1e-6, atol=1e-6, equal_nan=y.dtype.kind == "f")
+        and np.allclose(y, others[name], rtol=1e-6, atol=1e-6 * _size(y), equal_nan=y.dtype.kind == "f")
         for name, y in outputs.items()
     )
+
+
+def _size(y: Array) -> float:
+    """The largest finite |y|, or the size of numbers whose differences of 1e-6 may be rounding."""
+    least = 1e7 * float(np.finfo(y.dtype).eps) if y.dtype.kind == "f" else 1.0
+    return float(np.abs(np.where(np.isfinite(y), y, 0)).max(initial=least))
 
 
 def _check_finite(outputs: Outputs, case: Case, spec: ExportSpec) -> None:

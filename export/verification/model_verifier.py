@@ -36,6 +36,7 @@ from mdlstm_tk.export.verification.runtimes import (
     Runtime,
     expected_outputs,
     graph_run,
+    rounded_runs,
     session_run,
     with_padding,
 )
@@ -254,7 +255,10 @@ class _FileVerifier:
                 for_scale = [Case(f"{longest} {k}", "", case.inputs) for k, case in enumerate(random)]
         runtimes, reference, together = self._runtimes([*cases, *for_scale])
         expected = expected_outputs(reference, [*cases, *for_scale], together)
-        comparison = expected, cases, metadata, metadata.parity.get("atol", ATOL), self.exact
+        rounding = None
+        if self.interface is not None and not self.interface.mixed:
+            rounding = partial(rounded_runs, self.interface, metadata.dtype)
+        comparison = expected, cases, metadata, metadata.parity.get("atol", ATOL), self.exact, rounding
         return cases, {name: compare_cases(run, *comparison) for name, run in runtimes.items()}
 
     def _random_cases(

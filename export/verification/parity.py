@@ -1,16 +1,20 @@
 """Parity: the errors of a runtime against the network in float64.
 
 An error is within tolerance if it is at most atol·s + rtol·|y|. The scale s of a feature of y is its
-largest absolute value on all inputs of a verification, or 1 if that is smaller. A regression whose outputs
-are in the thousands is thus held to the same share of its outputs as a network with outputs in (0, 1).
+largest absolute value on all inputs of a verification. A regression whose outputs are in the thousands, or
+in millionths, is thus held to the same share of its outputs as a network with outputs in (0, 1).
+
+Outputs below 1 may be small differences of large numbers, of which float32 keeps few digits. So where an
+error is larger than that, the scale is raised, to 1 at most, until it allows what rounding does to the
+outputs of PyTorch.
 
 A sweep carries an error along to all later wavefronts, so the first wrong one is where to look.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from math import isfinite
 from typing import Any
@@ -28,10 +32,13 @@ from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.shapes import Shapes
 
 Float64Array = npt.NDArray[np.float64]
+Rounding = Callable[[], Iterable[Runtime]]
 
 ATOL = 1e-5
 ATOLS: dict[str, float] = {"float32": ATOL, "float16": 5e-3}  # by dtype of the file
 RTOL = 1e-5
+SMALLEST = float(np.finfo(np.float32).tiny) / ATOL  # numbers that are off by less have fewer digits
+ROUNDING_SHARE = 0.3  # of an error that rounding explains: operators of ONNX Runtime round more
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class Parity:
     Attributes:
         max_abs: largest absolute error.
         max_ratio: largest ratio of an error to its tolerance; NaN if the output is not finite.
-        scale: the largest scale of a feature, at least 1.
+        scales: the scale of each feature, which broadcasts against the output.
         output: the name of the output, that which is furthest out of tolerance if there are several.
         first_divergence: the first wavefront of the first output that is out of tolerance; None if there is
             none, or that output has no grid.
@@ -67,9 +74,14 @@ class Parity:
 
     max_abs: float
     max_ratio: float
-    scale: float = 1.0
+    scales: Float64Array | float = field(default=1.0, compare=False, repr=False)
     output: str = "y"
     first_divergence: Divergence | None = None
+
+    @property
+    def scale(self) -> float:
+        """The largest scale of a feature."""
+        return float(np.max(self.scales))
 
     @property
     def passed(self) -> bool:
@@ -103,7 +115,7 @@ def feature_scale(references: Sequence[Float64Array], feature_axis: int = -1) ->
         magnitudes.append(np.abs(np.where(np.isfinite(y), y, 0)).max(axis=axes, keepdims=True))
     if len({magnitude.shape for magnitude in magnitudes}) > 1:
         magnitudes = [magnitude.max(keepdims=True) for magnitude in magnitudes]
-    scale: Float64Array = np.maximum(np.maximum.reduce(magnitudes), 1.0)
+    scale: Float64Array = np.maximum(np.maximum.reduce(magnitudes), SMALLEST)
     return scale
 
 
@@ -116,6 +128,27 @@ def output_scales(expected: Mapping[str, Outputs], metadata: Metadata) -> dict[s
     return scales
 
 
+def rounding_scales(
+    runs: Iterable[Runtime],
+    expected: Mapping[str, Outputs],
+    cases: Sequence[Case],
+    metadata: Metadata,
+    atol: float,
+) -> dict[str, Float64Array]:
+    """The scale of each output, at most 1, that allows the errors which rounding makes in it: those of
+    `runs`, PyTorch with rounded weights, on the cases."""
+    errors: dict[str, Outputs] = {}
+    for number, run in enumerate(runs):
+        for case in cases:
+            differences = {name: y - expected[case.name][name] for name, y in run(case.inputs).items()}
+            allowed = {k: y / (ROUNDING_SHARE * atol) for k, y in differences.items()}
+            # NaN and infinite values are those of states that outgrow float32.
+            errors[f"{number} {case.name}"] = {
+                k: np.nan_to_num(y, nan=1, posinf=1, neginf=1) for k, y in allowed.items()
+            }
+    return {name: np.minimum(scale, 1.0) for name, scale in output_scales(errors, metadata).items()}
+
+
 def compare(
     output: Array, reference: Float64Array, atol: float = ATOL, scale: Float64Array | float = 1.0
 ) -> Parity:
@@ -125,7 +158,7 @@ def compare(
     tolerance = atol * scale + RTOL * np.abs(reference)
     with np.errstate(divide="ignore"):  # atol may be 0
         ratio = np.divide(error, tolerance, out=np.zeros_like(error), where=error != 0)
-    return Parity(float(error.max()), float(ratio.max()), float(np.max(scale)))
+    return Parity(float(error.max()), float(ratio.max()), scale)
 
 
 def first_divergence(
@@ -162,21 +195,21 @@ def compare_cases(
     metadata: Metadata,
     atol: float,
     reference: Interface | None = None,
+    rounding: Rounding | None = None,
 ) -> dict[str, Parity]:
     """The error of a runtime on each case, by the names of cases.
 
     `expected` has the outputs of the reference by the names of cases, and may have those of more cases: the
     scale of an output is that of all. `atol` is in units of that scale. Integers may be any that the
-    reference, if it is known, makes of floats within that tolerance.
+    reference, if it is known, makes of floats within that tolerance. `rounding` returns runs of PyTorch
+    with rounded weights; if it is None, nobody knows what rounding does, and scales are raised to 1 where
+    that is needed.
 
     Raises:
         ParityError: the runtime returns another shape than the reference.
         MDLSTMError: it fails.
     """
-    shapes, scales = Shapes(metadata), output_scales(expected, metadata)
-    axes = range(1, metadata.ndim + 1) if metadata.channels_last else range(2, metadata.ndim + 2)
-    first = metadata.output_names[0]
-    errors: dict[str, Parity] = {}
+    shapes, found = Shapes(metadata), dict[str, Outputs]()
     for case in cases:
         exact, outputs = expected[case.name], run(case.inputs)
         if shapes.takes_sizes and kind_named(metadata.kind).steps_are_columns:
@@ -186,29 +219,59 @@ def compare_cases(
             if outputs[name].shape != y.shape:
                 shape = outputs[name].shape
                 raise ParityError(f"output '{name}' has shape {shape} on {case.name}, expected {y.shape}")
-        outputs = _settled(outputs, exact, case.inputs, atol, reference)
+        found[case.name] = _settled(outputs, exact, case.inputs, atol, reference, rounding)
+    scales = output_scales(expected, metadata)
+    errors = _errors(found, expected, metadata, atol, scales)
+    if not all(error.passed for error in errors.values()):
+        least: Mapping[str, Float64Array | float] = dict.fromkeys(scales, 1.0)
+        if rounding is not None:
+            least = rounding_scales(rounding(), expected, cases, metadata, atol)
+        scales = {name: np.maximum(scale, least[name]) for name, scale in scales.items()}
+        errors = _errors(found, expected, metadata, atol, scales)
+    return errors
+
+
+def _errors(
+    found: Mapping[str, Outputs],
+    expected: Mapping[str, Outputs],
+    metadata: Metadata,
+    atol: float,
+    scales: Mapping[str, Float64Array],
+) -> dict[str, Parity]:
+    """The error of the outputs of each case, which have the shapes of the expected ones."""
+    axes = range(1, metadata.ndim + 1) if metadata.channels_last else range(2, metadata.ndim + 2)
+    first, errors = metadata.output_names[0], dict[str, Parity]()
+    for case, outputs in found.items():
+        exact = expected[case]
         parities = [
             replace(compare(outputs[name], y, atol, scales[name]), output=name) for name, y in exact.items()
         ]
         worst, divergence = max(parities, key=lambda parity: parity.severity), None
         if metadata.window is not None:
             divergence = first_divergence(outputs[first], exact[first], axes, atol, scales[first])
-        errors[case.name] = replace(worst, first_divergence=divergence)
+        errors[case] = replace(worst, first_divergence=divergence)
     return errors
 
 
 def _settled(
-    outputs: Outputs, exact: Outputs, inputs: Inputs, atol: float, reference: Interface | None
+    outputs: Outputs,
+    exact: Outputs,
+    inputs: Inputs,
+    atol: float,
+    reference: Interface | None,
+    rounding: Rounding | None,
 ) -> Outputs:
-    """Outputs in which integers are the expected ones wherever the reference makes them, too, of floats
-    that are off by `atol`."""
+    """Outputs in which integers are the expected ones wherever PyTorch makes them, too, of floats that are
+    off by `atol`, or rounded."""
     unequal = [k for k, y in exact.items() if y.dtype.kind != "f" and not np.array_equal(outputs[k], y)]
     if reference is None or not unequal:
         return outputs
     bounds = [exact]
     for share in (-atol, atol):
-        with Nudged(share):
+        with Nudged(share, least=1.0 if rounding is None else 0.0):
             bounds.append(reference.run(inputs))
+    if rounding is not None:
+        bounds += [run(inputs) for run in rounding()]
     for name in unequal:
         possible, y = np.stack([of_all[name] for of_all in bounds]), outputs[name]
         is_possible = (possible.min(axis=0) <= y) & (y <= possible.max(axis=0))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from google.protobuf.message import Message
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from torch import Tensor
 
+from mdlstm_tk.export.interface import Interface
 from mdlstm_tk.export.verification.cases import Case
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.npy import Array
@@ -22,6 +26,7 @@ Inputs = dict[str, Array]
 Outputs = dict[str, Array]
 Runtime = Callable[[Inputs], Outputs]
 NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16)
+ROUNDING = {"float32": 1e-5, "float16": 2.0**-11}  # of weights, by dtype of the file
 
 
 def expected_outputs(run: Runtime, cases: Iterable[Case], together: bool = True) -> dict[str, Outputs]:
@@ -43,6 +48,23 @@ def expected_outputs(run: Runtime, cases: Iterable[Case], together: bool = True)
             expected[case.name] = {name: y[start:end] for name, y in outputs.items()}
             start = end
     return expected
+
+
+def rounded_runs(interface: Interface, dtype: str, count: int = 3) -> Iterator[Runtime]:
+    """Runs PyTorch in float32, each time with other weights that are off by as much as a file of this dtype
+    rounds them.
+
+    Operators of ONNX Runtime, such as its sigmoid, are less precise than those of PyTorch, and always err
+    to the same side, so that their errors add up in states that last for many positions. So weights of
+    float32 are off by more than its rounding.
+    """
+    for seed in range(count):
+        network, generator = copy.deepcopy(interface), torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in filter(Tensor.is_floating_point, network.parameters()):
+                signs = torch.randint(2, parameter.shape, generator=generator, device="cpu") * 2 - 1
+                parameter.mul_(1 + ROUNDING[dtype] * signs.to(parameter))
+        yield network.run
 
 
 def session_run(session: Session | TiledSession, in_one_tile: bool = False) -> Runtime:

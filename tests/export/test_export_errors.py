@@ -183,6 +183,11 @@ REFUSED: dict[str, Row] = {  # network, options of the export, message
     "inf": (after(lambda y: 1 / (0 * y)), G, "itself returns inf"),
     "NaN on the example": (before(torch.log), NEGATIVE, "itself returns NaN on example_inputs"),
     "NaN on the example, scan": (before(torch.log), LARGE, "itself returns NaN on example_inputs"),
+    "batch mixed in tiny outputs": (
+        after(lambda y: 1e-8 * (y - y.mean(0))),
+        G,
+        "mixes the samples of a batch",
+    ),
     "batch mixed": (before(lambda x: x - x.mean(0)), G, "mixes the samples of a batch"),
     "mixed with those before": (after(lambda y: y.cumsum(0)), G, "mixes the samples of a batch"),
     "by the batch": (after(lambda y: y if y.shape[0] < 8 else 2 * y), G, "mixes the samples of a batch"),
@@ -285,6 +290,7 @@ UNEQUAL: dict[str, Row] = {
         IN_FLOAT32,
     ),
     "float16": (after(STEPS), {**HALF, "atol": 1e-9}, "float16 is not precise enough"),
+    "tiny float16": (after(lambda y: 1e-8 * y), HALF, "float16 is not precise enough"),
 }
 KINDS = {InputError: REFUSED, MDLSTMError: FAILING, ParityError: UNEQUAL}
 CASES = {name: (kind, rows[name]) for kind, rows in KINDS.items() for name in rows}
@@ -429,7 +435,11 @@ def slightly_wrong_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("slightly_wrong_graphs")
-@pytest.mark.parametrize("make", [regression, lambda: create("md", 1, 1)], ids=["large", "small"])
+@pytest.mark.parametrize(
+    "make",
+    [regression, lambda: create("md", 1, 1), after(lambda y: 1e-9 * y)],
+    ids=["large", "small", "tiny"],
+)
 def test_a_wrong_graph_is_refused_at_every_scale(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     with pytest.raises(ParityError, match="the exported graph computes something else") as raised:
         export_onnx(make(), tmp_path / "m.onnx", grid=(5, 5))
@@ -440,6 +450,14 @@ def test_a_wrong_graph_is_refused_at_every_scale(make: Callable[[], nn.Module], 
 def test_a_larger_tolerance_is_used_and_recorded(tmp_path: Path) -> None:
     report = export_onnx(create("md", 1, 1), tmp_path / "m.onnx", grid=(5, 5), atol=0.1)
     assert Session(report.path, "cpu").metadata.parity["atol"] == 0.1 and report.max_abs > 1e-5
+
+
+def test_small_differences_of_large_numbers_are_exported_as_float32_has_them(tmp_path: Path) -> None:
+    net = Function(after=lambda y: (y / 10 + 100) - 100)
+    report = export_onnx(net, tmp_path / "m.onnx", grid=(5, 5))
+    x = np.random.default_rng(0).standard_normal((9, 5, 5, 1)).astype(np.float32)
+    exact = float64_reference(net)(x)
+    assert not compare(Session(report.path, "cpu")(x), exact, scale=feature_scale([exact])).passed
 
 
 def test_a_path_is_that_of_a_file_in_a_folder(tmp_path: Path) -> None:

@@ -63,13 +63,13 @@ def test_each_feature_has_its_own_scale() -> None:
     small, large = np.full((2, 3, 4), 0.5), np.full((2, 3, 4), 5000.0)
     expected = np.stack([small, large], axis=-1)
     scale = feature_scale([expected])
-    assert scale.shape == (1, 1, 1, 2) and scale.ravel().tolist() == [1, 5000]
+    assert scale.shape == (1, 1, 1, 2) and scale.ravel().tolist() == [0.5, 5000]
     shifted = expected.copy()
     shifted[..., 1] += 0.01
     assert compare(shifted, expected, scale=scale).passed
     shifted[..., 0] += 0.01
     assert not compare(shifted, expected, scale=scale).passed
-    assert feature_scale([np.moveaxis(expected, -1, 1)], 1).ravel().tolist() == [1, 5000]
+    assert feature_scale([np.moveaxis(expected, -1, 1)], 1).ravel().tolist() == [0.5, 5000]
     assert feature_scale([np.zeros((2, 3)), np.full((2, 5), 7.0)]).ravel().tolist() == [7]
     assert feature_scale([np.asarray([3.0, -4.0])]).ravel().tolist() == [4]
     assert feature_scale([np.asarray([[2.0, np.inf], [np.nan, 3.0]])]).ravel().tolist() == [2, 3]
@@ -147,6 +147,21 @@ def test_a_file_of_any_module_is_verified_against_it_or_its_own_graph(tmp_path: 
     assert verify_model(tmp_path / "damaged.onnx", device="cpu", seeds=1).failed == []  # runs as written
     done = verify(path, "--seeds", "1")
     assert done.code == 0 and "its own graph" in done.err
+
+
+@pytest.mark.parametrize("integers", [False, True])
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+def test_another_network_is_told_apart_by_outputs_of_any_size(
+    size: float, integers: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net, other = (
+        Function(after=lambda y: (size * y > 0).int() if integers else size * y) for _ in range(2)
+    )
+    path = export_onnx(net, tmp_path / "net.onnx", grid=(4, 5)).path
+    assert verify_model(path, net, device="cpu", seeds=1).failed == []
+    failed = verify_model(path, other, device="cpu", seeds=1).failed
+    assert failed == ["ONNX Runtime, cpu", "ONNX reference evaluator"]
 
 
 def test_the_float64_graph_is_more_precise_than_the_file(tmp_path: Path) -> None:
