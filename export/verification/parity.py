@@ -140,13 +140,19 @@ def rounding_scales(
     errors: dict[str, Outputs] = {}
     for number, run in enumerate(runs):
         for case in cases:
-            differences = {name: y - expected[case.name][name] for name, y in run(case.inputs).items()}
-            allowed = {k: y / (ROUNDING_SHARE * atol) for k, y in differences.items()}
-            # NaN and infinite values are those of states that outgrow float32.
-            errors[f"{number} {case.name}"] = {
-                k: np.nan_to_num(y, nan=1, posinf=1, neginf=1) for k, y in allowed.items()
+            differences = {
+                name: y.astype(np.float64) - expected[case.name][name]
+                for name, y in run(case.inputs).items()
             }
-    return {name: np.minimum(scale, 1.0) for name, scale in output_scales(errors, metadata).items()}
+            # States that outgrow float32 may err in any way.
+            errors[f"{number} {case.name}"] = {
+                name: np.nan_to_num(y, nan=1, posinf=1, neginf=1) for name, y in differences.items()
+            }
+    share = ROUNDING_SHARE * atol
+    with np.errstate(divide="ignore"):  # atol may be 0
+        return {
+            name: np.minimum(scale / share, 1.0) for name, scale in output_scales(errors, metadata).items()
+        }
 
 
 def compare(

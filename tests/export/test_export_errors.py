@@ -452,6 +452,37 @@ def test_a_larger_tolerance_is_used_and_recorded(tmp_path: Path) -> None:
     assert Session(report.path, "cpu").metadata.parity["atol"] == 0.1 and report.max_abs > 1e-5
 
 
+ACTIVATIONS: dict[str, Any] = {
+    "sigmoid": lambda y: (y - 14).sigmoid(),
+    "in place": lambda y: (y - 14).sigmoid_(),
+    "silu": lambda y: nn.functional.silu(y - 14),
+    "glu": lambda y: nn.functional.glu(torch.cat([y, y - 14], -1)),
+    "elu": lambda y: nn.functional.elu(1e-6 * y),
+    "selu": lambda y: nn.functional.selu(1e-6 * y),
+    "celu": lambda y: nn.functional.celu(1e-6 * y),
+    "expm1": lambda y: (1e-6 * y).expm1(),
+    "gelu": lambda y: nn.functional.gelu(y - 5),
+    "mish": lambda y: nn.functional.mish(y - 14),
+    "softplus": lambda y: nn.functional.softplus(y - 14),
+    "softmax": lambda y: torch.cat([y - 14, 0 * y], -1).softmax(-1),
+    "zero": lambda y: y * 0,
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_with_small_values_are_exported(name: str, tmp_path: Path) -> None:
+    """Those of ONNX Runtime may err by 1.5e-7, also where they are smaller than that."""
+    export_onnx(Function(after=ACTIVATIONS[name]), tmp_path / "m.onnx", grid=(5, 5))
+
+
+def test_layers_with_closed_gates_are_exported(tmp_path: Path) -> None:
+    layer = MDLSTM(1, 2)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.sub_(7)
+    export_onnx(layer, tmp_path / "m.onnx", grid=(5, 5), example_range=(0, 1))
+
+
 def test_small_differences_of_large_numbers_are_exported_as_float32_has_them(tmp_path: Path) -> None:
     net = Function(after=lambda y: (y / 10 + 100) - 100)
     report = export_onnx(net, tmp_path / "m.onnx", grid=(5, 5))
