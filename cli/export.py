@@ -21,9 +21,7 @@ SIZE = "Grid size, as 8 for all axes or 8x12, or 48x* for any width; repeatable.
 PADDED = "Add an input for the sizes of padded samples, so that smaller grids run in one batch."
 MULTIPLE_OF = "What the size must be a multiple of: for a network with strides and --form scan."
 DTYPE = "Data type of weights and activations."
-ATOL = (
-    "Maximum error against the float64 reference, in units of the largest value of a feature, at least 1."
-)
+ATOL = "Maximum error against the float64 reference, in units of the largest value of a feature."
 WEB = "Write a web page that runs the model in the browser instead."
 WEB_RUNTIME = "File or folder that holds onnxruntime-web, for --web."
 DATA = "Your data that the run was trained on, for --web: the page will hold some of them."

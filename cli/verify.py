@@ -63,8 +63,8 @@ def verify(
     A file that was not exported from a run here is compared with its own graph, evaluated in float64.
 
     The exit code is 3 if a runtime exceeds the tolerance that the model was exported with, which is
-    1e-5·s + 1e-5·|y| (float16: 5e-3·s) unless --atol was given; s is the largest value of a feature, at
-    least 1.
+    1e-5·s + 1e-5·|y| (float16: 5e-3·s) unless --atol was given; s is the largest value of a feature,
+    or 1 if that is larger and the graph is right in float64.
     """
     from mdlstm_tk.export import verify_model
 

@@ -38,9 +38,10 @@ def export_onnx(
 
     The file appears only after `onnx.checker` has accepted it and ONNX Runtime, on the CPU, has agreed
     with the float64 reference within atol·s + 1e-5·|y| on random inputs, on `example_inputs` and on
-    `verify_inputs`. The scale s of an output's feature is its largest absolute value on these inputs, at
-    least 1. If forward itself makes tensors of float32, as by `torch.eye(4)` or `x.float()`, so that it
-    does not run in float64, the reference is the network in float32; the report and the metadata say so.
+    `verify_inputs`. The scale s of an output's feature is its largest absolute value on these inputs, or 1
+    if that is larger and the graph is right in float64. If forward itself makes tensors of float32, as by
+    `torch.eye(4)` or `x.float()`, so that it does not run in float64, the reference is the network in
+    float32; the report and the metadata say so.
     The file computes what the module computes in eval mode, without autocast and the wrappers of
     `torch.compile`; the module itself is left unchanged.
 

@@ -159,7 +159,7 @@ class Nudged(TorchDispatchMode):
     """Adds a share of the largest number, or of `least`, to floats before they are rounded, compared or
     made integers, so that their results at the edge of a step change."""
 
-    def __init__(self, share: float, least: float = 0.0) -> None:
+    def __init__(self, share: float, least: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.share, self.least = share, least
 

@@ -34,9 +34,9 @@ from mdlstm_tk.export.verification.parity import ATOL, Parity, compare_cases
 from mdlstm_tk.export.verification.report import VerificationReport
 from mdlstm_tk.export.verification.runtimes import (
     Runtime,
+    evaluate_graph,
     expected_outputs,
     graph_run,
-    rounded_runs,
     session_run,
     with_padding,
 )
@@ -253,12 +253,9 @@ class _FileVerifier:
                 random = self._random_cases(draws, seeds)[:2]
                 longest = max((case.name for case in cases), key=len)  # no name of the user's is longer
                 for_scale = [Case(f"{longest} {k}", "", case.inputs) for k, case in enumerate(random)]
-        runtimes, reference, together = self._runtimes([*cases, *for_scale])
+        runtimes, reference, together, graph = self._runtimes([*cases, *for_scale])
         expected = expected_outputs(reference, [*cases, *for_scale], together)
-        rounding = None
-        if self.interface is not None and not self.interface.mixed:
-            rounding = partial(rounded_runs, self.interface, metadata.dtype)
-        comparison = expected, cases, metadata, metadata.parity.get("atol", ATOL), self.exact, rounding
+        comparison = expected, cases, metadata, metadata.parity.get("atol", ATOL), self.exact, graph
         return cases, {name: compare_cases(run, *comparison) for name, run in runtimes.items()}
 
     def _random_cases(
@@ -278,8 +275,9 @@ class _FileVerifier:
         (self.interface.run if self.interface else run)(cases[0].inputs)
         return cases
 
-    def _runtimes(self, cases: Sequence[Case]) -> tuple[dict[str, Runtime], Runtime, bool]:
-        """The runtimes by name, the reference, and True if that may compute several cases in one batch."""
+    def _runtimes(self, cases: Sequence[Case]) -> tuple[dict[str, Runtime], Runtime, bool, Runtime | None]:
+        """The runtimes by name, the reference, True if that may compute several cases in one batch, and the
+        graph in float64 if it is to be compared with a network in float64."""
         metadata, model, runtimes = self.metadata, self.model, dict[str, Runtime]()
         largest = np.max([Shapes(metadata).grid(case.inputs["x"]) for case in cases], axis=0).tolist()
         limit, names = metadata.grid_like(tuple(largest)), list(metadata.output_names)
@@ -313,4 +311,7 @@ class _FileVerifier:
                         "network that it came from as ",
                         Argument("against"),
                     ) from None
-        return runtimes, reference, together
+        graph = None
+        if self.interface is not None and model is not None and metadata.reference == "float64":
+            graph = unpadded(partial(evaluate_graph, model, names))
+        return runtimes, reference, together, graph

@@ -4,16 +4,15 @@ An error is within tolerance if it is at most atol·s + rtol·|y|. The scale s o
 largest absolute value on all inputs of a verification. A regression whose outputs are in the thousands, or
 in millionths, is thus held to the same share of its outputs as a network with outputs in (0, 1).
 
-Outputs below 1 may be small differences of large numbers, of which float32 keeps few digits. So where an
-error is larger than that, the scale is raised, to 1 at most, until it allows what rounding does to the
-outputs of PyTorch.
+Runtimes round the numbers of size 1 that outputs below 1 are made of. So where an error is larger than
+that, the graph of the file is evaluated in float64: unless this explains the error, s is at least 1.
 
 A sweep carries an error along to all later wavefronts, so the first wrong one is where to look.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from math import isfinite
@@ -32,13 +31,12 @@ from mdlstm_tk.runtime.io.npy import Array
 from mdlstm_tk.runtime.shapes import Shapes
 
 Float64Array = npt.NDArray[np.float64]
-Rounding = Callable[[], Iterable[Runtime]]
 
 ATOL = 1e-5
 ATOLS: dict[str, float] = {"float32": ATOL, "float16": 5e-3}  # by dtype of the file
 RTOL = 1e-5
 SMALLEST = float(np.finfo(np.float32).tiny) / ATOL  # numbers that are off by less have fewer digits
-ROUNDING_SHARE = 0.3  # of an error that rounding explains: operators of ONNX Runtime round more
+UNEXPLAINED = 0.1  # of an error, if the graph makes it: what the runtime adds to that by rounding
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,9 @@ class Parity:
     Attributes:
         max_abs: largest absolute error.
         max_ratio: largest ratio of an error to its tolerance; NaN if the output is not finite.
-        scales: the scale of each feature, which broadcasts against the output.
+        error: the absolute error where that ratio is largest.
+        scale: the scale of the feature where it is largest.
+        scales: those of all features, which broadcast against the output.
         output: the name of the output, that which is furthest out of tolerance if there are several.
         first_divergence: the first wavefront of the first output that is out of tolerance; None if there is
             none, or that output has no grid.
@@ -74,14 +74,11 @@ class Parity:
 
     max_abs: float
     max_ratio: float
+    error: float
+    scale: float = 1.0
     scales: Float64Array | float = field(default=1.0, compare=False, repr=False)
     output: str = "y"
     first_divergence: Divergence | None = None
-
-    @property
-    def scale(self) -> float:
-        """The largest scale of a feature."""
-        return float(np.max(self.scales))
 
     @property
     def passed(self) -> bool:
@@ -128,33 +125,6 @@ def output_scales(expected: Mapping[str, Outputs], metadata: Metadata) -> dict[s
     return scales
 
 
-def rounding_scales(
-    runs: Iterable[Runtime],
-    expected: Mapping[str, Outputs],
-    cases: Sequence[Case],
-    metadata: Metadata,
-    atol: float,
-) -> dict[str, Float64Array]:
-    """The scale of each output, at most 1, that allows the errors which rounding makes in it: those of
-    `runs`, PyTorch with rounded weights, on the cases."""
-    errors: dict[str, Outputs] = {}
-    for number, run in enumerate(runs):
-        for case in cases:
-            differences = {
-                name: y.astype(np.float64) - expected[case.name][name]
-                for name, y in run(case.inputs).items()
-            }
-            # States that outgrow float32 may err in any way.
-            errors[f"{number} {case.name}"] = {
-                name: np.nan_to_num(y, nan=1, posinf=1, neginf=1) for name, y in differences.items()
-            }
-    share = ROUNDING_SHARE * atol
-    with np.errstate(divide="ignore"):  # atol may be 0
-        return {
-            name: np.minimum(scale / share, 1.0) for name, scale in output_scales(errors, metadata).items()
-        }
-
-
 def compare(
     output: Array, reference: Float64Array, atol: float = ATOL, scale: Float64Array | float = 1.0
 ) -> Parity:
@@ -164,7 +134,9 @@ def compare(
     tolerance = atol * scale + RTOL * np.abs(reference)
     with np.errstate(divide="ignore"):  # atol may be 0
         ratio = np.divide(error, tolerance, out=np.zeros_like(error), where=error != 0)
-    return Parity(float(error.max()), float(ratio.max()), scale)
+    worst = int(np.argmax(ratio))  # the first NaN, if there is one
+    at_worst, scale_there = float(error.flat[worst]), float(np.broadcast_to(scale, error.shape).flat[worst])
+    return Parity(float(error.max()), float(ratio.max()), at_worst, scale_there, scale)
 
 
 def first_divergence(
@@ -201,62 +173,99 @@ def compare_cases(
     metadata: Metadata,
     atol: float,
     reference: Interface | None = None,
-    rounding: Rounding | None = None,
+    graph: Runtime | None = None,
 ) -> dict[str, Parity]:
     """The error of a runtime on each case, by the names of cases.
 
     `expected` has the outputs of the reference by the names of cases, and may have those of more cases: the
     scale of an output is that of all. `atol` is in units of that scale. Integers may be any that the
-    reference, if it is known, makes of floats within that tolerance. `rounding` returns runs of PyTorch
-    with rounded weights; if it is None, nobody knows what rounding does, and scales are raised to 1 where
-    that is needed.
+    reference, if it is known, makes of floats within that tolerance. `graph` evaluates the graph of the
+    file in float64; if it is None, or fails, the file is not to blame for errors that are small beside 1.
 
     Raises:
         ParityError: the runtime returns another shape than the reference.
         MDLSTMError: it fails.
     """
-    shapes, found = Shapes(metadata), dict[str, Outputs]()
+    scales, found = output_scales(expected, metadata), dict[str, Outputs]()
     for case in cases:
-        exact, outputs = expected[case.name], run(case.inputs)
-        if shapes.takes_sizes and kind_named(metadata.kind).steps_are_columns:
-            # Steps continue into the padding.
-            outputs = {name: y[tuple(map(slice, exact[name].shape))] for name, y in outputs.items()}
+        exact = expected[case.name]
+        found[case.name] = outputs = _without_padding(run(case.inputs), exact, metadata)
         for name, y in exact.items():
             if outputs[name].shape != y.shape:
                 shape = outputs[name].shape
                 raise ParityError(f"output '{name}' has shape {shape} on {case.name}, expected {y.shape}")
-        found[case.name] = _settled(outputs, exact, case.inputs, atol, reference, rounding)
-    scales = output_scales(expected, metadata)
-    errors = _errors(found, expected, metadata, atol, scales)
-    if not all(error.passed for error in errors.values()):
-        least: Mapping[str, Float64Array | float] = dict.fromkeys(scales, 1.0)
-        if rounding is not None:
-            least = rounding_scales(rounding(), expected, cases, metadata, atol)
-        scales = {name: np.maximum(scale, least[name]) for name, scale in scales.items()}
-        errors = _errors(found, expected, metadata, atol, scales)
-    return errors
+
+    def errors(scales: Mapping[str, Float64Array], least: float) -> dict[str, Parity]:
+        result: dict[str, Parity] = {}
+        for case in cases:
+            exact = expected[case.name]
+            outputs = _settled(found[case.name], exact, case.inputs, atol, reference, least)
+            result[case.name] = _error(outputs, exact, metadata, atol, scales)
+        return result
+
+    result = errors(scales, 0.0)
+    failed = [case for case in cases if not result[case.name].passed]
+    if not failed:
+        return result
+    least = {name: np.ones_like(scale) for name, scale in scales.items()}
+    for case in failed:
+        if not isfinite(result[case.name].max_ratio):
+            continue  # no scale allows it
+        evaluated = _evaluated(graph, case, expected[case.name], metadata)
+        for name, y in evaluated.items():
+            is_of_graph = _is_of_graph(found[case.name][name], expected[case.name][name], y, scales[name])
+            least[name] = np.where(is_of_graph, 0.0, least[name])
+    integers = [name for name, y in expected[cases[0].name].items() if y.dtype.kind != "f"]
+    scales = {name: np.maximum(scale, least[name]) for name, scale in scales.items()}
+    return errors(scales, min((float(least[name].min()) for name in integers), default=1.0))
 
 
-def _errors(
-    found: Mapping[str, Outputs],
-    expected: Mapping[str, Outputs],
+def _without_padding(outputs: Outputs, exact: Outputs, metadata: Metadata) -> Outputs:
+    """Outputs of a kind whose steps continue into the padding, cut to those of the reference."""
+    if not (Shapes(metadata).takes_sizes and kind_named(metadata.kind).steps_are_columns):
+        return outputs
+    return {name: y[tuple(map(slice, exact[name].shape))] for name, y in outputs.items()}
+
+
+def _evaluated(graph: Runtime | None, case: Case, exact: Outputs, metadata: Metadata) -> Outputs:
+    """The outputs of the graph in float64; {} if it cannot be evaluated."""
+    if graph is None:
+        return {}
+    try:
+        outputs = _without_padding(graph(case.inputs), exact, metadata)
+    except Exception:  # of all kinds: the evaluator lacks operators, and has some in part
+        return {}
+    return {name: y for name, y in outputs.items() if y.shape == exact[name].shape}
+
+
+def _is_of_graph(
+    output: Array, exact: Array, evaluated: Array, scale: Float64Array
+) -> npt.NDArray[np.bool_]:
+    """True for each feature whose error the graph makes, and not the runtime, in the shape of `scale`."""
+    of_features = tuple(k for k, extent in enumerate(scale.shape) if extent == 1)
+    error, rounding = (
+        np.abs(output.astype(np.float64) - other.astype(np.float64)).max(axis=of_features, keepdims=True)
+        for other in (exact, evaluated)
+    )
+    return np.asarray(rounding < UNEXPLAINED * error)
+
+
+def _error(
+    outputs: Outputs,
+    exact: Outputs,
     metadata: Metadata,
     atol: float,
     scales: Mapping[str, Float64Array],
-) -> dict[str, Parity]:
-    """The error of the outputs of each case, which have the shapes of the expected ones."""
+) -> Parity:
+    """The error of outputs that have the shapes of the expected ones: that of the worst output."""
     axes = range(1, metadata.ndim + 1) if metadata.channels_last else range(2, metadata.ndim + 2)
-    first, errors = metadata.output_names[0], dict[str, Parity]()
-    for case, outputs in found.items():
-        exact = expected[case]
-        parities = [
-            replace(compare(outputs[name], y, atol, scales[name]), output=name) for name, y in exact.items()
-        ]
-        worst, divergence = max(parities, key=lambda parity: parity.severity), None
-        if metadata.window is not None:
-            divergence = first_divergence(outputs[first], exact[first], axes, atol, scales[first])
-        errors[case] = replace(worst, first_divergence=divergence)
-    return errors
+    parities = [
+        replace(compare(outputs[name], y, atol, scales[name]), output=name) for name, y in exact.items()
+    ]
+    first, divergence = metadata.output_names[0], None
+    if metadata.window is not None:
+        divergence = first_divergence(outputs[first], exact[first], axes, atol, scales[first])
+    return replace(max(parities, key=lambda parity: parity.severity), first_divergence=divergence)
 
 
 def _settled(
@@ -265,19 +274,17 @@ def _settled(
     inputs: Inputs,
     atol: float,
     reference: Interface | None,
-    rounding: Rounding | None,
+    least: float,
 ) -> Outputs:
-    """Outputs in which integers are the expected ones wherever PyTorch makes them, too, of floats that are
-    off by `atol`, or rounded."""
+    """Outputs in which integers are the expected ones wherever the reference makes them, too, of floats
+    that are off by `atol` in units of the largest one, or of `least`."""
     unequal = [k for k, y in exact.items() if y.dtype.kind != "f" and not np.array_equal(outputs[k], y)]
     if reference is None or not unequal:
         return outputs
     bounds = [exact]
     for share in (-atol, atol):
-        with Nudged(share, least=1.0 if rounding is None else 0.0):
+        with Nudged(share, least):
             bounds.append(reference.run(inputs))
-    if rounding is not None:
-        bounds += [run(inputs) for run in rounding()]
     for name in unequal:
         possible, y = np.stack([of_all[name] for of_all in bounds]), outputs[name]
         is_possible = (possible.min(axis=0) <= y) & (y <= possible.max(axis=0))

@@ -107,7 +107,7 @@ class VerificationReport:
                 Export({"force": True}, str(self.run.folder)),
             )
         raise ParityError(
-            f"{', '.join(self.failed)}: error {worst.max_abs:.1e} against {self.reference} on "
+            f"{', '.join(self.failed)}: error {worst.error:.1e} against {self.reference} on "
             f"{case}{where}, {worst.max_ratio:.3g} times what the tolerance of the export allows",
             *advice,
         )

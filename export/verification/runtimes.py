@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from math import erf
 from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from google.protobuf.message import Message
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from mdlstm_tk.export.interface import Interface, mdlstm_layers
 from mdlstm_tk.export.verification.cases import Case
 from mdlstm_tk.runtime import Metadata, Session
 from mdlstm_tk.runtime.io.npy import Array
@@ -28,8 +23,6 @@ Inputs = dict[str, Array]
 Outputs = dict[str, Array]
 Runtime = Callable[[Inputs], Outputs]
 NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16)
-ROUNDING = {"float32": 1e-5, "float16": 2.0**-11}  # of weights, by dtype of the file
-ACTIVATION_ERROR = 1.5e-7  # of the sigmoid of ONNX Runtime on a CPU, at any value
 
 
 def expected_outputs(run: Runtime, cases: Iterable[Case], together: bool = True) -> dict[str, Outputs]:
@@ -51,41 +44,6 @@ def expected_outputs(run: Runtime, cases: Iterable[Case], together: bool = True)
             expected[case.name] = {name: y[start:end] for name, y in outputs.items()}
             start = end
     return expected
-
-
-class RoundedActivations(TorchDispatchMode):
-    """Activations that are off by as much as those of ONNX Runtime.
-
-    These err by a share of 1 also where they are small, and always to the same side, so that their errors
-    add up in states that last for many positions.
-    """
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result, name = func(*args, **(kwargs or {})), func._opname.rstrip("_")
-        if name in ("sigmoid", "elu", "selu", "celu", "expm1"):
-            result.add_(ACTIVATION_ERROR)
-        elif name in ("silu", "glu"):  # products with a sigmoid
-            result.add_(ACTIVATION_ERROR * args[0].abs().max())
-        return result
-
-
-def rounded_runs(interface: Interface, dtype: str, count: int = 3) -> Iterator[Runtime]:
-    """Runs PyTorch in float32 with `RoundedActivations`, each time with other weights that are off by as
-    much as a file of this dtype rounds them, or by 10⁻⁵."""
-    for seed in range(count):
-        network, generator = copy.deepcopy(interface), torch.Generator().manual_seed(seed)
-        for layer in mdlstm_layers(network):
-            layer.backend = "torch"  # its activations are operators
-        with torch.no_grad():
-            for parameter in filter(Tensor.is_floating_point, network.parameters()):
-                signs = torch.randint(2, parameter.shape, generator=generator, device="cpu") * 2 - 1
-                parameter.mul_(1 + ROUNDING[dtype] * signs.to(parameter))
-        yield partial(_run_rounded, network)
-
-
-def _run_rounded(network: Interface, inputs: Inputs) -> Outputs:
-    with RoundedActivations():  # type: ignore[no-untyped-call]
-        return network.run(inputs)
 
 
 def session_run(session: Session | TiledSession, in_one_tile: bool = False) -> Runtime:
@@ -138,9 +96,21 @@ class GatherElements(OpRun):
         return (np.take_along_axis(data[tuple(others)], indices, axis),)
 
 
+class Erf(OpRun):
+    """The operator in the precision of its input. That of onnx rounds to float32."""
+
+    op_domain, op_schema = "", onnx.defs.get_schema("Erf")
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (np.vectorize(erf, otypes=[np.float64])(x).astype(x.dtype),)
+
+
+OPERATORS = [GatherElements, Erf]
+
+
 def graph_run(model: onnx.ModelProto, names: list[str], in_double: bool = False) -> Runtime:
     """Runs a graph with outputs of these names in the reference evaluator of onnx, in float64 if asked."""
-    evaluator = ReferenceEvaluator(in_float64(model) if in_double else model, new_ops=[GatherElements])
+    evaluator = ReferenceEvaluator(in_float64(model) if in_double else model, new_ops=OPERATORS)
 
     def run(inputs: Inputs) -> Outputs:
         feeds = dict(inputs)
@@ -150,6 +120,11 @@ def graph_run(model: onnx.ModelProto, names: list[str], in_double: bool = False)
         return {name: np.asarray(y) for name, y in zip(names, outputs, strict=True)}
 
     return run
+
+
+def evaluate_graph(model: onnx.ModelProto, names: list[str], inputs: Inputs) -> Outputs:
+    """The outputs of a graph in float64."""
+    return graph_run(model, names, in_double=True)(inputs)
 
 
 def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -76,7 +76,7 @@ def test_each_feature_has_its_own_scale() -> None:
 
 
 def test_an_error_that_is_nan_is_the_largest_one() -> None:
-    errors = {"right": Parity(1e-7, 0.1), "wrong": Parity(np.nan, np.nan)}
+    errors = {"right": Parity(1e-7, 0.1, 1e-7), "wrong": Parity(*[np.nan] * 3)}
     report = VerificationReport(Path("m.onnx"), {}, "", None, {"all": [*errors]}, {"cpu": errors})
     assert np.isnan(report.worst_errors("cpu")["all"]) and report.failed == ["cpu"]
 
