@@ -35,8 +35,6 @@ if TYPE_CHECKING:  # fixtures import what only some tests need
     from mdlstm_tk.training import Run
 
 torch.set_num_threads(1)  # tests run side by side
-# As in a terminal: a shell lets background jobs ignore SIGINT, and the processes that they start, too.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Property tests draw the same examples in every run, so that their kernels come from the cache.
 # `--hypothesis-profile=default` draws new ones.
@@ -65,6 +63,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker("slow")
         if item.get_closest_marker("weekly"):
             item.add_marker("slow")
+
+
+@pytest.fixture(autouse=True)
+def interrupts_as_in_a_terminal() -> None:
+    """Let SIGINT interrupt each test. A shell has its background jobs ignore it, and `mdlstm` ignores it as
+    it ends, where tests go on."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

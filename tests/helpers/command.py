@@ -39,7 +39,7 @@ def mdlstm(
 ) -> Result:
     """Call `mdlstm` in this process; an exception that it does not turn into an error fails the test."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
-    on_interrupt = signal.getsignal(signal.SIGINT)  # a process that ends ignores it
+    on_interrupt = signal.getsignal(signal.SIGINT)  # `main` lets it be ignored, as the process ends
     with TemporaryFile() as file, io.TextIOWrapper(file, "utf-8") as stream:
         file.write(stdin)  # in a file, as isolated models read their input by its descriptor
         file.seek(0)
