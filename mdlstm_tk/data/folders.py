@@ -47,15 +47,20 @@ def _visible(folder: Path) -> list[Path]:
         if real_path in visited:
             continue
         visited.add(real_path)
-        folders_here, files_here = _entries(current)
+        folders_here, files_here = entries(current)
         folders += folders_here
         files += files_here
     return sorted(files)
 
 
-def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The visible folders and files in a folder, sorted. A link to a file that is not there is a file that
-    cannot be read."""
+def entries(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the visible folders and files in a folder, sorted.
+
+    A link to a file that is not there is a file that cannot be read.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
     try:
         visible = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
         folders = [entry for entry in visible if entry.is_dir()]
@@ -86,7 +91,7 @@ def count_other_files(folder: Path, kind: TrainingKind, used: Sequence[str] = ()
 
 def subfolders(path: Path) -> list[Path]:
     """Return the visible folders in a folder, sorted."""
-    return _entries(path)[0]
+    return entries(path)[0]
 
 
 def read_lines(file: Path) -> list[str]:

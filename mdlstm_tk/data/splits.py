@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk._util.text import counted, listing
-from mdlstm_tk.data.folders import find_images, left_out, read_text, subfolders
+from mdlstm_tk.data.folders import entries, find_images, left_out, read_text, subfolders
 from mdlstm_tk.data.samples import Survey
 from mdlstm_tk.data.sampling import stratified_mask
 from mdlstm_tk.data.spec import SPLITS, SampleId, Split
@@ -30,7 +30,7 @@ SPLITS_FILE = "splits.json"
 def find_sources(path: Path, kind: str) -> tuple[dict[Split, Path], list[str]]:
     """Return the file or folder of each split, and notes for the user.
 
-    `path` is the training split if it has no train/. Folders may have capital letters.
+    `path` is the training split if it has no train/. Names may have capital letters.
 
     Raises:
         InputError: there is nothing, two sources are of one split, there is no train/ beside others, splits
@@ -53,7 +53,7 @@ def find_sources(path: Path, kind: str) -> tuple[dict[Split, Path], list[str]]:
         others = [
             entry.name
             for entry in sorted(path.iterdir())
-            if (entry.is_dir() or entry.suffix == ".npz") and not entry.name.startswith(".")
+            if (entry.is_dir() or is_npz(entry)) and not entry.name.startswith(".")
         ]
         if others := [name for name in others if path / name not in sources.values()]:
             known = ", ".join(name for names in SPLIT_NAMES.values() for name in names)
@@ -67,22 +67,32 @@ def find_sources(path: Path, kind: str) -> tuple[dict[Split, Path], list[str]]:
         _refuse_deeper_splits(path, kind)
         sources = {"train": path}
     for source in sources.values():
-        is_arrays = source.suffix == ".npz" and source.is_file()
-        if is_arrays != (sources["train"].suffix == ".npz") or not (is_arrays or source.is_dir()):
+        if is_npz(source) != is_npz(sources["train"]) or not (is_npz(source) or source.is_dir()):
             raise InputError(
                 f"{source} is not what a task of kind {kind} expects: {describe_formats(kind)}"
             )
     return sources, notes
 
 
+def is_npz(path: Path) -> bool:
+    """True if the path is an `.npz` file."""
+    return path.suffix.lower() == ".npz" and path.is_file()
+
+
+def holds_arrays(path: Path) -> bool:
+    """True if the user's training samples at a path are arrays, not images."""
+    return is_npz(_find_splits(path).get("train", [path])[0])
+
+
 def _find_splits(path: Path) -> dict[Split, list[Path]]:
     """The files and folders of each split in a folder, if there are any."""
-    folders = {folder.name.lower(): folder for folder in subfolders(path)} if path.is_dir() else {}
-    candidates = {
-        split: [each for name in names for each in (folders.get(name, path / name), path / f"{name}.npz")]
+    folders, files = entries(path) if path.is_dir() else ([], [])
+    sources = [(folder.name, folder) for folder in folders]
+    sources += [(file.stem, file) for file in files if is_npz(file)]
+    found = {
+        split: [source for name, source in sources if name.lower() in names]
         for split, names in SPLIT_NAMES.items()
     }
-    found = {split: [source for source in each if source.exists()] for split, each in candidates.items()}
     return {split: each for split, each in found.items() if each}
 
 

@@ -43,6 +43,7 @@ from mdlstm_tk.data.splits import (
     find_sources,
     hold_out,
     in_order_of,
+    is_npz,
     prefix_of,
     read_splits,
 )
@@ -116,7 +117,7 @@ def read_data(
         MissingExtraError: Pillow is not installed.
     """
     sources, notes = find_sources(path, kind)
-    is_arrays = sources["train"].suffix == ".npz"
+    is_arrays = is_npz(sources["train"])
     training = training_of(kind)
     if crop is not None and not training.is_cropped:
         other = () if is_arrays else (", or use ", Argument("resize"))
@@ -238,7 +239,7 @@ def _in_brackets(reasons: Sequence[str | Message]) -> tuple[str | Message, ...]:
 
 def _list_samples(source: Path, kind: str, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
     """Return the samples of a file or folder, and notes for the user."""
-    if source.suffix == ".npz":
+    if is_npz(source):
         return arrays.list_arrays(source, training_of(kind))
     if source.is_file():
         return training_of(kind).list_file(source), []

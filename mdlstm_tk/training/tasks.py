@@ -143,9 +143,11 @@ def default_config(task: str, data: str = "", model: str | None = None) -> Train
     if not data:
         find_task(task)  # refuses a kind
     kind, values = task_defaults(task)
-    is_array = data.endswith(".npz") or os.path.exists(Path(data) / "train.npz")
-    if data and task in kind_names() and is_array:  # arrays need not be images
-        values |= {"augment": 0.0, "resize": ""}
+    if data and task in kind_names():
+        from mdlstm_tk.data.splits import holds_arrays  # see above
+
+        if holds_arrays(Path(data)):  # which need not be images
+            values |= {"augment": 0.0, "resize": ""}
     config = TrainConfig(task=task, data=data).updated(values, task)
     return with_model(config, model, kind) if model else config
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,10 @@ from helpers.user_data import (
 )
 
 from mdlstm_tk.data.folders import find_files
+from mdlstm_tk.data.spec import SPLITS
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_names
+from mdlstm_tk.training import TrainConfig, default_config
 
 
 def test_splits_of_the_data_are_used(tmp_path: Path) -> None:
@@ -111,7 +114,7 @@ UNREADABLE: dict[str, tuple[str, Callable[[Path], object], str, str]] = {  # pat
         "m",
         lambda p: [write_classes(p / name, {"a": 2, "b": 2}) for name in ("train", "val", "dev")],
         "classify",
-        "m has val and dev, which all are for validation; keep one",
+        "m has dev and val, which all are for validation; keep one",
     ),
     "splits below a class": (
         "m",
@@ -144,6 +147,25 @@ def test_data_of_another_layout_are_one_line(case: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message) as refused:
         read(tmp_path / name, kind)  # type: ignore[arg-type]
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("splits", [(), ("train", "val"), ("train", "dev", "test")], ids=len)
+@pytest.mark.parametrize("suffix", ["", ".npz"])
+def test_capital_letters_in_names_change_nothing(
+    splits: Sequence[str], suffix: str, tmp_path: Path
+) -> None:
+    def settings_and_counts(data: Path) -> tuple[TrainConfig, list[int]]:
+        config, task = replace(default_config("grid", str(data)), data=""), read(data, "grid")
+        return config, [task.count(name) for name in SPLITS]
+
+    data = tmp_path / ("data" if splits else f"data{suffix}")
+    paths = [data / f"{split}{suffix}" for split in splits] or [data]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        write_arrays(path, "grid") if suffix else write_targets(path)
+    before = settings_and_counts(data)
+    paths = [path.rename(path.with_name(path.name.upper())) for path in paths]
+    assert settings_and_counts(data if splits else paths[0]) == before
 
 
 def test_the_reasons_of_skipped_samples_stand_beside_what_is_missing(tmp_path: Path) -> None:
