@@ -266,6 +266,9 @@ def _build(
     memory = check_memory(config, task, context.share(config.batch_size), context.device)
     network = build_network(config, task.spec)
     notes = list(task.summary)
+    if config.patience and not task.count("validation"):
+        text = " ends no training, as there are no validation data"
+        notes.append(Message(Argument("patience", config.patience), text))
     if config.data and config.windows:
         text = f"windows of {config.windows} positions; choose others with "
         notes.append(Message(text, Argument("windows")))

@@ -178,6 +178,14 @@ def test_training_stops_when_patience_is_exhausted(
     assert f"{run.read_metrics()[-1]['lr']:.2g}, 82% of its peak" in ending
 
 
+@pytest.mark.parametrize("validation", [0.0, 0.2])
+@pytest.mark.parametrize("patience", [0, 4])
+def test_a_patience_that_ends_nothing_is_told(patience: int, validation: float, tmp_path: Path) -> None:
+    config = replace(SMALL, task="digits", size="8x8", patience=patience, validation=validation)
+    note = "patience=4 ends no training, as there are no validation data"
+    assert (note in new_job(config, tmp_path / "run").notes) == (patience > 0 and validation == 0)
+
+
 def test_a_kill_between_both_checkpoints_leaves_no_best_that_the_run_does_not_know(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
