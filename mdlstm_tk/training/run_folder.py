@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from mdlstm_tk._util.checks import checked
+from mdlstm_tk._util.checks import checked, fit_argument
 from mdlstm_tk._util.text import to_json
 from mdlstm_tk.data.spec import SPLITS, SampleId, Split
 from mdlstm_tk.errors import Argument, InputError
@@ -38,7 +38,10 @@ class Run:
     """The paths of a run's files.
 
     Attributes:
-        folder: the run folder.
+        folder: the run folder, a path or a text.
+
+    Raises:
+        InputError: the folder is neither.
     """
 
     folder: Path
@@ -53,6 +56,9 @@ class Run:
     result = _File("result.json")
     times = _File("times.json")
     samples = _File("samples.json")  # digests and names of the user's samples so far, by split
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(fit_argument("folder", self.folder, str | Path)))
 
     @property
     def checkpoint(self) -> Path:

@@ -220,12 +220,12 @@ def test_a_broken_link_in_place_of_runs_is_named(tmp_path: Path, monkeypatch: py
 
 
 def test_folders_may_be_texts_and_nothing_else(run: Run) -> None:
-    assert open_run(str(run.folder)) == run
+    assert open_run(str(run.folder)) == Run(str(run.folder)) == run  # type: ignore[arg-type]
     assert describe_run(str(run.folder)) == describe_run(run.folder)
     assert load_checkpoint(str(run.last)).step == load_checkpoint(run.last).step
     job = resume_job(str(run.folder), {"steps": 99})
     assert job.config.steps == 99 and job.run == run
-    for call in (open_run, load_checkpoint, resume_job, lambda folder: new_job(job.config, folder)):
+    for call in (Run, open_run, load_checkpoint, resume_job, lambda folder: new_job(job.config, folder)):
         with pytest.raises(InputError, match="must be a path"):
             call(3)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="split must be one of train, validation, test, got 'dev'"):
