@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 import numpy as np
 import numpy.typing as npt
 
+from mdlstm_tk._util.checks import check_unmasked
 from mdlstm_tk._util.text import counted, is_plain_text, printable
 from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.errors import InputError
@@ -90,11 +91,25 @@ class Batch:
         x: (N, *grid, C).
         y: targets, whose shape and dtype depend on the kind of the task; see `TrainingKind.rule`.
         sizes: (N, D) int64, the valid extents; None if every sample fills the grid.
+
+    Raises:
+        InputError: one of them is no array, or an array with masked values.
     """
 
     x: Floats
     y: Array
     sizes: npt.NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("x", "y", "sizes"):
+            array = getattr(self, name)
+            if array is None and name == "sizes":
+                continue
+            if not isinstance(array, np.ndarray):
+                raise InputError(f"{name} of a batch is of type {type(array).__name__}, expected an array")
+            check_unmasked(name, array)
+            native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))  # as torch takes it
+            object.__setattr__(self, name, native)
 
     def sample(self, k: int) -> Self:
         """Return sample k as a batch of one, with its padding."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from math import prod
+from math import inf, prod
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.checks import check_unmasked
-from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.text import counted, quoted
 from mdlstm_tk.data.augmentation import crop
 from mdlstm_tk.data.sampling import (
     CROP,
@@ -24,6 +24,7 @@ from mdlstm_tk.data.sampling import (
     shuffled_indices,
 )
 from mdlstm_tk.data.spec import (
+    SPLITS,
     Array,
     Batch,
     Extents,
@@ -159,7 +160,8 @@ class DatasetTask(Task):
             otherwise; None for whole samples.
 
     Raises:
-        InputError: samples to distort have other than two axes, or numbers as targets.
+        InputError: there is no such split, `augment` or `crop` is out of range, or samples to distort have
+            other than two axes, or numbers as targets.
     """
 
     def __init__(
@@ -171,6 +173,13 @@ class DatasetTask(Task):
         extents: npt.NDArray[np.int64] | None = None,
         crop: Extents | None = None,
     ) -> None:
+        if unknown := [split for split in sets if split not in SPLITS]:
+            raise InputError(f"sets has samples of {quoted(unknown)}, but splits are {', '.join(SPLITS)}")
+        if not 0 <= augment < inf:
+            raise InputError(Argument("augment", augment), " must be a number that is not negative")
+        if crop is not None and (len(crop) != len(spec.size) or min(crop) < 1):
+            axes = counted(len(spec.size), "positive extent")
+            raise InputError(Argument("crop", crop), f" must be {axes}, as samples have as many axes")
         if augment and len(spec.size) != 2:
             raise InputError(
                 Argument("augment", augment),
@@ -258,7 +267,24 @@ def batches(task: Task, split: Split, seed: int, size: int, shard: slice = slice
         task, split = task.in_order(), "validation"
     for step in range(-(-total // size))[shard]:
         # A task that generates samples would fill the last batch; only `total` samples count.
-        yield task.batch(seed, step, size, split, slice(0, total - step * size))
+        yield read_batch(task, seed, step, size, split, slice(0, total - step * size))
+
+
+def read_batch(
+    task: Task, seed: int, step: int, count: int, split: Split = "train", shard: slice = WHOLE_BATCH
+) -> Batch:
+    """Return what `Task.batch` returns for these arguments.
+
+    Raises:
+        InputError: it has another number of samples.
+    """
+    batch, expected = task.batch(seed, step, count, split, shard), len(range(count)[shard])
+    if len(batch.x) != expected:
+        raise InputError(
+            f"batch of the task '{task.name}' returned {counted(len(batch.x), 'sample')} of {split}, "
+            f"expected {expected}: those of `shard` among the {count} of a whole batch"
+        )
+    return batch
 
 
 def collate(kind: str, samples: Sequence[Sample]) -> Batch:
@@ -272,6 +298,8 @@ def collate(kind: str, samples: Sequence[Sample]) -> Batch:
     """
     training = training_of(kind)
     xs, ys = [x for x, _ in samples], [y for _, y in samples]
+    check_unmasked("x", xs)
+    check_unmasked("y", ys)
     _check_equal("axes", [x.ndim for x in xs])
     _check_equal("channels in x", [x.shape[-1] for x in xs])
     if training.has_grid_targets:
@@ -300,7 +328,6 @@ def _check_equal(what: str, counts: Sequence[int]) -> None:
 
 def _pad(arrays: Sequence[Any], shape: tuple[int, ...], fill: float, dtype: Any) -> Array:
     """Stack arrays of different extents to (N, *shape)."""
-    check_unmasked("sample", list(arrays))
     padded = np.full((len(arrays), *shape), fill, dtype=dtype)
     for k, array in enumerate(map(np.asarray, arrays)):
         if array.ndim != len(shape) or (array.size and not np.can_cast(array.dtype, dtype, "same_kind")):

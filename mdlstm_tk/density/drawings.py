@@ -14,7 +14,7 @@ from torch import nn
 
 from mdlstm_tk.data import Split, Task
 from mdlstm_tk.data.builtin.digits import load_digits
-from mdlstm_tk.data.task import DatasetTask
+from mdlstm_tk.data.task import DatasetTask, read_batch
 from mdlstm_tk.density.contact_sheet import IMAGE_PIXELS, contact_sheet
 from mdlstm_tk.density.digits import binarise
 from mdlstm_tk.density.sampling import draw_images
@@ -163,7 +163,7 @@ def _images(task: Task, split: Split, seed: int, limit: int) -> Iterator[Images]
     """Iterate over the first images of a split, in batches; a task that generates them has any number."""
     count = min(task.count(split) or (0 if isinstance(task, DatasetTask) else limit), limit)
     for step in range(-(-count // BATCH)):
-        yield task.batch(seed, step, BATCH, split, slice(0, count - step * BATCH)).x
+        yield read_batch(task, seed, step, BATCH, split, slice(0, count - step * BATCH)).x
 
 
 @torch.no_grad()

@@ -120,7 +120,8 @@ def _read_row(row: Mapping[str, str]) -> Target:
 def _standardised_error(prediction: Tensor, batch: Batch, spec: TaskSpec) -> Tensor:
     from mdlstm_tk.kinds.sums import targets_like
 
-    return (prediction - targets_like(prediction, batch)) / prediction.new_tensor(spec.target_std)
+    error = prediction - targets_like(prediction, batch)
+    return error / error.new_tensor(spec.target_std) if spec.target_std else error
 
 
 TRAINING = Regress()

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mdlstm_tk.data import Batch, DatasetTask, Split, Task, TaskSpec, batches
+from mdlstm_tk.data.task import read_batch
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.report.panels import Panel
 from mdlstm_tk.training.config import TrainConfig
@@ -169,4 +170,4 @@ def example_indices(
 def example_batch(task: Task, split: Split, seed: int, index: int) -> Batch:
     """Return sample `index` of a split as a batch of one. No other sample is read."""
     step, position = divmod(index, task.evaluation_batch)
-    return task.batch(seed, step, task.evaluation_batch, split, slice(position, position + 1))
+    return read_batch(task, seed, step, task.evaluation_batch, split, slice(position, position + 1))

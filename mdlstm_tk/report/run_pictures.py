@@ -17,7 +17,7 @@ from mdlstm_tk.training.comparison import Comparison
 from mdlstm_tk.training.networks import build_network
 from mdlstm_tk.training.progress import WINDOW
 from mdlstm_tk.training.run_folder import Run
-from mdlstm_tk.training.tasks import load_task
+from mdlstm_tk.training.tasks import load_task, match_run
 
 COLUMNS = 4  # panels in a row of the picture
 
@@ -31,10 +31,13 @@ def draw_run(run: Run, task: Task | None = None, network: nn.Module | None = Non
         network: the network with these weights, if the caller has it.
 
     Raises:
-        InputError: the checkpoint is damaged, or the run needs its task.
+        InputError: the checkpoint is damaged, the run needs its task, or it was trained on another one.
     """
     checkpoint = load_checkpoint(run.best)
-    task = task or load_task(checkpoint.config, checkpoint.spec)
+    if task is None:
+        task = load_task(checkpoint.config, checkpoint.spec)
+    else:
+        match_run(task, checkpoint.config, checkpoint.spec)
     network = network or checkpoint.network()
     title = f"{checkpoint.config.model} on {checkpoint.spec.name} {format_size(checkpoint.spec.size)}"
     draw_curves(run.curves, title, run.read_metrics(), checkpoint.config.best_by)

@@ -23,6 +23,7 @@ from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk.data import Task, batches
 from mdlstm_tk.data.spec import Floats
+from mdlstm_tk.data.task import read_batch
 from mdlstm_tk.kinds.decoding import write_decoding
 from mdlstm_tk.kinds.examples import spread
 from mdlstm_tk.runtime.text_order import Direction, as_searched, reorder
@@ -92,7 +93,7 @@ def training_texts(task: Task, seed: int) -> Sequence[str]:
     """The texts of the training split, in the order of reading; some, if a task generates them."""
     if isinstance(task.of_kind, TaskTexts):
         return task.of_kind.train
-    generated = (task.batch(seed, step, GENERATED_BATCH) for step in range(GENERATED_BATCHES))
+    generated = (read_batch(task, seed, step, GENERATED_BATCH) for step in range(GENERATED_BATCHES))
     return [text for batch in generated for text in target_texts(batch, task.spec)]
 
 

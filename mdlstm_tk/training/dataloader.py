@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch.utils.data import DataLoader, Dataset
 
 from mdlstm_tk.data import Batch, Task
+from mdlstm_tk.data.task import read_batch
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.training.config import TrainConfig
 
@@ -26,7 +27,7 @@ class _BatchOfStep(Dataset[Batch | MDLSTMError]):
 
     def __getitem__(self, step: int) -> Batch | MDLSTMError:
         try:
-            return self.task.batch(self.seed, step, self.batch_size, shard=self.shard)
+            return read_batch(self.task, self.seed, step, self.batch_size, shard=self.shard)
         except MDLSTMError as error:
             return error  # a DataLoader adds the traceback of its worker to the text of a raised one
 

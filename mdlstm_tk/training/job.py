@@ -36,6 +36,7 @@ from mdlstm_tk.training.tasks import (
     find_data,
     load_task,
     make_task,
+    match_run,
     remember_data,
 )
 
@@ -194,6 +195,8 @@ def resume_job(
     known, learned = run.read_samples(), run.read_learned()
     if task is None:
         task = load_task(config, checkpoint.spec, config.data, known)
+    else:
+        match_run(task, config, checkpoint.spec)
     config = remember_data(replace(config, size=format_size(task.spec.size)), run.folder)
     now, samples = task.identities, dict(known or {})
     if known and now:

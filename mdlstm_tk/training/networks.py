@@ -36,9 +36,10 @@ def build_network(config: TrainConfig, spec: TaskSpec) -> nn.Module:
     set_initial_prediction = getattr(network, "set_initial_prediction", None)
     if spec.target_mean and not spec.target_std and callable(set_initial_prediction):
         set_initial_prediction(spec.target_mean)
-    if spec.mean:
+    if spec.mean or spec.target_std:
+        mean, std = spec.mean or (0.0,) * spec.channels, spec.std or (1.0,) * spec.channels
         target_mean = spec.target_mean if spec.target_std else ()
-        network = Normalized(network, spec.mean, spec.std, target_mean, spec.target_std)
+        network = Normalized(network, mean, std, target_mean, spec.target_std)
     return network
 
 

@@ -25,7 +25,9 @@ if TYPE_CHECKING:  # modules of data import NumPy, which the help of the command
     Samples = Mapping[Split, Sequence[SampleId]]
 
 MAX_POSITIONS = 2**24  # of a grid that a task generates
-SAME_DATA = ("kind", "channels", "classes", "outputs", "mask_values", "preprocessing")  # fields of a spec
+# Fields of a `TaskSpec`: those that all tasks of a run share, and those that the network of a run has.
+SAME_DATA = ("kind", "channels", "classes", "outputs", "mask_values", "preprocessing")
+OF_NETWORK = ("mean", "std", "target_mean", "target_std", "threshold")
 USES: Mapping[Split, str] = {"train": "trained on", "validation": "validated with", "test": "tested on"}
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -276,17 +278,37 @@ def load_task(
     if config.data:
         config = replace(config, size="")  # the data have their own
     task = make_task(config, known, learned)
-    source = config.data or f"the task {config.task}"
-    for name in (*SAME_DATA, *(("size",) if task.takes_data else ())):
+    if not config.data and task.spec.name != spec.name:
+        raise InputError(
+            f"the run was trained on '{spec.name}', but the task {config.task} is '{task.spec.name}'; if "
+            "new_job was given the task, give it to resume_job, too, or register the task"
+        )
+    match_run(task, config, spec)
+    return task
+
+
+def match_run(task: Task, config: TrainConfig, spec: TaskSpec) -> None:
+    """Check that a task is what a run was trained on, and give it the numbers of the run's network.
+
+    Args:
+        task: the task.
+        config: configuration of the run; the user's data, if it names any, may have moved.
+        spec: the description of the task that the run was trained on.
+
+    Raises:
+        InputError: it is another one.
+    """
+    source = config.data or f"the task {task.name}"
+    for name in (*SAME_DATA, *(("size",) if task.takes_data else ()), *(() if config.data else ("name",))):
         actual, expected = getattr(task.spec, name), getattr(spec, name)
         if actual != expected:
             difference = f"{name} is {actual!s:.80}, expected {expected!s:.80}"
             if name == "classes":
                 difference = _class_difference(actual, expected)
             raise InputError(f"{source} is not what the run was trained on: {difference}")
-    names = "mean", "std", "target_mean", "target_std", "threshold"  # the network of the run has them
-    task.spec = replace(task.spec, **{name: getattr(spec, name) for name in names})
-    return task
+    numbers = {name: getattr(spec, name) for name in OF_NETWORK}
+    if any(getattr(task.spec, name) != value for name, value in numbers.items()):
+        task.spec = replace(task.spec, **numbers)
 
 
 def _class_difference(actual: tuple[str, ...], expected: tuple[str, ...]) -> str:

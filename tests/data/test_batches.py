@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers.refusal import refused
-from helpers.user_data import read, write_image
+from helpers.user_data import RNG, read, write_image
 
-from mdlstm_tk.data import UNLABELLED, DatasetTask, Split, TaskSpec, batches
+from mdlstm_tk.data import UNLABELLED, Batch, DatasetTask, DiagonalTask, Split, TaskSpec, batches
 from mdlstm_tk.data.augmentation import distort
 from mdlstm_tk.data.sampling import make_rng, stratified_mask
-from mdlstm_tk.data.task import collate
+from mdlstm_tk.data.task import collate, read_batch
 from mdlstm_tk.errors import InputError
 
 
@@ -103,6 +104,74 @@ def test_each_draw_of_a_sample_is_distorted_differently() -> None:
     seen = [x.tobytes() for step in range(3) for x in task.batch(0, step, 2).x]
     assert len(set(seen)) == 6
     assert (task.batch(0, 0, 2, "validation").x[0] == image).all()
+
+
+def samples(target: Any, count: int = 4) -> list[tuple[Any, Any]]:
+    return [(RNG.random((4, 5, 1), dtype=np.float32), target) for _ in range(count)]
+
+
+MASKED = np.ma.masked_greater(RNG.random((4, 5, 1)).astype(np.float32), 0.5)
+TARGETS: dict[str, Any] = {  # of a sample of 4×5, by kind
+    "grid": MASKED,
+    "classify": np.ma.masked_equal(1, 1),
+    "segment": np.ma.masked_greater(np.ones((4, 5), int), 0),
+    "regress": np.ma.array([0.5, 1.0], mask=[True, False]),
+    "tag": np.ma.array([0.0, 1.0], mask=[True, False]),
+    "transcribe": np.ma.array([1, 2], mask=[True, False]),
+}
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_masked_values_are_no_numbers(kind: str) -> None:
+    for name, sample in (("y", (MASKED.filled(0), TARGETS[kind])), ("x", (MASKED, 1))):
+        with pytest.raises(InputError, match=f"{name} has masked values; fill them"):
+            collate(kind, [sample, sample])
+    for x, y in ((MASKED[None], np.ones(1)), (MASKED.filled(0)[None], MASKED[None])):
+        with pytest.raises(InputError, match="masked values"):
+            Batch(x, y)
+
+
+def test_arrays_of_a_batch_are_as_torch_takes_them() -> None:
+    x, y = RNG.random((2, 4, 5, 1), dtype=np.float32), np.arange(2)
+    plain = Batch(x, y)
+    for other in (x[:, ::-1][:, ::-1].astype(">f4"), np.asfortranarray(x), x[::-1].copy()[::-1]):
+        batch = Batch(other, y.astype(">i8")[::-1][::-1])
+        assert torch.equal(torch.from_numpy(batch.x), torch.from_numpy(plain.x))
+        assert torch.equal(torch.from_numpy(batch.y), torch.from_numpy(plain.y))
+    with pytest.raises(InputError, match="y of a batch is of type list, expected an array"):
+        Batch(x, [0, 1])  # type: ignore[arg-type]
+
+
+def test_a_batch_has_as_many_samples_as_are_asked_for() -> None:
+    class WithoutShard(DiagonalTask):
+        def batch(self, seed: int, step: int, count: int, split: Split = "train", shard: Any = None) -> Any:
+            return super().batch(seed, step, count, split)
+
+    task = WithoutShard((4, 4))
+    assert len(read_batch(task, 0, 0, 6).x) == 6
+    message = "returned 6 samples of train, expected 3: those of `shard` among the 6 of a whole batch"
+    with pytest.raises(InputError, match=message):
+        read_batch(task, 0, 0, 6, shard=slice(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"sets": {"train": samples(0), "val": samples(1)}},
+            "'val', but splits are train, validation, test",
+        ),
+        ({"crop": (2,)}, "crop.* must be 2 positive extents"),
+        ({"crop": (0, 2)}, "crop.* must be 2 positive extents"),
+        ({"augment": float("nan")}, "augment.* must be a number that is not negative"),
+        ({"augment": -1.0}, "augment.* must be a number that is not negative"),
+    ],
+    ids=str,
+)
+def test_options_of_a_data_set_are_checked(options: dict[str, Any], message: str) -> None:
+    spec = TaskSpec("own", "classify", channels=1, outputs=2, size=(4, 5), classes=("no", "yes"))
+    with pytest.raises(InputError, match=message):
+        DatasetTask(spec, **{"sets": {"train": samples(0)}, **options})
 
 
 def test_images_are_not_distorted_without_their_targets() -> None:

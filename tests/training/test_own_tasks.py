@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from helpers.training import SMALL, run_in
 from helpers.user_data import write_arrays
 
-from mdlstm_tk.data import DatasetTask, TaskSpec
+from mdlstm_tk.data import DatasetTask, DiagonalTask, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import register
 from mdlstm_tk.report import draw_run, write_report
@@ -26,6 +27,7 @@ from mdlstm_tk.training import (
     train,
 )
 from mdlstm_tk.training.comparison import configure_comparison
+from mdlstm_tk.training.networks import build_network
 from mdlstm_tk.training.progress import OWN_KEYS
 
 KINDS = {"classify": 1, "segment": np.ones((4, 5), int), "regress": [0.5, 0.1], "tag": [1, 0]}
@@ -86,6 +88,71 @@ def test_identities_and_names_may_be_those_of_some_splits(tmp_path: Path) -> Non
     run = run_in(tmp_path, OWN, task)
     train(resume_job(run.folder, {"steps": 3}, task=task))
     assert (task.sample_name("train", 2), task.sample_name("validation", 2)) == ("c", "sample 3")
+
+
+def inverse_task(kind: str = "grid", **fields: Any) -> DatasetTask:
+    """A task that no registered name stands for."""
+    rng = np.random.default_rng(0)
+    targets = {"grid": lambda x: 1 - x, "classify": lambda x: int(x.mean() > 0.5)}
+    samples = [(x, targets[kind](x)) for x in rng.random((8, 4, 5, 1), np.float32)]
+    values = {"channels": 1, "outputs": 1 if kind == "grid" else 2, "size": (4, 5), **fields}
+    return DatasetTask(TaskSpec("inverse", kind, **values), {"train": samples, "validation": samples})
+
+
+def test_a_run_of_a_task_that_was_given_is_not_taken_for_one_of_the_configuration(tmp_path: Path) -> None:
+    config = replace(OWN, task="diagonal")
+    run = run_in(tmp_path, config, inverse_task())
+    before = run.last.read_bytes()
+    message = r"trained on 'inverse', but the task diagonal is 'diagonal'; .*register the task"
+    for call in (draw_run, lambda run: resume_job(run.folder, {"steps": 3})):
+        with pytest.raises(InputError, match=message):
+            call(run)
+    notes = list[str]()
+    write_report(run, on_message=notes.append)
+    assert [re.search(message, note) is not None for note in notes] == [True]
+    with pytest.raises(InputError, match="not what the run was trained on: name is diagonal, expected inv"):
+        draw_run(run, DiagonalTask((4, 5)))
+    assert run.last.read_bytes() == before
+    train(resume_job(run.folder, {"steps": 3}, task=inverse_task()))
+    assert load_checkpoint(run.last).step == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"classes": ("cat", "dog")}, "new classes 'cat', 'dog' and no samples of 'bright', 'dark'"),
+        ({"classes": ("bright", "dark")}, "the classes have another order"),
+        ({"classes": ("dark", "bright", "none"), "outputs": 3}, "new classes 'none'"),
+    ],
+    ids=["names", "order", "count"],
+)
+def test_a_run_goes_on_with_its_own_task_only(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    task = inverse_task("classify", classes=("dark", "bright"))
+    run = run_in(tmp_path, replace(OWN, task="digits", size="8x8"), task)
+    with pytest.raises(InputError, match=f"the task inverse is not what the run was trained on: {message}"):
+        resume_job(run.folder, {"steps": 3}, task=inverse_task("classify", **fields))
+
+
+@pytest.mark.parametrize("mean", [(), (0.5,)])
+@pytest.mark.parametrize("kind", ["grid", "regress"])
+def test_targets_are_scaled_whether_inputs_are_or_not(kind: str, mean: tuple[float, ...]) -> None:
+    classes = () if kind == "grid" else ("weight",)
+    spec = TaskSpec("own", kind, 1, 1, (4, 5), classes, mean, mean, (1000.0,), (0.5,))
+    y = build_network(OWN, spec)(torch.rand(2, 4, 5, 1))
+    assert (y - 1000).abs().max() < 5
+
+
+def test_numbers_need_no_deviation(tmp_path: Path) -> None:
+    """Without `target_std` they are taken as they are."""
+    rng = np.random.default_rng(0)
+    samples = [(x, x.mean((0, 1)).repeat(2)) for x in rng.random((8, 4, 5, 1), np.float32)]
+    spec = TaskSpec("own", "regress", 1, 2, (4, 5), ("a", "b"))
+    task = DatasetTask(spec, {"train": samples, "validation": samples})
+    run = run_in(tmp_path, replace(OWN, task="digits", size="8x8"), task)
+    batch = task.batch(0, 0, 8, "validation")
+    prediction = load_checkpoint(run.best).network().eval()(torch.from_numpy(batch.x))
+    error = run.read_metrics()[-1]["validation"]["nmse"]
+    assert error == pytest.approx((prediction - torch.from_numpy(batch.y)).square().mean().item(), rel=1e-4)
 
 
 class OwnNetwork(torch.nn.Module):
