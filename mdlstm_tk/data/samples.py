@@ -27,18 +27,25 @@ SMALLEST_SPREAD = 32 * float(np.finfo(np.float32).eps)  # deviation, as a share 
 
 @dataclass(frozen=True)
 class Moments:
-    """Number of positions, and the sums of each channel and of its square over them; (C,) float64."""
+    """The moments of an image or of an array.
+
+    Attributes:
+        count: number of positions.
+        total, squares: (C,) float64, the sums of each channel and of its square over them.
+        scaled: True if it is an image whose bits are scaled to [0, 1].
+    """
 
     count: int
     total: Array
     squares: Array
+    scaled: bool = False
 
     @classmethod
-    def of(cls, x: Floats) -> Moments:
+    def of(cls, x: Floats, scaled: bool = False) -> Moments:
         """Return the moments of x (*grid, C)."""
         values = x.reshape(-1, x.shape[-1])
         squares = np.einsum("pc,pc->c", values, values, dtype=np.float64)
-        return cls(len(values), values.sum(axis=0, dtype=np.float64), squares)
+        return cls(len(values), values.sum(axis=0, dtype=np.float64), squares, scaled)
 
     @property
     def channels(self) -> int:
@@ -54,7 +61,6 @@ class Survey:
         identity: its name, and the digests of its content and its target.
         extents: of its grid, as the network will see it.
         moments: of x, with one channel if the sample is a grey image.
-        scaled: True if it is an image whose bits are scaled to [0, 1].
         target: the name of the class, the text, the `RawMask.distinct`, the numbers or labels by name, the
             `Moments` of the target, or None of a kind without targets.
     """
@@ -63,7 +69,6 @@ class Survey:
     identity: SampleId
     extents: Extents
     moments: Moments
-    scaled: bool
     target: Any
 
 
@@ -114,14 +119,20 @@ def describe_unresolved(
     return [f"{text}; if it is not constant in the file, subtract that number"] if found else []
 
 
-def describe_mixed_scales(surveys: Sequence[Survey]) -> list[str]:
-    """A note for the user on images of which some have bits, scaled to [0, 1], and others numbers."""
-    unscaled = [survey.sample.name for survey in surveys if survey.sample.is_image and not survey.scaled]
-    if not any(survey.scaled for survey in surveys) or not unscaled:
+def describe_mixed_scales(what: str, surveys: Sequence[Survey], moments: Sequence[Moments]) -> list[str]:
+    """A note for the user on images of which some have bits, scaled to [0, 1], and others numbers.
+
+    Args:
+        what: the images are.
+        surveys: the samples.
+        moments: those of the image of each sample.
+    """
+    unscaled = [s.sample.name for s, each in zip(surveys, moments, strict=True) if not each.scaled]
+    if len(unscaled) in (0, len(moments)):
         return []
     return [
-        f"{counted(len(unscaled), 'image holds', 'images hold')} floats or 32-bit integers, which are used "
-        f"as they are, and others 8 or 16 bits, which are scaled to [0, 1]; first '{unscaled[0]}'"
+        f"{counted(len(unscaled), f'{what} holds', f'{what}s hold')} floats or 32-bit integers, which are "
+        f"used as they are, and others 8 or 16 bits, which are scaled to [0, 1]; first '{unscaled[0]}'"
     ]
 
 
@@ -142,8 +153,7 @@ def _survey(sample: RawSample, kind: str, resize: Resize) -> Survey | str:
         x = sample.read_x()
         grid = x.shape[: 2 if sample.is_image else -1]
         moments, extents = _moments(x, sample.is_image, resize)
-        scaled = sample.is_image and x.dtype.kind != "f"  # to [0, 1], by the preprocessing
-        if not scaled and (wrong := kind_named(kind).outside_range(x)):
+        if not moments.scaled and (wrong := kind_named(kind).outside_range(x)):
             raise InputError(f"it has {wrong}")
         read = sample.read_y()
         if training.has_grid_targets:
@@ -157,7 +167,7 @@ def _survey(sample: RawSample, kind: str, resize: Resize) -> Survey | str:
     if label is not None:
         label = digest_of(label) if isinstance(label, np.ndarray) else str(label)
         of_target = blake2b(label.encode(), digest_size=DIGEST_BYTES).hexdigest()
-    return Survey(sample, SampleId(digest_of(x), sample.name, of_target), extents, moments, scaled, target)
+    return Survey(sample, SampleId(digest_of(x), sample.name, of_target), extents, moments, target)
 
 
 def digest_of(x: Array) -> str:
@@ -171,7 +181,7 @@ def _moments(pixels: Array, is_image: bool, resize: Resize) -> tuple[Moments, Ex
     """Return the moments of an image or of numbers (*grid, C), and its extents, after it is resized."""
     x = Preprocessing(1 if is_grey(pixels) else 3, resize)(pixels) if is_image else pixels
     with np.errstate(invalid="ignore"):  # infinite values are refused below
-        moments = Moments.of(x)
+        moments = Moments.of(x, is_image and pixels.dtype.kind != "f")  # as the preprocessing scales
     if not np.isfinite(moments.squares).all() and not np.isfinite(x).all():
         raise InputError("it contains NaN, infinite values, or numbers too large for float32")
     return moments, x.shape[:-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -75,8 +76,8 @@ def find_sources(path: Path, kind: str) -> tuple[dict[Split, Path], list[str]]:
 
 
 def is_npz(path: Path) -> bool:
-    """True if the path is an `.npz` file."""
-    return path.suffix.lower() == ".npz" and path.is_file()
+    """True if the path is an `.npz` file, or would be one."""
+    return path.suffix.lower() == ".npz" and not os.path.isdir(path)
 
 
 def holds_arrays(path: Path) -> bool:
@@ -86,7 +87,7 @@ def holds_arrays(path: Path) -> bool:
 
 def _find_splits(path: Path) -> dict[Split, list[Path]]:
     """The files and folders of each split in a folder, if there are any."""
-    folders, files = entries(path) if path.is_dir() else ([], [])
+    folders, files = entries(path) if os.path.isdir(path) else ([], [])  # Path.is_dir may raise
     sources = [(folder.name, folder) for folder in folders]
     sources += [(file.stem, file) for file in files if is_npz(file)]
     found = {

@@ -220,7 +220,7 @@ def read_data(
     task.extents = np.unique(all_extents if crop is None else np.minimum(all_extents, crop), axis=0)
     task.has_mixed_sizes = crop is not None or bool((all_extents != all_extents[0]).any())
     notes += describe_copies(splits)
-    notes += describe_mixed_scales(surveys)
+    notes += describe_mixed_scales("image", surveys, [survey.moments for survey in surveys])
     moments = [survey.moments for survey in fitted]
     notes += describe_unresolved("x", moments, channels, not is_arrays)
     task.summary = _summarise(path, sources, task, all_extents, [*targets.lines, *notes])

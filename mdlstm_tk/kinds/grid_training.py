@@ -13,7 +13,13 @@ from mdlstm_tk._util.text import counted
 from mdlstm_tk.data.arrays import read_numbers
 from mdlstm_tk.data.folders import list_pairs
 from mdlstm_tk.data.images import read_pixels
-from mdlstm_tk.data.samples import MemoryBudget, Survey, channel_moments, describe_unresolved
+from mdlstm_tk.data.samples import (
+    MemoryBudget,
+    Survey,
+    channel_moments,
+    describe_mixed_scales,
+    describe_unresolved,
+)
 from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, Split, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets, unchanged
 from mdlstm_tk.errors import InputError
@@ -70,6 +76,8 @@ class Grid(TrainingKind):
         moments = [survey.target for survey in splits["train"]]
         are_images = task.spec.preprocessing is not None
         notes = describe_unresolved("y", moments, targets.outputs, are_images)
+        surveys = [survey for each in splits.values() for survey in each]
+        notes += describe_mixed_scales("target", surveys, [survey.target for survey in surveys])
         task.summary = [*task.summary, *notes]
 
     def spec_fields(self, train: Sequence[Survey], targets: Targets) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.text import counted, listing, quoted
 from mdlstm_tk.data.folders import list_pairs
 from mdlstm_tk.data.masks import UNKNOWN_VALUE, MaskClasses, RawMask, read_mask
 from mdlstm_tk.data.samples import MemoryBudget, Survey
@@ -62,7 +63,13 @@ class Segment(ClassesKind):
     def fit(self, targets: Sequence[Any], options: TargetOptions) -> Targets:
         masks = MaskClasses.of(targets)
         names = masks.names(options.mask_names)
+        if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+            raise InputError(f"several values are called {quoted(twice)}; correct classes.txt")
         lines = [f"{counted(len(names), 'class', 'classes')} per position: {', '.join(names)}"]
+        known = {*masks.values, *([UNKNOWN_VALUE] if masks.has_unknown else [])}
+        texts = enumerate(map(str.strip, options.mask_names))
+        if unused := [f"{name} ({value})" for value, name in texts if name and value not in known]:
+            lines.append(f"classes.txt names values that no mask has: {listing(unused)}")
         if masks.has_unknown:
             lines.append(
                 f"mask pixels of value {UNKNOWN_VALUE} are of unknown class and left out; "

@@ -350,6 +350,18 @@ def test_names_of_classes_may_lie_beside_the_training_masks(tmp_path: Path) -> N
     assert read(tmp_path, "segment").spec.classes == ("day", "1")
 
 
+def test_names_of_values_that_no_mask_has_are_told(tmp_path: Path) -> None:
+    for k in range(8):
+        write_image(tmp_path / f"images/{k}.png", GREY)
+        write_image(tmp_path / f"masks/{k}.png", GREY // 128 * 255)
+    (tmp_path / "classes.txt").write_text("background\ncell\n\nnucleus\n")
+    task = read(tmp_path, "segment")
+    assert task.spec.classes == ("background", "255")
+    assert "classes.txt names values that no mask has: cell (1), nucleus (3)" in task.summary
+    (tmp_path / "classes.txt").write_text("255\n")
+    refused("several values are called '255'; correct classes.txt", lambda: read(tmp_path, "segment"))
+
+
 def test_masks_with_too_many_colours_are_refused(tmp_path: Path) -> None:
     write_image(tmp_path / "images/0.png", RNG.integers(0, 256, (30, 30)))
     write_image(tmp_path / "masks/0.png", RNG.integers(0, 256, (30, 30, 3)))
@@ -389,7 +401,6 @@ def test_a_mask_that_is_replaced_by_a_larger_one_is_named(tmp_path: Path) -> Non
 
 
 def test_images_of_numbers_that_float32_does_not_resolve_are_named(tmp_path: Path) -> None:
-    tifffile = pytest.importorskip("tifffile")
     for k in range(6):
         (tmp_path / f"{'ab'[k % 2]}").mkdir(exist_ok=True)
         x = 3e5 + 0.01 * RNG.random((5, 6))
@@ -398,11 +409,14 @@ def test_images_of_numbers_that_float32_does_not_resolve_are_named(tmp_path: Pat
     assert any("x is the same in all training samples as far as float32 resolves it" in s for s in summary)
 
 
-def test_a_mixture_of_images_that_are_scaled_and_others_is_named(tmp_path: Path) -> None:
-    tifffile = pytest.importorskip("tifffile")
-    write_classes(tmp_path, {"a": 6, "b": 6})
-    assert not any("floats" in line for line in read(tmp_path, "classify").summary)
-    folder = next(path for path in sorted(tmp_path.iterdir()) if path.is_dir())
-    tifffile.imwrite(folder / "float.tif", RNG.random((5, 6)).astype(np.float32))
-    (note,) = (line for line in read(tmp_path, "classify").summary if "floats" in line)
-    assert note.startswith("1 image holds floats") and "float.tif" in note
+@pytest.mark.parametrize(("part", "what"), [("images", "image"), ("targets", "target")])
+def test_a_mixture_of_images_that_are_scaled_and_others_is_named(
+    part: str, what: str, tmp_path: Path
+) -> None:
+    write_targets(tmp_path)
+    assert not any("floats" in line for line in read(tmp_path, "grid").summary)
+    pixels = np.asarray(Image.open(tmp_path / part / "3.png"), np.float32)
+    (tmp_path / part / "3.png").unlink()
+    tifffile.imwrite(tmp_path / part / "3.tif", pixels)
+    (note,) = (line for line in read(tmp_path, "grid").summary if "floats" in line)
+    assert note.startswith(f"1 {what} holds floats") and "3." in note
