@@ -108,8 +108,9 @@ class Batch:
             if not isinstance(array, np.ndarray):
                 raise InputError(f"{name} of a batch is of type {type(array).__name__}, expected an array")
             check_unmasked(name, array)
-            native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))  # as torch takes it
-            object.__setattr__(self, name, native)
+            if not (array.flags.c_contiguous and array.dtype.isnative):  # torch takes some of them only
+                array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+                object.__setattr__(self, name, array)
 
     def sample(self, k: int) -> Self:
         """Return sample k as a batch of one, with its padding."""

@@ -106,6 +106,8 @@ TABLES: dict[str, tuple[bytes, tuple[int, ...] | str]] = {
     "a number of a million digits": (b"0" * 10**6 + b"1,2", (1, 2)),
     "a word of a million letters": (b"a" * 10**6, "table"),
     "rows that differ": (b"1,2\n" * 1000 + b"1", "row 1001"),
+    "a row without numbers": (b"1,2\r\n\r\n3,4\r\n", "no numbers in row 2"),
+    "a first row without numbers": (b"\n\n5\n", "no numbers in row 1"),
     "a comment": (b"# 1\n", "table"),
     "nothing": (b"", "is empty"),
     "nothing but a mark": ("\ufeff\n".encode(), "is empty"),

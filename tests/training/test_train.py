@@ -281,9 +281,9 @@ class Poisoned(DatasetTask):
         super().__init__(spec, {"train": samples, "validation": samples[:2]})
         self.poisoned_step = step
 
-    def batch(self, seed: int, step: int, count: int, *rest: Any, **more: Any) -> Any:
-        batch = super().batch(seed, step, count, *rest, **more)
-        if (step, *rest) == (self.poisoned_step,):
+    def batch(self, seed: int, step: int, count: int, split: Any = "train", shard: Any = None) -> Any:
+        batch = super().batch(seed, step, count, split, shard)
+        if (step, split) == (self.poisoned_step, "train"):
             batch.x[0, 0, 0] = np.inf
         return batch
 
@@ -354,10 +354,10 @@ def test_an_error_loses_no_metrics_that_are_still_to_be_read(
     """And it does not hide that an earlier step diverged."""
     task, whole = Poisoned(poisoned), Poisoned.batch
 
-    def batch(self: Poisoned, seed: int, step: int, *rest: Any, **more: Any) -> Any:
-        if (step, *rest[1:]) == (6,):
+    def batch(self: Poisoned, seed: int, step: int, count: int, split: Any = "train", *rest: Any) -> Any:
+        if (step, split) == (6, "train"):
             raise InputError("a.png has changed")
-        return whole(self, seed, step, *rest, **more)
+        return whole(self, seed, step, count, split, *rest)
 
     monkeypatch.setattr(Poisoned, "batch", batch)
     config = replace(SMALL, model="lines", layers=1, steps=9)

@@ -8,6 +8,7 @@ from files to train on.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -359,6 +360,9 @@ def _read_csv(data: bytes, label: str) -> Array:
     text = data.decode("utf-8-sig", errors="replace")
     if not text.strip():
         raise InputError(f"{label} is empty")
+    rows = re.split("\r\n|\r|\n", text.rstrip())
+    if "" in rows:  # which NumPy leaves out
+        raise InputError(f"{label} has no numbers in row {rows.index('') + 1}; write them, or remove it")
     try:
         return np.loadtxt(io.StringIO(text), delimiter=",", comments=None, ndmin=2)
     except ValueError as error:
