@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from onnxscript import opset18 as op
@@ -22,6 +24,9 @@ RECURRENT: dict[str, tuple[list[int], list[str]]] = {
     "rnn_tanh": ([0], ["Tanh"]),
     "rnn_relu": ([0], ["Relu"]),
 }
+
+FLOAT_ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.pow)
+EXTENTS = np.arange(1.0, 2**16)  # of an axis that is resized
 
 torch.library.define(
     "mdlstm::recurrent",
@@ -43,8 +48,9 @@ torch.library.register_fake("mdlstm::recurrent", _fake)
 
 class Capturable(TorchFunctionMode):
     """While it is active, each layer of an LSTM, GRU or RNN of torch is one operator, where torch would
-    unroll it for the number of steps at hand, `torch.linspace` takes a free extent, and `one_hot` is a
-    scatter, which refuses classes beyond the last one, as torch does."""
+    unroll it for the number of steps at hand, `torch.linspace` takes a free extent, `one_hot` is a scatter,
+    which refuses classes beyond the last one, as torch does, and `interpolate` takes the positions that
+    torch takes."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -60,6 +66,8 @@ class Capturable(TorchFunctionMode):
                 return _linspace(*args, **kwargs)
         if func is functional.one_hot:
             return _one_hot(*args, **kwargs)
+        if func is functional.interpolate:
+            return _interpolate(*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -74,6 +82,75 @@ def _one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
     if num_classes < 0:
         raise NotImplementedError("one_hot needs num_classes, which a file cannot take from its input")
     return input.new_zeros(*input.shape, num_classes).scatter(-1, input[..., None], 1)
+
+
+def _interpolate(
+    input: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Tensor:
+    """`interpolate`, without the operator Resize of ONNX where that would take other positions than torch.
+
+    torch takes the position ⌊k · s⌋ for pixel k, where s in float32 is the ratio of the extents, or the
+    reciprocal of the factor. Resize divides k by the reciprocal of s, which is rounded otherwise.
+    """
+    extents: Sequence[Any] = input.shape[2:]
+    factors: list[Any] = [None] * len(extents)
+    sizes: list[Any] = list(size) if isinstance(size, Sequence) else [size] * len(extents)
+    if scale_factor is not None:
+        given = scale_factor if isinstance(scale_factor, Sequence) else [scale_factor] * len(extents)
+        is_free = any(isinstance(extent, torch.SymInt) for extent in extents)
+        if is_free and not all(map(_has_exact_extents, given)):
+            raise NotImplementedError(
+                f"interpolate by {scale_factor} gives other extents in a file, which computes them in "
+                "float32, on some grids; give it size=, such as 7 * x.shape[2] // 10"
+            )
+        parts = [Fraction(factor) for factor in given]
+        sizes = [n * f.numerator // f.denominator for n, f in zip(extents, parts, strict=True)]
+        factors = factors if recompute_scale_factor else list(given)
+    is_of_resize = mode == "nearest" and all(map(_is_of_resize, extents, sizes, factors))
+    if mode not in ("nearest", "nearest-exact") or is_of_resize:
+        return functional.interpolate(
+            input, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias
+        )
+    x, device = input.movedim((0, 1), (-2, -1)), input.device  # rows of these are taken faster than numbers
+    for axis, (extent, count, factor) in enumerate(zip(extents, sizes, factors, strict=True)):
+        k = torch.arange(count, dtype=torch.float32, device=device) + 0.5 * (mode == "nearest-exact")
+        if factor is None:
+            n, m = (torch.scalar_tensor(e, dtype=torch.float32, device=device) for e in (extent, count))
+            position = k * (n / m)
+        else:
+            position = k * float(np.float32(1 / factor))
+        x = x.index_select(axis, position.floor().to(torch.int64).clamp(max=extent - 1))
+    return x.movedim((-2, -1), (0, 1))
+
+
+def _has_exact_extents(factor: float) -> bool:
+    """True if extents times this number are rounded down to the same integers in float32 as in Python."""
+    in_float32 = np.floor(EXTENTS.astype(np.float32) * np.float32(factor))
+    return bool((in_float32 == np.floor(EXTENTS * factor)).all())
+
+
+def _is_of_resize(extent: Any, count: Any, factor: float | None) -> bool:
+    """True if Resize takes the same positions of an axis as torch, whatever the extents are if it is free.
+
+    Args:
+        extent: of the input.
+        count: extent of the output.
+        factor: the output is scaled by; None for the ratio of both extents.
+    """
+    k = np.arange(count if isinstance(count, int) else len(EXTENTS), dtype=np.float32)
+    if factor is not None:
+        of_torch, of_resize = np.float32(1 / factor), np.float32(factor)
+    elif isinstance(extent, int) and isinstance(count, int):
+        of_torch, of_resize = np.float32(extent) / np.float32(count), np.float32(count) / np.float32(extent)
+    else:
+        return False
+    return bool((np.floor(k * of_torch) == np.floor(k / of_resize)).all())
 
 
 def _recurrent(
@@ -220,6 +297,75 @@ def translate_floordiv(a: Any, b: Any) -> Any:
     return op.Div(op.Sub(a, op.Mod(a, b)), b)  # Mod has the sign of b
 
 
+def inexact_factor(graph: Any) -> float | None:
+    """The number that is no float32 in a float that a graph rounds to an integer; None if there is none.
+
+    Such floats are computed from extents. ONNX has them in float32, Python in float64.
+    """
+    for node in graph.nodes:
+        parts = list(node.args) if node.target in (math.floor, math.ceil, math.trunc, round) else []
+        while parts:
+            part = parts.pop()
+            if isinstance(part, float) and float(np.float32(part)) != part:
+                return part
+            if isinstance(part, torch.fx.Node) and part.target in FLOAT_ARITHMETIC:
+                parts += part.args
+    return None
+
+
+def _of_one_type(a: Any, b: Any) -> tuple[Any, Any, bool]:
+    """Two values, of which one may be a number; and True if they are floats."""
+    if isinstance(a, int | float):
+        return _number(a, b), b, b.dtype.is_floating_point()
+    return a, _number(b, a) if isinstance(b, int | float) else b, a.dtype.is_floating_point()
+
+
+def _remainder(a: Any, b: Any) -> tuple[Any, Any]:
+    """What C's `fmod` leaves of floats, and where its sign is not that of b."""
+    rest: Any = op.Mod(a, b, fmod=1)
+    zero = _number(0, a)
+    has_other_sign = op.Not(op.Equal(op.Less(rest, zero), op.Less(b, zero)))
+    return rest, op.And(op.Not(op.Equal(rest, zero)), has_other_sign)
+
+
+def translate_remainder(a: Any, b: Any) -> Any:
+    """`a % b` with the sign of b. Where a is a multiple of b but for rounding, a − ⌊a / b⌋ · b, as torch's
+    exporter has it, is off by b."""
+    a, b, are_floats = _of_one_type(a, b)
+    if not are_floats:
+        return op.Mod(a, b)
+    rest, differs = _remainder(a, b)
+    return op.Where(differs, op.Add(rest, b), rest)
+
+
+def translate_floor_divide(a: Any, b: Any) -> Any:
+    """`a // b`. Where a is a multiple of b but for rounding, ⌊a / b⌋ is off by 1."""
+    a, b, are_floats = _of_one_type(a, b)
+    if not are_floats:
+        return translate_floordiv(a, b)
+    zero, half, one = (_number(value, a) for value in (0, 0.5, 1))
+    rest, differs = _remainder(a, b)
+    quotient: Any = op.Div(op.Sub(a, rest), b)
+    quotient = op.Where(differs, op.Sub(quotient, one), quotient)
+    whole: Any = op.Floor(quotient)
+    whole = op.Where(op.Greater(op.Sub(quotient, whole), half), op.Add(whole, one), whole)
+    return op.Where(op.Equal(b, zero), op.Div(a, b), whole)
+
+
+def translate_div(a: Any, b: Any, rounding_mode: str | None = None) -> Any:
+    """`div`. Of integers, torch's exporter rounds the quotient in float32, which is wrong from 2²⁴ on."""
+    if rounding_mode == "floor":
+        return translate_floor_divide(a, b)
+    a, b, are_floats = _of_one_type(a, b)
+    if rounding_mode is None:
+        a, b = (a, b) if are_floats else (op.Cast(each, to=onnx.TensorProto.FLOAT) for each in (a, b))
+        return op.Div(a, b)
+    quotient: Any = op.Div(a, b)  # of integers, it is rounded towards 0
+    if not are_floats:
+        return quotient
+    return op.Where(op.Less(quotient, _number(0, a)), op.Ceil(quotient), op.Floor(quotient))
+
+
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.mdlstm.recurrent.default: translate,
     torch.ops.aten.embedding.default: translate_embedding,
@@ -233,5 +379,12 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.logaddexp2.default: partial(translate_logaddexp, base=2.0),
     torch.ops.aten.logcumsumexp.default: translate_logcumsumexp,
     torch.ops.aten.atan2.default: translate_atan2,
+    torch.ops.aten.remainder.Tensor: translate_remainder,
+    torch.ops.aten.remainder.Scalar: translate_remainder,
+    torch.ops.aten.remainder.Scalar_Tensor: translate_remainder,
+    torch.ops.aten.floor_divide.default: translate_floor_divide,
+    torch.ops.aten.floor_divide.Scalar: translate_floor_divide,
+    torch.ops.aten.div.Tensor_mode: translate_div,
+    torch.ops.aten.div.Scalar_mode: translate_div,
     operator.floordiv: translate_floordiv,
 }

@@ -28,7 +28,7 @@ from mdlstm_tk._util.text import reason_of
 from mdlstm_tk.backends.inputs import TENSORS, SweepInputs
 from mdlstm_tk.cells.passes import cell_of_graph
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.export.capturable import TRANSLATIONS
+from mdlstm_tk.export.capturable import TRANSLATIONS, inexact_factor
 from mdlstm_tk.export.interface import Interface, without_autocast
 
 DOMAIN = "mdlstm"
@@ -116,7 +116,12 @@ def capture(
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise MDLSTMError(f"torch cannot export {interface.name}: {reason_of(cause)}") from error
-    assert program is not None
+    assert program is not None and program.exported_program is not None
+    if (factor := inexact_factor(program.exported_program.graph)) is not None:
+        raise MDLSTMError(
+            f"torch cannot export {interface.name}: its forward rounds what it computes from an extent and "
+            f"{factor}, for which a file has float32 only; compute it with integers, such as 7 * n // 10"
+        )
     # torch names inputs and outputs as it is told, also if another value, such as that of torch.mean, has
     # that name.
     graph, names = program.model.graph, {*examples, *output_names}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from helpers.networks import Function
@@ -46,6 +50,72 @@ def test_extents_are_divided_as_in_python(tmp_path: Path) -> None:
     net = Function(after=lambda y: y.index_select(1, torch.arange(-(-y.shape[1] // 2))))
     path = export_onnx(net, tmp_path / "m.onnx", form="scan", channels=1).path
     assert Session(path, "cpu")(np.zeros((1, 9, 4, 1), np.float32)).shape == (1, 5, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("rounded", "is_exact"),
+    [
+        (lambda n: math.floor(n * 0.7), False),
+        (lambda n: math.ceil(n / 1.3), False),
+        (lambda n: math.ceil((n - 0.1) / 2), False),
+        (lambda n: math.floor(n * 0.75), True),
+        (lambda n: math.ceil(n / 3), True),
+    ],
+    ids=["floor", "ceil", "sum", "three quarters", "third"],
+)
+def test_extents_that_are_rounded_are_those_of_python(
+    rounded: Callable[[Any], int], is_exact: bool, tmp_path: Path
+) -> None:
+    """⌊90 · 0.7⌋ is 62, and in float32 63."""
+    net = Function(after=lambda y: y[:, : rounded(y.shape[1])])
+    if not is_exact:
+        with pytest.raises(MDLSTMError, match=r"rounds what it computes from an extent .* with integers"):
+            export_onnx(net, tmp_path / "m.onnx", form="scan", channels=1)
+        return
+    path = export_onnx(net, tmp_path / "m.onnx", form="scan", channels=1).path
+    session = Session(path, "cpu")
+    for extent in range(3, 60):
+        assert session(np.zeros((1, extent, 3, 1), np.float32)).shape[1] == rounded(extent)
+
+
+RESIZED: dict[str, tuple[dict[str, Any], bool | None]] = {  # options; whether Resize is used; None: refused
+    "a size": ({"size": (7, 5)}, False),
+    "one extent for both": ({"size": 14}, False),
+    "exact": ({"size": (7, 5), "mode": "nearest-exact"}, False),
+    "twice": ({"scale_factor": 2}, True),
+    "half": ({"scale_factor": 0.5, "mode": "nearest-exact"}, False),
+    "by a ratio": ({"scale_factor": 1.5, "recompute_scale_factor": True}, False),
+    "linear to a size": ({"size": (7, 5), "mode": "bilinear"}, True),
+    "linear, three times": ({"scale_factor": 3.0, "mode": "bilinear"}, True),
+    "a third": ({"scale_factor": (1 / 3, 2)}, True),
+    "seven tenths": ({"scale_factor": 0.7}, None),
+    "linear by 2.3": ({"scale_factor": 2.3, "mode": "bilinear"}, None),
+}
+
+
+@pytest.mark.parametrize("case", RESIZED)
+def test_images_are_resized_as_by_torch_on_every_grid(case: str, tmp_path: Path) -> None:
+    options, uses_resize = RESIZED[case]
+    net = Function(after=lambda y: nn.functional.interpolate(y.movedim(-1, 1), **options).movedim(1, -1))
+    if uses_resize is None:
+        with pytest.raises(MDLSTMError, match=r"other extents in a file, .* give it size="):
+            export_onnx(net, tmp_path / "m.onnx", form="scan", channels=1)
+        return
+    path = export_onnx(net, tmp_path / "m.onnx", form="scan", channels=1).path
+    assert uses_resize == any(node.op_type == "Resize" for node in onnx.load(path).graph.node)
+    session = Session(path, "cpu")
+    for extents in ((98, 8), (36, 75), (73, 65), (49, 98), (26, 102), (90, 30), (16, 50)):
+        x = torch.rand(1, *extents, 1)
+        with torch.no_grad():
+            y = net(x).numpy()
+        np.testing.assert_allclose(session(x.numpy()), y, rtol=0, atol=1e-5)
+
+
+def test_fixed_grids_are_resized_by_resize_where_it_is_right(tmp_path: Path) -> None:
+    net = Function(after=lambda y: nn.functional.interpolate(y.movedim(-1, 1), size=(7, 5)).movedim(1, -1))
+    for grid, is_right in (((14, 15), True), ((64, 65), False)):
+        path = export_onnx(net, tmp_path / "m.onnx", grid=grid, channels=1).path
+        assert is_right == any(node.op_type == "Resize" for node in onnx.load(path).graph.node)
 
 
 def test_a_grid_that_is_asked_for_free_is_not_fixed_without_a_word(tmp_path: Path) -> None:

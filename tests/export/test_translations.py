@@ -46,6 +46,29 @@ INDEXED: dict[str, Callable[[Tensor], Tensor]] = {  # of x (N, T, C) from 0 to 9
 }
 
 
+def integers(x: Tensor) -> Tensor:
+    return (1000 * x).round().long()
+
+
+DIVIDED: dict[str, Callable[[Tensor], Tensor]] = {
+    "//": lambda x: x // 0.1,
+    "// of a negative number": lambda x: x // -0.7,
+    "%": lambda x: x % 0.1,
+    "% of a negative number": lambda x: x % -0.3,
+    "% in place": lambda x: (x + 0).remainder_(1.5),
+    "of tensors": lambda x: torch.floor_divide(x, torch.tensor([0.1])) + torch.remainder(x, 1 + 0 * x),
+    "of a number": lambda x: 5 // (x.abs() + 0.5) + 7 % (x.abs() + 0.5),
+    "down": lambda x: torch.div(x, 0.1, rounding_mode="floor"),
+    "towards 0": lambda x: torch.div(x, 0.1, rounding_mode="trunc"),
+    "integers": lambda x: (10 * (integers(x) // 7) + integers(x) % -7).float(),
+    "integers, down": lambda x: torch.div(integers(x), -7, rounding_mode="floor").float(),
+    "integers, towards 0": lambda x: torch.div(integers(x), 7, rounding_mode="trunc").float(),
+    "large integers": lambda x: (torch.div(integers(x) + 2**40, 3, rounding_mode="floor") % 1000).float(),
+    "integers by a float": lambda x: integers(x) // 0.5 + integers(x) % 0.3,
+    "integers, exactly": lambda x: torch.div(integers(x), 7, rounding_mode=None),
+}
+
+
 class Alone(nn.Module):
     def __init__(self, operation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -73,6 +96,17 @@ def test_one_index_keeps_its_axis(tmp_path: Path) -> None:
     network, x = Alone(lambda x: x.index_select(1, torch.tensor(1))), torch.randn(2, 4, 5)
     export_onnx(network, tmp_path / "m.onnx", x, channels_last=True, form="scan")
     np.testing.assert_array_equal(Session(tmp_path / "m.onnx", device="cpu")(x.numpy()), network(x))
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+def test_quotients_are_rounded_as_by_torch(name: str, tmp_path: Path) -> None:
+    """Also of multiples, whose quotients are rounded; 0.9 // 0.1 is 8."""
+    network = Alone(DIVIDED[name])
+    export_onnx(network, tmp_path / "m.onnx", torch.randn(2, 8, 1), channels_last=True, form="scan")
+    tenths = np.arange(-60, 60) / 10
+    x = np.concatenate([tenths, 7 * tenths, 1000 * tenths, [1e10, -1e10]]).astype(np.float32)[None, :, None]
+    y = Session(tmp_path / "m.onnx", device="cpu")(x)
+    np.testing.assert_array_equal(y, network(torch.from_numpy(x)))
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
