@@ -21,6 +21,7 @@ import math
 import os
 import re
 import shlex
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -106,6 +107,11 @@ def counted(number: int, one: str, many: str | None = None) -> str:
 def listing(names: Sequence[str], most: int = 5) -> str:
     """The first names, and the number of the others."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC), in which é is one name however it was typed."""
+    return unicodedata.normalize("NFC", name)
 
 
 def quoted(names: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk._util.text import counted, reason_of
+from mdlstm_tk._util.text import composed, counted, reason_of
 from mdlstm_tk.data.spec import Array, Extents, RawSample
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.readers import TRAINING_ARRAYS
@@ -127,13 +127,13 @@ def read_numbers(x: Array, index: int, extents: Extents) -> Array:
 
 
 def read_name(y: Array, index: int) -> str:
-    """Read a name, a text or a number of y (N,) as a text.
+    """Read a name, a text or a number of y (N,) as a text in Unicode's composed form.
 
     Raises:
         InputError: it is not Unicode.
     """
     try:
-        return str(y[index].decode() if y.dtype.kind == "S" else y[index])
+        return composed(str(y[index].decode() if y.dtype.kind == "S" else y[index]))
     except ValueError:
         raise InputError("its name is not Unicode") from None
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mdlstm_tk._util.text import composed
 from mdlstm_tk.data.images import SMALLER, is_grey, read_file, resize_nearest
 from mdlstm_tk.data.spec import UNLABELLED, Array, Extents
 from mdlstm_tk.errors import InputError, require
@@ -248,7 +249,7 @@ class MaskClasses:
         """The name of each class, from the lines of classes.txt, which begins with value 0."""
         defaults = [f"#{colour:06x}" for colour in self.colours] or list(map(str, self.values))
         return tuple(
-            lines[value].strip() if value < len(lines) and lines[value].strip() else default
+            composed(lines[value].strip()) if value < len(lines) and lines[value].strip() else default
             for value, default in zip(self.values, defaults, strict=True)
         )
 

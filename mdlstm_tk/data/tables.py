@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.text import composed, counted
 from mdlstm_tk.data.folders import find_images, image_sample, left_out_of, read_text
 from mdlstm_tk.data.spec import RawSample
 from mdlstm_tk.errors import InputError
@@ -84,7 +84,7 @@ def _read_rows(table: Path, read: Callable[[dict[str, str]], Any], columns: list
     """
     rows = csv.reader(io.StringIO(read_text(table), newline=""), strict=True)
     try:
-        header = [cell.strip() for cell in next(rows, [])]
+        header = [composed(cell.strip()) for cell in next(rows, [])]
         names = header[1:]
         is_known = names == columns if columns else bool(names) and len({*names} - {""}) == len(names)
         if header[:1] != ["file"] or not is_known:
@@ -97,7 +97,8 @@ def _read_rows(table: Path, read: Callable[[dict[str, str]], Any], columns: list
             reason = ""
             if len(cells) != len(header):
                 reason = f"it has {counted(len(cells), 'cell')}, but the first row has {len(header)}"
-            row, label = dict(zip(names, cells[1:], strict=False)), f"{table.name}, line {rows.line_num}"
+            row = dict(zip(names, map(composed, cells[1:]), strict=False))
+            label = f"{table.name}, line {rows.line_num}"
             yield Row(rows.line_num, cells[0], reason, partial(_read_target, read, row, label))
     except csv.Error as error:
         raise InputError(f"{table}, line {rows.line_num}: {error}") from None

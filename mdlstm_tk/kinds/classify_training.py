@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.text import composed, counted
 from mdlstm_tk.data.arrays import read_name
 from mdlstm_tk.data.folders import find_images, image_sample, left_out, subfolders
 from mdlstm_tk.data.samples import MemoryBudget
@@ -42,7 +42,7 @@ class Classify(ClassesKind):
 
     def list_folder(self, path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
         samples = [
-            image_sample(path, file, partial(str, folder.name))
+            image_sample(path, file, partial(composed, folder.name))
             for folder in subfolders(path)
             for file in find_images(folder)
         ]

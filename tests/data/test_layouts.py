@@ -185,6 +185,29 @@ def test_a_name_in_another_unicode_form_is_told(tmp_path: Path) -> None:
     assert "there is no such file, but one whose name has its accents in another Unicode form" in line
 
 
+def write_names(kind: str, path: Path, name: str) -> None:
+    """Write data of a kind in which a class, a label or a number has a name."""
+    if kind == "classify":
+        write_classes(path, {name: 4, "b": 4})
+    elif kind == "arrays":
+        path.parent.mkdir(exist_ok=True)
+        write_arrays(path.with_suffix(".npz"), "classify", y=np.array([name, "b"] * 5))
+    else:
+        write_masks(path)
+        write_table(path, "targets.csv", name, lambda k: k)
+        write_table(path, "tags.csv", "labels", lambda k: name if k % 2 else "b")
+        (path / "classes.txt").write_text(f"b\n{name}\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["classify", "arrays", "tag", "regress", "segment"])
+def test_names_in_another_unicode_form_are_the_same(kind: str, tmp_path: Path) -> None:
+    for split, form in (("train", "NFC"), ("val", "NFD")):
+        write_names(kind, tmp_path / "data" / split, unicodedata.normalize(form, "élan"))
+    task = read(tmp_path / "data", "classify" if kind == "arrays" else kind)
+    assert task.spec.classes == (("élan",) if kind == "regress" else ("b", "élan"))
+    assert task.count("validation") > 0 and not any("without samples" in line for line in task.summary)
+
+
 def write_table(path: Path, name: str, header: str, rows: Callable[[int], object]) -> None:
     """Write the table of the images in images/."""
     files = sorted(path.glob("images/*.png"))
