@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from mdlstm_tk._util.sizes import format_size, is_size, parse_resize, parse_size
-from mdlstm_tk._util.text import counted, quoted
+from mdlstm_tk._util.text import counted, one_line, quoted
 from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.errors import Argument, InputError, imports_of
 from mdlstm_tk.kinds import kind_names, training_of
@@ -213,6 +213,12 @@ def make_task(
                 most = f"positions, but tasks generate at most {MAX_POSITIONS}"
                 raise InputError(f"size {config.size} has {positions} {most}")
         task = entry.make(config)
+        if (made := getattr(getattr(task, "spec", None), "kind", None)) != entry.kind:
+            what = f"one of kind {made}" if made else one_line(task)
+            raise InputError(
+                f"the function of the task '{config.task}' returned {what}, expected a task of kind "
+                f"{entry.kind}"
+            )
         if config.task in BUILT_IN and config.size and not is_size(config.size, task.spec.size):
             raise InputError(
                 f"the task {config.task} brings data of size {format_size(task.spec.size)}, got size "

@@ -20,6 +20,7 @@ from mdlstm_tk.report import draw_run, write_report
 from mdlstm_tk.training import (
     TrainConfig,
     load_checkpoint,
+    make_task,
     new_job,
     plan_comparison,
     register_task,
@@ -131,6 +132,18 @@ def test_a_run_goes_on_with_its_own_task_only(fields: dict[str, Any], message: s
     run = run_in(tmp_path, replace(OWN, task="digits", size="8x8"), task)
     with pytest.raises(InputError, match=f"the task inverse is not what the run was trained on: {message}"):
         resume_job(run.folder, {"steps": 3}, task=inverse_task("classify", **fields))
+
+
+@pytest.mark.usefixtures("fresh_registries")
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [(lambda config: None, "returned None"), (lambda config: inverse_task(), "returned one of kind grid")],
+    ids=["nothing", "another kind"],
+)
+def test_a_registered_function_returns_a_task_of_its_kind(made: Any, message: str) -> None:
+    register_task("own", kind="classify")(made)
+    with pytest.raises(InputError, match=f"'own' {message}, expected a task of kind classify"):
+        make_task(OWN)
 
 
 @pytest.mark.parametrize("mean", [(), (0.5,)])
