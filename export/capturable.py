@@ -27,6 +27,7 @@ RECURRENT: dict[str, tuple[list[int], list[str]]] = {
 
 FLOAT_ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.pow)
 EXTENTS = np.arange(1.0, 2**16)  # of an axis that is resized
+LARGEST_DENOMINATOR = 1000  # of a factor that it is resized by
 
 torch.library.define(
     "mdlstm::recurrent",
@@ -103,14 +104,7 @@ def _interpolate(
     sizes: list[Any] = list(size) if isinstance(size, Sequence) else [size] * len(extents)
     if scale_factor is not None:
         given = scale_factor if isinstance(scale_factor, Sequence) else [scale_factor] * len(extents)
-        is_free = any(isinstance(extent, torch.SymInt) for extent in extents)
-        if is_free and not all(map(_has_exact_extents, given)):
-            raise NotImplementedError(
-                f"interpolate by {scale_factor} gives other extents in a file, which computes them in "
-                "float32, on some grids; give it size=, such as 7 * x.shape[2] // 10"
-            )
-        parts = [Fraction(factor) for factor in given]
-        sizes = [n * f.numerator // f.denominator for n, f in zip(extents, parts, strict=True)]
+        sizes = list(map(_resized, extents, given))
         factors = factors if recompute_scale_factor else list(given)
     is_of_resize = mode == "nearest" and all(map(_is_of_resize, extents, sizes, factors))
     if mode not in ("nearest", "nearest-exact") or is_of_resize:
@@ -129,14 +123,23 @@ def _interpolate(
     return x.movedim((-2, -1), (0, 1))
 
 
-def _has_exact_extents(factor: float) -> bool:
-    """True if extents times this number are rounded down to the same integers in float32 as in Python."""
-    in_float32 = np.floor(EXTENTS.astype(np.float32) * np.float32(factor))
-    return bool((in_float32 == np.floor(EXTENTS * factor)).all())
+def _resized(extent: Any, factor: float) -> Any:
+    """An extent times a number, rounded down as in Python, which a file does in float32."""
+    if isinstance(extent, int):
+        return math.floor(extent * factor)
+    ratio, of_python = Fraction(factor).limit_denominator(LARGEST_DENOMINATOR), np.floor(EXTENTS * factor)
+    of_file = np.floor(EXTENTS.astype(np.float32) * np.float32(factor))
+    of_integers = EXTENTS.astype(np.int64) * ratio.numerator // ratio.denominator
+    if (of_file != of_python).any() or (of_integers != of_python).any():
+        raise NotImplementedError(
+            f"interpolate by {factor} gives other extents in a file, which computes them in float32, on "
+            "some grids; give it size=, such as 7 * x.shape[2] // 10"
+        )
+    return extent * ratio.numerator // ratio.denominator
 
 
 def _is_of_resize(extent: Any, count: Any, factor: float | None) -> bool:
-    """True if Resize takes the same positions of an axis as torch, whatever the extents are if it is free.
+    """True if Resize takes the positions of an axis that torch takes, whatever its extent is if it is free.
 
     Args:
         extent: of the input.
@@ -146,6 +149,10 @@ def _is_of_resize(extent: Any, count: Any, factor: float | None) -> bool:
     k = np.arange(count if isinstance(count, int) else len(EXTENTS), dtype=np.float32)
     if factor is not None:
         of_torch, of_resize = np.float32(1 / factor), np.float32(factor)
+        if isinstance(extent, int):  # ONNX Runtime multiplies in float32, the checker of onnx does not
+            products = [float(np.float32(extent) * of_resize), extent * float(of_resize)]
+            if any(math.floor(product) != count for product in products):
+                return False
     elif isinstance(extent, int) and isinstance(count, int):
         of_torch, of_resize = np.float32(extent) / np.float32(count), np.float32(count) / np.float32(extent)
     else:

@@ -88,6 +88,7 @@ RESIZED: dict[str, tuple[dict[str, Any], bool | None]] = {  # options; whether R
     "linear to a size": ({"size": (7, 5), "mode": "bilinear"}, True),
     "linear, three times": ({"scale_factor": 3.0, "mode": "bilinear"}, True),
     "a third": ({"scale_factor": (1 / 3, 2)}, True),
+    "an exact third": ({"scale_factor": (1 / 3, 2), "mode": "nearest-exact"}, False),
     "seven tenths": ({"scale_factor": 0.7}, None),
     "linear by 2.3": ({"scale_factor": 2.3, "mode": "bilinear"}, None),
 }
@@ -116,6 +117,15 @@ def test_fixed_grids_are_resized_by_resize_where_it_is_right(tmp_path: Path) -> 
     for grid, is_right in (((14, 15), True), ((64, 65), False)):
         path = export_onnx(net, tmp_path / "m.onnx", grid=grid, channels=1).path
         assert is_right == any(node.op_type == "Resize" for node in onnx.load(path).graph.node)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+def test_fixed_grids_are_resized_by_any_factor(mode: str, tmp_path: Path) -> None:
+    def resized(y: Tensor) -> Tensor:
+        return nn.functional.interpolate(y.movedim(-1, 1), scale_factor=0.7, mode=mode).movedim(1, -1)
+
+    for grid in ((10, 20), (90, 7)):
+        export_onnx(Function(after=resized), tmp_path / "m.onnx", grid=grid, channels=1)
 
 
 def test_a_grid_that_is_asked_for_free_is_not_fixed_without_a_word(tmp_path: Path) -> None:
