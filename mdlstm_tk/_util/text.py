@@ -109,9 +109,9 @@ def listing(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def composed(name: str) -> str:
-    """A name in Unicode's composed form (NFC), in which é is one name however it was typed."""
-    return unicodedata.normalize("NFC", name)
+def composed(text: str) -> str:
+    """A text in Unicode's composed form (NFC), in which é is one character however it was typed."""
+    return unicodedata.normalize("NFC", text)
 
 
 def quoted(names: Iterable[str]) -> str:

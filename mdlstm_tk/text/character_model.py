@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gzip
 import re
-import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
 from math import exp, log
@@ -24,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.checks import checked
+from mdlstm_tk._util.text import composed
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io.files import atomic_write
 
@@ -345,7 +345,7 @@ def _lines(texts: Iterable[str]) -> list[str]:
 
 def _normal(text: str) -> str:
     """A text in Unicode's composed form, with spaces for tabs and ends of lines."""
-    return re.sub(r"[\t\n\v\f\r]", " ", unicodedata.normalize("NFC", text))
+    return re.sub(r"[\t\n\v\f\r]", " ", composed(text))
 
 
 Section = dict[str, tuple[float, float]]

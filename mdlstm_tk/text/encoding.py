@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
-from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.text import composed, counted
 from mdlstm_tk.data.samples import Survey
 from mdlstm_tk.data.spec import Split
 from mdlstm_tk.data.targets import Targets
@@ -25,7 +24,7 @@ INVISIBLE = dict.fromkeys(
 def normalise(text: str) -> str:
     """Return a text without marks of direction, in Unicode's composed form (NFC), and without blanks at its
     ends, which no error counts."""
-    return unicodedata.normalize("NFC", text.translate(INVISIBLE)).strip()
+    return composed(text.translate(INVISIBLE)).strip()
 
 
 def fit_texts(texts: Sequence[str]) -> Targets:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os.path
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -28,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from mdlstm_tk._util.checks import checked
-from mdlstm_tk._util.text import printable
+from mdlstm_tk._util.text import composed, printable
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, open_output
@@ -256,7 +255,7 @@ def _text(element: Element) -> str:
             text += "".join(hyphen.attributes.get("CONTENT", "") for hyphen in element.all("HYP"))
     else:
         text = _unicode(element) or " ".join(filter(None, map(_unicode, element.all("Word"))))
-    return unicodedata.normalize("NFC", re.sub(r"(?<!\s)\s*[\t\r\n]\s*", " ", text).strip())
+    return composed(re.sub(r"(?<!\s)\s*[\t\r\n]\s*", " ", text).strip())
 
 
 def _unicode(element: Element) -> str:
