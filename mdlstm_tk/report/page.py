@@ -28,7 +28,7 @@ from mdlstm_tk.report.plots import measure_label, svg_curves
 from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
 from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, load_task
 from mdlstm_tk.training.networks import count_parameters
-from mdlstm_tk.training.tasks import describe_changes, describe_overlap
+from mdlstm_tk.training.run_task import describe_changes, describe_overlap
 
 MAX_UNLISTED_CLASSES = 12  # up to here the matrix suffices, and confusions are not listed
 MAX_MATRIX = 40  # classes of the largest confusion matrix that is shown

@@ -17,7 +17,8 @@ from mdlstm_tk.training.comparison import Comparison
 from mdlstm_tk.training.networks import build_network
 from mdlstm_tk.training.progress import WINDOW
 from mdlstm_tk.training.run_folder import Run
-from mdlstm_tk.training.tasks import load_task, match_run
+from mdlstm_tk.training.run_task import match_run
+from mdlstm_tk.training.tasks import load_task
 
 COLUMNS = 4  # panels in a row of the picture
 

@@ -36,8 +36,9 @@ from mdlstm_tk.training.loop import train
 from mdlstm_tk.training.networks import build_network, count_parameters, fit_config
 from mdlstm_tk.training.progress import WINDOW, Progress
 from mdlstm_tk.training.run_folder import Run, new_run
+from mdlstm_tk.training.run_task import describe_overlap
 from mdlstm_tk.training.settings import SETTINGS
-from mdlstm_tk.training.tasks import check_settings, default_config, describe_overlap, make_task, with_model
+from mdlstm_tk.training.tasks import check_settings, default_config, make_task, with_model
 
 LEAST_TRIED = 64  # hidden units, up to which a network may have as many parameters as with fewer
 SIZE_TOLERANCE = 0.1  # by which numbers of parameters may differ, unsaid

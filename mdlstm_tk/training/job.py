@@ -29,14 +29,12 @@ from mdlstm_tk.training.memory import check_memory
 from mdlstm_tk.training.networks import build_network, columns_per_step, fit_config
 from mdlstm_tk.training.run_folder import Run, new_run, open_run
 from mdlstm_tk.training.run_state import RunState
+from mdlstm_tk.training.run_task import describe_changes, describe_overlap, match_run
 from mdlstm_tk.training.settings import configure_resumed
 from mdlstm_tk.training.tasks import (
-    describe_changes,
-    describe_overlap,
     find_data,
     load_task,
     make_task,
-    match_run,
     remember_data,
 )
 

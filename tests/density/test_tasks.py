@@ -26,7 +26,8 @@ from mdlstm_tk.runtime.io.readers import InputFile
 from mdlstm_tk.runtime.metadata import Metadata
 from mdlstm_tk.runtime.shapes import Shapes
 from mdlstm_tk.training import TrainConfig
-from mdlstm_tk.training.tasks import describe_changes, describe_overlap, load_task
+from mdlstm_tk.training.run_task import describe_changes, describe_overlap
+from mdlstm_tk.training.tasks import load_task
 
 
 def test_arrays_and_images_are_data_of_kind_density(tmp_path: Path) -> None:
