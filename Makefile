@@ -6,8 +6,13 @@ RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
 .PHONY: demo test test-slow test-all mutants coverage lowest lint docs gpu clean
 
-demo: $(VENV)/demo.stamp  ## train, export, infer and verify, into runs/
-	$(BIN)/mdlstm demo
+demo: $(VENV)/demo.stamp  ## train, export, infer and verify, into runs/demo
+	$(BIN)/mdlstm train --steps 1000 -o runs/demo --force
+	$(BIN)/mdlstm export runs/demo --size 8 --size 32 --force
+	$(BIN)/python -c 'import numpy; from mdlstm_tk.data import DiagonalTask; \
+	  numpy.save("runs/demo/matrix.npy", DiagonalTask((8, 8)).batch(seed=1, step=0, count=1).x)'
+	$(BIN)/mdlstm infer runs/demo/matrix.npy -m runs/demo/model-8x8.onnx --force
+	$(BIN)/mdlstm verify runs/demo
 
 test: $(VENV)/test.stamp  ## run the tests that guard behaviour, without those that are slow by nature
 	$(BIN)/python -m pytest -n auto -m "not slow"
@@ -24,13 +29,14 @@ mutants: $(VENV)/test.stamp  ## change the code at random places and count the c
 coverage: $(VENV)/test.stamp  ## run all tests and report the lines that none of them runs; slower than `test`
 	$(BIN)/python -m pytest -n auto --cov --cov-report=term
 
-lowest:  ## install the lowest version of every dependency into .venv-lowest, and run demo and export tests there
+lowest:  ## install the lowest version of every dependency into .venv-lowest; train, export and run export tests there
 	$(PYTHON) tests/lowest_versions.py .venv-lowest
 
-lint: $(VENV)/test.stamp  ## run the linter, the formatter and the type checker
+lint: $(VENV)/test.stamp  ## run the linter, the formatter, the type checker and the contract of the floors
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: $(VENV)/docs.stamp  ## build the site into build/docs; a warning is an error
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet -d build/doctrees docs build/docs

@@ -40,16 +40,17 @@ from measuring import (
     hold_settings,
     markdown,
     resumed,
+    settings_of,
     write_between_markers,
 )
 from rapidfuzz.distance import Levenshtein
 from scipy.optimize import linear_sum_assignment
 
 from mdlstm_tk.export import export_run
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.images import decode_image, to_grey
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.runtime.preprocessing import decode_image, to_grey
-from mdlstm_tk.text import cut_line, find_lines, read_page
+from mdlstm_tk.text import cut_line, find_lines, read_lines, read_page
 from mdlstm_tk.text.pages import Page, PageLine
 from mdlstm_tk.text.polylines import same_lines, spacing_of
 from mdlstm_tk.training import (
@@ -57,7 +58,6 @@ from mdlstm_tk.training import (
     configure,
     in_processes,
     make_task,
-    parse_settings,
     train,
 )
 from mdlstm_tk.training.comparison import with_equal_parameters
@@ -130,7 +130,7 @@ def measure(model: Path, pages: Sequence[tuple[str, Page]], recogniser: Session 
         known = [line for line in page.lines if line.text]
         for k, each in enumerate((found_on[0], known) if recogniser else ()):
             images = [cut_line(pixels, line) for line in each]
-            read = recogniser.transcribe(images) if recogniser and images else []
+            read = read_lines(recogniser, images) if recogniser and images else []
             edits[k] += page_edits([line.text for line in read], [line.text or "" for line in known])
     row: dict[str, Any] = {"f1": [interval(each) for each in by_hand]}
     row["wrong"] = (edits[:, 0] / np.maximum(edits[:, 1], 1)).tolist() if recogniser else []
@@ -140,7 +140,7 @@ def measure(model: Path, pages: Sequence[tuple[str, Page]], recogniser: Session 
 def configuration(name: str, seed: int, options: argparse.Namespace) -> TrainConfig:
     """The configuration of a training, but for its number of steps."""
     settings = {"task": "baselines", "data": str(options.pages), "seed": seed}
-    config = configure(settings | parse_settings(options.set))
+    config = configure(settings | settings_of(options.set))
     model = NETWORKS[name]
     return with_equal_parameters(config, model, make_task(config)) if model else config
 

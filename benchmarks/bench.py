@@ -5,7 +5,6 @@
     python benchmarks/bench.py runtime      # its exports, under ONNX Runtime
     python benchmarks/bench.py exports      # their CPU time, with and without ONNX Runtime's optimiser
     python benchmarks/bench.py compiling    # processor time to compile kernels, in fresh processes
-    python benchmarks/bench.py isolation    # sessions in a child process beside those in this one
 
 Each row gives the time of one call, and its ratios to other networks that take turns with it in one
 process. The floor is the layer's matrix products alone, computed by torch. nn.LSTM runs over the same
@@ -35,7 +34,6 @@ import numpy as np
 import torch
 from contenders import ALL, SHAPES, Shape, contenders, floor, make_layer
 from measuring import (
-    Step,
     argument_parser,
     interleave,
     markdown,
@@ -54,7 +52,7 @@ from mdlstm_tk.runtime import Session
 
 Row = dict[str, Any]  # column → text or number
 
-TABLES = ("layer", "runtime", "exports", "compiling", "isolation")
+TABLES = ("layer", "runtime", "exports", "compiling")
 FORMATS = {  # of the columns whose numbers have not two decimals
     **dict.fromkeys(("GFLOP/s", "peak MiB", "load ms", "export s", "s"), ".1f"),
     "KiB": ".0f",
@@ -127,9 +125,8 @@ def runtime_row(shape: Shape, threads: int, form: str, seconds: float) -> Row:
     runs, layer, x = contenders(shape, training=False)
     with exported(layer, shape, form) as report, torch_threads(threads):
         load = partial(Session, report.path, "cpu", threads=threads)
-        loading = interleave({"load": lambda: load().close()}, 0)["load"]
-        with load() as session:
-            times = interleave({"runtime": partial(session, x.numpy()), **runs}, seconds)
+        loading = interleave({"load": load}, 0)["load"]
+        times = interleave({"runtime": partial(load(), x.numpy()), **runs}, seconds)
     return {
         "N, grid, C, n": str(shape),
         "threads": threads,
@@ -150,13 +147,13 @@ def exports_row(shape: Shape, threads: int, form: str, seconds: float) -> Row:
     layer, x = make_layer(shape)
     with exported(layer, shape, form) as report, torch_threads(threads):
         plain = ort_session(report.path, intra_op_num_threads=threads)
-        with Session(report.path, "cpu", threads=threads) as session:
-            steps = {
-                "floor": floor(shape, training=False),
-                "plain": lambda: plain.run(None, {"x": x.numpy()}),
-                "session": lambda: session(x.numpy()),
-            }
-            times = interleave(steps, seconds, runs=RUNS, clock=time.process_time)
+        session = Session(report.path, "cpu", threads=threads)
+        steps = {
+            "floor": floor(shape, training=False),
+            "plain": lambda: plain.run(None, {"x": x.numpy()}),
+            "session": lambda: session(x.numpy()),
+        }
+        times = interleave(steps, seconds, runs=RUNS, clock=time.process_time)
     of_runs = {name: np.median(series / times["floor"], axis=0) for name, series in times.items()}
     return {
         "N, grid, C, n": str(shape),
@@ -196,29 +193,10 @@ def compiling_rows() -> Iterator[Row]:
             yield {"what a process runs first": label, "s": first - second}
 
 
-def isolation_rows(seconds: float) -> Iterator[Row]:
-    """The start of a session, and calls of small and large grids."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = export_onnx(MDLSTM(1, 16), Path(folder) / "model.onnx", form="scan").path
-
-        def row(what: str, plain: Step, isolated: Step) -> Row:
-            times = interleave({"ms": plain, "isolated, ms": isolated}, seconds, least=STARTS)
-            return {"what": what, **{name: milliseconds(series) for name, series in times.items()}}
-
-        start = partial(Session, path, "cpu")
-        yield row("start", lambda: start().close(), lambda: start(isolated=True).close())
-        with start() as plain, start(isolated=True) as isolated:
-            for batch, extent in ((1, 8), (64, 8), (1, 64), (16, 64)):
-                x = np.zeros((batch, extent, extent, 1), np.float32)
-                yield row(f"{batch}, {extent}x{extent}", partial(plain, x), partial(isolated, x))
-
-
 def rows_of(options: argparse.Namespace) -> Iterator[Row]:
     """The rows of a table."""
     if options.table == "compiling":
         yield from compiling_rows()
-    elif options.table == "isolation":
-        yield from isolation_rows(options.seconds)
     else:
         # One thread by default, but for the layer: idle threads of ONNX Runtime spin for a while after a
         # run, which slows down the next measurement.

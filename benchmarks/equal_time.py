@@ -24,8 +24,9 @@ from mdlstm_tk.training import (
     new_job,
     resume_job,
 )
-from mdlstm_tk.training.loop import measure_rate
+from mdlstm_tk.training.dataloader import dataloader
 from mdlstm_tk.training.memory import keep_freed_memory
+from mdlstm_tk.training.progress import StepTimer
 from mdlstm_tk.training.run_folder import Run
 from mdlstm_tk.training.trainer import Trainer
 
@@ -97,7 +98,13 @@ def gain_of_processes(config: TrainConfig, processes: int) -> float:
 
 
 def clocked_rate(config: TrainConfig) -> float:
-    """Steps a second of this process, or of those that share a training."""
+    """Steps a second of this process, or of those that share a training, without the first one."""
     with tempfile.TemporaryDirectory() as folder:
         job = new_job(replace(config, steps=1 + CLOCKED_STEPS, minutes=0), Path(folder, "run"))
-        return measure_rate(job)
+    keep_freed_memory()  # as `train` does
+    trainer, timer = Trainer(job), StepTimer()
+    timer.skip()
+    for batch in dataloader(job.config, job.task, 0, job.context.shard):
+        trainer.train_step(batch, interrupted=False)
+        timer.end_step()
+    return timer.steps_per_second or 0.0

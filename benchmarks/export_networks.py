@@ -32,7 +32,8 @@ from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.export.interface import without_autocast
-from mdlstm_tk.runtime import Metadata, Session
+from mdlstm_tk.io.metadata import Metadata
+from mdlstm_tk.runtime import Session
 
 CONTEXT = multiprocessing.get_context("fork")
 LIMIT = 300  # seconds for a network

@@ -51,6 +51,7 @@ from measuring import (
     python,
     read_cells,
     resumed,
+    settings_of,
     write_between_markers,
 )
 
@@ -60,9 +61,9 @@ from mdlstm_tk.data.splits import prefix_of
 from mdlstm_tk.data.user_data import UserDataTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run
-from mdlstm_tk.runtime import CharacterModel, Session
-from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.text import ctc_loss, networks, page_folders
+from mdlstm_tk.io import Array
+from mdlstm_tk.runtime import Session
+from mdlstm_tk.text import CharacterModel, ctc_loss, networks, page_folders, read_lines
 from mdlstm_tk.text.decoding import BEAM, LM_FILE, read_run
 from mdlstm_tk.text.line_cutting import cut_line
 from mdlstm_tk.text.pages import Page, PageLine, is_page, read_page
@@ -72,7 +73,6 @@ from mdlstm_tk.training import (
     configure,
     in_processes,
     make_task,
-    parse_settings,
     train,
 )
 from mdlstm_tk.training.comparison import with_equal_parameters
@@ -222,7 +222,7 @@ def configuration(training: Training, options: argparse.Namespace, data: str = "
     """The configuration of a training, but for its number of steps."""
     folder = options.output / f"{data}-{training.lines or 'all'}"
     settings = {"task": "transcribe", "precision": "bf16", "seed": training.seed, "data": str(folder)}
-    config = configure({**settings, **PARTS[training.part].settings, **parse_settings(options.set)})
+    config = configure({**settings, **PARTS[training.part].settings, **settings_of(options.set)})
     model = NETWORKS[training.network]
     return with_equal_parameters(config, model, make_task(config)) if model else config
 
@@ -284,10 +284,10 @@ def train_network(training: Training, steps: int, options: argparse.Namespace) -
     export_run(job.run, model_file, padded=True, force=True)
     samples = cast("LazySamples", task.sets[split]).samples
     images = [sample.read_x() for sample in samples[:TIMED_LINES]]
-    with Session(model_file, device="cpu", threads=1) as session:
-        for name, search in (("speed", {}), ("speed_lm", searches["lm"])):
-            reading = {name: partial(session.transcribe, images, **search)}
-            row[name] = len(images) / float(interleave(reading, 0, least=2)[name].min())
+    session = Session(model_file, device="cpu", threads=1)
+    for name, search in (("speed", {}), ("speed_lm", searches["lm"])):
+        reading = {name: partial(read_lines, session, images, **search)}
+        row[name] = len(images) / float(interleave(reading, 0, least=2)[name].min())
     row["bytes"] = model_file.stat().st_size
     return row
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from measuring import markdown
 
-from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.io import Array
 from mdlstm_tk.text import page_folders
 from mdlstm_tk.text.line_cutting import cut_line
 from mdlstm_tk.text.pages import Page, is_page, read_page

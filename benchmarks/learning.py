@@ -31,10 +31,11 @@ from measuring import (
     hold_settings,
     machine,
     resumed,
+    settings_of,
 )
 
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.training import TrainConfig, default_config, make_task, new_job, parse_settings, train
+from mdlstm_tk.training import TrainConfig, default_config, make_task, new_job, train
 from mdlstm_tk.training.comparison import with_parameters
 from mdlstm_tk.training.networks import build_network, count_parameters
 from mdlstm_tk.training.tasks import with_model
@@ -125,7 +126,7 @@ def main(words: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     for name in options.names:
         results = Results(name, options.results)
-        configs = configurations(name, parse_settings(options.set))
+        configs = configurations(name, settings_of(options.set))
         prepare(results, configs)
         done = sum(each.name in results.cells for each in results.trainings)
         print(f"{name}: {results.hours:.2f} hours of one core; {done} trainings are done", file=sys.stderr)

@@ -199,6 +199,11 @@ def peak_bytes(step: Step) -> int:
     return peak
 
 
+def settings_of(pairs: Sequence[str]) -> dict[str, str]:
+    """The values of `--set KEY=VALUE` by their keys."""
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
 def ort_session(model: bytes | Path, **settings: Any) -> Any:
     """A session of ONNX Runtime on one CPU thread, with its default options but for `settings`."""
     import onnxruntime

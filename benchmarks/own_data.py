@@ -30,6 +30,7 @@ from measuring import (
     machine,
     markdown,
     resumed,
+    settings_of,
     write_between_markers,
 )
 from PIL import Image
@@ -37,7 +38,7 @@ from PIL import Image
 from mdlstm_tk.data import Textures
 from mdlstm_tk.density.fashion import FOLDER
 from mdlstm_tk.density.idx import read_idx
-from mdlstm_tk.training import TrainConfig, configure, new_job, parse_settings, train
+from mdlstm_tk.training import TrainConfig, configure, new_job, train
 
 TASKS = {"images": "classify", "masks": "segment"}
 TEST_SAMPLES = {"images": 2000, "masks": 200}
@@ -115,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             WRITERS[options.kind](part, int(count))
             part.rename(data)
         values = {"task": TASKS[options.kind], "data": str(data), "validation": VALIDATION, "patience": 0}
-        config = configure(values | parse_settings(options.set))
+        config = configure(values | settings_of(options.set))
         name = f"{int(count):,} samples"
         timing = {f"seconds a step, {name}": partial(seconds_a_step, {name: config}, TIMING_SECONDS)}
         seconds = resumed(file, timing)[f"seconds a step, {name}"][name]

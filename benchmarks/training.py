@@ -102,8 +102,9 @@ def train(checkout: Path, variant: str, folder: Path, settings: dict[str, str]) 
     if variant == "2 processes" and not (checkout / "mdlstm_tk/training/processes.py").exists():
         return nan
     settings = {**settings, "evaluate_every": "1000000", "device": "cpu"}
-    options = [part for pair in settings.items() for part in ("--set", "=".join(pair))]
-    options += ["--processes", "2"] if variant == "2 processes" else []
+    file = folder / "settings.toml"  # which checkouts of all versions read
+    file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+    options = ["-c", file, *(("--processes", "2") if variant == "2 processes" else ())]
     run, threads = folder / "run", str(VARIANTS[variant])
     arguments = ["train", *options, "-q", "-o", run, "--force"]
     python("-m", "mdlstm_tk", *arguments, checkout=checkout, OMP_NUM_THREADS=threads)
@@ -117,7 +118,7 @@ def parts(settings: dict[str, str]) -> dict[str, float]:
     from mdlstm_tk.training import configure, new_job
     from mdlstm_tk.training.trainer import Trainer
 
-    config = configure({"device": "cpu"}, settings)
+    config = configure({**settings, "device": "cpu"})
     with tempfile.TemporaryDirectory() as folder:
         job = new_job(config, Path(folder, "run"))
     trainer, seconds = Trainer(job), dict.fromkeys(("batches", "all"), 0.0)

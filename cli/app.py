@@ -6,151 +6,122 @@ Exit codes: 0 ok, 1 runtime, 2 usage, 3 parity, 4 device unavailable, 130 interr
 from __future__ import annotations
 
 import os
+import signal
 import sys
-import time
 import traceback
 import warnings
-from io import TextIOWrapper, UnsupportedOperation
+from importlib import import_module
+from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mdlstm_tk._util.text import printable
 from mdlstm_tk._version import __version__
-from mdlstm_tk.cli.console import detail, error, verbosity, warn
-from mdlstm_tk.cli.help import HelpfulCommand, HelpfulGroup
-from mdlstm_tk.cli.interrupts import EXIT_CODE, interrupts
-from mdlstm_tk.cli.options import Import, import_files, imported, with_kind_options, with_messages
+from mdlstm_tk.cli import console
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.kinds.rooms import load, of_rooms
 
 PANELS = {
-    "Train": ("train", "settings", "report", "compare"),
-    "Export and run": ("export", "infer", "verify", "info"),
-    "Try and check": ("demo", "doctor"),
+    "Train": ("train", "report", "compare", "sample"),
+    "Export and run": ("export", "infer", "read", "verify"),
+    "Look": ("info", "doctor"),
 }
-_OWN = {verb: (panel, f"cli.{verb}:{verb}") for panel, verbs in PANELS.items() for verb in verbs}
-# The panel and the place of each verb, in the order of the help.
-VERBS: dict[str, tuple[str, str]] = dict(
-    sorted((_OWN | of_rooms("verbs")).items(), key=lambda item: [*PANELS].index(item[1][0]))
-)
+VERBS = {verb: panel for panel, verbs in PANELS.items() for verb in verbs}
+ANYWHERE = ("-q", "--quiet", "-v", "--verbose", "--debug")  # before or after the verb
 
 
-def _version(is_given: bool) -> None:
-    if is_given:
-        sys.stdout.write(f"mdlstm-tk {__version__}\n")
-        raise typer.Exit
-
-
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+def root(
+    import_: Annotated[
+        list[Path],
+        typer.Option("--import", metavar="FILE", help="Python file of yours to run first; repeatable."),
+    ] = [],  # noqa: B006
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors and data.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print more about what is done.")
     ] = False,
-    import_: Import = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error, too.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Multi-dimensional LSTMs: train in PyTorch, export to ONNX, run anywhere."""
+    console.level, console.debug = 0 if quiet else 1 + verbose, debug
+    if version:
+        sys.stdout.write(f"mdlstm-tk {__version__}\n")
+        raise typer.Exit
+    for path in import_:
+        import_module("mdlstm_tk._util.user_code").import_file(path)
 
 
-def typer_app(verb: str | None = None) -> typer.Typer:
-    """The command `mdlstm` with all verbs, or one verb alone: importing all takes longer than `infer`
-    takes."""
+def typer_app(verbs: list[str]) -> typer.Typer:
+    """The command `mdlstm` with some verbs: importing all of them takes longer than `infer` takes."""
+    settings = {"help_option_names": ["-h", "--help"]}
     app = typer.Typer(
-        cls=HelpfulGroup,
-        callback=None if verb else _root,
-        add_completion=not verb,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        callback=root,
+        invoke_without_command=True,
+        context_settings=settings,
     )
-    for name, (panel, place) in VERBS.items():
-        if verb in (None, name):
-            function = with_messages(with_kind_options(load(place)))
-            app.command(name, cls=HelpfulCommand, rich_help_panel=panel)(function)
+    for verb in verbs:
+        function = getattr(import_module(f"mdlstm_tk.cli.{verb}"), verb)
+        paragraphs = (" ".join(each.split()) for each in (function.__doc__ or "").split("\n\n"))
+        app.command(verb, rich_help_panel=VERBS[verb], help="\n\n".join(paragraphs))(function)
     return app
 
 
-def run(arguments: list[str]) -> int:
-    """Run `mdlstm`; every error that a user can cause ends as one line on stderr.
+def main(arguments: list[str] | None = None) -> None:
+    """Run `mdlstm` and exit. Every error ends as one line on stderr.
 
-    Returns:
-        The exit code.
+    Args:
+        arguments: those of the command line, without the name of the program. None: `sys.argv[1:]`.
     """
-    verbosity.quiet = verbosity.verbose = verbosity.debug = False
-    imported.clear()
-    prepare_output()
-    return _run(arguments or ["--help"])
-
-
-def prepare_output() -> None:
-    """Let this process print as `mdlstm` does."""
-    # The shell may have closed a stream: then messages are lost, and data cannot be read or written.
-    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    sys.stdout = sys.stdout or open(os.devnull, encoding="utf-8")  # noqa: SIM115
-    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115
-    if isinstance(sys.stdout, TextIOWrapper):  # what programs read is UTF-8 everywhere
-        encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
-        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
+    words = sys.argv[1:] if arguments is None else arguments
+    end = words.index("--") if "--" in words else len(words)
+    console.words = words
+    words = sorted(words[:end], key=lambda word: word not in ANYWHERE) + words[end:]
+    # Idle threads of torch would otherwise spin beside a sweep. OpenMP reads this when torch loads it.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # of GNU's OpenMP: 50 µs, and then it is passive
+    if isinstance(sys.stdout, TextIOWrapper) and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8")  # what programs read is UTF-8 everywhere
     warnings.filterwarnings("ignore", module="PIL")  # on damaged metadata of an image that can be read
-    warnings.showwarning = lambda message, *_: warn(str(message))
+    warnings.showwarning = lambda message, *_: console.note(f"warning: {message}")
+    interrupts: list[int] = []
 
+    def interrupt(number: int, _: object) -> None:
+        interrupts.append(number)  # other packages turn it into errors of their own
+        raise KeyboardInterrupt
 
-def _run(arguments: list[str]) -> int:
-    start = time.perf_counter()
-    command = "mdlstm"
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+    named = [word for word in words if word in VERBS][:1]
+    is_whole = not named or "--install-completion" in words or "--show-completion" in words
     try:
-        import_files(arguments)
-        if arguments[0] in VERBS:
-            verb, *options = arguments
-            command = f"mdlstm {verb}"
-            code = typer_app(verb)(options, prog_name=command, standalone_mode=False)
-        else:
-            code = typer_app()(arguments, prog_name=command, standalone_mode=False)
+        app = typer_app([*VERBS] if is_whole else named)
+        code = app(words or ["--help"], prog_name="mdlstm", standalone_mode=False)
         sys.stdout.flush()
-        detail(f"{command} took {time.perf_counter() - start:.2f} s{_peak_memory()}")
-        if interrupts.received or code == EXIT_CODE:  # Typer returns this code
-            raise KeyboardInterrupt
-        return code if isinstance(code, int) else 0
-    except MDLSTMError as failure:
-        return _fail(str(failure), failure.exit_code)
-    except typer.TyperException as failure:
-        message = failure.format_message().replace("Value error, ", "").rstrip(".")  # pydantic's prefix
-        return _fail(f"{message} (see: {command} --help)", 2)
-    except BrokenPipeError:
-        # The reader of stdout has gone. Point stdout nowhere, or Python complains again at exit.
+        sys.exit(code if isinstance(code, int) else 0)
+    except BrokenPipeError:  # the reader of stdout has gone; Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", EXIT_CODE)
-    except UnsupportedOperation:
-        return _fail("stdout is closed, but the result is written there; redirect it with > or use -o", 1)
-    except OSError as failure:
-        where = f"{failure.filename}: " if failure.filename else ""
-        return _fail(f"{where}{failure.strerror or failure}", 1)
-    except (MemoryError, RuntimeError) as failure:
-        # torch raises RuntimeError: "CUDA out of memory. …", "…: can't allocate memory: …"
-        messages = ("out of memory", "can't allocate memory")
-        if not isinstance(failure, MemoryError) and not any(text in str(failure) for text in messages):
-            raise
-        return _fail("out of memory; use a smaller size, batch or hidden size", 1)
+        sys.exit(1)
+    except (Exception, KeyboardInterrupt) as error:
+        code, text = (130, "interrupted") if interrupts else _described(error)
+        if console.debug:
+            console.note(traceback.format_exc(), least=0)
+        console.note(f"error: {text}", least=0)
+        sys.exit(code)
 
 
-def _fail(message: str, code: int) -> int:
-    if interrupts.received:  # which another package may have turned into an error of its own
-        interrupts.end()
-        message, code = "interrupted", EXIT_CODE
-    if verbosity.debug:
-        # each message in the traceback takes one line, even if it holds line breaks
-        for part in traceback.format_exception(*sys.exc_info()):
-            is_code = part.startswith(('  File "', "Traceback (most", "\n"))
-            for line in part.rstrip("\n").split("\n") if is_code else [part.rstrip("\n")]:
-                sys.stderr.write(f"{printable(line)}\n")
-    error(message)
-    return code
-
-
-def _peak_memory() -> str:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return ""
-    scale = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes or KiB
-    return f", peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2**20:.0f} MiB"
+def _described(error: BaseException) -> tuple[int, str]:
+    """The exit code and the line of an error."""
+    if isinstance(error, MDLSTMError):
+        return error.exit_code, str(error)
+    if isinstance(error, typer.TyperException):
+        return 2, error.format_message()
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return 130, "interrupted"
+    if isinstance(error, OSError):
+        return 1, f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}"
+    # torch raises RuntimeError: "CUDA out of memory. …", "…: can't allocate memory: …"
+    is_memory = isinstance(error, MemoryError) or "memory" in str(error)
+    advice = "; use a smaller size, batch or hidden size" if is_memory else ""
+    return 1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{advice}"

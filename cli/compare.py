@@ -3,88 +3,62 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.cli.console import note, print_json, progress, table
-from mdlstm_tk.cli.options import DATA, RUN, ForceFolder, Json, complete_from, option, output_option
-from mdlstm_tk.cli.settings import Settings
+import typer
+
+from mdlstm_tk.cli import console, options
+from mdlstm_tk.cli.train import with_settings
 from mdlstm_tk.errors import require
-from mdlstm_tk.training.config import TrainConfig, choices
 
 if TYPE_CHECKING:
     from mdlstm_tk.training.comparison import ComparisonProgress
 
-SIZE = "Grid size, as 8 or 8x12, for tasks that generate their grids."
-SEEDS = "Number of runs of each network, each with another random seed."
 ORIGINAL = "Use the initialisation, layer norm and learning rate of the original TensorFlow code."
+OUTPUT = "Folder for the runs, pictures and summary.  (default: runs/compare, or runs/compare-TASK)"
+SEEDS = "Runs of each network, each with another seed.  (default: 5 on the diagonal, else 3)"
 
 
+@with_settings
 def compare(
-    task: Annotated[
-        str,
-        option(
-            f"Task to train on: {', '.join(choices('task'))}, or the kind of your own data.",
-            DATA,
-            metavar="NAME",
-            autocompletion=complete_from(*choices("task")),
-        ),
-    ] = TrainConfig.task,
-    size: Annotated[str | None, option(SIZE, DATA, metavar="SIZE", show_default="the task's own")] = None,
-    seeds: Annotated[
-        int | None, option(SEEDS, RUN, min=1, show_default="5 on the diagonal, else 3")
-    ] = None,
-    steps: Annotated[
-        int | None, option("Optimizer steps of each run.", RUN, min=1, show_default="the task's own")
-    ] = None,
-    original_settings: Annotated[bool, option(ORIGINAL, RUN, "--original-settings")] = False,
-    settings: Settings = None,
-    output: Annotated[
-        Path | None,
-        output_option(
-            "Folder for the runs, pictures and summary.", "runs/compare, or runs/compare-TASK", "DIR"
-        ),
-    ] = None,
-    force: ForceFolder = False,
-    json: Json = False,
+    seeds: Annotated[int | None, typer.Option(min=1, help=SEEDS)] = None,
+    original_settings: Annotated[bool, typer.Option("--original-settings", help=ORIGINAL)] = False,
+    output: Annotated[Path | None, options.output(OUTPUT, "DIR")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+    json: options.Json = False,
+    **settings: Any,
 ) -> None:
     """Train the networks of a task on the same data for the same steps, and compare them.
 
     On the random diagonal these are the MD-LSTM and one-dimensional LSTMs, and the losses of training are
-    compared. On other tasks they are all registered networks, often the MD-LSTM alone, to which --import
-    adds others; the errors of the best checkpoints on test data, if there are any, else on validation data,
-    are compared, next to baselines. All networks have the same settings and about equally many parameters;
-    a line names those that cannot. With --original-settings, they have equally many hidden units.
-
-    Every network and seed gets a run folder.
+    compared. On other tasks they are all registered networks, to which --import adds others, and errors on
+    test data are compared. All have the same settings and about equally many parameters; with
+    --original-settings, equally many hidden units. Every network and seed gets a run folder.
     """
     require("torch", "train")
     from mdlstm_tk.report import draw_comparison, draw_run
-    from mdlstm_tk.training import compare_models, configure_comparison, parse_settings, plan_comparison
+    from mdlstm_tk.training import TrainConfig, compare_models, configure_comparison, plan_comparison
 
-    overrides = {key: value for key, value in {"steps": steps, "size": size}.items() if value is not None}
-    config = configure_comparison(task, overrides, parse_settings(settings or []))
+    settings = {key: value for key, value in settings.items() if value is not None}
+    config = configure_comparison(settings.pop("task", TrainConfig.task), settings)
     plan = plan_comparison(config, seeds, output, force, original_settings)
-    for line in plan.notes:
-        note(line)
-    note(plan.description)
-    with progress(plan.total_steps) as show:
+    for line in [*plan.notes, plan.description]:
+        console.note(line)
+    with console.progress(plan.total_steps, unit="steps") as show:
 
         def on_step(state: ComparisonProgress) -> None:
-            rate = state.progress.steps_per_second  # assumes that all networks train as fast as this one
-            remaining_seconds = (plan.total_steps - state.steps_done) / rate if rate else None
-            show(state.steps_done, state.describe, remaining_seconds)
+            show(state.steps_done, state.describe())
 
         comparison = compare_models(plan, on_step, None if plan.is_diagonal else draw_run)
     draw_comparison(comparison)
     if json:
-        print_json(comparison.results)
+        console.print_json(comparison.results)
     else:
         summary = comparison.table()
-        table(summary.columns, summary.rows, summary.title)
+        console.table(summary.columns, summary.rows, summary.title)
         if summary.note:
-            note(summary.note)
+            console.note(summary.note)
     for line in comparison.notes:
-        note(line)
-    predictions = "" if plan.is_diagonal else f" {shell_quoted(plan.folder)}/*/prediction.png"
-    note(f"pictures: {shell_quoted(plan.folder)}/*.png{predictions}")
+        console.note(line)
+    of_runs = "" if plan.is_diagonal else f" {plan.folder}/*/prediction.png"
+    console.note(f"pictures: {plan.folder}/*.png{of_runs}")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from mdlstm_tk.cli.console import next_command, note, print_json, table
-from mdlstm_tk.cli.options import Json
-from mdlstm_tk.errors import MDLSTMError, install_command
+from mdlstm_tk.cli import console, options
+from mdlstm_tk.errors import MDLSTMError
 
 
-def doctor(json: Json = False) -> None:
+def doctor(json: options.Json = False) -> None:
     """Check the installation and suggest fixes.
 
     An optional package that is not installed is not an error; the command to install it is shown. The exit
@@ -19,12 +18,9 @@ def doctor(json: Json = False) -> None:
 
     checks = check_installation()
     if json:
-        print_json([asdict(check) for check in checks])
+        console.print_json([asdict(check) for check in checks])
     else:
-        table(["", "", ""], [[check.name, check.state, check.found] for check in checks], texts=3)
+        console.table(["", "", ""], [[check.name, check.state, check.found] for check in checks], texts=3)
     if broken := [f"{check.name}: {check.found}" for check in checks if check.state == "broken"]:
         raise MDLSTMError("; ".join(broken))
-    note("everything that is installed works")
-    extra_of = {"onnxruntime": "cpu", "torch": "train"}
-    extras = [extra_of[c.name] for c in checks if c.state == "absent" and c.name in extra_of]
-    next_command(install_command(*extras) if extras else "mdlstm demo")
+    console.note("everything that is installed works")

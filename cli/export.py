@@ -5,25 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from mdlstm_tk._util.sizes import parse_free_size, parse_size
-from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.cli import options
-from mdlstm_tk.cli.console import detail, next_command, note, print_json
-from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.choices import Dtype, Form
+import typer
 
-MODEL = "Model"
-FORM = (
-    "Form of the graph: unrolled for one size, faster on small grids; scan for any size, smaller, and as "
-    "fast or faster on large grids; or tiles for grids larger than memory."
-)
-SIZE = "Grid size, as 8 for all axes or 8x12, or 48x* for any width; repeatable."
+from mdlstm_tk._util.sizes import parse_free_size, parse_size
+from mdlstm_tk.cli import console, options
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.io.metadata import Dtype, Form
+
+SIZE = "Grid size, as 8 for all axes, 8x12, or 48x* for any width; repeatable.  (default: as in training)"
+FORM = "unrolled: for one size, faster on small grids; scan: any size; tiles: grids larger than memory."
 PADDED = "Add an input for the sizes of padded samples, so that smaller grids run in one batch."
-MULTIPLE_OF = "What the size must be a multiple of: for a network with strides and --form scan."
-DTYPE = "Data type of weights and activations."
-ATOL = "Maximum error against the float64 reference, in units of the largest value of a feature."
-WEB = "Write a web page that runs the model in the browser instead."
-WEB_RUNTIME = "File or folder that holds onnxruntime-web, for --web."
+MULTIPLE_OF = "What extents must be multiples of: for a network with strides and --form scan."
+ATOL = "Maximum error against float64, in units of a feature's largest.  (default: 1e-5; float16: 5e-3)"
+OUTPUT = "File, or folder for several sizes.  (default: model-SIZE.onnx, or model.tiles, in the run)"
+WEB_RUNTIME = "File or folder that holds onnxruntime-web, for --web.  (default: downloaded with npm)"
 DATA = "Your data that the run was trained on, for --web: the page will hold some of them."
 
 
@@ -35,59 +30,45 @@ def _parse_multiple(text: str) -> int | tuple[int, ...]:
 def export(
     run: options.RunFolder = None,
     size: Annotated[
-        list[Any] | None,
-        options.size_option(
-            SIZE, "the run's own size, or any with --form scan or for mixed sizes", parse_free_size, MODEL
-        ),
+        list[Any] | None, typer.Option(metavar="SIZE", parser=parse_free_size, help=SIZE)
     ] = None,
-    form: Annotated[
-        Form | None,
-        options.option(FORM, MODEL, show_default="unrolled, scan with --web or for mixed sizes"),
+    form: Annotated[Form | None, typer.Option(help=FORM)] = None,
+    padded: Annotated[bool, typer.Option("--padded", help=PADDED)] = False,
+    multiple_of: Annotated[
+        Any, typer.Option(metavar="SIZE", parser=_parse_multiple, help=MULTIPLE_OF)
     ] = None,
-    padded: Annotated[bool, options.option(PADDED, MODEL, "--padded")] = False,
-    multiple_of: Annotated[Any, options.size_option(MULTIPLE_OF, False, _parse_multiple, MODEL)] = None,
-    dtype: Annotated[Dtype, options.option(DTYPE, MODEL)] = "float32",
-    atol: Annotated[
-        float | None,
-        options.option(ATOL, MODEL, min=0, show_default="1e-5, 5e-3 for float16"),
+    dtype: Annotated[Dtype, typer.Option(help="Data type of weights and activations.")] = "float32",
+    atol: Annotated[float | None, typer.Option(min=0, help=ATOL)] = None,
+    output: Annotated[Path | None, options.output(OUTPUT)] = None,
+    force: options.Force = False,
+    web: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a web page that runs the model in a browser.")
     ] = None,
-    output: Annotated[
-        Path | None,
-        options.output_option(
-            "File, or folder for several sizes.", "model-SIZE.onnx, or model.tiles, in the run"
-        ),
-    ] = None,
-    web: Annotated[Path | None, options.option(WEB, options.OUTPUT, metavar="DIR")] = None,
-    web_runtime: Annotated[
-        Path | None,
-        options.option(WEB_RUNTIME, options.OUTPUT, metavar="PATH", show_default="downloaded with npm"),
-    ] = None,
-    data: Annotated[str | None, options.data_option(DATA)] = None,
-    force: Annotated[bool, options.force_option("Replace files that exist.")] = False,
+    web_runtime: Annotated[Path | None, typer.Option(metavar="PATH", help=WEB_RUNTIME)] = None,
+    data: Annotated[str | None, typer.Option(metavar="PATH", help=DATA)] = None,
     json: options.Json = False,
 ) -> None:
     """Export a trained network to ONNX, for one grid size or any, verified before a file is written."""
-    arguments = dict(locals())
     if output and web:
-        raise InputError("-o and --web are mutually exclusive; give one of them")
+        raise InputError("-o and --web exclude each other; give one of them")
     if (web_runtime or data) and not web:
         raise InputError("--web-runtime and --data are for a web page; give --web DIR, or leave them out")
     from mdlstm_tk.export import export_run_sizes
     from mdlstm_tk.export.browser.build import WebPage
-    from mdlstm_tk.export.options import RunOptions
     from mdlstm_tk.training import latest_run
 
     run = run or latest_run().folder
-    detail(f"exporting {run}")
-    page = WebPage(web, web_runtime, data or "", note) if web else None
-    options_of_run: Any = {name: arguments[name] for name in RunOptions.__annotations__}
-    reports = export_run_sizes(run, size or [None], page or output, force=force, **options_of_run)
+    console.note(f"exporting {run}", least=2)
+    page = WebPage(web, web_runtime, data or "", console.note) if web else None
+    settings: Any = {"padded": padded, "multiple_of": multiple_of, "dtype": dtype, "atol": atol}
+    reports = export_run_sizes(run, size or [None], page or output, form=form, force=force, **settings)
     if json:
-        print_json([report.as_dict() for report in reports])
+        console.print_json([report.as_dict() for report in reports])
+    for report in [] if json else reports:
+        console.note(str(report))
+        if report.needs_trust:
+            console.note(f"{report.path} runs with --trusted only, for its {', '.join(report.needs_trust)}")
+    if page:
+        console.note(f"next: {page.next_command}")
     else:
-        for report in reports:
-            note(str(report))
-            if report.needs_trust:
-                note(f"{report.path} runs with --trusted only, for its {', '.join(report.needs_trust)}")
-    infer = f"mdlstm infer FILE -m {shell_quoted(reports[-1].path)}"
-    next_command(page.next_command if page else infer)
+        console.next_command("infer", "FILE", "-m", reports[-1].path)

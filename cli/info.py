@@ -2,82 +2,88 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk._util.text import shell_quoted
-from mdlstm_tk.cli.console import next_command, print_json, table, warn
-from mdlstm_tk.cli.options import FileBytes, Json, complete_model_or_run
-from mdlstm_tk.cli.progress import next_of_run
+from mdlstm_tk.cli import console, options
 from mdlstm_tk.errors import InputError
+
+TARGET = "Exported model, run folder, or name of a task or of a kind of your own data."
 
 
 def info(
-    target: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL|RUN",
-            help="Exported model, or run folder.",
-            autocompletion=complete_model_or_run,
-            show_default=False,
-        ),
-    ],
-    json: Json = False,
-    max_bytes: FileBytes = None,
+    target: Annotated[str, typer.Argument(metavar="MODEL|RUN|TASK", help=TARGET)],
+    json: options.Json = False,
 ) -> None:
-    """Describe an exported model, or a training run."""
-    from mdlstm_tk.runtime import describe_model
-
-    models: dict[Path, dict[str, Any]] = {}
-    if target.is_dir():
-        from mdlstm_tk.runtime.model_discovery import archives_in, models_in
-        from mdlstm_tk.training import describe_run
-
-        properties = describe_run(target)
-        for path in [*archives_in(target), *models_in(target)]:
-            with suppress(InputError):  # another's model may lie there, too
-                models[path] = describe_model(path, max_bytes)
-    else:
-        properties = models[target] = describe_model(target, max_bytes)
-    for stale in filter(None, (described["stale"] for described in models.values())):
-        warn(stale)
+    """Describe an exported model or a run, or list the settings of a task with their defaults."""
+    path = Path(target)
+    if not path.exists():
+        _list_settings(target, json)
+        return
+    properties = _describe_run(path) if path.is_dir() else describe_model(path)
     if json:
-        print_json(properties)
-    else:
-        table(
-            [str(target), ""], [[name, _text(name, value)] for name, value in properties.items()], texts=2
-        )
-    if models:
-        next_command(f"mdlstm infer FILE -m {shell_quoted([*models][-1])}")
-    else:
-        from mdlstm_tk.training import open_run
+        console.print_json(properties)
+        return
+    shown = {name: value for name, value in properties.items() if value not in (None, "", (), [], {})}
+    cells = [[name, _text(name, value)] for name, value in shown.items()]
+    console.table([target, ""], cells, texts=2)
 
-        next_command(next_of_run(open_run(target)))
+
+def describe_model(path: Path) -> dict[str, Any]:
+    """What the file of a model says about itself, without running it.
+
+    Raises:
+        InputError: it is no exported model.
+    """
+    from mdlstm_tk.runtime.session import read_metadata
+
+    values = asdict(read_metadata(path))
+    return {"bytes": path.stat().st_size, **values, **values.pop("more")}
+
+
+def _describe_run(folder: Path) -> dict[str, Any]:
+    from mdlstm_tk.cli.train import next_of_run
+    from mdlstm_tk.runtime.infer import models_in
+    from mdlstm_tk.training import describe_run
+    from mdlstm_tk.training.staleness import note_if_stale
+
+    properties, models = describe_run(folder), models_in(folder)
+    for model in models:
+        if stale := note_if_stale(model):
+            console.note(f"warning: {stale}")
+    if models:
+        console.next_command("infer", "FILE", "-m", models[-1])
+    else:
+        next_of_run(folder)
+    return properties
+
+
+def _list_settings(task: str, json: bool) -> None:
+    from mdlstm_tk.kinds import kind_names
+    from mdlstm_tk.training.config import list_settings
+
+    try:
+        rows = list_settings(task)
+    except InputError as error:
+        raise InputError(f"{task} is neither a file nor a run folder, and {error}") from None
+    if json:
+        console.print_json({row.key: {"default": row.value, "meaning": row.meaning} for row in rows})
+    else:
+        cells = [[row.key, row.default or "-", row.meaning] for row in rows]
+        console.table(["setting", f"default of {task}", "meaning"], cells, texts=3)
+    console.next_command("train", "--task", task, *(["--data", "PATH"] if task in kind_names() else []))
 
 
 def _text(name: str, value: Any) -> str:
     """The cell of the table for a property."""
-    if value is None:
-        return "any" if name == "grid" else "-"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if name in ("grid", "resize") and not isinstance(value, str):
+    if name in ("grid", "resize") and isinstance(value, tuple):
         return format_size(value)
     if isinstance(value, dict):
-        value = [
-            f"{key} {f'{entry:g}' if isinstance(entry, float) else _text(key, entry)}"
-            for key, entry in value.items()
-        ]
-    if name == "stages":
-        value = [
-            f"{stage['channels']} → {stage['stored']} features by directions × units "
-            f"{stage['directions']} × {stage['units']} over windows of {stage['window']}"
-            for stage in value
-        ]
+        return ", ".join(f"{key} {_text(key, each)}" for key, each in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "-"
-    return str(value) if value != "" else "-"
+        return ", ".join(_text("", each) for each in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

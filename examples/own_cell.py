@@ -1,7 +1,7 @@
 """Two cells of our own: one with a single state, and one with two and without a recurrent product.
 
-    mdlstm train --import examples/own_cell.py --cell coupled --steps 200 -o runs/own
-    mdlstm export runs/own --import examples/own_cell.py
+    mdlstm --import examples/own_cell.py train --cell coupled --steps 200 -o runs/own
+    mdlstm --import examples/own_cell.py export runs/own
     python examples/own_cell.py
 
 A cell is its gates, its states and its forward equations. The float64 reference, the compiled kernels, the

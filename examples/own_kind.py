@@ -1,16 +1,14 @@
 """A kind of task of one's own, `counting`: how many objects are in an image; by Poisson's likelihood.
 
 python examples/own_kind.py
-mdlstm train --import examples/own_kind.py --task counting --data dots.npz
+mdlstm --import examples/own_kind.py train --task counting --data dots.npz
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 from torch import as_tensor, nn
 
 from mdlstm_tk.export import export_run
-from mdlstm_tk.kinds import COMMON_DEFAULTS, LINES, Answer, Kind, TargetRule, TrainingKind, register_kind
+from mdlstm_tk.kinds import COMMON_DEFAULTS, Kind, TargetRule, TrainingKind, register_kind
 from mdlstm_tk.runtime import Session, decode
 from mdlstm_tk.training import default_config, new_job, train
 
@@ -38,21 +36,13 @@ class CountingTraining(TrainingKind):  # the questions of training
         return {"mae": ((prediction[:, 0].exp() - y).abs().sum(), len(y))}
 
 
-@dataclass(frozen=True)
-class Count(Answer):
-    expected: float = 0.0
-
-    def values(self):
-        return {"count": int(self.text), "expected": self.expected}
-
-
 class Counting(Kind):  # the questions of exports and inference
     name, networks_of, training = "counting", "classify", CountingTraining()
-    answers, formats, is_printed, sample_axes = "counts", LINES, True, 1
+    gives_rows, sample_axes = True, 1
 
-    def decode(self, y, metadata, array, options, width):
-        samples = self.each_sample(np.exp(y), metadata)  # the network returns logarithms
-        return [Count(str(round(number.item())), array, k, number.item()) for k, number in samples]
+    def decode(self, y, metadata, *, digits=3):  # y is (N, 1); an argument is an option of `infer_paths`
+        numbers = np.exp(y[:, 0]).tolist()  # the network returns logarithms
+        return [{"count": round(number), "expected": round(number, digits)} for number in numbers]
 
 
 register_kind(Counting())
@@ -71,7 +61,8 @@ def main(folder="."):
     np.savez(data, **draw_dots(500, rng))
     train(new_job(default_config("counting", data), run))
     session, new = Session(export_run(run, form="scan").path), draw_dots(100, rng)
-    return np.abs([a.expected for a in decode(session(new["x"]), session.metadata)] - new["y"]).mean()
+    rows = decode(session(new["x"]), session.metadata)
+    return np.abs([row["expected"] for row in rows] - new["y"]).mean()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import onnx
 from torch import nn
 
 from mdlstm_tk._util.checks import checked
-from mdlstm_tk.errors import Argument, InputError, MDLSTMError, require
+from mdlstm_tk.errors import InputError, MDLSTMError, require
 from mdlstm_tk.export.arguments import read_spec
 from mdlstm_tk.export.capture import capture
 from mdlstm_tk.export.lowering.lower import lower
@@ -21,8 +21,8 @@ from mdlstm_tk.export.options import ExportOptions, TileOptions
 from mdlstm_tk.export.spec import Examples, ExportSpec, Extents
 from mdlstm_tk.export.tiles import check_stages, tiled_candidate
 from mdlstm_tk.export.verification.export_verifier import Candidate, write_verified
-from mdlstm_tk.runtime.choices import Dtype, Form
-from mdlstm_tk.runtime.io import is_tiled
+from mdlstm_tk.io import TILED_SUFFIX
+from mdlstm_tk.io.metadata import Dtype, Form
 
 
 @checked
@@ -120,14 +120,15 @@ def write_model(
     require("onnxruntime", "cpu")
     start, path = time.perf_counter(), Path(path)
     form, dtype = options["form"], options["dtype"]
-    form = form or ("tiles" if is_tiled(path) else "scan" if grid and None in grid else "unrolled")
+    is_tiled = path.suffix == TILED_SUFFIX
+    form = form or ("tiles" if is_tiled else "scan" if grid and None in grid else "unrolled")
     if form == "tiles":
         # An example and channels_last are not needed, so that the same call may name any form.
         accepted = ("form", "channels_last", *TileOptions.__annotations__)
         refused = {"grid": grid, **options, "dtype": dtype != "float32"}
         if name := next((name for name, value in refused.items() if value and name not in accepted), None):
-            reason = "form 'tiles' is for any size, in float32, and does not go together with "
-            raise InputError(reason, Argument(name), "; leave that out")
+            flag = " (--size)" if name == "grid" else ""
+            raise InputError(f"form 'tiles' is for any size, in float32; leave out {name}=...{flag}")
     check_destination(path, replace, form)
     if form == "tiles":
         check_stages(module)
@@ -200,8 +201,8 @@ def _candidate(spec: ExportSpec, form: Form, dtype: Dtype) -> Candidate:
                 "them the type of x, or call torch.set_default_dtype(torch.float32) before the export"
             ) from error
         raise MDLSTMError(
-            f"{network.name} makes tensors of float32 itself, or converts to another dtype; leave out ",
-            Argument("dtype", dtype),
+            f"{network.name} makes tensors of float32 itself, or converts to another dtype; leave out "
+            f'dtype="{dtype}" (--dtype)'
         ) from error
     return Candidate([model], partial(with_metadata, serialized), beyond)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk._util.arguments import extents, positive
 from mdlstm_tk._util.checks import checked
-from mdlstm_tk.errors import Argument, InputError, MDLSTMError
+from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.grids import find_grids
 from mdlstm_tk.export.interface import (
     Interface,
@@ -27,8 +27,8 @@ from mdlstm_tk.export.interface import (
 from mdlstm_tk.export.options import ExportOptions
 from mdlstm_tk.export.spec import Examples, ExportSpec, Extents, Shape
 from mdlstm_tk.export.verification.cases import sampler
-from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.runtime.shapes import Grid
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.metadata import Extents as Grid
 
 
 @checked
@@ -240,12 +240,11 @@ def _check_names(module: nn.Module, names: Sequence[str]) -> None:
         if name not in accepted and not takes_any:
             raise InputError(
                 f"{network}.forward takes no input '{name}' after x, but {', '.join(accepted) or 'none'}; "
-                "change ",
-                Argument("padded" if name == "sizes" else "extra_inputs"),
+                f"change {'padded=True (--padded)' if name == 'sizes' else 'extra_inputs=...'}"
             )
     if missing := [p.name for p in named[1:] if p.default is p.empty and p.name not in names]:
-        advice = Argument("padded", True) if missing == ["sizes"] else "them as example_inputs=(x, …)"
-        raise InputError(f"{network}.forward also needs {', '.join(missing)}; give ", advice)
+        advice = "padded=True" if missing == ["sizes"] else "them as example_inputs=(x, …)"
+        raise InputError(f"{network}.forward also needs {', '.join(missing)}; give {advice}")
 
 
 def _layout(network: nn.Module, x: Tensor | None, name: str) -> bool:
@@ -304,13 +303,12 @@ def _extents(grid: Extents | None, example_grid: Grid | None, ndim: int, any_siz
     result = grid or example_grid
     if not result:
         raise InputError(
-            "form 'unrolled' needs a grid; give grid=... or example_inputs=..., or ",
-            *(Argument("form", "scan"), " for any size"),
+            "form 'unrolled' needs a grid; give grid=... or example_inputs=..., or form=\"scan\" for any"
         )
     if None in result:
         raise InputError(
-            f"form 'unrolled' needs a fixed grid, got grid={result}; give ",
-            *(Argument("form", "scan"), " for free extents"),
+            f"form 'unrolled' needs a fixed grid, got grid={result}; give "
+            'form="scan" (--form scan) for free extents'
         )
     return result
 
@@ -326,7 +324,7 @@ def _first_grid_axes(
     x has it if both axes would do."""
     ndim = len(grid)
     if names and padded:
-        raise InputError(Argument("padded", True), " is for x alone; leave out grid_inputs=...")
+        raise InputError("padded=True is for x alone; leave out grid_inputs=...")
     axes = {}
     for name in names:
         shape = tuple(extra_inputs[name].shape) if name in extra_inputs else ()

@@ -10,11 +10,11 @@ import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted, reason_of
-from mdlstm_tk.errors import Argument, InputError
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.interface import REFUSALS, OutputError
 from mdlstm_tk.export.spec import ExportSpec, Shape
 from mdlstm_tk.export.verification.cases import MAX_POSITIONS, odd_grids
-from mdlstm_tk.runtime.shapes import Grid
+from mdlstm_tk.io.metadata import Extents as Grid
 
 ENLARGEMENTS = (1, 3, 7, 15)  # odd, so that a network with strides does not accept them by chance
 
@@ -33,8 +33,8 @@ def find_grids(spec: ExportSpec, example: Grid | None, is_explicit: bool) -> Non
     multiple_of = spec.multiple_of
     if any(extent and extent % m for extent, m in zip(spec.grid, multiple_of, strict=True)):
         raise InputError(
-            f"grid {format_size(spec.grid)} is not a multiple of {format_size(multiple_of)}, which ",
-            *(Argument("multiple_of"), " asks for; change one of them"),
+            f"grid {format_size(spec.grid)} is not a multiple of {format_size(multiple_of)}, which "
+            "multiple_of=... (--multiple-of) asks for; change one of them"
         )
     if None not in spec.grid:
         grid = spec.with_fixed_extents((1,) * spec.ndim)
@@ -164,8 +164,7 @@ def _refusal(spec: ExportSpec, grid: Grid) -> InputError:
         if spec.accepts(multiple):
             return InputError(
                 f"{name} accepts the grid {format_size(multiple)} but not {format_size(grid)} "
-                f"({reason}); if its strides need such extents, give ",
-                Argument("multiple_of", factor),
+                f"({reason}); if its strides need such extents, give multiple_of={factor} (--multiple-of)"
             )
     advice = "give example_inputs=(x, …), or other grid=..., channels=... and channels_last=..."
     if "index out of range" in reason:

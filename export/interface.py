@@ -13,6 +13,7 @@ from types import FunctionType
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
@@ -25,10 +26,9 @@ from mdlstm_tk._util.masking import valid_mask
 from mdlstm_tk._util.text import counted, reason_of
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.capturable import Capturable
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.metadata import Precision
 from mdlstm_tk.layer import MDLSTM
-from mdlstm_tk.runtime.choices import Precision
-from mdlstm_tk.runtime.io.npy import Array, check_real
-from mdlstm_tk.runtime.shapes import as_array
 
 REFUSALS = (Exception,)  # of inputs, by networks
 DECISIONS = ("round", "floor", "ceil", "trunc", "gt", "ge", "lt", "le")  # of floats, with steps as results
@@ -137,8 +137,9 @@ class Interface(nn.Module):
         """
         tensors: dict[str, Tensor] = {}
         for name, value in inputs.items():
-            array = as_array(value, name).copy(order="C")  # torch warns of arrays that are read-only
-            check_real(array.dtype, name)
+            array = np.asanyarray(value).copy(order="C")  # torch warns of arrays that are read-only
+            if array.dtype.kind not in "buif":
+                raise InputError(f"{name} holds {array.dtype}, expected real numbers")
             tensors[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
         parameter = parameters_of_forward(self.module).get("sizes")
         if parameter is not None and parameter.default is parameter.empty and "sizes" not in inputs:
@@ -374,7 +375,7 @@ def float64_reference(module: nn.Module, output_names: Sequence[str] | None = No
     exact = Interface(module, (), output_names).reference("float64")
 
     def run(x: Array, **inputs: Array) -> Any:
-        exact.channels_last = find_layout(exact.module, as_array(x, "x").shape) is not False
+        exact.channels_last = find_layout(exact.module, np.shape(x)) is not False
         outputs = exact.run({"x": x, **inputs})
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 

@@ -13,11 +13,10 @@ from onnx import helper
 from mdlstm_tk._util.text import counted, duration
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.lowering.lower import walk
+from mdlstm_tk.io import TILED_SUFFIX
+from mdlstm_tk.io.files import check_free
+from mdlstm_tk.io.metadata import Form, Metadata
 from mdlstm_tk.kinds import kind_named
-from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.choices import Form
-from mdlstm_tk.runtime.io import TILED_SUFFIX, is_tiled
-from mdlstm_tk.runtime.io.files import ensure_writable
 from mdlstm_tk.runtime.model_check import OPERATORS
 
 
@@ -125,13 +124,13 @@ def check_destination(path: Path, force: bool, form: Form = "unrolled") -> None:
         InputError: its name is that of another form, its folder does not exist, `path` is a folder or a
             device, or the file exists and `force` is false.
     """
-    if is_tiled(path) != (form == "tiles"):
+    if (path.suffix == TILED_SUFFIX) != (form == "tiles"):
         raise InputError(
             f"the path of tiles, and no other, ends in {TILED_SUFFIX}; got {path} for form '{form}'"
         )
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent} for {path.name}; make it, or give another path")
-    ensure_writable(path, force)
+    check_free(path, force)
 
 
 def _shape_text(metadata: Metadata, window: tuple[int, ...], features: int) -> str:

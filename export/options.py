@@ -11,8 +11,8 @@ from typing import Annotated, Any, TypedDict
 from torch import Tensor
 
 from mdlstm_tk.export.verification.cases import ExampleRange
-from mdlstm_tk.runtime.choices import Dtype, Form
-from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.metadata import Dtype, Form
 
 
 class RunOptions(TypedDict, total=False):

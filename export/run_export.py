@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Unpack
 
@@ -21,11 +22,12 @@ from mdlstm_tk.export.model_file import ExportReport, check_destination
 from mdlstm_tk.export.options import RunOptions
 from mdlstm_tk.export.spec import Extents
 from mdlstm_tk.export.verification.cases import ExampleRange
+from mdlstm_tk.io import TILED_SUFFIX
+from mdlstm_tk.io.files import suffix_of
+from mdlstm_tk.io.metadata import Form
 from mdlstm_tk.kinds import kind_named, training_of
-from mdlstm_tk.runtime.choices import Form
-from mdlstm_tk.runtime.io import TILED_SUFFIX, is_tiled, suffix_of
-from mdlstm_tk.runtime.staleness import checksum
 from mdlstm_tk.training import Checkpoint, Run, load_checkpoint, open_run
+from mdlstm_tk.training.staleness import checksum
 
 
 @checked
@@ -108,7 +110,7 @@ def export_run_sizes(
     resize = spec.preprocessing.resize if spec.preprocessing else None
     page = destination if isinstance(destination, WebPage) else None
     output = Path(destination) if isinstance(destination, str | Path) else None
-    if output is not None and is_tiled(output):
+    if output is not None and output.suffix == TILED_SUFFIX:
         form = form or "tiles"
     grids = [None if grid is None else for_axes(tuple(grid), len(spec.size)) for grid in grids]
     for grid in grids:
@@ -132,8 +134,9 @@ def export_run_sizes(
         "classes": spec.classes or None,
         "mask_values": spec.mask_values or None,
         "mask_palette": spec.mask_palette or None,
-        **training_of(spec.kind).metadata(run, checkpoint.step, spec),
-        "preprocessing": spec.preprocessing and spec.preprocessing.to_json(),
+        "more": training_of(spec.kind).metadata(run, checkpoint.step, spec),
+        "preprocessing": spec.preprocessing and asdict(spec.preprocessing),
+        "x_range": spec.x_range or kind_named(spec.kind).x_range,
         "unit_range": _is_unit_range(spec),
         "checkpoint_sha256": sha256,
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
 
@@ -11,17 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdlstm_tk._util.text import printable, suggestion
+from mdlstm_tk._util.text import counted, printable, suggestion
 from mdlstm_tk._version import __version__
-from mdlstm_tk.errors import Argument, InputError
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.interface import REFUSALS, Interface, OutputError, mdlstm_layers
 from mdlstm_tk.export.verification.cases import RandomValues, draw_inputs, sampler
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.metadata import Dtype, Form, Metadata, layout_of
+from mdlstm_tk.io.metadata import Extents as Grid
 from mdlstm_tk.kinds import kind_named, kind_names
-from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.choices import Dtype, Form
-from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.runtime.metadata import layout_of
-from mdlstm_tk.runtime.shapes import Grid
 from mdlstm_tk.training.networks import columns_per_step
 
 Extents = tuple[int | None, ...]
@@ -182,7 +181,7 @@ class ExportSpec:
             as_number = int if not (x % 1).any() else float
             example_range = as_number(x.min()), as_number(x.max())
         try:
-            has_steps = kind_named(fields.get("kind")).steps_are_columns
+            has_steps = kind_named(fields.get("kind")).reads_lines
             metadata = Metadata(
                 version=__version__,
                 grid=None if set(self.grid) == {None} else self.grid,
@@ -205,11 +204,11 @@ class ExportSpec:
                 channel_axis=self.interface.channel_axis,
                 **fields,
             )
-            metadata.check()
+            json.dumps(asdict(metadata))
         except TypeError as error:  # a name or a value in `fields`
             raise InputError(f"metadata=... cannot be written into the file: {error}") from None
         self._check_kind(metadata)
-        return metadata
+        return Metadata.from_props(metadata.to_props(), "metadata=...")
 
     def _check_kind(self, metadata: Metadata) -> None:
         """Check that the outputs can be read as answers of the kind that the metadata names."""
@@ -219,14 +218,19 @@ class ExportSpec:
             raise InputError(
                 f"metadata=... has kind '{printable(metadata.kind)}', which is not registered; {hint}"
             )
-        for shape in (shapes[name] for shapes in self.shapes.values()) if kind.answers else ():
-            y = np.zeros(shape, np.float32)
-            if not (kind.fits(y, metadata) and kind.fits(y[0], metadata)):  # a batch, and a sample
+        axes = kind.sample_axes or self.ndim + 1
+        for shape in (shapes[name] for shapes in self.shapes.values()) if kind.gives_rows else ():
+            if kind.sample_axes and (len(shape) != axes + 1 or shape[-1] != metadata.outputs):
                 raise InputError(
                     f"metadata=... has kind '{metadata.kind}', but {self.interface.name} returns shape "
                     f"{shape} as '{name}', which that kind cannot read; pool or crop it in the network, or "
                     "leave out the kind"
                 )
+        names = kind.name_count(metadata.outputs)
+        if metadata.kind in kind_names() and names and len(metadata.classes or ()) != names:
+            raise InputError(
+                f"kind '{metadata.kind}' needs metadata={{'classes': …}} with {counted(names, 'name')}"
+            )
 
     def _window(self, output: str, axes: Sequence[int]) -> Grid | None:
         """The extents of x that one position of an output with these grid axes stands for; None if the
@@ -261,12 +265,11 @@ class ExportSpec:
         shape = next(iter(shapes))
         is_known = len(self.known) > 1 and len(shapes) == 1  # it does not depend on the grid
         is_known |= self._window(output, self.grid_axes) is not None or (
-            kind_named(kind).steps_are_columns and len(shape) == 3
+            kind_named(kind).reads_lines and len(shape) == 3
         )
         if not is_known:
             raise InputError(
                 f"{self.interface.name} cannot be exported for padded samples: nothing tells which part of "
                 f"its output '{output}', such as {shape}, belongs to a sample, as its extents are not "
-                "⌈extent of x / window⌉; leave out ",
-                *(Argument("padded", True), ", or crop or pool it in the network"),
+                "⌈extent of x / window⌉; leave out padded=True (--padded), or crop or pool it"
             )

@@ -32,11 +32,10 @@ from mdlstm_tk.export.lowering.step import Sweep, parameters_of
 from mdlstm_tk.export.model_file import check_onnx
 from mdlstm_tk.export.spec import ExportSpec
 from mdlstm_tk.export.verification.export_verifier import Candidate
+from mdlstm_tk.io.metadata import Extents as Grid
+from mdlstm_tk.io.metadata import Metadata, layout_of
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import depth_to_space
-from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.metadata import layout_of
-from mdlstm_tk.runtime.shapes import Grid
 from mdlstm_tk.runtime.tiles.archive import INDEX, SCHEMA
 from mdlstm_tk.tiling.stages import TileStages, stages_of
 

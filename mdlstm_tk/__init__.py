@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from mdlstm_tk.errors import MDLSTMError as MDLSTMError
     from mdlstm_tk.errors import MissingExtraError as MissingExtraError
     from mdlstm_tk.errors import ParityError as ParityError
-    from mdlstm_tk.errors import StoppedError as StoppedError
     from mdlstm_tk.layer import MDLSTM as MDLSTM
     from mdlstm_tk.states import BoundaryState as BoundaryState
 
@@ -38,10 +37,7 @@ __all__, __getattr__, __dir__ = lazy_names(
         "_util.caches": ("clear_caches",),
         "_version": ("__version__",),
         "cells": ("Gate", "register_cell"),
-        "errors": (
-            *("DeviceError", "InputError", "MDLSTMError", "MissingExtraError"),
-            *("ParityError", "StoppedError"),
-        ),
+        "errors": ("DeviceError", "InputError", "MDLSTMError", "MissingExtraError", "ParityError"),
         "layer": ("MDLSTM",),
         "states": ("BoundaryState",),
     },

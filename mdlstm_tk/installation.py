@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from mdlstm_tk._version import __version__
-from mdlstm_tk.errors import DeviceError, install_command
+from mdlstm_tk.errors import DeviceError
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 IGNORED_EXTRAS = ("dev", "docs", "test", "gpu")  # that no job needs; gpu replaces cpu
@@ -74,7 +74,8 @@ def _packages() -> Iterator[Check]:
         if version := _version(package):
             yield Check(package, "ok", version)
         elif package != "onnxruntime" or not any(map(_version, RUNTIMES)):
-            reason = f"not installed; {install_command(*filter(None, [extra_name]))}"
+            wanted = f"'mdlstm-tk[{extra_name}]'" if extra_name else "mdlstm-tk"
+            reason = f"not installed; pip install {wanted}"
             yield Check(package, "absent" if extra_name else "broken", reason)
 
 
@@ -82,8 +83,9 @@ def _runtime() -> Iterator[Check]:
     """Check that one ONNX Runtime is installed, and that it runs a model on the CPU and on CUDA."""
     installed = [name for name in RUNTIMES if _version(name)]
     if len(installed) > 1:
-        commands = " or ".join(map(install_command, ("cpu", "gpu")))
-        fix = f"pip uninstall -y {' '.join(installed)}, then {commands}"
+        fix = (
+            f"pip uninstall -y {' '.join(installed)}, then pip install 'mdlstm-tk[cpu]' or 'mdlstm-tk[gpu]'"
+        )
         reason = f"{' and '.join(installed)} overwrite each other's files; {fix}"
         yield Check("one onnxruntime", "broken", reason)
     if installed:
@@ -116,14 +118,13 @@ def _run_tiny_model(device: str) -> str:
     """Run a model of one addition, and name the provider that it ran on."""
     import numpy as np
 
-    from mdlstm_tk.runtime.cuda import cuda_problem
-    from mdlstm_tk.runtime.providers import create_session
+    from mdlstm_tk.runtime.ort import Graph, cuda_problem
 
-    created = create_session(TINY_MODEL, "a model of one node", device, threads=1, tf32=False)
-    if device != "cpu" and created.cuda_index is None:
-        raise DeviceError(created.reason or cuda_problem(importlib.import_module("onnxruntime")))
-    created.session.run(None, {"x": np.ones(2, np.float32)})
-    return f"ran on {created.session.get_providers()[0]}"
+    graph = Graph(TINY_MODEL, "a model of one node", device)
+    if device != "cpu" and graph.device == "cpu":
+        raise DeviceError(graph.reason or cuda_problem())
+    graph({"x": np.ones(2, np.float32)})
+    return f"ran on {graph.session.get_providers()[0]}"
 
 
 def _find_gpu() -> str:

@@ -24,7 +24,7 @@ from mdlstm_tk.backends.inputs import SweepInputs, check_gates, parameter_shapes
 from mdlstm_tk.backends.run import autocast_dtype
 from mdlstm_tk.cells import check_cell, get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
-from mdlstm_tk.errors import Argument, InputError
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.states import BoundaryState, FaceShape, State, initial_states, to_boundary_state
 from mdlstm_tk.sweep import sweep
 from mdlstm_tk.wavefront import Direction, check_positions, resolve_directions
@@ -142,8 +142,7 @@ class MDLSTM(NamesItsCell):
         if peephole and not definition.peephole:
             raise InputError(f"peephole needs a cell that has it, such as 'graves', got the cell {cell!r}")
         if layer_norm and not bias:
-            reason = " needs bias=True: without it an all-zero grid has no scale"
-            raise InputError(Argument("layer_norm", True), reason)
+            raise InputError("layer_norm needs bias=True: without it an all-zero grid has no scale")
 
         given = {"bias": bias, "peephole": peephole, "norm_weight": layer_norm, "norm_bias": layer_norm}
         features = self.input_size * prod(extents)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_named
-from mdlstm_tk.kinds.rooms import all_rooms, load
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,14 +23,15 @@ _FACTORIES: dict[str, dict[str | None, Factory | str]] = {
         "grid": "models.grids:MDNet",
         "classify": "models.heads:Classifier",
         "segment": "models.heads:Segmenter",
+        "transcribe": "text.networks:TextRecognizer",
     },
     "horizontal": {"grid": "models.grids:HorizontalNet"},
     "snake": {"grid": "models.grids:SnakeNet"},
     "raster": {"grid": "models.grids:RasterNet"},
+    "pixel": {"density": "density.pixel:PixelNet"},
+    "pages": {"baselines": "text.baseline_network:LineFinder"},
+    "lines": {"transcribe": "text.networks:LineRecognizer"},
 }
-for _room in all_rooms():
-    for _name, _places in _room.networks.items():
-        _FACTORIES.setdefault(_name, {}).update(_places)
 _ALIASES = {"md_lstm": "md", "horizontal_sd_lstm": "horizontal", "snake_sd_lstm": "snake"}  # original names
 
 
@@ -147,7 +148,8 @@ def _get_factory(key: str, kind: str) -> Factory:
             f"{kind}; choose one of {', '.join(model_names(kind))}"
         )
     if isinstance(factory, str):
-        built_in: Factory = load(factory)
+        module, attribute = factory.split(":")
+        built_in: Factory = getattr(import_module(f"mdlstm_tk.{module}"), attribute)
         return built_in
     return factory
 

@@ -1,4 +1,5 @@
-"""Test the lowest version of every dependency that pyproject.toml allows: run the demo and export tests.
+"""Test the lowest version of every dependency that pyproject.toml allows: train, export and
+verify, and run export tests.
 
     python tests/lowest_versions.py FOLDER
 
@@ -58,7 +59,9 @@ def main() -> None:
     extras = ",".join(extra for extra in project["optional-dependencies"] if extra not in UNTESTED)
     pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     run(*pip, "--constraint", constraints, "-e", f"{ROOT}[{extras}]", *TOOLS)
-    run(python, "-m", "mdlstm_tk", "demo", "--steps", "100", "-o", folder / "demo")
+    run(python, "-m", "mdlstm_tk", "train", "--steps", "100", "-o", folder / "demo")
+    run(python, "-m", "mdlstm_tk", "export", folder / "demo", "--size", "8")
+    run(python, "-m", "mdlstm_tk", "verify", folder / "demo")
     run(python, "-m", "pytest", "-q", *(ROOT / "tests" / name for name in TESTS))
 
 

@@ -72,13 +72,14 @@ AREAS = {
         "export/test_lowering.py export/test_export_onnx.py",
     ),
     "model check": Area("mdlstm_tk/runtime/model_check.py", "runtime/test_model_check.py"),
-    "shapes": Area(
-        "mdlstm_tk/runtime/shapes.py mdlstm_tk/runtime/preprocessing.py",
-        "runtime/test_shapes.py runtime/test_preprocessing.py runtime/test_batching.py "
-        "runtime/test_session.py runtime/test_read.py text/test_transcribe.py "
-        "runtime/test_write.py data/test_image_files.py "
-        "runtime/test_jobs.py runtime/test_inference.py export/test_channels_first.py export/test_spec.py",
+    "runtime": Area(
+        "mdlstm_tk/runtime/[!m]*.py mdlstm_tk/io/*.py mdlstm_tk/kinds/kind.py "
+        "mdlstm_tk/kinds/classify.py mdlstm_tk/kinds/tag.py mdlstm_tk/kinds/segment.py",
+        "runtime/test_session.py runtime/test_metadata.py runtime/test_images.py runtime/test_files.py "
+        "runtime/test_answers.py runtime/test_limits.py runtime/test_infer.py",
     ),
+    "tiles": Area("mdlstm_tk/runtime/tiles/*.py", "runtime/test_tiles.py"),
+    "command line": Area("cli/*.py", "cli/test_mistakes.py cli/test_verbs.py"),
     "resume": Area(
         "mdlstm_tk/training/checkpoint.py mdlstm_tk/training/job.py",
         "training/test_init.py training/test_minutes.py training/test_run_files.py training/test_resume.py "

@@ -1,7 +1,7 @@
 """Directives whose content comes from the program itself, so that it cannot differ from it.
 
 {verb} infer        usage, description, arguments and options of a verb of `mdlstm`
-{settings}          the table of all keys of `--set` and `config.toml`
+{settings}          the table of all settings, which are options of `mdlstm train` and keys of `config.toml`
 {task-defaults}     the settings that each task and kind of data changes
 """
 
@@ -10,17 +10,18 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import typer
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
 from mdlstm_tk.cli.app import typer_app
-from mdlstm_tk.cli.help import default_of, sections, value_of
 from mdlstm_tk.kinds import kind_names, training_of
 from mdlstm_tk.training.config import list_settings
 from mdlstm_tk.training.tasks import BUILT_IN, find_task
+
+DEFAULT = re.compile(r"  \(default: (.+)\)$")  # that a help text names itself
 
 
 class VerbDirective(Directive):
@@ -31,30 +32,56 @@ class VerbDirective(Directive):
     def run(self) -> list[nodes.Node]:
         """Return usage, description, and the parameters in their panels."""
         (name,) = self.arguments
-        verb = typer.main.get_command(typer_app(name))
-        arguments = [param for param in verb.params if param.param_type_name == "argument"]
-        usage = " ".join(["mdlstm", name, "[OPTIONS]", *(param.metavar for param in arguments)])
+        group: Any = typer.main.get_command(typer_app([name]))
+        verb = group.commands[name]
+        arguments = [param.metavar for param in verb.params if param.param_type_name == "argument"]
+        usage = " ".join(["mdlstm", name, "[OPTIONS]", *arguments])
         result: list[nodes.Node] = [nodes.literal_block(usage, usage, language="text")]
         result += [
             nodes.paragraph("", "", *_text(part)) for part in inspect.cleandoc(verb.help).split("\n\n")
         ]
-        for title, params in sections(verb).items():
-            result.append(nodes.rubric("", title))
-            result.append(nodes.definition_list("", *(_option(name, param) for param in params)))
+        panels: dict[str, list[Any]] = {"Arguments": [], "Options": []}
+        for param in verb.params:
+            is_argument = param.param_type_name == "argument"
+            panel = "Arguments" if is_argument else param.rich_help_panel or "Options"
+            panels.setdefault(panel, []).append(param)
+        for title, params in panels.items():
+            if params:
+                result.append(nodes.rubric("", title))
+                result.append(nodes.definition_list("", *(_option(name, param) for param in params)))
         return result
 
 
+def _value(param: Any) -> str:
+    """The value of an option: a word of its own, its choices or its type; "" for a flag."""
+    if param.metavar or param.is_flag:
+        return param.metavar or ""
+    kind = param.type_descriptor.annotation
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    return {int: "N", float: "NUMBER"}.get(kind, "TEXT")
+
+
+def _default(param: Any) -> str:
+    """The default of an option that its help does not name; "" if there is none, or it says nothing."""
+    if isinstance(param.show_default, str) or not param.show_default:
+        return param.show_default or ""
+    default = param.default
+    return "" if default is None or isinstance(default, bool | list | tuple) else str(default)
+
+
 def _option(verb: str, param: Any) -> nodes.definition_list_item:
-    names = param.opts or [param.metavar]
-    value = value_of(param) if param.param_type_name == "option" else ""
+    is_option = param.param_type_name == "option"
+    names = param.opts if is_option else [param.metavar]
+    value = _value(param) if is_option else ""
     term = nodes.term("", "", ids=[f"{verb}-{param.name.replace('_', '-')}"])
     for k, name in enumerate(sorted(names, key=len)):
         term += [nodes.Text(", ")] if k else []
         term += nodes.literal("", name)
     if value:
         term += nodes.literal("", value, classes=["value"])
-    text = param.help or ""
-    default = default_of(param)
+    text, *named = DEFAULT.split(param.help or "")
+    default = named[0] if named else _default(param)
     paragraph = nodes.paragraph("", "", *_text(text))
     if default:
         paragraph += [nodes.Text(" Default: "), *_text(default), nodes.Text(".")]
@@ -64,9 +91,12 @@ def _option(verb: str, param: Any) -> nodes.definition_list_item:
 
 
 def _text(text: str) -> list[nodes.Node]:
-    """A text in which options are code."""
-    parts = re.split(r"(?<![\w-])(--?[a-z][\w-]*)", text)
-    return [nodes.literal("", part) if k % 2 else nodes.Text(part) for k, part in enumerate(parts) if part]
+    """A text in which options, and what stands between backticks, are code."""
+    parts = re.split(r"(`[^`]+`|(?<![\w-])--?[a-z][\w-]*)", text)
+    code = (
+        nodes.literal("", part.strip("`")) if k % 2 else nodes.Text(part) for k, part in enumerate(parts)
+    )
+    return [node for node in code if node.astext()]
 
 
 class SettingsDirective(Directive):

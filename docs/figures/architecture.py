@@ -62,24 +62,22 @@ def export() -> Figure:
 
 
 def inference() -> Figure:
-    """From files to results, without torch and onnx; modules of `mdlstm_tk/runtime/`."""
+    """From files to results, without torch and onnx; modules of `mdlstm_tk/runtime/` and `io/`."""
     figure, axes = plt.subplots(figsize=(11.5, 3))
     blank(axes)
     chain(
         axes,
         [
-            "jobs.py\nplans what is read\nand written",
-            "io/readers.py\narrays; images by\npreprocessing.py",
-            "batching.py\nequal shapes\nin one run",
-            "answers.py\nlabels, texts,\nmasks",
-            "io/writers.py\na file appears whole\nor not at all",
+            "infer.py\nplans what is read\nand written",
+            "inputs.py, io/\narrays and images\nas models take them",
+            "session.py\nequal shapes\nin one run",
+            "answers.py\nrows, masks\nor numbers",
+            "io/files.py\na file appears whole\nor not at all",
         ],
     )
     box(axes, 5, 3, 4.3, "model_check.py\nchecks the bytes\nof the model", height=1.7)
-    box(axes, 10, 3, 4.3, "session.py\nrunner.py, or\nisolation.py: a child", height=1.7)
-    box(axes, 15, 3, 4.3, "providers.py\nONNX Runtime\non CPU or CUDA", height=1.7)
+    box(axes, 10, 3, 4.3, "ort.py\nONNX Runtime\non CPU or CUDA", height=1.7)
     arrow(axes, (9.3, 3.85), (9.95, 3.85))
-    arrow(axes, (14.3, 3.85), (14.95, 3.85))
     arrow(axes, (11.7, 1.75), (11.7, 2.95), ACCENT)
     arrow(axes, (12.6, 2.95), (12.6, 1.75), ACCENT)
     axes.set_ylim(4.9, -0.2)

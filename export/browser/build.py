@@ -21,13 +21,12 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from unicodedata import bidirectional
 
+from mdlstm_tk._util.folders import is_empty, staging
 from mdlstm_tk._util.text import printable, reason_of, shell_quoted, to_json
-from mdlstm_tk.errors import Argument, InputError, MDLSTMError, Message
+from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.browser.examples import PageExample, page_examples
 from mdlstm_tk.export.model_file import ExportReport
-from mdlstm_tk.kinds import kind_named
-from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.io.files import is_empty, staging
+from mdlstm_tk.io.metadata import Metadata
 from mdlstm_tk.runtime.model_check import check_model
 from mdlstm_tk.runtime.shapes import HALF_MAX
 from mdlstm_tk.training import Run
@@ -40,9 +39,7 @@ RUNTIME = {
     "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
-MANUAL_DOWNLOAD = Message(
-    f"or run `npm pack {PACKAGE}` on another machine and pass the file with ", Argument("web_runtime")
-)
+MANUAL_DOWNLOAD = f"or run `npm pack {PACKAGE}` on another machine and pass the file with --web-runtime"
 
 
 def load_runtime(source: Path | None = None) -> dict[str, bytes]:
@@ -73,8 +70,7 @@ def check_page(folder: Path, force: bool) -> None:
         raise InputError(f"{folder} is a file, expected a folder for the page")
     if not force and not is_empty(folder):
         raise InputError(
-            f"{folder} is not empty; give another folder, or write the page into it with ",
-            Argument("force", True),
+            f"{folder} is not empty; give another folder, or write into it with force=True (--force)"
         )
 
 
@@ -165,7 +161,7 @@ class WebPage:
 
 def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
     """The content of `model.json`; `label` names the model in error messages."""
-    properties = check_model(data, label, max_bytes=len(data), trusted=True)
+    properties = check_model(data, label, trusted=True)
     metadata = Metadata.from_props(properties, label)
     info = {"name": title, "channels": metadata.channels, "bytes": len(data), "version": metadata.version}
     if metadata.ndim != 2 or not set(metadata.inputs) <= {"x", "sizes"}:
@@ -180,7 +176,7 @@ def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
         )
     if metadata.integer:
         raise InputError(f"{label} takes whole numbers alone; a page gives it any")
-    direction = getattr(metadata, "text_direction", None)  # which a kind may have
+    direction = metadata.more.get("text_direction")  # which a kind may have
     return {
         **info,
         "grid": metadata.grid,
@@ -196,8 +192,8 @@ def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
         "maskValues": metadata.mask_values and [str(value) for value in metadata.mask_values],
         "maskPalette": metadata.mask_palette,
         "textDirection": direction,
-        "threshold": getattr(metadata, "threshold", None),
-        "range": kind_named(metadata.kind).x_range,
+        "threshold": metadata.more.get("threshold"),
+        "range": metadata.x_range,
         "largest": HALF_MAX if metadata.dtype == "float16" else None,
         "bidirectional": [bidirectional(name[0]) for name in metadata.classes or ()] if direction else None,
         "preprocessing": metadata.preprocessing,

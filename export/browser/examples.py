@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import Floats, Split, Task, batches
-from mdlstm_tk.errors import InputError, MDLSTMError, Message
+from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.io.images import scale
+from mdlstm_tk.io.metadata import Metadata
 from mdlstm_tk.kinds import training_of
-from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.preprocessing import scale
-from mdlstm_tk.runtime.shapes import Shapes
+from mdlstm_tk.runtime.shapes import takes
 from mdlstm_tk.training import Run, load_checkpoint, load_task
 
 COUNT = 6
@@ -78,7 +78,7 @@ def page_examples(
         task = load_task(config, checkpoint.spec, data, run.read_samples(), run.read_learned())
         samples = list(_samples(task, metadata))
     except MDLSTMError as error:
-        on_message(Message("no examples: ", error))
+        on_message(f"no examples: {error}")
         return []
     if not samples:
         on_message("no examples: no sample of the data has a size that the model takes")
@@ -103,9 +103,7 @@ def _samples(task: Task, metadata: Metadata) -> Iterator[PageExample]:
     for batch in islice(batches(task, split, seed=0, size=1), CANDIDATES):
         extents = batch.x.shape[1:-1] if batch.sizes is None else tuple(map(int, batch.sizes[0]))
         x = batch.x[0][tuple(map(slice, extents))]
-        try:
-            Shapes(metadata).prepare(x)
-        except InputError:  # the model takes other sizes
+        if not takes(x.shape[:-1], metadata):
             continue
         if metadata.grid is None and max(extents) > MAX_EXTENT:
             continue

@@ -18,7 +18,7 @@ from mdlstm_tk.export.lowering.graph import Graph, Value, rename
 from mdlstm_tk.export.lowering.scan import write_scan
 from mdlstm_tk.export.lowering.step import Sweep, direction_label
 from mdlstm_tk.export.lowering.unrolled import write_unrolled
-from mdlstm_tk.runtime.choices import Form
+from mdlstm_tk.io.metadata import Form
 from mdlstm_tk.wavefront import Direction
 
 FORMS: dict[Form, Callable[[Graph, Sweep], list[Value]]] = {"unrolled": write_unrolled, "scan": write_scan}
@@ -107,7 +107,7 @@ def _read_sweep(
     grid = tuple(attributes["grid"])
     if min(grid) < 1 and form == "unrolled":
         raise MDLSTMError(
-            f"{_module_path(node)}: form 'unrolled' needs a fixed grid, got {grid}; use form 'scan'"
+            f"{_module_path(node)}: form 'unrolled' needs a fixed grid, got {grid}; give form=\"scan\""
         )
     x, initial, sizes = (Value(graph, names.pop(n)) if n in names else None for n in COMPUTED)
     assert x is not None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.io.npy import Array, check_real
-from mdlstm_tk.runtime.io.readers import read_input
-from mdlstm_tk.runtime.metadata import are_bounds
-from mdlstm_tk.runtime.runner import TensorType
-from mdlstm_tk.runtime.shapes import Grid, Shapes, as_array
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.metadata import Extents as Grid
+from mdlstm_tk.io.metadata import Metadata, are_bounds
+from mdlstm_tk.runtime.inputs import read_feeds
+from mdlstm_tk.runtime.session import Session
+from mdlstm_tk.runtime.shapes import prepare
+from mdlstm_tk.runtime.tiles.session import TiledSession
 
 Range = tuple[float, float]
 ExampleRange = Range | Callable[[tuple[int, ...], torch.Generator], Tensor | Array]
@@ -60,8 +61,9 @@ class RandomValues:
     def __call__(self, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
         if self.function is not None:
             generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-            values = as_array(self.function(shape, generator), "what example_range returns")
-            check_real(values.dtype, "what example_range returns")
+            values = np.asanyarray(self.function(shape, generator))
+            if values.dtype.kind not in "buif":
+                raise InputError(f"example_range returns {values.dtype}, expected real numbers")
             if values.shape != shape:
                 raise InputError(f"example_range returned shape {values.shape}, expected {shape}")
         elif self.range is None:
@@ -171,7 +173,7 @@ def inputs_of_file(
 
     def inputs(grid: Grid, batch: int, seed: int) -> dict[str, Array]:
         free = [extent for extent, fixed in zip(grid, metadata.extents, strict=True) if fixed is None]
-        shapes = {"x": Shapes(metadata).sample_shape(grid)}
+        shapes = {"x": metadata.shape_of(grid)}
         for name, (_, shape) in further.items():
             extents = iter(
                 free
@@ -182,9 +184,37 @@ def inputs_of_file(
     return inputs
 
 
-def user_cases(
-    metadata: Metadata, types: Mapping[str, TensorType], inputs: UserInputs, max_bytes: int
-) -> list[Case]:
+class TensorType(NamedTuple):
+    """The type of an input of a graph: NumPy's name of its dtype, and its extents, None where free."""
+
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+def tensor_types(session: Session) -> dict[str, TensorType]:
+    """The types of the inputs of a session, by their names."""
+    shapes = {each.name: each.shape for each in session.graph.session.get_inputs()}
+    return {
+        name: TensorType(dtype, tuple(e if isinstance(e, int) else None for e in shapes[name]))
+        for name, dtype in session.graph.dtypes.items()
+    }
+
+
+def prepared_x(x: Any, name: str, metadata: Metadata) -> Array:
+    """An x of the user with the axes that a file takes; errors call it by its name.
+
+    Raises:
+        InputError: the file does not take it.
+    """
+    try:
+        inputs = ("x", "sizes") if metadata.takes_sizes else ("x",)
+        without = replace(metadata, inputs=inputs, x_range=None, unit_range=False)
+        return prepare(x, without, {"x": "float32"}).feeds["x"]
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def user_cases(session: Session | TiledSession, inputs: UserInputs) -> list[Case]:
     """The user's own arrays by name, or those in files, as `verify_model` takes them. Samples with `sizes`
     are cases of their own, without their padding.
 
@@ -192,9 +222,10 @@ def user_cases(
         InputError: there is no array, or the model does not take one, or a file cannot be read, or two
             arrays have one name.
     """
-    shapes = Shapes(metadata, types, max_bytes)
+    metadata = session.metadata
     names, cases = [name for name in metadata.inputs if name != "sizes"], dict[str, Case]()
-    of_user = inputs.items() if isinstance(inputs, Mapping) else _file_inputs(metadata, inputs, max_bytes)
+    dtypes = session.graph.dtypes if isinstance(session, Session) else {"x": "float32"}
+    of_user = inputs.items() if isinstance(inputs, Mapping) else _file_inputs(metadata, inputs)
     for name, value in of_user:
         arrays = dict(value) if isinstance(value, Mapping) else {"x": value}
         sizes = arrays.pop("sizes", None)
@@ -203,11 +234,13 @@ def user_cases(
                 f"{name} must hold the inputs {', '.join(names)}, "
                 f"got {', '.join(map(str, value)) if isinstance(value, Mapping) else 'one array'}"
             )
-        batch = shapes.prepare(arrays.pop("x"), name, sizes)
-        whole = {"x": batch.samples, **shapes.prepare_extra_inputs(arrays, batch)}
-        parts = {name: whole}
-        if batch.sizes is not None:
-            parts = {f"{name}, sample {k}": _sample(whole, k, shapes, e) for k, e in enumerate(batch.sizes)}
+        try:
+            whole = prepare(arrays.pop("x"), metadata, dtypes, sizes, arrays).feeds
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        parts, valid = {name: whole}, whole.pop("sizes", None)
+        if valid is not None:
+            parts = {f"{name}, sample {k}": _sample(whole, k, metadata, e) for k, e in enumerate(valid)}
         for label, part in parts.items():
             if label in cases:
                 raise InputError(
@@ -219,21 +252,15 @@ def user_cases(
     return list(cases.values())
 
 
-def _sample(inputs: Mapping[str, Array], k: int, shapes: Shapes, extents: Array) -> dict[str, Array]:
+def _sample(inputs: Mapping[str, Array], k: int, metadata: Metadata, extents: Array) -> dict[str, Array]:
     """Sample k of a batch without its padding."""
     sample = {name: array[k : k + 1] for name, array in inputs.items()}
-    return sample | {"x": sample["x"][:, *shapes.region(extents)]}
+    return sample | {"x": sample["x"][0][metadata.region(extents.tolist())][np.newaxis]}
 
 
-def _file_inputs(
-    metadata: Metadata, paths: Sequence[str | Path], max_bytes: int
-) -> Iterator[tuple[str, Any]]:
+def _file_inputs(metadata: Metadata, paths: Sequence[str | Path]) -> Iterator[tuple[str, Any]]:
     """The arrays of files: all inputs of the model in one file, or each x by itself."""
     for path in paths:
-        file = read_input(str(path), max_bytes)
-        arrays = file.arrays_for(metadata)
-        if file.holds_inputs(metadata):
-            yield str(path), arrays
-        else:
-            for name, array in arrays.items():
-                yield str(path) if name is None else f"{path}: {name}", array
+        for name, feed in read_feeds(str(path), metadata).items():
+            label = str(path) if name is None else f"{path}: {name}"
+            yield label, feed.arguments if len(feed.arguments) > 1 else feed.arguments["x"]

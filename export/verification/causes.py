@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdlstm_tk.errors import Argument, InputError, Message
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.spec import ExportSpec
 from mdlstm_tk.export.verification.cases import Case
 from mdlstm_tk.export.verification.parity import RTOL, Float64Array, Parity, compare
 from mdlstm_tk.export.verification.runtimes import Outputs
-from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.io.metadata import Metadata
 
 ROUNDING = {"float32": RTOL, "float16": 2.0**-11}  # of weights, by dtype of the file
 
@@ -29,13 +29,13 @@ def _run_in(dtype: str, spec: ExportSpec, case: Case) -> Outputs:
     return network.run(case.inputs)
 
 
-def explain_overflow(metadata: Metadata, spec: ExportSpec, case: Case, output: str) -> Message:
+def explain_overflow(metadata: Metadata, spec: ExportSpec, case: Case, output: str) -> str:
     """The reason of numbers that are not finite, where states overflow."""
     of_output = "" if len(metadata.output_names) == 1 else f" of output '{output}'"
-    return Message(
+    return (
         f"ONNX Runtime returns NaN or infinity{of_output} on {case.name}, and {spec.interface.name} in "
         f"float64 does not, so its states outgrow {metadata.dtype}; use a cell whose state stays bounded "
-        "(stable, leaky, slstm), or export it for the grid that you need with grid=..."
+        "(stable, leaky, slstm), or export it for the grid that you need with grid=... (--size)"
     )
 
 
@@ -64,43 +64,41 @@ def rounding_error(
     return max(errors, key=lambda error: error.severity)
 
 
-def rounding_advice(spec: ExportSpec, rounding: Parity, is_rounding: bool, dtype: str) -> Message:
+def rounding_advice(spec: ExportSpec, rounding: Parity, is_rounding: bool, dtype: str) -> str:
     """The cause of an error, the graph or the precision, given the error that rounding makes."""
     off = f"weights that are off by {ROUNDING[dtype]:.0e}, is off by {rounding.max_abs:.1e}"
     text = f"PyTorch in float32, with {off}"
     if not is_rounding:
-        return Message(
+        return (
             f"{text} only, so the exported graph computes something else than the network; does its "
             "forward depend on more than its inputs, decide by an extent or the batch, or round a product "
             "of extents?"
         )
     if dtype != "float32":
-        what = f"{dtype} is not precise enough for it; export float32, or allow more with "
-        return Message(what, Argument("atol"))
+        return f"{dtype} is not precise enough for it; export float32, or allow more with atol=... (--atol)"
     cells = {getattr(module, "cell", None) for module in spec.interface.modules()}
-    return Message(
-        f"{text}, too, so the network itself needs more precision than float32 has; allow more with ",
-        Argument("atol"),
-        ", or use a cell whose state stays bounded (stable, leaky)" if "graves" in cells else "",
+    bounded = ", or use a cell whose state stays bounded (stable, leaky)" if "graves" in cells else ""
+    return (
+        f"{text}, too, so the network itself needs more precision than float32 has; allow more with "
+        f"atol=... (--atol){bounded}"
     )
 
 
 def explain_error(
-    metadata: Metadata, spec: ExportSpec, case: Case, parity: Parity, atol: float, advice: Message
-) -> Message:
+    metadata: Metadata, spec: ExportSpec, case: Case, parity: Parity, atol: float, advice: str
+) -> str:
     """The reason of an error; `advice` is what rounding tells about it."""
     of_output = "" if len(metadata.output_names) == 1 else f" of output '{parity.output}'"
     tiled = metadata.form == "tiles"
     if tiled:
-        advice = Message(
+        advice = (
             f"does tile_stages() of {spec.interface.name} describe what its forward computes, and do "
             "before and head compute each position from that position alone?"
         )
     elif spec.padded and spec.grid_of(case.inputs["x"].shape) != spec.example_grid:
-        advice = Message("a padded sample differs from the sample alone: the network reads the padding")
+        advice = "a padded sample differs from the sample alone: the network reads the padding"
     scale = f"{atol:g}" if parity.scale == 1 else f"{atol:g}·{parity.scale:.3g}"
-    return Message(
+    return (
         f"error {parity.error:.1e}{of_output} of {'tiles' if tiled else 'ONNX Runtime'} against "
-        f"{metadata.reference} on {case.name}, allowed is {scale} + {RTOL:g}·|y|; ",
-        advice,
+        f"{metadata.reference} on {case.name}, allowed is {scale} + {RTOL:g}·|y|; {advice}"
     )

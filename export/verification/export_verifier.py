@@ -25,7 +25,13 @@ from mdlstm_tk.export.interface import Interface, float_dtypes, mdlstm_layers
 from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.export.model_file import ExportReport, operators_to_trust
 from mdlstm_tk.export.spec import ExportSpec, Shape
-from mdlstm_tk.export.verification.cases import MAX_POSITIONS, Case, RandomValues, random_cases
+from mdlstm_tk.export.verification.cases import (
+    MAX_POSITIONS,
+    Case,
+    RandomValues,
+    prepared_x,
+    random_cases,
+)
 from mdlstm_tk.export.verification.causes import (
     explain_error,
     explain_overflow,
@@ -43,10 +49,11 @@ from mdlstm_tk.export.verification.runtimes import (
     session_run,
     with_padding,
 )
-from mdlstm_tk.runtime import Metadata, Session
-from mdlstm_tk.runtime.io.files import atomic_write
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array
-from mdlstm_tk.runtime.shapes import Grid, Shapes, as_array
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.files import open_output
+from mdlstm_tk.io.metadata import Extents as Grid
+from mdlstm_tk.io.metadata import Metadata
+from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.tiles.session import TiledSession
 
 LARGEST_GRID, LARGEST_TENSOR = 2**16, 2**25  # positions; numbers, of 8 bytes
@@ -115,23 +122,21 @@ def write_verified(
     for case in cases:
         _check_finite(expected[case.name], case, spec)
     session_type, data = TiledSession if metadata.form == "tiles" else Session, candidate.content(metadata)
-    limit = len(data) if len(data) > MAX_BYTES else None  # a session takes a file of this size on request
     errors: dict[str, Parity] = {}
     evaluated: Runtime | None = None
     if precision == "float64" and metadata.form != "tiles":
         evaluated = partial(evaluate_graph, candidate.models[0], list(metadata.output_names))
-    with session_type(data, "cpu", trusted=True, max_bytes=limit) as session:
-        run = _explained(session_run(session), spec.interface.name)
-        for group in groups:
-            grids = [spec.grid_of(case.inputs["x"].shape) for case in group]
-            largest = tuple(np.max(grids, axis=0).tolist())
-            runtime, graph = run, evaluated
-            if spec.padded:
-                runtime = with_padding(run, metadata, largest)
-                graph = evaluated and with_padding(evaluated, metadata, largest)
-            names = small_names | {case.name for case in group}  # a large grid says nothing of small ones
-            scaling = {name: expected[name] for name in names}
-            errors |= compare_cases(runtime, scaling, group, metadata, atol, exact, graph)
+    run = _explained(session_run(session_type(data, "cpu", trusted=True)), spec.interface.name)
+    for group in groups:
+        grids = [spec.grid_of(case.inputs["x"].shape) for case in group]
+        largest = tuple(np.max(grids, axis=0).tolist())
+        runtime, graph = run, evaluated
+        if spec.padded:
+            runtime = with_padding(run, metadata, largest)
+            graph = evaluated and with_padding(evaluated, metadata, largest)
+        names = small_names | {case.name for case in group}  # a large grid says nothing of small ones
+        scaling = {name: expected[name] for name in names}
+        errors |= compare_cases(runtime, scaling, group, metadata, atol, exact, graph)
     for case in cases:
         parity, is_small = errors[case.name], case.name in small_names
         if parity.passed:
@@ -148,19 +153,19 @@ def write_verified(
             continue
         if is_overflow:
             reason = explain_overflow(metadata, spec, case, parity.output)
-            raise ParityError(f"{path} was not written: ", reason)
+            raise ParityError(f"{path} was not written: {reason}")
         exact_y, dtype = expected[case.name][parity.output], metadata.dtype
         rounding = rounding_error(spec, case, parity, exact_y, atol, dtype)
         is_rounding = rounding.severity > 0.3 * parity.severity
         if is_small or not is_rounding:
             advice = rounding_advice(spec, rounding, is_rounding, dtype)
             reason = explain_error(metadata, spec, case, parity, atol, advice)
-            raise ParityError(f"{path} was not written: ", reason)
+            raise ParityError(f"{path} was not written: {reason}")
     max_abs = max(parity.max_abs for parity in errors.values())
     metadata = replace(metadata, parity={"atol": atol, "rtol": RTOL, "max_abs": max_abs})
     data = candidate.content(metadata)
-    with atomic_write(path, replace=replace_file) as temporary:
-        temporary.write_bytes(data)
+    with open_output(path, replace_file) as file:
+        file.write(data)
     count, seconds = sum(len(m.graph.node) for m in candidate.models), time.perf_counter() - start
     trust = operators_to_trust(*candidate.models)
     return ExportReport(path, metadata, count, len(data), max_abs, seconds, trust)
@@ -185,14 +190,13 @@ def _cases(metadata: Metadata, spec: ExportSpec, verify_inputs: Mapping[str, Arr
     if taken := sorted(own & verify_inputs.keys()):
         name = taken[0]
         raise InputError(f"verify_inputs has '{name}', as the export calls an input of its own; rename it")
-    shapes, others = Shapes(metadata), dict(verify_inputs)
+    others = dict(verify_inputs)
     if spec.example is not None:
         others["example_inputs"] = spec.example.numpy()
     for name, value in others.items():
-        x = as_array(value, name)
-        grid = shapes.grid(shapes.with_axes(x, name).samples)
+        x = prepared_x(value, name, metadata)
+        grid = metadata.grid_of(x.shape)
         if grid in spec.shapes or np.prod(grid) <= MAX_POSITIONS:
-            x = shapes.prepare(x, name).samples
             further = list(spec.extra_batch(len(x), grid).items())
             yield Case(name, name, dict([("x", x), *further]))
 
@@ -323,8 +327,7 @@ def _explained(run: Runtime, name: str) -> Runtime:
         except MDLSTMError as error:
             raise MDLSTMError(
                 f"{name} cannot be exported this way: torch fixed the batch or an extent, and an x of "
-                f"shape {inputs['x'].shape} does not run (",
-                *(error, "); export it for one grid"),
+                f"shape {inputs['x'].shape} does not run ({error}); export it for one grid"
             ) from error
 
     return run_explained

@@ -15,7 +15,7 @@ from torch import nn
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import reason_of, shell_quoted
-from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError, MDLSTMError, require
+from mdlstm_tk.errors import InputError, MDLSTMError, require
 from mdlstm_tk.export.interface import Interface, without_original
 from mdlstm_tk.export.model_file import operators_to_trust
 from mdlstm_tk.export.run_export import find_checkpoint, read_checkpoint
@@ -24,10 +24,12 @@ from mdlstm_tk.export.verification.cases import (
     Case,
     ExampleRange,
     RandomValues,
+    TensorType,
     UserInputs,
     inputs_of_file,
     random_cases,
     sampler,
+    tensor_types,
     user_cases,
 )
 from mdlstm_tk.export.verification.parity import ATOL, Parity, compare_cases
@@ -40,15 +42,13 @@ from mdlstm_tk.export.verification.runtimes import (
     session_run,
     with_padding,
 )
-from mdlstm_tk.runtime import Session
-from mdlstm_tk.runtime.io import is_tiled
-from mdlstm_tk.runtime.io.npy import Array, byte_limit, read_model_file
-from mdlstm_tk.runtime.model_discovery import archives_in, models_in
-from mdlstm_tk.runtime.runner import MODEL, TensorType
-from mdlstm_tk.runtime.shapes import Grid, Shapes
-from mdlstm_tk.runtime.staleness import checkpoint_of, note_if_stale
+from mdlstm_tk.io import TILED_SUFFIX, Array
+from mdlstm_tk.io.metadata import Extents as Grid
+from mdlstm_tk.runtime.infer import models_in, open_model
+from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.training import Run
+from mdlstm_tk.training.staleness import checkpoint_of, note_if_stale
 
 Against = nn.Module | Run | str | Path | None
 DEFAULT_GRID = (5, 7, 3)  # of a model that does not name the grids of its export
@@ -64,9 +64,6 @@ def verify_model(
     device: str = "auto",
     seeds: int = SEEDS,
     seed: int = 0,
-    max_bytes: int | None = None,
-    timeout: float | None = None,
-    isolated: bool = False,
     trusted: bool = False,
 ) -> VerificationReport:
     """Compare an exported model with the network it came from.
@@ -95,10 +92,7 @@ def verify_model(
             works, CUDA as well.
         seeds: number of random seeds.
         seed: the first seed.
-        max_bytes: as for `Session`: maximum size of the model file and of the inputs, and in isolation also
-            its memory.
-        timeout, isolated, trusted: as for `Session`. The reference evaluator of onnx runs in this process
-            in any case.
+        trusted: as for `Session`.
 
     Returns:
         The outcome of every runtime on every case. A failure raises nothing by itself; call
@@ -111,11 +105,10 @@ def verify_model(
     """
     require("onnxruntime", "cpu")
     if seeds < 1 or seed < 0:
-        given = Argument("seeds", seeds), " and ", Argument("seed", seed)
-        raise InputError("seeds must be at least 1 and seed at least 0, got ", *given)
+        raise InputError(f"seeds must be at least 1 and seed at least 0, got seeds={seeds} and seed={seed}")
     model, files = Path(model), [Path(model)]
     if model.is_dir():
-        files = sorted([*models_in(model), *archives_in(model)])
+        files = sorted(models_in(model))
     if not files:
         raise InputError(
             f"the folder {model} holds no model; make one with: mdlstm export {shell_quoted(model)}"
@@ -124,14 +117,10 @@ def verify_model(
     groups: dict[str, list[str]] = {}
     outcomes: dict[str, dict[str, Parity]] = {}
     for path in files:
-        sessions = _sessions(path, device, max_bytes, timeout=timeout, isolated=isolated, trusted=trusted)
-        try:
-            with without_original(against) if isinstance(against, nn.Module) else nullcontext():
-                verifier = _FileVerifier(path, sessions, against, byte_limit(max_bytes))
-                cases, of_file = verifier.run(inputs, example_range, range(seed, seed + seeds))
-        finally:
-            for session in sessions:
-                session.close()
+        sessions = _sessions(path, device, trusted)
+        with without_original(against) if isinstance(against, nn.Module) else nullcontext():
+            verifier = _FileVerifier(path, sessions, against)
+            cases, of_file = verifier.run(inputs, example_range, range(seed, seed + seeds))
         verifiers.append(verifier)
         prefix = f"{path.name}, " if len(files) > 1 else ""
         for case in cases:
@@ -149,15 +138,9 @@ def verify_model(
     )
 
 
-def _sessions(
-    model: Path, device: str, max_bytes: int | None, **options: Any
-) -> Sequence[Session] | Sequence[TiledSession]:
+def _sessions(model: Path, device: str, trusted: bool) -> Sequence[Session] | Sequence[TiledSession]:
     """A session on the device; for "auto" one on the CPU and, where it works, one on CUDA."""
-    new_session: Any = partial(Session, model, max_bytes=max_bytes, **options)
-    if is_tiled(model):
-        # max_bytes of a TiledSession bounds the memory of its runs.
-        read_model_file(model, byte_limit(max_bytes), TILED_EXPORT)
-        new_session = partial(TiledSession, model, **options)
+    new_session: Any = partial(open_model, model, trusted=trusted)
     session = new_session(device=device)
     if device != "auto" or session.device == "cpu":
         return [session]
@@ -169,7 +152,6 @@ class _FileVerifier:
 
     Attributes:
         metadata: of the file.
-        max_bytes: of each of the user's inputs.
         reference: what the file is compared with, in words.
         training_run: the run that the file is compared with; None if it is something else.
         stale: one line if the file was exported from another checkpoint of that run; else "".
@@ -183,10 +165,11 @@ class _FileVerifier:
         path: Path,
         sessions: Sequence[Session] | Sequence[TiledSession],
         against: Against,
-        max_bytes: int,
     ) -> None:
-        self.sessions, self.metadata, self.max_bytes = sessions, sessions[0].metadata, max_bytes
-        self.model = None if is_tiled(path) else onnx.load_model_from_string(sessions[0]._arguments[0])
+        self.sessions, self.metadata = sessions, sessions[0].metadata
+        self.model = (
+            None if path.suffix == TILED_SUFFIX else onnx.load_model_from_string(sessions[0]._arguments[0])
+        )
         self.training_run: Run | None = None
         self.stale = ""
         self.interface: Interface | None = None
@@ -226,7 +209,7 @@ class _FileVerifier:
         checkpoint, sha256 = read_checkpoint(checkpoint_path)
         if self.metadata.checkpoint_sha256 not in (None, sha256):
             other = f"{path} was exported from another checkpoint than {checkpoint_path}"
-            self.stale = note_if_stale(path, self.metadata) or other
+            self.stale = note_if_stale(path) or other
         self.training_run, self.reference = run, f"the network of {checkpoint_path}"
         return checkpoint.network()
 
@@ -235,8 +218,8 @@ class _FileVerifier:
     ) -> tuple[list[Case], dict[str, dict[str, Parity]]]:
         """The inputs to compare on, the user's or random ones, and the errors of each runtime on them."""
         metadata, types = self.metadata, dict[str, TensorType]()
-        if self.model is not None:
-            types = self.sessions[0].graphs.graphs[MODEL].inputs
+        if isinstance(self.sessions[0], Session):
+            types = tensor_types(self.sessions[0])
         draw = RandomValues(metadata.example_range)
         if example_range is not None:
             draw = sampler(
@@ -247,7 +230,7 @@ class _FileVerifier:
         if inputs is None:
             cases = self._random_cases(draws, seeds)
         else:
-            cases = user_cases(metadata, types, inputs, self.max_bytes)
+            cases = user_cases(self.sessions[0], inputs)
             with suppress(MDLSTMError):  # a network may take no random inputs
                 # The user's inputs may be too few to know the scale of the outputs from.
                 random = self._random_cases(draws, seeds)[:2]
@@ -279,11 +262,11 @@ class _FileVerifier:
         """The runtimes by name, the reference, True if that may compute several cases in one batch, and the
         graph in float64 if it is to be compared with a network in float64."""
         metadata, model, runtimes = self.metadata, self.model, dict[str, Runtime]()
-        largest = np.max([Shapes(metadata).grid(case.inputs["x"]) for case in cases], axis=0).tolist()
+        largest = np.max([metadata.grid_of(case.inputs["x"].shape) for case in cases], axis=0).tolist()
         limit, names = metadata.grid_like(tuple(largest)), list(metadata.output_names)
 
         def unpadded(run: Runtime) -> Runtime:
-            return with_padding(run, metadata, limit) if "sizes" in metadata.inputs else run
+            return with_padding(run, metadata, limit) if metadata.takes_sizes else run
 
         reference: Runtime
         together = False
@@ -308,8 +291,7 @@ class _FileVerifier:
                     reason = ", ".join(operators_to_trust(model)) or reason_of(error)
                     raise InputError(
                         f"the reference evaluator of onnx does not run this graph ({reason}); give the "
-                        "network that it came from as ",
-                        Argument("against"),
+                        "network that it came from as against=... (--against)"
                     ) from None
         graph = None
         if self.interface is not None and model is not None and metadata.reference == "float64":

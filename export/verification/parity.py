@@ -25,10 +25,9 @@ from mdlstm_tk.errors import ParityError
 from mdlstm_tk.export.interface import Interface, Nudged
 from mdlstm_tk.export.verification.cases import Case
 from mdlstm_tk.export.verification.runtimes import Inputs, Outputs, Runtime
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.metadata import Metadata
 from mdlstm_tk.kinds import kind_named
-from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.runtime.shapes import Shapes
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -118,10 +117,10 @@ def feature_scale(references: Sequence[Float64Array], feature_axis: int = -1) ->
 
 def output_scales(expected: Mapping[str, Outputs], metadata: Metadata) -> dict[str, Float64Array]:
     """The scale of each output by its name, from the outputs of the reference by the names of cases."""
-    shapes, scales = Shapes(metadata), dict[str, Float64Array]()
+    scales = dict[str, Float64Array]()
     for name in metadata.output_names:
         references = [outputs[name] for outputs in expected.values()]
-        scales[name] = feature_scale(references, shapes.feature_axis(references[0]))
+        scales[name] = feature_scale(references, metadata.class_axis(references[0]))
     return scales
 
 
@@ -222,7 +221,7 @@ def compare_cases(
 
 def _without_padding(outputs: Outputs, exact: Outputs, metadata: Metadata) -> Outputs:
     """Outputs of a kind whose steps continue into the padding, cut to those of the reference."""
-    if not (Shapes(metadata).takes_sizes and kind_named(metadata.kind).steps_are_columns):
+    if not (metadata.takes_sizes and kind_named(metadata.kind).reads_lines):
         return outputs
     return {name: y[tuple(map(slice, exact[name].shape))] for name, y in outputs.items()}
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk._util.text import counted
-from mdlstm_tk.errors import Export, ParityError
+from mdlstm_tk._util.text import counted, shell_quoted
+from mdlstm_tk.errors import ParityError
 from mdlstm_tk.export.verification.parity import ATOL, RTOL, Parity
-from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.io.metadata import Metadata
 from mdlstm_tk.training import Run
 
 
@@ -97,17 +97,15 @@ class VerificationReport:
         outcomes = self.outcomes[self.failed[0]]
         case, worst = next((name, o) for name, o in outcomes.items() if not o.passed)
         where = f" ({worst.first_divergence})" if worst.first_divergence else ""
-        advice: tuple[object, ...] = ()
+        advice = ""
         if self.stale:
-            where, advice = "", ("; ", self.stale[0])
+            where, advice = "", f"; {self.stale[0]}"
         elif self.run is not None:
             advice = (
                 "; if the model was exported from another run or checkpoint, name that, else export it "
-                "again with: ",
-                Export({"force": True}, str(self.run.folder)),
+                f"again with: mdlstm export {shell_quoted(self.run.folder)} --force"
             )
         raise ParityError(
             f"{', '.join(self.failed)}: error {worst.error:.1e} against {self.reference} on "
-            f"{case}{where}, {worst.max_ratio:.3g} times what the tolerance of the export allows",
-            *advice,
+            f"{case}{where}, {worst.max_ratio:.3g} times what the tolerance of the export allows{advice}"
         )

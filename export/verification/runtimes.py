@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from math import erf
 from typing import Any
@@ -14,9 +15,11 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from mdlstm_tk.export.verification.cases import Case
-from mdlstm_tk.runtime import Metadata, Session
-from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.runtime.shapes import Grid, Shapes
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.metadata import Extents as Grid
+from mdlstm_tk.io.metadata import Metadata
+from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime.shapes import crop
 from mdlstm_tk.runtime.tiles.session import TiledSession
 
 Inputs = dict[str, Array]
@@ -50,12 +53,15 @@ def session_run(session: Session | TiledSession, in_one_tile: bool = False) -> R
     """Runs a session; tiles are of two windows along each axis, so that small grids have several, if not
     the whole grid is to be one."""
     first = session.metadata.output_names[0]
-    if isinstance(session, TiledSession):
-        tile = [2 * extent for extent in session.archive.total_window]
-        return lambda inputs: {first: session(inputs["x"], max(inputs["x"].shape) if in_one_tile else tile)}
 
     def run(inputs: Inputs) -> Outputs:
-        outputs = session(**inputs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on random numbers that training has not seen
+            if isinstance(session, TiledSession):
+                windows = np.prod([stage.window for stage in session.archive.stages], axis=0)
+                tile = max(inputs["x"].shape) if in_one_tile else 2 * int(windows.max())
+                return {first: session(inputs["x"], tile)}
+            outputs = session(**inputs)
         return outputs if isinstance(outputs, dict) else {first: outputs}
 
     return run
@@ -68,19 +74,20 @@ def with_padding(run: Runtime, metadata: Metadata, limit: Grid) -> Runtime:
     it, so that one batch has several sizes. A model that reads the padding returns something else than for
     the samples alone.
     """
-    shapes = Shapes(metadata)
 
     def run_padded(inputs: Inputs) -> Outputs:
         x = inputs["x"]
-        grid = shapes.grid(x)
-        padded = np.resize(x, (1 + len(x), *shapes.sample_shape(limit))).astype(x.dtype)
+        grid = metadata.grid_of(x.shape)
+        padded = np.resize(x, (1 + len(x), *metadata.shape_of(limit))).astype(x.dtype)
         padded[1:, *map(slice, x.shape[1:])] = x
         sizes = np.asarray([limit, *[grid] * len(x)], np.int64)
         further = {
             name: np.concatenate([value[:1], value]) for name, value in inputs.items() if name != "x"
         }
         outputs = run({"x": padded, "sizes": sizes, **further})
-        return shapes.crop({name: y[1:] for name, y in outputs.items()}, grid, limit)
+        return {
+            name: crop(y[1:], metadata.windows[name], grid, limit, metadata) for name, y in outputs.items()
+        }
 
     return run_padded
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from importlib import import_module
 from typing import Any
 
-from mdlstm_tk.errors import imports_of
+from mdlstm_tk.errors import require
 
 
 def lazy_names(
@@ -18,15 +17,15 @@ def lazy_names(
     Args:
         package: its name.
         modules: the public names in each module.
-        extra: the optional dependencies that the modules need; see `mdlstm_tk.errors.imports_of`.
+        extra: the optional dependencies that the modules need; see `mdlstm_tk.errors.require`.
     """
     module_of = {name: module for module, names in modules.items() for name in names}
 
     def load(name: str) -> Any:
         if name not in module_of:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
-        with imports_of(extra) if extra else nullcontext():
-            return getattr(import_module(f"{package}.{module_of[name]}"), name)
+        module = f"{package}.{module_of[name]}"
+        return getattr(require(module, extra) if extra else import_module(module), name)
 
     names = sorted(module_of)
     return names, load, lambda: names

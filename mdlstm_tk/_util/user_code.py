@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mdlstm_tk._util.text import suggestion
-from mdlstm_tk.errors import InputError, Message, Statement
+from mdlstm_tk.errors import InputError
 
 _modules: dict[Path, ModuleType] = {}  # by resolved path
 
@@ -44,7 +44,7 @@ def imported_files() -> list[Path]:
     return list(_modules)
 
 
-def not_registered(kind: str, name: str, known: Iterable[str]) -> Message:
+def not_registered(kind: str, name: str, known: Iterable[str]) -> str:
     """The error message about a name that nothing is registered under.
 
     Args:
@@ -54,5 +54,4 @@ def not_registered(kind: str, name: str, known: Iterable[str]) -> Message:
     """
     hint = suggestion(name, known)
     hint += "" if hint.endswith("?") else "."
-    text = f"there is no {kind} '{name}'; {hint} If a Python file of yours registers it, run that first"
-    return Message(text, ": ", Statement("import_", "FILE"))
+    return f"there is no {kind} '{name}'; {hint} If a Python file of yours registers it: --import FILE"

@@ -16,15 +16,12 @@ user_data       a task from a user's own files, which consists of:
 builtin         the tasks that come with the package
 """
 
-from mdlstm_tk.errors import imports_of
-
-with imports_of("train"):
-    from mdlstm_tk.data.builtin.diagonal import DiagonalBatch, DiagonalTask
-    from mdlstm_tk.data.builtin.digits import Digits
-    from mdlstm_tk.data.builtin.gaussian_field import GaussianField
-    from mdlstm_tk.data.builtin.textures import Textures
-    from mdlstm_tk.data.spec import SPLITS, UNLABELLED, Batch, Floats, Split, TaskSpec
-    from mdlstm_tk.data.task import DatasetTask, Task, batches
+from mdlstm_tk.data.builtin.diagonal import DiagonalBatch, DiagonalTask
+from mdlstm_tk.data.builtin.digits import Digits
+from mdlstm_tk.data.builtin.gaussian_field import GaussianField
+from mdlstm_tk.data.builtin.textures import Textures
+from mdlstm_tk.data.spec import SPLITS, UNLABELLED, Batch, Floats, Split, TaskSpec
+from mdlstm_tk.data.task import DatasetTask, Task, batches
 
 __all__ = [
     "SPLITS",

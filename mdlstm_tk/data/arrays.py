@@ -23,7 +23,6 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import composed, counted, reason_of
 from mdlstm_tk.data.spec import Array, Extents, RawSample
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io.readers import TRAINING_ARRAYS
 
 if TYPE_CHECKING:
     from mdlstm_tk.kinds.training_kind import TrainingKind
@@ -41,7 +40,7 @@ def list_arrays(path: Path, kind: TrainingKind) -> tuple[list[RawSample], list[s
         InputError: the file cannot be read, or an array has the wrong shape or type.
     """
     of_kind = {"y": kind.target_dtypes, "names": kind.has_named_columns}
-    used = {name for name in TRAINING_ARRAYS if of_kind.get(name, True)}
+    used = {name for name in ("x", "y", "names", "sizes", "ndim") if of_kind.get(name, True)}
     arrays, others = _load(path, used)
     if missing := (used & {"x", "y"}) - arrays.keys():
         verb = "is" if len(missing) == 1 else "are"

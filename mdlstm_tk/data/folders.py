@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from mdlstm_tk.data.images import is_broken_link, read_file, read_pixels
 from mdlstm_tk.data.spec import RawSample
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
-from mdlstm_tk.runtime.io.results import is_result
+from mdlstm_tk.io import IMAGE_SUFFIXES
+from mdlstm_tk.io.files import is_result
 
 if TYPE_CHECKING:
     from mdlstm_tk.kinds.training_kind import TrainingKind
@@ -110,7 +110,7 @@ def read_text(file: Path) -> str:
     except UnicodeDecodeError:
         text = "\0"
     except InputError as error:
-        raise InputError(f"{file}: ", error) from None
+        raise InputError(f"{file}: {error}") from None
     if "\0" in text:  # as in UTF-16 without a byte order mark
         raise InputError(f"{file} is not a text in UTF-8; save it in that encoding")
     return text

@@ -9,28 +9,25 @@ from pathlib import Path
 import numpy as np
 
 from mdlstm_tk.data.spec import Array
-from mdlstm_tk.errors import InputError, Message
-from mdlstm_tk.runtime.io.npy import MAX_BYTES
-from mdlstm_tk.runtime.preprocessing import decode_image
-
-SMALLER = Message("; save it with fewer pixels")  # the advice where nothing allows more
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.io.images import decode_image
 
 
 def read_pixels(file: Path, label: str = "it") -> Array:
     """Decode an image as `decode_image` does.
 
     Raises:
-        InputError: there is no such file, it is too large, or it is not an image.
+        InputError: there is no such file, or it is not an image.
         MissingExtraError: Pillow is not installed.
     """
-    return decode_image(read_file(file), label, too_large=SMALLER)
+    return decode_image(read_file(file), label)
 
 
 def read_file(file: Path) -> bytes:
     """Return the content of a file.
 
     Raises:
-        InputError: there is no such file, it cannot be read, or it has more than `MAX_BYTES`.
+        InputError: there is no such file, or it cannot be read.
     """
     if is_broken_link(file):
         raise InputError("it is a link to a file that is not there")
@@ -42,8 +39,6 @@ def read_file(file: Path) -> bytes:
         )
         raise InputError(f"there is no such file{hint}")
     try:
-        if file.stat().st_size > MAX_BYTES:
-            raise InputError(f"it has more than {MAX_BYTES} bytes")
         return file.read_bytes()
     except OSError as error:
         raise InputError(f"it cannot be read: {error.strerror}") from None

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk._util.text import composed
-from mdlstm_tk.data.images import SMALLER, is_grey, read_file, resize_nearest
+from mdlstm_tk.data.images import is_grey, read_file, resize_nearest
 from mdlstm_tk.data.spec import UNLABELLED, Array, Extents
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.runtime.preprocessing import (
+from mdlstm_tk.io.images import (
     PHOTOMETRIC,
     SAMPLE_FORMAT,
     SIGNED,
@@ -81,8 +81,8 @@ def read_mask(file: Path) -> RawMask:
     try:
         data = read_file(file)
     except InputError as error:
-        raise InputError("its mask: ", error) from None
-    with open_image(io.BytesIO(data), "its mask", SMALLER) as image:
+        raise InputError(f"its mask: {error}") from None
+    with open_image(io.BytesIO(data), "its mask") as image:
         if _has_lossy_compression(image, data):
             raise InputError(
                 f"its mask is a {image.format} whose compression may change values; save it as PNG"

@@ -16,9 +16,9 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted, listing
 from mdlstm_tk.data.images import is_grey
 from mdlstm_tk.data.spec import Array, Extents, Floats, RawSample, Resize, Sample, SampleId
-from mdlstm_tk.errors import InputError, Message
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.io.images import Preprocessing
 from mdlstm_tk.kinds import kind_named, training_of
-from mdlstm_tk.runtime.preprocessing import Preprocessing
 
 DIGEST_BYTES = 8
 MAX_THREADS = 4  # each holds one sample at a time
@@ -33,19 +33,29 @@ class Moments:
         count: number of positions.
         total, squares: (C,) float64, the sums of each channel and of its square over them.
         scaled: True if it is an image whose bits are scaled to [0, 1].
+        low, high: the smallest and the largest value.
     """
 
     count: int
     total: Array
     squares: Array
     scaled: bool = False
+    low: float = 0.0
+    high: float = 1.0
 
     @classmethod
     def of(cls, x: Floats, scaled: bool = False) -> Moments:
         """Return the moments of x (*grid, C)."""
         values = x.reshape(-1, x.shape[-1])
         squares = np.einsum("pc,pc->c", values, values, dtype=np.float64)
-        return cls(len(values), values.sum(axis=0, dtype=np.float64), squares, scaled)
+        return cls(
+            len(values),
+            values.sum(axis=0, dtype=np.float64),
+            squares,
+            scaled,
+            float(x.min()),
+            float(x.max()),
+        )
 
     @property
     def channels(self) -> int:
@@ -160,7 +170,7 @@ def _survey(sample: RawSample, kind: str, resize: Resize) -> Survey | str:
             _check_extents(training.target_name, read.shape[: len(grid)], grid)
         target, label = training.survey(read, lambda y: _moments(y, sample.is_image, resize)[0])
     except InputError as reason:
-        return Message(f"{sample.name}: ", reason)
+        return f"{sample.name}: {reason}"
     if sample.is_image and moments.channels == 1:
         x = x.reshape(*grid, -1)[..., 0]  # a grey image that is stored with colours is the same image
     of_target = ""

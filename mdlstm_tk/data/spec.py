@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from mdlstm_tk._util.checks import check_unmasked
 from mdlstm_tk._util.text import counted, is_plain_text, printable
+from mdlstm_tk._util.text_order import Direction
 from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.io.images import Preprocessing
 from mdlstm_tk.kinds import kind_named, kind_names, training_of
-from mdlstm_tk.runtime.preprocessing import Preprocessing
-from mdlstm_tk.runtime.text_order import Direction
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -139,6 +139,7 @@ class TaskSpec:
         text_direction: of kind "transcribe", the direction in which most texts run, see `reorder`.
         threshold: of kind "tag", the probability from which on a sample has a label, in training. The one
             that training chooses in the end is in `decoding.json`.
+        x_range: the lowest and the highest value of x in training; None: unknown.
         mixed_sizes: in a checkpoint: the samples differ in extents, or are cropped.
 
     Raises:
@@ -162,6 +163,7 @@ class TaskSpec:
     text_direction: Direction | None = None
     threshold: float = 0.5
     mixed_sizes: bool = False
+    x_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in kind_names():

@@ -16,9 +16,9 @@ from mdlstm_tk.data.folders import entries, find_images, left_out, read_text, su
 from mdlstm_tk.data.samples import Survey
 from mdlstm_tk.data.sampling import stratified_mask
 from mdlstm_tk.data.spec import SPLITS, SampleId, Split
-from mdlstm_tk.errors import Argument, InputError
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.io import IMAGE_SUFFIXES
 from mdlstm_tk.kinds import kind_named, training_of
-from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
 
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
@@ -38,7 +38,7 @@ def find_sources(path: Path, kind: str) -> tuple[dict[Split, Path], list[str]]:
             lie one folder too deep, or a source is not what the kind of task expects.
     """
     if not path.exists():
-        raise InputError(f"there is no file or folder {path}, which ", Argument("data"), " names")
+        raise InputError(f"there is no file or folder {path}, which data (--data) names")
     training = training_of(kind)
     if files := training.find_files(path):
         names = " and ".join(str(file.relative_to(path)) for file in files.values())

@@ -108,4 +108,4 @@ def _read_target(read: Callable[[dict[str, str]], Any], row: dict[str, str], lab
     try:
         return read(row)
     except InputError as error:
-        raise InputError(f"{label}: ", error) from None
+        raise InputError(f"{label}: {error}") from None

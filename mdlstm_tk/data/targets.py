@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from mdlstm_tk._util.text_order import Direction
 from mdlstm_tk.data.masks import MaskClasses
-from mdlstm_tk.runtime.preprocessing import Preprocessing
-from mdlstm_tk.runtime.text_order import Direction
+from mdlstm_tk.io.images import Preprocessing
 
 
 class TargetOptions(NamedTuple):

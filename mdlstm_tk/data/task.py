@@ -35,7 +35,7 @@ from mdlstm_tk.data.spec import (
     Split,
     TaskSpec,
 )
-from mdlstm_tk.errors import Argument, InputError
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import training_of
 
 WHOLE_BATCH = slice(None)
@@ -176,19 +176,19 @@ class DatasetTask(Task):
         if unknown := [split for split in sets if split not in SPLITS]:
             raise InputError(f"sets has samples of {quoted(unknown)}, but splits are {', '.join(SPLITS)}")
         if not 0 <= augment < inf:
-            raise InputError(Argument("augment", augment), " must be a number that is not negative")
+            raise InputError(f"augment must be a number that is not negative, got {augment}")
         if crop is not None and (len(crop) != len(spec.size) or min(crop) < 1):
             axes = counted(len(spec.size), "positive extent")
-            raise InputError(Argument("crop", crop), f" must be {axes}, as samples have as many axes")
+            raise InputError(f"crop must be {axes}, as samples have as many axes, got {crop}")
         if augment and len(spec.size) != 2:
             raise InputError(
-                Argument("augment", augment),
-                f" distorts images, but samples have {counted(len(spec.size), 'axis', 'axes')}; use ",
-                Argument("augment", 0),
+                f"augment (--augment) distorts images, but samples have "
+                f"{counted(len(spec.size), 'axis', 'axes')}; use 0, got {augment}"
             )
         if augment and not training_of(spec.kind).is_distorted:
-            text = f" distorts x, but no targets of kind {spec.kind}; use "
-            raise InputError(Argument("augment", augment), text, Argument("augment", 0))
+            raise InputError(
+                f"augment (--augment) distorts x, but no targets of kind {spec.kind}; use 0, got {augment}"
+            )
         self.spec = spec
         self.sets = sets
         self.augment = augment

@@ -49,9 +49,9 @@ from mdlstm_tk.data.splits import (
 )
 from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.data.task import DatasetTask
-from mdlstm_tk.errors import Argument, InputError, Message
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.io.images import Preprocessing
 from mdlstm_tk.kinds import training_of
-from mdlstm_tk.runtime.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from mdlstm_tk.kinds.training_kind import TrainingKind
@@ -120,14 +120,13 @@ def read_data(
     is_arrays = is_npz(sources["train"])
     training = training_of(kind)
     if crop is not None and not training.is_cropped:
-        other = () if is_arrays else (", or use ", Argument("resize"))
-        cut = f" would cut {training.target_name}s off; leave it out"
-        raise InputError(Argument("crop", crop), cut, *other)
+        other = "" if is_arrays else ", or use --resize"
+        raise InputError(f"crop (--crop) would cut {training.target_name}s off; leave it out{other}")
     if resize is not None and is_arrays:
+        other = ", or use --crop" if training.is_cropped else ""
         raise InputError(
-            Argument("resize", resize),
-            f" is for images, but {sources['train']} holds arrays, used as they are; leave it out",
-            *((", or use ", Argument("crop")) if training.is_cropped else ()),
+            f"resize (--resize) is for images, but {sources['train']} holds arrays, used as they are; "
+            f"leave it out{other}"
         )
     prefixes, new_notes = read_splits(path, sources)
     notes += new_notes
@@ -137,19 +136,19 @@ def read_data(
     for split, source in sources.items():
         samples, new_notes = _list_samples(source, kind, budget)
         prefix = f"{source.name}/" if source.is_dir() and source != path else ""
-        notes += [Message(f"{prefix}: ", line) for line in new_notes] if prefix else new_notes
+        notes += [f"{prefix}: {line}" for line in new_notes] if prefix else new_notes
         if source.is_dir():
             results = folders.count_results(source)
             notes += folders.left_out(f"results of mdlstm infer in {source}", results)
         splits[split], unusable = survey_samples(samples, kind, resize)
-        skipped += [Message(prefix, line) for line in unusable] if prefix else unusable
+        skipped += [f"{prefix}{line}" for line in unusable]
     if prefixes is not None:
         splits, new_notes = divide(splits["train"], prefixes)
         notes += new_notes
     formats = f"a task of kind {kind} expects {describe_formats(kind)}"
     if not splits["train"]:
         shown = _in_brackets([*skipped[:3], *notes])
-        raise InputError(f"{sources['train']}: no usable training samples", *shown, f"; {formats}")
+        raise InputError(f"{sources['train']}: no usable training samples{shown}; {formats}")
     for split, each in splits.items():
         if split != "train" and not each:
             place = sources.get(split, f"{split} in {SPLITS_FILE}")
@@ -167,8 +166,8 @@ def read_data(
         )
     crop = None if crop is None else for_axes(crop, ndim)
     if crop is not None and len(crop) != ndim:
-        has = f" has {counted(len(crop), 'extent')}, but samples have {counted(ndim, 'axis', 'axes')}"
-        raise InputError(Argument("crop", crop), has)
+        axes = counted(ndim, "axis", "axes")
+        raise InputError(f"crop (--crop) has {counted(len(crop), 'extent')}, but samples have {axes}")
     preprocessing = None if is_arrays else Preprocessing(channels, resize)
     try:
         names = _read_mask_names((path, sources["train"]), training)
@@ -176,7 +175,7 @@ def read_data(
         targets = training.fit([survey.target for survey in surveys], options)
     except InputError as error:
         shown = _in_brackets(skipped[:3])
-        raise InputError(f"{path}: ", error, *shown, f"; {formats}") from None
+        raise InputError(f"{path}: {error}{shown}; {formats}") from None
     to_fit = splits["train"]
     if known is not None and learned is not None:
         splits = divide_by_use(splits, known, learned)
@@ -231,10 +230,9 @@ def read_data(
     return task
 
 
-def _in_brackets(reasons: Sequence[str | Message]) -> tuple[str | Message, ...]:
-    """The parts of an error message that list reasons."""
-    parts = [part for reason in reasons for part in ("; ", reason)][1:]
-    return (" (", *parts, ")") if parts else ()
+def _in_brackets(reasons: Sequence[str]) -> str:
+    """The part of an error message that lists reasons."""
+    return f" ({'; '.join(reasons)})" if reasons else ""
 
 
 def _list_samples(source: Path, kind: str, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
@@ -263,7 +261,9 @@ def _describe_task(
     extents: Array,
     crop: Extents | None,
 ) -> TaskSpec:
-    mean, std = channel_moments([survey.moments for survey in train], channels)
+    moments = [survey.moments for survey in train]
+    mean, std = channel_moments(moments, channels)
+    x_range = min(each.low for each in moments), max(each.high for each in moments)
     largest = extents.max(axis=0)
     masks, training = targets.masks, training_of(kind)
     spec: dict[str, Any] = {"mean": mean, "std": std} if training.is_normalized else {}
@@ -278,6 +278,7 @@ def _describe_task(
         mask_values=masks.values if masks else (),
         mask_palette=masks.palette if masks else (),
         preprocessing=preprocessing,
+        x_range=(0.0, 1.0) if preprocessing and all(each.scaled for each in moments) else x_range,
         **spec,
     )
 
@@ -316,7 +317,7 @@ def _summarise(
             lines += [f"folders without images, left out: {', '.join(empty)}"] if empty else []
     if task.skipped:
         lines.append(f"skipped {len(task.skipped)} that cannot be used:")
-        lines += [Message("  ", line) for line in task.skipped[:MAX_SKIPPED_SHOWN]]
+        lines += [f"  {line}" for line in task.skipped[:MAX_SKIPPED_SHOWN]]
         hidden = len(task.skipped) - MAX_SKIPPED_SHOWN
         lines += [f"  and {hidden} more"] if hidden > 0 else []
     return lines

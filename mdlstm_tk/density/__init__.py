@@ -9,8 +9,6 @@ idx             reading of IDX files, which a task and data of the user may be
 sampling        drawing images with the network of a run
 contact_sheet   pictures of drawn images
 drawings        the part of the page of a run, and of its picture
-verb            `mdlstm sample`
-room            the place where the rest of the package finds all this
 
 The names below are loaded when they are first used: importing this package does not import torch.
 """

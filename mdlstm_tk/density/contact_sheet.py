@@ -12,10 +12,9 @@ import numpy.typing as npt
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk._util.text import counted
-from mdlstm_tk.errors import Argument, InputError, require
-from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, save_array
+from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.files import check_free, open_output, write_arrays
 
 OUTPUT_SUFFIXES = (".png", ".gif", ".npy")
 IMAGE_PIXELS = 56  # of the longer side of the picture of an image, about
@@ -60,9 +59,9 @@ def draw_samples(
     """
     output = Path(output)
     check_output(output)
-    ensure_writable(output, force)
+    check_free(output, force)
     if size is not None and len(size) != 2:
-        raise InputError(Argument("size"), f" must be a height and a width, got {format_size(size)}")
+        raise InputError(f"size (--size) must be a height and a width, got {format_size(size)}")
     require("torch", "train")
     from mdlstm_tk.density.sampling import draw_images, load_density_model, read_given
     from mdlstm_tk.training import latest_run, open_run
@@ -109,13 +108,13 @@ def write_samples(
         MDLSTMError: the file cannot be written.
     """
     suffix = path.suffix.lower()
-    if suffix == ".npy":
-        save_array(path, images, replace=replace)
-        return
-    pillow: Any = require("PIL.Image", "image")
-    with atomic_write(path, replace=replace) as temporary:
+    with open_output(path, replace) as file:
+        if suffix == ".npy":
+            write_arrays(file, {None: images}, "npy")
+            return
+        pillow: Any = require("PIL.Image", "image")
         if suffix == ".png":
-            pillow.fromarray(contact_sheet(images)).save(temporary, "PNG")
+            pillow.fromarray(contact_sheet(images)).save(file, "PNG")
             return
         # One palette for all frames, that of the last one: Pillow would choose another one for each.
         sheet = contact_sheet(images)
@@ -128,9 +127,7 @@ def write_samples(
             for frame in _drawing_order(images, mask)
         ]
         durations = [FRAME_MILLISECONDS] * (len(frames) - 1) + [LAST_FRAME_MILLISECONDS]
-        frames[0].save(
-            temporary, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0
-        )
+        frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
 def contact_sheet(
@@ -150,11 +147,6 @@ def contact_sheet(
     columns = min(ceil(sqrt(n * height / width)), n)
     rows = -(-n // columns)
     tile_height, tile_width = height * zoom + GAP_PIXELS, width * zoom + GAP_PIXELS
-    if rows * tile_height * columns * tile_width * 3 > MAX_BYTES:
-        raise InputError(
-            f"{counted(n, 'image')} of {format_size((height, width))} make a picture of more than "
-            f"{MAX_BYTES} bytes; draw fewer, or write a .npy file"
-        )
     sheet = np.empty((rows * tile_height + GAP_PIXELS, columns * tile_width + GAP_PIXELS, 3), np.uint8)
     sheet[:] = BACKGROUND
     for k, image in enumerate(pixels):

@@ -19,10 +19,10 @@ from mdlstm_tk.density.contact_sheet import IMAGE_PIXELS, contact_sheet
 from mdlstm_tk.density.digits import binarise
 from mdlstm_tk.density.sampling import draw_images
 from mdlstm_tk.errors import MissingExtraError, require
+from mdlstm_tk.io.images import resize, to_grey
 from mdlstm_tk.report.evaluation import Example, split_to_show
 from mdlstm_tk.report.panels import Panel, draw_input, visible
 from mdlstm_tk.report.plots import svg_histogram
-from mdlstm_tk.runtime.preprocessing import resize, to_grey
 from mdlstm_tk.training import TrainConfig
 
 DRAWN_IMAGES = 36  # images beside as many of the data

@@ -17,7 +17,7 @@ from mdlstm_tk.data.spec import SampleId, Split, TaskSpec
 from mdlstm_tk.data.task import DatasetTask
 from mdlstm_tk.density.digits import binarise
 from mdlstm_tk.density.idx import find_idx, read_idx
-from mdlstm_tk.errors import Argument, InputError
+from mdlstm_tk.errors import InputError
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 
@@ -37,15 +37,14 @@ def _load(folder: Path) -> tuple[tuple[Any, list[SampleId]], ...]:
     if not files and folder == FOLDER:
         raise InputError(
             f"Fashion-MNIST is not at {folder}; install Debian's package dataset-fashion-mnist, or say "
-            "with ",
-            *(Argument("data", "FOLDER"), " where its IDX files are, or those of MNIST"),
+            "with --data FOLDER where its IDX files are, or those of MNIST"
         )
     if set(files) != {"train", "test"}:
         names = files["train"].name if files else "none for training"
         raise InputError(
             f"{folder}: the task fashion expects the IDX files train-images-idx3-ubyte and "
-            f"t10k-images-idx3-ubyte, or these with .gz, found {names}; for other images use ",
-            Argument("task", "density"),
+            f"t10k-images-idx3-ubyte, or these with .gz, found {names}; for other images use "
+            "--task density"
         )
     paths = [files["train"].resolve(), files["test"].resolve()]
     loaded = tuple(_read(path, (path.stat().st_mtime_ns, path.stat().st_size)) for path in paths)

@@ -20,7 +20,6 @@ from mdlstm_tk.data.folders import find_files
 from mdlstm_tk.data.images import read_file
 from mdlstm_tk.data.spec import Split
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io.npy import MAX_BYTES
 
 NAME = re.compile(r"(.*-)?(train|t10k|test)-images[-.]idx3-ubyte(\.gz)?")
 SPLIT_OF_NAME: dict[str, Split] = {"train": "train", "t10k": "test", "test": "test"}
@@ -62,16 +61,14 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     """Read the images (N, H, W) of an IDX file, compressed by gzip or not.
 
     Raises:
-        InputError: the file cannot be read, is not such a file, or holds more than `MAX_BYTES`.
+        InputError: the file cannot be read, or is not such a file.
     """
     try:
         content = read_file(path)
         if content[:2] == b"\x1f\x8b":
-            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(MAX_BYTES + 1)
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read()
     except (InputError, EOFError, OSError, zlib.error) as error:
-        raise InputError(f"{path} cannot be used: ", error) from None
-    if len(content) > MAX_BYTES:
-        raise InputError(f"{path} holds more than {MAX_BYTES} bytes, expected less")
+        raise InputError(f"{path} cannot be used: {error}") from None
     if len(content) < HEADER.size or not content.startswith(MAGIC):
         raise InputError(
             f"{path} has {len(content)} bytes and begins with 0x{content[:4].hex()}, expected "

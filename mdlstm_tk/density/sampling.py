@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf, prod
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,8 @@ from torch import nn
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, MAX_BYTES
-from mdlstm_tk.runtime.io.readers import read_input
-from mdlstm_tk.runtime.preprocessing import Preprocessing
+from mdlstm_tk.io.files import read_file
+from mdlstm_tk.io.images import Preprocessing
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
 from mdlstm_tk.training.run_folder import Run
 
@@ -41,7 +40,7 @@ def read_given(path: Path, size: tuple[int, int], channels: int) -> npt.NDArray[
     Raises:
         InputError: the file cannot be read, or does not fit.
     """
-    file = read_input(str(path))
+    file = read_file(path)
     if len(file.arrays) > 1:
         raise InputError(f"{path} holds {len(file.arrays)} arrays, expected one image")
     values = next(iter(file.arrays.values()))
@@ -95,12 +94,6 @@ def draw_images(
         raise InputError(
             f"all of an image of {format_size(size)} is given, and nothing is left to draw; give its upper "
             "rows, or NaN in a .npy file where it is to be drawn"
-        )
-    nbytes = n * prod(size) * channels * FLOAT_BYTES
-    if nbytes > MAX_BYTES:
-        raise InputError(
-            f"{counted(n, 'image')} of {format_size(size)} take {nbytes} bytes, more than {MAX_BYTES}; "
-            "draw fewer or smaller ones"
         )
     drawn = sample(
         n,

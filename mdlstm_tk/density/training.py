@@ -19,8 +19,6 @@ from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, Split,
 from mdlstm_tk.data.targets import TargetOptions, Targets, unchanged
 from mdlstm_tk.density.idx import find_idx, read_idx
 from mdlstm_tk.density.kind import KIND
-from mdlstm_tk.density.room import ROOM
-from mdlstm_tk.errors import Argument, Message
 from mdlstm_tk.kinds.kind import RANGE_TOLERANCE
 from mdlstm_tk.kinds.report_kind import Reported
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
@@ -60,10 +58,10 @@ class Density(TrainingKind):
         return None
 
     def fit(self, targets: Sequence[Any], options: TargetOptions) -> Targets:
-        levels = options.settings.get("levels", ROOM.settings["levels"]["default"])
+        levels = options.settings.get("levels", 2)
         names = "2 levels, as 0 or 1" if levels == 2 else f"{levels} levels"
-        text = f"each value counts as the nearest of {names}; choose others with "
-        return Targets(levels if levels > 2 else 1, unchanged, [Message(text, Argument("levels"))])
+        note = f"each value counts as the nearest of {names}; choose others with --levels"
+        return Targets(levels if levels > 2 else 1, unchanged, [note])
 
     def collate(self, x: Array, targets: Sequence[Any], pad: Callable[..., Array]) -> Array:
         return x

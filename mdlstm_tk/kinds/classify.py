@@ -2,94 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import numpy as np
 
-from mdlstm_tk.errors import Argument, InputError
-from mdlstm_tk.kinds.answer import PROBABILITY_DIGITS, Answer
-from mdlstm_tk.kinds.kind import ARRAYS, LINES, Kind, OpenModel, Width
-from mdlstm_tk.kinds.options import Option
-
-if TYPE_CHECKING:
-    from mdlstm_tk.runtime.io.npy import Array
-    from mdlstm_tk.runtime.jobs import ResultOptions
-    from mdlstm_tk.runtime.metadata import Metadata
-
-
-@dataclass(frozen=True)
-class Label(Answer):
-    """The label of a sample.
-
-    Attributes:
-        probabilities: (class, probability) of the most likely classes, in decreasing order.
-    """
-
-    probabilities: tuple[tuple[str, float], ...] = ()
-
-    def values(self) -> dict[str, Any]:
-        return {"label": self.text, "probability": self.probabilities[0][1]}
-
-    def details(self) -> dict[str, Any]:
-        return {"probabilities": dict(self.probabilities)} if len(self.probabilities) > 1 else {}
-
-    def fields(self, options: ResultOptions) -> list[str]:
-        if "top" not in options.of_kind:
-            return [self.text]
-        return [field for label, p in self.probabilities for field in (label, f"{p:.4f}")]
-
-    def columns(self, options: ResultOptions, classes: Sequence[str]) -> dict[str, Any]:
-        columns = self.values()
-        if options.probabilities:
-            by_class = dict(self.probabilities)
-            return columns | {f"probability_{name}": by_class[name] for name in classes}
-        for rank, (label, probability) in enumerate(self.probabilities[1:], start=2):
-            columns |= {f"label_{rank}": label, f"probability_{rank}": probability}
-        return columns
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.metadata import Metadata
+from mdlstm_tk.kinds.kind import PROBABILITY_DIGITS, Kind, Row, check_scores, softmax
 
 
 class Classify(Kind):
     name = "classify"
     training_module = "mdlstm_tk.kinds.classify_training"
-    answers = "labels"
-    formats = LINES
-    probabilities = ("csv", "json", *ARRAYS)
-    options = (
-        Option("top", LINES, "Name the K most likely classes with their probabilities.", metavar="K"),
-    )
-    is_printed = True
+    gives_rows = True
     sample_axes = 1
     axes = "N"
 
     def name_count(self, outputs: int) -> int:
         return outputs
 
-    def prepare(
-        self, options: ResultOptions, metadata: Metadata, open_model: OpenModel | None = None
-    ) -> ResultOptions:
-        if options.probabilities and "top" in options.of_kind:
-            some = " includes all classes, ", Argument("top"), " only some; give one of them"
-            raise InputError(Argument("probabilities", True), *some)
-        return options
-
-    def decode(
-        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: Width | None
-    ) -> list[Label]:
-        import numpy as np
-
-        from mdlstm_tk.runtime.postprocessing import check_scores, probabilities
-
+    def decode(  # type: ignore[override]
+        self, y: Array, metadata: Metadata, *, top: int = 1, probabilities: bool = False
+    ) -> list[Row]:
+        """The `top` most likely classes; or all of them by name, with their `probabilities`."""
         check_scores(y)
-        classes, top = (
-            metadata.classes or (),
-            metadata.outputs if options.probabilities else options.of_kind.get("top", 1),
-        )
-        answers = []
-        for k, row in self.each_sample(probabilities(y), metadata):
-            order = np.argsort(-row, kind="stable")[:top].tolist()
-            ranked = tuple((classes[c], round(float(row[c]), PROBABILITY_DIGITS)) for c in order)
-            answers.append(Label(ranked[0][0], array, k, ranked))
-        return answers
+        names, rows = metadata.classes or (), []
+        for p in softmax(y):
+            row: Row = {}
+            for rank, c in enumerate(np.argsort(-p, kind="stable")[:top].tolist(), 1):
+                end = f"_{rank}" if rank > 1 else ""
+                row |= {
+                    f"label{end}": names[c],
+                    f"probability{end}": round(float(p[c]), PROBABILITY_DIGITS),
+                }
+            rows.append(row | (by_name(metadata, p) if probabilities else {}))
+        return rows
+
+
+def by_name(metadata: Metadata, p: Array) -> Row:
+    """A column for the probability of each class."""
+    pairs = zip(metadata.classes or (), p.tolist(), strict=True)
+    return {f"probability_{name}": round(value, PROBABILITY_DIGITS) for name, value in pairs}
 
 
 KIND = Classify()

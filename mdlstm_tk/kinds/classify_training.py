@@ -19,9 +19,9 @@ from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.classes import ClassesKind
 from mdlstm_tk.kinds.examples import spread_over_classes
+from mdlstm_tk.kinds.kind import softmax
 from mdlstm_tk.kinds.measures import class_measures, mean_of_numbers
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, TargetRule
-from mdlstm_tk.runtime.postprocessing import probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +84,7 @@ class Classify(ClassesKind):
         return spread_over_classes(np.array(list(read_targets())), count)
 
     def confidence(self, prediction: Floats) -> float:
-        return float(probabilities(prediction).max())
+        return float(softmax(prediction).max())
 
     def panels(self, batch: Batch, prediction: Floats, spec: TaskSpec, name: str) -> list[Panel]:
         from mdlstm_tk.report.panels import ShownAnswer, answer_panel

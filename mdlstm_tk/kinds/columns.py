@@ -50,7 +50,7 @@ def check_names(names: Sequence[str], reserved: Sequence[str] = ()) -> None:
 
     Args:
         names: of the columns.
-        reserved: of the columns which documents of answers have in any case.
+        reserved: of the columns that tables of answers have in any case.
 
     Raises:
         InputError: one is empty or reserved.

@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import numpy as np
 
-from mdlstm_tk.kinds.kind import ARRAYS, Kind, Width
-
-if TYPE_CHECKING:
-    from mdlstm_tk.runtime.io.npy import Array
-    from mdlstm_tk.runtime.jobs import ResultOptions
-    from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.metadata import Metadata
+from mdlstm_tk.kinds.kind import Kind, check_scores, softmax
 
 
 class Segment(Kind):
     name = "segment"
     training_module = "mdlstm_tk.kinds.segment_training"
-    answers = "masks"
-    target_folder = "masks"
-    formats = ("png", "tif", "csv", "json")
-    probabilities = ("json", *ARRAYS, "zarr", "tif")
     image_format = "png"
-    tile_format = "tif"
+    target_folder = "masks"
 
     def name_count(self, outputs: int) -> int:
         return outputs
 
-    def rules(self, metadata: Metadata) -> Iterator[tuple[str, bool, str]]:
-        yield "window", metadata.window is not None, "extents, as a segmenter has a grid of classes"
-
-    def decode(
-        self, y: Array, metadata: Metadata, array: str | None, options: ResultOptions, width: Width | None
+    def decode(  # type: ignore[override]
+        self, y: Array, metadata: Metadata, *, probabilities: bool = False
     ) -> Array:
-        """A mask, (H, W) or (N, H, W), of the values that the classes have in the masks of training."""
-        from mdlstm_tk.runtime.postprocessing import check_scores, class_axis, mask_values
-
-        axis = class_axis(y, metadata)
+        """Masks (N, *grid) of the values that the classes have in the masks of training, in the smallest
+        dtype of integers that holds them; or the `probabilities` of the classes, in the shape of y."""
+        axis = metadata.class_axis(y)
         check_scores(y, axis)
-        return mask_values(y.argmax(axis), metadata.mask_values or range(metadata.outputs))
+        if probabilities:
+            return softmax(y, axis)
+        values = np.asarray(metadata.mask_values or range(metadata.outputs))
+        low, high = int(values.min()), int(values.max())
+        # Beside a negative value, the largest one needs a signed dtype: one that holds -1 - high.
+        dtype = np.result_type(*map(np.min_scalar_type, (low, -1 - high if low < 0 <= high else high)))
+        mask: Array = values.astype(dtype)[y.argmax(axis)]
+        return mask
 
 
 KIND = Segment()

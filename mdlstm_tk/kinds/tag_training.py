@@ -20,6 +20,7 @@ from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.columns import ColumnsKind, Target, check_names, encode
 from mdlstm_tk.kinds.decoding import read_decoding, write_decoding
+from mdlstm_tk.kinds.kind import sigmoid
 from mdlstm_tk.kinds.measures import CLASS_MEASURES, by_output, mean_of_numbers
 from mdlstm_tk.kinds.tag import KIND, SEPARATOR
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums
@@ -137,7 +138,7 @@ class Tag(ColumnsKind):
     def panels(self, batch: Batch, prediction: Floats, spec: TaskSpec, name: str) -> list[Panel]:
         from mdlstm_tk.report.panels import ShownAnswer, answer_panel
 
-        names, values = spec.classes, KIND.scores_to_probabilities(prediction[0], -1)
+        names, values = spec.classes, sigmoid(prediction[0])
         shown = (
             f"{name} {100 * p:.0f} %" for name, p in zip(names, values, strict=True) if p >= spec.threshold
         )

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from mdlstm_tk.data import Task
     from mdlstm_tk.data.samples import MemoryBudget, Survey
     from mdlstm_tk.data.user_data import UserDataTask
-    from mdlstm_tk.errors import Message
     from mdlstm_tk.training.job import TrainingJob
     from mdlstm_tk.training.run_folder import Run
 
@@ -197,13 +196,13 @@ class TrainingKind(ReportKind, ABC):
         """The columns of x that a network may join, so that every target keeps its room."""
         return task.spec.size[-1]
 
-    def check_steps(self, columns: int | None, task: Task, remedy: Sequence[object]) -> list[Message]:
+    def check_steps(self, columns: int | None, task: Task, remedy: str) -> list[str]:
         """Notes for the user on samples whose targets need more steps than a network makes.
 
         Args:
             columns: of x under one step, as for `loss`.
             task: has the samples.
-            remedy: the settings that give more steps, as parts of a message.
+            remedy: the settings that give more steps.
 
         Raises:
             InputError: all training samples do.

@@ -11,10 +11,11 @@ from statistics import median
 import numpy as np
 
 from mdlstm_tk.errors import MDLSTMError, require
-from mdlstm_tk.runtime import Metadata, Session
-from mdlstm_tk.runtime.model_discovery import models_in
-from mdlstm_tk.runtime.staleness import note_if_stale
+from mdlstm_tk.io.metadata import Metadata
+from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime.infer import models_in
 from mdlstm_tk.training import Run
+from mdlstm_tk.training.staleness import note_if_stale
 
 BATCH = 16  # samples
 TIME_BUDGET = 0.3  # seconds per measurement
@@ -52,7 +53,7 @@ class ExportedModel:
 
 def find_exports(run: Run) -> list[Path]:
     """Return the exported models in a run folder that take whole grids, sorted by name."""
-    return sorted(models_in(run.folder))
+    return sorted(path for path in models_in(run.folder) if path.suffix == ".onnx")
 
 
 def measure_exports(paths: Sequence[Path], grid: tuple[int, ...]) -> list[ExportedModel]:
@@ -74,17 +75,16 @@ def measure_exports(paths: Sequence[Path], grid: tuple[int, ...]) -> list[Export
 def _measure(path: Path, grid: tuple[int, ...]) -> ExportedModel:
     size = path.stat().st_size
     try:
-        with Session(path, "cpu", threads=1) as session:
-            metadata = session.metadata
-            extents = metadata.grid_like(grid)
-            channels = metadata.channels
-            shape = (*extents, channels) if metadata.channels_last else (channels, *extents)
-            x = np.random.default_rng(0).standard_normal((BATCH, *shape), dtype=np.float32)
-            one, batch = _median_time(lambda: session(x[:1])), _median_time(lambda: session(x))
-        load = _median_time(lambda: Session(path, "cpu", threads=1).close())
+        session = Session(path, "cpu", threads=1)
+        metadata = session.metadata
+        extents = metadata.grid_like(grid)
+        shape = metadata.shape_of(extents)
+        x = np.random.default_rng(0).standard_normal((BATCH, *shape), dtype=np.float32)
+        one, batch = _median_time(lambda: session(x[:1])), _median_time(lambda: session(x))
+        load = _median_time(lambda: Session(path, "cpu", threads=1))
     except MDLSTMError as problem:
         return ExportedModel(path, size, str(problem))
-    stale = note_if_stale(path, metadata) or ""
+    stale = note_if_stale(path)
     return ExportedModel(
         path, size, "", metadata, stale, extents, metadata.parity.get("max_abs"), load, one, batch
     )

@@ -19,13 +19,13 @@ from mdlstm_tk._util.sizes import format_size, is_size
 from mdlstm_tk._util.text import duration, printable, shell_quoted
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
-from mdlstm_tk.errors import InputError, Message, MissingExtraError
+from mdlstm_tk.errors import InputError, MissingExtraError
+from mdlstm_tk.io.files import check_free, open_output
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.kinds.report_kind import Reported
 from mdlstm_tk.report.evaluation import SplitEvaluation
 from mdlstm_tk.report.exports import BATCH, find_exports, measure_exports
 from mdlstm_tk.report.plots import measure_label, svg_curves
-from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable
 from mdlstm_tk.training import Checkpoint, Run, TrainConfig, default_config, load_checkpoint, load_task
 from mdlstm_tk.training.networks import count_parameters
 from mdlstm_tk.training.run_task import describe_changes, describe_overlap
@@ -60,9 +60,9 @@ def write_report(
         MDLSTMError: `path` cannot be written.
     """
     target = path or run.report
-    ensure_writable(target, force or path is None)
-    with atomic_write(target, replace=force or path is None) as temporary:
-        temporary.write_text(render_report(run, on_message, data), encoding="utf-8")
+    check_free(target, force or path is None)
+    with open_output(target, force or path is None) as file:
+        file.write(render_report(run, on_message, data).encode())
     return target
 
 
@@ -89,7 +89,7 @@ def render_report(
         if data:
             raise
         problem = str(error)
-        on_message(Message("no examples: ", problem))
+        on_message(f"no examples: {problem}")
     else:
         overlap = describe_overlap(task.identities, learned)
         if known and task.identities:

@@ -27,9 +27,9 @@ from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Patch
 
 from mdlstm_tk._util.text import counted, printable
+from mdlstm_tk._util.text_order import is_right_to_left, reorder
+from mdlstm_tk.io.files import open_output
 from mdlstm_tk.report.panels import Panel
-from mdlstm_tk.runtime.io.files import atomic_write
-from mdlstm_tk.runtime.text_order import is_right_to_left, reorder
 from mdlstm_tk.training.progress import WINDOW, running_mean
 from mdlstm_tk.training.run_folder import metric_names
 
@@ -335,5 +335,5 @@ def _to_svg(figure: Figure, label: str) -> Markup:
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+    with open_output(path) as file:
+        figure.savefig(file, dpi=110, format="png")

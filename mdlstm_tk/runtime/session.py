@@ -1,288 +1,230 @@
-"""`Session`: run an exported model with ONNX Runtime."""
+"""`Session`: run an exported model with ONNX Runtime. Needs neither torch nor onnx."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import partial
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
-from mdlstm_tk._util.checks import checked
-from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.kinds.rooms import load
-from mdlstm_tk.runtime.io import is_tiled
-from mdlstm_tk.runtime.io.npy import Array, byte_limit, read_model_file
-from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.runner import MODEL, GraphInfo, OpenModel
-from mdlstm_tk.runtime.shapes import Shapes
+from mdlstm_tk.io import TILED_SUFFIX, Array
+from mdlstm_tk.io.metadata import Metadata as Metadata
+from mdlstm_tk.runtime import shapes
+from mdlstm_tk.runtime.model_check import check_model
+from mdlstm_tk.runtime.ort import Graph
+from mdlstm_tk.runtime.shapes import Batch
 
-if TYPE_CHECKING:
-    from mdlstm_tk.text import CharacterModel, Transcription
+BATCH_SIZE = 64  # samples; no model that was measured ran faster with more
+BATCH_POSITIONS = BATCH_SIZE * 64 * 64  # memory of a run grows with its positions and the hidden size
 
-Outputs: TypeAlias = Array | dict[str, Array]
+Outputs = Array | dict[str, Array]
 """y, or several outputs by name."""
+Feeds = dict[str, Array]
+Piece = tuple[int, Feeds]  # samples of the batch of this number, which run together
 
 
-class Session(OpenModel):
+class Session:
     """An exported model, loaded and ready to run.
 
-        >>> session = Session("model-8x8.onnx", device="cpu")
+        >>> session = Session("model-8x8.onnx")
         >>> y = session(x)                      # x (N, 8, 8, C) → y (N, 8, 8, outputs)
         >>> y = session(x[0])                   # without the batch axis: (8, 8, C) → (8, 8, outputs)
         >>> y = session(x[0, ..., 0])           # C = 1 and one output: (8, 8) → (8, 8)
-        >>> session = Session("padded.onnx")    # exported with valid extents as an input
-        >>> y = session(x, sizes=sizes)         # sizes (N, 2), integers
-        >>> session = Session("two.onnx")       # a network with several outputs
-        >>> y, aux = session(x).values()        # a dict of arrays, by the names in metadata.output_names
+        >>> y = session(x, sizes=sizes)         # exported with --padded: valid extents (N, 2)
+        >>> y, aux = session(x).values()        # several outputs: by the names in metadata.output_names
 
-    Inputs and outputs are NumPy arrays; outputs are float32, or integers where the network returns
-    integers. Calls from several threads are safe: they run concurrently, except with CUDA graphs or in
-    isolation, where they take turns. A session can be pickled, so that joblib, multiprocessing, Ray and
-    Spark take it: the copy loads the model again.
+    Calls from several threads are safe. A session can be pickled: the copy loads the model again.
 
     A file passes the model check before ONNX Runtime sees it (`mdlstm_tk.runtime.model_check`), so it can
-    neither read nor write files. It can take any time and memory, as in every program that runs ONNX
-    Runtime. `isolated` limits both.
+    neither read nor write files. It may take any time and memory; `mdlstm infer --isolated` limits both.
 
     Args:
         model: path of an `.onnx` file that `mdlstm export` wrote, or its content.
         device: "auto" (CUDA if it works, else CPU), "cpu", "cuda" or "cuda:N".
-        threads: CPU threads of one run. One is as fast as several for small batches and hidden sizes;
-            0 means one per core.
-        timeout: maximum duration of one run in seconds; None: no limit, or 120 s in isolation. It is
-            checked between operators; in isolation it also holds inside them.
-        max_bytes: maximum size in bytes of the file, and of x as float32; None: 1 GiB. In isolation also
-            the memory that the child process may take; None: 4 GiB.
+        threads: CPU threads of one run; 0: one per core. One is as fast as several for small models.
         tf32: let matrix products on CUDA round their inputs to 10 bits of mantissa, which is faster.
-        isolated: load and run the model in a child process with limits on memory and time, for a file that
-            you did not make (Linux and macOS). Results are the same. A call whose process ends raises, and
-            the next one starts another process.
         trusted: allow operators outside the list of the model check, for a file of yours.
 
     Attributes:
-        metadata: what the file says about the model: grid, channels, outputs, task.
+        metadata: what the file says about the model.
         device: "cpu" or "cuda:N", where the model runs.
-        provider: ONNX Runtime's name for the device.
         reason: why "auto" did not take the CUDA that this ONNX Runtime supports; else None.
-        isolated: True if the model runs in a process of its own.
 
     Raises:
-        InputError: the file does not exist, is not a model that mdlstm-tk exported, or is refused; or an
-            argument is invalid.
+        InputError: the file is not a model that mdlstm-tk exported, or is refused.
         DeviceError: CUDA was asked for and cannot be used. It never falls back to the CPU silently.
         MissingExtraError: ONNX Runtime is not installed.
-        StoppedError: the model exceeds a limit while it is loaded.
-        MDLSTMError: `isolated` is true, and the system is neither Linux nor macOS.
     """
 
-    @checked
     def __init__(
         self,
         model: str | Path | bytes,
         device: str = "auto",
         *,
         threads: int = 1,
-        timeout: float | None = None,
-        max_bytes: int | None = None,
         tf32: bool = False,
-        isolated: bool = False,
         trusted: bool = False,
     ) -> None:
-        label = "the model" if isinstance(model, bytes) else str(model)
-        if is_tiled(label):
-            raise InputError(f"{label} is a tiled export; open it with mdlstm_tk.runtime.TiledSession")
-        limit = byte_limit(max_bytes)
-        data = model if isinstance(model, bytes) else read_model_file(Path(model), limit, "mdlstm export")
-        options: dict[str, Any] = {"threads": threads, "timeout": timeout, "max_bytes": max_bytes}
-        options |= {"device": device, "tf32": tf32, "isolated": isolated, "trusted": trusted}
-        self._arguments = data, options
-        graph = self._open({MODEL: data}, label, **options).graphs[MODEL]
-        try:
-            self.metadata = Metadata.from_props(graph.props, label)
-            _check_agreement(self.metadata, graph, label)
-        except BaseException:
-            self.close()
-            raise
-        self._shapes = Shapes(self.metadata, graph.inputs, limit)
+        data, label = read_model(model)
+        self.metadata = Metadata.from_props(check_model(data, label, trusted=trusted), label)
+        self.graph = Graph(data, label, device, threads, tf32)
+        self.device, self.reason = self.graph.device, self.graph.reason
+        self._arguments: tuple[bytes, dict[str, Any]] = (
+            data,
+            {"device": device, "threads": threads, "tf32": tf32, "trusted": trusted},
+        )
+        names = {*self.metadata.inputs}, {*self.metadata.output_names}
+        if names != ({*self.graph.dtypes}, {*self.graph.outputs}):
+            raise InputError(f"{label} has other inputs or outputs than its metadata say; export it again")
 
-    def __call__(self, x: Array, sizes: Array | None = None, **extra_inputs: Array) -> Outputs:
+    def __call__(self, x: Any, sizes: Any = None, **further: Any) -> Outputs:
         """Run the model.
 
         Args:
             x: real numbers of shape (N, *grid, C), (*grid, C) or, if C is 1, (*grid). For a channels-first
-                model the channels come before the grid. A model that takes integers gets integers.
-            sizes: valid extents of each sample, integers of shape (N, D), for a model that was exported
-                with them. Values of x outside them are ignored; values of y outside them mean nothing.
-            **extra_inputs: the model's further inputs by name, with a batch axis if x has one.
+                model the channels come before the grid.
+            sizes: valid extents of each sample, integers (N, D), for a model that was exported with them.
+                Values of y outside them mean nothing.
+            **further: the model's further inputs by name, with a batch axis if x has one.
 
         Returns:
-            y as float32, (N, *⌈grid/window⌉, outputs), or (N, outputs) if the model's output has no grid.
-            It has a batch axis if x has one, and no channel axis if x has none and there is one output.
-            A model that was exported with `sizes` takes smaller grids than its own, too; y is then what
-            a model of that grid returns. In a channels-first model the outputs come before the grid. If the
-            model has several outputs, a dict of them by name.
+            y as float32, (N, *⌈grid/window⌉, outputs), or (N, outputs) if it has no grid; with a batch axis
+            if x has one, and no channel axis if x has none and there is one output. A model that takes
+            sizes takes smaller grids than its own, too. If the model has several outputs, a dict of them by
+            name.
 
         Raises:
-            InputError: x, sizes or an extra input has the wrong shape, is empty or is not finite. If the
-                grid is wrong, the message names the one that fits.
-            StoppedError: the run exceeds a limit on time or memory, or the isolated model crashed.
-            MDLSTMError: ONNX Runtime fails, or the session is closed.
+            InputError: an array does not fit the model.
+            MDLSTMError: ONNX Runtime fails.
         """
-        batch = self._shapes.prepare(x, sizes=sizes)
-        extra = self._shapes.prepare_extra_inputs(extra_inputs, batch)
-        if batch.sizes is None:
-            (outputs,) = self._run_together([batch.samples], extra)
-        else:
-            outputs = self._run(batch.samples, {"sizes": batch.sizes, **extra})
-        return self._shapes.restore_axes(outputs, batch)
+        batch = self.prepare(x, sizes, **further)
+        return shapes.restore(self.run([batch], len(batch.feeds["x"]))[0], batch, self.metadata)
 
-    @checked
-    def run_many(self, arrays: Sequence[Array]) -> list[Outputs]:
-        """Run the model on arrays of different shapes in as few batches as possible.
+    def run_many(self, arrays: Sequence[Any], batch_size: int | None = None) -> list[Outputs]:
+        """Run the model on arrays of different shapes in as few batches as possible: what a call returns
+        for each. If the model takes `sizes`, all are padded; else arrays of equal grids share a batch."""
+        batches = [self.prepare(x) for x in arrays]
+        outputs = self.run(batches, batch_size)
+        return [shapes.restore(y, batch, self.metadata) for y, batch in zip(outputs, batches, strict=True)]
 
-        If the model takes `sizes`, all arrays are padded into one batch; else arrays of equal grids share
-        a batch. The caller bounds the memory that this takes.
+    def prepare(self, x: Any, sizes: Any = None, **further: Any) -> Batch:
+        """The arguments of a call as the model takes them, checked."""
+        return shapes.prepare(x, self.metadata, self.graph.dtypes, sizes, further)
+
+    def run(self, batches: Sequence[Batch], batch_size: int | None = None) -> list[dict[str, Array]]:
+        """The outputs by name, (N, …), for each of what `prepare` returned. Which samples share a run
+        depends on shapes alone.
 
         Args:
-            arrays: each as for a single call.
-
-        Returns:
-            For each array what a single call returns.
-
-        Raises:
-            InputError: as for a single call; "x[3]" is the fourth array.
-            MDLSTMError: as for a single call.
+            batches: any number.
+            batch_size: samples of one run. None: 64, or fewer for grids above 64×64.
         """
-        batches = [self._shapes.prepare(x, f"x[{k}]") for k, x in enumerate(arrays)]
-        for batch in batches:
-            self._shapes.prepare_extra_inputs({}, batch)
-        groups: dict[tuple[int, ...] | None, list[int]] = {}
+        grid_of, padded = self.metadata.grid_of, self.metadata.takes_sizes
+        groups: dict[Any, list[Piece]] = defaultdict(list)
         for k, batch in enumerate(batches):
-            key = None if self._shapes.takes_sizes else batch.samples.shape[1:]
-            groups.setdefault(key, []).append(k)
-        results: dict[int, Outputs] = {}
-        for members in groups.values():
-            parts = self._run_together([batches[k].samples for k in members], {})
-            for k, outputs in zip(members, parts, strict=True):
-                results[k] = self._shapes.restore_axes(outputs, batches[k])
-        return [results[k] for k in range(len(batches))]
-
-    def transcribe(
-        self, images: Sequence[Array], beam: int | None = None, lm: CharacterModel | None = None
-    ) -> list[Transcription]:
-        """Read the text of lines with a recogniser.
-
-        Images of equal extents share batches; all do, sorted by width, if the model takes `sizes`.
-
-        Args:
-            images: a list with one for each line, as `decode_image` returns them: (H, W), (H, W, 1) or
-                (H, W, 3). They are prepared as the model's images were in training.
-            beam, lm: how many texts a search keeps, and a language model that it follows; see
-                `mdlstm_tk.text.ctc.transcribe_logits`. By default the best path is read.
-
-        Returns:
-            A text for each image, with confidences, and with places in pixels of the image.
-
-        Raises:
-            InputError: the model does not read texts, an image has another shape or extents that the model
-                does not take, beam is below 1, or lm is no `CharacterModel` of its characters.
-            StoppedError, MDLSTMError: as for a call.
-        """
-        lines: list[Transcription] = load("text.transcription:transcribe")(self, images, beam, lm)
-        return lines
-
-    @checked
-    def warm_up(self, batch: int = 1, grid: tuple[int, ...] | None = None) -> None:
-        """Run the model on zeros, so that later runs of this batch and grid reach their full speed.
-
-        Args:
-            batch: number of samples N.
-            grid: extents of the grid. None: the model's own.
-
-        Raises:
-            InputError: the model takes any grid and none is given, or it does not take this one, or it is
-                too large; or the model has further inputs.
-        """
-        if further := [name for name in self.metadata.inputs[1:] if name != "sizes"]:
-            names = ", ".join(further)
-            raise InputError(f"this model takes {names}, too; to warm it up, call it on such arrays")
-        if grid is None:
-            fixed = [extent for extent in self.metadata.extents if extent is not None]
-            if len(fixed) < self.metadata.ndim:
-                raise InputError("this model has free extents; name those to warm up for with grid=...")
-            grid = tuple(fixed)
-        if batch < 1 or len(grid) != self.metadata.ndim or min(grid) < 1:
-            extents = counted(self.metadata.ndim, "positive extent")
-            raise InputError(f"batch must be at least 1 and grid {extents}, got {batch} and {grid}")
-        x = np.broadcast_to(np.float32(0), (batch, *self._shapes.sample_shape(grid)))  # takes no memory
-        # On CUDA the second run may capture a graph, and the third replays it.
-        for _ in range(1 if self.device == "cpu" else 3):
-            self(x)
-
-    def _run_together(self, parts: Sequence[Array], extra: Mapping[str, Array]) -> list[dict[str, Array]]:
-        """Compute the outputs for each part (N, *grid, C) in one run. Grids may differ if the model takes
-        `sizes`."""
-        shapes = self._shapes
-        if len(parts) == 1 and not shapes.takes_sizes:
-            return [self._run(parts[0], extra)]
-        if shapes.takes_sizes:
-            samples, sizes = shapes.pad(parts)
-            extra = {"sizes": sizes, **extra}
-        else:
-            samples = np.concatenate(parts)
-        outputs = self._run(samples, extra)
-        ends = np.cumsum([len(part) for part in parts])[:-1]
-        pieces = {name: np.split(y, ends) for name, y in outputs.items()}
-        results = [{name: split[k] for name, split in pieces.items()} for k in range(len(parts))]
-        if not shapes.takes_sizes:
-            return results
-        grids, padded_grid = map(shapes.grid, parts), shapes.grid(samples)
-        return [shapes.crop(y, grid, padded_grid) for y, grid in zip(results, grids, strict=True)]
-
-    def _run(self, samples: Array, extra: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the model on all its inputs, in the shapes that its file declares.
-
-        Returns:
-            The outputs by name, in the order of the metadata.
-        """
-        metadata = self.metadata
-        by_name = self.graphs.run({metadata.inputs[0]: samples, **extra})
-        outputs = {name: by_name[name] for name in metadata.output_names}
-        for name, y in outputs.items():
-            fits = self._shapes.is_output_of(name, y, samples)
-            if y.dtype.kind not in "buif" or not fits or not y.size:
-                raise MDLSTMError(
-                    f"the model returned '{name}' of {y.dtype} and shape {y.shape} for x of shape "
-                    f"{samples.shape}, which contradicts its metadata; export it again"
-                )
-        return outputs
-
-
-def _check_agreement(metadata: Metadata, graph: GraphInfo, label: str) -> None:
-    """Check that the metadata describe the graph that they came with, and that it computes with numbers."""
-    for side, names, tensors in (
-        ("inputs", metadata.inputs, graph.inputs),
-        ("outputs", metadata.output_names, graph.outputs),
-    ):
-        if set(names) != set(tensors):
-            raise InputError(
-                f"{label} has the {side} {', '.join(tensors)}, but its metadata name {', '.join(names)}; "
-                "export the model again"
+            key = tuple(
+                (name, x.shape[1:]) for name, x in batch.feeds.items() if not (padded and name == "x")
             )
-        for name, (dtype, _) in tensors.items():
-            if not re.fullmatch(r"bool|u?int(8|16|32|64)|float(16|32|64)", dtype):
-                raise InputError(f"'{name}' of {label} holds {dtype}, expected real numbers of NumPy")
-    shape = graph.inputs["x"].shape
-    extents = metadata.extents
-    expected = (*extents, metadata.channels) if metadata.channels_last else (metadata.channels, *extents)
-    fits = len(shape) == len(expected) + 1 and all(
-        extent in (None, other) for extent, other in zip(shape[1:], expected, strict=True)
-    )
-    if not fits:
+            limit = batch_size or _limit(self._run_grid([batch.feeds]))
+            for i in range(0, len(batch.feeds["x"]), limit):
+                groups[key].append((k, {name: x[i : i + limit] for name, x in batch.feeds.items()}))
+        parts: dict[int, list[dict[str, Array]]] = defaultdict(list)
+        for pieces in groups.values():
+            if padded:  # grids of one size are padded least
+                pieces.sort(key=lambda piece: prod(grid_of(piece[1]["x"].shape)))
+            for together in self._runs(pieces, batch_size):
+                outputs = self._run([feeds for _, feeds in together])
+                for (k, _), of_piece in zip(together, outputs, strict=True):
+                    parts[k].append(of_piece)
+        names = self.metadata.output_names
+        return [
+            {name: _join([part[name] for part in parts[k]]) for name in names} for k in range(len(batches))
+        ]
+
+    def _runs(self, pieces: Sequence[Piece], batch_size: int | None) -> Iterator[list[Piece]]:
+        """Divide pieces into runs of at most so many samples, or of a few more positions than
+        `BATCH_POSITIONS`."""
+        run: list[Piece] = []
+        for piece in pieces:
+            feeds = [feeds for _, feeds in (*run, piece)]
+            limit = batch_size or _limit(self._run_grid(feeds))
+            if run and sum(len(each["x"]) for each in feeds) > limit:
+                yield run
+                run = []
+            run.append(piece)
+        yield run
+
+    def _run_grid(self, feeds: Sequence[Feeds]) -> list[int]:
+        """The grid that inputs run on together."""
+        grid: list[int] = np.max(
+            [self.metadata.grid_of(each["x"].shape) for each in feeds], axis=0
+        ).tolist()
+        return [*self.metadata.grid_like(grid)]
+
+    def _run(self, pieces: Sequence[Feeds]) -> list[dict[str, Array]]:
+        """The outputs for pieces that share a run."""
+        m = self.metadata
+        if m.takes_sizes:
+            feeds = shapes.pad(pieces, m)
+        else:
+            feeds = {name: _join([piece[name] for piece in pieces]) for name in pieces[0]}
+        outputs = self.graph(feeds)
+        y = outputs[m.output_names[0]]
+        if any(len(each) != len(feeds["x"]) for each in outputs.values()) or (
+            m.outputs not in (1, y.shape[m.class_axis(y)])
+        ):
+            raise MDLSTMError(f"the model returned y of shape {y.shape}, which contradicts its metadata")
+        ends = np.cumsum([len(piece["x"]) for piece in pieces])[:-1]
+        split = {name: np.split(each, ends) for name, each in outputs.items()}
+        results = [{name: each[k] for name, each in split.items()} for k in range(len(pieces))]
+        if not m.takes_sizes:
+            return results
+        whole, *grids = [m.grid_of(each["x"].shape) for each in (feeds, *pieces)]
+        return [
+            {name: shapes.crop(each, m.windows[name], grid, whole, m) for name, each in result.items()}
+            for result, grid in zip(results, grids, strict=True)
+        ]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        data, options = self._arguments
+        return partial(type(self), **options), (data,)
+
+
+def read_model(model: str | Path | bytes) -> tuple[bytes, str]:
+    """The content of a model file, and its name in error messages. ONNX Runtime gets no path that it could
+    resolve external data against."""
+    if isinstance(model, bytes):
+        return model, "the model"
+    path = Path(model)
+    if path.exists() and not path.is_file():  # a named pipe would be waited for
+        raise InputError(f"{model} is no file, expected an exported model")
+    try:
+        return path.read_bytes(), str(model)
+    except OSError as error:
         raise InputError(
-            f"x in the graph of {label} has the shape {shape}, but its metadata say {(None, *expected)}; "
-            "export the model again"
-        )
+            f"cannot read the model {model}: {error.strerror}; make one with: mdlstm export"
+        ) from None
+
+
+def read_metadata(model: Path) -> Metadata:
+    """What the file of a model says about itself, an `.onnx` or a `.tiles`. It is not run."""
+    data, label = read_model(model)
+    if model.suffix == TILED_SUFFIX:
+        from mdlstm_tk.runtime.tiles.archive import parse_archive  # imported late: most models are .onnx
+
+        return parse_archive(data, label).metadata
+    return Metadata.from_props(check_model(data, label, trusted=True), label)
+
+
+def _join(arrays: Sequence[Array]) -> Array:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _limit(grid: Sequence[int]) -> int:
+    """The number of samples of a run."""
+    return max(1, min(BATCH_SIZE, BATCH_POSITIONS // max(prod(grid), 1)))

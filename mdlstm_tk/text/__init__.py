@@ -4,10 +4,9 @@
 >>> from mdlstm_tk.text import CharacterModel, cut_line, read_page, write_page
 >>> page = read_page("0001.xml")
 
-room              the place where the rest of the package finds all this
 transcribe, transcribe_training   the kind `transcribe`
 pages             ALTO and PAGE XML, with page_geometry, markup and line_cutting
-documents         pages as inputs, with page_inference
+page_inference    pages as inputs
 ctc               texts from outputs, with posteriors, decoding, character_model, transcription
 networks, digit_strings   the networks and the built-in task
 encoding, page_folders, distortion, ctc_loss, calibration   what training needs
@@ -35,8 +34,10 @@ if TYPE_CHECKING:
     from mdlstm_tk.text.line_cutting import cut_line as cut_line
     from mdlstm_tk.text.networks import LineRecognizer as LineRecognizer
     from mdlstm_tk.text.networks import TextRecognizer as TextRecognizer
+    from mdlstm_tk.text.page_inference import read_pages as read_pages
     from mdlstm_tk.text.pages import read_page as read_page
     from mdlstm_tk.text.pages import write_page as write_page
+    from mdlstm_tk.text.transcription import read_lines as read_lines
 
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
@@ -49,7 +50,9 @@ __all__, __getattr__, __dir__ = lazy_names(
         "found_pages": ("find_lines",),
         "line_cutting": ("cut_line",),
         "networks": ("LineRecognizer", "TextRecognizer"),
+        "page_inference": ("read_pages",),
         "pages": ("read_page", "write_page"),
+        "transcription": ("read_lines",),
     },
     extra="train",
 )

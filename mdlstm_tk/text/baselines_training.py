@@ -15,11 +15,11 @@ from mdlstm_tk.data.samples import MemoryBudget, Survey
 from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, Sample, Split, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.io.images import Preprocessing
 from mdlstm_tk.kinds.decoding import read_decoding, write_decoding
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
-from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.text.baseline_maps import STRIDE, draw_maps
-from mdlstm_tk.text.baselines import MAPS, BaselinesMetadata
+from mdlstm_tk.text.baselines import MAPS, REACH
 from mdlstm_tk.text.line_finding import lines_of_output
 from mdlstm_tk.text.page_distortion import distort_page
 from mdlstm_tk.text.page_folders import PageTarget, list_whole_pages
@@ -107,8 +107,7 @@ class Baselines(TrainingKind):
         return super().conclude(job, step, split)
 
     def metadata(self, run: Run, step: int, spec: TaskSpec) -> dict[str, Any]:
-        defaults = {name: getattr(BaselinesMetadata, name) for name in ("above", "below")}
-        return read_decoding(run, defaults, step)
+        return read_decoding(run, REACH, step)
 
     def panels(self, batch: Batch, prediction: Floats, spec: TaskSpec, name: str) -> list[Panel]:
         """The page with its baselines: those that were found, missed, and found where there is none."""

@@ -21,12 +21,12 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from rapidfuzz.distance import Levenshtein
 
+from mdlstm_tk._util.text_order import Direction, as_searched, reorder
 from mdlstm_tk.data import Task, batches
 from mdlstm_tk.data.spec import Floats
 from mdlstm_tk.data.task import read_batch
 from mdlstm_tk.kinds.decoding import write_decoding
 from mdlstm_tk.kinds.examples import spread
-from mdlstm_tk.runtime.text_order import Direction, as_searched, reorder
 from mdlstm_tk.text.character_model import CharacterModel
 from mdlstm_tk.text.ctc import Fusion, best_path, scaled_log_probs, search
 from mdlstm_tk.text.ctc_loss import line_steps

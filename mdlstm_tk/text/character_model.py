@@ -25,7 +25,7 @@ import numpy.typing as npt
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import composed
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io.files import atomic_write
+from mdlstm_tk.io.files import open_output
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -206,8 +206,8 @@ class CharacterModel:
                 line = f"{log_probs[k]:.7g}\t{texts[k]}"
                 lines.append(line if n == self.order else f"{line}\t{backoffs[k]:.7g}")
         data = "\n".join([*lines, "", "\\end\\", ""]).encode()
-        with atomic_write(Path(path)) as temporary:
-            temporary.write_bytes(gzip.compress(data, 6, mtime=0) if str(path).endswith(".gz") else data)
+        with open_output(path) as file:
+            file.write(gzip.compress(data, 6, mtime=0) if str(path).endswith(".gz") else data)
 
     def after(self, state: int) -> tuple[Floats, Integers]:
         """The probabilities of all characters after a state.

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mdlstm_tk._util.text import counted
+from mdlstm_tk._util.text_order import MIRRORED, Direction, reordered
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.text_order import MIRRORED, Direction, reordered
 from mdlstm_tk.text.character_model import END, SPACES, UNKNOWN, UNKNOWN_LOG_PROB, CharacterModel
 from mdlstm_tk.text.decoding import BEAM, Decoding
 from mdlstm_tk.text.posteriors import LOWEST, Floats, Integers, posteriors

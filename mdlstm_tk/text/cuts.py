@@ -9,10 +9,10 @@ from pathlib import Path
 from mdlstm_tk.data.folders import find_files
 from mdlstm_tk.data.images import read_pixels
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.images import resize, scale
 from mdlstm_tk.kinds.examples import spread
 from mdlstm_tk.report.panels import Panel, draw_input
-from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.runtime.preprocessing import resize, scale
 from mdlstm_tk.text.line_cutting import cut_line
 from mdlstm_tk.text.pages import Page, is_page, read_page
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.io.metadata import Metadata
 from mdlstm_tk.kinds.decoding import DECODING_FILE, read_decoding
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ class Decoding:
     lm_weight: float = 0.6
     character_bonus: float = 1.0
     lm_temperature: float = 1.0
+
+    @classmethod
+    def of(cls, metadata: Metadata) -> Decoding:
+        """The numbers in the file of a recogniser."""
+        return cls(**{each.name: metadata.more.get(each.name, each.default) for each in fields(cls)})
 
 
 def read_run(run: Run, step: int | None = None) -> Decoding:

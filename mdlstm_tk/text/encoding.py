@@ -8,11 +8,11 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from mdlstm_tk._util.text import composed, counted
+from mdlstm_tk._util.text_order import Direction, is_right_to_left, reorder
 from mdlstm_tk.data.samples import Survey
 from mdlstm_tk.data.spec import Split
 from mdlstm_tk.data.targets import Targets
 from mdlstm_tk.data.task import Task
-from mdlstm_tk.runtime.text_order import Direction, is_right_to_left, reorder
 
 # Marks that no image shows: byte order, and the direction of what follows. The order of a text is found
 # without them.

@@ -16,17 +16,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mdlstm_tk._util.checks import checked
+from mdlstm_tk._util.text_order import Direction
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.metadata import Metadata
 from mdlstm_tk.kinds import kind_named
-from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.runtime.io.readers import preprocessing_for
+from mdlstm_tk.runtime.inputs import preprocessing_for
 from mdlstm_tk.runtime.session import Session
-from mdlstm_tk.runtime.shapes import as_image
-from mdlstm_tk.runtime.text_order import Direction
 from mdlstm_tk.runtime.tiles.session import TiledSession
-from mdlstm_tk.text.baselines import Baselines, BaselinesMetadata
-from mdlstm_tk.text.documents import MARK
+from mdlstm_tk.text.baselines import MAPS, REACH, Baselines
+from mdlstm_tk.text.line_cutting import as_image
 from mdlstm_tk.text.line_finding import lines_of_output
 from mdlstm_tk.text.line_order import reading_order
 from mdlstm_tk.text.markup import quoted
@@ -71,7 +71,7 @@ def find_lines(session: Session | TiledSession, pixels: Array) -> list[PageLine]
     Raises:
         InputError: the model is of another kind, or the image is no page.
         MissingExtraError: Pillow or SciPy is not installed.
-        StoppedError, MDLSTMError: as for a call of the session.
+        MDLSTMError: as for a call of the session.
     """
     return find_page(session, pixels).lines
 
@@ -81,17 +81,20 @@ def find_page(
 ) -> FoundPage:
     """Find the lines of a page, by regions, in the order of texts of a direction; see `find_lines`."""
     metadata = check_finder(session)
-    pixels = as_image(pixels, "pixels")
+    pixels = as_image(pixels)
     height, width = pixels.shape[:2]
     if min(height, width) < MIN_SIDE or max(height, width) > MAX_ASPECT * min(height, width):
         raise InputError(f"an image of {width}x{height} pixels is no page of text")
     x = preprocessing_for(metadata, "pixels")(pixels)
     y: Any = session(x)
     y = y if isinstance(y, np.ndarray) else y[metadata.output_names[0]]
-    assert metadata.window is not None  # see `Baselines.rules`
+    assert metadata.window is not None  # see `check_finder`
     found = lines_of_output(y, metadata.window)
     spacing = spacing_of(found, len(x))
-    reach = metadata.above * spacing, metadata.below * spacing
+    reach = (
+        spacing * metadata.more.get("above", REACH["above"]),
+        spacing * metadata.more.get("below", REACH["below"]),
+    )
     around = outlines(x[..., 0], found, spacing, reach)
     scale = np.array([width / x.shape[1], height / x.shape[0]])
     shapes = [
@@ -117,7 +120,7 @@ def find_page(
     return FoundPage(width, height, tuple(regions))
 
 
-def check_finder(session: Session | TiledSession) -> BaselinesMetadata:
+def check_finder(session: Session | TiledSession) -> Metadata:
     """The metadata of a model of kind "baselines".
 
     Raises:
@@ -127,7 +130,8 @@ def check_finder(session: Session | TiledSession) -> BaselinesMetadata:
     if not isinstance(kind_named(metadata.kind), Baselines):
         of = f"of kind {metadata.kind}" if metadata.kind else "of no kind"
         raise InputError(f"a model of kind baselines finds lines, but this one is {of}")
-    assert isinstance(metadata, BaselinesMetadata)
+    if (metadata.outputs, metadata.layout, metadata.window is None) != (MAPS, "N H W C", False):
+        raise InputError("the model names the kind baselines, but has other outputs; export it again")
     return metadata
 
 
@@ -145,7 +149,7 @@ def _shape(
 
 
 def page_xml(page: FoundPage, image: str) -> bytes:
-    """A page as PAGE XML of 2019, with the mark of results, see `documents.MARK`.
+    """A page as PAGE XML of 2019.
 
     Args:
         page: with its lines.
@@ -171,7 +175,6 @@ def page_xml(page: FoundPage, image: str) -> bytes:
     group = f'      <OrderedGroup id="order">\n{order}      </OrderedGroup>\n'
     order = f"    <ReadingOrder>\n{group}    </ReadingOrder>\n"
     text = f"""<?xml version="1.0" encoding="UTF-8"?>
-<?{MARK} a model has found these lines?>
 <PcGts xmlns="{NAMESPACE}">
   <Metadata>
     <Creator>mdlstm-tk {__version__}</Creator>

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from mdlstm_tk._util.checks import checked
+from mdlstm_tk._util.checks import check_unmasked, checked
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.runtime.shapes import as_image
+from mdlstm_tk.io import Array
 from mdlstm_tk.text.page_geometry import is_level
 from mdlstm_tk.text.pages import PageLine
 from mdlstm_tk.text.polylines import lengths, resampled
@@ -30,6 +29,23 @@ PAPER = 75  # percentile of the pixels inside: the median of the bright half
 MARGIN = 0.05  # of the height of a line, around its outline: outlines cut ascenders
 SAME_SIZE = 1.5  # ratio of heights up to which a line is as high as a typical one of its page
 ROUNDING = 1e-6  # so that a level line is not shifted by a pixel
+
+
+def as_image(value: Any) -> Array:
+    """The pixels of an image that a user gave, as `decode_image` returns them: (H, W) or (H, W, 3).
+
+    Raises:
+        InputError: they are no such image.
+    """
+    check_unmasked("an image", value)
+    pixels: Array = np.asanyarray(value)
+    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    fits = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    if not fits or not pixels.size or (pixels.dtype.kind != "f" and pixels.dtype not in ("u1", "u2")):
+        raise InputError(
+            f"an image is {pixels.dtype} {pixels.shape}, expected (H, W) or (H, W, 3), as decode_image"
+        )
+    return pixels
 
 
 @checked
@@ -50,7 +66,7 @@ def cut_line(pixels: Array, line: PageLine) -> Array:
         InputError: nothing of the line lies on the page, or these are no pixels of an image.
         MissingExtraError: Pillow is not installed.
     """
-    pixels = as_image(pixels, "pixels")
+    pixels = as_image(pixels)
     baseline = None if line.baseline is None else np.asarray(line.baseline, float)
     if baseline is not None:
         length = lengths(baseline)[-1]  # 0 if it lies beyond the page

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.io import Array
 from mdlstm_tk.text.polylines import lengths, resampled, spacing_of
 
 HEAD, TAIL = slice(8), slice(-8, None)  # points of a piece that tell the direction of its ends

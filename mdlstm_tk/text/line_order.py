@@ -12,8 +12,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.runtime.text_order import Direction
+from mdlstm_tk._util.text_order import Direction
+from mdlstm_tk.io import Array
 
 SHARED = 0.1  # of the shorter line, that two lines of a column have in common at least
 

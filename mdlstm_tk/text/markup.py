@@ -14,12 +14,8 @@ from pathlib import Path
 from xml.parsers import expat
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io.npy import open_input, read_capped
+from mdlstm_tk.io.files import read_bytes
 
-MAX_XML_BYTES = 2**27  # pages with an outline of every glyph take some 20 MB
-XML_SHARE = (
-    8  # of more than this limit an XML may have one part, since it takes several times more when parsed
-)
 MAX_INDENT = 1000  # bytes
 ROOT_BYTES = 2**16  # at the start of a file, in which the root is searched
 ENCODING = re.compile(rb"""<\?xml[^>]*?\sencoding\s*=\s*["']([\w.-]+)["']""")
@@ -79,25 +75,19 @@ class Document:
     Args:
         path: the file, or its name in error messages.
         data: its bytes; None: they are read.
-        max_bytes: maximum size of the file; an XML may have an eighth of it, or 128 MiB if that is more.
-            None: it is not bounded.
 
     Attributes:
         root: the outermost element.
-        instructions: names of the processing instructions before and in it.
 
     Raises:
-        InputError: the file cannot be read, is too large, not well-formed, in an unknown encoding, or has a
+        InputError: the file cannot be read, is not well-formed, in an unknown encoding, or has a
             document type.
     """
 
     root: Element
 
-    def __init__(self, path: Path, data: bytes | None, max_bytes: int | None) -> None:
-        if data is None:
-            with open_input(path) as file:
-                data = file.read() if max_bytes is None else read_capped(file, str(path), _limit(max_bytes))
-        self.instructions: list[str] = []
+    def __init__(self, path: Path, data: bytes | None) -> None:
+        data = read_bytes(path) if data is None else data
         match = ENCODING.match(data.removeprefix(codecs.BOM_UTF8))
         self._encoding = match.group(1).decode() if match else "utf-8"
         self._edits: list[tuple[int, int, str]] = []
@@ -144,10 +134,6 @@ class Document:
         indent = self._blanks_before(neighbour.start) if neighbour else ""
         offset = after.end if after else parent.content
         self._edits.append((offset, offset, indent + markup))
-
-    def insert_before_root(self, markup: str) -> None:
-        """Add a line before the outermost element."""
-        self._edits.append((self.root.start, self.root.start, f"{markup}\n"))
 
     def remove(self, element: Element) -> None:
         """Remove an element and the blanks before it."""
@@ -197,15 +183,12 @@ class Document:
         parser.StartDoctypeDeclHandler = refuse
         parser.StartElementHandler, parser.EndElementHandler = start, end
         parser.CharacterDataHandler = characters
-        parser.ProcessingInstructionHandler = lambda target, _: self.instructions.append(target)
         parser.Parse(self._data, True)
 
 
-def root_tag(path: str | os.PathLike[str]) -> tuple[str | None, tuple[str, ...]]:
-    """The name of the outermost element of an XML file, None if it is not XML or cannot be read; and the
-    names of the processing instructions before it."""
+def root_tag(path: str | os.PathLike[str]) -> str | None:
+    """The name of the outermost element of an XML file; None if it is not XML or cannot be read."""
     names: list[str] = []
-    instructions: list[str] = []
     try:
         with open(path, "rb") as file:
             data = file.read(ROOT_BYTES)
@@ -213,12 +196,11 @@ def root_tag(path: str | os.PathLike[str]) -> tuple[str | None, tuple[str, ...]]
         if match:  # expat knows few encodings
             data = data.decode(match.group(1).decode(), "replace").encode()
         parser = expat.ParserCreate("utf-8" if match else None)
-        parser.ProcessingInstructionHandler = lambda name, _: None if names else instructions.append(name)
         parser.StartElementHandler = lambda name, _: names.append(name.rpartition(":")[2])
         parser.Parse(data, False)
     except (OSError, expat.ExpatError, LookupError, ValueError):
         pass
-    return (names[0] if names else None), tuple(instructions)
+    return names[0] if names else None
 
 
 def escaped(text: str) -> str:
@@ -229,7 +211,3 @@ def escaped(text: str) -> str:
 def quoted(text: str) -> str:
     """A text as the value of an attribute, in quotation marks."""
     return f'"{escaped(text).translate(QUOTES)}"'
-
-
-def _limit(max_bytes: int) -> int:
-    return min(max_bytes, max(max_bytes // XML_SHARE, MAX_XML_BYTES))

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from rapidfuzz.distance import Levenshtein
 
+from mdlstm_tk._util.text_order import reorder
 from mdlstm_tk.data.spec import Array, Batch, Floats, TaskSpec
-from mdlstm_tk.runtime.text_order import reorder
 from mdlstm_tk.text.ctc import best_path
 from mdlstm_tk.text.encoding import normalise
 

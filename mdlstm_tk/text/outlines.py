@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk.errors import require
-from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.io import Array
 from mdlstm_tk.text.polylines import lengths, resampled
 
 STEP = 2.0  # pixels of x between the points of an outline that are searched

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from mdlstm_tk.errors import Argument, InputError, require
-from mdlstm_tk.runtime.io.files import ensure_writable
-from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.runtime.preprocessing import scale as scale_pixels
-from mdlstm_tk.runtime.text_order import is_right_to_left, reorder
+from mdlstm_tk._util.text_order import is_right_to_left, reorder
+from mdlstm_tk.errors import require
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.images import scale as scale_pixels
 from mdlstm_tk.text.pages import PageLine
-
-if TYPE_CHECKING:
-    from mdlstm_tk.runtime.jobs import Job
 
 MAX_SIDE = 2000  # pixels of a picture; larger pages are scaled down
 BASELINE, OUTLINE, TEXT = (214, 40, 57), (31, 119, 180), (0, 70, 140)
@@ -84,27 +78,3 @@ def _drawable(text: str, font: Any) -> str:
     return "".join(
         unicodedata.normalize("NFD", c)[0] if bytes(font.getmask(c)) == lacking else c for c in text
     )
-
-
-def picture_paths(jobs: Sequence[Job], folder: str | Path | None) -> dict[str, Path]:
-    """Where the picture of each page is written, by the source of its job: DIR/NAME.out.png, in the folders
-    that the page is found in. None is written without a folder.
-
-    Raises:
-        InputError: two pages would have the same picture, or one exists and may not be replaced.
-    """
-    if folder is None:
-        return {}
-    paths: dict[str, Path] = {}
-    taken: set[Path] = set()
-    for job in jobs:
-        path = Path(folder, os.path.splitext(job.relative)[0] + ".out.png")
-        if path in taken:
-            raise InputError(
-                f"two pages would be drawn to {path}; run them separately, each with its own ",
-                Argument("overlay"),
-            )
-        ensure_writable(path, job.replace)
-        paths[job.source] = path
-        taken.add(path)
-    return paths

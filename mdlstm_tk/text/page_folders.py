@@ -23,13 +23,12 @@ from mdlstm_tk.data.samples import MAX_THREADS, MemoryBudget
 from mdlstm_tk.data.spec import Array, RawSample
 from mdlstm_tk.data.tables import Row, list_rows
 from mdlstm_tk.data.targets import unchanged
-from mdlstm_tk.errors import Argument, InputError, Message
-from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
-from mdlstm_tk.runtime.preprocessing import to_grey
-from mdlstm_tk.text.documents import SUFFIX, images_of_pages
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.io import IMAGE_SUFFIXES
+from mdlstm_tk.io.images import to_grey
 from mdlstm_tk.text.line_cutting import cut_line
 from mdlstm_tk.text.markup import root_tag
-from mdlstm_tk.text.pages import ALTO, PAGE, Page, PageLine, read_page
+from mdlstm_tk.text.pages import ALTO, PAGE, SUFFIX, Page, PageLine, images_of_pages, read_page
 from mdlstm_tk.text.transcribe import KIND
 
 TRANSCRIPT = ".gt.txt"
@@ -76,8 +75,7 @@ def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[
         notes.append(f"pages: {pages}, with {counts}")
     if cut_again := sum(bool(sample.whole) and not sample.in_memory for sample in samples):
         lines = counted(cut_again, "line of pages is", "lines of pages are")
-        text = f"{lines} cut again in every epoch, which is slow; "
-        notes.append(Message(text, Argument("cache"), " with more MiB keeps them"))
+        notes.append(f"{lines} cut again in every epoch, which is slow; a larger --cache keeps them")
     return samples, notes
 
 
@@ -151,7 +149,7 @@ def _read_pages(
 def _page_files(path: Path) -> list[Path]:
     """The files below a folder that hold a page, or that break before they tell what they hold."""
     files = [file for file in folders.find_files(path) if file.suffix.lower() == SUFFIX]
-    return [file for file in files if root_tag(file)[0] in (ALTO, PAGE, None)]
+    return [file for file in files if root_tag(file) in (ALTO, PAGE, None)]
 
 
 def _baselines(page: Page) -> list[Array]:

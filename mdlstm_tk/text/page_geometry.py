@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mdlstm_tk._util.text_order import is_right_to_left
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.runtime.preprocessing import SIDEWAYS, read_extents
-from mdlstm_tk.runtime.text_order import is_right_to_left
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.images import SIDEWAYS, read_extents
 from mdlstm_tk.text.markup import Element
 
 MAX_POINTS = 4096  # of an outline; the others of a longer one are left out evenly

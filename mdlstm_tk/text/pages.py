@@ -29,11 +29,10 @@ import numpy as np
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import composed, printable
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.io import IMAGE_SUFFIXES
-from mdlstm_tk.runtime.io.npy import MAX_BYTES, Array, open_output
-from mdlstm_tk.text.baselines import BaselinesMetadata
+from mdlstm_tk.io import IMAGE_SUFFIXES, Array
+from mdlstm_tk.io.files import open_output
+from mdlstm_tk.text.baselines import REACH
 from mdlstm_tk.text.ctc import Transcription
-from mdlstm_tk.text.documents import MARK, SUBFOLDERS, SUFFIX
 from mdlstm_tk.text.markup import Document, Element, escaped, quoted, root_tag
 from mdlstm_tk.text.page_geometry import (
     BOX,
@@ -46,6 +45,8 @@ from mdlstm_tk.text.page_geometry import (
 )
 from mdlstm_tk.text.polylines import spacing_of
 
+SUFFIX = ".xml"
+SUBFOLDERS = ("page", "alto")  # where Transkribus puts the XML; images lie in the folder above
 ALTO, PAGE = "alto", "PcGts"
 HYPHENS = ("-", "¬", "=", "⸗", "­", "‐")
 BEFORE_TEXT = ("AlternativeImage", "Coords", "Baseline", "Word", "Glyph")  # in the schema of PAGE
@@ -99,11 +100,11 @@ class Page:
 def is_page(path: str | Path) -> bool:
     """True if a path names an `.xml` file with ALTO or PAGE in it."""
     path = Path(path)
-    return path.suffix.lower() == SUFFIX and root_tag(path)[0] in (ALTO, PAGE)
+    return path.suffix.lower() == SUFFIX and root_tag(path) in (ALTO, PAGE)
 
 
 @checked
-def read_page(path: str | Path, content: bytes | None = None, max_bytes: int = MAX_BYTES) -> Page:
+def read_page(path: str | Path, content: bytes | None = None) -> Page:
     """Read a page.
 
     Its image is the file that it names, in the folder of the XML, else the image of the same name as the
@@ -112,7 +113,6 @@ def read_page(path: str | Path, content: bytes | None = None, max_bytes: int = M
     Args:
         path: the file.
         content: its bytes, if they came by another way; `path` is then their name beside the image.
-        max_bytes: maximum size of the file; an XML may have an eighth of it, or 128 MiB if that is more.
 
     Raises:
         InputError: the file cannot be read or is neither ALTO nor PAGE, there is no image or one of another
@@ -120,7 +120,7 @@ def read_page(path: str | Path, content: bytes | None = None, max_bytes: int = M
         MissingExtraError: Pillow is not installed.
     """
     path = Path(path)
-    root, elements = _open(path, content, max_bytes)[1:]
+    root, elements = _open(path, content)[1:]
     if root.tag == ALTO:
         measure = root.first("Description", "MeasurementUnit")
         unit = measure.text.strip() if measure else ""
@@ -141,17 +141,34 @@ def read_page(path: str | Path, content: bytes | None = None, max_bytes: int = M
 def image_of(path: str) -> Path | None:
     """The image that `read_page` finds for a page; None if the page cannot be read, or has none."""
     try:
-        return _find_image(Path(path), _open(Path(path), None, MAX_BYTES)[1])
+        return _find_image(Path(path), _open(Path(path), None)[1])
     except InputError:
         return None
+
+
+def images_of_pages(pages: Sequence[str], images: Sequence[str]) -> set[str]:
+    """The images that belong to pages: those that `read_page` finds, and those of the name of a page that
+    cannot be read."""
+    found, names = set[str](), set[tuple[str, str]]()
+    for page in map(Path, pages):
+        if image := image_of(str(page)):
+            found.add(os.path.realpath(image))
+        else:
+            names |= {(os.path.normpath(folder), page.stem) for folder in _folders(page)}
+    places = {image: (os.path.normpath(Path(image).parent), Path(image).stem) for image in images}
+    return {image for image in images if os.path.realpath(image) in found or places[image] in names}
+
+
+def _folders(page: Path) -> list[Path]:
+    """The folders in which the image of a page may lie."""
+    return [page.parent, *([page.parent.parent] if page.parent.name.lower() in SUBFOLDERS else [])]
 
 
 @checked
 def write_page(
     page: Page, transcriptions: Mapping[str, Transcription], target: str | Path, *, replace: bool = True
 ) -> None:
-    """Write the XML of a page again with other texts and confidences, and nothing else changed but for the
-    line `<?mdlstm-tk ...?>` before it, by which the file is known as a result, see `MARK`.
+    """Write the XML of a page again with other texts and confidences, and nothing else changed.
 
     ALTO gets String/@CONTENT and @WC, PAGE TextEquiv/Unicode and @conf. Where a line has as many words as
     the text, without blank ones, each gets its own; else one String gets the whole text and the others go,
@@ -169,7 +186,7 @@ def write_page(
         InputError: the file has changed and has no such line any more, or `target` may not be replaced.
         MDLSTMError: the file cannot be written.
     """
-    document, root, elements = _open(page.path, page.content, None)
+    document, root, elements = _open(page.path, page.content)
     for name, transcription in transcriptions.items():
         if name not in elements:
             raise InputError(f"{page.path} has no line {name}; it has changed since it was read")
@@ -182,17 +199,13 @@ def write_page(
             if equiv and not texts.keys().isdisjoint(lines):
                 joined = "\n".join(texts.get(line, _text(line) or "") for line in lines)
                 _write_equiv(document, region, equiv, joined, None)
-    if transcriptions and MARK not in document.instructions:
-        document.insert_before_root(f"<?{MARK} a model has read this page?>")
-    with open_output(target, replace=replace) as file:
+    with open_output(target, replace) as file:
         file.write(document.render())
 
 
-def _open(
-    path: Path, content: bytes | None, max_bytes: int | None
-) -> tuple[Document, Element, dict[str, Element]]:
+def _open(path: Path, content: bytes | None) -> tuple[Document, Element, dict[str, Element]]:
     """Parse a file: the document, its root, and its lines by their IDs."""
-    document = Document(path, content, max_bytes)
+    document = Document(path, content)
     root = document.root
     if root.tag not in (ALTO, PAGE):
         raise InputError(f"{path} holds <{root.tag[:40]}>, expected ALTO (<alto>) or PAGE XML (<{PAGE}>)")
@@ -220,9 +233,8 @@ def _find_image(path: Path, root: Element) -> Path:
     else:
         name = next(root.descendants("Page")).attributes.get("imageFilename", "")
     name = re.split(r"[/\\]", name.strip())[-1]
-    folders = [path.parent, *([path.parent.parent] if path.parent.name.lower() in SUBFOLDERS else [])]
     names = [name, *(path.stem + form for suffix in IMAGE_SUFFIXES for form in (suffix, suffix.upper()))]
-    for candidate in (folder / name for folder in folders for name in names if name):
+    for candidate in (folder / name for folder in _folders(path) for name in names if name):
         if candidate.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(candidate):
             return candidate
     hint = f"{printable(name[:80])}, which it names, or " if name else ""
@@ -235,7 +247,7 @@ def _lines(elements: Mapping[str, Element], frame: Frame) -> Iterator[PageLine]:
     baselines = baselines_from_left(places, "".join(texts))
     reach = typical_reach((line, place.polygon) for line, place in zip(baselines, places, strict=True))
     spacing = spacing_of([line for line in baselines if line is not None], float(frame.extents[1]))
-    above, below = reach or (BaselinesMetadata.above * spacing, BaselinesMetadata.below * spacing)
+    above, below = reach or (REACH["above"] * spacing, REACH["below"] * spacing)
     for name, text, (_, polygon, corners), baseline in zip(elements, texts, places, baselines, strict=True):
         if corners is None:
             corners = np.zeros((1, 2))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mdlstm_tk.errors import require
-from mdlstm_tk.runtime.io.npy import Array
+from mdlstm_tk.io import Array
 
 POINTS = 64  # at equal distances, in which a baseline is compared with others
 NEAR = 0.25  # of the line spacing: the distance up to which a part of a baseline is on another one

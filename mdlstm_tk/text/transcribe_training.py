@@ -14,7 +14,7 @@ from mdlstm_tk.data.arrays import read_name
 from mdlstm_tk.data.samples import MemoryBudget, Survey
 from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, Sample, Split, TaskSpec
 from mdlstm_tk.data.targets import TargetOptions, Targets
-from mdlstm_tk.errors import InputError, Message
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds.report_kind import Reported
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
 from mdlstm_tk.text.decoding import Decoding, read_run
@@ -106,7 +106,7 @@ class Transcribe(TrainingKind):
         )
         return min(room, default=task.spec.size[1])
 
-    def check_steps(self, columns: int | None, task: Task, remedy: Sequence[object]) -> list[Message]:
+    def check_steps(self, columns: int | None, task: Task, remedy: str) -> list[str]:
         texts = texts_without_room(columns, task)
         if not texts:
             return []
@@ -114,8 +114,8 @@ class Transcribe(TrainingKind):
         need = counted(len(texts), "text needs", "texts need")
         line = f"{need} more steps than the network makes of their images ({named})"
         if sum(each.split == "train" for each in texts) == task.count("train"):
-            raise InputError(f"{line}, among them all that it would be trained on; try ", *remedy)
-        return [Message(f"{line}, so nothing is learned from them; try ", *remedy)]
+            raise InputError(f"{line}, among them all that it would be trained on; try {remedy}")
+        return [f"{line}, so nothing is learned from them; try {remedy}"]
 
     def read_array(self, y: Array, index: int, extents: Extents, names: Sequence[str]) -> Any:
         return read_name(y, index)

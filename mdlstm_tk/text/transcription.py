@@ -1,4 +1,4 @@
-"""Read lines of text from images; see `Session.transcribe`."""
+"""Read lines of text from images."""
 
 from __future__ import annotations
 
@@ -6,93 +6,105 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.metadata import Metadata
 from mdlstm_tk.kinds import kind_named
-from mdlstm_tk.kinds.kind import Width
-from mdlstm_tk.runtime.batching import run_batches
-from mdlstm_tk.runtime.io.npy import Array
-from mdlstm_tk.runtime.io.readers import check_scaled, preprocessing_for
-from mdlstm_tk.runtime.metadata import Metadata
+from mdlstm_tk.runtime.inputs import image_for
 from mdlstm_tk.runtime.session import Session
-from mdlstm_tk.runtime.shapes import as_image, covered_width, grid_of
+from mdlstm_tk.runtime.shapes import Batch, step_width
 from mdlstm_tk.text.character_model import CharacterModel
 from mdlstm_tk.text.ctc import Transcription, check_search, transcribe_logits, warn_of_lacking
-from mdlstm_tk.text.transcribe import RecogniserMetadata, Transcribe
+from mdlstm_tk.text.decoding import Decoding
+from mdlstm_tk.text.line_cutting import as_image
 
 
-@checked
-def transcribe(
+def read_lines(
     session: Session, images: Sequence[Array], beam: int | None = None, lm: CharacterModel | None = None
 ) -> list[Transcription]:
-    """Read the text of images; see `Session.transcribe`."""
-    metadata = session.metadata
-    if not isinstance(kind_named(metadata.kind), Transcribe):
-        raise InputError(
-            f"transcribe() needs a model of kind transcribe, which reads texts; this one is of kind "
-            f"{metadata.kind}"
-        )
-    assert isinstance(metadata, RecogniserMetadata)
-    search = metadata.classes or (), metadata.text_direction
-    check_search(beam, lm, *search)
-    warn_of_lacking(lm, *search)
-    shape: tuple[int, ...] = getattr(images, "shape", ())
-    if len(shape) == 3 and shape[2] in (1, 3):
-        raise InputError(f"images is one image of shape {shape}; give a list, as [image]")
+    """Read the text of lines with a recogniser.
+
+        >>> lm = CharacterModel.load("fr.arpa.gz")
+        >>> for line in read_lines(Session("lines.onnx"), images, beam=16, lm=lm):
+        ...     print(line.text, line.confidence)
+
+    Images of equal extents share batches; all do, sorted by width, if the model takes `sizes`.
+
+    Args:
+        session: a model of kind "transcribe".
+        images: a list with one for each line, as `decode_image` returns them: (H, W), (H, W, 1) or
+            (H, W, 3).
+        beam, lm: how many texts a search keeps, and a language model that it follows; see
+            `mdlstm_tk.text.ctc.transcribe_logits`. By default the best path is read.
+
+    Returns:
+        A text for each image, with confidences, and with places in pixels of the image.
+
+    Raises:
+        InputError: the model does not read texts, or does not take an image, beam is below 1, or lm is none
+            of its characters.
+        MDLSTMError: ONNX Runtime fails.
+    """
+    check_reader(session.metadata, beam, lm)
+    if hasattr(images, "shape"):  # of an array, whose rows would be read
+        raise InputError(f"images must be a list of images, got an array of shape {images.shape}")
     lines = []
-    all_pixels = [as_image(image, f"images[{k}]") for k, image in enumerate(images)]
-    for k, line in enumerate(read_images(session, all_pixels, beam, lm)):
+    for k, line in enumerate(read_images(session, [as_image(image) for image in images], beam, lm)):
         if isinstance(line, InputError):
-            raise InputError(f"images[{k}]: ", line)
+            raise InputError(f"images[{k}]: {line}")
         lines.append(line)
     return lines
+
+
+def check_reader(metadata: Metadata, beam: int | None, lm: CharacterModel | None) -> None:
+    """Check that a model reads texts, by a search with these arguments.
+
+    Raises:
+        InputError: it does not.
+    """
+    if not kind_named(metadata.kind).reads_lines:
+        raise InputError(
+            f"this needs a model of kind transcribe, which reads texts; this one is of {metadata.kind}"
+        )
+    check_search(beam, lm, metadata.classes or (), metadata.more.get("text_direction"))
+    warn_of_lacking(lm, metadata.classes or (), metadata.more.get("text_direction"))
 
 
 def read_images(
     session: Session, images: Sequence[Array], beam: int | None = None, lm: CharacterModel | None = None
 ) -> list[Transcription | InputError]:
-    """The text of each image, or why the model does not take it. See `transcribe`, which has checked the
+    """The text of each image, or why the model does not take it. See `read_lines`, which has checked the
     arguments."""
-    metadata = session.metadata
-    preprocessing = preprocessing_for(metadata, "images[0]")
-    arrays, lines = dict[int, Array](), dict[int, Transcription | InputError]()
+    metadata, batches, lines = session.metadata, dict[int, Batch](), dict[int, Transcription | InputError]()
     for k, pixels in enumerate(images):
         try:
-            check_scaled(metadata, pixels.dtype, "it")
-            x = preprocessing(pixels)
+            batches[k] = session.prepare(image_for(pixels, metadata, "it"))
         except InputError as error:
             lines[k] = error
-        else:
-            arrays[k] = x if metadata.channels_last else np.moveaxis(x, -1, 0)
-    for k, logits in run_batches(session, arrays.items()):
-        if isinstance(logits, InputError):
-            lines[k] = logits
-            continue
-        if isinstance(logits, Exception):
-            raise logits
-        if isinstance(logits, dict):  # the first output is the one that metadata describe
-            logits = logits[metadata.output_names[0]]
-        columns = grid_of(arrays[k].shape, metadata)[1]
-        width = covered_width(len(logits), columns, np.shape(images[k])[1], metadata.columns_per_step)
-        lines[k] = read_logits(logits, metadata, width, beam, lm)
+    for (k, batch), outputs in zip(batches.items(), session.run([*batches.values()]), strict=True):
+        widths = metadata.grid_of(batch.feeds["x"].shape)[-1], np.shape(images[k])[1]
+        lines[k] = read_logits(outputs[metadata.output_names[0]][0], metadata, widths, beam, lm)
     return [lines[k] for k in range(len(images))]
 
 
 def read_logits(
     logits: Array,
     metadata: Metadata,
-    width: Width | None,
+    widths: tuple[int, int] | None,
     beam: int | None = None,
     lm: CharacterModel | None = None,
 ) -> Transcription:
-    """Read the outputs (T, 1 + characters) of a recogniser; see `transcribe_logits`."""
-    assert isinstance(metadata, RecogniserMetadata)
-    covered, end = (None, None) if width is None else width
+    """Read the outputs (T, 1 + characters) of a recogniser for one line; see `Transcribe.decode`."""
+    covered, end = None, None
+    if widths is not None:
+        columns, end = widths  # the last step may cover columns beyond the end
+        steps = len(logits)
+        covered = end / columns * steps * step_width(steps, columns, metadata.columns_per_step)
     return transcribe_logits(
         logits,
         metadata.classes or (),
-        decoding=metadata.decoding,
-        direction=metadata.text_direction,
+        decoding=Decoding.of(metadata),
+        direction=metadata.more.get("text_direction"),
         beam=beam,
         lm=lm,
         width=covered,

@@ -4,10 +4,15 @@
 >>> y = tiling.checkpointed(layer, x, tile=(256, 256))
 """
 
-from mdlstm_tk.errors import imports_of
+from typing import TYPE_CHECKING
 
-with imports_of("train"):
-    from mdlstm_tk.tiling.checkpointing import checkpointed
-    from mdlstm_tk.tiling.stages import Stage, TileStages
+from mdlstm_tk._util.lazy import lazy_names
 
-__all__ = ["Stage", "TileStages", "checkpointed"]
+if TYPE_CHECKING:
+    from mdlstm_tk.tiling.checkpointing import checkpointed as checkpointed
+    from mdlstm_tk.tiling.stages import Stage as Stage
+    from mdlstm_tk.tiling.stages import TileStages as TileStages
+
+__all__, __getattr__, __dir__ = lazy_names(
+    __name__, {"checkpointing": ("checkpointed",), "stages": ("Stage", "TileStages")}, extra="train"
+)

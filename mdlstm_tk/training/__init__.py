@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from mdlstm_tk.training.loop import train as train
     from mdlstm_tk.training.networks import build as build
     from mdlstm_tk.training.networks import build_network as build_network
-    from mdlstm_tk.training.processes import choose_processes as choose_processes
     from mdlstm_tk.training.processes import in_processes as in_processes
     from mdlstm_tk.training.progress import Progress as Progress
     from mdlstm_tk.training.progress import RecentMetrics as RecentMetrics
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from mdlstm_tk.training.run_info import describe_run as describe_run
     from mdlstm_tk.training.settings import configure as configure
     from mdlstm_tk.training.settings import configure_resumed as configure_resumed
-    from mdlstm_tk.training.settings import parse_settings as parse_settings
     from mdlstm_tk.training.tasks import default_config as default_config
     from mdlstm_tk.training.tasks import load_task as load_task
     from mdlstm_tk.training.tasks import make_task as make_task
@@ -59,11 +57,11 @@ __all__, __getattr__, __dir__ = lazy_names(
         "job": ("TrainingJob", "new_job", "resume_job"),
         "loop": ("train",),
         "networks": ("build", "build_network"),
-        "processes": ("choose_processes", "in_processes"),
+        "processes": ("in_processes",),
         "progress": ("Progress", "RecentMetrics"),
         "run_folder": ("Run", "latest_run", "new_run", "open_run"),
         "run_info": ("describe_run",),
-        "settings": ("configure", "configure_resumed", "parse_settings"),
+        "settings": ("configure", "configure_resumed"),
         "tasks": ("default_config", "load_task", "make_task", "register_task"),
     },
     extra="train",

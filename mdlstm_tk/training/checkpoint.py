@@ -22,10 +22,10 @@ from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import counted
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data import TaskSpec
-from mdlstm_tk.errors import Argument, InputError, Message
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.io.files import open_output
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.layer import MDLSTM
-from mdlstm_tk.runtime.io.files import atomic_write
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.networks import build_network, names_of_heads
 from mdlstm_tk.training.run_state import RunState
@@ -103,8 +103,10 @@ class Checkpoint:
             raise InputError(_difference(self.config, config, min(names)))
         theirs, ours = map(_cells, (build_network(self.config, self.spec), network))
         if theirs != ours:  # weights of several cells have the same shapes
-            cells = f" has layers with the cell {', '.join(theirs)}, got "
-            raise InputError(Argument("init", config.init), cells, Argument("cell", ", ".join(ours)))
+            raise InputError(
+                f"init (--init): {config.init} has layers with the cell {', '.join(theirs)}, got "
+                f"{', '.join(ours)}; make them equal"
+            )
         for name, tensor in state.items():
             source = weights[name]
             if name in heads and len(source) % len(old) == 0:
@@ -167,14 +169,13 @@ def _cells(network: nn.Module) -> list[str]:
     return sorted({module.cell for module in network.modules() if isinstance(module, MDLSTM)})
 
 
-def _difference(old: TrainConfig, new: TrainConfig, tensor: str) -> Message:
+def _difference(old: TrainConfig, new: TrainConfig, tensor: str) -> str:
     """Say why the weights of one run do not fit the network of another."""
-    init = Argument("init", new.init)
+    init = f"init (--init): {new.init}"
     for key in ("model", "hidden", "layers", "cell", "directions", "windows", "layer_norm"):
         if (old_value := getattr(old, key)) != (new_value := getattr(new, key)):
-            ours = Argument(key, new_value)
-            return Message(init, f" has {key} {old_value}, got ", ours, "; make them equal")
-    return Message(init, f" holds another network: {tensor} has another shape or is in one of them only")
+            return f"{init} has {key} {old_value}, got {new_value}; make them equal"
+    return f"{init} holds another network: {tensor} has another shape or is in one of them only"
 
 
 def save_checkpoint(
@@ -209,8 +210,8 @@ def save_checkpoint(
         for name, tensor in tensors.items()
     }
     data = safetensors.torch.save(copies, metadata={METADATA_KEY: json.dumps(metadata)})
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(data)
+    with open_output(path) as file:
+        file.write(data)
 
 
 @checked

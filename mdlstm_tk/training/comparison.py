@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from mdlstm_tk._util.text import counted, to_json
 from mdlstm_tk.data import Split, Task, TaskSpec, batches
-from mdlstm_tk.errors import Argument, InputError
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import model_names, model_options
 from mdlstm_tk.training import distributed
 from mdlstm_tk.training.config import TrainConfig
@@ -37,7 +37,6 @@ from mdlstm_tk.training.networks import build_network, count_parameters, fit_con
 from mdlstm_tk.training.progress import WINDOW, Progress
 from mdlstm_tk.training.run_folder import Run, new_run
 from mdlstm_tk.training.run_task import describe_overlap
-from mdlstm_tk.training.settings import SETTINGS
 from mdlstm_tk.training.tasks import check_settings, default_config, make_task, with_model
 
 LEAST_TRIED = 64  # hidden units, up to which a network may have as many parameters as with fewer
@@ -168,30 +167,24 @@ class Comparison:
         return Table(title, [*columns, "seconds"], rows)
 
 
-def configure_comparison(
-    task: str, options: Mapping[str, Any], settings: Mapping[str, Any] | None = None
-) -> TrainConfig:
+def configure_comparison(task: str, options: Mapping[str, Any]) -> TrainConfig:
     """The configuration that a comparison starts from: the task's defaults with changes.
 
     Args:
         task: name of a task, or with data its kind.
-        options: changed settings, which win over `settings`.
-        settings: changed settings, from `--set`.
+        options: changed settings.
 
     Raises:
         InputError: there is no such task or setting, or it sets the model, the seed or first weights.
     """
-    settings = settings or {}
-    changes = {**settings, **options}
     for key in ("model", "seed", "init"):
-        if key in changes:
-            text = (
-                ": a comparison trains all models from random weights, over several seeds; see mdlstm train"
+        if key in options:
+            raise InputError(
+                f"a comparison trains all models from random weights over several seeds; leave out {key}"
             )
-            raise InputError(Argument(key), text)
-    check_settings(task, changes)
-    config = replace(default_config(task, str(changes.get("data", ""))), patience=0)  # equally many steps
-    return config.updated(settings, SETTINGS).updated(options, "options")
+    check_settings(task, options)
+    config = replace(default_config(task, str(options.get("data", ""))), patience=0)  # equally many steps
+    return config.updated(options, "options")
 
 
 def plan_comparison(
@@ -220,8 +213,9 @@ def plan_comparison(
         raise InputError(f"seeds must be at least 1, got {seeds}")
     for key in ("minutes", "patience"):
         if value := getattr(config, key):
-            text = "networks are compared after equally many steps, got "
-            raise InputError(text, *(Argument(key, value), "; use ", Argument(key, 0)))
+            raise InputError(
+                f"networks are compared after equally many steps, got {key}={value}; use --{key} 0"
+            )
     if distributed.init(config.device).world_size > 1:
         raise InputError("networks are compared in one process; start the comparison without torchrun")
     task = make_task(config)  # finds errors before a folder is created

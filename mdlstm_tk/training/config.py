@@ -1,4 +1,5 @@
-"""The configuration of a training run. Every field is a key of `config.toml` and of `--set KEY=VALUE`."""
+"""The configuration of a training run. Every field is a key of `config.toml` and an option of
+`mdlstm train`."""
 
 from __future__ import annotations
 
@@ -8,19 +9,20 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+from mdlstm_tk._util.devices import parse_device
 from mdlstm_tk._util.sizes import for_axes, parse_resize, parse_size
 from mdlstm_tk._util.text import suggestion
-from mdlstm_tk.errors import Argument, InputError
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_names
-from mdlstm_tk.kinds.rooms import of_rooms
-from mdlstm_tk.runtime.choices import parse_device
 
-# settings that have an option of their own, by the panel of `mdlstm train --help` that it is in
+# the settings in each panel of `mdlstm train --help`; all others are in that of the run
 PANELS: dict[str, tuple[str, ...]] = {
-    "Data": ("task", "data", "size", "resize", "crop"),
-    "Network": ("model", "cell", "directions", "hidden", "layers", "windows", "dropout"),
-    "Optimization": ("steps", "minutes", "batch_size", "lr", "schedule", "clip", "precision", "init"),
-    "Run": ("seed", "device"),
+    "Data": ("task", "data", "size", "resize", "crop", "augment", "validation", "levels"),
+    "Network": ("model", "cell", "directions", "hidden", "layers", "windows", "dropout", "layer_norm"),
+    "Optimization": (
+        *("steps", "minutes", "batch_size", "lr", "schedule", "warmup", "weight_decay", "clip", "average"),
+        *("precision", "init"),
+    ),
 }
 # settings for which tasks bring defaults of their own
 BY_TASK = (
@@ -70,16 +72,7 @@ def _setting(
     return field(default=default, metadata={"help": help, "empty": empty, "bounds": bounds, "parse": parse})
 
 
-def _with_rooms(config: type) -> type:
-    """Give a configuration the settings of rooms."""
-    for key, arguments in of_rooms("settings").items():
-        config.__annotations__[key] = type(arguments["default"])
-        setattr(config, key, _setting(**arguments))
-    return config
-
-
 @dataclass(frozen=True)
-@_with_rooms
 class TrainConfig:
     """The configuration of a training run; `list_settings` returns what each field means.
 
@@ -199,6 +192,12 @@ class TrainConfig:
     tensorboard: bool = _setting(False, "Also write TensorBoard event files.")
     seed: int = _setting(0, "Random seed of weights, splits, data and dropout.", min=0, max=2**63 - 1)
     device: str = _setting("auto", "Device to train on: auto, cpu, cuda or cuda:N.", parse=parse_device)
+    levels: int = _setting(
+        2,
+        "Levels that each channel of data of kind density is rounded to; 2: black and white.",
+        min=2,
+        max=256,
+    )
 
     def __post_init__(self) -> None:
         for key in _TYPES:
@@ -237,7 +236,7 @@ class TrainConfig:
             options["windows"] = parse_windows(self.windows, ndim)
         return {"hidden": self.hidden, **options}
 
-    def updated(self, values: Mapping[str, Any], source: str | Argument) -> TrainConfig:
+    def updated(self, values: Mapping[str, Any], source: str) -> TrainConfig:
         """Replace some settings; texts are converted to the setting's type.
 
         Args:
@@ -249,11 +248,11 @@ class TrainConfig:
         """
         for key in values:
             if key not in _TYPES:
-                raise InputError(source, f": there is no setting '{key}'; {suggestion(key, _TYPES)}")
+                raise InputError(f"{source}: there is no setting '{key}'; {suggestion(key, _TYPES)}")
         try:
             return replace(self, **values)
         except InputError as error:
-            raise InputError(source, ": ", error) from None
+            raise InputError(f"{source}: {error}") from None
 
     @classmethod
     def load(cls, path: str | Path) -> TrainConfig:
@@ -266,7 +265,7 @@ class TrainConfig:
 
     def to_toml(self) -> str:
         """The content of `config.toml`."""
-        import tomli_w  # from the extra "train"; `mdlstm settings` lists the settings without it
+        import tomli_w  # from the extra "train", which is not needed to list the settings
 
         return tomli_w.dumps(asdict(self))
 
@@ -303,7 +302,7 @@ def convert(key: str, value: Any) -> Any:
         except UnicodeEncodeError:  # the name of a file whose bytes are not UTF-8
             raise InputError(f"{key} must be UTF-8, got {text!r}; rename the file or folder") from None
         except InputError as error:
-            raise InputError(f"{key}: ", error) from None
+            raise InputError(f"{key}: {error}") from None
         return text
     if kind is bool:
         if str(value).lower() in ("true", "false"):
@@ -337,7 +336,7 @@ class SettingHelp(NamedTuple):
         default: as text, or "depends on the task".
         help: one sentence.
         empty: the meaning of the empty text, for settings that may be empty.
-        panel: panel of the setting's option in `mdlstm train --help`; "" if it has none.
+        panel: panel of the setting's option in `mdlstm train --help`.
     """
 
     key: str
@@ -380,7 +379,7 @@ def list_settings(task: str | None = None) -> list[SettingHelp]:
             default = BY_TASK_TEXT
         elif _TYPES[key] is bool:
             default = default.lower()
-        rows.append(SettingHelp(key, default, setting["help"], setting["empty"], panels.get(key, "")))
+        rows.append(SettingHelp(key, default, setting["help"], setting["empty"], panels.get(key, "Run")))
     return rows
 
 

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mdlstm_tk.errors import Argument, DeviceError, InputError
-from mdlstm_tk.runtime.choices import parse_device
+from mdlstm_tk._util.devices import parse_device
+from mdlstm_tk.errors import DeviceError, InputError
 
 T = TypeVar("T")
 
@@ -127,8 +127,7 @@ def init(device: str) -> DistributedContext:
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     elif device.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
-        given = "; give ", Argument("device", "cuda"), " for one GPU each"
-        raise InputError(f"several processes cannot share {device}", *given)
+        raise InputError(f"several processes cannot share {device}; give --device cuda for one GPU each")
     rank_device = pick_device(device)
     if not dist.is_initialized():
         if rank_device.type == "cuda":
@@ -151,7 +150,6 @@ def pick_device(device: str) -> torch.device:
     if kind == "cuda" and index >= torch.cuda.device_count():
         raise DeviceError(
             f"device '{device}' does not exist: torch {torch.__version__} sees "
-            f"{torch.cuda.device_count()} CUDA devices; use ",
-            Argument("device", "cpu"),
+            f"{torch.cuda.device_count()} CUDA devices; use --device cpu"
         )
     return torch.device(device)

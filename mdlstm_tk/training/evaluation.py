@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk.data import Batch, Split, Task, TaskSpec, batches
 from mdlstm_tk.data.spec import Array, Floats
-from mdlstm_tk.errors import Argument, InputError
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.kinds.training_kind import Sums
 from mdlstm_tk.models import Normalized
@@ -56,9 +56,10 @@ def predictions(
     inputs = [torch.from_numpy(batch.x).to(device)]
     if batch.sizes is not None:
         if not _takes_sizes(network):
-            remedies = Argument("resize"), " or ", Argument("crop")
-            text = "samples differ in size, and the network takes no sizes; make them equal with "
-            raise InputError(text, *remedies, ", or use another ", Argument("model"))
+            raise InputError(
+                "samples differ in size, and the network takes no sizes; make them equal with --resize or "
+                "--crop, or use another --model"
+            )
         inputs.append(torch.from_numpy(batch.sizes).to(device))
     # Entering autocast takes time even where it changes nothing.
     autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
@@ -185,15 +186,17 @@ def best_measure(task: Task, config: TrainConfig) -> tuple[str, bool] | None:
     if not name:
         return None
     if not task.count("validation"):
-        text = " chooses the best weights on validation data, of which there are none; hold some out with "
-        raise InputError(Argument("best_by", name), text, Argument("validation", 0.1), ", or leave it out")
+        raise InputError(
+            "best_by (--best-by) needs validation data, of which there are none; hold some out with "
+            "--validation 0.1, or leave it out"
+        )
     if has_own_measures(task):
-        text = f"; the task '{task.name}' has measures of its own, leave it out"
-        raise InputError(Argument("best_by", name), text)
+        raise InputError(
+            f"best_by (--best-by): the task '{task.name}' has measures of its own; leave it out"
+        )
     known = {**dict.fromkeys(kind.error_names, False), **kind.further_measures}
     if name not in known:
-        expected = f" is no measure of this kind; choose one of {', '.join(known)}"
-        raise InputError(Argument("best_by", name), expected)
+        raise InputError(f"best_by (--best-by) must be one of {', '.join(known)}, got '{name}'")
     return name, known[name]
 
 

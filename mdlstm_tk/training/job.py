@@ -17,7 +17,7 @@ from mdlstm_tk._util.text import counted, duration
 from mdlstm_tk.data import Split, Task
 from mdlstm_tk.data.samples import DIGEST_BYTES
 from mdlstm_tk.data.spec import SampleId
-from mdlstm_tk.errors import Argument, InputError, Message, require
+from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.models import model_options
 from mdlstm_tk.training import distributed
@@ -154,7 +154,6 @@ def new_job(
 def resume_job(
     folder: str | Path,
     options: Mapping[str, Any] | None = None,
-    settings: Mapping[str, Any] | None = None,
     task: Task | None = None,
 ) -> TrainingJob:
     """Prepare to go on with a run from its last checkpoint.
@@ -165,7 +164,6 @@ def resume_job(
     Args:
         folder: the run folder.
         options: changed settings, see `configure_resumed`.
-        settings: the same from another source, whose values `options` replaces.
         task: the task, if the caller has it; otherwise that of the run.
 
     Raises:
@@ -175,7 +173,7 @@ def resume_job(
     """
     run = open_run(folder)
     checkpoint = load_checkpoint(run.last)
-    config = find_data(configure_resumed(checkpoint.config, options or {}, settings), run.folder)
+    config = find_data(configure_resumed(checkpoint.config, options or {}), run.folder)
     if run.is_evaluated:
         require_work_left(config, run, checkpoint.state)
     state = checkpoint.state
@@ -235,11 +233,10 @@ def require_work_left(config: TrainConfig, run: Run, state: RunState) -> None:
         InputError: all steps are done, the time is over, or training has stopped early.
     """
     if state.is_complete(config):
-        more = Argument("minutes" if config.minutes else "steps")
-        raise InputError(f"{run.folder} has {state.describe(config)} already; ask for more with ", more)
+        more = "--minutes" if config.minutes else "--steps"
+        raise InputError(f"{run.folder} has {state.describe(config)} already; ask for more with {more}")
     if state.has_stopped(config):
-        advice = "go on with ", Argument("patience", 0)
-        raise InputError(f"{run.folder} has {state.describe(config)}; ", *advice)
+        raise InputError(f"{run.folder} has {state.describe(config)}; go on with --patience 0")
 
 
 def require_packages(config: TrainConfig) -> None:
@@ -268,14 +265,11 @@ def _build(
     network = build_network(config, task.spec)
     notes = list(task.summary)
     if config.patience and not task.count("validation"):
-        text = " ends no training, as there are no validation data"
-        notes.append(Message(Argument("patience", config.patience), text))
+        notes.append("patience (--patience) ends no training, as there are no validation data")
     if config.data and config.windows:
-        text = f"windows of {config.windows} positions; choose others with "
-        notes.append(Message(text, Argument("windows")))
-    remedy: tuple[object, ...] = (Argument("windows", "2x1,2x1"),)
-    if "windows" not in model_options(config.model, task.spec.kind):
-        remedy = "a larger ", Argument("resize"), ", or ", Argument("model", "md")
+        notes.append(f"windows of {config.windows} positions; choose others with --windows")
+    has_windows = "windows" in model_options(config.model, task.spec.kind)
+    remedy = "--windows 2x1,2x1" if has_windows else "a larger --resize, or --model md"
     notes += training_of(task.spec.kind).check_steps(columns_per_step(network), task, remedy)
     if memory:
         notes.append(memory)

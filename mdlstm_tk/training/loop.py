@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
+from mdlstm_tk._util.folders import locked
 from mdlstm_tk._util.text import to_json
 from mdlstm_tk.data import Split
-from mdlstm_tk.errors import Argument, InputError, MDLSTMError
+from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.kinds import training_of
-from mdlstm_tk.runtime.io.files import locked
 from mdlstm_tk.training.checkpoint import load_checkpoint
 from mdlstm_tk.training.dataloader import dataloader
 from mdlstm_tk.training.job import TrainingJob
@@ -71,19 +71,6 @@ def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str
         return _conclude(job, trainer)
 
 
-def measure_rate(job: TrainingJob) -> float:
-    """Do the steps of a job without writing, and return their rate in steps a second, without the first
-    one."""
-    keep_freed_memory()
-    trainer, timer = Trainer(job), StepTimer()
-    with _threads_of(job):
-        timer.skip()
-        for batch in dataloader(job.config, job.task, 0, job.context.shard):
-            trainer.train_step(batch, interrupted=False)
-            timer.end_step()
-    return timer.steps_per_second or 0.0
-
-
 @contextmanager
 def _folder_of(job: TrainingJob) -> Iterator[None]:
     """Keep other trainings out of the folder, from which the main process alone reads and writes."""
@@ -95,8 +82,10 @@ def _folder_of(job: TrainingJob) -> Iterator[None]:
         if job.checkpoint is not None and load_checkpoint(run.last).step != job.steps_done:
             raise InputError(f"{run.folder} has gone on since it was opened; open it again")
         if job.checkpoint is None and not job.replaces and run.last.exists():
-            advice = "give another folder, or train into it with ", Argument("force", True)
-            raise InputError(f"{run.folder} has been trained into since this run was prepared; ", *advice)
+            raise InputError(
+                f"{run.folder} has been trained into since this run was prepared; give another folder, or "
+                "train into it with force=True (--force)"
+            )
         yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +16,8 @@ from torch import Tensor, nn
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data import Task
 from mdlstm_tk.data.spec import Extents
-from mdlstm_tk.errors import Argument, InputError, Message
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import model_options
-from mdlstm_tk.runtime.providers import available_memory as machine_memory
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.networks import build_network, count_parameters, windows_of
 
@@ -88,9 +88,8 @@ def check_memory(config: TrainConfig, task: Task, samples: int, device: torch.de
     if available is None:
         return text
     if demand > available:
-        raise InputError(
-            f"{text}, but {_format(available)} are available; try ", _advise(config, task, estimate)
-        )
+        advice = _advise(config, task, estimate)
+        raise InputError(f"{text}, but {_format(available)} are available; try {advice}")
     return f"{text}; {_format(available)} are available"
 
 
@@ -133,7 +132,7 @@ def available_memory() -> int | None:
     On Linux this is the free memory, in a container at most what its limit leaves to this process.
     Elsewhere it is all memory of the machine.
     """
-    memory = machine_memory()
+    memory = _machine_memory()
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -141,6 +140,18 @@ def available_memory() -> int | None:
     except (OSError, StopIteration, ValueError):
         return memory
     return free if memory is None else min(free, max(memory - resident, 0))
+
+
+def _machine_memory() -> int | None:
+    """Bytes of memory of this machine or container; None if unknown."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            memory = min(memory, int(Path(path).read_text()))
+    return memory
 
 
 def _backward_bytes(network: nn.Module, task: Task, samples: int, extents: Extents) -> int:
@@ -164,16 +175,16 @@ def _advise(config: TrainConfig, task: Task, estimate: MemoryEstimate) -> str:
     """The setting that most of the memory depends on."""
     largest = max(estimate)
     if estimate.weights == largest:
-        return "a smaller hidden or layers"
+        return "a smaller --hidden or --layers"
     if estimate.cache == largest:
-        return "a smaller cache, or fewer workers"
+        return "a smaller --cache, or fewer --workers"
     if config.batch_size > 1:
-        return Message(Argument("batch_size", max(config.batch_size // 4, 1)), ", or less")
+        return f"--batch-size {max(config.batch_size // 4, 1)}, or less"
     if "windows" in model_options(config.model, task.spec.kind):
         first, *later = windows_of(config, task.spec)
         larger = [tuple(2 * extent for extent in first), *later]
-        return Message(Argument("windows", ",".join(map(format_size, larger))), ", or larger")
-    return "a smaller crop or resize" if config.data else "a smaller size"
+        return f"--windows {','.join(map(format_size, larger))}, or larger"
+    return "a smaller --crop or --resize" if config.data else "a smaller --size"
 
 
 def _format(count: float) -> str:

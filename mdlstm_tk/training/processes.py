@@ -1,4 +1,4 @@
-"""Train in several processes of this machine: start them, end them, and choose their number."""
+"""Train in several processes of this machine: start them, and end them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import pickle
 import signal
 import sys
 import traceback
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,20 +17,14 @@ import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
-from mdlstm_tk._util.text import counted
 from mdlstm_tk._util.user_code import import_file, imported_files
-from mdlstm_tk.errors import Argument, InputError, MDLSTMError
-from mdlstm_tk.training.config import TrainConfig
-from mdlstm_tk.training.distributed import pick_device
-from mdlstm_tk.training.job import new_job
-from mdlstm_tk.training.loop import deferred_interrupt, measure_rate
-from mdlstm_tk.training.progress import format_rate
+from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.training.loop import deferred_interrupt
 
 T = TypeVar("T")
 HOST = "127.0.0.1"
 GRACE_SECONDS = 30  # in which the other processes end after one has failed
 POLL_SECONDS = 0.1  # between two looks for an interrupt
-MEASURED_STEPS = 10
 
 
 def in_processes(processes: int, function: Callable[..., T], *arguments: Any) -> T:
@@ -69,58 +61,18 @@ def in_processes(processes: int, function: Callable[..., T], *arguments: Any) ->
     return _call(processes, function, arguments)
 
 
-def choose_processes(config: TrainConfig) -> tuple[int, str]:
-    """Choose between one process and one for each core by the rate of some steps of each.
-
-    The steps are those of a new training of the same configuration in a temporary folder, without the first
-    one, which compiles. Where the cores cannot share a batch evenly, fewer processes are measured.
-
-    Returns:
-        The number of processes, and a line that says why.
-
-    Raises:
-        InputError, DeviceError, MissingExtraError: see `new_job` and `in_processes`.
-    """
-    most = max(n for n in range(1, cores() + 1) if config.batch_size % n == 0)
-    for is_so, reason in (
-        (most == 1, f"{counted(cores(), 'core')} can share batches of {config.batch_size} no other way"),
-        (pick_device(config.device).type != "cpu", "only processors are measured"),
-    ):
-        if is_so:
-            return 1, f"1 process, as {reason}"
-    return faster({n: _call(n, _rate, (config,)) for n in (1, most)})
-
-
-def faster(rates: Mapping[int, float]) -> tuple[int, str]:
-    """The number of processes with the highest rate, and a line that says so; the first of equal ones.
-
-    Args:
-        rates: steps a second by number of processes.
-    """
-    best = max(rates, key=lambda processes: rates[processes])
-    texts = [f"{format_rate(rate)} steps/s with {processes}" for processes, rate in rates.items()]
-    return best, f"{counted(best, 'process', 'processes')}, as measured: {', '.join(texts)}"
-
-
 def cores() -> int:
     """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _rate(config: TrainConfig) -> float:
-    """Steps a second of a training in this process, or of those that share it."""
-    with warnings.catch_warnings(), TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore")  # the training itself gives them
-        config = replace(config, steps=1 + MEASURED_STEPS, minutes=0)
-        return measure_rate(new_job(config, Path(folder, "run")))
-
-
 def _call(count: int, function: Callable[..., T], arguments: Sequence[Any]) -> T:
-    """Call a function in new processes; also a single one is new."""
+    """Call a function in new processes."""
     if "RANK" in os.environ:
-        leave_out = Argument("processes"), ", or start it without torchrun"
-        raise InputError("torchrun has started processes already; leave out ", *leave_out)
-    threads = 0 if count == 1 or "OMP_NUM_THREADS" in os.environ else max(1, cores() // count)
+        raise InputError(
+            "torchrun has started processes already; leave out --processes, or start it without torchrun"
+        )
+    threads = 0 if "OMP_NUM_THREADS" in os.environ else max(1, cores() // count)
     with TemporaryDirectory() as folder, deferred_interrupt() as interrupts:
         store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)  # where they meet
         files = [Path(folder, str(rank)) for rank in range(count)]
@@ -167,8 +119,9 @@ def _error(files: Sequence[Path], failure: ProcessExitedException | ProcessRaise
         return pickle.loads(first.read_bytes())  # type: ignore[no-any-return]
     if isinstance(failure, ProcessRaisedException):
         return failure
-    fewer = Argument("processes"), " or a smaller ", Argument("batch_size")
-    return MDLSTMError(f"{failure.msg}; if memory is short, try fewer ", *fewer)
+    return MDLSTMError(
+        f"{failure.msg}; if memory is short, try fewer --processes or a smaller --batch-size"
+    )
 
 
 def _process(

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk._util.checks import checked, fit_argument
+from mdlstm_tk._util.folders import is_empty, staging
 from mdlstm_tk._util.text import to_json
 from mdlstm_tk.data.spec import SPLITS, SampleId, Split
-from mdlstm_tk.errors import Argument, InputError
-from mdlstm_tk.kinds import all_kinds
-from mdlstm_tk.runtime.io.files import atomic_write, is_empty, staging
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.io.files import open_output
+from mdlstm_tk.kinds import kind_named, kind_names
 from mdlstm_tk.training.progress import TrainingTimes
 
 RUNS = Path("runs")
@@ -79,7 +80,9 @@ class Run:
         outdated = [self.result, self.curves, self.prediction, self.report]
         if not resume:
             outdated += [self.best, self.last, self.times, self.samples]
-            outdated += [self.folder / name for kind in all_kinds() for name in kind.run_files]
+            outdated += [
+                self.folder / name for kind in map(kind_named, kind_names()) for name in kind.run_files
+            ]
         for path in outdated:
             path.unlink(missing_ok=True)
 
@@ -201,8 +204,8 @@ class Run:
     @staticmethod
     def write(path: Path, text: str) -> None:
         """Write a file, which appears whole or not at all."""
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        with open_output(path) as file:
+            file.write(text.encode())
 
 
 def _is_number(value: object) -> bool:
@@ -261,8 +264,9 @@ def new_run(name: str, folder: str | Path | None, force: bool) -> Run:
     if folder.is_file():
         raise InputError(f"{folder} is a file, expected a folder for the run; give another one")
     if not force and not is_empty(folder):
-        advice = "give another folder, or train into it with ", Argument("force", True)
-        raise InputError(f"{folder} is not empty; ", *advice)
+        raise InputError(
+            f"{folder} is not empty; give another folder, or train into it with force=True (--force)"
+        )
     with staging(folder):  # fails now rather than after the first steps
         return Run(folder)
 

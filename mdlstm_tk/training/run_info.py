@@ -12,7 +12,7 @@ from torch import nn
 
 from mdlstm_tk.kinds import training_of
 from mdlstm_tk.layer import MDLSTM
-from mdlstm_tk.runtime.model_discovery import archives_in, models_in
+from mdlstm_tk.runtime.infer import models_in
 from mdlstm_tk.training.checkpoint import load_checkpoint
 from mdlstm_tk.training.networks import count_parameters
 from mdlstm_tk.training.run_folder import metric_names, open_run
@@ -54,7 +54,7 @@ def describe_run(folder: str | Path) -> dict[str, Any]:
             f"last_100_{name}": _mean([record[name] for record in recent if name in record])
             for name in metric_names(recent)
         },
-        "exports": sorted(path.name for path in [*models_in(run.folder), *archives_in(run.folder)]),
+        "exports": sorted(path.name for path in models_in(run.folder)),
     }
 
 

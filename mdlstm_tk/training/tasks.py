@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from mdlstm_tk._util.sizes import format_size, is_size, parse_resize, parse_size
 from mdlstm_tk._util.text import one_line
 from mdlstm_tk._util.user_code import not_registered
-from mdlstm_tk.errors import Argument, InputError, imports_of
+from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.kinds import kind_names, training_of
-from mdlstm_tk.kinds.rooms import BuiltInTask, all_rooms, load, of_rooms
 from mdlstm_tk.training.config import OPTIONAL_NETWORK_SETTINGS, TrainConfig
 from mdlstm_tk.training.run_task import match_run
 
@@ -44,16 +43,35 @@ class TaskEntry(NamedTuple):
     takes_data: bool = False
 
 
-FIELDS = "data.builtin.gaussian_field:GaussianField"
+class BuiltInTask(NamedTuple):
+    """A task that comes with the package.
+
+    Attributes:
+        place: of its class, as module:class below `mdlstm_tk`.
+        settings: attributes of a `TrainConfig` that the class is called with.
+        options: further arguments.
+    """
+
+    place: str
+    settings: tuple[str, ...]
+    options: Mapping[str, Any] = {}
+
+
+FIELDS, DENSITY = "data.builtin.gaussian_field:GaussianField", "density.digits:DigitsDensity"
 BUILT_IN: dict[str, BuiltInTask] = {
     "diagonal": BuiltInTask("data.builtin.diagonal:DiagonalTask", ("grid",)),
     "digits": BuiltInTask("data.builtin.digits:Digits", ("seed", "validation", "augment")),
     "gaussian-field": BuiltInTask(FIELDS, ("grid",)),
     "gaussian-field-anisotropic": BuiltInTask(FIELDS, ("grid",), {"anisotropic": True}),
     "textures": BuiltInTask("data.builtin.textures:Textures", ("grid", "augment")),
-    **of_rooms("tasks"),
+    "digit-strings": BuiltInTask("text.digit_strings:DigitStrings", ("seed", "validation", "augment")),
+    "digits-binary": BuiltInTask(DENSITY, ("seed", "validation")),
+    "digits-grey": BuiltInTask(DENSITY, ("seed", "validation"), {"binary": False}),
+    "fashion": BuiltInTask("density.fashion:Fashion", ("validation", "data")),
+    "ising": BuiltInTask("density.ising:Ising", ("grid",)),
 }
 OF_DATA = ("validation", "augment")  # settings of the user's data that some built-in tasks have
+OF_KINDS = {"levels": "density"}  # settings of data of one kind
 _registered: dict[str, TaskEntry] = {}
 
 
@@ -102,8 +120,8 @@ def find_task(name: str) -> TaskEntry:
             raise InputError(f"'{name}' is a kind of data: give data, or one of {', '.join(task_names())}")
         raise InputError(not_registered("task", name, [*task_names(), *kind_names()]))
     place, settings, options = BUILT_IN[name]
-    with imports_of("train"):
-        task = load(place)
+    module, name = place.split(":")
+    task = getattr(require(f"mdlstm_tk.{module}", "train"), name)
 
     def make(config: TrainConfig) -> Task:
         made: Task = task(*(getattr(config, key) for key in settings), **options)
@@ -158,7 +176,7 @@ def check_settings(task: str, values: Mapping[str, Any]) -> None:
     if task in _registered:
         return
     own = BUILT_IN[task].settings if task in BUILT_IN else OF_DATA
-    of_others = [key for room in all_rooms() if task not in room.kinds for key in room.settings]
+    of_others = [key for key, kind in OF_KINDS.items() if kind != task]
     for key in (key for key in (*OF_DATA, *of_others) if key in values and key not in own):
         raise InputError(f"{task} has no {key}, got {values[key]!r}; leave it out")
 
@@ -236,11 +254,10 @@ def make_task(
         learned=learned,
     )
     if config.size and not is_size(config.size, task.spec.size):
-        other = (", or use ", Argument("resize", config.size)) if task.spec.preprocessing else ()
+        other = f", or use --resize {config.size}" if task.spec.preprocessing else ""
         raise InputError(
             f"size {config.size} is not the size of the data {config.data}, which is "
-            f"{format_size(task.spec.size)}; leave it out",
-            *other,
+            f"{format_size(task.spec.size)}; leave it out{other}"
         )
     return task
 
@@ -269,8 +286,8 @@ def load_task(
     """
     if config.data and not data:
         raise InputError(
-            f"the run was trained on data at {config.data}, which are read only if you name them with ",
-            Argument("data", "PATH"),
+            f"the run was trained on data at {config.data}, which are read only if you name them with "
+            "data (--data PATH)"
         )
     if data and not config.data:
         raise InputError(f"the run was trained on the task {config.task}; leave out the data {data}")
@@ -303,8 +320,9 @@ def find_data(config: TrainConfig, folder: Path) -> TrainConfig:
         return config
     if config.data_from_run and os.path.exists(data := (folder / config.data_from_run).resolve()):
         return replace(config, data=str(data))
-    advice = "say where they are with ", Argument("data", "PATH")
-    raise InputError(f"the data of {folder} are not at {config.data}; ", *advice)
+    raise InputError(
+        f"the data of {folder} are not at {config.data}; say where they are with data (--data PATH)"
+    )
 
 
 def remember_data(config: TrainConfig, folder: Path) -> TrainConfig:

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mdlstm_tk.data import Batch
-from mdlstm_tk.errors import Argument, MDLSTMError
+from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.training.checkpoint import Checkpoint, save_checkpoint
 from mdlstm_tk.training.evaluation import (
@@ -179,16 +179,16 @@ class Trainer:
         if math.isfinite(loss) and math.isfinite(norm):
             return
         self.state, self._unread, config = before, [], self.config
-        remedies: list[object] = [f"a smaller lr (it was {config.lr:g})"]
-        remedies += [] if config.clip else [Argument("clip", 1)]
-        remedies += [] if config.warmup else [Argument("warmup", 100)]
-        remedies += [Argument("precision", "fp32")] if config.precision != "fp32" else []
+        remedies = [f"a smaller --lr (it was {config.lr:g})"]
+        remedies += [] if config.clip else ["--clip 1"]
+        remedies += [] if config.warmup else ["--warmup 100"]
+        remedies += ["--precision fp32"] if config.precision != "fp32" else []
         cells = {module.cell for module in self.network.modules() if isinstance(module, MDLSTM)}
-        remedies += [Argument("cell", "stable")] if cells - BOUNDED_CELLS else []
-        separators = [*[", "] * (len(remedies) - 2), " or "]
-        listing = [part for pair in zip(remedies[1:], separators, strict=False) for part in pair[::-1]]
-        step, diverged = before.step + 1, f"the loss is {loss:g}, the gradient norm {norm:g}"
-        raise MDLSTMError(f"training diverged in step {step}: {diverged}; try ", remedies[0], *listing)
+        remedies += ["--cell stable"] if cells - BOUNDED_CELLS else []
+        raise MDLSTMError(
+            f"training diverged in step {before.step + 1}: the loss is {loss:g}, the gradient norm "
+            f"{norm:g}; try {', or '.join(remedies)}"
+        )
 
     def _seed(self, seed: int) -> None:
         """Seed the generators that this process uses.

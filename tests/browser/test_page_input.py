@@ -14,9 +14,9 @@ from helpers.exported_page import GRID, check_prediction, give, matrix, numbers,
 from PIL import ExifTags, Image
 from playwright.sync_api import expect
 
+from mdlstm_tk._util.text_order import reorder
+from mdlstm_tk.io.images import Preprocessing, decode_image, resize
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.runtime.preprocessing import Preprocessing, decode_image, resize
-from mdlstm_tk.runtime.text_order import reorder
 
 
 def test_it_predicts_as_soon_as_it_is_open_and_asks_nobody_else(tab: Tab, address: str) -> None:

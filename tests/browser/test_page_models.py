@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ from mdlstm_tk import MDLSTM
 from mdlstm_tk.export import export_onnx, export_run
 from mdlstm_tk.export.browser.build import write_page
 from mdlstm_tk.export.browser.examples import PageExample, page_examples
+from mdlstm_tk.io.images import Preprocessing
 from mdlstm_tk.runtime import Metadata, Session, decode
-from mdlstm_tk.runtime.preprocessing import Preprocessing
 from mdlstm_tk.training import Run, TrainConfig, load_checkpoint, make_task
 
 
@@ -38,13 +39,14 @@ def test_a_label_with_its_probability(open_page: Callable[..., Tab], tmp_path: P
     tab = open_page(model)
     give(tab, tmp_path / "x.npy", x)
     session = Session(model, "cpu")
-    expected = decode(session(x[None]), session.metadata, top=3)[0]
-    label, probability = expected.probabilities[0]
+    row = decode(session(x[None]), session.metadata, top=3)[0]
+    expected = [(row[f"label{rank}"], row[f"probability{rank}"]) for rank in ("", "_2", "_3")]
+    label, probability = expected[0]
     expect(tab.page.locator(".answer")).to_have_text(f"{label} {100 * probability:.1f} %")
     bars = tab.page.locator(".bars li").all_text_contents()
-    assert bars == [f"{name}: {100 * p:.1f} %" for name, p in expected.probabilities]
+    assert bars == [f"{name}: {100 * p:.1f} %" for name, p in expected]
     saved = dict(line.split(",") for line in tab.text("pre").splitlines())
-    assert {k: float(v) for k, v in saved.items()} == pytest.approx(dict(expected.probabilities), abs=1e-5)
+    assert {k: float(v) for k, v in saved.items()} == pytest.approx(dict(expected), abs=1e-5)
 
 
 def test_labels_with_their_probabilities(open_page: Callable[..., Tab], tmp_path: Path) -> None:
@@ -53,11 +55,13 @@ def test_labels_with_their_probabilities(open_page: Callable[..., Tab], tmp_path
     tab = open_page(model)
     give(tab, tmp_path / "x.npy", x)
     session = Session(model, "cpu")
-    (expected,) = decode(session(x[None]), session.metadata)
-    assert 0 < len(expected.labels) < 3
-    expect(tab.page.locator(".answer")).to_have_text(", ".join(expected.labels))
+    (row,) = decode(session(x[None]), session.metadata, probabilities=True)
+    labels = row["labels"].split(";")
+    assert 0 < len(labels) < 3
+    expect(tab.page.locator(".answer")).to_have_text(", ".join(labels))
     saved = dict(line.split(",") for line in tab.text("pre").splitlines())
-    assert {k: float(v) for k, v in saved.items()} == pytest.approx(dict(expected.probabilities), abs=1e-5)
+    expected = {name: row[f"probability_{name}"] for name in session.metadata.classes or ()}
+    assert {k: float(v) for k, v in saved.items()} == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_mask_in_the_colours_of_the_training_masks(open_page: Callable[..., Tab], tmp_path: Path) -> None:
@@ -89,7 +93,7 @@ def test_a_line_of_any_width_is_resized_to_the_height_of_the_model(
     open_page: Callable[..., Tab], tmp_path: Path, inputs: tuple[str, ...]
 ) -> None:
     fields = {"window": None, "kind": "transcribe", "classes": ("a", "b"), "inputs": inputs}
-    preprocessing = Preprocessing(3, resize=(4, None)).to_json()
+    preprocessing = asdict(Preprocessing(3, resize=(4, None)))
     tab = open_page(craft(tmp_path / "m.onnx", (4, None), preprocessing=preprocessing, **fields))
     expect(tab.page.locator("#facts")).to_contain_text("4×any")
     if "sizes" not in inputs:
@@ -109,7 +113,7 @@ def test_images_in_colours_are_prepared_as_in_training(
     preprocessing = Preprocessing(3, resize=GRID)
     levels = (matrix(5, (20, 31, 3)) * 255).astype(np.uint8)
     Image.fromarray(levels).save(tmp_path / "x.png")
-    tab = open_page(craft(tmp_path / "m.onnx", GRID, window=None, preprocessing=preprocessing.to_json()))
+    tab = open_page(craft(tmp_path / "m.onnx", GRID, window=None, preprocessing=asdict(preprocessing)))
     tab.page.set_input_files("#file", tmp_path / "x.png")
     expected = 2 * preprocessing(levels).mean((0, 1)) + np.array([0, 1, 2])
     expect(tab.page.locator(".bars li").first).to_have_text(f"cat: {expected[0]:.4f}")
@@ -164,6 +168,10 @@ def test_examples_show_different_classes(digits_run: Run, tmp_path: Path) -> Non
         assert example.target in {(metadata.classes or ())[int(batch.y[k])] for k in matches}
 
 
+def described(grid: tuple[int | None, ...] | None, outputs: int = 1) -> Metadata:
+    return Metadata(version="0", grid=grid, form="scan", layout="N H W C", channels=1, outputs=outputs)
+
+
 def test_examples_are_samples_that_the_model_takes(trained: Run, digits_run: Run, tmp_path: Path) -> None:
     small, wide = (3, 3), (5, None)
     for run, grid, shape, message in (
@@ -171,14 +179,14 @@ def test_examples_are_samples_that_the_model_takes(trained: Run, digits_run: Run
         (digits_run, small, None, "no examples: "),
         (Run(tmp_path), small, None, "no examples: there is no checkpoint"),
     ):
-        metadata, messages = Metadata("0", grid, "scan", "N H W C", 1, 10), list[str]()
+        metadata, messages = described(grid, outputs=10), list[str]()
         examples = page_examples(run, metadata, on_message=messages.append)
         assert [example.x.shape for example in examples] == 6 * [shape] * (shape is not None)
         assert [line.startswith(message or "") for line in messages] == [True] * (shape is None)
 
 
 def test_samples_that_are_too_large_are_no_examples(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    metadata, messages = Metadata("0", None, "scan", "N H W C", 1, 1), list[str]()
+    metadata, messages = described(None), list[str]()
     module = "mdlstm_tk.export.browser.examples"
     monkeypatch.setattr(f"{module}.MAX_BYTES", 50)
     for heights, expected in (((51, 40, 20, 10), [40, 10]), ((51, 60), []), ((), [])):
@@ -251,9 +259,9 @@ def test_values_are_held_to_what_the_model_takes(open_page: Callable[..., Tab], 
         craft(tmp_path / "m.onnx", GRID, window=None, kind="classify", preprocessing=preprocessing)
     )
     give(tab, tmp_path / "x.npy", np.full((*GRID, 3), 7, np.uint8))
-    expect(tab.page.locator("#message")).to_contain_text("whole numbers beyond 1 are used as they are")
+    expect(tab.page.locator("#message")).to_contain_text("far outside of [0, 1]")
     give(tab, tmp_path / "x.npy", np.full((*GRID, 3), 0.5))
-    expect(tab.page.locator("#message")).not_to_contain_text("whole numbers")
+    expect(tab.page.locator("#message")).not_to_contain_text("far outside")
 
 
 def test_an_output_that_is_no_answer_leaves_none(open_page: Callable[..., Tab], tmp_path: Path) -> None:

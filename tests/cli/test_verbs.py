@@ -1,10 +1,11 @@
-"""The command line on good input: what lies where afterwards, and what goes to which stream."""
+"""The verbs from end to end: help, the four commands, JSON, standard streams, missing packages, Ctrl-C."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import re
+import random
 import shutil
 import signal
 import subprocess
@@ -15,209 +16,258 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.checkout import ROOT
-from helpers.command import mdlstm, mdlstm_process, succeed
+from helpers.command import mdlstm, succeed
+from helpers.small_models import classifier, segmenter, write_model
+from helpers.without_packages import TRAINING, python_without
+from PIL import Image
 
-from mdlstm_tk.cli import info
-from mdlstm_tk.cli.progress import next_of_run
-from mdlstm_tk.data import TaskSpec
-from mdlstm_tk.kinds import Kind, all_kinds
-from mdlstm_tk.runtime import Session
-from mdlstm_tk.training import Checkpoint, Run, TrainConfig, load_checkpoint
-from mdlstm_tk.training.run_state import RunState
+from mdlstm_tk._version import __version__
+from mdlstm_tk.cli.app import VERBS
+from mdlstm_tk.errors import DeviceError, MissingExtraError, require
+from mdlstm_tk.installation import check_installation
+from mdlstm_tk.training import Run
+from mdlstm_tk.training.config import TrainConfig, list_settings
 
-QUICK = ("--steps", "30", "--hidden", "4", "--batch-size", "4")
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_fits_eighty_columns_and_names_each_option(verb: str) -> None:
+    done = succeed(*filter(None, [verb]), "--help", env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    assert max(map(len, done.out.splitlines())) <= 80
+    assert "--help" in done.out
+    if not verb:
+        assert all(name in done.out for name in VERBS)
+        assert (
+            succeed().out == done.out
+            or succeed(env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).out == done.out
+        )
+
+
+def test_each_setting_is_an_option_of_train_in_a_panel() -> None:
+    done = succeed("train", "--help", env={"COLUMNS": "200"})
+    for row in list_settings():
+        assert f"--{row.key.replace('_', '-')} " in done.out and row.panel in done.out
+
+
+def test_the_version() -> None:
+    assert succeed("--version").out == f"mdlstm-tk {__version__}\n"
+
+
+def test_the_four_commands(tmp_path: Path) -> None:
+    done = succeed(
+        "train", "--steps", 20, "--batch-size", 4, "--layer-norm", "true", "--json", cwd=tmp_path
+    )
+    run = tmp_path / "runs" / "md-8x8"
+    assert json.loads(done.out)["run"] == "runs/md-8x8"
+    assert "next: mdlstm export runs/md-8x8 --size 8x8" in done.err
+    assert {"curves.png", "prediction.png", "result.json"} <= {path.name for path in run.iterdir()}
+    config = TrainConfig.load(run / "config.toml")
+    assert (config.steps, config.batch_size, config.layer_norm) == (20, 4, True)
+    done = succeed("export", "--size", 8, "--json", cwd=tmp_path)
+    assert json.loads(done.out)[0]["path"].endswith("model-8x8.onnx")
+    np.save(tmp_path / "matrix.npy", np.random.default_rng(0).random((8, 8)) / 10)
+    done = succeed("infer", "matrix.npy", cwd=tmp_path)
+    assert "matrix.npy → matrix.out.npy 8x8" in done.err
+    assert np.load(tmp_path / "matrix.out.npy").shape == (8, 8)
+    done = succeed("verify", "runs/md-8x8", cwd=tmp_path)
+    assert "within tolerance" in done.err and "ONNX Runtime, cpu" in done.out
+    assert json.loads(succeed("verify", "runs/md-8x8/model-8x8.onnx", "--json", cwd=tmp_path).out)
+    done = succeed("info", "runs/md-8x8", "--json", cwd=tmp_path)
+    assert json.loads(done.out)["steps_done"] == 20
+    done = succeed("report", "--json", cwd=tmp_path)
+    assert (tmp_path / json.loads(done.out)["path"]).is_file()
+    done = succeed("train", "--resume", "runs/md-8x8", "--steps", 25, cwd=tmp_path)
+    assert json.loads(succeed("info", run, "--json").out)["steps_done"] == 25
+    done = succeed("info", "runs/md-8x8", cwd=tmp_path)
+    assert "has gone on since" in done.err
+    done = mdlstm("train", "--steps", 5, "-o", run)
+    assert done.code == 2 and "--force" in done.err
+    shutil.rmtree(run)
+
+
+def test_a_file_that_is_damaged_fails_the_verification(trained: Run, tmp_path: Path) -> None:
+    from helpers.damage import damage
+
+    damage(trained.folder / "model-8x8.onnx", tmp_path / "d.onnx", 5)
+    done = mdlstm("verify", tmp_path / "d.onnx", "--against", trained.folder)
+    assert done.code == 3 and "FAILED" in done.out, done.err
+
+
+def test_models_and_tasks_are_described(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "c.onnx", grid=(8, None), threshold=0.25)
+    values = json.loads(succeed("info", path, "--json").out)
+    assert (values["grid"], values["classes"][1], values["threshold"]) == ([8, None], "dög", 0.25)
+    assert "8x*" in succeed("info", path).out
+    values = json.loads(succeed("info", "digits", "--json").out)
+    assert values["task"]["default"] == "digits"
+    assert values["lr"]["default"] is not None and "rate" in values["lr"]["meaning"]
+    assert "batch_size" in succeed("info", "classify").out
+
+
+def test_comparison_and_samples(tmp_path: Path, density_run: Run) -> None:
+    done = succeed("compare", "--steps", 20, "--seeds", 1, "--size", 8, "--json", cwd=tmp_path)
+    assert json.loads(done.out)
+    assert (tmp_path / "runs" / "compare" / "relevant.png").is_file()
+    done = succeed("sample", density_run.folder, "-n", 2, "-o", "s.npy", "--json", cwd=tmp_path)
+    assert json.loads(done.out)["images"] == 2 and np.load(tmp_path / "s.npy").shape[0] == 2
+    succeed("sample", density_run.folder, "-n", 2, "--size", "5x6", cwd=tmp_path)
+    assert Image.open(tmp_path / "samples.png").size[0] > 0
+    assert mdlstm("sample", density_run.folder, cwd=tmp_path).code == 2
+
+
+def test_python_files_register_what_they_define(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from mdlstm_tk import Gate, register_cell\n"
+        "import torch\n"
+        "@register_cell('mine', gates=[Gate('f', start=1.0), Gate('z', 'tanh')], states=('c',))\n"
+        "def mine(gates, states):\n"
+        "    f, z = gates\n"
+        "    c = f * states['c'][0] + (1 - f) * z\n"
+        "    return c.tanh(), {'c': c}\n"
+    )
+    done = succeed("--import", "own.py", "train", "--cell", "mine", "--steps", 3, "--size", 4, cwd=tmp_path)
+    assert "next: mdlstm --import own.py export" in done.err
+    succeed("--import", "own.py", "export", "--size", 4, cwd=tmp_path)
+    np.save(tmp_path / "x.npy", np.eye(4))
+    succeed("infer", "x.npy", cwd=tmp_path)  # a file holds no code
 
 
 @pytest.fixture
-def matrix(tmp_path: Path) -> Path:
-    np.save(tmp_path / "matrix.npy", np.random.default_rng(0).random((8, 8)) * 0.1)
-    return tmp_path / "matrix.npy"
+def place(tmp_path: Path) -> Path:
+    """A folder with models, an array and an image."""
+    write_model(tmp_path / "m.onnx")
+    classifier(tmp_path / "c.onnx")
+    segmenter(tmp_path / "s.onnx")
+    np.save(tmp_path / "x.npy", np.eye(8))
+    Image.new("L", (8, 8)).save(tmp_path / "x.png")
+    return tmp_path
 
 
-def test_all_verbs_propose_the_same_export_of_own_data(tmp_path: Path) -> None:
-    x = np.random.default_rng(0).random((12, 4, 4))
-    np.savez(tmp_path / "d.npz", x=x, y=x)
-    trained = succeed("train", "--data", "d.npz", "--task", "grid", *QUICK, "-o", "run", cwd=tmp_path)
-    for done in (trained, succeed("info", "run", cwd=tmp_path)):
-        assert done.err.splitlines()[-1] == "next: mdlstm export run --form scan"
+def test_standard_streams(place: Path) -> None:
+    data, table = (place / "x.npy").read_bytes(), b"1,2\n3,4\n"
+    out: Any = mdlstm("infer", "-", "-m", "m.onnx", cwd=place, stdin=table, env={"PYTHONUTF8": "1"})
+    assert out.code == 0 and "standard input" not in out.err
+    done = succeed("infer", "-", "-m", "m.onnx", "-o", "y.npy", cwd=place, stdin=data)
+    np.testing.assert_array_equal(np.load(place / "y.npy"), 2 * np.eye(8))
+    done = succeed("infer", "x.npy", "-m", "m.onnx", "-o", "-", "--format", "json", cwd=place)
+    assert json.loads(done.out)[0][0] == 2
+    done = succeed("infer", "x.png", "-m", "c.onnx", "--json", cwd=place)
+    assert json.loads(done.out)["files"][0]["answers"][0]["label"] == "dög"
+    done = succeed("infer", "x.npy", "x.png", "-m", "c.onnx", cwd=place)
+    assert [line.split("\t")[0] for line in done.out.splitlines()] == ["x.npy", "x.png"]
+    done = mdlstm("infer", "x.npy", "nix.npy", "-m", "m.onnx", "--json", "--force", cwd=place)
+    records = json.loads(done.out)["files"]
+    assert done.code == 1 and [("error" in record) for record in records] == [False, True]
+    assert io.BytesIO(data).getbuffer()
+
+
+def test_a_closed_pipe_ends_quietly(place: Path) -> None:
+    for k in range(300):
+        shutil.copy(place / "x.npy", place / f"x{k}.npy")
+    command = f"{sys.executable} -m mdlstm_tk infer . -m c.onnx --skip-existing -q -o - | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=place, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+COMMAND = "from mdlstm_tk.cli import main; main(sys.argv[1:])"
+INFER = ("infer", "-m", "m.onnx", "--force")
+
+
+def test_infer_and_info_run_where_neither_torch_nor_onnx_can_be_imported(place: Path) -> None:
+    for arguments in ((*INFER, "x.npy"), ("info", "m.onnx"), ("--help",), ("infer", "--help"), ("doctor",)):
+        done = python_without(TRAINING, COMMAND, *arguments, cwd=place)
+        assert done.returncode == 0, done.stderr
+    assert np.load(place / "x.out.npy").shape == (8, 8)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "text"),
-    [("resize", "32x*", "32x*"), ("resize", [32, None], "32x*"), ("grid", None, "any")],
+    ("absent", "arguments", "extra"),
+    [
+        *((TRAINING, (verb,), "train") for verb in ("train", "export", "compare")),
+        (TRAINING, ("verify", "m.onnx"), "train"),
+        (("onnxruntime",), (*INFER, "x.npy"), "cpu"),
+        (("PIL",), (*INFER, "x.png"), "image"),
+        (("PIL",), ("infer", "-m", "s.onnx", "x.npy"), "image"),
+        (("ray",), (*INFER, "x.npy", "--workers", "1"), "ray"),
+    ],
+    ids=str,
 )
-def test_info_shows_sizes_of_runs_and_of_models(name: str, value: Any, text: str) -> None:
-    assert info._text(name, value) == text
+def test_the_command_that_installs_what_is_missing_is_named(
+    absent: tuple[str, ...], arguments: tuple[str, ...], extra: str, place: Path
+) -> None:
+    before = sorted(place.rglob("*"))
+    done = python_without(absent, COMMAND, *arguments, cwd=place)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith(f"pip install 'mdlstm-tk[{extra}]'"), done.stderr
+    assert "Traceback" not in done.stderr and sorted(place.rglob("*")) == before
 
 
-def test_all_verbs_propose_to_draw_with_a_density_model(tmp_path: Path) -> None:
-    trained = succeed("train", "--task", "digits-binary", "--steps", "1", "--hidden", "2", cwd=tmp_path)
-    folder = next((tmp_path / "runs").iterdir()).relative_to(tmp_path)
-    for done in (trained, *(succeed(verb, folder, cwd=tmp_path) for verb in ("info", "report"))):
-        assert done.err.splitlines()[-1] == f"next: mdlstm sample {folder}"
+def test_the_installation_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = succeed("doctor", "--json")
+    states = {check["name"]: check["state"] for check in json.loads(done.out)}
+    assert "broken" not in states.values()
+    assert states["onnxruntime on CPU"] == states["kernels for the CPU"] == "ok"
+
+    def broken(*_: object) -> str:
+        raise RuntimeError("no\nlibrary")
+
+    monkeypatch.setattr("mdlstm_tk.installation._run_tiny_model", broken)
+    done = mdlstm("doctor")
+    assert done.code == 1 and "no library" in done.err.splitlines()[-1]
+    monkeypatch.setattr(
+        "mdlstm_tk.installation._run_tiny_model", lambda _: (_ for _ in ()).throw(DeviceError("none"))
+    )
+    assert {check.state for check in check_installation() if "onnxruntime on" in check.name} == {"absent"}
 
 
-@pytest.mark.parametrize("kind", all_kinds(), ids=lambda kind: kind.name)
-def test_the_next_command_of_a_run_is_that_of_its_kind(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    def command(data: str, size: tuple[int, ...], mixed_sizes: bool = False) -> str:
-        count = 3
-        names = tuple(map(str, range(kind.name_count(count))))
-        spec = TaskSpec("mine", kind.name, 1, count, size, names, mixed_sizes=mixed_sizes)
-        checkpoint = Checkpoint(TrainConfig(data=data), spec, RunState(), {})
-        monkeypatch.setattr("mdlstm_tk.training.load_checkpoint", lambda path: checkpoint)
-        return next_of_run(Run(Path("a run")))
-
-    if kind.name == "density":
-        assert command("d.npz", (8, 8)) == command("", (8, 8)) == "mdlstm sample 'a run'"
-        return
-    assert command("", (8, 9)) == "mdlstm export 'a run' --size 8x9"
-    for free in (command("d.npz", (8, 9)), command("", (8, 9), mixed_sizes=True), command("", (8,))):
-        assert free == "mdlstm export 'a run' --form scan"
+def test_a_package_that_is_broken_is_named() -> None:
+    with pytest.raises(MissingExtraError, match=r"no_such_package.*mdlstm-tk\[train\]"):
+        require("no_such_package.part", "train")
+    with pytest.raises(MissingExtraError, match="scikit-learn"):
+        require("sklearn.no_such_module", "data")
 
 
-def test_the_main_job_with_bare_verbs(tmp_path: Path, matrix: Path) -> None:
-    done = succeed("train", *QUICK, cwd=tmp_path)
-    assert done.out == ""
-    assert "30/30" in done.err
-    assert "next: mdlstm export runs/md-8x8 --size 8x8" in done.err
-    done = succeed("export", "--size", "8", "--size", "5x7", cwd=tmp_path)
-    assert "runs/md-8x8/model-5x7.onnx: x (N, 5, 7, 1) → y (N, 5, 7, 1)" in done.err
-    done = succeed("infer", "matrix.npy", cwd=tmp_path)
-    assert "model-8x8.onnx on cpu (CPUExecutionProvider)" in done.err
-    expected = Session(tmp_path / "runs/md-8x8/model-8x8.onnx", "cpu")(np.load(matrix))
-    np.testing.assert_array_equal(np.load(tmp_path / "matrix.out.npy"), expected)
-    np.save(tmp_path / "other.npy", np.zeros((5, 7)))
-    assert "model-5x7.onnx on cpu" in mdlstm("infer", "other.npy", cwd=tmp_path).err
-    done = succeed("verify", "runs/md-8x8/model-5x7.onnx", "--against", "runs/md-8x8", cwd=tmp_path)
-    assert all(name in done.out for name in ("torch, float32", "ONNX Runtime, cpu", "reference evaluator"))
-    done = mdlstm("train", *QUICK, "-q", cwd=tmp_path)
-    assert (tmp_path / "runs/md-8x8-2/last.safetensors").exists()
+START = "import sys; from mdlstm_tk.cli import main; print('ready', flush=True); main(sys.argv[1:])"
+INTERRUPTED = {
+    "train": ("train", "--steps", "300", "-o", "new"),
+    "export": ("export", "run", "--size", "6x7", "-o", "new.onnx"),
+    "infer": ("infer", "matrix.npy", "images", "-m", "scan.onnx", "-o", "results"),
+}
 
 
-def test_settings_come_from_file_flags_and_set(tmp_path: Path) -> None:
-    (tmp_path / "cfg.toml").write_text('task = "digits"\nbatch_size = 2\nhidden = 3\nsteps = 9\n')
-    flags = ("--steps", "4", "--schedule", "cosine", "--windows", "2x2,1x2", "--clip", "2")
-    arguments = ("-c", "cfg.toml", "--set", "hidden=5", *flags, "--dropout", "0.25", "-o", "a")
-    succeed("train", *arguments, cwd=tmp_path)
-    config = load_checkpoint(tmp_path / "a/last.safetensors").config
-    assert (config.task, config.batch_size, config.hidden, config.steps) == ("digits", 2, 5, 4)
-    assert (config.schedule, config.windows, config.clip, config.dropout) == ("cosine", "2x2,1x2", 2, 0.25)
-    succeed("train", "--resume", "a", "--steps", "6", cwd=tmp_path)
-    assert len(Run(tmp_path / "a").read_metrics()) == 6
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", INTERRUPTED)
+def test_ctrl_c_at_random_moments_is_one_line(verb: str, trained: Run, tmp_path: Path) -> None:
+    from mdlstm_tk.export import export_run
 
-
-def test_ctrl_c_leaves_a_checkpoint_to_continue_from(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mdlstm_tk", "train", "--steps", "100000", "-o", "run"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        while not (tmp_path / "run/best.safetensors").exists():
-            assert process.poll() is None
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+    rng, whole = random.Random(verb), tmp_path / "whole"
+    shutil.copytree(trained.folder, whole / "run")
+    export_run(Run(whole / "run"), whole / "scan.onnx", form="scan")
+    np.save(whole / "matrix.npy", np.zeros((500, 500), np.float32))
+    (whole / "images").mkdir()
+    for k in range(20):
+        np.save(whole / f"images/{k}.npy", np.zeros((90 + k, 90), np.float32))
+    begin, duration = time.perf_counter(), 0.0
+    for number in range(4):
+        place = tmp_path / str(number)
+        shutil.copytree(whole, place)
+        process = subprocess.Popen(
+            [sys.executable, "-c", START, *INTERRUPTED[verb]],
+            cwd=place,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a terminal sends Ctrl-C to all processes of a group
+        )
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        if number:
+            time.sleep(rng.random() * duration)
+            os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate()
-    assert process.returncode == 130
-    assert "mdlstm train --resume run" in err
-    assert "Traceback" not in err
-    step = load_checkpoint(tmp_path / "run/last.safetensors").step
-    assert step == len(Run(tmp_path / "run").read_metrics()) >= 50
-    assert (tmp_path / "run/curves.png").exists()
-
-
-def test_info_and_json(trained: Run, model: Path) -> None:
-    about = json.loads(mdlstm("info", model, "--json").out)
-    assert (about["grid"], about["model"]) == ([8, 8], "md")
-    spec = json.loads(mdlstm("info", trained.folder, "--json").out)
-    assert (spec["steps_done"], spec["exports"]) == (150, ["model-8x8.onnx"])
-    assert "parameters" in mdlstm("info", trained.folder).out
-    results = json.loads(mdlstm("verify", model, "--json").out)
-    assert all(case["passed"] for cases in results.values() for case in cases.values())
-
-
-def test_compare_on_the_diagonal(tmp_path: Path) -> None:
-    done = succeed("compare", "--seeds", "1", "--steps", "20", "--size", "4", "--json", cwd=tmp_path)
-    assert set(json.loads(done.out)) == {"md", "snake", "horizontal"}
-    assert (tmp_path / "runs/compare/relevant.png").exists()
-
-
-@pytest.mark.usefixtures("fresh_registries")
-def test_compare_on_a_task_gives_all_networks_as_many_parameters(tmp_path: Path) -> None:
-    arguments = ("--task", "digits", "--seeds", "2", "--steps", "2", "--set", "hidden=4")
-    rivals = ("--import", ROOT / "benchmarks/rival_networks.py")
-    done = succeed("compare", *arguments, *rivals, "--json", cwd=tmp_path)
-    results = json.loads(done.out)
-    assert list(results) == ["md", "horizontal", "snake", "1-NN", "RBF-SVM"]
-    assert all(len(entry["errors"]["error"]) == 2 for entry in results.values())
-    assert max(results["1-NN"]["errors"]["error"]) < 0.04
-    sizes = [results[model]["parameters"] for model in ("md", "horizontal", "snake")]
-    assert max(sizes) < 1.2 * min(sizes)
-    folder = tmp_path / "runs/compare-digits"
-    assert all((folder / name).exists() for name in ("loss.png", "snake-1/prediction.png"))
-
-
-def test_a_task_has_its_own_defaults_and_its_run_its_name(tmp_path: Path) -> None:
-    arguments = ("--task", "digit-strings", "--hidden", "3", "--steps", "2", "--batch-size", "2")
-    done = succeed("train", *arguments, "--set", "evaluate_every=1", cwd=tmp_path)
-    run = Run(tmp_path / "runs/digit-strings-md-12x88")
-    config = load_checkpoint(run.last).config
-    assert (config.schedule, config.hidden, config.clip) == ("cosine", 3, 1.0)
-    assert "character_error" in done.err
-
-
-def test_demo_does_the_whole_job(tmp_path: Path) -> None:
-    done = succeed("demo", "--steps", "60", cwd=tmp_path)
-    names = {path.name for path in (tmp_path / "runs/demo").iterdir()}
-    assert {"model-8x8.onnx", "model-32x32.onnx", "matrix.out.npy", "curves.png", "prediction.png"} <= names
-    assert "runs/demo/curves.png" in done.err
-
-
-def test_version_and_help() -> None:
-    assert mdlstm_process("--version").out.startswith("mdlstm-tk ")
-    assert mdlstm().out == mdlstm("--help").out != ""
-
-
-@pytest.mark.skipif(os.name != "posix", reason="Windows removes no folder that a process is in")
-def test_the_current_folder_may_be_gone(tmp_path: Path) -> None:
-    command = f"cd '{tmp_path}' && rmdir '{tmp_path}' && exec '{sys.executable}' -m mdlstm_tk --version"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True)
-    assert done.stdout.startswith("mdlstm-tk") and not done.stderr
-
-
-def test_train_export_and_report_print_json(trained: Run, matrix: Path) -> None:
-    folder = matrix.parent
-    done = mdlstm("train", *QUICK, "--json", "-q", cwd=folder)
-    assert done.err == ""
-    result = json.loads(done.out)
-    assert (result["run"], result["step"]) == ("runs/md-8x8", 30)
-    assert result["errors"]["relevant"] > 0
-    done = mdlstm("export", trained.folder, "--size", "4", "-o", folder / "m.onnx", "--json")
-    (report,) = json.loads(done.out)
-    assert report["grid"] == [4, 4]
-    assert report["bytes"] == (folder / "m.onnx").stat().st_size
-    done = mdlstm("report", trained.folder, "--json", "-o", folder / "page.html")
-    assert json.loads(done.out)["bytes"] == (folder / "page.html").stat().st_size
-
-
-def test_infer_warns_if_the_newest_run_has_no_export(trained: Run, matrix: Path) -> None:
-    runs = matrix.parent / "runs"
-    shutil.copytree(trained.folder, runs / "old")
-    shutil.copytree(trained.folder, runs / "new", ignore=shutil.ignore_patterns("*.onnx"))
-    os.utime(runs / "old/config.toml", (1, 1))
-    done = succeed("infer", "matrix.npy", cwd=matrix.parent)
-    (warning,) = [line for line in done.err.splitlines() if line.startswith("warning: ")]
-    assert "runs/new" in warning
-    assert "runs/old/model-8x8.onnx" in done.err
-    done = mdlstm("infer", "matrix.npy", "-m", "runs/old", "--force", cwd=matrix.parent)
-    assert "warning" not in done.err
-
-
-def test_forms_and_types_of_an_export(trained: Run, tmp_path: Path) -> None:
-    done = succeed("export", trained.folder, "--form", "scan", "--padded", "-o", tmp_path)
-    assert "model-any.onnx: x (N, H, W, 1) → y (N, H, W, 1), scan" in done.err
-    done = mdlstm("info", "model-any.onnx", cwd=tmp_path)
-    assert re.search(r"grid +any", done.out)
-    assert re.search(r"inputs +x, sizes", done.out)
-    options = ("--size", "6", "--dtype", "float16", "--json")
-    done = succeed("export", trained.folder, *options, "-o", tmp_path / "m.onnx")
-    (report,) = json.loads(done.out)
-    assert 1e-5 < report["max_abs"] < 5e-3
+        duration = duration or time.perf_counter() - begin
+        if number and process.returncode:  # else all was done
+            assert (process.returncode, err.splitlines()[-1]) == (130, "error: interrupted"), err
+        else:
+            assert process.returncode == 0, err
+        assert "Traceback" not in err and not [*place.rglob("*.mdlstm-tmp")], err
+        for path in place.rglob("*.npy"):
+            np.load(path)

@@ -176,7 +176,7 @@ def test_options_of_a_data_set_are_checked(options: dict[str, Any], message: str
 
 def test_images_are_not_distorted_without_their_targets() -> None:
     for kind, size in (("grid", (2, 2)), ("density", (2, 2, 2))):
-        with pytest.raises(InputError, match=r"augment=0\.5 distorts .*; use augment=0"):
+        with pytest.raises(InputError, match=r"distorts .*; use 0, got 0\.5"):
             DatasetTask(TaskSpec("numbers", kind, 1, 1, size), {}, augment=0.5)  # type: ignore[arg-type]
 
 

@@ -20,7 +20,7 @@ from mdlstm_tk.data import UNLABELLED
 from mdlstm_tk.data.masks import read_mask
 from mdlstm_tk.data.spec import SampleId
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime.preprocessing import Preprocessing, decode_image
+from mdlstm_tk.io.images import Preprocessing, decode_image
 
 GREY = RNG.integers(0, 256, (6, 7)).astype(np.uint8)
 COLOURS = RNG.integers(0, 256, (6, 7, 3)).astype(np.uint8)

@@ -27,7 +27,7 @@ from helpers.user_data import (
 )
 
 from mdlstm_tk.data.folders import find_files
-from mdlstm_tk.errors import Argument, InputError
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.report import draw_run
 from mdlstm_tk.text.encoding import TextExtent, texts_without_room
 from mdlstm_tk.training import Run, build, default_config, load_checkpoint, new_job, predict, resume_job
@@ -116,7 +116,7 @@ def test_files_that_cannot_be_used_are_named_and_skipped(tmp_path: Path) -> None
     assert "masks/5.png and masks/5.tif have one name" in reasons["images/5.png"]
     assert "images/6.jpg and images/6.png have one name" in reasons["images/6.png"]
     assert "3x3" in reasons["images/2.png"] and "5x7" in reasons["images/2.png"]
-    assert "its mask is no image of a known type" in reasons["images/4.png"]
+    assert "its mask" in reasons["images/4.png"]
     (tmp_path / "cells/masks/4.png").unlink()
     write_image(tmp_path / "cells/masks/4.jpg", np.zeros((5, 7)))
     assert any("4.png: its mask is a JPEG" in line for line in read(tmp_path / "cells", "segment").skipped)
@@ -146,16 +146,16 @@ def test_a_size_that_is_refused_comes_with_advice_that_is_not(
     kind: str, setting: str, is_arrays: bool, tmp_path: Path
 ) -> None:
     path = write_arrays(tmp_path / "x.npz", kind) if is_arrays else WRITERS[FOLDERS[kind]](tmp_path)
-    line: Any = None
+    line = ""
     try:
         make_task(quick(path, kind, **{"resize": "", setting: "3"}))
     except InputError as error:
         line = str(error)
     assert line or not (setting == "size" or (is_arrays and setting == "resize"))
     assert not line or "leave it out" in line
-    for part in line.parts if line else ():
-        if isinstance(part, Argument) and part.name != setting:
-            make_task(quick(path, kind, **{"resize": "", part.name: "3"}))
+    for other in {"resize", "crop"} - {setting}:
+        if line and f"use --{other}" in line:
+            make_task(quick(path, kind, **{"resize": "", other: "3"}))
 
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
@@ -256,10 +256,10 @@ def test_texts_longer_than_their_images_are_reported(tmp_path: Path) -> None:
     assert without_room(config.updated({"windows": "2x1,2x1"}, "test")) == []
     note = new_job(config, tmp_path / "run").notes[-2]
     assert note.startswith("3 texts need more steps") and "'sample 1: aabb', 'sample 2: abcde'" in note
-    assert 'windows="2x1' in note
+    assert "--windows 2x1" in note
     lines = replace(config, model="lines")  # eight pixels per step
     assert len(without_room(lines)) == 4
-    with pytest.raises(InputError, match=r"^4 texts .*'sample 0: abcd'.* all that .*; try .*resize="):
+    with pytest.raises(InputError, match=r"^4 texts .*'sample 0: abcd'.* all that .*; try .*--resize"):
         new_job(lines, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -307,10 +307,10 @@ def test_data_are_found_from_another_folder_and_after_a_move(
     folder = Path(shutil.move(home, tmp_path / "moved")) / "runs/r"
     resume(Run(folder), steps=5)
     assert load_checkpoint(folder / "last.safetensors").config.data == str(tmp_path / "moved/data")
-    with pytest.raises(InputError, match=r"not at dat;.*data="):
+    with pytest.raises(InputError, match=r"not at dat;.*--data PATH"):
         resume_job(folder, {"steps": 6, "data": "dat"})
     shutil.move(tmp_path / "moved/data", tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=r"data=.PATH"):
+    with pytest.raises(InputError, match="--data PATH"):
         resume_job(folder, {"steps": 6})
     resume(Run(folder), steps=6, data="elsewhere")
 
@@ -321,7 +321,7 @@ def test_a_run_is_not_continued_on_other_data(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"ac is not what .*: new classes 'c' and no samples of 'b'"):
         resume_job(run.folder, {"steps": 9, "data": str(other)})
     checkpoint = load_checkpoint(run.last)
-    with pytest.raises(InputError, match=r"data=.PATH"):
+    with pytest.raises(InputError, match="--data PATH"):
         load_task(checkpoint.config, checkpoint.spec)
     assert load_task(checkpoint.config, checkpoint.spec, str(tmp_path / "ab")).spec.name == "ab"
 
@@ -337,7 +337,7 @@ def test_volumes_train_from_the_command_line(kind: str, tmp_path: Path) -> None:
         ("train", "--data", "volumes.npz", "--task", kind, *options),
         ("report", "run", "--data", "volumes.npz"),
         ("export", "run", "--size", "4x5x6"),
-        ("infer", "one.npy", "-m", "run/model-4x5x6.onnx", "-o", "y.npy"),
+        ("infer", "one.npy", "-m", "run/model-4x5x6.onnx", "--raw", "-o", "y.npy"),
     ):
         done = mdlstm(*arguments, cwd=tmp_path)
         assert done.code == 0, done.err

@@ -66,9 +66,8 @@ def test_a_session_takes_x_with_and_without_axes(tmp_path: Path) -> None:
     np.testing.assert_allclose(y[0], expected(x[0]), rtol=0, atol=1e-5)
     np.testing.assert_allclose(session(x[0]), y[0], rtol=0, atol=1e-6)
     np.testing.assert_allclose(session.run_many([x[0], x])[1], y, rtol=0, atol=1e-6)
-    with pytest.raises(InputError, match=r"\(5, 6, 3\) has 5 channels.*\(C, H, W\).*moveaxis"):
+    with pytest.raises(InputError, match="C = 3"):
         session(np.moveaxis(x[0], 0, -1))
-    session.warm_up(grid=(3, 4))
     grey = Session(export(1, tmp_path / "grey.onnx"), "cpu")
     for shape in ((5, 6), (1, 5, 6), (2, 1, 5, 6)):
         assert grey(np.zeros(shape)).shape == shape
@@ -97,7 +96,7 @@ def test_an_output_of_extents_alone_has_one_feature(tmp_path: Path) -> None:
     assert export_onnx(net, tmp_path / "m.onnx", form="scan").metadata.outputs == 1
 
 
-def test_infer_writes_masks_numbers_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_infer_writes_masks_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     Image.fromarray(pixels).save("photo.png")
@@ -109,7 +108,6 @@ def test_infer_writes_masks_numbers_and_pictures(tmp_path: Path, monkeypatch: py
     for arguments in (
         ("photo.png", "-m", "segment.onnx"),
         ("photo.png", "-m", "colour.onnx"),
-        ("photo.png", "-m", "colour.onnx", "-o", "y.png"),
         ("grey.png", "-m", "grey.onnx", "--format", "csv"),
     ):
         done = mdlstm("infer", *arguments, "--device", "cpu")
@@ -117,8 +115,6 @@ def test_infer_writes_masks_numbers_and_pictures(tmp_path: Path, monkeypatch: py
     y = expected(x)
     np.testing.assert_array_equal(Image.open("photo.out.png"), np.asarray([0, 7, 255])[y.argmax(0)])
     np.testing.assert_allclose(np.load("photo.out.npy"), y, rtol=0, atol=1e-5)
-    picture = np.asarray(Image.open("y.png")) / 255
-    np.testing.assert_allclose(picture, np.moveaxis(y, 0, -1).clip(0, 1), rtol=0, atol=1e-2)
     np.testing.assert_allclose(
         np.loadtxt("grey.out.csv", delimiter=","), expected(x[:1])[0], rtol=0, atol=1e-5
     )

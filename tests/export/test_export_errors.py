@@ -20,10 +20,8 @@ from torch import Tensor, nn
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
 from mdlstm_tk.export import export_onnx, verify_model
-from mdlstm_tk.export.verification import export_verifier
-from mdlstm_tk.kinds import all_kinds
+from mdlstm_tk.kinds import kind_names
 from mdlstm_tk.runtime import Session, decode
-from mdlstm_tk.runtime.io import npy
 
 
 def rows(y: Tensor) -> Tensor:
@@ -145,31 +143,31 @@ OF_ORIGINAL = r"BatchNorm2d is run by a function of the object, .* training mode
 NO_WINDOW = "which part of its output 'y'"
 ONE_SAMPLE = r"one sample of shape \(\d, 4, \d\).*x\[None\]"
 REFUSED: dict[str, Row] = {  # network, options of the export, message
-    "metadata": (Function, {**G, "metadata": {"kind": "classify"}}, "classes"),
-    "metadata, unknown": (Function, {**G, "metadata": {"kinds": 1}}, "metadata .* no field 'kinds'"),
+    "metadata": (after(lambda y: y.mean((1, 2))), {**G, "metadata": {"kind": "classify"}}, "classes"),
     "metadata, no kind": (
         Function,
         {**G, "metadata": {"kind": "clasify", "classes": ("a",)}},
         "kind 'clasify', which is not registered; did you mean 'classify'",
     ),
     "metadata, twice": (Function, {**G, "metadata": {"grid": (1, 2)}}, "metadata=.* 'grid'"),
+    "metadata, a typo": (Function, {**G, "metadata": {"kinds": "tag"}}, "metadata=.* 'kinds'"),
     "verify_inputs": (
         Function,
         {**G, "verify_inputs": {"mine": NO_AXES}},
-        r"mine has shape \(3,\), expected \(H, W\)",
+        r"mine: x has shape \(3,\), expected \(N, H, W, C\)",
     ),
-    "no sample": (Function, {**G, "verify_inputs": {"mine": EMPTY}}, r"mine is empty: .*\(0, 3, 4, 1\)"),
+    "no sample": (Function, {**G, "verify_inputs": {"mine": EMPTY}}, r"mine: x has shape \(0, 3, 4, 1\)"),
     "another grid to verify": (
         Function,
         {**G, "verify_inputs": {"mine": np.zeros((1, 3, 5, 1))}},
-        "mine has a 3x5 grid, which does not fit this 3x4 model; ",
+        "mine: x has a 3x5 grid, but this model takes 3x4; ",
     ),
     "no multiple to verify": (
         Function,
         {**SCAN, "multiple_of": 2, "verify_inputs": {"mine": np.zeros((1, 3, 4, 1))}},
-        "mine has a 3x4 grid, .* multiples of 2x2;",
+        "mine: x has a 3x4 grid, .* multiples of 2x2;",
     ),
-    "tiles": (Function, {**G, "form": "tiles"}, "does not go together with grid="),
+    "tiles": (Function, {**G, "form": "tiles"}, "leave out grid="),
     "draw": (Function, {**G, "example_range": lambda shape, generator: 0.0}, r"example_range .*\(\)"),
     "output called x": (after(lambda y: {"x": y}), G, "an output called 'x'.*output_names="),
     "no output": (after(lambda y: None), SCAN, "^Function returns a NoneType as"),
@@ -238,7 +236,7 @@ REFUSED: dict[str, Row] = {  # network, options of the export, message
     "padded, smaller to verify": (
         Sized,
         {**PADDED, "verify_inputs": {"mine": np.zeros((1, 2, 3, 2))}},
-        r"mine of shape \(1, 2, 3, 2\) has 2 channels",
+        r"mine: x has shape \(1, 2, 3, 2\), .* C = 1",
     ),
     "padded, no features": (lambda: Sized(lambda y: y.sum(-1)), PADDED, NO_WINDOW),
     "another grid": (TwoGrids, GRIDS, r"grid axes of x, got 'z' of shape \(1, 4, 5, 3\)"),
@@ -280,7 +278,7 @@ FAILING: dict[str, Row] = {
 ROUNDED, STEPS = (lambda y: (y + 1e5) - 1e5), (lambda y: 1e3 * y - 1e3 * y.round())
 UNEQUAL: dict[str, Row] = {
     "beyond float32": (after(ROUNDED), G, f"{IN_FLOAT32}.*stable"),
-    "beyond float32, stable": (after(ROUNDED, cell="stable"), G, rf"{IN_FLOAT32}\.\.\.$"),
+    "beyond float32, stable": (after(ROUNDED, cell="stable"), G, rf"{IN_FLOAT32}\.\.\. \(--atol\)$"),
     "beyond float32, one feature": (
         after(lambda y: torch.cat([ROUNDED(y), 1e6 * y], dim=1), channels_last=False),
         G,
@@ -300,7 +298,7 @@ def test_an_error_says_what_is_wrong_and_leaves_no_file(name: str, tmp_path: Pat
     with pytest.raises(kind, match=message) as raised:
         export_onnx(make(), tmp_path / "m.onnx", **options)
     assert list(tmp_path.iterdir()) == []
-    assert "\n" not in str(raised.value) and " --" not in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_the_statistics_of_a_module_in_training_mode_stay(tmp_path: Path) -> None:
@@ -359,23 +357,21 @@ NAMES: dict[str, dict[str, Any]] = {
 )
 def test_a_file_is_written_only_if_its_kind_can_read_it(shape: str, tmp_path: Path) -> None:
     written = set()
-    for kind in all_kinds():
-        path, network = tmp_path / f"{kind.name}.onnx", Function(after=SHAPES[shape])
-        fields = {"kind": kind.name, **NAMES.get(kind.name, {})}
+    for kind in {*kind_names()} - {"baselines"}:  # whose answers `mdlstm read` makes of the lines
+        path, network = tmp_path / f"{kind}.onnx", Function(after=SHAPES[shape])
+        fields = {"kind": kind, **NAMES.get(kind, {})}
         refused = ""
         try:
             export_onnx(network, path, grid=(4, 6), metadata=fields)
         except InputError as error:
             refused = str(error)
         if refused:
-            message = (
-                f"has kind '{kind.name}', but Function returns shape .* as 'y', .*|.*metadata field .*"
-            )
+            message = f"has kind '{kind}', but Function returns shape .* as 'y', |metadata"
             assert re.search(message, refused) and "\n" not in refused and not path.exists()
             continue
-        with Session(path) as session:
-            decode(session(np.zeros((1, 4, 6, 1), np.float32)), session.metadata)
-        written.add(kind.name)
+        session = Session(path)
+        decode(session(np.zeros((1, 4, 6, 1), np.float32)), session.metadata)
+        written.add(kind)
     expected = {"a grid": {"segment"}, "pooled": {"classify", "tag", "regress"}, "columns": {"transcribe"}}
     assert written >= {"grid"} | expected.get(shape, set())
     assert shape != "a grid" or not written & {"classify", "tag", "regress"}
@@ -394,9 +390,6 @@ def test_a_path_is_that_of_a_file_in_a_folder(tmp_path: Path) -> None:
 def test_the_size_of_a_file_is_limited_by_onnx_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (export_verifier, npy):
-        monkeypatch.setattr(module, "MAX_BYTES", 1000)
-    assert export_onnx(Function(), tmp_path / "m.onnx", **G).bytes > 1000
     monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", 1000)
     with pytest.raises(MDLSTMError, match="larger than 2 GiB"):
         export_onnx(Function(), tmp_path / "n.onnx", **G)

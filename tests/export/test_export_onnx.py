@@ -43,9 +43,9 @@ from mdlstm_tk.export import (
 )
 from mdlstm_tk.export.capture import exporter_silenced
 from mdlstm_tk.export.verification import export_verifier, model_verifier, parity
+from mdlstm_tk.io.metadata import layout_of
 from mdlstm_tk.models import create
 from mdlstm_tk.runtime import Metadata, Session
-from mdlstm_tk.runtime.metadata import layout_of
 
 
 class Surrounded(nn.Module):
@@ -239,11 +239,11 @@ def test_further_inputs_by_position_and_by_name(tmp_path: Path) -> None:
     assert session.metadata.inputs == ("x", "z", "k")
     y = session(X.numpy(), z=Z.numpy(), k=k.numpy())
     np.testing.assert_allclose(y, net(X, Z, k).detach(), rtol=0, atol=1e-5)
-    with pytest.raises(InputError, match=r"by name, as in session\(x, z=…, k=…\)"):
-        session(X.numpy(), Z.numpy())
-    with pytest.raises(InputError, match=r"k must have the shape \(N\), got"):
+    with pytest.raises(InputError, match="takes z, k, got z"):
+        session(X.numpy(), z=Z.numpy())
+    with pytest.raises(InputError, match="k holds numbers that are no int64"):
         session(X.numpy(), z=Z.numpy(), k=Z.numpy())
-    with pytest.raises(InputError, match=r"z must have the shape \(N, .*\), got"):
+    with pytest.raises(MDLSTMError, match="z"):
         session(X.numpy(), z=Z.numpy()[..., :1], k=k.numpy())
     for value in (-1, 100):  # ONNX counts -1 from the end, torch does not
         with pytest.raises(MDLSTMError, match="out of data bounds"):
@@ -364,7 +364,8 @@ def test_a_report_shows_the_extents_of_the_output() -> None:
         (None, None, None, True, "x (N, H, W, 3) → y (N, …, 4), scan"),
     ):
         layout = layout_of(2, channels_last)
-        metadata = Metadata("1", grid, "scan", layout, 3, 4, window=window, multiple_of=multiple_of)
+        fields: Any = {"channels": 3, "outputs": 4, "window": window, "multiple_of": multiple_of}
+        metadata = Metadata(version="1", form="scan", layout=layout, grid=grid, **fields)
         report = ExportReport(Path("m.onnx"), metadata, 1, 1, 0.0, 0.0, ("If",))
         assert text in str(report) and report.as_dict()["needs_trust"] == ("If",)
 

@@ -156,7 +156,7 @@ def test_a_sample_of_tokens_has_the_shape_that_it_has_in_a_batch(tmp_path: Path)
     session = Session(export_onnx(head, tmp_path / "n.onnx", TOKENS, form="scan").path, "cpu")
     tokens = TOKENS.numpy()
     assert session(tokens).shape[1:] == session(tokens[0]).shape == (4, 5, 1)
-    with pytest.raises(InputError, match=r"below 2\^24"):
+    with pytest.raises(InputError, match="whole numbers"):
         session(tokens + 2**24 + 1)
 
 

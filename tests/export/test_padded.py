@@ -50,7 +50,7 @@ def test_padded_samples_give_the_same_numbers_as_the_samples_alone(form: Any, tm
     y = session(x, sizes=sizes, z=Z.numpy())["fine"]
     exact = reference(x[1:, :2, :3], z=Z[1:].numpy())["fine"]
     np.testing.assert_allclose(y[1:, :2, :3], exact, rtol=0, atol=1e-6)
-    with pytest.raises(InputError, match=r"\(2, 2\)"):
+    with pytest.raises(InputError, match="sizes"):
         session(x, sizes=np.asarray([5, 6]), z=Z.numpy())
 
 

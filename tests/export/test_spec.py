@@ -120,9 +120,7 @@ def test_an_error_names_the_argument(
 ) -> None:
     with pytest.raises(InputError) as raised:
         read_spec(module, examples, **options)
-    message = str(raised.value)
-    assert all(part in message for part in parts), message
-    assert "\n" not in message and " --" not in message
+    assert all(part in str(raised.value) for part in parts)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mdlstm_tk.runtime import Metadata
-from mdlstm_tk.runtime.model_check import FUNCTION_DOMAIN
+from mdlstm_tk.io.metadata import Metadata
 
-DOMAIN = FUNCTION_DOMAIN.decode()
+DOMAIN = "mdlstm.functions"  # of functions, which no model may have
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 BOOL = TensorProto.BOOL
 
@@ -45,7 +44,7 @@ def crafted(
     )
     opsets = [helper.make_opsetid("", 18)] + ([helper.make_opsetid(DOMAIN, 1)] if functions else [])
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=list(functions))
-    base = Metadata("0", (2, 2), "unrolled", "N H W C", 1, 1)
+    base = Metadata(version="0", grid=(2, 2), form="unrolled", layout="N H W C", channels=1, outputs=1)
     overrides = {f"mdlstm.{name}": value for name, value in metadata.items()}
     helper.set_model_props(model, base.to_props() | overrides)
     return model

@@ -26,7 +26,7 @@ import typer
 
 from helpers.checkout import ROOT
 from helpers.command import mdlstm
-from mdlstm_tk.cli.app import typer_app
+from mdlstm_tk.cli.app import VERBS, typer_app
 
 STEPS = "4"  # of a training for which a page does not say --steps
 PROGRAMS = ("(ulimit", "docker", "git", "torchrun", "unshare", "xargs")  # in blocks that are only checked
@@ -152,11 +152,11 @@ def _check_command(words: list[str]) -> None:
     if words[:3] == ["python", "-m", "mdlstm_tk"]:
         words = ["mdlstm", *words[3:]]
     program, *arguments = words
-    if program == "mdlstm" and arguments[0].startswith("--"):
-        return
     if program == "mdlstm":
-        verb = typer.main.get_command(typer_app(arguments[0]))
-        verb.make_context(arguments[0], arguments[1:])
+        name = _verb(arguments)
+        if name:
+            group: Any = typer.main.get_command(typer_app([name]))
+            group.commands[name].make_context(name, arguments[arguments.index(name) + 1 :])
     elif program == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
         assert set(arguments) <= set(targets), words
@@ -172,7 +172,7 @@ def _check_command(words: list[str]) -> None:
 
 
 def _with_fewer_steps(arguments: list[str]) -> list[str]:
-    if arguments[0] not in ("train", "compare", "demo"):
+    if _verb(arguments) not in ("train", "compare"):
         return arguments
     if "--steps" in arguments:
         place = arguments.index("--steps") + 1
@@ -180,6 +180,11 @@ def _with_fewer_steps(arguments: list[str]) -> list[str]:
         fewer = steps // 10 if steps <= 100 else 10 + steps // 100
         return [*arguments[:place], str(fewer), *arguments[place + 1 :]]
     return arguments if {"--help", "--resume"} & set(arguments) else [*arguments, "--steps", STEPS]
+
+
+def _verb(arguments: list[str]) -> str:
+    """The verb of a command, which options may stand before; "" if there is none."""
+    return next((word for word in arguments if word in VERBS), "")
 
 
 def _redirected(words: list[str]) -> tuple[list[str], Path | None]:

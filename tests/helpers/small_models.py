@@ -4,6 +4,7 @@ hand."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from helpers.crafted_models import node
-from mdlstm_tk.runtime import Metadata
+from mdlstm_tk.io.metadata import Metadata
 
 CLASSES = ("cat", "dög", "<b>")
 
@@ -34,10 +35,13 @@ def write_model(
         constants: stored tensors by name.
         outputs: number of features of y.
         axes: number of axes of y.
-        **metadata: fields of the metadata.
+        **metadata: fields of the metadata, and those that a kind adds.
     """
-    fields = {"version": "0", "grid": None, "form": "scan", "layout": "N H W C", "channels": 1}
-    described = Metadata(**{**fields, "outputs": outputs, **metadata})  # type: ignore[arg-type]
+    usual = {"version": "0", "form": "scan", "layout": "N H W C", "channels": 1, "outputs": outputs}
+    known = {each.name for each in fields(Metadata)}
+    more = {name: value for name, value in metadata.items() if name not in known}
+    own = {name: value for name, value in metadata.items() if name in known}
+    described = Metadata(**{**usual, **own}, more=more)  # type: ignore[arg-type]
     tensors = [
         numpy_helper.from_array(np.asarray(value), name) for name, value in (constants or {}).items()
     ]

@@ -48,7 +48,6 @@ CASES = [  # script and table, options, columns of the table
     ("bench layer", (*SMALL, "--threads", "1"), 10),
     weekly("bench runtime", SMALL, 11),
     weekly("bench exports", SMALL, 5),
-    weekly("bench isolation", ("--seconds", "0"), 3),
     ("ragged", ("--extent", "8", "20", "--seconds", "0"), 6),
     weekly("rivals", ("--shape", "1", "8", "8", "--seconds", "0"), 4),
     weekly("tiling training", ("--extent", "16", "--tile", "8", "--hidden", "2", "--rounds", "1"), 5),

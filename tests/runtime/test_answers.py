@@ -1,282 +1,183 @@
-"""`mdlstm_tk.runtime.answers`: labels, texts and densities, and the documents that hold them."""
+"""Answers of every kind, from the outputs of networks, and tables of them."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import os
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.refusal import refused
-from helpers.small_models import recogniser
-from helpers.user_data import write_image
+from helpers.small_models import CLASSES, density, recogniser, segmenter, write_model
 
-from mdlstm_tk._util.text import text_of_field
-from mdlstm_tk.errors import InputError
-from mdlstm_tk.kinds import Kind, all_kinds, kind_named
-from mdlstm_tk.kinds.options import Option
-from mdlstm_tk.runtime import CharacterModel, Metadata, decode, infer_paths
-from mdlstm_tk.runtime.answers import AnswerDocument, _relative
-from mdlstm_tk.runtime.io import Format
-from mdlstm_tk.runtime.jobs import ResultOptions
+from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.io.metadata import Metadata
+from mdlstm_tk.runtime import Session, decode
+from mdlstm_tk.runtime.answers import Table
 
-GRID = Metadata("0", None, "scan", "N H W C", 1, 1)
-CLASSES = ("cat", "dög", "=1\\")
-CLASSIFIER = replace(GRID, outputs=3, window=None, kind="classify", classes=CLASSES)
-RECOGNISER = replace(GRID, outputs=3, window=None, kind="transcribe", classes=("\\", "é"))
-DENSITY = replace(GRID, kind="density")
-FINDER = replace(GRID, outputs=3, window=(2, 2), kind="baselines")
-SCORES = np.log(np.array([[0.2, 0.7, 0.1], [0.5, 0.2, 0.3]]))
-ESCAPED = "in/a\\\t\n.npy"  # a name with a backslash, a tab and a line break
+Y = np.float32([[2, 1, 0], [0, 1, 3]])
 
 
-def document(file_format: Format, y: Any, metadata: Metadata, **options: Any) -> str:
-    """The document for one file and one array in another."""
-    chosen = ResultOptions(options.pop("probabilities", False), options)
-    answers = partial(kind_named(metadata.kind).decode, metadata=metadata, options=chosen, width=None)
-    files = [(ESCAPED, answers(y[0], array=None)), ("in/b.npz", answers(y, array="x"))]
-    whole = AnswerDocument(file_format, metadata, chosen, is_named=True, folder=Path("in"))
-    return whole.render(files)
+def metadata(**fields: Any) -> Metadata:
+    plain: dict[str, Any] = {
+        "version": "2",
+        "form": "scan",
+        "layout": "N H W C",
+        "channels": 1,
+        "window": None,
+    }
+    return Metadata(**{**plain, "outputs": 3, "classes": CLASSES, **fields})
 
 
-def test_labels_and_probabilities() -> None:
-    (answer,) = decode(SCORES[0], CLASSIFIER, top=2)
-    assert (answer.text, answer.sample, answer.probabilities) == ("dög", None, (("dög", 0.7), ("cat", 0.2)))
-    assert [(each.text, each.sample) for each in decode(SCORES, CLASSIFIER)] == [("dög", 0), ("cat", 1)]
+def softmax(y: Any) -> Any:
+    return np.exp(y) / np.exp(y).sum(-1, keepdims=True)
 
 
-def test_numbers_identify_what_the_network_returned() -> None:
-    """Large targets that differ little, such as pressures in Pa, need each digit."""
-    regressor = replace(GRID, outputs=3, window=None, kind="regress", classes=("a", "b", "c"))
-    y = np.array([101325.05, 0.1, -1.2345678e-9], np.float32)
-    (answer,) = decode(y, regressor)
-    assert [np.float32(value) for value in answer.values().values()] == y.tolist()
-    assert answer.fields(ResultOptions()) == ["a=101325.05", "b=0.1", "c=-1.2345678e-09"]
+def test_a_classifier_gives_labels() -> None:
+    m = metadata(kind="classify")
+    p = softmax(Y.astype(np.float64))
+    first, second = decode(Y, m)
+    assert first == {"label": "cat", "probability": pytest.approx(p[0, 0], abs=1e-6)}
+    assert second["label"] == "<b>"
+    assert decode(Y[1], m) == [second]  # without a batch axis
+    top = decode(Y, m, top=2)[1]
+    assert top == {**second, "label_2": "dög", "probability_2": pytest.approx(p[1, 1], abs=1e-6)}
+    everything = decode(Y, m, probabilities=True)[0]
+    assert [*everything] == ["label", "probability", *(f"probability_{name}" for name in CLASSES)]
+    assert decode(np.zeros((1, 3)), m)[0]["label"] == "cat"  # of equal ones the first
+    assert len(decode(Y, m, top=9)[0]) == 6
 
 
-def test_densities_in_nats_and_bits() -> None:
-    (answer,) = decode(np.full((2, 4, 1), -np.log(2), np.float32), DENSITY)
-    assert answer.values() == {"nats": 5.5452, "bits_per_dim": 1.0}
-    assert document("txt", np.zeros((1, 2, 4, 1)), DENSITY) == (
-        "in/a\\\\\\t\\n.npy\t0.0000\t0.0000\nin/b.npz\tx\t0.0000\t0.0000\n"
+def test_tags_are_those_above_the_threshold() -> None:
+    y = np.float32([[-2, 0.1, 3]])
+    assert decode(y, metadata(kind="tag", more={"threshold": 0.5})) == [{"labels": "dög;<b>"}]
+    assert decode(y, metadata(kind="tag", more={"threshold": 0.9})) == [{"labels": "<b>"}]
+    assert decode(y - 1000, metadata(kind="tag")) == [{"labels": ""}]  # without overflow
+    row = decode(y, metadata(kind="tag", more={"threshold": 0.05}), probabilities=True)[0]
+    assert row["labels"] == "cat;dög;<b>"
+    assert row["probability_dög"] == pytest.approx(1 / (1 + np.exp(-0.1)), abs=1e-6)
+
+
+def test_numbers_have_the_names_of_their_columns() -> None:
+    assert decode(np.float32([[0.1, -2, 1e9]]), metadata(kind="regress")) == [
+        {"cat": 0.1, "dög": -2.0, "<b>": 1e9}
+    ]
+
+
+@pytest.mark.parametrize("layout", ["N H W C", "N C H W"])
+def test_a_mask_has_the_values_of_training(layout: str) -> None:
+    axis = -1 if layout == "N H W C" else 1
+    classes = np.array([[[0, 2], [1, 1]]])
+    y = np.moveaxis(np.eye(3, dtype=np.float32)[classes], -1, axis)
+    for values, dtype in (
+        ((0, 7, 9), "u1"),
+        ((0, 7, 900), "u2"),
+        ((-1, 0, 5), "i1"),
+        ((-1, 0, 200), "i2"),
+        (None, "u1"),
+    ):
+        m = metadata(kind="segment", layout=layout, window=(1, 1), mask_values=values)
+        mask = decode(y, m)
+        np.testing.assert_array_equal(mask, np.asarray(values or range(3))[classes])
+        assert mask.dtype == dtype
+        np.testing.assert_array_equal(decode(y[0], m), mask[0])
+    p = decode(y, m, probabilities=True)
+    np.testing.assert_allclose(p.sum(axis), 1, rtol=1e-6)
+    assert p.shape == y.shape
+
+
+def test_a_density_sums_over_valid_positions(tmp_path: Path) -> None:
+    session = Session(density(tmp_path / "m.onnx"), "cpu")
+    x = np.float32([[[0.5], [1]], [[0], [0.25]]])
+    for y in (session(x), session(x[..., 0])):
+        assert decode(y, session.metadata) == [
+            {"nats": 3.5, "bits_per_dim": pytest.approx(3.5 / np.log(2) / 4, abs=1e-4)}
+        ]
+    padded = metadata(kind="density", outputs=1, classes=None, window=(1, 1), inputs=("x", "sizes"))
+    with pytest.raises(InputError, match="sizes"):
+        decode(-x[None], padded)
+    assert decode(-x[None], padded, sizes=[[1, 2]])[0]["nats"] == 1.5
+
+
+def test_a_text_has_confidences_and_places_in_the_image(tmp_path: Path) -> None:
+    session = Session(recogniser(tmp_path / "m.onnx"), "cpu")
+    x = np.full((4, 6), 9, np.float32)
+    x[:, 2:4] = -9  # black columns are the letter b
+    row = decode(session(x), session.metadata, widths=(6, 60))[0]
+    assert row["text"] == "b" and 0.9 < row["confidence"] <= 1
+    (character,) = row["characters"]
+    assert 15 <= character["left"] <= 20 <= character["right"] <= 45
+    assert decode(session(x), session.metadata, beam=4)[0]["text"] == "b"
+
+
+def test_a_model_without_a_kind_gives_numbers() -> None:
+    for kind in (None, "nobody's", "grid"):
+        np.testing.assert_array_equal(decode(Y, metadata(kind=kind)), Y)
+    np.testing.assert_array_equal(
+        decode({"y": Y, "z": Y + 1}, metadata(output_names=("y", "z"), further_windows=(None,))), Y
     )
 
 
-def test_log_probabilities_of_padded_samples_need_their_sizes() -> None:
-    """Zeros tell nothing: certain values have them, too."""
-    y = np.full((3, 4, 4, 1), -np.log(2), np.float32)
-    y[1, :, 3:] = 0
-    y[2, 2:] = 0
-    assert [answer.bits_per_dim for answer in decode(y, DENSITY)] == [1, 0.75, 0.5]
-    padded = replace(DENSITY, grid=(4, 4), inputs=("x", "sizes"))
-    for part in ([0, 1, 2], [1, 2]):
-        sizes = np.array([[4, 4], [4, 3], [2, 4]])[part]
-        answers = decode(y[part], padded, sizes=sizes)
-        assert [(answer.bits_per_dim, answer.sample) for answer in answers] == [
-            (1, k) for k in range(len(part))
-        ]
-    (answer,) = decode(y[1], padded, sizes=[[4, 3]])
-    assert (answer.bits_per_dim, answer.sample) == (1, None)
-    refused("give the sizes that the model got", lambda: decode(y, padded))
-    refused("give the sizes that the model got", lambda: decode(y[0], padded))
-    for given in ({}, {"sizes": [[3, 4]] * 3}):  # of `run_many`
-        assert len(decode(y[:, :3], padded, **given)) == 3
-    refused("between 1 and the extents", lambda: decode(y, padded, sizes=[[4, 4], [4, 3], [2, 5]]))
-    refused("sizes are for outputs of densities", lambda: decode(SCORES, CLASSIFIER, sizes=[[1, 1]] * 2))
-
-
-def test_a_table_names_files_on_another_drive_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    def relpath(path: str, start: str) -> str:
-        raise ValueError("path is on mount 'D:', start on mount 'C:'")
-
-    monkeypatch.setattr("os.path.relpath", relpath)
-    files = [line.split("\t")[0] for line in document("tsv", SCORES, CLASSIFIER).splitlines()]
-    assert files[1].endswith("b.npz") and all(Path(file).is_absolute() for file in files)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="needs links")
-def test_a_table_behind_a_link_names_files_as_they_are_found_from_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for folder in ("in", "far/away/tables", "elsewhere/deep"):
-        Path(folder).mkdir(parents=True)
-    for link, target in (
-        ("out", "far/away/tables"),
-        ("linked", "elsewhere/deep"),
-        ("out/in", "../../../in"),
-    ):
-        Path(link).symlink_to(target)
-    for name in ("in/x.npy", "elsewhere/x.npy", "elsewhere/deep/x.npy"):
-        Path(name).touch()
-    Path("in/link.npy").symlink_to("x.npy")
-    names = {
-        "in/x.npy": "../../../in/x.npy",
-        "in/link.npy": "../../../in/link.npy",
-        "out/in/x.npy": "in/x.npy",
-        "linked/x.npy": "../../../elsewhere/deep/x.npy",
-        "linked/../x.npy": "../../../elsewhere/x.npy",
-    }
-    for source, expected in names.items():
-        assert _relative(source, "out") == expected
-        assert Path("out", expected).samefile(source)
-    assert _relative("linked/../x.npy", ".") == "elsewhere/x.npy"
-
-
-def test_lines_of_txt_and_tsv() -> None:
-    name = "in/a\\\\\\t\\n.npy"  # escaped
-    assert document("txt", SCORES, CLASSIFIER) == f"{name}\tdög\nin/b.npz\tx\tdög\nin/b.npz\tx\tcat\n"
-    lines = document("txt", SCORES, CLASSIFIER, top=2).splitlines()
-    assert lines[0] == f"{name}\tdög\t0.7000\tcat\t0.2000"
-    assert text_of_field(name) == ESCAPED
-    # tsv: relative to the table, and as `mdlstm train` reads labels.tsv, which knows no escapes
-    blank, backslash, accent = np.eye(3) * 9
-    texts = np.stack([[backslash, accent, blank, backslash]])
-    assert document("tsv", texts, RECOGNISER) == "a\\\\t\\n.npy\t\\é\\\nb.npz\tx\t\\é\\\n"
-
-
-@pytest.mark.parametrize("options", [{}, {"top": 2}, {"probabilities": True}], ids=str)
-def test_tables_and_lists(options: dict[str, Any]) -> None:
-    rows = list(csv.DictReader(io.StringIO(document("csv", SCORES, CLASSIFIER, **options))))
-    assert [text_of_field(row["file"]) for row in rows] == [ESCAPED, "in/b.npz", "in/b.npz"]
-    assert [(row["array"], row["sample"]) for row in rows] == [("", ""), ("x", "0"), ("x", "1")]
-    assert [row["label"] for row in rows] == ["dög", "dög", "cat"]
-    records = json.loads(document("json", SCORES, CLASSIFIER, **options))
-    assert records[0]["file"] == ESCAPED and "sample" not in records[0]
-    assert [record["label"] for record in records] == ["dög", "dög", "cat"]
-    if "top" in options:
-        assert (rows[2]["label_2"], rows[2]["probability_2"]) == (CLASSES[2], "0.3")
-    if "probabilities" in options:
-        assert [rows[2][f"probability_{name}"] for name in CLASSES] == ["0.5", "0.2", "0.3"]
-    if options:
-        ranked = [("cat", 0.5), (CLASSES[2], 0.3), ("dög", 0.2)]
-        assert list(records[2]["probabilities"].items()) == ranked[: options.get("top")]
-
-
-def test_texts_have_confidences_and_places(tmp_path: Path) -> None:
-    model = recogniser(tmp_path / "m.onnx", temperature=0.1)
-    image = np.full((4, 20), 255, np.uint8)
-    image[:, 8:10] = 0
-    write_image(tmp_path / "lines" / "1.png", image)
-    write_image(tmp_path / "lines" / "2.png", 0 * image)
-
-    def written(name: str, **options: Any) -> str:
-        list(infer_paths([tmp_path / "lines"], model, tmp_path / name, force=True, **options).results)
-        return (tmp_path / name).read_text()
-
-    (first, second) = json.loads(written("texts.json"))
-    assert (first["text"], second["text"]) == ("a", "a")
-    (character,) = first["characters"]
-    assert set(character) == {"character", "left", "right", "confidence"}
-    assert abs(character["left"] - 8) < 0.5
-    assert abs(character["right"] - 10) < 0.5
-    assert 0.5 < first["confidence"] == character["confidence"] <= 1
-    digits = str(first["confidence"])[:4]
-    for name in ("texts.csv", "texts.tsv", "texts.txt"):
-        plain, asked = written(name), written(name, probabilities=True)
-        assert digits not in plain
-        assert digits in asked
-        assert len(plain.splitlines()) == len(asked.splitlines())
-    assert written("texts.csv", probabilities=True).splitlines()[0] == "file,array,sample,text,confidence"
-
-
-def test_a_file_that_is_given_twice_does_not_end_the_table(tmp_path: Path) -> None:
-    """Errors come before the answers of files that stand before them."""
-    for name in ("1", "2"):
-        write_image(tmp_path / f"{name}.png", np.full((4, 20), 255, np.uint8))
-    (tmp_path / "bad.png").write_text("no image")
-    inputs = [tmp_path / f"{name}.png" for name in ("1", "bad", "bad", "2")]
-    table = tmp_path / "texts.csv"
-    list(infer_paths(inputs, recogniser(tmp_path / "m.onnx"), table, device="cpu").results)
-    assert table.read_text().count(".png") == 2
-
-
-def test_a_language_model_changes_texts(tmp_path: Path) -> None:
-    model = recogniser(tmp_path / "m.onnx", lm_weight=1.0, character_bonus=0.0)
-    CharacterModel.fit(["b"]).save(tmp_path / "lm.arpa")
-    write_image(tmp_path / "1.png", np.full((4, 1), 32, np.uint8))  # scores 0.125, 0.5 and -0.125
-    texts = [
-        next(infer_paths([tmp_path / "1.png"], model, **options).results).answers[0].text
-        for options in (
-            {},
-            {"beam": 4},
-            {"lm": tmp_path / "lm.arpa"},
-            {"beam": 4, "lm": tmp_path / "lm.arpa"},
-        )
-    ]
-    assert texts == ["a", "a", "b", "b"]
-
-
-def test_a_class_name_that_no_file_can_hold_is_escaped() -> None:
-    damaged = replace(CLASSIFIER, classes=("cat", "\ud800", "dog"))
-    assert r"\ud800,0.7" in document("csv", SCORES, damaged).encode().decode()
-
-
 @pytest.mark.parametrize(
-    ("y", "options", "message"),
+    ("fields", "y", "options", "word"),
     [
-        ({"z": SCORES}, {}, "y holds z, expected the output y"),
-        (SCORES.astype(complex), {}, "y holds complex128, expected real numbers"),
-        ([["a", "b", "c"]], {}, "expected real numbers"),
-        (SCORES, {"width": -8}, "width must be a positive number of pixels, got -8"),
-        (SCORES, {"width": 0}, "width must be a positive"),
-        (SCORES, {"width": np.nan}, "width must be a positive"),
+        ({"kind": "classify"}, Y * np.nan, {}, "diverged"),
+        ({"kind": "tag"}, Y + np.inf, {}, "diverged"),
+        ({"kind": "regress"}, Y * np.nan, {}, "diverged"),
+        ({"kind": "density", "outputs": 1, "classes": None}, Y * np.nan, {}, "diverged"),
+        ({"kind": "classify"}, Y, {"beam": 3}, "beam"),
+        ({"kind": "regress"}, Y, {"probabilities": True}, "probabilities"),
+        ({"kind": "segment"}, Y, {"top": 1}, "top"),
+        ({"kind": None}, Y, {"top": 1}, "top"),
+        ({"kind": "baselines"}, np.zeros((1, 2, 2, 3)), {}, "mdlstm read"),
     ],
-    ids=str,
 )
-def test_outputs_and_widths_that_cannot_be_are_refused(y: Any, options: Any, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        decode(y, CLASSIFIER, **options)
+def test_what_gives_no_answer_is_refused(fields: dict[str, Any], y: Any, options: Any, word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        decode(y, metadata(**fields), **options)
 
 
-def test_commands_for_a_terminal_in_class_names_are_escaped() -> None:
-    hostile = replace(CLASSIFIER, classes=("cat", "\x1b[31mcat\x1b]0;owned\x07", "d\u202eog"))
-    for form in ("txt", "tsv", "csv", "json"):
-        assert document(form, SCORES, hostile).replace("\n", "").replace("\t", "").isprintable()
+def test_an_output_of_another_shape_is_an_error() -> None:
+    for y in (Y[:, :2], Y[None, None], np.zeros((3, 4, 5, 3))):
+        with pytest.raises(MDLSTMError, match="shape"):
+            decode(y, metadata(kind="classify"))
 
 
-def test_of_several_outputs_the_first_one_is_decoded() -> None:
-    two = replace(CLASSIFIER, output_names=("logits", "features"), further_windows=(None,))
-    assert decode({"features": np.zeros((2, 9)), "logits": SCORES}, two) == decode(SCORES, CLASSIFIER)
+ROWS = [
+    {"file": "a\tb", "label": "\x1b[2J", "p": 0.5, "more": [1]},
+    {"file": 'c,"d"', "label": "é\n", "p": 1e-7, "more": []},
+]
 
 
-OPTIONS = [(kind, option) for kind in all_kinds() for option in kind.options]
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("form", ["tsv", "csv", "json"])
+def test_tables_are_read_again_and_hold_no_controls(form: str, count: int) -> None:
+    buffer = io.BytesIO()
+    table = Table(buffer, form)
+    for row in ROWS[:count]:
+        table.add([row])
+    table.add([])
+    table.end()
+    text = buffer.getvalue().decode()
+    if form == "json":
+        assert json.loads(text) == ROWS[:count]
+        return
+    assert "\x1b" not in text and text.count("\n") == (count + 1 if form == "csv" and count else count)
+    rows = (
+        [*csv.reader(io.StringIO(text))]
+        if form == "csv"
+        else [line.split("\t") for line in text.splitlines()]
+    )
+    values = rows[1:] if form == "csv" else rows
+    assert rows[:1] == [["file", "label", "p"]] or form == "tsv" or not count
+    assert [row[2] for row in values] == [str(row["p"]) for row in ROWS[:count]]
 
 
-@pytest.mark.parametrize(("kind", "option"), OPTIONS, ids=lambda each: each.name)
-def test_each_option_of_a_kind_is_checked(kind: Kind, option: Option, tmp_path: Path) -> None:
-    """Its type, its lowest number, and that the model is of the kind, by both functions that take it."""
-    models = {"classify": CLASSIFIER, "transcribe": RECOGNISER, "density": DENSITY, "baselines": FINDER}
-    wrong: list[tuple[Any, str]] = [(object(), f"^{option.name} must be .* or None, got ")]
-    if option.type is int:
-        wrong.append(
-            (option.least - 1, f"^{option.name}={option.least - 1} is out of range; give at least")
-        )
-    for value, message in wrong:
-        with pytest.raises(InputError, match=message):
-            infer_paths([tmp_path / "none"], **{option.name: value})
-        with pytest.raises(InputError, match=message):
-            decode(SCORES, models[kind.name], **{option.name: value})
-    for name, metadata in models.items():
-        if option.name not in kind_named(name).takes:
-            fitting = {int: 2, Path: "a.arpa"}[option.type]
-            with pytest.raises(
-                InputError, match=f"{option.name}=... is no option of models of kind {name}"
-            ):
-                decode(SCORES, metadata, **{option.name: fitting})
-        elif option.of_documents:
-            with pytest.raises(InputError, match=f"{option.name}=... is for the documents"):
-                decode(SCORES, metadata, **{option.name: "a"})
-
-
-def test_an_option_that_no_kind_has_is_refused_as_python_does(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"infer_paths\(\) got an unexpected keyword argument 'beem'"):
-        infer_paths([tmp_path], beem=3)
-    with pytest.raises(TypeError, match=r"decode\(\) got an unexpected keyword argument 'beem'"):
-        decode(SCORES, CLASSIFIER, beem=3)
+def test_masks_of_files_of_a_segmenter(tmp_path: Path) -> None:
+    session = Session(segmenter(tmp_path / "m.onnx", mask_values=(0, 7, 9)), "cpu")
+    x = np.float32([[1, -1], [0, 2]])
+    np.testing.assert_array_equal(decode(session(x), session.metadata), [[0, 9], [7, 0]])
+    tokens = Session(write_model(tmp_path / "t.onnx", integer=True), "cpu")
+    np.testing.assert_array_equal(tokens(np.arange(4).reshape(2, 2)), [[0, 2], [4, 6]])

@@ -1,207 +1,257 @@
-"""`mdlstm_tk.runtime.io.files`: files and folders that appear whole or not at all."""
+"""Files: what is found, read and written; damaged ones are refused, and nothing is ever half-written."""
 
 from __future__ import annotations
 
+import io
+import json
 import os
-import stat
 import sys
-from contextlib import nullcontext
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.runtime.io.files import atomic_write, ensure_writable, is_empty, locked, publish, staging
-from mdlstm_tk.runtime.io.npy import load_array, read_model_file
-from mdlstm_tk.runtime.model_discovery import find_models
-from mdlstm_tk.runtime.tiles.sources import fingerprint
+from mdlstm_tk.io.files import check_free, find_files, open_output, read_file, write_arrays
+
+RNG = np.random.default_rng(0)
+X = RNG.random((3, 4)).astype(np.float32)
 
 
-def test_a_file_appears_when_it_is_written(tmp_path: Path) -> None:
-    target = tmp_path / "new" / ("x" * 200 + ".npy")
-    with atomic_write(target) as temporary:
-        temporary.write_bytes(b"1")
-        assert temporary.parent == target.parent and not target.exists()
-        assert is_empty(target.parent)  # also after a kill
-    assert not is_empty(target.parent) and is_empty(tmp_path / "none")
-    assert target.read_bytes() == b"1" and list(target.parent.iterdir()) == [target]
-    with pytest.raises(ZeroDivisionError), atomic_write(target) as temporary:
-        temporary.write_bytes(bytes([1 // 0]))
-    assert target.read_bytes() == b"1" and list(target.parent.iterdir()) == [target]
+def npy(array: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs links and permissions")
-def test_a_link_leads_to_the_file_that_is_written_and_permissions_stay(tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    for mode in (0o600, 0o444, 0o755):
-        real, link = tmp_path / "other/y", tmp_path / "y"
-        real.write_bytes(b"old")
-        real.chmod(mode)
-        link.unlink(missing_ok=True)
-        link.symlink_to("other/y")
-        with atomic_write(link) as temporary:
-            temporary.write_bytes(b"new")
-            assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
-        assert link.is_symlink() and real.read_bytes() == b"new"
-        assert stat.S_IMODE(real.stat().st_mode) == mode
-        real.unlink()
-    with atomic_write(link) as temporary:  # a link to a file that does not exist yet
-        temporary.write_bytes(b"new")
-    (tmp_path / "usual").touch()
-    assert real.stat().st_mode == (tmp_path / "usual").stat().st_mode
-    assert [path.name for path in real.parent.iterdir()] == ["y"]
+def npz(**arrays: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
 
 
-@pytest.mark.parametrize("has_links", [True, False])
-@pytest.mark.parametrize("is_folder", [False, True])
-def test_a_file_that_appears_meanwhile_is_kept(
-    has_links: bool, is_folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    if not has_links:
-        monkeypatch.setattr(os, "link", refuse)
-    path = tmp_path / "y"
-
-    def write() -> None:
-        with atomic_write(path, replace=False) as new:
-            new.write_bytes(b"new")
-            if is_folder:
-                (path / "kept").mkdir(parents=True)
-            else:
-                path.write_bytes(b"kept")
-
-    with pytest.raises(InputError, match=r"y exists.*force=True"):
-        write()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["y"]
-    if not is_folder:
-        assert path.read_bytes() == b"kept"
-        path.unlink()
-        with atomic_write(path, replace=False) as new:
-            new.write_bytes(b"new")
-        assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+def png(pixels: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
-@pytest.mark.parametrize("is_zarr", [False, True])
-def test_a_write_that_fails_leaves_what_was_there(
-    is_zarr: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also on a file system without links."""
-
-    def fail(*_: object) -> None:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(os, "link", fail)
-    monkeypatch.setattr(os, "replace", fail)
-    path = tmp_path / "y"
-    if not is_zarr:
-        with pytest.raises(MDLSTMError, match="Input/output"), atomic_write(path, replace=False) as new:
-            new.write_bytes(b"new")
-        assert list(tmp_path.iterdir()) == []
-        return
-    for folder in (path, tmp_path / "new"):
-        folder.mkdir()
-        (folder / "zarr.json").write_text(folder.name)
-    with pytest.raises(OSError, match="Input/output"):
-        publish(tmp_path / "new", path, replace=True)
-    assert (path / "zarr.json").read_text() == "y"
+READ: dict[str, tuple[str, bytes, dict[str | None, Any]]] = {
+    "npy": ("x.npy", npy(X), {None: X}),
+    "upper case": ("x.NPY", npy(X), {None: X}),
+    "Fortran order": ("x.npy", npy(np.asfortranarray(X)), {None: X}),
+    "big-endian": ("x.npy", npy(X.astype(">f8")), {None: X.astype(">f8")}),
+    "bool": ("x.npy", npy(X > 0.5), {None: X > 0.5}),
+    "npz": ("x.npz", npz(b=X, a=X + 1), {"b": X, "a": X + 1}),
+    "npz of one": ("x.npz", npz(y=X), {"y": X}),
+    "csv": ("x.csv", b"1,2.5\n-3,4e1\n", {None: [[1, 2.5], [-3, 40]]}),
+    "csv of Windows": ("x.csv", b"\xef\xbb\xbf1,2\r\n3,4\r\n\r\n", {None: [[1, 2], [3, 4]]}),
+    "csv of one row": ("x.csv", b" 1, 2", {None: [[1, 2]]}),
+    "png": ("x.png", png(np.uint8([[1, 2]])), {None: [[1, 2]]}),
+    "npy without a suffix": ("pipe", npy(X), {None: X}),
+    "npz without a suffix": ("pipe", npz(x=X), {"x": X}),
+    "csv without a suffix": ("pipe", b"-1,2", {None: [[-1, 2]]}),
+    "png without a suffix": ("pipe", png(np.uint8([[1, 2]])), {None: [[1, 2]]}),
+}
 
 
-def test_a_folder_of_zarr_is_replaced_and_no_other(tmp_path: Path) -> None:
-    for name, replace in (("a", True), ("b", False)):
-        (tmp_path / name / "c").mkdir(parents=True)
-        (tmp_path / name / "zarr.json").write_text(name)
-        (tmp_path / "new").mkdir()
-        (tmp_path / "new/zarr.json").write_text("new")
-        with nullcontext() if replace else pytest.raises(InputError, match="exists"):
-            publish(tmp_path / "new", tmp_path / name, replace=replace)
-        assert (tmp_path / name / "zarr.json").read_text() == ("new" if replace else name)
-    with pytest.raises(MDLSTMError, match="cannot write"), atomic_write(tmp_path / "a") as file:
-        file.touch()
-    assert (tmp_path / "a/zarr.json").read_text() == "new"
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/x").touch()
-    with pytest.raises(OSError, match=r"ot empty|xists"):
-        publish(tmp_path / "new", tmp_path / "data", replace=True)
-    assert (tmp_path / "data/x").exists()
+@pytest.mark.parametrize("name", READ)
+def test_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    file, data, arrays = READ[name]
+    (tmp_path / file).write_bytes(data)
+    read = read_file(tmp_path / file)
+    assert read.is_image == ("png" in name) and [*read.arrays] == [*arrays]
+    for key, array in arrays.items():
+        np.testing.assert_array_equal(read.arrays[key], array)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert [*read_file("-").arrays] == [*arrays]
 
 
-def test_every_file_of_a_zarr_array_has_a_part_in_its_fingerprint(tmp_path: Path) -> None:
-    array = tmp_path / "x.zarr"
-    (array / "c/0").mkdir(parents=True)
-    for name in ("zarr.json", "c/0/0", "c/0/1"):
-        (array / name).write_bytes(b"1")
-    seen = {fingerprint(array)}
-    assert fingerprint(array) in seen
-    os.utime(array / "c/0/1", ns=(0, 1))
-    seen.add(fingerprint(array))
-    (array / "c/0/1").rename(array / "c/0/2")
-    seen.add(fingerprint(array))
-    os.truncate(array / "c/0/0", 0)
-    seen.add(fingerprint(array))
-    (array / "c/1").touch()
-    seen.add(fingerprint(array))
-    assert len(seen) == 5
+REFUSED = {
+    "missing": ("nix.npy", None),
+    "empty npy": ("x.npy", b""),
+    "objects": ("x.npy", npy(np.array([{}]))),
+    "cut off": ("x.npy", npy(X)[:-1]),
+    "a huge header": ("x.npy", npy(X).replace(b"(3, 4)", b"(3000000000, 40000)")),
+    "npz for npy": ("x.npz", npy(X)),
+    "empty npz": ("x.npz", npz()),
+    "a heading": ("x.csv", b"a,b\n1,2\n"),
+    "an empty row": ("x.csv", b"1,2\n\n3,4\n"),
+    "ragged rows": ("x.csv", b"1,2\n3\n"),
+    "a comment": ("x.csv", b"1,2\n# 3,4\n"),
+    "empty csv": ("x.csv", b""),
+    "no image": ("x.png", b"no image"),
+    "a script": ("x.eps", b"%!PS-Adobe"),
+    "a null character": ("x\0.npy", None),
+}
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs named pipes")
-def test_what_may_be_replaced(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "a.zarr").mkdir()
-    (tmp_path / "a.zarr/zarr.json").touch()
-    for name, force, is_zarr, message in (
-        ("file", False, False, "force=True"),
-        ("a.zarr", False, True, "force=True"),
-        ("a.zarr", True, False, "is a folder"),
-        ("pipe", True, False, "not a regular file"),
-        ("", True, True, "is a folder"),
+@pytest.mark.filterwarnings("ignore:loadtxt")
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_read_is_refused(tmp_path: Path, name: str) -> None:
+    file, data = REFUSED[name]
+    if data is not None:
+        (tmp_path / file).write_bytes(data)
+    with pytest.raises(InputError, match=file.split(".")[0].replace("\0", ".")):
+        read_file(tmp_path / file)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["npy", "npz", "csv", "big-endian"])
+def test_damaged_arrays_are_refused_or_read(tmp_path: Path, name: str) -> None:
+    file, data, _ = READ[name]
+    for n in range(len(data)):
+        for damaged in (data[:n], data[:n] + bytes([data[n] ^ int(RNG.integers(1, 256))]) + data[n + 1 :]):
+            (tmp_path / file).write_bytes(damaged)
+            with suppress(InputError):
+                assert all(isinstance(x, np.ndarray) for x in read_file(tmp_path / file).arrays.values())
+
+
+def test_folders_are_searched_without_hidden_files_and_results(tmp_path: Path) -> None:
+    for name in (
+        "b.npy",
+        "a.PNG",
+        "sub/c.csv",
+        "sub/.hidden/d.npy",
+        ".e.npy",
+        "f.out.npy",
+        "f.txt",
+        "z.zarr/zarr.json",
     ):
-        with pytest.raises(InputError, match=message):
-            ensure_writable(tmp_path / name, force, is_zarr)
-    for name in ("file", "a.zarr", "new"):
-        ensure_writable(tmp_path / name, True, is_zarr=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
+    found = find_files([str(tmp_path), str(tmp_path / "f.out.npy"), "nix.npy"])
+    assert [relative for _, relative in found] == ["a.PNG", "b.npy", "sub/c.csv", "f.out.npy", "nix.npy"]
+    assert [r for _, r in find_files([str(tmp_path)], (".zarr",))] == ["z.zarr"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"\.npz"):
+        find_files([str(tmp_path / "empty")])
 
 
-def test_a_path_that_no_file_can_have_is_one_line(tmp_path: Path) -> None:
-    path = tmp_path / ("n" * 300)
-    ensure_writable(path, False)
-    with pytest.raises(MDLSTMError, match="File name too long"), atomic_write(path) as temporary:
-        temporary.touch()
-    assert find_models(path) == [path]
-    with pytest.raises(InputError, match="File name too long"):
-        read_model_file(path, 1, "")
-    for name in ("a\0b", "\ud800"):
-        with pytest.raises(InputError, match="cannot read"):
-            read_model_file(Path(name), 1, "")
-        with pytest.raises(InputError, match="cannot read"):
-            load_array(name)
-    with pytest.raises(MDLSTMError, match="File name too long"):
-        is_empty(path)
-    with pytest.raises(MDLSTMError, match="File name too long"), staging(path):
+WRITTEN: dict[str, tuple[dict[str | None, Any], str]] = {
+    "npy": ({None: X}, "npy"),
+    "integers": ({None: np.int64([[1, -2]])}, "npy"),
+    "npz": ({"a": X, None: X + 1}, "npz"),
+    "csv": ({None: X}, "csv"),
+    "csv of integers": ({None: np.uint8([[1, 2]])}, "csv"),
+    "csv of one channel": ({None: X[..., None]}, "csv"),
+    "json": ({None: X}, "json"),
+    "json by name": ({"a": X, "b": X}, "json"),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_is_written_is_read_again(tmp_path: Path, name: str) -> None:
+    arrays, form = WRITTEN[name]
+    path = tmp_path / f"y.{form}"
+    for _ in range(2):
+        with open_output(path) as file:
+            write_arrays(file, arrays, form)
+        data = path.read_bytes()
+    if form == "json":
+        values = json.loads(data)
+        read: Any = values if isinstance(values, dict) else {None: values}
+    else:
+        read = {key if len(arrays) > 1 else None: x for key, x in read_file(path).arrays.items()}
+    for key, array in arrays.items():
+        value = np.asarray(read["y" if key is None and len(arrays) > 1 else key])
+        np.testing.assert_array_equal(value.astype(array.dtype), array.reshape(value.shape))
+    assert path.read_bytes() == data  # equal results are equal files
+
+
+def test_masks_keep_values_and_palette(tmp_path: Path) -> None:
+    mask, palette = np.uint8([[0, 7], [9, 7]]), (1, 2, 3, 4, 5, 6, 7, 8, 9)
+    for values, dtype in (((0, 7, 9), np.uint8), ((0, 7, 900), np.uint16)):
+        with open_output(tmp_path / "m.png") as file:
+            write_arrays(file, {None: mask.astype(dtype)}, "png", values, palette)
+        image = Image.open(tmp_path / "m.png")
+        np.testing.assert_array_equal(np.asarray(image), mask)
+        if dtype == np.uint8:
+            assert image.getpalette()[7 * 3 : 7 * 3 + 3] == [4, 5, 6]  # type: ignore[index]
+    with open_output(tmp_path / "f.png") as file:
+        write_arrays(file, {None: np.float32([[0, 0.5, 1.0005]])}, "png")
+    assert np.asarray(Image.open(tmp_path / "f.png")).tolist() == [[0, 128, 255]]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "form"),
+    [
+        ({"a": X, "b": X}, "npy"),
+        ({None: X[None, None]}, "csv"),
+        ({None: X * 3}, "png"),
+        ({None: X[None, None]}, "png"),
+        ({None: np.int64([[-1]])}, "png"),
+        ({None: np.int64([[70000]])}, "png"),
+        ({None: X * np.nan}, "png"),
+        ({None: X * np.nan}, "json"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused_and_nothing_written(
+    tmp_path: Path, arrays: dict[str | None, Any], form: str
+) -> None:
+    with pytest.raises(InputError, match="--format"), open_output(tmp_path / "y") as file:
+        write_arrays(file, arrays, form)
+    assert not [*tmp_path.iterdir()]
+
+
+def interrupt(file: Any) -> None:
+    file.write(b"half")
+    raise KeyboardInterrupt
+
+
+def fill_disk(file: Any) -> None:
+    file.write(b"half")
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(("failure", "error"), [(interrupt, KeyboardInterrupt), (fill_disk, MDLSTMError)])
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_file_appears_whole_or_not_at_all(
+    tmp_path: Path, failure: Callable[[Any], None], error: type[BaseException], exists: bool
+) -> None:
+    path = tmp_path / "folder" / "y.npy"
+    if exists:
+        path.parent.mkdir()
+        path.write_bytes(b"old")
+        path.chmod(0o640)
+    with pytest.raises(error), open_output(path) as file:
+        failure(file)
+    assert [each.name for each in path.parent.iterdir()] == ["y.npy"] * exists
+    with open_output(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+    if exists and os.name == "posix":
+        assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_links_lead_to_the_file_that_is_written(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    with open_output(tmp_path / "link") as file:
+        file.write(b"new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_what_exists_is_replaced_by_force_alone(tmp_path: Path) -> None:
+    (tmp_path / "y").write_bytes(b"old")
+    with pytest.raises(InputError, match="--force"), open_output(tmp_path / "y", force=False):
         pass
+    check_free(tmp_path / "y", force=True)
+    for force in (False, True):
+        with pytest.raises(InputError, match="folder"):
+            check_free(tmp_path, force)
+    with pytest.raises(MDLSTMError, match="cannot write"), open_output(tmp_path / "y" / "z"):
+        pass
+    assert (tmp_path / "y").read_bytes() == b"old"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs locks and forks")
-def test_a_lock_excludes_others_and_is_not_shared_with_forks(tmp_path: Path) -> None:
-    """A process that prepares batches may live longer than its training, which was killed."""
-    (is_forked, forked), (ends, end) = os.pipe(), os.pipe()
-    with locked(tmp_path / "run"):
-        message = r"another process works in .*/run; wait for it, or sleep"
-        with pytest.raises(MDLSTMError, match=message), locked(tmp_path / "run", "sleep"):
-            pass
-        if (child := os.fork()) == 0:
-            os.write(forked, b"1")
-            os.close(end)
-            os.read(ends, 1)
-            os._exit(0)
-        os.read(is_forked, 1)
-    try:
-        with locked(tmp_path / "run"):
-            pass
-    finally:
-        os.close(end)
-        os.waitpid(child, 0)
-        for pipe in (is_forked, forked, ends):
-            os.close(pipe)
+def test_an_archive_of_results_has_no_dates() -> None:
+    buffer = io.BytesIO()
+    write_arrays(buffer, {"a": X}, "npz")
+    with zipfile.ZipFile(buffer) as archive:
+        assert archive.infolist()[0].date_time == (1980, 1, 1, 0, 0, 0)

@@ -1,247 +1,341 @@
-"""`Session`: results, types, errors, threads, interrupts and copies."""
+"""`Session` on small models that are computed by hand: axes, padding, batches, and what it refuses."""
 
 from __future__ import annotations
 
-import io
-import os
 import pickle
 import signal
-import subprocess
-import sys
+import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from helpers.crafted_models import INT64, crafted, info, node, scanning, tensor, with_large_intermediate
-from helpers.isolation import kill_during, power
-from helpers.small_models import write_model
+from helpers.crafted_models import crafted, node, tensor
+from helpers.small_models import classifier, recogniser, write_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mdlstm_tk.errors import InputError, MDLSTMError, StoppedError
-from mdlstm_tk.runtime import Session, describe_model, load_array, save_array
+from mdlstm_tk.errors import DeviceError, InputError, MDLSTMError
+from mdlstm_tk.io.metadata import layout_of
+from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime.ort import CONVOLUTION
 
 RNG = np.random.default_rng(0)
-X = np.arange(8, dtype=np.float32).reshape(2, 2, 2, 1)
+HALVED = [  # to (N, H, W, C) → (N, ⌈H/2⌉, ⌈W/2⌉, C)
+    node("Transpose", "x", "planes", perm=[0, 3, 1, 2]),
+    node("AveragePool", "planes", "means", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
+    node("Transpose", "means", "y", perm=[0, 2, 3, 1]),
+]
 
 
-def test_shapes_and_dtypes(model: Path) -> None:
-    session = Session(model, "cpu")
-    x = RNG.random((5, 8, 8, 1), dtype=np.float32)
-    y = session(x)
-    assert (y.shape, y.dtype) == ((5, 8, 8, 1), np.float32)
-    np.testing.assert_allclose(session(x[0]), y[0], atol=1e-6)
-    np.testing.assert_allclose(session(x[0, ..., 0]), y[0, ..., 0], atol=1e-6)
-    assert session(x[0]).shape == (8, 8, 1)
-    assert session(x[0, ..., 0]).shape == (8, 8)
-    assert (session.device, session.provider) == ("cpu", "CPUExecutionProvider")
-    for dtype in (np.float64, np.float16, np.int32, np.uint8, bool):
-        np.testing.assert_array_equal(session(np.eye(8).astype(dtype)), session(np.eye(8)))
+@st.composite
+def doubled(draw: st.DrawFn) -> tuple[dict[str, Any], list[tuple[int, ...]], bool]:
+    """The metadata of a model that doubles x, grids that it takes, and whether it takes sizes."""
+    ndim, last, padded = draw(st.integers(1, 3)), draw(st.booleans()), draw(st.booleans())
+    grid = draw(st.none() | st.tuples(*[st.none() | st.integers(2, 5)] * ndim))
+    of_grid = grid or (None,) * ndim
+    extents = [st.integers(1, e or 5) if padded or e is None else st.just(e) for e in of_grid]
+    grids = draw(st.lists(st.tuples(*extents), min_size=1, max_size=5))
+    channels = draw(st.sampled_from([1, 3]))
+    fields = {
+        "grid": grid,
+        "layout": layout_of(ndim, last),
+        "channels": channels,
+        "outputs": channels,
+        "window": (1,) * ndim,
+        "inputs": ("x", "sizes") if padded else ("x",),
+        "axes": ndim + 2,
+    }
+    return fields, grids, padded
 
 
-def token_model() -> bytes:
-    """y is x + 1 for integers x, on grids of any size."""
-    nodes = [node("Cast", "x", "f", to=1), node("Add", "f one", "y")]
-    one, shape = tensor("one", 1.0, np.float32), (None, 2, None, 1)
-    model = crafted(nodes, [one], shape=shape, x_type=INT64, grid="[2, null]", form='"scan"')
-    return model.SerializeToString()
+@settings(max_examples=60)
+@given(case=doubled(), batch_size=st.none() | st.integers(1, 3), data=st.data())
+def test_each_array_gets_its_own_answer_in_its_own_axes(
+    tmp_path: Path, case: Any, batch_size: int | None, data: Any
+) -> None:
+    fields, grids, padded = case
+    session = Session(write_model(tmp_path / "m.onnx", **fields), "cpu")
+    m, arrays = session.metadata, []
+    for grid in grids:
+        x = RNG.random((data.draw(st.integers(1, 4)), *m.shape_of(grid)), dtype=np.float32)
+        x = x if data.draw(st.booleans()) else x[0]  # without the batch axis
+        if m.channels == 1 and x.ndim == m.ndim + 1 and data.draw(st.booleans()):
+            x = np.squeeze(x, -1 if m.channels_last else 0)
+        arrays.append(data.draw(st.sampled_from([x, x.astype(np.float64), np.asfortranarray(x)])))
+    together = session.run_many(arrays, batch_size)
+    for x, y in zip(arrays, together, strict=True):
+        np.testing.assert_array_equal(y, 2 * x.astype(np.float32), strict=True)
+        np.testing.assert_array_equal(session(x), y, strict=True)
+    if padded:
+        x = RNG.random((2, *m.shape_of(m.grid_like((4,) * m.ndim))), dtype=np.float32)
+        sizes = np.array([[1] * m.ndim, m.grid_of(x.shape)])
+        y = session(x, sizes=sizes)
+        np.testing.assert_array_equal(y[1], 2 * x[1])
+        np.testing.assert_array_equal(y[0][m.region(sizes[0])], 2 * x[0][m.region(sizes[0])])
 
 
-def test_integers_and_one_free_extent() -> None:
-    session = Session(token_model(), "cpu")
-    for width in (1, 5):
-        x = RNG.integers(0, 9, (3, 2, width, 1))
-        np.testing.assert_array_equal(session(x), x + 1)
-        np.testing.assert_array_equal(session(x.astype(np.uint8)), x + 1)
-        np.testing.assert_array_equal(session(x.astype(np.float64)), x + 1)
-    with pytest.raises(InputError, match="takes whole numbers"):
-        session(np.full((2, 2), 0.5))
-    with pytest.raises(InputError, match=r"x has a 3x2 grid, which does not fit this 2x\* model"):
-        session(np.zeros((3, 2), int))
-    with pytest.raises(InputError, match="free extents"):
-        session.warm_up()
-    session.warm_up(grid=(2, 7))
+@pytest.mark.parametrize("grid", [None, (6, 8)])
+def test_padded_outputs_are_cropped_to_their_windows(tmp_path: Path, grid: Any) -> None:
+    fields = {"grid": grid, "window": (2, 2), "inputs": ("x", "sizes")}
+    session = Session(write_model(tmp_path / "m.onnx", HALVED, **fields), "cpu")
+    alone = Session(write_model(tmp_path / "a.onnx", HALVED, window=(2, 2)), "cpu")
+    arrays = [RNG.random((h, w), dtype=np.float32) for h, w in [(6, 8), (2, 4), (4, 2), (6, 6), (2, 2)]]
+    for x, y in zip(arrays, session.run_many(arrays), strict=True):
+        assert y.shape == (ceil(x.shape[0] / 2), ceil(x.shape[1] / 2))
+        np.testing.assert_allclose(y, alone(x), atol=1e-6)
 
 
-def test_files_that_are_no_models_and_invalid_arguments(model: Path, tmp_path: Path) -> None:
-    foreign = onnx.load(model)
-    foreign.ClearField("metadata_props")
-    (tmp_path / "folder.onnx").mkdir()
-    for name, data, message in (
-        ("none.onnx", None, "there is no model"),
-        ("folder.onnx", None, "not a regular file"),
-        ("broken.onnx", model.read_bytes()[:1000], "malformed"),
-        ("foreign.onnx", foreign.SerializeToString(), "was not exported"),
-        ("m.tiles", b"PK", "open it with mdlstm_tk.runtime.TiledSession"),
-    ):
-        path = tmp_path / name
-        if data is not None:
-            path.write_bytes(data)
-        with pytest.raises(InputError, match=message) as error:
-            Session(path, "cpu")
-        assert name in str(error.value)
-    with pytest.raises(InputError, match="'gpu'"):
-        Session(model, "gpu")
-    for threads in (-1, 10**6):
-        with pytest.raises(InputError, match="threads must be from 1 to"):
-            Session(model, "cpu", threads=threads)
-    for timeout in (-1, float("nan"), float("inf")):
-        with pytest.raises(InputError, match="timeout must be"):
-            Session(model, "cpu", timeout=timeout)
-    session = Session(model, "cpu")
-    for max_bytes in (-1, 0, 10**30):
-        for call in (describe_model, load_array, Session, lambda *_, **options: Session(b"", **options)):
-            with pytest.raises(InputError, match=f"max_bytes={max_bytes} is out of range"):
-                call(model, max_bytes=max_bytes)
-    for arrays in (None, 3, "ab", {"a": X}):
-        with pytest.raises(InputError, match="arrays must be a list"):
-            session.run_many(arrays)  # type: ignore[arg-type]
-    for batch, grid in ((0, (8, 8)), (1, (8,)), (1, (-1, 8))):
-        with pytest.raises(InputError, match="batch must be at least 1 and grid 2 positive extents"):
-            session.warm_up(batch, grid)
+def test_steps_of_padded_lines_count_as_columns(tmp_path: Path) -> None:
+    steps = [
+        *HALVED[:2],
+        node("ReduceMean", "means axes", "rows", keepdims=0),
+        node("Transpose", "rows", "t", perm=[0, 2, 1]),
+    ]
+    steps += [node("MatMul", "t weights", "y")]
+    constants = {"axes": np.int64([2]), "weights": np.float32([[1, 0, -1]])}
+    fields = {"kind": "transcribe", "classes": ("a", "b"), "window": None, "columns_per_step": 2}
+    session = Session(
+        write_model(
+            tmp_path / "m.onnx", steps, constants, outputs=3, axes=3, inputs=("x", "sizes"), **fields
+        ),
+        "cpu",
+    )
+    arrays = [RNG.random((4, w), dtype=np.float32) for w in (9, 2, 5, 4)]
+    assert [len(y) for y in session.run_many(arrays)] == [5, 1, 3, 2]
 
 
-@pytest.mark.parametrize("x_type", [onnx.TensorProto.STRING, onnx.TensorProto.BFLOAT16])
-def test_graphs_of_other_than_numbers_of_numpy_are_refused(x_type: int) -> None:
-    cast = [node("Cast", "x", "y", to=onnx.TensorProto.FLOAT)]
-    with pytest.raises(InputError, match=r"'x' of the model holds [bs].*, expected real numbers"):
-        Session(crafted(cast, x_type=x_type).SerializeToString(), "cpu")
+@pytest.mark.parametrize("order", [range(5), [3, 1, 4, 0, 2]])
+def test_which_samples_share_a_run_depends_on_shapes_alone(tmp_path: Path, order: Any) -> None:
+    session = Session(write_model(tmp_path / "m.onnx"), "cpu")
+    arrays = [RNG.random((k % 2 + 2, 3), dtype=np.float32) for k in range(5)]
+    runs, graph = [], session.graph
+    session.graph = lambda feeds: runs.append(feeds["x"].shape) or graph(feeds)  # type: ignore[assignment]
+    session.graph.dtypes = graph.dtypes  # type: ignore[attr-defined]
+    session.run_many([arrays[k] for k in order], batch_size=2)
+    assert sorted(runs) == [(1, 2, 3, 1), (2, 2, 3, 1), (2, 3, 3, 1)]
 
 
-def test_timeout_stops_an_endless_loop() -> None:
-    endless = scanning(node("Add", "v two", "v_out"), rows=10**9, width=0)  # takes no memory
-    session = Session(endless.SerializeToString(), "cpu", timeout=0.3)
-    for _ in range(2):
-        with pytest.raises(StoppedError, match=r"0\.3 s; allow more with timeout="):
-            session(X)
+def test_runs_are_bounded_by_their_positions(tmp_path: Path) -> None:
+    padded = write_model(tmp_path / "m.onnx", inputs=("x", "sizes"))
+    session, seen = Session(padded, "cpu"), []
+    graph = session.graph
+    session.graph = lambda feeds: seen.append(feeds["x"].shape[:3]) or graph(feeds)  # type: ignore[assignment]
+    session.graph.dtypes = graph.dtypes  # type: ignore[attr-defined]
+    session.run_many([np.zeros((300, 300)), *[np.zeros((8, 8))] * 70, np.zeros((300, 300))])
+    assert max(n * h * w for n, h, w in seen) <= 64 * 64 * 64
 
 
-def test_an_interrupt_stops_a_run_of_the_main_thread() -> None:
-    """A product of 1000×1000 matrices takes some 30 ms, all of them together longer than a test may."""
-    session = Session(power(20_000), "cpu")
-    with pytest.raises(KeyboardInterrupt):
-        kill_during(lambda: session(np.ones((1000, 1000), np.float32)), os.getpid, signal.SIGINT)
-    np.testing.assert_array_equal(session(np.eye(2)), 1 + np.eye(2))
+REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {  # metadata, x, and a word of the reason
+    "no channels": ({"channels": 3, "outputs": 3}, np.zeros((4, 4)), "C = 3"),
+    "other channels": ({"channels": 3, "outputs": 3}, np.zeros((4, 4, 2)), "C = 3"),
+    "too many axes": ({}, np.zeros((1, 1, 4, 4, 1)), "shape"),
+    "empty": ({}, np.zeros((0, 4)), "shape"),
+    "a batch without channels": ({}, np.zeros((2, 4, 4)), r"x\[..., None\]"),
+    "another grid": ({"grid": (8, 8)}, np.zeros((4, 6)), "--size 4x6"),
+    "one extent": ({"grid": (8, None)}, np.zeros((7, 9)), "8x\\*"),
+    "larger than padded": ({"grid": (8, 8), "inputs": ("x", "sizes")}, np.zeros((9, 8)), "8x8"),
+    "too small": ({"min_grid": (3, 3)}, np.zeros((2, 9)), "3x3"),
+    "no multiple": ({"multiple_of": (4, 1)}, np.zeros((6, 5)), "4x1"),
+    "NaN": ({}, np.full((4, 4), np.nan), "NaN"),
+    "infinity": ({}, np.full((4, 4), np.inf), "infinity"),
+    "beyond float32": ({}, np.full((4, 4), 1e39), "float32"),
+    "beyond float16": ({"dtype": "float16"}, np.full((4, 4), 70000.0), "65504"),
+    "fractions": ({"integer": True}, np.full((4, 4), 0.5), "whole"),
+    "tokens beyond float32": ({"integer": True}, np.full((4, 4), 2**24 + 1), "whole"),
+    "complex": ({}, np.zeros((4, 4), complex), "complex"),
+    "texts": ({}, np.full((4, 4), "1"), "U1"),
+    "objects": ({}, np.full((4, 4), None), "object"),
+    "masked": ({}, np.ma.masked_equal(np.eye(4), 1), "masked"),
+}
 
 
-def test_an_interrupted_run_ends_before_the_interpreter_does() -> None:
-    """A thread that came back from ONNX Runtime while the interpreter ends would abort the process."""
-    code = """if True:
-        import os, signal, threading, time, numpy
-        from mdlstm_tk.runtime.runner import INTERRUPTIBLE_VALUES, _outputs
-        class Options:
-            terminate = False
-        def run(feeds, options):  # as a long operator, it cannot be stopped
-            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
-            time.sleep(1.5)
-            print("ended", options.terminate, flush=True)
-        try:
-            _outputs(run, {"x": numpy.zeros(INTERRUPTIBLE_VALUES)}, Options())
-        except KeyboardInterrupt:
-            print("interrupted", flush=True)
-    """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "interrupted\nended True\n"
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_array_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    fields, x, word = REFUSED[name]
+    session = Session(write_model(tmp_path / "m.onnx", **fields), "cpu")
+    with pytest.raises(InputError, match=word) as refused:
+        session(x)
+    assert "\n" not in str(refused.value)
 
 
-def test_runs_that_need_too_much_memory_end_in_an_error(tmp_path: Path) -> None:
-    """The limit is set once for each process, so it is tested in another one, where it is small."""
-    with pytest.raises(StoppedError, match=r"needs more memory than there is; .*tiles"):
-        Session(with_large_intermediate(10**12).SerializeToString(), "cpu")(X)
-    (tmp_path / "m.onnx").write_bytes(with_large_intermediate(2**26).SerializeToString())
-    code = """if True:
-        import sys, numpy
-        from mdlstm_tk.errors import MDLSTMError
-        from mdlstm_tk.runtime import Session, providers
-        providers.MEMORY_SHARE = int(sys.argv[1]) * 2**20 / providers.available_memory()
-        try:
-            print(Session("m.onnx", "cpu")(numpy.ones((2, 2))).tolist())
-        except MDLSTMError as error:
-            print(error)
-    """
-
-    def run(megabytes: int) -> str:
-        command = [sys.executable, "-c", code, str(megabytes)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-
-    assert "needs more memory than there is; " in run(100)
-    assert run(600).strip() == "[[1.0, 1.0], [1.0, 1.0]]"
+@pytest.mark.parametrize(
+    "sizes", [[[0, 1]], [[5, 1]], [[1, 1], [1, 1]], [[1.5, 1]], [[-1, 1]], [1, 1], [[2, 3]], [[3, 2]]]
+)
+def test_sizes_that_do_not_fit_are_refused(tmp_path: Path, sizes: Any) -> None:
+    fields = {"inputs": ("x", "sizes"), "multiple_of": (1, 2), "min_grid": (1, 4)}
+    session = Session(write_model(tmp_path / "m.onnx", **fields), "cpu")
+    with pytest.raises(InputError):
+        session(np.zeros((1, 4, 4, 1)), sizes=sizes)
+    assert session(np.zeros((1, 4, 4, 1)), sizes=[[2, 4]]).shape == (1, 4, 4, 1)
+    plain = Session(write_model(tmp_path / "p.onnx"), "cpu")
+    with pytest.raises(InputError, match="--padded"):
+        plain(np.zeros((1, 4, 4, 1)), sizes=[[2, 4]])
 
 
-def test_further_inputs_are_checked_by_name() -> None:
-    model = crafted([node("Add", "x k", "y")], inputs='["x", "k"]')
-    model.graph.input.append(info("k", shape=(None, 1, 1, 1)))
-    session = Session(model.SerializeToString(), "cpu")
-    k = np.ones((2, 1, 1, 1))
-    np.testing.assert_array_equal(session(X, k=k), X + 1)
-    for arguments, message in (
-        ({}, r"inputs of this model are k; got none; give them by name, as in session\(x, k=…\)"),
-        ({"k": k, "z": k}, "got k, z"),
-        ({"k": k[:1]}, "k must have the batch of x, 2"),
-        ({"k": 1.0}, r"k must have the batch of x, 2; got shape \(\)"),
-        ({"k": k * np.inf}, "k holds 2 NaN or infinite"),
-    ):
-        with pytest.raises(InputError, match=message):
-            session(X, **arguments)
-    with pytest.raises(InputError, match="takes no sizes"):
-        session(X, sizes=np.ones((2, 2), int), k=k)
+IMAGES = {"preprocessing": {"channels": 1, "resize": None}}
 
 
-def test_arrays_pass_through_the_standard_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = RNG.random((3, 4), dtype=np.float32)
-    stream = io.TextIOWrapper(io.BytesIO())
-    monkeypatch.setattr(sys, "stdout", stream)
-    save_array("-", x)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stream.buffer.getvalue())))
-    np.testing.assert_array_equal(load_array("-"), x)
+@pytest.mark.parametrize(
+    ("fields", "low", "high", "warns"),
+    [
+        (IMAGES, 0, 1, False),
+        (IMAGES, -0.1, 1.2, False),
+        (IMAGES, 0, 255, True),
+        (IMAGES, 0, 251.5, True),
+        (IMAGES, -1, 1, True),
+        ({**IMAGES, "unit_range": False}, 0, 255, False),
+        ({"x_range": (-3, 3)}, -4, 5, False),
+        ({"x_range": (-3, 3)}, 0, 7, True),
+        ({"x_range": (-3, 3)}, -7, 0, True),
+        ({}, -1e6, 1e6, False),
+    ],
+)
+def test_numbers_far_outside_of_training_are_warned_of(
+    tmp_path: Path, fields: dict[str, Any], low: float, high: float, warns: bool
+) -> None:
+    session = Session(write_model(tmp_path / "m.onnx", **fields), "cpu")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        y = session(np.linspace(low, high, 16).reshape(4, 4))
+    assert bool(caught) == warns
+    np.testing.assert_allclose(y.max(), 2 * high, rtol=1e-6)
 
 
-def test_threads_may_share_a_session_and_close_it(model: Path) -> None:
-    session = Session(model, "cpu", timeout=60)
-    inputs = RNG.random((8, 64, 8, 8, 1), dtype=np.float32)
-    expected = [session(x) for x in inputs]
-
-    def run(k: int) -> str:
-        try:
-            np.testing.assert_array_equal(session(inputs[k % 8]), expected[k % 8])
-        except MDLSTMError as error:
-            return str(error)
-        return "ran"
-
-    with ThreadPoolExecutor(4) as pool:
-        results = pool.map(run, range(400))
-        assert next(results) == "ran"
-        session.close()
-        errors = set(results) - {"ran"}
-        assert len(errors) == 1 and "closed" in errors.pop()
+def test_several_inputs_and_outputs_go_by_name(tmp_path: Path) -> None:
+    fields = {"inputs": ("x", "z"), "output_names": ("y", "twice"), "further_windows": ((1, 1),)}
+    session = Session(write_model(tmp_path / "m.onnx", [node("Add", "x z", "y")], **fields), "cpu")
+    x, z = RNG.random((2, 3, 3, 3, 1)).astype(np.float32)
+    outputs = session(x, z=z)
+    assert [*outputs] == ["y", "twice"]
+    np.testing.assert_array_equal(outputs["twice"], x + z)
+    np.testing.assert_array_equal(session(x[0, ..., 0], z=z[0])["y"], (x + z)[0, ..., 0])
+    for wrong in ({}, {"z": z, "w": z}, {"z": z[:1]}, {"z": z.astype(complex)}):
+        with pytest.raises(InputError):
+            session(x, **wrong)
+    with pytest.raises(MDLSTMError, match="ONNX Runtime"):
+        session(x, z=z[:, :2])
 
 
-def test_threads_copies_and_warm_up_change_no_number(model: Path) -> None:
-    x = RNG.random((3, 8, 8, 1), dtype=np.float32)
-    expected = Session(model, "cpu")(x)
-    for threads in (0, 1, 2):
-        with Session(model, "cpu", threads=threads, timeout=60) as session:
-            session.warm_up()
-            session.warm_up(3)
-            np.testing.assert_allclose(session(x), expected, atol=1e-6)
-            copy = pickle.loads(pickle.dumps(session))
-        np.testing.assert_allclose(copy(x), expected, atol=1e-6)  # the first one is closed
-        assert copy.metadata == session.metadata
+def test_a_network_without_channels_gets_batches_without_them(tmp_path: Path) -> None:
+    session = Session(write_model(tmp_path / "m.onnx", channel_axis=False), "cpu")
+    assert session(np.ones((2, 3, 4))).shape == (2, 3, 4, 1)
+    assert session(np.ones((3, 4))).shape == (3, 4, 1)
 
 
-def test_a_model_with_further_inputs_is_not_warmed_up_with_zeros(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "m.onnx", [node("Add", "x m", "y")], inputs=("x", "m"), grid=(4, 4))
-    with (
-        Session(path, "cpu") as session,
-        pytest.raises(InputError, match=r"takes m, too; .*call it on"),
-    ):
-        session.warm_up()
+def test_sessions_are_pickled_and_called_from_threads(tmp_path: Path) -> None:
+    session = Session(classifier(tmp_path / "m.onnx"), "cpu", threads=2)
+    copy = pickle.loads(pickle.dumps(session))
+    arrays = [RNG.random((8, k + 1)) for k in range(20)]
+    with ThreadPoolExecutor(4) as executor:
+        for y, x in zip(executor.map(copy, arrays), arrays, strict=True):
+            np.testing.assert_array_equal(y, session(x))
 
 
-def test_a_model_that_needs_trust_is_described_without_being_loaded(tmp_path: Path) -> None:
+DISAGREEING: dict[str, dict[str, Any]] = {
+    "other inputs": {"inputs": '["x", "sizes"]'},
+    "other outputs": {"output_names": '["z"]'},
+    "no metadata": {"schema": "1"},
+}
+
+
+@pytest.mark.parametrize("name", DISAGREEING)
+def test_a_file_that_contradicts_its_metadata_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="export it again"):
+        Session(crafted(**DISAGREEING[name]).SerializeToString(), "cpu")
+
+
+def test_an_output_that_contradicts_the_metadata_is_an_error(tmp_path: Path) -> None:
+    session = Session(write_model(tmp_path / "m.onnx", outputs=3), "cpu")
+    with pytest.raises(MDLSTMError, match="contradicts"):
+        session(np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no model"])
+def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "m.onnx"
-    path.write_bytes(crafted([node("RandomUniformLike", "x", "y")]).SerializeToString())
-    with pytest.raises(InputError, match="trusted=True"):
-        Session(path, "cpu")
-    description = describe_model(path)
-    assert (description["bytes"], description["form"]) == (path.stat().st_size, "unrolled")
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"m\.onnx"):
+        Session(path)
+    with pytest.raises(InputError, match="no file"):
+        Session(tmp_path)
+
+
+def test_a_model_that_onnx_runtime_cannot_load_is_refused() -> None:
+    with pytest.raises(InputError, match="ONNX Runtime"):
+        Session(crafted([node("Neg", "missing", "y")]).SerializeToString(), "cpu")
+
+
+def test_asking_for_cuda_without_it_is_an_error(tmp_path: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    path = write_model(tmp_path / "m.onnx")
+    assert Session(path).device == "cpu"
+    with pytest.raises(DeviceError, match="--device cpu"):
+        Session(path, "cuda:1")
+    for wrong in ("gpu", "cuda:", "cuda:x", ""):
+        with pytest.raises(InputError, match="device"):
+            Session(path, wrong)
+
+
+def test_captured_runs_replay_in_their_buffers(tmp_path: Path) -> None:
+    """CUDA graphs are tested on buffers of the CPU, where ONNX Runtime just runs again."""
+    fields = {"inputs": ("x", "z")}
+    session = Session(write_model(tmp_path / "m.onnx", [node("Add", "x z", "y")], **fields), "cpu")
+    graph = session.graph
+    graph._buffers, graph._place = {}, ("cpu", 0)
+    for k in range(12):
+        x = RNG.random((1 + k // 4 % 2, 3, 2, 1), dtype=np.float32)
+        np.testing.assert_array_equal(session(x, z=2 * x), x + 2 * x)
+    assert len(graph._buffers) == 2
+
+
+def test_convolutions_are_optimised_and_sweeps_are_not(tmp_path: Path) -> None:
+    import onnxruntime
+
+    nodes = [
+        node("Transpose", "x", "p", perm=[0, 3, 1, 2]),
+        node("Conv", "p w", "c"),
+        node("Transpose", "c", "y", perm=[0, 2, 3, 1]),
+    ]
+    path = write_model(tmp_path / "conv.onnx", nodes, {"w": np.full((1, 1, 1, 1), 3, np.float32)})
+    assert CONVOLUTION in path.read_bytes()
+    levels = onnxruntime.GraphOptimizationLevel
+    for model, level in (
+        (path, levels.ORT_ENABLE_ALL),
+        (write_model(tmp_path / "m.onnx"), levels.ORT_DISABLE_ALL),
+    ):
+        session = Session(model, "cpu")
+        assert session.graph.session.get_session_options().graph_optimization_level == level
+    np.testing.assert_array_equal(Session(path, "cpu")(np.ones((2, 2))), np.full((2, 2), 3))
+
+
+def test_ctrl_c_stops_a_run() -> None:
+    nodes = [node("Expand", "x shape", "big")]
+    for k in range(400):
+        nodes.append(node("Sin", f"{'big' if k == 0 else f't{k}'}", f"t{k + 1}"))
+    nodes += [node("ReduceMax", "t400", "m", keepdims=0), node("Add", "x m", "y")]
+    model = crafted(nodes, [tensor("shape", [1, 1000, 1000, 1])], shape=(None, 1, 1, 1), grid="[1, 1]")
+    session = Session(model.SerializeToString(), "cpu")
+    from mdlstm_tk.runtime import ort
+
+    timer = threading.Timer(0.3, lambda: signal.raise_signal(signal.SIGINT))
+    long, ort.LONG_VALUES = ort.LONG_VALUES, 0
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            session(np.ones((1, 1, 1, 1)))
+    finally:
+        ort.LONG_VALUES = long
+        timer.join()
+
+
+def test_lines_are_read_by_a_recogniser(tmp_path: Path) -> None:
+    session = Session(recogniser(tmp_path / "m.onnx"), "cpu")
+    assert session(np.ones((4, 6))).shape == (6, 3)

@@ -1,143 +1,281 @@
-"""Tiled exports under ONNX Runtime give what the network gives on the whole grid."""
+"""Tiled exports: in tiles of any size they give what the network gives for the whole grid."""
 
 from __future__ import annotations
 
-import gc
-import os
+import io
+import json
 import pickle
-import sys
+import zipfile
+from contextlib import suppress
+from math import prod
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
-from helpers.processes import descendants
-from helpers.tiled_models import segmenter
+from helpers import tiled_models
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mdlstm_tk.errors import InputError, MDLSTMError, StoppedError
-from mdlstm_tk.runtime import TiledSession, infer_paths
-from mdlstm_tk.runtime.tiles.local import on_threads
-from mdlstm_tk.runtime.tiles.work import Work
+from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.runtime import TiledSession, decode, infer_paths
+from mdlstm_tk.runtime.tiles.archive import Sweep, parse_archive
+from mdlstm_tk.runtime.tiles.plan import Plan, extents_of
 
 RNG = np.random.default_rng(0)
+MODELS = ("segmenter", "classifier", "recogniser", "downward", "single")
 
 
-def assert_equal(y: Any, expected: Any) -> None:
-    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5 * max(1, abs(expected).max()), strict=True)
+def image(model: str, height: int = 13, width: int = 18) -> Any:
+    return RNG.random((height, width, 3 if model == "segmenter" else 1), dtype=np.float32)
 
 
-@pytest.mark.parametrize("isolated", [False, True])
-def test_tiles_equal_the_whole_grid(isolated: bool, tmp_path: Path) -> None:
-    model = segmenter()
-    x = RNG.random((37, 45, 3), dtype=np.float32)
-    expected = model.whole(x)
-    np.save(tmp_path / "x.npy", x)
-    with TiledSession(model.path, "cpu", threads=3, isolated=isolated) as session:
-        assert session.metadata.form == "tiles"
-        first = session(x, tile=8)
-        assert_equal(first, expected)
-        np.testing.assert_array_equal(session(np.load(tmp_path / "x.npy", mmap_mode="r"), tile=8), first)
-        np.testing.assert_array_equal(TiledSession(model.path, "cpu")(x, tile=8), first)  # on one thread
-        assert_equal(session(np.stack([x, x]), tile=(15, 400)), np.stack([expected, expected]))
-        other = pickle.loads(pickle.dumps(session))
-    with other:
-        np.testing.assert_array_equal(other(x, tile=8), first)
-        assert (other.threads, other.isolated) == (3, isolated)
-    with pytest.raises(MDLSTMError, match="closed"):
-        session(x)
+@pytest.mark.parametrize("tile", [3, 4, 512])
+@pytest.mark.parametrize("model", MODELS)
+def test_tiles_equal_the_whole(model: str, tile: int) -> None:
+    tiled = getattr(tiled_models, model)()
+    x, threads = image(model), 1 + tile % 3
+    session = TiledSession(tiled.path, threads=threads)
+    y = session(x, tile=tile)
+    np.testing.assert_allclose(y, tiled.whole(x), atol=2e-5)
+    if tile == 4:
+        for other in (
+            TiledSession(tiled.path.read_bytes(), threads=3 - threads),
+            pickle.loads(pickle.dumps(session)),
+        ):
+            np.testing.assert_array_equal(
+                other(x, tile=4, batch_size=1 + threads), other(x, tile=4, batch_size=1 + threads)
+            )
+            np.testing.assert_array_equal(other(x, tile=4), y)  # threads change no byte
 
 
-def loaded_graphs() -> int:
-    gc.collect()
-    return sum(type(thing) is onnxruntime.InferenceSession for thing in gc.get_objects())
+@settings(max_examples=10)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(2, 9), st.sampled_from(["stable", "slstm"]))
+def test_any_grid_in_tiles_of_any_size(height: int, width: int, tile: int, cell: str) -> None:
+    tiled = tiled_models.downward(cell)
+    x = image("downward", height, width)
+    np.testing.assert_allclose(TiledSession(tiled.path)(x, tile=tile), tiled.whole(x), atol=2e-5)
 
 
-def test_close_releases_all_graphs() -> None:
-    before = loaded_graphs()
-    session = TiledSession(segmenter().path, "cpu")
-    assert loaded_graphs() == before + len(session.archive.graphs)
-    session.close()
-    assert loaded_graphs() == before
+def test_axes_are_those_of_the_users_array() -> None:
+    tiled = tiled_models.single()
+    session, x = TiledSession(tiled.path, tile=5), image("single")
+    assert session(x).shape == (13, 18, 1)
+    assert session(x[..., 0]).shape == (13, 18)
+    assert session(np.stack([x, x])).shape == (2, 13, 18, 1)
+    for wrong in (x[..., 0, 0], np.zeros((4, 4, 2)), np.full((4, 4), np.nan), np.full((4, 4), "a")):
+        with pytest.raises(InputError):
+            session(wrong)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_an_isolated_session_is_one_process() -> None:
-    before = descendants()
-    with TiledSession(segmenter().path, "cpu", isolated=True) as session:
-        assert len(session.archive.graphs) == 3
-        assert len(set(descendants()) - set(before)) == 1
-    assert set(descendants()) <= set(before)
+@settings(max_examples=60)
+@given(
+    st.tuples(*[st.integers(1, 12)] * 2),
+    st.integers(1, 6),
+    st.lists(st.tuples(*[st.integers(1, 3)] * 2), min_size=1, max_size=3),
+    st.integers(1, 4),
+    st.data(),
+)
+def test_a_plan_runs_each_tile_after_those_that_it_needs(
+    grid: Any, tile: int, windows: Any, batch_size: int, data: Any
+) -> None:
+    signs = st.tuples(*[st.sampled_from([1, -1])] * 2)
+    sweeps = [
+        Sweep("", direction, stage, k)
+        for stage in range(len(windows))
+        for k, direction in enumerate(data.draw(st.lists(signs, min_size=1, max_size=4, unique=True)))
+    ]
+    sweeps.sort(key=lambda each: (each.stage, each.rank))
+    plan = Plan(grid, tile, windows, sweeps, batch_size)
+    done: set[tuple[int, Any]] = set()
+    for groups in plan.steps:
+        for sweep, tiles in groups:
+            assert 1 <= len(tiles) <= batch_size
+            assert len({extents_of(plan.region(sweeps[sweep].stage, each)) for each in tiles}) == 1
+            for each in tiles:
+                needed = [(sweep, plan.neighbour(sweep, each, axis, -1)) for axis in range(2)]
+                needed += [(before, each) for before in range(sweep)]  # sums and inputs of stages
+                assert all(tile is None or (k, tile) in done for k, tile in needed)
+        done |= {(sweep, each) for sweep, tiles in groups for each in tiles}
+    assert (
+        len(done)
+        == sum(len(tiles) for groups in plan.steps for _, tiles in groups)
+        == len(sweeps) * prod(plan.counts)
+    )
 
 
-def test_memory_is_bounded_by_smaller_batches() -> None:
-    path = segmenter().path
-    grid = (4096, 4096)
-    assert TiledSession(path, "cpu").plan(grid).batch_size == 4
-    small = TiledSession(path, "cpu", max_bytes=2**27 + 2**25)
-    assert 1 <= small.plan(grid, 256).batch_size <= 4
-    with pytest.raises(InputError, match=r"smaller tile=\.\.\., or allow more with max_bytes"):
-        small.plan(grid, 4096)
+def test_files_are_read_and_written_by_region(tmp_path: Path) -> None:
+    tifffile, zarr = pytest.importorskip("tifffile"), pytest.importorskip("zarr")
+    tiled = tiled_models.segmenter()
+    pixels = RNG.integers(0, 256, (40, 33, 3)).astype(np.uint8)
+    x = pixels / np.float32(255)
+    np.save(tmp_path / "a.npy", x)
+    zarr.save_array(str(tmp_path / "b.zarr"), x, zarr_format=3)
+    tifffile.imwrite(tmp_path / "c.tif", pixels, tile=(16, 16), compression="zlib")
+    session = TiledSession(tiled.path)
+    y = session(x, tile=9)
+    mask = decode(y, session.metadata)
+    assert {*np.unique(mask)} <= {*tiled_models.VALUES}
+    for name in ("a.npy", "b.zarr", "c.tif"):
+        for options, expected in (({}, mask), ({"raw": True}, y), ({"probabilities": True}, None)):
+            seen: list[tuple[int, int]] = []
+            for form in ("npy", "zarr", "tif"):
+                target = tmp_path / f"y.{form}"
+                how = {"tile": 9, "force": True, "report": lambda *n, seen=seen: seen.append(n)}
+                (result,) = infer_paths([tmp_path / name], tiled.path, target, **how, **options)
+                assert result.error is None, result.error
+                read = {
+                    "npy": np.load,
+                    "zarr": lambda path: zarr.open_array(str(path))[...],
+                    "tif": tifffile.imread,
+                }[form](target)
+                if expected is not None:
+                    np.testing.assert_allclose(read, expected, atol=2e-5)
+                else:
+                    np.testing.assert_allclose(read.sum(-1), 1, rtol=1e-5)
+            assert seen[-1][0] == seen[-1][1]
+    with tifffile.TiffFile(tmp_path / "y.tif") as file:
+        assert file.pages[0].is_tiled
+    run = infer_paths([tmp_path / "a.npy"], tiled.path, tile=9)
+    (result,) = run
+    assert result.job.target.endswith("a.out.tif")
+    with tifffile.TiffFile(result.job.target) as file:
+        colormap = file.pages[0].colormap  # of the masks of training
+        assert (colormap[:, 7] // 257).tolist() == [250, 0, 0]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "a.npy",
+        "b.zarr",
+        "c.tif",
+        "y.npy",
+        "y.zarr",
+        "y.tif",
+        "a.out.tif",
+    }
+
+
+@pytest.mark.parametrize("model", ["classifier", "recogniser"])
+def test_answers_of_whole_grids_are_rows(tmp_path: Path, model: str) -> None:
+    tiled = getattr(tiled_models, model)()
+    np.save(tmp_path / "a.npy", image(model))
+    run = infer_paths([tmp_path / "a.npy"], tiled.path, tmp_path / "t.json", tile=5)
+    (result,) = run
+    assert result.error is None
+    session = TiledSession(tiled.path)
+    y = session(np.load(tmp_path / "a.npy"), tile=5)
+    (row,) = json.loads((tmp_path / "t.json").read_text())
+    expected = decode(y, session.metadata)[0]
+    assert {name: row[name] for name in ("label", "text") if name in row} == {
+        name: expected[name] for name in ("label", "text") if name in expected
+    }
+
+
+REFUSED = {
+    "missing": ("nix.npy", lambda path: None),
+    "csv": ("x.csv", lambda path: path.write_text("1,2")),
+    "no array": ("x.npy", lambda path: path.write_bytes(b"x")),
+    "a batch": ("x.npy", lambda path: np.save(path, np.zeros((1, 4, 4, 3)))),
+    "objects": ("x.npy", lambda path: np.save(path, np.array([[{}]]), allow_pickle=True)),
+    "grey": ("x.npy", lambda path: np.save(path, np.zeros((4, 4, 1)))),
+    "NaN": ("x.npy", lambda path: np.save(path, np.full((4, 4, 3), np.nan))),
+    "no zarr": ("x.zarr", lambda path: path.mkdir()),
+    "no tif": ("x.tif", lambda path: path.write_bytes(b"II*\0")),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_file_that_cannot_be_read_by_region_is_an_error(tmp_path: Path, name: str) -> None:
+    file, write = REFUSED[name]
+    write(tmp_path / file)
+    (result,) = infer_paths([tmp_path / file], tiled_models.segmenter().path, tmp_path / "y.npy", tile=3)
+    assert file in str(result.error) and "\n" not in str(result.error)
+    assert not (tmp_path / "y.npy").exists() and not [*tmp_path.glob(".mdlstm*")]
+
+
+def tif(path: Path, pixels: Any, **options: Any) -> Path:
+    pytest.importorskip("tifffile").imwrite(path, pixels, **options)
+    return path
 
 
 @pytest.mark.parametrize(
-    ("x", "options", "words"),
+    "options",
     [
-        (np.zeros(3), {}, r"expected \(H, W\), \(H, W, C\) or \(N, H, W, C\)"),
-        (np.zeros((4, 4, 2)), {}, "2 channels at each position, expected 3"),
-        (np.zeros((0, 4, 3)), {}, "is empty"),
-        (np.zeros((0, 4, 4, 3)), {}, "is empty"),
-        (np.full((4, 4, 3), np.nan), {}, "NaN"),
-        (np.ma.masked_equal(np.zeros((4, 4, 3)), 0), {}, "x has masked values"),
-        (np.zeros((4, 4, 3)), {"batch_size": 0}, "batch_size must be"),
+        {"pixels": np.zeros((8, 8, 3), np.uint16), "photometric": "rgb"},
+        {"pixels": np.zeros((8, 8, 4), np.uint8), "photometric": "rgb"},
+        {"pixels": np.zeros((3, 8, 8), np.uint8), "photometric": "rgb", "planarconfig": "separate"},
+        {"pixels": np.zeros((8, 8), np.uint8), "photometric": "miniswhite"},
+        {"pixels": np.zeros((8, 8), np.int16), "photometric": "minisblack"},
+        {"pixels": np.zeros((2, 8, 8), np.uint8), "photometric": "minisblack"},
+        {
+            "pixels": np.zeros((8, 8, 3), np.uint8),
+            "photometric": "rgb",
+            "extratags": [(274, 3, 1, 6, True)],
+        },
     ],
 )
-def test_wrong_arguments_are_refused(x: Any, options: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        TiledSession(segmenter().path, "cpu")(x, **options)
+def test_an_unusual_tiff_is_refused_rather_than_read_wrong(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = tif(tmp_path / "x.tif", options.pop("pixels"), **options)
+    (result,) = infer_paths([path], tiled_models.segmenter().path, tmp_path / "y.npy", tile=3)
+    assert "upright" in str(result.error)
 
 
-@pytest.mark.parametrize(("failure", "count"), [(InputError("x holds NaN"), 0), (KeyboardInterrupt(), 1)])
-def test_only_an_interrupt_stops_the_runs_of_other_calls(failure: BaseException, count: int) -> None:
-    stopped: list[None] = []
-    work: Any = SimpleNamespace(graphs=SimpleNamespace(interrupt=lambda: stopped.append(None)))
-    with pytest.raises(type(failure)), on_threads(work, 2):
-        raise failure
-    assert len(stopped) == count
+def test_a_model_that_resizes_images_takes_no_regions_of_them(tmp_path: Path) -> None:
+    archive = parse_archive(tiled_models.segmenter().path.read_bytes(), "m")
+    path = tif(tmp_path / "x.tif", np.zeros((8, 8, 3), np.uint8), photometric="rgb")
+    data = io.BytesIO(tiled_models.segmenter().path.read_bytes())
+    with zipfile.ZipFile(data) as old, zipfile.ZipFile(tmp_path / "m.tiles", "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "tiles.json":
+                index = json.loads(content)
+                index["metadata"]["mdlstm.preprocessing"] = json.dumps(
+                    {"channels": 3, "resize": [16, None]}
+                )
+                content = json.dumps(index).encode()
+            new.writestr(name, content)
+    assert archive.metadata.channels == 3
+    (result,) = infer_paths([path], tmp_path / "m.tiles", tmp_path / "y.npy")
+    assert "resize" in str(result.error)
 
 
-def test_a_file_for_which_the_model_is_stopped_leaves_the_others_to_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    reasons: dict[str, Exception] = {"b": MemoryError(), "c": StoppedError("too slow", "time")}
-    for name in ("a", "b", "c", "d", "c2", "c3"):
-        np.save(f"{name}.npy", np.zeros((8, 8, 3), np.float32))
-    model = segmenter().path  # is verified with `Work.run`
-    run_group = Work.run
+def test_a_damaged_archive_is_refused_or_runs() -> None:
+    data = tiled_models.single().path.read_bytes()
+    x = np.zeros((4, 4), np.float32)
+    for _ in range(120):
+        damaged = bytearray(data[: RNG.integers(1, len(data) + 1)] if RNG.random() < 0.3 else data)
+        damaged[RNG.integers(len(damaged))] ^= int(RNG.integers(1, 256))
+        with suppress(InputError, MDLSTMError):
+            assert TiledSession(bytes(damaged), "cpu")(x).shape == (4, 4)
+    for key, value in (
+        ("schema", 9),
+        ("stages", []),
+        ("head", {"file": "nix"}),
+        ("stages", [{}]),
+        ("upsample", "x"),
+    ):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
+            for name in old.namelist():
+                content = old.read(name)
+                content = (
+                    json.dumps({**json.loads(content), key: value}).encode()
+                    if name == "tiles.json"
+                    else content
+                )
+                new.writestr(name, content)
+        with pytest.raises((InputError, MDLSTMError)):
+            TiledSession(buffer.getvalue(), "cpu")(x)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+        new.writestr("tiles.json", b" " * 10**6)
+    with pytest.raises(InputError, match="compressed"):
+        TiledSession(buffer.getvalue())
 
-    def stop(work: Any, group: Any) -> None:
-        if reason := reasons.get(Path(work._source._label).name[0]):
-            raise reason
-        run_group(work, group)
 
-    monkeypatch.setattr(Work, "run", stop)
-
-    def infer(*names: str) -> list[Any]:
-        paths = [f"{name}.npy" for name in names]
-        return list(
-            infer_paths(paths, model, "out/", output_format="npy", device="cpu", force=True).results
-        )
-
-    assert [result.error for result in infer("a", "b", "c", "d")] == [
-        *(None, "b.npy needs more memory than is left; give a smaller tile=..."),
-        *("c.npy: too slow", None),
-    ]
-    with pytest.raises(StoppedError, match="too slow") as error:
-        infer("c")
-    assert error.value.cause == "time"
-    assert len(infer("c", "c2", "a", "c3")) == 4
-    with pytest.raises(StoppedError):
-        infer("c", "c2", "c3", "a")
-    assert sorted(os.listdir("out")) == ["a.out.npy", "d.out.npy"]
+def test_a_full_disk_is_told_before_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "a.npy", image("segmenter"))
+    monkeypatch.setattr(
+        "mdlstm_tk.runtime.tiles.files.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})
+    )
+    with pytest.raises(MDLSTMError, match="full"):
+        [*infer_paths([tmp_path / "a.npy"], tiled_models.segmenter().path, tmp_path / "y.npy")]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]

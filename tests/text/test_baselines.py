@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from mdlstm_tk.kinds import training_of
 from mdlstm_tk.report import draw_run
 from mdlstm_tk.text import LineFinder, page_distortion
 from mdlstm_tk.text.baseline_maps import draw_maps
-from mdlstm_tk.text.baselines import BaselinesMetadata
+from mdlstm_tk.text.baselines import REACH
 from mdlstm_tk.text.page_distortion import distort_page
 from mdlstm_tk.training import configure, make_task, new_job, train
 
@@ -198,7 +197,7 @@ def test_pages_without_outlines_leave_the_defaults_without_a_warning(pages: Path
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         values = KIND.metadata(job.run, step, job.task.spec)
-    assert values == {"above": BaselinesMetadata.above, "below": BaselinesMetadata.below}
+    assert values == REACH
 
 
 @pytest.mark.slow
@@ -207,28 +206,6 @@ def test_an_export_finds_lines(pages: Path) -> None:
     done = mdlstm("export", "run", "--form", "scan", "-o", "baselines.onnx")
     assert done.code == 0, done.err
     assert Path("baselines.onnx").stat().st_size < 2**20
-    done = mdlstm("infer", "pages", "-m", "baselines.onnx", "-o", "found", "--device", "cpu")
+    done = mdlstm("read", "pages", "-m", "baselines.onnx", "-o", "found")
     assert done.code == 0 and "4 done" in done.err, done.err
     assert len(list(Path("found").glob("*.xml"))) == 4
-
-
-def test_metadata_are_checked() -> None:
-    fields = {
-        "version": "0",
-        "grid": None,
-        "form": "scan",
-        "layout": "N H W C",
-        "channels": 1,
-        "outputs": 3,
-    }
-    metadata = BaselinesMetadata(**fields, kind="baselines", window=(2, 2))
-    metadata.check()
-    for changes in (
-        {"above": 0.0},
-        {"below": -1.0},
-        {"outputs": 2},
-        {"window": None},
-        {"layout": "N C H W"},
-    ):
-        with pytest.raises(InputError, match=next(iter(changes))):
-            replace(metadata, **changes).check()

@@ -13,12 +13,12 @@ from helpers.training import SMALL, quick, resume, run_in
 from helpers.user_data import read, write_arrays, write_texts
 from rapidfuzz.distance import Levenshtein
 
+from mdlstm_tk._util.text_order import as_searched, reorder
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run
 from mdlstm_tk.kinds.examples import spread
-from mdlstm_tk.runtime import CharacterModel, Session
-from mdlstm_tk.runtime.text_order import as_searched, reorder
-from mdlstm_tk.text import Decoding, calibration
+from mdlstm_tk.runtime import Session
+from mdlstm_tk.text import CharacterModel, Decoding, calibration
 from mdlstm_tk.text.calibration import (
     LineLogits,
     fit_lm_temperature,
@@ -142,7 +142,7 @@ def test_runs_hold_a_model_of_their_texts_and_a_decoding(tmp_path: Path) -> None
     decoding = read_run(run)
     assert {**asdict(decoding), "step": 3} == json.loads((run.folder / DECODING_FILE).read_text())
     metadata = Session(export_run(run, form="scan").path, device="cpu").metadata
-    assert metadata.decoding == decoding
+    assert Decoding.of(metadata) == decoding
     (run.folder / LM_FILE).unlink()
     resume(run, steps=5)
     assert (run.folder / LM_FILE).exists()

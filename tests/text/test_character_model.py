@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime import CharacterModel
+from mdlstm_tk.text import CharacterModel
 from mdlstm_tk.text.character_model import DISCOUNTS
 
 TEXTS = [

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mdlstm_tk._util.text_order import as_searched, reorder
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.runtime import CharacterModel
-from mdlstm_tk.runtime.text_order import as_searched, reorder
-from mdlstm_tk.text import Decoding
+from mdlstm_tk.text import CharacterModel, Decoding
 from mdlstm_tk.text.ctc import Fusion, scaled_log_probs, search, transcribe_logits, warn_of_lacking
 from mdlstm_tk.text.posteriors import posteriors
 

@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.command import Result, mdlstm
-from helpers.pages import HEIGHT, PAGE, WIDTH, draw_bars, draw_page, page, transcription
+from helpers.pages import PAGE, draw_bars, draw_page, page, transcription
 from helpers.small_models import classifier, finder, recogniser
 from PIL import Image
 
-from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.runtime import Session, decode, infer_paths
-from mdlstm_tk.runtime.preprocessing import decode_image
-from mdlstm_tk.text import Transcription, cut_line, find_lines, overlay, read_page
-from mdlstm_tk.text.documents import MARK
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.io.images import decode_image
+from mdlstm_tk.runtime import Session, decode
+from mdlstm_tk.text import Transcription, cut_line, find_lines, overlay, read_page, read_pages
 from mdlstm_tk.text.found_pages import FoundPage, find_page, page_xml
 
 ROWS = ((20, 60, 280), (20, 100, 280), (150, 140, 280))
@@ -43,8 +42,8 @@ def read_widths(self: Session, images: Sequence[np.ndarray], **_: Any) -> list[T
     return [transcription("long" if image.shape[1] > 200 else "short", 0.5) for image in images]
 
 
-def infer(*arguments: object) -> Result:
-    return mdlstm("infer", *arguments, "--device", "cpu")
+def read(*arguments: object) -> Result:
+    return mdlstm("read", *arguments)
 
 
 def check_page_xml(content: bytes, lines: int) -> list[str]:
@@ -64,7 +63,6 @@ def check_page_xml(content: bytes, lines: int) -> list[str]:
         "TextEquiv": ("Unicode",),
     }
     root = ET.fromstring(content)
-    assert MARK.encode() in content.partition(b"<PcGts")[0]
     page = root.find(f"{{{PAGE}}}Page")
     assert page is not None
     extents = int(page.attrib["imageWidth"]), int(page.attrib["imageHeight"])
@@ -87,12 +85,10 @@ def check_page_xml(content: bytes, lines: int) -> list[str]:
 
 
 def test_lines_are_found_and_written_beside_nothing_but_the_image() -> None:
-    done = infer("in", "-m", "baselines.onnx", "-o", "found")
-    assert done.code == 0 and "2 done, 0 skipped, 0 failed" in done.err
-    assert sorted(path.as_posix() for path in Path("found").rglob("*.*")) == [
-        "found/a.xml",
-        "found/sub/b.xml",
-    ]
+    done = read("in", "-m", "baselines.onnx", "-o", "found")
+    assert done.code == 0 and "2 done, 0 failed" in done.err
+    written = sorted(path.as_posix() for path in Path("found").rglob("*.*"))
+    assert written == ["found/a.xml", "found/sub/b.xml"]
     assert check_page_xml(Path("found/a.xml").read_bytes(), 3) == []
     Path("in/a.xml").write_bytes(Path("found/a.xml").read_bytes())
     page = read_page("in/a.xml")
@@ -101,29 +97,36 @@ def test_lines_are_found_and_written_beside_nothing_but_the_image() -> None:
         np.testing.assert_allclose(line.baseline[[0, -1]], [(left, height), (right, height)], atol=4)
         assert line.polygon[:, 1].min() < height - 10 < height + 5 < line.polygon[:, 1].max()
         assert cut_line(np.asarray(Image.open("in/a.png")), line).shape[1] > 100
-    assert infer("in", "-m", "baselines.onnx", "-o", "found").code == 2  # the results exist
+    assert read("in", "-m", "baselines.onnx", "-o", "found").code == 2  # the results exist
 
 
-def test_photographs_are_read_in_one_call(capsys: pytest.CaptureFixture[str]) -> None:
+def test_photographs_are_read_in_one_call() -> None:
     draw_page(Path("in/known.xml"), ("ab",))
     models = ("-m", "reader.onnx", "--line-model", "baselines.onnx")
-    done = infer("in", *models, "-o", "read", "--overlay", "drawn")
+    done = read("in", *models, "-o", "read", "--overlay")
     assert done.code == 0 and "3 done" in done.err and "warning" not in done.err
     assert check_page_xml(Path("read/a.xml").read_bytes(), 3) == ["long", "long", "short"]
     assert b'conf="0.5000"' in Path("read/a.xml").read_bytes()
     assert b"<alto" in Path("read/known.xml").read_bytes()  # its own lines, as without a model for lines
-    pictures = sorted(path.as_posix() for path in Path("drawn").rglob("*.png"))
-    assert pictures == ["drawn/a.out.png", "drawn/known.out.png", "drawn/sub/b.out.png"]
-    assert np.ptp(np.asarray(Image.open("drawn/a.out.png")).astype(int), axis=-1).max() > 100  # in colours
-    assert infer("in/a.png", *models).out == "l1\tlong\nl2\tlong\nl3\tshort\n"
-    assert "though in/known.xml tells" in infer("in/known.png", *models).err
-    assert infer("in", "-m", "reader.onnx").out.startswith("in/known.xml\tl0\tshort\n")
-    run = infer_paths(["in/a.png"], "reader.onnx", line_model=Session("baselines.onnx"))
-    assert [answer.text for result in run.results for answer in result.answers] == ["long", "long", "short"]
+    pictures = sorted(path.as_posix() for path in Path("read").rglob("*.png"))
+    assert pictures == ["read/a.out.png", "read/known.out.png", "read/sub/b.out.png"]
+    assert np.ptp(np.asarray(Image.open("read/a.out.png")).astype(int), axis=-1).max() > 100  # in colours
+    printed = read("in/a.png", *models).out.splitlines()
+    texts = zip(("l1", "l2", "l3"), ("long", "long", "short"), strict=True)
+    assert printed == [f"in/a.png\t{name}\t{text}\t0.5" for name, text in texts]
+    run = read_pages(["in/a.png"], "reader.onnx", line_model=Session("baselines.onnx"))
+    assert [row["text"] for result in run for row in result.rows] == ["long", "long", "short"]
 
 
-def test_lines_are_cut_alike_in_one_call_and_from_the_file(capsys: pytest.CaptureFixture[str]) -> None:
-    infer("in/a.png", "-m", "baselines.onnx", "-o", "in/a.xml")
+def test_a_page_that_was_found_can_be_corrected_and_read() -> None:
+    read("in/a.png", "-m", "baselines.onnx", "-o", "found")
+    Path("in/a.xml").write_bytes(Path("found/a.xml").read_bytes())
+    assert read("in/a.xml", "-m", "reader.onnx").out.count("long") == 2
+
+
+def test_lines_are_cut_alike_in_one_call_and_from_the_file() -> None:
+    read("in/a.png", "-m", "baselines.onnx", "-o", "found")
+    Path("in/a.xml").write_bytes(Path("found/a.xml").read_bytes())
     pixels = np.asarray(Image.open("in/a.png"))
     found, known = find_lines(Session("baselines.onnx"), pixels), read_page("in/a.xml").lines
     assert [line.reach for line in found] == [line.reach for line in known]
@@ -144,103 +147,56 @@ def test_pages_are_drawn_in_their_own_brightness(dtype: type[np.generic]) -> Non
 
 def test_columns_are_read_from_where_the_texts_of_the_reader_begin() -> None:
     draw_bars(Path("columns.png"), ((10, 60, 215), (235, 100, 295)))
-    for direction, texts in (("ltr", "l1\tlong\nl2\tshort\n"), ("rtl", "l1\tshort\nl2\tlong\n")):
+    for direction, texts in (("ltr", ["long", "short"]), ("rtl", ["short", "long"])):
         recogniser(Path(f"{direction}.onnx"), text_direction=direction)
-        done = infer("columns.png", "-m", f"{direction}.onnx", "--line-model", "baselines.onnx")
-        assert done.out == texts
+        run = read_pages(["columns.png"], f"{direction}.onnx", line_model="baselines.onnx")
+        assert [row["text"] for result in run for row in result.rows] == texts
 
 
-def test_the_model_for_lines_is_opened_as_the_reader_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Device, limits and isolation hold for both; both are closed after the last result."""
-    opened: list[tuple[str, Session, tuple[Any, ...], dict[str, Any]]] = []
-
-    class Recorded(Session):
-        def __init__(self, model: Any, *arguments: Any, **options: Any) -> None:
-            super().__init__(model, *arguments, **options)
-            opened.append((str(model), self, arguments, options))
-
-    monkeypatch.setattr("mdlstm_tk.runtime.inference.Session", Recorded)
-    limits: dict[str, Any] = {"isolated": True, "timeout": 99.0, "max_bytes": 2**28, "trusted": True}
-    run = infer_paths(["in/a.png"], "reader.onnx", line_model="baselines.onnx", device="cpu", **limits)
-    (result,) = run.results
-    assert len(result.answers) == 3
-    assert {name for name, *_ in opened} == {"reader.onnx", "baselines.onnx"}
-    (_, reader, *of_reader), (_, finder, *of_finder) = opened
-    assert of_reader == of_finder and limits.items() <= of_finder[1].items()
-    for session in (reader, finder):
-        assert session.isolated
-        with pytest.raises(MDLSTMError, match="closed"):
-            session(np.zeros((64, 64, 1), np.float32))
-    with pytest.raises(InputError, match="is for the documents"):
-        decode(np.zeros((4, 3), np.float32), reader.metadata, line_model="baselines.onnx")
-
-
-def test_results_are_no_pages_to_find_lines_in() -> None:
-    """The XML beside an image that a model has written hides the image, as any result does."""
-    assert infer("in/a.png", "-m", "baselines.onnx", "--format", "xml", "-o", "in/a.xml").code == 0
-    assert infer("in", "-m", "baselines.onnx", "-o", "found").code == 0
-    assert [path.name for path in Path("found").rglob("*.xml")] == ["b.xml"]
-
-
-def test_lines_in_other_formats() -> None:
-    infer("in", "-m", "baselines.onnx", "-o", "lines.json")
-    answers = json.loads(Path("lines.json").read_text())
-    assert [answer["array"] for answer in answers] == ["l1", "l2", "l3"] * 2
-    assert len(answers[0]["baseline"]) >= 2 and len(answers[0]["polygon"]) >= 3
-    assert infer("in/a.png", "-m", "baselines.onnx").out.count("\n") == 3
-    infer("in", "-m", "baselines.onnx", "-o", "lines.csv")
+def test_lines_in_tables() -> None:
+    read("in", "-m", "baselines.onnx", "-o", "lines.json")
+    rows = json.loads(Path("lines.json").read_text())
+    assert [row["line"] for row in rows] == ["l1", "l2", "l3"] * 2
+    assert len(rows[0]["baseline"].split()) >= 2 and len(rows[0]["polygon"]) >= 3
+    assert read("in/a.png", "-m", "baselines.onnx").out.count("\n") == 3
+    read("in", "-m", "baselines.onnx", "-o", "lines.csv")
     heading, first, *_ = Path("lines.csv").read_text().splitlines()
-    assert heading == "file,array,sample,baseline" and first.startswith("in/a.png,l1,,")
-    x = np.full((HEIGHT, WIDTH), 0.9, np.float32)
-    x[98:102, 20:280] = 0
-    np.save("x.npy", x)
-    printed = infer("x.npy", "-m", "baselines.onnx").out.split()
-    start, end = (printed[k].split(",") for k in (0, -1))
-    assert abs(float(start[0]) - 20) < 4 and abs(float(end[0]) - 280) < 4 and abs(float(end[1]) - 100) < 2
+    assert heading == "file,line,baseline" and first.startswith('in/a.png,l1,"')
 
 
 def test_what_does_not_go_together_is_refused() -> None:
-    np.save("x.npy", np.zeros((HEIGHT, WIDTH), np.float32))
     for words, message in (
-        (("in", "-m", "reader.onnx", "--line-model", "reader.onnx"), "of kind baselines finds lines"),
-        (
-            ("in", "-m", "baselines.onnx", "--line-model", "baselines.onnx"),
-            "needs a model of kind transcribe",
-        ),
+        (("in", "-m", "reader.onnx", "--line-model", "reader.onnx"), "baselines"),
+        (("in", "-m", "baselines.onnx", "--line-model", "baselines.onnx"), "line_model"),
         (("in", "-m", "reader.onnx", "--line-model", "no.onnx"), "no.onnx"),
-        (("in/a.png", "-m", "baselines.onnx", "--format", "npy"), "xml, txt"),
-        # options for pages, and no page
-        (("x.npy", "-m", "baselines.onnx", "--overlay", "drawn"), "is for pages, but x.npy is none"),
-        (("in/a.png", "-m", "reader.onnx", "--overlay", "drawn"), "is for pages, but in/a.png is none"),
-        (("x.npy", "-m", "reader.onnx", "--line-model", "baselines.onnx"), "but x.npy is none"),
+        (("in/a.png", "-m", "baselines.onnx", "--overlay"), "folder"),
+        (("in/a.png", "-m", "baselines.onnx", "--beam", "2"), "beam"),
     ):
-        done = infer(*words)
+        done = read(*words)
         assert done.code == 2 and message in done.err and done.err.count("\n") == 1, words
-    done = mdlstm("infer", "-", "-m", "baselines.onnx", stdin=Path("in/a.png").read_bytes())
-    assert done.code == 2 and "an image on stdin is no page" in done.err
+    session = Session("baselines.onnx", device="cpu")
+    with pytest.raises(InputError, match="mdlstm read"):
+        decode(np.zeros((4, 4, 3), np.float32), session.metadata)
     for pixels in (np.zeros((99, 99), int), np.zeros((99, 99, 4), np.uint8)):
-        with pytest.raises(InputError, match="pixels h"):
-            find_lines(Session("baselines.onnx", device="cpu"), pixels)
-    with pytest.raises(InputError, match="of kind classify"):
+        with pytest.raises(InputError, match="image"):
+            find_lines(session, pixels)
+    with pytest.raises(InputError, match="classify"):
         find_lines(Session(classifier(Path("c.onnx")), device="cpu"), np.zeros((9, 9), np.uint8))
 
 
 def test_pictures_are_kept_unless_they_may_be_replaced() -> None:
-    draw_bars(Path("in/sub/a.png"), ROWS)
-    call = ("in/a.png", "-m", "baselines.onnx", "--format", "xml", "--overlay", "drawn", "-o")
-    assert infer(*call, "one.xml").code == 0
+    call = ("in/a.png", "-m", "baselines.onnx", "--overlay", "-o", "drawn")
+    assert read(*call).code == 0
     before = Path("drawn/a.out.png").read_bytes()
-    assert infer(*call, "two.xml").code != 0 and Path("drawn/a.out.png").read_bytes() == before
-    assert not Path("two.xml").exists()
-    assert infer(*call, "one.xml", "--force").code == 0
-    done = infer("in/a.png", "in/sub/a.png", "-m", "baselines.onnx", "--overlay", "new")
-    assert done.code == 2 and "two pages would be drawn to new/a.out.png" in done.err
-    assert not Path("new").exists()
+    Path("drawn/a.xml").unlink()
+    assert read(*call).code == 2 and Path("drawn/a.out.png").read_bytes() == before
+    assert not Path("drawn/a.xml").exists()
+    assert read(*call, "--force").code == 0
 
 
 def test_pages_without_lines_are_named() -> None:
     Path("in/a.xml").write_text(page("", "a.png"))
-    done = infer("in/a.xml", "-m", "reader.onnx", "-o", "read.xml")
+    done = read("in/a.xml", "-m", "reader.onnx", "-o", "read")
     assert done.code == 0 and "in/a.xml has no lines, so nothing of it is read" in done.err
 
 
@@ -266,15 +222,16 @@ def degenerate(name: str, rng: np.random.Generator) -> np.ndarray:
 def test_a_page_without_lines_is_valid_xml_or_one_line(name: str) -> None:
     image = degenerate(name, np.random.default_rng(0))
     Image.fromarray(image).save("page.png")
-    done = infer("page.png", "-m", "baselines.onnx", "-o", "page.xml")
+    done = read("page.png", "-m", "baselines.onnx", "-o", "found")
     if done.code == 0:
-        content = Path("page.xml").read_bytes()
+        content = Path("found/page.xml").read_bytes()
+        Path("page.xml").write_bytes(content)
         check_page_xml(content, content.count(b"<TextLine"))
         assert name not in ("white", "one pixel") or b"<TextRegion" not in content
         assert len(read_page("page.xml").lines) == content.count(b"<TextLine")
     else:
         assert done.code == 2 and done.err.splitlines()[-1].startswith("error: page.png: ")
-        assert not Path("page.xml").exists()
+        assert not Path("found/page.xml").exists()
 
 
 def damaged(rng: np.random.Generator) -> bytes:

@@ -44,7 +44,7 @@ def test_pixels_of_every_type_are_cut_alike(dtype: type, channels: tuple[int, ..
 
 @pytest.mark.parametrize("pixels", [np.zeros((9, 9), bool), np.zeros((9, 9, 2)), np.zeros(9)])
 def test_what_is_no_image_is_not_cut(pixels: np.ndarray) -> None:
-    with pytest.raises(InputError, match=r"^pixels "):
+    with pytest.raises(InputError, match="an image"):
         cut_line(pixels, line([[1, 5], [8, 5]], [[1, 1], [8, 1], [8, 8], [1, 8]]))
 
 

@@ -113,16 +113,12 @@ def test_what_writing_changes(case: str, tmp_path: Path) -> None:
     around = '<TextLine ID="m"/><TextLine ID="l">{}</TextLine><TextLine ID="n"/>'
     before = read_text(tmp_path, form(around.format(content)))
     write_page(before, {"l": transcription(text)}, tmp_path / "new/b.xml")
-    written, mark = (tmp_path / "new/b.xml").read_text(), "<?mdlstm-tk a model has read this page?>\n"
-    assert written.count(mark) == 1
-    assert written.replace(mark, "") == form(around.format(expected))
+    assert (tmp_path / "new/b.xml").read_text() == form(around.format(expected))
     write_page(before, {"l": transcription(text)}, tmp_path / "a.xml")
     after = read_page(tmp_path / "a.xml")
     assert [line.text for line in after.lines] == [None, text, None]
     assert [line.id for line in after.lines] == ["m", "l", "n"]
     assert [line.box for line in after.lines] == [line.box for line in before.lines]
-    write_page(after, {"l": transcription(text)}, tmp_path / "a.xml")
-    assert (tmp_path / "a.xml").read_text().count(mark) == 1
 
 
 @pytest.mark.parametrize(

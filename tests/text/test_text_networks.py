@@ -13,7 +13,8 @@ from torch import Tensor
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.models import Normalized, create
 from mdlstm_tk.runtime import Session, infer_paths
-from mdlstm_tk.runtime.shapes import covered_width
+from mdlstm_tk.runtime.shapes import step_width
+from mdlstm_tk.text import read_lines
 from mdlstm_tk.text.networks import LineRecognizer, standardise
 
 
@@ -95,15 +96,14 @@ def test_a_file_tells_how_many_columns_a_step_covers(tmp_path: Path) -> None:
     path = export_onnx(network, tmp_path / "m.onnx", grid=(16, None), **options).path
     session = Session(path)
     assert session.metadata.columns_per_step == 8
-    assert [covered_width(5, 33, 33, known) for known in (8, None)] == [(40, 33), (35, 33)]
+    assert [step_width(5, 33, known) for known in (8, None)] == [8, 7]
     narrow, wide = (lines(16, width).numpy() for width in (33, 80))
-    (alone,), (beside, _) = session.transcribe([narrow]), session.transcribe([narrow, wide])
+    (alone,), (beside, _) = read_lines(session, [narrow]), read_lines(session, [narrow, wide])
     assert alone.characters[-1].right == 33  # where the image ends
     assert alone.characters[-1].right == pytest.approx(beside.characters[-1].right, abs=1e-3)
     np.save(tmp_path / "x.npy", narrow)
-    (result,) = infer_paths([tmp_path / "x.npy"], path, tmp_path / "x.json").results
-    (answer,) = result.answers
-    assert answer.details()["characters"][-1]["right"] == round(alone.characters[-1].right, 1)
+    (result,) = infer_paths([tmp_path / "x.npy"], path, tmp_path / "x.json")
+    assert result.rows[0]["characters"][-1]["right"] == round(alone.characters[-1].right, 1)
 
 
 def test_one_file_reads_lines_of_any_width(network: LineRecognizer, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_networks_are_compared_after_equally_many_steps(tmp_path: Path) -> None:
             plan_comparison(TINY.updated({key: value}, "test"), 1, tmp_path / "compare")
     path = write_arrays(tmp_path / "x.npz", "grid")  # training on such data ends when it gets no better
     assert default_config("grid", str(path)).patience > 0
-    assert configure_comparison("grid", {}, {"data": str(path)}).patience == 0
+    assert configure_comparison("grid", {"data": str(path)}).patience == 0
 
 
 @pytest.mark.usefixtures("fresh_registries")
@@ -142,7 +142,7 @@ def test_what_cannot_be_compared_is_refused_before_the_first_training(
         with pytest.raises(InputError, match=f"seeds must be at least 1, got {seeds}"):
             plan_comparison(TINY, seeds, tmp_path / "compare")
     with pytest.raises(InputError, match="from random weights"):
-        configure_comparison("digits", {}, {"init": "runs/a"})
+        configure_comparison("digits", {"init": "runs/a"})
     register("constant", kind="classify")(
         lambda channels, outputs, hidden=1: torch.nn.Linear(channels, outputs)
     )
@@ -163,7 +163,7 @@ def test_a_comparison_says_what_besides_the_networks_its_numbers_differ_by(tmp_p
     x = np.random.default_rng(0).random((20, 3, 3), np.float32)
     np.savez(path := tmp_path / "x.npz", x=x, y=x)  # each seed holds out other samples; none are for tests
     settings = {"data": str(path), "hidden": "3", "batch_size": "2", "evaluate_every": "1"}
-    config = configure_comparison("grid", {"steps": 2}, settings)
+    config = configure_comparison("grid", {"steps": 2, **settings})
     plan = plan_comparison(config, 2, tmp_path / "compare")
     comparison = compare_models(plan)
     results = comparison.results

@@ -62,8 +62,8 @@ def test_texts_become_values_of_the_fields() -> None:
 def test_later_sources_win(tmp_path: Path) -> None:
     file = tmp_path / "a.toml"
     file.write_text('lr = 0.5\nsteps = 5\nhidden = 5\ntask = "ising"\n')
-    config = configure({"steps": 9}, {"steps": "8", "hidden": "6"}, file)
-    assert (config.task, config.lr, config.hidden, config.steps) == ("ising", 0.5, 6, 9)
+    config = configure({"steps": "9"}, file)
+    assert (config.task, config.lr, config.hidden, config.steps) == ("ising", 0.5, 5, 9)
     assert config.batch_size == 64  # of the task
 
 
@@ -86,11 +86,11 @@ def test_a_setting_that_a_task_lacks_is_refused_from_every_source(tmp_path: Path
     file = tmp_path / "config.toml"
     message = r"ising has no augment, got .?3.*; leave it out"
     file.write_text('task = "ising"\naugment = 3.0\n')
-    refused(message, lambda: configure({}, None, file))
+    refused(message, lambda: configure({}, file))
     refused(message, lambda: configure({"task": "ising", "augment": 3}))
-    refused(message, lambda: configure_comparison("ising", {}, {"augment": "3"}))
+    refused(message, lambda: configure_comparison("ising", {"augment": "3"}))
     file.write_text(configure({"task": "ising"}).to_toml())
-    assert configure({"steps": 3}, None, file).steps == 3
+    assert configure({"steps": 3}, file).steps == 3
 
 
 def test_the_defaults_suit_no_task_in_particular() -> None:
@@ -112,27 +112,26 @@ def test_minutes_are_not_ended_by_the_patience_of_a_task(tmp_path: Path) -> None
     file.write_text("patience = 4\n")
     steps = configure(data)
     assert steps.patience == 10
-    for options, settings, path, patience in (
-        ({"minutes": 1.0}, {}, None, 0),
-        ({"minutes": "1"}, {"patience": "3"}, None, 3),
-        ({}, {"minutes": "1"}, file, 4),
-        ({"minutes": 0.0}, {}, None, 10),
+    for options, path, patience in (
+        ({"minutes": 1.0}, None, 0),
+        ({"minutes": "1", "patience": "3"}, None, 3),
+        ({"minutes": "1"}, file, 4),
+        ({"minutes": 0.0}, None, 10),
     ):
-        assert configure({**data, **options}, settings, path).patience == patience
+        assert configure({**data, **options}, path).patience == patience
     timed = configure_resumed(steps, {"minutes": 1.0})
     assert timed.patience == 0
-    assert configure_resumed(steps, {"minutes": 1.0}, {"patience": 2}).patience == 2
+    assert configure_resumed(steps, {"minutes": 1.0, "patience": 2}).patience == 2
     assert configure_resumed(replace(timed, patience=2), {"minutes": 2.0}).patience == 2
 
 
 def test_the_length_that_is_given_last_counts(tmp_path: Path) -> None:
     file = tmp_path / "a.toml"
     file.write_text("steps = 9\nminutes = 60.0\n")  # as the folder of a run of minutes has it
-    assert configure({}, {}, file).minutes == 60
-    for options, settings in (({"steps": 100}, {}), ({}, {"steps": "100"})):
-        config = configure(options, settings, file)
-        assert (config.steps, config.minutes) == (100, 0)
-    resumed = configure_resumed(configure({}, {}, file), {"steps": 100})
+    assert configure({}, file).minutes == 60
+    config = configure({"steps": "100"}, file)
+    assert (config.steps, config.minutes) == (100, 0)
+    resumed = configure_resumed(configure({}, file), {"steps": 100})
     assert (resumed.steps, resumed.minutes) == (100, 0)
     assert configure_resumed(resumed, {"minutes": 2.0}).minutes == 2
 
@@ -150,15 +149,15 @@ def test_settings_that_a_task_does_not_have_are_refused(task: str, key: str) -> 
 
 def test_a_resumed_run_keeps_its_settings() -> None:
     config = configure({"steps": 10})
-    assert configure_resumed(config, {"steps": 20}, {"patience": "3"}).patience == 3
+    assert configure_resumed(config, {"steps": 20, "patience": "3"}).patience == 3
     refused(r"resumed.*lr = 0.04.*steps", lambda: configure_resumed(config, {"lr": 0.1}))
-    refused("did you mean 'steps'", lambda: configure_resumed(config, {}, {"stepz": "20"}))
+    refused("did you mean 'steps'", lambda: configure_resumed(config, {"stepz": "20"}))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"data": "x"}, "data needs task"),
+        ({"data": "x"}, r"needs task \(--task\)"),
         ({"minutes": 1.0, "steps": 5}, "are two lengths of a training"),
         ({"task": "digit"}, "'digit'; did you mean 'digits'.*import FILE"),
         ({"task": "segment"}, "kind of data"),

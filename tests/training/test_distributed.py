@@ -20,7 +20,6 @@ from helpers.command import ENVIRONMENT, Result, mdlstm, mdlstm_process, succeed
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.training import (
     Run,
-    choose_processes,
     configure,
     in_processes,
     load_checkpoint,
@@ -28,11 +27,11 @@ from mdlstm_tk.training import (
 )
 from mdlstm_tk.training import processes as processes_module
 from mdlstm_tk.training.distributed import DistributedContext, init
-from mdlstm_tk.training.processes import cores, faster
+from mdlstm_tk.training.processes import cores
 from mdlstm_tk.training.trainer import Trainer
 
 RUN = ("train", "--task", "digit-strings", "--hidden", "4", "--steps", "12", "--batch-size", "8")
-SETTINGS = ("--set", "evaluate_every=6", "--set", "warmup=0", "--set", "average=0.9", "--set", "dropout=0")
+SETTINGS = ("--evaluate-every", "6", "--warmup", "0", "--average", "0.9", "--dropout", "0")
 # Without dropout, as each process draws masks of its own.
 SMALL = ("train", "--size", "4", "--hidden", "3")
 several_cores = pytest.mark.skipif(cores() < 2, reason="needs two cores")
@@ -114,7 +113,7 @@ def _meet(end: str) -> tuple[int, int, int]:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs groups of processes")
 def test_an_interrupt_ends_all_processes_with_a_checkpoint(tmp_path: Path) -> None:
     """A terminal sends Ctrl-C to all processes that it knows."""
-    options = ("--steps", "1000000", "--set", "evaluate_every=10", "-o", "run", "--processes", "2", "-q")
+    options = ("--steps", "1000000", "--evaluate-every", "10", "-o", "run", "--processes", "2", "-q")
     process = subprocess.Popen(
         [sys.executable, "-m", "mdlstm_tk", *SMALL, *options],
         cwd=tmp_path,
@@ -128,7 +127,7 @@ def test_an_interrupt_ends_all_processes_with_a_checkpoint(tmp_path: Path) -> No
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate()
-    assert (process.returncode, err) == (130, "error: interrupted\n")
+    assert process.returncode == 130 and "Traceback" not in err
     records = Run(tmp_path / "run").read_metrics()
     assert load_checkpoint(last).step == len(records) == records[-1]["step"]
 
@@ -136,12 +135,10 @@ def test_an_interrupt_ends_all_processes_with_a_checkpoint(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "variables", "message"),
     [
-        (("--processes", "0"), {}, "at least 1, or auto, got '0'"),
-        (("--processes", "two"), {}, "at least 1, or auto, got 'two'"),
-        (("--processes", "3"), {}, "from 1 to the number of cores, 2, got 3"),
-        (("--processes", "2"), {"RANK": "0"}, "leave out --processes, or start it without torchrun"),
-        (("--processes", "auto"), {"RANK": "0"}, "leave out --processes, or start it without torchrun"),
-        (("--processes", "auto", "--resume", "run"), {}, "give a run that is resumed a number"),
+        (("--processes", "0"), {}, "--processes"),
+        (("--processes", "two"), {}, "--processes"),
+        (("--processes", "3"), {}, "number of cores, 2, got 3"),
+        (("--processes", "2"), {"RANK": "0"}, "torchrun"),
     ],
 )
 def test_processes_that_cannot_be_started_are_refused(
@@ -157,44 +154,11 @@ def test_processes_that_cannot_be_started_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_faster_number_of_processes_is_chosen_and_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert faster({1: 5.07, 4: 6.75}) == (
-        4,
-        "4 processes, as measured: 5.1 steps/s with 1, 6.8 steps/s with 4",
-    )
-    assert faster({1: 600.0, 2: 600.0})[0] == 1
-    measured: list[int] = []
-    monkeypatch.setattr(processes_module, "_call", lambda n, *_: measured.append(n) or 9.0 / n)
-    for number, setting, reason in (
-        (1, {}, "1 core can share batches of 16 no other way"),
-        (4, {"batch_size": 7}, "4 cores can share batches of 7 no other way"),
-    ):
-        monkeypatch.setattr(processes_module, "cores", lambda number=number: number)
-        assert choose_processes(configure(setting)) == (1, f"1 process, as {reason}")
-    assert not measured
-    monkeypatch.setattr(processes_module, "cores", lambda: 7)
-    done = mdlstm(*SMALL, "--steps", "2", "--processes", "auto", "-o", "run", cwd=tmp_path)
-    assert "1 process, as measured: 9.0 steps/s with 1, 2.2 steps/s with 4\n" in done.err
-    assert measured == [1, 4] and load_checkpoint(tmp_path / "run/last.safetensors").step == 2
-
-
-@pytest.mark.slow
-@several_cores
-def test_measuring_does_not_change_what_is_learned(tmp_path: Path) -> None:
-    for number in (1, "auto"):
-        done = succeed(*SMALL, "--steps", "6", "--processes", number, "-o", number, cwd=tmp_path)
-        assert (" as measured: " in done.err) == (number == "auto")
-    losses = [[r["loss"] for r in Run(tmp_path / name).read_metrics()] for name in ("1", "auto")]
-    np.testing.assert_allclose(*losses, rtol=0, atol=1e-6)
-
-
 @pytest.mark.slow
 @several_cores
 def test_all_processes_follow_one_clock(tmp_path: Path) -> None:
     """Were each to look at its own, one would end before the other, which would wait for it forever."""
-    options = ("--minutes", "0.1", "--set", "evaluate_every=10", "--processes", 2, "-o", "run")
+    options = ("--minutes", "0.1", "--evaluate-every", "10", "--processes", 2, "-o", "run")
     succeed(*SMALL, *options, cwd=tmp_path)
     state = load_checkpoint(tmp_path / "run/last.safetensors").state
     assert state.seconds >= 6 and len(Run(tmp_path / "run").read_metrics()) == state.step
@@ -229,7 +193,7 @@ def test_processes_share_a_batch_evenly() -> None:
 def test_processes_of_one_machine_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match='cuda:1; give device="cuda"'):
+    with pytest.raises(InputError, match="cuda:1; give --device cuda"):
         init("cuda:1")
 
 

@@ -95,10 +95,10 @@ def test_another_network_is_refused_with_what_differs(tmp_path: Path) -> None:
     old = run_in(tmp_path / "old", lines(tmp_path / "a", ["bad", "dab"], layers=2))
     config = lines(tmp_path / "b", ["dab"], layers=2, init=str(old.folder))
     for settings, message in (
-        ({"hidden": 3}, "has hidden 2, got hidden=3; make them equal"),
-        ({"model": "md"}, 'has model lines, got model="md"'),
-        ({"layers": 3}, "has layers 2, got layers=3"),
-        ({"layers": 1}, "has layers 2, got layers=1"),
+        ({"hidden": 3}, "has hidden 2, got 3; make them equal"),
+        ({"model": "md"}, "has model lines, got md"),
+        ({"layers": 3}, "has layers 2, got 3"),
+        ({"layers": 1}, "has layers 2, got 1"),
     ):
         with pytest.raises(InputError, match=message):
             new_job(replace(config, **settings), tmp_path / "new")  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ def test_weights_of_another_cell_of_equal_shapes_are_refused(
 ) -> None:
     old = run_in(tmp_path / "old", replace(SMALL, cell=theirs))
     config, named = replace(SMALL, cell=ours, init=str(old.folder)), ours or "graves"  # the default
-    with pytest.raises(InputError, match=f'layers with the cell {theirs or "graves"}, got cell="{named}"'):
+    with pytest.raises(InputError, match=f"layers with the cell {theirs or 'graves'}, got {named}"):
         new_job(config, tmp_path / "new")
     new_job(replace(config, cell=theirs or "graves"), tmp_path / "new")
 

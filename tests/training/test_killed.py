@@ -14,9 +14,8 @@ from helpers.forks import kill_at
 from mdlstm_tk.cli import main
 from mdlstm_tk.export.browser.build import check_page
 from mdlstm_tk.export.browser.build import write_page as write
-from mdlstm_tk.runtime.io.files import TEMPORARY_SUFFIX
-from mdlstm_tk.runtime.jobs import find_files
-from mdlstm_tk.runtime.model_discovery import find_models, models_in
+from mdlstm_tk.io.files import TEMPORARY_SUFFIX, find_files
+from mdlstm_tk.runtime.infer import find_model, models_in
 from mdlstm_tk.training import Run, describe_run, latest_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
@@ -49,10 +48,10 @@ def test_a_killed_command_leaves_no_result(
     assert left and all(any(path == one or one in path.parents for one in left) for path in new)
     # nothing that searches finds it
     exported = Path("runs/md-8x8/model-8x8.onnx")
-    assert find_models(None) == find_models("runs/md-8x8") == [exported]
+    assert find_model() == find_model("runs/md-8x8") == exported
     assert not models_in(tmp_path) and describe_run(exported.parent)["exports"] == [exported.name]
     assert latest_run().folder == exported.parent
-    assert [file.source for file in find_files(["."], None)[0]] == ["./matrix.npy"]
+    assert find_files(["."]) == [("./matrix.npy", "matrix.npy")]
     # the next command works without --force, as if there had been none before
     succeed(*arguments, cwd=tmp_path)
 

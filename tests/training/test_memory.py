@@ -47,10 +47,10 @@ def test_the_estimate_grows_with_what_takes_memory() -> None:
 @pytest.mark.parametrize(
     ("settings", "available", "advice"),
     [
-        ({"hidden": 2000, "size": "4", "batch_size": 1}, 10**8, "a smaller hidden or layers"),
-        ({"size": "64", "batch_size": 64, "hidden": 64}, 10**8, "batch_size=16"),
-        ({"size": "512", "batch_size": 1, "hidden": 64}, 10**8, "a smaller size"),
-        ({"hidden": 1_000_000}, 10**12, "a smaller hidden or layers"),
+        ({"hidden": 2000, "size": "4", "batch_size": 1}, 10**8, "a smaller --hidden or --layers"),
+        ({"size": "64", "batch_size": 64, "hidden": 64}, 10**8, "--batch-size 16"),
+        ({"size": "512", "batch_size": 1, "hidden": 64}, 10**8, "a smaller --size"),
+        ({"hidden": 1_000_000}, 10**12, "a smaller --hidden or --layers"),
     ],
 )
 def test_the_setting_that_helps_is_named(
@@ -73,9 +73,9 @@ def test_the_note_holds_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("settings", "advice"),
     [
-        ({"model": "lines"}, "a smaller size"),  # it has two predictions, and no windows
-        ({"model": "md"}, 'windows="4x4,2x1"'),  # the default windows are 2x2 and 2x1
-        ({"model": "md", "windows": "3x1,2"}, 'windows="6x2,2x2"'),
+        ({"model": "lines"}, "a smaller --size"),  # it has two predictions, and no windows
+        ({"model": "md"}, "--windows 4x4,2x1"),  # the default windows are 2x2 and 2x1
+        ({"model": "md", "windows": "3x1,2"}, "--windows 6x2,2x2"),
     ],
 )
 def test_windows_that_help_are_larger(

@@ -13,13 +13,11 @@ import pytest
 from helpers.training import SMALL, fail_at, resume, run_in
 
 from mdlstm_tk import InputError
-from mdlstm_tk.cli.progress import _minutes_of
 from mdlstm_tk.report.plots import svg_curves
 from mdlstm_tk.training import (
     Progress,
     RecentMetrics,
     Run,
-    TrainConfig,
     describe_run,
     load_checkpoint,
     loop,
@@ -120,15 +118,6 @@ def test_times_are_added_and_described_with_their_rate() -> None:
     text = describe_times(half + half)
     assert text == "trained for 50 s at 2.0 steps/s, validated for 1 s, compiled for 7 s"
     assert describe_times(TrainingTimes(1, 0.01)) == "trained for less than 0.1 s at 100 steps/s"
-
-
-def test_a_training_of_minutes_shows_minutes() -> None:
-    for minutes, seconds, said in (
-        (10, 120, "2 of 10 min"),
-        (2.5, 90, "1.5 of 2.5 min"),
-        (0.5, 6, "6 of 30 s"),
-    ):
-        assert _minutes_of(TrainConfig(minutes=minutes))(seconds) == said
 
 
 def test_the_progress_line_shows_recent_means_and_the_latest_validation() -> None:

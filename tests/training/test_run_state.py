@@ -153,7 +153,7 @@ def test_a_run_that_is_stopped_and_resumed_at_random_keeps_its_promises(
         is_done = is_over or 0 < new.patience <= stale
         if is_done and run.is_evaluated:
             with pytest.raises(
-                InputError, match=r"already; ask for more|stopped at .*go on with patience=0"
+                InputError, match=r"already; ask for more|stopped at .*go on with --patience 0"
             ):
                 resume_job(run.folder, changes, task=task)
             changes, is_done = more, False
@@ -182,7 +182,7 @@ def test_training_stops_when_patience_is_exhausted(
 @pytest.mark.parametrize("patience", [0, 4])
 def test_a_patience_that_ends_nothing_is_told(patience: int, validation: float, tmp_path: Path) -> None:
     config = replace(SMALL, task="digits", size="8x8", patience=patience, validation=validation)
-    note = "patience=4 ends no training, as there are no validation data"
+    note = "patience (--patience) ends no training, as there are no validation data"
     assert (note in new_job(config, tmp_path / "run").notes) == (patience > 0 and validation == 0)
 
 

@@ -1,5 +1,5 @@
-// What the numbers of the network mean: classes with probabilities, masks, texts. The same rules as in
-// mdlstm_tk/runtime/postprocessing.py.
+// What the numbers of the network mean: classes with probabilities, masks, texts. The same rules as those of
+// `decode` in mdlstm_tk/kinds/.
 import { makeGrid } from "./grid.js";
 import { reorder } from "./text_order.js";
 

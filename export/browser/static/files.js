@@ -3,7 +3,6 @@ import { makeGrid } from "./grid.js";
 import { IMAGE_TYPES, readImage } from "./images.js";
 
 export const LIMIT = 512; // positions along an axis
-const RANGE_TOLERANCE = 1e-3; // as in mdlstm_tk/kinds/kind.py
 export const POSITIONS = LIMIT * LIMIT; // of a grid; a page is the wrong tool for larger ones
 
 // Reads a file as a grid that has the channels of the model.
@@ -22,14 +21,12 @@ export async function readGrid(file, info) {
   const tooLarge = x.data.find((value) => Math.abs(value) > (info.largest ?? Infinity));
   if (tooLarge !== undefined)
     throw new Error(`${file.name} holds ${tooLarge}, which this model, in float16, cannot hold; scale its values`);
-  const [low, high] = info.range ?? [-Infinity, Infinity];
-  const outside = x.data.find((value) => value < low - RANGE_TOLERANCE || value > high + RANGE_TOLERANCE);
+  // As `warn_of_another_scale` in mdlstm_tk/runtime/shapes.py
+  const [low, high] = info.range ?? (info.preprocessing && info.unitRange ? [0, 1] : [-Infinity, Infinity]);
+  const margin = (high - low) / 2;
+  const outside = x.data.find((value) => value < low - margin || value > high + margin);
   if (outside !== undefined)
-    throw new Error(`${file.name} holds ${outside}, expected values in [${low}, ${high}]`);
-  // As `raw_pixels` in mdlstm_tk/runtime/io/readers.py
-  const takesPixels = info.preprocessing && info.unitRange && !info.range;
-  if (takesPixels && !IMAGE_TYPES.includes(kind) && x.data.every(Number.isInteger) && x.data.some((value) => value > 1))
-    x.warning = "whole numbers beyond 1 are used as they are, but the model was trained on images in [0, 1]";
+    x.warning = `${outside} lies far outside of [${low}, ${high}], the values that the model was trained on`;
   return x;
 }
 

@@ -1,4 +1,4 @@
-// Reads image files as mdlstm_tk/runtime/preprocessing.py does, so that the model sees the same numbers as in
+// Reads image files as mdlstm_tk/io/images.py does, so that the model sees the same numbers as in
 // training. Browsers decode to 8 bits per channel and know no TIFF.
 import { makeGrid } from "./grid.js";
 

@@ -1,5 +1,5 @@
 // Turns a line from the order in which an image shows it into the order in which it is read, as
-// mdlstm_tk/runtime/text_order.py does. JavaScript does not know the bidirectional classes of characters: the
+// mdlstm_tk/_util/text_order.py does. JavaScript does not know the bidirectional classes of characters: the
 // page holds those of the alphabet.
 const OPEN = "([{<«‹≤", CLOSE = ")]}>»›≥";
 const STRONG = { L: "L", R: "R", AL: "R" };

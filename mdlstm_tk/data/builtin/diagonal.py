@@ -20,7 +20,7 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.sampling import make_rng
 from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Metrics, Split, TaskSpec
 from mdlstm_tk.data.task import MAX_EVALUATION_POSITIONS, WHOLE_BATCH, Task
-from mdlstm_tk.errors import Argument, InputError
+from mdlstm_tk.errors import InputError
 
 NOISE = 0.1  # upper bound of the noise
 EVALUATION_SAMPLES = 64
@@ -64,8 +64,7 @@ class DiagonalTask(Task):
     def __init__(self, size: tuple[int, ...]) -> None:
         if len(size) != 2 or min(size) < 3:
             raise InputError(
-                f"the diagonal task needs a size of at least 3x3, got {format_size(size)}; try ",
-                Argument("size", "8"),
+                f"the diagonal task needs a size of at least 3x3, got {format_size(size)}; try --size 8"
             )
         self.size = size
         positions = prod(size)

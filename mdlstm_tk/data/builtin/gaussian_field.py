@@ -16,7 +16,7 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.sampling import make_rng
 from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Metrics, Split, TaskSpec
 from mdlstm_tk.data.task import WHOLE_BATCH, Task
-from mdlstm_tk.errors import Argument, InputError
+from mdlstm_tk.errors import InputError
 
 EVALUATION_SAMPLES = 256
 
@@ -50,8 +50,7 @@ class GaussianField(Task):
     def __init__(self, size: tuple[int, ...], anisotropic: bool = False) -> None:
         if len(size) != 2 or min(size) < 2:
             raise InputError(
-                f"Gaussian fields need a size of at least 2x2, got {format_size(size)}; try ",
-                Argument("size", "32"),
+                f"Gaussian fields need a size of at least 2x2, got {format_size(size)}; try --size 32"
             )
         self.size, self.anisotropic = size, anisotropic
         std = float(np.sqrt(np.square(self.amplitude).mean()))  # of one position, by Parseval's theorem

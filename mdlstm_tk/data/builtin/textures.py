@@ -13,7 +13,7 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.sampling import make_rng
 from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Sample, Split, TaskSpec
 from mdlstm_tk.data.task import WHOLE_BATCH, Task, collate
-from mdlstm_tk.errors import Argument, InputError, require
+from mdlstm_tk.errors import InputError, require
 
 # The photographs that show one surface throughout: class name → function of `skimage.data`.
 PHOTOGRAPHS = {
@@ -99,8 +99,8 @@ class Textures(Task):
         limits = np.array(shapes).min(axis=0)
         if len(size) != 2 or (np.array(size) > limits).any():
             raise InputError(
-                f"mosaics have at most {limits[0]}x{limits[1]} pixels, got {format_size(size)}; try ",
-                Argument("size", "64"),
+                f"mosaics have at most {limits[0]}x{limits[1]} pixels, got {format_size(size)}; try "
+                "--size 64"
             )
         self.size = size
         self.spec = TaskSpec("textures", self.kind, 1, len(CLASSES), size, CLASSES, (0.0,), (1.0,))

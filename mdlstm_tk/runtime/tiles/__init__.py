@@ -1,1 +1,1 @@
-"""Run networks tile by tile: images of any size in bounded memory, with the result of the whole grid."""
+"""Tiled exports: grids of any size in bounded memory."""

@@ -10,178 +10,117 @@ upsample  positions of y, by axis, that the head makes of one position of the la
 metadata  of the network, as in every exported model
 
 Graph of a sweep: x (N, *tile, C) and for each axis d and each state of the cell, h first, an initial face,
-such as h{d} and c{d}, (N, *extents of the other axes after the window, n), to part (N, *⌈tile/window⌉, F)
-and the final faces, such as h{d}_n and c{d}_n.
+    such as
+h{d} and c{d}, (N, *extents of the other axes after the window, n), to part (N, *⌈tile/window⌉, F) and the
+final faces, such as h{d}_n and c{d}_n.
 Graph of the head: x (N, *tile, F) to y (N, *tile·upsample, outputs); pooled axes have the extent 1.
-
-Members are stored without compression and named in tiles.json. Archives of version 0.6 load.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from hashlib import sha256
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
-from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
-from mdlstm_tk._util.text import counted, reason_of
-from mdlstm_tk.errors import TILED_EXPORT, InputError
-from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.tiles.plan import Sweep
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.io.metadata import Extents, Metadata
 
-INDEX = "tiles.json"
-SCHEMA = 1
+SCHEMA, INDEX = 1, "tiles.json"
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One recurrent layer."""
+class Sweep(NamedTuple):
+    """One direction of a stage: the name of its graph, a sign for each axis, the number of the stage, and
+    the place of its part among the features of the stage."""
 
-    window: tuple[int, ...]  # extents of the input that one position of the output covers
-    channels: int  # C of the input
-    features: int  # F of the part of one sweep
-    units: int  # n
-    added: bool  # whether parts are added; else they are concatenated
-    sweeps: tuple[Sweep, ...]  # in the order of the features
-    states: tuple[str, ...] = ()  # of the cell, h first; empty until `TiledSession` has read the graphs
+    file: str
+    direction: Extents
+    stage: int
+    position: int
+
+    @property
+    def rank(self) -> int:
+        """The place in the order in which the sweeps of a stage run: each direction turns as few axes as it
+        can."""
+        value = 0
+        for sign in self.direction:  # decodes a Gray code
+            value = 2 * value + ((value & 1) ^ (sign < 0))
+        return value
+
+
+class Stage(NamedTuple):
+    """One recurrent layer: see the head of this file."""
+
+    window: Extents
+    channels: int
+    features: int
+    units: int
+    added: bool
+    sweeps: tuple[Sweep, ...]
 
     @property
     def outputs(self) -> int:
-        """The number of features of the stored output."""
         return self.features if self.added else self.features * len(self.sweeps)
 
 
 @dataclass(frozen=True)
 class Archive:
-    """The content of a `model.tiles`."""
+    """The content of a `model.tiles`. `sweeps` are those of all stages, in the order in which they run."""
 
-    metadata: Metadata  # of the network
-    stages: tuple[Stage, ...]  # one after the other
-    pool: tuple[int, ...] = ()  # axes that are averaged over after the last stage
-    head: str | None = None  # the name of its graph
-    upsample: tuple[int, ...] = ()  # positions of y, by axis, for one position of the last stage
-    graphs: Mapping[str, bytes] = field(default_factory=dict, repr=False)  # by name
-    digest: str = ""  # SHA-256 of the archive in hex
+    metadata: Metadata
+    stages: tuple[Stage, ...]
+    sweeps: tuple[Sweep, ...]
+    pool: Extents
+    head: str | None
+    upsample: Extents
+    graphs: Mapping[str, bytes]
 
-    @property
-    def sweeps(self) -> list[Sweep]:
-        """The sweeps of all stages in the order in which they run."""
-        return sorted(
-            (sweep for stage in self.stages for sweep in stage.sweeps), key=attrgetter("stage", "rank")
-        )
-
-    @property
-    def total_window(self) -> tuple[int, ...]:
-        """Extents of the part of the input that one position of the last stage covers."""
-        return tuple(prod(stage.window[d] for stage in self.stages) for d in range(self.metadata.ndim))
-
-    @property
-    def window(self) -> tuple[int, ...]:
-        """Extents of the part of the input that one position of y stands for."""
-        if self.pool:
-            return self.total_window
-        pairs = zip(self.total_window, self.upsample, strict=True)
-        return self.metadata.window or tuple(w // up for w, up in pairs)
-
-    def output_shape(self, grid: Sequence[int]) -> tuple[int, ...]:
-        """The shape of y for one sample: the extents of its grid, without pooled axes, and the outputs."""
-        extents = enumerate(zip(grid, self.window, strict=True))
+    def output_shape(self, grid: Sequence[int]) -> Extents:
+        """The shape of y for one sample, without pooled axes."""
+        total = [prod(stage.window[d] for stage in self.stages) for d in range(len(grid))]
+        windows = self.metadata.window or [w // up for w, up in zip(total, self.upsample, strict=True)]
+        extents = enumerate(zip(grid, windows, strict=True))
         return (*(-(-e // w) for d, (e, w) in extents if d not in self.pool), self.metadata.outputs)
 
 
 def parse_archive(data: bytes, label: str) -> Archive:
-    """Parse what `mdlstm export --form tiles` wrote; `label` names it in error messages.
+    """Parse what `mdlstm export --form tiles` wrote.
 
     Raises:
-        InputError: the data are not a tiled export, are damaged, or are inconsistent.
+        InputError: the data are not a tiled export, or are damaged.
     """
-    import zipfile  # imported late: it is slow to import, and most models are .onnx
-
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
-            infos = file.infolist()
-            # Stored members are together no larger than the file, whose size is bounded.
-            if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
-                raise ValueError("a member is compressed")
-            if sum(info.file_size for info in infos) > len(data):
-                raise ValueError("its members overlap")
-            members = {info.filename: file.read(info) for info in infos}
-        if INDEX not in members:
-            raise ValueError(f"it holds no {INDEX}")
-    except Exception as error:  # zipfile raises all kinds of exceptions for damaged archives
-        text = f"{label} is no tiled export, or damaged ({reason_of(error)}); make one with: "
-        raise InputError(text, TILED_EXPORT) from None
-    try:
+            if sum(info.file_size for info in file.infolist()) > len(data):
+                raise ValueError("its members are compressed, or overlap")
+            members = {name: file.read(name) for name in file.namelist()}
         index = json.loads(members.pop(INDEX))
         if index["schema"] != SCHEMA:
-            raise InputError(
-                f"{label} has the schema {index['schema']!a:.20}, expected {SCHEMA}; install a newer "
-                "mdlstm-tk, or export the model again"
-            )
-        return _archive(index, members, label, sha256(data).hexdigest())
-    except InputError:  # a ValueError, too
+            raise ValueError(f"schema {index['schema']!a:.20}, expected {SCHEMA}")
+        metadata = Metadata.from_props(index["metadata"], label)
+        ndim, stages = metadata.ndim, []
+        for s, entry in enumerate(index["stages"]):
+            files = [(str(each["file"]), _integers(each["direction"])) for each in entry["sweeps"]]
+            sweeps = tuple(Sweep(*each, s, k) for k, each in enumerate(files))
+            channels, features, units = _integers(entry[n] for n in ("channels", "features", "units"))
+            window, is_sum = _integers(entry["window"]), bool(entry["sum"])
+            stages.append(Stage(window, channels, features, units, is_sum, sweeps))
+        head = index["head"] and str(index["head"]["file"])
+        upsample = _integers(index["upsample"] or (1,) * ndim)
+        order = tuple(sweep for stage in stages for sweep in sorted(stage.sweeps, key=lambda s: s.rank))
+        expected = {sweep.file for sweep in order} | {head} - {None}
+        if not stages or expected != members.keys() or not metadata.channels_last:
+            raise ValueError("its parts do not fit together")
+        return Archive(metadata, tuple(stages), order, _integers(index["pool"]), head, upsample, members)
+    except InputError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else f"{error}"
-        raise InputError(f"{label} is damaged ({INDEX}: {reason:.200}); export the model again") from None
+    except Exception as error:  # zipfile raises all kinds of exceptions for damaged archives
+        text = f"{label} is no tiled export, or damaged ({error!r:.120}); export the model again"
+        raise InputError(text) from None
 
 
-def _archive(index: Any, members: dict[str, bytes], label: str, digest: str) -> Archive:
-    """The parts that `INDEX` names; raises what `parse_archive` catches."""
-    metadata = Metadata.from_props(index["metadata"], label)
-    ndim, channels = metadata.ndim, metadata.channels
-    names = metadata.inputs, len(metadata.output_names)
-    if metadata.form != "tiles" or names != (("x",), 1) or not metadata.channels_last:
-        raise ValueError("its metadata are not those of a tiled export")
-    stages = tuple(_stage(entry, s, ndim) for s, entry in enumerate(index["stages"]))
-    for stage in stages:
-        if stage.channels != channels:
-            raise ValueError(f"a stage takes {counted(stage.channels, 'channel')} and gets {channels}")
-        channels = stage.outputs
-    head = None if index["head"] is None else str(index["head"]["file"])
-    if not stages:
-        raise ValueError("there are no stages")
-    if head is None and channels != metadata.outputs:
-        outputs = counted(metadata.outputs, "output")
-        raise ValueError(f"{counted(channels, 'feature')} and no head for {outputs}")
-    pool = _integers(index["pool"], 0)
-    if len(set(pool)) != len(pool) or max(pool, default=0) >= ndim:
-        raise ValueError(f"pool {pool} for {counted(ndim, 'axis', 'axes')}")
-    upsample = _integers(index["upsample"] or (1,) * ndim, 1, ndim)
-    expected_files = {sweep.file for stage in stages for sweep in stage.sweeps} | {head} - {None}
-    if mismatch := expected_files ^ members.keys():
-        raise ValueError(f"{min(map(ascii, mismatch))} is listed here or in the archive, but not in both")
-    archive = Archive(metadata, stages, pool, head, upsample, members, digest)
-    window, covered = archive.window, archive.total_window
-    if not pool and any(w * up != c for w, up, c in zip(window, upsample, covered, strict=True)):
-        raise ValueError(
-            f"the window {window} of its metadata contradicts its stages, {covered}, upsampled by "
-            f"{upsample}"
-        )
-    return archive
-
-
-def _stage(entry: Any, number: int, ndim: int) -> Stage:
-    sweeps = tuple(
-        Sweep(str(sweep["file"]), _integers(sweep["direction"], -1, ndim), number, position)
-        for position, sweep in enumerate(entry["sweeps"])
-    )
-    if not sweeps or any(abs(sign) != 1 for sweep in sweeps for sign in sweep.direction):
-        raise ValueError("each stage needs at least one sweep, with signs 1 or -1")
-    if not isinstance(entry["sum"], bool):
-        raise ValueError(f"sum must be true or false, got {entry['sum']!a:.20}")
-    channels, features, units = _integers([entry[k] for k in ("channels", "features", "units")], 1)
-    return Stage(_integers(entry["window"], 1, ndim), channels, features, units, entry["sum"], sweeps)
-
-
-def _integers(values: Any, least: int, count: int | None = None) -> tuple[int, ...]:
-    integers = tuple(values)
-    if any(type(value) is not int or value < least for value in integers):
-        raise ValueError(f"{integers!a:.60} where integers of at least {least} are expected")
-    if count is not None and len(integers) != count:
-        raise ValueError(f"{integers!a:.60} where {count} integers are expected")
-    return integers
+def _integers(values: Iterable[Any]) -> Extents:
+    return tuple(map(int, values))

@@ -1,202 +1,219 @@
-"""Run a tiled export on files; `infer_paths` calls it."""
+"""Grids that are read by region as a network takes them, and results that are written by region."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mdlstm_tk.errors import Argument, InputError, Message, StoppedError
-from mdlstm_tk.kinds import kind_named
-from mdlstm_tk.runtime.batching import MAX_STOPS, Result, Widths, write_results
-from mdlstm_tk.runtime.combinations import REGIONS
-from mdlstm_tk.runtime.io.files import ExistsError, locked
-from mdlstm_tk.runtime.io.npy import STDIO
-from mdlstm_tk.runtime.jobs import LABELS_ONLY, Job, ResultOptions
-from mdlstm_tk.runtime.tiles.local import STATE, Report, RunGroups, State, on_threads, run_steps
-from mdlstm_tk.runtime.tiles.outputs import FileOutput
-from mdlstm_tk.runtime.tiles.plan import Plan
-from mdlstm_tk.runtime.tiles.session import TILE, TiledSession
-from mdlstm_tk.runtime.tiles.sources import GridSource, fingerprint, open_source
-from mdlstm_tk.runtime.tiles.store import BlockFolder
-from mdlstm_tk.runtime.tiles.work import Output, Work
+from mdlstm_tk.errors import InputError, MDLSTMError, require
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.files import palette_of, suffix_of
+from mdlstm_tk.io.images import ORIENTATION
+from mdlstm_tk.io.metadata import Metadata
+from mdlstm_tk.runtime.answers import decode
+from mdlstm_tk.runtime.infer import Inference
+from mdlstm_tk.runtime.inputs import image_for, preprocessing_for
+from mdlstm_tk.runtime.shapes import check_grid, check_scale, convert
+from mdlstm_tk.runtime.tiles.plan import Region
 
-SCRATCH_SUFFIX = ".mdlstm-scratch"
+SIDE = 256  # of the tiles of a TIFF that is written
+GREY, RGB, YCBCR = 1, 2, 6  # photometric interpretations of a TIFF
+GIVE_RGB = (7, 33003)  # compressions whose decoders convert YCbCr: JPEG, and Aperio's JPEG 2000
 
 
-@dataclass(frozen=True)
-class FileRun:
-    """The run of a file, from which every process that runs groups of its tiles opens its `Work`. Paths
-    are the same for all processes."""
+class Mapped:
+    """A `.npy` file that is read and written by region. It is mapped anew for each: the pages of a mapping
+    count as resident memory until it ends."""
 
-    job: Job
-    tile: int
-    level: int
-    batch_size: int | None
-    folder: Path
+    def __init__(self, path: str | Path, shape: tuple[int, ...] | None = None, dtype: Any = None) -> None:
+        self._path = path
+        if (
+            shape is not None
+        ):  # a new file, without holes: on a full disk, a write to a mapping ends the process
+            if shutil.disk_usage(Path(path).parent).free < prod(shape) * np.dtype(dtype).itemsize:
+                raise MDLSTMError(f"the disk of {path} is full")
+            np.lib.format.open_memmap(path, "w+", dtype, shape)
+        mapping = np.load(path, mmap_mode="r")
+        self.shape, self.dtype = mapping.shape, mapping.dtype
 
-    @property
-    def scratch(self) -> Path:
-        """The folder of what is not finished, beside the file that the result becomes or replaces; of
-        answers in `folder`."""
-        job = self.job
-        answers = self.folder / os.path.basename(job.source)
-        target = os.path.realpath(answers if job.target == STDIO else job.target)
-        return Path(target).with_name(f".{os.path.basename(target)}{SCRATCH_SUFFIX}")
+    def __getitem__(self, region: Any) -> Array:
+        return np.array(np.load(self._path, mmap_mode="r")[region])
 
-    def plan(self, session: TiledSession, stack: ExitStack) -> tuple[GridSource, Plan]:
-        """Open the source, which `stack` closes, and plan its tiles."""
-        source = open_source(Path(self.job.source), session.metadata, self.level, stack)
-        return source, session.plan(source.grid, self.tile, self.batch_size)
-
-    def work(self, session: TiledSession, source: GridSource, plan: Plan) -> Work:
-        """Create the output, or open the one of an interrupted run. y is an array if it has no grid."""
-        archive = session.archive
-        shape = archive.output_shape(source.grid)
-        output: Output
-        if archive.pool or self.job.format not in REGIONS:
-            output = np.empty(shape, np.float32)
-        else:
-            tile = zip(plan.tile_extents[-1], archive.upsample, shape, strict=False)
-            output = FileOutput(
-                self.scratch,
-                self.job.format,
-                shape,
-                session.metadata,
-                tuple(min(size * up, extent) for size, up, extent in tile),
-                self.job.content,
-                squeeze=not source.has_channel_axis,
-                label=self.job.source,
-            )
-        return Work(archive, session.graphs, plan, BlockFolder(self.scratch), source, output)
+    def __setitem__(self, region: Any, values: Array) -> None:
+        np.load(self._path, mmap_mode="r+")[region] = values
 
 
-TileWorkers = Callable[[FileRun], RunGroups]
-"""For a file, the function that runs its groups in processes of Ray."""
+class GridFile:
+    """A grid that is read by region, as (*extents, C) float32.
 
-
-def infer_tiled(
-    session: TiledSession,
-    jobs: Sequence[Job],
-    batch_size: int | None = None,
-    options: ResultOptions = LABELS_ONLY,
-    *,
-    tile: int | None = None,
-    level: int = 0,
-    resume: bool = False,
-    force: bool = False,
-    report: Report | None = None,
-    workers: int | None = None,
-    folder: Path = Path(),
-) -> Iterator[Result]:
-    """Run a tiled export on files and write the results, one file after the other.
-
-    Arguments are those of `infer_files` and `infer_paths`; without `workers`, tiles run in this process.
-    `folder` is that of the table of answers, or the current one; it holds what is not finished of them. A
-    file that cannot be used, or for which the model is stopped, gives a result with an error.
-
-    Raises:
-        MDLSTMError: the next file would fail, too: a result cannot be written, or the model fails, or was
-            stopped for several files in a row.
+    Args:
+        values: (*grid, C) or (*grid): an array of NumPy or zarr, or another object that is indexed by
+            region.
+        metadata, label: of the network, and the name of the grid in errors.
+        is_image: the values are pixels, which are prepared as those of other images.
     """
-    with ExitStack() as stack:
-        pool: TileWorkers | None = None
-        if workers is not None and jobs:
-            from mdlstm_tk.runtime.ray import tile_workers  # imported late: most calls need none
 
-            pool = stack.enter_context(tile_workers(session, workers))
-        stops = 0
-        for job in jobs:
+    def __init__(self, values: Any, metadata: Metadata, label: str, is_image: bool = False) -> None:
+        self._values, self._metadata, self._label, self._is_image = values, metadata, label, is_image
+        self.grid, channels = tuple(values.shape[: metadata.ndim]), tuple(values.shape[metadata.ndim :])
+        self.has_channel_axis = bool(channels) and not (is_image and metadata.channels == 1)
+        fits = channels == (metadata.channels,) or (metadata.channels == 1 and not channels)
+        fits &= len(self.grid) == metadata.ndim
+        if is_image:
+            if preprocessing_for(metadata, label).resized((self.grid[0], self.grid[1])) != self.grid:
+                raise InputError(f"the model resizes images, which needs all of {label}; resize it first")
+        elif not fits or values.dtype.kind not in "buif":
+            expected = f"real numbers {metadata.layout} with C = {metadata.channels}"
+            raise InputError(f"{label} holds {values.dtype} {values.shape}, expected {expected}, without N")
+        check_grid(self.grid, metadata)
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: str, metadata: Metadata) -> Iterator[GridFile]:
+        """Open a `.npy`, a zarr array or a TIFF.
+
+        Raises:
+            InputError: it cannot be read by region, or does not fit the network.
+            MissingExtraError: tifffile or zarr is needed and not installed.
+        """
+        suffix = suffix_of(path)
+        if not os.path.exists(path):
+            raise InputError(f"there is no file {path}")
+        with ExitStack() as stack:
             try:
-                run = FileRun(job, TILE if tile is None else tile, level, batch_size, folder)
-                result = _infer_file(session, run, options, resume, force, report, pool)
-            except InputError as error:
-                result = Result(job, str(error))
-            except StoppedError as error:
-                result = Result(job, Message(f"{job.source}: ", error), stopped=error.cause)
-                if stops + 1 == MAX_STOPS:
-                    raise
-            except MemoryError:
-                text = f"{job.source} needs more memory than is left; give a smaller "
-                result = Result(job, Message(text, Argument("tile")))
-            stops = stops + 1 if result.stopped else 0
-            yield result
+                values: Any
+                if suffix == ".npy":
+                    values = Mapped(path)
+                elif suffix == ".zarr":  # of format 3: a codec of format 2 can run code
+                    zarr: Any = require("zarr", "large")
+                    store = zarr.storage.LocalStore(
+                        path, read_only=True
+                    )  # a path may be taken for a chain of URLs
+                    values = zarr.open_array(store, mode="r", zarr_format=3)
+                elif suffix in (".tif", ".tiff"):
+                    values = _open_tiff(path, stack)
+                else:
+                    raise ValueError("a tiled model reads .npy, .zarr and TIFF")
+            except (InputError, ImportError):
+                raise
+            except Exception as error:  # zarr and tifffile raise all kinds of exceptions
+                raise InputError(f"cannot read {path} by region: {error}") from None
+            yield cls(values, metadata, path, suffix.startswith(".tif"))
 
-
-def _infer_file(
-    session: TiledSession,
-    run: FileRun,
-    options: ResultOptions,
-    resume: bool,
-    force: bool,
-    report: Report | None,
-    workers: TileWorkers | None,
-) -> Result:
-    job = run.job
-    with _scratch(run.scratch, resume, force), ExitStack() as stack:
-        fingerprinted = fingerprint(Path(job.source))  # before the layout is read
-        source, plan = run.plan(session, stack)
-        dependencies = {
-            "model": session.archive.digest,
-            "source": os.path.realpath(job.source),
-            "level": run.level,
-            "state of the source": fingerprinted,
-            "tile": plan.tile_extents[0],
-            "batch size": plan.batch_size,
-            "format": job.format,
-            "content": job.content,
-            "device": session.device,
-        }
-        state = State(run.scratch, dependencies)  # is compared before anything is opened to write
-        work = run.work(session, source, plan)
-        if isinstance(work.output, FileOutput) and work.output.is_new:
-            state.step = 0  # the result of an earlier run has become the file, which may have changed since
-        state.save(state.step)
-        if workers is None:
-            run_groups = stack.enter_context(on_threads(work, session.threads))
-        else:
-            run_groups = workers(replace(run, batch_size=plan.batch_size))
-        run_steps(work, run_groups, state=state, report=report)
-        if fingerprint(Path(job.source)) != fingerprinted:
-            (run.scratch / STATE).unlink()  # nothing of it can be used
-            raise InputError(f"{job.source} has changed while it was read; run it again")
-        if isinstance(work.output, FileOutput):
-            work.output.finish(Path(job.target), replace=job.replace)
-            return Result(job, None)
-    y, widths = np.asarray(work.output), Widths()
-    if kind_named(session.metadata.kind).steps_are_columns:
-        columns = source.grid[-1]  # also those of an image, which is not resized
-        widths = {None: (columns, columns)}
-    return Result(job, None, write_results(job, {None: y}, session.metadata, options, widths))
-
-
-@contextmanager
-def _scratch(folder: Path, resume: bool, force: bool) -> Iterator[None]:
-    """Make the scratch folder of a run; it is removed at the end, unless an interrupted run can go on."""
-    import shutil  # imported late: it imports modules that most calls do not need
-
-    has_leftovers = os.path.exists(folder)
-    with locked(folder, "choose another ", Argument("output")):
-        if has_leftovers and not resume and not force:
-            raise InputError(
-                f"a run that was interrupted has left {folder}; go on with ",
-                *(Argument("resume", True), ", or start over with ", Argument("force", True)),
-            )
-        if has_leftovers and not (resume and (folder / STATE).exists()):
-            for path in folder.iterdir():  # but not the folder, which is locked
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        can_go_on = resume
+    def read(self, region: Region) -> Array:
+        """The values in a region."""
         try:
-            yield
-            can_go_on = False
-        except ExistsError as error:
-            can_go_on = True
-            kept = ": what was computed is kept"
-            raise InputError(error, " and ", Argument("resume", True), kept) from None
-        finally:
-            if not can_go_on or not (folder / STATE).exists():
-                shutil.rmtree(folder, ignore_errors=True)
+            values = np.asarray(self._values[region])
+        except Exception as error:  # as above
+            raise InputError(f"cannot read {self._label}: {error}") from None
+        if self._is_image:
+            values = image_for(values, self._metadata, self._label, (values.shape[0], values.shape[1]))
+        x = convert(values, "x", self._metadata)
+        check_scale(x, self._metadata)
+        return x if x.ndim > len(self.grid) else x[..., None]
+
+
+def _open_tiff(path: str, stack: ExitStack) -> Any:
+    """The pixels of the first series of a TIFF. Unusual ones are refused: they would be read as other
+    pixels than those of small images."""
+    tifffile: Any = require("tifffile", "large")
+    with tifffile.TiffFile(path) as file:
+        series, page = file.series[0], file.series[0].keyframe
+        colours, dtype = page.photometric, series.dtype.newbyteorder("=")
+        is_grey = colours == GREY and series.axes == "YX" and dtype in (np.uint8, np.uint16, np.float32)
+        is_rgb = colours == RGB or (colours == YCBCR and page.compression in GIVE_RGB)
+        is_rgb &= series.axes == "YXS" and series.shape[2] == 3 and dtype == np.uint8
+        is_whole = (
+            page.bitspersample == 8 * dtype.itemsize and not series.is_multifile
+        )  # OME may name other files
+        if not ((is_grey or is_rgb) and is_whole) or page.tags.valueof(ORIENTATION, 1) != 1:
+            raise ValueError("expected one upright image, grey of 8 or 16 bits or floats, or RGB of 8 bits")
+    store = tifffile.imread(path, aszarr=True, series=0, level=0)
+    stack.callback(store.close)
+    return require("zarr", "large").open_array(store, mode="r")
+
+
+class Output:
+    """What an inference makes of y (*grid, outputs), in a file that is written by region.
+
+    Args:
+        scratch: folder of the file, until `finish`.
+        shape: of y.
+        metadata: of the network.
+        run: decides what is made of y.
+        form: file format.
+        squeeze: leave out the axis of the outputs if there is one output.
+    """
+
+    def __init__(
+        self,
+        scratch: Path,
+        shape: tuple[int, ...],
+        metadata: Metadata,
+        run: Inference,
+        form: str,
+        squeeze: bool,
+    ) -> None:
+        self._metadata, self._run, self._form = metadata, run, form
+        self._squeeze = squeeze and shape[-1] == 1
+        one = self._value(np.zeros((*(1,) * metadata.ndim, shape[-1]), np.float32))
+        self.shape, self._path = (*shape[: metadata.ndim], *one.shape[metadata.ndim :]), scratch / "result"
+        if form == "zarr":
+            zarr: Any = require("zarr", "large")
+            store = zarr.storage.LocalStore(self._path)
+            self._array: Any = zarr.create_array(store, shape=self.shape, chunks="auto", dtype=one.dtype)
+        else:
+            self._path = self._path.with_suffix(".npy")
+            self._array = Mapped(self._path, self.shape, one.dtype)
+
+    def __setitem__(self, region: Region, y: Array) -> None:
+        self._array[region] = self._value(y)
+
+    def _value(self, y: Array) -> Array:
+        value = np.asarray(y if self._run.raw else decode(y, self._metadata, **self._run.options))
+        return value[..., 0] if self._squeeze and value.ndim == y.ndim else value
+
+    def finish(self, target: Path) -> None:
+        """Give the complete file its name."""
+        if self._form == "tif":
+            self._path = self._write_tif()
+        if target.is_dir():  # a zarr array that may be replaced
+            shutil.rmtree(target)
+        os.replace(self._path, target)
+
+    def _write_tif(self) -> Path:
+        """Write the array (H, W) or (H, W, S) as a tiled, compressed TIFF, one row of tiles after the
+        other."""
+        if len(self.shape) > 3:
+            raise InputError(
+                f"tif holds (H, W) or (H, W, S), but the result has shape {self.shape}; use --format npy"
+            )
+        shape = self.shape[:2] if self.shape[2:] == (1,) else self.shape
+        (height, width), dtype = shape[:2], self._array.dtype
+
+        def tiles() -> Iterator[Array]:
+            for top in range(0, height, SIDE):
+                rows = self._array[top : min(top + SIDE, height)].reshape(-1, *shape[1:])
+                yield from (
+                    np.ascontiguousarray(rows[:, left : left + SIDE]) for left in range(0, width, SIDE)
+                )
+
+        options: dict[str, Any] = {"photometric": "minisblack"}
+        palette = self._metadata.mask_palette
+        if palette and dtype == np.uint8 and len(shape) == 2:
+            colours = palette_of(self._metadata.mask_values, palette) * 257  # 16 bits
+            options = {"photometric": "palette", "colormap": colours.T}
+        options |= {"planarconfig": "contig"} if len(shape) == 3 else {}
+        options |= {"bigtiff": prod(shape) * dtype.itemsize > 2**31, "metadata": None, "maxworkers": 1}
+        path = self._path.with_suffix(".tif")
+        require("tifffile", "large").imwrite(
+            path, tiles(), shape=shape, dtype=dtype, tile=(SIDE, SIDE), compression="zlib", **options
+        )
+        return path

@@ -3,199 +3,256 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from mdlstm_tk._util.checks import checked
-from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk._util.text import counted
-from mdlstm_tk.errors import TILED_EXPORT, Argument, InputError
-from mdlstm_tk.runtime.io.npy import FLOAT_BYTES, Array, byte_limit, read_model_file
-from mdlstm_tk.runtime.metadata import Metadata
-from mdlstm_tk.runtime.runner import GraphInfo, OpenModel
-from mdlstm_tk.runtime.shapes import Shapes, as_array
-from mdlstm_tk.runtime.tiles.archive import Archive, Stage, parse_archive
-from mdlstm_tk.runtime.tiles.local import on_threads, run_steps
-from mdlstm_tk.runtime.tiles.plan import Plan, tile_extents
-from mdlstm_tk.runtime.tiles.sources import GridSource
-from mdlstm_tk.runtime.tiles.store import BlockFolder
-from mdlstm_tk.runtime.tiles.work import Work
+from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.io import STDIO, Array
+from mdlstm_tk.io.metadata import Metadata
+from mdlstm_tk.runtime.infer import Inference, Job, Result, failed
+from mdlstm_tk.runtime.model_check import check_model
+from mdlstm_tk.runtime.ort import Graph
+from mdlstm_tk.runtime.session import read_model
+from mdlstm_tk.runtime.shapes import Batch
+from mdlstm_tk.runtime.tiles.archive import parse_archive
+from mdlstm_tk.runtime.tiles.files import GridFile, Mapped, Output
+from mdlstm_tk.runtime.tiles.plan import Group, Plan, Region, Tile, extents_of
 
 TILE = 512
-BATCH_SIZE = 4
-BASE_BYTES = 128 * 2**20  # Python, NumPy and ONNX Runtime with a loaded model
-GATE_SHARE = 1.25  # of the pre-activations of all positions, which is what a graph holds at its peak
+BATCH_SIZE = 4  # tiles of a run
 
 
-class TiledSession(OpenModel):
+class TiledSession:
     """A network that runs tile by tile: grids of any size in bounded memory, equal to the whole grid.
 
         >>> session = TiledSession("model.tiles", threads=2)
         >>> y = session(x, tile=512)            # x (H, W, C), perhaps memory-mapped → y (H, W, outputs)
 
     Tiles get the faces of their neighbours, so there is neither overlap nor seam: every position sees what
-    it sees in the whole grid. Results differ from those of a whole-grid run by rounding alone.
-    `docs/tiled_inference.md` explains how, and what it costs.
-
-    Each graph passes the check of every model. A session can be pickled.
+        it sees
+    in the whole grid. Results differ from those of a whole-grid run by rounding alone.
 
     Args:
         model: path of a `.tiles` file that `mdlstm export --form tiles` wrote, or its content.
-        device: "auto" (CUDA if it works, else CPU), "cpu", "cuda" or "cuda:N".
-        threads: number of batches of tiles that run at the same time, each on one thread; 0: one per core.
-            The result is the same to the byte for any number; but with `max_bytes` more threads mean
-            smaller batches, unless their size is given.
-        timeout: maximum duration of one batch of tiles in seconds; None: no limit, or 120 s in isolation.
-        max_bytes: maximum size in bytes of the file, and bytes of resident memory that runs keep to by
-            smaller batches, as far as can be estimated, x and y in memory aside. None: 1 GiB for the file,
-            and no bound for runs.
-        tf32, trusted: as for `Session`.
-        isolated: run all graphs in one child process with limits; see `Session`.
-
-    Attributes:
-        metadata: what the file says about the network.
-        archive: its parts.
-        device, provider, reason, isolated: as for `Session`.
-
-    Raises:
-        InputError: the file does not exist, is no tiled export, or is refused; or an argument is invalid.
-        DeviceError: CUDA was asked for and cannot be used.
-        MissingExtraError: ONNX Runtime is not installed.
-        StoppedError: the model exceeds a limit while it is loaded.
+        device, tf32, trusted: as for `Session`.
+        tile: extent of a tile along each axis, if a call names none.
+        threads: number of batches of tiles that run at the same time; 0: one per core. It changes no byte.
     """
 
-    @checked
     def __init__(
         self,
         model: str | Path | bytes,
         device: str = "auto",
         *,
+        tile: int = TILE,
         threads: int = 1,
-        timeout: float | None = None,
-        max_bytes: int | None = None,
         tf32: bool = False,
-        isolated: bool = False,
         trusted: bool = False,
     ) -> None:
-        label = "the model" if isinstance(model, bytes) else str(model)
-        limit = byte_limit(max_bytes)
-        data = model if isinstance(model, bytes) else read_model_file(Path(model), limit, TILED_EXPORT)
-        options: dict[str, Any] = {"timeout": timeout, "max_bytes": max_bytes, "device": device}
-        options |= {"tf32": tf32, "isolated": isolated, "trusted": trusted}
-        self._arguments = data, {**options, "threads": threads}
-        self.threads, self.max_bytes = threads or os.cpu_count() or 1, max_bytes
-        archive = parse_archive(data, label)
-        # A batch runs on one thread: several batches run at the same time.
-        runner = self._open(archive.graphs, label, threads=1, **options)
-        try:
-            stages = tuple(_with_states(stage, runner.graphs, label) for stage in archive.stages)
-        except BaseException:
-            self.close()
-            raise
-        self.archive: Archive = replace(archive, stages=stages)
-        self.metadata: Metadata = archive.metadata
+        data, label = read_model(model)
+        self.archive = parse_archive(data, label)
+        self.metadata = self.archive.metadata
+        self.tile, self.threads = tile, threads or os.cpu_count() or 1
+        self.graphs: dict[str, Graph] = {}
+        self.states: tuple[str, ...] = ()  # of the cell, h first
+        for name, graph in self.archive.graphs.items():
+            of_graph = f"{name} in {label}"
+            props = check_model(graph, of_graph, trusted=trusted)
+            self.graphs[name] = Graph(graph, of_graph, device, 1, tf32)
+            device = self.graphs[name].device  # of the graphs that follow, too
+            if name != self.archive.head:
+                faces = Metadata.from_props(props, of_graph).inputs[1:]
+                self.states = tuple(face[:-1] for face in faces[: len(faces) // self.metadata.ndim])
+        self.device, self.reason = device, next(iter(self.graphs.values())).reason
+        options: dict[str, Any] = {"tile": tile, "threads": threads, "tf32": tf32, "trusted": trusted}
+        self._arguments = data, {"device": device, **options}
 
-    @checked
-    def __call__(self, x: Array, tile: int | Sequence[int] = TILE, batch_size: int | None = None) -> Array:
+    def __reduce__(self) -> tuple[Any, ...]:
+        data, options = self._arguments
+        return partial(type(self), **options), (data,)
+
+    def __call__(self, x: Any, tile: int | None = None, batch_size: int | None = None) -> Array:
         """Run the network on an array.
 
         Args:
             x: real numbers of shape (N, *grid, C), (*grid, C) or, if C is 1, (*grid). It is read by region,
                 so it may be an `np.memmap` that is larger than the memory.
-            tile: extents of a tile, or one number for all axes. They are rounded down to a multiple of the
-                windows of the network.
-            batch_size: most tiles that run in one batch. None: 4, or fewer to keep to `max_bytes`.
+            tile: extent of a tile along each axis.
+            batch_size: most tiles that run in one batch. None: 4.
 
         Returns:
-            What a `Session` with the model of the whole grid returns: y as float32,
-            (N, *⌈grid/window⌉, outputs), or without the axes that the network averages over. It has a batch
-            axis if x has one, and no channel axis if x has none and there is one output.
-
-        Raises:
-            InputError: x has the wrong shape or is not finite, or a tile needs more than `max_bytes`.
-            StoppedError: a batch exceeds a limit on time or memory.
-            MDLSTMError: ONNX Runtime fails, the disk is full, or the session is closed.
+            What a `Session` with the model of the whole grid returns.
         """
-        from tempfile import TemporaryDirectory  # imported late: most models need none
+        m, x = self.metadata, np.asanyarray(x)
+        has_batch_axis = x.ndim == m.ndim + 2 and len(x) > 0  # without samples, GridFile refuses the shape
+        samples = x if has_batch_axis else x[None]
+        sources = [GridFile(sample, m, "x") for sample in samples]
+        y = np.empty((len(samples), *self.archive.output_shape(sources[0].grid)), np.float32)
+        with TemporaryDirectory(prefix="mdlstm-tiles-") as folder:
+            for source, target in zip(sources, y, strict=True):
+                self.run_tiles(source, target, Path(folder), tile, batch_size)
+        return self._restore(y if has_batch_axis else y[0], sources[0])
 
-        shapes = Shapes(self.metadata)
-        batch = shapes.with_axes(as_array(x, "x"))
-        grid = shapes.grid(batch.samples)
-        plan = self.plan(grid, tile, batch_size)
-        y = np.empty((len(batch.samples), *self.archive.output_shape(grid)), np.float32)
-        for sample, result in zip(batch.samples, y, strict=True):
-            source = GridSource(sample, self.metadata, "x")
-            with TemporaryDirectory(prefix="mdlstm-tiles-") as folder:
-                work = Work(self.archive, self.graphs, plan, BlockFolder(Path(folder)), source, result)
-                with on_threads(work, self.threads) as run_groups:
-                    run_steps(work, run_groups)
-        return np.asarray(shapes.restore_axes({self.metadata.output_names[0]: y}, batch))
+    def _restore(self, y: Array, source: GridFile) -> Array:
+        """An output without the axis of its features if there is one, and x has no axis of channels."""
+        is_plain = self.metadata.window is not None and y.shape[-1] == 1 and not source.has_channel_axis
+        return y[..., 0] if is_plain else y
 
-    def plan(
-        self, grid: Sequence[int], tile: int | Sequence[int] = TILE, batch_size: int | None = None
-    ) -> Plan:
-        """The plan for a grid."""
-        windows, sweeps = [stage.window for stage in self.archive.stages], self.archive.sweeps
-        plan_of = partial(Plan, grid, tile_extents(tile, len(grid)), windows, sweeps)
-        if batch_size is not None and batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, got {batch_size}")
-        if batch_size is None:
-            batch_size = self._batch_size(plan_of(1))
-        return plan_of(batch_size)
+    def run_file(self, run: Inference, job: Job) -> Result:
+        """Run the network on a file, and write the result; `Inference` calls it."""
+        with ExitStack() as stack:
+            try:
+                source = stack.enter_context(GridFile.open(job.source, self.metadata))
+                shape = self.archive.output_shape(source.grid)
+                has_grid = self.metadata.window is not None
+                target = Path(os.path.realpath(job.target))
+                if has_grid and job.target != STDIO:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                place = target.parent if has_grid else None  # of a file that only gets its name in the end
+                scratch = Path(stack.enter_context(TemporaryDirectory(prefix=".mdlstm-tiles-", dir=place)))
+                how: Any = {"batch_size": run.batch_size, "report": run.report}
+                if has_grid:
+                    squeeze = not source.has_channel_axis
+                    output = Output(scratch, shape, self.metadata, run, job.form, squeeze)
+                    self.run_tiles(source, output, scratch, **how)
+                    output.finish(target)
+                    return Result(job, shapes=[output.shape])
+                y = np.empty(shape, np.float32)
+                self.run_tiles(source, y, scratch, **how)
+                batch = Batch({"x": np.empty((1, *source.grid, 0))}, has_batch_axis=False)  # its grid only
+                return run.finish(job, {None: ({self.metadata.output_names[0]: y[None]}, batch, None)})
+            except (InputError, MemoryError) as error:
+                return failed(job, error)
+            except OSError as error:
+                raise MDLSTMError(f"cannot write {job.target}: {error.strerror or error}") from None
 
-    def _batch_size(self, plan: Plan) -> int:
-        """The largest batch with which the run keeps to `max_bytes`."""
-        if self.max_bytes is None:
-            return BATCH_SIZE
-        nbytes = _tile_bytes(self.archive, plan) * self.threads
-        fitting = (self.max_bytes - BASE_BYTES) // nbytes
-        if fitting < 1:
-            raise InputError(
-                f"tiles of {format_size(plan.tile_extents[0])} on {counted(self.threads, 'thread')} "
-                f"need about {BASE_BYTES + nbytes} bytes, more than {self.max_bytes}; give a smaller ",
-                *(Argument("tile"), ", or allow more with ", Argument("max_bytes")),
-            )
-        return int(min(fitting, BATCH_SIZE))
+    def run_tiles(
+        self,
+        source: GridFile,
+        output: Any,
+        folder: Path,
+        tile: int | None = None,
+        batch_size: int | None = None,
+        report: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Run all tiles of a grid, and write y (*grid, outputs) to an array by region. A folder holds what
+        does not fit into memory meanwhile."""
+        windows = [stage.window for stage in self.archive.stages]
+        plan = Plan(source.grid, tile or self.tile, windows, self.archive.sweeps, batch_size or BATCH_SIZE)
+        work, done = _Work(self, plan, source, output, folder), 0
+        total = prod(plan.counts) * len(plan.sweeps)
+        with ThreadPoolExecutor(self.threads) as executor:
+            for groups in plan.steps:
+                alone = self.threads == 1 or len(groups) == 1
+                for group, sums in zip(
+                    groups, (map if alone else executor.map)(work.run, groups), strict=True
+                ):
+                    work.add_to_pool(group, sums)
+                    done += len(group.tiles)
+                if report:
+                    report(done, total)
+        work.finish()
 
 
-def _tile_bytes(archive: Archive, plan: Plan) -> int:
-    """About how many bytes one tile takes while it is swept, in the stage where it takes most."""
-    sizes = [prod(extents) for extents in plan.tile_extents]
-    gates = [GATE_SHARE * (3 + len(stage.window)) * stage.units for stage in archive.stages]
-    largest = max(
-        3 * sizes[s] * stage.channels + sizes[s + 1] * (gates[s] + 4 * stage.features)
-        for s, stage in enumerate(archive.stages)
-    )
-    head = 0 if archive.pool else sizes[0] * archive.metadata.outputs * 3
-    return int(largest * FLOAT_BYTES) + head * FLOAT_BYTES
+class _Work:
+    """The run of a plan. Groups of one step may run on several threads."""
 
+    def __init__(
+        self, session: TiledSession, plan: Plan, source: GridFile, output: Any, folder: Path
+    ) -> None:
+        self._archive, self._graphs, self._states = session.archive, session.graphs, session.states
+        self._plan, self._source, self._output = plan, source, output
+        self._faces: dict[
+            tuple[int, int, Tile], Array
+        ] = {}  # by the sweep, the axis, and the tile that they enter
+        last = len(self._archive.stages) - 1
+        self._stored = {  # the outputs of stages, in files
+            s: Mapped(folder / f"stage-{s}.npy", (*plan.extents[s + 1], stage.outputs), np.float32)
+            for s, stage in enumerate(self._archive.stages)
+            if s < last or (len(stage.sweeps) > 1 and not self._archive.pool)
+        }
+        pooled = [1 if d in self._archive.pool else extent for d, extent in enumerate(plan.extents[-1])]
+        self._sums = np.zeros((*pooled, self._archive.stages[last].outputs)) if self._archive.pool else None
 
-def _with_states(stage: Stage, graphs: Mapping[str, GraphInfo], label: str) -> Stage:
-    """The stage with the names of its states, which the faces in the metadata of its sweeps tell."""
-    ndim = len(stage.window)
-    for sweep in stage.sweeps:
-        metadata = Metadata.from_props(graphs[sweep.file].props, label)
-        faces = metadata.inputs[1:]
-        states = tuple(face.removesuffix("0") for face in faces[: len(faces) // ndim])
-        expected = tuple(f"{state}{d}" for d in range(ndim) for state in states)
-        names = ("x", *expected), ("part", *(f"{face}_n" for face in expected))
-        shape = (metadata.ndim, metadata.channels, metadata.outputs, metadata.window)
-        if (
-            shape != (ndim, stage.channels, stage.features, stage.window)
-            or (metadata.inputs, metadata.output_names) != names
-            or states[:1] != ("h",)
-            or stage.states not in ((), states)
-            or metadata.part not in (None, sweep.file.removesuffix(".onnx"))
-        ):
-            raise InputError(
-                f"{sweep.file} in {label} has other faces or features than tiles.json says; export the "
-                "model again"
-            )
-        stage = replace(stage, states=states)
-    return stage
+    def run(self, group: Group) -> Array | None:
+        """Run one group of tiles, which are entered by the faces that others have left. Returns sums of the
+        last stage along pooled axes."""
+        plan, (number, tiles), sweep = self._plan, group, self._plan.sweeps[group.sweep]
+        stage, ndim = self._archive.stages[sweep.stage], len(plan.counts)
+        read = self._source.read if sweep.stage == 0 else self._stored[sweep.stage - 1].__getitem__
+        feeds = {"x": np.stack([read(plan.region(sweep.stage, tile)) for tile in tiles])}
+        shape = extents_of(plan.region(sweep.stage + 1, tiles[0]))
+        for axis in range(ndim):
+            extents = (len(self._states), *shape[:axis], *shape[axis + 1 :], stage.units)
+            faces = [self._faces.pop((number, axis, tile), None) for tile in tiles]
+            entering = np.stack([np.zeros(extents, np.float32) if f is None else f for f in faces], axis=1)
+            feeds |= {f"{state}{axis}": face for state, face in zip(self._states, entering, strict=True)}
+        outputs = self._graphs[sweep.file](feeds)
+        for axis in range(ndim):
+            leaving = np.stack([outputs[f"{state}{axis}_n"] for state in self._states], axis=1)
+            for tile, face in zip(tiles, leaving, strict=True):
+                if (after := plan.neighbour(number, tile, axis, 1)) is not None:
+                    self._faces[number, axis, after] = face
+        return self._complete(number, tiles, outputs["part"])
+
+    def _complete(self, number: int, tiles: tuple[Tile, ...], parts: Array) -> Array | None:
+        """Add the parts of a sweep to the output of its stage, and write y where the last stage is
+        complete."""
+        plan, sweep = self._plan, self._plan.sweeps[number]
+        stage = self._archive.stages[sweep.stage]
+        is_last_stage = stage is self._archive.stages[-1]
+        in_stage = [k for k, each in enumerate(plan.sweeps) if each.stage == sweep.stage]
+        if is_last_stage and self._archive.pool:
+            axes = tuple(d + 1 for d in self._archive.pool)
+            return np.asarray(parts.sum(axis=axes, dtype=np.float64, keepdims=True))
+        first = 0 if stage.added else sweep.position * stage.features
+        at = slice(first, first + stage.features)
+        complete = []
+        for tile, part in zip(tiles, parts, strict=True):
+            region = plan.region(sweep.stage + 1, tile)
+            if stage.added and number != in_stage[0]:
+                part = self._stored[sweep.stage][region] + part
+            if is_last_stage and number == in_stage[-1]:
+                whole = part if stage.added or len(in_stage) == 1 else self._stored[sweep.stage][region]
+                whole[..., at] = part
+                complete.append(whole)
+            else:
+                self._stored[sweep.stage][(*region, at)] = part
+        if complete:
+            ups, limits = self._archive.upsample, self._archive.output_shape(plan.extents[0])
+            for tile, y in zip(tiles, self._head(np.stack(complete)), strict=True):
+                parts_of = zip(plan.region(len(self._archive.stages), tile), ups, limits, strict=False)
+                target: Region = tuple(slice(p.start * up, min(p.stop * up, e)) for p, up, e in parts_of)
+                self._output[target] = y[tuple(map(slice, extents_of(target)))]
+        return None
+
+    def add_to_pool(self, group: Group, sums: Array | None) -> None:
+        if sums is None or self._sums is None:
+            return
+        sweep, stage = self._plan.sweeps[group.sweep], self._archive.stages[-1]
+        first = 0 if stage.added else sweep.position * stage.features
+        for tile, part in zip(group.tiles, sums, strict=True):
+            region = enumerate(self._plan.region(len(self._archive.stages), tile))
+            where = (slice(0, 1) if d in self._archive.pool else part_ for d, part_ in region)
+            self._sums[(*where, slice(first, first + stage.features))] += part
+
+    def finish(self) -> None:
+        """Write the result of a network that averages over the grid."""
+        if self._sums is not None:
+            count = prod(self._plan.extents[-1][d] for d in self._archive.pool)
+            h = (self._sums / count).astype(np.float32)[None]
+            self._output[...] = self._head(h)[0].squeeze(self._archive.pool)
+
+    def _head(self, h: Array) -> Array:
+        y = h if self._archive.head is None else self._graphs[self._archive.head]({"x": h})["y"]
+        if y.shape[-1] != self._archive.metadata.outputs:
+            raise MDLSTMError("the graphs of the archive do not fit together; export the model again")
+        return y

@@ -1,0 +1,348 @@
+"""`infer_paths`: which files are run, and where and in which format results go."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.crafted_models import node
+from helpers.small_models import classifier, density, recogniser, scores, segmenter, write_model
+from PIL import Image
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.runtime import Inference, Session, decode, infer_paths
+from mdlstm_tk.runtime.infer import find_model
+
+RNG = np.random.default_rng(0)
+PALETTE = (1, 2, 3, 4, 5, 6, 7, 8, 9)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with inputs, the current one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    np.save("in/a.npy", RNG.random((4, 6), dtype=np.float32))
+    np.save("in/b.npy", RNG.random((2, 3, 5, 1), dtype=np.float32))
+    np.savez("in/c.npz", one=RNG.random((4, 6)), two=RNG.random((3, 3)))
+    np.savetxt("in/d.csv", RNG.random((4, 6)), delimiter=",")
+    Image.fromarray(RNG.integers(0, 256, (4, 6)).astype(np.uint8)).save("in/sub/e.png")
+    return tmp_path
+
+
+def finish(run: Inference) -> list[Any]:
+    results = [*run]
+    assert [result.error for result in results] == [None] * len(run.jobs)
+    return results
+
+
+def made(folder: Path) -> set[str]:
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and ".out." in path.name
+    }
+
+
+def test_arrays_go_beside_their_inputs_or_below_a_folder(folder: Path) -> None:
+    model = write_model(folder / "m.onnx")
+    for output, place in ((None, "in"), ("out", "out")):
+        results = finish(infer_paths(["in"], model, output))
+        names = {
+            f"{place}/{name}"
+            for name in ("a.out.npy", "b.out.npy", "c.out.npz", "d.out.npy", "sub/e.out.npy")
+        }
+        assert made(folder) >= names and {result.job.target for result in results} == names
+        for name in ("a", "b"):
+            np.testing.assert_array_equal(np.load(f"{place}/{name}.out.npy"), 2 * np.load(f"in/{name}.npy"))
+        assert {*np.load(f"{place}/c.out.npz")} == {"one", "two"}
+        pixels = np.asarray(Image.open("in/sub/e.png")) / np.float32(255)
+        np.testing.assert_allclose(np.load(f"{place}/sub/e.out.npy"), 2 * pixels, rtol=1e-6)
+    with pytest.raises(InputError, match="--force"):
+        infer_paths(["in"], model)
+    finish(infer_paths(["in"], model, force=True))  # results are no inputs
+
+
+@pytest.mark.parametrize("form", ["npy", "npz", "csv", "json"])
+def test_a_format_says_how_and_not_what(folder: Path, form: str) -> None:
+    for k, model in enumerate(
+        (write_model(folder / "m.onnx"), segmenter(folder / "s.onnx", mask_values=(0, 7, 9)))
+    ):
+        session = Session(model)
+        expected: Any = decode(session(np.load("in/a.npy")), session.metadata)
+        finish(infer_paths(["in/a.npy"], model, f"{k}.{form}"))
+        finish(infer_paths(["in/a.npy"], model, f"{k}.dat", output_format=form))
+        assert Path(f"{k}.{form}").read_bytes() == Path(f"{k}.dat").read_bytes()
+        read: dict[str, Callable[[Any], Any]] = {
+            "npy": np.load,
+            "npz": lambda path: np.load(path)["y"],
+            "csv": lambda path: np.loadtxt(path, delimiter=","),
+            "json": lambda path: np.array(json.loads(path.read_text())),
+        }
+        np.testing.assert_allclose(read[form](Path(f"{k}.{form}")), expected, rtol=1e-6)
+
+
+def test_the_masks_of_a_segmenter_are_pictures_and_its_scores_are_asked_for(folder: Path) -> None:
+    model = segmenter(folder / "m.onnx", mask_values=(0, 7, 9), mask_palette=PALETTE)
+    session = Session(model)
+    Path("in/b.npy").unlink()  # png holds one mask
+    finish(infer_paths(["in"], model, "masks"))
+    names = ("a.out.png", "c.out.npz", "d.out.png", "sub/e.out.png")
+    assert made(folder) == {f"masks/{name}" for name in names}
+    mask = Image.open("masks/a.out.png")
+    y = session(np.load("in/a.npy"))
+    np.testing.assert_array_equal(np.asarray(mask), decode(y, session.metadata))
+    assert mask.getpalette()[21:24] == [4, 5, 6]  # type: ignore[index]
+    finish(infer_paths(["in/a.npy"], model, "raw.npy", raw=True))
+    np.testing.assert_array_equal(np.load("raw.npy"), y)
+    finish(infer_paths(["in/a.npy"], model, "p/", probabilities=True))
+    np.testing.assert_allclose(np.load("p/a.out.npy").sum(-1), 1, rtol=1e-6)
+
+
+def test_answers_go_to_one_table(folder: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    model = classifier(folder / "m.onnx")
+    results = finish(infer_paths(["in"], model))
+    lines = capfdbinary.readouterr().out.decode().splitlines()
+    names = [line.split("\t")[0] for line in lines]
+    assert names == [
+        "in/a.npy",
+        "in/b.npy[0]",
+        "in/b.npy[1]",
+        "in/c.npz[one]",
+        "in/c.npz[two]",
+        "in/d.csv",
+        "in/sub/e.png",
+    ]
+    assert not made(folder) and sum(len(result.rows) for result in results) == len(lines)
+    x = np.load("in/b.npy")
+    label = ("cat", "dög", "<b>")[int(scores(x[1].mean()).argmax())]
+    assert lines[2].split("\t")[1] == label
+    finish(infer_paths(["in/a.npy"], model, top=2))
+    assert len(capfdbinary.readouterr().out.decode().split("\t")) == 4  # a single file needs no name
+    for form in ("tsv", "csv", "json"):
+        finish(infer_paths(["in"], model, f"t.{form}"))
+    assert Path("t.csv").read_text().splitlines()[0] == "file,label,probability"
+    assert [row["file"] for row in json.loads(Path("t.json").read_text())] == names
+    with pytest.raises(InputError, match="--force"):
+        infer_paths(["in"], model, "t.csv")
+    finish(infer_paths(["in/a.npy"], model, "raw.npy", raw=True))
+    assert np.load("raw.npy").shape == (3,)
+
+
+def test_a_file_that_cannot_be_used_has_an_error_and_others_go_on(folder: Path) -> None:
+    Path("in/bad.npy").write_bytes(b"no array")
+    np.save("in/nan.npy", np.full((4, 6), np.nan))
+    np.save("in/wide.npy", np.zeros((4, 6, 7)))
+    errors = {
+        Path(r.job.source).name: r.error
+        for r in infer_paths(["in", "nix.npy"], write_model(folder / "m.onnx"))
+    }
+    assert {name for name, error in errors.items() if error} == {
+        "bad.npy",
+        "nan.npy",
+        "wide.npy",
+        "nix.npy",
+    }
+    assert all(name in str(error) for name, error in errors.items() if error)
+    assert len(made(folder)) == 5
+    run = infer_paths(["in"], classifier(folder / "c.onnx"), "t.csv")
+    assert sum(1 for result in run if result.error) == 3
+    assert len(Path("t.csv").read_text().splitlines()) == 8
+
+
+def test_a_run_that_fails_names_its_file(folder: Path) -> None:
+    model = write_model(folder / "m.onnx", [node("Add", "x z", "y")], inputs=("x", "z"))
+    for name, width in (("ok", 6), ("bad", 5)):
+        np.savez(f"in/{name}.npz", x=np.zeros((1, 4, 6, 1)), z=np.zeros((1, 4, width, 1)))
+    results = {Path(r.job.source).stem: r.error for r in infer_paths(["in/ok.npz", "in/bad.npz"], model)}
+    assert results["ok"] is None and "bad.npz" in str(results["bad"])
+    single = {r.job.source: r.error for r in infer_paths(["in/a.npy"], model)}
+    assert "x, z" in str(single["in/a.npy"])
+
+
+def test_a_data_set_gives_its_samples_in_their_extents(folder: Path) -> None:
+    x, sizes = RNG.random((3, 4, 6), dtype=np.float32), np.array([[4, 6], [2, 3], [1, 6]])
+    np.savez("in/set.npz", x=x, y=np.arange(3), sizes=sizes)
+    for padded in ((), ("sizes",)):
+        inputs = ("x", *padded)
+        finish(
+            infer_paths(["in/set.npz"], segmenter(folder / "s.onnx", inputs=inputs), "s.npz", force=True)
+        )
+        masks = np.load("s.npz")
+        assert [masks[f"x[{k}]"].shape for k in range(3)] == [
+            (
+                4,
+                6,
+            ),
+            (2, 3),
+            (1, 6),
+        ]
+    results = finish(infer_paths(["in/set.npz"], classifier(folder / "c.onnx"), "c.json"))
+    expected = [scores(x[k, :h, :w].mean()).argmax() for k, (h, w) in enumerate(sizes)]
+    assert [row["label"] for row in results[0].rows] == [("cat", "dög", "<b>")[k] for k in expected]
+    np.savez("in/plain.npz", x=x, y=np.arange(3))
+    assert len(finish(infer_paths(["in/plain.npz"], classifier(folder / "c.onnx"), "p.json"))[0].rows) == 3
+    nats = finish(infer_paths(["in/set.npz"], density(folder / "d.onnx"), "d.json"))[0].rows
+    assert [row["nats"] for row in nats] == [
+        pytest.approx(2 * x[k, :h, :w].sum(), abs=1e-3) for k, (h, w) in enumerate(sizes)
+    ]
+    np.savez("in/wrong.npz", x=x, sizes=sizes + 9)
+    (wrong,) = infer_paths(["in/wrong.npz"], segmenter(folder / "s.onnx"), "w.npz")
+    assert "sizes" in str(wrong.error)
+
+
+def test_several_inputs_come_from_the_arrays_of_their_names(folder: Path) -> None:
+    x, z = RNG.random((2, 4, 6), dtype=np.float32)
+    np.savez("in/two.npz", x=x, z=z)
+    fields = {"inputs": ("x", "z"), "output_names": ("y", "aux"), "further_windows": ((1, 1),)}
+    model = write_model(
+        folder / "m.onnx", [node("Add", "x z4", "y"), node("Identity", "z", "z4")][::-1], **fields
+    )
+    np.savez("in/two.npz", x=x[..., None][None], z=z[..., None][None])
+    finish(infer_paths(["in/two.npz"], model, "y.npz"))
+    np.testing.assert_array_equal(np.load("y.npz")["aux"][0, ..., 0], x + z)
+
+
+def test_images_are_resized_on_request_and_places_are_those_of_the_image(folder: Path) -> None:
+    finish(infer_paths(["in/sub/e.png"], write_model(folder / "m.onnx"), "y.npy", resize=(2, None)))
+    assert np.load("y.npy").shape == (2, 3)
+    Image.fromarray(np.full((8, 40), 255, np.uint8)).save("line.png")
+    model = recogniser(folder / "r.onnx", preprocessing={"channels": 1, "resize": [4, None]})
+    (result,) = infer_paths(["line.png"], model, "t.json")
+    assert result.error is None
+
+
+def test_files_of_equal_stems_keep_their_suffixes(folder: Path) -> None:
+    Image.new("L", (3, 3)).save("in/a.png")
+    model = write_model(folder / "m.onnx")
+    finish(infer_paths(["in/a.png", "in/a.npy"], model))
+    assert made(folder) == {"in/a.png.out.npy", "in/a.npy.out.npy"}
+
+
+def test_existing_results_are_skipped_unless_the_model_is_newer(folder: Path) -> None:
+    model = write_model(folder / "m.onnx")
+    finish(infer_paths(["in/a.npy"], model))
+    run = infer_paths(["in"], model, skip_existing=True)
+    assert (run.skipped, len(run.jobs)) == (1, 4)
+    os.utime(model, (2e9, 2e9))
+    with pytest.raises(InputError, match="--force"):
+        infer_paths(["in/a.npy"], model, skip_existing=True)
+
+
+def test_targets_of_training_data_are_no_inputs(folder: Path) -> None:
+    for name in ("images", "masks"):
+        Path("data", name).mkdir(parents=True)
+        Image.new("L", (4, 4)).save(f"data/{name}/a.png")
+    model = segmenter(folder / "m.onnx")
+    assert [job.source for job in infer_paths(["data"], model).jobs] == ["data/images/a.png"]
+    assert len(infer_paths(["data/masks/a.png"], model).jobs) == 1
+    assert len(infer_paths(["data/masks"], model).jobs) == 1
+    Path("data/tags.csv").write_text("1,2\n")
+    Path("only").mkdir()
+    Path("data/tags.csv").rename("only/tags.csv")
+    tagger = write_model(folder / "t.onnx", kind="tag", classes=("a",))
+    with pytest.raises(InputError, match="name it"):
+        infer_paths(["only"], tagger)
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "no input": {"inputs": ["empty"], "word": "no input"},
+    "no model": {"model": "empty", "word": "mdlstm export"},
+    "an unknown format": {"output_format": "zip", "word": "--format"},
+    "an unknown suffix": {"inputs": ["in/a.npy"], "output": "y.zip", "word": "--format"},
+    "a table of arrays": {"output_format": "tsv", "word": "--format"},
+    "one file for several": {"inputs": ["in/a.npy", "in/d.csv"], "output": "y.npy", "word": "folder"},
+    "several on stdout": {"output": "-", "inputs": ["in"], "word": "one file"},
+    "the input itself": {"inputs": ["in/a.npy"], "output": "in/a.npy", "word": "replace an input"},
+    "a folder for a file": {"inputs": ["in/a.npy"], "output": "in/sub/", "ok": True},
+    "stdin with others": {"inputs": ["-", "in/a.npy"], "word": "only input"},
+    "stdin with Ray": {"inputs": ["-"], "workers": 2, "word": "only input"},
+    "an option of another kind": {"top": 3, "word": "top"},
+    "raw answers": {"raw": True, "probabilities": True, "word": "raw"},
+    "tiles": {"tile": 8, "word": "--form tiles"},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_planned_is_refused_before_any_run(folder: Path, name: str) -> None:
+    case = dict(REFUSED[name])
+    (folder / "empty").mkdir()
+    word, ok = case.pop("word", ""), case.pop("ok", False)
+    model = case.pop("model", write_model(folder / "m.onnx"))
+    inputs = case.pop("inputs", ["in"])
+    if ok:
+        finish(infer_paths(inputs, model, **case))
+        return
+    with pytest.raises(InputError, match=word):
+        infer_paths(inputs, model, **case)
+    assert not made(folder)
+
+
+def test_the_model_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="mdlstm export"):
+        find_model()
+    names = ["one.onnx", "runs/a/two.onnx", "runs/b/three.onnx", "runs/b/four.tiles", "runs/.c/five.onnx"]
+    for age, name in enumerate(names):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+        os.utime(name, (age, age))
+    assert str(find_model()) == "runs/b/three.onnx"
+    assert str(find_model(None, True)) == "runs/b/four.tiles"
+    assert str(find_model("runs/a")) == "runs/a/two.onnx"
+    assert str(find_model("runs/x.onnx")) == "runs/x.onnx"
+    monkeypatch.setenv("MDLSTM_MODEL", "one.onnx")
+    assert str(find_model()) == "one.onnx"
+
+
+def test_chunks_and_batches_change_no_byte(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for k in range(40):
+        np.save(f"in/{k:02}.npy", RNG.random((2 + k % 3, 4), dtype=np.float32))
+    model, results = classifier(folder / "m.onnx"), []
+    for chunk, batch in ((256, None), (7, None), (256, 1), (3, 5)):
+        monkeypatch.setattr("mdlstm_tk.runtime.infer.CHUNK", chunk)
+        finish(infer_paths(["in"], model, "t.csv", batch_size=batch, force=True))
+        results.append(Path("t.csv").read_bytes())
+    assert len({*results}) == 1
+
+
+@pytest.mark.parametrize("stops_at", [1, 3])
+def test_an_interrupt_leaves_whole_files_and_no_table(folder: Path, stops_at: int) -> None:
+    for model, output in (
+        (write_model(folder / "m.onnx"), "out"),
+        (classifier(folder / "c.onnx"), "t.csv"),
+    ):
+        run = iter(infer_paths(["in"], model, output))
+        for _ in range(stops_at):
+            next(run)
+        with pytest.raises(KeyboardInterrupt):
+            run.throw(KeyboardInterrupt)
+    assert not Path("t.csv").exists()
+    assert all(np.load(path) is not None for path in folder.glob("out/*.npy"))
+
+
+def test_inference_imports_neither_torch_nor_onnx(folder: Path) -> None:
+    model = classifier(folder / "m.onnx")
+    code = (
+        "import sys; from mdlstm_tk.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'onnx', 'numba', 'scipy', 'rich.table', 'mdlstm_tk.training'} & {*sys.modules}\n"
+        "own = [name for name in sys.modules if name.startswith('mdlstm_tk.')]\n"
+        "print(sorted(heavy), len(own))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "infer", "in/a.npy", "-m", str(model)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    heavy, count = done.stdout.splitlines()[-1].rsplit(" ", 1)
+    assert heavy == "[]" and int(count) <= 30
