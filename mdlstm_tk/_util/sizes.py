@@ -1,4 +1,4 @@
-"""Parse and format the sizes of grids, such as 8, 8x12, 4x8x8 or 48x*."""
+"""Parse what users write for sizes of grids, such as 8, 8x12 or 48x*, and for devices."""
 
 from __future__ import annotations
 
@@ -80,3 +80,15 @@ def is_size(text: str, extents: tuple[int, ...]) -> bool:
 def format_size(extents: Sequence[int | None]) -> str:
     """Format a size: format_size((8, 12)) is "8x12", and format_size((8, None)) "8x*"."""
     return "x".join("*" if extent is None else str(extent) for extent in extents)
+
+
+def parse_device(text: str) -> tuple[str, int]:
+    """Parse the name of a device: "cuda:1" is ("cuda", 1), and "auto" is ("auto", 0).
+
+    Raises:
+        InputError: it is another text.
+    """
+    match = re.fullmatch(r"(auto|cpu|cuda)|cuda:(0|[1-9][0-9]{0,2})", text)
+    if match is None:
+        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {text!r}")
+    return match[1] or "cuda", int(match[2] or 0)

@@ -19,7 +19,6 @@ import numpy as np
 
 from mdlstm_tk.errors import InputError, MDLSTMError, require
 from mdlstm_tk.io import IMAGE_SUFFIXES, READABLE, STDIO, Array
-from mdlstm_tk.io.images import decode_image
 
 MAGIC = {b"\x93NUMPY": ".npy", b"PK": ".npz"}
 NUMBER = b"0123456789-+. \t\xef"  # a table begins with one of these, the last of which is that of a BOM
@@ -98,6 +97,8 @@ def read_file(source: str | Path) -> InputFile:
         begins = (kind for magic, kind in MAGIC.items() if data.startswith(magic))
         suffix = next(begins, ".csv" if data[:1].strip(NUMBER) == b"" else ".png")
     if suffix in IMAGE_SUFFIXES:
+        from mdlstm_tk.io.images import decode_image  # imported late: arrays do without
+
         return InputFile({None: decode_image(data, label)}, is_image=True)
     try:
         if suffix == ".csv":

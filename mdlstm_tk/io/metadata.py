@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io import Array
-from mdlstm_tk.io.images import Preprocessing
 
 Form = Literal["unrolled", "scan", "tiles"]
 Dtype = Literal["float32", "float16"]
@@ -225,7 +224,11 @@ def _rules(m: Metadata) -> Iterator[tuple[str, bool]]:
         all(type(flag) is bool for flag in (m.integer, m.channel_axis, m.unit_range, m.user_data)),
     )
     yield "classes", m.classes is None or _are_names(m.classes)
-    channels = m.preprocessing and Preprocessing.from_json(m.preprocessing).channels
+    channels = None
+    if m.preprocessing:
+        from mdlstm_tk.io.images import Preprocessing  # imported late: many models read no images
+
+        channels = Preprocessing.from_json(m.preprocessing).channels
     yield "preprocessing", channels in (None, m.channels) and (channels is None or ndim == 2)
     palette = m.mask_palette or ()
     yield (

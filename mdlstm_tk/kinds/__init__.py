@@ -1,13 +1,12 @@
 """Kinds of tasks. A kind is one object that is asked; nothing else compares its name.
 
-kind            the questions that exports and inference ask a kind
-training_kind   those that training asks it
+kind            the questions that exports and inference ask a kind, and grid: numbers at every position
+training_kind   those that training asks it; grid_training answers them for grid
 report_kind     those that pictures and reports ask it
 measures        measures of classes and of numbers, from sums over all samples
 examples        the choice of samples that represent a data set
 decoding        numbers by which outputs become answers, chosen by training
 sums            sums over the valid positions of a batch, for losses and errors
-grid            numbers at every position; its half for training is grid_training
 classify        one class for each sample; classify_training
 segment         one class at every position; segment_training
 regress         numbers for each sample; regress_training
@@ -40,7 +39,8 @@ _names, __getattr__, __dir__ = lazy_names(
 )
 __all__ = [*_names, "kind_named", "kind_names", "register_kind", "training_of"]
 
-BUILT_IN = {name: f"mdlstm_tk.kinds.{name}" for name in ("grid", "classify", "segment", "regress", "tag")}
+BUILT_IN = {"grid": "mdlstm_tk.kinds.kind"}
+BUILT_IN |= {name: f"mdlstm_tk.kinds.{name}" for name in ("classify", "segment", "regress", "tag")}
 BUILT_IN |= {"transcribe": "mdlstm_tk.text.transcribe", "baselines": "mdlstm_tk.text.baselines"}
 BUILT_IN |= {"density": "mdlstm_tk.density.kind"}
 _registered: dict[str, Kind] = {}
@@ -72,7 +72,8 @@ def kind_named(name: str | None) -> Kind:
 
 @cache
 def _built_in(name: str | None) -> Kind:
-    kind: Kind = import_module(BUILT_IN[name] if name else "mdlstm_tk.kinds.kind").KIND
+    module = import_module(BUILT_IN[name or "grid"])
+    kind: Kind = module.KIND if name else module.NO_KIND
     return kind
 
 

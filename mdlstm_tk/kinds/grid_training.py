@@ -24,7 +24,7 @@ from mdlstm_tk.data.spec import Array, Batch, Extents, Floats, RawSample, Split,
 from mdlstm_tk.data.targets import TargetOptions, Targets, unchanged
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io.images import Preprocessing
-from mdlstm_tk.kinds.grid import KIND
+from mdlstm_tk.kinds.kind import KIND
 from mdlstm_tk.kinds.measures import mean_of_numbers, number_measures
 from mdlstm_tk.kinds.training_kind import COMMON_DEFAULTS, Sums, TargetRule, TrainingKind
 

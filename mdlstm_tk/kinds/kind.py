@@ -96,6 +96,14 @@ class Kind:
         return f"values from {low:g} to {high:g}; kind {self.name} expects [{lowest:g}, {highest:g}]{hint}"
 
 
+class Grid(Kind):
+    """The kind `grid`: numbers at every position."""
+
+    name = "grid"
+    training_module = "mdlstm_tk.kinds.grid_training"
+    target_folder = "targets"
+
+
 def softmax(y: Array, axis: int = -1) -> Array:
     """The probabilities of classes, from scores in the same shape."""
     exponentials = np.exp(y - y.max(axis=axis, keepdims=True))
@@ -117,4 +125,4 @@ def check_scores(y: Array, axis: int = -1) -> None:
         raise InputError("the scores of the classes hold NaN or infinity; the model diverged")
 
 
-KIND = Kind()  # of a model that names no kind, or one that nobody has registered
+KIND, NO_KIND = Grid(), Kind()  # that of a model that names no kind, or one that nobody has registered

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io import Array
 from mdlstm_tk.io.files import read_file
-from mdlstm_tk.io.images import Preprocessing
 from mdlstm_tk.io.metadata import Metadata
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.kinds.kind import Kind
+
+if TYPE_CHECKING:
+    from mdlstm_tk.io.images import Preprocessing
 
 DATA_SET = {"x", "y", "names", "sizes", "ndim"}  # arrays of an `.npz` to train on
 PAGE_HEIGHT = 500  # pixels; no image of a line is higher, and less than twice as wide
@@ -104,6 +106,8 @@ def preprocessing_for(metadata: Metadata, label: str, resize: Resize = None) -> 
         raise InputError(
             f"{label} is an image, but the model takes {metadata.layout} with C = {metadata.channels}"
         )
+    from mdlstm_tk.io.images import Preprocessing
+
     stored: Any = metadata.preprocessing or {"channels": metadata.channels}
     return Preprocessing.from_json({**stored, **({"resize": resize} if resize else {})})
 

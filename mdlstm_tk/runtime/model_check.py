@@ -84,7 +84,7 @@ def check_model(data: bytes, label: str, *, trusted: bool = False) -> dict[str, 
         if not parts[GRAPH]:
             raise Refusal("is not an ONNX model: it holds no graph")
         for function in parts[FUNCTION]:
-            if dict(_parts(function)).get(FUNCTION_DOMAIN_FIELD) != FUNCTION_DOMAIN:
+            if bytes(dict(_parts(function)).get(FUNCTION_DOMAIN_FIELD, b"")) != FUNCTION_DOMAIN:
                 raise Refusal("defines functions in a domain where they could replace operators")
             _check("function", function, trusted, STANDARD_DOMAINS)  # no calls, which could go on forever
         for graph in parts[GRAPH]:  # protobuf merges them

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mdlstm_tk._util.devices import parse_device
+from mdlstm_tk._util.sizes import parse_device
 from mdlstm_tk.errors import DeviceError, InputError, MDLSTMError, require
 from mdlstm_tk.io import Array
 

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from mdlstm_tk._util.devices import parse_device
-from mdlstm_tk._util.sizes import for_axes, parse_resize, parse_size
+from mdlstm_tk._util.sizes import for_axes, parse_device, parse_resize, parse_size
 from mdlstm_tk._util.text import suggestion
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_names

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mdlstm_tk._util.devices import parse_device
+from mdlstm_tk._util.sizes import parse_device
 from mdlstm_tk.errors import DeviceError, InputError
 
 T = TypeVar("T")
