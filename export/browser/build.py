@@ -27,6 +27,7 @@ from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.browser.examples import PageExample, page_examples
 from mdlstm_tk.export.model_file import ExportReport
 from mdlstm_tk.io.metadata import Metadata
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.model_check import check_model
 from mdlstm_tk.runtime.shapes import HALF_MAX
 from mdlstm_tk.training import Run
@@ -193,7 +194,8 @@ def _model_info(data: bytes, title: str, label: str) -> dict[str, object]:
         "maskPalette": metadata.mask_palette,
         "textDirection": direction,
         "threshold": metadata.more.get("threshold"),
-        "range": metadata.x_range,
+        "range": kind_named(metadata.kind).x_range,
+        "trainedRange": metadata.x_range,
         "largest": HALF_MAX if metadata.dtype == "float16" else None,
         "bidirectional": [bidirectional(name[0]) for name in metadata.classes or ()] if direction else None,
         "preprocessing": metadata.preprocessing,

@@ -175,9 +175,8 @@ class Session:
             feeds = {name: _join([piece[name] for piece in pieces]) for name in pieces[0]}
         outputs = self.graph(feeds)
         y = outputs[m.output_names[0]]
-        if any(len(each) != len(feeds["x"]) for each in outputs.values()) or (
-            m.outputs not in (1, y.shape[m.class_axis(y)])
-        ):
+        has_features = m.outputs in (1, *y.shape[1:])  # which may follow the grid of a channels-first y
+        if not has_features or any(len(each) != len(feeds["x"]) for each in outputs.values()):
             raise MDLSTMError(f"the model returned y of shape {y.shape}, which contradicts its metadata")
         ends = np.cumsum([len(piece["x"]) for piece in pieces])[:-1]
         split = {name: np.split(each, ends) for name, each in outputs.items()}

@@ -2,6 +2,7 @@
 import { makeGrid } from "./grid.js";
 import { IMAGE_TYPES, readImage } from "./images.js";
 
+const RANGE_TOLERANCE = 1e-3; // as in mdlstm_tk/kinds/kind.py
 export const LIMIT = 512; // positions along an axis
 export const POSITIONS = LIMIT * LIMIT; // of a grid; a page is the wrong tool for larger ones
 
@@ -21,12 +22,15 @@ export async function readGrid(file, info) {
   const tooLarge = x.data.find((value) => Math.abs(value) > (info.largest ?? Infinity));
   if (tooLarge !== undefined)
     throw new Error(`${file.name} holds ${tooLarge}, which this model, in float16, cannot hold; scale its values`);
-  // As `warn_of_another_scale` in mdlstm_tk/runtime/shapes.py
-  const [low, high] = info.range ?? (info.preprocessing && info.unitRange ? [0, 1] : [-Infinity, Infinity]);
-  const margin = (high - low) / 2;
-  const outside = x.data.find((value) => value < low - margin || value > high + margin);
-  if (outside !== undefined)
-    x.warning = `${outside} lies far outside of [${low}, ${high}], the values that the model was trained on`;
+  // As `check_scale` in mdlstm_tk/runtime/shapes.py
+  const beyond = ([low, high], margin) => x.data.find((value) => value < low - margin || value > high + margin);
+  const refused = info.range ? beyond(info.range, RANGE_TOLERANCE) : undefined;
+  if (refused !== undefined)
+    throw new Error(`${file.name} holds ${refused}, expected values in [${info.range.join(", ")}]`);
+  const trained = info.trainedRange ?? (info.preprocessing && info.unitRange ? [0, 1] : null);
+  const far = trained ? beyond(trained, (trained[1] - trained[0]) / 2) : undefined;
+  if (far !== undefined)
+    x.warning = `${far} lies far outside of [${trained.join(", ")}], the values that the model was trained on`;
   return x;
 }
 
