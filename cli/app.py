@@ -99,6 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
         app = typer_app([*VERBS] if is_whole else named)
         code = app(words or ["--help"], prog_name="mdlstm", standalone_mode=False)
         sys.stdout.flush()
+        if code == 130:  # Typer has caught the interrupt
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except BrokenPipeError:  # the reader of stdout has gone; Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import IO, Any
 
@@ -181,10 +182,19 @@ def scale(pixels: Array) -> Array:
     return pixels / np.float32(np.iinfo(pixels.dtype).max)
 
 
+MAX_RESIZED = 2**30  # bytes
+
+
 def resize(x: Array, extents: tuple[int, int]) -> Array:
-    """(H, W, C) float32 resized bilinearly and with antialiasing."""
+    """(H, W, C) float32 resized bilinearly and with antialiasing.
+
+    Raises:
+        InputError: the result would be larger than 1 GiB, as that of a strip whose aspect is kept.
+    """
     if x.shape[:2] == extents:
         return x
+    if 4 * prod(extents) * x.shape[-1] > MAX_RESIZED:
+        raise InputError(f"an image of {x.shape[:2]} pixels resized to {extents} would not fit into 1 GiB")
     pillow: Any = require("PIL.Image", "image")
     channels = (pillow.fromarray(channel) for channel in np.ascontiguousarray(np.moveaxis(x, -1, 0)))
     bilinear = pillow.Resampling.BILINEAR

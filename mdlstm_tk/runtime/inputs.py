@@ -65,7 +65,10 @@ def read_feeds(source: str, metadata: Metadata, resize: Resize = None) -> dict[s
     names, inputs = {name for name in file.arrays if name is not None}, {*metadata.inputs}
     if file.is_image:
         pixels = file.arrays[None]
-        return {None: Feed({"x": image_for(pixels, metadata, source, resize)}, pixels.shape[1])}
+        height, width = pixels.shape[:2]
+        if kind_named(metadata.kind).reads_lines and height > max(PAGE_HEIGHT, width / 2):
+            raise InputError(f"{source} is a page; the model reads lines; use: mdlstm read --line-model")
+        return {None: Feed({"x": image_for(pixels, metadata, source, resize)}, width)}
     if "x" in names and (names <= DATA_SET or inputs - {"sizes"} <= names <= inputs | DATA_SET):
         return _of_data_set({str(name): x for name, x in file.arrays.items()}, metadata)
     if inputs - {"x", "sizes"}:
@@ -118,9 +121,7 @@ def image_for(pixels: Array, metadata: Metadata, label: str, resize: Resize = No
     Raises:
         InputError: the model takes no such image.
     """
-    preprocessing, (height, width) = preprocessing_for(metadata, label, resize), pixels.shape[:2]
-    if kind_named(metadata.kind).reads_lines and height > max(PAGE_HEIGHT, width / 2):
-        raise InputError(f"{label} is a page; the model reads lines; use: mdlstm read --line-model")
+    preprocessing = preprocessing_for(metadata, label, resize)
     if pixels.dtype.kind != "f" and not metadata.unit_range:
         raise InputError(
             f"{label} is an image in [0, 1], but the model was trained on other numbers; give a .npy file"

@@ -9,8 +9,10 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from mdlstm_tk._util.user_code import import_file, imported_files
 from mdlstm_tk.errors import MDLSTMError, require
 from mdlstm_tk.runtime.infer import CHUNK, Inference, Job, Result
 
@@ -18,8 +20,10 @@ from mdlstm_tk.runtime.infer import CHUNK, Inference, Job, Result
 class Worker:
     """A Ray actor that loads the model once and then runs chunks of jobs."""
 
-    def __init__(self, folder: str, run: Inference) -> None:
+    def __init__(self, folder: str, files: list[Path], run: Inference) -> None:
         os.chdir(folder)
+        for path in files:
+            import_file(path)
         self._run = run  # its session was pickled, and has loaded the model here
 
     def work(self, jobs: list[Job]) -> tuple[list[Result], list[str]]:
@@ -43,7 +47,7 @@ def infer_with_ray(run: Inference, workers: int) -> Iterator[Result]:
         actor = ray.remote(num_cpus=1, num_gpus=int(on_gpu), max_restarts=2, max_task_retries=2)(Worker)
         job = replace(run, workers=None, report=None)
         pool = require("ray.util", "ray").ActorPool(
-            [actor.remote(os.getcwd(), job) for _ in range(workers)]
+            [actor.remote(os.getcwd(), imported_files(), job) for _ in range(workers)]
         )
         for results, warned in pool.map(lambda each, chunk: each.work.remote(chunk), chunks):
             for text in warned:

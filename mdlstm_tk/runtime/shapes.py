@@ -122,12 +122,9 @@ def takes(grid: Sequence[int], metadata: Metadata) -> bool:
 
 
 def check_scale(x: Array, metadata: Metadata) -> None:
-    """Refuse an x outside of what its kind takes, and warn of one far outside of what was trained on: by
-    more than half of its range."""
-    if text := kind_named(metadata.kind).outside_range(x):
-        raise InputError(f"x has {text}")
+    """Warn of an x far outside of what the network was trained on: by more than half of its range."""
     images = (0, 1) if metadata.preprocessing and metadata.unit_range else None
-    low, high = metadata.x_range or images or (-np.inf, np.inf)
+    low, high = metadata.x_range or kind_named(metadata.kind).x_range or images or (-np.inf, np.inf)
     if x.min() < low - (high - low) / 2 or x.max() > high + (high - low) / 2:
         text = f"x lies far outside of [{low:g}, {high:g}], the values of training; scale it as there"
         warnings.warn(f"{text}, 8-bit pixels by 1/255", stacklevel=4)

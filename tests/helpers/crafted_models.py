@@ -101,12 +101,6 @@ def scanning(*nodes: onnx.NodeProto, rows: int = 3, width: int = 1, **options: A
     return crafted([zeros, scan(body(*nodes, **options))], constants)
 
 
-def with_large_intermediate(count: int) -> onnx.ModelProto:
-    """y = x + the sum of `count` zeros that the graph creates when it runs."""
-    nodes = [node("ConstantOfShape", "shape", "big"), node("ReduceSum", "big", "sum", keepdims=0)]
-    return crafted([*nodes, node("Add", "x sum", "y")], [tensor("shape", [count])])
-
-
 def field(number: int, wire_type: int, value: bytes) -> bytes:
     """A field as protobuf writes it; values of wire type 2 get their size in front."""
     size = varint(len(value)) if wire_type == 2 else b""

@@ -188,3 +188,8 @@ def test_a_photograph_is_no_line(tmp_path: Path) -> None:
                 load_image(tmp_path / "i.png", metadata)
         else:
             assert load_image(tmp_path / "i.png", metadata).shape == size[::-1]
+
+
+def test_a_strip_is_not_resized_beyond_the_memory() -> None:
+    with pytest.raises(InputError, match="1 GiB"):
+        resize(np.zeros((1, 10**5, 1), np.float32), (64, 64 * 10**5))
