@@ -62,7 +62,7 @@ class TiledSession:
         self.metadata = self.archive.metadata
         self.tile, self.threads = tile, threads or os.cpu_count() or 1
         self.graphs: dict[str, Graph] = {}
-        self.states: tuple[str, ...] = ()  # of the cell, h first
+        self.states: dict[str, tuple[str, ...]] = {}  # of the cell of a graph, h first
         for name, graph in self.archive.graphs.items():
             of_graph = f"{name} in {label}"
             props = check_model(graph, of_graph, trusted=trusted)
@@ -70,7 +70,7 @@ class TiledSession:
             device = self.graphs[name].device  # of the graphs that follow, too
             if name != self.archive.head:
                 faces = Metadata.from_props(props, of_graph).inputs[1:]
-                self.states = tuple(face[:-1] for face in faces[: len(faces) // self.metadata.ndim])
+                self.states[name] = tuple(face[:-1] for face in faces[: len(faces) // self.metadata.ndim])
         self.device, self.reason = device, next(iter(self.graphs.values())).reason
         options: dict[str, Any] = {"tile": tile, "threads": threads, "tf32": tf32, "trusted": trusted}
         self._arguments = data, {"device": device, **options}
@@ -186,18 +186,18 @@ class _Work:
         """Run one group of tiles, which are entered by the faces that others have left. Returns sums of the
         last stage along pooled axes."""
         plan, (number, tiles), sweep = self._plan, group, self._plan.sweeps[group.sweep]
-        stage, ndim = self._archive.stages[sweep.stage], len(plan.counts)
+        stage, ndim, states = self._archive.stages[sweep.stage], len(plan.counts), self._states[sweep.file]
         read = self._source.read if sweep.stage == 0 else self._stored[sweep.stage - 1].__getitem__
         feeds = {"x": np.stack([read(plan.region(sweep.stage, tile)) for tile in tiles])}
         shape = extents_of(plan.region(sweep.stage + 1, tiles[0]))
         for axis in range(ndim):
-            extents = (len(self._states), *shape[:axis], *shape[axis + 1 :], stage.units)
+            extents = (len(states), *shape[:axis], *shape[axis + 1 :], stage.units)
             faces = [self._faces.pop((number, axis, tile), None) for tile in tiles]
             entering = np.stack([np.zeros(extents, np.float32) if f is None else f for f in faces], axis=1)
-            feeds |= {f"{state}{axis}": face for state, face in zip(self._states, entering, strict=True)}
+            feeds |= {f"{state}{axis}": face for state, face in zip(states, entering, strict=True)}
         outputs = self._graphs[sweep.file](feeds)
         for axis in range(ndim):
-            leaving = np.stack([outputs[f"{state}{axis}_n"] for state in self._states], axis=1)
+            leaving = np.stack([outputs[f"{state}{axis}_n"] for state in states], axis=1)
             for tile, face in zip(tiles, leaving, strict=True):
                 if (after := plan.neighbour(number, tile, axis, 1)) is not None:
                     self._faces[number, axis, after] = face
