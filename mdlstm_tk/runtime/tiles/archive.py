@@ -10,9 +10,8 @@ upsample  positions of y, by axis, that the head makes of one position of the la
 metadata  of the network, as in every exported model
 
 Graph of a sweep: x (N, *tile, C) and for each axis d and each state of the cell, h first, an initial face,
-    such as
-h{d} and c{d}, (N, *extents of the other axes after the window, n), to part (N, *⌈tile/window⌉, F) and the
-final faces, such as h{d}_n and c{d}_n.
+such as h{d} and c{d}, (N, *extents of the other axes after the window, n), to part (N, *⌈tile/window⌉, F)
+and the final faces, such as h{d}_n and c{d}_n.
 Graph of the head: x (N, *tile, F) to y (N, *tile·upsample, outputs); pooled axes have the extent 1.
 """
 

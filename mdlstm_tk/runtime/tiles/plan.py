@@ -5,8 +5,7 @@ that a sweep starts from, are independent. The steps of a plan come one after th
 step are independent, too:
 
 step s   anti-diagonal s of the first sweep, and anti-diagonal s − start of the next one, which starts as
-soon as
-         each tile that it takes has been finished by the sweep before
+         soon as each tile that it takes has been finished by the sweep before
 """
 
 from __future__ import annotations

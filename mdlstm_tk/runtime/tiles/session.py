@@ -37,8 +37,7 @@ class TiledSession:
         >>> y = session(x, tile=512)            # x (H, W, C), perhaps memory-mapped → y (H, W, outputs)
 
     Tiles get the faces of their neighbours, so there is neither overlap nor seam: every position sees what
-        it sees
-    in the whole grid. Results differ from those of a whole-grid run by rounding alone.
+    it sees in the whole grid. Results differ from those of a whole-grid run by rounding alone.
 
     Args:
         model: path of a `.tiles` file that `mdlstm export --form tiles` wrote, or its content.
