@@ -34,8 +34,8 @@ class VerbDirective(Directive):
         (name,) = self.arguments
         group: Any = typer.main.get_command(typer_app([name]))
         verb = group.commands[name]
-        arguments = [param.metavar for param in verb.params if param.param_type_name == "argument"]
-        usage = " ".join(["mdlstm", name, "[OPTIONS]", *arguments])
+        arguments = [param for param in verb.params if param.param_type_name == "argument"]
+        usage = " ".join(["mdlstm", name, "[OPTIONS]", *map(_usage, arguments)])
         result: list[nodes.Node] = [nodes.literal_block(usage, usage, language="text")]
         result += [
             nodes.paragraph("", "", *_text(part)) for part in inspect.cleandoc(verb.help).split("\n\n")
@@ -50,6 +50,12 @@ class VerbDirective(Directive):
                 result.append(nodes.rubric("", title))
                 result.append(nodes.definition_list("", *(_option(name, param) for param in params)))
         return result
+
+
+def _usage(argument: Any) -> str:
+    """An argument in the usage of its verb, as FILE... or [RUN]."""
+    text = f"{argument.metavar}{'...' if argument.nargs == -1 else ''}"
+    return text if argument.required else f"[{text}]"
 
 
 def _value(param: Any) -> str:

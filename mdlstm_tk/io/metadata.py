@@ -225,7 +225,7 @@ def _rules(m: Metadata) -> Iterator[tuple[str, bool]]:
     )
     yield "classes", m.classes is None or _are_names(m.classes)
     channels = None
-    if m.preprocessing:
+    if m.preprocessing is not None:
         from mdlstm_tk.io.images import Preprocessing  # imported late: many models read no images
 
         channels = Preprocessing.from_json(m.preprocessing).channels

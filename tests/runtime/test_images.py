@@ -17,6 +17,7 @@ from mdlstm_tk.data.images import read_pixels
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io.images import Preprocessing, decode_image, read_extents, resize, to_grey
 from mdlstm_tk.runtime import Session, load_image
+from mdlstm_tk.runtime.inputs import read_feeds
 
 PICTURE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (13, 21, 3)).astype(np.uint8))
 
@@ -185,9 +186,10 @@ def test_a_photograph_is_no_line(tmp_path: Path) -> None:
         Image.new("L", size).save(tmp_path / "i.png")
         if is_page:
             with pytest.raises(InputError, match="mdlstm read"):
-                load_image(tmp_path / "i.png", metadata)
+                read_feeds(str(tmp_path / "i.png"), metadata)
         else:
-            assert load_image(tmp_path / "i.png", metadata).shape == size[::-1]
+            feeds = read_feeds(str(tmp_path / "i.png"), metadata)
+            assert feeds[None].arguments["x"].shape == size[::-1]
 
 
 def test_a_strip_is_not_resized_beyond_the_memory() -> None:
