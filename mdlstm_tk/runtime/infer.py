@@ -270,6 +270,8 @@ def infer_paths(
     names, target = [os.fspath(each) for each in inputs], None if output is None else os.fspath(output)
     if STDIO in names and (len(names) > 1 or workers or is_tiled):
         raise InputError("- (standard input) must be the only input, of a model that is not tiled")
+    if is_tiled and (workers or resize):
+        raise InputError(f"{path} is tiled and takes neither workers (--workers) nor resize (--resize)")
     files = _without_targets(find_files(names, TILED_INPUTS if is_tiled else READABLE), names, metadata)
     has_rows = kind_named(metadata.kind).gives_rows and not raw
     is_single = len(files) == 1 and files[0][0] == names[0]

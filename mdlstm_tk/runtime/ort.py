@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout, suppress
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,15 @@ DTYPES = {"float": "float32", "double": "float64"}  # of NumPy, by ONNX Runtime'
 CONVOLUTION = b'"\x04Conv'  # a node of this type, as the file has it
 MAX_GRAPHS = 8  # captured CUDA graphs; each keeps its device memory
 LONG_VALUES = 2**14  # size of the inputs from which a run takes more than milliseconds
+
+
+@cache
+def _share_memory() -> None:
+    """Let all graphs of this process share one arena: those of tiles would else keep their own peaks."""
+    ort: Any = require("onnxruntime", "cpu")
+    place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    with suppress(Exception):  # the host program has registered one
+        ort.create_and_register_allocator(place, None)
 
 
 class Graph:
@@ -51,6 +61,8 @@ class Graph:
         is_optimised = CONVOLUTION in data
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if is_optimised else levels.ORT_DISABLE_ALL
         options.add_session_config_entry("session.load_model_format", "ONNX")  # as `check_model` read it
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        _share_memory()
         self._ort, self.reason, self.device = ort, None, "cpu"
         self._buffers: dict[Any, Any] | None = None  # of captured graphs, by the shapes of the inputs
         self._place = ("cuda", index)  # of their buffers
