@@ -6,7 +6,6 @@ passes through one of these functions. Ordinary Unicode stays as it is, includin
 Indic scripts need.
 
 printable     for people: terminals, logs, error messages, pages and plots
-text_field    for one field of a line, from which `text_of_field` returns the exact name
 to_json       for JSON
 shell_quoted  for a command to paste into a shell
 
@@ -28,9 +27,7 @@ from typing import Any
 # Control characters (C0, DEL, C1), line and paragraph separators, bidirectional controls, and surrogates,
 # which stand for the bytes of file names that are not UTF-8.
 _UNSAFE = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
-_UNSAFE_OR_BACKSLASH = re.compile(rf"\\|{_UNSAFE.pattern}")
-_ESCAPE = re.compile(r"\\(?:([\\nrt])|x([0-9a-f]{2})|u([0-9a-f]{4}))")
-_LETTERS = {"\\": "\\", "\n": "n", "\r": "r", "\t": "t"}
+_LETTERS = {"\n": "n", "\r": "r", "\t": "t"}
 
 
 def is_plain_text(text: str) -> bool:
@@ -42,29 +39,9 @@ def is_plain_text(text: str) -> bool:
 def printable(text: object) -> str:
     r"""A text as people may see it: unsafe characters become escapes such as `\n`, `\x1b` and `\u202e`.
 
-    A backslash stays as it is, since paths on Windows are full of them. Where a program reads the text,
-    `text_field` is the right function.
+    A backslash stays as it is, since paths on Windows are full of them.
     """
     return _UNSAFE.sub(_escaped, str(text))
-
-
-def text_field(text: str) -> str:
-    r"""A text as one field of a line: escaped as by `printable`, and each backslash is doubled.
-
-    The result holds no tab and no line break, can be encoded in UTF-8, and differs for different texts.
-    """
-    return _UNSAFE_OR_BACKSLASH.sub(_escaped, text)
-
-
-def text_of_field(field: str) -> str:
-    """The text that `text_field` turned into this field."""
-    characters = {letter: character for character, letter in _LETTERS.items()}
-
-    def unescaped(match: re.Match[str]) -> str:
-        letter, *digits = match.groups()
-        return characters[letter] if letter else chr(int(digits[0] or digits[1], 16))
-
-    return _ESCAPE.sub(unescaped, field)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

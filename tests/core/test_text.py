@@ -18,8 +18,6 @@ from mdlstm_tk._util.text import (
     is_plain_text,
     printable,
     shell_quoted,
-    text_field,
-    text_of_field,
     to_json,
 )
 
@@ -42,7 +40,7 @@ texts = st.text(st.characters() | st.sampled_from("\\\t\n\r\x1b\u202e\udce9nrtxu
 
 @pytest.mark.parametrize("text", ESCAPES)
 def test_unsafe_characters_become_escapes(text: str) -> None:
-    assert printable(text) == text_field(text) == ESCAPES[text]
+    assert printable(text) == ESCAPES[text]
     assert not is_plain_text(text)
 
 
@@ -50,13 +48,6 @@ def test_unsafe_characters_become_escapes(text: str) -> None:
 def test_ordinary_text_stays_as_it_is(text: str) -> None:
     assert printable(text) == text
     assert is_plain_text(text)
-
-
-@given(texts)
-def test_fields_are_plain_text_and_give_back_what_they_were(text: str) -> None:
-    field = text_field(text)
-    assert is_plain_text(field)
-    assert text_of_field(field) == text
 
 
 @given(texts)
@@ -82,7 +73,7 @@ def test_a_quoted_path_names_the_same_file_in_a_shell(name: str, tmp_path: Path)
     assert done.stdout == b"found"
 
 
-@pytest.mark.parametrize("function", [printable, text_field, to_json, shell_quoted])
+@pytest.mark.parametrize("function", [printable, to_json, shell_quoted])
 def test_every_function_escapes_every_unsafe_character(function: Callable[[str], str]) -> None:
     for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x202E, 0x2067, 0xD800, 0xDFFF):
         assert chr(code) not in function(f"a{chr(code)}b"), hex(code)
