@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +71,14 @@ def interrupts_as_in_a_terminal() -> None:
     """Let SIGINT interrupt each test. A shell has its background jobs ignore it, and `mdlstm` ignores it as
     it ends, where tests go on."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_before() -> Iterator[None]:
+    """Have `torch.compile` forget each test: it skips functions for good that it once failed to capture."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 @pytest.fixture(scope="session")

@@ -138,7 +138,6 @@ def _restored(fresh_registries: None, one_thread: None) -> Iterator[None]:
     yield
     torch.set_default_dtype(torch.float32)
     STRENGTH[0] = 1.0
-    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])

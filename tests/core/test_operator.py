@@ -261,7 +261,6 @@ def test_compiled_autograd_of_an_eager_layer(sizes: Tensor | None, backend: str)
     with compiled_autograd._enable(torch.compile(backend="aot_eager")):
         loss.backward()
     torch.testing.assert_close([parameter.grad for parameter in net.parameters()], list(expected))
-    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("captured", ["exported", "compiled"])
@@ -286,7 +285,6 @@ def test_a_graph_of_a_cell_that_was_defined_again_is_refused(captured: str, fres
     refused("'mine' was defined again", lambda: torch.autograd.grad(y.sum(), list(run.parameters())))
     if captured == "exported":
         refused("capture it again", lambda: run(x))
-    torch._dynamo.reset()
 
 
 def test_a_graph_captured_without_gradients_can_be_trained() -> None:

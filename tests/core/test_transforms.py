@@ -125,7 +125,6 @@ COMPILED: list[tuple[dict[str, Any], Tensor | None]] = [
 @pytest.mark.parametrize(("arguments", "sizes"), COMPILED)
 def test_compiles_into_one_graph(arguments: dict[str, Any], sizes: Tensor | None, autocast: bool) -> None:
     torch.manual_seed(0)
-    torch._dynamo.reset()
     layer, x = MDLSTM(2, 8, **arguments), torch.randn(2, 4, 5, 2)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -137,7 +136,6 @@ def test_compiles_into_one_graph(arguments: dict[str, Any], sizes: Tensor | None
 
 
 def test_compiled_once_for_many_sizes() -> None:
-    torch._dynamo.reset()
     layer, graphs = MDLSTM(2, 8, cell="leaky"), []
 
     def count(graph: Any, _: Any) -> Any:
@@ -165,7 +163,6 @@ def test_tangents_of_a_gradient_go_through_the_backward_pass(captured: bool) -> 
     (expected,) = torch.autograd.grad(layer(x), x, tangent)
     assert actual is not None
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
-    torch._dynamo.reset()
 
 
 def test_a_captured_graph_refuses_forward_mode_whose_derivative_torch_takes_for_zero() -> None:
