@@ -108,9 +108,8 @@ def read_file(source: str | Path) -> InputFile:
     except MemoryError:
         raise InputError(f"{label} declares an array that is too large for the memory") from None
     except Exception as error:  # NumPy and zipfile raise all kinds of exceptions for damaged files
-        raise InputError(
-            f"{label} cannot be read as {suffix}: {str(error) or type(error).__name__}"
-        ) from None
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{label} cannot be read as {suffix}: {reason}") from None
     if not arrays:
         raise InputError(f"{label} holds no array")
     return InputFile(arrays, is_image=False)
@@ -154,10 +153,8 @@ def open_output(target: str | Path, force: bool = True) -> Iterator[IO[bytes]]:
         check_free(path, force)
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            if path.exists():
-                os.chmod(
-                    temporary, path.stat().st_mode
-                )  # before anything that others may not read is in it
+            if path.exists():  # before anything that others may not read is in it
+                os.chmod(temporary, path.stat().st_mode)
             yield file
         os.replace(temporary, path)
     except OSError as error:
@@ -225,15 +222,11 @@ def _write_png(
     y = y[0] if y.ndim == 3 and len(y) == 1 else y
     y = y[..., 0] if y.ndim == 3 and y.shape[-1] == 1 else y
     if not (y.ndim == 2 or (y.ndim == 3 and y.shape[-1] == 3)):
-        raise InputError(
-            f"png holds (H, W) or (H, W, 3), but the result has shape {y.shape}; use --format npy"
-        )
+        raise InputError(f"png holds (H, W) or (H, W, 3), the result has shape {y.shape}; use --format npy")
     low, high = float(y.min()), float(y.max())
     if y.dtype.kind == "f":
         if low < -1e-3 or high > 1 + 1e-3:
-            raise InputError(
-                f"png holds [0, 1], but the result is in [{low:g}, {high:g}]; use --format npy"
-            )
+            raise InputError(f"png holds [0, 1], the result is in [{low:g}, {high:g}]; use --format npy")
         y, values = np.rint(y.clip(0, 1) * 255), None
     most = max(values or [int(y.max())])
     if low < 0 or most > 65535:

@@ -193,14 +193,8 @@ def _tuples(value: Any) -> Any:
 
 def _rules(m: Metadata) -> Iterator[tuple[str, bool]]:
     """Fields, and whether they have a value that the runtime and the verification can rely on."""
-    texts = (
-        m.version,
-        m.form,
-        m.layout,
-        m.dtype,
-        *(each for each in (m.kind, m.model, m.task) if each is not None),
-    )
-    yield "version", all(isinstance(text, str) for text in texts)
+    names = [each for each in (m.kind, m.model, m.task) if each is not None]
+    yield "version", all(isinstance(text, str) for text in (m.version, m.form, m.layout, m.dtype, *names))
     yield "form", m.form in ("unrolled", "scan", "tiles")
     axes, ndim = m.layout.split(), m.ndim
     yield "layout", len(axes) > 2 and axes[0] == "N" and "C" in (axes[1], axes[-1])
@@ -212,17 +206,11 @@ def _rules(m: Metadata) -> Iterator[tuple[str, bool]]:
     yield "grid", all(e is None or (e % multiple == 0 and e >= least) for e, multiple, least in limits)
     yield "inputs", _are_names(m.inputs) and m.inputs[0] == "x"
     yield "output_names", _are_names(m.output_names)
-    windows = m.further_windows
-    yield (
-        "further_windows",
-        len(windows) == len(m.output_names) - 1
-        and all(each is None or _are_extents(each, ndim) for each in windows),
-    )
+    are_windows = all(each is None or _are_extents(each, ndim) for each in m.further_windows)
+    yield "further_windows", are_windows and len(m.further_windows) == len(m.output_names) - 1
     yield "columns_per_step", m.columns_per_step is None or _are_extents((m.columns_per_step,), 1)
-    yield (
-        "integer",
-        all(type(flag) is bool for flag in (m.integer, m.channel_axis, m.unit_range, m.user_data)),
-    )
+    flags = (m.integer, m.channel_axis, m.unit_range, m.user_data)
+    yield "integer", all(type(flag) is bool for flag in flags)
     yield "classes", m.classes is None or _are_names(m.classes)
     channels = None
     if m.preprocessing is not None:
@@ -230,15 +218,9 @@ def _rules(m: Metadata) -> Iterator[tuple[str, bool]]:
 
         channels = Preprocessing.from_json(m.preprocessing).channels
     yield "preprocessing", channels in (None, m.channels) and (channels is None or ndim == 2)
-    palette = m.mask_palette or ()
-    yield (
-        "mask_values",
-        m.mask_values is None
-        or (
-            len(m.mask_values) == m.outputs
-            and all(type(v) is int and -(2**63) <= v < 2**63 for v in m.mask_values)
-        ),
-    )
+    values, palette = m.mask_values, m.mask_palette or ()
+    yield "mask_values", values is None or len(values) == m.outputs
+    yield "mask_values", all(type(v) is int and -(2**63) <= v < 2**63 for v in values or ())
     yield "mask_palette", len(palette) in (0, 3 * m.outputs) and {*palette} <= {*range(256)}
     ranges = [each for each in (m.x_range, m.example_range, *m.input_ranges.values()) if each is not None]
     yield "example_range", all(are_bounds(each) for each in ranges)

@@ -91,15 +91,14 @@ class Table:
             starts = ("[\n" if self._count + k == 0 else ",\n" for k in range(len(rows)))
             text = "".join(start + json.dumps(row) for start, row in zip(starts, rows, strict=True))
         else:
-            texts = [
-                [_cell(v) for v in row.values() if not isinstance(v, list | tuple | dict)] for row in rows
+            plain = [
+                {k: v for k, v in row.items() if not isinstance(v, list | tuple | dict)} for row in rows
             ]
+            texts = [[_cell(value) for value in row.values()] for row in plain]
             if self._form == "tsv":
                 text = "".join("\t".join(cells) + "\n" for cells in texts)
             else:
-                heading = [
-                    [printable(k) for k, v in rows[0].items() if not isinstance(v, list | tuple | dict)]
-                ]
+                heading = [[printable(name) for name in plain[0]]]
                 buffer = io.StringIO()
                 csv.writer(buffer, lineterminator="\n").writerows(texts if self._count else heading + texts)
                 text = buffer.getvalue()

@@ -57,6 +57,9 @@ class Pending(NamedTuple):
     error: Exception | None = None
 
 
+Parts = dict[str | None, tuple[dict[str, Array], Batch, int | None]]
+
+
 @dataclass
 class Inference:
     """A planned inference. Iterating over it does the work, and yields a `Result` for each job in order.
@@ -156,9 +159,7 @@ class Inference:
             except InputError as error:
                 yield failed(job, error)
 
-    def finish(
-        self, job: Job, parts: dict[str | None, tuple[dict[str, Array], Batch, int | None]]
-    ) -> Result:
+    def finish(self, job: Job, parts: Parts) -> Result:
         """Write the results of a file, or return its rows.
 
         Args:
@@ -176,10 +177,8 @@ class Inference:
                     rows.append({"file": f"{job.source}{f'[{name}]' if name else ''}{sample}", **row})
                 continue
             if not self.raw:
-                outputs = {
-                    **outputs,
-                    first: np.asarray(answers_of(outputs[first], metadata, self._options(batch, width))),
-                }
+                answer = np.asarray(answers_of(outputs[first], metadata, self._options(batch, width)))
+                outputs = {**outputs, first: answer}
             values = restore(outputs, batch, metadata)
             pairs = values.items() if isinstance(values, dict) else [("", values)]
             arrays |= {".".join(filter(None, (name, key))) or None: y for key, y in pairs}
@@ -279,9 +278,7 @@ def infer_paths(
     suffix = os.path.splitext(target or "")[1][1:].lower()
     if suffix in {*TABLES, *ARRAYS, *TILED_ARRAYS} and not is_file and not _is_folder(str(target)):
         raise InputError(f"{target} would hold the results of several inputs; give a folder with -o")
-    named = output_format or (
-        os.path.splitext(str(target))[1][1:].lower().replace("tiff", "tif") if is_file else None
-    )
+    named = output_format or (suffix.replace("tiff", "tif") if is_file else None)
     has_grid = is_tiled and metadata.window is not None
     allowed = TABLES if has_rows else TILED_ARRAYS if has_grid else ARRAYS
     if named is not None and named not in allowed:
@@ -309,29 +306,16 @@ def infer_paths(
     remaining = jobs
     if skip_existing:
         if table:
-            raise InputError(
-                "skip_existing=True (--skip-existing) is for results that are files of their own"
-            )
+            raise InputError("skip_existing=True (--skip-existing) needs a file for each result")
         age = path.stat().st_mtime
-        remaining = [
-            job for job in jobs if not (os.path.exists(job.target) and os.stat(job.target).st_mtime >= age)
-        ]
+        done = {each for each in targets if os.path.exists(each) and os.stat(each).st_mtime >= age}
+        remaining = [job for job in jobs if job.target not in done]
     for each in [table] if table else [job.target for job in remaining]:
         if each != STDIO:
             check_free(each, force)
+    skipped = len(jobs) - len(remaining)
     return Inference(
-        session,
-        path,
-        remaining,
-        table,
-        len(jobs) - len(remaining),
-        options,
-        raw=raw,
-        force=force,
-        batch_size=batch_size,
-        workers=workers,
-        resize=resize,
-        report=report,
+        session, path, remaining, table, skipped, options, raw, force, batch_size, workers, resize, report
     )
 
 
@@ -350,17 +334,13 @@ def find_model(model: str | Path | None = None, is_tiled: bool = False) -> Path:
         preferred = [path for path in models if (path.suffix == TILED_SUFFIX) == is_tiled]
         if models:
             return max(preferred or models, key=_age)
-    raise InputError(
-        f"no exported model in {name or 'runs/ or here'}; give one with -m, or run: mdlstm export"
-    )
+    raise InputError(f"no exported model in {name or 'runs/ or here'}; give -m, or run: mdlstm export")
 
 
 def models_in(folder: Path) -> list[Path]:
     """The visible `.onnx` and `.tiles` files in a folder, the oldest first."""
-    files = [
-        path for path in folder.glob("[!.]*") if path.suffix in (".onnx", TILED_SUFFIX) and path.is_file()
-    ]
-    return sorted(files, key=_age)
+    files = [each for each in folder.glob("[!.]*") if each.suffix in (".onnx", TILED_SUFFIX)]
+    return sorted(filter(Path.is_file, files), key=_age)
 
 
 def _age(path: Path) -> tuple[int, str]:
@@ -375,9 +355,7 @@ def open_model(path: Path, device: str = "auto", *, tile: int | None = None, **o
         options |= {"tile": tile} if tile else {}
         return TiledSession(path, device, **options)
     if tile:
-        raise InputError(
-            f"--tile needs a tiled model, not {path}; make one with: mdlstm export --form tiles"
-        )
+        raise InputError(f"--tile needs a tiled model, not {path}; run: mdlstm export --form tiles")
     return Session(path, device, **options)
 
 

@@ -72,9 +72,7 @@ def read_feeds(source: str, metadata: Metadata, resize: Resize = None) -> dict[s
     if "x" in names and (names <= DATA_SET or inputs - {"sizes"} <= names <= inputs | DATA_SET):
         return _of_data_set({str(name): x for name, x in file.arrays.items()}, metadata)
     if inputs - {"x", "sizes"}:
-        raise InputError(
-            f"the model takes several inputs; give an .npz with arrays {', '.join(metadata.inputs)}"
-        )
+        raise InputError(f"give an .npz with the inputs of the model: {', '.join(metadata.inputs)}")
     return {name: Feed({"x": x}) for name, x in file.arrays.items()}
 
 
@@ -106,9 +104,8 @@ def preprocessing_for(metadata: Metadata, label: str, resize: Resize = None) -> 
         InputError: the model takes none.
     """
     if metadata.ndim != 2 or metadata.channels not in (1, 3):
-        raise InputError(
-            f"{label} is an image, but the model takes {metadata.layout} with C = {metadata.channels}"
-        )
+        layout = f"{metadata.layout} with C = {metadata.channels}"
+        raise InputError(f"{label} is an image, but the model takes {layout}")
     from mdlstm_tk.io.images import Preprocessing
 
     stored: Any = metadata.preprocessing or {"channels": metadata.channels}
@@ -123,13 +120,11 @@ def image_for(pixels: Array, metadata: Metadata, label: str, resize: Resize = No
     """
     preprocessing = preprocessing_for(metadata, label, resize)
     if pixels.dtype.kind != "f" and not metadata.unit_range:
-        raise InputError(
-            f"{label} is an image in [0, 1], but the model was trained on other numbers; give a .npy file"
-        )
+        text = "is an image in [0, 1], but the model was trained on other numbers; give a .npy file"
+        raise InputError(f"{label} {text}")
     if pixels.dtype == np.uint16 and 0 < pixels.max() < FEW_BITS:
-        warnings.warn(
-            "an image of 16 bits holds 12 bits or fewer, and is divided by 65535; scale it up", stacklevel=2
-        )
+        text = "an image of 16 bits holds 12 bits or fewer, and is divided by 65535; scale it up"
+        warnings.warn(text, stacklevel=2)
     x = preprocessing(pixels)
     if metadata.channels == 1:
         return x[..., 0]

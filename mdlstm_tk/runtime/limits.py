@@ -45,7 +45,5 @@ def run_limited(words: Sequence[str], seconds: float, memory: int) -> int:
             raise MDLSTMError(f"stopped after {seconds:g} s; allow more with --timeout") from None
         raise
     if code < 0:
-        raise MDLSTMError(
-            f"the isolated process ended by signal {-code}; allow more memory with --max-bytes"
-        )
+        raise MDLSTMError(f"the isolated process ended by signal {-code}; allow more with --max-bytes")
     return code

@@ -87,19 +87,15 @@ class Graph:
         if kind != "cpu" and self.device == "cpu":
             self.reason = cuda_problem() if kind == "cuda" or has_cuda else None
             if kind == "cuda":
-                raise DeviceError(
-                    f"device '{device}' cannot be used: {self.reason}; or use device=\"cpu\" (--device cpu)"
-                )
+                hint = 'or use device="cpu" (--device cpu)'
+                raise DeviceError(f"device '{device}' cannot be used: {self.reason}; {hint}")
             session = None
         try:
             self.session = session or load()
         except Exception as error:  # as above
             raise InputError(f"{label} is no model that ONNX Runtime can load: {_line(error)}") from None
-        names = {
-            each.name: each.type.removeprefix("tensor(").removesuffix(")")
-            for each in self.session.get_inputs()
-        }
-        self.dtypes = {name: DTYPES.get(dtype, dtype) for name, dtype in names.items()}
+        types = {each.name: each.type[len("tensor(") : -1] for each in self.session.get_inputs()}
+        self.dtypes = {name: DTYPES.get(dtype, dtype) for name, dtype in types.items()}
         self.outputs = [each.name for each in self.session.get_outputs()]
 
     def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -191,9 +187,7 @@ def cuda_problem() -> str:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
         return "there is no NVIDIA driver"
-    return (
-        "CUDA or cuDNN cannot be loaded, or there is no such GPU; pip install 'onnxruntime-gpu[cuda,cudnn]'"
-    )
+    return "CUDA or cuDNN does not load, or there is no such GPU; pip install 'onnxruntime-gpu[cuda,cudnn]'"
 
 
 def _line(error: Exception) -> str:

@@ -46,9 +46,8 @@ def infer_with_ray(run: Inference, workers: int) -> Iterator[Result]:
             workers = min(workers, int(ray.cluster_resources().get("GPU", 0))) or 1
         actor = ray.remote(num_cpus=1, num_gpus=int(on_gpu), max_restarts=2, max_task_retries=2)(Worker)
         job = replace(run, workers=None, report=None)
-        pool = require("ray.util", "ray").ActorPool(
-            [actor.remote(os.getcwd(), imported_files(), job) for _ in range(workers)]
-        )
+        actors = [actor.remote(os.getcwd(), imported_files(), job) for _ in range(workers)]
+        pool = require("ray.util", "ray").ActorPool(actors)
         for results, warned in pool.map(lambda each, chunk: each.work.remote(chunk), chunks):
             for text in warned:
                 warnings.warn(text, stacklevel=2)

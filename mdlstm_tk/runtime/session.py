@@ -74,10 +74,8 @@ class Session:
         self.metadata = Metadata.from_props(check_model(data, label, trusted=trusted), label)
         self.graph = Graph(data, label, device, threads, tf32)
         self.device, self.reason = self.graph.device, self.graph.reason
-        self._arguments: tuple[bytes, dict[str, Any]] = (
-            data,
-            {"device": device, "threads": threads, "tf32": tf32, "trusted": trusted},
-        )
+        options: dict[str, Any] = {"device": device, "threads": threads, "tf32": tf32, "trusted": trusted}
+        self._arguments = data, options
         names = {*self.metadata.inputs}, {*self.metadata.output_names}
         if names != ({*self.graph.dtypes}, {*self.graph.outputs}):
             raise InputError(f"{label} has other inputs or outputs than its metadata say; export it again")
@@ -127,9 +125,8 @@ class Session:
         grid_of, padded = self.metadata.grid_of, self.metadata.takes_sizes
         groups: dict[Any, list[Piece]] = defaultdict(list)
         for k, batch in enumerate(batches):
-            key = tuple(
-                (name, x.shape[1:]) for name, x in batch.feeds.items() if not (padded and name == "x")
-            )
+            own = [name for name in batch.feeds if not (padded and name == "x")]
+            key = tuple((name, batch.feeds[name].shape[1:]) for name in own)
             limit = batch_size or _limit(self._run_grid([batch.feeds]))
             for i in range(0, len(batch.feeds["x"]), limit):
                 groups[key].append((k, {name: x[i : i + limit] for name, x in batch.feeds.items()}))
@@ -142,9 +139,8 @@ class Session:
                 for (k, _), of_piece in zip(together, outputs, strict=True):
                     parts[k].append(of_piece)
         names = self.metadata.output_names
-        return [
-            {name: _join([part[name] for part in parts[k]]) for name in names} for k in range(len(batches))
-        ]
+        of_batches = (parts[k] for k in range(len(batches)))
+        return [{name: _join([part[name] for part in of_one]) for name in names} for of_one in of_batches]
 
     def _runs(self, pieces: Sequence[Piece], batch_size: int | None) -> Iterator[list[Piece]]:
         """Divide pieces into runs of at most so many samples, or of a few more positions than
@@ -161,10 +157,8 @@ class Session:
 
     def _run_grid(self, feeds: Sequence[Feeds]) -> list[int]:
         """The grid that inputs run on together."""
-        grid: list[int] = np.max(
-            [self.metadata.grid_of(each["x"].shape) for each in feeds], axis=0
-        ).tolist()
-        return [*self.metadata.grid_like(grid)]
+        grids = [self.metadata.grid_of(each["x"].shape) for each in feeds]
+        return [*self.metadata.grid_like(np.max(grids, axis=0).tolist())]
 
     def _run(self, pieces: Sequence[Feeds]) -> list[dict[str, Array]]:
         """The outputs for pieces that share a run."""
@@ -205,9 +199,8 @@ def read_model(model: str | Path | bytes) -> tuple[bytes, str]:
     try:
         return path.read_bytes(), str(model)
     except OSError as error:
-        raise InputError(
-            f"cannot read the model {model}: {error.strerror}; make one with: mdlstm export"
-        ) from None
+        text = f"cannot read the model {model}: {error.strerror}; make one with: mdlstm export"
+        raise InputError(text) from None
 
 
 def read_metadata(model: Path) -> Metadata:

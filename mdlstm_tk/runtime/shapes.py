@@ -57,9 +57,8 @@ def prepare(
         is_batch = x.ndim == ndim + 1 and m.channels == 1
         hint = "; for a batch of one channel, give x[..., None]" if is_batch else ""
         layout = m.layout.replace(" ", ", ")
-        raise InputError(
-            f"x has shape {x.shape}, expected ({layout}) or fewer axes, with C = {m.channels}{hint}"
-        )
+        expected = f"({layout}) or fewer axes, with C = {m.channels}{hint}"
+        raise InputError(f"x has shape {x.shape}, expected {expected}")
     check_grid(m.grid_of(samples.shape), m)
     if sizes is not None and not m.takes_sizes:
         raise InputError("this model takes no sizes; make one with: mdlstm export --padded")
@@ -149,7 +148,7 @@ def convert(array: Array, name: str, metadata: Metadata, of_input: str = "float3
             raise InputError(f"{name} holds NaN, infinity, or numbers that {dtype} cannot hold")
         if metadata.dtype == "float16" and not is_whole and np.abs(converted).max(initial=0) > HALF_MAX:
             raise InputError(
-                f"{name} holds numbers beyond {HALF_MAX}, which this model, in float16, cannot hold"
+                f"{name} holds numbers beyond {HALF_MAX}; this model computes in float16"
             )
     if is_whole and ((converted != array).any() or (array % 1).any()):
         raise InputError(f"{name} holds numbers that are no {dtype}; this model takes whole numbers")

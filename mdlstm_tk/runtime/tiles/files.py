@@ -16,7 +16,7 @@ from mdlstm_tk.errors import InputError, MDLSTMError, require
 from mdlstm_tk.io import Array
 from mdlstm_tk.io.files import palette_of, suffix_of
 from mdlstm_tk.io.images import ORIENTATION
-from mdlstm_tk.io.metadata import Metadata
+from mdlstm_tk.io.metadata import Extents, Metadata
 from mdlstm_tk.runtime.answers import decode
 from mdlstm_tk.runtime.infer import Inference
 from mdlstm_tk.runtime.inputs import image_for, preprocessing_for
@@ -34,9 +34,7 @@ class Mapped:
 
     def __init__(self, path: str | Path, shape: tuple[int, ...] | None = None, dtype: Any = None) -> None:
         self._path = path
-        if (
-            shape is not None
-        ):  # a new file, without holes: on a full disk, a write to a mapping ends the process
+        if shape is not None:  # a new file; on a full disk, a write to a mapping would end the process
             if shutil.disk_usage(Path(path).parent).free < prod(shape) * np.dtype(dtype).itemsize:
                 raise MDLSTMError(f"the disk of {path} is full")
             np.lib.format.open_memmap(path, "w+", dtype, shape)
@@ -93,9 +91,8 @@ class GridFile:
                     values = Mapped(path)
                 elif suffix == ".zarr":  # of format 3: a codec of format 2 can run code
                     zarr: Any = require("zarr", "large")
-                    store = zarr.storage.LocalStore(
-                        path, read_only=True
-                    )  # a path may be taken for a chain of URLs
+                    # A path alone may be taken for a chain of URLs.
+                    store = zarr.storage.LocalStore(path, read_only=True)
                     values = zarr.open_array(store, mode="r", zarr_format=3)
                 elif suffix in (".tif", ".tiff"):
                     values = _open_tiff(path, stack)
@@ -130,9 +127,7 @@ def _open_tiff(path: str, stack: ExitStack) -> Any:
         is_grey = colours == GREY and series.axes == "YX" and dtype in (np.uint8, np.uint16, np.float32)
         is_rgb = colours == RGB or (colours == YCBCR and page.compression in GIVE_RGB)
         is_rgb &= series.axes == "YXS" and series.shape[2] == 3 and dtype == np.uint8
-        is_whole = (
-            page.bitspersample == 8 * dtype.itemsize and not series.is_multifile
-        )  # OME may name other files
+        is_whole = page.bitspersample == 8 * dtype.itemsize and not series.is_multifile  # as of OME
         if not ((is_grey or is_rgb) and is_whole) or page.tags.valueof(ORIENTATION, 1) != 1:
             raise ValueError("expected one upright image, grey of 8 or 16 bits or floats, or RGB of 8 bits")
     store = tifffile.imread(path, aszarr=True, series=0, level=0)
@@ -153,13 +148,7 @@ class Output:
     """
 
     def __init__(
-        self,
-        scratch: Path,
-        shape: tuple[int, ...],
-        metadata: Metadata,
-        run: Inference,
-        form: str,
-        squeeze: bool,
+        self, scratch: Path, shape: Extents, metadata: Metadata, run: Inference, form: str, squeeze: bool
     ) -> None:
         self._metadata, self._run, self._form = metadata, run, form
         self._squeeze = squeeze and shape[-1] == 1
@@ -193,7 +182,7 @@ class Output:
         other."""
         if len(self.shape) > 3:
             raise InputError(
-                f"tif holds (H, W) or (H, W, S), but the result has shape {self.shape}; use --format npy"
+                f"tif holds (H, W) or (H, W, S), the result has {self.shape}; use --format npy"
             )
         shape = self.shape[:2] if self.shape[2:] == (1,) else self.shape
         (height, width), dtype = shape[:2], self._array.dtype
@@ -201,9 +190,8 @@ class Output:
         def tiles() -> Iterator[Array]:
             for top in range(0, height, SIDE):
                 rows = self._array[top : min(top + SIDE, height)].reshape(-1, *shape[1:])
-                yield from (
-                    np.ascontiguousarray(rows[:, left : left + SIDE]) for left in range(0, width, SIDE)
-                )
+                for left in range(0, width, SIDE):
+                    yield np.ascontiguousarray(rows[:, left : left + SIDE])
 
         options: dict[str, Any] = {"photometric": "minisblack"}
         palette = self._metadata.mask_palette

@@ -33,8 +33,7 @@ class Plan:
     """How a grid is cut into tiles, and the steps in which they run.
 
     Stage s takes level s, and the last stage makes the last level. A tile is the same part of the picture
-    at each
-    level: its extents at level 0 are multiples of all windows together, but at the far end.
+    at each level: its extents at level 0 are multiples of all windows together, but at the far end.
 
     Args:
         grid: extents of the input.
@@ -78,9 +77,9 @@ class Plan:
         parts = zip(tile, self.tile_extents[level], self.extents[level], strict=True)
         return tuple(slice(i * size, min((i + 1) * size, extent)) for i, size, extent in parts)
 
-    def neighbour(self, sweep: int, tile: Tile, axis: int, steps: int) -> Tile | None:
-        """The tile so many steps along an axis in the direction of a sweep; None beyond the border."""
-        index = tile[axis] + steps * self.sweeps[sweep].direction[axis]
+    def following(self, sweep: int, tile: Tile, axis: int) -> Tile | None:
+        """The next tile along an axis in the direction of a sweep; None beyond the border."""
+        index = tile[axis] + self.sweeps[sweep].direction[axis]
         return (*tile[:axis], index, *tile[axis + 1 :]) if 0 <= index < self.counts[axis] else None
 
     def _diagonal(self, sweep: int, number: int, batch_size: int) -> Iterator[Group]:

@@ -151,9 +151,8 @@ class TiledSession:
         with ThreadPoolExecutor(self.threads) as executor:
             for groups in plan.steps:
                 alone = self.threads == 1 or len(groups) == 1
-                for group, sums in zip(
-                    groups, (map if alone else executor.map)(work.run, groups), strict=True
-                ):
+                results: Any = (map if alone else executor.map)(work.run, groups)
+                for group, sums in zip(groups, results, strict=True):
                     work.add_to_pool(group, sums)
                     done += len(group.tiles)
                 if report:
@@ -169,9 +168,8 @@ class _Work:
     ) -> None:
         self._archive, self._graphs, self._states = session.archive, session.graphs, session.states
         self._plan, self._source, self._output = plan, source, output
-        self._faces: dict[
-            tuple[int, int, Tile], Array
-        ] = {}  # by the sweep, the axis, and the tile that they enter
+        # By the sweep, the axis, and the tile that they enter.
+        self._faces: dict[tuple[int, int, Tile], Array] = {}
         last = len(self._archive.stages) - 1
         self._stored = {  # the outputs of stages, in files
             s: Mapped(folder / f"stage-{s}.npy", (*plan.extents[s + 1], stage.outputs), np.float32)
@@ -198,7 +196,7 @@ class _Work:
         for axis in range(ndim):
             leaving = np.stack([outputs[f"{state}{axis}_n"] for state in states], axis=1)
             for tile, face in zip(tiles, leaving, strict=True):
-                if (after := plan.neighbour(number, tile, axis, 1)) is not None:
+                if (after := plan.following(number, tile, axis)) is not None:
                     self._faces[number, axis, after] = face
         return self._complete(number, tiles, outputs["part"])
 
