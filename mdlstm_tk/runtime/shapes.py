@@ -147,9 +147,7 @@ def convert(array: Array, name: str, metadata: Metadata, of_input: str = "float3
         if not np.isfinite(converted).all():
             raise InputError(f"{name} holds NaN, infinity, or numbers that {dtype} cannot hold")
         if metadata.dtype == "float16" and not is_whole and np.abs(converted).max(initial=0) > HALF_MAX:
-            raise InputError(
-                f"{name} holds numbers beyond {HALF_MAX}; this model computes in float16"
-            )
+            raise InputError(f"{name} holds numbers beyond {HALF_MAX}; this model computes in float16")
     if is_whole and ((converted != array).any() or (array % 1).any()):
         raise InputError(f"{name} holds numbers that are no {dtype}; this model takes whole numbers")
     return converted
