@@ -48,6 +48,7 @@ def test_a_classifier_gives_labels() -> None:
     assert [*everything] == ["label", "probability", *(f"probability_{name}" for name in CLASSES)]
     assert decode(np.zeros((1, 3)), m)[0]["label"] == "cat"  # of equal ones the first
     assert len(decode(Y, m, top=9)[0]) == 6
+    assert decode(Y + 1000, m) == decode(Y, m)  # without overflow
 
 
 def test_tags_are_those_above_the_threshold() -> None:
@@ -55,6 +56,7 @@ def test_tags_are_those_above_the_threshold() -> None:
     assert decode(y, metadata(kind="tag", more={"threshold": 0.5})) == [{"labels": "dög;<b>"}]
     assert decode(y, metadata(kind="tag", more={"threshold": 0.9})) == [{"labels": "<b>"}]
     assert decode(y - 1000, metadata(kind="tag")) == [{"labels": ""}]  # without overflow
+    assert decode(np.float32([[2, -np.inf, -2]]), metadata(kind="tag")) == [{"labels": "cat"}]
     row = decode(y, metadata(kind="tag", more={"threshold": 0.05}), probabilities=True)[0]
     assert row["labels"] == "cat;dög;<b>"
     assert row["probability_dög"] == pytest.approx(1 / (1 + np.exp(-0.1)), abs=1e-6)

@@ -184,6 +184,7 @@ def test_masks_keep_values_and_palette(tmp_path: Path) -> None:
     [
         ({"a": X, "b": X}, "npy"),
         ({None: X[None, None]}, "csv"),
+        ({None: X[None]}, "csv"),
         ({None: X * 3}, "png"),
         ({None: X[None, None]}, "png"),
         ({None: np.int64([[-1]])}, "png"),

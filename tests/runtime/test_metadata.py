@@ -127,6 +127,7 @@ def test_damaged_metadata_are_refused_or_read() -> None:
 
 
 def test_axes_are_found_in_each_layout() -> None:
+    assert layout_of(4, channels_last=False) == "N C E1 E2 E3 E4"
     for ndim in (1, 2, 3, 4):
         for last in (True, False):
             m = Metadata(**{**PLAIN, "layout": layout_of(ndim, last), "channels": 3, "window": (1,) * ndim})
