@@ -40,7 +40,7 @@ class Job(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came of a job: an error, or rows of answers, or shapes of arrays that were written."""
+    """Result of a job: an error, or rows of answers, or shapes of arrays that were written."""
 
     job: Job
     error: MDLSTMError | None = None

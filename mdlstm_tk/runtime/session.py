@@ -204,7 +204,7 @@ def read_model(model: str | Path | bytes) -> tuple[bytes, str]:
 
 
 def read_metadata(model: Path) -> Metadata:
-    """What the file of a model says about itself, an `.onnx` or a `.tiles`. It is not run."""
+    """Metadata in the file of a model, an `.onnx` or a `.tiles`. It is not run."""
     data, label = read_model(model)
     if model.suffix == TILED_SUFFIX:
         from mdlstm_tk.runtime.tiles.archive import parse_archive  # imported late: most models are .onnx
