@@ -34,7 +34,7 @@ def info(
 
 
 def describe_model(path: Path) -> dict[str, Any]:
-    """What the file of a model says about itself, without running it.
+    """Metadata of a model, read from its file without running it.
 
     Raises:
         InputError: it is no exported model.

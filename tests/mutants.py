@@ -79,7 +79,7 @@ AREAS = {
         "runtime/test_answers.py runtime/test_limits.py runtime/test_infer.py",
     ),
     "tiles": Area("mdlstm_tk/runtime/tiles/*.py", "runtime/test_tiles.py"),
-    "command line": Area("cli/*.py", "cli/test_mistakes.py cli/test_verbs.py"),
+    "command line": Area("cli/*.py", "cli/test_mistakes.py cli/test_verbs.py runtime/test_limits.py"),
     "resume": Area(
         "mdlstm_tk/training/checkpoint.py mdlstm_tk/training/job.py",
         "training/test_init.py training/test_minutes.py training/test_run_files.py training/test_resume.py "

@@ -22,6 +22,7 @@ from helpers.without_packages import TRAINING, python_without
 from PIL import Image
 
 from mdlstm_tk._version import __version__
+from mdlstm_tk.cli import console
 from mdlstm_tk.cli.app import VERBS
 from mdlstm_tk.errors import DeviceError, MissingExtraError, require
 from mdlstm_tk.installation import check_installation
@@ -64,6 +65,8 @@ def test_the_four_commands(tmp_path: Path) -> None:
     assert (config.steps, config.batch_size, config.layer_norm) == (20, 4, True)
     done = succeed("export", "--size", 8, "--json", cwd=tmp_path)
     assert json.loads(done.out)[0]["path"].endswith("model-8x8.onnx")
+    assert "next: mdlstm infer FILE -m runs/md-8x8/model-8x8.onnx" in done.err
+    assert "exporting" in succeed("-v", "export", "--size", 8, "--force", cwd=tmp_path).err
     np.save(tmp_path / "matrix.npy", np.random.default_rng(0).random((8, 8)) / 10)
     done = succeed("infer", "matrix.npy", cwd=tmp_path)
     assert "matrix.npy → matrix.out.npy 8x8" in done.err
@@ -100,15 +103,24 @@ def test_models_and_tasks_are_described(tmp_path: Path) -> None:
     values = json.loads(succeed("info", "digits", "--json").out)
     assert values["task"]["default"] == "digits"
     assert values["lr"]["default"] is not None and "rate" in values["lr"]["meaning"]
-    assert "batch_size" in succeed("info", "classify").out
+    heading, *rows = succeed("info", "digits").out.splitlines()
+    assert heading.split() == ["setting", "default", "of", "digits", "meaning"]
+    defaults = {row.split()[0]: row.split()[1] for row in rows}
+    assert (defaults["task"], defaults["steps"]) == ("digits", str(values["steps"]["default"]))
+    assert succeed("info", "digits").err == "next: mdlstm train --task digits\n"
+    assert succeed("info", "classify").err == "next: mdlstm train --task classify --data PATH\n"
 
 
 def test_comparison_and_samples(tmp_path: Path, density_run: Run) -> None:
     done = succeed("compare", "--steps", 20, "--seeds", 1, "--size", 8, "--json", cwd=tmp_path)
     assert json.loads(done.out)
     assert (tmp_path / "runs" / "compare" / "relevant.png").is_file()
+    done = succeed("compare", "--steps", 20, "--seeds", 1, "--size", 4, "--force", cwd=tmp_path)
+    assert not done.out.lstrip().startswith(("[", "{")) and "md" in done.out
     done = succeed("sample", density_run.folder, "-n", 2, "-o", "s.npy", "--json", cwd=tmp_path)
     assert json.loads(done.out)["images"] == 2 and np.load(tmp_path / "s.npy").shape[0] == 2
+    done = succeed("sample", density_run.folder, "-n", 2, "--size", "5", "-o", "t.npy", cwd=tmp_path)
+    assert np.load(tmp_path / "t.npy").shape[1:3] == (5, 5) and "t.npy: 2 of 5x5" in done.err
     succeed("sample", density_run.folder, "-n", 2, "--size", "5x6", cwd=tmp_path)
     assert Image.open(tmp_path / "samples.png").size[0] > 0
     assert mdlstm("sample", density_run.folder, cwd=tmp_path).code == 2
@@ -158,6 +170,35 @@ def test_standard_streams(place: Path) -> None:
     records = json.loads(done.out)["files"]
     assert done.code == 1 and [("error" in record) for record in records] == [False, True]
     assert io.BytesIO(data).getbuffer()
+
+
+def test_messages_of_many_files(place: Path) -> None:
+    """One line on the way for each tenth, each failure, and the numbers; each result with -v alone."""
+    for k in range(9):
+        np.save(place / f"x{k}.npy", np.eye(8))
+    names = [f"x{k}.npy" for k in range(9)]
+    first, *lines = succeed("infer", *names, "-m", "m.onnx", cwd=place).err.splitlines()
+    assert first.startswith("m.onnx")
+    assert [line.split()[0] for line in lines] == [*(f"{k}/9" for k in range(1, 10)), "9"]
+    assert lines[-1] == "9 done, 0 failed"
+    done = mdlstm("-v", "infer", *names, "nix.npy", "-m", "m.onnx", "--force", cwd=place)
+    assert sum(" → " in line for line in done.err.splitlines()) == 9
+    assert "failed: there is no file nix.npy\n" in done.err and "9 done, 1 failed\n" in done.err
+    done = mdlstm("-q", "infer", *names, "nix.npy", "-m", "m.onnx", "--force", cwd=place)
+    assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 2)
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_bar_is_for_a_person_and_on_stderr(
+    level: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "level", level)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with console.progress(4, 1, "files") as show:
+        show(4, "\x1b[2J fast")
+    out, err = capsys.readouterr()
+    assert out == "" and "\x1b[2J" not in err
+    assert ("4/4" in err) == ("fast" in err) == (level > 0)
 
 
 def test_a_closed_pipe_ends_quietly(place: Path) -> None:

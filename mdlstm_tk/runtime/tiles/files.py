@@ -127,7 +127,7 @@ def _open_tiff(path: str, stack: ExitStack) -> Any:
         is_grey = colours == GREY and series.axes == "YX" and dtype in (np.uint8, np.uint16, np.float32)
         is_rgb = colours == RGB or (colours == YCBCR and page.compression in GIVE_RGB)
         is_rgb &= series.axes == "YXS" and series.shape[2] == 3 and dtype == np.uint8
-        is_whole = page.bitspersample == 8 * dtype.itemsize and not series.is_multifile  # of OME
+        is_whole = page.bitspersample == 8 * dtype.itemsize and not series.is_multifile  # as OME may be
         if not ((is_grey or is_rgb) and is_whole) or page.tags.valueof(ORIENTATION, 1) != 1:
             raise ValueError("expected one upright image, grey of 8 or 16 bits or floats, or RGB of 8 bits")
     store = tifffile.imread(path, aszarr=True, series=0, level=0)
