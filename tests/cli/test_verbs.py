@@ -198,7 +198,7 @@ def test_a_bar_is_for_a_person_and_on_stderr(
         show(4, "\x1b[2J fast")
     out, err = capsys.readouterr()
     assert out == "" and "\x1b[2J" not in err
-    assert ("4/4" in err) == ("fast" in err) == (level > 0)
+    assert ("━" in err) == ("4/4" in err) == ("fast" in err) == (level > 0)
 
 
 def test_a_closed_pipe_ends_quietly(place: Path) -> None:
