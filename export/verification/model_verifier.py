@@ -168,7 +168,7 @@ class _FileVerifier:
     ) -> None:
         self.sessions, self.metadata = sessions, sessions[0].metadata
         self.model = (
-            None if path.suffix == TILED_SUFFIX else onnx.load_model_from_string(sessions[0]._arguments[0])
+            None if path.suffix == TILED_SUFFIX else onnx.load_model(path, load_external_data=False)
         )
         self.training_run: Run | None = None
         self.stale = ""

@@ -13,6 +13,7 @@ import numpy as np
 
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.io import TILED_SUFFIX, Array
+from mdlstm_tk.io.files import read_bytes
 from mdlstm_tk.io.metadata import Metadata as Metadata
 from mdlstm_tk.runtime import shapes
 from mdlstm_tk.runtime.model_check import check_model
@@ -47,7 +48,6 @@ class Session:
         model: path of an `.onnx` file that `mdlstm export` wrote, or its content.
         device: "auto" (CUDA if it works, else CPU), "cpu", "cuda" or "cuda:N".
         threads: CPU threads of one run; 0: one per core. One is as fast as several for small models.
-        tf32: let matrix products on CUDA round their inputs to 10 bits of mantissa, which is faster.
         trusted: allow operators outside the list of the model check, for a file of yours.
 
     Attributes:
@@ -67,15 +67,13 @@ class Session:
         device: str = "auto",
         *,
         threads: int = 1,
-        tf32: bool = False,
         trusted: bool = False,
     ) -> None:
         data, label = read_model(model)
         self.metadata = Metadata.from_props(check_model(data, label, trusted=trusted), label)
-        self.graph = Graph(data, label, device, threads, tf32)
+        self.graph = Graph(data, label, device, threads)
         self.device, self.reason = self.graph.device, self.graph.reason
-        options: dict[str, Any] = {"device": device, "threads": threads, "tf32": tf32, "trusted": trusted}
-        self._arguments = data, options
+        self._arguments = data, {"device": device, "threads": threads, "trusted": trusted}
         names = {*self.metadata.inputs}, {*self.metadata.output_names}
         if names != ({*self.graph.dtypes}, {*self.graph.outputs}):
             raise InputError(f"{label} has other inputs or outputs than its metadata say; export it again")
@@ -191,16 +189,7 @@ class Session:
 def read_model(model: str | Path | bytes) -> tuple[bytes, str]:
     """The content of a model file, and its name in error messages. ONNX Runtime gets no path that it could
     resolve external data against."""
-    if isinstance(model, bytes):
-        return model, "the model"
-    path = Path(model)
-    if path.exists() and not path.is_file():  # a named pipe would be waited for
-        raise InputError(f"{model} is no file, expected an exported model")
-    try:
-        return path.read_bytes(), str(model)
-    except OSError as error:
-        text = f"cannot read the model {model}: {error.strerror}; make one with: mdlstm export"
-        raise InputError(text) from None
+    return (model, "the model") if isinstance(model, bytes) else (read_bytes(model), str(model))
 
 
 def read_metadata(model: Path) -> Metadata:

@@ -43,9 +43,6 @@ def prepare(
         metadata, dtypes: of the model, and the dtypes of its inputs by name.
         sizes: valid extents of the samples, (N, D); x may be anything outside them.
         further: the other inputs by name.
-
-    Raises:
-        InputError: an array does not fit the model.
     """
     m, x = metadata, np.asanyarray(x)
     ndim, axis = m.ndim, -1 if m.channels_last else -m.ndim - 1
@@ -91,11 +88,7 @@ def prepare(
 
 
 def check_grid(grid: Sequence[int], metadata: Metadata) -> None:
-    """Check that the model takes a grid of these extents.
-
-    Raises:
-        InputError: it does not; the message says how to make one that does.
-    """
+    """Refuse a grid that the model does not take; the message says how to make a model that does."""
     m, size = metadata, format_size(tuple(grid))
     least, multiple = m.min_grid or (1,) * m.ndim, m.multiple_of or (1,) * m.ndim
     if any(e % k for e, k in zip(grid, multiple, strict=True)):
@@ -131,11 +124,7 @@ def check_scale(x: Array, metadata: Metadata) -> None:
 
 
 def convert(array: Array, name: str, metadata: Metadata, of_input: str = "float32") -> Array:
-    """An array in the dtype of an input. No value changes but by rounding to float32.
-
-    Raises:
-        InputError: a value would change, or is not finite.
-    """
+    """An array in the dtype of an input, all finite. No value changes but by rounding to float32."""
     if array.dtype.kind not in "buif":
         raise InputError(f"{name} holds {array.dtype}, expected real numbers")
     # The mask would be dropped. Importing numpy.ma takes 15 ms; who has a masked array has it.
@@ -191,8 +180,9 @@ def restore(outputs: Mapping[str, Array], batch: Batch, metadata: Metadata) -> A
     results = {}
     for name, y in outputs.items():
         axis = metadata.class_axis(y)
+        has_features = metadata.windows[name] is not None and y.ndim == metadata.ndim + 2  # a mask has none
         # A network that takes x without channels has the axis in y for a reason of its own.
-        is_plain = metadata.windows[name] is not None and y.shape[axis] == 1 and metadata.channel_axis
+        is_plain = has_features and y.shape[axis] == 1 and metadata.channel_axis
         y = np.squeeze(y, axis) if is_plain and not batch.has_channel_axis else y
         results[name] = y if batch.has_batch_axis else y[0]
     return results if len(results) > 1 else next(iter(results.values()))

@@ -261,7 +261,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes | None) -> N
         path.write_bytes(content)
     with pytest.raises(InputError, match=r"m\.onnx"):
         Session(path)
-    with pytest.raises(InputError, match="no file"):
+    with pytest.raises(InputError, match="directory"):
         Session(tmp_path)
 
 
@@ -282,18 +282,6 @@ def test_asking_for_cuda_without_it_is_an_error(tmp_path: Path) -> None:
     for wrong in ("gpu", "cuda:", "cuda:x", ""):
         with pytest.raises(InputError, match="device"):
             Session(path, wrong)
-
-
-def test_captured_runs_replay_in_their_buffers(tmp_path: Path) -> None:
-    """CUDA graphs are tested on buffers of the CPU, where ONNX Runtime just runs again."""
-    fields = {"inputs": ("x", "z")}
-    session = Session(write_model(tmp_path / "m.onnx", [node("Add", "x z", "y")], **fields), "cpu")
-    graph = session.graph
-    graph._buffers, graph._place = {}, ("cpu", 0)
-    for k in range(12):
-        x = RNG.random((1 + k // 4 % 2, 3, 2, 1), dtype=np.float32)
-        np.testing.assert_array_equal(session(x, z=2 * x), x + 2 * x)
-    assert len(graph._buffers) == 2
 
 
 def test_convolutions_are_optimised_and_sweeps_are_not(tmp_path: Path) -> None:

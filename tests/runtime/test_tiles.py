@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 import zipfile
 from contextlib import suppress
 from math import prod
@@ -39,14 +38,9 @@ def test_tiles_equal_the_whole(model: str, tile: int) -> None:
     y = session(x, tile=tile)
     np.testing.assert_allclose(y, tiled.whole(x), atol=2e-5)
     if tile == 4:
-        for other in (
-            TiledSession(tiled.path.read_bytes(), threads=3 - threads),
-            pickle.loads(pickle.dumps(session)),
-        ):
-            np.testing.assert_array_equal(
-                other(x, tile=4, batch_size=1 + threads), other(x, tile=4, batch_size=1 + threads)
-            )
-            np.testing.assert_array_equal(other(x, tile=4), y)  # threads change no byte
+        other = TiledSession(tiled.path.read_bytes(), threads=3 - threads)
+        np.testing.assert_array_equal(other(x, tile=4), y)  # threads change no byte
+        np.testing.assert_allclose(other(x, tile=4, batch_size=1), y, atol=2e-6)
 
 
 @settings(max_examples=10)

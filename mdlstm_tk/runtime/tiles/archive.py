@@ -86,11 +86,7 @@ class Archive:
 
 
 def parse_archive(data: bytes, label: str) -> Archive:
-    """Parse what `mdlstm export --form tiles` wrote.
-
-    Raises:
-        InputError: the data are not a tiled export, or are damaged.
-    """
+    """Parse what `mdlstm export --form tiles` wrote."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
             if sum(info.file_size for info in file.infolist()) > len(data):

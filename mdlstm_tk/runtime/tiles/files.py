@@ -20,7 +20,7 @@ from mdlstm_tk.io.metadata import Extents, Metadata
 from mdlstm_tk.runtime.answers import decode
 from mdlstm_tk.runtime.infer import Inference
 from mdlstm_tk.runtime.inputs import image_for, preprocessing_for
-from mdlstm_tk.runtime.shapes import check_grid, check_scale, convert
+from mdlstm_tk.runtime.shapes import Batch, check_grid, check_scale, convert, restore
 from mdlstm_tk.runtime.tiles.plan import Region
 
 SIDE = 256  # of the tiles of a TIFF that is written
@@ -42,7 +42,7 @@ class Mapped:
         self.shape, self.dtype = mapping.shape, mapping.dtype
 
     def __getitem__(self, region: Any) -> Array:
-        return np.array(np.load(self._path, mmap_mode="r")[region])
+        return np.asarray(np.load(self._path, mmap_mode="r")[region])
 
     def __setitem__(self, region: Any, values: Array) -> None:
         np.load(self._path, mmap_mode="r+")[region] = values
@@ -75,12 +75,7 @@ class GridFile:
     @classmethod
     @contextmanager
     def open(cls, path: str, metadata: Metadata) -> Iterator[GridFile]:
-        """Open a `.npy`, a zarr array or a TIFF.
-
-        Raises:
-            InputError: it cannot be read by region, or does not fit the network.
-            MissingExtraError: tifffile or zarr is needed and not installed.
-        """
+        """Open a `.npy`, a zarr array or a TIFF."""
         suffix = suffix_of(path)
         if not os.path.exists(path):
             raise InputError(f"there is no file {path}")
@@ -144,14 +139,13 @@ class Output:
         metadata: of the network.
         run: decides what is made of y.
         form: file format.
-        squeeze: leave out the axis of the outputs if there is one output.
+        batch: the axes of x, which y has, too.
     """
 
     def __init__(
-        self, scratch: Path, shape: Extents, metadata: Metadata, run: Inference, form: str, squeeze: bool
+        self, scratch: Path, shape: Extents, metadata: Metadata, run: Inference, form: str, batch: Batch
     ) -> None:
-        self._metadata, self._run, self._form = metadata, run, form
-        self._squeeze = squeeze and shape[-1] == 1
+        self._metadata, self._run, self._form, self._batch = metadata, run, form, batch
         one = self._value(np.zeros((*(1,) * metadata.ndim, shape[-1]), np.float32))
         self.shape, self._path = (*shape[: metadata.ndim], *one.shape[metadata.ndim :]), scratch / "result"
         if form == "zarr":
@@ -167,7 +161,8 @@ class Output:
 
     def _value(self, y: Array) -> Array:
         value = np.asarray(y if self._run.raw else decode(y, self._metadata, **self._run.options))
-        return value[..., 0] if self._squeeze and value.ndim == y.ndim else value
+        outputs = {self._metadata.output_names[0]: value[None]}
+        return restore(outputs, self._batch, self._metadata)  # type: ignore[return-value]
 
     def finish(self, target: Path) -> None:
         """Give the complete file its name."""

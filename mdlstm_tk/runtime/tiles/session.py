@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +20,7 @@ from mdlstm_tk.runtime.infer import Inference, Job, Result, failed
 from mdlstm_tk.runtime.model_check import check_model
 from mdlstm_tk.runtime.ort import Graph
 from mdlstm_tk.runtime.session import read_model
-from mdlstm_tk.runtime.shapes import Batch
+from mdlstm_tk.runtime.shapes import Batch, restore
 from mdlstm_tk.runtime.tiles.archive import parse_archive
 from mdlstm_tk.runtime.tiles.files import GridFile, Mapped, Output
 from mdlstm_tk.runtime.tiles.plan import Group, Plan, Region, Tile, extents_of
@@ -41,7 +40,7 @@ class TiledSession:
 
     Args:
         model: path of a `.tiles` file that `mdlstm export --form tiles` wrote, or its content.
-        device, tf32, trusted: as for `Session`.
+        device, trusted: as for `Session`.
         tile: extent of a tile along each axis, if a call names none.
         threads: number of batches of tiles that run at the same time; 0: one per core. It changes no byte.
     """
@@ -53,7 +52,6 @@ class TiledSession:
         *,
         tile: int = TILE,
         threads: int = 1,
-        tf32: bool = False,
         trusted: bool = False,
     ) -> None:
         data, label = read_model(model)
@@ -65,18 +63,12 @@ class TiledSession:
         for name, graph in self.archive.graphs.items():
             of_graph = f"{name} in {label}"
             props = check_model(graph, of_graph, trusted=trusted)
-            self.graphs[name] = Graph(graph, of_graph, device, 1, tf32)
+            self.graphs[name] = Graph(graph, of_graph, device)
             device = self.graphs[name].device  # of the graphs that follow, too
             if name != self.archive.head:
                 faces = Metadata.from_props(props, of_graph).inputs[1:]
                 self.states[name] = tuple(face[:-1] for face in faces[: len(faces) // self.metadata.ndim])
         self.device, self.reason = device, next(iter(self.graphs.values())).reason
-        options: dict[str, Any] = {"tile": tile, "threads": threads, "tf32": tf32, "trusted": trusted}
-        self._arguments = data, {"device": device, **options}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        data, options = self._arguments
-        return partial(type(self), **options), (data,)
 
     def __call__(self, x: Any, tile: int | None = None, batch_size: int | None = None) -> Array:
         """Run the network on an array.
@@ -98,12 +90,8 @@ class TiledSession:
         with TemporaryDirectory(prefix="mdlstm-tiles-") as folder:
             for source, target in zip(sources, y, strict=True):
                 self.run_tiles(source, target, Path(folder), tile, batch_size)
-        return self._restore(y if has_batch_axis else y[0], sources[0])
-
-    def _restore(self, y: Array, source: GridFile) -> Array:
-        """An output without the axis of its features if there is one, and x has no axis of channels."""
-        is_plain = self.metadata.window is not None and y.shape[-1] == 1 and not source.has_channel_axis
-        return y[..., 0] if is_plain else y
+        batch = Batch({}, has_batch_axis, sources[0].has_channel_axis)
+        return restore({m.output_names[0]: y}, batch, m)  # type: ignore[return-value]
 
     def run_file(self, run: Inference, job: Job) -> Result:
         """Run the network on a file, and write the result; `Inference` calls it."""
@@ -118,15 +106,15 @@ class TiledSession:
                 place = target.parent if has_grid else None  # of a file that only gets its name in the end
                 scratch = Path(stack.enter_context(TemporaryDirectory(prefix=".mdlstm-tiles-", dir=place)))
                 how: Any = {"batch_size": run.batch_size, "report": run.report}
+                # A grid without values: answers need its extents alone.
+                batch = Batch({"x": np.empty((1, *source.grid, 0))}, False, source.has_channel_axis)
                 if has_grid:
-                    squeeze = not source.has_channel_axis
-                    output = Output(scratch, shape, self.metadata, run, job.form, squeeze)
+                    output = Output(scratch, shape, self.metadata, run, job.form, batch)
                     self.run_tiles(source, output, scratch, **how)
                     output.finish(target)
                     return Result(job, shapes=[output.shape])
                 y = np.empty(shape, np.float32)
                 self.run_tiles(source, y, scratch, **how)
-                batch = Batch({"x": np.empty((1, *source.grid, 0))}, has_batch_axis=False)  # its grid only
                 return run.finish(job, {None: ({self.metadata.output_names[0]: y[None]}, batch, None)})
             except (InputError, MemoryError) as error:
                 return failed(job, error)
@@ -183,22 +171,33 @@ class _Work:
         """Run one group of tiles, which are entered by the faces that others have left. Returns sums of the
         last stage along pooled axes."""
         plan, (number, tiles), sweep = self._plan, group, self._plan.sweeps[group.sweep]
-        stage, ndim, states = self._archive.stages[sweep.stage], len(plan.counts), self._states[sweep.file]
-        read = self._source.read if sweep.stage == 0 else self._stored[sweep.stage - 1].__getitem__
-        feeds = {"x": np.stack([read(plan.region(sweep.stage, tile)) for tile in tiles])}
-        shape = extents_of(plan.region(sweep.stage + 1, tiles[0]))
-        for axis in range(ndim):
-            extents = (len(states), *shape[:axis], *shape[axis + 1 :], stage.units)
-            faces = [self._faces.pop((number, axis, tile), None) for tile in tiles]
-            entering = np.stack([np.zeros(extents, np.float32) if f is None else f for f in faces], axis=1)
-            feeds |= {f"{state}{axis}": face for state, face in zip(states, entering, strict=True)}
-        outputs = self._graphs[sweep.file](feeds)
+        states, ndim = self._states[sweep.file], len(plan.counts)
+        outputs = self._graphs[sweep.file](self._feeds(group, states))
         for axis in range(ndim):
             leaving = np.stack([outputs[f"{state}{axis}_n"] for state in states], axis=1)
             for tile, face in zip(tiles, leaving, strict=True):
                 if (after := plan.following(number, tile, axis)) is not None:
                     self._faces[number, axis, after] = face
         return self._complete(number, tiles, outputs["part"])
+
+    def _feeds(self, group: Group, states: Sequence[str]) -> dict[str, Array]:
+        """The inputs of a graph for a group of tiles. Nothing else holds them, as they are large."""
+        plan, (number, tiles), sweep = self._plan, group, self._plan.sweeps[group.sweep]
+        stage, level = self._archive.stages[sweep.stage], sweep.stage
+        read = self._source.read if level == 0 else self._stored[level - 1].__getitem__
+        extents = extents_of(plan.region(level, tiles[0]))
+        feeds = {"x": np.empty((len(tiles), *extents, stage.channels), np.float32)}
+        for k, tile in enumerate(tiles):
+            feeds["x"][k] = read(plan.region(level, tile))
+        extents = extents_of(plan.region(level + 1, tiles[0]))
+        for axis in range(len(extents)):
+            face_extents = (*extents[:axis], *extents[axis + 1 :], stage.units)
+            faces = np.zeros((len(states), len(tiles), *face_extents), np.float32)
+            for k, tile in enumerate(tiles):
+                if (face := self._faces.pop((number, axis, tile), None)) is not None:
+                    faces[:, k] = face
+            feeds |= {f"{state}{axis}": face for state, face in zip(states, faces, strict=True)}
+        return feeds
 
     def _complete(self, number: int, tiles: tuple[Tile, ...], parts: Array) -> Array | None:
         """Add the parts of a sweep to the output of its stage, and write y where the last stage is
@@ -212,20 +211,21 @@ class _Work:
             return np.asarray(parts.sum(axis=axes, dtype=np.float64, keepdims=True))
         first = 0 if stage.added else sweep.position * stage.features
         at = slice(first, first + stage.features)
-        complete = []
-        for tile, part in zip(tiles, parts, strict=True):
+        is_complete = is_last_stage and number == in_stage[-1]
+        h = np.empty((*parts.shape[:-1], stage.outputs), np.float32) if is_complete else None
+        for k, (tile, part) in enumerate(zip(tiles, parts, strict=True)):
             region = plan.region(sweep.stage + 1, tile)
             if stage.added and number != in_stage[0]:
                 part = self._stored[sweep.stage][region] + part
-            if is_last_stage and number == in_stage[-1]:
-                whole = part if stage.added or len(in_stage) == 1 else self._stored[sweep.stage][region]
-                whole[..., at] = part
-                complete.append(whole)
-            else:
+            if h is None:
                 self._stored[sweep.stage][(*region, at)] = part
-        if complete:
+                continue
+            if len(in_stage) > 1 and not stage.added:
+                h[k] = self._stored[sweep.stage][region]
+            h[k][..., at] = part
+        if h is not None:
             ups, limits = self._archive.upsample, self._archive.output_shape(plan.extents[0])
-            for tile, y in zip(tiles, self._head(np.stack(complete)), strict=True):
+            for tile, y in zip(tiles, self._head(h), strict=True):
                 parts_of = zip(plan.region(len(self._archive.stages), tile), ups, limits, strict=False)
                 target: Region = tuple(slice(p.start * up, min(p.stop * up, e)) for p, up, e in parts_of)
                 self._output[target] = y[tuple(map(slice, extents_of(target)))]
