@@ -45,11 +45,7 @@ def is_result(path: str | os.PathLike[str]) -> bool:
 
 def find_files(inputs: Sequence[str], suffixes: Sequence[str] = READABLE) -> list[tuple[str, str]]:
     """The files that are named and, of folders, those with one of the suffixes below them: the path of
-    each, and the path below the folder. Hidden files and results (*.out.*) are left out.
-
-    Raises:
-        InputError: there are none.
-    """
+    each, and the path below the folder. Hidden files and results (*.out.*) are left out."""
     found: list[tuple[str, str]] = []
     for name in inputs:
         if not os.path.isdir(name) or suffix_of(name.rstrip(os.sep)) == ".zarr":
@@ -72,11 +68,7 @@ def find_files(inputs: Sequence[str], suffixes: Sequence[str] = READABLE) -> lis
 
 
 def read_bytes(source: str | Path) -> bytes:
-    """The content of a file, or of standard input.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """The content of a file, or of standard input."""
     try:
         return sys.stdin.buffer.read() if source == STDIO else Path(source).read_bytes()
     except FileNotFoundError:
@@ -86,11 +78,7 @@ def read_bytes(source: str | Path) -> bytes:
 
 
 def read_file(source: str | Path) -> InputFile:
-    """Read an array, arrays or an image. What the suffix does not tell, the content does.
-
-    Raises:
-        InputError: the file cannot be read as what it is.
-    """
+    """Read an array, arrays or an image. What the suffix does not tell, the content does."""
     label = "standard input" if source == STDIO else str(source)
     data, suffix = read_bytes(source), suffix_of(source)
     if suffix not in READABLE:
@@ -123,11 +111,7 @@ def _read_csv(text: str) -> Array:
 
 
 def check_free(path: str | Path, force: bool) -> None:
-    """Check that a file may be written.
-
-    Raises:
-        InputError: it is a folder, or exists and `force` is false.
-    """
+    """Refuse to write a file that is a folder, or that exists without `force`."""
     if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "zarr.json")):
         raise InputError(f"{path} is a folder, expected a file name")
     if os.path.exists(path) and not force:
@@ -137,12 +121,7 @@ def check_free(path: str | Path, force: bool) -> None:
 @contextmanager
 def open_output(target: str | Path, force: bool = True) -> Iterator[IO[bytes]]:
     """Open a file that appears whole or not at all; "-" is standard output. Missing folders are made. Of a
-    link, the file that it leads to is written, and a file that is replaced keeps its permissions.
-
-    Raises:
-        InputError: the file exists, and `force` is false.
-        MDLSTMError: it cannot be written.
-    """
+    link, the file that it leads to is written, and a file that is replaced keeps its permissions."""
     if target == STDIO:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -171,17 +150,8 @@ def write_arrays(
     values: Sequence[int] | None = None,
     palette: Sequence[int] | None = None,
 ) -> None:
-    """Write arrays as npy, npz, json, csv or png.
-
-    Args:
-        file: an open file.
-        arrays: by name; a single one may be under None.
-        form: the format.
-        values, palette: of masks, the value of each class, and red, green and blue of each class in turn.
-
-    Raises:
-        InputError: the format cannot hold them.
-    """
+    """Write arrays by name, a single one perhaps under None, as npy, npz, json, csv or png. Of masks, the
+    value of each class is given, and red, green and blue of each class in turn."""
     first = next(iter(arrays.values()))
     if form in ("json", "png") and not all(np.isfinite(y).all() for y in arrays.values()):
         raise InputError(f"{form} holds no NaN or infinity, which the result has; use --format npy")

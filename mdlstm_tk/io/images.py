@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,11 +60,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """The preprocessing that was stored as {"channels": …, "resize": …}, perhaps by a stranger.
-
-        Raises:
-            ValueError: a value is out of range.
-        """
+        """The preprocessing that was stored as {"channels": …, "resize": …}, perhaps by a stranger."""
         channels, extents = values["channels"], values.get("resize")
         sizes = [] if extents is None else [e for e in extents if e is not None]
         fits = extents is None or (len(extents) == 2 and sizes)
@@ -81,15 +76,10 @@ def decode_image(data: bytes, label: str) -> Array:
     """Decode an image file.
 
     Args:
-        data: a PNG, JPEG, TIFF, BMP, GIF, WebP, PGM or PPM file.
-        label: its name in errors.
+        data, label: a PNG, JPEG, TIFF, BMP, GIF, WebP, PGM or PPM file, and its name in errors.
 
     Returns:
         (H, W) if the image is grey, else (H, W, 3): uint8, uint16 or float32.
-
-    Raises:
-        InputError: the data are no such image, are damaged, or have more pixels than Pillow decodes.
-        MissingExtraError: Pillow is not installed.
     """
     with open_image(io.BytesIO(data), label) as image:
         tags = getattr(image, "tag_v2", {})
@@ -123,11 +113,7 @@ def open_image(file: IO[bytes], label: str) -> Iterator[Any]:
 
 
 def read_extents(path: Path) -> tuple[int, int, int]:
-    """Height and width of an image file as it is stored, and its orientation in EXIF. Nothing is decoded.
-
-    Raises:
-        InputError: it cannot be read, or is no image.
-    """
+    """Height and width of an image file as it is stored, and its orientation in EXIF, without decoding it."""
     try:
         with path.open("rb") as file, open_image(file, str(path)) as image:
             tags = getattr(image, "tag_v2", {})  # of a TIFF, whose extents Pillow has turned
@@ -182,19 +168,10 @@ def scale(pixels: Array) -> Array:
     return pixels / np.float32(np.iinfo(pixels.dtype).max)
 
 
-MAX_RESIZED = 2**30  # bytes
-
-
 def resize(x: Array, extents: tuple[int, int]) -> Array:
-    """(H, W, C) float32 resized bilinearly and with antialiasing.
-
-    Raises:
-        InputError: the result would be larger than 1 GiB, as that of a strip whose aspect is kept.
-    """
+    """(H, W, C) float32 resized bilinearly and with antialiasing."""
     if x.shape[:2] == extents:
         return x
-    if 4 * prod(extents) * x.shape[-1] > MAX_RESIZED:
-        raise InputError(f"an image of {x.shape[:2]} pixels resized to {extents} would not fit into 1 GiB")
     pillow: Any = require("PIL.Image", "image")
     channels = (pillow.fromarray(channel) for channel in np.ascontiguousarray(np.moveaxis(x, -1, 0)))
     bilinear = pillow.Resampling.BILINEAR

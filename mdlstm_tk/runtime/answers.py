@@ -28,11 +28,7 @@ def options_of(metadata: Metadata) -> list[str]:
 
 
 def check_options(metadata: Metadata, options: Collection[str]) -> None:
-    """Check that each option has an effect on the answers of a model.
-
-    Raises:
-        InputError: one has none.
-    """
+    """Refuse an option without an effect on the answers of a model."""
     own = [name for name in options_of(metadata) if name not in (*OF_FILES, "options")]
     for name in options:
         if name not in own:

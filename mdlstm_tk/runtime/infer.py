@@ -321,11 +321,7 @@ def infer_paths(
 
 def find_model(model: str | Path | None = None, is_tiled: bool = False) -> Path:
     """The model that is named, or the newest of a folder: `model`, $MDLSTM_MODEL, the runs below runs/, or
-    the current folder. Tiled models are found if one is asked for, or there are no others.
-
-    Raises:
-        InputError: there is none.
-    """
+    the current folder. Tiled models are found if one is asked for, or there are no others."""
     name = model or os.environ.get("MDLSTM_MODEL")
     if name and not os.path.isdir(name):
         return Path(name)

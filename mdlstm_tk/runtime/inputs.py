@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 DATA_SET = {"x", "y", "names", "sizes", "ndim"}  # arrays of an `.npz` to train on
 PAGE_HEIGHT = 500  # pixels; no image of a line is higher, and less than twice as wide
-FEW_BITS = 4096  # values of a 16-bit image that has no more hold 12 bits or fewer
 
 Resize = tuple[int | None, int | None] | None
 
@@ -34,11 +32,7 @@ class Feed(NamedTuple):
 
 
 def load_image(path: str | Path, metadata: Metadata) -> Array:
-    """Read an image file as a model takes it: (H, W) if it takes one channel, else (H, W, 3) or (3, H, W).
-
-    Raises:
-        InputError: the file is no image, or the model takes none.
-    """
+    """Read an image file as a model takes it: (H, W) for one channel, else (H, W, 3) or (3, H, W)."""
     file = read_file(path)
     if not file.is_image:
         raise InputError(f"{path} is no image")
@@ -57,9 +51,6 @@ def read_feeds(source: str, metadata: Metadata, resize: Resize = None) -> dict[s
         One for each sample or batch, by the name of its array. An `.npz` that names the inputs of the model
         is one batch; one to train on gives its x, sample by sample if it has sizes; each array of another
         one is an x.
-
-    Raises:
-        InputError: the file cannot be read, or does not hold what the model takes.
     """
     file = read_file(source)
     names, inputs = {name for name in file.arrays if name is not None}, {*metadata.inputs}
@@ -98,11 +89,7 @@ def _of_data_set(arrays: dict[str, Array], metadata: Metadata) -> dict[str | Non
 
 
 def preprocessing_for(metadata: Metadata, label: str, resize: Resize = None) -> Preprocessing:
-    """How images are prepared for a model; `label` names one in errors.
-
-    Raises:
-        InputError: the model takes none.
-    """
+    """How images are prepared for a model; `label` names one in errors."""
     if metadata.ndim != 2 or metadata.channels not in (1, 3):
         layout = f"{metadata.layout} with C = {metadata.channels}"
         raise InputError(f"{label} is an image, but the model takes {layout}")
@@ -113,18 +100,11 @@ def preprocessing_for(metadata: Metadata, label: str, resize: Resize = None) -> 
 
 
 def image_for(pixels: Array, metadata: Metadata, label: str, resize: Resize = None) -> Array:
-    """Decoded pixels as the model takes them: (H, W) if it takes one channel, else (H, W, 3) or (3, H, W).
-
-    Raises:
-        InputError: the model takes no such image.
-    """
+    """Decoded pixels as the model takes them: (H, W) for one channel, else (H, W, 3) or (3, H, W)."""
     preprocessing = preprocessing_for(metadata, label, resize)
     if pixels.dtype.kind != "f" and not metadata.unit_range:
         text = "is an image in [0, 1], but the model was trained on other numbers; give a .npy file"
         raise InputError(f"{label} {text}")
-    if pixels.dtype == np.uint16 and 0 < pixels.max() < FEW_BITS:
-        text = "an image of 16 bits holds 12 bits or fewer, and is divided by 65535; scale it up"
-        warnings.warn(text, stacklevel=2)
     x = preprocessing(pixels)
     if metadata.channels == 1:
         return x[..., 0]

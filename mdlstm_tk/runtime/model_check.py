@@ -73,9 +73,6 @@ def check_model(data: bytes, label: str, *, trusted: bool = False) -> dict[str, 
     Args:
         data, label: the file, and its name in error messages.
         trusted: allow all operators of the ONNX standard, for a file of your own.
-
-    Raises:
-        InputError: the file is refused, or is no ONNX model; the message says why.
     """
     try:
         parts: dict[int, list[memoryview]] = {GRAPH: [], PROPERTY: [], FUNCTION: []}

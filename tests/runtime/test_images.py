@@ -170,14 +170,6 @@ def test_a_model_that_takes_no_such_image_refuses_it(tmp_path: Path, name: str) 
         load_image(tmp_path / "i.png", metadata)
 
 
-def test_sixteen_bits_that_hold_twelve_are_warned_of(tmp_path: Path) -> None:
-    metadata = Session(write_model(tmp_path / "m.onnx"), "cpu").metadata
-    Image.fromarray(GREY).save(tmp_path / "i.png")
-    with pytest.warns(UserWarning, match="12 bits"):
-        x = load_image(tmp_path / "i.png", metadata)
-    np.testing.assert_array_equal(x, GREY / np.float32(65535))
-
-
 def test_a_photograph_is_no_line(tmp_path: Path) -> None:
     from helpers.small_models import recogniser
 
@@ -190,8 +182,3 @@ def test_a_photograph_is_no_line(tmp_path: Path) -> None:
         else:
             feeds = read_feeds(str(tmp_path / "i.png"), metadata)
             assert feeds[None].arguments["x"].shape == size[::-1]
-
-
-def test_a_strip_is_not_resized_beyond_the_memory() -> None:
-    with pytest.raises(InputError, match="1 GiB"):
-        resize(np.zeros((1, 10**5, 1), np.float32), (64, 64 * 10**5))
