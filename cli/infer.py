@@ -55,10 +55,14 @@ def infer(
             "--isolated", help="Run in a process with limits, for files of others.", rich_help_panel=LIMITS
         ),
     ] = False,
-    timeout: Annotated[float, typer.Option(help="Seconds that it may take.", rich_help_panel=LIMITS)] = 120,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=1, help="Seconds that it may take.  (default: 120)", rich_help_panel=LIMITS),
+    ] = None,
     max_bytes: Annotated[
-        int, typer.Option(help="Memory that it may take.", show_default="4 GiB", rich_help_panel=LIMITS)
-    ] = 2**32,
+        int | None,
+        typer.Option(min=1, help="Memory that it may take.  (default: 4 GiB)", rich_help_panel=LIMITS),
+    ] = None,
 ) -> None:
     """Run an exported model on arrays and images.
 
@@ -72,7 +76,9 @@ def infer(
         if device.startswith("cuda"):
             raise InputError("--isolated runs on the CPU; leave out --device")
         words = [word for word in console.words if word != "--isolated"]
-        raise typer.Exit(run_limited([*words, "--device", "cpu"], timeout, max_bytes))
+        raise typer.Exit(run_limited([*words, "--device", "cpu"], timeout or 120, max_bytes or 2**32))
+    if timeout or max_bytes:
+        raise InputError("--timeout and --max-bytes are limits of --isolated; add it, or leave them out")
     from mdlstm_tk.runtime.infer import infer_paths
 
     of_kind = {"top": top, "probabilities": probabilities or None}

@@ -113,7 +113,7 @@ def open_image(file: IO[bytes], label: str) -> Iterator[Any]:
 
 
 def read_extents(path: Path) -> tuple[int, int, int]:
-    """Height and width of an image file as it is stored, and its orientation in EXIF, without decoding it."""
+    """Height and width of an image file as it is stored, and its orientation in EXIF, not decoded."""
     try:
         with path.open("rb") as file, open_image(file, str(path)) as image:
             tags = getattr(image, "tag_v2", {})  # of a TIFF, whose extents Pillow has turned

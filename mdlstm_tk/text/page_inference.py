@@ -169,6 +169,8 @@ def read_pages(
             raise InputError(f"the model is of kind baselines and reads no texts; leave out {name}")
         finder = session
     else:
+        if not isinstance(session, Session):
+            raise InputError(f"{reader} is tiled, but lines are read whole; run: mdlstm export --form scan")
         lm = CharacterModel.load(lm) if isinstance(lm, str | Path) else lm
         check_reader(session.metadata, beam, lm)
     if finder is not None:

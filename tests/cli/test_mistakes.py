@@ -80,6 +80,10 @@ MISTAKES: dict[str, tuple[int, str]] = {  # the command: exit code, and what the
     "infer x.npy -m c.onnx -o y.npy": (2, "--format"),
     "infer x.npy -m m.onnx --tile 8": (2, "--form tiles"),
     "infer x.npy -m m.onnx -o - --json": (2, "--json"),
+    "infer x.npy -m m.onnx --timeout 3": (2, "--isolated"),
+    "infer x.npy -m m.onnx --max-bytes 3000": (2, "--isolated"),
+    "infer x.npy -m m.onnx --isolated --timeout -3": (2, "--timeout"),
+    "infer x.npy -m m.onnx --isolated --device cuda:1": (2, "CPU"),
     "read photo.png -m r.onnx --overlay": (2, "-o"),
     # devices
     "infer x.npy -m m.onnx --device gpu": (2, "cuda:N"),
@@ -131,7 +135,8 @@ def test_a_mistake_is_one_line_and_writes_nothing(folder: Path, command: str) ->
 
 def test_debug_prints_the_traceback_and_quiet_only_the_error(folder: Path) -> None:
     done = mdlstm("--debug", "infer", "nix.npy", "-m", "m.onnx", cwd=folder)
-    assert "Traceback" in done.err and done.err.splitlines()[-1].startswith("error: ")
+    lines = done.err.splitlines()
+    assert "Traceback (most recent call last):" in lines and lines[-1].startswith("error: ")
     done = mdlstm("infer", "nix.npy", "-q", "-m", "m.onnx", cwd=folder)
     assert done.err.count("\n") == 1
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.command import mdlstm, succeed
-from helpers.small_models import classifier, segmenter, write_model
+from helpers.small_models import classifier, recogniser, segmenter, write_model
 from helpers.without_packages import TRAINING, python_without
 from PIL import Image
 
@@ -71,9 +71,12 @@ def test_the_four_commands(tmp_path: Path) -> None:
     done = succeed("infer", "matrix.npy", cwd=tmp_path)
     assert "matrix.npy → matrix.out.npy 8x8" in done.err
     assert np.load(tmp_path / "matrix.out.npy").shape == (8, 8)
+    done = succeed("export", "--size", 8, "--size", "4x5", "--force", cwd=tmp_path)
+    assert "next: mdlstm infer FILE -m runs/md-8x8/model-4x5.onnx" in done.err
     done = succeed("verify", "runs/md-8x8", cwd=tmp_path)
     assert "within tolerance" in done.err and "ONNX Runtime, cpu" in done.out
-    assert json.loads(succeed("verify", "runs/md-8x8/model-8x8.onnx", "--json", cwd=tmp_path).out)
+    done = succeed("verify", "runs/md-8x8/model-8x8.onnx", "--json", cwd=tmp_path)
+    assert {case.split()[-1] for case in json.loads(done.out)["ONNX Runtime, cpu"]} == {"0", "1"}
     done = succeed("info", "runs/md-8x8", "--json", cwd=tmp_path)
     assert json.loads(done.out)["steps_done"] == 20
     done = succeed("report", "--json", cwd=tmp_path)
@@ -149,6 +152,7 @@ def place(tmp_path: Path) -> Path:
     write_model(tmp_path / "m.onnx")
     classifier(tmp_path / "c.onnx")
     segmenter(tmp_path / "s.onnx")
+    recogniser(tmp_path / "r.onnx")
     np.save(tmp_path / "x.npy", np.eye(8))
     Image.new("L", (8, 8)).save(tmp_path / "x.png")
     return tmp_path
@@ -166,6 +170,10 @@ def test_standard_streams(place: Path) -> None:
     assert json.loads(done.out)["files"][0]["answers"][0]["label"] == "dög"
     done = succeed("infer", "x.npy", "x.png", "-m", "c.onnx", cwd=place)
     assert [line.split("\t")[0] for line in done.out.splitlines()] == ["x.npy", "x.png"]
+    page = ("read", "x.png", "-m", "r.onnx")
+    done = succeed(*page, "--json", cwd=place)
+    assert json.loads(done.out)["files"][0]["answers"][0]["text"] == "a"
+    assert succeed(*page, cwd=place).out.startswith("a\t0.")
     done = mdlstm("infer", "x.npy", "nix.npy", "-m", "m.onnx", "--json", "--force", cwd=place)
     records = json.loads(done.out)["files"]
     assert done.code == 1 and [("error" in record) for record in records] == [False, True]
@@ -174,16 +182,17 @@ def test_standard_streams(place: Path) -> None:
 
 def test_messages_of_many_files(place: Path) -> None:
     """One line on the way for each tenth, each failure, and the numbers; each result with -v alone."""
-    for k in range(9):
-        np.save(place / f"x{k}.npy", np.eye(8))
-    names = [f"x{k}.npy" for k in range(9)]
+    names = [f"x{k}.npy" for k in range(25)]
+    for name in names:
+        np.save(place / name, np.eye(8))
     first, *lines = succeed("infer", *names, "-m", "m.onnx", cwd=place).err.splitlines()
     assert first.startswith("m.onnx")
-    assert [line.split()[0] for line in lines] == [*(f"{k}/9" for k in range(1, 10)), "9"]
-    assert lines[-1] == "9 done, 0 failed"
+    tenths = [f"{-(-25 * k // 10)}/25" for k in range(1, 11)]
+    assert [line.split()[0] for line in lines] == [*tenths, "25"]
+    assert lines[-1] == "25 done, 0 failed"
     done = mdlstm("-v", "infer", *names, "nix.npy", "-m", "m.onnx", "--force", cwd=place)
-    assert sum(" → " in line for line in done.err.splitlines()) == 9
-    assert "failed: there is no file nix.npy\n" in done.err and "9 done, 1 failed\n" in done.err
+    assert sum(" → " in line for line in done.err.splitlines()) == 25
+    assert "failed: there is no file nix.npy\n" in done.err and "25 done, 1 failed\n" in done.err
     done = mdlstm("-q", "infer", *names, "nix.npy", "-m", "m.onnx", "--force", cwd=place)
     assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 2)
 

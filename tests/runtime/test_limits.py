@@ -35,7 +35,6 @@ TERABYTE = crafted(
         (ENDLESS, ("--timeout", 2), 1, "--timeout"),
         (TERABYTE, (), 1, "memory"),
         (crafted([node("PyOp", "x", "y", domain="org")]), (), 2, "domain"),
-        (crafted(), ("--device", "cuda"), 2, "CPU"),
     ],
 )
 def test_isolated(tmp_path: Path, model: object, flags: tuple[object, ...], code: int, word: str) -> None:

@@ -20,6 +20,7 @@ from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime import TiledSession, decode, infer_paths
 from mdlstm_tk.runtime.tiles.archive import Sweep, parse_archive
 from mdlstm_tk.runtime.tiles.plan import Plan, extents_of
+from mdlstm_tk.text import read_pages
 
 RNG = np.random.default_rng(0)
 MODELS = ("segmenter", "classifier", "recogniser", "downward", "single")
@@ -98,6 +99,11 @@ def test_a_plan_runs_each_tile_after_those_that_it_needs(
         == sum(len(tiles) for groups in plan.steps for _, tiles in groups)
         == len(sweeps) * prod(plan.counts)
     )
+
+
+def test_lines_are_not_read_in_tiles() -> None:
+    with pytest.raises(InputError, match="--form scan"):
+        read_pages(["page.png"], tiled_models.recogniser().path)
 
 
 def test_files_are_read_and_written_by_region(tmp_path: Path) -> None:
