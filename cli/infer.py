@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import ExitStack
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from mdlstm_tk.cli import console, options
 from mdlstm_tk.errors import InputError, MDLSTMError
 
 RUN, LIMITS = "Execution", "Limits"
+IN_CHILD = "MDLSTM_ISOLATED"  # environment variable that --isolated sets for its child
 FILES = "npy, npz, csv, images, in tiles npy, zarr, tif; folders of them; or - for standard input."
 MODEL = "Exported file, or a folder, for its newest.  (default: $MDLSTM_MODEL, or the newest export)"
 OUTPUT = "File, folder, or - for stdout, as for answers.  (default: beside the inputs; answers: stdout)"
@@ -70,14 +72,15 @@ def infer(
     beside it. Answers, such as labels, are printed, or written to one table with -o labels.csv. A file that
     cannot be used is reported, the others go on, and the exit code is 1.
     """
-    if isolated:
+    if isolated and IN_CHILD not in os.environ:
         from mdlstm_tk.runtime.limits import run_limited
 
         if device.startswith("cuda"):
             raise InputError("--isolated runs on the CPU; leave out --device")
-        words = [word for word in console.words if word != "--isolated"]
-        raise typer.Exit(run_limited([*words, "--device", "cpu"], timeout or 120, max_bytes or 2**32))
-    if timeout or max_bytes:
+        os.environ[IN_CHILD] = "1"
+        words = [*console.words, "--device", "cpu"]
+        raise typer.Exit(run_limited(words, timeout or 120, max_bytes or 2**32))
+    if (timeout or max_bytes) and not isolated:
         raise InputError("--timeout and --max-bytes are limits of --isolated; add it, or leave them out")
     from mdlstm_tk.runtime.infer import infer_paths
 

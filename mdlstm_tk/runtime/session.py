@@ -73,7 +73,7 @@ class Session:
         self.metadata = Metadata.from_props(check_model(data, label, trusted=trusted), label)
         self.graph = Graph(data, label, device, threads)
         self.device, self.reason = self.graph.device, self.graph.reason
-        self._arguments = data, {"device": device, "threads": threads, "trusted": trusted}
+        self._arguments: Any = data, {"device": device, "threads": threads, "trusted": trusted}
         names = {*self.metadata.inputs}, {*self.metadata.output_names}
         if names != ({*self.graph.dtypes}, {*self.graph.outputs}):
             raise InputError(f"{label} has other inputs or outputs than its metadata say; export it again")
