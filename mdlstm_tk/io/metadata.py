@@ -209,8 +209,6 @@ def _rules(m: Metadata) -> Iterator[tuple[str, bool]]:
     are_windows = all(each is None or _are_extents(each, ndim) for each in m.further_windows)
     yield "further_windows", are_windows and len(m.further_windows) == len(m.output_names) - 1
     yield "columns_per_step", m.columns_per_step is None or _are_extents((m.columns_per_step,), 1)
-    flags = (m.integer, m.channel_axis, m.unit_range, m.user_data)
-    yield "integer", all(type(flag) is bool for flag in flags)
     yield "classes", m.classes is None or _are_names(m.classes)
     channels = None
     if m.preprocessing is not None:

@@ -58,16 +58,11 @@ def decode(y: Array | Mapping[str, Array], metadata: Metadata, **options: Any) -
     y = np.asanyarray(y[metadata.output_names[0]] if isinstance(y, Mapping) else y)
     axes = kind.sample_axes or metadata.ndim + 1
     is_batch = y.ndim > axes
-    value: Any = answers_of(y if is_batch else y[None], metadata, options)
-    return value if kind.gives_rows or is_batch else value[0]  # type: ignore[no-any-return]
-
-
-def answers_of(y: Array, metadata: Metadata, options: Mapping[str, Any]) -> list[Row] | Array:
-    """The answers of a kind for its output (N, …); see `Kind.decode`."""
-    kind = kind_named(metadata.kind)
+    y = y if is_batch else y[None]
     if kind.sample_axes and (y.ndim != kind.sample_axes + 1 or y.shape[-1] != metadata.outputs):
-        raise MDLSTMError(f"the model returned shape {y.shape}, which kind {metadata.kind} cannot read")
-    return kind.decode(y, metadata, **options)
+        raise MDLSTMError(f"y has shape {y.shape}, which is none of kind {metadata.kind}")
+    value: Any = kind.decode(y, metadata, **options)
+    return value if kind.gives_rows or is_batch else value[0]  # type: ignore[no-any-return]
 
 
 class Table:

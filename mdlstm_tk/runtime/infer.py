@@ -19,7 +19,7 @@ from mdlstm_tk.io.files import check_free, find_files, open_output, write_arrays
 from mdlstm_tk.io.metadata import Metadata
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.kinds.kind import Row
-from mdlstm_tk.runtime.answers import TABLES, Table, answers_of, check_options, options_of
+from mdlstm_tk.runtime.answers import TABLES, Table, check_options, options_of
 from mdlstm_tk.runtime.inputs import Resize, read_feeds
 from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.runtime.shapes import Batch, restore
@@ -49,15 +49,14 @@ class Result(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """A file that was read: its inputs by the names of its arrays with the widths of their images; or its
-    error."""
+    """A file that was read: its inputs by the names of its arrays, or its error."""
 
     job: Job
-    batches: dict[str | None, tuple[Batch, int | None]]
+    batches: dict[str | None, Batch]
     error: Exception | None = None
 
 
-Parts = dict[str | None, tuple[dict[str, Array], Batch, int | None]]
+Parts = dict[str | None, tuple[dict[str, Array], Batch]]
 
 
 @dataclass
@@ -124,12 +123,10 @@ class Inference:
         for job in jobs:
             try:
                 feeds = read_feeds(job.source, self.session.metadata, self.resize)
-                batches = {
-                    name: (self.session.prepare(**feed.arguments), feed.width)
-                    for name, feed in feeds.items()
-                }
+                prepared = {name: self.session.prepare(**feed.arguments) for name, feed in feeds.items()}
+                batches = {name: b._replace(width=feeds[name].width) for name, b in prepared.items()}
                 chunk.append(Pending(job, batches))
-                size += sum(x.nbytes for batch, _ in batches.values() for x in batch.feeds.values())
+                size += sum(x.nbytes for batch in batches.values() for x in batch.feeds.values())
             except (InputError, MemoryError) as error:
                 chunk.append(Pending(job, {}, error))
             if len(chunk) == CHUNK or size > CHUNK_BYTES:
@@ -140,7 +137,7 @@ class Inference:
 
     def _run_chunk(self, chunk: Sequence[Pending]) -> Iterator[Result]:
         try:
-            batches = [batch for pending in chunk for batch, _ in pending.batches.values()]
+            batches = [batch for pending in chunk for batch in pending.batches.values()]
             outputs = iter(self.session.run(batches, self.batch_size))
         except MDLSTMError as error:
             if len(chunk) == 1:
@@ -153,32 +150,25 @@ class Inference:
             if failure:
                 yield failed(job, failure)
                 continue
-            parts = {name: (next(outputs), *batch) for name, batch in of_job.items()}
+            parts = {name: (next(outputs), batch) for name, batch in of_job.items()}
             try:
                 yield self.finish(job, parts)
             except InputError as error:
                 yield failed(job, error)
 
     def finish(self, job: Job, parts: Parts) -> Result:
-        """Write the results of a file, or return its rows.
-
-        Args:
-            job: the file.
-            parts: by the names of its arrays, the outputs (N, …), what they were made of, and the width of
-                its image.
-        """
+        """Write the results of a file, or return its rows, of outputs (N, …) and their inputs."""
         metadata, rows, arrays = self.session.metadata, list[Row](), dict[str | None, Array]()
-        for name, (outputs, batch, width) in parts.items():
-            first = metadata.output_names[0]
-            if kind_named(metadata.kind).gives_rows and not self.raw:
-                answers = answers_of(outputs[first], metadata, self._options(batch, width))
-                for k, row in enumerate(answers):
-                    sample = f"[{k}]" if len(answers) > 1 else ""
-                    rows.append({"file": f"{job.source}{f'[{name}]' if name else ''}{sample}", **row})
-                continue
+        kind, first = kind_named(metadata.kind), metadata.output_names[0]
+        for name, (outputs, batch) in parts.items():
             if not self.raw:
-                answer = np.asarray(answers_of(outputs[first], metadata, self._options(batch, width)))
-                outputs = {**outputs, first: answer}
+                answers: Any = kind.decode(outputs[first], metadata, **self._options(batch))
+                if kind.gives_rows:
+                    for k, row in enumerate(answers):
+                        sample = f"[{k}]" if len(answers) > 1 else ""
+                        rows.append({"file": f"{job.source}{f'[{name}]' if name else ''}{sample}", **row})
+                    continue
+                outputs = {**outputs, first: np.asarray(answers)}
             values = restore(outputs, batch, metadata)
             pairs = values.items() if isinstance(values, dict) else [("", values)]
             arrays |= {".".join(filter(None, (name, key))) or None: y for key, y in pairs}
@@ -190,14 +180,14 @@ class Inference:
                 warnings.warn(text, stacklevel=2)
         return Result(job, rows=rows, shapes=[y.shape for y in arrays.values()])
 
-    def _options(self, batch: Batch, width: int | None) -> dict[str, Any]:
+    def _options(self, batch: Batch) -> dict[str, Any]:
         """The options of `Kind.decode` for a batch."""
         options, names = dict(self.options), options_of(self.session.metadata)
         if "sizes" in names:
             options["sizes"] = batch.feeds.get("sizes")
         if "widths" in names:
             columns = self.session.metadata.grid_of(batch.feeds["x"].shape)[-1]
-            options["widths"] = columns, width or columns
+            options["widths"] = columns, batch.width or columns
         return options
 
 

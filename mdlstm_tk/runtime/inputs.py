@@ -42,15 +42,9 @@ def load_image(path: str | Path, metadata: Metadata) -> Array:
 def read_feeds(source: str, metadata: Metadata, resize: Resize = None) -> dict[str | None, Feed]:
     """The inputs of a model in a file, or on standard input.
 
-    Args:
-        source: the path, or "-".
-        metadata: of the model.
-        resize: extents that images are resized to; None: those of training.
-
-    Returns:
-        One for each sample or batch, by the name of its array. An `.npz` that names the inputs of the model
-        is one batch; one to train on gives its x, sample by sample if it has sizes; each array of another
-        one is an x.
+    There is one for each sample or batch, by the name of its array. An `.npz` that names the inputs of the
+    model is one batch; one to train on gives its x, sample by sample if it has sizes; each array of another
+    one is an x.
     """
     file = read_file(source)
     names, inputs = {name for name in file.arrays if name is not None}, {*metadata.inputs}

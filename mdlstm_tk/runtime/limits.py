@@ -17,16 +17,8 @@ BASE_BYTES = 2**30  # address space of Python and ONNX Runtime themselves
 
 
 def run_limited(words: Sequence[str], seconds: float, memory: int) -> int:
-    """Run `mdlstm` with these words in a child process; returns its exit code.
-
-    Args:
-        words: of the command line.
-        seconds: that it may take.
-        memory: bytes that it may take, beside those of the programs themselves.
-
-    Raises:
-        MDLSTMError: a limit was reached, the child crashed, or the system has no such limits.
-    """
+    """Run `mdlstm` with these words in a child process, with so many seconds, and so many bytes of memory
+    beside those of the programs themselves; returns its exit code."""
     if sys.platform == "win32":
         raise MDLSTMError("--isolated needs Linux or macOS; run files of others in a container")
     import resource

@@ -125,7 +125,7 @@ class Session:
         for k, batch in enumerate(batches):
             own = [name for name in batch.feeds if not (padded and name == "x")]
             key = tuple((name, batch.feeds[name].shape[1:]) for name in own)
-            limit = batch_size or _limit(self._run_grid([batch.feeds]))
+            limit = self._limit([batch.feeds], batch_size)
             for i in range(0, len(batch.feeds["x"]), limit):
                 groups[key].append((k, {name: x[i : i + limit] for name, x in batch.feeds.items()}))
         parts: dict[int, list[dict[str, Array]]] = defaultdict(list)
@@ -146,17 +146,16 @@ class Session:
         run: list[Piece] = []
         for piece in pieces:
             feeds = [feeds for _, feeds in (*run, piece)]
-            limit = batch_size or _limit(self._run_grid(feeds))
-            if run and sum(len(each["x"]) for each in feeds) > limit:
+            if run and sum(len(each["x"]) for each in feeds) > self._limit(feeds, batch_size):
                 yield run
                 run = []
             run.append(piece)
         yield run
 
-    def _run_grid(self, feeds: Sequence[Feeds]) -> list[int]:
-        """The grid that inputs run on together."""
-        grids = [self.metadata.grid_of(each["x"].shape) for each in feeds]
-        return [*self.metadata.grid_like(np.max(grids, axis=0).tolist())]
+    def _limit(self, feeds: Sequence[Feeds], batch_size: int | None) -> int:
+        """The number of samples of a run."""
+        positions = prod(shapes.shared_grid(feeds, self.metadata))
+        return batch_size or max(1, min(BATCH_SIZE, BATCH_POSITIONS // positions))
 
     def _run(self, pieces: Sequence[Feeds]) -> list[dict[str, Array]]:
         """The outputs for pieces that share a run."""
@@ -204,8 +203,3 @@ def read_metadata(model: Path) -> Metadata:
 
 def _join(arrays: Sequence[Array]) -> Array:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _limit(grid: Sequence[int]) -> int:
-    """The number of samples of a run."""
-    return max(1, min(BATCH_SIZE, BATCH_POSITIONS // max(prod(grid), 1)))

@@ -20,12 +20,13 @@ HALF_MAX = 65504  # of float16
 
 
 class Batch(NamedTuple):
-    """The inputs of a run by name, x as (N, *grid, C) or (N, C, *grid); and whether the user's x had the
-    axes of the batch and of the channels."""
+    """The inputs of a run by name, x as (N, *grid, C) or (N, C, *grid); whether the user's x had the axes
+    of the batch and of the channels; and the width in pixels of the image that x was made of."""
 
     feeds: dict[str, Array]
     has_batch_axis: bool = True
     has_channel_axis: bool = True
+    width: int | None = None
 
 
 def prepare(
@@ -144,11 +145,15 @@ def convert(array: Array, name: str, metadata: Metadata, of_input: str = "float3
     return converted
 
 
+def shared_grid(parts: Sequence[Mapping[str, Array]], metadata: Metadata) -> Extents:
+    """The grid that inputs run on together: the model's own or, where that is free, the largest."""
+    grids = [metadata.grid_of(part["x"].shape) for part in parts]
+    return metadata.grid_like(np.max(grids, axis=0).tolist())
+
+
 def pad(parts: Sequence[Mapping[str, Array]], metadata: Metadata) -> dict[str, Array]:
-    """Join inputs of different grids, x padded with zeros to one grid: the model's own or, where that is
-    free, the largest. What lies outside of `sizes` becomes zero, too."""
-    m = metadata
-    grid = m.grid_like(np.max([m.grid_of(part["x"].shape) for part in parts], axis=0).tolist())
+    """Join inputs of different grids, x padded with zeros to one. Outside of `sizes` it becomes zero."""
+    m, grid = metadata, shared_grid(parts, metadata)
     feeds = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "x"}
     x = np.zeros((len(feeds["sizes"]), *m.shape_of(grid)), parts[0]["x"].dtype)
     samples = (sample for part in parts for sample in part["x"])

@@ -44,8 +44,9 @@ def segmenter() -> TiledModel:
 
 @cache
 def classifier() -> TiledModel:
-    """Grey to three classes."""
-    network = create("md", 1, 3, kind="classify", hidden=4, windows=[(2, 2)], directions=[(1, 1), (-1, -1)])
+    """Grey to three classes, on two levels."""
+    how = {"windows": [(2, 2), (2, 1)], "directions": [(1, 1), (-1, -1)]}
+    network = create("md", 1, 3, kind="classify", hidden=4, **how)
     return _exported(network, kind="classify", classes=("cat", "dog", "bird"))
 
 

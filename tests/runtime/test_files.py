@@ -167,7 +167,7 @@ def test_what_is_written_is_read_again(tmp_path: Path, name: str) -> None:
 
 def test_masks_keep_values_and_palette(tmp_path: Path) -> None:
     mask, palette = np.uint8([[0, 7], [9, 7]]), (1, 2, 3, 4, 5, 6, 7, 8, 9)
-    for values, dtype in (((0, 7, 9), np.uint8), ((0, 7, 900), np.uint16)):
+    for values, dtype in (((0, 7, 9), np.uint8), ((0, 7, 65535), np.uint16)):
         with open_output(tmp_path / "m.png") as file:
             write_arrays(file, {None: mask.astype(dtype)}, "png", values, palette)
         image = Image.open(tmp_path / "m.png")
@@ -188,7 +188,7 @@ def test_masks_keep_values_and_palette(tmp_path: Path) -> None:
         ({None: X * 3}, "png"),
         ({None: X[None, None]}, "png"),
         ({None: np.int64([[-1]])}, "png"),
-        ({None: np.int64([[70000]])}, "png"),
+        ({None: np.int64([[65536]])}, "png"),
         ({None: X * np.nan}, "png"),
         ({None: X * np.nan}, "json"),
     ],

@@ -102,6 +102,8 @@ def test_the_masks_of_a_segmenter_are_pictures_and_its_scores_are_asked_for(fold
     assert mask.getpalette()[21:24] == [4, 5, 6]  # type: ignore[index]
     finish(infer_paths(["in/a.npy"], model, "raw.npy", raw=True))
     np.testing.assert_array_equal(np.load("raw.npy"), y)
+    np.save("column.npy", np.ones((4, 1)))
+    assert finish(infer_paths(["column.npy"], model))[0].shapes == [(4, 1)]
     finish(infer_paths(["in/a.npy"], model, "p/", probabilities=True))
     np.testing.assert_allclose(np.load("p/a.out.npy").sum(-1), 1, rtol=1e-6)
 

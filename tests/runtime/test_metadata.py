@@ -77,7 +77,6 @@ WRONG: dict[str, list[Any]] = {
     "window": [[1], [0, 1], [None, 1]],
     "further_windows": [[], [[1]], [[1, 0]]],
     "columns_per_step": [0, "4"],
-    "integer": [1, "true"],
     "classes": [[], ["a", "a"], [1, 2], "ab"],
     "preprocessing": [{"channels": 1}, {"channels": 2}, {"channels": 3, "resize": [0, 1]}, {}, []],
     "mask_values": [[0], [0, 2**63], [0.0, 1.0]],

@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from contextlib import suppress
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from helpers import tiled_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.runtime import TiledSession, decode, infer_paths
@@ -52,15 +54,28 @@ def test_any_grid_in_tiles_of_any_size(height: int, width: int, tile: int, cell:
     np.testing.assert_allclose(TiledSession(tiled.path)(x, tile=tile), tiled.whole(x), atol=2e-5)
 
 
-def test_axes_are_those_of_the_users_array() -> None:
+def test_axes_are_those_of_the_users_array(tmp_path: Path) -> None:
     tiled = tiled_models.single()
     session, x = TiledSession(tiled.path, tile=5), image("single")
     assert session(x).shape == (13, 18, 1)
     assert session(x[..., 0]).shape == (13, 18)
     assert session(np.stack([x, x])).shape == (2, 13, 18, 1)
+    other, colours = tiled_models.segmenter(), image("segmenter")
+    assert TiledSession(other.path)(colours[:, :1]).shape == (13, 1, 3)
     for wrong in (x[..., 0, 0], np.zeros((4, 4, 2)), np.full((4, 4), np.nan), np.full((4, 4), "a")):
         with pytest.raises(InputError):
             session(wrong)
+    np.save(tmp_path / "with.npy", x)
+    np.save(tmp_path / "without.npy", x[..., 0])
+    tif(tmp_path / "colours.tif", np.zeros((13, 18, 3), np.uint8), photometric="rgb")  # become grey
+    for file, shape in (("with.npy", (13, 18, 1)), ("without.npy", (13, 18)), ("colours.tif", (13, 18))):
+        (result,) = infer_paths([tmp_path / file], tiled.path, tmp_path / f"{file}.npy", tile=5)
+        assert result.shapes == [shape], result.error
+
+
+def test_the_next_direction_begins_before_the_last_has_ended() -> None:
+    sweeps = [Sweep("", direction, 0, k) for k, direction in enumerate(product((1, -1), (1, -1)))]
+    assert len(Plan((4, 4), 1, [(1, 1)], sorted(sweeps, key=lambda each: each.rank), 4).steps) == 19
 
 
 @settings(max_examples=60)
@@ -218,6 +233,13 @@ def test_an_unusual_tiff_is_refused_rather_than_read_wrong(tmp_path: Path, optio
     path = tif(tmp_path / "x.tif", options.pop("pixels"), **options)
     (result,) = infer_paths([path], tiled_models.segmenter().path, tmp_path / "y.npy", tile=3)
     assert "upright" in str(result.error)
+
+
+@pytest.mark.parametrize(("compression", "is_read"), [("tiff_deflate", False), ("jpeg", True)])
+def test_ycbcr_is_read_of_jpeg_alone(tmp_path: Path, compression: str, is_read: bool) -> None:
+    Image.new("YCbCr", (16, 16)).save(tmp_path / "x.tif", compression=compression)
+    (result,) = infer_paths([tmp_path / "x.tif"], tiled_models.segmenter().path, tmp_path / "y.npy")
+    assert ("upright" in str(result.error)) != is_read  # without imagecodecs, JPEG is another error
 
 
 def test_a_model_that_resizes_images_takes_no_regions_of_them(tmp_path: Path) -> None:

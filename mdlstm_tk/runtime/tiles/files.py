@@ -25,7 +25,7 @@ from mdlstm_tk.runtime.tiles.plan import Region
 
 SIDE = 256  # of the tiles of a TIFF that is written
 GREY, RGB, YCBCR = 1, 2, 6  # photometric interpretations of a TIFF
-GIVE_RGB = (7, 33003)  # compressions whose decoders convert YCbCr: JPEG, and Aperio's JPEG 2000
+JPEG = 7  # a compression whose decoder converts YCbCr
 
 
 class Mapped:
@@ -52,8 +52,7 @@ class GridFile:
     """A grid that is read by region, as (*extents, C) float32.
 
     Args:
-        values: (*grid, C) or (*grid): an array of NumPy or zarr, or another object that is indexed by
-            region.
+        values: (*grid, C) or (*grid): an array, or another object that is indexed by region.
         metadata, label: of the network, and the name of the grid in errors.
         is_image: the values are pixels, which are prepared as those of other images.
     """
@@ -120,7 +119,7 @@ def _open_tiff(path: str, stack: ExitStack) -> Any:
         series, page = file.series[0], file.series[0].keyframe
         colours, dtype = page.photometric, series.dtype.newbyteorder("=")
         is_grey = colours == GREY and series.axes == "YX" and dtype in (np.uint8, np.uint16, np.float32)
-        is_rgb = colours == RGB or (colours == YCBCR and page.compression in GIVE_RGB)
+        is_rgb = colours == RGB or (colours == YCBCR and page.compression == JPEG)
         is_rgb &= series.axes == "YXS" and series.shape[2] == 3 and dtype == np.uint8
         is_whole = page.bitspersample == 8 * dtype.itemsize and not series.is_multifile  # as OME may be
         if not ((is_grey or is_rgb) and is_whole) or page.tags.valueof(ORIENTATION, 1) != 1:
@@ -131,16 +130,8 @@ def _open_tiff(path: str, stack: ExitStack) -> Any:
 
 
 class Output:
-    """Answers of an inference, made of y (*grid, outputs), in a file that is written by region.
-
-    Args:
-        scratch: folder of the file, until `finish`.
-        shape: of y.
-        metadata: of the network.
-        run: decides what is made of y.
-        form: file format.
-        batch: the axes of x, which y has, too.
-    """
+    """Answers of an inference, made of y (*grid, outputs) of a batch without values, in a file that is
+    written by region: in a scratch folder, until `finish`."""
 
     def __init__(
         self, scratch: Path, shape: Extents, metadata: Metadata, run: Inference, form: str, batch: Batch

@@ -115,7 +115,7 @@ class TiledSession:
                     return Result(job, shapes=[output.shape])
                 y = np.empty(shape, np.float32)
                 self.run_tiles(source, y, scratch, **how)
-                return run.finish(job, {None: ({self.metadata.output_names[0]: y[None]}, batch, None)})
+                return run.finish(job, {None: ({self.metadata.output_names[0]: y[None]}, batch)})
             except (InputError, MemoryError) as error:
                 return failed(job, error)
             except OSError as error:
