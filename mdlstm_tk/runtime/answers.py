@@ -85,7 +85,7 @@ class Table:
             plain = [
                 {k: v for k, v in row.items() if not isinstance(v, list | tuple | dict)} for row in rows
             ]
-            texts = [[_cell(value) for value in row.values()] for row in plain]
+            texts = [["" if v is None else printable(v) for v in row.values()] for row in plain]
             if self._form == "tsv":
                 text = "".join("\t".join(cells) + "\n" for cells in texts)
             else:
@@ -99,7 +99,3 @@ class Table:
     def end(self) -> None:
         if self._form == "json":
             self._file.write(b"\n]\n" if self._count else b"[]\n")
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else printable(value)

@@ -270,6 +270,8 @@ def infer_paths(
         raise InputError(f"{target} would hold the results of several inputs; give a folder with -o")
     named = output_format or (suffix.replace("tiff", "tif") if is_file else None)
     has_grid = is_tiled and metadata.window is not None
+    if has_grid and target == STDIO:
+        raise InputError("a grid that is larger than the memory goes to a file; name one with -o")
     allowed = TABLES if has_rows else TILED_ARRAYS if has_grid else ARRAYS
     if named is not None and named not in allowed:
         what = f"--format {named}" if output_format else target

@@ -24,8 +24,8 @@ class Batch(NamedTuple):
     of the batch and of the channels; and the width in pixels of the image that x was made of."""
 
     feeds: dict[str, Array]
-    has_batch_axis: bool = True
-    has_channel_axis: bool = True
+    has_batch_axis: bool
+    has_channel_axis: bool
     width: int | None = None
 
 

@@ -21,6 +21,7 @@ MISTAKES: dict[str, tuple[int, str]] = {  # the command: exit code, and what the
     "--import broken.py doctor": (1, "SyntaxError"),
     # files
     "infer nix.npy -m m.onnx": (2, "nix.npy"),
+    "infer -m m.onnx -- -q": (2, "file -q"),
     "infer empty -m m.onnx": (2, "empty"),
     "infer bad.npy -m m.onnx": (2, "bad.npy"),
     "infer objects.npy -m m.onnx": (2, "objects.npy"),

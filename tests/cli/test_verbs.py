@@ -11,6 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
+from inspect import signature
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +69,10 @@ def test_the_four_commands(tmp_path: Path) -> None:
     done = succeed("export", "--size", 8, "--json", cwd=tmp_path)
     assert json.loads(done.out)[0]["path"].endswith("model-8x8.onnx")
     assert "next: mdlstm infer FILE -m runs/md-8x8/model-8x8.onnx" in done.err
-    assert "exporting" in succeed("-v", "export", "--size", 8, "--force", cwd=tmp_path).err
+    assert "exporting" not in done.err and done.err.count("\n") == 1
+    done = succeed("-v", "export", "--form", "scan", "--multiple-of", "2", "-o", "any.onnx", cwd=tmp_path)
+    assert "exporting" in done.err and done.out == ""
+    assert json.loads(succeed("info", "any.onnx", "--json", cwd=tmp_path).out)["multiple_of"] == [2, 2]
     np.save(tmp_path / "matrix.npy", np.random.default_rng(0).random((8, 8)) / 10)
     done = succeed("infer", "matrix.npy", cwd=tmp_path)
     assert "matrix.npy → matrix.out.npy 8x8" in done.err
@@ -120,13 +126,16 @@ def test_comparison_and_samples(tmp_path: Path, density_run: Run) -> None:
     assert (tmp_path / "runs" / "compare" / "relevant.png").is_file()
     done = succeed("compare", "--steps", 20, "--seeds", 1, "--size", 4, "--force", cwd=tmp_path)
     assert not done.out.lstrip().startswith(("[", "{")) and "md" in done.out
-    done = succeed("sample", density_run.folder, "-n", 2, "-o", "s.npy", "--json", cwd=tmp_path)
+    run = density_run.folder
+    done = succeed("sample", run, "-n", 2, "-o", "s.npy", "--json", cwd=tmp_path)
     assert json.loads(done.out)["images"] == 2 and np.load(tmp_path / "s.npy").shape[0] == 2
-    done = succeed("sample", density_run.folder, "-n", 2, "--size", "5", "-o", "t.npy", cwd=tmp_path)
+    succeed("sample", run, "-n", 2, "--seed", 0, "--temperature", 1, "-o", "u.npy", cwd=tmp_path)
+    np.testing.assert_array_equal(np.load(tmp_path / "u.npy"), np.load(tmp_path / "s.npy"))
+    done = succeed("sample", run, "-n", 2, "--size", "5", "-o", "t.npy", cwd=tmp_path)
     assert np.load(tmp_path / "t.npy").shape[1:3] == (5, 5) and "t.npy: 2 of 5x5" in done.err
-    succeed("sample", density_run.folder, "-n", 2, "--size", "5x6", cwd=tmp_path)
+    succeed("sample", run, "-n", 2, "--size", "5x6", cwd=tmp_path)
     assert Image.open(tmp_path / "samples.png").size[0] > 0
-    assert mdlstm("sample", density_run.folder, cwd=tmp_path).code == 2
+    assert mdlstm("sample", run, cwd=tmp_path).code == 2
 
 
 def test_python_files_register_what_they_define(tmp_path: Path) -> None:
@@ -141,7 +150,8 @@ def test_python_files_register_what_they_define(tmp_path: Path) -> None:
     )
     done = succeed("--import", "own.py", "train", "--cell", "mine", "--steps", 3, "--size", 4, cwd=tmp_path)
     assert "next: mdlstm --import own.py export" in done.err
-    succeed("--import", "own.py", "export", "--size", 4, cwd=tmp_path)
+    done = succeed("--import=own.py", "export", "--size", 4, cwd=tmp_path)
+    assert "next: mdlstm --import=own.py infer" in done.err
     np.save(tmp_path / "x.npy", np.eye(4))
     succeed("infer", "x.npy", cwd=tmp_path)  # a file holds no code
 
@@ -195,27 +205,59 @@ def test_messages_of_many_files(place: Path) -> None:
     assert "failed: there is no file nix.npy\n" in done.err and "25 done, 1 failed\n" in done.err
     done = mdlstm("-q", "infer", *names, "nix.npy", "-m", "m.onnx", "--force", cwd=place)
     assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 2)
+    done = succeed("infer", *names, "-m", "m.onnx", "--skip-existing", cwd=place)
+    assert done.err.splitlines()[-1].endswith(": 25")
+    done = succeed("infer", "x.npy", "-m", "m.onnx", "--skip-existing", cwd=place)
+    assert "skipped" not in done.err and "x.npy → x.out.npy" in done.err
 
 
-@pytest.mark.parametrize("level", [0, 1])
-def test_a_bar_is_for_a_person_and_on_stderr(
-    level: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_flags_are_off_and_numbers_are_bounded(place: Path) -> None:
+    for verb in VERBS:
+        parameters = signature(getattr(import_module(f"mdlstm_tk.cli.{verb}"), verb)).parameters.values()
+        assert not any(each.default is True for each in parameters)
+    least = ("--batch-size", 1, "--threads", 0, "--top", 1)
+    assert succeed("infer", "x.npy", "-m", "c.onnx", *least, cwd=place).out.startswith("dög\t")
+    for option in ("batch-size", "threads", "workers", "tile", "max-bytes"):
+        done = mdlstm("infer", "x.npy", "-m", "m.onnx", f"--{option}", -int(option == "threads"))
+        assert done.code == 2 and f"--{option}" in done.err
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(0, 0), (2, 1), (40, 3)])
+def test_progress_is_told_twice_a_minute(
+    seconds: float, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(console, "level", level)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with console.progress(4, 1, "files") as show:
-        show(4, "\x1b[2J fast")
-    out, err = capsys.readouterr()
-    assert out == "" and "\x1b[2J" not in err
-    assert ("━" in err) == ("4/4" in err) == ("fast" in err) == (level > 0)
+    clock = count(1000, seconds)
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.progress(1000, 10, "steps") as show:
+        for done in (*range(11, 28), 99) if seconds == 2 else (11, 12, 99):
+            show(done, "")
+    assert capsys.readouterr().err.count("steps") == lines
+
+
+def test_numbers_of_a_table_are_aligned_at_their_end(capsys: pytest.CaptureFixture[str]) -> None:
+    console.table(["name", "", "n"], [["a", "b", 1], ["cc", "dd", 22]], "title", texts=2)
+    assert capsys.readouterr().out.splitlines() == ["title", "name       n", "a     b    1", "cc    dd  22"]
+
+
+@pytest.mark.parametrize(
+    ("env", "line"), [({}, "PASSIVE True"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE False")]
+)
+def test_idle_threads_do_not_spin_unless_the_user_says_so(
+    env: dict[str, str], line: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    code = "import os; print(os.environ['OMP_WAIT_POLICY'], 'GOMP_SPINCOUNT' in os.environ)"
+    (place / "own.py").write_text(code)
+    assert succeed("--import", "own.py", "info", "m.onnx", cwd=place, env=env).out.splitlines()[0] == line
 
 
 def test_a_closed_pipe_ends_quietly(place: Path) -> None:
     for k in range(300):
         shutil.copy(place / "x.npy", place / f"x{k}.npy")
-    command = f"{sys.executable} -m mdlstm_tk infer . -m c.onnx --skip-existing -q -o - | head -1"
+    command = f"{sys.executable} -m mdlstm_tk infer . -m c.onnx -q -o - | head -1"
     done = subprocess.run(["bash", "-c", command], cwd=place, capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+    assert done.stdout.count("\n") == 1 and done.stderr == ""
 
 
 COMMAND = "from mdlstm_tk.cli import main; main(sys.argv[1:])"

@@ -73,6 +73,7 @@ def test_grey_is_luma_and_opacity_blends_with_white() -> None:
     assert to_grey(pixels).tolist() == [[76, 150, 29]]
     many = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3)).astype(np.uint8)
     np.testing.assert_array_equal(to_grey(many), np.asarray(Image.fromarray(many).convert("L")))
+    np.testing.assert_allclose(to_grey(many / np.float32(255)), to_grey(many) / 255, atol=0.502 / 255)
     assert to_grey(pixels.astype(np.uint16) * 257).dtype == np.uint16
     buffer = io.BytesIO()
     Image.fromarray(np.array([[[0, 100, 200, 128]]], np.uint8)).save(buffer, "PNG")

@@ -127,6 +127,8 @@ def test_runs_are_bounded_by_their_positions(tmp_path: Path) -> None:
     session.graph.dtypes = graph.dtypes  # type: ignore[attr-defined]
     session.run_many([np.zeros((300, 300)), *[np.zeros((8, 8))] * 70, np.zeros((300, 300))])
     assert max(n * h * w for n, h, w in seen) <= 64 * 64 * 64
+    session.run_many([np.zeros((32, 32))] * 65)
+    assert seen[-2:] == [(64, 32, 32), (1, 32, 32)]
 
 
 REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {  # metadata, x, and a word of the reason

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.io import STDIO, Array
+from mdlstm_tk.io import Array
 from mdlstm_tk.io.metadata import Metadata
 from mdlstm_tk.runtime.infer import Inference, Job, Result, failed
 from mdlstm_tk.runtime.model_check import check_model
@@ -101,7 +101,7 @@ class TiledSession:
                 shape = self.archive.output_shape(source.grid)
                 has_grid = self.metadata.window is not None
                 target = Path(os.path.realpath(job.target))
-                if has_grid and job.target != STDIO:
+                if has_grid:
                     target.parent.mkdir(parents=True, exist_ok=True)
                 place = target.parent if has_grid else None  # of a file that only gets its name in the end
                 scratch = Path(stack.enter_context(TemporaryDirectory(prefix=".mdlstm-tiles-", dir=place)))
