@@ -19,6 +19,7 @@ MISTAKES: dict[str, tuple[int, str]] = {  # the command: exit code, and what the
     "train --steps": (2, "--steps"),
     "--import nix.py train": (2, "nix.py"),
     "--import broken.py doctor": (1, "SyntaxError"),
+    "--import large.py doctor": (1, "smaller size"),
     # files
     "infer nix.npy -m m.onnx": (2, "nix.npy"),
     "infer -m m.onnx -- -q": (2, "file -q"),
@@ -110,6 +111,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("bad.npy", "bad.png", "file"):
         (folder / name).write_bytes(b"nothing")
     (folder / "broken.py").write_text("def")
+    (folder / "large.py").write_text("raise MemoryError")
     (folder / "bad.toml").write_text("steps = ")
     (folder / "empty").mkdir()
     (folder / "classes" / "cat").mkdir(parents=True)

@@ -81,12 +81,13 @@ def test_the_four_commands(tmp_path: Path) -> None:
     assert "next: mdlstm infer FILE -m runs/md-8x8/model-4x5.onnx" in done.err
     done = succeed("verify", "runs/md-8x8", cwd=tmp_path)
     assert "within tolerance" in done.err and "ONNX Runtime, cpu" in done.out
+    assert "compared with" not in done.err and "FAILED" not in done.out
     done = succeed("verify", "runs/md-8x8/model-8x8.onnx", "--json", cwd=tmp_path)
     assert {case.split()[-1] for case in json.loads(done.out)["ONNX Runtime, cpu"]} == {"0", "1"}
     done = succeed("info", "runs/md-8x8", "--json", cwd=tmp_path)
     assert json.loads(done.out)["steps_done"] == 20
     done = succeed("report", "--json", cwd=tmp_path)
-    assert (tmp_path / json.loads(done.out)["path"]).is_file()
+    assert (tmp_path / json.loads(done.out)["path"]).is_file() and "next: mdlstm infer" in done.err
     done = succeed("train", "--resume", "runs/md-8x8", "--steps", 25, cwd=tmp_path)
     assert json.loads(succeed("info", run, "--json").out)["steps_done"] == 25
     done = succeed("info", "runs/md-8x8", cwd=tmp_path)
@@ -105,10 +106,13 @@ def test_a_file_that_is_damaged_fails_the_verification(trained: Run, tmp_path: P
 
 
 def test_models_and_tasks_are_described(tmp_path: Path) -> None:
-    path = classifier(tmp_path / "c.onnx", grid=(8, None), threshold=0.25)
+    images = {"channels": 1, "resize": [None, 64]}
+    path = classifier(tmp_path / "c.onnx", grid=(8, None), threshold=0.25, preprocessing=images)
     values = json.loads(succeed("info", path, "--json").out)
     assert (values["grid"], values["classes"][1], values["threshold"]) == ([8, None], "dög", 0.25)
-    assert "8x*" in succeed("info", path).out
+    cells = dict(line.rstrip().split(maxsplit=1) for line in succeed("info", path).out.splitlines()[1:])
+    assert (cells["grid"], cells["threshold"], cells["classes"]) == ("8x*", "0.25", "cat, dög, <b>")
+    assert cells["preprocessing"] == "channels 1, resize *x64" and "window" not in cells
     values = json.loads(succeed("info", "digits", "--json").out)
     assert values["task"]["default"] == "digits"
     assert values["lr"]["default"] is not None and "rate" in values["lr"]["meaning"]
@@ -255,9 +259,9 @@ def test_idle_threads_do_not_spin_unless_the_user_says_so(
 def test_a_closed_pipe_ends_quietly(place: Path) -> None:
     for k in range(300):
         shutil.copy(place / "x.npy", place / f"x{k}.npy")
-    command = f"{sys.executable} -m mdlstm_tk infer . -m c.onnx -q -o - | head -1"
+    command = f"{sys.executable} -m mdlstm_tk infer . -m c.onnx -q -o - | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=place, capture_output=True, text=True, check=False)
-    assert done.stdout.count("\n") == 1 and done.stderr == ""
+    assert (done.returncode, done.stdout.count("\n"), done.stderr) == (1, 1, "")
 
 
 COMMAND = "from mdlstm_tk.cli import main; main(sys.argv[1:])"
