@@ -115,6 +115,7 @@ REFUSED: dict[str, dict[str, Model]] = {  # by a word of the reason
         "a loop": crafted([loop()], [tensor("go", True, np.bool_)]),
         "in a list of graphs": crafted([node("Identity", "x", "y", list=[body(loop())])]),
         "behind a number": with_node_bytes(node("NonZero", "x", "z"), field(4, 5, b"Cast")),
+        "behind a long number": with_node_bytes(node("NonZero", "x", "z"), field(4, 1, b"Identity")),
         "a name with escapes": crafted([node("\x1b[2J", "x", "y")]),
         **{
             name: crafted([node(name, "x", "y")])
