@@ -126,6 +126,7 @@ def test_lines_are_not_read_in_tiles() -> None:
 
 def test_files_are_read_and_written_by_region(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mdlstm_tk.runtime.tiles.files.SIDE", 16)  # of the tiles of the result
+    monkeypatch.setattr("mdlstm_tk.runtime.tiles.files.BIG", 40 * 33 * 3 * 4 - 1)
     tifffile, zarr = pytest.importorskip("tifffile"), pytest.importorskip("zarr")
     tiled = tiled_models.segmenter()
     pixels = RNG.integers(0, 256, (40, 33, 3)).astype(np.uint8)
@@ -150,6 +151,8 @@ def test_files_are_read_and_written_by_region(tmp_path: Path, monkeypatch: pytes
                     "zarr": lambda path: zarr.open_array(str(path))[...],
                     "tif": tifffile.imread,
                 }[form](target)
+                if form == "tif":
+                    assert tifffile.TiffFile(target).is_bigtiff == bool(options)  # numbers, not masks
                 if expected is not None:
                     np.testing.assert_allclose(read, expected, atol=2e-5)
                 else:

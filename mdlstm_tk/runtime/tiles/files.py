@@ -24,6 +24,7 @@ from mdlstm_tk.runtime.shapes import Batch, check_grid, check_scale, convert, re
 from mdlstm_tk.runtime.tiles.plan import Region
 
 SIDE = 256  # of the tiles of a TIFF that is written
+BIG = 2**31  # bytes of an array above which it is a BigTIFF
 GREY, RGB, YCBCR = 1, 2, 6  # photometric interpretations of a TIFF
 JPEG = 7  # a compression whose decoder converts YCbCr
 
@@ -185,7 +186,7 @@ class Output:
             colours = palette_of(self._metadata.mask_values, palette) * 257  # 16 bits
             options = {"photometric": "palette", "colormap": colours.T}
         options |= {"planarconfig": "contig"} if len(shape) == 3 else {}
-        options |= {"bigtiff": prod(shape) * dtype.itemsize > 2**31, "metadata": None, "maxworkers": 1}
+        options |= {"bigtiff": prod(shape) * dtype.itemsize > BIG, "metadata": None, "maxworkers": 1}
         path = self._path.with_suffix(".tif")
         require("tifffile", "large").imwrite(
             path, tiles(), shape=shape, dtype=dtype, tile=(SIDE, SIDE), compression="zlib", **options
