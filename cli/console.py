@@ -67,11 +67,11 @@ def table(
 def progress(total: float, done: float = 0, unit: str = "") -> Iterator[Callable[[float, str], None]]:
     """Show progress on stderr: a bar on a terminal, else a line now and then. Yields `show(done, text)`."""
     if not on_terminal():
-        last, tenth = time.monotonic(), int(10 * done / total)
+        last, tenth = time.monotonic(), 10 * done // total
 
         def show(done: float, text: str) -> None:
             nonlocal last, tenth
-            now, part = time.monotonic(), int(10 * done / total)
+            now, part = time.monotonic(), 10 * done // total
             if part > tenth or now - last > LINE_SECONDS:
                 last, tenth = now, part
                 note(f"{done:g}/{total:g} {unit}  {text}")

@@ -20,6 +20,7 @@ MISTAKES: dict[str, tuple[int, str]] = {  # the command: exit code, and what the
     "--import nix.py train": (2, "nix.py"),
     "--import broken.py doctor": (1, "SyntaxError"),
     "--import large.py doctor": (1, "smaller size"),
+    "--import stop.py doctor": (130, "interrupted"),
     # files
     "infer nix.npy -m m.onnx": (2, "nix.npy"),
     "infer -m m.onnx -- -q": (2, "file -q"),
@@ -112,6 +113,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).write_bytes(b"nothing")
     (folder / "broken.py").write_text("def")
     (folder / "large.py").write_text("raise MemoryError")
+    (folder / "stop.py").write_text("raise KeyboardInterrupt")
     (folder / "bad.toml").write_text("steps = ")
     (folder / "empty").mkdir()
     (folder / "classes" / "cat").mkdir(parents=True)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import tiled_models
 from helpers.command import mdlstm, succeed
 from helpers.small_models import classifier, recogniser, segmenter, write_model
 from helpers.without_packages import TRAINING, python_without
@@ -81,7 +82,7 @@ def test_the_four_commands(tmp_path: Path) -> None:
     assert "next: mdlstm infer FILE -m runs/md-8x8/model-4x5.onnx" in done.err
     done = succeed("verify", "runs/md-8x8", cwd=tmp_path)
     assert "within tolerance" in done.err and "ONNX Runtime, cpu" in done.out
-    assert "compared with" not in done.err and "FAILED" not in done.out
+    assert "compared with" not in done.err and "FAILED" not in done.out and "e-" in done.out
     done = succeed("verify", "runs/md-8x8/model-8x8.onnx", "--json", cwd=tmp_path)
     assert {case.split()[-1] for case in json.loads(done.out)["ONNX Runtime, cpu"]} == {"0", "1"}
     done = succeed("info", "runs/md-8x8", "--json", cwd=tmp_path)
@@ -213,6 +214,21 @@ def test_messages_of_many_files(place: Path) -> None:
     assert done.err.splitlines()[-1].endswith(": 25")
     done = succeed("infer", "x.npy", "-m", "m.onnx", "--skip-existing", cwd=place)
     assert "skipped" not in done.err and "x.npy → x.out.npy" in done.err
+    tiled = ("-m", tiled_models.single().path, "--tile", 2, "-o", "tiled/", "--force")
+    assert "16/16 tiles" in succeed("infer", "x.npy", *tiled, cwd=place).err
+    assert " tiles" not in succeed("infer", "x.npy", "x1.npy", *tiled, cwd=place).err
+
+
+@pytest.mark.parametrize(
+    ("flags", "limits"), [((), (120, 2**32)), (("--timeout", "3", "--max-bytes", "5000"), (3, 5000))]
+)
+def test_isolation_has_limits(
+    flags: tuple[str, ...], limits: tuple[float, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr("mdlstm_tk.runtime.limits.run_limited", lambda *args: called.append(args) or 7)
+    assert mdlstm("infer", "x.npy", "--isolated", *flags).code == 7
+    assert called == [(["infer", "x.npy", "--isolated", *flags, "--device", "cpu"], *limits)]
 
 
 def test_flags_are_off_and_numbers_are_bounded(place: Path) -> None:
@@ -254,6 +270,19 @@ def test_idle_threads_do_not_spin_unless_the_user_says_so(
     code = "import os; print(os.environ['OMP_WAIT_POLICY'], 'GOMP_SPINCOUNT' in os.environ)"
     (place / "own.py").write_text(code)
     assert succeed("--import", "own.py", "info", "m.onnx", cwd=place, env=env).out.splitlines()[0] == line
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_bar_is_for_a_person_and_on_stderr(
+    level: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "level", level)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with console.progress(4, 1, "files") as show:
+        show(4, "\x1b[2J fast")
+    out, err = capsys.readouterr()
+    assert out == "" and "\x1b[2J" not in err
+    assert ("━" in err) == ("4/4" in err) == ("fast" in err) == (level > 0)
 
 
 def test_a_closed_pipe_ends_quietly(place: Path) -> None:
