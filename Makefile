@@ -9,7 +9,7 @@ RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 demo: $(VENV)/demo.stamp  ## train, export, infer and verify, into runs/demo
 	$(BIN)/mdlstm train --steps 1000 -o runs/demo --force
 	$(BIN)/mdlstm export runs/demo --size 8 --size 32 --force
-	$(BIN)/python -c 'import numpy; from mdlstm_tk.data import DiagonalTask; \
+	$(BIN)/python -c 'import numpy; from mdlstm_tk.data.builtin.diagonal import DiagonalTask; \
 	  numpy.save("runs/demo/matrix.npy", DiagonalTask((8, 8)).batch(seed=1, step=0, count=1).x)'
 	$(BIN)/mdlstm infer runs/demo/matrix.npy -m runs/demo/model-8x8.onnx --force
 	$(BIN)/mdlstm verify runs/demo

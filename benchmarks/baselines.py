@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -32,13 +33,14 @@ import numpy as np
 import PIL.Image
 import rival_networks  # noqa: F401  it registers the rivals
 import torch
-from equal_time import gain_of_processes, new_or_interrupted_job, seconds_a_step
+from equal_time import gain_of_processes, seconds_a_step, trained
 from measuring import (
     RESULTS,
     ROOT,
     argument_parser,
     hold_settings,
     markdown,
+    prefix_of,
     resumed,
     settings_of,
     write_between_markers,
@@ -53,13 +55,7 @@ from mdlstm_tk.runtime import Session
 from mdlstm_tk.text import cut_line, find_lines, read_lines, read_page
 from mdlstm_tk.text.pages import Page, PageLine
 from mdlstm_tk.text.polylines import same_lines, spacing_of
-from mdlstm_tk.training import (
-    TrainConfig,
-    configure,
-    in_processes,
-    make_task,
-    train,
-)
+from mdlstm_tk.training import TrainConfig, configure, make_task
 from mdlstm_tk.training.comparison import with_equal_parameters
 
 NETWORKS = {"default": "", "rows": "page-rows", "unet": "page-unet"}  # models of `rival_networks`
@@ -140,7 +136,7 @@ def measure(model: Path, pages: Sequence[tuple[str, Page]], recogniser: Session 
 def configuration(name: str, seed: int, options: argparse.Namespace) -> TrainConfig:
     """The configuration of a training, but for its number of steps."""
     settings = {"task": "baselines", "data": str(options.pages), "seed": seed}
-    config = configure(settings | settings_of(options.set))
+    config = configure(**settings | settings_of(options.set))
     model = NETWORKS[name]
     return with_equal_parameters(config, model, make_task(config)) if model else config
 
@@ -164,15 +160,12 @@ def train_network(
 ) -> dict[str, Any]:
     """Train a network, export it, and measure what the file finds on the test pages."""
     config = replace(configuration(name, seed, options), steps=steps)
-    task = make_task(config)
-    job = new_or_interrupted_job(config, folder, task)
-    result = train(job)
-    if not job.context.is_main:
-        return {}
-    model = job.run.folder / "model.onnx"
-    export_run(job.run, model, form="scan", force=True)
-    names = zip(task.groups["test"], task.names["test"], strict=True)
-    pages = [(hand, read_page(options.pages / name)) for hand, name in names]
+    task, model = make_task(config), folder / "model.onnx"
+    result = trained(config, folder, task, min(options.cores, options.processes))
+    export_run(folder, model, form="scan", force=True)
+    hands = json.loads((options.pages / "splits.json").read_text(encoding="utf-8"))["test"]
+    names = task.names["test"]
+    pages = [(prefix_of(name, hands) or "", read_page(options.pages / name)) for name in names]
     recogniser = Session(options.recogniser, device="cpu") if options.recogniser else None
     counts = {"parameters": result["parameters"], "steps": steps, "best step": result["step"]}
     return counts | measure(model, pages, recogniser)
@@ -203,18 +196,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     steps, cells = count_steps(options), {}
     for seed, name in product(range(options.seeds), options.networks):
         row = f"{name}, {options.minutes:g} min{' of two cores' * (options.cores - 1)}, seed {seed}"
-        processes = min(options.cores, options.processes)
         folder = options.output / row.replace(", ", "-").replace(" ", "")
-        call = in_processes, processes, train_network, name, seed, steps[name], folder, options
-        cells[row] = partial(*call)
-    rows = trained(resumed(options.results, cells))
+        cells[row] = partial(train_network, name, seed, steps[name], folder, options)
+    rows = trainings(resumed(options.results, cells))
     print(table(rows))
     if options.write:
         write_between_markers(ROOT / "docs/handwriting.md", "baselines", table(rows))
     return rows
 
 
-def trained(cells: Mapping[str, Any]) -> dict[str, Any]:
+def trainings(cells: Mapping[str, Any]) -> dict[str, Any]:
     """The trainings among the cells of a file of results."""
     return {name: each for name, each in cells.items() if isinstance(each, dict) and "f1" in each}
 

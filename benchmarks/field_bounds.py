@@ -15,7 +15,7 @@ import numpy as np
 from measuring import argument_parser
 from scipy.linalg import cho_factor, cho_solve
 
-from mdlstm_tk.data import GaussianField
+from mdlstm_tk.data.builtin.gaussian_field import GaussianField
 
 # Times the variance. The covariance is singular, since a field has fewer waves than positions.
 JITTER = 1e-9

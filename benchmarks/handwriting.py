@@ -34,12 +34,11 @@ from functools import partial
 from itertools import accumulate, product
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import numpy as np
 import rival_networks  # noqa: F401  it registers the rivals
 import torch
-from equal_time import Patches, gain_of_processes, new_or_interrupted_job, patched, seconds_a_step
+from equal_time import Patches, gain_of_processes, patched, seconds_a_step, trained
 from hard_lines import hard_lines
 from measuring import (
     RESULTS,
@@ -48,6 +47,7 @@ from measuring import (
     hold_settings,
     interleave,
     markdown,
+    prefix_of,
     python,
     read_cells,
     resumed,
@@ -55,26 +55,16 @@ from measuring import (
     write_between_markers,
 )
 
-from mdlstm_tk.data import Split
-from mdlstm_tk.data.samples import LazySamples
-from mdlstm_tk.data.splits import prefix_of
-from mdlstm_tk.data.user_data import UserDataTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run
 from mdlstm_tk.io import Array
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.text import CharacterModel, ctc_loss, networks, page_folders, read_lines
-from mdlstm_tk.text.decoding import BEAM, LM_FILE, read_run
+from mdlstm_tk.text.decoding import BEAM, LM_FILE
 from mdlstm_tk.text.line_cutting import cut_line
 from mdlstm_tk.text.pages import Page, PageLine, is_page, read_page
 from mdlstm_tk.text.reading import Line, describe_lines, evaluate_lines
-from mdlstm_tk.training import (
-    TrainConfig,
-    configure,
-    in_processes,
-    make_task,
-    train,
-)
+from mdlstm_tk.training import Run, TrainConfig, configure, load_checkpoint, make_task
 from mdlstm_tk.training.comparison import with_equal_parameters
 
 NETWORKS = {"default": "", "rows": "line-rows", "blstm": "line-blstm"}  # models of `rival_networks`
@@ -103,7 +93,7 @@ def normalise_all(norm: Any, x: Any, valid: Any) -> Any:
 
 def all_steps(batch: Any, steps: int, columns: int | None = None) -> Any:
     """The steps of all lines of a batch, as if none were padded."""
-    return np.full(len(batch.x), steps)
+    return torch.full((len(batch.x),), steps)
 
 
 class Part(NamedTuple):
@@ -199,15 +189,19 @@ def link_pages(source: Path, folder: Path, lines: int | None) -> None:
 
 def divide(source: Path, names: Sequence[str]) -> dict[str, list[str]]:
     """The prefixes of each split: those of splits.json, else whole pages."""
-    file = source / "splits.json"
-    if file.is_file():
-        splits: dict[str, list[str]] = json.loads(file.read_text(encoding="utf-8"))
-        return splits
+    if (source / "splits.json").is_file():
+        return read_splits(source)
     shuffled, splits = random.Random(0).sample(names, len(names)), {}
     for split, share in SHARES.items():
         count = max(1, round(share * len(names)))
         splits[split], shuffled = shuffled[:count], shuffled[count:]
     return {"train": shuffled, **splits}
+
+
+def read_splits(folder: Path) -> dict[str, list[str]]:
+    """The prefixes of each split."""
+    splits: dict[str, list[str]] = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
+    return splits
 
 
 def errors_of(lines: Sequence[Line]) -> dict[str, Any]:
@@ -222,7 +216,7 @@ def configuration(training: Training, options: argparse.Namespace, data: str = "
     """The configuration of a training, but for its number of steps."""
     folder = options.output / f"{data}-{training.lines or 'all'}"
     settings = {"task": "transcribe", "precision": "bf16", "seed": training.seed, "data": str(folder)}
-    config = configure({**settings, **PARTS[training.part].settings, **settings_of(options.set)})
+    config = configure(**{**settings, **PARTS[training.part].settings, **settings_of(options.set)})
     model = NETWORKS[training.network]
     return with_equal_parameters(config, model, make_task(config)) if model else config
 
@@ -254,36 +248,34 @@ def count_steps(options: argparse.Namespace) -> Callable[[Training], int]:
 def train_network(training: Training, steps: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train a network, read the test lines with it, export it, and measure the exported file."""
     part, folder = PARTS[training.part], options.output / str(training).replace(", ", "-").replace(" ", "")
-    config = configuration(training, options)
+    processes, config = min(part.processes, options.processes), configuration(training, options)
     with patched(part.patches):
         if part.is_rendered_first:
-            first = replace(
-                configuration(training, options, "rendered"), steps=round(RENDERED_SHARE * steps)
-            )
-            train(new_or_interrupted_job(first, folder / "rendered"))
+            first = configuration(training, options, "rendered")
+            first = replace(first, steps=round(RENDERED_SHARE * steps))
+            trained(first, folder / "rendered", processes=processes)
             config = replace(config, init=str(folder / "rendered"), steps=steps - first.steps)
         else:
             config = replace(config, steps=steps)
-        task = cast("UserDataTask", make_task(config))
-        job = new_or_interrupted_job(config, folder / "run", task)
-        result = train(job)
-        if not job.context.is_main:
-            return {}
+        task, run = make_task(config), Run(folder / "run")
+        result = trained(config, run.folder, task, processes)
         row = {"parameters": result["parameters"], "steps": steps, "best step": result["step"]}
-        split: Split = result["split"]
-        assert split == "test", "splits.json names no test pages"
-        lm = CharacterModel.load(job.run.folder / LM_FILE)
+        assert result["split"] == "test", "splits.json names no test pages"
+        best = load_checkpoint(run.best)
+        task.spec = best.spec  # with its decoding
+        hands = read_splits(Path(config.data))["test"]
+        lm = CharacterModel.load(run.folder / LM_FILE)
         searches: dict[str, dict[str, Any]] = {"greedy": {}, "lm": {"beam": BEAM, "lm": lm}}
         for kind, search in searches.items():
-            decoding = read_run(job.run)
-            lines = evaluate_lines(job.network, task, split, job.config, decoding=decoding, **search)[1]
+            lines = evaluate_lines(best.network(), task, "test", **search)
+            lines = [replace(line, group=prefix_of(line.group, hands) or "") for line in lines]
             row[kind] = errors_of(lines)
             if kind == "greedy":
                 row["lines"] = {line.name: [line.group, *line.counts[:2]] for line in lines}
     model_file = folder / "model.onnx"
-    export_run(job.run, model_file, padded=True, force=True)
-    samples = cast("LazySamples", task.sets[split]).samples
-    images = [sample.read_x() for sample in samples[:TIMED_LINES]]
+    export_run(run, model_file, padded=True, force=True)
+    samples = task.sets["test"].samples  # type: ignore[attr-defined]
+    images = [sample.read()[0] for sample in samples[:TIMED_LINES]]
     session = Session(model_file, device="cpu", threads=1)
     for name, search in (("speed", {}), ("speed_lm", searches["lm"])):
         reading = {name: partial(read_lines, session, images, **search)}
@@ -379,9 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if not is_hard:
         steps = count_steps(options)
         for each in wanted:
-            processes = min(PARTS[each.part].processes, options.processes)
-            call = in_processes, processes, train_network, each, steps(each), options
-            cells[str(each)] = partial(*call)
+            cells[str(each)] = partial(train_network, each, steps(each), options)
     kept = resumed(options.results, cells)
     rows = {str(each): kept[str(each)] for each in wanted if str(each) in kept}
     print(hard_lines(rows, options.output / "pages-all", NETWORKS) if is_hard else table(rows))

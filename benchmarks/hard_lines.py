@@ -57,7 +57,7 @@ def hard_lines(rows: Mapping[str, Mapping[str, Any]], pages: Path, networks: Col
     for path in filter(is_page, sorted(pages.rglob("*.xml"))):
         page = read_page(path)
         name = path.relative_to(pages).as_posix()
-        found |= properties(page, name, page_folders._pixels(page.image))
+        found |= properties(page, name, page_folders.page_pixels(page.image))
     counts = {  # of each network, the lines of its seeds one after the other: name, hand, edits, characters
         network: [
             (line, *counts)

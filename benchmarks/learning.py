@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -35,24 +36,31 @@ from measuring import (
 )
 
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.training import TrainConfig, default_config, make_task, new_job, train
-from mdlstm_tk.training.comparison import with_parameters
-from mdlstm_tk.training.networks import build_network, count_parameters
-from mdlstm_tk.training.tasks import with_model
+from mdlstm_tk.training import TrainConfig, build_network, configure, make_task, train
+from mdlstm_tk.training.comparison import MOST_HIDDEN, with_equal_parameters
+from mdlstm_tk.training.networks import count_parameters
 
 
 def configurations(name: str, settings: Mapping[str, Any]) -> dict[str, TrainConfig]:
     """The configuration of each network, with equally many parameters."""
     table = TABLES[name]
     values = {"model": table.networks[0], "device": "cpu", "patience": 0, **table.settings, **settings}
-    base = default_config(name).updated(values, "settings")
-    spec = make_task(base).spec
-    target, configs = count_parameters(build_network(base, spec)), {base.model: base}
+    base = configure(task=name, **values)
+    task = make_task(base)
+
+    def count(config: TrainConfig) -> int:
+        with torch.device("meta"):
+            return count_parameters(build_network(config, task.spec))
+
+    configs, target = {base.model: base}, count(base)
     for network in table.networks[1:]:
-        config = with_model(base, network, spec.kind).updated(table.own.get(network, {}), name)
-        configs[network] = with_parameters(config, spec, target)
-    counts = {network: count_parameters(build_network(each, spec)) for network, each in configs.items()}
-    if any(abs(number / counts[base.model] - 1) > TOLERANCE for number in counts.values()):
+        config = replace(with_equal_parameters(base, network, task), **table.own.get(network, {}))
+        widths = range(1, MOST_HIDDEN)
+        least = bisect_left(widths, target, key=lambda hidden: count(replace(config, hidden=hidden))) + 1
+        near = [replace(config, hidden=hidden) for hidden in (max(least - 1, 1), least)]
+        configs[network] = min(near, key=lambda each: abs(count(each) - target))
+    counts = {network: count(each) for network, each in configs.items()}
+    if any(abs(number / target - 1) > TOLERANCE for number in counts.values()):
         raise SystemExit(f"{name}: the numbers of parameters differ too much, {counts}")
     return configs
 
@@ -64,21 +72,22 @@ def train_once(config: TrainConfig, measure: str, *, chooses: bool) -> dict[str,
     measure. A training that diverges has neither.
     """
     task = make_task(config)
-    task.score = lambda errors: errors[measure]  # type: ignore[method-assign]
+    if task.count("validation"):
+        config = replace(config, best_by=measure)
     if chooses:
         whole = task.count
         task.count = lambda split: 0 if split == "test" else whole(split)  # type: ignore[method-assign]
+    parameters = count_parameters(build_network(config, task.spec))
+    cell: dict[str, Any] = {"machine": machine(), "parameters": parameters}
     with tempfile.TemporaryDirectory() as folder:
-        job = new_job(config, folder, force=True, task=task)
-        cell: dict[str, Any] = {"machine": machine(), "parameters": count_parameters(job.network)}
         try:
-            result = train(job)
+            result = train(config, folder, task=task)
         except MDLSTMError as error:
             if "diverged" not in str(error):
                 raise
             return {**cell, "diverged": str(error)}
     cell |= {"seconds": result["seconds"], "step": result["step"]}
-    return cell | ({"score": task.score(result["errors"])} if chooses else {"errors": result["errors"]})
+    return cell | ({"score": result["errors"][measure]} if chooses else {"errors": result["errors"]})
 
 
 def prepare(results: Results, configs: Mapping[str, TrainConfig]) -> None:
@@ -101,7 +110,7 @@ def measure(results: Results, configs: Mapping[str, TrainConfig]) -> None:
 
     def baselines() -> list[dict[str, dict[str, float]]]:
         seeds = [replace(base, seed=seed) for seed in range(1, table.seeds + 1)]
-        return [make_task(each).baselines(each.seed, each.steps * each.batch_size) for each in seeds]
+        return [make_task(each).baselines(each.seed) for each in seeds]
 
     for _ in range(2):
         cells: dict[str, Callable[[], Any]] = {"baselines": baselines}
@@ -109,7 +118,7 @@ def measure(results: Results, configs: Mapping[str, TrainConfig]) -> None:
             config = replace(configs[each.network], lr=each.rate, steps=each.steps, seed=each.seed)
             if each.seed == 0:
                 last = {"evaluate_every": each.steps} if table.choosing else {}
-                config = config.updated({**table.choosing, **last}, results.name)
+                config = replace(config, **{**table.choosing, **last})
             cells[each.name] = partial(train_once, config, table.measures[0], chooses=each.seed == 0)
         results.cells = resumed(results.file, cells)
 

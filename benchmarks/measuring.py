@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -197,6 +197,12 @@ def peak_bytes(step: Step) -> int:
             now += event.nbytes()
             peak = max(peak, now)
     return peak
+
+
+def prefix_of(name: str, prefixes: Iterable[str]) -> str | None:
+    """The longest prefix with which a path, or its last part, begins, as in a splits.json."""
+    fitting = [each for each in prefixes if any(part.startswith(each) for part in (name, Path(name).name))]
+    return max(fitting, key=len, default=None)
 
 
 def settings_of(pairs: Sequence[str]) -> dict[str, str]:

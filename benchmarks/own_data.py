@@ -35,10 +35,11 @@ from measuring import (
 )
 from PIL import Image
 
-from mdlstm_tk.data import Textures
+from mdlstm_tk.data.builtin.textures import Textures
 from mdlstm_tk.density.fashion import FOLDER
 from mdlstm_tk.density.idx import read_idx
-from mdlstm_tk.training import TrainConfig, configure, new_job, train
+from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.training import TrainConfig, configure, train
 
 TASKS = {"images": "classify", "masks": "segment"}
 TEST_SAMPLES = {"images": 2000, "masks": 200}
@@ -61,7 +62,7 @@ def write_images(folder: Path, count: int) -> None:
 
 def write_masks(folder: Path, count: int) -> None:
     """Write mosaics of photographs with masks; those for testing are cut from other parts of them."""
-    task = Textures((64, 64))
+    task = Textures(kind_named("segment"), (64, 64))
     for split, total in (("train", count), ("test", TEST_SAMPLES["masks"])):
         batch = task.batch(0, 0, total, split)  # type: ignore[arg-type]
         pixels = np.clip(128 + 40 * batch.x[..., 0], 0, 255).astype(np.uint8)  # x has mean 0, deviation 1
@@ -76,7 +77,7 @@ WRITERS: dict[str, Callable[[Path, int], None]] = {"images": write_images, "mask
 
 def measure(config: TrainConfig, folder: Path) -> dict[str, Any]:
     """Train once; returns its test error and what else there is to know."""
-    result = train(new_job(config, folder, force=True))
+    result = train(config, folder, force=True)
     assert result["split"] == "test"
     cell = {"error": result["errors"]["error"], "machine": machine(), "steps": config.steps}
     return cell | {"parameters": result["parameters"], "best step": result["step"]}
@@ -116,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             WRITERS[options.kind](part, int(count))
             part.rename(data)
         values = {"task": TASKS[options.kind], "data": str(data), "validation": VALIDATION, "patience": 0}
-        config = configure(values | settings_of(options.set))
+        config = configure(**values | settings_of(options.set))
         name = f"{int(count):,} samples"
         timing = {f"seconds a step, {name}": partial(seconds_a_step, {name: config}, TIMING_SECONDS)}
         seconds = resumed(file, timing)[f"seconds a step, {name}"][name]

@@ -253,8 +253,6 @@ class ConvNet(nn.Module):
         outputs: classes.
         hidden: features between the convolutions.
         windows: windows of the LSTM to compare with; the convolutions work on their combination.
-        device: where the parameters are.
-        dtype: type of the parameters.
     """
 
     def __init__(
@@ -264,16 +262,13 @@ class ConvNet(nn.Module):
         *,
         hidden: int = 32,
         windows: Sequence[Window] = ((1, 1),),
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.window = combine_windows(windows)
         positions = prod(self.window)
         features = (channels * positions, hidden, hidden, outputs * positions)
-        self.layers = nn.ModuleList(nn.Conv2d(a, b, 7, padding=3, **factory) for a, b in pairwise(features))
-        self.norms = nn.ModuleList(nn.LayerNorm(hidden, **factory) for _ in features[1:-1])
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 7, padding=3) for a, b in pairwise(features))
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in features[1:-1])
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
         """Map x (N, H, W, C) to logits (N, H, W, classes)."""
@@ -292,7 +287,7 @@ class ConvNet(nn.Module):
 
 
 class _RivalDensity(DensityNet):
-    """A density model around `make_body(channels, hidden, layers, device=..., dtype=...)`, of n features.
+    """A density model around `make_body(channels, hidden, layers)`, of n features.
 
     Args: as of `PixelNet`.
     """
@@ -307,19 +302,17 @@ class _RivalDensity(DensityNet):
         hidden: int = 32,
         layers: int = 1,
         dropout: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
-        body = self.make_body(channels, hidden, layers, device=device, dtype=dtype)
-        super().__init__(body, hidden, channels, outputs, dropout, device=device, dtype=dtype)
+        body = self.make_body(channels, hidden, layers)
+        super().__init__(body, hidden, channels, outputs, dropout)
 
 
 class _SnakeBody(nn.Module):
     """`torch.nn.LSTM` along all rows joined to one sequence."""
 
-    def __init__(self, channels: int, hidden: int, layers: int, **factory: Any) -> None:
+    def __init__(self, channels: int, hidden: int, layers: int) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(4 * channels, hidden, layers, batch_first=True, **factory)
+        self.lstm = nn.LSTM(4 * channels, hidden, layers, batch_first=True)
         init_torch_lstm_(self.lstm)
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
@@ -342,10 +335,10 @@ class SnakeDensity(_RivalDensity):
 class _RowLSTMLayer(nn.Module):
     """A Row LSTM: the state of a position comes from the three positions above it."""
 
-    def __init__(self, features: int, hidden: int, **factory: Any) -> None:
+    def __init__(self, features: int, hidden: int) -> None:
         super().__init__()
-        self.from_input = nn.Conv1d(features, 4 * hidden, COLUMNS, **factory)
-        self.from_above = nn.Conv1d(hidden, 4 * hidden, 3, padding=1, bias=False, **factory)
+        self.from_input = nn.Conv1d(features, 4 * hidden, COLUMNS)
+        self.from_above = nn.Conv1d(hidden, 4 * hidden, 3, padding=1, bias=False)
         self.hidden = hidden
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
@@ -367,10 +360,10 @@ class _RowLSTMLayer(nn.Module):
 
 
 class _RowLSTMBody(nn.Module):
-    def __init__(self, channels: int, hidden: int, layers: int, **factory: Any) -> None:
+    def __init__(self, channels: int, hidden: int, layers: int) -> None:
         super().__init__()
         features = (4 * channels, *[hidden] * (layers - 1))
-        self.layers = nn.ModuleList(_RowLSTMLayer(each, hidden, **factory) for each in features)
+        self.layers = nn.ModuleList(_RowLSTMLayer(each, hidden) for each in features)
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Map x (N, H, W, C) to (N, H, W, n)."""
@@ -394,13 +387,13 @@ class _MaskedConv(nn.Module):
     Only the weights that it uses are parameters.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, sees_itself: bool, **factory: Any) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, sees_itself: bool) -> None:
         super().__init__()
         self.kernel = kernel
         used = kernel * kernel // 2 + sees_itself
         bound = (inputs * used) ** -0.5  # as torch.nn.Conv2d starts
-        self.weight = nn.Parameter(torch.empty(outputs, inputs, used, **factory))
-        self.bias = nn.Parameter(torch.empty(outputs, **factory))
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, used))
+        self.bias = nn.Parameter(torch.empty(outputs))
         for parameter in (self.weight, self.bias):
             nn.init.uniform_(parameter, -bound, bound)
 
@@ -412,11 +405,11 @@ class _MaskedConv(nn.Module):
 
 
 class _ConvBody(nn.Module):
-    def __init__(self, channels: int, hidden: int, layers: int, **factory: Any) -> None:
+    def __init__(self, channels: int, hidden: int, layers: int) -> None:
         super().__init__()
-        self.first = _MaskedConv(channels, hidden, FIRST_KERNEL, sees_itself=False, **factory)
+        self.first = _MaskedConv(channels, hidden, FIRST_KERNEL, sees_itself=False)
         self.inner = nn.ModuleList(
-            _MaskedConv(hidden, hidden, KERNEL, sees_itself=True, **factory) for _ in range(2 * layers)
+            _MaskedConv(hidden, hidden, KERNEL, sees_itself=True) for _ in range(2 * layers)
         )
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:

@@ -44,6 +44,7 @@ def root(
 ) -> None:
     """Multi-dimensional LSTMs: train in PyTorch, export to ONNX, run anywhere."""
     console.level, console.debug = 0 if quiet else 1 + verbose, debug
+    console.show_log()
     if version:
         sys.stdout.write(f"mdlstm-tk {__version__}\n")
         raise typer.Exit

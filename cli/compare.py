@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from statistics import mean
+from typing import Annotated, Any
 
 import typer
 
@@ -11,18 +12,13 @@ from mdlstm_tk.cli import console, options
 from mdlstm_tk.cli.train import with_settings
 from mdlstm_tk.errors import require
 
-if TYPE_CHECKING:
-    from mdlstm_tk.training.comparison import ComparisonProgress
-
-ORIGINAL = "Use the initialisation, layer norm and learning rate of the original TensorFlow code."
-OUTPUT = "Folder for the runs, pictures and summary.  (default: runs/compare, or runs/compare-TASK)"
-SEEDS = "Runs of each network, each with another seed.  (default: 5 on the diagonal, else 3)"
+OUTPUT = "Folder for the runs, pictures and summary.  (default: runs/compare-TASK)"
+SEEDS = "Runs of each network, each with another seed."
 
 
 @with_settings
 def compare(
-    seeds: Annotated[int | None, typer.Option(min=1, help=SEEDS)] = None,
-    original_settings: Annotated[bool, typer.Option("--original-settings", help=ORIGINAL)] = False,
+    seeds: Annotated[int, typer.Option(min=1, help=SEEDS)] = 3,
     output: Annotated[Path | None, options.output(OUTPUT, "DIR")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
     json: options.Json = False,
@@ -30,35 +26,38 @@ def compare(
 ) -> None:
     """Train the networks of a task on the same data for the same steps, and compare them.
 
-    On the random diagonal these are the MD-LSTM and one-dimensional LSTMs, and the losses of training are
-    compared. On other tasks they are all registered networks, to which --import adds others, and errors on
-    test data are compared. All have the same settings and about equally many parameters; with
-    --original-settings, equally many hidden units. Every network and seed gets a run folder.
+    These are all networks that are registered for its kind, to which --import adds others. All have the
+    same settings and about equally many parameters. Every network and seed gets a run folder.
     """
-    require("torch", "train")
-    from mdlstm_tk.report import draw_comparison, draw_run
-    from mdlstm_tk.training import TrainConfig, compare_models, configure_comparison, plan_comparison
+    for module in ("torch", "jinja2", "matplotlib"):
+        require(module, "train")
+    from mdlstm_tk import training
+    from mdlstm_tk.report import draw_comparison
 
-    settings = {key: value for key, value in settings.items() if value is not None}
-    config = configure_comparison(settings.pop("task", TrainConfig.task), settings)
-    plan = plan_comparison(config, seeds, output, force, original_settings)
-    for line in [*plan.notes, plan.description]:
-        console.note(line)
-    with console.progress(plan.total_steps, unit="steps") as show:
+    config = training.configure(**{key: value for key, value in settings.items() if value is not None})
+    with console.progress(config.steps, unit="steps of each run") as show:
 
-        def on_step(state: ComparisonProgress) -> None:
-            show(state.steps_done, state.describe())
+        def on_step(run: str, done: int, loss: float) -> None:
+            show(done % config.steps or config.steps, f"{run}, loss {loss:.4g}")
 
-        comparison = compare_models(plan, on_step, None if plan.is_diagonal else draw_run)
-    draw_comparison(comparison)
+        folder, results = training.compare(config, output, seeds=seeds, force=force, on_step=on_step)
+    pictures = draw_comparison(folder)
     if json:
-        console.print_json(comparison.results)
+        console.print_json({"folder": str(folder), "results": results})
     else:
-        summary = comparison.table()
-        console.table(summary.columns, summary.rows, summary.title)
-        if summary.note:
-            console.note(summary.note)
-    for line in comparison.notes:
-        console.note(line)
-    of_runs = "" if plan.is_diagonal else f" {plan.folder}/*/prediction.png"
-    console.note(f"pictures: {plan.folder}/*.png{of_runs}")
+        console.table(*_table(results))
+    console.note(f"pictures: {', '.join(map(str, pictures))}")
+
+
+def _table(results: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of results: the mean of the seeds, and their range."""
+    columns = list(dict.fromkeys(key for entry in results.values() for key in entry))
+
+    def cell(value: Any) -> str:
+        if not isinstance(value, list):
+            return str(value)
+        spread = f" ({min(value):.4g}–{max(value):.4g})" if len({*value}) > 1 else ""
+        return f"{mean(value):.4g}{spread}"
+
+    rows = [[name, *(cell(entry.get(column, "")) for column in columns)] for name, entry in results.items()]
+    return ["model", *columns], rows

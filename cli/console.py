@@ -3,6 +3,7 @@ is escaped, as names may come from strangers."""
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 import time
@@ -26,6 +27,20 @@ def note(message: str, least: int = 1) -> None:
     if level >= least:
         lines = message.rstrip("\n").split("\n") if debug and least == 0 else [message]  # of a traceback
         sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
+
+
+class _Notes(logging.Handler):
+    """What the package logs as messages."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(f"{'warning: ' if record.levelno >= logging.WARNING else ''}{record.getMessage()}")
+
+
+def show_log() -> None:
+    """Print what the package logs."""
+    log = logging.getLogger("mdlstm_tk")
+    log.handlers, log.propagate = [_Notes()], False
+    log.setLevel(logging.INFO)
 
 
 def on_terminal() -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,12 +47,28 @@ def describe_model(path: Path) -> dict[str, Any]:
 
 
 def _describe_run(folder: Path) -> dict[str, Any]:
+    """The settings of a run and how far it got."""
     from mdlstm_tk.cli.train import next_of_run
+    from mdlstm_tk.export.staleness import note_if_stale
     from mdlstm_tk.runtime.infer import models_in
-    from mdlstm_tk.training import describe_run
-    from mdlstm_tk.training.staleness import note_if_stale
+    from mdlstm_tk.training import load_checkpoint, open_run
+    from mdlstm_tk.training.networks import count_parameters
 
-    properties, models = describe_run(folder), models_in(folder)
+    run = open_run(folder)
+    last = load_checkpoint(run.last if run.last.exists() else run.best)
+    models, losses = models_in(folder), [record["loss"] for record in run.read_metrics()[-100:]]
+    properties = {
+        "kind": "run",
+        **asdict(last.config),
+        "task": last.spec.name,
+        "steps_done": last.step,
+        "training_seconds": round(last.state.seconds, 1),
+        "parameters": count_parameters(last.network()),
+        "best_step": last.state.best_step,
+        "best_score": abs(last.state.score) if isfinite(last.state.score) else None,
+        "last_100_loss": sum(losses) / len(losses) if losses else None,
+        "exports": sorted(path.name for path in models),
+    }
     for model in models:
         if stale := note_if_stale(model):
             console.note(f"warning: {stale}")
@@ -64,18 +81,24 @@ def _describe_run(folder: Path) -> dict[str, Any]:
 
 def _list_settings(task: str, json: bool) -> None:
     from mdlstm_tk.kinds import kind_names
-    from mdlstm_tk.training.config import list_settings
+    from mdlstm_tk.training.config import TrainConfig
+    from mdlstm_tk.training.tasks import task_defaults
 
+    is_kind = task in kind_names()
     try:
-        rows = list_settings(task)
+        defaults = {**task_defaults(task, data="PATH" if is_kind else ""), "task": task}
     except InputError as error:
         raise InputError(f"{task} is neither a file nor a run folder, and {error}") from None
+    rows = [
+        (each.name, defaults.get(each.name, each.default), each.metadata["help"])
+        for each in fields(TrainConfig)
+    ]
     if json:
-        console.print_json({row.key: {"default": row.value, "meaning": row.meaning} for row in rows})
+        console.print_json({name: {"default": value, "meaning": help} for name, value, help in rows})
     else:
-        cells = [[row.key, row.default or "-", row.meaning] for row in rows]
+        cells = [[name, "-" if value == "" else _text("", value), help] for name, value, help in rows]
         console.table(["setting", f"default of {task}", "meaning"], cells, texts=3)
-    console.next_command("train", "--task", task, *(["--data", "PATH"] if task in kind_names() else []))
+    console.next_command("train", "--task", task, *(["--data", "PATH"] if is_kind else []))
 
 
 def _text(name: str, value: Any) -> str:

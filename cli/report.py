@@ -11,7 +11,7 @@ from mdlstm_tk.cli import console, options
 from mdlstm_tk.cli.train import next_of_run
 from mdlstm_tk.errors import require
 
-DATA = "Your data that the run was trained on, to show examples; they are read only if named."
+DATA = "Your data that the run was trained on, or others to measure; they are read only if named."
 
 
 def report(
@@ -23,10 +23,10 @@ def report(
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Write an HTML page about a run: curves, examples, errors by class, and the speed of its exports.
+    """Write an HTML page about a run: curves, examples, measures of each class, and the largest errors.
 
-    The page is one file that needs neither network nor scripts. The examples are test data, or validation
-    data if the task has no test data.
+    The page is one file that needs neither network nor scripts. It shows test data, or validation data if
+    there are no test data; of other data than those of the run, all.
     """
     for module in ("torch", "jinja2", "matplotlib"):
         require(module, "train")
@@ -35,7 +35,7 @@ def report(
     from mdlstm_tk.training import latest_run, open_run
 
     source = open_run(run) if run else latest_run()
-    page = write_report(source, output, force, console.note, data)
+    page = write_report(source, data=data, path=output, force=force)
     size = page.stat().st_size
     if json:
         console.print_json({"run": str(source.folder), "path": str(page), "bytes": size})

@@ -5,64 +5,59 @@ mdlstm --import examples/own_kind.py train --task counting --data dots.npz
 """
 
 import numpy as np
-from torch import as_tensor, nn
+from torch import nn
 
+from mdlstm_tk.data.files import of_arrays
 from mdlstm_tk.export import export_run
-from mdlstm_tk.kinds import COMMON_DEFAULTS, Kind, TargetRule, TrainingKind, register_kind
+from mdlstm_tk.kinds import COMMON, Kind, Labels, register_kind
 from mdlstm_tk.runtime import Session, decode
-from mdlstm_tk.training import default_config, new_job, train
+from mdlstm_tk.training import configure, train
 
 
-class CountingTraining(TrainingKind):  # the questions of training
-    array_format = "an .npz file with x and whole numbers y (N,)"
-    target_dtypes, error_names = "ui", ("mae",)
-    defaults = COMMON_DEFAULTS | {"steps": 300, "hidden": 8, "lr": 0.01}
+class Counting(Kind):
+    name, networks, answers, axes = "counting", "classify", "rows", "N"
+    defaults = COMMON | {"steps": 300, "hidden": 8, "lr": 0.01}
 
-    def read_array(self, y, index, extents, names):
-        return int(y[index])
+    def samples(self, path):  # an .npz file with x and whole numbers y (N,)
+        return of_arrays(path, read_count, "ui")
 
-    def collate(self, x, targets, pad):
-        return np.array(targets, np.int64)  # the y of a batch
+    def fit(self, train, every, prepare, config):
+        return Labels(outputs=1)
 
-    def rule(self, batch, spec):
-        return TargetRule(np.int64, (len(batch.x),), prediction=(len(batch.x), 1), low=0)
+    def collate(self, x, targets):  # the y of a batch
+        return np.array(targets)
 
-    def loss(self, prediction, batch, spec, columns):
-        y = as_tensor(batch.y, device=prediction.device)
-        return nn.functional.poisson_nll_loss(prediction[:, 0], y)
+    def loss(self, prediction, batch, spec):  # the network returns logarithms (N, 1)
+        return nn.functional.poisson_nll_loss(prediction[:, 0], batch.y)
 
-    def measures(self, prediction, batch, spec):
-        y = as_tensor(batch.y, device=prediction.device)
-        return {"mae": ((prediction[:, 0].exp() - y).abs().sum(), len(y))}
+    def sums(self, prediction, batch, spec):
+        errors = (prediction[:, 0].exp() - batch.y).abs()
+        return {"error": errors.sum(), "count": errors.new_tensor(len(errors))}
+
+    def measures(self, sums, spec):
+        return {"mae": float(sums["error"] / sums["count"])}
+
+    def decode(self, y, metadata, *, digits=2):  # an argument is an option of `infer_paths`
+        return [{"count": round(number, digits)} for number in np.exp(y[:, 0]).tolist()]
 
 
-class Counting(Kind):  # the questions of exports and inference
-    name, networks_of, training = "counting", "classify", CountingTraining()
-    gives_rows, sample_axes = True, 1
-
-    def decode(self, y, metadata, *, digits=3):  # y is (N, 1); an argument is an option of `infer_paths`
-        numbers = np.exp(y[:, 0]).tolist()  # the network returns logarithms
-        return [{"count": round(number), "expected": round(number, digits)} for number in numbers]
+def read_count(y, index, extents):  # a lambda could not be sent to workers
+    return int(y[index])
 
 
 register_kind(Counting())
 
 
-def draw_dots(count, rng):
-    """Images (N, 12, 12, 1) of one to five dots, and the numbers of dots."""
-    y = rng.integers(1, 6, count)
-    x = rng.random((count, 144)).argsort(axis=1) < y[:, None]
-    return {"x": x.reshape(count, 12, 12, 1).astype(np.float32), "y": y}
-
-
 def main(folder="."):
-    """Train, export and infer, and return the mean error of new images."""
+    """Train, export and infer, and return the mean error of 100 further images of one to five dots."""
     data, run, rng = f"{folder}/dots.npz", f"{folder}/counting", np.random.default_rng(0)
-    np.savez(data, **draw_dots(500, rng))
-    train(new_job(default_config("counting", data), run))
-    session, new = Session(export_run(run, form="scan").path), draw_dots(100, rng)
-    rows = decode(session(new["x"]), session.metadata)
-    return np.abs([row["expected"] for row in rows] - new["y"]).mean()
+    y = rng.integers(1, 6, 600)
+    x = np.float32(rng.random((600, 144)).argsort(axis=1) < y[:, None]).reshape(600, 12, 12, 1)
+    np.savez(data, x=x[100:], y=y[100:])
+    train(configure(task="counting", data=data), run)
+    session = Session(export_run(run, form="scan").path)
+    rows = decode(session(x[:100]), session.metadata)
+    return np.abs([row["count"] for row in rows] - y[:100]).mean()
 
 
 if __name__ == "__main__":

@@ -62,9 +62,11 @@ def find_fonts(paths, texts):
 def find_texts(path):
     """The lines of a file, or the texts of the training samples in a folder of data."""
     if path.is_dir():
+        from mdlstm_tk.text.measures import target_texts
         from mdlstm_tk.training import configure, make_task
 
-        return list(make_task(configure({"task": "transcribe", "data": str(path)})).of_kind.train)
+        task = make_task(configure(task="transcribe", data=path))
+        return target_texts((y for _, y in task.sets["train"]), task.spec)
     return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 

@@ -50,7 +50,7 @@ class ExportReport:
         if metadata.window:
             y = _shape_text(metadata, metadata.window, metadata.outputs)
         else:
-            y = f"{kind_named(metadata.kind).axes}, {metadata.outputs}"
+            y = f"{kind_named(metadata.kind).axes or 'N, …'}, {metadata.outputs}"
         return (
             f"{self.path}: x ({_shape_text(metadata, (1,) * metadata.ndim, metadata.channels)}) → "
             f"{', '.join([f'{name} ({y})', *further_names])}, {metadata.form}, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Unpack
 
@@ -21,13 +21,13 @@ from mdlstm_tk.export.browser.build import WebPage
 from mdlstm_tk.export.model_file import ExportReport, check_destination
 from mdlstm_tk.export.options import RunOptions
 from mdlstm_tk.export.spec import Extents
+from mdlstm_tk.export.staleness import checksum
 from mdlstm_tk.export.verification.cases import ExampleRange
 from mdlstm_tk.io import TILED_SUFFIX
 from mdlstm_tk.io.files import suffix_of
-from mdlstm_tk.io.metadata import Form
-from mdlstm_tk.kinds import kind_named, training_of
+from mdlstm_tk.io.metadata import Form, Metadata
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.training import Checkpoint, Run, load_checkpoint, open_run
-from mdlstm_tk.training.staleness import checksum
 
 
 @checked
@@ -126,15 +126,15 @@ def export_run_sizes(
     if form == "unrolled":
         grids = [grid or spec.size for grid in grids]
     runtime = page.prepare(len(grids), force) if page else {}
+    known = {each.name for each in fields(Metadata)}
     metadata = {
         "model": printable(checkpoint.config.model),
         "task": printable(spec.name),
         "user_data": bool(checkpoint.config.data),
         "kind": spec.kind,
         "classes": spec.classes or None,
-        "mask_values": spec.mask_values or None,
-        "mask_palette": spec.mask_palette or None,
-        "more": training_of(spec.kind).metadata(run, checkpoint.step, spec),
+        **{name: value or None for name, value in spec.decoding.items() if name in known},
+        "more": {name: value for name, value in spec.decoding.items() if name not in known},
         "preprocessing": spec.preprocessing and asdict(spec.preprocessing),
         "x_range": spec.x_range or kind_named(spec.kind).x_range,
         "unit_range": _is_unit_range(spec),

@@ -181,7 +181,8 @@ class ExportSpec:
             as_number = int if not (x % 1).any() else float
             example_range = as_number(x.min()), as_number(x.max())
         try:
-            has_steps = kind_named(fields.get("kind")).reads_lines
+            if kind_named(fields.get("kind")).reads_lines:
+                fields = {"columns_per_step": columns_per_step(self.interface.module), **fields}
             metadata = Metadata(
                 version=__version__,
                 grid=None if set(self.grid) == {None} else self.grid,
@@ -194,7 +195,6 @@ class ExportSpec:
                 output_names=self.output_names,
                 further_windows=tuple(self._window(further, self.grid_axes) for further in further_names),
                 multiple_of=self.multiple_of if max(self.multiple_of) > 1 else None,
-                columns_per_step=columns_per_step(self.interface.module) if has_steps else None,
                 min_grid=self.min_grid,
                 dtype=dtype,
                 example_range=example_range,
@@ -218,9 +218,9 @@ class ExportSpec:
             raise InputError(
                 f"metadata=... has kind '{printable(metadata.kind)}', which is not registered; {hint}"
             )
-        axes = kind.sample_axes or self.ndim + 1
-        for shape in (shapes[name] for shapes in self.shapes.values()) if kind.gives_rows else ():
-            if kind.sample_axes and (len(shape) != axes + 1 or shape[-1] != metadata.outputs):
+        axes = len(kind.axes.split(","))
+        for shape in (shapes[name] for shapes in self.shapes.values()) if kind.axes else ():
+            if len(shape) != axes + 1 or shape[-1] != metadata.outputs:
                 raise InputError(
                     f"metadata=... has kind '{metadata.kind}', but {self.interface.name} returns shape "
                     f"{shape} as '{name}', which that kind cannot read; pool or crop it in the network, or "

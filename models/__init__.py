@@ -1,23 +1,12 @@
-"""Networks built from the layer, by name.
+"""Networks built from the layer, by name, and the register for your own (docs/extending.md).
 
-    >>> from mdlstm_tk.models import create
     >>> net = create("md", channels=1, outputs=1, hidden=16, directions="all")
 
-Register your own network in a file of yours:
-
-    from mdlstm_tk.models import register
-
-    @register("deep")
-    class Deep(torch.nn.Module):
-        def __init__(self, channels, outputs, *, hidden=16): ...
-
-and train it with `mdlstm train --import my_file.py --model deep`.
-
-    registry    networks by name
-    grids       networks that predict numbers at every position
-    heads       networks that classify and segment
-    normalized  a wrapper that standardises inputs and outputs
-    blocks      the parts that networks are composed of
+registry    networks by name
+grids       networks that predict numbers at every position
+heads       networks that classify and segment
+normalized  a wrapper that standardises inputs and outputs
+blocks      the parts that networks are composed of
 
 The names below are loaded when they are first used: importing this package does not import torch.
 """

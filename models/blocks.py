@@ -7,65 +7,30 @@ of each sample; None means that every sample fills the grid.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial, wraps
-from inspect import signature
 from math import prod
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk._util import arguments
-from mdlstm_tk._util.checks import fit_argument
 from mdlstm_tk._util.masking import Sizes, as_sizes, valid_mask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.tiling.stages import Stage
 
 Window = tuple[int, ...]
-Init = TypeVar("Init", bound=Callable[..., None])
-OPTIONS: dict[str, Callable[[str, Any], Any]] = {  # of networks, and what they must be
-    **dict.fromkeys(("channels", "outputs", "hidden", "layers", "ndim"), arguments.positive),
-    "dropout": arguments.probability,
-    "linear": arguments.flag,
-    "windows": partial(fit_argument, hint=tuple[Any, ...]),
-}
 DOWNWARD = ((1, 1), (1, -1))  # directions
 
 
-def checked_options(init: Init) -> Init:
-    """Decorate the constructor of a network: check the arguments that are in `OPTIONS`, device and dtype.
+def check_batched(x: Tensor, ndim: int) -> None:
+    """Check that x is (N, *grid, C). A single layer takes a sample alone, too.
 
     Raises:
-        InputError: one of them is no such value; the message names it.
+        InputError: it has more axes, or fewer.
     """
-    parameters = signature(init)
-
-    @wraps(init)
-    def check_and_init(*args: Any, **options: Any) -> None:
-        bound = parameters.bind(*args, **options)
-        given = bound.arguments
-        given |= {name: OPTIONS[name](name, value) for name, value in given.items() if name in OPTIONS}
-        arguments.check_factory(given.get("device"), given.get("dtype"))
-        init(*bound.args, **bound.kwargs)
-
-    return check_and_init  # type: ignore[return-value]
-
-
-def check_batched(x: Any, ndim: int, channels: int | None = None) -> None:
-    """Check that x is a tensor (N, *grid, C). A single layer takes a sample alone, too.
-
-    Args:
-        x: what `forward` got.
-        ndim: D.
-        channels: C, or None if the first layer checks it.
-    """
-    shape = tuple(arguments.tensor("x", x).shape)
-    if len(shape) == ndim + 2 and channels in (None, shape[-1]):
-        return
-    expected = f"D = {ndim}" if channels is None else f"D = {ndim}, and C = {channels}"
-    alone = "; a sample alone is x[None]" if len(shape) == ndim + 1 else ""
-    raise InputError(f"x has shape {shape}, expected (N, *grid, C) where the grid has {expected}{alone}")
+    if x.dim() != ndim + 2:
+        expected = f"(N, *grid, C) where the grid has D = {ndim}; a sample alone is x[None]"
+        raise InputError(f"x has shape {tuple(x.shape)}, expected {expected}")
 
 
 def fill_padding(x: Tensor, sizes: Tensor, value: float | Tensor = 0.0) -> Tensor:
@@ -75,12 +40,12 @@ def fill_padding(x: Tensor, sizes: Tensor, value: float | Tensor = 0.0) -> Tenso
 
 
 def combine_windows(windows: Sequence[Window]) -> Window:
-    """Return the positions of x under one output, if each level has a window over the level before."""
+    """The positions of x under one output, if each level has a window over the level before."""
     return tuple(prod(extents) for extents in zip(*windows, strict=True))
 
 
 def sizes_in_windows(sizes: Tensor | None, window: Window) -> Tensor | None:
-    """Convert valid extents in positions to extents in windows, rounded up."""
+    """Valid extents in windows, rounded up, from those in positions."""
     if sizes is None:
         return None
     extents = sizes.new_tensor(window)
@@ -93,16 +58,12 @@ def depth_to_space(y: Tensor, window: Window, grid: Sequence[int] = ()) -> Tenso
     Args:
         y: (N, *⌈grid / window⌉, ∏window · C).
         window: positions that an element of y covers, one extent for each axis.
-        grid: the extents of the result; empty for those of all windows.
-
-    Returns:
-        (N, *grid, C).
+        grid: the extents of the result (N, *grid, C); empty for those of all windows.
     """
     ndim = len(window)
     if prod(window) > 1:
-        y = y.unflatten(-1, (*window, -1))
         pairs = [axis for d in range(ndim) for axis in (1 + d, 1 + ndim + d)]
-        y = y.permute(0, *pairs, 1 + 2 * ndim)
+        y = y.unflatten(-1, (*window, -1)).permute(0, *pairs, 1 + 2 * ndim)
         for d in range(ndim):
             y = y.flatten(1 + d, 2 + d)
         for d, extent in enumerate(grid):
@@ -111,45 +72,27 @@ def depth_to_space(y: Tensor, window: Window, grid: Sequence[int] = ()) -> Tenso
 
 
 def apply_flattened(run: Callable[..., Tensor], x: Tensor, sizes: Tensor | None) -> Tensor:
-    """Join the rows of each sample to one sequence, without padding, and arrange the result as a grid.
-
-    Args:
-        run: maps a sequence (N, P, C), and its lengths (N, 1) if there are sizes, to (N, P, n).
-        x: (N, H, W, C).
-        sizes: (N, 2) or None.
-
-    Returns:
-        (N, H, W, n), undefined outside sizes.
-    """
+    """Join the rows of each sample of x (N, H, W, C) to one sequence, without padding, and arrange the
+    result as a grid (N, H, W, n), undefined outside sizes. `run` maps a sequence (N, P, C), and its lengths
+    (N, 1) if there are sizes, to (N, P, n)."""
     sequence = x.flatten(1, 2)  # (N, P, C)
     if sizes is None:
         y = run(sequence)
-        return y.reshape(*x.shape[:3], y.shape[-1])
-    position_of_step, step_of_position = _flattening_indices(x.shape[1], x.shape[2], sizes)
-    sequence = _gather_steps(sequence, position_of_step)
-    y = _gather_steps(run(sequence, sizes.prod(dim=1, keepdim=True)), step_of_position)
+    else:
+        height, width, widths = x.shape[1], x.shape[2], sizes[:, 1:]
+        steps = torch.arange(height * width, device=x.device)
+        rows, columns = (torch.arange(extent, device=x.device) for extent in (height, width))
+        position_of_step = steps // widths * width + steps % widths  # (N, P), as flat indices of the grid
+        step_of_position = (rows[:, None] * widths[..., None] + columns).flatten(1)
+        # Indices beyond the end of a sequence, or outside sizes, are valid ones without a meaning.
+        sequence = _gather(sequence, position_of_step.clamp(max=height * width - 1))
+        y = run(sequence, sizes.prod(dim=1, keepdim=True))
+        y = _gather(y, step_of_position.clamp(max=height * width - 1))
     return y.reshape(*x.shape[:3], y.shape[-1])
 
 
-def _flattening_indices(height: int, width: int, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how the valid positions of padded samples form sequences.
-
-    Returns:
-        The flat position (N, P) that each step of a sequence is at, and the step (N, P) at which each flat
-        position comes. Entries beyond the end of a sequence, or outside sizes, are valid indices without a
-        meaning.
-    """
-    widths = sizes[:, 1:]  # (N, 1)
-    steps = torch.arange(height * width, device=sizes.device)
-    rows, columns = (torch.arange(extent, device=sizes.device) for extent in (height, width))
-    position_of_step = steps // widths * width + steps % widths  # (N, P)
-    step_of_position = (rows[:, None] * widths[..., None] + columns).flatten(1)  # (N, P)
-    last = height * width - 1
-    return position_of_step.clamp(max=last), step_of_position.clamp(max=last)
-
-
-def _gather_steps(sequence: Tensor, indices: Tensor) -> Tensor:
-    """Gather (N, P, C) at indices (N, P) along the sequence."""
+def _gather(sequence: Tensor, indices: Tensor) -> Tensor:
+    """(N, P, C) at the indices (N, P) along the sequence."""
     return sequence.gather(1, indices[..., None].expand(-1, -1, sequence.shape[-1]))
 
 
@@ -193,14 +136,8 @@ class Encoder(nn.Module):
 
     Args:
         make_level: `MDLSTM`, or a module with its arguments and its `output_size`.
-        channels: C of x.
-        hidden: n, units of each direction of the last level.
-        windows: the window of each level.
-        layers: stacked layers in each level.
-        dropout: probability of zeroing an output of a level in training.
-        device: where the parameters are.
-        dtype: type of the parameters.
-        **options: further options of the layers.
+        channels, hidden, windows, layers, dropout: as of `mdlstm_tk.models.heads.EncoderNet`.
+        **options: of the levels.
 
     Attributes:
         output_size: features of y.
@@ -214,24 +151,21 @@ class Encoder(nn.Module):
         windows: Sequence[Window],
         layers: int,
         dropout: float,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
         **options: Any,
     ) -> None:
         super().__init__()
         self.windows = tuple(windows)
         self.levels, self.merges = nn.ModuleList(), nn.ModuleList()
         self.dropout = nn.Dropout(dropout)
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        options |= {"num_layers": layers, "dropout": dropout if layers > 1 else 0.0} | factory
-        features = channels
+        options |= {"num_layers": layers, "dropout": dropout if layers > 1 else 0.0}
+        features, last = channels, len(self.windows) - 1
         for index, window in enumerate(self.windows):
-            units = max(hidden >> (len(self.windows) - 1 - index), min(hidden, 2))
+            units = max(hidden >> (last - index), min(hidden, 2))
             level: Any = make_level(features, units, window=window, **options)
             self.levels.append(level)
             features = level.output_size
-            if index < len(self.windows) - 1:
-                self.merges.append(nn.Linear(features, features := 2 * units, **factory))
+            if index < last:
+                self.merges.append(nn.Linear(features, features := 2 * units))
         self.output_size = features
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> tuple[Tensor, Tensor | None]:
@@ -250,14 +184,12 @@ class Encoder(nn.Module):
         Raises:
             InputError: the levels recur along something else than the grid.
         """
-        stages = []
-        for index, level in enumerate(self.levels):
-            if not isinstance(level, MDLSTM):
-                raise InputError(
-                    "a network that recurs along rows cannot run in tiles, which are for sweeps over the "
-                    "axes of the grid"
-                )
-            before = nn.Tanh() if index else None
-            merge = self.merges[index] if index < len(self.merges) else None
-            stages.append(Stage(level, before, cast("nn.Linear | None", merge)))
-        return stages
+        if not all(isinstance(level, MDLSTM) for level in self.levels):
+            raise InputError(
+                "tiles are for sweeps over the axes of the grid, and these levels recur along rows"
+            )
+        merges: list[Any] = [*self.merges, None]
+        return [
+            Stage(level, nn.Tanh() if index else None, merge)  # type: ignore[arg-type]
+            for index, (level, merge) in enumerate(zip(self.levels, merges, strict=True))
+        ]

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import Sizes, as_sizes
-from mdlstm_tk._util.text import counted, one_line
-from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM, Directions
-from mdlstm_tk.models.blocks import (
-    DownwardSweeps,
-    apply_flattened,
-    check_batched,
-    checked_options,
-    fill_padding,
-)
+from mdlstm_tk.models.blocks import DownwardSweeps, apply_flattened, check_batched, fill_padding
 from mdlstm_tk.tiling.stages import Stage, TileStages
+
+SHORT_MEMORY = {"forget": -2.0, "leak": 2.0}  # where the biases of gates with these roles start
 
 
 class GridNet(nn.Module):
@@ -33,8 +26,6 @@ class GridNet(nn.Module):
         features: features of the body's output.
         outputs: outputs of the network.
         linear: leave out the sigmoid, for targets outside (0, 1).
-        device: where the head is, as in `torch.nn.Linear`; the networks put all their layers there.
-        dtype: type of the head's parameters; the networks give it to all their layers.
     """
 
     def __init__(
@@ -43,31 +34,17 @@ class GridNet(nn.Module):
         features: int,
         outputs: int,
         linear: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.body = body
-        self.linear = linear
-        self.head = nn.Linear(features, outputs, device=device, dtype=dtype)
+        self.body, self.linear = body, linear
+        self.head = nn.Linear(features, outputs)
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     @torch.no_grad()
     def set_initial_prediction(self, mean: Sequence[float]) -> None:
         """Let the untrained network predict about `mean` everywhere, one number for each output, in (0, 1)
-        unless `linear`, instead of 1/2 or 0.
-
-        Raises:
-            InputError: these are other numbers, or not as many.
-        """
-        low, high = (-inf, inf) if self.linear else (0, 1)
-        is_inside = all(low < float(number) < high for number in mean)
-        if len(mean) != len(self.head.bias) or not is_inside:
-            range_of = "" if self.linear else " in (0, 1)"
-            raise InputError(
-                f"mean must be {counted(len(self.head.bias), 'number')}{range_of}, got {one_line(mean)}"
-            )
+        unless `linear`, instead of 1/2 or 0."""
         numbers = torch.tensor(mean, dtype=torch.float64)
         self.head.bias.copy_(numbers if self.linear else numbers.logit())
 
@@ -88,10 +65,7 @@ class GridNet(nn.Module):
             InputError: its body is no `MDLSTM`.
         """
         if not isinstance(self.body, MDLSTM):
-            raise InputError(
-                f"{type(self).__name__} cannot run in tiles, since its body is no MDLSTM; "
-                "docs/tiled_networks.md says which networks can"
-            )
+            raise InputError(f"{type(self).__name__} cannot run in tiles, since its body is no MDLSTM")
         return TileStages([Stage(self.body, after=self.head)], head=None if self.linear else nn.Sigmoid())
 
 
@@ -102,7 +76,6 @@ class MDNet(GridNet):
     positions of the border. What it learns on a small grid then holds on a large one.
     """
 
-    @checked_options
     def __init__(
         self,
         channels: int,
@@ -115,88 +88,57 @@ class MDNet(GridNet):
         layer_norm: bool = False,
         linear: bool = False,
         ndim: int = 2,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
-        body = MDLSTM(
-            channels,
-            hidden,
-            ndim=ndim,
-            num_layers=layers,
-            cell=cell,
-            directions=directions,
-            layer_norm=layer_norm,
-            device=device,
-            dtype=dtype,
-        )
-        super().__init__(body, body.output_size, outputs, linear, device, dtype)
+        options: dict[str, Any] = {"cell": cell, "directions": directions, "layer_norm": layer_norm}
+        body = MDLSTM(channels, hidden, ndim=ndim, num_layers=layers, **options)
+        super().__init__(body, body.output_size, outputs, linear)
         init_short_memory_(body)
 
 
 @torch.no_grad()
 def init_short_memory_(layer: MDLSTM) -> None:
-    """Let the state of a layer depend on few positions at first.
-
-    Gates with the role "forget" start at bias −2, those with "leak" at 2, recurrent weights at a quarter
-    of their default.
-    """
+    """Let the state of a layer depend on few positions at first, by `SHORT_MEMORY` and recurrent weights at
+    a quarter of their default."""
     n, cell = layer.hidden_size, get_cell(layer.cell)
-    starts = {"forget": -2.0, "leak": 2.0}
     for k in range(layer.num_layers):
         if cell.recurrent:
             getattr(layer, f"weight_hh_l{k}").div_(4)
         bias = getattr(layer, f"norm_bias_l{k}" if layer.layer_norm else f"bias_l{k}")
         for row, gate in enumerate(cell.gates(layer.ndim)):
-            if gate.role in starts:
+            if gate.role in SHORT_MEMORY:
                 rows = row if layer.layer_norm else slice(row * n, (row + 1) * n)
-                bias[:, rows].fill_(starts[gate.role])
-
-
-class _TorchRowLSTM(nn.Module):
-    """`torch.nn.LSTM` along the rows of a grid, or along all rows joined to one sequence."""
-
-    def __init__(self, channels: int, hidden: int, layers: int, flatten: bool, **factory: Any) -> None:
-        super().__init__()
-        self.flatten = flatten
-        self.lstm = nn.LSTM(channels, hidden, layers, batch_first=True, **factory)
-        init_torch_lstm_(self.lstm)
-
-    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """Map x (N, H, W, C) to (N, H, W, n)."""
-        check_batched(x, 2, self.lstm.input_size)
-        if not x.is_floating_point():
-            raise InputError(f"x holds {x.dtype}, expected floating-point numbers; give x.float()")
-        if sizes is not None:  # products of 0 and NaN would be a part of the weights' gradient
-            x = fill_padding(x, sizes)
-        if self.flatten:
-            return apply_flattened(self._run, x, sizes)
-        # Sizes do not matter: padding lies to the right of a row, where it comes too late to be seen.
-        y = self._run(x.flatten(0, 1))
-        return y.reshape(*x.shape[:3], y.shape[-1])
-
-    def _run(self, sequence: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Map a sequence (N, T, C) to (N, T, n)."""
-        result: Tensor = self.lstm(sequence)[0]
-        return result
+                bias[:, rows].fill_(SHORT_MEMORY[gate.role])
 
 
 @torch.no_grad()
 def init_torch_lstm_(lstm: nn.LSTM) -> None:
     """Start a `torch.nn.LSTM` like an `MDLSTM`, so that the two are compared on equal terms."""
-    n = lstm.hidden_size
-    for name, parameter in lstm.named_parameters():
-        if name.startswith("bias"):
-            nn.init.zeros_(parameter)
-            if name.startswith("bias_ih"):  # nn.LSTM adds its two biases: one of them is enough
-                nn.init.ones_(parameter[n : 2 * n])
-                nn.init.uniform_(parameter[2 * n : 3 * n], -(n**-0.5), n**-0.5)
-        elif name.startswith("weight_ih"):
-            bound = (3 / parameter.shape[1]) ** 0.5
-            nn.init.uniform_(parameter, -bound, bound)
-        else:
-            for gate in parameter.unflatten(0, (4, n)):
-                # float32 for 16-bit parameters, which the decomposition does not support
-                gate.copy_(nn.init.orthogonal_(torch.empty_like(gate, dtype=state_dtype(gate))))
+    like = MDLSTM(lstm.input_size, lstm.hidden_size, ndim=1, num_layers=lstm.num_layers)
+    for k in range(lstm.num_layers):
+        getattr(lstm, f"weight_ih_l{k}").copy_(getattr(like, f"weight_ih_l{k}")[0])
+        getattr(lstm, f"weight_hh_l{k}").copy_(getattr(like, f"weight_hh_l{k}")[0, 0])
+        getattr(lstm, f"bias_ih_l{k}").copy_(getattr(like, f"bias_l{k}")[0])
+        nn.init.zeros_(getattr(lstm, f"bias_hh_l{k}"))  # nn.LSTM adds its two biases: one of them is enough
+
+
+class _TorchRowLSTM(nn.Module):
+    """`torch.nn.LSTM` along the rows of a grid, or along all rows joined to one sequence."""
+
+    def __init__(self, channels: int, hidden: int, layers: int, flatten: bool) -> None:
+        super().__init__()
+        self.flatten = flatten
+        self.lstm = nn.LSTM(channels, hidden, layers, batch_first=True)
+        init_torch_lstm_(self.lstm)
+
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Map x (N, H, W, C) to (N, H, W, n)."""
+        if sizes is not None:  # products of 0 and NaN would be a part of the weights' gradient
+            x = fill_padding(x, sizes)
+        if self.flatten:
+            return apply_flattened(lambda sequence, _=None: self.lstm(sequence)[0], x, sizes)
+        # Sizes do not matter: padding lies to the right of a row, where it comes too late to be seen.
+        y: Tensor = self.lstm(x.flatten(0, 1))[0]
+        return y.reshape(*x.shape[:3], y.shape[-1])
 
 
 class _LineNet(GridNet):
@@ -204,7 +146,6 @@ class _LineNet(GridNet):
 
     flatten: bool
 
-    @checked_options
     def __init__(
         self,
         channels: int,
@@ -213,12 +154,8 @@ class _LineNet(GridNet):
         hidden: int = 16,
         layers: int = 1,
         linear: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        body = _TorchRowLSTM(channels, hidden, layers, flatten=self.flatten, **factory)
-        super().__init__(body, hidden, outputs, linear, **factory)
+        super().__init__(_TorchRowLSTM(channels, hidden, layers, self.flatten), hidden, outputs, linear)
 
 
 class HorizontalNet(_LineNet):
@@ -237,7 +174,6 @@ class RasterNet(GridNet):
     """A multi-dimensional LSTM in which a position sees all that comes before it in reading order; see
     `DownwardSweeps`."""
 
-    @checked_options
     def __init__(
         self,
         channels: int,
@@ -248,11 +184,6 @@ class RasterNet(GridNet):
         cell: str = "graves",
         layer_norm: bool = False,
         linear: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        body = DownwardSweeps(
-            channels, hidden, layers, residual=False, cell=cell, layer_norm=layer_norm, **factory
-        )
-        super().__init__(body, 2 * hidden, outputs, linear, **factory)
+        body = DownwardSweeps(channels, hidden, layers, False, cell=cell, layer_norm=layer_norm)
+        super().__init__(body, 2 * hidden, outputs, linear)

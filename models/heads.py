@@ -7,7 +7,6 @@ from dataclasses import replace
 from math import prod
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util import arguments
@@ -15,13 +14,7 @@ from mdlstm_tk._util.masking import Sizes
 from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM, Directions
-from mdlstm_tk.models.blocks import (
-    Encoder,
-    Window,
-    checked_options,
-    combine_windows,
-    depth_to_space,
-)
+from mdlstm_tk.models.blocks import Encoder, Window, combine_windows, depth_to_space
 from mdlstm_tk.tiling.stages import TileStages
 
 
@@ -35,23 +28,20 @@ class EncoderNet(nn.Module):
         layers: stacked layers in each level.
         windows: the window of each level, see `Encoder`, one extent or one for each axis; empty for the
             default of the network.
-        cell: as in `MDLSTM`.
-        directions: as in `MDLSTM`.
-        layer_norm: as in `MDLSTM`.
+        cell, directions, layer_norm: as in `MDLSTM`.
         dropout: probability of zeroing an output of a level in training.
         ndim: D, axes of the grid.
-        device: where the parameters are.
-        dtype: type of the parameters.
 
     Attributes:
         make_level: makes the levels of the encoder.
+        per_position: the head predicts each position of x, and not each of the encoder's output.
         stride: positions of x, along each axis, per position of the encoder's output.
     """
 
     default_windows: ClassVar[Sequence[Window]] = ((1, 1),)
     make_level: ClassVar[Callable[..., nn.Module]] = MDLSTM
+    per_position: ClassVar[bool] = False
 
-    @checked_options
     def __init__(
         self,
         channels: int,
@@ -65,25 +55,18 @@ class EncoderNet(nn.Module):
         layer_norm: bool = False,
         dropout: float = 0.0,
         ndim: int = 2,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        options = {"cell": cell, "directions": directions, "layer_norm": layer_norm} | factory
-        if ndim != 2 and (self.make_level is not MDLSTM or len(self.default_windows) > 1):
-            raise InputError(f"this network is for grids of two axes, got {ndim}; choose the model md")
-        windows = windows or (self.default_windows if ndim == 2 else (1,))
-        level_windows = [arguments.extents("each of windows", window, ndim) for window in windows]
+        options: dict[str, Any] = {"cell": cell, "directions": directions, "layer_norm": layer_norm}
         if ndim != 2:
-            options["ndim"] = ndim
-        self.encoder = Encoder(self.make_level, channels, hidden, level_windows, layers, dropout, **options)
-        self.stride = combine_windows(level_windows)
-        self.head = nn.Linear(self.encoder.output_size, self._head_features(outputs), **factory)
-
-    def _head_features(self, outputs: int) -> int:
-        """Return the number of features that the head computes at each position of the encoder's output."""
-        return outputs
+            if self.make_level is not MDLSTM or len(self.default_windows) > 1:
+                raise InputError(f"this network is for grids of two axes, got {ndim}; choose the model md")
+            windows, options["ndim"] = windows or (1,), ndim
+        extents = [arguments.extents("windows", each, ndim) for each in windows or self.default_windows]
+        self.encoder = Encoder(self.make_level, channels, hidden, extents, layers, dropout, **options)
+        self.stride = combine_windows(extents)
+        features = outputs * (prod(self.stride) if self.per_position else 1)
+        self.head = nn.Linear(self.encoder.output_size, features)
 
 
 class Classifier(EncoderNet):
@@ -112,8 +95,7 @@ class Segmenter(EncoderNet):
     With windows, each position of the encoder's output predicts every position of x that it covers.
     """
 
-    def _head_features(self, outputs: int) -> int:
-        return outputs * prod(self.stride)
+    per_position = True
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
         """Map x (N, *grid, C) to logits (N, *grid, classes)."""

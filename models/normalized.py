@@ -7,17 +7,12 @@ from dataclasses import replace
 from math import prod
 from typing import Any
 
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk._util.checks import check_unmasked
 from mdlstm_tk._util.masking import Sizes
-from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.tiling.stages import TileStages, stages_of
-
-Numbers = Sequence[float] | npt.NDArray[Any]
 
 
 class Normalized(nn.Module):
@@ -25,12 +20,8 @@ class Normalized(nn.Module):
 
     Args:
         network: maps standardised x, and sizes if there are any, to the prediction.
-        mean: mean of each channel of x.
-        std: standard deviation of each channel of x.
-        target_mean: mean of each output; empty if the outputs of the network are not to be scaled.
-        target_std: standard deviation of each output; empty if the outputs are not to be scaled.
-        device: where these numbers are; it must be the network's.
-        dtype: type of these numbers, torch's default if not given; it must be the network's.
+        mean, std: mean and standard deviation of each channel of x.
+        target_mean, target_std: of each output; empty if the outputs of the network are not to be scaled.
     """
 
     mean: Tensor
@@ -41,49 +32,37 @@ class Normalized(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        mean: Numbers,
-        std: Numbers,
-        target_mean: Numbers = (),
-        target_std: Numbers = (),
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        target_mean: Sequence[float] = (),
+        target_std: Sequence[float] = (),
     ) -> None:
         super().__init__()
         self.network = network
         self.scales_targets = len(target_mean) > 0
-        buffers = {"mean": mean, "std": std, "target_mean": target_mean, "target_std": target_std}
-        for one, other in (("mean", "std"), ("target_mean", "target_std")):
-            if len(buffers[one]) != len(buffers[other]):
-                counts = f"{len(buffers[one])} and {len(buffers[other])}"
-                raise InputError(f"{one} and {other} must be equally many numbers, got {counts}")
-        if not len(mean):
-            raise InputError("mean and std must be a number for each channel, got none")
-        dtype = dtype or torch.get_default_dtype()  # not that of an array
-        for name, values in buffers.items():
-            check_unmasked(name, values)
-            if len(values):
-                numbers = torch.tensor(
-                    values, device="cpu", dtype=dtype
-                )  # tensors on "meta" have no values
-                is_std = name.endswith("std")
-                if not (numbers.isfinite().all() and (not is_std or (numbers > 0).all())):
-                    rule = "numbers above 0" if is_std else "finite numbers"
-                    raise InputError(
-                        f"{name} must be {rule} in {numbers.dtype}, got {list(map(float, values))}"
-                    )
-                self.register_buffer(name, torch.tensor(values, device=device, dtype=dtype))
+        numbers = {"mean": mean, "std": std}
+        if self.scales_targets:
+            numbers |= {"target_mean": target_mean, "target_std": target_std}
+        for name, values in numbers.items():
+            self.register_buffer(name, torch.tensor(values, dtype=torch.get_default_dtype()))
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Any:
-        """Map raw x (N, *grid, C) to the prediction of the network, in the units of the targets."""
-        _check_features("x", x, len(self.mean))
+        """Map raw x (N, *grid, C) to the prediction of the network, in the units of the targets.
+
+        Raises:
+            InputError: x, or the prediction, has more or fewer channels than there are numbers.
+        """
+        _check_channels("x", x, self.mean, self.std)
         x = (x - self.mean) / self.std
         y: Any = self.network(x) if sizes is None else self.network(x, sizes)
         if not self.scales_targets:
             return y
-        for each in y if isinstance(y, tuple) else [y]:  # with auxiliary predictions
-            _check_features("the prediction", each, len(self.target_mean))
-        if isinstance(y, tuple):
-            return tuple(each * self.target_std + self.target_mean for each in y)
+        if isinstance(y, tuple):  # with auxiliary predictions
+            return tuple(map(self._rescaled, y))
+        return self._rescaled(y)
+
+    def _rescaled(self, y: Tensor) -> Tensor:
+        _check_channels("the prediction", y, self.target_mean, self.target_std)
         return y * self.target_std + self.target_mean
 
     def tile_stages(self) -> TileStages:
@@ -94,13 +73,12 @@ class Normalized(nn.Module):
         """
         inner = stages_of(self.network)
         first, *later_stages = inner.stages
-        maps = [_Standardised(self.mean, self.std), first.before]
-        before = nn.Sequential(*(module for module in maps if module is not None))
+        before = nn.Sequential(_Standardised(self.mean, self.std), first.before or nn.Identity())
         head = inner.head
         if self.scales_targets:
             positions = prod(inner.upsample)  # their features are side by side before they are spread
             scaled = _Rescaled(self.target_mean.repeat(positions), self.target_std.repeat(positions))
-            head = scaled if head is None else nn.Sequential(head, scaled)
+            head = nn.Sequential(head or nn.Identity(), scaled)
         return replace(inner, stages=[replace(first, before=before), *later_stages], head=head)
 
 
@@ -113,18 +91,13 @@ class _Standardised(nn.Module):
         return (x - self.mean) / self.std
 
 
-class _Rescaled(nn.Module):
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.mean, self.std = nn.Buffer(mean), nn.Buffer(std)
-
-    def forward(self, y: Tensor) -> Tensor:
-        return y * self.std + self.mean
+class _Rescaled(_Standardised):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.std + self.mean
 
 
-def _check_features(label: str, values: Tensor, count: int) -> None:
-    if values.shape[-1] != count:
-        raise InputError(
-            f"{label} has {counted(values.shape[-1], 'channel')}, but mean and std are of {count}; give a "
-            "number for each"
-        )
+def _check_channels(label: str, x: Tensor, mean: Tensor, std: Tensor) -> None:
+    """Numbers for one channel would be taken for all, and one channel would become several."""
+    if not x.shape[-1] == len(mean) == len(std):
+        counts = f"{len(mean)} and {len(std)} numbers; give one for each"
+        raise InputError(f"{label} has {x.shape[-1]} channels, but mean and std are {counts}")

@@ -85,10 +85,10 @@ def nothing_compiled_before() -> Iterator[None]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """An MD-LSTM trained for 150 steps on 8×8 and exported for 8×8. Tests must not change it."""
     from mdlstm_tk.export import export_run
-    from mdlstm_tk.training import Run, configure, new_job, train
+    from mdlstm_tk.training import Run, configure, train
 
     run = Run(tmp_path_factory.mktemp("trained") / "md-8x8")
-    train(new_job(configure({"steps": 150}), run.folder))
+    train(configure(steps=150), run.folder)
     export_run(run)
     return run
 
@@ -102,12 +102,11 @@ def model(trained: Run) -> Path:
 @pytest.fixture(scope="session")
 def density_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A density model trained for 6 steps on grey digits, and evaluated. Tests must not change it."""
-    from mdlstm_tk.training import Run, default_config, new_job, train
+    from mdlstm_tk.training import Run, configure, train
 
     run = Run(tmp_path_factory.mktemp("density") / "run")
     tiny = {"steps": 6, "hidden": 4, "batch_size": 8, "evaluate_every": 3, "warmup": 0}
-    config = default_config("digits-grey").updated(tiny, "test")
-    train(new_job(config, run.folder))
+    train(configure(task="digits-grey", **tiny), run.folder)
     return run
 
 

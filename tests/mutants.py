@@ -80,11 +80,22 @@ AREAS = {
     ),
     "tiles": Area("mdlstm_tk/runtime/tiles/*.py", "runtime/test_tiles.py"),
     "command line": Area("cli/*.py", "cli/test_mistakes.py cli/test_verbs.py runtime/test_limits.py"),
-    "resume": Area(
-        "mdlstm_tk/training/checkpoint.py mdlstm_tk/training/job.py",
-        "training/test_init.py training/test_minutes.py training/test_run_files.py training/test_resume.py "
-        "training/test_train.py",
+    "data": Area(
+        "mdlstm_tk/data/*.py mdlstm_tk/data/builtin/*.py",
+        "data/test_batches.py data/test_splits.py data/test_masks.py data/test_files.py "
+        "kinds/test_kinds.py",
     ),
+    "kinds": Area(
+        "mdlstm_tk/kinds/*.py",
+        "kinds/test_measures.py kinds/test_kinds.py report/test_report.py runtime/test_answers.py "
+        "training/test_training.py",
+    ),
+    "training": Area(
+        "mdlstm_tk/training/*.py",
+        "training/test_settings.py training/test_init.py training/test_training.py "
+        "training/test_interrupted.py training/test_comparison.py",
+    ),
+    "models": Area("models/*.py", "models/test_models.py"),
 }
 MAX_SECONDS = 3000.0  # for the tests of an area without a mutant
 TIMES_AS_LONG, MORE_SECONDS = 3, 20  # may the tests of a mutant take, which may loop forever

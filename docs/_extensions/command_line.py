@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin
 
 import typer
@@ -17,9 +18,9 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 
 from mdlstm_tk.cli.app import typer_app
-from mdlstm_tk.kinds import kind_names, training_of
-from mdlstm_tk.training.config import list_settings
-from mdlstm_tk.training.tasks import BUILT_IN, find_task
+from mdlstm_tk.kinds import kind_named, kind_names
+from mdlstm_tk.training.config import TrainConfig
+from mdlstm_tk.training.tasks import BUILT_IN, task_defaults
 
 DEFAULT = re.compile(r"  \(default: (.+)\)$")  # that a help text names itself
 
@@ -106,11 +107,14 @@ def _text(text: str) -> list[nodes.Node]:
 
 
 class SettingsDirective(Directive):
-    """The table of `mdlstm_tk.training.list_settings`."""
+    """The fields of `TrainConfig`."""
 
     def run(self) -> list[nodes.Node]:
         """Return the table."""
-        rows = [(_code(row.key), _code(row.default), row.meaning) for row in list_settings()]
+        rows = [
+            (_code(each.name), _code(str(each.default)), each.metadata["help"])
+            for each in fields(TrainConfig)
+        ]
         return [_table(("key", "default", "meaning"), (20, 15, 65), rows)]
 
 
@@ -119,8 +123,8 @@ class TaskDefaultsDirective(Directive):
 
     def run(self) -> list[nodes.Node]:
         """Return the table."""
-        tasks = {name: find_task(name).defaults for name in BUILT_IN}
-        tasks |= {f"{kind} (your own data)": training_of(kind).defaults for kind in kind_names()}
+        tasks = {name: task_defaults(name) for name in BUILT_IN}
+        tasks |= {f"{kind} (your own data)": {**kind_named(kind).defaults} for kind in kind_names()}
         rows = [
             (name, _code(", ".join(f"{key}={value}" for key, value in values.items() if value != "")))
             for name, values in tasks.items()

@@ -5,20 +5,20 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data import Floats, Split, Task, batches
-from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk._util.text_order import reorder
+from mdlstm_tk.data import Split, Task, TaskSpec
+from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.io import Array
 from mdlstm_tk.io.images import scale
 from mdlstm_tk.io.metadata import Metadata
-from mdlstm_tk.kinds import training_of
 from mdlstm_tk.runtime.shapes import takes
-from mdlstm_tk.training import Run, load_checkpoint, load_task
+from mdlstm_tk.training import Run, load_checkpoint, make_task
 
 COUNT = 6
 CANDIDATES = 200  # samples that are looked through for different classes and for sizes that fit the model
@@ -35,7 +35,7 @@ class PageExample:
         target: the right answer: the class or the text; None if it is a grid.
     """
 
-    x: Floats
+    x: Array
     target: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -72,11 +72,13 @@ def page_examples(
     """
     try:
         checkpoint = load_checkpoint(run.checkpoint)
-        config = checkpoint.config
-        if not config.data:
-            config = replace(config, size=format_size(metadata.grid_like(checkpoint.spec.size)))
-        task = load_task(config, checkpoint.spec, data, run.read_samples(), run.read_learned())
-        samples = list(_samples(task, metadata))
+        config = replace(checkpoint.config, data=data)
+        if checkpoint.config.data and not data:
+            raise InputError("the run was trained on data of yours; name them with --data")
+        grid = metadata.grid_like(checkpoint.spec.size)
+        if config.size and grid != checkpoint.spec.size:
+            config = replace(config, size=format_size(grid))
+        samples = list(_samples(make_task(config, checkpoint.state.learned), metadata))
     except MDLSTMError as error:
         on_message(f"no examples: {error}")
         return []
@@ -100,11 +102,19 @@ def _samples(task: Task, metadata: Metadata) -> Iterator[PageExample]:
     """The first samples that the model takes, of the validation data if there are such."""
     splits: tuple[Split, ...] = "validation", "test"
     split: Split = next((split for split in splits if task.count(split)), "train")
-    for batch in islice(batches(task, split, seed=0, size=1), CANDIDATES):
-        extents = batch.x.shape[1:-1] if batch.sizes is None else tuple(map(int, batch.sizes[0]))
+    for step in range(min(task.count(split), CANDIDATES)):
+        batch = task.batch(0, step, 1, split)
+        extents = batch.x.shape[1:-1] if batch.sizes is None else batch.sizes[0].tolist()
         x = batch.x[0][tuple(map(slice, extents))]
-        if not takes(x.shape[:-1], metadata):
-            continue
-        if metadata.grid is None and max(extents) > MAX_EXTENT:
-            continue
-        yield PageExample(x, training_of(task.spec.kind).target_text(batch, task.spec))
+        if takes(x.shape[:-1], metadata) and (metadata.grid or max(extents) <= MAX_EXTENT):
+            yield PageExample(x, _words(batch.y[0], task.spec))
+
+
+def _words(y: Array, spec: TaskSpec) -> str | None:
+    """A target that is a class, or a line of text, whose characters count from 1; None for another."""
+    if y.dtype.kind != "i" or y.ndim > 1 or not spec.classes:
+        return None
+    if y.ndim == 0:
+        return spec.classes[int(y)]
+    text = "".join(spec.classes[k - 1] for k in y if k > 0)
+    return reorder(text, spec.decoding.get("text_direction", "ltr"))

@@ -19,6 +19,7 @@ from mdlstm_tk.errors import InputError, MDLSTMError, require
 from mdlstm_tk.export.interface import Interface, without_original
 from mdlstm_tk.export.model_file import operators_to_trust
 from mdlstm_tk.export.run_export import find_checkpoint, read_checkpoint
+from mdlstm_tk.export.staleness import checkpoint_of, note_if_stale
 from mdlstm_tk.export.verification.cases import (
     SEEDS,
     Case,
@@ -48,7 +49,6 @@ from mdlstm_tk.runtime.infer import models_in, open_model
 from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.training import Run
-from mdlstm_tk.training.staleness import checkpoint_of, note_if_stale
 
 Against = nn.Module | Run | str | Path | None
 DEFAULT_GRID = (5, 7, 3)  # of a model that does not name the grids of its export

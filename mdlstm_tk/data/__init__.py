@@ -1,41 +1,16 @@
-"""Tasks: where training data comes from and how predictions are scored. PyTorch is loaded to score alone.
+"""Tasks: where training data come from. Nothing here imports torch.
 
-spec            the types: Batch, TaskSpec, Split
-task            the interface Task, DatasetTask for a fixed set of samples, and batches
-sampling        seeded random numbers, shuffling, stratified splits
-augmentation    random crops and distortion of training images
-user_data       a task from a user's own files, which consists of:
-  splits          which samples are trained on, validated with and tested on
-  folders         listing of folders of images, and of images with masks and targets
-  tables          listing of images and a CSV table
-  arrays          listing of .npz files
-  images          decoding of one image
-  masks           decoding of one mask, and the classes of all masks
-  samples         the first pass over all samples, and reading each when it is needed
-  targets         the targets of all samples, and how they are encoded
-builtin         the tasks that come with the package
+task       what a task is: `TaskSpec`, `Batch`, `Task`, and `Dataset` for a fixed set of samples
+order      seeded random numbers, and the order in which samples are drawn
+augment    distortion of training images
+files      the samples in a user's files: folders, tables, arrays
+masks      masks of segmentation
+scan       the first pass over all samples, and reading each again
+splits     which samples are trained on, validated with and tested on
+user_data  a task from a user's own files
+builtin    the tasks that come with the package
 """
 
-from mdlstm_tk.data.builtin.diagonal import DiagonalBatch, DiagonalTask
-from mdlstm_tk.data.builtin.digits import Digits
-from mdlstm_tk.data.builtin.gaussian_field import GaussianField
-from mdlstm_tk.data.builtin.textures import Textures
-from mdlstm_tk.data.spec import SPLITS, UNLABELLED, Batch, Floats, Split, TaskSpec
-from mdlstm_tk.data.task import DatasetTask, Task, batches
+from mdlstm_tk.data.task import SPLITS, UNLABELLED, Batch, Dataset, Split, Task, TaskSpec
 
-__all__ = [
-    "SPLITS",
-    "UNLABELLED",
-    "Batch",
-    "DatasetTask",
-    "DiagonalBatch",
-    "DiagonalTask",
-    "Digits",
-    "Floats",
-    "GaussianField",
-    "Split",
-    "Task",
-    "TaskSpec",
-    "Textures",
-    "batches",
-]
+__all__ = ["SPLITS", "UNLABELLED", "Batch", "Dataset", "Split", "Task", "TaskSpec"]

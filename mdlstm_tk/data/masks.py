@@ -1,274 +1,159 @@
-"""Masks of segmentation: reading them, and which values or colours are the classes.
+"""Masks of segmentation. A class is a value, or a colour.
 
-A class is a value of the masks. Palettes and grey masks keep their values, whatever their bits; black and
-white masks with one bit have 0 and 255. Two kinds of masks hold colours instead of values: true colours,
-and palettes that differ between masks, so that equal values do not mean equal classes. Then every colour is
-a class; the classes have the values 0, 1, 2, … in the order of red, green and blue, and a palette.
+Palettes and grey masks keep their values; masks of one bit have 0 and 255. Masks in true colours are read
+as 0xRRGGBB, and every colour is a class, written as 0, 1, 2, … with a palette. 255 means "no class" if
+images have more than two values: loss and errors leave it out. All masks of a data set are saved in one
+way.
 """
 
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mdlstm_tk._util.text import composed
-from mdlstm_tk.data.images import is_grey, read_file, resize_nearest
-from mdlstm_tk.data.spec import UNLABELLED, Array, Extents
-from mdlstm_tk.errors import InputError, require
-from mdlstm_tk.io.images import (
-    PHOTOMETRIC,
-    SAMPLE_FORMAT,
-    SIGNED,
-    WHITE_IS_ZERO,
-    Preprocessing,
-    open_image,
-    orientation_of,
-    upright,
-)
+from mdlstm_tk._util.text import composed, printable
+from mdlstm_tk.data.scan import is_grey
+from mdlstm_tk.data.task import UNLABELLED, Extents
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.images import Preprocessing, open_image, orientation_of, upright
 
-UNKNOWN_VALUE = 255  # means "no class" in masks with 8 bits, unless 0 and 255 are the only values
-MAX_COLOURS = 256  # what a palette can hold
-LOSSY_IN_TIFF = ("jpeg", "tiff_jpeg", "webp", "tiff_sgilog", "tiff_sgilog24")  # as Pillow calls them
+UNKNOWN, MAX_COLOURS = 255, 256
+LOSSY = ("JPEG", "MPO", "WEBP")
+NAMES = "classes.txt"  # the name of value 0, of value 1, …, one in a line
 
 
-@dataclass(frozen=True)
-class RawMask:
-    """A mask as it is stored.
+class Mask(NamedTuple):
+    """A mask: pixels (*grid), or its distinct values; and how it is stored.
 
     Attributes:
-        pixels: (*grid) integers, negative where the class is unknown; or colours as 0xRRGGBB.
-        palette: (256,) the colour of each value as 0xRRGGBB, negative beyond those in the file; None if it
-            has none.
-        has_colours: the pixels are colours.
-        is_binary: the mask has one bit, so that it cannot hold an unknown class.
+        form: "bit", "values", "palette" or "colours" of an image, "array" of numbers.
+        palette: red, green and blue of each entry in turn.
+        names: of the values 0, 1, …; "" where there is none.
     """
 
     pixels: Array
-    palette: Array | None = None
-    has_colours: bool = False
-    is_binary: bool = False
-
-    @property
-    def shape(self) -> Extents:
-        return self.pixels.shape
-
-    @property
-    def colours(self) -> Array:
-        """The colour of each pixel as 0xRRGGBB; values without a palette are greys."""
-        if self.palette is not None:
-            return np.maximum(self.palette[self.pixels], 0)
-        return self.pixels if self.has_colours else self.pixels.astype(np.int32) * 0x010101
-
-    def distinct(self) -> RawMask:
-        """Return the mask with each known value or colour once, increasing."""
-        values = np.unique(self.pixels)
-        return replace(self, pixels=values[values >= 0])
+    form: str = "values"
+    palette: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
 
 
-def read_mask(file: Path) -> RawMask:
-    """Read a mask.
+def class_names(path: Path) -> tuple[str, ...]:
+    """The lines of classes.txt in a folder, or in the folder above, that of all splits."""
+    for file in (path / NAMES, path.parent / NAMES):
+        if file.is_file():
+            return tuple(composed(line.strip()) for line in file.read_text("utf-8-sig").splitlines())
+    return ()
+
+
+def mask_of_array(y: Array, k: int, extents: Extents) -> Mask:
+    """A mask of y (N, *grid) or (N, *grid, 1)."""
+    pixels = y[k][..., 0] if y[k].ndim == len(extents) + 1 and y.shape[-1] == 1 else y[k]
+    if pixels.ndim != len(extents):
+        raise InputError(f"its mask has the shape {pixels.shape}, expected the grid of x; see ndim")
+    return Mask(pixels[tuple(map(slice, extents))].astype(np.int64), "array")
+
+
+def read_mask(file: Path, names: tuple[str, ...] = ()) -> Mask:
+    """Read the mask of an image.
 
     Raises:
-        InputError: it cannot be read, or is not an image of whole numbers or colours.
-        MissingExtraError: Pillow is not installed.
+        InputError: it cannot be read, or its compression may change values.
     """
     try:
-        data = read_file(file)
-    except InputError as error:
-        raise InputError(f"its mask: {error}") from None
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"its mask cannot be read: {error.strerror}") from None
     with open_image(io.BytesIO(data), "its mask") as image:
-        if _has_lossy_compression(image, data):
-            raise InputError(
-                f"its mask is a {image.format} whose compression may change values; save it as PNG"
-            )
-        largest = _largest_stored(image)
+        if image.format in LOSSY or "jpeg" in str(image.info.get("compression")):
+            raise InputError(f"its mask is a {image.format}, which may change values; save it as PNG")
         image.load()
-        mask = _raw_mask(image)
-        mask = replace(mask, pixels=upright(mask.pixels, orientation_of(image)))
-    if not largest or mask.palette is not None or mask.has_colours:
-        return mask
-    whole = 65535 if image.mode == "I" else 255
-    return RawMask((mask.pixels.astype(np.int64) * largest + whole // 2) // whole)
+        mask = _mask(image)
+        return mask._replace(pixels=upright(mask.pixels, orientation_of(image)), names=names)
 
 
-def _has_lossy_compression(image: Any, data: bytes) -> bool:
-    if image.format != "WEBP":
-        return image.format in ("JPEG", "MPO") or image.info.get("compression") in LOSSY_IN_TIFF
-    position = 12  # of the first chunk; one of lossless pixels is called VP8L
-    while position < len(data):
-        name = data[position : position + 4]
-        size = int.from_bytes(data[position + 4 : position + 8], "little")
-        if name in (b"VP8 ", b"VP8L"):
-            return name == b"VP8 "
-        skipped = 16 if name == b"ANMF" else size + size % 2  # the chunks of a frame follow 16 bytes of it
-        position += 8 + skipped
-    return False
+def _mask(image: Any) -> Mask:
+    pixels = np.asarray(image)
+    if image.mode == "1":
+        return Mask(pixels.astype(np.uint8) * 255, "bit")
+    if image.mode == "P":
+        return Mask(pixels, "palette", tuple(image.getpalette("RGB")))
+    if image.mode == "L" or image.mode.startswith("I"):
+        return Mask(pixels.astype(np.int64))
+    if image.mode in ("RGB", "RGBA", "LA"):
+        colours = np.asarray(image.convert("RGB"))
+        if is_grey(colours):
+            return Mask(colours[..., 0].astype(np.int64))
+        return Mask(colours.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1]), "colours")
+    raise InputError(f"its mask has the mode {image.mode} of Pillow, expected grey, a palette or RGB")
 
 
-def _largest_stored(image: Any) -> int:
-    """The value that Pillow will scale to white when it loads an image; 0 if it scales none.
-
-    Raises:
-        InputError: it drops bits of the values.
-    """
-    if image.mode == "1" or not image.tile:
-        return 0
-    decoder, *_, arguments = image.tile[0]
-    raw_mode, *others = (arguments,) if isinstance(arguments, str) else arguments
-    largest = int(others[0]) if decoder.startswith("ppm") else 0
-    if (largest > 255 and image.mode != "I") or re.match("(RGB|LA|CMYK).*;16", str(raw_mode)):
-        raise InputError(
-            "its mask has 16 bits in each of several channels, of which 8 are read; save it with 8 bits, "
-            "or as grey without opacity"
-        )
-    bits = re.match("L;([24])", str(raw_mode))
-    return 2 ** int(bits[1]) - 1 if bits else largest
-
-
-def _raw_mask(image: Any) -> RawMask:
-    if image.mode in ("P", "PA"):
-        pixels = np.asarray(image.convert("P") if image.mode == "PA" else image)
-        palette = np.zeros((256, 3), np.uint8)
-        colours = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-        palette[: len(colours)] = colours
-        # GIF has no grey images, and Pillow may number the values of a grey mask anew when it writes one.
-        if image.format == "GIF" and is_grey(palette[np.unique(pixels)][None]):
-            return RawMask(palette[pixels][..., 0])
-        numbers = _numbers(palette)
-        numbers[len(colours) :] = -1
-        return RawMask(pixels, numbers)
-    tags = getattr(image, "tag_v2", {})  # of TIFF
-    is_signed = SIGNED in tags.get(SAMPLE_FORMAT, ())
-    if image.mode == "L" and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow inverts 2 to 8 bits, not 16
-        image = require("PIL.ImageOps", "image").invert(image)
-    if image.mode.startswith("I"):
-        pixels = np.asarray(image)
-        is_unsigned = image.format == "TIFF" and image.mode == "I" and not is_signed
-        return RawMask(pixels.view(np.uint32).astype(np.int64) if is_unsigned else pixels.astype(np.int32))
-    if image.mode == "F":
-        pixels = np.asarray(image)
-        if not np.array_equal(pixels, np.rint(pixels)) or np.abs(pixels).max() > 2**24:
-            raise InputError("its mask has fractions, expected whole numbers")
-        return RawMask(pixels.astype(np.int32))
-    if image.mode == "L" and is_signed:
-        return RawMask(np.asarray(image).view(np.int8))
-    if image.mode in ("1", "L", "LA", "La"):
-        return RawMask(np.asarray(image.getchannel(0).convert("L")), is_binary=image.mode == "1")
-    pixels = np.asarray(image.convert("RGBA" if "A" in image.mode else "RGB"))[..., :3]
-    return RawMask(pixels[..., 0]) if is_grey(pixels) else RawMask(_numbers(pixels), has_colours=True)
-
-
-def _numbers(colours: Array) -> Array:
-    """Return colours (*grid, 3) as 0xRRGGBB."""
-    numbers: Array = colours.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
-    return numbers
-
-
-@dataclass(frozen=True)
-class MaskClasses:
-    """The classes of all masks of a data set.
+class MaskClasses(NamedTuple):
+    """The classes of all masks.
 
     Attributes:
-        values: the value of each class in masks that are written.
-        palette: red, green and blue of each class in turn; empty if the masks are grey.
-        colours: the colour of each class as 0xRRGGBB if colours are the classes, else empty.
-        has_unknown: True if `UNKNOWN_VALUE` occurs and is no class.
+        values: of each class in masks that are read, increasing.
+        written: in masks that are written, which hold no colours but a palette.
+        palette: red, green and blue of each class in turn; empty if masks are grey.
+        names: of the classes.
+        prepare: how images, and with them masks, are resized; None of arrays.
     """
 
     values: tuple[int, ...]
+    written: tuple[int, ...]
     palette: tuple[int, ...]
-    colours: tuple[int, ...]
-    has_unknown: bool = False
+    names: tuple[str, ...]
+    prepare: Preprocessing | None
 
     @classmethod
-    def of(cls, masks: Sequence[RawMask]) -> MaskClasses:
-        """Find the classes.
-
-        Args:
-            masks: what `RawMask.distinct` returns for each mask.
+    def of(cls, masks: Sequence[Mask], prepare: Preprocessing | None) -> MaskClasses:
+        """The classes of masks that hold their distinct values.
 
         Raises:
-            InputError: the masks have too many colours, fewer than two classes, or are of different types.
+            InputError: they are stored in several ways, or have fewer than two classes.
         """
-        colour_of: dict[int, int] = {}
-        values_of: dict[int, set[int]] = {}
-        have_colours = any(mask.has_colours for mask in masks)
-        for mask in masks:
-            if mask.palette is not None:
-                for value, colour in zip(mask.pixels.tolist(), mask.colours.tolist(), strict=True):
-                    have_colours |= colour_of.setdefault(value, colour) != colour
-                    values_of.setdefault(colour, set()).add(value)
-        for mask in masks:  # a palette may have a colour twice; palettes with it in other places differ
-            if mask.palette is not None:
-                for colour in mask.colours.tolist():
-                    entries = mask.palette[[*values_of[colour]]]
-                    have_colours |= bool(((entries != colour) & (entries >= 0)).any())
-        if have_colours:
-            return cls._of_colours(masks)
-        values = sorted({value for mask in masks for value in mask.pixels.tolist()})
-        if len(values) < 2:
-            only = f"only the value {values[0]}" if values else "no value"
-            raise InputError(f"the masks hold {only}; expected two classes or more")
-        has_unknown = len(values) > 2 and values[-1] == UNKNOWN_VALUE
-        if has_unknown:
-            if any(mask.is_binary and UNKNOWN_VALUE in mask.pixels for mask in masks):
-                raise InputError(
-                    f"some masks have one bit, whose white is {UNKNOWN_VALUE}, and others "
-                    f"{len(values) - 1} values; save all masks in the same way"
-                )
+        forms = {mask.form for mask in masks}
+        if len(forms) > 1 or len({mask.palette for mask in masks}) > 1:
+            raise InputError(
+                f"masks are stored in several ways ({', '.join(sorted(forms))}) or with several palettes, "
+                "so that equal values may not mean equal classes; save all in one way"
+            )
+        values = sorted({value for mask in masks for value in mask.pixels.tolist() if value >= 0})
+        if len(values) > 2 and values[-1] == UNKNOWN and forms != {"array"}:
             values.pop()
-        palette = [colour_of[value] for value in values if value in colour_of]
-        complete = len(palette) == len(values) and values[-1] < MAX_COLOURS
-        return cls(tuple(values), _channels(palette) if complete else (), (), has_unknown)
-
-    @classmethod
-    def _of_colours(cls, masks: Sequence[RawMask]) -> MaskClasses:
-        greys = [mask.pixels for mask in masks if not mask.has_colours and mask.palette is None]
-        largest = max((int(values.max(initial=0)) for values in greys), default=0)
-        if largest > 255:
+        has_colours = forms == {"colours"}
+        if len(values) < 2 or (has_colours and len(values) > MAX_COLOURS):
             raise InputError(
-                f"some masks have colours, and others values up to {largest}, which no colour has; "
-                "save all masks in the same way"
+                f"masks hold {len(values)} classes, expected 2 or more, of colours at most 256"
             )
-        colours = {colour for mask in masks for colour in mask.colours.tolist()}
-        if len(colours) > MAX_COLOURS:
-            raise InputError(
-                f"the masks have {len(colours)} colours, expected at most {MAX_COLOURS} classes; "
-                "save masks without lossy compression and smoothing, for example as PNG"
-            )
-        ordered = tuple(sorted(colours))
-        return cls(tuple(range(len(ordered))), _channels(ordered), ordered)
+        if has_colours:
+            palette = [value >> shift & 255 for value in values for shift in (16, 8, 0)]
+            names = [f"#{value:06x}" for value in values]
+            return cls(tuple(values), tuple(range(len(values))), tuple(palette), tuple(names), prepare)
+        lines, entries = dict(enumerate(masks[0].names)), masks[0].palette
+        palette = [part for value in values for part in entries[3 * value : 3 * value + 3]]
+        names = [lines.get(value) or str(value) for value in values]
+        if len({*names}) < len(names):
+            raise InputError(f"{NAMES} names several values {printable(max(names, key=names.count))}")
+        return cls(tuple(values), tuple(values), tuple(palette), tuple(names), prepare)
 
-    def names(self, lines: Sequence[str]) -> tuple[str, ...]:
-        """The name of each class, from the lines of classes.txt, which begins with value 0."""
-        defaults = [f"#{colour:06x}" for colour in self.colours] or list(map(str, self.values))
-        return tuple(
-            composed(lines[value].strip()) if value < len(lines) and lines[value].strip() else default
-            for value, default in zip(self.values, defaults, strict=True)
-        )
-
-    def encode(self, mask: RawMask, preprocessing: Preprocessing | None = None) -> Array:
-        """Convert a mask to (*grid) indices of classes, UNLABELLED at other values.
-
-        Args:
-            mask: the mask.
-            preprocessing: of its image, with which it is resized.
-        """
-        keys = np.array(self.colours or self.values)
-        pixels = mask.colours if self.colours else mask.pixels
-        if preprocessing is not None and preprocessing.resize is not None:
-            height, width = pixels.shape
-            pixels = resize_nearest(pixels, preprocessing.resized((height, width)))
+    def encode(self, mask: Mask) -> Array:
+        """The class at each position of a mask, resized like its image; UNLABELLED at other values."""
+        keys, pixels = np.array(self.values), mask.pixels
+        if self.prepare is not None:
+            pixels = resize_nearest(pixels, self.prepare.resized((pixels.shape[0], pixels.shape[1])))
         indices = np.searchsorted(keys, pixels).clip(max=len(keys) - 1)
         dtype = np.int16 if len(keys) <= np.iinfo(np.int16).max else np.int32
         return np.where(keys[indices] == pixels, indices, UNLABELLED).astype(dtype)
 
 
-def _channels(colours: Sequence[int]) -> tuple[int, ...]:
-    return tuple((colour >> shift) & 255 for colour in colours for shift in (16, 8, 0))
+def resize_nearest(pixels: Array, extents: tuple[int, int]) -> Array:
+    """Pixels (H, W) at new extents; each position takes the value at its centre."""
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(pixels.shape, extents, strict=True)
+    )
+    return pixels[np.ix_(rows, columns)]

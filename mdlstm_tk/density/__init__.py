@@ -1,14 +1,13 @@
 """The room of densities: the kind `density`, the probability of a sample, and all that goes with it.
 
-kind            the questions that exports and inference ask a kind of task, answered
-training        those that training asks
+kind            the kind `density`
 network         the base of networks that give the probability of an image, and draw images
 pixel           the multi-dimensional LSTM as such a network
 digits, fashion, ising   the built-in tasks
-idx             reading of IDX files, which a task and data of the user may be
+idx             reading of IDX files
 sampling        drawing images with the network of a run
 contact_sheet   pictures of drawn images
-drawings        the part of the page of a run, and of its picture
+drawings        the part of a run's report
 
 The names below are loaded when they are first used: importing this package does not import torch.
 """

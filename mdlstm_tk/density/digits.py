@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk.data.builtin.digits import COMMON, SIDE, digit_ids, load_digits, split_digits
-from mdlstm_tk.data.sampling import THRESHOLDS, make_rng
-from mdlstm_tk.data.spec import TaskSpec
-from mdlstm_tk.data.task import DatasetTask
+from mdlstm_tk.data.builtin.digits import COMMON, SIDE, digit_digests, load_digits, split_digits
+from mdlstm_tk.data.order import THRESHOLDS, make_rng
+from mdlstm_tk.data.task import Dataset, TaskSpec
 
 GREY_LEVELS = 17  # of a pixel
 
@@ -27,13 +26,14 @@ def binarise(images: npt.NDArray[Any], white: float = 1.0) -> npt.NDArray[np.uin
     return (images > thresholds[:, None, None]).astype(np.uint8)
 
 
-class DigitsDensity(DatasetTask):
+class DigitsDensity(Dataset):
     """The probability of single digits, in black and white or in 17 levels of grey, without their labels.
 
     See `binarise` for how images become black and white: once, by a fixed seed, so
     that an image is the same in all splits and runs.
 
     Args:
+        kind: "density".
         seed: seed of the split, which is that of `Digits`.
         validation: share of the digits outside the test set that chooses the best checkpoint.
         binary: black and white.
@@ -56,7 +56,7 @@ class DigitsDensity(DatasetTask):
         "evaluate_every": 50,
     }
 
-    def __init__(self, seed: int, validation: float = 0.1, *, binary: bool = True) -> None:
+    def __init__(self, kind: Any, seed: int, validation: float = 0.1, *, binary: bool = True) -> None:
         grey, _ = load_digits()
         images: Any = binarise(grey) if binary else grey
         name, outputs = ("digits-binary", 1) if binary else ("digits-grey", GREY_LEVELS)
@@ -67,5 +67,6 @@ class DigitsDensity(DatasetTask):
                 split: [(image, None) for image in images[indices, ..., None]]
                 for split, indices in splits.items()
             },
+            kind,
         )
-        self.identities = digit_ids(splits)
+        self.digests = digit_digests(splits)

@@ -1,35 +1,29 @@
-"""Pictures of a density model: drawn images, their neighbours, and log-probabilities."""
+"""The part of a run's report on a density model: drawn images, their neighbours, and log-probabilities."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from markupsafe import Markup
+from jinja2 import Environment
 from torch import nn
 
-from mdlstm_tk.data import Split, Task
 from mdlstm_tk.data.builtin.digits import load_digits
-from mdlstm_tk.data.task import DatasetTask, read_batch
+from mdlstm_tk.data.task import SPLITS, Dataset, Split, Task
 from mdlstm_tk.density.contact_sheet import IMAGE_PIXELS, contact_sheet
 from mdlstm_tk.density.digits import binarise
 from mdlstm_tk.density.sampling import draw_images
 from mdlstm_tk.errors import MissingExtraError, require
+from mdlstm_tk.io import Array
 from mdlstm_tk.io.images import resize, to_grey
-from mdlstm_tk.report.evaluation import Example, split_to_show
-from mdlstm_tk.report.panels import Panel, draw_input, visible
-from mdlstm_tk.report.plots import svg_histogram
-from mdlstm_tk.training import TrainConfig
+from mdlstm_tk.kinds.panels import Panel
 
 DRAWN_IMAGES = 36  # images beside as many of the data
-PICTURED = 12  # drawn images in `prediction.png`
 PAIRS = 12  # drawn images beside their nearest neighbours
 TRAINING_IMAGES = 10_000  # that neighbours are searched among, at most
-HISTOGRAM_IMAGES = 256  # images of each kind in the histogram, at most
+MEASURED_IMAGES = 256  # images of each kind whose log-probability is measured, at most
 BATCH = 64
 PIECE = 32  # pixels of a side of the pieces of photographs
 MIN_CONTRAST = 0.1  # of a piece whose darkest and brightest pixels become 0 and 1
@@ -37,70 +31,50 @@ MIN_CONTRAST = 0.1  # of a piece whose darkest and brightest pixels become 0 and
 Images = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Drawings:
-    """Pictures of a density model.
-
-    Attributes:
-        split: the split that `data` are of.
-        data: images of the data.
-        drawn: images that the network has drawn.
-        neighbours: drawn images, each with the training image nearest to it on its right; None if there
-            are no training images.
-        searched: number of training images that were searched.
-        count: number of images of the data in the histogram.
-        histogram: log-probabilities of data, and of images unlike them.
-        means: mean log-probability in nats of each kind of image.
-    """
-
-    split: Split
-    data: Panel
-    drawn: Panel
-    neighbours: Panel | None
-    searched: int
-    count: int
-    histogram: Markup
-    means: dict[str, float]
+TEMPLATE = """
+<section id="drawn">
+<h2>Drawn images</h2>
+{% for panel in panels %}
+<figure><img src="{{ panel.url }}" alt="{{ panel.name }}"><figcaption>{{ panel.name }}</figcaption></figure>
+{% endfor %}
+{% if searched %}
+<p>The nearest image has the smallest sum of squared differences, of {{ searched }} training images.</p>
+{% endif %}
+<h3>What is likely</h3>
+<p>The data should have the largest log-probability, but a model can find other images likelier if they are
+simpler than the data.</p>
+<table>
+<caption>Mean log-probability of at most {{ count }} images of each kind.</caption>
+<tr><th scope="col">images</th><th scope="col">nats</th></tr>
+{% for name, nats in means.items() %}
+<tr><th scope="row">{{ name }}</th><td>{{ "%.1f" % nats }}</td></tr>
+{% endfor %}
+</table>
+</section>
+"""
 
 
-def make_drawings(network: nn.Module, task: Task, config: TrainConfig) -> Drawings | None:
-    """Draw images and measure others; None if the network cannot draw, or the images differ in size."""
-    if task.has_mixed_sizes or not hasattr(network, "sample"):
-        return None
-    label, shown, split = split_to_show(task)
-    spec, seed = task.spec, config.seed
-    height, width = spec.size
-    data = np.concatenate(list(_images(shown, split, seed, HISTOGRAM_IMAGES)))
-    drawn = draw_images(network, DRAWN_IMAGES, (height, width), spec.channels, seed)
-    nearest, searched = nearest_images(drawn[:PAIRS], _images(task, "train", seed, TRAINING_IMAGES))
-    kinds = {f"{label} data": data, **images_unlike(task, data)}
-    log_probs = {name: _log_probabilities(network, images) for name, images in kinds.items()}
-    return Drawings(
-        label,
-        Panel("data", contact_sheet(data[:DRAWN_IMAGES])),
-        Panel("drawn", contact_sheet(drawn)),
-        _pairs(drawn[:PAIRS], nearest) if searched else None,
-        searched,
-        len(data),
-        svg_histogram(log_probs, "log-probability of an image, nats"),
-        {name: float(values.mean()) for name, values in log_probs.items()},
-    )
-
-
-def picture(
-    examples: Sequence[Example], network: nn.Module, config: TrainConfig, split: Split
-) -> list[Panel]:
-    """Panels of samples, and of images that the network has drawn; see `TrainingKind.picture`."""
+def drawn_section(network: nn.Module, task: Task) -> str:
+    """HTML with images that a network has drawn, and what it finds likely; "" if it cannot draw, or the
+    images differ in size."""
+    if task.spec.mixed_sizes or not hasattr(network, "sample"):
+        return ""
+    split: Split = next((each for each in reversed(SPLITS) if task.count(each)), "train")
+    height, width = task.spec.size
+    data = np.concatenate(list(_images(task, split, MEASURED_IMAGES)))
+    drawn = draw_images(network, DRAWN_IMAGES, (height, width), task.spec.channels)
+    nearest, searched = nearest_images(drawn[:PAIRS], _images(task, "train", TRAINING_IMAGES))
+    kinds = {f"{split} data": data, **images_unlike(task, data)}
     panels = [
-        Panel(f"{split} data", draw_input(visible(example.batch.x, example.batch)), sample=example.name)
-        for example in examples
+        Panel(f"{split} data", contact_sheet(data[:DRAWN_IMAGES])),
+        Panel("drawn by the network", contact_sheet(drawn)),
     ]
-    if examples and hasattr(network, "sample"):  # a network of the user's own need not draw
-        spec = examples[0].spec
-        height, width = spec.size
-        drawn = draw_images(network, PICTURED, (height, width), spec.channels, config.seed)
-        panels += [Panel("drawn", draw_input(image)) for image in drawn]
-    return panels
+    if searched:
+        name = "drawn, with the nearest training image on the right"
+        panels.append(Panel(name, _pairs(drawn[:PAIRS], nearest)))
+    means = {name: float(_log_probabilities(network, images).mean()) for name, images in kinds.items()}
+    template = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE)
+    return template.render(panels=panels, searched=searched, count=len(data), means=means)
 
 
 def images_unlike(task: Task, data: Images) -> dict[str, Images]:
@@ -117,7 +91,7 @@ def images_unlike(task: Task, data: Images) -> dict[str, Images]:
         f"turned by {90 * turns}°": np.rot90(data, turns, axes=(1, 2)),
         "noise (pixels shuffled)": np.stack([rng.permutation(each) for each in pixels]).reshape(data.shape),
     }
-    is_digits = task.name.startswith("digits")
+    is_digits = task.spec.name.startswith("digits")
     try:
         grey = _photographs(count) if is_digits else _digits(count)
     except MissingExtraError:
@@ -159,26 +133,25 @@ def nearest_images(images: Images, batches: Iterable[Images]) -> tuple[Images, i
     return nearest, count
 
 
-def _images(task: Task, split: Split, seed: int, limit: int) -> Iterator[Images]:
-    """Iterate over the first images of a split, in batches; a task that generates them has any number."""
-    count = min(task.count(split) or (0 if isinstance(task, DatasetTask) else limit), limit)
+def _images(task: Task, split: Split, limit: int) -> Iterator[Images]:
+    """The first images of a split, in batches; a task that generates them has any number."""
+    count = min(task.count(split) or (0 if isinstance(task, Dataset) else limit), limit)
     for step in range(-(-count // BATCH)):
-        yield read_batch(task, seed, step, BATCH, split, slice(0, count - step * BATCH)).x
+        yield task.batch(0, step, BATCH, split, slice(0, count - step * BATCH)).x
 
 
 @torch.no_grad()
-def _log_probabilities(network: nn.Module, images: Images) -> npt.NDArray[Any]:
-    """Return (N,) in nats."""
-    parts = [
-        network(torch.from_numpy(np.ascontiguousarray(images[k : k + BATCH]))).double().sum((1, 2, 3))
-        for k in range(0, len(images), BATCH)
-    ]
-    return torch.cat(parts).numpy()
+def _log_probabilities(network: nn.Module, images: Images) -> Array:
+    """(N,) in nats."""
+    device = next(network.parameters()).device
+    parts = np.split(np.ascontiguousarray(images), range(BATCH, len(images), BATCH))
+    each = [network(torch.from_numpy(part).to(device)).double().sum((1, 2, 3)) for part in parts]
+    return torch.cat(each).cpu().numpy()
 
 
-def _pairs(left: Images, right: Images) -> Panel:
+def _pairs(left: Images, right: Images) -> npt.NDArray[np.uint8]:
     """Draw images beside others, as large as on the other sheets. Grey lines keep the pairs apart."""
     line = np.full((*left.shape[:2], 1, left.shape[3]), 0.5, np.float32)
     pairs = np.concatenate([left, line, right, line, line], axis=2)
     side = IMAGE_PIXELS * max(pairs.shape[1:3]) // max(left.shape[1:3])
-    return Panel("neighbours", contact_sheet(pairs, side=side))
+    return contact_sheet(pairs, side=side)

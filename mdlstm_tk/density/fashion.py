@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data.samples import digest_of
-from mdlstm_tk.data.sampling import make_rng
-from mdlstm_tk.data.spec import SampleId, Split, TaskSpec
-from mdlstm_tk.data.task import DatasetTask
+from mdlstm_tk.data.order import make_rng
+from mdlstm_tk.data.scan import digest_of
+from mdlstm_tk.data.task import Dataset, Split, TaskSpec
 from mdlstm_tk.density.digits import binarise
 from mdlstm_tk.density.idx import find_idx, read_idx
 from mdlstm_tk.errors import InputError
@@ -23,15 +22,14 @@ FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package datase
 
 
 @lru_cache(maxsize=2)
-def _read(path: Path, version: tuple[int, int]) -> tuple[Any, list[SampleId]]:
-    """The pictures of a file in black and white, (N, 28, 28) uint8, and their identities, which are of the
+def _read(path: Path, version: tuple[int, int]) -> tuple[Any, list[str]]:
+    """The pictures of a file in black and white, (N, 28, 28) uint8, and their digests, which are of the
     grey pictures; `version` is that of the file."""
     images = read_idx(path)
-    ids = [SampleId(digest_of(image), f"picture {k}") for k, image in enumerate(images)]
-    return binarise(images, 255), ids
+    return binarise(images, 255), [digest_of(image) for image in images]
 
 
-def _load(folder: Path) -> tuple[tuple[Any, list[SampleId]], ...]:
+def _load(folder: Path) -> tuple[tuple[Any, list[str]], ...]:
     """The pictures for training and those for testing, see `_read`."""
     files = find_idx(folder)
     if not files and folder == FOLDER:
@@ -54,23 +52,23 @@ def _load(folder: Path) -> tuple[tuple[Any, list[SampleId]], ...]:
     return loaded
 
 
-class Fashion(DatasetTask):
+class Fashion(Dataset):
     """The probability of pictures of clothes in black and white.
 
     See `mdlstm_tk.density.digits.binarise` for how the pictures become black and white.
 
     Args:
+        kind: "density".
         validation: share of the 60,000 training pictures, the same for every seed, that chooses the best
             checkpoint.
-        folder: holds the IDX files, which may be those of another data set, such as MNIST; if empty, where
-            Debian's package puts them.
+        data: folder of the IDX files, which may be those of another data set, such as MNIST; if empty,
+            where Debian's package puts them.
 
     Raises:
         InputError: the files are not there, or are damaged, or their images differ in size.
     """
 
     kind = "density"
-    takes_data = True
     defaults: ClassVar[Mapping[str, Any]] = {
         "model": "pixel",
         "steps": 4000,
@@ -85,8 +83,8 @@ class Fashion(DatasetTask):
         "evaluate_every": 500,
     }
 
-    def __init__(self, validation: float = 0.02, folder: str | Path = "") -> None:
-        (train, ids), (test, test_ids) = _load(Path(folder or FOLDER))
+    def __init__(self, kind: Any, validation: float = 0.02, data: str | Path = "") -> None:
+        (train, digests), (test, of_test) = _load(Path(data or FOLDER))
         order = make_rng(0, 2).permutation(len(train))
         count = round(validation * len(train))
         pictures: dict[Split, Any] = {
@@ -95,9 +93,9 @@ class Fashion(DatasetTask):
             "test": test,
         }
         sets = {split: [(image[..., None], None) for image in images] for split, images in pictures.items()}
-        super().__init__(TaskSpec("fashion", self.kind, 1, 1, train.shape[1:]), sets)
-        self.identities = {
-            "train": [ids[k] for k in order[count:]],
-            "validation": [ids[k] for k in order[:count]],
-            "test": test_ids,
+        super().__init__(TaskSpec("fashion", self.kind, 1, 1, train.shape[1:]), sets, kind)
+        self.digests = {
+            "train": [digests[k] for k in order[count:]],
+            "validation": [digests[k] for k in order[:count]],
+            "test": of_test,
         }

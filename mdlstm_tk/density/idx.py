@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk.data.folders import find_files
-from mdlstm_tk.data.images import read_file
-from mdlstm_tk.data.spec import Split
+from mdlstm_tk.data.files import files_below
+from mdlstm_tk.data.task import Split
 from mdlstm_tk.errors import InputError
 
 NAME = re.compile(r"(.*-)?(train|t10k|test)-images[-.]idx3-ubyte(\.gz)?")
@@ -41,7 +40,7 @@ def find_idx(folder: Path) -> dict[Split, Path]:
     in_folder = [path for path in folder.iterdir() if NAME.fullmatch(path.name) and path.is_file()]
     paths: dict[Split, dict[Path, Path]] = {}
     sets: dict[tuple[Path, str | None], Path] = {}  # a folder may hold one for each split of a set
-    for path in sorted(in_folder) or find_files(folder):
+    for path in sorted(in_folder) or files_below(folder):
         if match := NAME.fullmatch(path.name):
             key = path.with_name(path.name.removesuffix(".gz").replace(".idx3", "-idx3"))
             paths.setdefault(SPLIT_OF_NAME[match[2]], {}).setdefault(key, path)
@@ -64,10 +63,10 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
         InputError: the file cannot be read, or is not such a file.
     """
     try:
-        content = read_file(path)
+        content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":
             content = gzip.GzipFile(fileobj=io.BytesIO(content)).read()
-    except (InputError, EOFError, OSError, zlib.error) as error:
+    except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{path} cannot be used: {error}") from None
     if len(content) < HEADER.size or not content.startswith(MAGIC):
         raise InputError(

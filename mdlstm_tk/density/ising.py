@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data.sampling import make_rng
-from mdlstm_tk.data.spec import SPLITS, Array, Batch, Floats, Split, TaskSpec
-from mdlstm_tk.data.task import WHOLE_BATCH, Task
+from mdlstm_tk.data.order import make_rng
+from mdlstm_tk.data.task import SPLITS, WHOLE_BATCH, Batch, Split, Task, TaskSpec
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.io import Array, Floats
 
 BETA = 0.4  # just below 0.4407, where an infinite grid becomes ordered
 MAX_TABLE = 2**25  # probabilities in memory: 128 MiB
@@ -79,7 +79,7 @@ class Ising(Task):
         images = self._draw(np.array(uniform).reshape(-1, *shape))
         return Batch(images, images)
 
-    def baselines(self, seed: int, samples: int) -> dict[str, dict[str, float]]:
+    def baselines(self, seed: int) -> dict[str, dict[str, float]]:
         """Return the test errors of the exact probabilities, which no network surpasses."""
         test = self.batch(seed, 0, self.count("test"), "test").x
         nats = -float(self.log_prob(test).mean())

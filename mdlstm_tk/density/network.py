@@ -13,7 +13,6 @@ Notation
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +49,6 @@ class DensityNet(nn.Module):
         channels: C.
         outputs: logits per channel: K, or 1 for K = 2.
         dropout: probability of zeroing a feature of the body in training.
-        device, dtype: of the head.
     """
 
     def __init__(
@@ -60,16 +58,15 @@ class DensityNet(nn.Module):
         channels: int,
         outputs: int,
         dropout: float = 0.0,
-        **factory: Any,
     ) -> None:
         super().__init__()
         self.body, self.dropout = body, nn.Dropout(dropout)
         self.channels, self.levels = channels, max(outputs, 2)  # C, K
         self.heads = nn.ModuleList(
             nn.Sequential(
-                nn.Linear(features + c, features, **factory),
+                nn.Linear(features + c, features),
                 nn.ReLU(),
-                nn.Linear(features, outputs, **factory),
+                nn.Linear(features, outputs),
             )
             for c in range(channels)
         )
@@ -85,7 +82,7 @@ class DensityNet(nn.Module):
         Returns:
             (N, H, W, C), 0 outside sizes. Its sum is the log-probability of the image.
         """
-        check_batched(x, 2, self.channels)
+        check_batched(x, 2)
         if sizes is not None:
             sizes = as_sizes(sizes, x)
             x = fill_padding(x, sizes)
@@ -101,14 +98,14 @@ class DensityNet(nn.Module):
         Raises:
             InputError: x has another shape, or a value inside sizes is NaN or outside [0, 1].
         """
-        check_batched(x, 2, self.channels)
+        check_batched(x, 2)
         _check_levels("x", x if sizes is None else fill_padding(x, as_sizes(sizes, x)))
         log_p: Tensor = self(x, sizes)
         return log_p.to(state_dtype(log_p)).sum((1, 2, 3))
 
     def logits(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
         """The logits (N, H, W, C, K) of all levels of each value of x (N, H, W, C), given those before."""
-        check_batched(x, 2, self.channels)
+        check_batched(x, 2)
         centered = 2 * x - 1
         if sizes is not None:
             sizes = as_sizes(sizes, x)

@@ -16,7 +16,7 @@ from mdlstm_tk.cells.ir import Kernel
 from mdlstm_tk.cells.passes import pass_kernel
 from mdlstm_tk.density.network import DensityNet, neighbours
 from mdlstm_tk.layer import MDLSTM
-from mdlstm_tk.models.blocks import DOWNWARD, DownwardSweeps, checked_options
+from mdlstm_tk.models.blocks import DOWNWARD, DownwardSweeps
 from mdlstm_tk.sweep import sweep
 
 
@@ -42,10 +42,8 @@ class PixelNet(DensityNet):
         layers: stacked layers.
         cell, layer_norm: as in `MDLSTM`.
         dropout: probability of zeroing a feature of the last layer in training.
-        device, dtype: of the parameters.
     """
 
-    @checked_options
     def __init__(
         self,
         channels: int,
@@ -56,13 +54,10 @@ class PixelNet(DensityNet):
         cell: str = "graves",
         layer_norm: bool = False,
         dropout: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        options = {"cell": cell, "layer_norm": layer_norm, **factory}
+        options = {"cell": cell, "layer_norm": layer_norm}
         body = _PixelBody(4 * channels, hidden, layers, residual=True, **options)
-        super().__init__(body, 2 * hidden, channels, outputs, dropout, **factory)
+        super().__init__(body, 2 * hidden, channels, outputs, dropout)
         self.body: _PixelBody
 
     def contexts(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:

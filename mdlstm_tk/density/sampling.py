@@ -16,7 +16,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.io.files import read_file
 from mdlstm_tk.io.images import Preprocessing
 from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
-from mdlstm_tk.training.run_folder import Run
+from mdlstm_tk.training.run import Run
 
 
 def uniform_numbers(seed: int, n: int, size: tuple[int, int], channels: int) -> npt.NDArray[np.float32]:

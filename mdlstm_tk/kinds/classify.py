@@ -1,20 +1,82 @@
-"""The kind `classify`: one class for each sample."""
+"""The kind `classify`: one class for each sample. The loss is the cross entropy."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.io import Array
 from mdlstm_tk.io.metadata import Metadata
-from mdlstm_tk.kinds.kind import PROBABILITY_DIGITS, Kind, Row, check_scores, softmax
+from mdlstm_tk.kinds.kind import COMMON, PROBABILITY_DIGITS, Kind, Labels, Row, check_scores, softmax
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mdlstm_tk.data.files import Sample
+    from mdlstm_tk.data.task import Batch, TaskSpec
+    from mdlstm_tk.io.images import Preprocessing
+    from mdlstm_tk.kinds.panels import Panel
 
 
 class Classify(Kind):
     name = "classify"
-    training_module = "mdlstm_tk.kinds.classify_training"
-    gives_rows = True
-    sample_axes = 1
+    layout = "a folder with a subfolder of images for each class, or an .npz file with x and y (N,)"
+    defaults = COMMON | {"batch_size": 32, "augment": 1.0}
+    higher = frozenset({"f1_macro"})
+    answers = "rows"
     axes = "N"
+
+    def samples(self, path: Path) -> list[Sample]:
+        from mdlstm_tk.data.files import is_npz, of_arrays, of_class_folders, read_name
+
+        return of_arrays(path, read_name, "buiUS") if is_npz(path) else of_class_folders(path)
+
+    def stratum(self, summary: Any) -> str:
+        return str(summary)
+
+    def fit(
+        self, train: Sequence[Any], every: Sequence[Any], prepare: Preprocessing | None, config: Any
+    ) -> Labels:
+        classes = tuple(sorted({*every}, key=_natural_order))
+        if len(classes) < 2:
+            raise InputError(f"all samples have the class '{classes[0]}', but there must be two or more")
+        return Labels(len(classes), classes, classes.index)
+
+    def collate(self, x: Array, targets: Sequence[Any]) -> Array:
+        return np.array(targets, np.int64)
+
+    def loss(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Tensor:
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(prediction, batch.y)
+
+    def sums(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> dict[str, Tensor]:
+        from mdlstm_tk.kinds.measures import class_counts
+
+        return {"classes": class_counts(prediction, batch.y)}
+
+    def measures(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, float]:
+        """The share that is wrong; one minus the mean recall of the classes that there are; and the mean F1
+        of those that there are or were predicted."""
+        from mdlstm_tk.kinds.measures import mean, of_classes
+
+        (right, true, _), of_class = sums["classes"], of_classes(sums["classes"])
+        return {
+            "error": float((true.sum() - right.sum()) / true.sum()),
+            "balanced_error": 1 - mean(of_class["recall"]),
+            "f1_macro": mean(of_class["f1"]),
+        }
+
+    def outputs(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, dict[str, float]]:
+        from mdlstm_tk.kinds.measures import by_output, of_classes
+
+        measures = of_classes(sums["classes"])
+        names = ("count", "recall", "precision", "f1")
+        return by_output(spec.classes, {name: measures[name] for name in names})
 
     def name_count(self, outputs: int) -> int:
         return outputs
@@ -36,11 +98,23 @@ class Classify(Kind):
             rows.append(row | (by_name(metadata, p) if probabilities else {}))
         return rows
 
+    def draw(self, batch: Batch, prediction: Array, spec: TaskSpec) -> list[Panel]:
+        from mdlstm_tk.kinds.panels import answer_panel
+
+        answer, truth = int(prediction[0].argmax()), int(batch.y[0])
+        sure = f"{100 * softmax(prediction).max():.1f} %"
+        return [answer_panel(batch, spec.classes[answer], spec.classes[truth], answer == truth, sure)]
+
 
 def by_name(metadata: Metadata, p: Array) -> Row:
     """A column for the probability of each class."""
     pairs = zip(metadata.classes or (), p.tolist(), strict=True)
     return {f"probability_{name}": round(value, PROBABILITY_DIGITS) for name, value in pairs}
+
+
+def _natural_order(name: str) -> tuple[int, float, str]:
+    """Sort numbers by value, before all other names."""
+    return (0, float(name), name) if name.replace(".", "", 1).isdecimal() else (1, 0.0, name)
 
 
 KIND = Classify()

@@ -1,8 +1,14 @@
-"""The questions that exports and inference ask a kind of task. Nothing here imports torch."""
+"""The protocol of a kind of task: what a target is, from the user's files to the answer of a model.
+
+Nothing here imports torch when it is imported, as inference asks a kind, too.
+"""
 
 from __future__ import annotations
 
-from importlib import import_module
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,58 +18,150 @@ from mdlstm_tk.io import Array
 from mdlstm_tk.io.metadata import Metadata
 
 if TYPE_CHECKING:
-    from mdlstm_tk.kinds.training_kind import TrainingKind
+    from torch import Tensor, nn
+
+    from mdlstm_tk.data.files import Sample
+    from mdlstm_tk.data.task import Batch, Task, TaskSpec
+    from mdlstm_tk.io.images import Preprocessing
+    from mdlstm_tk.kinds.panels import Panel
 
 Row = dict[str, Any]
 """The answer for a sample: JSON values by the names of their columns. Lists are in json alone."""
-RANGE_TOLERANCE = 1e-3  # by which values may lie outside of the range of a kind after rounding
+Predict = Callable[["Batch"], tuple["Tensor", "Batch"]]
+"""The prediction of a trained network for a batch, and the batch as tensors, on the CPU."""
 PROBABILITY_DIGITS = 6
+COMMON: dict[str, Any] = {
+    "size": "",
+    "steps": 3000,
+    "hidden": 32,
+    "lr": 0.005,
+    "weight_decay": 0.0,
+    "schedule": "cosine",
+    "warmup": 100,
+    "clip": 1.0,
+    "average": 0.99,
+    "evaluate_every": 100,
+    "patience": 10,
+}
 
 
-class Kind:
-    """A kind of task. A class of its own answers the questions that differ from these answers, which are
-    those of numbers at every position.
+@dataclass(frozen=True)
+class Labels:
+    """What the targets of a data set have in common.
 
     Attributes:
-        name: in metadata, configurations and on the command line.
-        training_module: the module whose TRAINING answers what training asks.
-        networks_of: another kind whose networks this one takes, too.
-        gives_rows: `decode` returns a row for each sample, rather than an array.
-        image_format: file format of the answers for images, if they are arrays; "tif" stands for "png" in
-            tiles.
-        table: name of the file that holds the targets of images in training data, which is no input; "" if
-            there is none.
-        target_folder: name of the folder that holds them beside images/, whose files are no inputs; "" if
-            there is none.
-        run_files: names of files in the folder of a run that belong to its weights.
-        sample_axes: number of axes of the output for one sample; None: those of the grid and one more.
-        axes: of an output without a grid, in words.
-        reads_lines: x is an image of one line, and the steps of an output (N, T, outputs) count as its
-            columns.
-        x_range: the lowest and the highest value of x; None: any numbers.
+        outputs: of the network.
+        classes: the names of outputs, or of characters.
+        encode: makes what `Kind.collate` takes from the target of a sample; pickle knows it.
+        mean, std: of outputs that are numbers, in training.
+        decoding: what `Kind.decode` needs to know beyond the names.
+    """
+
+    outputs: int
+    classes: tuple[str, ...] = ()
+    encode: Callable[[Any], Any] | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Kind(ABC):
+    """A kind of task. A class of its own answers what differs from numbers at every position.
+
+    Attributes:
+        name: on the command line, in runs and in exported files.
+        layout: of the user's files, in words.
+        defaults: the settings that suit it, by key of `TrainConfig`.
+        networks: the kind whose networks it takes, too.
+        per_position: a target has the grid of x, with which it is cropped and distorted.
+        higher: the measures of which higher values are better.
+        answers: "rows" if `decode` returns a row for each sample, else the file format of its arrays for
+            images.
+        axes: of an output without a grid, in words, as "N" or "N, T".
+        targets: the folder or table beside images that holds their targets, which `infer` leaves out.
+        x_range: the lowest and the highest value of x; None: any, and the network standardises x.
+        reads_lines: x is the image of a line, and the steps of an output (N, T, outputs) are its columns.
     """
 
     name: ClassVar[str]
-    training_module: ClassVar[str]
-    networks_of: ClassVar[str | None] = None
-    gives_rows: ClassVar[bool] = False
-    image_format: ClassVar[str] = "npy"
-    table: ClassVar[str] = ""
-    target_folder: ClassVar[str] = ""
-    run_files: ClassVar[tuple[str, ...]] = ()
-    sample_axes: ClassVar[int | None] = None
-    axes: ClassVar[str] = "N, …"
-    reads_lines: ClassVar[bool] = False
+    layout: ClassVar[str] = ""
+    defaults: ClassVar[Mapping[str, Any]] = COMMON
+    networks: ClassVar[str] = ""
+    per_position: ClassVar[bool] = False
+    higher: ClassVar[frozenset[str]] = frozenset()
+    answers: ClassVar[str] = "npy"
+    axes: ClassVar[str] = ""
+    targets: ClassVar[str] = ""
     x_range: ClassVar[tuple[float, float] | None] = None
+    reads_lines: ClassVar[bool] = False
 
-    @property
-    def training(self) -> TrainingKind:
-        """The half that training asks, which is imported when it is used."""
-        training: TrainingKind = import_module(self.training_module).TRAINING
-        return training
+    # The user's files
+
+    @abstractmethod
+    def samples(self, path: Path) -> list[Sample]:
+        """The samples of a folder or file, see `mdlstm_tk.data.files`."""
+
+    def summary(self, target: Any) -> Any:
+        """What `fit` needs of a target, and memory has room for.
+
+        Raises:
+            InputError: the target cannot be used; its sample is left out.
+        """
+        return target
+
+    def stratum(self, summary: Any) -> str:
+        """The class of a target; a share of each is held out for validation."""
+        return ""
+
+    @abstractmethod
+    def fit(
+        self, train: Sequence[Any], every: Sequence[Any], prepare: Preprocessing | None, config: Any
+    ) -> Labels:
+        """Outputs, names and encoding.
+
+        Args:
+            train, every: the summaries of the targets to train on, and of all.
+            prepare: how images become x; None of arrays.
+            config: the settings of the run.
+        """
+
+    # Training
+
+    @abstractmethod
+    def collate(self, x: Array, targets: Sequence[Any]) -> Array:
+        """y of a batch, padded like x (N, *grid, C) if it has its grid."""
+
+    def distort(self, samples: Sequence[Any], rngs: Sequence[Any], strength: float) -> list[Any]:
+        """Distorted copies of samples (x, target), each by its own random generator."""
+        from mdlstm_tk.data.augment import distort
+
+        return distort(samples, rngs, strength, self.per_position)
+
+    @abstractmethod
+    def loss(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Tensor:
+        """The mean over the samples of the loss of each. The batch is on the device of the prediction."""
+
+    @abstractmethod
+    def sums(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> dict[str, Tensor]:
+        """Of a batch, by name, what the measures are computed from once it is added up over all batches."""
+
+    @abstractmethod
+    def measures(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, float]:
+        """The measures of a split. The first, of which lower is better, chooses the best weights."""
+
+    def outputs(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, dict[str, float]]:
+        """The measures of each output, such as a class, for `result.json` and reports."""
+        return {}
+
+    def calibrate(self, predict: Predict, task: Task, folder: Path) -> Mapping[str, Any]:
+        """How outputs become answers, from validation data, for `TaskSpec.decoding`. Files for it may be
+        written into the folder of the run."""
+        return {}
+
+    # Inference
 
     def name_count(self, outputs: int) -> int:
-        """The number of names of classes or characters that so many outputs have; 0 if they have none."""
+        """The number of names that so many outputs have; 0 if they have none."""
         return 0
 
     def decode(self, y: Array, metadata: Metadata, **options: Any) -> list[Row] | Array:
@@ -78,30 +176,40 @@ class Kind:
                 its image in pixels, or None.
 
         Returns:
-            A row for each sample if the kind `gives_rows`, else an array (N, …).
+            A row for each sample if `answers` is "rows", else an array (N, …).
 
         Raises:
-            InputError: an option does not suit the model.
+            InputError: an option does not suit the model, or y holds no answer.
         """
         return y
 
-    def outside_range(self, x: Array) -> str:
-        """Say which numbers of x lie outside of `x_range`; "" if none do."""
-        if self.x_range is None or not x.size:
-            return ""
-        (lowest, highest), low, high = self.x_range, float(x.min()), float(x.max())
-        if low >= lowest - RANGE_TOLERANCE and high <= highest + RANGE_TOLERANCE:
-            return ""
-        hint = "; divide them by the highest that they can have, such as 255" if low >= 0 else ""
-        return f"values from {low:g} to {high:g}; kind {self.name} expects [{lowest:g}, {highest:g}]{hint}"
+    # Reports
+
+    def draw(self, batch: Batch, prediction: Array, spec: TaskSpec) -> list[Panel]:
+        """The pictures of a sample, a batch of one, and of its prediction."""
+        from mdlstm_tk.kinds.panels import Panel, draw_input, visible
+
+        return [Panel("input", draw_input(visible(batch.x, batch)))]
+
+    def sections(self, network: nn.Module, task: Task, folder: Path) -> str:
+        """HTML that the report of a run shows below its examples.
+
+        Args:
+            network: has the best weights.
+            task: of the run, whose spec has its decoding.
+            folder: of the run.
+        """
+        return ""
 
 
-class Grid(Kind):
-    """The kind `grid`: numbers at every position."""
+class Numbers(Kind):
+    """A model that names no kind, or one that nobody has registered: it returns numbers."""
 
-    name = "grid"
-    training_module = "mdlstm_tk.kinds.grid_training"
-    target_folder = "targets"
+    name = ""
+    samples = fit = collate = loss = sums = measures = None  # type: ignore[assignment]
+
+
+NO_KIND = Numbers()
 
 
 def softmax(y: Array, axis: int = -1) -> Array:
@@ -123,6 +231,3 @@ def check_scores(y: Array, axis: int = -1) -> None:
     """
     if not np.isfinite(y.max(axis=axis)).all():  # the maximum of scores with NaN is NaN
         raise InputError("the scores of the classes hold NaN or infinity; the model diverged")
-
-
-KIND, NO_KIND = Grid(), Kind()  # that of a model that names no kind, or one that nobody has registered

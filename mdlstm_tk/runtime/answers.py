@@ -56,13 +56,13 @@ def decode(y: Array | Mapping[str, Array], metadata: Metadata, **options: Any) -
     check_options(metadata, options.keys() - {*OF_FILES})
     kind = kind_named(metadata.kind)
     y = np.asanyarray(y[metadata.output_names[0]] if isinstance(y, Mapping) else y)
-    axes = kind.sample_axes or metadata.ndim + 1
+    axes = len(kind.axes.split(",")) if kind.axes else metadata.ndim + 1
     is_batch = y.ndim > axes
     y = y if is_batch else y[None]
-    if kind.sample_axes and (y.ndim != kind.sample_axes + 1 or y.shape[-1] != metadata.outputs):
+    if kind.axes and (y.ndim != axes + 1 or y.shape[-1] != metadata.outputs):
         raise MDLSTMError(f"y has shape {y.shape}, which is none of kind {metadata.kind}")
     value: Any = kind.decode(y, metadata, **options)
-    return value if kind.gives_rows or is_batch else value[0]  # type: ignore[no-any-return]
+    return value if kind.answers == "rows" or is_batch else value[0]  # type: ignore[no-any-return]
 
 
 class Table:

@@ -163,7 +163,7 @@ class Inference:
         for name, (outputs, batch) in parts.items():
             if not self.raw:
                 answers: Any = kind.decode(outputs[first], metadata, **self._options(batch))
-                if kind.gives_rows:
+                if kind.answers == "rows":
                     for k, row in enumerate(answers):
                         sample = f"[{k}]" if len(answers) > 1 else ""
                         rows.append({"file": f"{job.source}{f'[{name}]' if name else ''}{sample}", **row})
@@ -262,7 +262,7 @@ def infer_paths(
     if is_tiled and (workers or resize):
         raise InputError(f"{path} is tiled and takes neither workers (--workers) nor resize (--resize)")
     files = _without_targets(find_files(names, TILED_INPUTS if is_tiled else READABLE), names, metadata)
-    has_rows = kind_named(metadata.kind).gives_rows and not raw
+    has_rows = kind_named(metadata.kind).answers == "rows" and not raw
     is_single = len(files) == 1 and files[0][0] == names[0]
     is_file = target not in (None, STDIO) and (has_rows or is_single) and not _is_folder(str(target))
     suffix = os.path.splitext(target or "")[1][1:].lower()
@@ -355,8 +355,8 @@ def _without_targets(
 
     def is_target(path: Path, relative: Path) -> bool:
         below = [*path.parents][: len(relative.parts) - 1]  # folders of those that were named
-        folders = [each for each in below if each.name == kind.target_folder and each.name]
-        return path.name == kind.table or any(folder.with_name("images").is_dir() for folder in folders)
+        folders = [each for each in below if each.name == kind.targets]
+        return path.name == kind.targets or any(folder.with_name("images").is_dir() for folder in folders)
 
     inputs = [each for each in files if each[0] in named or not is_target(Path(each[0]), Path(each[1]))]
     if not inputs:
@@ -373,5 +373,5 @@ def _default_form(metadata: Metadata, source: str, is_answer: bool) -> str:
     """The format of arrays where none is named."""
     if len(metadata.output_names) > 1 or source.lower().endswith(".npz"):
         return "npz"
-    form = kind_named(metadata.kind).image_format if is_answer and metadata.ndim == 2 else "npy"
+    form = kind_named(metadata.kind).answers if is_answer and metadata.ndim == 2 else "npy"
     return form.replace("png", "tif") if metadata.form == "tiles" else form

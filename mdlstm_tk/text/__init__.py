@@ -4,14 +4,14 @@
 >>> from mdlstm_tk.text import CharacterModel, cut_line, read_page, write_page
 >>> page = read_page("0001.xml")
 
-transcribe, transcribe_training   the kind `transcribe`
+transcribe        the kind `transcribe`
 pages             ALTO and PAGE XML, with page_geometry, markup and line_cutting
 page_inference    pages as inputs
 ctc               texts from outputs, with posteriors, decoding, character_model, transcription
 networks, digit_strings   the networks and the built-in task
 encoding, page_folders, distortion, ctc_loss, calibration   what training needs
-measures, reading, report, cuts   errors of texts, and the report of a run
-baselines, baselines_training   the kind `baselines`
+measures, reading, sections   errors of texts, and the report of a run
+baselines         the kind `baselines`
 line_finding, polylines, line_order, outlines   lines from outputs
 found_pages, overlay   pages whose lines are found: as XML, and drawn
 baseline_network, baseline_maps, page_distortion   what training needs

@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from mdlstm_tk.data.spec import Array, Floats
-from mdlstm_tk.text.baselines import MAPS
+from mdlstm_tk.io import Array, Floats
 
+MAPS = 3  # of baselines, of their beginnings, and of their ends
 STRIDE = 2  # pixels of x, along both axes, under a position of the maps
 RADIUS = 1.0, 3.0  # in positions: half the width of a drawn baseline, and the radius of a drawn end
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import Sizes, as_sizes
 from mdlstm_tk.layer import MDLSTM, Directions
-from mdlstm_tk.models.blocks import check_batched, checked_options, depth_to_space
+from mdlstm_tk.models.blocks import check_batched, depth_to_space
 from mdlstm_tk.text.networks import stack_convolutions, standardise
 
 CONVOLUTIONS = ((16, 2, 1), (32, 2, 1))  # features, stride, residual ones after it
@@ -33,8 +31,6 @@ class LineFinder(nn.Module):
         directions: as in `MDLSTM`.
         layer_norm: as in `MDLSTM`.
         dropout: probability of zeroing an input of the head in training.
-        device: where the parameters are.
-        dtype: type of the parameters.
 
     Attributes:
         stride: positions of x, along each axis, under a position of the maps.
@@ -42,7 +38,6 @@ class LineFinder(nn.Module):
 
     stride = (2, 2)
 
-    @checked_options
     def __init__(
         self,
         channels: int,
@@ -54,13 +49,9 @@ class LineFinder(nn.Module):
         directions: Directions = "all",
         layer_norm: bool = False,
         dropout: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.channels = channels
-        self.convolutions = stack_convolutions(channels, CONVOLUTIONS, **factory)
+        self.convolutions = stack_convolutions(channels, CONVOLUTIONS)
         features = CONVOLUTIONS[-1][0]
         self.grid = MDLSTM(
             features,
@@ -70,14 +61,13 @@ class LineFinder(nn.Module):
             window=(1, COLUMNS),
             cell=cell,
             layer_norm=layer_norm,
-            **factory,
         )
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(self.grid.output_size, outputs * UPSAMPLING[0] * UPSAMPLING[1], **factory)
+        self.head = nn.Linear(self.grid.output_size, outputs * UPSAMPLING[0] * UPSAMPLING[1])
 
     def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
         """Map x (N, H, W, C) to logits (N, ⌈H / 2⌉, ⌈W / 2⌉, maps)."""
-        check_batched(x, 2, self.channels)
+        check_batched(x, 2)
         valid = None if sizes is None else as_sizes(sizes, x)
         extents = [(extent + 1) // 2 for extent in x.shape[1:-1]]
         x = standardise(x, valid).permute(0, 3, 1, 2)

@@ -13,33 +13,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import exp, log, sqrt
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from rapidfuzz.distance import Levenshtein
 
-from mdlstm_tk._util.text_order import Direction, as_searched, reorder
-from mdlstm_tk.data import Task, batches
-from mdlstm_tk.data.spec import Floats
-from mdlstm_tk.data.task import read_batch
-from mdlstm_tk.kinds.decoding import write_decoding
-from mdlstm_tk.kinds.examples import spread
+from mdlstm_tk._util.text_order import Direction, as_searched
+from mdlstm_tk.data.task import Dataset, Task
+from mdlstm_tk.io import Floats
+from mdlstm_tk.kinds.kind import Predict
 from mdlstm_tk.text.character_model import CharacterModel
 from mdlstm_tk.text.ctc import Fusion, best_path, scaled_log_probs, search
 from mdlstm_tk.text.ctc_loss import line_steps
 from mdlstm_tk.text.decoding import BEAM, LM_FILE, Decoding
-from mdlstm_tk.text.encoding import TaskTexts
-from mdlstm_tk.text.measures import right_characters, target_texts
+from mdlstm_tk.text.measures import right_characters, visual_text
 from mdlstm_tk.text.posteriors import posteriors
-from mdlstm_tk.training.evaluation import predict
-from mdlstm_tk.training.networks import columns_per_step
 
-if TYPE_CHECKING:
-    from mdlstm_tk.training.job import TrainingJob
-
+T = TypeVar("T")
 LM_ORDER = 8  # of the training texts' model: longer n-grams foretell other hands' texts no better
 MAX_LINES = 400  # of validation; more of them take longer and change little
 TEMPERATURE_LINES = 100
@@ -66,52 +59,51 @@ class LineLogits:
     visual: str
 
 
-def calibrate(job: TrainingJob, step: int) -> Decoding:
-    """Write `lm.arpa.gz`, a model of the training texts, and `decoding.json`, which is returned, into the
-    folder of a run.
+def calibrate(predict: Predict, task: Task, folder: Path) -> dict[str, Any]:
+    """Write `lm.arpa.gz`, a model of the training texts, into the folder of a run, and return the fields of
+    the `Decoding` that suits the validation data.
 
     Args:
-        job: a job of kind "transcribe" that has been trained; `job.network` holds the best weights.
-        step: the step of these weights.
+        predict: see `Kind.calibrate`.
+        task: of kind "transcribe".
+        folder: of the run.
     """
-    run, spec = job.run, job.task.spec
-    texts, direction = training_texts(job.task, job.config.seed), spec.text_direction
-    if direction is not None:
-        texts = [as_searched(reorder(text, direction), direction) for text in texts]
+    spec, direction = task.spec, task.spec.decoding.get("text_direction")
+    texts = [as_searched(visual, direction) for visual in training_texts(task)]
     lm = CharacterModel.fit_sequences(texts, LM_ORDER)
-    lm.save(run.folder / LM_FILE)
-    lines = validation_lines(job)
+    lm.save(folder / LM_FILE)
+    lines = validation_lines(predict, task)
     decoding = Decoding(temperature=fit_temperature(spread(lines, TEMPERATURE_LINES), spec.classes))
     decoding = fit_weights(lines, spec.classes, lm, direction, decoding)
     lines = spread(lines, TEMPERATURE_LINES)
-    decoding = fit_lm_temperature(lines, spec.classes, lm, direction, decoding)
-    write_decoding(run, asdict(decoding), step)
-    return decoding
+    return asdict(fit_lm_temperature(lines, spec.classes, lm, direction, decoding))
 
 
-def training_texts(task: Task, seed: int) -> Sequence[str]:
-    """The texts of the training split, in the order of reading; some, if a task generates them."""
-    if isinstance(task.of_kind, TaskTexts):
-        return task.of_kind.train
-    generated = (read_batch(task, seed, step, GENERATED_BATCH) for step in range(GENERATED_BATCHES))
-    return [text for batch in generated for text in target_texts(batch, task.spec)]
+def training_texts(task: Task) -> list[str]:
+    """The texts of the training split, as images show them; some, if a task generates them."""
+    if isinstance(task, Dataset):
+        return [visual_text(y, task.spec) for _, y in task.sets["train"]]
+    generated = (task.batch(0, step, GENERATED_BATCH) for step in range(GENERATED_BATCHES))
+    return [visual_text(y, task.spec) for batch in generated for y in batch.y]
 
 
-@torch.no_grad()
-def validation_lines(job: TrainingJob) -> list[LineLogits]:
+def validation_lines(predict: Predict, task: Task) -> list[LineLogits]:
     """The lines of the validation split, evenly chosen if there are more than `MAX_LINES`."""
-    task, device = job.task, next(job.network.parameters()).device
-    indices, lines, index = set(spread(range(task.count("validation")), MAX_LINES)), [], 0
-    job.network.eval()  # training leaves it with dropout, and with statistics that follow its batches
-    for batch in batches(task, "validation", job.config.seed, task.evaluation_batch):
-        logits = predict(job.network, batch, device, "fp32").cpu().numpy()  # as exported files compute
-        counts = line_steps(batch, logits.shape[1], columns_per_step(job.network))
-        for line, count, y in zip(logits, counts.tolist(), batch.y, strict=True):
-            if index in indices:
-                visual = "".join(task.spec.classes[k - 1] for k in y if k > 0)
-                lines.append(LineLogits(line[:count].copy(), visual))  # a view would keep the whole batch
+    columns = task.spec.decoding.get("columns_per_step")
+    indices, lines, index = {*spread(range(task.count("validation")), MAX_LINES)}, list[LineLogits](), 0
+    for prediction, batch in map(predict, task.evaluation_batches("validation", 0)):
+        counts = line_steps(batch, prediction.shape[1], columns)
+        for line, count, y in zip(prediction.numpy(), counts.tolist(), batch.y, strict=True):
+            if index in indices:  # a view would keep the whole batch
+                lines.append(LineLogits(line[:count].copy(), visual_text(y, task.spec)))
             index += 1
     return lines
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """Up to `count` of the items, evenly spaced, starting with the first one."""
+    count = min(count, len(items))
+    return [items[k * len(items) // count] for k in range(count)]
 
 
 def fit_temperature(lines: Sequence[LineLogits], classes: Sequence[str]) -> float:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
-from mdlstm_tk.errors import InputError
 from mdlstm_tk.io.metadata import Metadata
-from mdlstm_tk.kinds.decoding import DECODING_FILE, read_decoding
 
-if TYPE_CHECKING:
-    from mdlstm_tk.training.run_folder import Run
-
-LM_FILE = "lm.arpa.gz"  # a character model of the training texts
+LM_FILE = "lm.arpa.gz"  # of a run: a character model of the training texts
 BEAM = 64  # texts that a search with a language model keeps at each step, if nothing else is asked for
 
 
@@ -37,21 +33,9 @@ class Decoding:
     @classmethod
     def of(cls, metadata: Metadata) -> Decoding:
         """The numbers in the file of a recogniser."""
-        return cls(**{each.name: metadata.more.get(each.name, each.default) for each in fields(cls)})
+        return cls.among(metadata.more)
 
-
-def read_run(run: Run, step: int | None = None) -> Decoding:
-    """The decoding that was chosen when the training of a run last ended; the default one if there is none.
-
-    Args:
-        run: of kind "transcribe".
-        step: of the weights that it is for; a warning says if it was chosen for others, or never.
-
-    Raises:
-        InputError: the file holds something else.
-    """
-    decoding = Decoding(**read_decoding(run, asdict(Decoding()), step))
-    if min(decoding.temperature, decoding.lm_temperature) <= 0:
-        path = run.folder / DECODING_FILE
-        raise InputError(f"{path} holds no decoding; delete it to use the default")
-    return decoding
+    @classmethod
+    def among(cls, values: Mapping[str, Any]) -> Decoding:
+        """The numbers in the `decoding` of a `TaskSpec`."""
+        return cls(**{each.name: values.get(each.name, each.default) for each in fields(cls)})

@@ -7,19 +7,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mdlstm_tk.data.augmentation import distort
+from mdlstm_tk.data.augment import distort
 from mdlstm_tk.data.builtin.digits import (
     CLASSES,
     COMMON,
     SIDE,
-    digit_ids,
+    digit_digests,
     load_digits,
     mean_and_std,
     split_digits,
 )
-from mdlstm_tk.data.sampling import make_rng
-from mdlstm_tk.data.spec import SPLITS, Batch, Sample, Split, TaskSpec
-from mdlstm_tk.data.task import WHOLE_BATCH, Task, collate
+from mdlstm_tk.data.order import make_rng
+from mdlstm_tk.data.task import SPLITS, WHOLE_BATCH, Batch, Split, Task, TaskSpec, collate
+from mdlstm_tk.io import Array
 
 EVALUATION_SAMPLES = {"validation": 300, "test": 1000}
 HEIGHT = 12  # pixels
@@ -33,6 +33,7 @@ class DigitStrings(Task):
     The digits of test strings appear in no training string.
 
     Args:
+        kind: "transcribe".
         seed: seed of the split.
         validation: share of the digits outside the test set that is held out for validation strings.
         augment: strength of the distortion of each digit in training.
@@ -53,18 +54,16 @@ class DigitStrings(Task):
         "validation": 0.1,
     }
 
-    def __init__(self, seed: int, validation: float = 0.1, augment: float = 0.0) -> None:
+    def __init__(self, kind: Any, seed: int, validation: float = 0.1, augment: float = 0.0) -> None:
+        self.of_kind, self.augment = kind, augment
         self.images, self.digits = load_digits()
         self.indices = split_digits(seed, validation)
-        self.identities = digit_ids(self.indices)
-        self.augment = augment
+        self.digests = digit_digests(self.indices)
         size = (HEIGHT, MAX_LENGTH * (SIDE + MAX_GAP))
         mean, std = mean_and_std(self.images[self.indices["train"]])
-        self.spec = TaskSpec("digit-strings", self.kind, 1, 1 + len(CLASSES), size, CLASSES, mean, std)
-
-    @property
-    def has_mixed_sizes(self) -> bool:
-        return True
+        self.spec = TaskSpec(
+            "digit-strings", self.kind, 1, 1 + len(CLASSES), size, CLASSES, mean, std, mixed_sizes=True
+        )
 
     def count(self, split: Split) -> int:
         return EVALUATION_SAMPLES.get(split, 0) if len(self.indices[split]) else 0
@@ -73,9 +72,9 @@ class DigitStrings(Task):
         self, seed: int, step: int, count: int, split: Split = "train", shard: slice = WHOLE_BATCH
     ) -> Batch:
         draws = range(step * count, (step + 1) * count)[shard]
-        return collate(self.kind, [self._string(seed, split, draw) for draw in draws])
+        return collate(self.of_kind, [self._string(seed, split, draw) for draw in draws])
 
-    def _string(self, seed: int, split: Split, draw: int) -> Sample:
+    def _string(self, seed: int, split: Split, draw: int) -> tuple[Array, Array]:
         """Return the image (12, W, 1) of a string, and 1 + each of its digits."""
         rng = make_rng(seed, SPLITS.index(split), draw)
         indices = rng.choice(self.indices[split], rng.integers(MIN_LENGTH, MAX_LENGTH + 1))

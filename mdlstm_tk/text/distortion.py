@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk.data.spec import Floats
 from mdlstm_tk.errors import require
+from mdlstm_tk.io import Floats
 
 # Amplitudes at strength 1; lengths are shares of the height.
 ZOOM = (0.12, 0.15)  # of height and width, as a factor e^±zoom

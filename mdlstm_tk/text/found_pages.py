@@ -25,7 +25,8 @@ from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.inputs import preprocessing_for
 from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.runtime.tiles.session import TiledSession
-from mdlstm_tk.text.baselines import MAPS, REACH, Baselines
+from mdlstm_tk.text.baseline_maps import MAPS
+from mdlstm_tk.text.baselines import REACH, Baselines
 from mdlstm_tk.text.line_cutting import as_image
 from mdlstm_tk.text.line_finding import lines_of_output
 from mdlstm_tk.text.line_order import reading_order

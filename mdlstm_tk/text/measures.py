@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk._util.text_order import reorder
-from mdlstm_tk.data.spec import Array, Batch, Floats, TaskSpec
+from mdlstm_tk.data.task import TaskSpec
+from mdlstm_tk.io import Array
 from mdlstm_tk.text.ctc import best_path
 from mdlstm_tk.text.encoding import normalise
 
 
-def target_texts(batch: Batch, spec: TaskSpec) -> list[str]:
-    """Return the true text of each sample of a batch, in the order of reading."""
-    return _texts((row[row > 0] for row in batch.y), spec)
+def visual_text(y: Iterable[Any], spec: TaskSpec) -> str:
+    """The text of a row of `Batch.y`, from left to right, as the image shows it."""
+    return "".join(spec.classes[k - 1] for k in map(int, y) if k > 0)
 
 
-def predicted_texts(prediction: Iterable[Floats], spec: TaskSpec) -> list[str]:
-    """Return the text on the best path of CTC of each sample (T, outputs), in the order of reading."""
-    return _texts(map(best_path, prediction), spec)
+def target_texts(y: Iterable[Iterable[Any]], spec: TaskSpec) -> list[str]:
+    """The true text of each sample of `Batch.y`, in the order of reading."""
+    return [_read(visual_text(row, spec), spec) for row in y]
 
 
-def _texts(rows: Iterable[Array], spec: TaskSpec) -> list[str]:
-    """Texts from the outputs of their characters, from left to right, in the order of reading."""
-    texts = ["".join(spec.classes[k - 1] for k in row) for row in rows]
-    return texts if spec.text_direction is None else [reorder(text, spec.text_direction) for text in texts]
+def predicted_texts(prediction: Iterable[Array], spec: TaskSpec) -> list[str]:
+    """The text on the best path of CTC of each sample (T, outputs), in the order of reading."""
+    return [_read(visual_text(best_path(each), spec), spec) for each in prediction]
+
+
+def _read(visual: str, spec: TaskSpec) -> str:
+    direction = spec.decoding.get("text_direction")
+    return visual if direction is None else reorder(visual, direction)
 
 
 class TextEdits(NamedTuple):

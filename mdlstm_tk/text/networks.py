@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mdlstm_tk._util.masking import Sizes, as_sizes, valid_mask
 from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.layer import MDLSTM, Directions
-from mdlstm_tk.models.blocks import check_batched, checked_options, fill_padding, sizes_in_windows
+from mdlstm_tk.models.blocks import check_batched, fill_padding, sizes_in_windows
 from mdlstm_tk.models.heads import EncoderNet
 from mdlstm_tk.tiling.stages import TileStages
 
@@ -72,7 +72,6 @@ class Convolution(nn.Module):
         kernel: extent of the convolution along both axes, an odd number.
         stride: along both axes.
         residual: x is added before the rectification; it needs C = F and stride 1.
-        device, dtype: of the parameters.
     """
 
     def __init__(
@@ -82,12 +81,11 @@ class Convolution(nn.Module):
         kernel: int = 3,
         stride: int = 1,
         residual: bool = False,
-        **factory: Any,
     ) -> None:
         super().__init__()
         self.stride, self.residual = stride, residual
-        self.convolution = nn.Conv2d(channels, features, kernel, stride, kernel // 2, bias=False, **factory)
-        self.norm = nn.BatchNorm2d(features, momentum=0.02, **factory)
+        self.convolution = nn.Conv2d(channels, features, kernel, stride, kernel // 2, bias=False)
+        self.norm = nn.BatchNorm2d(features, momentum=0.02)
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Map x (N, C, H, W), 0 outside sizes (N, 2), to y (N, F, ⌈H/stride⌉, ⌈W/stride⌉) and its sizes.
@@ -115,23 +113,20 @@ def _normalise_valid(norm: nn.BatchNorm2d, x: Tensor, valid: Tensor) -> Tensor:
     return grid.permute(0, 3, 1, 2)
 
 
-def stack_convolutions(
-    channels: int, layers: Sequence[tuple[int, int, int]], **factory: Any
-) -> nn.ModuleList:
+def stack_convolutions(channels: int, layers: Sequence[tuple[int, int, int]]) -> nn.ModuleList:
     """Convolutions one after the other, the first of 5×5 and the others of 3×3.
 
     Args:
         channels: C of x.
         layers: features and stride of a convolution, and the number of residual ones after it.
-        factory: device and dtype of the parameters.
     """
     convolutions = nn.ModuleList()
     features = (channels, *(count for count, _, _ in layers))
     for (before, count), (_, stride, residual) in zip(pairwise(features), layers, strict=True):
         kernel = 3 if convolutions else 5
-        convolutions.append(Convolution(before, count, kernel, stride, **factory))
+        convolutions.append(Convolution(before, count, kernel, stride))
         for _ in range(residual):
-            convolutions.append(Convolution(count, count, residual=True, **factory))
+            convolutions.append(Convolution(count, count, residual=True))
     return convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
@@ -156,15 +151,12 @@ class LineRecognizer(nn.Module):
         directions: of the MD-LSTM, as in `MDLSTM`.
         layer_norm: as in `MDLSTM`.
         dropout: probability of zeroing an input of the layers along columns and of the head in training.
-        device: where the parameters are.
-        dtype: type of the parameters.
 
     Attributes:
         stride: positions of x, along each axis, that a step of the output stands for.
         columns_per_step: the second one of these.
     """
 
-    @checked_options
     def __init__(
         self,
         channels: int,
@@ -176,16 +168,12 @@ class LineRecognizer(nn.Module):
         directions: Directions = "all",
         layer_norm: bool = False,
         dropout: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        options: dict[str, Any] = {"cell": cell, "layer_norm": layer_norm, **factory}
-        self.channels = channels
-        self.convolutions = stack_convolutions(channels, CONVOLUTIONS, **factory)
+        options: dict[str, Any] = {"cell": cell, "layer_norm": layer_norm}
+        self.convolutions = stack_convolutions(channels, CONVOLUTIONS)
         features = CONVOLUTIONS[-1][0]
-        self.shortcut = nn.Conv1d(features, outputs, 3, padding=1, **factory)
+        self.shortcut = nn.Conv1d(features, outputs, 3, padding=1)
         self.grid = MDLSTM(features, hidden, directions=directions, window=(ROWS, 1), **options)
         self.columns = MDLSTM(
             self.grid.output_size,
@@ -197,7 +185,7 @@ class LineRecognizer(nn.Module):
             **options,
         )
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(self.columns.output_size, outputs, **factory)
+        self.head = nn.Linear(self.columns.output_size, outputs)
         columns = prod(stride for _, stride, _ in CONVOLUTIONS)
         self.stride = (ROWS * columns, columns)
         self.columns_per_step = columns
@@ -206,7 +194,7 @@ class LineRecognizer(nn.Module):
         """Map x (N, H, W, C) to logits (N, T, 1 + characters), T = ⌈W / 8⌉; in training also to a second
         prediction of this shape.
         """
-        check_batched(x, 2, self.channels)
+        check_batched(x, 2)
         valid = None if sizes is None else as_sizes(sizes, x)
         x = standardise(x, valid).permute(0, 3, 1, 2)
         for convolution in self.convolutions:

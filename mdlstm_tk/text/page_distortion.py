@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mdlstm_tk.data.spec import Array, Floats
 from mdlstm_tk.errors import require
+from mdlstm_tk.io import Array, Floats
 from mdlstm_tk.text.polylines import resampled
 
 # Amplitudes at strength 1.

@@ -7,76 +7,29 @@ transcripts   an image of a line, and its text in a file of the same name that e
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from threading import Lock
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from mdlstm_tk._util.text import counted
-from mdlstm_tk.data import folders
-from mdlstm_tk.data.images import is_grey, read_pixels
-from mdlstm_tk.data.samples import MAX_THREADS, MemoryBudget
-from mdlstm_tk.data.spec import Array, RawSample
-from mdlstm_tk.data.tables import Row, list_rows
-from mdlstm_tk.data.targets import unchanged
+from mdlstm_tk.data.files import Sample, files_below, given, image_sample, images_below, read_pixels
+from mdlstm_tk.data.scan import MAX_THREADS, is_grey
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.io import IMAGE_SUFFIXES
+from mdlstm_tk.io import IMAGE_SUFFIXES, Array
 from mdlstm_tk.io.images import to_grey
 from mdlstm_tk.text.line_cutting import cut_line
 from mdlstm_tk.text.markup import root_tag
 from mdlstm_tk.text.pages import ALTO, PAGE, SUFFIX, Page, PageLine, images_of_pages, read_page
-from mdlstm_tk.text.transcribe import KIND
 
+log = logging.getLogger("mdlstm_tk.data")
 TRANSCRIPT = ".gt.txt"
 OCROPUS = (".bin", ".nrm", ".dew", ".raw")  # OCRopus calls the image of 0001.gt.txt 0001.bin.png
-
-
-Found = TypeVar("Found")
-
-
-def list_pages(path: Path, budget: MemoryBudget) -> tuple[list[RawSample], list[str]]:
-    """List the lines of all pages below a folder.
-
-    Each page is decoded once, and its cut lines are kept in memory as they are, if `budget` has room. The
-    others are cut again whenever they are read.
-
-    Returns:
-        The samples, among them one that cannot be used for each bad page or line; and notes for the user.
-
-    Raises:
-        MissingExtraError: Pillow is not installed.
-    """
-    samples: list[RawSample] = []
-    pages = with_text = without_text = 0
-    for name, page, cuts in _read_pages(path, _cut_lines):
-        pages += 1
-        if isinstance(page, str):
-            samples.append(RawSample.unusable(name, page))
-            continue
-        with_text, without_text = with_text + len(cuts), without_text + len(page.lines) - len(cuts)
-        image = page.image.resolve()
-        for line, cut in cuts:
-            line_name = f"{name} {line.id}"
-            if isinstance(cut, str):
-                samples.append(RawSample.unusable(line_name, cut))
-                continue
-            in_memory = budget.take(cut.nbytes)
-            read: Callable[[], Array] = (
-                partial(np.asarray, cut) if in_memory else partial(_read_line, image, line)
-            )
-            samples.append(RawSample(line_name, read, partial(str, line.text), True, name, in_memory))
-    notes = []
-    if pages:
-        counts = f"{counted(with_text, 'line')} with a text and {without_text} without, which are left out"
-        notes.append(f"pages: {pages}, with {counts}")
-    if cut_again := sum(bool(sample.whole) and not sample.in_memory for sample in samples):
-        lines = counted(cut_again, "line of pages is", "lines of pages are")
-        notes.append(f"{lines} cut again in every epoch, which is slow; a larger --cache keeps them")
-    return samples, notes
 
 
 class PageTarget(NamedTuple):
@@ -94,153 +47,178 @@ class PageTarget(NamedTuple):
     reach: tuple[float, float] | None
 
 
-def list_whole_pages(path: Path) -> tuple[list[RawSample], list[str]]:
-    """List all pages below a folder, each with its baselines, and notes for the user.
+def texts_of_table(path: Path, table: str) -> list[Sample]:
+    """The images that a table of file, tab, text names.
 
-    Pages without any are left out; a bad page is a sample that cannot be used.
+    Raises:
+        InputError: the table cannot be read.
     """
-    samples: list[RawSample] = []
-    without = lines_without = 0
-    for name, page, lines in _read_pages(path, _baselines):
+    samples: dict[str, Sample] = {}
+    for number, line in enumerate(_text_lines(path / table), 1):
+        if line.strip():
+            name, *texts = line.split("\t")
+            sample, reason = image_sample(path, path / name, partial(given, "".join(texts))), ""
+            if len(texts) != 1:
+                reason = f"it has {len(texts)} tabs; expected file, tab, text"
+            elif (key := os.path.realpath(path / name)) in samples:
+                reason = f"it names {name} again; delete one of the lines"
+            if reason:
+                key = f"line {number} of {table}"
+                sample = _unusable(key, reason)
+            samples[key] = sample
+    if others := [image for image in images_below(path) if os.path.realpath(image) not in samples]:
+        log.info("images that %s does not name, left out: %d", table, len(others))
+    return [*samples.values()]
+
+
+def texts_of_pages(path: Path) -> list[Sample]:
+    """The lines with a text of all pages below a folder, and the images of lines with a transcript."""
+    samples: list[Sample] = []
+    files = files_below(path)
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    of_pages, bad = set[str](), list[str]()
+    pages = without = 0
+    for name, page in _pages(path, files, lambda page: any(line.text for line in page.lines)):
         if isinstance(page, str):
-            samples.append(RawSample.unusable(name, page))
-        elif lines:
+            samples.append(_unusable(name, page))
+            bad.append(str(path / name))
+            continue
+        image, lines = page.image.resolve(), [line for line in page.lines if line.text]
+        of_pages.add(str(image))
+        samples += [Sample(f"{name} {line.id}", partial(_read_line, image, line), name) for line in lines]
+        pages, without = pages + 1, without + len(page.lines) - len(lines)
+    if pages:
+        log.info("pages: %d; their lines without a text, left out: %d", pages, without)
+    of_pages |= {os.path.realpath(each) for each in images_of_pages(bad, [*map(str, images)])}
+    return samples + _texts_of_transcripts(path, files, images, of_pages)
+
+
+def _texts_of_transcripts(
+    path: Path, files: Sequence[Path], images: Sequence[Path], of_pages: set[str]
+) -> list[Sample]:
+    """The images that have a text in a file beside them."""
+    images_of, untold = defaultdict[Path, list[Path]](list), {*images}
+    for image in images:
+        images_of[image.with_suffix("")].append(image)
+    samples = []
+    for file in files:
+        if file.name.endswith(TRANSCRIPT):
+            stem = file.with_name(file.name.removesuffix(TRANSCRIPT))
+            others = (image for form in OCROPUS for image in images_of[Path(f"{stem}{form}")])
+            found = images_of[stem] or [*others]
+            untold -= {*found}
+            if len(found) != 1:
+                names = " and ".join(image.name for image in found) or "no image"
+                sample = _unusable(os.path.relpath(file, path), f"{names} beside it, expected one image")
+            elif os.path.realpath(found[0]) in of_pages:
+                reason = f"only the lines of its page count; delete the page or {file.name}"
+                sample = _unusable(os.path.relpath(found[0], path), reason)
+            else:
+                sample = image_sample(path, found[0], partial(_read_transcript, file))
+            samples.append(sample)
+    if count := sum(os.path.realpath(image) not in of_pages for image in untold):
+        log.info("images without a text or a page, left out: %d", count)
+    return samples
+
+
+def whole_pages(path: Path) -> list[Sample]:
+    """All pages below a folder, each with its baselines. Pages without any are left out."""
+    samples: list[Sample] = []
+    without = lines_without = 0
+    for name, page in _pages(path, files_below(path), lambda page: bool(_baselines(page))):
+        if isinstance(page, str):
+            samples.append(_unusable(name, page))
+        elif lines := _baselines(page):
             target = PageTarget(page.width, page.height, tuple(lines), page.lines[0].reach)
+            samples.append(Sample(name, partial(_read_page, page.image, target), name))
             lines_without += len(page.lines) - len(lines)
-            read_x, read_y = partial(_grey_pixels, page.image), partial(unchanged, target)
-            samples.append(RawSample(name, read_x, read_y, is_image=True))
         else:
             without += 1
-    notes = folders.left_out("pages without a baseline", without)
+    if without:
+        log.info("pages without a baseline, left out: %d", without)
     if lines_without:
-        notes.append(f"lines without a baseline on their page, learned as no lines: {lines_without}")
-    return samples, notes
+        log.warning("lines without a baseline on their page, learned as no lines: %d", lines_without)
+    return samples
 
 
-def _read_pages(
-    path: Path, find: Callable[[Page], Sequence[Found]]
-) -> Iterator[tuple[str, Page | str, Sequence[Found]]]:
-    """Read all pages below a folder, with a few threads.
+def _pages(
+    path: Path, files: Sequence[Path], is_used: Callable[[Page], bool]
+) -> Iterator[tuple[str, Page | str]]:
+    """The pages among files, with their names, read with a few threads; or why one cannot be used.
 
-    Yields for each its name, the page or the reason why it cannot be used, and what `find` returned. Of two
-    pages with an image, in which something was found, the second cannot be used: an image would lie in two
-    splits where its page is there as ALTO and as PAGE.
+    Of two pages with one image that are used, the second cannot be: an image would lie in two splits where
+    its page is there as ALTO and as PAGE.
     """
 
-    def read(file: Path) -> tuple[Page | str, Sequence[Found]]:
+    def read(file: Path) -> Page | str:
         try:
-            page = read_page(file)
-            return page, find(page)
+            return read_page(file)
         except InputError as error:
-            return str(error).removeprefix(f"{file}").lstrip(" :"), ()
+            return str(error).removeprefix(f"{file}").lstrip(" :")
 
-    files = _page_files(path)
+    # also those that break before they tell what they hold
+    files = [f for f in files if f.suffix.lower() == SUFFIX and root_tag(f) in (ALTO, PAGE, None)]
     of_image: dict[Path, str] = {}
-    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
-        for file, (page, found) in zip(files, pool.map(read, files), strict=True):
+    with ThreadPoolExecutor(MAX_THREADS) as pool:
+        for file, page in zip(files, pool.map(read, files), strict=True):
             name = os.path.relpath(file, path)
-            if found and isinstance(page, Page):
+            if isinstance(page, Page) and is_used(page):
                 first = of_image.setdefault(page.image.resolve(), name)
                 if first != name:
-                    page, found = f"it is for the image of {first}; delete one of them", ()
-            yield name, page, found
-
-
-def _page_files(path: Path) -> list[Path]:
-    """The files below a folder that hold a page, or that break before they tell what they hold."""
-    files = [file for file in folders.find_files(path) if file.suffix.lower() == SUFFIX]
-    return [file for file in files if root_tag(file) in (ALTO, PAGE, None)]
+                    yield name, f"it is for the image of {first}; delete one of them"
+                    continue
+            yield name, page
 
 
 def _baselines(page: Page) -> list[Array]:
     return [line.baseline for line in page.lines if line.baseline is not None]
 
 
-def _cut_lines(page: Page) -> list[tuple[PageLine, Array | str]]:
-    """The lines of a page with a text, and for each its pixels or the reason why it cannot be cut."""
-    pixels = _pixels(page.image)
-    cuts: list[tuple[PageLine, Array | str]] = []
-    for line in page.lines:
-        if line.text:
-            try:
-                cuts.append((line, cut_line(pixels, line)))
-            except InputError as error:
-                cuts.append((line, str(error)))
-    return cuts
+def _unusable(name: str, reason: str) -> Sample:
+    """A sample that is named in the log and left out."""
+    return Sample(name, partial(_refuse, reason), name)
 
 
-def _grey_pixels(image: Path) -> Array:
+def _refuse(reason: str) -> tuple[Array, Any]:
+    raise InputError(reason)
+
+
+def _read_page(image: Path, target: PageTarget) -> tuple[Array, PageTarget]:
     pixels = read_pixels(image, image.name)
-    return to_grey(pixels) if pixels.ndim == 3 else pixels
+    return to_grey(pixels) if pixels.ndim == 3 else pixels, target
 
 
-def list_texts(path: Path) -> tuple[list[RawSample], list[str]]:
-    """List the images and texts of labels.tsv, and notes for the user; a bad line is a sample that cannot
-    be used."""
-    rows = []
-    for number, line in enumerate(folders.read_lines(path / KIND.table), 1):
-        if line.strip():
-            name, *texts = line.split("\t")
-            has = f"{counted(len(texts) + 1, 'column')}" if texts else "no tab"
-            reason = "" if len(texts) == 1 else f"it has {has}; expected file, tab, text"
-            rows.append(Row(number, name, reason, partial(str, *texts[:1])))
-    return list_rows(path, KIND.table, rows)
+_lock = Lock()  # so that threads that come to the next page do not all decode it
 
 
-def list_transcripts(path: Path) -> tuple[list[RawSample], list[str]]:
-    """List the images below a folder that have a text in a file beside them, and notes for the user, also
-    of images that have neither that nor a page."""
-    files = folders.find_files(path)
-    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    of_pages = images_of_pages([*map(str, _page_files(path))], [*map(str, images)])
-    images_of = folders.by_stem(path, images)
-    texts = {
-        file.with_name(file.name.removesuffix(TRANSCRIPT)).relative_to(path): file
-        for file in files
-        if file.name.endswith(TRANSCRIPT)
-    }
-    without_image = texts.keys() - images_of.keys()
-    for stem in images_of.keys() - texts.keys():
-        name = stem.with_suffix("")
-        if stem.suffix in OCROPUS and name in without_image:
-            images_of[name] = sorted([*images_of.get(name, ()), *images_of.pop(stem)])
-    samples = []
-    for stem, file in texts.items():
-        images = images_of.pop(stem, [path / stem.with_name(f"{stem.name}.png")])
-        reason = folders.refuse_twins(images)
-        if str(images[0]) in of_pages:
-            reason = (
-                "it is the image of a page in ALTO or PAGE XML, of which only the lines count; delete the "
-                f"page or {file.name}"
-            )
-        samples.append(folders.image_sample(path, images[0], partial(_read_transcript, file), reason))
-    untold = [image for images in images_of.values() for image in images]
-    others = [image for image in untold if str(image) not in of_pages]
-    return samples, folders.left_out_of("images without a text or a page", others, path)
-
-
-def _pixels(image: Path) -> Array:
-    """The pixels of a page, with one channel if it is grey."""
-    pixels = read_pixels(image, image.name)
-    return pixels[..., 0] if pixels.ndim == 3 and is_grey(pixels) else pixels
-
-
-@lru_cache(maxsize=MAX_THREADS)
-def _page_pixels(image: Path, version: tuple[int, int]) -> Array:
-    """The pixels of a page; `version` is that of the file, which may be replaced by another one."""
-    return _pixels(image)
-
-
-def _read_line(image: Path, line: PageLine) -> Array:
+def _read_line(image: Path, line: PageLine) -> tuple[Array, str]:
     try:
         status = image.stat()
     except OSError:
         raise InputError(f"{image.name}: there is no such file") from None
-    return cut_line(_page_pixels(image, (status.st_mtime_ns, status.st_size)), line)
+    with _lock:
+        pixels = page_pixels(image, (status.st_mtime_ns, status.st_size))
+    return cut_line(pixels, line), line.text or ""
+
+
+@lru_cache(maxsize=MAX_THREADS)
+def page_pixels(image: Path, version: tuple[int, int] = (0, 0)) -> Array:
+    """The pixels of a page, with one channel if it is grey; `version` is that of the file, which may be
+    replaced by another one."""
+    pixels = read_pixels(image, image.name)
+    return pixels[..., 0] if pixels.ndim == 3 and is_grey(pixels) else pixels
 
 
 def _read_transcript(file: Path) -> str:
-    lines = [line.strip() for line in folders.read_lines(file) if line.strip()]
+    lines = [line.strip() for line in _text_lines(file) if line.strip()]
     if len(lines) > 1:
         raise InputError(f"{file.name} has {len(lines)} lines, expected one")
     return "".join(lines)
+
+
+def _text_lines(file: Path) -> list[str]:
+    """The lines of a text in UTF-8; a separator of Unicode, such as U+2028, does not end one."""
+    try:
+        return re.split("\r\n|\r|\n", file.read_bytes().decode("utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is no text in UTF-8: {error}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,23 +13,18 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 from torch import nn
 
-from mdlstm_tk.data import Batch, Split, Task
-from mdlstm_tk.data.spec import Floats
+from mdlstm_tk.data.task import Split, Task
 from mdlstm_tk.text.character_model import CharacterModel
 from mdlstm_tk.text.ctc import Transcription, transcribe_logits
 from mdlstm_tk.text.ctc_loss import line_steps
 from mdlstm_tk.text.decoding import Decoding
 from mdlstm_tk.text.encoding import normalise
 from mdlstm_tk.text.measures import TextEdits, count_edits, right_characters, target_texts
-from mdlstm_tk.training.config import TrainConfig
-from mdlstm_tk.training.distributed import DistributedContext
-from mdlstm_tk.training.evaluation import evaluate
-from mdlstm_tk.training.networks import columns_per_step
+from mdlstm_tk.training.evaluation import predictor
 
 DRAWS = 4000  # of groups, for an interval
 COVERAGE = 0.95  # of an interval
 BINS = 10  # of confidences
-PAGE_NAME = re.compile(r"(.*\.xml) ", re.IGNORECASE)  # before the ID of a line
 MAX_CONFUSIONS = 30  # that `describe_lines` lists
 
 
@@ -56,7 +50,7 @@ class Line:
 
     Attributes:
         name: name of the sample.
-        group: its writer, or else its page or file; see `Task.groups`.
+        group: its page or file; see `Task.groups`.
         truth: the true text.
         transcription: what was read.
     """
@@ -73,12 +67,6 @@ class Line:
     @property
     def character_error(self) -> float:
         return self.counts.character_edits / max(self.counts.characters, 1)
-
-    @property
-    def page(self) -> str:
-        """The page that the line is on; its own name if it is on none."""
-        match = PAGE_NAME.match(self.name)
-        return match[1] if match else self.name
 
     @property
     def edits(self) -> list[Edit]:
@@ -101,50 +89,33 @@ def evaluate_lines(
     network: nn.Module,
     task: Task,
     split: Split,
-    config: TrainConfig,
-    context: DistributedContext | None = None,
     *,
-    decoding: Decoding = Decoding(),  # noqa: B008
+    seed: int = 0,
     beam: int = 1,
     lm: CharacterModel | None = None,
-) -> tuple[dict[str, float], list[Line]]:
-    """Return the errors of a network on a split as `evaluate` does, and how it reads each line.
+) -> list[Line]:
+    """How a network reads each line of a split.
 
     Args:
         network: is switched to eval mode.
-        task: of kind "transcribe".
+        task: of kind "transcribe", whose spec has the decoding.
         split: which split.
-        config: its seed is used.
-        context: shares the lines among several processes; the main one gets all of them.
-        decoding: temperature and weights of the decoder.
+        seed: of lines that are generated.
         beam: texts that are kept at each step; 1 takes the most likely output.
         lm: language model for the beam search.
     """
-    device = next(network.parameters()).device
-    context = context or DistributedContext(0, 1, device)
-    groups = task.groups.get(split, ())
-    lines: list[Line] = []
-    batches_read = 0
-
-    def read(batch: Batch, prediction: Floats) -> None:
-        nonlocal batches_read
-        first = (context.rank + batches_read * context.world_size) * task.evaluation_batch
-        batches_read += 1
-        counts = line_steps(batch, prediction.shape[1], columns_per_step(network))
-        for k, truth in enumerate(target_texts(batch, task.spec)):
-            name = task.sample_name(split, first + k)
-            transcription = transcribe_logits(
-                prediction[k, : counts[k]],
-                task.spec.classes,
-                decoding=decoding,
-                direction=task.spec.text_direction,
-                beam=beam,
-                lm=lm,
+    spec, names, groups = task.spec, task.names.get(split), task.groups.get(split)
+    decoding, direction = Decoding.among(spec.decoding), spec.decoding.get("text_direction")
+    columns, lines = spec.decoding.get("columns_per_step"), list[Line]()
+    for prediction, batch in map(predictor(network), task.evaluation_batches(split, seed)):
+        counts = line_steps(batch, prediction.shape[1], columns).tolist()
+        for y, count, truth in zip(prediction.numpy(), counts, target_texts(batch.y, spec), strict=True):
+            read = transcribe_logits(
+                y[:count], spec.classes, decoding=decoding, direction=direction, beam=beam, lm=lm
             )
-            lines.append(Line(name, groups[first + k] if groups else name, truth, transcription))
-
-    errors = evaluate(network, task, split, config, context, read)
-    return errors, context.all_gather(lines)
+            name = names[len(lines)] if names else f"line {len(lines)}"
+            lines.append(Line(name, groups[len(lines)] if groups else name, truth, read))
+    return lines
 
 
 def error_interval(
@@ -179,7 +150,7 @@ def page_errors(lines: Iterable[Line]) -> dict[str, tuple[float, int]]:
     """Return the character error and the number of lines of each page, the worst page first."""
     pages: dict[str, list[Line]] = {}
     for line in lines:
-        pages.setdefault(line.page, []).append(line)
+        pages.setdefault(line.group, []).append(line)
     errors = {
         page: sum(line.counts.character_edits for line in page_lines)
         / max(sum(line.counts.characters for line in page_lines), 1)
@@ -228,10 +199,10 @@ def calibration_error(bins: Sequence[tuple[float, float, int]]) -> float:
 
 
 def describe_lines(lines: Sequence[Line]) -> dict[str, Any]:
-    """Return what `result.json` says about the readings of a split.
+    """Describe the readings of a split.
 
     Returns:
-        "intervals" of 95 % by error; "groups", the number of writers or pages that they were drawn from;
+        "intervals" of 95 % by error; "groups", the number of pages or files that they were drawn from;
         "edits", the number of wrong characters; "confusions", the most frequent ones as true character,
         character read, and how often; "pages", of each the name, the character error and the number of
         lines, if lines are on pages; "reliability" of the confidences and "calibration_error".

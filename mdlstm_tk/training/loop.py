@@ -1,101 +1,328 @@
-"""`train`: the one function that trains, for all tasks, networks and numbers of processes."""
+"""Training: `train` begins a run, `resume` goes on with one. Both end in the one loop below.
+
+All that a step depends on follows from the configuration and its number: the samples, the learning rate,
+the dropout masks. So a run that is killed and resumed ends with the same weights, on a CPU, as a whole one.
+"""
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
 
-from mdlstm_tk._util.folders import locked
-from mdlstm_tk._util.text import to_json
-from mdlstm_tk.data import Split
+from mdlstm_tk.data.scan import digest_of
+from mdlstm_tk.data.task import Batch, Split, Task
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.kinds import training_of
-from mdlstm_tk.training.checkpoint import load_checkpoint
-from mdlstm_tk.training.dataloader import dataloader
-from mdlstm_tk.training.job import TrainingJob
-from mdlstm_tk.training.memory import keep_freed_memory
-from mdlstm_tk.training.networks import count_parameters
-from mdlstm_tk.training.progress import Progress, StepTimer, TrainingTimes
-from mdlstm_tk.training.trainer import Trainer
+from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.training.batches import training_batches
+from mdlstm_tk.training.checkpoint import Checkpoint, State, load_checkpoint, save, start_from
+from mdlstm_tk.training.config import TrainConfig
+from mdlstm_tk.training.distributed import Group, join
+from mdlstm_tk.training.evaluation import add_up, evaluate, measures_of, on_device, predict, predictor
+from mdlstm_tk.training.memory import check_memory, keep_freed_memory
+from mdlstm_tk.training.networks import (
+    adam,
+    build_network,
+    columns_per_step,
+    count_parameters,
+    with_windows,
+)
+from mdlstm_tk.training.run import Run, new_run, open_run
+from mdlstm_tk.training.tasks import make_task
 
-SMALL_STEP = 20_000_000  # operations of the forward pass of a step, about
-OnStep = Callable[[Progress], None]
+AUXILIARY_WEIGHT = 0.3  # of further predictions of a network in the loss
+SMALL_STEP = 20_000_000  # operations of a forward pass that one thread does faster than several
+READ_EVERY = 20  # on a GPU, steps whose losses are read together: to read one waits for it
+DIGEST_DIGITS = 16  # of a sample's content, before those of its target
+OnStep = Callable[[State, float, Mapping[str, float]], None]
+OnEnd = Callable[[Run, Task, nn.Module], None]
 
 
-def train(job: TrainingJob, on_step: OnStep = lambda progress: None) -> dict[str, Any]:
-    """Train into the run folder of a job, then measure the best weights and write `result.json`.
+def train(
+    config: TrainConfig,
+    folder: str | Path | None = None,
+    *,
+    task: Task | None = None,
+    force: bool = False,
+    on_step: OnStep | None = None,
+    on_end: OnEnd | None = None,
+) -> dict[str, Any]:
+    """Train a new run into a folder, and return its result.
 
-    The folder gets `config.toml`, a line of metrics per step, and the last and the best checkpoint. Under
-    `in_processes` or torchrun, several processes share each batch, and only the main one writes. In the
-    end, `job.network` holds the best weights, in eval mode.
+    The folder gets `config.toml`, a line of metrics per step, the last and the best checkpoint, and
+    `result.json`. Under torchrun several processes share each batch, and only the main one writes.
 
     Args:
-        job: see `new_job` and `resume_job`. A job is trained once.
-        on_step: called in the main process after each step; on a GPU after some steps, for each of them.
+        config: see `configure`.
+        folder: of the run; the first free one of runs/NAME, runs/NAME-2, … if None.
+        task: one of your own; otherwise that of the configuration.
+        force: replace a run that is in the folder.
+        on_step: called with the state, the loss and, after a validation, its measures.
+        on_end: called in the main process with the run, the task and the network with the best weights, as
+            `mdlstm_tk.report.write_report`.
 
     Returns:
-        The content of `result.json`: task, model, parameters; "ending", see `RunState.describe`; step,
-        split and errors by name, on the test split if there is one, else on the validation split, or
-        None and {} if there is neither; "in_sample", true of the validation split, whose data have
-        chosen the weights; "seconds" of the optimizer steps, summed over interruptions, their rate
-        "steps_per_second", and apart from them "validation_seconds" and "compilation_seconds", see
-        `TrainingTimes`; and what the kind adds. {} in processes other than the main one.
+        The content of `result.json`: task, model, parameters; "ending" in words; step, of the best weights;
+        seconds, and steps_per_second without validations; split, the test split if there is one, else the
+        validation split, or None; "in_sample", true of validation data, which have chosen the weights;
+        errors by name, and those of each of the outputs.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the last checkpoint is written before it is raised.
-        MDLSTMError: training diverged, a process that prepares batches was killed, the folder cannot be
-            written, or another training works in it.
-        InputError: the run has gone on since it was opened, or another one has been trained in its folder.
+        InputError, DeviceError, MissingExtraError: the settings describe nothing that can be trained here,
+            or the folder is not empty.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the step has ended and a checkpoint is written; its
+            argument is the folder.
+        MDLSTMError: training diverged, or another one works in the folder.
     """
+    group = join(config.device)
+    task = task or make_task(config)
+    source = load_checkpoint(open_run(config.init).checkpoint) if config.init else None
+    config = _with_whole_path(with_windows(config, task))
+    if config.best_by and not task.count("validation"):
+        raise InputError("best_by (--best-by) needs validation data; hold some out with --validation 0.1")
+    check_memory(config, task, group)
+    network = build_network(config, task.spec)
+    if source:
+        start_from(source, network, config, task.spec)
+    if columns := columns_per_step(network):
+        task.spec = replace(task.spec, decoding={**task.spec.decoding, "columns_per_step": columns})
+    run = Run(group.broadcast(new_run(config, task, folder, force).folder if group.is_main else Path()))
+    learned = {each[:DIGEST_DIGITS] for each in task.digests.get("train", ())}
+    learned.update(source.state.learned if source else ())
+    state = State(data=digest(task), learned=sorted(learned))
+    return _loop(Checkpoint(config, task.spec, state), task, network, run, group, on_step, on_end)
+
+
+def resume(
+    folder: str | Path,
+    *,
+    task: Task | None = None,
+    on_step: OnStep | None = None,
+    on_end: OnEnd | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Go on with a run from its last checkpoint, with more `steps` or `minutes` if these are given.
+
+    Files of the data may have moved and have other names. Arguments, result and errors are as of `train`.
+
+    Args:
+        folder: of the run.
+        **changes: settings, see `mdlstm_tk.training.config.ON_RESUME`.
+
+    Raises:
+        InputError: a setting is changed that would make it another run, the data have other contents than
+            when it began, or nothing is left to train.
+    """
+    run = open_run(folder)
+    last = load_checkpoint(run.last)
+    config = _with_whole_path(last.config.resumed(changes))
+    group = join(config.device)
+    task = task or make_task(config, last.state.learned)
+    if digest(task) != last.state.data:
+        advice = f"begin a new run on them with init (--init {run.folder})"
+        raise InputError(f"{run.folder} was trained on other samples than these; {advice}")
+    task.spec = last.spec
+    if last.state.is_done(config) and run.result.exists():
+        state = last.state.describe(config)
+        raise InputError(f"{run.folder} has {state}; give more steps, minutes or patience")
+    check_memory(config, task, group)
+    network = build_network(config, task.spec)
+    return _loop(replace(last, config=config), task, network, run, group, on_step, on_end)
+
+
+def _loop(
+    start: Checkpoint,
+    task: Task,
+    network: nn.Module,
+    run: Run,
+    group: Group,
+    on_step: OnStep | None,
+    on_end: OnEnd | None,
+) -> dict[str, Any]:
+    config, state, higher = start.config, start.state, kind_named(task.spec.kind).higher
+    optimizer = adam(network.to(group.device), config)
+    average = start.restore(network, optimizer)  # of the weights, which is validated and exported
+    shown = network if average is None else average
+    parallel = DistributedDataParallel(network) if group.size > 1 else network
+    unread: list[Tensor] = []  # of each step its loss, and how many processes are to stop
+    rates: list[float] = []
+    times: list[float] = []  # at which steps ended, less what validations took
+    threads = _threads(start, task, network, group)
+    with run.opened(start, group) as write, stop_signals() as stopped, threads:
+        began, validating = time.perf_counter() - state.seconds, 0.0
+        for batch in () if state.is_done(config) else training_batches(config, task, state.step, group):
+            rates.append(learning_rate(config, state))
+            group.seed((config.seed * 1_000_003 + state.step) * 1009 + group.rank)  # of dropout
+            loss = _step(parallel, on_device(batch, group.device), task, config, optimizer, rates[-1])
+            if average is not None:  # faster at first, to forget the initial weights
+                weight = 1 - min(config.average, (1 + state.step) / (10 + state.step))
+                lerp_(average, network, 1.0 if state.step == 0 else weight)
+            unread.append(group.sum(torch.stack([loss / group.size, loss.new_tensor(len(stopped) > 0)])))
+            seconds = time.perf_counter() - began
+            seconds = group.broadcast(seconds) if config.minutes else seconds  # where it decides something
+            state = replace(state, step=state.step + 1, seconds=seconds)
+            times.append(time.perf_counter() - validating)
+            validates = state.is_complete(config) or state.step % config.evaluate_every == 0
+            if group.device.type == "cuda" and not validates and len(unread) < READ_EVERY:
+                continue
+            losses, stops = zip(*torch.stack(unread).tolist(), strict=True)
+            _require_finite(losses, state, network if validates else None)
+            measures: dict[str, float] = {}
+            if validates:
+                before = time.perf_counter()
+                group.share_buffers(shown)
+                measures = evaluate(shown, task, "validation", config.seed, group)
+                validating += time.perf_counter() - before
+                state = state.after(measures, config, higher)
+            steps = range(state.step - len(losses) + 1, state.step + 1)
+            records: list[dict[str, Any]] = [
+                {"step": step, "loss": value, "lr": rate}
+                for step, value, rate in zip(steps, losses, rates, strict=True)
+            ]
+            records[-1] |= {"validation": measures} if measures else {}
+            write(records)
+            if on_step is not None and group.is_main:
+                for each in records:
+                    on_step(replace(state, step=each["step"]), each["loss"], each.get("validation", {}))
+            unread, rates = [], []
+            checkpoint = Checkpoint(config, task.spec, state)
+            if validates and state.best_step == state.step and group.is_main:
+                save(run.best, checkpoint, shown)
+            if (validates or any(stops)) and group.is_main:
+                save(run.last, checkpoint, network, average, optimizer)
+            if any(stops):
+                raise KeyboardInterrupt(run.folder)
+            if state.is_done(config):
+                break
+        pace = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None  # the first compiles
+        return _conclude(state, task, shown, run, group, pace, on_end)
+
+
+def _step(
+    network: nn.Module,
+    batch: Batch,
+    task: Task,
+    config: TrainConfig,
+    optimizer: torch.optim.Optimizer,
+    rate: float,
+) -> Tensor:
+    """One step of the optimizer; returns the loss before it, in float64 on the device."""
+    if not network.training:  # as a validation leaves it
+        network.train()
+    for settings in optimizer.param_groups:
+        settings["lr"] = rate
+    kind = kind_named(task.spec.kind)
+    predictions = predict(network, batch, config.precision)
+    loss, *others = (kind.loss(prediction, batch, task.spec) for prediction in predictions)
+    for other in others:
+        loss = loss + AUXILIARY_WEIGHT * other
+    optimizer.zero_grad()
+    loss.backward()
+    if config.clip:
+        clip_grad_norm_(list(network.parameters()), config.clip)
+    optimizer.step()
+    return loss.detach().double()
+
+
+def _require_finite(losses: tuple[float, ...], state: State, network: nn.Module | None) -> None:
+    """Refuse losses, and weights that would be saved, that are not finite. The last checkpoint has none."""
+    bad = [k for k, loss in enumerate(losses) if not math.isfinite(loss)]
+    is_finite = network is None or all(p.isfinite().all() for p in network.parameters())
+    if bad or not is_finite:
+        step = state.step - len(losses) + 1 + bad[0] if bad else state.step
+        advice = "try a smaller --lr, --clip 1, --warmup 100 or --cell stable"
+        raise MDLSTMError(f"training diverged in step {step}: loss or weights are not finite; {advice}")
+
+
+def learning_rate(config: TrainConfig, state: State) -> float:
+    """The rate of the next step: a linear warm-up, then constant or half a cosine down to 0."""
+    peak = min(config.lr * (state.step + 1) / max(config.warmup, 1), config.lr)
+    if config.schedule == "constant":
+        return peak
+    done = max(state.step - config.warmup, 0) / max(config.steps - config.warmup, 1)
+    if config.minutes:
+        done = state.seconds / (60 * config.minutes)
+    return peak * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+
+
+@torch.no_grad()
+def lerp_(average: nn.Module, network: nn.Module, weight: float) -> None:
+    """Move the weights of an average towards those of a network, and take its buffers."""
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), weight)
+    for ours, theirs in zip(average.buffers(), network.buffers(), strict=True):
+        ours.copy_(theirs)
+
+
+def _conclude(
+    state: State,
+    task: Task,
+    network: nn.Module,
+    run: Run,
+    group: Group,
+    pace: float | None,
+    on_end: OnEnd | None,
+) -> dict[str, Any]:
+    """Choose how outputs become answers, measure the best weights, and write `result.json`."""
+    group.gather(None)  # waits until the main process has written it
+    best = load_checkpoint(run.best)
+    network.load_state_dict(best.tensors)
+    kind = kind_named(task.spec.kind)
+    calibrated = kind.calibrate(predictor(network), task, run.folder) if group.is_main else {}
+    task.spec = replace(task.spec, decoding={**task.spec.decoding, **group.broadcast(calibrated)})
+    split: Split = "test" if task.count("test") else "validation"
+    sums = add_up(network, task, split, best.config.seed, group)
+    if not group.is_main:
+        return {}
+    save(run.best, replace(best, spec=task.spec), network)
+    result = {
+        "task": task.spec.name,
+        "model": best.config.model,
+        "parameters": count_parameters(network),
+        "ending": state.describe(best.config),
+        "step": best.step,
+        "seconds": round(state.seconds, 1),
+        "steps_per_second": pace and round(pace, 3),
+        "split": split if sums else None,
+        "in_sample": bool(sums) and split == "validation",
+        "errors": measures_of(task, sums),
+    }
+    if sums and not hasattr(task, "sums") and (outputs := kind.outputs(sums, task.spec)):
+        result["outputs"] = outputs
+    run.write_result(result)
+    if on_end:
+        on_end(run, task, network)
+    return result
+
+
+def _with_whole_path(config: TrainConfig) -> TrainConfig:
+    """The configuration of a run that can be resumed in any working folder."""
+    return replace(config, data=str(Path(config.data).resolve())) if config.data else config
+
+
+def digest(task: Task) -> str:
+    """A digest of all samples and their targets, whatever they are called and in any order."""
+    return digest_of({split: sorted(each) for split, each in task.digests.items()})
+
+
+@contextmanager
+def _threads(start: Checkpoint, task: Task, network: nn.Module, group: Group) -> Iterator[None]:
+    """One thread, if a step is so small that waking others takes longer than they save."""
     keep_freed_memory()
-    with _folder_of(job), _threads_of(job):
-        trainer = Trainer(job)
-        if job.best is not None and job.best is job.checkpoint:
-            trainer.save(job.run.best)  # which a kill may have prevented
-        if trainer.state.validated_on != job.validated_on:
-            trainer.measure_best_again(job.validated_on)
-        is_due = job.is_trained or trainer.state.step % job.config.evaluate_every == 0
-        if is_due and trainer.state.validated < trainer.state.step:  # it was interrupted there
-            _validate_last_step(job, trainer)
-        if not trainer.state.is_done(job.config):
-            _train_steps(job, trainer, on_step)
-        return _conclude(job, trainer)
-
-
-@contextmanager
-def _folder_of(job: TrainingJob) -> Iterator[None]:
-    """Keep other trainings out of the folder, from which the main process alone reads and writes."""
-    if not job.context.is_main:
-        yield
-        return
-    run = job.run
-    with locked(run.folder, "give another folder"):
-        if job.checkpoint is not None and load_checkpoint(run.last).step != job.steps_done:
-            raise InputError(f"{run.folder} has gone on since it was opened; open it again")
-        if job.checkpoint is None and not job.replaces and run.last.exists():
-            raise InputError(
-                f"{run.folder} has been trained into since this run was prepared; give another folder, or "
-                "train into it with force=True (--force)"
-            )
-        yield
-
-
-@contextmanager
-def _threads_of(job: TrainingJob) -> Iterator[None]:
-    """Use one thread if a step is so small that waking others takes longer than they save."""
-    samples = job.context.share(job.config.batch_size)
-    positions = samples * prod(job.task.largest_batch(job.config.seed, job.config.batch_size))
-    threads = torch.get_num_threads()
-    if 2 * count_parameters(job.network) * positions < SMALL_STEP:
+    seed, count, threads = start.config.seed, start.config.batch_size, torch.get_num_threads()
+    positions = count // group.size * prod(task.largest_batch(seed, count))
+    if 2 * count_parameters(network) * positions < SMALL_STEP:
         torch.set_num_threads(1)
     try:
         yield
@@ -103,197 +330,28 @@ def _threads_of(job: TrainingJob) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _train_steps(job: TrainingJob, trainer: Trainer, on_step: OnStep) -> None:
-    """Train until the last step, an early stop, or an interrupt."""
-    config, run, context = job.config, job.run, job.context
-    saved_step, stop, start = trainer.state.step, False, time.perf_counter() - trainer.state.seconds
-    is_alone = context.world_size == 1
-    timer = StepTimer()
-    earlier_times = run.read_times() if job.checkpoint else TrainingTimes()
-
-    def save() -> None:
-        # The last checkpoint first: it knows whether it is the best, should the other not get written.
-        trainer.save(run.last, *([run.best] if trainer.state.is_best else []))
-        if context.is_main:
-            run.write_times(earlier_times + timer.times)
-
-    with ExitStack() as stack:
-        write_record, flush = stack.enter_context(_metrics_writer(job))
-        interrupts = stack.enter_context(deferred_interrupt())
-        timer.skip()
-        try:
-            for batch in dataloader(config, job.task, saved_step, context.shard):
-                is_due = trainer.train_step(batch, bool(interrupts))
-                timer.end_step()
-                if config.minutes:  # else a checkpoint depends on the steps alone
-                    seconds = context.main_number(time.perf_counter() - start)
-                    trainer.state = replace(trainer.state, seconds=seconds)
-                step, seconds = trainer.state.step, trainer.state.seconds
-                validates = trainer.state.is_complete(config) or step % config.evaluate_every == 0
-                if not (is_due or validates or (is_alone and interrupts)):
-                    continue
-                for progress, was_interrupted in trainer.read_metrics():
-                    if validates and progress.step == step:
-                        try:
-                            progress = replace(progress, validation=trainer.validate())
-                        except BaseException:  # the validation is made up for on resuming
-                            if context.is_main:
-                                write_record(progress.record())
-                            raise
-                        timer.end_validation()
-                    steps_left = config.steps - progress.step
-                    seconds_left = timer.seconds_left(steps_left, -(-steps_left // config.evaluate_every))
-                    if config.minutes:
-                        seconds_left = max(60 * config.minutes - seconds, 0.0)
-                    rate = timer.steps_per_second
-                    progress = replace(progress, steps_per_second=rate, seconds_left=seconds_left)
-                    # Several processes learn of an interrupt from the metrics, and stop together.
-                    stop = stop or was_interrupted
-                    if context.is_main:
-                        write_record(progress.record())
-                        on_step(progress)
-                stop = stop or (is_alone and bool(interrupts))
-                if validates:
-                    flush()
-                    save()
-                    saved_step = step
-                    if trainer.state.is_done(config):
-                        break
-                if stop:
-                    break
-                timer.skip()
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):  # torch raises no class of its own for it
-                raise
-            raise MDLSTMError(
-                f"a process that prepares batches was killed ({error!s:.200}); if memory is short, "
-                "try fewer workers or a smaller cache"
-            ) from None
-        finally:
-            try:
-                for progress, _ in trainer.read_metrics():  # of steps since the last reading, on a GPU
-                    if context.is_main:
-                        write_record(progress.record())
-            finally:
-                flush()
-                if trainer.state.step > saved_step and trainer.is_whole:
-                    save()
-    if stop:
-        raise KeyboardInterrupt
-
-
-def _validate_last_step(job: TrainingJob, trainer: Trainer) -> None:
-    """Validate after the step at which a run was interrupted, as an uninterrupted one does."""
-    validation = trainer.validate()
-    if job.context.is_main:
-        step, records = job.steps_done, job.run.read_metrics()
-        last = next((record for record in records if record["step"] == step), {"step": step})
-        last |= {"validation": validation} if validation else {}
-        job.run.write_metrics([*(record for record in records if record["step"] < step), last])
-    trainer.save(job.run.last, *([job.run.best] if trainer.state.is_best else []))
-
-
-def _conclude(job: TrainingJob, trainer: Trainer) -> dict[str, Any]:
-    """Measure the best weights on the device of the training as the kind does, and write `result.json`."""
-    run, task, network = job.run, job.task, job.network
-    if trainer.best_weights is None:  # no validation gave a number
-        trainer.keep_best()
-        if job.context.is_main:
-            warnings.warn(
-                "no validation gave a number, so the last weights count as the best; are there NaN or very "
-                "large values in the data?",
-                stacklevel=3,
-            )
-    assert trainer.best_weights is not None
-    network.load_state_dict(trainer.best_weights)
-    best_step = trainer.state.best_step or trainer.state.step
-    split: Split = "test" if task.count("test") else "validation"
-    has_samples = task.count(split) > 0
-    errors, details = training_of(task.spec.kind).conclude(job, best_step, split)
-    if not job.context.is_main:
-        return {}
-    times = run.read_times()
-    result = {
-        "task": task.name,
-        "model": job.config.model,
-        "parameters": count_parameters(network),
-        "ending": trainer.state.describe(job.config),
-        "step": best_step,
-        "seconds": round(times.training, 1),
-        "steps_per_second": round(times.steps / times.training, 3) if times.training else None,
-        "validation_seconds": round(times.validation, 1),
-        "compilation_seconds": round(times.compilation, 1),
-        "split": split if has_samples else None,
-        "in_sample": has_samples and split == "validation",
-        "errors": errors,
-        **details,
-    }
-    run.write_result(result)
-    return result
-
-
 @contextmanager
-def _metrics_writer(
-    job: TrainingJob,
-) -> Iterator[tuple[Callable[[dict[str, Any]], None], Callable[[], object]]]:
-    """Prepare the folder, keep the records up to the checkpoint; yield functions to add one and to flush
-    all."""
-    config, run = job.config, job.run
-    if not job.context.is_main:
-        yield lambda record: None, lambda: None
-        return
-    records = []
-    if job.checkpoint is not None:
-        records = [record for record in run.read_metrics() if record["step"] <= job.steps_done]
-    run.start(resume=job.checkpoint is not None)
-    run.write(run.config, config.to_toml())
-    if job.samples:
-        run.write_samples(job.samples, job.learned)
-    run.write_metrics(records)
-    events = None
-    if config.tensorboard:
-        from torch.utils.tensorboard import SummaryWriter
-
-        events = SummaryWriter(str(run.folder), purge_step=job.steps_done + 1)
-
-    def write(record: dict[str, Any]) -> None:
-        file.write(to_json(record) + "\n")
-        if events is not None:
-            flat = record | {f"validation/{k}": v for k, v in record.get("validation", {}).items()}
-            for name, value in flat.items():
-                if name not in ("step", "validation"):
-                    events.add_scalar(name, value, record["step"])
-
-    with run.metrics.open("a", encoding="utf-8") as file, closing(events) if events else ExitStack():
-        yield write, file.flush
-
-
-@contextmanager
-def deferred_interrupt() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """Defer the first Ctrl-C or SIGTERM to the end of the step; a second one takes effect immediately.
-
-    Yields the list of signals received so far.
-    """
-    signals: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
-        yield signals
-        return
+    Yields the list of signals received so far."""
+    stopped: list[int] = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     # None: one of C code, which Python could not set again; a shell lets background jobs ignore Ctrl-C
-    kept = None, signal.SIG_IGN
-    previous = {number: handler for number, handler in handlers.items() if handler not in kept}
-
-    def on_signal(number: int, frame: Any) -> None:
-        signals.append(number)
-        restore()
+    before = {number: each for number, each in handlers.items() if each not in (None, signal.SIG_IGN)}
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        before = {}
 
     def restore() -> None:
-        for number, handler in previous.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
 
-    for number in previous:
-        signal.signal(number, on_signal)
+    def stop(number: int, frame: Any) -> None:
+        stopped.append(number)
+        restore()
+
+    for number in before:
+        signal.signal(number, stop)
     try:
-        yield signals
+        yield stopped
     finally:
         restore()

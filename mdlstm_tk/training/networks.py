@@ -1,40 +1,37 @@
-"""Create the network of a configuration."""
+"""The network of a configuration, its windows and its optimizer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk._util.text import one_line
-from mdlstm_tk.data import Task, TaskSpec
+from mdlstm_tk.data.task import Task, TaskSpec
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.kinds import training_of
-from mdlstm_tk.models import Normalized, create, model_options
-from mdlstm_tk.models.blocks import Window, combine_windows
-from mdlstm_tk.models.registry import default_windows, resolve
+from mdlstm_tk.layer import MDLSTM
+from mdlstm_tk.models.normalized import Normalized
+from mdlstm_tk.models.registry import create, default_windows, model_options
 from mdlstm_tk.training.config import TrainConfig, parse_windows
-from mdlstm_tk.training.tasks import make_task
+from mdlstm_tk.training.tasks import NETWORK_OPTIONS
 
 MAX_POSITIONS = 4096  # that the first level of a network sweeps, unless the user chooses the windows
 
 
 def build_network(config: TrainConfig, spec: TaskSpec) -> nn.Module:
-    """Create the untrained network of a configuration; equal arguments give equal weights.
+    """The untrained network of a configuration; equal arguments give equal weights.
 
     Raises:
         InputError: there is no such network, cell or option, or the network does not fit the kind of task.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        network = _create(config, spec, spec.outputs)
-    set_initial_prediction = getattr(network, "set_initial_prediction", None)
-    if spec.target_mean and not spec.target_std and callable(set_initial_prediction):
+        network = _bare(config, spec)
+    set_initial_prediction: Any = getattr(network, "set_initial_prediction", None)
+    if spec.target_mean and not spec.target_std and set_initial_prediction:
         set_initial_prediction(spec.target_mean)
     if spec.mean or spec.target_std:
         mean, std = spec.mean or (0.0,) * spec.channels, spec.std or (1.0,) * spec.channels
@@ -43,105 +40,74 @@ def build_network(config: TrainConfig, spec: TaskSpec) -> nn.Module:
     return network
 
 
-def _create(config: TrainConfig, spec: TaskSpec, outputs: int) -> nn.Module:
-    """Create the network of a configuration, for raw numbers, with some number of outputs."""
-    ndim = len(spec.size)
-    names = model_options(config.model, spec.kind)
-    options = config.network_options(names, ndim)
+def _bare(config: TrainConfig, spec: TaskSpec) -> nn.Module:
+    """The network for standardised numbers. An option that it lacks is refused if it was asked for."""
+    known, ndim = model_options(config.model, spec.kind), len(spec.size)
+    options: dict[str, Any] = {"hidden": config.hidden}
+    for name in NETWORK_OPTIONS:
+        value = getattr(config, name)
+        if value != "" and (name in known or value != getattr(TrainConfig, name)):
+            options[name] = value
+    if config.directions == "1":
+        options["directions"] = 1
+    if config.windows:
+        options["windows"] = parse_windows(config.windows, ndim)
     if ndim != 2:
-        if "ndim" not in names:
+        if "ndim" not in known:
             raise InputError(
-                f"model '{config.model}' is for grids of two axes, and the data have {ndim}; "
-                "choose the model md"
+                f"{config.model} is for grids of two axes, the data have {ndim}; use --model md"
             )
         options["ndim"] = ndim
-    if spec.target_std and "linear" in names:
+    if spec.target_std and "linear" in known:
         options["linear"] = True
-    return create(config.model, spec.channels, outputs, kind=spec.kind, **options)
+    return create(config.model, spec.channels, spec.outputs, kind=spec.kind, **options)
 
 
-def names_of_heads(config: TrainConfig, spec: TaskSpec) -> set[str]:
-    """Names, in the state dict of the network, of the tensors with rows for each output.
-
-    Raises:
-        InputError: the network cannot be built with other numbers of outputs, or it needs values for it.
-    """
-    try:
-        with torch.device("meta"):
-            networks = [_create(config, spec, outputs) for outputs in (spec.outputs, spec.outputs + 1)]
-    except Exception as error:
-        raise InputError(
-            f"the network '{config.model}' does not tell which of its weights belong to which output: "
-            f"{one_line(error)}; begin with a run of the same outputs"
-        ) from error
-    shapes, other_shapes = ({k: v.shape for k, v in network.state_dict().items()} for network in networks)
-    return {name for name, shape in shapes.items() if shape != other_shapes[name]}
+def head_names(config: TrainConfig, spec: TaskSpec) -> set[str]:
+    """The names of the tensors that have rows for each output."""
+    with torch.device("meta"):
+        one, other = (
+            _bare(config, replace(spec, outputs=count)).state_dict()
+            for count in (spec.outputs, spec.outputs + 1)
+        )
+    return {name for name in one if one[name].shape != other[name].shape}
 
 
-def build(config: TrainConfig) -> tuple[nn.Module, Task]:
-    """Create the untrained network and the task of a configuration.
-
-    Raises:
-        InputError: see `make_task` and `build_network`.
-        MissingExtraError: see `make_task`.
-    """
-    task = make_task(config)
-    return build_network(fit_config(config, task), task.spec), task
-
-
-def fit_config(config: TrainConfig, task: Task) -> TrainConfig:
-    """Fill in what depends on the data: the size, and windows that suit large images.
-
-    Windows are chosen if the configuration names none and the network is one that has windows. Those of its
-    first level are doubled until `MAX_POSITIONS` remain, and in columns only as long as every target keeps
-    its room. Tasks that bring their own data keep the windows of their settings.
-    """
-    config = replace(config, size=format_size(task.spec.size))
-    if config.windows or not config.data or resolve(config.model) != "md":
+def with_windows(config: TrainConfig, task: Task) -> TrainConfig:
+    """The configuration with windows that leave at most `MAX_POSITIONS` of each of the user's samples."""
+    if config.windows or not config.data or config.model != "md":
         return config
-    default = default_windows("md", task.spec.kind)
-    if default is None:
+    if "windows" not in model_options("md", task.spec.kind):
         return config
     ndim = len(task.spec.size)
-    if ndim != 2:
-        window = 1
-        while most_windows(task.extents, (window,) * ndim) > MAX_POSITIONS:
-            window *= 2
-        return replace(config, windows=format_size((window,) * ndim)) if window > 1 else config
-    max_columns = training_of(task.spec.kind).widest_step(task)
-    (rows, columns), *later_windows = default
-    later_columns = combine_windows(default)[1] // columns
-    while most_windows(task.extents, (rows, columns)) > MAX_POSITIONS:
-        rows *= 2
-        if 2 * columns * later_columns <= max_columns:
-            columns *= 2
-        elif rows >= 2 * task.spec.size[0]:
-            break
-    windows = [(rows, columns), *later_windows]
-    if windows == list(default):
-        return config
-    return replace(config, windows=",".join(map(format_size, windows)))
+    first, *later = (default_windows("md", task.spec.kind) if ndim == 2 else None) or ((1,) * ndim,)
+    window = np.array(first)
+    while (-(-task.extents // window)).prod(axis=1).max() > MAX_POSITIONS:
+        window *= 2
+    chosen = [tuple(window.tolist()), *later]
+    return config if chosen[0] == first else replace(config, windows=",".join(map(format_size, chosen)))
 
 
-def windows_of(config: TrainConfig, spec: TaskSpec) -> Sequence[Window]:
-    """The windows of a configuration, or the default ones of the network."""
-    ndim = len(spec.size)
-    if config.windows:
-        return parse_windows(config.windows, ndim)
-    return (default_windows(config.model, spec.kind) if ndim == 2 else None) or ((1,) * ndim,)
+def columns_per_step(network: nn.Module) -> int | None:
+    """The columns of x under one step of the output; None for networks that do not say it."""
+    return getattr(getattr(network, "network", network), "columns_per_step", None)
 
 
-def most_windows(extents: npt.NDArray[np.int64], window: Window) -> int:
-    """The number of windows on the grid that has most, among grids of some extents (M, D)."""
-    return int((-(-extents // np.array(window))).prod(axis=1).max())
+def adam(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, with weight decay on the recurrent weights of MDLSTM layers only."""
+    layers = (module for module in network.modules() if isinstance(module, MDLSTM))
+    decayed = {p for layer in layers for name, p in layer.named_parameters() if "weight_hh" in name}
+    parameters = sorted(network.parameters(), key=lambda p: p in decayed)  # the order that checkpoints have
+    number = len(parameters) - len(decayed)
+    groups: list[dict[str, Any]] = [{"params": parameters, "weight_decay": 0.0}]
+    if config.weight_decay and decayed:  # a step with two groups takes longer
+        groups = [
+            {"params": parameters[:number], "weight_decay": 0.0},
+            {"params": parameters[number:], "weight_decay": config.weight_decay},
+        ]
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 
 def count_parameters(network: nn.Module) -> int:
     """The number of trainable and other parameters."""
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def columns_per_step(network: nn.Module) -> int | None:
-    """The columns of x under one step of the output; None for networks that do not say it."""
-    network = network.network if isinstance(network, Normalized) else network
-    return getattr(network, "columns_per_step", None)

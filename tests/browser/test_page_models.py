@@ -24,12 +24,12 @@ from mdlstm_tk.export.browser.build import write_page
 from mdlstm_tk.export.browser.examples import PageExample, page_examples
 from mdlstm_tk.io.images import Preprocessing
 from mdlstm_tk.runtime import Metadata, Session, decode
-from mdlstm_tk.training import Run, TrainConfig, load_checkpoint, make_task
+from mdlstm_tk.training import Run, configure, load_checkpoint, make_task
 
 
 @pytest.fixture(scope="module")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    config = TrainConfig(task="digits", hidden=2, steps=2, batch_size=4, evaluate_every=2, augment=0.0)
+    config = configure(task="digits", hidden=2, steps=2, batch_size=4, evaluate_every=2, augment=0.0)
     return run_in(tmp_path_factory.mktemp("digits"), config)
 
 
@@ -162,7 +162,7 @@ def test_examples_show_different_classes(digits_run: Run, tmp_path: Path) -> Non
     targets = [example.target for example in examples]
     assert len(set(targets)) == len(targets) == 6
     task = make_task(load_checkpoint(digits_run.checkpoint).config)
-    batch = task.batch(0, 0, task.count("validation"), "validation")
+    batch = task.batch(0, 0, task.count("test"), "test")
     for example in examples:
         matches = [k for k in range(len(batch.x)) if np.array_equal(batch.x[k], example.x)]
         assert example.target in {(metadata.classes or ())[int(batch.y[k])] for k in matches}
@@ -177,7 +177,7 @@ def test_examples_are_samples_that_the_model_takes(trained: Run, digits_run: Run
     for run, grid, shape, message in (
         (trained, wide, (5, 8, 1), None),
         (digits_run, small, None, "no examples: "),
-        (Run(tmp_path), small, None, "no examples: there is no checkpoint"),
+        (Run(tmp_path), small, None, "no examples: "),
     ):
         metadata, messages = described(grid, outputs=10), list[str]()
         examples = page_examples(run, metadata, on_message=messages.append)

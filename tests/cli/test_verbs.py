@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from importlib import import_module
 from inspect import signature
 from itertools import count
@@ -31,7 +32,7 @@ from mdlstm_tk.cli.app import VERBS
 from mdlstm_tk.errors import DeviceError, MissingExtraError, require
 from mdlstm_tk.installation import check_installation
 from mdlstm_tk.training import Run
-from mdlstm_tk.training.config import TrainConfig, list_settings
+from mdlstm_tk.training.config import TrainConfig, configure
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
@@ -49,8 +50,8 @@ def test_help_fits_eighty_columns_and_names_each_option(verb: str) -> None:
 
 def test_each_setting_is_an_option_of_train_in_a_panel() -> None:
     done = succeed("train", "--help", env={"COLUMNS": "200"})
-    for row in list_settings():
-        assert f"--{row.key.replace('_', '-')} " in done.out and row.panel in done.out
+    for each in fields(TrainConfig):
+        assert f"--{each.name.replace('_', '-')} " in done.out and each.metadata["panel"] in done.out
 
 
 def test_the_version() -> None:
@@ -59,14 +60,16 @@ def test_the_version() -> None:
 
 def test_the_four_commands(tmp_path: Path) -> None:
     done = succeed(
-        "train", "--steps", 20, "--batch-size", 4, "--layer-norm", "true", "--json", cwd=tmp_path
+        "train", "--steps", 20, "--batch-size", 4, "--layer-norm", "false", "--json", cwd=tmp_path
     )
     run = tmp_path / "runs" / "md-8x8"
     assert json.loads(done.out)["run"] == "runs/md-8x8"
     assert "next: mdlstm export runs/md-8x8 --size 8x8" in done.err
-    assert {"curves.png", "prediction.png", "result.json"} <= {path.name for path in run.iterdir()}
-    config = TrainConfig.load(run / "config.toml")
-    assert (config.steps, config.batch_size, config.layer_norm) == (20, 4, True)
+    assert {"curves.png", "prediction.png", "report.html", "result.json"} <= {
+        path.name for path in run.iterdir()
+    }
+    config = configure(run / "config.toml")
+    assert (config.steps, config.batch_size, config.layer_norm) == (20, 4, False)
     done = succeed("export", "--size", 8, "--json", cwd=tmp_path)
     assert json.loads(done.out)[0]["path"].endswith("model-8x8.onnx")
     assert "next: mdlstm infer FILE -m runs/md-8x8/model-8x8.onnx" in done.err
@@ -128,7 +131,7 @@ def test_models_and_tasks_are_described(tmp_path: Path) -> None:
 def test_comparison_and_samples(tmp_path: Path, density_run: Run) -> None:
     done = succeed("compare", "--steps", 20, "--seeds", 1, "--size", 8, "--json", cwd=tmp_path)
     assert json.loads(done.out)
-    assert (tmp_path / "runs" / "compare" / "relevant.png").is_file()
+    assert (tmp_path / "runs" / "compare-diagonal-8x8" / "relevant.png").is_file()
     done = succeed("compare", "--steps", 20, "--seeds", 1, "--size", 4, "--force", cwd=tmp_path)
     assert not done.out.lstrip().startswith(("[", "{")) and "md" in done.out
     run = density_run.folder

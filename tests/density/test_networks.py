@@ -133,7 +133,7 @@ def test_kept_states_give_the_same_features_as_the_whole_grid(
 
 
 def test_log_probabilities_in_16_bits_are_sums_in_float32() -> None:
-    log_p = PixelNet(1, 1, hidden=1, dtype=torch.float16).log_prob(torch.zeros(1, 400, 400, 1).half())
+    log_p = PixelNet(1, 1, hidden=1).half().log_prob(torch.zeros(1, 400, 400, 1).half())
     assert log_p.dtype == torch.float32 and log_p.isfinite().all() and log_p < -65504
 
 
@@ -205,7 +205,7 @@ def test_values_that_have_no_probability_are_refused() -> None:
         net.log_prob(padded)
     with torch.no_grad():
         assert net.log_prob(padded, sizes=[[2, 2]]).isfinite().all()
-    with pytest.raises(InputError, match=r"x has shape \(2, 2, 1\), expected .* C = 1"):
+    with pytest.raises(InputError, match=r"x has shape \(2, 2, 1\)"):
         net.log_prob(outside)
     with pytest.raises(InputError, match=r"given must lie in \[0, 1\]"):
         net.sample(2, (2, 2), given=outside)

@@ -13,13 +13,13 @@ import torch
 from helpers.command import mdlstm
 from PIL import Image
 
-from mdlstm_tk.data import DatasetTask
+from mdlstm_tk.data import Dataset
 from mdlstm_tk.density import sample_run
 from mdlstm_tk.density.contact_sheet import contact_sheet, draw_samples, write_samples
-from mdlstm_tk.density.drawings import make_drawings
+from mdlstm_tk.density.drawings import drawn_section
 from mdlstm_tk.density.sampling import draw_images, read_given, uniform_numbers
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.report import render_report
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.training import Run, load_checkpoint, make_task
 
 
@@ -194,21 +194,18 @@ def test_infer_prints_nats_and_bits(density_run: Run, density_model: Path, tmp_p
     assert -np.load(tmp_path / "map.npy").sum() == pytest.approx(nats[0], abs=2e-4)
 
 
-def test_the_page_shows_drawn_images_and_what_is_likely(density_run: Run) -> None:
-    page = render_report(density_run)
-    assert page.count('<section id="drawn">') == 1
-    rows = dict(re.findall(r'<tr><th scope="row">([^<]+)</th><td>(-[\d.]+)</td></tr>', page))
-    *others, another_set = rows
-    assert others == ["test data", "turned by 90°", "noise (pixels shuffled)"]
-    assert another_set == "pieces of photographs"
+def test_the_report_shows_drawn_images_and_what_is_likely(density_run: Run) -> None:
     checkpoint = load_checkpoint(density_run.checkpoint)
-    x = torch.from_numpy(make_task(checkpoint.config).batch(0, 0, 256, "test").x)
+    network, task = checkpoint.network(), make_task(checkpoint.config)
+    section = kind_named("density").sections(network, task, density_run.folder)
+    assert section.count("<img") == 3
+    rows = dict(re.findall(r'<tr><th scope="row">([^<]+)</th><td>(-[\d.]+)</td></tr>', section))
+    names = ["test data", "turned by 90°", "noise (pixels shuffled)", "pieces of photographs"]
+    assert [*rows] == names
+    x = torch.from_numpy(task.batch(0, 0, 256, "test").x)
     with torch.no_grad():
-        network = checkpoint.network()
-        assert float(rows["test data"]) == pytest.approx(float(network.log_prob(x).mean()), abs=0.06)
-        turned = network.log_prob(x.rot90(1, (1, 2)))
-        assert float(rows["turned by 90°"]) == pytest.approx(float(turned.mean()), abs=0.06)
-    assert "test data" in page[page.index("<svg", page.index("What is likely")) :]
+        for name, images in (("test data", x), ("turned by 90°", x.rot90(1, (1, 2)))):
+            assert float(rows[name]) == pytest.approx(float(network.log_prob(images).mean()), abs=0.06)
 
 
 @pytest.mark.parametrize(
@@ -221,10 +218,10 @@ def test_an_argument_of_another_type_is_named(name: str, value: object, tmp_path
         draw_samples(**arguments)
 
 
-def test_a_run_is_evaluated_on_images_that_are_all_new(density_run: Run) -> None:
-    """Then no training image is there, which a drawn one could be near to."""
+def test_a_report_on_other_data_has_no_training_images(density_run: Run) -> None:
+    """A drawn one is near to none of them."""
     checkpoint = load_checkpoint(density_run.best)
     images = np.random.default_rng(0).integers(0, 2, (5, *checkpoint.spec.size, 1)).astype(np.float32)
-    task = DatasetTask(checkpoint.spec, {"train": [], "test": [(image, None) for image in images]})
-    drawings = make_drawings(checkpoint.network(), task, checkpoint.config)
-    assert drawings is not None and (drawings.neighbours, drawings.searched, drawings.count) == (None, 0, 5)
+    task = Dataset(checkpoint.spec, {"test": [(image, None) for image in images]}, kind_named("density"))
+    section = drawn_section(checkpoint.network(), task)
+    assert section.count("<img") == 2 and "nearest" not in section

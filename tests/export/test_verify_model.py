@@ -113,7 +113,7 @@ def test_a_run_folder_is_verified_with_all_its_exports(trained: Run, tmp_path: P
     report = verify_model(folder, device="cpu", seeds=1)
     assert [path.name for path in report.models] == ["model-3x5.onnx", "model-8x8.onnx"]
     assert list(report.groups) == ["model-3x5.onnx", "model-8x8.onnx"]
-    assert report.run == Run(folder) and report.failed == []
+    assert report.run and report.run.folder == folder and report.failed == []
     damage(folder / "model-3x5.onnx", folder / "model-3x5.onnx", 2)
     (folder / ".model-9x9.onnx.5f.onnx").write_bytes(b"a leftover of a killed export")
     done = verify(folder, "--seeds", "1")

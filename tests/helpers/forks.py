@@ -13,15 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # Windows has none
     from multiprocessing.context import ForkServerContext
 
-PRELOADED = [
-    *(
-        "mdlstm_tk.training.loop",
-        "mdlstm_tk.export",
-        "mdlstm_tk.report.run_pictures",
-        "mdlstm_tk.report.page",
-    ),
-    *("numba", "onnxruntime", "sklearn.datasets", "scipy.ndimage", "helpers.forks"),
-]
+PRELOADED = ["mdlstm_tk.training.loop", "mdlstm_tk.export", "mdlstm_tk.report", "numba", "onnxruntime"]
+PRELOADED += ["sklearn.datasets", "scipy.ndimage", "helpers.forks"]
 
 
 @cache

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from helpers.layouts import save
+from mdlstm_tk.data import Dataset
 from mdlstm_tk.text import Character, Transcription
 from mdlstm_tk.text.pages import Page, read_page
+from mdlstm_tk.training import configure, make_task
 
 WIDTH, HEIGHT = 300, 200
 ALTO = "http://www.loc.gov/standards/alto/ns-v4#"
@@ -138,3 +142,27 @@ def draw_bars(
         ImageDraw.Draw(image).rectangle((left, height - 2, right, height + 1), 20)
     image.save(path.with_suffix(suffix))
     return path.with_suffix(suffix)
+
+
+def read(path: Path, kind: str = "transcribe", **settings: Any) -> Dataset:
+    """The task of data, without distortion and resizing, all for training."""
+    usual = {"augment": 0.0, "resize": "", "validation": 0.0}
+    task = make_task(configure(task=kind, data=str(path), **{**usual, **settings}))
+    assert isinstance(task, Dataset)
+    return task
+
+
+def write_lines(path: Path, texts: Sequence[str]) -> Path:
+    """Write images of noise, 0.png and so on, and their texts in labels.tsv."""
+    rng = np.random.default_rng(0)
+    for k, text in enumerate(texts):
+        save(path / f"{k}.png", rng.integers(0, 255, (6, 8 * max(len(text), 1))).astype(np.uint8))
+    lines = (f"{k}.png\t{text}\n" for k, text in enumerate(texts))
+    (path / "labels.tsv").write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def write_texts(path: Path, count: int = 8) -> Path:
+    """Write lines of three to five characters, the same ones in every test."""
+    rng = np.random.default_rng(0)
+    return write_lines(path, ["".join(rng.choice(list("ab c"), 2 + k % 3)) + "x" for k in range(count)])

@@ -8,13 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mdlstm_tk.data.user_data import UserDataTask, read_data
-
 RNG = np.random.default_rng(0)
-
-
-def read(path: Path, kind: str, validation: float = 0.25, seed: int = 0, **options: Any) -> UserDataTask:
-    return read_data(path, kind, validation, seed, augment=0.0, **options)
 
 
 def write_image(path: Path, array: np.ndarray) -> None:
@@ -37,26 +31,6 @@ def write_masks(path: Path, count: int = 8) -> Path:
         mask = RNG.integers(0, 2, (5, 7 + k % 2))
         write_image(path / "images" / f"{k}.png", 200 * mask)
         write_image(path / "masks" / f"{k}.png", mask)
-    return path
-
-
-def write_targets(path: Path, count: int = 8) -> Path:
-    """Write images of 5×7 and 5×8 with their negatives as targets."""
-    for k in range(count):
-        image = RNG.integers(0, 256, (5, 7 + k % 2))
-        write_image(path / "images" / f"{k}.png", image)
-        write_image(path / "targets" / f"{k}.png", 255 - image)
-    return path
-
-
-def write_texts(path: Path, count: int = 8) -> Path:
-    """Write images of noise with texts of three to five characters, the same ones in every test."""
-    lines, rng = [], np.random.default_rng(0)
-    for k in range(count):
-        text = "".join(rng.choice(list("ab c"), 2 + k % 3))
-        write_image(path / f"{k}.png", RNG.integers(0, 255, (6, 8 * len(text))))
-        lines.append(f"{k}.png\t{text}x")
-    (path / "labels.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 

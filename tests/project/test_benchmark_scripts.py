@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,6 @@ from helpers.checkout import ROOT
 from helpers.learning_scripts import learning, learning_tables
 from helpers.pages import draw_page
 from helpers.small_models import recogniser
-from helpers.training import fail_at
 from matplotlib import font_manager
 from PIL import Image
 
@@ -32,8 +32,7 @@ import performance
 from contenders import Shape, floor
 
 from mdlstm_tk.data import Task
-from mdlstm_tk.data.spec import SampleId
-from mdlstm_tk.training import TrainConfig, configure, make_task, new_job, train
+from mdlstm_tk.training import TrainConfig, configure, load_checkpoint, make_task, train
 
 MODULES = {"measuring", "contenders", "equal_time", "hard_lines"}  # that scripts share
 NAMED = re.compile(r"benchmarks/(\w+)\.py")
@@ -148,7 +147,7 @@ def test_compiling_takes_time(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.weekly
 def test_training_prints_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     training = script("training")
-    monkeypatch.setitem(training.TASKS, "diagonal", (2, {"task": "diagonal"}))
+    monkeypatch.setitem(training.TASKS, "diagonal", (3, {"task": "diagonal"}))
     assert [len(row) for row in training.table(["diagonal"], rounds=1)] == [len(training.COLUMNS)]
 
 
@@ -180,8 +179,8 @@ def test_a_table_of_learning(
 ) -> None:
     """It goes on where it was, looks at no test data to choose, and is written into page and README."""
     few = np.random.default_rng(0).integers(0, 2, (60, 8, 8), np.uint8)
-    ids = [SampleId(str(k), str(k)) for k in range(80)]
-    parts = (few, ids[:60]), (few[:20], ids[60:])
+    digests = [str(k) for k in range(80)]
+    parts = (few, digests[:60]), (few[:20], digests[60:])
     monkeypatch.setattr("mdlstm_tk.density.fashion._load", lambda folder: parts)
     monkeypatch.setattr(learning, "make_task", make_small_task)
     fresh("rival_networks")
@@ -239,19 +238,37 @@ def test_masks_keep_the_greys_of_their_images(tmp_path: Path) -> None:
 def test_an_interrupted_training_goes_on(tmp_path: Path) -> None:
     equal_time = script("equal_time")
     draw_page(tmp_path / "pages/a.xml", ("ab", "ba", "aab", "b"))
-    settings = {"task": "transcribe", "data": str(tmp_path / "pages"), "hidden": 4, "validation": 0.25}
-    config = configure(settings | {"batch_size": 2, "evaluate_every": 2, "steps": 6})
+    draw_page(tmp_path / "pages/b.xml", ("ab", "b"))
+    settings = {"task": "transcribe", "data": str(tmp_path / "pages"), "hidden": 4, "batch_size": 2}
+    config = configure(**settings, evaluate_every=2, steps=6)
     whole, run = (tmp_path / name for name in ("whole", "run"))
-    train(new_job(config, whole))
-    job = equal_time.new_or_interrupted_job(config, run)
+    train(config, whole)
+    steps: list[int] = []
+
+    def fail_at_4(state: Any, *_: Any) -> None:
+        steps.append(state.step)
+        if state.step == 4:
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        train(job, fail_at(4))
-    job = equal_time.new_or_interrupted_job(config, run)
-    assert job.steps_done == 4
-    train(job)
-    assert (run / "last.safetensors").read_bytes() == (whole / "last.safetensors").read_bytes()
-    assert equal_time.new_or_interrupted_job(config, run).steps_done == 6
-    assert equal_time.new_or_interrupted_job(replace(config, seed=1), run).steps_done == 0
+        train(config, run, on_step=fail_at_4)
+    equal_time.new_or_interrupted(config, run, on_step=lambda state, *_: steps.append(state.step))
+    assert steps == [1, 2, 3, 4, 3, 4, 5, 6]  # step 4 was not saved
+    weights, resumed = (load_checkpoint(folder / "last.safetensors").tensors for folder in (whole, run))
+    assert all(torch.equal(each, resumed[name]) for name, each in weights.items())
+    assert equal_time.trained(config, run)["step"] and len(steps) == 8  # evaluated, not trained
+    other = replace(config, seed=1)
+    equal_time.new_or_interrupted(other, run, on_step=lambda state, *_: steps.append(state.step))
+    assert steps[8:] == [*range(1, 7)]
+
+
+@pytest.mark.weekly
+def test_two_processes_train(tmp_path: Path) -> None:
+    equal_time = script("equal_time")
+    config = configure(steps=5, hidden=4)
+    assert equal_time.clocked_rate(config, processes=2) > 0
+    assert equal_time.trained(config, tmp_path / "run", processes=2)["errors"]
+    assert equal_time.gain_of_processes(config, 1) == 1
 
 
 @pytest.mark.weekly
@@ -274,8 +291,8 @@ def test_handwriting_is_measured_once(tmp_path: Path, capsys: pytest.CaptureFixt
     default, *rivals = rows.values()
     assert len(rivals) == 2 and columns(capsys.readouterr().out) == 12
     assert all(abs(row["parameters"] / default["parameters"] - 1) < 0.05 for row in rivals)
-    parts = main(["parts", *arguments, "--only", "boxes", "no lengths", "defaults"])
-    assert default in parts.values() and len(parts) == 3  # from the file of results
+    parts = main(["parts", *arguments, "--only", "no lengths", "defaults"])
+    assert default in parts.values() and len(parts) == 2  # from the file of results
     assert main(["lines", *arguments]) == rows and columns(capsys.readouterr().out) > 4
     with pytest.raises(SystemExit):
         main(["results", *arguments])  # without fonts

@@ -19,7 +19,7 @@ from matplotlib import font_manager
 from PIL import ImageFont
 
 from mdlstm_tk._util.user_code import import_file
-from mdlstm_tk.data.user_data import read_data
+from mdlstm_tk.training import configure, make_task
 
 EXAMPLES = ROOT / "examples"
 RESULTS: dict[str, tuple[dict[str, Any], Callable[[Any], bool]]] = {  # arguments, and what is expected
@@ -54,9 +54,9 @@ def test_rendered_lines_can_be_trained_on(tmp_path: Path) -> None:
     example = import_file(EXAMPLES / "render_lines.py")
     written = example.main(["né à Paris", "le \uffffdix huit", "\uffff"], tmp_path, [font], count=6)
     assert {"né", "à", "Paris", "le", "dix", "huit"} == {w for text in written for w in text.split()}
-    task = read_data(tmp_path, "transcribe", 0.25, 0, augment=1.0)
+    task = make_task(configure(task="transcribe", data=tmp_path, validation=0.25))
     assert (len(task.names["train"]) + len(task.names["validation"]), task.spec.size[0]) == (6, 64)
-    assert all(x.std() > 0.02 for x, _ in task.sets["train"])
+    assert task.batch(0, 0, 4).x.std(axis=(1, 2, 3)).min() > 0.02
     assert "\t" not in example.compose(["a\tb  c"], np.random.default_rng(0))  # one column of labels.tsv
     assert [f.path for f in example.find_fonts([Path(font.path)], ["né"])] == [font.path]
     assert example.find_fonts([Path(font.path).parent], ["\uffff"]) == []

@@ -43,7 +43,7 @@ def test_the_errors_on_handwriting_are_those_measured(what: str) -> None:
 
 
 def test_the_lines_found_on_pages_are_those_measured() -> None:
-    cells = baselines.trained(read_cells(RESULTS / "baselines.json"))
+    cells = baselines.trainings(read_cells(RESULTS / "baselines.json"))
     shown = between_markers(ROOT / "docs/handwriting.md", "baselines")
     assert shown == baselines.table(cells) if cells else OLD in shown.lower()
 

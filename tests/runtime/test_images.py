@@ -13,7 +13,7 @@ from helpers.file_types import IMAGE_TYPES, oriented
 from helpers.small_models import write_model
 from PIL import Image, ImageOps
 
-from mdlstm_tk.data.images import read_pixels
+from mdlstm_tk.data.files import read_pixels
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io.images import Preprocessing, decode_image, read_extents, resize, to_grey
 from mdlstm_tk.runtime import Session, load_image

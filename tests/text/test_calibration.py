@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers.training import SMALL, quick, resume, run_in
-from helpers.user_data import read, write_arrays, write_texts
+from helpers.pages import write_texts
 from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk._util.text_order import as_searched, reorder
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.data import Task
 from mdlstm_tk.export import export_run
-from mdlstm_tk.kinds.examples import spread
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.text import CharacterModel, Decoding, calibration
+from mdlstm_tk.text import CharacterModel, Decoding, DigitStrings, calibration
 from mdlstm_tk.text.calibration import (
     LineLogits,
     fit_lm_temperature,
     fit_temperature,
     fit_weights,
+    spread,
     training_texts,
     validation_lines,
 )
 from mdlstm_tk.text.ctc import Fusion, transcribe_logits
-from mdlstm_tk.text.decoding import DECODING_FILE, LM_FILE, read_run
+from mdlstm_tk.text.decoding import LM_FILE
 from mdlstm_tk.text.encoding import fit_texts, normalise
 from mdlstm_tk.text.reading import Line, calibration_error, reliability
-from mdlstm_tk.training import load_checkpoint, new_job, train
+from mdlstm_tk.training import Run, build_network, configure, load_checkpoint, make_task, train
+from mdlstm_tk.training.evaluation import predictor
 
+QUICK = {"task": "transcribe", "hidden": 4, "batch_size": 4, "steps": 3, "evaluate_every": 3, "warmup": 0}
 WORDS = ("le", "chat", "chien", "et", "la", "tache", "cache", "niche", "latin", "chante")
 CLASSES = sorted(set("".join(WORDS)) | {" "})
 
@@ -121,11 +122,12 @@ def test_lines_without_texts_keep_the_default_temperature() -> None:
 def test_of_many_lines_only_those_that_are_used_stay_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"task": "transcribe", "data": str(write_texts(tmp_path / "lines", 12)), "size": ""}
-    job = new_job(SMALL.updated({**changes, "layers": 1, "validation": 0.6}, "test"), tmp_path / "run")
-    expected = spread(validation_lines(job), 3)
+    config = configure(**QUICK, data=str(write_texts(tmp_path, 12)), validation=0.6, model="md", resize="")
+    task = make_task(config)
+    predict = predictor(build_network(config, task.spec))
+    expected = spread(validation_lines(predict, task), 3)
     monkeypatch.setattr(calibration, "MAX_LINES", 3)
-    lines = validation_lines(job)
+    lines = validation_lines(predict, task)
     assert [line.visual for line in lines] == [line.visual for line in expected]
     for line, other in zip(lines, expected, strict=True):
         assert line.logits.base is None  # no view of a batch
@@ -133,34 +135,27 @@ def test_of_many_lines_only_those_that_are_used_stay_in_memory(
 
 
 def test_runs_hold_a_model_of_their_texts_and_a_decoding(tmp_path: Path) -> None:
-    changes = {"task": "transcribe", "data": str(write_texts(tmp_path / "lines", 12)), "size": ""}
-    run = run_in(tmp_path / "run", SMALL.updated({**changes, "steps": 3, "layers": 1}, "test"))
+    config, run = configure(**QUICK, data=str(write_texts(tmp_path / "lines", 12))), Run(tmp_path / "run")
+    seen: list[tuple[Task, dict[str, torch.Tensor]]] = []
+    train(config, run.folder, on_end=lambda _, task, network: seen.append((task, network.state_dict())))
+    ((task, weights),) = seen
     lm = CharacterModel.load(run.folder / LM_FILE)
-    task = read(tmp_path / "lines", "transcribe", validation=0.1)
-    assert set(lm.vocabulary[3:]) == set("".join(training_texts(task, 0)))
-    assert len(training_texts(task, 0)) == task.count("train")
-    decoding = read_run(run)
-    assert {**asdict(decoding), "step": 3} == json.loads((run.folder / DECODING_FILE).read_text())
+    assert set(lm.vocabulary[3:]) == set("".join(training_texts(task)))
+    assert len(training_texts(task)) == task.count("train")
+    best = load_checkpoint(run.best)
+    decoding = Decoding.among(best.spec.decoding)
+    assert asdict(decoding).items() <= best.spec.decoding.items() and decoding != Decoding()
     metadata = Session(export_run(run, form="scan").path, device="cpu").metadata
-    assert Decoding.of(metadata) == decoding
-    (run.folder / LM_FILE).unlink()
-    resume(run, steps=5)
-    assert (run.folder / LM_FILE).exists()
-
-    (run.folder / DECODING_FILE).unlink()
-    assert read_run(run) == Decoding()
-    for content in ('{"heat": 1}', f'{{"temperature": {10**400}}}'):
-        (run.folder / DECODING_FILE).write_text(content)
-        with pytest.raises(InputError, match="no decoding"):
-            read_run(run)
+    assert Decoding.of(metadata) == decoding and metadata.more["text_direction"] == "ltr"
+    # batch normalisation would follow the validation lines in training mode
+    assert [name for name, each in best.tensors.items() if not torch.equal(weights[name], each)] == []
 
 
 def test_the_model_of_vowelled_texts_has_learned_them_as_they_are_searched(tmp_path: Path) -> None:
     texts = ["\u05d0\u05b8\u05d1\u05b6", "\u05d1\u05b6\u05d0\u05b8"] * 6
-    x = np.random.default_rng(0).random((12, 8, 40))
-    data = write_arrays(tmp_path / "a.npz", "transcribe", x=x, y=np.array(texts))
-    run = run_in(tmp_path / "run", quick(data, "transcribe", model="lines", steps=2))
-    lm = CharacterModel.load(run.folder / LM_FILE)
+    np.savez(tmp_path / "a.npz", x=np.random.default_rng(0).random((12, 8, 40)), y=np.array(texts))
+    train(configure(**QUICK, data=str(tmp_path / "a.npz")), tmp_path / "run")
+    lm = CharacterModel.load(tmp_path / "run" / LM_FILE)
     searched = as_searched(reorder(texts[0], "rtl"), "rtl")
     assert searched != texts[0] and lm.log_prob(searched) > lm.log_prob(texts[0]) + 1
 
@@ -168,34 +163,19 @@ def test_the_model_of_vowelled_texts_has_learned_them_as_they_are_searched(tmp_p
 def test_a_search_scores_texts_as_the_model_that_was_fitted_to_them() -> None:
     """Composed, the two points of a letter would change places, as they come in reverse."""
     text = normalise("\u05d1\u05bc\u05b0\u05e8\u05b5\u05d0\u05e9\u05c1\u05b4\u05d9\u05ea (\u05d0 12)")
-    targets = fit_texts([text])
+    labels = fit_texts([text], [text])
+    assert labels.encode is not None
     searched = as_searched(reorder(text, "rtl"), "rtl")
     lm = CharacterModel.fit_sequences([searched] * 5, 8)
-    fusion = Fusion(lm, targets.classes, Decoding(lm_weight=1.0, character_bonus=0.0), "rtl")
+    fusion = Fusion(lm, labels.classes, Decoding(lm_weight=1.0, character_bonus=0.0), "rtl")
     state, total = fusion.start, 0.0
-    for k in [*targets.encode(text)[::-1], 0]:
+    for k in [*labels.encode(text)[::-1], 0]:
         scores, states = fusion.after(state)
         state, total = int(states[k]), total + float(scores[k])
     assert total == pytest.approx(lm.log_prob_of(searched)) and total > -3
 
 
-def test_the_network_stays_as_it_was_validated(tmp_path: Path) -> None:
-    """Its batch normalisation would follow the validation lines in training mode."""
-    changes = {"task": "transcribe", "data": str(write_texts(tmp_path / "lines", 12)), "size": ""}
-    job = new_job(
-        SMALL.updated({**changes, "model": "lines", "steps": 3, "resize": "12x*"}, "test"), tmp_path / "run"
-    )
-    job.network.train()
-    train(job)
-    best = load_checkpoint(job.run.best).network().state_dict()
-    weights = job.network.state_dict()
-    assert best.keys() == weights.keys() and not job.network.training
-    assert [name for name, weight in weights.items() if not torch.equal(weight, best[name])] == []
-
-
 def test_tasks_that_make_their_texts_have_some_for_a_model() -> None:
-    from mdlstm_tk.text import DigitStrings
-
-    texts = training_texts(DigitStrings(0), 0)
+    texts = training_texts(DigitStrings(kind_named("transcribe"), 0))
     assert len(texts) > 1000
     assert set("".join(texts)) == set("0123456789")

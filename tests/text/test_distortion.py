@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.user_data import write_texts
+from helpers.pages import read, write_texts
 
 from mdlstm_tk.data import Batch, TaskSpec
-from mdlstm_tk.data.spec import Floats
-from mdlstm_tk.data.user_data import read_data
-from mdlstm_tk.kinds import training_of
+from mdlstm_tk.io import Floats
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.text.distortion import distort_line
 from mdlstm_tk.text.measures import count_edits
 
@@ -54,7 +53,7 @@ def test_widths_slants_and_strokes_of_lines_differ() -> None:
 
 
 def test_training_batches_of_texts_are_distorted_by_seed_and_draw(tmp_path: Path) -> None:
-    task = read_data(write_texts(tmp_path), "transcribe", 0.25, 0, augment=1.0)
+    task = read(write_texts(tmp_path), validation=0.25, augment=1.0)
     assert np.array_equal(task.batch(0, 1, 3).x, task.batch(0, 1, 3).x)
     assert not np.array_equal(task.batch(0, 0, 6).x, task.batch(0, 1, 6).x)
     assert np.array_equal(task.batch(0, 0, 2, "validation").x, task.batch(5, 0, 2, "validation").x)
@@ -77,13 +76,9 @@ def test_errors_of_texts_are_edit_distances(
     spec = TaskSpec("words", "transcribe", 1, 28, (1, 20), alphabet)
     path = [0, *(k for c in predicted for k in (1 + alphabet.index(c), 0))]  # a blank after each character
     y = np.array([[1 + alphabet.index(c) for c in target] + [0]])
-    batch = Batch(np.zeros((1, 1, 20, 1), np.float32), y)
-    metrics = training_of("transcribe").measures(torch.eye(28)[path][None], batch, spec)
-    assert metrics == {
-        "character_error": (edits, len(target)),
-        "word_error": (word_edits, words),
-        "string_error": (edits > 0, 1),
-    }
+    batch = Batch(torch.zeros(1, 1, len(path), 1), torch.from_numpy(y))  # type: ignore[arg-type]
+    sums = kind_named("transcribe").sums(torch.eye(28)[path][None], batch, spec)
+    assert sums["edits"].tolist() == [[edits, len(target)], [word_edits, words], [edits > 0, 1]]
 
 
 def test_texts_are_compared_in_their_composed_form() -> None:

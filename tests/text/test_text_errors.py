@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers.user_data import read, write_texts
+from helpers.pages import read, write_lines
 from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk.text.ctc import Character, Transcription
@@ -28,8 +26,8 @@ from mdlstm_tk.text.reading import (
     page_errors,
     reliability,
 )
-from mdlstm_tk.training import build_network, default_config, evaluate
-from mdlstm_tk.training.distributed import DistributedContext
+from mdlstm_tk.text.sections import sample, text_sections
+from mdlstm_tk.training import build_network, configure, evaluate
 
 
 def line(
@@ -75,9 +73,9 @@ def test_an_interval_over_many_groups_needs_little_memory() -> None:
 
 def test_errors_of_pages_are_those_of_all_their_characters() -> None:
     lines = [
-        line("ab", "abcd", "b.xml l1"),
-        line("abcdef", "abcdef", "b.xml l2"),
-        line("x", "yy", "a b.XML 7"),
+        line("ab", "abcd", "b.xml l1", "b.xml"),
+        line("abcdef", "abcdef", "b.xml l2", "b.xml"),
+        line("x", "yy", "a b.XML 7", "a b.XML"),
         line("z", "z", "c.png"),
     ]
     pages = page_errors(lines)
@@ -118,48 +116,39 @@ def test_blanks_at_the_ends_do_not_count() -> None:
 
 
 def test_the_description_is_json() -> None:
-    described = describe_lines([line("ab", "ac", "p.xml 1", "w"), line("", "b", "p.xml 2", "v")])
-    assert json.loads(json.dumps(described))["pages"] == [["p.xml", 2 / 3, 2]]
-    assert described["groups"] == 2
-    assert described["edits"] == 2
+    described = describe_lines([line("ab", "ac", "1", "p"), line("", "b", "2", "p"), line("", "b", "q")])
+    assert json.loads(json.dumps(described))["pages"] == [["q", 1.0, 1], ["p", 2 / 3, 2]]
+    assert (described["groups"], described["edits"]) == (2, 3)
     assert described["intervals"]["word_error"] == (1.0, 1.0)
     assert describe_lines([]) == {}
 
 
-class Alone(DistributedContext):
-    """One of two processes that do not talk to each other."""
-
-    def all_gather(self, values: list[Any]) -> list[Any]:
-        return values
-
-    def broadcast(self, value: Any) -> Any:
-        return value
-
-    def sum_on_device(self, values: Sequence[Any]) -> list[float]:
-        return list(map(float, values))
-
-
-def test_lines_are_those_of_the_split_however_processes_share_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = read(write_texts(tmp_path, 12), "transcribe", 0.6)
+def test_lines_are_those_of_the_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["a<b>", *("".join("ab"[n >> bit & 1] for bit in range(1 + n % 5)) for n in range(11))]
+    task = read(write_lines(tmp_path, texts), validation=0.6)
     monkeypatch.setattr(type(task), "evaluation_batch", 2)
-    config = default_config("transcribe", str(tmp_path)).updated({"model": "md", "hidden": 4}, "test")
+    config = configure(task="transcribe", data=str(tmp_path), model="md", hidden=4)
     network = build_network(config, task.spec)
-    errors, lines = evaluate_lines(network, task, "validation", config)
+    lines = evaluate_lines(network, task, "validation")
     assert [one.name for one in lines] == task.names["validation"]
     assert [one.group for one in lines] == task.names["validation"]  # images of lines are on no page
-    assert errors == evaluate(network, task, "validation", config)
+    errors = evaluate(network, task, "validation")
     assert sum(one.counts.character_edits for one in lines) == round(
         errors["character_error"] * sum(one.counts.characters for one in lines)
     )
-    for one, (x, y) in zip(lines, task.sets["validation"], strict=True):
+    for k, (one, (x, y)) in enumerate(zip(lines, task.sets["validation"], strict=True)):
         with torch.no_grad():
             logits = network(torch.from_numpy(x[None])).numpy()
         assert predicted_texts(logits, task.spec) == [one.transcription.text]
         assert "".join(task.spec.classes[k - 1] for k in y) == one.truth
-    parts = [
-        evaluate_lines(network, task, "validation", config, Alone(rank, 2, torch.device("cpu")))[1]
-        for rank in (0, 1)
-    ]
-    assert sorted(map(repr, parts[0] + parts[1])) == sorted(map(repr, lines))
+        np.testing.assert_array_equal(sample(task, "validation", k).x[0], x)
+
+
+def test_names_and_texts_of_users_are_escaped_in_reports(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_lines(tmp_path / split, ["a<b>&", "<i>b"])
+    task = read(tmp_path)
+    config = configure(task="transcribe", data=str(tmp_path), model="md", hidden=4)
+    section = text_sections(build_network(config, task.spec), task)
+    assert "&lt;" in section and "<b>" not in section and "0.png" in section
+    assert section.count("<img") == 2

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data.sampling import make_rng
-from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Metrics, Split, TaskSpec
-from mdlstm_tk.data.task import WHOLE_BATCH, Task
+from mdlstm_tk.data.order import make_rng
+from mdlstm_tk.data.task import SPLITS, WHOLE_BATCH, Batch, Split, Task, TaskSpec
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.io import Array
 
 EVALUATION_SAMPLES = 256
 
@@ -77,10 +77,10 @@ class GaussianField(Task):
             amplitude[1:, 1:] = 0
         return amplitude
 
-    def measure(self, prediction: Floats, batch: Batch) -> Metrics:
-        """Return mse / variance of the field; predicting 0 gives (W − 1)/W: the last target column is 0."""
-        total, n = super().measure(prediction, batch)["mse"]
-        return {"unexplained": (total / self.spec.target_std[0] ** 2, n)}
+    def measures(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, float]:
+        """mse / variance of the field; predicting 0 gives (W − 1)/W, as the last target column is 0."""
+        count, _, _, errors, _ = sums["numbers"].sum(0)
+        return {"unexplained": float(errors / count) / spec.target_std[0] ** 2}
 
     def count(self, split: Split) -> int:
         return EVALUATION_SAMPLES

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk.data.sampling import make_rng
-from mdlstm_tk.data.spec import SPLITS, Batch, Floats, Sample, Split, TaskSpec
-from mdlstm_tk.data.task import WHOLE_BATCH, Task, collate
+from mdlstm_tk.data.order import make_rng
+from mdlstm_tk.data.task import SPLITS, WHOLE_BATCH, Batch, Split, Task, TaskSpec, collate
 from mdlstm_tk.errors import InputError, require
+from mdlstm_tk.io import Array
 
 # The photographs that show one surface throughout: class name → function of `skimage.data`.
 PHOTOGRAPHS = {
@@ -36,7 +36,7 @@ MIN_SURFACES, MAX_SURFACES = 2, 4  # in a mosaic
 
 
 @cache
-def _load_photographs() -> tuple[Floats, ...]:
+def _load_photographs() -> tuple[Array, ...]:
     """Return the photographs (H, W) in grey.
 
     The columns for training have mean 0 and variance 1 in each, so that brightness does not identify it.
@@ -51,7 +51,7 @@ def _load_photographs() -> tuple[Floats, ...]:
     return tuple(photographs)
 
 
-def _columns(photograph: Floats, split: Split) -> Floats:
+def _columns(photograph: Array, split: Split) -> Array:
     """The part of a photograph (H, W) that belongs to a split."""
     low, high = (int(share * photograph.shape[1]) for share in COLUMNS[split])
     return photograph[:, low:high]
@@ -64,6 +64,7 @@ class Textures(Task):
     the next 18 % for validation, the right 22 % for testing.
 
     Args:
+        kind: "segment".
         size: (H, W) of a mosaic.
         augment: strength of random brightness and contrast of the pieces in training. Above 0, pieces are
             also flipped at random.
@@ -90,8 +91,8 @@ class Textures(Task):
         "evaluate_every": 500,
     }
 
-    def __init__(self, size: tuple[int, ...], augment: float = 0.0) -> None:
-        self.augment = augment
+    def __init__(self, kind: Any, size: tuple[int, ...], augment: float = 0.0) -> None:
+        self.of_kind, self.augment = kind, augment
         self.photographs = {
             split: [_columns(photograph, split) for photograph in _load_photographs()] for split in COLUMNS
         }
@@ -112,9 +113,9 @@ class Textures(Task):
         self, seed: int, step: int, count: int, split: Split = "train", shard: slice = WHOLE_BATCH
     ) -> Batch:
         draws = range(step * count, (step + 1) * count)[shard]
-        return collate(self.kind, [self._mosaic(seed, split, draw) for draw in draws])
+        return collate(self.of_kind, [self._mosaic(seed, split, draw) for draw in draws])
 
-    def _mosaic(self, seed: int, split: Split, draw: int) -> Sample:
+    def _mosaic(self, seed: int, split: Split, draw: int) -> tuple[Array, Array]:
         """Return a mosaic (H, W, 1) and the class of each pixel (H, W)."""
         rng = make_rng(seed, SPLITS.index(split), draw)
         count = int(rng.integers(MIN_SURFACES, MAX_SURFACES + 1))
@@ -132,7 +133,7 @@ class Textures(Task):
         x = np.take_along_axis(pieces, nearest[None], axis=0)[0]
         return x[..., None], surfaces[nearest]
 
-    def _crop(self, rng: np.random.Generator, image: Floats) -> Floats:
+    def _crop(self, rng: np.random.Generator, image: Array) -> Array:
         """Return a random crop of the size of a mosaic."""
         top, left = (
             rng.integers(0, extent - crop + 1) for extent, crop in zip(image.shape, self.size, strict=True)

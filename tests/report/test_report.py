@@ -1,0 +1,237 @@
+"""`write_report`: its numbers are those of the network, its pictures those of the samples, and its page is
+one harmless file."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import logging
+import re
+import warnings
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.command import mdlstm, succeed
+from helpers.layouts import KINDS, samples, save, write
+from helpers.training import SMALL, quick, run_in
+from PIL import Image
+
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds.panels import Panel
+from mdlstm_tk.report import draw_comparison, write_report
+from mdlstm_tk.report.examples import SHOWN, WORST, look_at
+from mdlstm_tk.report.plots import draw_curves, draw_panels, running_mean
+from mdlstm_tk.training import Run, evaluate, load_checkpoint, make_task
+
+SCRIPT = "<script>document.title='taken over'</script>"
+TABLE = re.compile(r"<h2>([^<]+)</h2>\s*<table>(.*?)</table>", re.DOTALL)
+
+
+class Page(HTMLParser):
+    """A page, of which every element must be closed."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.text = run.report.read_text()
+        self.open, self.images, self.addresses = list[str](), list[bytes](), list[str]()
+        self.feed(self.text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        assert tag != "script" and not any(name.startswith("on") for name in values)
+        self.addresses += [values[name] or "" for name in ("src", "href") if name in values]
+        if tag == "img":
+            data = (values["src"] or "").removeprefix("data:image/png;base64,")
+            self.images.append(base64.b64decode(data))
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def table(self, title: str) -> dict[str, list[str]]:
+        """The cells of the table below a heading, by the first of their row."""
+        rows = dict(TABLE.findall(self.text))[title].split("</tr>")
+        cells = [[html.unescape(text) for text in re.findall("<bdi>(.*?)</bdi>", row)] for row in rows[:-1]]
+        return {first: rest for first, *rest in cells}
+
+
+def shown(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+@pytest.fixture(scope="module")
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of a kind, or of the random diagonal, which has test data and measures of its own."""
+    kind, folder = request.param, tmp_path_factory.mktemp(request.param)
+    if kind == "diagonal":
+        return run_in(folder / "run", SMALL, on_end=write_report)
+    path = write(folder / "data", kind, "folder", samples(kind, 60))
+    config = quick(path, kind, augment=0.0, validation=0.5)
+    return run_in(folder / "run", config, on_end=write_report)
+
+
+@pytest.mark.parametrize("run", [*KINDS, "diagonal"], indirect=True)
+def test_a_page_has_the_measures_and_the_pictures_of_its_run(run: Run) -> None:
+    page, result, checkpoint = Page(run), run.read_result(), load_checkpoint(run.best)
+    assert all(address.startswith("data:") for address in page.addresses)
+    assert page.images[:2] == [run.curves.read_bytes(), run.prediction.read_bytes()]
+    measures = page.table(f"Measures on {result['split']} data")
+    assert {name.replace(" ", "_"): text for name, (text,) in measures.items()} == {
+        name: shown(value) for name, value in result["errors"].items()
+    }
+    for name, of_output in result.get("outputs", {}).items():
+        expected = [shown(np.nan if value is None else value) for value in of_output.values()]
+        assert page.table("Measures of each output")[name] == expected
+    task = make_task(checkpoint.config)
+    task.spec, network = checkpoint.spec, checkpoint.network()
+    evaluation = look_at(network, task, checkpoint.config.seed, network)
+    assert evaluation is not None and evaluation.split == result["split"]
+    assert evaluation.measures == evaluate(network, task, evaluation.split, checkpoint.config.seed)
+    errors = [example.error for example in evaluation.worst]
+    assert errors == sorted(errors, reverse=True) and 0 < len(errors) <= WORST
+    panels = [panel.name for panel in evaluation.examples[0].panels]
+    assert ("before training" in panels) == ("prediction" in panels) == (len(panels) > 1)
+    assert len(page.images) == 2 + sum(len(example.panels) for example in evaluation.worst)
+
+
+@pytest.mark.parametrize("run", ["classify", "grid"], indirect=True)
+def test_examples_represent_the_split_and_the_worst_are_the_worst(run: Run) -> None:
+    """A sample alone has the error of a split of it alone; and no more than one batch is read at once."""
+    checkpoint = load_checkpoint(run.best)
+    network, task, reads = checkpoint.network(), make_task(checkpoint.config), Counter[int]()
+    whole: Any = task.sets["validation"]  # type: ignore[attr-defined]
+
+    class Counted:
+        def __len__(self) -> int:
+            return 3 * len(whole)
+
+        def __getitem__(self, k: int) -> Any:
+            reads[k] += 1
+            return whole[k % len(whole)]
+
+    task.sets, total = {"test": Counted()}, 3 * len(whole)  # type: ignore[attr-defined]
+    task.names = {"test": [str(k) for k in range(total)]}
+    evaluation = look_at(network, task, 0)
+    assert evaluation is not None and reads == Counter(range(total))
+    spread, of_sample = [k * total // SHOWN for k in range(SHOWN)], {}
+    names = [int(example.name) for example in evaluation.examples]
+    assert names == (spread if len(evaluation.examples[0].panels) == 1 else spread[::3])
+    for k in range(total):
+        task.sets = {"test": [whole[k % len(whole)]]}  # type: ignore[attr-defined]
+        of_sample[k] = next(iter(evaluate(network, task, "test").values()))
+    others = sorted((k for k in of_sample if k not in spread), key=lambda k: of_sample[k], reverse=True)
+    worst = [of_sample[k] for k in others[:WORST] if of_sample[k] > 0]
+    assert [example.error for example in evaluation.worst] == pytest.approx(worst, rel=1e-4)
+    assert [of_sample[int(example.name)] for example in evaluation.worst] == pytest.approx(worst, rel=1e-4)
+
+
+def test_what_the_data_hold_stays_text(tmp_path: Path) -> None:
+    names = [SCRIPT.replace("/", "∕"), "$dot$ & \u05d0\u4e00"]
+    for k, (x, _) in enumerate(samples("classify")):
+        save(tmp_path / "data" / names[k % 2] / f"<b>{k}&.png", x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = run_in(tmp_path / "run", quick(tmp_path / "data", "classify"), on_end=write_report)
+    assert {*names} <= {*Page(run).table("Measures of each output")}
+
+
+def test_other_data_are_measured_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "mdlstm_tk")
+    old = write(tmp_path / "old", "segment", "folder")
+    run = run_in(tmp_path / "run", quick(old, "segment", augment=0.0), on_end=write_report)
+    assert "chosen the weights" in run.report.read_text()
+    write_report(run)
+    assert "name them with --data" in caplog.text and len(Page(run).images) == 1
+    assert "Measures on validation data" in run.report.read_text()  # from result.json
+    new = write(tmp_path / "new", "segment", "folder", samples("segment", 9, seed=1))
+    done = succeed("report", run.folder, "--data", new, "-o", tmp_path / "new.html", "--json")
+    values = json.loads(done.out)
+    assert Path(values["path"]).stat().st_size == values["bytes"] and "measured alone" in done.err
+    checkpoint = load_checkpoint(run.best)
+    config = quick(new, "segment", augment=0.0)
+    task = make_task(config, checkpoint.state.learned, measured=True)
+    task.spec, network = checkpoint.spec, checkpoint.network()
+    expected = evaluate(network, task, "test")
+    run.report = tmp_path / "new.html"
+    measures = Page(run).table("Measures on test data")
+    assert {name: text for name, (text,) in measures.items()} == {k: shown(v) for k, v in expected.items()}
+    assert mdlstm("report", run.folder, "--data", new, "-o", tmp_path / "new.html").code == 2
+    two = [(x, np.minimum(y, 7)) for x, y in samples("segment", 9)]
+    with pytest.raises(InputError, match="outputs 2"):
+        write_report(run, data=str(write(tmp_path / "two", "segment", "folder", two)))
+
+
+def test_a_run_without_held_out_data_or_metrics_has_a_page(tmp_path: Path) -> None:
+    data = write(tmp_path / "data", "regress", "arrays")
+    run = run_in(tmp_path / "run", quick(data, "regress", augment=0.0, validation=0.0), on_end=write_report)
+    page = Page(run)
+    assert page.images == [run.curves.read_bytes()]
+    assert page.table("Settings other than the defaults")["validation"] == ["0"]
+    run.metrics.unlink()
+    write_report(run)
+    assert Page(run).images == []
+
+
+def records(losses: list[float], **validation: list[Any]) -> list[dict[str, Any]]:
+    each = [{"step": k, "loss": loss, "lr": 0.1} for k, loss in enumerate(losses, 1)]
+    for name, values in validation.items():
+        for record, value in zip(each, values, strict=False):
+            record.setdefault("validation", {})[name] = value  # type: ignore[attr-defined]
+    return each
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that are drawn."""
+    found: list[Any] = []
+    monkeypatch.setattr("mdlstm_tk.report.plots._save", lambda figure, path: found.append(figure))
+    return found
+
+
+def test_curves_are_logarithmic_where_their_values_span_more_than_a_decade(figures: list[Any]) -> None:
+    cases = {"wide": [1.0, 0.05], "narrow": [0.014, 0.028], "zero": [1.0, 0.0], "broken": [None, 2.0]}
+    draw_curves(Path("c.png"), "$title$", records([3.0] * 30, **cases))
+    scales = [axis.get_yscale() for axis in figures[0].axes if axis.lines]
+    assert scales == ["linear", "log", "linear", "linear", "linear"]
+    draw_curves(Path("c.png"), "title", records([3.0]))
+    assert len(figures[1].axes) == 1
+
+
+def test_the_networks_of_a_comparison_are_drawn(figures: list[Any], tmp_path: Path) -> None:
+    rng, lengths = np.random.default_rng(0), {"md": (30, 25), "my-net": (30, 30)}
+    losses = {model: [rng.random(n) for n in counts] for model, counts in lengths.items()}
+    for model, seeds in losses.items():
+        for seed, values in enumerate(seeds):
+            run = Run(tmp_path / f"{model}-{seed}")
+            run.folder.mkdir()
+            lines = records(values.tolist(), relevant=values.tolist())
+            run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [path.name for path in draw_comparison(tmp_path)] == ["loss.png", "relevant.png"]
+    for figure, of in zip(figures, (running_mean, np.asarray), strict=True):
+        for line, (model, seeds) in zip(figure.axes[0].lines, losses.items(), strict=True):
+            shortest = min(map(len, seeds))
+            assert line.get_label() == model
+            expected = np.median([of(values[:shortest]) for values in seeds], axis=0)
+            np.testing.assert_allclose(line.get_ydata(), expected)
+    values = losses["md"][0]
+    expected = [values[max(k - 19, 0) : k + 1].mean() for k in range(len(values))]
+    np.testing.assert_allclose(running_mean(values), expected)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (2, 60), (60, 2)])
+def test_panels_of_any_shape_and_caption_are_drawn(tmp_path: Path, shape: tuple[int, int]) -> None:
+    image = np.zeros((*shape, 3), np.uint8)
+    captions = ("stop", "word " * 80, "\u4e00\n$x$\n\x1b[2J", "")
+    panels = [Panel(caption, image, k % 2 == 0, {"sky": (1, 2, 3)}) for k, caption in enumerate(captions)]
+    for rows in ([panels] * 2, [[panel] for panel in panels]):
+        draw_panels(tmp_path / "p.png", "t" * 300, rows)
+        pixels = np.asarray(Image.open(io.BytesIO((tmp_path / "p.png").read_bytes())).convert("RGB"))
+        assert (pixels[-60:] == (1, 2, 3)).all(-1).any()
