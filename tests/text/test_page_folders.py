@@ -86,10 +86,16 @@ def test_splits_json_divides_pages_by_the_longest_prefix(tmp_path: Path) -> None
     write_pages(tmp_path, 12)
     splits = {"train": ["p"], "valid": ["p1", "p3"], "test": ["p10", "p4.x"]}
     (tmp_path / "splits.json").write_text(json.dumps(splits))
-    pages = {split: {*each} for split, each in read(tmp_path).groups.items()}
+    task = read(tmp_path)
+    pages = {split: {name.split()[0] for name in each} for split, each in task.names.items()}
     assert pages["validation"] == {"p1.xml", "p11.xml", "p3.xml"}
     assert pages["test"] == {"p10.xml", "p4.xml"}
     assert len(pages["train"]) == 7
+    assert {split: {*each} for split, each in task.groups.items()} == {  # such as writers
+        "train": {"p"},
+        "validation": {"p1", "p3"},
+        "test": {"p10", "p4.x"},
+    }
 
 
 def write_transcript(folder: Path, text: bytes, name: str = "bad") -> None:
