@@ -30,7 +30,7 @@ def note(message: str, least: int = 1) -> None:
 
 
 class _Notes(logging.Handler):
-    """What the package logs as messages."""
+    """Prints what the package logs as notes."""
 
     def emit(self, record: logging.LogRecord) -> None:
         note(f"{'warning: ' if record.levelno >= logging.WARNING else ''}{record.getMessage()}")

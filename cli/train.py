@@ -145,11 +145,12 @@ def _launch(processes: int, words: Sequence[str]) -> int:
 def next_of_run(folder: Path, verb: str = "") -> None:
     """Name the command to type next for a run."""
     from mdlstm_tk._util.sizes import format_size
+    from mdlstm_tk.kinds import kind_named
     from mdlstm_tk.training import load_checkpoint, open_run
 
     checkpoint = load_checkpoint(open_run(folder).checkpoint)
     spec = checkpoint.spec
-    verb = verb or ("sample" if spec.kind == "density" else "export")
+    verb = verb or kind_named(spec.kind).next_verb
     # A model for one size would refuse samples of another, and new images of one's own may have another.
     is_free = checkpoint.config.data or spec.mixed_sizes or len(spec.size) == 1
     size = ["--form", "scan"] if is_free else ["--size", format_size(spec.size)]

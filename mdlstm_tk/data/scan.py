@@ -46,8 +46,8 @@ class Moments:
 
 
 def mean_and_std(moments: Sequence[Moments]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Those of each channel. A constant channel, as far as float32 resolves it, gets the deviation 1/2, the
-    largest that values in [0, 1] can have."""
+    """Mean and deviation of each channel. A constant channel, as far as float32 resolves it, gets the
+    deviation 1/2, the largest that values in [0, 1] can have."""
     channels = max(len(each.total) for each in moments)
     count = sum(each.count for each in moments)
     mean, squares = (

@@ -34,6 +34,7 @@ class Density(Kind):
     layout = "a folder with images, or an .npz file with x (N, H, W) or (N, H, W, C) in [0, 1]"
     defaults = COMMON | {"model": "pixel", "layers": 2, "batch_size": 32}
     answers = "rows"
+    next_verb = "sample"
     x_range = (0.0, 1.0)
 
     def samples(self, path: Path) -> list[Sample]:

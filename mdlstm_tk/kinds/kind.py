@@ -47,7 +47,7 @@ COMMON: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Labels:
-    """What the targets of a data set have in common.
+    """Properties that the targets of a data set share.
 
     Attributes:
         outputs: of the network.
@@ -80,6 +80,7 @@ class Kind(ABC):
         axes: of an output without a grid, in words, as "N" or "N, T".
         targets: the folder or table beside images that holds their targets, which `infer` leaves out.
         x_range: the lowest and the highest value of x; None: any, and the network standardises x.
+        next_verb: of the command line, to try on a trained run.
         reads_lines: x is the image of a line, and the steps of an output (N, T, outputs) are its columns.
     """
 
@@ -88,6 +89,7 @@ class Kind(ABC):
     defaults: ClassVar[Mapping[str, Any]] = COMMON
     networks: ClassVar[str] = ""
     per_position: ClassVar[bool] = False
+    next_verb: ClassVar[str] = "export"
     higher: ClassVar[frozenset[str]] = frozenset()
     answers: ClassVar[str] = "npy"
     axes: ClassVar[str] = ""

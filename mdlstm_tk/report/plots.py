@@ -113,7 +113,7 @@ def draw_comparison(folder: str | Path) -> list[Path]:
 
 
 def _names(records: Sequence[Record]) -> list[str]:
-    """What there are curves of: the loss, and the measures of validations."""
+    """The names of curves: the loss, and the measures of validations."""
     return ["loss", *next((record["validation"] for record in records if "validation" in record), {})]
 
 

@@ -52,7 +52,7 @@ def digit_digests(splits: Mapping[Split, Array]) -> dict[Split, list[str]]:
 
 
 def mean_and_std(images: Array) -> tuple[tuple[float], tuple[float]]:
-    """Those of the one channel of images."""
+    """The mean and the deviation of images of one channel."""
     return (float(images.mean()),), (float(images.std()),)
 
 
