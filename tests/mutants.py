@@ -82,7 +82,7 @@ AREAS = {
     "command line": Area("cli/*.py", "cli/test_mistakes.py cli/test_verbs.py runtime/test_limits.py"),
     "data": Area(
         "mdlstm_tk/data/*.py mdlstm_tk/data/builtin/*.py",
-        "data/test_batches.py data/test_splits.py data/test_masks.py data/test_files.py "
+        "data/test_batches.py data/test_splits.py data/test_masks.py data/test_formats.py "
         "kinds/test_kinds.py",
     ),
     "kinds": Area(
