@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export import export_onnx
-from mdlstm_tk.export.interface import without_autocast
+from mdlstm_tk.export.network import without_autocast
 from mdlstm_tk.io.metadata import Metadata
 from mdlstm_tk.runtime import Session
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.export import export_onnx
-from mdlstm_tk.export.capture import exporter_silenced
+from mdlstm_tk.export.capture import silenced
 from mdlstm_tk.training.networks import count_parameters
 
 CHANNELS, UNITS = 3, 32  # C and n of the layer; the widths of the others below give as many parameters
@@ -149,7 +149,7 @@ def export_all(networks: Mapping[str, nn.Module], x: Tensor, folder: Path) -> It
         if name != LAYER:
             path = folder / f"{name}.onnx"
             copied = copy.deepcopy(network)  # since the exporter replaces the weights of an nn.LSTM
-            with exporter_silenced():
+            with silenced():
                 torch.onnx.export(copied, (x,), path, dynamo=True, external_data=False, verbose=False)
             yield name, path
 

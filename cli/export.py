@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,15 +54,26 @@ def export(
         raise InputError("-o and --web exclude each other; give one of them")
     if (web_runtime or data) and not web:
         raise InputError("--web-runtime and --data are for a web page; give --web DIR, or leave them out")
-    from mdlstm_tk.export import export_run_sizes
+    from mdlstm_tk.export import export_run
     from mdlstm_tk.export.browser.build import WebPage
+    from mdlstm_tk.export.runs import find_checkpoint
     from mdlstm_tk.training import latest_run
 
-    run = run or latest_run().folder
+    run, sizes = run or latest_run().folder, size or [None]
+    if len(sizes) > 1 and output and output.suffix:
+        raise InputError(f"{output} is one file, got {len(sizes)} sizes; give a folder instead")
     console.note(f"exporting {run}", least=2)
-    page = WebPage(web, web_runtime, data or "", console.note) if web else None
     settings: Any = {"padded": padded, "multiple_of": multiple_of, "dtype": dtype, "atol": atol}
-    reports = export_run_sizes(run, size or [None], page or output, form=form, force=force, **settings)
+    page = WebPage(web, web_runtime, data or "", console.note) if web else None
+    if page:
+        if form == "tiles":
+            raise InputError("form 'tiles' is for files; leave out the web page")
+        runtime = page.prepare(len(sizes), force)
+        with tempfile.TemporaryDirectory() as scratch:
+            report = export_run(run, scratch, grid=sizes[0], form=form or "scan", **settings)
+            reports = [page.write(report, find_checkpoint(run)[0], runtime)]
+    else:
+        reports = [export_run(run, output, grid=grid, form=form, force=force, **settings) for grid in sizes]
     if json:
         console.print_json([report.as_dict() for report in reports])
     for report in [] if json else reports:

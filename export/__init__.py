@@ -6,8 +6,16 @@
 >>> report = export_run("runs/diagonal", grid=(32, 32))
 >>> verify_model(report.path).raise_if_failed()
 
-An export captures the network as an ONNX graph in which each sweep is one node (capture.py), lowers that
-node to standard operators (lowering/), and verifies the result (verification/) before a file is written.
+onnx          `export_onnx`, the walk: inputs → capture → lower → metadata → two checks → file
+network       the network as its file has it, and in float64
+inputs        the inputs of the file, and the grids that the network takes
+capture       a graph in which each sweep is one node; conditions holds what it asks of extents to all grids
+torch_ops     what torch's exporter gets wrong
+lowering/     that node in standard operators
+metadata      windows, features, kind
+verify        is the graph the network, and does float32 suffice? verify_file asks again, later
+tiles, runs   the archive for grids larger than memory; the network of a run
+browser/      a page that runs a model
 """
 
 from typing import TYPE_CHECKING
@@ -15,30 +23,29 @@ from typing import TYPE_CHECKING
 from mdlstm_tk._util.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mdlstm_tk.export.api import export_onnx as export_onnx
-    from mdlstm_tk.export.api import export_tiles as export_tiles
     from mdlstm_tk.export.capture import translation_table as translation_table
-    from mdlstm_tk.export.interface import float64_reference as float64_reference
     from mdlstm_tk.export.lowering.lower import lower as lower
-    from mdlstm_tk.export.model_file import ExportReport as ExportReport
-    from mdlstm_tk.export.run_export import export_run as export_run
-    from mdlstm_tk.export.run_export import export_run_sizes as export_run_sizes
-    from mdlstm_tk.export.verification.model_verifier import verify_model as verify_model
-    from mdlstm_tk.export.verification.parity import Parity as Parity
-    from mdlstm_tk.export.verification.report import VerificationReport as VerificationReport
+    from mdlstm_tk.export.network import float64_reference as float64_reference
+    from mdlstm_tk.export.onnx import export_onnx as export_onnx
+    from mdlstm_tk.export.report import ExportReport as ExportReport
+    from mdlstm_tk.export.runs import export_run as export_run
+    from mdlstm_tk.export.tiles import export_tiles as export_tiles
+    from mdlstm_tk.export.verify import Parity as Parity
+    from mdlstm_tk.export.verify_file import VerificationReport as VerificationReport
+    from mdlstm_tk.export.verify_file import verify_model as verify_model
 
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "api": ("export_onnx", "export_tiles"),
         "capture": ("translation_table",),
-        "interface": ("float64_reference",),
         "lowering.lower": ("lower",),
-        "model_file": ("ExportReport",),
-        "run_export": ("export_run", "export_run_sizes"),
-        "verification.model_verifier": ("verify_model",),
-        "verification.parity": ("Parity",),
-        "verification.report": ("VerificationReport",),
+        "network": ("float64_reference",),
+        "onnx": ("export_onnx",),
+        "report": ("ExportReport",),
+        "runs": ("export_run",),
+        "tiles": ("export_tiles",),
+        "verify": ("Parity",),
+        "verify_file": ("VerificationReport", "verify_model"),
     },
     extra="train",
 )

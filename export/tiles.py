@@ -9,8 +9,8 @@ import io
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,20 +18,20 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import counted, to_json
 from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk._version import __version__
 from mdlstm_tk.cells import get_cell
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.capture import OPSET, capture
-from mdlstm_tk.export.interface import eval_copy
+from mdlstm_tk.export.inputs import Inputs
 from mdlstm_tk.export.lowering.graph import Graph, Value, rename
 from mdlstm_tk.export.lowering.lower import lower
 from mdlstm_tk.export.lowering.scan import write_scan
 from mdlstm_tk.export.lowering.step import Sweep, parameters_of
-from mdlstm_tk.export.model_file import check_onnx
-from mdlstm_tk.export.spec import ExportSpec
-from mdlstm_tk.export.verification.export_verifier import Candidate
+from mdlstm_tk.export.network import Network
+from mdlstm_tk.export.report import ExportReport, check_onnx
 from mdlstm_tk.io.metadata import Extents as Grid
 from mdlstm_tk.io.metadata import Metadata, layout_of
 from mdlstm_tk.layer import MDLSTM
@@ -46,40 +46,55 @@ def _example(ndim: int) -> Grid:
     return (*EXAMPLE, *(2,) * ndim)[:ndim]
 
 
-def check_stages(module: nn.Module) -> None:
-    """Check what a network says about its stages, before it runs, which takes longer.
+@checked
+def export_tiles(module: nn.Module, path: str | Path, **options: Any) -> ExportReport:
+    """Export a network as one archive with a graph for each sweep, to be run on grids of any size in tiles.
+
+    The archive appears only after `onnx.checker` has accepted each graph and a `TiledSession`, on grids of
+    several tiles, has agreed with the network's own forward in float64 within atol·max(s, 1) + 1e-5·|y|,
+    where s is the largest output of a feature. The module is left unchanged.
+
+        >>> export_tiles(net, "net.tiles")
+
+    `docs/tiled_networks.md` says which networks can be exported, and shows how to write one.
+
+    Args:
+        module: a network with a method `tile_stages`, see `mdlstm_tk.tiling.TileStages`, or an `MDLSTM`. It
+            maps x (N, *grid, C) to y.
+        path: the file to write, which ends in `.tiles`.
+        **options: channels, example_range, verify_inputs, metadata, atol and replace of `export_onnx`.
 
     Raises:
-        InputError: the network cannot run in tiles, does not say how, or contradicts itself.
+        InputError: the network cannot run in tiles, or does not say how; the message has the reason.
+        MDLSTMError: the network cannot be exported, or the file cannot be written.
+        ParityError: the graphs in tiles disagree with the network. Nothing is written.
+        MissingExtraError: ONNX Runtime is not installed.
     """
-    _levels_of(stages_of(eval_copy(module)))
+    from mdlstm_tk.export.onnx import export_onnx
+
+    return export_onnx(module, path, form="tiles", **options)
 
 
-def tiled_candidate(spec: ExportSpec, outputs: int) -> Candidate:
-    """The graphs of a network with so many features of y, as the content of a `.tiles` file: a ZIP archive
-    without compression, the same for the same graphs.
+def tiled(network: Network, inputs: Inputs) -> tuple[list[onnx.ModelProto], Callable[[Metadata], bytes]]:
+    """The graphs of a network, and a function that makes the content of a `.tiles` file of metadata: a ZIP
+    archive without compression, the same for the same graphs.
 
     Raises:
-        InputError: the network takes x in another layout, or has several inputs or outputs.
+        InputError: the network takes x in another layout, or has several inputs or outputs, or does not say
+            how it runs in tiles.
         MDLSTMError: a graph cannot be made.
     """
-    name = spec.interface.name
-    if not spec.channels_last:
+    shape, *others = inputs.shapes[inputs.main].values()
+    is_plain = inputs.channels_last and network.channel_axis and not network.integer
+    if others or network.names or not is_plain:
         raise InputError(
-            f"{name} takes x as (N, C, *grid), expected (N, *grid, C) for tiles; move the axis in a module"
+            f"tiles are for networks of one x, floats (N, *grid, C), and one output; {network.name} has "
+            "other inputs or outputs"
         )
-    if len(spec.output_names) > 1:
-        raise InputError(f"{name} returns {len(spec.output_names)} outputs, expected one for tiles")
-    further, is_integer = ", ".join(spec.interface.names), spec.interface.integer
-    if further or is_integer or not spec.interface.channel_axis:
-        got = f"also {further}" if further else "integers" if is_integer else "x without the axis C"
-        raise InputError(f"example_inputs must be x alone for tiles, floats (N, *grid, C), got {got}")
-    if spec.interface.mixed:
-        raise InputError(f"{name} computes in several precisions, expected float32 for tiles")
-    stages = stages_of(spec.interface.module)
+    stages = stages_of(network.module)
     entries: list[dict[str, Any]] = []
     graphs: dict[str, onnx.ModelProto] = {}
-    channels = spec.channels
+    channels = inputs.channels
     for number, level in enumerate(_levels_of(stages)):
         files = [f"stage-{number}/sweep-{k}.onnx" for k in range(len(level.layer.directions))]
         graphs |= zip(files, _sweep_models(level, channels, f"stage-{number}"), strict=True)
@@ -97,7 +112,7 @@ def tiled_candidate(spec: ExportSpec, outputs: int) -> Candidate:
             }
         )
         channels = level.features * (1 if level.adds_parts else len(files))
-    head = _head_model(stages, channels, outputs)
+    head = _head_model(stages, channels, shape[-1])
     if head is not None:
         graphs["head.onnx"] = head
     index = {
@@ -119,7 +134,7 @@ def tiled_candidate(spec: ExportSpec, outputs: int) -> Candidate:
                 )  # of 1980, so that equal content gives equal bytes
         return buffer.getvalue()
 
-    return Candidate(list(graphs.values()), content)
+    return list(graphs.values()), content
 
 
 @dataclass(frozen=True)
@@ -265,18 +280,16 @@ def _captured(module: nn.Module, extents: Sequence[int], channels: int, output: 
     Raises:
         InputError: it decides by an extent, or by the batch.
     """
-    free_axes = {"x": dict.fromkeys(range(1, len(extents) + 1), 1)}
-    x = torch.zeros(2, *extents, channels, dtype=torch.float32)
-    # The tiles of a verification have one window or two along each axis.
-    usual = zip(extents, _example(len(extents)), strict=True)
-    small = product(*((extent // e, 2 * extent // e) for extent, e in usual))
-    model, beyond = capture(module.eval(), {"x": x}, free_axes, (output,), None, [extents, *small])
-    if beyond:
+    axes, usual = list(range(1, len(extents) + 1)), _example(len(extents))
+    window = [extent // e for extent, e in zip(extents, usual, strict=True)]
+    x = torch.zeros(2, *(8 * extent for extent in extents), channels, dtype=torch.float32)
+    try:
+        captured = capture(module.eval(), {"x": x}, {"x": axes}, (output,), window, [2] * len(axes))
+    except MDLSTMError as error:
         raise InputError(
-            "before or head of tile_stages() decides by an extent or the batch, as for x of shape "
-            f"{beyond[0]}; each position must be computed from that position alone"
-        )
-    return lower(model)
+            f"before or head of tile_stages() must compute each position from that position alone: {error}"
+        ) from None
+    return lower(captured.model)
 
 
 def _with_metadata(model: onnx.ModelProto, ndim: int, **fields: Any) -> onnx.ModelProto:

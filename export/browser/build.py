@@ -25,7 +25,7 @@ from mdlstm_tk._util.folders import is_empty, staging
 from mdlstm_tk._util.text import printable, reason_of, shell_quoted, to_json
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.browser.examples import PageExample, page_examples
-from mdlstm_tk.export.model_file import ExportReport
+from mdlstm_tk.export.report import ExportReport
 from mdlstm_tk.io.metadata import Metadata
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime.model_check import check_model

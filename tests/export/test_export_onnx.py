@@ -41,8 +41,7 @@ from mdlstm_tk.export import (
     translation_table,
     verify_model,
 )
-from mdlstm_tk.export.capture import exporter_silenced
-from mdlstm_tk.export.verification import export_verifier, model_verifier, parity
+from mdlstm_tk.export.capture import silenced
 from mdlstm_tk.io.metadata import layout_of
 from mdlstm_tk.models import create
 from mdlstm_tk.runtime import Metadata, Session
@@ -164,22 +163,8 @@ CASES: dict[
 }
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, dict[str, Any]]]:
-    """The random inputs of each comparison, by the names of cases."""
-    comparisons: list[dict[str, dict[str, Any]]] = []
-
-    def record(run: Any, expected: Any, cases: Any, *rest: Any) -> Any:
-        comparisons.append({case.name: case.inputs for case in cases if "random" in case.name})
-        return parity.compare_cases(run, expected, cases, *rest)
-
-    for module in (export_verifier, model_verifier):
-        monkeypatch.setattr(module, "compare_cases", record)
-    return comparisons
-
-
 @pytest.mark.parametrize("name", CASES)
-def test_networks_are_exported_and_agree_with_float64(name: str, tmp_path: Path, drawn: list[Any]) -> None:
+def test_networks_are_exported_and_agree_with_float64(name: str, tmp_path: Path) -> None:
     make, examples, options, shapes, needs_trust = CASES[name]
     torch.manual_seed(0)
     net = make()
@@ -201,16 +186,6 @@ def test_networks_are_exported_and_agree_with_float64(name: str, tmp_path: Path,
         assert y.keys() == exact.keys()
         for key in exact:
             np.testing.assert_allclose(y[key], exact[key], rtol=0, atol=1e-5)
-    exported = {case: inputs for case, inputs in drawn[0].items() if "seed 0" in case}
-    drawn.clear()
-    if name != "warped, scan":  # onnx's evaluator lacks the modes of that operator in opset 18
-        verify_model(path, net, device="cpu", seeds=1, trusted=bool(needs_trust)).raise_if_failed()
-    for cases in drawn:  # a verification draws what the export drew, but what a function draws
-        assert list(cases) == list(exported)
-        for case, inputs in cases.items() if name != "drawn" else ():
-            assert list(inputs) == list(exported[case])
-            for key, value in inputs.items():
-                np.testing.assert_array_equal(value, exported[case][key])
 
 
 def test_metadata_tell_what_a_file_takes(tmp_path: Path) -> None:
@@ -271,24 +246,8 @@ def test_two_grids_take_any_size(layout: str, tmp_path: Path) -> None:
     x, z = (rng.random((2, *e.shape[1:]), np.float32).repeat(3, axis=e.shape.index(5)) for e in examples)
     exact = float64_reference(net)(x, z=z)
     np.testing.assert_allclose(session(x, z=z), exact, rtol=0, atol=1e-5)
-    verify_model(report.path, net, device="cpu", seeds=1).raise_if_failed()
     with pytest.raises(InputError, match=r"4x5 only.*grid_inputs="):
         export_onnx(TwoGrids(), tmp_path / "n.onnx", PAIR, form="scan")
-
-
-@pytest.mark.slow
-def test_windows_after_strides_have_a_maximum_at_any_size(tmp_path: Path) -> None:
-    class Recogniser(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem = nn.Sequential(*(nn.Conv2d(1, 1, 3, 2, 1) for _ in range(3)))
-            self.layer = MDLSTM(1, 2, window=(4, 1))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layer(self.stem(x.movedim(-1, 1)).movedim(1, -1)).amax(1)
-
-    path = export_onnx(Recogniser(), tmp_path / "m.onnx", form="scan", channels=1).path
-    assert Session(path, "cpu")(np.zeros((2, 65, 33, 1))).shape == (2, 5, 2)
 
 
 def test_free_axes_of_the_output_stay_free(tmp_path: Path) -> None:
@@ -328,12 +287,12 @@ def test_exports_in_two_threads_leave_logging_as_it_was() -> None:
     before, entered, release = logging.root.manager.disable, Event(), Event()
 
     def second_export() -> None:
-        with exporter_silenced():
+        with silenced():
             entered.set()
             release.wait(60)
 
     thread = Thread(target=second_export)
-    with exporter_silenced():
+    with silenced():
         thread.start()
         entered.wait(0.2)  # not set, as the first export has not ended
     release.set()

@@ -13,11 +13,11 @@ import pytest
 import torch
 from helpers.training import quick, run_in
 from helpers.user_data import write_classes
+from mdlstm_tk.export.verification import export_verifier
 
 from mdlstm_tk.data.builtin.diagonal import DiagonalTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import api, export_run, export_run_sizes, float64_reference, run_export, verify_model
-from mdlstm_tk.export.verification import export_verifier
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.training import Run, load_checkpoint
 from mdlstm_tk.training.evaluation import on_device

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.command import mdlstm
+from mdlstm_tk.export.options import ExportOptions, TileOptions
 from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
@@ -24,7 +25,6 @@ from mdlstm_tk.export import (
     float64_reference,
     verify_model,
 )
-from mdlstm_tk.export.options import ExportOptions, TileOptions
 from mdlstm_tk.models import (
     Classifier,
     MDNet,

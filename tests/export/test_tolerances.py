@@ -12,12 +12,12 @@ import pytest
 import torch
 from helpers.damage import with_scaled_tanh
 from helpers.networks import Function
+from mdlstm_tk.export.verification.parity import compare, feature_scale
 from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import ParityError
 from mdlstm_tk.export import api, export_onnx, float64_reference, lower, verify_model
-from mdlstm_tk.export.verification.parity import compare, feature_scale
 from mdlstm_tk.models import Normalized, create
 from mdlstm_tk.runtime import Session
 

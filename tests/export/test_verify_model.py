@@ -16,10 +16,6 @@ from helpers.crafted_models import node
 from helpers.damage import damage
 from helpers.networks import Conditioned, Function, ManyHeads, Tokens, warped
 from helpers.small_models import write_model
-
-from mdlstm_tk import MDLSTM
-from mdlstm_tk.errors import InputError
-from mdlstm_tk.export import export_onnx, export_run, verify_model
 from mdlstm_tk.export.verification.parity import (
     Divergence,
     Parity,
@@ -29,6 +25,10 @@ from mdlstm_tk.export.verification.parity import (
 )
 from mdlstm_tk.export.verification.report import VerificationReport
 from mdlstm_tk.export.verification.runtimes import in_float64
+
+from mdlstm_tk import MDLSTM
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.export import export_onnx, export_run, verify_model
 from mdlstm_tk.training import Run
 
 

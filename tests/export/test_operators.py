@@ -1,17 +1,20 @@
-"""`mdlstm_tk.export.capturable`: operations at the edges of their range, and wrong indices."""
+"""`mdlstm_tk.export.torch_ops`: each correction of torch's exporter; a test fails without it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.networks import Function
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mdlstm_tk.errors import MDLSTMError
+from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export import export_onnx
 from mdlstm_tk.runtime import Session
 
@@ -23,11 +26,6 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     ),
     "logaddexp": lambda x: torch.logaddexp(x, x.flip(1)),
     "logaddexp of equal ones": lambda x: torch.logaddexp(x, x),
-    "logaddexp2": lambda x: torch.logaddexp2(x, x.flip(1)),
-    "atan2": lambda x: torch.atan2(x, x.flip(1)),
-    "atan2 to the left": lambda x: torch.atan2(x, -torch.ones_like(x)),
-    "atan2 below": lambda x: torch.atan2(-torch.ones_like(x), x),
-    "atan2 on an axis": lambda x: torch.atan2(x, 0 * x),
 }
 TABLE = torch.arange(30.0).reshape(10, 3)
 INDEXED: dict[str, Callable[[Tensor], Tensor]] = {  # of x (N, T, C) from 0 to 9
@@ -51,20 +49,10 @@ def integers(x: Tensor) -> Tensor:
 
 
 DIVIDED: dict[str, Callable[[Tensor], Tensor]] = {
-    "//": lambda x: x // 0.1,
-    "// of a negative number": lambda x: x // -0.7,
-    "%": lambda x: x % 0.1,
-    "% of a negative number": lambda x: x % -0.3,
-    "% in place": lambda x: (x + 0).remainder_(1.5),
-    "of tensors": lambda x: torch.floor_divide(x, torch.tensor([0.1])) + torch.remainder(x, 1 + 0 * x),
-    "of a number": lambda x: 5 // (x.abs() + 0.5) + 7 % (x.abs() + 0.5),
-    "down": lambda x: torch.div(x, 0.1, rounding_mode="floor"),
-    "towards 0": lambda x: torch.div(x, 0.1, rounding_mode="trunc"),
-    "integers": lambda x: (10 * (integers(x) // 7) + integers(x) % -7).float(),
+    "integers": lambda x: (10 * (integers(x) // 7)).float(),
     "integers, down": lambda x: torch.div(integers(x), -7, rounding_mode="floor").float(),
     "integers, towards 0": lambda x: torch.div(integers(x), 7, rounding_mode="trunc").float(),
     "large integers": lambda x: (torch.div(integers(x) + 2**40, 3, rounding_mode="floor") % 1000).float(),
-    "integers by a float": lambda x: integers(x) // 0.5 + integers(x) % 0.3,
     "integers, exactly": lambda x: torch.div(integers(x), 7, rounding_mode=None),
 }
 
@@ -99,8 +87,7 @@ def test_one_index_keeps_its_axis(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DIVIDED)
-def test_quotients_are_rounded_as_by_torch(name: str, tmp_path: Path) -> None:
-    """Also of multiples, whose quotients are rounded; 0.9 // 0.1 is 8."""
+def test_quotients_of_integers_are_those_of_torch(name: str, tmp_path: Path) -> None:
     network = Alone(DIVIDED[name])
     export_onnx(network, tmp_path / "m.onnx", torch.randn(2, 8, 1), channels_last=True, form="scan")
     tenths = np.arange(-60, 60) / 10
@@ -118,3 +105,77 @@ def test_operations_hold_at_the_edges_of_float32(name: str, tmp_path: Path) -> N
     y = Session(tmp_path / "m.onnx", device="cpu")(x)
     least = 1e-30 if name in ("logsigmoid", "cross-entropy") else 1e-6  # angles are rounded near pi
     np.testing.assert_allclose(y, operation(torch.from_numpy(x)), rtol=1e-5, atol=least)
+
+
+def test_extents_are_divided_as_in_python(tmp_path: Path) -> None:
+    net = Function(after=lambda y: y.index_select(1, torch.arange(-(-y.shape[1] // 2))))
+    path = export_onnx(net, tmp_path / "m.onnx", form="scan", channels=1).path
+    assert Session(path, "cpu")(np.zeros((1, 9, 4, 1), np.float32)).shape == (1, 5, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("rounded", "is_exact"),
+    [
+        (lambda n: math.floor(n * 0.7), False),
+        (lambda n: math.ceil(n / 1.3), False),
+        (lambda n: math.ceil((n - 0.1) / 2), False),
+        (lambda n: math.floor(n * 0.75), False),
+        (lambda n: math.ceil(n / 3), True),
+    ],
+    ids=["floor", "ceil", "sum", "three quarters", "third"],
+)
+def test_extents_that_are_rounded_are_those_of_python(
+    rounded: Callable[[Any], int], is_exact: bool, tmp_path: Path
+) -> None:
+    """⌊90 · 0.7⌋ is 62, and in float32 63."""
+    net = Function(after=lambda y: y[:, : rounded(y.shape[1])])
+    if not is_exact:
+        with pytest.raises(MDLSTMError, match="rounds what it computes from an extent"):
+            export_onnx(net, tmp_path / "m.onnx", form="scan", channels=1)
+        return
+    path = export_onnx(net, tmp_path / "m.onnx", form="scan", channels=1).path
+    session = Session(path, "cpu")
+    for extent in (3, 4, 17, 59):
+        assert session(np.zeros((1, extent, 3, 1), np.float32)).shape[1] == rounded(extent)
+
+
+RESIZED: dict[str, tuple[dict[str, Any], bool | None]] = {  # options; whether Resize is used; None: refused
+    "a size": ({"size": (7, 5)}, False),
+    "one extent for both": ({"size": 14}, False),
+    "exact": ({"size": (7, 5), "mode": "nearest-exact"}, False),
+    "twice": ({"scale_factor": 2}, True),
+    "half": ({"scale_factor": 0.5, "mode": "nearest-exact"}, False),
+    "by a ratio": ({"scale_factor": 1.5, "recompute_scale_factor": True}, False),
+    "linear to a size": ({"size": (7, 5), "mode": "bilinear"}, True),
+    "linear, three times": ({"scale_factor": 3.0, "mode": "bilinear"}, True),
+    "a third": ({"scale_factor": (1 / 3, 2)}, True),
+    "an exact third": ({"scale_factor": (1 / 3, 2), "mode": "nearest-exact"}, False),
+    "seven tenths": ({"scale_factor": 0.7}, None),
+    "linear by 2.3": ({"scale_factor": 2.3, "mode": "bilinear"}, None),
+}
+
+
+@pytest.mark.parametrize("case", RESIZED)
+def test_images_are_resized_as_by_torch_on_every_grid(case: str, tmp_path: Path) -> None:
+    options, uses_resize = RESIZED[case]
+    net = Function(after=lambda y: nn.functional.interpolate(y.movedim(-1, 1), **options).movedim(1, -1))
+    if uses_resize is None:
+        with pytest.raises(MDLSTMError, match="other extents in a file"):
+            export_onnx(net, tmp_path / "m.onnx", form="scan", channels=1)
+        return
+    path = export_onnx(net, tmp_path / "m.onnx", form="scan", channels=1).path
+    session = Session(path, "cpu")
+    for extents in ((98, 8), (36, 75), (73, 65), (49, 98), (26, 102), (90, 30), (16, 50)):
+        x = torch.rand(1, *extents, 1)
+        with torch.no_grad():
+            y = net(x).numpy()
+        np.testing.assert_allclose(session(x.numpy()), y, rtol=0, atol=1e-5)
+
+
+def test_a_grid_that_is_asked_for_free_is_not_fixed_without_a_word(tmp_path: Path) -> None:
+    head = nn.Linear(24, 3)  # of both extents
+    network = Function(after=lambda y: head.to(y.dtype)(y.flatten(1)))
+    for options in ({"grid": (None, None)}, {"form": "scan"}):
+        with pytest.raises(InputError, match="takes the grid 3x4 only"):
+            export_onnx(network, tmp_path / "m.onnx", torch.zeros(2, 3, 4, 1), **options)
+    assert export_onnx(network, tmp_path / "m.onnx", torch.zeros(2, 3, 4, 1), grid=(3, 4)).max_abs < 1e-5

@@ -1,12 +1,10 @@
-"""`export_run` and `export_run_sizes`: export the network of a finished training run."""
+"""`export_run`: export the network of a finished training run."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -16,16 +14,13 @@ from mdlstm_tk._util.sizes import for_axes, format_size
 from mdlstm_tk._util.text import counted, printable
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.api import write_model
-from mdlstm_tk.export.browser.build import WebPage
-from mdlstm_tk.export.model_file import ExportReport, check_destination
-from mdlstm_tk.export.options import RunOptions
-from mdlstm_tk.export.spec import Extents
+from mdlstm_tk.export.inputs import ExampleRange, Extents
+from mdlstm_tk.export.onnx import export_onnx
+from mdlstm_tk.export.report import ExportReport, check_destination
 from mdlstm_tk.export.staleness import checksum
-from mdlstm_tk.export.verification.cases import ExampleRange
 from mdlstm_tk.io import TILED_SUFFIX
 from mdlstm_tk.io.files import suffix_of
-from mdlstm_tk.io.metadata import Form, Metadata
+from mdlstm_tk.io.metadata import Dtype, Form, Metadata
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.training import Checkpoint, Run, load_checkpoint, open_run
 
@@ -37,7 +32,11 @@ def export_run(
     *,
     grid: Extents | None = None,
     force: bool = False,
-    **options: Unpack[RunOptions],
+    form: Form | None = None,
+    padded: bool = False,
+    multiple_of: int | Sequence[int] | None = None,
+    dtype: Dtype = "float32",
+    atol: float | None = None,
 ) -> ExportReport:
     """Export a run's checkpoint to ONNX, verified before the file is written.
 
@@ -57,9 +56,8 @@ def export_run(
             None: the run's own grid, or any grid if form is "scan" or "tiles"; what `resize` of the run
             leaves free, as the width in 64x*, is free then. Any grid, too, if the run's samples differ in
             size or are cropped.
-        form, padded, multiple_of, dtype, atol: as for `export_onnx`; form "tiles" takes atol
-            alone.
         force: replace an existing file.
+        form, padded, multiple_of, dtype, atol: as for `export_onnx`; form "tiles" takes atol alone.
 
     Returns:
         The report of the export.
@@ -71,61 +69,20 @@ def export_run(
         ParityError: ONNX Runtime disagrees with the network. Nothing is written.
         MissingExtraError: ONNX Runtime is not installed.
     """
-    (report,) = export_run_sizes(run, [grid], path, force=force, **options)
-    return report
-
-
-@checked
-def export_run_sizes(
-    run: Run | str | Path,
-    grids: Sequence[Extents | None],
-    destination: str | Path | WebPage | None = None,
-    *,
-    force: bool = False,
-    **options: Unpack[RunOptions],
-) -> list[ExportReport]:
-    """Export a run's checkpoint once for each grid, into files or a web page.
-
-    Args:
-        run: a run, its folder, or one of its checkpoint files.
-        grids: extents to export for, or None, each as for `export_run`.
-        destination: a file name that ends in `.onnx` or `.tiles` (for one grid), a folder, or a `WebPage`;
-            the run's folder if None.
-        force: replace existing files.
-        **options: as for `export_run`. form None is "tiles" for a path that ends in `.tiles`, "scan" for a
-            page, if an extent of a grid is free, or for mixed sizes without a grid, else "unrolled".
-
-    Returns:
-        A report for each grid, in the same order.
-
-    Raises:
-        InputError: as `export_run`; or two grids are equal; or the destination takes only one model.
-        MDLSTMError, ParityError, MissingExtraError: as `export_run`.
-    """
     run, checkpoint_path = find_checkpoint(run)
     checkpoint, sha256 = read_checkpoint(checkpoint_path)
-    spec, form = checkpoint.spec, options["form"]
-    if not grids:
-        raise InputError("grids must hold extents, or None for those of the run, got none")
-    resize = spec.preprocessing.resize if spec.preprocessing else None
-    page = destination if isinstance(destination, WebPage) else None
-    output = Path(destination) if isinstance(destination, str | Path) else None
-    if output is not None and output.suffix == TILED_SUFFIX:
+    spec = checkpoint.spec
+    if path is not None and Path(path).suffix == TILED_SUFFIX:
         form = form or "tiles"
-    grids = [None if grid is None else for_axes(tuple(grid), len(spec.size)) for grid in grids]
-    for grid in grids:
-        _check_grid(grid, spec.size, resize, form)
+    grid = None if grid is None else for_axes(tuple(grid), len(spec.size))
+    resize = spec.preprocessing.resize if spec.preprocessing else None
+    _check_grid(grid, spec.size, resize, form)
     if resize and None in resize and form != "tiles":  # all images have one height, and any width
-        grids = [grid or resize for grid in grids]
-    extents = tuple(extent for grid in grids for extent in grid or ())
+        grid = grid or resize
     if form is None:  # a file for one size would refuse other samples of mixed sizes
-        is_free = page or None in extents or (spec.mixed_sizes and not extents)
-        form = "scan" if is_free else "unrolled"
-    if form == "tiles" and page:
-        raise InputError("form 'tiles' is for files; leave out the web page")
+        form = "scan" if None in (grid or ()) or (spec.mixed_sizes and not grid) else "unrolled"
     if form == "unrolled":
-        grids = [grid or spec.size for grid in grids]
-    runtime = page.prepare(len(grids), force) if page else {}
+        grid = grid or spec.size
     known = {each.name for each in fields(Metadata)}
     metadata = {
         "model": printable(checkpoint.config.model),
@@ -140,25 +97,23 @@ def export_run_sizes(
         "unit_range": _is_unit_range(spec),
         "checkpoint_sha256": sha256,
     }
-    options["form"] = form
-    with tempfile.TemporaryDirectory() as scratch:
-        # All paths are checked before the first export takes its time.
-        paths = _paths(run, grids, Path(scratch) if page else output, form, force)
-        reports = [
-            write_model(
-                checkpoint.network(),
-                path,
-                grid=grid,
-                replace=force,
-                channels=spec.channels,
-                channels_last=True,
-                example_range=_values_of(spec),
-                metadata=metadata,
-                **options,
-            )
-            for grid, path in zip(grids, paths, strict=True)
-        ]
-        return [page.write(reports[0], run, runtime)] if page else reports
+    file = _path(run, grid, None if path is None else Path(path), form)
+    check_destination(file, force, form)  # before the network is made
+    return export_onnx(
+        checkpoint.network(),
+        file,
+        grid=grid,
+        form=form,
+        padded=padded,
+        multiple_of=multiple_of,
+        dtype=dtype,
+        channels=spec.channels,
+        channels_last=True,
+        example_range=_values_of(spec),
+        metadata=metadata,
+        atol=atol,
+        replace=force,
+    )
 
 
 def _values_of(spec: TaskSpec) -> ExampleRange | None:
@@ -233,30 +188,15 @@ def _check_grid(grid: Extents | None, run_grid: Extents, resize: Extents | None,
             )
 
 
-def _paths(
-    run: Run, grids: Sequence[Extents | None], output: Path | None, form: Form, force: bool
-) -> list[Path]:
-    """The file for each grid, which may be written."""
+def _path(run: Run, grid: Extents | None, output: Path | None, form: Form) -> Path:
+    """The file of an export, whose name tells its size if `output` is a folder."""
     suffix = TILED_SUFFIX if form == "tiles" else ".onnx"
-    names = [
-        f"model{suffix}" if form == "tiles" else f"model-{_size_label(grid, form)}{suffix}"
-        for grid in grids
-    ]
-    if len(set(names)) < len(names):
-        raise InputError(
-            f"each file may be given once, got {', '.join(names)}; form 'scan' takes any size in one file"
-        )
-    if output is not None and suffix_of(output) in (".onnx", TILED_SUFFIX):
-        if len(grids) > 1:
-            raise InputError(f"{output} is one file, got {len(grids)} sizes; give a folder instead")
-        paths = [output]
-    elif output is not None and output.is_file():
+    if output is not None and suffix_of(output) in (".onnx", TILED_SUFFIX) and not output.is_dir():
+        return output
+    if output is not None and output.is_file():
         raise InputError(f"{output} is a file; give a folder, or a file name that ends in {suffix}")
-    else:
-        paths = [(run.folder if output is None else output) / name for name in names]
-    for path in paths:
-        check_destination(path, force, form)
-    return paths
+    name = "model" if form == "tiles" else f"model-{_size_label(grid, form)}"
+    return (run.folder if output is None else output) / f"{name}{suffix}"
 
 
 def _size_label(grid: Extents | None, form: Form) -> str:

@@ -1,4 +1,4 @@
-"""The file of an exported model: its inputs and outputs, its metadata, and the report of its export."""
+"""The file of an export, and the report about it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from onnx import helper
 
 from mdlstm_tk._util.text import counted, duration
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.export.lowering.lower import walk
 from mdlstm_tk.io import TILED_SUFFIX
 from mdlstm_tk.io.files import check_free
 from mdlstm_tk.io.metadata import Form, Metadata
 from mdlstm_tk.kinds import kind_named
-from mdlstm_tk.runtime.model_check import OPERATORS
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,7 @@ class ExportReport:
         metadata: the file's metadata.
         nodes: number of nodes in the graph.
         bytes: size of the file.
-        max_abs: largest absolute error against the network, in the precision `metadata.reference`, on the
-            inputs that it was verified with, in units of the outputs.
+        max_abs: largest absolute error against the network in float64, in units of the outputs.
         seconds: duration of the export.
         needs_trust: the operators that a `Session` runs with trusted=True only.
     """
@@ -45,17 +42,15 @@ class ExportReport:
 
     def __str__(self) -> str:
         """One line for people: the shapes of x and y, the form, the file's size and the error."""
-        metadata = self.metadata
-        name, *further_names = metadata.output_names
-        if metadata.window:
-            y = _shape_text(metadata, metadata.window, metadata.outputs)
-        else:
-            y = f"{kind_named(metadata.kind).axes or 'N, …'}, {metadata.outputs}"
+        m = self.metadata
+        name, *further_names = m.output_names
+        y = f"{kind_named(m.kind).axes or 'N, …'}, {m.outputs}"
+        if m.window:
+            y = _shape_text(m, m.window, m.outputs)
         return (
-            f"{self.path}: x ({_shape_text(metadata, (1,) * metadata.ndim, metadata.channels)}) → "
-            f"{', '.join([f'{name} ({y})', *further_names])}, {metadata.form}, "
-            f"{counted(self.nodes, 'node')}, {self.bytes / 1024:.0f} KiB, max error {self.max_abs:.1e} "
-            f"against {metadata.reference if metadata.reference != 'mixed' else 'its own precision'}, "
+            f"{self.path}: x ({_shape_text(m, (1,) * m.ndim, m.channels)}) → "
+            f"{', '.join([f'{name} ({y})', *further_names])}, {m.form}, {counted(self.nodes, 'node')}, "
+            f"{self.bytes / 1024:.0f} KiB, max error {self.max_abs:.1e} against float64, "
             f"{duration(self.seconds)}"
         )
 
@@ -69,7 +64,6 @@ class ExportReport:
             "nodes": self.nodes,
             "bytes": self.bytes,
             "max_abs": self.max_abs,
-            "reference": self.metadata.reference,
             "seconds": self.seconds,
             "needs_trust": self.needs_trust,
         }
@@ -85,10 +79,7 @@ def with_metadata(serialized: bytes, metadata: Metadata) -> bytes:
 
 
 def check_onnx(model: onnx.ModelProto, label: str) -> bytes:
-    """Check a model with `onnx.checker`.
-
-    Returns:
-        The bytes of the model.
+    """The bytes of a model, checked with `onnx.checker`.
 
     Raises:
         MDLSTMError: it is not valid ONNX, or larger than a file can be.
@@ -99,26 +90,15 @@ def check_onnx(model: onnx.ModelProto, label: str) -> bytes:
     except (ValueError, EncodeError) as error:
         raise MDLSTMError(f"{label} is larger than 2 GiB, the limit of an ONNX file") from error
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise MDLSTMError(f"{label} is not valid ONNX: {error}") from error
+        text = " ".join(str(error).split())[:200]
+        raise MDLSTMError(
+            f"{label} is not valid ONNX, as of networks that make tensors of float64 themselves: {text}"
+        ) from error
     return data
-
-
-def operators_to_trust(*models: onnx.ModelProto) -> tuple[str, ...]:
-    """The operators of models that a `Session` runs with trusted=True only."""
-    known = {name.decode() for name in OPERATORS}
-    nodes = (
-        node for model in models for graph in (model.graph, *model.functions) for node in walk(graph.node)
-    )
-    return tuple(sorted({node.op_type for node in nodes if node.domain in ("", "ai.onnx")} - known))
 
 
 def check_destination(path: Path, force: bool, form: Form = "unrolled") -> None:
     """Check that a file may be written, before an export takes its time.
-
-    Args:
-        path: the file.
-        force: it may exist.
-        form: of the export.
 
     Raises:
         InputError: its name is that of another form, its folder does not exist, `path` is a folder or a

@@ -1,0 +1,391 @@
+"""Does a file compute what its network does? Two questions, asked before it is written.
+
+Is the graph the network? The evaluator of onnx, in float64, is compared with the network in float64, at the
+own scale of each feature. Does the precision of the file suffice? A runtime is compared with the network in
+float64, at a scale of at least 1, as runtimes round the numbers of size 1 that small outputs are made of;
+if the first question has no answer, at the own scale, too.
+
+An error is within tolerance if it is at most atol·s + rtol·|y|. The scale s of a feature of y is its
+largest absolute value on all inputs of a verification. Of integers, a share of 0.001 may differ at most.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import erf, isfinite
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import Message
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
+from mdlstm_tk.export.inputs import Case
+from mdlstm_tk.export.network import Network, Outputs
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.metadata import Metadata
+from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.runtime.session import Session
+from mdlstm_tk.runtime.shapes import crop
+from mdlstm_tk.runtime.tiles.session import TiledSession
+
+Runtime = Callable[[dict[str, Array]], Outputs]
+Float64Array = npt.NDArray[np.float64]
+Scales = dict[str, Float64Array]
+
+RTOL = 1e-5
+ATOLS = {"float32": 1e-5, "float16": 5e-3}  # by dtype of the file
+SMALLEST = float(np.finfo(np.float32).tiny) / RTOL  # numbers that are off by less have fewer digits
+UNEQUAL = 1e-3  # of integers
+NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The error of one runtime against the network in float64 on one input.
+
+    Attributes:
+        max_abs: largest absolute error.
+        max_ratio: largest ratio of an error to its tolerance; infinite if the output is not finite.
+        error, scale: the absolute error and the scale of the feature where that ratio is largest.
+        output: the name of the output that is furthest out of tolerance.
+    """
+
+    max_abs: float
+    max_ratio: float
+    error: float
+    scale: float = 1.0
+    output: str = "y"
+
+    @property
+    def passed(self) -> bool:
+        """True if every element is within tolerance."""
+        return self.max_ratio <= 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """The error as JSON values; a number that is not finite becomes None."""
+        numbers = {"max_abs": self.max_abs, "scale": self.scale}
+        return {
+            **{name: value if isfinite(value) else None for name, value in numbers.items()},
+            "output": self.output,
+            "passed": self.passed,
+        }
+
+
+def compare(y: Array, exact: Array, atol: float = RTOL, scale: Any = 1.0) -> Parity:
+    """The error of an output against the expected one, which has its shape; `atol` is in units of the scale
+    of each feature."""
+    if exact.dtype.kind != "f":
+        share = float(np.mean(y != exact)) if exact.size else 0.0
+        return Parity(share, share / UNEQUAL, share)
+    error = np.abs(y.astype(np.float64) - exact)
+    tolerance = atol * scale + RTOL * np.abs(exact)
+    with np.errstate(divide="ignore"):  # atol may be 0
+        ratio = np.divide(error, tolerance, out=np.zeros_like(error), where=error != 0)
+    ratio[~np.isfinite(ratio)] = np.inf
+    worst = int(np.argmax(ratio)) if ratio.size else 0
+    largest, at_worst, scale_there = (
+        float(np.broadcast_to(each, error.shape).flat[worst]) for each in (ratio, error, scale)
+    )
+    return Parity(float(error.max(initial=0)), largest, at_worst, scale_there)
+
+
+def scales_of(expected: Iterable[Outputs], metadata: Metadata) -> Scales:
+    """The scale of each feature of each output, from the outputs on all inputs of a verification.
+
+    It broadcasts against the output, and is one for all features if the output has none or a number of them
+    that depends on the grid.
+    """
+    scales: Scales = {}
+    outputs = list(expected)
+    for name in metadata.output_names:
+        axis = metadata.class_axis(outputs[0][name])
+        magnitudes = []
+        for y in (each[name].astype(np.float64) for each in outputs):
+            axes = tuple(k for k in range(y.ndim) if k != axis % y.ndim) if y.ndim > 1 else None
+            magnitudes.append(np.abs(y).max(axis=axes, keepdims=True))
+        if len({magnitude.shape for magnitude in magnitudes}) > 1:
+            magnitudes = [magnitude.max(keepdims=True) for magnitude in magnitudes]
+        scales[name] = np.maximum(np.maximum.reduce(magnitudes), SMALLEST)
+    return scales
+
+
+def errors_of(
+    run: Runtime,
+    cases: Sequence[Case],
+    expected: Mapping[str, Outputs],
+    metadata: Metadata,
+    atol: float,
+    scales: Scales,
+) -> dict[str, Parity]:
+    """The error of a runtime on each case, by the names of cases: that of the worst output.
+
+    Raises:
+        ParityError: the runtime returns another shape than expected.
+    """
+    errors = {}
+    for case in cases:
+        ends = np.cumsum(case.parts)
+        parts = [
+            run({name: value[end - count : end] for name, value in case.inputs.items()})
+            for count, end in zip(case.parts, ends.tolist(), strict=True)
+        ]
+        found = []
+        for name, exact in expected[case.name].items():
+            y = np.concatenate([part[name] for part in parts])
+            if metadata.takes_sizes and kind_named(metadata.kind).reads_lines:
+                y = y[tuple(map(slice, exact.shape))]  # whose steps continue into the padding
+            if y.shape != exact.shape:
+                raise ParityError(
+                    f"output '{name}' has shape {y.shape} on {case.name}, expected {exact.shape}"
+                )
+            found.append(replace(compare(y, exact, atol, scales[name]), output=name))
+        errors[case.name] = max(found, key=lambda parity: parity.max_ratio)
+    return errors
+
+
+def expected_of(
+    exact: Network, cases: Iterable[Case], known: Mapping[str, Outputs] = {}
+) -> dict[str, Outputs]:
+    """The outputs of the network in float64, by the names of cases; some may be known.
+
+    Raises:
+        InputError: the network does not take a case, or returns NaN or infinity.
+    """
+    expected = {}
+    for case in cases:
+        expected[case.name] = outputs = known.get(case.name) or exact.run(case.inputs)
+        for name, y in outputs.items():
+            if y.dtype.kind == "f" and not np.isfinite(y).all():
+                value = "NaN" if np.isnan(y).any() else "infinity"
+                raise InputError(
+                    f"{exact.name} returns {value} as '{name}' on {case.name}; give example_range=(low, "
+                    "high), the values that it is made for"
+                )
+    return expected
+
+
+def check_samples(exact: Network, inputs: dict[str, Array], all_of_them: bool) -> None:
+    """Check that the outputs for a sample do not depend on others in its batch: the middle one, as a
+    network may mix a sample with those before it, or after it, alone; or all of them.
+
+    Raises:
+        InputError: they do; or the network returns other numbers each time.
+    """
+    count, whole = len(inputs["x"]), exact.run(inputs)
+    for k in range(count) if all_of_them else [count // 2]:
+        sample = {name: value[k : k + 1] for name, value in inputs.items()}
+        alone, again = exact.run(sample), exact.run(sample)
+        for name, y in alone.items():
+            in_batch = whole[name][k : k + 1]
+            tolerance = 1e-9 * max(SMALLEST, float(np.abs(in_batch).max(initial=0)))
+
+            def differs(other: Array, y: Array = y, tolerance: float = tolerance) -> bool:
+                return y.shape != other.shape or not np.allclose(y, other, rtol=1e-9, atol=tolerance)
+
+            if differs(again[name]):
+                raise InputError(f"{exact.name} returns other numbers each time for the same x")
+            if differs(in_batch):
+                raise InputError(
+                    f"{exact.name} mixes the samples of a batch: what it returns for a sample alone "
+                    "differs from what it returns for it among others"
+                )
+
+
+def check_graph(
+    model: onnx.ModelProto,
+    metadata: Metadata,
+    cases: Sequence[Case],
+    expected: Mapping[str, Outputs],
+    scales: Scales,
+) -> bool:
+    """Check that a graph is its network: both in float64, at the scales of the outputs.
+
+    Returns:
+        False if the evaluator of onnx cannot run the graph.
+
+    Raises:
+        ParityError: it is not.
+    """
+    run = runner(graph_run(model, metadata), metadata, cases)
+    try:
+        run({name: value[:1] for name, value in cases[0].inputs.items()})
+    except Exception:  # of all kinds: the evaluator lacks operators, and has some in part
+        return False
+    whole = [case._replace(parts=(sum(case.parts),)) for case in cases]
+    errors = errors_of(run, whole, expected, metadata, ATOLS[metadata.dtype], scales)
+    name, worst = max(errors.items(), key=lambda item: item[1].max_ratio)
+    if not worst.passed:
+        raise ParityError(
+            f"the graph computes something else than the network: '{worst.output}' is off by "
+            f"{worst.error:.1e} on {name}, both in float64; does forward decide by a dtype or a state, or "
+            "read the padding?"
+        )
+    return True
+
+
+def runner(run: Runtime, metadata: Metadata, cases: Sequence[Case]) -> Runtime:
+    """A runtime that takes the cases without `sizes`, padded if its file takes them."""
+    if not metadata.takes_sizes:
+        return run
+    largest = np.max([metadata.grid_of(case.inputs["x"].shape) for case in cases], axis=0).tolist()
+    limit = metadata.grid_like(largest)
+
+    def run_padded(inputs: dict[str, Array]) -> Outputs:
+        """The samples are padded with their values again to the grid `limit`, after a first sample that
+        fills it, so that one batch has several sizes. A model that reads the padding returns something else
+        than for the samples alone."""
+        x = inputs["x"]
+        grid = metadata.grid_of(x.shape)
+        padded = np.resize(x, (1 + len(x), *metadata.shape_of(limit))).astype(x.dtype)
+        padded[1:, *map(slice, x.shape[1:])] = x
+        sizes = np.asarray([limit, *[grid] * len(x)], np.int64)
+        further = {k: np.concatenate([value[:1], value]) for k, value in inputs.items() if k != "x"}
+        outputs = run({"x": padded, "sizes": sizes, **further})
+        windows = metadata.windows
+        return {k: crop(y[1:], windows[k], grid, limit, metadata) for k, y in outputs.items()}
+
+    return run_padded
+
+
+def session_run(session: Session | TiledSession, in_one_tile: bool = False) -> Runtime:
+    """Runs a session; tiles are of two windows along each axis, so that small grids have several, if not
+    the whole grid is to be one."""
+    first = session.metadata.output_names[0]
+
+    def run(inputs: dict[str, Array]) -> Outputs:
+        with warnings.catch_warnings(action="ignore"):  # of random numbers that training has not seen
+            if isinstance(session, TiledSession):
+                windows = np.prod([stage.window for stage in session.archive.stages], axis=0)
+                tile = max(inputs["x"].shape) if in_one_tile else 2 * int(windows.max())
+                return {first: session(inputs["x"], tile)}
+            outputs = session(**inputs)
+        return outputs if isinstance(outputs, dict) else {first: outputs}
+
+    return run
+
+
+class GatherElements(OpRun):
+    """The operator as ONNX defines it. That of onnx takes neither negative axes nor over 32 entries."""
+
+    op_domain, op_schema = "", onnx.defs.get_schema("GatherElements")
+
+    def _run(self, data: Array, indices: Array, axis: int = 0) -> tuple[Array]:
+        others = [slice(extent) for extent in indices.shape]
+        others[axis] = slice(None)
+        return (np.take_along_axis(data[tuple(others)], indices, axis),)
+
+
+class Erf(OpRun):
+    """The operator in the precision of its input. That of onnx rounds to float32."""
+
+    op_domain, op_schema = "", onnx.defs.get_schema("Erf")
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (np.vectorize(erf, otypes=[np.float64])(x).astype(x.dtype),)
+
+
+def graph_run(model: onnx.ModelProto, metadata: Metadata) -> Runtime:
+    """Runs a graph in the evaluator of onnx, in float64."""
+    evaluator = ReferenceEvaluator(in_float64(model), new_ops=[GatherElements, Erf])
+    names = list(metadata.output_names)
+
+    def run(inputs: dict[str, Array]) -> Outputs:
+        feeds = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in inputs.items()}
+        with np.errstate(all="ignore"):
+            outputs: Any = evaluator.run(names, feeds)
+        return {name: np.asarray(y) for name, y in zip(names, outputs, strict=True)}
+
+    return run
+
+
+def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a model in which all float32 and float16 tensors and casts are float64."""
+    wide = onnx.ModelProto()
+    wide.CopyFrom(model)
+    for part in list(_parts(wide)):
+        if isinstance(part, TensorProto) and part.data_type in NARROW:
+            array = numpy_helper.to_array(part).astype(np.float64)
+            part.CopyFrom(numpy_helper.from_array(array, part.name))
+        elif isinstance(part, onnx.TypeProto.Tensor) and part.elem_type in NARROW:
+            part.elem_type = TensorProto.DOUBLE
+        elif isinstance(part, onnx.NodeProto) and part.op_type == "Cast":
+            for attribute in part.attribute:
+                if attribute.name == "to" and attribute.i in NARROW:
+                    attribute.i = TensorProto.DOUBLE
+        elif isinstance(part, onnx.NodeProto) and part.op_type == "ConstantOfShape" and not part.attribute:
+            zero = numpy_helper.from_array(np.zeros(1))  # its default value is a float32 zero
+            part.attribute.append(helper.make_attribute("value", zero))
+        elif isinstance(part, onnx.NodeProto) and part.op_type == "Constant":
+            for attribute in part.attribute:
+                if attribute.name in ("value_float", "value_floats"):
+                    value = attribute.f if attribute.name == "value_float" else list(attribute.floats)
+                    tensor = numpy_helper.from_array(np.asarray(value, np.float64))
+                    attribute.CopyFrom(helper.make_attribute("value", tensor))
+    return wide
+
+
+def _parts(message: Message) -> Iterator[Message]:
+    """A protobuf message and all that it holds, at any depth."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if isinstance(value, Message) else value:
+                yield from _parts(part)
+
+
+def check_runtime(
+    run: Runtime,
+    metadata: Metadata,
+    cases: Sequence[Case],
+    expected: Mapping[str, Outputs],
+    atol: float,
+    scales: Scales,
+    is_right: bool,
+) -> float:
+    """Check that a runtime computes a graph precisely enough.
+
+    Args:
+        scales: of the outputs.
+        is_right: the graph is known to be that of the network.
+
+    Returns:
+        The largest absolute error.
+
+    Raises:
+        ParityError: it does not.
+        MDLSTMError: it fails.
+    """
+    if is_right or metadata.form == "tiles":
+        scales = {name: np.maximum(scale, 1) for name, scale in scales.items()}
+    try:
+        errors = errors_of(runner(run, metadata, cases), cases, expected, metadata, atol, scales)
+    except MDLSTMError as error:
+        if isinstance(error, ParityError):
+            raise
+        raise MDLSTMError(f"ONNX Runtime does not run the exported model: {error}") from error
+    name, worst = max(errors.items(), key=lambda item: item[1].max_ratio)
+    if not worst.passed:
+        advice = (
+            f"the graph is right, so {metadata.dtype}, or the runtime's sigmoid, off by up to 1e-7, does "
+            "not suffice; allow more with atol=... (--atol), or use a cell of bounded states (stable, leaky)"
+        )
+        if metadata.form == "tiles":
+            advice = (
+                "does tile_stages() describe what forward computes, and do before and head compute each "
+                "position from that position alone?"
+            )
+        elif not is_right:
+            advice = "the evaluator of onnx does not run the graph, so it is held to the outputs' own scale"
+        raise ParityError(
+            f"'{worst.output}' of {'tiles' if metadata.form == 'tiles' else 'ONNX Runtime'} is off by "
+            f"{worst.error:.1e} against float64 on {name}, allowed is {atol:g}·{worst.scale:.3g} + "
+            f"{RTOL:g}·|y|; {advice}"
+        )
+    return max(parity.max_abs for parity in errors.values())
