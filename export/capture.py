@@ -106,7 +106,7 @@ def capture(
                 f"{name} cannot be exported{' for any size' if first[1:] else ''}: its forward asks "
                 f"whether {reason}; a file has one answer, so compute both, or export it for one grid"
             )
-        with silenced():
+        with silenced(), without_autocast():
             written = torch.onnx.export(
                 program,
                 dynamo=True,

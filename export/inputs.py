@@ -450,7 +450,8 @@ def find_grids(inputs: Inputs, exact: Network, is_one: bool) -> dict[str, Output
         least = _least(takes, main, axis, inputs.multiple_of[axis])
         least = max(least, given[axis])
         inputs.min_grid = (*inputs.min_grid[:axis], least, *inputs.min_grid[axis + 1 :])
-    for k in range(SMALL - 1, 0, -1) if inputs.free else ():
+    most = min(SMALL - 1, int(MAX_POSITIONS ** (1 / inputs.ndim)))
+    for k in range(most, 0, -1) if inputs.free else ():
         grid = inputs.like([-(-k // m) for m in inputs.multiple_of])
         if not takes(grid):  # as of a deviation over the grid, which one position does not have
             inputs.min_grid = tuple(np.add(grid, inputs.multiple_of).tolist())
@@ -470,10 +471,8 @@ def find_grids(inputs: Inputs, exact: Network, is_one: bool) -> dict[str, Output
 
 def _units(inputs: Inputs, extents: Sequence[int]) -> Grid:
     """Extents for all axes, in multiples; shorter ones for many axes."""
-    longer = (*extents, *(5,) * inputs.ndim)[: inputs.ndim]
-    return tuple(
-        -(-e // (m * (1 + (inputs.ndim > 2)))) for e, m in zip(longer, inputs.multiple_of, strict=True)
-    )
+    longer, part = (*extents, *(8,) * inputs.ndim)[: inputs.ndim], max(1, inputs.ndim - 1)
+    return tuple(-(-e // (part * m)) for e, m in zip(longer, inputs.multiple_of, strict=True))
 
 
 def _outputs(exact: Network, arrays: dict[str, Array]) -> Outputs | str:

@@ -49,6 +49,7 @@ from mdlstm_tk.runtime.model_check import OPERATORS
 from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.runtime.shapes import prepare
 from mdlstm_tk.runtime.tiles.session import TiledSession
+from mdlstm_tk.tiling.stages import stages_of
 
 
 @checked
@@ -154,6 +155,8 @@ def export_onnx(
         raise InputError(
             "form 'tiles' is for x alone on any grid, in float32; leave out grid=... (--size) and the like"
         )
+    if is_tiled:
+        stages_of(module)  # or it says why it cannot run in tiles
     network, inputs = read_inputs(
         module,
         example_inputs,

@@ -282,9 +282,10 @@ def _captured(module: nn.Module, extents: Sequence[int], channels: int, output: 
     """
     axes, usual = list(range(1, len(extents) + 1)), _example(len(extents))
     window = [extent // e for extent, e in zip(extents, usual, strict=True)]
-    x = torch.zeros(2, *(8 * extent for extent in extents), channels, dtype=torch.float32)
+    factor = 8 if len(axes) < 4 else 2  # extents of 1 would be constants; see `capture`
+    x = torch.zeros(2, *(factor * extent for extent in extents), channels, dtype=torch.float32)
     try:
-        captured = capture(module.eval(), {"x": x}, {"x": axes}, (output,), window, [2] * len(axes))
+        captured = capture(module.eval(), {"x": x}, {"x": axes}, (output,), window, [2 * w for w in window])
     except MDLSTMError as error:
         raise InputError(
             f"before or head of tile_stages() must compute each position from that position alone: {error}"

@@ -213,8 +213,8 @@ def check_graph(
     Raises:
         ParityError: it is not.
     """
-    run = runner(graph_run(model, metadata), metadata, cases)
     try:
+        run = runner(graph_run(model, metadata), metadata, cases)
         run({name: value[:1] for name, value in cases[0].inputs.items()})
     except Exception:  # of all kinds: the evaluator lacks operators, and has some in part
         return False
@@ -374,7 +374,7 @@ def check_runtime(
     if not worst.passed:
         advice = (
             f"the graph is right, so {metadata.dtype}, or the runtime's sigmoid, off by up to 1e-7, does "
-            "not suffice; allow more with atol=... (--atol), or use a cell of bounded states (stable, leaky)"
+            "not suffice; allow more with atol=... (--atol), or take a cell of bounded states (stable)"
         )
         if metadata.form == "tiles":
             advice = (

@@ -12,7 +12,7 @@ from helpers.training import quick, run_in
 
 from mdlstm_tk._util.sizes import format_size, parse_free_size
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export import export_run, run_export, verify_model
+from mdlstm_tk.export import export_run, runs, verify_model
 from mdlstm_tk.training import Run
 
 SIZES = {1: (5,), 2: (3, 4), 3: (3, 2, 4)}
@@ -52,7 +52,7 @@ def test_one_extent_stands_for_all_axes_of_the_run(
     def record(network: Any, path: Path, **options: Any) -> Any:
         return path.name, options["form"], options["grid"]
 
-    monkeypatch.setattr(run_export, "write_model", record)
+    monkeypatch.setattr(runs, "export_onnx", record)
     size = size_of(run)
     own = f"model-{format_size(size)}.onnx", "unrolled", size
     of_two = (2,) * len(size)

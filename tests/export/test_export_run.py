@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -13,11 +12,10 @@ import pytest
 import torch
 from helpers.training import quick, run_in
 from helpers.user_data import write_classes
-from mdlstm_tk.export.verification import export_verifier
 
 from mdlstm_tk.data.builtin.diagonal import DiagonalTask
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export import api, export_run, export_run_sizes, float64_reference, run_export, verify_model
+from mdlstm_tk.export import export_run, float64_reference, runs, verify_model
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.training import Run, load_checkpoint
 from mdlstm_tk.training.evaluation import on_device
@@ -84,43 +82,12 @@ def test_the_form_is_that_of_a_path_that_is_given_and_not_of_the_folder_of_a_run
     assert export_run(folder, path=tmp_path / "other.tiles").metadata.form == "tiles"
 
 
-def test_several_sizes_are_exported_in_one_form(trained: Run, tmp_path: Path) -> None:
-    reports = export_run_sizes(trained, [(2, 3), (2, None)], tmp_path)
-    assert [report.path.name for report in reports] == ["model-any.onnx", "model-2xany.onnx"]
-
-
 def test_export_run_takes_a_checkpoint_file(trained: Run, tmp_path: Path) -> None:
     report = export_run(trained.last, tmp_path / "m.onnx", grid=(3, 4))
     assert report.metadata.checkpoint_sha256 == hashlib.sha256(trained.last.read_bytes()).hexdigest()
     assert verify_model(report.path, trained.last, device="cpu", seeds=1).failed == []
     with pytest.raises(InputError, match=r"none\.safetensors"):
         export_run(tmp_path / "none.safetensors", tmp_path / "m.onnx")
-
-
-def test_all_files_are_checked_before_the_first_export(trained: Run, tmp_path: Path) -> None:
-    (tmp_path / "model-2x3.onnx").touch()
-    for grids, output, message in (
-        ([(2, 2), (2, 3)], ".", r"model-2x3\.onnx"),
-        ([(2, 2), (2, 2)], ".", r"model-2x2\.onnx, model-2x2\.onnx; .* any size in one file"),
-        ([(2, 2), (3, 3)], "m.onnx", "got 2 sizes"),
-        ([None], "nowhere", "no folder .*nowhere"),
-    ):
-        with pytest.raises(InputError, match=message):
-            export_run_sizes(trained, grids, tmp_path / output)
-        assert [path.name for path in tmp_path.iterdir()] == ["model-2x3.onnx"]
-
-
-def test_a_file_that_is_written_meanwhile_is_kept(
-    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def verified(path: Path, *rest: Any) -> Any:
-        path.write_text("meanwhile")
-        return export_verifier.write_verified(path, *rest)
-
-    monkeypatch.setattr(api, "write_verified", verified)
-    with pytest.raises(InputError, match=r"model-2x3\.onnx exists; .*force=True"):
-        export_run(trained, tmp_path, grid=(2, 3))
-    assert (tmp_path / "model-2x3.onnx").read_text() == "meanwhile"
 
 
 def test_the_checksum_is_that_of_the_weights_also_if_training_replaces_them(
@@ -134,8 +101,8 @@ def test_the_checksum_is_that_of_the_weights_also_if_training_replaces_them(
         path.write_bytes(b"new")
         return content
 
-    monkeypatch.setattr(run_export, "load_checkpoint", load)
-    content, sha256 = run_export.read_checkpoint(path)
+    monkeypatch.setattr(runs, "load_checkpoint", load)
+    content, sha256 = runs.read_checkpoint(path)
     assert (content, sha256) == (b"new", hashlib.sha256(b"new").hexdigest())
 
 

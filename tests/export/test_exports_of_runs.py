@@ -50,7 +50,7 @@ def test_info_and_verify_say_that_the_run_has_gone_on(trained: Run, continued: R
         verified = mdlstm("verify", model, "--seeds", "1", "--device", "cpu")
         for text in (described.err, verified.err):
             assert text.count(GONE_ON) == is_stale
-        assert verified.code == (3 if is_stale else 0) and "wavefront" not in verified.err
+        assert verified.code == (3 if is_stale else 0)
     (warning,) = (line for line in described.err.splitlines() if GONE_ON in line)
     succeed(*shlex.split(warning.partition("mdlstm ")[2]))
     assert verify_model(model, device="cpu", seeds=1).failed == []
@@ -89,7 +89,7 @@ def test_an_export_of_the_last_checkpoint_is_compared_with_that(continued: Run) 
 
 def test_a_density_model_is_verified(density_model: Path, density_run: Run, tmp_path: Path) -> None:
     report = verify_model(density_model, density_run, device="cpu", seeds=1)
-    assert "ONNX reference evaluator" in report.outcomes and report.failed == []
+    assert "graph in float64" in report.outcomes and report.failed == []
     older = onnx.load(density_model)  # as version 1 wrote it
     later = ("mdlstm.grids", "mdlstm.input_ranges")
     props = {prop.key: prop.value for prop in older.metadata_props if prop.key not in later}

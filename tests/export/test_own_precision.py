@@ -19,7 +19,7 @@ from mdlstm_tk import MDLSTM, tiling
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_onnx, float64_reference
 from mdlstm_tk.export.capture import capture
-from mdlstm_tk.export.network import without_autocast
+from mdlstm_tk.export.network import Network, without_autocast
 from mdlstm_tk.runtime import Session
 
 X, TOKENS = torch.rand(2, 4, 5, 1), torch.randint(9, (2, 4, 5))
@@ -117,7 +117,7 @@ def test_recurrent_layers_of_torch_take_any_number_of_steps(
         return (y if is_first else y.transpose(0, 1)) + h.mean((0, 2))[:, None, None]
 
     net = Net(function, rnn=rnn).eval()
-    model = capture(net, {"x": torch.rand(2, 40, 2)}, {"x": [1]}).model
+    model = capture(Network(net), {"x": torch.rand(2, 40, 2)}, {"x": [1]}).model
     (path := tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     import onnxruntime
 

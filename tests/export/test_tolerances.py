@@ -12,36 +12,15 @@ import pytest
 import torch
 from helpers.damage import with_scaled_tanh
 from helpers.networks import Function
-from mdlstm_tk.export.verification.parity import compare, feature_scale
 from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import ParityError
-from mdlstm_tk.export import api, export_onnx, float64_reference, lower, verify_model
+from mdlstm_tk.export import export_onnx, lower
+from mdlstm_tk.export import onnx as walk
+from mdlstm_tk.export.verify import compare
 from mdlstm_tk.models import Normalized, create
 from mdlstm_tk.runtime import Session
-
-
-@pytest.mark.parametrize("step", ["round", "byte", "greater"])
-def test_integers_at_the_edge_of_a_step_may_be_either(
-    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    edge = 127.5 if step == "round" else 128.0
-
-    def after(y: Tensor) -> Tensor:
-        values = 1e-6 * y + edge
-        return values > edge if step == "greater" else getattr(values, step)().byte()
-
-    net = Function(after=after)
-    report = export_onnx(net, tmp_path / "m.onnx", grid=(3, 4))
-    assert report.max_abs == 0
-    verify_model(report.path, net, device="cpu", seeds=1).raise_if_failed()
-
-
-@pytest.mark.usefixtures("slightly_wrong_graphs")
-def test_integers_away_from_the_edge_may_not(tmp_path: Path) -> None:
-    with pytest.raises(ParityError, match="computes something else"):
-        export_onnx(Function(after=lambda y: (1e6 * y).round().int()), tmp_path / "m.onnx", grid=(5, 5))
 
 
 def regression() -> nn.Module:
@@ -53,15 +32,6 @@ def regression() -> nn.Module:
     return Normalized(network, (0.5,), (0.3,), (0.0,), (20000.0,))
 
 
-def test_a_regression_on_large_targets_exports(tmp_path: Path) -> None:
-    net, grid = regression(), (8, 8)
-    report = export_onnx(net, tmp_path / "m.onnx", grid=grid)
-    x = np.random.default_rng(3).standard_normal((40, *grid, 1)).astype(np.float32)
-    y, exact = Session(report.path, "cpu")(x), float64_reference(net)(x)
-    assert not compare(y, exact).passed  # without the scale
-    assert compare(y, exact, scale=feature_scale([exact])).passed
-
-
 @pytest.fixture
 def slightly_wrong_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes every export wrong: a tanh of wavefront 3 is 0.1 % too small."""
@@ -69,7 +39,7 @@ def slightly_wrong_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(model: onnx.ModelProto, form: Any, **options: bool) -> onnx.ModelProto:
         return with_scaled_tanh(lower(model, form, **options), "/wavefront_3/", 0.999)
 
-    monkeypatch.setattr(api, "lower", wrong)
+    monkeypatch.setattr(walk, "lower", wrong)
 
 
 @pytest.mark.usefixtures("slightly_wrong_graphs")
@@ -79,14 +49,20 @@ def slightly_wrong_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["large", "small", "tiny"],
 )
 def test_a_wrong_graph_is_refused_at_every_scale(make: Callable[[], nn.Module], tmp_path: Path) -> None:
-    with pytest.raises(ParityError, match="the exported graph computes something else") as raised:
+    with pytest.raises(ParityError, match="computes something else") as raised:
         export_onnx(make(), tmp_path / "m.onnx", grid=(5, 5))
-    assert "stable" not in str(raised.value) and list(tmp_path.iterdir()) == []
+    assert "\n" not in str(raised.value) and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("slightly_wrong_graphs")
+def test_integers_of_a_wrong_graph_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match="computes something else"):
+        export_onnx(Function(after=lambda y: (1e6 * y).round().int()), tmp_path / "m.onnx", grid=(5, 5))
+
+
 def test_a_larger_tolerance_is_used_and_recorded(tmp_path: Path) -> None:
-    report = export_onnx(create("md", 1, 1), tmp_path / "m.onnx", grid=(5, 5), atol=0.1)
+    net = Function(after=lambda y: (y + 1e4) - 1e4)
+    report = export_onnx(net, tmp_path / "m.onnx", grid=(5, 5), atol=0.1)
     assert Session(report.path, "cpu").metadata.parity["atol"] == 0.1 and report.max_abs > 1e-5
 
 
@@ -134,14 +110,6 @@ class Closed(nn.Module):
 def test_layers_with_closed_gates_are_exported(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     options: dict[str, Any] = {"grid": (5, 5), "channels": 1, "example_range": (0, 1)}
     export_onnx(Closed(make()), tmp_path / "m.onnx", **options)
-
-
-def test_small_differences_of_large_numbers_are_exported_as_float32_has_them(tmp_path: Path) -> None:
-    net = Function(after=lambda y: (y / 10 + 100) - 100)
-    report = export_onnx(net, tmp_path / "m.onnx", grid=(5, 5))
-    x = np.random.default_rng(0).standard_normal((9, 5, 5, 1)).astype(np.float32)
-    exact = float64_reference(net)(x)
-    assert not compare(Session(report.path, "cpu")(x), exact, scale=feature_scale([exact])).passed
 
 
 def test_equal_numbers_are_within_a_tolerance_of_zero() -> None:

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.export.capture import capture
-from mdlstm_tk.export.lowering.lower import lower
+from mdlstm_tk.export.lowering.lower import lower, walk
+from mdlstm_tk.runtime.model_check import OPERATORS
 
 C = 4  # features of h (N, 4, H, W), which each of these takes
 Layer = Callable[[Tensor], Tensor]

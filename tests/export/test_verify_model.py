@@ -1,14 +1,12 @@
-"""`verify_model` and `mdlstm verify`: the cases, and the first wavefront that is wrong."""
+"""`verify_model` and `mdlstm verify`: is the graph the network, and does the runtime compute it?"""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from helpers.command import Result, mdlstm
@@ -16,15 +14,6 @@ from helpers.crafted_models import node
 from helpers.damage import damage
 from helpers.networks import Conditioned, Function, ManyHeads, Tokens, warped
 from helpers.small_models import write_model
-from mdlstm_tk.export.verification.parity import (
-    Divergence,
-    Parity,
-    compare,
-    feature_scale,
-    first_divergence,
-)
-from mdlstm_tk.export.verification.report import VerificationReport
-from mdlstm_tk.export.verification.runtimes import in_float64
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError
@@ -32,70 +21,8 @@ from mdlstm_tk.export import export_onnx, export_run, verify_model
 from mdlstm_tk.training import Run
 
 
-def reached(grid: tuple[int, ...], start: tuple[int, ...], signs: Sequence[int]) -> np.ndarray:
-    """The positions to which a sweep in this direction carries an error made at `start`."""
-    steps = [(np.arange(n) - s) * sign >= 0 for n, s, sign in zip(grid, start, signs, strict=True)]
-    return np.logical_and.reduce(np.meshgrid(*steps, indexing="ij"))
-
-
-@pytest.mark.parametrize("value", [1.0, np.nan, np.inf], ids=str)
-def test_the_first_wrong_wavefront_is_found(value: float) -> None:
-    for grid, start, signs, first, corner in (
-        ((5, 8), (2, 3), (1, 1), 5, (0, 0)),
-        ((5, 8), (2, 3), (1, -1), 6, (0, 7)),
-        ((8, 5), (7, 4), (-1, -1), 0, (0, 0)),  # every position is wrong, so any corner explains it
-        ((7, 1), (2, 0), (-1, 1), 4, (6, 0)),
-        ((1, 1), (0, 0), (1, 1), 0, (0, 0)),
-        ((3, 4, 5), (1, 2, 2), (1, -1, 1), 4, (0, 3, 0)),
-    ):
-        expected = np.random.default_rng(0).random((2, *grid, 3))
-        output = expected.astype(np.float32)
-        axes = range(1, len(grid) + 1)
-        assert first_divergence(output, expected, axes) is None
-        output[1, ..., 2][reached(grid, start, signs)] = value
-        divergence = first_divergence(output, expected, axes)
-        assert divergence == Divergence(first, sum(grid) - len(grid) + 1, corner), (grid, start)
-        assert f"wavefront {first} of {divergence.wavefronts}" in str(divergence)
-
-
-def test_each_feature_has_its_own_scale() -> None:
-    small, large = np.full((2, 3, 4), 0.5), np.full((2, 3, 4), 5000.0)
-    expected = np.stack([small, large], axis=-1)
-    scale = feature_scale([expected])
-    assert scale.shape == (1, 1, 1, 2) and scale.ravel().tolist() == [0.5, 5000]
-    shifted = expected.copy()
-    shifted[..., 1] += 0.01
-    assert compare(shifted, expected, scale=scale).passed
-    shifted[..., 0] += 0.01
-    assert not compare(shifted, expected, scale=scale).passed
-    assert feature_scale([np.moveaxis(expected, -1, 1)], 1).ravel().tolist() == [0.5, 5000]
-    assert feature_scale([np.zeros((2, 3)), np.full((2, 5), 7.0)]).ravel().tolist() == [7]
-    assert feature_scale([np.asarray([3.0, -4.0])]).ravel().tolist() == [4]
-    assert feature_scale([np.asarray([[2.0, np.inf], [np.nan, 3.0]])]).ravel().tolist() == [2, 3]
-
-
-def test_an_error_that_is_nan_is_the_largest_one() -> None:
-    errors = {"right": Parity(1e-7, 0.1, 1e-7), "wrong": Parity(*[np.nan] * 3)}
-    report = VerificationReport(Path("m.onnx"), {}, "", None, {"all": [*errors]}, {"cpu": errors})
-    assert np.isnan(report.worst_errors("cpu")["all"]) and report.failed == ["cpu"]
-
-
 def verify(*arguments: object) -> Result:
     return mdlstm("verify", *arguments)
-
-
-def test_a_damaged_wavefront_is_named(trained: Run, tmp_path: Path) -> None:
-    model = tmp_path / "m.onnx"
-    export_run(trained, model, grid=(5, 7))
-    damage(model, tmp_path / "damaged.onnx", 4)
-    done = verify(tmp_path / "damaged.onnx", "--against", trained.folder, "--json", "--seeds", "1")
-    assert done.code == 3, done.err
-    assert "wavefront 4 of 11, counted from (0, 0)" in done.err
-    results = json.loads(done.out)
-    assert results["torch, float32"]["5x7, random × 3, seed 0"]["passed"]
-    case = results["ONNX Runtime, cpu"]["5x7, random × 3, seed 0"]
-    assert not case["passed"]
-    assert case["first_divergence"] == {"wavefront": 4, "wavefronts": 11, "corner": [0, 0]}
 
 
 def test_a_scan_is_verified_on_odd_grids(trained: Run, tmp_path: Path) -> None:
@@ -103,7 +30,7 @@ def test_a_scan_is_verified_on_odd_grids(trained: Run, tmp_path: Path) -> None:
     export_run(trained, model, form="scan")
     done = verify(model, "--against", trained.folder, "--seed", "3", "--seeds", "1")
     assert done.code == 0, done.err
-    assert all(size in done.out for size in ("5x7", "1x1", "1x7", "7x1", "5x8", "8x5"))
+    assert all(size in done.out for size in ("1x1", "1x7", "7x1", "5x8", "8x5"))
 
 
 def test_a_run_folder_is_verified_with_all_its_exports(trained: Run, tmp_path: Path) -> None:
@@ -118,7 +45,7 @@ def test_a_run_folder_is_verified_with_all_its_exports(trained: Run, tmp_path: P
     (folder / ".model-9x9.onnx.5f.onnx").write_bytes(b"a leftover of a killed export")
     done = verify(folder, "--seeds", "1")
     assert done.code == 3 and "FAILED" in done.out
-    assert "model-3x5.onnx, 3x5" in done.err and "wavefront 2 of 7" in done.err
+    assert "model-3x5.onnx, 3x5" in done.err
     with pytest.raises(InputError, match="holds no model"):
         verify_model(tmp_path)
 
@@ -128,12 +55,12 @@ def test_a_file_of_any_module_is_verified_against_it_or_its_own_graph(tmp_path: 
     net = Conditioned()
     examples = (torch.randn(2, 3, 4, 2), torch.randn(2, 2), torch.tensor([3, 1]))
     path = export_onnx(net, tmp_path / "net.onnx", examples).path
-    runtimes = {"ONNX Runtime, cpu", "ONNX reference evaluator"}
+    runtimes = {"ONNX Runtime, cpu", "graph in float64"}
     report = verify_model(path, net, device="cpu", seeds=1)
-    assert report.outcomes.keys() == runtimes | {"torch, float32"} and report.failed == []
+    assert report.outcomes.keys() == runtimes and report.failed == []
     assert net.training  # the module itself is unchanged
     report = verify_model(path, device="cpu", seeds=1)
-    assert report.outcomes.keys() == runtimes and report.failed == []
+    assert report.outcomes.keys() == {"ONNX Runtime, cpu"} and report.failed == []
     first, *_, last = str(report).splitlines()
     assert first.endswith(": largest error against its own graph in float64")
     assert last == "tolerance: 1e-05·s + 1e-05·|y|"
@@ -157,18 +84,7 @@ def test_another_network_is_told_apart_by_outputs_of_any_size(
     path = export_onnx(net, tmp_path / "net.onnx", grid=(4, 5)).path
     assert verify_model(path, net, device="cpu", seeds=1).failed == []
     failed = verify_model(path, other, device="cpu", seeds=1).failed
-    assert failed == ["ONNX Runtime, cpu", "ONNX reference evaluator"]
-
-
-def test_the_float64_graph_is_more_precise_than_the_file(tmp_path: Path) -> None:
-    layer = MDLSTM(2, 3, directions="all")
-    path = export_onnx(layer, tmp_path / "m.onnx", grid=(4, 5), dtype="float16").path
-    report = verify_model(path, device="cpu", seeds=1)
-    assert report.failed == []
-    assert 1e-5 < max(report.worst_errors("ONNX Runtime, cpu").values()) < 5e-3
-    model = in_float64(onnx.load(path))
-    types = {t.data_type for t in model.graph.initializer}
-    assert not types & {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
+    assert "graph in float64" in failed
 
 
 def test_the_users_own_arrays_are_compared(tmp_path: Path) -> None:
@@ -194,7 +110,7 @@ def test_the_users_own_arrays_are_compared(tmp_path: Path) -> None:
 def test_the_name_of_an_array_changes_no_comparison(tmp_path: Path) -> None:
     network = Function()
     path = export_onnx(network, tmp_path / "m.onnx", grid=(3, 4)).path
-    for name in ("scale 0", "scale 1", "3x4, random × 1, seed 0"):
+    for name in ("scale 0", "scale 1", "3x4, seed 0"):
         verify_model(path, network, inputs={name: np.full((3, 4), 9.0)}, device="cpu").raise_if_failed()
 
 
@@ -232,7 +148,7 @@ def test_padded_samples_of_a_file_are_compared_without_their_padding(tmp_path: P
 
 def test_a_graph_that_the_evaluator_runs_in_float32_alone_is_refused(tmp_path: Path) -> None:
     graph = [node("MeanVarianceNormalization", "x", "y", axes=[1, 2])]
-    with pytest.raises(InputError, match="reference evaluator of onnx does not run this graph"):
+    with pytest.raises(InputError, match="evaluator of onnx does not run this graph"):
         verify_model(write_model(tmp_path / "m.onnx", graph, grid=(3, 4)), device="cpu")
 
 
@@ -250,10 +166,9 @@ def test_a_wrong_output_after_the_first_is_found(tmp_path: Path) -> None:
     with torch.no_grad():
         net.numbers.bias += 1
     report = verify_model(path, net, device="cpu", seeds=1)
-    assert set(report.failed) == {"ONNX Runtime, cpu", "ONNX reference evaluator"}
+    assert set(report.failed) == {"ONNX Runtime, cpu", "graph in float64"}
     outcome = next(iter(report.outcomes["ONNX Runtime, cpu"].values()))
     assert outcome.max_abs == pytest.approx(1, abs=1e-4)
-    assert outcome.first_divergence is None  # the map, which has a grid, is right
 
 
 def test_operators_outside_the_list_need_trust(tmp_path: Path) -> None:
@@ -262,5 +177,5 @@ def test_operators_outside_the_list_need_trust(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="GridSample"):
         verify_model(path, warped(), device="cpu")
     done = verify(path, "--trusted", "--device", "cpu")
-    assert done.code == 2 and "GridSample" in done.err and "--against" in done.err
+    assert done.code == 2 and "--against" in done.err
     assert "ONNX Runtime, cpu" in verify_model(path, warped(), device="cpu", seeds=1, trusted=True).outcomes
