@@ -79,7 +79,7 @@ README = {  # label of a row → task, MD-LSTM
     "Gaussian fields, plain `md`": ("gaussian-field", "md"),
     "handwriting": ("handwriting", "default"),
 }
-URL = "https://github.com/mdlstm-tk/mdlstm-tk/blob/main/docs/"
+PAGES = "docs/"
 
 
 class Training(NamedTuple):
@@ -249,7 +249,7 @@ def readme_row(label: str, folder: Path) -> str | None:
             texts[column] = f"**{texts[column]}**"
     mine = f"**{mine}**" if is_best else mine
     title = MEASURES[measure][0] + ("" if own[0] else f" after {MINUTES} minutes")
-    return f"| [{label}]({URL}{page}), {title} | {mine} | {texts[0]} | {texts[1]} |"
+    return f"| [{label}]({PAGES}{page}), {title} | {mine} | {texts[0]} | {texts[1]} |"
 
 
 def readme(text: str, folder: Path) -> str:
