@@ -68,14 +68,9 @@ TABLES = {
     "ising": Table("density.md", ("nats",), DENSITIES, {"size": "16"}, own=OF_ISING),
     "fashion": Table("density.md", ("nats",), DENSITIES, {"steps": 1000}, own=OF_CLOTHES),
 }
-README = {  # label of a row → task, MD-LSTM
+README = {  # label of a row → task, MD-LSTM: two that it wins, two that it loses
     "random diagonal": ("diagonal", "md"),
-    "digits": ("digits", "md"),
-    "digit strings": ("digit-strings", "md"),
     "textures": ("textures", "md"),
-    "densities of digits": ("digits-binary", "pixel"),
-    "densities of clothes": ("fashion", "pixel"),
-    "Gaussian fields, network `raster`": ("gaussian-field", "raster"),
     "Gaussian fields, plain `md`": ("gaussian-field", "md"),
     "handwriting": ("handwriting", "default"),
 }

@@ -131,7 +131,7 @@ def test_of_equal_scores_the_rate_nearest_to_the_default_is_chosen(tmp_path: Pat
 
 
 def test_a_row_waits_for_the_last_cell(tmp_path: Path) -> None:
-    text = "| [random diagonal](a.md) | old | old | old |\n| [digits](a.md) | old | old | old |"
+    text = "| [random diagonal](a.md) | old | old | old |\n| [textures](a.md) | old | old | old |"
     write_results(tmp_path, missing="snake, lr 0.3, 50 steps, seed 5", md=0.1, snake=0.2, horizontal=0.3)
     assert tables.readme(text, tmp_path) == text
     write_results(tmp_path, md=0.1, snake=0.2, horizontal=0.3)
