@@ -26,7 +26,6 @@ from PIL import Image
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import differences
 import measuring
 import performance
 from contenders import Shape, floor
@@ -40,7 +39,7 @@ PAGES = [
     *(ROOT / "docs").rglob("*.md"),
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Makefile")),
 ]
-PAGES += [*(ROOT / ".github/workflows").glob("benchmarks.yml"), ROOT / ".ci/lowest-onnxruntime"]
+PAGES += [ROOT / ".ci/lowest-onnxruntime"]
 SMALL = ("--shape", "1,3x4,1,2", "--seconds", "0")
 weekly = partial(pytest.param, marks=pytest.mark.weekly)
 CASES = [  # script and table, options, columns of the table
@@ -57,7 +56,6 @@ EVALUATED = 8  # samples of each split, so that it takes little time
 OTHER_TABLES = [name for name in learning_tables.TABLES if name != "diagonal"]
 IN_PROCESSES = {  # script with its options, and what it prints; they set variables or take a path
     ("load", *SMALL): "8 columns",
-    ("differences", ROOT, ROOT, "--rounds", "1", *SMALL): "5 columns",
     ("export_networks", "sequences/rotary/scan"): "9 runs",
     ("tiling", "inference", "--extent", "16", "--tile", "16", "--hidden", "2"): "peak",
 }
@@ -109,7 +107,7 @@ def test_a_table_is_printed(
     assert found == (expected or found)  # the runtimes of `runtimes` are those that are installed
 
 
-def test_json_has_what_differences_compare(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_the_ratio_of_each_row(capsys: pytest.CaptureFixture[str]) -> None:
     script("bench").main(["--json", *SMALL, "--threads", "1"])
     rows = json.loads(capsys.readouterr().out)
     assert [(row["N, grid, C, n"], row["pass"]) for row in rows] == [
@@ -334,15 +332,6 @@ def test_nan_is_no_small_difference() -> None:
     assert (
         runtimes.difference(lambda model, feeds: np.ones(1), case) == "y has the shape (1,), expected (2,)"
     )
-
-
-def test_differences_in_speed() -> None:
-    base = {("16,8x8,1,16", "forward"): [1.0, 1.1, 1.05], ("1,64x64,1,32", "training"): [1.0, 1.0, 2.0]}
-    head = {("16,8x8,1,16", "forward"): [1.3, 1.2, 1.25], ("1,64x64,1,32", "training"): [1.2, 1.3, 1.2]}
-    text = differences.comment(base, head)
-    assert "1 of 2" in text and "| 16,8x8,1,16 | forward | 1.05 | 1.25 | **+19%** |" in text
-    assert "| 1,64x64,1,32 | training | 1.00 | 1.20 | +20% |" in text  # base has a slower round
-    assert "**" not in differences.comment(base, base)
 
 
 def test_steps_take_turns() -> None:
