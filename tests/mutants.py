@@ -87,8 +87,8 @@ AREAS = {
     ),
     "kinds": Area(
         "mdlstm_tk/kinds/*.py",
-        "kinds/test_measures.py kinds/test_kinds.py report/test_report.py runtime/test_answers.py "
-        "training/test_training.py",
+        "kinds/test_measures.py kinds/test_panels.py kinds/test_kinds.py report/test_report.py "
+        "runtime/test_answers.py training/test_training.py",
     ),
     "training": Area(
         "mdlstm_tk/training/*.py",
