@@ -55,13 +55,13 @@ OF_DIGITS = {"snake": {"dropout": 0.3}, "conv": {"layers": 4, "dropout": 0.45}} 
 OF_CLOTHES = {"snake": {"layers": 3}, "row": {"layers": 2}, "conv": {"layers": 4}}
 OF_ISING = {network: {"layers": 2} for network in ("snake", "row")}  # `conv` would get too many parameters
 TABLES = {
-    "digits": Table("tasks/digits.md", ("error",), ROWS, choosing={"validation": 0.2}),
-    "diagonal": Table("tasks/diagonal.md", ("relevant",), ROWS, seeds=5),
-    "gaussian-field": Table("tasks/gaussian-field.md", ("unexplained",), ("raster", *ROWS)),
-    "gaussian-field-anisotropic": Table("tasks/gaussian-field.md", ("unexplained",), ("raster", *ROWS)),
-    "textures": Table("tasks/textures.md", ("error",), (*ROWS, "conv"), {"steps": 3000}),
+    "digits": Table("results.md", ("error",), ROWS, choosing={"validation": 0.2}),
+    "diagonal": Table("results.md", ("relevant",), ROWS, seeds=5),
+    "gaussian-field": Table("results.md", ("unexplained",), ("raster", *ROWS)),
+    "gaussian-field-anisotropic": Table("results.md", ("unexplained",), ("raster", *ROWS)),
+    "textures": Table("results.md", ("error",), (*ROWS, "conv"), {"steps": 3000}),
     "digit-strings": Table(
-        "tasks/digit-strings.md", ("character_error", "string_error"), ROWS, {"steps": 4000}
+        "results.md", ("character_error", "string_error"), ROWS, {"steps": 4000}
     ),
     "digits-binary": Table("density.md", ("nats",), DENSITIES, own=OF_DIGITS),
     "digits-grey": Table("density.md", ("nats",), DENSITIES, own=OF_DIGITS),
@@ -190,7 +190,7 @@ def section(results: Results) -> str:
     time_taken = duration(results.lengths(reference)[0] * cells["seconds a step"][reference])
     used = (cells[each.name]["machine"] for each in results.trainings)
     machines = sorted({cells["machine of the seconds"], *used})
-    link = f"{'../' * table.page.count('/')}measuring.md"
+    link = "#terms" if table.page == "results.md" else "results.md#terms"
     return (
         f"`python benchmarks/learning.py {results.name}`: mean and, in brackets, worst of {table.seeds} "
         f"seeds ([terms]({link})).\nThe steps of `{reference}` take {time_taken} of one core "

@@ -105,7 +105,7 @@ def test_a_row_says_where_the_mdlstm_loses(tmp_path: Path) -> None:
 
 def test_a_row_shows_both_columns_of_a_network_that_does_not_set_the_minutes() -> None:
     row = tables.readme_row("Gaussian fields, plain `md`", RESULTS)
-    page = between_markers(ROOT / "docs/tasks/gaussian-field.md", "gaussian-field")
+    page = between_markers(ROOT / "docs/results.md", "gaussian-field")
     steps, minutes = next(each.split(" | ") for each in page.splitlines() if "| md |" in each)[4::2]
     assert row is not None and f"| {steps}, in equal minutes {minutes.removesuffix(' |')} |" in row
 
