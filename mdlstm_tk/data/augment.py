@@ -78,8 +78,8 @@ def _displaced(
     matrices = rotations * zooms[..., None]  # (N, 2, 2)
 
     positions, centre = _centred_positions(extents)
-    # Sums in place of `@`: NumPy's BLAS has threads of its own, which spin after each small product and take
-    # the second core from the training.
+    # Sums in place of `@`: NumPy's BLAS has threads of its own, which spin after each small product and
+    # take the second core from the training.
     columns = np.moveaxis(matrices, 2, 0)[:, :, None, None]
     positions = positions[..., :1] * columns[0] + positions[..., 1:] * columns[1]
     positions += centre + shifts[:, None, None]

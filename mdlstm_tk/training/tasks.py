@@ -127,12 +127,12 @@ def task_defaults(name: str, data: str = "", model: str | None = None) -> dict[s
     return defaults
 
 
-def make_task(config: TrainConfig, learned: Collection[str] | None = None, measured: bool = False) -> Task:
+def make_task(config: TrainConfig, learned: Collection[str] | None = None, of_run: str = "") -> Task:
     """The task of a configuration.
 
     Args:
         config: what to train.
-        learned, measured: of a user's data, see `read_data`; None: what the weights of `init` have learned.
+        learned, of_run: of a user's data, see `read_data`; None: what the weights of `init` have learned.
 
     Raises:
         InputError: there is no such task, it does not exist in that size, or its data cannot be read.
@@ -147,5 +147,5 @@ def make_task(config: TrainConfig, learned: Collection[str] | None = None, measu
             from mdlstm_tk.training.checkpoint import load_checkpoint
 
             learned = load_checkpoint(Path(config.init, "best.safetensors")).state.learned
-        return read_data(config, kind_named(config.task), learned or (), measured)
+        return read_data(config, kind_named(config.task), learned or (), of_run)
     return _entry(config.task).make(config)
