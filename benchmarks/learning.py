@@ -1,4 +1,4 @@
-"""Errors of networks that learn a task on equal terms: tables of README, docs/results.md and docs/density.md.
+"""Errors of networks that learn a task on equal terms: tables of README, docs/results.md, docs/density.md.
 
     python benchmarks/learning.py --estimate       # the hours of one core that each table takes
     python benchmarks/learning.py digits           # measures what is missing, and prints the table
