@@ -16,7 +16,7 @@ from functools import reduce
 from math import log
 
 from mdlstm_tk.cells.cell import Gate, GateActivation, register_cell, total
-from mdlstm_tk.cells.ir import Value
+from mdlstm_tk.cells.graph import Value
 
 States = Mapping[str, Sequence[Value]]
 Results = tuple[Value, dict[str, Value]]

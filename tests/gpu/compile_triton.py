@@ -17,8 +17,7 @@ from triton.compiler import ASTSource
 
 from mdlstm_tk.backends.cuda import codegen
 from mdlstm_tk.cells import get_cell
-from mdlstm_tk.cells.passes import reads_hidden
-from mdlstm_tk.cells.step import CELL_PARAMETERS
+from mdlstm_tk.cells.step import CELL_PARAMETERS, reads_hidden
 
 INDICES = ("order_ptr", "predecessors_ptr", "successors_ptr", "entering_ptr", "leaving_ptr")
 TYPES = {

@@ -1,7 +1,7 @@
 """The only code that depends on the cell: a C function that runs the cell's kernel on a block of rows.
 
 A kernel of the sweep fills a table with a line for each row, which holds the addresses of the slots of
-`mdlstm_tk.cells.passes`, and calls the function once per block.
+`mdlstm_tk.cells.step`, and calls the function once per block.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from numba.extending import intrinsic
 
 from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.simd import I64, Pointer, Vector, vector_loop
-from mdlstm_tk.cells.ir import Kernel, Value
-from mdlstm_tk.cells.operations import OPERATIONS
+from mdlstm_tk.cells.graph import OPERATIONS, Kernel, Value
 
 
 class Slots(NamedTuple):
@@ -175,4 +174,4 @@ class _RowBuilder:
             if store.value.level == level:
                 target = self.rows[store.slot, store.row].at(index)
                 result = get(store.value)
-                target.store(target.load(lanes) + result if store.add else result)
+                target.store(target.load(lanes) + result if store.adds else result)

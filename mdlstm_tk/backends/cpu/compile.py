@@ -25,8 +25,8 @@ from numba.core import config
 from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.cache_folder import cache_folder
 from mdlstm_tk.backends.specialize import compiling, specialize
-from mdlstm_tk.cells import operations
-from mdlstm_tk.cells.ir import Kernel
+from mdlstm_tk.cells import graph as operations
+from mdlstm_tk.cells.graph import Kernel
 
 _log = logging.getLogger("mdlstm_tk")
 _config_lock = threading.Lock()

@@ -16,8 +16,7 @@ from mdlstm_tk.backends.cpu.threads import thread_limit
 from mdlstm_tk.backends.cpu.tiles import Buffers, Jobs, Samples, make_jobs
 from mdlstm_tk.backends.inputs import SweepInputs
 from mdlstm_tk.backends.tables import Extents, ragged_extents
-from mdlstm_tk.cells.passes import Pass, pass_kernel, reads_hidden
-from mdlstm_tk.cells.step import CELL_PARAMETERS
+from mdlstm_tk.cells.step import CELL_PARAMETERS, Pass, pass_kernel, reads_hidden
 
 # Blocks whose gradients are summed up before they are added to the total. With fewer of them, adding to the
 # total would show in the time of a sweep.

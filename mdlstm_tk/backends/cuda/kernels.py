@@ -32,7 +32,7 @@ import triton.language as tl
 
 
 def _cell(*arguments: Any) -> Any:
-    """The cell, which codegen replaces; the slots are those of `mdlstm_tk.cells.passes`.
+    """The cell, which codegen replaces; the slots are those of `mdlstm_tk.cells.step`.
 
     forward: (a, h_prev, state_prev, parameter, unit, UNITS) → (h,), state, gates.
     backward: (gates, h_prev, state_prev, state, (dh,), dh_next, dh_read_next, dstate_next, parameter, unit,

@@ -37,7 +37,7 @@ from mdlstm_tk.backends.torch.products import (
     recurrent_weights,
     transposed_recurrent_weights,
 )
-from mdlstm_tk.cells.passes import Pass, reads_hidden
+from mdlstm_tk.cells.step import Pass, reads_hidden
 
 # What one program processes: 4 numbers for each thread of 4 warps, and at most UNITS units of a row. A
 # layer norm needs all units of a row, and gets more warps if they are many.
