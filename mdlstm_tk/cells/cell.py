@@ -22,7 +22,7 @@ from operator import add
 from typing import Any, Literal, TypeVar, get_args
 
 from mdlstm_tk._util.user_code import not_registered
-from mdlstm_tk.cells.graph import Value, supported
+from mdlstm_tk.cells.graph import OPERATIONS, Value
 from mdlstm_tk.errors import InputError
 
 GateActivation = Literal["sigmoid", "tanh"]
@@ -190,7 +190,7 @@ def check_cell(cell: Cell, ndim: int) -> None:
     except Exception as error:
         raise InputError(
             f"the equations of cell '{cell.name}' cannot be recorded for D = {ndim}: "
-            f"{type(error).__name__}: {error}; they may use numbers and {supported()}"
+            f"{type(error).__name__}: {error}; they may use numbers and {', '.join(OPERATIONS)}"
         ) from error
 
 

@@ -30,7 +30,6 @@ class Operation(NamedTuple):
     """An elementwise operation.
 
     Attributes:
-        symbol: how a user writes it, for error messages.
         compute: of tensors, and of `mdlstm_tk.backends.cpu.simd.Vector`, which has torch's methods.
         gradient: (dy, y, *arguments) → the gradient of each argument, in recorded values. Where there is no
             derivative it is torch's: half for each of two equal arguments of `maximum`, 0 for `relu` at 0.
@@ -39,7 +38,6 @@ class Operation(NamedTuple):
         onnx: the operator.
     """
 
-    symbol: str
     compute: Callable[..., Any]
     gradient: Callable[..., tuple[Any, ...]]
     triton: str
@@ -59,38 +57,31 @@ def _shares(dy: Value, a: Value, b: Value) -> tuple[Value, Value]:
 
 # fmt: off
 OPERATIONS: dict[str, Operation] = {
-    "add": Operation("+", lambda a, b: a + b, lambda dy, y, a, b: (dy, dy), "{0} + {1}", "Add"),
-    "subtract": Operation("-", lambda a, b: a - b, lambda dy, y, a, b: (dy, -dy), "{0} - {1}", "Sub"),
-    "multiply": Operation("*", lambda a, b: a * b, lambda dy, y, a, b: (dy * b, dy * a),
-                          "{0} * {1}", "Mul"),
-    "divide": Operation("/", lambda a, b: a / b, lambda dy, y, a, b: (dy / b, -(dy * y / b)),
+    "add": Operation(lambda a, b: a + b, lambda dy, y, a, b: (dy, dy), "{0} + {1}", "Add"),
+    "subtract": Operation(lambda a, b: a - b, lambda dy, y, a, b: (dy, -dy), "{0} - {1}", "Sub"),
+    "multiply": Operation(lambda a, b: a * b, lambda dy, y, a, b: (dy * b, dy * a), "{0} * {1}", "Mul"),
+    "divide": Operation(lambda a, b: a / b, lambda dy, y, a, b: (dy / b, -(dy * y / b)),
                         "{0} / {1}", "Div"),
-    "exp": Operation("exp", lambda x: x.exp(), lambda dy, y, x: (dy * y,), "exp({0})", "Exp"),
-    "log": Operation("log", lambda x: x.log(), lambda dy, y, x: (dy / x,), "tl.log({0})", "Log"),
-    "sqrt": Operation("sqrt", lambda x: x.sqrt(), lambda dy, y, x: (dy * 0.5 / y,), "sqrt({0})", "Sqrt"),
-    "abs": Operation("abs", lambda x: x.abs(), lambda dy, y, x: (dy * x.sign(),), "tl.abs({0})", "Abs"),
-    "sign": Operation("sign", lambda x: x.sign(), lambda dy, y, x: (None,),
+    "exp": Operation(lambda x: x.exp(), lambda dy, y, x: (dy * y,), "exp({0})", "Exp"),
+    "log": Operation(lambda x: x.log(), lambda dy, y, x: (dy / x,), "tl.log({0})", "Log"),
+    "sqrt": Operation(lambda x: x.sqrt(), lambda dy, y, x: (dy * 0.5 / y,), "sqrt({0})", "Sqrt"),
+    "abs": Operation(lambda x: x.abs(), lambda dy, y, x: (dy * x.sign(),), "tl.abs({0})", "Abs"),
+    "sign": Operation(lambda x: x.sign(), lambda dy, y, x: (None,),
                       "tl.where({0} > 0.0, 1.0, tl.where({0} < 0.0, -1.0, 0.0))", "Sign"),
-    "maximum": Operation("maximum", lambda a, b: a.maximum(b), lambda dy, y, a, b: _shares(dy, a, b),
+    "maximum": Operation(lambda a, b: a.maximum(b), lambda dy, y, a, b: _shares(dy, a, b),
                          "tl.maximum({0}, {1}, tl.PropagateNan.ALL)", "Max"),
-    "minimum": Operation("minimum", lambda a, b: a.minimum(b), lambda dy, y, a, b: _shares(dy, b, a),
+    "minimum": Operation(lambda a, b: a.minimum(b), lambda dy, y, a, b: _shares(dy, b, a),
                          "tl.minimum({0}, {1}, tl.PropagateNan.ALL)", "Min"),
-    "tanh": Operation("tanh", lambda x: x.tanh(), lambda dy, y, x: (dy * (1.0 - y * y),),
-                      "tanh({0})", "Tanh"),
-    "sigmoid": Operation("sigmoid", lambda x: x.sigmoid(), lambda dy, y, x: (dy * (y * (1.0 - y)),),
+    "tanh": Operation(lambda x: x.tanh(), lambda dy, y, x: (dy * (1.0 - y * y),), "tanh({0})", "Tanh"),
+    "sigmoid": Operation(lambda x: x.sigmoid(), lambda dy, y, x: (dy * (y * (1.0 - y)),),
                          "sigmoid({0})", "Sigmoid"),
-    "relu": Operation("relu", lambda x: x.relu(), lambda dy, y, x: (dy * y.sign(),),
+    "relu": Operation(lambda x: x.relu(), lambda dy, y, x: (dy * y.sign(),),
                       "tl.maximum({0}, 0.0, tl.PropagateNan.ALL)", "Relu"),
     # log(1 + exp(x)); torch's own function is linear from x = 20 on
-    "softplus": Operation("softplus", lambda x: x.logaddexp(x.new_zeros(())),
-                          lambda dy, y, x: (dy * x.sigmoid(),), "softplus({0})", "Softplus"),
+    "softplus": Operation(lambda x: x.logaddexp(x.new_zeros(())), lambda dy, y, x: (dy * x.sigmoid(),),
+                          "softplus({0})", "Softplus"),
 }
 # fmt: on
-
-
-def supported() -> str:
-    """The operations as users write them, for error messages."""
-    return ", ".join(operation.symbol for operation in OPERATIONS.values())
 
 
 def _operator(op: str, is_reflected: bool = False) -> Callable[[Value, Value | float], Value]:
@@ -276,10 +267,6 @@ class Store(NamedTuple):
     slot: str
     row: int
     value: Value
-
-    @property
-    def adds(self) -> bool:
-        return self.slot == "dparameter"
 
 
 @dataclass(frozen=True)

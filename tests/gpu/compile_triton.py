@@ -24,7 +24,6 @@ TYPES = {
     **dict.fromkeys(codegen.VARYING, "i32"),
     **dict.fromkeys(INDICES, "*i32"),
     "starts_ptr": "*i64",
-    "valid_ptr": "*i1",
     "d_parameter_ptr": "*fp64",
 }
 IN_X_DTYPE = (
@@ -38,7 +37,6 @@ IN_STATE_DTYPE = (
 OF_STATES = ("first_ptr", "entering_ptr", "last_ptr", "leaving_ptr", "d_first_ptr")
 ARGUMENTS_OF_OPTION = {  # None without it
     "bias": ("bias_ptr",),
-    "sizes": ("valid_ptr",),
     "initial": OF_STATES,
 }
 

@@ -23,7 +23,7 @@ from mdlstm_tk.cells.step import Pass, pass_kernel
 SLOTS = {  # that `_cell` reads and writes, in the order of its arguments and results
     "forward": ("a, h_prev, state_prev, parameter", "h, state, gates"),
     "backward": (
-        "gates, h_prev, state_prev, state, dh, dh_next, dh_read_next, dstate_next, parameter",
+        "gates, h_prev, state_prev, dh, dh_next, dh_read_next, dstate_next, parameter",
         "da, dh_read_prev, dstate_prev, dparameter",
     ),
 }
