@@ -140,7 +140,7 @@ def _compile(device: str, compiler: str) -> str:
     importlib.import_module(compiler)
     import torch
 
-    from mdlstm_tk.backends.cpu.cache_folder import VARIABLE, cache_folder
+    from mdlstm_tk.backends.cpu.compile import VARIABLE, cache_folder
     from mdlstm_tk.layer import MDLSTM
 
     layer = MDLSTM(1, 2, backend="fused").to(device)

@@ -34,7 +34,7 @@ from mdlstm_tk.backends.run import (
     wanted_gradients,
 )
 from mdlstm_tk.cells import get_cell
-from mdlstm_tk.cells.passes import cell_of_graph, graph_name
+from mdlstm_tk.cells.step import cell_of_graph, graph_name
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.flops import register_flops
 

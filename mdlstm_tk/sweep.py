@@ -34,7 +34,7 @@ from mdlstm_tk.backends.run import (
     wanted_gradients,
     without_autocast,
 )
-from mdlstm_tk.cells.passes import graph_name
+from mdlstm_tk.cells.step import graph_name
 from mdlstm_tk.flops import register_flops
 from mdlstm_tk.operator import captured_gradients, in_shape, named_arguments, result_shapes
 

@@ -10,8 +10,7 @@ from onnx import helper, numpy_helper
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk.backends.inputs import TENSORS
-from mdlstm_tk.cells.passes import cell_of_graph
-from mdlstm_tk.cells.step import CELL_PARAMETERS
+from mdlstm_tk.cells.step import CELL_PARAMETERS, cell_of_graph
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.capture import DOMAIN, IR_VERSION
 from mdlstm_tk.export.lowering.graph import Graph, Value, rename

@@ -120,7 +120,6 @@ def _try_compiler(device: torch.device) -> None:
 
     if numba.config.DISABLE_JIT:
         raise MDLSTMError("the environment variable NUMBA_DISABLE_JIT is set, unset it")
-    from mdlstm_tk.backends.cpu import compile as cpu_compile
-    from mdlstm_tk.backends.cpu import sweep as cpu_sweep  # noqa: F401
+    from mdlstm_tk.backends.cpu import sweep as cpu_sweep
 
-    cpu_compile.generic_kernel("pack", "float32")
+    cpu_sweep.try_compiler()

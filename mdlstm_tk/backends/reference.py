@@ -15,8 +15,8 @@ from torch import Tensor
 from mdlstm_tk.backends.boundary import face_extents, split_faces
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.backends.torch.evaluate import evaluate
-from mdlstm_tk.cells.ir import Kernel, Store
-from mdlstm_tk.cells.step import recorded_step
+from mdlstm_tk.cells.graph import Kernel
+from mdlstm_tk.cells.step import pass_kernel
 from mdlstm_tk.wavefront import Direction
 
 Position = tuple[int, ...]
@@ -38,8 +38,7 @@ def _sweep(inputs: SweepInputs, k: int, direction: Direction) -> tuple[Tensor, T
     x, ndim, units, states_of_cell = inputs.x, inputs.ndim, inputs.units, 1 + inputs.state_count
     sizes = None if inputs.sizes is None else inputs.sizes.to(x.device)
     batch, *grid, _ = x.shape
-    step = recorded_step(inputs.cell, ndim, inputs.present)
-    kernel = Kernel([Store("h", 0, step.h), *(Store("state", s, v) for s, v in enumerate(step.states))])
+    kernel = Kernel(pass_kernel("forward", inputs.cell, ndim, inputs.present).stores[:states_of_cell])
     parameters = inputs.cell_parameters()
     slots: dict[str, Sequence[Tensor]] = {}
     if parameters is not None:

@@ -12,8 +12,8 @@ from mdlstm_tk._util.tensor_classes import has_hooks
 from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
 from mdlstm_tk.backends.torch.evaluate import evaluate
 from mdlstm_tk.cells import get_cell
-from mdlstm_tk.cells.ir import Kernel
-from mdlstm_tk.cells.passes import pass_kernel
+from mdlstm_tk.cells.graph import Kernel
+from mdlstm_tk.cells.step import pass_kernel
 from mdlstm_tk.density.network import DensityNet, neighbours
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import DOWNWARD, DownwardSweeps

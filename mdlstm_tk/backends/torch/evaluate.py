@@ -1,4 +1,4 @@
-"""A recorded graph (`mdlstm_tk.cells.ir`), evaluated on torch tensors."""
+"""A recorded graph (`mdlstm_tk.cells.graph`), evaluated on torch tensors."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mdlstm_tk.cells.ir import Kernel, Value
-from mdlstm_tk.cells.operations import OPERATIONS
+from mdlstm_tk.cells.graph import OPERATIONS, Kernel, Value
 
 Slots = Mapping[str, Sequence[Tensor]]
 # Operators that accept a Python number beside a tensor; the rest are tensor methods. Two numbers become

@@ -21,8 +21,8 @@ from mdlstm_tk.backends.inputs import Gradients, SweepInputs, SweepResults
 from mdlstm_tk.backends.tables import SweepRows, sweep_rows
 from mdlstm_tk.backends.torch import products
 from mdlstm_tk.backends.torch.evaluate import evaluate
-from mdlstm_tk.cells.ir import Kernel
-from mdlstm_tk.cells.passes import Pass, pass_kernel
+from mdlstm_tk.cells.graph import Kernel
+from mdlstm_tk.cells.step import Pass, pass_kernel
 
 
 def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:
