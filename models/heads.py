@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mdlstm_tk._util import arguments
 from mdlstm_tk._util.masking import Sizes
-from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.inputs import state_dtype
 from mdlstm_tk.layer import MDLSTM, Directions
 from mdlstm_tk.models.blocks import Encoder, Window, combine_windows, depth_to_space
 from mdlstm_tk.tiling.stages import TileStages

@@ -87,6 +87,13 @@ class Cell:
     recurrent: bool
     functions: int
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by name: another process has the cell that is registered there."""
+        return get_cell, (self.name,)
+
+    def __deepcopy__(self, memo: Any) -> Cell:
+        return self
+
     @property
     def peephole(self) -> bool:
         """True if the cell can have peepholes."""

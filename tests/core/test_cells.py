@@ -17,7 +17,7 @@ from mdlstm_tk.cells.ir import Kernel, Store, Value, unit_mean
 
 Array = np.ndarray
 Before = dict[str, tuple[Array, Array]]  # by name, the states above and to the left
-BACKENDS = ("reference", "torch", "fused")
+BACKENDS = ("torch", "fused")
 
 
 def sigmoid(x: Array) -> Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from runpy import run_path
 from typing import Any
@@ -14,11 +13,11 @@ import pytest
 import torch
 from helpers.functions import FUNCTIONS, assert_precise, whole_range
 from helpers.own_cells import EXAMPLE, OWN_CELLS, arguments, register_own_cells, run_all_operations, smooth
-from helpers.parity import Case, assert_close_to
+from helpers.parity import Case
 from helpers.refusal import refused
 from torch import Tensor
 
-from mdlstm_tk import MDLSTM, Gate, InputError, cells, register_cell, tiling
+from mdlstm_tk import MDLSTM, Gate, InputError, cells, register_cell
 from mdlstm_tk.cells import cell_names, get_cell
 from mdlstm_tk.cells.autodiff import SimplifiedGraph
 from mdlstm_tk.cells.ir import Value, topological_order, unit_mean
@@ -97,10 +96,11 @@ def test_all_ways_to_write_an_operation() -> None:
     register_cell("ours", gates=PAIR, states=())(lambda gates, states: (equations(cells, gates), {}))
     register_cell("torchs", gates=PAIR, states=())(lambda gates, states: (equations(torch, gates), {}))
     torch.manual_seed(0)
-    layer, x = MDLSTM(2, 3, ndim=1, cell="ours", backend="reference"), torch.randn(1, 1, 2)
+    layer, x = MDLSTM(2, 3, ndim=1, cell="ours", backend="torch"), torch.randn(1, 1, 2)
     a = (layer.weight_ih_l0[0] @ x[0, 0] + layer.bias_l0[0]).unflatten(0, (2, 3))
     expected = equations(torch, a)
-    for layer.cell in ("ours", "torchs"):
+    for cell in ("ours", "torchs"):
+        layer.definition = get_cell(cell)
         torch.testing.assert_close(layer(x)[0, 0], expected)
 
 
@@ -128,20 +128,6 @@ def test_a_row_of_the_table_is_all_that_an_operation_needs(
 
     Case("reciprocal", (3, 4), units=5).check(backend)
     export_onnx(MDLSTM(2, 3, cell="reciprocal"), tmp_path / "m.onnx", grid=(3, 4), channels=2, form=form)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_cell_that_is_defined_again_is_replaced(backend: str) -> None:
-    """Also in kernels that were compiled, and in layers that exist."""
-    layer, x = MDLSTM(2, 3, cell="gru", backend=backend).double(), torch.randn(1, 3, 4, 2).double()
-    before = layer(x)
-    register_cell("gru", gates=[Gate("update"), Gate("reset"), Gate("new", None)], states=())(
-        lambda gates, states: (gates[0] - gates[1] * states["h"][0] + gates[2].tanh(), {})
-    )
-    after = layer(x)
-    layer.backend = "reference"
-    assert_close_to(layer(x), after, 1e-12, "the new cell")
-    assert not torch.allclose(after, before)
 
 
 def test_gates_have_the_start_and_role_that_they_are_given() -> None:
@@ -286,11 +272,11 @@ def test_what_equations_read_from_outside_is_read_once() -> None:
 
     x, results = torch.randn(1, 2, 3, 2, dtype=torch.float64), []
     layer = MDLSTM(2, 3, cell="reader").double()
-    for layer.backend in ("fused", "torch", "reference"):
+    for layer.backend in ("fused", "torch"):
         y = layer(x)
         strength[0] = 3.0
         results.append((y, torch.autograd.grad(y.sum(), list(layer.parameters()))))
-    torch.testing.assert_close(results[:2], [results[2]] * 2)
+    torch.testing.assert_close(*results)
 
 
 VANISHING: dict[str, Callable[[Any], Any]] = {
@@ -315,12 +301,12 @@ def test_equations_keep_nan_and_infinity(name: str) -> None:
         layer.weight_ih_l0.copy_(torch.tensor([[0, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]))
         layer.bias_l0.zero_()
     x = torch.tensor([[[0.0, 2.0, 1.0]], [[0.0, 1e3, 1.0]], [[0.0, 0.0, 1.0]], [[0.0, -3.0, 1.0]]])
-    for layer.backend in ("reference", "fused", "torch"):
+    for layer.backend in ("fused", "torch"):
         inputs = x.double().requires_grad_()
         y = layer(inputs)
         results.append((y, torch.autograd.grad(y.sum(), inputs)[0][..., 2]))
     assert results[0][0].isnan().any() and results[0][1].isnan().any()
-    torch.testing.assert_close(results[1:], [results[0]] * 2, equal_nan=True)
+    torch.testing.assert_close(*results, equal_nan=True)
 
 
 def test_a_state_may_be_called_self() -> None:
@@ -333,7 +319,7 @@ def test_a_state_may_be_called_self() -> None:
     layer(x, initial_state=(state,))
 
 
-@pytest.mark.parametrize("backend", ["fused", "torch", "reference"])
+@pytest.mark.parametrize("backend", ["fused", "torch"])
 def test_numbers_of_any_kind_and_changed_lists(backend: str) -> None:
     """Numbers of NumPy on either side, 1 / 0 of constants, and lists that equations empty."""
 
@@ -353,21 +339,3 @@ def test_numbers_of_any_kind_and_changed_lists(backend: str) -> None:
         h = 0.5 * a.sigmoid() + 0.25 * h
         torch.testing.assert_close(y[0, row, 0], h)
     y.sum().backward()
-
-
-@pytest.mark.parametrize("run", ["layer", "tiles", "compiled"])
-@pytest.mark.parametrize("recurrent", [True, False])
-def test_a_cell_with_other_gates_needs_a_new_layer(recurrent: bool, run: str) -> None:
-    """Else two gates of 4 units would be taken for four of 2."""
-
-    def define(count: int) -> None:
-        gates = [Gate(f"g{k}") for k in range(count)]
-        register_cell("grown", gates=gates, recurrent=recurrent)(lambda g, s: (sum(g), {"c": g[0]}))
-
-    define(2)
-    layer = MDLSTM(1, 4, cell="grown")
-    define(4)
-    how: Any = {"layer": layer, "tiles": partial(tiling.checkpointed, layer)}
-    call = how[run] if run in how else torch.compile(layer, backend="eager")
-    with pytest.raises(Exception, match="cell 'grown' has 4 gates, and the layer was created with 2"):
-        call(torch.rand(1, 2, 3, 1))

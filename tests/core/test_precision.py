@@ -11,7 +11,7 @@ from helpers.parity import Case
 from torch import Tensor
 
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.backends.torch import products
+from mdlstm_tk.backends.cuda import products
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
 
@@ -88,7 +88,7 @@ def test_slstm_is_a_mean_on_every_grid(grid: tuple[int, ...], forget: float, sca
     y, (state,) = layer(x, return_state=True)
     y.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in (x, *layer.parameters()))
-    assert all(face.isfinite().all() for faces in state for face in faces)
+    assert all(face.isfinite().all() for faces in state.values() for face in faces)
     assert max(face.abs().max() for face in state.c) <= 1 + 1e-6 and y.abs().max() <= 1 + 1e-6
     if scale == 1:
         with torch.no_grad():
@@ -96,7 +96,7 @@ def test_slstm_is_a_mean_on_every_grid(grid: tuple[int, ...], forget: float, sca
         torch.testing.assert_close(y.double(), exact, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
+@pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_pre_activations_beyond_float16(backend: str) -> None:
     """Rounded to float16 they would be infinite, and the layer norm would turn them into NaN."""
     case = Case("stable", layer_norm=True, dtype="float16")
@@ -123,6 +123,6 @@ def test_a_closed_gate_passes_nothing_on() -> None:
     x[0, 1, 1, 0] = 1e20
     gradient, expected = (
         torch.autograd.grad(layer(x).sum(), layer.weight_ih_l0)[0]
-        for layer in (case.layer(backend, torch.float64) for backend in ("fused", "reference"))
+        for layer in (case.layer(backend, torch.float64) for backend in ("fused", "torch"))
     )
     torch.testing.assert_close(gradient, expected)

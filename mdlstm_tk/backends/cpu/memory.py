@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdlstm_tk._util.tensor_classes import is_wrapper
 from mdlstm_tk.errors import InputError
 
 HALF = (torch.float16, torch.bfloat16)
@@ -49,7 +48,7 @@ def pointer(
     if tensor is None:
         return 0
     if (
-        (type(tensor) is Tensor or not is_wrapper(tensor))
+        type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
         and (tensor.is_cpu and tensor.layout == torch.strided and tensor.is_contiguous())
         and not tensor.is_neg()
         and (dtype is None or tensor.dtype == dtype)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from math import isqrt, prod
 from typing import Any, NamedTuple
 
-from mdlstm_tk._util.caches import BoundedCache
-from mdlstm_tk.backends.boundary import line_counts
 from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.cell_code import words_per_line
 from mdlstm_tk.backends.cpu.compile import Generic, compile_cell, generic_kernel
@@ -14,10 +12,11 @@ from mdlstm_tk.backends.cpu.kernels import BLOCK
 from mdlstm_tk.backends.cpu.records import Layout, address, words
 from mdlstm_tk.backends.cpu.threads import thread_limit
 from mdlstm_tk.backends.cpu.tiles import Buffers, Jobs, Samples, make_jobs
-from mdlstm_tk.backends.inputs import SweepInputs
-from mdlstm_tk.backends.tables import Extents, ragged_extents
 from mdlstm_tk.cells.passes import Pass, pass_kernel, reads_hidden
 from mdlstm_tk.cells.step import CELL_PARAMETERS
+from mdlstm_tk.inputs import SweepInputs
+from mdlstm_tk.states import line_counts
+from mdlstm_tk.wavefront import Extents, ragged_extents
 
 # Blocks whose gradients are summed up before they are added to the total. With fewer of them, adding to the
 # total would show in the time of a sweep.
@@ -31,7 +30,7 @@ PACKS: dict[Pass, tuple[Generic, ...]] = {
 # Buffers of gradients, however many threads there are: these, or more if all together take a quarter of the
 # numbers that forward keeps.
 MIN_SUMS, MIN_DX, KEPT = 3, 2, 4
-PLAN_BYTES = 16384  # about what a plan takes beside its jobs
+MAX_PLANS = 64
 
 
 class Plan(NamedTuple):
@@ -65,7 +64,7 @@ class Plan(NamedTuple):
     memory: Any
 
 
-plans: BoundedCache[tuple[Any, ...], Plan] = BoundedCache(64 << 20)
+plans: dict[tuple[Any, ...], Plan] = {}
 
 
 def get_plan(
@@ -92,7 +91,9 @@ def get_plan(
     if plan is None:
         valid = None if len(x) else ()
         plan = _make_plan(pass_kind, inputs, saves_states, wants_dx, threads, valid)
-        plans.add(key, plan, PLAN_BYTES + plan.jobs.nbytes)
+        if len(plans) >= MAX_PLANS:
+            plans.clear()
+        plans[key] = plan
     return plan
 
 

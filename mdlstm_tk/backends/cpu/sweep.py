@@ -14,12 +14,12 @@ from operator import is_
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.boundary import valid_lines
 from mdlstm_tk.backends.cpu import memory
 from mdlstm_tk.backends.cpu.plan import Plan, get_plan
 from mdlstm_tk.backends.cpu.records import address, words
 from mdlstm_tk.backends.cpu.threads import run_chains
-from mdlstm_tk.backends.inputs import Gradients, SweepInputs, SweepResults, boundary_shape
+from mdlstm_tk.inputs import Gradients, SweepInputs, SweepResults, boundary_shape
+from mdlstm_tk.states import valid_lines
 
 
 def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:

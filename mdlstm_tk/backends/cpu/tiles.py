@@ -25,8 +25,7 @@ from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.memory import pointer
 from mdlstm_tk.backends.cpu.records import Job, address, words
 from mdlstm_tk.backends.cpu.threads import Task
-from mdlstm_tk.backends.tables import Extents, SweepTables, ragged_tables, tile_tables
-from mdlstm_tk.wavefront import Direction
+from mdlstm_tk.wavefront import Direction, Extents, SweepTables, ragged_tables, tile_tables
 
 # The parts of a sweep that a chain takes: some samples, some directions, or bands in turn.
 Division = Literal["samples", "directions", "bands"]
@@ -41,7 +40,6 @@ TASK_OPERATIONS = 100_000_000  # of a task, after which a thread may take anothe
 BAND_TASK_OPERATIONS = 20_000_000  # the same of a band, on which another thread waits
 MIN_TASK_OPERATIONS = 3_000_000
 BAND_TASKS = 4  # tasks of a band, unless they have less than that
-JOB_BYTES = 512  # about what a job takes beside its tables
 
 
 class Samples(NamedTuple):
@@ -118,12 +116,6 @@ class Jobs(NamedTuple):
     is_tiled: bool
     is_full: bool
     memory: list[array[int] | SweepTables]
-
-    @property
-    def nbytes(self) -> int:
-        """About the bytes that the jobs keep in memory. Tiles of one shape share their tables."""
-        tables = {id(part): part.nbytes for part in self.memory if isinstance(part, SweepTables)}
-        return JOB_BYTES * len(self.order) + sum(tables.values())
 
 
 def _divide(

@@ -9,7 +9,7 @@ them if they are on the device. While a graph is captured it cannot; then all po
 kernels get a mask.
 
 Notation: N batch, P positions, G gates, S states beside h, n units, D axes; rows as in
-`mdlstm_tk.backends.tables`.
+`mdlstm_tk.wavefront`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,8 @@ import torch
 from torch import Tensor
 from triton.errors import TritonError
 
-from mdlstm_tk.backends.boundary import by_direction, face_rows, final_states, from_directions, line_counts
 from mdlstm_tk.backends.cuda.codegen import get_kernel
-from mdlstm_tk.backends.inputs import Gradients, SweepInputs, SweepResults
-from mdlstm_tk.backends.specialize import KernelError, compiling
-from mdlstm_tk.backends.tables import SweepRows, sweep_rows
-from mdlstm_tk.backends.torch.products import (
+from mdlstm_tk.backends.cuda.products import (
     add_entering_products,
     entering_gradients,
     gather_hidden,
@@ -37,7 +33,11 @@ from mdlstm_tk.backends.torch.products import (
     recurrent_weights,
     transposed_recurrent_weights,
 )
+from mdlstm_tk.backends.specialize import KernelError, compiling
 from mdlstm_tk.cells.passes import Pass, reads_hidden
+from mdlstm_tk.inputs import Gradients, SweepInputs, SweepResults
+from mdlstm_tk.states import by_direction, face_rows, final_states, from_directions, line_counts
+from mdlstm_tk.wavefront import SweepRows, sweep_rows
 
 # What one program processes: 4 numbers for each thread of 4 warps, and at most UNITS units of a row. A
 # layer norm needs all units of a row, and gets more warps if they are many.
@@ -177,7 +177,7 @@ class _Launcher:
             "order_ptr": tables.order,
             "predecessors_ptr": tables.predecessors,
             "successors_ptr": tables.successors,
-            "valid_ptr": rows.valid_mask,
+            "valid_ptr": None,
             "first_ptr": None if initial is None else by_direction(initial),
             "entering_ptr": None if initial is None else face_rows(inputs, rows, leaving=False),
             "parameter_ptr": self.parameters,
