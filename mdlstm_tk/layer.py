@@ -71,7 +71,7 @@ class MDLSTM(nn.Module):
         bias: whether there is b.
         channels_last: x is (N, *grid, C); if false (N, C, *grid), and y has the same layout.
         backend: "auto", "fused" or "torch"; `layer.backend_for(x)` says which one runs. The first call
-            compiles kernels; to do so ahead, call the layer once on zeros. On a CPU results are equal to the
+            compiles kernels; to do so ahead, call it once on zeros. On a CPU results are equal to the
             last bit from run to run with the same number of threads, unless sweeps run concurrently.
         recompute: for large grids: training keeps only h and c of each position, 2·n numbers instead of
             (G + 2)·n, and backward computes the gates again, which costs one more product. With the backend
