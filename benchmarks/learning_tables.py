@@ -60,9 +60,7 @@ TABLES = {
     "gaussian-field": Table("results.md", ("unexplained",), ("raster", *ROWS)),
     "gaussian-field-anisotropic": Table("results.md", ("unexplained",), ("raster", *ROWS)),
     "textures": Table("results.md", ("error",), (*ROWS, "conv"), {"steps": 3000}),
-    "digit-strings": Table(
-        "results.md", ("character_error", "string_error"), ROWS, {"steps": 4000}
-    ),
+    "digit-strings": Table("results.md", ("character_error", "string_error"), ROWS, {"steps": 4000}),
     "digits-binary": Table("density.md", ("nats",), DENSITIES, own=OF_DIGITS),
     "digits-grey": Table("density.md", ("nats",), DENSITIES, own=OF_DIGITS),
     "ising": Table("density.md", ("nats",), DENSITIES, {"size": "16"}, own=OF_ISING),

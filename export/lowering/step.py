@@ -10,7 +10,7 @@ Notation
     n     hidden units                  G   gates of the cell
     dirs  directions                    S   states beside h
     R     rows of the wavefront, (position, sample), K·N
-    F     lines of all faces, as in `mdlstm_tk.backends.boundary`; F_d those of face d
+    F     lines of all faces, as in `mdlstm_tk.states`; F_d those of face d
     K_max positions of the largest wavefront
     L     positions of a state in a scan, the same in all iterations: see tables.py
 

@@ -78,7 +78,11 @@ class Cell:
     functions: int
 
     def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by name: another process has the cell that is registered there."""
         return get_cell, (self.name,)
+
+    def __deepcopy__(self, memo: Any) -> Cell:
+        return self
 
     @property
     def peephole(self) -> bool:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import Sizes, as_sizes
-from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.inputs import state_dtype
 from mdlstm_tk.models.blocks import check_batched, fill_padding
 
 

@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mdlstm_tk._util.tensor_classes import has_hooks
-from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
-from mdlstm_tk.backends.torch.evaluate import evaluate
-from mdlstm_tk.cells import get_cell
+from mdlstm_tk.backends.torch import evaluate
 from mdlstm_tk.cells.graph import Kernel
 from mdlstm_tk.cells.step import pass_kernel
 from mdlstm_tk.density.network import DensityNet, neighbours
+from mdlstm_tk.inputs import SweepInputs, state_dtype
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import DOWNWARD, DownwardSweeps
 from mdlstm_tk.sweep import sweep
@@ -63,9 +61,8 @@ class PixelNet(DensityNet):
     def contexts(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
         """As `DensityNet.contexts`, but each layer computes each position once, unless its body has hooks,
         or a layer a forward of its own. 16-bit networks compute in float32 here, and round the features."""
-        if any(map(has_hooks, self.body.modules())) or any(
-            layer._has_own_forward() for layer in self.body.layers
-        ):
+        hooks = [m._forward_hooks or m._forward_pre_hooks for m in self.body.modules()]
+        if any(hooks) or any(type(layer).forward is not MDLSTM.forward for layer in self.body.layers):
             yield from super().contexts(x)
             return
         n, height, width, channels = x.shape
@@ -113,7 +110,7 @@ class _LayerStates:
         self.bias = weight_ih.new_zeros(len(weight_ih)) if bias is None else bias
         self.x = weight_ih.new_zeros(n, 1, width, layer.input_size)
         tensors: Any = {name: None if p is None else p[None] for name, p in right.items()}
-        states = 1 + len(get_cell(layer.cell).states)
+        states = 1 + len(layer.definition.states)
         right_states = weight_ih.new_zeros(n, width + 1, 1, states, self.units)  # above, and to the right
         self.from_right = SweepInputs(
             x=self.x,
@@ -121,10 +118,10 @@ class _LayerStates:
             initial=right_states,
             sizes=None,
             signs=DOWNWARD[1],
-            cell=get_cell(layer.cell),
+            cell=layer.definition,
         )
         present = self.from_right.present
-        self.kernel = Kernel(pass_kernel("forward", get_cell(layer.cell), 2, present).stores[:states])
+        self.kernel = Kernel(pass_kernel("forward", layer.definition, 2, present).stores[:states])
         self.parameters = [row for name in present for row in left[name].unbind()]
         self.zero = weight_ih.new_zeros(n, states, self.units)
         # h and the other states of this row and of the row above, (n, W + 1, 1 + S, units)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import Sizes, as_sizes, valid_mask
-from mdlstm_tk.backends.inputs import state_dtype
+from mdlstm_tk.inputs import state_dtype
 from mdlstm_tk.layer import MDLSTM, Directions
 from mdlstm_tk.models.blocks import check_batched, fill_padding, sizes_in_windows
 from mdlstm_tk.models.heads import EncoderNet

@@ -14,13 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from helpers import oracle
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.backends.boundary import line_counts
-from mdlstm_tk.backends.inputs import TENSORS
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.export import lower
 from mdlstm_tk.export.capture import DOMAIN, IR_VERSION, OPSET
 from mdlstm_tk.export.lowering.lower import subgraphs, walk
+from mdlstm_tk.inputs import TENSORS
 from mdlstm_tk.layer import PARAMETERS
+from mdlstm_tk.states import line_counts
 from mdlstm_tk.wavefront import Direction
 
 CHANNELS = 2

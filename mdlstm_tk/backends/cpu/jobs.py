@@ -22,8 +22,7 @@ import torch
 from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.records import Job, address, words
 from mdlstm_tk.backends.cpu.threads import Task
-from mdlstm_tk.backends.tables import Extents, ragged_tables, tile_tables
-from mdlstm_tk.wavefront import Direction
+from mdlstm_tk.wavefront import Direction, Extents, ragged_tables, tile_tables
 
 MIN_BAND_GRID = 4096  # rows (position, sample) of a grid that is divided
 LONG_WAVEFRONT = 800  # rows of a wavefront, on average, that would not stay in cache

@@ -12,7 +12,7 @@ memory. If the cell is not recurrent, the operand has no h_d: K = C + 1.
 
 A kernel runs one job (`records.Job`): wavefronts of one band of the grid, with rows (visit, sample).
 States pass from band to band through the *front*, a tensor of all faces of the grid
-(`mdlstm_tk.backends.boundary`) that holds for each line the states that left the last band along it. It
+(`mdlstm_tk.states`) that holds for each line the states that left the last band along it. It
 starts as the initial states and ends as the final ones. A grid that is one band and has neither needs no
 front.
 

@@ -4,7 +4,7 @@ A kernel takes the addresses of three records: the arrays of a call, the layout 
 the job itself. Arrays are given by their addresses, 0 for None.
 
 Notation
-    N, P, D, F        batch, positions of the grid, axes, lines of all faces (`mdlstm_tk.backends.boundary`)
+    N, P, D, F        batch, positions of the grid, axes, lines of all faces (`mdlstm_tk.states`)
     n, C, G, S, R     hidden units, input features, gates, states beside h, rows of the cell's parameters
     K                 length of an operand, hidden_dim + C + 1
     NR                columns of a panel, see `matmul`

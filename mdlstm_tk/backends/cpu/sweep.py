@@ -25,19 +25,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.boundary import line_counts, valid_lines
 from mdlstm_tk.backends.cpu import cell_code, kernels, matmul, simd
 from mdlstm_tk.backends.cpu.compile import compiled
 from mdlstm_tk.backends.cpu.jobs import Jobs, Most, make_jobs
 from mdlstm_tk.backends.cpu.kernels import BLOCK
 from mdlstm_tk.backends.cpu.records import Arrays, Layout, address, words
 from mdlstm_tk.backends.cpu.threads import run_lanes, thread_limit
-from mdlstm_tk.backends.inputs import Gradients, SweepInputs, SweepResults, boundary_shape
 from mdlstm_tk.backends.specialize import compiling, specialize
-from mdlstm_tk.backends.tables import Extents, ragged_extents
 from mdlstm_tk.cells.cell import Cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS, Pass, pass_kernel, reads_hidden
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.inputs import Gradients, SweepInputs, SweepResults, boundary_shape
+from mdlstm_tk.states import line_counts, valid_lines
+from mdlstm_tk.wavefront import Extents, ragged_extents
 
 HUGE_PAGE = 2 << 20
 # Blocks whose gradients are summed up before they are added to the total. With fewer of them, adding to the

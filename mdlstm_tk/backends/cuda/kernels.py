@@ -18,7 +18,7 @@ Notation
     visit        index of a position in visiting order
     local row    row within (dirs, K·N) of one wavefront with K positions: direction · K·N + row
     global row   row within (dirs, P·N): (direction · P + visit) · N + sample
-    face row     row within (dirs, F·N): see `mdlstm_tk.backends.boundary`; there h and the other states lie
+    face row     row within (dirs, F·N): see `mdlstm_tk.states`; there h and the other states lie
                  side by side, (1 + S)·n numbers
     …_ptr        a pointer, or None where that is said
 """

@@ -8,7 +8,7 @@ Padded positions have no rows, for which the values of `sizes` are needed on the
 them if they are on the device.
 
 Notation: N batch, P positions, G gates, S states beside h, n units, D axes; rows as in
-`mdlstm_tk.backends.tables`.
+`mdlstm_tk.wavefront`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,8 @@ import torch
 from torch import Tensor
 from triton.errors import TritonError
 
-from mdlstm_tk.backends.boundary import by_direction, face_rows, final_states, from_directions, line_counts
 from mdlstm_tk.backends.cuda.codegen import get_kernel
-from mdlstm_tk.backends.inputs import Gradients, SweepInputs, SweepResults
-from mdlstm_tk.backends.specialize import KernelError, compiling
-from mdlstm_tk.backends.tables import SweepRows, sweep_rows
-from mdlstm_tk.backends.torch.products import (
+from mdlstm_tk.backends.cuda.products import (
     add_entering_products,
     entering_gradients,
     gather_hidden,
@@ -36,8 +32,12 @@ from mdlstm_tk.backends.torch.products import (
     recurrent_weights,
     transposed_recurrent_weights,
 )
+from mdlstm_tk.backends.specialize import KernelError, compiling
 from mdlstm_tk.cells.step import Pass, reads_hidden
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.inputs import Gradients, SweepInputs, SweepResults
+from mdlstm_tk.states import by_direction, face_rows, final_states, from_directions, line_counts
+from mdlstm_tk.wavefront import SweepRows, sweep_rows
 
 # What one program processes: 4 numbers for each thread of 4 warps, and at most UNITS units of a row. A
 # layer norm needs all units of a row, and gets more warps if they are many.
