@@ -13,8 +13,8 @@ from measuring import markdown
 from mdlstm_tk.io import Array
 from mdlstm_tk.text import page_folders
 from mdlstm_tk.text.line_cutting import cut_line
+from mdlstm_tk.text.measures import error_interval
 from mdlstm_tk.text.pages import Page, is_page, read_page
-from mdlstm_tk.text.reading import error_interval
 
 
 def slant(pixels: Array) -> float:

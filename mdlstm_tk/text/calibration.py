@@ -1,20 +1,19 @@
 """Choose how the texts of a trained recogniser are read: temperatures, and weights of a language model.
 
 `calibrate` runs once, when training ends, on the validation split. The temperatures calibrate the
-confidences (Guo et al. 2017, arXiv:1706.04599): they minimise the negative log-likelihood of which
-characters are right, of the best path, and of what is read with the language model. The weights
-minimise the character errors of a beam search with a character model of the training texts, as in minimum
-error rate training (Och 2003, P03-1021): they are chosen among the texts that searches end with, and the
-search is repeated with them for more texts.
+confidences (Guo et al. 2017, arXiv:1706.04599): they maximise the likelihood of which characters are right,
+on the best path, and in what is read with the language model. The weights minimise the character errors of
+a beam search with a character model of the training texts, as in minimum error rate training (Och 2003,
+P03-1021): they are chosen among the texts that searches end with, and the search is repeated with them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from math import exp, log, sqrt
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,14 +25,13 @@ from mdlstm_tk.data.task import Dataset, Task
 from mdlstm_tk.io import Floats
 from mdlstm_tk.kinds.kind import Predict
 from mdlstm_tk.text.character_model import CharacterModel
-from mdlstm_tk.text.ctc import Fusion, best_path, scaled_log_probs, search
-from mdlstm_tk.text.ctc_loss import line_steps
-from mdlstm_tk.text.decoding import BEAM, LM_FILE, Decoding
-from mdlstm_tk.text.measures import right_characters, visual_text
-from mdlstm_tk.text.posteriors import posteriors
+from mdlstm_tk.text.ctc import BEAM, Decoding, Scorer, best_path, log_softmax, posteriors, search
+from mdlstm_tk.text.measures import right_characters
+from mdlstm_tk.text.transcribe_training import line_steps, visual_text
 
 T = TypeVar("T")
-LM_ORDER = 8  # of the training texts' model: longer n-grams foretell other hands' texts no better
+LM_FILE = "lm.arpa.gz"  # of a run: a character model of the training texts
+LM_ORDER = 8  # of it: longer n-grams foretell other hands' texts no better
 MAX_LINES = 400  # of validation; more of them take longer and change little
 TEMPERATURE_LINES = 100
 COLDEST, HOTTEST = 0.25, 8.0  # temperatures that are tried
@@ -45,15 +43,13 @@ GENERATED_BATCHES, GENERATED_BATCH = 32, 64  # of a task without a fixed set of 
 MINIMUM_STEPS = 10  # of the search for a temperature
 MARGIN = 1e-6  # of confidences from 0 and from 1, in a likelihood
 
-_Reading = tuple[Callable[[float], Floats], npt.NDArray[np.bool_]]
+Reading = tuple[Callable[[float], Floats], npt.NDArray[np.bool_]]
 """The alternatives (L, 1 + characters) of the characters of a line at a temperature, see `posteriors`; and
 which of the characters are right, (L,)."""
 
 
-@dataclass(frozen=True)
-class LineLogits:
-    """A line of the validation split: its logits (T, 1 + characters), and its true text, as the image shows
-    it."""
+class LineLogits(NamedTuple):
+    """The logits (T, 1 + characters) of a line, and its true text, as the image shows it."""
 
     logits: Floats
     visual: str
@@ -61,22 +57,16 @@ class LineLogits:
 
 def calibrate(predict: Predict, task: Task, folder: Path) -> dict[str, Any]:
     """Write `lm.arpa.gz`, a model of the training texts, into the folder of a run, and return the fields of
-    the `Decoding` that suits the validation data.
-
-    Args:
-        predict: see `Kind.calibrate`.
-        task: of kind "transcribe".
-        folder: of the run.
-    """
-    spec, direction = task.spec, task.spec.decoding.get("text_direction")
+    the `Decoding` that suits the validation data. See `Kind.calibrate`."""
+    classes, direction = task.spec.classes, task.spec.decoding.get("text_direction")
     texts = [as_searched(visual, direction) for visual in training_texts(task)]
     lm = CharacterModel.fit_sequences(texts, LM_ORDER)
     lm.save(folder / LM_FILE)
     lines = validation_lines(predict, task)
-    decoding = Decoding(temperature=fit_temperature(spread(lines, TEMPERATURE_LINES), spec.classes))
-    decoding = fit_weights(lines, spec.classes, lm, direction, decoding)
-    lines = spread(lines, TEMPERATURE_LINES)
-    return asdict(fit_lm_temperature(lines, spec.classes, lm, direction, decoding))
+    few = spread(lines, TEMPERATURE_LINES)
+    decoding = Decoding(temperature=fit_temperature(few, classes))
+    decoding = fit_weights(lines, classes, lm, direction, decoding)
+    return asdict(fit_lm_temperature(few, classes, lm, direction, decoding))
 
 
 def training_texts(task: Task) -> list[str]:
@@ -109,13 +99,10 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 def fit_temperature(lines: Sequence[LineLogits], classes: Sequence[str]) -> float:
     """The temperature that maximises the likelihood of which characters are right."""
 
-    def reading(line: LineLogits) -> _Reading:
+    def reading(line: LineLogits) -> Reading:
         labels = best_path(line.logits)
-
-        def alternatives(temperature: float) -> Floats:
-            return posteriors(scaled_log_probs(line.logits, classes, temperature), labels)[1]
-
-        return alternatives, right_characters([classes[k - 1] for k in labels], line.visual)
+        is_right = right_characters([classes[k - 1] for k in labels], line.visual)
+        return (lambda t: posteriors(log_softmax(line.logits, t), labels)[1]), is_right
 
     return _best_temperature(map(reading, lines))
 
@@ -129,21 +116,22 @@ def fit_lm_temperature(
 ) -> Decoding:
     """`decoding` with the `lm_temperature` that maximises the likelihood of which characters are right in
     texts that are read with it."""
-    fusion = Fusion(lm, classes, decoding, direction)
+    scorer = Scorer(lm, classes, decoding, direction)
 
-    def reading(line: LineLogits) -> _Reading:
-        log_probs = scaled_log_probs(line.logits, classes, decoding.temperature)
-        labels = search(log_probs, fusion, BEAM)[0][0]
+    def reading(line: LineLogits) -> Reading:
+        log_probs = log_softmax(line.logits, decoding.temperature)
+        labels = search(log_probs, scorer, BEAM)[0][0]
         weighed = posteriors(log_probs, labels)[1]
-        fusion.weigh(labels, weighed)
+        scorer.weigh(labels, weighed)
         is_right = right_characters([classes[k - 1] for k in labels], line.visual)
-        return (lambda temperature: weighed ** (1 / temperature)), is_right
+        return (lambda t: weighed ** (1 / t)), is_right
 
     return replace(decoding, lm_temperature=_best_temperature(map(reading, lines)))
 
 
-def _best_temperature(readings: Iterable[_Reading]) -> float:
-    """The temperature that maximises the likelihood of which characters are right; 1 if there are none."""
+def _best_temperature(readings: Iterable[Reading]) -> float:
+    """The temperature that maximises the likelihood of which characters are right, by golden section
+    search; 1 if there are none."""
     kept = [(alternatives, is_right) for alternatives, is_right in readings if len(is_right)]
     if not kept:
         return 1.0
@@ -156,7 +144,19 @@ def _best_temperature(readings: Iterable[_Reading]) -> float:
             total -= float(np.log(np.where(is_right, confidences, 1 - confidences)).sum())
         return total
 
-    return round(exp(_minimum(loss, log(COLDEST), log(HOTTEST))), 3)
+    low, high, ratio = log(COLDEST), log(HOTTEST), (sqrt(5) - 1) / 2
+    places = [high - ratio * (high - low), low + ratio * (high - low)]
+    losses = [*map(loss, places)]
+    for _ in range(MINIMUM_STEPS):
+        if losses[0] <= losses[1]:
+            high = places[1]
+            places = [high - ratio * (high - low), places[0]]
+            losses = [loss(places[0]), losses[0]]
+        else:
+            low = places[0]
+            places = [places[1], low + ratio * (high - low)]
+            losses = [losses[1], loss(places[1])]
+    return round(exp((low + high) / 2), 3)
 
 
 def fit_weights(
@@ -178,10 +178,10 @@ def fit_weights(
     """
     candidates: list[dict[str, tuple[float, ...]]] = [{} for _ in lines]
     for _ in range(SEARCHES):
-        fusion = Fusion(lm, classes, decoding, direction)
+        scorer = Scorer(lm, classes, decoding, direction)
         for line, texts in zip(lines, candidates, strict=True):
-            log_probs = scaled_log_probs(line.logits, classes, decoding.temperature)
-            for labels, log_ctc in zip(*search(log_probs, fusion, BEAM), strict=True):
+            log_probs = log_softmax(line.logits, decoding.temperature)
+            for labels, log_ctc in zip(*search(log_probs, scorer, BEAM), strict=True):
                 visual = "".join(classes[k - 1] for k in labels)
                 if visual not in texts:
                     edits = Levenshtein.distance(visual, line.visual)
@@ -205,20 +205,3 @@ def _best_weights(candidates: Sequence[dict[str, tuple[float, ...]]], decoding: 
     row, column = np.unravel_index(np.where(smoothed == smoothed.min(), gap, np.inf).argmin(), gap.shape)
     lm_weight, bonus = float(LM_WEIGHTS[row]), float(BONUSES[column])
     return replace(decoding, lm_weight=round(lm_weight, 3), character_bonus=round(bonus, 3))
-
-
-def _minimum(function: Callable[[float], float], low: float, high: float) -> float:
-    """The argument of the only minimum of a function, by golden section search."""
-    ratio = (sqrt(5) - 1) / 2
-    left, right = high - ratio * (high - low), low + ratio * (high - low)
-    f_left, f_right = function(left), function(right)
-    for _ in range(MINIMUM_STEPS):
-        if f_left <= f_right:
-            high, right, f_right = right, left, f_left
-            left = high - ratio * (high - low)
-            f_left = function(left)
-        else:
-            low, left, f_left = left, right, f_right
-            right = low + ratio * (high - low)
-            f_right = function(right)
-    return (low + high) / 2

@@ -75,12 +75,7 @@ class Convolution(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        features: int,
-        kernel: int = 3,
-        stride: int = 1,
-        residual: bool = False,
+        self, channels: int, features: int, kernel: int = 3, stride: int = 1, residual: bool = False
     ) -> None:
         super().__init__()
         self.stride, self.residual = stride, residual
@@ -94,23 +89,74 @@ class Convolution(nn.Module):
         """
         y = self.convolution(x)
         sizes = sizes_in_windows(sizes, (self.stride, self.stride))
-        valid = None if sizes is None else valid_mask(y.shape[2:], sizes)  # (N, h, w)
-        masks = valid is not None and not self.norm.training
-        y = self.norm(y) if valid is None or masks else _normalise_valid(self.norm, y, valid)
+        masks = sizes is not None and not self.training
+        y = self.norm(y) if sizes is None or masks else normalise_valid(self.norm, y, sizes)
         y = (y + x if self.residual else y).relu()
-        return y * valid[:, None] if valid is not None and masks else y, sizes
+        return y * valid_mask(y.shape[2:], sizes)[:, None] if sizes is not None and masks else y, sizes
 
 
-def _normalise_valid(norm: nn.BatchNorm2d, x: Tensor, valid: Tensor) -> Tensor:
-    """Normalise the valid positions (N, h, w) of x (N, C, h, w) as if there were no others; 0 elsewhere."""
-    x = x.permute(0, 2, 3, 1)
-    rows, positions = x.flatten(0, 2), valid.flatten().nonzero().squeeze(1)  # (N·h·w, C), (P,)
-    # one image of one row, in the memory format that torch normalises fastest
-    image = rows.index_select(0, positions).t()[None, :, None]  # (1, C, 1, P)
-    normal: Tensor = norm(image).squeeze(2).squeeze(0).t()
-    y = torch.zeros_like(rows, dtype=normal.dtype).index_copy(0, positions, normal)
-    grid: Tensor = y.unflatten(0, x.shape[:3])
-    return grid.permute(0, 3, 1, 2)
+def normalise_valid(norm: nn.BatchNorm2d, x: Tensor, sizes: Tensor) -> Tensor:
+    """Normalise x (N, C, h, w) inside sizes (N, 2) in training, as if there were nothing else; 0 outside.
+
+    A rectification must follow, whose derivative is 0 outside. x becomes 0 there.
+    """
+    assert (
+        norm.running_mean is not None
+        and norm.running_var is not None
+        and norm.num_batches_tracked is not None
+    )
+    with torch.no_grad():  # x is the output of a convolution, whose derivative does not depend on it
+        clear_padding(x, sizes)
+    apply: Any = _Normalisation.apply
+    y, mean, variance, count = apply(x, norm.weight, norm.bias, sizes, norm.eps)
+    with torch.no_grad():
+        momentum = norm.momentum or 0.0
+        norm.running_mean.lerp_(mean, momentum)
+        norm.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), momentum)
+        norm.num_batches_tracked += 1
+    result: Tensor = y
+    return result
+
+
+class _Normalisation(torch.autograd.Function):
+    """Batch normalisation by sums over all positions, of which those outside sizes are 0.
+
+    Gathering the valid positions, and scattering the results, takes longer than all sums together.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, sizes: Tensor, eps: float) -> Any:
+        """y like x, and the mean (C,), the biased variance (C,) and the number of valid positions."""
+        count, zeros = sizes.prod(1).sum().to(bias.dtype), torch.zeros_like(bias)
+        share = x.numel() / x.shape[1] / count  # of all positions to the valid ones
+        # The moments of all positions; without the zeros there are fewer, and they are farther from 0.
+        mean, variance = torch.batch_norm_update_stats(x, zeros, zeros.clone(), 0.0)
+        mean, variance = mean * share, variance * share - (mean * share).square() * (1 - 1 / share)
+        y = clear_padding(nn.functional.batch_norm(x, mean, variance, weight, bias, eps=eps), sizes)
+        ctx.save_for_backward(x, weight, sizes, mean, variance, count)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, count)
+        return y, mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, *_: Any) -> Any:
+        """With x̂ = (x − mean) / deviation: dx = weight / deviation · (dy − (Σ dy + x̂ Σ dy x̂) / count)."""
+        x, weight, sizes, mean, variance, count = ctx.saved_tensors
+        own = (x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True])
+        dx, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(dy, *own)
+        factor = weight * (variance + ctx.eps).rsqrt() / count
+        dx -= nn.functional.batch_norm(x, mean, variance, factor * d_weight, factor * d_bias, eps=ctx.eps)
+        return clear_padding(dx, sizes), d_weight, d_bias, None, None
+
+
+def clear_padding(x: Tensor, sizes: Tensor) -> Tensor:
+    """Make x (N, C, h, w) 0 outside sizes (N, 2), in place."""
+    if sizes.is_cuda:  # reading them would wait for the GPU
+        return x.masked_fill_(~valid_mask(x.shape[2:], sizes)[:, None], 0)
+    for sample, (height, width) in zip(x, sizes.tolist(), strict=True):  # a mask would touch all positions
+        sample[:, height:] = 0
+        sample[:, :, width:] = 0
+    return x
 
 
 def stack_convolutions(channels: int, layers: Sequence[tuple[int, int, int]]) -> nn.ModuleList:
