@@ -20,29 +20,29 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 from rapidfuzz.distance import Levenshtein
 
-from mdlstm_tk._util.text_order import Direction, as_searched
-from mdlstm_tk.data.task import Dataset, Task
+from mdlstm_tk._util.text_order import as_searched
+from mdlstm_tk.data.task import Dataset, Task, TaskSpec
 from mdlstm_tk.io import Floats
 from mdlstm_tk.kinds.kind import Predict
 from mdlstm_tk.text.character_model import CharacterModel
-from mdlstm_tk.text.ctc import BEAM, Decoding, Scorer, best_path, log_softmax, posteriors, search
+from mdlstm_tk.text.ctc import BEAM, Decoding, Integers, Scorer, best_path, log_softmax, posteriors, search
 from mdlstm_tk.text.measures import right_characters
 from mdlstm_tk.text.transcribe_training import line_steps, visual_text
 
-T = TypeVar("T")
 LM_FILE = "lm.arpa.gz"  # of a run: a character model of the training texts
 LM_ORDER = 8  # of it: longer n-grams foretell other hands' texts no better
 MAX_LINES = 400  # of validation; more of them take longer and change little
 TEMPERATURE_LINES = 100
-COLDEST, HOTTEST = 0.25, 8.0  # temperatures that are tried
+COLDEST, HOTTEST = 0.25, 8.0  # temperatures
 LM_WEIGHTS = np.linspace(0, 2, 21)
 BONUSES = np.linspace(-1, 4, 26)
 SEARCHES = 3
 SMOOTHING = 5  # weights along each axis whose errors count: a single sum depends on chance
 GENERATED_BATCHES, GENERATED_BATCH = 32, 64  # of a task without a fixed set of training texts
-MINIMUM_STEPS = 10  # of the search for a temperature
+MINIMUM_STEPS = 10  # of a golden section search for it
 MARGIN = 1e-6  # of confidences from 0 and from 1, in a likelihood
 
+T = TypeVar("T")
 Reading = tuple[Callable[[float], Floats], npt.NDArray[np.bool_]]
 """The alternatives (L, 1 + characters) of the characters of a line at a temperature, see `posteriors`; and
 which of the characters are right, (L,)."""
@@ -58,15 +58,15 @@ class LineLogits(NamedTuple):
 def calibrate(predict: Predict, task: Task, folder: Path) -> dict[str, Any]:
     """Write `lm.arpa.gz`, a model of the training texts, into the folder of a run, and return the fields of
     the `Decoding` that suits the validation data. See `Kind.calibrate`."""
-    classes, direction = task.spec.classes, task.spec.decoding.get("text_direction")
+    spec, direction = task.spec, task.spec.decoding.get("text_direction")
     texts = [as_searched(visual, direction) for visual in training_texts(task)]
     lm = CharacterModel.fit_sequences(texts, LM_ORDER)
     lm.save(folder / LM_FILE)
     lines = validation_lines(predict, task)
     few = spread(lines, TEMPERATURE_LINES)
-    decoding = Decoding(temperature=fit_temperature(few, classes))
-    decoding = fit_weights(lines, classes, lm, direction, decoding)
-    return asdict(fit_lm_temperature(few, classes, lm, direction, decoding))
+    decoding = Decoding(temperature=fit_temperature(few, spec))
+    decoding = fit_weights(lines, spec, lm, decoding)
+    return asdict(replace(decoding, lm_temperature=fit_lm_temperature(few, spec, lm, decoding)))
 
 
 def training_texts(task: Task) -> list[str]:
@@ -96,49 +96,45 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     return [items[k * len(items) // count] for k in range(count)]
 
 
-def fit_temperature(lines: Sequence[LineLogits], classes: Sequence[str]) -> float:
-    """The temperature that maximises the likelihood of which characters are right."""
+def fit_temperature(lines: Iterable[LineLogits], spec: TaskSpec) -> float:
+    """The temperature of the logits at which the confidences on the best path are honest."""
 
     def reading(line: LineLogits) -> Reading:
         labels = best_path(line.logits)
-        is_right = right_characters([classes[k - 1] for k in labels], line.visual)
-        return (lambda t: posteriors(log_softmax(line.logits, t), labels)[1]), is_right
+        return lambda t: posteriors(log_softmax(line.logits, t), labels)[1], _are_right(labels, line, spec)
 
-    return _best_temperature(map(reading, lines))
+    return _best_temperature([*map(reading, lines)])
 
 
 def fit_lm_temperature(
-    lines: Sequence[LineLogits],
-    classes: Sequence[str],
-    lm: CharacterModel,
-    direction: Direction | None,
-    decoding: Decoding,
-) -> Decoding:
-    """`decoding` with the `lm_temperature` that maximises the likelihood of which characters are right in
-    texts that are read with it."""
-    scorer = Scorer(lm, classes, decoding, direction)
+    lines: Iterable[LineLogits], spec: TaskSpec, lm: CharacterModel, decoding: Decoding
+) -> float:
+    """The temperature of the alternatives at which the confidences of texts that are read with a language
+    model are honest."""
+    scorer = Scorer(lm, spec.classes, decoding, spec.decoding.get("text_direction"))
 
     def reading(line: LineLogits) -> Reading:
         log_probs = log_softmax(line.logits, decoding.temperature)
         labels = search(log_probs, scorer, BEAM)[0][0]
         weighed = posteriors(log_probs, labels)[1]
         scorer.weigh(labels, weighed)
-        is_right = right_characters([classes[k - 1] for k in labels], line.visual)
-        return (lambda t: weighed ** (1 / t)), is_right
+        return lambda t: weighed ** (1 / t), _are_right(labels, line, spec)
 
-    return replace(decoding, lm_temperature=_best_temperature(map(reading, lines)))
+    return _best_temperature([*map(reading, lines)])
 
 
-def _best_temperature(readings: Iterable[Reading]) -> float:
-    """The temperature that maximises the likelihood of which characters are right, by golden section
-    search; 1 if there are none."""
-    kept = [(alternatives, is_right) for alternatives, is_right in readings if len(is_right)]
-    if not kept:
+def _are_right(labels: Integers, line: LineLogits, spec: TaskSpec) -> npt.NDArray[np.bool_]:
+    return right_characters(visual_text(labels, spec), line.visual)
+
+
+def _best_temperature(readings: Sequence[Reading]) -> float:
+    """The temperature that maximises the likelihood of which characters are right; 1 if there are none."""
+    if not any(len(is_right) for _, is_right in readings):
         return 1.0
 
     def loss(log_temperature: float) -> float:
         total = 0.0
-        for alternatives, is_right in kept:
+        for alternatives, is_right in readings:
             shares = 1 / alternatives(exp(log_temperature)).sum(axis=1)
             confidences = np.clip(shares, MARGIN, 1 - MARGIN)
             total -= float(np.log(np.where(is_right, confidences, 1 - confidences)).sum())
@@ -149,40 +145,28 @@ def _best_temperature(readings: Iterable[Reading]) -> float:
     losses = [*map(loss, places)]
     for _ in range(MINIMUM_STEPS):
         if losses[0] <= losses[1]:
-            high = places[1]
-            places = [high - ratio * (high - low), places[0]]
-            losses = [loss(places[0]), losses[0]]
+            high, new = places[1], places[1] - ratio * (places[1] - low)
+            places, losses = [new, places[0]], [loss(new), losses[0]]
         else:
-            low = places[0]
-            places = [places[1], low + ratio * (high - low)]
-            losses = [losses[1], loss(places[1])]
+            low, new = places[0], places[0] + ratio * (high - places[0])
+            places, losses = [places[1], new], [losses[1], loss(new)]
     return round(exp((low + high) / 2), 3)
 
 
 def fit_weights(
-    lines: Sequence[LineLogits],
-    classes: Sequence[str],
-    lm: CharacterModel,
-    direction: Direction | None,
-    decoding: Decoding,
+    lines: Sequence[LineLogits], spec: TaskSpec, lm: CharacterModel, decoding: Decoding
 ) -> Decoding:
     """The weights with the fewest character errors, with those of similar weights, among all texts that
-    searches end with; of equal ones those nearest to `decoding`. Deterministic.
-
-    Args:
-        lines: of data that the network was not trained on.
-        classes: the characters.
-        lm: of texts as they are searched, see `as_searched`.
-        direction: "rtl" if most texts run from right to left.
-        decoding: its temperature is kept; the first search uses its weights.
-    """
+    searches end with; of equal ones those nearest to `decoding`, which the first search uses. `lm` is of
+    texts as they are searched. Deterministic."""
+    direction = spec.decoding.get("text_direction")
     candidates: list[dict[str, tuple[float, ...]]] = [{} for _ in lines]
     for _ in range(SEARCHES):
-        scorer = Scorer(lm, classes, decoding, direction)
+        scorer = Scorer(lm, spec.classes, decoding, direction)
         for line, texts in zip(lines, candidates, strict=True):
             log_probs = log_softmax(line.logits, decoding.temperature)
             for labels, log_ctc in zip(*search(log_probs, scorer, BEAM), strict=True):
-                visual = "".join(classes[k - 1] for k in labels)
+                visual = visual_text(labels, spec)
                 if visual not in texts:
                     edits = Levenshtein.distance(visual, line.visual)
                     log_lm = lm.log_prob_of(as_searched(visual, direction))

@@ -27,9 +27,8 @@ from mdlstm_tk.io import Floats
 from mdlstm_tk.text.character_model import END, UNKNOWN, CharacterModel, longer, shortened
 
 Integers = npt.NDArray[np.int64]
+Order = Direction | None  # None: that in which the image shows the characters
 Row = tuple[Floats, list[str]]
-"""The scores (1 + characters,) of each output after a state of a language model, output 0 standing for the
-end of the text; and the states after them."""
 
 BEAM = 64  # texts that a search with a language model keeps at each step, if nothing else is asked for
 LOWEST = -1e4  # log-probability of an impossible output: e^LOWEST is 0, and sums of it are finite
@@ -65,15 +64,9 @@ class Decoding:
 
 
 class Character(NamedTuple):
-    """A character of a line.
-
-    Attributes:
-        character: the character.
-        left, right: its edges, in pixels of the image. CTC marks a character where it becomes certain, so
-            that its edges are often narrower than its ink.
-        confidence: the probability that it is right if the rest of the line is, by the image and the
-            language model, if there is one.
-    """
+    """A character of a line, with its edges in pixels of the image, which are often narrower than its ink:
+    CTC marks it where it becomes certain; and the probability that it is right if the rest of the line is,
+    by the image and the language model, if there is one."""
 
     character: str
     left: float
@@ -82,14 +75,8 @@ class Character(NamedTuple):
 
 
 class ReadLine(NamedTuple):
-    """A line as it was read.
-
-    Attributes:
-        text: its text, in the order of reading.
-        confidence: the mean of those of its characters, the share of them that is likely to be right; of an
-            empty text, its probability.
-        characters: one entry for each character of the text.
-    """
+    """The text of a line in the order of reading; the mean confidence of its characters, the share of them
+    that is likely to be right, or of an empty text its probability; and its characters."""
 
     text: str
     confidence: float
@@ -100,7 +87,7 @@ def read_logits(
     logits: Floats,
     classes: Sequence[str],
     decoding: Decoding = Decoding(),
-    direction: Direction | None = None,
+    direction: Order = None,
     *,
     beam: int | None = None,
     lm: CharacterModel | None = None,
@@ -113,8 +100,7 @@ def read_logits(
         logits: (T, 1 + characters).
         classes: the characters.
         decoding: temperatures, and weights of the language model.
-        direction: in which most texts run; the result is in the order of reading. None: in the order in
-            which the image shows them.
+        direction: in which most texts run.
         beam: 1 takes the best path, without a language model. Else the number of texts that prefix beam
             search keeps at each step. None: 64 with a language model, else 1.
         lm: a model of texts in the order of reading.
@@ -165,11 +151,7 @@ def best_path(logits: Floats) -> Integers:
 
 
 class Scorer:
-    """The share of a language model in the scores of texts. Several threads can use one.
-
-    Args:
-        lm: the model; None adds nothing.
-        classes, decoding, direction: as for `read_logits`.
+    """The share of a language model in the scores of texts; None adds nothing. Several threads can use one.
 
     Attributes:
         start: the state before the first character.
@@ -177,28 +159,21 @@ class Scorer:
     """
 
     def __init__(
-        self,
-        lm: CharacterModel | None,
-        classes: Sequence[str],
-        decoding: Decoding,
-        direction: Direction | None,
+        self, lm: CharacterModel | None, classes: Sequence[str], decoding: Decoding, direction: Order
     ) -> None:
-        self._lm, self._decoding, self.is_reversed = lm, decoding, direction == "rtl"
-        self._size = 1 + len(classes)
+        self._lm, self._decoding, self._size = lm, decoding, 1 + len(classes)
+        self.start, self.is_reversed = lm.start if lm else "", direction == "rtl"
         self._rows: dict[str, Row] = {}
         self._older: dict[str, Row] = {}  # those that were used before the rows became too many
-        if lm is None:
-            self.start = ""
-            self._rows[""] = np.zeros(self._size), [""] * self._size
-            return
-        self.start = lm.start
-        tokens = [END, *(lm.tokens.get(name, UNKNOWN) for name in names_in_model(classes, direction))]
-        self._outputs: dict[str, list[int]] = defaultdict(list)  # of each token
-        for k, token in enumerate(tokens):
-            self._outputs[token].append(k)
+        self._outputs = defaultdict[str, list[int]](list)  # by token
+        tokens = {} if lm is None else lm.tokens
+        for k, name in enumerate(names_in_model(classes, direction), 1):
+            self._outputs[tokens.get(name, UNKNOWN)].append(k)
+        self._outputs[END] = [0]
 
     def after(self, state: str) -> Row:
-        """The row of a state."""
+        """The scores (1 + characters,) of each output after a state, output 0 standing for the end of the
+        text; and the states after them."""
         row = self._rows.get(state)
         if row is None:
             row = self._older.get(state) or self._computed(state)
@@ -209,13 +184,13 @@ class Scorer:
 
     def _computed(self, state: str) -> Row:
         """The row of the shorter context, but for the tokens that the model has after this one."""
-        assert self._lm is not None
+        if self._lm is None:
+            return np.zeros(self._size), [""] * self._size
         weight, bonus = self._decoding.lm_weight, self._decoding.character_bonus
-        if state:
-            scores, states = self.after(shortened(state))
-            scores, states = scores + weight * self._lm.backoffs.get(state, 0.0), [*states]
-        else:
-            scores, states = np.zeros(self._size), [""] * self._size
+        scores, states = (
+            self.after(shortened(state)) if state else (np.zeros(self._size), [""] * self._size)
+        )
+        scores, states = scores + weight * self._lm.backoffs.get(state, 0.0), [*states]
         for token, log_prob in self._lm.ngrams.get(state, {}).items():
             following = longer(state, token)
             for k in self._outputs.get(token, ()):
@@ -252,7 +227,7 @@ class Scorer:
 scorer_of = lru_cache(maxsize=2)(Scorer)  # the lines of pages have many states in common
 
 
-def names_in_model(classes: Sequence[str], direction: Direction | None) -> Sequence[str]:
+def names_in_model(classes: Sequence[str], direction: Order) -> Sequence[str]:
     """The characters as a language model has them: of a text that is searched from the right, brackets are
     in a mirror, see `as_searched`."""
     return [name.translate(MIRRORED) for name in classes] if direction == "rtl" else classes
@@ -327,17 +302,13 @@ def search(log_probs: Floats, scorer: Scorer, beam: int) -> tuple[list[Integers]
 
 
 def posteriors(log_probs: Floats, labels: Integers) -> tuple[float, Floats, Floats]:
-    """The probability of a text and of texts that differ in one character, by forward-backward.
-
-    Args:
-        log_probs: (T, 1 + characters).
-        labels: (L,) the outputs of the characters; the text can be spelled in T steps.
+    """The probability of a text, the outputs (L,) `labels`, and of texts that differ in one character, by
+    forward-backward.
 
     Returns:
         log P(text); (L, 1 + characters) P(text with output k in place of character i) / P(text), which is 1
-        for the character itself, and where k = 0 deletes the character; and the edges (L, 2) of each
-        character, in steps: the mean numbers of steps before it begins and before it has ended, over all
-        paths.
+        for the character itself, and where k = 0 deletes it; and the edges (L, 2) of each character: the
+        mean numbers of steps before it begins and before it has ended, over all paths.
     """
     steps, size = len(log_probs), len(labels)
     # The lattice: blank, first character, blank, …, last character, blank.
@@ -369,13 +340,9 @@ def posteriors(log_probs: Floats, labels: Integers) -> tuple[float, Floats, Floa
 def _alternatives(
     log_probs: Floats, labels: Integers, forward: Floats, backward: Floats, occupancy: Floats
 ) -> Floats:
-    """The alternatives of each character; see `posteriors`.
-
-    Args:
-        forward, backward: (T, 2L + 1) logarithms of the sums over the paths up to, and from, a step at a
-            place of the lattice, its output included.
-        occupancy: (T, 2L + 1) the share of the paths at a place.
-    """
+    """The alternatives of each character; see `posteriors`. At each step and place of the lattice,
+    (T, 2L + 1), `forward` and `backward` are log sums over the paths up to and from it, its output
+    included, and `occupancy` is the share of the paths that are there."""
     steps, size = len(log_probs), len(labels)
     if not size:
         return np.zeros((0, log_probs.shape[1]))

@@ -17,43 +17,31 @@ from mdlstm_tk.io import Array, Floats
 # Amplitudes of lines at strength 1; lengths are shares of the height.
 ZOOM = (0.12, 0.15)  # of height and width, as a factor e^±zoom
 SLANT = 0.35  # columns by which a row moves against the one below
-ROTATION = 0.01  # radians
-SHIFT = 0.05
+ROTATION, PAGE_ROTATION = 0.01, np.radians(5)
+SHIFT, PAGE_SHIFT = 0.05, 0.06  # of pages, along both axes
 WARP = (0.025, 0.03)  # standard deviation at the knots, vertically and horizontally
 KNOT_DISTANCE = 0.3
 STROKE = 0.15  # probability each of dilation, erosion and blur
-GAMMA = 0.4  # brightness ^ e^±gamma
-NOISE = 0.03  # standard deviation, as a share of the range of brightness
-
-# Amplitudes of pages.
-PAGE_ROTATION = np.radians(5)
+GAMMA, PAGE_GAMMA = 0.4, 0.5  # brightness ^ e^±gamma
+NOISE, PAGE_NOISE = 0.03, 0.06  # standard deviation, as a share of the range of brightness
+# Amplitudes of pages alone.
 TURNED = 0.15  # probability of any angle up to a right one, as of notes along a margin
 PAGE_ZOOM = 0.2  # as a factor e^±zoom, and a quarter of it along one axis alone
 SHEAR = 0.03
 PERSPECTIVE = 0.12  # by which one side of the page is longer than the other
-PAGE_SHIFT = 0.06  # of height and width
-PAGE_GAMMA = 0.5
 CONTRAST = 0.4  # at most, by which the range of brightness shrinks
 SHADE = 0.85  # at most, by which light decreases from one side to the other
 MOST = 0.95  # of contrast and of shade with any strength: a page is neither inverted nor black
 BLUR = 0.4, 1.2  # pixels, in one page of three
-PAGE_NOISE = 0.06
 INNER = 128  # points in which a baseline is divided where it leaves the page
 
 
 def distort_line(x: Floats, rng: np.random.Generator, strength: float) -> Floats:
-    """A line of text as another hand or pen might have written it.
+    """A line of text (H, W, C) as another hand or pen might have written it, (H, W', C) float32.
 
     Size, slant, place and shape change in one resampling, pixels from outside the image repeat its border;
-    then strokes become thicker, thinner or softer, and brightness and noise change.
-
-    Args:
-        x: (H, W, C).
-        rng: source of all random numbers.
-        strength: factor of all amplitudes; 0 leaves the line as it is.
-
-    Returns:
-        (H, W', C) float32.
+    then strokes become thicker, thinner or softer, and brightness and noise change. `strength` is a factor
+    of all amplitudes; 0 leaves the line as it is.
     """
     height, width = x.shape[:2]
     zoom: list[float] = np.exp(strength * np.array(ZOOM) * rng.uniform(-1, 1, 2)).tolist()
@@ -85,17 +73,9 @@ def distort_line(x: Floats, rng: np.random.Generator, strength: float) -> Floats
 def distort_page(
     x: Floats, lines: Sequence[Array], rng: np.random.Generator, strength: float
 ) -> tuple[Floats, tuple[Array, ...]]:
-    """A page as another camera might have taken it, with its baselines.
-
-    Args:
-        x: (H, W, C).
-        lines: baselines (K, 2), x and y in pixels of x.
-        rng: source of all random numbers.
-        strength: factor of all amplitudes; 0 leaves the page as it is.
-
-    Returns:
-        The page in the same extents, and the baselines as far as they are on it.
-    """
+    """A page (H, W, C) as another camera might have taken it, in the same extents, and its baselines
+    (K, 2), x and y in pixels, as far as they are on it. `strength` is a factor of all amplitudes; 0 leaves
+    the page as it is."""
     height, width = x.shape[:2]
     perspective = _perspective(height, width, rng, strength)
     columns, rows = (np.arange(extent, dtype=np.float32) + 0.5 for extent in (width, height))

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from markupsafe import Markup
 from rapidfuzz.distance import Levenshtein
 from torch import nn
 
@@ -39,14 +39,8 @@ def right_characters(reading: Sequence[str], truth: Sequence[str]) -> npt.NDArra
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a split, and how it was read.
-
-    Attributes:
-        name: name of the sample.
-        group: its page or file; see `Task.groups`.
-        truth: the true text.
-        read: what was read.
-    """
+    """A line of a split by its name, its page or file (see `Task.groups`), its true text, and how it was
+    read."""
 
     name: str
     group: str
@@ -84,16 +78,8 @@ def error_interval(
     edits: Sequence[int], lengths: Sequence[int], groups: Sequence[str]
 ) -> tuple[float, float] | None:
     """The 95 % interval of an error rate by bootstrap over groups (Bisani & Ney 2004): they are drawn with
-    replacement, since lines of one writer err alike. Equal arguments give equal intervals.
-
-    Args:
-        edits: (N,) of each sample.
-        lengths: (N,) characters or words of each true text.
-        groups: (N,) the group of each sample.
-
-    Returns:
-        The lower and the upper end; None if there are fewer than two groups with a text.
-    """
+    replacement, since lines of one writer err alike. Arguments are edits, length of the true text, and
+    group of each sample; equal ones give equal intervals. None if fewer than two groups have a text."""
     _, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     sums = np.stack([np.bincount(index, edits), np.bincount(index, lengths)], axis=1)  # (groups, 2)
     sums = sums[sums[:, 1] > 0]
@@ -128,13 +114,8 @@ def confusions(lines: Iterable[Line]) -> Counter[tuple[str, str]]:
 
 
 def reliability(lines: Iterable[Line]) -> list[tuple[float, float, int]]:
-    """Confidences of all characters that were read beside how many are right: those that the alignment of
-    reading and truth leaves as they are. Blanks at both ends are left out.
-
-    Returns:
-        For each of ten equally wide bins of the confidence that is not empty: the mean confidence of its
-        characters, the share of them that is right, and their number.
-    """
+    """Of each of ten equally wide bins of confidence that holds characters that were read: their mean
+    confidence, the share of them that is right, and their number. Blanks at both ends are left out."""
     values, right = [np.zeros(0)], [np.zeros(0, bool)]
     for line in lines:
         read = "".join(c.character for c in line.read.characters)
@@ -156,12 +137,8 @@ def calibration_error(bins: Sequence[tuple[float, float, int]]) -> float:
 
 
 def describe_lines(lines: Sequence[Line]) -> dict[str, Any]:
-    """Describe the readings of a split.
-
-    Returns:
-        "intervals" of 95 % by error; "groups", the number of pages or files that they were drawn from;
-        "reliability" of the confidences and "calibration_error".
-    """
+    """Describe the readings of a split: "intervals" of 95 % by error; "groups", the number of pages or
+    files that they were drawn from; "reliability" of the confidences and "calibration_error"."""
     edits, characters, word_edits, words = zip(*(line.counts for line in lines), strict=True)
     groups, bins = [line.group for line in lines], reliability(lines)
     intervals = {
@@ -178,56 +155,28 @@ def text_sections(network: nn.Module, task: Task) -> str:
     if split is None:
         return ""
     lines = evaluate_lines(network, task, split)
-    found, pages = describe_lines(lines), page_errors(lines)
-    return Markup("\n").join(
-        [
-            Markup("<section id='texts'>\n<h2>Texts of the {} data</h2>").format(split),
-            _table(
-                f"Intervals of 95 %, by bootstrap over {found['groups']} pages or single lines.",
-                ("error", "from", "to"),
-                ((name.replace("_", " "), *ends) for name, ends in found["intervals"].items() if ends),
-            ),
-            _table(
-                "Most frequent confusions; ∅ stands for no character.",
-                ("truth", "read as", "times"),
-                (
-                    (true or "∅", read or "∅", n)
-                    for (true, read), n in confusions(lines).most_common(MOST_ROWS)
-                ),
-            ),
-            _table(
-                "Pages with the most errors.",
-                ("page", "character error", "lines"),
-                [(page, *row) for page, row in pages.items()][:MOST_ROWS]
-                if len(pages) < len(lines)
-                else (),
-            ),
-            _table(
-                "Of characters that are read with a confidence of 90 %, nine in ten should be right. The "
-                "expected calibration error, the mean distance between the two, is "
-                f"{found['calibration_error']:.3f}.",
-                ("mean confidence", "right", "characters"),
-                found["reliability"],
-            ),
-            Markup("</section>"),
-        ]
-    )
-
-
-def _table(caption: str, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Markup:
-    """A table of HTML with rows below the names of its columns, shares in per cent; "" without rows. Names
-    and texts are the user's: they are escaped, and control characters in them spelt out."""
-    head = Markup("").join(Markup("<th scope='col'>{}</th>").format(name) for name in names)
-    lines = [
-        Markup("<tr>")
-        + Markup("").join(
-            Markup("<td>{}</td>").format(
-                f"{100 * value:.1f} %" if isinstance(value, float) else printable(value).replace(" ", "␣")
-            )
-            for value in row
-        )
-        + Markup("</tr>")
-        for row in rows
+    found, pages, wrong = describe_lines(lines), page_errors(lines), confusions(lines)
+    intervals = ((name.replace("_", " "), *ends) for name, ends in found["intervals"].items() if ends)
+    confused = ((*pair, count) for pair, count in wrong.most_common(MOST_ROWS))
+    worst = [(page, *row) for page, row in pages.items()][: MOST_ROWS if len(pages) < len(lines) else 0]
+    error = f"calibration error, the mean distance between the two, {found['calibration_error']:.3f}"
+    tables = [
+        _table(f"95 % intervals over {found['groups']} pages or lines", ("error", "from", "to"), intervals),
+        _table("most frequent confusions", ("truth", "read as", "times"), confused),
+        _table("pages with the most errors", ("page", "character error", "lines"), worst),
+        _table(f"confidences; {error}", ("mean confidence", "right", "characters"), found["reliability"]),
     ]
-    table = Markup("<table>\n<caption>{}</caption>\n<tr>{}</tr>\n{}\n</table>")
-    return table.format(caption, head, Markup("\n").join(lines)) if lines else Markup("")
+    return f"<section id='texts'>\n<h2>Texts of the {split} data</h2>\n{''.join(tables)}</section>\n"
+
+
+def _table(caption: str, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """HTML of a table, shares in per cent; "" without rows. Names and texts are the user's: they are
+    escaped, and control characters in them spelt out."""
+
+    def cell(value: Any) -> str:
+        text = f"{100 * value:.1f} %" if isinstance(value, float) else printable(value)
+        return f"<td>{escape({'': '∅', ' ': '␣'}.get(text, text))}</td>"
+
+    head = "".join(f"<th scope='col'>{name}</th>" for name in names)
+    body = "".join(f"<tr>{''.join(map(cell, row))}</tr>\n" for row in rows)
+    return body and f"<table>\n<caption>{caption}</caption>\n<tr>{head}</tr>\n{body}</table>\n"

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,17 +62,8 @@ def end_texts(logits: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 class Convolution(nn.Module):
-    """A convolution, batch normalisation and rectification, without regard to padding.
-
-    In training, mean and deviation are those of the valid positions alone.
-
-    Args:
-        channels: C of x.
-        features: F of y.
-        kernel: extent of the convolution along both axes, an odd number.
-        stride: along both axes.
-        residual: x is added before the rectification; it needs C = F and stride 1.
-    """
+    """A convolution, batch normalisation and rectification, without regard to padding: in training, mean
+    and deviation are those of the valid positions alone. A `residual` one adds x before the last step."""
 
     def __init__(
         self, channels: int, features: int, kernel: int = 3, stride: int = 1, residual: bool = False
@@ -100,22 +91,15 @@ def normalise_valid(norm: nn.BatchNorm2d, x: Tensor, sizes: Tensor) -> Tensor:
 
     A rectification must follow, whose derivative is 0 outside. x becomes 0 there.
     """
-    assert (
-        norm.running_mean is not None
-        and norm.running_var is not None
-        and norm.num_batches_tracked is not None
-    )
+    apply, statistics = cast("Any", _Normalisation.apply), cast("Any", norm)
     with torch.no_grad():  # x is the output of a convolution, whose derivative does not depend on it
         clear_padding(x, sizes)
-    apply: Any = _Normalisation.apply
     y, mean, variance, count = apply(x, norm.weight, norm.bias, sizes, norm.eps)
     with torch.no_grad():
-        momentum = norm.momentum or 0.0
-        norm.running_mean.lerp_(mean, momentum)
-        norm.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), momentum)
-        norm.num_batches_tracked += 1
-    result: Tensor = y
-    return result
+        statistics.running_mean.lerp_(mean, norm.momentum)
+        statistics.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), norm.momentum)
+        statistics.num_batches_tracked += 1
+    return cast("Tensor", y)
 
 
 class _Normalisation(torch.autograd.Function):
@@ -193,14 +177,11 @@ class LineRecognizer(nn.Module):
         outputs: the blank and the characters.
         hidden: n, units of each direction of the MD-LSTM; the layers along columns have twice as many.
         layers: number of layers along columns.
-        cell: as in `MDLSTM`.
-        directions: of the MD-LSTM, as in `MDLSTM`.
-        layer_norm: as in `MDLSTM`.
+        cell, layer_norm, directions: as in `MDLSTM`; the last one is of the MD-LSTM alone.
         dropout: probability of zeroing an input of the layers along columns and of the head in training.
 
     Attributes:
-        stride: positions of x, along each axis, that a step of the output stands for.
-        columns_per_step: the second one of these.
+        stride, columns_per_step: positions of x, along both axes and the second, under a step of y.
     """
 
     def __init__(

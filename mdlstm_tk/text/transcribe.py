@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io import Array
 from mdlstm_tk.io.metadata import Metadata
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.kinds.kind import COMMON, PROBABILITY_DIGITS, Kind, Labels, Predict, Row
 from mdlstm_tk.runtime.inputs import image_for
 from mdlstm_tk.runtime.shapes import Batch as Feeds
@@ -70,9 +72,12 @@ class Transcribe(Kind):
         return texts_of_table(path, self.targets) if is_table else texts_of_pages(path)
 
     def summary(self, target: str) -> str:
-        from mdlstm_tk.text.transcribe_training import checked_text
+        from mdlstm_tk.text.transcribe_training import normalise
 
-        return checked_text(target)
+        text = normalise(target)
+        if not text or not is_plain_text(text):
+            raise InputError("its text is empty, or holds a control character, such as a tab")
+        return text
 
     def fit(
         self, train: Sequence[str], every: Sequence[str], prepare: Preprocessing | None, config: Any
@@ -132,16 +137,9 @@ class Transcribe(Kind):
         widths: tuple[int, int] | None = None,
     ) -> list[Row]:
         """The texts, with confidences, and with places in columns of x, or in pixels of the image if the
-        `widths` of x and of the image are known.
-
-        Args:
-            y, metadata: of the model.
-            beam: texts that a search keeps; None: 1, or 64 with a language model.
-            lm: language model that the search follows.
-            widths: columns of x, and pixels of its image.
-        """
+        `widths` of x and of the image are known. See `read_lines` for `beam` and `lm`."""
         check_reader(metadata, beam, lm)
-        return [row_of(_read(logits, metadata, widths, beam, lm)) for logits in y]
+        return [row_of(_read(logits, metadata, widths, beam=beam, lm=lm)) for logits in y]
 
     def draw(self, batch: Batch, prediction: Array, spec: TaskSpec) -> list[Panel]:
         from mdlstm_tk.kinds.panels import answer_panel
@@ -178,9 +176,7 @@ def read_lines(
         A text for each image, with confidences, and with places in pixels of the image.
 
     Raises:
-        InputError: the model does not read texts, or does not take an image, beam is below 1, or lm is none
-            of its characters.
-        MDLSTMError: ONNX Runtime fails.
+        InputError: the model does not read texts or take an image, or see `check_reader`.
     """
     check_reader(session.metadata, beam, lm)
     lines = []
@@ -207,20 +203,19 @@ def read_images(
         except InputError as error:
             lines[k] = error
     for (k, batch), outputs in zip(batches.items(), session.run([*batches.values()]), strict=True):
-        columns = metadata.grid_of(batch.feeds["x"].shape)[-1]
-        logits = outputs[metadata.output_names[0]][0]
-        lines[k] = _read(logits, metadata, (columns, batch.width or columns), beam, lm)
+        widths: Any = metadata.grid_of(batch.feeds["x"].shape)[-1], batch.width
+        lines[k] = _read(outputs[metadata.output_names[0]][0], metadata, widths, beam=beam, lm=lm)
     return [lines[k] for k in range(len(images))]
 
 
 def check_reader(metadata: Metadata, beam: int | None, lm: CharacterModel | None) -> None:
-    """Check that a model reads texts, by a search with these arguments. A language model may lack some
-    characters, of which a warning tells if it has no probability for others, but not the space.
+    """Check that a model reads texts, and that a language model knows some of its characters and the space;
+    a warning names others if it has no probability for them.
 
     Raises:
-        InputError: it does not.
+        InputError: it does not, or `beam` is below 1.
     """
-    if metadata.kind != Transcribe.name:
+    if not kind_named(metadata.kind).reads_lines:
         raise InputError(f"this needs a model of kind transcribe, which reads texts, not {metadata.kind}")
     if beam is not None and beam < 1:
         raise InputError(f"beam must be 1 or more, got {beam}; 16 is usual")
@@ -229,36 +224,22 @@ def check_reader(metadata: Metadata, beam: int | None, lm: CharacterModel | None
     names = names_in_model(metadata.classes or (), metadata.more.get("text_direction"))
     lacking = [name for name in names if name not in lm.tokens]
     if " " in lacking or len(lacking) == len(names):
-        raise InputError(
-            f"lm lacks {''.join(lacking)!r:.40} of what the model reads, and without the space words would "
-            "run together; fit it to lines of such texts, or call the space <space> in its ARPA file"
-        )
+        advice = "fit it to lines of such texts, or call the space <space> in its ARPA file"
+        raise InputError(f"lm lacks {''.join(lacking)!r:.40}, which the model reads; {advice}")
     if lacking and lm.ngrams[""][UNKNOWN] < ABSENT / 2:
-        text = f"lm keeps characters out of texts that the model reads: it lacks {''.join(lacking):.40}"
-        warnings.warn(text, stacklevel=3)
+        text = "lm lacks characters that the model reads, and keeps them out of texts: "
+        warnings.warn(text + "".join(lacking)[:40], stacklevel=3)
 
 
-def _read(
-    logits: Array,
-    metadata: Metadata,
-    widths: tuple[int, int] | None,
-    beam: int | None,
-    lm: CharacterModel | None,
-) -> ReadLine:
+def _read(logits: Array, metadata: Metadata, widths: tuple[int, int] | None, **search: Any) -> ReadLine:
     """Read the outputs (T, 1 + characters) of a recogniser for one line; see `Transcribe.decode`."""
-    step, end = 1.0, np.inf
     if widths is not None:
-        columns, end = widths  # the last step may cover columns beyond the end
-        step = end / columns * step_width(len(logits), columns, metadata.columns_per_step)
+        columns, width = widths  # the last step may cover columns beyond the end
+        step = width / columns * step_width(len(logits), columns, metadata.columns_per_step)
+        search |= {"step": step, "end": width}
+    more = metadata.more
     return read_logits(
-        logits,
-        metadata.classes or (),
-        Decoding.of(metadata.more),
-        metadata.more.get("text_direction"),
-        beam=beam,
-        lm=lm,
-        step=step,
-        end=end,
+        logits, metadata.classes or (), Decoding.of(more), more.get("text_direction"), **search
     )
 
 
@@ -266,12 +247,12 @@ def row_of(line: ReadLine) -> Row:
     """The answer for a line."""
     characters = [
         {
-            "character": each.character,
-            "left": round(each.left, EDGE_DIGITS),
-            "right": round(each.right, EDGE_DIGITS),
-            "confidence": round(each.confidence, PROBABILITY_DIGITS),
+            "character": character,
+            "left": round(left, EDGE_DIGITS),
+            "right": round(right, EDGE_DIGITS),
+            "confidence": round(confidence, PROBABILITY_DIGITS),
         }
-        for each in line.characters
+        for character, left, right, confidence in line.characters
     ]
     confidence = round(line.confidence, PROBABILITY_DIGITS)
     return {"text": line.text, "confidence": confidence, "characters": characters}

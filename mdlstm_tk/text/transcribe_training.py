@@ -13,10 +13,9 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 from torch.nn import functional as F
 
-from mdlstm_tk._util.text import composed, is_plain_text
+from mdlstm_tk._util.text import composed
 from mdlstm_tk._util.text_order import Direction, is_right_to_left, reorder
 from mdlstm_tk.data.task import Batch, TaskSpec
-from mdlstm_tk.errors import InputError
 from mdlstm_tk.io import Array
 from mdlstm_tk.kinds.kind import Labels
 from mdlstm_tk.runtime.shapes import step_width
@@ -35,26 +34,9 @@ def normalise(text: str) -> str:
     return composed(text.translate(INVISIBLE)).strip()
 
 
-def checked_text(text: str) -> str:
-    """The normalised text of a sample.
-
-    Raises:
-        InputError: it is empty, or holds control characters.
-    """
-    text = normalise(text)
-    if not text:
-        raise InputError("its text is empty")
-    if not is_plain_text(text):
-        raise InputError("its text holds a control character, such as a tab")
-    return text
-
-
 def fit_texts(train: Sequence[str], every: Sequence[str]) -> Labels:
-    """The characters of texts, their direction and their encoding.
-
-    Args:
-        train, every: the normalised texts that are trained on, and all.
-    """
+    """The characters of normalised texts, those that are trained on and all; their direction, and their
+    encoding."""
     direction: Direction = "rtl" if is_right_to_left("".join(every)) else "ltr"
     learned, characters = (
         sorted({character for text in texts for character in reorder(text, direction)})
@@ -116,14 +98,8 @@ def ctc_loss(logits: Tensor, batch: Batch, columns: int | None) -> Tensor:
 
 
 class Edits(NamedTuple):
-    """Insertions, deletions and replacements between a text that was read and the true one.
-
-    Attributes:
-        character_edits: their smallest number in characters.
-        characters: length of the true text.
-        word_edits: their smallest number in words, which blanks separate.
-        words: number of words of the true text.
-    """
+    """The smallest numbers of insertions, deletions and replacements between a text that was read and the
+    true one, in characters and in words, which blanks separate; and the lengths of the true one."""
 
     character_edits: int
     characters: int

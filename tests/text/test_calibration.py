@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from helpers.pages import write_texts
 from rapidfuzz.distance import Levenshtein
 
 from mdlstm_tk._util.text_order import as_searched, reorder
-from mdlstm_tk.data import Task
+from mdlstm_tk.data import Task, TaskSpec
 from mdlstm_tk.export import export_run
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime import Session
@@ -32,7 +32,8 @@ from mdlstm_tk.training import Run, configure, load_checkpoint, train
 
 QUICK = {"task": "transcribe", "hidden": 4, "batch_size": 4, "steps": 3, "evaluate_every": 3, "warmup": 0}
 WORDS = ("le", "chat", "chien", "et", "la", "tache", "cache", "niche", "latin", "chante")
-CLASSES = sorted(set("".join(WORDS)) | {" "})
+CLASSES = tuple(sorted({*"".join(WORDS), " "}))
+SPEC = TaskSpec("words", "transcribe", 1, 1 + len(CLASSES), (64, 64), CLASSES)
 
 
 def sentences(count: int, seed: int) -> list[str]:
@@ -62,17 +63,17 @@ def dishonesty(lines: list[LineLogits], decoding: Decoding, **options: Any) -> f
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
 def test_the_temperature_undoes_a_scale(scale: float) -> None:
-    temperature = fit_temperature(noisy_lines(60, 0, 2.0, scale), CLASSES)
+    temperature = fit_temperature(noisy_lines(60, 0, 2.0, scale), SPEC)
     assert temperature == pytest.approx(scale, rel=0.15)
     others = noisy_lines(60, 1, 2.0, scale)
     assert dishonesty(others, Decoding(temperature)) < 0.05
     assert scale == 1.0 or dishonesty(others, Decoding()) > 0.05
-    assert fit_temperature([LineLogits(np.eye(len(CLASSES) + 1)[[0, 0]] * 9, "le")], CLASSES) == 1.0
+    assert fit_temperature([LineLogits(np.eye(len(CLASSES) + 1)[[0, 0]] * 9, "le")], SPEC) == 1.0
 
 
 def test_weights_lower_the_errors_of_other_lines() -> None:
     lm, lines = CharacterModel.fit(sentences(200, 2)), noisy_lines(40, 3, 1.7)
-    decoding = fit_weights(lines, CLASSES, lm, None, Decoding(fit_temperature(lines, CLASSES)))
+    decoding = fit_weights(lines, SPEC, lm, Decoding(fit_temperature(lines, SPEC)))
 
     def errors(*decoding: Decoding, **options: Any) -> int:
         return sum(
@@ -81,16 +82,15 @@ def test_weights_lower_the_errors_of_other_lines() -> None:
         )
 
     assert errors(decoding, beam=16, lm=lm) < 0.5 * errors()
-    assert (
-        fit_weights(noisy_lines(10, 5, 6.0), CLASSES, lm, None, Decoding()) == Decoding()
-    )  # of equal ones
+    assert fit_weights(noisy_lines(10, 5, 6.0), SPEC, lm, Decoding()) == Decoding()  # of equal ones
 
 
 def test_confidences_with_a_language_model_are_calibrated_by_a_temperature_of_their_own() -> None:
     lm = CharacterModel.fit(sentences(200, 2))
     surest = Decoding(lm_weight=2.0, character_bonus=0.0)  # with logits that are twice too large
-    decoding = fit_lm_temperature(noisy_lines(60, 3, 1.7, 2.0), CLASSES, lm, None, surest)
-    assert decoding.lm_temperature == pytest.approx(2.0, rel=0.2)
+    temperature = fit_lm_temperature(noisy_lines(60, 3, 1.7, 2.0), SPEC, lm, surest)
+    assert temperature == pytest.approx(2.0, rel=0.2)
+    decoding = replace(surest, lm_temperature=temperature)
     before, after = (
         dishonesty(noisy_lines(60, 4, 1.7, 2.0), d, beam=16, lm=lm) for d in (surest, decoding)
     )
