@@ -62,11 +62,7 @@ def test_the_visual_order_is_that_of_unicode_and_turns_back(case: str) -> None:
     direction, logical, visual = ORDERS[case]
     assert reorder(logical, direction) == visual  # type: ignore[arg-type]
     assert reorder(visual, direction) == logical  # type: ignore[arg-type]
-
-
-def test_the_direction_is_that_of_most_letters() -> None:
-    assert is_right_to_left(f"{ALEF}{BET} a 123")
-    assert not is_right_to_left(f"{ALEF} abc") and not is_right_to_left("123")
+    assert is_right_to_left(f"{ALEF}{BET} a 123") and not is_right_to_left(f"{ALEF} abc 123")
 
 
 def test_the_characters_of_the_texts_are_the_classes(
@@ -98,32 +94,26 @@ def test_right_to_left_texts_are_learned_in_visual_and_returned_in_logical_order
     assert predicted_texts(prediction, task.spec) == target_texts(batch.y, task.spec)
 
 
-BAD_LINES = {
-    "0.png again": "0.png\tother",
-    "./0.png": "./0.png\tother",
-    "third column": "more.png\tabc\tabc",
-    "no tab": "more.png abc",
-    "no file": "gone.png\tabc",
-    "columns exchanged": "abc" * 100 + "\tmore.png",
-    "no text": "more.png\t",
-    "marks of direction": "more.png\t\u200f \u200e",
-    "a control character": "more.png\ta\u2028b",
-    "no image": "labels.tsv\tabc",
-}
+BAD_LINES = [
+    *(
+        "0.png\tother",
+        "./0.png\tother",
+        "more.png\tabc\tabc",
+        "more.png abc",
+        "gone.png\tabc",
+        "more.png\t",
+    ),
+    *("abc" * 100 + "\tmore.png", "more.png\t\u200f \u200e", "more.png\ta\u2028b", "labels.tsv\tabc"),
+]
 
 
-@pytest.mark.parametrize("line", BAD_LINES.values(), ids=BAD_LINES)
-def test_bad_lines_are_named_and_left_out(
-    line: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_bad_lines_of_a_table_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_texts(tmp_path)
-    save(tmp_path / "more.png", np.random.default_rng(0).integers(0, 255, (6, 20)).astype(np.uint8))
+    save(tmp_path / "more.png", np.zeros((6, 20), np.uint8))
     with (tmp_path / "labels.tsv").open("a", encoding="utf-8") as file:
-        file.write(f"{line}\n\n")
-    task = read(tmp_path)
-    assert "cannot be used, left out: 1 (" in caplog.text
-    assert line.split("\t")[0] in caplog.text or "line 9" in caplog.text
-    assert sorted(task.names["train"]) == [f"{k}.png" for k in range(8)]
+        file.write("\n\n".join(BAD_LINES))
+    assert sorted(read(tmp_path).names["train"]) == [f"{k}.png" for k in range(8)]
+    assert f"cannot be used, left out: {len(BAD_LINES)} (" in caplog.text
     with pytest.raises(InputError, match="crop"):
         read(tmp_path, crop="4x8")
 

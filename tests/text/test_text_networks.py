@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.own_cells import register_own_cells
 from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import valid_mask
@@ -90,17 +89,6 @@ def test_padding_changes_nothing_that_is_learned() -> None:
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
 
 
-@torch.no_grad()
-def test_padding_of_lines_is_not_seen_where_outputs_are_below_minus_1(fresh_registries: None) -> None:
-    register_own_cells()
-    network = LineRecognizer(1, 5, hidden=3, cell="h-is-c").eval()  # h = f⊙mean_d h_d + tanh(z)
-    for layer in (network.grid, network.columns):
-        layer.backend = "torch"
-    network.grid.bias_l0[:, 3:] = -10  # z
-    x, sizes = lines(2, 96, 40, 1), torch.tensor([[96, 40], [64, 40]])
-    torch.testing.assert_close(network(x, sizes)[1:], network(x[1:, :64]), rtol=0, atol=1e-5)
-
-
 def test_lines_are_standardised_whatever_they_hold(network: LineRecognizer) -> None:
     """In float16, which cannot count so many pixels; and an empty line has a gradient."""
     x, sizes = 100 * lines(1, 300, 300, 1), torch.tensor([[300, 290]])
@@ -143,12 +131,3 @@ def test_a_file_tells_how_many_columns_a_step_covers(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", narrow)
     (result,) = infer_paths([tmp_path / "x.npy"], path, tmp_path / "x.json")
     assert result.rows[0]["characters"][-1]["right"] == round(alone.characters[-1].right, 1)
-
-
-def test_one_file_reads_lines_of_any_width(network: LineRecognizer, tmp_path: Path) -> None:
-    path = export_onnx(network, tmp_path / "m.onnx", grid=(64, None), channels=1, channels_last=True).path
-    session = Session(path)
-    for width in (8, 21, 100):
-        x = lines(2, 64, width, 1)
-        with torch.no_grad():
-            np.testing.assert_allclose(session(x.numpy()), network(x).numpy(), rtol=0, atol=1e-5)
