@@ -57,11 +57,12 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run
 from mdlstm_tk.io import Array
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.text import CharacterModel, ctc_loss, networks, page_folders, read_lines
-from mdlstm_tk.text.decoding import BEAM, LM_FILE
+from mdlstm_tk.text import CharacterModel, networks, page_folders, read_lines, transcribe_training
+from mdlstm_tk.text.calibration import LM_FILE
+from mdlstm_tk.text.ctc import BEAM
 from mdlstm_tk.text.line_cutting import cut_line
+from mdlstm_tk.text.measures import Line, describe_lines, evaluate_lines
 from mdlstm_tk.text.pages import Page, PageLine, is_page, read_page
-from mdlstm_tk.text.reading import Line, describe_lines, evaluate_lines
 from mdlstm_tk.training import Run, TrainConfig, configure, load_checkpoint, make_task
 from mdlstm_tk.training.comparison import with_equal_parameters
 
@@ -84,9 +85,9 @@ def cut_box(pixels: Array, line: PageLine) -> Array:
     return cut_line(pixels, replace(line, polygon=None, baseline=None))
 
 
-def normalise_all(norm: Any, x: Any, valid: Any) -> Any:
+def normalise_all(norm: Any, x: Any, sizes: Any) -> Any:
     """Normalise all positions, those of the padding, too; 0 outside the valid ones."""
-    return norm(x) * valid[:, None]
+    return networks.clear_padding(norm(x), sizes)
 
 
 def all_steps(batch: Any, steps: int, columns: int | None = None) -> Any:
@@ -112,8 +113,8 @@ class Part(NamedTuple):
 
 PARTS = {
     "defaults": Part(),
-    "statistics of padding": Part(patches=((networks, "_normalise_valid", normalise_all),)),
-    "no lengths": Part(patches=((ctc_loss, "line_steps", all_steps),)),
+    "statistics of padding": Part(patches=((networks, "normalise_valid", normalise_all),)),
+    "no lengths": Part(patches=((transcribe_training, "line_steps", all_steps),)),
     "boxes": Part(patches=((page_folders, "cut_line", cut_box),)),
     "float32": Part({"precision": "fp32"}),
     "two cores": Part(processes=2),
