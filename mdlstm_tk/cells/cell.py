@@ -80,6 +80,9 @@ class Cell:
     def __reduce__(self) -> tuple[Any, ...]:
         return get_cell, (self.name,)
 
+    def __deepcopy__(self, memo: object) -> Cell:
+        return self  # not the one that has its name now
+
     @property
     def peephole(self) -> bool:
         """True if the cell can have peepholes."""
