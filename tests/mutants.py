@@ -36,7 +36,7 @@ AGREE = "core/test_sweeps.py::test_agrees_with_reference"
 ANY_CELL = "core/test_random_cases.py::test_the_torch_backend_computes_any_cell"
 COMPILED = [  # modules that Numba compiles, or that write what it compiles
     *(f"{BACKENDS}/cpu/{name}.py" for name in ("cell_code", "intrinsics", "kernels", "matmul", "simd")),
-    "mdlstm_tk/cells/operations.py",
+    "mdlstm_tk/cells/graph.py",
 ]
 
 

@@ -32,7 +32,7 @@ def call() -> Figure:
         arrow(axes, (x + 1, 5.3), (x + 1, 6.05))
     box(axes, 11, 2, 5.6, "wavefront.py, backends/tables.py\norder and neighbours of a grid")
     box(axes, 11, 4.1, 5.6, "cells/definitions.py\nforward equations of a cell", CODE)
-    box(axes, 11, 6.1, 5.6, "cells/step.py, autodiff.py\nthe recorded step and its gradient", CODE)
+    box(axes, 11, 6.1, 5.6, "cells/step.py, graph.py\nthe recorded step and its gradient", CODE)
     arrow(axes, (13.8, 5.3), (13.8, 6.05), ACCENT)
     arrow(axes, (11, 6.7), (9.05, 6.7), ACCENT)
     arrow(axes, (11, 2.9), (9.05, 5.9), FAINT)

@@ -81,8 +81,8 @@ class Cell:
         """Pickled by name: another process has the cell that is registered there."""
         return get_cell, (self.name,)
 
-    def __deepcopy__(self, memo: Any) -> Cell:
-        return self
+    def __deepcopy__(self, memo: object) -> Cell:
+        return self  # not the one that has its name now
 
     @property
     def peephole(self) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from typing import Any
 
@@ -92,4 +93,5 @@ def test_gates_start_as_open_as_the_paper_of_a_cell_wants(ndim: int) -> None:
 
 @pytest.mark.parametrize("name", BUILT_IN_CELLS)
 def test_a_cell_is_pickled_by_its_name(name: str) -> None:
-    assert pickle.loads(pickle.dumps(get_cell(name))) is get_cell(name)
+    cell = get_cell(name)
+    assert pickle.loads(pickle.dumps(cell)) is copy.deepcopy(cell) is cell

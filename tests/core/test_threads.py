@@ -40,7 +40,12 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Jobs]]:
     monkeypatch.setattr(sweep, "make_jobs", make_jobs)
     monkeypatch.setattr(sweep, "MIN_PART_BLOCKS", 1)
     least = {"BAND_ROWS": 3, "MIN_BAND_GRID": 1, "LONG_WAVEFRONT": 1, "THREAD_OPERATIONS": 1}
-    for name, value in {**least, "TASK_OPERATIONS": 2000, "MIN_TASK_OPERATIONS": 2000}.items():
+    for name, value in {
+        **least,
+        "TASK_OPERATIONS": 2000,
+        "BAND_OPERATIONS": 2000,
+        "MIN_BAND_OPERATIONS": 2000,
+    }.items():
         monkeypatch.setattr(jobs_module, name, value)
     sweep._make_plan.cache_clear()
     yield recorded

@@ -30,8 +30,9 @@ BAND_ROWS = 14  # rows of a wavefront of a band, about, on average
 # Floating-point operations, of which a core does 50 to 100 in a nanosecond. Waking a thread takes some
 # 50 µs, and beginning a task some 10 µs.
 THREAD_OPERATIONS = 20_000_000  # that a thread is woken for
-TASK_OPERATIONS = 20_000_000  # of a task, after which a thread may take another one, or Ctrl-C is noticed
-MIN_TASK_OPERATIONS, BAND_TASKS = 3_000_000, 4  # a band that another one waits for has so many, if it can
+TASK_OPERATIONS = 100_000_000  # of a task, after which a thread may take another one, or Ctrl-C is noticed
+BAND_OPERATIONS = 20_000_000  # of a task that another lane waits for; there are at least BAND_TASKS of them
+MIN_BAND_OPERATIONS, BAND_TASKS = 3_000_000, 4  # in a band, unless they have less than that
 
 
 class Most(NamedTuple):
@@ -170,7 +171,7 @@ def _tasks(work: Any, is_awaited: bool) -> list[tuple[int, int]]:
     total = int(work[-1])
     parts = max(1, total // TASK_OPERATIONS)
     if is_awaited:
-        parts = max(parts, min(BAND_TASKS, total // MIN_TASK_OPERATIONS))
+        parts = max(1, total // BAND_OPERATIONS, min(BAND_TASKS, total // MIN_BAND_OPERATIONS))
     cuts = np.searchsorted(work, [total * k // parts for k in range(1, parts)]).tolist()
     return list(pairwise(sorted({0, len(work) - 1, *cuts})))
 

@@ -343,8 +343,10 @@ def _run(plan: Plan, inputs: SweepInputs, **arrays: Tensor | None) -> None:
     x, counts = inputs.x, plan.counts
     arrays |= {"x": x, "parameters": inputs.cell_parameters()}
     pointers = {name: _pointer(name, tensor, x.dtype, counts[name]) for name, tensor in arrays.items()}
-    new = _zeros if inputs.bias is None else Tensor.new_empty  # of w_cat without b, a row is zeros
-    own = new(x, (sum(counts[name] for name in plan.own),))
+    own = x.new_empty(sum(counts[name] for name in plan.own))
+    # Zeros beside the weights: where there is no b, and in the last columns of whole vectors. Products with
+    # the subnormal numbers that memory may hold are slow.
+    ctypes.memset(own.data_ptr(), 0, own.nbytes - counts["scratch"] * x.itemsize)
     start = own.data_ptr()
     for array in plan.own:
         pointers[array] = start
