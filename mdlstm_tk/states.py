@@ -58,7 +58,7 @@ class BoundaryState(dict[str, Any]):
     h: Sequence[Tensor]
     c: Sequence[Tensor]
 
-    def __init__(self, h: Faces = None, c: Faces = None, **others: Faces) -> None:
+    def __init__(self, /, h: Faces = None, c: Faces = None, **others: Faces) -> None:
         given = {"h": h, "c": c, **others}
         super().__init__({name: faces for name, faces in given.items() if faces is not None})
 
