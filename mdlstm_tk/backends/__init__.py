@@ -116,7 +116,8 @@ def _fused(device: Device) -> Engine:
     """
     if device.type not in COMPILERS:
         raise MDLSTMError(f"fused kernels are for CPUs and NVIDIA GPUs, and x is on {device.type}")
-    if device.type == "cuda" and (version.hip is not None or torch_cuda.get_device_capability(device) < (7, 0)):
+    is_cuda = device.type == "cuda"
+    if is_cuda and (version.hip is not None or torch_cuda.get_device_capability(device) < (7, 0)):
         raise MDLSTMError("fused kernels are for NVIDIA GPUs of compute capability 7.0 or more")
     when, reason = _failures.get(device, (0.0, ""))
     if reason and time.monotonic() < when + RETRY:
