@@ -116,30 +116,22 @@ class MDLSTM(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.ndim = ndim
+        self.input_size, self.hidden_size, self.ndim = input_size, hidden_size, ndim
+        self.num_layers, self.dropout, self.bias = num_layers, dropout, bias
         self.directions = resolve_directions(directions, ndim)
-        self.merge, self.backend = merge, backend
         self.cell, self.definition = cell, get_cell(cell)
         check_cell(self.definition, ndim)
-        self.layer_norm, self.peephole = layer_norm, peephole
-        self.window = (window,) * ndim if isinstance(window, int) else tuple(window)
-        self.dropout, self.bias, self.channels_last, self.recompute = (
-            dropout,
-            bias,
-            channels_last,
-            recompute,
-        )
+        self.layer_norm, self.peephole, self.merge = layer_norm, peephole, merge
+        self.window = (window,) * ndim if isinstance(window, int) else tuple(map(int, window))
+        self.channels_last, self.backend, self.recompute = channels_last, backend, recompute
         if min(input_size, hidden_size, ndim, num_layers, *self.window) < 1 or len(self.window) != ndim:
             raise InputError(
                 f"input_size, hidden_size, ndim, num_layers and {ndim} extents of window must be at least "
                 f"1, got {input_size}, {hidden_size}, {ndim}, {num_layers} and {window}"
             )
         if merge not in get_args(Merge) or backend not in BACKENDS:
-            raise InputError(
-                f"merge must be one of {get_args(Merge)} and backend one of {BACKENDS}, got {merge!r} and "
-                f"{backend!r}"
-            )
+            got = f"got {merge!r} and {backend!r}"
+            raise InputError(f"merge must be one of {get_args(Merge)} and backend one of {BACKENDS}, {got}")
         if dropout and num_layers == 1:
             text = "dropout between layers does nothing in one layer; raise num_layers, or add nn.Dropout"
             warnings.warn(text, stacklevel=2)
@@ -262,12 +254,7 @@ class MDLSTM(nn.Module):
             x = x.movedim(1, -1)
         if not torch.compiler.is_compiling():  # before a mask or windows of that size are made
             check_positions(x.shape[1:-1])
-        if sizes is not None:
-            sizes = to_int64(sizes, (x.shape[0], self.ndim)[not has_batch_axis :]).reshape(-1, self.ndim)
-            if is_captured() or x.is_meta:
-                sizes = sizes.to(x.device)
-            elif {*read_sizes(sizes := sizes.cpu(), x.shape[1:-1])} <= {tuple(x.shape[1:-1])}:
-                sizes = None  # every sample fills the grid
+        sizes = None if sizes is None else _sizes_of_sweep(sizes, x, has_batch_axis)
         if sizes is not None:
             valid = valid_mask(x.shape[1:-1], sizes.to(x.device, non_blocking=True))
             x = torch.where(valid[..., None], x, 0)
@@ -276,21 +263,16 @@ class MDLSTM(nn.Module):
             if sizes is not None:
                 window = sizes.new_tensor(self.window)
                 sizes = (sizes + window - 1) // window
-        names, grid, shape = (
-            ("h", *self.definition.states),
-            x.shape[1:-1],
-            (len(self.directions), self.hidden_size),
-        )
-        has_states = return_state or initial_state is not None
-        given = [BoundaryState()] * self.num_layers if initial_state is None else initial_state
-        if len(given) != self.num_layers or not all(isinstance(state, Mapping) for state in given):
-            raise InputError(
-                f"initial_state must be {self.num_layers} BoundaryState, one for each layer, in a tuple"
-            )
-        initial = [
-            join_faces(state, names, x, shape, sizes, has_batch_axis) if has_states else None
-            for state in given
-        ]
+        initial: list[Tensor | None] = [None] * self.num_layers
+        names, grid = ("h", *self.definition.states), x.shape[1:-1]
+        if return_state or initial_state is not None:
+            given = [{}] * self.num_layers if initial_state is None else initial_state
+            if len(given) != self.num_layers or not all(isinstance(state, Mapping) for state in given):
+                raise InputError(
+                    f"initial_state must be a tuple of a state for each of {self.num_layers} layers"
+                )
+            shape = len(self.directions), self.hidden_size
+            initial = [join_faces(state, names, x, shape, sizes, has_batch_axis) for state in given]
         final, dtype = [], autocast or x.dtype
         signs: Any = tuple(chain.from_iterable(self.directions))
         for k in range(self.num_layers):
@@ -332,13 +314,9 @@ class MDLSTM(nn.Module):
     def _sweep(self, inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
         """Sweep a stacked layer: y (N, *grid, output_size), and the final states if there are any."""
         y, final = sweep(inputs, self.backend, self.recompute, self._cell_in_graphs)
-        return self._merge(y), final
-
-    def _merge(self, y: Tensor) -> Tensor:
-        """(…, dirs, n) → (…, output_size)."""
-        return (
-            y.flatten(-2) if self.merge == "concat" else {"sum": y.sum, "mean": y.mean}[self.merge](dim=-2)
-        )
+        if self.merge == "concat":
+            return y.flatten(-2), final
+        return {"sum": y.sum, "mean": y.mean}[self.merge](dim=-2), final
 
     def _layer_parameters(self, k: int) -> dict[str, Any]:
         """The parameters of layer k by the names in `PARAMETERS`, None for those that it has not.
@@ -420,6 +398,17 @@ class MDLSTM(nn.Module):
                     value = "all"
                 texts.append(f"{name}={value!r}")
         return ", ".join(texts)
+
+
+def _sizes_of_sweep(sizes: Sizes, x: Tensor, has_batch_axis: bool) -> Tensor | None:
+    """The `sizes` that a user gives as `SweepInputs` has them. None: every sample of x (N, *grid, C) fills
+    the grid. This waits for a GPU that they are on; nothing later does."""
+    ndim, grid = x.dim() - 2, tuple(x.shape[1:-1])
+    extents = to_int64(sizes, (x.shape[0], ndim) if has_batch_axis else (ndim,)).reshape(-1, ndim)
+    if is_captured() or x.is_meta:
+        return extents.to(x.device)
+    extents = extents.cpu()
+    return None if all(row == grid for row in read_sizes(extents, grid)) else extents
 
 
 def space_to_depth(x: Tensor, window: Sequence[int]) -> Tensor:

@@ -58,7 +58,7 @@ class BoundaryState(dict[str, Any]):
     h: Sequence[Tensor]
     c: Sequence[Tensor]
 
-    def __init__(self, h: Faces = None, c: Faces = None, **others: Faces) -> None:
+    def __init__(self, /, h: Faces = None, c: Faces = None, **others: Faces) -> None:
         given = {"h": h, "c": c, **others}
         super().__init__({name: faces for name, faces in given.items() if faces is not None})
 
@@ -123,8 +123,8 @@ def join_faces(
     joined = []
     for d, (count, *of_axis) in enumerate(zip(line_counts(grid), *complete.values(), strict=True)):
         expected = (batch, *face_extents(grid, d), *shape)[not has_batch_axis :]
-        shapes = {expected if face is None else tuple(face.shape) for face in of_axis}
-        if shapes != {expected} or len({face is None for face in of_axis}) > 1:
+        missing = [face is None for face in of_axis]
+        if any(missing) != all(missing) or not all(f is None or f.shape == expected for f in of_axis):
             raise InputError(
                 f"the {', '.join(names)} of initial_state across axis {d} must all be None or of shape "
                 f"{expected}, got {[None if face is None else tuple(face.shape) for face in of_axis]}"

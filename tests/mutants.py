@@ -51,11 +51,11 @@ AREAS = {
         "mdlstm_tk/cells/*.py", f"core/test_cells.py core/test_own_cells.py {AGREE} {ANY_CELL}", "not fused"
     ),
     "wavefront": Area(
-        f"mdlstm_tk/wavefront.py {BACKENDS}/tables.py {BACKENDS}/boundary.py",
-        f"core/test_wavefront.py core/test_caches.py core/test_ragged.py core/test_states.py {SWEEPS}",
+        "mdlstm_tk/wavefront.py mdlstm_tk/states.py mdlstm_tk/inputs.py",
+        f"core/test_wavefront.py core/test_ragged.py core/test_states.py core/test_operator.py {SWEEPS}",
     ),
     "torch": Area(
-        f"{BACKENDS}/torch/*.py",
+        f"{BACKENDS}/torch.py {BACKENDS}/cuda/products.py mdlstm_tk/sweep.py",
         f"{AGREE} {ANY_CELL} core/test_operator.py core/test_precision.py core/test_ragged.py "
         "gpu/test_triton.py",
         "not fused",
@@ -63,7 +63,7 @@ AREAS = {
     "cpu": Area(
         f"{BACKENDS}/cpu/*.py",
         f"{SWEEPS} core/test_own_cells.py core/test_threads.py core/test_kernel_cache.py "
-        "core/test_layer_module.py",
+        "core/test_layer.py",
         "not torch",
     ),
     "tiling": Area("mdlstm_tk/tiling/*.py", "core/test_tiling.py core/test_random_cases.py", "not torch"),

@@ -16,7 +16,8 @@ import warnings
 from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
-from torch import Tensor, cuda, version  # not torch itself: the name is that of a module here
+from torch import Tensor, version  # not torch or its cuda, whose names are those of modules here
+from torch import cuda as torch_cuda
 from torch import device as Device
 
 from mdlstm_tk._util.text import reason_of
@@ -115,7 +116,8 @@ def _fused(device: Device) -> Engine:
     """
     if device.type not in COMPILERS:
         raise MDLSTMError(f"fused kernels are for CPUs and NVIDIA GPUs, and x is on {device.type}")
-    if device.type == "cuda" and (version.hip is not None or cuda.get_device_capability(device) < (7, 0)):
+    is_cuda = device.type == "cuda"
+    if is_cuda and (version.hip is not None or torch_cuda.get_device_capability(device) < (7, 0)):
         raise MDLSTMError("fused kernels are for NVIDIA GPUs of compute capability 7.0 or more")
     when, reason = _failures.get(device, (0.0, ""))
     if reason and time.monotonic() < when + RETRY:
@@ -136,7 +138,7 @@ def _try_compiler(device: Device) -> None:
     if device.type == "cuda":
         import triton
 
-        with cuda.device(device):
+        with torch_cuda.device(device):
             triton.runtime.driver.active.get_current_target()
         return
     import numba
