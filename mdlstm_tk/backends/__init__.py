@@ -148,4 +148,4 @@ def _try_compiler(device: Device) -> None:
     from mdlstm_tk.backends.cpu import compile as cpu_compile
     from mdlstm_tk.backends.cpu import sweep as cpu_sweep  # noqa: F401
 
-    cpu_compile.generic_kernel("pack", "float32")
+    cpu_compile.generic_kernel("matmul", "float32")
