@@ -177,12 +177,10 @@ def test_a_table_of_learning(
 ) -> None:
     """It goes on where it was, looks at no test data to choose, and is written into page and README."""
     few = np.random.default_rng(0).integers(0, 2, (60, 8, 8), np.uint8)
-    digests = [str(k) for k in range(80)]
-    parts = (few, digests[:60]), (few[:20], digests[60:])
-    monkeypatch.setattr("mdlstm_tk.density.fashion._load", lambda folder: parts)
     monkeypatch.setattr(learning, "make_task", make_small_task)
-    fresh("rival_networks")
+    fresh("rival_networks", "density_tasks")
     importlib.import_module("rival_networks")
+    monkeypatch.setattr(script("density_tasks"), "load_clothes", lambda folder: (few, few[:20]))
     table = learning_tables.TABLES[name]
     for file, marker in (("README.md", "learning"), (f"docs/{table.page}", name)):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -211,7 +209,7 @@ def test_own_data_of_each_kind(
     fresh("own_data")
     own_data = script("own_data")
     counts = {"images": "20", "masks": "10"}
-    if not own_data.FOLDER.is_dir():  # Debian's package with the pictures of clothes
+    if not own_data.CLOTHES.is_dir():  # Debian's package with the pictures of clothes
         del counts["images"]
     for kind, count in counts.items():
         arguments = [kind, "--samples", count, "--minutes", "0.02", "-o", str(tmp_path / "out")]
