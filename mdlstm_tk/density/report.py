@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from mdlstm_tk.data.task import SPLITS, Dataset, Split, Task
 from mdlstm_tk.density.sampling import SIDE, contact_sheet, uniform_numbers
@@ -21,7 +21,7 @@ BATCH = 64
 Images = npt.NDArray[np.float32]  # (n, H, W, C)
 
 
-def drawn_section(network: nn.Module, task: Task) -> str:
+def drawn_section(network: Any, task: Task) -> str:
     """HTML with images that a network has drawn, and with their nearest training images, which show whether
     it has learned these by heart; "" if it cannot draw, or the images differ in size."""
     if task.spec.mixed_sizes or not hasattr(network, "sample"):
