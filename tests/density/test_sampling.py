@@ -30,31 +30,25 @@ def test_arrays_and_images_are_data_of_kind_density(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=images / np.float32(255))
     for k, image in enumerate(images):
         save(tmp_path / f"bytes/{k}.png", image)
-    for name in ("x.npz", "bytes"):
-        task = read(tmp_path / name, "density", levels=256)
-        assert (task.spec.outputs, task.spec.mean, task.count("train")) == (256, (), 12)
-        batch = task.batch(0, 0, 12)
-        assert (batch.y == batch.x).all()
-        levels = np.rint(batch.x[..., 0] * 255).astype(np.uint8)
-        assert {each.tobytes() for each in levels} == {each.tobytes() for each in images}
-    assert read(tmp_path / "x.npz", "density").spec.outputs == 1
+    for name, levels, outputs in (("x.npz", 2, 1), ("bytes", 256, 256)):
+        task = read(tmp_path / name, "density", levels=levels)
+        assert (task.spec.outputs, task.spec.mean, task.count("train")) == (outputs, (), 12)
+        x, y, _ = task.batch(0, 0, 12)
+        pixels = np.rint(x[..., 0] * 255).astype(np.uint8)
+        assert (y == x).all() and {*map(bytes, pixels)} == {*map(bytes, images)}
 
 
 def test_digits_in_black_and_white_are_those_in_grey_above_a_threshold_and_the_same_in_all_runs() -> None:
     kind = kind_named("density")
-    binary, grey = DigitsDensity(kind, 0), DigitsDensity(kind, 0, binary=False)
-    dark, light = [], []
-    for split in SPLITS:
-        white = binary.batch(0, 0, 400, split).x > 0.5
-        levels = grey.batch(0, 0, 400, split).x
-        dark += [image[~mask].max() for image, mask in zip(levels, white, strict=True)]
-        light += [image[mask].min() for image, mask in zip(levels, white, strict=True)]
-    assert (np.array(dark) < np.array(light)).all()  # each image has a threshold,
-    assert max(dark) < 0.7 + 1 / 16 and min(light) > 0.3 - 1 / 16
-    assert max(dark) > 0.6 > 0.4 > min(light)  # and others have other thresholds
-    seeds = [DigitsDensity(kind, seed).sets for seed in (0, 1)]
-    images, others = ({x.tobytes() for split in SPLITS for x, _ in each[split]} for each in seeds)
-    assert images == others
+    binary, grey = DigitsDensity(kind, 0).sets, DigitsDensity(kind, 0, binary=False).sets
+    pairs = [(x, y > 0) for k in SPLITS for (x, _), (y, _) in zip(grey[k], binary[k], strict=True)]
+    dark, light = (
+        np.array(each) for each in zip(*((x[~y].max(), x[y].min()) for x, y in pairs), strict=True)
+    )
+    assert (dark < light).all()  # each image has a threshold, and others have others
+    assert 0.6 < dark.max() < 0.7 + 1 / 16 and 0.4 > light.min() > 0.3 - 1 / 16
+    other = DigitsDensity(kind, 1).sets
+    assert {y.tobytes() for _, y in pairs} == {(y > 0).tobytes() for k in SPLITS for y, _ in other[k]}
 
 
 def test_the_command_draws_what_the_library_draws(density_run: Run, tmp_path: Path) -> None:
@@ -90,15 +84,13 @@ def test_an_image_is_completed(density_run: Run, suffix: str, tmp_path: Path) ->
     assert (sample_run(density_run, 4, (5, 16), given=part)[:, :4] == part).all()
 
 
-@pytest.mark.parametrize("name", ["two.npz", "wide.npy", "images.jpg", "grid"])
-def test_what_draws_no_image_is_refused(name: str, trained: Run, density_run: Run, tmp_path: Path) -> None:
+def test_what_draws_no_image_is_refused(trained: Run, density_run: Run, tmp_path: Path) -> None:
     np.savez(tmp_path / "two.npz", a=np.zeros((4, 8)), b=np.ones((4, 8)))
     np.save(tmp_path / "wide.npy", np.zeros((4, 9)))
-    wrong: dict[str, Any] = {"output": tmp_path / name} if name == "images.jpg" else {}
-    if name.startswith(("two", "wide")):
-        wrong = {"given": tmp_path / name}
-    with pytest.raises(InputError):
-        sample_run(trained if name == "grid" else density_run, 2, **wrong)
+    wrong: list[Any] = [{"given": tmp_path / name} for name in ("two.npz", "wide.npy")]
+    for run, options in [(trained, {}), *((density_run, each) for each in [*wrong, {"output": "a.jpg"}])]:
+        with pytest.raises(InputError):
+            sample_run(run, 2, **options)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
