@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import density_tasks  # noqa: F401  it registers tasks
 import rival_networks  # noqa: F401  it registers the rivals
 import torch
 from equal_time import seconds_a_step

@@ -39,8 +39,6 @@ BUILT_IN: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "digit-strings": ("text.digit_strings:DigitStrings", OF_SAMPLES, {}),
     "digits-binary": (DIGITS, OF_SAMPLES[:3], {}),
     "digits-grey": (DIGITS, OF_SAMPLES[:3], {"binary": False}),
-    "fashion": ("density.fashion:Fashion", ("kind", "validation", "data"), {}),
-    "ising": ("density.ising:Ising", ("grid",), {}),
 }
 ONLY_SOME = ("size", "validation", "augment", "resize", "crop", "data", "levels")  # not of every task
 _registered: dict[str, Entry] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 import re
@@ -177,12 +178,10 @@ def test_a_table_of_learning(
 ) -> None:
     """It goes on where it was, looks at no test data to choose, and is written into page and README."""
     few = np.random.default_rng(0).integers(0, 2, (60, 8, 8), np.uint8)
-    digests = [str(k) for k in range(80)]
-    parts = (few, digests[:60]), (few[:20], digests[60:])
-    monkeypatch.setattr("mdlstm_tk.density.fashion._load", lambda folder: parts)
     monkeypatch.setattr(learning, "make_task", make_small_task)
-    fresh("rival_networks")
+    fresh("rival_networks", "density_tasks")
     importlib.import_module("rival_networks")
+    monkeypatch.setattr(script("density_tasks"), "load_clothes", lambda folder: (few, few[:20]))
     table = learning_tables.TABLES[name]
     for file, marker in (("README.md", "learning"), (f"docs/{table.page}", name)):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -211,7 +210,7 @@ def test_own_data_of_each_kind(
     fresh("own_data")
     own_data = script("own_data")
     counts = {"images": "20", "masks": "10"}
-    if not own_data.FOLDER.is_dir():  # Debian's package with the pictures of clothes
+    if not own_data.CLOTHES.is_dir():  # Debian's package with the pictures of clothes
         del counts["images"]
     for kind, count in counts.items():
         arguments = [kind, "--samples", count, "--minutes", "0.02", "-o", str(tmp_path / "out")]
@@ -406,3 +405,25 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("not measured: torch sees no NVIDIA GPU") and done.stderr.count("\n") == 1
     assert not (tmp_path / "gpu").exists()
+
+
+@pytest.mark.usefixtures("fresh_registries")
+def test_probabilities_and_entropy_of_the_ising_model_are_those_of_an_enumeration() -> None:
+    fresh("density_tasks")
+    task = script("density_tasks").Ising((2, 3), beta=0.6)
+    images = np.indices((2,) * 6).reshape(6, -1).T.reshape(-1, 2, 3, 1)
+    p = np.exp(task.log_prob(images))
+    assert p.sum() == pytest.approx(1, abs=1e-12)
+    assert task.entropy == pytest.approx(-(p * np.log(p)).sum(), abs=1e-6)
+    numbers = task.batch(0, 0, 20_000).x.reshape(-1, 6) @ 2 ** np.arange(6)[::-1]
+    frequency = np.bincount(numbers.astype(int), minlength=64) / 20_000
+    assert (np.abs(frequency - p) < 4.5 * np.sqrt(p * (1 - p) / 20_000) + 1e-9).all()
+
+
+def test_idx_files_are_read_compressed_or_not(tmp_path: Path) -> None:
+    images = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    content = bytes([0, 0, 8, 3]) + np.array(images.shape, ">i4").tobytes() + images.tobytes()
+    (tmp_path / "a").write_bytes(content)
+    (tmp_path / "b.gz").write_bytes(gzip.compress(content))
+    for name in "ab":
+        assert np.array_equal(script("density_tasks").read_idx(tmp_path / name), images)
