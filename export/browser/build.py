@@ -184,4 +184,4 @@ def _palette(m: Metadata) -> list[list[int]]:
         return [list(m.mask_palette[start : start + 3]) for start in range(0, len(m.mask_palette), 3)]
     hues = [(137.5 * k + 60) % 360 / 360 for k in range(1, m.outputs)]
     rest = [[round(255 * level) for level in colorsys.hls_to_rgb(hue, 0.6, 0.6)] for hue in hues]
-    return [[40, 44, 52], *rest] if m.kind == "segment" else []
+    return [[40, 44, 52], *rest]

@@ -56,8 +56,13 @@ class PixelNet(DensityNet):
         self.body: _PixelBody
 
     def contexts(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-        """As `DensityNet.contexts`, but each layer computes each position once. 16-bit networks compute in
-        float32 here, and round the features. Hooks of the layers do not run."""
+        """As `DensityNet.contexts`, but each layer computes each position once, unless the body has hooks,
+        such as those of `torch.nn.utils.weight_norm`, or a layer a forward of its own. 16-bit networks
+        compute in float32 here, and round the features."""
+        hooks = [m._forward_hooks or m._forward_pre_hooks for m in self.body.modules()]
+        if any(hooks) or any(type(layer).forward is not MDLSTM.forward for layer in self.body.layers):
+            yield from super().contexts(x)
+            return
         n, height, width, channels = x.shape
         padded = x.new_zeros(n, height + 1, width + 3, channels, dtype=state_dtype(x))  # as in `neighbours`
         layers = [

@@ -105,11 +105,15 @@ def test_a_value_depends_on_all_values_before_it_alone(options: dict[str, object
 
 
 @each_option
-@pytest.mark.parametrize("size", [SIZE, (1, 4), (4, 1)])
+@pytest.mark.parametrize(
+    ("size", "has_hook"), [(SIZE, False), (SIZE, True), ((1, 4), False), ((4, 1), False)]
+)
 def test_kept_states_give_the_same_features_as_the_whole_grid(
-    options: dict[str, object], size: tuple[int, int]
+    options: dict[str, object], size: tuple[int, int], has_hook: bool
 ) -> None:
     net = network(2, 3, **options)
+    if has_hook:
+        net.body.layers[0].register_forward_hook(lambda _, inputs, y: 2 * y)
     x = torch.randint(0, 3, (3, *size, 2)).double() / 2
     drawn = torch.zeros_like(x)
     with torch.no_grad():
