@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk import sweep as _registers_the_operator  # noqa: F401
 from mdlstm_tk._util.text import reason_of
-from mdlstm_tk.backends.inputs import TENSORS, SweepInputs
-from mdlstm_tk.cells.passes import cell_of_graph
+from mdlstm_tk.cells.step import cell_of_graph
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export.conditions import (
     SMALL,
@@ -36,6 +35,7 @@ from mdlstm_tk.export.conditions import (
 )
 from mdlstm_tk.export.network import LOCK, without_autocast
 from mdlstm_tk.export.torch_ops import TRANSLATIONS, inexact_rounding
+from mdlstm_tk.inputs import TENSORS, SweepInputs
 
 DOMAIN = "mdlstm"
 OPSET = 18  # has LayerNormalization (from 17 on); ONNX Runtime 1.20, the oldest supported, reads up to 21

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk._util.arguments import extents, positive
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
@@ -319,7 +318,7 @@ def read_inputs(
             'form="scan" (--form scan) takes free extents'
         )
     ndim = len(extents_of)
-    multiples = (1,) * ndim if multiple_of is None else extents("multiple_of", multiple_of, ndim)
+    multiples = (1,) * ndim if multiple_of is None else _per_axis("multiple_of", multiple_of, ndim)
     if any(e and e % m for e, m in zip(extents_of, multiples, strict=True)):
         raise InputError(
             f"grid {format_size(extents_of)} is not a multiple of {format_size(multiples)}, which "
@@ -327,7 +326,7 @@ def read_inputs(
         )
     draws = {"x": draw_like("x", example_range, None if x is None else x.to(_kind(network)), module)}
     return network, Inputs(
-        channels=positive("channels", channels),
+        channels=channels,
         channels_last=channels_last,
         padded=padded,
         further=further,
@@ -336,8 +335,16 @@ def read_inputs(
         draws={**draws, **{k: draw_like(k, None, example) for k, example in further.items()}},
         grid=extents_of,
         example=None if x is None else x.numpy(),
-        min_grid=(1,) * ndim if min_grid is None else extents("min_grid", min_grid, ndim),
+        min_grid=(1,) * ndim if min_grid is None else _per_axis("min_grid", min_grid, ndim),
     )
+
+
+def _per_axis(name: str, value: int | Sequence[int], ndim: int) -> Grid:
+    """A number for each axis."""
+    numbers = (value,) * ndim if isinstance(value, int) else tuple(value)
+    if len(numbers) != ndim or min(numbers) < 1:
+        raise InputError(f"{name} must be one or {ndim} integers of at least 1, got {value}")
+    return numbers
 
 
 def _kind(network: Network) -> torch.dtype:

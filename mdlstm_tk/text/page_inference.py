@@ -21,13 +21,12 @@ from mdlstm_tk.runtime.infer import Inference, Job, Result, failed, open_model
 from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.text.baselines import Baselines
 from mdlstm_tk.text.character_model import CharacterModel
-from mdlstm_tk.text.ctc import Transcription
+from mdlstm_tk.text.ctc import ReadLine
 from mdlstm_tk.text.found_pages import FoundPage, check_finder, find_page, page_xml
 from mdlstm_tk.text.line_cutting import cut_line
 from mdlstm_tk.text.overlay import draw_overlay
 from mdlstm_tk.text.pages import SUFFIX, Page, PageLine, images_of_pages, is_page, read_page, write_page
-from mdlstm_tk.text.transcribe import row_of
-from mdlstm_tk.text.transcription import check_reader, read_images
+from mdlstm_tk.text.transcribe import check_reader, read_images, row_of
 
 
 class _OpenPage(NamedTuple):
@@ -110,7 +109,7 @@ class PageReading(Inference):
         rows = [{"file": job.source, "line": name, **row_of(line)} for name, line in read.items()]
         return Result(job, rows=_found_rows(job, page.lines) if self.finds_only else rows)
 
-    def _read_lines(self, cuts: Mapping[str, Array], source: str) -> dict[str, Transcription]:
+    def _read_lines(self, cuts: Mapping[str, Array], source: str) -> dict[str, ReadLine]:
         """The lines that the model reads, by their IDs.
 
         Raises:

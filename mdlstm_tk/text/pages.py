@@ -32,7 +32,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.io import IMAGE_SUFFIXES, Array
 from mdlstm_tk.io.files import open_output
 from mdlstm_tk.text.baselines import REACH
-from mdlstm_tk.text.ctc import Transcription
+from mdlstm_tk.text.ctc import ReadLine
 from mdlstm_tk.text.markup import Document, Element, escaped, quoted, root_tag
 from mdlstm_tk.text.page_geometry import (
     BOX,
@@ -166,7 +166,7 @@ def _folders(page: Path) -> list[Path]:
 
 @checked
 def write_page(
-    page: Page, transcriptions: Mapping[str, Transcription], target: str | Path, *, replace: bool = True
+    page: Page, transcriptions: Mapping[str, ReadLine], target: str | Path, *, replace: bool = True
 ) -> None:
     """Write the XML of a page again with other texts and confidences, and nothing else changed.
 
@@ -285,7 +285,7 @@ def _main_equiv(element: Element) -> Element | None:
     return equivs[keys.index(min(keys))] if equivs else None
 
 
-def _words(transcription: Transcription) -> list[tuple[str, str]]:
+def _words(transcription: ReadLine) -> list[tuple[str, str]]:
     """The words of a text, each with the mean confidence of its characters."""
     words = []
     for is_blank, group in groupby(transcription.characters, lambda c: c.character.isspace()):
@@ -295,7 +295,7 @@ def _words(transcription: Transcription) -> list[tuple[str, str]]:
     return words
 
 
-def _write_alto(document: Document, line: Element, transcription: Transcription) -> None:
+def _write_alto(document: Document, line: Element, transcription: ReadLine) -> None:
     strings, hyphens, words = line.all("String"), line.all("HYP"), _words(transcription)
     written = _written(strings)
     text, confidence = transcription.text, f"{transcription.confidence:.4f}"
@@ -326,7 +326,7 @@ def _write_string(
     document.set_attributes(string, values)
 
 
-def _write_text(document: Document, line: Element, transcription: Transcription) -> None:
+def _write_text(document: Document, line: Element, transcription: ReadLine) -> None:
     """Write the text of a PAGE line, and of its words."""
     confidence = f"{transcription.confidence:.4f}"
     _write_equiv(document, line, _main_equiv(line), transcription.text, confidence)

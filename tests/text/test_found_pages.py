@@ -19,7 +19,7 @@ from PIL import Image
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io.images import decode_image
 from mdlstm_tk.runtime import Session, decode
-from mdlstm_tk.text import Transcription, cut_line, find_lines, overlay, read_page, read_pages
+from mdlstm_tk.text import ReadLine, cut_line, find_lines, overlay, read_page, read_pages
 from mdlstm_tk.text.found_pages import FoundPage, find_page, page_xml
 
 ROWS = ((20, 60, 280), (20, 100, 280), (150, 140, 280))
@@ -37,7 +37,7 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         draw_bars(Path(name), ROWS)
 
 
-def read_widths(self: Session, images: Sequence[np.ndarray], **_: Any) -> list[Transcription]:
+def read_widths(self: Session, images: Sequence[np.ndarray], **_: Any) -> list[ReadLine]:
     """Read a line as "long" or "short", by its width."""
     return [transcription("long" if image.shape[1] > 200 else "short", 0.5) for image in images]
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.text import Transcription, read_page, read_pages
+from mdlstm_tk.text import ReadLine, read_page, read_pages
 from mdlstm_tk.text.pages import SUBFOLDERS, images_of_pages
 
 TEXTS = ("ab", "ba", "aab")
@@ -26,7 +26,7 @@ LINES = [f"in/{name}.xml\tl{k}\t{text}\t0.5" for name in ("p1", "sub/p2") for k,
 
 def read_marks(
     session: Session, images: Sequence[np.ndarray], beam: int | None = None, lm: Any = None
-) -> list[Transcription]:
+) -> list[ReadLine]:
     """Read the lines that `draw_page` draws: an upright is "a", a bar "b"."""
     texts = []
     for image in images:

@@ -9,7 +9,7 @@ import pytest
 from helpers.pages import COORDS, SHAPE, alto, equiv, page, read_text, string, transcription
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.text import Character, Transcription
+from mdlstm_tk.text import Character, ReadLine
 from mdlstm_tk.text.pages import read_page, write_page
 
 CONF = 'conf="0.9000"'
@@ -183,7 +183,7 @@ def test_a_word_may_hold_characters_of_two_letters(tmp_path: Path) -> None:
     letters = (("ch", 0.5), (" ", 1.0), ("a", 0.25))
     characters = tuple(Character(text, 0, 1, confidence) for text, confidence in letters)
     before = read_text(tmp_path, alto(f"<TextLine>{string('x', 'y')}</TextLine>"))
-    write_page(before, {"1": Transcription("ch a", 0.5, characters)}, tmp_path / "b.xml")
+    write_page(before, {"1": ReadLine("ch a", 0.5, characters)}, tmp_path / "b.xml")
     assert re.findall(r'WC="(.*?)"', (tmp_path / "b.xml").read_text()) == ["0.5000", "0.2500"]
 
 
