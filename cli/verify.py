@@ -45,10 +45,10 @@ def verify(
     else:
         rows = []
         for runtime in report.outcomes:
-            errors = report.worst_errors(runtime)
-            cells = [f"{errors[group]:.1e}" if group in errors else "-" for group in report.groups]
-            rows.append([runtime, *cells, "ok" if report.passed(runtime) else "FAILED"])
-        console.table(["runtime", *report.groups, ""], rows, report.title())
+            case, error = report.worst(runtime)
+            verdict = "FAILED" if runtime in report.failed else "ok"
+            rows.append([runtime, case, f"{error.error:.1e}", verdict])
+        console.table(["runtime", "largest error on", "", ""], rows, str(model), texts=2)
     report.raise_if_failed()
     console.note(f"all runtimes are within tolerance: {report.tolerance()}")
     console.next_command("infer", "FILE", "-m", model)

@@ -25,14 +25,7 @@ from mdlstm_tk import sweep as _registers_the_operator  # noqa: F401
 from mdlstm_tk._util.text import reason_of
 from mdlstm_tk.cells.step import cell_of_graph
 from mdlstm_tk.errors import MDLSTMError
-from mdlstm_tk.export.conditions import (
-    SMALL,
-    Condition,
-    Symbols,
-    conditions_of,
-    refused_condition,
-    symbols_of,
-)
+from mdlstm_tk.export.conditions import SMALL, Conditions, expr_of
 from mdlstm_tk.export.network import LOCK, without_autocast
 from mdlstm_tk.export.torch_ops import TRANSLATIONS, inexact_rounding
 from mdlstm_tk.inputs import TENSORS, SweepInputs
@@ -62,13 +55,12 @@ class Captured:
 
     Attributes:
         model: the graph.
-        conditions, symbols: those on the free extents, and their symbols.
-        shapes: the shape of each output by name, in these symbols; None for extents that depend on values.
+        conditions: those that forward asks of free extents.
+        shapes: the shape of each output by name, in the symbols of the conditions.
     """
 
     model: onnx.ModelProto
-    conditions: Sequence[Condition]
-    symbols: Symbols
+    conditions: Conditions
     shapes: Mapping[str, Sequence[Any]]
 
 
@@ -77,8 +69,8 @@ def capture(
     inputs: Mapping[str, Tensor],
     free_axes: Mapping[str, Sequence[int]] | None = None,
     output_names: Sequence[str] = ("y",),
-    multiples: Sequence[int] = (),
     least: Sequence[int] = (),
+    multiples: Sequence[int] = (),
 ) -> Captured:
     """Capture a network that returns tensors, with a free batch.
 
@@ -88,7 +80,7 @@ def capture(
             torch takes an extent of 1 for a constant, in the middle of a network as well.
         free_axes: of each input that has more of them than the batch; they are equal, one by one.
         output_names: in the order in which the network returns the outputs.
-        multiples, least: of the free axes, in order; what their extents are multiples of, and at least.
+        least, multiples: of the free axes, in order; what their extents are at least, and multiples of.
 
     Raises:
         MDLSTMError: torch cannot capture the network, or it decides by an extent, or rounds what it
@@ -98,13 +90,18 @@ def capture(
     axes = {key: [0, *(free_axes or {}).get(key, ())] for key in inputs}
     try:
         program = traced(network, inputs, axes)
-        first, conditions, symbols = axes["x"], conditions_of(program, axes), symbols_of(program, axes)
-        units = dict(zip(first, [1, *(multiples or [1] * len(first))], strict=False))
+        conditions, first = Conditions.of(program, axes), axes["x"]
         starts = dict(zip(first, [2, *(least or [SMALL] * len(first))], strict=False))
-        if reason := refused_condition(conditions, symbols, units, starts):
+        units = dict(zip(first, [1, *(multiples or [1] * len(first))], strict=False))
+        if reason := conditions.refused(starts, units):
             raise MDLSTMError(
                 f"{name} cannot be exported{' for any size' if first[1:] else ''}: its forward asks "
                 f"whether {reason}; a file has one answer, so compute both, or export it for one grid"
+            )
+        if inexact_rounding(program.graph):
+            raise MDLSTMError(
+                f"torch cannot export {name}: its forward rounds what it computes from an extent, which a "
+                "file has in float32; compute it with integers, such as 7 * n // 10"
             )
         with silenced(), without_autocast():
             written = torch.onnx.export(
@@ -124,22 +121,17 @@ def capture(
             cause = cause.__cause__
         raise MDLSTMError(f"torch cannot export {name}: {_explained(cause)}") from error
     assert written is not None
-    if inexact_rounding(program.graph):
-        raise MDLSTMError(
-            f"torch cannot export {name}: its forward rounds what it computes from an extent, which a file "
-            "has in float32; compute it with integers, such as 7 * n // 10"
-        )
     _keep_names(written.model.graph, {*inputs, *output_names})
     model: onnx.ModelProto = written.model_proto
     output = next(node for node in program.graph.nodes if node.op == "output")
-    of_outputs = [_exprs(node.meta["val"].shape) for node in output.args[0]]
+    shapes = [[*map(expr_of, node.meta["val"].shape)] for node in output.args[0]]
     names = ("batch", *AXES.get(len(first) - 1, ()), *(f"extent_{d}" for d in range(9)))
-    known = {str(s): word for s, word in zip(symbols.axes.values(), names, strict=False)}
+    known = {str(s): word for s, word in zip(conditions.symbols.values(), names, strict=False)}
     for value in (*model.graph.input, *model.graph.output):
         for k, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.dim_param:
                 dim.dim_param = known.get(dim.dim_param, "batch" if k == 0 else f"{value.name}_{k}")
-    return Captured(model, conditions, symbols, dict(zip(output_names, of_outputs, strict=True)))
+    return Captured(model, conditions, dict(zip(output_names, shapes, strict=True)))
 
 
 def traced(
@@ -156,10 +148,6 @@ def traced(
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-
-
-def _exprs(shape: Sequence[Any]) -> list[Any]:
-    return [extent.node.expr if isinstance(extent, torch.SymInt) else int(extent) for extent in shape]
 
 
 def _explained(error: BaseException) -> str:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import sympy
@@ -25,67 +27,109 @@ DENSE, LONG = 200, 4096  # of two extents: all pairs below, and long ones beside
 FEW = (16, 17, 18, 19, 20, 21, 24, 30, 31, 32, 33, 35, 48, 49, 64, 100, 255, 1000)  # of three and more
 
 
-class Condition(NamedTuple):
-    """A condition on extents of x, and the user's line that asks it, if torch knows it."""
+@dataclass(frozen=True)
+class Conditions:
+    """What a program asks of the free extents of x.
 
-    expr: Any
-    line: str
+    Attributes:
+        symbols: those of torch for the extents, by the axis of x; the batch is axis 0.
+        asked: the conditions, each with the user's line, or "" if torch does not know it.
+    """
+
+    symbols: Mapping[int, Any]
+    asked: Sequence[tuple[Any, str]]
+
+    @classmethod
+    def of(
+        cls, program: torch.export.ExportedProgram, free_axes: Mapping[str, Sequence[int]]
+    ) -> Conditions:
+        """The conditions of a program with these free axes of its inputs, x first; those of further inputs
+        are equal to those of x, axis by axis."""
+        placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+        shapes = [placeholders[name].meta["val"].shape for name in program.graph_signature.user_inputs]
+        first, symbols, found = next(iter(free_axes.values())), {}, list[tuple[Any, str]]()
+        for axis in first:
+            symbols[axis] = expr = expr_of(shapes[0][axis])
+            if not expr.is_Symbol:  # torch takes it for a constant
+                symbols[axis] = sympy.Symbol(f"extent_{axis}", integer=True)
+                found.append((sympy.Eq(symbols[axis], expr), ""))
+        equal: dict[Any, Any] = {}
+        for shape, axes in zip(shapes, free_axes.values(), strict=True):
+            equal |= {expr_of(shape[a]): symbols[b] for a, b in zip(axes, first, strict=False)}
+        environments = [e.node.shape_env for e in shapes[0] if isinstance(e, torch.SymInt)]
+        for environment in environments[:1]:
+            entries = chain.from_iterable(environment.deferred_runtime_asserts.values())
+            found += [(environment.replace(entry.expr), _line_of(entry)) for entry in entries]
+        for expr, bounds in program.range_constraints.items():
+            if expr.is_Symbol:
+                found.append((sympy.Ge(expr, bounds.lower), ""))
+                if bounds.upper.is_number and bounds.upper < MOST:
+                    found.append((sympy.Le(expr, bounds.upper), ""))
+        own = {*symbols.values()}  # others are of values
+        asked = ((sympy.sympify(expr).xreplace(equal), line) for expr, line in found)
+        kept = (each for each in asked if each[0].free_symbols and each[0].free_symbols <= own)
+        return cls(symbols, [*dict.fromkeys(kept)])
+
+    def refused(self, least: Mapping[int, int], multiples: Mapping[int, int]) -> str:
+        """The first condition that is false on some grid, in words; "" if there is none.
+
+        Args:
+            least, multiples: for each free axis of x, its least extent, and what extents are multiples of.
+        """
+        names = {symbol: sympy.Symbol(f"x.shape[{axis}]") for axis, symbol in self.symbols.items()}
+        for expr, line in self.asked:
+            axes = self._axes(expr)
+            starts, units = [least[axis] for axis in axes], [multiples[axis] for axis in axes]
+            for lattice in _lattices(expr, starts, units):
+                if wrong := self._false(expr, lattice):
+                    grid = ", ".join(
+                        f"x.shape[{axis}] = {e}" for axis, e in zip(axes, wrong[0], strict=True)
+                    )
+                    at = f" ({line})" if line else ""
+                    return f"{expr.xreplace(names)}, which is false for {grid}{at}"
+        return ""
+
+    def small(self, least: Mapping[int, int], multiples: Mapping[int, int]) -> list[dict[int, int]]:
+        """Extents of axes, some below `SMALL`, for which a condition is false: for each condition and each
+        choice of the small ones, the first and the last."""
+        found = []
+        for expr, _ in self.asked:
+            axes = self._axes(expr)
+            if axes == [0]:
+                continue
+            values = [
+                [k for k in (*range(1, SMALL), *FEW[:12]) if k >= least[a] and k % multiples[a] == 0]
+                for a in axes
+            ]
+            groups: dict[tuple[bool, ...], list[list[int]]] = {}
+            for extents in self._false(expr, np.ix_(*map(np.array, values))):
+                groups.setdefault(tuple(e < SMALL for e in extents), []).append(extents)
+            for group in groups.values():
+                found += [dict(zip(axes, extents, strict=True)) for extents in (group[0], group[-1])]
+        return found
+
+    def _axes(self, expr: Any) -> list[int]:
+        return [axis for axis, symbol in self.symbols.items() if symbol in expr.free_symbols]
+
+    def _false(self, expr: Any, lattice: Sequence[Array]) -> list[list[int]]:
+        """The extents of the axes of a condition for which it is false, among arrays that broadcast; all of
+        them if it has an operation that is not known here."""
+        values = [part.astype(np.int64) for part in np.broadcast_arrays(*lattice)]
+        holds: Any = False
+        with np.errstate(all="ignore"):
+            try:
+                symbols = [self.symbols[axis] for axis in self._axes(expr)]
+                holds = sympy.lambdify(symbols, expr, modules=[FUNCTIONS, "numpy"])(*values)
+            except (NameError, TypeError, ValueError, AttributeError):
+                pass
+        wrong = ~np.broadcast_to(np.asarray(holds, bool), values[0].shape)
+        extents: list[list[int]] = np.stack([part[wrong] for part in values], axis=1).tolist()
+        return extents
 
 
-class Symbols(NamedTuple):
-    """The symbols of torch for the free extents: for each axis of x, the batch first, the expression of its
-    extent."""
-
-    axes: Mapping[int, Any]
-
-    def names(self) -> dict[Any, str]:
-        return {symbol: f"x.shape[{axis}]" for axis, symbol in self.axes.items()}
-
-
-def symbols_of(program: torch.export.ExportedProgram, free_axes: Mapping[str, Sequence[int]]) -> Symbols:
-    """The symbols of the free axes of x, which comes first."""
-    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    shapes = [placeholders[name].meta["val"].shape for name in program.graph_signature.user_inputs]
-    (axes, shape) = next(iter(free_axes.values())), shapes[0]
-    return Symbols({axis: _expr(shape[axis]) for axis in axes})
-
-
-def _expr(extent: Any) -> Any:
-    return extent.node.expr if isinstance(extent, torch.SymInt) else sympy.Integer(extent)
-
-
-def conditions_of(
-    program: torch.export.ExportedProgram, free_axes: Mapping[str, Sequence[int]]
-) -> list[Condition]:
-    """The conditions on the free extents of x. Further inputs have equal extents, axis by axis."""
-    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    inputs = [placeholders[name].meta["val"].shape for name in program.graph_signature.user_inputs]
-    environment = next(
-        (e.node.shape_env for shape in inputs for e in shape if isinstance(e, torch.SymInt)), None
-    )
-    if environment is None:
-        return []
-    first, *_ = free_axes.values()
-    equal: dict[Any, Any] = {}
-    for shape, axes in zip(inputs, free_axes.values(), strict=True):
-        equal |= {_expr(shape[a]): _expr(inputs[0][b]) for a, b in zip(axes, first, strict=False)}
-    found = [
-        Condition(entry.expr, _line_of(entry))
-        for entries in environment.deferred_runtime_asserts.values()
-        for entry in entries
-    ]
-    for expr, bounds in program.range_constraints.items():
-        if expr.is_Symbol:
-            found.append(Condition(sympy.Ge(expr, bounds.lower), ""))
-            if bounds.upper.is_number and bounds.upper < MOST:
-                found.append(Condition(sympy.Le(expr, bounds.upper), ""))
-    result = []
-    for expr, line in found:
-        expr = environment.replace(expr)
-        expr = expr.xreplace(equal) if hasattr(expr, "xreplace") else sympy.sympify(expr)
-        if expr.free_symbols and expr.free_symbols <= {*equal.values()}:  # else of values
-            result.append(Condition(expr, line))
-    return list(dict.fromkeys(result))
+def expr_of(extent: Any) -> Any:
+    """An extent as torch computes it from its symbols, or a number."""
+    return extent.node.expr if isinstance(extent, torch.SymInt) else sympy.Integer(int(extent))
 
 
 def _line_of(entry: Any) -> str:
@@ -95,88 +139,14 @@ def _line_of(entry: Any) -> str:
     return f"{lines[-1].filename}:{lines[-1].lineno}: {lines[-1].line}" if lines else ""
 
 
-def refused_condition(
-    conditions: Sequence[Condition],
-    symbols: Symbols,
-    multiples: Mapping[int, int],
-    least: Mapping[int, int],
-) -> str:
-    """The first condition that is false on some grid, in words; "" if there is none.
-
-    Args:
-        conditions: of the forward.
-        symbols: of the free extents.
-        multiples, least: for each free axis of x.
-    """
-    names = symbols.names()
-    for condition in conditions:
-        own = [symbol for symbol in names if symbol in condition.expr.free_symbols]
-        axes = [axis for symbol in own for axis, other in symbols.axes.items() if other == symbol]
-        starts = [2 if axis == 0 else least[axis] for axis in axes]
-        numbers = _numbers(condition.expr)
-        for lattice in _lattices(starts, [multiples[axis] for axis in axes], numbers):
-            wrong = np.flatnonzero(~_holds(condition.expr, own, lattice))
-            if len(wrong):
-                grid = ", ".join(
-                    f"{names[symbol]} = {int(values.reshape(-1)[wrong[0]])}"
-                    for symbol, values in zip(own, np.broadcast_arrays(*lattice), strict=True)
-                )
-                text = str(condition.expr.xreplace({s: sympy.Symbol(name) for s, name in names.items()}))
-                return f"{text}, which is false for {grid}" + (
-                    f" ({condition.line})" if condition.line else ""
-                )
-    return ""
-
-
-def small_grids(
-    conditions: Sequence[Condition],
-    symbols: Symbols,
-    multiples: Mapping[int, int],
-    least: Mapping[int, int],
-) -> list[dict[int, int]]:
-    """Extents of axes, some below `SMALL`, for which a condition is false: for each condition and each
-    choice of the small ones, the first and the last."""
-    names, found = symbols.names(), []
-    for condition in conditions:
-        own = [symbol for symbol in names if symbol in condition.expr.free_symbols]
-        axes = [axis for symbol in own for axis, other in symbols.axes.items() if other == symbol]
-        if axes == [0]:
-            continue
-        values = [
-            np.array(
-                [
-                    k
-                    for k in (*range(1, SMALL), *FEW[:12])
-                    if k >= (2 if a == 0 else least[a]) and k % multiples[a] == 0
-                ]
-            )
-            for a in axes
-        ]
-        lattice = list(np.broadcast_arrays(*np.ix_(*values)))
-        wrong = np.flatnonzero(~_holds(condition.expr, own, lattice))
-        flat = [part.reshape(-1) for part in lattice]
-        groups: dict[tuple[bool, ...], list[int]] = {}
-        for k in wrong.tolist():
-            groups.setdefault(tuple(bool(part[k] < SMALL) for part in flat), []).append(k)
-        for members in groups.values():
-            for k in {members[0], members[-1]}:
-                found.append({axis: int(part[k]) for axis, part in zip(axes, flat, strict=True)})
-    return found
-
-
-def _numbers(expr: Any) -> set[int]:
-    return {abs(int(n)) for n in expr.atoms(sympy.Integer) if 1 < abs(n) < MOST}
-
-
-def _lattices(starts: Sequence[int], multiples: Sequence[int], numbers: set[int]) -> Iterator[list[Array]]:
+def _lattices(expr: Any, starts: Sequence[int], multiples: Sequence[int]) -> Iterator[Sequence[Array]]:
     """Extents to evaluate a condition on, as arrays that broadcast: dense in one or two extents, near the
     condition's own numbers and their divisors, sparse in more."""
-    near = {n + d for n in numbers for d in (-1, 0, 1, 16, 17, 18, 19)} | {
-        n * k for n in numbers for k in (2, 3)
-    }
+    numbers = {abs(int(n)) for n in expr.atoms(sympy.Integer) if 1 < abs(n) < MOST}
+    near = {n + d for n in numbers for d in (-1, 0, 1, 16, 17, 18, 19)} | {2**k for k in range(8, 20)}
+    near |= {n * k for n in numbers for k in (2, 3)}
     near |= {n // k for n in numbers for k in range(2, DENSE) if n % k == 0}
     near |= {n // k + d for n in numbers for k in (2, 3, 16, 17) for d in (0, 1)}
-    near |= {2**k for k in range(8, 20)}
 
     def axis(index: int, values: Any) -> Array:
         start, multiple = starts[index], multiples[index]
@@ -186,24 +156,12 @@ def _lattices(starts: Sequence[int], multiples: Sequence[int], numbers: set[int]
     if count == 1:
         yield [axis(0, {*range(1, LONG), *near})]
     elif count == 2:
-        yield list(np.ix_(*(axis(k, {*range(1, DENSE), *near}) for k in range(2))))
-        yield list(np.ix_(axis(0, range(1, LONG)), axis(1, range(1, 64))))
-        yield list(np.ix_(axis(0, range(1, 64)), axis(1, range(1, LONG))))
+        yield np.ix_(*(axis(k, {*range(1, DENSE), *near}) for k in range(2)))
+        yield np.ix_(axis(0, range(1, LONG)), axis(1, range(1, 64)))
+        yield np.ix_(axis(0, range(1, 64)), axis(1, range(1, LONG)))
     else:
         few = {*FEW, *sorted(near)[: 60 if count == 3 else 6], *(range(2, 40) if count == 3 else ())}
-        yield list(np.ix_(*(axis(k, {*few, 2 * multiples[k], 3 * multiples[k]}) for k in range(count))))
-
-
-def _holds(expr: Any, symbols: Sequence[Any], values: Sequence[Array]) -> Any:
-    """Whether a condition holds, for extents that broadcast; nowhere if it has an operation that is not
-    known here."""
-    values = [each.astype(np.int64) for each in np.broadcast_arrays(*values)]
-    with np.errstate(all="ignore"):
-        try:
-            function = sympy.lambdify(list(symbols), expr, modules=[FUNCTIONS, "numpy"])
-            return np.broadcast_to(np.asarray(function(*values), bool), values[0].shape)
-        except (NameError, TypeError, ValueError, AttributeError):
-            return np.zeros(values[0].shape, bool)
+        yield np.ix_(*(axis(k, {*few, 2 * multiples[k], 3 * multiples[k]}) for k in range(count)))
 
 
 def _reduced(function: Any) -> Any:

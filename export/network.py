@@ -109,29 +109,48 @@ class Network(nn.Module):
         the whole grid. In float64 each operation is, whatever dtype forward asks for.
 
         Raises:
-            InputError: the network raises an exception, or an array is none of real numbers.
+            InputError: the network raises an exception.
         """
-        tensors: dict[str, Tensor] = {}
-        for name, value in inputs.items():
-            array = np.asanyarray(value).copy(order="C")  # torch warns of arrays that are read-only
-            if array.dtype.kind not in "buif":
-                raise InputError(f"{name} holds {array.dtype}, expected real numbers")
-            tensors[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+        # Copies in the byte order of this machine: torch warns of arrays that are read-only.
+        arrays = {
+            name: np.array(value, np.asarray(value).dtype.newbyteorder("="))
+            for name, value in inputs.items()
+        }
         parameter = parameters_of(self.module).get("sizes")
         if parameter is not None and parameter.default is parameter.empty and "sizes" not in inputs:
-            grid = grid_of(tensors["x"], self.channels_last)
-            tensors["sizes"] = torch.tensor([grid] * len(tensors["x"]), device="cpu")
+            grid = grid_of(arrays["x"], self.channels_last)
+            arrays["sizes"] = np.array([grid] * len(arrays["x"]))
         mode = _InFloat64() if self.dtype is torch.float64 else None  # type: ignore[no-untyped-call]
         try:
             with mode or contextlib.nullcontext():
-                outputs = self.call(**tensors)
+                outputs = self.call(**{name: torch.from_numpy(value) for name, value in arrays.items()})
         except OutputError:
             raise
         except Exception as error:  # of all kinds
-            shapes = ", ".join(f"{name} of shape {tuple(value.shape)}" for name, value in tensors.items())
+            shapes = ", ".join(f"{name} of shape {value.shape}" for name, value in arrays.items())
             raise InputError(f"{self.name} does not take {shapes}: {reason_of(error)}") from error
         self.largest = mode.largest if mode else 0
         return {name: y.numpy() for name, y in outputs.items()}
+
+    def finite(self, inputs: Mapping[str, Array]) -> Outputs:
+        """The outputs for arrays, which are finite numbers for each sample.
+
+        Raises:
+            InputError: they are not; or as for `run`.
+        """
+        outputs = self.run(inputs)
+        for name, y in outputs.items():
+            if not y.ndim or len(y) != len(inputs["x"]):
+                raise OutputError(
+                    f"{self.name} returns '{name}' of shape {y.shape} for {len(inputs['x'])} samples"
+                )
+            if not y.size or (y.dtype.kind == "f" and not np.isfinite(y).all()):
+                value = "NaN" if y.size and np.isnan(y).any() else "infinity" if y.size else "nothing"
+                raise InputError(
+                    f"{self.name} returns {value} as '{name}' for x of shape {inputs['x'].shape}; give the "
+                    "values that it is made for as example_range=(low, high), or a larger grid"
+                )
+        return outputs
 
 
 class _InFloat64(TorchDispatchMode):
@@ -217,20 +236,17 @@ def named_outputs(result: Any, network: str, names: Sequence[str] | None = None)
         values = list(result) if isinstance(result, tuple | list) else [result]
         own = list(getattr(result, "_fields", [f"y{k}" if k else "y" for k in range(len(values))]))
     names = own if names is None else list(names)
+    if not values or any(not isinstance(value, Tensor) or value.is_complex() for value in values):
+        got = ", ".join(str(getattr(value, "dtype", type(value).__name__)) for value in values)
+        raise OutputError(
+            f"{network} returns {got or 'nothing'}, expected a tensor of real numbers, or a tuple, list, "
+            "dict or dataclass of such; wrap it in a module that returns that"
+        )
     if len(names) != len(own) or len({*names}) < len(names) or not all(names):
         raise OutputError(
             f"{network} returns the outputs {', '.join(own)}, which need as many different names, got "
             f"{', '.join(map(repr, names))}; give them as output_names=..."
         )
-    for name, value in zip(names, values, strict=True):
-        if not isinstance(value, Tensor) or value.is_complex():
-            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise OutputError(
-                f"{network} returns {got} as output '{name}', expected a tensor of real numbers, or a "
-                "tuple, list, dict or dataclass of such; wrap it in a module that returns that"
-            )
-    if not values:
-        raise OutputError(f"{network} returns no output, expected at least one tensor")
     return dict(zip(names, values, strict=True))
 
 

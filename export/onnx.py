@@ -1,5 +1,5 @@
 """`export_onnx`: read the inputs, capture the network, lower it to standard operators, ask two questions
-about the result, write the file. `write_model` is the walk."""
+about the result, write the file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +18,20 @@ from torch import Tensor, nn
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError, require
 from mdlstm_tk.export.capture import Captured, capture
-from mdlstm_tk.export.conditions import SMALL, small_grids
-from mdlstm_tk.export.inputs import (
-    ExampleRange,
-    Examples,
-    Extents,
-    Inputs,
-    find_grids,
-    large_case,
-    read_inputs,
-)
+from mdlstm_tk.export.conditions import SMALL
+from mdlstm_tk.export.inputs import ExampleRange, Examples, Inputs, find_grids, large_cases, read_inputs
 from mdlstm_tk.export.lowering.lower import lower, walk
 from mdlstm_tk.export.metadata import describe
 from mdlstm_tk.export.network import Network
 from mdlstm_tk.export.report import ExportReport, check_destination, check_onnx, with_metadata
 from mdlstm_tk.export.tiles import tiled
-from mdlstm_tk.export.verify import (
-    ATOLS,
-    RTOL,
-    check_graph,
-    check_runtime,
-    check_samples,
-    expected_of,
-    scales_of,
-    session_run,
-)
+from mdlstm_tk.export.verify import ATOLS, RTOL, check_graph, check_runtime, check_samples, scales_of
 from mdlstm_tk.io import TILED_SUFFIX, Array
 from mdlstm_tk.io.files import open_output
-from mdlstm_tk.io.metadata import Dtype, Form, Metadata
+from mdlstm_tk.io.metadata import Dtype, Form, FreeExtents, Metadata
 from mdlstm_tk.runtime.model_check import OPERATORS
 from mdlstm_tk.runtime.session import Session
-from mdlstm_tk.runtime.shapes import prepare
+from mdlstm_tk.runtime.shapes import prepare, takes
 from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.tiling.stages import stages_of
 
@@ -58,7 +42,7 @@ def export_onnx(
     path: str | Path,
     example_inputs: Examples | None = None,
     *,
-    grid: Extents | None = None,
+    grid: FreeExtents | None = None,
     form: Form | None = None,
     padded: bool = False,
     extra_inputs: Mapping[str, Tensor] | None = None,
@@ -174,41 +158,36 @@ def export_onnx(
     )
     exact = network.in_dtype(torch.float64)
     known = find_grids(inputs, exact, grid is not None and None not in grid)
+    captured: Captured | None = None
     if is_tiled:
         models, content = tiled(network, inputs)
-        described = describe(exact, inputs, None, form, dtype, metadata or {})
     else:
-        captured = capture_for(network, inputs, dtype)
+        captured = _captured(network if dtype == "float32" else network.in_dtype(torch.float16), inputs)
         models = [lower(captured.model, form)]
         _declare_outputs(models[0], inputs)
-        described = describe(exact, inputs, captured, form, dtype, metadata or {})
         serialized = check_onnx(models[0], "the exported model")
-        content = lambda m: with_metadata(serialized, m)  # noqa: E731
+        content = partial(with_metadata, serialized)
+    described = describe(exact, inputs, captured, form, dtype, metadata or {})
     nodes = [node for model in models for node in walk(model.graph.node)]
     has_branches = any(node.op_type in ("If", "Loop") for node in nodes)
-    check_samples(exact, inputs.arrays(inputs.main, 8 if has_branches else 3), has_branches)
     atol = ATOLS[dtype] if atol is None else atol
+    check_samples(exact, inputs.arrays(inputs.main, 8 if has_branches else 3))
+    cases = inputs.cases(_of_user(inputs, described, verify_inputs or {}))
+    expected = {case: known.get(case) or exact.finite(arrays) for case, arrays in cases.items()}
+    scales = scales_of(expected.values(), described)
+    session: Any = (TiledSession if is_tiled else Session)(content(described), "cpu", trusted=True)
     try:
-        cases = list(inputs.cases(_of_user(inputs, described, verify_inputs or {})))
-        expected = expected_of(exact, cases, known)
-        scales = scales_of(expected.values(), described)
-        chosen = [case for case in cases if case.name.endswith("seed 0") or len(case.parts) == 1]
-        is_right = not is_tiled and check_graph(models[0], described, chosen, expected, scales)
-        session: Any = (TiledSession if is_tiled else Session)(content(described), "cpu", trusted=True)
-        run = session_run(session)
-        worst = check_runtime(run, described, cases, expected, atol, scales, is_right)
-        if form == "scan" and inputs.free and (large := large_case(inputs, exact)):
-            case, outputs = large
-            try:
-                of_case = {case.name: outputs}
-                scales = scales_of([*expected.values(), outputs], described)
-                worst = max(worst, check_runtime(run, described, [case], of_case, atol, scales, is_right))
-            except ParityError as error:
-                warnings.warn(f"{error}; or run {path} on smaller grids", stacklevel=3)
+        is_right = not is_tiled and check_graph(models[0], described, cases, expected, scales)
+        worst = check_runtime(session, cases, expected, atol, scales, is_right)
     except ParityError as error:
         raise ParityError(f"{path} was not written: {error}") from None
-    parity = {"atol": atol, "rtol": RTOL, "max_abs": worst}
-    described = dataclasses.replace(described, parity=parity)
+    for case, outputs in large_cases(inputs, exact) if form == "scan" and inputs.free else ():
+        try:
+            scales = scales_of([*expected.values(), *outputs.values()], described)
+            worst = max(worst, check_runtime(session, case, outputs, atol, scales, is_right))
+        except ParityError as error:
+            warnings.warn(f"{error}; or run {path} on smaller grids", stacklevel=3)
+    described = dataclasses.replace(described, parity={"atol": atol, "rtol": RTOL, "max_abs": worst})
     data = content(described)
     with open_output(path, replace) as file:
         file.write(data)
@@ -218,36 +197,30 @@ def export_onnx(
     return ExportReport(path, described, count, len(data), worst, seconds, tuple(trust))
 
 
-def capture_for(network: Network, inputs: Inputs, dtype: Dtype) -> Captured:
+def _captured(network: Network, inputs: Inputs) -> Captured:
     """The graph of a network whose conditions hold on every grid that its file takes; small grids on which
     one does not are added to those that are verified.
 
     Raises:
         MDLSTMError: torch cannot capture the network, or a condition is false on some grid.
     """
-    if dtype == "float16":
-        network = network.in_dtype(torch.float16)
     names, free = list(inputs.shapes[inputs.main]), inputs.free
     axes = {name: [first + d for d in free] for name, first in inputs.first_axes.items()}
+    least, multiples = [inputs.min_grid[d] for d in free], [inputs.multiple_of[d] for d in free]
+    held = axes, names, [max(SMALL, extent) for extent in least], multiples
     # torch takes an extent of 1 for a constant, in the middle of a network as well. Free extents are
     # therefore traced, which takes no computation, so large that strides leave more than 1.
-    large = inputs.like(
-        [5 * extent // m for extent, m in zip(inputs.main, inputs.multiple_of, strict=True)]
-    )
-    multiples, least = [inputs.multiple_of[d] for d in free], [inputs.min_grid[d] for d in free]
-    held = axes, names, multiples, [max(SMALL, extent) for extent in least]
     try:
+        large = inputs.like([5 * extent for extent in inputs.main])
         captured = capture(network, inputs.tensors(large), *held)
     except MDLSTMError as error:
         if not free or "asks whether" in str(error):
             raise
         captured = capture(network, inputs.tensors(inputs.main), *held)
     first = inputs.first_axes["x"]
-    of_axes = [
-        {0: start, **{first + d: e for d, e in zip(free, of, strict=True)}}
-        for start, of in ((1, multiples), (2, least))
-    ]
-    for extents in small_grids(captured.conditions, captured.symbols, *of_axes):
+    least_of = {0: 2, **{first + d: e for d, e in zip(free, least, strict=True)}}
+    units_of = {0: 1, **{first + d: m for d, m in zip(free, multiples, strict=True)}}
+    for extents in captured.conditions.small(least_of, units_of):
         grid = tuple(extents.get(first + d, extent) for d, extent in enumerate(inputs.main))
         if grid not in (*inputs.small, *inputs.shapes):
             inputs.small.append(grid)
@@ -255,17 +228,17 @@ def capture_for(network: Network, inputs: Inputs, dtype: Dtype) -> Captured:
 
 
 def _of_user(inputs: Inputs, metadata: Metadata, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The user's inputs x with the axes that the file takes, and the example."""
-    given = dict(arrays) if inputs.example is None else {**arrays, "example_inputs": inputs.example}
+    """The user's inputs x with the axes that the file takes; and the example, if the file takes it."""
+    names = ("x", "sizes") if metadata.takes_sizes else ("x",)
+    alone = dataclasses.replace(metadata, inputs=names, x_range=None, unit_range=False)
     result = {}
-    for name, value in given.items():
-        names = ("x", "sizes") if metadata.takes_sizes else ("x",)
-        alone = dataclasses.replace(metadata, inputs=names, x_range=None, unit_range=False)
+    if inputs.example is not None and takes(alone.grid_of(inputs.example.shape), alone):
+        arrays = {**arrays, "example_inputs": inputs.example}
+    for name, value in arrays.items():
         try:
             result[name] = prepare(value, alone, {"x": "float32"}).feeds["x"]
         except InputError as error:
-            if name != "example_inputs" or "grid" not in str(error):
-                raise InputError(f"{name}: {error}") from None
+            raise InputError(f"{name}: {error}") from None
     return result
 
 

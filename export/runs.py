@@ -14,13 +14,13 @@ from mdlstm_tk._util.sizes import for_axes, format_size
 from mdlstm_tk._util.text import counted, printable
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.export.inputs import ExampleRange, Extents
+from mdlstm_tk.export.inputs import ExampleRange
 from mdlstm_tk.export.onnx import export_onnx
 from mdlstm_tk.export.report import ExportReport, check_destination
 from mdlstm_tk.export.staleness import checksum
 from mdlstm_tk.io import TILED_SUFFIX
 from mdlstm_tk.io.files import suffix_of
-from mdlstm_tk.io.metadata import Dtype, Form, Metadata
+from mdlstm_tk.io.metadata import Dtype, Form, FreeExtents, Metadata
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.training import Checkpoint, Run, load_checkpoint, open_run
 
@@ -30,7 +30,7 @@ def export_run(
     run: Run | str | Path,
     path: str | Path | None = None,
     *,
-    grid: Extents | None = None,
+    grid: FreeExtents | None = None,
     force: bool = False,
     form: Form | None = None,
     padded: bool = False,
@@ -166,7 +166,9 @@ def read_checkpoint(path: Path) -> tuple[Checkpoint, str]:
             return checkpoint, before
 
 
-def _check_grid(grid: Extents | None, run_grid: Extents, resize: Extents | None, form: Form | None) -> None:
+def _check_grid(
+    grid: FreeExtents | None, run_grid: FreeExtents, resize: FreeExtents | None, form: Form | None
+) -> None:
     """Refuse a grid that no sample of the run has."""
     if grid is None:
         return
@@ -188,7 +190,7 @@ def _check_grid(grid: Extents | None, run_grid: Extents, resize: Extents | None,
             )
 
 
-def _path(run: Run, grid: Extents | None, output: Path | None, form: Form) -> Path:
+def _path(run: Run, grid: FreeExtents | None, output: Path | None, form: Form) -> Path:
     """The file of an export, whose name tells its size if `output` is a folder."""
     suffix = TILED_SUFFIX if form == "tiles" else ".onnx"
     if output is not None and suffix_of(output) in (".onnx", TILED_SUFFIX) and not output.is_dir():
@@ -199,7 +201,7 @@ def _path(run: Run, grid: Extents | None, output: Path | None, form: Form) -> Pa
     return (run.folder if output is None else output) / f"{name}{suffix}"
 
 
-def _size_label(grid: Extents | None, form: Form) -> str:
+def _size_label(grid: FreeExtents | None, form: Form) -> str:
     """The part of a file's name that tells the size, such as "8x12", "48xany" or "any"."""
     if grid is None or set(grid) == {None} or (form == "scan" and None not in grid):
         return "any"

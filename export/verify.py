@@ -12,13 +12,12 @@ largest absolute value on all inputs of a verification. Of integers, a share of 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import erf, isfinite
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from google.protobuf.message import Message
 from onnx import TensorProto, helper, numpy_helper
@@ -26,7 +25,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
-from mdlstm_tk.export.inputs import Case
+from mdlstm_tk.export.inputs import Cases
 from mdlstm_tk.export.network import Network, Outputs
 from mdlstm_tk.io import Array
 from mdlstm_tk.io.metadata import Metadata
@@ -36,8 +35,7 @@ from mdlstm_tk.runtime.shapes import crop
 from mdlstm_tk.runtime.tiles.session import TiledSession
 
 Runtime = Callable[[dict[str, Array]], Outputs]
-Float64Array = npt.NDArray[np.float64]
-Scales = dict[str, Float64Array]
+Scales = dict[str, Array]
 
 RTOL = 1e-5
 ATOLS = {"float32": 1e-5, "float16": 5e-3}  # by dtype of the file
@@ -48,10 +46,10 @@ NARROW = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 @dataclass(frozen=True)
 class Parity:
-    """The error of one runtime against the network in float64 on one input.
+    """The error of one runtime against float64 on one input.
 
     Attributes:
-        max_abs: largest absolute error.
+        max_abs: largest absolute error; of integers the share that differs.
         max_ratio: largest ratio of an error to its tolerance; infinite if the output is not finite.
         error, scale: the absolute error and the scale of the feature where that ratio is largest.
         output: the name of the output that is furthest out of tolerance.
@@ -70,12 +68,8 @@ class Parity:
 
     def as_dict(self) -> dict[str, Any]:
         """The error as JSON values; a number that is not finite becomes None."""
-        numbers = {"max_abs": self.max_abs, "scale": self.scale}
-        return {
-            **{name: value if isfinite(value) else None for name, value in numbers.items()},
-            "output": self.output,
-            "passed": self.passed,
-        }
+        error = self.max_abs if isfinite(self.max_abs) else None
+        return {"max_abs": error, "scale": self.scale, "output": self.output, "passed": self.passed}
 
 
 def compare(y: Array, exact: Array, atol: float = RTOL, scale: Any = 1.0) -> Parity:
@@ -105,103 +99,67 @@ def scales_of(expected: Iterable[Outputs], metadata: Metadata) -> Scales:
     scales: Scales = {}
     outputs = list(expected)
     for name in metadata.output_names:
-        axis = metadata.class_axis(outputs[0][name])
-        magnitudes = []
-        for y in (each[name].astype(np.float64) for each in outputs):
-            axes = tuple(k for k in range(y.ndim) if k != axis % y.ndim) if y.ndim > 1 else None
-            magnitudes.append(np.abs(y).max(axis=axes, keepdims=True))
-        if len({magnitude.shape for magnitude in magnitudes}) > 1:
-            magnitudes = [magnitude.max(keepdims=True) for magnitude in magnitudes]
-        scales[name] = np.maximum(np.maximum.reduce(magnitudes), SMALLEST)
+        found = []
+        for y in (np.abs(each[name].astype(np.float64)) for each in outputs):
+            axis = metadata.class_axis(y) % y.ndim
+            axes = tuple(k for k in range(y.ndim) if k != axis) if y.ndim > 1 else None
+            found.append(y.max(axis=axes, keepdims=True))
+        if len({each.shape for each in found}) > 1:
+            found = [each.max(keepdims=True) for each in found]
+        scales[name] = np.maximum(np.maximum.reduce(found), SMALLEST)
     return scales
 
 
 def errors_of(
     run: Runtime,
-    cases: Sequence[Case],
+    cases: Cases,
     expected: Mapping[str, Outputs],
     metadata: Metadata,
     atol: float,
     scales: Scales,
 ) -> dict[str, Parity]:
-    """The error of a runtime on each case, by the names of cases: that of the worst output.
+    """The error of a runtime on each case, by its name: that of the worst output.
 
     Raises:
         ParityError: the runtime returns another shape than expected.
     """
     errors = {}
-    for case in cases:
-        ends = np.cumsum(case.parts)
-        parts = [
-            run({name: value[end - count : end] for name, value in case.inputs.items()})
-            for count, end in zip(case.parts, ends.tolist(), strict=True)
-        ]
-        found = []
-        for name, exact in expected[case.name].items():
-            y = np.concatenate([part[name] for part in parts])
+    for case, inputs in cases.items():
+        outputs, found = run(inputs), []
+        for name, exact in expected[case].items():
+            y = outputs[name]
             if metadata.takes_sizes and kind_named(metadata.kind).reads_lines:
                 y = y[tuple(map(slice, exact.shape))]  # whose steps continue into the padding
             if y.shape != exact.shape:
-                raise ParityError(
-                    f"output '{name}' has shape {y.shape} on {case.name}, expected {exact.shape}"
-                )
+                raise ParityError(f"output '{name}' has shape {y.shape} on {case}, expected {exact.shape}")
             found.append(replace(compare(y, exact, atol, scales[name]), output=name))
-        errors[case.name] = max(found, key=lambda parity: parity.max_ratio)
+        errors[case] = max(found, key=lambda parity: parity.max_ratio)
     return errors
 
 
-def expected_of(
-    exact: Network, cases: Iterable[Case], known: Mapping[str, Outputs] = {}
-) -> dict[str, Outputs]:
-    """The outputs of the network in float64, by the names of cases; some may be known.
+def check_samples(exact: Network, inputs: dict[str, Array]) -> None:
+    """Check that the outputs for a sample do not depend on others in its batch, or on chance.
 
     Raises:
-        InputError: the network does not take a case, or returns NaN or infinity.
+        InputError: they do.
     """
-    expected = {}
-    for case in cases:
-        expected[case.name] = outputs = known.get(case.name) or exact.run(case.inputs)
-        for name, y in outputs.items():
-            if y.dtype.kind == "f" and not np.isfinite(y).all():
-                value = "NaN" if np.isnan(y).any() else "infinity"
-                raise InputError(
-                    f"{exact.name} returns {value} as '{name}' on {case.name}; give example_range=(low, "
-                    "high), the values that it is made for"
-                )
-    return expected
-
-
-def check_samples(exact: Network, inputs: dict[str, Array], all_of_them: bool) -> None:
-    """Check that the outputs for a sample do not depend on others in its batch: the middle one, as a
-    network may mix a sample with those before it, or after it, alone; or all of them.
-
-    Raises:
-        InputError: they do; or the network returns other numbers each time.
-    """
-    count, whole = len(inputs["x"]), exact.run(inputs)
-    for k in range(count) if all_of_them else [count // 2]:
-        sample = {name: value[k : k + 1] for name, value in inputs.items()}
-        alone, again = exact.run(sample), exact.run(sample)
+    whole = exact.run(inputs)
+    for k in range(len(inputs["x"])):
+        alone = exact.run({name: value[k : k + 1] for name, value in inputs.items()})
         for name, y in alone.items():
-            in_batch = whole[name][k : k + 1]
-            tolerance = 1e-9 * max(SMALLEST, float(np.abs(in_batch).max(initial=0)))
-
-            def differs(other: Array, y: Array = y, tolerance: float = tolerance) -> bool:
-                return y.shape != other.shape or not np.allclose(y, other, rtol=1e-9, atol=tolerance)
-
-            if differs(again[name]):
-                raise InputError(f"{exact.name} returns other numbers each time for the same x")
-            if differs(in_batch):
+            among = whole[name][k : k + 1]
+            tolerance = 1e-9 * max(SMALLEST, float(np.abs(among).max(initial=0)))
+            if y.shape != among.shape or not np.allclose(y, among, rtol=1e-9, atol=tolerance):
                 raise InputError(
-                    f"{exact.name} mixes the samples of a batch: what it returns for a sample alone "
-                    "differs from what it returns for it among others"
+                    f"{exact.name} mixes the samples of a batch, or is random: what it returns for a "
+                    "sample alone differs from what it returns for it among others"
                 )
 
 
 def check_graph(
     model: onnx.ModelProto,
     metadata: Metadata,
-    cases: Sequence[Case],
+    cases: Cases,
     expected: Mapping[str, Outputs],
     scales: Scales,
 ) -> bool:
@@ -213,28 +171,75 @@ def check_graph(
     Raises:
         ParityError: it is not.
     """
-    try:
-        run = runner(graph_run(model, metadata), metadata, cases)
-        run({name: value[:1] for name, value in cases[0].inputs.items()})
-    except Exception:  # of all kinds: the evaluator lacks operators, and has some in part
+    run = graph_run(model, metadata, cases)
+    if isinstance(run, Exception):
         return False
-    whole = [case._replace(parts=(sum(case.parts),)) for case in cases]
-    errors = errors_of(run, whole, expected, metadata, ATOLS[metadata.dtype], scales)
-    name, worst = max(errors.items(), key=lambda item: item[1].max_ratio)
+    errors = errors_of(run, cases, expected, metadata, ATOLS[metadata.dtype], scales)
+    case, worst = max(errors.items(), key=lambda item: item[1].max_ratio)
     if not worst.passed:
         raise ParityError(
             f"the graph computes something else than the network: '{worst.output}' is off by "
-            f"{worst.error:.1e} on {name}, both in float64; does forward decide by a dtype or a state, or "
+            f"{worst.error:.1e} on {case}, both in float64; does forward decide by a dtype or a state, or "
             "read the padding?"
         )
     return True
 
 
-def runner(run: Runtime, metadata: Metadata, cases: Sequence[Case]) -> Runtime:
-    """A runtime that takes the cases without `sizes`, padded if its file takes them."""
+def check_runtime(
+    session: Session | TiledSession,
+    cases: Cases,
+    expected: Mapping[str, Outputs],
+    atol: float,
+    scales: Scales,
+    is_right: bool,
+) -> float:
+    """Check that a runtime computes a file precisely enough.
+
+    Args:
+        scales: of the outputs.
+        is_right: the graph is known to be that of the network.
+
+    Returns:
+        The largest absolute error.
+
+    Raises:
+        ParityError: it does not.
+        MDLSTMError: it fails.
+    """
+    metadata, is_tiled = session.metadata, isinstance(session, TiledSession)
+    if is_right or is_tiled:
+        scales = {name: np.maximum(scale, 1) for name, scale in scales.items()}
+    try:
+        errors = errors_of(session_run(session, cases), cases, expected, metadata, atol, scales)
+    except ParityError:
+        raise
+    except MDLSTMError as error:
+        raise MDLSTMError(f"ONNX Runtime does not run the exported model: {error}") from error
+    case, worst = max(errors.items(), key=lambda item: item[1].max_ratio)
+    if not worst.passed:
+        advice = (
+            f"the graph is right, so {metadata.dtype}, or the runtime's sigmoid, off by up to 1e-7, does "
+            "not suffice; allow more with atol=... (--atol), or take a cell of bounded states (stable)"
+        )
+        if is_tiled:
+            advice = (
+                "does tile_stages() describe what forward computes, and do before and head compute each "
+                "position from that position alone?"
+            )
+        elif not is_right:
+            advice = "the evaluator of onnx does not run the graph, so it is held to the outputs' own scale"
+        raise ParityError(
+            f"'{worst.output}' of {'tiles' if is_tiled else 'ONNX Runtime'} is off by {worst.error:.1e} "
+            f"against float64 on {case}, allowed is {atol:g}·{worst.scale:.3g} + {RTOL:g}·|y|; {advice}"
+        )
+    return float(np.max([parity.max_abs for parity in errors.values()]))
+
+
+def _padded(run: Runtime, metadata: Metadata, cases: Cases) -> Runtime:
+    """A runtime that takes the cases, which have no `sizes`, also of a file that takes them."""
     if not metadata.takes_sizes:
         return run
-    largest = np.max([metadata.grid_of(case.inputs["x"].shape) for case in cases], axis=0).tolist()
+    largest = np.max([metadata.grid_of(inputs["x"].shape) for inputs in cases.values()], axis=0).tolist()
     limit = metadata.grid_like(largest)
 
     def run_padded(inputs: dict[str, Array]) -> Outputs:
@@ -254,9 +259,9 @@ def runner(run: Runtime, metadata: Metadata, cases: Sequence[Case]) -> Runtime:
     return run_padded
 
 
-def session_run(session: Session | TiledSession, in_one_tile: bool = False) -> Runtime:
-    """Runs a session; tiles are of two windows along each axis, so that small grids have several, if not
-    the whole grid is to be one."""
+def session_run(session: Session | TiledSession, cases: Cases, in_one_tile: bool = False) -> Runtime:
+    """Runs a session on cases; tiles are of two windows along each axis, so that small grids have several,
+    if not the whole grid is to be one."""
     first = session.metadata.output_names[0]
 
     def run(inputs: dict[str, Array]) -> Outputs:
@@ -268,7 +273,7 @@ def session_run(session: Session | TiledSession, in_one_tile: bool = False) -> R
             outputs = session(**inputs)
         return outputs if isinstance(outputs, dict) else {first: outputs}
 
-    return run
+    return _padded(run, session.metadata, cases)
 
 
 class GatherElements(OpRun):
@@ -291,9 +296,9 @@ class Erf(OpRun):
         return (np.vectorize(erf, otypes=[np.float64])(x).astype(x.dtype),)
 
 
-def graph_run(model: onnx.ModelProto, metadata: Metadata) -> Runtime:
-    """Runs a graph in the evaluator of onnx, in float64."""
-    evaluator = ReferenceEvaluator(in_float64(model), new_ops=[GatherElements, Erf])
+def graph_run(model: onnx.ModelProto, metadata: Metadata, cases: Cases) -> Runtime | Exception:
+    """Runs a graph on cases in the evaluator of onnx, in float64; or why that cannot run it: it lacks
+    operators, and has some in part."""
     names = list(metadata.output_names)
 
     def run(inputs: dict[str, Array]) -> Outputs:
@@ -302,10 +307,16 @@ def graph_run(model: onnx.ModelProto, metadata: Metadata) -> Runtime:
             outputs: Any = evaluator.run(names, feeds)
         return {name: np.asarray(y) for name, y in zip(names, outputs, strict=True)}
 
-    return run
+    try:
+        evaluator = ReferenceEvaluator(_in_float64(model), new_ops=[GatherElements, Erf])
+        padded = _padded(run, metadata, cases)
+        padded({name: value[:1] for name, value in next(iter(cases.values())).items()})
+    except Exception as error:  # of all kinds
+        return error
+    return padded
 
 
-def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
+def _in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a model in which all float32 and float16 tensors and casts are float64."""
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
@@ -315,16 +326,14 @@ def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:
             part.CopyFrom(numpy_helper.from_array(array, part.name))
         elif isinstance(part, onnx.TypeProto.Tensor) and part.elem_type in NARROW:
             part.elem_type = TensorProto.DOUBLE
-        elif isinstance(part, onnx.NodeProto) and part.op_type == "Cast":
-            for attribute in part.attribute:
-                if attribute.name == "to" and attribute.i in NARROW:
-                    attribute.i = TensorProto.DOUBLE
         elif isinstance(part, onnx.NodeProto) and part.op_type == "ConstantOfShape" and not part.attribute:
             zero = numpy_helper.from_array(np.zeros(1))  # its default value is a float32 zero
             part.attribute.append(helper.make_attribute("value", zero))
-        elif isinstance(part, onnx.NodeProto) and part.op_type == "Constant":
+        elif isinstance(part, onnx.NodeProto) and part.op_type in ("Cast", "Constant"):
             for attribute in part.attribute:
-                if attribute.name in ("value_float", "value_floats"):
+                if attribute.name == "to" and attribute.i in NARROW:
+                    attribute.i = TensorProto.DOUBLE
+                elif attribute.name in ("value_float", "value_floats"):
                     value = attribute.f if attribute.name == "value_float" else list(attribute.floats)
                     tensor = numpy_helper.from_array(np.asarray(value, np.float64))
                     attribute.CopyFrom(helper.make_attribute("value", tensor))
@@ -338,54 +347,3 @@ def _parts(message: Message) -> Iterator[Message]:
         if field.message_type is not None:
             for part in [value] if isinstance(value, Message) else value:
                 yield from _parts(part)
-
-
-def check_runtime(
-    run: Runtime,
-    metadata: Metadata,
-    cases: Sequence[Case],
-    expected: Mapping[str, Outputs],
-    atol: float,
-    scales: Scales,
-    is_right: bool,
-) -> float:
-    """Check that a runtime computes a graph precisely enough.
-
-    Args:
-        scales: of the outputs.
-        is_right: the graph is known to be that of the network.
-
-    Returns:
-        The largest absolute error.
-
-    Raises:
-        ParityError: it does not.
-        MDLSTMError: it fails.
-    """
-    if is_right or metadata.form == "tiles":
-        scales = {name: np.maximum(scale, 1) for name, scale in scales.items()}
-    try:
-        errors = errors_of(runner(run, metadata, cases), cases, expected, metadata, atol, scales)
-    except MDLSTMError as error:
-        if isinstance(error, ParityError):
-            raise
-        raise MDLSTMError(f"ONNX Runtime does not run the exported model: {error}") from error
-    name, worst = max(errors.items(), key=lambda item: item[1].max_ratio)
-    if not worst.passed:
-        advice = (
-            f"the graph is right, so {metadata.dtype}, or the runtime's sigmoid, off by up to 1e-7, does "
-            "not suffice; allow more with atol=... (--atol), or take a cell of bounded states (stable)"
-        )
-        if metadata.form == "tiles":
-            advice = (
-                "does tile_stages() describe what forward computes, and do before and head compute each "
-                "position from that position alone?"
-            )
-        elif not is_right:
-            advice = "the evaluator of onnx does not run the graph, so it is held to the outputs' own scale"
-        raise ParityError(
-            f"'{worst.output}' of {'tiles' if metadata.form == 'tiles' else 'ONNX Runtime'} is off by "
-            f"{worst.error:.1e} against float64 on {name}, allowed is {atol:g}·{worst.scale:.3g} + "
-            f"{RTOL:g}·|y|; {advice}"
-        )
-    return max(parity.max_abs for parity in errors.values())

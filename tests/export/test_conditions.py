@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError
 from mdlstm_tk.export import export_onnx, float64_reference
 from mdlstm_tk.export.capture import traced
-from mdlstm_tk.export.conditions import conditions_of, refused_condition, symbols_of
+from mdlstm_tk.export.conditions import Conditions
 from mdlstm_tk.runtime import Session
 
 Condition = Callable[[Any, Any, Any], Any]  # of the batch, the height and the width
@@ -62,8 +62,7 @@ class Deciding(nn.Module):
 def refusal(condition: Condition) -> str:
     """Why a network with this condition is refused; "" if it is not."""
     program = traced(Deciding(condition), {"x": torch.zeros(2, 85, 115, 1)}, AXES)
-    found, symbols = conditions_of(program, AXES), symbols_of(program, AXES)
-    return refused_condition(found, symbols, dict.fromkeys(AXES["x"], 1), {0: 2, 1: 16, 2: 16})
+    return Conditions.of(program, AXES).refused({0: 2, 1: 16, 2: 16}, dict.fromkeys(AXES["x"], 1))
 
 
 def test_a_drawn_condition_is_the_same_on_every_grid_or_it_is_refused() -> None:
