@@ -168,13 +168,10 @@ class Inputs:
     def grids(self) -> list[Extents]:
         """The grids that a later verification draws inputs on, too, main grid first; of a network that
         takes padded samples also smaller ones."""
-        grids = list(self.shapes)
-        if self.padded:
-            units = [extent // m for extent, m in zip(self.main, self.multiple_of, strict=True)]
-            drawn = np.random.default_rng(0).integers(1, np.add(units, 1), (3, self.ndim)).tolist()
-            grids += [tuple(np.multiply(unit, self.multiple_of).tolist()) for unit in drawn]
-            grids.append(self.multiple_of)
-        return list(dict.fromkeys(grids))
+        units = [extent // m for extent, m in zip(self.main, self.multiple_of, strict=True)]
+        parts = (0.8, 0.5, 0.2, 0) if self.padded else ()
+        smaller = [np.maximum(1, np.multiply(part, units)).astype(int) * self.multiple_of for part in parts]
+        return list(dict.fromkeys([*self.shapes, *(tuple(grid.tolist()) for grid in smaller)]))
 
     def cases(self, user: Mapping[str, Array]) -> Cases:
         """Random inputs on all grids, and one more for the main grid; then x of the user, by name."""
@@ -395,23 +392,15 @@ def _of_example(inputs: Inputs, takes: Callable[[Extents], bool], is_one: bool) 
 
 def _refusal(inputs: Inputs, grid: Extents, reason: str, takes: Callable[[Extents], bool]) -> InputError:
     """The error for a network that does not take a grid."""
-    even = (
-        inputs.like([k * u for u in (1, 2, *(1,) * inputs.ndim)[: inputs.ndim]]) for k in (2, 4, 8, 16, 32)
-    )
+    even = (inputs.like([k, 2 * k, *(k,) * inputs.ndim][: inputs.ndim]) for k in (2, 4, 8, 16, 32))
+    own = () if inputs.example is None else grid_of(inputs.example, inputs.channels_last)
     advice = (
-        "give example_inputs=(x, …), or other grid=... as (48, None), channels=... or channels_last=..."
+        "give example_inputs=(x, …), other grid=..., channels=..., channels_last=... or example_range=..."
     )
-    if "index out of range" in reason or "NaN" in reason or "infinity" in reason:
-        advice = "give example_range=(low, high), the values that it is made for"
-    elif inputs.free and (multiple := next(filter(takes, even), None)):
+    if inputs.free and (multiple := next(filter(takes, even), None)):
         advice = f"it takes {format_size(multiple)}, so give multiple_of={multiple[0]} (--multiple-of)"
-    elif inputs.free and inputs.example is not None:
-        own = grid_of(inputs.example, inputs.channels_last)
-        if takes(own):
-            advice = (
-                f"it takes {format_size(own)} only; name inputs with that grid as grid_inputs=..., or "
-                "export it for one grid"
-            )
+    elif inputs.free and own and takes(own):
+        advice = f"it takes {format_size(own)} only; name inputs with that grid as grid_inputs=..."
     return InputError(f"{reason}, on the grid {format_size(grid)}; {advice}")
 
 

@@ -141,15 +141,10 @@ class Network(nn.Module):
         outputs = self.run(inputs)
         for name, y in outputs.items():
             if not y.ndim or len(y) != len(inputs["x"]):
-                raise OutputError(
-                    f"{self.name} returns '{name}' of shape {y.shape} for {len(inputs['x'])} samples"
-                )
+                raise OutputError(f"{self.name} returns '{name}' {y.shape} for {len(inputs['x'])} samples")
             if not y.size or (y.dtype.kind == "f" and not np.isfinite(y).all()):
                 value = "NaN" if y.size and np.isnan(y).any() else "infinity" if y.size else "nothing"
-                raise InputError(
-                    f"{self.name} returns {value} as '{name}' for x of shape {inputs['x'].shape}; give the "
-                    "values that it is made for as example_range=(low, high), or a larger grid"
-                )
+                raise InputError(f"{self.name} returns {value} as '{name}' for x {inputs['x'].shape}")
         return outputs
 
 
@@ -200,16 +195,11 @@ def mdlstm_layers(network: nn.Module) -> Iterator[MDLSTM]:
 def without_autocast() -> Iterator[None]:
     """Turn autocast off in this thread, also where a network turns it on: a file has the precision that the
     export names, and its reference float64."""
-    thread = threading.get_ident()
-    enter: Any = torch.autocast.__enter__
+    thread, enter = threading.get_ident(), torch.autocast.__enter__
 
     def enter_disabled(context: Any) -> Any:
-        enabled, is_ours = context._enabled, threading.get_ident() == thread
-        context._enabled = enabled and not is_ours
-        try:
-            return enter(context)
-        finally:
-            context._enabled = enabled
+        context._enabled &= threading.get_ident() != thread
+        return enter(context)
 
     # A captured network loses the names of its modules inside of a context of autocast.
     is_on = torch.is_autocast_enabled("cpu")

@@ -10,7 +10,7 @@ import onnx
 from google.protobuf.message import EncodeError
 from onnx import helper
 
-from mdlstm_tk._util.text import counted, duration
+from mdlstm_tk._util.text import counted, duration, reason_of
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.io import TILED_SUFFIX
 from mdlstm_tk.io.files import check_free
@@ -90,10 +90,7 @@ def check_onnx(model: onnx.ModelProto, label: str) -> bytes:
     except (ValueError, EncodeError) as error:
         raise MDLSTMError(f"{label} is larger than 2 GiB, the limit of an ONNX file") from error
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise MDLSTMError(
-            f"{label} is not valid ONNX, as of networks that make tensors of float64 themselves: {text}"
-        ) from error
+        raise MDLSTMError(f"{label} is not valid ONNX: {reason_of(error)}") from error
     return data
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.checks import checked
-from mdlstm_tk._util.text import counted, to_json
+from mdlstm_tk._util.text import to_json
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.capture import OPSET, capture
@@ -30,18 +30,11 @@ from mdlstm_tk.export.lowering.scan import write_scan
 from mdlstm_tk.export.lowering.step import Sweep, parameters_of
 from mdlstm_tk.export.network import Network
 from mdlstm_tk.export.report import ExportReport, check_onnx
-from mdlstm_tk.io.metadata import Extents as Grid
-from mdlstm_tk.io.metadata import Metadata, layout_of
+from mdlstm_tk.io.metadata import Extents, Metadata, layout_of
 from mdlstm_tk.layer import MDLSTM, space_to_depth
 from mdlstm_tk.models.blocks import depth_to_space
 from mdlstm_tk.runtime.tiles.archive import INDEX, SCHEMA
 from mdlstm_tk.tiling.stages import TileStages, stages_of
-
-EXAMPLE = (5, 7, 4, 3)  # extents, in windows, that graphs are captured with; of further axes 2
-
-
-def _example(ndim: int) -> Grid:
-    return (*EXAMPLE, *(2,) * ndim)[:ndim]
 
 
 @checked
@@ -82,9 +75,9 @@ def tiled(network: Network, inputs: Inputs) -> tuple[list[onnx.ModelProto], Call
             how it runs in tiles.
         MDLSTMError: a graph cannot be made.
     """
-    shape, *others = inputs.shapes[inputs.main].values()
+    outputs = inputs.shapes[inputs.main]
     is_plain = inputs.channels_last and network.channel_axis and not network.integer
-    if others or network.names or not is_plain:
+    if len(outputs) > 1 or network.names or not is_plain:
         raise InputError(
             f"tiles are for networks of one x, floats (N, *grid, C), and one output; {network.name} has "
             "other inputs or outputs"
@@ -95,7 +88,7 @@ def tiled(network: Network, inputs: Inputs) -> tuple[list[onnx.ModelProto], Call
     channels = inputs.channels
     for number, level in enumerate(_levels_of(stages)):
         files = [f"stage-{number}/sweep-{k}.onnx" for k in range(len(level.layer.directions))]
-        graphs |= zip(files, _sweep_models(level, channels, f"stage-{number}"), strict=True)
+        graphs |= zip(files, _sweep_models(level, channels), strict=True)
         entries.append(
             {
                 "window": list(level.window),
@@ -110,7 +103,7 @@ def tiled(network: Network, inputs: Inputs) -> tuple[list[onnx.ModelProto], Call
             }
         )
         channels = level.features * (1 if level.adds_parts else len(files))
-    head = _head_model(stages, channels, shape[-1])
+    head = _head_model(stages, channels)
     if head is not None:
         graphs["head.onnx"] = head
     index = {
@@ -127,9 +120,7 @@ def tiled(network: Network, inputs: Inputs) -> tuple[list[onnx.ModelProto], Call
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
             for name, data in {INDEX: index_file, **members}.items():
-                file.writestr(
-                    zipfile.ZipInfo(name), data
-                )  # of 1980, so that equal content gives equal bytes
+                file.writestr(zipfile.ZipInfo(name), data)  # of 1980, so that equal graphs give equal bytes
         return buffer.getvalue()
 
     return list(graphs.values()), content
@@ -149,7 +140,7 @@ class _Level:
 
     layer: MDLSTM
     number: int
-    window: Grid
+    window: Extents
     before: nn.Module | None
     after: nn.Linear | None
 
@@ -165,76 +156,50 @@ class _Level:
 
 
 def _levels_of(stages: TileStages) -> list[_Level]:
-    """The levels of a network.
-
-    Raises:
-        InputError: the description of the network contradicts itself.
-    """
-    if not stages.stages:
-        raise InputError("tile_stages() must name at least one Stage, got none")
-    levels: list[_Level] = []
-    ndim = stages.stages[0].layer.ndim
-    for k, stage in enumerate(stages.stages):
-        layer = stage.layer
-        if layer.ndim != ndim:
-            raise InputError(
-                f"all layers of tile_stages() must have the same grid axes, got {layer.ndim} in stage {k} "
-                f"and {ndim} in stage 0"
-            )
-        last = layer.num_layers - 1
-        if stage.after is not None and stage.after.in_features != layer.output_size:
-            raise InputError(
-                f"after of stage {k} must take the {counted(layer.output_size, 'feature')} of its layer, "
-                f"got a Linear that takes {stage.after.in_features}"
-            )
+    """The levels of a network."""
+    levels = []
+    for stage in stages.stages:
+        ones, last = (1,) * stage.layer.ndim, stage.layer.num_layers - 1
         levels += [
             _Level(
-                layer,
+                stage.layer,
                 number,
-                layer.window if number == 0 else (1,) * ndim,
+                stage.layer.window if number == 0 else ones,
                 stage.before if number == 0 else None,
                 stage.after if number == last else None,
             )
             for number in range(last + 1)
         ]
-    if any(axis not in range(ndim) for axis in stages.pool) or len({*stages.pool}) < len(stages.pool):
-        raise InputError(f"pool must name different axes from 0 to {ndim - 1}, got {tuple(stages.pool)}")
-    if stages.upsample and (len(stages.upsample) != ndim or min(stages.upsample) < 1 or stages.pool):
-        raise InputError(
-            f"upsample must be {counted(ndim, 'extent')} of at least 1, without pool, got "
-            f"{tuple(stages.upsample)}"
-        )
     return levels
 
 
-def _sweep_models(level: _Level, channels: int, part: str) -> Iterator[onnx.ModelProto]:
+def _sweep_models(level: _Level, channels: int) -> Iterator[onnx.ModelProto]:
     """The graph of each direction of a level; `docs/formats.md` lists the inputs and the outputs.
 
     `channels` are the features of the stored output of the level before, or of x.
     """
-    layer = level.layer
-    states = ("h", *layer.definition.states)
-    faces = [f"{state}{d}" for d in range(layer.ndim) for state in states]
     windows = _windows(level, channels)
-    for dir_idx in range(len(layer.directions)):
+    for dir_idx in range(len(level.layer.directions)):
         model = onnx.ModelProto()
         model.CopyFrom(windows)
-        _add_sweep(model, level, dir_idx, faces)
-        names = tuple(value.name for value in model.graph.output)
-        yield _with_metadata(
-            model,
-            layer.ndim,
+        _add_sweep(model, level, dir_idx)
+        names, results = ([v.name for v in values] for values in (model.graph.input, model.graph.output))
+        metadata = Metadata(  # by which a session knows the faces
+            version=__version__,
+            form="tiles",
+            layout=layout_of(level.layer.ndim, channels_last=True),
             channels=channels,
             outputs=level.features,
-            inputs=("x", *faces),
+            inputs=tuple(names),
+            output_names=tuple(results),
             window=level.window,
-            output_names=names,
-            further_windows=(None,) * len(faces),
-            part=f"{part}/sweep-{dir_idx}",
+            further_windows=(None,) * len(results[1:]),
         )
+        onnx.helper.set_model_props(model, metadata.to_props())
+        yield model
 
 
-def _head_model(stages: TileStages, features: int, outputs: int) -> onnx.ModelProto | None:
+def _head_model(stages: TileStages, features: int) -> onnx.ModelProto | None:
     """The graph of the head, or None if there is nothing to do: x (N, *tile, features) → y (N, *tile ·
     upsample, outputs).
     """
@@ -242,9 +207,7 @@ def _head_model(stages: TileStages, features: int, outputs: int) -> onnx.ModelPr
         return None
     ndim, upsample = stages.stages[0].layer.ndim, tuple(stages.upsample)
     head = _Mapped(stages.head, (lambda y: depth_to_space(y, upsample)) if upsample else None)
-    window = None if upsample else (1,) * ndim
-    model = _captured(head, _example(ndim), features, "y")
-    return _with_metadata(model, ndim, channels=features, outputs=outputs, window=window, part="head")
+    return _captured(head, (1,) * ndim, features, "y")
 
 
 def _windows(level: _Level, channels: int) -> onnx.ModelProto:
@@ -256,8 +219,7 @@ def _windows(level: _Level, channels: int) -> onnx.ModelProto:
         graph = onnx.helper.make_graph([], "mdlstm", [value], [value])
         return lower(onnx.helper.make_model(graph, opset_imports=opsets))
     before = _Mapped(level.before, (lambda x: space_to_depth(x, window)) if prod(window) > 1 else None)
-    extents = [e * w for e, w in zip(_example(len(window)), window, strict=True)]
-    return _captured(before, extents, channels, "windows")
+    return _captured(before, window, channels, "windows")
 
 
 class _Mapped(nn.Module):
@@ -272,18 +234,18 @@ class _Mapped(nn.Module):
         return y if self.function is None else self.function(y)
 
 
-def _captured(module: nn.Module, extents: Sequence[int], channels: int, output: str) -> onnx.ModelProto:
-    """The graph of a module that takes x on any grid.
+def _captured(module: nn.Module, window: Extents, channels: int, output: str) -> onnx.ModelProto:
+    """The graph of a module that takes x on any grid, in windows of these extents.
 
     Raises:
         InputError: it decides by an extent, or by the batch.
     """
-    axes, usual = list(range(1, len(extents) + 1)), _example(len(extents))
-    window = [extent // e for extent, e in zip(extents, usual, strict=True)]
-    factor = 8 if len(axes) < 4 else 2  # extents of 1 would be constants; see `capture`
-    x = torch.zeros(2, *(factor * extent for extent in extents), channels, dtype=torch.float32)
+    ndim = len(window)
+    axes, factor = list(range(1, ndim + 1)), 8 if ndim < 4 else 2  # extents of 1 would be constants
+    units = zip((5, 7, 4, 3, *(2,) * ndim), window, strict=False)
+    x = torch.zeros(2, *(factor * unit * w for unit, w in units), channels, dtype=torch.float32)
     try:
-        captured = capture(module.eval(), {"x": x}, {"x": axes}, (output,), window, [2 * w for w in window])
+        captured = capture(module.eval(), {"x": x}, {"x": axes}, (output,), [2 * w for w in window], window)
     except MDLSTMError as error:
         raise InputError(
             f"before or head of tile_stages() must compute each position from that position alone: {error}"
@@ -291,22 +253,16 @@ def _captured(module: nn.Module, extents: Sequence[int], channels: int, output: 
     return lower(captured.model)
 
 
-def _with_metadata(model: onnx.ModelProto, ndim: int, **fields: Any) -> onnx.ModelProto:
-    layout = layout_of(ndim, channels_last=True)
-    metadata = Metadata(version=__version__, grid=None, form="tiles", layout=layout, **fields)
-    onnx.helper.set_model_props(model, metadata.to_props())
-    return model
-
-
-def _add_sweep(model: onnx.ModelProto, level: _Level, dir_idx: int, names: list[str]) -> None:
+def _add_sweep(model: onnx.ModelProto, level: _Level, dir_idx: int) -> None:
     """Add one direction of a level to a graph that computes its input.
 
-    The faces, called `names`, become inputs and outputs of the graph. The part of `after` for this
-    direction is applied, and its bias with the first direction.
+    The faces become inputs and outputs of the graph. The part of `after` for this direction is applied, and
+    its bias with the first direction.
     """
     layer = level.layer
-    ndim, n = layer.ndim, layer.hidden_size
-    graph, count = Graph("sweep"), len(names) // ndim  # 1 + S
+    ndim, n, states = layer.ndim, layer.hidden_size, ("h", *layer.definition.states)
+    names, count = [f"{state}{d}" for d in range(ndim) for state in states], len(states)
+    graph = Graph("sweep")
     faces = [Value(graph, name) for name in names]
     of_axes = [faces[d * count : (d + 1) * count] for d in range(ndim)]
     joined = [graph.reshape(graph.concat(of_axis, axis=-1), 0, -1, 1, count, n) for of_axis in of_axes]
@@ -328,8 +284,7 @@ def _add_sweep(model: onnx.ModelProto, level: _Level, dir_idx: int, names: list[
         ]
         leaving = graph.add_node("Split", ndim, final, graph.concat(counts, axis=0), axis=1)
     for of_axis, like in zip(leaving, of_axes, strict=True):
-        states = graph.split(of_axis, [1] * count, axis=3)
-        pairs = zip(states, like, strict=True)
+        pairs = zip(graph.split(of_axis, [1] * count, axis=3), like, strict=True)
         results += [graph("Reshape", state, graph("Shape", face)) for state, face in pairs]
     output_names = ["part", *(f"{name}_n" for name in names)]
     rename(graph.nodes, dict(zip((value.name for value in results), output_names, strict=True)))

@@ -21,8 +21,6 @@ from torch.utils._pytree import tree_map
 HALVES = (torch.float16, torch.bfloat16)
 CONVERSIONS = {torch.Tensor.half, torch.Tensor.bfloat16, torch.Tensor.float}
 ROUNDING = (math.floor, math.ceil, math.trunc, round)
-EXTENTS = np.arange(1.0, 2**16)  # of an axis that is resized
-LARGEST_DENOMINATOR = 1000  # of a factor that it is resized by
 
 # For each layer of torch: the order in which ONNX has its gates, and its activations where it may choose.
 RECURRENT: dict[str, tuple[list[int], list[str]]] = {
@@ -64,13 +62,7 @@ class Capturing(TorchFunctionMode):
             return _recurrent(name, *args)
         if func is torch.linspace and isinstance(kwargs.get("steps", [*args, 0, 0, 0][2]), torch.SymInt):
             return _linspace(*args, **kwargs)
-        if func is functional.one_hot:
-            return _one_hot(*args, **kwargs)
-        if func is functional.adaptive_avg_pool2d:
-            return _adaptive_pool(*args, **kwargs)
-        if func is functional.interpolate:
-            return _interpolate(*args, **kwargs)
-        return func(*args, **kwargs)
+        return REPLACED.get(func, func)(*args, **kwargs)
 
     def _converted(self, value: Any) -> Any:
         return self.dtype if isinstance(value, torch.dtype) and value in self.others else value
@@ -84,11 +76,9 @@ def _linspace(start: float, end: float, steps: int, **options: Any) -> Tensor:
     return torch.where(k < steps / 2, start + step * k, end - step * (steps - 1 - k))
 
 
-def _one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
+def _one_hot(input: Tensor, num_classes: int) -> Tensor:
     """`one_hot` as a scatter, which refuses classes beyond the last one; OneHot of ONNX makes zeros of
-    them. No issue is known."""
-    if num_classes < 0:
-        raise NotImplementedError("one_hot needs num_classes, which a file cannot take from its input")
+    them. The standard has it so; no issue."""
     return input.new_zeros(*input.shape, num_classes).scatter(-1, input[..., None], 1)
 
 
@@ -111,12 +101,13 @@ def _interpolate(
     factors: list[Any] = [None] * len(extents)
     sizes: list[Any] = list(size) if isinstance(size, Sequence) else [size] * len(extents)
     if scale_factor is not None:
-        given = scale_factor if isinstance(scale_factor, Sequence) else [scale_factor] * len(extents)
-        sizes = list(map(_resized, extents, given))
-        factors = factors if recompute_scale_factor else list(given)
+        factors = (
+            list(scale_factor) if isinstance(scale_factor, Sequence) else [scale_factor] * len(extents)
+        )
+        sizes = list(map(_resized, extents, factors))
     if mode == "area" and any(isinstance(extent, torch.SymInt) for extent in (*extents, *sizes)):
         raise NotImplementedError("ONNX has no interpolation by area for free extents")
-    is_whole = all(isinstance(factor, int | float) and factor % 1 == 0 for factor in factors)
+    is_whole = all(factor is not None and factor % 1 == 0 for factor in factors)
     if mode not in ("nearest", "nearest-exact") or (mode == "nearest" and is_whole):
         return functional.interpolate(
             input, size, scale_factor, mode, align_corners, recompute_scale_factor, antialias
@@ -124,7 +115,7 @@ def _interpolate(
     x, device = input.movedim((0, 1), (-2, -1)), input.device  # rows of these are taken faster than numbers
     for axis, (extent, count, factor) in enumerate(zip(extents, sizes, factors, strict=True)):
         k = torch.arange(count, dtype=torch.float32, device=device) + 0.5 * (mode == "nearest-exact")
-        if factor is None:
+        if factor is None or recompute_scale_factor:
             n, m = (torch.scalar_tensor(e, dtype=torch.float32, device=device) for e in (extent, count))
             position = k * (n / m)
         else:
@@ -134,16 +125,15 @@ def _interpolate(
 
 
 def _adaptive_pool(input: Tensor, output_size: Any) -> Tensor:
-    """`adaptive_avg_pool2d` of free extents to one position, or to as many as there are, along each axis;
-    torch's exporter has an operator for it that is none of ONNX."""
+    """`adaptive_avg_pool2d` of free extents to one position along each axis, or to all; torch's exporter
+    writes the extents that it was traced with."""
     if not any(isinstance(extent, torch.SymInt) for extent in input.shape[2:]):
         return functional.adaptive_avg_pool2d(input, output_size)
     sizes = output_size if isinstance(output_size, Sequence) else [output_size] * 2
     for axis, size in zip((-2, -1), sizes, strict=True):
-        if size == 1:
-            input = input.mean(axis, keepdim=True)
-        elif size is not None and size is not input.shape[axis]:
+        if size not in (1, None):
             raise NotImplementedError("ONNX pools free extents to one position alone")
+        input = input if size is None else input.mean(axis, keepdim=True)
     return input
 
 
@@ -151,11 +141,11 @@ def _resized(extent: Any, factor: float) -> Any:
     """An extent times a number, rounded down as in Python, which a file would do in float32."""
     if isinstance(extent, int):
         return math.floor(extent * factor)
-    ratio = Fraction(factor).limit_denominator(LARGEST_DENOMINATOR)
-    of_integers = EXTENTS.astype(np.int64) * ratio.numerator // ratio.denominator
-    of_file = np.floor(EXTENTS.astype(np.float32) * np.float32(factor))  # of Resize
-    of_python = np.floor(EXTENTS * factor)
-    if (of_integers != of_python).any() or (of_file != of_python).any():
+    ratio, n = Fraction(factor).limit_denominator(1000), np.arange(1, 2**16)
+    exact = n * ratio.numerator // ratio.denominator
+    if any(
+        (np.floor(n.astype(t) * np.asarray(factor, t)) != exact).any() for t in (np.float32, np.float64)
+    ):
         raise NotImplementedError(
             f"interpolate by {factor} gives other extents in a file, which computes them in float32, on "
             "some grids; give it size=, such as 7 * x.shape[2] // 10"
@@ -316,6 +306,11 @@ def _floor_divide(a: Any, b: Any) -> Any:
     return _division(a, b, "floor")
 
 
+REPLACED: dict[Any, Callable[..., Tensor]] = {
+    functional.adaptive_avg_pool2d: _adaptive_pool,
+    functional.one_hot: _one_hot,
+    functional.interpolate: _interpolate,
+}
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.mdlstm.recurrent.default: _translate_recurrent,
     torch.ops.aten.embedding.default: _embedding,

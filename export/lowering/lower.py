@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk.cells.step import CELL_PARAMETERS, cell_of_graph
-from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export.capture import DOMAIN, IR_VERSION
 from mdlstm_tk.export.lowering.graph import Graph, Value, rename
 from mdlstm_tk.export.lowering.scan import write_scan
@@ -21,8 +21,6 @@ from mdlstm_tk.io.metadata import Form
 from mdlstm_tk.wavefront import Direction
 
 FORMS: dict[Form, Callable[[Graph, Sweep], list[Value]]] = {"unrolled": write_unrolled, "scan": write_scan}
-# Extents from which one direction after the other is faster than all in one chain, and takes less memory.
-ONE_BY_ONE_FROM = 512
 COMPUTED = ("x", "initial", "sizes")  # the inputs of a node that are no weights
 
 
@@ -38,12 +36,9 @@ def lower(model: onnx.ModelProto, form: Form = "unrolled") -> onnx.ModelProto:
         A new model that uses standard operators only.
 
     Raises:
-        InputError: there is no such form.
         MDLSTMError: a sweep's weights are computed in the graph instead of being constants, or its grid
-            is free but the form needs a fixed one, or the sweep stands inside a branch or a loop.
+            is free but the form needs a fixed one, or it has both states and sizes.
     """
-    if form not in FORMS:
-        raise InputError(f"form must be one of {', '.join(FORMS)}, got '{form}'")
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes: list[onnx.NodeProto] = []
     new_initializers: list[onnx.TensorProto] = []
@@ -60,12 +55,6 @@ def lower(model: onnx.ModelProto, form: Form = "unrolled") -> onnx.ModelProto:
         nodes += graph.nodes
         new_initializers += graph.initializers
 
-    inner_graphs = (*(graph for node in nodes for graph in subgraphs(node)), *model.functions)
-    if any(node.domain == DOMAIN for graph in inner_graphs for node in walk(graph.node)):
-        raise MDLSTMError(
-            "an MDLSTM layer inside a branch or a loop of the network cannot be exported; "
-            "move the layer out of it"
-        )
     used = {name for node in walk(nodes) for name in node.input}
     initializers = [t for t in (*model.graph.initializer, *new_initializers) if t.name in used]
     for node in nodes:
@@ -86,8 +75,7 @@ def lower(model: onnx.ModelProto, form: Form = "unrolled") -> onnx.ModelProto:
 
 def _write(graph: Graph, sweep: Sweep, form: Form) -> list[Value]:
     """Add the nodes of a sweep, and return h (N, *grid, dirs, n), and the final states if there are any."""
-    is_apart = min(sweep.grid) >= ONE_BY_ONE_FROM or (form == "scan" and sweep.initial is not None)
-    if sweep.dirs == 1 or not is_apart:
+    if sweep.dirs == 1 or form == "unrolled" or sweep.initial is None:
         return FORMS[form](graph, sweep)
     results = []
     for k, direction in enumerate(sweep.directions):
