@@ -257,18 +257,6 @@ def test_free_axes_of_the_output_stay_free(tmp_path: Path) -> None:
     assert batch.dim_param and steps.dim_param and features.dim_value == 6
 
 
-@pytest.mark.parametrize("form", ["unrolled", "scan"])
-def test_float16_is_verified_with_a_tolerance_of_5e_3(form: Any, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    report = export_onnx(create("md", 1, 1), tmp_path / "m.onnx", grid=(8, 8), form=form, dtype="float16")
-    metadata, session = report.metadata, Session(report.path, "cpu")
-    assert (metadata.dtype, metadata.parity["atol"]) == ("float16", 5e-3)
-    assert 1e-5 < metadata.parity["max_abs"] < 5e-3
-    assert session(np.eye(8)).dtype == np.float32
-    weights = {tensor.data_type for tensor in onnx.load(report.path).graph.initializer if tensor.dims}
-    assert onnx.TensorProto.FLOAT not in weights
-
-
 def test_a_compiled_network_is_exported_as_the_network_that_it_wraps(tmp_path: Path) -> None:
     def fails_if_called(*_: Any) -> Any:
         raise AssertionError("the export compiled something")

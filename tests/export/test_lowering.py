@@ -22,9 +22,8 @@ from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM, BoundaryState, Gate, register_cell
 from mdlstm_tk.cells import BUILT_IN_CELLS, get_cell
-from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export import export_onnx, lower, translation_table, verify_model
-from mdlstm_tk.export.lowering import lower as lower_module
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.model_check import check_model
 
@@ -139,26 +138,11 @@ def test_an_unrolled_graph_grows_with_the_wavefronts_and_a_scan_does_not() -> No
     assert counts["scan", 8] < counts["unrolled", 8]
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_large_grids_are_swept_in_one_direction_after_the_other(
-    form: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sweep, grid = Sweep.random("stable", "all", peephole=False, layer_norm=True), (5, 4)
-    together = lower(sweep.captured(grid), form)
-    monkeypatch.setattr(lower_module, "ONE_BY_ONE_FROM", 4)
-    apart = lower(sweep.captured(grid), form)
-    x = random_x(3, grid)
-    np.testing.assert_allclose(run(apart, x=x), run(together, x=x), rtol=0, atol=1e-6)
-    assert len(apart.graph.node) > len(together.graph.node)
-
-
 def test_a_sweep_that_cannot_be_lowered_is_named() -> None:
     sweep = Sweep.random()
     with pytest.raises(MDLSTMError, match=r"mdlstm: .*\(-1, 3\)"):
         lower(sweep.captured((-1, 3)))
     model = sweep.captured((3, 3))
-    with pytest.raises(InputError, match="form must be one of unrolled, scan, got 'tiles'"):
-        lower(model, "tiles")
     model.graph.node[0].input[1] = "elsewhere"
     with pytest.raises(MDLSTMError, match="'elsewhere'"):
         lower(model)

@@ -43,14 +43,13 @@ REFUSED: dict[str, tuple[type[MDLSTMError], Callable[[], nn.Module], dict[str, A
         {**G, "metadata": {"kind": "classify"}},
     ),
     "a kind that is none": (InputError, Function, {**G, "metadata": {"kind": "clasify"}}),
-    "a field twice": (InputError, Function, {**G, "metadata": {"grid": (1, 2)}}),
     "an x without axes": (InputError, Function, {**G, "verify_inputs": {"mine": np.zeros(3)}}),
     "an x of another grid": (
         InputError,
         Function,
         {**G, "verify_inputs": {"mine": np.zeros((1, 3, 5, 1))}},
     ),
-    "an output called x": (InputError, lambda: after(lambda y: {"x": y}), G),
+    "an output called x": (MDLSTMError, lambda: after(lambda y: {"x": y}), G),
     "no output": (InputError, lambda: after(lambda y: None), SCAN),
     "complex numbers": (InputError, lambda: after(torch.fft.fft), G),
     "no batch": (InputError, lambda: after(lambda y: y[0]), G),
@@ -66,6 +65,7 @@ REFUSED: dict[str, tuple[type[MDLSTMError], Callable[[], nn.Module], dict[str, A
     "an unknown input": (InputError, Function, {**G, "extra_inputs": {"w": torch.zeros(1, 2)}}),
     "no grid": (InputError, Function, {}),
     "no multiple": (InputError, UNet, {"grid": (5, 8), "channels": 1, "multiple_of": 2}),
+    "a grid of tiles": (InputError, lambda: MDLSTM(1, 2), {**G, "form": "tiles"}),
     "strides": (InputError, UNet, {"example_inputs": torch.zeros(1, 1, 4, 6), **SCAN}),
     "a fixed height": (InputError, FoldedHeight, {**SCAN, "channels_last": False}),
     "one sample": (InputError, lambda: MDLSTM(3, 4), {"example_inputs": torch.rand(3)}),
@@ -80,7 +80,7 @@ def test_it_is_refused_in_one_line_and_leaves_no_file(name: str, tmp_path: Path)
     kind, make, options = REFUSED[name]
     torch.manual_seed(0)
     with pytest.raises(kind) as raised:
-        export_onnx(make(), tmp_path / "m.onnx", **options)
+        export_onnx(make(), tmp_path / ("m.tiles" if "tiles" in name else "m.onnx"), **options)
     assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
 
 
