@@ -5,16 +5,16 @@
 >>> page = read_page("0001.xml")
 
 transcribe        the kind `transcribe`
-pages             ALTO and PAGE XML, with page_geometry, markup and line_cutting
-page_inference    pages as inputs
+read              photographs or XML → lines → texts → XML
+pages, geometry   ALTO and PAGE XML in and out; chains of points
+cutting           a line cut out of its page, for training and inference alike
 ctc               texts from outputs, with posteriors, decoding, character_model, transcription
 networks, digit_strings   the networks and the built-in task
-encoding, page_folders, distortion, ctc_loss, calibration   what training needs
+encoding, folders, distortion, ctc_loss, calibration   what training needs
 measures, reading, sections   errors of texts, and the report of a run
 baselines         the kind `baselines`
-line_finding, polylines, line_order, outlines   lines from outputs
-found_pages, overlay   pages whose lines are found: as XML, and drawn
-baseline_network, baseline_maps, page_distortion   what training needs
+line_finding, layout   lines from outputs, with their outlines, order and regions
+baselines_training, page_distortion   what training needs
 
 The names below are loaded when they are first used: importing this package imports neither NumPy nor torch.
 """
@@ -24,33 +24,33 @@ from typing import TYPE_CHECKING
 from mdlstm_tk._util.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mdlstm_tk.text.baseline_network import LineFinder as LineFinder
+    from mdlstm_tk.text.baselines_training import LineFinder as LineFinder
     from mdlstm_tk.text.character_model import CharacterModel as CharacterModel
     from mdlstm_tk.text.ctc import Character as Character
     from mdlstm_tk.text.ctc import Transcription as Transcription
+    from mdlstm_tk.text.cutting import cut_line as cut_line
     from mdlstm_tk.text.decoding import Decoding as Decoding
     from mdlstm_tk.text.digit_strings import DigitStrings as DigitStrings
-    from mdlstm_tk.text.found_pages import find_lines as find_lines
-    from mdlstm_tk.text.line_cutting import cut_line as cut_line
+    from mdlstm_tk.text.layout import find_lines as find_lines
     from mdlstm_tk.text.networks import LineRecognizer as LineRecognizer
     from mdlstm_tk.text.networks import TextRecognizer as TextRecognizer
-    from mdlstm_tk.text.page_inference import read_pages as read_pages
     from mdlstm_tk.text.pages import read_page as read_page
     from mdlstm_tk.text.pages import write_page as write_page
+    from mdlstm_tk.text.read import read_pages as read_pages
     from mdlstm_tk.text.transcription import read_lines as read_lines
 
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "baseline_network": ("LineFinder",),
+        "baselines_training": ("LineFinder",),
         "character_model": ("CharacterModel",),
         "ctc": ("Character", "Transcription"),
         "decoding": ("Decoding",),
         "digit_strings": ("DigitStrings",),
-        "found_pages": ("find_lines",),
-        "line_cutting": ("cut_line",),
+        "layout": ("find_lines",),
+        "cutting": ("cut_line",),
         "networks": ("LineRecognizer", "TextRecognizer"),
-        "page_inference": ("read_pages",),
+        "read": ("read_pages",),
         "pages": ("read_page", "write_page"),
         "transcription": ("read_lines",),
     },

@@ -8,7 +8,7 @@ import numpy as np
 
 from mdlstm_tk.errors import require
 from mdlstm_tk.io import Array, Floats
-from mdlstm_tk.text.polylines import resampled
+from mdlstm_tk.text.geometry import resampled
 
 # Amplitudes at strength 1.
 ROTATION = np.radians(5)

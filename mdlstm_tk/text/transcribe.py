@@ -60,7 +60,7 @@ class Transcribe(Kind):
 
         if is_npz(path):
             return of_arrays(path, read_name, "US")
-        from mdlstm_tk.text.page_folders import texts_of_pages, texts_of_table
+        from mdlstm_tk.text.folders import texts_of_pages, texts_of_table
 
         is_table = (path / self.targets).exists()
         return texts_of_table(path, self.targets) if is_table else texts_of_pages(path)

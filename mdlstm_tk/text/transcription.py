@@ -16,7 +16,6 @@ from mdlstm_tk.runtime.shapes import Batch, step_width
 from mdlstm_tk.text.character_model import CharacterModel
 from mdlstm_tk.text.ctc import Transcription, check_search, transcribe_logits, warn_of_lacking
 from mdlstm_tk.text.decoding import Decoding
-from mdlstm_tk.text.line_cutting import as_image
 
 
 def read_lines(
@@ -49,7 +48,7 @@ def read_lines(
     if hasattr(images, "shape"):  # of an array, whose rows would be read
         raise InputError(f"images must be a list of images, got an array of shape {images.shape}")
     lines = []
-    for k, line in enumerate(read_images(session, [as_image(image) for image in images], beam, lm)):
+    for k, line in enumerate(read_images(session, [*map(np.asarray, images)], beam, lm)):
         if isinstance(line, InputError):
             raise InputError(f"images[{k}]: {line}")
         lines.append(line)

@@ -1,4 +1,4 @@
-"""Lines of text, and pages, from folders.
+"""Lines of text, and pages, from folders: what is trained on.
 
 texts         images and labels.tsv, each line of which is: file, tab, text
 pages         images with ALTO or PAGE XML, at any depth; the samples are the lines with a text
@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
@@ -23,9 +21,8 @@ from mdlstm_tk.data.scan import MAX_THREADS, is_grey
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io import IMAGE_SUFFIXES, Array
 from mdlstm_tk.io.images import to_grey
-from mdlstm_tk.text.line_cutting import cut_line
-from mdlstm_tk.text.markup import root_tag
-from mdlstm_tk.text.pages import ALTO, PAGE, SUFFIX, Page, PageLine, images_of_pages, read_page
+from mdlstm_tk.text.cutting import cut_line
+from mdlstm_tk.text.pages import ALTO, PAGE, SUFFIX, Page, PageLine, head_of, read_page
 
 log = logging.getLogger("mdlstm_tk.data")
 TRANSCRIPT = ".gt.txt"
@@ -38,13 +35,13 @@ class PageTarget(NamedTuple):
     Attributes:
         width, height: of the page in pixels.
         lines: baselines (K, 2) in pixels, each from the left end of a line that stands upright.
-        reach: pixels that its outlines reach above and below; None if it has none.
+        reach: pixels that its outlines reach above and below.
     """
 
     width: int
     height: int
     lines: tuple[Array, ...]
-    reach: tuple[float, float] | None
+    reach: tuple[float, float]
 
 
 def texts_of_table(path: Path, table: str) -> list[Sample]:
@@ -73,63 +70,59 @@ def texts_of_table(path: Path, table: str) -> list[Sample]:
 
 def texts_of_pages(path: Path) -> list[Sample]:
     """The lines with a text of all pages below a folder, and the images of lines with a transcript."""
-    samples: list[Sample] = []
-    files = files_below(path)
-    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    of_pages, bad = set[str](), list[str]()
-    pages = without = 0
+    samples, files, of_pages, lines_without = list[Sample](), files_below(path), set[Path | None](), 0
     for name, page in _pages(path, files, lambda page: any(line.text for line in page.lines)):
         if isinstance(page, str):
             samples.append(_unusable(name, page))
-            bad.append(str(path / name))
+            of_pages.add(head_of(path / name)[1])
             continue
-        image, lines = page.image.resolve(), [line for line in page.lines if line.text]
-        of_pages.add(str(image))
-        samples += [Sample(f"{name} {line.id}", partial(_read_line, image, line), name) for line in lines]
-        pages, without = pages + 1, without + len(page.lines) - len(lines)
-    if pages:
-        log.info("pages: %d; their lines without a text, left out: %d", pages, without)
-    of_pages |= {os.path.realpath(each) for each in images_of_pages(bad, [*map(str, images)])}
-    return samples + _texts_of_transcripts(path, files, images, of_pages)
+        of_pages.add(page.image)
+        lines = [line for line in page.lines if line.text]
+        for line in lines:
+            samples.append(Sample(f"{name} {line.id}", partial(_read_line, page.image, line), name))
+        lines_without += len(page.lines) - len(lines)
+    if of_pages:
+        log.info("pages: %d; their lines without a text, left out: %d", len(of_pages), lines_without)
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    transcripts = [file for file in files if file.name.endswith(TRANSCRIPT)]
+    return samples + _texts_of_transcripts(path, transcripts, images, of_pages)
 
 
 def _texts_of_transcripts(
-    path: Path, files: Sequence[Path], images: Sequence[Path], of_pages: set[str]
+    path: Path, transcripts: Sequence[Path], images: Sequence[Path], of_pages: set[Path | None]
 ) -> list[Sample]:
     """The images that have a text in a file beside them."""
-    images_of, untold = defaultdict[Path, list[Path]](list), {*images}
+    by_stem, untold, samples = defaultdict[str, list[Path]](list), {*images} - of_pages, list[Sample]()
     for image in images:
-        images_of[image.with_suffix("")].append(image)
-    samples = []
-    for file in files:
-        if file.name.endswith(TRANSCRIPT):
-            stem = file.with_name(file.name.removesuffix(TRANSCRIPT))
-            others = (image for form in OCROPUS for image in images_of[Path(f"{stem}{form}")])
-            found = images_of[stem] or [*others]
-            untold -= {*found}
-            if len(found) != 1:
-                names = " and ".join(image.name for image in found) or "no image"
-                sample = _unusable(os.path.relpath(file, path), f"{names} beside it, expected one image")
-            elif os.path.realpath(found[0]) in of_pages:
-                reason = f"only the lines of its page count; delete the page or {file.name}"
-                sample = _unusable(os.path.relpath(found[0], path), reason)
-            else:
-                sample = image_sample(path, found[0], partial(_read_transcript, file))
-            samples.append(sample)
-    if count := sum(os.path.realpath(image) not in of_pages for image in untold):
-        log.info("images without a text or a page, left out: %d", count)
+        by_stem[str(image.with_suffix(""))].append(image)
+    for file in transcripts:
+        stem = str(file).removesuffix(TRANSCRIPT)
+        found = by_stem[stem] or [image for form in OCROPUS for image in by_stem[stem + form]]
+        untold -= {*found}
+        if len(found) != 1:
+            names = " and ".join(image.name for image in found) or "no image"
+            sample = _unusable(os.path.relpath(file, path), f"{names} beside it, expected one image")
+        elif found[0] in of_pages:
+            reason = f"only the lines of its page count; delete the page or {file.name}"
+            sample = _unusable(os.path.relpath(found[0], path), reason)
+        else:
+            sample = image_sample(path, found[0], partial(_read_transcript, file))
+        samples.append(sample)
+    if untold:
+        log.info("images without a text or a page, left out: %d", len(untold))
     return samples
 
 
 def whole_pages(path: Path) -> list[Sample]:
     """All pages below a folder, each with its baselines. Pages without any are left out."""
-    samples: list[Sample] = []
-    without = lines_without = 0
+    samples, without, lines_without = list[Sample](), 0, 0
     for name, page in _pages(path, files_below(path), lambda page: bool(_baselines(page))):
         if isinstance(page, str):
             samples.append(_unusable(name, page))
         elif lines := _baselines(page):
-            target = PageTarget(page.width, page.height, tuple(lines), page.lines[0].reach)
+            reach = page.lines[0].reach
+            assert reach is not None  # as on every page with baselines
+            target = PageTarget(page.width, page.height, tuple(lines), reach)
             samples.append(Sample(name, partial(_read_page, page.image, target), name))
             lines_without += len(page.lines) - len(lines)
         else:
@@ -144,30 +137,23 @@ def whole_pages(path: Path) -> list[Sample]:
 def _pages(
     path: Path, files: Sequence[Path], is_used: Callable[[Page], bool]
 ) -> Iterator[tuple[str, Page | str]]:
-    """The pages among files, with their names, read with a few threads; or why one cannot be used.
+    """The pages among files, with their names, or why one cannot be used.
 
     Of two pages with one image that are used, the second cannot be: an image would lie in two splits where
     its page is there as ALTO and as PAGE.
     """
-
-    def read(file: Path) -> Page | str:
-        try:
-            return read_page(file)
-        except InputError as error:
-            return str(error).removeprefix(f"{file}").lstrip(" :")
-
-    # also those that break before they tell what they hold
-    files = [f for f in files if f.suffix.lower() == SUFFIX and root_tag(f) in (ALTO, PAGE, None)]
     of_image: dict[Path, str] = {}
-    with ThreadPoolExecutor(MAX_THREADS) as pool:
-        for file, page in zip(files, pool.map(read, files), strict=True):
-            name = os.path.relpath(file, path)
-            if isinstance(page, Page) and is_used(page):
-                first = of_image.setdefault(page.image.resolve(), name)
-                if first != name:
-                    yield name, f"it is for the image of {first}; delete one of them"
-                    continue
-            yield name, page
+    for file in files:  # also those that break before they tell what they hold
+        if file.suffix.lower() != SUFFIX or head_of(file)[0] not in (ALTO, PAGE, ""):
+            continue
+        name = os.path.relpath(file, path)
+        try:
+            page = read_page(file)
+        except InputError as error:
+            yield name, str(error).removeprefix(f"{file}").lstrip(" :")
+            continue
+        first = of_image.setdefault(page.image.resolve(), name) if is_used(page) else name
+        yield name, page if first == name else f"it is for the image of {first}; delete one of them"
 
 
 def _baselines(page: Page) -> list[Array]:
@@ -192,18 +178,14 @@ _lock = Lock()  # so that threads that come to the next page do not all decode i
 
 
 def _read_line(image: Path, line: PageLine) -> tuple[Array, str]:
-    try:
-        status = image.stat()
-    except OSError:
-        raise InputError(f"{image.name}: there is no such file") from None
     with _lock:
-        pixels = page_pixels(image, (status.st_mtime_ns, status.st_size))
-    return cut_line(pixels, line), line.text or ""
+        pixels = page_pixels(image, image.stat().st_mtime_ns if image.exists() else 0)
+    return cut_line(pixels, line), line.text
 
 
 @lru_cache(maxsize=MAX_THREADS)
-def page_pixels(image: Path, version: tuple[int, int] = (0, 0)) -> Array:
-    """The pixels of a page, with one channel if it is grey; `version` is that of the file, which may be
+def page_pixels(image: Path, version: int = 0) -> Array:
+    """The pixels of a page, with one channel if it is grey; `version` is the time of the file, which may be
     replaced by another one."""
     pixels = read_pixels(image, image.name)
     return pixels[..., 0] if pixels.ndim == 3 and is_grey(pixels) else pixels
@@ -219,6 +201,6 @@ def _read_transcript(file: Path) -> str:
 def _text_lines(file: Path) -> list[str]:
     """The lines of a text in UTF-8; a separator of Unicode, such as U+2028, does not end one."""
     try:
-        return re.split("\r\n|\r|\n", file.read_bytes().decode("utf-8-sig"))
+        return file.read_text(encoding="utf-8-sig").split("\n")  # with Python's universal ends of lines
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is no text in UTF-8: {error}") from None
