@@ -53,8 +53,9 @@ from mdlstm_tk.io import Array
 from mdlstm_tk.io.images import decode_image, to_grey
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.text import cut_line, find_lines, read_lines, read_page
+from mdlstm_tk.text.baselines_training import same_lines
+from mdlstm_tk.text.geometry import spacing_of
 from mdlstm_tk.text.pages import Page, PageLine
-from mdlstm_tk.text.polylines import same_lines, spacing_of
 from mdlstm_tk.training import TrainConfig, configure, make_task
 from mdlstm_tk.training.comparison import with_equal_parameters
 

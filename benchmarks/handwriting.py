@@ -36,6 +36,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import rival_networks  # noqa: F401  it registers the rivals
 import torch
 from equal_time import Patches, gain_of_processes, patched, seconds_a_step, trained
@@ -59,9 +60,9 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run
 from mdlstm_tk.io import Array
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.text import CharacterModel, ctc_loss, networks, page_folders, read_lines
+from mdlstm_tk.text import CharacterModel, ctc_loss, folders, networks, read_lines
+from mdlstm_tk.text.cutting import cut_line
 from mdlstm_tk.text.decoding import BEAM, LM_FILE
-from mdlstm_tk.text.line_cutting import cut_line
 from mdlstm_tk.text.pages import Page, PageLine, is_page, read_page
 from mdlstm_tk.text.reading import Line, describe_lines, evaluate_lines
 from mdlstm_tk.training import Run, TrainConfig, configure, load_checkpoint, make_task
@@ -83,7 +84,10 @@ COLUMNS = (
 
 def cut_box(pixels: Array, line: PageLine) -> Array:
     """Cut the box of a line, whatever its outline is."""
-    return cut_line(pixels, replace(line, polygon=None, baseline=None))
+    corners = next(each for each in (line.polygon, line.baseline) if each is not None)
+    (left, top), (right, bottom) = corners.min(0), corners.max(0)
+    box = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+    return cut_line(pixels, line._replace(polygon=box, baseline=None))
 
 
 def normalise_all(norm: Any, x: Any, valid: Any) -> Any:
@@ -116,7 +120,7 @@ PARTS = {
     "defaults": Part(),
     "statistics of padding": Part(patches=((networks, "_normalise_valid", normalise_all),)),
     "no lengths": Part(patches=((ctc_loss, "line_steps", all_steps),)),
-    "boxes": Part(patches=((page_folders, "cut_line", cut_box),)),
+    "boxes": Part(patches=((folders, "cut_line", cut_box),)),
     "float32": Part({"precision": "fp32"}),
     "two cores": Part(processes=2),
     "rendered lines first": Part(is_rendered_first=True),
@@ -164,23 +168,24 @@ def link_pages(source: Path, folder: Path, lines: int | None) -> None:
     names = [name for name, path in paths.items() if is_page(path)]
     splits = divide(source, names)
     prefixes = [prefix for each in splits.values() for prefix in each]
-    by_prefix: dict[str | None, list[Page]] = {}
+    by_prefix: dict[str | None, list[tuple[Path, Page]]] = {}
     for name in names:
         try:
-            by_prefix.setdefault(prefix_of(name, prefixes), []).append(read_page(paths[name]))
+            page = read_page(paths[name])
+            by_prefix.setdefault(prefix_of(name, prefixes), []).append((paths[name], page))
         except InputError as error:
             print(f"left out: {error}", file=sys.stderr)
     random.Random(0).shuffle(splits["train"])
     counts = [
-        sum(bool(line.text) for page in by_prefix.get(p, ()) for line in page.lines)
+        sum(bool(line.text) for _, page in by_prefix.get(p, ()) for line in page.lines)
         for p in splits["train"]
     ]
     enough = next((k for k, total in enumerate(accumulate(counts), 1) if total >= (lines or inf)), None)
     splits["train"] = splits["train"][:enough]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "splits.json").write_text(json.dumps(splits, indent=1), encoding="utf-8")
-    for page in (page for each in splits.values() for p in each for page in by_prefix.get(p, ())):
-        for file in (page.path, page.image):
+    for path, page in (each for split in splits.values() for p in split for each in by_prefix.get(p, ())):
+        for file in (path, page.image):
             link = folder / os.path.relpath(file, source)
             link.parent.mkdir(parents=True, exist_ok=True)
             if not link.exists():

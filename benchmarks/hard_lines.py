@@ -11,8 +11,8 @@ import numpy as np
 from measuring import markdown
 
 from mdlstm_tk.io import Array
-from mdlstm_tk.text import page_folders
-from mdlstm_tk.text.line_cutting import cut_line
+from mdlstm_tk.text import folders
+from mdlstm_tk.text.cutting import cut_line
 from mdlstm_tk.text.pages import Page, is_page, read_page
 from mdlstm_tk.text.reading import error_interval
 
@@ -57,7 +57,7 @@ def hard_lines(rows: Mapping[str, Mapping[str, Any]], pages: Path, networks: Col
     for path in filter(is_page, sorted(pages.rglob("*.xml"))):
         page = read_page(path)
         name = path.relative_to(pages).as_posix()
-        found |= properties(page, name, page_folders.page_pixels(page.image))
+        found |= properties(page, name, folders.page_pixels(page.image))
     counts = {  # of each network, the lines of its seeds one after the other: name, hand, edits, characters
         network: [
             (line, *counts)

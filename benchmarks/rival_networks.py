@@ -38,8 +38,8 @@ from mdlstm_tk.models.blocks import (
 )
 from mdlstm_tk.models.grids import init_torch_lstm_
 from mdlstm_tk.models.heads import Classifier, Segmenter
-from mdlstm_tk.text import baseline_network
-from mdlstm_tk.text.baseline_network import LineFinder
+from mdlstm_tk.text import baselines_training
+from mdlstm_tk.text.baselines_training import LineFinder
 from mdlstm_tk.text.networks import (
     CONVOLUTIONS,
     ROWS,
@@ -195,8 +195,8 @@ class PageRows(LineFinder):
         self, channels: int, outputs: int, *, hidden: int = 40, layers: int = 2, dropout: float = 0.0
     ) -> None:
         super().__init__(channels, outputs, hidden=1, dropout=dropout)
-        features = baseline_network.CONVOLUTIONS[-1][0]
-        self.grid = RowsThenColumns(features, hidden, layers, (1, baseline_network.COLUMNS))  # type: ignore[assignment]
+        features = baselines_training.CONVOLUTIONS[-1][0]
+        self.grid = RowsThenColumns(features, hidden, layers, (1, baselines_training.COLUMNS))  # type: ignore[assignment]
         self.head = nn.Linear(2 * hidden, self.head.out_features)
 
 

@@ -64,7 +64,7 @@ def cut_line(pixels: Array, line: PageLine) -> Array:
     if baseline is None and np.isin(outline, (outline.min(0), outline.max(0))).all():
         return pixels[low[1] : high[1], low[0] : high[0]].copy()  # which does not keep the page in memory
     outline = np.concatenate([outline, outline[:1]])
-    outline = resampled(outline, int(np.clip(lengths(outline)[-1] / STEP, 2, MAX_POINTS)))
+    outline = resampled(outline, int(np.clip(np.ceil(lengths(outline)[-1] / STEP), 1, MAX_POINTS)) + 1)
     reach = None if baseline is None else line.reach
     margin = 0 if reach is None else int(sum(reach))
     low, high = np.maximum(low - margin, 0), np.minimum(high + margin, extents)

@@ -179,7 +179,7 @@ def read_pages(
         raise InputError(f"pages are written into a folder; give one with -o, in place of {target}")
     jobs = []
     for source, relative in _inputs(
-        [os.fspath(page) for page in pages], None if is_table else target, finder
+        [os.fspath(page) for page in pages], "" if is_table else target, finder
     ):
         place = os.path.join(target, os.path.splitext(relative)[0] + SUFFIX)
         jobs.append(Job(source, STDIO, form) if is_table else Job(source, place, SUFFIX[1:]))
@@ -198,15 +198,16 @@ def read_pages(
     )
 
 
-def _inputs(named: Sequence[str], folder: str | None, finder: Any) -> list[tuple[str, str]]:
+def _inputs(named: Sequence[str], folder: str, finder: Any) -> list[tuple[str, str]]:
     """The pages, and the photographs that belong to none, with their paths below the folders that were
-    named; without earlier results in the folder of results."""
-    results = os.path.realpath(folder) + os.sep if folder else os.sep * 3
-    found = [
-        each
-        for each in find_files(named, (SUFFIX, *IMAGE_SUFFIXES))
-        if each[0] in named or not os.path.realpath(each[0]).startswith(results)
-    ]
+    named; without earlier results, where their folder lies in one of these."""
+    found, results = find_files(named, (SUFFIX, *IMAGE_SUFFIXES)), os.path.realpath(folder)
+    if folder and any(results.startswith(os.path.realpath(each) + os.sep) for each in named):
+        found = [
+            each
+            for each in found
+            if each[0] in named or not os.path.realpath(each[0]).startswith(results + os.sep)
+        ]
     images = [each for each in found if suffix_of(each[0]) != SUFFIX]
     pages = [each for each in found if each not in images and (each[0] in named or is_page(Path(each[0])))]
     own = {os.path.realpath(image) for path, _ in pages if (image := head_of(Path(path))[1])}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from mdlstm_tk._util.checks import check_unmasked
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io import Array
 from mdlstm_tk.io.metadata import Metadata
@@ -48,11 +50,22 @@ def read_lines(
     if hasattr(images, "shape"):  # of an array, whose rows would be read
         raise InputError(f"images must be a list of images, got an array of shape {images.shape}")
     lines = []
-    for k, line in enumerate(read_images(session, [*map(np.asarray, images)], beam, lm)):
+    for k, line in enumerate(read_images(session, [_as_image(image) for image in images], beam, lm)):
         if isinstance(line, InputError):
             raise InputError(f"images[{k}]: {line}")
         lines.append(line)
     return lines
+
+
+def _as_image(value: Any) -> Array:
+    """The pixels of an image that a user gave, (H, W) or (H, W, 3)."""
+    check_unmasked("an image", value)
+    pixels: Array = np.asanyarray(value)
+    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    fits = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    if not fits or not pixels.size or (pixels.dtype.kind != "f" and pixels.dtype not in ("u1", "u2")):
+        raise InputError(f"an image is {pixels.dtype} {pixels.shape}, expected (H, W) or (H, W, 3)")
+    return pixels
 
 
 def check_reader(metadata: Metadata, beam: int | None, lm: CharacterModel | None) -> None:

@@ -19,9 +19,9 @@ from mdlstm_tk.data.task import collate
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.text import LineFinder, page_distortion
-from mdlstm_tk.text.baseline_maps import draw_maps
-from mdlstm_tk.text.baselines import REACH
+from mdlstm_tk.text.baselines_training import draw_maps
 from mdlstm_tk.text.page_distortion import distort_page
+from mdlstm_tk.text.pages import REACH
 from mdlstm_tk.training import Run, configure, load_checkpoint, make_task, train
 
 KIND = kind_named("baselines")

@@ -8,11 +8,10 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from mdlstm_tk.text.baseline_maps import draw_maps
+from mdlstm_tk.text.baselines_training import LEAST_SHARE, draw_maps, same_lines
+from mdlstm_tk.text.geometry import distances, resampled, simplified, spacing_of
+from mdlstm_tk.text.layout import outlines, reading_order
 from mdlstm_tk.text.line_finding import find_baselines
-from mdlstm_tk.text.line_order import reading_order
-from mdlstm_tk.text.outlines import outlines
-from mdlstm_tk.text.polylines import LEAST_SHARE, distances, resampled, same_lines, simplified, spacing_of
 
 
 def line(left: float, y: float, right: float, drop: float = 0.0) -> np.ndarray:

@@ -17,10 +17,10 @@ from PIL import Image
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io.images import decode_image
-from mdlstm_tk.text import page_folders
-from mdlstm_tk.text.line_cutting import cut_line
+from mdlstm_tk.text import folders
+from mdlstm_tk.text.cutting import cut_line
 from mdlstm_tk.text.measures import target_texts
-from mdlstm_tk.text.pages import images_of_pages, read_page
+from mdlstm_tk.text.pages import head_of, read_page
 
 
 def write_pages(folder: Path, count: int = 6, prefix: str = "p") -> Path:
@@ -62,10 +62,8 @@ def test_a_page_is_decoded_once_for_all_its_lines(
     cache: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
-    original = page_folders.read_pixels
-    monkeypatch.setattr(
-        page_folders, "read_pixels", lambda *args: decoded.append(args[1]) or original(*args)
-    )
+    original = folders.read_pixels
+    monkeypatch.setattr(folders, "read_pixels", lambda *args: decoded.append(args[1]) or original(*args))
     task = read(write_pages(tmp_path, 2), resize="16x*", cache=cache)
     for step in range(4):
         assert len(task.batch(0, step, 6).x) == 6
@@ -189,16 +187,15 @@ def test_the_image_of_a_page_is_no_line(tmp_path: Path) -> None:
     assert "p0.png" in read(tmp_path).names["train"]
 
 
-def test_an_image_belongs_to_the_page_that_has_it_and_not_to_one_of_its_name(tmp_path: Path) -> None:
-    """Whatever other images are there; a page that cannot be read has that of its name."""
+def test_an_image_belongs_to_the_page_that_names_it_and_a_broken_page_has_that_of_its_name(
+    tmp_path: Path,
+) -> None:
     draw_page(tmp_path / "scan", ["ab"])
     (tmp_path / "scan.xml").rename(tmp_path / "a.xml")
-    (tmp_path / "b.xml").write_text("<broken", encoding="utf-8")
-    pages, images = ([str(tmp_path / name) for name in names] for names in (("a.xml", "b.xml"), "ab"))
-    images = [f"{image}.png" for image in images]
-    scan = str(tmp_path / "scan.png")
-    assert images_of_pages(pages, images) == {images[1]}
-    assert images_of_pages(pages, [*images, scan]) == {images[1], scan}
+    write_image(tmp_path / "b.png")
+    (tmp_path / "b.xml").write_text("broken", encoding="utf-8")
+    assert head_of(tmp_path / "a.xml") == ("alto", tmp_path / "scan.png")
+    assert head_of(tmp_path / "b.xml") == ("", tmp_path / "b.png")
 
 
 def test_a_folder_with_neither_names_what_is_expected(tmp_path: Path) -> None:
