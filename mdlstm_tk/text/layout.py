@@ -139,7 +139,8 @@ def outlines(x: Array, lines: Sequence[Array], spacing: float, reach: tuple[floa
         cost = ndimage.map_coordinates(ink, where, order=1, mode="nearest")
         blocked = ndimage.map_coordinates((drawn > 0) & (drawn != number), where, order=0)
         parts = np.array_split(np.arange(len(points)), max(-(-len(points) // TOGETHER), 2))
-        middles, edges = [int(part.mean()) for part in parts], []
+        kept = np.linspace(0, len(points) - 1, len(parts)).round().astype(int)  # the ends among them
+        edges = []
         for sign, limit, core in zip((-1, 1), reach, CORE, strict=True):
             rows = np.flatnonzero(offsets * sign >= min(core * spacing, limit))[::sign]  # outwards
             depth = np.abs(offsets[rows])
@@ -147,7 +148,7 @@ def outlines(x: Array, lines: Sequence[Array], spacing: float, reach: tuple[floa
             of_side += BEYOND * np.maximum.accumulate(blocked[:, rows], axis=1)
             edge = depth[_cheapest_path(of_side)]
             farthest = sign * np.array([edge[part].max() for part in parts])
-            edges.append(points[middles] + farthest[:, None] * down[middles])
+            edges.append(points[kept] + farthest[:, None] * down[kept])
         found.append(np.clip(np.concatenate([edges[0], edges[1][::-1]]), 0, ink.shape[::-1]))
     return found
 
