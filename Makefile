@@ -30,7 +30,13 @@ coverage: $(VENV)/test.stamp  ## run all tests and report the lines that none of
 	$(BIN)/python -m pytest -n auto --cov --cov-report=term
 
 lowest:  ## install the lowest version of every dependency into .venv-lowest; train, export and run export tests there
-	$(PYTHON) tests/lowest_versions.py .venv-lowest
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=.venv-lowest .venv-lowest/bin/uv pip install --resolution lowest-direct -e '.[train,image,data,large,tensorboard,ray,test,cpu]'
+	.venv-lowest/bin/mdlstm train --steps 100 -o build/lowest --force
+	.venv-lowest/bin/mdlstm export build/lowest --size 8 --force
+	.venv-lowest/bin/mdlstm verify build/lowest
+	.venv-lowest/bin/python -m pytest -q -m "not slow" tests/core tests/export tests/training
 
 lint: $(VENV)/test.stamp  ## run the linter, the formatter, the type checker and the contract of the floors
 	$(BIN)/ruff check

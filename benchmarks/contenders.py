@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk._util.sizes import format_size, parse_size
-from mdlstm_tk.backends.dispatch import Backend
+from mdlstm_tk.backends import Backend
 from mdlstm_tk.wavefront import wavefronts
 
 ALL = (("directions", "all"),)

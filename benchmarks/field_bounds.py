@@ -1,4 +1,4 @@
-"""Print the lower bounds on the error in predicting a Gaussian field, as in docs/tasks/gaussian-field.md.
+"""Print the lower bounds on the error in predicting a Gaussian field, as in docs/results.md.
 
     python benchmarks/field_bounds.py               # fields of 32×32; takes a minute
 

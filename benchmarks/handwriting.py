@@ -3,7 +3,6 @@
     python benchmarks/handwriting.py results --pages ../wills --fonts fonts/          # the guide's recipe
     python benchmarks/handwriting.py parts --pages ../wills --fonts fonts/            # what brings how much
     python benchmarks/handwriting.py networks --pages ../wills --minutes 20 60       # with equal parameters
-    python benchmarks/handwriting.py lines --pages ../wills                          # which lines are hard
 
 The folder holds pages with ALTO or PAGE XML, as eScriptorium exports them, or as the data set
 CREMMA-AN-TestamentDePoilus (https://doi.org/10.5281/zenodo.10177106) is downloaded. Without splits.json,
@@ -40,7 +39,6 @@ import numpy as np
 import rival_networks  # noqa: F401  it registers the rivals
 import torch
 from equal_time import Patches, gain_of_processes, patched, seconds_a_step, trained
-from hard_lines import hard_lines
 from measuring import (
     RESULTS,
     ROOT,
@@ -60,11 +58,12 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run
 from mdlstm_tk.io import Array
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.text import CharacterModel, ctc_loss, folders, networks, read_lines
+from mdlstm_tk.text import CharacterModel, folders, networks, read_lines, transcribe_training
+from mdlstm_tk.text.calibration import LM_FILE
+from mdlstm_tk.text.ctc import BEAM
 from mdlstm_tk.text.cutting import cut_line
-from mdlstm_tk.text.decoding import BEAM, LM_FILE
+from mdlstm_tk.text.measures import Line, describe_lines, evaluate_lines
 from mdlstm_tk.text.pages import Page, PageLine, is_page, read_page
-from mdlstm_tk.text.reading import Line, describe_lines, evaluate_lines
 from mdlstm_tk.training import Run, TrainConfig, configure, load_checkpoint, make_task
 from mdlstm_tk.training.comparison import with_equal_parameters
 
@@ -90,9 +89,9 @@ def cut_box(pixels: Array, line: PageLine) -> Array:
     return cut_line(pixels, line._replace(polygon=box, baseline=None))
 
 
-def normalise_all(norm: Any, x: Any, valid: Any) -> Any:
+def normalise_all(norm: Any, x: Any, sizes: Any) -> Any:
     """Normalise all positions, those of the padding, too; 0 outside the valid ones."""
-    return norm(x) * valid[:, None]
+    return networks.clear_padding(norm(x), sizes)
 
 
 def all_steps(batch: Any, steps: int, columns: int | None = None) -> Any:
@@ -118,8 +117,8 @@ class Part(NamedTuple):
 
 PARTS = {
     "defaults": Part(),
-    "statistics of padding": Part(patches=((networks, "_normalise_valid", normalise_all),)),
-    "no lengths": Part(patches=((ctc_loss, "line_steps", all_steps),)),
+    "statistics of padding": Part(patches=((networks, "normalise_valid", normalise_all),)),
+    "no lengths": Part(patches=((transcribe_training, "line_steps", all_steps),)),
     "boxes": Part(patches=((folders, "cut_line", cut_box),)),
     "float32": Part({"precision": "fp32"}),
     "two cores": Part(processes=2),
@@ -275,8 +274,6 @@ def train_network(training: Training, steps: int, options: argparse.Namespace) -
             lines = evaluate_lines(best.network(), task, "test", **search)
             lines = [replace(line, group=prefix_of(line.group, hands) or "") for line in lines]
             row[kind] = errors_of(lines)
-            if kind == "greedy":
-                row["lines"] = {line.name: [line.group, *line.counts[:2]] for line in lines}
     model_file = folder / "model.onnx"
     export_run(run, model_file, padded=True, force=True)
     samples = task.sets["test"].samples  # type: ignore[attr-defined]
@@ -312,7 +309,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def trainings(options: argparse.Namespace) -> list[Training]:
     """The rows of the table that is asked for."""
-    seeds = range(options.seeds or {"networks": 3, "lines": 3}.get(options.what, 2))
+    seeds = range(options.seeds or {"networks": 3}.get(options.what, 2))
     minutes = options.minutes or {"results": [60], "parts": [20]}.get(options.what, [20, 60])
     if options.what == "results":
         return [Training("recipe", "default", *each) for each in product(minutes, (None, FEW_LINES), seeds)]
@@ -345,7 +342,7 @@ def published(what: str, file: Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure what is missing in the file of results, print the table, and return its rows."""
     parser = argument_parser(__doc__)
-    parser.add_argument("what", choices=("results", "parts", "networks", "lines"))
+    parser.add_argument("what", choices=("results", "parts", "networks"))
     parser.add_argument("--pages", type=Path, required=True, help="folder of pages with ALTO or PAGE XML")
     parser.add_argument("--fonts", type=Path, help="folder of fonts, for rendered lines")
     parser.add_argument("--count", type=int, default=RENDERED_LINES, help="of rendered lines")
@@ -372,15 +369,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         link_pages(options.pages, pages, lines)
         if is_rendered:
             render_lines(pages, options.fonts, rendered, options.count)
-    is_hard, cells = options.what == "lines", {}
-    if not is_hard:
-        steps = count_steps(options)
-        for each in wanted:
-            cells[str(each)] = partial(train_network, each, steps(each), options)
-    kept = resumed(options.results, cells)
-    rows = {str(each): kept[str(each)] for each in wanted if str(each) in kept}
-    print(hard_lines(rows, options.output / "pages-all", NETWORKS) if is_hard else table(rows))
-    if options.write and not is_hard and (text := published(options.what, options.results)):
+    steps = count_steps(options)
+    kept = resumed(
+        options.results, {str(each): partial(train_network, each, steps(each), options) for each in wanted}
+    )
+    rows = {str(each): kept[str(each)] for each in wanted}
+    print(table(rows))
+    if options.write and (text := published(options.what, options.results)):
         write_between_markers(ROOT / "docs/handwriting.md", f"handwriting-{options.what}", text)
     return rows
 

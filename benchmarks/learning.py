@@ -1,10 +1,10 @@
-"""Errors of networks that learn a task on equal terms: tables of README, docs/tasks/ and docs/density.md.
+"""Errors of networks that learn a task on equal terms: tables of README, docs/results.md, docs/density.md.
 
     python benchmarks/learning.py --estimate       # the hours of one core that each table takes
     python benchmarks/learning.py digits           # measures what is missing, and prints the table
     python benchmarks/learning.py --write          # all, for eight hours, and writes the pages
 
-docs/measuring.md describes the terms. A cell of a table is one training; it is kept in a file of
+docs/results.md describes the terms. A cell of a table is one training; it is kept in a file of
 benchmarks/results/ when it ends, so that an interrupted table goes on. `--write` leaves tables with missing
 cells as they are in the pages; with `--estimate`, nothing is trained before.
 """
@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import density_tasks  # noqa: F401  it registers tasks
 import rival_networks  # noqa: F401  it registers the rivals
 import torch
 from equal_time import seconds_a_step

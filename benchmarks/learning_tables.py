@@ -55,31 +55,24 @@ OF_DIGITS = {"snake": {"dropout": 0.3}, "conv": {"layers": 4, "dropout": 0.45}} 
 OF_CLOTHES = {"snake": {"layers": 3}, "row": {"layers": 2}, "conv": {"layers": 4}}
 OF_ISING = {network: {"layers": 2} for network in ("snake", "row")}  # `conv` would get too many parameters
 TABLES = {
-    "digits": Table("tasks/digits.md", ("error",), ROWS, choosing={"validation": 0.2}),
-    "diagonal": Table("tasks/diagonal.md", ("relevant",), ROWS, seeds=5),
-    "gaussian-field": Table("tasks/gaussian-field.md", ("unexplained",), ("raster", *ROWS)),
-    "gaussian-field-anisotropic": Table("tasks/gaussian-field.md", ("unexplained",), ("raster", *ROWS)),
-    "textures": Table("tasks/textures.md", ("error",), (*ROWS, "conv"), {"steps": 3000}),
-    "digit-strings": Table(
-        "tasks/digit-strings.md", ("character_error", "string_error"), ROWS, {"steps": 4000}
-    ),
+    "digits": Table("results.md", ("error",), ROWS, choosing={"validation": 0.2}),
+    "diagonal": Table("results.md", ("relevant",), ROWS, seeds=5),
+    "gaussian-field": Table("results.md", ("unexplained",), ("raster", *ROWS)),
+    "gaussian-field-anisotropic": Table("results.md", ("unexplained",), ("raster", *ROWS)),
+    "textures": Table("results.md", ("error",), (*ROWS, "conv"), {"steps": 3000}),
+    "digit-strings": Table("results.md", ("character_error", "string_error"), ROWS, {"steps": 4000}),
     "digits-binary": Table("density.md", ("nats",), DENSITIES, own=OF_DIGITS),
     "digits-grey": Table("density.md", ("nats",), DENSITIES, own=OF_DIGITS),
     "ising": Table("density.md", ("nats",), DENSITIES, {"size": "16"}, own=OF_ISING),
     "fashion": Table("density.md", ("nats",), DENSITIES, {"steps": 1000}, own=OF_CLOTHES),
 }
-README = {  # label of a row → task, MD-LSTM
+README = {  # label of a row → task, MD-LSTM: two that it wins, two that it loses
     "random diagonal": ("diagonal", "md"),
-    "digits": ("digits", "md"),
-    "digit strings": ("digit-strings", "md"),
     "textures": ("textures", "md"),
-    "densities of digits": ("digits-binary", "pixel"),
-    "densities of clothes": ("fashion", "pixel"),
-    "Gaussian fields, network `raster`": ("gaussian-field", "raster"),
     "Gaussian fields, plain `md`": ("gaussian-field", "md"),
     "handwriting": ("handwriting", "default"),
 }
-URL = "https://github.com/mdlstm-tk/mdlstm-tk/blob/main/docs/"
+PAGES = "docs/"
 
 
 class Training(NamedTuple):
@@ -195,7 +188,7 @@ def section(results: Results) -> str:
     time_taken = duration(results.lengths(reference)[0] * cells["seconds a step"][reference])
     used = (cells[each.name]["machine"] for each in results.trainings)
     machines = sorted({cells["machine of the seconds"], *used})
-    link = f"{'../' * table.page.count('/')}measuring.md"
+    link = "#terms" if table.page == "results.md" else "results.md#terms"
     return (
         f"`python benchmarks/learning.py {results.name}`: mean and, in brackets, worst of {table.seeds} "
         f"seeds ([terms]({link})).\nThe steps of `{reference}` take {time_taken} of one core "
@@ -249,7 +242,7 @@ def readme_row(label: str, folder: Path) -> str | None:
             texts[column] = f"**{texts[column]}**"
     mine = f"**{mine}**" if is_best else mine
     title = MEASURES[measure][0] + ("" if own[0] else f" after {MINUTES} minutes")
-    return f"| [{label}]({URL}{page}), {title} | {mine} | {texts[0]} | {texts[1]} |"
+    return f"| [{label}]({PAGES}{page}), {title} | {mine} | {texts[0]} | {texts[1]} |"
 
 
 def readme(text: str, folder: Path) -> str:

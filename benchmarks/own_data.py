@@ -12,7 +12,6 @@ benchmarks/results/, so that an interrupted table goes on. `--write` puts the ta
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from density_tasks import CLOTHES, read_idx
 from equal_time import seconds_a_step
 from measuring import (
     RESULTS,
@@ -36,8 +36,6 @@ from measuring import (
 from PIL import Image
 
 from mdlstm_tk.data.builtin.textures import Textures
-from mdlstm_tk.density.fashion import FOLDER
-from mdlstm_tk.density.idx import read_idx
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.training import TrainConfig, configure, train
 
@@ -45,15 +43,13 @@ TASKS = {"images": "classify", "masks": "segment"}
 TEST_SAMPLES = {"images": 2000, "masks": 200}
 VALIDATION = 0.2  # of the samples
 TIMING_SECONDS = 20
-LABELS_OFFSET = 8  # bytes of the header of an IDX file with one axis
 
 
 def write_images(folder: Path, count: int) -> None:
     """Write the first `count` pictures of Fashion-MNIST for training, and pictures for testing."""
     for split, name, total in (("train", "train", count), ("test", "t10k", TEST_SAMPLES["images"])):
-        images = read_idx(FOLDER / f"{name}-images-idx3-ubyte.gz")[:total]
-        content = gzip.decompress((FOLDER / f"{name}-labels-idx1-ubyte.gz").read_bytes())
-        labels = np.frombuffer(content, np.uint8, total, LABELS_OFFSET)
+        images = read_idx(CLOTHES / f"{name}-images-idx3-ubyte")[:total]
+        labels = read_idx(CLOTHES / f"{name}-labels-idx1-ubyte")[:total]
         for k, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
             place = folder / split / str(label) / f"{k:05}.png"
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -23,10 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import Sizes, as_sizes, valid_mask
-from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk.density import DensityNet
 from mdlstm_tk.density.network import neighbours
-from mdlstm_tk.layer import MDLSTM
+from mdlstm_tk.layer import MDLSTM, space_to_depth
 from mdlstm_tk.models import register
 from mdlstm_tk.models.blocks import (
     Window,

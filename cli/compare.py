@@ -38,7 +38,7 @@ def compare(
     with console.progress(config.steps, unit="steps of each run") as show:
 
         def on_step(run: str, done: int, loss: float) -> None:
-            show(done % config.steps or config.steps, f"{run}, loss {loss:.4g}")
+            show(done, f"{run}, loss {loss:.4g}")
 
         folder, results = training.compare(config, output, seeds=seeds, force=force, on_step=on_step)
     pictures = draw_comparison(folder)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mdlstm_tk._util.sizes import parse_free_size, parse_size
+from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli import console, options
-from mdlstm_tk.errors import InputError
+from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.io.metadata import Dtype, Form
+
+if TYPE_CHECKING:
+    from mdlstm_tk.export import ExportReport
 
 SIZE = "Grid size, as 8 for all axes, 8x12, or 48x* for any width; repeatable.  (default: as in training)"
 FORM = "unrolled: for one size, faster on small grids; scan: any size; tiles: grids larger than memory."
@@ -18,13 +24,35 @@ PADDED = "Add an input for the sizes of padded samples, so that smaller grids ru
 MULTIPLE_OF = "What extents must be multiples of: for a network with strides and --form scan."
 ATOL = "Maximum error against float64, in units of a feature's largest.  (default: 1e-5; float16: 5e-3)"
 OUTPUT = "File, or folder for several sizes.  (default: model-SIZE.onnx, or model.tiles, in the run)"
-WEB_RUNTIME = "File or folder that holds onnxruntime-web, for --web.  (default: downloaded with npm)"
+WEB_RUNTIME = "File that `npm pack` saved of onnxruntime-web, for --web.  (default: npm fetches it)"
 DATA = "Your data that the run was trained on, for --web: the page will hold some of them."
 
 
 def _parse_multiple(text: str) -> int | tuple[int, ...]:
     extents = parse_size(text)
     return extents[0] if len(extents) == 1 else extents
+
+
+def _export_page(
+    run: Path, folder: Path, package: Path | None, data: str, settings: dict[str, Any]
+) -> ExportReport:
+    """Export a run, and write the page of its model; returns the report of the model in the page."""
+    from mdlstm_tk.export import export_run
+    from mdlstm_tk.export.browser.build import check_page, load_runtime, write_page
+    from mdlstm_tk.export.browser.examples import page_examples
+
+    force, examples = settings["force"], list[dict[str, Any]]()
+    check_page(folder, force)  # before the export takes its time
+    runtime = load_runtime(package)
+    with tempfile.TemporaryDirectory() as scratch:
+        report = export_run(run, scratch, **settings)
+        try:
+            examples = page_examples(run, report.metadata, data)
+        except MDLSTMError as error:
+            console.note(f"no examples: {error}")
+        title = (run.parent if run.is_file() else run).resolve().name
+        path = write_page(report.path, folder, runtime, title=title, examples=examples, force=force)
+    return replace(report, path=path)
 
 
 def export(
@@ -53,22 +81,30 @@ def export(
         raise InputError("-o and --web exclude each other; give one of them")
     if (web_runtime or data) and not web:
         raise InputError("--web-runtime and --data are for a web page; give --web DIR, or leave them out")
+    if web and (form == "tiles" or len(size or ()) > 1):
+        raise InputError(
+            "--web takes one size, or none for any, and no form 'tiles'; leave out one of both"
+        )
     from mdlstm_tk.export import export_run_sizes
-    from mdlstm_tk.export.browser.build import WebPage
     from mdlstm_tk.training import latest_run
 
     run = run or latest_run().folder
     console.note(f"exporting {run}", least=2)
-    page = WebPage(web, web_runtime, data or "", console.note) if web else None
     settings: Any = {"padded": padded, "multiple_of": multiple_of, "dtype": dtype, "atol": atol}
-    reports = export_run_sizes(run, size or [None], page or output, form=form, force=force, **settings)
+    if web:
+        grid = size[0] if size else None
+        settings |= {"grid": grid, "form": form or "scan", "force": force}
+        reports = [_export_page(run, web, web_runtime, data or "", settings)]
+    else:
+        reports = export_run_sizes(run, size or [None], output, form=form, force=force, **settings)
     if json:
         console.print_json([report.as_dict() for report in reports])
     for report in [] if json else reports:
         console.note(str(report))
         if report.needs_trust:
             console.note(f"{report.path} runs with --trusted only, for its {', '.join(report.needs_trust)}")
-    if page:
-        console.note(f"next: {page.next_command}")
+    if web:
+        server = f"python -m http.server --bind 127.0.0.1 -d {shell_quoted(web)}"
+        console.note(f"next: {server}  # and open http://localhost:8000")
     else:
         console.next_command("infer", "FILE", "-m", reports[-1].path)

@@ -12,7 +12,7 @@ from mdlstm_tk.cli import console, options
 from mdlstm_tk.cli.train import next_of_run
 
 GIVEN = "Image to complete: its upper rows, or a .npy file with NaN where it is to be drawn."
-OUTPUT = "File for all images: .png, .npy for the numbers, or .gif for the order of drawing."
+OUTPUT = "File for all images: .png, or .npy for the numbers."
 
 
 def _parse_size(text: str) -> tuple[int, ...]:
@@ -38,12 +38,15 @@ def sample(
 
     Equal seeds give equal images.
     """
-    from mdlstm_tk.density import draw_samples
+    from mdlstm_tk.density import sample_run
+    from mdlstm_tk.training import latest_run, open_run
 
-    how: Any = {"given": given, "temperature": temperature, "seed": seed, "force": force}
-    source, shape = draw_samples(output, run, count, size, **how)
-    extents = format_size(shape[1:3])
+    source = open_run(run) if run else latest_run()
+    how: Any = {"given": given, "temperature": temperature, "seed": seed, "output": output, "force": force}
+    images = sample_run(source, count, size, **how)
+    extents = format_size(images.shape[1:3])
     if json:
-        console.print_json({"source": str(source), "path": str(output), "images": count, "size": extents})
-    console.note(f"{output}: {count} of {extents}, drawn with {source}")
-    next_of_run(source, "export")
+        values = {"source": str(source.folder), "path": str(output), "images": count, "size": extents}
+        console.print_json(values)
+    console.note(f"{output}: {count} of {extents}, drawn with {source.folder}")
+    next_of_run(source.folder, "export")

@@ -41,9 +41,4 @@ html_logo = html_favicon = "_static/logo.svg"
 html_title = f"mdlstm-tk {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_theme_options = {
-    "source_repository": "https://github.com/mdlstm-tk/mdlstm-tk/",
-    "source_branch": "main",
-    "source_directory": "docs/",
-}
 html_show_sphinx = False

@@ -4,7 +4,7 @@
     mdlstm --import examples/own_cell.py export runs/own
     python examples/own_cell.py
 
-A cell is its gates, its states and its forward equations. The float64 reference, the compiled kernels, the
+A cell is its gates, its states and its forward equations. The compiled kernels, the
 gradients and the nodes of an ONNX export are derived from them.
 """
 

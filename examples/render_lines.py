@@ -62,7 +62,7 @@ def find_fonts(paths, texts):
 def find_texts(path):
     """The lines of a file, or the texts of the training samples in a folder of data."""
     if path.is_dir():
-        from mdlstm_tk.text.measures import target_texts
+        from mdlstm_tk.text.transcribe_training import target_texts
         from mdlstm_tk.training import configure, make_task
 
         task = make_task(configure(task="transcribe", data=path))

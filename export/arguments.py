@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk._util.arguments import extents, positive
 from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.grids import find_grids
@@ -51,7 +50,9 @@ def read_spec(
     """
     name, atol = type(module).__name__, options["atol"]
     channels_last, multiple_of = options["channels_last"], options["multiple_of"]
-    channels = None if options["channels"] is None else positive("channels", options["channels"])
+    channels = options["channels"]
+    if channels is not None and channels < 1:
+        raise InputError(f"channels must be an integer of at least 1, got {channels}")
     if atol is not None and not 0 <= atol < inf:
         raise InputError(f"atol must be a finite number of at least 0, got {atol}")
     if grid is not None and (not grid or any(extent is not None and extent < 1 for extent in grid)):
@@ -120,7 +121,7 @@ def read_spec(
             grid_inputs=_first_grid_axes(
                 options["grid_inputs"], further, known_grid, channels_last, padded
             ),
-            multiple_of=(1,) * ndim if multiple_of is None else extents("multiple_of", multiple_of, ndim),
+            multiple_of=_multiples(multiple_of, ndim),
             draw=sampler("x", options["example_range"], x, module),
             grid=_extents(grid, example_grid, ndim, any_size),
             example=None if x is None else x.float(),
@@ -294,6 +295,15 @@ def _check_example(shape: Shape, extents: Grid, features: int, arguments: Mappin
             f"example_inputs has an x of shape {shape}, which contradicts {described}; "
             "leave those out, or change one of them"
         )
+
+
+def _multiples(multiple_of: int | Sequence[int] | None, ndim: int) -> Grid:
+    """What each extent is a multiple of."""
+    numbers = (1,) * ndim if multiple_of is None else multiple_of
+    numbers = (numbers,) * ndim if isinstance(numbers, int) else tuple(numbers)
+    if len(numbers) != ndim or min(numbers) < 1:
+        raise InputError(f"multiple_of must be one or {ndim} integers of at least 1, got {multiple_of}")
+    return numbers
 
 
 def _extents(grid: Extents | None, example_grid: Grid | None, ndim: int, any_size: bool) -> Extents:

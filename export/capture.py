@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from mdlstm_tk import sweep as _registers_the_operator  # noqa: F401
 from mdlstm_tk._util.text import reason_of
-from mdlstm_tk.backends.inputs import TENSORS, SweepInputs
-from mdlstm_tk.cells.passes import cell_of_graph
+from mdlstm_tk.cells.step import cell_of_graph
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export.capturable import TRANSLATIONS, inexact_factor
 from mdlstm_tk.export.interface import Interface, without_autocast
+from mdlstm_tk.inputs import TENSORS, SweepInputs
 
 DOMAIN = "mdlstm"
 OPSET = 18  # has LayerNormalization (from 17 on); ONNX Runtime 1.20, the oldest supported, reads up to 21

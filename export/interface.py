@@ -110,7 +110,7 @@ class Interface(nn.Module):
         if precision == "float64":
             exact.double()
         for layer in mdlstm_layers(exact):
-            layer.backend = "reference"
+            layer.backend = "torch"
         return exact
 
     def reference_for(self, inputs: Mapping[str, Array]) -> tuple[Interface, Precision]:

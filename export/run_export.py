@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -17,7 +16,6 @@ from mdlstm_tk._util.text import counted, printable
 from mdlstm_tk.data import TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.api import write_model
-from mdlstm_tk.export.browser.build import WebPage
 from mdlstm_tk.export.model_file import ExportReport, check_destination
 from mdlstm_tk.export.options import RunOptions
 from mdlstm_tk.export.spec import Extents
@@ -79,27 +77,27 @@ def export_run(
 def export_run_sizes(
     run: Run | str | Path,
     grids: Sequence[Extents | None],
-    destination: str | Path | WebPage | None = None,
+    destination: str | Path | None = None,
     *,
     force: bool = False,
     **options: Unpack[RunOptions],
 ) -> list[ExportReport]:
-    """Export a run's checkpoint once for each grid, into files or a web page.
+    """Export a run's checkpoint once for each grid.
 
     Args:
         run: a run, its folder, or one of its checkpoint files.
         grids: extents to export for, or None, each as for `export_run`.
-        destination: a file name that ends in `.onnx` or `.tiles` (for one grid), a folder, or a `WebPage`;
-            the run's folder if None.
+        destination: a file name that ends in `.onnx` or `.tiles` (for one grid), or a folder; the run's
+            folder if None.
         force: replace existing files.
-        **options: as for `export_run`. form None is "tiles" for a path that ends in `.tiles`, "scan" for a
-            page, if an extent of a grid is free, or for mixed sizes without a grid, else "unrolled".
+        **options: as for `export_run`. form None is "tiles" for a path that ends in `.tiles`, "scan" if an
+            extent of a grid is free, or for mixed sizes without a grid, else "unrolled".
 
     Returns:
         A report for each grid, in the same order.
 
     Raises:
-        InputError: as `export_run`; or two grids are equal; or the destination takes only one model.
+        InputError: as `export_run`; or two grids are equal; or the destination is one file.
         MDLSTMError, ParityError, MissingExtraError: as `export_run`.
     """
     run, checkpoint_path = find_checkpoint(run)
@@ -108,8 +106,7 @@ def export_run_sizes(
     if not grids:
         raise InputError("grids must hold extents, or None for those of the run, got none")
     resize = spec.preprocessing.resize if spec.preprocessing else None
-    page = destination if isinstance(destination, WebPage) else None
-    output = Path(destination) if isinstance(destination, str | Path) else None
+    output = None if destination is None else Path(destination)
     if output is not None and output.suffix == TILED_SUFFIX:
         form = form or "tiles"
     grids = [None if grid is None else for_axes(tuple(grid), len(spec.size)) for grid in grids]
@@ -119,13 +116,10 @@ def export_run_sizes(
         grids = [grid or resize for grid in grids]
     extents = tuple(extent for grid in grids for extent in grid or ())
     if form is None:  # a file for one size would refuse other samples of mixed sizes
-        is_free = page or None in extents or (spec.mixed_sizes and not extents)
+        is_free = None in extents or (spec.mixed_sizes and not extents)
         form = "scan" if is_free else "unrolled"
-    if form == "tiles" and page:
-        raise InputError("form 'tiles' is for files; leave out the web page")
     if form == "unrolled":
         grids = [grid or spec.size for grid in grids]
-    runtime = page.prepare(len(grids), force) if page else {}
     known = {each.name for each in fields(Metadata)}
     metadata = {
         "model": printable(checkpoint.config.model),
@@ -141,24 +135,22 @@ def export_run_sizes(
         "checkpoint_sha256": sha256,
     }
     options["form"] = form
-    with tempfile.TemporaryDirectory() as scratch:
-        # All paths are checked before the first export takes its time.
-        paths = _paths(run, grids, Path(scratch) if page else output, form, force)
-        reports = [
-            write_model(
-                checkpoint.network(),
-                path,
-                grid=grid,
-                replace=force,
-                channels=spec.channels,
-                channels_last=True,
-                example_range=_values_of(spec),
-                metadata=metadata,
-                **options,
-            )
-            for grid, path in zip(grids, paths, strict=True)
-        ]
-        return [page.write(reports[0], run, runtime)] if page else reports
+    # All paths are checked before the first export takes its time.
+    paths = _paths(run, grids, output, form, force)
+    return [
+        write_model(
+            checkpoint.network(),
+            path,
+            grid=grid,
+            replace=force,
+            channels=spec.channels,
+            channels_last=True,
+            example_range=_values_of(spec),
+            metadata=metadata,
+            **options,
+        )
+        for grid, path in zip(grids, paths, strict=True)
+    ]
 
 
 def _values_of(spec: TaskSpec) -> ExampleRange | None:

@@ -19,9 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.text import counted, to_json
-from mdlstm_tk._util.windows import space_to_depth
 from mdlstm_tk._version import __version__
-from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export.capture import OPSET, capture
 from mdlstm_tk.export.interface import eval_copy
@@ -34,7 +32,7 @@ from mdlstm_tk.export.spec import ExportSpec
 from mdlstm_tk.export.verification.export_verifier import Candidate
 from mdlstm_tk.io.metadata import Extents as Grid
 from mdlstm_tk.io.metadata import Metadata, layout_of
-from mdlstm_tk.layer import MDLSTM
+from mdlstm_tk.layer import MDLSTM, space_to_depth
 from mdlstm_tk.models.blocks import depth_to_space
 from mdlstm_tk.runtime.tiles.archive import INDEX, SCHEMA
 from mdlstm_tk.tiling.stages import TileStages, stages_of
@@ -200,7 +198,7 @@ def _sweep_models(level: _Level, channels: int, part: str) -> Iterator[onnx.Mode
     `channels` are the features of the stored output of the level before, or of x.
     """
     layer = level.layer
-    states = ("h", *get_cell(layer.cell).states)
+    states = ("h", *layer.definition.states)
     faces = [f"{state}{d}" for d in range(layer.ndim) for state in states]
     windows = _windows(level, channels)
     for dir_idx in range(len(layer.directions)):
@@ -303,7 +301,7 @@ def _add_sweep(model: onnx.ModelProto, level: _Level, dir_idx: int, names: list[
         parameters=parameters_of(layer, level.number, dir_idx),
         grid=(-1,) * ndim,
         directions=[layer.directions[dir_idx]],
-        cell=get_cell(layer.cell),
+        cell=layer.definition,
         initial=graph.concat(joined, axis=1),  # (N, F, 1, 1 + S, n)
     )
     h, final = write_scan(graph, sweep)

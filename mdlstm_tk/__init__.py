@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from mdlstm_tk._util.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mdlstm_tk._util.caches import clear_caches as clear_caches
     from mdlstm_tk._version import __version__ as __version__
     from mdlstm_tk.cells import Gate as Gate
     from mdlstm_tk.cells import register_cell as register_cell
@@ -34,7 +33,6 @@ if not os.path.isdir(os.path.join(__path__[0], "models")):
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "_util.caches": ("clear_caches",),
         "_version": ("__version__",),
         "cells": ("Gate", "register_cell"),
         "errors": ("DeviceError", "InputError", "MDLSTMError", "MissingExtraError", "ParityError"),

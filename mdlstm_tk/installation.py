@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib
 import platform
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -22,8 +23,6 @@ from mdlstm_tk.errors import DeviceError
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 IGNORED_EXTRAS = ("dev", "docs", "test", "gpu")  # that no job needs; gpu replaces cpu
 OPTIONAL = ("torch", "numba", "triton")  # modules that may be absent; their dependencies may not
-NO_GPU = "no device, or a torch without CUDA; to train on a GPU see https://pytorch.org/get-started"
-
 # An ONNX model that computes y (2) = x (2) + x: opset 13, IR version 7.
 TINY_MODEL = bytes.fromhex(
     "08073a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020802"
@@ -53,55 +52,45 @@ def check_installation() -> list[Check]:
         The checks in the order in which they are best read. It does not raise: a failure is a check whose
         state is "broken". Versions are not compared, as pip does that.
     """
-    return [
+    checks = [
         Check("mdlstm-tk", "ok", f"{__version__} in {Path(__file__).parent}"),
         Check("Python", "ok", f"{platform.python_version()}, {platform.platform()}"),
         *_packages(),
-        *_runtime(),
-        *_torch(),
     ]
+    runtimes = [name for name in RUNTIMES if _version(name)]
+    if len(runtimes) > 1:
+        fix = (
+            f"pip uninstall -y {' '.join(runtimes)}, then pip install 'mdlstm-tk[cpu]' or 'mdlstm-tk[gpu]'"
+        )
+        reason = f"{' and '.join(runtimes)} overwrite each other's files; {fix}"
+        checks.append(Check("one onnxruntime", "broken", reason))
+    if runtimes:
+        checks.append(_attempt("onnxruntime on CPU", lambda: _run_tiny_model("cpu")))
+        checks.append(_attempt("onnxruntime on CUDA", lambda: _run_tiny_model("auto")))
+    if _version("torch"):
+        checks.append(_attempt("torch on CUDA", _find_gpu))
+        checks.append(_attempt("kernels for the CPU", partial(_compile, "cpu", "numba")))
+        if checks[-2].state == "ok":
+            checks.append(_attempt("kernels for the GPU", partial(_compile, "cuda", "triton")))
+    return checks
 
 
-def _packages() -> Iterator[Check]:
-    """The version of each package that the metadata of mdlstm-tk name."""
-    requirements = metadata.requires("mdlstm-tk") if _version("mdlstm-tk") else None  # None in a bare clone
+def _packages() -> list[Check]:
+    """The version of each package that the metadata of mdlstm-tk name; a bare clone has none."""
     extra_of: dict[str, str] = {}
-    for line in requirements or []:
+    for line in (metadata.requires("mdlstm-tk") or []) if _version("mdlstm-tk") else []:
         extra = re.search(r"extra == ['\"](\w+)", line)
         if extra is None or extra[1] not in IGNORED_EXTRAS:
             extra_of.setdefault(re.split(r"[^\w.-]", line)[0], extra[1] if extra else "")
-    for package, extra_name in extra_of.items():
+    checks = []
+    for package, name in extra_of.items():
+        wanted = f"'mdlstm-tk[{name}]'" if name else "mdlstm-tk"
         if version := _version(package):
-            yield Check(package, "ok", version)
+            checks.append(Check(package, "ok", version))
         elif package != "onnxruntime" or not any(map(_version, RUNTIMES)):
-            wanted = f"'mdlstm-tk[{extra_name}]'" if extra_name else "mdlstm-tk"
             reason = f"not installed; pip install {wanted}"
-            yield Check(package, "absent" if extra_name else "broken", reason)
-
-
-def _runtime() -> Iterator[Check]:
-    """Check that one ONNX Runtime is installed, and that it runs a model on the CPU and on CUDA."""
-    installed = [name for name in RUNTIMES if _version(name)]
-    if len(installed) > 1:
-        fix = (
-            f"pip uninstall -y {' '.join(installed)}, then pip install 'mdlstm-tk[cpu]' or 'mdlstm-tk[gpu]'"
-        )
-        reason = f"{' and '.join(installed)} overwrite each other's files; {fix}"
-        yield Check("one onnxruntime", "broken", reason)
-    if installed:
-        yield _attempt("onnxruntime on CPU", lambda: _run_tiny_model("cpu"))
-        yield _attempt("onnxruntime on CUDA", lambda: _run_tiny_model("auto"))
-
-
-def _torch() -> Iterator[Check]:
-    """The GPU of torch and the compilers of kernels, without which the layer takes much longer."""
-    if not _version("torch"):
-        return
-    gpu = _attempt("torch on CUDA", _find_gpu)
-    yield gpu
-    yield _attempt("kernels for the CPU", lambda: _compile("cpu", "numba"))
-    if gpu.state == "ok":
-        yield _attempt("kernels for the GPU", lambda: _compile("cuda", "triton"))
+            checks.append(Check(package, "absent" if name else "broken", reason))
+    return checks
 
 
 def _attempt(name: str, action: Callable[[], str]) -> Check:
@@ -131,24 +120,20 @@ def _find_gpu() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        raise DeviceError(NO_GPU)
+        raise DeviceError("no device, or a torch without CUDA; see https://pytorch.org/get-started")
     return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
 
 
 def _compile(device: str, compiler: str) -> str:
-    """Run compiled kernels, forward and backward, and name the compiler and the folder of the kernels."""
+    """Run compiled kernels, forward and backward."""
     importlib.import_module(compiler)
     import torch
 
-    from mdlstm_tk.backends.cpu.cache_folder import VARIABLE, cache_folder
     from mdlstm_tk.layer import MDLSTM
 
     layer = MDLSTM(1, 2, backend="fused").to(device)
     layer(torch.ones(1, 2, 3, 1, device=device)).sum().backward()
-    folder = cache_folder() if device == "cpu" else "$TRITON_CACHE_DIR or ~/.triton"
-    problem = f"compiled by every process anew; set {VARIABLE} to a folder that only you may write to"
-    place = f"kept in {folder}" if folder else problem
-    return f"{compiler} {_version(compiler)}, {place}"
+    return f"{compiler} {_version(compiler)}"
 
 
 def _version(package: str) -> str | None:

@@ -3,39 +3,33 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
-from itertools import chain, product
+from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from mdlstm_tk._util import arguments
-from mdlstm_tk._util.checks import fit_argument
-from mdlstm_tk._util.masking import Sizes, sizes_of_sweep, valid_mask
-from mdlstm_tk._util.saved_cell import NamesItsCell
-from mdlstm_tk._util.tensor_classes import for_unusual_tensors
-from mdlstm_tk._util.windows import space_to_depth
-from mdlstm_tk.backends.dispatch import BACKENDS, Backend, Choice, choose
-from mdlstm_tk.backends.inputs import SweepInputs, check_gates, parameter_shapes, state_dtype
-from mdlstm_tk.backends.run import autocast_dtype
+from mdlstm_tk._util.masking import Sizes, is_captured, read_sizes, to_int64, valid_mask
+from mdlstm_tk.backends import BACKENDS, Backend, Choice, choose
 from mdlstm_tk.cells import check_cell, get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.states import BoundaryState, FaceShape, State, initial_states, to_boundary_state
-from mdlstm_tk.sweep import sweep
+from mdlstm_tk.inputs import DTYPES, SweepInputs, parameter_shapes, state_dtype
+from mdlstm_tk.states import BoundaryState, State, join_faces, split_states
+from mdlstm_tk.sweep import autocast_dtype, name_in_graphs, sweep
 from mdlstm_tk.wavefront import Direction, check_positions, resolve_directions
 
 PARAMETERS = ("weight_ih", "weight_hh", "bias", *CELL_PARAMETERS)
 Directions = Literal[1, "all"] | Sequence[Direction]
 Merge = Literal["concat", "sum", "mean"]
 SweepLayer = Callable[[SweepInputs], tuple[Tensor, Tensor | None]]
+SHORT_RUN = 8  # numbers
 
 
-class MDLSTM(NamesItsCell):
+class MDLSTM(nn.Module):
     """An LSTM over a grid with any number of axes.
 
         >>> layer = MDLSTM(3, 16, directions="all")
@@ -76,11 +70,12 @@ class MDLSTM(NamesItsCell):
         dropout: probability of zeroing an output of each layer but the last, in training.
         bias: whether there is b.
         channels_last: x is (N, *grid, C); if false (N, C, *grid), and y has the same layout.
-        backend: "auto", "fused", "torch" or "reference"; `layer.backend_for(x)` says which one runs. On a
-            CPU results are equal to the last bit from run to run with the same number of threads, unless
-            sweeps run concurrently.
+        backend: "auto", "fused" or "torch"; `layer.backend_for(x)` says which one runs. The first call
+            compiles kernels; to do so ahead, call it once on zeros. On a CPU results are equal to the
+            last bit from run to run with the same number of threads, unless sweeps run concurrently.
         recompute: for large grids: training keeps only h and c of each position, 2·n numbers instead of
-            (G + 2)·n, and backward computes the gates again, which costs one more product.
+            (G + 2)·n, and backward computes the gates again, which costs one more product. With the backend
+            "torch" it keeps x and y alone.
         device: where the parameters are; torch's default if not given.
         dtype: type of the parameters, float16, bfloat16, float32 or float64; torch's default if not given.
 
@@ -92,8 +87,11 @@ class MDLSTM(NamesItsCell):
         norm_weight_l{k}, norm_bias_l{k}: (dirs, G + 1, n), if `layer_norm`: the gates, then c; (dirs, G, n)
             for a cell without output tanh, such as "slstm"
 
+    A layer keeps its cell: a cell that is registered again under the same name changes no existing layer.
+    The state dict names cell, directions and window, and weights for others are refused.
+
     Raises:
-        InputError: an argument is not one of the above; the message shows its value.
+        InputError: an argument is not one of the above.
     """
 
     def __init__(
@@ -118,36 +116,36 @@ class MDLSTM(NamesItsCell):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.input_size = arguments.positive("input_size", input_size)
-        self.hidden_size = hidden_size = arguments.positive("hidden_size", hidden_size)
-        self.ndim = ndim = arguments.positive("ndim", ndim)
-        self.num_layers = arguments.positive("num_layers", num_layers)
+        self.input_size, self.hidden_size, self.ndim = input_size, hidden_size, ndim
+        self.num_layers, self.dropout, self.bias = num_layers, dropout, bias
         self.directions = resolve_directions(directions, ndim)
-        self.merge = arguments.choice("merge", merge, get_args(Merge))
-        definition = get_cell(fit_argument("cell", cell, str))
-        check_cell(definition, ndim)
-        self.cell = definition.name
-        self.layer_norm = layer_norm = arguments.flag("layer_norm", layer_norm)
-        self.peephole = peephole = arguments.flag("peephole", peephole)
-        self.window = extents = arguments.extents("window", window, ndim)
-        self.dropout = arguments.probability("dropout", dropout)
+        self.cell, self.definition = cell, get_cell(cell)
+        check_cell(self.definition, ndim)
+        self.layer_norm, self.peephole, self.merge = layer_norm, peephole, merge
+        self.window = (window,) * ndim if isinstance(window, int) else tuple(map(int, window))
+        self.channels_last, self.backend, self.recompute = channels_last, backend, recompute
+        if min(input_size, hidden_size, ndim, num_layers, *self.window) < 1 or len(self.window) != ndim:
+            raise InputError(
+                f"input_size, hidden_size, ndim, num_layers and {ndim} extents of window must be at least "
+                f"1, got {input_size}, {hidden_size}, {ndim}, {num_layers} and {window}"
+            )
+        if merge not in get_args(Merge) or backend not in BACKENDS:
+            got = f"got {merge!r} and {backend!r}"
+            raise InputError(f"merge must be one of {get_args(Merge)} and backend one of {BACKENDS}, {got}")
         if dropout and num_layers == 1:
             text = "dropout between layers does nothing in one layer; raise num_layers, or add nn.Dropout"
             warnings.warn(text, stacklevel=2)
-        self.bias = bias = arguments.flag("bias", bias)
-        self.channels_last = arguments.flag("channels_last", channels_last)
-        self.backend = arguments.choice("backend", backend, BACKENDS)
-        self.recompute = arguments.flag("recompute", recompute)
-        arguments.check_factory(device, dtype)
-        if peephole and not definition.peephole:
+        if peephole and not self.definition.peephole:
             raise InputError(f"peephole needs a cell that has it, such as 'graves', got the cell {cell!r}")
         if layer_norm and not bias:
             raise InputError("layer_norm needs bias=True: without it an all-zero grid has no scale")
 
         given = {"bias": bias, "peephole": peephole, "norm_weight": layer_norm, "norm_bias": layer_norm}
-        features = self.input_size * prod(extents)
-        for k in range(self.num_layers):
-            shapes = parameter_shapes(definition, ndim, len(self.directions), features, hidden_size)
+        present = tuple(name for name in CELL_PARAMETERS if given[name])
+        self._cell_in_graphs = name_in_graphs(self.definition, ndim, present)
+        features = input_size * prod(self.window)
+        for k in range(num_layers):
+            shapes = parameter_shapes(self.definition, ndim, len(self.directions), features, hidden_size)
             for name in [name for name in shapes if given.get(name, True)]:
                 empty = torch.empty(shapes[name], device=device, dtype=dtype)
                 self.register_parameter(f"{name}_l{k}", nn.Parameter(empty))
@@ -172,14 +170,8 @@ class MDLSTM(NamesItsCell):
         With layer norm, the start values of the gates are the shifts of the norm, and the bias before the
         norm starts at N(0, 1). Otherwise an all-zero grid would have variance 0 in every norm, and each
         norm would multiply gradients by 1/√ε = 316.
-
-        Raises:
-            InputError: a parameter is parametrized or pruned, so that it is computed from others.
         """
-        for name in (f"{name}_l{k}" for name in PARAMETERS for k in range(self.num_layers)):
-            if name not in self._parameters and hasattr(self, name):
-                raise InputError(f"{name} is parametrized or pruned; reset the parameters before that")
-        n, gates = self.hidden_size, get_cell(self.cell).gates(self.ndim)
+        n, gates = self.hidden_size, self.definition.gates(self.ndim)
         for k in range(self.num_layers):
             parameters = self._layer_parameters(k)
             weight_ih, weight_hh, bias = (parameters[name] for name in ("weight_ih", "weight_hh", "bias"))
@@ -206,38 +198,12 @@ class MDLSTM(NamesItsCell):
                         nn.init.uniform_(row, -(n**-0.5), n**-0.5)
 
     def backend_for(self, x: Tensor) -> Choice:
-        """The name of the backend that would run on x, and the reason. Autocast is taken into account.
+        """The name of the backend that would run on x, and the reason.
 
         Raises:
-            InputError: x is no tensor, or `backend="fused"` cannot run on it.
+            InputError: `backend="fused"` cannot run on it.
         """
-        return choose(self.backend, arguments.tensor("x", x).device, autocast_dtype(x) or x.dtype)
-
-    @torch.inference_mode(False)  # in which nothing could be differentiated
-    def precompile(self, training: bool = True, states: bool = False) -> None:
-        """Compile all that calls of the layer need, so that none of them waits, for example while an image
-        is built or before processes of distributed training start.
-
-        It runs the layer on two positions along each axis. Parameters, their gradients and the state of
-        random generators do not change.
-
-        Args:
-            training: also compile the backward pass.
-            states: also compile what calls with initial or final states need.
-        """
-        training, states = arguments.flag("training", training), arguments.flag("states", states)
-        factory: Any = {"dtype": self.weight_ih_l0.dtype, "device": self.weight_ih_l0.device}
-        grid = [2 * extent for extent in self.window]
-        shape = (*grid, self.input_size) if self.channels_last else (self.input_size, *grid)
-        devices = [factory["device"]] if factory["device"].type == "cuda" else []
-        # With the gradient of x, since a layer with frozen parameters passes it on.
-        x = torch.zeros(1, *shape, requires_grad=training, **factory)
-        # Triton compiles anew if there are states, and if forward saves something for backward.
-        for return_state, with_grad in product({False, states}, {False, training}):
-            with torch.random.fork_rng(devices), torch.set_grad_enabled(with_grad):
-                y, *_ = tree_leaves(self.forward(x, return_state=return_state))
-                if with_grad:
-                    torch.autograd.grad(y.sum(), x)
+        return choose(self.backend, x.device)
 
     def forward(
         self,
@@ -270,22 +236,15 @@ class MDLSTM(NamesItsCell):
         """
         return self._run(x, sizes, initial_state, return_state, self._sweep)
 
-    def _has_own_forward(self) -> bool:
-        """Tell whether a call runs another `forward`, which may do more than `_run`."""
-        return type(self).forward is not MDLSTM.forward or "forward" in vars(self)
-
-    @for_unusual_tensors
     def _run(
         self,
         x: Tensor,
         sizes: Sizes | None,
-        initial_state: Sequence[BoundaryState] | None,
+        initial_state: Sequence[Mapping[str, Any]] | None,
         return_state: bool,
         sweep_layer: SweepLayer,
     ) -> Tensor | tuple[Tensor, State]:
         """`forward` with another function that sweeps one of the stacked layers."""
-        return_state = arguments.flag("return_state", return_state)
-        arguments.choice("merge", self.merge, get_args(Merge))  # it may be set later
         parameters = self._layer_parameters(0)
         autocast = self._check(x, parameters["weight_ih"])
         has_batch_axis = x.dim() == self.ndim + 2
@@ -294,9 +253,8 @@ class MDLSTM(NamesItsCell):
         if not self.channels_last:
             x = x.movedim(1, -1)
         if not torch.compiler.is_compiling():  # before a mask or windows of that size are made
-            check_positions(tuple(x.shape[1:-1]))
-        if sizes is not None:
-            sizes = sizes_of_sweep(sizes, x, has_batch_axis)
+            check_positions(x.shape[1:-1])
+        sizes = None if sizes is None else _sizes_of_sweep(sizes, x, has_batch_axis)
         if sizes is not None:
             valid = valid_mask(x.shape[1:-1], sizes.to(x.device, non_blocking=True))
             x = torch.where(valid[..., None], x, 0)
@@ -305,13 +263,18 @@ class MDLSTM(NamesItsCell):
             if sizes is not None:
                 window = sizes.new_tensor(self.window)
                 sizes = (sizes + window - 1) // window
-        cell, signs = get_cell(self.cell), tuple(chain.from_iterable(self.directions))
-        initial: Sequence[Tensor | None] = [None] * self.num_layers
-        final = []
+        initial: list[Tensor | None] = [None] * self.num_layers
+        names, grid = ("h", *self.definition.states), x.shape[1:-1]
         if return_state or initial_state is not None:
-            dirs, units, states = len(self.directions), self.hidden_size, ("h", *cell.states)
-            shape = FaceShape(x, sizes, dirs, units, states, autocast or x.dtype, has_batch_axis)
-            initial = initial_states(initial_state, self.num_layers, shape)
+            given = [{}] * self.num_layers if initial_state is None else initial_state
+            if len(given) != self.num_layers or not all(isinstance(state, Mapping) for state in given):
+                raise InputError(
+                    f"initial_state must be a tuple of a state for each of {self.num_layers} layers"
+                )
+            shape = len(self.directions), self.hidden_size
+            initial = [join_faces(state, names, x, shape, sizes, has_batch_axis) for state in given]
+        final, dtype = [], autocast or x.dtype
+        signs: Any = tuple(chain.from_iterable(self.directions))
         for k in range(self.num_layers):
             if k > 0:
                 x = nn.functional.dropout(x, self.dropout, self.training)
@@ -319,10 +282,10 @@ class MDLSTM(NamesItsCell):
             if autocast is not None:
                 x = x.to(autocast)
                 parameters = {name: t if t is None else t.to(autocast) for name, t in parameters.items()}
-            others: Any = {"initial": initial[k], "sizes": sizes, "signs": signs, "cell": cell}
+            others: Any = {"initial": initial[k], "sizes": sizes, "signs": signs, "cell": self.definition}
             x, leaving = sweep_layer(SweepInputs(x=x, **parameters, **others))
             if return_state and leaving is not None:
-                final.append(to_boundary_state(leaving, shape))
+                final.append(split_states(leaving, names, grid, dtype, has_batch_axis))
         if not self.channels_last:
             x = x.movedim(-1, 1)
             if torch.compiler.is_exporting():  # torch fixes extents to learn the order of axes in memory
@@ -350,10 +313,10 @@ class MDLSTM(NamesItsCell):
 
     def _sweep(self, inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
         """Sweep a stacked layer: y (N, *grid, output_size), and the final states if there are any."""
-        y, final = sweep(inputs, self.backend, self.recompute)
+        y, final = sweep(inputs, self.backend, self.recompute, self._cell_in_graphs)
         if self.merge == "concat":
             return y.flatten(-2), final
-        return (y.sum(dim=-2) if self.merge == "sum" else y.mean(dim=-2)), final
+        return {"sum": y.sum, "mean": y.mean}[self.merge](dim=-2), final
 
     def _layer_parameters(self, k: int) -> dict[str, Any]:
         """The parameters of layer k by the names in `PARAMETERS`, None for those that it has not.
@@ -361,15 +324,13 @@ class MDLSTM(NamesItsCell):
         Call it once for each layer and pass: where a parameter is parametrized, reading it computes it, and
         some parametrizations change with every computation.
         """
-
-        # `getattr` with a default would take an AttributeError of a parametrization for a no.
-        def read(key: str) -> Any:
-            if key in self._parameters:
-                return self._parameters[key]
-            is_there = key in self._buffers or key in self.__dict__ or hasattr(type(self), key)
-            return getattr(self, key) if is_there else None
-
-        return {name: read(f"{name}_l{k}") for name in PARAMETERS}
+        found = {}
+        for name in PARAMETERS:
+            key = f"{name}_l{k}"
+            # `getattr` with a default would take an AttributeError of a parametrization for a no.
+            is_there = key in self._parameters or key in self._buffers or key in self.__dict__
+            found[name] = getattr(self, key) if is_there or hasattr(type(self), key) else None
+        return found
 
     def _check(self, x: Tensor, weight: Tensor) -> torch.dtype | None:
         """Check that x fits the layer, whose first parameter is `weight`.
@@ -377,18 +338,53 @@ class MDLSTM(NamesItsCell):
         Returns:
             The dtype to run in under autocast, or None where that is off.
         """
-        arguments.check_input(x, self.ndim, self.input_size, self.channels_last)
-        if x.device != weight.device:
-            empty = "layer.to_empty(device=…) and load or reset its parameters"
-            fix = empty if weight.is_meta else "x.to(device) or layer.to(device)"
-            raise InputError(f"x must be on the layer's device {weight.device}, got {x.device}; use {fix}")
-        arguments.check_dtype(weight.dtype)  # it may be another after .to(dtype)
-        check_gates(self.cell, weight, self.ndim, self.hidden_size)
-        autocast = autocast_dtype(x)
-        if x.dtype != weight.dtype and (autocast is None or weight.dtype == torch.float64):
-            got = f"{weight.dtype}, got {x.dtype}; convert one of them with .to(dtype)"
-            raise InputError(f"x must have the layer's dtype {got}")
+        axes = ", ".join(f"E{d + 1}" for d in range(self.ndim))
+        layout, axis = (f"{axes}, C", -1) if self.channels_last else (f"C, {axes}", -1 - self.ndim)
+        if x.dim() not in (self.ndim + 1, self.ndim + 2) or x.shape[axis] != self.input_size:
+            raise InputError(
+                f"x must be (N, {layout}), or ({layout}) without a batch axis, with C = {self.input_size}, "
+                f"got shape {tuple(x.shape)}; channels_last={not self.channels_last} takes the other layout"
+            )
+        autocast, dtype = autocast_dtype(x), weight.dtype
+        if (
+            x.device != weight.device
+            or dtype not in DTYPES
+            or (x.dtype != dtype and (autocast is None or dtype == torch.float64))
+        ):
+            raise InputError(
+                f"x must have the layer's dtype and device, {dtype} on {weight.device}, which may be "
+                f"{', '.join(map(str, DTYPES))}; got {x.dtype} on {x.device}"
+            )
         return autocast
+
+    def _identity(self) -> dict[str, Any]:
+        """What weights are for, beside their shapes."""
+        return {"cell": self.cell, "directions": [*self.directions], "window": self.window}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):  # a dict that a caller fills may have none
+            destination._metadata[prefix[:-1]].update(self._identity())
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load the weights, or say in `error_msgs`, which `load_state_dict` raises, what else they are for;
+        then none changes. Weights of version 1, and files of tensors alone, do not say it."""
+        own, lists = self._identity(), (strict, missing_keys, unexpected_keys, error_msgs)
+        others = {key: value for key, value in local_metadata.items() if own.get(key, value) != value}
+        if not others:
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *lists)
+            return
+        name, expected = prefix[:-1] or type(self).__name__, {key: own[key] for key in others}
+        error_msgs.append(f"{name} has {expected}, got weights of a layer with {others}")
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, as the constructor takes them."""
@@ -402,3 +398,36 @@ class MDLSTM(NamesItsCell):
                     value = "all"
                 texts.append(f"{name}={value!r}")
         return ", ".join(texts)
+
+
+def _sizes_of_sweep(sizes: Sizes, x: Tensor, has_batch_axis: bool) -> Tensor | None:
+    """The `sizes` that a user gives as `SweepInputs` has them. None: every sample of x (N, *grid, C) fills
+    the grid. This waits for a GPU that they are on; nothing later does."""
+    ndim, grid = x.dim() - 2, tuple(x.shape[1:-1])
+    extents = to_int64(sizes, (x.shape[0], ndim) if has_batch_axis else (ndim,)).reshape(-1, ndim)
+    if is_captured() or x.is_meta:
+        return extents.to(x.device)
+    extents = extents.cpu()
+    return None if all(row == grid for row in read_sizes(extents, grid)) else extents
+
+
+def space_to_depth(x: Tensor, window: Sequence[int]) -> Tensor:
+    """(N, *grid, C) → (N, *⌈grid / window⌉, ∏window · C): the positions of each window, in row-major order,
+    become features."""
+    ndim = len(window)
+    captured = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    # The number of windows, not an inferred -1 or `-extent % size`: torch.export would guard extents by the
+    # one, and take them for 0 by the other where a maximum over windows follows.
+    counts = [(extent + size - 1) // size for extent, size in zip(x.shape[1:-1], window, strict=True)]
+    missing = [n * size - e for n, size, e in zip(counts, window, x.shape[1:-1], strict=True)]
+    if captured or any(missing):  # torch copies x even if nothing is missing
+        x = nn.functional.pad(x, [0, 0, *(amount for m in reversed(missing) for amount in (0, m))])
+    for d, size in reversed(list(enumerate(window))):
+        x = x.unflatten(1 + d, (counts[d], size))
+    if not captured and prod(window[:-1]) > 1 and window[-1] * x.shape[-1] < SHORT_RUN:
+        # torch would copy runs of this many numbers, one after another. It takes a quarter of the time to
+        # bring the windows of a row to the back first, and then all features of a window.
+        x = x.movedim(2 * ndim - 1, -1).contiguous().movedim(-1, 2 * ndim - 1)
+    outer = range(1, 2 * ndim, 2)
+    inner = range(2, 2 * ndim + 1, 2)
+    return x.permute(0, *outer, *inner, 2 * ndim + 1).flatten(1 + ndim)

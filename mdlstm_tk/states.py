@@ -1,27 +1,39 @@
-"""`BoundaryState`, with which a grid is swept in parts: checks, and the way to and from a sweep."""
+"""`BoundaryState`, with which a grid is swept in parts, and the faces where states enter and leave.
+
+Face d of a grid is the grid without axis d. Each place on it stands for a *line* of positions along axis d.
+The states of a line enter the sweep at the line's first valid position in the sweep's direction, and leave
+it at the last one: with `sizes` these are the ends of each sample's own extents. All states on all faces
+are one tensor (N, F, dirs, 1 + S, n) in `state_dtype`: face after face, each in row-major order, and for
+each line h, then the S other states of the cell.
+
+Notation
+    E_d, S_d, P   extent and stride of axis d, in positions; positions
+    F             lines of all axes, F = Σ_d P / E_d
+    row           in (dirs, rows), the states in visiting order: see `mdlstm_tk.wavefront`
+    face row      in (dirs, F·N): line · N + sample
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import fields, make_dataclass
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from mdlstm_tk._util.arguments import check_strided
-from mdlstm_tk._util.text import counted, one_line
-from mdlstm_tk.backends.boundary import face_extents, line_counts, split_faces, valid_lines
-from mdlstm_tk.backends.inputs import state_dtype
+from mdlstm_tk._util.masking import valid_mask
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.inputs import SweepInputs, boundary_shape, state_dtype
+from mdlstm_tk.wavefront import SweepRows
 
 Faces = Sequence[Tensor | None] | None  # of one state: a tensor for each axis
 
 
-class BoundaryState:
+class BoundaryState(dict[str, Any]):
     """The states on the hyperplanes just outside a grid, which a layer starts from, or on the last ones
-    inside it, which the layer ends with.
+    inside it, which the layer ends with: a dict whose values are attributes, too.
 
         >>> layer = MDLSTM(3, 16)
         >>> y, state = layer(torch.zeros(2, 8, 12, 3), return_state=True)
@@ -39,189 +51,220 @@ class BoundaryState:
         c: the same for the cell states. Those that a layer returns are float32 where y is float16 or
             bfloat16.
 
-    A cell with other states has more attributes of the same kind, such as `n` of "slstm". Across an axis
-    either all states of the cell are given, or all are None and count as zeros.
+    A cell with other states has more of the same kind, such as `n` of "slstm". Across an axis either all
+    states of the cell are given, or all are None and count as zeros.
     """
 
-    h: Faces = None
-    c: Faces = None
+    h: Sequence[Tensor]
+    c: Sequence[Tensor]
 
     def __init__(self, /, h: Faces = None, c: Faces = None, **others: Faces) -> None:
         given = {"h": h, "c": c, **others}
-        vars(self).update({name: faces for name, faces in given.items() if faces is not None})
+        super().__init__({name: faces for name, faces in given.items() if faces is not None})
 
-    def __getattr__(self, name: str) -> Faces:
-        raise AttributeError(f"this BoundaryState has no state '{name}', only {', '.join(vars(self))}")
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"this BoundaryState has no state '{name}', only {', '.join(self)}")
 
-    @property
-    def __dataclass_fields__(self) -> dict[str, Any]:
-        """The states as fields: `torch.nn.parallel` and FSDP look for tensors in those of an output."""
-        return {field.name: field for field in fields(make_dataclass("_States", list(vars(self))))}
-
-    def __iter__(self) -> Iterator[Faces]:
-        return iter(vars(self).values())
-
-    def __repr__(self) -> str:
-        def shapes(faces: Faces) -> object:
-            return None if faces is None else [None if t is None else tuple(t.shape) for t in faces]
-
-        return f"BoundaryState({', '.join(f'{name}={shapes(f)}' for name, f in vars(self).items())})"
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _boundary_state, (dict(self),)
 
 
-# These let `torch.load(weights_only=True)`, torch.export and torch.func see into a BoundaryState.
-torch.serialization.add_safe_globals([BoundaryState])
-_pytree.register_pytree_node(
-    BoundaryState,
-    lambda state: (list(vars(state).values()), list(vars(state))),
-    lambda faces, names: BoundaryState(**dict(zip(names, faces, strict=True))),
-    serialized_type_name="mdlstm_tk.BoundaryState",
-    flatten_with_keys_fn=lambda state: (
-        [(_pytree.GetAttrKey(name), faces) for name, faces in vars(state).items()],
-        list(vars(state)),
-    ),
-)
-
-State = tuple[BoundaryState, ...]  # of a layer: one for each of its stacked layers
-
-
-class FaceShape(NamedTuple):
-    """The properties of a sweep that the states of a layer must fit.
-
-    Attributes:
-        x: (N, *grid, C), the input of the first layer, after windows.
-        sizes: (N, D) its valid extents, or None.
-        dirs, units: the number of directions, and n.
-        states: the names of the states, h first.
-        dtype: of y.
-        has_batch_axis: whether the user's tensors have one.
-    """
-
-    x: Tensor
-    sizes: Tensor | None
-    dirs: int
-    units: int
-    states: tuple[str, ...]
-    dtype: torch.dtype
-    has_batch_axis: bool
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        return tuple(self.x.shape[1:-1])
-
-    @property
-    def state_dtype(self) -> torch.dtype:
-        """The dtype of states other than h; autocast does not change it."""
-        return state_dtype(self.x)
-
-
-def initial_states(initial_state: Any, num_layers: int, shape: FaceShape) -> list[Tensor]:
-    """The initial states of each layer as a sweep takes them (N, F, dirs, 1 + S, n), zeros where there are
-    none.
-
-    Raises:
-        InputError: `initial_state` does not fit; the message names the face and the shape it should have.
-    """
-    if initial_state is None:
-        initial_state = [BoundaryState()] * num_layers
-    fits = isinstance(initial_state, tuple | list) and len(initial_state) == num_layers
-    if not fits or not all(isinstance(state, BoundaryState) for state in initial_state):
-        hint = "; write (state,)" if isinstance(initial_state, BoundaryState) and num_layers == 1 else ""
-        raise InputError(
-            f"initial_state must be a tuple with one BoundaryState for each of "
-            f"{counted(num_layers, 'layer')}, got {_describe(initial_state)}{hint}"
-        )
-    return [_join_states(f"initial_state[{k}]", state, shape) for k, state in enumerate(initial_state)]
-
-
-def _join_states(name: str, state: BoundaryState, shape: FaceShape) -> Tensor:
-    """(N, F, dirs, 1 + S, n) from the state of one layer."""
-    unknown = [key for key, faces in vars(state).items() if faces is not None and key not in shape.states]
-    if unknown:
-        raise InputError(
-            f"{name} must have states among {', '.join(shape.states)} of the layer's cell, "
-            f"got {', '.join(unknown)}"
-        )
-    faces = {key: _of_axes(f"{name}.{key}", vars(state).get(key), shape) for key in shape.states}
-    for d in range(len(shape.grid)):
-        missing = [key for key in shape.states if faces[key][d] is None]
-        if missing and len(missing) < len(shape.states):
-            raise InputError(
-                f"{name} must have all states of the layer's cell across axis {d} or none, "
-                f"{', '.join(shape.states)}, got None for {', '.join(missing)}"
-            )
-    return torch.stack([_join_axes(f"{name}.{key}", faces[key], shape) for key in shape.states], dim=3)
-
-
-def to_boundary_state(final: Tensor, shape: FaceShape) -> BoundaryState:
-    """The final states of a sweep (N, F, dirs, 1 + S, n) as the user gets them."""
-    faces: dict[str, Faces] = {}
-    for s, name in enumerate(shape.states):
-        tensors = split_faces(final.select(3, s), shape.grid)
-        dtype = shape.dtype if name == "h" else shape.state_dtype
-        faces[name] = tuple((t if shape.has_batch_axis else t.squeeze(0)).to(dtype) for t in tensors)
+def _boundary_state(faces: dict[str, Faces]) -> BoundaryState:
     return BoundaryState(**faces)
 
 
-def _of_axes(name: str, faces: Any, shape: FaceShape) -> Sequence[Any]:
-    """What a state has for each axis, a face or None."""
-    if faces is None:
-        return [None] * len(shape.grid)
-    if not isinstance(faces, tuple | list) or len(faces) != len(shape.grid):
+State = tuple[BoundaryState, ...]  # of a layer: one for each of its stacked layers
+
+# These let `torch.load(weights_only=True)`, torch.export and torch.func see into a BoundaryState.
+torch.serialization.add_safe_globals([_boundary_state])
+_pytree.register_pytree_node(
+    BoundaryState,
+    lambda state: (list(state.values()), list(state)),
+    lambda faces, names: BoundaryState(**dict(zip(names, faces, strict=True))),
+    serialized_type_name="mdlstm_tk.BoundaryState",
+    flatten_with_keys_fn=lambda state: (
+        [(_pytree.MappingKey(name), faces) for name, faces in state.items()],
+        list(state),
+    ),
+)
+
+
+def join_faces(
+    state: Mapping[str, Faces],
+    names: Sequence[str],
+    x: Tensor,
+    shape: tuple[int, int],
+    sizes: Tensor | None,
+    has_batch_axis: bool,
+) -> Tensor:
+    """The initial state of a layer as a sweep takes it, (N, F, dirs, 1 + S, n), zeros where there is none.
+
+    Args:
+        state: as the user gives it.
+        names: of the states, h first.
+        x: (N, *grid, C), after windows.
+        shape: (dirs, n).
+        sizes: (N, D), those of x.
+        has_batch_axis: whether the user's tensors have one.
+
+    Raises:
+        InputError: a face has another shape, or there are other states than those of the cell, or not all.
+    """
+    (batch, *grid, _), dtype = x.shape, state_dtype(x)
+    given = {name: faces for name, faces in state.items() if faces is not None}
+    complete = {name: given.get(name, (None,) * len(grid)) for name in names}
+    if not given.keys() <= complete.keys() or any(len(faces) != len(grid) for faces in complete.values()):
         raise InputError(
-            f"{name} must be a tuple with a tensor or None for each of "
-            f"{counted(len(shape.grid), 'axis', 'axes')}, got {_describe(faces)}"
+            f"initial_state must have a face or None for each of {len(grid)} axes of {', '.join(names)}, "
+            f"got { {name: len(faces) for name, faces in given.items()} }"
         )
-    return faces
-
-
-def _join_axes(name: str, faces: Sequence[Any], shape: FaceShape) -> Tensor:
-    """(N, F, dirs, n), from a tensor or None for each axis."""
-    grid, (batch, *_) = shape.grid, shape.x.shape
-    parts = []
-    for d, (face, count) in enumerate(zip(faces, line_counts(grid), strict=True)):
-        if face is None:
-            zeros = shape.x.new_zeros(batch, count, shape.dirs, shape.units, dtype=shape.state_dtype)
-            parts.append(zeros)
-            continue
-        _check(f"{name}[{d}]", face, d, shape)
-        parts.append(face.to(shape.state_dtype).reshape(batch, count, shape.dirs, shape.units))
-    joined = torch.cat(parts, dim=1)
-    if shape.sizes is None:
-        return joined
+    joined = []
+    for d, (count, *of_axis) in enumerate(zip(line_counts(grid), *complete.values(), strict=True)):
+        expected = (batch, *face_extents(grid, d), *shape)[not has_batch_axis :]
+        missing = [face is None for face in of_axis]
+        if any(missing) != all(missing) or not all(f is None or f.shape == expected for f in of_axis):
+            raise InputError(
+                f"the {', '.join(names)} of initial_state across axis {d} must all be None or of shape "
+                f"{expected}, got {[None if face is None else tuple(face.shape) for face in of_axis]}"
+            )
+        lines = (batch, count, shape[0], 1, shape[1])
+        zeros = x.new_zeros(lines, dtype=dtype)
+        faces = [zeros if face is None else face.to(dtype).reshape(lines) for face in of_axis]
+        joined.append(torch.cat(faces, dim=3))
+    boundary = torch.cat(joined, dim=1)
+    if sizes is None:
+        return boundary
     # Lines outside a sample's extents start from zeros, whatever the user gives there.
-    return joined.masked_fill(~valid_lines(grid, shape.sizes.to(joined.device))[..., None, None], 0)
+    return boundary.masked_fill(~valid_lines(grid, sizes.to(x.device))[..., None, None, None], 0)
 
 
-def _check(name: str, face: Any, d: int, shape: FaceShape) -> None:
-    """Check the face of axis d."""
-    if not isinstance(face, Tensor):
-        raise InputError(f"{name} must be a tensor or None, got {_describe(face)}")
-    check_strided(name, face)
-    batch = list(shape.x.shape[:1]) if shape.has_batch_axis else []
-    expected = (*batch, *face_extents(shape.grid, d), shape.dirs, shape.units)
-    if tuple(face.shape) != expected:
-        axes = [*(["N"] if batch else []), *(f"E{k + 1}" for k in range(len(shape.grid)) if k != d)]
-        raise InputError(
-            f"{name} must be the face across axis {d} of the grid {shape.grid}, "
-            f"({', '.join([*axes, 'dirs', 'n'])}) = {expected}, got shape {tuple(face.shape)}"
-        )
-    accepted = {shape.x.dtype, shape.dtype, shape.state_dtype}
-    if face.dtype not in accepted:
-        raise InputError(
-            f"{name} must have the dtype {' or '.join(sorted(map(str, accepted)))}, got {face.dtype}; "
-            "convert it with .to(dtype)"
-        )
-    if face.device != shape.x.device:
-        raise InputError(f"{name} must be on x's device {shape.x.device}, got {face.device}")
+def split_states(
+    final: Tensor, names: Sequence[str], grid: Sequence[int], dtype: torch.dtype, has_batch_axis: bool
+) -> BoundaryState:
+    """The final states of a sweep (N, F, dirs, 1 + S, n) as the user gets them: h in `dtype`."""
+    faces = {}
+    for s, name in enumerate(names):
+        tensors = split_faces(final.select(3, s), grid)
+        tensors = tensors if has_batch_axis else [face.squeeze(0) for face in tensors]
+        faces[name] = tuple(face.to(dtype) if name == "h" else face for face in tensors)
+    return BoundaryState(**faces)
 
 
-def _describe(value: object) -> str:
-    """A value in a few words."""
-    if isinstance(value, BoundaryState):
-        return "a BoundaryState"
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    if isinstance(value, tuple | list):
-        kinds = ", ".join(type(entry).__name__ for entry in value)
-        return f"a {type(value).__name__} of {len(value)} ({kinds})"
-    return one_line(value)
+def face_extents(grid: Sequence[int], d: int) -> tuple[int, ...]:
+    """The extents of face d."""
+    return (*grid[:d], *grid[d + 1 :])
+
+
+def line_counts(grid: Sequence[int]) -> list[int]:
+    """P / E_d for each axis, the number of its lines."""
+    return [prod(face_extents(grid, d)) for d in range(len(grid))]
+
+
+def split_faces(boundary: Tensor, grid: Sequence[int]) -> list[Tensor]:
+    """(N, F, …) → for each axis (N, *extents of the other axes, …), views."""
+    parts = boundary.split(line_counts(grid), dim=1)
+    return [
+        part.view(part.shape[0], *face_extents(grid, d), *part.shape[2:]) for d, part in enumerate(parts)
+    ]
+
+
+def valid_lines(grid: Sequence[int], sizes: Tensor) -> Tensor:
+    """(N, F) bool, true for the lines that have valid positions in a sample. `sizes` is (N, D)."""
+    faces = []
+    for d in range(len(grid)):
+        others = torch.cat([sizes[:, :d], sizes[:, d + 1 :]], dim=1)
+        faces.append(valid_mask(face_extents(grid, d), others).reshape(sizes.shape[0], -1))
+    return torch.cat(faces, dim=1)
+
+
+def line_ends(inputs: SweepInputs, leaving: bool) -> Tensor:
+    """(N or 1, F, dirs) int64, the flat positions where the states of each line enter, or leave."""
+    grid, device = inputs.grid, inputs.x.device
+    sizes = None if inputs.sizes is None else inputs.sizes.to(device)
+    signs = torch.tensor(inputs.directions, device=device)  # (dirs, D)
+    ends = []
+    for d, (extent, count) in enumerate(zip(grid, line_counts(grid), strict=True)):
+        stride = prod(grid[d + 1 :])
+        line = torch.arange(count, device=device)
+        near = (line // stride * (extent * stride) + line % stride)[None, :, None]
+        steps = torch.tensor([extent], device=device) if sizes is None else sizes[:, d]
+        far = near + stride * (steps - 1)[:, None, None]
+        ends.append(torch.where((signs[:, d] > 0) == leaving, far, near))
+    return torch.cat(ends, dim=1)
+
+
+def end_rows(inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
+    """(dirs, F, N), the rows of `line_ends`: −1 for the lines of a ragged batch that lie outside their
+    sample's valid extents."""
+    places = line_ends(inputs, leaving).permute(2, 1, 0)  # (dirs, F, N or 1)
+    direction = torch.arange(len(places), device=places.device)[:, None, None]
+    sample = torch.arange(inputs.x.shape[0], device=places.device)
+    if rows.ragged:
+        return rows.tables.inverse_order[direction, places + sample * prod(inputs.grid)].long()
+    return rows.tables.inverse_order[direction, places].long() * rows.batch + sample
+
+
+def end_rows_of_axes(inputs: SweepInputs, rows: SweepRows, leaving: bool) -> list[Tensor]:
+    """D × (dirs, F_d·N), the rows of `end_rows` of the lines along each axis, in the order of face rows."""
+    ends = end_rows(inputs, rows, leaving).split(line_counts(inputs.grid), dim=1)
+    return [row.flatten(1) for row in ends]
+
+
+def face_rows(inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
+    """(D, dirs, rows), for each axis the face row whose line has its end at a row, or −1."""
+    ends = end_rows_of_axes(inputs, rows, leaving)
+    counts = [row.shape[1] for row in ends]
+    dtype = torch.int32 if sum(counts) < 2**31 else torch.int64
+    numbers = torch.arange(sum(counts), device=inputs.x.device, dtype=dtype)
+    no_line = numbers.new_full((len(inputs.directions), rows.count + 1), -1)  # the last: for row −1
+    parts = [
+        no_line.scatter(1, row.remainder(rows.count + 1), number.expand_as(row))[:, :-1]
+        for row, number in zip(ends, numbers.split(counts), strict=True)
+    ]
+    return torch.stack(parts)
+
+
+def take_rows(values: Tensor, rows: Tensor) -> Tensor:
+    """(dirs, rows, k) → (dirs, K, k) at the K rows of each direction; zeros where a row is −1."""
+    if values.shape[1] == 0:
+        return values.new_zeros(*rows.shape, values.shape[2])
+    index = rows.clamp(min=0)[..., None].expand(-1, -1, values.shape[2])
+    return values.gather(1, index).masked_fill(rows[..., None] < 0, 0)
+
+
+def by_direction(boundary: Tensor) -> Tensor:
+    """(N, F, dirs, 1 + S, n) → (dirs, F·N, (1 + S)·n), contiguous, indexed by face row."""
+    return boundary.permute(2, 1, 0, 3, 4).flatten(3).flatten(1, 2).contiguous()
+
+
+def from_directions(rows: Tensor, inputs: SweepInputs) -> Tensor:
+    """(dirs, F·N, (1 + S)·n) → (N, F, dirs, 1 + S, n)."""
+    batch, lines, dirs, states, units = boundary_shape(inputs)
+    return rows.reshape(dirs, lines, batch, states, units).permute(2, 1, 0, 3, 4).contiguous()
+
+
+def at_rows(boundary: Tensor, inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
+    """(N, F, dirs, 1 + S, n) → (D, dirs, rows, (1 + S)·n), for each axis the states of the line that ends
+    at a row, zeros where none does."""
+    values = by_direction(boundary)
+    values = torch.cat([values, values.new_zeros(values.shape[0], 1, values.shape[2])], dim=1)
+    direction = torch.arange(len(values), device=values.device)[:, None]
+    return values[direction, face_rows(inputs, rows, leaving)]
+
+
+def final_states(inputs: SweepInputs, rows: SweepRows, output: Tensor, states: Tensor) -> Tensor:
+    """(N, F, dirs, 1 + S, n), the states that leave a sweep.
+
+    Args:
+        inputs, rows: of the sweep.
+        output: (N, *grid, dirs, n), h of all positions.
+        states: (dirs, rows, S·n), in visiting order.
+    """
+    batch, units = output.shape[0], output.shape[-1]
+    ends = line_ends(inputs, leaving=True)
+    h = output.flatten(1, -3).gather(1, ends[..., None].expand(batch, -1, -1, units))
+    others = take_rows(states, end_rows(inputs, rows, leaving=True).flatten(1))  # (dirs, F·N, S·n)
+    h = h.permute(2, 1, 0, 3).flatten(1, 2).to(states.dtype)
+    return from_directions(torch.cat([h, others], dim=2), inputs)

@@ -1,57 +1,63 @@
-"""The sweep of a layer: a plain autograd function in eager mode, and the operator `mdlstm::wavefront`.
+"""The sweep of a layer: one autograd rule, run directly in eager mode, and as the operator
+`mdlstm::wavefront` by whatever must see one node instead of what is inside it (`torch.compile`,
+`torch.export` and with it ONNX, tracing, dispatch modes, meta tensors).
 
-Eager calls need no operator: the function calls a backend, and its backward calls the backend's gradient.
-Whatever must see one node instead of what is inside it (`torch.compile`, `torch.export` and with it ONNX,
-tracing, dispatch modes such as the FLOP counter, meta tensors) gets the operator, which does the same.
 Where a transform must see inside (`torch.func`, forward-mode differentiation, second derivatives), the
-sweep of `mdlstm_tk.backends.torch` runs in plain autograd.
+plain sweep of `mdlstm_tk.backends.torch` runs, which torch differentiates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch.autograd import forward_ad
 
-from mdlstm_tk.backends import reference
-from mdlstm_tk.backends.inputs import (
+from mdlstm_tk._util.masking import is_captured
+from mdlstm_tk.backends import engine
+from mdlstm_tk.backends import torch as torch_engine
+from mdlstm_tk.cells import Cell
+from mdlstm_tk.cells.step import cell_of_graph, graph_name
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.inputs import (
     DIFFERENTIABLE,
     TENSORS,
     SweepInputs,
     SweepResults,
+    boundary_shape,
     check_inputs,
     check_tensor,
+    state_dtype,
 )
-from mdlstm_tk.backends.run import (
-    differentiable_gradients,
-    in_plain_autograd,
-    needs_plain_autograd,
-    run_backward,
-    run_forward,
-    wanted_gradients,
-    without_autocast,
-)
-from mdlstm_tk.cells.passes import graph_name
-from mdlstm_tk.flops import register_flops
-from mdlstm_tk.operator import captured_gradients, in_shape, named_arguments, result_shapes
 
-SAVED = (*TENSORS, "output", "gates", "states")  # for backward
+FIELDS, COUNT = len(SweepInputs._fields), len(DIFFERENTIABLE)
+Shapes = Sequence[tuple[Sequence[int], torch.dtype]]
+
+_cells: dict[str, Cell] = {}  # those of layers, by their names in graphs
+
+
+def name_in_graphs(cell: Cell, ndim: int, present: tuple[str, ...]) -> str:
+    """The `graph_name` of a cell, which stands for this cell in this process from now on."""
+    name = graph_name(cell, ndim, present)
+    _cells[name] = cell
+    return name
 
 
 def sweep(
-    inputs: SweepInputs, backend: str = "auto", recompute: bool = False
+    inputs: SweepInputs, backend: str = "auto", recompute: bool = False, name: str = ""
 ) -> tuple[Tensor, Tensor | None]:
     """Sweep a grid in one or more directions (Graves, Fernández, Schmidhuber 2007, §2).
 
     Args:
         inputs: x, the parameters, initial states, sizes, directions and the cell.
-        backend: a name in `mdlstm_tk.backends.dispatch.BACKENDS`. Inside `torch.func` and forward-mode
-            differentiation "torch" runs in place of all but "reference", which is plain autograd itself.
+        backend: a name in `mdlstm_tk.backends.BACKENDS`.
         recompute: keep only h and the other states for backward, (1 + S)·n numbers per position and
             direction instead of (1 + S + G)·n, and compute the gates again from them.
+        name: the `name_in_graphs` of the cell, which `torch.compile` cannot follow.
 
     Returns:
         h (N, *grid, dirs, n), and the final states (N, F, dirs, 1 + S, n), or None if there are no initial
@@ -60,85 +66,251 @@ def sweep(
     Raises:
         InputError: the inputs do not fit each other, or the backend cannot run them.
     """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    if not traced:
+    if _sees_inside():
         check_inputs(inputs)
-    if backend == "reference":
         with without_autocast(inputs.x):
-            return reference.forward(inputs)
-    if needs_plain_autograd():
-        return in_plain_autograd(inputs)
-    save = wants_gradients(inputs.tensors)
-    if _is_captured(*inputs.tensors, inputs.sizes):
-        register_flops()
+            return torch_engine.sweep(inputs)
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs.tensors)
+    if is_captured() or any(t is not None and not _is_plain(t) for t in (*inputs.tensors, inputs.sizes)):
+        name = name or name_in_graphs(inputs.cell, inputs.ndim, inputs.present)
         save = save and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        output, final, _, _ = torch.ops.mdlstm.wavefront(*named_arguments(inputs), save, recompute, backend)
+        output, final, *_ = torch.ops.mdlstm.wavefront(*inputs[:-1], name, save, recompute, backend)
         return output, None if inputs.initial is None else final
-    if not save:
-        results = run_forward(inputs, backend, False, False)
-        return results.output, results.final
-    how, tensors = (inputs.without_tensors(), backend, recompute), (*inputs.tensors, inputs.sizes)
-    output, final = _Sweep.apply(*how, *tensors)  # type: ignore[no-untyped-call]
+    check_inputs(inputs)
+    run = engine(backend, inputs.x.device)
+    with without_autocast(inputs.x):
+        if save and run is torch_engine and not recompute:
+            return torch_engine.sweep(inputs)
+        if not save:
+            return run.forward(inputs)[:2]
+    output, final = _Sweep.apply(*inputs, True, recompute, backend, name)  # type: ignore[no-untyped-call]
     return output, final
 
 
-def wants_gradients(tensors: Sequence[Tensor | None]) -> bool:
-    """Tell whether a backward pass may follow: gradients are enabled, and a tensor requires them."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+def _is_plain(tensor: Tensor) -> bool:
+    """Tell whether a tensor has values, and no operators of its own."""
+    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta
 
 
-def _is_captured(*tensors: Tensor | None) -> bool:
-    """Tell whether a sweep must appear as one node, to whatever captures or observes operators."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        or any(t is not None and (type(t) not in (Tensor, nn.Parameter) or t.is_meta) for t in tensors)
-        or is_in_torch_dispatch_mode()
-    )
+def _sees_inside() -> bool:
+    """Tell whether a transform is active that cannot see into an operator."""
+    return torch._C._are_functorch_transforms_active() or in_forward_mode()
+
+
+def in_forward_mode() -> bool:
+    """Tell whether derivatives are computed in forward mode."""
+    return forward_ad._current_level >= 0
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast gives x, or None where it is off or the device has none. Autocast leaves
+    float64 and integers alone."""
+    device = x.device.type
+    if (
+        x.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        and torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+    ):
+        return torch.get_autocast_dtype(device)
+    return None
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Turn autocast off: the inputs have its dtype already, and float32 inside a sweep is intended."""
+    return nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)
+
+
+def _inputs(arguments: Sequence[Any]) -> SweepInputs:
+    """The first arguments of the operator, or of `_Sweep`, as inputs. A graph has the name of the cell, and
+    the signs in a list."""
+    inputs, cell = SweepInputs(*arguments[:FIELDS]), arguments[FIELDS - 1]
+    if isinstance(cell, Cell):
+        return inputs
+    cell = _cells.get(cell) or cell_of_graph(cell, inputs.ndim, inputs.present)
+    return inputs._replace(signs=tuple(inputs.signs), cell=cell)
+
+
+def _checked(arguments: Sequence[Any]) -> SweepInputs:
+    """The same for a kernel, with sizes that it can read."""
+    if in_forward_mode():  # torch would take the derivative of an operator for 0
+        raise InputError("a captured graph has no derivative in forward mode; use the layer itself")
+    inputs = _inputs(arguments)
+    if inputs.sizes is not None:
+        inputs = inputs._replace(sizes=inputs.sizes.cpu())
+    check_inputs(inputs)
+    return inputs
+
+
+def _shapes(inputs: SweepInputs, save: bool, recompute: bool) -> Shapes:
+    """The shapes and dtypes of the operator's results: h, final states, gates and states for backward."""
+    x, (dirs, gates, _), dtype = inputs.x, inputs.weight_ih.shape, state_dtype(inputs.x)
+    rows = prod(x.shape[:-1])  # with `numel`, every shape would compile anew
+    return [
+        ((*x.shape[:-1], dirs, inputs.units), x.dtype),
+        ((0,) if inputs.initial is None else boundary_shape(inputs), dtype),
+        ((dirs, rows, gates) if save and not recompute else (0,), dtype),
+        ((dirs, rows, inputs.state_count * inputs.units) if save else (0,), dtype),
+    ]
+
+
+def _forward_operator(*arguments: Any) -> tuple[Tensor, ...]:
+    """The operator.
+
+    Returns:
+        The tensors of `_shapes`. What a backend does not keep is 0, such as rows of padded positions.
+    """
+    inputs, (save, recompute, backend) = _checked(arguments), arguments[FIELDS:]
+    with without_autocast(inputs.x):
+        results = engine(backend, inputs.x.device).forward(inputs, save, recompute)
+    found = []
+    for result, (shape, dtype) in zip(results, _shapes(inputs, save, recompute), strict=True):
+        if result is not None and result.numel() == prod(shape):
+            found.append(result.view(shape).contiguous())
+            continue
+        found.append(inputs.x.new_zeros(shape, dtype=dtype))
+        if result is not None:
+            found[-1][:, : result.shape[1]] = result
+    return tuple(found)
+
+
+def _forward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs = _inputs(arguments)
+    shapes = _shapes(inputs, *arguments[FIELDS : FIELDS + 2])
+    return tuple(inputs.x.new_empty(shape, dtype=dtype) for shape, dtype in shapes)
+
+
+def _backward_operator(*arguments: Any) -> tuple[Tensor, ...]:
+    """The gradients in the order of `DIFFERENTIABLE`; empty where an input is None or its gradient is not
+    wanted."""
+    inputs = _checked(arguments)
+    grad, output, gates, states, dfinal, recompute, backend, *wanted = arguments[FIELDS:]
+    output_shape, final_shape, *others = _shapes(inputs, True, recompute)
+    for name, tensor, kind in (
+        ("grad", grad, output_shape),
+        ("dfinal", dfinal, final_shape),
+        ("output", output, output_shape),
+        *zip(("gates", "states"), (gates, states), others, strict=True),
+    ):
+        check_tensor(name, tensor, *kind, inputs.x.device)
+    results = SweepResults(output, None, None if recompute else gates, states)
+    found = _run_backward(inputs, results, grad, dfinal, backend, *wanted)
+    gradients = (found.get(name) for name in DIFFERENTIABLE)
+    return tuple(grad.new_empty(0) if g is None else g.contiguous() for g in gradients)
+
+
+def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, (grad, *_, wants_dx, wants_weights) = _inputs(arguments), arguments[FIELDS:]
+    wanted = [{"x": wants_dx, "initial": True}.get(name, wants_weights) for name in DIFFERENTIABLE]
+    pairs = zip(inputs.tensors, wanted, strict=True)
+    return tuple(grad.new_empty(0) if t is None or not w else t.new_empty(t.shape) for t, w in pairs)
+
+
+def _run_backward(
+    inputs: SweepInputs,
+    results: SweepResults,
+    grad: Tensor,
+    dfinal: Tensor | None,
+    backend: str,
+    *wanted: bool,
+) -> dict[str, Tensor | None]:
+    if inputs.initial is not None:
+        dfinal = torch.zeros_like(inputs.initial) if dfinal is None else dfinal.contiguous()
+    with without_autocast(inputs.x):
+        run = engine(backend, inputs.x.device)
+        return run.backward(inputs, results, grad.contiguous(), dfinal, *wanted)
+
+
+def _save_for_backward(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor | None]) -> None:
+    """Keep what `_backward` needs, of the operator or of `_Sweep`, which has one argument more."""
+    ctx.options = inputs[len(TENSORS) :]
+    ctx.set_materialize_grads(False)  # zeros in place of the gates' gradient would be as large as the gates
+    saved = *inputs[: len(TENSORS)], output[0], *output[2:]
+    ctx.save_for_backward(*saved)
+    ctx.kinds = [None if t is None else (t.shape, t.dtype, t.device) for t in saved]
+
+
+def _backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    """The gradients of all arguments of the operator, or of `_Sweep`."""
+    signs, cell, saved, recompute, backend, *names = ctx.options
+    for name, tensor, kind in zip(
+        (*TENSORS, "output", "gates", "states"), ctx.saved_tensors, ctx.kinds, strict=True
+    ):
+        if kind is not None and not torch.compiler.is_compiling():  # hooks may return other tensors
+            check_tensor(name, tensor, *kind)
+    *tensors, output, gates, states = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:COUNT]
+    rest = (None,) * (len(ctx.needs_input_grad) - COUNT)
+    if torch.is_grad_enabled() or _sees_inside():
+        inputs = _inputs((*tensors, signs, cell))
+        return *_differentiable_gradients(inputs, grad, dfinal, needs), *rest
+    if not saved:  # the graph was captured where no gradient was wanted
+        arguments = *tensors, signs, cell, True, recompute, backend
+        output, _, gates, states = torch.ops.mdlstm.wavefront(*arguments)
+    wanted = needs[0], any(needs[1:-1])
+    grad = torch.zeros_like(output) if grad is None else grad
+    if is_captured() or not all(_is_plain(t) for t in (grad, *ctx.saved_tensors) if t is not None):
+        if isinstance(cell, Cell):
+            inputs = _inputs((*tensors, signs, cell))
+            cell = names[0] or name_in_graphs(cell, inputs.ndim, inputs.present)
+        gates = grad.new_empty(0) if gates is None else gates
+        arguments = *tensors, signs, cell, grad, output, gates, states, dfinal, recompute, backend
+        found = torch.ops.mdlstm.wavefront_backward(*arguments, *wanted)
+        return *(g if n else None for g, n in zip(found, needs, strict=True)), *rest
+    inputs = _inputs((*tensors, signs, cell))
+    empty = recompute or gates is None or not gates.numel()
+    results = SweepResults(output, None, None if empty else gates, states)
+    gradients = _run_backward(inputs, results, grad, dfinal, backend, *wanted)
+    pairs = zip(DIFFERENTIABLE, needs, strict=True)
+    return *(gradients.get(name) if n else None for name, n in pairs), *rest
+
+
+def _differentiable_gradients(
+    inputs: SweepInputs, grad: Tensor | None, dfinal: Tensor | None, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients by way of the plain sweep, so that they can be differentiated once more."""
+    # Views, as one input may come from another: x of a second call of a layer comes from the weights, too.
+    # The gradient of the weights here must leave out their way through x, which autograd follows itself.
+    with torch.enable_grad(), without_autocast(inputs.x):
+        again = [None if t is None else t.view_as(t) for t in inputs.tensors]
+        outputs = torch_engine.sweep(inputs.with_tensors(again))
+        pairs = [(y, dy) for y, dy in zip(outputs, (grad, dfinal), strict=True) if dy is not None]
+        leaves = [t for t, n in zip(again, needs, strict=True) if n and t is not None]
+        ys, dys = zip(*pairs, strict=True)
+        found = iter(torch.autograd.grad(ys, leaves, dys, create_graph=True, materialize_grads=True))
+    return [next(found) if n else None for n in needs]
 
 
 class _Sweep(torch.autograd.Function):
     """A sweep in eager mode."""
 
     @staticmethod
-    def forward(
-        ctx: Any, template: SweepInputs, backend: str, recompute: bool, *tensors: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        inputs = template.with_tensors(tensors)
-        results = run_forward(inputs, backend, True, recompute)
-        ctx.how = template, graph_name(inputs.cell, inputs.ndim, inputs.present), backend, recompute
-        ctx.set_materialize_grads(False)
-        saved = *tensors, results.output, results.gates, results.states
-        ctx.save_for_backward(*saved)
-        ctx.kinds = [None if t is None else (t.shape, t.dtype) for t in saved]
-        return results.output, results.final
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor | None]:
+        inputs, (save, recompute, backend, _) = _inputs(arguments), arguments[FIELDS:]
+        with without_autocast(inputs.x):
+            results = engine(backend, inputs.x.device).forward(inputs, save, recompute)
+        _save_for_backward(ctx, arguments, results)
+        return results[:2]
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None) -> tuple[Any, ...]:
-        (template, cell, backend, recompute), saved = ctx.how, ctx.saved_tensors
-        for name, tensor, kind in zip(SAVED, saved, ctx.kinds, strict=True):
-            if tensor is not None:  # hooks of saved tensors may return others
-                check_tensor(name, tensor, *kind)
-        *tensors, output, gates, states = saved
-        inputs, needs_grad = template.with_tensors(tensors), ctx.needs_input_grad[3:-1]
-        sees_inside = needs_plain_autograd() or is_batched(grad) or is_batched(dfinal)
-        if torch.is_grad_enabled() or sees_inside:
-            with torch.enable_grad():
-                return None, None, None, *differentiable_gradients(inputs, grad, dfinal, needs_grad), None
-        if _is_captured(*saved, grad, dfinal):
-            shapes = result_shapes(inputs, True, recompute)
-            gates = in_shape(gates, output, *shapes["gates"])
-            results = SweepResults(output, None, gates, in_shape(states, output, *shapes["states"]))
-            named = *inputs[:-1], cell
-            gradients = captured_gradients(named, results, grad, dfinal, needs_grad, recompute, backend)
-        else:
-            results = SweepResults(output, None, gates, states)
-            gradients = run_backward(inputs, results, grad, dfinal, backend, *wanted_gradients(needs_grad))
-        pairs = zip(DIFFERENTIABLE, needs_grad, strict=True)
-        return None, None, None, *(gradients.get(name) if needs else None for name, needs in pairs), None
+    backward = staticmethod(_backward)
 
 
-def is_batched(grad: Tensor | None) -> bool:
-    """Tell whether several gradients come together, as `is_grads_batched=True` sends them."""
-    tests = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
-    return grad is not None and any(is_one(grad) for is_one in tests)
+_KINDS = {"Tensor": "Tensor", "Tensor | None": "Tensor?", "tuple[int, ...]": "int[]", "Cell": "str"}
+_SCHEMA = ", ".join(
+    f"{_KINDS[kind.__forward_arg__]} {name}" for name, kind in SweepInputs.__annotations__.items()
+)
+_SAVED = "Tensor grad, Tensor output, Tensor gates, Tensor states, Tensor? dfinal"
+for _name, _options, _results, _run, _fake in (
+    ("wavefront", "bool save, bool recompute, str backend", 4, _forward_operator, _forward_fake),
+    (
+        "wavefront_backward",
+        f"{_SAVED}, bool recompute, str backend, bool wants_dx, bool wants_weights",
+        COUNT,
+        _backward_operator,
+        _backward_fake,
+    ),
+):
+    _returns = ", ".join(["Tensor"] * _results)
+    torch.library.define(f"mdlstm::{_name}", f"({_SCHEMA}, {_options}) -> ({_returns})")
+    torch.library.impl(f"mdlstm::{_name}", "default", _run)
+    torch.library.register_fake(f"mdlstm::{_name}", _fake)
+torch.library.register_autograd("mdlstm::wavefront", _backward, setup_context=_save_for_backward)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import Sizes, as_sizes
-from mdlstm_tk.cells import get_cell
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.layer import MDLSTM, Directions
 from mdlstm_tk.models.blocks import DownwardSweeps, apply_flattened, check_batched, fill_padding
@@ -99,7 +98,7 @@ class MDNet(GridNet):
 def init_short_memory_(layer: MDLSTM) -> None:
     """Let the state of a layer depend on few positions at first, by `SHORT_MEMORY` and recurrent weights at
     a quarter of their default."""
-    n, cell = layer.hidden_size, get_cell(layer.cell)
+    n, cell = layer.hidden_size, layer.definition
     for k in range(layer.num_layers):
         if cell.recurrent:
             getattr(layer, f"weight_hh_l{k}").div_(4)

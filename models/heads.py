@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from mdlstm_tk._util import arguments
 from mdlstm_tk._util.masking import Sizes
-from mdlstm_tk.backends.inputs import state_dtype
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.inputs import state_dtype
 from mdlstm_tk.layer import MDLSTM, Directions
 from mdlstm_tk.models.blocks import Encoder, Window, combine_windows, depth_to_space
 from mdlstm_tk.tiling.stages import TileStages
@@ -62,7 +61,8 @@ class EncoderNet(nn.Module):
             if self.make_level is not MDLSTM or len(self.default_windows) > 1:
                 raise InputError(f"this network is for grids of two axes, got {ndim}; choose the model md")
             windows, options["ndim"] = windows or (1,), ndim
-        extents = [arguments.extents("windows", each, ndim) for each in windows or self.default_windows]
+        given = windows or self.default_windows
+        extents = [(each,) * ndim if isinstance(each, int) else tuple(each) for each in given]
         self.encoder = Encoder(self.make_level, channels, hidden, extents, layers, dropout, **options)
         self.stride = combine_windows(extents)
         features = outputs * (prod(self.stride) if self.per_position else 1)

@@ -37,15 +37,16 @@ if TYPE_CHECKING:  # fixtures import what only some tests need
 
 torch.set_num_threads(1)  # tests run side by side
 
-# Property tests draw the same examples in every run, so that their kernels come from the cache.
-# `--hypothesis-profile=default` draws new ones.
-settings.register_profile(
-    "steady",
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+# Property tests draw the same examples in every run, so that their kernels come from the cache; the weekly
+# run draws new ones, by `--hypothesis-profile=drawn`.
+for profile, same in (("steady", True), ("drawn", False)):
+    settings.register_profile(
+        profile,
+        derandomize=same,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
 settings.load_profile("steady")
 
 CELLS = dict(cell._cells)  # those of the package

@@ -36,7 +36,7 @@ AGREE = "core/test_sweeps.py::test_agrees_with_reference"
 ANY_CELL = "core/test_random_cases.py::test_the_torch_backend_computes_any_cell"
 COMPILED = [  # modules that Numba compiles, or that write what it compiles
     *(f"{BACKENDS}/cpu/{name}.py" for name in ("cell_code", "intrinsics", "kernels", "matmul", "simd")),
-    "mdlstm_tk/cells/operations.py",
+    "mdlstm_tk/cells/graph.py",
 ]
 
 
@@ -51,11 +51,11 @@ AREAS = {
         "mdlstm_tk/cells/*.py", f"core/test_cells.py core/test_own_cells.py {AGREE} {ANY_CELL}", "not fused"
     ),
     "wavefront": Area(
-        f"mdlstm_tk/wavefront.py {BACKENDS}/tables.py {BACKENDS}/boundary.py",
-        f"core/test_wavefront.py core/test_caches.py core/test_ragged.py core/test_states.py {SWEEPS}",
+        "mdlstm_tk/wavefront.py mdlstm_tk/states.py mdlstm_tk/inputs.py",
+        f"core/test_wavefront.py core/test_ragged.py core/test_states.py core/test_operator.py {SWEEPS}",
     ),
     "torch": Area(
-        f"{BACKENDS}/torch/*.py",
+        f"{BACKENDS}/torch.py {BACKENDS}/cuda/products.py mdlstm_tk/sweep.py",
         f"{AGREE} {ANY_CELL} core/test_operator.py core/test_precision.py core/test_ragged.py "
         "gpu/test_triton.py",
         "not fused",
@@ -63,7 +63,7 @@ AREAS = {
     "cpu": Area(
         f"{BACKENDS}/cpu/*.py",
         f"{SWEEPS} core/test_own_cells.py core/test_threads.py core/test_kernel_cache.py "
-        "core/test_layer_module.py",
+        "core/test_layer.py",
         "not torch",
     ),
     "tiling": Area("mdlstm_tk/tiling/*.py", "core/test_tiling.py core/test_random_cases.py", "not torch"),
@@ -82,13 +82,13 @@ AREAS = {
     "command line": Area("cli/*.py", "cli/test_mistakes.py cli/test_verbs.py runtime/test_limits.py"),
     "data": Area(
         "mdlstm_tk/data/*.py mdlstm_tk/data/builtin/*.py",
-        "data/test_batches.py data/test_splits.py data/test_masks.py data/test_files.py "
+        "data/test_batches.py data/test_splits.py data/test_masks.py data/test_formats.py "
         "kinds/test_kinds.py",
     ),
     "kinds": Area(
         "mdlstm_tk/kinds/*.py",
-        "kinds/test_measures.py kinds/test_kinds.py report/test_report.py runtime/test_answers.py "
-        "training/test_training.py",
+        "kinds/test_measures.py kinds/test_panels.py kinds/test_kinds.py report/test_report.py "
+        "runtime/test_answers.py training/test_training.py",
     ),
     "training": Area(
         "mdlstm_tk/training/*.py",

@@ -21,18 +21,18 @@ def call() -> Figure:
         "sweep.py\nan autograd function; for compile and export\none node, torch.ops.mdlstm.wavefront",
         height=1.4,
     )
-    box(axes, 0, 4.1, 8.6, "backends/dispatch.py\ndevice and dtype choose the backend")
+    box(axes, 0, 4.1, 8.6, "backends/__init__.py\nthe device chooses the backend")
     arrow(axes, (4.3, 1.2), (4.3, 1.95))
     arrow(axes, (4.3, 3.4), (4.3, 4.05))
-    backends = ("cpu/\nNumba", "cuda/\nTriton", "torch/\nany device", "reference.py\nautograd")
+    backends = ("cpu/\nNumba", "cuda/\nTriton", "torch.py\nany device")
     axes.add_patch(Rectangle((-0.3, 5.8), 9.3, 1.8, facecolor="none", edgecolor=FAINT, linestyle=":"))
     for k, text in enumerate(backends):
-        x = 2.2 * k
+        x = 3.0 * k
         box(axes, x, 6.1, 2.05, text, CODE)
         arrow(axes, (x + 1, 5.3), (x + 1, 6.05))
-    box(axes, 11, 2, 5.6, "wavefront.py, backends/tables.py\norder and neighbours of a grid")
+    box(axes, 11, 2, 5.6, "wavefront.py\norder and neighbours of a grid")
     box(axes, 11, 4.1, 5.6, "cells/definitions.py\nforward equations of a cell", CODE)
-    box(axes, 11, 6.1, 5.6, "cells/step.py, autodiff.py\nthe recorded step and its gradient", CODE)
+    box(axes, 11, 6.1, 5.6, "cells/step.py, graph.py\nthe recorded step and its gradient", CODE)
     arrow(axes, (13.8, 5.3), (13.8, 6.05), ACCENT)
     arrow(axes, (11, 6.7), (9.05, 6.7), ACCENT)
     arrow(axes, (11, 2.9), (9.05, 5.9), FAINT)

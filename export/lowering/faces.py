@@ -1,6 +1,6 @@
 """Initial and final states of a sweep in the scan form, for any grid and one direction.
 
-States are (N, F, 1, 1 + S, n), as in `mdlstm_tk.backends.boundary`. On one axis they are those that the
+States are (N, F, 1, 1 + S, n), as in `mdlstm_tk.states`. On one axis they are those that the
 loop starts and ends with. On two axes, each iteration gets the two lines of faces at which the next
 wavefront enters, and puts them before and after the rows of its own wavefront, so that a slice reads the
 predecessors inside and outside the grid alike. On three and more axes, each iteration gets the faces at all

@@ -9,15 +9,14 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mdlstm_tk._util.checks import checked
-from mdlstm_tk.backends.inputs import TENSORS
-from mdlstm_tk.cells.passes import cell_of_graph
-from mdlstm_tk.cells.step import CELL_PARAMETERS
+from mdlstm_tk.cells.step import CELL_PARAMETERS, cell_of_graph
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.capture import DOMAIN, IR_VERSION
 from mdlstm_tk.export.lowering.graph import Graph, Value, rename
 from mdlstm_tk.export.lowering.scan import write_scan
 from mdlstm_tk.export.lowering.step import Sweep, direction_label
 from mdlstm_tk.export.lowering.unrolled import write_unrolled
+from mdlstm_tk.inputs import TENSORS
 from mdlstm_tk.io.metadata import Form
 from mdlstm_tk.wavefront import Direction
 

@@ -10,7 +10,7 @@ Notation
     n     hidden units                  G   gates of the cell
     dirs  directions                    S   states beside h
     R     rows of the wavefront, (position, sample), K·N
-    F     lines of all faces, as in `mdlstm_tk.backends.boundary`; F_d those of face d
+    F     lines of all faces, as in `mdlstm_tk.states`; F_d those of face d
     K_max positions of the largest wavefront
     L     positions of a state in a scan, the same in all iterations: see tables.py
 
@@ -32,10 +32,9 @@ import torch
 from onnx import numpy_helper
 
 from mdlstm_tk.cells.cell import Cell
-from mdlstm_tk.cells.ir import Value as Recorded
-from mdlstm_tk.cells.ir import topological_order
-from mdlstm_tk.cells.operations import OPERATIONS
-from mdlstm_tk.cells.step import CELL_PARAMETERS, LAYER_NORM_EPS, record_step
+from mdlstm_tk.cells.graph import LAYER_NORM_EPS, OPERATIONS, topological_order
+from mdlstm_tk.cells.graph import Value as Recorded
+from mdlstm_tk.cells.step import CELL_PARAMETERS, record_step
 from mdlstm_tk.export.lowering.graph import Graph, Value
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.wavefront import Direction
@@ -144,7 +143,7 @@ class Step:
         self.gates = sweep.cell.gates(ndim)
         present = [name for name in CELL_PARAMETERS if name in parameters]
         self.step = record_step(
-            sweep.cell, ndim, present, normalize=lambda *arguments: Recorded(LAYER_NORM, arguments)
+            sweep.cell, ndim, present, normalize=lambda x, *scale: x.graph.make(LAYER_NORM, [x, *scale])
         )
         values = topological_order([self.step.h, *self.step.states])
         self.equations_read_h = any(value.slot == "h_prev" for value in values)

@@ -2,7 +2,7 @@
 
 Without initial states each wavefront has a border of one position outside the grid, whose state is zero.
 With them, its border has the states that enter at it: one row for each of its positions and axes without a
-predecessor. Lines of faces are numbered as in `mdlstm_tk.backends.boundary`.
+predecessor. Lines of faces are numbered as in `mdlstm_tk.states`.
 
 Notation, parts of a state, and the shapes of rows are those of step.py.
 """
@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mdlstm_tk.backends.boundary import line_counts
 from mdlstm_tk.export.lowering.graph import END, Graph, Value
 from mdlstm_tk.export.lowering.step import STATE_DTYPE, Rows, Step, Sweep, flatten_x, valid_mask
+from mdlstm_tk.states import line_counts
 from mdlstm_tk.wavefront import Direction, Indices, visiting_order, wavefronts
 
 

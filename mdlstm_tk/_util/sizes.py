@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mdlstm_tk.errors import InputError
 
@@ -22,16 +22,14 @@ def parse_free_size(text: str, ndim: int | None = None) -> tuple[int | None, ...
     Raises:
         InputError: the text has another format, an extent is 0, or there are neither 1 nor `ndim` extents.
     """
-    if not re.fullmatch(r"(\d{1,9}|\*)(x(\d{1,9}|\*))*", text.lower(), re.ASCII):
-        raise InputError(f"size must be written like 8 or 8x12, got '{text:.100}'")
+    if not re.fullmatch(r"([1-9]\d{0,8}|\*)(x([1-9]\d{0,8}|\*))*", text.lower(), re.ASCII):
+        raise InputError(
+            f"size must be written like 8 or 8x12, with extents of at least 1, got '{text:.100}'"
+        )
     extents = tuple(None if part == "*" else int(part) for part in text.lower().split("x"))
-    if 0 in extents:
-        raise InputError(f"extents of a size must be at least 1, got '{text:.100}'")
-    if ndim is None:
-        return extents
-    if len(extents) not in (1, ndim):
+    if ndim is not None and len(extents) not in (1, ndim):
         raise InputError(f"size must have 1 or {ndim} extents, got '{text:.100}'")
-    return for_axes(extents, ndim)
+    return extents if ndim is None else for_axes(extents, ndim)
 
 
 def for_axes(extents: tuple[E, ...], ndim: int) -> tuple[E, ...]:
@@ -40,18 +38,12 @@ def for_axes(extents: tuple[E, ...], ndim: int) -> tuple[E, ...]:
 
 
 def parse_size(text: str, ndim: int | None = None) -> tuple[int, ...]:
-    """Parse a size: parse_size("8x12") is (8, 12), and parse_size("8", 2) is (8, 8).
-
-    Args:
-        text, ndim: as for `parse_free_size`.
-
-    Raises:
-        InputError: as `parse_free_size`, or an extent is free.
-    """
-    extents = tuple(extent for extent in parse_free_size(text, ndim) if extent is not None)
+    """Parse a size: parse_size("8x12") is (8, 12), and parse_size("8", 2) is (8, 8). It raises what
+    `parse_free_size` raises, also if an extent is free."""
     if "*" in text:
         raise InputError(f"size must be written like 8 or 8x12, got '{text:.100}'")
-    return extents
+    extents: Any = parse_free_size(text, ndim)
+    return extents  # type: ignore[no-any-return]
 
 
 def parse_resize(text: str) -> tuple[int | None, int | None]:
@@ -66,15 +58,6 @@ def parse_resize(text: str) -> tuple[int | None, int | None]:
     if len(extents) != 2 or extents == (None, None):
         raise InputError(f"resize must be written like 48, 48x64, 48x* or *x64, got '{text:.100}'")
     return extents[0], extents[1]
-
-
-def is_size(text: str, extents: tuple[int, ...]) -> bool:
-    """True if a text names these extents: "8" and "8x8" both name (8, 8).
-
-    Raises:
-        InputError: as `parse_size`.
-    """
-    return for_axes(parse_size(text), len(extents)) == extents
 
 
 def format_size(extents: Sequence[int | None]) -> str:

@@ -1,9 +1,150 @@
-"""The ways to compute a sweep. All take the same arguments and give the same numbers.
+"""The ways to compute a sweep, and the choice among them. All give the same numbers.
 
-`reference`  position by position, any dtype: the truth that the others are held against.
-`torch`      one step per wavefront in plain torch operations, on any torch device.
-`cpu`        the whole sweep as one call of code compiled by Numba.
-`cuda`       one matrix product by torch and one Triton kernel per wavefront.
+`torch`  one step per wavefront in plain torch operations, on any torch device.
+`cpu`    the whole sweep as one call of code compiled by Numba.
+`cuda`   one matrix product by torch and one Triton kernel per wavefront.
 
-`dispatch` chooses which of them runs. The equations of the cells are defined once, in `mdlstm_tk.cells`.
+The choice is made at every call, from the device of x, since a graph that was captured on one machine may
+run on another. The equations of the cells are defined once, in `mdlstm_tk.cells`.
 """
+
+from __future__ import annotations
+
+import importlib
+import time
+import warnings
+from functools import cache
+from typing import Any, Literal, NamedTuple, Protocol, get_args
+
+from torch import Tensor, version  # not torch or its cuda, whose names are those of modules here
+from torch import cuda as torch_cuda
+from torch import device as Device
+
+from mdlstm_tk._util.text import reason_of
+from mdlstm_tk.backends import torch as torch_engine
+from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.inputs import Gradients, SweepInputs, SweepResults
+
+Backend = Literal["auto", "fused", "torch"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
+COMPILERS = {"cpu": "Numba", "cuda": "Triton"}  # by the type of device
+RETRY = 60.0  # seconds after which a compiler that failed is tried again
+
+_failures: dict[Device, tuple[float, str]] = {}  # when, and why
+
+
+class Engine(Protocol):
+    """A backend. float16 and bfloat16 are computed in float32 where sums and states are concerned, and
+    rounded on the way out."""
+
+    def forward(self, inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:
+        """Run the sweep; keep what `backward` needs if `save`, and no gates if `recompute`."""
+
+    def backward(
+        self,
+        inputs: SweepInputs,
+        results: SweepResults,
+        grad: Tensor,
+        dfinal: Tensor | None,
+        wants_dx: bool,
+        wants_weights: bool,
+    ) -> Gradients:
+        """The gradients of all inputs that are there; those of x and of the parameters if they are wanted.
+
+        Args:
+            inputs: as for `forward`.
+            results: those of `forward` with `save`; `final` is not needed. Gates and states may have more
+                rows than the sweep, and gates that are None are computed again.
+            grad: (N, *grid, dirs, n) gradient of the output, contiguous.
+            dfinal: the gradient of the final states, contiguous, if there are any.
+            wants_dx: whether the gradient of x is needed.
+            wants_weights: whether that of any parameter is; frozen ones cost no product.
+        """
+
+
+class Choice(NamedTuple):
+    """The backend that runs, "fused" or "torch", and why."""
+
+    name: str
+    reason: str
+
+
+def choose(backend: str, device: Device) -> Choice:
+    """The backend that `backend` stands for: "auto" is "fused" where that can run, else "torch".
+
+    Raises:
+        InputError: there is no such backend, or "fused" was asked for and cannot run.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "torch":
+        return Choice("torch", "as asked")
+    try:
+        _fused(device)
+    except MDLSTMError as error:
+        if backend == "fused":
+            raise InputError(f"backend='fused' cannot run this: {error}; use backend='auto'") from error
+        return Choice("torch", str(error))
+    return Choice("fused", f"compiled by {COMPILERS[device.type]}" if backend == "auto" else "as asked")
+
+
+def engine(backend: str, device: Device) -> Engine:
+    """The module that runs a sweep.
+
+    Raises:
+        InputError: as for `choose`.
+    """
+    if backend in ("auto", "fused"):
+        try:
+            return _fused(device)
+        except MDLSTMError as error:
+            if backend == "auto" and device in _failures:
+                text = f"MDLSTM runs in plain torch operations, which takes several times as long: {error}"
+                warnings.warn(
+                    f"{text}; `mdlstm doctor` checks the installation", RuntimeWarning, stacklevel=2
+                )
+    choose(backend, device)
+    return torch_engine
+
+
+@cache  # which keeps no exceptions
+def _fused(device: Device) -> Engine:
+    """The engine of compiled kernels for a device.
+
+    Raises:
+        MDLSTMError: there is none, or the compiler fails; it is tried again after a while.
+    """
+    if device.type not in COMPILERS:
+        raise MDLSTMError(f"fused kernels are for CPUs and NVIDIA GPUs, and x is on {device.type}")
+    is_cuda = device.type == "cuda"
+    if is_cuda and (version.hip is not None or torch_cuda.get_device_capability(device) < (7, 0)):
+        raise MDLSTMError("fused kernels are for NVIDIA GPUs of compute capability 7.0 or more")
+    when, reason = _failures.get(device, (0.0, ""))
+    if reason and time.monotonic() < when + RETRY:
+        raise MDLSTMError(reason)
+    try:
+        _try_compiler(device)
+    except Exception as error:  # a broken or unsupported version raises anything
+        reason = f"{COMPILERS[device.type]} does not work here ({reason_of(error.__cause__ or error)})"
+        _failures[device] = time.monotonic(), reason
+        raise MDLSTMError(reason) from error
+    found: Any = importlib.import_module(f"mdlstm_tk.backends.{device.type}.sweep")
+    return found  # type: ignore[no-any-return]
+
+
+def _try_compiler(device: Device) -> None:
+    """Check that kernels for a device can be compiled, with one that every sweep needs anyway. torch brings
+    Triton along, but not on every system, and Triton needs a C compiler to launch kernels."""
+    if device.type == "cuda":
+        import triton
+
+        with torch_cuda.device(device):
+            triton.runtime.driver.active.get_current_target()
+        return
+    import numba
+
+    if numba.config.DISABLE_JIT:
+        raise MDLSTMError("the environment variable NUMBA_DISABLE_JIT is set, unset it")
+    from mdlstm_tk.backends.cpu import sweep
+
+    sweep.try_compiler()

@@ -9,33 +9,26 @@
     ...     return o * output_activation(c), {"c": c}
     >>> layer = MDLSTM(3, 16, cell="coupled")
 
-From these lines come the float64 reference, the compiled CPU and GPU kernels, their gradients and the nodes
-of an ONNX export.
+From these lines come the compiled CPU and GPU kernels, their gradients and the nodes of an ONNX export.
 """
 
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
-from math import isfinite
 from operator import add
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
-from mdlstm_tk._util.checks import checked, fit_argument
-from mdlstm_tk._util.text import counted
 from mdlstm_tk._util.user_code import not_registered
-from mdlstm_tk.cells.ir import Value, loads, topological_order
-from mdlstm_tk.cells.operations import supported
+from mdlstm_tk.cells.graph import OPERATIONS, Value
 from mdlstm_tk.errors import InputError
 
 GateActivation = Literal["sigmoid", "tanh"]
 Role = Literal["input", "forget", "output", "leak"]
 Gates = Callable[[int], "tuple[Gate, ...]"]
 Equations = Callable[..., tuple[Value, Mapping[str, Value]]]
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 E = TypeVar("E", bound=Callable[..., Any])
 T = TypeVar("T")
 
@@ -45,7 +38,7 @@ class Gate:
     """A gate of a cell: n units that see x and h of the predecessors.
 
     Attributes:
-        name: a name for error messages.
+        name: a name for people.
         activation: "sigmoid", "tanh", or None: the equations get the pre-activation itself.
         start: the value that its bias starts at; gates with tanh start at U(±1/√n) instead.
         role: its purpose, where that matters outside the equations. Networks with a short memory start
@@ -59,17 +52,14 @@ class Gate:
     role: Role | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name.isidentifier():
-            raise InputError(f"a gate's name must be an identifier, got {self.name!r}")
-        fit_argument("activation", self.activation, GateActivation | None)
-        fit_argument("role", self.role, Role | None)
-        if not isfinite(fit_argument("start", self.start, float)):
-            raise InputError(f"start must be a finite number, got {self.start!r}")
+        for word, words in ((self.activation, get_args(GateActivation)), (self.role, get_args(Role))):
+            if word not in (None, *words):
+                raise InputError(f"gate {self.name}: expected {', '.join(words)} or None, got {word!r}")
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A recurrent cell with G gates of n units.
+    """A recurrent cell with G gates of n units. It is pickled by its name.
 
     Attributes:
         name: what `MDLSTM(cell=...)` calls it.
@@ -86,6 +76,13 @@ class Cell:
     states: tuple[str, ...]
     recurrent: bool
     functions: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by name: another process has the cell that is registered there."""
+        return get_cell, (self.name,)
+
+    def __deepcopy__(self, memo: object) -> Cell:
+        return self  # not the one that has its name now
 
     @property
     def peephole(self) -> bool:
@@ -108,7 +105,6 @@ BUILT_IN_CELLS = ("graves", "mean", "stable", "leaky", "slstm")
 _cells: dict[str, Cell] = {}
 
 
-@checked
 def register_cell(
     name: str,
     *,
@@ -131,7 +127,8 @@ def register_cell(
     `sigmoid`, `relu` and `softplus`; and Python's `abs`. torch's functions of these names do the same.
 
     Args:
-        name: the name of the cell. A cell that was registered under it before is replaced.
+        name: the name of the cell. A cell that was registered under it before is replaced; layers that
+            exist keep theirs.
         gates: the gates, or a function from D to them.
         states: the names of the states beside h.
         recurrent: whether the gates see h of the predecessors; if not, the layer has no `weight_hh`, and
@@ -141,33 +138,25 @@ def register_cell(
     gate with role "output" sees of the new c, and activates it. They call it once, and use o nowhere else.
 
     Raises:
-        InputError: a cell that comes with the package has that name, or the equations do not fit the gates
-            and states, leave a gate unused, or use an operation that is not supported or a number that is
-            not finite.
+        InputError: a cell that comes with the package has that name, or the equations fail.
     """
 
     def register(equations: E) -> E:
-        if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII):
-            raise InputError(f"a cell's name must be letters, digits, '-' and '_', got {name!r}")
         if name in BUILT_IN_CELLS and name in _cells:
             raise InputError(f"cell '{name}' comes with the package; choose another name")
         names = tuple(states)
-        if "h" in names or len(set(names)) < len(names) or not all(map(str.isidentifier, names)):
+        if not name.replace("-", "_").isidentifier() or len({"h", *names}) <= len(names):
             raise InputError(
-                f"cell '{name}': states must be distinct names other than 'h', got {', '.join(names)}"
+                f"a cell has a name of letters, digits, '-' and '_', and distinct states other than h, "
+                f"got {name!r} with {', '.join(names)}"
             )
-        try:
-            signature: Any = inspect.signature(equations)
-            takes = [p.kind in _POSITIONAL and p.default is p.empty for p in signature.parameters.values()]
-        except (TypeError, ValueError):  # no function, or one that does not say what it takes
-            signature, takes = equations, []
-        functions = len(takes) - 2
-        if functions not in (0, 1, 2) or not all(takes):
+        functions = len(inspect.signature(equations).parameters) - 2
+        if functions not in (0, 1, 2):
             raise InputError(
-                f"cell '{name}': equations must be a function of gates, states and perhaps "
-                f"output_activation, without defaults, got {signature}"
+                f"cell '{name}': equations take gates, states, and one or two functions at most"
             )
-        cell = Cell(name, _gates_function(gates), equations, names, recurrent, functions)
+        of_axes = cache(lambda ndim: tuple(gates(ndim) if callable(gates) else gates))
+        cell = Cell(name, of_axes, equations, names, recurrent, functions)
         check_cell(cell, 2)
         _cells[name] = cell
         return equations
@@ -193,94 +182,22 @@ def get_cell(name: str) -> Cell:
 
 @cache
 def check_cell(cell: Cell, ndim: int) -> None:
-    """Check that the equations can be recorded for D = `ndim` axes.
+    """Check that the equations can be recorded for D = `ndim` axes, with peepholes if they can have them.
 
     Raises:
-        InputError: they do not fit the gates or states, leave a gate unused, or use an unsupported
-            operation.
+        InputError: they cannot.
     """
-    place = f"cell '{cell.name}' with {ndim} {'axis' if ndim == 1 else 'axes'}"
+    from mdlstm_tk.cells.step import record_step
+
     try:
-        definitions = cell.gates(ndim)
+        record_step(cell, ndim, ["peephole"] if cell.peephole else [])
     except Exception as error:
         raise InputError(
-            f"{place}: gates must be a list of Gate objects or a function from the number of axes to one, "
-            f"got {type(error).__name__}: {error}"
+            f"the equations of cell '{cell.name}' cannot be recorded for D = {ndim}: "
+            f"{type(error).__name__}: {error}; they may use numbers and {', '.join(OPERATIONS)}"
         ) from error
-    if not definitions or not all(isinstance(gate, Gate) for gate in definitions):
-        kinds = ", ".join(type(gate).__name__ for gate in definitions) or "none"
-        raise InputError(f"{place}: gates must be Gate objects, such as Gate('f', start=1.0), got {kinds}")
-    names = [gate.name for gate in definitions]
-    if len(set(names)) < len(names):
-        raise InputError(f"{place}: gates must have distinct names, got {', '.join(names)}")
-    if cell.peephole:
-        roles = [len(cell.gate_index(role, ndim)) for role in ("input", "forget", "output")]
-        if roles != [1, ndim, 1] or "c" not in cell.states:
-            raise InputError(
-                f"{place}: peepholes need a state c and gates with the roles input, forget for each axis, "
-                "and output"
-            )
-    gates = loads("gates", len(names))
-    states = {name: loads(name, ndim) for name in ("h", *cell.states)}
-    gated: list[Value] = []
-
-    def output_gate(gate: Value, c: Value) -> Value:
-        gated.append(gate)
-        return Value.load("output", 0)
-
-    functions = (lambda value: value.tanh(), output_gate)[: cell.functions]
-    try:
-        results = cell.equations(list(gates), states, *functions)
-    except InputError as error:
-        raise InputError(f"{place}: ", error) from None
-    except Exception as error:
-        raise InputError(
-            f"{place}: its equations fail with {counted(len(names), 'gate')} ({', '.join(names)}) and "
-            f"{counted(len(states), 'state')} ({', '.join(states)}) along each axis: "
-            f"{type(error).__name__}: {error}; equations may use numbers and {supported()}"
-        ) from error
-    used = set(topological_order(_check_results(results, cell, place)))
-    if not all(isfinite(value.number) for value in used):
-        raise InputError(f"{place}: its equations use a number that is not finite")
-    if cell.peephole:
-        (output,) = cell.gate_index("output", ndim)
-        if len(gated) != 1 or gated[0] is not gates[output] or gates[output] in used:
-            raise InputError(
-                f"{place}: its equations must call output_gate({names[output]}, c) once, and use gate "
-                f"{names[output]} nowhere else, since only that activates it"
-            )
-        used |= {gates[output]}
-    unused = [name for name, gate in zip(names, gates, strict=True) if gate not in used]
-    if unused:
-        raise InputError(
-            f"{place}: its equations do not use gate {', '.join(unused)}; remove it from gates"
-        )
-
-
-def _check_results(results: Any, cell: Cell, place: str) -> list[Value]:
-    """h and the new states that equations return."""
-    expected = ", ".join(f'"{name}": …' for name in cell.states)
-    if not isinstance(results, tuple) or len(results) != 2 or not isinstance(results[1], Mapping):
-        raise InputError(f"{place}: its equations must return h, {{{expected}}}")
-    h, states = results
-    if set(states) != set(cell.states):
-        raise InputError(
-            f"{place}: its equations must return the states {', '.join(cell.states) or 'none'}, "
-            f"got {', '.join(map(str, states)) or 'none'}"
-        )
-    values = [h, *(states[name] for name in cell.states)]
-    if not all(isinstance(value, Value) for value in values):
-        raise InputError(f"{place}: its equations must compute h and states from gates and states")
-    return values
 
 
 def total(terms: Sequence[T]) -> T:
-    """The sum, without the `0 +` that the builtin starts from (a node in an exported graph)."""
+    """The sum, without the `0 +` that the builtin starts from."""
     return reduce(add, terms)
-
-
-def _gates_function(gates: Sequence[Gate] | Callable[[int], Sequence[Gate]]) -> Gates:
-    if callable(gates):
-        return cache(lambda ndim: tuple(gates(ndim)))
-    fixed = tuple(gates)
-    return lambda ndim: fixed

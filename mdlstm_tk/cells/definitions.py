@@ -16,9 +16,11 @@ from functools import reduce
 from math import log
 
 from mdlstm_tk.cells.cell import Gate, GateActivation, register_cell, total
-from mdlstm_tk.cells.ir import Value
+from mdlstm_tk.cells.graph import Value
 
-States = Mapping[str, Sequence[Value]]
+Values = Sequence[Value]
+States = Mapping[str, Values]
+Activation = Callable[[Value], Value]
 Results = tuple[Value, dict[str, Value]]
 
 
@@ -42,7 +44,7 @@ def _mixing_gates(ndim: int, activation: GateActivation | None = "sigmoid") -> l
     return [Gate(f"l{d}", activation, -log(ndim - d)) for d in range(1, ndim)]
 
 
-def _mix(weights: Sequence[Value], c: Sequence[Value]) -> Value:
+def _mix(weights: Values, c: Values) -> Value:
     """c̄ = λ₁c₁ + (1 − λ₁)(λ₂c₂ + (1 − λ₂)(… c_D))."""
     mixed = c[-1]
     for weight, state in zip(reversed(weights), reversed(c[:-1]), strict=True):
@@ -50,7 +52,7 @@ def _mix(weights: Sequence[Value], c: Sequence[Value]) -> Value:
     return mixed
 
 
-def _log_weights(mixing: Sequence[Value]) -> list[Value | float]:
+def _log_weights(mixing: Values) -> list[Value | float]:
     """log w_d from the pre-activations a_d of λ_d, in logs because w_d may underflow:
     log(1 − λ) = −softplus(a), log λ = a − softplus(a)."""
     weights: list[Value | float] = []
@@ -63,10 +65,7 @@ def _log_weights(mixing: Sequence[Value]) -> list[Value | float]:
 
 @register_cell("graves", gates=_graves_gates)
 def graves(
-    gates: Sequence[Value],
-    states: States,
-    output_activation: Callable[[Value], Value],
-    output_gate: Callable[[Value, Value], Value],
+    gates: Values, states: States, output_activation: Activation, output_gate: Callable[..., Value]
 ) -> Results:
     """c = i⊙g + Σ_d f_d⊙c_d ; h = o⊙tanh(c). Graves, Fernández, Schmidhuber 2007. `output_gate` adds the
     peephole from the new c to o."""
@@ -76,7 +75,7 @@ def graves(
 
 
 @register_cell("mean", gates=lambda ndim: _gates_with_forget_gates(ndim, 1.0))
-def mean(gates: Sequence[Value], states: States, output_activation: Callable[[Value], Value]) -> Results:
+def mean(gates: Values, states: States, output_activation: Activation) -> Results:
     """c = i⊙g + (1/D) Σ_d f_d⊙c_d ; h = o⊙tanh(c). rnn2d; multi-hare's "halved" cell."""
     i, *f, g, o = gates
     c = i * g + total([f_d * c_d for f_d, c_d in zip(f, states["c"], strict=True)]) * (1 / len(f))
@@ -93,7 +92,7 @@ def mean(gates: Sequence[Value], states: States, output_activation: Callable[[Va
         Gate("o", role="output"),
     ],
 )
-def stable(gates: Sequence[Value], states: States, output_activation: Callable[[Value], Value]) -> Results:
+def stable(gates: Values, states: States, output_activation: Activation) -> Results:
     """c = i⊙g + f⊙c̄ ; h = o⊙tanh(c). Leifert et al. 2016, LSTM-stable. The bias of f starts at 1."""
     i, f, *mixing, g, o = gates
     c = i * g + f * _mix(mixing, states["c"])
@@ -111,7 +110,7 @@ def stable(gates: Sequence[Value], states: States, output_activation: Callable[[
         Gate("w1"),
     ],
 )
-def leaky(gates: Sequence[Value], states: States, output_activation: Callable[[Value], Value]) -> Results:
+def leaky(gates: Values, states: States, output_activation: Activation) -> Results:
     """c = φ⊙g + (1 − φ)⊙c̄ ; h = tanh(ω₀⊙c̄ + ω₁⊙c). Leifert et al. 2016, LeakyLP; |c| ≤ 1."""
     leak, *mixing, g, w0, w1 = gates
     mixed = _mix(mixing, states["c"])
@@ -130,7 +129,7 @@ def leaky(gates: Sequence[Value], states: States, output_activation: Callable[[V
     ],
     states=("c", "n"),
 )
-def slstm(gates: Sequence[Value], states: States) -> Results:
+def slstm(gates: Values, states: States) -> Results:
     """C = e^i⊙z + e^f⊙Σ_d w_d⊙C_d ; N = e^i + e^f⊙Σ_d w_d⊙N_d ; h = o⊙C/N, with C = 0 and N = 1 outside.
     sLSTM of the xLSTM (Beck et al. 2024, arXiv:2405.04517); the extension to several axes is ours.
 

@@ -1,22 +1,36 @@
-"""One step of a cell as a recorded graph: peepholes, layer norm and activations around its equations.
+"""One step of a cell, its kernel and that of its gradient.
 
-Every backend and the ONNX export evaluate this graph, or the kernels that `passes` derives from it.
+Every backend and the ONNX export compute what `record_step` records: peepholes, layer norm and activations
+around the cell's equations. Notation: D axes, G gates, S states beside h, n hidden units.
 
-Notation
-    D, G, S, n   axes, gates, states beside h, hidden units
-    a            pre-activations W x + Σ_d U_d h_d + b, G rows of n numbers
+The slots of a kernel are the arrays it reads and writes at one position, rows of n numbers each:
+
+    a            pre-activations W x + Σ_d U_d h_d + b, G rows
+    h_prev       h one step back along each axis, D rows
+    state_prev   the other states there, D·S rows: those of axis 0 first
+    parameter    the rows of all parameters in `CELL_PARAMETERS` that are there
+    gates        saved by forward for backward: the activated gates, with layer norm the pre-activations
+    h, state     new states, 1 and S rows
+    dh           gradient of h from the layer's output
+    dh_next      gradient of h from the gates of the successor along each axis, D rows
+    dh_read_next gradient of h from the equations of the successors, D rows, if equations read h
+    dstate_next  gradient of the states from the successors, D·S rows
+    da, dh_read_prev, dstate_prev, dparameter   gradients of a, h_prev, state_prev and parameter
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
+from typing import Literal, NamedTuple
 
-from mdlstm_tk.cells.cell import Cell
-from mdlstm_tk.cells.ir import Value, loads, unit_mean
+from mdlstm_tk.cells.cell import BUILT_IN_CELLS, Cell, get_cell, total
+from mdlstm_tk.cells.graph import Graph, Kernel, Store, Value, gradients, topological_order
+from mdlstm_tk.errors import InputError
 
-LAYER_NORM_EPS = 1e-5
+Pass = Literal["forward", "backward", "recompute"]
+Normalize = Callable[[Value, Value, Value], Value]  # of a value, its scale and its shift
 
 CELL_PARAMETERS: dict[str, Callable[[Cell, int], int]] = {
     "peephole": lambda cell, ndim: 2 * ndim + 1,
@@ -31,97 +45,169 @@ norm_weight   scale of each gate, then of the value before the output activation
 norm_bias     shift, in the same order
 """
 
-Normalize = Callable[[Value, Value, Value], Value]  # of a value, its scale and its shift
 
-
-@dataclass(frozen=True)
-class Step:
-    """A recorded step.
-
-    Attributes:
-        h: the new hidden state.
-        states: the new states, in the cell's order.
-        gates: the G activated gates.
-        a: the G pre-activations, loads of the slot "a".
-        previous: by name, "h" among them, the D states one step back along each axis: loads of the slots
-            "h_prev", row d, and "state_prev", row d·S + s.
-        parameters: the rows of each parameter that is there, loads of slot "parameter".
-    """
+class Step(NamedTuple):
+    """A recorded step: the new h, the new states in the cell's order, the G activated gates, and the loads
+    that it reads: pre-activations, the D previous states by name, "h" among them, and the rows of
+    parameters by name."""
 
     h: Value
-    states: tuple[Value, ...]
-    gates: tuple[Value, ...]
-    a: tuple[Value, ...]
-    previous: Mapping[str, Sequence[Value]]
-    parameters: Mapping[str, Sequence[Value]]
+    states: list[Value]
+    gates: list[Value]
+    a: list[Value]
+    previous: Mapping[str, list[Value]]
+    parameters: Mapping[str, list[Value]]
 
 
-def layer_norm(value: Value, weight: Value, bias: Value) -> Value:
-    """Layer norm over the units, with the biased variance."""
-    centered = value - unit_mean(value)
-    variance = unit_mean(centered * centered)
-    rstd = 1.0 / (variance + LAYER_NORM_EPS).sqrt()
-    return centered * rstd * weight + bias
-
-
-@cache
-def recorded_step(cell: Cell, ndim: int, present: tuple[str, ...]) -> Step:
-    """The step of a cell as all backends and all passes compute it. It is recorded once, since what
-    equations read from outside may change between a forward and a backward pass."""
-    return record_step(cell, ndim, present)
-
-
-def record_step(cell: Cell, ndim: int, present: Sequence[str], normalize: Normalize = layer_norm) -> Step:
+def record_step(
+    cell: Cell,
+    ndim: int,
+    present: Sequence[str] = (),
+    normalize: Normalize | None = None,
+    kind: Pass = "forward",
+) -> Step:
     """Record the step of a cell.
 
     Args:
         cell: the cell.
         ndim: D.
         present: the names in `CELL_PARAMETERS` of the parameters that are there.
-        normalize: how layer norm is recorded.
+        normalize: how layer norm is recorded, if not in means.
+        kind: the pass it is for. What forward has saved is a load of slot "gates".
+
+    Raises:
+        InputError: equations that can have peepholes do not call `output_gate` once, or use that gate
+            elsewhere.
     """
-    definitions = cell.gates(ndim)
-    a = tuple(loads("a", len(definitions)))
-    previous = {"h": loads("h_prev", ndim)}
+    graph, definitions = Graph(), cell.gates(ndim)
+    has_norm = "norm_weight" in present
+    reads_saved = kind == "backward" and not has_norm
+    slot = "a" if kind == "forward" or reads_saved else "gates"
+    a = [graph.load(slot, k) for k in range(len(definitions))]
+    previous = {"h": [graph.load("h_prev", d) for d in range(ndim)]}
     for s, name in enumerate(cell.states):
-        previous[name] = [Value.load("state_prev", d * len(cell.states) + s) for d in range(ndim)]
+        previous[name] = [graph.load("state_prev", d * len(cell.states) + s) for d in range(ndim)]
     parameters: dict[str, list[Value]] = {}
-    first = 0
-    for name, count_rows in CELL_PARAMETERS.items():
-        if name in present:
-            end = first + count_rows(cell, ndim)
-            parameters[name] = [Value.load("parameter", row) for row in range(first, end)]
-            first = end
+    for name in (name for name in CELL_PARAMETERS if name in present):
+        first = sum(map(len, parameters.values()))
+        rows = range(first, first + CELL_PARAMETERS[name](cell, ndim))
+        parameters[name] = [graph.load("parameter", row) for row in rows]
 
-    def normalized(value: Value, row: int) -> Value:
-        if "norm_weight" not in parameters:
-            return value
-        return normalize(value, parameters["norm_weight"][row], parameters["norm_bias"][row])
+    def normalized(x: Value, k: int) -> Value:
+        if not has_norm:
+            return x
+        weight, bias = parameters["norm_weight"][k], parameters["norm_bias"][k]
+        return graph.normalize(x) * weight + bias if normalize is None else normalize(x, weight, bias)
 
-    def activate(value: Value, k: int) -> Value:
-        value = normalized(value, k)
-        activation = definitions[k].activation
-        return value if activation is None else getattr(value, activation)()
+    def activated(x: Value, k: int) -> Value:
+        activation, y = definitions[k].activation, normalized(x, k)
+        y = y if activation is None else graph.apply(activation, y)
+        return graph.load("gates", k, origin=y) if reads_saved else y
 
-    peephole = parameters.get("peephole")
-    pre_activations = list(a)
-    output = None  # the output gate, if it sees the new c: the equations activate it
-    if peephole is not None:
-        ((i,), forget, (output,)) = (cell.gate_index(role, ndim) for role in ("input", "forget", "output"))
-        for d, c_d in enumerate(previous["c"]):
-            pre_activations[i] = pre_activations[i] + peephole[d] * c_d
-            pre_activations[forget[d]] = pre_activations[forget[d]] + peephole[ndim + d] * c_d
-    gates = [value if k == output else activate(value, k) for k, value in enumerate(pre_activations)]
-
-    def output_activation(value: Value) -> Value:
-        return normalized(value, len(definitions)).tanh()
+    pre_activations, output = list(a), None  # the output gate, if it sees the new c
+    if "peephole" in present:
+        peephole = parameters["peephole"]
+        (i,), forget, (output,) = (cell.gate_index(role, ndim) for role in ("input", "forget", "output"))
+        for d, (c_d, f) in enumerate(zip(previous["c"], forget, strict=True)):
+            pre_activations[i] += peephole[d] * c_d
+            pre_activations[f] += peephole[ndim + d] * c_d
+    gates = [activated(x, k) for k, x in enumerate(pre_activations)]
+    not_activated = graph.load("output", 0)  # what equations get in place of that gate
+    if output is not None:
+        gates[output] = not_activated
 
     def output_gate(gate: Value, c: Value) -> Value:
-        if peephole is None or output is None:
+        if output is None:
             return gate
-        gates[output] = activate(gate + peephole[2 * ndim] * c, output)
+        if gate is not not_activated or gates[output] is not not_activated:
+            raise InputError("equations must call output_gate once, with the gate whose role is output")
+        gates[output] = activated(a[output] + peephole[2 * ndim] * c, output)
         return gates[output]
 
+    functions = (lambda x: normalized(x, len(definitions)).tanh(), output_gate)[: cell.functions]
     copies = {name: list(rows) for name, rows in previous.items()}  # which equations may change
-    h, states = cell.equations(list(gates), copies, *(output_activation, output_gate)[: cell.functions])
-    return Step(h, tuple(states[name] for name in cell.states), tuple(gates), a, previous, parameters)
+    h, new = cell.equations(list(gates), copies, *functions)
+    results = [graph.constant(value) for value in (h, *(new[name] for name in cell.states))]
+    if output is not None and not_activated in set(topological_order([*results, *gates])):
+        raise InputError(
+            "equations must pass the gate whose role is output to output_gate, and use what it returns"
+        )
+    return Step(results[0], results[1:], gates, a, previous, parameters)
+
+
+@cache
+def _kernels(cell: Cell, ndim: int, present: tuple[str, ...]) -> dict[Pass, Kernel]:
+    """All kernels, recorded together: what equations read from outside may change between two passes."""
+    forward = record_step(cell, ndim, present)
+    saved = forward.a if "norm_weight" in present else forward.gates
+    slots = {"h": [forward.h], "state": forward.states, "gates": saved}
+    kernels: dict[Pass, Kernel] = {"forward": _kernel(slots)}
+    reads_h = any(value.slot == "h_prev" for value in kernels["forward"].values)
+    kinds: tuple[Pass, ...] = ("backward", "recompute")
+    for kind in kinds:
+        kernels[kind] = _gradient(record_step(cell, ndim, present, kind=kind), ndim, reads_h)
+    return kernels
+
+
+def pass_kernel(kind: Pass, cell: Cell, ndim: int, present: tuple[str, ...] = ()) -> Kernel:
+    """The kernel of one position: "forward"; "backward", with the gates that forward saved; or "recompute",
+    which is "backward" where the slot `gates` holds pre-activations. `present` names the parameters in
+    `CELL_PARAMETERS` that are there."""
+    return _kernels(cell, ndim, present)[kind]
+
+
+def _gradient(step: Step, ndim: int, reads_h: bool) -> Kernel:
+    graph, states = step.h.graph, len(step.states)
+    incoming = [graph.load("dh", 0)]
+    for slot in ("dh_next", "dh_read_next") if reads_h else ("dh_next",):
+        incoming += [graph.load(slot, d) for d in range(ndim)]
+    seeds = [(step.h, total(incoming))]
+    for s, value in enumerate(step.states):
+        following = [graph.load("dstate_next", d * states + s) for d in range(ndim)]
+        seeds.append((value, total(following)))
+    names = [name for name in step.previous if name != "h"]
+    inputs = {
+        "da": step.a,
+        "dh_read_prev": step.previous["h"] if reads_h else [],
+        "dstate_prev": [step.previous[name][d] for d in range(ndim) for name in names],
+        "dparameter": [row for rows in step.parameters.values() for row in rows],
+    }
+    found = iter(gradients(seeds, [value for values in inputs.values() for value in values]))
+    return _kernel({slot: [next(found) for _ in values] for slot, values in inputs.items()})
+
+
+def _kernel(slots: Mapping[str, Sequence[Value]]) -> Kernel:
+    return Kernel(
+        [Store(slot, k, value) for slot, values in slots.items() for k, value in enumerate(values)]
+    )
+
+
+@cache
+def reads_hidden(cell: Cell, ndim: int) -> bool:
+    """Tell whether the equations read h of the predecessors."""
+    return any(value.slot == "h_prev" for value in pass_kernel("forward", cell, ndim).values)
+
+
+@cache
+def graph_name(cell: Cell, ndim: int, present: tuple[str, ...]) -> str:
+    """The name of a cell in a captured graph, which may run in another process: "graves", or "mine@" and a
+    digest of the equations if it can be defined again."""
+    if cell.name in BUILT_IN_CELLS:
+        return cell.name
+    definition = f"{cell.recurrent}\n{pass_kernel('forward', cell, ndim, present).text}"
+    return f"{cell.name}@{hashlib.sha256(definition.encode()).hexdigest()[:12]}"
+
+
+def cell_of_graph(name: str, ndim: int, present: tuple[str, ...]) -> Cell:
+    """The cell that `graph_name` names. A name without a digest stands for any equations.
+
+    Raises:
+        InputError: there is no such cell, or it has other equations now.
+    """
+    cell = get_cell(name.partition("@")[0])
+    if "@" in name and graph_name(cell, ndim, present) != name:
+        raise InputError(
+            f"cell '{cell.name}' was defined again, with other equations, after this graph was captured; "
+            "capture it again"
+        )
+    return cell

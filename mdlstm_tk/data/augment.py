@@ -78,7 +78,11 @@ def _displaced(
     matrices = rotations * zooms[..., None]  # (N, 2, 2)
 
     positions, centre = _centred_positions(extents)
-    positions = positions @ matrices.transpose(0, 2, 1)[:, None] + centre + shifts[:, None, None]
+    # Sums in place of `@`: NumPy's BLAS has threads of its own, which spin after each small product and
+    # take the second core from the training.
+    columns = np.moveaxis(matrices, 2, 0)[:, :, None, None]
+    positions = positions[..., :1] * columns[0] + positions[..., 1:] * columns[1]
+    positions += centre + shifts[:, None, None]
     if WARP_SIGMA * smaller >= 1 and strength > 0:
         positions += strength * WARP_STD * smaller * _random_warps(extents, rngs, ndimage)
     return np.asarray(positions.transpose(0, 3, 1, 2))

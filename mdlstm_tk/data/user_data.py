@@ -13,7 +13,7 @@ from mdlstm_tk._util.sizes import for_axes, format_size, parse_resize, parse_siz
 from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.data.files import is_npz
 from mdlstm_tk.data.order import shape_order
-from mdlstm_tk.data.scan import Samples, Scanned, mean_and_std, scan
+from mdlstm_tk.data.scan import Samples, Scanned, digest_of, mean_and_std, scan
 from mdlstm_tk.data.splits import describe_overlap, divide, sources
 from mdlstm_tk.data.task import Dataset, Extents, TaskSpec
 from mdlstm_tk.errors import InputError
@@ -22,7 +22,7 @@ from mdlstm_tk.io.images import Preprocessing
 log = logging.getLogger("mdlstm_tk.data")
 
 
-def read_data(config: Any, kind: Any, learned: Collection[str] = (), measured: bool = False) -> Dataset:
+def read_data(config: Any, kind: Any, learned: Collection[str] = (), of_run: str = "") -> Dataset:
     """The task of the files at `config.data`.
 
     Every sample is read once, for its extents, its channels and its target; then again when a batch needs
@@ -32,7 +32,8 @@ def read_data(config: Any, kind: Any, learned: Collection[str] = (), measured: b
         config: its data, resize, crop, validation, seed, augment and cache count, and what the kind asks.
         kind: of the task.
         learned: digests of samples that weights have learned before, see `splits.divide`.
-        measured: the data are to be measured alone: all samples that were not learned are for testing.
+        of_run: digest of the samples of a run. Others are measured alone: all of them that were not learned
+            are for testing.
 
     Raises:
         InputError: the path does not exist, has another layout, or contains no usable sample.
@@ -52,7 +53,8 @@ def read_data(config: Any, kind: Any, learned: Collection[str] = (), measured: b
     if len({(len(e.extents), len(e.moments.total) if arrays else 0) for e in every}) > 1:
         raise InputError(f"{path}: x has other axes or channels in one split than in another")
     divided = divide(scanned, path, config.validation, config.seed, kind.stratum, learned)
-    if measured:
+    if of_run not in ("", digest_of({k: sorted(map(_identity, each)) for k, each in divided.items()})):
+        log.info("%s is not what the run was trained on, and is measured alone", path)
         every = [each for some in divided.values() for each in some]
         divided = {"test": [e for e in every if e.digest not in learned] or every}
     else:
@@ -79,7 +81,7 @@ def read_data(config: Any, kind: Any, learned: Collection[str] = (), measured: b
     task = Dataset(spec, sets, kind, config.augment, extents=of_train, crop=crop)
     task.names = {split: [e.sample.name for e in each] for split, each in divided.items()}
     task.groups = {split: [e.sample.group for e in each] for split, each in divided.items()}
-    task.digests = {split: [e.digest + e.label for e in each] for split, each in divided.items()}
+    task.digests = {split: [*map(_identity, each)] for split, each in divided.items()}
     counts = ", ".join(f"{len(each)} for {split}" for split, each in divided.items())
     smallest, largest = (format_size(f(axis=0).tolist()) for f in (all_extents.min, all_extents.max))
     size = smallest if smallest == largest else f"{smallest} to {largest}"
@@ -88,6 +90,11 @@ def read_data(config: Any, kind: Any, learned: Collection[str] = (), measured: b
         names = labels.classes if len(labels.classes) <= 30 else (*labels.classes[:30], "…")
         log.info("outputs: %d (%s)", spec.outputs, ", ".join(names))
     return task
+
+
+def _identity(scanned: Scanned) -> str:
+    """A digest of a sample and its target."""
+    return scanned.digest + scanned.label
 
 
 def _describe(

@@ -109,7 +109,7 @@ class Density(Kind):
         ]
 
     def sections(self, network: nn.Module, task: Task, folder: Path) -> str:
-        from mdlstm_tk.density.drawings import drawn_section
+        from mdlstm_tk.density.report import drawn_section
 
         return drawn_section(network, task)
 

@@ -8,13 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mdlstm_tk._util.tensor_classes import has_hooks
-from mdlstm_tk.backends.inputs import SweepInputs, state_dtype
-from mdlstm_tk.backends.torch.evaluate import evaluate
-from mdlstm_tk.cells import get_cell
-from mdlstm_tk.cells.ir import Kernel
-from mdlstm_tk.cells.passes import pass_kernel
 from mdlstm_tk.density.network import DensityNet, neighbours
+from mdlstm_tk.inputs import SweepInputs, state_dtype
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.blocks import DOWNWARD, DownwardSweeps
 from mdlstm_tk.sweep import sweep
@@ -61,18 +56,17 @@ class PixelNet(DensityNet):
         self.body: _PixelBody
 
     def contexts(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-        """As `DensityNet.contexts`, but each layer computes each position once, unless its body has hooks,
-        or a layer a forward of its own. 16-bit networks compute in float32 here, and round the features."""
-        if any(map(has_hooks, self.body.modules())) or any(
-            layer._has_own_forward() for layer in self.body.layers
-        ):
+        """As `DensityNet.contexts`, but each layer computes each position once, unless the body has hooks,
+        such as those of `torch.nn.utils.weight_norm`, or a layer a forward of its own. 16-bit networks
+        compute in float32 here, and round the features."""
+        hooks = [m._forward_hooks or m._forward_pre_hooks for m in self.body.modules()]
+        if any(hooks) or any(type(layer).forward is not MDLSTM.forward for layer in self.body.layers):
             yield from super().contexts(x)
             return
         n, height, width, channels = x.shape
-        shape = n, height + 1, width + 3, channels
-        padded = x.new_zeros(shape, dtype=state_dtype(x))  # as in `neighbours`
+        padded = x.new_zeros(n, height + 1, width + 3, channels, dtype=state_dtype(x))  # as in `neighbours`
         layers = [
-            _LayerStates(layer, n, width + 1, residual=k > 0) for k, layer in enumerate(self.body.layers)
+            _DrawnLayer(layer, n, width + 1, residual=k > 0) for k, layer in enumerate(self.body.layers)
         ]
         for row in range(height):
             for column in range(width + 1):
@@ -87,8 +81,8 @@ class PixelNet(DensityNet):
                 layer.end_row()
 
 
-class _LayerStates:
-    """States of a layer while a grid is drawn: of the row above, and of the position to the left.
+class _DrawnLayer:
+    """A layer while a grid is drawn: sweeps over single positions, and over rows that are complete.
 
     Args:
         layer: a layer of `_PixelBody`.
@@ -98,67 +92,37 @@ class _LayerStates:
     """
 
     def __init__(self, layer: MDLSTM, n: int, width: int, residual: bool) -> None:
-        self.units, self.residual = layer.hidden_size, residual
-        left: dict[str, Any] = {}  # the parameters of the sweep from the left, and of that from the right
-        right: dict[str, Any] = {}
-        for name, parameter in layer._layer_parameters(0).items():
-            both = (None, None) if parameter is None else parameter.to(state_dtype(parameter))
-            left[name], right[name] = both
-
-        weight_ih, weight_hh, bias = left["weight_ih"], left["weight_hh"], left["bias"]
-        if weight_hh is None:  # the cell is not recurrent
-            weight_hh = weight_ih.new_zeros(2, len(weight_ih), self.units)
-        self.u_above = weight_hh[0].T  # (n, G·n)
-        self.weight = torch.cat([weight_ih, weight_hh[1]], dim=1).T  # (C + n, G·n)
-        self.bias = weight_ih.new_zeros(len(weight_ih)) if bias is None else bias
-        self.x = weight_ih.new_zeros(n, 1, width, layer.input_size)
-        tensors: Any = {name: None if p is None else p[None] for name, p in right.items()}
-        states = 1 + len(get_cell(layer.cell).states)
-        right_states = weight_ih.new_zeros(n, width + 1, 1, states, self.units)  # above, and to the right
-        self.from_right = SweepInputs(
-            x=self.x,
-            **tensors,
-            initial=right_states,
-            sizes=None,
-            signs=DOWNWARD[1],
-            cell=get_cell(layer.cell),
-        )
-        present = self.from_right.present
-        self.kernel = Kernel(pass_kernel("forward", get_cell(layer.cell), 2, present).stores[:states])
-        self.parameters = [row for name in present for row in left[name].unbind()]
-        self.zero = weight_ih.new_zeros(n, states, self.units)
-        # h and the other states of this row and of the row above, (n, W + 1, 1 + S, units)
-        self.here, self.above = (self.zero[:, None].repeat(1, width, 1, 1) for _ in range(2))
-        self._begin_row()
-
-    def _begin_row(self) -> None:
-        self.here, self.above = self.above, self.here
-        self.entering = self.above[:, :, 0] @ self.u_above + self.bias  # (n, W + 1, G·n)
-        self.left = self.zero
+        parameters: dict[str, Any] = {
+            name: None if parameter is None else parameter.to(state_dtype(parameter))
+            for name, parameter in layer._layer_parameters(0).items()
+        }
+        cell, weight = layer.definition, parameters["weight_ih"]
+        self.residual = residual
+        self.x = weight.new_zeros(n, 1, width, layer.input_size)
+        # States (n, W + 2, dirs, 1 + S, units): above each position of a row, and where the row is entered.
+        self.above = weight.new_zeros(n, width + 1, 2, 1 + len(cell.states), layer.hidden_size)
+        signs = DOWNWARD[0] + DOWNWARD[1]
+        others: Any = {"initial": self.above, "sizes": None, "signs": signs, "cell": cell}
+        self.row = SweepInputs(x=self.x, **parameters, **others)
+        of_left: Any = {name: None if each is None else each[:1] for name, each in parameters.items()}
+        self.position = self.row._replace(**of_left, signs=DOWNWARD[0])
+        self.left = self.above[:, -1:, :1]
 
     def step(self, column: int, features: Tensor) -> Tensor:
         """The layer's output (n, 2 · units) at the next position of the row, from its input (n, C)."""
         self.x[:, 0, column] = features
-        operand = torch.cat([features, self.left[:, 0]], dim=-1)
-        a = torch.addmm(self.entering[:, column], operand, self.weight)
-        previous = [self.above[:, column], self.left]
-        slots = {
-            "a": a.unflatten(-1, (-1, self.units)).unbind(-2),
-            "h_prev": [states[:, 0] for states in previous],
-            "state_prev": [row for states in previous for row in states[:, 1:].unbind(1)],
-            "parameter": self.parameters,
-        }
-        rows = evaluate(self.kernel, slots, self.zero[:, 0])
-        self.left = torch.stack(rows, dim=1)
-        self.here[:, column] = self.left
-        assert self.from_right.initial is not None
-        y = torch.cat([rows[0], self.from_right.initial[:, column, 0, 0]], dim=-1)
+        above = self.above[:, column : column + 1]
+        initial = torch.cat([above[:, :, :1], self.left], dim=1)
+        h, final = sweep(self.position._replace(x=features[:, None, None], initial=initial))
+        assert final is not None
+        self.left = final[:, 1:]
+        # The sweep from the right would see the rest of the row: a position gets its h of the row above.
+        y = torch.cat([h.flatten(1), above[:, 0, 1, 0]], dim=-1)
         return features + y if self.residual else y
 
     def end_row(self) -> None:
-        """Sweep the finished row from the right, and go on to the next row."""
-        _, final = sweep(self.from_right)
+        """Sweep the complete row in both directions, and go on to the next row."""
+        _, final = sweep(self.row._replace(initial=self.above))
         assert final is not None
-        final[:, -1] = 0  # nothing enters the next row from the right
-        self.from_right = self.from_right._replace(initial=final)
-        self._begin_row()
+        final[:, -1] = 0  # nothing enters the next row from its ends
+        self.above, self.left = final, final[:, -1:, :1]

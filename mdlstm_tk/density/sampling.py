@@ -1,22 +1,81 @@
-"""Draw images with the network of a run of kind "density"."""
+"""Draw images with the network of a run of kind "density", and show many images as one."""
 
 from __future__ import annotations
 
-from math import inf
+from math import ceil, sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
-from mdlstm_tk._util.sizes import format_size
-from mdlstm_tk._util.text import counted
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.io.files import read_file
+from mdlstm_tk.io import Array
+from mdlstm_tk.io.files import check_free, open_output, read_file, suffix_of, write_arrays
 from mdlstm_tk.io.images import Preprocessing
-from mdlstm_tk.training.checkpoint import Checkpoint, load_checkpoint
-from mdlstm_tk.training.run import Run
+from mdlstm_tk.training.checkpoint import load_checkpoint
+from mdlstm_tk.training.run import Run, latest_run, open_run
+
+SIDE, GAP = 56, 4  # pixels of the longer side of an image on a sheet, about, and between two
+BACKGROUND = (127, 137, 156)  # between the images
+
+
+def sample_run(
+    run: Run | str | Path | None = None,
+    n: int = 64,
+    size: tuple[int, int] | None = None,
+    *,
+    seed: int = 0,
+    given: str | Path | npt.NDArray[np.float32] | None = None,
+    temperature: float = 1.0,
+    output: str | Path | None = None,
+    force: bool = False,
+) -> npt.NDArray[np.float32]:
+    """Draw images with the best weights of a run, as `mdlstm sample` does.
+
+    Args:
+        run: of kind "density", or its folder; None: the latest.
+        n: number of images.
+        size: (H, W); None: that of the images that the run was trained on.
+        seed: decides the images; image k is the same for any n above k.
+        given: the upper rows of the image, which are not drawn: values in [0, 1], (h, W, C), or of each
+            image (n, h, W, C), with NaN where they are drawn; or an image, or a .npy file (h, W) or
+            (h, W, C).
+        temperature: divides the logits; below 1 the likely values become likelier.
+        output: a file for all images, .npy for the numbers, or .png for a sheet; None: no file.
+        force: replace the file if it exists.
+
+    Returns:
+        (n, H, W, C) in [0, 1].
+
+    Raises:
+        InputError: the run is of another kind, `given` or `temperature` does not fit, or the file has
+            another suffix or exists.
+        MissingExtraError: Pillow is not installed, and a file is a picture.
+    """
+    form = suffix_of(output)[1:] if output else ""
+    if output:
+        if form not in ("npy", "png"):
+            raise InputError(f"{output} must end in .png or .npy")
+        check_free(output, force)
+    run = run if isinstance(run, Run) else open_run(run) if run else latest_run()
+    checkpoint = load_checkpoint(run.checkpoint)
+    spec = checkpoint.spec
+    if spec.kind != "density":
+        raise InputError(f"{run.folder} is of kind {spec.kind}; only runs of kind density draw images")
+    height, width = size or spec.size
+    if given is not None and not isinstance(given, np.ndarray):
+        given = _read_given(given, spec.channels)
+    uniform = torch.from_numpy(uniform_numbers(seed, n, (height, width), spec.channels))
+    part = None if given is None else torch.from_numpy(given)
+    network: Any = checkpoint.network()
+    drawn = network.sample(n, (height, width), uniform=uniform, given=part, temperature=temperature)
+    images: npt.NDArray[np.float32] = drawn.numpy()
+    if output:
+        with open_output(output, force) as file:
+            write_arrays(file, {None: contact_sheet(images) if form == "png" else images}, form)
+    return images
 
 
 def uniform_numbers(seed: int, n: int, size: tuple[int, int], channels: int) -> npt.NDArray[np.float32]:
@@ -24,127 +83,29 @@ def uniform_numbers(seed: int, n: int, size: tuple[int, int], channels: int) -> 
     return np.random.default_rng(seed).random((n, *size, channels), dtype=np.float32)
 
 
-def read_given(path: Path, size: tuple[int, int], channels: int) -> npt.NDArray[np.float32]:
-    """Read what is given of an image.
-
-    Args:
-        path: an image, or a .npy file (h, W) or (h, W, C) with values in [0, 1]. With h below H it is the
-            upper rows. In a .npy file, NaN marks values that are to be drawn.
-        size: (H, W) of the image to draw.
-        channels: C.
-
-    Returns:
-        (h, W, C), any number or NaN where the image is drawn. A position is drawn if one of its channels is
-        NaN.
-
-    Raises:
-        InputError: the file cannot be read, or does not fit.
-    """
+def _read_given(path: str | Path, channels: int) -> npt.NDArray[np.float32]:
+    """The values (h, W, C) of an image, or of a file with one array."""
     file = read_file(path)
     if len(file.arrays) > 1:
         raise InputError(f"{path} holds {len(file.arrays)} arrays, expected one image")
-    values = next(iter(file.arrays.values()))
+    (values,) = file.arrays.values()
     if file.is_image:
         values = Preprocessing(3 if channels == 3 else 1)(values)
-    values = values.astype(np.float32)
-    values = values[..., None] if values.ndim == 2 else values
-    fits = values.ndim == 3 and values.shape[1:] == (size[1], channels) and 1 <= len(values) <= size[0]
-    if not fits:
-        raise InputError(
-            f"{path} has shape {values.shape}, expected up to {counted(size[0], 'row')} of "
-            f"{counted(size[1], 'position')} and {counted(channels, 'channel')}, as the images are "
-            f"{size[0]}x{size[1]}"
-        )
-    is_given = ~np.isnan(values).any(-1)
-    if not is_given.any() or not (0 <= values[is_given].min() <= values[is_given].max() <= 1):
-        raise InputError(f"{path} must hold values from 0 to 1, and NaN where they are to be drawn")
-    return values
+    return (values[..., None] if values.ndim == 2 else values).astype(np.float32)
 
 
-def draw_images(
-    network: nn.Module,
-    n: int,
-    size: tuple[int, int],
-    channels: int,
-    seed: int = 0,
-    given: npt.NDArray[np.float32] | None = None,
-    temperature: float = 1.0,
-) -> npt.NDArray[np.float32]:
-    """Draw images (n, H, W, C) in [0, 1]; equal seeds give equal images.
-
-    Args:
-        network: a network with the method `sample` of `mdlstm_tk.density.DensityNet`.
-        n: number of images.
-        size: (H, W).
-        channels: C.
-        seed: decides the images.
-        given: the part of each image that is not drawn, as of `DensityNet.sample`.
-        temperature: as of `DensityNet.sample`.
-
-    Raises:
-        InputError: the network cannot draw, an argument is out of range, all of an image is given, or the
-            network returns something else than images in [0, 1].
-    """
-    sample = getattr(network, "sample", None)
-    if sample is None:
-        raise InputError(f"{type(network).__name__} has no method sample, which draws images")
-    if min(n, *size) < 1 or seed < 0:
-        raise InputError(f"n and size must be at least 1, seed at least 0, got {n}, {size} and {seed}")
-    if given is not None and given.shape[-3] >= size[0] and not np.isnan(given).any():
-        raise InputError(
-            f"all of an image of {format_size(size)} is given, and nothing is left to draw; give its upper "
-            "rows, or NaN in a .npy file where it is to be drawn"
-        )
-    drawn = sample(
-        n,
-        size,
-        uniform=torch.from_numpy(uniform_numbers(seed, n, size, channels)),
-        given=None if given is None else torch.from_numpy(given),
-        temperature=temperature,
-    )
-    images: npt.NDArray[np.float32] = drawn.cpu().float().numpy()
-    if images.shape != (n, *size, channels) or not ((images >= 0) & (images <= 1)).all():
-        raise InputError(
-            f"{type(network).__name__}.sample returned an array of shape {images.shape} with values from "
-            f"{images.min(initial=inf):.3g} to {images.max(initial=-inf):.3g}, expected "
-            f"{(n, *size, channels)} in [0, 1]"
-        )
-    return images
-
-
-def sample_run(
-    run: Run,
-    n: int,
-    size: tuple[int, int] | None = None,
-    *,
-    seed: int = 0,
-    given: npt.NDArray[np.float32] | None = None,
-    temperature: float = 1.0,
-) -> npt.NDArray[np.float32]:
-    """Draw images (n, H, W, C) in [0, 1] with the best weights of a run.
-
-    Args:
-        run: a run of kind "density".
-        n: number of images.
-        size: (H, W); None: the size of the images that the run was trained on.
-        seed, given, temperature: as of `draw_images`.
-
-    Raises:
-        InputError: the run is of another kind or damaged, or an argument is out of range.
-    """
-    checkpoint = load_density_model(run)
-    height, width = size or checkpoint.spec.size
-    channels = checkpoint.spec.channels
-    return draw_images(checkpoint.network(), n, (height, width), channels, seed, given, temperature)
-
-
-def load_density_model(run: Run) -> Checkpoint:
-    """Read the best checkpoint of a run of kind "density".
-
-    Raises:
-        InputError: the run is of another kind or damaged.
-    """
-    checkpoint = load_checkpoint(run.checkpoint)
-    if (kind := checkpoint.spec.kind) != "density":
-        raise InputError(f"{run.folder} is of kind {kind}; only runs of kind density draw images")
-    return checkpoint
+def contact_sheet(images: Array, side: int = SIDE) -> npt.NDArray[np.uint8]:
+    """All images (n, H, W, C) in one, (h, w, 3): in colours if C is 3, else their first channel in grey.
+    The longer side of each has about `side` pixels."""
+    n, height, width, channels = images.shape
+    colours = images if channels == 3 else np.repeat(images[..., :1], 3, axis=-1)
+    zoom = max(1, round(side / max(height, width)))
+    pixels = np.rint(colours.clip(0, 1) * 255).astype(np.uint8).repeat(zoom, axis=1).repeat(zoom, axis=2)
+    columns = min(ceil(sqrt(n * height / width)), n)
+    rows = -(-n // columns)
+    height, width = height * zoom + GAP, width * zoom + GAP  # of an image with the gap beside it
+    sheet = np.full((rows * height + GAP, columns * width + GAP, 3), BACKGROUND, np.uint8)
+    for k, image in enumerate(pixels):
+        top, left = k // columns * height + GAP, k % columns * width + GAP
+        sheet[top : top + height - GAP, left : left + width - GAP] = image
+    return sheet

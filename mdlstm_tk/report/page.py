@@ -24,7 +24,6 @@ from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.report.examples import look_at
 from mdlstm_tk.report.plots import draw_curves, draw_panels
 from mdlstm_tk.training import Checkpoint, Run, TrainConfig, build_network, load_checkpoint
-from mdlstm_tk.training.loop import digest
 from mdlstm_tk.training.networks import count_parameters
 from mdlstm_tk.training.tasks import make_task
 
@@ -114,13 +113,10 @@ def _task_of(checkpoint: Checkpoint, data: str) -> Task | None:
     try:
         if checkpoint.config.data and not data:
             raise InputError("the run was trained on data of yours; name them with --data PATH")
-        task = make_task(config, state.learned)
-        if data and digest(task) != state.data:
-            log.info("%s is not what the run was trained on, and is measured alone", data)
-            task = make_task(config, state.learned, measured=True)
-            for name in ("channels", "outputs", "classes"):
-                if (new := getattr(task.spec, name)) != (old := getattr(spec, name)):
-                    raise InputError(f"{data} has {name} {new}, but the run was trained on {old}")
+        task = make_task(config, state.learned, state.data)
+        for name in ("channels", "outputs", "classes"):
+            if (new := getattr(task.spec, name)) != (old := getattr(spec, name)):
+                raise InputError(f"{data} has {name} {new}, but the run was trained on {old}")
     except (InputError, MissingExtraError) as error:
         if data:
             raise

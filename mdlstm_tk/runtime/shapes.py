@@ -13,7 +13,7 @@ import numpy as np
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io import Array
-from mdlstm_tk.io.metadata import Extents, Metadata
+from mdlstm_tk.io.metadata import Bounds, Extents, Metadata
 from mdlstm_tk.kinds import kind_named
 
 HALF_MAX = 65504  # of float16
@@ -115,10 +115,15 @@ def takes(grid: Sequence[int], metadata: Metadata) -> bool:
     return True
 
 
+def trained_range(metadata: Metadata) -> Bounds | None:
+    """The lowest and the highest value of x in training; None: unknown."""
+    images = (0, 1) if metadata.preprocessing and metadata.unit_range else None
+    return metadata.x_range or kind_named(metadata.kind).x_range or images
+
+
 def check_scale(x: Array, metadata: Metadata) -> None:
     """Warn of an x far outside of what the network was trained on: by more than half of its range."""
-    images = (0, 1) if metadata.preprocessing and metadata.unit_range else None
-    low, high = metadata.x_range or kind_named(metadata.kind).x_range or images or (-np.inf, np.inf)
+    low, high = trained_range(metadata) or (-np.inf, np.inf)
     if x.min() < low - (high - low) / 2 or x.max() > high + (high - low) / 2:
         text = f"x lies far outside of [{low:g}, {high:g}], the values of training; scale it as there"
         warnings.warn(f"{text}, 8-bit pixels by 1/255", stacklevel=4)

@@ -4,17 +4,17 @@
 >>> from mdlstm_tk.text import CharacterModel, cut_line, read_page, write_page
 >>> page = read_page("0001.xml")
 
-transcribe        the kind `transcribe`
+transcribe        the kind `transcribe`, and `read_lines`
 read              photographs or XML → lines → texts → XML
 pages, geometry   ALTO and PAGE XML in and out; chains of points
 cutting           a line cut out of its page, for training and inference alike
-ctc               texts from outputs, with posteriors, decoding, character_model, transcription
+ctc, character_model   texts from outputs, and language models
 networks, digit_strings   the networks and the built-in task
-encoding, folders, distortion, ctc_loss, calibration   what training needs
-measures, reading, sections   errors of texts, and the report of a run
+transcribe_training, folders, distortion, calibration   what training needs
+measures          the report of a run on its texts
 baselines         the kind `baselines`
 line_finding, layout   lines from outputs, with their outlines, order and regions
-baselines_training, page_distortion   what training needs
+baselines_training   what training needs
 
 The names below are loaded when they are first used: importing this package imports neither NumPy nor torch.
 """
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from mdlstm_tk.text.baselines_training import LineFinder as LineFinder
     from mdlstm_tk.text.character_model import CharacterModel as CharacterModel
     from mdlstm_tk.text.ctc import Character as Character
-    from mdlstm_tk.text.ctc import Transcription as Transcription
+    from mdlstm_tk.text.ctc import Decoding as Decoding
+    from mdlstm_tk.text.ctc import ReadLine as ReadLine
     from mdlstm_tk.text.cutting import cut_line as cut_line
-    from mdlstm_tk.text.decoding import Decoding as Decoding
     from mdlstm_tk.text.digit_strings import DigitStrings as DigitStrings
     from mdlstm_tk.text.layout import find_lines as find_lines
     from mdlstm_tk.text.networks import LineRecognizer as LineRecognizer
@@ -37,22 +37,21 @@ if TYPE_CHECKING:
     from mdlstm_tk.text.pages import read_page as read_page
     from mdlstm_tk.text.pages import write_page as write_page
     from mdlstm_tk.text.read import read_pages as read_pages
-    from mdlstm_tk.text.transcription import read_lines as read_lines
+    from mdlstm_tk.text.transcribe import read_lines as read_lines
 
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "baselines_training": ("LineFinder",),
         "character_model": ("CharacterModel",),
-        "ctc": ("Character", "Transcription"),
-        "decoding": ("Decoding",),
+        "ctc": ("Character", "Decoding", "ReadLine"),
         "digit_strings": ("DigitStrings",),
         "layout": ("find_lines",),
         "cutting": ("cut_line",),
         "networks": ("LineRecognizer", "TextRecognizer"),
         "read": ("read_pages",),
         "pages": ("read_page", "write_page"),
-        "transcription": ("read_lines",),
+        "transcribe": ("read_lines",),
     },
     extra="train",
 )

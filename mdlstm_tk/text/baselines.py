@@ -77,7 +77,7 @@ class Baselines(Kind):
         return Labels(MAPS, encode=partial(_encode, prepare), decoding=reach)
 
     def distort(self, samples: Sequence[Any], rngs: Sequence[Any], strength: float) -> list[Any]:
-        from mdlstm_tk.text.page_distortion import distort_page
+        from mdlstm_tk.text.distortion import distort_page
 
         pairs = zip(samples, rngs, strict=True)
         return [distort_page(x, lines, rng, strength) for (x, lines), rng in pairs]

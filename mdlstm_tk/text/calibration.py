@@ -1,59 +1,55 @@
 """Choose how the texts of a trained recogniser are read: temperatures, and weights of a language model.
 
 `calibrate` runs once, when training ends, on the validation split. The temperatures calibrate the
-confidences (Guo et al. 2017, arXiv:1706.04599): they minimise the negative log-likelihood of which
-characters are right, of the best path, and of what is read with the language model. The weights
-minimise the character errors of a beam search with a character model of the training texts, as in minimum
-error rate training (Och 2003, P03-1021): they are chosen among the texts that searches end with, and the
-search is repeated with them for more texts.
+confidences (Guo et al. 2017, arXiv:1706.04599): they maximise the likelihood of which characters are right,
+on the best path, and in what is read with the language model. The weights minimise the character errors of
+a beam search with a character model of the training texts, as in minimum error rate training (Och 2003,
+P03-1021): they are chosen among the texts that searches end with, and the search is repeated with them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from math import exp, log, sqrt
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 from rapidfuzz.distance import Levenshtein
 
-from mdlstm_tk._util.text_order import Direction, as_searched
-from mdlstm_tk.data.task import Dataset, Task
+from mdlstm_tk._util.text_order import as_searched
+from mdlstm_tk.data.task import Dataset, Task, TaskSpec
 from mdlstm_tk.io import Floats
 from mdlstm_tk.kinds.kind import Predict
 from mdlstm_tk.text.character_model import CharacterModel
-from mdlstm_tk.text.ctc import Fusion, best_path, scaled_log_probs, search
-from mdlstm_tk.text.ctc_loss import line_steps
-from mdlstm_tk.text.decoding import BEAM, LM_FILE, Decoding
-from mdlstm_tk.text.measures import right_characters, visual_text
-from mdlstm_tk.text.posteriors import posteriors
+from mdlstm_tk.text.ctc import BEAM, Decoding, Integers, Scorer, best_path, log_softmax, posteriors, search
+from mdlstm_tk.text.measures import right_characters
+from mdlstm_tk.text.transcribe_training import line_steps, visual_text
 
-T = TypeVar("T")
-LM_ORDER = 8  # of the training texts' model: longer n-grams foretell other hands' texts no better
+LM_FILE = "lm.arpa.gz"  # of a run: a character model of the training texts
+LM_ORDER = 8  # of it: longer n-grams foretell other hands' texts no better
 MAX_LINES = 400  # of validation; more of them take longer and change little
 TEMPERATURE_LINES = 100
-COLDEST, HOTTEST = 0.25, 8.0  # temperatures that are tried
+COLDEST, HOTTEST = 0.25, 8.0  # temperatures
 LM_WEIGHTS = np.linspace(0, 2, 21)
 BONUSES = np.linspace(-1, 4, 26)
 SEARCHES = 3
 SMOOTHING = 5  # weights along each axis whose errors count: a single sum depends on chance
 GENERATED_BATCHES, GENERATED_BATCH = 32, 64  # of a task without a fixed set of training texts
-MINIMUM_STEPS = 10  # of the search for a temperature
+MINIMUM_STEPS = 10  # of a golden section search for it
 MARGIN = 1e-6  # of confidences from 0 and from 1, in a likelihood
 
-_Reading = tuple[Callable[[float], Floats], npt.NDArray[np.bool_]]
+T = TypeVar("T")
+Reading = tuple[Callable[[float], Floats], npt.NDArray[np.bool_]]
 """The alternatives (L, 1 + characters) of the characters of a line at a temperature, see `posteriors`; and
 which of the characters are right, (L,)."""
 
 
-@dataclass(frozen=True)
-class LineLogits:
-    """A line of the validation split: its logits (T, 1 + characters), and its true text, as the image shows
-    it."""
+class LineLogits(NamedTuple):
+    """The logits (T, 1 + characters) of a line, and its true text, as the image shows it."""
 
     logits: Floats
     visual: str
@@ -61,22 +57,16 @@ class LineLogits:
 
 def calibrate(predict: Predict, task: Task, folder: Path) -> dict[str, Any]:
     """Write `lm.arpa.gz`, a model of the training texts, into the folder of a run, and return the fields of
-    the `Decoding` that suits the validation data.
-
-    Args:
-        predict: see `Kind.calibrate`.
-        task: of kind "transcribe".
-        folder: of the run.
-    """
+    the `Decoding` that suits the validation data. See `Kind.calibrate`."""
     spec, direction = task.spec, task.spec.decoding.get("text_direction")
     texts = [as_searched(visual, direction) for visual in training_texts(task)]
     lm = CharacterModel.fit_sequences(texts, LM_ORDER)
     lm.save(folder / LM_FILE)
     lines = validation_lines(predict, task)
-    decoding = Decoding(temperature=fit_temperature(spread(lines, TEMPERATURE_LINES), spec.classes))
-    decoding = fit_weights(lines, spec.classes, lm, direction, decoding)
-    lines = spread(lines, TEMPERATURE_LINES)
-    return asdict(fit_lm_temperature(lines, spec.classes, lm, direction, decoding))
+    few = spread(lines, TEMPERATURE_LINES)
+    decoding = Decoding(temperature=fit_temperature(few, spec))
+    decoding = fit_weights(lines, spec, lm, decoding)
+    return asdict(replace(decoding, lm_temperature=fit_lm_temperature(few, spec, lm, decoding)))
 
 
 def training_texts(task: Task) -> list[str]:
@@ -106,83 +96,77 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     return [items[k * len(items) // count] for k in range(count)]
 
 
-def fit_temperature(lines: Sequence[LineLogits], classes: Sequence[str]) -> float:
-    """The temperature that maximises the likelihood of which characters are right."""
+def fit_temperature(lines: Iterable[LineLogits], spec: TaskSpec) -> float:
+    """The temperature of the logits at which the confidences on the best path are honest."""
 
-    def reading(line: LineLogits) -> _Reading:
+    def reading(line: LineLogits) -> Reading:
         labels = best_path(line.logits)
+        return lambda t: posteriors(log_softmax(line.logits, t), labels)[1], _are_right(labels, line, spec)
 
-        def alternatives(temperature: float) -> Floats:
-            return posteriors(scaled_log_probs(line.logits, classes, temperature), labels)[1]
-
-        return alternatives, right_characters([classes[k - 1] for k in labels], line.visual)
-
-    return _best_temperature(map(reading, lines))
+    return _best_temperature([*map(reading, lines)])
 
 
 def fit_lm_temperature(
-    lines: Sequence[LineLogits],
-    classes: Sequence[str],
-    lm: CharacterModel,
-    direction: Direction | None,
-    decoding: Decoding,
-) -> Decoding:
-    """`decoding` with the `lm_temperature` that maximises the likelihood of which characters are right in
-    texts that are read with it."""
-    fusion = Fusion(lm, classes, decoding, direction)
+    lines: Iterable[LineLogits], spec: TaskSpec, lm: CharacterModel, decoding: Decoding
+) -> float:
+    """The temperature of the alternatives at which the confidences of texts that are read with a language
+    model are honest."""
+    scorer = Scorer(lm, spec.classes, decoding, spec.decoding.get("text_direction"))
 
-    def reading(line: LineLogits) -> _Reading:
-        log_probs = scaled_log_probs(line.logits, classes, decoding.temperature)
-        labels = search(log_probs, fusion, BEAM)[0][0]
+    def reading(line: LineLogits) -> Reading:
+        log_probs = log_softmax(line.logits, decoding.temperature)
+        labels = search(log_probs, scorer, BEAM)[0][0]
         weighed = posteriors(log_probs, labels)[1]
-        fusion.weigh(labels, weighed)
-        is_right = right_characters([classes[k - 1] for k in labels], line.visual)
-        return (lambda temperature: weighed ** (1 / temperature)), is_right
+        scorer.weigh(labels, weighed)
+        return lambda t: weighed ** (1 / t), _are_right(labels, line, spec)
 
-    return replace(decoding, lm_temperature=_best_temperature(map(reading, lines)))
+    return _best_temperature([*map(reading, lines)])
 
 
-def _best_temperature(readings: Iterable[_Reading]) -> float:
+def _are_right(labels: Integers, line: LineLogits, spec: TaskSpec) -> npt.NDArray[np.bool_]:
+    return right_characters(visual_text(labels, spec), line.visual)
+
+
+def _best_temperature(readings: Sequence[Reading]) -> float:
     """The temperature that maximises the likelihood of which characters are right; 1 if there are none."""
-    kept = [(alternatives, is_right) for alternatives, is_right in readings if len(is_right)]
-    if not kept:
+    if not any(len(is_right) for _, is_right in readings):
         return 1.0
 
     def loss(log_temperature: float) -> float:
         total = 0.0
-        for alternatives, is_right in kept:
+        for alternatives, is_right in readings:
             shares = 1 / alternatives(exp(log_temperature)).sum(axis=1)
             confidences = np.clip(shares, MARGIN, 1 - MARGIN)
             total -= float(np.log(np.where(is_right, confidences, 1 - confidences)).sum())
         return total
 
-    return round(exp(_minimum(loss, log(COLDEST), log(HOTTEST))), 3)
+    low, high, ratio = log(COLDEST), log(HOTTEST), (sqrt(5) - 1) / 2
+    places = [high - ratio * (high - low), low + ratio * (high - low)]
+    losses = [*map(loss, places)]
+    for _ in range(MINIMUM_STEPS):
+        if losses[0] <= losses[1]:
+            high, new = places[1], places[1] - ratio * (places[1] - low)
+            places, losses = [new, places[0]], [loss(new), losses[0]]
+        else:
+            low, new = places[0], places[0] + ratio * (high - places[0])
+            places, losses = [places[1], new], [losses[1], loss(new)]
+    return round(exp((low + high) / 2), 3)
 
 
 def fit_weights(
-    lines: Sequence[LineLogits],
-    classes: Sequence[str],
-    lm: CharacterModel,
-    direction: Direction | None,
-    decoding: Decoding,
+    lines: Sequence[LineLogits], spec: TaskSpec, lm: CharacterModel, decoding: Decoding
 ) -> Decoding:
     """The weights with the fewest character errors, with those of similar weights, among all texts that
-    searches end with; of equal ones those nearest to `decoding`. Deterministic.
-
-    Args:
-        lines: of data that the network was not trained on.
-        classes: the characters.
-        lm: of texts as they are searched, see `as_searched`.
-        direction: "rtl" if most texts run from right to left.
-        decoding: its temperature is kept; the first search uses its weights.
-    """
+    searches end with; of equal ones those nearest to `decoding`, which the first search uses. `lm` is of
+    texts as they are searched. Deterministic."""
+    direction = spec.decoding.get("text_direction")
     candidates: list[dict[str, tuple[float, ...]]] = [{} for _ in lines]
     for _ in range(SEARCHES):
-        fusion = Fusion(lm, classes, decoding, direction)
+        scorer = Scorer(lm, spec.classes, decoding, direction)
         for line, texts in zip(lines, candidates, strict=True):
-            log_probs = scaled_log_probs(line.logits, classes, decoding.temperature)
-            for labels, log_ctc in zip(*search(log_probs, fusion, BEAM), strict=True):
-                visual = "".join(classes[k - 1] for k in labels)
+            log_probs = log_softmax(line.logits, decoding.temperature)
+            for labels, log_ctc in zip(*search(log_probs, scorer, BEAM), strict=True):
+                visual = visual_text(labels, spec)
                 if visual not in texts:
                     edits = Levenshtein.distance(visual, line.visual)
                     log_lm = lm.log_prob_of(as_searched(visual, direction))
@@ -205,20 +189,3 @@ def _best_weights(candidates: Sequence[dict[str, tuple[float, ...]]], decoding: 
     row, column = np.unravel_index(np.where(smoothed == smoothed.min(), gap, np.inf).argmin(), gap.shape)
     lm_weight, bonus = float(LM_WEIGHTS[row]), float(BONUSES[column])
     return replace(decoding, lm_weight=round(lm_weight, 3), character_bonus=round(bonus, 3))
-
-
-def _minimum(function: Callable[[float], float], low: float, high: float) -> float:
-    """The argument of the only minimum of a function, by golden section search."""
-    ratio = (sqrt(5) - 1) / 2
-    left, right = high - ratio * (high - low), low + ratio * (high - low)
-    f_left, f_right = function(left), function(right)
-    for _ in range(MINIMUM_STEPS):
-        if f_left <= f_right:
-            high, right, f_right = right, left, f_left
-            left = high - ratio * (high - low)
-            f_left = function(left)
-        else:
-            low, left, f_left = left, right, f_right
-            right = low + ratio * (high - low)
-            f_right = function(right)
-    return (low + high) / 2

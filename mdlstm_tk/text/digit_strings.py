@@ -8,15 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mdlstm_tk.data.augment import distort
-from mdlstm_tk.data.builtin.digits import (
-    CLASSES,
-    COMMON,
-    SIDE,
-    digit_digests,
-    load_digits,
-    mean_and_std,
-    split_digits,
-)
+from mdlstm_tk.data.builtin import digits
+from mdlstm_tk.data.builtin.digits import CLASSES, SIDE
 from mdlstm_tk.data.order import make_rng
 from mdlstm_tk.data.task import SPLITS, WHOLE_BATCH, Batch, Split, Task, TaskSpec, collate
 from mdlstm_tk.io import Array
@@ -28,23 +21,12 @@ MAX_GAP = 3  # columns between two digits
 
 
 class DigitStrings(Task):
-    """Transcription of three to eight digits side by side, with random gaps and heights.
-
-    The digits of test strings appear in no training string.
-
-    Args:
-        kind: "transcribe".
-        seed: seed of the split.
-        validation: share of the digits outside the test set that is held out for validation strings.
-        augment: strength of the distortion of each digit in training.
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
-    """
+    """Transcription of three to eight digits side by side, with random gaps and heights. The digits of test
+    strings appear in no training string. Arguments are those of `Digits`."""
 
     kind = "transcribe"
     defaults: ClassVar[Mapping[str, Any]] = {
-        **COMMON,
+        **digits.COMMON,
         "size": "12x88",
         "steps": 6000,
         "batch_size": 32,
@@ -56,13 +38,14 @@ class DigitStrings(Task):
 
     def __init__(self, kind: Any, seed: int, validation: float = 0.1, augment: float = 0.0) -> None:
         self.of_kind, self.augment = kind, augment
-        self.images, self.digits = load_digits()
-        self.indices = split_digits(seed, validation)
-        self.digests = digit_digests(self.indices)
+        self.images, self.digits = digits.load_digits()
+        self.indices = digits.split_digits(seed, validation)
+        self.digests = digits.digit_digests(self.indices)
         size = (HEIGHT, MAX_LENGTH * (SIDE + MAX_GAP))
-        mean, std = mean_and_std(self.images[self.indices["train"]])
+        moments = digits.mean_and_std(self.images[self.indices["train"]])
+        outputs = 1 + len(CLASSES)
         self.spec = TaskSpec(
-            "digit-strings", self.kind, 1, 1 + len(CLASSES), size, CLASSES, mean, std, mixed_sizes=True
+            "digit-strings", self.kind, 1, outputs, size, CLASSES, *moments, mixed_sizes=True
         )
 
     def count(self, split: Split) -> int:

@@ -7,13 +7,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.masking import Sizes, as_sizes, valid_mask
-from mdlstm_tk.backends.inputs import state_dtype
+from mdlstm_tk.inputs import state_dtype
 from mdlstm_tk.layer import MDLSTM, Directions
 from mdlstm_tk.models.blocks import check_batched, fill_padding, sizes_in_windows
 from mdlstm_tk.models.heads import EncoderNet
@@ -62,25 +62,11 @@ def end_texts(logits: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 class Convolution(nn.Module):
-    """A convolution, batch normalisation and rectification, without regard to padding.
-
-    In training, mean and deviation are those of the valid positions alone.
-
-    Args:
-        channels: C of x.
-        features: F of y.
-        kernel: extent of the convolution along both axes, an odd number.
-        stride: along both axes.
-        residual: x is added before the rectification; it needs C = F and stride 1.
-    """
+    """A convolution, batch normalisation and rectification, without regard to padding: in training, mean
+    and deviation are those of the valid positions alone. A `residual` one adds x before the last step."""
 
     def __init__(
-        self,
-        channels: int,
-        features: int,
-        kernel: int = 3,
-        stride: int = 1,
-        residual: bool = False,
+        self, channels: int, features: int, kernel: int = 3, stride: int = 1, residual: bool = False
     ) -> None:
         super().__init__()
         self.stride, self.residual = stride, residual
@@ -94,23 +80,67 @@ class Convolution(nn.Module):
         """
         y = self.convolution(x)
         sizes = sizes_in_windows(sizes, (self.stride, self.stride))
-        valid = None if sizes is None else valid_mask(y.shape[2:], sizes)  # (N, h, w)
-        masks = valid is not None and not self.norm.training
-        y = self.norm(y) if valid is None or masks else _normalise_valid(self.norm, y, valid)
+        masks = sizes is not None and not self.training
+        y = self.norm(y) if sizes is None or masks else normalise_valid(self.norm, y, sizes)
         y = (y + x if self.residual else y).relu()
-        return y * valid[:, None] if valid is not None and masks else y, sizes
+        return y * valid_mask(y.shape[2:], sizes)[:, None] if sizes is not None and masks else y, sizes
 
 
-def _normalise_valid(norm: nn.BatchNorm2d, x: Tensor, valid: Tensor) -> Tensor:
-    """Normalise the valid positions (N, h, w) of x (N, C, h, w) as if there were no others; 0 elsewhere."""
-    x = x.permute(0, 2, 3, 1)
-    rows, positions = x.flatten(0, 2), valid.flatten().nonzero().squeeze(1)  # (N·h·w, C), (P,)
-    # one image of one row, in the memory format that torch normalises fastest
-    image = rows.index_select(0, positions).t()[None, :, None]  # (1, C, 1, P)
-    normal: Tensor = norm(image).squeeze(2).squeeze(0).t()
-    y = torch.zeros_like(rows, dtype=normal.dtype).index_copy(0, positions, normal)
-    grid: Tensor = y.unflatten(0, x.shape[:3])
-    return grid.permute(0, 3, 1, 2)
+def normalise_valid(norm: nn.BatchNorm2d, x: Tensor, sizes: Tensor) -> Tensor:
+    """Normalise x (N, C, h, w) inside sizes (N, 2) in training, as if there were nothing else; 0 outside.
+
+    A rectification must follow, whose derivative is 0 outside. x becomes 0 there.
+    """
+    apply, statistics = cast("Any", _Normalisation.apply), cast("Any", norm)
+    with torch.no_grad():  # x is the output of a convolution, whose derivative does not depend on it
+        clear_padding(x, sizes)
+    y, mean, variance, count = apply(x, norm.weight, norm.bias, sizes, norm.eps)
+    with torch.no_grad():
+        statistics.running_mean.lerp_(mean, norm.momentum)
+        statistics.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), norm.momentum)
+        statistics.num_batches_tracked += 1
+    return cast("Tensor", y)
+
+
+class _Normalisation(torch.autograd.Function):
+    """Batch normalisation by sums over all positions, of which those outside sizes are 0.
+
+    Gathering the valid positions, and scattering the results, takes longer than all sums together.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, sizes: Tensor, eps: float) -> Any:
+        """y like x, and the mean (C,), the biased variance (C,) and the number of valid positions."""
+        count, zeros = sizes.prod(1).sum().to(bias.dtype), torch.zeros_like(bias)
+        share = x.numel() / x.shape[1] / count  # of all positions to the valid ones
+        # The moments of all positions; without the zeros there are fewer, and they are farther from 0.
+        mean, variance = torch.batch_norm_update_stats(x, zeros, zeros.clone(), 0.0)
+        mean, variance = mean * share, variance * share - (mean * share).square() * (1 - 1 / share)
+        y = clear_padding(nn.functional.batch_norm(x, mean, variance, weight, bias, eps=eps), sizes)
+        ctx.save_for_backward(x, weight, sizes, mean, variance, count)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, count)
+        return y, mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, *_: Any) -> Any:
+        """With x̂ = (x − mean) / deviation: dx = weight / deviation · (dy − (Σ dy + x̂ Σ dy x̂) / count)."""
+        x, weight, sizes, mean, variance, count = ctx.saved_tensors
+        own = (x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True])
+        dx, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(dy, *own)
+        factor = weight * (variance + ctx.eps).rsqrt() / count
+        dx -= nn.functional.batch_norm(x, mean, variance, factor * d_weight, factor * d_bias, eps=ctx.eps)
+        return clear_padding(dx, sizes), d_weight, d_bias, None, None
+
+
+def clear_padding(x: Tensor, sizes: Tensor) -> Tensor:
+    """Make x (N, C, h, w) 0 outside sizes (N, 2), in place."""
+    if sizes.is_cuda:  # reading them would wait for the GPU
+        return x.masked_fill_(~valid_mask(x.shape[2:], sizes)[:, None], 0)
+    for sample, (height, width) in zip(x, sizes.tolist(), strict=True):  # a mask would touch all positions
+        sample[:, height:] = 0
+        sample[:, :, width:] = 0
+    return x
 
 
 def stack_convolutions(channels: int, layers: Sequence[tuple[int, int, int]]) -> nn.ModuleList:
@@ -147,14 +177,11 @@ class LineRecognizer(nn.Module):
         outputs: the blank and the characters.
         hidden: n, units of each direction of the MD-LSTM; the layers along columns have twice as many.
         layers: number of layers along columns.
-        cell: as in `MDLSTM`.
-        directions: of the MD-LSTM, as in `MDLSTM`.
-        layer_norm: as in `MDLSTM`.
+        cell, layer_norm, directions: as in `MDLSTM`; the last one is of the MD-LSTM alone.
         dropout: probability of zeroing an input of the layers along columns and of the head in training.
 
     Attributes:
-        stride: positions of x, along each axis, that a step of the output stands for.
-        columns_per_step: the second one of these.
+        stride, columns_per_step: positions of x, along both axes and the second, under a step of y.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.io import IMAGE_SUFFIXES, Array
 from mdlstm_tk.io.files import open_output, read_bytes
 from mdlstm_tk.io.images import read_extents
-from mdlstm_tk.text.ctc import Transcription
+from mdlstm_tk.text.ctc import ReadLine
 from mdlstm_tk.text.geometry import spacing_of, typical_reach
 
 SUFFIX = ".xml"
@@ -264,7 +264,7 @@ def _unicode(element: Any) -> str:
 
 
 def write_page(
-    page: Page, readings: Mapping[int, Transcription], target: str | Path, *, replace: bool = True
+    page: Page, readings: Mapping[int, ReadLine], target: str | Path, *, replace: bool = True
 ) -> None:
     """Write the XML of a page with other texts and their confidences.
 

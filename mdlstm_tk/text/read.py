@@ -26,7 +26,7 @@ from mdlstm_tk.runtime.answers import TABLES
 from mdlstm_tk.runtime.infer import Inference, Job, Result, failed, open_model
 from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.text.character_model import CharacterModel
-from mdlstm_tk.text.ctc import Transcription
+from mdlstm_tk.text.ctc import ReadLine
 from mdlstm_tk.text.cutting import cut_line
 from mdlstm_tk.text.layout import check_finder, find_page
 from mdlstm_tk.text.pages import (
@@ -39,8 +39,7 @@ from mdlstm_tk.text.pages import (
     read_page,
     write_page,
 )
-from mdlstm_tk.text.transcribe import row_of
-from mdlstm_tk.text.transcription import check_reader, read_images
+from mdlstm_tk.text.transcribe import check_reader, read_images, row_of
 
 MAX_SIDE = 2000  # pixels of a picture; larger pages are scaled down
 BASELINE, OUTLINE, TEXT = (214, 40, 57), (31, 119, 180), (0, 70, 140)
@@ -101,7 +100,7 @@ class PageReading(Inference):
         images = {k: cut for k, cut in cuts.items() if not isinstance(cut, InputError)}
         results = read_images(self.session, [*images.values()], **self.options) if images else []
         lines = {**cuts, **dict(zip(images, results, strict=True))}
-        read = {k: line for k, line in lines.items() if isinstance(line, Transcription)}
+        read = {k: line for k, line in lines.items() if isinstance(line, ReadLine)}
         unread = [(page.lines[k].id, line) for k, line in lines.items() if isinstance(line, InputError)]
         if unread and not read:
             raise InputError(f"line {unread[0][0]}: {unread[0][1]}")

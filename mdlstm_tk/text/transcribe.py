@@ -1,8 +1,9 @@
-"""The kind `transcribe`: one text for each sample. The loss is CTC (Graves et al. 2006)."""
+"""The kind `transcribe`, one text for each sample, and `read_lines`. The loss is CTC."""
 
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,13 @@ from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io import Array
 from mdlstm_tk.io.metadata import Metadata
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.kinds.kind import COMMON, PROBABILITY_DIGITS, Kind, Labels, Predict, Row
+from mdlstm_tk.runtime.inputs import image_for
+from mdlstm_tk.runtime.shapes import Batch as Feeds
+from mdlstm_tk.runtime.shapes import step_width
+from mdlstm_tk.text.character_model import ABSENT, UNKNOWN, CharacterModel
+from mdlstm_tk.text.ctc import Decoding, ReadLine, names_in_model, read_logits
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,8 +29,7 @@ if TYPE_CHECKING:
     from mdlstm_tk.data.task import Batch, Task, TaskSpec
     from mdlstm_tk.io.images import Preprocessing
     from mdlstm_tk.kinds.panels import Panel
-    from mdlstm_tk.text.character_model import CharacterModel
-    from mdlstm_tk.text.ctc import Transcription
+    from mdlstm_tk.runtime.session import Session
 
 log = logging.getLogger("mdlstm_tk.training")
 EDGE_DIGITS = 1  # of pixels
@@ -66,19 +72,17 @@ class Transcribe(Kind):
         return texts_of_table(path, self.targets) if is_table else texts_of_pages(path)
 
     def summary(self, target: str) -> str:
-        from mdlstm_tk.text.encoding import normalise
+        from mdlstm_tk.text.transcribe_training import normalise
 
         text = normalise(target)
-        if not text:
-            raise InputError("its text is empty")
-        if not is_plain_text(text):
-            raise InputError("its text holds a control character, such as a tab")
+        if not text or not is_plain_text(text):
+            raise InputError("its text is empty, or holds a control character, such as a tab")
         return text
 
     def fit(
         self, train: Sequence[str], every: Sequence[str], prepare: Preprocessing | None, config: Any
     ) -> Labels:
-        from mdlstm_tk.text.encoding import fit_texts
+        from mdlstm_tk.text.transcribe_training import fit_texts
 
         if config.crop:
             raise InputError("crop would cut texts off; leave it out")
@@ -96,26 +100,14 @@ class Transcribe(Kind):
         return [(distort_line(x, rng, strength), y) for (x, y), rng in pairs]
 
     def loss(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Tensor:
-        """CTC, divided by the length of the text; samples without room for their text are left out."""
-        from mdlstm_tk.text.ctc_loss import ctc_loss
+        from mdlstm_tk.text.transcribe_training import ctc_loss
 
         return ctc_loss(prediction, batch, spec.decoding.get("columns_per_step"))
 
     def sums(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> dict[str, Tensor]:
-        """(3, 2) the edits and the lengths of all texts in each of `UNITS`; and the texts with room."""
-        from torch import tensor
+        from mdlstm_tk.text.transcribe_training import sums_of
 
-        from mdlstm_tk.text.ctc_loss import has_room, line_steps
-        from mdlstm_tk.text.measures import count_edits, predicted_texts, target_texts
-
-        columns, steps = spec.decoding.get("columns_per_step"), prediction.shape[1]
-        counts = line_steps(batch, steps, columns).tolist()  # the steps after them see padding
-        logits = [y[:n] for y, n in zip(prediction.cpu().numpy(), counts, strict=True)]
-        truths = target_texts(batch.y.tolist(), spec)
-        edits = [*map(count_edits, predicted_texts(logits, spec), truths)]
-        texts = [[each.character_edits > 0, 1] for each in edits]
-        each = np.array([[each[:2], each[2:], of_text] for each, of_text in zip(edits, texts, strict=True)])
-        return {"edits": tensor(each.sum(0)), "room": has_room(batch, steps, columns).sum()}
+        return sums_of(prediction, batch, spec)
 
     def measures(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, float]:
         """The shares of characters, words and texts that are wrong."""
@@ -145,42 +137,122 @@ class Transcribe(Kind):
         widths: tuple[int, int] | None = None,
     ) -> list[Row]:
         """The texts, with confidences, and with places in columns of x, or in pixels of the image if the
-        `widths` of x and of the image are known.
-
-        Args:
-            y, metadata: of the model.
-            beam: texts that a search keeps; None: 1, or 64 with a language model.
-            lm: language model that the search follows.
-            widths: columns of x, and pixels of its image.
-        """
-        from mdlstm_tk.text.transcription import check_reader, read_logits
-
+        `widths` of x and of the image are known. See `read_lines` for `beam` and `lm`."""
         check_reader(metadata, beam, lm)
-        return [row_of(read_logits(logits, metadata, widths, beam, lm)) for logits in y]
+        return [row_of(_read(logits, metadata, widths, beam=beam, lm=lm)) for logits in y]
 
     def draw(self, batch: Batch, prediction: Array, spec: TaskSpec) -> list[Panel]:
         from mdlstm_tk.kinds.panels import answer_panel
-        from mdlstm_tk.text.measures import predicted_texts, target_texts
+        from mdlstm_tk.text.transcribe_training import predicted_texts, target_texts
 
         (reading,), (truth,) = predicted_texts(prediction, spec), target_texts(batch.y, spec)
         return [answer_panel(batch, reading, truth, reading == truth)]
 
     def sections(self, network: nn.Module, task: Task, folder: Path) -> str:
-        from mdlstm_tk.text.sections import text_sections
+        from mdlstm_tk.text.measures import text_sections
 
         return text_sections(network, task)
 
 
-def row_of(line: Transcription) -> Row:
+def read_lines(
+    session: Session, images: Sequence[Array], beam: int | None = None, lm: CharacterModel | None = None
+) -> list[ReadLine]:
+    """Read the text of lines with a recogniser.
+
+        >>> lm = CharacterModel.load("fr.arpa.gz")
+        >>> for line in read_lines(Session("lines.onnx"), images, beam=16, lm=lm):
+        ...     print(line.text, line.confidence)
+
+    Images of equal extents share batches; all do, sorted by width, if the model takes `sizes`.
+
+    Args:
+        session: a model of kind "transcribe".
+        images: one for each line, as `decode_image` returns them: (H, W), (H, W, 1) or (H, W, 3).
+        beam: texts that a search keeps; 1 reads the most likely path, without a language model. None: 1,
+            or 64 with a language model.
+        lm: a language model that the search follows.
+
+    Returns:
+        A text for each image, with confidences, and with places in pixels of the image.
+
+    Raises:
+        InputError: the model does not read texts or take an image, or see `check_reader`.
+    """
+    check_reader(session.metadata, beam, lm)
+    lines = []
+    for k, line in enumerate(read_images(session, images, beam, lm)):
+        if isinstance(line, InputError):
+            raise InputError(f"images[{k}]: {line}")
+        lines.append(line)
+    return lines
+
+
+def read_images(
+    session: Session, images: Sequence[Array], beam: int | None = None, lm: CharacterModel | None = None
+) -> list[ReadLine | InputError]:
+    """The text of each image, or why the model does not take it. See `read_lines`, which has checked the
+    arguments."""
+    metadata, batches, lines = session.metadata, dict[int, Feeds](), dict[int, ReadLine | InputError]()
+    for k, image in enumerate(images):
+        try:
+            pixels = np.asanyarray(image)
+            if pixels.ndim not in (2, 3):
+                raise InputError(f"it has shape {pixels.shape}, expected (H, W) or (H, W, 3)")
+            grey = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
+            batches[k] = session.prepare(image_for(grey, metadata, "it"))._replace(width=pixels.shape[1])
+        except InputError as error:
+            lines[k] = error
+    for (k, batch), outputs in zip(batches.items(), session.run([*batches.values()]), strict=True):
+        widths: Any = metadata.grid_of(batch.feeds["x"].shape)[-1], batch.width
+        lines[k] = _read(outputs[metadata.output_names[0]][0], metadata, widths, beam=beam, lm=lm)
+    return [lines[k] for k in range(len(images))]
+
+
+def check_reader(metadata: Metadata, beam: int | None, lm: CharacterModel | None) -> None:
+    """Check that a model reads texts, and that a language model knows some of its characters and the space;
+    a warning names others if it has no probability for them.
+
+    Raises:
+        InputError: it does not, or `beam` is below 1.
+    """
+    if not kind_named(metadata.kind).reads_lines:
+        raise InputError(f"this needs a model of kind transcribe, which reads texts, not {metadata.kind}")
+    if beam is not None and beam < 1:
+        raise InputError(f"beam must be 1 or more, got {beam}; 16 is usual")
+    if lm is None:
+        return
+    names = names_in_model(metadata.classes or (), metadata.more.get("text_direction"))
+    lacking = [name for name in names if name not in lm.tokens]
+    if " " in lacking or len(lacking) == len(names):
+        advice = "fit it to lines of such texts, or call the space <space> in its ARPA file"
+        raise InputError(f"lm lacks {''.join(lacking)!r:.40}, which the model reads; {advice}")
+    if lacking and lm.ngrams[""][UNKNOWN] < ABSENT / 2:
+        text = "lm lacks characters that the model reads, and keeps them out of texts: "
+        warnings.warn(text + "".join(lacking)[:40], stacklevel=3)
+
+
+def _read(logits: Array, metadata: Metadata, widths: tuple[int, int] | None, **search: Any) -> ReadLine:
+    """Read the outputs (T, 1 + characters) of a recogniser for one line; see `Transcribe.decode`."""
+    if widths is not None:
+        columns, width = widths  # the last step may cover columns beyond the end
+        step = width / columns * step_width(len(logits), columns, metadata.columns_per_step)
+        search |= {"step": step, "end": width}
+    more = metadata.more
+    return read_logits(
+        logits, metadata.classes or (), Decoding.of(more), more.get("text_direction"), **search
+    )
+
+
+def row_of(line: ReadLine) -> Row:
     """The answer for a line."""
     characters = [
         {
-            "character": each.character,
-            "left": round(each.left, EDGE_DIGITS),
-            "right": round(each.right, EDGE_DIGITS),
-            "confidence": round(each.confidence, PROBABILITY_DIGITS),
+            "character": character,
+            "left": round(left, EDGE_DIGITS),
+            "right": round(right, EDGE_DIGITS),
+            "confidence": round(confidence, PROBABILITY_DIGITS),
         }
-        for each in line.characters
+        for character, left, right, confidence in line.characters
     ]
     confidence = round(line.confidence, PROBABILITY_DIGITS)
     return {"text": line.text, "confidence": confidence, "characters": characters}

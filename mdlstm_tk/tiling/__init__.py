@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from mdlstm_tk._util.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mdlstm_tk.tiling.checkpointing import checkpointed as checkpointed
+    from mdlstm_tk.tiling.checkpoint import checkpointed as checkpointed
     from mdlstm_tk.tiling.stages import Stage as Stage
     from mdlstm_tk.tiling.stages import TileStages as TileStages
 
 __all__, __getattr__, __dir__ = lazy_names(
-    __name__, {"checkpointing": ("checkpointed",), "stages": ("Stage", "TileStages")}, extra="train"
+    __name__, {"checkpoint": ("checkpointed",), "stages": ("Stage", "TileStages")}, extra="train"
 )

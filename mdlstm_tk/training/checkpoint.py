@@ -123,19 +123,9 @@ class Checkpoint:
         return _below("average.", self.tensors) or _below("model.", self.tensors)
 
     def network(self) -> nn.Module:
-        """The network with `weights`, in eval mode on the CPU. No data are needed.
-
-        Raises:
-            InputError: the weights do not fit the network that the configuration describes.
-        """
+        """The network with `weights`, in eval mode on the CPU. No data are needed."""
         network = build_network(self.config, self.spec)
-        try:
-            network.load_state_dict(self.weights())
-        except RuntimeError:
-            name = self.config.model
-            raise InputError(
-                f"the weights do not fit the network '{name}'; was its code changed?"
-            ) from None
+        network.load_state_dict(self.weights())
         return network.eval()
 
     def restore(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module | None:

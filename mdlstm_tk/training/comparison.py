@@ -16,7 +16,7 @@ from mdlstm_tk.data.task import Task, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models.registry import model_names, model_options
 from mdlstm_tk.training.config import TrainConfig
-from mdlstm_tk.training.loop import OnEnd, train
+from mdlstm_tk.training.loop import train
 from mdlstm_tk.training.networks import build_network, count_parameters, with_windows
 from mdlstm_tk.training.run import Run, new_run
 from mdlstm_tk.training.tasks import NETWORK_OPTIONS, make_task
@@ -24,7 +24,6 @@ from mdlstm_tk.training.tasks import NETWORK_OPTIONS, make_task
 log = logging.getLogger("mdlstm_tk.training")
 MOST_HIDDEN = 4096
 VALIDATIONS = 40  # of a run, for its curves, or more if the settings say so
-SIZE_TOLERANCE = 0.1  # by which numbers of parameters may differ, unsaid
 
 
 def compare(
@@ -34,7 +33,6 @@ def compare(
     seeds: int = 3,
     force: bool = False,
     on_step: Callable[[str, int, float], None] | None = None,
-    on_end: OnEnd | None = None,
 ) -> tuple[Path, dict[str, dict[str, Any]]]:
     """Train all networks that are registered for the kind of a task, each with as many parameters as that
     of `config`, and write `summary.json`.
@@ -44,8 +42,7 @@ def compare(
         folder: holds a run folder MODEL-SEED for each run; runs/compare-TASK… if None.
         seeds: runs of each network, with seeds 0, 1, ….
         force: allow a folder that is not empty.
-        on_step: called after each step with the name of the run, the steps of all so far, and the loss.
-        on_end: called at the end of each run, see `train`.
+        on_step: called after each step with the name of the run, its steps, and the loss.
 
     Returns:
         The folder; and by network, or method without one: "hidden", "parameters", and lists over the seeds:
@@ -60,30 +57,26 @@ def compare(
         config, patience=0, evaluate_every=min(config.evaluate_every, max(config.steps // VALIDATIONS, 1))
     )
     task = make_task(config)
-    names = [name for name in model_names(task.spec.kind) if _takes(name, task.spec)]
+    is_plain, kind = len(task.spec.size) == 2, task.spec.kind
+    names = [name for name in model_names(kind) if is_plain or "ndim" in model_options(name, kind)]
     whole = new_run(replace(config, model=f"compare-{config.task}"), task, folder, force).folder
     target = _parameters(with_windows(config, task), task.spec)
     log.info("training %s, each with about %d parameters, into %s", ", ".join(names), target, whole)
     results: dict[str, dict[str, Any]] = {}
-    done = 0
     for seed in range(seeds):
         of_seed = replace(config, seed=seed)
         task = make_task(of_seed)
         for name in names:
             chosen = with_equal_parameters(of_seed, name, task)
-            run, before = f"{name}-{seed}", done
 
-            def show(state: Any, loss: float, _: Any, run: str = run, before: int = before) -> None:
+            def show(state: Any, loss: float, _: Any, run: str = f"{name}-{seed}") -> None:
                 if on_step:
-                    on_step(run, before + state.step, loss)
+                    on_step(run, state.step, loss)
 
-            result = train(chosen, whole / run, task=task, force=force, on_step=show, on_end=on_end)
+            result = train(chosen, whole / f"{name}-{seed}", task=task, force=force, on_step=show)
             entry = results.setdefault(name, {"hidden": chosen.hidden, "parameters": result["parameters"]})
-            if seed == 0 and abs(result["parameters"] - target) > SIZE_TOLERANCE * target:
-                log.warning("%s has %d parameters: it cannot have as many", name, result["parameters"])
             for key, value in {"seconds": result["seconds"], **result["errors"]}.items():
                 entry.setdefault(key, []).append(value)
-            done += config.steps
         for method, errors in task.baselines(seed).items():
             for key, value in errors.items():
                 results.setdefault(method, {}).setdefault(key, []).append(value)
@@ -112,7 +105,3 @@ def with_equal_parameters(config: TrainConfig, model: str, task: Task) -> TrainC
 def _parameters(config: TrainConfig, spec: TaskSpec) -> int:
     with torch.device("meta"):
         return count_parameters(build_network(config, spec))
-
-
-def _takes(model: str, spec: TaskSpec) -> bool:
-    return len(spec.size) == 2 or "ndim" in model_options(model, spec.kind)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
+from mdlstm_tk._util.text import to_json
 from mdlstm_tk.data.scan import digest_of
 from mdlstm_tk.data.task import Batch, Split, Task
 from mdlstm_tk.errors import InputError, MDLSTMError
@@ -90,8 +91,6 @@ def train(
     task = task or make_task(config)
     source = load_checkpoint(open_run(config.init).checkpoint) if config.init else None
     config = _with_whole_path(with_windows(config, task))
-    if config.best_by and not task.count("validation"):
-        raise InputError("best_by (--best-by) needs validation data; hold some out with --validation 0.1")
     check_memory(config, task, group)
     network = build_network(config, task.spec)
     if source:
@@ -158,7 +157,7 @@ def _loop(
     parallel = DistributedDataParallel(network) if group.size > 1 else network
     unread: list[Tensor] = []  # of each step its loss, and how many processes are to stop
     rates: list[float] = []
-    times: list[float] = []  # at which steps ended, less what validations took
+    first: tuple[int, float] | None = None  # the step that compiled, and when it ended
     threads = _threads(start, task, network, group)
     with run.opened(start, group) as write, stop_signals() as stopped, threads:
         began, validating = time.perf_counter() - state.seconds, 0.0
@@ -173,7 +172,8 @@ def _loop(
             seconds = time.perf_counter() - began
             seconds = group.broadcast(seconds) if config.minutes else seconds  # where it decides something
             state = replace(state, step=state.step + 1, seconds=seconds)
-            times.append(time.perf_counter() - validating)
+            now = time.perf_counter() - validating
+            first = first or (state.step, now)
             validates = state.is_complete(config) or state.step % config.evaluate_every == 0
             if group.device.type == "cuda" and not validates and len(unread) < READ_EVERY:
                 continue
@@ -206,7 +206,7 @@ def _loop(
                 raise KeyboardInterrupt(run.folder)
             if state.is_done(config):
                 break
-        pace = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None  # the first compiles
+        pace = (state.step - first[0]) / (now - first[1]) if first and now > first[1] else None
         return _conclude(state, task, shown, run, group, pace, on_end)
 
 
@@ -300,7 +300,7 @@ def _conclude(
     }
     if sums and not hasattr(task, "sums") and (outputs := kind.outputs(sums, task.spec)):
         result["outputs"] = outputs
-    run.write_result(result)
+    run.write(run.result, to_json(result, indent=2) + "\n")  # in which NaN is null
     if on_end:
         on_end(run, task, network)
     return result
@@ -335,23 +335,21 @@ def stop_signals() -> Iterator[list[int]]:
     """Defer the first Ctrl-C or SIGTERM to the end of the step; a second one takes effect immediately.
     Yields the list of signals received so far."""
     stopped: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # None: one of C code, which Python could not set again; a shell lets background jobs ignore Ctrl-C
-    before = {number: each for number, each in handlers.items() if each not in (None, signal.SIG_IGN)}
-    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
-        before = {}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
     def stop(number: int, frame: Any) -> None:
         stopped.append(number)
-        restore()
+        if len(stopped) > 1:
+            raise KeyboardInterrupt
 
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # only that one may set handlers
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # None: one of C code, which Python could not set again; a shell lets background jobs ignore Ctrl-C
+    before = {number: each for number, each in before.items() if each not in (None, signal.SIG_IGN)}
     for number in before:
         signal.signal(number, stop)
     try:
         yield stopped
     finally:
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -75,9 +75,8 @@ def head_names(config: TrainConfig, spec: TaskSpec) -> set[str]:
 
 def with_windows(config: TrainConfig, task: Task) -> TrainConfig:
     """The configuration with windows that leave at most `MAX_POSITIONS` of each of the user's samples."""
-    if config.windows or not config.data or config.model != "md":
-        return config
-    if "windows" not in model_options("md", task.spec.kind):
+    is_md = config.model == "md" and "windows" in model_options("md", task.spec.kind)
+    if config.windows or not config.data or not is_md:
         return config
     ndim = len(task.spec.size)
     first, *later = (default_windows("md", task.spec.kind) if ndim == 2 else None) or ((1,) * ndim,)
@@ -99,12 +98,10 @@ def adam(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     decayed = {p for layer in layers for name, p in layer.named_parameters() if "weight_hh" in name}
     parameters = sorted(network.parameters(), key=lambda p: p in decayed)  # the order that checkpoints have
     number = len(parameters) - len(decayed)
-    groups: list[dict[str, Any]] = [{"params": parameters, "weight_decay": 0.0}]
-    if config.weight_decay and decayed:  # a step with two groups takes longer
-        groups = [
-            {"params": parameters[:number], "weight_decay": 0.0},
-            {"params": parameters[number:], "weight_decay": config.weight_decay},
-        ]
+    groups: list[dict[str, Any]] = [
+        {"params": parameters[:number], "weight_decay": 0.0},
+        {"params": parameters[number:], "weight_decay": config.weight_decay},
+    ]
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 

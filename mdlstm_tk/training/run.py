@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,6 @@ class Run:
         result: dict[str, Any] = json.loads(self.result.read_text()) if self.result.exists() else {}
         return result
 
-    def write_result(self, result: dict[str, Any]) -> None:
-        """Write `result.json`, in which NaN is null."""
-        self.write(self.result, to_json(result, indent=2) + "\n")
-
     @staticmethod
     def write(path: Path, text: str) -> None:
         """Write a file, which appears whole or not at all."""
@@ -83,9 +79,8 @@ class Run:
             if start.config.tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
 
-                events = stack.enter_context(
-                    closing(SummaryWriter(str(self.folder), purge_step=start.step + 1))
-                )
+                events = SummaryWriter(str(self.folder), purge_step=start.step + 1)
+                stack.callback(events.close)
 
             def add(records: list[Record]) -> None:
                 file.write("".join(to_json(record) + "\n" for record in records))

@@ -39,8 +39,6 @@ BUILT_IN: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
     "digit-strings": ("text.digit_strings:DigitStrings", OF_SAMPLES, {}),
     "digits-binary": (DIGITS, OF_SAMPLES[:3], {}),
     "digits-grey": (DIGITS, OF_SAMPLES[:3], {"binary": False}),
-    "fashion": ("density.fashion:Fashion", ("kind", "validation", "data"), {}),
-    "ising": ("density.ising:Ising", ("grid",), {}),
 }
 ONLY_SOME = ("size", "validation", "augment", "resize", "crop", "data", "levels")  # not of every task
 _registered: dict[str, Entry] = {}
@@ -127,12 +125,12 @@ def task_defaults(name: str, data: str = "", model: str | None = None) -> dict[s
     return defaults
 
 
-def make_task(config: TrainConfig, learned: Collection[str] | None = None, measured: bool = False) -> Task:
+def make_task(config: TrainConfig, learned: Collection[str] | None = None, of_run: str = "") -> Task:
     """The task of a configuration.
 
     Args:
         config: what to train.
-        learned, measured: of a user's data, see `read_data`; None: what the weights of `init` have learned.
+        learned, of_run: of a user's data, see `read_data`; None: what the weights of `init` have learned.
 
     Raises:
         InputError: there is no such task, it does not exist in that size, or its data cannot be read.
@@ -147,5 +145,5 @@ def make_task(config: TrainConfig, learned: Collection[str] | None = None, measu
             from mdlstm_tk.training.checkpoint import load_checkpoint
 
             learned = load_checkpoint(Path(config.init, "best.safetensors")).state.learned
-        return read_data(config, kind_named(config.task), learned or (), measured)
+        return read_data(config, kind_named(config.task), learned or (), of_run)
     return _entry(config.task).make(config)

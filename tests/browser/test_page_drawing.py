@@ -1,106 +1,103 @@
-"""The page of `export --web`: drawing by mouse, touch and keyboard, layout, content policy.
-
-`tab` is shared by the tests of this file, so each test that draws clears the grid first.
-"""
+"""Drawing by mouse, keyboard and finger, the size of the grid, the layout and the content policy."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.browser import DESKTOP, PHONE, Tab, opened
-from helpers.exported_page import GRID, check_prediction, show
-from playwright.sync_api import Browser
-
-from mdlstm_tk.runtime import Session
+from helpers.browser import Tab
+from helpers.exported_page import GRID, check_numbers, craft
+from playwright.sync_api import expect
 
 
-def cell_centre(tab: Tab, row: int, column: int, panel: str = "input") -> tuple[float, float]:
+def centre(tab: Tab, row: int, column: int, panel: str = "input") -> tuple[float, float]:
     """The centre of a position on a panel's canvas, (x, y) in CSS pixels of the viewport."""
     box: Any = tab.page.locator(f"#{panel} canvas").bounding_box()
-    return (
-        box["x"] + (column + 0.5) / GRID[1] * box["width"],
-        box["y"] + (row + 0.5) / GRID[0] * box["height"],
-    )
+    return box["x"] + (column + 0.5) / GRID[1] * box["width"], box["y"] + (row + 0.5) / GRID[0] * box[
+        "height"
+    ]
 
 
-def test_the_last_click_during_a_prediction_wins(tab: Tab, session: Session) -> None:
+@pytest.mark.parametrize("fields", [{"channels": 1}, {"preprocessing": {"channels": 3, "resize": None}}])
+def test_drawing_with_mouse_and_keyboard(
+    fields: dict[str, Any], open_page: Callable[..., Tab], tmp_path: Path
+) -> None:
+    tab, x = open_page(craft(tmp_path / "m.onnx", GRID, **fields)), np.zeros(GRID)
     # One script clicks all three, so the last two arrive while the first one is being predicted.
-    click = "(id) => document.getElementById(id).click()"
-    tab.page.evaluate(f"() => ['example', 'example', 'clear'].forEach({click})")
-    check_prediction(tab, session(np.zeros(GRID)))
-
-
-def test_drawing_with_the_mouse(tab: Tab, session: Session) -> None:
-    tab.page.locator("#clear").click()
-    x = np.zeros(GRID)
-    check_prediction(tab, session(x))
+    tab.page.evaluate(
+        "['example', 'example', 'clear'].forEach((id) => document.getElementById(id).click())"
+    )
+    check_numbers(tab, x)
     mouse = tab.page.mouse
-    mouse.move(*cell_centre(tab, 1, 6))
+    tab.page.locator("#ink").fill("0.5")
+    mouse.move(*centre(tab, 1, 6))
     mouse.down()
-    mouse.move(*cell_centre(tab, 2, 6))
+    mouse.move(*centre(tab, 2, 6))
     mouse.up()
-    mouse.move(*cell_centre(tab, 3, 6))  # the button is up: this draws nothing
-    x[1:3, 6] = 1
-    check_prediction(tab, session(x))
-    mouse.click(*cell_centre(tab, 2, 6))  # a stroke that starts on a drawn position erases
-    x[2, 6] = 0
-    check_prediction(tab, session(x))
-    mouse.move(*cell_centre(tab, 4, 7, "prediction"))  # hovering shows the values of both panels
-    values = [re.findall(r"-?[\d.]+", tab.text(f"#{panel} .value")) for panel in ("input", "prediction")]
-    assert values[0] == ["4", "7", "0.0000"]
-    assert values[1][:2] == ["4", "7"]
-    # Four decimals are printed.
-    assert float(values[1][2]) == pytest.approx(float(session(x)[4, 7]), abs=6e-5)
-
-
-def test_drawing_with_a_finger(browser: Browser, address: str, session: Session) -> None:
-    with opened(browser, **PHONE) as tab:
-        show(tab, address)
-        tab.page.locator("#clear").tap()
-        tab.page.evaluate("() => scrollTo(0, 0)")
-        devtools = tab.protocol()  # Playwright itself can tap, but not drag with a finger
-        # Otherwise the check of scrollY below proves nothing.
-        assert tab.page.evaluate("() => document.documentElement.scrollHeight > innerHeight")
-
-        def touch(kind: str, *points: tuple[float, float]) -> None:
-            touching = [{"x": x, "y": y} for x, y in points]
-            devtools.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": touching})
-
-        touch("Start", cell_centre(tab, GRID[0] - 1, 1))
-        for row in reversed(range(GRID[0] - 1)):  # upwards, which would scroll the page anywhere else
-            touch("Move", cell_centre(tab, row, 1))
-        touch("End")
-        x = np.zeros(GRID)
-        x[:, 1] = 1
-        check_prediction(tab, session(x))
-        assert tab.page.evaluate("() => scrollY") == 0
-        assert tab.errors == []
-
-
-def test_drawing_with_the_keyboard(tab: Tab, session: Session) -> None:
-    tab.page.locator("#clear").click()
+    mouse.move(*centre(tab, 3, 6))  # the button is up: this draws nothing
+    mouse.click(*centre(tab, 2, 6))  # a stroke that starts on a drawn position erases
+    mouse.move(*centre(tab, 1, 6, "prediction"))  # shows the values of both panels
+    for panel, values in (("input", ["0.5000"] * x[..., None].size), ("prediction", ["1.0000"])):
+        shown = re.findall(r"[\d.]+", tab.text(f"#{panel} .value"))
+        assert shown[:2] == ["1", "6"] and {*shown[2:]} == {*values}
     tab.page.locator("#input canvas").focus()
-    to_the_corner = ["ArrowUp"] * GRID[0] + ["ArrowLeft"] * GRID[1]
-    for key in (*to_the_corner, "ArrowRight", "ArrowDown", "ArrowDown", "ArrowUp", " "):
+    for key in (
+        ["ArrowUp"] * 5 + ["ArrowLeft"] * 8 + ["ArrowRight", "ArrowDown", "ArrowDown", "ArrowUp", " "]
+    ):
         tab.page.keyboard.press(key)
-    x = np.zeros(GRID)
-    x[1, 1] = 1
-    check_prediction(tab, session(x))
+    x[1, 6] = x[1, 1] = 0.5
+    for channel in range(3):  # an image in colours is drawn on in grey
+        tab.page.locator("#prediction select").select_option(index=channel)
+        check_numbers(tab, 2 * x + channel)
 
 
-@pytest.mark.parametrize("width", [320, 768, 1920])
-def test_the_page_fits_any_screen(width: int, browser: Browser, address: str) -> None:
+def test_a_file_is_dropped_anywhere_and_its_size_changed(
+    open_page: Callable[..., Tab], tmp_path: Path
+) -> None:
+    tab = open_page(craft(tmp_path / "m.onnx", None, channels=1, multiple_of=(1, 2)))
+    x = np.random.default_rng(0).random((3, 1000), np.float32)
+    np.save(tmp_path / "x.npy", x)
+    tab.page.evaluate("addEventListener('drop', (event) => { window.prevented = event.defaultPrevented; })")
+    data = {"items": [], "files": [str(tmp_path / "x.npy")], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        tab.devtools.send("Input.dispatchDragEvent", {"type": kind, "x": 20, "y": 20, "data": data})
+    check_numbers(tab, 2 * x)
+    assert tab.page.evaluate("() => window.prevented"), "the browser would leave the page and open the file"
+    fields = [tab.page.locator(name) for name in ("#height", "#width")]
+    for axis, text, size in ((0, "4", (4, 1000)), (1, "6", (4, 6)), (1, "5", (4, 6)), (0, "", (4, 6))):
+        fields[axis].fill(text)
+        fields[axis].dispatch_event("change")
+        expect(tab.page.locator("#message.error")).to_have_count(int(text in ("5", "")))
+        check_numbers(tab, 2 * np.pad(x, ((0, 1), (0, 0)))[: size[0], : size[1]])
+        assert tuple(int(field.input_value()) for field in fields) == size
+
+
+@pytest.mark.parametrize("width", [375, 768, 1280])
+def test_the_page_fits_any_screen(width: int, open_page: Callable[..., Tab], tmp_path: Path) -> None:
     phone = width < 700
-    with opened(browser, viewport={"width": width, "height": 800}, is_mobile=phone, has_touch=phone) as tab:
-        show(tab, address)
-        root = "document.documentElement"
-        assert tab.page.evaluate(f"() => {root}.scrollWidth <= {root}.clientWidth")
-        box: Any = tab.page.locator("canvas").first.bounding_box()
-        assert box["width"] / box["height"] == pytest.approx(GRID[1] / GRID[0], rel=0.01)
-        assert tab.errors == []
+    screen = {"viewport": {"width": width, "height": 700}, "is_mobile": phone, "has_touch": phone}
+    tab = open_page(craft(tmp_path / f"{'long' * 40}.onnx", GRID), screen=screen)
+    root = "document.documentElement"
+    assert tab.page.evaluate(
+        f"{root}.scrollWidth <= {root}.clientWidth && {root}.scrollHeight > innerHeight"
+    )
+    boxes: Any = [canvas.bounding_box() for canvas in tab.page.locator("canvas").all()]
+    assert [box["width"] / box["height"] for box in boxes] == pytest.approx([8 / 5] * 2, rel=0.01)
+    assert (boxes[0]["y"] == boxes[1]["y"]) is not phone  # beside or below each other
+    assert max(box["y"] + box["height"] for box in boxes) < 700, "one has to scroll to see the prediction"
+    if phone:
+        tab.page.locator("#clear").tap()
+        tab.page.evaluate("scrollTo(0, 0)")
+        for row in reversed(range(GRID[0])):  # upwards, which would scroll the page anywhere else
+            kind, (x, y) = "touchStart" if row == GRID[0] - 1 else "touchMove", centre(tab, row, 1)
+            tab.devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+        tab.devtools.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        check_numbers(tab, 2 * np.eye(8)[[1] * 5])
+        assert tab.page.evaluate("scrollY") == 0
 
 
 ATTEMPT_FORBIDDEN = """(attempt) => new Promise((resolve) => {
@@ -111,13 +108,13 @@ ATTEMPT_FORBIDDEN = """(attempt) => new Promise((resolve) => {
 })"""
 
 
-def test_the_content_policy_blocks_cross_origin_requests_and_inline_event_handlers(
-    browser: Browser, address: str
+def test_nobody_else_is_asked_and_no_other_script_runs(
+    open_page: Callable[..., Tab], tmp_path: Path
 ) -> None:
-    with opened(browser, **DESKTOP) as tab:
-        show(tab, address)
-        for attempt, directive in (("fetch", "connect-src"), ("html", "script-src-attr")):
-            tab.errors.clear()
-            assert tab.page.evaluate(ATTEMPT_FORBIDDEN, attempt) == directive
-            assert not tab.page.evaluate("() => window.ran")
-            assert tab.errors, "the browser did not report the violation"
+    tab = open_page(craft(tmp_path / "m.onnx", GRID))
+    assert len(tab.requests) > 10 and all(url.startswith(tab.page.url) for url in tab.requests)
+    for attempt, directive in (("fetch", "connect-src"), ("html", "script-src-attr")):
+        assert tab.page.evaluate(ATTEMPT_FORBIDDEN, attempt) == directive
+        assert not tab.page.evaluate("() => window.ran")
+        assert tab.errors, "the browser did not report the violation"
+        tab.errors.clear()

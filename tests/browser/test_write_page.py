@@ -1,144 +1,144 @@
-"""`export --web`: where onnxruntime-web comes from, and what is written; no browser is needed."""
+"""`export --web` and `write_page`: what pages hold, where it comes from, and which models have none."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
-import json
+import os
 import tarfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from helpers.command import succeed
-from helpers.exported_page import GRID, craft
+from helpers.browser import Tab, opened, served
+from helpers.command import mdlstm, succeed
+from helpers.exported_page import GRID, check_numbers, craft, expected, npy, show
+from helpers.training import run_in
+from playwright.sync_api import Browser, expect
 
-from mdlstm_tk.cli.export import export
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.export.browser import build as web
+from mdlstm_tk.export import export_run
+from mdlstm_tk.export.browser import build
 from mdlstm_tk.export.browser.build import load_runtime, write_page
-from mdlstm_tk.training import Run
-
-EMPTY = dict.fromkeys(web.RUNTIME, b"")  # in place of onnxruntime-web
-
-
-def test_the_runtime_comes_from_a_folder_or_a_package(
-    onnxruntime_web: dict[str, bytes], package: Path, tmp_path: Path
-) -> None:
-    assert load_runtime(package) == onnxruntime_web
-    with tarfile.open(tmp_path / "p.tgz", "w:gz", compresslevel=1) as file:
-        file.add(package / "dist", "package/dist")
-    assert load_runtime(tmp_path / "p.tgz") == onnxruntime_web
-    name = next(iter(onnxruntime_web))
-    (package / "dist" / name).write_bytes(onnxruntime_web[name] + b" ")
-    with pytest.raises(InputError, match=name):
-        load_runtime(package)
+from mdlstm_tk.export.browser.examples import page_examples, to_example
+from mdlstm_tk.io.images import Preprocessing
+from mdlstm_tk.runtime import Session
+from mdlstm_tk.training import Run, configure
 
 
-def packed(path: Path, kind: bytes = tarfile.REGTYPE, size: int = 0) -> Path:
-    """A package with members of a kind; links lead to themselves, by which tarfile recursed endlessly."""
-    with tarfile.open(path, "w:gz", compresslevel=1) as package:
-        for name in ("other", *web.RUNTIME):
-            member = tarfile.TarInfo(f"package/dist/{name}")
-            member.type, member.size, member.linkname = kind, size, member.name
-            package.addfile(member, io.BytesIO(bytes(size)))
-    return path
-
-
-def test_what_is_no_runtime(tmp_path: Path) -> None:
+def test_where_onnxruntime_web_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "p.tgz"
-
-    def check_refused(source: Path, reason: str = "") -> None:
-        with pytest.raises(InputError, match=rf"onnxruntime-web@.*{reason}.*npm pack") as caught:
-            load_runtime(source)
-        assert "\n" not in str(caught.value)
-
-    check_refused(tmp_path)
-    check_refused(tmp_path / "none.tgz")
-    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE):
-        check_refused(packed(path, kind), "lacks the file")
-    whole = packed(path, size=9000).read_bytes()
-    for cut in range(0, len(whole), 9):
-        for damaged in (whole[:cut], whole[:cut] + b"\xff" + whole[cut + 1 :]):
-            path.write_bytes(damaged)
-            check_refused(path)
-
-
-def test_without_npm_or_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(path, "w:gz") as package:
+        for name in build.RUNTIME_FILES:
+            member = tarfile.TarInfo(f"package/dist/{name}")
+            member.size = len(name)
+            package.addfile(member, io.BytesIO(name.encode()))
+    with pytest.raises(InputError, match=r"p\.tgz.*npm pack onnxruntime-web@"):
+        load_runtime(path)
+    monkeypatch.setattr(build, "PACKAGE_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    assert load_runtime(path) == {name: name.encode() for name in build.RUNTIME_FILES}
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MDLSTMError, match=r"npm.*not installed.*npm pack onnxruntime-web@"):
-        load_runtime()
-    npm = tmp_path / "npm"
-    npm.write_text("#!/bin/sh\necho 'npm error code ENOTFOUND' >&2\nexit 1\n")
-    npm.chmod(0o755)
-    with pytest.raises(MDLSTMError, match=r"onnxruntime-web@.*npm error code ENOTFOUND"):
-        load_runtime()
+    for script in (None, "#!/bin/sh\necho 'npm error code ENOTFOUND' >&2\nexit 1\n"):
+        if script:
+            (tmp_path / "npm").write_text(script)
+            (tmp_path / "npm").chmod(0o755)
+        with pytest.raises(
+            MDLSTMError, match="ENOTFOUND.*--web-runtime" if script else "npm.*--web-runtime"
+        ):
+            load_runtime()
 
 
-def test_the_verb_writes_a_page(trained: Run, package: Path, tmp_path: Path) -> None:
-    options = ("--web", "page", "--web-runtime", package)
-    result = succeed("export", trained.folder, *options, cwd=tmp_path)
-    assert "-d page" in result.err.splitlines()[-1]
-    assert "page/model.onnx" in result.err
-    info = json.loads((tmp_path / "page/model.json").read_text())
-    assert info["name"] == "md-8x8" and info["isDiagonal"]
-    examples = json.loads((tmp_path / "page/examples.json").read_text())
-    assert len(examples) == 6
-    first = np.frombuffer(base64.b64decode(examples[0]["data"]), "<f4").reshape(8, 8)
-    assert (first == 1).sum() == 2, "an example of the diagonal task has two ones"
-    with pytest.raises(InputError, match=r"page is not empty.*force=True"):
-        export(trained.folder, web=tmp_path / "page")
-    with pytest.raises(InputError, match="2 sizes"):
-        export(trained.folder, size=[(4, 4), (5, 5)], web=tmp_path / "other")
+def test_the_verb_writes_a_page(
+    trained: Run, browser: Browser, onnxruntime_web: dict[str, bytes], tmp_path: Path
+) -> None:
+    result = succeed("export", trained.folder, "--web", "page", cwd=tmp_path)
+    assert "-d page" in result.err.splitlines()[-1] and "page/model.onnx" in result.err
+    assert {
+        name: (tmp_path / "page/ort" / name).read_bytes() for name in onnxruntime_web
+    } == onnxruntime_web
+    session = Session(tmp_path / "page/model.onnx", "cpu")
+    examples = page_examples(trained, session.metadata)
+    assert len(examples) == 6 and examples[0]["dtype"] == "float32"
+    with served(tmp_path / "page") as address, opened(browser) as tab:
+        show(tab, address)
+        expect(tab.page.locator("#hint")).to_be_visible()
+        assert tab.text("h1") == trained.folder.name
+        for example in (*examples, examples[0]):
+            x = np.frombuffer(base64.b64decode(example["data"]), "<f4").reshape(8, 8)
+            assert (x == 1).sum() == 2, "an example of the diagonal task has two ones"
+            check_numbers(tab, session(x))
+            tab.page.locator("#example").click()
+    for options in ((), ("--size", "4", "--size", "5", "--force"), ("--form", "tiles", "--force")):
+        refused = mdlstm("export", trained.folder, "--web", "page", *options, cwd=tmp_path)
+        assert refused.code == 2 and refused.err.count("\n") == 1
 
 
-def test_a_page_is_whole_and_leaves_the_rest_alone(tmp_path: Path) -> None:
-    folder = tmp_path / "page"
-    folder.mkdir()
-    (folder / "mine.txt").write_text("stays")
-    (folder / "index.html").write_text("goes")
-    model = craft(tmp_path / "m.onnx", GRID)
-    assert write_page(model, folder, "m", EMPTY) == folder / "model.onnx"
-    assert (folder / "mine.txt").read_text() == "stays"
-    assert (folder / "model.onnx").read_bytes() == model.read_bytes()
-    static = Path(web.__file__).parent / "static"
-    assets = {path.relative_to(static) for path in static.rglob("*") if path.is_file()}
-    written = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-    others = ["mine.txt", "model.onnx", "model.json", "examples.json", *(f"ort/{name}" for name in EMPTY)]
-    assert written == assets | set(map(Path, others))
-    for path in assets:
-        assert (folder / path).read_bytes() == (static / path).read_bytes()
-    with pytest.raises(InputError, match=r"index\.html"):
-        write_page(model, folder / "index.html", "m", EMPTY)
+def test_examples_are_of_different_classes(open_page: Callable[..., Tab], tmp_path: Path) -> None:
+    settings = {"hidden": 2, "steps": 2, "batch_size": 4, "evaluate_every": 2}
+    run = run_in(tmp_path / "run", configure(task="digits", augment=0.0, **settings))
+    session = Session(export_run(run, tmp_path / "m.onnx").path, "cpu")
+    examples = page_examples(run, session.metadata)
+    assert len({example["target"] for example in examples}) == 6
+    tab = open_page(tmp_path / "m.onnx", examples)
+    for example in (*examples[1:], examples[0]):  # the page opens with the first one
+        tab.page.locator("#example").click()
+        expect(tab.page.locator("#target")).to_have_text(f"Expected: {example['target']}")
+        x = np.frombuffer(base64.b64decode(example["data"]), "<f4").reshape(8, 8)
+        check_numbers(tab, expected(session, npy(x), 0)[0])
+    tab.page.locator("#clear").click()
+    expect(tab.page.locator("#target")).to_be_hidden()  # it was that of another input
+    with pytest.raises(InputError):  # whatever the data say
+        page_examples(run, replace(session.metadata, grid=(3, 3)))
 
 
-def test_data_called_diagonal_are_not_explained_as_the_task(tmp_path: Path) -> None:
-    for fields, is_task in (({}, True), ({"user_data": True}, False), ({"task": "digits"}, False)):
-        model = craft(tmp_path / "m.onnx", GRID, **{"task": "diagonal", **fields})
-        write_page(model, tmp_path / "page", "m", EMPTY)
-        assert json.loads((tmp_path / "page/model.json").read_text())["isDiagonal"] is is_task
+def test_images_are_stored_as_bytes_and_strangers_data_stay_closed(tmp_path: Path) -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    x = Preprocessing()(levels)
+    assert base64.b64decode(to_example(x)["data"]) == levels.tobytes()
+    np.testing.assert_array_equal((levels[..., None] / 255).astype(np.float32), x)  # as JavaScript divides
+    assert to_example(x * 2)["dtype"] == "float32"
+    np.savez(tmp_path / "data.npz", x=np.zeros((8, 3, 3)), y=np.zeros((8, 3, 3)))
+    run = run_in(tmp_path / "run", configure(task="grid", data=str(tmp_path / "data.npz"), steps=1))
+    metadata = Session(export_run(run, tmp_path / "m.onnx").path, "cpu").metadata
+    with pytest.raises(InputError, match="--data"):
+        page_examples(run, metadata)
+    assert len(page_examples(run, metadata, str(tmp_path / "data.npz"))) > 0
+
+
+def test_a_page_that_is_written_again(
+    browser: Browser, onnxruntime_web: dict[str, bytes], tmp_path: Path
+) -> None:
+    page = tmp_path / "page"
+    with served(page) as address, opened(browser) as tab:
+        for time, title in ((1, "first"), (2, "<b>second")):
+            model = craft(tmp_path / "m.onnx", GRID, offset=(time, 0, 0))
+            assert write_page(model, page, onnxruntime_web, title=title, force=time > 1).parent == page
+            for path in page.glob("model.*"):
+                os.utime(path, (time, time))  # so old that browsers keep their copy for years
+            show(tab, address)
+            tab.page.locator("#clear").click()
+            check_numbers(tab, np.full(GRID, float(time)))
+            assert tab.text("h1") == title
+            (page / "mine.txt").write_text("stays")
+    assert (page / "mine.txt").read_text() == "stays"
+    with pytest.raises(InputError, match="not empty"):
+        write_page(model, page, onnxruntime_web, title="third")
 
 
 def test_models_that_no_page_takes(tmp_path: Path) -> None:
-    path = tmp_path / "m.onnx"
+    lines = {"kind": "transcribe", "window": None}
     for grid, fields, named in (
         (GRID, {"inputs": ("x", "mood")}, "mood"),
         (GRID, {"output_names": ("y", "attention"), "further_windows": (None,)}, "y, attention"),
         (GRID, {"integer": True}, "whole numbers"),
         ((2, 5, 8), {"layout": "N D H W C", "window": (1, 1, 1)}, "N D H W C"),
+        ((4, None), {**lines, "classes": ("a", "\u05d0")}, "right to left"),
+        ((4, None), {**lines, "classes": ("a", "\u0661")}, "right to left"),
     ):
-        craft(path, grid, **fields)
+        path = craft(tmp_path / "m.onnx", grid, **fields)
         with pytest.raises(InputError, match=rf"m\.onnx.*{named}"):
-            write_page(path, tmp_path / "page", "m", EMPTY)
-    model = onnx.load(path)
-    del model.metadata_props[:]
-    onnx.save(model, path)
-    with pytest.raises(InputError, match=r"m\.onnx.*mdlstm-tk"):
-        write_page(path, tmp_path / "page", "m", EMPTY)
+            write_page(path, tmp_path / "page", {}, title="m")
     assert not (tmp_path / "page").exists()
-
-
-def test_a_folder_that_cannot_exist_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(MDLSTMError, match="File name too long"):
-        web.check_page(tmp_path / ("n" * 300), force=False)

@@ -16,12 +16,14 @@ from importlib import import_module
 from inspect import signature
 from itertools import count
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers import tiled_models
 from helpers.command import mdlstm, succeed
+from helpers.layouts import write
 from helpers.small_models import classifier, recogniser, segmenter, write_model
 from helpers.without_packages import TRAINING, python_without
 from PIL import Image
@@ -146,6 +148,88 @@ def test_comparison_and_samples(tmp_path: Path, density_run: Run) -> None:
     assert mdlstm("sample", run, cwd=tmp_path).code == 2
 
 
+@pytest.mark.parametrize("options", ["", "--validation 0", "--crop 4", "--minutes 0.02"])
+def test_what_a_training_says_is_in_its_run(
+    options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, run = write(tmp_path / "data", "segment", "folder"), Run(tmp_path / "run")
+    monkeypatch.setattr(console, "LINE_SECONDS", -1)  # a line for each step
+    small = ("--hidden", 3, "--augment", 0, "--evaluate-every", 10, "--batch-size", 8)
+    steps = () if "minutes" in options else ("--steps", 30)
+    words = (
+        "train",
+        "--data",
+        data,
+        "--task",
+        "segment",
+        *small,
+        *steps,
+        *options.split(),
+        "-o",
+        run.folder,
+    )
+    lines = succeed(*words).err.splitlines()
+    result, losses = run.read_result(), [each["loss"] for each in run.read_metrics()]
+    told = [line.partition("  ") for line in lines if "loss" in line]
+    assert len(told) == len(losses) and (len(losses) == 30 or not steps)
+    assert not steps or [done for done, _, _ in told] == [f"{k}/30 steps" for k in range(1, 31)]
+    assert steps or all(done.endswith("/1.2 s") for done, _, _ in told)
+    for k, (_, _, text) in enumerate(told, 1):
+        loss, *others = text.split(", ")
+        assert loss == f"loss {mean(losses[max(0, k - 20) : k]):.4g}"
+        assert bool(others and others[-1].endswith(" steps/s")) == (k > 1)
+        assert any(each.startswith("error ") for each in others) == (
+            k >= 10 and "validation" not in options
+        )
+    ended, best, wrote, following = lines[-4:]
+    assert ended == f"{run.folder} has {result['ending']}, {result['steps_per_second']:.3g} steps/s"
+    if "validation" in options:
+        assert best.startswith("nothing was held out")
+    else:
+        assert f"error {result['errors']['error']:.4g}" in best and "which chose them" in best
+        assert ("cropped to 4" in best) == ("crop" in options)
+    assert all(Path(file).is_file() for file in wrote.removeprefix("wrote ").split(", "))
+    assert ("prediction.png" in wrote) == ("validation" not in options)
+    assert following == f"next: mdlstm export {run.folder} --form scan"
+    if steps:
+        monkeypatch.setattr(console, "LINE_SECONDS", 1e9)  # a line for each tenth
+        done = succeed("train", "--resume", run.folder, "--steps", 60)
+        assert [each.split()[0] for each in done.err.splitlines() if "loss" in each] == [
+            f"{k}/60" for k in range(36, 61, 6)
+        ]
+        done = succeed("-q", "train", "--resume", run.folder, "--steps", 61)
+        assert (done.out, done.err) == ("", "")
+
+
+def test_a_comparison_shows_what_its_runs_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "LINE_SECONDS", -1)
+    words = (
+        "compare",
+        "--steps",
+        3,
+        "--seeds",
+        2,
+        "--size",
+        4,
+        "--evaluate-every",
+        3,
+        "-o",
+        tmp_path / "c",
+    )
+    done = succeed(*words, "--json")
+    results = json.loads(done.out)["results"]
+    told = [line.split()[0] for line in done.err.splitlines() if ", loss " in line]
+    assert told == ["1/3", "2/3", "3/3"] * (2 * len(results))
+    heading, *rows = (line.split("  ") for line in succeed(*words, "--force").out.splitlines())
+    columns = [name.strip() for name in heading if name.strip()]
+    for cells in ([cell.strip() for cell in row if cell.strip()] for row in rows):
+        entry = results[cells[0]]
+        for name, cell in zip(columns[1:], cells[1:], strict=True):
+            if isinstance(values := entry[name], list):
+                ends = f" ({min(values):.4g}–{max(values):.4g})" if len({*values}) > 1 else ""
+                assert name == "seconds" or cell == f"{mean(values):.4g}{ends}"
+
+
 def test_python_files_register_what_they_define(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
         "from mdlstm_tk import Gate, register_cell\n"
@@ -188,10 +272,11 @@ def test_standard_streams(place: Path) -> None:
     assert json.loads(done.out)["files"][0]["answers"][0]["label"] == "dög"
     done = succeed("infer", "x.npy", "x.png", "-m", "c.onnx", cwd=place)
     assert [line.split("\t")[0] for line in done.out.splitlines()] == ["x.npy", "x.png"]
-    page = ("read", "x.png", "-m", "r.onnx")
-    done = succeed(*page, "--json", cwd=place)
-    assert json.loads(done.out)["files"][0]["answers"][0]["text"] == "a"
-    assert succeed(*page, cwd=place).out.startswith("a\t0.")
+    Image.new("L", (24, 8)).save(place / "line.png")
+    line = ("infer", "line.png", "-m", "r.onnx")
+    text = json.loads(succeed(*line, "--json", cwd=place).out)["files"][0]["answers"][0]["text"]
+    assert succeed(*line, cwd=place).out.startswith(f"{text}\t0.")
+    assert "mdlstm infer" in mdlstm("read", "line.png", "-m", "r.onnx", cwd=place).err
     done = mdlstm("infer", "x.npy", "nix.npy", "-m", "m.onnx", "--json", "--force", cwd=place)
     records = json.loads(done.out)["files"]
     assert done.code == 1 and [("error" in record) for record in records] == [False, True]
@@ -393,8 +478,11 @@ def test_ctrl_c_at_random_moments_is_one_line(verb: str, trained: Run, tmp_path:
             os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate()
         duration = duration or time.perf_counter() - begin
-        if number and process.returncode:  # else all was done
-            assert (process.returncode, err.splitlines()[-1]) == (130, "error: interrupted"), err
+        last = err.splitlines()[-1]
+        if process.returncode == -signal.SIGINT:  # it came as Python shut down, after all was done
+            assert last.startswith("next:") or " done, " in last, err
+        elif number and process.returncode:  # else all was done
+            assert (process.returncode, last) == (130, "error: interrupted"), err
         else:
             assert process.returncode == 0, err
         assert "Traceback" not in err and not [*place.rglob("*.mdlstm-tmp")], err

@@ -1,28 +1,29 @@
-"""Cells that users define: every backend agrees with the reference, and bad definitions are refused."""
+"""Cells that users define agree with the oracle; definitions that compute something else are refused."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from runpy import run_path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import oracle
 from helpers.functions import FUNCTIONS, assert_precise, whole_range
-from helpers.own_cells import EXAMPLE, OWN_CELLS, arguments, register_own_cells, run_all_operations, smooth
-from helpers.parity import Case, assert_close_to
-from helpers.refusal import refused
-from torch import Tensor
+from helpers.own_cells import (
+    EXAMPLE,
+    OWN_CELLS,
+    arguments,
+    operation,
+    register_own_cells,
+    run_all_operations,
+    smooth,
+)
+from helpers.parity import Case
 
-from mdlstm_tk import MDLSTM, Gate, InputError, cells, register_cell, tiling
+from mdlstm_tk import MDLSTM, Gate, InputError, cells, register_cell
 from mdlstm_tk.cells import cell_names, get_cell
-from mdlstm_tk.cells.autodiff import SimplifiedGraph
-from mdlstm_tk.cells.ir import Value, topological_order, unit_mean
-from mdlstm_tk.cells.operations import OPERATIONS, Operation
 
 BACKENDS = ("torch", "fused")
 PAIR = [Gate("a", None), Gate("b", None)]
@@ -43,14 +44,8 @@ CASES = [
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_backend_agrees_with_the_reference(case: Case, backend: str) -> None:
+def test_every_backend_agrees_with_the_oracle(case: Case, backend: str) -> None:
     case.check(backend)
-
-
-def in_torch(op: str, *args: Tensor) -> Tensor:
-    if op == "softplus":
-        return torch.logaddexp(*args, torch.zeros_like(*args))
-    return getattr(torch, op)(*args)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -63,7 +58,7 @@ def test_every_operation_is_that_of_torch(dtype: torch.dtype, backend: str) -> N
     tolerance = 1e-13 if dtype == torch.float64 else 1e-6
     options: dict[str, Any] = {"retain_graph": True, "materialize_grads": True, "allow_unused": True}
     for op, result in results.items():
-        expected = in_torch(op, *smooth(op, a, b))
+        expected = operation(op, *smooth(op, a.double(), b.double())).to(dtype)
         pairs = [(result, expected)]
         pairs += zip(*(torch.autograd.grad(y.sum(), (a, b), **options) for y in pairs[0]), strict=True)
         for one, other in pairs:
@@ -82,7 +77,7 @@ def test_operations_over_their_whole_range(dtype: torch.dtype, backend: str) -> 
             if op in FUNCTIONS:
                 assert_precise(op, a, result, 2, subnormal=backend == "fused")
             else:
-                expected = in_torch(op, *arguments(op, a, b))
+                expected = getattr(torch, op)(*arguments(op, a, b))
                 torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
 
 
@@ -97,51 +92,11 @@ def test_all_ways_to_write_an_operation() -> None:
     register_cell("ours", gates=PAIR, states=())(lambda gates, states: (equations(cells, gates), {}))
     register_cell("torchs", gates=PAIR, states=())(lambda gates, states: (equations(torch, gates), {}))
     torch.manual_seed(0)
-    layer, x = MDLSTM(2, 3, ndim=1, cell="ours", backend="reference"), torch.randn(1, 1, 2)
-    a = (layer.weight_ih_l0[0] @ x[0, 0] + layer.bias_l0[0]).unflatten(0, (2, 3))
-    expected = equations(torch, a)
-    for layer.cell in ("ours", "torchs"):
-        torch.testing.assert_close(layer(x)[0, 0], expected)
-
-
-@pytest.mark.parametrize(("backend", "form"), [("torch", "unrolled"), ("fused", "scan")])
-def test_a_row_of_the_table_is_all_that_an_operation_needs(
-    backend: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Exports are compared with the reference before their files appear."""
-    from mdlstm_tk.export import export_onnx
-
-    row = Operation(
-        "reciprocal",
-        lambda x: 1.0 / x,
-        lambda dy, y, x: (0.0 - dy * y * y,),
-        "1.0 / {0}",
-        "Reciprocal",
-    )
-    monkeypatch.setitem(OPERATIONS, "reciprocal", row)
-
-    @register_cell("reciprocal", gates=[Gate("i"), Gate("f", start=1.0), Gate("g", "tanh")])
-    def equations(gates: Any, states: Any) -> Any:
-        i, f, g = gates
-        c = i * g + f * sum(states["c"]) * 0.5
-        return (c * c + 1).reciprocal() - 1, {"c": c}
-
-    Case("reciprocal", (3, 4), units=5).check(backend)
-    export_onnx(MDLSTM(2, 3, cell="reciprocal"), tmp_path / "m.onnx", grid=(3, 4), channels=2, form=form)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_cell_that_is_defined_again_is_replaced(backend: str) -> None:
-    """Also in kernels that were compiled, and in layers that exist."""
-    layer, x = MDLSTM(2, 3, cell="gru", backend=backend).double(), torch.randn(1, 3, 4, 2).double()
-    before = layer(x)
-    register_cell("gru", gates=[Gate("update"), Gate("reset"), Gate("new", None)], states=())(
-        lambda gates, states: (gates[0] - gates[1] * states["h"][0] + gates[2].tanh(), {})
-    )
-    after = layer(x)
-    layer.backend = "reference"
-    assert_close_to(layer(x), after, 1e-12, "the new cell")
-    assert not torch.allclose(after, before)
+    x = torch.randn(1, 1, 2)
+    for cell in ("ours", "torchs"):
+        layer = MDLSTM(2, 3, ndim=1, cell=cell)
+        a = (layer.weight_ih_l0[0] @ x[0, 0] + layer.bias_l0[0]).unflatten(0, (2, 3))
+        torch.testing.assert_close(layer(x)[0, 0], equations(torch, a))
 
 
 def test_gates_have_the_start_and_role_that_they_are_given() -> None:
@@ -151,15 +106,31 @@ def test_gates_have_the_start_and_role_that_they_are_given() -> None:
     assert get_cell("named").gate_index("forget", 2) == [1]
 
 
-def test_a_cell_is_known_by_its_name_alone() -> None:
-    refused(r"own_cell\.py:coupled", lambda: MDLSTM(1, 2, cell=f"{EXAMPLE}:coupled"))
-    refused("no cell 'stabel'; did you mean 'stable'", lambda: MDLSTM(1, 2, cell="stabel"))
-
-
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     run_path(str(EXAMPLE), run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["coupled", "input-gated"]
+
+
+G = Gate("g")
+PEEPHOLES: dict[str, Any] = {
+    "gates": lambda ndim: [
+        Gate("i", None, role="input"),
+        *(Gate(f"f{d}", role="forget") for d in range(ndim)),
+        Gate("o", role="output"),
+    ]
+}
+
+
+def with_output_gate(h: Callable[..., Any]) -> Callable[..., Any]:
+    """Equations whose h is `h(o, c, output_gate)`."""
+
+    def equations(gates: Any, states: Any, act: Any, output_gate: Any) -> Any:
+        i, *forget, o = gates
+        c = i + sum(f * c_d for f, c_d in zip(forget, states["c"], strict=True))
+        return h(o, c, output_gate), {"c": c}
+
+    return equations
 
 
 def one_gate(h: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -167,91 +138,75 @@ def one_gate(h: Callable[[Any], Any]) -> Callable[..., Any]:
     return lambda gates, states: (h(gates[0]), {"c": gates[0]})
 
 
-F, G = Gate("f"), Gate("g")
-ROLES = [*(Gate(role, role=role) for role in ("input", "forget", "output")), Gate("second", role="forget")]
-PLAIN = one_gate(lambda g: g)
-PEEPHOLES = [Gate(role, role=role) for role in ("input", "forget", "output")]
-
-
-def with_output_gate(h: Callable[..., Any]) -> Callable[..., Any]:
-    """Equations of gates i, f and o, whose h is `h(o, c, output_gate)`."""
-
-    def equations(gates: Any, states: Any, act: Any, output_gate: Any) -> Any:
-        *others, o = gates
-        c = sum(others, start=states["c"][0])
-        return h(o, c, output_gate), {"c": c}
-
-    return equations
-
-
-ONE_OUTPUT = {
-    "gates": lambda ndim: [PEEPHOLES[0], *(Gate(f"f{d}", role="forget") for d in range(ndim)), PEEPHOLES[2]]
+BAD: dict[str, tuple[dict[str, Any], Any]] = {
+    "output gate not passed on": (PEEPHOLES, with_output_gate(lambda o, c, gate: o * c)),
+    "output gate used elsewhere": (PEEPHOLES, with_output_gate(lambda o, c, gate: gate(o, c) * o)),
+    "output gate called twice": (PEEPHOLES, with_output_gate(lambda o, c, gate: gate(o, c) * gate(o, -c))),
+    "peepholes without roles": ({"gates": [G]}, lambda g, s, act, gate: (g[0], {"c": g[0]})),
+    "a branch": ({"gates": [G]}, one_gate(lambda g: g if g else 1.0)),
+    "a comparison": ({"gates": [G]}, one_gate(lambda g: g if g == 0 else 1 / g)),
+    "an operation that is not there": ({"gates": [G]}, one_gate(lambda g: g.sin())),
+    "a power": ({"gates": [G]}, one_gate(lambda g: g**2)),
+    "a mean": ({"gates": [G]}, one_gate(lambda g: g - g.mean())),
+    "a text": ({"gates": [G]}, one_gate(lambda g: g + "z")),
+    "too few arguments": ({"gates": [G]}, one_gate(lambda g: g.maximum())),
+    "an option of torch": ({"gates": [G]}, one_gate(lambda g: torch.add(g, g, alpha=0))),
+    "a state that is not returned": ({"gates": [G]}, lambda g, s: (g[0], {"d": g[0]})),
+    "no states": ({"gates": [G]}, lambda g, s: g[0]),
+    "a gate too many": ({"gates": [G]}, lambda g, s: (g[1], {"c": g[0]})),
+    "no gates": ({"gates": 3}, one_gate(lambda g: g)),
+    "equations without states": ({"gates": [G]}, lambda g: (g[0], {})),
+    "a state h": ({"gates": [G], "states": ("h",)}, one_gate(lambda g: g)),
+    "two states of one name": ({"gates": [G], "states": ("c", "c")}, one_gate(lambda g: g)),
 }
-BAD: list[tuple[dict[str, Any], Callable[..., Any], str]] = [
-    *(
-        (ONE_OUTPUT, with_output_gate(h), r"must call output_gate\(output, c\) once, and use")
-        for h in (
-            lambda o, c, gate: o * c,
-            lambda o, c, gate: gate(o, c) * o,
-            lambda o, c, gate: gate(o, c) * gate(o, c),
-            lambda o, c, gate: gate(o * 1.0, c),
-        )
-    ),
-    ({"gates": [F, G]}, lambda g, s: (g[2], {"c": g[0]}), r"2 gates \(f, g\)"),
-    ({"gates": [G, F]}, PLAIN, "do not use gate f"),
-    ({"gates": ["g"]}, PLAIN, r"each entry a Gate.* got \['g'\]"),
-    ({"gates": 3}, PLAIN, "each entry a Gate.* got 3"),
-    ({"gates": []}, lambda g, s: (s["c"][0], {"c": s["c"][0]}), "got none"),
-    ({"gates": [G, G]}, lambda g, s: (g[0], {"c": g[1]}), "distinct names, got g, g"),
-    ({"gates": lambda: [G]}, PLAIN, "function from the number of axes .*TypeError"),
-    ({"gates": [G]}, one_gate(lambda g: g.sin()), "'sin'.* supported are .*softplus"),
-    ({"gates": [G]}, one_gate(lambda g: g - g.mean()), "unknown operation 'mean'"),
-    ({"gates": [G]}, one_gate(lambda g: g**2), r" \*\* .* may use .*softplus"),
-    ({"gates": [G]}, one_gate(lambda g: g if g else 1.0), "cannot branch .*maximum"),
-    ({"gates": [G]}, one_gate(lambda g: g + "1"), "values and numbers, got str"),
-    ({"gates": [G]}, one_gate(lambda g: g.maximum()), "takes 2 arguments, got 1"),
-    ({"gates": [G]}, one_gate(lambda g: torch.add(g, g, alpha=0)), "takes no alpha; leave it out"),
-    ({"gates": [G]}, one_gate(lambda g: 1.0), "must compute h"),
-    ({"gates": [G]}, one_gate(lambda g: g * float("nan")), "not finite"),
-    ({"gates": [G]}, one_gate(lambda g: g.minimum(np.inf)), "is not finite$"),
-    ({"gates": {F, G}}, PLAIN, "gates must be a list"),
-    ({"gates": [G], "states": {"c"}}, PLAIN, "states must be a list"),
-    ({"gates": [G]}, lambda g, s: g[0], r'must return h, \{"c": …\}'),
-    ({"gates": [G]}, lambda g, s: (g[0], {"d": g[0]}), "states c, got d"),
-    ({"gates": [G]}, one_gate(lambda g: g if g == 0 else 1 / g), "cannot branch"),
-    ({"gates": [G]}, one_gate(lambda g: 1 / g if g != g else g), "cannot branch .*"),
-    ({"gates": [G]}, lambda g: (g[0], {}), "a function of gates, states .* got \\(g\\)"),
-    ({"gates": [G]}, lambda g, s, k=2: (g[0] * k, {"c": g[0]}), r"without defaults, got \(g, s, k=2\)"),
-    ({"gates": [G]}, lambda *both: PLAIN(*both), r"got \(\*both\)"),
-    ({"gates": [G]}, "f", "a function of gates, states .* got f"),  # type: ignore[list-item]
-    ({"gates": [G], "states": ("h",)}, PLAIN, "other than 'h'"),
-    ({"gates": [G], "states": ("c", "c")}, PLAIN, "distinct names"),
-    ({"gates": [*ROLES, Gate("j", role="input")]}, lambda g, s, a, o: PLAIN(g, s), "peepholes need"),
-    ({"gates": ROLES, "states": ("b",)}, lambda g, s, a, o: PLAIN(g, s), "peepholes need a state c"),
-]
 
 
-@pytest.mark.parametrize(("options", "equations", "message"), BAD, ids=[row[-1] for row in BAD])
-def test_a_bad_definition_is_refused_in_one_line(
-    options: dict[str, Any], equations: Callable[..., Any], message: str
-) -> None:
-    with pytest.raises(InputError, match=message) as caught:
+@pytest.mark.parametrize("mistake", BAD)
+def test_a_bad_definition_is_refused(mistake: str) -> None:
+    options, equations = BAD[mistake]
+    with pytest.raises((InputError, TypeError)):
         register_cell("bad", **options)(equations)
-    assert "\n" not in str(caught.value) and re.match("(gates|states) must be|.*bad", str(caught.value))
     assert "bad" not in cell_names()
 
 
-BAD_NAMES: list[tuple[Callable[[Any], Any], Any]] = [
-    *((lambda name: register_cell(name, gates=[G])(PLAIN), bad) for bad in ("graves", "two words", None)),
-    *((Gate, bad) for bad in ("a b", 3)),
-    (lambda activation: Gate("g", activation), "relu"),
-    (lambda role: Gate("g", role=role), "feedback"),
+BAD_NAMES: list[Callable[[], Any]] = [
+    *(
+        (lambda name=name: register_cell(name, gates=[G])(one_gate(abs)))
+        for name in ("graves", "a b", "a@b")
+    ),
+    lambda: Gate("g", "relu"),  # type: ignore[arg-type]
+    lambda: Gate("g", role="feedback"),  # type: ignore[arg-type]
+    lambda: MDLSTM(1, 2, cell="stabel"),
 ]
 
 
-@pytest.mark.parametrize(("make", "bad"), BAD_NAMES)
-def test_bad_names_and_words_are_refused(make: Callable[[Any], Any], bad: Any) -> None:
-    refused(repr(bad), lambda: make(bad))
+@pytest.mark.parametrize("make", BAD_NAMES)
+def test_bad_names_and_words_are_refused(make: Callable[[], Any]) -> None:
+    with pytest.raises(InputError):
+        make()
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_peepholes_of_own_cells(backend: str, recompute: bool, layer_norm: bool) -> None:
+    """Of an input gate without activation, too."""
+    equations = with_output_gate(lambda o, c, gate: gate(o, c) * c.tanh())
+    register_cell("peep", **PEEPHOLES)(equations)
+    torch.manual_seed(0)
+    options = {"peephole": True, "layer_norm": layer_norm, "recompute": recompute}
+    layer = MDLSTM(2, 3, cell="peep", backend=backend, **options).double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    x = torch.randn(1, 3, 3, 2, dtype=torch.double)
+
+    def loss(*parameters: torch.Tensor) -> torch.Tensor:
+        named = dict(zip(dict(layer.named_parameters()), parameters, strict=True))
+        y: torch.Tensor = torch.func.functional_call(layer, named, (x,))
+        return y.square().sum()
+
+    assert torch.autograd.gradcheck(loss, tuple(layer.parameters()))
 
 
 @pytest.mark.slow
@@ -263,18 +218,9 @@ def test_equations_may_be_as_long_as_one_likes(layer_norm: bool) -> None:
             c = c * 0.999 + 0.001 * (k % 3)
         return output_activation(c), {"c": c}
 
-    register_cell("long", gates=[F, Gate("z", "tanh")])(equations)
+    register_cell("long", gates=[Gate("f"), Gate("z", "tanh")])(equations)
     for backend in BACKENDS:
         Case("long", (2, 2), layer_norm=layer_norm).check(backend)
-
-
-def test_means_of_shared_values_take_no_time_of_their_own() -> None:
-    """Each of these 60 sums has the one before it twice."""
-    value = Value.load("a", 0)
-    for _ in range(60):
-        value = value + value
-    graph = SimplifiedGraph()
-    assert len(topological_order([graph.simplify(unit_mean(value))])) == 62
 
 
 def test_what_equations_read_from_outside_is_read_once() -> None:
@@ -286,18 +232,17 @@ def test_what_equations_read_from_outside_is_read_once() -> None:
 
     x, results = torch.randn(1, 2, 3, 2, dtype=torch.float64), []
     layer = MDLSTM(2, 3, cell="reader").double()
-    for layer.backend in ("fused", "torch", "reference"):
+    for layer.backend in BACKENDS:
         y = layer(x)
         strength[0] = 3.0
         results.append((y, torch.autograd.grad(y.sum(), list(layer.parameters()))))
-    torch.testing.assert_close(results[:2], [results[2]] * 2)
+    torch.testing.assert_close(*results)
 
 
 VANISHING: dict[str, Callable[[Any], Any]] = {
-    "a product with 0": lambda g: 0.0 * g.exp(),
-    "a difference of equals": lambda g: g.exp() - g.exp(),
+    "a product with 0": lambda g: 0.0 * operation("exp", g),
+    "a difference of equals": lambda g: operation("exp", g) - operation("exp", g),
     "a quotient of 0": lambda g: 0.0 / g,
-    "a mean of zeros": lambda g: unit_mean(g.exp() * 0.0),
 }
 
 
@@ -315,25 +260,19 @@ def test_equations_keep_nan_and_infinity(name: str) -> None:
         layer.weight_ih_l0.copy_(torch.tensor([[0, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]))
         layer.bias_l0.zero_()
     x = torch.tensor([[[0.0, 2.0, 1.0]], [[0.0, 1e3, 1.0]], [[0.0, 0.0, 1.0]], [[0.0, -3.0, 1.0]]])
-    for layer.backend in ("reference", "fused", "torch"):
+    for backend in ("oracle", *BACKENDS):
         inputs = x.double().requires_grad_()
-        y = layer(inputs)
+        if backend == "oracle":
+            y, _ = oracle.run(layer, dict(layer.named_parameters()), inputs)
+        else:
+            layer.backend = backend
+            y = layer(inputs)
         results.append((y, torch.autograd.grad(y.sum(), inputs)[0][..., 2]))
     assert results[0][0].isnan().any() and results[0][1].isnan().any()
     torch.testing.assert_close(results[1:], [results[0]] * 2, equal_nan=True)
 
 
-def test_a_state_may_be_called_self() -> None:
-    def equations(gates: Any, states: Any) -> Any:
-        return gates[0], {"self": gates[0] + 0.5 * states["self"][0]}
-
-    register_cell("mine", gates=[Gate("z", "tanh")], states=("self",))(equations)
-    layer, x = MDLSTM(2, 3, cell="mine", backend="torch"), torch.randn(1, 2, 2, 2)
-    _, (state,) = layer(x, return_state=True)
-    layer(x, initial_state=(state,))
-
-
-@pytest.mark.parametrize("backend", ["fused", "torch", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_numbers_of_any_kind_and_changed_lists(backend: str) -> None:
     """Numbers of NumPy on either side, 1 / 0 of constants, and lists that equations empty."""
 
@@ -353,21 +292,3 @@ def test_numbers_of_any_kind_and_changed_lists(backend: str) -> None:
         h = 0.5 * a.sigmoid() + 0.25 * h
         torch.testing.assert_close(y[0, row, 0], h)
     y.sum().backward()
-
-
-@pytest.mark.parametrize("run", ["layer", "tiles", "compiled"])
-@pytest.mark.parametrize("recurrent", [True, False])
-def test_a_cell_with_other_gates_needs_a_new_layer(recurrent: bool, run: str) -> None:
-    """Else two gates of 4 units would be taken for four of 2."""
-
-    def define(count: int) -> None:
-        gates = [Gate(f"g{k}") for k in range(count)]
-        register_cell("grown", gates=gates, recurrent=recurrent)(lambda g, s: (sum(g), {"c": g[0]}))
-
-    define(2)
-    layer = MDLSTM(1, 4, cell="grown")
-    define(4)
-    how: Any = {"layer": layer, "tiles": partial(tiling.checkpointed, layer)}
-    call = how[run] if run in how else torch.compile(layer, backend="eager")
-    with pytest.raises(Exception, match="cell 'grown' has 4 gates, and the layer was created with 2"):
-        call(torch.rand(1, 2, 3, 1))

@@ -1,4 +1,4 @@
-"""Random cells, grids, sizes, states, cuts and tiles against the reference.
+"""Random cells, grids, sizes, states, cuts and tiles against the oracle.
 
 `conftest.py` draws the same examples each time; `--hypothesis-profile=default` draws others.
 """
@@ -13,15 +13,14 @@ from zlib import crc32
 
 import pytest
 from helpers.cuts import check_parts
-from helpers.own_cells import arguments
+from helpers.own_cells import arguments, operation
 from helpers.parity import KERNELS, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdlstm_tk import Gate, register_cell
 from mdlstm_tk.cells import BUILT_IN_CELLS
-from mdlstm_tk.cells.ir import record
-from mdlstm_tk.cells.operations import OPERATIONS
+from mdlstm_tk.cells.graph import OPERATIONS
 
 pytestmark = pytest.mark.usefixtures("fresh_registries", "poisoned_memory", "one_thread")
 
@@ -59,7 +58,7 @@ def register_random_cell(draw: st.DrawFn) -> str:
             operands = [values[k % len(values)] for k in operands]
             for k in POSITIVE.get(op, ()):
                 operands[k] = abs(operands[k]) + DIVIDE
-            values.append(bounded(record(op, *arguments(op, *operands))))
+            values.append(bounded(operation(op, *arguments(op, *operands))))
         last = values[::-1]
         new = {name: bounded(last[k % len(last)] + shares[k] * values[k]) for k, name in enumerate(states)}
         new.pop("h")

@@ -1,4 +1,4 @@
-"""Every backend against `reference` in float64: outputs, final states and every gradient.
+"""Every backend against the oracle in float64: outputs, final states and every gradient.
 
 Any two options meet in a case. Fresh memory is poisoned with NaN throughout, so that a kernel that reads
 memory which nobody wrote shows.
@@ -75,7 +75,7 @@ def _own_cells(fresh_registries: None) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", _cases(), ids=str)
-def test_agrees_with_reference(case: Case, backend: str) -> None:
+def test_agrees_with_the_oracle(case: Case, backend: str) -> None:
     case.check(backend)
 
 

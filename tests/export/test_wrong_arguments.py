@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers.networks import Function
 
-from mdlstm_tk import MDLSTM, Gate, register_cell
+from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export import export_onnx, export_run, float64_reference, lower, verify_model
 from mdlstm_tk.export.run_export import export_run_sizes
@@ -79,8 +79,6 @@ ARGUMENTS: dict[str, dict[str, list[Any]]] = {
         "seeds": [*NO_COUNT, 0],
         "seed": NO_COUNT,
     },
-    "Gate": {"start": ["a", None, [1], float("nan"), float("inf")]},
-    "register_cell": {"states": ["ab", *NO_NAMES], "gates": [3, "ab", [3]], "recurrent": NO_FLAG},
 }
 
 
@@ -101,8 +99,6 @@ def calls(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ca
         "reference": float64_reference(MDLSTM(1, 2)),
         "lower": with_defaults(lower, model=onnx.load(model)),
         "verify_model": with_defaults(verify_model, model=model, device="cpu", seeds=1),
-        "Gate": with_defaults(Gate, name="f"),
-        "register_cell": with_defaults(register_cell, name="refused", gates=[Gate("f")]),
     }
 
 

@@ -17,15 +17,13 @@ from triton.compiler import ASTSource
 
 from mdlstm_tk.backends.cuda import codegen
 from mdlstm_tk.cells import get_cell
-from mdlstm_tk.cells.passes import reads_hidden
-from mdlstm_tk.cells.step import CELL_PARAMETERS
+from mdlstm_tk.cells.step import CELL_PARAMETERS, reads_hidden
 
 INDICES = ("order_ptr", "predecessors_ptr", "successors_ptr", "entering_ptr", "leaving_ptr")
 TYPES = {
     **dict.fromkeys(codegen.VARYING, "i32"),
     **dict.fromkeys(INDICES, "*i32"),
     "starts_ptr": "*i64",
-    "valid_ptr": "*i1",
     "d_parameter_ptr": "*fp64",
 }
 IN_X_DTYPE = (
@@ -39,7 +37,6 @@ IN_STATE_DTYPE = (
 OF_STATES = ("first_ptr", "entering_ptr", "last_ptr", "leaving_ptr", "d_first_ptr")
 ARGUMENTS_OF_OPTION = {  # None without it
     "bias": ("bias_ptr",),
-    "sizes": ("valid_ptr",),
     "initial": OF_STATES,
 }
 

@@ -31,7 +31,7 @@ no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("backend", ["fused", "torch"])
 @pytest.mark.parametrize("cell", BUILT_IN_CELLS)
-def test_both_backends_agree_with_reference(cell: str, backend: str, dtype: str) -> None:
+def test_both_backends_agree_with_the_oracle(cell: str, backend: str, dtype: str) -> None:
     """Shapes too big for Triton's interpreter; `test_triton.py` has the small ones."""
     Case(cell, grid=(9, 14), batch=17, units=33, directions="all", sizes=True, dtype=dtype).check(
         backend, "cuda"
@@ -41,7 +41,9 @@ def test_both_backends_agree_with_reference(cell: str, backend: str, dtype: str)
 @needs_cuda
 @pytest.mark.parametrize("backend", ["fused", "torch"])
 @pytest.mark.parametrize("cell", [*BUILT_IN_CELLS, *OWN_CELLS])
-def test_states_and_own_cells_agree_with_reference(cell: str, backend: str, fresh_registries: None) -> None:
+def test_states_and_own_cells_agree_with_the_oracle(
+    cell: str, backend: str, fresh_registries: None
+) -> None:
     register_own_cells()
     for dtype in ("float32", "float16"):
         Case(cell, grid=(5, 8), batch=17, units=33, sizes=True, dtype=dtype).check(backend, "cuda")

@@ -5,28 +5,19 @@ from __future__ import annotations
 import http.server
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--disable-quic",
-)
+# In a container, and without requests of the browser's own.
+ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking")
 PATIENCE = 30.0  # seconds until what a page should do counts as not done
 DESKTOP = {"viewport": {"width": 1000, "height": 900}}
-PHONE = {"viewport": {"width": 375, "height": 700}, "is_mobile": True, "has_touch": True}
 
 
 def find_chromium() -> str | None:
@@ -35,63 +26,45 @@ def find_chromium() -> str | None:
 
 
 @contextmanager
-def launched(program: str, arguments: Sequence[str] = ARGUMENTS) -> Iterator[Browser]:
+def launched(program: str) -> Iterator[Browser]:
     """A headless browser."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=list(arguments))
+        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
         yield browser
         browser.close()
 
 
 class Tab:
-    """A page in a window of its own, and what it complained of and asked for since it was opened.
+    """A page, and what it complained of and asked for since it was opened.
 
     Attributes:
         page: Playwright's page.
         errors: errors and warnings from scripts, the network and the content policy.
         requests: the addresses that the page asked for.
+        devtools: Chromium's own protocol, for gestures that Playwright lacks.
     """
 
-    def __init__(self, browser: Browser, **options: Any) -> None:
-        self.page: Page = browser.new_context(**options).new_page()
-        self.page.set_default_timeout(PATIENCE * 1000)
-        self.errors: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("requestfailed", lambda request: self.errors.append(f"failed: {request.url}"))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("console", self._console)
-
-    def _console(self, message: Any) -> None:
-        if message.type in ("error", "warning", "assert"):
-            self.errors.append(message.text)
-
-    def open(self, address: str) -> None:
-        """Load a page."""
-        self.errors.clear()
-        self.requests.clear()
-        self.page.goto(address)
+    def __init__(self, page: Page) -> None:
+        self.page, self.errors, self.requests = page, list[str](), list[str]()
+        self.devtools = page.context.new_cdp_session(page)
+        page.set_default_timeout(PATIENCE * 1000)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("requestfailed", lambda request: self.errors.append(f"failed: {request.url}"))
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("console", lambda message: message.type == "log" or self.errors.append(message.text))
 
     def text(self, selector: str) -> str:
         """The text of an element."""
         return self.page.locator(selector).text_content() or ""
 
-    def protocol(self) -> CDPSession:
-        """Chromium's own protocol, for gestures that Playwright lacks."""
-        return self.page.context.new_cdp_session(self.page)
-
-    def close(self) -> None:
-        self.page.context.close()
-
 
 @contextmanager
 def opened(browser: Browser, **options: Any) -> Iterator[Tab]:
-    """A tab that is closed afterwards. `options` are those of Playwright's `new_context`."""
-    tab = Tab(browser, **options)
-    try:
-        yield tab
-    finally:
-        tab.close()
+    """A tab that is closed afterwards, and must not have complained. `options` are those of Playwright's
+    `new_context`."""
+    with browser.new_context(**options) as context:
+        yield (tab := Tab(context.new_page()))
+        assert tab.errors == []
 
 
 @contextmanager

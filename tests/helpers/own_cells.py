@@ -11,8 +11,7 @@ from torch import Tensor
 
 from mdlstm_tk import MDLSTM, Gate, register_cell
 from mdlstm_tk._util.user_code import import_file
-from mdlstm_tk.cells.ir import record
-from mdlstm_tk.cells.operations import OPERATIONS
+from mdlstm_tk.cells.graph import OPERATIONS, record
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_cell.py"
 OWN_CELLS = ("coupled", "input-gated", "gru", "fast-and-slow", "h-is-c", "all-operations")
@@ -20,7 +19,15 @@ OWN_CELLS = ("coupled", "input-gated", "gru", "fast-and-slow", "h-is-c", "all-op
 
 def arguments(op: str, *values: Any) -> tuple[Any, ...]:
     """As many of the values as the operation takes."""
-    return values[: OPERATIONS[op].gradient.__code__.co_argcount - 2]
+    return values[: OPERATIONS[op].arity]
+
+
+def operation(op: str, *args: Any) -> Any:
+    """An operation of the table: recorded, or of tensors by torch."""
+    if not any(isinstance(arg, Tensor) for arg in args):
+        return record(op, *args)
+    tensors = [torch.as_tensor(arg, dtype=torch.float64) for arg in args]
+    return torch.logaddexp(*tensors, torch.zeros(())) if op == "softplus" else getattr(torch, op)(*tensors)
 
 
 def smooth(op: str, a: Any, b: Any) -> tuple[Any, ...]:
@@ -52,7 +59,7 @@ def register_own_cells() -> None:
         """Two states, and gates of all activations."""
         f, z, o, u = gates
         fast = f * mean(states["fast"]) + z
-        slow = 0.9 * mean(states["slow"]) + 0.1 * fast + 0.01 * u.softplus()
+        slow = 0.9 * mean(states["slow"]) + 0.1 * fast + 0.01 * operation("softplus", u)
         return o * output_activation(fast - slow), {"slow": slow, "fast": fast}
 
     @register_cell("h-is-c", gates=[Gate("f"), Gate("z", "tanh")])
@@ -71,13 +78,13 @@ def register_own_cells() -> None:
     def all_operations(gates: Any, states: Any) -> Any:
         """Each operation, of numbers in the range of all of them, and one state that is a number."""
         a, b = gates[0].sigmoid() + 0.5, gates[1].tanh() + 1.5
-        results = {op: record(op, *arguments(op, a, b)) for op in OPERATIONS}
+        results = {op: operation(op, *arguments(op, a, b)) for op in OPERATIONS}
         for op in OPERATIONS:
-            results[op] = 0.5 * (results[op] + record(op, *arguments(op, 0.5, 2.0)) + mean(states[op]))
-        return a * b - mean(states["h"]), {**results, "constant": record("exp", 0.5)}
+            results[op] = 0.5 * (results[op] + operation(op, *arguments(op, a, 2.0)) + mean(states[op]))
+        return a * b - mean(states["h"]), {**results, "constant": 1.5}
 
     def each_operation(choose: Any, gates: Any, states: Any) -> Any:
-        return sum(gates), {op: record(op, *choose(op, *gates)) for op in OPERATIONS}
+        return sum(gates), {op: operation(op, *choose(op, *gates)) for op in OPERATIONS}
 
     for name, choose in (("any-numbers", arguments), ("smooth-operations", smooth)):
         pair = [Gate("a", None), Gate("b", None)]

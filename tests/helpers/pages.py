@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from helpers.layouts import save
 from mdlstm_tk.data import Dataset
-from mdlstm_tk.text import Character, Transcription
+from mdlstm_tk.text import Character, ReadLine
 from mdlstm_tk.text.pages import Page, read_page
 from mdlstm_tk.training import configure, make_task
 
@@ -23,10 +23,8 @@ COORDS = '<Coords points="10,20 90,20 90,50 10,50"/><Baseline points="10,44 90,4
 PAGE = "http://schema.primaresearch.org/PAGE/gts/pagecontent/2019-07-15"
 
 
-def transcription(text: str, confidence: float = 0.9) -> Transcription:
-    return Transcription(
-        text, confidence, tuple(Character(c, k, k + 1, confidence) for k, c in enumerate(text))
-    )
+def transcription(text: str, confidence: float = 0.9) -> ReadLine:
+    return ReadLine(text, confidence, tuple(Character(c, k, k + 1, confidence) for k, c in enumerate(text)))
 
 
 def alto(

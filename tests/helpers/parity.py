@@ -1,10 +1,11 @@
-"""One sweep with everything that it depends on, and `reference` in float64 as the truth about it."""
+"""One layer with everything that it depends on, and the oracle in float64 as the truth about it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
+from helpers import oracle
 from mdlstm_tk import MDLSTM, BoundaryState, tiling
 from mdlstm_tk.cells import get_cell
 
@@ -113,9 +115,10 @@ class Case:
         return layer.to(self.torch_dtype).to(dtype or self.torch_dtype)
 
     def run(self, backend: str, dtype: torch.dtype | None = None, device: str = "cpu") -> dict[str, Tensor]:
-        """y, the final states, and the gradient of every leaf that wants one, on the CPU."""
-        dtype = dtype or self.torch_dtype
-        layer = self.layer(backend, dtype).to(device)
+        """y, the final states, and the gradient of every leaf that wants one, on the CPU; by a backend, or
+        by the "oracle"."""
+        dtype, is_oracle = dtype or self.torch_dtype, backend == "oracle"
+        layer = self.layer("auto" if is_oracle else backend, dtype).to(device)
         random = torch.Generator().manual_seed(2)
         sizes = None
         if self.sizes:
@@ -147,7 +150,13 @@ class Case:
                     leaves[f"initial {k} {j}"] = faces[j] = rounded.requires_grad_()
             arguments["initial_state"] = tuple(to_state(f, layer.ndim, self.cell) for f in initial)
             arguments["return_state"] = True
-        if self.tile is None:
+        if is_oracle:
+            starts = [pack(faces, layer.ndim) for faces in initial] if self.states else None
+            y, finals = oracle.run(layer, parameters, x, sizes, starts)
+            if not len(x):  # what is computed nowhere depends on nothing
+                y = y + 0 * sum(t.sum() for t in (x, *parameters.values()))
+            result = [y, [unpack(final, windows) for final in finals if self.states]]
+        elif self.tile is None:
             result = functional_call(layer, parameters, (x,), arguments)
         else:
             for name, value in parameters.items():
@@ -155,11 +164,12 @@ class Case:
             result = tiling.checkpointed(layer, x, self.tile, **arguments)
         outputs = [t for t in tree_leaves(result) if t is not None]
         grads = [torch.randn(t.shape, generator=random).to(self.torch_dtype).to(t) for t in outputs]
+        pairs = [(t, grad) for t, grad in zip(outputs, grads, strict=True) if t.requires_grad]
         differentiable = {name: t for name, t in leaves.items() if t.requires_grad}
         gradients = torch.autograd.grad(
-            outputs,
+            [t for t, _ in pairs],
             list(differentiable.values()),
-            [laid_out(grad, self.layout, False)[1] for grad in grads],
+            [laid_out(grad, self.layout, False)[1] for _, grad in pairs],
             materialize_grads=True,
         )
         tensors = {f"output {k}": t.detach() for k, t in enumerate(outputs)}
@@ -167,7 +177,7 @@ class Case:
         return {name: t.cpu() for name, t in tensors.items()}
 
     def check(self, backend: str, device: str = "cpu") -> None:
-        """Compare with `reference` in float64."""
+        """Compare with the oracle."""
         dtype = self.torch_dtype
         exact = replace(self, tile=None, dtype=self.dtype if dtype in HALVES else "float64")
         truth, results = _truth(exact), self.run(backend, device=device)
@@ -187,7 +197,7 @@ def assert_close_to(truth: Tensor, actual: Tensor, tolerance: float, name: str) 
 
 @lru_cache(maxsize=1)
 def _truth(case: Case) -> dict[str, Tensor]:
-    return case.run("reference", torch.float64)
+    return case.run("oracle", torch.float64)
 
 
 def laid_out(values: Tensor, layout: str, wants: bool) -> tuple[Tensor, Tensor]:
@@ -225,6 +235,24 @@ def random_faces(
         values = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
         faces += [v.abs() + 0.5 if name == "n" else v for v in values]
     return [face.requires_grad_() for face in faces]
+
+
+def pack(faces: Faces, ndim: int) -> Tensor:
+    """The states of a layer as the sweep takes them, (N, F, dirs, 1 + S, n)."""
+    axes = [torch.stack(faces[d::ndim], dim=-2).unsqueeze(1).flatten(1, -4) for d in range(ndim)]
+    return torch.cat(axes, dim=1)
+
+
+def unpack(final: Tensor, grid: Sequence[int]) -> Faces:
+    """The reverse of `pack`."""
+    shapes = [(*grid[:d], *grid[d + 1 :]) for d in range(len(grid))]
+    parts = final.split([prod(shape) for shape in shapes], dim=1)
+    faces = []
+    for s in range(final.shape[-2]):
+        for part, shape in zip(parts, shapes, strict=True):
+            face = part[..., s, :]
+            faces.append(face.unflatten(1, shape) if shape else face.squeeze(1))
+    return faces
 
 
 def to_state(faces: Faces, ndim: int = 2, cell: str = "graves") -> BoundaryState:

@@ -24,6 +24,7 @@ def write_model(
     *,
     outputs: int = 1,
     axes: int = 4,
+    elem_type: int = TensorProto.FLOAT,
     **metadata: Any,
 ) -> Path:
     """Write a model from x (N, H, W, C) of any extents to y; the default doubles x. Further outputs are
@@ -34,7 +35,7 @@ def write_model(
         nodes: what computes y.
         constants: stored tensors by name.
         outputs: number of features of y.
-        axes: number of axes of y.
+        axes, elem_type: number of axes of y, and the type of its elements.
         **metadata: fields of the metadata, and those that a kind adds.
     """
     usual = {"version": "0", "form": "scan", "layout": "N H W C", "channels": 1, "outputs": outputs}
@@ -54,7 +55,7 @@ def write_model(
         extents = (None, described.ndim) if name == "sizes" else shape
         declared.append(helper.make_tensor_value_info(name, kind, extents))
     names = described.output_names
-    returned = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (None,) * axes) for name in names]
+    returned = [helper.make_tensor_value_info(name, elem_type, (None,) * axes) for name in names]
     copies = [node("Identity", "y", name) for name in names[1:]]
     computed = [*(nodes or [node("Add", "x x", "y")]), *copies]
     graph = helper.make_graph(computed, "g", declared, returned, tensors)

@@ -12,15 +12,15 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from helpers import oracle
 from mdlstm_tk import MDLSTM
-from mdlstm_tk.backends import reference
-from mdlstm_tk.backends.boundary import line_counts
-from mdlstm_tk.backends.inputs import TENSORS, SweepInputs
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.export import lower
 from mdlstm_tk.export.capture import DOMAIN, IR_VERSION, OPSET
 from mdlstm_tk.export.lowering.lower import subgraphs, walk
+from mdlstm_tk.inputs import TENSORS
 from mdlstm_tk.layer import PARAMETERS
+from mdlstm_tk.states import line_counts
 from mdlstm_tk.wavefront import Direction
 
 CHANNELS = 2
@@ -88,12 +88,10 @@ class Sweep:
 
     def exact_results(self, x: np.ndarray, **optional: np.ndarray) -> list[np.ndarray]:
         """h, and the final states if there are `initial` ones, in float64. `sizes` are optional, too."""
-        arrays = {"x": x, **self.weights, **optional}
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        tensors = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
-        signs = tuple(sign for direction in self.directions for sign in direction)
-        results = reference.forward(SweepInputs(*map(tensors.get, TENSORS), signs, get_cell(self.cell)))
-        return [tensor.numpy() for tensor in results if tensor is not None]
+        weights = {name: torch.from_numpy(array) for name, array in self.weights.items()}
+        given = {name: torch.from_numpy(array) for name, array in optional.items()}
+        results = oracle.sweep(self.cell, torch.from_numpy(x), weights, self.directions, **given)
+        return [result.numpy() for result in results[: 1 + ("initial" in given)]]
 
     def exact(self, x: np.ndarray, **optional: np.ndarray) -> np.ndarray:
         """h alone."""

@@ -43,6 +43,9 @@ def test_layouts_give_the_same_samples(kind: str, layout: str, tmp_path: Path) -
         x = x[..., None] / np.float32(255)
         wanted.add((x.tobytes(), np.asarray(target, np.float32).round(3).tobytes()))
     assert found == wanted
+    values = np.concatenate([x.ravel() for x, _ in task.sets["train"]])
+    ends = (values.min(), values.max()) if "arrays" in layout else (0, 1)  # of the pixels' type
+    assert task.spec.x_range == pytest.approx(ends)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 import re
@@ -26,7 +27,6 @@ from PIL import Image
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import differences
 import measuring
 import performance
 from contenders import Shape, floor
@@ -34,13 +34,13 @@ from contenders import Shape, floor
 from mdlstm_tk.data import Task
 from mdlstm_tk.training import TrainConfig, configure, load_checkpoint, make_task, train
 
-MODULES = {"measuring", "contenders", "equal_time", "hard_lines"}  # that scripts share
+MODULES = {"measuring", "contenders", "equal_time"}  # that scripts share
 NAMED = re.compile(r"benchmarks/(\w+)\.py")
 PAGES = [
     *(ROOT / "docs").rglob("*.md"),
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Makefile")),
 ]
-PAGES += [*(ROOT / ".github/workflows").glob("benchmarks.yml"), ROOT / ".ci/lowest-onnxruntime"]
+PAGES += [ROOT / ".ci/lowest-onnxruntime"]
 SMALL = ("--shape", "1,3x4,1,2", "--seconds", "0")
 weekly = partial(pytest.param, marks=pytest.mark.weekly)
 CASES = [  # script and table, options, columns of the table
@@ -57,7 +57,6 @@ EVALUATED = 8  # samples of each split, so that it takes little time
 OTHER_TABLES = [name for name in learning_tables.TABLES if name != "diagonal"]
 IN_PROCESSES = {  # script with its options, and what it prints; they set variables or take a path
     ("load", *SMALL): "8 columns",
-    ("differences", ROOT, ROOT, "--rounds", "1", *SMALL): "5 columns",
     ("export_networks", "sequences/rotary/scan"): "9 runs",
     ("tiling", "inference", "--extent", "16", "--tile", "16", "--hidden", "2"): "peak",
 }
@@ -109,7 +108,7 @@ def test_a_table_is_printed(
     assert found == (expected or found)  # the runtimes of `runtimes` are those that are installed
 
 
-def test_json_has_what_differences_compare(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_the_ratio_of_each_row(capsys: pytest.CaptureFixture[str]) -> None:
     script("bench").main(["--json", *SMALL, "--threads", "1"])
     rows = json.loads(capsys.readouterr().out)
     assert [(row["N, grid, C, n"], row["pass"]) for row in rows] == [
@@ -179,12 +178,10 @@ def test_a_table_of_learning(
 ) -> None:
     """It goes on where it was, looks at no test data to choose, and is written into page and README."""
     few = np.random.default_rng(0).integers(0, 2, (60, 8, 8), np.uint8)
-    digests = [str(k) for k in range(80)]
-    parts = (few, digests[:60]), (few[:20], digests[60:])
-    monkeypatch.setattr("mdlstm_tk.density.fashion._load", lambda folder: parts)
     monkeypatch.setattr(learning, "make_task", make_small_task)
-    fresh("rival_networks")
+    fresh("rival_networks", "density_tasks")
     importlib.import_module("rival_networks")
+    monkeypatch.setattr(script("density_tasks"), "load_clothes", lambda folder: (few, few[:20]))
     table = learning_tables.TABLES[name]
     for file, marker in (("README.md", "learning"), (f"docs/{table.page}", name)):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -213,7 +210,7 @@ def test_own_data_of_each_kind(
     fresh("own_data")
     own_data = script("own_data")
     counts = {"images": "20", "masks": "10"}
-    if not own_data.FOLDER.is_dir():  # Debian's package with the pictures of clothes
+    if not own_data.CLOTHES.is_dir():  # Debian's package with the pictures of clothes
         del counts["images"]
     for kind, count in counts.items():
         arguments = [kind, "--samples", count, "--minutes", "0.02", "-o", str(tmp_path / "out")]
@@ -293,7 +290,6 @@ def test_handwriting_is_measured_once(tmp_path: Path, capsys: pytest.CaptureFixt
     assert all(abs(row["parameters"] / default["parameters"] - 1) < 0.05 for row in rivals)
     parts = main(["parts", *arguments, "--only", "no lengths", "defaults"])
     assert default in parts.values() and len(parts) == 2  # from the file of results
-    assert main(["lines", *arguments]) == rows and columns(capsys.readouterr().out) > 4
     with pytest.raises(SystemExit):
         main(["results", *arguments])  # without fonts
     with pytest.raises(SystemExit, match="was measured with"):
@@ -335,15 +331,6 @@ def test_nan_is_no_small_difference() -> None:
     assert (
         runtimes.difference(lambda model, feeds: np.ones(1), case) == "y has the shape (1,), expected (2,)"
     )
-
-
-def test_differences_in_speed() -> None:
-    base = {("16,8x8,1,16", "forward"): [1.0, 1.1, 1.05], ("1,64x64,1,32", "training"): [1.0, 1.0, 2.0]}
-    head = {("16,8x8,1,16", "forward"): [1.3, 1.2, 1.25], ("1,64x64,1,32", "training"): [1.2, 1.3, 1.2]}
-    text = differences.comment(base, head)
-    assert "1 of 2" in text and "| 16,8x8,1,16 | forward | 1.05 | 1.25 | **+19%** |" in text
-    assert "| 1,64x64,1,32 | training | 1.00 | 1.20 | +20% |" in text  # base has a slower round
-    assert "**" not in differences.comment(base, base)
 
 
 def test_steps_take_turns() -> None:
@@ -418,3 +405,25 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("not measured: torch sees no NVIDIA GPU") and done.stderr.count("\n") == 1
     assert not (tmp_path / "gpu").exists()
+
+
+@pytest.mark.usefixtures("fresh_registries")
+def test_probabilities_and_entropy_of_the_ising_model_are_those_of_an_enumeration() -> None:
+    fresh("density_tasks")
+    task = script("density_tasks").Ising((2, 3), beta=0.6)
+    images = np.indices((2,) * 6).reshape(6, -1).T.reshape(-1, 2, 3, 1)
+    p = np.exp(task.log_prob(images))
+    assert p.sum() == pytest.approx(1, abs=1e-12)
+    assert task.entropy == pytest.approx(-(p * np.log(p)).sum(), abs=1e-6)
+    numbers = task.batch(0, 0, 20_000).x.reshape(-1, 6) @ 2 ** np.arange(6)[::-1]
+    frequency = np.bincount(numbers.astype(int), minlength=64) / 20_000
+    assert (np.abs(frequency - p) < 4.5 * np.sqrt(p * (1 - p) / 20_000) + 1e-9).all()
+
+
+def test_idx_files_are_read_compressed_or_not(tmp_path: Path) -> None:
+    images = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    content = bytes([0, 0, 8, 3]) + np.array(images.shape, ">i4").tobytes() + images.tobytes()
+    (tmp_path / "a").write_bytes(content)
+    (tmp_path / "b.gz").write_bytes(gzip.compress(content))
+    for name in "ab":
+        assert np.array_equal(script("density_tasks").read_idx(tmp_path / name), images)

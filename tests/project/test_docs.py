@@ -19,7 +19,7 @@ from mdlstm_tk.cli.app import VERBS
 
 PAGES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += ["CONTRIBUTING.md", "README.md"]
-WITHOUT_BLOCKS = ("docs/changelog.md", "docs/contributing.md", "docs/performance.md", "docs/tasks/index.md")
+WITHOUT_BLOCKS = ("docs/changelog.md", "docs/contributing.md", "docs/performance.md")
 
 
 @pytest.mark.slow

@@ -105,7 +105,7 @@ def test_a_row_says_where_the_mdlstm_loses(tmp_path: Path) -> None:
 
 def test_a_row_shows_both_columns_of_a_network_that_does_not_set_the_minutes() -> None:
     row = tables.readme_row("Gaussian fields, plain `md`", RESULTS)
-    page = between_markers(ROOT / "docs/tasks/gaussian-field.md", "gaussian-field")
+    page = between_markers(ROOT / "docs/results.md", "gaussian-field")
     steps, minutes = next(each.split(" | ") for each in page.splitlines() if "| md |" in each)[4::2]
     assert row is not None and f"| {steps}, in equal minutes {minutes.removesuffix(' |')} |" in row
 
@@ -131,7 +131,7 @@ def test_of_equal_scores_the_rate_nearest_to_the_default_is_chosen(tmp_path: Pat
 
 
 def test_a_row_waits_for_the_last_cell(tmp_path: Path) -> None:
-    text = "| [random diagonal](a.md) | old | old | old |\n| [digits](a.md) | old | old | old |"
+    text = "| [random diagonal](a.md) | old | old | old |\n| [textures](a.md) | old | old | old |"
     write_results(tmp_path, missing="snake, lr 0.3, 50 steps, seed 5", md=0.1, snake=0.2, horizontal=0.3)
     assert tables.readme(text, tmp_path) == text
     write_results(tmp_path, md=0.1, snake=0.2, horizontal=0.3)

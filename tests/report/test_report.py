@@ -157,7 +157,7 @@ def test_other_data_are_measured_alone(tmp_path: Path, caplog: pytest.LogCapture
     assert Path(values["path"]).stat().st_size == values["bytes"] and "measured alone" in done.err
     checkpoint = load_checkpoint(run.best)
     config = quick(new, "segment", augment=0.0)
-    task = make_task(config, checkpoint.state.learned, measured=True)
+    task = make_task(config, checkpoint.state.learned, checkpoint.state.data)
     task.spec, network = checkpoint.spec, checkpoint.network()
     expected = evaluate(network, task, "test")
     run.report = tmp_path / "new.html"

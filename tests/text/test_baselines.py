@@ -18,9 +18,9 @@ from mdlstm_tk.data import Batch, Dataset
 from mdlstm_tk.data.task import collate
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_named
-from mdlstm_tk.text import LineFinder, page_distortion
+from mdlstm_tk.text import LineFinder, distortion
 from mdlstm_tk.text.baselines_training import draw_maps
-from mdlstm_tk.text.page_distortion import distort_page
+from mdlstm_tk.text.distortion import distort_page
 from mdlstm_tk.text.pages import REACH
 from mdlstm_tk.training import Run, configure, load_checkpoint, make_task, train
 
@@ -130,9 +130,9 @@ def test_the_image_and_its_baselines_are_distorted_alike(strength: float) -> Non
 
 
 def test_no_strength_turns_a_page_into_its_negative(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_distortion, "_perspective", lambda *_: np.eye(3))
-    monkeypatch.setattr(page_distortion, "_shade", lambda *_: np.float32(1))
-    monkeypatch.setattr(page_distortion, "NOISE", 0)
+    monkeypatch.setattr(distortion, "_perspective", lambda *_: np.eye(3))
+    monkeypatch.setattr(distortion, "_shade", lambda *_: np.float32(1))
+    monkeypatch.setattr(distortion, "PAGE_NOISE", 0)
     x = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8, 1)
     for seed in range(64):
         page, _ = distort_page(x, (), np.random.default_rng(seed), 9.0)

@@ -94,9 +94,10 @@ def test_the_best_weights_are_those_of_the_best_validation(tmp_path: Path) -> No
         assert scores[result["step"]] == min(scores.values())
         assert result["errors"] == pytest.approx(validations[result["step"]], rel=1e-6)
         assert result["in_sample"]
-    for wrong in ({"best_by": "nothing"}, {"best_by": "f1_macro", "validation": 0}):
-        with pytest.raises(InputError):
-            train(configure(**{**settings, **wrong}), tmp_path / "wrong")
+    with pytest.raises(InputError):
+        train(configure(**settings, best_by="nothing"), tmp_path / "wrong")
+    plain = {**settings, "validation": 0, "best_by": "f1_macro"}  # the last weights are the best
+    assert train(configure(**plain), tmp_path / "plain")["step"] == settings["steps"]
 
 
 def test_patience_and_minutes_end_a_training(tmp_path: Path) -> None:

@@ -1,246 +1,201 @@
 // The page: runs the model on the grid that the user draws or opens, and shows the prediction next to it.
-import { LIMIT, POSITIONS, readGrid } from "./files.js";
+import { readGrid } from "./files.js";
 import { cropOrPad, makeGrid } from "./grid.js";
 import { HeatMap, formatNumber } from "./heatmap.js";
 import { loadModel } from "./model.js";
 import { Prediction, channelNames } from "./prediction.js";
 
+const POSITIONS = 512 * 512; // of a grid with free extents; a page is the wrong tool for larger ones
+
 const element = (id) => document.getElementById(id);
-const [height, width, ink, message, values] = ["height", "width", "ink", "message", "values"].map(element);
+const [ink, message, target] = ["ink", "message", "target"].map(element);
+const fields = ["height", "width"].map(element);
 const input = new HeatMap(element("input"), showInput);
-const COLOURS = ["colours", "red", "green", "blue"]; // the menu of an input that is an image in colours
 
 let model; // the result of loadModel()
+let prediction; // what shows its predictions
 let x; // the input grid
-let prediction; // what shows the prediction for it
-let showsImage; // whether x is an image in colours
-let showsGrey; // whether x is a grey image
+let cursor = [0, 0]; // in fractions of the height and width, since a prediction may have other extents than x
 let nextExample = 0;
-let cursor = [0, 0]; // row and column in the input grid
 
 async function start() {
-  try {
-    model = await loadModel();
-  } catch (error) {
-    return showError(error);
-  }
+  model = await loadModel();
   const { info } = model;
-  document.title = element("title").textContent = info.name;
-  element("facts").textContent = [
-    info.grid ? `Grids ${info.sizes ? "up to" : "of"} ${sizeOf(info.grid)}` : "Grids of any size",
-    meaning(info),
-    `${Math.ceil(info.bytes / 1024)} KiB`,
-    `exported by mdlstm-tk ${info.version}`,
-  ].join(" · ");
-  prediction = new Prediction(element("prediction"), info);
-  showsImage = info.preprocessing?.channels === 3;
-  showsGrey = info.channels === 1 && Boolean(info.preprocessing || (info.kind && info.kind !== "grid"));
-  input.setChannels(showsImage ? COLOURS : channelNames(info.channels));
+  const { grid, least, multiples } = info;
+  document.title = element("title").textContent = info.title;
+  element("facts").textContent = `Grids ${sizes()} · ${Math.ceil(model.bytes / 1024)} KiB · exported by mdlstm-tk ${info.version}`;
   element("hint").hidden = !info.isDiagonal;
-  [height, width].forEach((field, axis) => {
-    const step = info.multipleOf?.[axis] ?? 1;
-    const most = Math.floor(POSITIONS / (info.grid?.[1 - axis] ?? LIMIT)); // lines of text may be long
-    Object.assign(field, { min: (info.grid?.[axis] ? null : info.minGrid?.[axis]) ?? step, step, max: info.grid?.[axis] ?? most });
-    field.value = info.grid?.[axis] ?? Math.max(Math.ceil(16 / step) * step, field.min);
-    field.disabled = !info.sizes && (info.grid?.[axis] ?? null) !== null;
+  input.setChannels(info.isColour ? [] : channelNames(info.channels));
+  prediction = new Prediction(element("prediction"), element("values"), info);
+  fields.forEach((field, k) => {
+    Object.assign(field, { min: least[k], step: multiples[k], disabled: grid[k] !== null && !info.sizes });
   });
-  // The first run includes compilation, so its time is not shown.
-  await model.predict(makeGrid(Number(height.value), Number(width.value), info.channels)).catch(showError);
-  for (const id of ["example", "clear", "open"]) element(id).disabled = false;
-  return example();
+  const extents = grid.map((own, k) => own ?? Math.max(Math.ceil(16 / multiples[k]) * multiples[k], least[k]));
+  x = makeGrid(...extents, info.channels);
+  await model.predict(x); // the first run includes compilation, so its time is not shown
+  showExample();
+  listen();
 }
 
-// A grid in words; one of its extents may be free.
-const sizeOf = (grid) => grid.map((extent) => extent ?? "any").join("×");
-
-// What goes in and comes out, in words.
-function meaning({ kind, channels, outputs, window: hasGrid, classes }) {
-  const from = `${channels} ${channels > 1 ? "channels" : "channel"}`;
-  if (kind === "transcribe") return `${from} → text of ${classes.length} different characters`;
-  const unit = ["classify", "segment"].includes(kind) ? "classes" : outputs > 1 ? "numbers" : "number";
-  return `${from} → ${outputs} ${unit}${hasGrid ? " at each position" : ""}`;
+// The sizes of grids that the model takes, in words.
+function sizes() {
+  const { grid, least, multiples, sizes: isPadded } = model.info;
+  const words = (extents) => extents.map((extent) => extent ?? "any").join("×");
+  const isFree = grid.every((extent) => extent === null);
+  return (isFree ? "of any size" : `${isPadded ? "up to" : "of"} ${words(grid)}`)
+    + (Math.max(...least) > 1 ? `, at least ${words(least)}` : "")
+    + (Math.max(...multiples) > 1 ? `, multiples of ${words(multiples)}` : "");
 }
 
-// Replaces the input grid, whether it was drawn, opened or resized.
-function setInput(next) {
-  const { info } = model;
-  const size = [next.height, next.width];
-  const fits = (extent, axis) => extent === null || (info.sizes ? size[axis] <= extent : size[axis] === extent);
-  if (info.grid && !info.grid.every(fits))
-    throw new Error(`a ${size.join("×")} grid does not fit this model, which takes ${
-      info.sizes ? "up to " : ""}${sizeOf(info.grid)}`);
-  if (info.multipleOf?.some((step, axis) => size[axis] % step))
-    throw new Error(`a ${size.join("×")} grid does not fit this model, which takes multiples of ${info.multipleOf.join("×")}`);
-  if (info.minGrid?.some((least, axis) => !info.grid?.[axis] && size[axis] < least))
-    throw new Error(`a ${size.join("×")} grid does not fit this model, which takes at least ${info.minGrid.join("×")}`);
+// Throws an error if the model does not take grids of this size.
+function checkSize(...size) {
+  const { grid, least, multiples, sizes: isPadded } = model.info;
+  const isLarge = (extent, k) => extent >= (grid[k] === null || isPadded ? least[k] : grid[k]);
+  const fits = (extent, k) => isLarge(extent, k) && extent <= (grid[k] ?? POSITIONS) && extent % multiples[k] === 0;
+  if (!size.every(fits)) throw new Error(`a ${size.join("×")} grid does not fit this model, which takes grids ${sizes()}`);
+  if (grid.includes(null) && size[0] * size[1] > POSITIONS)
+    throw new Error(`a ${size.join("×")} grid is too large for this page, which takes up to ${POSITIONS} positions`);
+}
+
+// Replaces the input grid by one that was opened, resized or is an example, whose answer should be `expected`.
+function setInput(next, expected) {
+  checkSize(next.height, next.width);
   x = next;
-  element("target").hidden = true; // that of an example
-  [height, width].forEach((field, axis) => {
-    field.max = info.grid?.[axis] ?? Math.floor(POSITIONS / size[1 - axis]);
-    field.value = size[axis];
-  });
-  cursor = [Math.min(cursor[0], x.height - 1), Math.min(cursor[1], x.width - 1)];
-  showInput();
-  run();
+  changed(expected);
 }
 
-const formatTime = (milliseconds) => milliseconds.toFixed(milliseconds < 100 ? 1 : 0);
-
-// Only one run is active at a time. If the input changes meanwhile, the model runs once more afterwards.
-let running = false;
-let runAgain = false;
-async function run() {
-  runAgain = running;
-  if (running) return;
-  running = true;
-  try {
-    const result = await model.predict(x);
-    prediction.show(result.y);
-    updateNumbers();
-    if (!input.cursor.hidden) prediction.moveCursor(...cursorFractions());
-    if (!runAgain) showMessage(`${formatTime(result.milliseconds)} ms on this device’s CPU, one thread${x.warning ? `; ${x.warning}` : ""}`);
-  } catch (error) {
-    prediction.clear();
-    updateNumbers();
-    showError(error);
-  }
-  running = false;
-  if (runAgain) run();
+// Shows the input after a change, and predicts.
+function changed(expected) {
+  [fields[0].value, fields[1].value] = [x.height, x.width];
+  target.hidden = !expected;
+  target.textContent = `Expected: ${expected}`;
+  showInput();
+  predict();
 }
 
 function showInput() {
-  if (showsImage && input.channel === 0) input.drawImage(x);
-  else input.draw(x, input.channel - (showsImage ? 1 : 0), showsGrey);
-  if (!input.cursor.hidden) moveInputCursor();
+  const { isColour, isGrey } = model.info;
+  const pixel = (k) => [...x.data.subarray(3 * k, 3 * k + 3)];
+  if (isColour) input.draw(x, (k) => pixel(k).map((value) => 255 * value), (k) => pixel(k).map(formatNumber).join(", "));
+  else input.drawValues(x, input.channel, isGrey);
 }
 
-function updateNumbers() {
-  if (values.open) values.querySelector("pre").textContent = prediction?.y ? prediction.csv() : "";
+// Only one run is active at a time. If the input changes meanwhile, the model runs once more afterwards.
+let isRunning = false;
+let isOutdated = false;
+async function predict() {
+  isOutdated = true;
+  if (isRunning) return;
+  isRunning = true;
+  while (isOutdated) {
+    isOutdated = false;
+    try {
+      const { y, milliseconds } = await model.predict(x);
+      prediction.show(y);
+      showMessage(`${milliseconds.toFixed(milliseconds < 100 ? 1 : 0)} ms on this device’s CPU, one thread${warning()}`);
+    } catch (error) {
+      prediction.clear();
+      showMessage(error.message, true);
+    }
+  }
+  isRunning = false;
 }
 
-// The cursor in fractions of the height and width, since the prediction may have another size than the input.
-const cursorFractions = () => [(cursor[0] + 0.5) / x.height, (cursor[1] + 0.5) / x.width];
-
-function moveInputCursor() {
-  const start = (cursor[0] * x.width + cursor[1]) * x.channels;
-  const colours = () => [...x.data.subarray(start, start + 3)].map(formatNumber).join(", ");
-  input.moveCursor(...cursorFractions(), showsImage && input.channel === 0 ? colours : undefined);
+// As `check_scale` in mdlstm_tk/runtime/shapes.py.
+function warning() {
+  const [low, high] = model.info.range ?? [-Infinity, Infinity];
+  const far = x.data.find((value) => value < low - (high - low) / 2 || value > high + (high - low) / 2);
+  return far === undefined ? "" : `; ${far} lies far outside of [${low}, ${high}], the values of training`;
 }
 
-function moveCursor(row, column) {
-  cursor = [row, column];
-  moveInputCursor();
-  prediction.moveCursor(...cursorFractions());
+function showMessage(text, isError = false) {
+  message.textContent = text;
+  message.classList.toggle("error", isError);
 }
 
-// The part of x.data that drawing at the cursor changes: one channel, or all of an image in colours.
-function drawnValues() {
-  const start = (cursor[0] * x.width + cursor[1]) * x.channels;
-  if (!showsImage) return x.data.subarray(start + input.channel, start + input.channel + 1);
-  return input.channel === 0 ? x.data.subarray(start, start + 3) : x.data.subarray(start + input.channel - 1, start + input.channel);
-}
-
-function paint(value) {
-  element("target").hidden = true;
-  drawnValues().fill(value);
-  showInput();
-  run();
+// Does what the user asked for, and shows the error if that fails.
+async function attempt(action) {
+  try {
+    await action();
+  } catch (error) {
+    showMessage(error.message, true);
+  }
 }
 
 // The next of the examples, which the exporter took from the validation data; random numbers if it had none.
-function example() {
-  const target = element("target");
-  const { examples, info } = model;
-  if (examples.length) {
-    const { x: next, target: text } = examples[nextExample++ % examples.length];
-    setInput({ ...next, data: Float32Array.from(next.data) });
-    [target.hidden, target.textContent] = [!text, `Expected: ${text}`];
-    return;
-  }
-  const next = makeGrid(Number(height.value), Number(width.value), info.channels);
-  next.data.forEach((_, k, data) => { data[k] = Math.random(); });
-  setInput(next);
+function showExample() {
+  const { examples } = model;
+  if (!examples.length) return setInput({ ...x, data: x.data.map(Math.random) });
+  const { x: next, target: expected } = examples[nextExample++ % examples.length];
+  return setInput({ ...next, data: next.data.slice() }, expected);
 }
 
 function resize() {
-  if (!x) return; // the model is still being compiled
-  const size = [height, width].map(({ value, step, min, max }) =>
-    Math.min(Math.max(Math.round(value / step) || 1, min / step), Math.floor(max / step)) * step);
-  setInput({ ...cropOrPad(x, ...size), warning: x.warning });
+  const size = fields.map((field) => Math.floor(field.value));
+  [fields[0].value, fields[1].value] = [x.height, x.width]; // unless the model takes the size
+  checkSize(...size);
+  setInput(cropOrPad(x, ...size));
 }
 
-async function openFile(file) {
-  if (!file) return;
-  try {
-    setInput(await readGrid(file, model.info));
-  } catch (error) {
-    showError(error);
+const openFile = (file) => attempt(async () => file && setInput(await readGrid(file, model.info)));
+
+function moveCursor(place) {
+  cursor = place;
+  input.moveCursor(place);
+  prediction.map.moveCursor(place);
+}
+
+// The part of x.data under the cursor that drawing changes: one channel, or all of an image in colours.
+function drawnValues() {
+  const { isColour } = model.info;
+  const position = Math.floor(cursor[0] * x.height) * x.width + Math.floor(cursor[1] * x.width);
+  const first = position * x.channels + (isColour ? 0 : input.channel);
+  return x.data.subarray(first, first + (isColour ? 3 : 1));
+}
+
+function paint(value) {
+  drawnValues().fill(value);
+  changed();
+}
+
+// Listens to the user, once there is a model.
+function listen() {
+  let stroke = null; // the value that is being drawn
+  input.canvas.addEventListener("pointerdown", (event) => {
+    if (event.button) return;
+    input.canvas.setPointerCapture(event.pointerId);
+    moveCursor(input.placeOf(event));
+    // A stroke that starts on a position that already has the ink's value erases instead.
+    stroke = drawnValues().every((value) => Math.abs(value - ink.value) < 1e-6) ? 0 : Number(ink.value);
+    paint(stroke);
+  });
+  input.canvas.addEventListener("pointermove", (event) => {
+    moveCursor(input.placeOf(event));
+    if (stroke !== null) paint(stroke);
+  });
+  for (const kind of ["pointerup", "pointercancel"]) input.canvas.addEventListener(kind, () => { stroke = null; });
+  prediction.map.canvas.addEventListener("pointermove", (event) => moveCursor(prediction.map.placeOf(event)));
+  input.canvas.addEventListener("keydown", (event) => {
+    const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], " ": [0, 0] }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const move = (extent, k) => Math.min(Math.max(Math.floor(cursor[k] * extent) + step[k], 0), extent - 1);
+    moveCursor([x.height, x.width].map((extent, k) => (move(extent, k) + 0.5) / extent));
+    if (event.key === " ") paint(Number(ink.value));
+  });
+  ink.addEventListener("input", () => { element("ink-value").textContent = Number(ink.value).toFixed(2); });
+  for (const field of fields) field.addEventListener("change", () => attempt(resize));
+  const actions = { example: showExample, clear: () => setInput(makeGrid(x.height, x.width, x.channels)), open: () => element("file").click() };
+  for (const [id, action] of Object.entries(actions)) {
+    element(id).addEventListener("click", () => attempt(action));
+    element(id).disabled = false;
   }
+  element("file").addEventListener("change", (event) => openFile(event.target.files[0]).then(() => { event.target.value = ""; }));
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    openFile(event.dataTransfer.files[0]);
+  });
 }
 
-function showMessage(text) {
-  message.textContent = text;
-  message.classList.remove("error");
-}
-
-function showError(error) {
-  message.textContent = error.message;
-  message.classList.add("error");
-}
-
-// A stroke that starts on a position that already has the ink's value erases instead.
-let stroke = null; // the value that is being drawn
-input.canvas.addEventListener("pointerdown", (event) => {
-  if (!x || event.button) return;
-  input.canvas.setPointerCapture(event.pointerId);
-  moveCursor(...input.positionOf(event));
-  stroke = drawnValues().every((value) => Math.abs(value - ink.value) < 1e-6) ? 0 : Number(ink.value);
-  paint(stroke);
-});
-input.canvas.addEventListener("pointermove", (event) => {
-  if (!x) return;
-  moveCursor(...input.positionOf(event));
-  if (stroke !== null) paint(stroke);
-});
-for (const kind of ["pointerup", "pointercancel"]) input.canvas.addEventListener(kind, () => { stroke = null; });
-element("prediction").querySelector("canvas").addEventListener("pointermove", (event) => {
-  if (!prediction?.y?.height) return;
-  const { y, map } = prediction;
-  const [row, column] = map.positionOf(event);
-  moveCursor(Math.floor(((row + 0.5) / y.height) * x.height), Math.floor(((column + 0.5) / y.width) * x.width));
-});
-input.canvas.addEventListener("keydown", (event) => {
-  const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-  if (!x || !(step || event.key === " ")) return;
-  event.preventDefault();
-  if (!step) return paint(Number(ink.value));
-  const [row, column] = [cursor[0] + step[0], cursor[1] + step[1]];
-  if (row >= 0 && row < x.height && column >= 0 && column < x.width) moveCursor(row, column);
-});
-
-ink.addEventListener("input", () => { element("ink-value").textContent = Number(ink.value).toFixed(2); });
-for (const field of [height, width]) field.addEventListener("change", resize);
-element("example").addEventListener("click", example);
-element("clear").addEventListener("click", () => setInput(makeGrid(x.height, x.width, x.channels)));
-element("open").addEventListener("click", () => element("file").click());
-element("file").addEventListener("change", ({ target }) => {
-  openFile(target.files[0]);
-  target.value = "";
-});
-document.addEventListener("dragover", (event) => event.preventDefault());
-document.addEventListener("drop", (event) => {
-  event.preventDefault();
-  if (model) openFile(event.dataTransfer.files[0]);
-});
-element("prediction").querySelector("select").addEventListener("change", updateNumbers);
-values.addEventListener("toggle", updateNumbers);
-element("save").addEventListener("click", () => {
-  if (!prediction?.y) return;
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([prediction.csv()], { type: "text/csv" }));
-  link.download = "prediction.csv";
-  link.click();
-  URL.revokeObjectURL(link.href);
-});
-
-start();
+attempt(start);

@@ -1,129 +1,104 @@
-// Shows a prediction in the terms of the task: numbers in a heat map, a label with its probability, a mask in
-// colours with a legend, or a text.
+// Shows a prediction in the terms of the task: numbers in a heat map, labels with their probabilities, a mask in
+// colours with a legend, or a text; and as numbers below, when these are unfolded.
 import { checkScores, classIndices, logistic, probabilities, transcript } from "./answers.js";
-import { toCsv } from "./files.js";
 import { HeatMap, formatNumber } from "./heatmap.js";
-import { makeGrid } from "./grid.js";
 
 const MAX_BARS = 10; // classes that are listed, the most likely ones first
 const percent = (probability) => `${(100 * probability).toFixed(1)} %`;
-
-// The colour of each class: its colour in the palette of the training masks, or else one of a circle of hues,
-// in steps of the golden angle so that neighbours differ.
-function classColours(info) {
-  return Array.from({ length: info.outputs }, (_, k) => {
-    if (info.maskPalette) return info.maskPalette.slice(3 * k, 3 * k + 3);
-    if (k === 0) return [40, 44, 52];
-    const hue = (k * 137.5 + 60) % 360;
-    const channel = (offset) => { // from hue, saturation 0.6 and lightness 0.6 to red, green or blue
-      const place = (offset + hue / 30) % 12;
-      return Math.round(255 * (0.6 - 0.24 * Math.max(-1, Math.min(place - 3, 9 - place, 1))));
-    };
-    return [channel(0), channel(8), channel(4)];
-  });
-}
+// Integers are written as they are. Nine significant digits identify a float32 exactly.
+const exact = (value) => (Number.isInteger(value) ? value : Number(value.toPrecision(9)));
+const rows = (values, width) => values.map((value, k) => value + ((k + 1) % width ? "\t" : "\n")).join("");
 
 export const channelNames = (count, known) => Array.from({ length: count }, (_, k) => known?.[k] ?? `${k + 1} of ${count}`);
 
 export class Prediction {
-  constructor(figure, info) {
-    this.info = info;
-    this.figure = figure;
-    this.map = new HeatMap(figure, () => this.show(this.y));
-    [this.answer, this.bars, this.legend] = [".answer", ".bars", ".legend"].map((part) => figure.querySelector(part));
-    this.classes = channelNames(info.outputs, info.classes);
-    this.colours = classColours(info);
-    this.isMask = info.kind === "segment";
-    this.probabilities = { classify: probabilities, tag: logistic }[info.kind];
-    this.map.setChannels(this.isMask ? ["mask", ...this.classes.map((name) => `probability of ${name}`)] : this.classes);
-  }
+  #y; // the last output, while it is shown
 
-  // Shows y, a grid as `predict` returns it.
-  show(y) {
-    const isAnswer = ["classify", "tag", "transcribe"].includes(this.info.kind);
-    if (isAnswer || this.isMask) checkScores(y);
-    if (this.info.kind === "regress" && !y.data.every(Number.isFinite))
-      throw new Error("the numbers hold NaN or infinity; the model diverged");
-    this.y = y;
-    const hasGrid = y.height > 0;
-    for (const part of [this.map.frame, this.map.scale, this.map.value]) part.hidden = !hasGrid;
-    this.map.select.hidden = !hasGrid || y.channels < 2;
-    this.bars.hidden = hasGrid || this.info.kind === "transcribe";
-    this.legend.hidden = !this.isMask || this.map.channel > 0;
-    this.answer.hidden = !isAnswer;
-    if (this.info.kind === "transcribe") this.#showText();
-    else if (!hasGrid) this.#showBars();
-    else if (!this.isMask) this.map.draw(y);
-    else if (this.map.channel > 0) this.map.draw(probabilities(y), this.map.channel - 1);
-    else this.#showMask();
+  constructor(figure, numbers, info) {
+    [this.info, this.numbers] = [info, numbers];
+    [this.answer, this.bars, this.legend] = [".answer", ".bars", ".legend"].map((part) => figure.querySelector(part));
+    this.map = new HeatMap(figure, () => this.show(this.#y));
+    this.names = channelNames(info.outputs, info.classes);
+    this.map.setChannels(info.kind === "segment" ? ["mask", ...this.names.map((name) => `probability of ${name}`)] : this.names);
+    numbers.addEventListener("toggle", () => this.#y && this.show(this.#y));
   }
 
   // Shows nothing, after an output that is no answer.
   clear() {
-    this.y = undefined;
-    for (const part of [this.map.frame, this.map.scale, this.map.value, this.map.select, this.bars, this.legend, this.answer])
-      part.hidden = true;
+    this.#y = undefined;
+    this.map.hide();
+    for (const part of [this.answer, this.bars, this.legend]) part.hidden = true;
+    this.#write("");
   }
 
-  moveCursor(fractionDown, fractionAcross) {
-    if (!this.y?.height) return;
-    const isMask = this.isMask && this.map.channel === 0;
-    const className = (row, column) => this.classes[this.mask.data[row * this.mask.width + column]];
-    this.map.moveCursor(fractionDown, fractionAcross, isMask ? className : undefined);
+  // Shows y, a grid as `predict` returns it.
+  show(y) {
+    const { kind } = this.info;
+    this.clear();
+    if (["classify", "tag", "segment", "transcribe"].includes(kind)) checkScores(y);
+    else if (kind === "regress" && !y.data.every(Number.isFinite))
+      throw new Error("the numbers hold NaN or infinity; the model diverged");
+    this.#y = y;
+    if (kind === "transcribe") this.#showText(transcript(y, this.info.classes));
+    else if (!y.height) this.#showVector(y);
+    else if (kind !== "segment") this.#showGrid(y, this.map.channel);
+    else if (this.map.channel > 0) this.#showGrid(probabilities(y), this.map.channel - 1);
+    else this.#showMask(y, classIndices(y));
   }
 
-  // What the file prediction.csv holds: the chosen channel, the values of a mask, the probabilities or the text.
-  csv() {
-    const { info, y } = this;
-    if (info.kind === "transcribe") return `${transcript(y, info)}\n`;
-    if (this.probabilities) {
-      const values = this.probabilities(y).data;
-      return this.classes.map((name, k) => `${quote(name)},${Number(values[k].toPrecision(6))}\n`).join("");
-    }
-    if (!y.height) return toCsv(makeGrid(1, y.channels, 1, y.data), 0);
-    if (!this.isMask) return toCsv(y, this.map.channel);
-    if (this.map.channel > 0) return toCsv(probabilities(y), this.map.channel - 1);
-    const value = (index) => info.maskValues?.[index] ?? index;
-    return toCsv({ ...this.mask, data: Array.from(this.mask.data, value) }, 0, String); // values of 64 bits are texts
+  #write(text) {
+    this.numbers.querySelector("pre").textContent = this.numbers.open ? text : "";
   }
 
-  #showText() {
-    const text = transcript(this.y, this.info);
-    this.answer.textContent = text || "(no text)";
-    this.answer.classList.toggle("empty", !text);
+  #answer(text, isEmpty) {
+    this.answer.hidden = false;
+    this.answer.textContent = text;
+    this.answer.classList.toggle("empty", isEmpty);
   }
 
-  #showBars() {
-    const isScored = Boolean(this.probabilities);
-    const values = isScored ? this.probabilities(this.y).data : this.y.data;
+  #showText(text) {
+    this.#answer(text || "(no text)", !text);
+    this.#write(text);
+  }
+
+  #showVector(y) {
+    const { kind, threshold } = this.info;
+    const scores = { classify: probabilities, tag: logistic }[kind];
+    const values = (scores ? scores(y) : y).data;
     const order = [...values.keys()];
-    const given = order.filter((k) => values[k] >= this.info.threshold); // labels, of kind tag
-    if (isScored) order.sort((a, b) => values[b] - values[a]).splice(MAX_BARS);
-    const [label, format] = [(k) => this.classes[k], isScored ? percent : formatNumber];
-    const longest = isScored ? 1 : Math.max(1, ...values);
-    this.answer.textContent = this.info.kind === "tag" ? given.map(label).join(", ") || "(no label)"
-      : `${label(order[0])} ${percent(values[order[0]])}`;
-    this.bars.replaceChildren(...order.map((k) => {
-      const bar = Object.assign(document.createElement("li"), { textContent: `${label(k)}: ${format(values[k])}` });
-      bar.style.setProperty("--share", Math.max(0, values[k] / longest));
-      return bar;
-    }));
+    if (scores) order.sort((a, b) => values[b] - values[a]);
+    if (kind === "classify") this.#answer(`${this.names[order[0]]} ${percent(values[order[0]])}`, false);
+    const labels = this.names.filter((_, k) => values[k] >= threshold);
+    if (kind === "tag") this.#answer(labels.join(", ") || "(no label)", !labels.length);
+    const [format, longest] = scores ? [percent, 1] : [formatNumber, Math.max(1, ...values)];
+    this.#list(this.bars, order.slice(0, scores ? MAX_BARS : undefined), (k) => `${this.names[k]}: ${format(values[k])}`,
+      "--share", (k) => Math.max(0, values[k] / longest));
+    this.#write(this.names.map((name, k) => `${name}\t${exact(values[k])}\n`).join(""));
   }
 
-  #showMask() {
-    this.mask = classIndices(this.y);
-    this.map.drawClasses(this.mask, this.colours);
-    const counts = this.classes.map(() => 0);
-    this.mask.data.forEach((index) => { counts[index] += 1; });
+  #showGrid(y, channel) {
+    this.map.drawValues(y, channel);
+    this.#write(rows(Array.from(y.data.filter((_, k) => k % y.channels === channel), exact), y.width));
+  }
+
+  #showMask(y, indices) {
+    const { palette, maskValues } = this.info;
+    this.map.draw(y, (k) => palette[indices[k]], (k) => this.names[indices[k]]);
+    const counts = this.names.map(() => 0);
+    for (const index of indices) counts[index] += 1;
     const present = [...counts.keys()].filter((k) => counts[k] > 0).sort((a, b) => counts[b] - counts[a]);
-    this.legend.replaceChildren(...present.map((k) => {
-      const share = percent(counts[k] / this.mask.data.length);
-      const entry = Object.assign(document.createElement("li"), { textContent: `${this.classes[k]} ${share}` });
-      entry.style.setProperty("--colour", `rgb(${this.colours[k].join(" ")})`);
+    this.#list(this.legend, present, (k) => `${this.names[k]} ${percent(counts[k] / indices.length)}`,
+      "--colour", (k) => `rgb(${palette[k].join(" ")})`);
+    this.#write(rows(indices.map((index) => maskValues[index]), y.width));
+  }
+
+  // Fills a list with an entry for each class, and a property of its style.
+  #list(list, classes, textOf, property, valueOf) {
+    list.hidden = false;
+    list.replaceChildren(...classes.map((k) => {
+      const entry = Object.assign(document.createElement("li"), { textContent: textOf(k) });
+      entry.style.setProperty(property, valueOf(k));
       return entry;
     }));
   }
 }
-
-// A field of a CSV file.
-const quote = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);

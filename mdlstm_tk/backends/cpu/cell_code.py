@@ -1,13 +1,14 @@
 """The only code that depends on the cell: a C function that runs the cell's kernel on a block of rows.
 
 A kernel of the sweep fills a table with a line for each row, which holds the addresses of the slots of
-`mdlstm_tk.cells.passes`, and calls the function once per block.
+`mdlstm_tk.cells.step`, and calls the function once per block.
 """
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from llvmlite import ir
 from numba import types
@@ -15,36 +16,15 @@ from numba.extending import intrinsic
 
 from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.simd import I64, Pointer, Vector, vector_loop
-from mdlstm_tk.cells.ir import Kernel, Value
-from mdlstm_tk.cells.operations import OPERATIONS
+from mdlstm_tk.cells.graph import OPERATIONS, Kernel, Value
 
-
-class Slots(NamedTuple):
-    """Indices of words in a line of the table, those that forward uses first. A word is the address of the
-    first row of a slot, whose other rows follow."""
-
-    parameter: int
-    state: int
-    gates: int
-    a: int
-    h: int
-    dh: int
-    da: int
-    dparameter: int
-
-
-class AxisSlots(NamedTuple):
-    """The same for each axis, after the words of `Slots`. The S states of an axis follow each other."""
-
-    h_prev: int
-    state_prev: int
-    dh_next: int
-    dh_read_next: int
-    dstate_next: int
-    dh_read_prev: int
-    dstate_prev: int
-
-
+# Indices of words in a line of the table, those that forward uses first. A word is the address of the first
+# row of a slot, whose other rows follow.
+Slots = namedtuple("Slots", "parameter state gates a h dh da dparameter")
+# The same for each axis, after the words of `Slots`. The S states of an axis follow each other.
+AxisSlots = namedtuple(
+    "AxisSlots", "h_prev state_prev dh_next dh_read_next dstate_next dh_read_prev dstate_prev"
+)
 SLOT, AXIS = Slots(*range(8)), AxisSlots(*range(7))
 
 
@@ -175,4 +155,4 @@ class _RowBuilder:
             if store.value.level == level:
                 target = self.rows[store.slot, store.row].at(index)
                 result = get(store.value)
-                target.store(target.load(lanes) + result if store.add else result)
+                target.store(target.load(lanes) + result if store.slot == "dparameter" else result)

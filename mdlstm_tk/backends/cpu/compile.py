@@ -1,137 +1,61 @@
-"""Kernels are compiled by Numba and cached; see `cache_folder` for where they are kept.
+"""Kernels are compiled by Numba and kept on disk, in a folder of the user's alone.
 
-Some functions for each dtype are the same for all cells: forward and backward, the matrix product, and
-those that pack weights. One more is made for each pass of a cell. All are C functions of int64, which any
-thread may call without Python's lock.
+Numba pickles compiled code, and unpickling runs what a file says. So nobody but the user may be able to
+write to the folder. Numba's own choices, `__pycache__`, `~/.cache/numba` and, without a home folder,
+`./~/.cache/numba`, may be writable by others.
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import logging
+import os
+import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
-from glob import glob
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from numba import cfunc, njit
+from numba import cfunc
 from numba.core import config
 
 from mdlstm_tk.backends.cpu import simd
-from mdlstm_tk.backends.cpu.cache_folder import cache_folder
-from mdlstm_tk.backends.specialize import compiling, specialize
-from mdlstm_tk.cells import operations
-from mdlstm_tk.cells.ir import Kernel
+from mdlstm_tk.backends.cpu.intrinsics import OPTIONS
+from mdlstm_tk.cells import graph
 
-_log = logging.getLogger("mdlstm_tk")
+VARIABLE = "NUMBA_CACHE_DIR"
+SUBFOLDER = "kernels"
 _config_lock = threading.Lock()
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-Generic = Literal["run_jobs", "forward", "backward", "matmul", "pack", "pack_transposed", "unpack"]
 
 
-@cache
-def announce(subject: str, is_kept: bool) -> None:
-    """Tell the user why a call takes long, once for each subject. Without handlers of their own, Python
-    prints warnings of a logger on standard error."""
-    how_often = "once; later runs take it from the cache"
-    if not is_kept:
-        how_often = "as every process does, since there is no folder to keep it in; see `mdlstm doctor`"
-    _log.warning(f"mdlstm-tk compiles {subject} for this CPU, {how_often}")
-
-
-def jit(function: Callable[..., Any]) -> Any:
-    """Compile for Numba as a part of the function that calls it."""
-    return njit(**OPTIONS)(function)
-
-
-@cache
-def generic_kernel(name: Generic, dtype: str) -> Any:
-    """A function that is the same for all cells, as Numba's C function.
-
-    Raises:
-        KernelError: it cannot be compiled.
-    """
-    from mdlstm_tk.backends.cpu import kernels, matmul
-
-    with compiling(f"{name}_{dtype}"):
-        template = getattr(kernels if name in ("run_jobs", "forward", "backward") else matmul, name)
-        function = specialize(template, f"{name}_{dtype}", ZERO=np.dtype(dtype).type(0))
-        return _compile(function, "", "its kernels")
-
-
-def compile_cell(kernel: Kernel, dtype: str, ndim: int, states: int, cell: str) -> Any:
-    """The C function of `cell_code.block_function` for a kernel.
-
-    Args:
-        kernel: the graph of a pass.
-        dtype, ndim, states: its dtype, D and S.
-        cell: the name of the cell, for messages.
-
-    Raises:
-        KernelError: it cannot be compiled.
-    """
-    from mdlstm_tk.backends.cpu.cell_code import block_function
-
-    key = f"{dtype} {ndim} {states}\n{kernel.text}"
-    if key not in _cells:
-        with compiling(f"of cell '{cell}'"):
-            function = block_function(kernel, ndim, states, np.dtype(dtype).type(0))
-            function.__name__ = function.__qualname__ = f"cell_{dtype}_{ndim}d"
-            _cells[key] = _compile(function, key, f"cell '{cell}'")
-    return _cells[key]
-
-
-_cells: dict[str, Any] = {}  # by everything that the code depends on, not by name: cells can be redefined
-
-
-def _compile(function: Callable[..., None], key: str, subject: str) -> Any:
+def compiled(function: Callable[..., None], name: str, key: str = "") -> Any:
     """Compile a C function of int64, and cache the code on disk if there is a place to write to.
 
     Args:
         function: the function.
-        key: whatever the code depends on beside the sources in this folder and the function's name.
-        subject: what is compiled, for people.
+        name: its name in Numba, for profilers and tracebacks.
+        key: whatever the code depends on beside the sources in this folder and the name.
     """
-    vectors = (
-        simd.VECTOR_BYTES,
-        simd.TILE_ROWS,
-        simd.TILE_VECTORS,
-    )  # Numba's own key does not tell them apart
-    source = f"{_source_digest()} {vectors} {function.__name__} {key}"
-    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
-    function.__qualname__ += f"_{digest}"
+    vectors = simd.VECTOR_BYTES, simd.TILE_ROWS, simd.TILE_VECTORS  # Numba's own key does not have them
+    source = f"{_source_digest()} {vectors} {name} {key}"
+    function.__name__ = name
+    function.__qualname__ = f"{name}_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
     signature = f"void({', '.join(['int64'] * function.__code__.co_argcount)})"
     folder = cache_folder()
-    # Path.rglob of Python 3.11 raises if another process removes a folder meanwhile; glob does not.
-    if folder is None or not glob(f"**/*{digest}*.nbi", root_dir=folder, recursive=True):
-        announce(subject, folder is not None)
     if folder is not None:
-        try:
-            with _caching_in(folder):
-                return cfunc(signature, cache=True, **OPTIONS)(function)
-        except Exception:  # a full disk, or a damaged cache
-            pass
+        with suppress(Exception), _caching_in(folder):  # a full disk, or a damaged cache
+            return cfunc(signature, cache=True, **OPTIONS)(function)
     return cfunc(signature, **OPTIONS)(function)
 
 
 @cache
 def _source_digest() -> str:
-    """A digest of the code in this folder and of the table of operations, on which compiled code depends;
-    comments, docstrings and layout do not count. Numba itself looks only at the file and name of one
-    function."""
-    digest = hashlib.sha256()
-    for path in (*sorted(Path(__file__).parent.glob("*.py")), Path(operations.__file__)):
-        tree = ast.parse(path.read_bytes())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
-                del node.body[0]
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()
+    """A digest of the sources that compiled code depends on. Numba itself looks only at the file and name
+    of one function."""
+    sources = (*sorted(Path(__file__).parent.glob("*.py")), Path(graph.__file__))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
 @contextmanager
@@ -150,3 +74,43 @@ def _caching_in(folder: Path) -> Iterator[None]:
             yield
         finally:
             vars(config).update(user_settings)
+
+
+def cache_folder() -> Path | None:
+    """The folder for compiled kernels, which is created if it is missing.
+
+    It is a subfolder of `$NUMBA_CACHE_DIR` if that is set. Otherwise it lies, below `mdlstm-tk`, in
+    `$XDG_CACHE_HOME` or `~/.cache`, on macOS in `~/Library/Caches`, on Windows in `%LOCALAPPDATA%`.
+
+    Returns:
+        An absolute path. None if nothing may be kept on disk: the path that the environment names is not
+        absolute, there is no home folder, the folder cannot be created, or others may write to it.
+    """
+    base = _base()
+    if base is None or not base.is_absolute():
+        return None
+    with suppress(OSError):
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = base / SUBFOLDER
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder if _is_private(folder) and os.access(folder, os.W_OK | os.X_OK) else None
+    return None
+
+
+def _base() -> Path | None:
+    if path := os.environ.get(VARIABLE):
+        return Path(path)
+    caches = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+    if not caches and sys.platform != "win32":
+        with suppress(RuntimeError):  # no home folder
+            caches = str(Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache"))
+    return Path(caches, "mdlstm-tk") if caches else None
+
+
+def _is_private(folder: Path) -> bool:
+    """Tell whether a folder, and no link to one, belongs to the user and others cannot write to it. Windows
+    has no such modes; there, a folder below the user's profile is private."""
+    if sys.platform == "win32":
+        return folder.resolve().is_relative_to(Path.home().resolve())
+    status = folder.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022

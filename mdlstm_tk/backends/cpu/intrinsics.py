@@ -1,7 +1,7 @@
 """Functions that kernels call from Numba and that are written in LLVM.
 
 Arrays come as addresses and become Numba's `CPointer`: unlike arrays, pointers cost no reference counting
-in inner loops.
+in inner loops. Kernels are C functions of int64, which any thread may call without Python's lock.
 """
 
 from __future__ import annotations
@@ -11,14 +11,20 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
 
 from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.simd import I64, Pointer, Vector, vector_loop
 
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}  # of all that Numba compiles
 CACHE_LINE = 64  # bytes
 INT32, INT64 = np.int32(0), np.int64(0)  # as types for `pointer_to`
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """Compile for Numba as a part of the function that calls it."""
+    return njit(**OPTIONS)(function)
 
 
 def record_loader(record: type[tuple[int, ...]]) -> Any:

@@ -10,15 +10,14 @@ the pre-activations are `operand @ w_cat`. In backward, `da @ w_catᵀ` is the g
 cell on each row; all of it on data that is still in cache, and only what backward needs is written to
 memory. If the cell is not recurrent, the operand has no h_d: K = C + 1.
 
-A kernel runs one job (`records.Job`): wavefronts of one tile of the grid, with rows (visit, sample).
-`run_jobs` runs one after another.
-States pass from tile to tile through the *front*, a tensor of all faces of the grid
-(`mdlstm_tk.backends.boundary`) that holds for each line the states that left the last tile along it. It
-starts as the initial states and ends as the final ones. A grid that is one tile and has neither needs no
+A kernel runs one job (`records.Job`): wavefronts of one band of the grid, with rows (visit, sample).
+States pass from band to band through the *front*, a tensor of all faces of the grid
+(`mdlstm_tk.states`) that holds for each line the states that left the last band along it. It
+starts as the initial states and ends as the final ones. A grid that is one band and has neither needs no
 front.
 
 Backward reads what forward saved and does not change it. A wavefront is: gather the operands again, the
-cell's gradient on each row, and both products. Gradients pass from tile to tile through a front, too. It
+cell's gradient on each row, and both products. Gradients pass from band to band through a front, too. It
 starts as the gradient of the final states and ends as that of the initial ones.
 
 The gradients of w_cat and of the cell's parameters are sums over all positions. A float32 sum of 65536
@@ -34,7 +33,6 @@ from __future__ import annotations
 from typing import Any
 
 from mdlstm_tk.backends.cpu.cell_code import AXIS, SLOT
-from mdlstm_tk.backends.cpu.compile import jit
 from mdlstm_tk.backends.cpu.intrinsics import (
     INT32,
     INT64,
@@ -43,6 +41,7 @@ from mdlstm_tk.backends.cpu.intrinsics import (
     call,
     clear,
     copy,
+    jit,
     pointer_to,
     prefetch,
     ptr_add,
@@ -64,11 +63,11 @@ def face_offset(layout, direction, sample, position, d):  # type: ignore[no-unty
     return ((sample * layout.lines + line) * layout.dirs + direction) * (1 + layout.states) * layout.units
 
 
-def run_jobs(kernel, arrays_address, layout_address, job_address):  # type: ignore[no-untyped-def]
-    """Call a kernel, given by its address, for a job and for those that are linked to it."""
-    while job_address != 0:
-        call(kernel, (arrays_address, layout_address, job_address))
-        job_address = load_job(job_address).following
+@jit
+def next_row(job, visit, sample):  # type: ignore[no-untyped-def]
+    """The row after a row (visit, sample)."""
+    sample += 1
+    return (visit, sample) if sample < job.first_sample + job.samples else (visit + 1, job.first_sample)
 
 
 def forward(arrays_address, layout_address, job_address):  # type: ignore[no-untyped-def]
@@ -78,7 +77,7 @@ def forward(arrays_address, layout_address, job_address):  # type: ignore[no-unt
     ndim, units, depth, gate_dim = layout.ndim, layout.units, layout.depth, layout.gate_dim
     direction, samples, visits, channels = job.direction, job.samples, job.visits, layout.channels
     h_stride, state_size = layout.dirs * units, layout.states * units
-    scratch = ptr_add(pointer_to(ZERO, arrays.scratch), job.chain * layout.scratch)
+    scratch = ptr_add(pointer_to(ZERO, arrays.scratch), job.lane * layout.scratch)
     zeros, operands = ptr_add(scratch, layout.zeros_at), ptr_add(scratch, layout.operands_at)
     products, buffer = ptr_add(scratch, layout.products_at), ptr_add(scratch, layout.states_at)
     gates_row = address_of(ptr_add(scratch, layout.gates_row_at))
@@ -143,9 +142,7 @@ def forward(arrays_address, layout_address, job_address):  # type: ignore[no-unt
                 if arrays.gates:
                     slots[SLOT.gates] = address_of(ptr_add(gates, place * gate_dim))
                     prefetch(ptr_add(gates, place * gate_dim), gate_dim)
-                sample += 1
-                if sample == job.first_sample + samples:
-                    visit, sample = visit + 1, job.first_sample
+                visit, sample = next_row(job, visit, sample)
             call(
                 arrays.matmul,
                 (
@@ -164,9 +161,7 @@ def forward(arrays_address, layout_address, job_address):  # type: ignore[no-unt
                             slots = ptr_add(table, r * columns)
                             copy(h, pointer_to(ZERO, slots[SLOT.h]), units)
                             copy(ptr_add(h, units), pointer_to(ZERO, slots[SLOT.state]), state_size)
-                    sample += 1
-                    if sample == job.first_sample + samples:
-                        visit, sample = visit + 1, job.first_sample
+                    visit, sample = next_row(job, visit, sample)
 
 
 @jit
@@ -192,7 +187,7 @@ def backward(arrays_address, layout_address, job_address):  # type: ignore[no-un
     direction, samples, visits = job.direction, job.samples, job.visits
     channels, padded = layout.channels, layout.padded
     h_stride, state_size, d_stride = layout.dirs * units, layout.states * units, layout.d_stride
-    scratch = ptr_add(pointer_to(ZERO, arrays.scratch), job.chain * layout.scratch)
+    scratch = ptr_add(pointer_to(ZERO, arrays.scratch), job.lane * layout.scratch)
     zeros, operands = ptr_add(scratch, layout.zeros_at), ptr_add(scratch, layout.operands_at)
     products, all_da = ptr_add(scratch, layout.products_at), ptr_add(scratch, layout.da_at)
     d_operands, dh_reads = ptr_add(scratch, layout.d_operands_at), ptr_add(scratch, layout.dh_read_at)
@@ -201,18 +196,18 @@ def backward(arrays_address, layout_address, job_address):  # type: ignore[no-un
     spill = address_of(ptr_add(scratch, layout.spill_at))
     table_address = address_of(ptr_add(scratch, layout.table_at))
     table, columns = pointer_to(INT64, table_address), SLOTS + AXIS_SLOTS * ndim
-    panels, t_panels = -(-gate_dim // layout.panel), -(-layout.columns // layout.panel)
+    panels, t_panels = -(-gate_dim // layout.panel), -(-(depth - 1) // layout.panel)
     weights = ptr_add(pointer_to(ZERO, arrays.weights), direction * panels * depth * layout.panel)
     weights_t = ptr_add(pointer_to(ZERO, arrays.weights_t), direction * t_panels * gate_dim * layout.panel)
     x = pointer_to(ZERO, arrays.x)
-    dx = ptr_add(pointer_to(ZERO, arrays.dx), job.dx_buffer * layout.places * channels)
+    dx = ptr_add(pointer_to(ZERO, arrays.dx), job.dx * layout.places * channels)
     output = ptr_add(pointer_to(ZERO, arrays.output), direction * units)
     grad = ptr_add(pointer_to(ZERO, arrays.grad), direction * units)
     initial, dfront = pointer_to(ZERO, arrays.initial), pointer_to(ZERO, arrays.front)
     gates = ptr_add(pointer_to(ZERO, arrays.gates), direction * layout.places * gate_dim)
     states = ptr_add(pointer_to(ZERO, arrays.states), direction * layout.places * state_size)
     parameters = ptr_add(pointer_to(ZERO, arrays.parameters), direction * layout.parameter_count)
-    sums_index = job.sums_index * layout.dirs + direction
+    sums_index = job.sums * layout.dirs + direction
     sums = ptr_add(pointer_to(ZERO, arrays.sums), sums_index * layout.sums_size)
     part = ptr_add(scratch, layout.part_at) if layout.part_blocks else sums
     starts, offsets = pointer_to(INT64, job.starts), pointer_to(INT32, job.offsets)
@@ -274,16 +269,12 @@ def backward(arrays_address, layout_address, job_address):  # type: ignore[no-un
                     prefetch(ptr_add(gates, place * gate_dim), gate_dim)
                 else:
                     slots[SLOT.gates] = address_of(ptr_add(products, r * padded))
-                prefetch(ptr_add(states, place * state_size), state_size)
                 prefetch(ptr_add(grad, place * h_stride), units)
                 slots[SLOT.parameter] = address_of(parameters)
-                slots[SLOT.state] = address_of(ptr_add(states, place * state_size))
                 slots[SLOT.dh] = address_of(ptr_add(grad, place * h_stride))
                 slots[SLOT.da] = address_of(ptr_add(block_da, r * padded))
                 slots[SLOT.dparameter] = address_of(parameter_sums)
-                sample += 1
-                if sample == job.first_sample + samples:
-                    visit, sample = visit + 1, job.first_sample
+                visit, sample = next_row(job, visit, sample)
             if not arrays.gates:
                 call(
                     arrays.matmul,
@@ -322,9 +313,7 @@ def backward(arrays_address, layout_address, job_address):  # type: ignore[no-un
                                     add(dh, ptr_add(dh_reads, row * units), units)
                                 dstate = ptr_add(dstates, row * state_size)
                                 copy(ptr_add(dh, units), dstate, state_size)
-                    sample += 1
-                    if sample == job.first_sample + samples:
-                        visit, sample = visit + 1, job.first_sample
+                    visit, sample = next_row(job, visit, sample)
             pending += rows
             if pending >= BLOCK:
                 if arrays.sums:

@@ -1,9 +1,8 @@
-"""A register-blocked matrix product for Numba, and the weights of a sweep as it reads them.
+"""A register-blocked matrix product for Numba, and a permutation that packs weights for it.
 
 It has no call overhead, works on blocks that are still in cache, and is as fast as BLAS or faster
 (`benchmarks/bench.py`).
 
-Notation as in `mdlstm_tk.backends.cpu.kernels`: w_cat is (U_1 | … | U_D | W | b)ᵀ, (K, G·n), and
     A (M, K), B (K, N), C (M, N)
     NR        columns of a panel of B, `simd.panel_width`
     tile      `TILE_ROWS` rows by `TILE_VECTORS` vectors of C, accumulated in registers
@@ -19,12 +18,10 @@ from numba import types
 from numba.extending import intrinsic
 
 from mdlstm_tk.backends.cpu import simd
-from mdlstm_tk.backends.cpu.intrinsics import add, clear, copy, pointer_to, ptr_add
-from mdlstm_tk.backends.cpu.records import load_arrays, load_layout
+from mdlstm_tk.backends.cpu.intrinsics import INT32, pointer_to
 from mdlstm_tk.backends.cpu.simd import I64, Pointer, Vector, vector_loop
 
 ZERO: Any = None  # 0 in the dtype; each compiled version has its own value
-RUN = 16  # numbers that are packed one after another: a cache line of float32
 
 
 def matmul(  # type: ignore[no-untyped-def]
@@ -119,89 +116,13 @@ def _tile(
                 target.store(new)
 
 
-def pack(arrays_address, layout_address):  # type: ignore[no-untyped-def]
-    """Write w_cat in panels to `Arrays.weights`. The arguments are addresses of `Arrays` and `Layout`."""
-    arrays, layout = load_arrays(arrays_address), load_layout(layout_address)
-    panel, gate_dim, channels = layout.panel, layout.gate_dim, layout.channels
-    units = layout.units
-    target, b = pointer_to(ZERO, arrays.weights), pointer_to(ZERO, arrays.bias)
-    # The weights of h along each axis, then those of x, are rows for the columns of w_cat.
-    parts = layout.ndim + 1 if layout.recurrent else 1
-    for direction in range(layout.dirs):
-        for first in range(0, gate_dim, panel):
-            count = min(panel, gate_dim - first)
-            if count < panel:
-                clear(target, layout.depth * panel)
-            for part in range(parts):
-                if part < parts - 1:
-                    length, row = units, (direction * layout.ndim + part) * gate_dim + first
-                    source = ptr_add(pointer_to(ZERO, arrays.weight_hh), row * length)
-                else:
-                    length, row = channels, direction * gate_dim + first
-                    source = ptr_add(pointer_to(ZERO, arrays.weight_ih), row * length)
-                for begin in range(0, length, RUN):
-                    for j in range(count):
-                        for k in range(begin, min(begin + RUN, length)):
-                            target[k * panel + j] = source[j * length + k]
-                target = ptr_add(target, length * panel)
-            for j in range(count):
-                target[j] = b[direction * gate_dim + first + j] if arrays.bias else ZERO
-            target = ptr_add(target, panel)
-
-
-def pack_transposed(arrays_address, layout_address):  # type: ignore[no-untyped-def]
-    """Write the first `Layout.columns` columns of w_catᵀ, which leave out b, to `Arrays.weights_t`."""
-    arrays, layout = load_arrays(arrays_address), load_layout(layout_address)
-    panel, gate_dim, channels = layout.panel, layout.gate_dim, layout.channels
-    hidden_dim, units = layout.hidden_dim, layout.units
-    target = pointer_to(ZERO, arrays.weights_t)
-    w_hh, w_ih = pointer_to(ZERO, arrays.weight_hh), pointer_to(ZERO, arrays.weight_ih)
-    for direction in range(layout.dirs):
-        for first in range(0, layout.columns, panel):
-            for k in range(gate_dim):
-                j = 0
-                while j < panel:  # runs of columns that are contiguous in the weights, too
-                    column, to = first + j, ptr_add(target, j)
-                    count = panel - j
-                    if column < hidden_dim:
-                        d, unit = divmod(column, units)
-                        count = min(count, units - unit)
-                        row = (direction * layout.ndim + d) * gate_dim + k
-                        copy(to, ptr_add(w_hh, row * units + unit), count)
-                    elif column < layout.columns:
-                        count = min(count, layout.columns - column)
-                        row = direction * gate_dim + k
-                        copy(to, ptr_add(w_ih, row * channels + column - hidden_dim), count)
-                    else:
-                        clear(to, count)
-                    j += count
-                target = ptr_add(target, panel)
-
-
-def unpack(arrays_address, layout_address):  # type: ignore[no-untyped-def]
-    """Write the gradients of weights and parameters from their sums, all of a direction together."""
-    arrays, layout = load_arrays(arrays_address), load_layout(layout_address)
-    gate_dim, channels, units = layout.gate_dim, layout.channels, layout.units
-    sums, of_all = pointer_to(ZERO, arrays.sums), layout.dirs * layout.sums_size
-    for index in range(1, layout.sum_count):
-        add(sums, ptr_add(sums, index * of_all), of_all)
-    bias, parameters = pointer_to(ZERO, arrays.dbias), pointer_to(ZERO, arrays.dparameters)
-    parts = layout.ndim + 1 if layout.recurrent else 1  # as in `pack`
-    for direction in range(layout.dirs):
-        source = ptr_add(sums, direction * layout.sums_size)
-        for part in range(parts):
-            if part < parts - 1:
-                length, row = units, (direction * layout.ndim + part) * gate_dim
-                target = ptr_add(pointer_to(ZERO, arrays.dweight_hh), row * length)
-            else:
-                length, row = channels, direction * gate_dim
-                target = ptr_add(pointer_to(ZERO, arrays.dweight_ih), row * length)
-            for first in range(0, gate_dim, RUN):
-                for k in range(length):
-                    for j in range(first, min(first + RUN, gate_dim)):
-                        target[j * length + k] = source[k * layout.padded + j]
-            source = ptr_add(source, length * layout.padded)
-        if arrays.dbias:
-            copy(ptr_add(bias, direction * gate_dim), source, gate_dim)
-        source = ptr_add(source, layout.padded)
-        copy(ptr_add(parameters, direction * layout.parameter_count), source, layout.parameter_count)
+def place(values, index, packed, count, is_reverse):  # type: ignore[no-untyped-def]
+    """Write values[i] to packed[index[i]], or the reverse. Compiled as a C function; `index` is the address
+    of int32, and those of `values` and `packed` are of the dtype."""
+    rows, columns, places = pointer_to(ZERO, values), pointer_to(ZERO, packed), pointer_to(INT32, index)
+    if is_reverse:
+        for i in range(count):
+            rows[i] = columns[places[i]]
+    else:
+        for i in range(count):
+            columns[places[i]] = rows[i]

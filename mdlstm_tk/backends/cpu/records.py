@@ -4,11 +4,11 @@ A kernel takes the addresses of three records: the arrays of a call, the layout 
 the job itself. Arrays are given by their addresses, 0 for None.
 
 Notation
-    N, P, D, F        batch, positions of the grid, axes, lines of all faces (`mdlstm_tk.backends.boundary`)
+    N, P, D, F        batch, positions of the grid, axes, lines of all faces (`mdlstm_tk.states`)
     n, C, G, S, R     hidden units, input features, gates, states beside h, rows of the cell's parameters
     K                 length of an operand, hidden_dim + C + 1
     NR                columns of a panel, see `matmul`
-    V, T              positions (visits) and wavefronts of a tile
+    V, T              positions (visits) and wavefronts of a band
 """
 
 from __future__ import annotations
@@ -24,31 +24,24 @@ class Arrays(NamedTuple):
 
     cell: int  # C function, see `cell_code`
     matmul: int  # C function
-    x: int  # (N, P, C)
-    weight_hh: int  # (dirs, D, G·n, n)
-    weight_ih: int  # (dirs, G·n, C)
-    bias: int  # (dirs, G·n)
-    parameters: int  # (dirs, R, n)
-    weights: int  # (dirs, panels, K, NR), see `matmul.pack`; backward: if it computes pre-activations again
-    front: int  # (N, F, dirs, 1 + S, n), see `kernels`: the states, or gradients, between tiles
-    output: int  # (N, P, dirs, n)
-    gates: int  # (dirs, N·P, G·n), if they are kept
-    states: int  # (dirs, N·P, S·n), if they are kept
-    scratch: int  # memory of all chains
-    grad: int  # (N, P, dirs, n), gradient of the output
-    initial: int  # (N, F, dirs, 1 + S, n)
-    weights_t: int  # (dirs, panels, G·n, NR), see `matmul.pack_transposed`
-    dx: int  # (buffers, N, P, C), zeros to add to
-    sums: int  # (sum_count, dirs, sums_size), zeros to add gradients of weights and parameters to
-    dweight_hh: int  # the gradients of weights and parameters, each in the shape of what it belongs to
-    dweight_ih: int
-    dbias: int
-    dparameters: int
+    x: int = 0  # (N, P, C)
+    parameters: int = 0  # (dirs, R, n)
+    weights: int = 0  # w_cat (dirs, panels, K, NR); backward: if it computes pre-activations again
+    front: int = 0  # (N, F, dirs, 1 + S, n), see `kernels`: the states, or gradients, between bands
+    output: int = 0  # (N, P, dirs, n)
+    gates: int = 0  # (dirs, N·P, G·n), if they are kept
+    states: int = 0  # (dirs, N·P, S·n), if they are kept
+    scratch: int = 0  # memory of all lanes
+    grad: int = 0  # (N, P, dirs, n), gradient of the output
+    initial: int = 0  # (N, F, dirs, 1 + S, n)
+    weights_t: int = 0  # w_catᵀ without b, (dirs, panels, G·n, NR)
+    dx: int = 0  # (buffers, N, P, C), zeros to add to
+    sums: int = 0  # (sum_count, dirs, sums_size), zeros to add gradients of weights and parameters to
 
 
 class Layout(NamedTuple):
     """Sizes that all jobs of a sweep share. Fields that end in `_at` tell where something starts in the
-    memory of a chain, in numbers; those of the other pass are 0."""
+    memory of a lane, in numbers; those of the other pass are 0."""
 
     dirs: int
     positions: int  # P
@@ -68,13 +61,12 @@ class Layout(NamedTuple):
     depth: int  # K
     padded: int  # gate_dim in whole vectors
     panel: int  # NR
-    longest: int  # rows of the longest wavefront of a tile
+    longest: int  # rows of the longest wavefront of a band
     columns: int  # columns of the operands' gradients: hidden_dim, and C more if that of x is wanted
     d_stride: int  # columns in whole vectors
     sums_size: int  # numbers in the sums of a direction: of weights (K, padded), then of parameters (R, n)
-    sum_count: int  # sums of each direction
     part_blocks: int  # blocks whose sums are added up before they are added to the total; 0: all
-    scratch: int  # numbers in the memory of a chain
+    scratch: int  # numbers in the memory of a lane
     table_at: int  # a block's table, in int64, see `cell_code`
     zeros_at: int  # (1 + S)·n zeros
     spill_at: int  # memory of the cell
@@ -91,27 +83,23 @@ class Layout(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Some wavefronts of one tile, for some samples, in one direction: one call of a kernel.
-
-    Jobs that run one after another are linked.
-    """
+    """Some wavefronts of one band, for some samples, in one direction: one call of a kernel."""
 
     direction: int
     first_sample: int
     samples: int
-    corner: int  # flat position of the tile's first visit
-    begin: int  # of the wavefronts in the tile
+    corner: int  # flat position of the band's first visit
+    begin: int  # of the wavefronts in the band
     end: int
     starts: int  # (T + 1,) the visit at which each wavefront starts
     offsets: int  # (V,) int32, the flat position of each visit from the corner
-    predecessors: int  # (D, V) int32, the visit one step back along each axis; −1 outside the tile
-    successors: int  # (D, V) int32, the visit one step forward along each axis; −1 outside the tile
+    predecessors: int  # (D, V) int32, the visit one step back along each axis; −1 outside the band
+    successors: int  # (D, V) int32, the visit one step forward along each axis; −1 outside the band
     visits: int  # V
-    continues: int  # whether the grid goes on before the tile along axis 0
-    chain: int  # whose memory it uses
-    sums_index: int  # where it adds its sums
-    dx_buffer: int  # where it adds its part of dx
-    following: int = 0  # the address of the job that the same thread runs next, if it waits for no other
+    continues: int  # whether the grid goes on before the band along axis 0
+    lane: int  # whose memory it uses
+    sums: int  # where it adds its sums
+    dx: int  # where it adds its part of dx
 
 
 load_arrays = record_loader(Arrays)

@@ -1,16 +1,12 @@
 """Threads that share a sweep.
 
-Work comes as *chains*: lists of jobs that run one after another, each a call of compiled code without
-Python's lock. A job may have to wait for jobs of other chains. The calling thread works, too: it runs every
+Work comes as *lanes*: lists of jobs that run one after another, each a call of compiled code without
+Python's lock. A job may have to wait for jobs of other lanes. The calling thread works, too: it runs every
 job that no other thread has begun, so it only ever waits for jobs that are running. A thread without a job
 waits for a lock; none waits inside compiled code.
 
 There is one pool per process. A sweep that finds it in use runs alone. `MDLSTM_THREADS=2` lets at most two
 threads share a sweep; 0 and 1 switch the pool off.
-
-Threads of torch's OpenMP wait without sleep for the next operation that they share, and so keep the cores
-busy that a sweep is to share. `OMP_WAIT_POLICY=PASSIVE` lets them sleep: `mdlstm` sets it, and in other
-programs the first shared sweep asks for it.
 
 Threads of the pool have ended before the interpreter does: one that came back from compiled code later
 would end the process with an error.
@@ -21,9 +17,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
 from queue import SimpleQueue
 from typing import NamedTuple
 
@@ -33,75 +27,75 @@ from mdlstm_tk.errors import InputError
 
 
 class Task(NamedTuple):
-    """A job in a chain.
+    """A job in a lane.
 
     Attributes:
         job: the address of its record.
-        awaited_chain, awaited_count: the task may begin when so many tasks of that chain are done.
+        awaited_lane, awaited_count: the task may begin when so many tasks of that lane are done.
     """
 
     job: int
-    awaited_chain: int
+    awaited_lane: int
     awaited_count: int
 
 
 Run = Callable[[int], object]  # runs a job, given the address of its record
-Chains = Sequence[Sequence[Task]]
+Lanes = Sequence[Sequence[Task]]
 
 
 class _Shared:
     """A sweep whose tasks several threads take. Its references keep alive whatever jobs read and write, for
     as long as a thread may still be at work."""
 
-    def __init__(self, run: Run, chains: Chains, keep: object) -> None:
-        self.run, self.chains, self.keep = run, chains, keep
+    def __init__(self, run: Run, lanes: Lanes, keep: object) -> None:
+        self.run, self.lanes, self.keep = run, lanes, keep
         self.changed = threading.Condition(threading.Lock())
-        self.done = [0] * len(chains)
-        self.busy = [False] * len(chains)  # whether a thread runs a task of the chain
+        self.done = [0] * len(lanes)
+        self.busy = [False] * len(lanes)  # whether a thread runs a task of the lane
         self.caller_waits = False
         self.stopped = False
 
     def work(self, is_caller: bool) -> None:
         """Run tasks. The caller returns when all are done, other threads when all have begun."""
-        chain = None
+        lane = None
         while True:
             with self.changed:
-                if chain is not None:
-                    self.done[chain] += 1
-                    self.busy[chain] = False
+                if lane is not None:
+                    self.done[lane] += 1
+                    self.busy[lane] = False
                     self.changed.notify_all()
-                while (chain := self._choose(chain, is_caller)) is None:
+                while (lane := self._choose(lane, is_caller)) is None:
                     if self.stopped or self._is_over(is_caller):
                         return
                     self.caller_waits = self.caller_waits or is_caller
                     self.changed.wait()
                 self.caller_waits = self.caller_waits and not is_caller
-                self.busy[chain] = True
-                task = self.chains[chain][self.done[chain]]
+                self.busy[lane] = True
+                task = self.lanes[lane][self.done[lane]]
             self.run(task.job)
 
     def _choose(self, last: int | None, is_caller: bool) -> int | None:
-        """A chain whose next task may begin: if possible that of this thread's last one. If there is only
+        """A lane whose next task may begin: if possible that of this thread's last one. If there is only
         one, it is the caller's."""
         if self.stopped:
             return None
-        ready = [chain for chain in range(len(self.chains)) if self._is_ready(chain)]
+        ready = [lane for lane in range(len(self.lanes)) if self._is_ready(lane)]
         if not ready or (self.caller_waits and not is_caller and len(ready) == 1):
             return None
         return last if last in ready else ready[0 if is_caller else -1]
 
-    def _is_ready(self, chain: int) -> bool:
-        done = self.done[chain]
-        if self.busy[chain] or done == len(self.chains[chain]):
+    def _is_ready(self, lane: int) -> bool:
+        done = self.done[lane]
+        if self.busy[lane] or done == len(self.lanes[lane]):
             return False
-        task = self.chains[chain][done]
-        return self.done[task.awaited_chain] >= task.awaited_count
+        task = self.lanes[lane][done]
+        return self.done[task.awaited_lane] >= task.awaited_count
 
     def _is_over(self, is_caller: bool) -> bool:
         """True if all tasks are done; for threads other than the caller, if all have begun."""
         return all(
-            done + (busy and not is_caller) >= len(chain)
-            for done, busy, chain in zip(self.done, self.busy, self.chains, strict=True)
+            done + (busy and not is_caller) >= len(lane)
+            for done, busy, lane in zip(self.done, self.busy, self.lanes, strict=True)
         )
 
 
@@ -172,38 +166,24 @@ def thread_limit() -> int:
     return max(1, min(int(limit), torch.get_num_threads()))
 
 
-@cache
-def _warn_of_spinning() -> None:
-    """Say once that threads of OpenMP will slow sweeps down, unless its settings let them sleep."""
-    settings = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-    if not any(name in os.environ for name in settings) and "OpenMP" in torch.__config__.parallel_info():
-        warnings.warn(
-            "several threads share a sweep, and torch's own threads keep them from their cores: set the "
-            "environment variable OMP_WAIT_POLICY=PASSIVE before torch is imported, or MDLSTM_THREADS=1",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-
-
-def run_chains(run: Run, chains: Chains, order: Sequence[int], keep: object) -> None:
-    """Run all tasks, with a thread for each chain.
+def run_lanes(run: Run, lanes: Lanes, order: Sequence[int], keep: object) -> None:
+    """Run all tasks, with a thread for each lane.
 
     Args:
         run: runs a job, without Python's lock.
-        chains: the tasks.
+        lanes: the tasks.
         order: the jobs in an order in which one thread may run them all.
         keep: whatever jobs read and write.
     """
     pool = _pool
-    if len(chains) < 2 or not pool.lock.acquire(blocking=False):
+    if len(lanes) < 2 or not pool.lock.acquire(blocking=False):
         for job in order:
             run(job)
         return
-    shared = _Shared(run, chains, keep)
+    shared = _Shared(run, lanes, keep)
     try:
-        _warn_of_spinning()
-        pool.grow(len(chains) - 1)
-        for _ in range(min(pool.size, len(chains) - 1)):
+        pool.grow(len(lanes) - 1)
+        for _ in range(min(pool.size, len(lanes) - 1)):
             pool.queue.put(shared)
         shared.work(is_caller=True)
     finally:

@@ -1,4 +1,4 @@
-"""Triton kernels for a cell: its graph (`mdlstm_tk.cells.passes`), written out as Triton source.
+"""Triton kernels for a cell: its graph (`mdlstm_tk.cells.step`), written out as Triton source.
 
 Triton reads a function's text, so the source is put where `inspect` and tracebacks look for it:
 `print(inspect.getsource(...))` shows what a kernel does for one cell.
@@ -17,14 +17,13 @@ import triton.language as tl
 from mdlstm_tk.backends.cuda import kernels
 from mdlstm_tk.backends.specialize import specialize
 from mdlstm_tk.cells import Cell
-from mdlstm_tk.cells.ir import Kernel, Value
-from mdlstm_tk.cells.operations import OPERATIONS
-from mdlstm_tk.cells.passes import Pass, pass_kernel
+from mdlstm_tk.cells.graph import OPERATIONS, Kernel, Value
+from mdlstm_tk.cells.step import Pass, pass_kernel
 
 SLOTS = {  # that `_cell` reads and writes, in the order of its arguments and results
     "forward": ("a, h_prev, state_prev, parameter", "h, state, gates"),
     "backward": (
-        "gates, h_prev, state_prev, state, dh, dh_next, dh_read_next, dstate_next, parameter",
+        "gates, h_prev, state_prev, dh, dh_next, dh_read_next, dstate_next, parameter",
         "da, dh_read_prev, dstate_prev, dparameter",
     ),
 }

@@ -18,7 +18,7 @@ Notation
     visit        index of a position in visiting order
     local row    row within (dirs, K·N) of one wavefront with K positions: direction · K·N + row
     global row   row within (dirs, P·N): (direction · P + visit) · N + sample
-    face row     row within (dirs, F·N): see `mdlstm_tk.backends.boundary`; there h and the other states lie
+    face row     row within (dirs, F·N): see `mdlstm_tk.states`; there h and the other states lie
                  side by side, (1 + S)·n numbers
     …_ptr        a pointer, or None where that is said
 """
@@ -32,10 +32,10 @@ import triton.language as tl
 
 
 def _cell(*arguments: Any) -> Any:
-    """The cell, which codegen replaces; the slots are those of `mdlstm_tk.cells.passes`.
+    """The cell, which codegen replaces; the slots are those of `mdlstm_tk.cells.step`.
 
     forward: (a, h_prev, state_prev, parameter, unit, UNITS) → (h,), state, gates.
-    backward: (gates, h_prev, state_prev, state, (dh,), dh_next, dh_read_next, dstate_next, parameter, unit,
+    backward: (gates, h_prev, state_prev, (dh,), dh_next, dh_read_next, dstate_next, parameter, unit,
         UNITS) → da, dh_read_prev, dstate_prev, dparameter.
     Each slot is a tuple of blocks: (ROWS, BLOCK), those of parameters (1, BLOCK).
     """
@@ -174,7 +174,7 @@ def _previous_states(
 
 def forward(
     a_ptr, product_ptr, operand_ptr, next_operand_ptr, state_ptr, output_ptr, bias_ptr, parameter_ptr,
-    starts_ptr, order_ptr, predecessors_ptr, successors_ptr, valid_ptr, first_ptr, entering_ptr,
+    starts_ptr, order_ptr, predecessors_ptr, successors_ptr, first_ptr, entering_ptr,
     t, batch, positions, lines,
     AXES: tl.constexpr, GATES: tl.constexpr, STATES: tl.constexpr, PARAMETERS: tl.constexpr,
     UNITS: tl.constexpr, RECURRENT: tl.constexpr, READS_H: tl.constexpr,
@@ -195,7 +195,6 @@ def forward(
         bias_ptr: (dirs, G, n) or None.
         parameter_ptr: (dirs, R, n) or None.
         starts_ptr, order_ptr, predecessors_ptr, successors_ptr: see `SweepTables`.
-        valid_ptr: (N, P) bool, or None if all positions are valid.
         first_ptr: (dirs, F·N, (1 + S)·n) the initial states, or None.
         entering_ptr: (D, dirs, P·N) the lines that enter at a row, see `face_rows`; or None.
         t, batch, positions, lines: the wavefront, N, P, F·N.
@@ -243,15 +242,12 @@ def forward(
     )
     h_rows, state, gates = _cell(a, h_prev, state_prev, parameter, unit, UNITS)
 
-    live = mask
-    if valid_ptr is not None:
-        live = mask & (tl.load(valid_ptr + place, mask=exists, other=0) != 0)
-    h = tl.where(live, h_rows[0], 0.0)
+    h = h_rows[0]
     tl.debug_barrier()  # the threads that write to a and operand may not be those that have read there
     tl.store(output_ptr + (place * dirs + direction) * UNITS + unit, h, mask=mask)
     for s in tl.static_range(STATES):
         offset = global_row * state_width + s * UNITS + unit
-        tl.store(state_ptr + offset, tl.where(live, state[s], 0.0), mask=mask)
+        tl.store(state_ptr + offset, state[s], mask=mask)
     if KEEP_GATES:
         for k in tl.static_range(GATES):
             tl.store(a_ptr + (global_row * GATES + k) * UNITS + unit, gates[k], mask=mask)
@@ -267,7 +263,7 @@ def forward(
 def backward(
     grad_ptr, gates_ptr, state_ptr, hidden_ptr, next_dh_ptr, d_prev_ptr, next_d_prev_ptr, last_ptr,
     da_ptr, d_first_ptr, d_parameter_ptr, parameter_ptr,
-    starts_ptr, order_ptr, predecessors_ptr, successors_ptr, valid_ptr, first_ptr, entering_ptr,
+    starts_ptr, order_ptr, predecessors_ptr, successors_ptr, first_ptr, entering_ptr,
     leaving_ptr, t, batch, positions, lines, blocks,
     AXES: tl.constexpr, GATES: tl.constexpr, STATES: tl.constexpr, PARAMETERS: tl.constexpr,
     UNITS: tl.constexpr, RECURRENT: tl.constexpr, READS_H: tl.constexpr,
@@ -279,7 +275,7 @@ def backward(
     Args:
         grad_ptr: (N, P, dirs, n) gradient of the output.
         gates_ptr: (dirs, P·N, G·n) what `forward` left in a; in the pass "recompute", pre-activations.
-        state_ptr: (dirs, P·N, S·n), read.
+        state_ptr: (dirs, P·N, S·n), those of predecessors are read.
         hidden_ptr: (dirs, P·N, D·n) the h_d of the predecessors, with those that enter, if READS_H.
         next_dh_ptr: (dirs, rows of wavefront t + 1, D·n) U_dᵀ da, the gradient of the h that the gates of
             each position of wavefront t + 1 read along axis d, if RECURRENT.
@@ -306,11 +302,8 @@ def backward(
     dtype: tl.constexpr = gates_ptr.dtype.element_ty
     width: tl.constexpr = STATES + 1 if READS_H else STATES
 
-    live = mask  # a position outside its sample's valid extents gets no gradient, so it passes none on
-    if valid_ptr is not None:
-        live = mask & (tl.load(valid_ptr + place, mask=exists, other=0) != 0)
     grad_offset = (place * dirs + direction) * UNITS + unit
-    dh = tl.load(grad_ptr + grad_offset, mask=live, other=0.0).to(dtype)
+    dh = tl.load(grad_ptr + grad_offset, mask=mask, other=0.0).to(dtype)
     dh_next, dh_read_next, dstate_next = (), (), ()
     for d in tl.static_range(AXES):
         row, inside = _successor(
@@ -319,13 +312,13 @@ def backward(
         column = row * AXES + d
         dh_d = tl.zeros([ROWS, BLOCK], dtype)
         if RECURRENT:
-            dh_d += tl.load(next_dh_ptr + column * UNITS + unit, mask=live & inside, other=0.0)
-        passed = _rows_of(next_d_prev_ptr, column * width, unit, live & inside, dtype, width, UNITS)
+            dh_d += tl.load(next_dh_ptr + column * UNITS + unit, mask=mask & inside, other=0.0)
+        passed = _rows_of(next_d_prev_ptr, column * width, unit, mask & inside, dtype, width, UNITS)
         if READS_H:
             dh_read_next += (passed[STATES],)
         if last_ptr is not None:  # without a valid successor, what is passed is 0
             line, leaves = _face_row(leaving_ptr + d * all_rows, direction, global_row, lines, exists)
-            last = _rows_of(last_ptr, line * (1 + STATES), unit, live & leaves, dtype, 1 + STATES, UNITS)
+            last = _rows_of(last_ptr, line * (1 + STATES), unit, mask & leaves, dtype, 1 + STATES, UNITS)
             dh_d += last[0]
             for s in tl.static_range(STATES):
                 dstate_next += (passed[s] + last[1 + s],)
@@ -334,7 +327,6 @@ def backward(
                 dstate_next += (passed[s],)
         dh_next += (dh_d,)
     gates = _rows_of(gates_ptr, global_row * GATES, unit, mask, dtype, GATES, UNITS)
-    state = _rows_of(state_ptr, global_row * STATES, unit, mask, dtype, STATES, UNITS)
     h_prev = ()
     if READS_H:
         h_prev = _rows_of(hidden_ptr, global_row * AXES, unit, mask, dtype, AXES, UNITS)
@@ -347,13 +339,12 @@ def backward(
         parameter_ptr, direction * PARAMETERS, unit, unit < UNITS, dtype, PARAMETERS, UNITS
     )
     da, dh_read_prev, dstate_prev, d_parameter = _cell(
-        gates, h_prev, state_prev, state, (dh,), dh_next, dh_read_next, dstate_next, parameter, unit, UNITS
+        gates, h_prev, state_prev, (dh,), dh_next, dh_read_next, dstate_next, parameter, unit, UNITS
     )
 
-    # Where a row is not live, a division by a state that is 0 there may have made the results NaN.
     tl.debug_barrier()  # the threads that write to da may not be those that have read the gates there
     for k in tl.static_range(GATES):
-        tl.store(da_ptr + (global_row * GATES + k) * UNITS + unit, tl.where(live, da[k], 0.0), mask=mask)
+        tl.store(da_ptr + (global_row * GATES + k) * UNITS + unit, da[k], mask=mask)
     for d in tl.static_range(AXES):
         row_ptr = d_prev_ptr + (local_row * AXES + d) * (width * UNITS) + unit
         if d_first_ptr is not None:
@@ -361,17 +352,17 @@ def backward(
             first_row_ptr = d_first_ptr + line * ((1 + STATES) * UNITS) + unit
         for s in tl.static_range(STATES):
             gradient = dstate_prev[d * STATES + s]
-            tl.store(row_ptr + s * UNITS, tl.where(live, gradient, 0.0), mask=mask)
+            tl.store(row_ptr + s * UNITS, gradient, mask=mask)
             if d_first_ptr is not None:
-                tl.store(first_row_ptr + (1 + s) * UNITS, gradient, mask=live & enters)
+                tl.store(first_row_ptr + (1 + s) * UNITS, gradient, mask=mask & enters)
         if READS_H:
-            tl.store(row_ptr + STATES * UNITS, tl.where(live, dh_read_prev[d], 0.0), mask=mask)
+            tl.store(row_ptr + STATES * UNITS, dh_read_prev[d], mask=mask)
             if d_first_ptr is not None:
-                tl.store(first_row_ptr, dh_read_prev[d], mask=live & enters)
+                tl.store(first_row_ptr, dh_read_prev[d], mask=mask & enters)
     if d_parameter_ptr is not None:  # no other program of the launch touches this part of the gradient
         part = direction * blocks + tl.program_id(0)
         for k in tl.static_range(PARAMETERS):
             row_ptr = d_parameter_ptr + (part * PARAMETERS + k) * UNITS + unit
             before = tl.load(row_ptr, mask=unit < UNITS, other=0.0)
-            added = tl.sum(tl.where(live, d_parameter[k], 0.0), axis=0, keep_dims=True)
+            added = tl.sum(tl.where(mask, d_parameter[k], 0.0), axis=0, keep_dims=True)
             tl.store(row_ptr, before + added.to(before.dtype), mask=unit < UNITS)

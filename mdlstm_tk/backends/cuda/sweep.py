@@ -5,11 +5,10 @@ memory is allocated before the first wavefront, so a sweep can be captured in a 
 The products are torch's, in the precision that torch's settings allow (`allow_tf32`).
 
 Padded positions have no rows, for which the values of `sizes` are needed on the CPU. The layer waits for
-them if they are on the device. While a graph is captured it cannot; then all positions have rows, and the
-kernels get a mask.
+them if they are on the device.
 
 Notation: N batch, P positions, G gates, S states beside h, n units, D axes; rows as in
-`mdlstm_tk.backends.tables`.
+`mdlstm_tk.wavefront`.
 """
 
 from __future__ import annotations
@@ -21,12 +20,8 @@ import torch
 from torch import Tensor
 from triton.errors import TritonError
 
-from mdlstm_tk.backends.boundary import by_direction, face_rows, final_states, from_directions, line_counts
 from mdlstm_tk.backends.cuda.codegen import get_kernel
-from mdlstm_tk.backends.inputs import Gradients, SweepInputs, SweepResults
-from mdlstm_tk.backends.specialize import KernelError, compiling
-from mdlstm_tk.backends.tables import SweepRows, sweep_rows
-from mdlstm_tk.backends.torch.products import (
+from mdlstm_tk.backends.cuda.products import (
     add_entering_products,
     entering_gradients,
     gather_hidden,
@@ -37,7 +32,12 @@ from mdlstm_tk.backends.torch.products import (
     recurrent_weights,
     transposed_recurrent_weights,
 )
-from mdlstm_tk.cells.passes import Pass, reads_hidden
+from mdlstm_tk.backends.specialize import KernelError, compiling
+from mdlstm_tk.cells.step import Pass, reads_hidden
+from mdlstm_tk.errors import InputError
+from mdlstm_tk.inputs import Gradients, SweepInputs, SweepResults
+from mdlstm_tk.states import by_direction, face_rows, final_states, from_directions, line_counts
+from mdlstm_tk.wavefront import SweepRows, sweep_rows
 
 # What one program processes: 4 numbers for each thread of 4 warps, and at most UNITS units of a row. A
 # layer norm needs all units of a row, and gets more warps if they are many.
@@ -159,6 +159,8 @@ class _Launcher:
     """
 
     def __init__(self, pass_kind: Pass, inputs: SweepInputs, rows: SweepRows) -> None:
+        if inputs.sizes is not None and inputs.sizes.device.type != "cpu":
+            raise InputError("sizes must be on the CPU while a CUDA graph is captured: a sweep reads them")
         cell, ndim, units, initial = inputs.cell, inputs.ndim, inputs.units, inputs.initial
         self.name = f"{pass_kind} of {cell.name}"
         with compiling(self.name):
@@ -177,7 +179,6 @@ class _Launcher:
             "order_ptr": tables.order,
             "predecessors_ptr": tables.predecessors,
             "successors_ptr": tables.successors,
-            "valid_ptr": rows.valid_mask,
             "first_ptr": None if initial is None else by_direction(initial),
             "entering_ptr": None if initial is None else face_rows(inputs, rows, leaving=False),
             "parameter_ptr": self.parameters,

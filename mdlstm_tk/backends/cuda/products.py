@@ -4,7 +4,7 @@ float16 and bfloat16 are multiplied as they are and added up in float32. Pre-act
 rounded to float16 they could be infinite, and NaN after a layer norm.
 
 Notation: N batch, P positions, F lines, C input features, G gates, n units, D axes; rows as in
-`mdlstm_tk.backends.tables`, with "visits" and "batch" of a `SweepRows`.
+`mdlstm_tk.wavefront`, with "visits" and "batch" of a `SweepRows`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mdlstm_tk.backends.boundary import at_rows, by_direction, end_rows_of_axes, take_rows
-from mdlstm_tk.backends.inputs import Gradients, SweepInputs, state_dtype
-from mdlstm_tk.backends.tables import SweepRows
+from mdlstm_tk.inputs import Gradients, SweepInputs, state_dtype
+from mdlstm_tk.states import at_rows, by_direction, end_rows_of_axes, take_rows
+from mdlstm_tk.wavefront import SweepRows
 
 # How `multiply_transposed` sums: rows of a part, and the most numbers in the sums of parts at a time.
 SUM_ROWS = 256

@@ -1,69 +1,109 @@
-"""The Ising model of a magnet: black and white images whose probability, and entropy, are known exactly.
+"""Two tasks on which docs/density.md compares density models: pictures of clothes, and the Ising model.
 
-P(x) = exp(β Σ s_i s_j) / Z over pairs of neighbours, with s = 2x − 1 and free borders. The last W spins in
-reading order, the frontier, separate what comes before them from what comes after. The sum over all that
-comes after a position therefore depends on the 2^W states of the frontier alone, and is found by going back
-from the last position (transfer matrices; Kramers & Wannier 1941). These sums give Z, and the exact
-probability of each spin given those before it, from which images are drawn without any approximation.
+    mdlstm --import benchmarks/density_tasks.py train --task fashion
+    mdlstm --import benchmarks/density_tasks.py train --task fashion --data MNIST/raw
+    mdlstm --import benchmarks/density_tasks.py train --task ising --size 16
+
+The clothes are Fashion-MNIST (Xiao, Rasul, Vollgraf 2017), 28×28, in black and white. MNIST and its other
+successors come in files of the same format, and can replace it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+import gzip
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
 from math import log
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mdlstm_tk._util.sizes import format_size
+from mdlstm_tk.data import SPLITS, Batch, Dataset, Split, Task, TaskSpec
 from mdlstm_tk.data.order import make_rng
-from mdlstm_tk.data.task import SPLITS, WHOLE_BATCH, Batch, Split, Task, TaskSpec
+from mdlstm_tk.data.task import WHOLE_BATCH
+from mdlstm_tk.density.digits import binarise
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io import Array, Floats
+from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.training import TrainConfig, register_task
 
+CLOTHES = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 BETA = 0.4  # just below 0.4407, where an infinite grid becomes ordered
 MAX_TABLE = 2**25  # probabilities in memory: 128 MiB
-MAX_BETA = 300.0  # e^(2 beta) is a float
 EVALUATION_SAMPLES = {"validation": 512, "test": 4096}
 STEP = 1e-4  # of β, to differentiate log Z
+DEFAULTS: dict[str, Any] = {
+    "model": "pixel",
+    "lr": 0.02,
+    "schedule": "cosine",
+    "clip": 1.0,
+    "average": 0.99,
+    "evaluate_every": 500,
+}
+OF_CLOTHES = {"steps": 4000, "batch_size": 32, "hidden": 52, "warmup": 100, "validation": 0.02}
+OF_ISING = {"size": "8", "steps": 2000, "batch_size": 64, "hidden": 16, "warmup": 50}
+
+
+def read_idx(path: Path) -> Any:
+    """The bytes of an IDX file, compressed or not: images (N, H, W), or labels (N,)."""
+    content = path.read_bytes() if path.exists() else gzip.decompress(Path(f"{path}.gz").read_bytes())
+    axes = content[3]
+    shape = np.frombuffer(content, ">i4", axes, 4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+
+@lru_cache(maxsize=2)
+def load_clothes(folder: Path) -> tuple[Any, Any]:
+    """The pictures (N, H, W) for training and those for testing, in black and white."""
+    try:
+        images = [read_idx(folder / f"{name}-images-idx3-ubyte") for name in ("train", "t10k")]
+    except OSError as error:
+        where = "install Debian's package dataset-fashion-mnist, or give --data FOLDER with such files"
+        raise InputError(f"cannot read {error.filename}; {where}") from None
+    return binarise(images[0], 255), binarise(images[1], 255)
+
+
+@register_task("fashion", kind="density", defaults=DEFAULTS | OF_CLOTHES)
+def fashion(config: TrainConfig) -> Task:
+    """The probability of pictures of clothes; the same part of the training pictures, for every seed,
+    chooses the best checkpoint."""
+    train, test = load_clothes(Path(config.data or CLOTHES))
+    order = make_rng(0, 2).permutation(len(train))
+    count = round(config.validation * len(train))
+    images = {"train": train[order[count:]], "validation": train[order[:count]], "test": test}
+    sets: Any = {split: [(image[..., None], None) for image in each] for split, each in images.items()}
+    return Dataset(TaskSpec("fashion", "density", 1, 1, train.shape[1:]), sets, kind_named("density"))
+
+
+@register_task("ising", kind="density", defaults=DEFAULTS | OF_ISING)
+def ising(config: TrainConfig) -> Task:
+    return Ising(config.grid)
 
 
 class Ising(Task):
-    """The probability of images of the Ising model.
+    """The Ising model of a magnet: images whose probability, and entropy, are known exactly.
+
+    P(x) = exp(β Σ s_i s_j) / Z over pairs of neighbours, with s = 2x − 1 and free borders. The last W spins
+    in reading order, the frontier, separate what comes before them from what comes after. The sum over all
+    that comes after a position therefore depends on the 2^W states of the frontier alone, and is found by
+    going back from the last position (transfer matrices; Kramers & Wannier 1941). These sums give Z, and
+    the exact probability of each spin given those before it, from which images are drawn.
 
     Args:
         size: (H, W) of an image.
         beta: strength β of the coupling.
 
     Raises:
-        InputError: `size` does not have two axes, or there are too many states to count, H · W · 2^W.
+        InputError: there are too many states to count.
     """
 
     kind = "density"
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "size": "8",
-        "model": "pixel",
-        "steps": 2000,
-        "batch_size": 64,
-        "hidden": 16,
-        "lr": 0.02,
-        "schedule": "cosine",
-        "warmup": 50,
-        "clip": 1.0,
-        "average": 0.99,
-        "evaluate_every": 500,
-    }
 
     def __init__(self, size: tuple[int, ...], beta: float = BETA) -> None:
-        if not abs(beta) <= MAX_BETA:
-            raise InputError(f"beta must be a number from -{MAX_BETA} to {MAX_BETA}, got {beta}")
-        if len(size) != 2 or min(size) < 1 or size[0] * size[1] > MAX_TABLE >> min(size[1], 25):
-            raise InputError(
-                "size must be H × W with H · W · 2^W of at most 2^25, so that all states of W spins can be "
-                f"counted, such as 16x16, got {format_size(size)}"
-            )
         self.height, self.width = size
+        if self.height * self.width > MAX_TABLE >> min(self.width, 25):
+            raise InputError("size (--size) must be H × W with H · W · 2^W of at most 2^25, such as 16x16")
         self.beta = beta
         self.spec = TaskSpec("ising", self.kind, 1, 1, size)
 
@@ -80,7 +120,7 @@ class Ising(Task):
         return Batch(images, images)
 
     def baselines(self, seed: int) -> dict[str, dict[str, float]]:
-        """Return the test errors of the exact probabilities, which no network surpasses."""
+        """The test errors of the exact probabilities, which no network surpasses."""
         test = self.batch(seed, 0, self.count("test"), "test").x
         nats = -float(self.log_prob(test).mean())
         return {"exact": {"nats": nats, "bits_per_dim": nats / log(2) / test[0].size}}

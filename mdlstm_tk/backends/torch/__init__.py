@@ -1,1 +1,0 @@
-"""The sweep in plain torch operations."""
