@@ -19,8 +19,8 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.io.images import decode_image
 from mdlstm_tk.text import folders
 from mdlstm_tk.text.cutting import cut_line
-from mdlstm_tk.text.transcribe_training import target_texts
 from mdlstm_tk.text.pages import head_of, read_page
+from mdlstm_tk.text.transcribe_training import target_texts
 
 
 def write_pages(folder: Path, count: int = 6, prefix: str = "p") -> Path:
