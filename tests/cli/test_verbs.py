@@ -382,7 +382,7 @@ def test_a_closed_pipe_ends_quietly(place: Path) -> None:
     assert (done.returncode, done.stdout.count("\n"), done.stderr) == (1, 1, "")
 
 
-COMMAND = "from mdlstm_tk.cli import main; main(sys.argv[1:])"
+COMMAND = "from mdlstm_tk.cli.app import main; main(sys.argv[1:])"
 INFER = ("infer", "-m", "m.onnx", "--force")
 
 
@@ -440,7 +440,7 @@ def test_a_package_that_is_broken_is_named() -> None:
         require("sklearn.no_such_module", "data")
 
 
-START = "import sys; from mdlstm_tk.cli import main; print('ready', flush=True); main(sys.argv[1:])"
+START = "import sys; from mdlstm_tk.cli.app import main; print('ready', flush=True); main(sys.argv[1:])"
 INTERRUPTED = {
     "train": ("train", "--steps", "300", "-o", "new"),
     "export": ("export", "run", "--size", "6x7", "-o", "new.onnx"),
