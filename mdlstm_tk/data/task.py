@@ -55,7 +55,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What a network is built from. Checkpoints hold it.
+    """The description that networks are built from. Checkpoints hold it.
 
     Attributes:
         name: of the task.

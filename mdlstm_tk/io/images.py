@@ -32,7 +32,7 @@ PLAIN_BITS = (1, 2, 4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images are prepared for a network. Checkpoints and exported models store it as JSON.
+    """The preparation of images for a network. Checkpoints and exported models store it as JSON.
 
     Attributes:
         channels: 1 for grey, 3 for red, green and blue.

@@ -20,7 +20,7 @@ SMALL: dict[str, Any] = {"steps": 8, "batch_size": 4, "evaluate_every": 50}
 
 
 def test_networks_get_the_hidden_size_with_as_many_parameters() -> None:
-    """Those of the seed's comparison; and any size is met as well as can be."""
+    """The sizes of the seed's comparison are found; and any size is met as well as can be."""
     config = configure()
     task = make_task(config)
     found = {name: with_equal_parameters(config, name, task).hidden for name in model_names("grid")}
