@@ -26,6 +26,7 @@ import torch
 from measuring import RESULTS, Row, add_row, argument_parser, markdown, read_rows, settings_of
 
 from mdlstm_tk._util.text import duration
+from mdlstm_tk.data import Task
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.training import TrainConfig, build_network, configure, make_task, train
 from mdlstm_tk.training.comparison import MOST_HIDDEN, with_equal_parameters
@@ -105,6 +106,13 @@ def configurations(name: str, settings: Mapping[str, Any]) -> dict[str, TrainCon
     return configs
 
 
+def without_test(task: Task) -> Task:
+    """A task whose test data are hidden."""
+    whole = task.count
+    task.count = lambda split: 0 if split == "test" else whole(split)  # type: ignore[method-assign]
+    return task
+
+
 def seconds_a_step(configs: Mapping[str, TrainConfig], rounds: int = 5) -> dict[str, float]:
     """Seconds of a training step of each configuration on one thread: the median of short trainings, which
     take turns. Let nothing else run meanwhile."""
@@ -112,7 +120,8 @@ def seconds_a_step(configs: Mapping[str, TrainConfig], rounds: int = 5) -> dict[
     for _ in range(rounds):
         for network, config in configs.items():
             with tempfile.TemporaryDirectory() as folder:
-                result = train(replace(config, steps=TIMED_STEPS, evaluate_every=TIMED_STEPS), folder)
+                short = replace(config, steps=TIMED_STEPS, evaluate_every=TIMED_STEPS)
+                result = train(short, folder, task=without_test(make_task(short)))
             taken[network].append(1 / result["steps_per_second"])
     return {network: median(each) for network, each in taken.items()}
 
@@ -125,9 +134,7 @@ def train_once(config: TrainConfig, table: Table, chooses: bool) -> dict[str, An
     task = make_task(config)
     if task.count("validation"):
         config = replace(config, best_by=table.measures[0])
-    if chooses:
-        whole = task.count
-        task.count = lambda split: 0 if split == "test" else whole(split)  # type: ignore[method-assign]
+    task = without_test(task) if chooses else task
     errors: Mapping[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         try:
