@@ -48,10 +48,7 @@ if __name__ == "__main__":
 
     from mdlstm_tk import MDLSTM
 
-    x = torch.rand(2, 12, 16, 3)  # (N, H, W, C)
     for cell in ("coupled", "input-gated"):
         layer = MDLSTM(3, 8, directions="all", cell=cell)
-        y = layer(x)  # (2, 12, 16, 32)
-        y.sum().backward()
-        parameters = ", ".join(f"{name} {tuple(p.shape)}" for name, p in layer.named_parameters())
-        print(f"{cell}: y {tuple(y.shape)}, {layer.backend_for(x).name}; {parameters}")
+        y = layer(torch.rand(2, 12, 16, 3))  # (N, H, W, C)
+        print(cell, tuple(y.shape), *(name for name, _ in layer.named_parameters()))

@@ -151,7 +151,7 @@ def export_tiles(module: nn.Module, path: str | Path, **options: Unpack[TileOpti
 
         >>> export_tiles(net, "net.tiles")
 
-    `docs/tiled_networks.md` says which networks can be exported, and shows how to write one.
+    `docs/exporting.md` says which networks can be exported, and shows how to write one.
 
     Args:
         module: a network with a method `tile_stages`, see `mdlstm_tk.tiling.TileStages`, or an `MDLSTM`. It

@@ -193,7 +193,7 @@ def _levels_of(stages: TileStages) -> list[_Level]:
 
 
 def _sweep_models(level: _Level, channels: int, part: str) -> Iterator[onnx.ModelProto]:
-    """The graph of each direction of a level; `docs/formats.md` lists the inputs and the outputs.
+    """The graph of each direction of a level; `docs/reference.md` lists the inputs and the outputs.
 
     `channels` are the features of the stored output of the level before, or of x.
     """
