@@ -31,7 +31,6 @@ from mdlstm_tk.inputs import (
     check_inputs,
     check_tensor,
     state_dtype,
-    without_autocast,
 )
 
 FIELDS, COUNT = len(SweepInputs._fields), len(DIFFERENTIABLE)
@@ -213,39 +212,28 @@ def _backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None, *_: Any) -> 
     *tensors, output, gates, states = ctx.saved_tensors
     needs = ctx.needs_input_grad[:COUNT]
     rest = (None,) * (len(ctx.needs_input_grad) - COUNT)
-    if torch.is_grad_enabled() or _sees_inside():
-        inputs = _inputs((*tensors, signs, cell))
-        return *_differentiable_gradients(inputs, grad, dfinal, needs), *rest
+    if torch.is_grad_enabled() or _sees_inside():  # the gradients may be differentiated, by the plain sweep
+        # Views, as one input may come from another: x of a second call of a layer comes from the weights,
+        # too. The gradient of the weights must leave out their way through x, which autograd follows.
+        named = zip(DIFFERENTIABLE, tensors[:COUNT], needs, strict=True)
+        leaves = {name: tensor.view_as(tensor) for name, tensor, is_needed in named if is_needed}
+        with torch.enable_grad():
+            inputs = _inputs((*tensors, signs, cell))
+            found = torch_engine.gradients(inputs, leaves, grad, dfinal, create_graph=True)
+        return *map(found.get, DIFFERENTIABLE), *rest
     if not saved:  # the graph was captured where no gradient was wanted
         arguments = *tensors, signs, cell, True, recompute, backend
         output, _, gates, states = torch.ops.mdlstm.wavefront(*arguments)
     wanted = needs[0], any(needs[1:-1])
     grad = torch.zeros_like(output) if grad is None else grad
     if isinstance(cell, Cell):
-        inputs, results = _inputs((*tensors, signs, cell)), SweepResults(output, None, gates, states)
-        by_name = _run_backward(inputs, results, grad, dfinal, backend, *wanted)
-        gradients = [by_name.get(name) for name in DIFFERENTIABLE]
+        results = SweepResults(output, None, gates, states)
+        found = _run_backward(_inputs((*tensors, signs, cell)), results, grad, dfinal, backend, *wanted)
     else:
         arguments = *tensors, signs, cell, grad, output, gates, states, dfinal, recompute, backend
-        gradients = torch.ops.mdlstm.wavefront_backward(*arguments, *wanted)
-    return *(g if n else None for g, n in zip(gradients, needs, strict=True)), *rest
-
-
-@without_autocast
-def _differentiable_gradients(
-    inputs: SweepInputs, grad: Tensor | None, dfinal: Tensor | None, needs: Sequence[bool]
-) -> list[Tensor | None]:
-    """The gradients by way of the plain sweep, so that they can be differentiated once more."""
-    # Views, as one input may come from another: x of a second call of a layer comes from the weights, too.
-    # The gradient of the weights here must leave out their way through x, which autograd follows itself.
-    with torch.enable_grad():
-        again = [None if t is None else t.view_as(t) for t in inputs.tensors]
-        outputs = torch_engine.sweep(inputs.with_tensors(again))
-        pairs = [(y, dy) for y, dy in zip(outputs, (grad, dfinal), strict=True) if dy is not None]
-        leaves = [t for t, n in zip(again, needs, strict=True) if n and t is not None]
-        ys, dys = zip(*pairs, strict=True)
-        found = iter(torch.autograd.grad(ys, leaves, dys, create_graph=True, materialize_grads=True))
-    return [next(found) if n else None for n in needs]
+        of_all = torch.ops.mdlstm.wavefront_backward(*arguments, *wanted)
+        found = dict(zip(DIFFERENTIABLE, of_all, strict=True))
+    return *(found.get(name) if n else None for name, n in zip(DIFFERENTIABLE, needs, strict=True)), *rest
 
 
 class _Sweep(torch.autograd.Function):

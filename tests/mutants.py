@@ -47,7 +47,7 @@ class Area(NamedTuple):
 
 
 AREAS = {
-    "cells": Area("mdlstm_tk/cells/*.py", f"core/test_cells.py {AGREE} {ANY_CELL}", "not fused"),
+    "cells": Area("mdlstm_tk/cells/*.py", f"core/test_cells.py {AGREE} {ANY_CELL}", "not fused or slstm"),
     "wavefront": Area(
         "mdlstm_tk/wavefront.py mdlstm_tk/states.py mdlstm_tk/inputs.py",
         f"core/test_layer.py core/test_states.py core/test_operator.py {SWEEPS}",

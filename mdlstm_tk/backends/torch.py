@@ -81,7 +81,6 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
         return SweepResults(*sweep(inputs))
 
 
-@without_autocast
 def backward(
     inputs: SweepInputs,
     results: SweepResults,
@@ -98,10 +97,23 @@ def backward(
         if tensor is not None and wanted.get(name, wants_weights)
     }
     with torch.enable_grad(), _recorded():
-        outputs = sweep(inputs._replace(**leaves))  # type: ignore[arg-type]
-        pairs = [(y, dy) for y, dy in zip(outputs, (grad, dfinal), strict=True) if dy is not None]
-        ys, dys = zip(*pairs, strict=True)
-        found = torch.autograd.grad(ys, list(leaves.values()), dys, materialize_grads=True)
+        return gradients(inputs, leaves, grad, dfinal)
+
+
+@without_autocast
+def gradients(
+    inputs: SweepInputs,
+    leaves: dict[str, Tensor],
+    grad: Tensor | None,
+    dfinal: Tensor | None,
+    create_graph: bool = False,
+) -> Gradients:
+    """The gradients of the inputs in `leaves`, from those of h and of the final states."""
+    outputs = sweep(inputs._replace(**leaves))  # type: ignore[arg-type]
+    pairs = [(y, dy) for y, dy in zip(outputs, (grad, dfinal), strict=True) if dy is not None]
+    ys, dys = zip(*pairs, strict=True)
+    options = {"create_graph": create_graph, "materialize_grads": True}
+    found = torch.autograd.grad(ys, list(leaves.values()), dys, **options)
     return dict(zip(leaves, found, strict=True))
 
 
