@@ -20,7 +20,7 @@ from helpers.functions import FUNCTIONS, assert_precise, whole_range
 from helpers.own_cells import OWN_CELLS, register_own_cells, run_all_operations
 from helpers.parity import Case, combined
 
-from mdlstm_tk import backends
+from mdlstm_tk import MDLSTM, backends
 from mdlstm_tk import sweep as sweep_module
 from mdlstm_tk.cells import BUILT_IN_CELLS
 
@@ -56,6 +56,20 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_agrees_with_the_oracle(case: Case) -> None:
     case.check("auto", DEVICE)
+
+
+def test_backward_of_a_captured_graph_gets_more_rows_than_there_are() -> None:
+    """Gates and states then have zeros in place of a ragged batch's padding."""
+    layer = MDLSTM(2, 3, directions="all", cell="fast-and-slow").to(DEVICE, torch.float64)
+    x = torch.randn(2, 2, 3, 2, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    sizes = torch.tensor([[2, 1], [1, 3]])
+    leaves = [x, *layer.parameters()]
+    results = [
+        torch.autograd.grad(run(x, sizes).square().sum(), leaves)
+        for run in (layer, torch.compile(layer, backend="aot_eager"))
+    ]
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_rows_of_many_samples_on_a_large_grid() -> None:
