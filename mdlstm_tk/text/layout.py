@@ -72,8 +72,8 @@ def find_page(session: Any, pixels: Array, image: Path, direction: Direction | N
     around = outlines(x[..., 0], found, spacing, (above, below))
     scale = np.array([width / x.shape[1], height / x.shape[0]])
     pairs = zip(found, around, strict=True)
-    shapes = [tuple(_whole(each, scale, (width, height)) for each in pair) for pair in pairs]
-    reach = typical_reach(shapes)  # type: ignore[arg-type]  # as for a page that is read from its file
+    shapes = [(_whole(a, scale, (width, height)), _whole(b, scale, (width, height))) for a, b in pairs]
+    reach = typical_reach(shapes)  # as for a page that is read from its file, so that both are cut alike
     numbers, regions = count(1), list[list[PageLine]]()
     for region in reading_order(found, direction):
         kept = [

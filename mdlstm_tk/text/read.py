@@ -168,7 +168,9 @@ def read_pages(
     if not os.path.isdir(target) and (form == SUFFIX[1:] or (is_table and overlay)):
         raise InputError(f"pages and pictures are written into a folder; give one with -o, not {target}")
     jobs = []
-    for source, relative in _inputs([*map(os.fspath, pages)], "" if is_table else target, finder):
+    for source, relative in _inputs(
+        [os.fspath(page) for page in pages], "" if is_table else target, finder
+    ):
         place = os.path.join(target, os.path.splitext(relative)[0] + SUFFIX)
         jobs.append(Job(source, STDIO, form) if is_table else Job(source, place, SUFFIX[1:]))
     targets = [target] if is_table else [job.target for job in jobs]

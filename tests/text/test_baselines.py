@@ -1,4 +1,4 @@
-"""The kind `baselines` in training: distortion, loss, measures and report; its export; and distorted lines."""
+"""The kind `baselines`: distortion, loss, measures, report and export; and distorted lines."""
 
 from __future__ import annotations
 

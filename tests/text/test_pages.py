@@ -190,8 +190,8 @@ DRAWN_LINES = {  # the lines, the text of all; the lines that are turned
 def test_a_page_tells_whether_right_to_left_is_the_order_of_drawing(case: str, tmp_path: Path) -> None:
     kinds, text, is_turned = DRAWN_LINES[case]
     lines = [
-        f'<TextLine BASELINE="{begin} {y} {100 - begin} {y}"><Shape><Polygon POINTS="10 {y - up} 90 {y - up} '
-        f'90 {y - up + 20} 10 {y - up + 20}"/></Shape>{string(text)}</TextLine>'
+        f'<TextLine BASELINE="{begin} {y} {100 - begin} {y}"><Shape><Polygon POINTS="10 {y - up} '
+        f'90 {y - up} 90 {y - up + 20} 10 {y - up + 20}"/></Shape>{string(text)}</TextLine>'
         for y, (begin, up) in zip(range(40, 200, 40), kinds, strict=False)
     ]
     found = read_text(tmp_path, alto("".join(lines))).lines
