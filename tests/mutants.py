@@ -93,6 +93,13 @@ AREAS = {
         "training/test_interrupted.py training/test_comparison.py",
     ),
     "models": Area("models/*.py", "models/test_models.py"),
+    "text": Area(
+        "mdlstm_tk/text/*.py",
+        "text/test_ctc.py text/test_character_model.py text/test_pages.py text/test_line_cutting.py "
+        "text/test_line_finding.py text/test_page_folders.py text/test_baselines.py "
+        "text/test_text_networks.py text/test_read.py text/test_transcribe.py",
+    ),
+    "density": Area("mdlstm_tk/density/*.py", "density/test_networks.py density/test_sampling.py"),
 }
 MAX_SECONDS = 3000.0  # for the tests of an area without a mutant
 TIMES_AS_LONG, MORE_SECONDS = 3, 20  # may the tests of a mutant take, which may loop forever

@@ -4,17 +4,13 @@
 >>> from mdlstm_tk.text import CharacterModel, cut_line, read_page, write_page
 >>> page = read_page("0001.xml")
 
-transcribe        the kind `transcribe`, and `read_lines`
-read              photographs or XML → lines → texts → XML
-pages, geometry   ALTO and PAGE XML in and out; chains of points
-cutting           a line cut out of its page, for training and inference alike
-ctc, character_model   texts from outputs, and language models
-networks, digit_strings   the networks and the built-in task
-transcribe_training, folders, distortion, calibration   what training needs
-measures          the report of a run on its texts
-baselines         the kind `baselines`
-line_finding, layout   lines from outputs, with their outlines, order and regions
-baselines_training   what training needs
+read                          photographs or XML → lines → texts → XML
+pages, geometry, cutting      ALTO and PAGE XML in and out; chains of points; lines cut out of pages
+transcribe, ctc, character_model   the kind and `read_lines`; texts from outputs, and language models
+baselines, line_finding, layout    the kind; lines from outputs, with outlines, order and regions
+networks, digit_strings       the networks of lines and the built-in task
+transcribe_training, baselines_training, folders, distortion, calibration   what training needs
+measures                      the report of a run on its texts
 
 The names below are loaded when they are first used: importing this package imports neither NumPy nor torch.
 """

@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mdlstm_tk.data.files import Sample, is_npz
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io import Array
 from mdlstm_tk.io.metadata import Metadata
 from mdlstm_tk.kinds.kind import COMMON, Kind, Labels, Row
+from mdlstm_tk.text.folders import PageTarget, whole_pages
+from mdlstm_tk.text.geometry import spacing_of
+from mdlstm_tk.text.line_finding import MAPS
+from mdlstm_tk.text.pages import REACH
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mdlstm_tk.data.files import Sample
     from mdlstm_tk.data.task import Batch, TaskSpec
     from mdlstm_tk.io.images import Preprocessing
     from mdlstm_tk.kinds.panels import Panel
-    from mdlstm_tk.text.folders import PageTarget
 
 SHARES = 0.05, 3.0  # line spacings that outlines reach at least and at most
 
@@ -49,26 +52,12 @@ class Baselines(Kind):
     axes = "N, h, w"
 
     def samples(self, path: Path) -> list[Sample]:
-        from mdlstm_tk.data.files import is_npz
-        from mdlstm_tk.text.folders import whole_pages
-
         if is_npz(path):
             raise InputError("arrays hold no baselines; give a folder of pages")
         return whole_pages(path)
 
-    def fit(
-        self,
-        train: Sequence[PageTarget],
-        every: Sequence[PageTarget],
-        prepare: Preprocessing | None,
-        config: Any,
-    ) -> Labels:
+    def fit(self, train: Sequence[PageTarget], every: Any, prepare: Any, config: Any) -> Labels:
         """The encoding of pages; and how far outlines reach from the baselines of the training pages."""
-        from mdlstm_tk.text.geometry import spacing_of
-        from mdlstm_tk.text.line_finding import MAPS
-        from mdlstm_tk.text.pages import REACH
-
-        assert prepare is not None
         if config.crop:
             raise InputError("crop would cut pages, but not their baselines; leave it out")
         shares = [np.array(p.reach) / spacing_of(p.lines, p.height) for p in train if len(p.lines) > 1]

@@ -22,7 +22,7 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.io import IMAGE_SUFFIXES, Array
 from mdlstm_tk.io.images import to_grey
 from mdlstm_tk.text.cutting import cut_line
-from mdlstm_tk.text.pages import ALTO, PAGE, SUFFIX, Page, PageLine, head_of, read_page
+from mdlstm_tk.text.pages import SIZE, SUFFIX, Page, PageLine, head_of, read_page
 
 log = logging.getLogger("mdlstm_tk.data")
 TRANSCRIPT = ".gt.txt"
@@ -52,17 +52,16 @@ def texts_of_table(path: Path, table: str) -> list[Sample]:
     """
     samples: dict[str, Sample] = {}
     for number, line in enumerate(_text_lines(path / table), 1):
-        if line.strip():
-            name, *texts = line.split("\t")
-            sample, reason = image_sample(path, path / name, partial(given, "".join(texts))), ""
-            if len(texts) != 1:
-                reason = f"it has {len(texts)} tabs; expected file, tab, text"
-            elif (key := os.path.realpath(path / name)) in samples:
-                reason = f"it names {name} again; delete one of the lines"
-            if reason:
-                key = f"line {number} of {table}"
-                sample = _unusable(key, reason)
-            samples[key] = sample
+        if not line.strip():
+            continue
+        name, *texts = line.split("\t")
+        key, place = os.path.realpath(path / name), f"line {number} of {table}"
+        if len(texts) != 1:
+            samples[place] = _unusable(place, f"it has {len(texts)} tabs; expected file, tab, text")
+        elif key in samples:
+            samples[place] = _unusable(place, f"it names {name} again; delete one of the lines")
+        else:
+            samples[key] = image_sample(path, path / name, partial(given, texts[0]))
     if others := [image for image in images_below(path) if os.path.realpath(image) not in samples]:
         log.info("images that %s does not name, left out: %d", table, len(others))
     return [*samples.values()]
@@ -78,39 +77,30 @@ def texts_of_pages(path: Path) -> list[Sample]:
             continue
         of_pages.add(page.image)
         lines = [line for line in page.lines if line.text]
-        for line in lines:
-            samples.append(Sample(f"{name} {line.id}", partial(_read_line, page.image, line), name))
+        samples += [
+            Sample(f"{name} {each.id}", partial(_read_line, page.image, each), name) for each in lines
+        ]
         lines_without += len(page.lines) - len(lines)
     if of_pages:
         log.info("pages: %d; their lines without a text, left out: %d", len(of_pages), lines_without)
-    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    transcripts = [file for file in files if file.name.endswith(TRANSCRIPT)]
-    return samples + _texts_of_transcripts(path, transcripts, images, of_pages)
-
-
-def _texts_of_transcripts(
-    path: Path, transcripts: Sequence[Path], images: Sequence[Path], of_pages: set[Path | None]
-) -> list[Sample]:
-    """The images that have a text in a file beside them."""
-    by_stem, untold, samples = defaultdict[str, list[Path]](list), {*images} - of_pages, list[Sample]()
-    for image in images:
-        by_stem[str(image.with_suffix(""))].append(image)
-    for file in transcripts:
-        stem = str(file).removesuffix(TRANSCRIPT)
-        found = by_stem[stem] or [image for form in OCROPUS for image in by_stem[stem + form]]
-        untold -= {*found}
-        if len(found) != 1:
-            names = " and ".join(image.name for image in found) or "no image"
-            sample = _unusable(os.path.relpath(file, path), f"{names} beside it, expected one image")
-        elif found[0] in of_pages:
-            reason = f"only the lines of its page count; delete the page or {file.name}"
-            sample = _unusable(os.path.relpath(found[0], path), reason)
-        else:
-            sample = image_sample(path, found[0], partial(_read_transcript, file))
-        samples.append(sample)
-    if untold:
-        log.info("images without a text or a page, left out: %d", len(untold))
+    images = defaultdict[str, list[Path]](list)
+    for file in files:
+        if file.suffix.lower() in IMAGE_SUFFIXES and file not in of_pages:
+            images[str(file.with_suffix(""))].append(file)
+    samples += [_of_transcript(path, each, images) for each in files if each.name.endswith(TRANSCRIPT)]
+    if untold := sum(map(len, images.values())):
+        log.info("images without a text or a page, left out: %d", untold)
     return samples
+
+
+def _of_transcript(path: Path, file: Path, images: dict[str, list[Path]]) -> Sample:
+    """The image that has its text in a file beside it, which is taken out of `images` by their names."""
+    stem = str(file).removesuffix(TRANSCRIPT)
+    found = images.pop(stem, []) or [image for form in OCROPUS for image in images.pop(stem + form, [])]
+    if len(found) != 1:
+        names = " and ".join(image.name for image in found) or "no image of a line"
+        return _unusable(os.path.relpath(file, path), f"{names} beside it, expected one image")
+    return image_sample(path, found[0], partial(_read_transcript, file))
 
 
 def whole_pages(path: Path) -> list[Sample]:
@@ -120,9 +110,7 @@ def whole_pages(path: Path) -> list[Sample]:
         if isinstance(page, str):
             samples.append(_unusable(name, page))
         elif lines := _baselines(page):
-            reach = page.lines[0].reach
-            assert reach is not None  # as on every page with baselines
-            target = PageTarget(page.width, page.height, tuple(lines), reach)
+            target = PageTarget(page.width, page.height, tuple(lines), page.lines[0].reach or (0.0, 0.0))
             samples.append(Sample(name, partial(_read_page, page.image, target), name))
             lines_without += len(page.lines) - len(lines)
         else:
@@ -144,7 +132,7 @@ def _pages(
     """
     of_image: dict[Path, str] = {}
     for file in files:  # also those that break before they tell what they hold
-        if file.suffix.lower() != SUFFIX or head_of(file)[0] not in (ALTO, PAGE, ""):
+        if file.suffix.lower() != SUFFIX or head_of(file)[0] not in (*SIZE, ""):
             continue
         name = os.path.relpath(file, path)
         try:

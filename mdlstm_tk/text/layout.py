@@ -10,7 +10,7 @@ their number.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,38 +59,31 @@ def find_lines(session: Any, pixels: Array) -> tuple[PageLine, ...]:
 def find_page(session: Any, pixels: Array, image: Path, direction: Direction | None = None) -> Page:
     """The page of an image file, with its lines by regions, in the order of texts of a direction; see
     `find_lines`."""
-    metadata = check_finder(session.metadata)
+    check_finder(metadata := session.metadata)
     height, width = pixels.shape[:2]
     if min(height, width) < MIN_SIDE or max(height, width) > MAX_ASPECT * min(height, width):
         raise InputError(f"an image of {width}x{height} pixels is no page of text")
     x = preprocessing_for(metadata, "pixels")(pixels)
-    y = session(x)
+    y: Any = session(x)
     y = y if isinstance(y, np.ndarray) else y[metadata.output_names[0]]
-    assert metadata.window is not None  # see `check_finder`
-    found = lines_of_output(y, metadata.window)
+    found = lines_of_output(y, metadata.window or ())
     spacing = spacing_of(found, len(x))
     above, below = (spacing * float(metadata.more.get(side, share)) for side, share in REACH.items())
     around = outlines(x[..., 0], found, spacing, (above, below))
     scale = np.array([width / x.shape[1], height / x.shape[0]])
-    shapes = [
-        (_whole(line, scale, (width, height)), _whole(outline, scale, (width, height)))
-        for line, outline in zip(found, around, strict=True)
-    ]
+    pairs = zip(found, around, strict=True)
+    shapes = [(_whole(a, scale, (width, height)), _whole(b, scale, (width, height))) for a, b in pairs]
     reach = typical_reach(shapes)  # as for a page that is read from its file, so that both are cut alike
-    regions, count = list[list[PageLine]](), 0
+    numbers, regions = count(1), list[list[PageLine]]()
     for region in reading_order(found, direction):
         kept = [
             shapes[k] for k in region if len(shapes[k][0]) > 1 and len(np.unique(shapes[k][1], axis=0)) > 2
         ]
-        if kept:
-            regions.append(
-                [PageLine(f"l{count + k}", "", *shape, reach) for k, shape in enumerate(kept, 1)]
-            )
-            count += len(kept)
-    return new_page(image, width, height, regions)
+        regions.append([PageLine(f"l{next(numbers)}", "", *shape, reach) for shape in kept])
+    return new_page(image, width, height, [*filter(None, regions)])
 
 
-def check_finder(metadata: Metadata) -> Metadata:
+def check_finder(metadata: Metadata) -> None:
     """Check that a model finds lines.
 
     Raises:
@@ -100,7 +93,6 @@ def check_finder(metadata: Metadata) -> Metadata:
     if metadata.kind != "baselines" or not fits:
         found = f"kind {metadata.kind}" if metadata.kind else "no kind"
         raise InputError(f"a model of kind baselines finds lines, but this one is of {found}, or damaged")
-    return metadata
 
 
 def _whole(line: Array, scale: Array, extents: tuple[int, int]) -> Array:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,13 +36,14 @@ from mdlstm_tk.text.geometry import spacing_of, typical_reach
 SUFFIX = ".xml"
 SUBFOLDERS = ("page", "alto")  # where Transkribus puts the XML; images lie in the folder above
 ALTO, PAGE = "alto", "PcGts"  # the outermost elements
+SIZE = {ALTO: ("WIDTH", "HEIGHT"), PAGE: ("imageWidth", "imageHeight")}
+# What a stranger's file names is neither read nor fetched.
+SAFELY = {"resolve_entities": False, "no_network": True, "load_dtd": False, "huge_tree": False}
 NAMESPACE = "http://schema.primaresearch.org/PAGE/gts/pagecontent/2019-07-15"  # of the pages that we make
 REACH = {"above": 0.7, "below": 0.35}  # line spacings that lines reach from their baselines, where unknown
 MAX_STRETCH = 0.05  # by which the shape of the image may differ from that in the file
-HYPHENS = ("-", "¬", "=", "⸗", "\u00ad", "‐")
 BEFORE_TEXT = ("Coords", "Baseline", "TextLine", "TextRegion")  # children, in the schema of PAGE
 OFFSETS = re.compile(r"[\w.-]+\s*\{[^{}]*\boffset\s*:[^{}]*\}\s*")  # of `custom`: places in the former text
-NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class PageLine(NamedTuple):
@@ -95,27 +97,26 @@ def read_page(path: str | Path) -> Page:
     """
     path, etree = Path(path), require("lxml.etree", "image")
     try:  # bytes, as lxml would fetch addresses and unpack archives
-        root = etree.fromstring(read_bytes(path), etree.XMLParser(**_safely()))
+        root = etree.fromstring(read_bytes(path), etree.XMLParser(**SAFELY))
     except etree.XMLSyntaxError as error:
         raise InputError(f"{path} is not well-formed XML: {error}; export it again") from None
     if root.getroottree().docinfo.doctype:  # whose entities would be missing in texts
         raise InputError(f"{path} has a document type (DOCTYPE), which is not read; remove it")
-    sheets = [*root.iter("{*}Page")]
-    if _tag(root) not in (ALTO, PAGE) or len(sheets) != 1:
-        found = f"<{printable(_tag(root)[:40])}> with {len(sheets)} pages"
+    sheets, form = [*root.iter("{*}Page")], _tag(root)
+    if form not in SIZE or len(sheets) != 1:
+        found = f"<{printable(form[:40])}> with {len(sheets)} pages"
         raise InputError(f"{path} holds {found}, expected ALTO or PAGE XML of one page")
     if not (image := _find_image(path, _image_name(sheets[0]))):
         raise InputError(
-            f"{path} has no image; expected the one that it names, or {path.stem}.jpg, beside it"
+            f"{path} has no image beside it; expected the one that it names, or {path.stem}.jpg"
         )
     extents = np.array(read_extents(image)[::-1])
-    keys = ("WIDTH", "HEIGHT") if _tag(root) == ALTO else ("imageWidth", "imageHeight")
-    size = np.array([_number(sheets[0].get(key)) for key in keys])
+    size = np.array([_number(sheets[0].get(key)) for key in SIZE[form]])
     if not (size >= 1).all():
-        size = extents
         unit = root.findtext("{*}Description/{*}MeasurementUnit", "pixel").strip()
         if unit.lower() != "pixel":
             raise InputError(f"{path} counts in {printable(unit[:40])}, and tells no extents of the page")
+        size = extents
     scale = extents / size
     if abs(scale[0] / scale[1] - 1) > MAX_STRETCH:
         raise InputError(
@@ -136,33 +137,25 @@ def read_page(path: str | Path) -> Page:
     return Page(image, int(extents[0]), int(extents[1]), lines, root.getroottree())
 
 
-def _safely() -> dict[str, bool]:
-    """Arguments of lxml's parsers: what a stranger's file names is neither read nor fetched."""
-    return {"resolve_entities": False, "no_network": True, "load_dtd": False, "huge_tree": False}
-
-
 def head_of(path: Path) -> tuple[str, Path | None]:
     """What stands before the lines of a file: the name of the outermost element, "" if it is no XML; and
     the image of the page, which may be there even if the file cannot be read."""
     etree = require("lxml.etree", "image")
     tag = name = ""
-    try:
-        with path.open("rb") as file:
-            for _, element in etree.iterparse(file, events=("start",), **_safely()):
-                tag = tag or _tag(element)
-                if tag not in (ALTO, PAGE):
-                    return tag, None
-                if _tag(element) == "Page":
-                    name = _image_name(element)
-                    break
-    except (OSError, etree.XMLSyntaxError):
-        pass
+    with suppress(OSError, etree.XMLSyntaxError), path.open("rb") as file:
+        for _, element in etree.iterparse(file, events=("start",), **SAFELY):
+            tag = tag or _tag(element)
+            if tag not in SIZE:
+                return tag, None
+            if _tag(element) == "Page":
+                name = _image_name(element)
+                break
     return tag, _find_image(path, name)
 
 
 def is_page(path: Path) -> bool:
     """True if a file with the suffix .xml holds ALTO or PAGE."""
-    return path.suffix.lower() == SUFFIX and head_of(path)[0] in (ALTO, PAGE)
+    return path.suffix.lower() == SUFFIX and head_of(path)[0] in SIZE
 
 
 def _image_name(sheet: Any) -> str:
@@ -226,9 +219,8 @@ def _upright(
     """Baselines and outlines of a page with this text, each baseline from the left end of a line that
     stands upright.
 
-    Right to left is only the order in which a baseline was drawn where the page has right-to-left texts, or
-    no texts yet and most lines run so. It is, too, where letters stand above the baseline; else the line is
-    upside down.
+    Right to left is only the order in which a baseline was drawn where letters stand above it; and where
+    the page has right-to-left texts, or no texts yet and most lines run so. Else the line is upside down.
     """
     leftwards = [
         line is not None and line[0, 0] - line[-1, 0] > abs(line[-1, 1] - line[0, 1]) for line, _ in places
@@ -250,8 +242,8 @@ def _text(element: Any) -> str:
     words = [string.get("CONTENT", "").strip() for string in element.iterfind("{*}String")]
     if words:
         text = " ".join(filter(None, words))
-        if not text.endswith(HYPHENS):
-            text += "".join(hyphen.get("CONTENT", "") for hyphen in element.iterfind("{*}HYP"))
+        hyphen = "".join(each.get("CONTENT", "") for each in element.iterfind("{*}HYP"))
+        text = text.removesuffix(hyphen) + hyphen
     else:
         text = _unicode(element) or " ".join(filter(None, map(_unicode, element.iterfind("{*}Word"))))
     return composed(re.sub(r"(?<!\s)\s*[\t\r\n]\s*", " ", text).strip())
@@ -286,7 +278,7 @@ def write_page(
         if number in readings:
             text, confidence, _ = readings[number]
             write = _write_alto if _tag(xml.getroot()) == ALTO else _write_equiv
-            write(line, NOT_XML.sub("\ufffd", text), f"{confidence:.4f}")
+            write(line, text, f"{confidence:.4f}")
     for region in xml.iter("{*}TextRegion", "{*}TableCell") if readings else ():
         if _remove(region, "TextEquiv"):
             _write_equiv(region, "\n".join(_text(line) for line in region.iter("{*}TextLine")))
@@ -330,7 +322,7 @@ def _remove(element: Any, *tags: str) -> bool:
     return bool(found)
 
 
-def new_page(image: Path, width: int, height: int, regions: Iterable[Sequence[PageLine]]) -> Page:
+def new_page(image: Path, width: int, height: int, regions: Sequence[Sequence[PageLine]]) -> Page:
     """A page as PAGE XML of 2019, with lines that were found, in regions.
 
     Args:
@@ -339,24 +331,20 @@ def new_page(image: Path, width: int, height: int, regions: Iterable[Sequence[Pa
         regions: the lines of each, in the order of reading, with baselines and outlines.
     """
     etree = require("lxml.etree", "image")
-    root = etree.Element(f"{{{NAMESPACE}}}PcGts", nsmap={None: NAMESPACE})
+    root = etree.Element(f"{{{NAMESPACE}}}{PAGE}", nsmap={None: NAMESPACE})
 
     def add(parent: Any, tag: str, **attributes: str) -> Any:
-        parent.append(element := _child(parent, tag, **attributes))
-        return element
+        return etree.SubElement(parent, f"{{{NAMESPACE}}}{tag}", attributes)
 
     metadata, now = add(root, "Metadata"), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S")
     for tag, text in (("Creator", f"mdlstm-tk {__version__}"), ("Created", now), ("LastChange", now)):
         add(metadata, tag).text = text
     sheet = add(root, "Page", imageFilename=image.name, imageWidth=str(width), imageHeight=str(height))
-    regions = [*regions]
     order = add(add(sheet, "ReadingOrder"), "OrderedGroup", id="order") if regions else None
     for k, lines in enumerate(regions):
         add(order, "RegionRefIndexed", index=str(k), regionRef=f"r{k + 1}")
-        region, corners = (
-            add(sheet, "TextRegion", id=f"r{k + 1}"),
-            np.concatenate([p for *_, p, _ in lines]),
-        )
+        region = add(sheet, "TextRegion", id=f"r{k + 1}")
+        corners = np.concatenate([line.polygon for line in lines if line.polygon is not None])
         (left, top), (right, bottom) = corners.min(0), corners.max(0)
         box = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
         add(region, "Coords", points=points_text(box))
@@ -365,9 +353,7 @@ def new_page(image: Path, width: int, height: int, regions: Iterable[Sequence[Pa
             add(element, "Coords", points=points_text(line.polygon))
             add(element, "Baseline", points=points_text(line.baseline))
     etree.indent(root)
-    return Page(
-        image, width, height, tuple(line for lines in regions for line in lines), root.getroottree()
-    )
+    return Page(image, width, height, tuple(line for each in regions for line in each), root.getroottree())
 
 
 def points_text(points: Array | None) -> str:

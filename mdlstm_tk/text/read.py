@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from mdlstm_tk._util.text_order import is_right_to_left, reorder
 from mdlstm_tk.errors import InputError, MDLSTMError, require
@@ -22,11 +18,11 @@ from mdlstm_tk.io.files import check_free, find_files, open_output, read_bytes, 
 from mdlstm_tk.io.images import decode_image
 from mdlstm_tk.io.images import scale as scale_pixels
 from mdlstm_tk.kinds.kind import Row
+from mdlstm_tk.kinds.panels import draw_input
 from mdlstm_tk.runtime.answers import TABLES
 from mdlstm_tk.runtime.infer import Inference, Job, Result, failed, open_model
 from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.text.character_model import CharacterModel
-from mdlstm_tk.text.ctc import ReadLine
 from mdlstm_tk.text.cutting import cut_line
 from mdlstm_tk.text.layout import check_finder, find_page
 from mdlstm_tk.text.pages import (
@@ -39,14 +35,15 @@ from mdlstm_tk.text.pages import (
     read_page,
     write_page,
 )
-from mdlstm_tk.text.transcribe import check_reader, read_images, row_of
+from mdlstm_tk.text.transcribe import check_reader, read_lines, row_of
 
 MAX_SIDE = 2000  # pixels of a picture; larger pages are scaled down
 BASELINE, OUTLINE, TEXT = (214, 40, 57), (31, 119, 180), (0, 70, 140)
 # Fonts with many letters, of Linux, Windows and macOS; the one that Pillow brings has no accents.
 FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "arial.ttf", "Arial.ttf")
 FADE = 0.35  # by which the page becomes paler
-Cuts = dict[int, Array | InputError]
+Cuts = tuple[dict[int, Array], list[str]]
+"""The images of lines by their numbers on the page; and why others lie nowhere."""
 
 
 @dataclass
@@ -54,7 +51,8 @@ class PageReading(Inference):
     """A planned reading of pages, one after the other; see `Inference`.
 
     Attributes:
-        finder: the model that finds lines in photographs; None: there are none.
+        finder: the model that finds lines in photographs; None: there are none. The session itself, if
+            lines are found and not read.
         overlay: draw what was found and read.
     """
 
@@ -62,33 +60,30 @@ class PageReading(Inference):
     overlay: bool = False
 
     def _results(self) -> Iterator[Result]:
-        jobs, pending = iter(self.jobs), deque[tuple[Job, Future[Any]]]()
         with ThreadPoolExecutor(1) as executor:  # the next page is decoded and cut while the model works
-            pending.extend((job, executor.submit(self._open, job)) for job in islice(jobs, 2))
-            while pending:
-                job, opened = pending.popleft()
+            opened = [executor.submit(self._open, job) for job in self.jobs[:1]]
+            for k, job in enumerate(self.jobs, 1):
+                opened += [executor.submit(self._open, each) for each in self.jobs[k : k + 1]]
                 try:
-                    yield Result(job, rows=self._read_page(job, *opened.result()))
+                    yield Result(job, rows=self._read_page(job, *opened.pop(0).result()))
                 except (MDLSTMError, MemoryError) as error:
                     yield failed(job, error)
-                pending.extend((job, executor.submit(self._open, job)) for job in islice(jobs, 1))
 
     def _open(self, job: Job) -> tuple[Array, Page | None, Cuts]:
         """The pixels of a page, the page if it tells its lines, and their cuts."""
         page = read_page(job.source) if suffix_of(job.source) == SUFFIX else None
         image = str(page.image) if page else job.source
         pixels = decode_image(read_bytes(image), image)
-        return pixels, page, self._cut(page, pixels) if page else {}
+        return pixels, page, self._cut(page, pixels) if page else ({}, [])
 
     def _cut(self, page: Page, pixels: Array) -> Cuts:
-        """The lines of a page by their numbers, if they are to be read; or why one lies nowhere."""
-        cuts: Cuts = {}
-        for k, line in enumerate(page.lines if self.finder is not self.session else ()):
+        cuts, lost = dict[int, Array](), list[str]()
+        for k, line in enumerate(() if self.finder is self.session else page.lines):
             try:
                 cuts[k] = cut_line(pixels, line)
             except InputError as error:
-                cuts[k] = error
-        return cuts
+                lost.append(f"{line.id}: {error}")
+        return cuts, lost
 
     def _read_page(self, job: Job, pixels: Array, page: Page | None, cuts: Cuts) -> list[Row]:
         """Find the lines of a page unless it tells them, read them, and write what is asked for."""
@@ -97,17 +92,16 @@ class PageReading(Inference):
             image = Path(job.source) if page is None else page.image
             page = find_page(self.finder, pixels, image, self.session.metadata.more.get("text_direction"))
             cuts = self._cut(page, pixels)
-        images = {k: cut for k, cut in cuts.items() if not isinstance(cut, InputError)}
-        results = read_images(self.session, [*images.values()], **self.options) if images else []
-        lines = {**cuts, **dict(zip(images, results, strict=True))}
-        read = {k: line for k, line in lines.items() if isinstance(line, ReadLine)}
-        unread = [(page.lines[k].id, line) for k, line in lines.items() if isinstance(line, InputError)]
-        if unread and not read:
-            raise InputError(f"line {unread[0][0]}: {unread[0][1]}")
-        if unread or not page.lines:
-            such = f", such as {unread[0][0]}: {unread[0][1]}" if unread else ""
-            text = f"{job.source}: {len(unread)} of {len(page.lines)} lines are not read{such}"
-            warnings.warn(text if unread else f"{job.source} has no lines", stacklevel=2)
+        images, lost = cuts
+        lines = read_lines(self.session, [*images.values()], **self.options) if images else []
+        read = dict(zip(images, lines, strict=True))
+        if lost and not read:
+            raise InputError(f"line {lost[0]}")
+        if lost:
+            text = f"{len(lost)} of {len(page.lines)} lines are not read, such as {lost[0]}"
+            warnings.warn(f"{job.source}: {text}", stacklevel=2)
+        if not page.lines:
+            warnings.warn(f"{job.source} has no lines", stacklevel=2)
         if self.overlay:  # before the XML, which says that the page is done
             picture = draw_overlay(pixels, page.lines, {k: line.text for k, line in read.items()})
             with open_output(_picture_path(job), self.force) as file:
@@ -115,12 +109,11 @@ class PageReading(Inference):
         if job.form == SUFFIX[1:]:
             write_page(page, read, job.target, replace=self.force)
         if finds_only:
-            keys = "file", "line", "baseline", "polygon"
-            places = [
-                (line.id, points_text(line.baseline), points_text(line.polygon)) for line in page.lines
-            ]
-            return [dict(zip(keys, (job.source, *place), strict=True)) for place in places]
-        return [{"file": job.source, "line": page.lines[k].id, **row_of(line)} for k, line in read.items()]
+            places = [{"baseline": each.baseline, "polygon": each.polygon} for each in page.lines]
+            rows = {k: {key: points_text(p) for key, p in each.items()} for k, each in enumerate(places)}
+        else:
+            rows = {k: row_of(line) for k, line in read.items()}
+        return [{"file": job.source, "line": page.lines[k].id, **row} for k, row in rows.items()]
 
 
 def read_pages(
@@ -159,7 +152,7 @@ def read_pages(
     finder = open_model(Path(line_model)) if isinstance(line_model, str | Path) else line_model
     options: dict[str, Any] = {}
     if session.metadata.kind == "baselines":
-        if any(each is not None for each in (line_model, beam, lm)):
+        if (line_model, beam, lm) != (None, None, None):
             raise InputError("a model of kind baselines reads no texts; leave out line_model, beam and lm")
         finder = session
     elif not isinstance(session, Session):
@@ -172,10 +165,8 @@ def read_pages(
     target = STDIO if output is None else os.fspath(output)
     form = "tsv" if target == STDIO else suffix_of(target)[1:]
     is_table = form in TABLES and not os.path.isdir(target)
-    if is_table and overlay:
-        raise InputError("overlay=True (--overlay) draws into a folder; name one as output (-o)")
-    if form == SUFFIX[1:] and not os.path.isdir(target):
-        raise InputError(f"pages are written into a folder; give one with -o, in place of {target}")
+    if not os.path.isdir(target) and (form == SUFFIX[1:] or (is_table and overlay)):
+        raise InputError(f"pages and pictures are written into a folder; give one with -o, not {target}")
     jobs = []
     for source, relative in _inputs(
         [os.fspath(page) for page in pages], "" if is_table else target, finder
@@ -183,7 +174,7 @@ def read_pages(
         place = os.path.join(target, os.path.splitext(relative)[0] + SUFFIX)
         jobs.append(Job(source, STDIO, form) if is_table else Job(source, place, SUFFIX[1:]))
     targets = [target] if is_table else [job.target for job in jobs]
-    if not is_table and len({*targets}) < len(jobs):
+    if len({*targets}) < len(targets):
         raise InputError("two pages would become one file; read them separately, each into its own folder")
     if {*map(os.path.realpath, targets)} & {os.path.realpath(job.source) for job in jobs}:
         raise InputError("a result would replace a page; give another folder with -o")
@@ -202,11 +193,8 @@ def _inputs(named: Sequence[str], folder: str, finder: Any) -> list[tuple[str, s
     named; without earlier results, where their folder lies in one of these."""
     found, results = find_files(named, (SUFFIX, *IMAGE_SUFFIXES)), os.path.realpath(folder)
     if folder and any(results.startswith(os.path.realpath(each) + os.sep) for each in named):
-        found = [
-            each
-            for each in found
-            if each[0] in named or not os.path.realpath(each[0]).startswith(results + os.sep)
-        ]
+        inside = results + os.sep
+        found = [each for each in found if not os.path.realpath(each[0]).startswith(inside)]
     images = [each for each in found if suffix_of(each[0]) != SUFFIX]
     pages = [each for each in found if each not in images and (each[0] in named or is_page(Path(each[0])))]
     own = {os.path.realpath(image) for path, _ in pages if (image := head_of(Path(path))[1])}
@@ -240,14 +228,9 @@ def draw_overlay(pixels: Array, lines: Sequence[PageLine], texts: Mapping[int, s
     module: Any = require("PIL.Image", "image")
     drawing, fonts = (require(f"PIL.{name}", "image") for name in ("ImageDraw", "ImageFont"))
     scale = min(1.0, MAX_SIDE / max(pixels.shape[:2]))
-    step = max(int(1 / scale), 1)
-    small = scale_pixels(pixels[::step, ::step])
-    if pixels.dtype.kind == "f":  # in any range
-        small = (small - small.min()) / max(float(np.ptp(small)), 1e-6)
-    small = 255 * (small * (1 - FADE) + FADE)
-    image = module.fromarray(small.astype(np.uint8)).convert("RGB")
+    small = scale_pixels(pixels[:: int(1 / scale), :: int(1 / scale)])
     extents = tuple(max(round(extent * scale), 1) for extent in pixels.shape[1::-1])
-    image = image.resize(extents, module.Resampling.BILINEAR)
+    image = module.fromarray(draw_input(small.reshape(*small.shape[:2], -1), FADE)).resize(extents)
     draw = drawing.Draw(image)
     for k, line in enumerate(lines):
         if line.polygon is not None:
