@@ -1,9 +1,6 @@
 """Turn a trained torch.nn.LSTM into a one-dimensional MDLSTM, and export it for sequences of every length.
 
     python examples/from_lstm.py
-
-`torch.onnx.export` fixes the length of an nn.LSTM. The MDLSTM computes the same, and its export takes any
-length.
 """
 
 import numpy as np

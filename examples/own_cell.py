@@ -3,9 +3,6 @@
     mdlstm --import examples/own_cell.py train --cell coupled --steps 200 -o runs/own
     mdlstm --import examples/own_cell.py export runs/own
     python examples/own_cell.py
-
-A cell is its gates, its states and its forward equations. The compiled kernels, the
-gradients and the nodes of an ONNX export are derived from them.
 """
 
 from mdlstm_tk import Gate, register_cell

@@ -62,10 +62,8 @@ def main(steps=150, path="unet.onnx"):
     print(export_onnx(net, path, torch.zeros(1, 1, 16, 16), form="scan", multiple_of=2))
     x, mask = squares(32, 24, generator)
     scores = Session(path, device="cpu")(x.numpy())  # (N, 2, 24, 24), by ONNX Runtime
-    wrong = float(np.mean(scores.argmax(1) != mask.numpy()))
-    print(f"wrong pixels on 24×24 images: {100 * wrong:.2f} %")
-    return wrong
+    return float(np.mean(scores.argmax(1) != mask.numpy()))
 
 
 if __name__ == "__main__":
-    main()
+    print(f"wrong pixels on 24×24 images: {100 * main():.2f} %")
