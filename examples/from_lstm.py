@@ -1,6 +1,6 @@
 """Turn a trained torch.nn.LSTM into a one-dimensional MDLSTM, and export it for sequences of every length.
 
-    python examples/from_lstm.py
+python examples/from_lstm.py
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
 """Two cells of our own: one with a single state, and one with two and without a recurrent product.
 
-    mdlstm --import examples/own_cell.py train --cell coupled --steps 200 -o runs/own
-    mdlstm --import examples/own_cell.py export runs/own
-    python examples/own_cell.py
+mdlstm --import examples/own_cell.py train --cell coupled --steps 200 -o runs/own
+mdlstm --import examples/own_cell.py export runs/own
+python examples/own_cell.py
 """
 
 from mdlstm_tk import Gate, register_cell
