@@ -14,7 +14,6 @@ from torch import Tensor
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk._util.sizes import format_size, parse_size
-from mdlstm_tk.backends import Backend
 from mdlstm_tk.wavefront import wavefronts
 
 ALL = (("directions", "all"),)
@@ -72,19 +71,6 @@ class Shape:
         """T, the steps of a sweep."""
         return sum(self.grid) - len(self.grid) + 1
 
-    def flops(self, training: bool) -> int:
-        """Floating-point operations in the matrix products of the layer."""
-        inputs = self.channels + len(self.grid) * self.units
-        return self._products(inputs * self.gate_dim, training)
-
-    def lstm_flops(self, training: bool) -> int:
-        """Floating-point operations of `torch.nn.LSTM` over the same number of positions."""
-        return self._products((self.channels + self.units) * 4 * self.units, training)
-
-    def _products(self, weights: int, training: bool) -> int:
-        """Two for each weight and position; training takes three times as many."""
-        return 2 * self.num_directions * self.positions * weights * (3 if training else 1)
-
 
 SHAPES = (
     Shape(16, (8, 8), 1, 16),
@@ -93,11 +79,6 @@ SHAPES = (
     Shape(1, (128, 128), 1, 32),
     Shape(1, (16, 16, 16), 1, 32),
     Shape(16, (32, 32), 1, 64, ALL),
-    Shape(16, (32, 32), 1, 64, (("layer_norm", True),)),
-    Shape(16, (32, 32), 1, 64, (("recompute", True),)),
-    Shape(1, (32, 32), 1, 32),
-    Shape(1, (32, 32), 1, 32, ALL),
-    Shape(1, (512, 512), 1, 32),
 )
 
 
@@ -107,11 +88,10 @@ def contenders(
     """Build everything that is measured for one shape.
 
     Returns:
-        A step of each of "layer", "floor", "nn.LSTM" and "torch backend"; the layer; and its input,
-        (N, *grid, C).
+        A step of each of "layer", "floor" and "nn.LSTM"; the layer; and its input, (N, *grid, C).
     """
     factory = {"device": device, "dtype": dtype}
-    layer, x = make_layer(shape, "auto", factory)
+    layer, x = make_layer(shape, factory)
     # One step for each wavefront, over about the same number of positions in all.
     lstm = torch.nn.LSTM(shape.channels, shape.units, batch_first=True, **factory)
     rows = max(1, round(shape.num_directions * shape.positions / shape.wavefronts))
@@ -120,28 +100,23 @@ def contenders(
         "layer": make_step(layer, x, training),
         "floor": floor(shape, training, factory),
         "nn.LSTM": make_step(lstm, sequences, training),
-        "torch backend": make_step(*make_layer(shape, "torch", factory), training),
     }
     return steps, layer, x
 
 
-def make_layer(
-    shape: Shape, backend: Backend = "auto", factory: Mapping[str, Any] | None = None
-) -> tuple[MDLSTM, Tensor]:
+def make_layer(shape: Shape, factory: Mapping[str, Any]) -> tuple[MDLSTM, Tensor]:
     """The layer of a shape and its input (N, *grid, C), with the device and dtype in `factory`."""
-    factory, options = factory or {}, dict(shape.options)
-    layer = MDLSTM(shape.channels, shape.units, ndim=len(shape.grid), backend=backend, **options)
+    layer = MDLSTM(shape.channels, shape.units, ndim=len(shape.grid), **dict(shape.options))
     return layer.to(**factory), torch.randn(shape.batch, *shape.grid, shape.channels, **factory)
 
 
-def floor(shape: Shape, training: bool, factory: Mapping[str, Any] | None = None) -> Step:
+def floor(shape: Shape, training: bool, factory: Mapping[str, Any]) -> Step:
     """Build the matrix-product floor: the products of a sweep by torch, and nothing else.
 
     Forward: one (N·P, C) × (C, G·n), and for each wavefront one (rows, D·n) × (D·n, G·n) into a buffer that
     is reused. Backward: for each wavefront one (rows, G·n) × (G·n, D·n), and the two products that give the
     gradients of the weights.
     """
-    factory = factory or {}
     gate_dim, recurrent_dim = shape.gate_dim, len(shape.grid) * shape.units
     rows = (np.diff(wavefronts(shape.grid).starts) * shape.batch).tolist()  # of each wavefront
     longest = max(rows)

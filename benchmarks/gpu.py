@@ -73,7 +73,6 @@ def measure(shape: Shape, dtype: str, training: bool, device: str, seconds: floa
     layer replayed as one CUDA graph, is there for forward passes on a GPU alone."""
     wait = torch.cuda.synchronize if device != "cpu" else lambda: None
     steps, layer, x = contenders(shape, training, device, getattr(torch, dtype))
-    del steps["torch backend"]
     if device != "cpu" and not training:
         steps["graph"] = replayed(steps["layer"])
     waiting = {name: partial(in_turn, step, wait) for name, step in steps.items()}

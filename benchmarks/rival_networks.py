@@ -1,13 +1,11 @@
 """Networks that the pages compare the multi-dimensional LSTM with, by name.
 
-    mdlstm compare --task digits --import benchmarks/rival_networks.py
+    mdlstm --import benchmarks/rival_networks.py compare --task digits
 
 On images: one-dimensional LSTMs along rows, `horizontal` and `snake`, to classify, segment and transcribe,
 and convolutions, `conv`, to segment. On lines of handwriting, with the convolutions of `LineRecognizer`:
-LSTMs along rows, `line-rows`, and along columns alone, `line-blstm`. On pages, to find lines: LSTMs along
-rows and then columns after the convolutions of `LineFinder`, `page-rows`, and a U-Net, `page-unet`. As
-density models: `snake`,
-the Row LSTM, `row`, and masked convolutions, `conv`; all have the head of `DensityNet` and, but for the
+LSTMs along rows, `line-rows`, and along columns alone, `line-blstm`. As density models: `snake`, the Row
+LSTM, `row`, and masked convolutions, `conv`; all have the head of `DensityNet` and, but for the
 convolutions, the input of `PixelNet`.
 """
 
@@ -37,16 +35,7 @@ from mdlstm_tk.models.blocks import (
 )
 from mdlstm_tk.models.grids import init_torch_lstm_
 from mdlstm_tk.models.heads import Classifier, Segmenter
-from mdlstm_tk.text import baseline_network
-from mdlstm_tk.text.baseline_network import LineFinder
-from mdlstm_tk.text.networks import (
-    CONVOLUTIONS,
-    ROWS,
-    Convolution,
-    LineRecognizer,
-    TextRecognizer,
-    standardise,
-)
+from mdlstm_tk.text.networks import CONVOLUTIONS, ROWS, LineRecognizer, TextRecognizer
 
 FIRST_KERNEL, KERNEL = 7, 3  # of masked convolutions
 COLUMNS = 3  # that the input of a Row LSTM covers: a position and two to its left
@@ -155,90 +144,6 @@ class LineColumns(LineRival):
 
     def make_grid(self, features: int, hidden: int) -> tuple[nn.Module, int]:
         return RowMaximum(), features
-
-
-class RowsThenColumns(nn.Module):
-    """Bidirectional LSTMs along rows and then along columns, in turn, over windows of columns."""
-
-    def __init__(self, channels: int, hidden: int, layers: int, window: Window) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList()
-        for layer in range(2 * layers):
-            lstm = partial(RowLSTM, flatten=False, window=(1, 1) if layer else window, directions="all")
-            self.layers.append(lstm(channels, hidden, cell="stable"))
-            channels = 2 * hidden
-
-    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """Map x (N, H, W, C) to y (N, ⌈H / window⌉, ⌈W / window⌉, 2 hidden)."""
-        for layer, lstm in enumerate(self.layers):
-            turned = x.transpose(1, 2) if layer % 2 else x
-            y = lstm(turned, sizes.flip(1) if layer % 2 and sizes is not None else sizes)
-            x = y.transpose(1, 2) if layer % 2 else y
-            sizes = sizes if layer else sizes_in_windows(sizes, lstm.window)
-        return x
-
-
-@register("page-rows", kind="baselines")
-class PageRows(LineFinder):
-    """`LineFinder` with LSTMs along rows and then columns in place of each MD-LSTM.
-
-    Args:
-        channels: C of x.
-        outputs: maps.
-        hidden: n, units of each direction.
-        layers: of rows and then columns.
-        dropout: as in `LineFinder`.
-    """
-
-    def __init__(
-        self, channels: int, outputs: int, *, hidden: int = 40, layers: int = 2, dropout: float = 0.0
-    ) -> None:
-        super().__init__(channels, outputs, hidden=1, dropout=dropout)
-        features = baseline_network.CONVOLUTIONS[-1][0]
-        self.grid = RowsThenColumns(features, hidden, layers, (1, baseline_network.COLUMNS))  # type: ignore[assignment]
-        self.head = nn.Linear(2 * hidden, self.head.out_features)
-
-
-@register("page-unet", kind="baselines")
-class PageUNet(nn.Module):
-    """A U-Net (Ronneberger et al. 2015) with four scales, from a half to a sixteenth.
-
-    Args:
-        channels: C of x.
-        outputs: maps.
-        hidden: features at half the extents; there are twice, three and four times as many below.
-        dropout: probability of zeroing an input of the head in training.
-    """
-
-    stride = (2, 2)
-
-    def __init__(self, channels: int, outputs: int, *, hidden: int = 16, dropout: float = 0.0) -> None:
-        super().__init__()
-        features = [hidden * k for k in (1, 2, 3, 4)]
-        pairs = zip([channels, *features], features, strict=False)
-        self.down = nn.ModuleList(Convolution(a, b, 3, 2) for a, b in pairs)
-        self.along = nn.ModuleList(Convolution(b, b, residual=True) for b in features)
-        self.up = nn.ModuleList(Convolution(a + b, b) for b, a in pairwise(features))
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(hidden, outputs)
-
-    def forward(self, x: Tensor, sizes: Sizes | None = None) -> Tensor:
-        """Map x (N, H, W, C) to logits (N, ⌈H / 2⌉, ⌈W / 2⌉, maps)."""
-        valid = None if sizes is None else as_sizes(sizes, x)
-        y = standardise(x, valid).permute(0, 3, 1, 2)
-        scales: list[tuple[Tensor, Tensor | None]] = []
-        for down, along in zip(self.down, self.along, strict=True):
-            y, valid = along(*down(y, valid))
-            scales.append((y, valid))
-        y = scales.pop()[0]
-        for up in list(self.up)[::-1]:
-            skip, valid = scales.pop()
-            y = y.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-            for axis in (2, 3):  # exports lose a slice that is traced with all of it
-                y = y.index_select(axis, torch.arange(skip.shape[axis], device=y.device))
-            y = up(torch.cat([y, skip], 1), valid)[0]
-        logits: Tensor = self.head(self.dropout(y.permute(0, 2, 3, 1)))
-        return logits
 
 
 @register("conv", kind="segment")

@@ -35,8 +35,7 @@ from mdlstm_tk.export import export_tiles
 from mdlstm_tk.models import create
 
 WAYS = ("plain", "tiled")
-FIGURES = ("step", "system", "forward")
-COLUMNS = ("one step", "MiB beside x, y and their gradients", "seconds", "of these, the system", "forward")
+COLUMNS = ("one step", "MiB beside x, y and their gradients", "seconds", "of these, the system")
 IMAGE_TILE = 256  # of the image file
 # A process inherits the peak of the one that starts it, and this one has imported torch.
 LAUNCHER = """
@@ -68,14 +67,12 @@ def step(way: str, folder: Path, options: argparse.Namespace) -> dict[str, float
     grad = torch.randn(*x.shape[:-1], layer.output_size)
     before, start = memory("VmRSS"), os.times()
     y = run(x)
-    middle = os.times()
     y.backward(grad)
     end = os.times()
     gradients = {name: parameter.grad for name, parameter in layer.named_parameters()}
     np.savez(folder / f"{way}.npz", x=x.grad, **gradients)
     return {
         "beside": memory("VmHWM") - before - y.nbytes - x.nbytes,
-        "forward": middle.user + middle.system - start.user - start.system,
         "step": end.user + end.system - start.user - start.system,
         "system": end.system - start.system,
     }
@@ -95,14 +92,11 @@ def measure_training(folder: Path, options: argparse.Namespace) -> None:
         for way in WAYS[:: 1 if number % 2 else -1]:
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                 rounds[way].append(pool.submit(step, way, folder, options).result())
-    rows, figures = [], {}
+    rows = []
     for way in WAYS:
-        of_way = {key: median(each[key] for each in rounds[way]) for key in rounds[way][0]}
-        figures[way] = of_way | {"user": of_way["step"] - of_way["system"]}
-        rows.append([way, f"{of_way['beside'] / 2**20:,.0f}", *(f"{of_way[name]:.1f}" for name in FIGURES)])
-    print(markdown(COLUMNS, rows, 1))
-    for name, key in (("memory", "beside"), ("time", "step"), ("time without the system's", "user")):
-        print(f"{name}: {figures['tiled'][key] / max(figures['plain'][key], 1e-3):.3f} of plain")
+        beside, taken, system = (median(each[key] for each in rounds[way]) for key in rounds[way][0])
+        rows.append([way, f"{beside / 2**20:,.0f}", f"{taken:.1f}", f"{system:.1f}"])
+    print(markdown(COLUMNS, rows))
     print(f"gradients differ by at most {largest_difference(folder):.1e} of the largest number in them")
 
 

@@ -37,8 +37,8 @@ def compare(
     config = training.configure(**{key: value for key, value in settings.items() if value is not None})
     with console.progress(config.steps, unit="steps of each run") as show:
 
-        def on_step(run: str, done: int, loss: float) -> None:
-            show(done, f"{run}, loss {loss:.4g}")
+        def on_step(run: str, state: Any, loss: float, _: Any) -> None:
+            show(state.step, f"{run}, loss {loss:.4g}")
 
         folder, results = training.compare(config, output, seeds=seeds, force=force, on_step=on_step)
     pictures = draw_comparison(folder)

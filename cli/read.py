@@ -10,11 +10,9 @@ import typer
 from mdlstm_tk.cli import console, options
 from mdlstm_tk.cli.infer import print_results
 
-PAGES = "Images with ALTO or PAGE XML, photographs, images of lines; folders of them."
+PAGES = "Images with ALTO or PAGE XML, and photographs of pages; folders of them."
 READER = "Recogniser; or a model of kind baselines, which only finds lines."
-LINE_MODEL = (
-    "Model of kind baselines, which finds the lines of photographs.  (default: none: an image is a line)"
-)
+LINE_MODEL = "Model of kind baselines, which finds the lines of photographs."
 OUTPUT = "Folder for the XML of each page, or a file .tsv, .csv or .json for all texts.  (default: stdout)"
 LM = "Language model that texts follow: an ARPA file of characters, such as lm.arpa.gz of a run."
 BEAM = "Texts that are compared while a line is read.  (default: 1, or 64 with a language model)"

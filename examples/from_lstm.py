@@ -1,9 +1,6 @@
 """Turn a trained torch.nn.LSTM into a one-dimensional MDLSTM, and export it for sequences of every length.
 
-    python examples/from_lstm.py
-
-`torch.onnx.export` fixes the length of an nn.LSTM. The MDLSTM computes the same, and its export takes any
-length.
+python examples/from_lstm.py
 """
 
 import numpy as np
@@ -34,9 +31,8 @@ def from_lstm(lstm):
                 getattr(layer, f"weight_ih_l{k}")[d] = state[f"weight_ih_l{k}{end}"]
                 getattr(layer, f"weight_hh_l{k}")[d, 0] = state[f"weight_hh_l{k}{end}"]
                 if lstm.bias:
-                    getattr(layer, f"bias_l{k}")[d] = (
-                        state[f"bias_ih_l{k}{end}"] + state[f"bias_hh_l{k}{end}"]
-                    )
+                    biases = (state[f"bias_{part}_l{k}{end}"] for part in ("ih", "hh"))
+                    getattr(layer, f"bias_l{k}")[d] = sum(biases)
     return layer
 
 

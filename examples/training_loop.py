@@ -1,4 +1,4 @@
-"""A training loop of your own: samples of different sizes, weight decay groups, validation, checkpoints.
+"""A training loop of your own: samples of different sizes, weight decay groups, the best weights.
 
     python examples/training_loop.py
 
@@ -38,10 +38,8 @@ def parameter_groups(network, weight_decay):
     layers = [module for module in network.modules() if isinstance(module, MDLSTM)]
     recurrent = {p for layer in layers for name, p in layer.named_parameters() if "weight_hh" in name}
     others = [p for p in network.parameters() if p not in recurrent]
-    return [
-        {"params": others, "weight_decay": 0.0},
-        {"params": list(recurrent), "weight_decay": weight_decay},
-    ]
+    decayed = {"params": list(recurrent), "weight_decay": weight_decay}
+    return [{"params": others, "weight_decay": 0.0}, decayed]
 
 
 def main(steps=200, path="largest.pt"):
@@ -50,7 +48,6 @@ def main(steps=200, path="largest.pt"):
     generator = torch.Generator().manual_seed(0)
     net = Largest()
     optimizer = torch.optim.AdamW(parameter_groups(net, weight_decay=0.01), lr=0.02)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     validation = batch(256, generator)
     best = float("inf")
     for step in range(1, steps + 1):
@@ -60,7 +57,6 @@ def main(steps=200, path="largest.pt"):
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
         if step % 20 == 0 or step == steps:
             x, sizes, target = validation
             with torch.no_grad():

@@ -52,24 +52,18 @@ def main(steps=150, path="unet.onnx"):
     net = UNet()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     weight = torch.tensor([1.0, 8.0])  # few pixels are marked
-    for step in range(steps):
+    for _ in range(steps):
         x, mask = squares(16, 16, generator)
         loss = nn.functional.cross_entropy(net(x), mask, weight)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
-        if step % 50 == 49:
-            print(f"step {step + 1}: loss {loss.item():.4f}")
-
-    report = export_onnx(net, path, torch.zeros(1, 1, 16, 16), form="scan", multiple_of=2)
-    print(report)
+    print(export_onnx(net, path, torch.zeros(1, 1, 16, 16), form="scan", multiple_of=2))
     x, mask = squares(32, 24, generator)
     scores = Session(path, device="cpu")(x.numpy())  # (N, 2, 24, 24), by ONNX Runtime
-    wrong = float(np.mean(scores.argmax(1) != mask.numpy()))
-    print(f"wrong pixels on 24×24 images: {100 * wrong:.2f} %")
-    return wrong
+    return float(np.mean(scores.argmax(1) != mask.numpy()))
 
 
 if __name__ == "__main__":
-    main()
+    print(f"wrong pixels on 24×24 images: {100 * main():.2f} %")

@@ -47,7 +47,7 @@ def export_tiles(module: nn.Module, path: str | Path, **options: Any) -> ExportR
 
         >>> export_tiles(net, "net.tiles")
 
-    `docs/tiled_networks.md` says which networks can be exported, and shows how to write one.
+    `docs/exporting.md` says which networks can be exported, and shows how to write one.
 
     Args:
         module: a network with a method `tile_stages`, see `mdlstm_tk.tiling.TileStages`, or an `MDLSTM`. It
@@ -174,7 +174,7 @@ def _levels_of(stages: TileStages) -> list[_Level]:
 
 
 def _sweep_models(level: _Level, channels: int) -> Iterator[onnx.ModelProto]:
-    """The graph of each direction of a level; `docs/formats.md` lists the inputs and the outputs.
+    """The graph of each direction of a level; `docs/reference.md` lists the inputs and the outputs.
 
     `channels` are the features of the stored output of the level before, or of x.
     """

@@ -13,6 +13,6 @@ with suppress(OSError):  # the folder was removed, and Python did not add it
     if not sys.flags.safe_path and sys.path[0] == folder and package_parent != Path(folder):
         del sys.path[0]
 
-from mdlstm_tk.cli import main
+from mdlstm_tk.cli.app import main
 
 main()

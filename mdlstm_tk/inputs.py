@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.wavefront import Direction, check_positions
 
+Run = TypeVar("Run", bound="Callable[..., Any]")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -194,3 +196,30 @@ def boundary_shape(inputs: SweepInputs) -> tuple[int, ...]:
 def state_dtype(x: Tensor) -> torch.dtype:
     """The dtype that gates and states are computed and kept in: float32 for float16 and bfloat16."""
     return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast gives x, or None where it is off or the device has none. Autocast leaves
+    float64 and integers alone."""
+    device = x.device.type
+    if (
+        x.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        and torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+    ):
+        return torch.get_autocast_dtype(device)
+    return None
+
+
+def without_autocast(run: Run) -> Run:
+    """Turn autocast off inside a function of inputs and more: they have its dtype already, and float32
+    inside a sweep is intended."""
+
+    @wraps(run)
+    def call(inputs: SweepInputs, *others: Any, **options: Any) -> Any:
+        if autocast_dtype(inputs.x) is None:
+            return run(inputs, *others, **options)
+        with torch.autocast(inputs.x.device.type, enabled=False):
+            return run(inputs, *others, **options)
+
+    return cast("Run", call)

@@ -59,11 +59,8 @@ def check_installation() -> list[Check]:
     ]
     runtimes = [name for name in RUNTIMES if _version(name)]
     if len(runtimes) > 1:
-        fix = (
-            f"pip uninstall -y {' '.join(runtimes)}, then pip install 'mdlstm-tk[cpu]' or 'mdlstm-tk[gpu]'"
-        )
-        reason = f"{' and '.join(runtimes)} overwrite each other's files; {fix}"
-        checks.append(Check("one onnxruntime", "broken", reason))
+        fix = f"pip uninstall -y {' '.join(runtimes)}, then pip install 'mdlstm-tk[cpu]' (or [gpu])"
+        checks.append(Check("one onnxruntime", "broken", f"they overwrite each other's files; {fix}"))
     if runtimes:
         checks.append(_attempt("onnxruntime on CPU", lambda: _run_tiny_model("cpu")))
         checks.append(_attempt("onnxruntime on CUDA", lambda: _run_tiny_model("auto")))
@@ -77,20 +74,18 @@ def check_installation() -> list[Check]:
 
 def _packages() -> list[Check]:
     """The version of each package that the metadata of mdlstm-tk name; a bare clone has none."""
-    extra_of: dict[str, str] = {}
+    checks = {}
     for line in (metadata.requires("mdlstm-tk") or []) if _version("mdlstm-tk") else []:
-        extra = re.search(r"extra == ['\"](\w+)", line)
-        if extra is None or extra[1] not in IGNORED_EXTRAS:
-            extra_of.setdefault(re.split(r"[^\w.-]", line)[0], extra[1] if extra else "")
-    checks = []
-    for package, name in extra_of.items():
-        wanted = f"'mdlstm-tk[{name}]'" if name else "mdlstm-tk"
+        extra, package = re.search(r"extra == ['\"](\w+)", line), re.split(r"[^\w.-]", line)[0]
+        if package in checks or (extra and extra[1] in IGNORED_EXTRAS):
+            continue
         if version := _version(package):
-            checks.append(Check(package, "ok", version))
+            checks[package] = Check(package, "ok", version)
         elif package != "onnxruntime" or not any(map(_version, RUNTIMES)):
-            reason = f"not installed; pip install {wanted}"
-            checks.append(Check(package, "absent" if name else "broken", reason))
-    return checks
+            wanted = f"'mdlstm-tk[{extra[1]}]'" if extra else "mdlstm-tk"
+            state: Literal["absent", "broken"] = "absent" if extra else "broken"
+            checks[package] = Check(package, state, f"not installed; pip install {wanted}")
+    return list(checks.values())
 
 
 def _attempt(name: str, action: Callable[[], str]) -> Check:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from itertools import chain
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, get_args, overload
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,10 @@ from mdlstm_tk.backends import BACKENDS, Backend, Choice, choose
 from mdlstm_tk.cells import check_cell, get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.inputs import DTYPES, SweepInputs, parameter_shapes, state_dtype
+from mdlstm_tk.inputs import DTYPES, SweepInputs, autocast_dtype, parameter_shapes, state_dtype
 from mdlstm_tk.states import BoundaryState, State, join_faces, split_states
-from mdlstm_tk.sweep import autocast_dtype, name_in_graphs, sweep
-from mdlstm_tk.wavefront import Direction, check_positions, resolve_directions
+from mdlstm_tk.sweep import name_in_graphs, sweep
+from mdlstm_tk.wavefront import Direction, resolve_directions
 
 PARAMETERS = ("weight_ih", "weight_hh", "bias", *CELL_PARAMETERS)
 Directions = Literal[1, "all"] | Sequence[Direction]
@@ -252,8 +252,6 @@ class MDLSTM(nn.Module):
             x = x.unsqueeze(0)
         if not self.channels_last:
             x = x.movedim(1, -1)
-        if not torch.compiler.is_compiling():  # before a mask or windows of that size are made
-            check_positions(x.shape[1:-1])
         sizes = None if sizes is None else _sizes_of_sweep(sizes, x, has_batch_axis)
         if sizes is not None:
             valid = valid_mask(x.shape[1:-1], sizes.to(x.device, non_blocking=True))
@@ -293,24 +291,6 @@ class MDLSTM(nn.Module):
         x = x if has_batch_axis else x.squeeze(0)
         return (x, tuple(final)) if return_state else x
 
-    if TYPE_CHECKING:  # nn.Module alone would return Any
-
-        @overload
-        def __call__(
-            self, x: Tensor, sizes: Sizes | None = ..., initial_state: Sequence[BoundaryState] | None = ...
-        ) -> Tensor: ...
-        @overload
-        def __call__(
-            self,
-            x: Tensor,
-            sizes: Sizes | None = ...,
-            initial_state: Sequence[BoundaryState] | None = ...,
-            *,
-            return_state: Literal[True],
-        ) -> tuple[Tensor, State]: ...
-        def __call__(self, *arguments: Any, **options: Any) -> Any:
-            """As `forward`."""
-
     def _sweep(self, inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
         """Sweep a stacked layer: y (N, *grid, output_size), and the final states if there are any."""
         y, final = sweep(inputs, self.backend, self.recompute, self._cell_in_graphs)
@@ -324,13 +304,7 @@ class MDLSTM(nn.Module):
         Call it once for each layer and pass: where a parameter is parametrized, reading it computes it, and
         some parametrizations change with every computation.
         """
-        found = {}
-        for name in PARAMETERS:
-            key = f"{name}_l{k}"
-            # `getattr` with a default would take an AttributeError of a parametrization for a no.
-            is_there = key in self._parameters or key in self._buffers or key in self.__dict__
-            found[name] = getattr(self, key) if is_there or hasattr(type(self), key) else None
-        return found
+        return {name: getattr(self, f"{name}_l{k}", None) for name in PARAMETERS}
 
     def _check(self, x: Tensor, weight: Tensor) -> torch.dtype | None:
         """Check that x fits the layer, whose first parameter is `weight`.
@@ -405,7 +379,7 @@ def _sizes_of_sweep(sizes: Sizes, x: Tensor, has_batch_axis: bool) -> Tensor | N
     the grid. This waits for a GPU that they are on; nothing later does."""
     ndim, grid = x.dim() - 2, tuple(x.shape[1:-1])
     extents = to_int64(sizes, (x.shape[0], ndim) if has_batch_axis else (ndim,)).reshape(-1, ndim)
-    if is_captured() or x.is_meta:
+    if is_captured():
         return extents.to(x.device)
     extents = extents.cpu()
     return None if all(row == grid for row in read_sizes(extents, grid)) else extents

@@ -195,26 +195,22 @@ def line_ends(inputs: SweepInputs, leaving: bool) -> Tensor:
     return torch.cat(ends, dim=1)
 
 
-def end_rows(inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
-    """(dirs, F, N), the rows of `line_ends`: −1 for the lines of a ragged batch that lie outside their
-    sample's valid extents."""
+def end_rows(inputs: SweepInputs, rows: SweepRows, leaving: bool) -> list[Tensor]:
+    """D × (dirs, F_d·N), the rows of `line_ends` of the lines along each axis, in the order of face rows;
+    −1 for the lines of a ragged batch that lie outside their sample's valid extents."""
     places = line_ends(inputs, leaving).permute(2, 1, 0)  # (dirs, F, N or 1)
     direction = torch.arange(len(places), device=places.device)[:, None, None]
     sample = torch.arange(inputs.x.shape[0], device=places.device)
     if rows.ragged:
-        return rows.tables.inverse_order[direction, places + sample * prod(inputs.grid)].long()
-    return rows.tables.inverse_order[direction, places].long() * rows.batch + sample
-
-
-def end_rows_of_axes(inputs: SweepInputs, rows: SweepRows, leaving: bool) -> list[Tensor]:
-    """D × (dirs, F_d·N), the rows of `end_rows` of the lines along each axis, in the order of face rows."""
-    ends = end_rows(inputs, rows, leaving).split(line_counts(inputs.grid), dim=1)
-    return [row.flatten(1) for row in ends]
+        ends = rows.tables.inverse_order[direction, places + sample * prod(inputs.grid)].long()
+    else:
+        ends = rows.tables.inverse_order[direction, places].long() * rows.batch + sample
+    return [row.flatten(1) for row in ends.split(line_counts(inputs.grid), dim=1)]
 
 
 def face_rows(inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
     """(D, dirs, rows), for each axis the face row whose line has its end at a row, or −1."""
-    ends = end_rows_of_axes(inputs, rows, leaving)
+    ends = end_rows(inputs, rows, leaving)
     counts = [row.shape[1] for row in ends]
     dtype = torch.int32 if sum(counts) < 2**31 else torch.int64
     numbers = torch.arange(sum(counts), device=inputs.x.device, dtype=dtype)
@@ -265,6 +261,6 @@ def final_states(inputs: SweepInputs, rows: SweepRows, output: Tensor, states: T
     batch, units = output.shape[0], output.shape[-1]
     ends = line_ends(inputs, leaving=True)
     h = output.flatten(1, -3).gather(1, ends[..., None].expand(batch, -1, -1, units))
-    others = take_rows(states, end_rows(inputs, rows, leaving=True).flatten(1))  # (dirs, F·N, S·n)
+    others = take_rows(states, torch.cat(end_rows(inputs, rows, leaving=True), dim=1))  # (dirs, F·N, S·n)
     h = h.permute(2, 1, 0, 3).flatten(1, 2).to(states.dtype)
     return from_directions(torch.cat([h, others], dim=2), inputs)

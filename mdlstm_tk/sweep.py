@@ -9,12 +9,11 @@ plain sweep of `mdlstm_tk.backends.torch` runs, which torch differentiates.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from mdlstm_tk._util.masking import is_captured
@@ -68,28 +67,21 @@ def sweep(
     """
     if _sees_inside():
         check_inputs(inputs)
-        with without_autocast(inputs.x):
-            return torch_engine.sweep(inputs)
+        return torch_engine.sweep(inputs)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs.tensors)
-    if is_captured() or any(t is not None and not _is_plain(t) for t in (*inputs.tensors, inputs.sizes)):
+    if is_captured():
         name = name or name_in_graphs(inputs.cell, inputs.ndim, inputs.present)
         save = save and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         output, final, *_ = torch.ops.mdlstm.wavefront(*inputs[:-1], name, save, recompute, backend)
         return output, None if inputs.initial is None else final
     check_inputs(inputs)
     run = engine(backend, inputs.x.device)
-    with without_autocast(inputs.x):
-        if save and run is torch_engine and not recompute:
-            return torch_engine.sweep(inputs)
-        if not save:
-            return run.forward(inputs)[:2]
-    output, final = _Sweep.apply(*inputs, True, recompute, backend, name)  # type: ignore[no-untyped-call]
+    if save and run is torch_engine and not recompute:
+        return torch_engine.sweep(inputs)
+    if not save:
+        return run.forward(inputs)[:2]
+    output, final = _Sweep.apply(*inputs, True, recompute, backend)  # type: ignore[no-untyped-call]
     return output, final
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Tell whether a tensor has values, and no operators of its own."""
-    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta
 
 
 def _sees_inside() -> bool:
@@ -100,24 +92,6 @@ def _sees_inside() -> bool:
 def in_forward_mode() -> bool:
     """Tell whether derivatives are computed in forward mode."""
     return forward_ad._current_level >= 0
-
-
-def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype that autocast gives x, or None where it is off or the device has none. Autocast leaves
-    float64 and integers alone."""
-    device = x.device.type
-    if (
-        x.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        and torch.amp.is_autocast_available(device)
-        and torch.is_autocast_enabled(device)
-    ):
-        return torch.get_autocast_dtype(device)
-    return None
-
-
-def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Turn autocast off: the inputs have its dtype already, and float32 inside a sweep is intended."""
-    return nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)
 
 
 def _inputs(arguments: Sequence[Any]) -> SweepInputs:
@@ -160,8 +134,7 @@ def _forward_operator(*arguments: Any) -> tuple[Tensor, ...]:
         The tensors of `_shapes`. What a backend does not keep is 0, such as rows of padded positions.
     """
     inputs, (save, recompute, backend) = _checked(arguments), arguments[FIELDS:]
-    with without_autocast(inputs.x):
-        results = engine(backend, inputs.x.device).forward(inputs, save, recompute)
+    results = engine(backend, inputs.x.device).forward(inputs, save, recompute)
     found = []
     for result, (shape, dtype) in zip(results, _shapes(inputs, save, recompute), strict=True):
         if result is not None and result.numel() == prod(shape):
@@ -215,13 +188,12 @@ def _run_backward(
 ) -> dict[str, Tensor | None]:
     if inputs.initial is not None:
         dfinal = torch.zeros_like(inputs.initial) if dfinal is None else dfinal.contiguous()
-    with without_autocast(inputs.x):
-        run = engine(backend, inputs.x.device)
-        return run.backward(inputs, results, grad.contiguous(), dfinal, *wanted)
+    run = engine(backend, inputs.x.device)
+    return run.backward(inputs, results, grad.contiguous(), dfinal, *wanted)
 
 
 def _save_for_backward(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor | None]) -> None:
-    """Keep what `_backward` needs, of the operator or of `_Sweep`, which has one argument more."""
+    """Keep what `_backward` needs."""
     ctx.options = inputs[len(TENSORS) :]
     ctx.set_materialize_grads(False)  # zeros in place of the gates' gradient would be as large as the gates
     saved = *inputs[: len(TENSORS)], output[0], *output[2:]
@@ -231,7 +203,7 @@ def _save_for_backward(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor 
 
 def _backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None, *_: Any) -> tuple[Any, ...]:
     """The gradients of all arguments of the operator, or of `_Sweep`."""
-    signs, cell, saved, recompute, backend, *names = ctx.options
+    signs, cell, saved, recompute, backend = ctx.options
     for name, tensor, kind in zip(
         (*TENSORS, "output", "gates", "states"), ctx.saved_tensors, ctx.kinds, strict=True
     ):
@@ -240,44 +212,28 @@ def _backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None, *_: Any) -> 
     *tensors, output, gates, states = ctx.saved_tensors
     needs = ctx.needs_input_grad[:COUNT]
     rest = (None,) * (len(ctx.needs_input_grad) - COUNT)
-    if torch.is_grad_enabled() or _sees_inside():
-        inputs = _inputs((*tensors, signs, cell))
-        return *_differentiable_gradients(inputs, grad, dfinal, needs), *rest
+    if torch.is_grad_enabled() or _sees_inside():  # the gradients may be differentiated, by the plain sweep
+        # Views, as one input may come from another: x of a second call of a layer comes from the weights,
+        # too. The gradient of the weights must leave out their way through x, which autograd follows.
+        named = zip(DIFFERENTIABLE, tensors[:COUNT], needs, strict=True)
+        leaves = {name: tensor.view_as(tensor) for name, tensor, is_needed in named if is_needed}
+        with torch.enable_grad():
+            inputs = _inputs((*tensors, signs, cell))
+            found = torch_engine.gradients(inputs, leaves, grad, dfinal, create_graph=True)
+        return *map(found.get, DIFFERENTIABLE), *rest
     if not saved:  # the graph was captured where no gradient was wanted
         arguments = *tensors, signs, cell, True, recompute, backend
         output, _, gates, states = torch.ops.mdlstm.wavefront(*arguments)
     wanted = needs[0], any(needs[1:-1])
     grad = torch.zeros_like(output) if grad is None else grad
-    if is_captured() or not all(_is_plain(t) for t in (grad, *ctx.saved_tensors) if t is not None):
-        if isinstance(cell, Cell):
-            inputs = _inputs((*tensors, signs, cell))
-            cell = names[0] or name_in_graphs(cell, inputs.ndim, inputs.present)
-        gates = grad.new_empty(0) if gates is None else gates
+    if isinstance(cell, Cell):
+        results = SweepResults(output, None, gates, states)
+        found = _run_backward(_inputs((*tensors, signs, cell)), results, grad, dfinal, backend, *wanted)
+    else:
         arguments = *tensors, signs, cell, grad, output, gates, states, dfinal, recompute, backend
-        found = torch.ops.mdlstm.wavefront_backward(*arguments, *wanted)
-        return *(g if n else None for g, n in zip(found, needs, strict=True)), *rest
-    inputs = _inputs((*tensors, signs, cell))
-    empty = recompute or gates is None or not gates.numel()
-    results = SweepResults(output, None, None if empty else gates, states)
-    gradients = _run_backward(inputs, results, grad, dfinal, backend, *wanted)
-    pairs = zip(DIFFERENTIABLE, needs, strict=True)
-    return *(gradients.get(name) if n else None for name, n in pairs), *rest
-
-
-def _differentiable_gradients(
-    inputs: SweepInputs, grad: Tensor | None, dfinal: Tensor | None, needs: Sequence[bool]
-) -> list[Tensor | None]:
-    """The gradients by way of the plain sweep, so that they can be differentiated once more."""
-    # Views, as one input may come from another: x of a second call of a layer comes from the weights, too.
-    # The gradient of the weights here must leave out their way through x, which autograd follows itself.
-    with torch.enable_grad(), without_autocast(inputs.x):
-        again = [None if t is None else t.view_as(t) for t in inputs.tensors]
-        outputs = torch_engine.sweep(inputs.with_tensors(again))
-        pairs = [(y, dy) for y, dy in zip(outputs, (grad, dfinal), strict=True) if dy is not None]
-        leaves = [t for t, n in zip(again, needs, strict=True) if n and t is not None]
-        ys, dys = zip(*pairs, strict=True)
-        found = iter(torch.autograd.grad(ys, leaves, dys, create_graph=True, materialize_grads=True))
-    return [next(found) if n else None for n in needs]
+        of_all = torch.ops.mdlstm.wavefront_backward(*arguments, *wanted)
+        found = dict(zip(DIFFERENTIABLE, of_all, strict=True))
+    return *(found.get(name) if n else None for name, n in zip(DIFFERENTIABLE, needs, strict=True)), *rest
 
 
 class _Sweep(torch.autograd.Function):
@@ -285,9 +241,8 @@ class _Sweep(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor | None]:
-        inputs, (save, recompute, backend, _) = _inputs(arguments), arguments[FIELDS:]
-        with without_autocast(inputs.x):
-            results = engine(backend, inputs.x.device).forward(inputs, save, recompute)
+        inputs, (save, recompute, backend) = _inputs(arguments), arguments[FIELDS:]
+        results = engine(backend, inputs.x.device).forward(inputs, save, recompute)
         _save_for_backward(ctx, arguments, results)
         return results[:2]
 

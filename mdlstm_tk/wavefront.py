@@ -283,6 +283,19 @@ def sweep_rows(inputs: SweepInputs) -> SweepRows:
     return SweepRows(sweep_tables(grid, inputs.directions, device), inputs.x.shape[0])
 
 
+def visited(x: Tensor, rows: SweepRows) -> Tensor:
+    """(N, *grid, C) → (dirs, rows, C), in visiting order."""
+    places = x.reshape(rows.batch, rows.tables.places, x.shape[-1]).transpose(0, 1)
+    return places[rows.tables.order].flatten(1, 2)
+
+
+def unvisited(values: Tensor, rows: SweepRows) -> Tensor:
+    """(dirs, visits, batch, k) → (dirs, places, batch, k), zeros where there is no visit."""
+    if rows.ragged:  # then index −1 is a row of zeros
+        values = torch.cat([values, values.new_zeros(len(values), 1, *values.shape[2:])], dim=1)
+    return values[torch.arange(len(values), device=values.device)[:, None], rows.tables.inverse_order]
+
+
 def ragged_extents(inputs: SweepInputs) -> Extents | None:
     """The valid extents of each sample, if one of them is less than the grid's.
 

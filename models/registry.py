@@ -27,7 +27,7 @@ _FACTORIES: dict[tuple[str, str | None], Factory | str] = {
     ("snake", "grid"): "models.grids:SnakeNet",
     ("raster", "grid"): "models.grids:RasterNet",
     ("pixel", "density"): "density.pixel:PixelNet",
-    ("pages", "baselines"): "text.baseline_network:LineFinder",
+    ("pages", "baselines"): "text.baselines_training:LineFinder",
     ("lines", "transcribe"): "text.networks:LineRecognizer",
 }
 

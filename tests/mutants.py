@@ -31,9 +31,9 @@ from cosmic_ray.mutating import mutate_code
 from helpers.checkout import ROOT, copy_checkout
 
 BACKENDS = "mdlstm_tk/backends"
-SWEEPS = "core/test_sweeps.py core/test_random_cases.py"
-AGREE = "core/test_sweeps.py::test_agrees_with_reference"
-ANY_CELL = "core/test_random_cases.py::test_the_torch_backend_computes_any_cell"
+SWEEPS = "core/test_sweeps.py"
+AGREE = f"{SWEEPS}::test_agrees_with_the_oracle"
+ANY_CELL = f"{SWEEPS}::test_the_torch_backend_computes_any_cell"
 COMPILED = [  # modules that Numba compiles, or that write what it compiles
     *(f"{BACKENDS}/cpu/{name}.py" for name in ("cell_code", "intrinsics", "kernels", "matmul", "simd")),
     "mdlstm_tk/cells/graph.py",
@@ -47,26 +47,23 @@ class Area(NamedTuple):
 
 
 AREAS = {
-    "cells": Area(
-        "mdlstm_tk/cells/*.py", f"core/test_cells.py core/test_own_cells.py {AGREE} {ANY_CELL}", "not fused"
-    ),
+    "cells": Area("mdlstm_tk/cells/*.py", f"core/test_cells.py {AGREE} {ANY_CELL}", "not fused or slstm"),
     "wavefront": Area(
         "mdlstm_tk/wavefront.py mdlstm_tk/states.py mdlstm_tk/inputs.py",
-        f"core/test_wavefront.py core/test_ragged.py core/test_states.py core/test_operator.py {SWEEPS}",
+        f"core/test_layer.py core/test_states.py core/test_operator.py {SWEEPS}",
     ),
     "torch": Area(
         f"{BACKENDS}/torch.py {BACKENDS}/cuda/products.py mdlstm_tk/sweep.py",
-        f"{AGREE} {ANY_CELL} core/test_operator.py core/test_precision.py core/test_ragged.py "
+        f"{AGREE} {ANY_CELL} core/test_operator.py core/test_precision.py core/test_transforms.py "
         "gpu/test_triton.py",
         "not fused",
     ),
     "cpu": Area(
         f"{BACKENDS}/cpu/*.py",
-        f"{SWEEPS} core/test_own_cells.py core/test_threads.py core/test_kernel_cache.py "
-        "core/test_layer.py",
+        f"{SWEEPS} core/test_cells.py core/test_threads.py core/test_kernel_cache.py core/test_layer.py",
         "not torch",
     ),
-    "tiling": Area("mdlstm_tk/tiling/*.py", "core/test_tiling.py core/test_random_cases.py", "not torch"),
+    "tiling": Area("mdlstm_tk/tiling/*.py", f"core/test_tiling.py {SWEEPS}", "not torch"),
     "lowering": Area(
         "export/lowering/*.py",
         "export/test_lowering.py export/test_export_onnx.py",
@@ -96,6 +93,13 @@ AREAS = {
         "training/test_interrupted.py training/test_comparison.py",
     ),
     "models": Area("models/*.py", "models/test_models.py"),
+    "text": Area(
+        "mdlstm_tk/text/*.py",
+        "text/test_ctc.py text/test_character_model.py text/test_pages.py text/test_line_cutting.py "
+        "text/test_line_finding.py text/test_page_folders.py text/test_baselines.py "
+        "text/test_text_networks.py text/test_read.py text/test_transcribe.py",
+    ),
+    "density": Area("mdlstm_tk/density/*.py", "density/test_networks.py density/test_sampling.py"),
 }
 MAX_SECONDS = 3000.0  # for the tests of an area without a mutant
 TIMES_AS_LONG, MORE_SECONDS = 3, 20  # may the tests of a mutant take, which may loop forever

@@ -1,4 +1,4 @@
-"""Draw the figure of docs/tiling.md: python docs/figures/tiling.py"""
+"""Draw the figure of docs/concepts.md: python docs/figures/tiling.py"""
 
 from __future__ import annotations
 

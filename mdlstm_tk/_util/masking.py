@@ -7,7 +7,6 @@ from functools import reduce
 from operator import and_
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -53,9 +52,6 @@ def to_int64(sizes: Any, shape: Sequence[int]) -> Tensor:
     Raises:
         InputError: they are no integers, or have another shape.
     """
-    if isinstance(sizes, np.ndarray) and not torch.compiler.is_compiling():
-        # torch takes neither views in reverse nor all types
-        sizes = sizes.astype(np.int64, casting="same_kind")
     given: Tensor = sizes if isinstance(sizes, Tensor) else torch.tensor(sizes, device="cpu")
     is_integer = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
     if tuple(given.shape) != tuple(shape) or not is_integer:

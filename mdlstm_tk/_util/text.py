@@ -21,7 +21,7 @@ import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 # Control characters (C0, DEL, C1), line and paragraph separators, bidirectional controls, and surrogates,
@@ -81,19 +81,9 @@ def counted(number: int, one: str, many: str | None = None) -> str:
     return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
-def listing(names: Sequence[str], most: int = 5) -> str:
-    """The first names, and the number of the others."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
 def composed(text: str) -> str:
     """A text in Unicode's composed form (NFC), in which é is one character however it was typed."""
     return unicodedata.normalize("NFC", text)
-
-
-def quoted(names: Iterable[str]) -> str:
-    """As `listing`, with each name between quotation marks."""
-    return listing([f"'{name}'" for name in names])
 
 
 def reason_of(error: BaseException) -> str:

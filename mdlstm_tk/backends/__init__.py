@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import time
 import warnings
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from torch import Tensor, version  # not torch or its cuda, whose names are those of modules here
@@ -22,15 +22,13 @@ from torch import device as Device
 
 from mdlstm_tk._util.text import reason_of
 from mdlstm_tk.backends import torch as torch_engine
-from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.inputs import Gradients, SweepInputs, SweepResults
 
 Backend = Literal["auto", "fused", "torch"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 COMPILERS = {"cpu": "Numba", "cuda": "Triton"}  # by the type of device
 RETRY = 60.0  # seconds after which a compiler that failed is tried again
-
-_failures: dict[Device, tuple[float, str]] = {}  # when, and why
 
 
 class Engine(Protocol):
@@ -79,12 +77,11 @@ def choose(backend: str, device: Device) -> Choice:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "torch":
         return Choice("torch", "as asked")
-    try:
-        _fused(device)
-    except MDLSTMError as error:
-        if backend == "fused":
-            raise InputError(f"backend='fused' cannot run this: {error}; use backend='auto'") from error
-        return Choice("torch", str(error))
+    problem = _problem(device, int(time.monotonic() / RETRY))
+    if problem and backend == "fused":
+        raise InputError(f"backend='fused' cannot run this: {problem}; use backend='auto'")
+    if problem:
+        return Choice("torch", problem)
     return Choice("fused", f"compiled by {COMPILERS[device.type]}" if backend == "auto" else "as asked")
 
 
@@ -94,57 +91,36 @@ def engine(backend: str, device: Device) -> Engine:
     Raises:
         InputError: as for `choose`.
     """
-    if backend in ("auto", "fused"):
-        try:
-            return _fused(device)
-        except MDLSTMError as error:
-            if backend == "auto" and device in _failures:
-                text = f"MDLSTM runs in plain torch operations, which takes several times as long: {error}"
-                warnings.warn(
-                    f"{text}; `mdlstm doctor` checks the installation", RuntimeWarning, stacklevel=2
-                )
-    choose(backend, device)
+    name, reason = choose(backend, device)
+    if name == "fused":
+        return _compiled(device.type)  # type: ignore[no-any-return]
+    if backend == "auto" and device.type in COMPILERS:
+        warnings.warn(
+            f"MDLSTM runs in plain torch operations, which takes several times as long: {reason}; "
+            "`mdlstm doctor` checks the installation",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return torch_engine
 
 
-@cache  # which keeps no exceptions
-def _fused(device: Device) -> Engine:
-    """The engine of compiled kernels for a device.
+@cache
+def _compiled(kind: str) -> Any:
+    """The engine of kernels for a type of device; its `try_compiler` raises if they cannot be compiled."""
+    return importlib.import_module(f"mdlstm_tk.backends.{kind}.sweep")
 
-    Raises:
-        MDLSTMError: there is none, or the compiler fails; it is tried again after a while.
-    """
+
+@lru_cache(maxsize=16)
+def _problem(device: Device, period: int) -> str:
+    """Why compiled kernels cannot run on a device, or nothing. A compiler that failed is tried again in the
+    next period of RETRY seconds."""
     if device.type not in COMPILERS:
-        raise MDLSTMError(f"fused kernels are for CPUs and NVIDIA GPUs, and x is on {device.type}")
+        return f"fused kernels are for CPUs and NVIDIA GPUs, and x is on {device.type}"
     is_cuda = device.type == "cuda"
     if is_cuda and (version.hip is not None or torch_cuda.get_device_capability(device) < (7, 0)):
-        raise MDLSTMError("fused kernels are for NVIDIA GPUs of compute capability 7.0 or more")
-    when, reason = _failures.get(device, (0.0, ""))
-    if reason and time.monotonic() < when + RETRY:
-        raise MDLSTMError(reason)
+        return "fused kernels are for NVIDIA GPUs of compute capability 7.0 or more"
     try:
-        _try_compiler(device)
+        _compiled(device.type).try_compiler(device)
     except Exception as error:  # a broken or unsupported version raises anything
-        reason = f"{COMPILERS[device.type]} does not work here ({reason_of(error.__cause__ or error)})"
-        _failures[device] = time.monotonic(), reason
-        raise MDLSTMError(reason) from error
-    found: Any = importlib.import_module(f"mdlstm_tk.backends.{device.type}.sweep")
-    return found  # type: ignore[no-any-return]
-
-
-def _try_compiler(device: Device) -> None:
-    """Check that kernels for a device can be compiled, with one that every sweep needs anyway. torch brings
-    Triton along, but not on every system, and Triton needs a C compiler to launch kernels."""
-    if device.type == "cuda":
-        import triton
-
-        with torch_cuda.device(device):
-            triton.runtime.driver.active.get_current_target()
-        return
-    import numba
-
-    if numba.config.DISABLE_JIT:
-        raise MDLSTMError("the environment variable NUMBA_DISABLE_JIT is set, unset it")
-    from mdlstm_tk.backends.cpu import sweep
-
-    sweep.try_compiler()
+        return f"{COMPILERS[device.type]} does not work here ({reason_of(error)})"
+    return ""

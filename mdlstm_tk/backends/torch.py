@@ -17,11 +17,19 @@ from torch import Tensor
 
 from mdlstm_tk.cells.graph import OPERATIONS, Kernel, Value
 from mdlstm_tk.cells.step import pass_kernel
-from mdlstm_tk.inputs import DIFFERENTIABLE, Gradients, SweepInputs, SweepResults, state_dtype
+from mdlstm_tk.inputs import (
+    DIFFERENTIABLE,
+    Gradients,
+    SweepInputs,
+    SweepResults,
+    state_dtype,
+    without_autocast,
+)
 from mdlstm_tk.states import at_rows, final_states
-from mdlstm_tk.wavefront import SweepRows, sweep_rows
+from mdlstm_tk.wavefront import sweep_rows, unvisited, visited
 
 
+@without_autocast
 def sweep(inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
     """h (N, *grid, dirs, n), and the final states (N, F, dirs, 1 + S, n) if there are initial ones."""
     dtype, precise, units, rows = inputs.x.dtype, state_dtype(inputs.x), inputs.units, sweep_rows(inputs)
@@ -40,7 +48,7 @@ def sweep(inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
 
     zero = weight.new_zeros(len(weight), 1, rows.batch, state_count * units)
     before, waves = zero, []  # the wavefront before, then a row of zeros: (dirs, K + 1, N, (1 + S)·n)
-    for t, x in enumerate(_visited(inputs.x, rows).split(rows.row_counts, dim=1)):
+    for t, x in enumerate(visited(inputs.x, rows).split(rows.row_counts, dim=1)):
         previous = [before.index_select(1, index).flatten(1, 2) for index in rows.tables.previous[t]]
         if entering is not None:
             previous = [state + first for state, first in zip(previous, entering[t], strict=True)]
@@ -59,12 +67,12 @@ def sweep(inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
         waves.append(wave.unflatten(1, (rows.tables.counts[t], rows.batch)))
         before = torch.cat([waves[-1], zero], dim=1)
 
-    visited = torch.cat(waves, dim=1)  # (dirs, P, N, (1 + S)·n)
-    output = _to_grid(visited[..., :units].to(dtype), rows).permute(2, 1, 0, 3)
+    swept = torch.cat(waves, dim=1)  # (dirs, P, N, (1 + S)·n)
+    output = unvisited(swept[..., :units].to(dtype), rows).permute(2, 1, 0, 3)
     output = output.reshape(*inputs.x.shape[:-1], len(weight), units).contiguous()
     if inputs.initial is None:
         return output, None
-    return output, final_states(inputs, rows, output, visited[..., units:].flatten(1, 2))
+    return output, final_states(inputs, rows, output, swept[..., units:].flatten(1, 2))
 
 
 def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:
@@ -89,10 +97,23 @@ def backward(
         if tensor is not None and wanted.get(name, wants_weights)
     }
     with torch.enable_grad(), _recorded():
-        outputs = sweep(inputs._replace(**leaves))  # type: ignore[arg-type]
-        pairs = [(y, dy) for y, dy in zip(outputs, (grad, dfinal), strict=True) if dy is not None]
-        ys, dys = zip(*pairs, strict=True)
-        found = torch.autograd.grad(ys, list(leaves.values()), dys, materialize_grads=True)
+        return gradients(inputs, leaves, grad, dfinal)
+
+
+@without_autocast
+def gradients(
+    inputs: SweepInputs,
+    leaves: dict[str, Tensor],
+    grad: Tensor | None,
+    dfinal: Tensor | None,
+    create_graph: bool = False,
+) -> Gradients:
+    """The gradients of the inputs in `leaves`, from those of h and of the final states."""
+    outputs = sweep(inputs._replace(**leaves))  # type: ignore[arg-type]
+    pairs = [(y, dy) for y, dy in zip(outputs, (grad, dfinal), strict=True) if dy is not None]
+    ys, dys = zip(*pairs, strict=True)
+    options = {"create_graph": create_graph, "materialize_grads": True}
+    found = torch.autograd.grad(ys, list(leaves.values()), dys, **options)
     return dict(zip(leaves, found, strict=True))
 
 
@@ -105,20 +126,6 @@ def _recorded() -> Any:
     for key in (torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.ADInplaceOrView):
         excluded = excluded.remove(key)
     return torch._C._ForceDispatchKeyGuard(included, excluded)
-
-
-def _visited(x: Tensor, rows: SweepRows) -> Tensor:
-    """(N, *grid, C) → (dirs, rows, C)."""
-    places = x.reshape(rows.batch, rows.tables.places, x.shape[-1]).transpose(0, 1)
-    return places[rows.tables.order].flatten(1, 2)
-
-
-def _to_grid(visited: Tensor, rows: SweepRows) -> Tensor:
-    """(dirs, visits, batch, k) → (dirs, places, batch, k), zeros where there is no visit."""
-    if rows.ragged:  # then index −1 is a row of zeros
-        visited = torch.cat([visited, visited.new_zeros(len(visited), 1, *visited.shape[2:])], dim=1)
-    direction = torch.arange(len(visited), device=visited.device)[:, None]
-    return visited[direction, rows.tables.inverse_order]
 
 
 # Operations that take a Python number beside a tensor; the rest are methods of tensors.

@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
 from mdlstm_tk.data.files import Sample
+from mdlstm_tk.data.order import digest_of
 from mdlstm_tk.data.task import Extents
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io import Array
@@ -135,25 +135,6 @@ def scan(
         log.warning("samples that cannot be used, left out: %d (%s)", len(reasons), shown)
     found = [result for result in results if isinstance(result, Scanned)]
     return sorted(found, key=lambda each: (each.digest, each.label))
-
-
-def digest_of(value: Any) -> str:
-    """16 hexadecimal digits that tell arrays, texts, numbers, and lists and dicts of them apart."""
-    digest = blake2b(digest_size=8)
-
-    def add(each: Any) -> None:
-        if isinstance(each, np.ndarray):
-            digest.update(f"{each.dtype.str}{each.shape}".encode())
-            digest.update(np.ascontiguousarray(each).data)
-        elif isinstance(each, tuple | list):
-            digest.update(f"{len(each)}(".encode())
-            for part in each:
-                add(part)
-        else:
-            digest.update(repr(each).encode(errors="backslashreplace") + b"\0")
-
-    add(sorted(value.items()) if isinstance(value, dict) else value)
-    return digest.hexdigest()
 
 
 def is_grey(pixels: Array) -> bool:

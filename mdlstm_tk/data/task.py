@@ -15,7 +15,15 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from mdlstm_tk.data.order import CROP, DISTORTION, bucketed_draws, make_rng, shape_order, shuffled
+from mdlstm_tk.data.order import (
+    CROP,
+    DISTORTION,
+    bucketed_draws,
+    digest_of,
+    make_rng,
+    shape_order,
+    shuffled,
+)
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io import Array
 from mdlstm_tk.io.images import Preprocessing
@@ -47,7 +55,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What a network is built from. Checkpoints hold it.
+    """The description that networks are built from. Checkpoints hold it.
 
     Attributes:
         name: of the task.
@@ -127,6 +135,11 @@ class Task(ABC):
     def baselines(self, seed: int) -> dict[str, dict[str, float]]:
         """The test errors of methods without a network, by method and name."""
         return {}
+
+    @property
+    def digest(self) -> str:
+        """A digest of all samples and their targets, whatever they are called and in any order."""
+        return digest_of({split: sorted(each) for split, each in self.digests.items()})
 
     @property
     def extents(self) -> npt.NDArray[np.int64]:

@@ -12,8 +12,8 @@ import numpy as np
 from mdlstm_tk._util.sizes import for_axes, format_size, parse_resize, parse_size
 from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.data.files import is_npz
-from mdlstm_tk.data.order import shape_order
-from mdlstm_tk.data.scan import Samples, Scanned, digest_of, mean_and_std, scan
+from mdlstm_tk.data.order import digest_of, shape_order
+from mdlstm_tk.data.scan import Samples, Scanned, mean_and_std, scan
 from mdlstm_tk.data.splits import describe_overlap, divide, sources
 from mdlstm_tk.data.task import Dataset, Extents, TaskSpec
 from mdlstm_tk.errors import InputError

@@ -32,7 +32,7 @@ PLAIN_BITS = (1, 2, 4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images are prepared for a network. Checkpoints and exported models store it as JSON.
+    """The preparation of images for a network. Checkpoints and exported models store it as JSON.
 
     Attributes:
         channels: 1 for grey, 3 for red, green and blue.
@@ -112,12 +112,13 @@ def open_image(file: IO[bytes], label: str) -> Iterator[Any]:
         raise InputError(f"{label} cannot be read as an image: {reason}") from None
 
 
-def read_extents(path: Path) -> tuple[int, int, int]:
-    """Height and width of an image file as it is stored, and its orientation in EXIF, not decoded."""
+def read_extents(path: Path) -> tuple[int, int]:
+    """Height and width of an image file that is turned upright, not decoded."""
     try:
         with path.open("rb") as file, open_image(file, str(path)) as image:
             tags = getattr(image, "tag_v2", {})  # of a TIFF, whose extents Pillow has turned
-            return tags.get(HEIGHT, image.height), tags.get(WIDTH, image.width), orientation_of(image)
+            height, width = tags.get(HEIGHT, image.height), tags.get(WIDTH, image.width)
+            return (width, height) if orientation_of(image) in SIDEWAYS else (height, width)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 

@@ -104,7 +104,7 @@ class Kind(ABC):
         """The samples of a folder or file, see `mdlstm_tk.data.files`."""
 
     def summary(self, target: Any) -> Any:
-        """What `fit` needs of a target, and memory has room for.
+        """The part of a target that `fit` needs, small enough to keep for all samples.
 
         Raises:
             InputError: the target cannot be used; its sample is left out.
@@ -156,8 +156,8 @@ class Kind(ABC):
         return {}
 
     def calibrate(self, predict: Predict, task: Task, folder: Path) -> Mapping[str, Any]:
-        """How outputs become answers, from validation data, for `TaskSpec.decoding`. Files for it may be
-        written into the folder of the run."""
+        """Choose on validation data how outputs become answers, for `TaskSpec.decoding`. It may write files
+        into the folder of the run."""
         return {}
 
     # Inference

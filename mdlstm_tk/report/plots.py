@@ -11,12 +11,10 @@ from typing import Any
 
 import matplotlib.style
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from mdlstm_tk._util.text import printable
-from mdlstm_tk.io import Array
 from mdlstm_tk.io.files import open_output
 from mdlstm_tk.kinds.panels import Panel
 from mdlstm_tk.training.run import Record, Run
@@ -125,7 +123,8 @@ def _draw_curve(
     for records in runs:
         if name == "loss":
             curve = np.array([[record["step"], record["loss"]] for record in records])
-            curve[:, 1] = running_mean(curve[:, 1])
+            counts = np.minimum(np.arange(1, len(curve) + 1), WINDOW)
+            curve[:, 1] = np.convolve(curve[:, 1], np.ones(WINDOW))[: len(curve)] / counts
         else:  # of which null stands for NaN
             of_run = [(r["step"], r["validation"].get(name)) for r in records if "validation" in r]
             curve = np.array(of_run, float).reshape(-1, 2)
@@ -134,12 +133,6 @@ def _draw_curve(
     steps, values = np.moveaxis(np.stack([curve[:shortest] for curve in curves]), -1, 0)
     axis.fill_between(steps[0], values.min(0), values.max(0), color=color, alpha=0.2, lw=0)
     axis.plot(steps[0], np.median(values, axis=0), style, color=color, label=label)
-
-
-def running_mean(values: Array) -> Array:
-    """The mean of each value and up to `WINDOW` - 1 before it."""
-    counts = np.minimum(np.arange(1, len(values) + 1), WINDOW)
-    return np.asarray(np.convolve(values, np.ones(WINDOW))[: len(values)] / counts)
 
 
 def _finish(axis: Any, name: str) -> None:
@@ -151,7 +144,6 @@ def _finish(axis: Any, name: str) -> None:
     text = f"mean loss of {WINDOW} steps" if name == "loss" else f"{name.replace('_', ' ')}, validation"
     axis.set_ylabel(_plain(text))
     axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 def _caption(panel: Panel) -> str:
@@ -165,7 +157,6 @@ def _plain(text: str) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
     with warnings.catch_warnings(), open_output(path) as file:
         warnings.filterwarnings("ignore", "Glyph")  # of a script that the font lacks
         figure.savefig(file, dpi=110, format="png")

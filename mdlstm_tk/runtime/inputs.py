@@ -83,7 +83,7 @@ def _of_data_set(arrays: dict[str, Array], metadata: Metadata) -> dict[str | Non
 
 
 def preprocessing_for(metadata: Metadata, label: str, resize: Resize = None) -> Preprocessing:
-    """How images are prepared for a model; `label` names one in errors."""
+    """The preparation of images for a model; `label` names one in errors."""
     if metadata.ndim != 2 or metadata.channels not in (1, 3):
         layout = f"{metadata.layout} with C = {metadata.channels}"
         raise InputError(f"{label} is an image, but the model takes {layout}")

@@ -4,17 +4,13 @@
 >>> from mdlstm_tk.text import CharacterModel, cut_line, read_page, write_page
 >>> page = read_page("0001.xml")
 
-transcribe        the kind `transcribe`, and `read_lines`
-pages             ALTO and PAGE XML, with page_geometry, markup and line_cutting
-page_inference    pages as inputs
-ctc, character_model   texts from outputs, and language models
-networks, digit_strings   the networks and the built-in task
-transcribe_training, page_folders, distortion, calibration   what training needs
-measures          the report of a run on its texts
-baselines         the kind `baselines`
-line_finding, polylines, line_order, outlines   lines from outputs
-found_pages, overlay   pages whose lines are found: as XML, and drawn
-baseline_network, baseline_maps   what training needs
+read                          photographs or XML → lines → texts → XML
+pages, geometry, cutting      ALTO and PAGE XML in and out; chains of points; lines cut out of pages
+transcribe, ctc, character_model   the kind and `read_lines`; texts from outputs, and language models
+baselines, line_finding, layout    the kind; lines from outputs, with outlines, order and regions
+networks, digit_strings       the networks of lines and the built-in task
+transcribe_training, baselines_training, folders, distortion, calibration   what training needs
+measures                      the report of a run on its texts
 
 The names below are loaded when they are first used: importing this package imports neither NumPy nor torch.
 """
@@ -24,32 +20,32 @@ from typing import TYPE_CHECKING
 from mdlstm_tk._util.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mdlstm_tk.text.baseline_network import LineFinder as LineFinder
+    from mdlstm_tk.text.baselines_training import LineFinder as LineFinder
     from mdlstm_tk.text.character_model import CharacterModel as CharacterModel
     from mdlstm_tk.text.ctc import Character as Character
     from mdlstm_tk.text.ctc import Decoding as Decoding
     from mdlstm_tk.text.ctc import ReadLine as ReadLine
+    from mdlstm_tk.text.cutting import cut_line as cut_line
     from mdlstm_tk.text.digit_strings import DigitStrings as DigitStrings
-    from mdlstm_tk.text.found_pages import find_lines as find_lines
-    from mdlstm_tk.text.line_cutting import cut_line as cut_line
+    from mdlstm_tk.text.layout import find_lines as find_lines
     from mdlstm_tk.text.networks import LineRecognizer as LineRecognizer
     from mdlstm_tk.text.networks import TextRecognizer as TextRecognizer
-    from mdlstm_tk.text.page_inference import read_pages as read_pages
     from mdlstm_tk.text.pages import read_page as read_page
     from mdlstm_tk.text.pages import write_page as write_page
+    from mdlstm_tk.text.read import read_pages as read_pages
     from mdlstm_tk.text.transcribe import read_lines as read_lines
 
 __all__, __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "baseline_network": ("LineFinder",),
+        "baselines_training": ("LineFinder",),
         "character_model": ("CharacterModel",),
         "ctc": ("Character", "Decoding", "ReadLine"),
         "digit_strings": ("DigitStrings",),
-        "found_pages": ("find_lines",),
-        "line_cutting": ("cut_line",),
+        "layout": ("find_lines",),
+        "cutting": ("cut_line",),
         "networks": ("LineRecognizer", "TextRecognizer"),
-        "page_inference": ("read_pages",),
+        "read": ("read_pages",),
         "pages": ("read_page", "write_page"),
         "transcribe": ("read_lines",),
     },

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from math import exp, log, sqrt
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -132,6 +133,7 @@ def _best_temperature(readings: Sequence[Reading]) -> float:
     if not any(len(is_right) for _, is_right in readings):
         return 1.0
 
+    @cache
     def loss(log_temperature: float) -> float:
         total = 0.0
         for alternatives, is_right in readings:
@@ -141,15 +143,9 @@ def _best_temperature(readings: Sequence[Reading]) -> float:
         return total
 
     low, high, ratio = log(COLDEST), log(HOTTEST), (sqrt(5) - 1) / 2
-    places = [high - ratio * (high - low), low + ratio * (high - low)]
-    losses = [*map(loss, places)]
     for _ in range(MINIMUM_STEPS):
-        if losses[0] <= losses[1]:
-            high, new = places[1], places[1] - ratio * (places[1] - low)
-            places, losses = [new, places[0]], [loss(new), losses[0]]
-        else:
-            low, new = places[0], places[0] + ratio * (high - places[0])
-            places, losses = [places[1], new], [losses[1], loss(new)]
+        middle = [round(place, 9) for place in (high - ratio * (high - low), low + ratio * (high - low))]
+        low, high = (low, middle[1]) if loss(middle[0]) <= loss(middle[1]) else (middle[0], high)
     return round(exp((low + high) / 2), 3)
 
 

@@ -86,7 +86,7 @@ class CharacterModel:
         return log_prob, state
 
     def log_prob(self, text: str) -> float:
-        """log P(text), natural logarithm, its end included."""
+        """log P(text), natural logarithm, its end included. The text is composed, as for `fit`."""
         return self.log_prob_of(_normal(text))
 
     def log_prob_of(self, characters: Iterable[str]) -> float:
@@ -138,15 +138,11 @@ class CharacterModel:
             counts[0].setdefault(SPACES[0], 0)
         probs, backoffs = defaultdict[str, dict[str, float]](dict), dict[str, float]()
         for of_order in counts:
-            discounts, totals, reserved = (
-                _discounts(of_order),
-                Counter[str](),
-                defaultdict[str, float](float),
-            )
+            discounts, totals, reserved = _discounts(of_order), Counter[str](), Counter[str]()
             for gram, count in of_order.items():
                 context = gram.rpartition(" ")[0]
                 totals[context] += count
-                reserved[context] += discounts[min(count, 3)]
+                reserved[context] += discounts[min(count, 3)]  # type: ignore[assignment]
             for gram, count in of_order.items():
                 context, _, token = gram.rpartition(" ")
                 lower_prob = probs[shortened(context)][token] if context else 1 / (len(of_order) - 1)

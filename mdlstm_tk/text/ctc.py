@@ -164,7 +164,6 @@ class Scorer:
         self._lm, self._decoding, self._size = lm, decoding, 1 + len(classes)
         self.start, self.is_reversed = lm.start if lm else "", direction == "rtl"
         self._rows: dict[str, Row] = {}
-        self._older: dict[str, Row] = {}  # those that were used before the rows became too many
         self._outputs = defaultdict[str, list[int]](list)  # by token
         tokens = {} if lm is None else lm.tokens
         for k, name in enumerate(names_in_model(classes, direction), 1):
@@ -176,10 +175,9 @@ class Scorer:
         text; and the states after them."""
         row = self._rows.get(state)
         if row is None:
-            row = self._older.get(state) or self._computed(state)
-            if 2 * len(self._rows) * self._size > MAX_SCORES:
-                self._rows, self._older = {}, self._rows
-            self._rows[state] = row
+            if len(self._rows) * self._size > MAX_SCORES:
+                self._rows = {}
+            row = self._rows[state] = self._computed(state)
         return row
 
     def _computed(self, state: str) -> Row:
@@ -275,22 +273,20 @@ def search(log_probs: Floats, scorer: Scorer, beam: int) -> tuple[list[Integers]
         scores = np.concatenate([stay, (longer + lm_scores[:, None] + scores_after).ravel()])
         best = np.argpartition(-scores, beam - 1)[:beam] if len(scores) > beam else np.arange(len(scores))
         best = best[scores[best] > -inf]
-        (grown,) = (best >= len(stay)).nonzero()
-        row, column = np.divmod(best[grown] - len(stay), count)
-        label = likely[column]
-        source, output = best.copy(), np.zeros(len(best), np.int64)
-        source[grown], output[grown] = row, label
+        is_longer = best >= len(stay)
+        row, column = np.divmod(best - len(stay), count)
+        source, label = np.where(is_longer, row, best), np.where(is_longer, likely[column], 0)
         sources.append(source)
-        outputs.append(output)
-        ends_blank, ends_label = stay_blank[source], stay_label[source]
-        ends_blank[grown], ends_label[grown] = -inf, longer[row, column]
-        lm_scores, hashes, shorter, last = lm_scores[source], hashes[source], shorter[source], last[source]
-        lm_scores[grown] += scores_after[row, column]
-        shorter[grown] = hashes[grown]
-        hashes[grown] = hashes[grown] * HASH_FACTOR + label.astype(np.uint64)
-        last[grown] = label
-        pairs = zip(source.tolist(), output.tolist(), strict=True)
-        rows = [scorer.after(rows[k][1][label]) if label else rows[k] for k, label in pairs]
+        outputs.append(label)
+        ends_blank = np.where(is_longer, -inf, stay_blank[source])
+        ends_label = np.where(is_longer, longer[source, column], stay_label[source])
+        lm_scores = lm_scores[source] + np.where(is_longer, scores_after[source, column], 0.0)
+        shorter = np.where(is_longer, hashes[source], shorter[source])
+        grown = hashes[source] * HASH_FACTOR + label.astype(np.uint64)
+        hashes = np.where(is_longer, grown, hashes[source])
+        last = np.where(is_longer, label, last[source])
+        pairs = zip(source.tolist(), label.tolist(), strict=True)
+        rows = [scorer.after(rows[k][1][each]) if each else rows[k] for k, each in pairs]
     log_ctc = np.logaddexp(ends_blank, ends_label)
     ends = np.array([scores[0] for scores, _ in rows])
     order = np.argsort(-(log_ctc + lm_scores + ends), kind="stable")

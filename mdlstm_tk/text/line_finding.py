@@ -8,8 +8,9 @@ import numpy as np
 
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.io import Array
-from mdlstm_tk.text.polylines import lengths, resampled, spacing_of
+from mdlstm_tk.text.geometry import lengths, resampled, spacing_of
 
+MAPS = 3  # of baselines, of their beginnings, and of their ends
 HEAD, TAIL = slice(8), slice(-8, None)  # points of a piece that tell the direction of its ends
 MAX_PIECES = 1000  # of a page, the largest
 STEP = 4.0  # positions of the maps between points of a piece
@@ -70,21 +71,16 @@ def _pieces(band: Array) -> list[Array]:
     """A chain of points along each connected part of the map of baselines."""
     ndimage = require("scipy.ndimage", "image")
     labels, count = ndimage.label(band > LOW, EIGHT)
-    if not count:
-        return []
     peaks = ndimage.maximum(band, labels, range(1, count + 1))
     sizes = np.bincount(labels.ravel())[1:]
     places, pieces = ndimage.find_objects(labels), []
     for k in sorted(np.argsort(-sizes, kind="stable")[:MAX_PIECES].tolist()):
-        place = places[k]
-        if peaks[k] < HIGH:
-            continue
-        y, x = np.nonzero(labels[place] == k + 1)
-        if len(x) < 4:
-            continue
-        weights = band[place][y, x]
-        pieces.append(_chain(np.stack([x + place[1].start, y + place[0].start], 1), weights))
-    return [piece for piece in pieces if len(piece) > 1]
+        if peaks[k] >= HIGH and sizes[k] >= 4:
+            rows, columns = places[k]
+            y, x = np.nonzero(labels[places[k]] == k + 1)
+            points = np.stack([x + columns.start, y + rows.start], 1)
+            pieces.append(_chain(points, band[places[k]][y, x]))
+    return pieces
 
 
 def _chain(points: Array, weights: Array) -> Array:
@@ -99,15 +95,11 @@ def _chain(points: Array, weights: Array) -> Array:
     bins = np.minimum(((along - low) / max(high - low, 1e-6) * count).astype(int), count - 1)
     sums = np.stack([np.bincount(bins, weights * axis, count) for axis in points.T], 1)
     totals = np.bincount(bins, weights, count)
-    means = (sums / np.maximum(totals, 1e-9)[:, None])[totals > 0]
-    if len(means) == 1:
-        run = (high - low) / 2 * axis
-        return np.stack([means[0] - run, means[0] + run])
-    ends = [
-        means[k] + ((each - centre) @ axis - (means[k] - centre) @ axis) * axis
-        for k, each in ((0, centre + low * axis), (-1, centre + high * axis))
-    ]
-    return np.concatenate([ends[:1], means[1:-1], ends[1:]])
+    means = sums[totals > 0] / totals[totals > 0, None]
+    first, last = (
+        means[k] + (end - (means[k] - centre) @ axis) * axis for k, end in ((0, low), (-1, high))
+    )
+    return np.stack([first, *means[1:-1], last])
 
 
 def _joined(pieces: Sequence[Array], around: Sequence[Array], spacing: float) -> list[Array]:
@@ -129,20 +121,14 @@ def _joined(pieces: Sequence[Array], around: Sequence[Array], spacing: float) ->
     fits &= ~(stops[:, None] & begins_next) & ~(begins[:, None] & stops_next)
     np.fill_diagonal(fits, False)
     pairs = sorted(zip(*np.nonzero(fits), strict=True), key=lambda pair: along[pair])
-    next_of: dict[int, int] = {}
-    chain_of = list(range(len(pieces)))  # so that no chain becomes a circle
+    chain_of = {k: [k] for k in range(len(pieces))}
     for k, j in ((int(k), int(j)) for k, j in pairs):
-        if k not in next_of and j not in next_of.values() and chain_of[k] != chain_of[j]:
-            next_of[k] = j
-            chain_of = [chain_of[k] if chain == chain_of[j] else chain for chain in chain_of]
-    joined = []
-    for k in sorted(set(range(len(pieces))) - set(next_of.values())):
-        chain = [pieces[k]]
-        while k in next_of:
-            k = next_of[k]
-            chain.append(pieces[k])
-        joined.append(np.concatenate(chain))
-    return joined
+        chain, other = chain_of[k], chain_of[j]
+        if chain[-1] == k and other[0] == j and chain is not other:
+            chain += other
+            chain_of |= dict.fromkeys(other, chain)
+    chains = [chain for k, chain in chain_of.items() if chain[0] == k]
+    return [np.concatenate([pieces[k] for k in chain]) for chain in chains]
 
 
 def _as_read(line: Array, around: Sequence[Array]) -> Array:

@@ -66,15 +66,20 @@ class Transcribe(Kind):
 
         if is_npz(path):
             return of_arrays(path, read_name, "US")
-        from mdlstm_tk.text.page_folders import texts_of_pages, texts_of_table
+        from mdlstm_tk.text.folders import texts_of_pages, texts_of_table
 
         is_table = (path / self.targets).exists()
         return texts_of_table(path, self.targets) if is_table else texts_of_pages(path)
 
-    def summary(self, target: str) -> str:
-        from mdlstm_tk.text.transcribe_training import normalise
+    @property
+    def training(self) -> Any:
+        """What training needs, which imports torch."""
+        from mdlstm_tk.text import transcribe_training
 
-        text = normalise(target)
+        return transcribe_training
+
+    def summary(self, target: str) -> str:
+        text: str = self.training.normalise(target)
         if not text or not is_plain_text(text):
             raise InputError("its text is empty, or holds a control character, such as a tab")
         return text
@@ -82,11 +87,10 @@ class Transcribe(Kind):
     def fit(
         self, train: Sequence[str], every: Sequence[str], prepare: Preprocessing | None, config: Any
     ) -> Labels:
-        from mdlstm_tk.text.transcribe_training import fit_texts
-
         if config.crop:
             raise InputError("crop would cut texts off; leave it out")
-        return fit_texts(train, every)
+        labels: Labels = self.training.fit_texts(train, every)
+        return labels
 
     def collate(self, x: Array, targets: Sequence[Any]) -> Array:
         from mdlstm_tk.data.task import pad
@@ -100,14 +104,12 @@ class Transcribe(Kind):
         return [(distort_line(x, rng, strength), y) for (x, y), rng in pairs]
 
     def loss(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> Tensor:
-        from mdlstm_tk.text.transcribe_training import ctc_loss
-
-        return ctc_loss(prediction, batch, spec.decoding.get("columns_per_step"))
+        loss: Tensor = self.training.ctc_loss(prediction, batch, spec.decoding.get("columns_per_step"))
+        return loss
 
     def sums(self, prediction: Tensor, batch: Batch, spec: TaskSpec) -> dict[str, Tensor]:
-        from mdlstm_tk.text.transcribe_training import sums_of
-
-        return sums_of(prediction, batch, spec)
+        sums: dict[str, Tensor] = self.training.sums_of(prediction, batch, spec)
+        return sums
 
     def measures(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, float]:
         """The shares of characters, words and texts that are wrong."""
@@ -143,9 +145,9 @@ class Transcribe(Kind):
 
     def draw(self, batch: Batch, prediction: Array, spec: TaskSpec) -> list[Panel]:
         from mdlstm_tk.kinds.panels import answer_panel
-        from mdlstm_tk.text.transcribe_training import predicted_texts, target_texts
 
-        (reading,), (truth,) = predicted_texts(prediction, spec), target_texts(batch.y, spec)
+        (reading,) = self.training.predicted_texts(prediction, spec)
+        (truth,) = self.training.target_texts(batch.y, spec)
         return [answer_panel(batch, reading, truth, reading == truth)]
 
     def sections(self, network: nn.Module, task: Task, folder: Path) -> str:
@@ -179,33 +181,15 @@ def read_lines(
         InputError: the model does not read texts or take an image, or see `check_reader`.
     """
     check_reader(session.metadata, beam, lm)
-    lines = []
-    for k, line in enumerate(read_images(session, images, beam, lm)):
-        if isinstance(line, InputError):
-            raise InputError(f"images[{k}]: {line}")
-        lines.append(line)
-    return lines
-
-
-def read_images(
-    session: Session, images: Sequence[Array], beam: int | None = None, lm: CharacterModel | None = None
-) -> list[ReadLine | InputError]:
-    """The text of each image, or why the model does not take it. See `read_lines`, which has checked the
-    arguments."""
-    metadata, batches, lines = session.metadata, dict[int, Feeds](), dict[int, ReadLine | InputError]()
+    metadata, batches, lines = session.metadata, list[Feeds](), list[ReadLine]()
     for k, image in enumerate(images):
-        try:
-            pixels = np.asanyarray(image)
-            if pixels.ndim not in (2, 3):
-                raise InputError(f"it has shape {pixels.shape}, expected (H, W) or (H, W, 3)")
-            grey = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
-            batches[k] = session.prepare(image_for(grey, metadata, "it"))._replace(width=pixels.shape[1])
-        except InputError as error:
-            lines[k] = error
-    for (k, batch), outputs in zip(batches.items(), session.run([*batches.values()]), strict=True):
+        grey = image[..., 0] if image.shape[2:] == (1,) else image
+        x = image_for(grey, metadata, f"images[{k}]")
+        batches.append(session.prepare(x)._replace(width=image.shape[1]))
+    for batch, outputs in zip(batches, session.run(batches), strict=True):
         widths: Any = metadata.grid_of(batch.feeds["x"].shape)[-1], batch.width
-        lines[k] = _read(outputs[metadata.output_names[0]][0], metadata, widths, beam=beam, lm=lm)
-    return [lines[k] for k in range(len(images))]
+        lines.append(_read(outputs[metadata.output_names[0]][0], metadata, widths, beam=beam, lm=lm))
+    return lines
 
 
 def check_reader(metadata: Metadata, beam: int | None, lm: CharacterModel | None) -> None:
@@ -247,12 +231,12 @@ def row_of(line: ReadLine) -> Row:
     """The answer for a line."""
     characters = [
         {
-            "character": character,
-            "left": round(left, EDGE_DIGITS),
-            "right": round(right, EDGE_DIGITS),
-            "confidence": round(confidence, PROBABILITY_DIGITS),
+            "character": each.character,
+            "left": round(each.left, EDGE_DIGITS),
+            "right": round(each.right, EDGE_DIGITS),
+            "confidence": round(each.confidence, PROBABILITY_DIGITS),
         }
-        for character, left, right, confidence in line.characters
+        for each in line.characters
     ]
     confidence = round(line.confidence, PROBABILITY_DIGITS)
     return {"text": line.text, "confidence": confidence, "characters": characters}

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import product
 from math import prod
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,31 +24,10 @@ from mdlstm_tk._util.masking import Sizes
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.inputs import DIFFERENTIABLE, TENSORS, SweepInputs, boundary_shape, check_inputs, state_dtype
 from mdlstm_tk.layer import MDLSTM
-from mdlstm_tk.states import BoundaryState, State, line_counts, split_faces
+from mdlstm_tk.states import BoundaryState, line_counts, split_faces
 from mdlstm_tk.sweep import sweep
 
 
-@overload
-def checkpointed(
-    layer: MDLSTM,
-    x: Tensor,
-    tile: int | Sequence[int] = ...,
-    sizes: Sizes | None = ...,
-    initial_state: Sequence[BoundaryState] | None = ...,
-    return_state: Literal[False] = ...,
-    detach_every: int | None = ...,
-) -> Tensor: ...
-@overload
-def checkpointed(
-    layer: MDLSTM,
-    x: Tensor,
-    tile: int | Sequence[int] = ...,
-    sizes: Sizes | None = ...,
-    initial_state: Sequence[BoundaryState] | None = ...,
-    *,
-    return_state: Literal[True],
-    detach_every: int | None = ...,
-) -> tuple[Tensor, State]: ...
 def checkpointed(
     layer: MDLSTM,
     x: Tensor,
@@ -57,7 +36,7 @@ def checkpointed(
     initial_state: Sequence[BoundaryState] | None = None,
     return_state: bool = False,
     detach_every: int | None = None,
-) -> Tensor | tuple[Tensor, State]:
+) -> Any:
     """Run a layer tile by tile: the result and the gradient of `layer(x)`, with the memory of one tile.
 
         >>> layer = MDLSTM(3, 16, directions="all")

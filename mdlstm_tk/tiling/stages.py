@@ -80,7 +80,7 @@ def stages_of(module: nn.Module) -> TileStages:
     if not callable(describe):
         raise InputError(
             f"{name} cannot run in tiles, since it has no method tile_stages() that says how; "
-            "docs/tiled_networks.md shows how to write one"
+            "docs/exporting.md shows how to write one"
         )
     stages = describe()
     if not isinstance(stages, TileStages):

@@ -34,7 +34,7 @@ METADATA_KEY = "mdlstm"  # safetensors metadata maps text to text; under this ke
 
 @dataclass(frozen=True)
 class State:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
         step: steps done.
@@ -63,7 +63,7 @@ class State:
         return self.is_complete(config) or 0 < config.patience <= self.stale
 
     def describe(self, config: TrainConfig) -> str:
-        """How far the run has come, to follow "has"."""
+        """The progress in words, to follow "has"."""
         if not self.is_complete(config) and 0 < config.patience <= self.stale:
             stale = counted(self.stale, "validation")
             return f"stopped at step {self.step}, after {stale} in a row without improvement (patience)"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mdlstm_tk._util.text import to_json
 from mdlstm_tk.data.task import Task, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models.registry import model_names, model_options
+from mdlstm_tk.training.checkpoint import State
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.loop import train
 from mdlstm_tk.training.networks import build_network, count_parameters, with_windows
@@ -32,7 +34,7 @@ def compare(
     *,
     seeds: int = 3,
     force: bool = False,
-    on_step: Callable[[str, int, float], None] | None = None,
+    on_step: Callable[[str, State, float, Mapping[str, float]], None] | None = None,
 ) -> tuple[Path, dict[str, dict[str, Any]]]:
     """Train all networks that are registered for the kind of a task, each with as many parameters as that
     of `config`, and write `summary.json`.
@@ -42,7 +44,7 @@ def compare(
         folder: holds a run folder MODEL-SEED for each run; runs/compare-TASK… if None.
         seeds: runs of each network, with seeds 0, 1, ….
         force: allow a folder that is not empty.
-        on_step: called after each step with the name of the run, its steps, and the loss.
+        on_step: as of `train`, with the name of the run in front.
 
     Returns:
         The folder; and by network, or method without one: "hidden", "parameters", and lists over the seeds:
@@ -67,13 +69,9 @@ def compare(
         of_seed = replace(config, seed=seed)
         task = make_task(of_seed)
         for name in names:
-            chosen = with_equal_parameters(of_seed, name, task)
-
-            def show(state: Any, loss: float, _: Any, run: str = f"{name}-{seed}") -> None:
-                if on_step:
-                    on_step(run, state.step, loss)
-
-            result = train(chosen, whole / f"{name}-{seed}", task=task, force=force, on_step=show)
+            chosen, run = with_equal_parameters(of_seed, name, task), whole / f"{name}-{seed}"
+            shown = partial(on_step, run.name) if on_step else None
+            result = train(chosen, run, task=task, force=force, on_step=shown)
             entry = results.setdefault(name, {"hidden": chosen.hidden, "parameters": result["parameters"]})
             for key, value in {"seconds": result["seconds"], **result["errors"]}.items():
                 entry.setdefault(key, []).append(value)

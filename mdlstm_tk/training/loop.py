@@ -23,7 +23,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from mdlstm_tk._util.text import to_json
-from mdlstm_tk.data.scan import digest_of
 from mdlstm_tk.data.task import Batch, Split, Task
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.kinds import kind_named
@@ -100,7 +99,7 @@ def train(
     run = Run(group.broadcast(new_run(config, task, folder, force).folder if group.is_main else Path()))
     learned = {each[:DIGEST_DIGITS] for each in task.digests.get("train", ())}
     learned.update(source.state.learned if source else ())
-    state = State(data=digest(task), learned=sorted(learned))
+    state = State(data=task.digest, learned=sorted(learned))
     return _loop(Checkpoint(config, task.spec, state), task, network, run, group, on_step, on_end)
 
 
@@ -129,7 +128,7 @@ def resume(
     config = _with_whole_path(last.config.resumed(changes))
     group = join(config.device)
     task = task or make_task(config, last.state.learned)
-    if digest(task) != last.state.data:
+    if task.digest != last.state.data:
         advice = f"begin a new run on them with init (--init {run.folder})"
         raise InputError(f"{run.folder} was trained on other samples than these; {advice}")
     task.spec = last.spec
@@ -309,11 +308,6 @@ def _conclude(
 def _with_whole_path(config: TrainConfig) -> TrainConfig:
     """The configuration of a run that can be resumed in any working folder."""
     return replace(config, data=str(Path(config.data).resolve())) if config.data else config
-
-
-def digest(task: Task) -> str:
-    """A digest of all samples and their targets, whatever they are called and in any order."""
-    return digest_of({split: sorted(each) for split, each in task.digests.items()})
 
 
 @contextmanager

@@ -50,14 +50,12 @@ def check_memory(config: TrainConfig, task: Task, group: Group) -> None:
     x_bytes = 4 * samples * task.spec.channels * prod(extents)
     needed = WEIGHT_COPIES * 4 * count_parameters(network) + BATCH_COPIES * x_bytes
     needed += int(BACKWARD_FACTOR * sum(kept.values()))
-    available: float | None
-    if group.device.type == "cuda":
-        available = torch.cuda.mem_get_info(group.device)[0]
-    else:
-        needed, available = needed * group.size, available_memory()
+    is_cuda = group.device.type == "cuda"
+    needed *= 1 if is_cuda else group.size
+    available = torch.cuda.mem_get_info(group.device)[0] if is_cuda else available_memory()
     if available is not None and needed > available:
         raise InputError(
-            f"training needs about {_format(needed)} of memory, but {_format(available)} are available; "
+            f"training needs about {needed / 1e9:.2g} GB of memory, but there are {available / 1e9:.2g}; "
             "try a smaller --batch-size, --crop, --resize or --hidden, or larger --windows"
         )
 
@@ -90,7 +88,3 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # names of the settings in malloc.h
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)  # the most that older ones take
-
-
-def _format(count: float) -> str:
-    return f"{count / 1e9:.2g} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"

@@ -1,76 +1,175 @@
-"""The cells that come with the package: slstm from its definition, and start values.
+"""Cells: their operations, start values and peepholes; definitions that compute something else are refused.
 
-`test_sweeps.py` compares all of them with the equations of `helpers/oracle.py`.
+`test_sweeps.py` compares all of them with the oracle.
 """
 
 from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
+from math import exp, log
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from helpers.functions import FUNCTIONS, assert_precise, whole_range
+from helpers.own_cells import (
+    arguments,
+    operation,
+    register_own_cells,
+    run_all_operations,
+    smooth,
+)
 
-from mdlstm_tk import MDLSTM
-from mdlstm_tk.cells import BUILT_IN_CELLS, get_cell
+from mdlstm_tk import MDLSTM, Gate, InputError, register_cell
+from mdlstm_tk.cells import BUILT_IN_CELLS, cell_names, get_cell
 
-Array = np.ndarray
-
-
-def sigmoid(x: Array) -> Array:
-    return 1 / (1 + np.exp(-x))
-
-
-def unstabilised(x: Array, weight_hh: Array) -> Array:
-    """h of an sLSTM from its definition with C and N, whose pre-activations are x (*grid, G·n) and U h."""
-    grid, n = x.shape[:-1], weight_hh.shape[2]
-    zero = np.zeros(n, np.longdouble)  # which on most computers has larger exponents than float64
-    outside = (zero, zero, zero + 1)
-    states: dict[Any, tuple[Array, ...]] = {}
-    for position in np.ndindex(*grid):
-        places = [(*position[:d], e - 1, *position[d + 1 :]) for d, e in enumerate(position)]
-        before = [states.get(place, outside) for place in places]
-        a = x[position].astype(np.longdouble) + sum(
-            u @ h for u, (h, _, _) in zip(weight_hh, before, strict=True)
-        )
-        i, f, *mixing, z, o = a.reshape(-1, n)
-        weights, remainder = [], np.ones(n, np.longdouble)
-        for pre_activation in mixing:
-            weights.append(remainder * sigmoid(pre_activation))
-            remainder = remainder * sigmoid(-pre_activation)
-        weights.append(remainder)
-        c = np.exp(i) * np.tanh(z) + np.exp(f) * sum(w * b[1] for w, b in zip(weights, before, strict=True))
-        norm = np.exp(i) + np.exp(f) * sum(w * b[2] for w, b in zip(weights, before, strict=True))
-        states[position] = (sigmoid(o) * c / norm, c, norm)
-    return np.array([states[position][0] for position in np.ndindex(*grid)]).reshape(*grid, n)
+BACKENDS = ("torch", "fused")
+PAIR = [Gate("a", None), Gate("b", None)]
+pytestmark = pytest.mark.usefixtures("fresh_registries", "poisoned_memory", "one_thread")
 
 
-@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
-@pytest.mark.parametrize("backend", ["torch", "fused"])
+@pytest.fixture(autouse=True)
+def _cells(fresh_registries: None) -> None:
+    register_own_cells()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("scale", [1, 50])
-@pytest.mark.parametrize("grid", [(40,), (5, 8), (3, 2, 4)], ids=str)
-def test_slstm_equals_its_definition_without_a_stabiliser(
-    grid: tuple[int, ...], scale: int, dtype: torch.dtype, backend: str
-) -> None:
-    n, rng = 5, np.random.default_rng(0)
-    gates = len(get_cell("slstm").gates(len(grid)))
-    layer = MDLSTM(gates * n, n, ndim=len(grid), cell="slstm", bias=False, backend=backend).to(dtype)
+def test_every_operation_is_that_of_torch(dtype: torch.dtype, backend: str) -> None:
+    """Also where arguments of `maximum` are equal, and at 0."""
+    numbers = torch.tensor([-30.0, -1.0, 0.0, 0.5, 1.0, 25.0])
+    a, b = (t.to(dtype).requires_grad_() for t in torch.cartesian_prod(numbers, numbers).unbind(1))
+    results = run_all_operations("smooth-operations", a, b, backend)
+    tolerance = 1e-13 if dtype == torch.float64 else 1e-6
+    options: dict[str, Any] = {"retain_graph": True, "materialize_grads": True, "allow_unused": True}
+    for op, result in results.items():
+        expected = operation(op, *smooth(op, a.double(), b.double())).to(dtype)
+        pairs = [(result, expected)]
+        pairs += zip(*(torch.autograd.grad(y.sum(), (a, b), **options) for y in pairs[0]), strict=True)
+        for one, other in pairs:
+            torch.testing.assert_close(
+                one, other, rtol=tolerance, atol=tolerance, msg=lambda text, op=op: f"{op}: {text}"
+            )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_operations_over_their_whole_range(dtype: torch.dtype, backend: str) -> None:
+    """Functions to the last digits of each result, however small it is; all else is equal to torch's."""
+    x = whole_range(dtype)
+    for a, b in ((x, x.flip(0)), (x, x)):
+        for op, result in run_all_operations("any-numbers", a, b, backend).items():
+            if op in FUNCTIONS:
+                assert_precise(op, a, result, 2, subnormal=backend == "fused")
+            else:
+                expected = getattr(torch, op)(*arguments(op, a, b))
+                torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+
+
+G = Gate("g")
+PEEPHOLES: dict[str, Any] = {
+    "gates": lambda ndim: [
+        Gate("i", None, role="input"),
+        *(Gate(f"f{d}", role="forget") for d in range(ndim)),
+        Gate("o", role="output"),
+    ]
+}
+
+
+def with_output_gate(h: Callable[..., Any]) -> Callable[..., Any]:
+    """Equations whose h is `h(o, c, output_gate)`."""
+
+    def equations(gates: Any, states: Any, act: Any, output_gate: Any) -> Any:
+        i, *forget, o = gates
+        c = i + sum(f * c_d for f, c_d in zip(forget, states["c"], strict=True))
+        return h(o, c, output_gate), {"c": c}
+
+    return equations
+
+
+def one_gate(h: Callable[[Any], Any]) -> Callable[..., Any]:
+    """Equations of a gate g, whose h is `h(g)`."""
+    return lambda gates, states: (h(gates[0]), {"c": gates[0]})
+
+
+BAD: dict[str, tuple[dict[str, Any], Any]] = {  # most would compute something else in silence
+    "output gate not passed on": (PEEPHOLES, with_output_gate(lambda o, c, gate: o * c)),
+    "output gate used elsewhere": (PEEPHOLES, with_output_gate(lambda o, c, gate: gate(o, c) * o)),
+    "output gate called twice": (PEEPHOLES, with_output_gate(lambda o, c, gate: gate(o, c) * gate(o, -c))),
+    "a branch": ({"gates": [G]}, one_gate(lambda g: g if g else 1.0)),
+    "a comparison": ({"gates": [G]}, one_gate(lambda g: g if g == 0 else 1 / g)),
+    "an operation that is not there": ({"gates": [G]}, one_gate(lambda g: g.sin())),
+    "too few arguments": ({"gates": [G]}, one_gate(lambda g: g.maximum())),
+    "an option of torch": ({"gates": [G]}, one_gate(lambda g: torch.add(g, g, alpha=0))),
+    "a state that is not returned": ({"gates": [G]}, lambda g, s: (g[0], {"d": g[0]})),
+    "equations without states": ({"gates": [G]}, lambda g: (g[0], {})),
+    "a state h": ({"gates": [G], "states": ("h",)}, one_gate(lambda g: g)),
+    "two states of one name": ({"gates": [G], "states": ("c", "c")}, one_gate(lambda g: g)),
+}
+
+
+@pytest.mark.parametrize("mistake", BAD)
+def test_a_bad_definition_is_refused(mistake: str) -> None:
+    options, equations = BAD[mistake]
+    with pytest.raises((InputError, TypeError)):
+        register_cell("bad", **options)(equations)
+    assert "bad" not in cell_names()
+
+
+def test_bad_names_and_words_are_refused() -> None:
+    for name in ("graves", "a b", "a@b"):
+        with pytest.raises(InputError):
+            register_cell(name, gates=[G])(one_gate(abs))
+    for words in ({"activation": "relu"}, {"role": "feedback"}):
+        with pytest.raises(InputError):
+            Gate("g", **words)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_peepholes_of_own_cells(backend: str, recompute: bool, layer_norm: bool) -> None:
+    """Of an input gate without activation, too."""
+    equations = with_output_gate(lambda o, c, gate: gate(o, c) * c.tanh())
+    register_cell("peep", **PEEPHOLES)(equations)
+    torch.manual_seed(0)
+    options = {"peephole": True, "layer_norm": layer_norm, "recompute": recompute}
+    layer = MDLSTM(2, 3, cell="peep", backend=backend, **options).double()
     with torch.no_grad():
-        layer.weight_ih_l0.copy_(torch.eye(gates * n))
-    x = rng.uniform(-scale, scale, (*grid, gates * n)).astype(np.float32)
-    inputs = torch.from_numpy(x).to(dtype)[None].requires_grad_()
-    y = layer(inputs)
-    gradients = torch.autograd.grad(y.sum(), [inputs, *layer.parameters()])
-    assert all(result.isfinite().all() for result in (y, *gradients))
-    expected = unstabilised(x, layer.weight_hh_l0[0].detach().numpy())
-    fine = np.isfinite(expected)
-    assert fine.mean() > 0.5
-    tolerance = 1e-11 if dtype == torch.float64 else 2e-6 * max(scale, 10)
-    h = y[0].detach().numpy()
-    np.testing.assert_allclose(h[fine], expected[fine].astype(float), rtol=0, atol=tolerance)
+        for parameter in layer.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    x = torch.randn(1, 3, 3, 2, dtype=torch.double)
+
+    def loss(*parameters: torch.Tensor) -> torch.Tensor:
+        named = dict(zip(dict(layer.named_parameters()), parameters, strict=True))
+        y: torch.Tensor = torch.func.functional_call(layer, named, (x,))
+        return y.square().sum()
+
+    assert torch.autograd.gradcheck(loss, tuple(layer.parameters()))
+
+
+def test_equations_keep_nan_and_infinity() -> None:
+    """No term is left out because it looks like 0: 0 · e^a, e^a − e^a and 0 / a with a = 1000 and 0."""
+
+    def equations(gates: Any, states: Any) -> Any:
+        a, g = gates
+        vanishing = 0.0 * operation("exp", a) + (operation("exp", a) - operation("exp", a)) + 0.0 / a
+        return g + g * vanishing, {}
+
+    register_cell("vanishing", gates=[Gate("a", None), Gate("g", None)], states=(), recurrent=False)(
+        equations
+    )
+    x = torch.tensor([2.0, 1000.0, 0.0, -3.0], dtype=torch.float64).view(-1, 1, 1)
+    for backend in BACKENDS:
+        layer = MDLSTM(1, 1, ndim=1, cell="vanishing", bias=False, backend=backend).double()
+        torch.nn.init.ones_(layer.weight_ih_l0)
+        inputs = x.clone().requires_grad_()
+        y = layer(inputs)
+        (gradient,) = torch.autograd.grad(y.sum(), inputs)
+        for result in (y, gradient):
+            assert result.flatten().isnan().tolist() == [False, True, True, False]
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3])
@@ -79,14 +178,14 @@ def test_gates_start_as_open_as_the_paper_of_a_cell_wants(ndim: int) -> None:
         cell: {gate.name: gate.start for gate in get_cell(cell).gates(ndim)} for cell in BUILT_IN_CELLS
     }
     for d in range(ndim):  # Σ f_d is 1/2 at most, but 0.73 with one axis, where c cannot grow
-        expected = 1.0 if ndim == 1 else float(np.log(1 / ndim / (1 - 1 / ndim))) - 1
+        expected = 1.0 if ndim == 1 else -log(ndim - 1) - 1
         assert starts["graves"][f"f{d + 1}"] == pytest.approx(expected)
         assert starts["mean"][f"f{d + 1}"] == 1
     assert starts["stable"]["f"] == 1 and starts["leaky"]["leak"] == -1 and starts["slstm"]["f"] == 0
     for cell in ("stable", "leaky", "slstm"):
         remainder, weights = 1.0, []
         for d in range(1, ndim):
-            weights.append(remainder * sigmoid(starts[cell][f"l{d}"]))
+            weights.append(remainder * (1 / (1 + exp(-starts[cell][f"l{d}"]))))
             remainder -= weights[-1]
         assert [*weights, remainder] == pytest.approx([1 / ndim] * ndim)
 

@@ -1,19 +1,21 @@
-"""The choice of a backend: by device, without a working compiler, and in captured graphs."""
+"""Which backend runs, also without a working compiler, and what is imported on the way to a verb."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from helpers.checkout import modules
 from helpers.without_packages import IMPORT_HOOK
 
-from mdlstm_tk import MDLSTM, Gate, InputError, MDLSTMError, backends, register_cell
-from mdlstm_tk import sweep as sweep_module
+from mdlstm_tk import MDLSTM, InputError, backends
 from mdlstm_tk.backends import torch as torch_engine
+from mdlstm_tk.backends.cpu import sweep as cpu_sweep
 
 
 def test_which_backend_runs_and_why() -> None:
@@ -38,17 +40,18 @@ def test_a_compiler_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) 
         if fails[0]:
             raise OSError("no space left on device")
 
-    backends._fused.cache_clear()
-    monkeypatch.setattr(backends, "_try_compiler", try_compiler)
-    monkeypatch.setattr(backends, "_failures", {})
+    backends._problem.cache_clear()
+    monkeypatch.setattr(cpu_sweep, "try_compiler", try_compiler)
+    monkeypatch.setattr(backends, "RETRY", 1e9)
     with pytest.warns(RuntimeWarning, match="no space left on device"):
         layer(x).sum().backward()
     assert layer.backend_for(x).name == "torch" and len(tried) == 1
     fails[0] = False
     assert layer.backend_for(x).name == "torch"  # a process waits before it tries once more
-    monkeypatch.setattr(backends, "RETRY", 0.0)
+    monkeypatch.setattr(backends, "RETRY", time.monotonic() * 0.7)  # another period
     for _ in range(2):
         assert layer.backend_for(x).name == "fused" and len(tried) == 2
+    backends._problem.cache_clear()
 
 
 BROKEN_NUMBA = {
@@ -90,54 +93,34 @@ def test_without_a_working_numba_the_torch_backend_runs(case: str, tmp_path: Pat
     assert doctor == ("['absent']" if case == "not installed" else "['broken']")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("backend", ["auto", "fused"])
-def test_captured_graphs_hold_what_was_asked_for_and_no_choice(
-    backend: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    layer, x = MDLSTM(2, 4, backend=backend), torch.randn(2, 3, 4, 2)
-    graphs = [torch.export.export(layer, (x,)).module(), torch.jit.trace(layer, x)]
-    asked: list[tuple[Any, ...]] = []
-
-    def engine(*arguments: Any) -> Any:
-        asked.append(arguments)
-        return torch_engine  # as if x were on another device
-
-    expected = layer(x)
-    monkeypatch.setattr(sweep_module, "engine", engine)
-    for graph in graphs:
-        torch.testing.assert_close(graph(x), expected)
-        assert asked.pop() == (backend, x.device)
+HEAVY = ("torch", "onnx", "onnxscript", "numba")
+# Verbs import torch and onnx when they run, so that `mdlstm --help` is fast and works without them.
+WITHOUT: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    "the runtime and the command line": (
+        [
+            *(name for name in modules() if name.startswith(("mdlstm_tk.io", "mdlstm_tk.cli"))),
+            "mdlstm_tk.runtime.session",
+        ],
+        HEAVY,
+    ),
+    "the layer": (["mdlstm_tk.layer"], ("numba", "torch.utils.flop_counter", "onnx")),
+}
+PACKAGES = [name for name, path in modules().items() if path.name == "__init__.py"]
 
 
-@pytest.mark.parametrize("fails", ["forward", "backward"])
-def test_a_cell_whose_kernel_does_not_compile_raises_and_others_run(
-    fails: str, monkeypatch: pytest.MonkeyPatch, fresh_registries: None
-) -> None:
-    from mdlstm_tk.backends.cpu import compile as cpu_compile
+@pytest.mark.parametrize("case", WITHOUT)
+def test_what_takes_long_is_not_imported(case: str) -> None:
+    names, heavy = WITHOUT[case]
+    code = f"import sys, {', '.join(names)}; print(*sys.modules.keys() & {set(heavy)})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("\n", 0), done.stderr
 
-    @register_cell("broken", gates=[Gate("f", start=1.0), Gate("z", "tanh")])
-    def equations(gates: Any, states: Any) -> Any:
-        c = gates[0] * states["c"][0] + gates[1].sqrt() * 0.3
-        return c, {"c": c}
 
-    def broken(kernel: Any, *others: Any) -> Any:
-        if ("da" in {store.slot for store in kernel.stores}) == (
-            fails == "backward"
-        ) and "sqrt" in kernel.text:
-            raise SystemError("LLVM has\nchanged")
-        return build(kernel, *others)
-
-    module: Any = sys.modules["mdlstm_tk.backends.cpu.cell_code"]
-    build = module.block_function
-    monkeypatch.setattr(module, "block_function", broken)
-    monkeypatch.setattr(cpu_compile, "block_function", broken, raising=False)
-    x = torch.randn(2, 3, 4, 2)
-    layer, other = MDLSTM(2, 4, cell="broken"), MDLSTM(2, 4)
-    for run in (layer, torch.export.export(layer, (x,)).module()):
-        with pytest.raises(MDLSTMError, match=r"'broken' .*LLVM has changed.*backend='torch'"):
-            run(x).sum().backward()
-    other(x).sum().backward()
-    assert other.backend_for(x).name == layer.backend_for(x).name == "fused"
-    layer.backend = "torch"
-    layer(x).sum().backward()
+@pytest.mark.parametrize("package", PACKAGES)
+def test_public_names_exist(package: str) -> None:
+    """Also those that are imported when somebody asks for them."""
+    module = import_module(package)
+    names = getattr(module, "__all__", [])
+    assert len(names) == len(set(names))
+    assert [name for name in names if not hasattr(module, name)] == []
+    assert package != "mdlstm_tk" or dir(module) == sorted(names)

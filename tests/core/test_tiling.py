@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import subprocess
 import sys
 from typing import Any
@@ -10,54 +9,13 @@ from typing import Any
 import pytest
 import torch
 from helpers.cuts import make_layer, results, run_in_parts
-from helpers.parity import Case, random_faces, to_state
+from helpers.parity import random_faces, to_state
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from mdlstm_tk import MDLSTM, InputError, tiling
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
-
-CASES = [  # what `test_random_cases.py` does not draw
-    Case(grid=(5, 8), tile=(1, 8), states=True, directions="all"),
-    Case("stable", (2, 1, 3, 2), tile=(1, 1, 2, 1), directions=((1, -1, 1, -1),), states=True),
-    Case(grid=(4, 5), tile=(2, 3), batch=0, sizes=True, states=True, directions="all"),
-    Case(grid=(4, 5), tile=(2, 3), bias=False, wants="weights", directions="all"),
-    Case(grid=(4, 5), tile=(2, 3), sizes=True, num_layers=2, merge="mean", directions="all"),
-    Case(grid=(5, 8), tile=(4, 3), window=(2, 3), sizes=True, states=True, merge="sum"),
-    Case(grid=(5, 8), tile=(2, 6), window=(1, 2), channels_last=False, num_layers=2, directions="all"),
-    Case(grid=(6, 5), tile=(5, 4), dtype="float16", states=True, directions="all"),
-]
-
-
-@pytest.mark.parametrize(
-    ("case", "backend"), [*((case, "auto") for case in CASES), (CASES[5], "torch")], ids=str
-)
-def test_equals_the_oracle(case: Case, backend: str) -> None:
-    case.check(backend)
-
-
-def test_dropout_autocast_and_no_batch_axis_are_those_of_the_plain_layer() -> None:
-    layer = MDLSTM(2, 3, num_layers=2, dropout=0.5, directions="all")
-    x, actual = torch.randn(4, 5, 2), []
-    for run in (layer, lambda *x, **options: tiling.checkpointed(layer, *x[:1], 2, *x[1:], **options)):
-        torch.manual_seed(5)
-        with torch.autocast("cpu", torch.bfloat16):
-            y, state = run(x, [3, 4], return_state=True)
-        gradients = torch.autograd.grad(y.float().square().sum(), list(layer.parameters()))
-        actual.append([y.float(), *(face.float() for face in tree_leaves(state)), *gradients])
-    torch.testing.assert_close(*actual, rtol=0.05, atol=0.02)
-
-
-def test_only_the_gradients_that_are_wanted() -> None:
-    layer, x = make_layer((4, 5)), torch.randn(2, 4, 5, 2, dtype=torch.float64)
-    whole = torch.autograd.grad(layer(x).sum(), list(layer.parameters()))
-    layer.weight_ih_l0.requires_grad_(False)
-    tiling.checkpointed(layer, x, 2).sum().backward()
-    assert layer.weight_ih_l0.grad is None
-    torch.testing.assert_close((layer.weight_hh_l0.grad, layer.bias_l0.grad), whole[1:])
-    with torch.no_grad():
-        torch.testing.assert_close(tiling.checkpointed(layer, x, 2), layer(x))
 
 
 @pytest.mark.parametrize("direction", [(1, 1), (-1, 1), (-1, -1)], ids=str)
@@ -127,21 +85,6 @@ print((peak() - before) / y.nbytes)
 def test_memory_is_below_half_of_the_output_beside_it() -> None:
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
     assert 1 <= float(done.stdout) < 1.5
-
-
-def test_the_gradient_of_x_in_16_bits_is_rounded_once() -> None:
-    """And not after each tile: errors are little larger than without tiles."""
-    torch.manual_seed(0)
-    layer, x = MDLSTM(2, 8, directions="all").bfloat16(), torch.randn(2, 9, 9, 2).bfloat16()
-
-    def gradient(dtype: torch.dtype, sweep: Any) -> Tensor:
-        leaf = x.to(dtype).requires_grad_()
-        y = sweep(copy.deepcopy(layer).to(dtype), leaf)
-        return torch.autograd.grad(y.sum(), leaf)[0].double()
-
-    exact, plain = (gradient(dtype, MDLSTM.__call__) for dtype in (torch.float64, torch.bfloat16))
-    tiled = gradient(torch.bfloat16, lambda layer, x: tiling.checkpointed(layer, x, tile=3))
-    assert (tiled - exact).abs().max() < 2 * (plain - exact).abs().max()
 
 
 def test_what_it_cannot_do_raises() -> None:

@@ -3,7 +3,6 @@ order, and graphs that torch saved, loaded by a process that only imports the la
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,10 +13,9 @@ import pytest
 import torch
 from helpers.cuts import make_layer, run
 from helpers.parity import random_faces
-from helpers.requirements import missing
 from torch import Tensor
 from torch.autograd import forward_ad, functional
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import functional_call, grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mdlstm_tk import MDLSTM
@@ -57,14 +55,6 @@ TRANSFORMS: dict[str, Pair] = {  # and the same by plain autograd
         lambda layer, x: jvp(lambda x: layer(x, [[2, 3], [1, 2]]), (x,), (x.cos(),)),
         lambda layer, x: functional.jvp(lambda x: layer(x, [[2, 3], [1, 2]]), x, x.cos()),
     ),
-    "jacobians": (
-        lambda layer, x: (jacrev(layer)(x), jacfwd(layer)(x)),
-        lambda layer, x: (functional.jacobian(layer, x),) * 2,
-    ),
-    "hessian": (
-        lambda layer, x: hessian(lambda x: layer(x).sum())(x),
-        lambda layer, x: functional.hessian(lambda x: layer(x).sum(), x),
-    ),
     "dual numbers": (dual, lambda layer, x: functional.jvp(layer, x, x.cos())[1]),
 }
 
@@ -98,16 +88,13 @@ def test_first_and_second_derivatives(cell: str, grid: tuple[int, ...], backend:
 
 def test_derivatives_of_a_layer_that_runs_twice() -> None:
     """The input of the second call depends on the weights, too: no way to them may count twice."""
-    layer = make_layer((2, 3), units=2)
-    x = torch.ones(1, 2, 3, 2, dtype=torch.float64)
+    layer, x = make_layer((2, 3), units=2), torch.ones(1, 2, 3, 2, dtype=torch.float64)
 
     def loss(*parameters: Tensor) -> Tensor:
         named = dict(zip(dict(layer.named_parameters()), parameters, strict=True))
-        y, state = functional_call(layer, named, (x,), {"return_state": True})
-        return functional_call(layer, named, (y,), {"initial_state": state}).square().sum()
+        return functional_call(layer, named, (functional_call(layer, named, (x,)),)).square().sum()
 
     parameters = tuple(p.detach().requires_grad_() for p in layer.parameters())
-    assert torch.autograd.gradcheck(loss, parameters)
     assert torch.autograd.gradgradcheck(loss, parameters)
 
 
@@ -156,33 +143,6 @@ def test_compiles_into_one_graph(arguments: dict[str, Any], sizes: Tensor | None
         torch.testing.assert_close(gradients[1], gradients[0])
 
 
-def test_compiled_once_for_many_shapes() -> None:
-    layer, graphs = MDLSTM(2, 8, cell="leaky"), []
-
-    def count(graph: Any, _: Any) -> Any:
-        graphs.append(graph)
-        return graph
-
-    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=count)
-    for shape in ((3, 4, 5, 2), (2, 6, 4, 2), (5, 7, 9, 2)):
-        x = torch.randn(shape)
-        torch.testing.assert_close(compiled(x), layer(x))
-    assert len(graphs) == 1
-
-
-def test_tangents_of_a_gradient_go_through_the_backward_pass() -> None:
-    """The forward pass has run before forward-mode differentiation begins."""
-    layer = make_layer((2, 3), units=2)
-    x = torch.randn(1, 2, 3, 2, dtype=torch.float64, requires_grad=True)
-    y = layer(x)
-    v, tangent = torch.randn(2, *y.shape, dtype=torch.float64)
-    with forward_ad.dual_level():
-        (gradient,) = torch.autograd.grad(y, x, forward_ad.make_dual(v, tangent))
-        actual = forward_ad.unpack_dual(gradient).tangent
-    (expected,) = torch.autograd.grad(layer(x), x, tangent)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
-
-
 def test_a_captured_graph_refuses_forward_mode_whose_derivative_torch_takes_for_zero() -> None:
     layer, x = MDLSTM(2, 4), torch.randn(2, 3, 4, 2)
     graph = torch.export.export(layer, (x,)).module()
@@ -217,71 +177,31 @@ def test_captured_graphs_take_other_inputs_and_can_be_trained() -> None:
     for graph, inputs in zip(graphs, others, strict=True):
         torch.testing.assert_close(graph(*inputs), layer(*inputs), rtol=0, atol=1e-14)
     for graph in (graphs[0], *graphs[2:]):
-        losses = [run(x, SIZES).square().sum() for run in (graph, layer)]
-        owners = (graph, layer)
-        gradients = [
-            torch.autograd.grad(loss, list(owner.parameters()), create_graph=graph is frozen)
-            for loss, owner in zip(losses, owners, strict=True)
-        ]
-        by_name = [
-            dict(zip(dict(o.named_parameters()), g, strict=True))
-            for o, g in zip(owners, gradients, strict=True)
-        ]
-        torch.testing.assert_close(*by_name)
+        gradients = []
+        for net in (graph, layer):
+            names, weights = zip(*net.named_parameters(), strict=True)
+            loss = net(x, SIZES).square().sum()
+            found = torch.autograd.grad(loss, weights, create_graph=graph is frozen)
+            gradients.append(dict(zip(names, found, strict=True)))
+        torch.testing.assert_close(*gradients)
 
 
 LOAD = """
 import mdlstm_tk.layer
 import torch
 x, expected = torch.load("tensors.pt")
-for net in ({expressions},):
+for net in torch.export.load("net.pt2").module(), torch.jit.load("net.ts"):
     torch.testing.assert_close(net(x), expected, rtol=0, atol=0)
-    torch.testing.assert_close(net(x[:1]), expected[:1], rtol=0, atol=1e-6)
 """
 
 
-@pytest.fixture
-def network() -> tuple[MDLSTM, Tensor]:
-    """A layer and its input."""
-    torch.manual_seed(0)
-    layer = MDLSTM(2, 4, directions="all", cell="stable").eval()
-    return layer, torch.linspace(-1, 1, 2 * 3 * 4 * 2).view(2, 3, 4, 2)
-
-
-def exported(layer: MDLSTM, x: Tensor) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch", min=1)
-    with torch.no_grad():
-        return torch.export.export(layer, (x,), dynamic_shapes=({0: batch},))
-
-
-def load(expressions: str, layer: MDLSTM, x: Tensor, folder: Path) -> None:
-    """Load graphs in a process of its own and compare their outputs with the layer's."""
-    with torch.no_grad():
-        torch.save((x, layer(x)), folder / "tensors.pt")
-    code = LOAD.format(expressions=expressions)
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, and shapes become constants
-def test_an_exported_program_and_a_trace(network: tuple[MDLSTM, Tensor], tmp_path: Path) -> None:
-    torch.export.save(exported(*network), tmp_path / "net.pt2")
-    torch.jit.trace(*network).save(str(tmp_path / "net.ts"))
-    load("torch.export.load('net.pt2').module(), torch.jit.load('net.ts')", *network, tmp_path)
-
-
-@pytest.mark.weekly
-@pytest.mark.timeout(900)  # a C++ compiler reads all of torch's headers
-def test_a_package_of_aot_inductor(
-    network: tuple[MDLSTM, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not any(map(shutil.which, ("g++", "clang++", "cl"))):
-        missing("there is no C++ compiler")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-    quickly = {"aot_inductor.compile_wrapper_opt_level": "O0", "aot_inductor.precompile_headers": False}
-    torch._inductor.aoti_compile_and_package(
-        exported(*network), package_path=str(tmp_path / "net.pt2"), inductor_configs=quickly
-    )
-    load("torch._inductor.aoti_load_package('net.pt2')", *network, tmp_path)
+def test_a_process_that_only_imports_the_layer_loads_graphs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer, x = MDLSTM(2, 4, directions="all", cell="stable"), torch.randn(2, 3, 4, 2)
+    with torch.no_grad():
+        torch.save((x, layer(x)), tmp_path / "tensors.pt")
+        torch.export.save(torch.export.export(layer, (x,)), tmp_path / "net.pt2")
+        torch.jit.trace(layer, x).save(str(tmp_path / "net.ts"))
+    done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import pytest
 from helpers.layouts import CASES, samples, save, write
 
 from mdlstm_tk.data.files import files_below
-from mdlstm_tk.data.scan import digest_of
+from mdlstm_tk.data.order import digest_of
 from mdlstm_tk.data.task import Dataset
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.training import configure, make_task

@@ -1,4 +1,5 @@
-"""`compile_triton.py FOLDER` compiles kernels for GPUs that need not be here; writes TTIR and PTX there."""
+"""`compile_triton.py FOLDER` compiles the kernels of some sweeps for GPUs that need not be here, and writes
+TTIR and PTX there."""
 
 import os
 import sys
@@ -10,85 +11,72 @@ os.environ["TRITON_CACHE_DIR"] = sys.argv[1]
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import torch
 import triton
 from helpers.own_cells import register_own_cells
+from helpers.parity import Case
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mdlstm_tk.backends.cuda import codegen
-from mdlstm_tk.cells import get_cell
-from mdlstm_tk.cells.step import CELL_PARAMETERS, reads_hidden
+from mdlstm_tk import sweep as sweep_module
+from mdlstm_tk.backends.cuda import codegen, sweep
 
-INDICES = ("order_ptr", "predecessors_ptr", "successors_ptr", "entering_ptr", "leaving_ptr")
 TYPES = {
-    **dict.fromkeys(codegen.VARYING, "i32"),
-    **dict.fromkeys(INDICES, "*i32"),
-    "starts_ptr": "*i64",
-    "d_parameter_ptr": "*fp64",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
 }
-IN_X_DTYPE = (
-    *("operand_ptr", "next_operand_ptr", "output_ptr", "bias_ptr", "parameter_ptr"),
-    *("grad_ptr", "hidden_ptr", "da_ptr"),
-)
-IN_STATE_DTYPE = (
-    *("a_ptr", "product_ptr", "state_ptr", "first_ptr", "gates_ptr", "next_dh_ptr", "d_prev_ptr"),
-    *("next_d_prev_ptr", "last_ptr", "d_first_ptr"),
-)
-OF_STATES = ("first_ptr", "entering_ptr", "last_ptr", "leaving_ptr", "d_first_ptr")
-ARGUMENTS_OF_OPTION = {  # None without it
-    "bias": ("bias_ptr",),
-    "initial": OF_STATES,
-}
+CASES = [  # 21 units: less than a block
+    Case(units=21, peephole=True, sizes=True, states=True, dtype="bfloat16"),
+    Case(grid=(4,), units=21, peephole=True, layer_norm=True),
+    Case("slstm", units=21, dtype="float32"),
+    Case("leaky", units=21, bias=False, dtype="float16"),
+    Case("gru", units=21, layer_norm=True, states=True, dtype="float16"),
+    Case("h-is-c", units=21, sizes=True, dtype="float32"),
+    *(Case("all-operations", (2,), units=21, dtype=dtype) for dtype in ("float32", "float64")),
+]
 
 
-def compile_kernel(pass_kind: Any, name: str, ndim: int, options: tuple[str, ...], dtype: str) -> Any:
-    """A pass of a cell as Triton compiles it, with some of its optional arguments."""
-    cell = get_cell(name)
-    present = tuple(name for name in CELL_PARAMETERS if name.partition("_")[0] in options)
-    kernel = codegen.get_kernel(pass_kind, cell, ndim, present)
-    constants: dict[str, Any] = {
-        "AXES": ndim,
-        "GATES": len(cell.gates(ndim)),
-        "STATES": len(cell.states),
-        "PARAMETERS": sum(CELL_PARAMETERS[name](cell, ndim) for name in present),
-        "UNITS": 21,  # less than a block
-        "RECURRENT": cell.recurrent,
-        "READS_H": reads_hidden(cell, ndim),
-        "KEEP_STATES": True,
-        "KEEP_GATES": True,
-        "ROWS": 16,
-        "BLOCK": 32,
-    }
-    for option, arguments in ARGUMENTS_OF_OPTION.items():
-        if option not in options:
-            constants |= dict.fromkeys(arguments)
-    if not present:
-        constants |= {"parameter_ptr": None, "d_parameter_ptr": None}
-    types = TYPES | dict.fromkeys(IN_X_DTYPE, f"*{dtype}")
-    types |= dict.fromkeys(IN_STATE_DTYPE, "*fp64" if dtype == "fp64" else "*fp32")
-    signature, values = {}, {}
-    for place, argument in enumerate(kernel.arg_names):
-        if argument in constants:
-            signature[argument], values[(place,)] = "constexpr", constants[argument]
-        else:
-            signature[argument] = types[argument]
-    source = ASTSource(kernel, signature, values)
-    # 80 is an A100, 90 an H100; a warp has 32 threads.
-    return triton.compile(source, target=GPUTarget("cuda", 80 if dtype == "bf16" else 90, 32))
+class Compiled:
+    """A kernel that is compiled where it would be launched."""
+
+    def __init__(self, name: str, kernel: Any) -> None:
+        self.name, self.kernel, self.is_compiled = name, kernel, False
+
+    def __getitem__(self, grid: Any) -> Any:
+        return self.compile
+
+    def compile(self, **arguments: Any) -> None:
+        if self.is_compiled:
+            return
+        signature, constants = {}, {}
+        for place, name in enumerate(self.kernel.arg_names):
+            value = arguments[name]
+            if isinstance(value, torch.Tensor):
+                signature[name] = TYPES[value.dtype]
+            elif name in codegen.VARYING:
+                signature[name] = "i32"
+            else:
+                signature[name], constants[(place,)] = "constexpr", value
+        # 80 is an A100, 90 an H100; a warp has 32 threads.
+        target = GPUTarget("cuda", 80 if "*bf16" in signature.values() else 90, 32)
+        assembly = triton.compile(ASTSource(self.kernel, signature, constants), target=target).asm
+        for kind in ("ttir", "ptx"):
+            Path(sys.argv[1], f"{self.name}.{kind}").write_text(assembly[kind])
+        self.is_compiled = True
 
 
 register_own_cells()
-for pass_kind in ("forward", "backward"):
-    for cell, ndim, options, dtype in (
-        ("graves", 2, ("bias", "peephole", "sizes", "initial"), "bf16"),
-        ("graves", 1, ("bias", "peephole", "norm"), "fp64"),
-        ("slstm", 2, ("bias",), "fp32"),
-        ("leaky", 2, (), "fp16"),
-        ("gru", 2, ("norm", "initial"), "fp16"),
-        ("h-is-c", 2, ("sizes",), "fp32"),
-        ("all-operations", 1, (), "fp32"),
-        ("all-operations", 1, (), "fp64"),
-    ):
-        assembly = compile_kernel(pass_kind, cell, ndim, options, dtype).asm
-        for kind in ("ttir", "ptx"):
-            Path(sys.argv[1], f"{pass_kind}_{cell}_{dtype}.{kind}").write_text(assembly[kind])
+get_kernel = codegen.get_kernel
+sweep_module.engine = lambda *_: sweep  # type: ignore[assignment, return-value]
+for number, case in enumerate(CASES):
+    made: dict[Any, Compiled] = {}
+
+    def compiled(kind: Any, *others: Any, number: int = number, made: Any = made) -> Compiled:
+        return made.setdefault(kind, Compiled(f"{number}-{kind}", get_kernel(kind, *others)))
+
+    sweep.get_kernel = compiled  # type: ignore[assignment]
+    case.run("fused")

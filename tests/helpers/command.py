@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import pytest
 
-from mdlstm_tk.cli import main
+from mdlstm_tk.cli.app import main
 
 ENVIRONMENT = {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 

@@ -1,5 +1,5 @@
-"""Scripts of benchmarks/ that measure learning, imported so that no other test sees the networks of other
-projects, which they register."""
+"""Scripts of benchmarks/ that measure learning, imported so that no other test sees the networks and tasks
+that they register."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ with pytest.MonkeyPatch.context() as patched:
     import baselines
     import handwriting
     import learning
-    import learning_tables
     import own_data
 
-__all__ = ["baselines", "handwriting", "learning", "learning_tables", "own_data"]
+__all__ = ["baselines", "handwriting", "learning", "own_data"]

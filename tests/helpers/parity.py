@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from helpers import oracle
+from helpers.pairs import all_pairs
 from mdlstm_tk import MDLSTM, BoundaryState, tiling
 from mdlstm_tk.cells import get_cell
 
@@ -185,6 +186,41 @@ class Case:
         tolerance = TOLERANCES[dtype] * (self.num_layers if dtype in HALVES else 1)
         for name, result in results.items():
             assert_close_to(truth[name], result, tolerance, name)
+
+
+SIGNS = {"backwards": lambda ndim: ((-1,) * ndim,), "two": lambda ndim: ((1,) * ndim, (-1, 1, -1)[:ndim])}
+
+
+def combined(grids: dict[int, Sequence[tuple[int, ...]]]) -> list[Case]:
+    """Cases in which any two options meet, with as many grids for each number of axes."""
+    rows = all_pairs(
+        kernel=KERNELS,
+        grid=range(len(grids[1])),
+        directions=[1, "all", *SIGNS],
+        batch=[2, 3, 0],
+        units=[1, 4, 5],
+        layout=LAYOUTS,
+        wants=["all", "x", "weights"],
+        window=[1, 2, (2, 1, 3)],
+        num_layers=[1, 2],
+        merge=["concat", "sum", "mean"],
+        channels_last=[True, False],
+        bias=[True, False],
+        sizes=[False, True],
+        states=[False, True],
+    )
+    cases = []
+    for row in rows:
+        kernel = dict(row.pop("kernel"))
+        ndim = kernel.pop("ndim")
+        row["grid"] = grids[ndim][row["grid"]]
+        if isinstance(row["window"], tuple):
+            row["window"] = row["window"][:ndim]
+        if row["directions"] in SIGNS:
+            row["directions"] = SIGNS[row["directions"]](ndim)
+        row["bias"] |= kernel.get("layer_norm", False)
+        cases.append(Case(**kernel, **row))
+    return cases
 
 
 def assert_close_to(truth: Tensor, actual: Tensor, tolerance: float, name: str) -> None:

@@ -119,7 +119,7 @@ NUMBERS = (1.0, 2.0), (0.5, 4.0), (1.0, 2.0, 3.0), (3.0, 4.0, 5.0)  # means and 
 
 
 def composed(stages: TileStages, x: torch.Tensor) -> torch.Tensor:
-    """What stages compute, without tiles."""
+    """The result of stages, computed without tiles."""
     grid = x.shape[1:-1]
     for stage in stages.stages:
         x = stage.layer(x if stage.before is None else stage.before(x))

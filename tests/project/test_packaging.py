@@ -23,7 +23,7 @@ DATA = [  # files beside the modules that the package reads
 
 
 def installed(path: Path) -> str:
-    """Where a source file lies once it is installed."""
+    """The place of a source file once it is installed."""
     return path.as_posix() if path.parts[0] == "mdlstm_tk" else f"mdlstm_tk/{path.as_posix()}"
 
 

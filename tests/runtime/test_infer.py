@@ -332,7 +332,7 @@ def test_an_interrupt_leaves_whole_files_and_no_table(folder: Path, stops_at: in
 def test_inference_imports_neither_torch_nor_onnx(folder: Path) -> None:
     model = classifier(folder / "m.onnx")
     code = (
-        "import sys; from mdlstm_tk.cli import main\n"
+        "import sys; from mdlstm_tk.cli.app import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "heavy = {'torch', 'onnx', 'numba', 'scipy', 'rich.table', 'mdlstm_tk.training'} & {*sys.modules}\n"

@@ -15,10 +15,9 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.text import CharacterModel, Decoding, ctc
 from mdlstm_tk.text.ctc import Scorer, log_softmax, posteriors, read_logits, search
 
-CLASSES, HEBREW = "abc", "\u05d0\u05d1\u05d2"
-DECODING = Decoding(lm_weight=0.7, character_bonus=0.4)
+LETTERS = {None: "abc", "ltr": "abc", "rtl": "\u05d0\u05d1\u05d2"}
 LM_TEXTS = ["abba", "aab", "bacc", "cab"]
-LM = CharacterModel.fit(LM_TEXTS, order=3)
+DECODING = Decoding(lm_weight=0.7, character_bonus=0.4)
 UNLIMITED = 10**12
 
 Text = tuple[int, ...]
@@ -42,7 +41,7 @@ def all_texts(log_probs: np.ndarray) -> tuple[dict[Text, float], dict[Text, Any]
 def random_logits(seed: int) -> np.ndarray:
     """Logits (T ≤ 5, up to 3 characters), flat or peaked; a third have outputs that are impossible."""
     rng = np.random.default_rng(seed)
-    logits = rng.normal(size=(rng.integers(1, 6), rng.integers(2, 5))) * rng.choice([0.5, 2, 5])
+    logits = rng.normal(size=(rng.integers(6), rng.integers(2, 5))) * rng.choice([0.5, 2, 5])
     if seed % 3 == 0:
         logits[rng.random(logits.shape) < 0.2] = -np.inf
         logits[:, rng.integers(logits.shape[1])] = 0
@@ -54,24 +53,45 @@ def alternatives(text: Text, i: int, outputs: int) -> list[Text]:
     return [text[:i] + text[i + 1 :], *((*text[:i], k, *text[i + 1 :]) for k in range(1, outputs))]
 
 
-@pytest.mark.parametrize("seed", range(40))
-@pytest.mark.parametrize("lm", [None, LM], ids=["alone", "lm"])
-def test_unlimited_search_finds_the_texts_of_the_highest_scores(seed: int, lm: Any) -> None:
-    logits = random_logits(seed)
-    classes = CLASSES[: logits.shape[1] - 1]
-    exact, _ = all_texts(log_probs := log_softmax(logits))
+@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("direction", LETTERS)
+@pytest.mark.parametrize("has_lm", [False, True])
+def test_texts_and_confidences_are_those_of_all_paths(seed: int, direction: Any, has_lm: bool) -> None:
+    """The order of all texts that a search without limits finds, and what is read with it."""
+    logits, decoding = random_logits(seed), Decoding((1.0, 0.8, 1.5)[seed % 3], 0.7, 0.4, 1.3)
+    outputs = logits.shape[1]
+    classes = LETTERS[direction][: outputs - 1]
+    table = str.maketrans("abc", LETTERS[direction])
+    lm = CharacterModel.fit([text.translate(table) for text in LM_TEXTS], 3) if has_lm else None
+    exact, edges = all_texts(log_probs := log_softmax(logits, decoding.temperature))
 
-    def score(text: Text) -> float:
-        read = "".join(classes[k - 1] for k in text)
-        return np.log(max(exact[text], 1e-300)) + (0.7 * lm.log_prob(read) + 0.4 * len(text) if lm else 0)
+    def weight(text: Text) -> float:
+        """The probability of a text, times that by the language model."""
+        read = "".join(classes[k - 1] for k in (text[::-1] if direction == "rtl" else text))
+        return exact.get(text, 0.0) * float(np.exp(0.7 * lm.log_prob(read) + 0.4 * len(text) if lm else 0))
 
-    texts, log_ctc = search(log_probs, Scorer(lm, classes, DECODING, None), UNLIMITED)
-    results = [tuple(text.tolist()) for text in texts]
-    assert score(results[0]) == pytest.approx(max(map(score, exact)), abs=1e-9)
-    assert len(results) == len({*results})
-    np.testing.assert_allclose(np.exp(log_ctc), [exact[text] for text in results], atol=1e-12)
-    scores = [score(text) for text in results if exact[text] > 1e-200]
-    np.testing.assert_allclose(scores, sorted(scores, reverse=True))
+    found, log_ctc = search(log_probs, Scorer(lm, classes, decoding, direction), UNLIMITED)
+    texts = [tuple(text.tolist()) for text in found]
+    assert len(texts) == len({*texts})
+    assert weight(texts[0]) == pytest.approx(max(map(weight, exact)), rel=1e-9)
+    np.testing.assert_allclose(np.exp(log_ctc), [exact[text] for text in texts], atol=1e-12)
+    weights = [weight(text) for text in texts if exact[text] > 1e-200]
+    np.testing.assert_allclose(weights, sorted(weights, reverse=True))
+
+    line = read_logits(logits, classes, decoding, direction, beam=UNLIMITED, lm=lm, step=10, end=48)
+    shown = sorted(line.characters, key=lambda c: c.left)
+    assert [*line.characters] == (shown[::-1] if direction == "rtl" else shown)
+    assert "".join(c.character for c in line.characters) == line.text
+    assert tuple(classes.index(c.character) + 1 for c in shown) == texts[0]
+    np.testing.assert_allclose(
+        np.reshape([c[1:3] for c in shown], (-1, 2)), np.minimum(10 * edges[texts[0]], 48)
+    )
+    for i, character in enumerate(shown):
+        ratios = [weight(other) / weight(texts[0]) for other in alternatives(texts[0], i, outputs)]
+        expected = 1 / np.sum(np.array(ratios) ** (1 / 1.3 if lm else 1))
+        assert character.confidence == pytest.approx(expected, abs=0.05 if lm else 1e-7)
+    confidences = [c.confidence for c in shown] or [exact[()]]
+    assert line.confidence == pytest.approx(np.mean(confidences))
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -88,27 +108,6 @@ def test_posteriors_are_sums_over_all_paths(seed: int) -> None:
             np.testing.assert_allclose(row, np.array(expected) / probability, rtol=1e-7, atol=1e-8)
 
 
-@pytest.mark.parametrize("direction", [None, "rtl"])
-@pytest.mark.parametrize("seed", range(20))
-def test_the_language_model_weighs_the_alternatives(seed: int, direction: Any) -> None:
-    classes = HEBREW if direction else CLASSES
-    lm = CharacterModel.fit([t.translate(str.maketrans(CLASSES, classes)) for t in LM_TEXTS], order=3)
-    logits = np.random.default_rng(seed).normal(size=(5, 4))
-    line = read_logits(logits, classes, DECODING, direction, beam=64, lm=lm)
-    exact, _ = all_texts(log_softmax(logits))
-
-    def weight(text: Text) -> float:
-        read = [classes[k - 1] for k in text]
-        scored = 0.7 * lm.log_prob("".join(read[::-1] if direction else read)) + 0.4 * len(text)
-        return exact.get(text, 0.0) * float(np.exp(scored))
-
-    shown = sorted(line.characters, key=lambda c: c.left)
-    text = tuple(classes.index(c.character) + 1 for c in shown)
-    for i, character in enumerate(shown):
-        total = sum(weight(other) for other in alternatives(text, i, 4))
-        assert character.confidence == pytest.approx(weight(text) / total, abs=0.05)
-
-
 def test_a_language_model_scores_what_it_has_learned() -> None:
     """Also of texts from right to left with vowels, numbers and brackets."""
     visual = reorder("\u05d0\u05b8\u05d1 (12) \u05d2\u05b6", "rtl")
@@ -123,51 +122,26 @@ def test_a_language_model_scores_what_it_has_learned() -> None:
     assert score == pytest.approx(expected + DECODING.character_bonus * len(visual))
 
 
-def test_lines_are_read_alike_by_threads_and_with_few_rows_in_memory(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_beams_threads_and_few_rows_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One text is the best path; several add up paths; with a language model there are 64 by default. What
+    threads read, and with few rows kept, is the same."""
+    two = np.log(np.array([[0.6, 0.4], [0.6, 0.4]]))  # blanks 0.36, "a" 0.64
+    assert read_logits(two, "a").text == "" and read_logits(two, "a", beam=2).text == "a"
     texts = ["le chat est là", "la chatte dort", "tout ce que je possède", "à ma femme"]
     classes, rng = sorted({*"".join(texts)}), np.random.default_rng(0)
     lines = [rng.normal(0, 3, (40, 1 + len(classes))) for _ in range(24)]
     model = CharacterModel.fit(texts, order=4)
 
-    def read(line: Any) -> Any:
-        return read_logits(line, classes, DECODING, beam=16, lm=model)
+    def read(line: Any, beam: int | None = 16) -> Any:
+        return read_logits(line, classes, DECODING, beam=beam, lm=model)
 
     alone = [*map(read, lines)]
+    assert [read(line, None) for line in lines] == [read(line, 64) for line in lines] != alone
     ctc.scorer_of.cache_clear()
     monkeypatch.setattr(ctc, "MAX_SCORES", 20 * len(classes))
     with ThreadPoolExecutor(4) as pool:
         assert [*pool.map(read, lines)] == alone
-    scorer = ctc.scorer_of(model, tuple(classes), DECODING, None)
-    assert len(scorer._rows) + len(scorer._older) <= 24
-
-
-def test_beams() -> None:
-    """One text is the best path; several add up paths; with a language model there are 64 by default."""
-    logits = np.log(np.array([[0.6, 0.4], [0.6, 0.4]]))  # blanks 0.36, "a" 0.64
-    assert read_logits(logits, "a").text == ""
-    line = read_logits(logits, "a", beam=2)
-    assert line.text == "a" and line.confidence == line.characters[0].confidence == pytest.approx(0.64)
-    clear = 9 * np.eye(4)[[0, 1, 1, 0, 1, 2, 0, 3, 3]]
-    for beam in (1, 2, 16):
-        assert {read_logits(clear, CLASSES, beam=beam, lm=lm).text for lm in (None, LM)} == {"aabc"}
-    different = 0
-    for logits in np.random.default_rng(0).normal(0, 2, (9, 20, 4)):
-        by_default = read_logits(logits, CLASSES, lm=LM)
-        assert by_default == read_logits(logits, CLASSES, beam=64, lm=LM)
-        different += by_default != read_logits(logits, CLASSES, beam=1, lm=LM)
-    assert different
-
-
-def test_certain_outputs_and_lines_without_steps() -> None:
-    logits = np.full((4, 4), -np.inf)
-    logits[[0, 1, 2, 3], [1, 0, 1, 2]] = 3.0
-    for beam in (1, 8):
-        line = read_logits(logits, CLASSES, beam=beam, step=10, end=39)
-        assert (line.text, line.confidence) == ("aab", 1.0)
-        np.testing.assert_allclose([c[1:3] for c in line.characters], [(0, 10), (20, 30), (30, 39)])
-    assert read_logits(np.zeros((0, 4)), CLASSES) == ("", 1.0, ())
+    assert len(ctc.scorer_of(model, tuple(classes), DECODING, None)._rows) <= 21 + 4
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -175,4 +149,4 @@ def test_logits_that_mean_nothing_are_refused(bad: float) -> None:
     logits = np.zeros((3, 4))
     logits[1, 2] = bad
     with pytest.raises(InputError, match="NaN"):
-        read_logits(logits, CLASSES)
+        read_logits(logits, "abc")

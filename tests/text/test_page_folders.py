@@ -1,10 +1,9 @@
-"""Folders of pages, transcripts beside images, and how they are divided."""
+"""Folders of pages, transcripts beside images, and tables: their samples, and how they are divided."""
 
 from __future__ import annotations
 
 import json
 import pickle
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,205 +11,185 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.layouts import save
-from helpers.pages import alto, draw_page, read
-from PIL import Image
+from helpers.pages import HEIGHT, WIDTH, alto, draw_page, read, write_noise, write_texts
+from PIL import Image, ImageDraw
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io.images import decode_image
-from mdlstm_tk.text import page_folders
-from mdlstm_tk.text.line_cutting import cut_line
-from mdlstm_tk.text.pages import images_of_pages, read_page
+from mdlstm_tk.text import folders
+from mdlstm_tk.text.cutting import cut_line
+from mdlstm_tk.text.pages import read_page
 from mdlstm_tk.text.transcribe_training import target_texts
 
 
-def write_pages(folder: Path, count: int = 6, prefix: str = "p") -> Path:
+def write_pages(folder: Path, count: int = 6) -> Path:
     for k in range(count):
-        draw_page(folder / f"{prefix}{k}", ["ab", "ba", "abba"])
+        draw_page(folder / f"p{k}", ["ab", "ba", "abba"])
     return folder
 
 
-def write_image(path: Path, seed: int = 0) -> None:
-    save(path, np.random.default_rng(seed).integers(0, 255, (8, 30)).astype(np.uint8))
+def write_transcript(path: Path, text: bytes, *images: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name(f"{path.name}.gt.txt").write_bytes(text)
+    for suffix in images:
+        write_noise(path.with_name(path.name + suffix), 30, 8)
 
 
-def test_the_lines_of_pages_are_samples(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_samples_are_lines_with_a_text_and_images_with_a_transcript(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a page in both formats, as Transkribus exports it, one is read."""
+    caplog.set_level("INFO")
     draw_page(tmp_path / "b/p", ["ab", None, "bab"])
     draw_page(tmp_path / "a", ["b"], suffix=".jpg")
+    for folder in ("alto", "page"):
+        (tmp_path / "b" / folder).mkdir()
+        (tmp_path / "b" / folder / "p.xml").write_bytes((tmp_path / "b/p.xml").read_bytes())
+    (tmp_path / "b/p.xml").unlink()
     (tmp_path / "mets.xml").write_text("<mets/>")
+    write_transcript(tmp_path / "c", "\ufeff\n d\u2028e \n\n".encode(), ".png")  # one line, left out later
+    write_transcript(tmp_path / "d", b"cab\r\n", ".bin.png", ".PNG")  # the binary one does not count
+    write_transcript(tmp_path / "e", b"c", ".nrm.png")
+    write_noise(tmp_path / "untold.png")
     task = read(tmp_path)
-    pairs = zip(task.names["train"], task.groups["train"], strict=True)
-    assert sorted(pairs) == [("a.xml l0", "a.xml"), ("b/p.xml l0", "b/p.xml"), ("b/p.xml l2", "b/p.xml")]
-    assert (task.spec.classes, task.spec.channels) == (("a", "b"), 1)
-    assert "cannot be used" not in caplog.text
-    assert sorted(target_texts(task.batch(0, 0, 3).y, task.spec)) == ["ab", "b", "bab"]
+    pairs = [*zip(task.names["train"], task.groups["train"], strict=True)]
+    of_pages = [
+        ("a.xml l0", "a.xml"),
+        ("b/alto/p.xml l0", "b/alto/p.xml"),
+        ("b/alto/p.xml l2", "b/alto/p.xml"),
+    ]
+    assert sorted(pairs) == [*of_pages, ("d.PNG", "d.PNG"), ("e.nrm.png", "e.nrm.png")]
+    texts = target_texts(task.batch(0, 0, 5).y, task.spec)
+    assert sorted(texts) == ["ab", "b", "bab", "c", "cab"] and task.spec.channels == 1
+    for words in (
+        "left out: 2 (",
+        "page/p.xml: it is for the image of b/alto/p.xml",
+        "their lines without a text",
+    ):
+        assert words in caplog.text
+    assert "a text or a page, left out: 2" in caplog.text  # of which one is the binary image
 
 
-@pytest.mark.parametrize("cache", [0, 256])
-@pytest.mark.parametrize("resize", ["", "16x*"])
-def test_training_sees_what_inference_cuts(cache: int, resize: str, tmp_path: Path) -> None:
-    draw_page(tmp_path / "p", ["ab"])
-    page = read_page(tmp_path / "p.xml")
-    cut = cut_line(decode_image(page.image.read_bytes(), "p.png"), page.lines[0])
-    task = pickle.loads(pickle.dumps(read(tmp_path, resize=resize, cache=cache)))  # as a worker gets it
-    expected = task.spec.preprocessing(cut)
-    assert expected.shape[0] == (16 if resize else 20 + 2)
-    np.testing.assert_array_equal(task.batch(0, 0, 1).x[0], expected)
-
-
-@pytest.mark.parametrize("cache", [0, 256])
-def test_a_page_is_decoded_once_for_all_its_lines(
-    cache: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decoded: list[str] = []
-    original = page_folders.read_pixels
-    monkeypatch.setattr(
-        page_folders, "read_pixels", lambda *args: decoded.append(args[1]) or original(*args)
-    )
-    task = read(write_pages(tmp_path, 2), resize="16x*", cache=cache)
-    for step in range(4):
-        assert len(task.batch(0, step, 6).x) == 6
-    assert sorted(decoded) == ["p0.png", "p1.png"]
-
-
-def test_pages_not_lines_are_held_out(tmp_path: Path) -> None:
-    texts = ["".join("ab"[n >> bit & 1] for bit in range(5)) for n in range(24)]  # copies stay together
-    for k in range(8):
-        draw_page(tmp_path / f"p{k}", texts[3 * k : 3 * k + 3])
-    task = read(tmp_path, validation=0.25)
-    groups = {split: {*each} for split, each in task.groups.items()}
-    assert not groups["train"] & groups["validation"]
-    assert groups["train"] | groups["validation"] == {f"p{k}.xml" for k in range(8)}
-
-
-def test_splits_json_divides_pages_by_the_longest_prefix(tmp_path: Path) -> None:
-    write_pages(tmp_path, 12)
-    splits = {"train": ["p"], "valid": ["p1", "p3"], "test": ["p10", "p4.x"]}
-    (tmp_path / "splits.json").write_text(json.dumps(splits))
-    task = read(tmp_path)
-    pages = {split: {name.split()[0] for name in each} for split, each in task.names.items()}
-    assert pages["validation"] == {"p1.xml", "p11.xml", "p3.xml"}
-    assert pages["test"] == {"p10.xml", "p4.xml"}
-    assert len(pages["train"]) == 7
-    assert {split: {*each} for split, each in task.groups.items()} == {  # such as writers
-        "train": {"p"},
-        "validation": {"p1", "p3"},
-        "test": {"p10", "p4.x"},
-    }
-
-
-def write_transcript(folder: Path, text: bytes, name: str = "bad") -> None:
-    write_image(folder / "bad.png")
-    (folder / f"{name}.gt.txt").write_bytes(text)
-
-
-WITHOUT_PLACE = alto('<TextLine ID="l"><String CONTENT="a"/></TextLine>', image="bad.png")
 BAD: dict[str, Callable[[Path], Any]] = {
     "no image": lambda p: draw_page(p).with_suffix(".png").unlink(),
     "no pixels": lambda p: draw_page(p).with_suffix(".png").write_bytes(b"x"),
     "no end": lambda p: draw_page(p).write_text(alto("")[:-9]),
     "empty": lambda p: draw_page(p).write_text(""),
-    "a line before": lambda p: draw_page(p).write_text("\n" + alto("")),
-    "no place": lambda p: draw_page(p).write_text(WITHOUT_PLACE),
-    "no line": lambda p: (p.parent / "bad.gt.txt").write_bytes(b"ab"),
-    "no text": lambda p: write_transcript(p.parent, b" \n"),
-    "two lines": lambda p: write_transcript(p.parent, b"a\nb\n"),
-    "two images": lambda p: (write_transcript(p.parent, b"ab"), write_image(p.parent / "bad.jpg")),
-    "Latin-1": lambda p: write_transcript(p.parent, b"\xe9"),
-    "a tab": lambda p: write_transcript(p.parent, b"a\tb"),
+    "no place": lambda p: draw_page(p).write_text(
+        alto('<TextLine ID="l"><String CONTENT="a"/></TextLine>', image="bad.png")
+    ),
+    "no line": lambda p: write_transcript(p, b"ab"),
+    "a page": lambda p: (draw_page(p).write_text(alto("", "bad.png")), write_transcript(p, b"ab")),
+    "no text": lambda p: write_transcript(p, b" \n", ".png"),
+    "two lines": lambda p: write_transcript(p, b"a\nb\n", ".png"),
+    "two images": lambda p: write_transcript(p, b"ab", ".png", ".jpg"),
+    "Latin-1": lambda p: write_transcript(p, b"\xe9", ".png"),
+    "a tab": lambda p: write_transcript(p, b"a\tb", ".png"),
 }
+BAD_ROWS = ["0.png\tother", "./0.png\tother", "more.png\tabc\tabc", "more.png abc", "gone.png\tabc"]
+BAD_ROWS += ["more.png\t"]
+BAD_ROWS += [f"{'abc' * 100}\tmore.png", "more.png\t\u200f \u200e", "more.png\ta\u2028b", "labels.tsv\tabc"]
 
 
 @pytest.mark.parametrize("damage", BAD.values(), ids=BAD)
-def test_bad_pages_lines_and_transcripts_are_named_and_left_out(
+def test_bad_pages_and_transcripts_are_named_and_left_out(
     damage: Callable[[Path], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_pages(tmp_path, 2)
     damage(tmp_path / "bad")
+    assert {*read(tmp_path).groups["train"]} == {"p0.xml", "p1.xml"}
+    assert "(bad." in caplog.text
+
+
+def test_bad_rows_of_a_table_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_texts(tmp_path)
+    save(tmp_path / "more.png", np.zeros((6, 20), np.uint8))
+    with (tmp_path / "labels.tsv").open("a", encoding="utf-8") as file:
+        file.write("\n\n".join(BAD_ROWS))
+    assert sorted(read(tmp_path).names["train"]) == [f"{k}.png" for k in range(8)]
+    assert f"cannot be used, left out: {len(BAD_ROWS)} (" in caplog.text
+    (tmp_path / "nothing").mkdir()
+    write_noise(tmp_path / "nothing/a.png")
+    for folder, options, words in (
+        ("", {"crop": "4x8"}, "crop"),
+        ("nothing", {}, r"ALTO or PAGE XML.*labels\.tsv"),
+    ):
+        with pytest.raises(InputError, match=words):
+            read(tmp_path / folder, **options)
+
+
+@pytest.mark.parametrize("cache", [0, 256])
+@pytest.mark.parametrize("resize", ["", "16x*"])
+def test_training_sees_what_inference_cuts_and_decodes_a_page_once(
+    cache: int, resize: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, original = list[str](), folders.read_pixels
+    monkeypatch.setattr(folders, "read_pixels", lambda *args: decoded.append(args[1]) or original(*args))
+    for divisor in (1, 2):  # a page that was replaced is read again
+        draw_page(tmp_path / "p", ["ab", "ba"])
+        save(tmp_path / "p.png", np.array(Image.open(tmp_path / "p.png")) // divisor)
+        page, decoded = read_page(tmp_path / "p.xml"), []
+        pixels = decode_image(page.image.read_bytes(), "p.png")
+        task = pickle.loads(pickle.dumps(read(tmp_path, resize=resize, cache=cache)))  # as a worker gets it
+        expected = [task.spec.preprocessing(cut_line(pixels, each)) for each in page.lines]
+        assert expected[0].shape[0] == (16 if resize else 20 + 2)
+        for batch in (task.batch(0, 0, 2), task.batch(0, 1, 2)):
+            assert {x.tobytes() for x in batch.x} == {x.tobytes() for x in expected}
+        assert decoded == ["p.png"]
+
+
+def test_pages_not_lines_are_divided(tmp_path: Path) -> None:
+    """At random, or by the longest prefix of a name in splits.json, such as those of writers."""
+    texts = ["".join("ab"[n >> bit & 1] for bit in range(5)) for n in range(36)]  # copies stay together
+    for k in range(12):
+        draw_page(tmp_path / f"p{k}", [f"{text}{'b' * k}" for text in texts[3 * k : 3 * k + 3]])
+    task = read(tmp_path, validation=0.25)
+    groups = {split: {*each} for split, each in task.groups.items()}
+    assert not groups["train"] & groups["validation"]
+    assert groups["train"] | groups["validation"] == {f"p{k}.xml" for k in range(12)}
+    splits = {"train": ["p"], "valid": ["p1", "p3"], "test": ["p10", "p4.x"]}
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
     task = read(tmp_path)
-    assert {*task.groups["train"]} == {"p0.xml", "p1.xml"}
-    assert re.search(r"left out: \d \(bad\.", caplog.text)
+    pages = {split: {name.split()[0] for name in each} for split, each in task.names.items()}
+    assert pages["validation"] == {"p1.xml", "p11.xml", "p3.xml"} and len(pages["train"]) == 7
+    assert pages["test"] == {"p10.xml", "p4.xml"}
+    prefixes = {"train": {"p"}, "validation": {"p1", "p3"}, "test": {"p10", "p4.x"}}
+    assert {split: {*each} for split, each in task.groups.items()} == prefixes
 
 
-def test_a_page_in_both_formats_is_read_once(tmp_path: Path) -> None:
-    """As Transkribus exports it."""
-    draw_page(tmp_path / "p", ["ab"])
-    for folder in ("alto", "page"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "p.xml").write_bytes((tmp_path / "p.xml").read_bytes())
-    (tmp_path / "p.xml").unlink()
-    assert read(tmp_path).names["train"] == ["alto/p.xml l0"]
-    without_text = re.sub("<String.*?/>", "", (tmp_path / "alto/p.xml").read_text())
-    (tmp_path / "alto/p.xml").write_text(without_text)  # as segmentation wrote it
-    assert read(tmp_path).names["train"] == ["page/p.xml l0"]
-
-
-def test_pages_in_colour(tmp_path: Path) -> None:
-    draw_page(tmp_path / "p", ["ab"])
-    grey = Image.open(tmp_path / "p.png").convert("RGB")
-    grey.save(tmp_path / "p.png")
-    assert read(tmp_path).spec.channels == 1
-    tinted = np.array(grey)
-    tinted[..., 2] //= 2
-    save(tmp_path / "p.png", tinted)
-    assert read(tmp_path).spec.channels == 3
-
-
-def test_transcripts_lie_beside_images_of_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_pages_with_baselines_are_samples_of_a_finder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In grey, with baselines in pixels of x and the reach of their outlines in line spacings."""
     caplog.set_level("INFO")
-    for suffix in (".png", ".jpg", ".tif", ".jpeg"):
-        write_image(tmp_path / f"sub/line{suffix[1:]}.v1{suffix}")
-        (tmp_path / f"sub/line{suffix[1:]}.v1.gt.txt").write_text(
-            "ab c\n\f", encoding="utf-8"
-        )  # as Tesseract
-    write_image(tmp_path / "untold.png")
-    write_pages(tmp_path, 1)  # whose image is not without a text
-    task = read(tmp_path)
-    names = ["sub/linejpeg.v1.jpeg", "sub/linejpg.v1.jpg", "sub/linepng.v1.png", "sub/linetif.v1.tif"]
-    assert sorted(task.names["train"])[-4:] == sorted({*task.groups["train"]})[-4:] == names
-    assert "images without a text or a page, left out: 1\n" in caplog.text
-
-
-def test_names_of_ocropus_are_known(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    names = ("a.bin.png", "b.png", "b.bin.png", "c.v1.nrm.png", "c.2.png", "d.bin.png", "d.nrm.png")
-    for seed, name in enumerate(names):
-        write_image(tmp_path / name, seed)
-    for stem in ("a", "b", "c", "c.v1", "d"):
-        (tmp_path / f"{stem}.gt.txt").write_text("ab", encoding="utf-8")
-    assert sorted(read(tmp_path).names["train"]) == ["a.bin.png", "b.png", "c.v1.nrm.png"]
-    assert "left out: 2 (c.gt.txt: no image" in caplog.text and "d.bin.png and d.nrm.png" in caplog.text
-
-
-def test_the_image_of_a_page_is_no_line(tmp_path: Path) -> None:
-    """It would be a sample whole, perhaps in another split than its lines."""
-    write_pages(tmp_path, 2)
-    (tmp_path / "p0.gt.txt").write_text("ab", encoding="utf-8")
-    assert "p0.png" not in read(tmp_path).names["train"]
-    (tmp_path / "p0.xml").write_text("<annotation/>", encoding="utf-8")  # no page
-    assert "p0.png" in read(tmp_path).names["train"]
-
-
-def test_an_image_belongs_to_the_page_that_has_it_and_not_to_one_of_its_name(tmp_path: Path) -> None:
-    """Whatever other images are there; a page that cannot be read has that of its name."""
-    draw_page(tmp_path / "scan", ["ab"])
-    (tmp_path / "scan.xml").rename(tmp_path / "a.xml")
-    (tmp_path / "b.xml").write_text("<broken", encoding="utf-8")
-    pages, images = ([str(tmp_path / name) for name in names] for names in (("a.xml", "b.xml"), "ab"))
-    images = [f"{image}.png" for image in images]
-    scan = str(tmp_path / "scan.png")
-    assert images_of_pages(pages, images) == {images[1]}
-    assert images_of_pages(pages, [*images, scan]) == {images[1], scan}
-
-
-def test_a_folder_with_neither_names_what_is_expected(tmp_path: Path) -> None:
-    write_image(tmp_path / "a.png")
-    with pytest.raises(InputError, match=r"ALTO or PAGE XML.*labels\.tsv"):
-        read(tmp_path)
-
-
-def test_a_page_that_was_replaced_is_read_again(tmp_path: Path) -> None:
-    draw_page(tmp_path / "p", ["ab", "ba"])
-    whole, means = np.array(Image.open(tmp_path / "p.png")), []
-    for divisor in (1, 2):
-        save(tmp_path / "p.png", whole // divisor)
-        means.append(float(read(tmp_path).batch(0, 0, 2).x.mean()))
-    assert means[1] == pytest.approx(means[0] / 2, rel=0.02)
+    for k, name in enumerate("abcd"):
+        draw_page(tmp_path / f"{name}.xml", ("abab" * 4, "a" * k + "b" * (12 - k)))
+    draw_page(tmp_path / "a.xml", ("abab" * 4, "b" * 12))
+    (tmp_path / "empty.xml").write_text(alto("", "empty.png"))
+    write_noise(tmp_path / "empty.png")
+    (tmp_path / "broken.xml").write_text(alto("", "missing.png"))
+    (tmp_path / "twin.xml").write_text((tmp_path / "a.xml").read_text())
+    beyond = f'<TextLine BASELINE="{WIDTH + 9} 9 {WIDTH + 99} 9"/>'
+    of_a = (tmp_path / "a.xml").read_text().replace("</TextBlock>", f"{beyond}</TextBlock>")
+    (tmp_path / "a.xml").write_text(of_a)
+    (tmp_path / "alto").mkdir()  # without baselines, it does not take the place of d.xml
+    (tmp_path / "alto/d.xml").write_text(alto("", "d.png"))
+    image = Image.open(tmp_path / "b.png").convert("RGB")
+    ImageDraw.Draw(image).rectangle((0, 0, 99, 9), (255, 0, 0))
+    image.save(tmp_path / "b.png")
+    task = read(tmp_path, "baselines", resize="64x*")
+    assert sorted(task.names["train"]) == ["a.xml", "b.xml", "c.xml", "d.xml"] and task.spec.channels == 1
+    for words in (
+        *("without a baseline, left out: 2", "broken.xml: has no image", "twin.xml: it is"),
+        "lines without a baseline on their page, learned as no lines: 1",
+    ):
+        assert words in caplog.text, words
+    assert task.spec.decoding == pytest.approx({"above": 16 / 30, "below": 4 / 30})
+    batch, right = task.batch(0, 0, 4), 20 + 12 * 16 + 5
+    assert batch.x.shape == (4, 64, 96, 1) and batch.y.shape == (4, 2, 2, 2)
+    expected = np.array([[15, 40], [right, 40]]) * 64 / HEIGHT
+    np.testing.assert_allclose(batch.y[:, 0], np.broadcast_to(expected, (4, 2, 2)), rtol=1e-5)
+    np.savez(tmp_path / "a.npz", x=np.zeros((2, 8, 8)), y=np.zeros(2))
+    for path, options in ((tmp_path, {"crop": "32"}), (tmp_path / "a.npz", {}), (tmp_path / "alto", {})):
+        with pytest.raises(InputError):
+            read(path, "baselines", **options)

@@ -12,6 +12,7 @@ import torch
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import model_names, register
 from mdlstm_tk.training import Run, configure, make_task
+from mdlstm_tk.training.checkpoint import State
 from mdlstm_tk.training.comparison import compare, with_equal_parameters
 from mdlstm_tk.training.networks import build_network, count_parameters
 
@@ -19,7 +20,7 @@ SMALL: dict[str, Any] = {"steps": 8, "batch_size": 4, "evaluate_every": 50}
 
 
 def test_networks_get_the_hidden_size_with_as_many_parameters() -> None:
-    """Those of the seed's comparison; and any size is met as well as can be."""
+    """The sizes of the seed's comparison are found; and any size is met as well as can be."""
     config = configure()
     task = make_task(config)
     found = {name: with_equal_parameters(config, name, task).hidden for name in model_names("grid")}
@@ -39,8 +40,8 @@ def test_networks_get_the_hidden_size_with_as_many_parameters() -> None:
 def test_a_comparison_trains_every_network_on_the_same_data(tmp_path: Path) -> None:
     seen: list[str] = []
 
-    def note(run: str, done: int, loss: float) -> None:
-        seen.append(f"{run} {done}")
+    def note(run: str, state: State, *_: object) -> None:
+        seen.append(f"{run} {state.step}")
 
     folder, results = compare(configure(**SMALL), tmp_path / "c", seeds=2, on_step=note)
     names = model_names("grid")

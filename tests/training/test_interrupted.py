@@ -42,7 +42,7 @@ ALL = {  # every kind of state: dropout, schedule, averages, distortion, patienc
 
 
 def content_of(run: Run) -> dict[str, Any]:
-    """What two runs should have in common: all but the seconds that they took, and paths."""
+    """All that two runs should have in common: not the seconds that they took, and not paths."""
     found: dict[str, Any] = {"metrics": run.read_metrics()}
     for path in (run.best, run.last):
         with safetensors.safe_open(path, "pt") as file:

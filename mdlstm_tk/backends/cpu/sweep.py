@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numba import config
 from torch import Tensor
 
 from mdlstm_tk.backends.cpu import cell_code, kernels, matmul, simd
@@ -31,7 +32,7 @@ from mdlstm_tk.backends.cpu.jobs import Jobs, Most, make_jobs
 from mdlstm_tk.backends.cpu.kernels import BLOCK
 from mdlstm_tk.backends.cpu.records import Arrays, Layout, address, words
 from mdlstm_tk.backends.cpu.threads import run_lanes, thread_limit
-from mdlstm_tk.backends.specialize import compiling, specialize
+from mdlstm_tk.backends.specialize import specialize
 from mdlstm_tk.cells.cell import Cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS, Pass, pass_kernel, reads_hidden
 from mdlstm_tk.errors import InputError
@@ -301,35 +302,23 @@ def _places(
 
 @cache
 def _generic(template: Any, dtype: str) -> Any:
-    """A function that is the same for all cells, as Numba's C function.
-
-    Raises:
-        KernelError: it cannot be compiled.
-    """
+    """A function that is the same for all cells, as Numba's C function."""
     name = f"{template.__name__}_{dtype}"
-    with compiling(name):
-        return compiled(specialize(template, name, ZERO=np.dtype(dtype).type(0)), name)
+    return compiled(specialize(template, name, ZERO=np.dtype(dtype).type(0)), name)
 
 
 @cache
 def _cell(kind: Pass, cell: Cell, ndim: int, present: tuple[str, ...], dtype: str) -> Any:
-    """The C function of a cell on a block of rows.
-
-    Raises:
-        KernelError: it cannot be compiled.
-    """
+    """The C function of a cell on a block of rows."""
     kernel, states = pass_kernel(kind, cell, ndim, present), len(cell.states)
-    with compiling(f"of cell '{cell.name}'"):
-        function = cell_code.block_function(kernel, ndim, states, np.dtype(dtype).type(0))
-        return compiled(function, f"cell_{dtype}_{ndim}d", f"{states}\n{kernel.text}")
+    function = cell_code.block_function(kernel, ndim, states, np.dtype(dtype).type(0))
+    return compiled(function, f"cell_{dtype}_{ndim}d", f"{states}\n{kernel.text}")
 
 
-def try_compiler() -> None:
-    """Check that kernels can be compiled, with one that every sweep needs anyway.
-
-    Raises:
-        Exception: of any kind; they cannot be compiled.
-    """
+def try_compiler(device: torch.device) -> None:
+    """See `Engine`: compile a kernel that every sweep needs anyway."""
+    if config.DISABLE_JIT:
+        raise InputError("the environment variable NUMBA_DISABLE_JIT is set, unset it")
     _generic(matmul.place, "float32")
 
 
@@ -382,11 +371,9 @@ def _converted(inputs: SweepInputs) -> SweepInputs:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """The tensor as kernels read it: contiguous, in float32 or float64, and with its signs in memory."""
+    """The tensor as kernels read it: contiguous, in float32 or float64."""
     if tensor.dtype in (torch.float16, torch.bfloat16):
         tensor = tensor.float()
-    if tensor.is_neg():  # a view such as z.conj().imag
-        tensor = tensor.resolve_neg()
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
@@ -443,7 +430,7 @@ def _zeros(like: Tensor, shape: Sequence[int]) -> Tensor:
 def _copy(tensor: Tensor) -> Tensor:
     """A contiguous copy."""
     copied = tensor.new_empty(tensor.shape)
-    np.copyto(copied.numpy(), tensor.detach().resolve_neg().numpy())
+    np.copyto(copied.numpy(), tensor.detach().numpy())
     return copied
 
 

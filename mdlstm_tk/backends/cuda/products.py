@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from mdlstm_tk.inputs import Gradients, SweepInputs, state_dtype
-from mdlstm_tk.states import at_rows, by_direction, end_rows_of_axes, take_rows
-from mdlstm_tk.wavefront import SweepRows
+from mdlstm_tk.states import at_rows, by_direction, end_rows, take_rows
+from mdlstm_tk.wavefront import SweepRows, unvisited, visited
 
 # How `multiply_transposed` sums: rows of a part, and the most numbers in the sums of parts at a time.
 SUM_ROWS = 256
@@ -54,7 +54,7 @@ def multiply_transposed(a: Tensor, b: Tensor) -> Tensor:
 
 def project_input(inputs: SweepInputs, rows: SweepRows) -> Tensor:
     """W x, (dirs, rows, G·n)."""
-    return multiply(_visited_input(inputs.x, rows), inputs.weight_ih.transpose(1, 2))
+    return multiply(visited(inputs.x, rows), inputs.weight_ih.transpose(1, 2))
 
 
 def pre_activations(inputs: SweepInputs, rows: SweepRows, hidden: Tensor | None) -> Tensor:
@@ -67,9 +67,9 @@ def pre_activations(inputs: SweepInputs, rows: SweepRows, hidden: Tensor | None)
 
 def gather_hidden(inputs: SweepInputs, output: Tensor, rows: SweepRows) -> Tensor:
     """(h_1 | … | h_D) of the predecessors of every row, with those that enter, (dirs, rows, D·n)."""
-    visited = to_visiting_order(output, rows)  # (dirs, visits, batch, n)
-    visited = torch.nn.functional.pad(visited, (0, 0, 0, 0, 0, 1))  # the last one, at index −1, is zeros
-    hidden = torch.stack([visited[:, index] for index in rows.tables.predecessors], dim=3).flatten(1, 2)
+    h = to_visiting_order(output, rows)  # (dirs, visits, batch, n)
+    h = torch.nn.functional.pad(h, (0, 0, 0, 0, 0, 1))  # the last one, at index −1, is zeros
+    hidden = torch.stack([h[:, index] for index in rows.tables.predecessors], dim=3).flatten(1, 2)
     if inputs.initial is not None:
         hidden += at_rows(inputs.initial[..., :1, :], inputs, rows, leaving=False).permute(1, 2, 0, 3)
     return hidden.flatten(2)
@@ -80,7 +80,7 @@ def add_entering_products(a: Tensor, inputs: SweepInputs, rows: SweepRows) -> No
     weight_hh, initial = inputs.weight_hh, inputs.initial
     if weight_hh is None or initial is None or a.shape[1] == 0:
         return
-    entering = end_rows_of_axes(inputs, rows, leaving=False)
+    entering = end_rows(inputs, rows, leaving=False)
     h = by_direction(initial[..., :1, :]).to(weight_hh.dtype)
     parts = h.split([rows_d.shape[1] for rows_d in entering], dim=1)
     for d, (h_d, rows_d) in enumerate(zip(parts, entering, strict=True)):
@@ -91,7 +91,7 @@ def add_entering_products(a: Tensor, inputs: SweepInputs, rows: SweepRows) -> No
 
 def entering_gradients(da: Tensor, weight_hh: Tensor, inputs: SweepInputs, rows: SweepRows) -> Tensor:
     """U_dᵀ da, the gradient of the h that enter, (dirs, F·N, n), from that of the pre-activations."""
-    entering = enumerate(end_rows_of_axes(inputs, rows, leaving=False))
+    entering = enumerate(end_rows(inputs, rows, leaving=False))
     return torch.cat([multiply(take_rows(da, rows_d), weight_hh[:, d]) for d, rows_d in entering], dim=1)
 
 
@@ -105,14 +105,6 @@ def to_visiting_order(y: Tensor, rows: SweepRows) -> Tensor:
     order = rows.tables.order
     places = y.reshape(rows.batch, rows.tables.places, *y.shape[-2:]).permute(2, 1, 0, 3)
     return places[_direction(order), order]
-
-
-def to_grid_order(visited: Tensor, rows: SweepRows) -> Tensor:
-    """(dirs, visits, batch, k) → (dirs, places, batch, k), zeros where there is no visit."""
-    if rows.ragged:  # then index −1 is a row of zeros
-        visited = torch.cat([visited, visited.new_zeros(len(visited), 1, *visited.shape[2:])], dim=1)
-    inverse_order = rows.tables.inverse_order
-    return visited[_direction(inverse_order), inverse_order]
 
 
 def input_gradients(
@@ -134,13 +126,13 @@ def input_gradients(
     """
     x, gradients = inputs.x, Gradients()
     if wants_weights:
-        gradients["weight_ih"] = multiply_transposed(da, _visited_input(x, rows)).to(x.dtype)
+        gradients["weight_ih"] = multiply_transposed(da, visited(x, rows)).to(x.dtype)
     if wants_weights and inputs.weight_hh is not None and operands is not None:
         joint = multiply_transposed(da, operands).unflatten(-1, (inputs.ndim, inputs.units))
         gradients["weight_hh"] = joint.transpose(1, 2).to(x.dtype)  # (dirs, D, G·n, n)
     if wants_dx:
         per_direction = multiply(da, inputs.weight_ih).unflatten(1, (rows.tables.positions, rows.batch))
-        dx = to_grid_order(per_direction, rows).sum(dim=0).transpose(0, 1).reshape(x.shape)
+        dx = unvisited(per_direction, rows).sum(dim=0).transpose(0, 1).reshape(x.shape)
         gradients["x"] = dx.to(x.dtype)
     if wants_weights and inputs.bias is not None:
         gradients["bias"] = da.sum(dim=1, dtype=state_dtype(da)).to(x.dtype)
@@ -155,9 +147,3 @@ def recurrent_weights(weight_hh: Tensor) -> Tensor:
 def transposed_recurrent_weights(weight_hh: Tensor) -> Tensor:
     """(dirs, D, G·n, n) → (dirs, G·n, D·n): da times this is the gradient of (h_1 | … | h_D)."""
     return weight_hh.transpose(1, 2).flatten(2, 3)
-
-
-def _visited_input(x: Tensor, rows: SweepRows) -> Tensor:
-    """(N, *grid, C) → (dirs, rows, C)."""
-    places = x.reshape(rows.batch, rows.tables.places, x.shape[-1]).transpose(0, 1)
-    return places[rows.tables.order].flatten(1, 2)

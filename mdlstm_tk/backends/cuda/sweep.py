@@ -17,8 +17,8 @@ from math import prod
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
-from triton.errors import TritonError
 
 from mdlstm_tk.backends.cuda.codegen import get_kernel
 from mdlstm_tk.backends.cuda.products import (
@@ -32,10 +32,9 @@ from mdlstm_tk.backends.cuda.products import (
     recurrent_weights,
     transposed_recurrent_weights,
 )
-from mdlstm_tk.backends.specialize import KernelError, compiling
 from mdlstm_tk.cells.step import Pass, reads_hidden
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.inputs import Gradients, SweepInputs, SweepResults
+from mdlstm_tk.inputs import Gradients, SweepInputs, SweepResults, without_autocast
 from mdlstm_tk.states import by_direction, face_rows, final_states, from_directions, line_counts
 from mdlstm_tk.wavefront import SweepRows, sweep_rows
 
@@ -45,6 +44,14 @@ ELEMENTS = 512
 UNITS = 128
 
 
+def try_compiler(device: torch.device) -> None:
+    """See `Engine`. torch brings Triton along, but not on every system, and Triton needs a C compiler to
+    launch kernels."""
+    with torch.cuda.device(device):
+        triton.runtime.driver.active.get_current_target()
+
+
+@without_autocast
 def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:
     """See `Engine`."""
     x, units, rows, has_states = inputs.x, inputs.units, sweep_rows(inputs), inputs.initial is not None
@@ -88,6 +95,7 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
     return SweepResults(output, final, a if save and not recompute else None, states if save else None)
 
 
+@without_autocast
 def backward(
     inputs: SweepInputs,
     results: SweepResults,
@@ -162,9 +170,7 @@ class _Launcher:
         if inputs.sizes is not None and inputs.sizes.device.type != "cpu":
             raise InputError("sizes must be on the CPU while a CUDA graph is captured: a sweep reads them")
         cell, ndim, units, initial = inputs.cell, inputs.ndim, inputs.units, inputs.initial
-        self.name = f"{pass_kind} of {cell.name}"
-        with compiling(self.name):
-            self.kernel = get_kernel(pass_kind, cell, ndim, inputs.present)
+        self.kernel = get_kernel(pass_kind, cell, ndim, inputs.present)
         self.reads_h = reads_hidden(cell, ndim)
         self.passes_h = self.reads_h or cell.recurrent
         self.parameters = inputs.cell_parameters()
@@ -204,10 +210,7 @@ class _Launcher:
     def __call__(self, rows: int, **arguments: Any) -> None:
         if rows > 0:
             grid = (self.blocks(rows), self.unit_blocks, self.dirs)
-            try:
-                self.kernel[grid](**self.arguments, **arguments)  # the first call compiles
-            except TritonError as error:
-                raise KernelError(self.name, error) from error
+            self.kernel[grid](**self.arguments, **arguments)  # the first call compiles
 
 
 def _view(buffer: Tensor, *shape: int) -> Tensor:

@@ -30,7 +30,7 @@ class Group(NamedTuple):
 
 
 class Plan:
-    """How a grid is cut into tiles, and the steps in which they run.
+    """The tiles that a grid is cut into, and the steps in which they run.
 
     Stage s takes level s, and the last stage makes the last level. A tile is the same part of the picture
     at each level: its extents at level 0 are multiples of all windows together, but at the far end.

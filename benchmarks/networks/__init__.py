@@ -1,1 +1,0 @@
-"""Networks as other projects write them, around MDLSTM layers: what `export_networks.py` exports."""
