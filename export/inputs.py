@@ -218,6 +218,7 @@ def read_inputs(
     Raises:
         InputError: arguments are missing or contradict each other.
     """
+    module = getattr(module, "_orig_mod", module)  # in the wrapper of `torch.compile`
     layer = next(mdlstm_layers(module), None)
     x, further = _read_examples(module, example_inputs, extra_inputs or {})
     padded = further.pop("sizes", None) is not None or padded
@@ -225,6 +226,8 @@ def read_inputs(
     channel_axis = says_channels or x.dim() != layer.ndim + 1  # type: ignore[union-attr]
     if channels_last is None:
         channels_last = find_layout(module, x.shape if x is not None and channel_axis else None)
+    if channels_last is None and x is None and channels:
+        channels_last = True  # as the networks of this package have it
     if channels_last is None or (x is None and channels is None and layer is None):
         raise InputError(
             f"{type(module).__name__} has no MDLSTM layer that tells the layout of x; give an example, and "

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.masking import valid_mask
 from mdlstm_tk._util.text import reason_of
 from mdlstm_tk.errors import InputError
@@ -195,7 +194,8 @@ def mdlstm_layers(network: nn.Module) -> Iterator[MDLSTM]:
 def without_autocast() -> Iterator[None]:
     """Turn autocast off in this thread, also where a network turns it on: a file has the precision that the
     export names, and its reference float64."""
-    thread, enter = threading.get_ident(), torch.autocast.__enter__
+    enter: Any = torch.autocast.__enter__
+    thread = threading.get_ident()
 
     def enter_disabled(context: Any) -> Any:
         context._enabled &= threading.get_ident() != thread
@@ -258,7 +258,6 @@ def find_layout(network: nn.Module, x: Sequence[int] | None) -> bool | None:
     return None if layer is None else layer.channels_last
 
 
-@checked
 def float64_reference(module: nn.Module, output_names: Sequence[str] | None = None) -> Callable[..., Any]:
     """The ground truth: the network in float64, whatever dtype its forward asks for.
 

@@ -15,7 +15,6 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk._util.checks import checked
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError, require
 from mdlstm_tk.export.capture import Captured, capture
 from mdlstm_tk.export.conditions import SMALL
@@ -33,10 +32,8 @@ from mdlstm_tk.runtime.model_check import OPERATORS
 from mdlstm_tk.runtime.session import Session
 from mdlstm_tk.runtime.shapes import prepare, takes
 from mdlstm_tk.runtime.tiles.session import TiledSession
-from mdlstm_tk.tiling.stages import stages_of
 
 
-@checked
 def export_onnx(
     module: nn.Module,
     path: str | Path,
@@ -139,8 +136,6 @@ def export_onnx(
         raise InputError(
             "form 'tiles' is for x alone on any grid, in float32; leave out grid=... (--size) and the like"
         )
-    if is_tiled:
-        stages_of(module)  # or it says why it cannot run in tiles
     network, inputs = read_inputs(
         module,
         example_inputs,
@@ -158,6 +153,7 @@ def export_onnx(
     )
     exact = network.in_dtype(torch.float64)
     known = find_grids(inputs, exact, grid is not None and None not in grid)
+    check_samples(exact, inputs.arrays(inputs.main, 3))
     captured: Captured | None = None
     if is_tiled:
         models, content = tiled(network, inputs)
@@ -169,9 +165,9 @@ def export_onnx(
         content = partial(with_metadata, serialized)
     described = describe(exact, inputs, captured, form, dtype, metadata or {})
     nodes = [node for model in models for node in walk(model.graph.node)]
-    has_branches = any(node.op_type in ("If", "Loop") for node in nodes)
+    if any(node.op_type in ("If", "Loop") for node in nodes):  # so that samples take several branches
+        check_samples(exact, inputs.arrays(inputs.main, 8))
     atol = ATOLS[dtype] if atol is None else atol
-    check_samples(exact, inputs.arrays(inputs.main, 8 if has_branches else 3))
     cases = inputs.cases(_of_user(inputs, described, verify_inputs or {}))
     expected = {case: known.get(case) or exact.finite(arrays) for case, arrays in cases.items()}
     scales = scales_of(expected.values(), described)

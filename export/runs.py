@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.sizes import for_axes, format_size
 from mdlstm_tk._util.text import counted, printable
 from mdlstm_tk.data import TaskSpec
@@ -25,7 +24,6 @@ from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.training import Checkpoint, Run, load_checkpoint, open_run
 
 
-@checked
 def export_run(
     run: Run | str | Path,
     path: str | Path | None = None,

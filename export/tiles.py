@@ -18,7 +18,6 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import to_json
 from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError, MDLSTMError
@@ -37,7 +36,6 @@ from mdlstm_tk.runtime.tiles.archive import INDEX, SCHEMA
 from mdlstm_tk.tiling.stages import TileStages, stages_of
 
 
-@checked
 def export_tiles(module: nn.Module, path: str | Path, **options: Any) -> ExportReport:
     """Export a network as one archive with a graph for each sweep, to be run on grids of any size in tiles.
 

@@ -219,9 +219,11 @@ def check_runtime(
                 f"the graph is right, so {metadata.dtype}, or the runtime's sigmoid, off by up to 1e-7, "
                 "does not suffice; allow more with atol=... (--atol), or take a cell of bounded states"
             )
+        is_float = expected[case][worst.output].dtype.kind == "f"
+        allowed = f"{atol:g}·{worst.scale:.3g} + {RTOL:g}·|y|" if is_float else f"{UNEQUAL:g} of integers"
         raise ParityError(
             f"'{worst.output}' of {'tiles' if is_tiled else 'ONNX Runtime'} is off by {worst.error:.1e} "
-            f"against float64 on {case}, allowed is {atol:g}·{worst.scale:.3g} + {RTOL:g}·|y|; {advice}"
+            f"against float64 on {case}, allowed is {allowed}; {advice}"
         )
     return float(np.max([parity.max_abs for parity in errors.values()]))
 

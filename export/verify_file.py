@@ -13,7 +13,6 @@ import onnx
 import torch
 from torch import nn
 
-from mdlstm_tk._util.checks import checked
 from mdlstm_tk._util.text import counted, reason_of, shell_quoted
 from mdlstm_tk.errors import InputError, ParityError, require
 from mdlstm_tk.export.inputs import Cases, Draw, ExampleRange, draw_like, random_cases
@@ -120,7 +119,6 @@ class VerificationReport:
         )
 
 
-@checked
 def verify_model(
     model: str | Path,
     against: Against = None,

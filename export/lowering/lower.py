@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 import onnx
 from onnx import helper, numpy_helper
 
-from mdlstm_tk._util.checks import checked
 from mdlstm_tk.cells.step import CELL_PARAMETERS, cell_of_graph
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export.capture import DOMAIN, IR_VERSION
@@ -24,7 +23,6 @@ FORMS: dict[Form, Callable[[Graph, Sweep], list[Value]]] = {"unrolled": write_un
 COMPUTED = ("x", "initial", "sizes")  # the inputs of a node that are no weights
 
 
-@checked
 def lower(model: onnx.ModelProto, form: Form = "unrolled") -> onnx.ModelProto:
     """Replace each sweep, which is one node, by standard operators, and remove the exporter's debug data.
 

@@ -94,7 +94,7 @@ def test_indices_that_torch_refuses_are_refused(tmp_path: Path) -> None:
             x[0, 2, 1] = wrong
             with pytest.raises((IndexError, RuntimeError), match=r"out of|non-negative|smaller than"):
                 INDEXED[name](x)
-            with pytest.raises(Exception, match=r"out of|bounds"):
+            with pytest.raises(Exception, match=r"[Oo]ut of|bounds"):
                 alone.run(None, {"x": x.numpy().astype(np.float32)})
 
 

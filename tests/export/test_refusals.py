@@ -68,7 +68,7 @@ REFUSED: dict[str, tuple[type[MDLSTMError], Callable[[], nn.Module], dict[str, A
     "a grid of tiles": (InputError, lambda: MDLSTM(1, 2), {**G, "form": "tiles"}),
     "strides": (InputError, UNet, {"example_inputs": torch.zeros(1, 1, 4, 6), **SCAN}),
     "a fixed height": (InputError, FoldedHeight, {**SCAN, "channels_last": False}),
-    "one sample": (InputError, lambda: MDLSTM(3, 4), {"example_inputs": torch.rand(3)}),
+    "one sample": (InputError, lambda: MDLSTM(3, 4), {"example_inputs": torch.rand(5, 6, 3)}),
     "an operator": (MDLSTMError, lambda: Function(torch.special.bessel_j0), G),
     "a decision by a dtype": (ParityError, lambda: after(BY_DTYPE), G),
     "more than float32": (ParityError, lambda: after(ROUNDED), G),
