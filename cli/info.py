@@ -49,7 +49,7 @@ def describe_model(path: Path) -> dict[str, Any]:
 def _describe_run(folder: Path) -> dict[str, Any]:
     """The settings of a run and how far it got."""
     from mdlstm_tk.cli.train import next_of_run
-    from mdlstm_tk.export.staleness import note_if_stale
+    from mdlstm_tk.export.runs import note_if_stale
     from mdlstm_tk.runtime.infer import models_in
     from mdlstm_tk.training import load_checkpoint, open_run
     from mdlstm_tk.training.networks import count_parameters

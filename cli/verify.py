@@ -39,7 +39,7 @@ def verify(
     )
     for line in report.stale[bool(report.failed) :]:  # the error gives the first one as its advice
         console.note(f"warning: {line}")
-    console.note(f"compared with {report.reference}", least=2 if report.run else 1)
+    console.note(f"compared with {report.reference}")
     if json:
         console.print_json(report.as_dict())
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ import onnx
 from google.protobuf.message import EncodeError
 from onnx import helper
 
+from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import counted, duration, reason_of
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.io import TILED_SUFFIX
 from mdlstm_tk.io.files import check_free
 from mdlstm_tk.io.metadata import Form, Metadata
-from mdlstm_tk.kinds import kind_named
 
 
 @dataclass(frozen=True)
@@ -41,32 +41,21 @@ class ExportReport:
     needs_trust: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """One line for people: the shapes of x and y, the form, the file's size and the error."""
+        """One line for people: the grid, the form, the outputs, the file's size and the error."""
         m = self.metadata
-        name, *further_names = m.output_names
-        y = f"{kind_named(m.kind).axes or 'N, …'}, {m.outputs}"
-        if m.window:
-            y = _shape_text(m, m.window, m.outputs)
+        size = "any grid" if m.grid is None else f"grid {format_size(m.grid)}"
         return (
-            f"{self.path}: x ({_shape_text(m, (1,) * m.ndim, m.channels)}) → "
-            f"{', '.join([f'{name} ({y})', *further_names])}, {m.form}, {counted(self.nodes, 'node')}, "
+            f"{self.path}: {size}, {counted(m.channels, 'channel')} → {', '.join(m.output_names)} with "
+            f"{counted(m.outputs, 'feature')}, {m.form}, {counted(self.nodes, 'node')}, "
             f"{self.bytes / 1024:.0f} KiB, max error {self.max_abs:.1e} against float64, "
             f"{duration(self.seconds)}"
         )
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
-        return {
-            "path": str(self.path),
-            "grid": self.metadata.grid,
-            "form": self.metadata.form,
-            "outputs": self.metadata.output_names,
-            "nodes": self.nodes,
-            "bytes": self.bytes,
-            "max_abs": self.max_abs,
-            "seconds": self.seconds,
-            "needs_trust": self.needs_trust,
-        }
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "metadata"}
+        m = self.metadata
+        return {**own, "path": str(self.path), "grid": m.grid, "form": m.form, "outputs": m.output_names}
 
 
 def with_metadata(serialized: bytes, metadata: Metadata) -> bytes:
@@ -108,23 +97,3 @@ def check_destination(path: Path, force: bool, form: Form = "unrolled") -> None:
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent} for {path.name}; make it, or give another path")
     check_free(path, force)
-
-
-def _shape_text(metadata: Metadata, window: tuple[int, ...], features: int) -> str:
-    """The shape of x or y in the layout of a model, such as "N, 8, 8, 1" or "N, 3, H, ⌈W/2⌉".
-
-    One position of it stands for `window` positions of x.
-    """
-    batch, *axes = metadata.layout.split()
-    names = [axis for axis in axes if axis != "C"]
-    multiples = metadata.multiple_of or (1,) * metadata.ndim
-    extents: list[str] = []
-    for axis, extent, size, multiple in zip(names, metadata.extents, window, multiples, strict=True):
-        if extent is not None:
-            extents.append(str(-(-extent // size)))
-        elif size == 1:
-            extents.append(axis)
-        else:
-            extents.append(f"{axis}/{size}" if multiple % size == 0 else f"⌈{axis}/{size}⌉")
-    extents.insert(axes.index("C"), str(features))
-    return ", ".join([batch, *extents])

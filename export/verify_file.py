@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ from mdlstm_tk._util.text import counted, reason_of, shell_quoted
 from mdlstm_tk.errors import InputError, ParityError, require
 from mdlstm_tk.export.inputs import Cases, Draw, ExampleRange, draw_like, random_cases
 from mdlstm_tk.export.network import Network, Outputs
-from mdlstm_tk.export.runs import find_checkpoint, read_checkpoint
-from mdlstm_tk.export.staleness import checkpoint_of, note_if_stale
+from mdlstm_tk.export.runs import checkpoint_of, find_checkpoint, note_if_stale, read_checkpoint
 from mdlstm_tk.export.verify import (
     ATOLS,
     RTOL,
@@ -51,7 +50,6 @@ class VerificationReport:
         model: the file, or the folder with the files.
         models: the metadata of each file that was verified, by its path.
         references: what the files were compared with, in words.
-        run: the run that they were compared with; None if it was something else.
         outcomes: the errors by runtime, then by the name of the case.
         stale: a line for each file that was exported from another checkpoint.
     """
@@ -59,15 +57,13 @@ class VerificationReport:
     model: Path
     models: dict[Path, Metadata] = field(default_factory=dict)
     references: list[str] = field(default_factory=list)
-    run: Run | None = None
     outcomes: dict[str, dict[str, Parity]] = field(default_factory=dict)
     stale: list[str] = field(default_factory=list)
 
     @property
     def failed(self) -> list[str]:
         """Names of the runtimes that are out of tolerance on at least one case."""
-        of_runtimes = self.outcomes.items()
-        return [name for name, found in of_runtimes if not all(each.passed for each in found.values())]
+        return [name for name in self.outcomes if not self.worst(name)[1].passed]
 
     @property
     def reference(self) -> str:
@@ -105,18 +101,13 @@ class VerificationReport:
         Raises:
             ParityError: a runtime failed; names the case.
         """
-        if not self.failed:
-            return
-        (case, worst), advice = self.worst(self.failed[0]), ""
-        if self.stale:
-            advice = f"; {self.stale[0]}"
-        elif self.run is not None:
-            folder = shell_quoted(self.run.folder)
-            advice = f"; if it is of another checkpoint, export it again: mdlstm export {folder} --force"
-        raise ParityError(
-            f"{', '.join(self.failed)}: '{worst.output}' is off by {worst.error:.1e} against "
-            f"{self.reference} on {case}, {worst.max_ratio:.3g} times the tolerance{advice}"
-        )
+        for runtime in self.failed[:1]:
+            case, worst = self.worst(runtime)
+            raise ParityError(
+                f"{', '.join(self.failed)}: '{worst.output}' is off by {worst.error:.1e} against "
+                f"{self.reference} on {case}, {worst.max_ratio:.3g} times the tolerance"
+                + "".join(f"; {line}" for line in self.stale[:1])
+            )
 
 
 def verify_model(
@@ -182,10 +173,9 @@ def verify_model(
         if device == "auto" and sessions[0].device != "cpu":
             sessions.insert(0, open_model(path, device="cpu", trusted=trusted))
         metadata = report.models[path] = sessions[0].metadata
-        network, reference, run, stale = _reference(path, metadata, against)
+        network, reference, stale = _reference(path, metadata, against)
         report.references.append(reference)
-        report.stale.extend([stale] if stale else [])
-        report = replace(report, run=report.run or run)
+        report.stale.extend(stale)
         drawn = _random(sessions[0], example_range, range(seed, seed + seeds))
         cases = drawn if inputs is None else _of_user(sessions[0], inputs)
         if not cases:
@@ -197,27 +187,24 @@ def verify_model(
     return report
 
 
-def _reference(
-    path: Path, metadata: Metadata, against: Against
-) -> tuple[nn.Module | None, str, Run | None, str]:
-    """What a file is compared with: the network, or None for the file itself; the same in words; its run;
-    and a line if the file was exported from another checkpoint of that run."""
+def _reference(path: Path, metadata: Metadata, against: Against) -> tuple[nn.Module | None, str, list[str]]:
+    """What a file is compared with: the network, or None for the file itself; the same in words; and a line
+    if the file was exported from another checkpoint."""
     if isinstance(against, nn.Module):
-        return against, f"the given {type(against).__name__} in float64", None, ""
-    source = None if against is None else find_checkpoint(against)
+        return against, f"the given {type(against).__name__} in float64", []
+    source = None if against is None else find_checkpoint(against)[1]
     if source is None and metadata.checkpoint_sha256 is not None:
         with suppress(InputError):
-            source = find_checkpoint(checkpoint_of(path, metadata) or path.parent)
+            source = checkpoint_of(path, metadata) or find_checkpoint(path.parent)[1]
     if source is None:
         own = "its own graphs in one tile" if metadata.form == "tiles" else "its own graph in float64"
-        return None, own + (", as its run is not here" if metadata.checkpoint_sha256 else ""), None, ""
-    run, checkpoint_path = source
-    checkpoint, sha256 = read_checkpoint(checkpoint_path)
-    stale = ""
+        return None, own + (", as its run is not here" if metadata.checkpoint_sha256 else ""), []
+    checkpoint, sha256 = read_checkpoint(source)
+    stale = []
     if metadata.checkpoint_sha256 not in (None, sha256):
-        other = f"{path} was exported from another checkpoint than {checkpoint_path}"
-        stale = note_if_stale(path) or other
-    return checkpoint.network(), f"the network of {checkpoint_path} in float64", run, stale
+        other = f"{path} was exported from another checkpoint than {source}"
+        stale.append(note_if_stale(path) or other)
+    return checkpoint.network(), f"the network of {source} in float64", stale
 
 
 def _errors(

@@ -22,7 +22,7 @@ from mdlstm_tk._util.sizes import format_size, parse_free_size
 from mdlstm_tk.data.builtin.diagonal import DiagonalTask
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.export import export_run, float64_reference, runs, verify_model
-from mdlstm_tk.export.staleness import note_if_stale
+from mdlstm_tk.export.runs import note_if_stale
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.training import Run, load_checkpoint
 from mdlstm_tk.training.evaluation import on_device
