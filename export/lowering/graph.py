@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,30 +105,6 @@ class Graph:
             helper.make_node(op, [value.name for value in inputs], names, name=name, **attributes)
         )
         return [Value(self, output) for output in names]
-
-    def join_sums(self, first: int, live: Sequence[Value]) -> None:
-        """Merge chains of Add nodes into Sum nodes; an Add that is used once, by an Add, is folded into it.
-
-        This changes the order of summation. ONNX Runtime has Sum for float32 and float64 alone.
-
-        Args:
-            first: the index of the first node to consider.
-            live: values that later nodes use; never folded.
-        """
-        nodes = self.nodes[first:]
-        uses = Counter(name for node in nodes for name in node.input)
-        foldable = {name for name, count in uses.items() if count == 1} - {value.name for value in live}
-        sums: dict[str, onnx.NodeProto] = {}  # Adds, and the Sums made of them, by output
-        folded: set[str] = set()
-        for node in nodes:
-            if node.op_type == "Add":
-                sums[node.output[0]] = node
-                terms = {name: sums[name].input for name in node.input if name in sums and name in foldable}
-                if terms:
-                    node.input[:] = [term for name in node.input for term in terms.get(name, [name])]
-                    node.op_type = "Sum"
-                    folded |= terms.keys()
-        self.nodes[first:] = [node for node in nodes if node.output[0] not in folded]
 
     def constant(self, array: Any) -> Value:
         """A constant tensor with the dtype and shape of `array`."""

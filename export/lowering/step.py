@@ -187,11 +187,9 @@ class Step:
         for d, state in enumerate(others[0] if names else []):
             states = graph.split(state, [self.units] * len(names), axis=-1)
             known |= {id(step.previous[name][d]): s for name, s in zip(names, states, strict=True)}
-        first = len(graph.nodes)
         like = next(iter(products.values()))  # for a state that is the same number everywhere
         computed = [self._evaluate(value, known) for value in (step.h, *step.states)]
         values = [v if isinstance(v, Value) else like * 0.0 + graph.operand(v) for v in computed]
-        graph.join_sums(first, live=values)
         results = [values[0], *([graph.concat(values[1:], axis=-1)] if names else [])]
         if mask is not None:
             results = [result * mask for result in results]

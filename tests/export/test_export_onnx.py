@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export import (
-    ExportReport,
     export_onnx,
     float64_reference,
     lower,
@@ -42,9 +41,8 @@ from mdlstm_tk.export import (
     verify_model,
 )
 from mdlstm_tk.export.capture import silenced
-from mdlstm_tk.io.metadata import layout_of
 from mdlstm_tk.models import create
-from mdlstm_tk.runtime import Metadata, Session
+from mdlstm_tk.runtime import Session
 
 
 class Surrounded(nn.Module):
@@ -112,6 +110,17 @@ class Recurrent(nn.Module):
         return self.after(self.layer(x).mean(1))[0]
 
 
+class NamedAsOperators(nn.Module):
+    """An output and an input with the names that torch gives to other values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = MDLSTM(1, 2), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor, tanh: Tensor) -> dict[str, Tensor]:
+        return {"mean": self.head(self.layer(x).mean((1, 2)).tanh()) + tanh}
+
+
 X, Z = torch.randn(2, 3, 4, 2), torch.randn(2, 2)
 T, IMAGE, RGB = torch.zeros(1, 4, 5, 1), torch.rand(1, 1, 8, 12), torch.rand(1, 3, 8, 12)
 PAIR = (torch.rand(1, 4, 5, 1), torch.rand(1, 4, 5, 3))
@@ -159,6 +168,7 @@ CASES: dict[
     "constant": (Logarithm, (POSITIVE, TWOS), {}, [], ()),
     "drawn": (lambda: Function(torch.log), None, DRAWN, [], ()),
     "tiles": (lambda: MDLSTM(1, 2), None, {"form": "tiles"}, [], ()),
+    "names of operators": (NamedAsOperators, (T, torch.randn(1, 3)), {}, [], ()),
     "sparse": (sparse, torch.randn(2, 4, 5, 1), {}, [(4, 5, 1)], ("NonZero",)),
 }
 
@@ -302,43 +312,9 @@ def test_a_model_exported_with_torch_itself_can_be_lowered() -> None:
         np.testing.assert_allclose(y, net(x).detach(), rtol=0, atol=1e-5)
 
 
-def test_a_report_shows_the_extents_of_the_output() -> None:
-    for grid, window, multiple_of, channels_last, text in (
-        (None, (2, 1), None, True, "x (N, H, W, 3) → y (N, ⌈H/2⌉, W, 4), scan"),
-        (None, (2, 2), (4, 2), False, "x (N, 3, H, W) → y (N, 4, H/2, W/2), scan"),
-        ((7, 8), (2, 2), None, False, "x (N, 3, 7, 8) → y (N, 4, 4, 4), scan"),
-        ((7, None), (2, 2), None, False, "x (N, 3, 7, W) → y (N, 4, 4, ⌈W/2⌉), scan"),
-        (None, None, None, True, "x (N, H, W, 3) → y (N, …, 4), scan"),
-    ):
-        layout = layout_of(2, channels_last)
-        fields: Any = {"channels": 3, "outputs": 4, "window": window, "multiple_of": multiple_of}
-        metadata = Metadata(version="1", form="scan", layout=layout, grid=grid, **fields)
-        report = ExportReport(Path("m.onnx"), metadata, 1, 1, 0.0, 0.0, ("If",))
-        assert text in str(report) and report.as_dict()["needs_trust"] == ("If",)
-
-
 @pytest.mark.filterwarnings("error")
 def test_the_reference_takes_arrays_of_any_byte_order_and_read_only_ones() -> None:
     reference, x = float64_reference(MDLSTM(1, 2)), np.random.default_rng(0).random((2, 3, 4, 1))
     swapped, frozen = x.astype(">f8"), np.broadcast_to(x, x.shape)
     np.testing.assert_array_equal(reference(swapped), reference(x))
     np.testing.assert_array_equal(reference(frozen), reference(x))
-
-
-class Pooled(nn.Module):
-    """An output and an input with the names that torch gives to other values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.head = MDLSTM(1, 2), nn.Linear(2, 3)
-
-    def forward(self, x: Tensor, tanh: Tensor) -> dict[str, Tensor]:
-        return {"mean": self.head(self.layer(x).mean((1, 2)).tanh()) + tanh}
-
-
-def test_names_of_operators_name_inputs_and_outputs(tmp_path: Path) -> None:
-    net, x, tanh = Pooled(), torch.randn(2, 3, 4, 1), torch.randn(2, 3)
-    session = Session(export_onnx(net, tmp_path / "m.onnx", (x, tanh)).path, "cpu")
-    expected = net(x, tanh)["mean"].detach()
-    np.testing.assert_allclose(session(x.numpy(), tanh=tanh.numpy()), expected, atol=1e-5)
-    assert session.metadata.output_names == ("mean",)
