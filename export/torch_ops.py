@@ -227,23 +227,26 @@ def _number(value: float, like: Any) -> Any:
     return op.CastLike(constant, like)
 
 
-def _along(x: Any, axis: int, indices: Any) -> Any:
-    """Indices along an axis of x."""
-    ends = {} if axis == -1 else {"end": axis + 1}
-    return _not_negative(indices, op.Squeeze(op.Shape(x, start=axis, **ends)))
+def _along(x: Any, dim: int, indices: Any) -> tuple[Any, int]:
+    """Indices along an axis of x; and the axis, not negative, as the evaluator of onnx wants it."""
+    axis = dim % len(x.shape)
+    return _not_negative(indices, op.Squeeze(op.Shape(x, start=axis, end=axis + 1))), axis
 
 
 def _index_select(x: Any, dim: int, index: Any) -> Any:
     shape: Any = op.Constant(value_ints=[-1])  # also of a single number
-    return op.Gather(x, op.Reshape(_along(x, dim, index), shape), axis=dim)
+    indices, axis = _along(x, dim, index)
+    return op.Gather(x, op.Reshape(indices, shape), axis=axis)
 
 
 def _gather(x: Any, dim: int, index: Any, **_: Any) -> Any:
-    return op.GatherElements(x, _along(x, dim, index), axis=dim)
+    indices, axis = _along(x, dim, index)
+    return op.GatherElements(x, indices, axis=axis)
 
 
 def _scatter(x: Any, dim: int, index: Any, source: Any, **options: Any) -> Any:
-    return op.ScatterElements(x, _along(x, dim, index), source, axis=dim, **options)
+    indices, axis = _along(x, dim, index)
+    return op.ScatterElements(x, indices, source, axis=axis, **options)
 
 
 def _scatter_value(x: Any, dim: int, index: Any, value: float) -> Any:

@@ -11,10 +11,10 @@ largest absolute value on all inputs of a verification. Of integers, a share of 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ import onnx
 from google.protobuf.message import Message
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 
 from mdlstm_tk.errors import InputError, ParityError
 from mdlstm_tk.export.inputs import Cases
@@ -67,7 +68,7 @@ class Parity:
 
     def as_dict(self) -> dict[str, Any]:
         """The error as JSON values; a number that is not finite becomes None."""
-        error = self.max_abs if isfinite(self.max_abs) else None
+        error = self.max_abs if math.isfinite(self.max_abs) else None
         return {"max_abs": error, "scale": self.scale, "output": self.output, "passed": self.passed}
 
 
@@ -269,6 +270,15 @@ def session_run(session: Session | TiledSession, cases: Cases, in_one_tile: bool
     return _padded(run, session.metadata, cases)
 
 
+class Erf(OpRun):
+    """The operator in float64: that of onnx.reference computes in float32, for GELU as well."""
+
+    op_domain, op_schema = "", onnx.defs.get_schema("Erf")
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (np.vectorize(math.erf, otypes=[x.dtype])(x),)
+
+
 def graph_run(model: onnx.ModelProto, metadata: Metadata, cases: Cases) -> Runtime | Exception:
     """Runs a graph on cases in the evaluator of onnx, in float64; or why that cannot run it: it lacks
     operators, and has some in part."""
@@ -281,7 +291,7 @@ def graph_run(model: onnx.ModelProto, metadata: Metadata, cases: Cases) -> Runti
         return {name: np.asarray(y) for name, y in zip(names, outputs, strict=True)}
 
     try:
-        evaluator = ReferenceEvaluator(_in_float64(model))
+        evaluator = ReferenceEvaluator(_in_float64(model), new_ops=[Erf])
         padded = _padded(run, metadata, cases)
         padded({name: value[:1] for name, value in next(iter(cases.values())).items()})
     except Exception as error:  # of all kinds

@@ -233,8 +233,6 @@ def test_further_inputs_by_position_and_by_name(tmp_path: Path) -> None:
     for value in (-1, 100):  # ONNX counts -1 from the end, torch does not
         with pytest.raises(MDLSTMError, match="out of data bounds"):
             session(X.numpy(), z=Z.numpy(), k=np.full(2, value))
-    with pytest.raises(InputError, match="z is in both"):
-        export_onnx(net, tmp_path / "n.onnx", (X, Z), extra_inputs={"z": Z})
 
 
 class MixedLayouts(TwoGrids):

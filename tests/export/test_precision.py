@@ -153,6 +153,7 @@ SMALL: dict[str, Any] = {
     "sigmoid": lambda y: (y - 14).sigmoid(),
     "silu": lambda y: functional.silu(y - 14, inplace=True),
     "log1p": lambda y: (1e-6 * y.abs()).log1p(),
+    "erfc": lambda y: (y + 4).erfc(),
     "tanh_": lambda y: 1 - (y + 7).tanh(),
     "glu": lambda y: functional.glu(torch.cat([y, y - 14], -1)),
     "elu": lambda y: functional.elu(1e-6 * y),

@@ -1,0 +1,256 @@
+"""A zoo of foreign networks: files are right on grids and values that exports did not see.
+
+The fast tests export the layers in a few networks of many outputs; the slow ones each network alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.networks import ConvStem, Function, ManyHeads, UNet, WindowedConv
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mdlstm_tk import MDLSTM
+from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.export import export_onnx, float64_reference
+from mdlstm_tk.models import create
+from mdlstm_tk.runtime import Session
+
+Operation = Callable[[Tensor], Tensor]
+GRIDS = ((1, 1), (2, 9), (13, 3), (6, 18), (33, 20), (12, 70))
+SCALES = (1e-3, 0.3, 1.0, 5.0)  # beyond, the sigmoid of ONNX Runtime closes gates for good
+C = 4  # features of h (N, 4, H, W), which each of these takes
+
+
+class Applied(nn.Module):
+    """A function with a layer."""
+
+    def __init__(self, function: Callable[..., Tensor], *layers: nn.Module) -> None:
+        super().__init__()
+        self.function, self.layers = function, nn.ModuleList(layers)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.function(h, *self.layers)
+
+
+def positions(h: Tensor) -> Tensor:
+    """(N, P, 4)."""
+    return h.flatten(2).transpose(1, 2)
+
+
+def attend(h: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(*[positions(h)[:, None]] * 3, is_causal=True)
+
+
+def on_features(layer: nn.Module) -> nn.Module:
+    return Applied(lambda h, layer: layer(h.permute(0, 2, 3, 1)), layer)
+
+
+SIZED: list[Operation] = [  # of any grid
+    nn.Sequential(nn.BatchNorm2d(C), nn.GroupNorm(2, C), nn.InstanceNorm2d(C, affine=True)),
+    nn.Sequential(nn.Flatten(2), nn.BatchNorm1d(C), nn.InstanceNorm1d(C, affine=True)),
+    on_features(nn.LayerNorm(C)),
+    on_features(nn.RMSNorm(C)),
+    on_features(nn.Linear(C, 3)),
+    nn.LocalResponseNorm(3),
+    *(lambda h, p=p: functional.normalize(h, p=p, dim=1) for p in (1, 2)),
+    nn.AvgPool2d(3, 2, 1, count_include_pad=False, ceil_mode=True),
+    nn.AdaptiveAvgPool2d(1),
+    nn.AdaptiveMaxPool2d(1),
+    nn.Upsample(scale_factor=2, mode="nearest"),
+    lambda h: functional.interpolate(functional.max_pool2d(h, 2), size=h.shape[2:], mode="bilinear"),
+    nn.PixelShuffle(2),
+    lambda h: torch.einsum("nchw,nchw->n", h, h),
+    attend,
+    Applied(lambda h, layer: layer(positions(h)), nn.TransformerEncoderLayer(C, 2, 8, batch_first=True)),
+    Applied(lambda h, layer: layer(h.argmax(1)), nn.Embedding(C, 3)),
+    lambda h: h - h.mean() + h.mean((2, 3), keepdim=True) + h.sum((1, 2), keepdim=True),
+    lambda h: h.prod(1) + h.amax(1) + h.amin(1) + h.max(1)[0] + h.argmax(1) + h.argmin(1),
+    lambda h: h.std(1) + h.var(1, unbiased=False) + h.logsumexp(1) + h.norm(dim=1) + h.norm(p=1, dim=1),
+    lambda h: h.cumsum(2) + h.sort(1)[0],
+    lambda h: h.split([1, 3], 1)[1] + torch.mul(*h.chunk(2, 1))[:, :1] + h.unbind(1)[2][:, None],
+    lambda h: h[:, :1].squeeze(1) + h[:, [1, 0]].index_select(1, torch.tensor([1]))[:, 0],
+    lambda h: h.mean((2, 3), keepdim=True).expand_as(h).repeat(1, 2, 1, 1),
+    lambda h: h.gather(1, h.argmax(1, keepdim=True)),
+    lambda h: torch.zeros_like(h).scatter(1, h.argmax(1, keepdim=True), 1.0),
+    lambda h: torch.slice_scatter(h, h[:, :1], 1, 0, 1) + torch.select_scatter(h, h[:, 0], 1, 1),
+]
+OF_NUMBERS: list[Operation] = [
+    nn.Conv2d(C, 4, 3, stride=2, padding=1, groups=2),
+    nn.Conv2d(C, 4, 3, padding=1, padding_mode="reflect"),
+    nn.ConvTranspose2d(C, 4, 3, stride=2, padding=1, output_padding=1, groups=2),
+    nn.Sequential(nn.Unflatten(1, (1, C)), nn.Conv3d(1, 2, 3, padding=1), nn.ConvTranspose3d(2, 2, 2)),
+    *(kind() for kind in (nn.CELU, nn.ELU, nn.GELU, nn.LeakyReLU, nn.PReLU, nn.ReLU, nn.ReLU6, nn.SELU)),
+    *(kind() for kind in (nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.SiLU, nn.Mish)),
+    *(kind() for kind in (nn.Softplus, nn.Softshrink, nn.Softsign, nn.LogSigmoid, nn.Tanh, nn.Dropout)),
+    *(kind(1) for kind in (nn.GLU, nn.Softmax, nn.LogSoftmax)),
+    lambda h: torch.where(((h > 0) & (h < 1)) | ~(h >= 0.5) ^ (h <= 0.2), h, 0.0),
+    lambda h: h.masked_fill(h != 0, float("-inf")).softmax(1),
+    lambda h: torch.maximum(h, torch.minimum(h * 2, -h)) - 1 / (h.exp() + 1),
+    lambda h: h.abs().sqrt().log1p() * (h.abs() + 1).rsqrt() * h.sign(),
+    lambda h: h**2 + h.abs() ** 1.5 + h.floor() + h.ceil() + h.round(),
+    lambda h: h.sin() + h.cos() + h.tan() + h.sinh() + h.cosh() + h.asinh(),
+    lambda h: h.tanh().asin() + h.tanh().acos() + h.atan() + (h.tanh() / 2).atanh() + (h.abs() + 2).acosh(),
+    lambda h: h.erf() + h.fmod(2.0) + h.remainder(2.0) + h.long() // 3,
+    lambda h: h.isnan() | h.isinf(),
+]
+
+
+class Around(nn.Module):
+    """An MDLSTM, and every layer on its output."""
+
+    def __init__(self, *layers: Operation) -> None:
+        super().__init__()
+        self.body = MDLSTM(2, C, channels_last=False)
+        self.layers = nn.ModuleList(
+            each if isinstance(each, nn.Module) else Applied(each) for each in layers
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        h = self.body(x)
+        return tuple(layer(h) for layer in self.layers)
+
+
+class Pyramid(nn.Module):
+    """Maps at two scales that are joined, as in a feature pyramid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.body = nn.Conv2d(2, C, 3, 2, 1), MDLSTM(C, C, channels_last=False)
+        self.side = nn.Conv2d(2, C, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(self.down(x))
+        return self.side(x) + functional.interpolate(h, size=x.shape[2:], mode="nearest")
+
+
+class Gated(nn.Module):
+    """A gate of all positions, as in squeeze and excitation, around a layer with a window."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = MDLSTM(2, C, window=2, directions="all", merge="mean", channels_last=False)
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(C, C, 1), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        return h * self.gate(h)
+
+
+class Columns(nn.Module):
+    """A recogniser: convolutions, a maximum over the rows, and a recurrent layer along the columns."""
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(2, C, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True))
+        self.body = MDLSTM(C, C, channels_last=False)
+        self.after = kind(C, 3, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(self.stem(x)).amax(2).transpose(1, 2)
+        return self.head(self.after(y)[0]).log_softmax(-1)
+
+
+WHOLE: dict[str, Callable[[], nn.Module]] = {
+    "unet": UNet,
+    "stem": ConvStem,
+    "heads": ManyHeads,
+    "window, convolution": WindowedConv,
+    "pyramid": Pyramid,
+    "gated": Gated,
+    **{f"columns, {kind.__name__}": lambda kind=kind: Columns(kind) for kind in (nn.LSTM, nn.GRU, nn.RNN)},
+    **{
+        f"{kind}, {cell}": lambda kind=kind, cell=cell: create("md", 2, 3, kind=kind, cell=cell)
+        for kind in ("grid", "segment", "classify", "tag")
+        for cell in ("graves", "stable", "leaky", "mean", "slstm")
+    },
+    "crop": lambda: Function(after=lambda y: y[:, :30, -40:]),
+    "sequence": lambda: Function(after=lambda y: y.flatten(1, 2)),
+    "reflected": lambda: nn.Sequential(nn.ReflectionPad2d(2), MDLSTM(2, 3, channels_last=False)),
+    "means": lambda: Function(after=lambda y: torch.stack([y.mean(1), y.amax(1)], -1)),
+    "differences": lambda: Function(after=lambda y: y[:, 1:] - y[:, :-1]),
+    "positions": lambda: Function(
+        after=lambda y: (
+            y + torch.arange(y.shape[1])[:, None, None] / torch.arange(1, y.shape[2] + 1)[:, None]
+        )
+    ),
+}
+
+
+def outcome(net: nn.Module, path: Path) -> str:
+    """ "right", or why the network is refused.
+
+    On every grid and scale, the file is as close to float64 as torch itself in float32, up to a factor.
+    """
+    first = next(each for each in net.modules() if isinstance(each, MDLSTM | nn.Conv2d))
+    channels = first.in_channels if isinstance(first, nn.Conv2d) else first.input_size
+    is_last = isinstance(first, MDLSTM) and first.channels_last
+    options: Any = {"channels": channels, "channels_last": is_last, "form": "scan"}
+    try:
+        export_onnx(net, path, **options, **({"multiple_of": 2} if isinstance(net, UNet) else {}))
+    except MDLSTMError as error:
+        reason = str(error)
+    if not path.exists():
+        assert "\n" not in reason
+        return reason
+    session, exact = Session(path, "cpu", trusted=True), float64_reference(net)
+    rng = np.random.default_rng(1)
+    for grid in GRIDS:
+        for scale in SCALES:
+            x = rng.normal(size=(2, *grid, channels) if is_last else (2, channels, *grid)) * scale
+            x = x.astype(np.float32)
+            try:
+                actual = named(session(x))
+            except InputError:
+                continue  # the file says that it does not take this grid
+            with torch.no_grad():
+                own = named(net.eval()(torch.from_numpy(x)))
+            for name, truth in named(exact(x)).items():
+                rounding = np.abs(own[name].double().numpy() - truth).max(initial=0)
+                error = np.abs(actual[name].astype(np.float64) - truth).max(initial=0)
+                allowed = 30 * rounding + 1e-5 * max(1.0, np.abs(truth).max(initial=0))
+                assert error <= allowed, (name, grid, scale, error, allowed)
+    return "right"
+
+
+def named(outputs: Any) -> dict[str, Any]:
+    if isinstance(outputs, tuple | list):
+        return {f"y{k}" if k else "y": y for k, y in enumerate(outputs)}
+    return dict(outputs) if isinstance(outputs, dict) else {"y": outputs}
+
+
+@pytest.mark.parametrize("name", [*WHOLE][::6])
+def test_a_network_is_right_on_unseen_grids_or_refused(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    outcome(WHOLE[name](), tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("layers", [SIZED, OF_NUMBERS], ids=["sized", "numbers"])
+def test_common_layers_need_no_trust(layers: list[Operation], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options: Any = {"channels": 2, "grid": (6, 8)}
+    assert not export_onnx(Around(*layers), tmp_path / "m.onnx", **options).needs_trust
+
+
+@pytest.mark.slow
+def test_the_whole_zoo_is_right_or_refused(tmp_path: Path) -> None:
+    layers = {
+        f"{k}: {layer}"[:60]: lambda layer=layer: Around(layer)
+        for k, layer in enumerate([*SIZED, *OF_NUMBERS])
+    }
+    refused = {}
+    for name, make in {**WHOLE, **layers}.items():
+        torch.manual_seed(0)
+        reason = outcome(make(), tmp_path / "m.onnx")
+        (tmp_path / "m.onnx").unlink(missing_ok=True)
+        if reason != "right":
+            refused[name] = reason
+    print(len(WHOLE) + len(layers), refused)
+    assert len(refused) < 0.3 * (len(WHOLE) + len(layers))
