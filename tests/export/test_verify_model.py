@@ -39,8 +39,7 @@ def test_a_run_folder_is_verified_with_all_its_exports(trained: Run, tmp_path: P
     export_run(folder, grid=(3, 5))
     report = verify_model(folder, device="cpu", seeds=1)
     assert [path.name for path in report.models] == ["model-3x5.onnx", "model-8x8.onnx"]
-    assert [path.name for path in report.models] == ["model-3x5.onnx", "model-8x8.onnx"]
-    assert report.run and report.run.folder == folder and report.failed == []
+    assert report.failed == []
     damage(folder / "model-3x5.onnx", folder / "model-3x5.onnx", 2)
     (folder / ".model-9x9.onnx.5f.onnx").write_bytes(b"a leftover of a killed export")
     done = verify(folder, "--seeds", "1")
@@ -107,13 +106,6 @@ def test_the_users_own_arrays_are_compared(tmp_path: Path) -> None:
         verify_model(path, net, inputs={"mine": {"x": x[:2], "z": mine["z"]}})
 
 
-def test_the_name_of_an_array_changes_no_comparison(tmp_path: Path) -> None:
-    network = Function()
-    path = export_onnx(network, tmp_path / "m.onnx", grid=(3, 4)).path
-    for name in ("scale 0", "scale 1", "3x4, seed 0"):
-        verify_model(path, network, inputs={name: np.full((3, 4), 9.0)}, device="cpu").raise_if_failed()
-
-
 def test_the_users_arrays_may_be_the_only_ones_that_a_network_takes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = Tokens(-1)  # normal numbers are no indices of its table
@@ -127,12 +119,6 @@ def test_the_users_arrays_may_be_the_only_ones_that_a_network_takes(tmp_path: Pa
     assert verify_model(path, net, inputs={"mine": np.ones((3, 4, 1))}, device="cpu").failed == []
     with pytest.raises(InputError, match="index out of range"):
         verify_model(path, net, device="cpu", example_range=(7, 9))
-
-
-def test_a_padded_file_without_its_network_is_compared_on_small_arrays(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    path = export_onnx(MDLSTM(1, 2), tmp_path / "m.onnx", form="scan", padded=True).path
-    assert verify_model(path, inputs={"mine": np.ones((1, 2))}, device="cpu").failed == []
 
 
 def test_padded_samples_of_a_file_are_compared_without_their_padding(tmp_path: Path) -> None:
@@ -151,13 +137,6 @@ def test_a_graph_that_the_evaluator_runs_in_float32_alone_is_refused(tmp_path: P
     graph = [node("MeanVarianceNormalization", "x", "y", axes=[1, 2])]
     with pytest.raises(InputError, match="evaluator of onnx does not run this graph"):
         verify_model(write_model(tmp_path / "m.onnx", graph, grid=(3, 4)), device="cpu")
-
-
-def test_without_arrays_or_seeds_there_is_nothing_to_compare(model: Path) -> None:
-    with pytest.raises(InputError, match="at least one array"):
-        verify_model(model, inputs={}, device="cpu")
-    with pytest.raises(InputError, match="seeds"):
-        verify_model(model, seeds=0)
 
 
 def test_a_wrong_output_after_the_first_is_found(tmp_path: Path) -> None:
