@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk.errors import InputError, MDLSTMError, ParityError, require
-from mdlstm_tk.export.capture import Captured, capture
+from mdlstm_tk.export.capture import Captured, DecisionError, capture
 from mdlstm_tk.export.conditions import SMALL
 from mdlstm_tk.export.inputs import ExampleRange, Examples, Inputs, find_grids, large_cases, read_inputs
 from mdlstm_tk.export.lowering.lower import lower, walk
@@ -209,8 +209,10 @@ def _captured(network: Network, inputs: Inputs) -> Captured:
     try:
         large = inputs.like([5 * extent for extent in inputs.main])
         captured = capture(network, inputs.tensors(large), *held)
-    except MDLSTMError as error:
-        if not free or "asks whether" in str(error):
+    except DecisionError:
+        raise
+    except MDLSTMError:
+        if not free:
             raise
         captured = capture(network, inputs.tensors(inputs.main), *held)
     first = inputs.first_axes["x"]

@@ -5,6 +5,7 @@ The fast tests export the layers in a few networks of many outputs; the slow one
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,19 @@ import numpy as np
 import pytest
 import torch
 from helpers.networks import ConvStem, Function, ManyHeads, UNet, WindowedConv
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export import export_onnx, float64_reference
+from mdlstm_tk.export.capture import capture
+from mdlstm_tk.export.lowering.lower import lower, walk
 from mdlstm_tk.models import create
 from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime.model_check import OPERATORS
 
 Operation = Callable[[Tensor], Tensor]
 GRIDS = ((1, 1), (2, 9), (13, 3), (6, 18), (33, 20), (12, 70))
@@ -226,31 +232,36 @@ def named(outputs: Any) -> dict[str, Any]:
     return dict(outputs) if isinstance(outputs, dict) else {"y": outputs}
 
 
-@pytest.mark.parametrize("name", [*WHOLE][::6])
-def test_a_network_is_right_on_unseen_grids_or_refused(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    outcome(WHOLE[name](), tmp_path / "m.onnx")
+LAYERS = [*SIZED, *OF_NUMBERS]
+ZOO: dict[str, Callable[[], nn.Module]] = {
+    **WHOLE,
+    **{f"layer {k}": lambda each=each: Around(each) for k, each in enumerate(LAYERS)},
+}
+LIMITED = {"layer 3", "layer 18", "layer 56"}  # an ε of its dtype, a mean of the batch, NaN: refused
 
 
-@pytest.mark.parametrize("layers", [SIZED, OF_NUMBERS], ids=["sized", "numbers"])
-def test_common_layers_need_no_trust(layers: list[Operation], tmp_path: Path) -> None:
+def check(name: str) -> None:
     torch.manual_seed(0)
-    options: Any = {"channels": 2, "grid": (6, 8)}
-    assert not export_onnx(Around(*layers), tmp_path / "m.onnx", **options).needs_trust
+    with tempfile.TemporaryDirectory() as folder:
+        reason = outcome(ZOO[name](), Path(folder, "m.onnx"))
+    assert (reason == "right") != (name in LIMITED), reason
+
+
+@pytest.mark.parametrize("name", ["pyramid", "columns, GRU", "classify, slstm"])
+def test_networks_are_right_on_grids_that_their_export_did_not_see(name: str) -> None:
+    check(name)
 
 
 @pytest.mark.slow
-def test_the_whole_zoo_is_right_or_refused(tmp_path: Path) -> None:
-    layers = {
-        f"{k}: {layer}"[:60]: lambda layer=layer: Around(layer)
-        for k, layer in enumerate([*SIZED, *OF_NUMBERS])
-    }
-    refused = {}
-    for name, make in {**WHOLE, **layers}.items():
-        torch.manual_seed(0)
-        reason = outcome(make(), tmp_path / "m.onnx")
-        (tmp_path / "m.onnx").unlink(missing_ok=True)
-        if reason != "right":
-            refused[name] = reason
-    print(len(WHOLE) + len(layers), refused)
-    assert len(refused) < 0.3 * (len(WHOLE) + len(layers))
+@settings(max_examples=10)
+@given(st.sampled_from([*ZOO]))
+def test_the_zoo_is_right_or_refused(name: str) -> None:
+    check(name)
+
+
+@pytest.mark.parametrize("layers", [SIZED, OF_NUMBERS], ids=["sized", "numbers"])
+def test_common_layers_need_no_trust(layers: list[Operation]) -> None:
+    names = [f"y{k}" for k in range(len(layers))]
+    model = lower(capture(Around(*layers).eval(), {"x": torch.randn(2, 2, 8, 6)}, {}, names).model, "scan")
+    known = {name.decode() for name in OPERATORS}
+    assert {node.op_type for node in walk(model.graph.node)} <= known
