@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from mdlstm_tk._util.text import to_json
-from mdlstm_tk._version import __version__
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export.capture import OPSET, capture
 from mdlstm_tk.export.inputs import Inputs
@@ -29,7 +28,7 @@ from mdlstm_tk.export.lowering.scan import write_scan
 from mdlstm_tk.export.lowering.step import Sweep, parameters_of
 from mdlstm_tk.export.network import Network
 from mdlstm_tk.export.report import ExportReport, check_onnx
-from mdlstm_tk.io.metadata import Extents, Metadata, layout_of
+from mdlstm_tk.io.metadata import Extents, Metadata
 from mdlstm_tk.layer import MDLSTM, space_to_depth
 from mdlstm_tk.models.blocks import depth_to_space
 from mdlstm_tk.runtime.tiles.archive import INDEX, SCHEMA
@@ -181,19 +180,6 @@ def _sweep_models(level: _Level, channels: int) -> Iterator[onnx.ModelProto]:
         model = onnx.ModelProto()
         model.CopyFrom(windows)
         _add_sweep(model, level, dir_idx)
-        names, results = ([v.name for v in values] for values in (model.graph.input, model.graph.output))
-        metadata = Metadata(  # by which a session knows the faces
-            version=__version__,
-            form="tiles",
-            layout=layout_of(level.layer.ndim, channels_last=True),
-            channels=channels,
-            outputs=level.features,
-            inputs=tuple(names),
-            output_names=tuple(results),
-            window=level.window,
-            further_windows=(None,) * len(results[1:]),
-        )
-        onnx.helper.set_model_props(model, metadata.to_props())
         yield model
 
 

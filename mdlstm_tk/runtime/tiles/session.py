@@ -15,7 +15,6 @@ import numpy as np
 
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.io import Array
-from mdlstm_tk.io.metadata import Metadata
 from mdlstm_tk.runtime.infer import Inference, Job, Result, failed
 from mdlstm_tk.runtime.model_check import check_model
 from mdlstm_tk.runtime.ort import Graph
@@ -62,11 +61,11 @@ class TiledSession:
         self.states: dict[str, tuple[str, ...]] = {}  # of the cell of a graph, h first
         for name, graph in self.archive.graphs.items():
             of_graph = f"{name} in {label}"
-            props = check_model(graph, of_graph, trusted=trusted)
+            check_model(graph, of_graph, trusted=trusted)
             self.graphs[name] = Graph(graph, of_graph, device)
             device = self.graphs[name].device  # of the graphs that follow, too
             if name != self.archive.head:
-                faces = Metadata.from_props(props, of_graph).inputs[1:]
+                faces = list(self.graphs[name].dtypes)[1:]  # after x, for each axis
                 self.states[name] = tuple(face[:-1] for face in faces[: len(faces) // self.metadata.ndim])
         self.device, self.reason = device, next(iter(self.graphs.values())).reason
 
