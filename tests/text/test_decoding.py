@@ -4,57 +4,23 @@ of Chen and Goodman."""
 from __future__ import annotations
 
 import gzip
-from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import product
-from math import exp, log, log10
+from math import exp, log10
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.readings import Text, all_texts, alternatives, kneser_ney, random_logits
 
 from mdlstm_tk._util.text_order import MIRRORED, as_searched
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.text import CharacterModel, Decoding, ctc
-from mdlstm_tk.text.character_model import BEGIN, DISCOUNTS, END, UNKNOWN
+from mdlstm_tk.text.character_model import BEGIN, END, UNKNOWN
 from mdlstm_tk.text.ctc import Scorer, log_softmax, posteriors, read_logits, search
 
 LETTERS = {None: "abc", "ltr": "abc", "rtl": "\u05d0\u05d1("}  # as images show them
 LM_TEXTS = ["abba", "aab", "bacc", "cab"]
 UNLIMITED = 10**12
-Text = tuple[int, ...]
-
-
-def all_texts(log_probs: np.ndarray) -> tuple[dict[Text, float], dict[Text, Any]]:
-    """The probability of every text, and the mean edges of its characters, by all paths."""
-    texts: dict[Text, float] = defaultdict(float)
-    edges: dict[Text, Any] = defaultdict(float)
-    for path in product(range(log_probs.shape[1]), repeat=len(log_probs)):
-        weight = float(np.exp(sum(log_probs[t, k] for t, k in enumerate(path))))
-        padded = (0, *path, 0)
-        starts = [t for t, k in enumerate(path) if k and k != padded[t]]
-        ends = [t + 1 for t, k in enumerate(path) if k and k != padded[t + 2]]
-        text = tuple(path[t] for t in starts)
-        texts[text] += weight
-        edges[text] += weight * np.array([starts, ends]).reshape(2, -1).T
-    return texts, {text: edges[text] / max(weight, 1e-300) for text, weight in texts.items()}
-
-
-def random_logits(seed: int) -> np.ndarray:
-    """Logits (T ≤ 5, up to 3 characters), flat or peaked; a third have outputs that are impossible."""
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(size=(rng.integers(6), rng.integers(2, 5))) * rng.choice([0.5, 2, 5])
-    if seed % 3 == 0:
-        logits[rng.random(logits.shape) < 0.2] = -np.inf
-        logits[:, rng.integers(logits.shape[1])] = 0
-    return logits
-
-
-def alternatives(text: Text, i: int, outputs: int) -> list[Text]:
-    """The text without its i-th character, and with each character in its place."""
-    return [text[:i] + text[i + 1 :], *((*text[:i], k, *text[i + 1 :]) for k in range(1, outputs))]
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -91,6 +57,13 @@ def test_texts_and_confidences_are_those_of_all_paths(seed: int, direction: Any,
     assert tuple(classes.index(c) + 1 for c in visual) == texts[0]
     places = np.reshape([c[1:3] for c in shown], (-1, 2))
     np.testing.assert_allclose(places, np.minimum(10 * edges[texts[0]], 48))
+    for text in [text for text, p in exact.items() if p > 1e-200 and not has_lm]:
+        log_prob, found_ratios, places = posteriors(log_probs, np.array(text, int))
+        assert np.exp(log_prob) == pytest.approx(exact[text], abs=1e-12)
+        np.testing.assert_allclose(places, edges[text], atol=1e-6)
+        for i, row in enumerate(found_ratios):
+            expected = [exact.get(other, 0.0) / exact[text] for other in alternatives(text, i, outputs)]
+            np.testing.assert_allclose(row, expected, rtol=1e-7, atol=1e-8)
     for i, character in enumerate(shown):
         ratios = [weight(other) / weight(texts[0]) for other in alternatives(texts[0], i, outputs)]
         expected = 1 / np.sum(np.array(ratios) ** (1 / 1.3 if lm else 1))
@@ -98,86 +71,26 @@ def test_texts_and_confidences_are_those_of_all_paths(seed: int, direction: Any,
     assert line.confidence == pytest.approx(np.mean([c.confidence for c in shown] or [exact[()]]))
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_posteriors_are_sums_over_all_paths(seed: int) -> None:
-    exact, edges = all_texts(log_probs := log_softmax(random_logits(seed)))
-    for text, probability in exact.items():
-        if probability > 1e-200:
-            log_prob, ratios, places = posteriors(log_probs, np.array(text, int))
-            assert np.exp(log_prob) == pytest.approx(probability, abs=1e-12)
-            np.testing.assert_allclose(places, edges[text], atol=1e-6)
-            others = [alternatives(text, i, log_probs.shape[1]) for i in range(len(text))]
-            expected = [[exact.get(each, 0.0) / probability for each in row] for row in others]
-            np.testing.assert_allclose(ratios, np.reshape(expected, ratios.shape), rtol=1e-7, atol=1e-8)
-
-
-def test_beams_threads_and_few_rows_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One text is the best path; several add up paths; with a language model there are 64 by default. What
-    threads read, and with few rows kept, is the same."""
+def test_beams_and_few_rows_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One text is the best path; several add up paths; with a language model there are 64 by default."""
     two = np.log(np.array([[0.6, 0.4], [0.6, 0.4]]))  # blanks 0.36, "a" 0.64
     assert read_logits(two, "a").text == "" and read_logits(two, "a", beam=2).text == "a"
-    classes, rng = "abc", np.random.default_rng(0)
-    lines, model = [rng.normal(0, 3, (40, 4)) for _ in range(24)], CharacterModel.fit(LM_TEXTS * 9, order=4)
-
-    def read(line: Any, beam: int | None = 3) -> Any:
-        return read_logits(line, classes, beam=beam, lm=model)
-
-    alone = [*map(read, lines)]
-    assert [read(line, None) for line in lines] == [read(line, 64) for line in lines] != alone
+    classes, rng, model = "abc", np.random.default_rng(0), CharacterModel.fit(LM_TEXTS * 9, order=4)
+    lines = [rng.normal(0, 3, (40, 4)) for _ in range(24)]
+    few, usual, many = ([read_logits(x, classes, beam=b, lm=model) for x in lines] for b in (3, None, 64))
+    assert few != usual == many
     ctc.scorer_of.cache_clear()
     monkeypatch.setattr(ctc, "MAX_SCORES", 5 * len(classes))
-    with ThreadPoolExecutor(4) as pool:
-        assert [*pool.map(read, lines)] == alone
+    assert [read_logits(x, classes, beam=3, lm=model) for x in lines] == few
     assert len(ctc.scorer_of(model, tuple(classes), Decoding(), None)._rows) <= 6 + 4
     for bad in (np.nan, np.inf):
         lines[0][1, 2] = bad
         with pytest.raises(InputError):
-            read(lines[0])
+            read_logits(lines[0], classes)
 
 
 TEXTS = ["the cat sat", "a hat", "that chat", "the heat at the seat", "a tea", "teach the cat", "", "he"]
 TEXTS += ["eat the meat", "a cheat", "she ate the tea that the cat had"]
-
-
-def kneser_ney(texts: list[str], order: int) -> Any:
-    """log P of a text by interpolated modified Kneser-Ney, slowly."""
-    lines = [(BEGIN, *text, END) for text in texts]
-    raw = Counter(x[k : k + n] for n in range(1, order + 1) for x in lines for k in range(len(x) - n + 1))
-    before, vocabulary = (
-        Counter(gram[1:] for gram in raw),
-        {x for line in lines for x in line[1:]} | {UNKNOWN},
-    )
-    kept = {g: c if len(g) == order or g[0] == BEGIN else before[g] for g, c in raw.items()}
-    del kept[(BEGIN,)]
-
-    @cache
-    def discounts(n: int) -> tuple[float, ...]:
-        counts = Counter(count for gram, count in kept.items() if len(gram) == n)
-        n1, n2, n3, n4 = (counts[k] for k in (1, 2, 3, 4))
-        if not (n1 and n2 and n3):
-            return DISCOUNTS
-        y = n1 / (n1 + 2 * n2)
-        estimated = (0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
-        return estimated if min(estimated[1:]) > 0 else DISCOUNTS
-
-    @cache
-    def probability(context: tuple[str, ...], token: str) -> float:
-        following = {g[-1]: c for g, c in kept.items() if g[:-1] == context}
-        shorter = probability(context[1:], token) if context else 1 / len(vocabulary)
-        if not following:
-            return shorter
-        discount, count = discounts(len(context) + 1), following.get(token, 0)
-        left = sum(discount[min(c, 3)] for c in following.values())
-        return (count - discount[min(count, 3)] + left * shorter) / sum(following.values())
-
-    def log_prob(text: str) -> float:
-        tokens = (BEGIN, *(c if c in vocabulary else UNKNOWN for c in text), END)
-        contexts = (tokens[max(0, k - order + 1) : k] for k in range(1, len(tokens)))
-        return sum(
-            log(probability(context, token)) for context, token in zip(contexts, tokens[1:], strict=True)
-        )
-
-    return log_prob
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 6, 50])

@@ -3,82 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.pages import HEIGHT, WIDTH, alto, equiv, page, read_text, string, transcription, write_noise
+from helpers.pages import (
+    HEIGHT,
+    WIDTH,
+    alto,
+    drawn_page,
+    equiv,
+    numbers,
+    page,
+    read_text,
+    string,
+    transcription,
+    write_noise,
+)
 from lxml import etree
 from PIL import Image
 
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.text.pages import PageLine, head_of, read_page, write_page
-
-PREFIXED = ((r"<(/?)([A-Z])", r"<\1a:\2"), ("<alto xmlns", "<a:alto xmlns:a"), ("</alto", "</a:alto"))
-FORMS: list[tuple[Any, Sequence[tuple[str, str]]]] = [  # with what is replaced
-    (alto, ()),
-    (alto, (("ns-v4", "ns-v2"), ("a.png", r"D:\\\\scans\\\\a.png"))),
-    (alto, ((" xmlns=.*>", ">"), ("a.png", ""))),
-    (alto, (*PREFIXED, ("a.png", "gone.tif"))),
-    (page, ()),
-    (page, (("2019-07-15", "2013-07-15"), ("a.png", "https://example.org/iiif/a.png"))),
-]
-HYPHEN, UN_DEUX = '<HYP CONTENT="-"/>', f"<Word>{equiv('un')}</Word><Word>{equiv('deux')}</Word>"
-TEXTS = {  # of a line, and what stands for it in ALTO and in PAGE
-    "": ("", ""),
-    "un deux": (string("un", "", "deux", between=""), UN_DEUX),
-    "trois quatre": (string("trois", "quatre"), equiv("\n  trois\n  quatre ")),
-    "cin-": (string("cin") + HYPHEN, equiv("x", 'index="1"') + equiv("cin-", 'index="0"')),
-    "six-": (string("six-") + HYPHEN, equiv("x", 'index="1"') + equiv("six-")),
-    "é": (string("e\u0301 "), equiv("e\u0301 ")),
-}
-
-
-def chain(*numbers: float) -> np.ndarray:
-    return np.array(numbers, float).reshape(-1, 2)
-
-
-def numbers(points: np.ndarray) -> str:
-    return " ".join(f"{v:g}" for v in points.ravel())
-
-
-def drawn(seed: int) -> tuple[str, list[PageLine]]:
-    """A page of some form, with lines that have some of baseline, outline, box and text; and its lines as
-    they are to be read."""
-    rng = np.random.default_rng(seed)
-    form, replaced = FORMS[seed % len(FORMS)]
-    scale, names, lines, elements = float(rng.choice([1, 2, 0.5])), [*TEXTS], list[PageLine](), list[str]()
-    for k in range(int(rng.integers(5))):
-        y, right = 40 + 30 * k, int(rng.integers(60, WIDTH - 20))
-        text, has_baseline, shape = names[rng.integers(len(names))], rng.random() < 0.7, rng.integers(4)
-        baseline = chain(10, y, 40, y + 2, right, y + 4)
-        outline = chain(10, y - 20, right, y - 20, right, y + 8, 10, y + 8)
-        points, corners = numbers(baseline / scale), numbers(outline / scale)
-        if form is alto and shape == 2 and rng.random() < 0.5:  # a level line, ALTO before 4
-            baseline, points = chain(10, y, right, y), f"{y / scale:g}"
-        name = f"l{k}" if rng.random() < 0.5 else ""
-        if form is alto:
-            box = zip(("HPOS", "VPOS", "WIDTH", "HEIGHT"), (10, y - 20, right - 10, 28), strict=True)
-            attributes = f'ID="{name}"' * bool(name) + f' BASELINE="{points}"' * bool(has_baseline)
-            attributes += "".join(f' {key}="{v / scale:g}"' for key, v in box) if shape == 2 else ""
-            content = f'<Shape><Polygon POINTS="{corners}"/></Shape>' * int(shape == 1) + TEXTS[text][0]
-        else:
-            pairs = [re.sub(r"(\S+) (\S+)", r"\1,\2", each) for each in (corners, points)]
-            attributes = f'id="{name}"' * bool(name) + ' custom="own {x:1;}"'
-            content = f'<Coords points="{pairs[0]}"/>' * int(shape in (1, 2))
-            content += f'<Baseline points="{pairs[1]}"/>' * bool(has_baseline) + TEXTS[text][1]
-            content += "<TextStyle/>"
-        elements.append(f"<TextLine {attributes}>{content}</TextLine>")
-        places = (baseline if has_baseline else None, outline if shape in (1, 2) else None)
-        lines.append(PageLine(name or str(k + 1), text, *places))
-    keys = ("WIDTH", "HEIGHT") if form is alto else ("imageWidth", "imageHeight")
-    size = f'{keys[0]}="{WIDTH / scale:g}" {keys[1]}="{HEIGHT / scale:g}"'
-    xml = form("\n".join(elements), size=size)
-    for old, new in replaced:
-        xml = re.sub(old, new, xml)
-    return xml, lines
+from mdlstm_tk.text.pages import head_of, read_page, write_page
 
 
 def untold(xml: Any) -> list[Any]:
@@ -89,7 +36,7 @@ def untold(xml: Any) -> list[Any]:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_pages_of_all_forms_are_read_and_written_alike(seed: int, tmp_path: Path) -> None:
-    xml, lines = drawn(seed)
+    xml, lines = drawn_page(seed)
     encoding = ("UTF-8", "ISO-8859-1", "UTF-8-sig")[seed % 3] if "e\u0301" not in xml else "UTF-8"
     found = read_text(
         tmp_path, xml.replace('"UTF-8"', f'"{encoding.removesuffix("-sig")}"').encode(encoding)

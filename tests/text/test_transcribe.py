@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.command import mdlstm
-from helpers.pages import draw_page, read, write_lines
+from helpers.pages import read, write_lines
+from helpers.readings import CLASSES, noisy_lines, sentences
 from helpers.small_models import classifier, recogniser
 from rapidfuzz.distance import Levenshtein
 from torch import nn
@@ -32,7 +32,7 @@ from mdlstm_tk.text.digit_strings import DigitStrings
 from mdlstm_tk.text.measures import Line
 from mdlstm_tk.text.networks import normalise_valid, standardise
 from mdlstm_tk.text.transcribe_training import predicted_texts, target_texts
-from mdlstm_tk.training import Run, configure, load_checkpoint, make_task, train
+from mdlstm_tk.training import Run, load_checkpoint, make_task
 
 KIND, BASELINES = kind_named("transcribe"), kind_named("baselines")
 NOTHING: Any = None  # a spec that does not matter
@@ -132,27 +132,7 @@ def test_errors_intervals_confusions_and_calibration_are_those_of_their_definiti
     assert measures.calibration_error(bins) == pytest.approx((0.2 * 2 + 0.3 * 10) / 12)
 
 
-WORDS = ("le", "chat", "chien", "et", "la", "tache", "cache", "niche", "latin", "chante")
-CLASSES = tuple(sorted({*"".join(WORDS), " "}))
 SPEC = TaskSpec("words", "transcribe", 1, 1 + len(CLASSES), (64, 64), CLASSES)
-
-
-def sentences(count: int, seed: int) -> list[str]:
-    rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(WORDS, 4)) for _ in range(count)]
-
-
-def noisy_lines(count: int, seed: int, signal: float, scale: float = 1.0) -> list[LineLogits]:
-    """Lines whose logits, divided by `scale`, are the true posteriors of characters seen through noise: one
-    step for each character, and a blank after it."""
-    rng, lines = np.random.default_rng(seed), []
-    for text in sentences(count, seed):
-        logits = np.full((2 * len(text), len(CLASSES) + 1), -40.0)
-        logits[1::2, 0] = 40.0
-        seen = signal * np.eye(len(CLASSES))[[CLASSES.index(c) for c in text]]
-        logits[::2, 1:] = signal * (seen + rng.normal(size=seen.shape))
-        lines.append(LineLogits(scale * logits, text))
-    return lines
 
 
 def judged(lines: Sequence[LineLogits], decoding: Decoding, **options: Any) -> tuple[float, int]:
@@ -242,19 +222,6 @@ def test_a_perfect_prediction_of_lines_has_no_error_and_padding_does_not_count()
     assert nothing[:2] == [1, 1] and np.isnan(nothing[2])
     panels = BASELINES.draw(alone[0], prediction[:1], NOTHING)
     assert [panel.name for panel in panels] == ["page", "2 of 2 lines found, 0 false"]
-
-
-@pytest.mark.slow
-def test_training_and_an_export_that_finds_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for k, name in enumerate("abcd"):
-        draw_page(Path("pages", name), ("abab" * 4, "a" * k + "b" * (12 - k)))
-    settings = {"data": "pages", "resize": "64x*", "hidden": 4, "layers": 1, "steps": 2}
-    result = train(configure(task="baselines", evaluate_every=1, **settings), "run")
-    assert list(result["errors"]) == ["line_error", "missed", "false", "pixel_error"]
-    for words in ("export run --form scan -o baselines.onnx", "read pages -m baselines.onnx -o found"):
-        assert mdlstm(*words.split()).code == 0
-    assert len(list(Path("found").glob("*.xml"))) == 4
 
 
 def image(*letters: slice, height: int = 4, width: int = 30) -> np.ndarray:

@@ -1,0 +1,135 @@
+"""What tests of texts read and find, and what they should give, by the definitions."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from functools import cache
+from itertools import product
+from math import log
+from typing import Any
+
+import numpy as np
+
+from mdlstm_tk.text.calibration import LineLogits
+from mdlstm_tk.text.character_model import BEGIN, DISCOUNTS, END, UNKNOWN
+
+Text = tuple[int, ...]
+
+
+def all_texts(log_probs: np.ndarray) -> tuple[dict[Text, float], dict[Text, Any]]:
+    """The probability of every text, and the mean edges of its characters, by all paths."""
+    texts: dict[Text, float] = defaultdict(float)
+    edges: dict[Text, Any] = defaultdict(float)
+    for path in product(range(log_probs.shape[1]), repeat=len(log_probs)):
+        weight = float(np.exp(sum(log_probs[t, k] for t, k in enumerate(path))))
+        padded = (0, *path, 0)
+        starts = [t for t, k in enumerate(path) if k and k != padded[t]]
+        ends = [t + 1 for t, k in enumerate(path) if k and k != padded[t + 2]]
+        text = tuple(path[t] for t in starts)
+        texts[text] += weight
+        edges[text] += weight * np.array([starts, ends]).reshape(2, -1).T
+    return texts, {text: edges[text] / max(weight, 1e-300) for text, weight in texts.items()}
+
+
+def random_logits(seed: int) -> np.ndarray:
+    """Logits (T ≤ 5, up to 3 characters), flat or peaked; a third have outputs that are impossible."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(rng.integers(6), rng.integers(2, 5))) * rng.choice([0.5, 2, 5])
+    if seed % 3 == 0:
+        logits[rng.random(logits.shape) < 0.2] = -np.inf
+        logits[:, rng.integers(logits.shape[1])] = 0
+    return logits
+
+
+def alternatives(text: Text, i: int, outputs: int) -> list[Text]:
+    """The text without its i-th character, and with each character in its place."""
+    return [text[:i] + text[i + 1 :], *((*text[:i], k, *text[i + 1 :]) for k in range(1, outputs))]
+
+
+def kneser_ney(texts: list[str], order: int) -> Any:
+    """log P of a text by interpolated modified Kneser-Ney, slowly."""
+    lines = [(BEGIN, *text, END) for text in texts]
+    raw = Counter(x[k : k + n] for n in range(1, order + 1) for x in lines for k in range(len(x) - n + 1))
+    before, vocabulary = (
+        Counter(gram[1:] for gram in raw),
+        {x for line in lines for x in line[1:]} | {UNKNOWN},
+    )
+    kept = {g: c if len(g) == order or g[0] == BEGIN else before[g] for g, c in raw.items()}
+    del kept[(BEGIN,)]
+
+    @cache
+    def discounts(n: int) -> tuple[float, ...]:
+        counts = Counter(count for gram, count in kept.items() if len(gram) == n)
+        n1, n2, n3, n4 = (counts[k] for k in (1, 2, 3, 4))
+        if not (n1 and n2 and n3):
+            return DISCOUNTS
+        y = n1 / (n1 + 2 * n2)
+        estimated = (0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
+        return estimated if min(estimated[1:]) > 0 else DISCOUNTS
+
+    @cache
+    def probability(context: tuple[str, ...], token: str) -> float:
+        following = {g[-1]: c for g, c in kept.items() if g[:-1] == context}
+        shorter = probability(context[1:], token) if context else 1 / len(vocabulary)
+        if not following:
+            return shorter
+        discount, count = discounts(len(context) + 1), following.get(token, 0)
+        left = sum(discount[min(c, 3)] for c in following.values())
+        return (count - discount[min(count, 3)] + left * shorter) / sum(following.values())
+
+    def log_prob(text: str) -> float:
+        tokens = (BEGIN, *(c if c in vocabulary else UNKNOWN for c in text), END)
+        contexts = (tokens[max(0, k - order + 1) : k] for k in range(1, len(tokens)))
+        return sum(
+            log(probability(context, token)) for context, token in zip(contexts, tokens[1:], strict=True)
+        )
+
+    return log_prob
+
+
+WORDS = ("le", "chat", "chien", "et", "la", "tache", "cache", "niche", "latin", "chante")
+CLASSES = tuple(sorted({*"".join(WORDS), " "}))
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, 4)) for _ in range(count)]
+
+
+def noisy_lines(count: int, seed: int, signal: float, scale: float = 1.0) -> list[LineLogits]:
+    """Lines whose logits, divided by `scale`, are the true posteriors of characters seen through noise: one
+    step for each character, and a blank after it."""
+    rng, lines = np.random.default_rng(seed), []
+    for text in sentences(count, seed):
+        logits = np.full((2 * len(text), len(CLASSES) + 1), -40.0)
+        logits[1::2, 0] = 40.0
+        seen = signal * np.eye(len(CLASSES))[[CLASSES.index(c) for c in text]]
+        logits[::2, 1:] = signal * (seen + rng.normal(size=seen.shape))
+        lines.append(LineLogits(scale * logits, text))
+    return lines
+
+
+def line(left: float, y: float, right: float) -> np.ndarray:
+    return np.array([[left, y], [right, y]], float)
+
+
+def drawn_layout(rng: np.random.Generator) -> list[list[np.ndarray]]:
+    """Regions of a page of 400×400 in the order of reading: a heading above one to three columns of lines,
+    perhaps bent, and a foot that goes on below the last one."""
+    columns, spacing = int(rng.integers(1, 4)), float(rng.uniform(14, 40))
+    width, top = 380 / columns, 20 + spacing
+    regions = list[list[np.ndarray]]()
+    for k in range(columns):
+        count = min(int(rng.integers(2, 9)), int(280 / spacing))
+        ends = 12 + k * width, 12 + (k + 1) * width - 24
+        x, down = np.linspace(*ends, 20), rng.uniform(0, 6)
+        bend = rng.uniform(0, 3) * np.sin(x / 40) + top + down
+        rows = [bend + spacing * (1 + j) for j in range(count)]
+        regions.append([np.stack([x - (j % 2) * (x - ends[0]) / 8, y], 1) for j, y in enumerate(rows)])
+    if columns > 1:
+        regions[0] = [line(12, top, 388)] * int(rng.integers(2)) + regions[0]
+        regions[-1].append(line(12, max(each[:, 1].max() for r in regions for each in r) + spacing, 388))
+    elif len(regions[0]) > 3 and rng.random() < 0.5:
+        regions[0] = [each * (0.8, 1) + (70, 0) for each in regions[0]]
+        regions.insert(0, [line(10, regions[0][2][0, 1], 55)])  # a note in the margin
+    return regions
