@@ -9,9 +9,11 @@ from math import log
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from mdlstm_tk.text.calibration import LineLogits
 from mdlstm_tk.text.character_model import BEGIN, DISCOUNTS, END, UNKNOWN
+from mdlstm_tk.text.pages import PageLine
 
 Text = tuple[int, ...]
 
@@ -133,3 +135,47 @@ def drawn_layout(rng: np.random.Generator) -> list[list[np.ndarray]]:
         regions[0] = [each * (0.8, 1) + (70, 0) for each in regions[0]]
         regions.insert(0, [line(10, regions[0][2][0, 1], 55)])  # a note in the margin
     return regions
+
+
+PAPER, INK, SIZE = 200, 40, 300
+UPRIGHTS = (20, 60, 75, 140)  # columns of the marks in the line, which tell its order
+LENGTH, ABOVE, BELOW = 160, 24, 8
+
+
+def page_line(baseline: Any = None, polygon: Any = None, reach: Any = None) -> PageLine:
+    arrays = (None if points is None else np.array(points, float) for points in (baseline, polygon))
+    return PageLine("l", "", *arrays, reach)
+
+
+def box(left: float, top: float, right: float, bottom: float) -> list[list[float]]:
+    return [[left, top], [right, top], [right, bottom], [left, bottom]]
+
+
+def turn(degrees: float) -> np.ndarray:
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[cosine, sine], [-sine, cosine]])
+
+
+def drawn_line(degrees: float, radius: float = 1e6, start: Any = (150, 150)) -> tuple[np.ndarray, ...]:
+    """Draw uprights on an arc around a place; returns pixels, baseline and outline."""
+    image = Image.new("L", (SIZE, SIZE), PAPER)
+
+    def at(distance: float, height: float) -> tuple[float, ...]:
+        angle, inner = (distance - LENGTH / 2) / radius, radius + height
+        return tuple((inner * np.sin(angle), radius - inner * np.cos(angle)) @ turn(degrees) + start)
+
+    for column in UPRIGHTS:
+        ImageDraw.Draw(image).line([at(column, 0), at(column, 18)], INK, 4)
+    ends = np.linspace(0, LENGTH, 9)
+    outline = [at(s, ABOVE) for s in ends] + [at(s, -BELOW) for s in ends[::-1]]
+    return np.array(image), np.array([at(s, 0) for s in ends]), np.array(outline)
+
+
+def any_maps(rng: np.random.Generator) -> Any:
+    """Maps at random: noise of any scale, blobs, stripes, tiny and long grids."""
+    shape = tuple(rng.integers(1, (1, 60, 200)[rng.integers(3)] + 1, 2).tolist())
+    y = rng.standard_normal((*shape, 3)) * 10 ** rng.uniform(-2, 3)
+    y = y.cumsum(rng.integers(2)) if rng.uniform() < 0.5 else y
+    if rng.uniform() < 0.3:
+        y[:: rng.integers(1, 9), :: rng.integers(1, 9)] = 100
+    return y.astype(np.float32)

@@ -38,9 +38,8 @@ def untold(xml: Any) -> list[Any]:
 def test_pages_of_all_forms_are_read_and_written_alike(seed: int, tmp_path: Path) -> None:
     xml, lines = drawn_page(seed)
     encoding = ("UTF-8", "ISO-8859-1", "UTF-8-sig")[seed % 3] if "e\u0301" not in xml else "UTF-8"
-    found = read_text(
-        tmp_path, xml.replace('"UTF-8"', f'"{encoding.removesuffix("-sig")}"').encode(encoding)
-    )
+    told = xml.replace('"UTF-8"', f'"{encoding.removesuffix("-sig")}"')
+    found = read_text(tmp_path, told.encode(encoding))
     assert head_of(tmp_path / "a.xml")[1] == found.image == tmp_path / "a.png"
     assert (found.width, found.height) == (WIDTH, HEIGHT)
     for line, expected in zip(found.lines, lines, strict=True):
@@ -53,8 +52,8 @@ def test_pages_of_all_forms_are_read_and_written_alike(seed: int, tmp_path: Path
     (tmp_path / "new/a.png").write_bytes((tmp_path / "a.png").read_bytes())
     again = read_page(tmp_path / "new/a.xml")
     assert untold(again.xml) == untold(found.xml)
-    told = [new[k].text if k in new else line.text for k, line in enumerate(lines)]
-    assert [line.text for line in again.lines] == told
+    texts = [new[k].text if k in new else line.text for k, line in enumerate(lines)]
+    assert [line.text for line in again.lines] == texts
     written = (tmp_path / "new/a.xml").read_text(again.xml.docinfo.encoding)
     assert len(re.findall('(?:WC|conf)="0.2500"', written)) == len(new)
     assert [line.text for line in read_page(tmp_path / "a.xml").lines] == [line.text for line in lines]
@@ -62,7 +61,8 @@ def test_pages_of_all_forms_are_read_and_written_alike(seed: int, tmp_path: Path
         write_page(found, new, tmp_path / "new/a.xml", replace=False)
 
 
-SHAPE, POLYGON = '<Shape><Polygon POINTS="10 20 90 20 90 50 10 50"/></Shape>', "10 20 90 20 90 50 10 50"
+POLYGON = "10 20 90 20 90 50 10 50"
+SHAPE = f'<Shape><Polygon POINTS="{POLYGON}"/></Shape>'
 OF_BASELINE = 'BASELINE="10 44 90 46" HPOS="10" VPOS="44" WIDTH="80" HEIGHT="2"'  # as eScriptorium's boxes
 INFINITE = '<Shape><Polygon POINTS="-5 20 1e999 20 900 50"/></Shape>'
 ODD = [  # attributes and content of a TextLine; baseline and polygon

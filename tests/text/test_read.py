@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +13,13 @@ import pytest
 from helpers.command import Result, mdlstm
 from helpers.layouts import save
 from helpers.pages import HEIGHT, alto, check_page, draw_bars, draw_page, read, write_noise, write_texts
+from helpers.readings import any_maps
 from helpers.small_models import classifier, finder, recogniser
 from PIL import Image
 
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.text import cut_line, find_lines, folders, read_page, read_pages, write_page
+from mdlstm_tk.text import cut_line, find_lines, read_page, read_pages, write_page
 from mdlstm_tk.text.layout import find_page
 from mdlstm_tk.text.measures import evaluate_lines
 from mdlstm_tk.text.read import draw_overlay
@@ -103,17 +103,6 @@ def test_bad_rows_are_left_out_and_pages_not_lines_are_divided(caplog: pytest.Lo
     Path("in/splits.json").write_text(json.dumps(splits))
     pages = {split: {name.split()[0] for name in each} for split, each in read(Path("in")).names.items()}
     assert pages["validation"] == {"p1.xml", "p11.xml", "p3.xml"} and len(pages["train"]) == 7
-
-
-def test_training_decodes_a_page_once_and_again_if_it_was_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded, original = list[str](), folders.read_pixels
-    monkeypatch.setattr(folders, "read_pixels", lambda *args: decoded.append(args[1]) or original(*args))
-    for divisor in (1, 2):
-        page, decoded = read_page(draw_page(Path("in/p"), ["ab", "ba"])), []
-        save(page.image, pixels := np.array(Image.open(page.image)) // divisor)
-        task = pickle.loads(pickle.dumps(read(Path("in"), cache=0)))  # as a worker gets it
-        expected = {task.spec.preprocessing(cut_line(pixels, each)).tobytes() for each in page.lines}
-        assert {x.tobytes() for x in task.batch(0, 0, 2).x} == expected and decoded == ["p.png"]
 
 
 def test_pages_with_baselines_are_samples_of_a_finder(caplog: pytest.LogCaptureFixture) -> None:
@@ -253,16 +242,6 @@ def test_what_does_not_go_together_is_refused_and_images_of_pages_are_no_photogr
         assert sources("pages") == PAGES
     assert sources("pages/p1.xml", "pages/p1.png") == PAGES[:1]  # as a shell gives them for pages/*
     assert sources("pages", line_model="baselines.onnx") == ["pages/other.png", *PAGES]
-
-
-def any_maps(rng: np.random.Generator) -> Any:
-    """Maps at random: noise of any scale, blobs, stripes, tiny and long grids."""
-    shape = tuple(rng.integers(1, (1, 60, 200)[rng.integers(3)] + 1, 2).tolist())
-    y = rng.standard_normal((*shape, 3)) * 10 ** rng.uniform(-2, 3)
-    y = y.cumsum(rng.integers(2)) if rng.uniform() < 0.5 else y
-    if rng.uniform() < 0.3:
-        y[:: rng.integers(1, 9), :: rng.integers(1, 9)] = 100
-    return y.astype(np.float32)
 
 
 def test_no_image_and_no_map_makes_the_search_or_the_picture_fail(monkeypatch: pytest.MonkeyPatch) -> None:
