@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from functools import cache
 from itertools import product
 from math import log
@@ -11,8 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from mdlstm_tk.data import TaskSpec
+from mdlstm_tk.text import Decoding, measures
 from mdlstm_tk.text.calibration import LineLogits
 from mdlstm_tk.text.character_model import BEGIN, DISCOUNTS, END, UNKNOWN
+from mdlstm_tk.text.ctc import read_logits
+from mdlstm_tk.text.line_finding import find_baselines
+from mdlstm_tk.text.measures import Line
 from mdlstm_tk.text.pages import PageLine
 
 Text = tuple[int, ...]
@@ -179,3 +185,33 @@ def any_maps(rng: np.random.Generator) -> Any:
     if rng.uniform() < 0.3:
         y[:: rng.integers(1, 9), :: rng.integers(1, 9)] = 100
     return y.astype(np.float32)
+
+
+def marks(cut: np.ndarray) -> list[float]:
+    """The columns of the uprights."""
+    dark = (cut[4:-BELOW] < (PAPER + INK) / 2).sum(axis=0) > 6
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], dark.astype(int), [0]])))
+    return [(a + b) / 2 for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def check_cut(cut: np.ndarray, above: float = ABOVE, below: float = BELOW, margin: int = 2) -> None:
+    """Height and width, the places of the marks, and the row of the baseline, on which they end."""
+    np.testing.assert_allclose(cut.shape, (above + below + 2 * margin, LENGTH), atol=6)
+    np.testing.assert_allclose(marks(cut), UPRIGHTS, atol=5)
+    np.testing.assert_allclose(np.flatnonzero((cut < 100).any(axis=1))[-1], margin + above, atol=3)
+
+
+def found_in(maps: np.ndarray) -> list[np.ndarray]:
+    """The baselines that are found in maps of probabilities, in pixels of x."""
+    return find_baselines(np.log(np.clip(maps, 1e-9, 1) / np.clip(1 - maps, 1e-9, 1)), (2, 2))
+
+
+SPEC = TaskSpec("words", "transcribe", 1, 1 + len(CLASSES), (64, 64), CLASSES)
+
+
+def judged(lines: Sequence[LineLogits], decoding: Decoding, **options: Any) -> tuple[float, int]:
+    """The expected calibration error of lines that are read with a decoding, and their character errors."""
+    readings = [read_logits(each.logits, CLASSES, decoding, **options) for each in lines]
+    pairs = [Line("", each.visual, reading) for each, reading in zip(lines, readings, strict=True)]
+    error = measures.calibration_error(measures.reliability(pairs))
+    return error, sum(pair.counts.character_edits for pair in pairs)

@@ -6,21 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.pages import read, write_texts
-from helpers.readings import (
-    ABOVE,
-    BELOW,
-    INK,
-    LENGTH,
-    PAPER,
-    UPRIGHTS,
-    box,
-    drawn_layout,
-    drawn_line,
-    line,
-    page_line,
-    turn,
-)
+from helpers import readings
+from helpers.readings import check_cut, drawn_layout, drawn_line, found_in, line, marks, page_line
 from scipy import ndimage
 
 from mdlstm_tk.errors import InputError
@@ -29,21 +16,6 @@ from mdlstm_tk.text.cutting import cut_line
 from mdlstm_tk.text.distortion import distort_line, distort_page
 from mdlstm_tk.text.geometry import spacing_of
 from mdlstm_tk.text.layout import outlines, reading_order
-from mdlstm_tk.text.line_finding import find_baselines
-
-
-def marks(cut: np.ndarray) -> list[float]:
-    """The columns of the uprights."""
-    dark = (cut[4:-BELOW] < (PAPER + INK) / 2).sum(axis=0) > 6
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], dark.astype(int), [0]])))
-    return [(a + b) / 2 for a, b in zip(edges[::2], edges[1::2], strict=True)]
-
-
-def check_cut(cut: np.ndarray, above: float = ABOVE, below: float = BELOW, margin: int = 2) -> None:
-    """Height and width, the places of the marks, and the row of the baseline, on which they end."""
-    np.testing.assert_allclose(cut.shape, (above + below + 2 * margin, LENGTH), atol=6)
-    np.testing.assert_allclose(marks(cut), UPRIGHTS, atol=5)
-    np.testing.assert_allclose(np.flatnonzero((cut < 100).any(axis=1))[-1], margin + above, atol=3)
 
 
 @pytest.mark.parametrize("degrees", [0, 20, -30, 70, 85, 90, -90, 180])
@@ -54,7 +26,7 @@ def test_lines_are_unrolled_along_what_is_known_of_them(degrees: float, radius: 
     pixels, baseline, outline = drawn_line(degrees, radius)
     check_cut(whole := cut_line(pixels, page_line(baseline, outline)))
     shaky = np.repeat(baseline, 5, axis=0) + np.random.default_rng(0).uniform(-1.5, 1.5, (45, 2))
-    assert len(marks(cut_line(pixels, page_line(shaky, outline, (24.0, 8.0))))) == len(UPRIGHTS)
+    assert len(marks(cut_line(pixels, page_line(shaky, outline, (24.0, 8.0))))) == len(readings.UPRIGHTS)
     check_cut(cut := cut_line(pixels, page_line(baseline, outline, (28.0, 9.0))), 28, 9)
     assert abs(cut.shape[0] - 41) <= 1
     other_size = cut_line(pixels, page_line(baseline, outline, (60.0, 20.0)))
@@ -62,8 +34,8 @@ def test_lines_are_unrolled_along_what_is_known_of_them(degrees: float, radius: 
     check_cut(cut_line(pixels, page_line(baseline, None, (24.0, 8.0))))
     if radius == 1e6 and degrees not in (180, -90):  # an axis has no direction
         cut = cut_line(pixels, page_line(None, outline))
-        np.testing.assert_allclose(cut.shape, (ABOVE + BELOW, LENGTH), atol=8)
-        np.testing.assert_allclose(marks(cut), UPRIGHTS, atol=6)
+        np.testing.assert_allclose(cut.shape, (readings.ABOVE + readings.BELOW, readings.LENGTH), atol=8)
+        np.testing.assert_allclose(marks(cut), readings.UPRIGHTS, atol=6)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])
@@ -81,38 +53,32 @@ def test_pixels_of_every_type_are_cut_alike(dtype: type, channels: tuple[int, ..
         np.testing.assert_allclose(channel[10:12, 2:98] - 0.0, [shades[2:98] - 0.0] * 2, atol=1.01)
 
 
-NOWHERE = [(), ([[10, 10], [90, 10]],), ([[310, 10], [390, 10]], box(310, 0, 390, 20))]
-NOWHERE += [(None, [[10, 10], [10, 10], [10, 10]]), (None, box(300, 10, 330, 20))]
-
-
 def test_boxes_are_cut_as_they_are_and_bad_baselines_do_not_decide() -> None:
     """A scribble, one away from the outline and a point; and lines that lie nowhere are refused."""
     pixels, baseline, outline = drawn_line(0)
-    for places in NOWHERE:
+    level = [[10, 10], [90, 10]]
+    nowhere: list[tuple[object, ...]] = [(), (level,), (None, [*level, level[0]])]  # without reach or area
+    nowhere += [(level, readings.box(left, 10, left + 30, 30)) for left in (300, 310)]
+    for places in nowhere:
         with pytest.raises(InputError):
             cut_line(pixels, page_line(*places))
-    cut = cut_line(pixels, page_line(polygon=box(5, 10, 320, 30)))
+    cut = cut_line(pixels, page_line(polygon=readings.box(5, 10, 320, 30)))
     np.testing.assert_array_equal(cut, pixels[10:30, 5:])
     assert cut.base is None  # which does not keep the page in memory
     scribble = np.random.default_rng(0).integers(60, 240, (2000, 2))
     check_cut(cut := cut_line(pixels, page_line(scribble, outline, (24.0, 8.0))), margin=1)
     np.testing.assert_array_equal(cut, cut_line(pixels, page_line([[300, 300], [300, 300]], outline)))
     below = page_line(baseline + np.array([0, 100]), outline, (24.0, 8.0))
-    np.testing.assert_allclose(marks(cut_line(pixels, below)), UPRIGHTS, atol=3)
+    np.testing.assert_allclose(marks(cut_line(pixels, below)), readings.UPRIGHTS, atol=3)
     pixels, baseline, outline = drawn_line(0, start=(80, 16))  # from the left edge, below the upper one
     cut = cut_line(pixels, page_line(baseline, outline, (24.0, 8.0)))
-    assert cut.shape[0] == 36 and len(marks(cut[8:])) == len(UPRIGHTS)
-
-
-def found_in(maps: np.ndarray) -> list[np.ndarray]:
-    """The baselines that are found in maps of probabilities, in pixels of x."""
-    return find_baselines(np.log(np.clip(maps, 1e-9, 1) / np.clip(1 - maps, 1e-9, 1)), (2, 2))
+    assert cut.shape[0] == 36 and len(marks(cut[8:])) == len(readings.UPRIGHTS)
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_lines_are_found_in_the_order_of_reading_however_the_page_is_turned(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    regions, level = drawn_layout(rng), turn(rng.choice([0, 3, -3, 88, 90, -90, -87]))
+    regions, level = drawn_layout(rng), readings.turn(rng.choice([0, 3, -3, 88, 90, -90, -87]))
     lines = [(each - 200) @ level + 200 for region in regions for each in region]
     found, every = found_in(draw_maps(lines, (200, 200))), [*range(len(lines))]
     pairs = dict(same_lines(found, lines, spacing_of(lines, 400)))
@@ -203,7 +169,3 @@ def test_widths_slants_and_strokes_of_lines_differ_by_seed_and_drawn_line(tmp_pa
     slants, areas = [top - bottom for top, bottom in ends], [i.sum() for i in ink]
     assert min(slants) < -1 < 1 < max(slants) and len({image.shape[1] for image in images}) > 5
     assert max(areas) > 1.5 * np.median(areas)
-    task = read(write_texts(tmp_path), validation=0.25, augment=1.0)
-    assert np.array_equal(task.batch(0, 1, 3).x, task.batch(0, 1, 3).x)
-    assert not np.array_equal(task.batch(0, 0, 6).x, task.batch(0, 1, 6).x)
-    assert np.array_equal(task.batch(0, 0, 2, "validation").x, task.batch(5, 0, 2, "validation").x)

@@ -8,19 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.pages import (
-    HEIGHT,
-    WIDTH,
-    alto,
-    drawn_page,
-    equiv,
-    numbers,
-    page,
-    read_text,
-    string,
-    transcription,
-    write_noise,
-)
+from helpers import pages
+from helpers.pages import HEIGHT, WIDTH, alto, drawn_page, equiv, numbers, page, read_text, string
 from lxml import etree
 from PIL import Image
 
@@ -47,7 +36,7 @@ def test_pages_of_all_forms_are_read_and_written_alike(seed: int, tmp_path: Path
         for points, known in zip(line[2:4], expected[2:4], strict=True):
             assert (points is None) == (known is None)
             assert known is None or np.allclose(points, known, atol=0.01)
-    new = {k: transcription(('x < "y" & \u2014', "z")[k > 0], 0.25) for k in range(0, len(lines), 2)}
+    new = {k: pages.transcription(('x < "y" & \u2014', "z")[k > 0], 0.25) for k in range(0, len(lines), 2)}
     write_page(found, new, tmp_path / "new/a.xml")
     (tmp_path / "new/a.png").write_bytes((tmp_path / "a.png").read_bytes())
     again = read_page(tmp_path / "new/a.xml")
@@ -125,7 +114,7 @@ DAMAGED = {  # what is no page of its image
 @pytest.mark.parametrize("case", DAMAGED)
 def test_damaged_and_hostile_pages_are_refused_in_one_line(case: str, tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("it is told")
-    write_noise(tmp_path / ("b.png" if case == "no image" else "a.png"))
+    pages.write_noise(tmp_path / ("b.png" if case == "no image" else "a.png"))
     with pytest.raises(InputError, match=r"a\.xml") as error:
         read_text(tmp_path, DAMAGED[case])
     message = str(error.value)
@@ -151,7 +140,7 @@ def test_what_points_into_a_former_text_goes_and_the_region_has_that_of_its_line
     custom = "a {offset:0;} b {index:0;} c {x:1; offset:1;}"
     lines = f'<TextLine custom="{custom}"><Coords points=""/>{equiv("ab")}<TextStyle/></TextLine>'
     before = read_text(tmp_path, page(lines + f"<TextLine>{equiv('x')}</TextLine>" + equiv("ab\nx")))
-    write_page(before, {0: transcription("c")}, tmp_path / "b.xml")
+    write_page(before, {0: pages.transcription("c")}, tmp_path / "b.xml")
     written = (tmp_path / "b.xml").read_text()
     assert '<TextLine custom="b {index:0;}">' in written
     assert re.findall("<Unicode>([^<]*)<", written) == ["c", "x", "c\nx"]

@@ -234,14 +234,12 @@ def test_what_does_not_go_together_is_refused_and_images_of_pages_are_no_photogr
     with pytest.raises(InputError):
         find_lines(session, np.zeros((99, 99), np.uint8))
     write_noise(Path("pages/other.png"))
-
-    def sources(*pages: str, **options: Any) -> list[str]:
-        return [job.source for job in read_pages(pages, "reader.onnx", **options).jobs]
-
     with pytest.warns(UserWarning, match=r"other\.png.*line_model"):
-        assert sources("pages") == PAGES
-    assert sources("pages/p1.xml", "pages/p1.png") == PAGES[:1]  # as a shell gives them for pages/*
-    assert sources("pages", line_model="baselines.onnx") == ["pages/other.png", *PAGES]
+        assert [job.source for job in read_pages(["pages"], "reader.onnx").jobs] == PAGES
+    as_a_shell_does = ["pages/p1.xml", "pages/p1.png"]  # for pages/*
+    for named, found in ((["pages"], ["pages/other.png", *PAGES]), (as_a_shell_does, PAGES[:1])):
+        jobs = read_pages(named, "reader.onnx", line_model="baselines.onnx").jobs
+        assert [job.source for job in jobs] == found
 
 
 def test_no_image_and_no_map_makes_the_search_or_the_picture_fail(monkeypatch: pytest.MonkeyPatch) -> None:
