@@ -23,6 +23,13 @@ from mdlstm_tk.text.pages import PageLine
 
 Text = tuple[int, ...]
 
+WORDS = ("le", "chat", "chien", "et", "la", "tache", "cache", "niche", "latin", "chante")
+CLASSES = tuple(sorted({*"".join(WORDS), " "}))
+SPEC = TaskSpec("words", "transcribe", 1, 1 + len(CLASSES), (64, 64), CLASSES)
+PAPER, INK, SIZE = 200, 40, 300
+UPRIGHTS = (20, 60, 75, 140)  # columns of the marks in the line, which tell its order
+LENGTH, ABOVE, BELOW = 160, 24, 8
+
 
 def all_texts(log_probs: np.ndarray) -> tuple[dict[Text, float], dict[Text, Any]]:
     """The probability of every text, and the mean edges of its characters, by all paths."""
@@ -58,10 +65,8 @@ def kneser_ney(texts: list[str], order: int) -> Any:
     """log P of a text by interpolated modified Kneser-Ney, slowly."""
     lines = [(BEGIN, *text, END) for text in texts]
     raw = Counter(x[k : k + n] for n in range(1, order + 1) for x in lines for k in range(len(x) - n + 1))
-    before, vocabulary = (
-        Counter(gram[1:] for gram in raw),
-        {x for line in lines for x in line[1:]} | {UNKNOWN},
-    )
+    before = Counter(gram[1:] for gram in raw)
+    vocabulary = {token for line in lines for token in line[1:]} | {UNKNOWN}
     kept = {g: c if len(g) == order or g[0] == BEGIN else before[g] for g, c in raw.items()}
     del kept[(BEGIN,)]
 
@@ -87,16 +92,10 @@ def kneser_ney(texts: list[str], order: int) -> Any:
 
     def log_prob(text: str) -> float:
         tokens = (BEGIN, *(c if c in vocabulary else UNKNOWN for c in text), END)
-        contexts = (tokens[max(0, k - order + 1) : k] for k in range(1, len(tokens)))
-        return sum(
-            log(probability(context, token)) for context, token in zip(contexts, tokens[1:], strict=True)
-        )
+        starts = ((max(0, k - order + 1), k) for k in range(1, len(tokens)))
+        return sum(log(probability(tokens[start:k], tokens[k])) for start, k in starts)
 
     return log_prob
-
-
-WORDS = ("le", "chat", "chien", "et", "la", "tache", "cache", "niche", "latin", "chante")
-CLASSES = tuple(sorted({*"".join(WORDS), " "}))
 
 
 def sentences(count: int, seed: int) -> list[str]:
@@ -115,6 +114,14 @@ def noisy_lines(count: int, seed: int, signal: float, scale: float = 1.0) -> lis
         logits[::2, 1:] = signal * (seen + rng.normal(size=seen.shape))
         lines.append(LineLogits(scale * logits, text))
     return lines
+
+
+def judged(lines: Sequence[LineLogits], decoding: Decoding, **options: Any) -> tuple[float, int]:
+    """The expected calibration error of lines that are read with a decoding, and their character errors."""
+    readings = [read_logits(each.logits, CLASSES, decoding, **options) for each in lines]
+    pairs = [Line("", each.visual, reading) for each, reading in zip(lines, readings, strict=True)]
+    error = measures.calibration_error(measures.reliability(pairs))
+    return error, sum(pair.counts.character_edits for pair in pairs)
 
 
 def line(left: float, y: float, right: float) -> np.ndarray:
@@ -141,11 +148,6 @@ def drawn_layout(rng: np.random.Generator) -> list[list[np.ndarray]]:
         regions[0] = [each * (0.8, 1) + (70, 0) for each in regions[0]]
         regions.insert(0, [line(10, regions[0][2][0, 1], 55)])  # a note in the margin
     return regions
-
-
-PAPER, INK, SIZE = 200, 40, 300
-UPRIGHTS = (20, 60, 75, 140)  # columns of the marks in the line, which tell its order
-LENGTH, ABOVE, BELOW = 160, 24, 8
 
 
 def page_line(baseline: Any = None, polygon: Any = None, reach: Any = None) -> PageLine:
@@ -177,16 +179,6 @@ def drawn_line(degrees: float, radius: float = 1e6, start: Any = (150, 150)) -> 
     return np.array(image), np.array([at(s, 0) for s in ends]), np.array(outline)
 
 
-def any_maps(rng: np.random.Generator) -> Any:
-    """Maps at random: noise of any scale, blobs, stripes, tiny and long grids."""
-    shape = tuple(rng.integers(1, (1, 60, 200)[rng.integers(3)] + 1, 2).tolist())
-    y = rng.standard_normal((*shape, 3)) * 10 ** rng.uniform(-2, 3)
-    y = y.cumsum(rng.integers(2)) if rng.uniform() < 0.5 else y
-    if rng.uniform() < 0.3:
-        y[:: rng.integers(1, 9), :: rng.integers(1, 9)] = 100
-    return y.astype(np.float32)
-
-
 def marks(cut: np.ndarray) -> list[float]:
     """The columns of the uprights."""
     dark = (cut[4:-BELOW] < (PAPER + INK) / 2).sum(axis=0) > 6
@@ -201,17 +193,16 @@ def check_cut(cut: np.ndarray, above: float = ABOVE, below: float = BELOW, margi
     np.testing.assert_allclose(np.flatnonzero((cut < 100).any(axis=1))[-1], margin + above, atol=3)
 
 
+def any_maps(rng: np.random.Generator) -> Any:
+    """Maps at random: noise of any scale, blobs, stripes, tiny and long grids."""
+    shape = tuple(rng.integers(1, (1, 60, 200)[rng.integers(3)] + 1, 2).tolist())
+    y = rng.standard_normal((*shape, 3)) * 10 ** rng.uniform(-2, 3)
+    y = y.cumsum(rng.integers(2)) if rng.uniform() < 0.5 else y
+    if rng.uniform() < 0.3:
+        y[:: rng.integers(1, 9), :: rng.integers(1, 9)] = 100
+    return y.astype(np.float32)
+
+
 def found_in(maps: np.ndarray) -> list[np.ndarray]:
     """The baselines that are found in maps of probabilities, in pixels of x."""
     return find_baselines(np.log(np.clip(maps, 1e-9, 1) / np.clip(1 - maps, 1e-9, 1)), (2, 2))
-
-
-SPEC = TaskSpec("words", "transcribe", 1, 1 + len(CLASSES), (64, 64), CLASSES)
-
-
-def judged(lines: Sequence[LineLogits], decoding: Decoding, **options: Any) -> tuple[float, int]:
-    """The expected calibration error of lines that are read with a decoding, and their character errors."""
-    readings = [read_logits(each.logits, CLASSES, decoding, **options) for each in lines]
-    pairs = [Line("", each.visual, reading) for each, reading in zip(lines, readings, strict=True)]
-    error = measures.calibration_error(measures.reliability(pairs))
-    return error, sum(pair.counts.character_edits for pair in pairs)
