@@ -96,7 +96,7 @@ AREAS = {
     "text": Area(
         "mdlstm_tk/text/*.py",
         "text/test_decoding.py text/test_pages.py text/test_lines.py text/test_read.py "
-        "text/test_transcribe.py",
+        "text/test_transcribe.py models/test_models.py::test_a_network_has_its_device_and_type",
     ),
     "density": Area("mdlstm_tk/density/*.py", "density/test_networks.py density/test_sampling.py"),
 }
