@@ -95,9 +95,8 @@ AREAS = {
     "models": Area("models/*.py", "models/test_models.py"),
     "text": Area(
         "mdlstm_tk/text/*.py",
-        "text/test_ctc.py text/test_character_model.py text/test_pages.py text/test_line_cutting.py "
-        "text/test_line_finding.py text/test_page_folders.py text/test_baselines.py "
-        "text/test_text_networks.py text/test_read.py text/test_transcribe.py",
+        "text/test_decoding.py text/test_pages.py text/test_lines.py text/test_read.py "
+        "text/test_transcribe.py models/test_models.py::test_a_network_has_its_device_and_type",
     ),
     "density": Area("mdlstm_tk/density/*.py", "density/test_networks.py density/test_sampling.py"),
 }

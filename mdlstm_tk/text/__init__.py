@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from mdlstm_tk.text.ctc import Decoding as Decoding
     from mdlstm_tk.text.ctc import ReadLine as ReadLine
     from mdlstm_tk.text.cutting import cut_line as cut_line
-    from mdlstm_tk.text.digit_strings import DigitStrings as DigitStrings
     from mdlstm_tk.text.layout import find_lines as find_lines
     from mdlstm_tk.text.networks import LineRecognizer as LineRecognizer
     from mdlstm_tk.text.networks import TextRecognizer as TextRecognizer
@@ -41,7 +40,6 @@ __all__, __getattr__, __dir__ = lazy_names(
         "baselines_training": ("LineFinder",),
         "character_model": ("CharacterModel",),
         "ctc": ("Character", "Decoding", "ReadLine"),
-        "digit_strings": ("DigitStrings",),
         "layout": ("find_lines",),
         "cutting": ("cut_line",),
         "networks": ("LineRecognizer", "TextRecognizer"),

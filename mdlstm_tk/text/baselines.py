@@ -15,10 +15,10 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.io import Array
 from mdlstm_tk.io.metadata import Metadata
 from mdlstm_tk.kinds.kind import COMMON, Kind, Labels, Row
-from mdlstm_tk.text.folders import PageTarget, whole_pages
+from mdlstm_tk.text.folders import baselines_of, whole_pages
 from mdlstm_tk.text.geometry import spacing_of
 from mdlstm_tk.text.line_finding import MAPS
-from mdlstm_tk.text.pages import REACH
+from mdlstm_tk.text.pages import REACH, Page
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,11 +56,12 @@ class Baselines(Kind):
             raise InputError("arrays hold no baselines; give a folder of pages")
         return whole_pages(path)
 
-    def fit(self, train: Sequence[PageTarget], every: Any, prepare: Any, config: Any) -> Labels:
+    def fit(self, train: Sequence[Page], every: Any, prepare: Any, config: Any) -> Labels:
         """The encoding of pages; and how far outlines reach from the baselines of the training pages."""
         if config.crop:
             raise InputError("crop would cut pages, but not their baselines; leave it out")
-        shares = [np.array(p.reach) / spacing_of(p.lines, p.height) for p in train if len(p.lines) > 1]
+        several = [page for page in train if len(baselines_of(page)) > 1]
+        shares = [np.array(p.lines[0].reach) / spacing_of(baselines_of(p), p.height) for p in several]
         typical = np.clip(np.median(shares, axis=0), *SHARES) if shares else [*REACH.values()]
         reach = dict(zip(REACH, map(float, typical), strict=True))
         return Labels(MAPS, encode=partial(_encode, prepare), decoding=reach)
@@ -114,11 +115,11 @@ class Baselines(Kind):
         return draw_page(batch, prediction)
 
 
-def _encode(prepare: Preprocessing, target: PageTarget) -> tuple[Array, ...]:
+def _encode(prepare: Preprocessing, page: Page) -> tuple[Array, ...]:
     """The baselines of a page in pixels of x."""
-    height, width = prepare.resized((target.height, target.width))
-    scale = np.array([width / target.width, height / target.height])
-    return tuple((line * scale).astype(np.float32) for line in target.lines)
+    height, width = prepare.resized((page.height, page.width))
+    scale = np.array([width / page.width, height / page.height])
+    return tuple((line * scale).astype(np.float32) for line in baselines_of(page))
 
 
 KIND = Baselines()

@@ -21,7 +21,7 @@ from mdlstm_tk.kinds.panels import Panel, draw_input, visible
 from mdlstm_tk.layer import MDLSTM, Directions
 from mdlstm_tk.models.blocks import check_batched, depth_to_space
 from mdlstm_tk.text.geometry import distances, resampled, spacing_of
-from mdlstm_tk.text.line_finding import MAPS, lines_of_output
+from mdlstm_tk.text.line_finding import MAPS, find_baselines
 from mdlstm_tk.text.networks import stack_convolutions, standardise
 
 STRIDE = 2  # pixels of x, along both axes, under a position of the maps
@@ -53,9 +53,7 @@ class LineFinder(nn.Module):
         outputs: maps, see `draw_maps`.
         hidden: n, units of each direction of the MD-LSTMs.
         layers: number of MD-LSTMs.
-        cell: as in `MDLSTM`.
-        directions: as in `MDLSTM`.
-        layer_norm: as in `MDLSTM`.
+        cell, directions, layer_norm: as in `MDLSTM`.
         dropout: probability of zeroing an input of the head in training.
 
     Attributes:
@@ -124,7 +122,7 @@ def sums_of(prediction: Tensor, batch: Batch) -> Tensor:
     """(5,): lines that are found and true, found, and true; positions on both bands, and on one."""
     sums = np.zeros(5)
     for logits, lines in _pages(prediction.cpu().numpy(), batch):
-        found = lines_of_output(logits, (STRIDE, STRIDE))
+        found = find_baselines(logits, (STRIDE, STRIDE))
         matched = len(same_lines(found, lines, spacing_of(lines, STRIDE * len(logits))))
         drawn = draw_maps(lines, (len(logits), logits.shape[1]))[..., 0] > 0.5
         band = logits[..., 0] > 0
@@ -135,7 +133,7 @@ def sums_of(prediction: Tensor, batch: Batch) -> Tensor:
 def draw_page(batch: Batch, prediction: Array) -> list[Panel]:
     """The page with its baselines: those that were found, missed, and found where there is none."""
     ((logits, true),) = _pages(prediction, batch)
-    found = lines_of_output(logits, (STRIDE, STRIDE))
+    found = find_baselines(logits, (STRIDE, STRIDE))
     pairs = same_lines(found, true, spacing_of(true, STRIDE * len(logits)))
     right, seen = ({pair[side] for pair in pairs} for side in (0, 1))
     x = visible(batch.x, batch)

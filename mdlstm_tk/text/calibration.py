@@ -26,7 +26,7 @@ from mdlstm_tk.data.task import Dataset, Task, TaskSpec
 from mdlstm_tk.io import Floats
 from mdlstm_tk.kinds.kind import Predict
 from mdlstm_tk.text.character_model import CharacterModel
-from mdlstm_tk.text.ctc import BEAM, Decoding, Integers, Scorer, best_path, log_softmax, posteriors, search
+from mdlstm_tk.text.ctc import BEAM, Decoding, Scorer, best_path, log_softmax, posteriors, search
 from mdlstm_tk.text.measures import right_characters
 from mdlstm_tk.text.transcribe_training import line_steps, visual_text
 
@@ -60,14 +60,13 @@ def calibrate(predict: Predict, task: Task, folder: Path) -> dict[str, Any]:
     """Write `lm.arpa.gz`, a model of the training texts, into the folder of a run, and return the fields of
     the `Decoding` that suits the validation data. See `Kind.calibrate`."""
     spec, direction = task.spec, task.spec.decoding.get("text_direction")
-    texts = [as_searched(visual, direction) for visual in training_texts(task)]
-    lm = CharacterModel.fit_sequences(texts, LM_ORDER)
+    lm = CharacterModel.fit([[*as_searched(text, direction)] for text in training_texts(task)], LM_ORDER)
     lm.save(folder / LM_FILE)
     lines = validation_lines(predict, task)
     few = spread(lines, TEMPERATURE_LINES)
-    decoding = Decoding(temperature=fit_temperature(few, spec))
+    decoding = Decoding(temperature=fit_temperature(few, spec, Decoding()))
     decoding = fit_weights(lines, spec, lm, decoding)
-    return asdict(replace(decoding, lm_temperature=fit_lm_temperature(few, spec, lm, decoding)))
+    return asdict(replace(decoding, lm_temperature=fit_temperature(few, spec, decoding, lm)))
 
 
 def training_texts(task: Task) -> list[str]:
@@ -97,39 +96,25 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     return [items[k * len(items) // count] for k in range(count)]
 
 
-def fit_temperature(lines: Iterable[LineLogits], spec: TaskSpec) -> float:
-    """The temperature of the logits at which the confidences on the best path are honest."""
-
-    def reading(line: LineLogits) -> Reading:
-        labels = best_path(line.logits)
-        return lambda t: posteriors(log_softmax(line.logits, t), labels)[1], _are_right(labels, line, spec)
-
-    return _best_temperature([*map(reading, lines)])
-
-
-def fit_lm_temperature(
-    lines: Iterable[LineLogits], spec: TaskSpec, lm: CharacterModel, decoding: Decoding
+def fit_temperature(
+    lines: Iterable[LineLogits], spec: TaskSpec, decoding: Decoding, lm: CharacterModel | None = None
 ) -> float:
-    """The temperature of the alternatives at which the confidences of texts that are read with a language
-    model are honest."""
+    """The temperature at which confidences are most likely, given which characters are right; 1 if none is
+    read. It is that of the logits, on the best path; or with a language model that of the alternatives to
+    what is read with it."""
     scorer = Scorer(lm, spec.classes, decoding, spec.decoding.get("text_direction"))
 
     def reading(line: LineLogits) -> Reading:
         log_probs = log_softmax(line.logits, decoding.temperature)
-        labels = search(log_probs, scorer, BEAM)[0][0]
+        labels = best_path(line.logits) if lm is None else search(log_probs, scorer, BEAM)[0][0]
+        is_right = right_characters(visual_text(labels, spec), line.visual)
+        if lm is None:
+            return lambda t: posteriors(log_softmax(line.logits, t), labels)[1], is_right
         weighed = posteriors(log_probs, labels)[1]
         scorer.weigh(labels, weighed)
-        return lambda t: weighed ** (1 / t), _are_right(labels, line, spec)
+        return lambda t: weighed ** (1 / t), is_right
 
-    return _best_temperature([*map(reading, lines)])
-
-
-def _are_right(labels: Integers, line: LineLogits, spec: TaskSpec) -> npt.NDArray[np.bool_]:
-    return right_characters(visual_text(labels, spec), line.visual)
-
-
-def _best_temperature(readings: Sequence[Reading]) -> float:
-    """The temperature that maximises the likelihood of which characters are right; 1 if there are none."""
+    readings = [*map(reading, lines)]
     if not any(len(is_right) for _, is_right in readings):
         return 1.0
 
@@ -165,7 +150,7 @@ def fit_weights(
                 visual = visual_text(labels, spec)
                 if visual not in texts:
                     edits = Levenshtein.distance(visual, line.visual)
-                    log_lm = lm.log_prob_of(as_searched(visual, direction))
+                    log_lm = lm.log_prob([*as_searched(visual, direction)])
                     texts[visual] = log_ctc, log_lm, len(visual), edits
         decoding = _best_weights(candidates, decoding)
     return decoding

@@ -30,7 +30,6 @@ SPACES = ("<space>", "▁", "|")  # names of the space, the one that is written 
 GZIP = b"\x1f\x8b"
 LOG_10 = log(10)
 LOG_ZERO = -99 * LOG_10  # as ARPA files write the logarithm of 0
-ABSENT = -100 * LOG_10  # log P of unknown characters where a file has no <unk>, as KenLM reads it
 ROUNDING = 1e-3  # by which the logarithm of a probability in a file may exceed 0
 DISCOUNTS = (0.0, 0.5, 1.0, 1.5)  # by count, where an order has too few n-grams to estimate them
 HEADER, SECTION = re.compile(r"ngram\s+(\d+)\s*=\s*(\d+)"), re.compile(r"\\(\d+)-grams:")
@@ -56,18 +55,14 @@ class CharacterModel:
 
     def __init__(self, ngrams: NGrams, backoffs: Mapping[str, float]) -> None:
         self.ngrams, self.backoffs, self.start = ngrams, backoffs, BEGIN
-        ngrams[""] = {UNKNOWN: ABSENT, BEGIN: LOG_ZERO, END: LOG_ZERO, **ngrams[""]}
+        ngrams[""] = {UNKNOWN: LOG_ZERO, BEGIN: LOG_ZERO, END: LOG_ZERO, **ngrams[""]}
+        if ngrams[""][UNKNOWN] <= LOG_ZERO:  # else no such character could be read
+            ngrams[""][UNKNOWN] = min((p for p in ngrams[""].values() if p > LOG_ZERO), default=LOG_ZERO)
         space = next((name for name in SPACES if name in ngrams[""]), None)
         characters = (token for token in ngrams[""] if token not in (UNKNOWN, BEGIN, END))
         self.tokens = {" " if token == space else token: token for token in characters}
-        for name in [*ngrams, *(context for context, backoff in backoffs.items() if backoff)]:
-            ngrams.setdefault(name, {})  # a state, although no n-gram is longer
-            while name:  # programs prune contexts, but not longer n-grams, to which no state would lead
-                context, _, token = name.rpartition(" ")
-                if token in ngrams.setdefault(context, {}):
-                    break
-                ngrams[context][token] = self.after(context, token)[0]
-                name = context
+        for context in [context for context, backoff in backoffs.items() if backoff]:
+            ngrams.setdefault(context, {})  # a state, although no n-gram is longer
 
     def after(self, state: str, token: str) -> tuple[float, str]:
         """log P(token | state), and the state after the token.
@@ -85,24 +80,20 @@ class CharacterModel:
             state = shortened(state)
         return log_prob, state
 
-    def log_prob(self, text: str) -> float:
-        """log P(text), natural logarithm, its end included. The text is composed, as for `fit`."""
-        return self.log_prob_of(_normal(text))
-
-    def log_prob_of(self, characters: Iterable[str]) -> float:
-        """As `log_prob`, of characters as they are; see `fit_sequences`."""
+    def log_prob(self, text: Sequence[str]) -> float:
+        """log P(text), natural logarithm, its end included; see `fit` for the text."""
         state, total = self.start, 0.0
-        for token in [*(self.tokens.get(character, UNKNOWN) for character in characters), END]:
+        for token in [*(self.tokens.get(character, UNKNOWN) for character in _characters(text)), END]:
             log_prob, state = self.after(state, token)
             total += log_prob
         return total
 
     def perplexity(self, texts: Sequence[str]) -> float:
         """exp(-mean log P), for each character, counting the end of each text as one."""
-        return exp(-sum(map(self.log_prob, texts)) / sum(len(_normal(text)) + 1 for text in texts))
+        return exp(-sum(map(self.log_prob, texts)) / sum(len(_characters(text)) + 1 for text in texts))
 
     @classmethod
-    def fit(cls, texts: Iterable[str], order: int = 6) -> CharacterModel:
+    def fit(cls, texts: Iterable[Sequence[str]], order: int = 6) -> CharacterModel:
         """Estimate a model by interpolated modified Kneser-Ney smoothing (Chen and Goodman 1998).
 
         As in KenLM's `lmplz --discount_fallback`, n-grams that begin with "<s>" keep their counts, the
@@ -111,20 +102,14 @@ class CharacterModel:
 
         Args:
             texts: lines of text in the order of reading. They are composed (NFC); tabs and other blanks
-                count as spaces.
+                count as spaces. Lists of characters are taken as they are.
             order: number of characters in the longest n-grams.
 
         Raises:
             InputError: this is no list of lines, or an empty one.
         """
-        if isinstance(texts, str) or not (lines := [*map(_normal, texts)]):
+        if isinstance(texts, str) or not (lines := [*map(_characters, texts)]):
             raise InputError("a character model is fitted to texts; give a list of lines")
-        return cls.fit_sequences(lines, order)
-
-    @classmethod
-    def fit_sequences(cls, lines: Sequence[str], order: int) -> CharacterModel:
-        """As `fit`, to characters as they are: composed, in the order in which a search reads them, see
-        `as_searched`."""
         tokens = [[BEGIN, *(SPACES[0] if c == " " else c for c in line), END] for line in lines]
         counts = [
             Counter(" ".join(line[k : k + n]) for line in tokens for k in range(len(line) - n + 1))
@@ -193,9 +178,9 @@ def shortened(context: str) -> str:
     return context.partition(" ")[2]
 
 
-def _normal(text: str) -> str:
-    """A text in Unicode's composed form, with spaces for tabs and ends of lines."""
-    return re.sub(r"[\t\n\v\f\r]", " ", composed(text))
+def _characters(text: Sequence[str]) -> Sequence[str]:
+    """The characters of a text in Unicode's composed form, with spaces for tabs and ends of lines."""
+    return re.sub(r"[\t\n\v\f\r]", " ", composed(text)) if isinstance(text, str) else text
 
 
 def _discounts(counts: Counter[str]) -> tuple[float, ...]:
@@ -231,9 +216,9 @@ def _parsed(text: str) -> tuple[NGrams, dict[str, float]]:
             log_prob, (backoff,) = float(first), map(float, tokens[order:] or ["0"])
             if not (log_prob < ROUNDING and backoff < inf and len(tokens) >= order):
                 raise ValueError(line)
-            ngrams[" ".join(tokens[: order - 1])][tokens[order - 1]] = max(log_prob * LOG_10, ABSENT)
+            ngrams[" ".join(tokens[: order - 1])][tokens[order - 1]] = max(log_prob * LOG_10, LOG_ZERO)
             if len(tokens) > order:
-                backoffs[" ".join(tokens[:order])] = max(backoff * LOG_10, ABSENT)
+                backoffs[" ".join(tokens[:order])] = max(backoff * LOG_10, LOG_ZERO)
             found[order] += 1
     if not is_complete or expected != found:
         raise ValueError("the file ends early")

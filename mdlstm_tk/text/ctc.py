@@ -151,7 +151,7 @@ def best_path(logits: Floats) -> Integers:
 
 
 class Scorer:
-    """The share of a language model in the scores of texts; None adds nothing. Several threads can use one.
+    """The share of a language model in the scores of texts; None adds nothing.
 
     Attributes:
         start: the state before the first character.

@@ -11,10 +11,11 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 from mdlstm_tk.data.files import Sample, files_below, given, image_sample, images_below, read_pixels
 from mdlstm_tk.data.scan import MAX_THREADS, is_grey
@@ -29,21 +30,6 @@ TRANSCRIPT = ".gt.txt"
 OCROPUS = (".bin", ".nrm", ".dew", ".raw")  # OCRopus calls the image of 0001.gt.txt 0001.bin.png
 
 
-class PageTarget(NamedTuple):
-    """The lines of a page, as a finder of lines learns them.
-
-    Attributes:
-        width, height: of the page in pixels.
-        lines: baselines (K, 2) in pixels, each from the left end of a line that stands upright.
-        reach: pixels that its outlines reach above and below.
-    """
-
-    width: int
-    height: int
-    lines: tuple[Array, ...]
-    reach: tuple[float, float]
-
-
 def texts_of_table(path: Path, table: str) -> list[Sample]:
     """The images that a table of file, tab, text names.
 
@@ -55,11 +41,10 @@ def texts_of_table(path: Path, table: str) -> list[Sample]:
         if not line.strip():
             continue
         name, *texts = line.split("\t")
-        key, place = os.path.realpath(path / name), f"line {number} of {table}"
-        if len(texts) != 1:
-            samples[place] = _unusable(place, f"it has {len(texts)} tabs; expected file, tab, text")
-        elif key in samples:
-            samples[place] = _unusable(place, f"it names {name} again; delete one of the lines")
+        key = os.path.realpath(path / name)
+        if len(texts) != 1 or key in samples:
+            place, reason = f"line {number} of {table}", f"expected file, tab, text, and {name} once"
+            samples[place] = _unusable(place, reason)
         else:
             samples[key] = image_sample(path, path / name, partial(given, texts[0]))
     if others := [image for image in images_below(path) if os.path.realpath(image) not in samples]:
@@ -69,20 +54,16 @@ def texts_of_table(path: Path, table: str) -> list[Sample]:
 
 def texts_of_pages(path: Path) -> list[Sample]:
     """The lines with a text of all pages below a folder, and the images of lines with a transcript."""
-    samples, files, of_pages, lines_without = list[Sample](), files_below(path), set[Path | None](), 0
+    samples, files, of_pages = list[Sample](), files_below(path), set[Path | None]()
     for name, page in _pages(path, files, lambda page: any(line.text for line in page.lines)):
         if isinstance(page, str):
             samples.append(_unusable(name, page))
             of_pages.add(head_of(path / name)[1])
             continue
         of_pages.add(page.image)
-        lines = [line for line in page.lines if line.text]
-        samples += [
-            Sample(f"{name} {each.id}", partial(_read_line, page.image, each), name) for each in lines
-        ]
-        lines_without += len(page.lines) - len(lines)
-    if of_pages:
-        log.info("pages: %d; their lines without a text, left out: %d", len(of_pages), lines_without)
+        for line in page.lines:
+            if line.text:
+                samples.append(Sample(f"{name} {line.id}", partial(_read_line, page.image, line), name))
     images = defaultdict[str, list[Path]](list)
     for file in files:
         if file.suffix.lower() in IMAGE_SUFFIXES and file not in of_pages:
@@ -104,19 +85,17 @@ def _of_transcript(path: Path, file: Path, images: dict[str, list[Path]]) -> Sam
 
 
 def whole_pages(path: Path) -> list[Sample]:
-    """All pages below a folder, each with its baselines. Pages without any are left out."""
-    samples, without, lines_without = list[Sample](), 0, 0
-    for name, page in _pages(path, files_below(path), lambda page: bool(_baselines(page))):
+    """All pages below a folder, each with its baselines."""
+    samples, lines_without = list[Sample](), 0
+    for name, page in _pages(path, files_below(path), lambda page: bool(baselines_of(page))):
         if isinstance(page, str):
             samples.append(_unusable(name, page))
-        elif lines := _baselines(page):
-            target = PageTarget(page.width, page.height, tuple(lines), page.lines[0].reach or (0.0, 0.0))
-            samples.append(Sample(name, partial(_read_page, page.image, target), name))
+        elif lines := baselines_of(page):
+            target = replace(page, xml=None)  # so that processes can share it
+            samples.append(Sample(name, partial(_read_page, target), name))
             lines_without += len(page.lines) - len(lines)
         else:
-            without += 1
-    if without:
-        log.info("pages without a baseline, left out: %d", without)
+            samples.append(_unusable(name, "it has no baselines"))
     if lines_without:
         log.warning("lines without a baseline on their page, learned as no lines: %d", lines_without)
     return samples
@@ -144,7 +123,8 @@ def _pages(
         yield name, page if first == name else f"it is for the image of {first}; delete one of them"
 
 
-def _baselines(page: Page) -> list[Array]:
+def baselines_of(page: Page) -> list[Array]:
+    """The baselines of the lines that have one."""
     return [line.baseline for line in page.lines if line.baseline is not None]
 
 
@@ -157,9 +137,9 @@ def _refuse(reason: str) -> tuple[Array, Any]:
     raise InputError(reason)
 
 
-def _read_page(image: Path, target: PageTarget) -> tuple[Array, PageTarget]:
-    pixels = read_pixels(image, image.name)
-    return to_grey(pixels) if pixels.ndim == 3 else pixels, target
+def _read_page(page: Page) -> tuple[Array, Page]:
+    pixels = read_pixels(page.image, page.image.name)
+    return to_grey(pixels) if pixels.ndim == 3 else pixels, page
 
 
 _lock = Lock()  # so that threads that come to the next page do not all decode it

@@ -22,7 +22,7 @@ from mdlstm_tk.io import Array
 from mdlstm_tk.io.metadata import Metadata
 from mdlstm_tk.runtime.inputs import preprocessing_for
 from mdlstm_tk.text.geometry import downwards, lengths, points_at, simplified, spacing_of, typical_reach
-from mdlstm_tk.text.line_finding import MAPS, lines_of_output
+from mdlstm_tk.text.line_finding import find_baselines
 from mdlstm_tk.text.pages import REACH, Page, PageLine, new_page
 
 STEP = 2.0  # pixels of x between the points of an outline that are searched
@@ -66,7 +66,7 @@ def find_page(session: Any, pixels: Array, image: Path, direction: Direction | N
     x = preprocessing_for(metadata, "pixels")(pixels)
     y: Any = session(x)
     y = y if isinstance(y, np.ndarray) else y[metadata.output_names[0]]
-    found = lines_of_output(y, metadata.window or ())
+    found = find_baselines(y, metadata.window or ())
     spacing = spacing_of(found, len(x))
     above, below = (spacing * float(metadata.more.get(side, share)) for side, share in REACH.items())
     around = outlines(x[..., 0], found, spacing, (above, below))
@@ -89,10 +89,8 @@ def check_finder(metadata: Metadata) -> None:
     Raises:
         InputError: it does not.
     """
-    fits = (metadata.outputs, metadata.layout, metadata.window is None) == (MAPS, "N H W C", False)
-    if metadata.kind != "baselines" or not fits:
-        found = f"kind {metadata.kind}" if metadata.kind else "no kind"
-        raise InputError(f"a model of kind baselines finds lines, but this one is of {found}, or damaged")
+    if metadata.kind != "baselines":
+        raise InputError(f"a model of kind baselines finds lines, but this one is of kind {metadata.kind}")
 
 
 def _whole(line: Array, scale: Array, extents: tuple[int, int]) -> Array:

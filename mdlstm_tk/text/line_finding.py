@@ -25,7 +25,7 @@ STRAIGHT = 0.9  # cosine between the directions of pieces of a line, at least
 STEEP = 0.7  # share of its length that a line runs down, from which on it may read upwards
 
 
-def lines_of_output(y: Array, window: Sequence[int]) -> list[Array]:
+def find_baselines(y: Array, window: Sequence[int]) -> list[Array]:
     """The baselines in the output of a network.
 
     Args:
@@ -40,20 +40,8 @@ def lines_of_output(y: Array, window: Sequence[int]) -> list[Array]:
     """
     if not np.isfinite(y).all():
         raise InputError("the model returns NaN or infinity, in which there are no lines")
-    maps = 0.5 + 0.5 * np.tanh(0.5 * y)  # the logistic function, without overflow
-    return [(line + 0.5) * np.asarray(window)[::-1] for line in find_baselines(maps)]
-
-
-def find_baselines(maps: Array) -> list[Array]:
-    """The baselines in maps.
-
-    Args:
-        maps: (h, w, 3) probabilities.
-
-    Returns:
-        Baselines (K, 2), x and y in positions of the maps, from the middle of the first one.
-    """
     ndimage = require("scipy.ndimage", "image")
+    maps = 0.5 + 0.5 * np.tanh(0.5 * y)  # the logistic function, without overflow
     band = maps[..., 0]
     pieces = _pieces(band)
     spacing = spacing_of([line for line in pieces if lengths(line)[-1] > 8] or pieces, len(maps))
@@ -63,7 +51,7 @@ def find_baselines(maps: Array) -> list[Array]:
         places = resampled(line)[:, ::-1].T
         along = ndimage.map_coordinates(band, places, order=1, mode="nearest")
         if lengths(line)[-1] >= SHORTEST * spacing and np.median(along) >= CONFIDENT:
-            lines.append(_as_read(line, around))
+            lines.append((_as_read(line, around) + 0.5) * np.asarray(window)[::-1])
     return lines
 
 

@@ -18,7 +18,6 @@ from torch import nn
 
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.data.task import SPLITS, Split, Task
-from mdlstm_tk.text.character_model import CharacterModel
 from mdlstm_tk.text.ctc import Decoding, ReadLine, read_logits
 from mdlstm_tk.text.transcribe_training import Edits, count_edits, line_steps, normalise, target_texts
 from mdlstm_tk.training.evaluation import predictor
@@ -39,10 +38,8 @@ def right_characters(reading: Sequence[str], truth: Sequence[str]) -> npt.NDArra
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a split by its name, its page or file (see `Task.groups`), its true text, and how it was
-    read."""
+    """A line of a split: its page or file (see `Task.groups`), its true text, and how it was read."""
 
-    name: str
     group: str
     truth: str
     read: ReadLine
@@ -52,25 +49,17 @@ class Line:
         return count_edits(self.read.text, self.truth)
 
 
-def evaluate_lines(
-    network: nn.Module,
-    task: Task,
-    split: Split,
-    *,
-    beam: int | None = None,
-    lm: CharacterModel | None = None,
-) -> list[Line]:
+def evaluate_lines(network: nn.Module, task: Task, split: Split) -> list[Line]:
     """How a network, which is switched to eval mode, reads each line of a split of a task of kind
-    "transcribe", whose spec has the decoding. See `read_lines` for `beam` and `lm`."""
-    spec, names, groups = task.spec, task.names.get(split), task.groups.get(split)
+    "transcribe", whose spec has the decoding."""
+    spec, groups = task.spec, task.groups.get(split)
     decoding, direction = Decoding.of(spec.decoding), spec.decoding.get("text_direction")
     columns, lines = spec.decoding.get("columns_per_step"), list[Line]()
     for prediction, batch in map(predictor(network), task.evaluation_batches(split, 0)):
         counts = line_steps(batch, prediction.shape[1], columns).tolist()
         for y, count, truth in zip(prediction.numpy(), counts, target_texts(batch.y, spec), strict=True):
-            read = read_logits(y[:count], spec.classes, decoding, direction, beam=beam, lm=lm)
-            name = names[len(lines)] if names else f"line {len(lines)}"
-            lines.append(Line(name, groups[len(lines)] if groups else name, truth, read))
+            read = read_logits(y[:count], spec.classes, decoding, direction)
+            lines.append(Line(groups[len(lines)] if groups else f"line {len(lines)}", truth, read))
     return lines
 
 
@@ -136,35 +125,25 @@ def calibration_error(bins: Sequence[tuple[float, float, int]]) -> float:
     return distances / max(sum(count for *_, count in bins), 1)
 
 
-def describe_lines(lines: Sequence[Line]) -> dict[str, Any]:
-    """Describe the readings of a split: "intervals" of 95 % by error; "groups", the number of pages or
-    files that they were drawn from; "reliability" of the confidences and "calibration_error"."""
-    edits, characters, word_edits, words = zip(*(line.counts for line in lines), strict=True)
-    groups, bins = [line.group for line in lines], reliability(lines)
-    intervals = {
-        "character_error": error_interval(edits, characters, groups),
-        "word_error": error_interval(word_edits, words, groups),
-    }
-    of_bins = {"reliability": bins, "calibration_error": calibration_error(bins)}
-    return {"intervals": intervals, "groups": len({*groups}), **of_bins}
-
-
 def text_sections(network: nn.Module, task: Task) -> str:
     """HTML about how a network reads the data that influenced it least; "" if none are held out."""
     split = next((each for each in reversed(SPLITS) if each != "train" and task.count(each)), None)
     if split is None:
         return ""
     lines = evaluate_lines(network, task, split)
-    found, pages, wrong = describe_lines(lines), page_errors(lines), confusions(lines)
-    intervals = ((name.replace("_", " "), *ends) for name, ends in found["intervals"].items() if ends)
-    confused = ((*pair, count) for pair, count in wrong.most_common(MOST_ROWS))
+    pages, bins, groups = page_errors(lines), reliability(lines), [line.group for line in lines]
+    edits, characters, word_edits, words = zip(*(line.counts for line in lines), strict=True)
+    pairs = {"character error": (edits, characters), "word error": (word_edits, words)}
+    ends = {name: error_interval(*pair, groups) for name, pair in pairs.items()}
+    intervals = ((name, *both) for name, both in ends.items() if both)
+    confused = ((*pair, count) for pair, count in confusions(lines).most_common(MOST_ROWS))
     worst = [(page, *row) for page, row in pages.items()][: MOST_ROWS if len(pages) < len(lines) else 0]
-    error = f"calibration error, the mean distance between the two, {found['calibration_error']:.3f}"
+    error = f"calibration error, the mean distance between the two, {calibration_error(bins):.3f}"
     tables = [
-        _table(f"95 % intervals over {found['groups']} pages or lines", ("error", "from", "to"), intervals),
+        _table(f"95 % intervals over {len(pages)} pages or lines", ("error", "from", "to"), intervals),
         _table("most frequent confusions", ("truth", "read as", "times"), confused),
         _table("pages with the most errors", ("page", "character error", "lines"), worst),
-        _table(f"confidences; {error}", ("mean confidence", "right", "characters"), found["reliability"]),
+        _table(f"confidences; {error}", ("mean confidence", "right", "characters"), bins),
     ]
     return f"<section id='texts'>\n<h2>Texts of the {split} data</h2>\n{''.join(tables)}</section>\n"
 

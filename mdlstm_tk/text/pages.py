@@ -153,11 +153,6 @@ def head_of(path: Path) -> tuple[str, Path | None]:
     return tag, _find_image(path, name)
 
 
-def is_page(path: Path) -> bool:
-    """True if a file with the suffix .xml holds ALTO or PAGE."""
-    return path.suffix.lower() == SUFFIX and head_of(path)[0] in SIZE
-
-
 def _image_name(sheet: Any) -> str:
     """The name of the image that the Page of a file has; it may be a path or an address."""
     files = sheet.getroottree().iterfind("{*}Description/{*}sourceImageInformation/{*}fileName")

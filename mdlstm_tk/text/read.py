@@ -22,28 +22,20 @@ from mdlstm_tk.kinds.panels import draw_input
 from mdlstm_tk.runtime.answers import TABLES
 from mdlstm_tk.runtime.infer import Inference, Job, Result, failed, open_model
 from mdlstm_tk.runtime.session import Session
+from mdlstm_tk.runtime.shapes import Batch as Feeds
 from mdlstm_tk.text.character_model import CharacterModel
 from mdlstm_tk.text.cutting import cut_line
 from mdlstm_tk.text.layout import check_finder, find_page
-from mdlstm_tk.text.pages import (
-    SUFFIX,
-    Page,
-    PageLine,
-    head_of,
-    is_page,
-    points_text,
-    read_page,
-    write_page,
-)
-from mdlstm_tk.text.transcribe import check_reader, read_lines, row_of
+from mdlstm_tk.text.pages import SIZE, SUFFIX, Page, PageLine, head_of, points_text, read_page, write_page
+from mdlstm_tk.text.transcribe import check_reader, prepare_line, read_prepared, row_of
 
 MAX_SIDE = 2000  # pixels of a picture; larger pages are scaled down
 BASELINE, OUTLINE, TEXT = (214, 40, 57), (31, 119, 180), (0, 70, 140)
 # Fonts with many letters, of Linux, Windows and macOS; the one that Pillow brings has no accents.
 FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "arial.ttf", "Arial.ttf")
 FADE = 0.35  # by which the page becomes paler
-Cuts = tuple[dict[int, Array], list[str]]
-"""The images of lines by their numbers on the page; and why others lie nowhere."""
+Cuts = tuple[dict[int, Feeds], list[str]]
+"""The prepared images of lines by their numbers on the page; and why others cannot be read."""
 
 
 @dataclass
@@ -77,10 +69,10 @@ class PageReading(Inference):
         return pixels, page, self._cut(page, pixels) if page else ({}, [])
 
     def _cut(self, page: Page, pixels: Array) -> Cuts:
-        cuts, lost = dict[int, Array](), list[str]()
+        cuts, lost = dict[int, Feeds](), list[str]()
         for k, line in enumerate(() if self.finder is self.session else page.lines):
             try:
-                cuts[k] = cut_line(pixels, line)
+                cuts[k] = prepare_line(self.session, cut_line(pixels, line), "it")
             except InputError as error:
                 lost.append(f"{line.id}: {error}")
         return cuts, lost
@@ -93,7 +85,7 @@ class PageReading(Inference):
             page = find_page(self.finder, pixels, image, self.session.metadata.more.get("text_direction"))
             cuts = self._cut(page, pixels)
         images, lost = cuts
-        lines = read_lines(self.session, [*images.values()], **self.options) if images else []
+        lines = read_prepared(self.session, [*images.values()], **self.options) if images else []
         read = dict(zip(images, lines, strict=True))
         if lost and not read:
             raise InputError(f"line {lost[0]}")
@@ -195,10 +187,10 @@ def _inputs(named: Sequence[str], folder: str, finder: Any) -> list[tuple[str, s
     if folder and any(results.startswith(os.path.realpath(each) + os.sep) for each in named):
         inside = results + os.sep
         found = [each for each in found if not os.path.realpath(each[0]).startswith(inside)]
-    images = [each for each in found if suffix_of(each[0]) != SUFFIX]
-    pages = [each for each in found if each not in images and (each[0] in named or is_page(Path(each[0])))]
-    own = {os.path.realpath(image) for path, _ in pages if (image := head_of(Path(path))[1])}
-    images = [each for each in images if os.path.realpath(each[0]) not in own]
+    heads = {path: head_of(Path(path)) for path, _ in found if suffix_of(path) == SUFFIX}
+    pages = [each for each in found if each[0] in heads and (each[0] in named or heads[each[0]][0] in SIZE)]
+    own = {os.path.realpath(image) for path, _ in pages if (image := heads[path][1])}
+    images = [each for each in found if each[0] not in heads and os.path.realpath(each[0]) not in own]
     if images and finder is None:
         text = f"nothing tells where the lines of {images[0][0]} are; give a line_model (--line-model)"
         if not pages or images[0][0] in named:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from mdlstm_tk.kinds.kind import COMMON, PROBABILITY_DIGITS, Kind, Labels, Predi
 from mdlstm_tk.runtime.inputs import image_for
 from mdlstm_tk.runtime.shapes import Batch as Feeds
 from mdlstm_tk.runtime.shapes import step_width
-from mdlstm_tk.text.character_model import ABSENT, UNKNOWN, CharacterModel
+from mdlstm_tk.text.character_model import CharacterModel
 from mdlstm_tk.text.ctc import Decoding, ReadLine, names_in_model, read_logits
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ class Transcribe(Kind):
     ) -> Labels:
         if config.crop:
             raise InputError("crop would cut texts off; leave it out")
-        labels: Labels = self.training.fit_texts(train, every)
+        labels: Labels = self.training.fit_texts(every)
         return labels
 
     def collate(self, x: Array, targets: Sequence[Any]) -> Array:
@@ -181,20 +180,31 @@ def read_lines(
         InputError: the model does not read texts or take an image, or see `check_reader`.
     """
     check_reader(session.metadata, beam, lm)
-    metadata, batches, lines = session.metadata, list[Feeds](), list[ReadLine]()
-    for k, image in enumerate(images):
-        grey = image[..., 0] if image.shape[2:] == (1,) else image
-        x = image_for(grey, metadata, f"images[{k}]")
-        batches.append(session.prepare(x)._replace(width=image.shape[1]))
+    prepared = [prepare_line(session, image, f"images[{k}]") for k, image in enumerate(images)]
+    return read_prepared(session, prepared, beam=beam, lm=lm)
+
+
+def prepare_line(session: Session, image: Array, label: str) -> Feeds:
+    """The image of a line as a recogniser takes it; see `read_lines`. `label` names it in errors.
+
+    Raises:
+        InputError: the model does not take it.
+    """
+    grey = image[..., 0] if image.shape[2:] == (1,) else image
+    return session.prepare(image_for(grey, session.metadata, label))._replace(width=image.shape[1])
+
+
+def read_prepared(session: Session, batches: Sequence[Feeds], **search: Any) -> list[ReadLine]:
+    """Read lines that `prepare_line` returned; `search` are the other arguments of `read_lines`."""
+    metadata, lines = session.metadata, list[ReadLine]()
     for batch, outputs in zip(batches, session.run(batches), strict=True):
         widths: Any = metadata.grid_of(batch.feeds["x"].shape)[-1], batch.width
-        lines.append(_read(outputs[metadata.output_names[0]][0], metadata, widths, beam=beam, lm=lm))
+        lines.append(_read(outputs[metadata.output_names[0]][0], metadata, widths, **search))
     return lines
 
 
 def check_reader(metadata: Metadata, beam: int | None, lm: CharacterModel | None) -> None:
-    """Check that a model reads texts, and that a language model knows some of its characters and the space;
-    a warning names others if it has no probability for them.
+    """Check that a model reads texts, and that a language model knows some of its characters and the space.
 
     Raises:
         InputError: it does not, or `beam` is below 1.
@@ -210,9 +220,6 @@ def check_reader(metadata: Metadata, beam: int | None, lm: CharacterModel | None
     if " " in lacking or len(lacking) == len(names):
         advice = "fit it to lines of such texts, or call the space <space> in its ARPA file"
         raise InputError(f"lm lacks {''.join(lacking)!r:.40}, which the model reads; {advice}")
-    if lacking and lm.ngrams[""][UNKNOWN] < ABSENT / 2:
-        text = "lm lacks characters that the model reads, and keeps them out of texts: "
-        warnings.warn(text + "".join(lacking)[:40], stacklevel=3)
 
 
 def _read(logits: Array, metadata: Metadata, widths: tuple[int, int] | None, **search: Any) -> ReadLine:

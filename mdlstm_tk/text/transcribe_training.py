@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -34,17 +33,10 @@ def normalise(text: str) -> str:
     return composed(text.translate(INVISIBLE)).strip()
 
 
-def fit_texts(train: Sequence[str], every: Sequence[str]) -> Labels:
-    """The characters of normalised texts, those that are trained on and all; their direction, and their
-    encoding."""
-    direction: Direction = "rtl" if is_right_to_left("".join(every)) else "ltr"
-    learned, characters = (
-        sorted({character for text in texts for character in reorder(text, direction)})
-        for texts in (train, every)
-    )
-    if absent := "".join(sorted({*characters} - {*learned})):
-        text = "characters without samples to train on: %s"
-        logging.getLogger("mdlstm_tk.data").warning(text, absent)
+def fit_texts(texts: Sequence[str]) -> Labels:
+    """The characters of normalised texts, their direction, and their encoding."""
+    direction: Direction = "rtl" if is_right_to_left("".join(texts)) else "ltr"
+    characters = sorted({character for text in texts for character in reorder(text, direction)})
     outputs = {character: k for k, character in enumerate(characters, 1)}
     encode = partial(_encode, characters=outputs, direction=direction)
     decoding = {"text_direction": direction}

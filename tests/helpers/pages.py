@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lxml import etree
 from PIL import Image, ImageDraw
 
 from helpers.layouts import save
 from mdlstm_tk.data import Dataset
 from mdlstm_tk.text import Character, ReadLine
-from mdlstm_tk.text.pages import Page, read_page
+from mdlstm_tk.text.pages import Page, PageLine, read_page
 from mdlstm_tk.training import configure, make_task
 
 WIDTH, HEIGHT = 300, 200
 ALTO = "http://www.loc.gov/standards/alto/ns-v4#"
-OUTLINE = "10 20 90 20 90 50 10 50"
-SHAPE = f'<Shape><Polygon POINTS="{OUTLINE}"/></Shape>'
-COORDS = '<Coords points="10,20 90,20 90,50 10,50"/><Baseline points="10,44 90,46"/>'
 PAGE = "http://schema.primaresearch.org/PAGE/gts/pagecontent/2019-07-15"
 
 
@@ -81,12 +80,102 @@ def equiv(text: str, attributes: str = "") -> str:
     return f"<TextEquiv{attributes and ' '}{attributes}><Unicode>{text}</Unicode></TextEquiv>"
 
 
+# Forms of files, with what is replaced in ours.
+PREFIXED = ((r"<(/?)([A-Z])", r"<\1a:\2"), ("<alto xmlns", "<a:alto xmlns:a"), ("</alto", "</a:alto"))
+FORMS: list[tuple[Any, Sequence[tuple[str, str]]]] = [
+    (alto, ()),
+    (alto, (("ns-v4", "ns-v2"), ("a.png", r"D:\\\\scans\\\\a.png"))),
+    (alto, ((" xmlns=.*>", ">"), ("a.png", ""))),
+    (alto, (*PREFIXED, ("a.png", "gone.tif"))),
+    (page, ()),
+    (page, (("2019-07-15", "2013-07-15"), ("a.png", "https://example.org/iiif/a.png"))),
+]
+HYPHEN, UN_DEUX = '<HYP CONTENT="-"/>', f"<Word>{equiv('un')}</Word><Word>{equiv('deux')}</Word>"
+WRITTEN = {  # of a line, and what stands for it in ALTO and in PAGE
+    "": ("", ""),
+    "un deux": (string("un", "", "deux", between=""), UN_DEUX),
+    "trois quatre": (string("trois", "quatre"), equiv("\n  trois\n  quatre ")),
+    "cin-": (string("cin") + HYPHEN, equiv("x", 'index="1"') + equiv("cin-", 'index="0"')),
+    "six-": (string("six-") + HYPHEN, equiv("x", 'index="1"') + equiv("six-")),
+    "é": (string("e\u0301 "), equiv("e\u0301 ")),
+}
+
+
+def chain(*numbers: float) -> np.ndarray:
+    return np.array(numbers, float).reshape(-1, 2)
+
+
+def numbers(points: np.ndarray) -> str:
+    return " ".join(f"{v:g}" for v in points.ravel())
+
+
+def drawn_page(seed: int) -> tuple[str, list[PageLine]]:
+    """A page of some form, with lines that have some of baseline, outline, box and text; and its lines as
+    they are to be read."""
+    rng = np.random.default_rng(seed)
+    form, replaced = FORMS[seed % len(FORMS)]
+    scale, names, lines, elements = (
+        float(rng.choice([1, 2, 0.5])),
+        [*WRITTEN],
+        list[PageLine](),
+        list[str](),
+    )
+    for k in range(int(rng.integers(5))):
+        y, right = 40 + 30 * k, int(rng.integers(60, WIDTH - 20))
+        text, has_baseline, shape = names[rng.integers(len(names))], rng.random() < 0.7, rng.integers(4)
+        baseline = chain(10, y, 40, y + 2, right, y + 4)
+        outline = chain(10, y - 20, right, y - 20, right, y + 8, 10, y + 8)
+        points, corners = numbers(baseline / scale), numbers(outline / scale)
+        if form is alto and shape == 2 and rng.random() < 0.5:  # a level line, ALTO before 4
+            baseline, points = chain(10, y, right, y), f"{y / scale:g}"
+        name = f"l{k}" if rng.random() < 0.5 else ""
+        if form is alto:
+            box = zip(("HPOS", "VPOS", "WIDTH", "HEIGHT"), (10, y - 20, right - 10, 28), strict=True)
+            attributes = f'ID="{name}"' * bool(name) + f' BASELINE="{points}"' * bool(has_baseline)
+            attributes += "".join(f' {key}="{v / scale:g}"' for key, v in box) if shape == 2 else ""
+            content = f'<Shape><Polygon POINTS="{corners}"/></Shape>' * int(shape == 1) + WRITTEN[text][0]
+        else:
+            pairs = [re.sub(r"(\S+) (\S+)", r"\1,\2", each) for each in (corners, points)]
+            attributes = f'id="{name}"' * bool(name) + ' custom="own {x:1;}"'
+            content = f'<Coords points="{pairs[0]}"/>' * int(shape in (1, 2))
+            content += f'<Baseline points="{pairs[1]}"/>' * bool(has_baseline) + WRITTEN[text][1]
+            content += "<TextStyle/>"
+        elements.append(f"<TextLine {attributes}>{content}</TextLine>")
+        places = (baseline if has_baseline else None, outline if shape in (1, 2) else None)
+        lines.append(PageLine(name or str(k + 1), text, *places))
+    keys = ("WIDTH", "HEIGHT") if form is alto else ("imageWidth", "imageHeight")
+    size = f'{keys[0]}="{WIDTH / scale:g}" {keys[1]}="{HEIGHT / scale:g}"'
+    xml = form("\n".join(elements), size=size)
+    for old, new in replaced:
+        xml = re.sub(old, new, xml)
+    return xml, lines
+
+
 def read_text(folder: Path, text: str | bytes) -> Page:
     """The page of an XML file, which is written with an image beside it unless there is one."""
     if not any(path.suffix in (".png", ".tif") for path in folder.iterdir()):
         write_noise(folder / "a.png")
     (folder / "a.xml").write_bytes(text if isinstance(text, bytes) else text.encode())
     return read_page(folder / "a.xml")
+
+
+def check_page(path: str) -> list[str]:
+    """Check what the schema of PAGE wants of our files, and return the texts of the lines."""
+    order = {"TextLine": ["Coords", "Baseline", "TextEquiv"], "PcGts": ["Metadata", "Page"]}
+    order |= {"Page": ["ReadingOrder", "TextRegion"], "TextRegion": ["Coords", "TextLine"]}
+    root = etree.parse(path).getroot()
+    sheet = next(root.iter("{*}Page"))
+    extents = int(sheet.get("imageWidth")), int(sheet.get("imageHeight"))
+    for element in root.iter():
+        tags = [etree.QName(child).localname for child in element]
+        if known := order.get(etree.QName(element).localname):
+            assert [known.index(tag) for tag in tags] == sorted(known.index(tag) for tag in tags)
+        for point in element.get("points", "").split():
+            assert all(0 <= int(x) <= most for x, most in zip(point.split(","), extents, strict=True))
+    names = [element.get("id") for element in root.iter() if "id" in element.attrib]
+    assert len({*names}) == len(names)
+    assert {*names} >= {each.get("regionRef") for each in root.iter("{*}RegionRefIndexed")}
+    return [each.text or "" for each in root.iter("{*}Unicode")]
 
 
 def draw_page(path: Path, texts: Sequence[str | None] = ("ab", "ba"), suffix: str = ".png") -> Path:

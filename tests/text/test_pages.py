@@ -3,124 +3,45 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
-from helpers.pages import HEIGHT, WIDTH, alto, equiv, page, read_text, string, transcription, write_noise
+from helpers import pages
+from helpers.pages import HEIGHT, WIDTH, alto, drawn_page, equiv, numbers, page, read_text, string
 from lxml import etree
 from PIL import Image
 
 from mdlstm_tk.errors import InputError, MDLSTMError
-from mdlstm_tk.text.pages import PageLine, head_of, is_page, read_page, write_page
-
-PREFIXED = ((r"<(/?)([A-Z])", r"<\1a:\2"), ("<alto xmlns", "<a:alto xmlns:a"), ("</alto", "</a:alto"))
-FORMS: list[tuple[Any, Sequence[tuple[str, str]]]] = [  # with what is replaced
-    (alto, ()),
-    (alto, (("ns-v4", "ns-v2"), ("a.png", r"D:\\\\scans\\\\a.png"))),
-    (alto, ((" xmlns=.*>", ">"), ("a.png", ""))),
-    (alto, (*PREFIXED, ("a.png", "gone.tif"))),
-    (page, ()),
-    (page, (("2019-07-15", "2013-07-15"), ("a.png", "https://example.org/iiif/a.png"))),
-]
-TEXTS = {  # of a line, and what stands for it in ALTO and in PAGE
-    "": ("", ""),
-    "un": (string("un"), equiv("un")),
-    "un deux": (
-        string("un", "", "deux", between=""),
-        f"<Word>{equiv('un')}</Word><Word>{equiv('deux')}</Word>",
-    ),
-    "trois quatre": (string("trois", "quatre"), equiv("\n  trois\n  quatre ")),
-    "cin-": (string("cin") + '<HYP CONTENT="-"/>', equiv("x", 'index="1"') + equiv("cin-", 'index="0"')),
-    "six-": (string("six-") + '<HYP CONTENT="-"/>', equiv("x", 'index="1"') + equiv("six-")),
-    "é": (string("e\u0301 "), equiv("e\u0301 ")),
-}
-
-
-class Drawn(NamedTuple):
-    """A page as a file has it, and its lines as they are to be read."""
-
-    xml: str
-    lines: list[PageLine]
-
-
-def chain(*numbers: float) -> np.ndarray:
-    return np.array(numbers, float).reshape(-1, 2)
-
-
-def drawn(seed: int) -> Drawn:
-    """A page of some form, with lines that have some of baseline, outline, box and text."""
-    rng = np.random.default_rng(seed)
-    form, replaced = FORMS[seed % len(FORMS)]
-    scale, names, lines, elements = float(rng.choice([1, 2, 0.5])), [*TEXTS], list[PageLine](), list[str]()
-    for k in range(int(rng.integers(5))):
-        y, right = 40 + 30 * k, int(rng.integers(60, WIDTH - 20))
-        text, has_baseline, shape = names[rng.integers(len(names))], rng.random() < 0.7, rng.integers(4)
-        baseline = chain(10, y, 40, y + 2, right, y + 4)
-        outline = chain(10, y - 20, right, y - 20, right, y + 8, 10, y + 8)
-        points = " ".join(f"{v:g}" for v in (baseline / scale).ravel())
-        corners = " ".join(f"{v:g}" for v in (outline / scale).ravel())
-        is_level = form is alto and shape == 2 and rng.random() < 0.5
-        if is_level:  # ALTO before 4
-            baseline, points = chain(10, y, right, y), f"{y / scale:g}"
-        name = f"l{k}" if rng.random() < 0.5 else ""
-        (left, top), (width, height) = outline[0] / scale, np.ptp(outline, axis=0) / scale
-        if form is alto:
-            box = f'HPOS="{left:g}" VPOS="{top:g}" WIDTH="{width:g}" HEIGHT="{height:g}"'
-            attributes = f'ID="{name}"' * bool(name) + f' BASELINE="{points}"' * bool(has_baseline)
-            content = f'<Shape><Polygon POINTS="{corners}"/></Shape>' * int(shape == 1) + TEXTS[text][0]
-            elements.append(f"<TextLine {attributes} {box if shape == 2 else ''}>{content}</TextLine>")
-        else:
-            pairs = [re.sub(r"(\S+) (\S+)", r"\1,\2", each) for each in (corners, points)]
-            content = f'<Coords points="{pairs[0]}"/>' * int(shape in (1, 2))
-            content += f'<Baseline points="{pairs[1]}"/>' * bool(has_baseline) + TEXTS[text][1]
-            attributes = f'id="{name}"' * bool(name)
-            elements.append(
-                f'<TextLine {attributes} custom="own {{x:1;}}">{content}<TextStyle/></TextLine>'
-            )
-        places = (baseline if has_baseline else None, outline if shape in (1, 2) else None)
-        lines.append(PageLine(name or str(k + 1), text, *places))
-    keys = ("WIDTH", "HEIGHT") if form is alto else ("imageWidth", "imageHeight")
-    size = f'{keys[0]}="{WIDTH / scale:g}" {keys[1]}="{HEIGHT / scale:g}"'
-    xml = form("\n".join(elements), size=size)
-    for old, new in replaced:
-        xml = re.sub(old, new, xml)
-    return Drawn(xml, lines)
+from mdlstm_tk.text.pages import head_of, read_page, write_page
 
 
 def untold(xml: Any) -> list[Any]:
     """All elements of a file but those that hold texts."""
-    texts = ("String", "SP", "HYP", "TextEquiv", "Word", "Unicode")
     named = ((etree.QName(each).localname, dict(each.attrib)) for each in xml.iter("{*}*"))
-    return [each for each in named if each[0] not in texts]
+    return [each for each in named if not re.fullmatch("String|SP|HYP|TextEquiv|Word|Unicode", each[0])]
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_pages_of_all_forms_are_read_and_written_alike(seed: int, tmp_path: Path) -> None:
-    xml, lines = drawn(seed)
+    xml, lines = drawn_page(seed)
     encoding = ("UTF-8", "ISO-8859-1", "UTF-8-sig")[seed % 3] if "e\u0301" not in xml else "UTF-8"
-    data = xml.replace('"UTF-8"', f'"{encoding.removesuffix("-sig")}"').encode(encoding)
-    found = read_text(tmp_path, data)
-    assert (
-        is_page(tmp_path / "a.xml") and head_of(tmp_path / "a.xml")[1] == found.image == tmp_path / "a.png"
-    )
-    assert (found.width, found.height) == (WIDTH, HEIGHT)
+    told = xml.replace('"UTF-8"', f'"{encoding.removesuffix("-sig")}"')
+    found = read_text(tmp_path, told.encode(encoding))
+    assert head_of(tmp_path / "a.xml")[1] == found.image == tmp_path / "a.png"
     for line, expected in zip(found.lines, lines, strict=True):
         assert line[:2] == expected[:2]
         for points, known in zip(line[2:4], expected[2:4], strict=True):
             assert (points is None) == (known is None)
             assert known is None or np.allclose(points, known, atol=0.01)
-    texts = [text for text in ('x < "y" & \u2014', "z") for _ in lines][: len(lines)]
-    new = {k: transcription(texts[k], 0.25) for k in range(0, len(lines), 2)}
+    new = {k: pages.transcription(('x < "y" & \u2014', "z")[k > 0], 0.25) for k in range(0, len(lines), 2)}
     write_page(found, new, tmp_path / "new/a.xml")
     (tmp_path / "new/a.png").write_bytes((tmp_path / "a.png").read_bytes())
     again = read_page(tmp_path / "new/a.xml")
     assert untold(again.xml) == untold(found.xml)
-    assert [line.text for line in again.lines] == [
-        new[k].text if k in new else line.text for k, line in enumerate(lines)
-    ]
+    texts = [new[k].text if k in new else line.text for k, line in enumerate(lines)]
+    assert [line.text for line in again.lines] == texts
     written = (tmp_path / "new/a.xml").read_text(again.xml.docinfo.encoding)
     assert len(re.findall('(?:WC|conf)="0.2500"', written)) == len(new)
     assert [line.text for line in read_page(tmp_path / "a.xml").lines] == [line.text for line in lines]
@@ -128,77 +49,49 @@ def test_pages_of_all_forms_are_read_and_written_alike(seed: int, tmp_path: Path
         write_page(found, new, tmp_path / "new/a.xml", replace=False)
 
 
-BOX = 'HPOS="10" VPOS="44" WIDTH="80" HEIGHT="2"'
-SHAPE = '<Shape><Polygon POINTS="10 20 90 20 90 50 10 50"/></Shape>'
-POLYGON = chain(10, 20, 90, 20, 90, 50, 10, 50)
-ODD = {  # attributes and content of the TextLine; baseline and polygon
-    "brackets": ('BASELINE="(10,44)\u00a0(90,4.6e1)"', "", chain(10, 44, 90, 46), None),
-    "the box of the baseline": (
-        f'BASELINE="10 44 90 46" {BOX}',
-        "",
-        chain(10, 44, 90, 46),
-        None,
-    ),  # eScriptorium
-    "a point": ('BASELINE="10 44 10 44"', SHAPE, None, POLYGON),
-    "no numbers": ('BASELINE="?"', '<Shape><Polygon POINTS=""/></Shape>', None, None),
-    "not only numbers": ('BASELINE="10,NaN 50,26 90,25"', SHAPE, None, POLYGON),
-    "beyond the page": (f'BASELINE="{WIDTH + 9} 9 {WIDTH + 99} 9"', "", None, None),
-    "infinity": (
-        "",
-        '<Shape><Polygon POINTS="-5 20 1e999 20 900 50"/></Shape>',
-        None,
-        chain(0, 20, 300, 20, 300, 50),
-    ),
-}
+POLYGON = "10 20 90 20 90 50 10 50"
+SHAPE = f'<Shape><Polygon POINTS="{POLYGON}"/></Shape>'
+OF_BASELINE = 'BASELINE="10 44 90 46" HPOS="10" VPOS="44" WIDTH="80" HEIGHT="2"'  # as eScriptorium's boxes
+INFINITE = '<Shape><Polygon POINTS="-5 20 1e999 20 900 50"/></Shape>'
+ODD = [  # attributes and content of a TextLine; baseline and polygon
+    ('BASELINE="(10,44)\u00a0(90,4.6e1)"', "", "10 44 90 46", ""),
+    (OF_BASELINE, "", "10 44 90 46", ""),
+    ('BASELINE="10 44 10 44"', SHAPE, "", POLYGON),
+    ('BASELINE="?"', '<Shape><Polygon POINTS=""/></Shape>', "", ""),
+    ('BASELINE="10,NaN 50,26 90,25"', SHAPE, "", POLYGON),
+    (f'BASELINE="{WIDTH + 9} 9 {WIDTH + 99} 9"', "", "", ""),
+    ("", INFINITE, "", "0 20 300 20 300 50"),
+]
 
 
-@pytest.mark.parametrize("case", ODD)
-def test_odd_places_are_read_as_far_as_they_are_on_the_page(case: str, tmp_path: Path) -> None:
-    attributes, content, *expected = ODD[case]
-    (line,) = read_text(tmp_path, alto(f"<TextLine {attributes}>{content}</TextLine>")).lines
-    for points, known in zip((line.baseline, line.polygon), expected, strict=True):
-        assert (None if points is None else points.tolist()) == (None if known is None else known.tolist())
+def test_odd_places_are_read_as_far_as_they_are_on_the_page(tmp_path: Path) -> None:
+    lines = "".join(f"<TextLine {attributes}>{content}</TextLine>" for attributes, content, *_ in ODD)
+    for line, (*_, baseline, polygon) in zip(read_text(tmp_path, alto(lines)).lines, ODD, strict=True):
+        places = ["" if points is None else numbers(points) for points in (line.baseline, line.polygon)]
+        assert places == [baseline, polygon]
 
 
-def test_the_reach_of_lines_is_typical_of_the_page(tmp_path: Path) -> None:
-    lines = [
-        f'<TextLine BASELINE="10 {y} 90 {y}"><Shape><Polygon POINTS="{points}"/></Shape></TextLine>'
-        for y, above, below in ((40, 20, 6), (80, 24, 8), (120, 60, 9))
-        for points in (f"10 {y - above} 90 {y - above} 90 {y + below} 10 {y + below}",)
-    ]
-    assert {line.reach for line in read_text(tmp_path, alto("\n".join(lines))).lines} == {(24.0, 8.0)}
-    alone = "".join(f'<TextLine BASELINE="10 {y} 90 {y}"/>' for y in (60, 90, 120))
-    assert read_text(tmp_path, alto(alone)).lines[0].reach == pytest.approx((21, 10.5))
-    assert read_text(tmp_path, alto("<TextLine/>")).lines[0].reach is None
+# Where a baseline begins, and how far below the top of its outline, which is 20 high, it lies.
+TOPLINE, LETTERS_ABOVE, UPRIGHT = (90, 4), (90, 16), (10, 16)
+DRAWN_LINES = [  # the lines of a page, the text of all; the lines that are turned
+    ([TOPLINE], "\u05d0\u05d1", [True]),  # Hebrew
+    ([TOPLINE, TOPLINE, UPRIGHT], "", [True, True, False]),  # Hebrew without texts
+    ([LETTERS_ABOVE, UPRIGHT], "ab", [True, False]),  # drawn backwards
+    ([TOPLINE, UPRIGHT, UPRIGHT], "", [False, False, False]),  # one upside down
+    ([TOPLINE, TOPLINE], "ab", [False, False]),  # a page upside down
+]
 
 
-TOPLINE, LETTERS_ABOVE, UPRIGHT = (
-    (90, 4),
-    (90, 16),
-    (10, 16),
-)  # where they begin, and below their outlines' top
-DRAWN_LINES = {  # the lines, the text of all; the lines that are turned
-    "Hebrew": ([TOPLINE], "\u05d0\u05d1", [True]),
-    "Hebrew without texts": ([TOPLINE, TOPLINE, UPRIGHT], "", [True, True, False]),
-    "drawn backwards": ([LETTERS_ABOVE, UPRIGHT], "ab", [True, False]),
-    "a line upside down": ([TOPLINE, UPRIGHT, UPRIGHT], "", [False, False, False]),
-    "a page upside down": ([TOPLINE, TOPLINE], "ab", [False, False]),
-}
-
-
-@pytest.mark.parametrize("case", DRAWN_LINES)
-def test_a_page_tells_whether_right_to_left_is_the_order_of_drawing(case: str, tmp_path: Path) -> None:
-    kinds, text, is_turned = DRAWN_LINES[case]
-    lines = [
-        f'<TextLine BASELINE="{begin} {y} {100 - begin} {y}"><Shape><Polygon POINTS="10 {y - up} '
-        f'90 {y - up} 90 {y - up + 20} 10 {y - up + 20}"/></Shape>{string(text)}</TextLine>'
-        for y, (begin, up) in zip(range(40, 200, 40), kinds, strict=False)
-    ]
-    found = read_text(tmp_path, alto("".join(lines))).lines
-    begins = [line.baseline[0, 0] for line in found if line.baseline is not None]
-    assert begins == [
-        100 - begin if turned else begin for (begin, _), turned in zip(kinds, is_turned, strict=True)
-    ]
+def test_a_page_tells_whether_right_to_left_is_the_order_of_drawing(tmp_path: Path) -> None:
+    for kinds, text, is_turned in DRAWN_LINES:
+        lines = [
+            f'<TextLine BASELINE="{begin} {y} {100 - begin} {y}"><Shape><Polygon POINTS="10 {y - up} '
+            f'90 {y - up} 90 {y - up + 20} 10 {y - up + 20}"/></Shape>{string(text)}</TextLine>'
+            for y, (begin, up) in zip((40, 80, 120), kinds, strict=False)
+        ]
+        found = read_text(tmp_path, alto("".join(lines))).lines
+        begins = [line.baseline[0, 0] for line in found if line.baseline is not None]
+        assert begins == [100 - b if turned else b for (b, _), turned in zip(kinds, is_turned, strict=True)]
 
 
 BOMB = "".join(f'<!ENTITY e{k + 1} "{f"&e{k};" * 10}">' for k in range(12))
@@ -209,6 +102,7 @@ DAMAGED = {  # what is no page of its image
     "another shape": alto("", size='WIDTH="300" HEIGHT="300"'),
     "millimetres without extents": alto("", unit="mm10", size='WIDTH="0" HEIGHT="0"'),
     "two pages": alto("").replace("</Layout>", '<Page ID="q"/></Layout>'),
+    "no image": alto("", image=f"{'d' * 300}.jpg").replace("a.png", "gone.png"),
     "no page": "<mets/>",
     "no XML": "text",
     "nothing": "",
@@ -219,19 +113,15 @@ DAMAGED = {  # what is no page of its image
 @pytest.mark.parametrize("case", DAMAGED)
 def test_damaged_and_hostile_pages_are_refused_in_one_line(case: str, tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("it is told")
+    pages.write_noise(tmp_path / ("b.png" if case == "no image" else "a.png"))
     with pytest.raises(InputError, match=r"a\.xml") as error:
         read_text(tmp_path, DAMAGED[case])
     message = str(error.value)
     assert "\n" not in message and "told" not in message and len(message) < 500
-    assert is_page(tmp_path / "a.xml") == DAMAGED[case].lstrip().startswith("<?xml")  # it ends, too
+    assert (head_of(tmp_path / "a.xml")[0] == "alto") == DAMAGED[case].startswith("<?xml")  # it ends, too
 
 
 def test_the_image_lies_beside_the_page_or_above_it_and_is_upright(tmp_path: Path) -> None:
-    (tmp_path / "d.xml").write_text(alto("", image=f"{'d' * 300}.jpg"))
-    for name in ("d", "gone"):
-        with pytest.raises(InputError, match=name):
-            read_page(tmp_path / f"{name}.xml")
-    assert head_of(tmp_path / "gone.xml") == ("", None)
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("L", (HEIGHT, WIDTH)).save(tmp_path / "a.png", exif=exif)
@@ -240,12 +130,8 @@ def test_the_image_lies_beside_the_page_or_above_it_and_is_upright(tmp_path: Pat
         (tmp_path / folder / "a.xml").write_text(page(""))
         found = read_page(tmp_path / folder / "a.xml")
         assert (found.image, found.width, found.height) == (tmp_path / "a.png", WIDTH, HEIGHT)
-    write_noise(tmp_path / "e.png")
-    (tmp_path / "e.xml").write_text("broken")
-    assert head_of(tmp_path / "e.xml") == ("", tmp_path / "e.png")
-    counted = alto("", "e.png", unit="mm10", size='WIDTH="1500" HEIGHT="1000"')
-    assert read_text(tmp_path, counted).width == WIDTH
-    assert read_text(tmp_path, alto("", "e.png", size='WIDTH="0" HEIGHT="0"')).width == WIDTH
+    for unit, size in (("mm10", 'WIDTH="1500" HEIGHT="1000"'), ("pixel", 'WIDTH="0" HEIGHT="0"')):
+        assert read_text(tmp_path, alto("", unit=unit, size=size)).width == WIDTH
 
 
 def test_what_points_into_a_former_text_goes_and_the_region_has_that_of_its_lines(tmp_path: Path) -> None:
@@ -253,10 +139,9 @@ def test_what_points_into_a_former_text_goes_and_the_region_has_that_of_its_line
     custom = "a {offset:0;} b {index:0;} c {x:1; offset:1;}"
     lines = f'<TextLine custom="{custom}"><Coords points=""/>{equiv("ab")}<TextStyle/></TextLine>'
     before = read_text(tmp_path, page(lines + f"<TextLine>{equiv('x')}</TextLine>" + equiv("ab\nx")))
-    write_page(before, {0: transcription("c")}, tmp_path / "b.xml")
+    write_page(before, {0: pages.transcription("c")}, tmp_path / "b.xml")
     written = (tmp_path / "b.xml").read_text()
     assert '<TextLine custom="b {index:0;}">' in written
     assert re.findall("<Unicode>([^<]*)<", written) == ["c", "x", "c\nx"]
-    assert [*map(written.index, ('points=""', "conf", "TextStyle"))] == sorted(
-        map(written.index, ('points=""', "conf", "TextStyle"))
-    )
+    places = [*map(written.index, ('points=""', "conf", "TextStyle"))]
+    assert places == sorted(places)
