@@ -50,7 +50,13 @@ def mdlstm(
             main(list(map(str, arguments)))
     signal.signal(signal.SIGINT, on_interrupt)
     assert isinstance(ended.value.code, int)
-    return Result(ended.value.code, *(each.buffer.getvalue().decode() for each in (out, err)))  # type: ignore[attr-defined]
+    return Result(ended.value.code, *map(_text, (out, err)))
+
+
+def _text(stream: io.TextIOWrapper) -> str:
+    content = stream.buffer
+    assert isinstance(content, io.BytesIO)
+    return content.getvalue().decode(errors="replace")  # arrays go there, too
 
 
 def succeed(*arguments: object, **options: Any) -> Result:

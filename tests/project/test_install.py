@@ -86,10 +86,8 @@ def test_the_sdist_holds_the_checkout_and_the_wheel_one_package(tmp_path: Path) 
     names = "pyproject.toml LICENSE README.md CHANGELOG.md CONTRIBUTING.md Makefile .ci/run CITATION.cff"
     expected = package | {Path(name) for name in names.split()}
     for name in ("tests", "benchmarks", "docs", "examples"):
-        sources = (
-            path for path in (ROOT / name).rglob("*") if path.suffix in (".md", ".png", ".py", ".svg")
-        )
-        expected |= {path.relative_to(ROOT) for path in sources}
+        sources = (path.relative_to(ROOT) for path in (ROOT / name).rglob("*"))
+        expected |= {path for path in sources if path.suffix in (".md", ".png", ".py", ".svg")}
     assert expected - held == set()
     assert not any((sdist / folder).exists() for folder in FOLDERS[1:])  # each file once
     run(*build, "--wheel", sdist, cwd=tmp_path)
