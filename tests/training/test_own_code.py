@@ -107,7 +107,8 @@ def test_own_code_from_training_to_inference(
         assert load_checkpoint(Path("run0/last.safetensors")).config.lr == 0.125
     assert "--import FILE" in call("train", "--resume", "run0", "--steps", 4, code=2).err
     call(*FILES, "train", "--resume", "run0", "--steps", 4)
-    call(*FILES, "export", "run0", "--form", "scan", "-o", "m.onnx")
+    done = call(*FILES, "export", "run0", "--form", "scan", "-o", "m.onnx")
+    assert "next: mdlstm --import cells.py --import own_kind.py --import=mine.py infer" in done.err
     call("infer", "x.npy", "-m", "m.onnx", "-o", "y.npy" if own != "task" else "y.csv")  # without the files
     if own == "kind":
         done = call(*FILES, "infer", "x.npy", "-m", "m.onnx", "--json")

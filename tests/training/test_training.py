@@ -15,7 +15,7 @@ import torch
 from helpers.layouts import samples, write
 
 from mdlstm_tk.data import Batch, Dataset, Task, TaskSpec
-from mdlstm_tk.errors import DeviceError, InputError
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.models import register
 from mdlstm_tk.training import (
@@ -97,7 +97,8 @@ def test_the_best_weights_are_those_of_the_best_validation(tmp_path: Path) -> No
     with pytest.raises(InputError):
         train(configure(**settings, best_by="nothing"), tmp_path / "wrong")
     plain = {**settings, "validation": 0, "best_by": "f1_macro"}  # the last weights are the best
-    assert train(configure(**plain), tmp_path / "plain")["step"] == settings["steps"]
+    result = train(configure(**plain), tmp_path / "plain")
+    assert (result["step"], result["errors"], result["split"]) == (30, {}, None)
 
 
 def test_patience_and_minutes_end_a_training(tmp_path: Path) -> None:
@@ -126,12 +127,6 @@ def test_the_average_follows_the_weights(tmp_path: Path) -> None:
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * before[f"average.{name}"] + (1 - decay) * after[f"model.{name}"]
         torch.testing.assert_close(after[f"average.{name}"], expected)
-
-
-def test_without_data_held_out_the_last_weights_are_the_best(tmp_path: Path) -> None:
-    data = write(tmp_path / "data", "classify", "folder")
-    result = train(configure(task="classify", data=str(data), validation=0, **SMALL), tmp_path / "run")
-    assert (result["step"], result["errors"], result["split"]) == (6, {}, None)
 
 
 @pytest.mark.usefixtures("fresh_registries")
@@ -188,7 +183,7 @@ def test_a_task_may_have_measures_of_its_own(tmp_path: Path) -> None:
     assert measures_of(OwnMeasures(), add_up(network, OwnMeasures(), "test")) == result["errors"]
 
 
-def test_large_images_get_windows_and_a_run_says_so(tmp_path: Path) -> None:
+def test_large_images_get_windows() -> None:
     spec = TaskSpec("t", "segment", 1, 2, (300, 200), ("a", "b"), mixed_sizes=True)
     extents = np.array([[300, 200], [90, 120]])
     samples: list[Any] = [(np.zeros((*each, 1), np.float32), np.zeros(each, int)) for each in extents]
@@ -202,14 +197,11 @@ def test_a_training_that_needs_more_memory_than_there_is_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configure(task="textures", batch_size=64, hidden=64)
-    for available, fits in ((10**8, False), (None, True)):
-        monkeypatch.setattr(memory, "available_memory", lambda available=available: available)
-        if not fits:
-            with pytest.raises(InputError, match="memory"):
-                train(config, tmp_path / "run")
-        assert not (tmp_path / "run").exists()
-    monkeypatch.undo()
     assert memory.available_memory() is None or memory.available_memory() > 2**20
+    monkeypatch.setattr(memory, "available_memory", lambda: 10**8)
+    with pytest.raises(InputError, match="memory"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_folders_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,22 +223,18 @@ def test_folders_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for wrong in ("nowhere", "empty"):
         with pytest.raises(InputError):
             open_run(wrong)
-    with pytest.raises(DeviceError):
-        train(configure(device="cuda:99"))
 
 
-@pytest.mark.parametrize("where", [0, 7, 200, -9])
-def test_damaged_checkpoints_are_refused_in_one_line(where: int, tmp_path: Path) -> None:
-    train(configure(**SMALL), tmp_path / "run")
-    path = tmp_path / "run" / "last.safetensors"
-    data = path.read_bytes()
-    path.write_bytes(data[:where])
-    with pytest.raises(InputError) as raised:
-        load_checkpoint(path)
-    assert "\n" not in str(raised.value)
-    path.write_bytes(data[:where] + b"\xff" + data[where + 1 :] if where >= 0 else data)
-    with suppress(InputError):  # a wrong number may be one, too
-        load_checkpoint(path)
+def test_damaged_checkpoints_are_refused_in_one_line(trained: Run, tmp_path: Path) -> None:
+    data, path = trained.last.read_bytes(), tmp_path / "last.safetensors"
+    for where in (0, 7, 200, 3000, len(data) - 9):
+        path.write_bytes(data[:where])
+        with pytest.raises(InputError) as raised:
+            load_checkpoint(path)
+        assert "\n" not in str(raised.value)
+        path.write_bytes(data[:where] + b"\xff" + data[where + 1 :])
+        with suppress(InputError):  # a wrong number may be one, too
+            load_checkpoint(path)
 
 
 def test_event_files_have_what_the_metrics_have(tmp_path: Path) -> None:
