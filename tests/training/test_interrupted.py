@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +126,12 @@ def rename(data: Path, seed: int) -> None:
             file.rename(folder / name)
 
 
+STOPS = [("interrupt", "digits"), ("interrupt", "own images"), ("kill", "own images")]
+STOPS += [("error", "diagonal"), ("terminate", "digits")]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
-@pytest.mark.parametrize(
-    ("how", "name"),
-    [
-        *product(["interrupt", "kill"], ["digits", "own images"]),
-        ("error", "diagonal"),
-        ("terminate", "digits"),
-    ],
-)
+@pytest.mark.parametrize(("how", "name"), STOPS)
 def test_a_run_that_is_stopped_again_and_again_equals_a_whole_one(
     how: str, name: str, whole: Callable[[str], Run], tmp_path: Path
 ) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import pickle
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ import torch
 from helpers.checkout import ROOT
 from helpers.command import Result, mdlstm
 
-from mdlstm_tk._util.user_code import import_file
 from mdlstm_tk.data import Dataset, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io.metadata import Metadata
@@ -86,7 +83,7 @@ def call(tmp_path: Path, forget: Callable[[], None]) -> Callable[..., Result]:
     return run
 
 
-@pytest.mark.parametrize("own", OWN)
+@pytest.mark.parametrize("own", ["cell", "network", "task", pytest.param("kind", marks=pytest.mark.slow)])
 def test_own_code_from_training_to_inference(
     own: str, tmp_path: Path, call: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,14 +163,6 @@ def test_tasks_and_networks_are_given_in_python(tmp_path: Path) -> None:
     assert train(own, tmp_path / "run", task=task(*samples))["errors"].keys() == {"nmse", "r2"}
     assert train(own, tmp_path / "none", task=task())["errors"] == {}
     assert resume(tmp_path / "run", task=task(*samples), steps=3)["ending"] == "done 3 steps"
-
-
-def test_an_imported_file_is_a_module_like_any_other(tmp_path: Path) -> None:
-    header = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
-    (tmp_path / "json.py").write_text(f"{header}@dataclass\nclass Settings:\n    depth: int = 3\n")
-    settings = import_file(tmp_path / "json.py").Settings(5)
-    assert pickle.loads(pickle.dumps(settings)) == settings
-    assert sys.modules["json"] is json
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,10 @@ import pytest
 import torch
 from helpers.layouts import samples, write
 
-from mdlstm_tk.data import Batch, Dataset, Task, TaskSpec
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.models import register
 from mdlstm_tk.training import (
     Run,
-    TrainConfig,
     build_network,
     configure,
     evaluate,
@@ -31,8 +27,6 @@ from mdlstm_tk.training import (
     open_run,
     train,
 )
-from mdlstm_tk.training.evaluation import add_up, measures_of
-from mdlstm_tk.training.networks import with_windows
 
 SMALL = {"hidden": 4, "steps": 6, "batch_size": 4, "evaluate_every": 3}
 
@@ -151,46 +145,6 @@ def test_further_predictions_count_in_the_loss_alone(tmp_path: Path) -> None:
     outputs = network.train()(torch.from_numpy(batch.x))
     one, other = (torch.nn.functional.cross_entropy(y, torch.from_numpy(batch.y)) for y in outputs)
     assert Run(tmp_path / "run").read_metrics()[0]["loss"] == pytest.approx(float(one + 0.3 * other))
-
-
-class OwnMeasures(Task):
-    """A task with measures of its own, which a batch may lack."""
-
-    kind, spec = "regress", TaskSpec("own", "regress", 1, 1, (3, 3), ("y",))
-
-    def count(self, split: str) -> int:
-        return 10
-
-    def batch(self, seed: int, step: int, count: int, split: Any = "train", shard: Any = None) -> Batch:
-        x = np.full((count, 3, 3, 1), step, np.float32)[shard or slice(None)]
-        return Batch(x, x[:, 0, 0])
-
-    def sums(self, prediction: Any, batch: Any, spec: TaskSpec) -> dict[str, Any]:
-        return {f"seen {int(batch.x.max())}": torch.tensor([float(len(batch.x))])}
-
-    def measures(self, sums: Any, spec: TaskSpec) -> dict[str, float]:
-        return {name: float(value.sum()) for name, value in sorted(sums.items())}
-
-    @property
-    def evaluation_batch(self) -> int:
-        return 4
-
-
-def test_a_task_may_have_measures_of_its_own(tmp_path: Path) -> None:
-    result = train(TrainConfig(**SMALL), tmp_path / "run", task=OwnMeasures())
-    assert result["errors"] == {"seen 0": 4, "seen 1": 4, "seen 2": 2}
-    network = load_checkpoint(tmp_path / "run" / "best.safetensors").network()
-    assert measures_of(OwnMeasures(), add_up(network, OwnMeasures(), "test")) == result["errors"]
-
-
-def test_large_images_get_windows() -> None:
-    spec = TaskSpec("t", "segment", 1, 2, (300, 200), ("a", "b"), mixed_sizes=True)
-    extents = np.array([[300, 200], [90, 120]])
-    samples: list[Any] = [(np.zeros((*each, 1), np.float32), np.zeros(each, int)) for each in extents]
-    task = Dataset(spec, {"train": samples}, kind_named("segment"), extents=extents)
-    config = with_windows(TrainConfig(task="segment", data="x"), task)
-    assert config.windows == "4x4" and with_windows(TrainConfig(task="segment"), task).windows == ""
-    assert with_windows(replace(config, windows="2"), task).windows == "2"
 
 
 def test_a_training_that_needs_more_memory_than_there_is_does_not_start(
