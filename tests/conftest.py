@@ -1,7 +1,4 @@
-"""Fixtures that several test files use: one small trained run, its export, a browser, threads and memory.
-
-Markers are set here: `gpu` by folder, `browser` and `network`, which are slow, by the fixtures of a test.
-"""
+"""Fixtures that several test files use: small trained runs, their exports, registries and memory."""
 
 from __future__ import annotations
 
@@ -17,7 +14,6 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `mdlstm` does, before torch is imported
 import torch
-from helpers.requirements import missing
 from hypothesis import HealthCheck, settings
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each call of the command would compile all modules again
@@ -31,8 +27,6 @@ from mdlstm_tk.models import registry
 from mdlstm_tk.training import tasks
 
 if TYPE_CHECKING:  # fixtures import what only some tests need
-    from playwright.sync_api import Browser
-
     from mdlstm_tk.training import Run
 
 torch.set_num_threads(1)  # tests run side by side
@@ -52,17 +46,15 @@ settings.load_profile("steady")
 CELLS = dict(cell._cells)  # those of the package
 NETWORKS = copy.deepcopy(registry._FACTORIES)
 
-MARKERS = {"browser": "browser", "onnxruntime_web": "network"}  # fixture: marker
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark by folder what needs a GPU, and what opens pages in a browser by its fixture."""
     for item in items:
         if item.path.parent.name == "gpu":
             item.add_marker("gpu")
-        for fixture, marker in MARKERS.items():
-            if fixture in getattr(item, "fixturenames", ()):
-                item.add_marker(marker)
-                item.add_marker("slow")
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+            item.add_marker("slow")
         if item.get_closest_marker("weekly"):
             item.add_marker("slow")
 
@@ -139,18 +131,6 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Run:
     train(configure(task="transcribe", data=str(folder / "pages"), **settings), run.folder)
     export_run(run, folder / "reader.onnx", form="scan")
     return run
-
-
-@pytest.fixture(scope="module")  # Playwright's event loop must end with the tests that use it
-def browser() -> Iterator[Browser]:
-    """The installed Chromium, without a window."""
-    from helpers.browser import find_chromium, launched
-
-    program = find_chromium()
-    if program is None:
-        missing("Chromium is not installed")
-    with launched(program) as chromium:
-        yield chromium
 
 
 @pytest.fixture

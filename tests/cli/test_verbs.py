@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
@@ -12,17 +11,14 @@ import subprocess
 import sys
 import time
 from dataclasses import fields
-from importlib import import_module
-from inspect import signature
-from itertools import count
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import numpy as np
 import pytest
 from helpers import tiled_models
 from helpers.command import mdlstm, succeed
+from helpers.damage import damage
 from helpers.layouts import write
 from helpers.small_models import classifier, recogniser, segmenter, write_model
 from helpers.without_packages import TRAINING, python_without
@@ -31,81 +27,55 @@ from PIL import Image
 from mdlstm_tk._version import __version__
 from mdlstm_tk.cli import console
 from mdlstm_tk.cli.app import VERBS
-from mdlstm_tk.errors import DeviceError, MissingExtraError, require
-from mdlstm_tk.installation import check_installation
 from mdlstm_tk.training import Run
 from mdlstm_tk.training.config import TrainConfig, configure
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
-def test_help_fits_eighty_columns_and_names_each_option(verb: str) -> None:
+def test_help_fits_eighty_columns(verb: str) -> None:
     done = succeed(*filter(None, [verb]), "--help", env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
-    assert max(map(len, done.out.splitlines())) <= 80
-    assert "--help" in done.out
-    if not verb:
+    assert max(map(len, done.out.splitlines())) <= 80 and "--help" in done.out
+    if verb == "train":
+        wide = succeed("train", "--help").out
+        for each in fields(TrainConfig):
+            assert f"--{each.name.replace('_', '-')} " in wide and each.metadata["panel"] in wide
+    elif not verb:
         assert all(name in done.out for name in VERBS)
-        assert (
-            succeed().out == done.out
-            or succeed(env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).out == done.out
-        )
-
-
-def test_each_setting_is_an_option_of_train_in_a_panel() -> None:
-    done = succeed("train", "--help", env={"COLUMNS": "200"})
-    for each in fields(TrainConfig):
-        assert f"--{each.name.replace('_', '-')} " in done.out and each.metadata["panel"] in done.out
-
-
-def test_the_version() -> None:
-    assert succeed("--version").out == f"mdlstm-tk {__version__}\n"
+        assert succeed("--version").out == f"mdlstm-tk {__version__}\n"
 
 
 def test_the_four_commands(tmp_path: Path) -> None:
-    done = succeed(
-        "train", "--steps", 20, "--batch-size", 4, "--layer-norm", "false", "--json", cwd=tmp_path
-    )
-    run = tmp_path / "runs" / "md-8x8"
+    words = ("train", "--steps", 20, "--batch-size", 4, "--layer-norm", "false", "--json")
+    done, run = succeed(*words, cwd=tmp_path), tmp_path / "runs/md-8x8"
     assert json.loads(done.out)["run"] == "runs/md-8x8"
     assert "next: mdlstm export runs/md-8x8 --size 8x8" in done.err
-    assert {"curves.png", "prediction.png", "report.html", "result.json"} <= {
-        path.name for path in run.iterdir()
-    }
+    names = {"curves.png", "prediction.png", "report.html", "result.json"}
+    assert names <= {path.name for path in run.iterdir()}
     config = configure(run / "config.toml")
     assert (config.steps, config.batch_size, config.layer_norm) == (20, 4, False)
-    done = succeed("export", "--size", 8, "--json", cwd=tmp_path)
-    assert json.loads(done.out)[0]["path"].endswith("model-8x8.onnx")
-    assert "next: mdlstm infer FILE -m runs/md-8x8/model-8x8.onnx" in done.err
-    assert "exporting" not in done.err and done.err.count("\n") == 1
-    done = succeed("-v", "export", "--form", "scan", "--multiple-of", "2", "-o", "any.onnx", cwd=tmp_path)
-    assert "exporting" in done.err and done.out == ""
-    assert json.loads(succeed("info", "any.onnx", "--json", cwd=tmp_path).out)["multiple_of"] == [2, 2]
-    np.save(tmp_path / "matrix.npy", np.random.default_rng(0).random((8, 8)) / 10)
+    done = succeed("export", "--size", 4, "--size", "2x3", "--json", cwd=tmp_path)
+    paths = [Path(each["path"]).name for each in json.loads(done.out)]
+    assert paths == ["model-4x4.onnx", "model-2x3.onnx"]
+    assert "next: mdlstm infer FILE -m runs/md-8x8/model-2x3.onnx" in done.err
+    np.save(tmp_path / "matrix.npy", np.random.default_rng(0).random((2, 3)) / 10)
     done = succeed("infer", "matrix.npy", cwd=tmp_path)
-    assert "matrix.npy → matrix.out.npy 8x8" in done.err
-    assert np.load(tmp_path / "matrix.out.npy").shape == (8, 8)
-    done = succeed("export", "--size", 8, "--size", "4x5", "--force", cwd=tmp_path)
-    assert "next: mdlstm infer FILE -m runs/md-8x8/model-4x5.onnx" in done.err
+    assert "matrix.npy → matrix.out.npy 2x3" in done.err
+    assert np.load(tmp_path / "matrix.out.npy").shape == (2, 3)
     done = succeed("verify", "runs/md-8x8", cwd=tmp_path)
     assert "within tolerance" in done.err and "ONNX Runtime, cpu" in done.out
-    assert "compared with" not in done.err and "FAILED" not in done.out and "e-" in done.out
-    done = succeed("verify", "runs/md-8x8/model-8x8.onnx", "--json", cwd=tmp_path)
+    assert "FAILED" not in done.out and "e-" in done.out
+    done = succeed("verify", "runs/md-8x8/model-2x3.onnx", "--json", cwd=tmp_path)
     assert {case.split()[-1] for case in json.loads(done.out)["ONNX Runtime, cpu"]} == {"0", "1"}
-    done = succeed("info", "runs/md-8x8", "--json", cwd=tmp_path)
-    assert json.loads(done.out)["steps_done"] == 20
     done = succeed("report", "--json", cwd=tmp_path)
     assert (tmp_path / json.loads(done.out)["path"]).is_file() and "next: mdlstm infer" in done.err
-    done = succeed("train", "--resume", "runs/md-8x8", "--steps", 25, cwd=tmp_path)
+    succeed("train", "--resume", "runs/md-8x8", "--steps", 25, cwd=tmp_path)
     assert json.loads(succeed("info", run, "--json").out)["steps_done"] == 25
-    done = succeed("info", "runs/md-8x8", cwd=tmp_path)
-    assert "has gone on since" in done.err
+    assert "has gone on since" in succeed("info", run).err
     done = mdlstm("train", "--steps", 5, "-o", run)
     assert done.code == 2 and "--force" in done.err
-    shutil.rmtree(run)
 
 
 def test_a_file_that_is_damaged_fails_the_verification(trained: Run, tmp_path: Path) -> None:
-    from helpers.damage import damage
-
     damage(trained.folder / "model-8x8.onnx", tmp_path / "d.onnx", 5)
     done = mdlstm("verify", tmp_path / "d.onnx", "--against", trained.folder)
     assert done.code == 3 and "FAILED" in done.out, done.err
@@ -120,106 +90,22 @@ def test_models_and_tasks_are_described(tmp_path: Path) -> None:
     assert (cells["grid"], cells["threshold"], cells["classes"]) == ("8x*", "0.25", "cat, dög, <b>")
     assert cells["preprocessing"] == "channels 1, resize *x64" and "window" not in cells
     values = json.loads(succeed("info", "digits", "--json").out)
-    assert values["task"]["default"] == "digits"
-    assert values["lr"]["default"] is not None and "rate" in values["lr"]["meaning"]
-    heading, *rows = succeed("info", "digits").out.splitlines()
-    assert heading.split() == ["setting", "default", "of", "digits", "meaning"]
-    defaults = {row.split()[0]: row.split()[1] for row in rows}
+    assert values["task"]["default"] == "digits" and values["lr"]["meaning"]
+    done = succeed("info", "digits")
+    defaults = {row.split()[0]: row.split()[1] for row in done.out.splitlines()[1:]}
     assert (defaults["task"], defaults["steps"]) == ("digits", str(values["steps"]["default"]))
-    assert succeed("info", "digits").err == "next: mdlstm train --task digits\n"
+    assert done.err == "next: mdlstm train --task digits\n"
     assert succeed("info", "classify").err == "next: mdlstm train --task classify --data PATH\n"
 
 
-def test_comparison_and_samples(tmp_path: Path, density_run: Run) -> None:
-    done = succeed("compare", "--steps", 20, "--seeds", 1, "--size", 8, "--json", cwd=tmp_path)
-    assert json.loads(done.out)
-    assert (tmp_path / "runs" / "compare-diagonal-8x8" / "relevant.png").is_file()
-    done = succeed("compare", "--steps", 20, "--seeds", 1, "--size", 4, "--force", cwd=tmp_path)
-    assert not done.out.lstrip().startswith(("[", "{")) and "md" in done.out
-    run = density_run.folder
-    done = succeed("sample", run, "-n", 2, "-o", "s.npy", "--json", cwd=tmp_path)
-    assert json.loads(done.out)["images"] == 2 and np.load(tmp_path / "s.npy").shape[0] == 2
-    succeed("sample", run, "-n", 2, "--seed", 0, "--temperature", 1, "-o", "u.npy", cwd=tmp_path)
-    np.testing.assert_array_equal(np.load(tmp_path / "u.npy"), np.load(tmp_path / "s.npy"))
-    done = succeed("sample", run, "-n", 2, "--size", "5", "-o", "t.npy", cwd=tmp_path)
-    assert np.load(tmp_path / "t.npy").shape[1:3] == (5, 5) and "t.npy: 2 of 5x5" in done.err
-    succeed("sample", run, "-n", 2, "--size", "5x6", cwd=tmp_path)
-    assert Image.open(tmp_path / "samples.png").size[0] > 0
-    assert mdlstm("sample", run, cwd=tmp_path).code == 2
-
-
-@pytest.mark.parametrize("options", ["", "--validation 0", "--crop 4", "--minutes 0.02"])
-def test_what_a_training_says_is_in_its_run(
-    options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data, run = write(tmp_path / "data", "segment", "folder"), Run(tmp_path / "run")
-    monkeypatch.setattr(console, "LINE_SECONDS", -1)  # a line for each step
-    small = ("--hidden", 3, "--augment", 0, "--evaluate-every", 10, "--batch-size", 8)
-    steps = () if "minutes" in options else ("--steps", 30)
-    words = (
-        "train",
-        "--data",
-        data,
-        "--task",
-        "segment",
-        *small,
-        *steps,
-        *options.split(),
-        "-o",
-        run.folder,
-    )
-    lines = succeed(*words).err.splitlines()
-    result, losses = run.read_result(), [each["loss"] for each in run.read_metrics()]
-    told = [line.partition("  ") for line in lines if "loss" in line]
-    assert len(told) == len(losses) and (len(losses) == 30 or not steps)
-    assert not steps or [done for done, _, _ in told] == [f"{k}/30 steps" for k in range(1, 31)]
-    assert steps or all(done.endswith("/1.2 s") for done, _, _ in told)
-    for k, (_, _, text) in enumerate(told, 1):
-        loss, *others = text.split(", ")
-        assert loss == f"loss {mean(losses[max(0, k - 20) : k]):.4g}"
-        assert bool(others and others[-1].endswith(" steps/s")) == (k > 1)
-        assert any(each.startswith("error ") for each in others) == (
-            k >= 10 and "validation" not in options
-        )
-    ended, best, wrote, following = lines[-4:]
-    assert ended == f"{run.folder} has {result['ending']}, {result['steps_per_second']:.3g} steps/s"
-    if "validation" in options:
-        assert best.startswith("nothing was held out")
-    else:
-        assert f"error {result['errors']['error']:.4g}" in best and "which chose them" in best
-        assert ("cropped to 4" in best) == ("crop" in options)
-    assert all(Path(file).is_file() for file in wrote.removeprefix("wrote ").split(", "))
-    assert ("prediction.png" in wrote) == ("validation" not in options)
-    assert following == f"next: mdlstm export {run.folder} --form scan"
-    if steps:
-        monkeypatch.setattr(console, "LINE_SECONDS", 1e9)  # a line for each tenth
-        done = succeed("train", "--resume", run.folder, "--steps", 60)
-        assert [each.split()[0] for each in done.err.splitlines() if "loss" in each] == [
-            f"{k}/60" for k in range(36, 61, 6)
-        ]
-        done = succeed("-q", "train", "--resume", run.folder, "--steps", 61)
-        assert (done.out, done.err) == ("", "")
-
-
 def test_a_comparison_shows_what_its_runs_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "LINE_SECONDS", -1)
-    words = (
-        "compare",
-        "--steps",
-        3,
-        "--seeds",
-        2,
-        "--size",
-        4,
-        "--evaluate-every",
-        3,
-        "-o",
-        tmp_path / "c",
-    )
+    monkeypatch.setattr(console, "LINE_SECONDS", -1)  # a line for each step
+    small = ("--steps", 3, "--seeds", 2, "--size", 4, "--evaluate-every", 3)
+    words = ("compare", *small, "-o", tmp_path / "c")
     done = succeed(*words, "--json")
     results = json.loads(done.out)["results"]
     told = [line.split()[0] for line in done.err.splitlines() if ", loss " in line]
-    assert told == ["1/3", "2/3", "3/3"] * (2 * len(results))
+    assert told == ["1/3", "2/3", "3/3"] * (2 * len(results)) and (tmp_path / "c/relevant.png").is_file()
     heading, *rows = (line.split("  ") for line in succeed(*words, "--force").out.splitlines())
     columns = [name.strip() for name in heading if name.strip()]
     for cells in ([cell.strip() for cell in row if cell.strip()] for row in rows):
@@ -230,22 +116,52 @@ def test_a_comparison_shows_what_its_runs_have(tmp_path: Path, monkeypatch: pyte
                 assert name == "seconds" or cell == f"{mean(values):.4g}{ends}"
 
 
-def test_python_files_register_what_they_define(tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(
-        "from mdlstm_tk import Gate, register_cell\n"
-        "import torch\n"
-        "@register_cell('mine', gates=[Gate('f', start=1.0), Gate('z', 'tanh')], states=('c',))\n"
-        "def mine(gates, states):\n"
-        "    f, z = gates\n"
-        "    c = f * states['c'][0] + (1 - f) * z\n"
-        "    return c.tanh(), {'c': c}\n"
-    )
-    done = succeed("--import", "own.py", "train", "--cell", "mine", "--steps", 3, "--size", 4, cwd=tmp_path)
-    assert "next: mdlstm --import own.py export" in done.err
-    done = succeed("--import=own.py", "export", "--size", 4, cwd=tmp_path)
-    assert "next: mdlstm --import=own.py infer" in done.err
-    np.save(tmp_path / "x.npy", np.eye(4))
-    succeed("infer", "x.npy", cwd=tmp_path)  # a file holds no code
+def test_samples_are_arrays_or_a_picture(tmp_path: Path, density_run: Run) -> None:
+    run = density_run.folder
+    done = succeed("sample", run, "-n", 2, "-o", "s.npy", "--size", "5x6", "--json", cwd=tmp_path)
+    assert json.loads(done.out)["images"] == 2 and np.load(tmp_path / "s.npy").shape[:3] == (2, 5, 6)
+    succeed("sample", run, "-n", 2, cwd=tmp_path)
+    assert Image.open(tmp_path / "samples.png").size[0] > 0
+    assert mdlstm("sample", run, cwd=tmp_path).code == 2  # it exists
+
+
+@pytest.mark.parametrize("options", ["", "--validation 0", "--crop 4 --minutes 0.02"])
+def test_what_a_training_says_is_in_its_run(
+    options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, run = write(tmp_path / "data", "segment", "folder"), Run(tmp_path / "run")
+    monkeypatch.setattr(console, "LINE_SECONDS", -1)
+    steps, held_out = "minutes" not in options, "validation" not in options
+    words = f"--task segment --hidden 3 --augment 0 --evaluate-every 10 --batch-size 8 {options}".split()
+    words += ["--steps", "30"] * steps
+    lines = succeed("train", "--data", data, *words, "-o", run.folder).err.splitlines()
+    result, losses = run.read_result(), [each["loss"] for each in run.read_metrics()]
+    told = [line.partition("  ") for line in lines if "loss" in line]
+    assert len(told) == len(losses)
+    ends = [f"{k}/30 steps" for k in range(1, 31)] if steps else [f"{done}" for done, _, _ in told]
+    assert [done for done, _, _ in told] == ends and (steps or all(end.endswith("/1.2 s") for end in ends))
+    for k, (_, _, text) in enumerate(told, 1):
+        loss, *others = text.split(", ")
+        assert loss == f"loss {mean(losses[max(0, k - 20) : k]):.4g}"
+        assert bool(others and others[-1].endswith(" steps/s")) == (k > 1)
+        assert any(each.startswith("error ") for each in others) == (k >= 10 and held_out)
+    ended, best, wrote, following = lines[-4:]
+    assert ended == f"{run.folder} has {result['ending']}, {result['steps_per_second']:.3g} steps/s"
+    if held_out:
+        assert f"error {result['errors']['error']:.4g}" in best and "which chose them" in best
+        assert ("cropped to 4" in best) == ("crop" in options)
+    else:
+        assert best.startswith("nothing was held out")
+    assert all(Path(file).is_file() for file in wrote.removeprefix("wrote ").split(", "))
+    assert ("prediction.png" in wrote) == held_out
+    assert following == f"next: mdlstm export {run.folder} --form scan"
+    if steps and held_out:
+        monkeypatch.setattr(console, "LINE_SECONDS", 1e9)  # a line for each tenth
+        done = succeed("train", "--resume", run.folder, "--steps", 60)
+        tenths = [each.split()[0] for each in done.err.splitlines() if "loss" in each]
+        assert tenths == [f"{k}/60" for k in range(36, 61, 6)]
+        done = succeed("-q", "train", "--resume", run.folder, "--steps", 61)
+        assert (done.out, done.err) == ("", "")
 
 
 @pytest.fixture
@@ -261,10 +177,8 @@ def place(tmp_path: Path) -> Path:
 
 
 def test_standard_streams(place: Path) -> None:
-    data, table = (place / "x.npy").read_bytes(), b"1,2\n3,4\n"
-    out: Any = mdlstm("infer", "-", "-m", "m.onnx", cwd=place, stdin=table, env={"PYTHONUTF8": "1"})
-    assert out.code == 0 and "standard input" not in out.err
-    done = succeed("infer", "-", "-m", "m.onnx", "-o", "y.npy", cwd=place, stdin=data)
+    succeed("infer", "-", "-m", "m.onnx", cwd=place, stdin=b"1,2\n3,4\n")
+    succeed("infer", "-", "-m", "m.onnx", "-o", "y.npy", cwd=place, stdin=(place / "x.npy").read_bytes())
     np.testing.assert_array_equal(np.load(place / "y.npy"), 2 * np.eye(8))
     done = succeed("infer", "x.npy", "-m", "m.onnx", "-o", "-", "--format", "json", cwd=place)
     assert json.loads(done.out)[0][0] == 2
@@ -278,9 +192,7 @@ def test_standard_streams(place: Path) -> None:
     assert succeed(*line, cwd=place).out.startswith(f"{text}\t0.")
     assert "mdlstm infer" in mdlstm("read", "line.png", "-m", "r.onnx", cwd=place).err
     done = mdlstm("infer", "x.npy", "nix.npy", "-m", "m.onnx", "--json", "--force", cwd=place)
-    records = json.loads(done.out)["files"]
-    assert done.code == 1 and [("error" in record) for record in records] == [False, True]
-    assert io.BytesIO(data).getbuffer()
+    assert done.code == 1 and ["error" in each for each in json.loads(done.out)["files"]] == [False, True]
 
 
 def test_messages_of_many_files(place: Path) -> None:
@@ -289,9 +201,8 @@ def test_messages_of_many_files(place: Path) -> None:
     for name in names:
         np.save(place / name, np.eye(8))
     first, *lines = succeed("infer", *names, "-m", "m.onnx", cwd=place).err.splitlines()
-    assert first.startswith("m.onnx")
     tenths = [f"{-(-25 * k // 10)}/25" for k in range(1, 11)]
-    assert [line.split()[0] for line in lines] == [*tenths, "25"]
+    assert first.startswith("m.onnx") and [line.split()[0] for line in lines] == [*tenths, "25"]
     assert lines[-1] == "25 done, 0 failed"
     done = mdlstm("-v", "infer", *names, "nix.npy", "-m", "m.onnx", "--force", cwd=place)
     assert sum(" → " in line for line in done.err.splitlines()) == 25
@@ -300,52 +211,10 @@ def test_messages_of_many_files(place: Path) -> None:
     assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 2)
     done = succeed("infer", *names, "-m", "m.onnx", "--skip-existing", cwd=place)
     assert done.err.splitlines()[-1].endswith(": 25")
-    done = succeed("infer", "x.npy", "-m", "m.onnx", "--skip-existing", cwd=place)
-    assert "skipped" not in done.err and "x.npy → x.out.npy" in done.err
     tiled = ("-m", tiled_models.single().path, "--tile", 2, "-o", "tiled/", "--force")
     assert "16/16 tiles" in succeed("infer", "x.npy", *tiled, cwd=place).err
     done = succeed("infer", "x.npy", "x1.npy", *tiled, cwd=place)
     assert " tiles" not in done.err and "1/2 files" in done.err
-
-
-@pytest.mark.parametrize(
-    ("flags", "limits"), [((), (120, 2**32)), (("--timeout", "3", "--max-bytes", "5000"), (3, 5000))]
-)
-def test_isolation_has_limits(
-    flags: tuple[str, ...], limits: tuple[float, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    called: list[Any] = []
-    monkeypatch.setattr("mdlstm_tk.runtime.limits.run_limited", lambda *args: called.append(args) or 7)
-    assert mdlstm("infer", "x.npy", "--isolated", *flags).code == 7
-    assert called == [(["infer", "x.npy", "--isolated", *flags, "--device", "cpu"], *limits)]
-
-
-def test_flags_are_off_and_numbers_are_bounded(place: Path) -> None:
-    for verb in VERBS:
-        parameters = signature(getattr(import_module(f"mdlstm_tk.cli.{verb}"), verb)).parameters.values()
-        assert not any(each.default is True for each in parameters)
-    least = ("--batch-size", 1, "--threads", 0, "--top", 1)
-    assert succeed("infer", "x.npy", "-m", "c.onnx", *least, cwd=place).out.startswith("dög\t")
-    for option in ("batch-size", "threads", "workers", "tile", "max-bytes"):
-        done = mdlstm("infer", "x.npy", "-m", "m.onnx", f"--{option}", -int(option == "threads"))
-        assert done.code == 2 and f"--{option}" in done.err
-
-
-@pytest.mark.parametrize(("seconds", "lines"), [(0, 0), (2, 1), (40, 3)])
-def test_progress_is_told_twice_a_minute(
-    seconds: float, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clock = count(1000, seconds)
-    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
-    with console.progress(1000, 10, "steps") as show:
-        for done in (*range(11, 28), 99) if seconds == 2 else (11, 12, 99):
-            show(done, "")
-    assert capsys.readouterr().err.count("steps") == lines
-
-
-def test_numbers_of_a_table_are_aligned_at_their_end(capsys: pytest.CaptureFixture[str]) -> None:
-    console.table(["name", "", "n"], [["a", "b", 1], ["cc", "dd", 22]], "title", texts=2)
-    assert capsys.readouterr().out.splitlines() == ["title", "name       n", "a     b    1", "cc    dd  22"]
 
 
 @pytest.mark.parametrize(
@@ -387,8 +256,8 @@ INFER = ("infer", "-m", "m.onnx", "--force")
 
 
 def test_infer_and_info_run_where_neither_torch_nor_onnx_can_be_imported(place: Path) -> None:
-    for arguments in ((*INFER, "x.npy"), ("info", "m.onnx"), ("--help",), ("infer", "--help"), ("doctor",)):
-        done = python_without(TRAINING, COMMAND, *arguments, cwd=place)
+    for arguments in ((*INFER, "x.npy"), ("info", "m.onnx"), ("infer", "--help"), ("doctor",)):
+        done = python_without((*TRAINING, "scipy"), COMMAND, *arguments, cwd=place)
         assert done.returncode == 0, done.stderr
     assert np.load(place / "x.out.npy").shape == (8, 8)
 
@@ -396,8 +265,7 @@ def test_infer_and_info_run_where_neither_torch_nor_onnx_can_be_imported(place: 
 @pytest.mark.parametrize(
     ("absent", "arguments", "extra"),
     [
-        *((TRAINING, (verb,), "train") for verb in ("train", "export", "compare")),
-        (TRAINING, ("verify", "m.onnx"), "train"),
+        *((TRAINING, words, "train") for words in (("train",), ("export",), ("verify", "m.onnx"))),
         (("onnxruntime",), (*INFER, "x.npy"), "cpu"),
         (("PIL",), (*INFER, "x.png"), "image"),
         (("PIL",), ("infer", "-m", "s.onnx", "x.npy"), "image"),
@@ -416,8 +284,7 @@ def test_the_command_that_installs_what_is_missing_is_named(
 
 
 def test_the_installation_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    done = succeed("doctor", "--json")
-    states = {check["name"]: check["state"] for check in json.loads(done.out)}
+    states = {check["name"]: check["state"] for check in json.loads(succeed("doctor", "--json").out)}
     assert "broken" not in states.values()
     assert states["onnxruntime on CPU"] == states["kernels for the CPU"] == "ok"
 
@@ -427,17 +294,6 @@ def test_the_installation_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mdlstm_tk.installation._run_tiny_model", broken)
     done = mdlstm("doctor")
     assert done.code == 1 and "no library" in done.err.splitlines()[-1]
-    monkeypatch.setattr(
-        "mdlstm_tk.installation._run_tiny_model", lambda _: (_ for _ in ()).throw(DeviceError("none"))
-    )
-    assert {check.state for check in check_installation() if "onnxruntime on" in check.name} == {"absent"}
-
-
-def test_a_package_that_is_broken_is_named() -> None:
-    with pytest.raises(MissingExtraError, match=r"no_such_package.*mdlstm-tk\[train\]"):
-        require("no_such_package.part", "train")
-    with pytest.raises(MissingExtraError, match="scikit-learn"):
-        require("sklearn.no_such_module", "data")
 
 
 START = "import sys; from mdlstm_tk.cli.app import main; print('ready', flush=True); main(sys.argv[1:])"

@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("mdlstm_tk", "models", "cli", "export")  # what is installed, as one package
-NOT_SOURCES = (
-    ".git",
-    ".venv",
-    ".*_cache",
-    ".hypothesis",
-    "__pycache__",
-    "*.egg-info",
-    "build",
-    "dist",
-    "runs",
-)
+BUILT = (".git", ".venv*", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist", "runs")
 
 
 @cache
@@ -28,17 +17,11 @@ def modules() -> dict[str, Path]:
     """Every module of the package by its installed name, `mdlstm_tk.models.blocks` for models/blocks.py."""
     result = {}
     for folder in FOLDERS:
-        for path in _python_files(ROOT / folder):
+        for path in (ROOT / folder).rglob("*.py"):  # does not follow the links mdlstm_tk/models, …
             parts = path.relative_to(ROOT).with_suffix("").parts
             parts = parts if folder == "mdlstm_tk" else ("mdlstm_tk", *parts)
             result[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return result
-
-
-def _python_files(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):  # does not follow the symbolic links in mdlstm_tk/
-        folders[:] = [name for name in folders if name != "__pycache__"]
-        yield from (Path(parent, name) for name in files if name.endswith(".py"))
 
 
 def copy_checkout(destination: Path, *, symlinks: bool = True) -> Path:
@@ -49,15 +32,14 @@ def copy_checkout(destination: Path, *, symlinks: bool = True) -> Path:
         symlinks: False makes each symbolic link a text file that holds its target, as
             `git clone -c core.symlinks=false` and zip files do.
     """
-    by_name = shutil.ignore_patterns(*NOT_SOURCES)
+    by_name = shutil.ignore_patterns(*BUILT)
 
     def ignore(folder: str, names: list[str]) -> set[str]:
         environments = {name for name in names if Path(folder, name, "pyvenv.cfg").exists()}
         return environments | by_name(folder, names)
 
     shutil.copytree(ROOT, destination, symlinks=True, ignore=ignore)
-    for folder in FOLDERS[1:]:
-        link = destination / "mdlstm_tk" / folder
+    for link in (destination / "mdlstm_tk" / folder for folder in FOLDERS[1:]):
         if not symlinks and link.is_symlink():
             target = os.readlink(link)
             link.unlink()

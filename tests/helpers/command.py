@@ -9,10 +9,9 @@ import subprocess
 import sys
 import warnings
 from contextlib import chdir, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import pytest
@@ -22,8 +21,7 @@ from mdlstm_tk.cli.app import main
 ENVIRONMENT = {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """Exit code and output of a call of `mdlstm`."""
 
     code: int
@@ -32,13 +30,10 @@ class Result:
 
 
 def mdlstm(
-    *arguments: object,
-    cwd: Path | None = None,
-    stdin: bytes = b"",
-    env: dict[str, str] | None = None,
+    *arguments: object, cwd: Path | None = None, stdin: bytes = b"", env: dict[str, str] | None = None
 ) -> Result:
     """Call `mdlstm` in this process; an exception that it does not turn into an error fails the test."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     on_interrupt = signal.getsignal(signal.SIGINT)  # `main` lets it be ignored, as the process ends
     with TemporaryFile() as file, io.TextIOWrapper(file, "utf-8") as stream:
         file.write(stdin)  # in a file, as isolated models read their input by its descriptor
@@ -58,6 +53,12 @@ def mdlstm(
     return Result(ended.value.code, *map(_text, (out, err)))
 
 
+def _text(stream: io.TextIOWrapper) -> str:
+    content = stream.buffer
+    assert isinstance(content, io.BytesIO)
+    return content.getvalue().decode(errors="replace")  # arrays go there, too
+
+
 def succeed(*arguments: object, **options: Any) -> Result:
     """Call `mdlstm` in this process, which must end with the exit code 0."""
     done = mdlstm(*arguments, **options)
@@ -65,24 +66,9 @@ def succeed(*arguments: object, **options: Any) -> Result:
     return done
 
 
-def _text(stream: io.TextIOWrapper) -> str:
-    stream.flush()
-    content = stream.buffer
-    assert isinstance(content, io.BytesIO)
-    return content.getvalue().decode(errors="replace")
-
-
-def mdlstm_process(
-    *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
-) -> Result:
+def mdlstm_process(*arguments: object, cwd: Path | None = None) -> Result:
     """Call `mdlstm` in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "mdlstm_tk", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        env={**os.environ, **ENVIRONMENT, **(env or {})},
-        check=False,
-    )
-    return Result(
-        done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-    )
+    command = [sys.executable, "-m", "mdlstm_tk", *map(str, arguments)]
+    environment = {**os.environ, **ENVIRONMENT}
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, check=False)
+    return Result(done.returncode, done.stdout, done.stderr)

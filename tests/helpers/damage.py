@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+
+from helpers.crafted_models import node, tensor
 
 
 def damage(model: Path, damaged: Path, wavefront: int) -> None:
@@ -16,13 +17,10 @@ def damage(model: Path, damaged: Path, wavefront: int) -> None:
 
 def with_scaled_tanh(model: onnx.ModelProto, name: str, factor: float) -> onnx.ModelProto:
     """The model in which the output of the first Tanh with `name` in its name is multiplied."""
-    step = next(n for n in model.graph.node if name in n.name and n.op_type == "Tanh")
-    renamed = step.output[0] + "_scaled"
-    for node in model.graph.node:
-        for k, value in enumerate(node.input):
-            if value == step.output[0]:
-                node.input[k] = renamed
-    at = list(model.graph.node).index(step) + 1
-    model.graph.node.insert(at, onnx.helper.make_node("Mul", [step.output[0], "factor"], [renamed]))
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(factor), "factor"))
+    nodes = model.graph.node
+    at, step = next((k, n) for k, n in enumerate(nodes) if name in n.name and n.op_type == "Tanh")
+    result = step.output[0]
+    step.output[0] += "_unscaled"
+    nodes.insert(at + 1, node("Mul", f"{step.output[0]} factor", result))
+    model.graph.initializer.append(tensor("factor", factor, np.float32))
     return model

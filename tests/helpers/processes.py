@@ -1,9 +1,26 @@
-"""The processes that a test has started."""
+"""The processes that a test starts."""
 
 from __future__ import annotations
 
 import os
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # Windows has none
+    from multiprocessing.context import ForkServerContext
+
+PRELOADED = ["mdlstm_tk.training.loop", "numba", "sklearn.datasets", "scipy.ndimage", "helpers.processes"]
+
+
+@cache
+def fork_server() -> ForkServerContext:
+    """Processes that start quickly, as forks of one that has imported torch. The tests' own process has
+    threads; forking it could leave locks that are never released."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
 
 
 def descendants(pid: int | None = None) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from helpers.crafted_models import node
+from helpers.crafted_models import info, node
 from mdlstm_tk.io.metadata import Metadata
 
 CLASSES = ("cat", "dög", "<b>")
@@ -39,28 +39,21 @@ def write_model(
         **metadata: fields of the metadata, and those that a kind adds.
     """
     usual = {"version": "0", "form": "scan", "layout": "N H W C", "channels": 1, "outputs": outputs}
-    known = {each.name for each in fields(Metadata)}
-    more = {name: value for name, value in metadata.items() if name not in known}
-    own = {name: value for name, value in metadata.items() if name in known}
-    described = Metadata(**{**usual, **own}, more=more)  # type: ignore[arg-type]
-    tensors = [
-        numpy_helper.from_array(np.asarray(value), name) for name, value in (constants or {}).items()
+    known = {each.name for each in fields(Metadata)} & metadata.keys()
+    own = {name: metadata.pop(name) for name in known}
+    m = Metadata(**{**usual, **own}, more=metadata)  # type: ignore[arg-type]
+    shape, sizes = (None, *m.shape_of(m.grid or (None,) * m.ndim)), (None, m.ndim)
+    declared = [
+        info(name, TensorProto.INT64, sizes) if name == "sizes" else info(name, TensorProto.FLOAT, shape)
+        for name in m.inputs
     ]
-    shape = (None, *(described.grid or (None,) * described.ndim), described.channels)
-    if not described.channels_last:
-        shape = (shape[0], shape[-1], *shape[1:-1])
-    declared = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
-    for name in described.inputs[1:]:
-        kind = TensorProto.INT64 if name == "sizes" else TensorProto.FLOAT
-        extents = (None, described.ndim) if name == "sizes" else shape
-        declared.append(helper.make_tensor_value_info(name, kind, extents))
-    names = described.output_names
-    returned = [helper.make_tensor_value_info(name, elem_type, (None,) * axes) for name in names]
-    copies = [node("Identity", "y", name) for name in names[1:]]
+    returned = [info(name, elem_type, (None,) * axes) for name in m.output_names]
+    copies = [node("Identity", "y", name) for name in m.output_names[1:]]
     computed = [*(nodes or [node("Add", "x x", "y")]), *copies]
+    tensors = [numpy_helper.from_array(np.asarray(each), name) for name, each in (constants or {}).items()]
     graph = helper.make_graph(computed, "g", declared, returned, tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    helper.set_model_props(model, described.to_props())
+    helper.set_model_props(model, m.to_props())
     path.write_bytes(model.SerializeToString())
     return path
 

@@ -72,8 +72,3 @@ def test_an_address_holds_the_image_and_large_ones_are_scaled(
     picture = Image.open(io.BytesIO(base64.b64decode(url.partition("base64,")[2])))
     assert picture.size == expected[::-1] and picture.mode == ("L" if is_grey else "RGB")
     assert extents != expected or np.array_equal(np.asarray(picture).reshape(image.shape), image)
-
-
-def test_values_are_drawn_from_low_to_high() -> None:
-    drawn = panels.draw_values(np.array([[-9, 0, 1, 2, 9]]), 0, 2, "gray")
-    assert drawn[0, :, 0].tolist() == [0, 0, 128, 255, 255]

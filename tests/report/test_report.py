@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import json
 import logging
 import re
@@ -20,13 +19,11 @@ import pytest
 from helpers.command import mdlstm, succeed
 from helpers.layouts import KINDS, samples, save, write
 from helpers.training import SMALL, quick, run_in
-from PIL import Image
 
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.kinds.panels import Panel
 from mdlstm_tk.report import draw_comparison, write_report
 from mdlstm_tk.report.examples import SHOWN, WORST, look_at
-from mdlstm_tk.report.plots import draw_curves, draw_panels
+from mdlstm_tk.report.plots import draw_curves
 from mdlstm_tk.training import Run, evaluate, load_checkpoint, make_task
 
 SCRIPT = "<script>document.title='taken over'</script>"
@@ -134,7 +131,7 @@ def test_examples_represent_the_split_and_the_worst_are_the_worst(run: Run) -> N
 
 
 def test_what_the_data_hold_stays_text(tmp_path: Path) -> None:
-    names = [SCRIPT.replace("/", "∕"), "$dot$ & \u05d0\u4e00"]
+    names = [SCRIPT.replace("/", "∕"), "$dot$ & \u05d0\u4e00 " + "word " * 40]
     for k, (x, _) in enumerate(samples("classify")):
         save(tmp_path / "data" / names[k % 2] / f"<b>{k}&.png", x)
     with warnings.catch_warnings():
@@ -226,14 +223,3 @@ def test_the_networks_of_a_comparison_are_drawn(figures: list[Any], tmp_path: Pa
             assert line.get_label() == model
             expected = np.median([of(values[:shortest]) for values in seeds], axis=0)
             np.testing.assert_allclose(line.get_ydata(), expected)
-
-
-@pytest.mark.parametrize("shape", [(4, 6), (2, 60), (60, 2)])
-def test_panels_of_any_shape_and_caption_are_drawn(tmp_path: Path, shape: tuple[int, int]) -> None:
-    image = np.zeros((*shape, 3), np.uint8)
-    captions = ("stop", "word " * 80, "\u4e00\n$x$\n\x1b[2J", "")
-    panels = [Panel(caption, image, k % 2 == 0, {"sky": (1, 2, 3)}) for k, caption in enumerate(captions)]
-    for rows in ([panels] * 2, [[panel] for panel in panels]):
-        draw_panels(tmp_path / "p.png", "t" * 300, rows)
-        pixels = np.asarray(Image.open(io.BytesIO((tmp_path / "p.png").read_bytes())).convert("RGB"))
-        assert (pixels[-60:] == (1, 2, 3)).all(-1).any()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.small_models import CLASSES, density, recogniser, segmenter, write_model
+from helpers.small_models import CLASSES, density, recogniser
 
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.io.metadata import Metadata
@@ -21,14 +21,8 @@ Y = np.float32([[2, 1, 0], [0, 1, 3]])
 
 
 def metadata(**fields: Any) -> Metadata:
-    plain: dict[str, Any] = {
-        "version": "2",
-        "form": "scan",
-        "layout": "N H W C",
-        "channels": 1,
-        "window": None,
-    }
-    return Metadata(**{**plain, "outputs": 3, "classes": CLASSES, **fields})
+    plain: dict[str, Any] = {"version": "2", "form": "scan", "layout": "N H W C", "channels": 1}
+    return Metadata(**{**plain, "window": None, "outputs": 3, "classes": CLASSES, **fields})
 
 
 def softmax(y: Any) -> Any:
@@ -63,9 +57,12 @@ def test_tags_are_those_above_the_threshold() -> None:
 
 
 def test_numbers_have_the_names_of_their_columns() -> None:
-    assert decode(np.float32([[0.1, -2, 1e9]]), metadata(kind="regress")) == [
-        {"cat": 0.1, "dög": -2.0, "<b>": 1e9}
-    ]
+    row = {"cat": 0.1, "dög": -2.0, "<b>": 1e9}
+    assert decode(np.float32([[*row.values()]]), metadata(kind="regress")) == [row]
+    for kind in (None, "nobody's", "grid"):
+        np.testing.assert_array_equal(decode(Y, metadata(kind=kind)), Y)
+    several = metadata(output_names=("y", "z"), further_windows=(None,))
+    np.testing.assert_array_equal(decode({"y": Y, "z": Y + 1}, several), Y)
 
 
 @pytest.mark.parametrize("layout", ["N H W C", "N C H W"])
@@ -73,13 +70,8 @@ def test_a_mask_has_the_values_of_training(layout: str) -> None:
     axis = -1 if layout == "N H W C" else 1
     classes = np.array([[[0, 2], [1, 1]]])
     y = np.moveaxis(np.eye(3, dtype=np.float32)[classes], -1, axis)
-    for values, dtype in (
-        ((0, 7, 9), "u1"),
-        ((0, 7, 900), "u2"),
-        ((-1, 0, 5), "i1"),
-        ((-1, 0, 200), "i2"),
-        (None, "u1"),
-    ):
+    dtypes = {(0, 7, 9): "u1", (0, 7, 900): "u2", (-1, 0, 5): "i1", (-1, 0, 200): "i2", None: "u1"}
+    for values, dtype in dtypes.items():
         m = metadata(kind="segment", layout=layout, window=(1, 1), mask_values=values)
         mask = decode(y, m)
         np.testing.assert_array_equal(mask, np.asarray(values or range(3))[classes])
@@ -112,14 +104,6 @@ def test_a_text_has_confidences_and_places_in_the_image(tmp_path: Path) -> None:
     (character,) = row["characters"]
     assert 15 <= character["left"] <= 20 <= character["right"] <= 45
     assert decode(session(x), session.metadata, beam=4)[0]["text"] == "b"
-
-
-def test_a_model_without_a_kind_gives_numbers() -> None:
-    for kind in (None, "nobody's", "grid"):
-        np.testing.assert_array_equal(decode(Y, metadata(kind=kind)), Y)
-    np.testing.assert_array_equal(
-        decode({"y": Y, "z": Y + 1}, metadata(output_names=("y", "z"), further_windows=(None,))), Y
-    )
 
 
 @pytest.mark.parametrize(
@@ -167,19 +151,9 @@ def test_tables_are_read_again_and_hold_no_controls(form: str, count: int) -> No
         assert json.loads(text) == ROWS[:count]
         return
     assert "\x1b" not in text and text.count("\n") == (count + 1 if form == "csv" and count else count)
-    rows = (
-        [*csv.reader(io.StringIO(text))]
-        if form == "csv"
-        else [line.split("\t") for line in text.splitlines()]
-    )
-    values = rows[1:] if form == "csv" else rows
-    assert rows[:1] == [["file", "label", "p"]] or form == "tsv" or not count
+    if form == "csv":
+        heading, *values = [*csv.reader(io.StringIO(text))] or [["file", "label", "p"]]
+        assert heading == ["file", "label", "p"]
+    else:
+        values = [line.split("\t") for line in text.splitlines()]
     assert [row[2] for row in values] == [str(row["p"]) for row in ROWS[:count]]
-
-
-def test_masks_of_files_of_a_segmenter(tmp_path: Path) -> None:
-    session = Session(segmenter(tmp_path / "m.onnx", mask_values=(0, 7, 9)), "cpu")
-    x = np.float32([[1, -1], [0, 2]])
-    np.testing.assert_array_equal(decode(session(x), session.metadata), [[0, 9], [7, 0]])
-    tokens = Session(write_model(tmp_path / "t.onnx", integer=True), "cpu")
-    np.testing.assert_array_equal(tokens(np.arange(4).reshape(2, 2)), [[0, 2], [4, 6]])

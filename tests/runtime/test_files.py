@@ -6,8 +6,6 @@ import io
 import json
 import os
 import sys
-import zipfile
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,20 +22,17 @@ X = RNG.random((3, 4)).astype(np.float32)
 
 
 def npy(array: Any) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=True)
+    np.save(buffer := io.BytesIO(), array, allow_pickle=True)
     return buffer.getvalue()
 
 
 def npz(**arrays: Any) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer := io.BytesIO(), **arrays)
     return buffer.getvalue()
 
 
 def png(pixels: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    Image.fromarray(pixels).save(buffer := io.BytesIO(), "PNG")
     return buffer.getvalue()
 
 
@@ -105,7 +100,7 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["npy", "npz", "csv", "big-endian"])
 def test_damaged_arrays_are_refused_or_read(tmp_path: Path, name: str) -> None:
     file, data, _ = READ[name]
-    for n in range(len(data)):
+    for n in range(0, len(data), 2 if name == "npz" else 1):
         for damaged in (data[:n], data[:n] + bytes([data[n] ^ int(RNG.integers(1, 256))]) + data[n + 1 :]):
             (tmp_path / file).write_bytes(damaged)
             with suppress(InputError):
@@ -113,16 +108,8 @@ def test_damaged_arrays_are_refused_or_read(tmp_path: Path, name: str) -> None:
 
 
 def test_folders_are_searched_without_hidden_files_and_results(tmp_path: Path) -> None:
-    for name in (
-        "b.npy",
-        "a.PNG",
-        "sub/c.csv",
-        "sub/.hidden/d.npy",
-        ".e.npy",
-        "f.out.npy",
-        "f.txt",
-        "z.zarr/zarr.json",
-    ):
+    names = "b.npy a.PNG sub/c.csv sub/.hidden/d.npy .e.npy f.out.npy f.txt z.zarr/zarr.json"
+    for name in names.split():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "sub" / "loop").symlink_to(tmp_path)
@@ -201,41 +188,33 @@ def test_what_a_format_cannot_hold_is_refused_and_nothing_written(
     assert not [*tmp_path.iterdir()]
 
 
-def interrupt(file: Any) -> None:
-    file.write(b"half")
-    raise KeyboardInterrupt
+def write_half(path: Path, failure: BaseException) -> None:
+    with open_output(path) as file:
+        file.write(b"half")
+        raise failure
 
 
-def fill_disk(file: Any) -> None:
-    file.write(b"half")
-    raise OSError(28, "No space left on device")
-
-
-@pytest.mark.parametrize(("failure", "error"), [(interrupt, KeyboardInterrupt), (fill_disk, MDLSTMError)])
+@pytest.mark.parametrize(
+    ("failure", "error"),
+    [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left on device"), MDLSTMError)],
+)
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_file_appears_whole_or_not_at_all(
-    tmp_path: Path, failure: Callable[[Any], None], error: type[BaseException], exists: bool
+    tmp_path: Path, failure: BaseException, error: type[BaseException], exists: bool
 ) -> None:
     path = tmp_path / "folder" / "y.npy"
     if exists:
         path.parent.mkdir()
         path.write_bytes(b"old")
         path.chmod(0o640)
-    with pytest.raises(error), open_output(path) as file:
-        failure(file)
+    with pytest.raises(error):
+        write_half(path, failure)
     assert [each.name for each in path.parent.iterdir()] == ["y.npy"] * exists
     with open_output(path) as file:
         file.write(b"new")
     assert path.read_bytes() == b"new"
     if exists and os.name == "posix":
         assert path.stat().st_mode & 0o777 == 0o640
-
-
-def test_links_lead_to_the_file_that_is_written(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "file")
-    with open_output(tmp_path / "link") as file:
-        file.write(b"new")
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_bytes() == b"new"
 
 
 def test_what_exists_is_replaced_by_force_alone(tmp_path: Path) -> None:
@@ -249,10 +228,7 @@ def test_what_exists_is_replaced_by_force_alone(tmp_path: Path) -> None:
     with pytest.raises(MDLSTMError, match="cannot write"), open_output(tmp_path / "y" / "z"):
         pass
     assert (tmp_path / "y").read_bytes() == b"old"
-
-
-def test_an_archive_of_results_has_no_dates() -> None:
-    buffer = io.BytesIO()
-    write_arrays(buffer, {"a": X}, "npz")
-    with zipfile.ZipFile(buffer) as archive:
-        assert archive.infolist()[0].date_time == (1980, 1, 1, 0, 0, 0)
+    (tmp_path / "link").symlink_to(tmp_path / "y")
+    with open_output(tmp_path / "link") as file:
+        file.write(b"new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "y").read_bytes() == b"new"

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.file_types import IMAGE_TYPES, oriented
-from helpers.small_models import write_model
-from PIL import Image, ImageOps
+from helpers.small_models import recogniser, write_model
+from PIL import ExifTags, Image, ImageOps
 
 from mdlstm_tk.data.files import read_pixels
 from mdlstm_tk.errors import InputError
@@ -20,6 +19,57 @@ from mdlstm_tk.runtime import Session, load_image
 from mdlstm_tk.runtime.inputs import read_feeds
 
 PICTURE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (13, 21, 3)).astype(np.uint8))
+OPACITY = Image.fromarray(np.tile(np.linspace(0, 255, 21).astype(np.uint8), (13, 1)))
+GREY = np.asarray(PICTURE.convert("L"))
+INDEXED = PICTURE.convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
+
+
+def transparent(mode: str) -> Image.Image:
+    """The picture with an opacity that rises from left to right."""
+    image = PICTURE.convert(mode)
+    image.putalpha(OPACITY)
+    return image
+
+
+def oriented(tag: int) -> dict[str, Any]:
+    """Options of `save` that store an orientation, as a camera does that was held otherwise."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = tag
+    return {"exif": exif}
+
+
+FORMATS = {"png": "1 L P RGB", "jpg": "L RGB CMYK", "tif": "L RGB CMYK", "bmp": "1 L P RGB", "gif": "L P"}
+FORMATS |= {"webp": "RGB", "pgm": "L", "ppm": "RGB"}
+# By mode and suffix: an image, and options of `save`.
+IMAGE_TYPES: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+    **{f"{mode}.{end}": (PICTURE.convert(mode), {}) for end in FORMATS for mode in FORMATS[end].split()},
+    "LA.png": (transparent("L"), {}),
+    "RGBA.png": (transparent("RGB"), {}),
+    "RGBA.tif": (transparent("RGB"), {}),
+    "RGBA.webp": (transparent("RGB"), {"lossless": True}),
+    "one colour transparent.png": (INDEXED, {"transparency": INDEXED.getpixel((0, 0))}),
+    "one colour transparent.gif": (INDEXED, {"transparency": INDEXED.getpixel((0, 0))}),
+    "two frames.gif": (INDEXED, {"save_all": True, "append_images": [Image.new("P", (99, 99))]}),
+    "progressive.JPEG": (PICTURE, {"progressive": True}),
+    "compressed.tiff": (PICTURE, {"compression": "tiff_lzw"}),
+    "16 bits.png": (Image.fromarray(GREY * np.uint16(257)), {}),
+    "16 bits.tif": (Image.fromarray(GREY * np.uint16(257)), {}),
+    "32 bits.tif": (Image.fromarray((GREY // 64).astype(np.int32)), {}),
+    "float.tif": (Image.fromarray(GREY / np.float32(255)), {}),
+    **{
+        f"{mode}, turned {tag}.{suffix}": (PICTURE.convert(mode), oriented(tag))
+        for mode, suffix in (("RGB", "jpg"), ("L", "png"), ("RGB", "tif"))
+        for tag in range(1, 9)
+    },
+}
+
+
+def saved(folder: Path, name: str) -> Path:
+    """The file of a type."""
+    path = folder / f"image.{name.rpartition('.')[2]}"
+    image, options = IMAGE_TYPES[name]
+    image.save(path, **options)
+    return path
 
 
 def shown(path: Path) -> Any:
@@ -38,9 +88,7 @@ def shown(path: Path) -> Any:
 
 @pytest.mark.parametrize("name", IMAGE_TYPES)
 def test_each_type_gives_the_pixels_that_it_shows(tmp_path: Path, name: str) -> None:
-    file_type = IMAGE_TYPES[name]
-    path = tmp_path / f"image{file_type.suffix}"
-    file_type.convert(PICTURE).save(path, **file_type.options)
+    path = saved(tmp_path, name)
     pixels = decode_image(path.read_bytes(), "it")
     expected = shown(path)
     np.testing.assert_array_equal(pixels, expected.reshape(pixels.shape))
@@ -59,14 +107,6 @@ def test_each_type_gives_the_pixels_that_it_shows(tmp_path: Path, name: str) -> 
             np.testing.assert_array_equal(x.reshape(in_training.shape), in_training, strict=True)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
-def test_each_orientation_is_turned_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
-    path = tmp_path / f"image{suffix}"
-    PICTURE.save(path, **oriented(orientation))
-    np.testing.assert_array_equal(decode_image(path.read_bytes(), "it"), shown(path))
-
-
 def test_grey_is_luma_and_opacity_blends_with_white() -> None:
     pixels = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
     assert to_grey(pixels).tolist() == [[76, 150, 29]]
@@ -74,8 +114,7 @@ def test_grey_is_luma_and_opacity_blends_with_white() -> None:
     np.testing.assert_array_equal(to_grey(many), np.asarray(Image.fromarray(many).convert("L")))
     np.testing.assert_allclose(to_grey(many / np.float32(255)), to_grey(many) / 255, atol=0.502 / 255)
     assert to_grey(pixels.astype(np.uint16) * 257).dtype == np.uint16
-    buffer = io.BytesIO()
-    Image.fromarray(np.array([[[0, 100, 200, 128]]], np.uint8)).save(buffer, "PNG")
+    Image.fromarray(np.array([[[0, 100, 200, 128]]], np.uint8)).save(buffer := io.BytesIO(), "PNG")
     assert decode_image(buffer.getvalue(), "it").tolist() == [[[127, 177, 227]]]
 
 
@@ -103,42 +142,33 @@ def tiff(pixels: Any, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-GREY = np.random.default_rng(2).integers(0, 4096, (9, 11)).astype(np.uint16)
-UNUSUAL = {
-    "signed": lambda: tiff(GREY.astype(np.int8), photometric="minisblack"),
-    "white is zero, 16 bits": lambda: tiff(GREY, photometric="miniswhite"),
-    "compressed, big-endian": lambda: tiff(
-        GREY.astype(">f4"), photometric="minisblack", compression="zlib", byteorder=">"
-    ),
-    "channels apart, 16 bits": lambda: tiff(
-        np.stack([GREY] * 3), photometric="rgb", planarconfig="separate"
-    ),
-    "64 bits": lambda: tiff(GREY.astype(np.float64), photometric="minisblack"),
-}
+DEEP = np.random.default_rng(2).integers(0, 4096, (9, 11)).astype(np.uint16)
 
 
-@pytest.mark.parametrize("name", UNUSUAL)
-def test_an_unusual_tiff_is_refused_rather_than_read_wrong(name: str) -> None:
-    with pytest.raises(InputError, match="it cannot be read"):
-        decode_image(UNUSUAL[name](), "it")
+UNUSUAL: list[tuple[Any, dict[str, Any]]] = [
+    (DEEP.astype(np.int8), {"photometric": "minisblack"}),
+    (DEEP, {"photometric": "miniswhite"}),
+    (DEEP.astype(">f4"), {"photometric": "minisblack", "compression": "zlib", "byteorder": ">"}),
+    (np.stack([DEEP] * 3), {"photometric": "rgb", "planarconfig": "separate"}),
+    (DEEP.astype(np.float64), {"photometric": "minisblack"}),
+]
 
 
-@pytest.mark.parametrize(
-    "options", [{"byteorder": ">"}, {"compression": "zlib"}, {"tile": (16, 16)}, {"byteorder": "<"}]
-)
-def test_a_usual_tiff_is_read_right(options: dict[str, Any]) -> None:
-    np.testing.assert_array_equal(decode_image(tiff(GREY, photometric="minisblack", **options), "it"), GREY)
-    inverted = tiff((GREY >> 4).astype(np.uint8), photometric="miniswhite")
-    np.testing.assert_array_equal(decode_image(inverted, "it"), 255 - (GREY >> 4))
+def test_a_tiff_is_read_right_or_refused() -> None:
+    for pixels, options in UNUSUAL:
+        with pytest.raises(InputError, match="it cannot be read"):
+            decode_image(tiff(pixels, **options), "it")
+    for options in ({"byteorder": ">"}, {"compression": "zlib"}, {"tile": (16, 16)}, {"byteorder": "<"}):
+        read = decode_image(tiff(DEEP, photometric="minisblack", **options), "it")
+        np.testing.assert_array_equal(read, DEEP)
+    inverted = tiff((DEEP >> 4).astype(np.uint8), photometric="miniswhite")
+    np.testing.assert_array_equal(decode_image(inverted, "it"), 255 - (DEEP >> 4))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow
-@pytest.mark.parametrize("name", ["PNG RGB", "JPEG L", "TIFF RGB", "GIF P", "WebP RGB", "BMP L", "PPM"])
+@pytest.mark.parametrize("name", ["RGB.png", "L.jpg", "RGB.tif", "P.gif", "RGB.webp", "L.bmp", "RGB.ppm"])
 def test_a_damaged_image_is_refused_or_read(tmp_path: Path, name: str) -> None:
-    file_type, rng = IMAGE_TYPES[name], np.random.default_rng(0)
-    path = tmp_path / f"image{file_type.suffix}"
-    file_type.convert(PICTURE).save(path, **file_type.options)
-    data = path.read_bytes()
+    data, rng = saved(tmp_path, name).read_bytes(), np.random.default_rng(0)
     for _ in range(150):
         damaged = bytearray(data[: rng.integers(1, len(data) + 1)])
         damaged[rng.integers(len(damaged))] ^= int(rng.integers(1, 256))
@@ -173,8 +203,6 @@ def test_a_model_that_takes_no_such_image_refuses_it(tmp_path: Path, name: str) 
 
 
 def test_a_photograph_is_no_line(tmp_path: Path) -> None:
-    from helpers.small_models import recogniser
-
     metadata = Session(recogniser(tmp_path / "m.onnx"), "cpu").metadata
     for size, is_page in (((900, 600), True), ((2000, 600), False), ((300, 400), False)):
         Image.new("L", size).save(tmp_path / "i.png")

@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from helpers.forks import processes
 from helpers.layouts import samples, write
+from helpers.processes import fork_server
 
 from mdlstm_tk.data import Dataset, TaskSpec
 from mdlstm_tk.errors import InputError, MDLSTMError
@@ -99,18 +98,23 @@ def _go_on(config: TrainConfig | None, folder: Path, on_step: Any = None) -> Non
         train(config, folder, on_step=on_step, force=True)
 
 
-def _signal(how: int, steps: int, config: TrainConfig | None, folder: Path) -> None:
-    """Train until a signal comes at a step, counted from that at which the training goes on."""
-    if how == signal.SIGKILL:  # in a process of a fork server, whose workers would start anew
-        multiprocessing.set_start_method("fork", force=True)
+def fail_after(steps: int, how: int = 0) -> Callable[..., None]:
+    """A function that raises an error, or sends a signal, when it is called for the last of some steps."""
     left = [steps]
 
-    def send(*_: Any) -> None:
+    def fail(*_: Any) -> None:
         left[0] -= 1
-        if left[0] == 0:
+        if left[0] == 0 and how:
             os.kill(os.getpid(), how)
+        elif left[0] == 0:
+            raise OSError("as of a full disk")
 
-    _go_on(config, folder, send)
+    return fail
+
+
+def _be_killed(steps: int, config: TrainConfig | None, folder: Path) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # the workers of a fork server would start anew
+    _go_on(config, folder, fail_after(steps, signal.SIGKILL))
 
 
 def rename(data: Path, seed: int) -> None:
@@ -122,15 +126,16 @@ def rename(data: Path, seed: int) -> None:
             file.rename(folder / name)
 
 
+STOPS = [("interrupt", "digits"), ("interrupt", "own images"), ("kill", "own images")]
+STOPS += [("error", "diagonal"), ("terminate", "digits")]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
-@pytest.mark.parametrize(
-    ("how", "name"),
-    [*product(["interrupt", "error"], TASKS), *product(["terminate", "kill"], ["digits", "own images"])],
-)
+@pytest.mark.parametrize(("how", "name"), STOPS)
 def test_a_run_that_is_stopped_again_and_again_equals_a_whole_one(
     how: str, name: str, whole: Callable[[str], Run], tmp_path: Path
 ) -> None:
-    """At random steps; the user's files are renamed and reordered meanwhile."""
+    """At random steps; the user's files are renamed and reordered meanwhile, workers prepare batches."""
     config, run = settings_of(name, tmp_path), Run(tmp_path / "run")
     rng, stops = np.random.default_rng(sum(map(ord, how + name))), 0
     data = Path(config.data) if config.data else None
@@ -139,16 +144,16 @@ def test_a_run_that_is_stopped_again_and_again_equals_a_whole_one(
         steps = int(rng.integers(4, 9))
         if how == "error":
             with suppress(OSError):
-                _go_on(start, run.folder, _fail_after(steps))
+                _go_on(start, run.folder, fail_after(steps))
         elif how == "kill":
-            process = processes().Process(target=_signal, args=(signal.SIGKILL, steps, start, run.folder))
+            process = fork_server().Process(target=_be_killed, args=(steps, start, run.folder))
             process.start()
             process.join()
             assert process.exitcode in (0, -signal.SIGKILL)
         else:
             number = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}[how]
             try:
-                _signal(number, steps, start, run.folder)
+                _go_on(start, run.folder, fail_after(steps, number))
             except KeyboardInterrupt:
                 done, recorded = load_checkpoint(run.last).step, run.read_metrics()
                 assert [record["step"] for record in recorded] == [*range(1, done + 1)]
@@ -157,17 +162,6 @@ def test_a_run_that_is_stopped_again_and_again_equals_a_whole_one(
             rename(data, stops)
     assert stops > 1
     assert_equal(run, whole(name))
-
-
-def _fail_after(steps: int) -> Callable[..., None]:
-    left = [steps]
-
-    def fail(*_: Any) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            raise OSError("as of a full disk")
-
-    return fail
 
 
 def test_a_longer_run_equals_one_that_was_begun_so(tmp_path: Path, whole: Callable[[str], Run]) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import pickle
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ import torch
 from helpers.checkout import ROOT
 from helpers.command import Result, mdlstm
 
-from mdlstm_tk._util.user_code import import_file
 from mdlstm_tk.data import Dataset, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io.metadata import Metadata
@@ -86,7 +83,7 @@ def call(tmp_path: Path, forget: Callable[[], None]) -> Callable[..., Result]:
     return run
 
 
-@pytest.mark.parametrize("own", OWN)
+@pytest.mark.parametrize("own", ["cell", "network", "task", pytest.param("kind", marks=pytest.mark.slow)])
 def test_own_code_from_training_to_inference(
     own: str, tmp_path: Path, call: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +104,8 @@ def test_own_code_from_training_to_inference(
         assert load_checkpoint(Path("run0/last.safetensors")).config.lr == 0.125
     assert "--import FILE" in call("train", "--resume", "run0", "--steps", 4, code=2).err
     call(*FILES, "train", "--resume", "run0", "--steps", 4)
-    call(*FILES, "export", "run0", "--form", "scan", "-o", "m.onnx")
+    done = call(*FILES, "export", "run0", "--form", "scan", "-o", "m.onnx")
+    assert "next: mdlstm --import cells.py --import own_kind.py --import=mine.py infer" in done.err
     call("infer", "x.npy", "-m", "m.onnx", "-o", "y.npy" if own != "task" else "y.csv")  # without the files
     if own == "kind":
         done = call(*FILES, "infer", "x.npy", "-m", "m.onnx", "--json")
@@ -165,14 +163,6 @@ def test_tasks_and_networks_are_given_in_python(tmp_path: Path) -> None:
     assert train(own, tmp_path / "run", task=task(*samples))["errors"].keys() == {"nmse", "r2"}
     assert train(own, tmp_path / "none", task=task())["errors"] == {}
     assert resume(tmp_path / "run", task=task(*samples), steps=3)["ending"] == "done 3 steps"
-
-
-def test_an_imported_file_is_a_module_like_any_other(tmp_path: Path) -> None:
-    header = "from __future__ import annotations\nfrom dataclasses import dataclass\n"
-    (tmp_path / "json.py").write_text(f"{header}@dataclass\nclass Settings:\n    depth: int = 3\n")
-    settings = import_file(tmp_path / "json.py").Settings(5)
-    assert pickle.loads(pickle.dumps(settings)) == settings
-    assert sys.modules["json"] is json
 
 
 @pytest.mark.slow

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.command import ENVIRONMENT, mdlstm_process
-from helpers.forks import processes
 from helpers.layouts import write
-from helpers.processes import descendants
+from helpers.processes import descendants, fork_server
 
 from mdlstm_tk.training import Run, configure, load_checkpoint, train
 
@@ -90,18 +89,14 @@ def _train_until_killed(data: Path, folder: Path, ready: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 def test_workers_end_with_a_training_that_is_killed(tmp_path: Path) -> None:
     data, ready = write(tmp_path / "data", "segment", "folder"), tmp_path / "ready"
-    process = processes().Process(target=_train_until_killed, args=(data, tmp_path / "run", ready))
+    process = fork_server().Process(target=_train_until_killed, args=(data, tmp_path / "run", ready))
     process.start()
     process.join()
-    workers, deadline = [int(pid) for pid in ready.read_text().split()], time.monotonic() + 20
+    workers, deadline = {int(pid) for pid in ready.read_text().split()}, time.monotonic() + 20
     assert workers
-    while alive := [pid for pid in workers if Path(f"/proc/{pid}/stat").exists() and not _is_zombie(pid)]:
+    while alive := workers & {
+        *descendants(1),
+        *descendants(),
+    }:  # those of a process that ended go to another
         assert time.monotonic() < deadline, alive
         time.sleep(0.2)
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True

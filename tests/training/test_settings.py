@@ -77,23 +77,6 @@ def test_a_resumed_run_keeps_what_makes_it_a_run() -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
-    [
-        {"task": "nothing"},
-        {"task": "classify"},
-        {"data": "x.npz"},
-        {"task": "digits", "model": "nothing"},
-        {"task": "digits", "model": "raster"},
-        {"steps": 5, "minutes": 1},
-    ],
-)
-def test_settings_that_name_nothing_are_refused(given: dict[str, Any]) -> None:
-    with pytest.raises(InputError) as raised:
-        configure(**given)
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
     ("task", "name", "value"),
     [
         ("diagonal", "augment", 1.0),

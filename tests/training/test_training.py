@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,10 @@ import pytest
 import torch
 from helpers.layouts import samples, write
 
-from mdlstm_tk.data import Batch, Dataset, Task, TaskSpec
-from mdlstm_tk.errors import DeviceError, InputError
-from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.models import register
 from mdlstm_tk.training import (
     Run,
-    TrainConfig,
     build_network,
     configure,
     evaluate,
@@ -31,8 +27,6 @@ from mdlstm_tk.training import (
     open_run,
     train,
 )
-from mdlstm_tk.training.evaluation import add_up, measures_of
-from mdlstm_tk.training.networks import with_windows
 
 SMALL = {"hidden": 4, "steps": 6, "batch_size": 4, "evaluate_every": 3}
 
@@ -97,7 +91,8 @@ def test_the_best_weights_are_those_of_the_best_validation(tmp_path: Path) -> No
     with pytest.raises(InputError):
         train(configure(**settings, best_by="nothing"), tmp_path / "wrong")
     plain = {**settings, "validation": 0, "best_by": "f1_macro"}  # the last weights are the best
-    assert train(configure(**plain), tmp_path / "plain")["step"] == settings["steps"]
+    result = train(configure(**plain), tmp_path / "plain")
+    assert (result["step"], result["errors"], result["split"]) == (30, {}, None)
 
 
 def test_patience_and_minutes_end_a_training(tmp_path: Path) -> None:
@@ -128,12 +123,6 @@ def test_the_average_follows_the_weights(tmp_path: Path) -> None:
         torch.testing.assert_close(after[f"average.{name}"], expected)
 
 
-def test_without_data_held_out_the_last_weights_are_the_best(tmp_path: Path) -> None:
-    data = write(tmp_path / "data", "classify", "folder")
-    result = train(configure(task="classify", data=str(data), validation=0, **SMALL), tmp_path / "run")
-    assert (result["step"], result["errors"], result["split"]) == (6, {}, None)
-
-
 @pytest.mark.usefixtures("fresh_registries")
 def test_further_predictions_count_in_the_loss_alone(tmp_path: Path) -> None:
     """A network may return a tuple in training: the loss adds 0.3 of each further one."""
@@ -158,58 +147,15 @@ def test_further_predictions_count_in_the_loss_alone(tmp_path: Path) -> None:
     assert Run(tmp_path / "run").read_metrics()[0]["loss"] == pytest.approx(float(one + 0.3 * other))
 
 
-class OwnMeasures(Task):
-    """A task with measures of its own, which a batch may lack."""
-
-    kind, spec = "regress", TaskSpec("own", "regress", 1, 1, (3, 3), ("y",))
-
-    def count(self, split: str) -> int:
-        return 10
-
-    def batch(self, seed: int, step: int, count: int, split: Any = "train", shard: Any = None) -> Batch:
-        x = np.full((count, 3, 3, 1), step, np.float32)[shard or slice(None)]
-        return Batch(x, x[:, 0, 0])
-
-    def sums(self, prediction: Any, batch: Any, spec: TaskSpec) -> dict[str, Any]:
-        return {f"seen {int(batch.x.max())}": torch.tensor([float(len(batch.x))])}
-
-    def measures(self, sums: Any, spec: TaskSpec) -> dict[str, float]:
-        return {name: float(value.sum()) for name, value in sorted(sums.items())}
-
-    @property
-    def evaluation_batch(self) -> int:
-        return 4
-
-
-def test_a_task_may_have_measures_of_its_own(tmp_path: Path) -> None:
-    result = train(TrainConfig(**SMALL), tmp_path / "run", task=OwnMeasures())
-    assert result["errors"] == {"seen 0": 4, "seen 1": 4, "seen 2": 2}
-    network = load_checkpoint(tmp_path / "run" / "best.safetensors").network()
-    assert measures_of(OwnMeasures(), add_up(network, OwnMeasures(), "test")) == result["errors"]
-
-
-def test_large_images_get_windows_and_a_run_says_so(tmp_path: Path) -> None:
-    spec = TaskSpec("t", "segment", 1, 2, (300, 200), ("a", "b"), mixed_sizes=True)
-    extents = np.array([[300, 200], [90, 120]])
-    samples: list[Any] = [(np.zeros((*each, 1), np.float32), np.zeros(each, int)) for each in extents]
-    task = Dataset(spec, {"train": samples}, kind_named("segment"), extents=extents)
-    config = with_windows(TrainConfig(task="segment", data="x"), task)
-    assert config.windows == "4x4" and with_windows(TrainConfig(task="segment"), task).windows == ""
-    assert with_windows(replace(config, windows="2"), task).windows == "2"
-
-
 def test_a_training_that_needs_more_memory_than_there_is_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configure(task="textures", batch_size=64, hidden=64)
-    for available, fits in ((10**8, False), (None, True)):
-        monkeypatch.setattr(memory, "available_memory", lambda available=available: available)
-        if not fits:
-            with pytest.raises(InputError, match="memory"):
-                train(config, tmp_path / "run")
-        assert not (tmp_path / "run").exists()
-    monkeypatch.undo()
     assert memory.available_memory() is None or memory.available_memory() > 2**20
+    monkeypatch.setattr(memory, "available_memory", lambda: 10**8)
+    with pytest.raises(InputError, match="memory"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_folders_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,22 +177,18 @@ def test_folders_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for wrong in ("nowhere", "empty"):
         with pytest.raises(InputError):
             open_run(wrong)
-    with pytest.raises(DeviceError):
-        train(configure(device="cuda:99"))
 
 
-@pytest.mark.parametrize("where", [0, 7, 200, -9])
-def test_damaged_checkpoints_are_refused_in_one_line(where: int, tmp_path: Path) -> None:
-    train(configure(**SMALL), tmp_path / "run")
-    path = tmp_path / "run" / "last.safetensors"
-    data = path.read_bytes()
-    path.write_bytes(data[:where])
-    with pytest.raises(InputError) as raised:
-        load_checkpoint(path)
-    assert "\n" not in str(raised.value)
-    path.write_bytes(data[:where] + b"\xff" + data[where + 1 :] if where >= 0 else data)
-    with suppress(InputError):  # a wrong number may be one, too
-        load_checkpoint(path)
+def test_damaged_checkpoints_are_refused_in_one_line(trained: Run, tmp_path: Path) -> None:
+    data, path = trained.last.read_bytes(), tmp_path / "last.safetensors"
+    for where in (0, 7, 200, 3000, len(data) - 9):
+        path.write_bytes(data[:where])
+        with pytest.raises(InputError) as raised:
+            load_checkpoint(path)
+        assert "\n" not in str(raised.value)
+        path.write_bytes(data[:where] + b"\xff" + data[where + 1 :])
+        with suppress(InputError):  # a wrong number may be one, too
+            load_checkpoint(path)
 
 
 def test_event_files_have_what_the_metrics_have(tmp_path: Path) -> None:
