@@ -83,7 +83,8 @@ def what_runs(code: str | None) -> str:
 def draw(area: str, number: int, seed: int) -> list[Mutant]:
     """Some mutants of an area, without those that change nothing that runs."""
     names = [n for n in sorted(plugins.operator_names()) if not plugins.get_operator(n).arguments()]
-    names = [n for n in names if not n.endswith(("_Is", "_IsNot"))]  # the same for small numbers
+    same = ("_Is", "_IsNot", "_Is_Eq", "_IsNot_NotEq")  # of None and of small numbers
+    names = [n for n in names if not n.endswith(same)]
     candidates = []
     for path in (path for pattern in AREAS[area][0].split() for path in sorted(ROOT.glob(pattern))):
         nodes = list(ast_nodes(get_ast(path.read_text("utf-8"))))

@@ -16,7 +16,6 @@ from statistics import mean
 
 import numpy as np
 import pytest
-from helpers import tiled_models
 from helpers.command import mdlstm, succeed
 from helpers.damage import damage
 from helpers.layouts import write
@@ -211,10 +210,6 @@ def test_messages_of_many_files(place: Path) -> None:
     assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 2)
     done = succeed("infer", *names, "-m", "m.onnx", "--skip-existing", cwd=place)
     assert done.err.splitlines()[-1].endswith(": 25")
-    tiled = ("-m", tiled_models.single().path, "--tile", 2, "-o", "tiled/", "--force")
-    assert "16/16 tiles" in succeed("infer", "x.npy", *tiled, cwd=place).err
-    done = succeed("infer", "x.npy", "x1.npy", *tiled, cwd=place)
-    assert " tiles" not in done.err and "1/2 files" in done.err
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ TERABYTE = crafted(
 def test_isolated(tmp_path: Path, model: object, flags: tuple[object, ...], code: int, word: str) -> None:
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())  # type: ignore[attr-defined]
     np.save(tmp_path / "x.npy", np.ones((2, 2)))
+    before = {*descendants()}  # of other tests
     done = mdlstm_process("infer", "x.npy", "-m", "m.onnx", "--isolated", *flags, cwd=tmp_path)
     assert (done.code, word in done.err) == (code, True), done.err
     assert (tmp_path / "x.out.npy").exists() == (code == 0)
@@ -47,9 +48,9 @@ def test_isolated(tmp_path: Path, model: object, flags: tuple[object, ...], code
         assert done.err.strip().splitlines()[-1].startswith("error: ")
         assert len([line for line in done.err.splitlines() if "error" in line]) <= 2
     deadline = time.monotonic() + 5
-    while descendants() and time.monotonic() < deadline:
+    while left := {*descendants()} - before:
+        assert time.monotonic() < deadline, left
         time.sleep(0.1)
-    assert not descendants()
 
 
 @pytest.mark.slow

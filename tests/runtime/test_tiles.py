@@ -6,18 +6,24 @@ import io
 import json
 import zipfile
 from contextlib import nullcontext, suppress
+from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from helpers import tiled_models
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import nn
 
+from mdlstm_tk import MDLSTM
 from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.export import export_tiles
+from mdlstm_tk.models import create
 from mdlstm_tk.runtime import TiledSession, decode, infer_paths
 from mdlstm_tk.runtime.tiles.archive import Sweep
 from mdlstm_tk.runtime.tiles.plan import Plan, extents_of
@@ -25,6 +31,51 @@ from mdlstm_tk.text import read_pages
 
 RNG = np.random.default_rng(0)
 MODELS = ("segmenter", "classifier", "recogniser", "downward", "single")
+VALUES, PALETTE = (0, 7, 9), (0, 0, 0, 250, 0, 0, 0, 0, 250)  # of masks
+DOWN: dict[str, Any] = {"directions": [(1, 1), (1, -1)], "num_layers": 2, "window": (2, 1)}
+_folder = TemporaryDirectory(prefix="mdlstm-tiled-")  # is removed when the tests end
+
+
+class TiledModel(NamedTuple):
+    """A tiled export and its network."""
+
+    path: Path
+    network: nn.Module
+
+    def whole(self, x: Any) -> Any:
+        """y for x (*grid, C), from the network itself."""
+        with torch.no_grad():
+            return self.network(torch.from_numpy(np.ascontiguousarray(x[None])))[0].numpy()
+
+
+@cache
+def tiled_model(name: str) -> TiledModel:
+    network: Any
+    metadata: dict[str, Any] = {}
+    match name:
+        case "segmenter":  # three colours, in windows of 2×2 and two directions
+            how = {"windows": [(2, 2)], "directions": [(1, 1), (-1, 1)]}
+            network = create("md", 3, 3, kind="segment", hidden=4, **how)
+            metadata = {"kind": "segment", "classes": ("a", "b", "c")}
+            metadata |= {"mask_values": VALUES, "mask_palette": PALETTE}
+        case "classifier":  # on two levels
+            how = {"windows": [(2, 2), (2, 1)], "directions": [(1, 1), (-1, -1)]}
+            network = create("md", 1, 3, kind="classify", hidden=4, **how)
+            metadata = {"kind": "classify", "classes": ("cat", "dog", "bird")}
+        case "recogniser":  # of the blank and two characters, in steps of four columns
+            network = create("md", 1, 3, kind="transcribe", hidden=4, windows=[(2, 4)], directions=1)
+            metadata = {"kind": "transcribe", "classes": ("a", "b")}
+        case "downward" | "of two states":
+            network = MDLSTM(1, 3, cell="graves" if name == "downward" else "slstm", **DOWN)
+        case _:
+            network = create("md", 1, 1, hidden=2, directions=1)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
+    path = Path(mkdtemp(dir=_folder.name)) / "model.tiles"
+    export_tiles(network.eval(), path, metadata=metadata)
+    return TiledModel(path, network)
 
 
 def image(model: str, height: int = 13, width: int = 18) -> Any:
@@ -38,7 +89,7 @@ def tif(path: Path, pixels: Any, **options: Any) -> None:
 @pytest.mark.parametrize("tile", [4, 512])
 @pytest.mark.parametrize("model", MODELS)
 def test_tiles_equal_the_whole(model: str, tile: int) -> None:
-    tiled = getattr(tiled_models, model)()
+    tiled = tiled_model(model)
     x, threads = image(model), tile % 3  # 0 are all cores
     session = TiledSession(tiled.path, threads=threads)
     y = session(x, tile=tile)
@@ -52,18 +103,18 @@ def test_tiles_equal_the_whole(model: str, tile: int) -> None:
 @settings(max_examples=8)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(2, 9))
 def test_any_grid_in_tiles_of_any_size(height: int, width: int, tile: int) -> None:
-    tiled = tiled_models.downward("slstm")
+    tiled = tiled_model("of two states")
     x = image("downward", height, width)
     np.testing.assert_allclose(TiledSession(tiled.path)(x, tile=tile), tiled.whole(x), atol=2e-5)
 
 
 def test_axes_are_those_of_the_users_array(tmp_path: Path) -> None:
-    tiled = tiled_models.single()
+    tiled = tiled_model("single")
     session, x = TiledSession(tiled.path, tile=5), image("single")
     assert session(x).shape == (13, 18, 1)
     assert session(x[..., 0]).shape == (13, 18)
     assert session(np.stack([x, x])).shape == (2, 13, 18, 1)
-    other, colours = tiled_models.segmenter(), image("segmenter")
+    other, colours = tiled_model("segmenter"), image("segmenter")
     assert TiledSession(other.path)(colours[:, :1]).shape == (13, 1, 3)
     shapes = [(4,), (4, 4, 2), (0, 4, 4, 1)]
     for wrong in (*map(np.zeros, shapes), np.full((4, 4), np.nan), np.full((4, 4), "a")):
@@ -117,7 +168,7 @@ def test_files_are_read_and_written_by_region(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("mdlstm_tk.runtime.tiles.files.SIDE", 16)  # of the tiles of the result
     monkeypatch.setattr("mdlstm_tk.runtime.tiles.files.BIG", 40 * 33 * 3 * 4 - 1)
     tifffile, zarr = pytest.importorskip("tifffile"), pytest.importorskip("zarr")
-    tiled = tiled_models.segmenter()
+    tiled = tiled_model("segmenter")
     pixels = RNG.integers(0, 256, (40, 33, 3)).astype(np.uint8)
     x = pixels / np.float32(255)
     np.save(tmp_path / "a.npy", x)
@@ -126,7 +177,7 @@ def test_files_are_read_and_written_by_region(tmp_path: Path, monkeypatch: pytes
     session = TiledSession(tiled.path)
     y = session(x, tile=9)
     mask = decode(y, session.metadata)
-    assert {*np.unique(mask)} <= {*tiled_models.VALUES}
+    assert {*np.unique(mask)} <= {*VALUES}
     for name in ("a.npy", "b.zarr", "c.tif"):
         for options, expected in (({}, mask), ({"raw": True}, y), ({"probabilities": True}, None)):
             seen: list[tuple[int, int]] = []
@@ -161,7 +212,7 @@ def test_files_are_read_and_written_by_region(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("model", ["classifier", "recogniser"])
 def test_answers_of_whole_grids_are_rows_and_other_ways_are_refused(tmp_path: Path, model: str) -> None:
-    tiled = getattr(tiled_models, model)()
+    tiled = tiled_model(model)
     np.save(tmp_path / "a.npy", image(model))
     (result,) = infer_paths([tmp_path / "a.npy"], tiled.path, tmp_path / "t.json", tile=5)
     session = TiledSession(tiled.path)
@@ -170,9 +221,9 @@ def test_answers_of_whole_grids_are_rows_and_other_ways_are_refused(tmp_path: Pa
     name = "label" if model == "classifier" else "text"
     assert result.error is None and row[name] == expected[name]
     with pytest.raises(InputError, match="--form scan"):
-        read_pages(["page.png"], tiled_models.recogniser().path)
+        read_pages(["page.png"], tiled_model("recogniser").path)
     with pytest.raises(InputError, match="-o"):
-        infer_paths([tmp_path / "a.npy"], tiled_models.segmenter().path, "-")
+        infer_paths([tmp_path / "a.npy"], tiled_model("segmenter").path, "-")
 
 
 def changed(data: bytes, **entries: Any) -> bytes:
@@ -191,7 +242,7 @@ WRONG: list[dict[str, Any]] = [{"schema": 9}, {"stages": []}, {"head": {"file": 
 
 
 def test_a_damaged_archive_is_refused_or_runs() -> None:
-    data, x = tiled_models.single().path.read_bytes(), np.zeros((4, 4), np.float32)
+    data, x = tiled_model("single").path.read_bytes(), np.zeros((4, 4), np.float32)
     for _ in range(120):
         damaged = bytearray(data[: RNG.integers(1, len(data) + 1)] if RNG.random() < 0.3 else data)
         damaged[RNG.integers(len(damaged))] ^= int(RNG.integers(1, 256))
@@ -223,7 +274,7 @@ REFUSED = {
 def test_a_file_that_cannot_be_read_by_region_is_an_error(tmp_path: Path, name: str) -> None:
     file, write = REFUSED[name]
     write(tmp_path / file)
-    (result,) = infer_paths([tmp_path / file], tiled_models.segmenter().path, tmp_path / "y.npy", tile=3)
+    (result,) = infer_paths([tmp_path / file], tiled_model("segmenter").path, tmp_path / "y.npy", tile=3)
     assert file in str(result.error) and "\n" not in str(result.error)
     assert not (tmp_path / "y.npy").exists() and not [*tmp_path.glob(".mdlstm*")]
 
@@ -244,9 +295,9 @@ def test_an_unusual_tiff_is_refused_rather_than_read_wrong(tmp_path: Path) -> No
         tif(tmp_path / f"{k}.tif", pixels, **options)
     Image.new("YCbCr", (16, 16)).save(tmp_path / "7.tif", compression="tiff_deflate")
     paths = [tmp_path / f"{k}.tif" for k in range(8)]
-    for result in infer_paths(paths, tiled_models.segmenter().path, tmp_path / "out", tile=3):
+    for result in infer_paths(paths, tiled_model("segmenter").path, tmp_path / "out", tile=3):
         assert "upright" in str(result.error)
-    data = tiled_models.segmenter().path.read_bytes()
+    data = tiled_model("segmenter").path.read_bytes()
     metadata = json.loads(zipfile.ZipFile(io.BytesIO(data)).read("tiles.json"))["metadata"]
     metadata["mdlstm.preprocessing"] = json.dumps({"channels": 3, "resize": [16, None]})
     (tmp_path / "m.tiles").write_bytes(changed(data, metadata=metadata))
@@ -260,7 +311,7 @@ def test_a_full_disk_is_told_before_it_is_written(
     free: int, is_full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.save(tmp_path / "a.npy", image("segmenter"))
-    run = infer_paths([tmp_path / "a.npy"], tiled_models.segmenter().path, tmp_path / "y.npy")
+    run = infer_paths([tmp_path / "a.npy"], tiled_model("segmenter").path, tmp_path / "y.npy")
     usage = type("Usage", (), {"free": free})  # the first stage makes (7, 9, 12) float32
     monkeypatch.setattr("mdlstm_tk.runtime.tiles.files.shutil.disk_usage", lambda _: usage)
     with pytest.raises(MDLSTMError, match="full") if is_full else nullcontext():
