@@ -25,10 +25,7 @@ from mdlstm_tk import sweep as sweep_module
 from mdlstm_tk.cells import BUILT_IN_CELLS
 
 pytest.importorskip("triton", reason="there is no Triton for this system")
-import triton
-import triton.language as tl
-
-from mdlstm_tk.backends.cuda import kernels, sweep
+from mdlstm_tk.backends.cuda import sweep
 
 CELLS = [cell for cell in (*BUILT_IN_CELLS, *OWN_CELLS) if cell != "all-operations"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,24 +67,6 @@ def test_backward_of_a_captured_graph_gets_more_rows_than_there_are() -> None:
     ]
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
-
-
-def test_rows_of_many_samples_on_a_large_grid() -> None:
-    """The place of the last sample is beyond int32."""
-    batch, positions, rows = 1 << 16, 1 << 16, 1 << 16
-
-    @triton.jit
-    def places(starts, order, out, batch, positions, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-        _, _, _, _, place, _ = kernels._rows(
-            starts, order, 0, 0, batch.to(tl.int64), positions.to(tl.int64), ROWS
-        )
-        tl.store(out + tl.arange(0, ROWS)[:, None], place)
-
-    starts = torch.tensor([0, 0, 1, 1], device=DEVICE)
-    order = torch.zeros(1, dtype=torch.int32, device=DEVICE)
-    out = torch.zeros(rows, dtype=torch.int64, device=DEVICE)
-    places[(1,)](starts, order, out, batch, positions, ROWS=rows)
-    assert torch.equal(out.cpu(), torch.arange(rows) * positions)
 
 
 @pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "norm"])
@@ -134,7 +113,7 @@ def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
     assert not any(re.search(r"\b(atom|red)\.", text) for text in assembly)
     for path in tmp_path.glob("*.ttir"):
         body = [line for line in path.read_text().splitlines() if "tt.func" not in line]
-        uses = [line for line in body if re.search(r"%(t|batch|positions|lines|blocks)\b", line)]
+        uses = [line for line in body if re.search(r"%(t|rows|lines|blocks)\b", line)]
         assert uses and all(re.search(r"= arith.extsi %\w+ : i32 to i64", line) for line in uses), uses
 
 

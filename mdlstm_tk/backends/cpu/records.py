@@ -8,7 +8,7 @@ Notation
     n, C, G, S, R     hidden units, input features, gates, states beside h, rows of the cell's parameters
     K                 length of an operand, hidden_dim + C + 1
     NR                columns of a panel, see `matmul`
-    V, T              positions (visits) and wavefronts of a band
+    V, T              rows (positions of all its samples) and wavefronts of a band
 """
 
 from __future__ import annotations
@@ -86,16 +86,14 @@ class Job(NamedTuple):
     """Some wavefronts of one band, for some samples, in one direction: one call of a kernel."""
 
     direction: int
-    first_sample: int
-    samples: int
-    corner: int  # flat position of the band's first visit
+    corner: int  # the place that offsets are counted from
     begin: int  # of the wavefronts in the band
     end: int
-    starts: int  # (T + 1,) the visit at which each wavefront starts
-    offsets: int  # (V,) int32, the flat position of each visit from the corner
-    predecessors: int  # (D, V) int32, the visit one step back along each axis; −1 outside the band
-    successors: int  # (D, V) int32, the visit one step forward along each axis; −1 outside the band
-    visits: int  # V
+    starts: int  # (T + 1,) the row at which each wavefront starts
+    offsets: int  # (V,) int32, the place of each row in (N, P), from the corner
+    predecessors: int  # (D, V) int32, the row one step back along each axis; −1 outside the band
+    successors: int  # (D, V) int32, the row one step forward along each axis; −1 outside the band
+    rows: int  # V
     continues: int  # whether the grid goes on before the band along axis 0
     lane: int  # whose memory it uses
     sums: int  # where it adds its sums
