@@ -77,8 +77,7 @@ def forward(arrays_address, layout_address, job_address):  # type: ignore[no-unt
     spill = address_of(ptr_add(scratch, layout.spill_at))
     table_address = address_of(ptr_add(scratch, layout.table_at))
     table, columns = pointer_to(INT64, table_address), SLOTS + AXIS_SLOTS * ndim
-    panels = -(-gate_dim // layout.panel)
-    weights = ptr_add(pointer_to(ZERO, arrays.weights), direction * panels * depth * layout.panel)
+    weights = ptr_add(pointer_to(ZERO, arrays.weights), direction * depth * layout.padded)
     x = pointer_to(ZERO, arrays.x)
     output = ptr_add(pointer_to(ZERO, arrays.output), direction * units)
     front = pointer_to(ZERO, arrays.front)
@@ -133,7 +132,7 @@ def forward(arrays_address, layout_address, job_address):  # type: ignore[no-unt
             call(
                 arrays.matmul,
                 (
-                    address_of(operands), depth, 1, address_of(weights), depth * layout.panel, layout.panel,
+                    address_of(operands), depth, 1, address_of(weights), layout.padded,
                     depth, address_of(products), layout.padded, rows, gate_dim, 0,
                 ),
             )  # fmt: skip
@@ -156,7 +155,7 @@ def _add_block(matmul, layout, operands, all_da, rows, sums, parameter_sums):  #
     call(
         matmul,
         (
-            address_of(operands), 1, layout.depth, address_of(all_da), layout.panel, layout.padded, rows,
+            address_of(operands), 1, layout.depth, address_of(all_da), layout.padded, rows,
             address_of(sums), layout.padded, layout.depth, layout.gate_dim, 1,
         ),
     )  # fmt: skip
@@ -181,9 +180,8 @@ def backward(arrays_address, layout_address, job_address):  # type: ignore[no-un
     spill = address_of(ptr_add(scratch, layout.spill_at))
     table_address = address_of(ptr_add(scratch, layout.table_at))
     table, columns = pointer_to(INT64, table_address), SLOTS + AXIS_SLOTS * ndim
-    panels, t_panels = -(-gate_dim // layout.panel), -(-(depth - 1) // layout.panel)
-    weights = ptr_add(pointer_to(ZERO, arrays.weights), direction * panels * depth * layout.panel)
-    weights_t = ptr_add(pointer_to(ZERO, arrays.weights_t), direction * t_panels * gate_dim * layout.panel)
+    weights = ptr_add(pointer_to(ZERO, arrays.weights), direction * depth * padded)
+    weights_t = ptr_add(pointer_to(ZERO, arrays.weights_t), direction * gate_dim * layout.t_padded)
     x = pointer_to(ZERO, arrays.x)
     dx = ptr_add(pointer_to(ZERO, arrays.dx), job.dx * layout.places * channels)
     output = ptr_add(pointer_to(ZERO, arrays.output), direction * units)
@@ -259,8 +257,8 @@ def backward(arrays_address, layout_address, job_address):  # type: ignore[no-un
                 call(
                     arrays.matmul,
                     (
-                        address_of(block_operands), depth, 1, address_of(weights), depth * layout.panel,
-                        layout.panel, depth, address_of(products), padded, rows, gate_dim, 0,
+                        address_of(block_operands), depth, 1, address_of(weights), padded,
+                        depth, address_of(products), padded, rows, gate_dim, 0,
                     ),
                 )  # fmt: skip
             call(arrays.cell, (rows, units, spill, table_address))
@@ -269,8 +267,8 @@ def backward(arrays_address, layout_address, job_address):  # type: ignore[no-un
                 call(
                     arrays.matmul,
                     (
-                        address_of(block_da), padded, 1, address_of(weights_t), gate_dim * layout.panel,
-                        layout.panel, gate_dim, address_of(d_rows), d_stride, rows, layout.columns, 0,
+                        address_of(block_da), padded, 1, address_of(weights_t), layout.t_padded,
+                        gate_dim, address_of(d_rows), d_stride, rows, layout.columns, 0,
                     ),
                 )  # fmt: skip
             if arrays.dx or arrays.front:
