@@ -5,12 +5,12 @@ back along each axis, and those all lie on the previous wavefront, so one step c
 Everything that sweeps a grid (torch loop, compiled kernels, ONNX graph) takes its order and its tables from
 here.
 
-    >>> waves = wavefronts((2, 3))
-    >>> waves.order.tolist()          # flat positions, wavefront after wavefront
+    >>> rows = wavefronts((2, 3))
+    >>> rows.order[0].tolist()        # flat positions, wavefront after wavefront
     [0, 1, 3, 2, 4, 5]
-    >>> waves.starts.tolist()         # wavefront t is order[starts[t]:starts[t + 1]]
+    >>> rows.starts.tolist()          # wavefront t is from starts[t] up to starts[t + 1]
     [0, 1, 3, 5, 6]
-    >>> waves.previous(2).tolist()    # for each axis: index into wavefront 1, or -1 outside the grid
+    >>> rows.previous(2).tolist()     # for each axis: index into wavefront 1, or -1 outside the grid
     [[0, 1], [1, -1]]
 
 Backends see the rows of a batch: the valid positions of all its samples, each swept from its own corner. A
@@ -19,7 +19,7 @@ every direction, so neighbours are the same for all directions.
 
 Notation
     E_d, P, T   extent along axis d, positions, wavefronts
-    visit index the place of a position in the order of visiting, 0 … P − 1
+    N, R        samples, rows
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache, reduce, wraps
 from itertools import product
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -68,51 +68,6 @@ def _cached(make: Make) -> Make:
     return cast("Make", look_up)
 
 
-@dataclass(frozen=True)
-class Wavefronts:
-    """The wavefronts of one grid, swept from the corner (0, …, 0).
-
-    Attributes, `starts` in int64 and the others in int32:
-        grid: extents (E_1, …, E_D), P = ∏ E_d positions.
-        order: (P,) the flat (row-major) position at each visit index. Inside a wavefront positions are in
-            row-major order.
-        starts: (T + 1,) wavefront t is `order[starts[t]:starts[t + 1]]`, T = 1 + Σ (E_d − 1).
-        predecessors: (D, P) for each axis and visit index, the visit index of the position one step back,
-            or −1 where that lies outside the grid.
-        successors: (D, P) the same for the position one step forward.
-    """
-
-    grid: tuple[int, ...]
-    order: Indices
-    starts: Indices
-    predecessors: Indices
-    successors: Indices
-
-    def __len__(self) -> int:
-        """T, the number of wavefronts."""
-        return len(self.starts) - 1
-
-    def slice(self, t: int) -> slice:
-        """The visit indices of wavefront t."""
-        return slice(int(self.starts[t]), int(self.starts[t + 1]))
-
-    def previous(self, t: int) -> Indices:
-        """(D, K_t) for each axis, the index within wavefront t − 1 of the predecessor, or −1."""
-        predecessors = self.predecessors[:, self.slice(t)]
-        return np.where(predecessors < 0, -1, predecessors - self.starts[max(t - 1, 0)])
-
-
-def wavefronts(grid: Sequence[int]) -> Wavefronts:
-    """The wavefronts of `grid`, D ≥ 1 extents ≥ 1 (cached; its arrays must not be written to).
-
-    Raises:
-        InputError: as of `check_positions`.
-    """
-    extents = tuple(map(int, grid))
-    check_positions(extents)
-    return _wavefronts(extents)
-
-
 def check_positions(grid: Sequence[int], count: int | None = None) -> None:
     """Check that a grid has positions, and that tables can hold `count` rows, those of the grid by default.
 
@@ -127,40 +82,6 @@ def check_positions(grid: Sequence[int], count: int | None = None) -> None:
             f"{'×'.join(map(str, grid))}; sweep fewer samples, or parts of the grid one after another, "
             "with the states of one as initial_state of the next"
         )
-
-
-@_cached
-def _wavefronts(grid: tuple[int, ...]) -> Wavefronts:
-    positions, dtype = prod(grid), np.int32
-    # NumPy sorts 16-bit integers by radix, in a fifth of the time.
-    sum_dtype = np.uint16 if sum(grid) < 1 << 16 else np.int64
-    axes = [np.arange(extent, dtype=sum_dtype) for extent in grid]
-    sums = reduce(np.add.outer, axes).reshape(-1)  # (P,) the wavefront of each flat position
-    order: Indices = np.argsort(sums, kind="stable").astype(dtype)
-    starts = np.concatenate([[0], np.cumsum(np.bincount(sums))])
-    predecessors = np.empty((len(grid), positions), dtype)
-    visits = np.empty(grid, dtype)  # the visit index of each position
-    visits.reshape(-1)[order] = np.arange(positions, dtype=dtype)
-    for d, row in enumerate(predecessors):
-        previous = np.full(grid, -1, dtype)  # the visit index of the predecessor of each flat position
-        before = (slice(None),) * d
-        previous[(*before, slice(1, None))] = visits[(*before, slice(-1))]
-        np.take(previous.reshape(-1), order, out=row)
-    # Seen from the opposite corner, the last position is the first, and successors are predecessors.
-    successors = dtype(positions - 1) - predecessors[:, ::-1]
-    successors[successors == positions] = -1
-    return Wavefronts(grid, order, starts, predecessors, successors)
-
-
-def visiting_order(grid: tuple[int, ...], direction: Direction) -> Indices:
-    """(P,) int64, the flat positions in the order in which a sweep in `direction` visits them.
-
-    A direction is D signs: +1 sweeps an axis upwards from 0, −1 downwards from its far end. The
-    predecessors and successors of `wavefronts(grid)`, which are visit indices, hold for every direction.
-    """
-    positions = np.arange(prod(grid), dtype=np.int64).reshape(grid)
-    from_corner = positions[tuple(slice(None, None, sign) for sign in direction)]
-    return from_corner.reshape(-1)[wavefronts(grid).order]
 
 
 def resolve_directions(directions: Any, ndim: int) -> list[Direction]:
@@ -194,7 +115,8 @@ def resolve_directions(directions: Any, ndim: int) -> list[Direction]:
     return signs
 
 
-class BatchRows(NamedTuple):
+@dataclass(frozen=True)
+class BatchRows:
     """The rows of a batch, wavefront after wavefront: inside a wavefront by position, then by sample.
 
     Attributes, `starts` in int64 and the others in int32:
@@ -208,44 +130,80 @@ class BatchRows(NamedTuple):
     predecessors: Indices
     successors: Indices
 
+    def __len__(self) -> int:
+        """T, the number of wavefronts."""
+        return len(self.starts) - 1
+
+    def slice(self, t: int) -> slice:
+        """The rows of wavefront t."""
+        return slice(int(self.starts[t]), int(self.starts[t + 1]))
+
+    def previous(self, t: int) -> Indices:
+        """(D, K) for each axis, the index within wavefront t − 1 of the predecessor, or −1."""
+        predecessors = self.predecessors[:, self.slice(t)]
+        return np.where(predecessors < 0, -1, predecessors - self.starts[max(t - 1, 0)])
+
+
+def wavefronts(grid: Sequence[int]) -> BatchRows:
+    """The rows of one sample that fills a grid, swept from the corner (0, …, 0).
+
+    Raises:
+        InputError: as of `check_positions`.
+    """
+    extents = tuple(map(int, grid))
+    return batch_rows((extents,), extents, ((1,) * len(extents),))
+
+
+def visiting_order(grid: tuple[int, ...], direction: Direction) -> Indices:
+    """(P,) int64, the flat positions in the order in which a sweep in `direction` visits them.
+
+    A direction is D signs: +1 sweeps an axis upwards from 0, −1 downwards from its far end.
+    """
+    order: Indices = batch_rows((grid,), grid, (direction,)).order[0].astype(np.int64)
+    return order
+
 
 @_cached
 def batch_rows(extents: Extents, grid: tuple[int, ...], directions: tuple[Direction, ...]) -> BatchRows:
-    """The rows of a batch whose samples have valid extents of their own; backward and other layers use them
-    again.
+    """The rows of a batch whose samples have valid extents of their own (cached; its arrays must not be
+    written to).
 
     Counted from the corner that a sample is swept from, its valid positions are those whose coordinates are
-    below its extents. So its rows are a part of the rows of the whole grid, in the same order.
+    below its extents.
+
+    Raises:
+        InputError: as of `check_positions`.
     """
     batch, stride, dtype = len(extents), prod(grid), np.int32
     check_positions(grid, batch * stride)
     sizes = np.array(extents, dtype).reshape(batch, len(grid)).T  # (D, N)
-    waves = wavefronts(sizes.max(axis=1, initial=1))
-    coordinates = [axis.astype(dtype) for axis in np.unravel_index(waves.order, waves.grid)]  # D × (P,)
-    valid = np.ones((len(waves.order), batch), bool)
+    whole = sizes.max(axis=1, initial=1)
+    # NumPy sorts 16-bit integers by radix, in a fifth of the time.
+    sum_dtype = np.uint16 if sum(whole) < 1 << 16 else dtype
+    sums = reduce(np.add.outer, [np.arange(extent, dtype=sum_dtype) for extent in whole]).reshape(-1)
+    visits = np.argsort(sums, kind="stable")  # (∏ whole,)
+    coordinates = [axis.astype(dtype) for axis in np.unravel_index(visits, whole)]
+    valid = np.ones((len(visits), batch), bool)
     for axis, limits in zip(coordinates, sizes, strict=True):
         valid &= axis[:, None] < limits
-    flat_rows = np.flatnonzero(valid)  # of (visit, sample), in row-major order: one for each row
-    visits = valid.sum(axis=1)  # of all samples, for each visit of the grid
-    sample = flat_rows - np.repeat(np.arange(len(valid)) * batch, visits)
-    # The row of each visit and sample, −1 where it is not valid and at visit −1, which is outside the grid.
-    row = np.full((len(valid) + 1, batch), -1, dtype)
-    row.reshape(-1)[flat_rows] = np.arange(len(flat_rows), dtype=dtype)
+    of_visits = valid.sum(axis=1)
+    starts = np.cumsum([0, *np.bincount(np.repeat(sums[visits], of_visits), minlength=1)])
+    coordinates = [np.repeat(axis, of_visits) for axis in coordinates]  # (R,)
+    sample = (np.flatnonzero(valid) % batch).astype(dtype)
+
+    row = np.full([*(whole + 2), batch], -1, dtype)  # of each position and sample, with a border outside
+    steps = [step // row.itemsize for step in row.strides[:-1]]
+    places = sum((axis + 1) * step for axis, step in zip(coordinates, steps, strict=True)) + sample
+    row.reshape(-1)[places] = np.arange(len(sample), dtype=dtype)
     predecessors, successors = (
-        np.stack([row[neighbours].take(flat_rows) for neighbours in table])
-        for table in (waves.predecessors, waves.successors)
-    )  # (D, R)
-    order = np.empty((len(directions), len(flat_rows)), dtype)
-    order[:] = (np.arange(batch, dtype=dtype) * dtype(stride)).take(sample)
+        np.stack([row.reshape(-1).take(places + sign * step) for step in steps]) for sign in (-1, 1)
+    )
+    order = np.tile(sample * dtype(stride), (len(directions), 1))
     for d, (axis, limits) in enumerate(zip(coordinates, sizes, strict=True)):
         stride //= grid[d]
-        up = np.repeat(dtype(stride) * axis, visits)  # what the axis adds to a place, in either direction
-        down = (dtype(stride) * (limits - 1)).take(sample) - up
-        for places, direction in zip(order, directions, strict=True):
-            places += up if direction[d] > 0 else down
-    starts = np.searchsorted(flat_rows, waves.starts * batch)
-    last = 1 + max(1, int(np.count_nonzero(np.diff(starts))))  # the wavefronts after these have no rows
-    return BatchRows(starts[:last], order, predecessors, successors)
+        for here, direction in zip(order, directions, strict=True):
+            here += dtype(stride) * (axis if direction[d] > 0 else limits[sample] - 1 - axis)
+    return BatchRows(starts, order, predecessors, successors)
 
 
 @dataclass(frozen=True)
@@ -318,7 +276,8 @@ def sweep_rows(inputs: SweepInputs) -> SweepRows:
 def _sweep_rows(
     extents: Extents, grid: tuple[int, ...], directions: tuple[Direction, ...], device: torch.device
 ) -> SweepRows:
-    starts, order, predecessors, successors = batch_rows(extents, grid, directions)
+    rows = batch_rows(extents, grid, directions)
+    starts, order, predecessors, successors = rows.starts, rows.order, rows.predecessors, rows.successors
     count = order.shape[1]
     entering, axis = np.nonzero(predecessors.T < 0)  # of each line
     check_positions(grid, count + len(entering))
