@@ -9,10 +9,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,7 +18,7 @@ from helpers.functions import FUNCTIONS, assert_precise, whole_range
 from helpers.own_cells import OWN_CELLS, register_own_cells, run_all_operations
 from helpers.parity import Case, combined
 
-from mdlstm_tk import MDLSTM, backends
+from mdlstm_tk import MDLSTM
 from mdlstm_tk import sweep as sweep_module
 from mdlstm_tk.cells import BUILT_IN_CELLS
 
@@ -115,24 +113,3 @@ def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
         body = [line for line in path.read_text().splitlines() if "tt.func" not in line]
         uses = [line for line in body if re.search(r"%(t|rows|lines|blocks)\b", line)]
         assert uses and all(re.search(r"= arith.extsi %\w+ : i32 to i64", line) for line in uses), uses
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that works")
-def test_which_backend_runs_on_a_gpu_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda, asked = torch.device("cuda", 1), []
-    capability = Mock(return_value=(6, 1))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: asked.append(device) or nullcontext())
-
-    def choose() -> tuple[str, str]:
-        backends._problem.cache_clear()
-        return backends.choose("auto", cuda)
-
-    assert choose() == ("torch", "fused kernels are for NVIDIA GPUs of compute capability 7.0 or more")
-    capability.return_value = (7, 0)
-    name, reason = choose()  # there is no driver
-    assert name == "torch" and reason.startswith("Triton does not work here (")
-    assert asked == [cuda]  # x's device, and not the current one
-    monkeypatch.setattr(sweep, "try_compiler", lambda _: None)
-    assert choose() == ("fused", "compiled by Triton")
-    backends._problem.cache_clear()
