@@ -135,9 +135,13 @@ def _held_out(
 def _by_prefixes(samples: Sequence[Scanned], file: Path) -> dict[Split, list[Scanned]]:
     """{"train": ["anna"], "valid": ["bert"], "test": [...]}: the prefixes of the names of files."""
     try:
-        prefixes = {p: NAMES[split] for split, each in json.loads(file.read_text()).items() for p in each}
+        lists = json.loads(file.read_text("utf-8-sig")).items()
+        pairs = [(p, NAMES[split]) for split, each in lists for p in each]
+        if not all(isinstance(each, list) for _, each in lists) or len(dict(pairs)) < len(pairs):
+            raise ValueError
+        prefixes = {str.__str__(p): split for p, split in pairs}
     except (ValueError, KeyError, AttributeError, TypeError):
-        text = '{"train": [...], "valid": [...], "test": [...]} with prefixes of file names'
+        text = '{"train": [...], "valid": [...], "test": [...]} with prefixes of file names, each once'
         raise InputError(f"{file} is not {text}") from None
     splits: dict[Split, list[Scanned]] = {split: [] for split in ("train", *prefixes.values())}
     others = []

@@ -63,7 +63,9 @@ class Regress(Kind):
         constant = (std <= SMALLEST_SPREAD * np.abs(mean)) | (std < np.finfo(np.float32).tiny)
         if constant.any():
             name = names[constant.argmax()]
-            raise InputError(f"{name} is the same in all training samples; leave it out")
+            raise InputError(
+                f"{name} is the same in all training samples, as far as float32 tells; leave it out"
+            )
         encode = partial(encode_columns, names)
         return Labels(len(names), names, encode, (*mean.tolist(),), (*std.tolist(),))
 

@@ -142,8 +142,8 @@ def make_task(config: TrainConfig, learned: Collection[str] | None = None, of_ru
         if config.size:
             raise InputError("size is for tasks that generate grids; leave it out, or use resize or crop")
         if learned is None and config.init:
-            from mdlstm_tk.training.checkpoint import load_checkpoint
+            from mdlstm_tk.training.run import load_checkpoint, open_run
 
-            learned = load_checkpoint(Path(config.init, "best.safetensors")).state.learned
+            learned = load_checkpoint(open_run(config.init).checkpoint).state.learned
         return read_data(config, kind_named(config.task), learned or (), of_run)
     return _entry(config.task).make(config)

@@ -17,6 +17,7 @@ from PIL import Image
 from mdlstm_tk.data.files import Sample
 from mdlstm_tk.data.scan import Moments, Scanned
 from mdlstm_tk.data.splits import divide
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.training import configure, make_task
 
 FOLDERS = ("classify", "segment", "tag", "regress", "grid")
@@ -91,6 +92,28 @@ def test_renamed_and_reordered_files_give_the_same_task(kind: str, tmp_path: Pat
         for step in range(4):
             for a, b in zip(one.batch(1, step, 5), other.batch(1, step, 5), strict=True):
                 assert a is b is None or np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_right"),
+    [
+        ('\ufeff{"train": ["a"], "valid": ["b"]}', True),
+        ('{"train": "a", "valid": ["b"]}', False),
+        ('{"train": ["a", "b"], "valid": ["b"]}', False),
+        ('{"train": ["a"], "valid": [1]}', False),
+        ('{"train": ["a"], "other": ["b"]}', False),
+        ('["a"]', False),
+    ],
+)
+def test_prefixes_are_lists_of_texts_in_one_split_each(text: str, is_right: bool, tmp_path: Path) -> None:
+    data = write(tmp_path, "grid", "splits.json")
+    (data / "splits.json").write_text(text, encoding="utf-8")
+    config = configure(task="grid", data=str(data))
+    if is_right:
+        assert make_task(config).count("validation") == 6
+        return
+    with pytest.raises(InputError):
+        make_task(config)
 
 
 @pytest.mark.parametrize("kind", FOLDERS)

@@ -211,14 +211,18 @@ def running_mean(values: Any) -> list[float]:
 
 
 def test_the_networks_of_a_comparison_are_drawn(figures: list[Any], tmp_path: Path) -> None:
-    rng, lengths = np.random.default_rng(0), {"md": (30, 25), "my-net": (30, 30)}
+    """And no others, such as those of more seeds from before."""
+    rng, lengths = np.random.default_rng(0), {"md": (30, 25), "lab/net": (30, 30), "old": (30,)}
     losses = {model: [rng.random(n) for n in counts] for model, counts in lengths.items()}
     for model, seeds in losses.items():
         for seed, values in enumerate(seeds):
             run = Run(tmp_path / f"{model}-{seed}")
-            run.folder.mkdir()
+            run.folder.mkdir(parents=True)
             lines = records(values.tolist(), relevant=values.tolist())
             run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    losses.pop("old")
+    summary = {name: {"hidden": 1, "seconds": [1.0] * 2} for name in losses} | {"k-NN": {"error": [0.5]}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert [path.name for path in draw_comparison(tmp_path)] == ["loss.png", "relevant.png"]
     for figure, of in zip(figures, (running_mean, np.asarray), strict=True):
         for line, (model, seeds) in zip(figure.axes[0].lines, losses.items(), strict=True):
