@@ -110,10 +110,10 @@ class MaskClasses(NamedTuple):
     values: tuple[int, ...]
     palette: tuple[int, ...]
     names: tuple[str, ...]
-    prepare: Preprocessing | None
+    prepare: Preprocessing | None = None
 
     @classmethod
-    def of(cls, masks: Sequence[Mask], prepare: Preprocessing | None) -> MaskClasses:
+    def of(cls, masks: Sequence[Mask]) -> MaskClasses:
         """The classes of masks that hold their distinct values and counts.
 
         Raises:
@@ -147,13 +147,13 @@ class MaskClasses(NamedTuple):
         if has_colours:
             palette = [value >> shift & 255 for value in values for shift in (16, 8, 0)]
             names = [f"#{value:06x}" for value in values]
-            return cls(tuple(range(len(values))), tuple(palette), tuple(names), prepare)
+            return cls(tuple(range(len(values))), tuple(palette), tuple(names))
         entries = masks[0].palette
         palette = [part for value in values for part in entries[3 * value : 3 * value + 3]]
         names = [lines.get(value) or str(value) for value in values]
         if len({*names}) < len(names):
             raise InputError(f"{NAMES} names several values {printable(max(names, key=names.count))}")
-        return cls(tuple(values), tuple(palette), tuple(names), prepare)
+        return cls(tuple(values), tuple(palette), tuple(names))
 
     def encode(self, mask: Mask) -> Array:
         """The class at each position of a mask, resized like its image; UNLABELLED at other values."""

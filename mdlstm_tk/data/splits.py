@@ -82,8 +82,6 @@ def divide(
         out = _held_out(splits["train"], share, seed, stratum, learned)
         splits["validation"] = [each for each in splits["train"] if each.sample.group in out]
         splits["train"] = [each for each in splits["train"] if each.sample.group not in out]
-        if share and not out:
-            log.warning("none is held out for validation, as all samples share contents or a file")
     return {split: splits[split] for split in SPLITS if splits.get(split)}
 
 

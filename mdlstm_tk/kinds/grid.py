@@ -3,7 +3,7 @@ units of the deviation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import sqrt
 from pathlib import Path
@@ -53,13 +53,18 @@ class Grid(Kind):
         self, train: Sequence[Any], every: Sequence[Any], prepare: Preprocessing | None, config: Any
     ) -> Labels:
         from mdlstm_tk.data.scan import mean_and_std
-        from mdlstm_tk.io.images import Preprocessing
 
         mean, std = mean_and_std(train)
         if prepare is None and any(len(each.total) != len(mean) for each in every):
             raise InputError("y has other channels in one split than in another")
-        encode = Preprocessing(len(mean), prepare.resize) if prepare else None
-        return Labels(len(mean), encode=encode, mean=mean, std=std)
+        return Labels(len(mean), mean=mean, std=std)
+
+    def encoder(self, spec: TaskSpec) -> Callable[[Any], Any]:
+        from mdlstm_tk.io.images import Preprocessing
+
+        if spec.preprocessing is None:
+            return partial(_with_channels, spec.outputs)
+        return Preprocessing(spec.outputs, spec.preprocessing.resize)
 
     def collate(self, x: Array, targets: Sequence[Any]) -> Array:
         from mdlstm_tk.data.task import pad
@@ -113,6 +118,12 @@ class Grid(Kind):
             Panel(f"truth  {ends[0]:.3g} … {ends[1]:.3g}", draw_values(target, *ends)),
             Panel(f"error  0 … {error.max():.3g}", draw_values(error, 0.0, float(error.max()), "magma")),
         ]
+
+
+def _with_channels(channels: int, target: Array) -> Array:
+    if target.shape[-1] != channels:
+        raise InputError(f"its target has {target.shape[-1]} channels, expected {channels}")
+    return target
 
 
 def _read_numbers(y: Array, k: int, grid: tuple[int, ...]) -> Array:

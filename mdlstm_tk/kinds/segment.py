@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,9 +49,15 @@ class Segment(Kind):
     ) -> Labels:
         from mdlstm_tk.data.masks import MaskClasses
 
-        masks = MaskClasses.of(every, prepare)
+        masks = MaskClasses.of(every)
         decoding = {"mask_values": masks.values, "mask_palette": masks.palette}
-        return Labels(len(masks.names), masks.names, masks.encode, decoding=decoding)
+        return Labels(len(masks.names), masks.names, decoding=decoding)
+
+    def encoder(self, spec: TaskSpec) -> Callable[[Any], Any]:
+        from mdlstm_tk.data.masks import MaskClasses
+
+        values, palette = (tuple(spec.decoding[name]) for name in ("mask_values", "mask_palette"))
+        return MaskClasses(values, palette, spec.classes, spec.preprocessing).encode
 
     def collate(self, x: Array, targets: Sequence[Any]) -> Array:
         from mdlstm_tk.data.task import UNLABELLED, pad

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from mdlstm_tk._util.text import to_json
-from mdlstm_tk.data.task import Batch, Split, Task
+from mdlstm_tk.data.task import SPLITS, Batch, Split, Task
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.training.batches import training_batches
@@ -102,9 +102,11 @@ def train(
     if columns := columns_per_step(network):
         task.spec = replace(task.spec, decoding={**task.spec.decoding, "columns_per_step": columns})
     run = Run(group.broadcast(new_run(config, task, folder, force).folder if group.is_main else Path()))
-    learned = {each[:DIGEST_DIGITS] for each in task.digests.get("train", ())}
+    learned, validated = (
+        {each[:DIGEST_DIGITS] for each in task.digests.get(split, ())} for split in SPLITS[:2]
+    )
     learned.update(source.state.learned if source else ())
-    state = State(data=task.digest, learned=sorted(learned))
+    state = State(data=task.digest, learned=sorted(learned), validated=sorted(validated))
     return _loop(Checkpoint(config, task.spec, state), task, network, run, group, on_step, on_end)
 
 

@@ -24,7 +24,7 @@ PALETTE = [*COLOURS.ravel().tolist(), *[9] * 60]
 
 
 def classes_of(*masks: Mask) -> MaskClasses:
-    return MaskClasses.of([kind_named("segment").summary(mask) for mask in masks], None)
+    return MaskClasses.of([kind_named("segment").summary(mask) for mask in masks])
 
 
 def stored(form: str) -> Image.Image:
