@@ -156,8 +156,15 @@ class MaskClasses(NamedTuple):
         return cls(tuple(values), tuple(palette), tuple(names))
 
     def encode(self, mask: Mask) -> Array:
-        """The class at each position of a mask, resized like its image; UNLABELLED at other values."""
+        """The class at each position of a mask, resized like its image; UNLABELLED at other values.
+
+        Raises:
+            InputError: its palette has other colours for the classes.
+        """
         keys, pixels = np.array(self.values), mask.pixels
+        for k, value in enumerate(self.values if self.palette and mask.palette else ()):
+            if mask.palette[3 * value : 3 * value + 3] not in ((), self.palette[3 * k : 3 * k + 3]):
+                raise InputError(f"its palette has another colour for {self.names[k]}")
         if mask.form == "colours":
             keys = np.reshape(self.palette or np.repeat(keys, 3), (-1, 3)) @ RGB
         if self.prepare is not None:

@@ -133,7 +133,7 @@ def test_models_and_tasks_are_described(tmp_path: Path) -> None:
 def test_comparison_and_samples(tmp_path: Path, density_run: Run) -> None:
     done = succeed("compare", "--steps", 20, "--seeds", 1, "--size", 8, "--json", cwd=tmp_path)
     assert json.loads(done.out)
-    assert (tmp_path / "runs" / "compare-diagonal-8x8" / "relevant.png").is_file()
+    assert (tmp_path / "runs" / "compare-8x8" / "relevant.png").is_file()
     done = succeed("compare", "--steps", 20, "--seeds", 1, "--size", 4, "--force", cwd=tmp_path)
     assert not done.out.lstrip().startswith(("[", "{")) and "md" in done.out
     run = density_run.folder

@@ -127,6 +127,8 @@ def test_two_palettes_are_refused() -> None:
         masks.append(read_mask(file))
     with pytest.raises(InputError):
         classes_of(*masks)
+    with pytest.raises(InputError):
+        classes_of(masks[0]).encode(masks[1])
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,30 @@ def test_copies_between_splits_are_said(
         assert len(warnings) == copied
 
 
+@pytest.mark.parametrize("kind", ["classify", "segment", "tag"])
+def test_classes_that_are_not_trained_on_are_said(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And where there is one alone to train on, nothing is learned."""
+    content: list[Any] = samples(kind)
+    x, of_one = content[0]
+    unseen = np.full_like(x, 99) if kind == "segment" else "unseen" if kind == "classify" else ["unseen"]
+    for count in (0, 1, 2):
+        path = write(tmp_path / f"{count}", kind, "split folders", [*content, *[(x + 1, unseen)] * count])
+        (path / "beside").mkdir()
+        caplog.clear()
+        make_task(configure(task=kind, data=str(path)))
+        assert "beside" in caplog.text
+        told = [each.getMessage() for each in caplog.records if "without samples" in each.getMessage()]
+        assert len(told) == bool(count) and all(
+            ("99" if kind == "segment" else "unseen") in t for t in told
+        )
+    one = [] if kind == "tag" else np.zeros_like(x) if kind == "segment" else of_one
+    pairs = [*((x + k, one) for k in range(9)), *content[:8]]
+    with pytest.raises(InputError):
+        make_task(configure(task=kind, data=str(write(tmp_path / "one", kind, "split folders", pairs))))
+
+
 def test_copies_are_held_out_together(tmp_path: Path) -> None:
     """Each image three times, under other names and in other formats."""
     data = write(tmp_path, "classify", "folder")
