@@ -121,7 +121,11 @@ class MaskClasses(NamedTuple):
         """
         coloured = [mask.pixels[0] for mask in masks if mask.form == "colours"]
         if all((each % 256 * GREY == each).all() for each in coloured):
-            masks = [_of_greys(mask) if mask.form == "colours" else mask for mask in masks]
+            ends = [[256], [np.iinfo(np.int64).max]]  # of a value and of a count
+            masks = [
+                m._replace(pixels=m.pixels % ends, form="values") if m.form == "colours" else m
+                for m in masks
+            ]
         forms, lines = {mask.form for mask in masks}, dict(enumerate(masks[0].names))
         if len(forms) > 1 or len({mask.palette for mask in masks}) > 1:
             raise InputError(
@@ -173,11 +177,6 @@ class MaskClasses(NamedTuple):
         indices = order[np.searchsorted(keys, pixels, sorter=order).clip(max=len(keys) - 1)]
         dtype = np.int16 if len(keys) <= np.iinfo(np.int16).max else np.int32
         return np.where(keys[indices] == pixels, indices, UNLABELLED).astype(dtype)
-
-
-def _of_greys(mask: Mask) -> Mask:
-    values, counts = mask.pixels
-    return Mask(np.stack([values % 256, counts]), names=mask.names)
 
 
 def resize_nearest(pixels: Array, extents: tuple[int, int]) -> Array:

@@ -59,12 +59,11 @@ class Grid(Kind):
             raise InputError("y has other channels in one split than in another")
         return Labels(len(mean), mean=mean, std=std)
 
-    def encoder(self, spec: TaskSpec) -> Callable[[Any], Any]:
+    def encoder(self, spec: TaskSpec) -> Callable[[Any], Any] | None:
         from mdlstm_tk.io.images import Preprocessing
 
-        if spec.preprocessing is None:
-            return partial(_with_channels, spec.outputs)
-        return Preprocessing(spec.outputs, spec.preprocessing.resize)
+        images = spec.preprocessing
+        return Preprocessing(spec.outputs, images.resize) if images else None
 
     def collate(self, x: Array, targets: Sequence[Any]) -> Array:
         from mdlstm_tk.data.task import pad
@@ -118,12 +117,6 @@ class Grid(Kind):
             Panel(f"truth  {ends[0]:.3g} … {ends[1]:.3g}", draw_values(target, *ends)),
             Panel(f"error  0 … {error.max():.3g}", draw_values(error, 0.0, float(error.max()), "magma")),
         ]
-
-
-def _with_channels(channels: int, target: Array) -> Array:
-    if target.shape[-1] != channels:
-        raise InputError(f"its target has {target.shape[-1]} channels, expected {channels}")
-    return target
 
 
 def _read_numbers(y: Array, k: int, grid: tuple[int, ...]) -> Array:
