@@ -12,7 +12,7 @@ from mdlstm_tk.cli import console, options
 from mdlstm_tk.cli.train import with_settings
 from mdlstm_tk.errors import require
 
-OUTPUT = "Folder for the runs, pictures and summary.  (default: runs/compare-TASK)"
+OUTPUT = "Folder for the runs, pictures and summary.  (default: runs/TASK-compare-SIZE)"
 SEEDS = "Runs of each network, each with another seed."
 
 

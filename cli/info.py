@@ -50,6 +50,7 @@ def _describe_run(folder: Path) -> dict[str, Any]:
     """The settings of a run and how far it got."""
     from mdlstm_tk.cli.train import next_of_run
     from mdlstm_tk.export.runs import note_if_stale
+    from mdlstm_tk.kinds import kind_named
     from mdlstm_tk.runtime.infer import models_in
     from mdlstm_tk.training import load_checkpoint, open_run
     from mdlstm_tk.training.networks import count_parameters
@@ -57,6 +58,8 @@ def _describe_run(folder: Path) -> dict[str, Any]:
     run = open_run(folder)
     last = load_checkpoint(run.last if run.last.exists() else run.best)
     models, losses = models_in(folder), [record["loss"] for record in run.read_metrics()[-100:]]
+    is_negated = last.config.best_by in kind_named(last.spec.kind).higher
+    score = 0.0 + (-last.state.score if is_negated else last.state.score)
     properties = {
         "kind": "run",
         **asdict(last.config),
@@ -65,7 +68,7 @@ def _describe_run(folder: Path) -> dict[str, Any]:
         "training_seconds": round(last.state.seconds, 1),
         "parameters": count_parameters(last.network()),
         "best_step": last.state.best_step,
-        "best_score": abs(last.state.score) if isfinite(last.state.score) else None,
+        "best_score": score if isfinite(score) else None,
         "last_100_loss": sum(losses) / len(losses) if losses else None,
         "exports": sorted(path.name for path in models),
     }

@@ -26,7 +26,7 @@ def report(
     """Write an HTML page about a run: curves, examples, measures of each class, and the largest errors.
 
     The page is one file that needs neither network nor scripts. It shows test data, or validation data if
-    there are no test data; of other data than those of the run, all.
+    there are no test data; of other data, all that have not influenced the weights.
     """
     for module in ("torch", "jinja2", "matplotlib"):
         require(module, "train")

@@ -86,7 +86,11 @@ class Scanned:
 
 
 def scan(
-    samples: Sequence[Sample], kind: Any, prepare: Preprocessing | None, room: list[int]
+    samples: Sequence[Sample],
+    kind: Any,
+    prepare: Preprocessing | None,
+    room: list[int],
+    encode: Callable[[Any], Any] | None = None,
 ) -> list[Scanned]:
     """Read all samples once. Those that cannot be used are named in the log and left out.
 
@@ -98,6 +102,7 @@ def scan(
         kind: of the task.
         prepare: how images become x; None of arrays.
         room: bytes that decoded images may take in memory; what they take is subtracted.
+        encode: the encoding of targets, if it is known; those that it refuses cannot be used.
     """
 
     def read(sample: Sample) -> Scanned | str:
@@ -116,6 +121,8 @@ def scan(
             if kind.per_position and of_target.shape[: len(grid)] != grid:
                 raise InputError(f"its target is {of_target.shape}, but the grid of x {grid}")
             summary = kind.summary(target)
+            if encode is not None:
+                encode(target)
         except InputError as reason:
             return f"{sample.name}: {reason}"
         nbytes = x.nbytes + getattr(of_target, "nbytes", 100)

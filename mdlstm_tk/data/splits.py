@@ -82,8 +82,6 @@ def divide(
         out = _held_out(splits["train"], share, seed, stratum, learned)
         splits["validation"] = [each for each in splits["train"] if each.sample.group in out]
         splits["train"] = [each for each in splits["train"] if each.sample.group not in out]
-        if share and not out:
-            log.warning("none is held out for validation, as all samples share contents or a file")
     return {split: splits[split] for split in SPLITS if splits.get(split)}
 
 
@@ -135,9 +133,13 @@ def _held_out(
 def _by_prefixes(samples: Sequence[Scanned], file: Path) -> dict[Split, list[Scanned]]:
     """{"train": ["anna"], "valid": ["bert"], "test": [...]}: the prefixes of the names of files."""
     try:
-        prefixes = {p: NAMES[split] for split, each in json.loads(file.read_text()).items() for p in each}
+        lists = json.loads(file.read_text("utf-8-sig")).items()
+        pairs = [(p, NAMES[split]) for split, each in lists for p in each]
+        if not all(isinstance(each, list) for _, each in lists) or len(dict(pairs)) < len(pairs):
+            raise ValueError
+        prefixes = {str.__str__(p): split for p, split in pairs}
     except (ValueError, KeyError, AttributeError, TypeError):
-        text = '{"train": [...], "valid": [...], "test": [...]} with prefixes of file names'
+        text = '{"train": [...], "valid": [...], "test": [...]} with prefixes of file names, each once'
         raise InputError(f"{file} is not {text}") from None
     splits: dict[Split, list[Scanned]] = {split: [] for split in ("train", *prefixes.values())}
     others = []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ from mdlstm_tk.data.files import is_npz
 from mdlstm_tk.data.order import digest_of, shape_order
 from mdlstm_tk.data.scan import Samples, Scanned, mean_and_std, scan
 from mdlstm_tk.data.splits import describe_overlap, divide, sources
-from mdlstm_tk.data.task import Dataset, Extents, TaskSpec
+from mdlstm_tk.data.task import Dataset, Extents, Split, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io.images import Preprocessing
 
 log = logging.getLogger("mdlstm_tk.data")
 
 
-def read_data(config: Any, kind: Any, learned: Collection[str] = (), of_run: str = "") -> Dataset:
+def read_data(config: Any, kind: Any, learned: Collection[str] = ()) -> Dataset:
     """The task of the files at `config.data`.
 
     Every sample is read once, for its extents, its channels and its target; then again when a batch needs
@@ -32,64 +33,130 @@ def read_data(config: Any, kind: Any, learned: Collection[str] = (), of_run: str
         config: its data, resize, crop, validation, seed, augment and cache count, and what the kind asks.
         kind: of the task.
         learned: digests of samples that weights have learned before, see `splits.divide`.
-        of_run: digest of the samples of a run. Others are measured alone: all of them that were not learned
-            are for testing.
 
     Raises:
         InputError: the path does not exist, has another layout, or contains no usable sample.
     """
     path = Path(config.data)
+    scanned, prepare = _scanned(config, kind)
+    every = [each for some in scanned.values() for each in some]
+    channels = max([1, *(len(each.moments.total) for each in scanned["train"])])
+    if len({(len(e.extents), 0 if prepare else len(e.moments.total)) for e in every}) > 1:
+        raise InputError(f"{path}: x has other axes or channels in one split than in another")
+    divided = divide(scanned, path, config.validation, config.seed, kind.stratum, learned)
+    if config.validation and "validation" not in divided:
+        log.warning("none is held out for validation, as all samples share contents or a file")
+    describe_overlap(divided, learned)
+    train = divided["train"]
+    if prepare is not None:
+        prepare = Preprocessing(channels, prepare.resize)
+    try:
+        of_train, of_all = ([each.summary for each in some] for some in (train, every))
+        labels = kind.fit(of_train, of_all, prepare, config)
+        if unsafe := [name for name in labels.classes if not is_plain_text(name)]:
+            raise InputError(f"the class {unsafe[0]!r} holds a control character; rename it")
+        absent = {*labels.classes}
+        if absent:
+            absent -= {*kind.fit(of_train, of_train, prepare, config).classes}
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if absent:
+        log.warning("classes without samples to train on: %s", ", ".join(sorted(absent)))
+    extents = np.array([each.extents for some in divided.values() for each in some])
+    crop = for_axes(parse_size(config.crop), extents.shape[1]) if config.crop else None
+    spec = _describe(path, kind, channels, train, labels, prepare, extents, crop)
+    shapes = np.array([each.extents for each in train])
+    task = _dataset(path, spec, divided, kind, config.augment, extents=shapes, crop=crop)
+    if labels.classes:
+        names = labels.classes if len(labels.classes) <= 30 else (*labels.classes[:30], "…")
+        log.info("outputs: %d (%s)", spec.outputs, ", ".join(names))
+    return task
+
+
+def data_of_run(config: Any, spec: TaskSpec, state: Any, kind: Any) -> Dataset:
+    """The data of a run, or others to measure it on: all that have not influenced the weights are for
+    testing, or else those that chose them for validation. The run decides about channels and labels.
+
+    Args:
+        config: of the run, with the `data`.
+        spec, state: of its checkpoint.
+        kind: of its task.
+
+    Raises:
+        InputError: as of `read_data`, or all samples have been learned, or are of another shape.
+    """
+    path, known = Path(config.data), {*state.learned}
+    scanned, prepare = _scanned(config, kind, kind.encoder(spec))
+    every = [each for some in scanned.values() for each in some]
+    shapes = {(len(e.extents), 0 if prepare else len(e.moments.total)) for e in every}
+    if shapes - {(len(spec.size), 0 if spec.preprocessing else spec.channels)}:
+        raise InputError(f"{path} holds samples of other axes or channels than the run was trained on")
+    divided = divide(scanned, path, config.validation, config.seed, kind.stratum, state.learned)
+    if _digest(divided) == state.data:
+        describe_overlap(divided, state.learned)
+    else:
+        new = [each for each in every if each.digest not in known]
+        fresh = [each for each in new if each.digest not in {*state.validated}]
+        if not new:
+            raise InputError(f"the run has learned all samples of {path}, so they measure nothing")
+        divided = {"test": fresh} if fresh else {"validation": new}
+        log.info("%s is not what the run was trained on, and is measured alone", path)
+        if left := len(every) - len(fresh or new):
+            log.warning("samples that the run has learned or validated with, left out: %d", left)
+    crop = for_axes(parse_size(config.crop), len(spec.size)) if config.crop else None
+    return _dataset(path, replace(spec, name=path.resolve().stem), divided, kind, crop=crop)
+
+
+def _scanned(
+    config: Any, kind: Any, encode: Callable[[Any], Any] | None = None
+) -> tuple[dict[Split, list[Scanned]], Preprocessing | None]:
+    """The samples of each source, and how images become x, but for their channels; None of arrays."""
+    path = Path(config.data)
     found = sources(path, kind)
+    if found["train"] != path:
+        folders = {entry for entry in path.iterdir() if entry.is_dir()} - {*found.values()}
+        if others := sorted(each.name for each in folders if not each.name.startswith(".")):
+            log.warning("folders beside %s, left out: %s", found["train"], ", ".join(others))
     arrays = is_npz(found["train"])
     if arrays and config.resize:
         raise InputError(f"resize is for images, but {found['train']} holds arrays; leave it out")
     prepare = None if arrays else Preprocessing(3, parse_resize(config.resize) if config.resize else None)
     room = [config.cache * 2**20]
-    scanned = {split: scan(kind.samples(each), kind, prepare, room) for split, each in found.items()}
+    scanned = {
+        split: scan(kind.samples(each), kind, prepare, room, encode) for split, each in found.items()
+    }
     if not scanned["train"]:
         raise InputError(f"{found['train']}: no usable samples; kind {kind.name} takes {kind.layout}")
-    every = [each for some in scanned.values() for each in some]
-    channels = max(len(each.moments.total) for each in scanned["train"])
-    if len({(len(e.extents), len(e.moments.total) if arrays else 0) for e in every}) > 1:
-        raise InputError(f"{path}: x has other axes or channels in one split than in another")
-    divided = divide(scanned, path, config.validation, config.seed, kind.stratum, learned)
-    if of_run not in ("", digest_of({k: sorted(map(_identity, each)) for k, each in divided.items()})):
-        log.info("%s is not what the run was trained on, and is measured alone", path)
-        every = [each for some in divided.values() for each in some]
-        divided = {"test": [e for e in every if e.digest not in learned] or every}
-    else:
-        describe_overlap(divided, learned)
-    train = divided.get("train") or divided["test"]
-    if prepare is not None:
-        prepare = Preprocessing(channels, prepare.resize)
-    try:
-        labels = kind.fit([e.summary for e in train], [e.summary for e in every], prepare, config)
-        if unsafe := [name for name in labels.classes if not is_plain_text(name)]:
-            raise InputError(f"the class {unsafe[0]!r} holds a control character; rename it")
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    if absent := {kind.stratum(e.summary) for e in every} - {kind.stratum(e.summary) for e in train}:
-        log.warning("classes without samples to train on: %s", ", ".join(sorted(absent)))
-    all_extents = np.array([each.extents for some in divided.values() for each in some])
-    crop = for_axes(parse_size(config.crop), all_extents.shape[1]) if config.crop else None
-    spec = _describe(path, kind, channels, train, labels, prepare, all_extents, crop)
+    return scanned, prepare
+
+
+def _dataset(
+    path: Path,
+    spec: TaskSpec,
+    divided: dict[Split, list[Scanned]],
+    kind: Any,
+    augment: float = 0,
+    **options: Any,
+) -> Dataset:
     for split in divided.keys() - {"train"}:  # so that batches of an evaluation hold similar samples
         shapes = np.array([each.extents for each in divided[split]])
         divided[split] = [divided[split][k] for k in np.argsort(shape_order(shapes), kind="stable")]
-    sets = {split: Samples(each, prepare, labels.encode) for split, each in divided.items()}
-    of_train = np.array([each.extents for each in train])
-    task = Dataset(spec, sets, kind, config.augment, extents=of_train, crop=crop)
+    encode = kind.encoder(spec)
+    sets = {split: Samples(each, spec.preprocessing, encode) for split, each in divided.items()}
+    task = Dataset(spec, sets, kind, augment, **options)
     task.names = {split: [e.sample.name for e in each] for split, each in divided.items()}
     task.groups = {split: [e.sample.group for e in each] for split, each in divided.items()}
     task.digests = {split: [*map(_identity, each)] for split, each in divided.items()}
     counts = ", ".join(f"{len(each)} for {split}" for split, each in divided.items())
-    smallest, largest = (format_size(f(axis=0).tolist()) for f in (all_extents.min, all_extents.max))
+    extents = np.array([each.extents for some in divided.values() for each in some])
+    smallest, largest = (format_size(f(axis=0).tolist()) for f in (extents.min, extents.max))
     size = smallest if smallest == largest else f"{smallest} to {largest}"
-    log.info("%s: %s; %s, channels: %d", path, counts, size, channels)
-    if labels.classes:
-        names = labels.classes if len(labels.classes) <= 30 else (*labels.classes[:30], "…")
-        log.info("outputs: %d (%s)", spec.outputs, ", ".join(names))
+    log.info("%s: %s; %s, channels: %d", path, counts, size, spec.channels)
     return task
+
+
+def _digest(divided: Mapping[Split, Sequence[Scanned]]) -> str:
+    return digest_of({split: sorted(map(_identity, each)) for split, each in divided.items()})
 
 
 def _identity(scanned: Scanned) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io import Array
 from mdlstm_tk.io.metadata import Metadata
@@ -43,8 +45,11 @@ class Classify(Kind):
     ) -> Labels:
         classes = tuple(sorted({*every}, key=_natural_order))
         if len(classes) < 2:
-            raise InputError(f"all samples have the class '{classes[0]}', but there must be two or more")
-        return Labels(len(classes), classes, classes.index)
+            raise InputError(f"there is only the class '{classes[0]}' to train on, expected two or more")
+        return Labels(len(classes), classes)
+
+    def encoder(self, spec: TaskSpec) -> Callable[[Any], Any]:
+        return partial(_index, spec.classes)
 
     def collate(self, x: Array, targets: Sequence[Any]) -> Array:
         return np.array(targets, np.int64)
@@ -104,6 +109,12 @@ class Classify(Kind):
         answer, truth = int(prediction[0].argmax()), int(batch.y[0])
         sure = f"{100 * softmax(prediction).max():.1f} %"
         return [answer_panel(batch, spec.classes[answer], spec.classes[truth], answer == truth, sure)]
+
+
+def _index(classes: Sequence[str], name: str) -> int:
+    if name not in classes:
+        raise InputError(f"the class {printable(name)} is none of the run")
+    return classes.index(name)
 
 
 def by_name(metadata: Metadata, p: Array) -> Row:

@@ -3,7 +3,7 @@ units of the deviation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import sqrt
 from pathlib import Path
@@ -53,13 +53,17 @@ class Grid(Kind):
         self, train: Sequence[Any], every: Sequence[Any], prepare: Preprocessing | None, config: Any
     ) -> Labels:
         from mdlstm_tk.data.scan import mean_and_std
-        from mdlstm_tk.io.images import Preprocessing
 
         mean, std = mean_and_std(train)
         if prepare is None and any(len(each.total) != len(mean) for each in every):
             raise InputError("y has other channels in one split than in another")
-        encode = Preprocessing(len(mean), prepare.resize) if prepare else None
-        return Labels(len(mean), encode=encode, mean=mean, std=std)
+        return Labels(len(mean), mean=mean, std=std)
+
+    def encoder(self, spec: TaskSpec) -> Callable[[Any], Any] | None:
+        from mdlstm_tk.io.images import Preprocessing
+
+        images = spec.preprocessing
+        return Preprocessing(spec.outputs, images.resize) if images else None
 
     def collate(self, x: Array, targets: Sequence[Any]) -> Array:
         from mdlstm_tk.data.task import pad

@@ -52,14 +52,12 @@ class Labels:
     Attributes:
         outputs: of the network.
         classes: the names of outputs, or of characters.
-        encode: makes what `Kind.collate` takes from the target of a sample; pickle knows it.
         mean, std: of outputs that are numbers, in training.
         decoding: what `Kind.decode` needs to know beyond the names.
     """
 
     outputs: int
     classes: tuple[str, ...] = ()
-    encode: Callable[[Any], Any] | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     decoding: Mapping[str, Any] = field(default_factory=dict)
@@ -119,13 +117,18 @@ class Kind(ABC):
     def fit(
         self, train: Sequence[Any], every: Sequence[Any], prepare: Preprocessing | None, config: Any
     ) -> Labels:
-        """Outputs, names and encoding.
+        """Outputs and names.
 
         Args:
             train, every: the summaries of the targets to train on, and of all.
             prepare: how images become x; None of arrays.
             config: the settings of the run.
         """
+
+    def encoder(self, spec: TaskSpec) -> Callable[[Any], Any] | None:
+        """What makes of the target of a sample what `collate` takes, and raises `InputError` where the spec
+        has no output for it; pickle knows it. None: the target stays as it is."""
+        return None
 
     # Training
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,9 +63,13 @@ class Regress(Kind):
         constant = (std <= SMALLEST_SPREAD * np.abs(mean)) | (std < np.finfo(np.float32).tiny)
         if constant.any():
             name = names[constant.argmax()]
-            raise InputError(f"{name} is the same in all training samples; leave it out")
-        encode = partial(encode_columns, names)
-        return Labels(len(names), names, encode, (*mean.tolist(),), (*std.tolist(),))
+            raise InputError(
+                f"{name} is the same in all training samples, as far as float32 tells; leave it out"
+            )
+        return Labels(len(names), names, (*mean.tolist(),), (*std.tolist(),))
+
+    def encoder(self, spec: TaskSpec) -> Callable[[Any], Any]:
+        return partial(_row, spec.classes)
 
     def collate(self, x: Array, targets: Sequence[Any]) -> Array:
         return np.array(targets, np.float32)
@@ -116,9 +120,11 @@ class Regress(Kind):
         return [answer_panel(batch, answer, truth)]
 
 
-def encode_columns(names: Sequence[str], target: Mapping[str, float]) -> list[float]:
-    """The numbers of a target, in the order of the columns; 0 in those that it lacks."""
-    return [float(target.get(name, 0)) for name in names]
+def _row(names: Sequence[str], target: Mapping[str, float]) -> list[float]:
+    """The numbers of a target, in the order of the columns."""
+    if missing := [name for name in names if name not in target]:
+        raise InputError(f"it has no {missing[0]}")
+    return [float(target[name]) for name in names]
 
 
 def _numbers(row: Mapping[str, str]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,16 +42,22 @@ class Segment(Kind):
         return of_pairs(path, self.targets, partial(read_mask, names=class_names(path)))
 
     def summary(self, target: Mask) -> Mask:
-        return target._replace(pixels=np.unique(target.pixels))
+        return target._replace(pixels=np.stack(np.unique(target.pixels, return_counts=True)))
 
     def fit(
         self, train: Sequence[Any], every: Sequence[Any], prepare: Preprocessing | None, config: Any
     ) -> Labels:
         from mdlstm_tk.data.masks import MaskClasses
 
-        masks = MaskClasses.of(every, prepare)
-        decoding = {"mask_values": masks.written, "mask_palette": masks.palette}
-        return Labels(len(masks.names), masks.names, masks.encode, decoding=decoding)
+        masks = MaskClasses.of(every)
+        decoding = {"mask_values": masks.values, "mask_palette": masks.palette}
+        return Labels(len(masks.names), masks.names, decoding=decoding)
+
+    def encoder(self, spec: TaskSpec) -> Callable[[Any], Any]:
+        from mdlstm_tk.data.masks import MaskClasses
+
+        values, palette = (tuple(spec.decoding[name]) for name in ("mask_values", "mask_palette"))
+        return MaskClasses(values, palette, spec.classes, spec.preprocessing).encode
 
     def collate(self, x: Array, targets: Sequence[Any]) -> Array:
         from mdlstm_tk.data.task import UNLABELLED, pad
@@ -79,7 +85,8 @@ class Segment(Kind):
         from mdlstm_tk.kinds.measures import mean, of_classes
 
         right, true, _ = sums["classes"]
-        error = float((true.sum() - right.sum()) / true.sum())
+        with np.errstate(invalid="ignore"):  # no position may be labelled
+            error = float((true.sum() - right.sum()) / true.sum())
         return {"error": error, "iou": mean(of_classes(sums["classes"])["iou"])}
 
     def outputs(self, sums: Mapping[str, Array], spec: TaskSpec) -> dict[str, dict[str, float]]:

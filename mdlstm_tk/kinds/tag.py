@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import log
 from pathlib import Path
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mdlstm_tk._util.text import printable
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io import Array
 from mdlstm_tk.io.metadata import Metadata
 from mdlstm_tk.kinds.classify import by_name
 from mdlstm_tk.kinds.kind import COMMON, Kind, Labels, Predict, Row, check_scores, sigmoid
-from mdlstm_tk.kinds.regress import encode_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,8 +57,10 @@ class Tag(Kind):
             names = tuple(sorted({name for target in every for name in target}))
         if not names or {value for target in every for value in target.values()} - {0, 1}:
             raise InputError("there are no labels, or y holds other numbers than 0 and 1")
-        encode = partial(encode_columns, names)
-        return Labels(len(names), names, encode, decoding={"threshold": THRESHOLD})
+        return Labels(len(names), names, decoding={"threshold": THRESHOLD})
+
+    def encoder(self, spec: TaskSpec) -> Callable[[Any], Any]:
+        return partial(_row, spec.classes)
 
     def collate(self, x: Array, targets: Sequence[Any]) -> Array:
         return np.array(targets, np.float32)
@@ -142,6 +144,12 @@ def _threshold(decoding: Mapping[str, Any]) -> float:
 def _labels(row: Mapping[str, str]) -> dict[str, int]:
     labels = (label.strip() for text in row.values() for label in text.split(SEPARATOR))
     return {label: 1 for label in sorted(labels) if label}
+
+
+def _row(names: Sequence[str], target: Mapping[str, int]) -> list[int]:
+    if others := [name for name, value in target.items() if value and name not in names]:
+        raise InputError(f"the label {printable(others[0])} is none of the run")
+    return [target.get(name, 0) for name in names]
 
 
 def _counts(histograms: Array, threshold: float) -> Array:

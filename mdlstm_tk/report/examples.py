@@ -79,8 +79,7 @@ def look_at(
             one: Any = Batch(*(each if each is None else each[k : k + 1] for each in batch))
             output = prediction[k : k + 1]
             sums = getattr(task, "sums", kind.sums)(output, one, spec)
-            with np.errstate(invalid="ignore"):  # a sample may have no labelled position
-                measures = measures_of(task, {name: _array(each) for name, each in sums.items()})
+            measures = measures_of(task, {name: _array(each) for name, each in sums.items()})
             error = float(np.nan_to_num(next(iter(measures.values()), 0.0)))
             if index in shown:
                 examples.append(example(one, output, index, error))

@@ -18,6 +18,7 @@ from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk._util.text import duration, printable
 from mdlstm_tk._version import __version__
 from mdlstm_tk.data.task import Task
+from mdlstm_tk.data.user_data import data_of_run
 from mdlstm_tk.errors import InputError, MissingExtraError
 from mdlstm_tk.io.files import check_free, open_output
 from mdlstm_tk.kinds import kind_named
@@ -52,8 +53,8 @@ def write_report(
         force: replace `path` if it exists.
 
     Raises:
-        InputError: `path` exists, the data cannot be read, or others have not the channels, outputs and
-            classes of the run.
+        InputError: `path` exists, the data cannot be read, or others do not fit the run, or it has learned
+            all of them.
     """
     target = path or run.report
     check_free(target, force or path is None)
@@ -109,20 +110,19 @@ def write_report(
 
 def _task_of(checkpoint: Checkpoint, data: str) -> Task | None:
     """The task of a run, with the user's data if they are named, or others to measure."""
-    config, spec, state = replace(checkpoint.config, data=data), checkpoint.spec, checkpoint.state
+    config, spec = checkpoint.config, checkpoint.spec
+    if config.data and data:
+        return data_of_run(replace(config, data=data), spec, checkpoint.state, kind_named(spec.kind))
     try:
-        if checkpoint.config.data and not data:
+        if config.data:
             raise InputError("the run was trained on data of yours; name them with --data PATH")
-        task = make_task(config, state.learned, state.data)
-        for name in ("channels", "outputs", "classes"):
-            if (new := getattr(task.spec, name)) != (old := getattr(spec, name)):
-                raise InputError(f"{data} has {name} {new}, but the run was trained on {old}")
+        task = make_task(replace(config, data=data))
     except (InputError, MissingExtraError) as error:
         if data:
             raise
         log.info("no examples: %s", error)
         return None
-    task.spec = replace(spec, name=task.spec.name)
+    task.spec = spec
     return task
 
 

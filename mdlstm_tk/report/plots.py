@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from itertools import cycle, product
@@ -87,15 +88,17 @@ def draw_comparison(folder: str | Path) -> list[Path]:
     """Draw the curves of a comparison into its folder: the loss, and each measure of the validations.
 
     Args:
-        folder: with a run in MODEL-SEED for each network and seed, as `mdlstm_tk.training.compare` writes.
+        folder: with `summary.json` and a run in MODEL-SEED for each network and seed of it, as
+            `mdlstm_tk.training.compare` writes.
 
     Returns:
         The pictures.
     """
     runs: dict[str, list[list[Record]]] = {}
-    for file in sorted(Path(folder).glob("*-*/metrics.jsonl")):
-        model = file.parent.name.rpartition("-")[0]
-        runs.setdefault(model, []).append(Run(file.parent).read_metrics())
+    for model, entry in json.loads(Path(folder, "summary.json").read_bytes()).items():
+        if "hidden" in entry:  # others are methods without a network
+            names = [f"{model}-{seed}" for seed in range(len(entry["seconds"]))]
+            runs[model] = [Run(Path(folder, name)).read_metrics() for name in names]
     paths = []
     for name in _names(next(iter(runs.values()))[0]):
         figure = Figure(figsize=(7, 4.5), layout="constrained")

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mdlstm_tk.data.task import Batch, TaskSpec
-    from mdlstm_tk.io.images import Preprocessing
     from mdlstm_tk.kinds.panels import Panel
 
 SHARES = 0.05, 3.0  # line spacings that outlines reach at least and at most
@@ -64,7 +63,10 @@ class Baselines(Kind):
         shares = [np.array(p.lines[0].reach) / spacing_of(baselines_of(p), p.height) for p in several]
         typical = np.clip(np.median(shares, axis=0), *SHARES) if shares else [*REACH.values()]
         reach = dict(zip(REACH, map(float, typical), strict=True))
-        return Labels(MAPS, encode=partial(_encode, prepare), decoding=reach)
+        return Labels(MAPS, decoding=reach)
+
+    def encoder(self, spec: TaskSpec) -> Any:
+        return partial(_encode, spec.preprocessing)
 
     def distort(self, samples: Sequence[Any], rngs: Sequence[Any], strength: float) -> list[Any]:
         from mdlstm_tk.text.distortion import distort_page
@@ -115,7 +117,7 @@ class Baselines(Kind):
         return draw_page(batch, prediction)
 
 
-def _encode(prepare: Preprocessing, page: Page) -> tuple[Array, ...]:
+def _encode(prepare: Any, page: Page) -> tuple[Array, ...]:
     """The baselines of a page in pixels of x."""
     height, width = prepare.resized((page.height, page.width))
     scale = np.array([width / page.width, height / page.height])

@@ -91,6 +91,9 @@ class Transcribe(Kind):
         labels: Labels = self.training.fit_texts(every)
         return labels
 
+    def encoder(self, spec: TaskSpec) -> Any:
+        return self.training.encoder(spec)
+
     def collate(self, x: Array, targets: Sequence[Any]) -> Array:
         from mdlstm_tk.data.task import pad
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,9 +12,10 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 from torch.nn import functional as F
 
-from mdlstm_tk._util.text import composed
+from mdlstm_tk._util.text import composed, printable
 from mdlstm_tk._util.text_order import Direction, is_right_to_left, reorder
 from mdlstm_tk.data.task import Batch, TaskSpec
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.io import Array
 from mdlstm_tk.kinds.kind import Labels
 from mdlstm_tk.runtime.shapes import step_width
@@ -34,17 +35,23 @@ def normalise(text: str) -> str:
 
 
 def fit_texts(texts: Sequence[str]) -> Labels:
-    """The characters of normalised texts, their direction, and their encoding."""
+    """The characters of normalised texts, and their direction."""
     direction: Direction = "rtl" if is_right_to_left("".join(texts)) else "ltr"
     characters = sorted({character for text in texts for character in reorder(text, direction)})
-    outputs = {character: k for k, character in enumerate(characters, 1)}
-    encode = partial(_encode, characters=outputs, direction=direction)
-    decoding = {"text_direction": direction}
-    return Labels(1 + len(characters), tuple(characters), encode, decoding=decoding)
+    return Labels(1 + len(characters), tuple(characters), decoding={"text_direction": direction})
 
 
-def _encode(text: str, characters: Mapping[str, int], direction: Direction) -> list[int]:
-    return [characters[character] for character in reorder(normalise(text), direction)]
+def encoder(spec: TaskSpec) -> Callable[[str], list[int]]:
+    """What makes outputs of a text, from left to right."""
+    outputs = {character: k for k, character in enumerate(spec.classes, 1)}
+    return partial(_encode, outputs, spec.decoding["text_direction"])
+
+
+def _encode(outputs: Mapping[str, int], direction: Direction, text: str) -> list[int]:
+    visual = reorder(normalise(text), direction)
+    if unknown := {*visual} - outputs.keys():
+        raise InputError(f"the character {printable(min(unknown))} is none of the run")
+    return [outputs[character] for character in visual]
 
 
 def visual_text(y: Iterable[Any], spec: TaskSpec) -> str:

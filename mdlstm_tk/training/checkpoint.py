@@ -44,6 +44,7 @@ class State:
         stale: validations since the score last fell.
         data: digest of all samples.
         learned: digests of the samples that the weights have learned, in this run or the one before.
+        validated: of those that chose the weights.
     """
 
     step: int = 0
@@ -53,6 +54,7 @@ class State:
     stale: int = 0
     data: str = ""
     learned: Collection[str] = ()
+    validated: Collection[str] = ()
 
     def is_complete(self, config: TrainConfig) -> bool:
         """True if all steps are done, or with `minutes` the time is over."""

@@ -41,7 +41,7 @@ def compare(
 
     Args:
         config: of the task, see `configure`.
-        folder: holds a run folder MODEL-SEED for each run; runs/compare-TASK… if None.
+        folder: holds a run folder MODEL-SEED for each run; runs/TASK-compare-SIZE if None.
         seeds: runs of each network, with seeds 0, 1, ….
         force: allow a folder that is not empty.
         on_step: as of `train`, with the name of the run in front.
@@ -61,7 +61,7 @@ def compare(
     task = make_task(config)
     is_plain, kind = len(task.spec.size) == 2, task.spec.kind
     names = [name for name in model_names(kind) if is_plain or "ndim" in model_options(name, kind)]
-    whole = new_run(replace(config, model=f"compare-{config.task}"), task, folder, force).folder
+    whole = new_run(replace(config, model="compare"), task, folder, force).folder
     target = _parameters(with_windows(config, task), task.spec)
     log.info("training %s, each with about %d parameters, into %s", ", ".join(names), target, whole)
     results: dict[str, dict[str, Any]] = {}

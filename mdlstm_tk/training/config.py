@@ -101,8 +101,9 @@ class TrainConfig:
         """These settings with the changes that do not make it another run.
 
         Raises:
-            InputError: another setting is changed.
+            InputError: another setting is changed, or both steps and minutes.
         """
+        _require_one_length(changes)
         if others := [name for name in changes if name not in ON_RESUME]:
             raise InputError(f"a run keeps its {others[0]}; only {', '.join(ON_RESUME)} can change")
         return replace(self, **{**changes, **({"minutes": 0.0} if "steps" in changes else {})})
@@ -112,6 +113,11 @@ class TrainConfig:
         import tomli_w
 
         return tomli_w.dumps(asdict(self))
+
+
+def _require_one_length(settings: Mapping[str, Any]) -> None:
+    if settings.get("steps") and settings.get("minutes"):
+        raise InputError("steps and minutes are two lengths of a training; leave out one")
 
 
 def _convert(each: Any, value: Any) -> Any:
@@ -160,8 +166,7 @@ def configure(file: str | Path | None = None, **settings: Any) -> TrainConfig:
             raise InputError(f"there is no setting '{name}'; {suggestion(name, names)}")
     if given.get("data") and "task" not in given:
         raise InputError(f"data (--data) needs task (--task), one of {', '.join(kind_names())}")
-    if settings.get("steps") and settings.get("minutes"):
-        raise InputError("steps and minutes are two lengths of a training; leave out one")
+    _require_one_length(settings)
     TrainConfig(**given)  # refuses values before a task or a network is looked up
     task, data = given.get("task", TrainConfig.task), str(given.get("data", ""))
     defaults = task_defaults(task, data, given.get("model"))

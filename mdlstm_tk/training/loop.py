@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from mdlstm_tk._util.text import to_json
-from mdlstm_tk.data.task import Batch, Split, Task
+from mdlstm_tk.data.task import SPLITS, Batch, Split, Task
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.training.batches import training_batches
@@ -87,19 +88,25 @@ def train(
         MDLSTMError: training diverged, or another one works in the folder.
     """
     group = join(config.device)
-    task = task or make_task(config)
+    task = copy(task or make_task(config))  # whose spec becomes that of the run
     source = load_checkpoint(open_run(config.init).checkpoint) if config.init else None
     config = _with_whole_path(with_windows(config, task))
     check_memory(config, task, group)
     network = build_network(config, task.spec)
     if source:
         start_from(source, network, config, task.spec)
+    network.to(group.device)
+    if config.best_by:  # is refused before anything is written, if the task has no such measure
+        sums = add_up(network, task, "validation", config.seed, group, most=1)
+        State().after(measures_of(task, sums), config, ())
     if columns := columns_per_step(network):
         task.spec = replace(task.spec, decoding={**task.spec.decoding, "columns_per_step": columns})
     run = Run(group.broadcast(new_run(config, task, folder, force).folder if group.is_main else Path()))
-    learned = {each[:DIGEST_DIGITS] for each in task.digests.get("train", ())}
+    learned, validated = (
+        {each[:DIGEST_DIGITS] for each in task.digests.get(split, ())} for split in SPLITS[:2]
+    )
     learned.update(source.state.learned if source else ())
-    state = State(data=task.digest, learned=sorted(learned))
+    state = State(data=task.digest, learned=sorted(learned), validated=sorted(validated))
     return _loop(Checkpoint(config, task.spec, state), task, network, run, group, on_step, on_end)
 
 
@@ -127,7 +134,7 @@ def resume(
     last = load_checkpoint(run.last)
     config = _with_whole_path(last.config.resumed(changes))
     group = join(config.device)
-    task = task or make_task(config, last.state.learned)
+    task = copy(task or make_task(config, last.state.learned))
     if task.digest != last.state.data:
         advice = f"begin a new run on them with init (--init {run.folder})"
         raise InputError(f"{run.folder} was trained on other samples than these; {advice}")
@@ -177,7 +184,7 @@ def _loop(
             if group.device.type == "cuda" and not validates and len(unread) < READ_EVERY:
                 continue
             losses, stops = zip(*torch.stack(unread).tolist(), strict=True)
-            _require_finite(losses, state, network if validates else None)
+            _require_finite(losses, state, network if validates or any(stops) else None)
             measures: dict[str, float] = {}
             if validates:
                 before = time.perf_counter()
@@ -275,8 +282,8 @@ def _conclude(
 ) -> dict[str, Any]:
     """Choose how outputs become answers, measure the best weights, and write `result.json`."""
     group.gather(None)  # waits until the main process has written it
-    best = load_checkpoint(run.best)
-    network.load_state_dict(best.tensors)
+    best = load_checkpoint(run.checkpoint)
+    network.load_state_dict(best.weights())
     kind = kind_named(task.spec.kind)
     calibrated = kind.calibrate(predictor(network), task, run.folder) if group.is_main else {}
     task.spec = replace(task.spec, decoding={**task.spec.decoding, **group.broadcast(calibrated)})

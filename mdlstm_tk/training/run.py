@@ -40,13 +40,13 @@ class Run:
         return self.best if self.best.exists() else self.last
 
     def read_metrics(self) -> list[Record]:
-        """The records of all steps. The last line may be torn, as a killed process leaves it."""
-        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        """The records of all steps, without a last line that a killed process has not ended."""
+        lines = self.metrics.read_bytes().split(b"\n") if self.metrics.exists() else [b""]
+        return [json.loads(line) for line in lines[:-1]]
 
     def read_result(self) -> dict[str, Any]:
         """The content of `result.json`; {} if there is none."""
-        result: dict[str, Any] = json.loads(self.result.read_text()) if self.result.exists() else {}
+        result: dict[str, Any] = json.loads(self.result.read_bytes()) if self.result.exists() else {}
         return result
 
     @staticmethod

@@ -125,12 +125,12 @@ def task_defaults(name: str, data: str = "", model: str | None = None) -> dict[s
     return defaults
 
 
-def make_task(config: TrainConfig, learned: Collection[str] | None = None, of_run: str = "") -> Task:
+def make_task(config: TrainConfig, learned: Collection[str] | None = None) -> Task:
     """The task of a configuration.
 
     Args:
         config: what to train.
-        learned, of_run: of a user's data, see `read_data`; None: what the weights of `init` have learned.
+        learned: of a user's data, see `read_data`; None: what the weights of `init` have learned.
 
     Raises:
         InputError: there is no such task, it does not exist in that size, or its data cannot be read.
@@ -143,7 +143,8 @@ def make_task(config: TrainConfig, learned: Collection[str] | None = None, of_ru
             raise InputError("size is for tasks that generate grids; leave it out, or use resize or crop")
         if learned is None and config.init:
             from mdlstm_tk.training.checkpoint import load_checkpoint
+            from mdlstm_tk.training.run import open_run
 
-            learned = load_checkpoint(Path(config.init, "best.safetensors")).state.learned
-        return read_data(config, kind_named(config.task), learned or (), of_run)
+            learned = load_checkpoint(open_run(config.init).checkpoint).state.learned
+        return read_data(config, kind_named(config.task), learned or ())
     return _entry(config.task).make(config)

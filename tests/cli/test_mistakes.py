@@ -37,6 +37,10 @@ MISTAKES: dict[str, tuple[int, str]] = {  # the command: exit code, and what the
     "train --data nix --task classify": (2, "nix"),
     "train --resume nix": (2, "nix"),
     "train -c bad.toml": (2, "bad.toml"),
+    "train --init nix --steps 1": (2, "nix"),
+    "train --init nix --data classes --task classify": (2, "folder of a run"),
+    "train --best-by acuracy -o run": (2, "relevant"),
+    "train --resume nix --steps 2 --minutes 1": (2, "nix"),
     # layouts, shapes and sizes
     "infer wide.npy -m m8.onnx": (2, "--size 4x6"),
     "infer cube.npy -m m.onnx": (2, "shape"),

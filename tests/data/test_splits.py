@@ -17,6 +17,7 @@ from PIL import Image
 from mdlstm_tk.data.files import Sample
 from mdlstm_tk.data.scan import Moments, Scanned
 from mdlstm_tk.data.splits import divide
+from mdlstm_tk.errors import InputError
 from mdlstm_tk.training import configure, make_task
 
 FOLDERS = ("classify", "segment", "tag", "regress", "grid")
@@ -93,6 +94,28 @@ def test_renamed_and_reordered_files_give_the_same_task(kind: str, tmp_path: Pat
                 assert a is b is None or np.array_equal(a, b)
 
 
+@pytest.mark.parametrize(
+    ("text", "is_right"),
+    [
+        ('\ufeff{"train": ["a"], "valid": ["b"]}', True),
+        ('{"train": "a", "valid": ["b"]}', False),
+        ('{"train": ["a", "b"], "valid": ["b"]}', False),
+        ('{"train": ["a"], "valid": [1]}', False),
+        ('{"train": ["a"], "other": ["b"]}', False),
+        ('["a"]', False),
+    ],
+)
+def test_prefixes_are_lists_of_texts_in_one_split_each(text: str, is_right: bool, tmp_path: Path) -> None:
+    data = write(tmp_path, "grid", "splits.json")
+    (data / "splits.json").write_text(text, encoding="utf-8")
+    config = configure(task="grid", data=str(data))
+    if is_right:
+        assert make_task(config).count("validation") == 6
+        return
+    with pytest.raises(InputError):
+        make_task(config)
+
+
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_copies_between_splits_are_said(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -105,6 +128,30 @@ def test_copies_between_splits_are_said(
         make_task(configure(task=kind, data=str(path)))
         warnings = [each for each in caplog.records if each.levelno == logging.WARNING]
         assert len(warnings) == copied
+
+
+@pytest.mark.parametrize("kind", ["classify", "segment", "tag"])
+def test_classes_that_are_not_trained_on_are_said(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And where there is one alone to train on, nothing is learned."""
+    content: list[Any] = samples(kind)
+    x, of_one = content[0]
+    unseen = np.full_like(x, 99) if kind == "segment" else "unseen" if kind == "classify" else ["unseen"]
+    for count in (0, 1, 2):
+        path = write(tmp_path / f"{count}", kind, "split folders", [*content, *[(x + 1, unseen)] * count])
+        (path / "beside").mkdir()
+        caplog.clear()
+        make_task(configure(task=kind, data=str(path)))
+        assert "beside" in caplog.text
+        told = [each.getMessage() for each in caplog.records if "without samples" in each.getMessage()]
+        assert len(told) == bool(count) and all(
+            ("99" if kind == "segment" else "unseen") in t for t in told
+        )
+    one = [] if kind == "tag" else np.zeros_like(x) if kind == "segment" else of_one
+    pairs = [*((x + k, one) for k in range(9)), *content[:8]]
+    with pytest.raises(InputError):
+        make_task(configure(task=kind, data=str(write(tmp_path / "one", kind, "split folders", pairs))))
 
 
 def test_copies_are_held_out_together(tmp_path: Path) -> None:

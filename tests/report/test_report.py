@@ -20,11 +20,15 @@ from helpers.command import mdlstm, succeed
 from helpers.layouts import KINDS, samples, save, write
 from helpers.training import SMALL, quick, run_in
 
+from mdlstm_tk.data import Task
+from mdlstm_tk.data.user_data import data_of_run
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.report import draw_comparison, write_report
 from mdlstm_tk.report.examples import SHOWN, WORST, look_at
 from mdlstm_tk.report.plots import draw_curves
 from mdlstm_tk.training import Run, evaluate, load_checkpoint, make_task
+from mdlstm_tk.training.evaluation import add_up, measures_of
 
 SCRIPT = "<script>document.title='taken over'</script>"
 TABLE = re.compile(r"<h2>([^<]+)</h2>\s*<table>(.*?)</table>", re.DOTALL)
@@ -154,16 +158,55 @@ def test_other_data_are_measured_alone(tmp_path: Path, caplog: pytest.LogCapture
     assert Path(values["path"]).stat().st_size == values["bytes"] and "measured alone" in done.err
     checkpoint = load_checkpoint(run.best)
     config = quick(new, "segment", augment=0.0)
-    task = make_task(config, checkpoint.state.learned, checkpoint.state.data)
-    task.spec, network = checkpoint.spec, checkpoint.network()
+    task = data_of_run(config, checkpoint.spec, checkpoint.state, kind_named("segment"))
+    network = checkpoint.network()
     expected = evaluate(network, task, "test")
     run.report = tmp_path / "new.html"
     measures = Page(run).table("Measures on test data")
     assert {name: text for name, (text,) in measures.items()} == {k: shown(v) for k, v in expected.items()}
     assert mdlstm("report", run.folder, "--data", new, "-o", tmp_path / "new.html").code == 2
-    two = [(x, np.minimum(y, 7)) for x, y in samples("segment", 9)]
-    with pytest.raises(InputError, match="outputs 2"):
-        write_report(run, data=str(write(tmp_path / "two", "segment", "folder", two)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_run_decides_what_other_data_mean(kind: str, tmp_path: Path) -> None:
+    """What it has learned is left out, and nothing else: one sample, of one class, of grey images or of
+    colours, is measured by the outputs of the run."""
+    content = samples(kind, 24)
+    content = [(np.stack([x, x, x // 2], -1), y) for x, y in content]
+    old = write(tmp_path / "old", kind, "folder", content)
+    run = run_in(tmp_path / "run", quick(old, kind, augment=0.0))
+    best = load_checkpoint(run.best)
+    known = {split: {*make_task(best.config).names[split]} for split in ("train", "validation")}
+
+    def measured(name: str, some: list[Any], names: list[str] | None = None) -> Task:
+        data = write(tmp_path / name, kind, "folder", some, names)
+        return data_of_run(quick(data, kind), best.spec, best.state, kind_named(kind))
+
+    other = samples(kind, 40, seed=1)
+    for k in range(3):  # alone, each of another class
+        task = measured(f"one {k}", other[k : k + 1])
+        (batch,) = task.evaluation_batches("test", 0)
+        assert batch.x.shape[-1] == task.spec.channels == 3 and task.count("test") == 1
+        assert measures_of(task, add_up(best.network(), task, "test"))
+        if kind == "regress":
+            assert batch.y[0].tolist() == pytest.approx([*other[k][1].values()])
+        elif kind == "classify":
+            assert task.spec.classes[batch.y[0]] == other[k][1]
+        elif kind == "segment":
+            assert np.array_equal(np.array(task.spec.decoding["mask_values"])[batch.y[0]], other[k][1])
+    names = [f"a{k}" if k % 4 else f"b{k}" for k in range(24)]
+    of_run = {
+        split: [k for k, n in enumerate(names) if any(n == Path(f).stem for f in known[split])]
+        for split in known
+    }
+    mixed = [*(content[k] for k in of_run["train"][:3]), *(content[k] for k in of_run["validation"][:2])]
+    assert measured("chose", mixed).count("validation") == 2
+    assert measured("mixed", [*mixed, *other[:4]]).count("test") == 4
+    with pytest.raises(InputError, match="learned"):
+        measured("learned", mixed[:3])
+    if kind in ("classify", "tag"):
+        stranger = (other[0][0], "stranger" if kind == "classify" else ["stranger"])
+        assert measured("stranger", [stranger, *other[:4]]).count("test") == 4
 
 
 def test_a_run_without_held_out_data_or_metrics_has_a_page(tmp_path: Path) -> None:
@@ -208,14 +251,18 @@ def running_mean(values: Any) -> list[float]:
 
 
 def test_the_networks_of_a_comparison_are_drawn(figures: list[Any], tmp_path: Path) -> None:
-    rng, lengths = np.random.default_rng(0), {"md": (30, 25), "my-net": (30, 30)}
+    """And no others, such as those of more seeds from before."""
+    rng, lengths = np.random.default_rng(0), {"md": (30, 25), "lab/net": (30, 30), "old": (30,)}
     losses = {model: [rng.random(n) for n in counts] for model, counts in lengths.items()}
     for model, seeds in losses.items():
         for seed, values in enumerate(seeds):
             run = Run(tmp_path / f"{model}-{seed}")
-            run.folder.mkdir()
+            run.folder.mkdir(parents=True)
             lines = records(values.tolist(), relevant=values.tolist())
             run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    losses.pop("old")
+    summary = {name: {"hidden": 1, "seconds": [1.0] * 2} for name in losses} | {"k-NN": {"error": [0.5]}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert [path.name for path in draw_comparison(tmp_path)] == ["loss.png", "relevant.png"]
     for figure, of in zip(figures, (running_mean, np.asarray), strict=True):
         for line, (model, seeds) in zip(figure.axes[0].lines, losses.items(), strict=True):

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,24 @@ def test_a_run_whose_result_is_missing_is_only_concluded(
     assert_equal(run, whole("diagonal"))
 
 
+def test_a_run_that_was_stopped_before_its_first_validation_is_a_run(tmp_path: Path) -> None:
+    """It can be concluded, started from, and its last record may be torn anywhere."""
+    data = str(write(tmp_path / "data", "tag", "folder"))
+    config = configure(task="tag", data=data, hidden=2, steps=9, evaluate_every=9, batch_size=4)
+    run = Run(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        _signal(signal.SIGINT, 3, config, run.folder)
+    train(replace(config, init=str(run.folder), steps=1), tmp_path / "other")
+    records = run.read_metrics()
+    for torn in (b'{"step": 4, "validation": {"f1": 0.5}', b'{"step": 4, "l', '{"ä'.encode()[:-1]):
+        with run.metrics.open("ab") as file:
+            file.write(torn)
+        assert run.read_metrics() == records
+        run.metrics.write_bytes(run.metrics.read_bytes().removesuffix(torn))
+    done = load_checkpoint(run.last).step
+    assert resume(run.folder, steps=3)["step"] == done and run.best.exists()
+
+
 def test_one_training_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
     config, run = settings_of("diagonal", tmp_path), Run(tmp_path / "run")
 
@@ -202,14 +221,30 @@ def test_one_training_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
     train(config, run.folder, on_step=start_other)
 
 
-def test_a_diverged_run_keeps_its_last_finite_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("of", ["loss", "weights"])
+def test_a_diverged_run_keeps_its_last_finite_checkpoint(
+    of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights may diverge in the step in which a signal arrives."""
     run, rng = Run(tmp_path / "run"), np.random.default_rng(0)
     samples = [(x, x.copy()) for x in rng.random((40, 4, 4, 1), dtype=np.float32)]
-    samples[17][1][2, 2] = np.inf
+    steps = []
+
+    def diverge(parameters: list[torch.nn.Parameter], _: float) -> None:
+        steps.append(len(steps))
+        if len(steps) == 7:
+            parameters[0].grad = torch.full_like(parameters[0], torch.nan)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    if of == "loss":
+        samples[17][1][2, 2] = np.inf
+    else:
+        monkeypatch.setattr(loop, "clip_grad_norm_", diverge)
+    every = 1 if of == "loss" else 5
     spec = TaskSpec("t", "grid", 1, 1, (4, 4), target_mean=(0.5,), target_std=(0.3,))
     task = Dataset(spec, {"train": samples}, kind_named("grid"))
     with pytest.raises(MDLSTMError) as raised:
-        train(TrainConfig(steps=40, batch_size=4, evaluate_every=1), run.folder, task=task)
+        train(TrainConfig(steps=40, batch_size=4, evaluate_every=every, clip=1), run.folder, task=task)
     assert "\n" not in str(raised.value)
     assert all(t.isfinite().all() for t in load_checkpoint(run.last).tensors.values())
 

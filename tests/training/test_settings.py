@@ -74,6 +74,8 @@ def test_a_resumed_run_keeps_what_makes_it_a_run() -> None:
             with pytest.raises(InputError):
                 config.resumed(change)
     assert config.resumed({"steps": 20}).minutes == 0
+    with pytest.raises(InputError):
+        config.resumed({"steps": "22", "minutes": "5"})
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,11 @@ def test_each_kind_learns_from_images(kind: str, tmp_path: Path) -> None:
     data = write(tmp_path / "data", kind, "split folders", samples(kind, 60))
     settings: dict[str, Any] = {"steps": 120, "hidden": 8, "batch_size": 8, "evaluate_every": 40}
     settings |= {"lr": 0.02, "augment": 0, "warmup": 5}
-    result = train(configure(task=kind, data=str(data), **settings), tmp_path / "run")
+    config = configure(task=kind, data=str(data), **settings)
+    task = make_task(config)
+    before = task.spec
+    result = train(config, tmp_path / "run", task=task)
+    assert task.spec is before  # what a run has learned is in its checkpoint alone
     name, error = next(iter(result["errors"].items()))
     most = {"mse": 0.02, "error": 0.2, "nmse": 0.9, "hamming_loss": 0.3}[name]
     assert error < most
@@ -90,6 +94,7 @@ def test_the_best_weights_are_those_of_the_best_validation(tmp_path: Path) -> No
         assert result["in_sample"]
     with pytest.raises(InputError):
         train(configure(**settings, best_by="nothing"), tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
     plain = {**settings, "validation": 0, "best_by": "f1_macro"}  # the last weights are the best
     result = train(configure(**plain), tmp_path / "plain")
     assert (result["step"], result["errors"], result["split"]) == (30, {}, None)
