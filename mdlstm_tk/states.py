@@ -9,8 +9,6 @@ each line h, then the S other states of the cell.
 Notation
     E_d, S_d, P   extent and stride of axis d, in positions; positions
     F             lines of all axes, F = Σ_d P / E_d
-    row           in (dirs, rows), the states in visiting order: see `mdlstm_tk.wavefront`
-    face row      in (dirs, F·N): line · N + sample
 """
 
 from __future__ import annotations
@@ -179,88 +177,14 @@ def valid_lines(grid: Sequence[int], sizes: Tensor) -> Tensor:
     return torch.cat(faces, dim=1)
 
 
-def line_ends(inputs: SweepInputs, leaving: bool) -> Tensor:
-    """(N or 1, F, dirs) int64, the flat positions where the states of each line enter, or leave."""
-    grid, device = inputs.grid, inputs.x.device
-    sizes = None if inputs.sizes is None else inputs.sizes.to(device)
-    signs = torch.tensor(inputs.directions, device=device)  # (dirs, D)
-    ends = []
-    for d, (extent, count) in enumerate(zip(grid, line_counts(grid), strict=True)):
-        stride = prod(grid[d + 1 :])
-        line = torch.arange(count, device=device)
-        near = (line // stride * (extent * stride) + line % stride)[None, :, None]
-        steps = torch.tensor([extent], device=device) if sizes is None else sizes[:, d]
-        far = near + stride * (steps - 1)[:, None, None]
-        ends.append(torch.where((signs[:, d] > 0) == leaving, far, near))
-    return torch.cat(ends, dim=1)
+def boundary_rows(boundary: Tensor, rows: SweepRows) -> Tensor:
+    """(N, F, dirs, 1 + S, n) → (dirs, L, (1 + S)·n), the states of the lines of a sweep."""
+    return boundary.flatten(3).flatten(0, 1)[rows.lines, rows.direction].contiguous()
 
 
-def end_rows(inputs: SweepInputs, rows: SweepRows, leaving: bool) -> list[Tensor]:
-    """D × (dirs, F_d·N), the rows of `line_ends` of the lines along each axis, in the order of face rows;
-    −1 for the lines of a ragged batch that lie outside their sample's valid extents."""
-    places = line_ends(inputs, leaving).permute(2, 1, 0)  # (dirs, F, N or 1)
-    direction = torch.arange(len(places), device=places.device)[:, None, None]
-    sample = torch.arange(inputs.x.shape[0], device=places.device)
-    if rows.ragged:
-        ends = rows.tables.inverse_order[direction, places + sample * prod(inputs.grid)].long()
-    else:
-        ends = rows.tables.inverse_order[direction, places].long() * rows.batch + sample
-    return [row.flatten(1) for row in ends.split(line_counts(inputs.grid), dim=1)]
-
-
-def face_rows(inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
-    """(D, dirs, rows), for each axis the face row whose line has its end at a row, or −1."""
-    ends = end_rows(inputs, rows, leaving)
-    counts = [row.shape[1] for row in ends]
-    dtype = torch.int32 if sum(counts) < 2**31 else torch.int64
-    numbers = torch.arange(sum(counts), device=inputs.x.device, dtype=dtype)
-    no_line = numbers.new_full((len(inputs.directions), rows.count + 1), -1)  # the last: for row −1
-    parts = [
-        no_line.scatter(1, row.remainder(rows.count + 1), number.expand_as(row))[:, :-1]
-        for row, number in zip(ends, numbers.split(counts), strict=True)
-    ]
-    return torch.stack(parts)
-
-
-def take_rows(values: Tensor, rows: Tensor) -> Tensor:
-    """(dirs, rows, k) → (dirs, K, k) at the K rows of each direction; zeros where a row is −1."""
-    if values.shape[1] == 0:
-        return values.new_zeros(*rows.shape, values.shape[2])
-    index = rows.clamp(min=0)[..., None].expand(-1, -1, values.shape[2])
-    return values.gather(1, index).masked_fill(rows[..., None] < 0, 0)
-
-
-def by_direction(boundary: Tensor) -> Tensor:
-    """(N, F, dirs, 1 + S, n) → (dirs, F·N, (1 + S)·n), contiguous, indexed by face row."""
-    return boundary.permute(2, 1, 0, 3, 4).flatten(3).flatten(1, 2).contiguous()
-
-
-def from_directions(rows: Tensor, inputs: SweepInputs) -> Tensor:
-    """(dirs, F·N, (1 + S)·n) → (N, F, dirs, 1 + S, n)."""
-    batch, lines, dirs, states, units = boundary_shape(inputs)
-    return rows.reshape(dirs, lines, batch, states, units).permute(2, 1, 0, 3, 4).contiguous()
-
-
-def at_rows(boundary: Tensor, inputs: SweepInputs, rows: SweepRows, leaving: bool) -> Tensor:
-    """(N, F, dirs, 1 + S, n) → (D, dirs, rows, (1 + S)·n), for each axis the states of the line that ends
-    at a row, zeros where none does."""
-    values = by_direction(boundary)
-    values = torch.cat([values, values.new_zeros(values.shape[0], 1, values.shape[2])], dim=1)
-    direction = torch.arange(len(values), device=values.device)[:, None]
-    return values[direction, face_rows(inputs, rows, leaving)]
-
-
-def final_states(inputs: SweepInputs, rows: SweepRows, output: Tensor, states: Tensor) -> Tensor:
-    """(N, F, dirs, 1 + S, n), the states that leave a sweep.
-
-    Args:
-        inputs, rows: of the sweep.
-        output: (N, *grid, dirs, n), h of all positions.
-        states: (dirs, rows, S·n), in visiting order.
-    """
-    batch, units = output.shape[0], output.shape[-1]
-    ends = line_ends(inputs, leaving=True)
-    h = output.flatten(1, -3).gather(1, ends[..., None].expand(batch, -1, -1, units))
-    others = take_rows(states, torch.cat(end_rows(inputs, rows, leaving=True), dim=1))  # (dirs, F·N, S·n)
-    h = h.permute(2, 1, 0, 3).flatten(1, 2).to(states.dtype)
-    return from_directions(torch.cat([h, others], dim=2), inputs)
+def from_boundary_rows(values: Tensor, rows: SweepRows, inputs: SweepInputs) -> Tensor:
+    """The reverse: zeros for the lines that lie outside a sample's valid extents."""
+    batch, lines, *shape = boundary_shape(inputs)
+    zeros = values.new_zeros(batch * lines, *shape)
+    placed = zeros.index_put((rows.lines, rows.direction), values.unflatten(-1, shape[1:]))
+    return placed.unflatten(0, (batch, lines))  # type: ignore[no-any-return]

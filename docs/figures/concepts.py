@@ -21,7 +21,7 @@ def wavefront() -> Figure:
     blank(axes)
     for t in range(len(front)):
         color = WAVE(0.12 + 0.5 * t / (len(front) - 1))
-        for position in front.order[front.slice(t)]:
+        for position in front.order[0, front.slice(t)]:
             square(axes, *divmod(int(position), width), color, str(t))
     row, column = 2, 3
     for d_row, d_column in ((-1, 0), (0, -1)):

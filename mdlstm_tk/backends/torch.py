@@ -1,10 +1,11 @@
 """The sweep wavefront by wavefront in plain torch operations, on any device; torch differentiates it.
 
-All directions run in one sweep. Their tensors are laid out in visiting order with rows (visit, sample), so
-a wavefront is a contiguous slice, and a direction is only another order of visiting: see
-`mdlstm_tk.wavefront`. float16 and bfloat16 are computed in float32, and h is rounded at each position.
+All directions run in one sweep. Their tensors are laid out in visiting order, so a wavefront is a
+contiguous slice, and a direction is only another order of visiting: see `mdlstm_tk.wavefront`. float16 and
+bfloat16 are computed in float32, and h is rounded at each position.
 
-Notation: N batch, K visits of one wavefront, G gates, S states beside h, n units, D axes, C features.
+Notation: N batch, R rows, K of one wavefront, L lines, G gates, S states beside h, n units, D axes, C
+features.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from mdlstm_tk.inputs import (
     state_dtype,
     without_autocast,
 )
-from mdlstm_tk.states import at_rows, final_states
+from mdlstm_tk.states import boundary_rows, from_boundary_rows
 from mdlstm_tk.wavefront import sweep_rows, unvisited, visited
 
 
@@ -34,26 +35,25 @@ def sweep(inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
     """h (N, *grid, dirs, n), and the final states (N, F, dirs, 1 + S, n) if there are initial ones."""
     dtype, precise, units, rows = inputs.x.dtype, state_dtype(inputs.x), inputs.units, sweep_rows(inputs)
     inputs = inputs.with_tensors([None if t is None else t.to(precise) for t in inputs.tensors])
-    cell, ndim, state_count = inputs.cell, inputs.ndim, 1 + inputs.state_count
+    cell, state_count = inputs.cell, 1 + inputs.state_count
     weight = inputs.weight_ih.transpose(1, 2)  # (dirs, C, G·n)
     if inputs.weight_hh is not None:  # a = (h_1 | … | h_D | x) @ weight + b
         weight = torch.cat([inputs.weight_hh.transpose(2, 3).flatten(1, 2), weight], dim=1)
     bias = weight.new_zeros(()) if inputs.bias is None else inputs.bias[:, None]
-    entering = None  # T × (D, dirs, K·N, (1 + S)·n)
+    boundary = weight.new_zeros(len(weight), len(rows.ends), state_count * units)
     if inputs.initial is not None:
-        entering = at_rows(inputs.initial, inputs, rows, leaving=False).split(rows.row_counts, dim=2)
-    kernel = Kernel(pass_kernel("forward", cell, ndim, inputs.present).stores[:state_count])
+        boundary = boundary_rows(inputs.initial, rows)
+    kernel = Kernel(pass_kernel("forward", cell, inputs.ndim, inputs.present).stores[:state_count])
     parameters = inputs.cell_parameters()
     fixed = {} if parameters is None else {"parameter": parameters.unsqueeze(1).unbind(2)}  # (dirs, 1, n)
 
-    zero = weight.new_zeros(len(weight), 1, rows.batch, state_count * units)
-    before, waves = zero, []  # the wavefront before, then a row of zeros: (dirs, K + 1, N, (1 + S)·n)
-    for t, x in enumerate(visited(inputs.x, rows).split(rows.row_counts, dim=1)):
-        previous = [before.index_select(1, index).flatten(1, 2) for index in rows.tables.previous[t]]
-        if entering is not None:
-            previous = [state + first for state, first in zip(previous, entering[t], strict=True)]
+    wave, waves = boundary[:, :0], []  # (dirs, K, (1 + S)·n), h first
+    parts = visited(inputs.x, rows).split(rows.counts, dim=1), boundary.split(rows.entering, dim=1)
+    for index, x, entering in zip(rows.previous, *parts, strict=True):
+        before = torch.cat([wave, entering], dim=1)
+        previous = [before.index_select(1, of_axis) for of_axis in index]
         h = [state[..., :units] for state in previous] if cell.recurrent else []
-        a = torch.baddbmm(bias, torch.cat([*h, x], dim=-1), weight)  # (dirs, K·N, G·n)
+        a = torch.baddbmm(bias, torch.cat([*h, x], dim=-1), weight)  # (dirs, K, G·n)
         split = [state.unflatten(-1, (state_count, units)).unbind(-2) for state in previous]
         slots = fixed | {
             "a": a.unflatten(-1, (-1, units)).unbind(-2),
@@ -64,15 +64,14 @@ def sweep(inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
         if dtype != precise:  # round h, but not its gradient
             h_here = h_here + (h_here.to(dtype).to(precise) - h_here).detach()
         wave = torch.cat([h_here, *others], dim=-1)
-        waves.append(wave.unflatten(1, (rows.tables.counts[t], rows.batch)))
-        before = torch.cat([waves[-1], zero], dim=1)
+        waves.append(wave)
 
-    swept = torch.cat(waves, dim=1)  # (dirs, P, N, (1 + S)·n)
-    output = unvisited(swept[..., :units].to(dtype), rows).permute(2, 1, 0, 3)
-    output = output.reshape(*inputs.x.shape[:-1], len(weight), units).contiguous()
+    swept = torch.cat(waves, dim=1)  # (dirs, R, (1 + S)·n)
+    output = unvisited(swept[..., :units].to(dtype), rows)
+    output = output.reshape(*inputs.x.shape[:-1], len(weight), units)
     if inputs.initial is None:
         return output, None
-    return output, final_states(inputs, rows, output, swept[..., units:].flatten(1, 2))
+    return output, from_boundary_rows(swept[:, rows.ends], rows, inputs)
 
 
 def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:

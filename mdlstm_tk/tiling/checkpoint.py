@@ -171,15 +171,14 @@ def _one_direction(inputs: SweepInputs) -> Iterator[SweepInputs]:
 def _sweep_tile(way: _Way, inputs: SweepInputs, tile: _Tile, entering: Tensor) -> tuple[Tensor, Tensor]:
     """h (N, *tile, 1, n) of one direction and the states that leave the tile. `inputs` are those of the
     tile, except `sizes`, which are those of the whole grid."""
-    sizes, grid = inputs.sizes, inputs.grid
-    if sizes is None:
-        h, leaving = sweep(inputs._replace(initial=entering), way.backend, way.recompute)
-        assert leaving is not None
-        return h, leaving
-    sizes = torch.minimum(sizes - tile.starts(sizes), sizes.new_tensor(grid))
-    inputs = inputs._replace(initial=entering, sizes=sizes.clamp(min=1))
-    h, leaving = sweep(inputs, way.backend, way.recompute)
+    sizes = inputs.sizes
+    if sizes is not None:
+        sizes = torch.minimum(sizes - tile.starts(sizes), sizes.new_tensor(inputs.grid))
+        inputs = inputs._replace(sizes=sizes.clamp(min=1))
+    h, leaving = sweep(inputs._replace(initial=entering), way.backend, way.recompute)
     assert leaving is not None
+    if sizes is None:
+        return h, leaving
     # A sample that ends before the tile has nothing in it: its states pass through.
     absent = (sizes < 1).any(dim=1).to(h.device)
     leaving = torch.where(absent.view(-1, 1, 1, 1, 1), entering, leaving)

@@ -127,29 +127,6 @@ def test_bad_names_and_words_are_refused() -> None:
             Gate("g", **words)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("layer_norm", [False, True])
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_peepholes_of_own_cells(backend: str, recompute: bool, layer_norm: bool) -> None:
-    """Of an input gate without activation, too."""
-    equations = with_output_gate(lambda o, c, gate: gate(o, c) * c.tanh())
-    register_cell("peep", **PEEPHOLES)(equations)
-    torch.manual_seed(0)
-    options = {"peephole": True, "layer_norm": layer_norm, "recompute": recompute}
-    layer = MDLSTM(2, 3, cell="peep", backend=backend, **options).double()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    x = torch.randn(1, 3, 3, 2, dtype=torch.double)
-
-    def loss(*parameters: torch.Tensor) -> torch.Tensor:
-        named = dict(zip(dict(layer.named_parameters()), parameters, strict=True))
-        y: torch.Tensor = torch.func.functional_call(layer, named, (x,))
-        return y.square().sum()
-
-    assert torch.autograd.gradcheck(loss, tuple(layer.parameters()))
-
-
 def test_equations_keep_nan_and_infinity() -> None:
     """No term is left out because it looks like 0: 0 · e^a, e^a − e^a and 0 / a with a = 1000 and 0."""
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import pytest
@@ -79,6 +80,23 @@ def test_threads_agree_with_the_oracle_and_with_themselves(
     assert 1 < max(len(jobs.lanes) for jobs in made) <= lanes
     one, other = (case.run("fused") for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("case", [case for case, _, _ in CASES[:4]], ids=str)
+def test_nothing_is_written_beside_the_results(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a margin on both sides, which keeps its numbers; sums and dx of each thread among them."""
+    margins: list[torch.Tensor] = []
+
+    def new(like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        count = prod(shape)
+        memory = like.new_full((count + 128,), 7.0)
+        margins.extend((memory[:64], memory[64 + count :]))
+        return memory[64 : 64 + count].view(shape)
+
+    monkeypatch.setattr(sweep, "_new", new)
+    torch.set_num_threads(3)
+    case.check("fused")
+    assert len(margins) > 4 and all((margin == 7).all() for margin in margins)
 
 
 @pytest.mark.parametrize("first", range(3))

@@ -176,6 +176,10 @@ def test_captured_graphs_take_other_inputs_and_can_be_trained() -> None:
     others = [(other, SIZES.flip(0))] * 3 + [(other[:1, :3], SIZES[1:])] * 2
     for graph, inputs in zip(graphs, others, strict=True):
         torch.testing.assert_close(graph(*inputs), layer(*inputs), rtol=0, atol=1e-14)
+    for batch, height in ((1, 1), (3, 2), (2, 9)):  # the one that was captured for any batch and height
+        sizes = torch.tensor([[1, 5], [height, 1], [height, 4]])[:batch]
+        inputs = torch.randn(batch, height, 5, 2, dtype=torch.float64), sizes
+        torch.testing.assert_close(graphs[-2](*inputs), layer(*inputs), rtol=0, atol=1e-14)
     for graph in (graphs[0], *graphs[2:]):
         gradients = []
         for net in (graph, layer):

@@ -9,10 +9,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -20,15 +18,12 @@ from helpers.functions import FUNCTIONS, assert_precise, whole_range
 from helpers.own_cells import OWN_CELLS, register_own_cells, run_all_operations
 from helpers.parity import Case, combined
 
-from mdlstm_tk import MDLSTM, backends
+from mdlstm_tk import MDLSTM
 from mdlstm_tk import sweep as sweep_module
 from mdlstm_tk.cells import BUILT_IN_CELLS
 
 pytest.importorskip("triton", reason="there is no Triton for this system")
-import triton
-import triton.language as tl
-
-from mdlstm_tk.backends.cuda import kernels, sweep
+from mdlstm_tk.backends.cuda import sweep
 
 CELLS = [cell for cell in (*BUILT_IN_CELLS, *OWN_CELLS) if cell != "all-operations"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,24 +65,6 @@ def test_backward_of_a_captured_graph_gets_more_rows_than_there_are() -> None:
     ]
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
-
-
-def test_rows_of_many_samples_on_a_large_grid() -> None:
-    """The place of the last sample is beyond int32."""
-    batch, positions, rows = 1 << 16, 1 << 16, 1 << 16
-
-    @triton.jit
-    def places(starts, order, out, batch, positions, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-        _, _, _, _, place, _ = kernels._rows(
-            starts, order, 0, 0, batch.to(tl.int64), positions.to(tl.int64), ROWS
-        )
-        tl.store(out + tl.arange(0, ROWS)[:, None], place)
-
-    starts = torch.tensor([0, 0, 1, 1], device=DEVICE)
-    order = torch.zeros(1, dtype=torch.int32, device=DEVICE)
-    out = torch.zeros(rows, dtype=torch.int64, device=DEVICE)
-    places[(1,)](starts, order, out, batch, positions, ROWS=rows)
-    assert torch.equal(out.cpu(), torch.arange(rows) * positions)
 
 
 @pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "norm"])
@@ -134,26 +111,5 @@ def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
     assert not any(re.search(r"\b(atom|red)\.", text) for text in assembly)
     for path in tmp_path.glob("*.ttir"):
         body = [line for line in path.read_text().splitlines() if "tt.func" not in line]
-        uses = [line for line in body if re.search(r"%(t|batch|positions|lines|blocks)\b", line)]
+        uses = [line for line in body if re.search(r"%(t|rows|lines|blocks)\b", line)]
         assert uses and all(re.search(r"= arith.extsi %\w+ : i32 to i64", line) for line in uses), uses
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that works")
-def test_which_backend_runs_on_a_gpu_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda, asked = torch.device("cuda", 1), []
-    capability = Mock(return_value=(6, 1))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: asked.append(device) or nullcontext())
-
-    def choose() -> tuple[str, str]:
-        backends._problem.cache_clear()
-        return backends.choose("auto", cuda)
-
-    assert choose() == ("torch", "fused kernels are for NVIDIA GPUs of compute capability 7.0 or more")
-    capability.return_value = (7, 0)
-    name, reason = choose()  # there is no driver
-    assert name == "torch" and reason.startswith("Triton does not work here (")
-    assert asked == [cuda]  # x's device, and not the current one
-    monkeypatch.setattr(sweep, "try_compiler", lambda _: None)
-    assert choose() == ("fused", "compiled by Triton")
-    backends._problem.cache_clear()

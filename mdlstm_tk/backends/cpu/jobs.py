@@ -17,12 +17,11 @@ from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from mdlstm_tk.backends.cpu import simd
 from mdlstm_tk.backends.cpu.records import Job, address, words
 from mdlstm_tk.backends.cpu.threads import Task
-from mdlstm_tk.wavefront import Direction, Extents, ragged_tables, tile_tables
+from mdlstm_tk.wavefront import Direction, Extents, batch_rows
 
 MIN_BAND_GRID = 4096  # rows (position, sample) of a grid that is divided
 LONG_WAVEFRONT = 800  # rows of a wavefront, on average, that would not stay in cache
@@ -103,39 +102,31 @@ def make_jobs(
     order, memory, longest = [], list[Any](), 0
     for r, (first, last) in enumerate(pairwise(limits)):
         for k, direction in enumerate(directions if ends[last] > ends[first] else ()):
-            before = (
-                0,
-                0,
-                [(0, 0, 0)],
-            )  # lane, height, and (begin, end, number) of each task of the band before
+            before = 0, 0, [(0, 0, 0)]  # lane, height; begin, end and number of each task: the band before
             for b, (start, height) in enumerate(bands[::step]):
-                if valid is None:
-                    tables, row = tile_tables((height, *grid[1:]), grid, direction), 0
-                    sample, number, corner = first, last - first, _corner(start, grid, direction)
-                else:  # one sample, whose positions are those of all
-                    tables = ragged_tables(valid[first:last], grid, directions, torch.device("cpu"))
-                    row, sample, number, corner = k, 0, 1, first * prod(grid)
+                whole = ((height, *grid[1:]),) * (last - first)
+                table = batch_rows(whole if valid is None else valid[first:last], grid, directions)
+                corner = start if direction[0] > 0 or valid is not None else grid[0] - start - height
+                counts = np.diff(table.starts)
                 lane = (r * shares + k % shares) * followers + b % followers
                 job = Job(
                     direction=k,
-                    first_sample=sample,
-                    samples=number,
-                    corner=corner,
+                    corner=first * prod(grid) + corner * prod(grid[1:]),
                     begin=0,
-                    end=len(tables.counts),
-                    starts=tables.starts[1:].data_ptr(),
-                    offsets=tables.order[row].data_ptr(),
-                    predecessors=tables.predecessors.data_ptr(),
-                    successors=tables.successors.data_ptr(),
-                    visits=tables.positions,
+                    end=len(counts),
+                    starts=table.starts.ctypes.data,
+                    offsets=table.order[k].ctypes.data,
+                    predecessors=table.predecessors.ctypes.data,
+                    successors=table.successors.ctypes.data,
+                    rows=len(table.order[k]),
                     continues=int(start > 0),
                     lane=lane,
                     sums=r * followers + b % followers,
                     dx=k % shares,
                 )
-                memory.append(tables)
-                longest = max(longest, tables.longest * number)
-                work = np.cumsum([0, *tables.counts]) * (number * operations)
+                memory.append(table)
+                longest = max(longest, int(counts.max()))
+                work = table.starts * operations
                 done = []
                 for begin, end in _tasks(work, followers > 1)[::step]:
                     record = words(job._replace(begin=begin, end=end))
@@ -174,12 +165,3 @@ def _tasks(work: Any, is_awaited: bool) -> list[tuple[int, int]]:
         parts = max(1, total // BAND_OPERATIONS, min(BAND_TASKS, total // MIN_BAND_OPERATIONS))
     cuts = np.searchsorted(work, [total * k // parts for k in range(1, parts)]).tolist()
     return list(pairwise(sorted({0, len(work) - 1, *cuts})))
-
-
-def _corner(start: int, grid: tuple[int, ...], direction: Direction) -> int:
-    """The flat position at which the band begins that is `start` from the near end of axis 0."""
-    corner = 0
-    for sign, extent in zip(direction, grid, strict=True):
-        corner = corner * extent + (start if sign > 0 else extent - 1 - start)
-        start = 0
-    return corner

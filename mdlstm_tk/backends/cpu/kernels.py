@@ -10,7 +10,7 @@ the pre-activations are `operand @ w_cat`. In backward, `da @ w_catᵀ` is the g
 cell on each row; all of it on data that is still in cache, and only what backward needs is written to
 memory. If the cell is not recurrent, the operand has no h_d: K = C + 1.
 
-A kernel runs one job (`records.Job`): wavefronts of one band of the grid, with rows (visit, sample).
+A kernel runs one job (`records.Job`): wavefronts of one band of the grid.
 States pass from band to band through the *front*, a tensor of all faces of the grid
 (`mdlstm_tk.states`) that holds for each line the states that left the last band along it. It
 starts as the initial states and ends as the final ones. A grid that is one band and has neither needs no
@@ -54,20 +54,13 @@ SLOTS, AXIS_SLOTS = len(SLOT), len(AXIS)
 
 
 @jit
-def face_offset(layout, direction, sample, position, d):  # type: ignore[no-untyped-def]
+def face_offset(layout, direction, place, d):  # type: ignore[no-untyped-def]
     """The offset, in a tensor (N, F, dirs, 1 + S, n), of the states of the line along axis d on which a
-    position lies. A ragged batch counts the positions of all its samples from that of `sample` on."""
-    sample, position = sample + position // layout.positions, position % layout.positions
+    place in (N, P) lies."""
+    sample, position = place // layout.positions, place % layout.positions
     table = ptr_add(pointer_to(INT64, layout.line_table), 3 * d)
     line = table[2] + position // table[0] * table[1] + position % table[1]
     return ((sample * layout.lines + line) * layout.dirs + direction) * (1 + layout.states) * layout.units
-
-
-@jit
-def next_row(job, visit, sample):  # type: ignore[no-untyped-def]
-    """The row after a row (visit, sample)."""
-    sample += 1
-    return (visit, sample) if sample < job.first_sample + job.samples else (visit + 1, job.first_sample)
 
 
 def forward(arrays_address, layout_address, job_address):  # type: ignore[no-untyped-def]
@@ -75,7 +68,7 @@ def forward(arrays_address, layout_address, job_address):  # type: ignore[no-unt
     arrays, job = load_arrays(arrays_address), load_job(job_address)
     layout = load_layout(layout_address)
     ndim, units, depth, gate_dim = layout.ndim, layout.units, layout.depth, layout.gate_dim
-    direction, samples, visits, channels = job.direction, job.samples, job.visits, layout.channels
+    direction, all_rows, channels = job.direction, job.rows, layout.channels
     h_stride, state_size = layout.dirs * units, layout.states * units
     scratch = ptr_add(pointer_to(ZERO, arrays.scratch), job.lane * layout.scratch)
     zeros, operands = ptr_add(scratch, layout.zeros_at), ptr_add(scratch, layout.operands_at)
@@ -84,8 +77,7 @@ def forward(arrays_address, layout_address, job_address):  # type: ignore[no-unt
     spill = address_of(ptr_add(scratch, layout.spill_at))
     table_address = address_of(ptr_add(scratch, layout.table_at))
     table, columns = pointer_to(INT64, table_address), SLOTS + AXIS_SLOTS * ndim
-    panels = -(-gate_dim // layout.panel)
-    weights = ptr_add(pointer_to(ZERO, arrays.weights), direction * panels * depth * layout.panel)
+    weights = ptr_add(pointer_to(ZERO, arrays.weights), direction * depth * layout.padded)
     x = pointer_to(ZERO, arrays.x)
     output = ptr_add(pointer_to(ZERO, arrays.output), direction * units)
     front = pointer_to(ZERO, arrays.front)
@@ -104,26 +96,21 @@ def forward(arrays_address, layout_address, job_address):  # type: ignore[no-unt
     for t in range(job.begin, job.end):
         now = ptr_add(buffer, t % 2 * layout.longest * state_size)
         before = ptr_add(buffer, (t + 1) % 2 * layout.longest * state_size)
-        count = (starts[t + 1] - starts[t]) * samples
-        visit, sample = starts[t], job.first_sample
-        for top in range(0, count, BLOCK):
-            rows = min(BLOCK, count - top)
-            first_visit, first_sample = visit, sample
+        for first in range(starts[t], starts[t + 1], BLOCK):
+            rows, top = min(BLOCK, starts[t + 1] - first), first - starts[t]
             for r in range(rows):
-                position = job.corner + offsets[visit]
-                place = sample * layout.positions + position
+                place = job.corner + offsets[first + r]
                 slots, operand = ptr_add(table, r * columns), ptr_add(operands, r * depth)
                 for d in range(ndim):
-                    previous = predecessors[d * visits + visit]
+                    previous = predecessors[d * all_rows + first + r]
                     if previous >= 0:
                         h = ptr_add(output, (place - steps[d]) * h_stride)
                         if arrays.states:
                             state = ptr_add(states, (place - steps[d]) * state_size)
                         else:
-                            row = (previous - starts[t - 1]) * samples + sample - job.first_sample
-                            state = ptr_add(before, row * state_size)
+                            state = ptr_add(before, (previous - starts[t - 1]) * state_size)
                     elif arrays.front:
-                        h = ptr_add(front, face_offset(layout, direction, sample, position, d))
+                        h = ptr_add(front, face_offset(layout, direction, place, d))
                         state = ptr_add(h, units)
                     else:
                         h = state = zeros
@@ -142,26 +129,23 @@ def forward(arrays_address, layout_address, job_address):  # type: ignore[no-unt
                 if arrays.gates:
                     slots[SLOT.gates] = address_of(ptr_add(gates, place * gate_dim))
                     prefetch(ptr_add(gates, place * gate_dim), gate_dim)
-                visit, sample = next_row(job, visit, sample)
             call(
                 arrays.matmul,
                 (
-                    address_of(operands), depth, 1, address_of(weights), depth * layout.panel, layout.panel,
+                    address_of(operands), depth, 1, address_of(weights), layout.padded,
                     depth, address_of(products), layout.padded, rows, gate_dim, 0,
                 ),
             )  # fmt: skip
             call(arrays.cell, (rows, units, spill, table_address))
             if arrays.front:
-                visit, sample = first_visit, first_sample
                 for r in range(rows):
                     for d in range(ndim):
-                        if successors[d * visits + visit] < 0:
-                            position = job.corner + offsets[visit]
-                            h = ptr_add(front, face_offset(layout, direction, sample, position, d))
+                        if successors[d * all_rows + first + r] < 0:
+                            place = job.corner + offsets[first + r]
+                            h = ptr_add(front, face_offset(layout, direction, place, d))
                             slots = ptr_add(table, r * columns)
                             copy(h, pointer_to(ZERO, slots[SLOT.h]), units)
                             copy(ptr_add(h, units), pointer_to(ZERO, slots[SLOT.state]), state_size)
-                    visit, sample = next_row(job, visit, sample)
 
 
 @jit
@@ -171,7 +155,7 @@ def _add_block(matmul, layout, operands, all_da, rows, sums, parameter_sums):  #
     call(
         matmul,
         (
-            address_of(operands), 1, layout.depth, address_of(all_da), layout.panel, layout.padded, rows,
+            address_of(operands), 1, layout.depth, address_of(all_da), layout.padded, rows,
             address_of(sums), layout.padded, layout.depth, layout.gate_dim, 1,
         ),
     )  # fmt: skip
@@ -184,7 +168,7 @@ def backward(arrays_address, layout_address, job_address):  # type: ignore[no-un
     arrays, job = load_arrays(arrays_address), load_job(job_address)
     layout = load_layout(layout_address)
     ndim, units, depth, gate_dim = layout.ndim, layout.units, layout.depth, layout.gate_dim
-    direction, samples, visits = job.direction, job.samples, job.visits
+    direction, all_rows = job.direction, job.rows
     channels, padded = layout.channels, layout.padded
     h_stride, state_size, d_stride = layout.dirs * units, layout.states * units, layout.d_stride
     scratch = ptr_add(pointer_to(ZERO, arrays.scratch), job.lane * layout.scratch)
@@ -196,9 +180,8 @@ def backward(arrays_address, layout_address, job_address):  # type: ignore[no-un
     spill = address_of(ptr_add(scratch, layout.spill_at))
     table_address = address_of(ptr_add(scratch, layout.table_at))
     table, columns = pointer_to(INT64, table_address), SLOTS + AXIS_SLOTS * ndim
-    panels, t_panels = -(-gate_dim // layout.panel), -(-(depth - 1) // layout.panel)
-    weights = ptr_add(pointer_to(ZERO, arrays.weights), direction * panels * depth * layout.panel)
-    weights_t = ptr_add(pointer_to(ZERO, arrays.weights_t), direction * t_panels * gate_dim * layout.panel)
+    weights = ptr_add(pointer_to(ZERO, arrays.weights), direction * depth * padded)
+    weights_t = ptr_add(pointer_to(ZERO, arrays.weights_t), direction * gate_dim * layout.t_padded)
     x = pointer_to(ZERO, arrays.x)
     dx = ptr_add(pointer_to(ZERO, arrays.dx), job.dx * layout.places * channels)
     output = ptr_add(pointer_to(ZERO, arrays.output), direction * units)
@@ -222,23 +205,19 @@ def backward(arrays_address, layout_address, job_address):  # type: ignore[no-un
     for t in range(job.end - 1, job.begin - 1, -1):
         # What this wavefront writes for its predecessors, and what its successors have written for it.
         now, after = t % 2 * layout.longest, (t + 1) % 2 * layout.longest
-        count = (starts[t + 1] - starts[t]) * samples
-        visit, sample = starts[t], job.first_sample
-        for top in range(0, count, BLOCK):
-            rows = min(BLOCK, count - top)
-            first_visit, first_sample = visit, sample
+        for first in range(starts[t], starts[t + 1], BLOCK):
+            rows, top = min(BLOCK, starts[t + 1] - first), first - starts[t]
             block_operands, block_da = ptr_add(operands, pending * depth), ptr_add(all_da, pending * padded)
             for r in range(rows):
-                position = job.corner + offsets[visit]
-                place = sample * layout.positions + position
+                place = job.corner + offsets[first + r]
                 slots, operand = ptr_add(table, r * columns), ptr_add(block_operands, r * depth)
                 for d in range(ndim):
                     of_axis = ptr_add(slots, SLOTS + AXIS_SLOTS * d)
-                    if predecessors[d * visits + visit] >= 0 or (d == 0 and job.continues):
+                    if predecessors[d * all_rows + first + r] >= 0 or (d == 0 and job.continues):
                         h = ptr_add(output, (place - steps[d]) * h_stride)
                         state = ptr_add(states, (place - steps[d]) * state_size)
                     elif arrays.initial:
-                        h = ptr_add(initial, face_offset(layout, direction, sample, position, d))
+                        h = ptr_add(initial, face_offset(layout, direction, place, d))
                         state = ptr_add(h, units)
                     else:
                         h = state = zeros
@@ -246,15 +225,15 @@ def backward(arrays_address, layout_address, job_address):  # type: ignore[no-un
                     if layout.recurrent:
                         copy(ptr_add(operand, d * units), h, units)
                     dh = dh_read = dstate = zeros
-                    following = successors[d * visits + visit]
+                    following = successors[d * all_rows + first + r]
                     if following >= 0:
-                        row = after + (following - starts[t + 1]) * samples + sample - job.first_sample
+                        row = after + following - starts[t + 1]
                         if layout.recurrent:
                             dh = ptr_add(d_operands, row * d_stride + d * units)
                         dh_read = ptr_add(dh_reads, (row * ndim + d) * units)
                         dstate = ptr_add(dstates, (row * ndim + d) * state_size)
                     elif arrays.front:
-                        dh = ptr_add(dfront, face_offset(layout, direction, sample, position, d))
+                        dh = ptr_add(dfront, face_offset(layout, direction, place, d))
                         dstate = ptr_add(dh, units)
                     of_axis[AXIS.dh_next], of_axis[AXIS.dh_read_next] = address_of(dh), address_of(dh_read)
                     of_axis[AXIS.dstate_next] = address_of(dstate)
@@ -274,13 +253,12 @@ def backward(arrays_address, layout_address, job_address):  # type: ignore[no-un
                 slots[SLOT.dh] = address_of(ptr_add(grad, place * h_stride))
                 slots[SLOT.da] = address_of(ptr_add(block_da, r * padded))
                 slots[SLOT.dparameter] = address_of(parameter_sums)
-                visit, sample = next_row(job, visit, sample)
             if not arrays.gates:
                 call(
                     arrays.matmul,
                     (
-                        address_of(block_operands), depth, 1, address_of(weights), depth * layout.panel,
-                        layout.panel, depth, address_of(products), padded, rows, gate_dim, 0,
+                        address_of(block_operands), depth, 1, address_of(weights), padded,
+                        depth, address_of(products), padded, rows, gate_dim, 0,
                     ),
                 )  # fmt: skip
             call(arrays.cell, (rows, units, spill, table_address))
@@ -289,22 +267,21 @@ def backward(arrays_address, layout_address, job_address):  # type: ignore[no-un
                 call(
                     arrays.matmul,
                     (
-                        address_of(block_da), padded, 1, address_of(weights_t), gate_dim * layout.panel,
-                        layout.panel, gate_dim, address_of(d_rows), d_stride, rows, layout.columns, 0,
+                        address_of(block_da), padded, 1, address_of(weights_t), layout.t_padded,
+                        gate_dim, address_of(d_rows), d_stride, rows, layout.columns, 0,
                     ),
                 )  # fmt: skip
             if arrays.dx or arrays.front:
-                visit, sample = first_visit, first_sample
                 for r in range(rows):
-                    position = job.corner + offsets[visit]
+                    place = job.corner + offsets[first + r]
                     d_row = ptr_add(d_rows, r * d_stride)
                     if arrays.dx:
-                        target = ptr_add(dx, (sample * layout.positions + position) * channels)
+                        target = ptr_add(dx, place * channels)
                         add(target, ptr_add(d_row, layout.hidden_dim), channels)
                     if arrays.front:
                         for d in range(ndim):
-                            if predecessors[d * visits + visit] < 0:
-                                offset = face_offset(layout, direction, sample, position, d)
+                            if predecessors[d * all_rows + first + r] < 0:
+                                offset = face_offset(layout, direction, place, d)
                                 dh, row = ptr_add(dfront, offset), (now + top + r) * ndim + d
                                 clear(dh, units)
                                 if layout.recurrent:
@@ -313,7 +290,6 @@ def backward(arrays_address, layout_address, job_address):  # type: ignore[no-un
                                     add(dh, ptr_add(dh_reads, row * units), units)
                                 dstate = ptr_add(dstates, row * state_size)
                                 copy(ptr_add(dh, units), dstate, state_size)
-                    visit, sample = next_row(job, visit, sample)
             pending += rows
             if pending >= BLOCK:
                 if arrays.sums:

@@ -1,10 +1,9 @@
-"""A register-blocked matrix product for Numba, and a permutation that packs weights for it.
+"""A register-blocked matrix product for Numba, and a permutation that joins weights for it.
 
 It has no call overhead, works on blocks that are still in cache, and is as fast as BLAS or faster
 (`benchmarks/bench.py`).
 
     A (M, K), B (K, N), C (M, N)
-    NR        columns of a panel of B, `simd.panel_width`
     tile      `TILE_ROWS` rows by `TILE_VECTORS` vectors of C, accumulated in registers
 """
 
@@ -25,7 +24,7 @@ ZERO: Any = None  # 0 in the dtype; each compiled version has its own value
 
 
 def matmul(  # type: ignore[no-untyped-def]
-    a, a_row, a_step, b, b_panel, b_step, depth, c, c_row, rows, columns, accumulate
+    a, a_row, a_step, b, b_row, depth, c, c_row, rows, columns, accumulate
 ):
     """C = A B, or C += A B. Compiled as a C function; a, b and c are addresses.
 
@@ -34,15 +33,14 @@ def matmul(  # type: ignore[no-untyped-def]
 
     Args:
         a, a_row, a_step: element (i, k) of A is `a[i·a_row + k·a_step]`.
-        b, b_panel, b_step: B comes in panels of NR columns: element (k, j) of panel p is
-            `b[p·b_panel + k·b_step + j]`.
+        b, b_row: row k of B starts at `b[k·b_row]`.
         depth: K.
         c, c_row: row i of C starts at `c[i·c_row]`.
         rows, columns: M, N.
         accumulate: 1 to add to C, 0 to overwrite it.
     """
     pointers = pointer_to(ZERO, a), pointer_to(ZERO, b), pointer_to(ZERO, c)
-    _matmul(pointers, (a_row, a_step, b_panel, b_step, depth, c_row, rows, columns, accumulate))
+    _matmul(pointers, (a_row, a_step, b_row, depth, c_row, rows, columns, accumulate))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -50,7 +48,7 @@ def _matmul(_: Any, pointers: Any, numbers: Any) -> Any:
     def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         element = context.get_data_type(pointers.dtype.dtype)
         a, b, c = (Pointer(builder, builder.extract_value(args[0], k), element) for k in range(3))
-        a_row, a_step, b_panel, b_step, depth, c_row, rows, columns, accumulate = (
+        a_row, a_step, b_row, depth, c_row, rows, columns, accumulate = (
             builder.extract_value(args[1], k) for k in range(len(numbers))
         )
         adds = builder.icmp_signed("!=", accumulate, ir.Constant(I64, 0))
@@ -59,9 +57,7 @@ def _matmul(_: Any, pointers: Any, numbers: Any) -> Any:
         column = simd.counter(builder)
         for tile_vectors in range(simd.TILE_VECTORS, 0, -1):
             with vector_loop(builder, column, vectors, tile_vectors) as first:
-                panel = builder.sdiv(first, ir.Constant(I64, simd.TILE_VECTORS))
-                b_columns = b.row(b_panel, panel)
-                c_columns = c.row(ir.Constant(I64, lanes), first)
+                b_columns, c_columns = (m.row(ir.Constant(I64, lanes), first) for m in (b, c))
                 right = [b_columns.at(j * lanes) for j in range(tile_vectors)]
                 row = simd.counter(builder)
                 tile_rows = simd.TILE_ROWS
@@ -71,7 +67,7 @@ def _matmul(_: Any, pointers: Any, numbers: Any) -> Any:
                         left = [a_top.row(a_row, i) for i in range(tile_rows)]
                         c_rows = [c_top.row(c_row, i) for i in range(tile_rows)]
                         targets = [c_i.at(j * lanes) for c_i in c_rows for j in range(tile_vectors)]
-                        _tile((left, a_step), (right, b_step), depth, targets, adds, lanes)
+                        _tile((left, a_step), (right, b_row), depth, targets, adds, lanes)
                     tile_rows //= 2
         return context.get_dummy_value()
 

@@ -7,8 +7,7 @@ Notation
     N, P, D, F        batch, positions of the grid, axes, lines of all faces (`mdlstm_tk.states`)
     n, C, G, S, R     hidden units, input features, gates, states beside h, rows of the cell's parameters
     K                 length of an operand, hidden_dim + C + 1
-    NR                columns of a panel, see `matmul`
-    V, T              positions (visits) and wavefronts of a band
+    V, T              rows (positions of all its samples) and wavefronts of a band
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class Arrays(NamedTuple):
     matmul: int  # C function
     x: int = 0  # (N, P, C)
     parameters: int = 0  # (dirs, R, n)
-    weights: int = 0  # w_cat (dirs, panels, K, NR); backward: if it computes pre-activations again
+    weights: int = 0  # w_cat (dirs, K, padded); backward: if it computes pre-activations again
     front: int = 0  # (N, F, dirs, 1 + S, n), see `kernels`: the states, or gradients, between bands
     output: int = 0  # (N, P, dirs, n)
     gates: int = 0  # (dirs, N·P, G·n), if they are kept
@@ -34,7 +33,7 @@ class Arrays(NamedTuple):
     scratch: int = 0  # memory of all lanes
     grad: int = 0  # (N, P, dirs, n), gradient of the output
     initial: int = 0  # (N, F, dirs, 1 + S, n)
-    weights_t: int = 0  # w_catᵀ without b, (dirs, panels, G·n, NR)
+    weights_t: int = 0  # w_catᵀ without b, (dirs, G·n, t_padded)
     dx: int = 0  # (buffers, N, P, C), zeros to add to
     sums: int = 0  # (sum_count, dirs, sums_size), zeros to add gradients of weights and parameters to
 
@@ -60,7 +59,7 @@ class Layout(NamedTuple):
     hidden_dim: int  # D·n, or 0 if the cell is not recurrent
     depth: int  # K
     padded: int  # gate_dim in whole vectors
-    panel: int  # NR
+    t_padded: int  # depth - 1 in whole vectors
     longest: int  # rows of the longest wavefront of a band
     columns: int  # columns of the operands' gradients: hidden_dim, and C more if that of x is wanted
     d_stride: int  # columns in whole vectors
@@ -86,16 +85,14 @@ class Job(NamedTuple):
     """Some wavefronts of one band, for some samples, in one direction: one call of a kernel."""
 
     direction: int
-    first_sample: int
-    samples: int
-    corner: int  # flat position of the band's first visit
+    corner: int  # the place that offsets are counted from
     begin: int  # of the wavefronts in the band
     end: int
-    starts: int  # (T + 1,) the visit at which each wavefront starts
-    offsets: int  # (V,) int32, the flat position of each visit from the corner
-    predecessors: int  # (D, V) int32, the visit one step back along each axis; −1 outside the band
-    successors: int  # (D, V) int32, the visit one step forward along each axis; −1 outside the band
-    visits: int  # V
+    starts: int  # (T + 1,) the row at which each wavefront starts
+    offsets: int  # (V,) int32, the place of each row in (N, P), from the corner
+    predecessors: int  # (D, V) int32, the row one step back along each axis; −1 outside the band
+    successors: int  # (D, V) int32, the row one step forward along each axis; −1 outside the band
+    rows: int  # V
     continues: int  # whether the grid goes on before the band along axis 0
     lane: int  # whose memory it uses
     sums: int  # where it adds its sums

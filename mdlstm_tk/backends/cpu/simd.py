@@ -44,11 +44,6 @@ def vector_length(itemsize: int) -> int:
     return VECTOR_BYTES // itemsize
 
 
-def panel_width(itemsize: int) -> int:
-    """NR, the number of columns of the right operand that `matmul` processes together."""
-    return TILE_VECTORS * vector_length(itemsize)
-
-
 def lane_counts(element: ir.Type) -> tuple[int, ...]:
     """The vector lengths in which a row is processed: full vectors first, then shorter ones for its end."""
     longest = vector_length(itemsize(element))

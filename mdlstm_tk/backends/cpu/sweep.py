@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from array import array
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from math import isqrt, prod
@@ -87,11 +88,10 @@ def backward(
     gradients: Gradients = {}
     if sums is not None:
         total = _total(sums)
-        for name, places in plan.places.items():
-            like = getattr(inputs, name)
-            if like is not None:
+        for name, index in plan.places["sums"].items():
+            if (like := getattr(inputs, name)) is not None:
                 gradients[name] = gradient = like.new_empty(like.shape)
-                plan.place(gradient.data_ptr(), places.sums, total.data_ptr(), places.numbers, 1)
+                plan.place(gradient.data_ptr(), address(index), total.data_ptr(), len(index), 1)
         if layout.parameter_count:
             rows = total[:, layout.depth * layout.padded :][:, : layout.parameter_count]
             parts = inputs.split_cell_parameters(rows.unflatten(1, (-1, layout.units)))
@@ -104,16 +104,6 @@ def backward(
     return gradients
 
 
-class Places(NamedTuple):
-    """Where the numbers of a weight are in arrays of `records.Arrays`: addresses of int32."""
-
-    numbers: int  # of the weight
-    weights: int
-    weights_t: int
-    sums: int
-    memory: Any  # what holds them
-
-
 class Plan(NamedTuple):
     """Everything about a sweep that depends only on shapes."""
 
@@ -124,8 +114,8 @@ class Plan(NamedTuple):
     layout: Layout  # what all jobs share
     layout_address: int
     jobs: Jobs
-    places: dict[str, Places]  # of the weights
-    own: tuple[str, ...]  # the arrays that a pass makes for itself: packed weights, memory of the lanes
+    packed: tuple[str, ...]  # the arrays of weights that the pass reads
+    places: dict[str, dict[str, array[int]]]  # where the numbers of each weight are in them, and in sums
     counts: dict[str, int]  # how many numbers the kernel takes each array for
     memory: Any  # what the layout holds addresses of, and its record
 
@@ -155,9 +145,10 @@ def _make_plan(
     (batch, *extents, channels), (dirs, gate_dim, _), is_forward = shape, weights, kind == "forward"
     grid, ndim, states, positions = tuple(extents), len(extents), len(cell.states), prod(extents)
     units, dtype, itemsize = gate_dim // len(cell.gates(ndim)), str(torch_dtype)[6:], torch_dtype.itemsize
-    lanes, panel = simd.vector_length(itemsize), simd.panel_width(itemsize)
+    lanes = simd.vector_length(itemsize)
     hidden_dim = ndim * units if cell.recurrent else 0
     depth, padded = hidden_dim + channels + 1, -(-gate_dim // lanes) * lanes
+    t_padded = -(-(depth - 1) // lanes) * lanes
     columns = 0 if is_forward else hidden_dim + channels * option
     d_stride = -(-columns // lanes) * lanes
     parameter_count = units * sum(CELL_PARAMETERS[name](cell, ndim) for name in present)
@@ -220,7 +211,7 @@ def _make_plan(
         hidden_dim=hidden_dim,
         depth=depth,
         padded=padded,
-        panel=panel,
+        t_padded=t_padded,
         longest=jobs.longest,
         columns=columns,
         d_stride=d_stride,
@@ -235,7 +226,7 @@ def _make_plan(
     counts = {
         "x": of_x,
         "parameters": dirs * parameter_count,
-        "weights": dirs * -(-gate_dim // panel) * panel * depth,
+        "weights": dirs * depth * padded,
         "front": of_boundary,
         "output": of_h,
         "gates": dirs * layout.places * gate_dim,
@@ -243,11 +234,18 @@ def _make_plan(
         "scratch": len(jobs.lanes) * scratch,
         "grad": of_h,
         "initial": of_boundary,
-        "weights_t": dirs * -(-(depth - 1) // panel) * panel * gate_dim,
+        "weights_t": dirs * gate_dim * t_padded,
         "dx": jobs.dx * of_x,
         "sums": jobs.sums * dirs * sums_size,
     }
     packed = {"forward": ("weights",), "backward": ("weights_t",), "recompute": ("weights", "weights_t")}
+    parts = ("weight_ih", hidden_dim, 1, channels), ("weight_hh", 0, ndim, units)
+    joined, bias = parts[: 1 + cell.recurrent], ("bias", depth - 1, 1, 1)
+    places = {
+        "weights": _places(dirs, gate_dim, (*joined, bias), (depth * padded, padded, 1)),
+        "weights_t": _places(dirs, gate_dim, joined, (gate_dim * t_padded, 1, t_padded)),
+        "sums": _places(dirs, gate_dim, (*joined, bias), (sums_size, padded, 1)),
+    }
     return Plan(
         kernel=_generic(kernels.forward if is_forward else kernels.backward, dtype).ctypes,
         place=_generic(matmul.place, dtype).ctypes,
@@ -256,8 +254,8 @@ def _make_plan(
         layout=layout,
         layout_address=address(record),
         jobs=jobs,
-        places=_places(dirs, ndim, gate_dim, units, channels, cell.recurrent, panel, padded, sums_size),
-        own=(*packed[kind], "scratch"),
+        packed=packed[kind],
+        places=places,
         counts=counts,
         memory=(record, line_table, steps),
     )
@@ -265,38 +263,15 @@ def _make_plan(
 
 @lru_cache(maxsize=64)
 def _places(
-    dirs: int,
-    ndim: int,
-    gate_dim: int,
-    units: int,
-    channels: int,
-    recurrent: bool,
-    panel: int,
-    padded: int,
-    sums_size: int,
-) -> dict[str, Places]:
-    """Where the weights are in panels of w_cat (dirs, K, G·n) and of its transpose, and in sums."""
-    hidden_dim = ndim * units if recurrent else 0
-    depth = hidden_dim + channels + 1
-    panels, t_panels = -(-gate_dim // panel), -(-(depth - 1) // panel)
-    parts = {
-        "weight_ih": (hidden_dim, 1, channels),
-        "bias": (depth - 1, 1, 1),
-    }  # first row, axes, rows of each
-    if recurrent:
-        parts["weight_hh"] = 0, ndim, units
+    dirs: int, gate_dim: int, parts: tuple[tuple[str, int, int, int], ...], strides: tuple[int, int, int]
+) -> dict[str, array[int]]:
+    """Where the numbers of each weight are in an array (dirs, K, G·n) with these strides, as int32; of a
+    weight `parts` has the first row, the axes, and the rows of each."""
     places = {}
-    for name, (first, axes, length) in parts.items():
+    for name, first, axes, length in parts:
         k, d, column, j = np.ogrid[:dirs, :axes, :gate_dim, :length]
-        row = first + d * length + j
-        tables = (
-            (k * panels + column // panel) * (depth * panel) + row * panel + column % panel,
-            (k * t_panels + row // panel) * (gate_dim * panel) + column * panel + row % panel,
-            k * sums_size + row * padded + column,
-        )
-        memory = [np.ascontiguousarray(table, np.int32) for table in tables]
-        weights, weights_t, sums = (table.ctypes.data for table in memory)
-        places[name] = Places(memory[0].size, weights, weights_t, sums, memory)
+        table = k * strides[0] + (first + d * length + j) * strides[1] + column * strides[2]
+        places[name] = array("i", table.astype(np.int32).tobytes())
     return places
 
 
@@ -332,19 +307,19 @@ def _run(plan: Plan, inputs: SweepInputs, **arrays: Tensor | None) -> None:
     x, counts = inputs.x, plan.counts
     arrays |= {"x": x, "parameters": inputs.cell_parameters()}
     pointers = {name: _pointer(name, tensor, x.dtype, counts[name]) for name, tensor in arrays.items()}
-    own = x.new_empty(sum(counts[name] for name in plan.own))
+    own = x.new_empty(sum(counts[name] for name in (*plan.packed, "scratch")))
     # Zeros beside the weights: where there is no b, and in the last columns of whole vectors. Products with
     # the subnormal numbers that memory may hold are slow.
     ctypes.memset(own.data_ptr(), 0, own.nbytes - counts["scratch"] * x.itemsize)
     start = own.data_ptr()
-    for array in plan.own:
-        pointers[array] = start
-        for name, places in plan.places.items() if array != "scratch" else ():
-            weight = getattr(inputs, name)
-            if weight is not None and (array, name) != ("weights_t", "bias"):
-                source = _pointer(name, weight, x.dtype, places.numbers)
-                plan.place(source, getattr(places, array), start, places.numbers, 0)
-        start += counts[array] * x.itemsize
+    for name in plan.packed:
+        for weight, index in plan.places[name].items():
+            if (values := getattr(inputs, weight)) is not None:
+                source = _pointer(weight, values, x.dtype, len(index))
+                plan.place(source, address(index), start, len(index), 0)
+        pointers[name] = start
+        start += counts[name] * x.itemsize
+    pointers["scratch"] = start
     record = words(Arrays(plan.cell, plan.matmul, **pointers))
     kernel, arrays_address, layout_address = plan.kernel, address(record), plan.layout_address
 

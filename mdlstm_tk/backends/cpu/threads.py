@@ -7,18 +7,15 @@ waits for a lock; none waits inside compiled code.
 
 There is one pool per process. A sweep that finds it in use runs alone. `MDLSTM_THREADS=2` lets at most two
 threads share a sweep; 0 and 1 switch the pool off.
-
-Threads of the pool have ended before the interpreter does: one that came back from compiled code later
-would end the process with an error.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -52,7 +49,6 @@ class _Shared:
         self.changed = threading.Condition(threading.Lock())
         self.done = [0] * len(lanes)
         self.busy = [False] * len(lanes)  # whether a thread runs a task of the lane
-        self.caller_waits = False
         self.stopped = False
 
     def work(self, is_caller: bool) -> None:
@@ -67,22 +63,18 @@ class _Shared:
                 while (lane := self._choose(lane, is_caller)) is None:
                     if self.stopped or self._is_over(is_caller):
                         return
-                    self.caller_waits = self.caller_waits or is_caller
                     self.changed.wait()
-                self.caller_waits = self.caller_waits and not is_caller
                 self.busy[lane] = True
                 task = self.lanes[lane][self.done[lane]]
             self.run(task.job)
 
     def _choose(self, last: int | None, is_caller: bool) -> int | None:
-        """A lane whose next task may begin: if possible that of this thread's last one. If there is only
-        one, it is the caller's."""
-        if self.stopped:
-            return None
-        ready = [lane for lane in range(len(self.lanes)) if self._is_ready(lane)]
-        if not ready or (self.caller_waits and not is_caller and len(ready) == 1):
-            return None
-        return last if last in ready else ready[0 if is_caller else -1]
+        """A lane whose next task may begin: if possible that of this thread's last one, whose memory is in
+        its cache."""
+        ready = [] if self.stopped else [*filter(self._is_ready, range(len(self.lanes)))]
+        if last in ready or not ready:
+            return last if ready else None
+        return ready[0 if is_caller else -1]
 
     def _is_ready(self, lane: int) -> bool:
         done = self.done[lane]
@@ -100,42 +92,12 @@ class _Shared:
 
 
 class _Pool:
-    """The threads, which wait in a queue for sweeps to share."""
+    """The threads, which have ended before the interpreter does: `concurrent.futures` waits for them. One
+    that came back from compiled code later would end the process with an error."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()  # held by the sweep that uses the pool
-        self.queue: SimpleQueue[_Shared | None] = SimpleQueue()  # None ends a thread
-        self.threads: list[threading.Thread] = []
-        self.closed = False
-
-    @property
-    def size(self) -> int:
-        return len(self.threads)
-
-    def grow(self, size: int) -> None:
-        """Start threads until there are `size`, or as many as the system has."""
-        while self.size < size and not self.closed:
-            thread = threading.Thread(target=self._serve, args=(self.queue,), name="mdlstm", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:
-                return
-            self.threads.append(thread)
-
-    @staticmethod
-    def _serve(queue: SimpleQueue[_Shared | None]) -> None:
-        while (shared := queue.get()) is not None:
-            shared.work(is_caller=False)
-            del shared  # and with it the arrays of the sweep
-
-    def close(self) -> None:
-        """End the threads, and wait for them. Later sweeps run alone."""
-        self.closed = True
-        for _ in self.threads:
-            self.queue.put(None)
-        for thread in self.threads:
-            thread.join()
-        self.threads.clear()
+        self.executor = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="mdlstm")
 
 
 _pool = _Pool()
@@ -149,7 +111,6 @@ def _forget_pool() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
-atexit.register(lambda: _pool.close())  # that of a forked child is another one
 
 
 def thread_limit() -> int:
@@ -182,9 +143,9 @@ def run_lanes(run: Run, lanes: Lanes, order: Sequence[int], keep: object) -> Non
         return
     shared = _Shared(run, lanes, keep)
     try:
-        pool.grow(len(lanes) - 1)
-        for _ in range(min(pool.size, len(lanes) - 1)):
-            pool.queue.put(shared)
+        with suppress(RuntimeError):  # the interpreter ends, or the system has no more threads
+            for _ in lanes[1:]:
+                pool.executor.submit(shared.work, is_caller=False)
         shared.work(is_caller=True)
     finally:
         with shared.changed:

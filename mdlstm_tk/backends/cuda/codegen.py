@@ -34,7 +34,7 @@ NAMES = {  # in the source
 }
 MEAN = "tl.sum(tl.where(unit < UNITS, {0}, 0.0), axis=1, keep_dims=True) * (1 / UNITS)"
 # Arguments that differ from launch to launch: Triton would compile anew where one is 1 or divisible by 16.
-VARYING = ("t", "batch", "positions", "lines", "blocks")
+VARYING = ("t", "rows", "lines", "blocks")
 
 
 @cache

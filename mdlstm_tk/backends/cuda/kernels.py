@@ -1,8 +1,8 @@
 """The part of a wavefront that is not a matrix product, in Triton: forward and backward.
 
 Launch grid: (blocks of ROWS rows, blocks of BLOCK units, dirs). With layer norm BLOCK covers all n units,
-because a mean needs them. Rows are (position, sample) in visiting order, so within a direction a wavefront
-is contiguous in a, states and da.
+because a mean needs them. Rows are in visiting order, so within a direction a wavefront is contiguous in a,
+states and da.
 
 No kernel uses atomics: a position reads its neighbours' values itself, or one neighbour alone writes them
 to it, and every block of rows adds up parameter gradients in a part of its own. So results do not depend on
@@ -12,14 +12,12 @@ the order in which programs run.
 cell, with another function for the global `_cell`.
 
 Notation
-    N, P, D, S   batch, positions, axes (AXES), states beside h (STATES); dirs: directions
-    n, G, R      hidden units (UNITS), gates (GATES), rows of the cell's parameters (PARAMETERS)
+    N·P, D, S    places, axes (AXES), states beside h (STATES); dirs: directions
+    n, G, M      hidden units (UNITS), gates (GATES), rows of the cell's parameters (PARAMETERS)
+    R, L         rows and lines of a sweep, see `SweepRows`; K: rows of one wavefront
     W, U_d       weights of x, and of h one step back along axis d
-    visit        index of a position in visiting order
-    local row    row within (dirs, K·N) of one wavefront with K positions: direction · K·N + row
-    global row   row within (dirs, P·N): (direction · P + visit) · N + sample
-    face row     row within (dirs, F·N): see `mdlstm_tk.states`; there h and the other states lie
-                 side by side, (1 + S)·n numbers
+    local row    row within (dirs, K) of one wavefront: direction · K + row − its first row
+    global row   row within (dirs, R): direction · R + row
     …_ptr        a pointer, or None where that is said
 """
 
@@ -101,39 +99,18 @@ def sqrt(x):
 
 
 @triton.jit
-def _rows(starts_ptr, order_ptr, direction, t, batch, positions, ROWS: tl.constexpr):
+def _rows(starts_ptr, order_ptr, direction, t, rows, ROWS: tl.constexpr):
     """This program's rows of wavefront t, (ROWS, 1) each.
 
     Returns:
-        visit, sample, local row, global row, place (the row in (N, P)), and whether the row exists: it does
-        not past the end of the wavefront.
+        row, local row, global row, place, and whether the row exists: it does not past the end of the
+        wavefront.
     """
     # `starts` has an empty wavefront in front, so wavefront t is from starts[t + 1] to starts[t + 2].
     first, end = tl.load(starts_ptr + t + 1), tl.load(starts_ptr + t + 2)
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    exists = row < (end - first) * batch
-    visit, sample = first + row // batch, row % batch
-    position = tl.load(order_ptr + direction * positions + visit, mask=exists, other=0)
-    local_row = direction * (end - first) * batch + row
-    global_row = (direction * positions + first) * batch + row
-    return visit, sample, local_row, global_row, sample * positions + position, exists
-
-
-@triton.jit
-def _successor(successors_ptr, starts_ptr, direction, t, visit, sample, exists, batch):
-    """The local row, in the next wavefront, one step forward along the axis of `successors_ptr`, and
-    whether that lies in the grid."""
-    first, end = tl.load(starts_ptr + t + 2), tl.load(starts_ptr + t + 3)
-    following = tl.load(successors_ptr + visit, mask=exists, other=-1)
-    return (direction * (end - first) + following - first) * batch + sample, following >= 0
-
-
-@triton.jit
-def _face_row(lines_ptr, direction, row, lines, exists):
-    """The face row of the line that has its end at a global row, and whether there is one. `lines_ptr` is
-    (dirs, P·N), for one axis."""
-    line = tl.load(lines_ptr + row, mask=exists, other=-1).to(tl.int64)
-    return direction * lines + line, line >= 0
+    row = first + tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    place = tl.load(order_ptr + direction * rows + row, mask=row < end, other=0).to(tl.int64)
+    return row, direction * (end - first) + row - first, direction * rows + row, place, row < end
 
 
 @triton.jit
@@ -148,70 +125,51 @@ def _rows_of(pointer, first, unit, mask, dtype: tl.constexpr, COUNT: tl.constexp
 
 @triton.jit
 def _previous_states(
-    state_ptr, predecessors_ptr, first_ptr, entering_ptr,
-    direction, visit, sample, global_row, unit, exists, batch, positions, lines, all_rows,
-    AXES: tl.constexpr, STATES: tl.constexpr, UNITS: tl.constexpr, WIDTH: tl.constexpr,
+    state_ptr, predecessors_ptr, direction, row, unit, exists, rows, lines,
+    AXES: tl.constexpr, STATES: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
-    """The states beside h one step back along each axis: D·S blocks, those of axis 0 first. Rows of
-    `state_ptr` have WIDTH·n numbers."""
+    """The states beside h one step back along each axis: D·S blocks, those of axis 0 first."""
     dtype: tl.constexpr = state_ptr.dtype.element_ty
     mask = exists & (unit < UNITS)
     states = ()
     for d in tl.static_range(AXES):
-        previous = tl.load(predecessors_ptr + d * positions + visit, mask=exists, other=-1)
-        row = (direction * positions + previous) * batch + sample
-        of_axis = _rows_of(state_ptr, row * WIDTH, unit, mask & (previous >= 0), dtype, STATES, UNITS)
-        if first_ptr is not None:  # without a valid predecessor, the states are 0
-            line, enters = _face_row(entering_ptr + d * all_rows, direction, global_row, lines, exists)
-            first = line * (1 + STATES) + 1
-            entering = _rows_of(first_ptr, first, unit, mask & enters, dtype, STATES, UNITS)
-            for s in tl.static_range(STATES):
-                states += (of_axis[s] + entering[s],)
-        else:
-            states += of_axis
+        previous = tl.load(predecessors_ptr + d * rows + row, mask=exists, other=0)
+        first = (direction * (rows + lines) + previous) * STATES
+        states += _rows_of(state_ptr, first, unit, mask, dtype, STATES, UNITS)
     return states
 
 
 def forward(
-    a_ptr, product_ptr, operand_ptr, next_operand_ptr, state_ptr, output_ptr, bias_ptr, parameter_ptr,
-    starts_ptr, order_ptr, predecessors_ptr, successors_ptr, first_ptr, entering_ptr,
-    t, batch, positions, lines,
+    a_ptr, product_ptr, hidden_ptr, state_ptr, output_ptr, bias_ptr, parameter_ptr,
+    starts_ptr, order_ptr, predecessors_ptr, successors_ptr, t, rows, lines,
     AXES: tl.constexpr, GATES: tl.constexpr, STATES: tl.constexpr, PARAMETERS: tl.constexpr,
     UNITS: tl.constexpr, RECURRENT: tl.constexpr, READS_H: tl.constexpr,
-    KEEP_STATES: tl.constexpr, KEEP_GATES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    KEEP_GATES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Compute h and the other states of all positions of wavefront t.
 
     Args:
-        a_ptr: (dirs, P·N, G·n) W x, and U_d h_d of the h_d that enter the grid. If KEEP_GATES, it is
-            overwritten with the activated gates, or with layer norm with the pre-activations.
-        product_ptr: (dirs, K·N, G·n) Σ_d U_d h_d of this wavefront, if RECURRENT.
-        operand_ptr: (dirs, K·N, D·n) the h_d of the predecessors, if RECURRENT or READS_H; cleared, so that
-            the buffer can serve the wavefront after the next.
-        next_operand_ptr: the same for the next wavefront: zeros, to which h is written for the successors.
-        state_ptr: if KEEP_STATES, (dirs, P·N, S·n), written. Otherwise a, whose first S·n columns the
-            states overwrite to save memory. KEEP_GATES needs KEEP_STATES.
-        output_ptr: (N, P, dirs, n), written.
+        a_ptr: (dirs, R, G·n) W x. If KEEP_GATES, it is overwritten with the activated gates, or with layer
+            norm with the pre-activations.
+        product_ptr: (dirs, K, G·n) Σ_d U_d h_d of this wavefront, if RECURRENT.
+        hidden_ptr: (dirs, R, D·n) the h_d of the predecessors, if RECURRENT or READS_H; h is written there
+            for the successors.
+        state_ptr: (dirs, R + L, S·n), those of rows are written.
+        output_ptr: (N·P, dirs, n), written.
         bias_ptr: (dirs, G, n) or None.
-        parameter_ptr: (dirs, R, n) or None.
-        starts_ptr, order_ptr, predecessors_ptr, successors_ptr: see `SweepTables`.
-        first_ptr: (dirs, F·N, (1 + S)·n) the initial states, or None.
-        entering_ptr: (D, dirs, P·N) the lines that enter at a row, see `face_rows`; or None.
-        t, batch, positions, lines: the wavefront, N, P, F·N.
+        parameter_ptr: (dirs, M, n) or None.
+        starts_ptr, order_ptr, predecessors_ptr, successors_ptr: see `SweepRows`.
+        t, rows, lines: the wavefront, R, L.
         RECURRENT: whether the gates see h of the predecessors.
         READS_H: whether the equations do.
     """
     # Offsets may exceed 2³¹, and a product of two int32 is int32. So whatever offsets come from is int64.
     direction, dirs = tl.program_id(2).to(tl.int64), tl.num_programs(2)
-    t, batch, positions = t.to(tl.int64), batch.to(tl.int64), positions.to(tl.int64)
-    lines, all_rows = lines.to(tl.int64), dirs * positions * batch
+    t, rows, lines = t.to(tl.int64), rows.to(tl.int64), lines.to(tl.int64)
     unit = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    visit, sample, local_row, global_row, place, exists = _rows(
-        starts_ptr, order_ptr, direction, t, batch, positions, ROWS
-    )
+    row, local_row, global_row, place, exists = _rows(starts_ptr, order_ptr, direction, t, rows, ROWS)
     mask = exists & (unit < UNITS)
     dtype: tl.constexpr = a_ptr.dtype.element_ty
-    state_width: tl.constexpr = STATES * UNITS if KEEP_STATES else GATES * UNITS
 
     bias = _rows_of(bias_ptr, direction * GATES, unit, unit < UNITS, dtype, GATES, UNITS)
     a = ()
@@ -225,46 +183,35 @@ def forward(
         a += (value,)
     h_prev = ()
     if READS_H:
-        for d in tl.static_range(AXES):
-            h_d = tl.load(operand_ptr + (local_row * AXES + d) * UNITS + unit, mask=mask, other=0.0)
-            if first_ptr is not None:
-                line, enters = _face_row(entering_ptr + d * all_rows, direction, global_row, lines, exists)
-                offset = line * ((1 + STATES) * UNITS) + unit
-                h_d += tl.load(first_ptr + offset, mask=mask & enters, other=0.0).to(h_d.dtype)
-            h_prev += (h_d.to(dtype),)
+        h_prev = _rows_of(hidden_ptr, global_row * AXES, unit, mask, dtype, AXES, UNITS)
     state_prev = _previous_states(
-        state_ptr, predecessors_ptr, first_ptr, entering_ptr,
-        direction, visit, sample, global_row, unit, exists, batch, positions, lines, all_rows,
-        AXES, STATES, UNITS, STATES if KEEP_STATES else GATES,
-    )  # fmt: skip
+        state_ptr, predecessors_ptr, direction, row, unit, exists, rows, lines, AXES, STATES, UNITS
+    )
     parameter = _rows_of(
         parameter_ptr, direction * PARAMETERS, unit, unit < UNITS, dtype, PARAMETERS, UNITS
     )
     h_rows, state, gates = _cell(a, h_prev, state_prev, parameter, unit, UNITS)
 
     h = h_rows[0]
-    tl.debug_barrier()  # the threads that write to a and operand may not be those that have read there
+    tl.debug_barrier()  # the threads that write to a may not be those that have read there
     tl.store(output_ptr + (place * dirs + direction) * UNITS + unit, h, mask=mask)
     for s in tl.static_range(STATES):
-        offset = global_row * state_width + s * UNITS + unit
-        tl.store(state_ptr + offset, state[s], mask=mask)
+        state_row = (direction * (rows + lines) + row) * STATES + s
+        tl.store(state_ptr + state_row * UNITS + unit, state[s], mask=mask)
     if KEEP_GATES:
         for k in tl.static_range(GATES):
             tl.store(a_ptr + (global_row * GATES + k) * UNITS + unit, gates[k], mask=mask)
     if RECURRENT or READS_H:
         for d in tl.static_range(AXES):
-            tl.store(operand_ptr + (local_row * AXES + d) * UNITS + unit, 0.0, mask=mask)
-            row, inside = _successor(
-                successors_ptr + d * positions, starts_ptr, direction, t, visit, sample, exists, batch
-            )
-            tl.store(next_operand_ptr + (row * AXES + d) * UNITS + unit, h, mask=mask & inside)
+            following = tl.load(successors_ptr + d * rows + row, mask=exists, other=0)
+            slot = (direction * rows + following) * AXES + d
+            tl.store(hidden_ptr + slot * UNITS + unit, h, mask=mask & (following < rows))
 
 
 def backward(
     grad_ptr, gates_ptr, state_ptr, hidden_ptr, next_dh_ptr, d_prev_ptr, next_d_prev_ptr, last_ptr,
     da_ptr, d_first_ptr, d_parameter_ptr, parameter_ptr,
-    starts_ptr, order_ptr, predecessors_ptr, successors_ptr, first_ptr, entering_ptr,
-    leaving_ptr, t, batch, positions, lines, blocks,
+    starts_ptr, order_ptr, predecessors_ptr, successors_ptr, t, rows, lines, blocks,
     AXES: tl.constexpr, GATES: tl.constexpr, STATES: tl.constexpr, PARAMETERS: tl.constexpr,
     UNITS: tl.constexpr, RECURRENT: tl.constexpr, READS_H: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -273,31 +220,27 @@ def backward(
     Wavefronts run from the last to the first. What is not described here is as in `forward`.
 
     Args:
-        grad_ptr: (N, P, dirs, n) gradient of the output.
-        gates_ptr: (dirs, P·N, G·n) what `forward` left in a; in the pass "recompute", pre-activations.
-        state_ptr: (dirs, P·N, S·n), those of predecessors are read.
-        hidden_ptr: (dirs, P·N, D·n) the h_d of the predecessors, with those that enter, if READS_H.
+        grad_ptr: (N·P, dirs, n) gradient of the output.
+        gates_ptr: (dirs, R, G·n) what `forward` left in a; in the pass "recompute", pre-activations.
+        state_ptr: (dirs, R + L, S·n), those of predecessors are read.
+        hidden_ptr: (dirs, R, D·n) the h_d of the predecessors, if READS_H.
         next_dh_ptr: (dirs, rows of wavefront t + 1, D·n) U_dᵀ da, the gradient of the h that the gates of
             each position of wavefront t + 1 read along axis d, if RECURRENT.
         d_prev_ptr: (dirs, rows of wavefront t, D, S·n), written: the gradient of the states that each
             position read along axis d. If READS_H, (S + 1)·n instead of S·n: that of h follows.
         next_d_prev_ptr: what d_prev_ptr was for wavefront t + 1.
-        last_ptr: (dirs, F·N, (1 + S)·n) gradients of the final states, or None.
-        da_ptr: (dirs, P·N, G·n), written; may be the same memory as gates.
-        d_first_ptr: (dirs, F·N, (1 + S)·n) gradients of the initial states, or None: zeros, and written
-            where a line enters; that of h only if READS_H.
-        d_parameter_ptr: (dirs, blocks, R, n) float64 or None, zeros before the first launch; the caller
+        last_ptr: (dirs, L, (1 + S)·n) gradients of the final states, h first.
+        da_ptr: (dirs, R, G·n), written; may be the same memory as gates.
+        d_first_ptr: (dirs, L, (1 + S)·n) gradients of the initial states, written; that of h only if
+            READS_H.
+        d_parameter_ptr: (dirs, blocks, M, n) float64 or None, zeros before the first launch; the caller
             sums over the blocks.
-        leaving_ptr: (D, dirs, P·N) the lines that leave at a row, or None.
         blocks: the number of blocks of rows of the longest wavefront.
     """
     direction, dirs = tl.program_id(2).to(tl.int64), tl.num_programs(2)
-    t, batch, positions = t.to(tl.int64), batch.to(tl.int64), positions.to(tl.int64)
-    lines, blocks, all_rows = lines.to(tl.int64), blocks.to(tl.int64), dirs * positions * batch
+    t, rows, lines, blocks = t.to(tl.int64), rows.to(tl.int64), lines.to(tl.int64), blocks.to(tl.int64)
     unit = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    visit, sample, local_row, global_row, place, exists = _rows(
-        starts_ptr, order_ptr, direction, t, batch, positions, ROWS
-    )
+    row, local_row, global_row, place, exists = _rows(starts_ptr, order_ptr, direction, t, rows, ROWS)
     mask = exists & (unit < UNITS)
     dtype: tl.constexpr = gates_ptr.dtype.element_ty
     width: tl.constexpr = STATES + 1 if READS_H else STATES
@@ -305,36 +248,30 @@ def backward(
     grad_offset = (place * dirs + direction) * UNITS + unit
     dh = tl.load(grad_ptr + grad_offset, mask=mask, other=0.0).to(dtype)
     dh_next, dh_read_next, dstate_next = (), (), ()
+    first, end = tl.load(starts_ptr + t + 2), tl.load(starts_ptr + t + 3)  # of the next wavefront
     for d in tl.static_range(AXES):
-        row, inside = _successor(
-            successors_ptr + d * positions, starts_ptr, direction, t, visit, sample, exists, batch
-        )
-        column = row * AXES + d
-        dh_d = tl.zeros([ROWS, BLOCK], dtype)
+        following = tl.load(successors_ptr + d * rows + row, mask=exists, other=0)
+        inside, leaves = mask & (following < rows), mask & (following >= rows)
+        slot = (direction * (end - first) + following - first) * AXES + d
+        line = (direction * lines + following - rows) * (1 + STATES)
+        # One of both is 0.
+        passed = _rows_of(next_d_prev_ptr, slot * width, unit, inside, dtype, width, UNITS)
+        last = _rows_of(last_ptr, line, unit, leaves, dtype, 1 + STATES, UNITS)
+        dh_d = last[0]
         if RECURRENT:
-            dh_d += tl.load(next_dh_ptr + column * UNITS + unit, mask=mask & inside, other=0.0)
-        passed = _rows_of(next_d_prev_ptr, column * width, unit, mask & inside, dtype, width, UNITS)
+            dh_d += tl.load(next_dh_ptr + slot * UNITS + unit, mask=inside, other=0.0)
+        dh_next += (dh_d,)
         if READS_H:
             dh_read_next += (passed[STATES],)
-        if last_ptr is not None:  # without a valid successor, what is passed is 0
-            line, leaves = _face_row(leaving_ptr + d * all_rows, direction, global_row, lines, exists)
-            last = _rows_of(last_ptr, line * (1 + STATES), unit, mask & leaves, dtype, 1 + STATES, UNITS)
-            dh_d += last[0]
-            for s in tl.static_range(STATES):
-                dstate_next += (passed[s] + last[1 + s],)
-        else:
-            for s in tl.static_range(STATES):
-                dstate_next += (passed[s],)
-        dh_next += (dh_d,)
+        for s in tl.static_range(STATES):
+            dstate_next += (passed[s] + last[1 + s],)
     gates = _rows_of(gates_ptr, global_row * GATES, unit, mask, dtype, GATES, UNITS)
     h_prev = ()
     if READS_H:
         h_prev = _rows_of(hidden_ptr, global_row * AXES, unit, mask, dtype, AXES, UNITS)
     state_prev = _previous_states(
-        state_ptr, predecessors_ptr, first_ptr, entering_ptr,
-        direction, visit, sample, global_row, unit, exists, batch, positions, lines, all_rows,
-        AXES, STATES, UNITS, STATES,
-    )  # fmt: skip
+        state_ptr, predecessors_ptr, direction, row, unit, exists, rows, lines, AXES, STATES, UNITS
+    )
     parameter = _rows_of(
         parameter_ptr, direction * PARAMETERS, unit, unit < UNITS, dtype, PARAMETERS, UNITS
     )
@@ -347,18 +284,15 @@ def backward(
         tl.store(da_ptr + (global_row * GATES + k) * UNITS + unit, da[k], mask=mask)
     for d in tl.static_range(AXES):
         row_ptr = d_prev_ptr + (local_row * AXES + d) * (width * UNITS) + unit
-        if d_first_ptr is not None:
-            line, enters = _face_row(entering_ptr + d * all_rows, direction, global_row, lines, exists)
-            first_row_ptr = d_first_ptr + line * ((1 + STATES) * UNITS) + unit
+        previous = tl.load(predecessors_ptr + d * rows + row, mask=exists, other=0)
+        enters, line = mask & (previous >= rows), direction * lines + previous - rows
+        first_row_ptr = d_first_ptr + line * ((1 + STATES) * UNITS) + unit
         for s in tl.static_range(STATES):
-            gradient = dstate_prev[d * STATES + s]
-            tl.store(row_ptr + s * UNITS, gradient, mask=mask)
-            if d_first_ptr is not None:
-                tl.store(first_row_ptr + (1 + s) * UNITS, gradient, mask=mask & enters)
+            tl.store(row_ptr + s * UNITS, dstate_prev[d * STATES + s], mask=mask)
+            tl.store(first_row_ptr + (1 + s) * UNITS, dstate_prev[d * STATES + s], mask=enters)
         if READS_H:
             tl.store(row_ptr + STATES * UNITS, dh_read_prev[d], mask=mask)
-            if d_first_ptr is not None:
-                tl.store(first_row_ptr, dh_read_prev[d], mask=mask & enters)
+            tl.store(first_row_ptr, dh_read_prev[d], mask=enters)
     if d_parameter_ptr is not None:  # no other program of the launch touches this part of the gradient
         part = direction * blocks + tl.program_id(0)
         for k in tl.static_range(PARAMETERS):

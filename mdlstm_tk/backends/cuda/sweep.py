@@ -7,8 +7,7 @@ The products are torch's, in the precision that torch's settings allow (`allow_t
 Padded positions have no rows, for which the values of `sizes` are needed on the CPU. The layer waits for
 them if they are on the device.
 
-Notation: N batch, P positions, G gates, S states beside h, n units, D axes; rows as in
-`mdlstm_tk.wavefront`.
+Notation: G gates, S states beside h, n units, D axes, R rows and L lines of a `SweepRows`.
 """
 
 from __future__ import annotations
@@ -21,22 +20,12 @@ import triton
 from torch import Tensor
 
 from mdlstm_tk.backends.cuda.codegen import get_kernel
-from mdlstm_tk.backends.cuda.products import (
-    add_entering_products,
-    entering_gradients,
-    gather_hidden,
-    input_gradients,
-    multiply,
-    pre_activations,
-    project_input,
-    recurrent_weights,
-    transposed_recurrent_weights,
-)
+from mdlstm_tk.backends.cuda.products import gather_hidden, input_gradients, multiply
 from mdlstm_tk.cells.step import Pass, reads_hidden
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.inputs import Gradients, SweepInputs, SweepResults, without_autocast
-from mdlstm_tk.states import by_direction, face_rows, final_states, from_directions, line_counts
-from mdlstm_tk.wavefront import SweepRows, sweep_rows
+from mdlstm_tk.states import boundary_rows, from_boundary_rows
+from mdlstm_tk.wavefront import SweepRows, sweep_rows, visited
 
 # What one program processes: 4 numbers for each thread of 4 warps, and at most UNITS units of a row. A
 # layer norm needs all units of a row, and gets more warps if they are many.
@@ -54,44 +43,41 @@ def try_compiler(device: torch.device) -> None:
 @without_autocast
 def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) -> SweepResults:
     """See `Engine`."""
-    x, units, rows, has_states = inputs.x, inputs.units, sweep_rows(inputs), inputs.initial is not None
-    (dirs, gate_dim, _), hidden_dim = inputs.weight_ih.shape, inputs.ndim * inputs.units
-    state_dim = inputs.state_count * units
-    w_hh = None if inputs.weight_hh is None else recurrent_weights(inputs.weight_hh)
+    x, units, rows = inputs.x, inputs.units, sweep_rows(inputs)
+    dirs, gate_dim, _ = inputs.weight_ih.shape
     launch = _Launcher("forward", inputs, rows)
-    a = project_input(inputs, rows)  # (dirs, rows, G·n)
-    if has_states:
-        add_entering_products(a, inputs, rows)
-    # The final states are taken from those of all rows.
-    keep_states = save or has_states or state_dim > gate_dim
-    states = a.new_empty(*a.shape[:2], state_dim) if keep_states else a
-    new_output = x.new_zeros if rows.ragged else x.new_empty  # nothing is written where there is no row
-    output = new_output(*x.shape[:-1], dirs, units)
-    bias = None if inputs.bias is None else inputs.bias.contiguous()
-    longest = dirs * rows.tables.longest * rows.batch
-    # The h_d that this wavefront and the next one read, in turn.
-    operands = x.new_zeros(2, longest * hidden_dim * launch.passes_h)
-    products = a.new_empty(longest * gate_dim * (w_hh is not None))
+    a = multiply(visited(x, rows), inputs.weight_ih.transpose(1, 2))  # (dirs, R, G·n)
+    states, entering = _states(inputs, rows, a.new_empty(dirs, rows.count, inputs.state_count * units))
+    # Nothing is written where there is no row.
+    output = (x.new_zeros if rows.count < rows.places else x.new_empty)(*x.shape[:-1], dirs, units)
+    hidden = products = w_hh = None
+    if launch.passes_h:
+        hidden = gather_hidden(x.new_zeros(dirs, rows.count, units), entering[..., :units], rows)
+    if inputs.weight_hh is not None:  # (h_1 | … | h_D) times this is Σ_d U_d h_d
+        w_hh = inputs.weight_hh.transpose(2, 3).flatten(1, 2)  # (dirs, D·n, G·n)
+        products = a.new_empty(dirs * rows.longest * gate_dim)
+    arguments = {
+        "a_ptr": a,
+        "product_ptr": products,
+        "hidden_ptr": hidden,
+        "state_ptr": states,
+        "output_ptr": output,
+        "bias_ptr": None if inputs.bias is None else inputs.bias.contiguous(),
+        "KEEP_GATES": save and not recompute,
+    }
+    end = 0
     with torch.cuda.device_of(x):
-        for t, count in enumerate(rows.row_counts):
-            operand = operands[t % 2]
-            if w_hh is not None:
-                product = _view(products, dirs, count, gate_dim)
-                multiply(_view(operand, dirs, count, hidden_dim), w_hh, out=product)
-            launch(
-                count,
-                t=t,
-                a_ptr=a,
-                product_ptr=products,
-                operand_ptr=operand,
-                next_operand_ptr=operands[1 - t % 2],
-                state_ptr=states,
-                output_ptr=output,
-                bias_ptr=bias,
-                KEEP_STATES=keep_states,
-                KEEP_GATES=save and not recompute,
-            )
-    final = final_states(inputs, rows, output, states) if has_states else None
+        for t, count in enumerate(rows.counts):
+            start, end = end, end + count
+            if hidden is not None and products is not None and w_hh is not None:
+                multiply(hidden[:, start:end], w_hh, out=_view(products, dirs, count, gate_dim))
+            launch(count, t=t, **arguments)
+    states = states[:, : rows.count]
+    final = None
+    if inputs.initial is not None:
+        h = output.reshape(rows.places, dirs, units)[rows.order[:, rows.ends], rows.direction]
+        leaving = torch.cat([h.to(states.dtype), states[:, rows.ends]], dim=2)
+        final = from_boundary_rows(leaving, rows, inputs)
     return SweepResults(output, final, a if save and not recompute else None, states if save else None)
 
 
@@ -105,23 +91,32 @@ def backward(
     wants_weights: bool,
 ) -> Gradients:
     """See `Engine`."""
-    x, units, rows, (output, _, gates, states) = inputs.x, inputs.units, sweep_rows(inputs), results
-    dirs, hidden_dim = len(inputs.weight_ih), inputs.ndim * inputs.units
-    w_hh_t = None if inputs.weight_hh is None else transposed_recurrent_weights(inputs.weight_hh)
+    x, units, rows, (output, _, gates, saved) = inputs.x, inputs.units, sweep_rows(inputs), results
+    dirs, hidden_dim, w_hh = len(inputs.weight_ih), inputs.ndim * inputs.units, inputs.weight_hh
     launch = _Launcher("recompute" if gates is None else "backward", inputs, rows)
-    assert states is not None
-    states = states[:, : rows.count].contiguous()
-    hidden = gather_hidden(inputs, output, rows) if launch.passes_h else None  # (dirs, rows, D·n)
-    a = pre_activations(inputs, rows, hidden) if gates is None else gates[:, : rows.count].contiguous()
+    assert saved is not None
+    states, entering = _states(inputs, rows, saved[:, : rows.count])
+    hidden = None  # (dirs, R, D·n)
+    if launch.passes_h:
+        h = output.reshape(rows.places, dirs, units)[rows.order, rows.direction]
+        hidden = gather_hidden(h, entering[..., :units], rows)
+    if gates is not None:
+        a = gates[:, : rows.count].contiguous()
+    else:
+        a = multiply(visited(x, rows), inputs.weight_ih.transpose(1, 2))
+        if hidden is not None and w_hh is not None:
+            a += multiply(hidden, w_hh.transpose(2, 3).flatten(1, 2))
+        if inputs.bias is not None:
+            a += inputs.bias[:, None]
     # Pre-activations that are computed again are used only here, so da can take their place.
     da = a if gates is None and a.dtype == x.dtype else torch.empty_like(a, dtype=x.dtype)
-    longest = rows.tables.longest * rows.batch
-    dh = a.new_empty(dirs * longest * hidden_dim * (w_hh_t is not None))
+    # da times this is the gradient of (h_1 | … | h_D).
+    w_hh_t = None if w_hh is None else w_hh.transpose(1, 2).flatten(2, 3)  # (dirs, G·n, D·n)
+    dh = a.new_empty(dirs * rows.longest * hidden_dim * (w_hh is not None))
     passed_dim = inputs.ndim * (inputs.state_count + launch.reads_h) * units
-    d_prev = a.new_empty(2, dirs * longest * passed_dim)  # of this wavefront and the next one, in turn
-    first = launch.arguments["first_ptr"]
-    d_first = None if first is None else torch.zeros_like(first)
-    blocks, parameters = launch.blocks(longest), launch.parameters
+    d_prev = a.new_empty(2, dirs * rows.longest * passed_dim)  # of this wavefront and the next one, in turn
+    d_first = torch.zeros_like(entering)
+    blocks, parameters = launch.blocks(rows.longest), launch.parameters
     d_parameters = None
     if parameters is not None:
         shape = dirs, blocks, *parameters.shape[1:]
@@ -132,14 +127,13 @@ def backward(
         "state_ptr": states,
         "hidden_ptr": hidden,
         "next_dh_ptr": dh,
-        "last_ptr": None if dfinal is None else by_direction(dfinal),
-        "leaving_ptr": None if dfinal is None else face_rows(inputs, rows, leaving=True),
+        "last_ptr": torch.zeros_like(entering) if dfinal is None else boundary_rows(dfinal, rows),
         "da_ptr": da,
         "d_first_ptr": d_first,
         "d_parameter_ptr": d_parameters,
         "blocks": blocks,
     }
-    parts = da.split(rows.row_counts, dim=1)
+    parts = da.split(rows.counts, dim=1)
     with torch.cuda.device_of(x):
         for t in reversed(range(len(parts))):
             count = parts[t].shape[1]
@@ -150,11 +144,22 @@ def backward(
     gradients = input_gradients(inputs, da, hidden, rows, wants_dx, wants_weights)
     if d_parameters is not None:
         gradients |= inputs.split_cell_parameters(d_parameters.sum(dim=1).to(x.dtype))
-    if d_first is not None:
-        if inputs.weight_hh is not None:
-            d_first[..., :units] += entering_gradients(da, inputs.weight_hh, inputs, rows)
-        gradients["initial"] = from_directions(d_first, inputs)
+    if inputs.initial is not None:
+        if w_hh_t is not None:  # of each line along the axis that it enters
+            of_axes = multiply(da[:, rows.slots // inputs.ndim], w_hh_t).unflatten(2, (inputs.ndim, units))
+            index = (rows.slots % inputs.ndim)[None, :, None, None].expand(dirs, -1, 1, units)
+            d_first[..., :units] += of_axes.gather(2, index.long()).squeeze(2)
+        gradients["initial"] = from_boundary_rows(d_first, rows, inputs)
     return gradients
+
+
+def _states(inputs: SweepInputs, rows: SweepRows, states: Tensor) -> tuple[Tensor, Tensor]:
+    """The states of rows (dirs, R, S·n) and after them those of lines, and all states of lines
+    (dirs, L, (1 + S)·n), h first."""
+    entering = states.new_zeros(len(states), len(rows.ends), (1 + inputs.state_count) * inputs.units)
+    if inputs.initial is not None:
+        entering = boundary_rows(inputs.initial, rows)
+    return torch.cat([states, entering[..., inputs.units :]], dim=1), entering
 
 
 class _Launcher:
@@ -169,7 +174,7 @@ class _Launcher:
     def __init__(self, pass_kind: Pass, inputs: SweepInputs, rows: SweepRows) -> None:
         if inputs.sizes is not None and inputs.sizes.device.type != "cpu":
             raise InputError("sizes must be on the CPU while a CUDA graph is captured: a sweep reads them")
-        cell, ndim, units, initial = inputs.cell, inputs.ndim, inputs.units, inputs.initial
+        cell, ndim, units = inputs.cell, inputs.ndim, inputs.units
         self.kernel = get_kernel(pass_kind, cell, ndim, inputs.present)
         self.reads_h = reads_hidden(cell, ndim)
         self.passes_h = self.reads_h or cell.recurrent
@@ -179,18 +184,14 @@ class _Launcher:
         block = power if inputs.norm_weight is not None else min(power, UNITS)
         self.rows = max(1, ELEMENTS // block)
         self.unit_blocks = -(-units // block)
-        tables = rows.tables
         self.arguments: dict[str, Any] = {  # of forward and backward
-            "starts_ptr": tables.starts,
-            "order_ptr": tables.order,
-            "predecessors_ptr": tables.predecessors,
-            "successors_ptr": tables.successors,
-            "first_ptr": None if initial is None else by_direction(initial),
-            "entering_ptr": None if initial is None else face_rows(inputs, rows, leaving=False),
+            "starts_ptr": rows.starts,
+            "order_ptr": rows.order,
+            "predecessors_ptr": rows.predecessors,
+            "successors_ptr": rows.successors,
             "parameter_ptr": self.parameters,
-            "batch": rows.batch,
-            "positions": tables.positions,
-            "lines": 0 if initial is None else sum(line_counts(inputs.grid)) * inputs.x.shape[0],
+            "rows": rows.count,
+            "lines": len(rows.ends),
             "AXES": ndim,
             "GATES": inputs.gate_count,
             "STATES": inputs.state_count,
