@@ -233,5 +233,5 @@ def check_scores(y: Array, axis: int = -1) -> None:
     """
     if not np.isfinite(y.max(axis=axis)).all():  # the maximum of scores with NaN is NaN
         raise InputError(
-            "the scores of the classes hold NaN or infinity: it diverged, or its states overflow on this grid"
+            "the scores of the classes hold NaN or infinity: the model diverged, or states overflow here"
         )
