@@ -18,7 +18,7 @@ import onnx
 import torch
 from onnx import defs
 from onnxscript import opset18 as op
-from onnxscript import values
+from onnxscript import optimizer, values
 from torch import Tensor, nn
 
 from mdlstm_tk import sweep as _registers_the_operator  # noqa: F401
@@ -116,7 +116,12 @@ def capture(
                 opset_version=OPSET,
                 custom_translation_table=translation_table(),
                 verbose=False,
+                optimize=False,  # its rules take an addition of 1e-8 for one of 0, and drop it
             )
+            assert written is not None
+            optimizer.inline(written.model)
+            optimizer.fold_constants(written.model, onnx_shape_inference=True)
+            optimizer.remove_unused_nodes(written.model)
     except MDLSTMError:
         raise
     except Exception as error:  # of all kinds, which an operator or torch raises
@@ -124,7 +129,6 @@ def capture(
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise MDLSTMError(f"torch cannot export {name}: {_explained(cause)}") from error
-    assert written is not None
     _keep_names(written.model.graph, {*inputs, *output_names})
     model: onnx.ModelProto = written.model_proto
     output = next(node for node in program.graph.nodes if node.op == "output")

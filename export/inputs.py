@@ -174,9 +174,13 @@ class Inputs:
         return list(dict.fromkeys([*self.shapes, *(tuple(grid.tolist()) for grid in smaller)]))
 
     def cases(self, user: Mapping[str, Array]) -> Cases:
-        """Random inputs on all grids, and one more for the main grid; then x of the user, by name."""
+        """Random inputs on all grids, one more on the main grid, and zeros; then x of the user, by name."""
         cases = random_cases(self.arrays, [*self.grids(), *self.small], [0])
         cases |= random_cases(self.arrays, [self.main], [1])
+        low, high = self.draws["x"].range or (0, 0)
+        if low <= 0 <= high and self.draws["x"].function is None:  # what a blank image is
+            blank = self.arrays(self.main, 1)
+            cases["zeros"] = {**blank, "x": np.zeros_like(blank["x"])}
         for name, x in user.items():
             further = self.arrays(grid_of(x, self.channels_last), len(x))
             for key, example in self.further.items():
@@ -233,6 +237,8 @@ def read_inputs(
             f"{type(module).__name__} has no MDLSTM layer that tells the layout of x; give an example, and "
             "channels_last=True for (N, *grid, C) or channels_last=False for (N, C, *grid)"
         )
+    if padded and grid_inputs:
+        raise InputError("padded=True is for networks of one grid; leave grid_inputs=... out")
     network = Network(
         module,
         [*(["sizes"] if padded else []), *further],

@@ -53,7 +53,7 @@ def describe(
     features = {shapes[names[0]][axis] for shapes in inputs.shapes.values()}
     kind = kind_named(fields.get("kind"))
     for name in names if inputs.padded else ():
-        is_constant = len(known) > 1 and len({shapes[name] for shapes in known.values()}) == 1
+        is_constant = len(known) > 1 and len({tuple(shapes[name][1:]) for shapes in known.values()}) == 1
         if not (windows[name] or is_constant or (kind.reads_lines and len(known[inputs.main][name]) == 3)):
             raise InputError(
                 f"{exact.name} cannot be exported for padded samples: nothing tells which part of its "
@@ -88,6 +88,12 @@ def describe(
         channel_axis=exact.channel_axis,
         **fields,
     )
+    has_grid = len(y_shape) == inputs.ndim + 2
+    if metadata.kind is not None and has_grid and first == 2 and axis == -1:
+        raise InputError(
+            f"{exact.name} takes x (N, C, *grid) and returns '{names[0]}' (N, *grid, features), which kind "
+            f"'{metadata.kind}' does not read; move the features to axis 1"
+        )
     _check_kind(metadata, exact.name, [shapes[names[0]] for shapes in inputs.shapes.values()])
     return Metadata.from_props(metadata.to_props(), "metadata=...")
 

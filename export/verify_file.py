@@ -239,12 +239,15 @@ def _errors(
     if network is not None and not isinstance(graph, Exception):
         atol = ATOLS["float16" if metadata.dtype == "float16" else "float32"]
         found[GRAPH] = errors_of(graph, cases, expected, metadata, atol, scales)
-    if found or network is None or metadata.form == "tiles":
+    is_right = all(error.passed for error in found.get(GRAPH, {}).values())
+    if (found and is_right) or network is None or metadata.form == "tiles":
         scales = {name: np.maximum(scale, 1) for name, scale in scales.items()}
     for session in sessions:
         run, atol = session_run(session, everything), metadata.parity.get("atol", RTOL)
         name = f"ONNX Runtime, {session.device}"
         found[name] = errors_of(run, cases, expected, metadata, atol, scales)
+    if not is_right and all(e.passed for name in found.keys() - {GRAPH} for e in found[name].values()):
+        del found[GRAPH]  # the evaluator is wrong, as in Resize to some extents
     return found
 
 

@@ -114,6 +114,8 @@ def check_free(path: str | Path, force: bool) -> None:
     """Refuse to write a file that is a folder, or that exists without `force`."""
     if os.path.isdir(path) and not os.path.isfile(os.path.join(path, "zarr.json")):
         raise InputError(f"{path} is a folder, expected a file name")
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise InputError(f"{path} is a device or a pipe, expected a file name; - is standard output")
     if os.path.exists(path) and not force:
         raise InputError(f"{path} exists; give another path, or replace it with force=True (--force)")
 

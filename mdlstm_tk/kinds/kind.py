@@ -235,4 +235,6 @@ def check_scores(y: Array, axis: int = -1) -> None:
         InputError: at some position they hold NaN, or infinity.
     """
     if not np.isfinite(y.max(axis=axis)).all():  # the maximum of scores with NaN is NaN
-        raise InputError("the scores of the classes hold NaN or infinity; the model diverged")
+        raise InputError(
+            "the scores of the classes hold NaN or infinity: the model diverged, or states overflow here"
+        )

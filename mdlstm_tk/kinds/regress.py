@@ -106,7 +106,9 @@ class Regress(Kind):
 
     def decode(self, y: Array, metadata: Metadata) -> list[Row]:  # type: ignore[override]
         if not np.isfinite(y).all():
-            raise InputError("the numbers hold NaN or infinity; the model diverged")
+            raise InputError(
+                "the numbers hold NaN or infinity: the model diverged, or states overflow here"
+            )
         shortest = ([float(str(value)) for value in row] for row in y)  # that identify them: 0.1 for 0.1
         return [dict(zip(metadata.classes or (), row, strict=True)) for row in shortest]
 

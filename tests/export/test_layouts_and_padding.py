@@ -141,10 +141,12 @@ def test_what_padding_holds_changes_no_number_in_any_runtime(
     np.testing.assert_allclose(outputs[0][1:, :3, :4], np.moveaxis(alone, axis, -1), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", ["md", "horizontal", "snake"])
-def test_shipped_networks_take_padded_samples(model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "kind"), [("md", "grid"), ("md", "classify"), ("horizontal", "grid"), ("snake", "grid")]
+)
+def test_shipped_networks_take_padded_samples(model: str, kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = create(model, 1, 2)
+    net = create(model, 1, 2, kind=kind)
     export_onnx(net, tmp_path / "m.onnx", form="scan", padded=True, channels=1)
     session, reference = Session(tmp_path / "m.onnx", "cpu"), float64_reference(net)
     rng = np.random.default_rng(0)
