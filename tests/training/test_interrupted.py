@@ -197,7 +197,7 @@ def test_a_run_that_was_stopped_before_its_first_validation_is_a_run(tmp_path: P
     config = configure(task="tag", data=data, hidden=2, steps=9, evaluate_every=9, batch_size=4)
     run = Run(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
-        _signal(signal.SIGINT, 3, config, run.folder)
+        _go_on(config, run.folder, fail_after(3, signal.SIGINT))
     train(replace(config, init=str(run.folder), steps=1), tmp_path / "other")
     records = run.read_metrics()
     for torn in (b'{"step": 4, "validation": {"f1": 0.5}', b'{"step": 4, "l', '{"ä'.encode()[:-1]):
