@@ -100,7 +100,8 @@ class Network(nn.Module):
             )
         with Capturing(self.dtype):
             outputs = self.call(x, **named)
-        return tuple(y.float() if y.is_floating_point() else y for y in outputs.values())
+        results = [y.float() if y.is_floating_point() else y for y in outputs.values()]
+        return tuple(y.clone() if any(y is each for each in (x, *further)) else y for y in results)
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, Array]) -> Outputs:

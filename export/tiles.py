@@ -215,7 +215,8 @@ class _Mapped(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x if self.module is None else self.module(x)
-        return y if self.function is None else self.function(y)
+        y = y if self.function is None else self.function(y)
+        return y.clone() if y is x else y  # an output is no input
 
 
 def _captured(module: nn.Module, window: Extents, channels: int, output: str) -> onnx.ModelProto:

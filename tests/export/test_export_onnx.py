@@ -97,6 +97,13 @@ class NamedAsOperators(nn.Module):
         return {"mean": self.head(self.layer(x).mean((1, 2)).tanh()) + tanh}
 
 
+class Inputs(Function):
+    """Returns its inputs beside the output of the layer."""
+
+    def forward(self, x: Tensor, z: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self.layer(x), x, z
+
+
 X, Z = torch.randn(2, 3, 4, 2), torch.randn(2, 2)
 T, IMAGE, RGB = torch.zeros(1, 4, 5, 1), torch.rand(1, 1, 8, 12), torch.rand(1, 3, 8, 12)
 PAIR = (torch.rand(1, 4, 5, 1), torch.rand(1, 4, 5, 3))
@@ -119,6 +126,7 @@ CASES: dict[
     "stem": (ConvStem, RGB, {}, [(3, 8, 12)], ()),
     "one grid": (lambda: ConvStem(6), RGB, {"grid": (8, 12), **SCAN}, [(3, 8, 12)], ()),
     "folded height": (FoldedHeight, IMAGE, {"grid": (8, None)}, [(1, 8, 20), (1, 8, 3)], ()),
+    "inputs": (Inputs, (T, torch.randn(1, 3)), SCAN, [], ()),
     "pooled": (pooled, torch.rand(1, 1, 16, 16), SCAN, [(1, 9, 21)], ()),
     "weight norm": (weight_norm, X, {}, [(3, 4, 2)], ()),
     **{
