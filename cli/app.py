@@ -13,6 +13,7 @@ import warnings
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -88,8 +89,14 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.showwarning = lambda message, *_: console.note(f"warning: {message}")
     interrupts: list[int] = []
 
-    def interrupt(number: int, _: object) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         interrupts.append(number)  # other packages turn it into errors of their own
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                # An exception that passes through the import of some extension modules aborts the process.
+                os.write(2, b"error: interrupted\n")
+                os._exit(130)
+            frame = frame.f_back
         raise KeyboardInterrupt
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
