@@ -29,7 +29,7 @@ FEW = (16, 17, 18, 19, 20, 21, 24, 30, 31, 32, 33, 35, 48, 49, 64, 100, 255, 100
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a program asks of the free extents of x.
+    """The conditions of a program on the free extents of x.
 
     Attributes:
         symbols: those of torch for the extents, by the axis of x; the batch is axis 0.

@@ -93,7 +93,7 @@ def draw_like(example_range: ExampleRange | None, example: Tensor | None, is_x: 
 
 @dataclass
 class Inputs:
-    """What the file of a network takes.
+    """The inputs that the file of a network takes.
 
     Attributes:
         channels: C.

@@ -1,4 +1,4 @@
-"""What a file says about its network: windows, features, and whether its kind can read the outputs."""
+"""The metadata of a file: windows, features, and a check that its kind can read the outputs."""
 
 from __future__ import annotations
 

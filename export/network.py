@@ -31,7 +31,7 @@ Outputs = dict[str, Array]
 
 
 class OutputError(InputError):
-    """What a network returns cannot be the outputs of a file, whatever it takes."""
+    """A network returns something that cannot be the outputs of a file, whatever it takes."""
 
 
 class Network(nn.Module):

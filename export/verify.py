@@ -164,7 +164,7 @@ def check_graph(
     expected: Mapping[str, Outputs],
     scales: Scales,
 ) -> str:
-    """Whether a graph is its network: both in float64, at the scales of the outputs.
+    """Compare a graph with its network, both in float64, at the scales of the outputs.
 
     Returns:
         "", or in words why that is not known. The evaluator of onnx lacks operators, and some are wrong in
