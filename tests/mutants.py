@@ -2,10 +2,11 @@
 
     python tests/mutants.py FOLDER --count 500 [--area core] [--seed 0] [--jobs 2]
 
-A mutant is one change by cosmic-ray, such as `-` in place of `+`, in a module of an area of `AREAS`, and
-the fast tests of that area run on it until one fails. Mutants are drawn at random, equally many of each
-area and always the same for a seed. FOLDER gets copies of the checkout, kernels, and `mutants.md`: a table,
-and every mutant that survived, which is a missing test or makes no difference. `make mutants` runs this.
+A mutant is one change by cosmic-ray, such as `-` in place of `+`, in a module of an area of `AREAS`. The
+fast tests of the area that run the changed line are run until one fails, or all if none is known to do so.
+Mutants are drawn at random, equally many of each area and always the same for a seed. FOLDER gets copies of
+the checkout, kernels, and `mutants.md`: a table, and every mutant that survived, which is a missing test or
+makes no difference. `make mutants` runs this.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import NamedTuple
 from cosmic_ray import plugins
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
+from coverage import CoverageData
 from helpers.checkout import ROOT, copy_checkout
 
 AREAS = {  # patterns of modules, and the folders or files of their tests, the quickest first
@@ -39,7 +41,11 @@ AREAS = {  # patterns of modules, and the folders or files of their tests, the q
     ),
     "export": ("export/*.py export/lowering/*.py", "export"),
     "runtime": ("mdlstm_tk/runtime/*.py mdlstm_tk/runtime/tiles/*.py mdlstm_tk/io/*.py", "runtime"),
-    "command line": ("cli/*.py", "cli"),
+    "command line": (
+        "cli/*.py",
+        "cli browser/test_write_page.py text/test_read.py training/test_own_code.py "
+        "export/test_export_tiles.py export/test_exports_of_runs.py",
+    ),
     "data": ("mdlstm_tk/data/*.py mdlstm_tk/data/builtin/*.py", "data kinds"),
     "kinds": ("mdlstm_tk/kinds/*.py", "kinds runtime/test_answers.py report training/test_training.py"),
     "training": ("mdlstm_tk/training/*.py", "training"),
@@ -50,9 +56,7 @@ AREAS = {  # patterns of modules, and the folders or files of their tests, the q
 }
 LONGEST = 3000.0  # seconds that the tests of an area may take without a mutant
 TIMES_AS_LONG, MORE_SECONDS = 3, 30  # may they take with a mutant, which may loop forever
-WRITTEN = count(
-    1
-)  # the times of changed files: Python would run compiled code of a file with an equal time
+WRITTEN = count(1)  # times of changed files: Python would run compiled code of a file with an equal time
 
 
 class Mutant(NamedTuple):
@@ -61,6 +65,7 @@ class Mutant(NamedTuple):
     area: str
     path: str
     code: str
+    line: int  # of the change, in the code before it
     is_killed: bool = False
 
 
@@ -99,14 +104,15 @@ def draw(area: str, number: int, seed: int) -> list[Mutant]:
         code = path.read_text("utf-8")
         changed = mutate_code(code, plugins.get_operator(name)(), occurrence)
         if what_runs(changed) not in ("", what_runs(code)):
-            found.append(Mutant(area, str(path.relative_to(ROOT)), changed))
+            lines = zip(code.splitlines(), str(changed).splitlines(), strict=False)
+            line = next(number for number, (old, new) in enumerate(lines, 1) if old != new)
+            found.append(Mutant(area, str(path.relative_to(ROOT)), changed, line))
     return found
 
 
-def tests_pass(checkout: Path, area: str, timeout: float) -> bool:
-    """Run the tests of an area in a copy of the checkout; true if all pass in time."""
-    options = ["-x", "-q", "-m", "not slow", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    tests = [f"tests/{name}" for name in AREAS[area][1].split()]
+def tests_pass(checkout: Path, tests: list[str], timeout: float, *options: str) -> bool:
+    """Run tests in a copy of the checkout; true if all pass in time."""
+    options = ("-x", "-q", "-m", "not slow", "-p", "no:xdist", "-p", "no:cacheprovider", *options)
     environment = os.environ | {"PYTHONPATH": str(checkout), "NUMBA_CACHE_DIR": f"{checkout}.kernels"}
     with Path(f"{checkout}.txt").open("w") as output:
         process = subprocess.Popen(
@@ -127,14 +133,22 @@ def tests_pass(checkout: Path, area: str, timeout: float) -> bool:
                 process.wait()
 
 
-def try_out(mutant: Mutant, checkout: Path, timeout: float) -> Mutant:
+def tests_of(area: str) -> list[str]:
+    return [f"tests/{name}" for name in AREAS[area][1].split()]
+
+
+def try_out(mutant: Mutant, checkout: Path, lines: CoverageData, timeout: float) -> Mutant:
     path = checkout / mutant.path
     before, times = path.read_text("utf-8"), path.stat()
     path.write_text(mutant.code, "utf-8")
     os.utime(path, (number := next(WRITTEN), number))
-    passed = tests_pass(checkout, mutant.area, timeout)
+    (measured,) = [each for each in lines.measured_files() if each.endswith(f"/{mutant.path}")] or [""]
+    contexts = lines.contexts_by_lineno(measured).get(mutant.line, []) if measured else []
+    covering = sorted({context.partition("|")[0] for context in contexts if context})
+    passed = tests_pass(checkout, covering or tests_of(mutant.area), timeout)
     path.write_text(before, "utf-8")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # compiled kernels depend on it
+    print("survived" if passed else "killed", mutant.path, mutant.line, flush=True)
     return mutant._replace(is_killed=not passed)
 
 
@@ -164,18 +178,22 @@ def main() -> None:
         checkout = options.folder.resolve() / f"checkout-{job}"
         shutil.rmtree(checkout, ignore_errors=True)
         free.put(copy_checkout(checkout))
-    seconds = {}
+    seconds, lines = dict[str, float](), dict[str, CoverageData]()
     for area in areas:
         start, checkout = time.monotonic(), free.get()
-        if not tests_pass(checkout, area, LONGEST):
+        measured = ("--cov", "--cov-context=test", "--cov-report=")
+        if not tests_pass(checkout, tests_of(area), LONGEST, *measured):
             sys.exit(f"the tests of '{area}' fail without a mutant; see {checkout}.txt")
         seconds[area] = time.monotonic() - start
+        lines[area] = CoverageData(str(shutil.move(checkout / ".coverage", checkout / f".coverage {area}")))
+        lines[area].read()
         free.put(checkout)
 
     def run(mutant: Mutant) -> Mutant:
         checkout = free.get()
         try:
-            return try_out(mutant, checkout, TIMES_AS_LONG * seconds[mutant.area] + MORE_SECONDS)
+            timeout = TIMES_AS_LONG * seconds[mutant.area] + MORE_SECONDS
+            return try_out(mutant, checkout, lines[mutant.area], timeout)
         finally:
             free.put(checkout)
 
