@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from inspect import signature
 from itertools import chain
 from math import prod
 from typing import Any, Literal, get_args
@@ -12,9 +11,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk._util.masking import Sizes, is_captured, read_sizes, to_int64, valid_mask
+from mdlstm_tk._util.masking import Sizes, is_captured, to_int64, valid_mask
 from mdlstm_tk.backends import BACKENDS, Backend, Choice, choose
-from mdlstm_tk.cells import check_cell, get_cell
+from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.inputs import DTYPES, SweepInputs, autocast_dtype, parameter_shapes, state_dtype
@@ -62,8 +61,7 @@ class MDLSTM(nn.Module):
         layer_norm: normalise the pre-activation of each gate, after its peephole, and before the output
             tanh c, over the n units: (a − mean) / √(variance + 1e-5) with the biased variance, each with
             its own scale and shift. It needs `bias`, see `reset_parameters`.
-        peephole: let i and f_d see c_d, and o see the new c. Only for `graves` and cells whose equations
-            take `output_gate`.
+        peephole: let i and f_d see c_d, and o see the new c. Only for `graves`.
         window: an extent, or one for each axis: non-overlapping windows of positions are fed to the first
             layer as features, position after position in row-major order, the C features of each together;
             the far edges are padded with zeros.
@@ -120,7 +118,6 @@ class MDLSTM(nn.Module):
         self.num_layers, self.dropout, self.bias = num_layers, dropout, bias
         self.directions = resolve_directions(directions, ndim)
         self.cell, self.definition = cell, get_cell(cell)
-        check_cell(self.definition, ndim)
         self.layer_norm, self.peephole, self.merge = layer_norm, peephole, merge
         self.window = (window,) * ndim if isinstance(window, int) else tuple(map(int, window))
         self.channels_last, self.backend, self.recompute = channels_last, backend, recompute
@@ -136,7 +133,7 @@ class MDLSTM(nn.Module):
             text = "dropout between layers does nothing in one layer; raise num_layers, or add nn.Dropout"
             warnings.warn(text, stacklevel=2)
         if peephole and not self.definition.peephole:
-            raise InputError(f"peephole needs a cell that has it, such as 'graves', got the cell {cell!r}")
+            raise InputError(f"peephole needs the cell 'graves', got {cell!r}")
         if layer_norm and not bias:
             raise InputError("layer_norm needs bias=True: without it an all-zero grid has no scale")
 
@@ -252,8 +249,10 @@ class MDLSTM(nn.Module):
             x = x.unsqueeze(0)
         if not self.channels_last:
             x = x.movedim(1, -1)
-        sizes = None if sizes is None else _sizes_of_sweep(sizes, x, has_batch_axis)
         if sizes is not None:
+            # On the CPU, where sweeps read them: this waits for a GPU that they are on; nothing later does.
+            sizes = to_int64(sizes, (len(x), self.ndim)[not has_batch_axis :]).reshape(-1, self.ndim)
+            sizes = sizes.to(x.device if is_captured() else "cpu")
             valid = valid_mask(x.shape[1:-1], sizes.to(x.device, non_blocking=True))
             x = torch.where(valid[..., None], x, 0)
         if prod(self.window) > 1:
@@ -361,28 +360,10 @@ class MDLSTM(nn.Module):
         error_msgs.append(f"{name} has {expected}, got weights of a layer with {others}")
 
     def extra_repr(self) -> str:
-        """The arguments that differ from their defaults, as the constructor takes them."""
-        texts = [str(self.input_size), str(self.hidden_size)]
-        defaults = {"window": (1,) * self.ndim, "directions": resolve_directions(1, self.ndim)}
-        for name, parameter in signature(MDLSTM).parameters.items():
-            value = getattr(self, name, None)
-            is_default = value in (None, defaults.get(name, parameter.default))
-            if parameter.kind == parameter.KEYWORD_ONLY and not is_default:
-                if name == "directions" and value == resolve_directions("all", self.ndim):
-                    value = "all"
-                texts.append(f"{name}={value!r}")
-        return ", ".join(texts)
-
-
-def _sizes_of_sweep(sizes: Sizes, x: Tensor, has_batch_axis: bool) -> Tensor | None:
-    """The `sizes` that a user gives as `SweepInputs` has them. None: every sample of x (N, *grid, C) fills
-    the grid. This waits for a GPU that they are on; nothing later does."""
-    ndim, grid = x.dim() - 2, tuple(x.shape[1:-1])
-    extents = to_int64(sizes, (x.shape[0], ndim) if has_batch_axis else (ndim,)).reshape(-1, ndim)
-    if is_captured():
-        return extents.to(x.device)
-    extents = extents.cpu()
-    return None if all(row == grid for row in read_sizes(extents, grid)) else extents
+        """What weights are for, and their shapes."""
+        sizes = {"ndim": self.ndim, "num_layers": self.num_layers}
+        texts = [f"{name}={value!r}" for name, value in (sizes | self._identity()).items()]
+        return ", ".join([str(self.input_size), str(self.hidden_size), *texts])
 
 
 def space_to_depth(x: Tensor, window: Sequence[int]) -> Tensor:

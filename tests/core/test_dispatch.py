@@ -7,6 +7,7 @@ import sys
 import time
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from helpers.checkout import modules
 from helpers.without_packages import IMPORT_HOOK
 
 from mdlstm_tk import MDLSTM, InputError, backends
+from mdlstm_tk import sweep as sweep_module
 from mdlstm_tk.backends import torch as torch_engine
 from mdlstm_tk.backends.cpu import sweep as cpu_sweep
 
@@ -52,6 +54,23 @@ def test_a_compiler_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) 
     for _ in range(2):
         assert layer.backend_for(x).name == "fused" and len(tried) == 2
     backends._problem.cache_clear()
+
+
+@pytest.mark.parametrize("how", ["recompute", "compiled"])
+def test_backward_runs_where_forward_ran(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if a compiler works by then: it could not read what the torch backend keeps."""
+    layer, x = MDLSTM(2, 4, recompute=how == "recompute"), torch.randn(1, 3, 4, 2)
+    expected = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
+    run: Any = torch.compile(layer, backend="aot_eager") if how == "compiled" else layer
+    for cached in (backends._problem, sweep_module._engine_of_graphs):
+        cached.cache_clear()
+    with monkeypatch.context() as broken:
+        broken.setattr(cpu_sweep, "try_compiler", lambda device: 1 / 0)
+        with pytest.warns(RuntimeWarning):
+            loss = run(x).square().sum()
+    backends._problem.cache_clear()
+    torch.testing.assert_close(torch.autograd.grad(loss, list(layer.parameters())), expected)
+    sweep_module._engine_of_graphs.cache_clear()
 
 
 BROKEN_NUMBA = {

@@ -186,7 +186,7 @@ def test_arguments_that_mean_nothing_are_refused(arguments: dict[str, Any]) -> N
     with pytest.raises(InputError):
         MDLSTM(**{"input_size": 1, "hidden_size": 2, **arguments})
     assert MDLSTM(1, 2, directions=np.array([[1, -1]])).directions == [(1, -1)]
-    shown = "MDLSTM(3, 4, directions='all', window=(1, 2), bias=False)"
+    shown = "MDLSTM(3, 4, ndim=2, num_layers=1, cell='mean', directions=[(1, -1)], window=(1, 2))"
     assert repr(eval(shown)) == shown
 
 
