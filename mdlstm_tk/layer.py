@@ -251,7 +251,7 @@ class MDLSTM(nn.Module):
             x = x.movedim(1, -1)
         if sizes is not None:
             # On the CPU, where sweeps read them: this waits for a GPU that they are on; nothing later does.
-            sizes = to_int64(sizes, (len(x), self.ndim)[not has_batch_axis :]).reshape(-1, self.ndim)
+            sizes = to_int64(sizes, (x.shape[0], self.ndim)[not has_batch_axis :]).reshape(-1, self.ndim)
             sizes = sizes.to(x.device if is_captured() else "cpu")
             valid = valid_mask(x.shape[1:-1], sizes.to(x.device, non_blocking=True))
             x = torch.where(valid[..., None], x, 0)

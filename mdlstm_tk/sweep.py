@@ -250,7 +250,7 @@ class _Sweep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor | None]:
         inputs, (save, recompute, run) = _inputs(arguments), arguments[FIELDS:]
-        results = run.forward(inputs, save, recompute)
+        results: SweepResults = run.forward(inputs, save, recompute)
         _save_for_backward(ctx, arguments, results)
         return results[:2]
 
