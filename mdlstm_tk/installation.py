@@ -59,15 +59,14 @@ def check_installation() -> list[Check]:
     if len(runtimes) > 1:
         fix = f"pip uninstall -y {' '.join(runtimes)}, then pip install 'mdlstm-tk[cpu]' (or [gpu])"
         checks.append(Check("one onnxruntime", "broken", f"they overwrite each other's files; {fix}"))
-    abilities: dict[str, Callable[[], str]] = {}
     if runtimes:
-        abilities["onnxruntime on CPU"] = lambda: _run_tiny_model("cpu")
-        abilities["onnxruntime on CUDA"] = lambda: _run_tiny_model("auto")
+        checks.append(_attempt("onnxruntime on CPU", lambda: _run_tiny_model("cpu")))
+        checks.append(_attempt("onnxruntime on CUDA", lambda: _run_tiny_model("auto")))
     if _version("torch"):
-        abilities["torch on CUDA"] = _find_gpu
-        abilities["kernels for the CPU"] = _compile_for_cpu
-        abilities["kernels for the GPU"] = _compile_for_gpu
-    return [*checks, *(_attempt(name, ability) for name, ability in abilities.items())]
+        checks.append(_attempt("torch on CUDA", _find_gpu))
+        checks.append(_attempt("kernels for the CPU", _compile_for_cpu))
+        checks.append(_attempt("kernels for the GPU", _compile_for_gpu))
+    return checks
 
 
 def _packages() -> list[Check]:
@@ -79,10 +78,11 @@ def _packages() -> list[Check]:
             continue
         if version := _version(package):
             checks[package] = Check(package, "ok", version)
+        elif not extra:
+            checks[package] = Check(package, "broken", "not installed; pip install mdlstm-tk")
         elif package != "onnxruntime" or not any(map(_version, RUNTIMES)):
-            wanted = f"'mdlstm-tk[{extra[1]}]'" if extra else "mdlstm-tk"
-            state: Literal["absent", "broken"] = "absent" if extra else "broken"
-            checks[package] = Check(package, state, f"not installed; pip install {wanted}")
+            fix = f"not installed; pip install 'mdlstm-tk[{extra[1]}]'"
+            checks[package] = Check(package, "absent", fix)
     return list(checks.values())
 
 
