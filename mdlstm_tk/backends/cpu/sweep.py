@@ -359,19 +359,12 @@ def _zeros(like: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _copy(tensor: Tensor) -> Tensor:
     """A contiguous copy."""
-    copied = tensor.new_empty(tensor.shape)
-    np.copyto(copied.numpy(), tensor.detach().numpy())
-    return copied
+    return torch.from_numpy(tensor.detach().numpy().copy())
 
 
 def _total(parts: Tensor) -> Tensor:
-    """The sum of parts[0], parts[1], …, in memory of its own, which keeps no parts alive."""
-    if len(parts) == 1:
-        return parts[0]
-    result, (first, *others) = parts.new_empty(parts.shape[1:]), parts.numpy()
-    for other in others:
-        first = np.add(first, other, out=result.numpy())
-    return result
+    """The sum of parts[0], parts[1], …, one after another."""
+    return parts[0] if len(parts) == 1 else torch.from_numpy(parts.numpy().sum(axis=0))
 
 
 def _whole_lines(count: int) -> int:
