@@ -169,7 +169,7 @@ def valid_lines(grid: Sequence[int], sizes: Tensor) -> Tensor:
     faces = []
     for d in range(len(grid)):
         others = torch.cat([sizes[:, :d], sizes[:, d + 1 :]], dim=1)
-        faces.append(valid_mask(face_extents(grid, d), others).reshape(sizes.shape[0], -1))
+        faces.append(valid_mask(face_extents(grid, d), others).unsqueeze(-1).flatten(1))
     return torch.cat(faces, dim=1)
 
 
