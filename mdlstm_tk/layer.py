@@ -16,7 +16,7 @@ from mdlstm_tk.backends import BACKENDS, Backend, Choice, choose
 from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.inputs import DTYPES, SweepInputs, autocast_dtype, parameter_shapes, state_dtype
+from mdlstm_tk.inputs import SweepInputs, autocast_dtype, parameter_shapes, state_dtype
 from mdlstm_tk.states import BoundaryState, State, join_faces, split_states
 from mdlstm_tk.sweep import name_in_graphs, sweep
 from mdlstm_tk.wavefront import Direction, resolve_directions
@@ -242,13 +242,18 @@ class MDLSTM(nn.Module):
         sweep_layer: SweepLayer,
     ) -> Tensor | tuple[Tensor, State]:
         """`forward` with another function that sweeps one of the stacked layers."""
-        parameters = self._layer_parameters(0)
-        autocast = self._check(x, parameters["weight_ih"])
+        axes = ", ".join(f"E{d + 1}" for d in range(self.ndim))
+        layout, axis = (f"{axes}, C", -1) if self.channels_last else (f"C, {axes}", -1 - self.ndim)
+        if x.dim() not in (self.ndim + 1, self.ndim + 2) or x.shape[axis] != self.input_size:
+            raise InputError(
+                f"x must be (N, {layout}), or ({layout}) without a batch axis, with C = {self.input_size}, "
+                f"got shape {tuple(x.shape)}; channels_last={not self.channels_last} takes the other layout"
+            )
         has_batch_axis = x.dim() == self.ndim + 2
-        if not has_batch_axis:
-            x = x.unsqueeze(0)
-        if not self.channels_last:
-            x = x.movedim(1, -1)
+        x = x if has_batch_axis else x.unsqueeze(0)
+        x = x if self.channels_last else x.movedim(1, -1)
+        parameters = self._layer_parameters(0)
+        autocast = None if parameters["weight_ih"].dtype == torch.float64 else autocast_dtype(x)
         if sizes is not None:
             # On the CPU, where sweeps read them: this waits for a GPU that they are on; nothing later does.
             sizes = to_int64(sizes, (x.shape[0], self.ndim)[not has_batch_axis :]).reshape(-1, self.ndim)
@@ -304,31 +309,6 @@ class MDLSTM(nn.Module):
         some parametrizations change with every computation.
         """
         return {name: getattr(self, f"{name}_l{k}", None) for name in PARAMETERS}
-
-    def _check(self, x: Tensor, weight: Tensor) -> torch.dtype | None:
-        """Check that x fits the layer, whose first parameter is `weight`.
-
-        Returns:
-            The dtype to run in under autocast, or None where that is off.
-        """
-        axes = ", ".join(f"E{d + 1}" for d in range(self.ndim))
-        layout, axis = (f"{axes}, C", -1) if self.channels_last else (f"C, {axes}", -1 - self.ndim)
-        if x.dim() not in (self.ndim + 1, self.ndim + 2) or x.shape[axis] != self.input_size:
-            raise InputError(
-                f"x must be (N, {layout}), or ({layout}) without a batch axis, with C = {self.input_size}, "
-                f"got shape {tuple(x.shape)}; channels_last={not self.channels_last} takes the other layout"
-            )
-        autocast, dtype = autocast_dtype(x), weight.dtype
-        if (
-            x.device != weight.device
-            or dtype not in DTYPES
-            or (x.dtype != dtype and (autocast is None or dtype == torch.float64))
-        ):
-            raise InputError(
-                f"x must have the layer's dtype and device, {dtype} on {weight.device}, which may be "
-                f"{', '.join(map(str, DTYPES))}; got {x.dtype} on {x.device}"
-            )
-        return autocast
 
     def _identity(self) -> dict[str, Any]:
         """What weights are for, beside their shapes."""
