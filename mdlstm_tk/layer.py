@@ -229,7 +229,8 @@ class MDLSTM(nn.Module):
             each layer.
 
         Raises:
-            InputError: x, sizes or initial_state have the wrong type, shape, dtype, device or value.
+            InputError: x, sizes or a state have the wrong shape, dtype, device or value.
+            ValueError: there are more or fewer states than layers.
         """
         return self._run(x, sizes, initial_state, return_state, self._sweep)
 
@@ -268,13 +269,10 @@ class MDLSTM(nn.Module):
         initial: list[Tensor | None] = [None] * self.num_layers
         names, grid = ("h", *self.definition.states), x.shape[1:-1]
         if return_state or initial_state is not None:
-            given = [{}] * self.num_layers if initial_state is None else initial_state
-            if len(given) != self.num_layers or not all(isinstance(state, Mapping) for state in given):
-                raise InputError(
-                    f"initial_state must be a tuple of a state for each of {self.num_layers} layers"
-                )
-            shape = len(self.directions), self.hidden_size
-            initial = [join_faces(state, names, x, shape, sizes, has_batch_axis) for state in given]
+            states = [{}] * self.num_layers if initial_state is None else initial_state
+            others = x, (len(self.directions), self.hidden_size), sizes, has_batch_axis
+            of_layers = zip(range(self.num_layers), states, strict=True)
+            initial = [join_faces(state, names, *others) for _, state in of_layers]
         final, dtype = [], autocast or x.dtype
         signs: Any = tuple(chain.from_iterable(self.directions))
         for k in range(self.num_layers):
@@ -284,8 +282,8 @@ class MDLSTM(nn.Module):
             if autocast is not None:
                 x = x.to(autocast)
                 parameters = {name: t if t is None else t.to(autocast) for name, t in parameters.items()}
-            others: Any = {"initial": initial[k], "sizes": sizes, "signs": signs, "cell": self.definition}
-            x, leaving = sweep_layer(SweepInputs(x=x, **parameters, **others))
+            more: Any = {"initial": initial[k], "sizes": sizes, "signs": signs, "cell": self.definition}
+            x, leaving = sweep_layer(SweepInputs(x=x, **parameters, **more))
             if return_state and leaving is not None:
                 final.append(split_states(leaving, names, grid, dtype, has_batch_axis))
         if not self.channels_last:
