@@ -127,6 +127,10 @@ def _recorded() -> Any:
     return torch._C._ForceDispatchKeyGuard(included, excluded)
 
 
+# Operations that take a Python number beside a tensor; the rest are methods of tensors.
+ARITHMETIC = ("add", "subtract", "multiply", "divide")
+
+
 def evaluate(kernel: Kernel, slots: Mapping[str, Sequence[Tensor]], like: Tensor) -> list[Tensor]:
     """Compute the values of all stores of a recorded graph, in their order, in the shape of `like`.
 
@@ -135,15 +139,21 @@ def evaluate(kernel: Kernel, slots: Mapping[str, Sequence[Tensor]], like: Tensor
         slots: the rows (…, n) of each array that is loaded.
         like: a tensor with the dtype, device and shape of the results.
     """
-    results: dict[Value, Tensor] = {}
+    results: dict[Value, Any] = {}
+
+    def tensor(value: Any) -> Tensor:
+        return value if isinstance(value, Tensor) else like.new_full((), value)
+
     for value in kernel.values:
         args = [results[arg] for arg in value.args]
         if value.op == "load":
             results[value] = slots[value.slot][value.row]
         elif value.op == "constant":
-            results[value] = like.new_full((), value.number)
+            results[value] = value.number
         elif value.op == "mean":
-            results[value] = args[0].mean(dim=-1, keepdim=True)
-        else:
+            results[value] = tensor(args[0]).mean(dim=-1, keepdim=True)
+        elif value.op in ARITHMETIC and any(isinstance(arg, Tensor) for arg in args):
             results[value] = OPERATIONS[value.op].compute(*args)
-    return [results[store.value].expand_as(like) for store in kernel.stores]
+        else:
+            results[value] = OPERATIONS[value.op].compute(*map(tensor, args))
+    return [tensor(results[store.value]).expand_as(like) for store in kernel.stores]
