@@ -19,7 +19,7 @@ import numpy as np
 from mdlstm_tk.export.lowering.graph import END, Graph, Value
 from mdlstm_tk.export.lowering.step import STATE_DTYPE, Rows, Step, Sweep, flatten_x, valid_mask
 from mdlstm_tk.states import line_counts
-from mdlstm_tk.wavefront import Direction, Indices, visiting_order, wavefronts
+from mdlstm_tk.wavefront import Direction, Indices, wavefronts
 
 
 class Piece(NamedTuple):
@@ -75,8 +75,8 @@ class _States:
 
     def __init__(self, graph: Graph, sweep: Sweep) -> None:
         self.graph, self.sweep, self.rows = graph, sweep, Rows(graph, sweep)
-        self.front = front = wavefronts(sweep.grid)
-        self.orders = np.stack([visiting_order(sweep.grid, d) for d in sweep.directions])  # (dirs, P)
+        self.front = front = wavefronts(sweep.grid, sweep.directions)
+        self.orders = front.order.astype(np.int64)  # (dirs, P)
         self.places = np.argsort(self.orders, axis=1)  # (dirs, P) the visit index of each flat position
         self.counts = np.diff(front.starts)  # (T,) K of each wavefront
         self.border_rows = np.zeros_like(front.predecessors)  # (D, P) row in the border, by visit index

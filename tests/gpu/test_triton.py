@@ -34,6 +34,7 @@ pytestmark = pytest.mark.usefixtures("fresh_registries", "poisoned_memory", "one
 def _engine(fresh_registries: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every sweep goes to the engine for CUDA."""
     monkeypatch.setattr(sweep_module, "engine", lambda *_: sweep)
+    monkeypatch.setattr(sweep_module, "_engine_of_graphs", lambda *_: sweep)
     register_own_cells()
 
 
