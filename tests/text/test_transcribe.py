@@ -124,9 +124,9 @@ def test_errors_intervals_confusions_and_calibration_are_those_of_their_definiti
 
 def test_temperatures_undo_a_scale_and_weights_lower_the_errors_of_other_lines() -> None:
     for scale in (0.5, 1.0, 3.0):
-        temperature = fit_temperature(noisy_lines(60, 0, 2.0, scale), SPEC, Decoding())
+        temperature = fit_temperature(noisy_lines(30, 0, 2.0, scale), SPEC, Decoding())
         assert temperature == pytest.approx(scale, rel=0.15)
-        assert judged(noisy_lines(60, 1, 2.0, scale), Decoding(temperature))[0] < 0.05
+        assert judged(noisy_lines(30, 1, 2.0, scale), Decoding(temperature))[0] < 0.05
     lm, lines = CharacterModel.fit(sentences(200, 2)), noisy_lines(40, 3, 1.7)
     decoding = fit_weights(lines, SPEC, lm, Decoding(fit_temperature(lines, SPEC, Decoding())))
     others = noisy_lines(40, 4, 1.7)
