@@ -13,7 +13,6 @@ import pytest
 from helpers.command import Result, mdlstm
 from helpers.layouts import save
 from helpers.pages import HEIGHT, alto, check_page, draw_bars, draw_page, read, write_noise, write_texts
-from helpers.readings import any_maps
 from helpers.small_models import classifier, finder, recogniser
 from PIL import Image
 
@@ -240,6 +239,16 @@ def test_what_does_not_go_together_is_refused_and_images_of_pages_are_no_photogr
     for named, found in ((["pages"], ["pages/other.png", *PAGES]), (as_a_shell_does, PAGES[:1])):
         jobs = read_pages(named, "reader.onnx", line_model="baselines.onnx").jobs
         assert [job.source for job in jobs] == found
+
+
+def any_maps(rng: np.random.Generator) -> Any:
+    """Maps at random: noise of any scale, blobs, stripes, tiny and long grids."""
+    shape = tuple(rng.integers(1, (1, 60, 200)[rng.integers(3)] + 1, 2).tolist())
+    y = rng.standard_normal((*shape, 3)) * 10 ** rng.uniform(-2, 3)
+    y = y.cumsum(rng.integers(2)) if rng.uniform() < 0.5 else y
+    if rng.uniform() < 0.3:
+        y[:: rng.integers(1, 9), :: rng.integers(1, 9)] = 100
+    return y.astype(np.float32)
 
 
 def test_no_image_and_no_map_makes_the_search_or_the_picture_fail(monkeypatch: pytest.MonkeyPatch) -> None:
