@@ -26,7 +26,6 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.report import draw_comparison, write_report
 from mdlstm_tk.report.examples import SHOWN, WORST, look_at
-from mdlstm_tk.report.plots import draw_curves
 from mdlstm_tk.training import Run, evaluate, load_checkpoint, make_task
 from mdlstm_tk.training.evaluation import add_up, measures_of
 
@@ -234,15 +233,6 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
     monkeypatch.setattr("mdlstm_tk.report.plots._save", lambda figure, path: found.append(figure))
     return found
-
-
-def test_curves_are_logarithmic_where_their_values_span_more_than_a_decade(figures: list[Any]) -> None:
-    cases = {"wide": [1.0, 0.05], "narrow": [0.014, 0.028], "zero": [1.0, 0.0], "broken": [None, 2.0]}
-    draw_curves(Path("c.png"), "$title$", records([3.0] * 30, **cases))
-    scales = [axis.get_yscale() for axis in figures[0].axes if axis.lines]
-    assert scales == ["linear", "log", "linear", "linear", "linear"]
-    draw_curves(Path("c.png"), "title", records([3.0]))
-    assert len(figures[1].axes) == 1
 
 
 def running_mean(values: Any) -> list[float]:

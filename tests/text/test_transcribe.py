@@ -31,7 +31,6 @@ from mdlstm_tk.text.digit_strings import DigitStrings
 from mdlstm_tk.text.measures import Line
 from mdlstm_tk.text.networks import normalise_valid, standardise
 from mdlstm_tk.text.transcribe_training import count_edits, predicted_texts, target_texts
-from mdlstm_tk.training import Run, load_checkpoint, make_task
 
 KIND, BASELINES = kind_named("transcribe"), kind_named("baselines")
 NOTHING: Any = None  # a spec that does not matter
@@ -172,16 +171,7 @@ def test_temperatures_undo_a_scale_and_weights_lower_the_errors_of_other_lines()
     assert after < 0.7 * before
 
 
-def test_runs_hold_a_model_of_their_texts_as_they_are_searched_and_a_decoding(
-    reader: Run, tmp_path: Path
-) -> None:
-    best = load_checkpoint(reader.best)
-    task = make_task(best.config)
-    assert {*CharacterModel.load(reader.folder / LM_FILE).tokens} == {*"".join(training_texts(task))}
-    metadata, decoding = Session(reader.folder.parent / "reader.onnx").metadata, best.spec.decoding
-    assert Decoding.of(metadata.more) == Decoding.of(decoding) != Decoding()
-    section = KIND.sections(best.network(), task, reader.folder)
-    assert "confusions" in section and "<td>b</td>" in section
+def test_a_language_model_is_fitted_to_the_texts_of_a_task_as_they_are_searched(tmp_path: Path) -> None:
     made = training_texts(DigitStrings(KIND, 0))  # by the task itself
     assert len(made) > 1000 and {*"".join(made)} == {*"0123456789"}
     x = np.random.default_rng(0).random((2, 8, 40))
