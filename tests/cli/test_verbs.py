@@ -49,7 +49,7 @@ def test_flags_are_off_unless_they_are_given() -> None:
     commands: Any = typer.main.get_command(typer_app([*VERBS]))
     for verb, command in commands.commands.items():
         flags = {each.name: each.default for each in command.params if getattr(each, "is_flag", False)}
-        assert {*flags.values()} == {False} and "json" in flags or verb == "read", verb
+        assert {*flags.values()} == {False} and ("json" in flags or verb == "read"), verb
 
 
 def test_the_four_commands(tmp_path: Path) -> None:
