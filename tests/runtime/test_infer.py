@@ -160,9 +160,13 @@ def test_a_data_set_gives_its_samples_in_their_extents(folder: Path) -> None:
     assert [row["nats"] for row in nats] == [
         pytest.approx(2 * x[k, :h, :w].sum(), abs=1e-3) for k, (h, w) in enumerate(sizes)
     ]
-    np.savez("in/wrong.npz", x=x, sizes=sizes + 9)
-    (wrong,) = infer_paths(["in/wrong.npz"], segmenter(folder / "s.onnx"), "w.npz")
-    assert "sizes" in str(wrong.error)
+    np.savez("in/set.npz", x=x, y=np.arange(3), ndim=2)
+    assert len(finish(infer_paths(["in/set.npz"], classifier(folder / "c.onnx"), "s.json"))[0].rows) == 3
+    wrong: dict[str, Any] = {"sizes ": {"sizes": sizes + 9}, "sizes": {"sizes": sizes - 1}}
+    for name, arrays in (wrong | {"ndim": {"ndim": 1}, "ndim ": {"ndim": 3}}).items():
+        np.savez("in/wrong.npz", x=x, **arrays)
+        (result,) = infer_paths(["in/wrong.npz"], segmenter(folder / "s.onnx"), "w.npz")
+        assert name.strip() in str(result.error)
 
 
 def test_several_inputs_come_from_the_arrays_of_their_names(folder: Path) -> None:

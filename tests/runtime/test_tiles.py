@@ -7,6 +7,7 @@ import json
 import zipfile
 from contextlib import nullcontext, suppress
 from functools import cache
+from itertools import pairwise, product
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -129,17 +130,13 @@ def test_axes_are_those_of_the_users_array(tmp_path: Path) -> None:
 
 
 @settings(max_examples=60)
-@given(
-    st.tuples(*[st.integers(1, 12)] * 2),
-    st.integers(1, 6),
-    st.lists(st.tuples(*[st.integers(1, 3)] * 2), min_size=1, max_size=3),
-    st.integers(1, 4),
-    st.data(),
-)
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 4), st.data())
 def test_a_plan_runs_each_tile_after_those_that_it_needs(
-    grid: Any, tile: int, windows: Any, batch_size: int, data: Any
+    ndim: int, tile: int, batch_size: int, data: Any
 ) -> None:
-    signs = st.tuples(*[st.sampled_from([1, -1])] * 2)
+    grid = data.draw(st.tuples(*[st.integers(1, (12, 12, 5)[ndim - 1])] * ndim))
+    windows = data.draw(st.lists(st.tuples(*[st.integers(1, 3)] * ndim), min_size=1, max_size=3))
+    signs = st.tuples(*[st.sampled_from([1, -1])] * ndim)
     sweeps = [
         Sweep("", direction, stage, k)
         for stage in range(len(windows))
@@ -147,6 +144,11 @@ def test_a_plan_runs_each_tile_after_those_that_it_needs(
     ]
     sweeps.sort(key=lambda each: (each.stage, each.rank))
     plan = Plan(grid, tile, windows, sweeps, batch_size)
+    for extent, cut, unit in zip(
+        grid, plan.tile_extents[0], map(prod, zip(*windows, strict=True)), strict=True
+    ):
+        assert cut % unit == 0 and cut <= max(tile, unit) and cut < extent + unit
+        assert cut + unit > min(tile, extent)  # as large as asked
     done: set[tuple[int, Any]] = set()
     for groups in plan.steps:
         numbers = [len(tiles) for _, tiles in groups]
@@ -158,10 +160,17 @@ def test_a_plan_runs_each_tile_after_those_that_it_needs(
                 assert all((before, each) in done for before in range(sweep))  # sums and inputs of stages
         done |= {(sweep, each) for sweep, tiles in groups for each in tiles}
         for sweep, tiles in groups:
-            next_ones = {(sweep, plan.following(sweep, each, axis)) for each in tiles for axis in (0, 1)}
-            assert not next_ones & done
+            next_ones = [plan.following(sweep, each, axis) for each in tiles for axis in range(ndim)]
+            for each in filter(None, next_ones):
+                assert (sweep, each) not in done
+                assert all(0 <= i < count for i, count in zip(each, plan.counts, strict=True))
     number = sum(len(tiles) for groups in plan.steps for _, tiles in groups)
     assert len(done) == number == len(sweeps) * prod(plan.counts)
+    turns = sorted(
+        (Sweep("", signs, 0, 0) for signs in product((1, -1), repeat=ndim)), key=lambda s: s.rank
+    )
+    for one, two in pairwise(turns):  # so that the sweeps of a stage overlap
+        assert sum(a != b for a, b in zip(one.direction, two.direction, strict=True)) == 1
 
 
 def test_files_are_read_and_written_by_region(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
