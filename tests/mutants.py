@@ -91,7 +91,7 @@ def draw(area: str, number: int, seed: int) -> list[Mutant]:
     names = [n for n in sorted(plugins.operator_names()) if not plugins.get_operator(n).arguments()]
     same = ("_Is", "_IsNot", "_Is_Eq", "_IsNot_NotEq")  # of None and of small numbers
     names = [n for n in names if not n.endswith(same)]
-    names = [n for n in names if not re.search("_(Not)?Eq_[LG]t", n)]  # what is compared has mostly no order
+    names = [n for n in names if not re.search("_(Not)?Eq_[LG]t", n)]  # mostly, they have no order
     candidates = []
     for path in (path for pattern in AREAS[area][0].split() for path in sorted(ROOT.glob(pattern))):
         nodes = list(ast_nodes(get_ast(path.read_text("utf-8"))))
