@@ -1,12 +1,12 @@
-"""Index tables for the ONNX Scan that runs a sweep, one wavefront (positions with equal coordinate sum) per
-iteration, computed in the graph for any grid.
+"""Index tables for the loop that runs a sweep, one wavefront (positions with equal coordinate sum) per
+iteration, computed in the graph for any grid; for one grid they are constants.
 
 Notation is that of step.py, and
     flat position   row-major index of a position
     visit index     its place in the order of the sweep
     direction       one sign per axis; −1 sweeps the axis backwards
 
-A state has L rows, one for each position. On one axis L is 1. On more, row 0 is zero and stands for the
+In a scan, a state has L rows, one for each position. On one axis L is 1. On more, row 0 is zero and stands for the
 positions outside the grid, rows 1 … K are the positions of the wavefront, and the rows after them are zero;
 L is K_max + 1, and K_max + 2 on two axes. There, the predecessors of a wavefront along an axis are
 consecutive rows of the state before, zero rows included, so that a slice reads them. On three and more axes
@@ -25,12 +25,13 @@ from mdlstm_tk.export.lowering.step import Sweep
 
 @dataclass(frozen=True)
 class ScanTables:
-    """The tables of a scan over the wavefronts of a grid, as int64 values of the graph.
+    """The tables of a loop over the wavefronts of a grid, as int64 values of the graph.
 
     In tables with K_max columns, the columns from K on repeat some position of the grid; nothing reads what
     is computed from them.
 
     Attributes:
+        extents: of the grid, (1,) each.
         coordinates: one (P,) tensor per axis: the coordinate of every flat position.
         state_rows: L as a tensor (1,).
         counts: (T, 1) K of each wavefront.
@@ -44,6 +45,7 @@ class ScanTables:
             (T·dirs·L, N, n).
     """
 
+    extents: list[Value]
     coordinates: list[Value]
     state_rows: Value
     counts: Value
@@ -66,7 +68,7 @@ def _planar_tables(graph: Graph, sweep: Sweep) -> ScanTables:
     """
     ndim = len(sweep.grid)
     zero, one = graph.integers(0), graph.integers(1)  # int64 (1,); Python numbers would become float32
-    extents = [graph("Shape", sweep.x, start=1 + d, end=2 + d) for d in range(ndim)]
+    extents = sweep.extents(graph)
     height, width = extents if ndim == 2 else (one, extents[0])
     t = graph.arange(height + width - one)  # (T,)
     first = graph("Max", t - width + one, zero)
@@ -100,6 +102,7 @@ def _planar_tables(graph: Graph, sweep: Sweep) -> ScanTables:
         graph.reshape(graph("Expand", values, shape), -1) for values in (grid_row, grid_column)[-ndim:]
     ]
     return ScanTables(
+        extents=extents,
         coordinates=coordinates,
         state_rows=state_rows,
         counts=column(counts),
@@ -139,9 +142,8 @@ def _output_rows(graph: Graph, places: Sequence[tuple[Value, Value]], state_rows
 
 def _spatial_tables(graph: Graph, sweep: Sweep) -> ScanTables:
     """`scan_tables` for three and more axes, by sorting the positions."""
-    ndim = len(sweep.grid)
     zero, one = graph.integers(0), graph.integers(1)  # int64 (1,); Python numbers would become float32
-    extents = [graph("Shape", sweep.x, start=1 + d, end=2 + d) for d in range(ndim)]
+    extents = sweep.extents(graph)
     strides = [one]  # flat distance of one step along each axis
     for extent in reversed(extents[1:]):
         strides.insert(0, strides[0] * extent)
@@ -190,6 +192,7 @@ def _spatial_tables(graph: Graph, sweep: Sweep) -> ScanTables:
         orders.append(graph("Gather", reflected, positions))  # a reflection is its own inverse
         places.append((graph("Gather", front, reflected), graph("Gather", row, reflected)))
     return ScanTables(
+        extents=extents,
         coordinates=coordinates,
         state_rows=state_rows,
         counts=graph("Unsqueeze", counts, one),
