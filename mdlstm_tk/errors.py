@@ -14,12 +14,6 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-PACKAGES = {
-    "PIL": "pillow",
-    "sklearn": "scikit-learn",
-    "skimage": "scikit-image",
-}  # by the names of modules
-
 
 class MDLSTMError(Exception):
     """Base class of all exceptions of this package."""
@@ -62,6 +56,5 @@ def require(module: str, extra: str) -> ModuleType:
         if package == "mdlstm_tk":
             raise
         raise MissingExtraError(
-            f"this needs the package {PACKAGES.get(package, package)} ({error}); install it with: "
-            f"pip install 'mdlstm-tk[{extra}]'"
+            f"this needs the package {package} ({error}); install it with: pip install 'mdlstm-tk[{extra}]'"
         ) from error

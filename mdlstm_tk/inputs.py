@@ -138,8 +138,9 @@ def check_inputs(inputs: SweepInputs) -> None:
         InputError: they do not; the message names the first that does not fit.
     """
     x, weight_ih, cell = inputs.x, inputs.weight_ih, inputs.cell
-    if x.dtype not in DTYPES:
-        raise InputError(f"a sweep computes in {', '.join(map(str, DTYPES))}, got x in {x.dtype}")
+    if weight_ih.dtype not in DTYPES:
+        raise InputError(f"a sweep computes in {', '.join(map(str, DTYPES))}, not in {weight_ih.dtype}")
+    check_tensor("x", x, x.shape, weight_ih.dtype, weight_ih.device)
     if x.dim() < 3 or weight_ih.dim() != 3 or not len(weight_ih) or not inputs.units:
         shapes = f"{tuple(x.shape)} and {tuple(weight_ih.shape)}"
         raise InputError(f"x must be (N, *grid, C) and weight_ih (dirs, G·n, C), got {shapes}")

@@ -7,12 +7,10 @@
 
 from __future__ import annotations
 
-import importlib
 import platform
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -66,9 +64,8 @@ def check_installation() -> list[Check]:
         checks.append(_attempt("onnxruntime on CUDA", lambda: _run_tiny_model("auto")))
     if _version("torch"):
         checks.append(_attempt("torch on CUDA", _find_gpu))
-        checks.append(_attempt("kernels for the CPU", partial(_compile, "cpu", "numba")))
-        if checks[-2].state == "ok":
-            checks.append(_attempt("kernels for the GPU", partial(_compile, "cuda", "triton")))
+        checks.append(_attempt("kernels for the CPU", _compile_for_cpu))
+        checks.append(_attempt("kernels for the GPU", _compile_for_gpu))
     return checks
 
 
@@ -81,10 +78,11 @@ def _packages() -> list[Check]:
             continue
         if version := _version(package):
             checks[package] = Check(package, "ok", version)
+        elif not extra:
+            checks[package] = Check(package, "broken", "not installed; pip install mdlstm-tk")
         elif package != "onnxruntime" or not any(map(_version, RUNTIMES)):
-            wanted = f"'mdlstm-tk[{extra[1]}]'" if extra else "mdlstm-tk"
-            state: Literal["absent", "broken"] = "absent" if extra else "broken"
-            checks[package] = Check(package, state, f"not installed; pip install {wanted}")
+            fix = f"not installed; pip install 'mdlstm-tk[{extra[1]}]'"
+            checks[package] = Check(package, "absent", fix)
     return list(checks.values())
 
 
@@ -119,16 +117,29 @@ def _find_gpu() -> str:
     return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
 
 
-def _compile(device: str, compiler: str) -> str:
+def _compile_for_cpu() -> str:
+    from mdlstm_tk.backends.cpu.compile import cache_folder
+
+    _compile("cpu")
+    return f"kept in {cache_folder() or 'no folder, as none is private: each process compiles them'}"
+
+
+def _compile_for_gpu() -> str:
+    _find_gpu()
+    import triton
+
+    _compile("cuda")
+    return f"triton {triton.__version__}"
+
+
+def _compile(device: str) -> None:
     """Run compiled kernels, forward and backward."""
-    importlib.import_module(compiler)
     import torch
 
     from mdlstm_tk.layer import MDLSTM
 
     layer = MDLSTM(1, 2, backend="fused").to(device)
     layer(torch.ones(1, 2, 3, 1, device=device)).sum().backward()
-    return f"{compiler} {_version(compiler)}"
 
 
 def _version(package: str) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from inspect import signature
 from itertools import chain
 from math import prod
 from typing import Any, Literal, get_args
@@ -12,12 +11,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from mdlstm_tk._util.masking import Sizes, is_captured, read_sizes, to_int64, valid_mask
+from mdlstm_tk._util.masking import Sizes, is_captured, to_int64, valid_mask
 from mdlstm_tk.backends import BACKENDS, Backend, Choice, choose
-from mdlstm_tk.cells import check_cell, get_cell
+from mdlstm_tk.cells import get_cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.inputs import DTYPES, SweepInputs, autocast_dtype, parameter_shapes, state_dtype
+from mdlstm_tk.inputs import SweepInputs, autocast_dtype, parameter_shapes, state_dtype
 from mdlstm_tk.states import BoundaryState, State, join_faces, split_states
 from mdlstm_tk.sweep import name_in_graphs, sweep
 from mdlstm_tk.wavefront import Direction, resolve_directions
@@ -62,8 +61,7 @@ class MDLSTM(nn.Module):
         layer_norm: normalise the pre-activation of each gate, after its peephole, and before the output
             tanh c, over the n units: (a − mean) / √(variance + 1e-5) with the biased variance, each with
             its own scale and shift. It needs `bias`, see `reset_parameters`.
-        peephole: let i and f_d see c_d, and o see the new c. Only for `graves` and cells whose equations
-            take `output_gate`.
+        peephole: let i and f_d see c_d, and o see the new c. Only for `graves`.
         window: an extent, or one for each axis: non-overlapping windows of positions are fed to the first
             layer as features, position after position in row-major order, the C features of each together;
             the far edges are padded with zeros.
@@ -120,7 +118,6 @@ class MDLSTM(nn.Module):
         self.num_layers, self.dropout, self.bias = num_layers, dropout, bias
         self.directions = resolve_directions(directions, ndim)
         self.cell, self.definition = cell, get_cell(cell)
-        check_cell(self.definition, ndim)
         self.layer_norm, self.peephole, self.merge = layer_norm, peephole, merge
         self.window = (window,) * ndim if isinstance(window, int) else tuple(map(int, window))
         self.channels_last, self.backend, self.recompute = channels_last, backend, recompute
@@ -136,7 +133,7 @@ class MDLSTM(nn.Module):
             text = "dropout between layers does nothing in one layer; raise num_layers, or add nn.Dropout"
             warnings.warn(text, stacklevel=2)
         if peephole and not self.definition.peephole:
-            raise InputError(f"peephole needs a cell that has it, such as 'graves', got the cell {cell!r}")
+            raise InputError(f"peephole needs the cell 'graves', got {cell!r}")
         if layer_norm and not bias:
             raise InputError("layer_norm needs bias=True: without it an all-zero grid has no scale")
 
@@ -232,7 +229,8 @@ class MDLSTM(nn.Module):
             each layer.
 
         Raises:
-            InputError: x, sizes or initial_state have the wrong type, shape, dtype, device or value.
+            InputError: x, sizes or a state have the wrong shape, dtype, device or value.
+            ValueError: there are more or fewer states than layers.
         """
         return self._run(x, sizes, initial_state, return_state, self._sweep)
 
@@ -245,15 +243,22 @@ class MDLSTM(nn.Module):
         sweep_layer: SweepLayer,
     ) -> Tensor | tuple[Tensor, State]:
         """`forward` with another function that sweeps one of the stacked layers."""
-        parameters = self._layer_parameters(0)
-        autocast = self._check(x, parameters["weight_ih"])
+        axes = ", ".join(f"E{d + 1}" for d in range(self.ndim))
+        layout, axis = (f"{axes}, C", -1) if self.channels_last else (f"C, {axes}", -1 - self.ndim)
+        if x.dim() not in (self.ndim + 1, self.ndim + 2) or x.shape[axis] != self.input_size:
+            raise InputError(
+                f"x must be (N, {layout}), or ({layout}) without a batch axis, with C = {self.input_size}, "
+                f"got shape {tuple(x.shape)}; channels_last={not self.channels_last} takes the other layout"
+            )
         has_batch_axis = x.dim() == self.ndim + 2
-        if not has_batch_axis:
-            x = x.unsqueeze(0)
-        if not self.channels_last:
-            x = x.movedim(1, -1)
-        sizes = None if sizes is None else _sizes_of_sweep(sizes, x, has_batch_axis)
+        x = x if has_batch_axis else x.unsqueeze(0)
+        x = x if self.channels_last else x.movedim(1, -1)
+        parameters = self._layer_parameters(0)
+        autocast = None if parameters["weight_ih"].dtype == torch.float64 else autocast_dtype(x)
         if sizes is not None:
+            # On the CPU, where sweeps read them: this waits for a GPU that they are on; nothing later does.
+            sizes = to_int64(sizes, (x.shape[0], self.ndim)[not has_batch_axis :]).reshape(-1, self.ndim)
+            sizes = sizes.to(x.device if is_captured() else "cpu")
             valid = valid_mask(x.shape[1:-1], sizes.to(x.device, non_blocking=True))
             x = torch.where(valid[..., None], x, 0)
         if prod(self.window) > 1:
@@ -264,13 +269,10 @@ class MDLSTM(nn.Module):
         initial: list[Tensor | None] = [None] * self.num_layers
         names, grid = ("h", *self.definition.states), x.shape[1:-1]
         if return_state or initial_state is not None:
-            given = [{}] * self.num_layers if initial_state is None else initial_state
-            if len(given) != self.num_layers or not all(isinstance(state, Mapping) for state in given):
-                raise InputError(
-                    f"initial_state must be a tuple of a state for each of {self.num_layers} layers"
-                )
-            shape = len(self.directions), self.hidden_size
-            initial = [join_faces(state, names, x, shape, sizes, has_batch_axis) for state in given]
+            states = [{}] * self.num_layers if initial_state is None else initial_state
+            others = x, (len(self.directions), self.hidden_size), sizes, has_batch_axis
+            of_layers = zip(range(self.num_layers), states, strict=True)
+            initial = [join_faces(state, names, *others) for _, state in of_layers]
         final, dtype = [], autocast or x.dtype
         signs: Any = tuple(chain.from_iterable(self.directions))
         for k in range(self.num_layers):
@@ -280,8 +282,8 @@ class MDLSTM(nn.Module):
             if autocast is not None:
                 x = x.to(autocast)
                 parameters = {name: t if t is None else t.to(autocast) for name, t in parameters.items()}
-            others: Any = {"initial": initial[k], "sizes": sizes, "signs": signs, "cell": self.definition}
-            x, leaving = sweep_layer(SweepInputs(x=x, **parameters, **others))
+            more: Any = {"initial": initial[k], "sizes": sizes, "signs": signs, "cell": self.definition}
+            x, leaving = sweep_layer(SweepInputs(x=x, **parameters, **more))
             if return_state and leaving is not None:
                 final.append(split_states(leaving, names, grid, dtype, has_batch_axis))
         if not self.channels_last:
@@ -305,31 +307,6 @@ class MDLSTM(nn.Module):
         some parametrizations change with every computation.
         """
         return {name: getattr(self, f"{name}_l{k}", None) for name in PARAMETERS}
-
-    def _check(self, x: Tensor, weight: Tensor) -> torch.dtype | None:
-        """Check that x fits the layer, whose first parameter is `weight`.
-
-        Returns:
-            The dtype to run in under autocast, or None where that is off.
-        """
-        axes = ", ".join(f"E{d + 1}" for d in range(self.ndim))
-        layout, axis = (f"{axes}, C", -1) if self.channels_last else (f"C, {axes}", -1 - self.ndim)
-        if x.dim() not in (self.ndim + 1, self.ndim + 2) or x.shape[axis] != self.input_size:
-            raise InputError(
-                f"x must be (N, {layout}), or ({layout}) without a batch axis, with C = {self.input_size}, "
-                f"got shape {tuple(x.shape)}; channels_last={not self.channels_last} takes the other layout"
-            )
-        autocast, dtype = autocast_dtype(x), weight.dtype
-        if (
-            x.device != weight.device
-            or dtype not in DTYPES
-            or (x.dtype != dtype and (autocast is None or dtype == torch.float64))
-        ):
-            raise InputError(
-                f"x must have the layer's dtype and device, {dtype} on {weight.device}, which may be "
-                f"{', '.join(map(str, DTYPES))}; got {x.dtype} on {x.device}"
-            )
-        return autocast
 
     def _identity(self) -> dict[str, Any]:
         """What weights are for, beside their shapes."""
@@ -361,28 +338,10 @@ class MDLSTM(nn.Module):
         error_msgs.append(f"{name} has {expected}, got weights of a layer with {others}")
 
     def extra_repr(self) -> str:
-        """The arguments that differ from their defaults, as the constructor takes them."""
-        texts = [str(self.input_size), str(self.hidden_size)]
-        defaults = {"window": (1,) * self.ndim, "directions": resolve_directions(1, self.ndim)}
-        for name, parameter in signature(MDLSTM).parameters.items():
-            value = getattr(self, name, None)
-            is_default = value in (None, defaults.get(name, parameter.default))
-            if parameter.kind == parameter.KEYWORD_ONLY and not is_default:
-                if name == "directions" and value == resolve_directions("all", self.ndim):
-                    value = "all"
-                texts.append(f"{name}={value!r}")
-        return ", ".join(texts)
-
-
-def _sizes_of_sweep(sizes: Sizes, x: Tensor, has_batch_axis: bool) -> Tensor | None:
-    """The `sizes` that a user gives as `SweepInputs` has them. None: every sample of x (N, *grid, C) fills
-    the grid. This waits for a GPU that they are on; nothing later does."""
-    ndim, grid = x.dim() - 2, tuple(x.shape[1:-1])
-    extents = to_int64(sizes, (x.shape[0], ndim) if has_batch_axis else (ndim,)).reshape(-1, ndim)
-    if is_captured():
-        return extents.to(x.device)
-    extents = extents.cpu()
-    return None if all(row == grid for row in read_sizes(extents, grid)) else extents
+        """What weights are for, and their shapes."""
+        sizes = {"ndim": self.ndim, "num_layers": self.num_layers}
+        texts = [f"{name}={value!r}" for name, value in (sizes | self._identity()).items()]
+        return ", ".join([str(self.input_size), str(self.hidden_size), *texts])
 
 
 def space_to_depth(x: Tensor, window: Sequence[int]) -> Tensor:

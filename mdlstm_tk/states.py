@@ -112,20 +112,16 @@ def join_faces(
     """
     (batch, *grid, _), dtype = x.shape, state_dtype(x)
     given = {name: faces for name, faces in state.items() if faces is not None}
-    complete = {name: given.get(name, (None,) * len(grid)) for name in names}
-    if not given.keys() <= complete.keys() or any(len(faces) != len(grid) for faces in complete.values()):
-        raise InputError(
-            f"initial_state must have a face or None for each of {len(grid)} axes of {', '.join(names)}, "
-            f"got { {name: len(faces) for name, faces in given.items()} }"
-        )
-    joined = []
-    for d, (count, *of_axis) in enumerate(zip(line_counts(grid), *complete.values(), strict=True)):
+    joined, none = [], (None,) * len(grid)
+    for d, count in enumerate(line_counts(grid)):
         expected = (batch, *face_extents(grid, d), *shape)[not has_batch_axis :]
-        missing = [face is None for face in of_axis]
-        if any(missing) != all(missing) or not all(f is None or f.shape == expected for f in of_axis):
+        of_axis = [given.get(name, none)[d] for name in names]
+        there = [face for face in of_axis if face is not None]
+        fits = len(there) in (0, len(names)) and all(face.shape == expected for face in there)
+        if not fits or not given.keys() <= set(names):
             raise InputError(
-                f"the {', '.join(names)} of initial_state across axis {d} must all be None or of shape "
-                f"{expected}, got {[None if face is None else tuple(face.shape) for face in of_axis]}"
+                f"across axis {d} initial_state must have {', '.join(names)}, of shape {expected} each, or "
+                f"none of them, got {', '.join(given)} with {[tuple(face.shape) for face in there]}"
             )
         lines = (batch, count, shape[0], 1, shape[1])
         zeros = x.new_zeros(lines, dtype=dtype)
@@ -173,7 +169,7 @@ def valid_lines(grid: Sequence[int], sizes: Tensor) -> Tensor:
     faces = []
     for d in range(len(grid)):
         others = torch.cat([sizes[:, :d], sizes[:, d + 1 :]], dim=1)
-        faces.append(valid_mask(face_extents(grid, d), others).reshape(sizes.shape[0], -1))
+        faces.append(valid_mask(face_extents(grid, d), others).unsqueeze(-1).flatten(1))
     return torch.cat(faces, dim=1)
 
 

@@ -9,6 +9,7 @@ plain sweep of `mdlstm_tk.backends.torch` runs, which torch differentiates.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from mdlstm_tk._util.masking import is_captured
-from mdlstm_tk.backends import engine
+from mdlstm_tk.backends import Engine, engine
 from mdlstm_tk.backends import torch as torch_engine
 from mdlstm_tk.cells import Cell
 from mdlstm_tk.cells.step import cell_of_graph, graph_name
@@ -37,6 +38,13 @@ FIELDS, COUNT = len(SweepInputs._fields), len(DIFFERENTIABLE)
 Shapes = Sequence[tuple[Sequence[int], torch.dtype]]
 
 _cells: dict[str, Cell] = {}  # those of layers, by their names in graphs
+
+
+@cache
+def _engine_of_graphs(backend: str, device: torch.device) -> Engine:
+    """The engine of the operators, found once: what one engine keeps for backward no other can read, and a
+    compiler that failed may work later."""
+    return engine(backend, device)
 
 
 def name_in_graphs(cell: Cell, ndim: int, present: tuple[str, ...]) -> str:
@@ -80,7 +88,7 @@ def sweep(
         return torch_engine.sweep(inputs)
     if not save:
         return run.forward(inputs)[:2]
-    output, final = _Sweep.apply(*inputs, True, recompute, backend)  # type: ignore[no-untyped-call]
+    output, final = _Sweep.apply(*inputs, True, recompute, run)  # type: ignore[no-untyped-call]
     return output, final
 
 
@@ -134,7 +142,7 @@ def _forward_operator(*arguments: Any) -> tuple[Tensor, ...]:
         The tensors of `_shapes`. What a backend does not keep is 0, such as rows of padded positions.
     """
     inputs, (save, recompute, backend) = _checked(arguments), arguments[FIELDS:]
-    results = engine(backend, inputs.x.device).forward(inputs, save, recompute)
+    results = _engine_of_graphs(backend, inputs.x.device).forward(inputs, save, recompute)
     found = []
     for result, (shape, dtype) in zip(results, _shapes(inputs, save, recompute), strict=True):
         if result is not None and result.numel() == prod(shape):
@@ -166,7 +174,8 @@ def _backward_operator(*arguments: Any) -> tuple[Tensor, ...]:
     ):
         check_tensor(name, tensor, *kind, inputs.x.device)
     results = SweepResults(output, None, None if recompute else gates, states)
-    found = _run_backward(inputs, results, grad, dfinal, backend, *wanted)
+    run = _engine_of_graphs(backend, inputs.x.device)
+    found = _run_backward(inputs, results, grad, dfinal, run, *wanted)
     gradients = (found.get(name) for name in DIFFERENTIABLE)
     return tuple(grad.new_empty(0) if g is None else g.contiguous() for g in gradients)
 
@@ -183,12 +192,11 @@ def _run_backward(
     results: SweepResults,
     grad: Tensor,
     dfinal: Tensor | None,
-    backend: str,
+    run: Engine,
     *wanted: bool,
 ) -> dict[str, Tensor | None]:
     if inputs.initial is not None:
         dfinal = torch.zeros_like(inputs.initial) if dfinal is None else dfinal.contiguous()
-    run = engine(backend, inputs.x.device)
     return run.backward(inputs, results, grad.contiguous(), dfinal, *wanted)
 
 
@@ -203,7 +211,7 @@ def _save_for_backward(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor 
 
 def _backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None, *_: Any) -> tuple[Any, ...]:
     """The gradients of all arguments of the operator, or of `_Sweep`."""
-    signs, cell, saved, recompute, backend = ctx.options
+    signs, cell, saved, recompute, by = ctx.options  # a backend, or the engine
     for name, tensor, kind in zip(
         (*TENSORS, "output", "gates", "states"), ctx.saved_tensors, ctx.kinds, strict=True
     ):
@@ -222,27 +230,27 @@ def _backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None, *_: Any) -> 
             found = torch_engine.gradients(inputs, leaves, grad, dfinal, create_graph=True)
         return *map(found.get, DIFFERENTIABLE), *rest
     if not saved:  # the graph was captured where no gradient was wanted
-        arguments = *tensors, signs, cell, True, recompute, backend
+        arguments = *tensors, signs, cell, True, recompute, by
         output, _, gates, states = torch.ops.mdlstm.wavefront(*arguments)
     wanted = needs[0], any(needs[1:-1])
     grad = torch.zeros_like(output) if grad is None else grad
     if isinstance(cell, Cell):
         results = SweepResults(output, None, gates, states)
-        found = _run_backward(_inputs((*tensors, signs, cell)), results, grad, dfinal, backend, *wanted)
+        found = _run_backward(_inputs((*tensors, signs, cell)), results, grad, dfinal, by, *wanted)
     else:
-        arguments = *tensors, signs, cell, grad, output, gates, states, dfinal, recompute, backend
+        arguments = *tensors, signs, cell, grad, output, gates, states, dfinal, recompute, by
         of_all = torch.ops.mdlstm.wavefront_backward(*arguments, *wanted)
         found = dict(zip(DIFFERENTIABLE, of_all, strict=True))
     return *(found.get(name) if n else None for name, n in zip(DIFFERENTIABLE, needs, strict=True)), *rest
 
 
 class _Sweep(torch.autograd.Function):
-    """A sweep in eager mode."""
+    """A sweep in eager mode. Its last argument is the engine, in place of the backend's name."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor | None]:
-        inputs, (save, recompute, backend) = _inputs(arguments), arguments[FIELDS:]
-        results = engine(backend, inputs.x.device).forward(inputs, save, recompute)
+        inputs, (save, recompute, run) = _inputs(arguments), arguments[FIELDS:]
+        results: SweepResults = run.forward(inputs, save, recompute)
         _save_for_backward(ctx, arguments, results)
         return results[:2]
 

@@ -144,23 +144,15 @@ class BatchRows:
         return np.where(predecessors < 0, -1, predecessors - self.starts[max(t - 1, 0)])
 
 
-def wavefronts(grid: Sequence[int]) -> BatchRows:
-    """The rows of one sample that fills a grid, swept from the corner (0, …, 0).
+def wavefronts(grid: Sequence[int], directions: Sequence[Direction] = ()) -> BatchRows:
+    """The rows of one sample that fills a grid, swept in some directions; from (0, …, 0) if not given. A
+    direction is D signs: +1 sweeps an axis upwards from 0, −1 downwards from its far end.
 
     Raises:
         InputError: as of `check_positions`.
     """
     extents = tuple(map(int, grid))
-    return batch_rows((extents,), extents, ((1,) * len(extents),))
-
-
-def visiting_order(grid: tuple[int, ...], direction: Direction) -> Indices:
-    """(P,) int64, the flat positions in the order in which a sweep in `direction` visits them.
-
-    A direction is D signs: +1 sweeps an axis upwards from 0, −1 downwards from its far end.
-    """
-    order: Indices = batch_rows((grid,), grid, (direction,)).order[0].astype(np.int64)
-    return order
+    return batch_rows((extents,), extents, tuple(directions) or ((1,) * len(extents),))
 
 
 @_cached

@@ -113,26 +113,6 @@ def density_model(density_run: Run) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A recogniser trained for 60 steps on drawn pages, which are in pages/ beside it, as its export is,
-    reader.onnx. Tests must not change them."""
-    from helpers.pages import draw_page
-
-    from mdlstm_tk.export import export_run
-    from mdlstm_tk.training import Run, configure, train
-
-    folder = tmp_path_factory.mktemp("reader")
-    for k, texts in enumerate((("ab", "bb a"), ("ba", "a ab"), ("abba", "b"), ("aab", "bab"))):
-        draw_page(folder / f"pages/p{k}", texts)
-    settings = {"resize": "16x*", "hidden": 4, "batch_size": 4, "warmup": 0, "lr": 0.01, "average": 0.0}
-    settings |= {"steps": 60, "evaluate_every": 60, "validation": 0.25, "augment": 0.2, "dropout": 0.0}
-    run = Run(folder / "run")
-    train(configure(task="transcribe", data=str(folder / "pages"), **settings), run.folder)
-    export_run(run, folder / "reader.onnx", form="scan")
-    return run
-
-
 @pytest.fixture
 def forget(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """A function after which only cells, networks, tasks and kinds of the package are registered."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mdlstm_tk.errors import InputError, MDLSTMError
+from mdlstm_tk.errors import MDLSTMError
 
 if os.name == "posix":
     import fcntl
@@ -76,12 +76,8 @@ def staging(folder: Path) -> Iterator[Path]:
     finished files out of it by renaming; all others are removed with it.
 
     Raises:
-        InputError: `folder` or one of its parents is a file.
         MDLSTMError: the folder cannot be created or written.
     """
-    for path in (folder, *folder.parents):
-        if os.path.isfile(path):
-            raise InputError(f"{path} is a file, expected a folder")
     stage = folder / f".staging.{os.urandom(4).hex()}{TEMPORARY_SUFFIX}"
     try:
         stage.mkdir(parents=True)

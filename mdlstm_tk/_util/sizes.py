@@ -11,25 +11,17 @@ from mdlstm_tk.errors import InputError
 E = TypeVar("E", int, int | None)
 
 
-def parse_free_size(text: str, ndim: int | None = None) -> tuple[int | None, ...]:
+def parse_free_size(text: str) -> tuple[int | None, ...]:
     """Parse a size whose extents may be free: parse_free_size("48x*") is (48, None).
 
-    Args:
-        text: one extent for all axes, or one per axis, separated by "x".
-        ndim: number of grid axes; None: not known yet. The result has the extents that the text names then,
-            and `for_axes` repeats a single one once the axes are known.
-
     Raises:
-        InputError: the text has another format, an extent is 0, or there are neither 1 nor `ndim` extents.
+        InputError: the text is not one extent for all axes, or one for each, separated by "x"; or one is 0.
     """
     if not re.fullmatch(r"([1-9]\d{0,8}|\*)(x([1-9]\d{0,8}|\*))*", text.lower(), re.ASCII):
         raise InputError(
             f"size must be written like 8 or 8x12, with extents of at least 1, got '{text:.100}'"
         )
-    extents = tuple(None if part == "*" else int(part) for part in text.lower().split("x"))
-    if ndim is not None and len(extents) not in (1, ndim):
-        raise InputError(f"size must have 1 or {ndim} extents, got '{text:.100}'")
-    return extents if ndim is None else for_axes(extents, ndim)
+    return tuple(None if part == "*" else int(part) for part in text.lower().split("x"))
 
 
 def for_axes(extents: tuple[E, ...], ndim: int) -> tuple[E, ...]:
@@ -37,12 +29,12 @@ def for_axes(extents: tuple[E, ...], ndim: int) -> tuple[E, ...]:
     return extents * ndim if len(extents) == 1 else extents
 
 
-def parse_size(text: str, ndim: int | None = None) -> tuple[int, ...]:
-    """Parse a size: parse_size("8x12") is (8, 12), and parse_size("8", 2) is (8, 8). It raises what
-    `parse_free_size` raises, also if an extent is free."""
+def parse_size(text: str) -> tuple[int, ...]:
+    """Parse a size: parse_size("8x12") is (8, 12). It raises what `parse_free_size` raises, also if an
+    extent is free."""
     if "*" in text:
         raise InputError(f"size must be written like 8 or 8x12, got '{text:.100}'")
-    extents: Any = parse_free_size(text, ndim)
+    extents: Any = parse_free_size(text)
     return extents  # type: ignore[no-any-return]
 
 

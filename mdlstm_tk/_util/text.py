@@ -9,8 +9,8 @@ printable     for people: terminals, logs, error messages, pages and plots
 to_json       for JSON
 shell_quoted  for a command to paste into a shell
 
-`duration` spells a time as people say it, `one_line` a value for an error message, `reason_of` the message
-of another library's exception, and `suggestion` what an unknown word may have meant.
+`duration` spells a time as people say it, `reason_of` the message of another library's exception, and
+`suggestion` what an unknown word may have meant.
 """
 
 from __future__ import annotations
@@ -116,12 +116,6 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     units = (hours, "h"), (minutes, "min"), (0 if hours else seconds, "s")
     return " ".join(f"{number} {unit}" for number, unit in units if number)
-
-
-def one_line(value: object) -> str:
-    """`repr` of a value in one line of moderate length, for error messages."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def _escaped(match: re.Match[str]) -> str:

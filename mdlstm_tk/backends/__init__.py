@@ -11,9 +11,8 @@ run on another. The equations of the cells are defined once, in `mdlstm_tk.cells
 from __future__ import annotations
 
 import importlib
-import time
 import warnings
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from torch import Tensor, version  # not torch or its cuda, whose names are those of modules here
@@ -28,7 +27,7 @@ from mdlstm_tk.inputs import Gradients, SweepInputs, SweepResults
 Backend = Literal["auto", "fused", "torch"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 COMPILERS = {"cpu": "Numba", "cuda": "Triton"}  # by the type of device
-RETRY = 60.0  # seconds after which a compiler that failed is tried again
+_works = set[Device]()  # where kernels have been compiled
 
 
 class Engine(Protocol):
@@ -77,7 +76,7 @@ def choose(backend: str, device: Device) -> Choice:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "torch":
         return Choice("torch", "as asked")
-    problem = _problem(device, int(time.monotonic() / RETRY))
+    problem = _problem(device)
     if problem and backend == "fused":
         raise InputError(f"backend='fused' cannot run this: {problem}; use backend='auto'")
     if problem:
@@ -110,10 +109,10 @@ def _compiled(kind: str) -> Any:
     return importlib.import_module(f"mdlstm_tk.backends.{kind}.sweep")
 
 
-@lru_cache(maxsize=16)
-def _problem(device: Device, period: int) -> str:
-    """Why compiled kernels cannot run on a device, or nothing. A compiler that failed is tried again in the
-    next period of RETRY seconds."""
+def _problem(device: Device) -> str:
+    """Why compiled kernels cannot run on a device, or nothing. A compiler that failed is tried again."""
+    if device in _works:
+        return ""
     if device.type not in COMPILERS:
         return f"fused kernels are for CPUs and NVIDIA GPUs, and x is on {device.type}"
     is_cuda = device.type == "cuda"
@@ -123,4 +122,5 @@ def _problem(device: Device, period: int) -> str:
         _compiled(device.type).try_compiler(device)
     except Exception as error:  # a broken or unsupported version raises anything
         return f"{COMPILERS[device.type]} does not work here ({reason_of(error)})"
+    _works.add(device)
     return ""

@@ -22,7 +22,7 @@ from operator import add
 from typing import Any, Literal, TypeVar, get_args
 
 from mdlstm_tk._util.user_code import not_registered
-from mdlstm_tk.cells.graph import OPERATIONS, Value
+from mdlstm_tk.cells.graph import Value
 from mdlstm_tk.errors import InputError
 
 GateActivation = Literal["sigmoid", "tanh"]
@@ -42,8 +42,7 @@ class Gate:
         activation: "sigmoid", "tanh", or None: the equations get the pre-activation itself.
         start: the value that its bias starts at; gates with tanh start at U(±1/√n) instead.
         role: its purpose, where that matters outside the equations. Networks with a short memory start
-            gates with "forget" nearly closed and those with "leak" nearly open. Peepholes need "input", one
-            "forget" for each axis and "output".
+            gates with "forget" nearly closed and those with "leak" nearly open.
     """
 
     name: str
@@ -67,7 +66,8 @@ class Cell:
         equations: see `register_cell`.
         states: the names of its states beside h.
         recurrent: whether gates see h of the predecessors. If not, there is no recurrent product.
-        functions: how many functions the equations take after gates and states.
+        functions: how many functions the equations take after gates and states; the second one, of graves
+            alone, is that of `record_step`.
     """
 
     name: str
@@ -122,9 +122,10 @@ def register_cell(
       (…, n) each,
     - output_activation, which may be left out: tanh, with layer norm a normalisation before it,
 
-    which returns h and the new states by name. They may use `+ - * /`, numbers, and the functions in
-    `mdlstm_tk.cells`, which are also methods: `exp`, `log`, `sqrt`, `sign`, `maximum`, `minimum`, `tanh`,
-    `sigmoid`, `relu` and `softplus`; and Python's `abs`. torch's functions of these names do the same.
+    which returns h and the new states by name. They may use `+ - * /`, numbers, Python's `abs`, and the
+    methods `exp`, `log`, `sqrt`, `sign`, `maximum`, `minimum`, `tanh`, `sigmoid`, `relu` and `softplus`, or
+    torch's functions of these names. Where two arguments of `maximum` are equal, each gets half of the
+    gradient.
 
     Args:
         name: the name of the cell. A cell that was registered under it before is replaced; layers that
@@ -134,12 +135,11 @@ def register_cell(
         recurrent: whether the gates see h of the predecessors; if not, the layer has no `weight_hh`, and
             sweeps skip the recurrent product.
 
-    Equations that take a fourth argument, output_gate, can have peepholes: (o, c) → o, which adds what the
-    gate with role "output" sees of the new c, and activates it. They call it once, and use o nowhere else.
-
     Raises:
-        InputError: a cell that comes with the package has that name, or the equations fail.
+        InputError: a cell that comes with the package has that name, a name cannot be one, or the equations
+            take another number of arguments. What they raise themselves propagates.
     """
+    from mdlstm_tk.cells.step import record_step
 
     def register(equations: E) -> E:
         if name in BUILT_IN_CELLS and name in _cells:
@@ -151,13 +151,11 @@ def register_cell(
                 f"got {name!r} with {', '.join(names)}"
             )
         functions = len(inspect.signature(equations).parameters) - 2
-        if functions not in (0, 1, 2):
-            raise InputError(
-                f"cell '{name}': equations take gates, states, and one or two functions at most"
-            )
+        if not 0 <= functions <= (2 if name in BUILT_IN_CELLS else 1):
+            raise InputError(f"cell '{name}': equations take gates, states, and maybe output_activation")
         of_axes = cache(lambda ndim: tuple(gates(ndim) if callable(gates) else gates))
         cell = Cell(name, of_axes, equations, names, recurrent, functions)
-        check_cell(cell, 2)
+        record_step(cell, 2)
         _cells[name] = cell
         return equations
 
@@ -178,24 +176,6 @@ def get_cell(name: str) -> Cell:
     if name in _cells:
         return _cells[name]
     raise InputError(not_registered("cell", name, _cells))
-
-
-@cache
-def check_cell(cell: Cell, ndim: int) -> None:
-    """Check that the equations can be recorded for D = `ndim` axes, with peepholes if they can have them.
-
-    Raises:
-        InputError: they cannot.
-    """
-    from mdlstm_tk.cells.step import record_step
-
-    try:
-        record_step(cell, ndim, ["peephole"] if cell.peephole else [])
-    except Exception as error:
-        raise InputError(
-            f"the equations of cell '{cell.name}' cannot be recorded for D = {ndim}: "
-            f"{type(error).__name__}: {error}; they may use numbers and {', '.join(OPERATIONS)}"
-        ) from error
 
 
 def total(terms: Sequence[T]) -> T:

@@ -68,7 +68,7 @@ def graves(
     gates: Values, states: States, output_activation: Activation, output_gate: Callable[..., Value]
 ) -> Results:
     """c = i⊙g + Σ_d f_d⊙c_d ; h = o⊙tanh(c). Graves, Fernández, Schmidhuber 2007. `output_gate` adds the
-    peephole from the new c to o."""
+    peephole from the new c to o, and activates it."""
     i, *f, g, o = gates
     c = i * g + total([f_d * c_d for f_d, c_d in zip(f, states["c"], strict=True)])
     return output_gate(o, c) * output_activation(c), {"c": c}

@@ -129,7 +129,7 @@ class Value:
 
     def __getattr__(self, name: str) -> Callable[..., Value]:
         if name not in OPERATIONS:
-            raise AttributeError(f"a value has no operation '{name}'")
+            raise AttributeError(f"a cell cannot compute '{name}', only {', '.join(OPERATIONS)}")
         return partial(self.graph.apply, name, self)
 
     @classmethod
@@ -137,15 +137,8 @@ class Value:
         """Record `torch.exp(x)` as `x.exp()`. Options of torch's function would be lost."""
         if any(value is not None and value is not False for value in (kwargs or {}).values()):
             raise TypeError(f"'{function.__name__}' takes no options in a cell, got {kwargs}")
-        return record(function.__name__, *args)
-
-
-def record(op: str, *args: Value | float) -> Value:
-    """The result of an operation, of which at least one argument is a value."""
-    values = [arg for arg in args if isinstance(arg, Value)]
-    if not values:
-        raise TypeError(f"'{op}' in a cell needs a value; for numbers alone there is `math`")
-    return values[0].graph.apply(op, *args)
+        graph = next(arg.graph for arg in args if isinstance(arg, Value))
+        return graph.apply(function.__name__, *args)
 
 
 class Graph:
@@ -186,7 +179,8 @@ class Graph:
             TypeError: there is no such operation, or it takes another number of arguments.
         """
         if op not in OPERATIONS or len(arguments) != OPERATIONS[op].arity:
-            raise TypeError(f"a cell cannot compute '{op}' of {len(arguments)} arguments")
+            known = ", ".join(OPERATIONS)
+            raise TypeError(f"a cell cannot compute '{op}' of {len(arguments)} arguments, only {known}")
         args = [self.constant(argument) for argument in arguments]
         if op in ("add", "multiply") and args[0].op == "constant":
             args.reverse()

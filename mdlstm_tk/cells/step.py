@@ -26,7 +26,7 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 from mdlstm_tk.cells.cell import BUILT_IN_CELLS, Cell, get_cell, total
-from mdlstm_tk.cells.graph import Graph, Kernel, Store, Value, gradients, topological_order
+from mdlstm_tk.cells.graph import Graph, Kernel, Store, Value, gradients
 from mdlstm_tk.errors import InputError
 
 Pass = Literal["forward", "backward", "recompute"]
@@ -74,10 +74,6 @@ def record_step(
         present: the names in `CELL_PARAMETERS` of the parameters that are there.
         normalize: how layer norm is recorded, if not in means.
         kind: the pass it is for. What forward has saved is a load of slot "gates".
-
-    Raises:
-        InputError: equations that can have peepholes do not call `output_gate` once, or use that gate
-            elsewhere.
     """
     graph, definitions = Graph(), cell.gates(ndim)
     has_norm = "norm_weight" in present
@@ -104,34 +100,25 @@ def record_step(
         y = y if activation is None else graph.apply(activation, y)
         return graph.load("gates", k, origin=y) if reads_saved else y
 
-    pre_activations, output = list(a), None  # the output gate, if it sees the new c
+    pre_activations, output = list(a), None
     if "peephole" in present:
         peephole = parameters["peephole"]
         (i,), forget, (output,) = (cell.gate_index(role, ndim) for role in ("input", "forget", "output"))
         for d, (c_d, f) in enumerate(zip(previous["c"], forget, strict=True)):
             pre_activations[i] += peephole[d] * c_d
             pre_activations[f] += peephole[ndim + d] * c_d
-    gates = [activated(x, k) for k, x in enumerate(pre_activations)]
-    not_activated = graph.load("output", 0)  # what equations get in place of that gate
-    if output is not None:
-        gates[output] = not_activated
+    gates = [x if k == output else activated(x, k) for k, x in enumerate(pre_activations)]
 
-    def output_gate(gate: Value, c: Value) -> Value:
+    def output_gate(gate: Value, c: Value) -> Value:  # with peepholes it sees the new c
         if output is None:
             return gate
-        if gate is not not_activated or gates[output] is not not_activated:
-            raise InputError("equations must call output_gate once, with the gate whose role is output")
-        gates[output] = activated(a[output] + peephole[2 * ndim] * c, output)
+        gates[output] = activated(gate + peephole[2 * ndim] * c, output)
         return gates[output]
 
     functions = (lambda x: normalized(x, len(definitions)).tanh(), output_gate)[: cell.functions]
     copies = {name: list(rows) for name, rows in previous.items()}  # which equations may change
     h, new = cell.equations(list(gates), copies, *functions)
     results = [graph.constant(value) for value in (h, *(new[name] for name in cell.states))]
-    if output is not None and not_activated in set(topological_order([*results, *gates])):
-        raise InputError(
-            "equations must pass the gate whose role is output to output_gate, and use what it returns"
-        )
     return Step(results[0], results[1:], gates, a, previous, parameters)
 
 

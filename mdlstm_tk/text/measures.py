@@ -1,12 +1,11 @@
-"""Read the lines of a split, and what the report of a run tells of them: intervals, confusions, pages, and
-how honest confidences are."""
+"""Read the lines of a split, and what the report of a run tells of them: intervals, confusions, and how
+honest confidences are."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from html import escape
 from itertools import zip_longest
 from typing import Any
@@ -19,7 +18,7 @@ from torch import nn
 from mdlstm_tk._util.text import printable
 from mdlstm_tk.data.task import SPLITS, Split, Task
 from mdlstm_tk.text.ctc import Decoding, ReadLine, read_logits
-from mdlstm_tk.text.transcribe_training import Edits, count_edits, line_steps, normalise, target_texts
+from mdlstm_tk.text.transcribe_training import count_edits, line_steps, normalise, target_texts
 from mdlstm_tk.training.evaluation import predictor
 
 DRAWS = 4000  # of groups, for an interval
@@ -43,10 +42,6 @@ class Line:
     group: str
     truth: str
     read: ReadLine
-
-    @cached_property
-    def counts(self) -> Edits:
-        return count_edits(self.read.text, self.truth)
 
 
 def evaluate_lines(network: nn.Module, task: Task, split: Split) -> list[Line]:
@@ -79,15 +74,6 @@ def error_interval(
     totals = np.stack([rng.multinomial(len(sums), shares) @ sums for _ in range(DRAWS)])  # (DRAWS, 2)
     low, high = np.quantile(totals[:, 0] / totals[:, 1], [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return float(low), float(high)
-
-
-def page_errors(lines: Iterable[Line]) -> dict[str, tuple[float, int]]:
-    """The character error and the number of lines of each page, the worst page first."""
-    sums = dict[str, Any]()
-    for line in lines:
-        sums[line.group] = sums.get(line.group, 0) + np.array([*line.counts[:2], 1])
-    errors = {page: (float(e / max(n, 1)), int(count)) for page, (e, n, count) in sums.items()}
-    return dict(sorted(errors.items(), key=lambda item: item[1][0], reverse=True))
 
 
 def confusions(lines: Iterable[Line]) -> Counter[tuple[str, str]]:
@@ -131,18 +117,17 @@ def text_sections(network: nn.Module, task: Task) -> str:
     if split is None:
         return ""
     lines = evaluate_lines(network, task, split)
-    pages, bins, groups = page_errors(lines), reliability(lines), [line.group for line in lines]
-    edits, characters, word_edits, words = zip(*(line.counts for line in lines), strict=True)
+    bins, groups = reliability(lines), [line.group for line in lines]
+    counts = (count_edits(line.read.text, line.truth) for line in lines)
+    edits, characters, word_edits, words = zip(*counts, strict=True)
     pairs = {"character error": (edits, characters), "word error": (word_edits, words)}
     ends = {name: error_interval(*pair, groups) for name, pair in pairs.items()}
     intervals = ((name, *both) for name, both in ends.items() if both)
     confused = ((*pair, count) for pair, count in confusions(lines).most_common(MOST_ROWS))
-    worst = [(page, *row) for page, row in pages.items()][: MOST_ROWS if len(pages) < len(lines) else 0]
     error = f"calibration error, the mean distance between the two, {calibration_error(bins):.3f}"
     tables = [
-        _table(f"95 % intervals over {len(pages)} pages or lines", ("error", "from", "to"), intervals),
+        _table(f"95 % intervals over {len({*groups})} pages or lines", ("error", "from", "to"), intervals),
         _table("most frequent confusions", ("truth", "read as", "times"), confused),
-        _table("pages with the most errors", ("page", "character error", "lines"), worst),
         _table(f"confidences; {error}", ("mean confidence", "right", "characters"), bins),
     ]
     return f"<section id='texts'>\n<h2>Texts of the {split} data</h2>\n{''.join(tables)}</section>\n"

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +26,8 @@ from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.states import BoundaryState, line_counts, split_faces
 from mdlstm_tk.sweep import sweep
 
+Tile = tuple[slice, ...]  # of each axis the positions
+
 
 def checkpointed(
     layer: MDLSTM,
@@ -35,7 +36,6 @@ def checkpointed(
     sizes: Sizes | None = None,
     initial_state: Sequence[BoundaryState] | None = None,
     return_state: bool = False,
-    detach_every: int | None = None,
 ) -> Any:
     """Run a layer tile by tile: the result and the gradient of `layer(x)`, with the memory of one tile.
 
@@ -47,7 +47,7 @@ def checkpointed(
     direction. This one keeps only the states that enter tiles, 2·n numbers for each line of positions of a
     tile, and backward sweeps each tile again. So beside x, y and their gradients, it needs the memory of
     those states and of a plain sweep over one tile in one direction. `torch.export`, and with it the export
-    to ONNX, gets the plain sweep, whose gradients are not cut.
+    to ONNX, gets the plain sweep.
 
     Directions run one after another, since each starts from a corner of its own. Stacked layers do, too,
     and what each of them passes to the next stays in memory.
@@ -59,11 +59,6 @@ def checkpointed(
         tile: the extents of a tile in positions of x, or one for all axes; multiples of the layer's
             `window`. They need not divide the grid, and may be larger.
         sizes, initial_state, return_state: as for `layer(x)`.
-        detach_every: k, for truncated back-propagation. Tiles are counted along each axis from 0, beginning
-            at the corner that a direction starts from. Between tiles m - 1 and m states pass always, but
-            gradients pass only if m is no multiple of k: blocks of k tiles along each axis are
-            differentiated as a whole, and the states that enter a block count as given. Gradients of
-            `initial_state`, of final states and between stacked layers are not cut. y is the same.
 
     Returns:
         As `layer(x)`: y, or with `return_state` a pair of y and the final states.
@@ -83,11 +78,7 @@ def checkpointed(
     if torch.compiler.is_exporting():  # one node for each layer, as in every saved graph
         return layer._run(x, sizes, initial_state, return_state, layer._sweep)
     way = _Way(
-        tuple(extent // window for extent, window in pairs),
-        detach_every,
-        layer.merge,
-        layer.backend,
-        layer.recompute,
+        tuple(extent // window for extent, window in pairs), layer.merge, layer.backend, layer.recompute
     )
 
     def sweep_layer(inputs: SweepInputs) -> tuple[Tensor, Tensor]:
@@ -105,59 +96,38 @@ class _Way(NamedTuple):
     """How a layer is swept: the extents of a tile after windows, and what forward found in the layer."""
 
     extents: tuple[int, ...]
-    detach_every: int | None
     merge: str
     backend: str
     recompute: bool
 
 
-class _Tile(NamedTuple):
-    """A part of a grid: for each axis its positions, and the number of tiles before it in the sweep."""
-
-    ranges: tuple[slice, ...]
-    offsets: tuple[int, ...]
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """Its part of a tensor (N, *grid, …), a view."""
-        return tensor[(slice(None), *self.ranges)]
-
-    def starts(self, sizes: Tensor) -> Tensor:
-        """(D,) its first position."""
-        return sizes.new_tensor([positions.start for positions in self.ranges])
-
-    def read(self, front: list[Tensor]) -> Tensor:
-        """The part of a front, one tensor for each axis, that enters the tile or leaves it."""
-        parts = [face[self._lines(d)] for d, face in enumerate(front)]
-        lines = [part.reshape(len(part), prod(part.shape[1:-3]), *part.shape[-3:]) for part in parts]
-        return torch.cat(lines, dim=1)
-
-    def write(self, front: list[Tensor], boundary: Tensor) -> None:
-        """Overwrite this part of a front."""
-        counts = line_counts([positions.stop - positions.start for positions in self.ranges])
-        for d, part in enumerate(boundary.split(counts, dim=1)):
-            target = front[d][self._lines(d)]
-            target.copy_(part.reshape(target.shape))
-
-    def clear(self, front: list[Tensor], d: int, samples: Tensor) -> None:
-        """Put zeros onto its face across axis d, for the `samples` (N,) that are true."""
-        face = front[d][self._lines(d)]
-        face.masked_fill_(samples.view(-1, *[1] * (face.dim() - 1)), 0)
-
-    def _lines(self, d: int) -> tuple[slice, ...]:
-        return (slice(None), *self.ranges[:d], *self.ranges[d + 1 :])
-
-
-def _tiles(inputs: SweepInputs, extents: Sequence[int]) -> list[_Tile]:
+def _tiles(inputs: SweepInputs, extents: Sequence[int]) -> list[Tile]:
     """The tiles of a grid in an order in which a sweep in one direction can visit them. Those at the far
     ends are smaller where the extents do not divide the grid."""
     axes = []
     for total, extent, sign in zip(inputs.grid, extents, inputs.signs, strict=True):
         ranges = [slice(start, min(start + extent, total)) for start in range(0, total, extent)]
-        axes.append(list(enumerate(ranges[::sign])))
-    return [
-        _Tile(tuple(positions for _, positions in axis), tuple(offset for offset, _ in axis))
-        for axis in product(*axes)
-    ]
+        axes.append(ranges[::sign])
+    return list(product(*axes))
+
+
+def _of(tensor: Tensor, tile: Tile) -> Tensor:
+    """The part of a tensor (N, *grid, …) that is a tile, a view."""
+    return tensor[(slice(None), *tile)]
+
+
+def _entering(front: list[Tensor], tile: Tile) -> Tensor:
+    """The part of a front, one tensor for each axis, that enters a tile or leaves it."""
+    parts = [_of(face, (*tile[:d], *tile[d + 1 :])) for d, face in enumerate(front)]
+    return torch.cat([part.unsqueeze(1).flatten(1, -4) for part in parts], dim=1)
+
+
+def _leave(front: list[Tensor], tile: Tile, boundary: Tensor) -> None:
+    """Overwrite this part of a front."""
+    counts = line_counts([positions.stop - positions.start for positions in tile])
+    for d, part in enumerate(boundary.split(counts, dim=1)):
+        target = _of(front[d], (*tile[:d], *tile[d + 1 :]))
+        target.copy_(part.reshape(target.shape))
 
 
 def _one_direction(inputs: SweepInputs) -> Iterator[SweepInputs]:
@@ -168,12 +138,13 @@ def _one_direction(inputs: SweepInputs) -> Iterator[SweepInputs]:
         yield inputs._replace(signs=signs).with_tensors([x, *one, None])
 
 
-def _sweep_tile(way: _Way, inputs: SweepInputs, tile: _Tile, entering: Tensor) -> tuple[Tensor, Tensor]:
+def _sweep_tile(way: _Way, inputs: SweepInputs, tile: Tile, entering: Tensor) -> tuple[Tensor, Tensor]:
     """h (N, *tile, 1, n) of one direction and the states that leave the tile. `inputs` are those of the
     tile, except `sizes`, which are those of the whole grid."""
     sizes = inputs.sizes
     if sizes is not None:
-        sizes = torch.minimum(sizes - tile.starts(sizes), sizes.new_tensor(inputs.grid))
+        starts = sizes.new_tensor([positions.start for positions in tile])
+        sizes = torch.minimum(sizes - starts, sizes.new_tensor(inputs.grid))
         inputs = inputs._replace(sizes=sizes.clamp(min=1))
     h, leaving = sweep(inputs._replace(initial=entering), way.backend, way.recompute)
     assert leaving is not None
@@ -200,10 +171,10 @@ class _Checkpointed(torch.autograd.Function):
         for k, one in enumerate(_one_direction(inputs)):
             front = split_faces(final[:, :, k : k + 1], inputs.grid)
             for tile in _tiles(one, way.extents):
-                entering = tile.read(front)
-                h, leaving = _sweep_tile(way, one._replace(x=tile.of(x)), tile, entering)
-                tile.write(front, leaving)
-                _share(way, tile.of(y), k, units).add_(h.squeeze(-2))
+                entering = _entering(front, tile)
+                h, leaving = _sweep_tile(way, one._replace(x=_of(x, tile)), tile, entering)
+                _leave(front, tile, leaving)
+                _share(way, _of(y, tile), k, units).add_(h.squeeze(-2))
                 if keep:
                     kept.append(entering)
         if way.merge == "mean":
@@ -231,9 +202,9 @@ class _Checkpointed(torch.autograd.Function):
         for k, one in reversed(list(enumerate(_one_direction(inputs)))):
             front = split_faces(dinitial[:, :, k : k + 1], inputs.grid)
             for tile in reversed(_tiles(one, way.extents)):
-                dh = _share(way, tile.of(dy), k, units).unsqueeze(-2)
+                dh = _share(way, _of(dy, tile), k, units).unsqueeze(-2)
                 dh = dh / dirs if way.merge == "mean" else dh
-                part = one._replace(x=tile.of(inputs.x), initial=kept.pop())
+                part = one._replace(x=_of(inputs.x, tile), initial=kept.pop())
                 named = zip(DIFFERENTIABLE, part.tensors, strict=True)
                 leaves = {
                     name: tensor.detach().requires_grad_()
@@ -244,13 +215,12 @@ class _Checkpointed(torch.autograd.Function):
                     again: Any = part._replace(**leaves)  # type: ignore[arg-type]
                     outputs = _sweep_tile(way, again, tile, again.initial)
                 found = torch.autograd.grad(
-                    outputs, list(leaves.values()), (dh, tile.read(front)), materialize_grads=True
+                    outputs, list(leaves.values()), (dh, _entering(front, tile)), materialize_grads=True
                 )
                 gradients = dict(zip(leaves, found, strict=True))
-                tile.write(front, gradients["initial"])
-                _cut_gradients(way, one, tile, front)
+                _leave(front, tile, gradients["initial"])
                 for name, total in sums.items():
-                    target = tile.of(total) if name == "x" else total[k : k + 1]
+                    target = _of(total, tile) if name == "x" else total[k : k + 1]
                     target.add_(gradients[name])
         results = {name: total.to(inputs.x.dtype) for name, total in sums.items()} | {"initial": dinitial}
         return None, None, *(results.get(name) for name in SweepInputs._fields)
@@ -259,20 +229,3 @@ class _Checkpointed(torch.autograd.Function):
 def _share(way: _Way, y: Tensor, direction: int, units: int) -> Tensor:
     """The features of y, or of its gradient, that a direction adds to: a view (…, n)."""
     return y.narrow(-1, direction * units, units) if way.merge == "concat" else y
-
-
-def _cut_gradients(way: _Way, inputs: SweepInputs, tile: _Tile, front: list[Tensor]) -> None:
-    """Let no gradient leave a tile where gradients are cut, of samples that have positions on both sides:
-    states of the others only pass through."""
-    sizes = inputs.sizes
-    reached = torch.ones(len(inputs.x), dtype=torch.bool, device=inputs.x.device)
-    if sizes is not None:
-        sizes = sizes.to(inputs.x.device)
-        reached = (sizes > tile.starts(sizes)).all(dim=1)
-    for d, (offset, positions, sign) in enumerate(
-        zip(tile.offsets, tile.ranges, inputs.signs, strict=True)
-    ):
-        if way.detach_every and offset > 0 and offset % way.detach_every == 0:
-            # From the far end, it comes from where a sample may have ended.
-            both = reached if sizes is None or sign > 0 else reached & (sizes[:, d] > positions.stop)
-            tile.clear(front, d, both)

@@ -27,19 +27,14 @@ from mdlstm_tk._util.text import to_json
 from mdlstm_tk.data.task import SPLITS, Batch, Split, Task
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.training.batches import training_batches
 from mdlstm_tk.training.checkpoint import Checkpoint, State, load_checkpoint, save, start_from
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import Group, join
 from mdlstm_tk.training.evaluation import add_up, evaluate, measures_of, on_device, predict, predictor
 from mdlstm_tk.training.memory import check_memory, keep_freed_memory
-from mdlstm_tk.training.networks import (
-    adam,
-    build_network,
-    columns_per_step,
-    count_parameters,
-    with_windows,
-)
+from mdlstm_tk.training.networks import build_network, columns_per_step, count_parameters, with_windows
 from mdlstm_tk.training.run import Run, new_run, open_run
 from mdlstm_tk.training.tasks import make_task
 
@@ -157,7 +152,7 @@ def _loop(
     on_end: OnEnd | None,
 ) -> dict[str, Any]:
     config, state, higher = start.config, start.state, kind_named(task.spec.kind).higher
-    optimizer = adam(network.to(group.device), config)
+    optimizer = _adam(network.to(group.device), config)
     average = start.restore(network, optimizer)  # of the weights, which is validated and exported
     shown = network if average is None else average
     parallel = DistributedDataParallel(network) if group.size > 1 else network
@@ -214,6 +209,19 @@ def _loop(
                 break
         pace = (state.step - first[0]) / (now - first[1]) if first and now > first[1] else None
         return _conclude(state, task, shown, run, group, pace, on_end)
+
+
+def _adam(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, with weight decay on the recurrent weights of MDLSTM layers only."""
+    layers = (module for module in network.modules() if isinstance(module, MDLSTM))
+    decayed = {p for layer in layers for name, p in layer.named_parameters() if "weight_hh" in name}
+    parameters = sorted(network.parameters(), key=lambda p: p in decayed)  # the order that checkpoints have
+    number = len(parameters) - len(decayed)
+    groups: list[dict[str, Any]] = [
+        {"params": parameters[:number], "weight_decay": 0.0},
+        {"params": parameters[number:], "weight_decay": config.weight_decay},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 
 def _step(

@@ -6,7 +6,6 @@ import ctypes
 import os
 import sys
 from contextlib import suppress
-from math import prod
 from pathlib import Path
 
 import torch
@@ -20,7 +19,6 @@ from mdlstm_tk.training.networks import build_network, count_parameters
 
 WEIGHT_COPIES = 6  # the weights, their average and a copy to write, gradients, two moments
 BACKWARD_FACTOR = 1.3  # of what is kept for backward, for gradients and temporary results
-BATCH_COPIES = 4  # the samples, the distorted ones, the padded batch, and the standardised one
 
 
 def check_memory(config: TrainConfig, task: Task, group: Group) -> None:
@@ -47,9 +45,7 @@ def check_memory(config: TrainConfig, task: Task, group: Group) -> None:
         raise
     except Exception:  # of a network that needs values
         return
-    x_bytes = 4 * samples * task.spec.channels * prod(extents)
-    needed = WEIGHT_COPIES * 4 * count_parameters(network) + BATCH_COPIES * x_bytes
-    needed += int(BACKWARD_FACTOR * sum(kept.values()))
+    needed = WEIGHT_COPIES * 4 * count_parameters(network) + int(BACKWARD_FACTOR * sum(kept.values()))
     is_cuda = group.device.type == "cuda"
     needed *= 1 if is_cuda else group.size
     available = torch.cuda.mem_get_info(group.device)[0] if is_cuda else available_memory()
@@ -64,17 +60,14 @@ def available_memory() -> int | None:
     """Bytes that this process can still get without swapping; None if the system does not tell. In a
     container they are at most what its limit leaves to this process."""
     try:
-        page = os.sysconf("SC_PAGE_SIZE")
-        memory = page * os.sysconf("SC_PHYS_PAGES")
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
-    except (AttributeError, OSError, StopIteration, ValueError):
+    except (OSError, StopIteration, ValueError):
         return None
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):
-            memory = min(memory, int(Path(path).read_text()))
-    return min(free, max(memory - resident, 0))
+    with suppress(OSError, ValueError):
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()) - resident)
+    return max(free, 0)
 
 
 def keep_freed_memory() -> None:

@@ -1,4 +1,4 @@
-"""The network of a configuration, its windows and its optimizer."""
+"""The network of a configuration, and its windows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import nn
 from mdlstm_tk._util.sizes import format_size
 from mdlstm_tk.data.task import Task, TaskSpec
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.models.normalized import Normalized
 from mdlstm_tk.models.registry import create, default_windows, model_options
 from mdlstm_tk.training.config import TrainConfig, parse_windows
@@ -90,19 +89,6 @@ def with_windows(config: TrainConfig, task: Task) -> TrainConfig:
 def columns_per_step(network: nn.Module) -> int | None:
     """The columns of x under one step of the output; None for networks that do not say it."""
     return getattr(getattr(network, "network", network), "columns_per_step", None)
-
-
-def adam(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW, with weight decay on the recurrent weights of MDLSTM layers only."""
-    layers = (module for module in network.modules() if isinstance(module, MDLSTM))
-    decayed = {p for layer in layers for name, p in layer.named_parameters() if "weight_hh" in name}
-    parameters = sorted(network.parameters(), key=lambda p: p in decayed)  # the order that checkpoints have
-    number = len(parameters) - len(decayed)
-    groups: list[dict[str, Any]] = [
-        {"params": parameters[:number], "weight_decay": 0.0},
-        {"params": parameters[number:], "weight_decay": config.weight_decay},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -103,7 +103,7 @@ def new_run(config: TrainConfig, task: Task, folder: str | Path | None, force: b
         force: allow a folder that is not empty.
 
     Raises:
-        InputError: the folder is not empty, or a file.
+        InputError: the folder is not empty.
     """
     if folder is None:
         task_name = "" if config.task == TrainConfig.task else f"{task.spec.name}-"
@@ -116,8 +116,6 @@ def new_run(config: TrainConfig, task: Task, folder: str | Path | None, force: b
             except FileExistsError:
                 continue
     run = Run(folder or "")
-    if run.folder.is_file():
-        raise InputError(f"{folder} is a file, expected a folder for the run; give another one")
     if not force and not is_empty(run.folder):
         raise InputError(
             f"{folder} is not empty; give another folder, or train into it with force (--force)"

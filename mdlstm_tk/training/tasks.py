@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,7 +13,6 @@ from mdlstm_tk.kinds import kind_named, kind_names
 from mdlstm_tk.training.config import TrainConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
-MAX_POSITIONS = 2**24  # of a grid that a task generates
 NETWORK_OPTIONS = ("layers", "cell", "directions", "layer_norm", "windows", "dropout")
 """Settings that not every network has."""
 
@@ -89,8 +87,6 @@ def _entry(name: str) -> Entry:
             is_own = key in settings or (key == "size" and "grid" in settings)
             if not is_own and getattr(config, key) != default:
                 raise InputError(f"{name} has no {key} (--{key}); leave it out")
-        if "grid" in settings and prod(config.grid) > MAX_POSITIONS:
-            raise InputError(f"size {config.size} has more than {MAX_POSITIONS} positions")
         arguments = [kind_named(task.kind) if key == "kind" else getattr(config, key) for key in settings]
         made: Task = task(*arguments, **options)
         return made

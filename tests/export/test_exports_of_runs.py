@@ -13,8 +13,8 @@ import pytest
 import safetensors.torch
 import torch
 from helpers.command import mdlstm, succeed
+from helpers.layouts import write
 from helpers.training import quick, run_in
-from helpers.user_data import write_classes, write_masks
 
 from mdlstm_tk._util.sizes import format_size, parse_free_size
 from mdlstm_tk.data.builtin.diagonal import DiagonalTask
@@ -121,7 +121,7 @@ def test_a_checkpoint_is_exported_and_compared_with_that(trained: Run, tmp_path:
 
 
 def test_a_size_that_no_sample_of_the_run_has_is_refused(tmp_path: Path) -> None:
-    data = write_classes(tmp_path / "data", {"a": 4, "b": 4})
+    data = write(tmp_path / "data", "classify", "folder")
     run = run_in(tmp_path / "run", quick(data, "classify", resize="4x*", steps=1))
     for grid, fitting in (((5, 6), "4x6"), ((5, None), "4x\\*")):
         with pytest.raises(InputError, match=f"resizes every image to 4x.*export the size {fitting},"):
@@ -187,7 +187,9 @@ def test_a_density_model_is_verified(density_model: Path, density_run: Run, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"crop": "4"}, {"resize": "5x*"}], ids=str)
 def test_a_run_of_mixed_sizes_is_exported_for_any_size(settings: dict[str, Any], tmp_path: Path) -> None:
-    run = run_in(tmp_path / "run", quick(write_masks(tmp_path / "data"), "segment", **settings))
+    run = run_in(
+        tmp_path / "run", quick(write(tmp_path / "data", "segment", "folder"), "segment", **settings)
+    )
     assert export_run(run, tmp_path / "m.tiles").metadata.grid is None
     if "resize" not in settings:
         report = export_run(run)

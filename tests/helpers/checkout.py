@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from functools import cache
 from pathlib import Path
@@ -24,24 +23,12 @@ def modules() -> dict[str, Path]:
     return result
 
 
-def copy_checkout(destination: Path, *, symlinks: bool = True) -> Path:
-    """Copy the working tree without what was built in it.
-
-    Args:
-        destination: folder to create.
-        symlinks: False makes each symbolic link a text file that holds its target, as
-            `git clone -c core.symlinks=false` and zip files do.
-    """
+def copy_checkout(destination: Path) -> Path:
+    """Copy the working tree without what was built in it."""
     by_name = shutil.ignore_patterns(*BUILT)
 
     def ignore(folder: str, names: list[str]) -> set[str]:
         environments = {name for name in names if Path(folder, name, "pyvenv.cfg").exists()}
         return environments | by_name(folder, names)
 
-    shutil.copytree(ROOT, destination, symlinks=True, ignore=ignore)
-    for link in (destination / "mdlstm_tk" / folder for folder in FOLDERS[1:]):
-        if not symlinks and link.is_symlink():
-            target = os.readlink(link)
-            link.unlink()
-            link.write_text(target)
-    return destination
+    return Path(shutil.copytree(ROOT, destination, symlinks=True, ignore=ignore))

@@ -27,7 +27,7 @@ def run(layer: MDLSTM, x: Tensor, faces: Faces, sizes: Tensor | None = None) -> 
 
 
 def run_in_parts(
-    layer: MDLSTM, x: Tensor, faces: Faces, cuts: Sequence[Sequence[int]], detach: bool = False
+    layer: MDLSTM, x: Tensor, faces: Faces, cuts: Sequence[Sequence[int]]
 ) -> tuple[Tensor, Faces]:
     """The same, part by part.
 
@@ -35,7 +35,6 @@ def run_in_parts(
         layer: with one direction.
         x, faces: its input and initial states.
         cuts: the places along each axis where the grid is cut.
-        detach: let no gradients pass between parts.
     """
     ndim, signs = layer.ndim, layer.directions[0]
     edges = [[0, *places, extent] for places, extent in zip(cuts, x.shape[1:-1], strict=True)]
@@ -49,8 +48,7 @@ def run_in_parts(
         for k, face in enumerate(faces):
             d = k % ndim
             before = (*part[:d], part[d] - signs[d], *part[d + 1 :])
-            state = leaving[before][k] if before in leaving else face[places[d]]
-            entering.append(state.detach() if detach and before in leaving else state)
+            entering.append(leaving[before][k] if before in leaving else face[places[d]])
         y[(slice(None), *box)], leaving[part] = run(layer, x[(slice(None), *box)], entering)
         for k, state in enumerate(leaving[part]):
             last[k][places[k % ndim]] = state  # of the parts along an axis, the one that is swept last

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from helpers.checkout import ROOT
 from helpers.pages import draw_page
 from helpers.small_models import recogniser
@@ -24,7 +23,6 @@ with pytest.MonkeyPatch.context() as patched:  # no other test sees the networks
     import handwriting
     import learning
     import own_data
-    from contenders import Shape, floor
     from density_tasks import Ising
     from measuring import RESULTS, python, read_rows
 
@@ -60,14 +58,6 @@ def test_a_script_prints_its_table(call: str, tmp_path: Path, monkeypatch: pytes
     assert len(lines) > SCRIPTS[call] or not SCRIPTS[call], printed
 
 
-def test_each_script_is_named_by_a_page_and_each_name_is_one_of_a_script() -> None:
-    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / name for name in ("README.md", "Makefile"))]
-    text = "".join(page.read_text(encoding="utf-8") for page in pages)
-    shared = {"measuring", "contenders"}  # modules that scripts import
-    assert set(re.findall(r"benchmarks/(\w+)\.py", text)) == scripts - shared
-
-
 def shown(page: str, name: str) -> str:
     """What stands between the marks of a table in a page."""
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
@@ -94,25 +84,6 @@ def test_every_number_of_readme_stands_in_the_page_that_it_links() -> None:
         tables = (ROOT / page).read_text(encoding="utf-8")
         for number, worst in re.findall(r"([\d.]+) ?%? \(([\d.]+)\)", text):
             assert f"| {number} ({worst}) |" in tables, (page, number)
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_the_floor_of_a_layer_is_the_products_of_a_sweep(
-    training: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    products, multiply = list[int](), torch.mm
-
-    def mm(a: torch.Tensor, b: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
-        products.append(a.shape[0] * a.shape[1] * b.shape[1])
-        return multiply(a, b, **options)
-
-    step = floor(Shape(3, (4, 5), 2, 7), training, {})
-    monkeypatch.setattr(torch, "mm", mm)
-    step()
-    inputs, recurrent, first = 3 * 20 * 2 * 35, 3 * 20 * 14 * 35, 3 * 14 * 35
-    # The first wavefront has no predecessors, and the gradient of x is not computed.
-    forward = inputs + recurrent - first
-    assert sum(products) == forward + training * (inputs + 2 * recurrent - first)
 
 
 def test_probabilities_and_entropy_of_the_ising_model_are_those_of_an_enumeration() -> None:

@@ -24,7 +24,6 @@ RESULTS: dict[str, tuple[dict[str, Any], Callable[[Any], bool]]] = {  # argument
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", RESULTS)
 def test_an_example_does_what_it_says(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

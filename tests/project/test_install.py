@@ -8,10 +8,8 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-import tomllib
 import venv
 import zipfile
-from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -63,7 +61,12 @@ def test_install_from_a_checkout(editable: bool, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_links_that_arrived_as_text_files_are_one_line_of_advice(tmp_path: Path) -> None:
-    checkout = copy_checkout(tmp_path / "checkout", symlinks=False)
+    """As `git clone -c core.symlinks=false` and zip files leave them."""
+    checkout = copy_checkout(tmp_path / "checkout")
+    for link in (checkout / "mdlstm_tk" / folder for folder in FOLDERS[1:]):
+        target = link.readlink()
+        link.unlink()
+        link.write_text(str(target))
     output = run(sys.executable, "-m", "mdlstm_tk", "--version", cwd=checkout, check=False)
     assert "git clone -c core.symlinks=true" in output.splitlines()[-1]
 
@@ -98,16 +101,3 @@ def test_the_sdist_holds_the_checkout_and_the_wheel_one_package(tmp_path: Path) 
     assert files == {path.as_posix() for path in package}
     relative = [link.partition("#")[0] for link in links if not link.startswith(("https://", "#"))]
     assert len(links) > 10 and all((ROOT / link).is_file() for link in relative)
-
-
-def test_every_dependency_has_one_lower_bound_and_the_citation_this_version() -> None:
-    """`make lowest` installs exactly these bounds."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    versions: dict[str, set[str]] = {}
-    for line in chain(project["dependencies"], *project["optional-dependencies"].values()):
-        match = re.match(r"([\w.-]+)>=([\w.]+)", line)
-        assert match, line
-        versions.setdefault(match[1], set()).add(match[2])
-    assert [name for name, each in versions.items() if len(each) > 1] == []
-    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    assert re.findall(r"^version: \"?([^\"\n]+)", citation, re.MULTILINE) == [__version__]

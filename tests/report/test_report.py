@@ -26,7 +26,6 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.report import draw_comparison, write_report
 from mdlstm_tk.report.examples import SHOWN, WORST, look_at
-from mdlstm_tk.report.plots import draw_curves
 from mdlstm_tk.training import Run, evaluate, load_checkpoint, make_task
 from mdlstm_tk.training.evaluation import add_up, measures_of
 
@@ -220,46 +219,24 @@ def test_a_run_without_held_out_data_or_metrics_has_a_page(tmp_path: Path) -> No
     assert Page(run).images == []
 
 
-def records(losses: list[float], **validation: list[Any]) -> list[dict[str, Any]]:
-    each = [{"step": k, "loss": loss, "lr": 0.1} for k, loss in enumerate(losses, 1)]
-    for name, values in validation.items():
-        for record, value in zip(each, values, strict=False):
-            record.setdefault("validation", {})[name] = value  # type: ignore[attr-defined]
-    return each
-
-
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The figures that are drawn."""
-    found: list[Any] = []
-    monkeypatch.setattr("mdlstm_tk.report.plots._save", lambda figure, path: found.append(figure))
-    return found
-
-
-def test_curves_are_logarithmic_where_their_values_span_more_than_a_decade(figures: list[Any]) -> None:
-    cases = {"wide": [1.0, 0.05], "narrow": [0.014, 0.028], "zero": [1.0, 0.0], "broken": [None, 2.0]}
-    draw_curves(Path("c.png"), "$title$", records([3.0] * 30, **cases))
-    scales = [axis.get_yscale() for axis in figures[0].axes if axis.lines]
-    assert scales == ["linear", "log", "linear", "linear", "linear"]
-    draw_curves(Path("c.png"), "title", records([3.0]))
-    assert len(figures[1].axes) == 1
-
-
 def running_mean(values: Any) -> list[float]:
     """The mean of each value and up to 19 before it."""
     return [values[max(k - 19, 0) : k + 1].mean() for k in range(len(values))]
 
 
-def test_the_networks_of_a_comparison_are_drawn(figures: list[Any], tmp_path: Path) -> None:
+def test_the_networks_of_a_comparison_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And no others, such as those of more seeds from before."""
+    figures: list[Any] = []
+    monkeypatch.setattr("mdlstm_tk.report.plots._save", lambda figure, path: figures.append(figure))
     rng, lengths = np.random.default_rng(0), {"md": (30, 25), "lab/net": (30, 30), "old": (30,)}
     losses = {model: [rng.random(n) for n in counts] for model, counts in lengths.items()}
     for model, seeds in losses.items():
         for seed, values in enumerate(seeds):
             run = Run(tmp_path / f"{model}-{seed}")
             run.folder.mkdir(parents=True)
-            lines = records(values.tolist(), relevant=values.tolist())
-            run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            pairs = enumerate(values.tolist(), 1)
+            records = [{"step": k, "loss": v, "validation": {"relevant": v}} for k, v in pairs]
+            run.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
     losses.pop("old")
     summary = {name: {"hidden": 1, "seconds": [1.0] * 2} for name in losses} | {"k-NN": {"error": [0.5]}}
     (tmp_path / "summary.json").write_text(json.dumps(summary))

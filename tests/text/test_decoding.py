@@ -4,23 +4,95 @@ of Chen and Goodman."""
 from __future__ import annotations
 
 import gzip
-from math import exp, log10
+from collections import Counter, defaultdict
+from functools import cache
+from itertools import product
+from math import exp, log, log10
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.readings import Text, all_texts, alternatives, kneser_ney, random_logits
 
 from mdlstm_tk._util.text_order import MIRRORED, as_searched
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.text import CharacterModel, Decoding, ctc
-from mdlstm_tk.text.character_model import BEGIN, END, UNKNOWN
+from mdlstm_tk.text.character_model import BEGIN, DISCOUNTS, END, UNKNOWN
 from mdlstm_tk.text.ctc import Scorer, log_softmax, posteriors, read_logits, search
 
 LETTERS = {None: "abc", "ltr": "abc", "rtl": "\u05d0\u05d1("}  # as images show them
 LM_TEXTS = ["abba", "aab", "bacc", "cab"]
 UNLIMITED = 10**12
+
+
+Text = tuple[int, ...]
+
+
+def all_texts(log_probs: np.ndarray) -> tuple[dict[Text, float], dict[Text, Any]]:
+    """The probability of every text, and the mean edges of its characters, by all paths."""
+    texts: dict[Text, float] = defaultdict(float)
+    edges: dict[Text, Any] = defaultdict(float)
+    for path in product(range(log_probs.shape[1]), repeat=len(log_probs)):
+        weight = float(np.exp(sum(log_probs[t, k] for t, k in enumerate(path))))
+        padded = (0, *path, 0)
+        starts = [t for t, k in enumerate(path) if k and k != padded[t]]
+        ends = [t + 1 for t, k in enumerate(path) if k and k != padded[t + 2]]
+        text = tuple(path[t] for t in starts)
+        texts[text] += weight
+        edges[text] += weight * np.array([starts, ends]).reshape(2, -1).T
+    return texts, {text: edges[text] / max(weight, 1e-300) for text, weight in texts.items()}
+
+
+def random_logits(seed: int) -> np.ndarray:
+    """Logits (T ≤ 5, up to 3 characters), flat or peaked; a third have outputs that are impossible."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(rng.integers(6), rng.integers(2, 5))) * rng.choice([0.5, 2, 5])
+    if seed % 3 == 0:
+        logits[rng.random(logits.shape) < 0.2] = -np.inf
+        logits[:, rng.integers(logits.shape[1])] = 0
+    return logits
+
+
+def alternatives(text: Text, i: int, outputs: int) -> list[Text]:
+    """The text without its i-th character, and with each character in its place."""
+    return [text[:i] + text[i + 1 :], *((*text[:i], k, *text[i + 1 :]) for k in range(1, outputs))]
+
+
+def kneser_ney(texts: list[str], order: int) -> Any:
+    """log P of a text by interpolated modified Kneser-Ney, slowly."""
+    lines = [(BEGIN, *text, END) for text in texts]
+    raw = Counter(x[k : k + n] for n in range(1, order + 1) for x in lines for k in range(len(x) - n + 1))
+    before = Counter(gram[1:] for gram in raw)
+    vocabulary = {token for line in lines for token in line[1:]} | {UNKNOWN}
+    kept = {g: c if len(g) == order or g[0] == BEGIN else before[g] for g, c in raw.items()}
+    del kept[(BEGIN,)]
+
+    @cache
+    def discounts(n: int) -> tuple[float, ...]:
+        counts = Counter(count for gram, count in kept.items() if len(gram) == n)
+        n1, n2, n3, n4 = (counts[k] for k in (1, 2, 3, 4))
+        if not (n1 and n2 and n3):
+            return DISCOUNTS
+        y = n1 / (n1 + 2 * n2)
+        estimated = (0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
+        return estimated if min(estimated[1:]) > 0 else DISCOUNTS
+
+    @cache
+    def probability(context: tuple[str, ...], token: str) -> float:
+        following = {g[-1]: c for g, c in kept.items() if g[:-1] == context}
+        shorter = probability(context[1:], token) if context else 1 / len(vocabulary)
+        if not following:
+            return shorter
+        discount, count = discounts(len(context) + 1), following.get(token, 0)
+        left = sum(discount[min(c, 3)] for c in following.values())
+        return (count - discount[min(count, 3)] + left * shorter) / sum(following.values())
+
+    def log_prob(text: str) -> float:
+        tokens = (BEGIN, *(c if c in vocabulary else UNKNOWN for c in text), END)
+        starts = ((max(0, k - order + 1), k) for k in range(1, len(tokens)))
+        return sum(log(probability(tokens[start:k], tokens[k])) for start, k in starts)
+
+    return log_prob
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from helpers import readings
-from helpers.readings import check_cut, drawn_layout, drawn_line, found_in, line, marks, page_line
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from mdlstm_tk.errors import InputError
@@ -16,6 +16,86 @@ from mdlstm_tk.text.cutting import cut_line
 from mdlstm_tk.text.distortion import distort_line, distort_page
 from mdlstm_tk.text.geometry import spacing_of
 from mdlstm_tk.text.layout import outlines, reading_order
+from mdlstm_tk.text.line_finding import find_baselines
+from mdlstm_tk.text.pages import PageLine
+
+PAPER, INK, SIZE = 200, 40, 300
+UPRIGHTS = (20, 60, 75, 140)  # columns of the marks in the line, which tell its order
+LENGTH, ABOVE, BELOW = 160, 24, 8
+
+
+def line(left: float, y: float, right: float) -> np.ndarray:
+    return np.array([[left, y], [right, y]], float)
+
+
+def drawn_layout(rng: np.random.Generator) -> list[list[np.ndarray]]:
+    """Regions of a page of 400×400 in the order of reading: a heading above one to three columns of lines,
+    perhaps bent, and a foot that goes on below the last one."""
+    columns, spacing = int(rng.integers(1, 4)), float(rng.uniform(14, 40))
+    width, top = 380 / columns, 20 + spacing
+    regions = list[list[np.ndarray]]()
+    for k in range(columns):
+        count = min(int(rng.integers(2, 9)), int(280 / spacing))
+        ends = 12 + k * width, 12 + (k + 1) * width - 24
+        x, down = np.linspace(*ends, 20), rng.uniform(0, 6)
+        bend = rng.uniform(0, 3) * np.sin(x / 40) + top + down
+        rows = [bend + spacing * (1 + j) for j in range(count)]
+        regions.append([np.stack([x - (j % 2) * (x - ends[0]) / 8, y], 1) for j, y in enumerate(rows)])
+    if columns > 1:
+        regions[0] = [line(12, top, 388)] * int(rng.integers(2)) + regions[0]
+        regions[-1].append(line(12, max(each[:, 1].max() for r in regions for each in r) + spacing, 388))
+    elif len(regions[0]) > 3 and rng.random() < 0.5:
+        regions[0] = [each * (0.8, 1) + (70, 0) for each in regions[0]]
+        regions.insert(0, [line(10, regions[0][2][0, 1], 55)])  # a note in the margin
+    return regions
+
+
+def page_line(baseline: Any = None, polygon: Any = None, reach: Any = None) -> PageLine:
+    arrays = (None if points is None else np.array(points, float) for points in (baseline, polygon))
+    return PageLine("l", "", *arrays, reach)
+
+
+def box(left: float, top: float, right: float, bottom: float) -> list[list[float]]:
+    return [[left, top], [right, top], [right, bottom], [left, bottom]]
+
+
+def turn(degrees: float) -> np.ndarray:
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[cosine, sine], [-sine, cosine]])
+
+
+def drawn_line(degrees: float, radius: float = 1e6, start: Any = (150, 150)) -> tuple[np.ndarray, ...]:
+    """Draw uprights on an arc around a place; returns pixels, baseline and outline."""
+    image = Image.new("L", (SIZE, SIZE), PAPER)
+
+    def at(distance: float, height: float) -> tuple[float, ...]:
+        angle, inner = (distance - LENGTH / 2) / radius, radius + height
+        return tuple((inner * np.sin(angle), radius - inner * np.cos(angle)) @ turn(degrees) + start)
+
+    for column in UPRIGHTS:
+        ImageDraw.Draw(image).line([at(column, 0), at(column, 18)], INK, 4)
+    ends = np.linspace(0, LENGTH, 9)
+    outline = [at(s, ABOVE) for s in ends] + [at(s, -BELOW) for s in ends[::-1]]
+    return np.array(image), np.array([at(s, 0) for s in ends]), np.array(outline)
+
+
+def marks(cut: np.ndarray) -> list[float]:
+    """The columns of the uprights."""
+    dark = (cut[4:-BELOW] < (PAPER + INK) / 2).sum(axis=0) > 6
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], dark.astype(int), [0]])))
+    return [(a + b) / 2 for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def check_cut(cut: np.ndarray, above: float = ABOVE, below: float = BELOW, margin: int = 2) -> None:
+    """Height and width, the places of the marks, and the row of the baseline, on which they end."""
+    np.testing.assert_allclose(cut.shape, (above + below + 2 * margin, LENGTH), atol=6)
+    np.testing.assert_allclose(marks(cut), UPRIGHTS, atol=5)
+    np.testing.assert_allclose(np.flatnonzero((cut < 100).any(axis=1))[-1], margin + above, atol=3)
+
+
+def found_in(maps: np.ndarray) -> list[np.ndarray]:
+    """The baselines that are found in maps of probabilities, in pixels of x."""
+    return find_baselines(np.log(np.clip(maps, 1e-9, 1) / np.clip(1 - maps, 1e-9, 1)), (2, 2))
 
 
 @pytest.mark.parametrize("degrees", [0, 20, -30, 70, 85, 90, -90, 180])
@@ -26,7 +106,7 @@ def test_lines_are_unrolled_along_what_is_known_of_them(degrees: float, radius: 
     pixels, baseline, outline = drawn_line(degrees, radius)
     check_cut(whole := cut_line(pixels, page_line(baseline, outline)))
     shaky = np.repeat(baseline, 5, axis=0) + np.random.default_rng(0).uniform(-1.5, 1.5, (45, 2))
-    assert len(marks(cut_line(pixels, page_line(shaky, outline, (24.0, 8.0))))) == len(readings.UPRIGHTS)
+    assert len(marks(cut_line(pixels, page_line(shaky, outline, (24.0, 8.0))))) == len(UPRIGHTS)
     check_cut(cut := cut_line(pixels, page_line(baseline, outline, (28.0, 9.0))), 28, 9)
     assert abs(cut.shape[0] - 41) <= 1
     other_size = cut_line(pixels, page_line(baseline, outline, (60.0, 20.0)))
@@ -34,8 +114,8 @@ def test_lines_are_unrolled_along_what_is_known_of_them(degrees: float, radius: 
     check_cut(cut_line(pixels, page_line(baseline, None, (24.0, 8.0))))
     if radius == 1e6 and degrees not in (180, -90):  # an axis has no direction
         cut = cut_line(pixels, page_line(None, outline))
-        np.testing.assert_allclose(cut.shape, (readings.ABOVE + readings.BELOW, readings.LENGTH), atol=8)
-        np.testing.assert_allclose(marks(cut), readings.UPRIGHTS, atol=6)
+        np.testing.assert_allclose(cut.shape, (ABOVE + BELOW, LENGTH), atol=8)
+        np.testing.assert_allclose(marks(cut), UPRIGHTS, atol=6)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])
@@ -58,27 +138,27 @@ def test_boxes_are_cut_as_they_are_and_bad_baselines_do_not_decide() -> None:
     pixels, baseline, outline = drawn_line(0)
     level = [[10, 10], [90, 10]]
     nowhere: list[tuple[object, ...]] = [(), (level,), (None, [*level, level[0]])]  # without reach or area
-    nowhere += [(level, readings.box(left, 10, left + 30, 30)) for left in (300, 310)]
+    nowhere += [(level, box(left, 10, left + 30, 30)) for left in (300, 310)]
     for places in nowhere:
         with pytest.raises(InputError):
             cut_line(pixels, page_line(*places))
-    cut = cut_line(pixels, page_line(polygon=readings.box(5, 10, 320, 30)))
+    cut = cut_line(pixels, page_line(polygon=box(5, 10, 320, 30)))
     np.testing.assert_array_equal(cut, pixels[10:30, 5:])
     assert cut.base is None  # which does not keep the page in memory
     scribble = np.random.default_rng(0).integers(60, 240, (2000, 2))
     check_cut(cut := cut_line(pixels, page_line(scribble, outline, (24.0, 8.0))), margin=1)
     np.testing.assert_array_equal(cut, cut_line(pixels, page_line([[300, 300], [300, 300]], outline)))
     below = page_line(baseline + np.array([0, 100]), outline, (24.0, 8.0))
-    np.testing.assert_allclose(marks(cut_line(pixels, below)), readings.UPRIGHTS, atol=3)
+    np.testing.assert_allclose(marks(cut_line(pixels, below)), UPRIGHTS, atol=3)
     pixels, baseline, outline = drawn_line(0, start=(80, 16))  # from the left edge, below the upper one
     cut = cut_line(pixels, page_line(baseline, outline, (24.0, 8.0)))
-    assert cut.shape[0] == 36 and len(marks(cut[8:])) == len(readings.UPRIGHTS)
+    assert cut.shape[0] == 36 and len(marks(cut[8:])) == len(UPRIGHTS)
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_lines_are_found_in_the_order_of_reading_however_the_page_is_turned(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    regions, level = drawn_layout(rng), readings.turn(rng.choice([0, 3, -3, 88, 90, -90, -87]))
+    regions, level = drawn_layout(rng), turn(rng.choice([0, 3, -3, 88, 90, -90, -87]))
     lines = [(each - 200) @ level + 200 for region in regions for each in region]
     found, every = found_in(draw_maps(lines, (200, 200))), [*range(len(lines))]
     pairs = dict(same_lines(found, lines, spacing_of(lines, 400)))

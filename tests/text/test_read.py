@@ -13,18 +13,20 @@ import pytest
 from helpers.command import Result, mdlstm
 from helpers.layouts import save
 from helpers.pages import HEIGHT, alto, check_page, draw_bars, draw_page, read, write_noise, write_texts
-from helpers.readings import any_maps
 from helpers.small_models import classifier, finder, recogniser
 from PIL import Image
 
 from mdlstm_tk.errors import InputError
+from mdlstm_tk.export import export_run
+from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime import Session
-from mdlstm_tk.text import cut_line, find_lines, read_page, read_pages, write_page
+from mdlstm_tk.text import CharacterModel, Decoding, cut_line, find_lines, read_page, read_pages, write_page
+from mdlstm_tk.text.calibration import training_texts
 from mdlstm_tk.text.layout import find_page
 from mdlstm_tk.text.measures import evaluate_lines
 from mdlstm_tk.text.read import draw_overlay
 from mdlstm_tk.text.transcribe_training import target_texts
-from mdlstm_tk.training import Run, load_checkpoint, make_task
+from mdlstm_tk.training import configure, load_checkpoint, make_task, train
 
 # Scores by the mean over the rows of a cut: dark columns are uprights, which are "a", less dark ones bars.
 MARKS = {"weights": np.float32([[40, -40, 0]]), "start": np.float32([-34.4, 22.8, 0])}
@@ -136,12 +138,24 @@ def files(folder: str, pattern: str = "*.*") -> list[str]:
     return sorted(path.as_posix() for path in Path(folder).rglob(pattern))
 
 
-def test_a_trained_recogniser_reads_pages_as_in_training(reader: Run) -> None:
-    """Its file reads, from the XML on, what the network reads of the cuts that it was trained on."""
-    best, folder = load_checkpoint(reader.best), reader.folder.parent
+def test_a_trained_recogniser_reads_pages_as_in_training(tmp_path: Path) -> None:
+    """Its file reads, from the XML on, what the network reads of the cuts that it was trained on. Its run
+    has a language model, and its report what is confused."""
+    for k, texts in enumerate((("ab", "bb a"), ("ba", "a ab"), ("abba", "b"), ("aab", "bab"))):
+        draw_page(Path(f"in/p{k}"), texts)
+    settings = {"resize": "16x*", "hidden": 4, "batch_size": 4, "warmup": 0, "lr": 0.01, "average": 0.0}
+    settings |= {"steps": 60, "evaluate_every": 60, "validation": 0.25, "augment": 0.2, "dropout": 0.0}
+    train(configure(task="transcribe", data="in", **settings), "run")
+    export_run("run", "trained.onnx", form="scan")
+    best = load_checkpoint("run/best.safetensors")
     task = make_task(best.config)
+    assert {*CharacterModel.load("run/lm.arpa.gz").tokens} == {*"".join(training_texts(task))}
+    decoding = Decoding.of(Session("trained.onnx").metadata.more)
+    assert decoding == Decoding.of(best.spec.decoding) != Decoding()
+    section = kind_named("transcribe").sections(best.network(), task, Path("run"))
+    assert "confusions" in section and "<td>b</td>" in section
     task.spec = best.spec  # with the temperatures
-    done = run(f"{folder}/pages -m {folder}/reader.onnx --json")
+    done = run("in -m trained.onnx --json")
     answers = [row for each in json.loads(done.out)["files"] for row in each["answers"]]
     told = {f"{Path(row['file']).name} {row['line']}": row for row in answers}
     lines = evaluate_lines(best.network(), task, "validation")
@@ -240,6 +254,16 @@ def test_what_does_not_go_together_is_refused_and_images_of_pages_are_no_photogr
     for named, found in ((["pages"], ["pages/other.png", *PAGES]), (as_a_shell_does, PAGES[:1])):
         jobs = read_pages(named, "reader.onnx", line_model="baselines.onnx").jobs
         assert [job.source for job in jobs] == found
+
+
+def any_maps(rng: np.random.Generator) -> Any:
+    """Maps at random: noise of any scale, blobs, stripes, tiny and long grids."""
+    shape = tuple(rng.integers(1, (1, 60, 200)[rng.integers(3)] + 1, 2).tolist())
+    y = rng.standard_normal((*shape, 3)) * 10 ** rng.uniform(-2, 3)
+    y = y.cumsum(rng.integers(2)) if rng.uniform() < 0.5 else y
+    if rng.uniform() < 0.3:
+        y[:: rng.integers(1, 9), :: rng.integers(1, 9)] = 100
+    return y.astype(np.float32)
 
 
 def test_no_image_and_no_map_makes_the_search_or_the_picture_fail(monkeypatch: pytest.MonkeyPatch) -> None:

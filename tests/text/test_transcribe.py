@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from helpers.pages import read, transcription, write_lines
-from helpers.readings import SPEC, judged, noisy_lines, sentences
 from helpers.small_models import classifier, recogniser
 from rapidfuzz.distance import Levenshtein
 from torch import nn
@@ -25,12 +25,12 @@ from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.text import CharacterModel, Decoding, calibration, measures, read_lines
 from mdlstm_tk.text.baselines_training import draw_maps
-from mdlstm_tk.text.calibration import LM_FILE, fit_temperature, fit_weights, training_texts
+from mdlstm_tk.text.calibration import LM_FILE, LineLogits, fit_temperature, fit_weights, training_texts
+from mdlstm_tk.text.ctc import read_logits
 from mdlstm_tk.text.digit_strings import DigitStrings
 from mdlstm_tk.text.measures import Line
 from mdlstm_tk.text.networks import normalise_valid, standardise
-from mdlstm_tk.text.transcribe_training import predicted_texts, target_texts
-from mdlstm_tk.training import Run, load_checkpoint, make_task
+from mdlstm_tk.text.transcribe_training import count_edits, predicted_texts, target_texts
 
 KIND, BASELINES = kind_named("transcribe"), kind_named("baselines")
 NOTHING: Any = None  # a spec that does not matter
@@ -122,11 +122,42 @@ def test_errors_intervals_confusions_and_calibration_are_those_of_their_definiti
     assert measures.calibration_error(bins) == pytest.approx((0.2 * 2 + 0.3 * 10) / 12)
 
 
+WORDS = ("le", "chat", "chien", "et", "la", "tache", "cache", "niche", "latin", "chante")
+CLASSES = tuple(sorted({*"".join(WORDS), " "}))
+SPEC = TaskSpec("words", "transcribe", 1, 1 + len(CLASSES), (64, 64), CLASSES)
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, 4)) for _ in range(count)]
+
+
+def noisy_lines(count: int, seed: int, signal: float, scale: float = 1.0) -> list[LineLogits]:
+    """Lines whose logits, divided by `scale`, are the true posteriors of characters seen through noise: one
+    step for each character, and a blank after it."""
+    rng, lines = np.random.default_rng(seed), []
+    for text in sentences(count, seed):
+        logits = np.full((2 * len(text), len(CLASSES) + 1), -40.0)
+        logits[1::2, 0] = 40.0
+        seen = signal * np.eye(len(CLASSES))[[CLASSES.index(c) for c in text]]
+        logits[::2, 1:] = signal * (seen + rng.normal(size=seen.shape))
+        lines.append(LineLogits(scale * logits, text))
+    return lines
+
+
+def judged(lines: Sequence[LineLogits], decoding: Decoding, **options: Any) -> tuple[float, int]:
+    """The expected calibration error of lines that are read with a decoding, and their character errors."""
+    readings = [read_logits(each.logits, CLASSES, decoding, **options) for each in lines]
+    pairs = [Line("", each.visual, reading) for each, reading in zip(lines, readings, strict=True)]
+    error = measures.calibration_error(measures.reliability(pairs))
+    return error, sum(count_edits(pair.read.text, pair.truth).character_edits for pair in pairs)
+
+
 def test_temperatures_undo_a_scale_and_weights_lower_the_errors_of_other_lines() -> None:
     for scale in (0.5, 1.0, 3.0):
-        temperature = fit_temperature(noisy_lines(60, 0, 2.0, scale), SPEC, Decoding())
+        temperature = fit_temperature(noisy_lines(30, 0, 2.0, scale), SPEC, Decoding())
         assert temperature == pytest.approx(scale, rel=0.15)
-        assert judged(noisy_lines(60, 1, 2.0, scale), Decoding(temperature))[0] < 0.05
+        assert judged(noisy_lines(30, 1, 2.0, scale), Decoding(temperature))[0] < 0.05
     lm, lines = CharacterModel.fit(sentences(200, 2)), noisy_lines(40, 3, 1.7)
     decoding = fit_weights(lines, SPEC, lm, Decoding(fit_temperature(lines, SPEC, Decoding())))
     others = noisy_lines(40, 4, 1.7)
@@ -140,16 +171,7 @@ def test_temperatures_undo_a_scale_and_weights_lower_the_errors_of_other_lines()
     assert after < 0.7 * before
 
 
-def test_runs_hold_a_model_of_their_texts_as_they_are_searched_and_a_decoding(
-    reader: Run, tmp_path: Path
-) -> None:
-    best = load_checkpoint(reader.best)
-    task = make_task(best.config)
-    assert {*CharacterModel.load(reader.folder / LM_FILE).tokens} == {*"".join(training_texts(task))}
-    metadata, decoding = Session(reader.folder.parent / "reader.onnx").metadata, best.spec.decoding
-    assert Decoding.of(metadata.more) == Decoding.of(decoding) != Decoding()
-    section = KIND.sections(best.network(), task, reader.folder)
-    assert "confusions" in section and "<td>b</td>" in section
+def test_a_language_model_is_fitted_to_the_texts_of_a_task_as_they_are_searched(tmp_path: Path) -> None:
     made = training_texts(DigitStrings(KIND, 0))  # by the task itself
     assert len(made) > 1000 and {*"".join(made)} == {*"0123456789"}
     x = np.random.default_rng(0).random((2, 8, 40))

@@ -146,13 +146,13 @@ def test_a_run_that_is_stopped_again_and_again_equals_a_whole_one(
         if how == "error":
             with suppress(OSError):
                 _go_on(start, run.folder, fail_after(steps))
-        elif how == "kill":
+        elif how == "kill" and not stops:  # a process takes seconds to load its kernels
             process = fork_server().Process(target=_be_killed, args=(steps, start, run.folder))
             process.start()
             process.join()
-            assert process.exitcode in (0, -signal.SIGKILL)
+            assert process.exitcode == -signal.SIGKILL
         else:
-            number = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}[how]
+            number = signal.SIGTERM if how == "terminate" else signal.SIGINT
             try:
                 _go_on(start, run.folder, fail_after(steps, number))
             except KeyboardInterrupt:
@@ -212,7 +212,9 @@ def test_a_run_that_was_stopped_before_its_first_validation_is_a_run(tmp_path: P
 def test_one_training_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
     config, run = settings_of("diagonal", tmp_path), Run(tmp_path / "run")
 
-    def start_other(*_: Any) -> None:
+    def start_other(state: loop.State, *_: Any) -> None:
+        if state.step not in (1, 9):
+            return
         before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
         with pytest.raises(MDLSTMError):
             train(config, run.folder, force=True)

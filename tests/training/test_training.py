@@ -40,13 +40,11 @@ def test_the_original_task_is_solved(tmp_path: Path) -> None:
     assert records[-1]["validation"]["relevant_32x32"] < 0.01
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_digits_are_learned(precision: str, tmp_path: Path) -> None:
-    config = configure(
-        task="digits", steps=250, hidden=16, evaluate_every=250, precision=precision, augment=0, warmup=20
-    )
+def test_digits_are_learned_in_bfloat16(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"steps": 80, "hidden": 8, "evaluate_every": 80, "warmup": 5, "lr": 0.02}
+    config = configure(task="digits", precision="bf16", augment=0, batch_size=32, **settings)
     result = train(config, tmp_path / "run")
-    assert result["errors"]["error"] < 0.15
+    assert result["errors"]["error"] < 0.5  # 0.9 by chance
     assert result["split"] == "test" and not result["in_sample"]
     assert [*result["outputs"]] == [*"0123456789"]
 
@@ -83,7 +81,7 @@ def test_the_best_weights_are_those_of_the_best_validation(tmp_path: Path) -> No
     content = samples("classify", 30)
     data = write(tmp_path / "data", "classify", "folder", content)
     settings: dict[str, Any] = {"task": "classify", "data": str(data), "validation": 0.4, **SMALL}
-    settings["steps"] = 30
+    settings["steps"] = 15
     for best_by, sign in (("", 1), ("f1_macro", -1), ("balanced_error", 1)):
         run = Run(tmp_path / f"run-{best_by}")
         result = train(configure(**settings, best_by=best_by), run.folder)
@@ -97,7 +95,7 @@ def test_the_best_weights_are_those_of_the_best_validation(tmp_path: Path) -> No
     assert not (tmp_path / "wrong").exists()
     plain = {**settings, "validation": 0, "best_by": "f1_macro"}  # the last weights are the best
     result = train(configure(**plain), tmp_path / "plain")
-    assert (result["step"], result["errors"], result["split"]) == (30, {}, None)
+    assert (result["step"], result["errors"], result["split"]) == (15, {}, None)
 
 
 def test_patience_and_minutes_end_a_training(tmp_path: Path) -> None:

@@ -80,31 +80,22 @@ def cache_folder() -> Path | None:
     """The folder for compiled kernels, which is created if it is missing.
 
     It is a subfolder of `$NUMBA_CACHE_DIR` if that is set. Otherwise it lies, below `mdlstm-tk`, in
-    `$XDG_CACHE_HOME` or `~/.cache`, on macOS in `~/Library/Caches`, on Windows in `%LOCALAPPDATA%`.
+    `$XDG_CACHE_HOME` or `~/.cache`.
 
     Returns:
         An absolute path. None if nothing may be kept on disk: the path that the environment names is not
         absolute, there is no home folder, the folder cannot be created, or others may write to it.
     """
-    base = _base()
-    if base is None or not base.is_absolute():
-        return None
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):  # there is no home folder
+        caches = os.environ.get("XDG_CACHE_HOME")
+        base = Path(os.environ.get(VARIABLE) or Path(caches or Path.home() / ".cache", "mdlstm-tk"))
+        if not base.is_absolute():
+            return None
         base.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = base / SUBFOLDER
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder if _is_private(folder) and os.access(folder, os.W_OK | os.X_OK) else None
     return None
-
-
-def _base() -> Path | None:
-    if path := os.environ.get(VARIABLE):
-        return Path(path)
-    caches = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
-    if not caches and sys.platform != "win32":
-        with suppress(RuntimeError):  # no home folder
-            caches = str(Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache"))
-    return Path(caches, "mdlstm-tk") if caches else None
 
 
 def _is_private(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""A register-blocked matrix product for Numba, and a permutation that joins weights for it.
+"""A register-blocked matrix product for Numba.
 
 It has no call overhead, works on blocks that are still in cache, and is as fast as BLAS or faster
 (`benchmarks/bench.py`).
@@ -17,7 +17,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from mdlstm_tk.backends.cpu import simd
-from mdlstm_tk.backends.cpu.intrinsics import INT32, pointer_to
+from mdlstm_tk.backends.cpu.intrinsics import pointer_to
 from mdlstm_tk.backends.cpu.simd import I64, Pointer, Vector, vector_loop
 
 ZERO: Any = None  # 0 in the dtype; each compiled version has its own value
@@ -110,15 +110,3 @@ def _tile(
         with otherwise:
             for target, new in zip(targets, new_sums, strict=True):
                 target.store(new)
-
-
-def place(values, index, packed, count, is_reverse):  # type: ignore[no-untyped-def]
-    """Write values[i] to packed[index[i]], or the reverse. Compiled as a C function; `index` is the address
-    of int32, and those of `values` and `packed` are of the dtype."""
-    rows, columns, places = pointer_to(ZERO, values), pointer_to(ZERO, packed), pointer_to(INT32, index)
-    if is_reverse:
-        for i in range(count):
-            rows[i] = columns[places[i]]
-    else:
-        for i in range(count):
-            columns[places[i]] = rows[i]

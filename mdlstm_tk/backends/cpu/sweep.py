@@ -15,7 +15,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from array import array
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from math import isqrt, prod
@@ -87,15 +86,12 @@ def backward(
     _run(plan, inputs, front=dfront, dx=dx, sums=sums, grad=_plain(grad), **saved)
     gradients: Gradients = {}
     if sums is not None:
-        total = _total(sums)
-        for name, index in plan.places["sums"].items():
-            if (like := getattr(inputs, name)) is not None:
-                gradients[name] = gradient = like.new_empty(like.shape)
-                plan.place(gradient.data_ptr(), address(index), total.data_ptr(), len(index), 1)
+        total, end = _total(sums), layout.depth * layout.padded
+        parts = _parts(total[:, :end].unflatten(1, (layout.depth, layout.padded)), inputs)
         if layout.parameter_count:
-            rows = total[:, layout.depth * layout.padded :][:, : layout.parameter_count]
-            parts = inputs.split_cell_parameters(rows.unflatten(1, (-1, layout.units)))
-            gradients |= {name: _copy(part) for name, part in parts.items()}
+            rows = total[:, end : end + layout.parameter_count].unflatten(1, (-1, layout.units))
+            parts |= inputs.split_cell_parameters(rows)
+        gradients |= {name: _copy(part) for name, part in parts.items()}
     if dx is not None:
         gradients["x"] = _total(dx)
     gradients = {name: None if g is None else _rounded(g, dtype) for name, g in gradients.items()}
@@ -108,15 +104,12 @@ class Plan(NamedTuple):
     """Everything about a sweep that depends only on shapes."""
 
     kernel: Any  # the compiled function of a job
-    place: Any  # the compiled function `matmul.place`
     cell: int  # address of a compiled function
     matmul: int  # the same
     layout: Layout  # what all jobs share
     layout_address: int
     jobs: Jobs
-    packed: tuple[str, ...]  # the arrays of weights that the pass reads
-    places: dict[str, dict[str, array[int]]]  # where the numbers of each weight are in them, and in sums
-    counts: dict[str, int]  # how many numbers the kernel takes each array for
+    weights: tuple[str, ...]  # the arrays of joined weights that the pass reads
     memory: Any  # what the layout holds addresses of, and its record
 
 
@@ -221,58 +214,17 @@ def _make_plan(
         **offsets,
     )
     record = words(layout)
-    of_x, of_h = layout.places * channels, layout.places * dirs * units
-    of_boundary = batch * layout.lines * dirs * (1 + states) * units
-    counts = {
-        "x": of_x,
-        "parameters": dirs * parameter_count,
-        "weights": dirs * depth * padded,
-        "front": of_boundary,
-        "output": of_h,
-        "gates": dirs * layout.places * gate_dim,
-        "states": of_h * states,
-        "scratch": len(jobs.lanes) * scratch,
-        "grad": of_h,
-        "initial": of_boundary,
-        "weights_t": dirs * gate_dim * t_padded,
-        "dx": jobs.dx * of_x,
-        "sums": jobs.sums * dirs * sums_size,
-    }
-    packed = {"forward": ("weights",), "backward": ("weights_t",), "recompute": ("weights", "weights_t")}
-    parts = ("weight_ih", hidden_dim, 1, channels), ("weight_hh", 0, ndim, units)
-    joined, bias = parts[: 1 + cell.recurrent], ("bias", depth - 1, 1, 1)
-    places = {
-        "weights": _places(dirs, gate_dim, (*joined, bias), (depth * padded, padded, 1)),
-        "weights_t": _places(dirs, gate_dim, joined, (gate_dim * t_padded, 1, t_padded)),
-        "sums": _places(dirs, gate_dim, (*joined, bias), (sums_size, padded, 1)),
-    }
+    joined = {"forward": ("weights",), "backward": ("weights_t",), "recompute": ("weights", "weights_t")}
     return Plan(
         kernel=_generic(kernels.forward if is_forward else kernels.backward, dtype).ctypes,
-        place=_generic(matmul.place, dtype).ctypes,
         cell=_cell(kind, cell, ndim, present, dtype).address,
         matmul=_generic(matmul.matmul, dtype).address,
         layout=layout,
         layout_address=address(record),
         jobs=jobs,
-        packed=packed[kind],
-        places=places,
-        counts=counts,
+        weights=joined[kind],
         memory=(record, line_table, steps),
     )
-
-
-@lru_cache(maxsize=64)
-def _places(
-    dirs: int, gate_dim: int, parts: tuple[tuple[str, int, int, int], ...], strides: tuple[int, int, int]
-) -> dict[str, array[int]]:
-    """Where the numbers of each weight are in an array (dirs, K, G·n) with these strides, as int32; of a
-    weight `parts` has the first row, the axes, and the rows of each."""
-    places = {}
-    for name, first, axes, length in parts:
-        k, d, column, j = np.ogrid[:dirs, :axes, :gate_dim, :length]
-        table = k * strides[0] + (first + d * length + j) * strides[1] + column * strides[2]
-        places[name] = array("i", table.astype(np.int32).tobytes())
-    return places
 
 
 @cache
@@ -294,39 +246,51 @@ def try_compiler(device: torch.device) -> None:
     """See `Engine`: compile a kernel that every sweep needs anyway."""
     if config.DISABLE_JIT:
         raise InputError("the environment variable NUMBA_DISABLE_JIT is set, unset it")
-    _generic(matmul.place, "float32")
+    _generic(matmul.matmul, "float32")
 
 
 def _run(plan: Plan, inputs: SweepInputs, **arrays: Tensor | None) -> None:
-    """Pack the weights, and run all jobs of a sweep.
+    """Join the weights, and run all jobs of a sweep.
 
     Args:
         plan, inputs: of the sweep.
-        arrays: those of `Plan.counts` that this pass has.
+        arrays: those of `Arrays` that this pass has, beside x, parameters, weights and scratch.
     """
-    x, counts = inputs.x, plan.counts
+    x, layout = inputs.x, plan.layout
     arrays |= {"x": x, "parameters": inputs.cell_parameters()}
-    pointers = {name: _pointer(name, tensor, x.dtype, counts[name]) for name, tensor in arrays.items()}
-    own = x.new_empty(sum(counts[name] for name in (*plan.packed, "scratch")))
     # Zeros beside the weights: where there is no b, and in the last columns of whole vectors. Products with
     # the subnormal numbers that memory may hold are slow.
-    ctypes.memset(own.data_ptr(), 0, own.nbytes - counts["scratch"] * x.itemsize)
-    start = own.data_ptr()
-    for name in plan.packed:
-        for weight, index in plan.places[name].items():
-            if (values := getattr(inputs, weight)) is not None:
-                source = _pointer(weight, values, x.dtype, len(index))
-                plan.place(source, address(index), start, len(index), 0)
-        pointers[name] = start
-        start += counts[name] * x.itemsize
-    pointers["scratch"] = start
+    shapes = {
+        "weights": (layout.dirs, layout.depth, layout.padded),
+        "weights_t": (layout.dirs, layout.gate_dim, layout.t_padded),
+    }
+    for name in plan.weights:
+        arrays[name] = weights = _zeros(x, shapes[name])
+        parts = _parts(weights if name == "weights" else weights.mT[:, : layout.depth - 1], inputs)
+        for weight, part in parts.items():
+            np.copyto(part.numpy(), getattr(inputs, weight).detach().numpy())
+    arrays["scratch"] = x.new_empty(len(plan.jobs.lanes) * layout.scratch)
+    pointers = {name: 0 if t is None else _pointer(t) for name, t in arrays.items()}
     record = words(Arrays(plan.cell, plan.matmul, **pointers))
     kernel, arrays_address, layout_address = plan.kernel, address(record), plan.layout_address
 
     def run(job: int) -> None:
         kernel(arrays_address, layout_address, job)
 
-    run_lanes(run, plan.jobs.lanes, plan.jobs.order, (plan, record, arrays, own))
+    run_lanes(run, plan.jobs.lanes, plan.jobs.order, (plan, record, arrays))
+
+
+def _parts(joined: Tensor, inputs: SweepInputs) -> dict[str, Tensor]:
+    """Where the weights are in an array (dirs, K, G·n), or (dirs, K − 1, G·n) without b: views of it."""
+    (_, gate_dim, channels), ndim, units = inputs.weight_ih.shape, inputs.ndim, inputs.units
+    hidden_dim = 0 if inputs.weight_hh is None else ndim * units
+    columns = joined[..., :gate_dim]
+    parts = {"weight_ih": columns[:, hidden_dim : hidden_dim + channels].mT}
+    if inputs.weight_hh is not None:
+        parts["weight_hh"] = columns[:, :hidden_dim].unflatten(1, (ndim, units)).mT
+    if inputs.bias is not None and columns.shape[1] > hidden_dim + channels:
+        parts["bias"] = columns[:, -1]
+    return parts
 
 
 def _front(inputs: SweepInputs, plan: Plan, start: Tensor | None) -> Tensor | None:
@@ -346,31 +310,22 @@ def _converted(inputs: SweepInputs) -> SweepInputs:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """The tensor as kernels read it: contiguous, in float32 or float64."""
+    """The tensor as kernels read it: contiguous, in float32 or float64, without a negative bit."""
     if tensor.dtype in (torch.float16, torch.bfloat16):
         tensor = tensor.float()
-    return tensor if tensor.is_contiguous() else tensor.contiguous()
+    return tensor.contiguous().resolve_neg()
 
 
-def _pointer(name: str, tensor: Tensor | None, dtype: torch.dtype, count: int) -> int:
-    """The address of a tensor, which kernels take for that of `count` numbers in `dtype`; 0 for None.
+def _pointer(tensor: Tensor) -> int:
+    """The address of a tensor's memory.
 
     Raises:
-        InputError: it is something else, such as a subclass that wraps tensors and has no memory.
+        InputError: it has none, as a subclass that wraps other tensors.
     """
-    if tensor is None:
-        return 0
-    is_plain = (
-        tensor.is_cpu and tensor.layout == torch.strided and tensor.is_contiguous() and not tensor.is_neg()
-    )
-    if is_plain and tensor.dtype == dtype and tensor.numel() == count:
-        start = tensor.data_ptr()
-        if start or not count:
-            return start
-    raise InputError(
-        f"{name} must be a plain tensor on the CPU of {count} numbers in {dtype}, got "
-        f"{type(tensor).__name__} of shape {tuple(tensor.shape)} in {tensor.dtype} on {tensor.device}"
-    )
+    start = tensor.data_ptr()
+    if not start and tensor.numel():
+        raise InputError(f"kernels cannot read the memory of a {type(tensor).__name__}")
+    return start
 
 
 def _rounded(result: Tensor, dtype: torch.dtype) -> Tensor:
@@ -404,19 +359,12 @@ def _zeros(like: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _copy(tensor: Tensor) -> Tensor:
     """A contiguous copy."""
-    copied = tensor.new_empty(tensor.shape)
-    np.copyto(copied.numpy(), tensor.detach().numpy())
-    return copied
+    return torch.from_numpy(tensor.detach().numpy().copy())
 
 
 def _total(parts: Tensor) -> Tensor:
-    """The sum of parts[0], parts[1], …, in memory of its own, which keeps no parts alive."""
-    if len(parts) == 1:
-        return parts[0]
-    result, (first, *others) = parts.new_empty(parts.shape[1:]), parts.numpy()
-    for other in others:
-        first = np.add(first, other, out=result.numpy())
-    return result
+    """The sum of parts[0], parts[1], …, one after another."""
+    return parts[0] if len(parts) == 1 else torch.from_numpy(parts.numpy().sum(axis=0))
 
 
 def _whole_lines(count: int) -> int:

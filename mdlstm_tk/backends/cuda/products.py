@@ -24,7 +24,7 @@ def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     dtype = state_dtype(a)
     if a.dtype == dtype:
         return torch.bmm(a, b, out=out)
-    if a.is_cuda and torch.version.hip is None:
+    if a.is_cuda:
         return torch.bmm(a, b, out_dtype=dtype, out=out)
     return torch.bmm(a.to(dtype), b.to(dtype), out=out)
 

@@ -22,7 +22,6 @@ from torch import Tensor
 from mdlstm_tk.backends.cuda.codegen import get_kernel
 from mdlstm_tk.backends.cuda.products import gather_hidden, input_gradients, multiply
 from mdlstm_tk.cells.step import Pass, reads_hidden
-from mdlstm_tk.errors import InputError
 from mdlstm_tk.inputs import Gradients, SweepInputs, SweepResults, without_autocast
 from mdlstm_tk.states import boundary_rows, from_boundary_rows
 from mdlstm_tk.wavefront import SweepRows, sweep_rows, visited
@@ -172,8 +171,6 @@ class _Launcher:
     """
 
     def __init__(self, pass_kind: Pass, inputs: SweepInputs, rows: SweepRows) -> None:
-        if inputs.sizes is not None and inputs.sizes.device.type != "cpu":
-            raise InputError("sizes must be on the CPU while a CUDA graph is captured: a sweep reads them")
         cell, ndim, units = inputs.cell, inputs.ndim, inputs.units
         self.kernel = get_kernel(pass_kind, cell, ndim, inputs.present)
         self.reads_h = reads_hidden(cell, ndim)
