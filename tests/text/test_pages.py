@@ -118,7 +118,8 @@ def test_damaged_and_hostile_pages_are_refused_in_one_line(case: str, tmp_path: 
         read_text(tmp_path, DAMAGED[case])
     message = str(error.value)
     assert "\n" not in message and "told" not in message and len(message) < 500
-    assert (head_of(tmp_path / "a.xml")[0] == "alto") == DAMAGED[case].startswith("<?xml")  # it ends, too
+    known = head_of(tmp_path / "a.xml")[0] == "alto"  # it ends, too
+    assert case == "a bomb" or known == DAMAGED[case].startswith("<?xml")  # libxml2 may refuse a bomb sooner
 
 
 def test_the_image_lies_beside_the_page_or_above_it_and_is_upright(tmp_path: Path) -> None:
