@@ -24,8 +24,8 @@ from mdlstm_tk.export.capture import OPSET, capture
 from mdlstm_tk.export.inputs import Inputs
 from mdlstm_tk.export.lowering.graph import Graph, Value, rename
 from mdlstm_tk.export.lowering.lower import lower
-from mdlstm_tk.export.lowering.scan import write_scan
 from mdlstm_tk.export.lowering.step import Sweep, parameters_of
+from mdlstm_tk.export.lowering.write import write_sweep
 from mdlstm_tk.export.network import Network
 from mdlstm_tk.export.report import ExportReport, check_onnx
 from mdlstm_tk.io.metadata import Extents, Metadata
@@ -259,7 +259,7 @@ def _add_sweep(model: onnx.ModelProto, level: _Level, dir_idx: int) -> None:
         cell=layer.definition,
         initial=graph.concat(joined, axis=1),  # (N, F, 1, 1 + S, n)
     )
-    h, final = write_scan(graph, sweep)
+    h, final = write_sweep(graph, sweep)
     part = graph("Squeeze", _apply_after(graph, level, dir_idx, h), graph.integers(-2))
     results, leaving = [part], [final]
     if ndim > 1:

@@ -1,10 +1,11 @@
 """From sweeps as single nodes to standard ONNX operators.
 
 lower.py      replaces each node of a captured model that is a sweep
-unrolled.py   one way to write a sweep: every wavefront written out, for one grid
-scan.py       the other way: one ONNX Scan over the wavefronts, for one grid or for any
-tables.py     the index tables of scans
-faces.py      initial and final states of scans
-step.py       the cell's recorded step on the rows of one wavefront, which both forms share
-graph.py      the builders that all of them write nodes and loops with
+write.py      a sweep, wavefront by wavefront
+scan.py       one form of this loop: one Scan of ONNX, for any grid
+unrolled.py   the other form: every wavefront written out, for one grid
+tables.py     the index tables of the loop
+faces.py      its initial and final states
+step.py       the cell's recorded step on the rows of one wavefront
+graph.py      the builder that all of them write nodes with
 """

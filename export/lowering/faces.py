@@ -1,4 +1,4 @@
-"""Initial and final states of a sweep in the scan form, for any grid and one direction.
+"""Initial and final states of a sweep in one direction.
 
 States are (N, F, 1, 1 + S, n), as in `mdlstm_tk.states`. On one axis they are those that the
 loop starts and ends with. On two axes, each iteration gets the two lines of faces at which the next
@@ -14,7 +14,7 @@ from __future__ import annotations
 from functools import reduce
 from operator import mul
 
-from mdlstm_tk.export.lowering.graph import END, Graph, Value
+from mdlstm_tk.export.lowering.graph import Graph, Value
 from mdlstm_tk.export.lowering.step import STATE_DTYPE, Rows, Sweep
 from mdlstm_tk.export.lowering.tables import ScanTables, mirrored
 
@@ -30,8 +30,8 @@ class Faces:
         self.graph, self.sweep, self.tables = graph, sweep, tables
         ndim = len(sweep.grid)
         self.are_rows = ndim == 2
-        self.grid = graph("Shape", sweep.x, start=1, end=1 + ndim)  # (D,)
-        self.extents = [graph("Shape", sweep.x, start=1 + d, end=2 + d) for d in range(ndim)]  # (1,)
+        self.extents = tables.extents
+        self.grid = graph.concat(self.extents, axis=0)  # (D,)
         self.counts = [  # F_d of each axis, (1,)
             reduce(mul, [*self.extents[:d], *self.extents[d + 1 :]], graph.integers(1)) for d in range(ndim)
         ]
@@ -52,7 +52,7 @@ class Faces:
                 self._line(d, graph("Min", times, count - graph.integers(1)))
                 for d, count in enumerate(self.counts)
             ]
-            self.entering_rows = [
+            self.entering = [
                 [
                     graph("Gather", face, graph("Unsqueeze", line, graph.integers(1)), axis=0)
                     for face, line in zip(faces, lines, strict=True)
@@ -71,23 +71,21 @@ class Faces:
             )
         missing = graph("Pad", tables.state_rows - graph.integers(2), graph.integers(3, 2))
         states = []
-        for faces in self.entering_rows:
+        for faces in self.entering:
             at_first = [graph("Gather", face, graph.scalar(0), axis=0) for face in faces]
             states.append(graph("Pad", graph.concat(at_first, axis=0), missing))
         return states
 
-    def entering(self, part: int) -> list[Value]:
-        """On two axes: for each axis the row that enters at the next wavefront, (T, 1, N, features)."""
-        return [self.graph.slice(face, 1, END) for face in self.entering_rows[part]]
+    def ends(self, graph: Graph, states: Value) -> Value:
+        """The rows of the first and the last position of a wavefront."""
+        return graph("Gather", states, graph.integers(0, -1), axis=0)
 
-    def at_positions(self, d: int, part: int) -> Value:
-        """On three and more axes: (T, K_max, N, features), the states that enter along axis d at each
-        position; zero where it has a predecessor."""
+    def padded(self, d: int, part: int) -> Value:
+        """On three and more axes: (1 + F_d, N, features), a row of zeros, and the states of face d."""
         graph = self.graph
-        padded = graph("Pad", self.parts[part][d], graph.integers(1, 0, 0, 0, 0, 0))
-        return graph("Gather", padded, self.lines[d], axis=0)
+        return graph("Pad", self.parts[part][d], graph.integers(1, 0, 0, 0, 0, 0))
 
-    def final(self, h: Value, states: Value | None) -> Value:
+    def final(self, h: Value, states: Value | None, output_rows: Value) -> Value:
         """(N, F, 1, 1 + S, n), the final states.
 
         Args:
@@ -95,6 +93,7 @@ class Faces:
             states: those beside h, None if the cell has none: on one axis after the last wavefront,
                 (1, N, features); on two axes at the first and the last position of each wavefront,
                 (T, 2, N, features); on more at all positions, (T, L, N, features).
+            output_rows: (P, 1) the row of each flat position in these.
         """
         graph, units = self.graph, self.sweep.units
         exits = self._exit_positions()
@@ -103,9 +102,9 @@ class Faces:
             last = graph.cast(last, STATE_DTYPE)
         if states is not None:
             if len(self.extents) > 1:
-                features = graph("Shape", states, start=2)
+                features = graph("Shape", states, start=-2)
                 flat = graph("Reshape", states, graph.concat([graph.integers(-1), features], axis=0))
-                states = graph("Gather", flat, self._exit_rows(exits), axis=0)
+                states = graph("Gather", flat, self._exit_rows(exits, output_rows), axis=0)
             others = graph("Transpose", states, perm=[1, 0, 2])  # (N, F, S·n)
             last = graph.concat([graph.reshape(last, 0, 0, units), others], axis=-1)
         return graph.reshape(last, 0, 0, 1, -1, units)
@@ -136,11 +135,11 @@ class Faces:
             faces.append(graph.reshape(face, -1))
         return graph.concat(faces, axis=0)
 
-    def _exit_rows(self, exits: Value) -> Value:
+    def _exit_rows(self, exits: Value, output_rows: Value) -> Value:
         """(F,) for each line the row of its last position in the states of all wavefronts, see `final`."""
         graph = self.graph
         if not self.are_rows:
-            rows = graph("Squeeze", self.tables.output_rows, graph.integers(1))  # (P,)
+            rows = graph("Squeeze", output_rows, graph.integers(1))  # (P,)
             return graph("Gather", rows, exits)
         # Line k of face 0 leaves with the last position of wavefront H − 1 + k, line k of face 1 with the
         # first one of W − 1 + k.

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 Shape = Sequence[int | None]
 END = 2**31 - 1  # as the end of a slice: up to the last position
@@ -43,7 +44,8 @@ class Value:
 class Graph:
     """The nodes and constants of a graph, in the order in which they were added.
 
-    Constants with the same content are stored once. Operators are those of opset 18.
+    Constants with the same content are stored once, and what is computed of integer constants alone is one.
+    Operators are those of opset 18.
 
     Args:
         prefix: first part of the name of everything that is added.
@@ -58,6 +60,7 @@ class Graph:
         self._outer = outer
         self._name_count = 0
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
+        self._arrays: dict[str, np.ndarray] = {}
 
     def add_input(self, name: str, dtype: np.dtype[Any], *shape: int | None) -> Value:
         """Add an input to a body; None stands for an extent that is not known."""
@@ -83,6 +86,10 @@ class Graph:
             declared.append(_value_info(output, dtype, shape))
         return helper.make_graph(self.nodes, name, self.inputs, declared)
 
+    def within(self, name: str) -> Graph:
+        """An empty body for an operator of this graph."""
+        return Graph(f"{self._prefix}/{name}", self)
+
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
         """Append `name` to the prefix of everything that is added inside the `with` block."""
@@ -101,9 +108,12 @@ class Graph:
         """Add a node with several outputs, and return them."""
         name = self._unique_name(op)
         names = [name if outputs == 1 else f"{name}_{k}" for k in range(outputs)]
-        self.nodes.append(
-            helper.make_node(op, [value.name for value in inputs], names, name=name, **attributes)
-        )
+        node = helper.make_node(op, [value.name for value in inputs], names, name=name, **attributes)
+        arrays = {value.name: array for value in inputs if (array := self.array(value)) is not None}
+        if len(arrays) == len({*node.input}) and all(a.dtype.kind in "ib" for a in arrays.values()):
+            results: Any = ReferenceEvaluator(node).run(None, arrays)
+            return [self.constant(result) for result in results]
+        self.nodes.append(node)
         return [Value(self, output) for output in names]
 
     def constant(self, array: Any) -> Value:
@@ -115,8 +125,12 @@ class Graph:
         if key not in self._constants:
             name = self._unique_name("constant")
             self.initializers.append(numpy_helper.from_array(array, name))
-            self._constants[key] = Value(self, name)
+            self._constants[key], self._arrays[name] = Value(self, name), array
         return self._constants[key]
+
+    def array(self, value: Value) -> np.ndarray | None:
+        """The content of a constant; None for other values."""
+        return self._arrays.get(value.name)
 
     def operand(self, number: Value | float) -> Value:
         """A number as a float32 constant; a value as it is."""
@@ -161,52 +175,6 @@ class Graph:
     def _unique_name(self, kind: str) -> str:
         self._name_count += 1
         return f"{self._prefix}/{kind}_{self._name_count}"
-
-
-class Loop:
-    """A Scan under construction: its body, and the values outside that enter it.
-
-    Everything that is carried from one iteration to the next is declared before what each iteration gets.
-    """
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph, self.body = graph, Graph(f"{graph._prefix}/body", graph)
-        self._carried: list[tuple[Value, np.dtype[Any], Shape]] = []  # initial values
-        self._scanned: list[Value] = []
-
-    def carry(self, name: str, initial: Value, dtype: np.dtype[Any], *shape: int | None) -> Value:
-        """A value in the body that goes from one iteration to the next, and is `initial` in the first."""
-        assert not self._scanned, "carry before scan"
-        self._carried.append((initial, dtype, shape))
-        return self.body.add_input(name, dtype, *shape)
-
-    def scan(self, name: str, values: Value, dtype: np.dtype[Any], *shape: int | None) -> Value:
-        """The part of `values` (T, *shape) that an iteration gets."""
-        self._scanned.append(values)
-        return self.body.add_input(name, dtype, *shape)
-
-    def finish(
-        self, next_state: Sequence[Value], scan_outputs: Sequence[tuple[Value, np.dtype[Any], Shape]]
-    ) -> list[Value]:
-        """Add the Scan node.
-
-        Args:
-            next_state: what the next iteration gets of what is carried, in the order of its declaration.
-            scan_outputs: values of the body that are kept of all iterations, with their dtypes and shapes.
-
-        Returns:
-            The final state, then each scan output stacked, (T, *shape).
-        """
-        pairs = zip(next_state, self._carried, strict=True)
-        outputs = [*((value, dtype, shape) for value, (_, dtype, shape) in pairs), *scan_outputs]
-        return self.graph.add_node(
-            "Scan",
-            len(outputs),
-            *(initial for initial, *_ in self._carried),
-            *self._scanned,
-            body=self.body.proto("step", outputs),
-            num_scan_inputs=len(self._scanned),
-        )
 
 
 def rename(nodes: Iterable[onnx.NodeProto], new_names: Mapping[str, str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import onnx
 from onnx import helper, numpy_helper
@@ -12,14 +12,15 @@ from mdlstm_tk.cells.step import CELL_PARAMETERS, cell_of_graph
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export.capture import DOMAIN, IR_VERSION
 from mdlstm_tk.export.lowering.graph import Graph, Value, rename
-from mdlstm_tk.export.lowering.scan import write_scan
-from mdlstm_tk.export.lowering.step import Sweep, direction_label
-from mdlstm_tk.export.lowering.unrolled import write_unrolled
+from mdlstm_tk.export.lowering.scan import Scan
+from mdlstm_tk.export.lowering.step import Sweep
+from mdlstm_tk.export.lowering.unrolled import Unrolled
+from mdlstm_tk.export.lowering.write import write_sweep
 from mdlstm_tk.inputs import TENSORS
 from mdlstm_tk.io.metadata import Form
 from mdlstm_tk.wavefront import Direction
 
-FORMS: dict[Form, Callable[[Graph, Sweep], list[Value]]] = {"unrolled": write_unrolled, "scan": write_scan}
+FORMS: dict[Form, type[Scan | Unrolled]] = {"unrolled": Unrolled, "scan": Scan}
 COMPUTED = ("x", "initial", "sizes")  # the inputs of a node that are no weights
 
 
@@ -48,7 +49,7 @@ def lower(model: onnx.ModelProto, form: Form = "unrolled") -> onnx.ModelProto:
         graph = Graph(f"{_module_path(node)}_{sweep_count}")
         sweep_count += 1
         sweep = _read_sweep(node, tensors, graph, form)
-        results = [value.name for value in _write(graph, sweep, form)]
+        results = [value.name for value in write_sweep(graph, sweep, FORMS[form])]
         rename(graph.nodes, dict(zip(results, node.output, strict=False)))  # `final` may be missing
         nodes += graph.nodes
         new_initializers += graph.initializers
@@ -69,17 +70,6 @@ def lower(model: onnx.ModelProto, form: Form = "unrolled") -> onnx.ModelProto:
         producer_name="mdlstm-tk",
         functions=model.functions,
     )
-
-
-def _write(graph: Graph, sweep: Sweep, form: Form) -> list[Value]:
-    """Add the nodes of a sweep, and return h (N, *grid, dirs, n), and the final states if there are any."""
-    if sweep.dirs == 1 or form == "unrolled" or sweep.initial is None:
-        return FORMS[form](graph, sweep)
-    results = []
-    for k, direction in enumerate(sweep.directions):
-        with graph.scope(f"direction_{direction_label(direction)}"):
-            results.append(FORMS[form](graph, sweep.of_direction(graph, k)))
-    return [graph.concat(of_all, axis=axis) for axis, *of_all in zip((-2, 2), *results, strict=False)]
 
 
 def _read_sweep(
@@ -112,7 +102,7 @@ def _read_sweep(
     return Sweep(
         x=x,
         parameters={name: numpy_helper.to_array(tensors[value]) for name, value in names.items()},
-        grid=grid,
+        grid=grid if form == "unrolled" else (-1,) * len(grid),
         directions=directions,
         cell=cell_of_graph(attributes["cell"].decode(), len(grid), present),
         initial=initial,

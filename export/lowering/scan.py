@@ -1,145 +1,132 @@
-"""The scan form: a sweep as one ONNX Scan over its wavefronts, for any grid.
+"""The scan form: a sweep as one Scan of ONNX over its wavefronts, for any grid.
 
-The body computes the positions of one wavefront in all directions, and no others. Each iteration gets x at
-K_max positions, of which the first K are its own, and pads the states that it returns to the number of
-positions that all iterations share (see tables.py).
+Each iteration gets x at K_max positions, of which the first K are its own, and pads the states that it
+returns to the number of positions that all iterations share (see tables.py).
 
 Whatever is computed outside the body enters it as an input, and inputs and outputs are typed. ONNX asks for
 neither, but OpenVINO takes no other Scan. Constants stay outside.
-
-Notation, parts of a state, and the shapes of rows are those of step.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from mdlstm_tk.export.lowering.faces import Faces
-from mdlstm_tk.export.lowering.graph import Graph, Loop, Value
-from mdlstm_tk.export.lowering.step import STATE_DTYPE, Rows, Step, Sweep, flatten_x, valid_mask
-from mdlstm_tk.export.lowering.tables import ScanTables, scan_tables
+from mdlstm_tk.export.lowering.graph import END, Graph, Value
+from mdlstm_tk.export.lowering.step import STATE_DTYPE, Rows, Sweep
+from mdlstm_tk.export.lowering.tables import ScanTables
 
 INDEX = np.dtype(np.int64)
+Iteration = Callable[[], list[Value]]  # adds the nodes of a wavefront, and returns the parts of its state
 
 
-def write_scan(graph: Graph, sweep: Sweep) -> list[Value]:
-    """Add the nodes of a sweep; one with initial states has one direction.
+class Scan:
+    """A loop over the wavefronts whose body is written once. `Unrolled` has the same methods.
 
-    Returns:
-        h (N, *grid, dirs, n), and with initial states the final ones (N, F, dirs, 1 + S, n).
+    Attributes:
+        body: the graph of an iteration.
+        output_rows: (P, dirs) the row of each flat position in h of all iterations.
     """
-    dirs, units = sweep.dirs, sweep.units
-    tables = scan_tables(graph, sweep)
-    mask = None if sweep.sizes is None else valid_mask(graph, tables.coordinates, sweep.sizes)  # (P, N, 1)
-    x = flatten_x(graph, sweep)  # (P, N, C)
-    rows = Rows(graph, sweep)
-    faces = None if sweep.initial is None else Faces(graph, sweep, tables, sweep.initial)
-    results = _write_loop(graph, sweep, rows, tables, x, mask, faces)
-    samples = graph("Unsqueeze", graph.arange(rows.batch), graph.integers(1, 2))
-    places = tables.output_rows * rows.batch + samples  # (N, P, dirs) among the rows of all iterations
-    stacked_h = graph.reshape(results[len(sweep.parts)], -1, units)
-    h = graph("Gather", stacked_h, places, axis=0)  # (N, P, dirs, n)
-    batch_and_grid = graph("Shape", sweep.x, start=0, end=-1)
-    y = graph("Reshape", h, graph.concat([batch_and_grid, graph.integers(dirs, units)], axis=0))
-    if faces is None:
-        return [y]
-    others = results[1 if len(sweep.grid) == 1 else -1] if len(sweep.parts) > 1 else None
-    return [y, faces.final(h, others)]
 
+    def __init__(
+        self, graph: Graph, sweep: Sweep, rows: Rows, tables: ScanTables, faces: Faces | None
+    ) -> None:
+        self.graph, self.sweep, self.rows, self.tables, self.faces = graph, sweep, rows, tables, faces
+        self.body, self.output_rows = graph.within("body"), tables.output_rows
+        self.longest = 1 if len(sweep.grid) == 1 else None  # K_max and L, as far as they are known
+        self.states: list[Value] = []  # the parts of the state before
+        self._scanned: list[Value] = []
+        self._where: dict[int, list[Value]] = {}  # for each axis, where the predecessors are
 
-def _write_loop(
-    graph: Graph,
-    sweep: Sweep,
-    rows: Rows,
-    tables: ScanTables,
-    x: Value,
-    mask: Value | None,
-    faces: Faces | None,
-) -> list[Value]:
-    """Add the Scan, given x (P, N, C) and the mask (P, N, 1).
+    def run(self, iteration: Iteration) -> list[Value]:
+        """Add all iterations.
 
-    Returns:
-        The parts of the state after the last iteration, h of all iterations, (T, L, N, n) or
-        (T, dirs, L·N, n), and on two and more axes with faces the states beside h, see `Faces.final`.
-    """
-    ndim, dirs = len(sweep.grid), sweep.dirs
-    loop = Loop(graph)
-    body, scan, step = loop.body, loop.scan, Step(loop.body, sweep)
-    longest = 1 if ndim == 1 else None  # K_max and L, as far as they are known
+        Returns:
+            The parts of the state after the last one, h of all, and on two and more axes with faces the
+            states beside h, if there are any, see `Faces.final`.
+        """
+        parts, body, faces = self.sweep.parts, self.body, self.faces
+        initial = self.rows.zeros(self.tables.state_rows) if faces is None else faces.initial(self.rows)
+        carried = [(dtype, self._shape(self.longest, features)) for features, dtype in parts]
+        self.states = [body.add_input(f"state_{k}", d, *shape) for k, (d, shape) in enumerate(carried)]
+        if self.longest is None:
+            self.count = self._each("count", self.rows.of_positions(self.tables.counts), INDEX, 1)  # K
+            pads = self._each("pads", self._pads(), INDEX, 6)
+        new = after = iteration()
+        if faces is not None and faces.are_rows:
+            after = [self._between(faces.entering[k], value, k) for k, value in enumerate(new)]
+        if self.longest is None:
+            after = [body("Pad", value, pads) for value in after]  # L positions
+        outputs = [(value, *each) for value, each in zip(after, carried, strict=True)]
+        outputs.append(outputs[0])
+        if faces is not None and self.longest is None and len(new) > 1:
+            ends = faces.ends(body, new[1]), STATE_DTYPE, self._shape(2, parts[1][0])
+            outputs.append(ends if faces.are_rows else outputs[1])
+        return self.graph.add_node(
+            "Scan",
+            len(outputs),
+            *initial,
+            *self._scanned,
+            body=body.proto("step", outputs),
+            num_scan_inputs=len(self._scanned),
+        )
 
-    def shape(positions: int | None, features: int) -> tuple[int | None, ...]:
+    def at(self, name: str, values: Value, table: Value, dtype: np.dtype[Any], features: int) -> Value:
+        """Rows of the wavefront: values (M, N, features) at what a table (T, [dirs,] K_max) has for it."""
+        values = self.graph("Gather", values, table, axis=0)
+        if self.sweep.dirs > 1:
+            values = self.graph.reshape(values, 0, self.sweep.dirs, -1, features)
+        here = self._each(name, values, dtype, *self._shape(self.longest, features))
+        return here if self.longest else self.body.slice(here, 0, self.count, self.rows.axis)
+
+    def predecessors(self, d: int, part: int) -> Value:
+        """The rows of the predecessors along axis d, of a part of the state."""
+        if self.longest is not None:
+            return self.states[part]
+        if d not in self._where:
+            self._where[d] = self._rows_of(*self.tables.predecessors[d], axis=d)
+        first, *end = self._where[d]
+        if end:
+            return self.body.slice(self.states[part], first, end[0], self.rows.axis)
+        return self.body("Gather", self.states[part], first, axis=self.rows.axis)
+
+    def _rows_of(self, *where: Value, axis: int) -> list[Value]:
+        """What `ScanTables.predecessors` has for an axis, as rows of the wavefront."""
+        if len(where) == 2:
+            bounds = [self.rows.of_positions(each) for each in where]
+            return [self._each(f"rows_{axis}_{k}", each, INDEX, 1) for k, each in enumerate(bounds)]
+        table = self._each(f"rows_{axis}", self.rows.of_samples(where[0], 2), INDEX, None)
+        return [self.body.slice(table, 0, self.count)]
+
+    def _each(self, name: str, values: Value, dtype: np.dtype[Any], *shape: int | None) -> Value:
+        """The part of values (T, *shape) that an iteration gets."""
+        self._scanned.append(values)
+        return self.body.add_input(name, dtype, *shape)
+
+    def _between(self, faces: Sequence[Value], rows: Value, part: int) -> Value:
+        """On two axes: the rows of a wavefront between those of faces that enter at the next one."""
+        features, dtype = self.sweep.parts[part]
+        first, last = (
+            self._each(f"face_{d}_{part}", self.graph.slice(face, 1, END), dtype, 1, None, features)
+            for d, face in enumerate(faces)
+        )
+        return self.body.concat([first, rows, last], axis=0)
+
+    def _shape(self, positions: int | None, features: int) -> tuple[int | None, ...]:
+        dirs = self.sweep.dirs
         return (positions, None, features) if dirs == 1 else (dirs, None, features)
 
-    initial = rows.zeros(tables.state_rows) if faces is None else faces.initial(rows)
-    states = [
-        loop.carry(f"state_{k}", value, dtype, *shape(longest, features))
-        for k, (value, (features, dtype)) in enumerate(zip(initial, sweep.parts, strict=True))
-    ]
-    if ndim > 1:
-        count = scan("count", rows.of_positions(tables.counts), INDEX, 1)  # K
-        pads = scan("pads", _pads(graph, rows, tables, faces), INDEX, 6)
-
-    def positions(name: str, values: Value, dtype: np.dtype[Any], features: int) -> Value:
-        """The rows of `values` (T, [dirs,] K_max, N, features) at the positions of the wavefront."""
-        if dirs > 1:
-            values = graph.reshape(values, 0, dirs, -1, features)
-        values = scan(name, values, dtype, *shape(longest, features))
-        return values if ndim == 1 else body.slice(values, 0, count, rows.axis)
-
-    previous: list[list[Value]] = [[] for _ in states]  # for each part and axis
-    read = [k for k in range(len(states)) if k or step.reads_h]
-    for d, where in enumerate(tables.predecessors):
-        if ndim == 2:
-            bounds = [
-                scan(f"rows_{d}_{k}", rows.of_positions(part), INDEX, 1) for k, part in enumerate(where)
-            ]
-        elif ndim > 2:
-            table = scan(f"rows_{d}", rows.of_samples(where[0], 2), INDEX, None)
-            table = body.slice(table, 0, count)
-        for k in read:
-            state = states[k]
-            if ndim == 2:
-                state = body.slice(state, bounds[0], bounds[1], rows.axis)
-            elif ndim > 2:
-                state = body("Gather", state, table, axis=rows.axis)
-                if faces is not None:
-                    features, dtype = sweep.parts[k]
-                    state += positions(f"face_{d}_{k}", faces.at_positions(d, k), dtype, features)
-            previous[k].append(state)
-
-    x_here = positions("x", graph("Gather", x, tables.orders, axis=0), sweep.dtype, sweep.features)
-    valid = None
-    if mask is not None:
-        valid = positions("mask", graph("Gather", mask, tables.orders, axis=0), STATE_DTYPE, 1)
-    new = step(previous, x_here, valid)
-    after = list(new)
-    for k, (value, (features, dtype)) in enumerate(zip(new, sweep.parts, strict=True)):
-        if faces is not None and faces.are_rows:
-            around = [
-                scan(f"face_{d}_{k}", face, dtype, *shape(1, features))
-                for d, face in enumerate(faces.entering(k))
-            ]
-            value = body.concat([around[0], value, around[1]], axis=0)
-        if ndim > 1:
-            after[k] = body("Pad", value, pads)  # L positions
-    outputs = [(after[0], sweep.dtype, shape(longest, sweep.units))]
-    if faces is not None and ndim > 1 and len(new) > 1:
-        others, extent = after[1], longest
-        if faces.are_rows:
-            others, extent = body("Gather", new[1], body.integers(0, -1), axis=0), 2
-        outputs.append((others, STATE_DTYPE, shape(extent, sweep.parts[1][0])))
-    return loop.finish(after, outputs)
-
-
-def _pads(graph: Graph, rows: Rows, tables: ScanTables, faces: Faces | None) -> Value:
-    """(T, 6) the operand of `Pad` that brings the states of each wavefront to L positions: what to add
-    before and after each axis. Where faces are rows of a state, they are there already."""
-    none = tables.missing * graph.integers(0)  # (T, 1)
-    before, missing = none + graph.integers(1), tables.missing
-    if faces is not None and faces.are_rows:
-        before, missing = none, missing - graph.integers(1)
-    columns = [none] * 6
-    columns[rows.axis], columns[rows.axis + 3] = rows.of_positions(before), rows.of_positions(missing)
-    return graph.concat(columns, axis=1)
+    def _pads(self) -> Value:
+        """(T, 6) the operand of `Pad` that brings the states of each wavefront to L positions: what to add
+        before and after each axis. Where faces are rows of a state, they are there already."""
+        graph, rows, missing = self.graph, self.rows, self.tables.missing
+        none = missing * graph.integers(0)  # (T, 1)
+        before = none + graph.integers(1)
+        if self.faces is not None and self.faces.are_rows:
+            before, missing = none, missing - graph.integers(1)
+        columns = [none] * 6
+        columns[rows.axis], columns[rows.axis + 3] = rows.of_positions(before), rows.of_positions(missing)
+        return graph.concat(columns, axis=1)

@@ -83,6 +83,13 @@ class Sweep:
             initial=None if initial is None else graph.slice(initial, index, index + 1, axis=2),
         )
 
+    def extents(self, graph: Graph) -> list[Value]:
+        """The extent of each axis, (1,)."""
+        return [
+            graph.integers(extent) if extent > 0 else graph("Shape", self.x, start=1 + d, end=2 + d)
+            for d, extent in enumerate(self.grid)
+        ]
+
     @property
     def dtype(self) -> np.dtype[np.floating]:
         """The dtype of x, the parameters and h."""
