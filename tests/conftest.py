@@ -60,10 +60,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def interrupts_as_in_a_terminal() -> None:
-    """Let SIGINT interrupt each test. A shell has its background jobs ignore it, and `mdlstm` ignores it as
-    it ends, where tests go on."""
+def as_a_process_begins() -> None:
+    """Let SIGINT interrupt each test: a shell has its background jobs ignore it, and `mdlstm` ignores it as
+    it ends, where tests go on. And with one thread."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -140,12 +141,3 @@ def poisoned_memory() -> Iterator[None]:
     assert torch.zeros(()).new_empty(8).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Use one thread, since threads only slow the many small operations of `reference` down."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -26,7 +26,7 @@ from mdlstm_tk import MDLSTM, Gate, InputError, register_cell
 from mdlstm_tk.cells import BUILT_IN_CELLS, cell_names, get_cell
 
 BACKENDS = ("torch", "fused")
-pytestmark = pytest.mark.usefixtures("fresh_registries", "poisoned_memory", "one_thread")
+pytestmark = pytest.mark.usefixtures("fresh_registries", "poisoned_memory")
 
 
 @pytest.fixture(autouse=True)

@@ -120,7 +120,7 @@ SLOW = pytest.param("compiled", marks=pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
-def _restored(fresh_registries: None, one_thread: None) -> Iterator[None]:
+def _restored(fresh_registries: None) -> Iterator[None]:
     yield
     STRENGTH[0] = 1.0
 

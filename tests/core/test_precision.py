@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from mdlstm_tk import MDLSTM
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def _gradients(layer: MDLSTM, backend: str, dtype: torch.dtype, grad: Tensor) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from mdlstm_tk import MDLSTM, BoundaryState
 from mdlstm_tk.cells import get_cell
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 UNITS = 5
 
 

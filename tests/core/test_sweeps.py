@@ -51,7 +51,7 @@ SHAPES: list[dict[str, Any]] = [  # of one kernel, beside those that are combine
 
 
 CASES = [*combined(GRIDS), *(Case(**shape) for shape in SHAPES)]
-pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 @pytest.fixture(autouse=True)

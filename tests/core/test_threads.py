@@ -24,7 +24,7 @@ from mdlstm_tk.backends.cpu.jobs import Jobs
 from mdlstm_tk.backends.cpu.threads import Lanes, Run, Task, run_lanes
 from mdlstm_tk.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mdlstm_tk import MDLSTM, InputError, tiling
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory", "one_thread")
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 MEASURE = """

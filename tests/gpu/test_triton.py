@@ -27,7 +27,7 @@ from mdlstm_tk.backends.cuda import sweep
 
 CELLS = [cell for cell in (*BUILT_IN_CELLS, *OWN_CELLS) if cell != "all-operations"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = pytest.mark.usefixtures("fresh_registries", "poisoned_memory", "one_thread")
+pytestmark = pytest.mark.usefixtures("fresh_registries", "poisoned_memory")
 
 
 @pytest.fixture(autouse=True)
