@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `mdlstm` does, before torch is imported
 import torch
 from hypothesis import HealthCheck, settings
+from onnxscript._internal.values import TracedOnnxFunction
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each call of the command would compile all modules again
 if not torch.cuda.is_available():  # Triton, which export imports by way of torch, looks at it only then
@@ -30,6 +32,11 @@ if TYPE_CHECKING:  # fixtures import what only some tests need
     from mdlstm_tk.training import Run
 
 torch.set_num_threads(1)  # tests run side by side
+
+# At every export, onnxscript reads the sources of its 500 operators again: a third of the seconds of one.
+function_ir = cached_property(vars(TracedOnnxFunction)["function_ir"].fget)
+function_ir.__set_name__(TracedOnnxFunction, "function_ir")
+TracedOnnxFunction.function_ir = function_ir
 
 # Property tests draw the same examples in every run, so that their kernels come from the cache; the weekly
 # run draws new ones, by `--hypothesis-profile=drawn`.
