@@ -126,6 +126,7 @@ def test_grey_is_luma_and_opacity_blends_with_white() -> None:
         ((10, 20), (None, 5), (3, 5)),
         ((10, 20), (4, 4), (4, 4)),
         ((1, 999), (None, 1), (1, 1)),
+        ((999, 1), (1, None), (1, 1)),
     ],
 )
 def test_images_are_resized(extents: Any, size: Any, expected: Any) -> None:

@@ -97,10 +97,16 @@ def test_a_wrong_field_is_refused_in_one_line(name: str, value: Any) -> None:
 def test_files_of_others_and_of_newer_versions_are_refused() -> None:
     with pytest.raises(InputError, match="mdlstm export"):
         Metadata.from_props({"other.schema": "2"}, "m")
-    props = FULL.to_props()
+
+    def without(*names: str) -> Metadata:
+        props = Metadata(**PLAIN).to_props()
+        return Metadata.from_props({k: v for k, v in props.items() if k[7:] not in names}, "m")
+
     for name in ("version", "layout", "channels"):
         with pytest.raises(InputError, match="wrong metadata"):
-            Metadata.from_props({k: v for k, v in props.items() if k != f"mdlstm.{name}"}, "m")
+            without(name)
+    later = [each.name for each in fields(Metadata) if each.name not in PLAIN]
+    assert without(*later) == Metadata(**PLAIN)  # what earlier versions did not write
 
 
 def test_damaged_metadata_are_refused_or_read() -> None:
