@@ -175,7 +175,9 @@ def is_npz(path: Path) -> bool:
     return path.suffix.lower() == ".npz" and not path.is_dir()
 
 
-def of_arrays(file: Path, read_y: Callable[..., Any] | None, dtypes: str = "") -> list[Sample]:
+def of_arrays(
+    file: Path, read_y: Callable[..., Any] | None, dtypes: str = "", has_grid: bool = False
+) -> list[Sample]:
     """The samples of an `.npz` file.
 
     x (N, *grid) or (N, *grid, C) numbers; y targets; sizes (N, D), optional, the valid extents; ndim,
@@ -185,6 +187,7 @@ def of_arrays(file: Path, read_y: Callable[..., Any] | None, dtypes: str = "") -
         file: the file.
         read_y: called as `read_y(y, index, extents)`, returns the target of a sample; None: there is no y.
         dtypes: of y, as `numpy.dtype.kind`.
+        has_grid: y has the grid of x.
 
     Raises:
         InputError: the file holds something else.
@@ -202,8 +205,11 @@ def of_arrays(file: Path, read_y: Callable[..., Any] | None, dtypes: str = "") -
             f"{file}: x is {x.dtype} {x.shape} and y {y.dtype} {y.shape}, expected equally many, and x "
             f"(N, *grid) or (N, *grid, C) with {ndim} axes of the grid; store ndim beside x for others"
         )
-    if read_y and y.dtype.kind not in dtypes:
-        raise InputError(f"{file}: y is {y.dtype} {y.shape}, which is no target of this kind")
+    is_odd = has_grid and y.shape[1 : ndim + 1] != x.shape[1 : ndim + 1]
+    if read_y and (y.dtype.kind not in dtypes or is_odd):
+        raise InputError(
+            f"{file}: y is {y.dtype} {y.shape}, which is no target of this kind for x {x.shape}"
+        )
     if read_y is read_columns:
         columns = y.reshape(len(y), -1).shape[1]
         names = arrays.get("names", np.array([f"y{k}" for k in range(columns)])).tolist()

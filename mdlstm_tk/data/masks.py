@@ -104,12 +104,14 @@ class MaskClasses(NamedTuple):
         values: of each class in masks that are written, which hold no colours but a palette.
         palette: red, green and blue of each class in turn; empty if masks are grey.
         names: of the classes.
+        unknown: further values, which mean that the class is not known.
         prepare: how images, and with them masks, are resized; None of arrays.
     """
 
     values: tuple[int, ...]
     palette: tuple[int, ...]
     names: tuple[str, ...]
+    unknown: tuple[int, ...] = ()
     prepare: Preprocessing | None = None
 
     @classmethod
@@ -133,7 +135,7 @@ class MaskClasses(NamedTuple):
                 "so that equal values may not mean equal classes; save all in one way"
             )
         found, counts = np.concatenate([mask.pixels for mask in masks], axis=1)
-        values = np.unique(found[found >= 0]).tolist()
+        every = values = np.unique(found[found >= 0]).tolist()
         if len(values) > 2 and values[-1] == UNKNOWN and not forms & {"array", "colours"}:
             *values, _ = values
             least = STRAY * counts[found != UNKNOWN].sum()
@@ -143,6 +145,9 @@ class MaskClasses(NamedTuple):
                 text = f"255 is a class, and %s, in few pixels, are none; if they are, name them in {NAMES}"
                 log.warning(text, stray)
                 values = [*sure, UNKNOWN]
+            else:
+                share = 100 * counts[found == UNKNOWN].sum() / counts.sum()
+                log.info("255 means that the class is not known, at %.0f %% of the positions", share)
         has_colours = forms == {"colours"}
         if len(values) < 2 or (has_colours and len(values) > MAX_COLOURS):
             raise InputError(
@@ -157,13 +162,14 @@ class MaskClasses(NamedTuple):
         names = [lines.get(value) or str(value) for value in values]
         if len({*names}) < len(names):
             raise InputError(f"{NAMES} names several values {printable(max(names, key=names.count))}")
-        return cls(tuple(values), tuple(palette), tuple(names))
+        unknown = tuple(value for value in every if value not in values)
+        return cls(tuple(values), tuple(palette), tuple(names), unknown)
 
     def encode(self, mask: Mask) -> Array:
-        """The class at each position of a mask, resized like its image; UNLABELLED at other values.
+        """The class at each position of a mask, resized like its image; UNLABELLED where it is unknown.
 
         Raises:
-            InputError: its palette has other colours for the classes.
+            InputError: its palette has other colours for the classes, or it has values of other classes.
         """
         keys, pixels = np.array(self.values), mask.pixels
         for k, value in enumerate(self.values if self.palette and mask.palette else ()):
@@ -175,8 +181,15 @@ class MaskClasses(NamedTuple):
             pixels = resize_nearest(pixels, self.prepare.resized((pixels.shape[0], pixels.shape[1])))
         order = np.argsort(keys)
         indices = order[np.searchsorted(keys, pixels, sorter=order).clip(max=len(keys) - 1)]
+        is_class = keys[indices] == pixels
+        unknown = np.array(self.unknown) * (GREY if mask.form == "colours" else 1)
+        others = ~is_class & (pixels >= 0) & ~np.isin(pixels, unknown)
+        if others.mean() > STRAY:
+            value = int(pixels[others][0])
+            shown = f"#{value:06x}" if mask.form == "colours" else value
+            raise InputError(f"its mask has {shown}, which is none of the classes of the run")
         dtype = np.int16 if len(keys) <= np.iinfo(np.int16).max else np.int32
-        return np.where(keys[indices] == pixels, indices, UNLABELLED).astype(dtype)
+        return np.where(is_class, indices, UNLABELLED).astype(dtype)
 
 
 def resize_nearest(pixels: Array, extents: tuple[int, int]) -> Array:

@@ -85,17 +85,6 @@ def divide(
     return {split: splits[split] for split in SPLITS if splits.get(split)}
 
 
-def describe_overlap(divided: Mapping[Split, Sequence[Scanned]], learned: Collection[str] = ()) -> None:
-    """Warn of samples that are trained on, or were before, and validated with or tested on as well."""
-    known = {each.digest for each in divided.get("train", ())} | {*learned}
-    for split in ("validation", "test"):
-        twice = [each.sample.name for each in divided.get(split, ()) if each.digest in known]
-        if twice:
-            names = ", ".join(twice[:3])
-            text = "samples for %s that are trained on as well, so its errors are too low: %d (%s)"
-            log.warning(text, split, len(twice), names)
-
-
 def _held_out(
     samples: Sequence[Scanned],
     share: float,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -110,7 +111,7 @@ class Task(ABC):
         kind: name of its kind.
         defaults: the settings that suit the task, by key of `TrainConfig`.
         names: of the samples of each split, in order; empty if they are generated.
-        digests: of their contents.
+        digests: of each its content, of 16 digits, and its target; a run knows by them what it has learned.
         groups: for each sample, what it shares with others, such as a page; empty if it shares nothing.
     """
 
@@ -138,8 +139,8 @@ class Task(ABC):
 
     @property
     def digest(self) -> str:
-        """A digest of all samples and their targets, whatever they are called and in any order."""
-        return digest_of({split: sorted(each) for split, each in self.digests.items()})
+        """A digest of its class and of all samples, whatever these are called and in any order."""
+        return fingerprint(type(self), self.digests)
 
     @property
     def extents(self) -> npt.NDArray[np.int64]:
@@ -160,6 +161,11 @@ class Task(ABC):
         size, total = self.evaluation_batch, self.count(split)
         for step in range(-(-total // size))[shard]:
             yield self.batch(seed, step, size, split, slice(0, total - step * size))
+
+
+def fingerprint(task: type[Task], digests: Mapping[Split, Sequence[str]]) -> str:
+    """See `Task.digest`."""
+    return digest_of([task.__qualname__, *sorted((split, sorted(each)) for split, each in digests.items())])
 
 
 class Dataset(Task):
@@ -194,6 +200,12 @@ class Dataset(Task):
             extents = np.minimum(extents, crop)
         self._extents = extents
         self._ranks = None if extents is None or (extents == extents[0]).all() else shape_order(extents)
+
+    @cached_property
+    def digests(self) -> Mapping[Split, Sequence[str]]:  # type: ignore[override]
+        return {
+            split: [digest_of(x) + digest_of(y) for x, y in samples] for split, samples in self.sets.items()
+        }
 
     def count(self, split: Split) -> int:
         return len(self.sets.get(split, ()))

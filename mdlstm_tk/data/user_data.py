@@ -13,17 +13,19 @@ import numpy as np
 from mdlstm_tk._util.sizes import for_axes, format_size, parse_resize, parse_size
 from mdlstm_tk._util.text import is_plain_text
 from mdlstm_tk.data.files import is_npz
-from mdlstm_tk.data.order import digest_of, shape_order
+from mdlstm_tk.data.order import shape_order
 from mdlstm_tk.data.scan import Samples, Scanned, mean_and_std, scan
-from mdlstm_tk.data.splits import describe_overlap, divide, sources
-from mdlstm_tk.data.task import Dataset, Extents, Split, TaskSpec
+from mdlstm_tk.data.splits import divide, sources
+from mdlstm_tk.data.task import Dataset, Extents, Split, TaskSpec, fingerprint
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io.images import Preprocessing
 
 log = logging.getLogger("mdlstm_tk.data")
 
 
-def read_data(config: Any, kind: Any, learned: Collection[str] = ()) -> Dataset:
+def read_data(
+    config: Any, kind: Any, learned: Collection[str] = (), spec: TaskSpec | None = None
+) -> Dataset:
     """The task of the files at `config.data`.
 
     Every sample is read once, for its extents, its channels and its target; then again when a batch needs
@@ -33,12 +35,13 @@ def read_data(config: Any, kind: Any, learned: Collection[str] = ()) -> Dataset:
         config: its data, resize, crop, validation, seed, augment and cache count, and what the kind asks.
         kind: of the task.
         learned: digests of samples that weights have learned before, see `splits.divide`.
+        spec: of a run, which then decides about channels and labels; None: they follow from the samples.
 
     Raises:
         InputError: the path does not exist, has another layout, or contains no usable sample.
     """
     path = Path(config.data)
-    scanned, prepare = _scanned(config, kind)
+    scanned, prepare = _scanned(config, kind, kind.encoder(spec) if spec else None)
     every = [each for some in scanned.values() for each in some]
     channels = max([1, *(len(each.moments.total) for each in scanned["train"])])
     if len({(len(e.extents), 0 if prepare else len(e.moments.total)) for e in every}) > 1:
@@ -46,8 +49,11 @@ def read_data(config: Any, kind: Any, learned: Collection[str] = ()) -> Dataset:
     divided = divide(scanned, path, config.validation, config.seed, kind.stratum, learned)
     if config.validation and "validation" not in divided:
         log.warning("none is held out for validation, as all samples share contents or a file")
-    describe_overlap(divided, learned)
     train = divided["train"]
+    shapes = np.array([each.extents for each in train])
+    crop = for_axes(parse_size(config.crop), shapes.shape[1]) if config.crop else None
+    if spec is not None:
+        return _dataset(path, spec, divided, kind, config.augment, extents=shapes, crop=crop)
     if prepare is not None:
         prepare = Preprocessing(channels, prepare.resize)
     try:
@@ -63,9 +69,7 @@ def read_data(config: Any, kind: Any, learned: Collection[str] = ()) -> Dataset:
     if absent:
         log.warning("classes without samples to train on: %s", ", ".join(sorted(absent)))
     extents = np.array([each.extents for some in divided.values() for each in some])
-    crop = for_axes(parse_size(config.crop), extents.shape[1]) if config.crop else None
     spec = _describe(path, kind, channels, train, labels, prepare, extents, crop)
-    shapes = np.array([each.extents for each in train])
     task = _dataset(path, spec, divided, kind, config.augment, extents=shapes, crop=crop)
     if labels.classes:
         names = labels.classes if len(labels.classes) <= 30 else (*labels.classes[:30], "…")
@@ -92,9 +96,7 @@ def data_of_run(config: Any, spec: TaskSpec, state: Any, kind: Any) -> Dataset:
     if shapes - {(len(spec.size), 0 if spec.preprocessing else spec.channels)}:
         raise InputError(f"{path} holds samples of other axes or channels than the run was trained on")
     divided = divide(scanned, path, config.validation, config.seed, kind.stratum, state.learned)
-    if _digest(divided) == state.data:
-        describe_overlap(divided, state.learned)
-    else:
+    if fingerprint(Dataset, _identities(divided)) != state.data:
         new = [each for each in every if each.digest not in known]
         fresh = [each for each in new if each.digest not in {*state.validated}]
         if not new:
@@ -146,7 +148,7 @@ def _dataset(
     task = Dataset(spec, sets, kind, augment, **options)
     task.names = {split: [e.sample.name for e in each] for split, each in divided.items()}
     task.groups = {split: [e.sample.group for e in each] for split, each in divided.items()}
-    task.digests = {split: [*map(_identity, each)] for split, each in divided.items()}
+    task.digests = _identities(divided)
     counts = ", ".join(f"{len(each)} for {split}" for split, each in divided.items())
     extents = np.array([each.extents for some in divided.values() for each in some])
     smallest, largest = (format_size(f(axis=0).tolist()) for f in (extents.min, extents.max))
@@ -155,13 +157,8 @@ def _dataset(
     return task
 
 
-def _digest(divided: Mapping[Split, Sequence[Scanned]]) -> str:
-    return digest_of({split: sorted(map(_identity, each)) for split, each in divided.items()})
-
-
-def _identity(scanned: Scanned) -> str:
-    """A digest of a sample and its target."""
-    return scanned.digest + scanned.label
+def _identities(divided: Mapping[Split, Sequence[Scanned]]) -> dict[Split, list[str]]:
+    return {split: [each.digest + each.label for each in some] for split, some in divided.items()}
 
 
 def _describe(

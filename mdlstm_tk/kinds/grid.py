@@ -36,7 +36,7 @@ class Grid(Kind):
         from mdlstm_tk.data.files import is_npz, of_arrays, of_pairs, read_pixels
 
         if is_npz(path):
-            return of_arrays(path, _read_numbers, "buif")
+            return of_arrays(path, _read_numbers, "buif", has_grid=True)
         return of_pairs(path, self.targets, partial(read_pixels, label="its target"))
 
     def summary(self, target: Array) -> Any:

@@ -38,7 +38,7 @@ class Segment(Kind):
         from mdlstm_tk.data.masks import class_names, mask_of_array, read_mask
 
         if is_npz(path):
-            return of_arrays(path, mask_of_array, "bui")
+            return of_arrays(path, mask_of_array, "bui", has_grid=True)
         return of_pairs(path, self.targets, partial(read_mask, names=class_names(path)))
 
     def summary(self, target: Mask) -> Mask:
@@ -51,13 +51,15 @@ class Segment(Kind):
 
         masks = MaskClasses.of(every)
         decoding = {"mask_values": masks.values, "mask_palette": masks.palette}
+        decoding["mask_unknown"] = masks.unknown
         return Labels(len(masks.names), masks.names, decoding=decoding)
 
     def encoder(self, spec: TaskSpec) -> Callable[[Any], Any]:
         from mdlstm_tk.data.masks import MaskClasses
 
-        values, palette = (tuple(spec.decoding[name]) for name in ("mask_values", "mask_palette"))
-        return MaskClasses(values, palette, spec.classes, spec.preprocessing).encode
+        names = ("mask_values", "mask_palette", "mask_unknown")
+        values, palette, unknown = (tuple(spec.decoding[name]) for name in names)
+        return MaskClasses(values, palette, spec.classes, unknown, spec.preprocessing).encode
 
     def collate(self, x: Array, targets: Sequence[Any]) -> Array:
         from mdlstm_tk.data.task import UNLABELLED, pad

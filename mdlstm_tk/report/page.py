@@ -95,6 +95,7 @@ def write_report(
         title=f"{title} {size}",
         facts=[*facts.items()],
         split=result.get("split"),
+        crop=f", cropped to {config.crop}" if config.crop else "",
         measures=[(name.replace("_", " "), each) for name, each in result.get("errors", {}).items()],
         outputs=[*head, *((name, *each.values()) for name, each in outputs.items())],
         pictures=[(each.stem, base64.b64encode(each.read_bytes()).decode()) for each in pictures],
@@ -123,6 +124,9 @@ def _task_of(checkpoint: Checkpoint, data: str) -> Task | None:
         log.info("no examples: %s", error)
         return None
     task.spec = spec
+    if task.digest != checkpoint.state.data:
+        log.info("no examples: the run was trained on a task of its own")
+        return None
     return task
 
 

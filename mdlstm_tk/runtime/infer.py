@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,15 +75,15 @@ class Inference:
     session: Any
     model: Path
     jobs: list[Job]
-    table: str | None
-    skipped: int
-    options: dict[str, Any]
-    raw: bool
-    force: bool
-    batch_size: int | None
-    workers: int | None
-    resize: Resize
-    report: Callable[[int, int], None] | None
+    table: str | None = None
+    skipped: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+    raw: bool = False
+    force: bool = False
+    batch_size: int | None = None
+    workers: int | None = None
+    resize: Resize = None
+    report: Callable[[int, int], None] | None = None
 
     def __iter__(self) -> Iterator[Result]:
         if self.table is None or not self.jobs:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mdlstm_tk._util.text import counted, duration
 from mdlstm_tk._version import __version__
-from mdlstm_tk.data.task import TaskSpec
+from mdlstm_tk.data.task import Split, Task, TaskSpec
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.io.files import open_output
 from mdlstm_tk.layer import MDLSTM
@@ -29,6 +29,7 @@ from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.networks import build_network, head_names
 
 SCHEMA = 5  # increase when the layout of the file changes incompatibly
+DIGEST_DIGITS = 16  # of a sample's content, before those of its target
 METADATA_KEY = "mdlstm"  # safetensors metadata maps text to text; under this key lies a JSON object
 
 
@@ -55,6 +56,11 @@ class State:
     data: str = ""
     learned: Collection[str] = ()
     validated: Collection[str] = ()
+
+    def seen(self, task: Task, split: Split) -> list[int]:
+        """The samples of a split that the weights have learned; of test data also those that chose them."""
+        known = {*self.learned, *(self.validated if split == "test" else ())}
+        return [k for k, digest in enumerate(contents(task, split)) if digest in known]
 
     def is_complete(self, config: TrainConfig) -> bool:
         """True if all steps are done, or with `minutes` the time is over."""
@@ -96,6 +102,11 @@ class State:
         return replace(self, best_step=best_step, stale=self.stale + 1)
 
 
+def contents(task: Task, split: Split) -> list[str]:
+    """The digests of the samples of a split, without their targets."""
+    return [each[:DIGEST_DIGITS] for each in task.digests.get(split, ())]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A run after a step.
@@ -120,9 +131,9 @@ class Checkpoint:
 
     def weights(self) -> Mapping[str, Tensor]:
         """A state dict of the network: of a run that goes on, the average if there is one."""
-        if "optimizer.0.step" not in self.tensors:
-            return self.tensors
-        return _below("average.", self.tensors) or _below("model.", self.tensors)
+        goes_on = any(name.startswith("optimizer.") for name in self.tensors)
+        weights = _below("average.", self.tensors) or _below("model.", self.tensors)
+        return weights if goes_on else self.tensors
 
     def network(self) -> nn.Module:
         """The network with `weights`, in eval mode on the CPU. No data are needed."""

@@ -42,7 +42,7 @@ def compare(
     Args:
         config: of the task, see `configure`.
         folder: holds a run folder MODEL-SEED for each run; runs/TASK-compare-SIZE if None.
-        seeds: runs of each network, with seeds 0, 1, ….
+        seeds: runs of each network, with the seed of `config` and those that follow it.
         force: allow a folder that is not empty.
         on_step: as of `train`, with the name of the run in front.
 
@@ -65,7 +65,7 @@ def compare(
     target = _parameters(with_windows(config, task), task.spec)
     log.info("training %s, each with about %d parameters, into %s", ", ".join(names), target, whole)
     results: dict[str, dict[str, Any]] = {}
-    for seed in range(seeds):
+    for seed in range(config.seed, config.seed + seeds):
         of_seed = replace(config, seed=seed)
         task = make_task(of_seed)
         for name in names:

@@ -85,7 +85,7 @@ class TrainConfig:
     patience: int = _of(0, RUN, "Validations without improvement that end a training; 0: any.", 0)
     workers: int = _of(0, RUN, "Processes that prepare batches.", 0, 256)
     tensorboard: bool = _of(False, RUN, "Also write TensorBoard event files.")
-    seed: int = _of(0, RUN, "Random seed of weights, splits, data and dropout.", 0, 2**63 - 1)
+    seed: int = _of(0, RUN, "Random seed of weights, splits, data and dropout.", 0, 2**32 - 1)
     device: str = _of("auto", RUN, "auto, cpu, cuda or cuda:N.", parse=parse_device)
 
     def __post_init__(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from itertools import islice
 from typing import Any
 
 import torch
@@ -61,7 +60,6 @@ def add_up(
     seed: int = 0,
     group: Group | None = None,
     look: Callable[[Batch, Tensor], None] | None = None,
-    most: int | None = None,
 ) -> dict[str, Array]:
     """The sums of a split, see `Kind.sums`; {} if it has no samples.
 
@@ -71,13 +69,12 @@ def add_up(
         seed: of samples that are generated.
         group: shares the batches among several processes; all get the same result.
         look: called with each batch of this process and its prediction.
-        most: the batches of each process; None: all.
     """
     network.eval()
     group = group or Group(device=next(network.parameters()).device)
     sums_of = getattr(task, "sums", kind_named(task.spec.kind).sums)
     totals: dict[str, Tensor] = {}
-    for arrays in islice(task.evaluation_batches(split, seed, group.shard), most):
+    for arrays in task.evaluation_batches(split, seed, group.shard):
         batch = on_device(arrays, group.device)
         prediction = predict(network, batch)[0]  # in float32, as exported files compute
         for name, value in sums_of(prediction, batch, task.spec).items():

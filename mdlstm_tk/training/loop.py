@@ -6,6 +6,7 @@ the dropout masks. So a run that is killed and resumed ends with the same weight
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import threading
@@ -29,7 +30,7 @@ from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.kinds import kind_named
 from mdlstm_tk.layer import MDLSTM
 from mdlstm_tk.training.batches import training_batches
-from mdlstm_tk.training.checkpoint import Checkpoint, State, load_checkpoint, save, start_from
+from mdlstm_tk.training.checkpoint import Checkpoint, State, contents, load_checkpoint, save, start_from
 from mdlstm_tk.training.config import TrainConfig
 from mdlstm_tk.training.distributed import Group, join
 from mdlstm_tk.training.evaluation import add_up, evaluate, measures_of, on_device, predict, predictor
@@ -38,10 +39,11 @@ from mdlstm_tk.training.networks import build_network, columns_per_step, count_p
 from mdlstm_tk.training.run import Run, new_run, open_run
 from mdlstm_tk.training.tasks import make_task
 
+log = logging.getLogger("mdlstm_tk.training")
 AUXILIARY_WEIGHT = 0.3  # of further predictions of a network in the loss
 SMALL_STEP = 20_000_000  # operations of a forward pass that one thread does faster than several
 READ_EVERY = 20  # on a GPU, steps whose losses are read together: to read one waits for it
-DIGEST_DIGITS = 16  # of a sample's content, before those of its target
+SEEN = "samples for %s that the weights have learned, or that chose them, so errors are too low: %d (%s)"
 OnStep = Callable[[State, float, Mapping[str, float]], None]
 OnEnd = Callable[[Run, Task, nn.Module], None]
 
@@ -73,7 +75,8 @@ def train(
         The content of `result.json`: task, model, parameters; "ending" in words; step, of the best weights;
         seconds, and steps_per_second without validations; split, the test split if there is one, else the
         validation split, or None; "in_sample", true of validation data, which have chosen the weights;
-        errors by name, and those of each of the outputs.
+        "seen", how many of its samples the weights have learned, or have chosen those of an earlier run;
+        errors by name, and those of each of the outputs; crop, if parts of that size were measured.
 
     Raises:
         InputError, DeviceError, MissingExtraError: the settings describe nothing that can be trained here,
@@ -92,15 +95,16 @@ def train(
         start_from(source, network, config, task.spec)
     network.to(group.device)
     if config.best_by:  # is refused before anything is written, if the task has no such measure
-        sums = add_up(network, task, "validation", config.seed, group, most=1)
-        State().after(measures_of(task, sums), config, ())
+        if not (measures := evaluate(network, task, "validation", config.seed, group)):
+            raise InputError("best_by (--best-by) needs validation data, such as validation=0.1")
+        State().after(measures, config, ())
     if columns := columns_per_step(network):
         task.spec = replace(task.spec, decoding={**task.spec.decoding, "columns_per_step": columns})
     run = Run(group.broadcast(new_run(config, task, folder, force).folder if group.is_main else Path()))
-    learned, validated = (
-        {each[:DIGEST_DIGITS] for each in task.digests.get(split, ())} for split in SPLITS[:2]
-    )
-    learned.update(source.state.learned if source else ())
+    learned, validated = ({*contents(task, split)} for split in SPLITS[:2])
+    if source:
+        learned.update(source.state.learned)
+        validated.update(source.state.validated)
     state = State(data=task.digest, learned=sorted(learned), validated=sorted(validated))
     return _loop(Checkpoint(config, task.spec, state), task, network, run, group, on_step, on_end)
 
@@ -129,9 +133,9 @@ def resume(
     last = load_checkpoint(run.last)
     config = _with_whole_path(last.config.resumed(changes))
     group = join(config.device)
-    task = copy(task or make_task(config, last.state.learned))
+    task = copy(task or make_task(config, last.state.learned, last.spec))
     if task.digest != last.state.data:
-        advice = f"begin a new run on them with init (--init {run.folder})"
+        advice = f"begin a new run on them with init (--init {run.folder}), or give its own task=..."
         raise InputError(f"{run.folder} was trained on other samples than these; {advice}")
     task.spec = last.spec
     if last.state.is_done(config) and run.result.exists():
@@ -152,6 +156,10 @@ def _loop(
     on_end: OnEnd | None,
 ) -> dict[str, Any]:
     config, state, higher = start.config, start.state, kind_named(task.spec.kind).higher
+    for split in SPLITS[1:]:
+        if seen := state.seen(task, split):
+            names = ", ".join(task.names[split][k] for k in seen[:3]) if split in task.names else "…"
+            log.warning(SEEN, split, len(seen), names)
     optimizer = _adam(network.to(group.device), config)
     average = start.restore(network, optimizer)  # of the weights, which is validated and exported
     shown = network if average is None else average
@@ -300,7 +308,7 @@ def _conclude(
     if not group.is_main:
         return {}
     save(run.best, replace(best, spec=task.spec), network)
-    result = {
+    result: dict[str, Any] = {
         "task": task.spec.name,
         "model": best.config.model,
         "parameters": count_parameters(network),
@@ -310,8 +318,11 @@ def _conclude(
         "steps_per_second": pace and round(pace, 3),
         "split": split if sums else None,
         "in_sample": bool(sums) and split == "validation",
+        "seen": len(state.seen(task, split)),
         "errors": measures_of(task, sums),
     }
+    if best.config.crop:
+        result["crop"] = best.config.crop
     if sums and not hasattr(task, "sums") and (outputs := kind.outputs(sums, task.spec)):
         result["outputs"] = outputs
     run.write(run.result, to_json(result, indent=2) + "\n")  # in which NaN is null

@@ -68,7 +68,8 @@ class Run:
             outdated = [self.result, self.curves, self.prediction, self.report]
             if not start.step:
                 models = [*self.folder.glob("model*.onnx"), self.folder / "model.tiles"]
-                outdated += [self.best, self.last, *models, self.folder / "lm.arpa.gz"]
+                of_run = [*models, self.folder / "lm.arpa.gz"] if self.checkpoint.exists() else []
+                outdated += [self.best, self.last, *of_run]
             for path in outdated:
                 path.unlink(missing_ok=True)
             self.write(self.config, start.config.to_toml())

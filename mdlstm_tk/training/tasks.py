@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from mdlstm_tk._util.user_code import not_registered
-from mdlstm_tk.data.task import Task
+from mdlstm_tk.data.task import Task, TaskSpec
 from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.kinds import kind_named, kind_names
 from mdlstm_tk.training.config import TrainConfig
@@ -121,12 +121,15 @@ def task_defaults(name: str, data: str = "", model: str | None = None) -> dict[s
     return defaults
 
 
-def make_task(config: TrainConfig, learned: Collection[str] | None = None) -> Task:
+def make_task(
+    config: TrainConfig, learned: Collection[str] | None = None, spec: TaskSpec | None = None
+) -> Task:
     """The task of a configuration.
 
     Args:
         config: what to train.
         learned: of a user's data, see `read_data`; None: what the weights of `init` have learned.
+        spec: of a run that goes on.
 
     Raises:
         InputError: there is no such task, it does not exist in that size, or its data cannot be read.
@@ -142,5 +145,5 @@ def make_task(config: TrainConfig, learned: Collection[str] | None = None) -> Ta
             from mdlstm_tk.training.run import open_run
 
             learned = load_checkpoint(open_run(config.init).checkpoint).state.learned
-        return read_data(config, kind_named(config.task), learned or ())
+        return read_data(config, kind_named(config.task), learned or (), spec)
     return _entry(config.task).make(config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from mdlstm_tk.data.scan import Moments, Scanned
 from mdlstm_tk.data.splits import divide
 from mdlstm_tk.errors import InputError
 from mdlstm_tk.training import configure, make_task
+from mdlstm_tk.training.checkpoint import State, contents
 
 FOLDERS = ("classify", "segment", "tag", "regress", "grid")
 
@@ -117,17 +117,16 @@ def test_prefixes_are_lists_of_texts_in_one_split_each(text: str, is_right: bool
 
 
 @pytest.mark.parametrize("kind", FOLDERS)
-def test_copies_between_splits_are_said(
-    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_copies_between_splits_are_seen(kind: str, tmp_path: Path) -> None:
     content = samples(kind)
     for copied in (False, True):
         path = tmp_path / f"{copied}"
         write(path, kind, "split folders", [*content[:-1], content[0] if copied else content[-1]])
-        caplog.clear()
-        make_task(configure(task=kind, data=str(path)))
-        warnings = [each for each in caplog.records if each.levelno == logging.WARNING]
-        assert len(warnings) == copied
+        task = make_task(configure(task=kind, data=str(path)))
+        learned, chose = (contents(task, split) for split in ("train", "validation"))
+        assert len(State(learned=learned).seen(task, "test")) == copied
+        assert State(learned=learned).seen(task, "validation") == []
+        assert State(validated=chose).seen(task, "test") == []
 
 
 @pytest.mark.parametrize("kind", ["classify", "segment", "tag"])

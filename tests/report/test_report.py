@@ -203,8 +203,9 @@ def test_the_run_decides_what_other_data_mean(kind: str, tmp_path: Path) -> None
     assert measured("mixed", [*mixed, *other[:4]]).count("test") == 4
     with pytest.raises(InputError, match="learned"):
         measured("learned", mixed[:3])
-    if kind in ("classify", "tag"):
-        stranger = (other[0][0], "stranger" if kind == "classify" else ["stranger"])
+    unknown: Any = {"classify": "stranger", "tag": ["stranger"], "segment": np.full_like(other[0][0], 99)}
+    if kind in unknown:
+        stranger = (other[0][0], unknown[kind])
         assert measured("stranger", [stranger, *other[:4]]).count("test") == 4
 
 

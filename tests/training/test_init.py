@@ -12,8 +12,10 @@ import pytest
 import torch
 from helpers.layouts import samples, write
 
+from mdlstm_tk.data import Dataset, TaskSpec
 from mdlstm_tk.errors import InputError
-from mdlstm_tk.training import Run, build_network, configure, load_checkpoint, make_task, train
+from mdlstm_tk.kinds import kind_named
+from mdlstm_tk.training import Run, build_network, configure, load_checkpoint, make_task, resume, train
 
 SMALL: dict[str, Any] = {"hidden": 4, "steps": 2, "batch_size": 4, "lr": 1e-12, "average": 0.0, "warmup": 0}
 
@@ -84,11 +86,33 @@ def test_along_a_chain_nothing_learned_is_validated_on_unsaid(
         settings = {"data": str(data), "init": source, "seed": k, "validation": share, **SMALL}
         config = configure(task="classify", **settings)
         caplog.clear()
-        train(config, tmp_path / f"run{k}")
+        result = train(config, tmp_path / f"run{k}")
         task = make_task(config)
         validation = {digest[:16] for digest in task.digests["validation"]}
-        said = any(r.levelno == logging.WARNING and "trained on" in r.getMessage() for r in caplog.records)
-        assert said == bool(validation & learned)
+        said = any(r.levelno == logging.WARNING and "learned" in r.getMessage() for r in caplog.records)
+        assert said == bool(validation & learned) and result["seen"] == len(validation & learned)
         learned |= {digest[:16] for digest in task.digests["train"]}
         assert {*load_checkpoint(tmp_path / f"run{k}" / "best.safetensors").state.learned} == learned
         source = str(tmp_path / f"run{k}")
+
+
+def test_samples_that_learned_or_chose_earlier_weights_count_as_seen(tmp_path: Path) -> None:
+    """Also of data that come with the package, and of a task of one's own."""
+    plain = {"steps": 1, "validation": 0.3, "hidden": 2, "augment": 0.0}
+    first = configure(task="digits", **plain)
+    assert train(first, tmp_path / "a")["seen"] == 0
+    second = configure(task="digits", init=str(tmp_path / "a"), seed=1, **plain)
+    influenced = {each for split in ("train", "validation") for each in make_task(first).digests[split]}
+    tested = make_task(second).digests["test"]
+    assert train(second, tmp_path / "b")["seen"] == sum(each in influenced for each in tested) > 100
+    xs = np.random.default_rng(0).random((9, 4, 4, 1), np.float32)
+    sets = {"train": [(x, 0) for x in xs[:6]], "test": [(x, 1) for x in xs[3:]]}
+    spec = TaskSpec("mine", "classify", 1, 2, (4, 4), ("a", "b"))
+    mine = Dataset(spec, sets, kind_named("classify"))
+    assert train(configure(steps=1), tmp_path / "c", task=mine)["seen"] == 3
+    with pytest.raises(InputError, match="task="):  # not with the task of the settings
+        resume(tmp_path / "c", steps=2)
+    other = Dataset(spec, {**sets, "train": [(x, 1) for x in xs[:6]]}, kind_named("classify"))
+    with pytest.raises(InputError, match="other samples"):
+        resume(tmp_path / "c", task=other, steps=2)
+    assert resume(tmp_path / "c", task=mine, steps=2)["seen"] == 3

@@ -299,3 +299,16 @@ def test_images_with_another_content_are_not_the_data_of_a_run(tmp_path: Path) -
             resume(run.folder, steps=3, data=str(write(tmp_path / name, "classify", "folder", other)))
     moved = write(tmp_path / "moved", "classify", "folder", content[::-1])
     assert resume(run.folder, steps=3, data=str(moved))["ending"] == "done 3 steps"
+
+
+@pytest.mark.parametrize("kind", ["regress", "tag"])
+def test_columns_in_another_order_are_those_of_the_run(kind: str, tmp_path: Path) -> None:
+    data = write(tmp_path / "data", kind, "arrays")
+    small: dict[str, Any] = {"task": kind, "data": str(data), "hidden": 4, "batch_size": 8, "augment": 0.0}
+    for name, steps in (("whole", 6), ("run", 3)):
+        train(configure(steps=steps, schedule="constant", **small), tmp_path / name)
+    arrays = dict(np.load(data))
+    np.savez(data, **{**arrays, "y": arrays["y"][:, ::-1], "names": arrays["names"][::-1]})
+    resume(tmp_path / "run", steps=6)
+    one, other = (load_checkpoint(Run(tmp_path / name).last).tensors for name in ("whole", "run"))
+    assert all(torch.equal(one[name], other[name]) for name in one)

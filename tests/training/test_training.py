@@ -90,11 +90,11 @@ def test_the_best_weights_are_those_of_the_best_validation(tmp_path: Path) -> No
         assert scores[result["step"]] == min(scores.values())
         assert result["errors"] == pytest.approx(validations[result["step"]], rel=1e-6)
         assert result["in_sample"]
-    with pytest.raises(InputError):
-        train(configure(**settings, best_by="nothing"), tmp_path / "wrong")
+    for wrong in ({"best_by": "nothing"}, {"best_by": "f1_macro", "validation": 0}):
+        with pytest.raises(InputError, match="best_by"):
+            train(configure(**{**settings, **wrong}), tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
-    plain = {**settings, "validation": 0, "best_by": "f1_macro"}  # the last weights are the best
-    result = train(configure(**plain), tmp_path / "plain")
+    result = train(configure(**{**settings, "validation": 0}), tmp_path / "plain")  # the last are the best
     assert (result["step"], result["errors"], result["split"]) == (15, {}, None)
 
 
