@@ -13,7 +13,7 @@ from mdlstm_tk.cli import console, options
 from mdlstm_tk.errors import InputError, MDLSTMError
 
 RUN, LIMITS = "Execution", "Limits"
-IN_CHILD = "MDLSTM_ISOLATED"  # environment variable that --isolated sets for its child
+IN_CHILD = "MDLSTM_ISOLATED"  # environment variable with the process that --isolated has begun in
 FILES = "npy, npz, csv, images, in tiles npy, zarr, tif; folders of them; or - for standard input."
 MODEL = "Exported file, or a folder, for its newest.  (default: $MDLSTM_MODEL, or the newest export)"
 OUTPUT = "File, folder, or - for stdout, as for answers.  (default: beside the inputs; answers: stdout)"
@@ -35,7 +35,8 @@ def infer(
     raw: Annotated[bool, typer.Option("--raw", help="What the network returns, as arrays.")] = False,
     resize: Annotated[Any, options.resize_option()] = None,
     skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Leave out inputs whose result is newer than the model.")
+        bool,
+        typer.Option("--skip-existing", help="Leave out inputs that have a newer result."),
     ] = False,
     force: options.Force = False,
     json: options.Json = False,
@@ -72,14 +73,15 @@ def infer(
     beside it. Answers, such as labels, are printed, or written to one table with -o labels.csv. A file that
     cannot be used is reported, the others go on, and the exit code is 1.
     """
-    if isolated and IN_CHILD not in os.environ:
+    is_child = os.environ.get(IN_CHILD) == str(os.getppid())
+    if isolated and not is_child:
         from mdlstm_tk.runtime.limits import run_limited
 
         if device.startswith("cuda"):
             raise InputError("--isolated runs on the CPU; leave out --device")
-        os.environ[IN_CHILD] = "1"
-        words = [*console.words, "--device", "cpu"]
-        raise typer.Exit(run_limited(words, timeout or 120, max_bytes or 2**32))
+        os.environ[IN_CHILD] = str(os.getpid())
+        raise typer.Exit(run_limited(console.words, timeout or 120, max_bytes or 2**32))
+    device = "cpu" if is_child else device
     if (timeout or max_bytes) and not isolated:
         raise InputError("--timeout and --max-bytes are limits of --isolated; add it, or leave them out")
     from mdlstm_tk.runtime.infer import infer_paths

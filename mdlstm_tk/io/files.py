@@ -52,7 +52,7 @@ def find_files(inputs: Sequence[str], suffixes: Sequence[str] = READABLE) -> lis
             found.append((name, os.path.basename(name.rstrip(os.sep))))
             continue
         seen: set[str] = set()
-        for folder, folders, files in os.walk(name, followlinks=True):
+        for folder, folders, files in os.walk(name, onerror=_refuse, followlinks=True):
             visible = [each for each in folders if not each.startswith(".")]
             arrays = [each for each in visible if suffix_of(each) == ".zarr"]
             is_known = os.path.realpath(folder) in seen  # by a link to a folder above
@@ -60,11 +60,16 @@ def find_files(inputs: Sequence[str], suffixes: Sequence[str] = READABLE) -> lis
             folders[:] = [] if is_known else sorted({*visible} - {*arrays})
             for file in [] if is_known else sorted([*files, *arrays]):
                 path = os.path.join(folder, file)
-                if suffix_of(file) in suffixes and not file.startswith(".") and not is_result(file):
+                is_one = os.path.isfile(path) or file in arrays  # a pipe would wait for ever
+                if is_one and suffix_of(file) in suffixes and not (file.startswith(".") or is_result(file)):
                     found.append((path, os.path.relpath(path, name)))
     if not found:
         raise InputError(f"no input file in {', '.join(inputs)}; expected {', '.join(suffixes)}")
     return found
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"cannot read the folder {error.filename}: {error.strerror}")
 
 
 def read_bytes(source: str | Path) -> bytes:
@@ -92,7 +97,8 @@ def read_file(source: str | Path) -> InputFile:
         if suffix == ".csv":
             return InputFile({None: _read_csv(data.decode("utf-8-sig").rstrip())}, is_image=False)
         loaded: Any = np.load(io.BytesIO(data), allow_pickle=False)
-        arrays = dict(loaded) if suffix == ".npz" else {None: np.asarray(loaded)}
+        members = loaded.items() if suffix == ".npz" else [(None, loaded)]
+        arrays = {name: np.asarray(array) for name, array in members}  # others are bytes
     except MemoryError:
         raise InputError(f"{label} declares an array that is too large for the memory") from None
     except Exception as error:  # NumPy and zipfile raise all kinds of exceptions for damaged files
@@ -191,7 +197,6 @@ def _write_png(
     file: IO[bytes], y: Array, values: Sequence[int] | None, palette: Sequence[int] | None
 ) -> None:
     """Write a mask of integers with its palette, or numbers in [0, 1] as 8 bits."""
-    y = y[0] if y.ndim == 3 and len(y) == 1 else y
     y = y[..., 0] if y.ndim == 3 and y.shape[-1] == 1 else y
     if not (y.ndim == 2 or (y.ndim == 3 and y.shape[-1] == 3)):
         raise InputError(f"png holds (H, W) or (H, W, 3), the result has shape {y.shape}; use --format npy")

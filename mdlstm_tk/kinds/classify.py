@@ -90,11 +90,13 @@ class Classify(Kind):
         self, y: Array, metadata: Metadata, *, top: int = 1, probabilities: bool = False
     ) -> list[Row]:
         """The `top` most likely classes; or all of them by name, with their `probabilities`."""
+        if top > 1 and probabilities:  # whose columns may have one name, as of rank 2 and of the digit 2
+            raise InputError("probabilities (--probabilities) are of all classes; leave out top (--top)")
         check_scores(y)
         names, rows = metadata.classes or (), []
-        for p in softmax(y):
+        for scores, p in zip(y, softmax(y), strict=True):
             row: Row = {}
-            for rank, c in enumerate(np.argsort(-p, kind="stable")[:top].tolist(), 1):
+            for rank, c in enumerate(np.argsort(-scores, kind="stable")[:top].tolist(), 1):
                 end = f"_{rank}" if rank > 1 else ""
                 row |= {
                     f"label{end}": names[c],

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Collection, Mapping, Sequence
 from inspect import signature
 from typing import IO, Any
 
 import numpy as np
 
-from mdlstm_tk._util.text import printable
+from mdlstm_tk._util.text import printable, to_json
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.io import Array
 from mdlstm_tk.io.metadata import Metadata
@@ -69,18 +68,21 @@ class Table:
     """A table of rows that is written while it grows: tsv, csv with a heading, or json, a list of objects.
 
     Values that are lists are in json alone. Names of a stranger's model may hold commands for a terminal.
+
+    Attributes:
+        count: rows that were written.
     """
 
     def __init__(self, file: IO[bytes], form: str) -> None:
-        self._file, self._form, self._count = file, form, 0
+        self._file, self._form, self.count = file, form, 0
 
     def add(self, rows: Sequence[Row]) -> None:
         """Write rows, which have equal columns."""
         if not rows:
             return
         if self._form == "json":
-            starts = ("[\n" if self._count + k == 0 else ",\n" for k in range(len(rows)))
-            text = "".join(start + json.dumps(row) for start, row in zip(starts, rows, strict=True))
+            starts = ("[\n" if self.count + k == 0 else ",\n" for k in range(len(rows)))
+            text = "".join(start + to_json(row) for start, row in zip(starts, rows, strict=True))
         else:
             plain = [
                 {k: v for k, v in row.items() if not isinstance(v, list | tuple | dict)} for row in rows
@@ -91,11 +93,11 @@ class Table:
             else:
                 heading = [[printable(name) for name in plain[0]]]
                 buffer = io.StringIO()
-                csv.writer(buffer, lineterminator="\n").writerows(texts if self._count else heading + texts)
+                csv.writer(buffer, lineterminator="\n").writerows(texts if self.count else heading + texts)
                 text = buffer.getvalue()
-        self._count += len(rows)
+        self.count += len(rows)
         self._file.write(text.encode())
 
     def end(self) -> None:
         if self._form == "json":
-            self._file.write(b"\n]\n" if self._count else b"[]\n")
+            self._file.write(b"\n]\n" if self.count else b"[]\n")

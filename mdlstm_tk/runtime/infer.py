@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,7 +90,8 @@ class Inference:
         if self.table is None or not self.jobs:
             yield from self._results()
             return
-        with open_output(self.table, self.force) as file:
+        has_failed = False
+        with suppress(_NothingDoneError), open_output(self.table, self.force) as file:
             table = Table(file, self.jobs[0].form)
             is_bare = self.table == STDIO and self.jobs[0].form == "tsv" and len(self.jobs) == 1
             for result in self._results():
@@ -97,7 +99,10 @@ class Inference:
                 if is_bare and len(rows) == 1:  # its file needs no name
                     rows = [{name: value for name, value in row.items() if name != "file"} for row in rows]
                 table.add(rows)
+                has_failed = has_failed or result.error is not None
                 yield result
+            if has_failed and not table.count:
+                raise _NothingDoneError  # takes the place of no table that exists
             table.end()
 
     def _results(self) -> Iterator[Result]:
@@ -127,7 +132,7 @@ class Inference:
                 batches = {name: b._replace(width=feeds[name].width) for name, b in prepared.items()}
                 chunk.append(Pending(job, batches))
                 size += sum(x.nbytes for batch in batches.values() for x in batch.feeds.values())
-            except (InputError, MemoryError) as error:
+            except Exception as error:  # of all kinds, as of a damaged file
                 chunk.append(Pending(job, {}, error))
             if len(chunk) == CHUNK or size > CHUNK_BYTES:
                 yield chunk
@@ -153,7 +158,7 @@ class Inference:
             parts = {name: (next(outputs), batch) for name, batch in of_job.items()}
             try:
                 yield self.finish(job, parts)
-            except InputError as error:
+            except Exception as error:
                 yield failed(job, error)
 
     def finish(self, job: Job, parts: Parts) -> Result:
@@ -170,6 +175,8 @@ class Inference:
                     continue
                 outputs = {**outputs, first: np.asarray(answers)}
             values = restore(outputs, batch, metadata)
+            if job.form == "png" and not isinstance(values, dict):
+                values = _image_of(values, batch, metadata)
             pairs = values.items() if isinstance(values, dict) else [("", values)]
             arrays |= {".".join(filter(None, (name, key))) or None: y for key, y in pairs}
         if arrays:
@@ -191,9 +198,24 @@ class Inference:
         return options
 
 
+class _NothingDoneError(Exception):
+    """No row was made, as files failed."""
+
+
+def _image_of(y: Array, batch: Batch, metadata: Metadata) -> Array:
+    """The only result of a batch, (H, W) or (H, W, C)."""
+    if batch.has_batch_axis:
+        if len(y) != 1:
+            raise InputError(f"png holds one image, but the results are {len(y)}; use --format npy")
+        y = y[0]
+    return y if metadata.channels_last or y.ndim < 3 else np.moveaxis(y, 0, -1)
+
+
 def failed(job: Job, error: Exception) -> Result:
     """The result of a job that cannot be done; the error names its file."""
-    text = str(error) or "it is too large for the memory that is left"  # of a MemoryError
+    text = str(error) if isinstance(error, MDLSTMError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError):
+        text = str(error) or "it is too large for the memory that is left"
     label = "standard input" if job.source == STDIO else job.source
     kind = type(error) if isinstance(error, MDLSTMError) else MDLSTMError
     return Result(job, kind(text if label in text else f"{label}: {text}"))
@@ -238,7 +260,7 @@ def infer_paths(
         device, threads, trusted: see `Session`.
         batch_size: samples of one run, or tiles; None: see `Session.run`, or 4 tiles.
         workers: run files in so many processes of Ray, on $RAY_ADDRESS; None: in this process.
-        skip_existing: leave out files whose result exists and is newer than the model.
+        skip_existing: leave out files whose result exists and is newer than they and the model.
         force: replace results that exist.
         tile: extent of a tile, of a tiled model; None: 512.
         report: is called with the numbers of tiles that are done and of all.
@@ -300,8 +322,7 @@ def infer_paths(
         if table:
             raise InputError("skip_existing=True (--skip-existing) needs a file for each result")
         age = path.stat().st_mtime
-        done = {each for each in targets if os.path.exists(each) and os.stat(each).st_mtime >= age}
-        remaining = [job for job in jobs if job.target not in done]
+        remaining = [job for job in jobs if not _is_newer(job.target, age, job.source)]
     for each in [table] if table else [job.target for job in remaining]:
         if each != STDIO:
             check_free(each, force)
@@ -309,6 +330,11 @@ def infer_paths(
     return Inference(
         session, path, remaining, table, skipped, options, raw, force, batch_size, workers, resize, report
     )
+
+
+def _is_newer(target: str, age: float, source: str) -> bool:
+    """True for a result that is not older than its model, of that age, and its input."""
+    return os.path.exists(target) and os.stat(target).st_mtime >= max(age, os.stat(source).st_mtime)
 
 
 def find_model(model: str | Path | None = None, is_tiled: bool = False) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mdlstm_tk._util.text_order import is_right_to_left, reorder
-from mdlstm_tk.errors import InputError, MDLSTMError, require
+from mdlstm_tk.errors import InputError, require
 from mdlstm_tk.io import IMAGE_SUFFIXES, STDIO, Array
 from mdlstm_tk.io.files import check_free, find_files, open_output, read_bytes, suffix_of
 from mdlstm_tk.io.images import decode_image
@@ -58,7 +58,7 @@ class PageReading(Inference):
                 opened += [executor.submit(self._open, each) for each in self.jobs[k : k + 1]]
                 try:
                     yield Result(job, rows=self._read_page(job, *opened.pop(0).result()))
-                except (MDLSTMError, MemoryError) as error:
+                except Exception as error:  # of all kinds, as of a damaged page
                     yield failed(job, error)
 
     def _open(self, job: Job) -> tuple[Array, Page | None, Cuts]:

@@ -42,6 +42,10 @@ def test_a_classifier_gives_labels() -> None:
     assert [*everything] == ["label", "probability", *(f"probability_{name}" for name in CLASSES)]
     assert decode(np.zeros((1, 3)), m)[0]["label"] == "cat"  # of equal ones the first
     assert len(decode(Y, m, top=9)[0]) == 6
+    far = decode(np.float32([[50, 200, 60]]), m, top=3)[0]  # whose probabilities are equal in float32
+    assert [far[name] for name in ("label", "label_2", "label_3")] == ["dög", "<b>", "cat"]
+    with pytest.raises(InputError, match="--top"):  # as a class may be called 2
+        decode(Y, m, top=2, probabilities=True)
     assert decode(Y + 1000, m) == decode(Y, m)  # without overflow
 
 

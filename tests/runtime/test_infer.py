@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -132,14 +134,37 @@ def test_a_file_that_cannot_be_used_has_an_error_and_others_go_on(folder: Path) 
     Path("in/bad.npy").write_bytes(b"no array")
     np.save("in/nan.npy", np.full((4, 6), np.nan))
     np.save("in/wide.npy", np.zeros((4, 6, 7)))
+    with zipfile.ZipFile("in/bytes.npz", "w") as archive:
+        archive.writestr("x", b"no array")
+    os.mkfifo("in/pipe.npy")  # it would never end
     results = infer_paths(["in", "nix.npy"], write_model(folder / "m.onnx"))
     errors = {Path(each.job.source).name: each.error for each in results if each.error}
-    assert errors.keys() == {"bad.npy", "nan.npy", "wide.npy", "nix.npy"}
+    assert errors.keys() == {"bad.npy", "nan.npy", "wide.npy", "bytes.npz", "nix.npy"}
     assert all(name in str(error) for name, error in errors.items())
     assert len(made(folder)) == 5
     run = infer_paths(["in"], classifier(folder / "c.onnx"), "t.csv")
-    assert sum(1 for result in run if result.error) == 3
+    assert sum(1 for result in run if result.error) == 4
     assert len(Path("t.csv").read_text().splitlines()) == 8
+    assert [
+        r.error is None for r in infer_paths(["in/bad.npy"], folder / "c.onnx", "t.csv", force=True)
+    ] == [False]
+    assert len(Path("t.csv").read_text().splitlines()) == 8  # no rows take the place of none
+
+
+def test_one_image_is_a_png_whichever_axes_it_has(folder: Path) -> None:
+    """A side of one or three pixels is no batch and no colours."""
+    for layout, channels, grid in product(("N H W C", "N C H W"), (1, 3), ((1, 7), (7, 1), (3, 4), (4, 3))):
+        shape = (*grid, channels) if layout.endswith("C") else (channels, *grid)
+        x = RNG.random(shape, dtype=np.float32) / 2
+        np.save("x.npy", x)
+        model = write_model(folder / "m.onnx", layout=layout, channels=channels, outputs=channels)
+        finish(infer_paths(["x.npy"], model, "y.png", force=True))
+        pixels = np.asarray(Image.open("y.png"))
+        expected = np.rint(255 * 2 * (x if layout.endswith("C") else np.moveaxis(x, 0, -1)))
+        np.testing.assert_array_equal(pixels.reshape(expected.shape), expected)
+    np.save("x.npy", np.zeros((5, 4, 3, 1)))
+    (result,) = infer_paths(["x.npy"], segmenter(folder / "s.onnx"), "masks.png")
+    assert "one image" in str(result.error) and not Path("masks.png").exists()
 
 
 def test_a_data_set_gives_its_samples_in_their_extents(folder: Path) -> None:
@@ -181,11 +206,14 @@ def test_several_inputs_come_from_the_arrays_of_their_names(folder: Path) -> Non
     np.testing.assert_array_equal(np.load("out/two.out.npz")["aux"], x + z)
 
 
-def test_existing_results_are_skipped_unless_the_model_is_newer(folder: Path) -> None:
+def test_existing_results_are_skipped_unless_model_or_input_are_newer(folder: Path) -> None:
     model = write_model(folder / "m.onnx")
     finish(infer_paths(["in/a.npy"], model))
     run = infer_paths(["in"], model, skip_existing=True)
     assert (run.skipped, len(run.jobs)) == (1, 4)
+    os.utime("in/a.npy", (1.9e9, 1.9e9))
+    with pytest.raises(InputError, match="--force"):
+        infer_paths(["in/a.npy"], model, skip_existing=True)
     os.utime(model, (2e9, 2e9))
     with pytest.raises(InputError, match="--force"):
         infer_paths(["in/a.npy"], model, skip_existing=True)

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,7 @@ class _Work:
         self._plan, self._source, self._output = plan, source, output
         # By the sweep, the axis, and the tile that they enter.
         self._faces: dict[tuple[int, int, Tile], Array] = {}
+        self._writing = Lock()  # tiles share chunks of a zarr, and blocks of a TIFF
         last = len(self._archive.stages) - 1
         self._stored = {  # the outputs of stages, in files
             s: Mapped(folder / f"stage-{s}.npy", (*plan.extents[s + 1], stage.outputs), np.float32)
@@ -227,7 +229,8 @@ class _Work:
             for tile, y in zip(tiles, self._head(h), strict=True):
                 parts_of = zip(plan.region(len(self._archive.stages), tile), ups, limits, strict=False)
                 target: Region = tuple(slice(p.start * up, min(p.stop * up, e)) for p, up, e in parts_of)
-                self._output[target] = y[tuple(map(slice, extents_of(target)))]
+                with self._writing:
+                    self._output[target] = y[tuple(map(slice, extents_of(target)))]
         return None
 
     def add_to_pool(self, group: Group, sums: Array | None) -> None:
