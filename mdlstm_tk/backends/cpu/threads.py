@@ -5,8 +5,7 @@ Python's lock. A job may have to wait for jobs of other lanes. The calling threa
 job that no other thread has begun, so it only ever waits for jobs that are running. A thread without a job
 waits for a lock; none waits inside compiled code.
 
-There is one pool per process. A sweep that finds it in use runs alone. `MDLSTM_THREADS=2` lets at most two
-threads share a sweep; 0 and 1 switch the pool off.
+There is one pool per process. A sweep that finds it in use runs alone.
 """
 
 from __future__ import annotations
@@ -17,10 +16,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import NamedTuple
-
-import torch
-
-from mdlstm_tk.errors import InputError
 
 
 class Task(NamedTuple):
@@ -111,20 +106,6 @@ def _forget_pool() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
-
-
-def thread_limit() -> int:
-    """The largest number of threads that may share a sweep: torch's, or fewer if MDLSTM_THREADS says so.
-
-    Raises:
-        InputError: MDLSTM_THREADS is not a number.
-    """
-    limit = os.environ.get("MDLSTM_THREADS", "")
-    if not limit:
-        return torch.get_num_threads()
-    if not limit.isdecimal():
-        raise InputError(f"the environment variable MDLSTM_THREADS must be a number, got {limit!r}")
-    return max(1, min(int(limit), torch.get_num_threads()))
 
 
 def run_lanes(run: Run, lanes: Lanes, order: Sequence[int], keep: object) -> None:
