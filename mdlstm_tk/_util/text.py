@@ -7,7 +7,6 @@ Indic scripts need.
 
 printable     for people: terminals, logs, error messages, pages and plots
 to_json       for JSON
-shell_quoted  for a command to paste into a shell
 
 `duration` spells a time as people say it, `reason_of` the message of another library's exception, and
 `suggestion` what an unknown word may have meant.
@@ -17,9 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import shlex
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -56,20 +53,6 @@ def to_json(value: Any, indent: int | None = None) -> str:
         text = json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
     # json.dumps has escaped C0; what is left lies inside strings, but for the line breaks of `indent`.
     return _UNSAFE.sub(lambda match: "\n" if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
-
-
-def shell_quoted(path: str | os.PathLike[str]) -> str:
-    """A path as one word of a shell command.
-
-    Unsafe characters are written byte by byte as `$'\\012'`, which bash, zsh and ksh take. A path that
-    begins with "-" gets "./" in front, so that no program takes it for an option.
-    """
-    text = os.fspath(path)
-    text = f"./{text}" if text.startswith("-") else text
-    if is_plain_text(text):
-        return shlex.quote(text)
-    escaped = re.sub(r"[\\']", r"\\\g<0>", text)
-    return f"$'{_UNSAFE.sub(_octal, escaped)}'"
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
@@ -124,14 +107,6 @@ def _escaped(match: re.Match[str]) -> str:
         return f"\\{letter}"
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
-
-
-def _octal(match: re.Match[str]) -> str:
-    try:
-        data = match[0].encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte, as file names on Windows may hold
-        data = match[0].encode("utf-8", "surrogatepass")
-    return "".join(f"\\{byte:03o}" for byte in data)
 
 
 def _without_nan(value: Any) -> Any:

@@ -26,7 +26,7 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 from mdlstm_tk.cells.cell import BUILT_IN_CELLS, Cell, get_cell, total
-from mdlstm_tk.cells.graph import Graph, Kernel, Store, Value, gradients
+from mdlstm_tk.cells.graph import OPERATIONS, Graph, Kernel, Store, Value, gradients
 from mdlstm_tk.errors import InputError
 
 Pass = Literal["forward", "backward", "recompute"]
@@ -96,9 +96,15 @@ def record_step(
         return graph.normalize(x) * weight + bias if normalize is None else normalize(x, weight, bias)
 
     def activated(x: Value, k: int) -> Value:
-        activation, y = definitions[k].activation, normalized(x, k)
-        y = y if activation is None else graph.apply(activation, y)
-        return graph.load("gates", k, origin=y) if reads_saved else y
+        activation, x = definitions[k].activation, normalized(x, k)
+        if not reads_saved:
+            return x if activation is None else graph.apply(activation, x)
+        y = graph.load("gates", k)
+        y.pullback = (
+            x,
+            lambda dy: dy if activation is None else OPERATIONS[activation].gradient(dy, y, x)[0],
+        )
+        return y
 
     pre_activations, output = list(a), None
     if "peephole" in present:

@@ -15,7 +15,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from mdlstm_tk.backends.cpu import simd
-from mdlstm_tk.backends.cpu.simd import I64, Pointer, Vector, vector_loop
+from mdlstm_tk.backends.cpu.simd import I64, Pointer, vector_loop
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}  # of all that Numba compiles
 CACHE_LINE = 64  # bytes
