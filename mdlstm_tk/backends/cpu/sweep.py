@@ -26,13 +26,13 @@ import torch
 from numba import config
 from torch import Tensor
 
+from mdlstm_tk.backends import specialize
 from mdlstm_tk.backends.cpu import cell_code, kernels, matmul, simd
 from mdlstm_tk.backends.cpu.compile import compiled
 from mdlstm_tk.backends.cpu.jobs import Jobs, make_jobs
 from mdlstm_tk.backends.cpu.kernels import BLOCK
 from mdlstm_tk.backends.cpu.records import Arrays, Layout, address, words
 from mdlstm_tk.backends.cpu.threads import run_lanes
-from mdlstm_tk.backends.specialize import specialize
 from mdlstm_tk.cells.cell import Cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS, Pass, pass_kernel, reads_hidden
 from mdlstm_tk.errors import InputError
@@ -84,7 +84,7 @@ def backward(
     sums = _zeros(x, (jobs.sums, layout.dirs, layout.sums_size)) if wants_weights else None
     saved = {"output": output, "gates": gates, "states": states, "initial": inputs.initial}
     _run(plan, inputs, front=dfront, dx=dx, sums=sums, grad=_plain(grad), **saved)
-    gradients = {}
+    gradients: dict[str, Tensor] = {}
     if sums is not None:
         total, end = _total(sums), layout.depth * layout.padded
         parts = _parts(total[:, :end].unflatten(1, (layout.depth, layout.padded)), inputs)
@@ -95,9 +95,7 @@ def backward(
     if dx is not None:
         gradients["x"] = _total(dx)
     gradients = {name: g.to(dtype) for name, g in gradients.items()}
-    if inputs.initial is not None:
-        gradients["initial"] = dfront
-    return gradients
+    return {**gradients, "initial": None if inputs.initial is None else dfront}
 
 
 class Plan(NamedTuple):

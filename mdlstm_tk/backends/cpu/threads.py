@@ -86,26 +86,20 @@ class _Shared:
         )
 
 
-class _Pool:
-    """The threads, which have ended before the interpreter does: `concurrent.futures` waits for them. One
-    that came back from compiled code later would end the process with an error."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()  # held by the sweep that uses the pool
-        self.executor = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="mdlstm")
+_pool: ThreadPoolExecutor
+_lock: threading.Lock  # held by the sweep that uses the pool
 
 
-_pool = _Pool()
+def _make_pool() -> None:
+    """`concurrent.futures` sees to it that threads have ended before the interpreter does: one that came
+    back from compiled code later would end the process with an error."""
+    global _pool, _lock
+    _pool, _lock = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="mdlstm"), threading.Lock()
 
 
-def _forget_pool() -> None:
-    """A forked child has none of its parent's threads."""
-    global _pool
-    _pool = _Pool()
-
-
+_make_pool()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_make_pool)  # a forked child has none of its parent's threads
 
 
 def run_lanes(run: Run, lanes: Lanes, order: Sequence[int], keep: object) -> None:
@@ -117,8 +111,8 @@ def run_lanes(run: Run, lanes: Lanes, order: Sequence[int], keep: object) -> Non
         order: the jobs in an order in which one thread may run them all.
         keep: whatever jobs read and write.
     """
-    pool = _pool
-    if len(lanes) < 2 or not pool.lock.acquire(blocking=False):
+    pool, lock = _pool, _lock
+    if len(lanes) < 2 or not lock.acquire(blocking=False):
         for job in order:
             run(job)
         return
@@ -126,10 +120,10 @@ def run_lanes(run: Run, lanes: Lanes, order: Sequence[int], keep: object) -> Non
     try:
         with suppress(RuntimeError):  # the interpreter ends, or the system has no more threads
             for _ in lanes[1:]:
-                pool.executor.submit(shared.work, is_caller=False)
+                pool.submit(shared.work, is_caller=False)
         shared.work(is_caller=True)
     finally:
         with shared.changed:
             shared.stopped = True
             shared.changed.notify_all()
-        pool.lock.release()
+        lock.release()
