@@ -65,11 +65,18 @@ class BoundaryState(dict[str, Any]):
             return self[name]
         raise AttributeError(f"this BoundaryState has no state '{name}', only {', '.join(self)}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _boundary_state, (dict(self),)
+
+
+def _boundary_state(faces: dict[str, Faces]) -> BoundaryState:
+    return BoundaryState(**faces)
+
 
 State = tuple[BoundaryState, ...]  # of a layer: one for each of its stacked layers
 
 # These let `torch.load(weights_only=True)`, torch.export and torch.func see into a BoundaryState.
-torch.serialization.add_safe_globals([BoundaryState])
+torch.serialization.add_safe_globals([_boundary_state])
 _pytree.register_pytree_node(
     BoundaryState,
     lambda state: (list(state.values()), list(state)),

@@ -40,11 +40,9 @@ Shapes = Sequence[tuple[Sequence[int], torch.dtype]]
 _cells: dict[str, Cell] = {}  # those of layers, by their names in graphs
 
 
-@cache
-def _engine_of_graphs(backend: str, device: torch.device) -> Engine:
-    """The engine of the operators, found once: what one engine keeps for backward no other can read, and a
-    compiler that failed may work later."""
-    return engine(backend, device)
+# That of the operators is found once: what one engine keeps for backward no other can read, and a compiler
+# that failed may work later.
+_engine_of_graphs = cache(engine)
 
 
 def name_in_graphs(cell: Cell, ndim: int, present: tuple[str, ...]) -> str:

@@ -15,7 +15,6 @@ to_json       for JSON
 from __future__ import annotations
 
 import json
-import math
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -24,7 +23,6 @@ from typing import Any
 # Control characters (C0, DEL, C1), line and paragraph separators, bidirectional controls, and surrogates,
 # which stand for the bytes of file names that are not UTF-8.
 _UNSAFE = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
-_LETTERS = {"\n": "n", "\r": "r", "\t": "t"}
 
 
 def is_plain_text(text: str) -> bool:
@@ -38,7 +36,7 @@ def printable(text: object) -> str:
 
     A backslash stays as it is, since paths on Windows are full of them.
     """
-    return _UNSAFE.sub(_escaped, str(text))
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -50,7 +48,8 @@ def to_json(value: Any, indent: int | None = None) -> str:
     try:
         text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        text = json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
+        value = json.loads(json.dumps(value), parse_constant=lambda _: None)
+        text = json.dumps(value, indent=indent, ensure_ascii=False)
     # json.dumps has escaped C0; what is left lies inside strings, but for the line breaks of `indent`.
     return _UNSAFE.sub(lambda match: "\n" if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
 
@@ -99,21 +98,3 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     units = (hours, "h"), (minutes, "min"), (0 if hours else seconds, "s")
     return " ".join(f"{number} {unit}" for number, unit in units if number)
-
-
-def _escaped(match: re.Match[str]) -> str:
-    character = match[0]
-    if letter := _LETTERS.get(character):
-        return f"\\{letter}"
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(entry) for entry in value]
-    return value
