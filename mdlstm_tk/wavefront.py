@@ -92,11 +92,14 @@ def resolve_directions(directions: Any, ndim: int) -> list[Direction]:
     Raises:
         InputError: `directions` is something else, a tuple is not D signs, or a tuple is repeated.
     """
-    if directions == "all":
+    if isinstance(directions, str) and directions == "all":
         return list(product((1, -1), repeat=ndim))
-    if directions == 1:
+    if isinstance(directions, int) and directions == 1:
         return [(1,) * ndim]
-    signs = [*map(tuple, directions)] if isinstance(directions, Sequence) else []
+    try:
+        signs = [tuple(map(int, direction)) for direction in directions]
+    except (TypeError, ValueError):
+        signs = []
     if (
         not signs
         or any(len(d) != ndim or not {1, -1}.issuperset(d) for d in signs)
