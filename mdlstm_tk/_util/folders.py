@@ -50,8 +50,9 @@ def locked(folder: Path, advice: str) -> Iterator[None]:
             except BlockingIOError:
                 raise MDLSTMError(f"another process works in {folder}; wait for it, or {advice}") from None
         yield
-        fcntl.flock(lock, fcntl.LOCK_UN)
     finally:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough: forked processes have a copy
         os.close(lock)
 
 
