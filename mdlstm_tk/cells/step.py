@@ -109,10 +109,10 @@ def record_step(
     pre_activations, output = list(a), None
     if "peephole" in present:
         peephole = parameters["peephole"]
-        (i,), forget, (output,) = (cell.gate_index(role, ndim) for role in ("input", "forget", "output"))
-        for d, (c_d, f) in enumerate(zip(previous["c"], forget, strict=True)):
-            pre_activations[i] += peephole[d] * c_d
-            pre_activations[f] += peephole[ndim + d] * c_d
+        output = len(a) - 1  # the gates are i, f_1, …, f_D, g, o
+        for d, c_d in enumerate(previous["c"]):
+            pre_activations[0] += peephole[d] * c_d
+            pre_activations[1 + d] += peephole[ndim + d] * c_d
     gates = [x if k == output else activated(x, k) for k, x in enumerate(pre_activations)]
 
     def output_gate(gate: Value, c: Value) -> Value:  # with peepholes it sees the new c
