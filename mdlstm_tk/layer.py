@@ -283,8 +283,7 @@ class MDLSTM(nn.Module):
                 x = x.to(autocast)
                 parameters = {name: t if t is None else t.to(autocast) for name, t in parameters.items()}
             more: Any = {"initial": initial[k], "sizes": sizes, "signs": signs, "cell": self.definition}
-            h, leaving = sweep_layer(SweepInputs(x=x, **parameters, **more))
-            x = h.flatten(-2) if self.merge == "concat" else getattr(h, self.merge)(dim=-2)
+            x, leaving = sweep_layer(SweepInputs(x=x, **parameters, **more))
             if return_state and leaving is not None:
                 final.append(split_states(leaving, names, grid, dtype, has_batch_axis))
         if not self.channels_last:
@@ -295,7 +294,9 @@ class MDLSTM(nn.Module):
         return (x, tuple(final)) if return_state else x
 
     def _sweep(self, inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
-        return sweep(inputs, self.backend, self.recompute, self._cell_in_graphs)
+        """Sweep a stacked layer: y (N, *grid, output_size), and the final states if there are any."""
+        y, final = sweep(inputs, self.backend, self.recompute, self._cell_in_graphs)
+        return y.flatten(-2) if self.merge == "concat" else getattr(y, self.merge)(dim=-2), final
 
     def _layer_parameters(self, k: int) -> dict[str, Any]:
         """The parameters of layer k by the names in `PARAMETERS`, None for those that it has not.

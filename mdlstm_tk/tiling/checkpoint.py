@@ -45,9 +45,9 @@ def checkpointed(
 
     A plain sweep keeps the gates and c of every position for backward, (G + 1)·n numbers for each
     direction. This one keeps only the states that enter tiles, 2·n numbers for each line of positions of a
-    tile, and backward sweeps each tile again. So beside x, h of all directions and their gradients, it
-    needs the memory of those states and of a plain sweep over one tile in one direction. `torch.export`,
-    and with it the export to ONNX, gets the plain sweep.
+    tile, and backward sweeps each tile again. So beside x, y and their gradients, it needs the memory of
+    those states and of a plain sweep over one tile in one direction. `torch.export`, and with it the export
+    to ONNX, gets the plain sweep.
 
     Directions run one after another, since each starts from a corner of its own. Stacked layers do, too,
     and what each of them passes to the next stays in memory.
@@ -77,7 +77,9 @@ def checkpointed(
         raise InputError(f"tile must be a multiple of the layer's window {layer.window}, got {tile}")
     if torch.compiler.is_exporting():  # one node for each layer, as in every saved graph
         return layer._run(x, sizes, initial_state, return_state, layer._sweep)
-    way = _Way(tuple(extent // window for extent, window in pairs), layer.backend, layer.recompute)
+    way = _Way(
+        tuple(extent // window for extent, window in pairs), layer.merge, layer.backend, layer.recompute
+    )
 
     def sweep_layer(inputs: SweepInputs) -> tuple[Tensor, Tensor]:
         check_inputs(inputs)
@@ -94,6 +96,7 @@ class _Way(NamedTuple):
     """How a layer is swept: the extents of a tile after windows, and what forward found in the layer."""
 
     extents: tuple[int, ...]
+    merge: str
     backend: str
     recompute: bool
 
@@ -158,28 +161,30 @@ class _Checkpointed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, way: _Way, keep: bool, *fields: Any) -> tuple[Tensor, Tensor]:
-        """h (N, *grid, dirs, n) and the final states, from `SweepInputs` with initial states; `keep`
+        """y (N, *grid, output_size) and the final states, from `SweepInputs` with initial states; `keep`
         those that enter tiles for backward."""
         inputs = SweepInputs(*fields)
         assert inputs.initial is not None
-        x = inputs.x
-        h = x.new_empty(*x.shape[:-1], len(inputs.directions), inputs.units)
+        x, units, dirs = inputs.x, inputs.units, len(inputs.directions)
+        y = x.new_zeros(*x.shape[:-1], units * (dirs if way.merge == "concat" else 1))
         final, kept = inputs.initial.clone(memory_format=torch.contiguous_format), []
         for k, one in enumerate(_one_direction(inputs)):
             front = split_faces(final[:, :, k : k + 1], inputs.grid)
             for tile in _tiles(one, way.extents):
                 entering = _entering(front, tile)
-                of_tile, leaving = _sweep_tile(way, one._replace(x=_of(x, tile)), tile, entering)
+                h, leaving = _sweep_tile(way, one._replace(x=_of(x, tile)), tile, entering)
                 _leave(front, tile, leaving)
-                _of(h, tile)[..., k : k + 1, :] = of_tile
+                _share(way, _of(y, tile), k, units).add_(h.squeeze(-2))
                 if keep:
                     kept.append(entering)
+        if way.merge == "mean":
+            y /= dirs
         ctx.way, ctx.others = way, fields[len(TENSORS) :]
         ctx.save_for_backward(*fields[: len(TENSORS)], *kept)
-        return h, final
+        return y, final
 
     @staticmethod
-    def backward(ctx: Any, dh: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "tiling.checkpointed can be differentiated once, not twice (create_graph); use layer(x)"
@@ -187,6 +192,7 @@ class _Checkpointed(torch.autograd.Function):
         way, saved = ctx.way, ctx.saved_tensors  # read once: torch.utils.checkpoint gives each only once
         inputs, kept = SweepInputs(*saved[: len(TENSORS)], *ctx.others), list(saved[len(TENSORS) :])
         needs = dict(zip(DIFFERENTIABLE, ctx.needs_input_grad[2:], strict=False))
+        units, dirs = inputs.units, len(inputs.directions)
         sums = {
             name: torch.zeros_like(tensor, dtype=state_dtype(inputs.x))
             for name, tensor in zip(DIFFERENTIABLE, inputs.tensors, strict=True)
@@ -196,6 +202,8 @@ class _Checkpointed(torch.autograd.Function):
         for k, one in reversed(list(enumerate(_one_direction(inputs)))):
             front = split_faces(dinitial[:, :, k : k + 1], inputs.grid)
             for tile in reversed(_tiles(one, way.extents)):
+                dh = _share(way, _of(dy, tile), k, units).unsqueeze(-2)
+                dh = dh / dirs if way.merge == "mean" else dh
                 part = one._replace(x=_of(inputs.x, tile), initial=kept.pop())
                 named = zip(DIFFERENTIABLE, part.tensors, strict=True)
                 leaves = {
@@ -207,10 +215,7 @@ class _Checkpointed(torch.autograd.Function):
                     again: Any = part._replace(**leaves)  # type: ignore[arg-type]
                     outputs = _sweep_tile(way, again, tile, again.initial)
                 found = torch.autograd.grad(
-                    outputs,
-                    list(leaves.values()),
-                    (_of(dh, tile)[..., k : k + 1, :], _entering(front, tile)),
-                    materialize_grads=True,
+                    outputs, list(leaves.values()), (dh, _entering(front, tile)), materialize_grads=True
                 )
                 gradients = dict(zip(leaves, found, strict=True))
                 _leave(front, tile, gradients["initial"])
@@ -219,3 +224,8 @@ class _Checkpointed(torch.autograd.Function):
                     target.add_(gradients[name])
         results = {name: total.to(inputs.x.dtype) for name, total in sums.items()} | {"initial": dinitial}
         return None, None, *(results.get(name) for name in SweepInputs._fields)
+
+
+def _share(way: _Way, y: Tensor, direction: int, units: int) -> Tensor:
+    """The features of y, or of its gradient, that a direction adds to: a view (…, n)."""
+    return y.narrow(-1, direction * units, units) if way.merge == "concat" else y
