@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk._util.sizes import format_size, parse_size
-from mdlstm_tk.wavefront import wavefronts
+from mdlstm_tk.wavefront import batch_rows
 
 ALL = (("directions", "all"),)
 
@@ -118,7 +118,8 @@ def floor(shape: Shape, training: bool, factory: Mapping[str, Any]) -> Step:
     gradients of the weights.
     """
     gate_dim, recurrent_dim = shape.gate_dim, len(shape.grid) * shape.units
-    rows = (np.diff(wavefronts(shape.grid).starts) * shape.batch).tolist()  # of each wavefront
+    table = batch_rows((shape.grid,) * shape.batch, shape.grid, ())
+    rows = np.diff(table.starts).tolist()  # of each wavefront
     longest = max(rows)
 
     def randn(*extents: int) -> Tensor:

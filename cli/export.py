@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mdlstm_tk._util.sizes import parse_free_size, parse_size
-from mdlstm_tk._util.text import shell_quoted
 from mdlstm_tk.cli import console, options
 from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.io.metadata import Dtype, Form
@@ -106,7 +106,7 @@ def export(
         if report.needs_trust:
             console.note(f"{report.path} runs with --trusted only, for its {', '.join(report.needs_trust)}")
     if web:
-        server = f"python -m http.server --bind 127.0.0.1 -d {shell_quoted(web)}"
+        server = f"python -m http.server --bind 127.0.0.1 -d {shlex.quote(str(web))}"
         console.note(f"next: {server}  # and open http://localhost:8000")
     else:
         console.next_command("infer", "FILE", "-m", reports[-1].path)

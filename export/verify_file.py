@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import onnx
 import torch
 from torch import nn
 
-from mdlstm_tk._util.text import counted, reason_of, shell_quoted
+from mdlstm_tk._util.text import counted, reason_of
 from mdlstm_tk.errors import InputError, ParityError, require
 from mdlstm_tk.export.inputs import Cases, Draw, ExampleRange, draw_like, random_cases
 from mdlstm_tk.export.network import Network, Outputs
@@ -165,7 +166,7 @@ def verify_model(
     files = sorted(models_in(model)) if model.is_dir() else [model]
     if not files:
         raise InputError(
-            f"the folder {model} holds no model; make one with: mdlstm export {shell_quoted(model)}"
+            f"the folder {model} holds no model; make one with: mdlstm export {shlex.quote(str(model))}"
         )
     report = VerificationReport(model)
     for path in files:

@@ -16,7 +16,6 @@ from mdlstm_tk.errors import InputError
 from mdlstm_tk.wavefront import Direction, check_positions
 
 Run = TypeVar("Run", bound="Callable[..., Any]")
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class SweepInputs(NamedTuple):
@@ -138,8 +137,6 @@ def check_inputs(inputs: SweepInputs) -> None:
         InputError: they do not; the message names the first that does not fit.
     """
     x, weight_ih, cell = inputs.x, inputs.weight_ih, inputs.cell
-    if weight_ih.dtype not in DTYPES:
-        raise InputError(f"a sweep computes in {', '.join(map(str, DTYPES))}, not in {weight_ih.dtype}")
     check_tensor("x", x, x.shape, weight_ih.dtype, weight_ih.device)
     if x.dim() < 3 or weight_ih.dim() != 3 or not len(weight_ih) or not inputs.units:
         shapes = f"{tuple(x.shape)} and {tuple(weight_ih.shape)}"
@@ -150,8 +147,6 @@ def check_inputs(inputs: SweepInputs) -> None:
         inputs.peephole is not None and not cell.peephole
     ):
         raise InputError(f"weight_hh and peephole must be those that cell '{cell.name}' has")
-    if (inputs.norm_weight is None) != (inputs.norm_bias is None):
-        raise InputError("norm_weight and norm_bias must both be tensors or both be None")
     if len(inputs.signs) != dirs * ndim or not {1, -1}.issuperset(inputs.signs):
         raise InputError(f"directions must be {dirs}·{ndim} signs (1 or -1), got {list(inputs.signs)}")
     for name, shape in parameter_shapes(cell, ndim, dirs, x.shape[-1], inputs.units).items():

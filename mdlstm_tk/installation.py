@@ -63,9 +63,8 @@ def check_installation() -> list[Check]:
         checks.append(_attempt("onnxruntime on CPU", lambda: _run_tiny_model("cpu")))
         checks.append(_attempt("onnxruntime on CUDA", lambda: _run_tiny_model("auto")))
     if _version("torch"):
-        checks.append(_attempt("torch on CUDA", _find_gpu))
-        checks.append(_attempt("kernels for the CPU", _compile_for_cpu))
-        checks.append(_attempt("kernels for the GPU", _compile_for_gpu))
+        checks.append(_attempt("kernels for the CPU", lambda: _compile("cpu")))
+        checks.append(_attempt("kernels for the GPU", lambda: _compile("cuda")))
     return checks
 
 
@@ -109,37 +108,21 @@ def _run_tiny_model(device: str) -> str:
     return f"ran on {graph.session.get_providers()[0]}"
 
 
-def _find_gpu() -> str:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise DeviceError("no device, or a torch without CUDA; see https://pytorch.org/get-started")
-    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-
-
-def _compile_for_cpu() -> str:
-    from mdlstm_tk.backends.cpu.compile import cache_folder
-
-    _compile("cpu")
-    return f"kept in {cache_folder() or 'no folder, as none is private: each process compiles them'}"
-
-
-def _compile_for_gpu() -> str:
-    _find_gpu()
-    import triton
-
-    _compile("cuda")
-    return f"triton {triton.__version__}"
-
-
-def _compile(device: str) -> None:
-    """Run compiled kernels, forward and backward."""
+def _compile(device: str) -> str:
+    """Compile kernels, and run them forward and backward."""
     import torch
 
     from mdlstm_tk.layer import MDLSTM
 
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("no device, or a torch without CUDA; see https://pytorch.org/get-started")
     layer = MDLSTM(1, 2, backend="fused").to(device)
     layer(torch.ones(1, 2, 3, 1, device=device)).sum().backward()
+    if device == "cuda":
+        return f"ran on {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    from mdlstm_tk.backends.cpu.compile import cache_folder
+
+    return f"kept in {cache_folder() or 'no folder, as none is private: each process compiles them'}"
 
 
 def _version(package: str) -> str | None:

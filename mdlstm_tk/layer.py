@@ -296,9 +296,7 @@ class MDLSTM(nn.Module):
     def _sweep(self, inputs: SweepInputs) -> tuple[Tensor, Tensor | None]:
         """Sweep a stacked layer: y (N, *grid, output_size), and the final states if there are any."""
         y, final = sweep(inputs, self.backend, self.recompute, self._cell_in_graphs)
-        if self.merge == "concat":
-            return y.flatten(-2), final
-        return {"sum": y.sum, "mean": y.mean}[self.merge](dim=-2), final
+        return y.flatten(-2) if self.merge == "concat" else getattr(y, self.merge)(dim=-2), final
 
     def _layer_parameters(self, k: int) -> dict[str, Any]:
         """The parameters of layer k by the names in `PARAMETERS`, None for those that it has not.

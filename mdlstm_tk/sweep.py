@@ -40,11 +40,9 @@ Shapes = Sequence[tuple[Sequence[int], torch.dtype]]
 _cells: dict[str, Cell] = {}  # those of layers, by their names in graphs
 
 
-@cache
-def _engine_of_graphs(backend: str, device: torch.device) -> Engine:
-    """The engine of the operators, found once: what one engine keeps for backward no other can read, and a
-    compiler that failed may work later."""
-    return engine(backend, device)
+# That of the operators is found once: what one engine keeps for backward no other can read, and a compiler
+# that failed may work later.
+_engine_of_graphs = cache(engine)
 
 
 def name_in_graphs(cell: Cell, ndim: int, present: tuple[str, ...]) -> str:
@@ -221,13 +219,8 @@ def _backward(ctx: Any, grad: Tensor | None, dfinal: Tensor | None, *_: Any) -> 
     needs = ctx.needs_input_grad[:COUNT]
     rest = (None,) * (len(ctx.needs_input_grad) - COUNT)
     if torch.is_grad_enabled() or _sees_inside():  # the gradients may be differentiated, by the plain sweep
-        # Views, as one input may come from another: x of a second call of a layer comes from the weights,
-        # too. The gradient of the weights must leave out their way through x, which autograd follows.
-        named = zip(DIFFERENTIABLE, tensors[:COUNT], needs, strict=True)
-        leaves = {name: tensor.view_as(tensor) for name, tensor, is_needed in named if is_needed}
-        with torch.enable_grad():
-            inputs = _inputs((*tensors, signs, cell))
-            found = torch_engine.gradients(inputs, leaves, grad, dfinal, create_graph=True)
+        inputs = _inputs((*tensors, signs, cell))
+        found = torch_engine.gradients(inputs, needs, grad, dfinal, create_graph=True)
         return *map(found.get, DIFFERENTIABLE), *rest
     if not saved:  # the graph was captured where no gradient was wanted
         arguments = *tensors, signs, cell, True, recompute, by

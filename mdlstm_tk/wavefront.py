@@ -2,16 +2,15 @@
 
 A *wavefront* is the set of positions with the same coordinate sum. A position needs the positions one step
 back along each axis, and those all lie on the previous wavefront, so one step computes a whole wavefront.
-Everything that sweeps a grid (torch loop, compiled kernels, ONNX graph) takes its order and its tables from
-here.
+All backends take their order and their tables from here.
 
-    >>> rows = wavefronts((2, 3))
-    >>> rows.order[0].tolist()        # flat positions, wavefront after wavefront
+    >>> rows = batch_rows(((2, 3),), (2, 3), ((1, 1),))    # one sample, which fills the grid
+    >>> rows.order[0].tolist()         # flat positions, wavefront after wavefront
     [0, 1, 3, 2, 4, 5]
-    >>> rows.starts.tolist()          # wavefront t is from starts[t] up to starts[t + 1]
+    >>> rows.starts.tolist()           # wavefront t is from starts[t] up to starts[t + 1]
     [0, 1, 3, 5, 6]
-    >>> rows.previous(2).tolist()     # for each axis: index into wavefront 1, or -1 outside the grid
-    [[0, 1], [1, -1]]
+    >>> rows.predecessors.tolist()     # for each axis the row one step back, or -1 outside the grid
+    [[-1, -1, 0, -1, 1, 3], [-1, 0, -1, 1, 2, 4]]
 
 Backends see the rows of a batch: the valid positions of all its samples, each swept from its own corner. A
 padded position has no row, so nothing is computed or stored for it. All samples begin with wavefront 0, in
@@ -48,22 +47,20 @@ Extents = tuple[tuple[int, ...], ...]  # of each sample
 Make = TypeVar("Make", bound="Callable[..., Any]")
 
 MAX_POSITIONS = 2**31 - 1  # of a batch: tables are int32
-SMALL_GRID = 2**18  # positions; larger tables take more than some 10 MB
+SMALL_BATCH = 2**18  # positions; larger tables take more than some 10 MB
 
 
 def _cached(make: Make) -> Make:
-    """Keep the tables of the last 16 small grids and of one large one; the first argument of `make` is the
-    extents, of a grid or of each sample. A tensor that is made inside a transform belongs to that."""
+    """Keep the tables of the last 16 small batches and of one large one; the first argument of `make` is
+    the extents of each sample. A tensor that is made inside a transform belongs to that."""
     of_large, of_small = lru_cache(1)(make), lru_cache(16)(make)
 
     @wraps(make)
-    def look_up(extents: Any, *others: Any) -> Any:
+    def look_up(extents: Extents, *others: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             return make(extents, *others)
-        is_grid = not extents or isinstance(extents[0], int)
-        positions = prod(extents) if is_grid else sum(map(prod, extents))
         with torch.inference_mode(False):
-            return (of_small if positions <= SMALL_GRID else of_large)(extents, *others)
+            return (of_small if sum(map(prod, extents)) <= SMALL_BATCH else of_large)(extents, *others)
 
     return cast("Make", look_up)
 
@@ -129,30 +126,6 @@ class BatchRows:
     order: Indices
     predecessors: Indices
     successors: Indices
-
-    def __len__(self) -> int:
-        """T, the number of wavefronts."""
-        return len(self.starts) - 1
-
-    def slice(self, t: int) -> slice:
-        """The rows of wavefront t."""
-        return slice(int(self.starts[t]), int(self.starts[t + 1]))
-
-    def previous(self, t: int) -> Indices:
-        """(D, K) for each axis, the index within wavefront t − 1 of the predecessor, or −1."""
-        predecessors = self.predecessors[:, self.slice(t)]
-        return np.where(predecessors < 0, -1, predecessors - self.starts[max(t - 1, 0)])
-
-
-def wavefronts(grid: Sequence[int], directions: Sequence[Direction] = ()) -> BatchRows:
-    """The rows of one sample that fills a grid, swept in some directions; from (0, …, 0) if not given. A
-    direction is D signs: +1 sweeps an axis upwards from 0, −1 downwards from its far end.
-
-    Raises:
-        InputError: as of `check_positions`.
-    """
-    extents = tuple(map(int, grid))
-    return batch_rows((extents,), extents, tuple(directions) or ((1,) * len(extents),))
 
 
 @_cached

@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from style import ACCENT, FAINT, INK, PALE, arrow, blank, draw, square
 
-from mdlstm_tk.wavefront import resolve_directions, wavefronts
+from mdlstm_tk.wavefront import resolve_directions
 
 WAVE, SEEN, NOW = plt.get_cmap("YlGnBu"), "#bcd9ea", "#f4a261"
 
@@ -16,13 +16,11 @@ WAVE, SEEN, NOW = plt.get_cmap("YlGnBu"), "#bcd9ea", "#f4a261"
 def wavefront() -> Figure:
     """The wavefronts of a 4×6 grid, and the predecessors of one position."""
     height, width = 4, 6
-    front = wavefronts((height, width))
+    last = height + width - 2
     figure, axes = plt.subplots(figsize=(5.2, 3.4))
     blank(axes)
-    for t in range(len(front)):
-        color = WAVE(0.12 + 0.5 * t / (len(front) - 1))
-        for position in front.order[0, front.slice(t)]:
-            square(axes, *divmod(int(position), width), color, str(t))
+    for r, c in product(range(height), range(width)):
+        square(axes, r, c, WAVE(0.12 + 0.5 * (r + c) / last), str(r + c))
     row, column = 2, 3
     for d_row, d_column in ((-1, 0), (0, -1)):
         start = (column + 0.5 + 0.78 * d_column, row + 0.5 + 0.78 * d_row)

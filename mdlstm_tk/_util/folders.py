@@ -14,7 +14,6 @@ if os.name == "posix":
     import fcntl
 
 TEMPORARY_SUFFIX = ".mdlstm-tmp"
-_locks = set[int]()  # the folders that `locked` holds open
 
 
 def is_empty(folder: Path) -> bool:
@@ -36,38 +35,25 @@ def locked(folder: Path, advice: str) -> Iterator[None]:
         MDLSTMError: another process, or another call in this one, holds the lock; the message ends with the
             advice. Or the folder cannot be created.
     """
-    lock = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if os.name == "posix":
-            lock = os.open(folder, os.O_RDONLY)
-            _locks.add(lock)
+        lock = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
     except OSError as error:
         raise _cannot_write(folder, error) from None
+    if lock is None:
+        yield
+        return
     try:
-        if os.name == "posix" and lock is not None:
+        with suppress(OSError):  # a file system without locks
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise MDLSTMError(f"another process works in {folder}; wait for it, or {advice}") from None
-            except OSError:  # a file system without locks
-                pass
         yield
     finally:
-        if lock in _locks:  # it is closed in a process that was forked
-            _locks.remove(lock)
-            os.close(lock)
-
-
-def _leave_locks() -> None:
-    """Close the folders in a process that was forked, such as one that prepares batches: it may live longer
-    than this one, and a lock lasts until the last of them has closed its folder."""
-    while _locks:
-        os.close(_locks.pop())
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_locks)
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_UN)  # closing is not enough: forked processes have a copy
+        os.close(lock)
 
 
 @contextmanager

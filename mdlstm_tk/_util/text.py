@@ -7,7 +7,6 @@ Indic scripts need.
 
 printable     for people: terminals, logs, error messages, pages and plots
 to_json       for JSON
-shell_quoted  for a command to paste into a shell
 
 `duration` spells a time as people say it, `reason_of` the message of another library's exception, and
 `suggestion` what an unknown word may have meant.
@@ -16,10 +15,7 @@ shell_quoted  for a command to paste into a shell
 from __future__ import annotations
 
 import json
-import math
-import os
 import re
-import shlex
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
@@ -27,7 +23,6 @@ from typing import Any
 # Control characters (C0, DEL, C1), line and paragraph separators, bidirectional controls, and surrogates,
 # which stand for the bytes of file names that are not UTF-8.
 _UNSAFE = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
-_LETTERS = {"\n": "n", "\r": "r", "\t": "t"}
 
 
 def is_plain_text(text: str) -> bool:
@@ -41,7 +36,7 @@ def printable(text: object) -> str:
 
     A backslash stays as it is, since paths on Windows are full of them.
     """
-    return _UNSAFE.sub(_escaped, str(text))
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -53,23 +48,10 @@ def to_json(value: Any, indent: int | None = None) -> str:
     try:
         text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        text = json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
+        value = json.loads(json.dumps(value), parse_constant=lambda _: None)
+        text = json.dumps(value, indent=indent, ensure_ascii=False)
     # json.dumps has escaped C0; what is left lies inside strings, but for the line breaks of `indent`.
     return _UNSAFE.sub(lambda match: "\n" if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
-
-
-def shell_quoted(path: str | os.PathLike[str]) -> str:
-    """A path as one word of a shell command.
-
-    Unsafe characters are written byte by byte as `$'\\012'`, which bash, zsh and ksh take. A path that
-    begins with "-" gets "./" in front, so that no program takes it for an option.
-    """
-    text = os.fspath(path)
-    text = f"./{text}" if text.startswith("-") else text
-    if is_plain_text(text):
-        return shlex.quote(text)
-    escaped = re.sub(r"[\\']", r"\\\g<0>", text)
-    return f"$'{_UNSAFE.sub(_octal, escaped)}'"
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
@@ -116,29 +98,3 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     units = (hours, "h"), (minutes, "min"), (0 if hours else seconds, "s")
     return " ".join(f"{number} {unit}" for number, unit in units if number)
-
-
-def _escaped(match: re.Match[str]) -> str:
-    character = match[0]
-    if letter := _LETTERS.get(character):
-        return f"\\{letter}"
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
-
-
-def _octal(match: re.Match[str]) -> str:
-    try:
-        data = match[0].encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte, as file names on Windows may hold
-        data = match[0].encode("utf-8", "surrogatepass")
-    return "".join(f"\\{byte:03o}" for byte in data)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(entry) for entry in value]
-    return value

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from functools import cache
+from types import FunctionType
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from torch import Tensor, version  # not torch or its cuda, whose names are those of modules here
@@ -70,10 +70,8 @@ def choose(backend: str, device: Device) -> Choice:
     """The backend that `backend` stands for: "auto" is "fused" where that can run, else "torch".
 
     Raises:
-        InputError: there is no such backend, or "fused" was asked for and cannot run.
+        InputError: "fused" was asked for and cannot run.
     """
-    if backend not in BACKENDS:
-        raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "torch":
         return Choice("torch", "as asked")
     problem = _problem(device)
@@ -103,10 +101,21 @@ def engine(backend: str, device: Device) -> Engine:
     return torch_engine
 
 
-@cache
 def _compiled(kind: str) -> Any:
     """The engine of kernels for a type of device; its `try_compiler` raises if they cannot be compiled."""
     return importlib.import_module(f"mdlstm_tk.backends.{kind}.sweep")
+
+
+def specialize(template: Any, name: str, **replaced: Any) -> Any:
+    """A copy of the function `template`, called `name`, which sees `replaced` in place of its globals.
+
+    Kernels are such templates. Numba and Triton both identify compiled code by the function's name, so
+    `name` must tell apart everything that the replaced globals change.
+    """
+    function = FunctionType(template.__code__, {**template.__globals__, **replaced}, name)
+    function.__annotations__ = template.__annotations__
+    function.__qualname__ = name
+    return function
 
 
 def _problem(device: Device) -> str:

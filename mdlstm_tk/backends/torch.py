@@ -90,25 +90,29 @@ def backward(
 ) -> Gradients:
     """See `mdlstm_tk.backends.Engine`."""
     wanted = {"x": wants_dx, "initial": True}
-    leaves = {
-        name: tensor.detach().requires_grad_()
-        for name, tensor in zip(DIFFERENTIABLE, inputs.tensors, strict=True)
-        if tensor is not None and wanted.get(name, wants_weights)
-    }
-    with torch.enable_grad(), _recorded():
-        return gradients(inputs, leaves, grad, dfinal)
+    with _recorded():
+        return gradients(inputs, [wanted.get(name, wants_weights) for name in DIFFERENTIABLE], grad, dfinal)
 
 
 @without_autocast
 def gradients(
     inputs: SweepInputs,
-    leaves: dict[str, Tensor],
+    wanted: Sequence[bool],
     grad: Tensor | None,
     dfinal: Tensor | None,
     create_graph: bool = False,
 ) -> Gradients:
-    """The gradients of the inputs in `leaves`, from those of h and of the final states."""
-    outputs = sweep(inputs._replace(**leaves))  # type: ignore[arg-type]
+    """The gradients of the inputs that are wanted, from those of h and of the final states."""
+    # If they are to be differentiated, of views, as one input may come from another: x of a second call of
+    # a layer comes from the weights, too. The gradient of the weights must leave out their way through x,
+    # which autograd follows.
+    leaves = {
+        name: tensor.view_as(tensor) if create_graph else tensor.detach().requires_grad_()
+        for name, tensor, is_wanted in zip(DIFFERENTIABLE, inputs.tensors, wanted, strict=True)
+        if is_wanted and tensor is not None
+    }
+    with torch.enable_grad():
+        outputs = sweep(inputs._replace(**leaves))  # type: ignore[arg-type]
     pairs = [(y, dy) for y, dy in zip(outputs, (grad, dfinal), strict=True) if dy is not None]
     ys, dys = zip(*pairs, strict=True)
     options = {"create_graph": create_graph, "materialize_grads": True}

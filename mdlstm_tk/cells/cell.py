@@ -19,14 +19,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from operator import add
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 from mdlstm_tk._util.user_code import not_registered
 from mdlstm_tk.cells.graph import Value
 from mdlstm_tk.errors import InputError
 
 GateActivation = Literal["sigmoid", "tanh"]
-Role = Literal["input", "forget", "output", "leak"]
+Role = Literal["forget", "leak"]
 Gates = Callable[[int], "tuple[Gate, ...]"]
 Equations = Callable[..., tuple[Value, Mapping[str, Value]]]
 E = TypeVar("E", bound=Callable[..., Any])
@@ -41,8 +41,8 @@ class Gate:
         name: a name for people.
         activation: "sigmoid", "tanh", or None: the equations get the pre-activation itself.
         start: the value that its bias starts at; gates with tanh start at U(±1/√n) instead.
-        role: its purpose, where that matters outside the equations. Networks with a short memory start
-            gates with "forget" nearly closed and those with "leak" nearly open.
+        role: networks with a short memory start gates with "forget" nearly closed and those with "leak"
+            nearly open.
     """
 
     name: str
@@ -51,9 +51,8 @@ class Gate:
     role: Role | None = None
 
     def __post_init__(self) -> None:
-        for word, words in ((self.activation, get_args(GateActivation)), (self.role, get_args(Role))):
-            if word not in (None, *words):
-                raise InputError(f"gate {self.name}: expected {', '.join(words)} or None, got {word!r}")
+        if self.activation not in (None, "sigmoid", "tanh"):
+            raise InputError(f"activation must be 'sigmoid', 'tanh' or None, got {self.activation!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +87,6 @@ class Cell:
     def peephole(self) -> bool:
         """True if the cell can have peepholes."""
         return self.functions == 2
-
-    def gate_index(self, role: Role, ndim: int) -> list[int]:
-        """The numbers of the gates with a role."""
-        return [k for k, gate in enumerate(self.gates(ndim)) if gate.role == role]
 
     def norm_rows(self, ndim: int) -> int:
         """The number of values that layer norm normalises: the gates, and that before the output

@@ -26,7 +26,7 @@ Results = tuple[Value, dict[str, Value]]
 
 def _gates_with_forget_gates(ndim: int, start: float) -> list[Gate]:
     forget = [Gate(f"f{d + 1}", start=start, role="forget") for d in range(ndim)]
-    return [Gate("i", role="input"), *forget, Gate("g", "tanh"), Gate("o", role="output")]
+    return [Gate("i"), *forget, Gate("g", "tanh"), Gate("o")]
 
 
 def _graves_gates(ndim: int) -> list[Gate]:
@@ -85,11 +85,11 @@ def mean(gates: Values, states: States, output_activation: Activation) -> Result
 @register_cell(
     "stable",
     gates=lambda ndim: [
-        Gate("i", role="input"),
+        Gate("i"),
         Gate("f", start=1.0, role="forget"),
         *_mixing_gates(ndim),
         Gate("g", "tanh"),
-        Gate("o", role="output"),
+        Gate("o"),
     ],
 )
 def stable(gates: Values, states: States, output_activation: Activation) -> Results:
@@ -121,11 +121,11 @@ def leaky(gates: Values, states: States, output_activation: Activation) -> Resul
 @register_cell(
     "slstm",
     gates=lambda ndim: [
-        Gate("i", None, role="input"),
+        Gate("i", None),
         Gate("f", None, role="forget"),
         *_mixing_gates(ndim, activation=None),
         Gate("z", "tanh"),
-        Gate("o", role="output"),
+        Gate("o"),
     ],
     states=("c", "n"),
 )

@@ -104,8 +104,7 @@ class Value:
     serial: int  # the number of values that were made before it
     level: int  # the number of means that must be finished before it, see above
     uniform: bool  # whether it is the same number for all units
-    origin: Value | None = None  # of a load: the saved value, to which the gradient passes on
-    # An argument, and the function from the gradient to that of the argument, in place of those of `op`.
+    # In place of `args` and `op`: a value, and the function from the gradient to that of the value.
     pullback: tuple[Value, Callable[[Value], Value]] | None = None
 
     __add__ = __radd__ = _operator("add")
@@ -161,12 +160,9 @@ class Graph:
             self._values[key] = Value(self, op, tuple(args), slot, row, *numbers)
         return self._values[key]
 
-    def load(self, slot: str, row: int, origin: Value | None = None) -> Value:
-        """A row of an array, which may hold a value that another kernel computed."""
-        value = self.make("load", slot=slot, row=row)
-        if origin is not None:
-            value.origin = origin
-        return value
+    def load(self, slot: str, row: int) -> Value:
+        """A row of an array."""
+        return self.make("load", slot=slot, row=row)
 
     def constant(self, number: Value | float) -> Value:
         """A number as a value, unless it is a value already."""
@@ -230,14 +226,11 @@ def gradients(seeds: Sequence[tuple[Value, Value]], inputs: Sequence[Value]) -> 
     adjoints: dict[Value, Value] = {}
 
     def accumulate(value: Value, gradient: Value | None) -> None:
-        if value.origin is not None and value.origin.op == "load":
-            value = value.origin
         if gradient is not None and value.op != "constant":
             adjoints[value] = adjoints[value] + gradient if value in adjoints else gradient
 
     def sources(value: Value) -> Sequence[Value]:
-        saved = value if value.origin is None else value.origin
-        return saved.args if value.pullback is None else [value.pullback[0]]
+        return value.args if value.pullback is None else [value.pullback[0]]
 
     for result, gradient in seeds:
         accumulate(result, gradient)
@@ -248,8 +241,7 @@ def gradients(seeds: Sequence[tuple[Value, Value]], inputs: Sequence[Value]) -> 
         if value.pullback is not None:
             accumulate(args[0], value.pullback[1](dy))
         elif args:
-            op = value.op if value.origin is None else value.origin.op
-            for arg, gradient in zip(args, OPERATIONS[op].gradient(dy, value, *args), strict=True):
+            for arg, gradient in zip(args, OPERATIONS[value.op].gradient(dy, value, *args), strict=True):
                 accumulate(arg, gradient)
     zero = seeds[0][0].graph.constant(0.0)
     return [adjoints.get(value, zero) for value in inputs]

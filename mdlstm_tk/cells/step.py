@@ -26,7 +26,7 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 from mdlstm_tk.cells.cell import BUILT_IN_CELLS, Cell, get_cell, total
-from mdlstm_tk.cells.graph import Graph, Kernel, Store, Value, gradients
+from mdlstm_tk.cells.graph import OPERATIONS, Graph, Kernel, Store, Value, gradients
 from mdlstm_tk.errors import InputError
 
 Pass = Literal["forward", "backward", "recompute"]
@@ -96,17 +96,23 @@ def record_step(
         return graph.normalize(x) * weight + bias if normalize is None else normalize(x, weight, bias)
 
     def activated(x: Value, k: int) -> Value:
-        activation, y = definitions[k].activation, normalized(x, k)
-        y = y if activation is None else graph.apply(activation, y)
-        return graph.load("gates", k, origin=y) if reads_saved else y
+        activation, x = definitions[k].activation, normalized(x, k)
+        if not reads_saved:
+            return x if activation is None else graph.apply(activation, x)
+        y = graph.load("gates", k)
+        y.pullback = (
+            x,
+            lambda dy: dy if activation is None else OPERATIONS[activation].gradient(dy, y, x)[0],
+        )
+        return y
 
     pre_activations, output = list(a), None
     if "peephole" in present:
         peephole = parameters["peephole"]
-        (i,), forget, (output,) = (cell.gate_index(role, ndim) for role in ("input", "forget", "output"))
-        for d, (c_d, f) in enumerate(zip(previous["c"], forget, strict=True)):
-            pre_activations[i] += peephole[d] * c_d
-            pre_activations[f] += peephole[ndim + d] * c_d
+        output = len(a) - 1  # the gates are i, f_1, …, f_D, g, o
+        for d, c_d in enumerate(previous["c"]):
+            pre_activations[0] += peephole[d] * c_d
+            pre_activations[1 + d] += peephole[ndim + d] * c_d
     gates = [x if k == output else activated(x, k) for k, x in enumerate(pre_activations)]
 
     def output_gate(gate: Value, c: Value) -> Value:  # with peepholes it sees the new c

@@ -101,9 +101,8 @@ def test_bad_names_and_words_are_refused() -> None:
     for name in ("graves", "a b", "a@b"):
         with pytest.raises(InputError):
             register_cell(name, gates=[G])(one_gate(abs))
-    for words in ({"activation": "relu"}, {"role": "feedback"}):
-        with pytest.raises(InputError):
-            Gate("g", **words)  # type: ignore[arg-type]
+    with pytest.raises(InputError):
+        Gate("g", "relu")  # type: ignore[arg-type]
 
 
 def test_equations_keep_nan_and_infinity() -> None:

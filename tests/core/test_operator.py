@@ -86,7 +86,7 @@ def test_everything_that_kernels_read_is_checked(mistake: str) -> None:
     for name in CONTEXT:
         with pytest.raises(InputError, match=name):
             backward(inputs, {**context, name: MISTAKES[mistake](context[name])})
-    for changed in ({"norm_bias": None}, {"weight_hh": None}, {"cell": "stable"}, {"signs": [1, 1, -1, 0]}):
+    for changed in ({"weight_hh": None}, {"cell": "stable"}, {"signs": [1, 1, -1, 0]}):
         with pytest.raises(InputError):
             forward(inputs | changed)
 

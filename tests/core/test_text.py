@@ -6,20 +6,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mdlstm_tk._util.sizes import for_axes, format_size, parse_free_size, parse_resize, parse_size
-from mdlstm_tk._util.text import (
-    is_plain_text,
-    printable,
-    shell_quoted,
-    to_json,
-)
+from mdlstm_tk._util.text import is_plain_text, printable, to_json
 from mdlstm_tk.errors import InputError
 
 ESCAPES = {
@@ -31,10 +24,6 @@ ESCAPES = {
     os.fsdecode(b"caf\xe9"): r"caf\udce9",
 }
 ORDINARY = ["", "Größe 3", "שלום", "👩\u200d🔬", "نمی\u200cخواهم", "C:\\scans\\1", "a\u00a0b\u3000c"]
-SHELL_NAMES = [
-    *("two words", "it's", "a\nb", "$(id) `id` !", "\u202egpj", "\\\n'\\012", "-rf", "é\t"),
-    os.fsdecode(b"caf\xe9\xff\n7"),
-]
 
 texts = st.text(st.characters() | st.sampled_from("\\\t\n\r\x1b\u202e\udce9nrtxu0"))
 
@@ -52,15 +41,6 @@ def test_json_is_plain_text_and_gives_back_what_it_was(text: str) -> None:
     assert json.loads(encoded.encode()) == {text: [text]}
     assert json.loads(to_json([text], indent=2)) == [text]
     assert json.loads(to_json({"a": math.nan, "b": [(math.inf, 1.5)]})) == {"a": None, "b": [[None, 1.5]]}
-
-
-@pytest.mark.parametrize("name", SHELL_NAMES)
-def test_a_quoted_path_names_the_same_file_in_a_shell(name: str, tmp_path: Path) -> None:
-    quoted = shell_quoted(name)
-    assert is_plain_text(quoted)
-    (tmp_path / name).write_text("found")
-    done = subprocess.run(["bash", "-c", f"cat {quoted}"], cwd=tmp_path, capture_output=True, check=False)
-    assert done.stdout == b"found"
 
 
 @pytest.mark.parametrize("extents", [(9,), (8, 8), (8, 12), (4, 8, 8)])

@@ -19,10 +19,8 @@ from helpers.parity import Case
 
 from mdlstm_tk.backends.cpu import jobs as jobs_module
 from mdlstm_tk.backends.cpu import sweep
-from mdlstm_tk.backends.cpu import threads as threads_module
 from mdlstm_tk.backends.cpu.jobs import Jobs
 from mdlstm_tk.backends.cpu.threads import Lanes, Run, Task, run_lanes
-from mdlstm_tk.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -176,16 +174,6 @@ def test_an_interrupt_leaves_the_threads_free() -> None:
     with pytest.raises(KeyboardInterrupt):
         run_lanes(interrupted, [[Task(0, 0, 0)], [Task(1, 1, 0), Task(2, 0, 1)]], [0, 1, 2], None)
     run_lanes(lambda _: both.wait(), [[Task(0, 0, 0)], [Task(1, 1, 0)]], [0, 1], None)  # needs two threads
-
-
-def test_the_number_of_threads_can_be_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(3)
-    for limit, expected in {"": 3, "0": 1, "2": 2, "99": 3}.items():
-        monkeypatch.setenv("MDLSTM_THREADS", limit)
-        assert threads_module.thread_limit() == expected
-    monkeypatch.setenv("MDLSTM_THREADS", "two")
-    with pytest.raises(InputError, match="MDLSTM_THREADS"):
-        threads_module.thread_limit()
 
 
 def test_threads_have_ended_before_the_interpreter_does() -> None:

@@ -220,7 +220,6 @@ class TwoOutputs(Lying):
         (SnakeNet(1, 1), "no MDLSTM"),
         (MDLSTM(1, 2, channels_last=False), "other inputs or outputs"),
         (TwoOutputs(right), "other inputs or outputs"),
-        (Lying(lambda net: [net.layer]), "must return TileStages"),
         (Lying(right, Deciding()), "asks whether"),
         (Lying(changed(head=Deciding())), "asks whether"),
     ],

@@ -15,7 +15,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from mdlstm_tk.backends.cpu import simd
-from mdlstm_tk.backends.cpu.simd import I64, Pointer, Vector, vector_loop
+from mdlstm_tk.backends.cpu.simd import I64, Pointer, vector_loop
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}  # of all that Numba compiles
 CACHE_LINE = 64  # bytes
@@ -88,51 +88,25 @@ def call(_: Any, address: Any, arguments: Any) -> Any:
     return types.void(types.int64, arguments), build
 
 
-Step = Callable[[Pointer, Sequence[Pointer], int], None]
-
-
-def _elementwise(step: Step, target: Any, *sources: Any) -> Any:
-    """Code of an intrinsic (target, *sources, count) that does `step` on vector after vector."""
-
-    def build(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        element, position = context.get_data_type(target.dtype), simd.counter(builder)
-        to, *origins = (Pointer(builder, arg, element) for arg in args[:-1])
-        for lanes in simd.lane_counts(element):
-            with vector_loop(builder, position, args[-1], lanes) as index:
-                step(to.at(index), [origin.at(index) for origin in origins], lanes)
-        return context.get_dummy_value()
-
-    return types.void(target, *sources, types.int64), build
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def copy(_: Any, target: Any, source: Any, count: Any) -> Any:
+@jit
+def copy(target, source, count):  # type: ignore[no-untyped-def]
     """Copy `count` numbers."""
-
-    def step(to: Pointer, origins: Sequence[Pointer], lanes: int) -> None:
-        to.store(origins[0].load(lanes))
-
-    return _elementwise(step, target, source)
+    for k in range(count):
+        target[k] = source[k]
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def add(_: Any, target: Any, source: Any, count: Any) -> Any:
+@jit
+def add(target, source, count):  # type: ignore[no-untyped-def]
     """Add `count` numbers at `source` to those at `target`."""
-
-    def step(to: Pointer, origins: Sequence[Pointer], lanes: int) -> None:
-        to.store(to.load(lanes) + origins[0].load(lanes))
-
-    return _elementwise(step, target, source)
+    for k in range(count):
+        target[k] += source[k]
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def clear(_: Any, target: Any, count: Any) -> Any:
+@jit
+def clear(target, count):  # type: ignore[no-untyped-def]
     """Set `count` numbers to 0."""
-
-    def step(to: Pointer, origins: Sequence[Pointer], lanes: int) -> None:
-        to.store(Vector(to.builder, ir.Constant(to.element, 0.0)).splat(lanes))
-
-    return _elementwise(step, target)
+    for k in range(count):
+        target[k] = 0
 
 
 @intrinsic  # type: ignore[untyped-decorator]

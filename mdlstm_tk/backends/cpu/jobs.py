@@ -34,14 +34,6 @@ BAND_OPERATIONS = 20_000_000  # of a task that another lane waits for; there are
 MIN_BAND_OPERATIONS, BAND_TASKS = 3_000_000, 4  # in a band, unless they have less than that
 
 
-class Most(NamedTuple):
-    """The most buffers of gradients that a sweep may have, whatever the number of threads: of the weights,
-    and of x, to whose positions all directions add."""
-
-    sums: int
-    dx: int
-
-
 class Jobs(NamedTuple):
     """The jobs of a sweep.
 
@@ -70,7 +62,7 @@ def make_jobs(
     directions: tuple[Direction, ...],
     operations: int,
     threads: int,
-    most: Most | None,
+    most: tuple[int, int] | None,
 ) -> Jobs:
     """The jobs of a sweep.
 
@@ -81,7 +73,9 @@ def make_jobs(
         directions: of the sweep.
         operations: floating-point operations of a row.
         threads: the largest number of threads.
-        most: for a sweep that runs from the last position to the first; None for one that runs forward.
+        most: for a sweep that runs from the last position to the first, the most buffers of gradients,
+            whatever the number of threads: of the weights, and of x, to whose positions all directions add.
+            None for one that runs forward.
     """
     sums, dx = most or (threads, threads)
     rows = [0, *([prod(grid)] * samples if valid is None else map(prod, valid))]

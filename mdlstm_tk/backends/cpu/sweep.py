@@ -26,13 +26,13 @@ import torch
 from numba import config
 from torch import Tensor
 
+from mdlstm_tk.backends import specialize
 from mdlstm_tk.backends.cpu import cell_code, kernels, matmul, simd
 from mdlstm_tk.backends.cpu.compile import compiled
-from mdlstm_tk.backends.cpu.jobs import Jobs, Most, make_jobs
+from mdlstm_tk.backends.cpu.jobs import Jobs, make_jobs
 from mdlstm_tk.backends.cpu.kernels import BLOCK
 from mdlstm_tk.backends.cpu.records import Arrays, Layout, address, words
-from mdlstm_tk.backends.cpu.threads import run_lanes, thread_limit
-from mdlstm_tk.backends.specialize import specialize
+from mdlstm_tk.backends.cpu.threads import run_lanes
 from mdlstm_tk.cells.cell import Cell
 from mdlstm_tk.cells.step import CELL_PARAMETERS, Pass, pass_kernel, reads_hidden
 from mdlstm_tk.errors import InputError
@@ -63,7 +63,7 @@ def forward(inputs: SweepInputs, save: bool = False, recompute: bool = False) ->
     output = _new(x, shape) if is_full else _zeros(x, shape)
     front = _front(inputs, plan, inputs.initial)
     _run(plan, inputs, front=front, output=output, gates=gates, states=states)
-    return SweepResults(_rounded(output, dtype), None if inputs.initial is None else front, gates, states)
+    return SweepResults(output.to(dtype), None if inputs.initial is None else front, gates, states)
 
 
 def backward(
@@ -84,7 +84,7 @@ def backward(
     sums = _zeros(x, (jobs.sums, layout.dirs, layout.sums_size)) if wants_weights else None
     saved = {"output": output, "gates": gates, "states": states, "initial": inputs.initial}
     _run(plan, inputs, front=dfront, dx=dx, sums=sums, grad=_plain(grad), **saved)
-    gradients: Gradients = {}
+    gradients: dict[str, Tensor] = {}
     if sums is not None:
         total, end = _total(sums), layout.depth * layout.padded
         parts = _parts(total[:, :end].unflatten(1, (layout.depth, layout.padded)), inputs)
@@ -94,10 +94,8 @@ def backward(
         gradients |= {name: _copy(part) for name, part in parts.items()}
     if dx is not None:
         gradients["x"] = _total(dx)
-    gradients = {name: None if g is None else _rounded(g, dtype) for name, g in gradients.items()}
-    if inputs.initial is not None:
-        gradients["initial"] = dfront
-    return gradients
+    gradients = {name: g.to(dtype) for name, g in gradients.items()}
+    return {**gradients, "initial": None if inputs.initial is None else dfront}
 
 
 class Plan(NamedTuple):
@@ -117,7 +115,7 @@ def _plan(kind: Pass, inputs: SweepInputs, option: bool) -> Plan:
     """The plan of a sweep; `option` is whether forward saves states, or backward computes dx."""
     x, weight_ih, valid = inputs.x, inputs.weight_ih, ragged_extents(inputs)
     sizes = x.dtype, x.shape, weight_ih.shape, inputs.signs, inputs.present
-    key = kind, inputs.cell, option, thread_limit(), *sizes
+    key = kind, inputs.cell, option, torch.get_num_threads(), *sizes
     # Another batch has other valid extents.
     return _make_plan(*key) if valid is None else _make_plan.__wrapped__(*key, valid)
 
@@ -154,7 +152,7 @@ def _make_plan(
     if not is_forward:
         kept = rows * dirs * (gate_dim + states * units)  # numbers that forward keeps
         sums, dx = dirs * sums_size, max(rows * channels, 1)
-        most = Most(max(MIN_SUMS, kept // (KEPT * sums)), max(MIN_DX, kept // (KEPT * dx)))
+        most = max(MIN_SUMS, kept // (KEPT * sums)), max(MIN_DX, kept // (KEPT * dx))
     directions = tuple(signs[k : k + ndim] for k in range(0, len(signs), ndim))
     jobs = make_jobs(grid, batch, valid, directions, operations, threads, most)
     blocks = rows // BLOCK // len(jobs.lanes)
@@ -326,11 +324,6 @@ def _pointer(tensor: Tensor) -> int:
     if not start and tensor.numel():
         raise InputError(f"kernels cannot read the memory of a {type(tensor).__name__}")
     return start
-
-
-def _rounded(result: Tensor, dtype: torch.dtype) -> Tensor:
-    """`result.to(dtype)`, which takes a microsecond even where there is nothing to do."""
-    return result if result.dtype == dtype else result.to(dtype)
 
 
 def _new(like: Tensor, shape: Sequence[int]) -> Tensor:

@@ -5,8 +5,7 @@ Python's lock. A job may have to wait for jobs of other lanes. The calling threa
 job that no other thread has begun, so it only ever waits for jobs that are running. A thread without a job
 waits for a lock; none waits inside compiled code.
 
-There is one pool per process. A sweep that finds it in use runs alone. `MDLSTM_THREADS=2` lets at most two
-threads share a sweep; 0 and 1 switch the pool off.
+There is one pool per process. A sweep that finds it in use runs alone.
 """
 
 from __future__ import annotations
@@ -17,10 +16,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import NamedTuple
-
-import torch
-
-from mdlstm_tk.errors import InputError
 
 
 class Task(NamedTuple):
@@ -91,40 +86,20 @@ class _Shared:
         )
 
 
-class _Pool:
-    """The threads, which have ended before the interpreter does: `concurrent.futures` waits for them. One
-    that came back from compiled code later would end the process with an error."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()  # held by the sweep that uses the pool
-        self.executor = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="mdlstm")
+_pool: ThreadPoolExecutor
+_lock: threading.Lock  # held by the sweep that uses the pool
 
 
-_pool = _Pool()
+def _make_pool() -> None:
+    """`concurrent.futures` sees to it that threads have ended before the interpreter does: one that came
+    back from compiled code later would end the process with an error."""
+    global _pool, _lock
+    _pool, _lock = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="mdlstm"), threading.Lock()
 
 
-def _forget_pool() -> None:
-    """A forked child has none of its parent's threads."""
-    global _pool
-    _pool = _Pool()
-
-
+_make_pool()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
-
-
-def thread_limit() -> int:
-    """The largest number of threads that may share a sweep: torch's, or fewer if MDLSTM_THREADS says so.
-
-    Raises:
-        InputError: MDLSTM_THREADS is not a number.
-    """
-    limit = os.environ.get("MDLSTM_THREADS", "")
-    if not limit:
-        return torch.get_num_threads()
-    if not limit.isdecimal():
-        raise InputError(f"the environment variable MDLSTM_THREADS must be a number, got {limit!r}")
-    return max(1, min(int(limit), torch.get_num_threads()))
+    os.register_at_fork(after_in_child=_make_pool)  # a forked child has none of its parent's threads
 
 
 def run_lanes(run: Run, lanes: Lanes, order: Sequence[int], keep: object) -> None:
@@ -136,8 +111,8 @@ def run_lanes(run: Run, lanes: Lanes, order: Sequence[int], keep: object) -> Non
         order: the jobs in an order in which one thread may run them all.
         keep: whatever jobs read and write.
     """
-    pool = _pool
-    if len(lanes) < 2 or not pool.lock.acquire(blocking=False):
+    pool, lock = _pool, _lock
+    if len(lanes) < 2 or not lock.acquire(blocking=False):
         for job in order:
             run(job)
         return
@@ -145,10 +120,10 @@ def run_lanes(run: Run, lanes: Lanes, order: Sequence[int], keep: object) -> Non
     try:
         with suppress(RuntimeError):  # the interpreter ends, or the system has no more threads
             for _ in lanes[1:]:
-                pool.executor.submit(shared.work, is_caller=False)
+                pool.submit(shared.work, is_caller=False)
         shared.work(is_caller=True)
     finally:
         with shared.changed:
             shared.stopped = True
             shared.changed.notify_all()
-        pool.lock.release()
+        lock.release()

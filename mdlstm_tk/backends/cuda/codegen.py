@@ -14,8 +14,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from mdlstm_tk.backends import specialize
 from mdlstm_tk.backends.cuda import kernels
-from mdlstm_tk.backends.specialize import specialize
 from mdlstm_tk.cells import Cell
 from mdlstm_tk.cells.graph import OPERATIONS, Kernel, Value
 from mdlstm_tk.cells.step import Pass, pass_kernel
