@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mdlstm_tk import MDLSTM
+from mdlstm_tk.tiling import Stage, TileStages
+
+CELLS: list[dict[str, Any]] = [
+    {"cell": "graves"},
+    {"cell": "graves", "peephole": True},
+    {"cell": "stable", "layer_norm": True},
+    {"cell": "leaky"},
+    {"cell": "mean"},
+    {"cell": "slstm"},
+]
 
 
 class UNet(nn.Module):
@@ -121,17 +133,6 @@ class Tokens(nn.Module):
         return self.layer(self.table(x[..., 0].long() if self.has_axis else x))
 
 
-class TwoGrids(nn.Module):
-    """Two images of one size, with one and with three channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = MDLSTM(1, 2), MDLSTM(3, 2, directions="all", merge="sum")
-
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return self.first(x) + self.second(z)
-
-
 class Function(nn.Module):
     """A layer, and a function of x or of the output.
 
@@ -149,30 +150,56 @@ class Function(nn.Module):
         return y if self.after is None else self.after(y)
 
 
-def spectrogram() -> Function:
-    """(N, time, frequency) without an axis for channels, which begins with a logarithm."""
-    return Function(lambda x: (x + 1e-3).log()[..., None])
+class RandomNet(nn.Module):
+    """One or two layers with random options, which run in tiles, too. Weights are such that states neither
+    vanish nor grow.
 
+    Args:
+        seed: of everything that is random.
+        ndim: grid axes.
+    """
 
-def warped() -> Function:
-    """Channels first: features that are sampled at places which the network computes."""
-    sample = nn.functional.grid_sample
-    return Function(after=lambda y: sample(y, y.movedim(1, -1), align_corners=False), channels_last=False)
+    def __init__(self, seed: int, ndim: int) -> None:
+        super().__init__()
+        rng = np.random.default_rng(seed)
+        self.ndim, self.channels = ndim, int(rng.integers(1, 3))
+        self.stages, features = [], self.channels
+        for k in range(int(rng.integers(1, 3))):
+            directions = list(product((1, -1), repeat=ndim))
+            chosen = rng.permutation(len(directions))[: rng.integers(1, 4)]
+            cell = CELLS[rng.integers(len(CELLS))]
+            # Layer norm over two or three units would amplify rounding errors a hundred times.
+            units = int(rng.integers(2, 4)) + 3 * ("layer_norm" in cell)
+            layer = MDLSTM(
+                features,
+                units,
+                ndim=ndim,
+                num_layers=int(rng.integers(1, 3)) if k == 0 else 1,
+                directions=[directions[i] for i in chosen],
+                merge=rng.choice(["concat", "sum", "mean"]),  # type: ignore[arg-type]
+                window=tuple(rng.integers(1, 3, ndim).tolist()) if rng.random() < 0.5 else 1,
+                backend="torch",  # which compiles nothing
+                **cell,
+            )
+            features = layer.output_size
+            before = nn.Tanh() if rng.random() < 0.3 else None
+            after = nn.Linear(features, 3, bias=bool(rng.random() < 0.7)) if rng.random() < 0.6 else None
+            features = 3 if after else features
+            self.stages.append(Stage(layer, before, after))
+        self.parts = nn.ModuleList(part for stage in self.stages for part in (stage.layer, stage.after))
+        self.pool = tuple(d for d in range(ndim) if rng.random() < 0.2)
+        self.head = nn.Sequential(nn.Linear(features, 2), nn.Sigmoid()) if rng.random() < 0.6 else None
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if "norm" not in name:
+                nn.init.uniform_(parameter, -0.5, 0.5, generator)
 
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage.layer(x if stage.before is None else stage.before(x))
+            x = x if stage.after is None else stage.after(x)
+        x = x.mean([1 + d for d in self.pool]) if self.pool else x
+        return x if self.head is None else self.head(x)
 
-def branching() -> Function:
-    """A branch that a batch with a large feature takes, which changes that feature alone."""
-    return Function(
-        after=lambda y: torch.cond((y > 0.1).any(), lambda h: h.clamp(max=0.1), torch.clone, (y,))
-    )
-
-
-def sparse() -> Function:
-    """The sum of the positive features of each sample, by way of their indices."""
-
-    def summed(y: Tensor) -> Tensor:
-        y = y.flatten(1)
-        index = torch.nonzero(y > 0)
-        return y.new_zeros(y.shape[0]).index_add(0, index[:, 0], y[index[:, 0], index[:, 1]])[:, None]
-
-    return Function(after=summed)
+    def tile_stages(self) -> TileStages:
+        return TileStages(self.stages, self.pool, self.head)
