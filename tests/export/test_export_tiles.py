@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,6 @@ from mdlstm_tk.models import (
     Segmenter,
     SnakeNet,
 )
-from mdlstm_tk.runtime.tiles.archive import parse_archive
 from mdlstm_tk.runtime.tiles.session import TiledSession
 from mdlstm_tk.text import TextRecognizer
 from mdlstm_tk.tiling import Stage, TileStages
@@ -56,28 +54,11 @@ def test_the_shipped_networks_run_in_tiles(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(session(x, tile=4), network(torch.from_numpy(x)), atol=1e-5)
 
 
-def test_each_member_takes_and_returns_what_the_format_says(tmp_path: Path) -> None:
-    """Also of the same network in a wrapper of `torch.compile`, whose bytes are the same."""
-    network, path = SHIPPED["segmenter"], tmp_path / "m.tiles"
-    export_tiles(network, path)
-    export_onnx(torch.compile(network, backend="eager"), tmp_path / "n.tiles")
-    assert path.read_bytes() == (tmp_path / "n.tiles").read_bytes()
-    archive = parse_archive(path.read_bytes(), "m.tiles")
-    assert (archive.upsample, archive.pool, archive.metadata.window) == ((2, 2), (), (1, 1))
-    first, second = archive.stages
-    assert (first.channels, first.features, first.units, first.added) == (1, 4, 2, True)
-    assert (second.channels, second.features, second.units, second.added) == (4, 3 * 4, 4, True)
-    for stage in archive.stages:
-        assert [sweep.direction for sweep in stage.sweeps] == [(1, 1), (1, -1), (-1, 1), (-1, -1)]
-        file, extents = stage.sweeps[1].file, [-(-5 // stage.window[0]), -(-6 // stage.window[1])]
-        shapes = {f"{name}{d}": (3, extents[1 - d], stage.units) for d in (0, 1) for name in "hc"}
-        session = onnxruntime.InferenceSession(archive.graphs[file])  # each member is a model
-        zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-        feeds = {"x": np.zeros((3, 5, 6, stage.channels), np.float32), **zeros}
-        names = [output.name for output in session.get_outputs()]
-        result = dict(zip(names, session.run(names, feeds), strict=True))
-        assert result.pop("part").shape == (3, *extents, stage.features)
-        assert {name.removesuffix("_n"): face.shape for name, face in result.items()} == shapes
+def test_a_compiled_network_gives_the_same_bytes(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.tiles", tmp_path / "2.tiles"
+    export_tiles(SHIPPED["segmenter"], first)
+    export_onnx(torch.compile(SHIPPED["segmenter"], backend="eager"), second)  # type: ignore[arg-type]
+    assert first.read_bytes() == second.read_bytes()
 
 
 class Lying(nn.Module):

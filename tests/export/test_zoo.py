@@ -26,7 +26,6 @@ from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export import export_onnx, float64_reference
 from mdlstm_tk.export.capture import capture
 from mdlstm_tk.export.lowering.lower import lower, walk
-from mdlstm_tk.models import create
 from mdlstm_tk.runtime import Session
 from mdlstm_tk.runtime.infer import open_model
 from mdlstm_tk.runtime.model_check import OPERATORS
@@ -143,19 +142,6 @@ class Pyramid(nn.Module):
         return self.side(x) + functional.interpolate(h, size=x.shape[2:], mode="nearest")
 
 
-class Gated(nn.Module):
-    """A gate of all positions, as in squeeze and excitation, around a layer with a window."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = MDLSTM(2, C, window=2, directions="all", merge="mean", channels_last=False)
-        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(C, C, 1), nn.Sigmoid())
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.body(x)
-        return h * self.gate(h)
-
-
 class Columns(nn.Module):
     """A recogniser: convolutions, a maximum over the rows, and a recurrent layer along the columns."""
 
@@ -177,23 +163,11 @@ WHOLE: dict[str, Callable[[], nn.Module]] = {
     "heads": ManyHeads,
     "window, convolution": WindowedConv,
     "pyramid": Pyramid,
-    "gated": Gated,
     **{f"columns, {kind.__name__}": lambda kind=kind: Columns(kind) for kind in (nn.LSTM, nn.GRU, nn.RNN)},
-    **{
-        f"{kind}, {cell}": lambda kind=kind, cell=cell: create("md", 2, 3, kind=kind, cell=cell)
-        for kind in ("grid", "segment", "classify", "tag")
-        for cell in ("graves", "stable", "leaky", "mean", "slstm")
-    },
     "crop": lambda: Function(after=lambda y: y[:, :30, -40:]),
     "sequence": lambda: Function(after=lambda y: y.flatten(1, 2)),
     "reflected": lambda: nn.Sequential(nn.ReflectionPad2d(2), MDLSTM(2, 3, channels_last=False)),
-    "means": lambda: Function(after=lambda y: torch.stack([y.mean(1), y.amax(1)], -1)),
     "differences": lambda: Function(after=lambda y: y[:, 1:] - y[:, :-1]),
-    "positions": lambda: Function(
-        after=lambda y: (
-            y + torch.arange(y.shape[1])[:, None, None] / torch.arange(1, y.shape[2] + 1)[:, None]
-        )
-    ),
 }
 
 
@@ -273,7 +247,7 @@ def check_random(seed: int, form: str) -> None:
         assert outcome(net, path, **options) == "right"
 
 
-@pytest.mark.parametrize("name", ["pyramid", "columns, GRU", "classify, slstm"])
+@pytest.mark.parametrize("name", ["unet", "pyramid", "columns, GRU"])
 def test_networks_are_right_on_grids_that_their_export_did_not_see(name: str) -> None:
     check_foreign(name)
 
