@@ -117,7 +117,7 @@ def test_a_decision_gets_one_line_and_no_file(
 
 
 def test_small_grids_are_verified_by_number(tmp_path: Path) -> None:
-    """Conditions hold from 16 on; a branch for three rows is refused, unless the file does not take them."""
+    """Conditions hold from 16 on; a branch for three rows is refused, unless the file takes more alone."""
     net = Function(after=lambda y: y if y.shape[1] > 3 else -y)
     with pytest.raises(ParityError):
         export_onnx(net, tmp_path / "m.onnx", form="scan")

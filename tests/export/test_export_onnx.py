@@ -1,12 +1,13 @@
-"""`export_onnx`: further inputs, metadata, operators that need trust, and models captured with torch alone."""
+"""`export_onnx`: further inputs, metadata, layouts, padded samples, operators that need trust, and models
+captured with torch alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import torch
@@ -132,9 +133,7 @@ def test_operators_outside_the_list_need_trust(tmp_path: Path) -> None:
 
 def branching(inside: Any) -> Function:
     """A branch that some batches of more than three samples take."""
-    return Function(
-        lambda x: torch.cond((x.mean((1, 2, 3)) < 0).sum() > 3, inside, torch.clone, (x,))
-    )
+    return Function(lambda x: torch.cond((x.mean((1, 2, 3)) < 0).sum() > 3, inside, torch.clone, (x,)))
 
 
 def test_samples_take_several_branches(tmp_path: Path) -> None:
@@ -158,12 +157,66 @@ def test_a_model_exported_with_torch_itself_can_be_lowered() -> None:
         np.testing.assert_allclose(y, net(x).detach(), rtol=0, atol=1e-5)
 
 
-def test_a_file_is_self_contained_and_has_standard_operators(tmp_path: Path) -> None:
-    proto = onnx.load(export_onnx(Function(), tmp_path / "m.onnx", grid=(3, 4)).path)
-    domains = {part.domain for part in (*proto.opset_import, *proto.graph.node)}
-    assert domains == {""} and not proto.functions
-    assert not any(tensor.external_data for tensor in proto.graph.initializer)
-    dims = proto.graph.input[0].type.tensor_type.shape.dim
-    assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", 3, 4, 1]
-    assert any(node.name.startswith("layer_0/wavefront_5/") for node in proto.graph.node)
-    assert b"/site-packages/" not in (tmp_path / "m.onnx").read_bytes()
+def channels_first(after: Callable[[Tensor], Tensor]) -> nn.Module:
+    return Function(after=after, channels_last=False)
+
+
+OUTPUTS: dict[str, tuple[nn.Module, str, int]] = {  # form and features
+    "features last": (channels_first(lambda y: y.movedim(1, -1)), "scan", 2),
+    "for one grid": (channels_first(lambda y: y.movedim(1, -1).reshape(-1, 5, 6, 2)), "unrolled", 2),
+    "extents alone": (Function(after=lambda y: y.argmax(-1)), "scan", 1),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_an_output_may_have_its_features_last_or_none(name: str, tmp_path: Path) -> None:
+    net, form, features = OUTPUTS[name]
+    metadata = export_onnx(net, tmp_path / "m.onnx", grid=(5, 6), form=form).metadata  # type: ignore[arg-type]
+    assert (metadata.outputs, metadata.window) == (features, None)
+
+
+class Padded(nn.Module):
+    """A convolution, which does not know `sizes`; layers with different windows; and another input."""
+
+    def __init__(self, channels_last: bool) -> None:
+        super().__init__()
+        options: Any = {"channels_last": channels_last}
+        self.stem, self.shift = nn.Conv2d(1, 3, 3, padding=1), nn.Linear(2, 1)
+        self.fine, self.coarse = MDLSTM(3, 2, **options), MDLSTM(3, 3, window=2, **options)
+
+    def forward(self, x: Tensor, z: Tensor, sizes: Tensor) -> dict[str, Tensor]:
+        is_last = self.fine.channels_last
+        x = self.stem(x.movedim(-1, 1) if is_last else x)
+        x = x.movedim(1, -1) if is_last else x
+        fine: Tensor = self.fine(x, sizes)
+        shift = self.shift(z)
+        return {"fine": fine + shift[..., None, None], "coarse": self.coarse(x, sizes), "shift": shift}
+
+
+@pytest.mark.parametrize(("form", "channels_last"), [("unrolled", True), ("scan", False)])
+def test_padded_samples_give_the_same_numbers_as_the_samples_alone(
+    form: Any, channels_last: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net, axis, z = Padded(channels_last), -1 if channels_last else 1, torch.randn(2, 2)
+    example = torch.zeros(2, *((5, 6, 1) if channels_last else (1, 5, 6)))
+    report = export_onnx(net, tmp_path / "m.onnx", (example, z), form=form, padded=True)
+    session, reference = Session(report.path, "cpu"), float64_reference(net)
+    assert session.metadata.inputs == ("x", "sizes", "z")
+    assert session.metadata.windows == {"fine": (1, 1), "coarse": (2, 2), "shift": None}
+    values = np.random.default_rng(0).random((2, 5, 6), np.float32)
+    for height, width in [(5, 6), (1, 1), (1, 6), (5, 1), (3, 4)]:
+        x = np.expand_dims(values[:, :height, :width], axis)
+        exact, y = reference(x, z=z.numpy()), session(x, z=z.numpy())
+        assert all(np.abs(y[name] - exact[name]).max() < 1e-5 for name in exact)
+    sizes, outputs = np.array([[5, 6], [3, 4]]), []
+    for padding in (0, 1, np.nan):  # in any runtime, so that ONNX Runtime is called without a session
+        padded = values.copy()
+        padded[1, 3:] = padded[1, :, 4:] = padding
+        feeds = {"x": np.expand_dims(padded, axis), "sizes": sizes, "z": z.numpy()}
+        outputs.append(session.graph.session.run(["fine"], feeds)[0])
+    assert np.array_equal(outputs[0], outputs[1]) and np.array_equal(outputs[0], outputs[2])
+    alone, whole = (np.moveaxis(each, axis, -1)[-1] for each in (exact["fine"], outputs[0]))
+    np.testing.assert_allclose(whole[:3, :4], alone, rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match="sizes"):
+        session(x, sizes=np.asarray([5, 6]), z=z.numpy())

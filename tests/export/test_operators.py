@@ -22,8 +22,6 @@ from torch.nn import functional
 
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export import export_onnx
-from mdlstm_tk.export.capture import capture
-from mdlstm_tk.export.network import Network
 from mdlstm_tk.runtime import Session
 
 Operation = Callable[[Tensor], Tensor]
@@ -172,37 +170,3 @@ def test_images_are_resized_as_by_torch_on_every_grid(tmp_path: Path) -> None:
         wrong = Function(after=lambda y, o=options: functional.interpolate(y.movedim(-1, 1), **o))
         with pytest.raises(MDLSTMError):
             export_onnx(wrong, tmp_path / "n.onnx", form="scan", channels=1)
-
-
-class Recurrent(nn.Module):
-    """Layers of torch of each kind, along the axis of x (N, T, C)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        options: tuple[dict[str, Any], ...] = (
-            {"bidirectional": True, "num_layers": 2, "batch_first": True},
-            {"bias": False},
-        )
-        kinds: Any = (nn.LSTM, nn.GRU, nn.RNN)
-        self.layers = nn.ModuleList(kind(2, 3, **each) for kind in kinds for each in options)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        outputs = []
-        for layer in self.layers:
-            y, state = layer(x if layer.batch_first else x.transpose(0, 1))
-            h = state[0] if isinstance(state, tuple) else state
-            y = y if layer.batch_first else y.transpose(0, 1)
-            outputs.append(y + h.mean((0, 2))[:, None, None])
-        return tuple(outputs)
-
-
-def test_recurrent_layers_of_torch_take_any_number_of_steps() -> None:
-    torch.manual_seed(0)
-    net = Recurrent().eval()
-    names = [f"y{k}" for k in range(len(net.layers))]
-    model = capture(Network(net), {"x": torch.rand(2, 40, 2)}, {"x": [1]}, names).model
-    session = onnxruntime.InferenceSession(model.SerializeToString())
-    for steps in (1, 7):
-        x = torch.rand(3, steps, 2)
-        for y, expected in zip(session.run(None, {"x": x.numpy()}), net(x), strict=True):
-            np.testing.assert_allclose(y, expected.detach(), atol=1e-6)

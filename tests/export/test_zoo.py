@@ -1,5 +1,5 @@
-"""Foreign networks and random layers: files are right on grids and values that their exports did not see, or
-there is no file.
+"""Foreign networks and random layers: files are right on grids and values that their exports did not see,
+or there is no file.
 
 The fast tests export the common layers in two networks of many outputs; the slow one each network alone.
 """
@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.networks import ConvStem, Function, ManyHeads, RandomNet, UNet, WindowedConv
+from helpers.networks import (
+    Columns,
+    ConvStem,
+    Function,
+    ManyHeads,
+    Pyramid,
+    RandomNet,
+    UNet,
+    WindowedConv,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -129,41 +138,15 @@ class Around(nn.Module):
         return tuple(layer(h) for layer in self.layers)
 
 
-class Pyramid(nn.Module):
-    """Maps at two scales that are joined, as in a feature pyramid."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.down, self.body = nn.Conv2d(2, C, 3, 2, 1), MDLSTM(C, C, channels_last=False)
-        self.side = nn.Conv2d(2, C, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.body(self.down(x))
-        return self.side(x) + functional.interpolate(h, size=x.shape[2:], mode="nearest")
-
-
-class Columns(nn.Module):
-    """A recogniser: convolutions, a maximum over the rows, and a recurrent layer along the columns."""
-
-    def __init__(self, kind: Any) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(2, C, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True))
-        self.body = MDLSTM(C, C, channels_last=False)
-        self.after = kind(C, 3, batch_first=True, bidirectional=True)
-        self.head = nn.Linear(6, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.body(self.stem(x)).amax(2).transpose(1, 2)
-        return self.head(self.after(y)[0]).log_softmax(-1)
-
-
 WHOLE: dict[str, Callable[[], nn.Module]] = {
     "unet": UNet,
     "stem": ConvStem,
     "heads": ManyHeads,
     "window, convolution": WindowedConv,
     "pyramid": Pyramid,
-    **{f"columns, {kind.__name__}": lambda kind=kind: Columns(kind) for kind in (nn.LSTM, nn.GRU, nn.RNN)},
+    "columns, LSTM": lambda: Columns(nn.LSTM, bidirectional=True, num_layers=2, batch_first=True),
+    "columns, GRU": lambda: Columns(nn.GRU, bidirectional=True, bias=False),
+    "columns, RNN": lambda: Columns(nn.RNN, nonlinearity="relu"),
     "crop": lambda: Function(after=lambda y: y[:, :30, -40:]),
     "sequence": lambda: Function(after=lambda y: y.flatten(1, 2)),
     "reflected": lambda: nn.Sequential(nn.ReflectionPad2d(2), MDLSTM(2, 3, channels_last=False)),
@@ -181,10 +164,11 @@ def outcome(net: nn.Module, path: Path, **options: Any) -> str:
     try:
         export_onnx(net, path, **options)
     except MDLSTMError as error:
-        assert "\n" not in str(error) and not path.exists()
-        return str(error)
+        reason = str(error)
+    if not path.exists():
+        return reason
     torch.testing.assert_close(net.state_dict(), weights, rtol=0, atol=0)
-    assert net.training
+    assert net.training and b"/site-packages/" not in path.read_bytes()
     session, exact = open_model(path, trusted=True, device="cpu"), float64_reference(net)
     metadata, declared, rng = session.metadata, {}, np.random.default_rng(1)
     tile = () if isinstance(session, Session) else (3,)
@@ -247,7 +231,7 @@ def check_random(seed: int, form: str) -> None:
         assert outcome(net, path, **options) == "right"
 
 
-@pytest.mark.parametrize("name", ["unet", "pyramid", "columns, GRU"])
+@pytest.mark.parametrize("name", ["unet", "pyramid", "columns, LSTM", "columns, GRU", "columns, RNN"])
 def test_networks_are_right_on_grids_that_their_export_did_not_see(name: str) -> None:
     check_foreign(name)
 

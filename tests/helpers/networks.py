@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.tiling import Stage, TileStages
@@ -56,6 +57,45 @@ class ConvStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.layer(self.stem(x).permute(0, 2, 3, 1))
         return self.head(h.flatten(1) if self.positions else h.mean(dim=(1, 2)))
+
+
+class Pyramid(nn.Module):
+    """Maps at two scales that are joined, as in a feature pyramid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.body = nn.Conv2d(2, 4, 3, 2, 1), MDLSTM(4, 4, channels_last=False)
+        self.side = nn.Conv2d(2, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(self.down(x))
+        return self.side(x) + functional.interpolate(h, size=x.shape[2:], mode="nearest")
+
+
+class Columns(nn.Module):
+    """A recogniser: convolutions, a maximum over the rows, and a recurrent layer of torch along the
+    columns, of which the outputs and the final state are used.
+
+    Args:
+        kind: of the recurrent layer.
+        **options: of it.
+    """
+
+    def __init__(self, kind: Any, **options: Any) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True))
+        self.body, self.after = MDLSTM(4, 4, channels_last=False), kind(4, 3, **options)
+        self.head = nn.Linear(6 if self.after.bidirectional else 3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(self.stem(x)).amax(2).permute(2, 0, 1)
+        if self.after.batch_first:
+            y, state = self.after(y.transpose(0, 1))
+        else:
+            y, state = self.after(y)
+            y = y.transpose(0, 1)
+        h = state[0] if isinstance(state, tuple) else state
+        return (self.head(y) + h.mean((0, 2))[:, None, None]).log_softmax(-1)
 
 
 class WindowedConv(nn.Module):
