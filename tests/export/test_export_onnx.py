@@ -98,27 +98,18 @@ def test_a_grid_of_tokens_without_an_axis_of_channels(tmp_path: Path) -> None:
     verify_model(tmp_path / "t.onnx", device="cpu", seeds=1).raise_if_failed()
 
 
-class Untrusted(nn.Module):
-    """(N, time, frequency) of positive numbers, whose logarithm is taken; then features at places that the
-    network computes, and the sum of the positive features, by way of their indices."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = MDLSTM(1, 2)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        y = self.layer(x.log()[..., None])
-        index, flat = torch.nonzero(y.flatten(1) > 0), y.flatten(1)
-        positive = flat[index[:, 0], index[:, 1]]
-        return {
-            "sampled": functional.grid_sample(y.movedim(-1, 1), y, align_corners=False),
-            "sum": y.new_zeros(y.shape[0]).index_add(0, index[:, 0], positive)[:, None],
-        }
+def untrusted(y: Tensor) -> dict[str, Tensor]:
+    """Features at places that the network computes, and the sum of the positive ones of each sample, by way
+    of their indices."""
+    index, flat = torch.nonzero(y.flatten(1) > 0), y.flatten(1)
+    total = y.new_zeros(y.shape[0]).index_add(0, index[:, 0], flat[index[:, 0], index[:, 1]])
+    sampled = functional.grid_sample(y.movedim(-1, 1), y, align_corners=False)
+    return {"sampled": sampled, "total": total[:, None]}
 
 
 def test_operators_outside_the_list_need_trust(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = Untrusted()
+    net = Function(lambda x: x.log()[..., None], untrusted)  # of positive x (N, time, frequency)
     report = export_onnx(net, tmp_path / "m.onnx", torch.rand(2, 4, 5) + 1)
     assert report.needs_trust == ("GridSample", "NonZero")
     for opened in (lambda: Session(report.path, "cpu"), lambda: verify_model(report.path, net)):

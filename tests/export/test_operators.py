@@ -116,26 +116,6 @@ ROUNDED: dict[str, Callable[[Any], Any]] = {  # extents, as Python computes them
 }
 
 
-def test_extents_are_divided_as_in_python(tmp_path: Path) -> None:
-    """torch rounds ⌊(n − 40) / 7⌋ towards 0; a file has the product with a number in float32."""
-    names = list(ROUNDED)
-
-    def after(y: Tensor) -> dict[str, Tensor]:
-        return {name: y[:, : ROUNDED[name](y.shape[1])].sum(1) for name in names}
-
-    net = Function(after=after)
-    session = Session(export_onnx(net, tmp_path / "m.onnx", form="scan").path, "cpu")
-    for extent in (3, 4, 17, 39, 59):
-        x = torch.rand(1, extent, 3, 1)
-        expected = net(x)
-        for name, y in session(x.numpy()).items():
-            np.testing.assert_allclose(y, expected[name].detach(), rtol=0, atol=1e-5, err_msg=name)
-    for rounded in (lambda n: math.floor(n * 0.7), lambda n: math.ceil((n - 0.1) / 2)):
-        wrong = Function(after=lambda y, rounded=rounded: y[:, : rounded(y.shape[1])])
-        with pytest.raises(MDLSTMError):
-            export_onnx(wrong, tmp_path / "n.onnx", form="scan")
-
-
 RESIZED: dict[str, dict[str, Any]] = {
     "to_a_size": {"size": (7, 5)},
     "one_extent": {"size": 14},
@@ -150,23 +130,36 @@ RESIZED: dict[str, dict[str, Any]] = {
 }
 
 
-def test_images_are_resized_as_by_torch_on_every_grid(tmp_path: Path) -> None:
-    def after(y: Tensor) -> dict[str, Tensor]:
-        y = y.movedim(-1, 1)
-        resized = {name: functional.interpolate(y, **options) for name, options in RESIZED.items()}
-        pooled = nn.functional.adaptive_avg_pool2d(y, (1, None))
-        steps = torch.linspace(-1, 2, y.shape[2])[:, None] + torch.linspace(0, 2, steps=y.shape[3])
-        return {**resized, "pooled": pooled, "steps": y + steps}
+def transformed(y: Tensor) -> dict[str, Tensor]:
+    """All of this for y (N, H, W, C)."""
+    rounded = {name: y[:, : extent(y.shape[1])].sum(1) for name, extent in ROUNDED.items()}
+    y = y.movedim(-1, 1)
+    resized = {name: functional.interpolate(y, **options) for name, options in RESIZED.items()}
+    pooled = nn.functional.adaptive_avg_pool2d(y, (1, None))
+    steps = torch.linspace(-1, 2, y.shape[2])[:, None] + torch.linspace(0, 2, steps=y.shape[3])
+    return {**rounded, **resized, "pooled": pooled, "steps": y + steps}
 
-    net = Function(after=after)
-    session = Session(export_onnx(net, tmp_path / "m.onnx", form="scan", channels=1).path, "cpu")
-    for extents in ((98, 8), (36, 75), (73, 65), (49, 98), (26, 102), (90, 30), (16, 50)):
+
+def test_extents_and_resized_images_are_those_of_torch_on_every_grid(tmp_path: Path) -> None:
+    """torch's exporter rounds ⌊(n − 40) / 7⌋ towards 0."""
+    net = Function(after=transformed)
+    session = Session(export_onnx(net, tmp_path / "m.onnx", form="scan").path, "cpu")
+    for extents in ((98, 8), (36, 75), (73, 65), (49, 98), (26, 102), (90, 30), (16, 50), (3, 4), (39, 5)):
         x = torch.rand(1, *extents, 1)
         expected = net(x)
         for name, y in session(x.numpy()).items():
             np.testing.assert_allclose(y, expected[name].detach(), rtol=0, atol=1e-5, err_msg=name)
-    refused = {"scale_factor": 0.7}, {"scale_factor": 2.3, "mode": "bilinear"}, {"size": 9, "mode": "area"}
-    for options in refused:
-        wrong = Function(after=lambda y, o=options: functional.interpolate(y.movedim(-1, 1), **o))
-        with pytest.raises(MDLSTMError):
-            export_onnx(wrong, tmp_path / "n.onnx", form="scan", channels=1)
+
+
+REFUSED: dict[str, Operation] = {  # which a file has in float32
+    "a share": lambda y: y[:, : math.floor(y.shape[1] * 0.7)],
+    "half of a share": lambda y: y[:, : math.ceil((y.shape[1] - 0.1) / 2)],
+    "resized by a share": lambda y: functional.interpolate(y.movedim(-1, 1), scale_factor=0.7),
+    "by area": lambda y: functional.interpolate(y.movedim(-1, 1), size=9, mode="area"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_extents_that_a_file_rounds_otherwise_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(MDLSTMError):
+        export_onnx(Function(after=REFUSED[name]), tmp_path / "m.onnx", form="scan")
