@@ -73,27 +73,20 @@ def test_a_file_is_dropped_anywhere_and_its_size_changed(
         assert tuple(int(field.input_value()) for field in fields) == size
 
 
-@pytest.mark.parametrize("width", [375, 768, 1280])
-def test_the_page_fits_any_screen(width: int, open_page: Callable[..., Tab], tmp_path: Path) -> None:
-    phone = width < 700
-    screen = {"viewport": {"width": width, "height": 700}, "is_mobile": phone, "has_touch": phone}
+def test_a_finger_draws_on_a_phone_and_scrolls_nothing(
+    open_page: Callable[..., Tab], tmp_path: Path
+) -> None:
+    screen = {"viewport": {"width": 375, "height": 700}, "is_mobile": True, "has_touch": True}
     tab = open_page(craft(tmp_path / f"{'long' * 40}.onnx"), screen=screen)
-    root = "document.documentElement"
-    fits = f"{root}.scrollWidth <= {root}.clientWidth && {root}.scrollHeight > innerHeight"
-    assert tab.page.evaluate(fits)
-    boxes: Any = [canvas.bounding_box() for canvas in tab.page.locator("canvas").all()]
-    assert [box["width"] / box["height"] for box in boxes] == pytest.approx([8 / 5] * 2, rel=0.01)
-    assert (boxes[0]["y"] == boxes[1]["y"]) is not phone  # beside or below each other
-    assert max(box["y"] + box["height"] for box in boxes) < 700, "one has to scroll to see the prediction"
-    if phone:
-        tab.page.locator("#clear").tap()
-        tab.page.evaluate("scrollTo(0, 0)")
-        for row in reversed(range(GRID[0])):  # upwards, which would scroll the page anywhere else
-            kind, (x, y) = "touchStart" if row == GRID[0] - 1 else "touchMove", centre(tab, row, 1)
-            tab.devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
-        tab.devtools.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-        tab.check_numbers(2 * np.eye(8)[[1] * 5])
-        assert tab.page.evaluate("scrollY") == 0
+    assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    tab.page.locator("#clear").tap()
+    tab.page.evaluate("scrollTo(0, 0)")
+    for row in reversed(range(GRID[0])):  # upwards, which would scroll the page anywhere else
+        kind, (x, y) = "touchStart" if row == GRID[0] - 1 else "touchMove", centre(tab, row, 1)
+        tab.devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+    tab.devtools.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    tab.check_numbers(2 * np.eye(8)[[1] * 5])
+    assert tab.page.evaluate("scrollY") == 0
 
 
 ATTEMPT_FORBIDDEN = """(attempt) => new Promise((resolve) => {
