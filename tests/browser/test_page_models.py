@@ -129,18 +129,6 @@ def test_the_page_shows_what_python_gives(name: str, open_page: Callable[..., Ta
         assert tab.text("pre") == "" and shown.count() == 0
 
 
-def test_a_mask_has_the_colours_of_its_palette(open_page: Callable[..., Tab], tmp_path: Path) -> None:
-    colours = np.array([[0, 0, 0], [200, 10, 30], [5, 250, 90]])
-    fields = {"kind": "segment", "mask_palette": colours.ravel().tolist()}
-    tab, classes = open_page(craft(tmp_path / "m.onnx", **fields)), np.arange(40).reshape(GRID) % 4 % 3
-    tab.give(npy(np.eye(3)[classes]))
-    tab.check_numbers(classes)
-    expect(tab.page.locator(".legend li")).to_have_text(["cat 50.0 %", "<i>dog 25.0 %", "owl 25.0 %"])
-    script = "(c) => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
-    shown = np.reshape(tab.page.locator("#prediction canvas").evaluate(script), (*GRID, 4))
-    np.testing.assert_array_equal(shown[..., :3], colours[classes])
-
-
 # The fields of a model, and files that it refuses, each with what the message must name.
 REFUSED: dict[str, tuple[dict[str, Any], list[tuple[File, str]]]] = {
     "grey": ({"channels": 1}, [
@@ -178,14 +166,3 @@ def test_a_refused_file_gets_one_line_and_changes_nothing(
         assert "\n" not in tab.text("#message") and tab.text("pre") == before
         tab.page.locator("#clear").click()
         expect(error).to_have_count(0)
-
-
-def test_numbers_far_from_those_of_training_are_warned_of(
-    open_page: Callable[..., Tab], tmp_path: Path
-) -> None:
-    for name, fields in (("[0, 1]", prepared(3)), ("[-9, 1]", {"x_range": (-9, 1)})):
-        tab = open_page(craft(tmp_path / "m.onnx", **fields))
-        for value, is_far in ((7, True), (1.4, False)):
-            tab.give(npy(np.full((*GRID, 3), value)))
-            tab.check_numbers(np.full(GRID, 2 * value))
-            assert (f"far outside of {name}" in tab.text("#message")) is is_far

@@ -82,7 +82,7 @@ def test_a_drawn_condition_is_the_same_on_every_grid_or_it_is_refused() -> None:
     assert 0 < refused < COUNT
 
 
-REVIEWED: dict[str, Condition] = {  # that once gave wrong files without a word
+REVIEWED: dict[str, Condition] = {
     "a range of both": lambda n, h, w: 20 <= h <= 40 and 20 <= w <= 40,
     "one grid": lambda n, h, w: (h, w) == (32, 32),
     "large": lambda n, h, w: h * w > 250000,
@@ -95,7 +95,7 @@ REVIEWED: dict[str, Condition] = {  # that once gave wrong files without a word
 }
 
 
-def test_conditions_of_the_reviews_are_refused() -> None:
+def test_conditions_that_once_gave_wrong_files_are_refused() -> None:
     assert [name for name, condition in REVIEWED.items() if not refusal(condition)] == []
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from helpers.networks import ConvStem, FoldedHeight, Function, Tokens
+from helpers.networks import ConvStem, Everything, FoldedHeight, Function, Padded, Tokens
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,23 +21,6 @@ from mdlstm_tk.export import export_onnx, float64_reference, lower, translation_
 from mdlstm_tk.runtime import Session
 
 IMAGE, RGB = torch.rand(1, 1, 8, 12), torch.rand(1, 3, 8, 12)
-
-
-class Everything(nn.Module):
-    """Further inputs of each type, two of them grids, one of these with its channels first; and outputs one
-    of which is an input. Names are those that torch gives to other values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer, self.second = MDLSTM(2, 3), MDLSTM(3, 3, channels_last=False)
-        self.shift, self.table = nn.Linear(2, 3), nn.Embedding(4, 3)
-
-    def forward(
-        self, x: Tensor, tanh: Tensor, k: Tensor, mask: Tensor, z: Tensor, more: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        y = self.layer(x) + self.second(z).movedim(1, -1)
-        y = y + self.shift(tanh.log())[:, None, None] + self.table(k)[:, None, None]
-        return {"y": torch.where(mask[..., None], y, 0), "mean": y.mean((1, 2)).tanh(), "same": tanh}
 
 
 def further(batch: int, height: int, width: int) -> dict[str, Tensor]:
@@ -164,24 +147,6 @@ def test_an_output_may_have_its_features_last_or_none(name: str, tmp_path: Path)
     net, form, features = OUTPUTS[name]
     metadata = export_onnx(net, tmp_path / "m.onnx", grid=(5, 6), form=form).metadata  # type: ignore[arg-type]
     assert (metadata.outputs, metadata.window) == (features, None)
-
-
-class Padded(nn.Module):
-    """A convolution, which does not know `sizes`; layers with different windows; and another input."""
-
-    def __init__(self, channels_last: bool) -> None:
-        super().__init__()
-        options: Any = {"channels_last": channels_last}
-        self.stem, self.shift = nn.Conv2d(1, 3, 3, padding=1), nn.Linear(2, 1)
-        self.fine, self.coarse = MDLSTM(3, 2, **options), MDLSTM(3, 3, window=2, **options)
-
-    def forward(self, x: Tensor, z: Tensor, sizes: Tensor) -> dict[str, Tensor]:
-        is_last = self.fine.channels_last
-        x = self.stem(x.movedim(-1, 1) if is_last else x)
-        x = x.movedim(1, -1) if is_last else x
-        fine: Tensor = self.fine(x, sizes)
-        shift = self.shift(z)
-        return {"fine": fine + shift[..., None, None], "coarse": self.coarse(x, sizes), "shift": shift}
 
 
 @pytest.mark.parametrize(("form", "channels_last"), [("unrolled", True), ("scan", False)])

@@ -13,13 +13,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from helpers.networks import Step
 from helpers.own_cells import OWN_CELLS, register_own_cells
 from helpers.pairs import all_pairs
 from helpers.sweeps import CHANNELS, FORMS, GRIDS, Sweep, lowered, random_x, run
 from onnx.reference import ReferenceEvaluator
-from torch import Tensor, nn
+from torch import nn
 
-from mdlstm_tk import MDLSTM, BoundaryState
 from mdlstm_tk.cells import BUILT_IN_CELLS, get_cell
 from mdlstm_tk.errors import MDLSTMError
 from mdlstm_tk.export import export_onnx, lower, verify_model
@@ -129,26 +129,6 @@ def test_a_sweep_that_cannot_be_lowered_is_refused() -> None:
     for model in (Sweep.random().captured((-1, 3)), computed, other, both):
         with pytest.raises(MDLSTMError):
             lower(model)
-
-
-class Step(nn.Module):
-    """A row of a grid, given the states above it and to its left: what a sampler calls row after row."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        self.layer, self.head = MDLSTM(2, 3, num_layers=2, **options), nn.Linear(3, 4)
-
-    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> dict[str, Tensor]:
-        """h, c: (N, layers, W, n), of the row above."""
-        above = tuple(
-            BoundaryState((h[:, k, :, None], None), (c[:, k, :, None], None))
-            for k in range(self.layer.num_layers)
-        )
-        y, states = self.layer(x, initial_state=above, return_state=True)
-        below = [
-            torch.stack([getattr(state, name)[0].squeeze(-2) for state in states], dim=1) for name in "hc"
-        ]
-        return {"y": self.head(y), "h_n": below[0], "c_n": below[1]}
 
 
 @pytest.mark.parametrize("form", FORMS)

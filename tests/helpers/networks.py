@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mdlstm_tk import MDLSTM
+from mdlstm_tk import MDLSTM, BoundaryState
 from mdlstm_tk.tiling import Stage, TileStages
 
 CELLS: list[dict[str, Any]] = [
@@ -122,6 +122,61 @@ class Conditioned(nn.Module):
     def forward(self, x: Tensor, z: Tensor, k: Tensor | None = None) -> Tensor:
         y = self.layer(x) + self.shift(z)[:, None, None]
         return y if k is None else y + self.embedding(k)[:, None, None]
+
+
+class Everything(nn.Module):
+    """Further inputs of each type, two of them grids, one of these with its channels first; and outputs one
+    of which is an input. Names are those that torch gives to other values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.second = MDLSTM(2, 3), MDLSTM(3, 3, channels_last=False)
+        self.shift, self.table = nn.Linear(2, 3), nn.Embedding(4, 3)
+
+    def forward(
+        self, x: Tensor, tanh: Tensor, k: Tensor, mask: Tensor, z: Tensor, more: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        y = self.layer(x) + self.second(z).movedim(1, -1)
+        y = y + self.shift(tanh.log())[:, None, None] + self.table(k)[:, None, None]
+        return {"y": torch.where(mask[..., None], y, 0), "mean": y.mean((1, 2)).tanh(), "same": tanh}
+
+
+class Padded(nn.Module):
+    """A convolution, which does not know `sizes`; layers with different windows; and another input."""
+
+    def __init__(self, channels_last: bool) -> None:
+        super().__init__()
+        options: Any = {"channels_last": channels_last}
+        self.stem, self.shift = nn.Conv2d(1, 3, 3, padding=1), nn.Linear(2, 1)
+        self.fine, self.coarse = MDLSTM(3, 2, **options), MDLSTM(3, 3, window=2, **options)
+
+    def forward(self, x: Tensor, z: Tensor, sizes: Tensor) -> dict[str, Tensor]:
+        is_last = self.fine.channels_last
+        x = self.stem(x.movedim(-1, 1) if is_last else x)
+        x = x.movedim(1, -1) if is_last else x
+        fine: Tensor = self.fine(x, sizes)
+        shift = self.shift(z)
+        return {"fine": fine + shift[..., None, None], "coarse": self.coarse(x, sizes), "shift": shift}
+
+
+class Step(nn.Module):
+    """A row of a grid, given the states above it and to its left: what a sampler calls row after row."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.layer, self.head = MDLSTM(2, 3, num_layers=2, **options), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> dict[str, Tensor]:
+        """h, c: (N, layers, W, n), of the row above."""
+        above = tuple(
+            BoundaryState((h[:, k, :, None], None), (c[:, k, :, None], None))
+            for k in range(self.layer.num_layers)
+        )
+        y, states = self.layer(x, initial_state=above, return_state=True)
+        below = [
+            torch.stack([getattr(state, name)[0].squeeze(-2) for state in states], dim=1) for name in "hc"
+        ]
+        return {"y": self.head(y), "h_n": below[0], "c_n": below[1]}
 
 
 class ManyHeads(nn.Module):
