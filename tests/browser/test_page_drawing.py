@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.browser import GRID, Tab, craft
+from helpers.browser import GRID, Tab, craft, npy
 from playwright.sync_api import expect
 
 
@@ -52,18 +52,11 @@ def test_drawing_with_mouse_and_keyboard(
         tab.check_numbers(2 * x + channel)
 
 
-def test_a_file_is_dropped_anywhere_and_its_size_changed(
-    open_page: Callable[..., Tab], tmp_path: Path
-) -> None:
+def test_the_size_of_the_grid_is_changed(open_page: Callable[..., Tab], tmp_path: Path) -> None:
     tab = open_page(craft(tmp_path / "m.onnx", None, channels=1, multiple_of=(1, 2)))
     x = np.random.default_rng(0).random((3, 1000), np.float32)
-    np.save(tmp_path / "x.npy", x)
-    tab.page.evaluate("addEventListener('drop', (event) => { window.prevented = event.defaultPrevented; })")
-    data = {"items": [], "files": [str(tmp_path / "x.npy")], "dragOperationsMask": 1}
-    for kind in ("dragEnter", "dragOver", "drop"):
-        tab.devtools.send("Input.dispatchDragEvent", {"type": kind, "x": 20, "y": 20, "data": data})
+    tab.give(npy(x))
     tab.check_numbers(2 * x)
-    assert tab.page.evaluate("() => window.prevented"), "the browser would leave the page and open the file"
     fields = [tab.page.locator(name) for name in ("#height", "#width")]
     for axis, text, size in ((0, "4", (4, 1000)), (1, "6", (4, 6)), (1, "5", (4, 6)), (0, "", (4, 6))):
         fields[axis].fill(text)
@@ -73,43 +66,30 @@ def test_a_file_is_dropped_anywhere_and_its_size_changed(
         assert tuple(int(field.input_value()) for field in fields) == size
 
 
-@pytest.mark.parametrize("width", [375, 768, 1280])
-def test_the_page_fits_any_screen(width: int, open_page: Callable[..., Tab], tmp_path: Path) -> None:
-    phone = width < 700
-    screen = {"viewport": {"width": width, "height": 700}, "is_mobile": phone, "has_touch": phone}
+def test_a_finger_draws_on_a_phone_and_scrolls_nothing(
+    open_page: Callable[..., Tab], tmp_path: Path
+) -> None:
+    screen = {"viewport": {"width": 375, "height": 700}, "is_mobile": True, "has_touch": True}
     tab = open_page(craft(tmp_path / f"{'long' * 40}.onnx"), screen=screen)
-    root = "document.documentElement"
-    fits = f"{root}.scrollWidth <= {root}.clientWidth && {root}.scrollHeight > innerHeight"
-    assert tab.page.evaluate(fits)
-    boxes: Any = [canvas.bounding_box() for canvas in tab.page.locator("canvas").all()]
-    assert [box["width"] / box["height"] for box in boxes] == pytest.approx([8 / 5] * 2, rel=0.01)
-    assert (boxes[0]["y"] == boxes[1]["y"]) is not phone  # beside or below each other
-    assert max(box["y"] + box["height"] for box in boxes) < 700, "one has to scroll to see the prediction"
-    if phone:
-        tab.page.locator("#clear").tap()
-        tab.page.evaluate("scrollTo(0, 0)")
-        for row in reversed(range(GRID[0])):  # upwards, which would scroll the page anywhere else
-            kind, (x, y) = "touchStart" if row == GRID[0] - 1 else "touchMove", centre(tab, row, 1)
-            tab.devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
-        tab.devtools.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-        tab.check_numbers(2 * np.eye(8)[[1] * 5])
-        assert tab.page.evaluate("scrollY") == 0
+    assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    tab.page.locator("#clear").tap()
+    tab.page.evaluate("scrollTo(0, 0)")
+    for row in reversed(range(GRID[0])):  # upwards, which would scroll the page anywhere else
+        kind, (x, y) = "touchStart" if row == GRID[0] - 1 else "touchMove", centre(tab, row, 1)
+        tab.devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+    tab.devtools.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    tab.check_numbers(2 * np.eye(8)[[1] * 5])
+    assert tab.page.evaluate("scrollY") == 0
 
 
-ATTEMPT_FORBIDDEN = """(attempt) => new Promise((resolve) => {
-    addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective), {once: true});
-    setTimeout(() => resolve("nothing"), 5000);
-    if (attempt === "fetch") fetch("https://example.invalid").catch(() => 0);
-    else document.body.insertAdjacentHTML("beforeend", '<img src=nowhere.png onerror="window.ran = 1">');
+FETCH = """() => new Promise((resolve) => {
+    addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective));
+    fetch("https://example.invalid").catch(() => 0);
 })"""
 
 
-def test_nobody_else_is_asked_and_no_other_script_runs(
-    open_page: Callable[..., Tab], tmp_path: Path
-) -> None:
+def test_nobody_else_is_asked(open_page: Callable[..., Tab], tmp_path: Path) -> None:
     tab = open_page(craft(tmp_path / "m.onnx"))
     assert len(tab.requests) > 10 and all(url.startswith(tab.page.url) for url in tab.requests)
-    for attempt, directive in (("fetch", "connect-src"), ("html", "script-src-attr")):
-        assert tab.page.evaluate(ATTEMPT_FORBIDDEN, attempt) == directive
-        assert tab.errors and not tab.page.evaluate("() => window.ran")
-        tab.errors.clear()
+    assert tab.page.evaluate(FETCH) == "connect-src"
+    tab.errors.clear()

@@ -1,4 +1,4 @@
-"""Exported files in OpenVINO and tract, with operators of CUDA, and after a conversion of their opset."""
+"""Exported files in OpenVINO and tract, and with an operator as CUDA has it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ import onnx
 import pytest
 import torch
 from helpers.networks import Tokens
-from helpers.sweeps import FORMS, GRIDS, Sweep, lowered, random_x, run
-from onnx import version_converter
+from helpers.sweeps import FORMS, GRIDS, Sweep, lowered, random_x
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from mdlstm_tk import MDLSTM
 from mdlstm_tk.cells import BUILT_IN_CELLS
 from mdlstm_tk.export import export_onnx, float64_reference
-from mdlstm_tk.models import create
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -52,13 +50,16 @@ def padded_feeds(grid: tuple[int, ...], dtype: type = np.float32) -> dict[str, n
     ("cell", "ndim", "form"),  # any two of which meet
     [(cell, 1 + d, FORMS[(k + d) % 2]) for k, cell in enumerate(BUILT_IN_CELLS) for d in range(3)],
 )
-def test_openvino_agrees_with_float64_within_1e_5(cell: str, ndim: int, form: str) -> None:
-    has_all = ndim < 3 or form != "unrolled"
-    grid, norm = GRIDS[ndim], ndim == 2
-    sweep = Sweep.random(cell, "all" if has_all else 1, ndim, layer_norm=norm, peephole=cell == "graves")
+def test_sweeps_agree_with_float64_in_openvino_and_tract(
+    cell: str, ndim: int, form: str, tmp_path: Path
+) -> None:
+    grid, directions = GRIDS[ndim], 1 if ndim == 3 else "all"
+    sweep = Sweep.random(cell, directions, ndim, layer_norm=ndim == 2, peephole=cell == "graves")
     feeds = padded_feeds(grid)
-    y = in_openvino(lowered(sweep, form, grid, sizes=True), feeds)
-    assert np.abs(y - sweep.exact(**feeds)).max() <= 1e-5
+    exact, unrolled = sweep.exact(**feeds), lowered(sweep, "unrolled", grid, sizes=True)
+    y = in_openvino(unrolled if form == "unrolled" else lowered(sweep, form, grid, sizes=True), feeds)
+    assert np.abs(y - exact).max() <= 1e-5
+    assert np.abs(in_tract(unrolled, feeds, tmp_path / "m.onnx") - exact).max() <= 1e-5
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -68,39 +69,17 @@ def test_openvino_agrees_with_float64_in_float16(form: str) -> None:
     assert np.abs(y - sweep.exact(**feeds)).max() <= 5e-3
 
 
-@pytest.mark.parametrize("ndim", [1, 2, 3], ids="{}D".format)
-@pytest.mark.parametrize("cell", BUILT_IN_CELLS)
-def test_tract_runs_the_unrolled_form(cell: str, ndim: int, tmp_path: Path) -> None:
-    sweep, grid = Sweep.random(cell, 1 if ndim == 3 else "all", ndim, layer_norm=ndim == 2), GRIDS[ndim]
-    feeds = padded_feeds(grid)
-    y = in_tract(lowered(sweep, "unrolled", grid, sizes=True), feeds, tmp_path / "m.onnx")
-    assert np.abs(y - sweep.exact(**feeds)).max() <= 1e-5
-
-
-@pytest.mark.parametrize(
-    "name", ["horizontal", *(pytest.param(n, marks=pytest.mark.slow) for n in ("md", "snake", "windows"))]
-)
-def test_networks_run_in_openvino_and_tract(name: str, tmp_path: Path) -> None:
+def test_networks_run_in_openvino_and_tract(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    options: Any = {"window": (2, 3), "num_layers": 2, "directions": "all", "merge": "sum"}
-    net = MDLSTM(1, 3, **options) if name == "windows" else create(name, 1, 2)
-    model = onnx.load(export_onnx(net, tmp_path / "scan.onnx", form="scan", channels=1).path)
+    net = MDLSTM(1, 3, window=(2, 3), num_layers=2, directions="all", merge="sum")
+    model = onnx.load(export_onnx(net, tmp_path / "scan.onnx", form="scan").path)
     for grid in ((5, 7), (1, 9), (4, 3)):
         x = random_x(2, grid)[..., :1]
         exact = float64_reference(net)(x)
         assert np.abs(in_openvino(model, {"x": x}) - exact).max() <= 1e-5
-    model = onnx.load(export_onnx(net, tmp_path / "unrolled.onnx", grid=(4, 3), channels=1).path)
+    model = onnx.load(export_onnx(net, tmp_path / "unrolled.onnx", grid=(4, 3)).path)
     assert np.abs(in_openvino(model, {"x": x}) - exact).max() <= 1e-5
     assert np.abs(in_tract(model, {"x": x}, tmp_path / "t.onnx") - exact).max() <= 1e-5
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_every_opset_from_18_to_24_runs(form: str) -> None:
-    sweep, feeds = Sweep.random("graves"), padded_feeds((3, 4))
-    model = lowered(sweep, form, (3, 4), sizes=True)
-    for opset in range(19, 25):
-        y = run(version_converter.convert_version(model, opset), **feeds)[0]
-        assert np.abs(y - sweep.exact(**feeds)).max() <= 1e-5
 
 
 class Gather(OpRun):
@@ -116,10 +95,9 @@ class Gather(OpRun):
         return (rows,)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_token_that_a_table_lacks_is_no_number(dtype: Any, tmp_path: Path) -> None:
+def test_a_token_that_a_table_lacks_is_no_number(tmp_path: Path) -> None:
     tokens = torch.randint(7, (1, 3, 4))
-    path = export_onnx(Tokens(0), tmp_path / "m.onnx", tokens, dtype=dtype).path
+    path = export_onnx(Tokens(0), tmp_path / "m.onnx", tokens, dtype="float16").path
     for token in (-1, 7, 100):
         x = tokens[..., None].numpy().astype(np.float32)
         x[0, 2, 3] = token

@@ -1,10 +1,12 @@
-"""A zoo of foreign networks: files are right on grids and values that exports did not see.
+"""Foreign networks and random layers: files are right on grids and values that their exports did not see,
+or there is no file.
 
-The fast tests export the layers in a few networks of many outputs; the slow ones each network alone.
+The fast tests export the common layers in two networks of many outputs; the slow one each network alone.
 """
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.networks import ConvStem, Function, ManyHeads, UNet, WindowedConv
+from helpers.networks import (
+    Columns,
+    ConvStem,
+    Function,
+    ManyHeads,
+    Pyramid,
+    RandomNet,
+    UNet,
+    WindowedConv,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -24,12 +35,16 @@ from mdlstm_tk.errors import InputError, MDLSTMError
 from mdlstm_tk.export import export_onnx, float64_reference
 from mdlstm_tk.export.capture import capture
 from mdlstm_tk.export.lowering.lower import lower, walk
-from mdlstm_tk.models import create
 from mdlstm_tk.runtime import Session
+from mdlstm_tk.runtime.infer import open_model
 from mdlstm_tk.runtime.model_check import OPERATORS
 
 Operation = Callable[[Tensor], Tensor]
-GRIDS = ((1, 1), (2, 9), (13, 3), (6, 18), (33, 20), (12, 70))
+GRIDS = {  # by the number of axes
+    1: ((1,), (2,), (9,), (33,), (70,), (128,)),
+    2: ((1, 1), (2, 9), (13, 3), (6, 18), (33, 20), (12, 70)),
+    3: ((1, 1, 1), (1, 5, 2), (4, 1, 3), (2, 3, 7), (8, 5, 4), (5, 6, 9)),
+}
 SCALES = (1e-3, 0.3, 1.0, 5.0)  # beyond, the sigmoid of ONNX Runtime closes gates for good
 C = 4  # features of h (N, 4, H, W), which each of these takes
 
@@ -123,102 +138,54 @@ class Around(nn.Module):
         return tuple(layer(h) for layer in self.layers)
 
 
-class Pyramid(nn.Module):
-    """Maps at two scales that are joined, as in a feature pyramid."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.down, self.body = nn.Conv2d(2, C, 3, 2, 1), MDLSTM(C, C, channels_last=False)
-        self.side = nn.Conv2d(2, C, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.body(self.down(x))
-        return self.side(x) + functional.interpolate(h, size=x.shape[2:], mode="nearest")
-
-
-class Gated(nn.Module):
-    """A gate of all positions, as in squeeze and excitation, around a layer with a window."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = MDLSTM(2, C, window=2, directions="all", merge="mean", channels_last=False)
-        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(C, C, 1), nn.Sigmoid())
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.body(x)
-        return h * self.gate(h)
-
-
-class Columns(nn.Module):
-    """A recogniser: convolutions, a maximum over the rows, and a recurrent layer along the columns."""
-
-    def __init__(self, kind: Any) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(2, C, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True))
-        self.body = MDLSTM(C, C, channels_last=False)
-        self.after = kind(C, 3, batch_first=True, bidirectional=True)
-        self.head = nn.Linear(6, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.body(self.stem(x)).amax(2).transpose(1, 2)
-        return self.head(self.after(y)[0]).log_softmax(-1)
-
-
 WHOLE: dict[str, Callable[[], nn.Module]] = {
     "unet": UNet,
     "stem": ConvStem,
     "heads": ManyHeads,
     "window, convolution": WindowedConv,
     "pyramid": Pyramid,
-    "gated": Gated,
-    **{f"columns, {kind.__name__}": lambda kind=kind: Columns(kind) for kind in (nn.LSTM, nn.GRU, nn.RNN)},
-    **{
-        f"{kind}, {cell}": lambda kind=kind, cell=cell: create("md", 2, 3, kind=kind, cell=cell)
-        for kind in ("grid", "segment", "classify", "tag")
-        for cell in ("graves", "stable", "leaky", "mean", "slstm")
-    },
+    "columns, LSTM": lambda: Columns(nn.LSTM, bidirectional=True, num_layers=2, batch_first=True),
+    "columns, GRU": lambda: Columns(nn.GRU, bidirectional=True, bias=False),
+    "columns, RNN": lambda: Columns(nn.RNN, nonlinearity="relu"),
     "crop": lambda: Function(after=lambda y: y[:, :30, -40:]),
     "sequence": lambda: Function(after=lambda y: y.flatten(1, 2)),
     "reflected": lambda: nn.Sequential(nn.ReflectionPad2d(2), MDLSTM(2, 3, channels_last=False)),
-    "means": lambda: Function(after=lambda y: torch.stack([y.mean(1), y.amax(1)], -1)),
     "differences": lambda: Function(after=lambda y: y[:, 1:] - y[:, :-1]),
-    "positions": lambda: Function(
-        after=lambda y: (
-            y + torch.arange(y.shape[1])[:, None, None] / torch.arange(1, y.shape[2] + 1)[:, None]
-        )
-    ),
 }
 
 
-def outcome(net: nn.Module, path: Path) -> str:
+def outcome(net: nn.Module, path: Path, **options: Any) -> str:
     """ "right", or why the network is refused.
 
-    On every grid and scale, the file is as close to float64 as torch itself in float32, up to a factor.
+    On every grid that the file takes, and every scale, the file is as close to float64 as torch itself in
+    float32, up to a factor; and the extents that it declares for its outputs are true.
     """
-    first = next(each for each in net.modules() if isinstance(each, MDLSTM | nn.Conv2d))
-    channels = first.in_channels if isinstance(first, nn.Conv2d) else first.input_size
-    is_last = isinstance(first, MDLSTM) and first.channels_last
-    options: Any = {"channels": channels, "channels_last": is_last, "form": "scan"}
+    weights = copy.deepcopy(net.state_dict())
     try:
-        export_onnx(net, path, **options, **({"multiple_of": 2} if isinstance(net, UNet) else {}))
+        export_onnx(net, path, **options)
     except MDLSTMError as error:
         reason = str(error)
     if not path.exists():
-        assert "\n" not in reason
         return reason
-    session, exact = Session(path, "cpu", trusted=True), float64_reference(net)
-    rng = np.random.default_rng(1)
-    for grid in GRIDS:
+    torch.testing.assert_close(net.state_dict(), weights, rtol=0, atol=0)
+    assert net.training and b"/site-packages/" not in path.read_bytes()
+    session, exact = open_model(path, trusted=True, device="cpu"), float64_reference(net)
+    metadata, declared, rng = session.metadata, {}, np.random.default_rng(1)
+    tile = () if isinstance(session, Session) else (3,)
+    if isinstance(session, Session):
+        declared = {y.name: y.shape for y in session.graph.session.get_outputs()}
+    for grid in GRIDS[metadata.ndim] if None in metadata.extents else [metadata.extents]:
         for scale in SCALES:
-            x = rng.normal(size=(2, *grid, channels) if is_last else (2, channels, *grid)) * scale
-            x = x.astype(np.float32)
+            x = (rng.normal(size=(2, *metadata.shape_of(grid))) * scale).astype(np.float32)
             try:
-                actual = named(session(x))
+                actual = named(session(x, *tile))
             except InputError:
                 continue  # the file says that it does not take this grid
             with torch.no_grad():
                 own = named(net.eval()(torch.from_numpy(x)))
             for name, truth in named(exact(x)).items():
+                for extent, known in zip(truth.shape, declared.get(name, ()), strict=False):
+                    assert known == extent or not isinstance(known, int), (name, truth.shape)
                 rounding = np.abs(own[name].double().numpy() - truth).max(initial=0)
                 errors = np.abs(actual[name].astype(np.float64) - truth)
                 allowed = 30 * rounding + 1e-5 * max(1.0, np.abs(truth).max(initial=0))
@@ -239,25 +206,50 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
     **{f"layer {k}": lambda each=each: Around(each) for k, each in enumerate(LAYERS)},
 }
 LIMITED = {"layer 3", "layer 18", "layer 56"}  # an ε of its dtype, a mean of the batch, NaN: refused
+FORMS = ("unrolled", "scan", "tiles")
 
 
-def check(name: str) -> None:
+def check_foreign(name: str) -> None:
     torch.manual_seed(0)
+    net = ZOO[name]()
+    first = next(each for each in net.modules() if isinstance(each, MDLSTM | nn.Conv2d))
+    options: Any = {"multiple_of": 2} if isinstance(net, UNet) else {}
+    options["channels"] = first.in_channels if isinstance(first, nn.Conv2d) else first.input_size
+    options["channels_last"] = isinstance(first, MDLSTM) and first.channels_last
     with tempfile.TemporaryDirectory() as folder:
-        reason = outcome(ZOO[name](), Path(folder, "m.onnx"))
+        reason = outcome(net, Path(folder, "m.onnx"), form="scan", **options)
     assert (reason == "right") != (name in LIMITED), reason
 
 
-@pytest.mark.parametrize("name", ["pyramid", "columns, GRU", "classify, slstm"])
+def check_random(seed: int, form: str) -> None:
+    net = RandomNet(seed, ndim=1 + seed % 3)
+    options: Any = {"form": form, "channels": net.channels, "atol": 1e-4}
+    if form == "unrolled":
+        options["grid"] = GRIDS[net.ndim][seed % 4]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "m.tiles" if form == "tiles" else "m.onnx")
+        assert outcome(net, path, **options) == "right"
+
+
+@pytest.mark.parametrize("name", ["unet", "pyramid", "columns, LSTM", "columns, GRU", "columns, RNN"])
 def test_networks_are_right_on_grids_that_their_export_did_not_see(name: str) -> None:
-    check(name)
+    check_foreign(name)
+
+
+@pytest.mark.parametrize(
+    ("seed", "form"),  # of one to three axes
+    [(0, "tiles"), (1, "tiles"), (1, "scan"), (2, "unrolled"), (3, "scan"), (4, "unrolled"), (5, "scan")],
+)
+def test_random_layers_are_right_in_every_form(seed: int, form: str) -> None:
+    check_random(seed, form)
 
 
 @pytest.mark.slow
 @settings(max_examples=10)
-@given(st.sampled_from([*ZOO]))
-def test_the_zoo_is_right_or_refused(name: str) -> None:
-    check(name)
+@given(st.sampled_from([*ZOO]), st.integers(0, 10**6), st.sampled_from(FORMS))
+def test_drawn_networks_are_right_or_refused(name: str, seed: int, form: str) -> None:
+    check_foreign(name)
+    check_random(seed, form)
 
 
 @pytest.mark.parametrize("layers", [SIZED, OF_NUMBERS], ids=["sized", "numbers"])

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from mdlstm_tk import MDLSTM
+from mdlstm_tk import MDLSTM, BoundaryState
+from mdlstm_tk.tiling import Stage, TileStages
+
+CELLS: list[dict[str, Any]] = [
+    {"cell": "graves"},
+    {"cell": "graves", "peephole": True},
+    {"cell": "stable", "layer_norm": True},
+    {"cell": "leaky"},
+    {"cell": "mean"},
+    {"cell": "slstm"},
+]
 
 
 class UNet(nn.Module):
@@ -46,6 +59,45 @@ class ConvStem(nn.Module):
         return self.head(h.flatten(1) if self.positions else h.mean(dim=(1, 2)))
 
 
+class Pyramid(nn.Module):
+    """Maps at two scales that are joined, as in a feature pyramid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.body = nn.Conv2d(2, 4, 3, 2, 1), MDLSTM(4, 4, channels_last=False)
+        self.side = nn.Conv2d(2, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(self.down(x))
+        return self.side(x) + functional.interpolate(h, size=x.shape[2:], mode="nearest")
+
+
+class Columns(nn.Module):
+    """A recogniser: convolutions, a maximum over the rows, and a recurrent layer of torch along the
+    columns, of which the outputs and the final state are used.
+
+    Args:
+        kind: of the recurrent layer.
+        **options: of it.
+    """
+
+    def __init__(self, kind: Any, **options: Any) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True))
+        self.body, self.after = MDLSTM(4, 4, channels_last=False), kind(4, 3, **options)
+        self.head = nn.Linear(6 if self.after.bidirectional else 3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(self.stem(x)).amax(2).permute(2, 0, 1)
+        if self.after.batch_first:
+            y, state = self.after(y.transpose(0, 1))
+        else:
+            y, state = self.after(y)
+            y = y.transpose(0, 1)
+        h = state[0] if isinstance(state, tuple) else state
+        return (self.head(y) + h.mean((0, 2))[:, None, None]).log_softmax(-1)
+
+
 class WindowedConv(nn.Module):
     """A layer with a window, followed by a convolution without padding."""
 
@@ -70,6 +122,61 @@ class Conditioned(nn.Module):
     def forward(self, x: Tensor, z: Tensor, k: Tensor | None = None) -> Tensor:
         y = self.layer(x) + self.shift(z)[:, None, None]
         return y if k is None else y + self.embedding(k)[:, None, None]
+
+
+class Everything(nn.Module):
+    """Further inputs of each type, two of them grids, one of these with its channels first; and outputs one
+    of which is an input. Names are those that torch gives to other values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.second = MDLSTM(2, 3), MDLSTM(3, 3, channels_last=False)
+        self.shift, self.table = nn.Linear(2, 3), nn.Embedding(4, 3)
+
+    def forward(
+        self, x: Tensor, tanh: Tensor, k: Tensor, mask: Tensor, z: Tensor, more: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        y = self.layer(x) + self.second(z).movedim(1, -1)
+        y = y + self.shift(tanh.log())[:, None, None] + self.table(k)[:, None, None]
+        return {"y": torch.where(mask[..., None], y, 0), "mean": y.mean((1, 2)).tanh(), "same": tanh}
+
+
+class Padded(nn.Module):
+    """A convolution, which does not know `sizes`; layers with different windows; and another input."""
+
+    def __init__(self, channels_last: bool) -> None:
+        super().__init__()
+        options: Any = {"channels_last": channels_last}
+        self.stem, self.shift = nn.Conv2d(1, 3, 3, padding=1), nn.Linear(2, 1)
+        self.fine, self.coarse = MDLSTM(3, 2, **options), MDLSTM(3, 3, window=2, **options)
+
+    def forward(self, x: Tensor, z: Tensor, sizes: Tensor) -> dict[str, Tensor]:
+        is_last = self.fine.channels_last
+        x = self.stem(x.movedim(-1, 1) if is_last else x)
+        x = x.movedim(1, -1) if is_last else x
+        fine: Tensor = self.fine(x, sizes)
+        shift = self.shift(z)
+        return {"fine": fine + shift[..., None, None], "coarse": self.coarse(x, sizes), "shift": shift}
+
+
+class Step(nn.Module):
+    """A row of a grid, given the states above it and to its left: what a sampler calls row after row."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.layer, self.head = MDLSTM(2, 3, num_layers=2, **options), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> dict[str, Tensor]:
+        """h, c: (N, layers, W, n), of the row above."""
+        above = tuple(
+            BoundaryState((h[:, k, :, None], None), (c[:, k, :, None], None))
+            for k in range(self.layer.num_layers)
+        )
+        y, states = self.layer(x, initial_state=above, return_state=True)
+        below = [
+            torch.stack([getattr(state, name)[0].squeeze(-2) for state in states], dim=1) for name in "hc"
+        ]
+        return {"y": self.head(y), "h_n": below[0], "c_n": below[1]}
 
 
 class ManyHeads(nn.Module):
@@ -121,17 +228,6 @@ class Tokens(nn.Module):
         return self.layer(self.table(x[..., 0].long() if self.has_axis else x))
 
 
-class TwoGrids(nn.Module):
-    """Two images of one size, with one and with three channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = MDLSTM(1, 2), MDLSTM(3, 2, directions="all", merge="sum")
-
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return self.first(x) + self.second(z)
-
-
 class Function(nn.Module):
     """A layer, and a function of x or of the output.
 
@@ -149,30 +245,56 @@ class Function(nn.Module):
         return y if self.after is None else self.after(y)
 
 
-def spectrogram() -> Function:
-    """(N, time, frequency) without an axis for channels, which begins with a logarithm."""
-    return Function(lambda x: (x + 1e-3).log()[..., None])
+class RandomNet(nn.Module):
+    """One or two layers with random options, which run in tiles, too. Weights are such that states neither
+    vanish nor grow.
 
+    Args:
+        seed: of everything that is random.
+        ndim: grid axes.
+    """
 
-def warped() -> Function:
-    """Channels first: features that are sampled at places which the network computes."""
-    sample = nn.functional.grid_sample
-    return Function(after=lambda y: sample(y, y.movedim(1, -1), align_corners=False), channels_last=False)
+    def __init__(self, seed: int, ndim: int) -> None:
+        super().__init__()
+        rng = np.random.default_rng(seed)
+        self.ndim, self.channels = ndim, int(rng.integers(1, 3))
+        self.stages, features = [], self.channels
+        for k in range(int(rng.integers(1, 3))):
+            directions = list(product((1, -1), repeat=ndim))
+            chosen = rng.permutation(len(directions))[: rng.integers(1, 4)]
+            cell = CELLS[rng.integers(len(CELLS))]
+            # Layer norm over two or three units would amplify rounding errors a hundred times.
+            units = int(rng.integers(2, 4)) + 3 * ("layer_norm" in cell)
+            layer = MDLSTM(
+                features,
+                units,
+                ndim=ndim,
+                num_layers=int(rng.integers(1, 3)) if k == 0 else 1,
+                directions=[directions[i] for i in chosen],
+                merge=rng.choice(["concat", "sum", "mean"]),  # type: ignore[arg-type]
+                window=tuple(rng.integers(1, 3, ndim).tolist()) if rng.random() < 0.5 else 1,
+                backend="torch",  # which compiles nothing
+                **cell,
+            )
+            features = layer.output_size
+            before = nn.Tanh() if rng.random() < 0.3 else None
+            after = nn.Linear(features, 3, bias=bool(rng.random() < 0.7)) if rng.random() < 0.6 else None
+            features = 3 if after else features
+            self.stages.append(Stage(layer, before, after))
+        self.parts = nn.ModuleList(part for stage in self.stages for part in (stage.layer, stage.after))
+        self.pool = tuple(d for d in range(ndim) if rng.random() < 0.2)
+        self.head = nn.Sequential(nn.Linear(features, 2), nn.Sigmoid()) if rng.random() < 0.6 else None
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if "norm" not in name:
+                nn.init.uniform_(parameter, -0.5, 0.5, generator)
 
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage.layer(x if stage.before is None else stage.before(x))
+            x = x if stage.after is None else stage.after(x)
+        x = x.mean([1 + d for d in self.pool]) if self.pool else x
+        return x if self.head is None else self.head(x)
 
-def branching() -> Function:
-    """A branch that a batch with a large feature takes, which changes that feature alone."""
-    return Function(
-        after=lambda y: torch.cond((y > 0.1).any(), lambda h: h.clamp(max=0.1), torch.clone, (y,))
-    )
-
-
-def sparse() -> Function:
-    """The sum of the positive features of each sample, by way of their indices."""
-
-    def summed(y: Tensor) -> Tensor:
-        y = y.flatten(1)
-        index = torch.nonzero(y > 0)
-        return y.new_zeros(y.shape[0]).index_add(0, index[:, 0], y[index[:, 0], index[:, 1]])[:, None]
-
-    return Function(after=summed)
+    def tile_stages(self) -> TileStages:
+        return TileStages(self.stages, self.pool, self.head)
