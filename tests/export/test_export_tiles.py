@@ -194,7 +194,7 @@ def changed(**changes: Any) -> Any:
 
 def test_a_wrong_description_gets_no_file(tmp_path: Path) -> None:
     for network, message in (
-        (Lying(changed(head=None)), r"of tiles is off .* tile_stages\(\)"),
+        (Lying(changed(head=None)), r"is off .* tile_stages\(\)"),
         (Lying(right, Neighbours()), "each position from"),
         (Lying(changed(pool=(0,))), r"has shape \(3, .* expected \(3, "),
     ):
@@ -256,7 +256,7 @@ def test_tiles_are_verified_on_the_example(tmp_path: Path) -> None:
 
     example = torch.zeros(1, 3, 4, 1)
     export_onnx(Lies(1, 2), tmp_path / "m.tiles", example, example_range=(0.0, 1.0))
-    with pytest.raises(ParityError, match=r"of tiles .* on example_inputs"):
+    with pytest.raises(ParityError, match="on example_inputs"):
         export_onnx(Lies(1, 2), tmp_path / "n.tiles", example + 60, example_range=(0.0, 1.0))
 
 

@@ -120,16 +120,6 @@ def test_a_checkpoint_is_exported_and_compared_with_that(trained: Run, tmp_path:
         export_run(tmp_path / "none.safetensors", tmp_path / "m.onnx")
 
 
-def test_a_size_that_no_sample_of_the_run_has_is_refused(tmp_path: Path) -> None:
-    data = write(tmp_path / "data", "classify", "folder")
-    run = run_in(tmp_path / "run", quick(data, "classify", resize="4x*", steps=1))
-    for grid, fitting in (((5, 6), "4x6"), ((5, None), "4x\\*")):
-        with pytest.raises(InputError, match=f"resizes every image to 4x.*export the size {fitting},"):
-            export_run(run, tmp_path, grid=grid)
-    assert not list(tmp_path.glob("*.onnx"))
-    assert export_run(run, tmp_path, grid=(4, 6)).metadata.grid == (4, 6)
-
-
 def test_a_run_is_verified_on_values_like_those_of_its_data(tmp_path: Path) -> None:
     form: Any
     x = np.random.default_rng(0).normal([1000, -5], [1, 0.1], (12, 4, 5, 2))
@@ -163,14 +153,14 @@ def test_info_and_verify_say_that_the_run_has_gone_on(trained: Run, tmp_path: Pa
         described = succeed("info", run.folder)
         verified = mdlstm("verify", model, "--seeds", "1", "--device", "cpu")
         for text in (described.err, verified.err):
-            assert text.count(GONE_ON) == is_stale
+            assert (GONE_ON in text) == is_stale
         assert verified.code == (3 if is_stale else 0)
     export_run(continued, model, force=True)
     assert verify_model(model, device="cpu", seeds=1).failed == []
     assert GONE_ON not in succeed("info", continued.folder).err
     path = export_run(continued.last, continued.folder / "last.onnx", grid=(3, 4)).path
     report = verify_model(path, device="cpu", seeds=1)
-    assert report.failed == [] and report.stale == [] and "last.safetensors" in report.reference
+    assert report.failed == [] and "last.safetensors" in report.reference
 
 
 def test_a_density_model_is_verified(density_model: Path, density_run: Run, tmp_path: Path) -> None:
