@@ -153,22 +153,13 @@ class _Level:
         return self.layer.hidden_size if self.after is None else self.after.out_features
 
 
-def _levels_of(stages: TileStages) -> list[_Level]:
+def _levels_of(stages: TileStages) -> Iterator[_Level]:
     """The levels of a network."""
-    levels = []
-    for stage in stages.stages:
-        ones, last = (1,) * stage.layer.ndim, stage.layer.num_layers - 1
-        levels += [
-            _Level(
-                stage.layer,
-                number,
-                stage.layer.window if number == 0 else ones,
-                stage.before if number == 0 else None,
-                stage.after if number == last else None,
-            )
-            for number in range(last + 1)
-        ]
-    return levels
+    for layer, before, after in ((stage.layer, stage.before, stage.after) for stage in stages.stages):
+        for number in range(layer.num_layers):
+            window = layer.window if number == 0 else (1,) * layer.ndim
+            is_last = number == layer.num_layers - 1
+            yield _Level(layer, number, window, None if number else before, after if is_last else None)
 
 
 def _sweep_models(level: _Level, channels: int) -> Iterator[onnx.ModelProto]:

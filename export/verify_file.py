@@ -67,9 +67,10 @@ def verify_model(
             whose folder the file lies. If there is none, or the file is not of a run, its own graph is
             evaluated in float64, and an archive of tiles in one tile: that shows whether the runtimes
             compute the graph, but not whether the graph is that of the network.
-        inputs: arrays by name, or files that `mdlstm infer` reads, without `sizes`, to compare on in place of the inputs
-            above. An array is an x, with or without batch and channel axes; for a model with further inputs
-            it is a mapping from the names of the inputs to arrays, or a `.npz` file that holds such.
+        inputs: arrays by name, or files that `mdlstm infer` reads, to compare on in place of the inputs
+            above. An array is an x without padding, with or without batch and channel axes; for a model
+            with further inputs it is a mapping from the names of the inputs to arrays, or a `.npz` file
+            that holds such.
         example_range: (low, high) of random x, or a function, as for `export_onnx`. None: as the model was
             exported with.
         device: for ONNX Runtime: "cpu", "cuda", "cuda:N", or "auto", which takes the CPU and, where it
